@@ -1,0 +1,5 @@
+//! The machine under [`verrou`]: its clock, and stores made of its files.
+
+mod system;
+
+pub use system::System;

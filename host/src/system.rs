@@ -1,0 +1,58 @@
+//! The machine's clocks, sleep and randomness.
+
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use verrou::blocking::Host;
+use verrou::{Clock, Timestamp};
+
+/// This machine, as a lock's [`Host`].
+///
+/// Its [`Clock`] is the time since the machine started, suspend included (`CLOCK_BOOTTIME`), on
+/// Linux; elsewhere it is the nearest the standard library has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct System;
+
+impl Clock for System {
+    fn now(&self) -> Timestamp {
+        boot_time()
+    }
+}
+
+impl Host for System {
+    fn sleep(&self, pause: Duration) {
+        thread::sleep(pause);
+    }
+
+    /// # Panics
+    ///
+    /// When the operating system has no random numbers to give: there is no safe lock without.
+    fn random(&self) -> [u8; 16] {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).expect("the operating system gives random numbers");
+        bits
+    }
+
+    fn wall_clock(&self) -> Duration {
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn boot_time() -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let nanos = u32::try_from(now.tv_nsec).unwrap_or_default();
+    Timestamp::new(Duration::new(seconds, nanos))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn boot_time() -> Timestamp {
+    use std::sync::OnceLock;
+    use std::time::Instant;
+
+    static START: OnceLock<Instant> = OnceLock::new();
+    Timestamp::new(START.get_or_init(Instant::now).elapsed())
+}

@@ -1,0 +1,236 @@
+//! Taking a lock, as a value: what to do next, never the doing of it.
+
+use core::time::Duration;
+
+use crate::claim::Claim;
+use crate::error::{Error, Loss};
+use crate::lease::Lease;
+use crate::name::Name;
+use crate::retry::Retry;
+use crate::store::{Reply, StoreError};
+use crate::time::Timestamp;
+
+/// One wish to hold a lock, from the first request to the lease, or to why there is none.
+///
+/// # Driving it
+///
+/// Ask [`next`](Self::next) what to do, do it, say how it went, and ask again:
+///
+/// | step | do | then |
+/// |---|---|---|
+/// | [`Acquire`](AcquireStep::Acquire) | [`Store::acquire`](crate::Store::acquire) | [`heard`](Self::heard) with what the store said |
+/// | [`Release`](AcquireStep::Release) | [`Store::release`](crate::Store::release) | [`heard`](Self::heard) with what the store said |
+/// | [`Wait`](AcquireStep::Wait) | wait until the name may be free, at most this long | [`waited`](Self::waited) |
+/// | [`Sleep`](AcquireStep::Sleep) | let this long pass | [`waited`](Self::waited) |
+/// | [`Done`](AcquireStep::Done) | nothing: this is the end | |
+///
+/// `next` repeats itself until it is told how the step went. Each call takes the time of the
+/// call, by one clock; a wait may end early. A request that is never answered is an error for
+/// [`heard`](Self::heard): the machine then asks again with the same owner, or gives back what it
+/// may have been granted.
+///
+/// [`blocking::acquire`](crate::blocking::acquire) is such a driver in 20 lines.
+///
+/// # What it sees to
+///
+/// - The lease is counted from before the request left.
+/// - A grant that has run out by the time it is heard is no grant.
+/// - Whoever stops asking gives back what it may hold: after an error, or a late grant, the last
+///   step is a release.
+/// - The last attempt is made at the deadline of the [`Retry`] policy.
+/// - An attempt that is made because a wait ended early counts toward no limit.
+#[derive(Clone, Debug)]
+pub struct Acquire {
+    claim: Claim,
+    retry: Retry,
+    random: u64,
+    began: Timestamp,
+    attempts: u32,
+    in_doubt: bool,
+    state: State,
+}
+
+/// What the driver of an [`Acquire`] is to do next.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "a driver has to know every step")]
+pub enum AcquireStep<'a> {
+    /// Ask the store to record this claim.
+    Acquire(&'a Claim),
+    /// Ask the store to release this claim, in case it was granted.
+    Release(&'a Claim),
+    /// Wait until this name may be free, but at most this long.
+    Wait(&'a Name, Duration),
+    /// Let this long pass: the store is in trouble.
+    Sleep(Duration),
+    /// It is over: this is the lease, or why there is none.
+    Done(Result<Lease, Error>),
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    /// Another holds the lock: the next attempt is due at `due`, worth a look at `look`.
+    Waiting { due: Timestamp, look: Timestamp },
+    /// The store failed: the next attempt is due at `due`, and not before.
+    Pausing { due: Timestamp },
+    /// The store is to be asked; not counted when it is before the time.
+    Ready { due: Timestamp },
+    /// The store is being asked.
+    Asking { sent: Timestamp, due: Timestamp },
+    /// The store is being asked to take back what it may have granted.
+    Undoing { why: Error },
+    /// It is over.
+    Over(Result<Lease, Error>),
+}
+
+impl Acquire {
+    /// Starts, at `now`, to ask for `claim` as `retry` says.
+    ///
+    /// The owner's random bits are the source of the jitter, too.
+    pub fn new(claim: Claim, retry: Retry, now: Timestamp) -> Self {
+        let random = u128::from_le_bytes(*claim.owner.as_bytes());
+        Self {
+            claim,
+            retry,
+            random: (random >> 64) as u64,
+            began: now,
+            attempts: 0,
+            in_doubt: false,
+            state: State::Ready { due: now },
+        }
+    }
+
+    /// What to do at `now`.
+    pub fn next(&mut self, now: Timestamp) -> AcquireStep<'_> {
+        if let State::Ready { due } = self.state {
+            if due <= now {
+                self.attempts = self.attempts.saturating_add(1);
+            }
+            self.state = State::Asking { sent: now, due };
+        }
+        match &self.state {
+            State::Waiting { look, .. } => {
+                AcquireStep::Wait(&self.claim.name, look.saturating_since(now))
+            }
+            State::Pausing { due } => AcquireStep::Sleep(due.saturating_since(now)),
+            State::Ready { .. } | State::Asking { .. } => AcquireStep::Acquire(&self.claim),
+            State::Undoing { .. } => AcquireStep::Release(&self.claim),
+            State::Over(end) => AcquireStep::Done(end.clone()),
+        }
+    }
+
+    /// The wait or the sleep ended.
+    pub fn waited(&mut self, now: Timestamp) {
+        match self.state {
+            State::Waiting { due, .. } => self.state = State::Ready { due },
+            State::Pausing { due } if due <= now => self.state = State::Ready { due },
+            _ => {}
+        }
+    }
+
+    /// What the store said, heard at `now`.
+    pub fn heard(&mut self, now: Timestamp, reply: Result<Reply, StoreError>) {
+        match &self.state {
+            State::Asking { sent, due } => self.answered(*sent, *due, now, reply),
+            State::Undoing { why } => self.state = State::Over(Err(why.clone())),
+            _ => {}
+        }
+    }
+
+    fn answered(
+        &mut self,
+        sent: Timestamp,
+        due: Timestamp,
+        now: Timestamp,
+        reply: Result<Reply, StoreError>,
+    ) {
+        match reply {
+            Ok(Reply::Granted { fence }) => {
+                let lease = Lease::granted(self.claim.clone(), fence, sent);
+                if lease.is_expired(now) {
+                    self.in_doubt = true;
+                    let name = self.claim.name.clone();
+                    self.pause(
+                        now,
+                        Error::Lost {
+                            name,
+                            loss: Loss::Expired,
+                        },
+                    );
+                } else {
+                    self.state = State::Over(Ok(lease));
+                }
+            }
+            Ok(Reply::Refused { remaining }) => self.wait(sent, due, now, remaining),
+            Err(err) => {
+                self.in_doubt = true;
+                if err.is_temporary() {
+                    self.pause(now, err.into());
+                } else {
+                    self.stop(err.into());
+                }
+            }
+        }
+    }
+
+    /// Another holds the lock, for `remaining` at most.
+    fn wait(
+        &mut self,
+        sent: Timestamp,
+        due: Timestamp,
+        now: Timestamp,
+        remaining: Option<Duration>,
+    ) {
+        let due = if sent < due {
+            due // this was an extra attempt; the pause it interrupted goes on
+        } else {
+            let Some(pause) = self.next_pause(now) else {
+                return self.stop(Error::Timeout {
+                    attempts: self.attempts,
+                    name: self.claim.name.clone(),
+                });
+            };
+            now.saturating_add(pause)
+        };
+        // A record that ends any moment now is looked at again in a moment, not at once.
+        let look = remaining.map_or(due, |left| {
+            now.saturating_add(left.max(Duration::from_millis(1)))
+        });
+        self.state = State::Waiting {
+            due,
+            look: look.min(due),
+        };
+    }
+
+    /// The store is in trouble: ask again later, or stop with `why`.
+    fn pause(&mut self, now: Timestamp, why: Error) {
+        match self.next_pause(now) {
+            Some(pause) => {
+                self.state = State::Pausing {
+                    due: now.saturating_add(pause),
+                }
+            }
+            None => self.stop(why),
+        }
+    }
+
+    fn stop(&mut self, why: Error) {
+        self.state = if self.in_doubt {
+            State::Undoing { why }
+        } else {
+            State::Over(Err(why))
+        };
+    }
+
+    fn next_pause(&mut self, now: Timestamp) -> Option<Duration> {
+        // SplitMix64 (Steele, Lea, Flood 2014): enough for a jitter.
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut roll = self.random;
+        roll = (roll ^ (roll >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        roll = (roll ^ (roll >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.retry.pause(
+            self.attempts,
+            now.saturating_since(self.began),
+            (roll >> 32) as u32,
+        )
+    }
+}

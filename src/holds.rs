@@ -1,0 +1,226 @@
+//! What a lock of either colour knows of itself, and what replies make of it.
+
+use alloc::sync::Arc;
+use core::time::Duration;
+use std::sync::{Mutex, PoisonError};
+
+use crate::acquire::Acquire;
+use crate::claim::{Claim, Owner};
+use crate::error::{Error, Loss};
+use crate::lease::Lease;
+use crate::name::Name;
+use crate::renew::Renew;
+use crate::retry::Retry;
+use crate::serialized::SerializedLock;
+use crate::store::{Abilities, Holder, Reply, StoreError};
+use crate::time::Timestamp;
+use crate::ttl::Ttl;
+
+/// One acquisition's lease, shared by the lock that made it and the guard that holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Hold(Arc<Mutex<Lease>>);
+
+impl Hold {
+    pub(crate) fn new(lease: Lease) -> Self {
+        Self(Arc::new(Mutex::new(lease)))
+    }
+
+    pub(crate) fn lease(&self) -> Lease {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn set(&self, lease: Lease) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    /// The request that extends this hold by `ttl` at `now`, unless its time has passed.
+    pub(crate) fn extension(&self, ttl: Ttl, now: Timestamp) -> Result<Claim, Error> {
+        let lease = self.lease();
+        if lease.is_expired(now) {
+            return Err(Error::NotOwner {
+                name: lease.name().clone(),
+            });
+        }
+        Ok(Claim {
+            ttl,
+            ..lease.claim().clone()
+        })
+    }
+
+    /// What the store said to an extension that left at `sent`.
+    pub(crate) fn extended(
+        &self,
+        request: &Claim,
+        sent: Timestamp,
+        reply: Result<Reply, StoreError>,
+    ) -> Result<(), Error> {
+        match reply? {
+            Reply::Granted { .. } => {
+                let mut lease = self.lease();
+                lease.extend(request.ttl, sent);
+                self.set(lease);
+                Ok(())
+            }
+            Reply::Refused { .. } => Err(Error::NotOwner {
+                name: request.name.clone(),
+            }),
+        }
+    }
+
+    /// What the store said to a request to let the lease outlive its client.
+    pub(crate) fn detached(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
+        let mut lease = self.lease();
+        match reply? {
+            Reply::Granted { .. } => {
+                lease.detach();
+                self.set(lease);
+                Ok(())
+            }
+            Reply::Refused { .. } => Err(Error::NotOwner {
+                name: lease.name().clone(),
+            }),
+        }
+    }
+
+    /// The keeping alive of this hold by a lock of `ttl`.
+    pub(crate) fn renew(&self, ttl: Ttl, now: Timestamp) -> Renew {
+        Renew::new(self.lease(), ttl, now)
+    }
+}
+
+/// What a lock of either colour knows: what it is, and its latest hold.
+#[derive(Debug)]
+pub(crate) struct Holds {
+    pub(crate) name: Name,
+    pub(crate) ttl: Ttl,
+    pub(crate) retry: Retry,
+    latest: Mutex<Option<Hold>>,
+}
+
+impl Holds {
+    pub(crate) fn new(name: Name, ttl: Ttl, retry: Retry) -> Self {
+        Self {
+            name,
+            ttl,
+            retry,
+            latest: Mutex::new(None),
+        }
+    }
+
+    pub(crate) fn restored(
+        serialized: &SerializedLock,
+        retry: Retry,
+        now: Timestamp,
+        wall: Duration,
+    ) -> Self {
+        let holds = Self::new(serialized.name().clone(), serialized.ttl(), retry);
+        holds.add(serialized.lease(now, wall));
+        holds
+    }
+
+    /// A new wish to hold this lock, by an owner made of `random`.
+    pub(crate) fn acquire(&self, retry: &Retry, random: [u8; 16], now: Timestamp) -> Acquire {
+        let claim = Claim {
+            name: self.name.clone(),
+            owner: Owner::from_bytes(random),
+            ttl: self.ttl,
+            ephemeral: true,
+        };
+        Acquire::new(claim, retry.clone(), now)
+    }
+
+    /// Notes that `lease` was granted.
+    pub(crate) fn add(&self, lease: Lease) -> Hold {
+        let hold = Hold::new(lease);
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(hold.clone());
+        hold
+    }
+
+    /// The latest hold, whatever has become of it since.
+    pub(crate) fn latest(&self) -> Option<Hold> {
+        self.latest
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The latest hold, for something that needs one.
+    pub(crate) fn held(&self) -> Result<Hold, Error> {
+        self.latest().ok_or_else(|| self.not_owner())
+    }
+
+    /// Notes that `owner` holds the lock no more.
+    pub(crate) fn remove(&self, owner: Owner) {
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest
+            .as_ref()
+            .is_some_and(|hold| hold.lease().owner() == owner)
+        {
+            *latest = None;
+        }
+    }
+
+    /// What the store said to a release; after an error the hold is kept, to try again.
+    pub(crate) fn released(
+        &self,
+        owner: Owner,
+        reply: Result<Reply, StoreError>,
+    ) -> Result<(), Error> {
+        let reply = reply?;
+        self.remove(owner);
+        match reply {
+            Reply::Granted { .. } => Ok(()),
+            Reply::Refused { .. } => Err(self.not_owner()),
+        }
+    }
+
+    /// What the store said to an eviction: nobody holds the lock, whether somebody did or not.
+    pub(crate) fn evicted(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
+        reply?;
+        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
+    }
+
+    /// Whether `holder` is the latest hold of this lock.
+    pub(crate) fn is_mine(&self, holder: Option<&Holder>) -> bool {
+        match (self.latest(), holder) {
+            (Some(hold), Some(holder)) => hold.lease().owner() == holder.owner,
+            _ => false,
+        }
+    }
+
+    /// The latest hold, if a store of such abilities lets it be handed to another client.
+    pub(crate) fn transferable(&self, abilities: Abilities) -> Result<Hold, Error> {
+        let hold = self.held()?;
+        if !abilities.transfers {
+            return Err(Error::NotSerializable {
+                name: self.name.clone(),
+            });
+        }
+        Ok(hold)
+    }
+
+    fn not_owner(&self) -> Error {
+        Error::NotOwner {
+            name: self.name.clone(),
+        }
+    }
+}
+
+/// What a guard's failure to release means for those who counted on the lock until then.
+pub(crate) fn lost(error: Error, was_expired: bool) -> Error {
+    match error {
+        Error::NotOwner { name } => Error::Lost {
+            name,
+            loss: if was_expired {
+                Loss::Expired
+            } else {
+                Loss::Revoked
+            },
+        },
+        other => other,
+    }
+}

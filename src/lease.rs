@@ -1,0 +1,87 @@
+//! A granted claim, and when it runs out.
+
+use core::time::Duration;
+
+use crate::claim::{Claim, Fence, Owner};
+use crate::name::Name;
+use crate::time::Timestamp;
+use crate::ttl::Ttl;
+
+/// A granted claim, as its holder has to count it.
+///
+/// Its time is counted from *before* the request left, so that it ends here no later than in the
+/// store, whatever the way of request and reply took.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Lease {
+    claim: Claim,
+    fence: Option<Fence>,
+    until: Option<Timestamp>,
+}
+
+impl Lease {
+    /// What a store granted to the request for `claim` that left at `sent`.
+    pub fn granted(claim: Claim, fence: Option<Fence>, sent: Timestamp) -> Self {
+        let until = claim.ttl.duration().map(|ttl| sent.saturating_add(ttl));
+        Self {
+            claim,
+            fence,
+            until,
+        }
+    }
+
+    /// A lease that is known to end at `until`, whatever its ttl.
+    pub(crate) fn until(claim: Claim, fence: Option<Fence>, until: Option<Timestamp>) -> Self {
+        Self {
+            claim,
+            fence,
+            until,
+        }
+    }
+
+    /// Lets it last `ttl` from `sent`, when the granted request for that left.
+    pub fn extend(&mut self, ttl: Ttl, sent: Timestamp) {
+        self.until = ttl.duration().map(|ttl| sent.saturating_add(ttl));
+    }
+
+    /// Notes that it outlives its client.
+    #[cfg(feature = "std")]
+    pub(crate) fn detach(&mut self) {
+        self.claim.ephemeral = false;
+    }
+
+    /// What was granted.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Which lock it is.
+    pub fn name(&self) -> &Name {
+        &self.claim.name
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Owner {
+        self.claim.owner
+    }
+
+    /// The grant's fencing token; `None` from a store that does not count.
+    pub fn fence(&self) -> Option<Fence> {
+        self.fence
+    }
+
+    /// When it runs out; `None` when it does not end by itself.
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.until
+    }
+
+    /// Whether its time has passed at `now`; it has from the instant it ends.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        self.until.is_some_and(|until| until <= now)
+    }
+
+    /// How much of it is left at `now`, zero once its time has passed; `None` when it does not
+    /// end by itself.
+    pub fn remaining(&self, now: Timestamp) -> Option<Duration> {
+        self.until.map(|until| until.saturating_since(now))
+    }
+}

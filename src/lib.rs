@@ -1,0 +1,80 @@
+//! Named locks with leases: one core, every host.
+//!
+//! A lock has a [`Name`]. Whoever acquires it gets a [`Lease`]: the lock is theirs until they
+//! release it or until the lease's [`Ttl`] has passed, so that a crash never blocks a name for
+//! ever. Every grant carries a [`Fence`], a number that grows with each grant of the name; hand
+//! it to the resource the lock guards, and a holder that was paused for too long can do no harm.
+//!
+//! This crate is the part that knows no host: it reads no clock, never sleeps and does no I/O.
+//! It is told the time and says what to do next. `verrou-host` brings the machine: its clock,
+//! stores made of files, and the `verrou` command.
+//!
+//! # Taking a lock
+//!
+//! ```
+//! use std::sync::Arc;
+//! use verrou::{MemoryStore, blocking::LockFactory};
+//! use verrou_host::System;
+//!
+//! let locks = LockFactory::new(Arc::new(MemoryStore::new(System)), System);
+//! let lock = locks.create_lock("my-resource", "2s")?;
+//! let answer = lock.run(|held| {
+//!     assert!(held.fence().is_some());
+//!     6 * 7
+//! });
+//! assert_eq!(answer.ok(), Some(42));
+//! assert!(!lock.is_locked()?);
+//! # Ok::<(), verrou::Error>(())
+//! ```
+//!
+//! [`blocking`] and [`nonblocking`] hold the same lock in two colours. A backend of your own is
+//! one implementation of [`Store`] or [`AsyncStore`]; the feature `conformance` brings the tests
+//! it has to pass. Hosts that do their own waiting drive [`Acquire`] and [`Renew`] by hand.
+
+#![no_std]
+
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+// Arrows point up this list: a module may use those above it, never those below.
+// `tests/layers.rs` holds it to that.
+mod time;
+mod name;
+mod ttl;
+mod claim;
+mod store;
+mod retry;
+mod error;
+mod lease;
+mod serialized;
+mod acquire;
+mod renew;
+#[cfg(feature = "std")]
+mod holds;
+#[cfg(feature = "std")]
+mod locks;
+#[cfg(feature = "std")]
+pub mod blocking;
+#[cfg(feature = "std")]
+pub mod nonblocking;
+#[cfg(feature = "std")]
+mod memory;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+
+pub use acquire::{Acquire, AcquireStep};
+pub use claim::{Claim, Fence, InvalidOwner, Owner};
+pub use error::{Error, Loss, RunError};
+pub use lease::Lease;
+#[cfg(feature = "std")]
+pub use locks::Locks;
+#[cfg(feature = "std")]
+pub use memory::MemoryStore;
+pub use name::{InvalidName, Name};
+pub use renew::{Health, Renew, RenewStep};
+pub use retry::{Backoff, InvalidRetry, Retry};
+pub use serialized::{InvalidSerializedLock, SerializedLock};
+pub use store::{Abilities, AsyncStore, Holder, Process, Reply, Store, StoreError, Waited};
+pub use time::{Clock, Timestamp};
+pub use ttl::{InvalidTtl, Ttl};

@@ -1,0 +1,329 @@
+//! The reference store: leases in this process's memory.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::fmt;
+use core::future::{self, Future};
+use core::task::{Context, Poll, Waker};
+use core::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::claim::{Claim, Fence, Owner};
+use crate::name::Name;
+use crate::store::{Abilities, AsyncStore, Holder, Reply, Store, StoreError, Waited};
+use crate::time::{Clock, Timestamp};
+
+/// Leases in this process's memory, for its threads and tasks.
+///
+/// Put it in an [`Arc`](std::sync::Arc) to share it. One counter numbers the grants of all
+/// names, so that a name that is free costs nothing.
+pub struct MemoryStore<C> {
+    clock: C,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    records: HashMap<Name, Record>,
+    ends: BTreeSet<(Timestamp, Name)>,
+    grants: u64,
+    waiters: HashMap<Name, BTreeMap<u64, Waker>>,
+    next_waiter: u64,
+}
+
+struct Record {
+    owner: Owner,
+    fence: Fence,
+    until: Option<Timestamp>,
+}
+
+impl<C: Clock> MemoryStore<C> {
+    /// An empty store whose leases end by `clock`.
+    pub fn new(clock: C) -> Self {
+        Self {
+            clock,
+            state: Mutex::default(),
+            freed: Condvar::new(),
+        }
+    }
+
+    /// The records whose time has not passed, and the time.
+    fn state(&self) -> (MutexGuard<'_, State>, Timestamp) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now();
+        let ended: Vec<Name> = state.drop_ended(now);
+        for name in &ended {
+            self.wake(&mut state, name);
+        }
+        (state, now)
+    }
+
+    fn wake(&self, state: &mut State, name: &Name) {
+        self.freed.notify_all();
+        for waker in state
+            .waiters
+            .remove(name)
+            .into_iter()
+            .flat_map(BTreeMap::into_values)
+        {
+            waker.wake();
+        }
+    }
+
+    fn record(&self, claim: &Claim) -> Reply {
+        let (mut state, now) = self.state();
+        let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
+        let fence = match state.records.get(&claim.name) {
+            Some(record) if record.owner == claim.owner => record.fence,
+            Some(record) => {
+                let remaining = record.until.map(|until| until.saturating_since(now));
+                return Reply::Refused { remaining };
+            }
+            None => state.next_fence(),
+        };
+        state.set(
+            &claim.name,
+            Record {
+                owner: claim.owner,
+                fence,
+                until,
+            },
+        );
+        Reply::Granted { fence: Some(fence) }
+    }
+
+    fn prolong(&self, claim: &Claim) -> Reply {
+        let (mut state, now) = self.state();
+        match state.records.get(&claim.name) {
+            Some(record) if record.owner == claim.owner => {
+                let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
+                let record = Record { until, ..*record };
+                state.set(&claim.name, record);
+                Reply::Granted { fence: None }
+            }
+            _ => Reply::REFUSED,
+        }
+    }
+
+    fn remove_if(&self, name: &Name, condition: impl FnOnce(&Record) -> bool) -> Reply {
+        let (mut state, _) = self.state();
+        match state.records.get(name) {
+            Some(record) if condition(record) => {
+                state.remove(name);
+                self.wake(&mut state, name);
+                Reply::Granted { fence: None }
+            }
+            _ => Reply::REFUSED,
+        }
+    }
+
+    fn holder(&self, name: &Name) -> Option<Holder> {
+        let (state, now) = self.state();
+        state.records.get(name).map(|record| Holder {
+            owner: record.owner,
+            fence: Some(record.fence),
+            since: None,
+            remaining: record.until.map(|until| until.saturating_since(now)),
+            process: None,
+        })
+    }
+
+    /// Whether `name` is free; if not, `waker` is called once when that may have changed.
+    fn poll_free(&self, name: &Name, ticket: &mut Option<u64>, context: &Context<'_>) -> Poll<()> {
+        let (mut state, _) = self.state();
+        if !state.records.contains_key(name) {
+            return Poll::Ready(());
+        }
+        let ticket = *ticket.get_or_insert_with(|| {
+            state.next_waiter += 1;
+            state.next_waiter
+        });
+        state
+            .waiters
+            .entry(name.clone())
+            .or_default()
+            .insert(ticket, context.waker().clone());
+        Poll::Pending
+    }
+
+    fn forget_waiter(&self, name: &Name, ticket: u64) {
+        let (mut state, _) = self.state();
+        if let Some(waiters) = state.waiters.get_mut(name) {
+            waiters.remove(&ticket);
+            if waiters.is_empty() {
+                state.waiters.remove(name);
+            }
+        }
+    }
+}
+
+impl State {
+    fn next_fence(&mut self) -> Fence {
+        self.grants += 1;
+        Fence::new(self.grants).unwrap_or(Fence::FIRST)
+    }
+
+    fn set(&mut self, name: &Name, record: Record) {
+        self.remove(name);
+        if let Some(until) = record.until {
+            self.ends.insert((until, name.clone()));
+        }
+        self.records.insert(name.clone(), record);
+    }
+
+    fn remove(&mut self, name: &Name) {
+        if let Some(Record {
+            until: Some(until), ..
+        }) = self.records.remove(name)
+        {
+            self.ends.remove(&(until, name.clone()));
+        }
+    }
+
+    /// Drops the records whose time has passed at `now`; returns their names.
+    fn drop_ended(&mut self, now: Timestamp) -> Vec<Name> {
+        let mut ended = Vec::new();
+        while self.ends.first().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, name)) = self.ends.pop_first() else {
+                break;
+            };
+            self.records.remove(&name);
+            ended.push(name);
+        }
+        ended
+    }
+}
+
+impl<C: Clock> Store for MemoryStore<C> {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Ok(self.record(claim))
+    }
+
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Ok(self.prolong(claim))
+    }
+
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Ok(self.remove_if(&claim.name, |record| record.owner == claim.owner))
+    }
+
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Ok(self.remove_if(name, |record| only.is_none_or(|only| only == record.fence)))
+    }
+
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Ok(self.holder(name))
+    }
+
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let held = self
+            .holder(&claim.name)
+            .is_some_and(|holder| holder.owner == claim.owner);
+        Ok(if held {
+            Reply::Granted { fence: None }
+        } else {
+            Reply::REFUSED
+        })
+    }
+
+    /// Ends when the name is released, when its record ends, or after `at_most`.
+    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+        let (state, now) = self.state();
+        let Some(record) = state.records.get(name) else {
+            return Waited::Done;
+        };
+        let until = record
+            .until
+            .map_or(at_most, |until| until.saturating_since(now).min(at_most));
+        let fence = record.fence;
+        let held = |state: &mut State| {
+            state
+                .records
+                .get(name)
+                .is_some_and(|record| record.fence == fence)
+        };
+        // A poisoned mutex still holds whole records: each change is one step.
+        drop(
+            self.freed
+                .wait_timeout_while(state, until, held)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        Waited::Done
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            expires: true,
+            ephemeral: false,
+            transfers: true,
+            evicts: true,
+            fences: true,
+        }
+    }
+}
+
+impl<C: Clock> AsyncStore for MemoryStore<C> {
+    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(Store::acquire(self, claim))
+    }
+
+    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(Store::extend(self, claim))
+    }
+
+    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(Store::release(self, claim))
+    }
+
+    fn evict(
+        &self,
+        name: &Name,
+        only: Option<Fence>,
+    ) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(Store::evict(self, name, only))
+    }
+
+    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
+        future::ready(Store::inspect(self, name))
+    }
+
+    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(Store::detach(self, claim))
+    }
+
+    async fn wait(&self, name: &Name, _at_most: Duration) {
+        let mut waiter = Waiter {
+            store: self,
+            name,
+            ticket: None,
+        };
+        future::poll_fn(|context| self.poll_free(name, &mut waiter.ticket, context)).await;
+    }
+
+    fn abilities(&self) -> Abilities {
+        Store::abilities(self)
+    }
+}
+
+/// Takes its waker along when it is dropped.
+struct Waiter<'a, C: Clock> {
+    store: &'a MemoryStore<C>,
+    name: &'a Name,
+    ticket: Option<u64>,
+}
+
+impl<C: Clock> Drop for Waiter<'_, C> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.store.forget_waiter(self.name, ticket);
+        }
+    }
+}
+
+impl<C> fmt::Debug for MemoryStore<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,519 @@
+//! Locks for programs that wait in futures, on any executor.
+//!
+//! The same words as in [`blocking`](crate::blocking), awaited. There is no `Drop` that awaits,
+//! so a [`Held`] that is dropped leaves its lock taken until its time has passed: use
+//! [`Lock::run`], or release it.
+
+use alloc::sync::Arc;
+use core::future::{self, Future};
+use core::pin::pin;
+use core::task::Poll;
+use core::time::Duration;
+
+use crate::acquire::{Acquire, AcquireStep};
+use crate::claim::{Claim, Fence};
+use crate::error::{Error, Loss, RunError};
+use crate::holds::{Hold, Holds, lost};
+use crate::lease::Lease;
+use crate::locks::Locks;
+use crate::name::Name;
+use crate::renew::{Renew, RenewStep};
+use crate::retry::Retry;
+use crate::serialized::SerializedLock;
+use crate::store::{Abilities, AsyncStore, Holder, Reply, Store, StoreError};
+use crate::time::Clock;
+use crate::ttl::Ttl;
+
+/// What an asynchronous caller brings besides a store.
+pub trait AsyncHost: Clock {
+    /// Ends when `pause` has passed.
+    fn sleep(&self, pause: Duration) -> impl Future<Output = ()>;
+
+    /// 128 bits that no one can guess.
+    fn random(&self) -> [u8; 16];
+
+    /// The time that people agree on, since the start of 1970 (UTC). Nothing is decided by it
+    /// but how much of a serialized lock is left.
+    fn wall_clock(&self) -> Duration;
+}
+
+impl<H: AsyncHost + ?Sized> AsyncHost for Arc<H> {
+    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> {
+        (**self).sleep(pause)
+    }
+    fn random(&self) -> [u8; 16] {
+        (**self).random()
+    }
+    fn wall_clock(&self) -> Duration {
+        (**self).wall_clock()
+    }
+}
+
+/// A blocking store whose steps take microseconds, for asynchronous callers: each step is taken
+/// at once, on the caller's thread. Right for memory and for files on a local disk.
+///
+/// Its wait is the caller's sleep.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a wrapper is what it wraps")]
+pub struct Inline<S>(pub S);
+
+impl<S: Store> AsyncStore for Inline<S> {
+    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(self.0.acquire(claim))
+    }
+    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(self.0.extend(claim))
+    }
+    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(self.0.release(claim))
+    }
+    fn evict(
+        &self,
+        name: &Name,
+        only: Option<Fence>,
+    ) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(self.0.evict(name, only))
+    }
+    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
+        future::ready(self.0.inspect(name))
+    }
+    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        future::ready(self.0.detach(claim))
+    }
+    fn abilities(&self) -> Abilities {
+        self.0.abilities()
+    }
+}
+
+/// Drives `machine` to its end, as [`blocking::acquire`](crate::blocking::acquire) does.
+///
+/// Being dropped while the store is asked leaves that request in doubt; at any other time it
+/// leaves nothing behind.
+///
+/// # Errors
+///
+/// As there.
+pub async fn acquire(
+    store: &impl AsyncStore,
+    host: &impl AsyncHost,
+    mut machine: Acquire,
+) -> Result<Lease, Error> {
+    loop {
+        let reply = match machine.next(host.now()) {
+            AcquireStep::Acquire(claim) => store.acquire(claim).await,
+            AcquireStep::Release(claim) => store.release(claim).await,
+            AcquireStep::Wait(name, at_most) => {
+                either(store.wait(name, at_most), host.sleep(at_most)).await;
+                machine.waited(host.now());
+                continue;
+            }
+            AcquireStep::Sleep(pause) => {
+                host.sleep(pause).await;
+                machine.waited(host.now());
+                continue;
+            }
+            AcquireStep::Done(end) => return end,
+        };
+        machine.heard(host.now(), reply);
+    }
+}
+
+/// Drives `machine` until the lock is lost, or `work` is done; returns what that returned.
+///
+/// `noted` is told how things stand before each wait.
+///
+/// # Errors
+///
+/// How the lock was lost; `work` is dropped then.
+pub async fn keep<T>(
+    store: &impl AsyncStore,
+    host: &impl AsyncHost,
+    machine: &mut Renew,
+    mut noted: impl FnMut(&Renew),
+    work: impl Future<Output = T>,
+) -> Result<T, Loss> {
+    let keeping = async {
+        loop {
+            match machine.next(host.now()) {
+                RenewStep::Extend(claim) => {
+                    let reply = store.extend(claim).await;
+                    machine.heard(host.now(), reply);
+                }
+                RenewStep::Wait(at_most) => {
+                    noted(machine);
+                    host.sleep(at_most).await;
+                }
+                RenewStep::Lost(loss) => return loss,
+            }
+        }
+    };
+    match either(work, keeping).await {
+        Either::First(done) => Ok(done),
+        Either::Second(loss) => Err(loss),
+    }
+}
+
+enum Either<A, B> {
+    First(A),
+    Second(B),
+}
+
+/// Whichever of the two ends first; the other is dropped.
+async fn either<A, B>(
+    first: impl Future<Output = A>,
+    second: impl Future<Output = B>,
+) -> Either<A, B> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    future::poll_fn(|context| {
+        if let Poll::Ready(end) = first.as_mut().poll(context) {
+            return Poll::Ready(Either::First(end));
+        }
+        second.as_mut().poll(context).map(Either::Second)
+    })
+    .await
+}
+
+/// Makes the locks of one store.
+#[derive(Clone, Debug)]
+pub struct LockFactory<S, H> {
+    store: S,
+    host: H,
+    retry: Retry,
+}
+
+impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
+    /// Makes locks in `store`, waiting as `host` waits.
+    pub fn new(store: S, host: H) -> Self {
+        Self {
+            store,
+            host,
+            retry: Retry::default(),
+        }
+    }
+
+    /// Lets every lock retry as `retry` says, unless told otherwise.
+    #[must_use]
+    pub fn retry(self, retry: Retry) -> Self {
+        Self { retry, ..self }
+    }
+
+    /// A lock called `name`, whose leases last `ttl`. Nothing is asked of the store yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidName`], [`Error::InvalidTtl`].
+    pub fn create_lock<T>(&self, name: &str, ttl: T) -> Result<Lock<S, H>, Error>
+    where
+        T: TryInto<Ttl>,
+        Error: From<T::Error>,
+    {
+        let holds = Holds::new(Name::new(name)?, ttl.try_into()?, self.retry.clone());
+        Ok(self.lock(holds))
+    }
+
+    /// The lock that [`Lock::serialize`] wrote down, perhaps in another process. Nothing is asked
+    /// of the store yet.
+    pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
+        let (now, wall) = (self.host.now(), self.host.wall_clock());
+        self.lock(Holds::restored(serialized, self.retry.clone(), now, wall))
+    }
+
+    fn lock(&self, holds: Holds) -> Lock<S, H> {
+        Lock {
+            store: self.store.clone(),
+            host: self.host.clone(),
+            holds,
+        }
+    }
+}
+
+impl<S: AsyncStore + Clone, H: AsyncHost + Clone> Locks<LockFactory<S, H>> {
+    /// [`LockFactory::create_lock`] of the default store.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn create_lock<T>(&self, name: &str, ttl: T) -> Result<Lock<S, H>, Error>
+    where
+        T: TryInto<Ttl>,
+        Error: From<T::Error>,
+    {
+        self.default_factory().create_lock(name, ttl)
+    }
+
+    /// [`LockFactory::restore_lock`] of the default store.
+    pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
+        self.default_factory().restore_lock(serialized)
+    }
+}
+
+/// A lock that may be taken: [`blocking::Lock`](crate::blocking::Lock), awaited.
+#[derive(Debug)]
+pub struct Lock<S, H> {
+    store: S,
+    host: H,
+    holds: Holds,
+}
+
+impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
+    /// Takes the lock, waiting as the factory's retry policy says: by default, for ever.
+    ///
+    /// It is held until it is released or its time has passed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] when the policy ended first, [`Error::Storage`] when the store failed.
+    pub async fn acquire(&self) -> Result<Lease, Error> {
+        self.acquire_with(&self.holds.retry).await
+    }
+
+    /// Takes the lock, waiting as `retry` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_with(&self, retry: &Retry) -> Result<Lease, Error> {
+        Ok(self.held_with(retry).await?.lease())
+    }
+
+    /// Takes the lock if it is free now.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    pub async fn try_acquire(&self) -> Result<Lease, Error> {
+        self.acquire_with(&Retry::NEVER).await
+    }
+
+    /// Takes the lock, does `body`, and releases the lock.
+    ///
+    /// Where `body` panics, or this is dropped half-way, the lock stays taken until its time has
+    /// passed.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::NotAcquired`] when `body` was not run, [`RunError::Ended`] with what it
+    /// returned when the lock did not last as long as it did, or could not be given back.
+    pub async fn run<T>(
+        &self,
+        body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
+    ) -> Result<T, RunError<T>> {
+        self.run_with(&self.holds.retry, body).await
+    }
+
+    /// [`run`](Self::run), waiting for the lock as `retry` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub async fn run_with<T>(
+        &self,
+        retry: &Retry,
+        body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
+    ) -> Result<T, RunError<T>> {
+        let held = self.held_with(retry).await.map_err(RunError::NotAcquired)?;
+        let value = body(&held).await;
+        match held.release().await {
+            Ok(()) => Ok(value),
+            Err(error) => Err(RunError::Ended { value, error }),
+        }
+    }
+
+    /// [`run`](Self::run), if the lock is free now.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub async fn try_run<T>(
+        &self,
+        body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
+    ) -> Result<T, RunError<T>> {
+        self.run_with(&Retry::NEVER, body).await
+    }
+
+    /// Gives the lock back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOwner`] when it was never acquired here, or is lost; [`Error::Storage`] when the
+    /// store could not tell, and then it may be tried again.
+    pub async fn release(&self) -> Result<(), Error> {
+        self.release_hold(&self.holds.held()?).await
+    }
+
+    /// Frees the lock, whoever holds it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
+    pub async fn force_release(&self) -> Result<(), Error> {
+        self.holds
+            .evicted(self.store.evict(&self.holds.name, None).await)
+    }
+
+    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become
+    /// shorter by that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOwner`] when the lock was never acquired here, or is lost, or its time has
+    /// passed; [`Error::Storage`] when the store could not tell, which leaves the lease as it was.
+    pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
+        self.extend_hold(&self.holds.held()?, ttl).await
+    }
+
+    /// Whether the lease has run out. Not when there is none, or it does not end by itself.
+    pub fn is_expired(&self) -> bool {
+        self.lease()
+            .is_some_and(|lease| lease.is_expired(self.host.now()))
+    }
+
+    /// How much of the lease is left, zero once it has run out; `None` when there is none, or it
+    /// does not end by itself.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.lease()?.remaining(self.host.now())
+    }
+
+    /// Whether anyone holds the lock, as the store says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`] when the store could not tell.
+    pub async fn is_locked(&self) -> Result<bool, Error> {
+        Ok(self.store.inspect(&self.holds.name).await?.is_some())
+    }
+
+    /// Whether this lock's latest acquisition holds it, as the store says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Storage`] when the store could not tell.
+    pub async fn is_held(&self) -> Result<bool, Error> {
+        Ok(self
+            .holds
+            .is_mine(self.store.inspect(&self.holds.name).await?.as_ref()))
+    }
+
+    /// Writes the lease down, to be handed to another process. From then on it outlives this
+    /// process, and ends by its ttl alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSerializable`] when the store ties leases to the client that took them;
+    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the store could not
+    /// tell.
+    pub async fn serialize(&self) -> Result<SerializedLock, Error> {
+        let hold = self.holds.transferable(self.store.abilities())?;
+        let lease = hold.lease();
+        if lease.claim().ephemeral {
+            hold.detached(self.store.detach(lease.claim()).await)?;
+        }
+        Ok(SerializedLock::new(
+            &lease,
+            self.holds.ttl,
+            self.host.now(),
+            self.host.wall_clock(),
+        ))
+    }
+
+    /// The latest acquisition's lease, whatever has become of it since.
+    pub fn lease(&self) -> Option<Lease> {
+        Some(self.holds.latest()?.lease())
+    }
+
+    /// The lock's name.
+    pub fn name(&self) -> &Name {
+        &self.holds.name
+    }
+
+    /// How long the lock's leases last.
+    pub fn ttl(&self) -> Ttl {
+        self.holds.ttl
+    }
+
+    async fn held_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
+        let machine = self
+            .holds
+            .acquire(retry, self.host.random(), self.host.now());
+        let lease = acquire(&self.store, &self.host, machine).await?;
+        Ok(Held {
+            lock: self,
+            hold: self.holds.add(lease),
+        })
+    }
+
+    async fn extend_hold(&self, hold: &Hold, ttl: Option<Ttl>) -> Result<(), Error> {
+        let sent = self.host.now();
+        let request = hold.extension(ttl.unwrap_or(self.holds.ttl), sent)?;
+        hold.extended(&request, sent, self.store.extend(&request).await)
+    }
+
+    async fn release_hold(&self, hold: &Hold) -> Result<(), Error> {
+        let lease = hold.lease();
+        self.holds
+            .released(lease.owner(), self.store.release(lease.claim()).await)
+    }
+}
+
+/// A lock that is held by a [`Lock::run`].
+#[derive(Debug)]
+pub struct Held<'a, S, H> {
+    lock: &'a Lock<S, H>,
+    hold: Hold,
+}
+
+impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
+    /// The grant's fencing token; `None` from a store that does not count.
+    pub fn fence(&self) -> Option<Fence> {
+        self.lease().fence()
+    }
+
+    /// How much of the lease is left, zero once it has run out; `None` when it does not end by
+    /// itself.
+    pub fn remaining(&self) -> Option<Duration> {
+        self.lease().remaining(self.lock.host.now())
+    }
+
+    /// Whether the lease has run out.
+    pub fn is_expired(&self) -> bool {
+        self.lease().is_expired(self.lock.host.now())
+    }
+
+    /// The lease as it stands.
+    pub fn lease(&self) -> Lease {
+        self.hold.lease()
+    }
+
+    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lock::extend`].
+    pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
+        self.lock.extend_hold(&self.hold, ttl).await
+    }
+
+    /// Keeps the lease alive while `work` is done; returns what that returned.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] as soon as the lock is lost; `work` is dropped then.
+    pub async fn keep<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let (lock, hold) = (self.lock, &self.hold);
+        let mut machine = hold.renew(lock.holds.ttl, lock.host.now());
+        let noted = |machine: &Renew| hold.set(machine.lease().clone());
+        let kept = keep(&lock.store, &lock.host, &mut machine, noted, work).await;
+        kept.map_err(|loss| Error::Lost {
+            name: lock.holds.name.clone(),
+            loss,
+        })
+    }
+
+    async fn release(self) -> Result<(), Error> {
+        let was_expired = self.is_expired();
+        self.lock
+            .release_hold(&self.hold)
+            .await
+            .map_err(|error| lost(error, was_expired))
+    }
+}

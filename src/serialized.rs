@@ -1,0 +1,210 @@
+//! A lease as text, and back.
+
+use alloc::string::{String, ToString};
+use core::fmt;
+use core::str::FromStr;
+use core::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::claim::{Claim, Fence, InvalidOwner, Owner};
+use crate::lease::Lease;
+use crate::name::{InvalidName, Name};
+use crate::time::Timestamp;
+use crate::ttl::{InvalidTtl, Ttl};
+
+/// A lease, written down to be handed to another process: whoever has it can extend and release
+/// the lock.
+///
+/// Its text is one line of JSON, the same on every host. Version 1 has these members:
+///
+/// | member | value |
+/// |---|---|
+/// | `version` | `1` |
+/// | `name` | the lock's name, a string |
+/// | `owner` | 32 hexadecimal digits, a string |
+/// | `ttl` | the ttl the lock was created with, in whole milliseconds; `null` for never |
+/// | `expires` | when the lease ends, in whole milliseconds since 1970 (UTC); `null` for never |
+/// | `fence` | the fencing token; `null` from a store that does not count |
+///
+/// Members that a reader does not know are ignored; a change that old readers would misread gets
+/// a new version.
+///
+/// ```
+/// use verrou::SerializedLock;
+///
+/// let text = r#"{"version":1,"name":"demo","owner":"000102030405060708090a0b0c0d0e0f","ttl":2000,"expires":1763892000000,"fence":7}"#;
+/// let lock: SerializedLock = text.parse()?;
+/// assert_eq!(lock.to_string(), text);
+/// # Ok::<(), verrou::InvalidSerializedLock>(())
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SerializedLock {
+    name: Name,
+    owner: Owner,
+    ttl: Ttl,
+    expires: Option<Duration>,
+    fence: Option<Fence>,
+}
+
+/// The members of the JSON text, in their order.
+#[derive(Deserialize, Serialize)]
+struct Members {
+    version: u64,
+    name: String,
+    owner: String,
+    ttl: Option<u64>,
+    expires: Option<u64>,
+    fence: Option<u64>,
+}
+
+/// Read before anything else, for a text of another version may lack the other members.
+#[derive(Deserialize)]
+struct Version {
+    version: u64,
+}
+
+impl SerializedLock {
+    /// The version this crate writes.
+    pub const VERSION: u64 = 1;
+
+    /// `lease` at `now`, when the wall clock shows `wall` since the start of 1970 (UTC).
+    ///
+    /// `ttl` is the one the lock was created with, which extensions do not change.
+    pub fn new(lease: &Lease, ttl: Ttl, now: Timestamp, wall: Duration) -> Self {
+        Self {
+            name: lease.name().clone(),
+            owner: lease.owner(),
+            ttl,
+            expires: lease
+                .remaining(now)
+                .map(|remaining| wall.saturating_add(remaining)),
+            fence: lease.fence(),
+        }
+    }
+
+    /// Which lock it is.
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Whose it is.
+    pub fn owner(&self) -> Owner {
+        self.owner
+    }
+
+    /// The ttl the lock was created with.
+    pub fn ttl(&self) -> Ttl {
+        self.ttl
+    }
+
+    /// When the lease ends, as time since the start of 1970 (UTC); `None` when it does not end
+    /// by itself.
+    pub fn expires(&self) -> Option<Duration> {
+        self.expires
+    }
+
+    /// The grant's fencing token.
+    pub fn fence(&self) -> Option<Fence> {
+        self.fence
+    }
+
+    /// The lease that was written down, at `now`, when the wall clock shows `wall`.
+    ///
+    /// What is left of it goes by the two wall clocks; the store, which goes by its own clock,
+    /// has the last word.
+    pub fn lease(&self, now: Timestamp, wall: Duration) -> Lease {
+        let claim = Claim {
+            name: self.name.clone(),
+            owner: self.owner,
+            ttl: self.ttl,
+            ephemeral: false,
+        };
+        let until = self
+            .expires
+            .map(|expires| now.saturating_add(expires.saturating_sub(wall)));
+        Lease::until(claim, self.fence, until)
+    }
+}
+
+/// As text: one line of JSON.
+impl fmt::Display for SerializedLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let members = Members {
+            version: Self::VERSION,
+            name: self.name.to_string(),
+            owner: self.owner.to_string(),
+            ttl: self.ttl.duration().map(whole_millis),
+            expires: self.expires.map(whole_millis),
+            fence: self.fence.map(Fence::get),
+        };
+        f.write_str(&serde_json::to_string(&members).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Rounded up, so that no lease becomes none.
+fn whole_millis(length: Duration) -> u64 {
+    length
+        .as_nanos()
+        .div_ceil(1_000_000)
+        .try_into()
+        .unwrap_or(u64::MAX)
+}
+
+impl FromStr for SerializedLock {
+    type Err = InvalidSerializedLock;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSerializedLock> {
+        let unreadable = |err: serde_json::Error| InvalidSerializedLock::Unreadable {
+            why: err.to_string(),
+        };
+        let Version { version } = serde_json::from_str(text).map_err(unreadable)?;
+        if version != Self::VERSION {
+            return Err(InvalidSerializedLock::UnknownVersion { version });
+        }
+        let members: Members = serde_json::from_str(text).map_err(unreadable)?;
+        Ok(Self {
+            name: Name::new(&members.name)?,
+            owner: members.owner.parse()?,
+            ttl: members.ttl.map(Duration::from_millis).try_into()?,
+            expires: members.expires.map(Duration::from_millis),
+            fence: match members.fence {
+                None => None,
+                Some(number) => Some(Fence::new(number).ok_or(InvalidSerializedLock::ZeroFence)?),
+            },
+        })
+    }
+}
+
+/// Why a text is no [`SerializedLock`].
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidSerializedLock {
+    /// Its name names no lock.
+    #[error("its name is wrong: {0}")]
+    Name(#[from] InvalidName),
+    /// Its owner is none.
+    #[error("its owner is wrong: {0}")]
+    Owner(#[from] InvalidOwner),
+    /// Its ttl is none.
+    #[error("its ttl is wrong: {0}")]
+    Ttl(#[from] InvalidTtl),
+    /// It was written by a newer version of this software.
+    #[error(
+        "it has version {version}, and this program reads version {}",
+        SerializedLock::VERSION
+    )]
+    UnknownVersion {
+        /// Its version.
+        version: u64,
+    },
+    /// It is no JSON text with the members of a serialized lock.
+    #[error("it is not what `serialize` writes: {why}")]
+    Unreadable {
+        /// What is wrong, and where.
+        why: String,
+    },
+    /// Its fence is zero, which no grant has.
+    #[error("its fence is zero")]
+    ZeroFence,
+}

@@ -1,0 +1,350 @@
+//! What a backend is: the one boundary between this crate and the world.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+use core::future::{self, Future};
+use core::time::Duration;
+
+use crate::claim::{Claim, Fence, Owner};
+use crate::name::Name;
+
+/// A place where leases are recorded, each by one atomic step.
+///
+/// The steps on one name have one order that all clients of the store agree on. A name is *free*
+/// when it has no record, or one whose time has passed (it has passed from the instant it ends).
+///
+/// A reply is a fact, an error is the lack of one: after an error the step may or may not have
+/// been taken, except where it says otherwise. Someone else holding the lock is a reply, never an
+/// error.
+pub trait Store {
+    /// Records `claim` if its name is free.
+    ///
+    /// Afterwards the name is `claim.owner`'s for `claim.ttl`, under a [`Fence`] greater than any
+    /// it was ever held under. If `claim.owner` holds it already, this is the retry of a request
+    /// whose reply was lost: the record lasts `claim.ttl` from now and keeps its fence.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell. The claim may have been recorded all the same;
+    /// asking again, or releasing, with the same owner is safe.
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError>;
+
+    /// Lets the record that `claim.owner` holds last `claim.ttl` from now, under the same fence.
+    ///
+    /// Refused when that owner does not hold the name, or its time has passed.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell. The record lasts as long as it did before, or
+    /// `claim.ttl`.
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError>;
+
+    /// Frees the name that `claim.owner` holds.
+    ///
+    /// Refused when that owner does not hold it, or its time has passed; the name may be free or
+    /// another's then. Nothing of `claim.owner` is left in either case.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell. The name may have been freed all the same;
+    /// asking again is safe, and may then be refused.
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError>;
+
+    /// Frees `name`, whoever holds it, or only if it is held under the fence `only`.
+    ///
+    /// Refused when nobody holds it, or it is held under another fence.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell, or, permanently, when its
+    /// [`Abilities`] lack `evicts`; the latter changes nothing.
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError>;
+
+    /// Who holds `name` now, if anyone does. Changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell.
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError>;
+
+    /// Lets the record that `claim.owner` holds outlive the client that made it: from now on it
+    /// ends by its ttl alone.
+    ///
+    /// Refused as [`extend`](Self::extend) is. The default is for stores without `ephemeral`
+    /// among their [`Abilities`], whose records have always outlived their clients.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell; the record may have been detached all the same.
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let _ = claim;
+        Ok(Reply::Granted { fence: None })
+    }
+
+    /// Waits until `name` may be free, but at most `at_most`. Changes nothing, promises nothing.
+    ///
+    /// May end early for no reason, but not always: each return costs an attempt to acquire. A
+    /// store that cannot wait says so at once, and the caller pauses by itself; that is the
+    /// default.
+    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+        let _ = (name, at_most);
+        Waited::Unable
+    }
+
+    /// What this store can do that others cannot.
+    fn abilities(&self) -> Abilities;
+}
+
+/// [`Store`], for backends whose steps are awaited. Each method means what it means there.
+///
+/// A future that is dropped half-way leaves its step in doubt, as an error does.
+pub trait AsyncStore {
+    /// [`Store::acquire`].
+    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
+
+    /// [`Store::extend`].
+    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
+
+    /// [`Store::release`].
+    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
+
+    /// [`Store::evict`].
+    fn evict(
+        &self,
+        name: &Name,
+        only: Option<Fence>,
+    ) -> impl Future<Output = Result<Reply, StoreError>>;
+
+    /// [`Store::inspect`].
+    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>>;
+
+    /// [`Store::detach`].
+    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        let _ = claim;
+        future::ready(Ok(Reply::Granted { fence: None }))
+    }
+
+    /// Ends when `name` may be free. The caller drops it after `at_most`, so it need not end by
+    /// itself, and the default never does; being dropped, it leaves nothing behind.
+    fn wait(&self, name: &Name, at_most: Duration) -> impl Future<Output = ()> {
+        let _ = (name, at_most);
+        future::pending()
+    }
+
+    /// [`Store::abilities`].
+    fn abilities(&self) -> Abilities;
+}
+
+/// What a store says to a request.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a third answer would be a new contract"
+)]
+pub enum Reply {
+    /// Done as asked.
+    Granted {
+        /// The grant's fencing token, when an acquisition was asked for and the store counts.
+        fence: Option<Fence>,
+    },
+    /// Not done: the name is another's, or there is nothing to act on.
+    Refused {
+        /// For how long at most the name stays taken, as far as the store knows.
+        remaining: Option<Duration>,
+    },
+}
+
+impl Reply {
+    /// Not done, and nothing is known about when it could be.
+    pub const REFUSED: Self = Self::Refused { remaining: None };
+
+    /// Whether it was done.
+    pub const fn is_granted(self) -> bool {
+        matches!(self, Self::Granted { .. })
+    }
+}
+
+/// Who holds a name.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "stores build it")]
+pub struct Holder {
+    /// The owner it was granted to.
+    pub owner: Owner,
+    /// The grant's fencing token, from a store that counts.
+    pub fence: Option<Fence>,
+    /// When it was granted, as time since the start of 1970 (UTC), from a store that knows.
+    pub since: Option<Duration>,
+    /// How long it will still be held unless extended; `None` when it does not end by itself.
+    pub remaining: Option<Duration>,
+    /// The process that asked for it, from a store that knows.
+    pub process: Option<Process>,
+}
+
+/// A process, as people recognise it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "stores build it")]
+pub struct Process {
+    /// Its number on its machine.
+    pub id: u32,
+    /// The machine's name.
+    pub host: String,
+    /// What it runs, shortened.
+    pub command: String,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, host, command } = self;
+        write!(f, "process {id} on {host} ({command})")
+    }
+}
+
+/// How a [`Store::wait`] went.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "either it waited or it did not")]
+pub enum Waited {
+    /// The store waited, and the name may be free now.
+    Done,
+    /// The store cannot wait, and has not.
+    Unable,
+}
+
+/// What some stores can do and others cannot.
+///
+/// The conformance suite asserts each of these both ways: that the store does what it declares,
+/// and that it does not do what it does not declare.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "stores build it")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "abilities are independent of each other"
+)]
+pub struct Abilities {
+    /// A record ends, and its name is free to all, when its ttl has passed.
+    pub expires: bool,
+    /// An ephemeral record ends, and its name is free to all, when its client is gone.
+    pub ephemeral: bool,
+    /// A lease can be extended and released by another client that knows its owner.
+    pub transfers: bool,
+    /// A holder can be evicted.
+    pub evicts: bool,
+    /// Grants carry a [`Fence`].
+    pub fences: bool,
+}
+
+/// A store that could not tell.
+#[derive(Clone, Debug)]
+pub struct StoreError {
+    temporary: bool,
+    source: Arc<dyn core::error::Error + Send + Sync>,
+}
+
+impl StoreError {
+    /// An error that may go away by itself: asking again may help.
+    pub fn temporary(
+        source: impl Into<alloc::boxed::Box<dyn core::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            temporary: true,
+            source: source.into().into(),
+        }
+    }
+
+    /// An error that stays until somebody does something about it.
+    pub fn permanent(
+        source: impl Into<alloc::boxed::Box<dyn core::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            temporary: false,
+            source: source.into().into(),
+        }
+    }
+
+    /// Whether asking again may help.
+    pub fn is_temporary(&self) -> bool {
+        self.temporary
+    }
+}
+
+/// The text of what the backend said.
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl core::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        self.source.source()
+    }
+}
+
+/// Every method of [`Store`], as the store behind a pointer has it.
+macro_rules! forward_store {
+    () => {
+        fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            (**self).acquire(claim)
+        }
+        fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            (**self).extend(claim)
+        }
+        fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            (**self).release(claim)
+        }
+        fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+            (**self).evict(name, only)
+        }
+        fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+            (**self).inspect(name)
+        }
+        fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            (**self).detach(claim)
+        }
+        fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+            (**self).wait(name, at_most)
+        }
+        fn abilities(&self) -> Abilities {
+            (**self).abilities()
+        }
+    };
+}
+
+impl<S: Store + ?Sized> Store for &S {
+    forward_store!();
+}
+
+impl<S: Store + ?Sized> Store for Arc<S> {
+    forward_store!();
+}
+
+impl<S: AsyncStore + ?Sized> AsyncStore for Arc<S> {
+    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        (**self).acquire(claim)
+    }
+    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        (**self).extend(claim)
+    }
+    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        (**self).release(claim)
+    }
+    fn evict(
+        &self,
+        name: &Name,
+        only: Option<Fence>,
+    ) -> impl Future<Output = Result<Reply, StoreError>> {
+        (**self).evict(name, only)
+    }
+    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
+        (**self).inspect(name)
+    }
+    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+        (**self).detach(claim)
+    }
+    fn wait(&self, name: &Name, at_most: Duration) -> impl Future<Output = ()> {
+        (**self).wait(name, at_most)
+    }
+    fn abilities(&self) -> Abilities {
+        (**self).abilities()
+    }
+}

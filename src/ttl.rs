@@ -1,0 +1,174 @@
+//! How long a lease lasts.
+
+use core::time::Duration;
+
+#[cfg(feature = "std")]
+use alloc::string::{String, ToString};
+
+/// How long a lease lasts from its grant: a length of time, or never ending by itself.
+///
+/// As text, in the manner of [humantime](https://docs.rs/humantime): `1s`, `1m 30s`, `500ms`; a
+/// bare number is milliseconds; `none` and `null` mean that the lease does not end by itself.
+///
+/// ```
+/// use std::time::Duration;
+/// use verrou::Ttl;
+///
+/// assert_eq!("1m 30s".parse::<Ttl>()?.duration(), Some(Duration::from_secs(90)));
+/// assert_eq!("1500".parse::<Ttl>()?, Ttl::new(Duration::from_millis(1500))?);
+/// assert_eq!("none".parse::<Ttl>()?, Ttl::NEVER);
+/// assert!("0s".parse::<Ttl>().is_err());
+/// # Ok::<(), verrou::InvalidTtl>(())
+/// ```
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub struct Ttl(Option<Duration>);
+
+impl Ttl {
+    /// What a lock gets when nobody says otherwise: 30 seconds.
+    pub const DEFAULT: Self = Self(Some(Duration::from_secs(30)));
+
+    /// The longest a lease may last: 2⁶³ − 1 nanoseconds, some 292 years.
+    ///
+    /// Any point in time plus such a length still fits the 64-bit nanoseconds in which stores
+    /// and hosts count.
+    pub const MAX: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
+
+    /// The lease does not end by itself.
+    pub const NEVER: Self = Self(None);
+
+    /// The lease lasts `length`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTtl`] when `length` is zero or longer than [`Ttl::MAX`].
+    pub fn new(length: Duration) -> Result<Self, InvalidTtl> {
+        if length.is_zero() {
+            Err(InvalidTtl::Zero)
+        } else if length > Self::MAX {
+            Err(InvalidTtl::TooLong)
+        } else {
+            Ok(Self(Some(length)))
+        }
+    }
+
+    /// The lease lasts `millis` milliseconds, as a JavaScript number has them.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTtl`] names what is wrong: zero, negative, not a number, too long.
+    pub fn from_millis_f64(millis: f64) -> Result<Self, InvalidTtl> {
+        if millis.is_nan() {
+            Err(InvalidTtl::NotANumber)
+        } else if millis < 0.0 {
+            Err(InvalidTtl::Negative)
+        } else {
+            let length = Duration::try_from_secs_f64(millis / 1000.0);
+            length.map_err(|_| InvalidTtl::TooLong).and_then(Self::new)
+        }
+    }
+
+    /// The length of time, or `None` when the lease does not end by itself.
+    pub const fn duration(self) -> Option<Duration> {
+        self.0
+    }
+}
+
+impl Default for Ttl {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl TryFrom<Duration> for Ttl {
+    type Error = InvalidTtl;
+
+    fn try_from(length: Duration) -> Result<Self, InvalidTtl> {
+        Self::new(length)
+    }
+}
+
+/// `None` is [`Ttl::NEVER`].
+impl TryFrom<Option<Duration>> for Ttl {
+    type Error = InvalidTtl;
+
+    fn try_from(length: Option<Duration>) -> Result<Self, InvalidTtl> {
+        length.map_or(Ok(Self::NEVER), Self::new)
+    }
+}
+
+#[cfg(feature = "std")]
+impl core::str::FromStr for Ttl {
+    type Err = InvalidTtl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTtl> {
+        let text = text.trim();
+        if matches!(text, "none" | "null") {
+            return Ok(Self::NEVER);
+        }
+        if let Ok(millis) = text.parse() {
+            return Self::new(Duration::from_millis(millis));
+        }
+        if let Ok(millis) = text.parse() {
+            return Self::from_millis_f64(millis);
+        }
+        if text.starts_with('-') {
+            return Err(InvalidTtl::Negative);
+        }
+        match humantime::parse_duration(text) {
+            Ok(length) => Self::new(length),
+            Err(humantime::DurationError::NumberOverflow) => Err(InvalidTtl::TooLong),
+            Err(why) => Err(InvalidTtl::Unreadable {
+                text: text.into(),
+                why: why.to_string(),
+            }),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl TryFrom<&str> for Ttl {
+    type Error = InvalidTtl;
+
+    fn try_from(text: &str) -> Result<Self, InvalidTtl> {
+        text.parse()
+    }
+}
+
+#[cfg(feature = "std")]
+impl core::fmt::Display for Ttl {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.0 {
+            Some(length) => humantime::format_duration(length).fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+/// Why something cannot be the length of a lease.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidTtl {
+    /// Less than nothing.
+    #[error("a lease must not last a negative time")]
+    Negative,
+    /// NaN.
+    #[error("a lease's length must be a number, not NaN")]
+    NotANumber,
+    /// Longer than [`Ttl::MAX`].
+    #[error("a lease must last less than 292 years; `none` makes one that does not end by itself")]
+    TooLong,
+    /// Not the text of a duration.
+    #[cfg(feature = "std")]
+    #[error(
+        "`{text}` is no length of time ({why}); write it like `1s`, `1m 30s`, `500ms`, a number of milliseconds, or `none`"
+    )]
+    Unreadable {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No time at all.
+    #[error("a lease must last longer than zero; `none` makes one that does not end by itself")]
+    Zero,
+}

@@ -1,0 +1,3 @@
+//! What it takes to check and build the project.
+
+fn main() {}
