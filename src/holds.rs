@@ -187,7 +187,7 @@ impl Holds {
     /// Whether `holder` is the latest hold of this lock.
     pub(crate) fn is_mine(&self, holder: Option<&Holder>) -> bool {
         match (self.latest(), holder) {
-            (Some(hold), Some(holder)) => hold.lease().owner() == holder.owner,
+            (Some(hold), Some(holder)) => Some(hold.lease().owner()) == holder.owner,
             _ => false,
         }
     }

@@ -122,7 +122,7 @@ impl<C: Clock> MemoryStore<C> {
     fn holder(&self, name: &Name) -> Option<Holder> {
         let (state, now) = self.state();
         state.records.get(name).map(|record| Holder {
-            owner: record.owner,
+            owner: Some(record.owner),
             fence: Some(record.fence),
             since: None,
             remaining: record.until.map(|until| until.saturating_since(now)),
@@ -220,7 +220,7 @@ impl<C: Clock> Store for MemoryStore<C> {
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let held = self
             .holder(&claim.name)
-            .is_some_and(|holder| holder.owner == claim.owner);
+            .is_some_and(|holder| holder.owner == Some(claim.owner));
         Ok(if held {
             Reply::Granted { fence: None }
         } else {

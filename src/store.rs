@@ -169,8 +169,9 @@ impl Reply {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "stores build it")]
 pub struct Holder {
-    /// The owner it was granted to.
-    pub owner: Owner,
+    /// The owner it was granted to; `None` when the store cannot tell, as when a program that
+    /// knows nothing of owners holds the kernel's lock.
+    pub owner: Option<Owner>,
     /// The grant's fencing token, from a store that counts.
     pub fence: Option<Fence>,
     /// When it was granted, as time since the start of 1970 (UTC), from a store that knows.
@@ -259,6 +260,11 @@ impl StoreError {
             temporary: false,
             source: source.into().into(),
         }
+    }
+
+    /// What the backend said, for those who know its error types.
+    pub fn get_ref(&self) -> &(dyn core::error::Error + Send + Sync + 'static) {
+        &*self.source
     }
 
     /// Whether asking again may help.
