@@ -1,5 +1,15 @@
-//! The machine under [`verrou`]: its clock, and stores made of its files.
+//! The machine under [`verrou`]: its clock, and lock stores made of its files.
+//!
+//! [`System`] is the machine as a lock's host. [`LeaseFileStore`] and [`FileLockStore`] are for
+//! the processes of one machine; [`FileStore`] is whichever of them a [`StoreUrl`] names. The
+//! files are described byte by byte in `FORMAT.md`.
 
+mod open;
+mod store;
 mod system;
 
+pub use open::{FileStore, InvalidStoreUrl, StoreUrl};
+pub use store::{
+    Damage, FileError, FileLockStore, LeaseFileStore, OpenError, StoreOptions, Zombies,
+};
 pub use system::System;

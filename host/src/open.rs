@@ -1,0 +1,230 @@
+//! Which store is meant: a line of text to a store.
+
+use std::env;
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use verrou::{Abilities, Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited};
+
+use crate::store::{FileLockStore, LeaseFileStore, OpenError, StoreOptions};
+
+/// Where a store is, as one line of text: `lease:DIR` or `file:DIR`.
+///
+/// ```
+/// use verrou_host::StoreUrl;
+///
+/// let url: StoreUrl = "lease:/var/lib/verrou".parse()?;
+/// assert_eq!(url, StoreUrl::Lease("/var/lib/verrou".into()));
+/// assert_eq!(url.to_string(), "lease:/var/lib/verrou");
+/// # Ok::<(), verrou_host::InvalidStoreUrl>(())
+/// ```
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum StoreUrl {
+    /// Leases in the files of a folder: [`LeaseFileStore`].
+    Lease(PathBuf),
+    /// The kernel's locks on the files of a folder: [`FileLockStore`].
+    File(PathBuf),
+}
+
+impl StoreUrl {
+    /// Leases in this user's folder for such things: `$XDG_STATE_HOME/verrou`; without that
+    /// variable `/var/lib/verrou` for root, and `~/.local/state/verrou` for others.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidStoreUrl::NoHome`] when the environment names none of them.
+    pub fn default_location() -> Result<Self, InvalidStoreUrl> {
+        default_folder().map(Self::Lease)
+    }
+}
+
+impl FromStr for StoreUrl {
+    type Err = InvalidStoreUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidStoreUrl> {
+        let unknown = || InvalidStoreUrl::Unknown {
+            url: text.to_owned(),
+        };
+        let (kind, folder) = text.split_once(':').ok_or_else(unknown)?;
+        let store = match kind {
+            "lease" => Self::Lease,
+            "file" => Self::File,
+            "memory" => return Err(InvalidStoreUrl::Memory),
+            _ => return Err(unknown()),
+        };
+        match folder {
+            "" => Err(InvalidStoreUrl::NoFolder {
+                url: text.to_owned(),
+            }),
+            folder => Ok(store(folder.into())),
+        }
+    }
+}
+
+impl fmt::Display for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lease(folder) => write!(f, "lease:{}", folder.display()),
+            Self::File(folder) => write!(f, "file:{}", folder.display()),
+        }
+    }
+}
+
+/// Why a text says of no store where it is.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidStoreUrl {
+    /// Memory is shared with nobody.
+    #[error(
+        "`memory:` would be this process's own memory, which no other process sees; \
+         use `lease:DIR` or `file:DIR`"
+    )]
+    Memory,
+    /// The folder is missing.
+    #[error("`{url}` names no folder")]
+    NoFolder {
+        /// The text.
+        url: String,
+    },
+    /// There is no home to keep anything in.
+    #[error(
+        "neither XDG_STATE_HOME nor HOME is set, so there is no default store; name one with --store or VERROU_STORE"
+    )]
+    NoHome,
+    /// Some other text.
+    #[error("`{url}` is no store; write `lease:DIR` or `file:DIR`")]
+    Unknown {
+        /// The text.
+        url: String,
+    },
+}
+
+/// A store of files, of whichever kind.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum FileStore {
+    /// Leases in files.
+    Lease(LeaseFileStore),
+    /// The kernel's locks.
+    Lock(FileLockStore),
+}
+
+impl FileStore {
+    /// The store at `url`, made if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with its folder, and what to do about it.
+    pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
+        Ok(match url {
+            StoreUrl::Lease(folder) => Self::Lease(LeaseFileStore::open(folder, options)?),
+            StoreUrl::File(folder) => Self::Lock(FileLockStore::open(folder, options)?),
+        })
+    }
+
+    /// The kernel's lock on exactly the file or folder `path`, and its name; what is known of it
+    /// is recorded in this user's default folder.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the path or the folder, and what to do about it.
+    pub fn open_path(path: &Path, options: &StoreOptions) -> Result<(Self, Name), OpenError> {
+        let no_home = |err: InvalidStoreUrl| OpenError::Path {
+            path: path.to_owned(),
+            why: err.to_string(),
+        };
+        let records = default_folder().map_err(no_home)?;
+        let (store, name) = FileLockStore::open_path(path, &records, options)?;
+        Ok((Self::Lock(store), name))
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the folder, or one of its files, cannot be read.
+    pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
+        match self {
+            Self::Lease(store) => store.list(),
+            Self::Lock(store) => store.list(),
+        }
+    }
+
+    /// A duplicate of the descriptor that keeps the kernel's lock for the grant of `owner`.
+    pub fn lifeline(&self, owner: Owner) -> Option<File> {
+        match self {
+            Self::Lease(store) => store.lifeline(owner),
+            Self::Lock(store) => store.lifeline(owner),
+        }
+    }
+
+    /// From whom the lease of `owner` was taken although processes of theirs still live.
+    pub fn taken_over(&self, owner: Owner) -> Option<Holder> {
+        match self {
+            Self::Lease(store) => store.taken_over(owner),
+            Self::Lock(_) => None,
+        }
+    }
+
+    fn store(&self) -> &dyn Store {
+        match self {
+            Self::Lease(store) => store,
+            Self::Lock(store) => store,
+        }
+    }
+}
+
+impl Store for FileStore {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.store().acquire(claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.store().extend(claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.store().release(claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        self.store().evict(name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        self.store().inspect(name)
+    }
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.store().detach(claim)
+    }
+    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+        self.store().wait(name, at_most)
+    }
+    fn abilities(&self) -> Abilities {
+        self.store().abilities()
+    }
+}
+
+/// The XDG Base Directory Specification's place for state, or root's.
+fn default_folder() -> Result<PathBuf, InvalidStoreUrl> {
+    // The specification: "All paths must be absolute … consider the path invalid and ignore it".
+    let absolute = |variable| {
+        env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let state = absolute("XDG_STATE_HOME")
+        .or_else(|| is_root().then(|| "/var/lib".into()))
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    Ok(state.ok_or(InvalidStoreUrl::NoHome)?.join("verrou"))
+}
+
+#[cfg(unix)]
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[cfg(not(unix))]
+fn is_root() -> bool {
+    false
+}

@@ -1,0 +1,137 @@
+//! Fences that never come again: blocks of numbers, allotted to the files of a folder.
+//!
+//! A file grants from a block of its own without asking. The counter says which numbers have been
+//! allotted to whom-ever; it is written through to the disk before a block is used, so that no
+//! number comes twice, whatever a loss of power, or a user, does to the other files.
+
+use std::path::{Path, PathBuf};
+
+use crc32c::crc32c;
+
+use super::directory::Guarded;
+use super::error::FileError;
+use super::os;
+
+/// The counter of a folder.
+#[derive(Debug)]
+pub(crate) struct Counter {
+    path: PathBuf,
+    group: Option<u32>,
+}
+
+const MAGIC: [u8; 8] = *b"VERROUF\n";
+const BYTES: usize = 24;
+
+/// How many numbers a file gets at once.
+const BLOCK: u64 = 1024;
+
+impl Counter {
+    pub(crate) fn new(path: PathBuf, group: Option<u32>) -> Self {
+        Self { path, group }
+    }
+
+    /// Allots numbers greater than all that were allotted, and than `at_least`; returns the first
+    /// and the last. `greatest` finds the greatest in use when there is no counter.
+    pub(crate) fn allot(
+        &self,
+        at_least: u64,
+        greatest: impl Fn() -> Result<u64, FileError>,
+    ) -> Result<(u64, u64), FileError> {
+        let path = &self.path;
+        loop {
+            let Some(file) =
+                os::open(path).map_err(FileError::io("open the fence counter", path))?
+            else {
+                self.create(greatest()?)?;
+                continue;
+            };
+            if let Some(why) = os::suspicion(&file, self.group)
+                .map_err(FileError::io("inspect the fence counter", path))?
+            {
+                return Err(FileError::Suspicious {
+                    path: path.clone(),
+                    why,
+                });
+            }
+            let _guarded = Guarded::new(&file, path)?;
+            if os::id_at(path).map_err(FileError::io("inspect the fence counter", path))?
+                != Some(os::id(&file).map_err(FileError::io("inspect the fence counter", path))?)
+            {
+                continue;
+            }
+            let bytes = os::read_at(&file, BYTES + 1)
+                .map_err(FileError::io("read the fence counter", path))?;
+            let allotted = decode(&bytes)
+                .ok_or_else(|| FileError::Counter { path: path.clone() })?
+                .max(at_least);
+            let last = allotted
+                .checked_add(BLOCK)
+                .ok_or_else(|| FileError::Counter { path: path.clone() })?;
+            os::write_at(&file, &encode(last), 0)
+                .map_err(FileError::io("write the fence counter", path))?;
+            file.sync_data()
+                .map_err(FileError::io("write the fence counter", path))?;
+            return Ok((allotted + 1, last));
+        }
+    }
+
+    fn create(&self, allotted: u64) -> Result<(), FileError> {
+        let failed = || FileError::io("create the fence counter", &self.path);
+        os::create(&self.path, &encode(allotted), self.group).map_err(failed())?;
+        os::sync_directory(self.path.parent().unwrap_or(Path::new("."))).map_err(failed())
+    }
+}
+
+/// Magic, checksum of the number, version, number: 24 bytes, of which no sector's edge cuts any.
+fn encode(allotted: u64) -> [u8; BYTES] {
+    const VERSION: u32 = 1;
+
+    let mut bytes = [0; BYTES];
+    bytes[..8].copy_from_slice(&MAGIC);
+    bytes[12..16].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[16..].copy_from_slice(&allotted.to_le_bytes());
+    let checksum = crc32c(&bytes[12..]);
+    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<u64> {
+    let number = bytes.get(16..BYTES)?.try_into().ok()?;
+    let allotted = u64::from_le_bytes(number);
+    (*bytes == encode(allotted)).then_some(allotted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_reads_what_it_wrote_and_nothing_else() {
+        let bytes = encode(4096);
+        assert_eq!(decode(&bytes), Some(4096));
+        for damaged in 0..BYTES {
+            let mut bytes = bytes;
+            bytes[damaged] ^= 0x10;
+            assert_eq!(decode(&bytes), None, "byte {damaged}");
+        }
+        assert_eq!(decode(&bytes[..BYTES - 1]), None);
+        assert_eq!(decode(&[]), None);
+    }
+
+    #[test]
+    fn blocks_never_overlap_even_when_the_counter_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let counter = Counter::new(folder.path().join("fences"), None);
+        let unused = || Ok(0);
+        assert_eq!(counter.allot(0, unused).unwrap(), (1, 1024));
+        assert_eq!(counter.allot(0, unused).unwrap(), (1025, 2048));
+        assert_eq!(counter.allot(5000, unused).unwrap(), (5001, 6024));
+        std::fs::remove_file(folder.path().join("fences")).unwrap();
+        assert_eq!(counter.allot(0, || Ok(6024)).unwrap(), (6025, 7048));
+        std::fs::write(folder.path().join("fences"), "VERROUF").unwrap();
+        assert!(matches!(
+            counter.allot(0, unused),
+            Err(FileError::Counter { .. })
+        ));
+    }
+}

@@ -1,0 +1,307 @@
+//! A folder of lock files: which file is whose, and opening one safely.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use data_encoding::BASE32_NOPAD;
+use fs4::FileExt;
+use sha2::{Digest, Sha256};
+use verrou::Name;
+
+use super::StoreOptions;
+use super::counter::Counter;
+use super::error::{FileError, OpenError};
+use super::machine::Machine;
+use super::os;
+use super::record::{self, FILE_BYTES, Kind, Record};
+
+/// A folder of lock files of one kind.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    kind: Kind,
+    group: Option<u32>,
+    counter: Counter,
+}
+
+impl Directory {
+    /// The folder at `path`, made if need be.
+    pub(crate) fn open(path: &Path, kind: Kind, options: &StoreOptions) -> Result<Self, OpenError> {
+        let failed = |action| {
+            move |source| OpenError::Directory {
+                action,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        let group = options.group_id()?;
+        os::create_directory(path, group).map_err(failed("create this folder"))?;
+        // One spelling for all, whatever the working folder is later.
+        let path = &fs::canonicalize(path).map_err(failed("read this folder"))?;
+        if let Some(why) =
+            os::suspicious_directory(path, group).map_err(failed("read this folder"))?
+        {
+            return Err(OpenError::Suspicious {
+                path: path.clone(),
+                why,
+            });
+        }
+        if !options.any_file_system {
+            refuse_unsuitable(path)?;
+        }
+        let counter = Counter::new(path.join("fences"), group);
+        Ok(Self {
+            path: path.clone(),
+            kind,
+            group,
+            counter,
+        })
+    }
+
+    /// The file of the lock `name`.
+    ///
+    /// Some of the name, for people, and enough of its SHA-256 that no two names share a file:
+    /// no name is too long or too odd, and no file system's view of case or Unicode matters.
+    pub(crate) fn path_of(&self, name: &Name) -> PathBuf {
+        const READABLE: usize = 40;
+        const HASHED: usize = 26; // 130 bits
+
+        let keep = |char: char| {
+            if char.is_ascii_alphanumeric() {
+                char.to_ascii_lowercase()
+            } else {
+                '_'
+            }
+        };
+        let readable: String = name.as_str().chars().take(READABLE).map(keep).collect();
+        let hash = BASE32_NOPAD
+            .encode(&Sha256::digest(name.as_str()))
+            .to_ascii_lowercase();
+        self.path.join(format!(
+            "{readable}.{}.{}",
+            &hash[..HASHED],
+            self.extension()
+        ))
+    }
+
+    fn extension(&self) -> &'static str {
+        match self.kind {
+            Kind::Lease => "lease",
+            Kind::Lock => "lock",
+        }
+    }
+
+    /// The file at `path`, if there is one and it is to be trusted.
+    pub(crate) fn open_file(&self, path: &Path) -> Result<Option<File>, FileError> {
+        let file = match os::open(path) {
+            Ok(Some(file)) => file,
+            Ok(None) => return Ok(None),
+            Err(source) => return Err(open_error(path, source)),
+        };
+        match os::suspicion(&file, self.group).map_err(FileError::io("inspect this file", path))? {
+            Some(why) => Err(FileError::Suspicious {
+                path: path.to_owned(),
+                why,
+            }),
+            None => Ok(Some(file)),
+        }
+    }
+
+    /// The file of the lock `name`, made if need be.
+    pub(crate) fn open_or_create(&self, path: &Path, name: &Name) -> Result<File, FileError> {
+        loop {
+            if let Some(file) = self.open_file(path)? {
+                return Ok(file);
+            }
+            let bytes = record::new_file(self.kind, name);
+            os::create(path, &bytes, self.group)
+                .map_err(FileError::io("create this file", path))?;
+        }
+    }
+
+    /// What the file of the lock `name` says; `None` when the lock was never granted.
+    pub(crate) fn read(
+        &self,
+        file: &File,
+        path: &Path,
+        name: &Name,
+    ) -> Result<Option<Record>, FileError> {
+        let bytes = os::read_at(file, FILE_BYTES).map_err(FileError::io("read this file", path))?;
+        let damaged = |damage| FileError::Damaged {
+            path: path.to_owned(),
+            damage,
+            name: name.clone(),
+        };
+        record::read(self.kind, name, &bytes, &Machine::this().boot).map_err(damaged)
+    }
+
+    /// Lets the file say `record`.
+    pub(crate) fn write(&self, file: &File, path: &Path, record: &Record) -> Result<(), FileError> {
+        let (offset, slot) = record::write(record);
+        os::write_at(file, &slot, offset).map_err(FileError::io("write this file", path))
+    }
+
+    /// The fence of a new grant after what the file said, and the last one before the counter
+    /// is to be asked again.
+    pub(crate) fn next_fence(&self, before: Option<&Record>) -> Result<(u64, u64), FileError> {
+        match before {
+            // After a new start of the machine, the last writes before it may be gone.
+            Some(record)
+                if record.boot == Machine::this().boot && record.fence < record.last_fence =>
+            {
+                Ok((record.fence + 1, record.last_fence))
+            }
+            _ => self
+                .counter
+                .allot(before.map_or(0, |record| record.last_fence), || {
+                    self.greatest_fence()
+                }),
+        }
+    }
+
+    /// The names that have a file here.
+    pub(crate) fn names(&self) -> Result<Vec<Name>, FileError> {
+        let mut names = Vec::new();
+        for path in self.files()? {
+            if let Some(file) = self.open_file(&path)? {
+                let bytes = os::read_at(&file, FILE_BYTES)
+                    .map_err(FileError::io("read this file", &path))?;
+                // A file that is not ours to read is no name; asking for its lock says why.
+                names.extend(record::name_of(self.kind, &bytes).ok());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The greatest fence that any file here may have granted, for a counter that was lost.
+    fn greatest_fence(&self) -> Result<u64, FileError> {
+        let mut greatest = 0;
+        for name in self.names()? {
+            let path = self.path_of(&name);
+            if let Some(file) = self.open_file(&path)?
+                && let Some(record) = self.read(&file, &path, &name)?
+            {
+                greatest = greatest.max(record.last_fence);
+            }
+        }
+        Ok(greatest)
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>, FileError> {
+        let failed = |source| FileError::Io {
+            action: "list this folder",
+            path: self.path.clone(),
+            source,
+        };
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == self.extension())
+            {
+                files.push(path);
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// Refuses a folder on whose file system locks are not to be trusted.
+pub(crate) fn refuse_unsuitable(path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Directory {
+        action: "tell the file system of this folder",
+        path: path.to_owned(),
+        source,
+    };
+    match os::unsuitable_file_system(path).map_err(failed)? {
+        Some(kind) => Err(OpenError::UnsuitableFileSystem {
+            path: path.to_owned(),
+            kind,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// What open(2) says of a symbolic link, and of a pipe that nobody reads, needs a word.
+fn open_error(path: &Path, source: io::Error) -> FileError {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_file() => FileError::Suspicious {
+            path: path.to_owned(),
+            why: "it is not a regular file".to_owned(),
+        },
+        _ => FileError::Io {
+            action: "open this file",
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+/// Takes the kernel's lock on `file` if it is free.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    taken(|| FileExt::try_lock(file))
+}
+
+/// Takes the kernel's lock on `file`, shared with others who do so, if nobody has it alone.
+pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
+    taken(|| FileExt::try_lock_shared(file))
+}
+
+fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool> {
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(true),
+            Err(fs4::TryLockError::WouldBlock) => return Ok(false),
+            Err(fs4::TryLockError::Error(err)) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(fs4::TryLockError::Error(err)) => return Err(err),
+        }
+    }
+}
+
+/// Gives the kernel's lock on `file` back, for all who share its open file description.
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    FileExt::unlock(file)
+}
+
+/// A file that no other process of ours reads or writes while this exists.
+#[derive(Debug)]
+pub(crate) struct Guarded<'a>(&'a File);
+
+impl<'a> Guarded<'a> {
+    /// Waits for the kernel's lock on `file`, which others keep for microseconds only.
+    pub(crate) fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+
+        let locked = || try_lock(file).map_err(FileError::io("lock this file", path));
+        if locked()? {
+            return Ok(Self(file));
+        }
+        let began = Instant::now();
+        let mut pause = Duration::from_micros(10);
+        while began.elapsed() < PATIENCE {
+            thread::sleep(pause);
+            if locked()? {
+                return Ok(Self(file));
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Err(FileError::Busy {
+            path: path.to_owned(),
+            seconds: PATIENCE.as_secs(),
+        })
+    }
+}
+
+impl Drop for Guarded<'_> {
+    fn drop(&mut self) {
+        // Unlocked by name, not by closing: a child that another thread just forked may have
+        // the descriptor open for a moment longer. It can only fail for a bad descriptor.
+        let _ = unlock(self.0);
+    }
+}

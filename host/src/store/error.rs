@@ -1,0 +1,187 @@
+//! What can go wrong with a lock's file.
+
+use std::io;
+use std::path::PathBuf;
+
+use verrou::{Fence, Name, StoreError};
+
+use super::record::Damage;
+
+/// Why a store of files could not answer: the source of its [`StoreError`]s.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// A file is not what this store wrote there. It is never taken for a free lock.
+    #[error(
+        "{}: {damage}; if nothing holds the lock `{name}`, move the file away and try again",
+        path.display()
+    )]
+    Damaged {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        damage: Damage,
+        /// Which lock's file it should be.
+        name: Name,
+    },
+    /// Another process keeps a file locked that is only ever locked for microseconds: it is
+    /// stopped, or no program of ours.
+    #[error(
+        "{}: another process has kept it locked for {seconds} s; `lslocks` shows which",
+        path.display()
+    )]
+    Busy {
+        /// Which file.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The lease counts time by another clock than this process sees, and no process of its
+    /// holder can be asked.
+    #[error(
+        "the lock `{name}` was taken in another time namespace, so that nobody here can tell \
+         whether its time has passed; release it there, or `verrou force-release` it"
+    )]
+    ForeignClock {
+        /// Which lock.
+        name: Name,
+    },
+    /// The counter has run out of numbers, or is damaged.
+    #[error("{}: the fence counter is damaged; restore it, or start a new folder", path.display())]
+    Counter {
+        /// Where the counter is.
+        path: PathBuf,
+    },
+    /// The kernel's lock cannot be taken from a process.
+    #[error(
+        "the lock `{name}` is the kernel's and cannot be taken from the process that holds it{}; \
+         end that process instead",
+        fence.map(|fence| format!(" (fence {fence})")).unwrap_or_default()
+    )]
+    NotEvictable {
+        /// Which lock.
+        name: Name,
+        /// The grant that was meant.
+        fence: Option<Fence>,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}", path.display())]
+    Io {
+        /// What was to be done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Somebody else may have put this file here.
+    #[error("{}: refused, because {why}", path.display())]
+    Suspicious {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl FileError {
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+impl From<FileError> for StoreError {
+    fn from(err: FileError) -> Self {
+        use io::ErrorKind::{Interrupted, OutOfMemory, ResourceBusy, WouldBlock};
+
+        let temporary = match &err {
+            FileError::Busy { .. } => true,
+            FileError::Io { source, .. } => {
+                matches!(
+                    source.kind(),
+                    Interrupted | OutOfMemory | ResourceBusy | WouldBlock
+                ) || is_table_full(source)
+            }
+            _ => false,
+        };
+        if temporary {
+            Self::temporary(err)
+        } else {
+            Self::permanent(err)
+        }
+    }
+}
+
+/// Whether a table of the kernel's was full: descriptors, open files, locks.
+#[cfg(unix)]
+fn is_table_full(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+
+    matches!(
+        Errno::from_io_error(err),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOLCK)
+    )
+}
+
+#[cfg(not(unix))]
+fn is_table_full(_err: &io::Error) -> bool {
+    false
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The folder cannot be made or read.
+    #[error("{}: cannot {action}", path.display())]
+    Directory {
+        /// What was to be done.
+        action: &'static str,
+        /// Which folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The file to be locked cannot be.
+    #[error("{}: {why}", path.display())]
+    Path {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+    /// Others could tamper with the files in this folder.
+    #[error("{}: refused as a lock store, because {why}", path.display())]
+    Suspicious {
+        /// Which folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is no such group.
+    #[error("there is no group `{group}`")]
+    UnknownGroup {
+        /// Its name.
+        group: String,
+    },
+    /// Locks are not to be trusted on this file system.
+    #[error(
+        "{}: this is on {kind}, where locks are not known to exclude every process; choose a \
+         folder on a local disk, or allow any file system if you know better",
+        path.display()
+    )]
+    UnsuitableFileSystem {
+        /// Which folder.
+        path: PathBuf,
+        /// What kind of file system.
+        kind: String,
+    },
+}

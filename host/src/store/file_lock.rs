@@ -1,0 +1,473 @@
+//! The kernel's own locks: one locked file per name, free as soon as its processes are gone.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use verrou::{
+    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
+};
+
+use super::directory::{self, Directory};
+use super::error::{FileError, OpenError};
+use super::lease_file::{granted, holder, wall_clock};
+use super::machine::Machine;
+use super::record::{Kind, Record};
+use super::{StoreOptions, jitter, os};
+use crate::System;
+
+/// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
+///
+/// A lock is free as soon as the processes that hold it are gone, and cannot be taken from them
+/// before: its ttl ends the lease for those who hold it, who can no longer extend it, and for
+/// nobody else but other users of the same value. It cannot be serialized, or evicted.
+///
+/// Any program that locks the same file with flock(2) is excluded, and excludes.
+///
+/// ```
+/// use verrou::blocking::LockFactory;
+/// use verrou_host::{FileLockStore, StoreOptions, System};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let folder = folder.path();
+/// let store = FileLockStore::open(folder, &StoreOptions::default())?;
+/// let lock = LockFactory::new(&store, System).create_lock("my-resource", "none")?;
+/// let held = lock.guard()?;
+///
+/// let other = FileLockStore::open(folder, &StoreOptions::default())?;
+/// let other = LockFactory::new(&other, System).create_lock("my-resource", "none")?;
+/// assert!(other.try_acquire().is_err());
+/// drop(held);
+/// assert!(other.try_acquire().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct FileLockStore {
+    /// Where the records are, and, unless there is `exact`, the files that are locked.
+    directory: Directory,
+    /// The one file that is locked, and never written.
+    exact: Option<PathBuf>,
+    clock: Arc<dyn Clock + Send + Sync>,
+    command: Option<String>,
+    grants: Mutex<HashMap<Name, Grant>>,
+}
+
+/// A lock that this process holds.
+struct Grant {
+    locked: Locked,
+    /// Where its record is, when that is another file.
+    recorded: Option<File>,
+    record: Record,
+}
+
+/// A file that is locked until this is dropped.
+struct Locked {
+    file: File,
+    /// A forked child has a copy of this value, but is not the holder.
+    process: u32,
+}
+
+impl FileLockStore {
+    /// The store in the folder `path`, which is created for this user alone if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the folder, and what to do about it.
+    pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
+        Ok(Self {
+            directory: Directory::open(path.as_ref(), Kind::Lock, options)?,
+            exact: None,
+            clock: Arc::new(System),
+            command: options.command.clone(),
+            grants: Mutex::default(),
+        })
+    }
+
+    /// A store whose one lock is the kernel's lock on exactly the file or folder `path`, and that
+    /// lock's name: its absolute path. An empty file is created where there is nothing; nothing
+    /// is ever written to it. Fences, and who holds the lock, are recorded in the folder
+    /// `records`.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the path or the folder, and what to do about it.
+    pub fn open_path(
+        path: &Path,
+        records: &Path,
+        options: &StoreOptions,
+    ) -> Result<(Self, Name), OpenError> {
+        let failed = |why: String| OpenError::Path {
+            path: path.to_owned(),
+            why,
+        };
+        os::open_to_lock(path)
+            .map_err(|err| failed(format!("cannot open this to lock it: {err}")))?;
+        let exact = path.canonicalize().map_err(|err| failed(err.to_string()))?;
+        if !options.any_file_system {
+            directory::refuse_unsuitable(&exact)?;
+        }
+        let name = exact
+            .to_str()
+            .ok_or_else(|| failed("this path is not UTF-8".to_owned()))?;
+        let name = Name::new(name).map_err(|err| failed(err.to_string()))?;
+        let store = Self {
+            exact: Some(exact),
+            ..Self::open(records, options)?
+        };
+        Ok((store, name))
+    }
+
+    /// Lets leases end by `clock` instead of the machine's: for tests.
+    #[must_use]
+    pub fn with_clock(self, clock: impl Clock + Send + Sync + 'static) -> Self {
+        Self {
+            clock: Arc::new(clock),
+            ..self
+        }
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the folder, or one of its files, cannot be read.
+    pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
+        let mut held = Vec::new();
+        for name in self.directory.names()? {
+            if let Some(holder) = self.inspect(&name)? {
+                held.push((name, holder));
+            }
+        }
+        Ok(held)
+    }
+
+    /// A duplicate of the locked descriptor of `owner`: the lock is free when it is released, or
+    /// when all duplicates are closed.
+    pub fn lifeline(&self, owner: Owner) -> Option<File> {
+        let grants = self.grants();
+        let grant = grants.values().find(|grant| grant.record.owner == owner)?;
+        grant.locked.file.try_clone().ok()
+    }
+
+    fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.now().since_start()
+    }
+
+    /// The file that is locked for `name`.
+    fn path_of(&self, name: &Name) -> PathBuf {
+        self.exact
+            .clone()
+            .unwrap_or_else(|| self.directory.path_of(name))
+    }
+
+    /// Takes the kernel's lock of `name`, and reads what was recorded; `None` when it is taken.
+    fn lock(
+        &self,
+        name: &Name,
+    ) -> Result<Option<(Locked, Option<File>, Option<Record>)>, FileError> {
+        let path = self.path_of(name);
+        let locked = loop {
+            let file = match &self.exact {
+                Some(path) => {
+                    os::open_to_lock(path).map_err(FileError::io("open this to lock it", path))?
+                }
+                None => self.directory.open_or_create(&path, name)?,
+            };
+            let Some(locked) = Locked::new(file).map_err(FileError::io("lock this file", &path))?
+            else {
+                return Ok(None);
+            };
+            // Whoever removes or replaces files must not make two locks of one.
+            if self.is_current(&locked.file, &path)? {
+                break locked;
+            }
+        };
+        if self.exact.is_none() {
+            let record = self.directory.read(&locked.file, &path, name)?;
+            return Ok(Some((locked, None, record)));
+        }
+        let path = self.directory.path_of(name);
+        let recorded = self.directory.open_or_create(&path, name)?;
+        let record = self.directory.read(&recorded, &path, name)?;
+        Ok(Some((locked, Some(recorded), record)))
+    }
+
+    fn is_current(&self, file: &File, path: &Path) -> Result<bool, FileError> {
+        let same = os::id_at(path).and_then(|there| Ok(there == Some(os::id(file)?)));
+        same.map_err(FileError::io("inspect this file", path))
+    }
+
+    /// The next record: the same grant, lasting from now as long as `claim` asks.
+    fn lasting(&self, record: &Record, claim: &Claim) -> Record {
+        let ttl = claim.ttl.duration();
+        Record {
+            sequence: record.sequence + 1,
+            ttl,
+            ends: ttl.map_or(Duration::ZERO, |ttl| self.now().saturating_add(ttl)),
+            ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall_clock().saturating_add(ttl)),
+            ..record.clone()
+        }
+    }
+
+    /// The record of a new grant after `before`.
+    fn next_record(&self, claim: &Claim, before: Option<&Record>) -> Result<Record, FileError> {
+        let (fence, last_fence) = self.directory.next_fence(before)?;
+        let machine = Machine::this();
+        let wall = wall_clock();
+        let record = Record {
+            sequence: before.map_or(0, |record| record.sequence),
+            held: true,
+            ephemeral: true,
+            fence,
+            last_fence,
+            owner: claim.owner,
+            boot: machine.boot,
+            time_namespace: machine.time_namespace,
+            ttl: None,
+            ends: Duration::ZERO,
+            ends_wall: wall,
+            since_wall: wall,
+            process: machine.process(self.command.as_deref()),
+        };
+        Ok(self.lasting(&record, claim))
+    }
+
+    fn write(&self, grant: &Grant, name: &Name, record: &Record) -> Result<(), FileError> {
+        let path = self.directory.path_of(name);
+        self.directory.write(
+            grant.recorded.as_ref().unwrap_or(&grant.locked.file),
+            &path,
+            record,
+        )
+    }
+
+    /// Records, for people, that a lock is given back. Whether that can be written does not
+    /// matter: the lock itself is the kernel's.
+    fn record_end(&self, name: &Name, grant: &Grant) {
+        let ended = Record {
+            sequence: grant.record.sequence + 1,
+            held: false,
+            ..grant.record.clone()
+        };
+        let _ = self.write(grant, name, &ended);
+    }
+
+    /// Who has the kernel's lock of `name` that this value does not hold.
+    fn other_holder(&self, name: &Name) -> Result<Option<Holder>, FileError> {
+        let path = self.path_of(name);
+        let opened = match &self.exact {
+            Some(_) => {
+                Some(os::open_to_lock(&path).map_err(FileError::io("open this file", &path))?)
+            }
+            None => self.directory.open_file(&path)?,
+        };
+        let Some(file) = opened else { return Ok(None) };
+        // A shared lock gets in no one's way for longer than it takes to give it back.
+        if directory::try_lock_shared(&file)
+            .map_err(FileError::io("try this file's lock", &path))?
+        {
+            directory::unlock(&file).map_err(FileError::io("unlock this file", &path))?;
+            return Ok(None);
+        }
+        let recorded = match &self.exact {
+            Some(_) => self.directory.open_file(&self.directory.path_of(name))?,
+            None => Some(
+                file.try_clone()
+                    .map_err(FileError::io("read this file", &path))?,
+            ),
+        };
+        // Its holder may be writing it: what cannot be read now is not known.
+        let record =
+            recorded.and_then(|recorded| self.directory.read(&recorded, &path, name).ok()?);
+        let process =
+            os::locker(&file).map_err(FileError::io("find out who locked this file", &path))?;
+        let current = record.filter(|record| {
+            record.held
+                && record.boot == Machine::this().boot
+                && process.is_none_or(|process| process == record.process.id)
+        });
+        Ok(Some(match current {
+            Some(record) => {
+                let left = record.ttl.map(|_| record.ends.saturating_sub(self.now()));
+                holder(&record, left)
+            }
+            None => Holder {
+                owner: None,
+                fence: None,
+                since: None,
+                remaining: None,
+                process: process.map(|id| Machine::this().other_process(id)),
+            },
+        }))
+    }
+}
+
+impl Grant {
+    /// How long the lease still lasts for those who hold it; nothing once it has ended.
+    fn left(&self, now: Duration) -> Option<Option<Duration>> {
+        if self.record.ttl.is_none() {
+            return Some(None);
+        }
+        self.record
+            .ends
+            .checked_sub(now)
+            .filter(|left| !left.is_zero())
+            .map(Some)
+    }
+}
+
+impl Locked {
+    /// Takes the kernel's lock on `file` if it is free.
+    fn new(file: File) -> io::Result<Option<Self>> {
+        let locked = directory::try_lock(&file)?;
+        Ok(locked.then(|| Self {
+            file,
+            process: std::process::id(),
+        }))
+    }
+
+    /// Whether this process holds it, and was not just forked from the one that does.
+    fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+    }
+}
+
+impl Drop for Locked {
+    /// Unlocks the file by name, for children may have it open; but not in a forked child, which
+    /// shares the lock with the holder.
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // It can only fail for a bad descriptor; closing unlocks, too, at the latest with the
+            // last process that has it open.
+            let _ = directory::unlock(&self.file);
+        }
+    }
+}
+
+impl Store for FileLockStore {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let mut grants = self.grants();
+        match grants.entry(claim.name.clone()) {
+            Entry::Occupied(mut held) => {
+                let grant = held.get_mut();
+                let record = match grant.left(self.now()) {
+                    Some(_) if grant.record.owner == claim.owner => {
+                        self.lasting(&grant.record, claim)
+                    }
+                    Some(remaining) => return Ok(Reply::Refused { remaining }),
+                    // It has ended for those who hold it, and nobody else can be in.
+                    None => self.next_record(claim, Some(&grant.record))?,
+                };
+                self.write(grant, &claim.name, &record)?;
+                grant.record = record;
+                Ok(granted(&grant.record))
+            }
+            Entry::Vacant(free) => {
+                let Some((locked, recorded, before)) = self.lock(&claim.name)? else {
+                    return Ok(Reply::REFUSED);
+                };
+                let record = self.next_record(claim, before.as_ref())?;
+                let grant = Grant {
+                    locked,
+                    recorded,
+                    record,
+                };
+                self.write(&grant, &claim.name, &grant.record)?;
+                Ok(granted(&free.insert(grant).record))
+            }
+        }
+    }
+
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let mut grants = self.grants();
+        let Some(grant) = grants.get_mut(&claim.name) else {
+            return Ok(Reply::REFUSED);
+        };
+        if grant.record.owner != claim.owner || grant.left(self.now()).is_none() {
+            return Ok(Reply::REFUSED);
+        }
+        // With another file at its path, others lock that one.
+        if !self.is_current(&grant.locked.file, &self.path_of(&claim.name))? {
+            return Ok(Reply::REFUSED);
+        }
+        let record = self.lasting(&grant.record, claim);
+        self.write(grant, &claim.name, &record)?;
+        grant.record = record;
+        Ok(granted(&grant.record))
+    }
+
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let mut grants = self.grants();
+        match grants.entry(claim.name.clone()) {
+            Entry::Occupied(held)
+                if held.get().record.owner == claim.owner && held.get().locked.is_ours() =>
+            {
+                let still_held = held.get().left(self.now()).is_some()
+                    && self.is_current(&held.get().locked.file, &self.path_of(&claim.name))?;
+                self.record_end(&claim.name, held.get());
+                held.remove();
+                Ok(if still_held {
+                    Reply::Granted { fence: None }
+                } else {
+                    Reply::REFUSED
+                })
+            }
+            _ => Ok(Reply::REFUSED),
+        }
+    }
+
+    /// Refuses to take the kernel's lock from anyone: it would have two holders then.
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        match self.inspect(name)? {
+            Some(_) => Err(FileError::NotEvictable {
+                name: name.clone(),
+                fence: only,
+            }
+            .into()),
+            None => Ok(Reply::REFUSED),
+        }
+    }
+
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        if let Some(grant) = self.grants().get(name) {
+            return Ok(grant
+                .left(self.now())
+                .map(|left| holder(&grant.record, left)));
+        }
+        Ok(self.other_holder(name)?)
+    }
+
+    /// Lets the next attempt look again, every few milliseconds.
+    fn wait(&self, _name: &Name, at_most: Duration) -> Waited {
+        thread::sleep(jitter(Duration::from_millis(10)).min(at_most));
+        Waited::Done
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            expires: false,
+            ephemeral: true,
+            transfers: false,
+            evicts: false,
+            fences: true,
+        }
+    }
+}
+
+impl fmt::Debug for FileLockStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileLockStore")
+            .field("directory", &self.directory)
+            .field("exact", &self.exact)
+            .finish_non_exhaustive()
+    }
+}

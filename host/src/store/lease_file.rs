@@ -1,0 +1,497 @@
+//! Leases in files: one file per name, read and written under the kernel's lock.
+//!
+//! The kernel's lock on a file is kept for the microseconds of one step only. Who holds the lease
+//! is what the file says, and it ends by the machine's clock. An ephemeral lease ends, too, when
+//! the processes that hold it are gone: they keep one byte of the file locked, and the kernel
+//! unlocks it when the last of them ends. See `FORMAT.md`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use verrou::{
+    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
+};
+
+use super::directory::{Directory, Guarded};
+use super::error::{FileError, OpenError};
+use super::machine::Machine;
+use super::os;
+use super::record::{Kind, Record};
+use super::{StoreOptions, Zombies, jitter, liveness};
+use crate::System;
+
+/// Leases in the files of a folder, for the processes of one machine.
+///
+/// ```
+/// use verrou::blocking::LockFactory;
+/// use verrou_host::{LeaseFileStore, StoreOptions, System};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let folder = folder.path();
+/// let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// let lock = LockFactory::new(&store, System).create_lock("my-resource", "2s")?;
+/// lock.acquire()?;
+///
+/// // Another process that opens the same folder:
+/// let elsewhere = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// let restored = LockFactory::new(&elsewhere, System).restore_lock(&lock.serialize()?);
+/// restored.release()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct LeaseFileStore {
+    directory: Directory,
+    clock: Arc<dyn Clock + Send + Sync>,
+    zombies: Zombies,
+    command: Option<String>,
+    grants: Mutex<HashMap<Owner, Grant>>,
+}
+
+/// What this process keeps of a grant it asked for.
+struct Grant {
+    name: Name,
+    fence: u64,
+    /// The descriptor whose open file description has the grant's byte locked.
+    lifeline: Option<File>,
+    /// Whose lease had ended by time while its processes still lived.
+    taken_over: Option<Holder>,
+    /// A forked child has a copy of this value, but is not the holder.
+    process: u32,
+}
+
+/// What a record means now.
+enum State {
+    Free,
+    Held {
+        remaining: Option<Duration>,
+    },
+    /// Its time has passed, but processes of its holder are alive.
+    Zombie,
+}
+
+impl LeaseFileStore {
+    /// The store in the folder `path`, which is created for this user alone if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the folder, and what to do about it.
+    pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
+        Ok(Self {
+            directory: Directory::open(path.as_ref(), Kind::Lease, options)?,
+            clock: Arc::new(System),
+            zombies: options.zombies,
+            command: options.command.clone(),
+            grants: Mutex::default(),
+        })
+    }
+
+    /// Lets leases end by `clock` instead of the machine's: for tests. It must be the same for
+    /// all who use the folder.
+    #[must_use]
+    pub fn with_clock(self, clock: impl Clock + Send + Sync + 'static) -> Self {
+        Self {
+            clock: Arc::new(clock),
+            ..self
+        }
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the folder, or one of its files, cannot be read.
+    pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
+        let mut held = Vec::new();
+        for name in self.directory.names()? {
+            if let Some(holder) = self.inspect(&name)? {
+                held.push((name, holder));
+            }
+        }
+        Ok(held)
+    }
+
+    /// A duplicate of the descriptor that keeps the ephemeral lease of `owner` alive: it ends
+    /// when all duplicates are closed.
+    pub fn lifeline(&self, owner: Owner) -> Option<File> {
+        self.grants()
+            .get(&owner)?
+            .lifeline
+            .as_ref()?
+            .try_clone()
+            .ok()
+    }
+
+    /// From whom the lease of `owner` was taken although processes of theirs still live: their
+    /// time had passed.
+    pub fn taken_over(&self, owner: Owner) -> Option<Holder> {
+        self.grants().get(&owner)?.taken_over.clone()
+    }
+
+    fn grants(&self) -> MutexGuard<'_, HashMap<Owner, Grant>> {
+        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `step` with the file of `name` and what it says, while nobody else does.
+    ///
+    /// `Ok(None)` when there is no such file and none is to be made.
+    fn with_record<T>(
+        &self,
+        name: &Name,
+        create: bool,
+        step: impl FnOnce(&LeaseFile<'_>, Option<Record>) -> Result<T, FileError>,
+    ) -> Result<Option<T>, StoreError> {
+        let path = self.directory.path_of(name);
+        loop {
+            let file = if create {
+                self.directory.open_or_create(&path, name)?
+            } else {
+                let Some(file) = self.directory.open_file(&path)? else {
+                    return Ok(None);
+                };
+                file
+            };
+            let _guarded = Guarded::new(&file, &path)?;
+            // Whoever removes or replaces files must not make two locks of one.
+            let inspected = FileError::io("inspect this file", &path);
+            let same = os::id_at(&path)
+                .and_then(|there| Ok(there == Some(os::id(&file)?)))
+                .map_err(inspected)?;
+            if !same {
+                continue;
+            }
+            let lease = LeaseFile {
+                store: self,
+                file: &file,
+                path: &path,
+                name,
+            };
+            let record = self.directory.read(&file, &path, name)?;
+            return Ok(Some(step(&lease, record)?));
+        }
+    }
+
+    /// Whether the grant of `owner` was inherited from the process this one was forked from.
+    fn is_parents(&self, owner: Owner) -> bool {
+        self.grants()
+            .get(&owner)
+            .is_some_and(|grant| grant.process != std::process::id())
+    }
+}
+
+impl Drop for Grant {
+    /// Unlocks the grant's byte by name, for children may have the descriptor open; but not in a
+    /// forked child, which shares it with the holder.
+    fn drop(&mut self) {
+        if let Some(lifeline) = &self.lifeline
+            && self.process == std::process::id()
+        {
+            // Closing it ends it, too, at the latest with the last process that has it open.
+            let _ = liveness::let_go(lifeline, self.fence);
+        }
+    }
+}
+
+/// The file of one name, while nobody else reads or writes it.
+struct LeaseFile<'a> {
+    store: &'a LeaseFileStore,
+    file: &'a File,
+    path: &'a Path,
+    name: &'a Name,
+}
+
+impl LeaseFile<'_> {
+    fn state(&self, record: &Record) -> Result<State, FileError> {
+        let machine = Machine::this();
+        if !record.held || record.boot != machine.boot {
+            return Ok(State::Free);
+        }
+        if record.ephemeral {
+            let asked = liveness::is_held(self.file, record.fence);
+            if !asked.map_err(FileError::io("ask who lives", self.path))? {
+                return Ok(State::Free);
+            }
+        }
+        if record.ttl.is_none() {
+            return Ok(State::Held { remaining: None });
+        }
+        if record.time_namespace != machine.time_namespace {
+            return match record.ephemeral {
+                true => Ok(State::Held { remaining: None }),
+                false => Err(FileError::ForeignClock {
+                    name: self.name.clone(),
+                }),
+            };
+        }
+        let now = self.store.clock.now().since_start();
+        match record.ends.checked_sub(now).filter(|left| !left.is_zero()) {
+            Some(left) => Ok(State::Held {
+                remaining: Some(left),
+            }),
+            None if record.ephemeral => Ok(State::Zombie),
+            None => Ok(State::Free),
+        }
+    }
+
+    fn acquire(&self, claim: &Claim, before: Option<Record>) -> Result<Reply, FileError> {
+        let mut taken_over = None;
+        if let Some(record) = &before {
+            match self.state(record)? {
+                State::Held { .. } if record.owner == claim.owner => {
+                    self.write(&self.lasting(record, claim))?;
+                    return Ok(granted(record));
+                }
+                State::Held { remaining } => return Ok(Reply::Refused { remaining }),
+                State::Zombie if self.store.zombies == Zombies::Wait => return Ok(Reply::REFUSED),
+                State::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
+                State::Free => {}
+            }
+        }
+        let (fence, last_fence) = self.store.directory.next_fence(before.as_ref())?;
+        let machine = Machine::this();
+        let wall = wall_clock();
+        let record = Record {
+            sequence: before.map_or(1, |record| record.sequence + 1),
+            held: true,
+            ephemeral: claim.ephemeral && liveness::AVAILABLE,
+            fence,
+            last_fence,
+            owner: claim.owner,
+            boot: machine.boot,
+            time_namespace: machine.time_namespace,
+            ttl: None,
+            ends: Duration::ZERO,
+            ends_wall: wall,
+            since_wall: wall,
+            process: machine.process(self.store.command.as_deref()),
+        };
+        let lifeline = if record.ephemeral {
+            Some(self.lifeline(fence)?)
+        } else {
+            None
+        };
+        self.write(&Record {
+            sequence: record.sequence,
+            ..self.lasting(&record, claim)
+        })?;
+        let grant = Grant {
+            name: self.name.clone(),
+            fence,
+            lifeline,
+            taken_over,
+            process: std::process::id(),
+        };
+        let mut grants = self.store.grants();
+        // An earlier grant of this name that this process did not release has ended by time.
+        grants.retain(|_, grant| grant.name != *self.name);
+        grants.insert(claim.owner, grant);
+        Ok(granted(&record))
+    }
+
+    /// A descriptor of its own, for the file's is closed soon, with the grant's byte locked.
+    fn lifeline(&self, fence: u64) -> Result<File, FileError> {
+        let gone = || FileError::Suspicious {
+            path: self.path.to_owned(),
+            why: "it was replaced".to_owned(),
+        };
+        let lifeline = self
+            .store
+            .directory
+            .open_file(self.path)?
+            .ok_or_else(gone)?;
+        let same = os::id(&lifeline).and_then(|id| Ok(id == os::id(self.file)?));
+        if !same.map_err(FileError::io("inspect this file", self.path))? {
+            return Err(gone());
+        }
+        liveness::hold(&lifeline, fence)
+            .map_err(FileError::io("lock a byte of this file", self.path))?;
+        Ok(lifeline)
+    }
+
+    /// `record`, lasting from now as long as `claim` asks, as the next to be written.
+    fn lasting(&self, record: &Record, claim: &Claim) -> Record {
+        let now = self.store.clock.now().since_start();
+        let ttl = claim.ttl.duration();
+        Record {
+            sequence: record.sequence + 1,
+            ttl,
+            ends: ttl.map_or(Duration::ZERO, |ttl| now.saturating_add(ttl)),
+            ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall_clock().saturating_add(ttl)),
+            ..record.clone()
+        }
+    }
+
+    fn write(&self, record: &Record) -> Result<(), FileError> {
+        self.store.directory.write(self.file, self.path, record)
+    }
+
+    fn free(&self, record: &Record) -> Result<(), FileError> {
+        self.write(&Record {
+            sequence: record.sequence + 1,
+            held: false,
+            ..record.clone()
+        })
+    }
+}
+
+impl Store for LeaseFileStore {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let reply = self.with_record(&claim.name, true, |lease, record| {
+            lease.acquire(claim, record)
+        })?;
+        Ok(reply.unwrap_or(Reply::REFUSED))
+    }
+
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let reply = self.with_record(&claim.name, false, |lease, record| match record {
+            Some(record) if record.owner == claim.owner => match lease.state(&record)? {
+                State::Held { .. } => {
+                    lease.write(&lease.lasting(&record, claim))?;
+                    Ok(granted(&record))
+                }
+                State::Free | State::Zombie => Ok(Reply::REFUSED),
+            },
+            _ => Ok(Reply::REFUSED),
+        })?;
+        Ok(reply.unwrap_or(Reply::REFUSED))
+    }
+
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        if self.is_parents(claim.owner) {
+            return Ok(Reply::REFUSED);
+        }
+        let reply = self.with_record(&claim.name, false, |lease, record| match record {
+            Some(record) if record.held && record.owner == claim.owner => {
+                let state = lease.state(&record)?;
+                let freed = lease.free(&record);
+                // A disk that takes no writes cannot keep the name: without its byte, an
+                // ephemeral lease is over.
+                let by_the_kernel = record.ephemeral && self.lifeline(claim.owner).is_some();
+                if !by_the_kernel {
+                    freed?;
+                }
+                Ok(if matches!(state, State::Held { .. }) {
+                    granted(&record)
+                } else {
+                    Reply::REFUSED
+                })
+            }
+            _ => Ok(Reply::REFUSED),
+        })?;
+        self.grants().remove(&claim.owner);
+        Ok(reply.unwrap_or(Reply::REFUSED))
+    }
+
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        let reply = self.with_record(name, false, |lease, record| match record {
+            Some(record) if record.held && only.is_none_or(|only| only.get() == record.fence) => {
+                match lease.state(&record) {
+                    Ok(State::Free) => Ok(Reply::REFUSED),
+                    // Nobody can tell whether its time has passed; now it has.
+                    Ok(State::Held { .. } | State::Zombie)
+                    | Err(FileError::ForeignClock { .. }) => {
+                        lease.free(&record)?;
+                        Ok(granted(&record))
+                    }
+                    Err(err) => Err(err),
+                }
+            }
+            _ => Ok(Reply::REFUSED),
+        })?;
+        Ok(reply.unwrap_or(Reply::REFUSED))
+    }
+
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let found = self.with_record(name, false, |lease, record| match record {
+            Some(record) => Ok(match lease.state(&record)? {
+                State::Held { remaining } => Some(holder(&record, remaining)),
+                State::Zombie if self.zombies == Zombies::Wait => {
+                    Some(holder(&record, Some(Duration::ZERO)))
+                }
+                State::Free | State::Zombie => None,
+            }),
+            None => Ok(None),
+        })?;
+        Ok(found.flatten())
+    }
+
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let reply = self.with_record(&claim.name, false, |lease, record| match record {
+            Some(record) if record.owner == claim.owner => match lease.state(&record)? {
+                State::Held { .. } => {
+                    let sequence = record.sequence + 1;
+                    lease.write(&Record {
+                        sequence,
+                        ephemeral: false,
+                        ..record.clone()
+                    })?;
+                    Ok(granted(&record))
+                }
+                State::Free | State::Zombie => Ok(Reply::REFUSED),
+            },
+            _ => Ok(Reply::REFUSED),
+        })?;
+        if reply.is_some_and(Reply::is_granted) {
+            self.grants().remove(&claim.owner);
+        }
+        Ok(reply.unwrap_or(Reply::REFUSED))
+    }
+
+    /// Looks again and again whether the name is free, every few milliseconds.
+    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+        let began = Instant::now();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let left = at_most.saturating_sub(began.elapsed());
+            thread::sleep(jitter(pause).min(left));
+            // An error is for the next attempt to report.
+            if left <= pause || !matches!(self.inspect(name), Ok(Some(_))) {
+                return Waited::Done;
+            }
+            pause = (pause * 2).min(Duration::from_millis(16));
+        }
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            expires: true,
+            ephemeral: liveness::AVAILABLE,
+            transfers: true,
+            evicts: true,
+            fences: true,
+        }
+    }
+}
+
+impl fmt::Debug for LeaseFileStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseFileStore")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(super) fn granted(record: &Record) -> Reply {
+    Reply::Granted {
+        fence: Fence::new(record.fence),
+    }
+}
+
+pub(super) fn holder(record: &Record, remaining: Option<Duration>) -> Holder {
+    Holder {
+        owner: Some(record.owner),
+        fence: Fence::new(record.fence),
+        since: Some(record.since_wall),
+        remaining,
+        process: Some(record.process.clone()),
+    }
+}
+
+pub(super) fn wall_clock() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}

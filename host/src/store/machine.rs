@@ -1,0 +1,85 @@
+//! Which machine, since which start, and which process this is.
+
+use std::env;
+use std::fs;
+use std::sync::OnceLock;
+
+use verrou::Process;
+
+/// What a record says of where it was written.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// A number of its own for each start of the machine; zero where there is none.
+    pub(crate) boot: [u8; 16],
+    /// Which `CLOCK_BOOTTIME` this process sees; zero where there is only one.
+    pub(crate) time_namespace: u64,
+    host: String,
+    command: String,
+}
+
+impl Machine {
+    /// This one.
+    pub(crate) fn this() -> &'static Self {
+        static THIS: OnceLock<Machine> = OnceLock::new();
+        THIS.get_or_init(|| Self {
+            boot: boot_id().unwrap_or_default(),
+            time_namespace: time_namespace().unwrap_or_default(),
+            host: host_name(),
+            command: env::args().collect::<Vec<_>>().join(" "),
+        })
+    }
+
+    /// Another process of this machine.
+    pub(crate) fn other_process(&self, id: u32) -> Process {
+        let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let words = command
+            .split(|&byte| byte == 0)
+            .map(String::from_utf8_lossy);
+        let command = words.collect::<Vec<_>>().join(" ").trim_end().to_owned();
+        Process {
+            id,
+            host: self.host.clone(),
+            command,
+        }
+    }
+
+    /// This process, which runs `command`, or what it was started with.
+    pub(crate) fn process(&self, command: Option<&str>) -> Process {
+        Process {
+            id: std::process::id(),
+            host: self.host.clone(),
+            command: command.unwrap_or(&self.command).to_owned(),
+        }
+    }
+}
+
+/// `random(4)`: "a random UUID generated once at boot".
+fn boot_id() -> Option<[u8; 16]> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    Some(u128::from_str_radix(&digits, 16).ok()?.to_be_bytes())
+}
+
+/// `time_namespaces(7)`: the link reads `time:[4026531834]`.
+fn time_namespace() -> Option<u64> {
+    let link = fs::read_link("/proc/self/ns/time").ok()?;
+    let digits: String = link
+        .to_str()?
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    digits.parse().ok()
+}
+
+#[cfg(unix)]
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+#[cfg(not(unix))]
+fn host_name() -> String {
+    env::var("COMPUTERNAME").unwrap_or_default()
+}

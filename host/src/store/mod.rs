@@ -1,0 +1,74 @@
+//! Stores made of files, for the processes of one machine.
+
+mod counter;
+mod directory;
+mod error;
+mod file_lock;
+mod lease_file;
+mod liveness;
+mod machine;
+mod os;
+mod record;
+
+use std::time::Duration;
+
+pub use error::{FileError, OpenError};
+pub use file_lock::FileLockStore;
+pub use lease_file::LeaseFileStore;
+pub use record::Damage;
+
+/// What a store of files is to do beyond its defaults.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::exhaustive_structs, reason = "callers build it")]
+pub struct StoreOptions {
+    /// Lets all members of this group use the store; otherwise it is this user's alone.
+    pub group: Option<String>,
+    /// Trusts whatever file system the folder is on.
+    pub any_file_system: bool,
+    /// What people are told that a holder runs; by default how this process was started.
+    pub command: Option<String>,
+    /// What to do with a lease that has ended by time while processes of its holder live.
+    pub zombies: Zombies,
+}
+
+/// What to do with a lease that has ended by time while processes of its holder still live.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "it is taken or it is not")]
+pub enum Zombies {
+    /// It is free, as its time has passed.
+    #[default]
+    Take,
+    /// It is held until those processes are gone.
+    Wait,
+}
+
+impl StoreOptions {
+    #[cfg(unix)]
+    fn group_id(&self) -> Result<Option<u32>, OpenError> {
+        let Some(group) = &self.group else {
+            return Ok(None);
+        };
+        match nix::unistd::Group::from_name(group) {
+            Ok(Some(found)) => Ok(Some(found.gid.as_raw())),
+            _ => Err(OpenError::UnknownGroup {
+                group: group.clone(),
+            }),
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn group_id(&self) -> Result<Option<u32>, OpenError> {
+        match &self.group {
+            Some(group) => Err(OpenError::UnknownGroup {
+                group: group.clone(),
+            }),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Between half of `pause` and all of it, so that those who wait do not march in step.
+fn jitter(pause: Duration) -> Duration {
+    let roll = getrandom::u32().unwrap_or_default();
+    pause.mul_f64(0.5 + 0.5 * f64::from(roll) / f64::from(u32::MAX))
+}

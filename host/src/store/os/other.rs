@@ -1,0 +1,86 @@
+//! Files where there is no Unix: what the standard library has.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+/// Which file it is. Locked files cannot be replaced here, so one is as good as another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct FileId;
+
+pub(crate) fn id(_file: &File) -> io::Result<FileId> {
+    Ok(FileId)
+}
+
+pub(crate) fn id_at(path: &Path) -> io::Result<Option<FileId>> {
+    Ok(path.try_exists()?.then_some(FileId))
+}
+
+pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::options().read(true).write(true).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+}
+
+pub(crate) fn create(path: &Path, bytes: &[u8], _group: Option<u32>) -> io::Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(parent)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_data()?;
+    match file.persist_noclobber(path) {
+        Err(err) if err.error.kind() != io::ErrorKind::AlreadyExists => Err(err.error),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn sync_directory(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+pub(crate) fn create_directory(path: &Path, _group: Option<u32>) -> io::Result<()> {
+    fs::create_dir_all(path)
+}
+
+pub(crate) fn suspicion(file: &File, _group: Option<u32>) -> io::Result<Option<String>> {
+    Ok((!file.metadata()?.is_file()).then(|| "it is not a regular file".to_owned()))
+}
+
+pub(crate) fn suspicious_directory(
+    _path: &Path,
+    _group: Option<u32>,
+) -> io::Result<Option<String>> {
+    Ok(None)
+}
+
+pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>> {
+    Ok(None)
+}
+
+pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
+    Ok(None)
+}
+
+pub(crate) fn read_at(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut file = file;
+    file.seek(SeekFrom::Start(0))?;
+    let mut buffer = Vec::with_capacity(bytes);
+    file.take(bytes as u64).read_to_end(&mut buffer)?;
+    Ok(buffer)
+}
+
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut file = file;
+    file.seek(SeekFrom::Start(offset))?;
+    file.write_all(bytes)
+}

@@ -1,0 +1,323 @@
+//! Files as Unix has them.
+
+use std::fs::{self, DirBuilder, File, Metadata, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{
+    DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
+};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// Which file it is, whatever it is called.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl From<&Metadata> for FileId {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }
+    }
+}
+
+/// The file that was opened.
+pub(crate) fn id(file: &File) -> io::Result<FileId> {
+    Ok((&file.metadata()?).into())
+}
+
+/// The file that is at `path` now, or where a symbolic link there leads.
+pub(crate) fn id_at(path: &Path) -> io::Result<Option<FileId>> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some((&metadata).into())),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// Opens one of a store's files, without following a link, waiting for a pipe's other end,
+/// taking over a terminal or changing anything; `None` when there is none.
+pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(flag_bits(flags))
+        .open(path);
+    match file {
+        Ok(file) => Ok(Some(file)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// Opens any file or folder, to lock it and nothing else; creates an empty file where there is
+/// nothing. Links are followed, as flock(1) does.
+pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
+    let flags = flag_bits(OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC);
+    loop {
+        match File::options().read(true).custom_flags(flags).open(path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        let create = OFlags::CREATE | OFlags::EXCL;
+        let flags = flags | flag_bits(create);
+        match File::options()
+            .read(true)
+            .mode(0o666)
+            .custom_flags(flags)
+            .open(path)
+        {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+            opened => return opened,
+        }
+    }
+}
+
+/// Puts a whole file with these bytes at `path`, for this user or this group alone; leaves what
+/// is there already.
+///
+/// The file has no name until it is whole and written to the disk.
+pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Result<()> {
+    let finish = |file: &mut File| {
+        let mode = if group.is_some() { 0o660 } else { 0o600 };
+        fchown(&*file, None, group)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
+        file.write_all(bytes)?;
+        file.sync_data()
+    };
+    let linked = match nameless(path)? {
+        Some(mut file) => {
+            finish(&mut file)?;
+            link_nameless(&file, path)
+        }
+        None => {
+            let mut file = tempfile::NamedTempFile::new_in(parent(path))?;
+            finish(file.as_file_mut())?;
+            file.persist_noclobber(path)
+                .map(drop)
+                .map_err(|err| err.error)
+        }
+    };
+    match linked {
+        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        linked => linked,
+    }
+}
+
+/// A file without a name beside `path`, where the file system has such.
+#[cfg(target_os = "linux")]
+fn nameless(path: &Path) -> io::Result<Option<File>> {
+    let flags = flag_bits(OFlags::TMPFILE | OFlags::CLOEXEC);
+    let opened = File::options()
+        .write(true)
+        .mode(0o600)
+        .custom_flags(flags)
+        .open(parent(path));
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(err)
+            if matches!(
+                err.kind(),
+                io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(err) => Err(err),
+    }
+}
+
+/// open(2), on `O_TMPFILE`: the way that needs no privilege.
+#[cfg(target_os = "linux")]
+fn link_nameless(file: &File, path: &Path) -> io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, linkat};
+    use std::os::fd::AsRawFd;
+
+    let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, source, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn nameless(_path: &Path) -> io::Result<Option<File>> {
+    Ok(None)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn link_nameless(_file: &File, _path: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Makes the names in a folder survive a loss of power.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Creates a folder and those above it, for this user or this group alone.
+pub(crate) fn create_directory(path: &Path, group: Option<u32>) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    if group.is_some() {
+        let directory = File::open(path)?;
+        fchown(&directory, None, group)?;
+        // New files are the group's, too.
+        directory.set_permissions(Permissions::from_mode(0o2770))?;
+    }
+    Ok(())
+}
+
+/// Why a file in a store's folder is not to be trusted, if so.
+pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<String>> {
+    let metadata = file.metadata()?;
+    let kind = metadata.file_type();
+    Ok(
+        if kind.is_fifo()
+            || kind.is_socket()
+            || kind.is_block_device()
+            || kind.is_char_device()
+            || !kind.is_file()
+        {
+            Some("it is not a regular file".to_owned())
+        } else if !is_trusted(&metadata, group) {
+            Some(format!("it belongs to user {}", metadata.uid()))
+        } else if metadata.nlink() > 1 {
+            Some("it has a second name (a hard link)".to_owned())
+        } else {
+            None
+        },
+    )
+}
+
+/// Why a folder is no place for a store, if so.
+pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Result<Option<String>> {
+    const WORLD_WRITABLE: u32 = 0o002;
+    const STICKY: u32 = 0o1000;
+
+    let metadata = fs::metadata(path)?;
+    let mode = metadata.mode();
+    Ok(if mode & WORLD_WRITABLE != 0 && mode & STICKY == 0 {
+        Some("every user may remove files from it (chmod o-w, or +t)".to_owned())
+    } else if mode & WORLD_WRITABLE == 0 && !is_trusted(&metadata, group) {
+        Some(format!("it belongs to user {}", metadata.uid()))
+    } else {
+        None
+    })
+}
+
+fn is_trusted(metadata: &Metadata, group: Option<u32>) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    metadata.uid() == user || metadata.uid() == 0 || group == Some(metadata.gid())
+}
+
+/// Why locks do not work on the file system of `path`, if that is to be feared.
+///
+/// Known to work are those that live on this machine alone (statfs(2) has the numbers). On others
+/// flock(2) is kept by each client for itself, or is lost with a connection.
+#[cfg(target_os = "linux")]
+pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> {
+    const LOCAL: [i64; 14] = [
+        0x0000_ef53, // ext2, ext3, ext4
+        0x5846_5342, // xfs
+        0x9123_683e, // btrfs
+        0x0102_1994, // tmpfs
+        0x8584_58f6, // ramfs
+        0x794c_7630, // overlayfs
+        0xf2f5_2010, // f2fs
+        0x2fc1_2fc1, // zfs
+        0xca45_1a4e, // bcachefs
+        0x3153_464a, // jfs
+        0x5265_4973, // reiserfs
+        0x0000_3434, // nilfs2
+        0x2405_1905, // ubifs
+        0x0000_4d44, // vfat
+    ];
+    #[expect(
+        clippy::unnecessary_cast,
+        reason = "the field's type differs by machine"
+    )]
+    let kind = rustix::fs::statfs(path)?.f_type as i64;
+    // On some machines the field is 32 bits wide and negative for large numbers.
+    let kind = kind & 0xffff_ffff;
+    let name = match kind {
+        _ if LOCAL.contains(&kind) => return Ok(None),
+        0x0000_6969 => "NFS".to_owned(),
+        0x6573_5546 => "FUSE".to_owned(),
+        0xff53_4d42 | 0xfe53_4d42 | 0x0000_517b => "SMB".to_owned(),
+        0x0102_1997 => "9P".to_owned(),
+        0x00c3_6400 => "Ceph".to_owned(),
+        0x0bd0_0bd0 => "Lustre".to_owned(),
+        _ => format!("an unknown file system ({kind:#x})"),
+    };
+    Ok(Some(name))
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>> {
+    Ok(None)
+}
+
+/// The process that took the kernel's lock on `file` alone, if the kernel tells: proc(5),
+/// `/proc/locks`. It may have ended, when a child of it keeps the lock.
+#[cfg(target_os = "linux")]
+pub(crate) fn locker(file: &File) -> io::Result<Option<u32>> {
+    let metadata = file.metadata()?;
+    let (major, minor) = (
+        rustix::fs::major(metadata.dev()),
+        rustix::fs::minor(metadata.dev()),
+    );
+    let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = fs::read_to_string("/proc/locks")?;
+    let process = locks.lines().find_map(|line| {
+        // "1: FLOCK  ADVISORY  WRITE 4711 fe:00:123456 0 EOF"
+        let mut words = line.split_whitespace().skip(1);
+        let kind = words.next()?;
+        let (mode, process, at) = (words.nth(1)?, words.next()?, words.next()?);
+        (kind == "FLOCK" && mode == "WRITE" && at == place)
+            .then(|| process.parse().ok())
+            .flatten()
+    });
+    Ok(process)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
+    Ok(None)
+}
+
+/// The first `bytes` bytes of a file, or as many as it has.
+pub(crate) fn read_at(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut buffer = vec![0; bytes];
+    let mut read = 0;
+    while read < bytes {
+        match file.read_at(&mut buffer[read..], read as u64) {
+            Ok(0) => break,
+            Ok(count) => read += count,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+    buffer.truncate(read);
+    Ok(buffer)
+}
+
+/// Writes `bytes` at `offset`.
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    file.write_all_at(bytes, offset)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn flag_bits(flags: OFlags) -> i32 {
+    flags.bits().cast_signed()
+}

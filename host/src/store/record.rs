@@ -1,0 +1,293 @@
+//! The bytes of a lock's file: who holds it, and what it has been through. See `FORMAT.md`.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use crc32c::crc32c;
+use verrou::{Name, Owner, Process};
+
+/// How many bytes a lock's file has. All of them are written when it is created, so that later
+/// writes need no space.
+pub(crate) const FILE_BYTES: usize = 4096;
+
+/// What a lock's file is for; the number stands in its header.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub(crate) enum Kind {
+    Lease = 1,
+    Lock = 2,
+}
+
+const MAGIC: [u8; 8] = *b"VERROU\r\n";
+const VERSION: u32 = 1;
+const NAME_AT: usize = 2048;
+const SLOT_BYTES: usize = 512;
+const SLOTS: [Range<usize>; 2] = [512..1024, 1024..1536];
+const TEXT_AT: usize = 112;
+const HOST_BYTES: usize = 64;
+const COMMAND_BYTES: usize = SLOT_BYTES - TEXT_AT - HOST_BYTES;
+
+const HELD: u32 = 1;
+const EPHEMERAL: u32 = 1 << 1;
+
+/// What one slot says.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Record {
+    /// Grows by one with each write; the valid slot with the greater one is the record.
+    pub(crate) sequence: u64,
+    /// Whether the latest grant has not been given back.
+    pub(crate) held: bool,
+    /// Whether it ends with the processes that hold its byte locked.
+    pub(crate) ephemeral: bool,
+    /// The latest grant's fence.
+    pub(crate) fence: u64,
+    /// The last fence this file may grant before it asks the counter for more.
+    pub(crate) last_fence: u64,
+    /// To whom the latest grant was made.
+    pub(crate) owner: Owner,
+    /// When the machine that wrote this was started: `/proc/sys/kernel/random/boot_id`.
+    pub(crate) boot: [u8; 16],
+    /// By which `CLOCK_BOOTTIME`: the inode of `/proc/self/ns/time`, or zero.
+    pub(crate) time_namespace: u64,
+    /// For how long it was last asked for; `None` for never ending.
+    pub(crate) ttl: Option<Duration>,
+    /// When it ends by `CLOCK_BOOTTIME`, if its ttl ends at all.
+    pub(crate) ends: Duration,
+    /// When it ends by the wall clock, since the start of 1970, for people.
+    pub(crate) ends_wall: Duration,
+    /// When it was granted by the wall clock, since the start of 1970, for people.
+    pub(crate) since_wall: Duration,
+    /// Who asked for it, for people.
+    pub(crate) process: Process,
+}
+
+/// Why bytes are no lock's file.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    /// It does not begin like one, or is of another kind.
+    #[error("it is not one of this store's files")]
+    Foreign,
+    /// Its header does not fit its checksum.
+    #[error("its header is damaged")]
+    Header,
+    /// It was written by a newer version of this software.
+    #[error("it has version {version}, and this program reads version {VERSION}")]
+    Newer {
+        /// Its version.
+        version: u32,
+    },
+    /// It is another lock's: two names whose hashes agree, or a file that was renamed.
+    #[error("it belongs to the lock `{name}`")]
+    OtherName {
+        /// That lock's name.
+        name: String,
+    },
+    /// A record does not fit its checksum.
+    #[error("its record is damaged")]
+    Record,
+    /// It has the wrong number of bytes.
+    #[error("it has {bytes} bytes instead of {FILE_BYTES}")]
+    Size {
+        /// How many it has, as far as was read.
+        bytes: usize,
+    },
+}
+
+/// A whole file for a lock that was never granted.
+pub(crate) fn new_file(kind: Kind, name: &Name) -> Vec<u8> {
+    let name = name.as_str().as_bytes();
+    let mut file = vec![0; FILE_BYTES];
+    file[..8].copy_from_slice(&MAGIC);
+    put_u32(&mut file, 8, VERSION);
+    put_u32(&mut file, 12, kind as u32);
+    put_u32(&mut file, 16, u32::try_from(name.len()).unwrap_or(u32::MAX));
+    file[NAME_AT..NAME_AT + name.len()].copy_from_slice(name);
+    let checksum = header_checksum(&file, name.len());
+    put_u32(&mut file, 20, checksum);
+    file
+}
+
+/// The name in the header of a whole file of this kind.
+pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Damage> {
+    if file.len() != FILE_BYTES {
+        return Err(Damage::Size { bytes: file.len() });
+    }
+    if file[..8] != MAGIC {
+        return Err(Damage::Foreign);
+    }
+    let version = get_u32(file, 8);
+    if version != VERSION {
+        return Err(if version > VERSION {
+            Damage::Newer { version }
+        } else {
+            Damage::Header
+        });
+    }
+    let name_bytes = get_u32(file, 16) as usize;
+    if name_bytes > Name::MAX_BYTES || get_u32(file, 20) != header_checksum(file, name_bytes) {
+        return Err(Damage::Header);
+    }
+    if get_u32(file, 12) != kind as u32 {
+        return Err(Damage::Foreign);
+    }
+    let name = std::str::from_utf8(&file[NAME_AT..NAME_AT + name_bytes]);
+    name.ok()
+        .and_then(|name| Name::new(name).ok())
+        .ok_or(Damage::Header)
+}
+
+/// The record in a whole file of the lock `name`; `None` when it was never granted.
+///
+/// A slot that does not fit its checksum was being written when the machine lost power, or is
+/// damaged. The former is certain only if the machine has been started anew since, which ended
+/// every lease anyway; otherwise this is damage.
+pub(crate) fn read(
+    kind: Kind,
+    name: &Name,
+    file: &[u8],
+    boot: &[u8; 16],
+) -> Result<Option<Record>, Damage> {
+    let found = name_of(kind, file)?;
+    if found != *name {
+        return Err(Damage::OtherName {
+            name: found.to_string(),
+        });
+    }
+    match SLOTS.map(|slot| decode(&file[slot])) {
+        [Ok(first), Ok(second)] => Ok(newer(first, second)),
+        [Ok(Some(whole)), Err(_)] | [Err(_), Ok(Some(whole))] if whole.boot != *boot => {
+            Ok(Some(whole))
+        }
+        _ => Err(Damage::Record),
+    }
+}
+
+/// What to write to let the file say `record`, and where: over the older slot.
+pub(crate) fn write(record: &Record) -> (u64, [u8; SLOT_BYTES]) {
+    let slot = usize::from(record.sequence % 2 == 1);
+    (SLOTS[slot].start as u64, encode(record))
+}
+
+fn newer(first: Option<Record>, second: Option<Record>) -> Option<Record> {
+    match (first, second) {
+        (Some(first), Some(second)) if second.sequence > first.sequence => Some(second),
+        (Some(first), _) => Some(first),
+        (None, second) => second,
+    }
+}
+
+fn encode(record: &Record) -> [u8; SLOT_BYTES] {
+    let mut slot = [0; SLOT_BYTES];
+    let flags =
+        (if record.held { HELD } else { 0 }) | (if record.ephemeral { EPHEMERAL } else { 0 });
+    put_u32(&mut slot, 4, flags);
+    put_u64(&mut slot, 8, record.sequence);
+    put_u64(&mut slot, 16, record.fence);
+    put_u64(&mut slot, 24, record.last_fence);
+    slot[32..48].copy_from_slice(record.owner.as_bytes());
+    slot[48..64].copy_from_slice(&record.boot);
+    put_u64(&mut slot, 64, record.time_namespace);
+    put_u64(&mut slot, 72, record.ttl.map_or(0, nanos));
+    put_u64(&mut slot, 80, nanos(record.ends));
+    put_u64(&mut slot, 88, millis(record.ends_wall));
+    put_u64(&mut slot, 96, millis(record.since_wall));
+    put_u32(&mut slot, 104, record.process.id);
+    let host = shortened(&record.process.host, HOST_BYTES);
+    let command = shortened(&record.process.command, COMMAND_BYTES);
+    put_u16(&mut slot, 108, host.len());
+    put_u16(&mut slot, 110, command.len());
+    slot[TEXT_AT..][..host.len()].copy_from_slice(host.as_bytes());
+    slot[TEXT_AT + host.len()..][..command.len()].copy_from_slice(command.as_bytes());
+    let checksum = crc32c(&slot[4..]);
+    put_u32(&mut slot, 0, checksum);
+    slot
+}
+
+/// What a slot says; nothing when it was never written.
+fn decode(slot: &[u8]) -> Result<Option<Record>, Damage> {
+    if slot.iter().all(|&byte| byte == 0) {
+        return Ok(None);
+    }
+    let (host_bytes, command_bytes) = (get_u16(slot, 108), get_u16(slot, 110));
+    let text = TEXT_AT..TEXT_AT + host_bytes + command_bytes;
+    if get_u32(slot, 0) != crc32c(&slot[4..]) || host_bytes > HOST_BYTES || text.end > SLOT_BYTES {
+        return Err(Damage::Record);
+    }
+    let flags = get_u32(slot, 4);
+    let (host, command) = slot[text].split_at(host_bytes);
+    Ok(Some(Record {
+        sequence: get_u64(slot, 8),
+        held: flags & HELD != 0,
+        ephemeral: flags & EPHEMERAL != 0,
+        fence: get_u64(slot, 16),
+        last_fence: get_u64(slot, 24),
+        owner: Owner::from_bytes(get_16(slot, 32)),
+        boot: get_16(slot, 48),
+        time_namespace: get_u64(slot, 64),
+        ttl: Some(get_u64(slot, 72))
+            .filter(|&ttl| ttl != 0)
+            .map(Duration::from_nanos),
+        ends: Duration::from_nanos(get_u64(slot, 80)),
+        ends_wall: Duration::from_millis(get_u64(slot, 88)),
+        since_wall: Duration::from_millis(get_u64(slot, 96)),
+        process: Process {
+            id: get_u32(slot, 104),
+            host: String::from_utf8_lossy(host).into_owned(),
+            command: String::from_utf8_lossy(command).into_owned(),
+        },
+    }))
+}
+
+fn header_checksum(file: &[u8], name_bytes: usize) -> u32 {
+    let name_checksum = crc32c(&file[NAME_AT..NAME_AT + name_bytes]);
+    crc32c::crc32c_append(name_checksum, &file[..20])
+}
+
+/// As much of `text` as `bytes` bytes hold, in whole characters.
+fn shortened(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+fn nanos(length: Duration) -> u64 {
+    length.as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+fn millis(length: Duration) -> u64 {
+    length.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+fn put_u16(bytes: &mut [u8], at: usize, value: usize) {
+    // Every length stored is below 512.
+    bytes[at..at + 2].copy_from_slice(&u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes());
+}
+
+fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+fn get_u16(bytes: &[u8], at: usize) -> usize {
+    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+fn get_u32(bytes: &[u8], at: usize) -> u32 {
+    let mut value = [0; 4];
+    value.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(value)
+}
+
+fn get_u64(bytes: &[u8], at: usize) -> u64 {
+    let mut value = [0; 8];
+    value.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(value)
+}
+
+fn get_16(bytes: &[u8], at: usize) -> [u8; 16] {
+    let mut value = [0; 16];
+    value.copy_from_slice(&bytes[at..at + 16]);
+    value
+}
