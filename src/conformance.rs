@@ -1,1 +1,277 @@
 //! What every store must do, as tests.
+//!
+//! Write a [`Fixture`] for your store and name it in one line:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use verrou::MemoryStore;
+//! use verrou::conformance::{Fixture, TestClock};
+//!
+//! struct Memory {
+//!     clock: TestClock,
+//!     store: Arc<MemoryStore<TestClock>>,
+//! }
+//!
+//! impl Memory {
+//!     fn new() -> Self {
+//!         let clock = TestClock::running();
+//!         let store = Arc::new(MemoryStore::new(clock.clone()));
+//!         Self { clock, store }
+//!     }
+//! }
+//!
+//! impl Fixture for Memory {
+//!     type Store = Arc<MemoryStore<TestClock>>;
+//!     type Host = TestClock;
+//!
+//!     fn client(&self) -> Self::Store {
+//!         Arc::clone(&self.store)
+//!     }
+//!     fn host(&self) -> TestClock {
+//!         self.clock.clone()
+//!     }
+//!     fn pass(&self, time: Duration) {
+//!         self.clock.advance(time);
+//!     }
+//! }
+//!
+//! verrou::conformance!(memory, Memory::new());
+//! # fn main() {}
+//! ```
+//!
+//! That makes a `#[test]` of every case. What a store cannot do by its
+//! [`Abilities`](crate::Abilities) is not skipped: the case asserts that it does not do it.
+//!
+//! A store is asked for nothing that [`Store`] does not say, and for one thing that it says
+//! between the lines: a store without `transfers` ties a lease to the client that took it, so the
+//! lease ends with that client, whatever the claim says.
+//!
+//! The suite may grow with any version of this crate.
+
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "to panic is how a case says that a store fails it"
+)]
+
+use core::time::Duration;
+
+use crate::blocking::Host;
+use crate::claim::{Claim, Fence, Owner};
+use crate::name::Name;
+use crate::store::{Holder, Reply, Store, StoreError};
+use crate::ttl::Ttl;
+
+pub mod clients;
+mod clock;
+pub mod locks;
+pub mod steps;
+pub mod time;
+
+pub use clock::TestClock;
+
+/// One place where leases are recorded, and the time there.
+///
+/// Each case makes a fixture of its own: two of them share no record.
+pub trait Fixture {
+    /// The store under test.
+    type Store: Store + Send + Sync + 'static;
+    /// What its callers wait by.
+    type Host: Host + Clone + Send + Sync + 'static;
+
+    /// One more client of the same place: all clients see the same records.
+    fn client(&self) -> Self::Store;
+
+    /// The host of the store's callers; all of a fixture's hosts agree on the time.
+    fn host(&self) -> Self::Host;
+
+    /// Lets `time` pass for the store and the host: a test clock is moved, a real server is
+    /// waited for.
+    fn pass(&self, time: Duration);
+
+    /// The ttl of most claims: so long that a handful of steps takes less than a quarter of it,
+    /// even on a busy machine.
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+}
+
+/// Makes a module of tests: every case of the [conformance suite](crate::conformance), on the
+/// [`Fixture`](crate::conformance::Fixture) that the expression makes anew for each of them.
+#[macro_export]
+macro_rules! conformance {
+    ($module:ident, $fixture:expr $(,)?) => {
+        mod $module {
+            #[allow(unused_imports, reason = "the expression may need nothing from around it")]
+            use super::*;
+
+            $crate::conformance! { @tests $fixture;
+                steps:
+                    a_free_name_is_granted,
+                    another_owner_is_refused_and_changes_nothing,
+                    names_are_independent,
+                    spellings_are_names_of_their_own,
+                    odd_names_are_names,
+                    asking_again_changes_nothing,
+                    a_release_frees_the_name,
+                    a_second_release_is_refused,
+                    a_stranger_cannot_release,
+                    a_stranger_cannot_extend,
+                    nothing_can_be_done_to_a_free_name,
+                    fences_grow_with_every_grant,
+                    an_extension_keeps_the_fence,
+                    inspecting_tells_who_holds_it,
+                    inspecting_changes_nothing,
+                    an_eviction_frees_the_name,
+                    an_eviction_can_be_meant_for_one_grant,
+                    an_evicted_owner_disturbs_nobody,
+                    nobody_waits_for_a_free_name,
+                    a_wait_ends_and_changes_nothing;
+                time:
+                    a_record_ends_with_its_ttl,
+                    a_record_stands_until_its_ttl_has_passed,
+                    asking_again_restarts_the_ttl,
+                    an_extension_prolongs,
+                    an_extension_can_shorten,
+                    an_extension_sets_and_never_adds,
+                    a_late_extension_is_refused,
+                    a_late_release_is_refused_and_frees,
+                    latecomers_leave_the_next_holder_alone,
+                    the_same_owner_can_come_back,
+                    fences_grow_over_an_expiry,
+                    a_record_without_ttl_does_not_end,
+                    an_end_can_be_taken_away_and_given_back,
+                    inspecting_tells_what_is_left,
+                    a_refusal_tells_no_more_than_is_left;
+                clients:
+                    clients_see_the_same_records,
+                    clients_declare_the_same_abilities,
+                    another_client_can_extend_a_transferable_lease,
+                    another_client_can_release_a_transferable_lease,
+                    an_ephemeral_record_ends_with_its_client,
+                    a_lasting_record_outlives_its_client,
+                    a_detached_record_outlives_its_client,
+                    only_the_holder_detaches,
+                    fences_grow_over_a_dropped_client,
+                    of_many_clients_one_is_granted;
+                locks:
+                    acquiring_is_exclusive,
+                    a_new_lock_is_not_locked,
+                    acquiring_makes_it_locked,
+                    two_locks_of_one_name_are_one_lock,
+                    only_the_holder_can_release,
+                    a_second_release_is_not_the_owners,
+                    a_held_lock_times_out,
+                    a_held_lock_is_not_waited_for_when_trying,
+                    run_returns_what_the_body_returns,
+                    run_returns_the_bodys_error,
+                    run_holds_the_lock_and_gives_it_back,
+                    run_releases_when_the_body_panics,
+                    runs_of_one_lock_exclude_each_other,
+                    runs_of_two_locks_exclude_each_other,
+                    run_says_that_the_lease_ran_out,
+                    run_says_that_the_lease_was_revoked,
+                    an_overtaken_run_leaves_the_next_hold_alone,
+                    many_threads_can_share_one_lock,
+                    a_hundred_takers_count_to_a_hundred,
+                    every_acquisition_has_its_own_owner,
+                    a_lock_can_be_restored_elsewhere,
+                    an_expired_lock_is_not_locked,
+                    an_expired_lock_can_be_acquired_by_the_same_lock,
+                    an_expired_lock_can_be_acquired_by_another_lock,
+                    each_lock_has_its_own_ttl,
+                    a_lock_without_ttl_does_not_expire,
+                    anyone_can_force_a_release,
+                    extending_lets_a_lock_last_longer,
+                    only_a_holder_can_extend,
+                    an_expired_lock_cannot_be_extended,
+                    a_dropped_guard_frees_the_lock,
+                    an_abandoned_lock_frees_itself;
+            }
+        }
+    };
+    (@tests $fixture:expr; $($topic:ident: $($case:ident),+;)+) => {
+        $(
+            mod $topic {
+                #[allow(unused_imports, reason = "the expression may need nothing from around it")]
+                use super::*;
+
+                $(
+                    #[test]
+                    fn $case() {
+                        $crate::conformance::$topic::$case(&$fixture);
+                    }
+                )+
+            }
+        )+
+    };
+}
+
+/// A claim on `name` by the `number`th owner, for the fixture's ttl.
+fn claim(fixture: &impl Fixture, name: &str, number: u8) -> Claim {
+    claim_for(ttl(fixture.ttl()), name, number)
+}
+
+/// A claim on `name` by the `number`th owner, for `ttl`.
+fn claim_for(ttl: Ttl, name: &str, number: u8) -> Claim {
+    Claim {
+        name: self::name(name),
+        owner: Owner::from_bytes([number; 16]),
+        ttl,
+        ephemeral: false,
+    }
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).expect("a name")
+}
+
+fn ttl(length: Duration) -> Ttl {
+    Ttl::new(length).expect("a ttl")
+}
+
+/// The fence of what has to be a grant.
+#[track_caller]
+fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
+    match reply.expect("the store answers") {
+        Reply::Granted { fence } => fence,
+        Reply::Refused { .. } => panic!("refused, where it had to be granted"),
+    }
+}
+
+/// What is said to be left to wait by what has to be a refusal.
+#[track_caller]
+fn refused(reply: Result<Reply, StoreError>) -> Option<Duration> {
+    match reply.expect("the store answers") {
+        Reply::Refused { remaining } => remaining,
+        Reply::Granted { .. } => panic!("granted, where it had to be refused"),
+    }
+}
+
+#[track_caller]
+fn is_granted(reply: Result<Reply, StoreError>) -> bool {
+    reply.expect("the store answers").is_granted()
+}
+
+#[track_caller]
+fn holder(store: &impl Store, claim: &Claim) -> Option<Holder> {
+    store.inspect(&claim.name).expect("the store answers")
+}
+
+/// Asserts that `claim` is what is recorded.
+#[track_caller]
+fn assert_held(store: &impl Store, claim: &Claim) {
+    let owner = holder(store, claim).and_then(|holder| holder.owner);
+    assert_eq!(owner, Some(claim.owner), "who holds {:?}", claim.name);
+}
+
+/// Asserts that the second grant's fence is greater, in a store that counts.
+#[track_caller]
+fn assert_grows(store: &impl Store, before: Option<Fence>, after: Option<Fence>) {
+    if store.abilities().fences {
+        let (before, after) = (before.expect("a fence"), after.expect("a fence"));
+        assert!(before < after, "fence {after} does not follow {before}");
+    } else {
+        assert_eq!((before, after), (None, None), "fences");
+    }
+}

@@ -1,0 +1,204 @@
+//! Several clients of one place, and what becomes of a record when its client goes.
+
+use core::time::Duration;
+use std::sync::Barrier;
+use std::thread;
+use std::vec::Vec;
+
+use super::{
+    Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, is_granted, refused,
+};
+use crate::claim::{Claim, Fence};
+use crate::store::{Abilities, Store};
+use crate::ttl::Ttl;
+
+/// What one client records, all of them see.
+pub fn clients_see_the_same_records(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
+    granted(store.acquire(&one));
+    assert_held(&elsewhere, &one);
+    refused(elsewhere.acquire(&two));
+    granted(store.release(&one));
+    assert_eq!(holder(&elsewhere, &one), None);
+    granted(elsewhere.acquire(&two));
+    assert_held(&store, &two);
+    refused(store.acquire(&one));
+    // A client that comes later sees it, too.
+    assert_held(&fixture.client(), &two);
+}
+
+/// All clients can do the same; one whose leases cannot leave it takes them along when it goes.
+pub fn clients_declare_the_same_abilities(fixture: &impl Fixture) {
+    let abilities = fixture.client().abilities();
+    assert_eq!(fixture.client().abilities(), abilities);
+    let Abilities {
+        ephemeral,
+        transfers,
+        ..
+    } = abilities;
+    assert!(
+        transfers || ephemeral,
+        "a lease that is tied to its client ends with it"
+    );
+}
+
+/// Whoever knows the owner can extend, where leases can be handed over.
+pub fn another_client_can_extend_a_transferable_lease(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let one = claim(fixture, "lock", 1);
+    let transfers = store.abilities().transfers;
+    granted(store.acquire(&one));
+    fixture.pass(fixture.ttl() / 2);
+    assert_eq!(is_granted(elsewhere.extend(&one)), transfers);
+    fixture.pass(fixture.ttl() / 2);
+    assert_eq!(is_granted(store.extend(&one)), transfers);
+}
+
+/// Whoever knows the owner can release, where leases can be handed over.
+pub fn another_client_can_release_a_transferable_lease(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let one = claim_for(Ttl::NEVER, "lock", 1);
+    let transfers = store.abilities().transfers;
+    granted(store.acquire(&one));
+    assert_eq!(is_granted(elsewhere.release(&one)), transfers);
+    assert_eq!(holder(&store, &one).is_none(), transfers);
+    assert_eq!(is_granted(store.release(&one)), !transfers);
+}
+
+/// A record that is to end with its client does, where the store can see to it.
+pub fn an_ephemeral_record_ends_with_its_client(fixture: &impl Fixture) {
+    let ephemeral = true;
+    let one = dropped(fixture, ephemeral, |_, _| {});
+    assert_freed(fixture, &one, fixture.client().abilities().ephemeral);
+}
+
+/// A record that is to last does, unless leases are tied to their clients.
+pub fn a_lasting_record_outlives_its_client(fixture: &impl Fixture) {
+    let ephemeral = false;
+    let one = dropped(fixture, ephemeral, |_, _| {});
+    assert_freed(fixture, &one, !fixture.client().abilities().transfers);
+}
+
+/// So does one that was to end with its client, once it is detached.
+pub fn a_detached_record_outlives_its_client(fixture: &impl Fixture) {
+    let ephemeral = true;
+    let one = dropped(fixture, ephemeral, |store, one| {
+        let detached = is_granted(store.detach(one));
+        assert!(detached || !store.abilities().transfers);
+    });
+    assert_freed(fixture, &one, !fixture.client().abilities().transfers);
+}
+
+/// A stranger's word does not make a record outlive its client.
+pub fn only_the_holder_detaches(fixture: &impl Fixture) {
+    let ephemeral = true;
+    let one = dropped(fixture, ephemeral, |store, _| {
+        let reply = store.detach(&claim_for(Ttl::NEVER, "lock", 2));
+        if store.abilities().ephemeral {
+            refused(reply);
+        } else {
+            // What is so already can be said by anyone.
+            reply.expect("the store answers");
+        }
+    });
+    assert_freed(fixture, &one, fixture.client().abilities().ephemeral);
+}
+
+/// A fence is greater than that of a holder that is gone.
+pub fn fences_grow_over_a_dropped_client(fixture: &impl Fixture) {
+    let before = fence_of(fixture, 1);
+    let after = fence_of(fixture, 2);
+    assert_grows(&fixture.client(), before, after);
+}
+
+/// The fence of a grant whose client is gone afterwards, and whose name is free.
+fn fence_of(fixture: &impl Fixture, number: u8) -> Option<Fence> {
+    let store = fixture.client();
+    let claim = Claim {
+        ephemeral: true,
+        ..claim_for(Ttl::NEVER, "lock", number)
+    };
+    let tries = (0..PATIENCE).find_map(|_| {
+        let reply = store.acquire(&claim).expect("the store answers");
+        if !reply.is_granted() {
+            fixture.pass(PAUSE);
+        }
+        reply.is_granted().then_some(reply)
+    });
+    let fence = granted(Ok(tries.expect("a free name")));
+    if !store.abilities().ephemeral {
+        granted(store.release(&claim));
+    }
+    fence
+}
+
+/// Of many who ask at once, one is granted.
+pub fn of_many_clients_one_is_granted(fixture: &impl Fixture) {
+    const CLIENTS: u8 = 8;
+    let clients: Vec<_> = (1..=CLIENTS).map(|_| fixture.client()).collect();
+    for round in 0..10 {
+        let start = Barrier::new(usize::from(CLIENTS));
+        let claims: Vec<_> = (1..=CLIENTS)
+            .map(|number| claim_for(Ttl::NEVER, "lock", round * CLIENTS + number))
+            .collect();
+        let granted: Vec<bool> = thread::scope(|scope| {
+            let askers: Vec<_> = clients
+                .iter()
+                .zip(&claims)
+                .map(|(client, claim)| {
+                    let start = &start;
+                    scope.spawn(move || {
+                        start.wait();
+                        is_granted(client.acquire(claim))
+                    })
+                })
+                .collect();
+            askers
+                .into_iter()
+                .map(|asker| asker.join().expect("an asker"))
+                .collect()
+        });
+        assert_eq!(granted.iter().filter(|granted| **granted).count(), 1);
+        for ((client, claim), granted) in clients.iter().zip(&claims).zip(granted) {
+            if granted {
+                assert_held(client, claim);
+            }
+            assert_eq!(is_granted(client.release(claim)), granted);
+        }
+    }
+}
+
+/// How often, and how far apart, it is looked whether a client's end has been noticed.
+const PATIENCE: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What a client recorded that is gone now, after it did `last`. It has no end of its own.
+fn dropped<F: Fixture>(
+    fixture: &F,
+    ephemeral: bool,
+    last: impl FnOnce(&F::Store, &Claim),
+) -> Claim {
+    let store = fixture.client();
+    let claim = Claim {
+        ephemeral,
+        ..claim_for(Ttl::NEVER, "lock", 1)
+    };
+    granted(store.acquire(&claim));
+    last(&store, &claim);
+    claim
+}
+
+/// Asserts that `claim` is recorded no more, now or soon; or that it still is.
+#[track_caller]
+fn assert_freed(fixture: &impl Fixture, claim: &Claim, expected: bool) {
+    let store = fixture.client();
+    let stranger = claim_for(Ttl::NEVER, claim.name.as_str(), 255);
+    // Only what has to happen is waited for for long.
+    let looks = if expected { PATIENCE } else { 5 };
+    let freed = (0..looks).any(|_| {
+        fixture.pass(PAUSE);
+        is_granted(store.acquire(&stranger))
+    });
+    assert_eq!(freed, expected, "whether its client took it along");
+}

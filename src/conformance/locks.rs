@@ -1,0 +1,649 @@
+//! What users of a lock count on, whatever its store.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::mem;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+use std::collections::BTreeSet;
+use std::panic::{self, AssertUnwindSafe};
+use std::string::ToString;
+use std::sync::{Barrier, Mutex, mpsc};
+use std::thread;
+use std::vec::Vec;
+
+use super::{Fixture, ttl};
+use crate::blocking::{Host, Lock, LockFactory};
+use crate::claim::{Claim, Fence};
+use crate::error::{Error, Loss, RunError};
+use crate::name::Name;
+use crate::retry::Retry;
+use crate::serialized::SerializedLock;
+use crate::store::{Abilities, Holder, Reply, Store, StoreError, Waited};
+use crate::ttl::Ttl;
+
+type Locks<F> = LockFactory<Arc<<F as Fixture>::Store>, <F as Fixture>::Host>;
+
+/// A client's locks, which ask again soon.
+fn locks<F: Fixture>(fixture: &F) -> Locks<F> {
+    let delay = Duration::from_millis(5);
+    let retry = Retry::default().delay(delay).expect("a delay");
+    LockFactory::new(Arc::new(fixture.client()), fixture.host()).retry(retry)
+}
+
+fn lock<S: Store + Clone, H: Host + Clone>(
+    locks: &LockFactory<S, H>,
+    ttl: impl Into<Option<Duration>>,
+) -> Lock<S, H> {
+    locks
+        .create_lock("lock", ttl.into())
+        .expect("a name and a ttl")
+}
+
+/// Asserts that nobody else can take it now.
+#[track_caller]
+fn assert_taken<S: Store, H: Host>(lock: &Lock<S, H>) {
+    let end = lock.try_acquire();
+    assert!(
+        matches!(end, Err(Error::Timeout { attempts: 1, .. })),
+        "{end:?}"
+    );
+}
+
+#[track_caller]
+fn assert_not_owner<T: core::fmt::Debug>(end: Result<T, Error>) {
+    let err = end.expect_err("not the owner");
+    assert_eq!(err.code(), "E_LOCK_NOT_OWNER", "{err}");
+}
+
+/// Its second taker, even through the same value, waits for the first to release.
+pub fn acquiring_is_exclusive(fixture: &impl Fixture) {
+    let (refusals, refused) = mpsc::channel();
+    let store = Watched {
+        store: Arc::new(fixture.client()),
+        refusals,
+    };
+    let locks = LockFactory::new(store, fixture.host());
+    let lock = lock(&locks, None);
+    let freed = AtomicU32::new(0);
+    lock.acquire().expect("a free lock");
+    thread::scope(|scope| {
+        let second = scope.spawn(|| {
+            lock.acquire().expect("a lock that gets free");
+            freed.load(Ordering::SeqCst)
+        });
+        refused.recv().expect("a refusal");
+        freed.store(1, Ordering::SeqCst);
+        lock.release().expect("the first hold");
+        assert_eq!(second.join().expect("the second taker"), 1);
+    });
+    lock.release().expect("the second hold");
+}
+
+/// Nobody holds a lock that was only created.
+pub fn a_new_lock_is_not_locked(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    assert!(!lock.is_locked().expect("an answer"));
+    assert!(!lock.is_held().expect("an answer"));
+    assert!(!lock.is_expired());
+    assert_eq!((lock.lease(), lock.remaining()), (None, None));
+}
+
+/// It is locked from its acquisition to its release.
+pub fn acquiring_makes_it_locked(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    let lease = lock.acquire().expect("a free lock");
+    assert!(lock.is_locked().expect("an answer"));
+    assert!(lock.is_held().expect("an answer"));
+    assert_eq!(lock.lease(), Some(lease));
+    lock.release().expect("my lock");
+    assert!(!lock.is_locked().expect("an answer"));
+    assert!(!lock.is_held().expect("an answer"));
+}
+
+/// Locks of one name agree on whether it is held, and only one of them on whether it holds it.
+pub fn two_locks_of_one_name_are_one_lock(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (one, two) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
+    assert!(!one.is_locked().expect("an answer") && !two.is_locked().expect("an answer"));
+    one.acquire().expect("a free lock");
+    assert!(one.is_locked().expect("an answer") && two.is_locked().expect("an answer"));
+    assert!(one.is_held().expect("an answer"));
+    assert!(!two.is_held().expect("an answer"));
+    let other = locks.create_lock("other", None).expect("a name");
+    assert!(!other.is_locked().expect("an answer"));
+}
+
+/// A lock that did not acquire it cannot release it.
+pub fn only_the_holder_can_release(fixture: &impl Fixture) {
+    let (here, there) = (locks(fixture), locks(fixture));
+    let one = lock(&here, None);
+    one.acquire().expect("a free lock");
+    for two in [lock(&here, None), lock(&there, None)] {
+        assert_not_owner(two.release());
+        assert_taken(&two);
+        assert_not_owner(two.release());
+    }
+    assert!(one.is_held().expect("an answer"));
+    one.release().expect("my lock");
+}
+
+/// What is released is not held any more.
+pub fn a_second_release_is_not_the_owners(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (one, two) = (lock(&locks, None), lock(&locks, None));
+    one.acquire().expect("a free lock");
+    one.release().expect("my lock");
+    assert_not_owner(one.release());
+    two.acquire().expect("a free lock");
+    assert_not_owner(one.release());
+    assert!(two.is_held().expect("an answer"));
+}
+
+/// Whoever does not get it in time is told so, and left nothing behind.
+pub fn a_held_lock_times_out(fixture: &impl Fixture) {
+    let (here, there) = (locks(fixture), locks(fixture));
+    let (one, two) = (lock(&here, None), lock(&there, None));
+    one.acquire().expect("a free lock");
+    let in_time = Retry::default()
+        .delay(Duration::from_millis(10))
+        .expect("a delay")
+        .timeout(Duration::from_millis(50));
+    let thrice = in_time.clone().attempts(3).expect("attempts");
+    for (retry, least) in [(&in_time, 2), (&thrice, 2), (&Retry::NEVER, 1)] {
+        match two.acquire_with(retry) {
+            Err(Error::Timeout { attempts, name }) => {
+                assert_eq!(&name, two.name());
+                assert!((least..=6).contains(&attempts), "{attempts}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(one.is_held().expect("an answer"));
+    assert_eq!(two.lease(), None);
+    one.release().expect("my lock");
+    assert!(!two.is_locked().expect("an answer"));
+}
+
+/// Trying does not wait, in any of its forms.
+pub fn a_held_lock_is_not_waited_for_when_trying(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (one, two) = (lock(&locks, None), lock(&locks, None));
+    let held = one.try_guard().expect("a free lock");
+    assert_taken(&two);
+    assert_taken(&one);
+    let guard = two.try_guard().map(|held| held.leave());
+    assert!(matches!(guard, Err(Error::Timeout { .. })));
+    let ran = two.try_run(|_| ());
+    assert!(matches!(
+        ran,
+        Err(RunError::NotAcquired(Error::Timeout { .. }))
+    ));
+    held.release().expect("my lock");
+    assert_eq!(two.try_run(|_| 1).ok(), Some(1));
+}
+
+/// What the body returns is what is returned.
+pub fn run_returns_what_the_body_returns(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    assert_eq!(lock.run(|_| "done").ok(), Some("done"));
+}
+
+/// A failure of the body is a value like any other.
+pub fn run_returns_the_bodys_error(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    let failed: Result<(), _> = lock.run(|_| Err("failed")).expect("a body that ran");
+    assert_eq!(failed, Err("failed"));
+    assert!(!lock.is_locked().expect("an answer"));
+}
+
+/// It is held inside, and free afterwards.
+pub fn run_holds_the_lock_and_gives_it_back(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (lock, other) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
+    let seen = lock.run(|held| {
+        assert_taken(&other);
+        assert_eq!(held.fence().is_some(), abilities(fixture).fences);
+        (lock.is_held(), other.is_locked())
+    });
+    let (mine, locked) = seen.expect("a body that ran");
+    assert!(mine.expect("an answer") && locked.expect("an answer"));
+    assert!(!other.is_locked().expect("an answer"));
+}
+
+/// A panic goes through, and leaves the lock free.
+pub fn run_releases_when_the_body_panics(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (lock, other) = (lock(&locks, None), lock(&locks, None));
+    let panicked = quietly(|| lock.run(|_| panic::resume_unwind(Box::new(7_u8))));
+    let payload = panicked.map(|_: Result<(), _>| ()).expect_err("a panic");
+    assert_eq!(payload.downcast_ref(), Some(&7_u8));
+    assert!(!other.is_locked().expect("an answer"));
+    assert_eq!(lock.try_run(|_| 1).ok(), Some(1));
+    assert_eq!(other.try_run(|_| 2).ok(), Some(2));
+}
+
+fn quietly<T>(body: impl FnOnce() -> T) -> thread::Result<T> {
+    panic::catch_unwind(AssertUnwindSafe(body))
+}
+
+/// Runs of one value, from many threads, never overlap.
+pub fn runs_of_one_lock_exclude_each_other(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), None);
+    let (inside, start) = (AtomicU32::new(0), Barrier::new(4));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                start.wait();
+                lock.run(|_| alone(&inside)).expect("a body that ran");
+            });
+        }
+    });
+    assert!(!lock.is_locked().expect("an answer"));
+}
+
+/// Runs of several locks of one name, each with its own client, never overlap.
+pub fn runs_of_two_locks_exclude_each_other(fixture: &impl Fixture) {
+    let factories = [locks(fixture), locks(fixture), locks(fixture)];
+    let (inside, start) = (AtomicU32::new(0), Barrier::new(factories.len()));
+    thread::scope(|scope| {
+        for locks in &factories {
+            let (inside, start) = (&inside, &start);
+            scope.spawn(move || {
+                let lock = lock(locks, None);
+                start.wait();
+                lock.run(|_| alone(inside)).expect("a body that ran");
+            });
+        }
+    });
+    assert!(!lock(&factories[0], None).is_locked().expect("an answer"));
+}
+
+/// Panics when another is inside, too.
+fn alone(inside: &AtomicU32) {
+    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "not alone");
+    for _ in 0..20 {
+        thread::yield_now();
+        assert_eq!(inside.load(Ordering::SeqCst), 1, "not alone");
+    }
+    inside.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Work that outlasts its lease was not protected: its result comes with that fact.
+pub fn run_says_that_the_lease_ran_out(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (lock, other) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
+    let ran = lock.run(|held| {
+        assert!(!held.is_expired());
+        fixture.pass(fixture.ttl());
+        assert!(held.is_expired());
+        "done"
+    });
+    let Err(RunError::Ended { value, error }) = ran else {
+        panic!("{ran:?}");
+    };
+    assert_eq!((value, error.code()), ("done", "E_LOCK_LOST"));
+    let loss = Loss::Expired;
+    assert!(
+        matches!(&error, Error::Lost { loss: why, .. } if *why == loss),
+        "{error}"
+    );
+    // The late release was refused, and freed the name all the same.
+    other.try_acquire().expect("a free lock");
+}
+
+/// Work whose holder was evicted was not protected either; where nobody can be evicted, it was.
+pub fn run_says_that_the_lease_was_revoked(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (lock, other) = (lock(&locks, None), lock(&locks, None));
+    let evicts = abilities(fixture).evicts;
+    let ran = lock.run(|_| {
+        assert_eq!(other.force_release().is_ok(), evicts);
+        "done"
+    });
+    match ran {
+        Ok(value) => assert_eq!((value, evicts), ("done", false)),
+        Err(RunError::Ended { value, error }) => {
+            assert_eq!((value, evicts), ("done", true));
+            let loss = Loss::Revoked;
+            assert!(
+                matches!(&error, Error::Lost { loss: why, .. } if *why == loss),
+                "{error}"
+            );
+        }
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+/// A run that outlasts its lease does not release a later hold of the same value.
+pub fn an_overtaken_run_leaves_the_next_hold_alone(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let lock = lock(&locks, fixture.ttl());
+    let expires = abilities(fixture).expires;
+    let mut second = None;
+    let ran = lock.run(|first| {
+        let first = first.fence();
+        fixture.pass(fixture.ttl());
+        if expires {
+            let held = lock.try_guard().expect("a lock whose time has passed");
+            assert!(first.is_none() || first < held.fence());
+            second = Some(held);
+        } else {
+            assert_taken(&lock);
+        }
+    });
+    assert!(matches!(
+        ran,
+        Err(RunError::Ended {
+            error: Error::Lost { .. },
+            ..
+        })
+    ));
+    assert_eq!(lock.is_held().expect("an answer"), expires);
+    if let Some(second) = second {
+        second.extend(None).expect("the second hold");
+        second.release().expect("the second hold");
+    }
+    assert!(!lock.is_locked().expect("an answer"));
+}
+
+/// Acquiring and releasing one value from several threads: each gets its turn.
+pub fn many_threads_can_share_one_lock(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), None);
+    let start = Barrier::new(3);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                start.wait();
+                for _ in 0..3 {
+                    lock.acquire().expect("a lock that gets free");
+                    lock.release().expect("my lock");
+                }
+            });
+        }
+    });
+    assert!(!lock.is_locked().expect("an answer"));
+    assert_not_owner(lock.release());
+}
+
+/// A hundred takers on ten threads, each with its own client, count by reading and writing.
+pub fn a_hundred_takers_count_to_a_hundred(fixture: &impl Fixture) {
+    let count = AtomicU32::new(0);
+    let fences = Mutex::new(Vec::new());
+    let factories: Vec<_> = (0..10).map(|_| locks(fixture)).collect();
+    thread::scope(|scope| {
+        for locks in &factories {
+            let (count, fences) = (&count, &fences);
+            scope.spawn(move || {
+                let lock = lock(locks, None);
+                for _ in 0..10 {
+                    lock.run(|held| {
+                        let seen = count.load(Ordering::Relaxed);
+                        thread::yield_now();
+                        count.store(seen + 1, Ordering::Relaxed);
+                        fences.lock().expect("whole fences").push(held.fence());
+                    })
+                    .expect("a body that ran");
+                }
+            });
+        }
+    });
+    assert_eq!(count.into_inner(), 100);
+    let fences = fences.into_inner().expect("whole fences");
+    if abilities(fixture).fences {
+        assert!(fences.is_sorted_by(|before, after| before < after));
+    } else {
+        assert!(fences.iter().all(Option::is_none));
+    }
+}
+
+/// Two acquisitions never have the same owner, and an owner has a text.
+pub fn every_acquisition_has_its_own_owner(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (one, two) = (lock(&locks, None), lock(&locks, None));
+    let owners: BTreeSet<_> = [&one, &two, &one]
+        .map(|lock| {
+            let owner = lock.acquire().expect("a free lock").owner();
+            lock.release().expect("my lock");
+            owner.to_string()
+        })
+        .into();
+    assert_eq!(owners.len(), 3);
+    assert!(owners.iter().all(|owner| owner.len() == 32));
+}
+
+/// Written down, a lock can be extended and released by whoever reads it, where its store lets
+/// leases be handed over; elsewhere it cannot be written down.
+pub fn a_lock_can_be_restored_elsewhere(fixture: &impl Fixture) {
+    let (here, there) = (locks(fixture), locks(fixture));
+    let lock = lock(&here, fixture.ttl());
+    assert!(lock.serialize().is_err(), "nothing is held");
+    let lease = lock.acquire().expect("a free lock");
+    if !abilities(fixture).transfers {
+        let err = lock.serialize().expect_err("a tied lease");
+        assert_eq!(err.code(), "E_LOCK_NOT_SERIALIZABLE");
+        assert!(lock.is_held().expect("an answer"));
+        return lock.release().expect("my lock");
+    }
+    let text = lock.serialize().expect("a held lock").to_string();
+    drop((lock, here));
+    let serialized: SerializedLock = text.parse().expect("a serialized lock");
+    let restored = there.restore_lock(&serialized);
+    assert!(restored.is_held().expect("an answer"));
+    assert_eq!(restored.ttl(), ttl(fixture.ttl()));
+    let restored_lease = restored.lease().expect("the same lease");
+    assert_eq!(restored_lease.owner(), lease.owner());
+    assert_eq!(restored_lease.fence(), lease.fence());
+    assert!(restored.remaining().is_some_and(|left| !left.is_zero()));
+    restored.extend(None).expect("a handed-over lock");
+    restored.release().expect("a handed-over lock");
+    assert!(!restored.is_locked().expect("an answer"));
+    assert_not_owner(there.restore_lock(&serialized).release());
+}
+
+/// Once its time has passed it is free, where records end; its holder holds nothing in any case.
+pub fn an_expired_lock_is_not_locked(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    lock.acquire().expect("a free lock");
+    fixture.pass(fixture.ttl());
+    assert!(lock.is_expired());
+    assert_eq!(lock.remaining(), Some(Duration::ZERO));
+    let expires = abilities(fixture).expires;
+    assert_eq!(lock.is_locked().expect("an answer"), !expires);
+    assert_not_owner(lock.release());
+    assert!(!lock.is_locked().expect("an answer"));
+}
+
+/// Whoever held it may take it again when its time has passed.
+pub fn an_expired_lock_can_be_acquired_by_the_same_lock(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    retaken(fixture, &lock, &lock);
+}
+
+/// So may anyone else.
+pub fn an_expired_lock_can_be_acquired_by_another_lock(fixture: &impl Fixture) {
+    let (here, there) = (locks(fixture), locks(fixture));
+    retaken(
+        fixture,
+        &lock(&here, fixture.ttl()),
+        &lock(&there, fixture.ttl()),
+    );
+}
+
+fn retaken<S: Store, H: Host>(fixture: &impl Fixture, one: &Lock<S, H>, two: &Lock<S, H>) {
+    one.acquire().expect("a free lock");
+    assert_taken(two);
+    fixture.pass(fixture.ttl());
+    if !abilities(fixture).expires {
+        assert_taken(two);
+        assert_not_owner(one.release());
+    }
+    two.try_acquire().expect("a lock whose time has passed");
+    assert!(two.is_held().expect("an answer"));
+    assert!(!two.is_expired());
+    two.release().expect("my lock");
+}
+
+/// A lock's ttl is its own.
+pub fn each_lock_has_its_own_ttl(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (short, long) = (
+        locks.create_lock("short", fixture.ttl()).expect("a name"),
+        locks
+            .create_lock("long", 10 * fixture.ttl())
+            .expect("a name"),
+    );
+    short.acquire().expect("a free lock");
+    long.acquire().expect("a free lock");
+    fixture.pass(fixture.ttl());
+    assert!(short.is_expired());
+    assert_not_owner(short.extend(None));
+    assert!(!long.is_expired());
+    assert!(long.is_held().expect("an answer"));
+    long.release().expect("my lock");
+}
+
+/// A lock without ttl is held until it is released.
+pub fn a_lock_without_ttl_does_not_expire(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), None);
+    lock.acquire().expect("a free lock");
+    fixture.pass(fixture.ttl());
+    assert!(!lock.is_expired());
+    assert_eq!(lock.remaining(), None);
+    assert!(lock.is_held().expect("an answer"));
+    lock.release().expect("my lock");
+}
+
+/// A lock can be taken from its holder by force, where the store lets it.
+pub fn anyone_can_force_a_release(fixture: &impl Fixture) {
+    let (here, there) = (locks(fixture), locks(fixture));
+    let (one, two) = (lock(&here, None), lock(&there, None));
+    one.acquire().expect("a free lock");
+    if abilities(fixture).evicts {
+        two.force_release().expect("anybody's lock");
+        assert!(!one.is_held().expect("an answer"));
+        assert_not_owner(one.release());
+        two.force_release().expect("nobody's lock");
+        two.try_acquire().expect("a free lock");
+        two.force_release().expect("my own lock");
+        assert_not_owner(two.release());
+    } else {
+        let err = two.force_release().expect_err("no ability");
+        assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
+        assert!(one.is_held().expect("an answer"));
+        one.release().expect("my lock");
+    }
+}
+
+/// Extended half-way, it lasts a whole ttl from there; not a moment more.
+pub fn extending_lets_a_lock_last_longer(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    lock.acquire().expect("a free lock");
+    fixture.pass(fixture.ttl() / 2);
+    lock.extend(None).expect("my lock");
+    fixture.pass(fixture.ttl() / 2);
+    assert!(lock.is_held().expect("an answer"));
+    assert!(!lock.is_expired());
+    fixture.pass(fixture.ttl() / 2);
+    assert!(lock.is_expired());
+    let expires = abilities(fixture).expires;
+    assert_eq!(lock.is_locked().expect("an answer"), !expires);
+    assert_not_owner(lock.extend(None));
+}
+
+/// There is nothing to extend in a lock that is not held.
+pub fn only_a_holder_can_extend(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (one, two) = (lock(&locks, None), lock(&locks, fixture.ttl()));
+    assert_not_owner(one.extend(None));
+    one.acquire().expect("a free lock");
+    assert_not_owner(two.extend(None));
+    assert_taken(&two);
+    assert_not_owner(two.extend(Some(Ttl::NEVER)));
+    one.extend(None).expect("my lock");
+    one.release().expect("my lock");
+    assert_not_owner(one.extend(None));
+}
+
+/// Nor in one whose time has passed, even if nobody has taken it.
+pub fn an_expired_lock_cannot_be_extended(fixture: &impl Fixture) {
+    let lock = lock(&locks(fixture), fixture.ttl());
+    let held = lock.guard().expect("a free lock");
+    fixture.pass(fixture.ttl());
+    assert_not_owner(held.extend(None));
+    assert_not_owner(lock.extend(Some(Ttl::NEVER)));
+    assert!(held.is_expired());
+    let err = held.release().expect_err("a lost lock");
+    assert_eq!(err.code(), "E_LOCK_LOST");
+}
+
+/// A guard that goes out of scope gives the lock back.
+pub fn a_dropped_guard_frees_the_lock(fixture: &impl Fixture) {
+    let locks = locks(fixture);
+    let (one, two) = (lock(&locks, None), lock(&locks, None));
+    {
+        let _held = one.guard().expect("a free lock");
+        assert_taken(&two);
+    }
+    let held = two.try_guard().expect("a free lock");
+    drop(held);
+    // A guard that was told to leave it taken does not.
+    one.try_guard().expect("a free lock").leave();
+    assert_taken(&two);
+    one.release().expect("my lock");
+}
+
+/// Whoever forgets a lock blocks its name until the ttl has passed, where records end.
+pub fn an_abandoned_lock_frees_itself(fixture: &impl Fixture) {
+    let (here, there) = (locks(fixture), locks(fixture));
+    let (one, two) = (lock(&here, fixture.ttl()), lock(&there, fixture.ttl()));
+    mem::forget(one.guard().expect("a free lock"));
+    fixture.pass(fixture.ttl() / 2);
+    assert_taken(&two);
+    fixture.pass(fixture.ttl() / 2);
+    let expires = abilities(fixture).expires;
+    assert_eq!(two.try_acquire().is_ok(), expires);
+}
+
+fn abilities(fixture: &impl Fixture) -> Abilities {
+    fixture.client().abilities()
+}
+
+/// A store that tells of each refused acquisition.
+#[derive(Clone)]
+struct Watched<S> {
+    store: S,
+    refusals: mpsc::Sender<()>,
+}
+
+impl<S: Store> Store for Watched<S> {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let reply = self.store.acquire(claim);
+        if matches!(reply, Ok(Reply::Refused { .. })) {
+            // Only the first is listened for.
+            let _ = self.refusals.send(());
+        }
+        reply
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.store.extend(claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.store.release(claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        self.store.evict(name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        self.store.inspect(name)
+    }
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.store.detach(claim)
+    }
+    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+        self.store.wait(name, at_most)
+    }
+    fn abilities(&self) -> Abilities {
+        self.store.abilities()
+    }
+}

@@ -1,0 +1,399 @@
+//! One client's steps, one after the other.
+
+use core::time::Duration;
+use std::string::String;
+use std::time::Instant;
+use std::vec::Vec;
+
+use super::{Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, name, refused};
+use crate::claim::Fence;
+use crate::name::Name;
+use crate::store::{Store, Waited};
+use crate::ttl::Ttl;
+
+/// A name that nobody holds is granted, with a fence if the store counts.
+pub fn a_free_name_is_granted(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let one = claim(fixture, "lock", 1);
+    assert_eq!(holder(&store, &one), None);
+    let fence = granted(store.acquire(&one));
+    assert_eq!(fence.is_some(), store.abilities().fences);
+    assert_held(&store, &one);
+}
+
+/// Whoever else asks is refused, and the holder holds it as before.
+pub fn another_owner_is_refused_and_changes_nothing(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let (one, two) = (
+        claim_for(Ttl::NEVER, "lock", 1),
+        claim_for(Ttl::NEVER, "lock", 2),
+    );
+    granted(store.acquire(&one));
+    let before = holder(&store, &one);
+    refused(store.acquire(&two));
+    refused(fixture.client().acquire(&two));
+    assert_eq!(holder(&store, &one), before);
+    granted(store.extend(&one));
+    granted(store.release(&one));
+}
+
+/// What is done to one name is not done to another.
+pub fn names_are_independent(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let (here, there) = (claim(fixture, "here", 1), claim(fixture, "there", 2));
+    granted(store.acquire(&here));
+    assert_eq!(holder(&store, &there), None);
+    granted(store.acquire(&there));
+    granted(store.release(&here));
+    assert_held(&store, &there);
+    // One owner may hold several names, too.
+    granted(store.acquire(&claim(fixture, "elsewhere", 2)));
+    granted(store.release(&there));
+    assert_held(&store, &claim(fixture, "elsewhere", 2));
+}
+
+/// Names that differ only in case, or in Unicode form, are two names.
+pub fn spellings_are_names_of_their_own(fixture: &impl Fixture) {
+    all_apart(
+        fixture,
+        &[
+            "strasse",
+            "Strasse",
+            "STRASSE",
+            "straße",
+            "caf\u{e9}",
+            "cafe\u{301}",
+            "CAFE\u{301}",
+            "\u{fb01}n",
+            "fin",
+        ],
+    );
+}
+
+/// Any text is a name, and none is taken for another.
+pub fn odd_names_are_names(fixture: &impl Fixture) {
+    let full = "x".repeat(Name::MAX_BYTES);
+    let mut full_too = String::from(&full[1..]);
+    full_too.push('y');
+    let emoji = "🔒".repeat(Name::MAX_BYTES / 4);
+    all_apart(
+        fixture,
+        &[
+            ".",
+            "..",
+            "../lock",
+            "/",
+            "//",
+            "a/b",
+            "a\\b",
+            "a:b",
+            "a%2Fb",
+            "a b",
+            "a b ",
+            "a\0b",
+            "a\nb",
+            "-x",
+            "--help",
+            "*",
+            "con",
+            "lock.",
+            "~",
+            "$HOME",
+            "' or 1=1",
+            "\u{202e}kcol",
+            "🔒",
+            &full,
+            &full_too,
+            &emoji,
+        ],
+    );
+}
+
+fn all_apart(fixture: &impl Fixture, names: &[&str]) {
+    let (store, stranger) = (fixture.client(), fixture.client());
+    let claims: Vec<_> = (1..)
+        .zip(names)
+        .map(|(number, name)| claim_for(Ttl::NEVER, name, number))
+        .collect();
+    for claim in &claims {
+        granted(store.acquire(claim));
+    }
+    for claim in &claims {
+        assert_held(&stranger, claim);
+        refused(stranger.acquire(&claim_for(Ttl::NEVER, claim.name.as_str(), 255)));
+    }
+    for claim in &claims {
+        granted(store.release(claim));
+        assert_eq!(holder(&stranger, claim), None, "{:?}", claim.name);
+    }
+}
+
+/// The same owner asking again is the retry of a lost reply: granted, under the same fence.
+pub fn asking_again_changes_nothing(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let one = claim(fixture, "lock", 1);
+    let first = granted(store.acquire(&one));
+    assert_eq!(granted(store.acquire(&one)), first);
+    assert_eq!(granted(store.acquire(&one)), first);
+    // It is held once, not three times.
+    granted(store.release(&one));
+    assert_eq!(holder(&store, &one), None);
+}
+
+/// What its holder releases is free to all.
+pub fn a_release_frees_the_name(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
+    granted(store.acquire(&one));
+    granted(store.release(&one));
+    assert_eq!(holder(&store, &one), None);
+    granted(store.acquire(&two));
+    assert_held(&store, &two);
+}
+
+/// Nothing is left to be released a second time.
+pub fn a_second_release_is_refused(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
+    granted(store.acquire(&one));
+    granted(store.release(&one));
+    refused(store.release(&one));
+    granted(store.acquire(&two));
+    refused(store.release(&one));
+    assert_held(&store, &two);
+}
+
+/// A release by anyone else is refused, and harmless.
+pub fn a_stranger_cannot_release(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let (one, two) = (
+        claim_for(Ttl::NEVER, "lock", 1),
+        claim_for(Ttl::NEVER, "lock", 2),
+    );
+    granted(store.acquire(&one));
+    let before = holder(&store, &one);
+    refused(store.release(&two));
+    refused(elsewhere.release(&two));
+    assert_eq!(holder(&store, &one), before);
+    refused(elsewhere.acquire(&two));
+    granted(store.release(&one));
+}
+
+/// An extension by anyone else is refused, and harmless.
+pub fn a_stranger_cannot_extend(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let one = claim_for(Ttl::NEVER, "lock", 1);
+    let two = claim(fixture, "lock", 2);
+    granted(store.acquire(&one));
+    refused(store.extend(&two));
+    refused(elsewhere.extend(&two));
+    // Had it set the ttl, it would have an end now.
+    fixture.pass(fixture.ttl());
+    assert_held(&store, &one);
+    granted(store.release(&one));
+}
+
+/// There is nothing to extend, to release or to evict where nobody holds anything.
+pub fn nothing_can_be_done_to_a_free_name(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let one = claim(fixture, "lock", 1);
+    for used in [false, true] {
+        if used {
+            granted(store.acquire(&one));
+            granted(store.release(&one));
+        }
+        refused(store.extend(&one));
+        refused(store.release(&one));
+        if store.abilities().evicts {
+            refused(store.evict(&one.name, None));
+            refused(store.evict(&one.name, Some(Fence::FIRST)));
+        }
+        assert_eq!(holder(&store, &one), None);
+    }
+    granted(fixture.client().acquire(&claim(fixture, "lock", 2)));
+}
+
+/// Each grant has a greater fence than the one before, whoever asks.
+pub fn fences_grow_with_every_grant(fixture: &impl Fixture) {
+    let clients = [fixture.client(), fixture.client()];
+    let mut last = None;
+    for round in 1..=6 {
+        let store = &clients[usize::from(round % 2)];
+        // The same owner can come back: that is a new grant.
+        let claim = claim(fixture, "lock", round % 3);
+        let fence = granted(store.acquire(&claim));
+        if round > 1 {
+            assert_grows(store, last, fence);
+        }
+        last = fence;
+        granted(store.release(&claim));
+        // Other names have fences of their own, or share one counter: they never set it back.
+        let other = claim_for(claim.ttl, "other", round);
+        granted(store.acquire(&other));
+        granted(store.release(&other));
+    }
+}
+
+/// Neither an extension nor a repeated request is a new grant.
+pub fn an_extension_keeps_the_fence(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let one = claim(fixture, "lock", 1);
+    let fence = granted(store.acquire(&one));
+    granted(store.extend(&one));
+    assert_eq!(holder(&store, &one).and_then(|holder| holder.fence), fence);
+    assert_eq!(granted(store.acquire(&one)), fence);
+    granted(store.release(&one));
+}
+
+/// Every client is told the holder's owner and fence, and nothing of a free name.
+pub fn inspecting_tells_who_holds_it(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let one = claim(fixture, "lock", 1);
+    assert_eq!(holder(&elsewhere, &one), None);
+    let fence = granted(store.acquire(&one));
+    for client in [&store, &elsewhere] {
+        let holder = holder(client, &one).expect("a holder");
+        assert_eq!((holder.owner, holder.fence), (Some(one.owner), fence));
+    }
+    granted(store.release(&one));
+    assert_eq!(holder(&elsewhere, &one), None);
+}
+
+/// Looking takes nothing and frees nothing.
+pub fn inspecting_changes_nothing(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let (one, two) = (
+        claim_for(Ttl::NEVER, "lock", 1),
+        claim_for(Ttl::NEVER, "lock", 2),
+    );
+    for _ in 0..3 {
+        assert_eq!(holder(&elsewhere, &one), None);
+    }
+    granted(store.acquire(&one));
+    let before = holder(&store, &one);
+    for _ in 0..3 {
+        assert_eq!(holder(&elsewhere, &one), before);
+    }
+    refused(elsewhere.acquire(&two));
+    granted(store.release(&one));
+    for _ in 0..3 {
+        assert_eq!(holder(&elsewhere, &one), None);
+    }
+    granted(store.acquire(&two));
+}
+
+/// An eviction frees the name, whoever holds it; a store that evicts nobody says so for good, and
+/// changes nothing.
+pub fn an_eviction_frees_the_name(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let (one, two) = (
+        claim_for(Ttl::NEVER, "lock", 1),
+        claim_for(Ttl::NEVER, "lock", 2),
+    );
+    let before = granted(store.acquire(&one));
+    if !store.abilities().evicts {
+        for client in [&store, &elsewhere] {
+            for only in [None, before, Some(Fence::FIRST)] {
+                let err = client.evict(&one.name, only).expect_err("no ability");
+                assert!(!err.is_temporary(), "{err}");
+            }
+        }
+        assert_held(&store, &one);
+        refused(elsewhere.acquire(&two));
+        granted(store.release(&one));
+        return;
+    }
+    granted(elsewhere.evict(&one.name, None));
+    assert_eq!(holder(&store, &one), None);
+    refused(elsewhere.evict(&one.name, None));
+    let after = granted(elsewhere.acquire(&two));
+    assert_grows(&store, before, after);
+}
+
+/// Whoever means one grant evicts no other.
+pub fn an_eviction_can_be_meant_for_one_grant(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let (one, two) = (
+        claim_for(Ttl::NEVER, "lock", 1),
+        claim_for(Ttl::NEVER, "lock", 2),
+    );
+    let first = granted(store.acquire(&one));
+    granted(store.release(&one));
+    let second = granted(store.acquire(&two));
+    let evicted = |only| store.evict(&two.name, only);
+    match (store.abilities().evicts, first, second) {
+        (true, Some(first), Some(second)) => {
+            let next = Fence::new(second.get() + 1);
+            refused(evicted(Some(first)));
+            refused(evicted(next));
+            assert_held(&store, &two);
+            granted(evicted(Some(second)));
+            assert_eq!(holder(&store, &two), None);
+            refused(evicted(Some(second)));
+        }
+        (true, _, _) => {
+            refused(evicted(Some(Fence::FIRST)));
+            assert_held(&store, &two);
+        }
+        (false, _, _) => {
+            evicted(second.or(Some(Fence::FIRST))).expect_err("no ability");
+            assert_held(&store, &two);
+        }
+    }
+}
+
+/// Whoever was evicted, or could not be, does nothing to whoever holds it now.
+pub fn an_evicted_owner_disturbs_nobody(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let (one, two) = (
+        claim_for(Ttl::NEVER, "lock", 1),
+        claim_for(Ttl::NEVER, "lock", 2),
+    );
+    granted(store.acquire(&one));
+    let evicted = elsewhere.evict(&one.name, None).is_ok();
+    assert_eq!(evicted, store.abilities().evicts);
+    if !evicted {
+        granted(store.release(&one));
+    }
+    refused(store.extend(&one));
+    granted(elsewhere.acquire(&two));
+    refused(store.extend(&one));
+    refused(store.release(&one));
+    refused(store.acquire(&one));
+    assert_held(&elsewhere, &two);
+    granted(elsewhere.extend(&two));
+    granted(elsewhere.release(&two));
+}
+
+/// How long a step may take that is to be taken at once: an eternity for a machine, and less than
+/// the waits that are asked for here.
+const PROMPT: Duration = Duration::from_secs(20);
+
+/// A wait for a free name ends at once, or the store cannot wait.
+pub fn nobody_waits_for_a_free_name(fixture: &impl Fixture) {
+    let store = fixture.client();
+    let began = Instant::now();
+    for _ in 0..3 {
+        let (Waited::Done | Waited::Unable) = store.wait(&name("lock"), 2 * PROMPT);
+    }
+    assert!(began.elapsed() < PROMPT);
+    granted(store.acquire(&claim(fixture, "lock", 1)));
+}
+
+/// A wait for a name that stays taken ends all the same; nobody is disturbed by it.
+pub fn a_wait_ends_and_changes_nothing(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let one = claim_for(Ttl::NEVER, "lock", 1);
+    granted(store.acquire(&one));
+    let before = holder(&store, &one);
+    let began = Instant::now();
+    for at_most in [0, 1, 20] {
+        let (Waited::Done | Waited::Unable) =
+            elsewhere.wait(&one.name, Duration::from_millis(at_most));
+    }
+    assert!(began.elapsed() < PROMPT);
+    assert_eq!(holder(&store, &one), before);
+    granted(store.extend(&one));
+    granted(store.release(&one));
+    granted(elsewhere.acquire(&claim(fixture, "lock", 2)));
+}

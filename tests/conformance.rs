@@ -1,0 +1,331 @@
+//! The conformance suite on the memory store: its blocking and its asynchronous side, with a
+//! store that waits and with one that cannot.
+
+mod common;
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{BlockOn, Polled};
+use verrou::conformance::{Fixture, TestClock};
+use verrou::{Claim, MemoryStore, Name, Owner, Reply, Store, Ttl, conformance};
+
+type Memory = Arc<MemoryStore<TestClock>>;
+type AnyStore = Arc<dyn Store + Send + Sync>;
+
+/// A memory store, and how its clients see it.
+struct Place<S> {
+    clock: TestClock,
+    memory: Memory,
+    client: fn(&Memory, &TestClock) -> S,
+}
+
+impl<S> Place<S> {
+    fn new(clock: TestClock, client: fn(&Memory, &TestClock) -> S) -> Self {
+        let memory = Arc::new(MemoryStore::new(clock.clone()));
+        Self {
+            clock,
+            memory,
+            client,
+        }
+    }
+}
+
+impl<S: Store + Send + Sync + 'static> Fixture for Place<S> {
+    type Store = S;
+    type Host = TestClock;
+
+    fn client(&self) -> S {
+        (self.client)(&self.memory, &self.clock)
+    }
+
+    fn host(&self) -> TestClock {
+        self.clock.clone()
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
+    /// It costs nothing: no time passes but what is let pass.
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+}
+
+fn waiting() -> Place<Memory> {
+    Place::new(TestClock::running(), |memory, _| Arc::clone(memory))
+}
+
+fn polled() -> Place<Polled<Memory>> {
+    Place::new(TestClock::still(), |memory, _| Polled(Arc::clone(memory)))
+}
+
+fn awaited() -> Place<BlockOn<Memory, TestClock>> {
+    Place::new(TestClock::still(), |memory, clock| BlockOn {
+        store: Arc::clone(memory),
+        host: clock.clone(),
+    })
+}
+
+fn unnamed() -> Place<AnyStore> {
+    Place::new(TestClock::running(), |memory, _| {
+        Arc::clone(memory) as AnyStore
+    })
+}
+
+conformance!(memory, waiting());
+conformance!(memory_polled, polled());
+conformance!(memory_awaited, awaited());
+conformance!(memory_as_any_store, unnamed());
+
+/// A case that is written but not listed would never run.
+#[test]
+fn every_case_is_listed() {
+    let suite = include_str!("../src/conformance.rs");
+    let topics = [
+        ("steps", include_str!("../src/conformance/steps.rs")),
+        ("time", include_str!("../src/conformance/time.rs")),
+        ("clients", include_str!("../src/conformance/clients.rs")),
+        ("locks", include_str!("../src/conformance/locks.rs")),
+    ];
+    for (topic, text) in topics {
+        let cases: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("pub fn ")?.split_once('('))
+            .map(|(case, _)| case)
+            .collect();
+        assert!(cases.len() > 9, "{topic}: {cases:?}");
+        let (_, listed) = suite
+            .split_once(&format!("{topic}:\n"))
+            .expect("a list of cases");
+        let (listed, _) = listed.split_once(';').expect("an end of the list");
+        let listed: Vec<_> = listed.split(',').map(str::trim).collect();
+        assert_eq!(listed, cases, "{topic}");
+    }
+}
+
+/// Not a nanosecond sooner, not a nanosecond later.
+#[test]
+fn a_record_ends_at_the_very_instant() {
+    let (clock, ttl) = (TestClock::still(), Duration::from_nanos(1_000));
+    let store = MemoryStore::new(clock.clone());
+    let claim = |number| Claim {
+        name: Name::new("lock").expect("a name"),
+        owner: Owner::from_bytes([number; 16]),
+        ttl: Ttl::new(ttl).expect("a ttl"),
+        ephemeral: false,
+    };
+    let acquire = |number| Store::acquire(&store, &claim(number)).expect("an answer");
+    assert!(acquire(1).is_granted());
+    clock.advance(ttl - Duration::from_nanos(1));
+    let remaining = Some(Duration::from_nanos(1));
+    assert_eq!(acquire(2), Reply::Refused { remaining });
+    clock.advance(Duration::from_nanos(1));
+    assert!(acquire(2).is_granted());
+}
+
+/// Whoever waits is woken by the release, long before the wait would end.
+#[test]
+fn a_release_wakes_who_waits() {
+    let place = waiting();
+    let claim = |number| Claim {
+        name: Name::new("lock").expect("a name"),
+        owner: Owner::from_bytes([number; 16]),
+        ttl: Ttl::NEVER,
+        ephemeral: false,
+    };
+    let store = place.client();
+    assert!(Store::acquire(&store, &claim(1)).is_ok_and(Reply::is_granted));
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let waiter = scope.spawn(|| {
+            let client = place.client();
+            while !Store::acquire(&client, &claim(2)).is_ok_and(Reply::is_granted) {
+                Store::wait(&client, &claim(2).name, Duration::from_secs(60));
+            }
+        });
+        thread::yield_now();
+        assert!(Store::release(&store, &claim(1)).is_ok_and(Reply::is_granted));
+        waiter.join().expect("a waiter");
+    });
+    assert!(began.elapsed() < Duration::from_secs(30));
+}
+
+mod mutants {
+    //! Stores with one fault each: the suite has to find it.
+
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use verrou::conformance::{clients, steps, time};
+    use verrou::{Abilities, Fence, Holder, StoreError};
+
+    use super::*;
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fault {
+        CountsNothing,
+        DeclaresTooLittle,
+        DeclaresTooMuch,
+        EvictsAnyGrant,
+        ExtendsTheDead,
+        FoldsCase,
+        ForgetsTheOwnerOnExtend,
+        ForgetsTheOwnerOnRelease,
+        InspectingExtends,
+        NoFault,
+        RefusesToAskAgain,
+        TellsTooMuchRemaining,
+    }
+
+    struct Faulty(Memory, Fault);
+
+    impl Faulty {
+        fn claim(&self, claim: &Claim) -> Claim {
+            Claim {
+                name: self.name(&claim.name),
+                ..claim.clone()
+            }
+        }
+
+        fn name(&self, name: &Name) -> Name {
+            match self.1 {
+                Fault::FoldsCase => Name::new(&name.as_str().to_lowercase()).expect("a name"),
+                _ => name.clone(),
+            }
+        }
+
+        fn as_holder(&self, claim: &Claim) -> Claim {
+            let holder = Store::inspect(&self.0, &claim.name).expect("an answer");
+            let owner = holder.and_then(|holder| holder.owner);
+            Claim {
+                owner: owner.unwrap_or(claim.owner),
+                ..claim.clone()
+            }
+        }
+    }
+
+    impl Store for Faulty {
+        fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            let claim = self.claim(claim);
+            let held = Store::inspect(&self.0, &claim.name)?;
+            let mine = held.and_then(|holder| holder.owner) == Some(claim.owner);
+            let reply = match Store::acquire(&self.0, &claim)? {
+                Reply::Granted { .. } if self.1 == Fault::CountsNothing => Reply::Granted {
+                    fence: Some(Fence::FIRST),
+                },
+                Reply::Granted { .. } if mine && self.1 == Fault::RefusesToAskAgain => {
+                    Reply::REFUSED
+                }
+                Reply::Refused { .. } if self.1 == Fault::TellsTooMuchRemaining => Reply::Refused {
+                    remaining: Some(Duration::from_secs(3600)),
+                },
+                reply => reply,
+            };
+            Ok(reply)
+        }
+        fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            let claim = self.claim(claim);
+            match self.1 {
+                Fault::ExtendsTheDead => Store::acquire(&self.0, &claim),
+                Fault::ForgetsTheOwnerOnExtend => Store::extend(&self.0, &self.as_holder(&claim)),
+                _ => Store::extend(&self.0, &claim),
+            }
+        }
+        fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            let claim = self.claim(claim);
+            match self.1 {
+                Fault::ForgetsTheOwnerOnRelease => Store::release(&self.0, &self.as_holder(&claim)),
+                _ => Store::release(&self.0, &claim),
+            }
+        }
+        fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+            let only = only.filter(|_| self.1 != Fault::EvictsAnyGrant);
+            Store::evict(&self.0, &self.name(name), only)
+        }
+        fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+            let holder = Store::inspect(&self.0, &self.name(name))?;
+            if let (Fault::InspectingExtends, Some(Some(owner))) =
+                (self.1, holder.as_ref().map(|holder| holder.owner))
+            {
+                let claim = Claim {
+                    name: name.clone(),
+                    owner,
+                    ttl: Ttl::DEFAULT,
+                    ephemeral: false,
+                };
+                Store::extend(&self.0, &claim)?;
+            }
+            Ok(holder)
+        }
+        fn abilities(&self) -> Abilities {
+            let abilities = Store::abilities(&self.0);
+            match self.1 {
+                Fault::DeclaresTooLittle => Abilities {
+                    evicts: false,
+                    ..abilities
+                },
+                Fault::DeclaresTooMuch => Abilities {
+                    ephemeral: true,
+                    ..abilities
+                },
+                _ => abilities,
+            }
+        }
+    }
+
+    struct Ward(Place<Memory>, Fault);
+
+    impl Fixture for Ward {
+        type Store = Faulty;
+        type Host = TestClock;
+
+        fn client(&self) -> Faulty {
+            Faulty(self.0.client(), self.1)
+        }
+        fn host(&self) -> TestClock {
+            self.0.host()
+        }
+        fn pass(&self, time: Duration) {
+            self.0.pass(time);
+        }
+    }
+
+    type Case = fn(&Ward);
+
+    #[test]
+    fn every_fault_is_found() {
+        use Fault::*;
+        let cases: &[(Fault, Case)] = &[
+            (CountsNothing, steps::fences_grow_with_every_grant),
+            (DeclaresTooLittle, steps::an_eviction_frees_the_name),
+            (
+                DeclaresTooMuch,
+                clients::an_ephemeral_record_ends_with_its_client,
+            ),
+            (
+                EvictsAnyGrant,
+                steps::an_eviction_can_be_meant_for_one_grant,
+            ),
+            (ExtendsTheDead, time::a_late_extension_is_refused),
+            (FoldsCase, steps::spellings_are_names_of_their_own),
+            (ForgetsTheOwnerOnExtend, steps::a_stranger_cannot_extend),
+            (ForgetsTheOwnerOnRelease, steps::a_stranger_cannot_release),
+            (InspectingExtends, steps::inspecting_changes_nothing),
+            (RefusesToAskAgain, steps::asking_again_changes_nothing),
+            (
+                TellsTooMuchRemaining,
+                time::a_refusal_tells_no_more_than_is_left,
+            ),
+        ];
+        for (fault, case) in cases {
+            let found = |fault| {
+                let ward = Ward(waiting(), fault);
+                catch_unwind(AssertUnwindSafe(|| case(&ward))).is_err()
+            };
+            assert!(found(*fault), "{fault:?} was not found");
+            assert!(!found(NoFault), "the case for {fault:?} finds one anywhere");
+        }
+    }
+}
