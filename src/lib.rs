@@ -45,9 +45,9 @@ mod ttl;
 mod claim;
 mod store;
 mod retry;
-mod error;
 mod lease;
 mod serialized;
+mod error;
 mod acquire;
 mod renew;
 #[cfg(feature = "std")]
