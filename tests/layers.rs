@@ -1,0 +1,121 @@
+//! The arrows of the architecture: `src/lib.rs` lists the modules so that each may use those
+//! above it and none below, and none but the conformance suite names the world.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What only a host may name.
+const WORLD: [&str; 6] = ["env", "fs", "net", "process", "thread", "time"];
+
+/// The modules, in the order in which `src/lib.rs` lists them.
+fn modules() -> Vec<String> {
+    let text = fs::read_to_string(source("lib.rs")).expect("lib.rs");
+    let names = text.lines().filter_map(|line| {
+        let line = line.strip_prefix("pub ").unwrap_or(line);
+        line.strip_prefix("mod ")?.strip_suffix(';')
+    });
+    names.map(String::from).collect()
+}
+
+fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(path)
+}
+
+/// Each file of `module`, with what it says outside comments.
+fn files(module: &str) -> Vec<(PathBuf, String)> {
+    let mut paths = vec![source(&format!("{module}.rs"))];
+    if let Ok(folder) = fs::read_dir(source(module)) {
+        paths.extend(folder.map(|entry| entry.expect("an entry").path()));
+    }
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("a source file");
+        let code = text
+            .lines()
+            .map(|line| line.split("//").next().unwrap_or_default());
+        let code = code.collect::<Vec<_>>().join("\n");
+        (path, code)
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// The names that follow `prefix` in `code`: one, or each of a `{list}`.
+fn names_after<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let word = |text: &'a str| text.split(|c| !is_word(c)).next().unwrap_or_default();
+    let mut names = Vec::new();
+    for (at, _) in code.match_indices(prefix) {
+        if code[..at].ends_with(is_word) {
+            continue;
+        }
+        let rest = &code[at + prefix.len()..];
+        match rest.strip_prefix('{') {
+            None => names.push(word(rest)),
+            Some(list) => {
+                let (mut depth, mut from) = (0, 0);
+                for (at, c) in list.char_indices() {
+                    match c {
+                        '{' => depth += 1,
+                        '}' if depth > 0 => depth -= 1,
+                        ',' | '}' if depth == 0 => {
+                            names.push(word(list[from..at].trim_start()));
+                            from = at + 1;
+                            if c == '}' {
+                                break;
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn modules_use_only_those_above_them() {
+    let modules = modules();
+    assert!(modules.len() > 15, "{modules:?}");
+    for (rank, module) in modules.iter().enumerate() {
+        for (path, code) in files(module) {
+            for used in names_after(&code, "crate::") {
+                let below = modules.iter().skip(rank + 1).any(|below| below == used);
+                assert!(!below, "{} uses `{used}`, below it", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_source_file_is_in_the_list() {
+    let modules = modules();
+    for entry in fs::read_dir(source("")).expect("src") {
+        let path = entry.expect("an entry").path();
+        let stem = path.file_stem().and_then(|stem| stem.to_str());
+        let stem = stem.expect("a name");
+        assert!(
+            stem == "lib" || modules.iter().any(|module| module == stem),
+            "{} is not in lib.rs",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn the_core_does_not_name_the_world() {
+    let modules = modules();
+    for module in modules.iter().filter(|module| *module != "conformance") {
+        for (path, code) in files(module) {
+            let std = names_after(&code, "std::");
+            let world: Vec<_> = std.iter().filter(|name| WORLD.contains(name)).collect();
+            assert!(world.is_empty(), "{} names {world:?}", path.display());
+            assert!(!code.contains("verrou_host"), "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn names_are_found() {
+    let code = "use std::{fs, sync::{Arc, time}, net};\nstd::time::Duration; mystd::env; core::a";
+    assert_eq!(names_after(code, "std::"), ["fs", "sync", "net", "time"]);
+}
