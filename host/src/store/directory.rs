@@ -138,12 +138,6 @@ impl Directory {
         record::read(self.kind, name, &bytes, &Machine::this().boot).map_err(damaged)
     }
 
-    /// Lets the file say `record`.
-    pub(crate) fn write(&self, file: &File, path: &Path, record: &Record) -> Result<(), FileError> {
-        let (offset, slot) = record::write(record);
-        os::write_at(file, &slot, offset).map_err(FileError::io("write this file", path))
-    }
-
     /// The fence of a new grant after what the file said, and the last one before the counter
     /// is to be asked again.
     pub(crate) fn next_fence(&self, before: Option<&Record>) -> Result<(u64, u64), FileError> {
@@ -209,6 +203,19 @@ impl Directory {
         }
         Ok(files)
     }
+}
+
+/// Lets the file at `path` say `record`.
+pub(crate) fn write(file: &File, path: &Path, record: &Record) -> Result<(), FileError> {
+    let (offset, slot) = record::write(record);
+    os::write_at(file, &slot, offset).map_err(FileError::io("write this file", path))
+}
+
+/// Whether `file` is what `path` still leads to: whoever removes or replaces files must not make
+/// two locks of one.
+pub(crate) fn is_current(file: &File, path: &Path) -> Result<bool, FileError> {
+    let same = os::id_at(path).and_then(|there| Ok(there == Some(os::id(file)?)));
+    same.map_err(FileError::io("inspect this file", path))
 }
 
 /// Refuses a folder on whose file system locks are not to be trusted.

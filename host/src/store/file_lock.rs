@@ -24,9 +24,9 @@ use crate::System;
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
 ///
-/// A lock is free as soon as the processes that hold it are gone, and cannot be taken from them
-/// before: its ttl ends the lease for those who hold it, who can no longer extend it, and for
-/// nobody else but other users of the same value. It cannot be serialized, or evicted.
+/// A lock is free when it is released or the processes that hold it are gone, and cannot be taken
+/// from them before: its ttl ends the lease for those who hold it, who can no longer extend it,
+/// and for nobody else. It cannot be serialized, nor its holder be evicted.
 ///
 /// Any program that locks the same file with flock(2) is excluded, and excludes.
 ///
@@ -63,6 +63,13 @@ struct Grant {
     /// Where its record is, when that is another file.
     recorded: Option<File>,
     record: Record,
+}
+
+/// The kernel's lock, just taken, and what was recorded before.
+struct Taken {
+    locked: Locked,
+    recorded: Option<File>,
+    before: Option<Record>,
 }
 
 /// A file that is locked until this is dropped.
@@ -170,10 +177,7 @@ impl FileLockStore {
     }
 
     /// Takes the kernel's lock of `name`, and reads what was recorded; `None` when it is taken.
-    fn lock(
-        &self,
-        name: &Name,
-    ) -> Result<Option<(Locked, Option<File>, Option<Record>)>, FileError> {
+    fn lock(&self, name: &Name) -> Result<Option<Taken>, FileError> {
         let path = self.path_of(name);
         let locked = loop {
             let file = match &self.exact {
@@ -186,24 +190,26 @@ impl FileLockStore {
             else {
                 return Ok(None);
             };
-            // Whoever removes or replaces files must not make two locks of one.
-            if self.is_current(&locked.file, &path)? {
+            if directory::is_current(&locked.file, &path)? {
                 break locked;
             }
         };
         if self.exact.is_none() {
-            let record = self.directory.read(&locked.file, &path, name)?;
-            return Ok(Some((locked, None, record)));
+            let before = self.directory.read(&locked.file, &path, name)?;
+            return Ok(Some(Taken {
+                locked,
+                recorded: None,
+                before,
+            }));
         }
         let path = self.directory.path_of(name);
         let recorded = self.directory.open_or_create(&path, name)?;
-        let record = self.directory.read(&recorded, &path, name)?;
-        Ok(Some((locked, Some(recorded), record)))
-    }
-
-    fn is_current(&self, file: &File, path: &Path) -> Result<bool, FileError> {
-        let same = os::id_at(path).and_then(|there| Ok(there == Some(os::id(file)?)));
-        same.map_err(FileError::io("inspect this file", path))
+        let before = self.directory.read(&recorded, &path, name)?;
+        Ok(Some(Taken {
+            locked,
+            recorded: Some(recorded),
+            before,
+        }))
     }
 
     /// The next record: the same grant, lasting from now as long as `claim` asks.
@@ -243,7 +249,7 @@ impl FileLockStore {
 
     fn write(&self, grant: &Grant, name: &Name, record: &Record) -> Result<(), FileError> {
         let path = self.directory.path_of(name);
-        self.directory.write(
+        directory::write(
             grant.recorded.as_ref().unwrap_or(&grant.locked.file),
             &path,
             record,
@@ -312,16 +318,16 @@ impl FileLockStore {
 }
 
 impl Grant {
-    /// How long the lease still lasts for those who hold it; nothing once it has ended.
-    fn left(&self, now: Duration) -> Option<Option<Duration>> {
-        if self.record.ttl.is_none() {
-            return Some(None);
-        }
+    /// How long the lease still lasts for those who hold it, zero once its time has passed;
+    /// `None` when it does not end by itself.
+    fn remaining(&self, now: Duration) -> Option<Duration> {
         self.record
-            .ends
-            .checked_sub(now)
-            .filter(|left| !left.is_zero())
-            .map(Some)
+            .ttl
+            .map(|_| self.record.ends.saturating_sub(now))
+    }
+
+    fn is_expired(&self, now: Duration) -> bool {
+        self.remaining(now).is_some_and(|left| left.is_zero())
     }
 }
 
@@ -357,22 +363,22 @@ impl Store for FileLockStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut grants = self.grants();
         match grants.entry(claim.name.clone()) {
-            Entry::Occupied(mut held) => {
+            Entry::Occupied(mut held) if held.get().record.owner == claim.owner => {
                 let grant = held.get_mut();
-                let record = match grant.left(self.now()) {
-                    Some(_) if grant.record.owner == claim.owner => {
-                        self.lasting(&grant.record, claim)
-                    }
-                    Some(remaining) => return Ok(Reply::Refused { remaining }),
-                    // It has ended for those who hold it, and nobody else can be in.
-                    None => self.next_record(claim, Some(&grant.record))?,
-                };
+                let record = self.lasting(&grant.record, claim);
                 self.write(grant, &claim.name, &record)?;
                 grant.record = record;
                 Ok(granted(&grant.record))
             }
+            // When its holder gives it back, nobody knows.
+            Entry::Occupied(_) => Ok(Reply::REFUSED),
             Entry::Vacant(free) => {
-                let Some((locked, recorded, before)) = self.lock(&claim.name)? else {
+                let Some(Taken {
+                    locked,
+                    recorded,
+                    before,
+                }) = self.lock(&claim.name)?
+                else {
                     return Ok(Reply::REFUSED);
                 };
                 let record = self.next_record(claim, before.as_ref())?;
@@ -392,11 +398,11 @@ impl Store for FileLockStore {
         let Some(grant) = grants.get_mut(&claim.name) else {
             return Ok(Reply::REFUSED);
         };
-        if grant.record.owner != claim.owner || grant.left(self.now()).is_none() {
+        if grant.record.owner != claim.owner || grant.is_expired(self.now()) {
             return Ok(Reply::REFUSED);
         }
         // With another file at its path, others lock that one.
-        if !self.is_current(&grant.locked.file, &self.path_of(&claim.name))? {
+        if !directory::is_current(&grant.locked.file, &self.path_of(&claim.name))? {
             return Ok(Reply::REFUSED);
         }
         let record = self.lasting(&grant.record, claim);
@@ -411,8 +417,8 @@ impl Store for FileLockStore {
             Entry::Occupied(held)
                 if held.get().record.owner == claim.owner && held.get().locked.is_ours() =>
             {
-                let still_held = held.get().left(self.now()).is_some()
-                    && self.is_current(&held.get().locked.file, &self.path_of(&claim.name))?;
+                let still_held = !held.get().is_expired(self.now())
+                    && directory::is_current(&held.get().locked.file, &self.path_of(&claim.name))?;
                 self.record_end(&claim.name, held.get());
                 held.remove();
                 Ok(if still_held {
@@ -439,11 +445,14 @@ impl Store for FileLockStore {
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         if let Some(grant) = self.grants().get(name) {
-            return Ok(grant
-                .left(self.now())
-                .map(|left| holder(&grant.record, left)));
+            return Ok(Some(holder(&grant.record, grant.remaining(self.now()))));
         }
         Ok(self.other_holder(name)?)
+    }
+
+    /// Refuses: a lock of the kernel's cannot outlive its processes.
+    fn detach(&self, _claim: &Claim) -> Result<Reply, StoreError> {
+        Ok(Reply::REFUSED)
     }
 
     /// Lets the next attempt look again, every few milliseconds.

@@ -17,7 +17,7 @@ use verrou::{
     Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
 };
 
-use super::directory::{Directory, Guarded};
+use super::directory::{self, Directory, Guarded};
 use super::error::{FileError, OpenError};
 use super::machine::Machine;
 use super::os;
@@ -155,12 +155,7 @@ impl LeaseFileStore {
                 file
             };
             let _guarded = Guarded::new(&file, &path)?;
-            // Whoever removes or replaces files must not make two locks of one.
-            let inspected = FileError::io("inspect this file", &path);
-            let same = os::id_at(&path)
-                .and_then(|there| Ok(there == Some(os::id(&file)?)))
-                .map_err(inspected)?;
-            if !same {
+            if !directory::is_current(&file, &path)? {
                 continue;
             }
             let lease = LeaseFile {
@@ -219,12 +214,12 @@ impl LeaseFile<'_> {
             return Ok(State::Held { remaining: None });
         }
         if record.time_namespace != machine.time_namespace {
-            return match record.ephemeral {
-                true => Ok(State::Held { remaining: None }),
-                false => Err(FileError::ForeignClock {
-                    name: self.name.clone(),
-                }),
-            };
+            if record.ephemeral {
+                return Ok(State::Held { remaining: None });
+            }
+            return Err(FileError::ForeignClock {
+                name: self.name.clone(),
+            });
         }
         let now = self.store.clock.now().since_start();
         match record.ends.checked_sub(now).filter(|left| !left.is_zero()) {
@@ -325,7 +320,7 @@ impl LeaseFile<'_> {
     }
 
     fn write(&self, record: &Record) -> Result<(), FileError> {
-        self.store.directory.write(self.file, self.path, record)
+        directory::write(self.file, self.path, record)
     }
 
     fn free(&self, record: &Record) -> Result<(), FileError> {
@@ -490,8 +485,10 @@ pub(super) fn holder(record: &Record, remaining: Option<Duration>) -> Holder {
     }
 }
 
+/// The wall clock since the start of 1970, in the milliseconds that a record has.
 pub(super) fn wall_clock() -> Duration {
-    SystemTime::now()
+    let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
+        .unwrap_or_default();
+    Duration::from_millis(now.as_millis().try_into().unwrap_or(u64::MAX))
 }

@@ -27,19 +27,27 @@ pub(crate) fn is_held(file: &File, fence: u64) -> io::Result<bool> {
 }
 
 #[cfg(target_os = "linux")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the C header has as `int` what its `struct flock` has as `short`"
+)]
 mod imp {
     use std::fs::File;
     use std::io;
 
     use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, fcntl};
-    use nix::libc;
+    use nix::libc::{self, c_short};
 
     /// The byte of the grant 0. Files of this size do not exist.
     const FIRST_BYTE: i64 = 1 << 40;
 
+    const FROM_START: c_short = libc::SEEK_SET as c_short;
+    const UNLOCK: c_short = libc::F_UNLCK as c_short;
+    const WRITE: c_short = libc::F_WRLCK as c_short;
+
     pub(super) fn set(file: &File, fence: u64, hold: bool) -> io::Result<()> {
-        let lock = byte(fence, if hold { libc::F_WRLCK } else { libc::F_UNLCK });
+        let lock = byte(fence, if hold { WRITE } else { UNLOCK });
         loop {
             match fcntl(file, FcntlArg::F_OFD_SETLK(&lock)) {
                 Ok(_) => return Ok(()),
@@ -50,17 +58,17 @@ mod imp {
     }
 
     pub(super) fn is_held(file: &File, fence: u64) -> io::Result<bool> {
-        let mut lock = byte(fence, libc::F_WRLCK);
+        let mut lock = byte(fence, WRITE);
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
-        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+        Ok(lock.l_type != UNLOCK)
     }
 
-    fn byte(fence: u64, kind: i32) -> libc::flock {
+    fn byte(fence: u64, kind: c_short) -> libc::flock {
         // Fences are far below the 2⁶³ bytes a file could have; the remainder keeps it so.
         let offset = i64::try_from(fence % (1 << 62)).unwrap_or_default();
         libc::flock {
-            l_type: kind as libc::c_short,
-            l_whence: libc::SEEK_SET as libc::c_short,
+            l_type: kind,
+            l_whence: FROM_START,
             l_start: FIRST_BYTE + offset,
             l_len: 1,
             l_pid: 0,

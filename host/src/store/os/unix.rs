@@ -90,18 +90,15 @@ pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Resul
         file.write_all(bytes)?;
         file.sync_data()
     };
-    let linked = match nameless(path)? {
-        Some(mut file) => {
-            finish(&mut file)?;
-            link_nameless(&file, path)
-        }
-        None => {
-            let mut file = tempfile::NamedTempFile::new_in(parent(path))?;
-            finish(file.as_file_mut())?;
-            file.persist_noclobber(path)
-                .map(drop)
-                .map_err(|err| err.error)
-        }
+    let linked = if let Some(mut file) = nameless(path)? {
+        finish(&mut file)?;
+        link_nameless(&file, path)
+    } else {
+        let mut file = tempfile::NamedTempFile::new_in(parent(path))?;
+        finish(file.as_file_mut())?;
+        file.persist_noclobber(path)
+            .map(drop)
+            .map_err(|err| err.error)
     };
     match linked {
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -237,13 +234,12 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
         0x2405_1905, // ubifs
         0x0000_4d44, // vfat
     ];
-    #[expect(
-        clippy::unnecessary_cast,
+    #[allow(
+        clippy::useless_conversion,
         reason = "the field's type differs by machine"
     )]
-    let kind = rustix::fs::statfs(path)?.f_type as i64;
-    // On some machines the field is 32 bits wide and negative for large numbers.
-    let kind = kind & 0xffff_ffff;
+    // Where it is 32 bits wide, it is negative for large numbers.
+    let kind = i64::from(rustix::fs::statfs(path)?.f_type) & 0xffff_ffff;
     let name = match kind {
         _ if LOCAL.contains(&kind) => return Ok(None),
         0x0000_6969 => "NFS".to_owned(),
