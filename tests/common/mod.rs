@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "no test file needs all of it")]
 
+pub(crate) mod script;
+
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;

@@ -1,0 +1,498 @@
+//! Taking a lock, as scripts: what the store says, and which steps follow, through both drivers.
+
+mod common;
+
+use std::time::Duration;
+
+use common::script::{In, World, broken, claim, granted, held, held_for, ms, trouble, woken};
+use verrou::{
+    Acquire, AcquireStep, Backoff, Clock, Error, Lease, Owner, Reply, Retry, StoreError, Timestamp,
+    Ttl, blocking, nonblocking,
+};
+
+/// Every 100 ms.
+fn retry() -> Retry {
+    Retry::default().delay(ms(100)).expect("a delay")
+}
+
+fn second() -> Ttl {
+    Ttl::new(ms(1000)).expect("a ttl")
+}
+
+/// Plays `script` to a lock of one second.
+#[track_caller]
+fn check(retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[&str]) {
+    check_for(second(), retry, script, expected);
+}
+
+#[track_caller]
+fn check_for(ttl: Ttl, retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[&str]) {
+    let machine = |world: &World| Acquire::new(claim(ttl), retry.clone(), world.now());
+
+    let world = World::new(script());
+    let end = blocking::acquire(&world, &world, machine(&world));
+    world.note(told(&end));
+    assert_eq!(world.log(), expected, "blocking");
+
+    let world = World::new(script());
+    let end = pollster::block_on(nonblocking::acquire(&world, &world, machine(&world)));
+    world.note(told(&end));
+    assert_eq!(world.log(), expected, "nonblocking");
+}
+
+fn told(end: &Result<Lease, Error>) -> String {
+    match end {
+        Ok(lease) => {
+            let fence = lease.fence().map_or(0, verrou::Fence::get);
+            match lease.ends() {
+                Some(ends) => format!("held until {:?}, fence {fence}", ends.since_start()),
+                None => format!("held, fence {fence}"),
+            }
+        }
+        Err(Error::Timeout { attempts, .. }) => format!("timeout after {attempts}"),
+        Err(Error::Lost { loss, .. }) => format!("lost: {loss:?}"),
+        Err(Error::Storage(err)) => format!("storage: {err}"),
+        Err(other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_free_lock_is_taken_at_once() {
+    let at_once = ["acquire@0ns", "held until 1s, fence 7"];
+    check(&retry(), || vec![granted(7)], &at_once);
+    check(&Retry::NEVER, || vec![granted(7)], &at_once);
+}
+
+#[test]
+fn a_lease_without_ttl_has_no_end() {
+    check_for(
+        Ttl::NEVER,
+        &retry(),
+        || vec![granted(7).after(5000)],
+        &["acquire@0ns", "held, fence 7"],
+    );
+}
+
+#[test]
+fn a_lease_is_counted_from_before_its_own_request() {
+    check(
+        &retry(),
+        || vec![held(), held(), granted(7).after(50)],
+        &[
+            "acquire@0ns",
+            "wait 100ms",
+            "acquire@100ms",
+            "wait 100ms",
+            "acquire@200ms",
+            "held until 1.2s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn the_last_attempt_is_at_the_deadline() {
+    check(
+        &Retry::default().timeout(ms(300)),
+        || vec![held(), held(), held()],
+        &[
+            "acquire@0ns",
+            "wait 250ms",
+            "acquire@250ms",
+            "wait 50ms",
+            "acquire@300ms",
+            "timeout after 3",
+        ],
+    );
+}
+
+#[test]
+fn the_last_attempt_can_succeed() {
+    check(
+        &Retry::default().timeout(ms(300)),
+        || vec![held(), held(), granted(7)],
+        &[
+            "acquire@0ns",
+            "wait 250ms",
+            "acquire@250ms",
+            "wait 50ms",
+            "acquire@300ms",
+            "held until 1.3s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn a_slow_store_cannot_push_the_deadline() {
+    check(
+        &retry().timeout(ms(300)),
+        || vec![held().after(290), held()],
+        &[
+            "acquire@0ns",
+            "wait 10ms",
+            "acquire@300ms",
+            "timeout after 2",
+        ],
+    );
+    check(
+        &retry().timeout(ms(300)),
+        || vec![held().after(301)],
+        &["acquire@0ns", "timeout after 1"],
+    );
+}
+
+#[test]
+fn a_timeout_of_zero_is_one_attempt() {
+    check(
+        &retry().timeout(Duration::ZERO),
+        || vec![held()],
+        &["acquire@0ns", "timeout after 1"],
+    );
+    check(
+        &retry().timeout(Duration::ZERO),
+        || vec![granted(7)],
+        &["acquire@0ns", "held until 1s, fence 7"],
+    );
+}
+
+#[test]
+fn a_timeout_beyond_all_time_is_none() {
+    check(
+        &retry().timeout(Duration::MAX),
+        || vec![held(), granted(7)],
+        &[
+            "acquire@0ns",
+            "wait 100ms",
+            "acquire@100ms",
+            "held until 1.1s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn attempts_are_limited() {
+    check(
+        &retry().attempts(3).expect("attempts"),
+        || vec![held(), held(), held()],
+        &[
+            "acquire@0ns",
+            "wait 100ms",
+            "acquire@100ms",
+            "wait 100ms",
+            "acquire@200ms",
+            "timeout after 3",
+        ],
+    );
+    check(
+        &Retry::NEVER,
+        || vec![held()],
+        &["acquire@0ns", "timeout after 1"],
+    );
+}
+
+#[test]
+fn an_attempt_after_an_early_wake_does_not_count() {
+    check(
+        &retry().attempts(2).expect("attempts"),
+        || vec![held(), woken(30), held(), woken(30), held(), held()],
+        &[
+            "acquire@0ns",
+            "wait 100ms",
+            "acquire@30ms",
+            "wait 70ms",
+            "acquire@60ms",
+            "wait 40ms",
+            "acquire@100ms",
+            "timeout after 2",
+        ],
+    );
+}
+
+#[test]
+fn an_attempt_after_an_early_wake_can_succeed() {
+    check(
+        &retry().attempts(2).expect("attempts"),
+        || vec![held(), woken(30), granted(7)],
+        &[
+            "acquire@0ns",
+            "wait 100ms",
+            "acquire@30ms",
+            "held until 1.03s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn a_wait_that_lasts_too_long_is_one_wait() {
+    check(
+        &retry().attempts(3).expect("attempts"),
+        || vec![held(), woken(5000), held(), held()],
+        &[
+            "acquire@0ns",
+            "wait 100ms",
+            "acquire@5s",
+            "wait 100ms",
+            "acquire@5.1s",
+            "timeout after 3",
+        ],
+    );
+}
+
+#[test]
+fn it_looks_again_when_the_record_ends() {
+    check(
+        &retry().attempts(2).expect("attempts"),
+        || vec![held_for(40), held_for(20), held(), held_for(1000)],
+        &[
+            "acquire@0ns",
+            "wait 40ms",
+            "acquire@40ms",
+            "wait 20ms",
+            "acquire@60ms",
+            "wait 40ms",
+            "acquire@100ms",
+            "timeout after 2",
+        ],
+    );
+}
+
+#[test]
+fn it_does_not_look_again_without_a_break() {
+    check(
+        &retry().timeout(ms(100)),
+        || vec![held_for(0), granted(7)],
+        &[
+            "acquire@0ns",
+            "wait 1ms",
+            "acquire@1ms",
+            "held until 1.001s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn trouble_is_slept_through() {
+    check(
+        &retry(),
+        || vec![trouble(), trouble(), granted(7)],
+        &[
+            "acquire@0ns",
+            "sleep 100ms",
+            "acquire@100ms",
+            "sleep 100ms",
+            "acquire@200ms",
+            "held until 1.2s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn a_store_in_trouble_is_left_alone_for_the_whole_pause() {
+    check(
+        &retry(),
+        || vec![trouble(), woken(30), woken(30), granted(7)],
+        &[
+            "acquire@0ns",
+            "sleep 100ms",
+            "sleep 70ms",
+            "sleep 40ms",
+            "acquire@100ms",
+            "held until 1.1s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn trouble_to_the_end_is_undone_and_told() {
+    check(
+        &retry().attempts(2).expect("attempts"),
+        || vec![trouble(), trouble(), held()],
+        &[
+            "acquire@0ns",
+            "sleep 100ms",
+            "acquire@100ms",
+            "release@100ms",
+            "storage: in trouble",
+        ],
+    );
+}
+
+#[test]
+fn whoever_was_in_trouble_once_undoes_when_it_gives_up() {
+    check(
+        &retry().attempts(2).expect("attempts"),
+        || vec![trouble(), held(), granted(0)],
+        &[
+            "acquire@0ns",
+            "sleep 100ms",
+            "acquire@100ms",
+            "release@100ms",
+            "timeout after 2",
+        ],
+    );
+}
+
+#[test]
+fn whoever_was_only_refused_has_nothing_to_undo() {
+    check(
+        &Retry::NEVER,
+        || vec![held_for(500)],
+        &["acquire@0ns", "timeout after 1"],
+    );
+}
+
+#[test]
+fn a_broken_store_is_asked_once_and_undone() {
+    for undone in [granted, |_| held(), |_| trouble(), |_| broken()] {
+        check(
+            &retry(),
+            || vec![broken(), undone(0)],
+            &["acquire@0ns", "release@0ns", "storage: broken"],
+        );
+    }
+}
+
+#[test]
+fn a_grant_that_is_dead_on_arrival_is_asked_for_again() {
+    check(
+        &retry(),
+        || vec![granted(7).after(1000), granted(8)],
+        &[
+            "acquire@0ns",
+            "sleep 100ms",
+            "acquire@1.1s",
+            "held until 2.1s, fence 8",
+        ],
+    );
+}
+
+#[test]
+fn a_grant_that_is_dead_on_arrival_is_undone() {
+    check(
+        &Retry::NEVER,
+        || vec![granted(7).after(1000), held()],
+        &["acquire@0ns", "release@1s", "lost: Expired"],
+    );
+    check(
+        &retry().timeout(ms(1500)),
+        || {
+            vec![
+                granted(7).after(1000),
+                held().after(300),
+                held(),
+                granted(0),
+            ]
+        },
+        &[
+            "acquire@0ns",
+            "sleep 100ms",
+            "acquire@1.1s",
+            "wait 100ms",
+            "acquire@1.5s",
+            "release@1.5s",
+            "timeout after 3",
+        ],
+    );
+}
+
+#[test]
+fn a_grant_that_is_just_alive_is_a_grant() {
+    check(
+        &Retry::NEVER,
+        || vec![granted(7).after(999)],
+        &["acquire@0ns", "held until 1s, fence 7"],
+    );
+}
+
+/// The pauses of one machine that is only ever refused.
+fn pauses(owner: u128, backoff: Backoff, count: usize) -> Vec<Duration> {
+    let mut claim = claim(second());
+    claim.owner = Owner::from_bytes(owner.to_be_bytes());
+    let retry = Retry::default().backoff(backoff).expect("a backoff");
+    let mut now = Timestamp::default();
+    let mut machine = Acquire::new(claim, retry, now);
+    let mut pauses = Vec::new();
+    while pauses.len() < count {
+        match machine.next(now) {
+            AcquireStep::Acquire(_) => machine.heard(now, Ok(Reply::REFUSED)),
+            AcquireStep::Wait(_, pause) => {
+                pauses.push(pause);
+                now = now.saturating_add(pause);
+                machine.waited(now);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    pauses
+}
+
+#[test]
+fn jitter_stays_within_its_bounds_and_spreads() {
+    let (first, cap) = (ms(64), ms(400));
+    let ceilings = [64, 128, 256, 400, 400, 400].map(ms);
+    let mut sums = [Duration::ZERO; 6];
+    for owner in 0..500_u128 {
+        let owner = owner.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        let pauses = pauses(owner, Backoff::Jittered { first, cap }, 6);
+        for ((pause, ceiling), sum) in pauses.iter().zip(ceilings).zip(&mut sums) {
+            assert!((ms(1)..=ceiling).contains(pause), "{pauses:?}");
+            *sum += *pause;
+        }
+    }
+    for (sum, ceiling) in sums.into_iter().zip(ceilings) {
+        let mean = sum / 500;
+        assert!(
+            (ceiling * 2 / 5..=ceiling * 3 / 5).contains(&mean),
+            "{mean:?} of {ceiling:?}"
+        );
+    }
+}
+
+#[test]
+fn jitter_never_overflows() {
+    let (first, cap) = (Duration::from_secs(1), Duration::from_secs(u64::MAX / 4));
+    let ceiling = |attempt: u32| first * 2_u32.saturating_pow(attempt.min(31));
+    let pauses = pauses(3, Backoff::Jittered { first, cap }, 40);
+    for (attempt, pause) in (0..).zip(pauses) {
+        assert!(pause <= ceiling(attempt), "{attempt}: {pause:?}");
+    }
+}
+
+#[test]
+fn every_step_is_repeated_until_it_is_done() {
+    let zero = Timestamp::default();
+    let mut machine = Acquire::new(
+        claim(second()),
+        retry().attempts(2).expect("attempts"),
+        zero,
+    );
+    let mut steps = Vec::new();
+    let mut step = |machine: &mut Acquire, now| {
+        let step = format!("{:?}", machine.next(now));
+        assert_eq!(format!("{:?}", machine.next(now)), step);
+        steps.push(step.split(['(', ' ']).next().unwrap_or_default().to_owned());
+    };
+    step(&mut machine, zero);
+    // Nobody waited; that is not how an attempt went.
+    machine.waited(zero);
+    step(&mut machine, zero);
+    machine.heard(zero, Err(StoreError::temporary("in trouble")));
+    step(&mut machine, zero);
+    // Nobody was asked.
+    machine.heard(zero, Ok(Reply::REFUSED));
+    step(&mut machine, zero);
+    let later = Timestamp::new(ms(100));
+    machine.waited(later);
+    step(&mut machine, later);
+    machine.heard(later, Ok(Reply::REFUSED));
+    step(&mut machine, later);
+    machine.heard(later, Ok(Reply::Granted { fence: None }));
+    step(&mut machine, later);
+    machine.heard(later, Ok(Reply::Granted { fence: None }));
+    step(&mut machine, later);
+    assert_eq!(
+        steps,
+        [
+            "Acquire", "Acquire", "Sleep", "Sleep", "Acquire", "Release", "Done", "Done"
+        ]
+    );
+}

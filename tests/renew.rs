@@ -1,0 +1,303 @@
+//! Keeping a lease alive, as scripts: what the store says, and which steps follow, through both
+//! drivers.
+
+mod common;
+
+use std::future::poll_fn;
+use std::ops::ControlFlow;
+use std::task::Poll;
+
+use common::script::{In, World, broken, claim, granted, held, ms, trouble, woken};
+use verrou::{
+    Fence, Health, Lease, Loss, Renew, RenewStep, Reply, Timestamp, Ttl, blocking, nonblocking,
+};
+
+/// Its third is 800 ms, and an eighth of that is 100 ms.
+fn ttl() -> Ttl {
+    Ttl::new(ms(2400)).expect("a ttl")
+}
+
+fn lease(ttl: Ttl) -> Lease {
+    Lease::granted(claim(ttl), Some(Fence::FIRST), Timestamp::default())
+}
+
+/// Plays `script` to the keeping of a lease of 2.4 s that was just granted.
+#[track_caller]
+fn check(script: impl Fn() -> Vec<In>, expected: &[&str]) {
+    check_for(
+        || Renew::new(lease(ttl()), ttl(), Timestamp::default()),
+        script,
+        expected,
+    );
+}
+
+#[track_caller]
+fn check_for(machine: impl Fn() -> Renew, script: impl Fn() -> Vec<In>, expected: &[&str]) {
+    let world = World::new(script());
+    let mut keeping = machine();
+    let end = blocking::keep(&world, &world, &mut keeping, |machine, at_most| {
+        world.note(health(machine));
+        if world.rest("sleep", at_most) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    });
+    world.note(told(end));
+    assert_eq!(world.log(), expected, "blocking");
+
+    let world = World::new(script());
+    let mut keeping = machine();
+    let stopped = poll_fn(|_| {
+        if world.is_stopped() {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    });
+    let noted = |machine: &Renew| world.note(health(machine));
+    let end = nonblocking::keep(&world, &world, &mut keeping, noted, stopped);
+    let end = pollster::block_on(end);
+    world.note(told(end));
+    assert_eq!(world.log(), expected, "nonblocking");
+}
+
+fn health(machine: &Renew) -> &'static str {
+    match machine.health() {
+        Health::Held => "held",
+        Health::Renewed => "renewed",
+        Health::Unknown(_) => "unknown",
+        Health::Lost(_) => "lost",
+    }
+}
+
+fn told(end: Result<(), Loss>) -> String {
+    match end {
+        Ok(()) => "stopped".into(),
+        Err(loss) => format!("lost: {loss:?}"),
+    }
+}
+
+#[test]
+fn it_is_extended_at_every_third() {
+    check(
+        || vec![granted(0), granted(0).after(50), In::Stop],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "renewed",
+            "sleep 800ms",
+            "extend@1.6s",
+            "renewed",
+            // From before the request, not from its reply.
+            "sleep 750ms",
+            "stopped",
+        ],
+    );
+}
+
+#[test]
+fn nothing_is_asked_before_it_is_needed() {
+    check(
+        || vec![woken(100), woken(300), In::Stop],
+        &[
+            "held",
+            "sleep 800ms",
+            "held",
+            "sleep 700ms",
+            "held",
+            "sleep 400ms",
+            "stopped",
+        ],
+    );
+}
+
+#[test]
+fn what_is_left_of_an_old_lease_is_halved() {
+    check_for(
+        || Renew::new(lease(ttl()), ttl(), Timestamp::new(ms(2000))),
+        || vec![granted(0), In::Stop],
+        &[
+            // The world's clock starts at zero, the lease's remainder was taken at two seconds.
+            "held",
+            "sleep 2.2s",
+            "extend@2.2s",
+            "renewed",
+            "sleep 800ms",
+            "stopped",
+        ],
+    );
+}
+
+#[test]
+fn trouble_makes_it_unknown_and_success_renews_it() {
+    check(
+        || vec![trouble(), broken(), granted(0), In::Stop],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "unknown",
+            "sleep 100ms",
+            "extend@900ms",
+            "unknown",
+            "sleep 100ms",
+            "extend@1s",
+            "renewed",
+            "sleep 800ms",
+            "stopped",
+        ],
+    );
+}
+
+#[test]
+fn it_stays_unknown_until_the_clock_says_lost() {
+    check(
+        || vec![trouble().after(700), trouble().after(700)],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "unknown",
+            "sleep 100ms",
+            "extend@1.6s",
+            "unknown",
+            "sleep 100ms",
+            "lost: Expired",
+        ],
+    );
+    check(
+        || vec![trouble().after(1600)],
+        &["held", "sleep 800ms", "extend@800ms", "lost: Expired"],
+    );
+}
+
+#[test]
+fn a_refusal_is_the_end() {
+    check(
+        || vec![granted(0), held()],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "renewed",
+            "sleep 800ms",
+            "extend@1.6s",
+            "lost: Revoked",
+        ],
+    );
+}
+
+#[test]
+fn an_extension_that_is_heard_of_too_late_is_none() {
+    check(
+        || vec![granted(0).after(2400)],
+        &["held", "sleep 800ms", "extend@800ms", "lost: Expired"],
+    );
+    // Past the old end, but within the new one: the store extended it in time.
+    check(
+        || vec![granted(0).after(2399), granted(0), In::Stop],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "extend@3.199s",
+            "renewed",
+            "sleep 800ms",
+            "stopped",
+        ],
+    );
+}
+
+#[test]
+fn whoever_was_stopped_for_too_long_is_told_without_asking() {
+    check(
+        || vec![woken(2400)],
+        &["held", "sleep 800ms", "lost: Expired"],
+    );
+    check(
+        || vec![granted(0), woken(9000)],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "renewed",
+            "sleep 800ms",
+            "lost: Expired",
+        ],
+    );
+}
+
+#[test]
+fn a_lease_without_ttl_is_confirmed() {
+    check_for(
+        || Renew::new(lease(Ttl::NEVER), Ttl::NEVER, Timestamp::default()),
+        || vec![granted(0), trouble(), granted(0), In::Stop],
+        &[
+            "held",
+            "sleep 10s",
+            "extend@10s",
+            "renewed",
+            "sleep 10s",
+            "extend@20s",
+            "unknown",
+            "sleep 1.25s",
+            "extend@21.25s",
+            "renewed",
+            "sleep 10s",
+            "stopped",
+        ],
+    );
+    check_for(
+        || Renew::new(lease(Ttl::NEVER), Ttl::NEVER, Timestamp::default()),
+        || vec![held()],
+        &["held", "sleep 10s", "extend@10s", "lost: Revoked"],
+    );
+}
+
+#[test]
+fn an_end_can_be_given_to_a_lease_that_had_none() {
+    check_for(
+        || Renew::new(lease(Ttl::NEVER), ttl(), Timestamp::default()),
+        || vec![granted(0), woken(2400)],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "renewed",
+            "sleep 800ms",
+            "lost: Expired",
+        ],
+    );
+}
+
+#[test]
+fn every_step_is_repeated_until_it_is_done() {
+    let at = |millis| Timestamp::new(ms(millis));
+    let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
+    // Nobody was asked.
+    machine.heard(at(0), Ok(Reply::REFUSED));
+    for _ in 0..2 {
+        assert!(matches!(machine.next(at(0)), RenewStep::Wait(pause) if pause == ms(800)));
+    }
+    for _ in 0..2 {
+        assert!(matches!(machine.next(at(900)), RenewStep::Extend(_)));
+    }
+    // It left at 900 ms; asked about again at a later time, it is still that request.
+    machine.next(at(1000));
+    machine.heard(at(1100), Ok(Reply::Granted { fence: None }));
+    assert_eq!(machine.lease().ends(), Some(at(3300)));
+    for _ in 0..2 {
+        assert!(matches!(
+            machine.next(at(3300)),
+            RenewStep::Lost(Loss::Expired)
+        ));
+    }
+    // Lost is lost, whatever is heard or asked later.
+    machine.heard(at(3300), Ok(Reply::Granted { fence: None }));
+    assert!(matches!(
+        machine.next(at(0)),
+        RenewStep::Lost(Loss::Expired)
+    ));
+}
