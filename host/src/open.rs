@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use verrou::{Abilities, Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited};
+use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError, Waited};
 
 use crate::store::{FileLockStore, LeaseFileStore, OpenError, StoreOptions};
 
@@ -154,18 +154,18 @@ impl FileStore {
         }
     }
 
-    /// A duplicate of the descriptor that keeps the kernel's lock for the grant of `owner`.
-    pub fn lifeline(&self, owner: Owner) -> Option<File> {
+    /// A duplicate of the descriptor that keeps the kernel's lock for the grant of `claim`.
+    pub fn lifeline(&self, claim: &Claim) -> Option<File> {
         match self {
-            Self::Lease(store) => store.lifeline(owner),
-            Self::Lock(store) => store.lifeline(owner),
+            Self::Lease(store) => store.lifeline(claim),
+            Self::Lock(store) => store.lifeline(claim),
         }
     }
 
-    /// From whom the lease of `owner` was taken although processes of theirs still live.
-    pub fn taken_over(&self, owner: Owner) -> Option<Holder> {
+    /// From whom the lease of `claim` was taken although processes of theirs still live.
+    pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
         match self {
-            Self::Lease(store) => store.taken_over(owner),
+            Self::Lease(store) => store.taken_over(claim),
             Self::Lock(_) => None,
         }
     }

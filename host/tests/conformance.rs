@@ -10,16 +10,16 @@ use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
 /// A folder of its own, and a clock that only the test moves.
 struct Folder<S> {
-    folder: TempDir,
+    path: TempDir,
     clock: TestClock,
     open: fn(&Path, TestClock) -> S,
 }
 
 impl<S> Folder<S> {
     fn new(open: fn(&Path, TestClock) -> S) -> Self {
-        let folder = tempfile::tempdir().expect("there is room for a folder");
+        let path = tempfile::tempdir().expect("there is room for a folder");
         Self {
-            folder,
+            path,
             clock: TestClock::running(),
             open,
         }
@@ -31,7 +31,7 @@ impl<S: Store + Send + Sync + 'static> Fixture for Folder<S> {
     type Host = TestClock;
 
     fn client(&self) -> S {
-        (self.open)(self.folder.path(), self.clock.clone())
+        (self.open)(self.path.path(), self.clock.clone())
     }
 
     fn host(&self) -> TestClock {

@@ -129,7 +129,8 @@ impl Directory {
         path: &Path,
         name: &Name,
     ) -> Result<Option<Record>, FileError> {
-        let bytes = os::read_at(file, FILE_BYTES).map_err(FileError::io("read this file", path))?;
+        let bytes =
+            os::read_at(file, FILE_BYTES + 1).map_err(FileError::io("read this file", path))?;
         let damaged = |damage| FileError::Damaged {
             path: path.to_owned(),
             damage,
@@ -161,7 +162,7 @@ impl Directory {
         let mut names = Vec::new();
         for path in self.files()? {
             if let Some(file) = self.open_file(&path)? {
-                let bytes = os::read_at(&file, FILE_BYTES)
+                let bytes = os::read_at(&file, FILE_BYTES + 1)
                     .map_err(FileError::io("read this file", &path))?;
                 // A file that is not ours to read is no name; asking for its lock says why.
                 names.extend(record::name_of(self.kind, &bytes).ok());

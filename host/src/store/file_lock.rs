@@ -10,9 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
-};
+use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Reply, Store, StoreError, Waited};
 
 use super::directory::{self, Directory};
 use super::error::{FileError, OpenError};
@@ -153,11 +151,13 @@ impl FileLockStore {
         Ok(held)
     }
 
-    /// A duplicate of the locked descriptor of `owner`: the lock is free when it is released, or
-    /// when all duplicates are closed.
-    pub fn lifeline(&self, owner: Owner) -> Option<File> {
+    /// A duplicate of the locked descriptor of `claim`'s lock, which is free when it is released,
+    /// or when all duplicates are closed.
+    pub fn lifeline(&self, claim: &Claim) -> Option<File> {
         let grants = self.grants();
-        let grant = grants.values().find(|grant| grant.record.owner == owner)?;
+        let grant = grants
+            .get(&claim.name)
+            .filter(|grant| grant.record.owner == claim.owner)?;
         grant.locked.file.try_clone().ok()
     }
 

@@ -48,12 +48,12 @@ pub struct LeaseFileStore {
     clock: Arc<dyn Clock + Send + Sync>,
     zombies: Zombies,
     command: Option<String>,
-    grants: Mutex<HashMap<Owner, Grant>>,
+    grants: Mutex<HashMap<Name, Grant>>,
 }
 
 /// What this process keeps of a grant it asked for.
 struct Grant {
-    name: Name,
+    owner: Owner,
     fence: u64,
     /// The descriptor whose open file description has the grant's byte locked.
     lifeline: Option<File>,
@@ -114,24 +114,30 @@ impl LeaseFileStore {
         Ok(held)
     }
 
-    /// A duplicate of the descriptor that keeps the ephemeral lease of `owner` alive: it ends
+    /// A duplicate of the descriptor that keeps the ephemeral lease of `claim` alive: it ends
     /// when all duplicates are closed.
-    pub fn lifeline(&self, owner: Owner) -> Option<File> {
-        self.grants()
-            .get(&owner)?
+    pub fn lifeline(&self, claim: &Claim) -> Option<File> {
+        let grants = self.grants();
+        grants
+            .get(&claim.name)?
+            .of(claim.owner)?
             .lifeline
             .as_ref()?
             .try_clone()
             .ok()
     }
 
-    /// From whom the lease of `owner` was taken although processes of theirs still live: their
+    /// From whom the lease of `claim` was taken although processes of theirs still live: their
     /// time had passed.
-    pub fn taken_over(&self, owner: Owner) -> Option<Holder> {
-        self.grants().get(&owner)?.taken_over.clone()
+    pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
+        self.grants()
+            .get(&claim.name)?
+            .of(claim.owner)?
+            .taken_over
+            .clone()
     }
 
-    fn grants(&self) -> MutexGuard<'_, HashMap<Owner, Grant>> {
+    fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -169,11 +175,30 @@ impl LeaseFileStore {
         }
     }
 
-    /// Whether the grant of `owner` was inherited from the process this one was forked from.
-    fn is_parents(&self, owner: Owner) -> bool {
-        self.grants()
-            .get(&owner)
-            .is_some_and(|grant| grant.process != std::process::id())
+    /// Ends what this process keeps of the grant of `claim`.
+    fn forget(&self, claim: &Claim) {
+        let mut grants = self.grants();
+        if grants
+            .get(&claim.name)
+            .is_some_and(|grant| grant.of(claim.owner).is_some())
+        {
+            grants.remove(&claim.name);
+        }
+    }
+
+    /// Whether the grant of `claim` was inherited from the process this one was forked from.
+    fn is_parents(&self, claim: &Claim) -> bool {
+        let grants = self.grants();
+        let grant = grants
+            .get(&claim.name)
+            .and_then(|grant| grant.of(claim.owner));
+        grant.is_some_and(|grant| grant.process != std::process::id())
+    }
+}
+
+impl Grant {
+    fn of(&self, owner: Owner) -> Option<&Self> {
+        (self.owner == owner).then_some(self)
     }
 }
 
@@ -231,16 +256,19 @@ impl LeaseFile<'_> {
         }
     }
 
-    fn acquire(&self, claim: &Claim, before: Option<Record>) -> Result<Reply, FileError> {
+    /// Nothing is done, and `None` said, when the file was replaced meanwhile.
+    fn acquire(&self, claim: &Claim, before: Option<Record>) -> Result<Option<Reply>, FileError> {
         let mut taken_over = None;
         if let Some(record) = &before {
             match self.state(record)? {
                 State::Held { .. } if record.owner == claim.owner => {
                     self.write(&self.lasting(record, claim))?;
-                    return Ok(granted(record));
+                    return Ok(Some(granted(record)));
                 }
-                State::Held { remaining } => return Ok(Reply::Refused { remaining }),
-                State::Zombie if self.store.zombies == Zombies::Wait => return Ok(Reply::REFUSED),
+                State::Held { remaining } => return Ok(Some(Reply::Refused { remaining })),
+                State::Zombie if self.store.zombies == Zombies::Wait => {
+                    return Ok(Some(Reply::REFUSED));
+                }
                 State::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
                 State::Free => {}
             }
@@ -263,47 +291,44 @@ impl LeaseFile<'_> {
             since_wall: wall,
             process: machine.process(self.store.command.as_deref()),
         };
-        let lifeline = if record.ephemeral {
-            Some(self.lifeline(fence)?)
-        } else {
-            None
-        };
+        let mut lifeline = None;
+        if record.ephemeral {
+            lifeline = self.lifeline(fence)?;
+            if lifeline.is_none() {
+                return Ok(None);
+            }
+        }
         self.write(&Record {
             sequence: record.sequence,
             ..self.lasting(&record, claim)
         })?;
+        let process = std::process::id();
         let grant = Grant {
-            name: self.name.clone(),
+            owner: claim.owner,
             fence,
             lifeline,
             taken_over,
-            process: std::process::id(),
+            process,
         };
-        let mut grants = self.store.grants();
-        // An earlier grant of this name that this process did not release has ended by time.
-        grants.retain(|_, grant| grant.name != *self.name);
-        grants.insert(claim.owner, grant);
-        Ok(granted(&record))
+        // An earlier grant of this name that this process did not release has ended.
+        self.store.grants().insert(self.name.clone(), grant);
+        Ok(Some(granted(&record)))
     }
 
-    /// A descriptor of its own, for the file's is closed soon, with the grant's byte locked.
-    fn lifeline(&self, fence: u64) -> Result<File, FileError> {
-        let gone = || FileError::Suspicious {
-            path: self.path.to_owned(),
-            why: "it was replaced".to_owned(),
+    /// A descriptor of its own, for the file's is closed soon, with the grant's byte locked;
+    /// `None` when the file was replaced meanwhile.
+    fn lifeline(&self, fence: u64) -> Result<Option<File>, FileError> {
+        let inspected = FileError::io("inspect this file", self.path);
+        let Some(lifeline) = self.store.directory.open_file(self.path)? else {
+            return Ok(None);
         };
-        let lifeline = self
-            .store
-            .directory
-            .open_file(self.path)?
-            .ok_or_else(gone)?;
         let same = os::id(&lifeline).and_then(|id| Ok(id == os::id(self.file)?));
-        if !same.map_err(FileError::io("inspect this file", self.path))? {
-            return Err(gone());
+        if !same.map_err(inspected)? {
+            return Ok(None);
         }
-        liveness::hold(&lifeline, fence)
-            .map_err(FileError::io("lock a byte of this file", self.path))?;
-        Ok(lifeline)
+        let held = liveness::hold(&lifeline, fence);
+        held.map_err(FileError::io("lock a byte of this file", self.path))?;
+        Ok(Some(lifeline))
     }
 
     /// `record`, lasting from now as long as `claim` asks, as the next to be written.
@@ -334,10 +359,14 @@ impl LeaseFile<'_> {
 
 impl Store for LeaseFileStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let reply = self.with_record(&claim.name, true, |lease, record| {
-            lease.acquire(claim, record)
-        })?;
-        Ok(reply.unwrap_or(Reply::REFUSED))
+        loop {
+            let reply = self.with_record(&claim.name, true, |lease, record| {
+                lease.acquire(claim, record)
+            })?;
+            if let Some(reply) = reply.flatten() {
+                return Ok(reply);
+            }
+        }
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
@@ -355,7 +384,7 @@ impl Store for LeaseFileStore {
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        if self.is_parents(claim.owner) {
+        if self.is_parents(claim) {
             return Ok(Reply::REFUSED);
         }
         let reply = self.with_record(&claim.name, false, |lease, record| match record {
@@ -364,7 +393,7 @@ impl Store for LeaseFileStore {
                 let freed = lease.free(&record);
                 // A disk that takes no writes cannot keep the name: without its byte, an
                 // ephemeral lease is over.
-                let by_the_kernel = record.ephemeral && self.lifeline(claim.owner).is_some();
+                let by_the_kernel = record.ephemeral && self.lifeline(claim).is_some();
                 if !by_the_kernel {
                     freed?;
                 }
@@ -376,7 +405,7 @@ impl Store for LeaseFileStore {
             }
             _ => Ok(Reply::REFUSED),
         })?;
-        self.grants().remove(&claim.owner);
+        self.forget(claim);
         Ok(reply.unwrap_or(Reply::REFUSED))
     }
 
@@ -430,7 +459,7 @@ impl Store for LeaseFileStore {
             _ => Ok(Reply::REFUSED),
         })?;
         if reply.is_some_and(Reply::is_granted) {
-            self.grants().remove(&claim.owner);
+            self.forget(claim);
         }
         Ok(reply.unwrap_or(Reply::REFUSED))
     }

@@ -139,9 +139,9 @@ pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Damage> {
 
 /// The record in a whole file of the lock `name`; `None` when it was never granted.
 ///
-/// A slot that does not fit its checksum was being written when the machine lost power, or is
-/// damaged. The former is certain only if the machine has been started anew since, which ended
-/// every lease anyway; otherwise this is damage.
+/// A slot that does not fit its checksum, or the other slot, was on its way to the disk when the
+/// machine lost power, or is damaged. The former is certain only if the machine has been started
+/// anew since, which ended every lease anyway; otherwise this is damage.
 pub(crate) fn read(
     kind: Kind,
     name: &Name,
@@ -154,11 +154,18 @@ pub(crate) fn read(
             name: found.to_string(),
         });
     }
-    match SLOTS.map(|slot| decode(&file[slot])) {
-        [Ok(first), Ok(second)] => Ok(newer(first, second)),
-        [Ok(Some(whole)), Err(_)] | [Err(_), Ok(Some(whole))] if whole.boot != *boot => {
-            Ok(Some(whole))
-        }
+    let slots = SLOTS.map(|slot| decode(&file[slot]));
+    let in_step = match &slots {
+        [Ok(None), Ok(None)] => true,
+        // The first record goes to slot 1.
+        [Ok(None), Ok(Some(first))] => first.sequence == 1,
+        [Ok(Some(even)), Ok(Some(odd))] => even.sequence.abs_diff(odd.sequence) == 1,
+        _ => false,
+    };
+    let whole = slots.into_iter().filter_map(Result::ok).flatten();
+    match whole.max_by_key(|record| record.sequence) {
+        Some(record) if in_step || record.boot != *boot => Ok(Some(record)),
+        None if in_step => Ok(None),
         _ => Err(Damage::Record),
     }
 }
@@ -167,14 +174,6 @@ pub(crate) fn read(
 pub(crate) fn write(record: &Record) -> (u64, [u8; SLOT_BYTES]) {
     let slot = usize::from(record.sequence % 2 == 1);
     (SLOTS[slot].start as u64, encode(record))
-}
-
-fn newer(first: Option<Record>, second: Option<Record>) -> Option<Record> {
-    match (first, second) {
-        (Some(first), Some(second)) if second.sequence > first.sequence => Some(second),
-        (Some(first), _) => Some(first),
-        (None, second) => second,
-    }
 }
 
 fn encode(record: &Record) -> [u8; SLOT_BYTES] {
@@ -290,4 +289,181 @@ fn get_16(bytes: &[u8], at: usize) -> [u8; 16] {
     let mut value = [0; 16];
     value.copy_from_slice(&bytes[at..at + 16]);
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BOOT: [u8; 16] = [7; 16];
+
+    fn name() -> Name {
+        Name::new("nightly backup").unwrap()
+    }
+
+    fn record() -> Record {
+        Record {
+            sequence: 41,
+            held: true,
+            ephemeral: true,
+            fence: 1042,
+            last_fence: 2048,
+            owner: Owner::from_bytes(*b"0123456789abcdef"),
+            boot: BOOT,
+            time_namespace: 4_026_531_834,
+            ttl: Some(Duration::from_secs(30)),
+            ends: Duration::from_nanos(123_456_789_012_345),
+            ends_wall: Duration::from_secs(1_763_892_030),
+            since_wall: Duration::from_hours(489_970),
+            process: Process {
+                id: 4711,
+                host: "web1".to_owned(),
+                command: "rsync -a /srv /backup".to_owned(),
+            },
+        }
+    }
+
+    /// A file whose slots say these records.
+    fn file(records: &[&Record]) -> Vec<u8> {
+        let mut file = new_file(Kind::Lease, &name());
+        for record in records {
+            let (offset, slot) = write(record);
+            let offset = usize::try_from(offset).unwrap();
+            file[offset..offset + SLOT_BYTES].copy_from_slice(&slot);
+        }
+        file
+    }
+
+    fn read_lease(file: &[u8]) -> Result<Option<Record>, Damage> {
+        read(Kind::Lease, &name(), file, &BOOT)
+    }
+
+    #[test]
+    fn files_of_version_1_stay_readable() {
+        let never = include_bytes!("../../tests/golden/lease-v1-never.lease");
+        assert_eq!(never[..], new_file(Kind::Lease, &name()));
+        assert_eq!(read_lease(never), Ok(None));
+
+        let held = include_bytes!("../../tests/golden/lease-v1-held.lease");
+        let before = Record {
+            sequence: 40,
+            held: false,
+            fence: 1041,
+            ..record()
+        };
+        assert_eq!(held[..], file(&[&before, &record()]));
+        assert_eq!(read_lease(held), Ok(Some(record())));
+    }
+
+    #[test]
+    fn the_record_with_the_greater_sequence_counts() {
+        let free = Record {
+            sequence: 42,
+            held: false,
+            ..record()
+        };
+        assert_eq!(
+            read_lease(&file(&[&record(), &free])),
+            Ok(Some(free.clone()))
+        );
+        assert_eq!(read_lease(&file(&[&free, &record()])), Ok(Some(free)));
+    }
+
+    #[test]
+    fn a_damaged_slot_counts_as_torn_only_after_a_new_start() {
+        let free = Record {
+            sequence: 40,
+            held: false,
+            ..record()
+        };
+        let mut file = file(&[&free, &record()]);
+        file[SLOTS[1].start + 200] ^= 1;
+        assert_eq!(
+            read_lease(&file),
+            Err(Damage::Record),
+            "never free by mistake"
+        );
+        let started_anew = [8; 16];
+        assert_eq!(
+            read(Kind::Lease, &name(), &file, &started_anew),
+            Ok(Some(free))
+        );
+        file[SLOTS[0].start + 200] ^= 1;
+        assert_eq!(
+            read(Kind::Lease, &name(), &file, &started_anew),
+            Err(Damage::Record)
+        );
+    }
+
+    #[test]
+    fn foreign_files_are_told_apart() {
+        let whole = file(&[&record()]);
+        let other = Name::new("other").unwrap();
+        let other_name = Damage::OtherName {
+            name: "nightly backup".to_owned(),
+        };
+        assert_eq!(read(Kind::Lease, &other, &whole, &BOOT), Err(other_name));
+        assert_eq!(
+            read(Kind::Lock, &name(), &whole, &BOOT),
+            Err(Damage::Foreign)
+        );
+        let mut newer = whole.clone();
+        newer[8] = 2;
+        assert_eq!(read_lease(&newer), Err(Damage::Newer { version: 2 }));
+        for bytes in 0..FILE_BYTES {
+            assert_eq!(read_lease(&whole[..bytes]), Err(Damage::Size { bytes }));
+        }
+        assert_eq!(read_lease(&[0; FILE_BYTES]), Err(Damage::Foreign));
+        assert_eq!(read_lease(&[0xff; FILE_BYTES]), Err(Damage::Foreign));
+    }
+
+    #[test]
+    fn text_that_does_not_fit_is_cut_between_characters() {
+        let mut long = Record {
+            sequence: 1,
+            ..record()
+        };
+        long.process.host = "ä".repeat(40);
+        long.process.command = "日".repeat(200);
+        let read = read_lease(&file(&[&long])).unwrap().unwrap();
+        assert_eq!(read.process.host, "ä".repeat(32));
+        assert_eq!(read.process.command, "日".repeat(112));
+    }
+
+    proptest! {
+        /// Whatever one byte is changed to, the file is refused, or says what it said before.
+        #[test]
+        fn no_damaged_byte_changes_the_record(at in 0..FILE_BYTES, to: u8) {
+            let whole = file(&[&Record { sequence: 40, ..record() }, &record()]);
+            let mut damaged = whole.clone();
+            damaged[at] = to;
+            if let Ok(read) = read_lease(&damaged) {
+                prop_assert_eq!(read, Some(record()));
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_no_file(bytes in prop::collection::vec(any::<u8>(), FILE_BYTES)) {
+            prop_assert!(read_lease(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_slot_says_what_was_written(
+            sequence: u64, held: bool, ephemeral: bool, fence: u64, last_fence: u64,
+            owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
+            id: u32, host in ".{0,16}", command in ".{0,80}",
+        ) {
+            let written = Record {
+                sequence, held, ephemeral, fence, last_fence, boot, time_namespace,
+                owner: Owner::from_bytes(owner),
+                ttl: Some(Duration::from_nanos(ttl)),
+                ends: Duration::from_nanos(ends),
+                process: Process { id, host, command },
+                ..record()
+            };
+            prop_assert_eq!(decode(&encode(&written)), Ok(Some(written)));
+        }
+    }
 }

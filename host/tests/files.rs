@@ -1,0 +1,695 @@
+//! What the stores make of files, and of what others do to them.
+#![cfg(unix)]
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use verrou::conformance::TestClock;
+use verrou::{Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Ttl};
+use verrou_host::{
+    Damage, FileError, FileLockStore, LeaseFileStore, OpenError, StoreOptions, Zombies,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("there is room for a folder")
+}
+
+fn leases(folder: &Path) -> LeaseFileStore {
+    LeaseFileStore::open(folder, &StoreOptions::default()).expect("the folder can be opened")
+}
+
+fn locks(folder: &Path) -> FileLockStore {
+    FileLockStore::open(folder, &StoreOptions::default()).expect("the folder can be opened")
+}
+
+fn claim(owner: u8) -> Claim {
+    Claim {
+        name: Name::new("lock").unwrap(),
+        owner: Owner::from_bytes([owner; 16]),
+        ttl: Ttl::NEVER,
+        ephemeral: true,
+    }
+}
+
+fn detached(owner: u8) -> Claim {
+    Claim {
+        ephemeral: false,
+        ..claim(owner)
+    }
+}
+
+fn granted(reply: Result<Reply, StoreError>) -> u64 {
+    match reply {
+        Ok(Reply::Granted { fence }) => fence.map_or(0, Fence::get),
+        other => panic!("expected a grant, got {other:?}"),
+    }
+}
+
+fn refused(reply: &Result<Reply, StoreError>) {
+    assert!(
+        matches!(reply, Ok(Reply::Refused { .. })),
+        "expected a refusal, got {reply:?}"
+    );
+}
+
+/// What went wrong, in the store's own words.
+fn file_error(err: &StoreError) -> &FileError {
+    err.get_ref()
+        .downcast_ref()
+        .expect("these stores' errors are about files")
+}
+
+/// The one file of this kind in the folder.
+fn only_file(folder: &Path, extension: &str) -> PathBuf {
+    let files = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut files = files.filter(|path| path.extension().is_some_and(|found| found == extension));
+    let file = files.next().expect("there is a file");
+    assert_eq!(files.next(), None);
+    file
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The file of `claim`'s lock in a new folder, put there by `plant` instead of by a store.
+fn planted(plant: impl Fn(&Path)) -> (TempDir, PathBuf) {
+    let folder = folder();
+    granted(leases(folder.path()).acquire(&claim(1)));
+    let path = only_file(folder.path(), "lease");
+    fs::remove_file(&path).unwrap();
+    plant(&path);
+    (folder, path)
+}
+
+fn assert_refused_as_suspicious(folder: &Path, path: &Path, reason: &str) {
+    let began = Instant::now();
+    let err = leases(folder)
+        .acquire(&claim(2))
+        .expect_err("the file is not to be trusted");
+    assert!(began.elapsed() < 2 * SECOND, "nothing is waited for");
+    assert!(!err.is_temporary());
+    match file_error(&err) {
+        FileError::Suspicious { path: named, why } => {
+            assert_eq!(named, path);
+            assert!(why.contains(reason), "{why}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_planted_symbolic_link_is_not_followed() {
+    let victim = folder();
+    let victim = victim.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let (folder, path) = planted(|path| symlink(&victim, path).unwrap());
+    assert_refused_as_suspicious(folder.path(), &path, "not a regular file");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+#[test]
+fn a_planted_pipe_is_not_waited_for() {
+    let (folder, path) = planted(|path| {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+    });
+    assert_refused_as_suspicious(folder.path(), &path, "not a regular file");
+}
+
+#[test]
+fn a_planted_folder_is_no_lock() {
+    let (folder, path) = planted(|path| fs::create_dir(path).unwrap());
+    assert_refused_as_suspicious(folder.path(), &path, "not a regular file");
+}
+
+#[test]
+fn a_hard_link_to_another_file_is_refused() {
+    let victim = folder();
+    let victim = victim.path().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    let (folder, path) = planted(|path| fs::hard_link(&victim, path).unwrap());
+    assert_refused_as_suspicious(folder.path(), &path, "hard link");
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+}
+
+#[test]
+fn another_users_file_is_refused_unless_it_is_the_groups() {
+    if !is_root() {
+        eprintln!("only root can make a file another user's: what a user is refused is not shown");
+        return;
+    }
+    let folder = folder();
+    granted(leases(folder.path()).acquire(&claim(1)));
+    let path = only_file(folder.path(), "lease");
+    chown(&path, Some(4711), Some(4711)).unwrap();
+    assert_refused_as_suspicious(folder.path(), &path, "user 4711");
+
+    let group = StoreOptions {
+        group: Some("daemon".to_owned()),
+        ..StoreOptions::default()
+    };
+    let shared = folder.path().join("shared");
+    let store = LeaseFileStore::open(&shared, &group).unwrap();
+    granted(store.acquire(&claim(1)));
+    let path = only_file(&shared, "lease");
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o660);
+    assert_eq!(fs::metadata(&shared).unwrap().mode() & 0o7777, 0o2770);
+    chown(&path, Some(4711), None).unwrap();
+    granted(store.release(&claim(1)));
+}
+
+#[test]
+fn an_unknown_group_is_named() {
+    let options = StoreOptions {
+        group: Some("no such group".to_owned()),
+        ..StoreOptions::default()
+    };
+    let err = LeaseFileStore::open(folder().path(), &options).unwrap_err();
+    assert!(
+        matches!(&err, OpenError::UnknownGroup { group } if group == "no such group"),
+        "{err}"
+    );
+}
+
+#[test]
+fn folders_and_files_are_for_their_user_alone() {
+    let folder = folder();
+    let deep = folder.path().join("a/b");
+    granted(leases(&deep).acquire(&claim(1)));
+    granted(locks(&deep).acquire(&claim(1)));
+    assert_eq!(fs::metadata(&deep).unwrap().mode() & 0o777, 0o700);
+    for entry in fs::read_dir(&deep).unwrap() {
+        assert_eq!(entry.unwrap().metadata().unwrap().mode() & 0o777, 0o600);
+    }
+}
+
+#[test]
+fn a_folder_that_everybody_may_clear_is_refused() {
+    let folder = folder();
+    let open = || LeaseFileStore::open(folder.path(), &StoreOptions::default());
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    assert!(matches!(open().unwrap_err(), OpenError::Suspicious { .. }));
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+    open().expect("nobody can remove another's files there");
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let folder = folder();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let err = LeaseFileStore::open(&path, &StoreOptions::default()).unwrap_err();
+        assert!(err.to_string().contains(path.to_str().unwrap()), "{err}");
+    }
+}
+
+#[test]
+fn a_file_system_of_unknown_ways_is_refused_unless_overridden() {
+    let proc = Path::new("/proc/self");
+    if !proc.exists() {
+        return;
+    }
+    let err = FileLockStore::open(proc, &StoreOptions::default()).unwrap_err();
+    assert!(
+        matches!(err, OpenError::UnsuitableFileSystem { .. }),
+        "{err}"
+    );
+    let options = StoreOptions {
+        any_file_system: true,
+        ..StoreOptions::default()
+    };
+    let store = FileLockStore::open(proc, &options).expect("it was said to be all right");
+    store
+        .acquire(&claim(1))
+        .expect_err("there are no files to be made in there");
+}
+
+#[test]
+fn a_damaged_file_is_never_taken_for_a_free_lock() {
+    let folder = folder();
+    let store = leases(folder.path());
+    granted(store.acquire(&detached(1)));
+    granted(store.extend(&detached(1)));
+    let path = only_file(folder.path(), "lease");
+    let whole = fs::read(&path).unwrap();
+    let damaged = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        for reply in [
+            store.acquire(&detached(2)).map(drop),
+            store.extend(&detached(1)).map(drop),
+            store.release(&detached(1)).map(drop),
+            store.evict(&claim(1).name, None).map(drop),
+            store.inspect(&claim(1).name).map(drop),
+        ] {
+            let err = reply.expect_err("the file is damaged");
+            assert!(err.to_string().contains(path.to_str().unwrap()), "{err}");
+            assert!(
+                matches!(file_error(&err), FileError::Damaged { .. }),
+                "{err}"
+            );
+        }
+        assert_eq!(fs::read(&path).unwrap(), bytes, "nothing was written");
+    };
+    for bytes in [0, 1, 511, 512, 1023, 1536, 4095] {
+        damaged(&whole[..bytes]);
+    }
+    damaged(&[whole.clone(), vec![0]].concat());
+    for at in [0, 8, 12, 16, 20, 512, 600, 1023, 1024, 1100, 1535, 2048] {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x40;
+        damaged(&flipped);
+    }
+    let mut newer = whole.clone();
+    newer[8] = 2;
+    damaged(&newer);
+    fs::write(&path, &whole).unwrap();
+    refused(&store.acquire(&detached(2)));
+    granted(store.release(&detached(1)));
+}
+
+#[test]
+fn another_locks_file_is_told_apart() {
+    let folder = folder();
+    let store = leases(folder.path());
+    granted(store.acquire(&claim(1)));
+    let path = only_file(folder.path(), "lease");
+    let other = Claim {
+        name: Name::new("other").unwrap(),
+        ..claim(1)
+    };
+    granted(store.acquire(&other));
+    let files = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let others = files
+        .into_iter()
+        .find(|file| file.to_string_lossy().contains("other"))
+        .unwrap();
+    fs::copy(&others, &path).unwrap();
+    let err = store.acquire(&claim(2)).unwrap_err();
+    let FileError::Damaged {
+        damage: Damage::OtherName { name },
+        ..
+    } = file_error(&err)
+    else {
+        panic!("{err}");
+    };
+    assert_eq!(name, "other");
+}
+
+#[test]
+fn fences_grow_when_files_are_removed() {
+    for remove in ["lease", "", "all but one"] {
+        let folder = folder();
+        let store = leases(folder.path());
+        let witness = Claim {
+            name: Name::new("witness").unwrap(),
+            ..detached(9)
+        };
+        let mut last = granted(store.acquire(&claim(1)));
+        granted(store.acquire(&witness));
+        for _ in 0..3 {
+            granted(store.release(&claim(1)));
+            let next = granted(store.acquire(&claim(1)));
+            assert!(next > last);
+            last = next;
+        }
+        granted(store.release(&claim(1)));
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let is_counter = path.extension().is_none();
+            let is_witness = path.to_string_lossy().contains("witness");
+            let gone = match remove {
+                "lease" => !is_counter,
+                "" => is_counter,
+                _ => is_counter || !is_witness,
+            };
+            if gone {
+                fs::remove_file(&path).unwrap();
+            }
+        }
+        assert!(
+            granted(store.acquire(&claim(1))) > last,
+            "removed: {remove}"
+        );
+    }
+}
+
+#[test]
+fn fences_grow_without_end() {
+    let folder = folder();
+    for store in [&leases(folder.path()) as &dyn Store, &locks(folder.path())] {
+        let mut last = 0;
+        for _ in 0..2500 {
+            let fence = granted(store.acquire(&claim(1)));
+            assert!(fence > last);
+            last = fence;
+            granted(store.release(&claim(1)));
+        }
+    }
+}
+
+/// Rewrites eight or sixteen bytes of both slots of a lock's file, checksums included.
+fn rewrite(path: &Path, at: usize, value: &[u8]) {
+    let mut file = fs::read(path).unwrap();
+    for slot in [512..1024, 1024..1536] {
+        let slot = &mut file[slot];
+        if slot.iter().any(|&byte| byte != 0) {
+            slot[at..at + value.len()].copy_from_slice(value);
+            let checksum = crc32c::crc32c(&slot[4..]);
+            slot[..4].copy_from_slice(&checksum.to_le_bytes());
+        }
+    }
+    fs::write(path, file).unwrap();
+}
+
+#[test]
+fn a_lease_ends_with_the_machines_run_and_its_fence_does_not() {
+    let folder = folder();
+    let store = leases(folder.path());
+    let before = granted(store.acquire(&detached(1)));
+    let path = only_file(folder.path(), "lease");
+    let last_allotted = u64::from_le_bytes(
+        fs::read(&path).unwrap()[1024 + 24..][..8]
+            .try_into()
+            .unwrap(),
+    );
+    rewrite(&path, 48, &[0xab; 16]);
+    assert_eq!(store.inspect(&claim(1).name).unwrap(), None);
+    refused(&store.extend(&detached(1)));
+    let after = granted(store.acquire(&detached(2)));
+    assert!(
+        after > last_allotted,
+        "grants up to there may have been lost with the power"
+    );
+    assert!(after > before);
+}
+
+#[test]
+fn a_lease_of_another_time_namespace_is_never_taken_for_ended() {
+    let folder = folder();
+    let clock = TestClock::running();
+    let (one, two) = (
+        leases(folder.path()).with_clock(clock.clone()),
+        leases(folder.path()).with_clock(clock.clone()),
+    );
+    let ttl = Ttl::new(SECOND).unwrap();
+    granted(one.acquire(&Claim { ttl, ..claim(1) }));
+    let path = only_file(folder.path(), "lease");
+    rewrite(&path, 64, &4711u64.to_le_bytes());
+    clock.advance(2 * SECOND);
+    refused(&two.acquire(&claim(2)));
+    drop(one);
+    granted(two.acquire(&Claim { ttl, ..detached(2) }));
+    rewrite(&path, 64, &4711u64.to_le_bytes());
+    let err = two.acquire(&claim(3)).unwrap_err();
+    assert!(
+        matches!(file_error(&err), FileError::ForeignClock { .. }),
+        "{err}"
+    );
+    granted(two.evict(&claim(1).name, None));
+    granted(two.acquire(&claim(3)));
+}
+
+#[test]
+fn a_zombie_is_taken_over_or_waited_for() {
+    let folder = folder();
+    let clock = TestClock::running();
+    let options = |zombies| StoreOptions {
+        zombies,
+        command: Some("work".to_owned()),
+        ..StoreOptions::default()
+    };
+    let open = |zombies| {
+        let opened = LeaseFileStore::open(folder.path(), &options(zombies));
+        opened.unwrap().with_clock(clock.clone())
+    };
+    let (zombie, patient, bold) = (
+        open(Zombies::Take),
+        open(Zombies::Wait),
+        open(Zombies::Take),
+    );
+    let ttl = Ttl::new(SECOND).unwrap();
+    let fence = granted(zombie.acquire(&Claim { ttl, ..claim(1) }));
+    clock.advance(SECOND);
+    refused(&patient.acquire(&claim(2)));
+    assert!(patient.inspect(&claim(2).name).unwrap().is_some());
+    assert!(bold.inspect(&claim(2).name).unwrap().is_none());
+    granted(bold.acquire(&claim(3)));
+    let Holder {
+        fence: taken,
+        process,
+        ..
+    } = bold.taken_over(&claim(3)).expect("a zombie");
+    assert_eq!(taken, Fence::new(fence));
+    assert_eq!(process.unwrap().command, "work");
+    granted(bold.release(&claim(3)));
+    assert_eq!(bold.taken_over(&claim(3)), None);
+
+    granted(zombie.acquire(&Claim { ttl, ..claim(4) }));
+    clock.advance(SECOND);
+    refused(&patient.acquire(&claim(2)));
+    drop(zombie);
+    granted(patient.acquire(&claim(2)));
+    assert_eq!(patient.taken_over(&claim(2)), None);
+}
+
+#[test]
+fn a_holder_is_evicted_by_the_fence_that_was_seen() {
+    let folder = folder();
+    let store = leases(folder.path());
+    let seen = granted(store.acquire(&claim(1)));
+    granted(store.release(&claim(1)));
+    let now = granted(store.acquire(&claim(2)));
+    refused(&store.evict(&claim(1).name, Fence::new(seen)));
+    granted(store.evict(&claim(1).name, Fence::new(now)));
+    refused(&store.evict(&claim(1).name, None));
+    refused(&store.extend(&claim(2)));
+    refused(&store.release(&claim(2)));
+}
+
+#[test]
+fn a_guard_that_is_kept_is_said_so_and_may_be_tried_again() {
+    let folder = folder();
+    let store = leases(folder.path());
+    granted(store.acquire(&claim(1)));
+    let file = File::open(only_file(folder.path(), "lease")).unwrap();
+    file.lock().unwrap();
+    let err = store.extend(&claim(1)).expect_err("the file stays locked");
+    assert!(matches!(file_error(&err), FileError::Busy { .. }), "{err}");
+    assert!(err.is_temporary());
+    file.unlock().unwrap();
+    granted(store.extend(&claim(1)));
+}
+
+#[test]
+fn whoever_locks_the_file_excludes_and_is_excluded() {
+    let folder = folder();
+    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    fs::write(&path, "precious").unwrap();
+    let (store, name) =
+        FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
+    assert_eq!(
+        name.as_str(),
+        path.canonicalize().unwrap().to_str().unwrap()
+    );
+    let claim = Claim {
+        name: name.clone(),
+        ..claim(1)
+    };
+
+    let file = File::open(&path).unwrap();
+    file.lock().unwrap();
+    refused(&store.acquire(&claim));
+    let holder = store.inspect(&name).unwrap().expect("somebody");
+    assert_eq!(holder.owner, None);
+    if cfg!(target_os = "linux") {
+        assert_eq!(
+            holder.process.map(|process| process.id),
+            Some(std::process::id())
+        );
+    }
+    file.unlock().unwrap();
+
+    let first = granted(store.acquire(&claim));
+    file.try_lock().expect_err("it is taken");
+    granted(store.release(&claim));
+    file.try_lock().expect("it is free");
+    file.unlock().unwrap();
+    // As `9>data` in a shell does, before it locks.
+    File::create(&path).unwrap();
+    assert!(granted(store.acquire(&claim)) > first);
+    assert_eq!(
+        fs::read_to_string(&path).unwrap(),
+        "",
+        "nothing is written to it"
+    );
+}
+
+#[test]
+fn a_folder_can_be_locked_and_a_missing_file_is_made() {
+    let folder = folder();
+    let records = folder.path().join("records");
+    let options = StoreOptions::default();
+    let (store, name) = FileLockStore::open_path(folder.path(), &records, &options).unwrap();
+    granted(store.acquire(&Claim { name, ..claim(1) }));
+    let missing = folder.path().join("missing");
+    let (store, name) = FileLockStore::open_path(&missing, &records, &options).unwrap();
+    granted(store.acquire(&Claim { name, ..claim(1) }));
+    assert_eq!(fs::metadata(&missing).unwrap().len(), 0);
+    let nowhere = folder.path().join("no/where");
+    let err = FileLockStore::open_path(&nowhere, &records, &options).unwrap_err();
+    assert!(err.to_string().contains(nowhere.to_str().unwrap()), "{err}");
+}
+
+#[test]
+fn a_kernels_lock_cannot_be_taken_from_its_holder() {
+    let folder = folder();
+    let (one, two) = (locks(folder.path()), locks(folder.path()));
+    granted(one.acquire(&claim(1)));
+    let err = two.evict(&claim(1).name, None).unwrap_err();
+    assert!(
+        matches!(file_error(&err), FileError::NotEvictable { .. }),
+        "{err}"
+    );
+    granted(one.extend(&claim(1)));
+    granted(one.release(&claim(1)));
+    refused(&two.evict(&claim(1).name, None));
+}
+
+#[test]
+fn a_holder_whose_file_was_replaced_is_told_so() {
+    type Open = fn(&Path) -> Box<dyn Store>;
+    let kinds: [(&str, Open); 2] = [
+        ("lease", |folder| Box::new(leases(folder))),
+        ("lock", |folder| Box::new(locks(folder))),
+    ];
+    for (extension, open) in kinds {
+        let folder = folder();
+        let (one, two) = (open(folder.path()), open(folder.path()));
+        let before = granted(one.acquire(&claim(1)));
+        fs::remove_file(only_file(folder.path(), extension)).unwrap();
+        refused(&one.extend(&claim(1)));
+        let after = granted(two.acquire(&claim(2)));
+        assert!(
+            after > before,
+            "whoever guards the resource can tell them apart"
+        );
+        refused(&one.release(&claim(1)));
+        granted(two.extend(&claim(2)));
+    }
+}
+
+/// Four threads count under the lock, while somebody removes the lock's file whenever it is free.
+fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path) -> S + Sync) {
+    const THREADS: u8 = 4;
+    const TURNS: u32 = 250;
+
+    let folder = folder();
+    let folder = folder.path();
+    let (inside, count, done) = (
+        AtomicBool::new(false),
+        AtomicU32::new(0),
+        AtomicBool::new(false),
+    );
+    let take = |store: &S, owner: u8| {
+        while !store
+            .acquire(&claim(owner))
+            .expect("the store answers")
+            .is_granted()
+        {
+            thread::yield_now();
+        }
+        assert!(!inside.swap(true, Ordering::SeqCst), "two at once");
+    };
+    let give = |store: &S, owner: u8| {
+        inside.store(false, Ordering::SeqCst);
+        store.release(&claim(owner)).expect("the store answers");
+    };
+    thread::scope(|scope| {
+        let counting: Vec<_> = (1..=THREADS)
+            .map(|owner| {
+                let (open, take, give, count) = (&open, &take, &give, &count);
+                scope.spawn(move || {
+                    let store = open(folder);
+                    for _ in 0..TURNS {
+                        take(&store, owner);
+                        let seen = count.load(Ordering::Relaxed);
+                        thread::yield_now();
+                        count.store(seen + 1, Ordering::Relaxed);
+                        give(&store, owner);
+                    }
+                })
+            })
+            .collect();
+        let (open, take, inside, done) = (&open, &take, &inside, &done);
+        scope.spawn(move || {
+            let store = open(folder);
+            while !done.load(Ordering::Relaxed) {
+                take(&store, 100);
+                // With its file goes the lock.
+                inside.store(false, Ordering::SeqCst);
+                fs::remove_file(only_file(folder, extension)).unwrap();
+                refused(&store.release(&claim(100)));
+            }
+        });
+        let ended: Vec<_> = counting
+            .into_iter()
+            .map(thread::ScopedJoinHandle::join)
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
+    });
+    assert_eq!(count.into_inner(), u32::from(THREADS) * TURNS);
+}
+
+#[test]
+fn removing_free_lease_files_never_makes_two_holders() {
+    count_while_files_are_removed("lease", leases);
+}
+
+#[test]
+fn removing_free_lock_files_never_makes_two_holders() {
+    count_while_files_are_removed("lock", locks);
+}
+
+#[test]
+fn the_held_names_are_listed() {
+    let folder = folder();
+    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    let names = ["b", "a", "c"].map(|name| Name::new(name).unwrap());
+    for name in &names {
+        granted(leases.acquire(&Claim {
+            name: name.clone(),
+            ..claim(1)
+        }));
+    }
+    granted(leases.release(&Claim {
+        name: names[2].clone(),
+        ..claim(1)
+    }));
+    granted(locks.acquire(&Claim {
+        name: names[2].clone(),
+        ..claim(1)
+    }));
+    let listed =
+        |held: Vec<(Name, Holder)>| held.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(
+        listed(leases.list().unwrap()),
+        [names[1].clone(), names[0].clone()]
+    );
+    assert_eq!(listed(locks.list().unwrap()), [names[2].clone()]);
+}
