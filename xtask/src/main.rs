@@ -1,3 +1,128 @@
-//! What it takes to check and build the project.
+//! What it takes to check the project: `cargo xtask test`.
 
-fn main() {}
+use std::env;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use xshell::{Cmd, Shell, cmd};
+
+const USAGE: &str = "\
+usage: cargo xtask test
+
+  test    run every check and every test there is, and say what could not be run";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["test"] => test(),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(64)
+        }
+    }
+}
+
+/// Every check, in the order in which a mistake is cheapest to find.
+fn test() -> ExitCode {
+    let shell = match Shell::new() {
+        Ok(shell) => shell,
+        Err(err) => {
+            eprintln!("xtask: {err}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut report = Report::default();
+    let shell = &shell;
+    let documented = cmd!(
+        shell,
+        "cargo doc --workspace --no-deps --all-features --locked"
+    )
+    .env("RUSTDOCFLAGS", "--deny warnings");
+    report.run_if(
+        shell,
+        "rustfmt",
+        "formatting",
+        cmd!(shell, "cargo fmt --all --check"),
+    );
+    report.run_if(
+        shell,
+        "cargo-clippy",
+        "lints",
+        cmd!(
+            shell,
+            "cargo clippy --workspace --all-targets --all-features --locked -- --deny warnings"
+        ),
+    );
+    report.run(
+        "the core on `alloc` alone",
+        cmd!(
+            shell,
+            "cargo check --package verrou --no-default-features --locked"
+        ),
+    );
+    report.run("documentation", documented);
+    report.run(
+        "tests",
+        cmd!(shell, "cargo test --workspace --all-features --locked"),
+    );
+    report.run(
+        "the README's first command",
+        cmd!(
+            shell,
+            "cargo run --release --locked -- run demo --ttl 30s -- echo 'got the lock'"
+        ),
+    );
+    report.end()
+}
+
+/// What was run, and what came of it.
+#[derive(Default)]
+struct Report {
+    lines: Vec<String>,
+    failed: bool,
+}
+
+impl Report {
+    fn run(&mut self, what: &str, command: Cmd<'_>) {
+        println!("\n== {what}: {command}");
+        let began = Instant::now();
+        let ended = command.quiet().run();
+        let seconds = began.elapsed().as_secs();
+        match ended {
+            Ok(()) => self.lines.push(format!("ok       {what} ({seconds} s)")),
+            Err(err) => {
+                eprintln!("{err}");
+                self.failed = true;
+                self.lines.push(format!("FAILED   {what} ({seconds} s)"));
+            }
+        }
+    }
+
+    /// Runs `command` if there is a program called `tool`, and says so if there is not.
+    fn run_if(&mut self, shell: &Shell, tool: &str, what: &str, command: Cmd<'_>) {
+        match cmd!(shell, "{tool} --version")
+            .quiet()
+            .ignore_stdout()
+            .ignore_stderr()
+            .run()
+        {
+            Ok(()) => self.run(what, command),
+            Err(_) => self
+                .lines
+                .push(format!("NOT RUN  {what}: there is no `{tool}` here")),
+        }
+    }
+
+    fn end(self) -> ExitCode {
+        println!("\n{}", self.lines.join("\n"));
+        if self.failed {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+}
