@@ -186,6 +186,15 @@ impl LeaseFileStore {
         }
     }
 
+    /// Whether this process has the byte of the grant of `claim` locked.
+    fn keeps_alive(&self, claim: &Claim) -> bool {
+        let grants = self.grants();
+        let grant = grants
+            .get(&claim.name)
+            .and_then(|grant| grant.of(claim.owner));
+        grant.is_some_and(|grant| grant.lifeline.is_some())
+    }
+
     /// Whether the grant of `claim` was inherited from the process this one was forked from.
     fn is_parents(&self, claim: &Claim) -> bool {
         let grants = self.grants();
@@ -390,12 +399,13 @@ impl Store for LeaseFileStore {
         let reply = self.with_record(&claim.name, false, |lease, record| match record {
             Some(record) if record.held && record.owner == claim.owner => {
                 let state = lease.state(&record)?;
-                let freed = lease.free(&record);
-                // A disk that takes no writes cannot keep the name: without its byte, an
-                // ephemeral lease is over.
-                let by_the_kernel = record.ephemeral && self.lifeline(claim).is_some();
-                if !by_the_kernel {
-                    freed?;
+                if let Err(err) = lease.free(&record) {
+                    // A disk that takes no writes cannot keep the name: without its byte, an
+                    // ephemeral lease is over.
+                    let keeps_it_alive = record.ephemeral && self.keeps_alive(claim);
+                    if !keeps_it_alive {
+                        return Err(err);
+                    }
                 }
                 Ok(if matches!(state, State::Held { .. }) {
                     granted(&record)
