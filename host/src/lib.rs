@@ -7,9 +7,13 @@
 mod open;
 mod store;
 mod system;
+#[cfg(feature = "tokio")]
+mod tokio;
 
 pub use open::{FileStore, InvalidStoreUrl, StoreUrl};
 pub use store::{
     Damage, FileError, FileLockStore, LeaseFileStore, OpenError, StoreOptions, Zombies,
 };
 pub use system::System;
+#[cfg(feature = "tokio")]
+pub use tokio::Tokio;

@@ -1,0 +1,315 @@
+//! What was typed.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use verrou::{Error, Fence, InvalidRetry, Name, Retry, Ttl};
+use verrou_host::{StoreUrl, Zombies};
+
+const EXAMPLES: &str = "\
+Examples:
+  verrou run backup -- rsync -a /home /mnt/backup
+      Runs rsync while no other `verrou run backup` runs; waits for its turn.
+  verrou run backup --no-wait -- ./backup.sh || echo 'it runs already'
+      Gives up at once when the lock is taken, with exit code 75.
+  verrou run --file /var/lock/app.lock -- ./deploy
+      Excludes, and is excluded by, every program that uses flock(1) on that file.
+  lock=$(verrou acquire deploy --ttl 10m)
+  verrou extend --ttl 10m \"$lock\"; verrou release \"$lock\"
+      Takes a lock that outlives the command, and gives it back later, from anywhere.
+  verrou list; verrou show backup; verrou force-release backup
+      Who holds what, and how to end it.
+
+Where the locks are (--store or VERROU_STORE):
+  lease:DIR  leases in files: they end by their ttl, and when their processes are gone;
+             they can be handed to other processes
+  file:DIR   the kernel's locks (flock) on files: they end when their processes are gone
+  The default is lease:$XDG_STATE_HOME/verrou, for root lease:/var/lib/verrou, else
+  lease:~/.local/state/verrou.
+
+Lengths of time are written like 500ms, 10s, 1m 30s; a bare number is milliseconds.
+
+Exit codes:
+  of CMD   what CMD ended with; 128+n when signal n ended it
+  64       the command line makes no sense, or asks for what this store cannot do
+  73       the store cannot be made or opened
+  74       the store failed, or the output could not be written
+  75       the lock was not acquired in time (or what -E says)
+  76       the lock was lost while CMD ran, whatever CMD ended with
+  77       not the owner: the lock was released, evicted, or its time has passed
+  126      CMD could not be started
+  127      CMD was not found";
+
+/// Runs a command while holding a named lock, so that it never runs twice at once.
+///
+/// A lock is a name. Whoever holds it has a lease that is renewed while they live and that ends
+/// by itself when they do not.
+#[derive(Debug, Parser)]
+#[command(name = "verrou", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(disable_help_subcommand = true, subcommand_required = true)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which store, and how to speak.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Place {
+    /// Where the locks are: `lease:DIR` or `file:DIR`
+    #[arg(long, global = true, value_name = "URL", env = "VERROU_STORE", value_parser = store)]
+    pub(crate) store: Option<StoreUrl>,
+    /// Shares the store with all members of GROUP
+    #[arg(long, global = true, value_name = "GROUP")]
+    pub(crate) group: Option<String>,
+    /// Trusts whatever file system the store is on
+    #[arg(long, global = true)]
+    pub(crate) any_file_system: bool,
+    /// Prints results and errors as JSON, one value per line
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command while holding a lock
+    ///
+    /// Takes the lock NAME, runs CMD, renews the lease while CMD runs, and gives the lock back
+    /// when CMD ends. CMD finds VERROU_NAME, VERROU_FENCE, VERROU_LOCK and VERROU_STORE in its
+    /// environment, and gets the signals INT, TERM, HUP, QUIT, USR1, USR2 and WINCH that this
+    /// process gets.
+    #[command(after_help = RUN_HELP)]
+    Run(Run),
+    /// Take a lock that outlives this command, and print it
+    ///
+    /// What is printed is all that `extend` and `release` need, from any process: keep it
+    /// secret. The lease ends by its ttl unless it is extended.
+    Acquire(Acquire),
+    /// Let an acquired lock last longer, and print it
+    Extend(Extend),
+    /// Give an acquired lock back
+    Release(Release),
+    /// Free a lock, whoever holds it
+    ///
+    /// The holder's `verrou run` notices at its next renewal and ends its command. Exit code 77
+    /// when --fence is given and the lock is not held under it.
+    ForceRelease(ForceRelease),
+    /// Show who holds a lock
+    Show(Show),
+    /// List the locks that are held
+    List,
+}
+
+const RUN_HELP: &str = "\
+Exit codes: those of CMD, 128+n when signal n ended it; 75 not acquired in time (or what -E
+says), 76 lost while CMD ran, 77 not the owner, 74 the store failed, 73 no store, 64 usage,
+126/127 CMD could not be started / was not found.";
+
+/// `verrou run`.
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    /// The lock's name: any text of 1 to 1024 bytes
+    #[arg(value_parser = name, required_unless_present = "file", conflicts_with = "file")]
+    pub(crate) name: Option<Name>,
+    /// Instead of NAME: the kernel's lock on exactly this file, as flock(1) takes it
+    #[arg(long, value_name = "PATH", conflicts_with = "store")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) taking: Taking,
+    /// What to do with CMD when the lock is lost while it runs
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    pub(crate) on_lost: OnLost,
+    /// How long CMD may take to end, before it is killed
+    #[arg(long, default_value = "5s", value_parser = length, value_name = "TIME")]
+    pub(crate) grace: Duration,
+    /// The command to run, and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// How a lock is to be taken.
+#[derive(Args, Debug)]
+pub(crate) struct Taking {
+    /// How long the lease lasts unless it is renewed; `none` for one without an end
+    #[arg(long, default_value = "30s", allow_hyphen_values = true, value_parser = ttl)]
+    pub(crate) ttl: Ttl,
+    /// How long to wait for the lock; without it, for ever [0: one attempt]
+    #[arg(long, value_parser = length, allow_hyphen_values = true, value_name = "TIME")]
+    wait: Option<Duration>,
+    /// Gives up at once when the lock is taken
+    #[arg(long, conflicts_with_all = ["wait", "attempts"])]
+    no_wait: bool,
+    /// How many times to ask for the lock at most
+    #[arg(long, value_parser = attempts, allow_hyphen_values = true, value_name = "N")]
+    attempts: Option<u32>,
+    /// How long to pause between two attempts, unless the lock is seen to be free sooner
+    #[arg(long, default_value = "250ms", value_parser = delay, allow_hyphen_values = true, value_name = "TIME")]
+    retry_delay: Duration,
+    /// A lease that has ended while processes of its holder still live: take it, or wait for
+    /// them to end
+    #[arg(long, value_enum, default_value_t, value_name = "HOW")]
+    zombie: Zombie,
+    /// Ends with N instead of 75 when the lock was not acquired in time
+    #[arg(short = 'E', long, value_name = "N")]
+    pub(crate) conflict_exit_code: Option<u8>,
+}
+
+impl Taking {
+    /// When to ask again.
+    pub(crate) fn retry(&self) -> Result<Retry, InvalidRetry> {
+        if self.no_wait {
+            return Ok(Retry::NEVER);
+        }
+        let mut retry = Retry::default().delay(self.retry_delay)?;
+        if let Some(attempts) = self.attempts {
+            retry = retry.attempts(attempts)?;
+        }
+        Ok(match self.wait {
+            Some(wait) => retry.timeout(wait),
+            None => retry,
+        })
+    }
+
+    pub(crate) fn zombies(&self) -> Zombies {
+        match self.zombie {
+            Zombie::Take => Zombies::Take,
+            Zombie::Wait => Zombies::Wait,
+        }
+    }
+}
+
+/// What becomes of the command when its lock is lost.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub(crate) enum OnLost {
+    /// SIGTERM, and SIGKILL after the grace
+    #[default]
+    Term,
+    /// SIGKILL at once
+    Kill,
+    /// Nothing: it goes on
+    Ignore,
+}
+
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+enum Zombie {
+    /// Take it over, and warn
+    #[default]
+    Take,
+    /// Wait until they are gone
+    Wait,
+}
+
+/// `verrou acquire`.
+#[derive(Args, Debug)]
+pub(crate) struct Acquire {
+    /// The lock's name: any text of 1 to 1024 bytes
+    #[arg(value_parser = name)]
+    pub(crate) name: Name,
+    #[command(flatten)]
+    pub(crate) taking: Taking,
+}
+
+/// `verrou extend`.
+#[derive(Args, Debug)]
+pub(crate) struct Extend {
+    /// How long the lease lasts from now; without it, as long as the lock was acquired for
+    #[arg(long, allow_hyphen_values = true, value_parser = ttl)]
+    pub(crate) ttl: Option<Ttl>,
+    #[command(flatten)]
+    pub(crate) lock: Serialized,
+}
+
+/// `verrou release`.
+#[derive(Args, Debug)]
+pub(crate) struct Release {
+    #[command(flatten)]
+    pub(crate) lock: Serialized,
+}
+
+/// A lock as `verrou acquire` prints it.
+#[derive(Args, Debug)]
+pub(crate) struct Serialized {
+    /// What `acquire` printed; `-` reads it from the standard input; without it, VERROU_LOCK
+    #[arg(value_name = "LOCK")]
+    pub(crate) text: Option<String>,
+}
+
+/// `verrou force-release`.
+#[derive(Args, Debug)]
+pub(crate) struct ForceRelease {
+    /// The lock's name
+    #[arg(value_parser = name)]
+    pub(crate) name: Name,
+    /// Only if it is held under this fence, as `show` prints it
+    #[arg(long, value_parser = fence, value_name = "N")]
+    pub(crate) fence: Option<Fence>,
+}
+
+/// `verrou show`.
+#[derive(Args, Debug)]
+pub(crate) struct Show {
+    /// The lock's name
+    #[arg(value_parser = name)]
+    pub(crate) name: Name,
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    text.parse().map_err(coded)
+}
+
+fn ttl(text: &str) -> Result<Ttl, String> {
+    text.parse().map_err(coded)
+}
+
+fn store(text: &str) -> Result<StoreUrl, String> {
+    text.parse()
+        .map_err(|why: verrou_host::InvalidStoreUrl| format!("{why} (E_INVALID_STORE)"))
+}
+
+fn attempts(text: &str) -> Result<u32, String> {
+    let attempts = text.parse().map_err(|_| {
+        format!("`{text}` is no number of attempts; write a whole number from 1 (E_INVALID_RETRY)")
+    })?;
+    match Retry::default().attempts(attempts) {
+        Ok(_) => Ok(attempts),
+        Err(why) => Err(coded(why)),
+    }
+}
+
+fn delay(text: &str) -> Result<Duration, String> {
+    let delay = length(text)?;
+    match Retry::default().delay(delay) {
+        Ok(_) => Ok(delay),
+        Err(why) => Err(coded(why)),
+    }
+}
+
+/// In the manner of [`Ttl`], but zero is a length, too.
+fn length(text: &str) -> Result<Duration, String> {
+    if let Ok(millis) = text.parse() {
+        return Ok(Duration::from_millis(millis));
+    }
+    humantime::parse_duration(text).map_err(|why| {
+        format!(
+            "`{text}` is no length of time ({why}); write it like `10s`, `1m 30s`, `500ms`, \
+             or a number of milliseconds (E_INVALID_RETRY)"
+        )
+    })
+}
+
+fn fence(text: &str) -> Result<Fence, String> {
+    let number = text.parse().ok().and_then(Fence::new);
+    number.ok_or_else(|| format!("`{text}` is no fence; fences are whole numbers from 1"))
+}
+
+/// What is wrong, with its code.
+fn coded(why: impl std::error::Error + Into<Error>) -> String {
+    let what = why.to_string();
+    let code = why.into().code();
+    format!("{what} ({code})")
+}

@@ -1,0 +1,53 @@
+//! This machine, for programs on tokio.
+
+use std::time::Duration;
+
+use verrou::nonblocking::AsyncHost;
+use verrou::{Clock, Timestamp, blocking::Host};
+
+use crate::System;
+
+/// This machine, as the [`AsyncHost`] of locks in a tokio runtime with its time driver enabled.
+///
+/// ```
+/// use std::sync::Arc;
+/// use verrou::nonblocking::{Inline, LockFactory};
+/// use verrou_host::{LeaseFileStore, StoreOptions, Tokio};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let folder = folder.path();
+/// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+/// let store = Arc::new(LeaseFileStore::open(folder, &StoreOptions::default())?);
+/// let locks = LockFactory::new(Arc::new(Inline(store)), Tokio);
+/// let lock = locks.create_lock("my-resource", "2s")?;
+/// let answer = lock.run(async |held| {
+///     // Keeps the lease alive for as long as the work takes.
+///     held.keep(async { 6 * 7 }).await
+/// });
+/// assert_eq!(answer.await.ok().and_then(Result::ok), Some(42));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tokio;
+
+impl Clock for Tokio {
+    fn now(&self) -> Timestamp {
+        System.now()
+    }
+}
+
+impl AsyncHost for Tokio {
+    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> {
+        ::tokio::time::sleep(pause)
+    }
+
+    fn random(&self) -> [u8; 16] {
+        System.random()
+    }
+
+    fn wall_clock(&self) -> Duration {
+        System.wall_clock()
+    }
+}

@@ -1,0 +1,86 @@
+//! Locks in tasks that move between threads.
+#![cfg(feature = "tokio")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use verrou::nonblocking::{Inline, LockFactory};
+use verrou::{Error, MemoryStore, Retry, RunError};
+use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System, Tokio};
+
+/// A hundred tasks each add one to a number that only a lock makes safe to add to.
+///
+/// Not a function: that a future can move between threads is known of concrete stores only.
+macro_rules! hundred_tasks_count {
+    ($store:expr) => {{
+        let retry = Retry::default().delay(Duration::from_millis(1)).unwrap();
+        let locks = LockFactory::new(Arc::new($store), Tokio).retry(retry);
+        let count = Arc::new(AtomicU32::new(0));
+        let task = |_| {
+            let (locks, count) = (locks.clone(), Arc::clone(&count));
+            tokio::spawn(async move {
+                let lock = locks.create_lock("lock", "none").unwrap();
+                let ran = lock.run(async |_| {
+                    let seen = count.load(Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                    count.store(seen + 1, Ordering::Relaxed);
+                });
+                ran.await.unwrap();
+            })
+        };
+        for task in (0..100).map(task).collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 100);
+    }};
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundred_tasks_count_with_every_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions::default();
+    hundred_tasks_count!(MemoryStore::new(System));
+    hundred_tasks_count!(Inline(
+        LeaseFileStore::open(folder.path(), &options).unwrap()
+    ));
+    hundred_tasks_count!(Inline(
+        FileLockStore::open(folder.path(), &options).unwrap()
+    ));
+}
+
+#[tokio::test]
+async fn a_kept_lease_outlives_its_ttl_and_a_lost_one_ends_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let locks = LockFactory::new(Arc::new(Inline(store)), Tokio);
+    let lock = locks.create_lock("lock", "600ms").unwrap();
+    let other = locks.create_lock("lock", "1s").unwrap();
+    let kept = lock.run(async |held| {
+        let first_end = held.lease().ends();
+        let renewed = async {
+            while held.lease().ends() == first_end {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            other.try_acquire().await
+        };
+        held.keep(renewed).await
+    });
+    let tried = kept.await.unwrap().expect("the lease is kept");
+    assert!(matches!(tried, Err(Error::Timeout { .. })));
+
+    let ended = lock.run(async |held| {
+        let evicted = async {
+            other.force_release().await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        held.keep(evicted).await
+    });
+    let Err(RunError::Ended {
+        value: Err(Error::Lost { .. }),
+        error: Error::Lost { .. },
+    }) = ended.await
+    else {
+        panic!("the work cannot have ended otherwise");
+    };
+}
