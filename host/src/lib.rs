@@ -4,12 +4,14 @@
 //! the processes of one machine; [`FileStore`] is whichever of them a [`StoreUrl`] names. The
 //! files are described byte by byte in `FORMAT.md`.
 
+mod keep_alive;
 mod open;
 mod store;
 mod system;
 #[cfg(feature = "tokio")]
 mod tokio;
 
+pub use keep_alive::keep_alive;
 pub use open::{FileStore, InvalidStoreUrl, StoreUrl};
 pub use store::{
     Damage, FileError, FileLockStore, LeaseFileStore, OpenError, StoreOptions, Zombies,

@@ -1,0 +1,121 @@
+//! A lease that lasts as long as the work.
+
+use std::ops::ControlFlow;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+
+use verrou::blocking::{Held, Host};
+use verrou::{RunError, Store};
+
+/// Keeps the lease of `held` alive, from a thread of its own, while `body` works.
+///
+/// Nobody can stop `body` from outside when the lock is lost meanwhile; it can ask
+/// [`Held::is_expired`], and the resource it works on can refuse its [fence](Held::fence).
+///
+/// ```
+/// use std::{thread, time::Duration};
+/// use verrou::blocking::LockFactory;
+/// use verrou_host::{LeaseFileStore, StoreOptions, System, keep_alive};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let folder = folder.path();
+/// let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// let lock = LockFactory::new(&store, System).create_lock("my-resource", "300ms")?;
+/// let held = lock.guard()?;
+/// keep_alive(&held, || thread::sleep(Duration::from_millis(700)))?;
+/// held.release()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+///
+/// [`RunError::Ended`], with what `body` returned, when the lock was lost before it did.
+///
+/// # Panics
+///
+/// When `body` does.
+pub fn keep_alive<S, H, T>(
+    held: &Held<'_, S, H>,
+    body: impl FnOnce() -> T,
+) -> Result<T, RunError<T>>
+where
+    S: Store + Sync,
+    H: Host + Sync,
+{
+    let (working, done) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let keeper = scope.spawn(move || {
+            held.keep(|_, at_most| match done.recv_timeout(at_most) {
+                Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => ControlFlow::Break(()),
+            })
+        });
+        let value = body();
+        drop(working);
+        match keeper.join() {
+            Ok(Ok(())) => Ok(value),
+            Ok(Err(error)) => Err(RunError::Ended { value, error }),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use verrou::blocking::LockFactory;
+    use verrou::{Error, Loss, MemoryStore};
+
+    use super::*;
+    use crate::System;
+
+    #[test]
+    fn work_outlives_its_ttl_and_learns_of_a_loss() {
+        let store = MemoryStore::new(System);
+        let locks = LockFactory::new(&store, System);
+        let (lock, other) = (
+            locks.create_lock("lock", "200ms").unwrap(),
+            locks.create_lock("lock", "1s").unwrap(),
+        );
+        let held = lock.guard().unwrap();
+        let first_end = held.lease().ends();
+        let renewed = || {
+            while held.lease().ends() == first_end {
+                thread::sleep(Duration::from_millis(5));
+            }
+            other.try_acquire().is_err()
+        };
+        assert!(keep_alive(&held, renewed).unwrap());
+
+        let revoked = keep_alive(&held, || {
+            other.force_release().unwrap();
+            while !held.is_expired() {
+                thread::sleep(Duration::from_millis(5));
+            }
+            "done"
+        });
+        let Err(RunError::Ended {
+            value: "done",
+            error:
+                Error::Lost {
+                    loss: Loss::Revoked,
+                    ..
+                },
+        }) = revoked
+        else {
+            panic!("{revoked:?}");
+        };
+    }
+
+    #[test]
+    #[should_panic(expected = "the work failed")]
+    fn a_panic_of_the_work_ends_the_keeping() {
+        let store = MemoryStore::new(System);
+        let lock = LockFactory::new(&store, System)
+            .create_lock("lock", "none")
+            .unwrap();
+        let held = lock.guard().unwrap();
+        let _ = keep_alive(&held, || panic!("the work failed"));
+    }
+}
