@@ -19,3 +19,8 @@ pub use store::{
 pub use system::System;
 #[cfg(feature = "tokio")]
 pub use tokio::Tokio;
+
+/// The README's Rust is tested.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
