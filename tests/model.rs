@@ -9,9 +9,9 @@
 //! - the store holds nothing of an asker that has given up, unless its undoing was lost, too;
 //! - a lease was alive when it was handed out, under a fence greater than any before.
 //!
-//! Tried with seeded bugs in `src`: it finds a lease that is counted from the reply, or from the
-//! first request; an undo that is forgotten after an error, or after a grant that came too late;
-//! and a lease handed out when its time has passed.
+//! Tried with seeded bugs in `src/acquire.rs`, each of which it finds in every policy: a lease
+//! counted from the reply, or for a tick too long; an undo forgotten altogether, after an error,
+//! or after a grant that came too late; a lease handed out when its time has passed.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt::{self, Debug, Write};
