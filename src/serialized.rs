@@ -48,13 +48,18 @@ pub struct SerializedLock {
 }
 
 /// The members of the JSON text, in their order.
+///
+/// One that may be `null` may not be left out: a text that lost its end is not one without.
 #[derive(Deserialize, Serialize)]
 struct Members {
     version: u64,
     name: String,
     owner: String,
+    #[serde(deserialize_with = "Option::deserialize")]
     ttl: Option<u64>,
+    #[serde(deserialize_with = "Option::deserialize")]
     expires: Option<u64>,
+    #[serde(deserialize_with = "Option::deserialize")]
     fence: Option<u64>,
 }
 
