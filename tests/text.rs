@@ -1,0 +1,375 @@
+//! What is read from text: names, owners, ttls and serialized locks. Whatever is written can be
+//! read again, in every later version, and nothing else is taken for it.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use verrou::{
+    Claim, Fence, InvalidName, InvalidOwner, InvalidSerializedLock, InvalidTtl, Lease, Name, Owner,
+    SerializedLock, Timestamp, Ttl,
+};
+
+/// Texts that look a little like durations.
+fn nearly_a_ttl() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        "[-+]?[0-9]{0,25}(\\.[0-9]{0,25})?([eE][-+]?[0-9]{1,4})?",
+        "( ?[-+0-9.]{0,22} ?(ns|us|ms|s|sec|m|min|h|d|w|M|y|years)){0,4}",
+        "-?(NaN|nan|inf|infinity|none|null)",
+    ]
+}
+
+fn ttls() -> impl Strategy<Value = Ttl> {
+    let longest = u64::try_from(Ttl::MAX.as_nanos()).expect("64 bits");
+    let lengths = (1..=longest).prop_map(Duration::from_nanos);
+    proptest::option::weighted(0.9, lengths)
+        .prop_map(|length| Ttl::try_from(length).expect("a ttl"))
+}
+
+fn names() -> impl Strategy<Value = Name> {
+    any::<String>().prop_filter_map("a name", |text| Name::new(&text).ok())
+}
+
+fn leases() -> impl Strategy<Value = (Lease, Ttl)> {
+    let fence = any::<Option<u64>>().prop_map(|number| number.and_then(Fence::new));
+    (names(), any::<[u8; 16]>(), ttls(), fence).prop_map(|(name, owner, ttl, fence)| {
+        let claim = Claim {
+            name,
+            owner: Owner::from_bytes(owner),
+            ttl,
+            ephemeral: true,
+        };
+        (Lease::granted(claim, fence, Timestamp::default()), ttl)
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_ttl_or_is_not(text in nearly_a_ttl()) {
+        if let Ok(ttl) = text.parse::<Ttl>() {
+            prop_assert!(ttl.duration().is_none_or(|length| !length.is_zero()));
+            prop_assert!(ttl.duration().is_none_or(|length| length <= Ttl::MAX));
+        }
+    }
+
+    #[test]
+    fn what_a_ttl_looks_like_is_that_ttl(ttl in ttls()) {
+        prop_assert_eq!(ttl.to_string().parse(), Ok(ttl));
+    }
+
+    #[test]
+    fn a_number_is_milliseconds(millis in 1..=9_223_372_036_854_u64) {
+        let ttl = Ttl::new(Duration::from_millis(millis)).expect("a ttl");
+        prop_assert_eq!(millis.to_string().parse(), Ok(ttl));
+        prop_assert_eq!(format!("  {millis}ms\n").parse(), Ok(ttl));
+    }
+
+    #[test]
+    fn a_javascript_number_is_a_ttl_or_is_not(millis in any::<f64>()) {
+        let made = Ttl::from_millis_f64(millis);
+        if millis.is_nan() {
+            prop_assert_eq!(made, Err(InvalidTtl::NotANumber));
+        } else if millis < 0.0 {
+            prop_assert_eq!(made, Err(InvalidTtl::Negative));
+        } else if millis > 1e13 {
+            prop_assert_eq!(made, Err(InvalidTtl::TooLong));
+        } else if millis < 1e-7 {
+            prop_assert_eq!(made, Err(InvalidTtl::Zero));
+        }
+    }
+
+    #[test]
+    fn a_small_javascript_number_is_that_many_milliseconds(millis in 1..1_000_000_u32) {
+        let ttl = Ttl::new(Duration::from_millis(millis.into()));
+        prop_assert_eq!(Ttl::from_millis_f64(millis.into()), ttl);
+    }
+
+    #[test]
+    fn a_length_is_a_ttl_or_is_not(length in any::<Duration>()) {
+        let expected = if length.is_zero() {
+            Err(InvalidTtl::Zero)
+        } else if length > Ttl::MAX {
+            Err(InvalidTtl::TooLong)
+        } else {
+            Ok(Some(length))
+        };
+        prop_assert_eq!(Ttl::new(length).map(Ttl::duration), expected);
+    }
+
+    #[test]
+    fn any_text_of_the_right_length_is_a_name(text in any::<String>()) {
+        match Name::new(&text) {
+            Ok(name) => {
+                prop_assert_eq!(name.as_str(), &text);
+                prop_assert_eq!(name.to_string().parse(), Ok(name));
+            }
+            Err(InvalidName::Empty) => prop_assert!(text.is_empty()),
+            Err(InvalidName::TooLong { bytes }) => {
+                prop_assert_eq!(bytes, text.len());
+                prop_assert!(bytes > Name::MAX_BYTES);
+            }
+            Err(other) => prop_assert!(false, "{other}"),
+        }
+    }
+
+    #[test]
+    fn what_an_owner_looks_like_is_that_owner(bytes in any::<[u8; 16]>()) {
+        let owner = Owner::from_bytes(bytes);
+        let text = owner.to_string();
+        prop_assert_eq!(text.len(), 32);
+        prop_assert_eq!(text.parse(), Ok(owner));
+        prop_assert_eq!(text.to_uppercase().parse(), Ok(owner));
+        // A log line does not give it away.
+        let logged = format!("{owner:?}");
+        prop_assert!(!logged.contains(&text[..7]), "{}", logged);
+    }
+
+    #[test]
+    fn any_text_is_an_owner_or_is_not(text in "[+-]?[0-9a-fA-Fg]{30,34}|\\PC*") {
+        let hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        match text.parse::<Owner>() {
+            Ok(owner) => {
+                prop_assert!(hex);
+                prop_assert_eq!(owner.to_string(), text.to_lowercase());
+            }
+            Err(InvalidOwner) => prop_assert!(!hex),
+        }
+    }
+
+    #[test]
+    fn what_is_serialized_is_read_again(
+        (lease, ttl) in leases(),
+        now in 0..10_000_000_u64,
+        wall in 0..4_000_000_000_000_u64,
+    ) {
+        let (now, wall) = (Timestamp::new(Duration::from_millis(now)), Duration::from_millis(wall));
+        let serialized = SerializedLock::new(&lease, ttl, now, wall);
+        let text = serialized.to_string();
+        prop_assert!(!text.contains('\n'));
+        let read: SerializedLock = text.parse().expect("what was written");
+        prop_assert_eq!(read.name(), lease.name());
+        prop_assert_eq!(read.owner(), lease.owner());
+        prop_assert_eq!(read.fence(), lease.fence());
+        prop_assert_eq!(&read.to_string(), &text);
+        // Whole milliseconds, rounded up, so that nothing becomes no time at all.
+        let rounded = |read: Option<Duration>, written: Option<Duration>| match (read, written) {
+            (Some(read), Some(written)) => {
+                written <= read && read - written < Duration::from_millis(1)
+            }
+            (read, written) => read == written,
+        };
+        prop_assert!(rounded(read.ttl().duration(), ttl.duration()), "{}", text);
+        prop_assert!(rounded(read.expires(), serialized.expires()), "{}", text);
+        let again = read.lease(now, wall);
+        prop_assert!(rounded(again.remaining(now), lease.remaining(now)), "{}", text);
+        prop_assert!(!again.claim().ephemeral);
+    }
+
+    #[test]
+    fn any_text_is_a_serialized_lock_or_is_not(text in any::<String>()) {
+        prop_assert!(text.parse::<SerializedLock>().is_err());
+    }
+
+    #[test]
+    fn a_serialized_lock_survives_no_cut(cut in 0..GOLDEN[0].1.trim_end().len()) {
+        let text = GOLDEN[0].1;
+        if let Some(part) = text.get(..cut) {
+            let end = part.parse::<SerializedLock>();
+            prop_assert!(matches!(end, Err(InvalidSerializedLock::Unreadable { .. })), "{end:?}");
+        }
+    }
+}
+
+#[test]
+fn each_bad_ttl_has_its_own_reason() {
+    use InvalidTtl::{Negative, NotANumber, TooLong, Zero};
+    let bad = [
+        ("0", Zero),
+        ("0.0", Zero),
+        ("-0", Zero),
+        ("0s", Zero),
+        ("0ms", Zero),
+        ("1e-9", Zero),
+        ("-1", Negative),
+        ("-0.5", Negative),
+        ("-1s", Negative),
+        ("- 1 s", Negative),
+        ("-inf", Negative),
+        ("NaN", NotANumber),
+        ("-NaN", NotANumber),
+        ("inf", TooLong),
+        ("1e300", TooLong),
+        ("300y", TooLong),
+        ("9223372036855", TooLong),
+        ("18446744073709551616", TooLong),
+        ("99999999999999999999s", TooLong),
+        ("9999999999999999y", TooLong),
+    ];
+    for (text, why) in bad {
+        assert_eq!(text.parse::<Ttl>(), Err(why), "{text}");
+    }
+    for text in ["", " ", "soon", "1 parsec", "s", "1s1", "None", "1,5s"] {
+        let end = text.parse::<Ttl>();
+        assert!(
+            matches!(&end, Err(InvalidTtl::Unreadable { text: told, .. }) if *told == text.trim()),
+            "{text}: {end:?}"
+        );
+    }
+}
+
+#[test]
+fn ttls_are_written_as_people_write_them() {
+    let good = [
+        ("1s", Some(1_000_000)),
+        ("1m 30s", Some(90_000_000)),
+        ("1m30s", Some(90_000_000)),
+        ("500ms", Some(500_000)),
+        ("500", Some(500_000)),
+        ("1.5", Some(1_500)),
+        ("2h", Some(7_200_000_000)),
+        ("none", None),
+        ("null", None),
+        (" none ", None),
+    ];
+    for (text, micros) in good {
+        let ttl = Ttl::try_from(micros.map(Duration::from_micros)).expect("a ttl");
+        assert_eq!(text.parse(), Ok(ttl), "{text}");
+        assert_eq!(Ttl::try_from(text), Ok(ttl), "{text}");
+    }
+    assert_eq!(Ttl::default().duration(), Some(Duration::from_secs(30)));
+    assert_eq!(Ttl::try_from(None), Ok(Ttl::NEVER));
+}
+
+/// Written by the first version, to be read for ever.
+const GOLDEN: [(&str, &str); 3] = [
+    ("held", include_str!("golden/serialized-v1.json")),
+    ("never", include_str!("golden/serialized-v1-never.json")),
+    (
+        "unfenced",
+        include_str!("golden/serialized-v1-unfenced.json"),
+    ),
+];
+
+fn golden(which: &str) -> SerializedLock {
+    let (_, text) = GOLDEN
+        .iter()
+        .find(|(name, _)| *name == which)
+        .expect("a golden file");
+    text.parse().expect("a serialized lock")
+}
+
+#[test]
+fn the_first_version_can_be_read_for_ever() {
+    let held = golden("held");
+    assert_eq!(held.name().as_str(), "nightly/backup of ‘web1’");
+    let owner: [u8; 16] = std::array::from_fn(|at| u8::try_from(at).expect("a small number"));
+    assert_eq!(held.owner(), Owner::from_bytes(owner));
+    assert_eq!(held.ttl().duration(), Some(Duration::from_secs(2)));
+    let expires = Duration::from_millis(1_763_892_001_500);
+    assert_eq!(held.expires(), Some(expires));
+    assert_eq!(held.fence(), Fence::new(7));
+    let now = Timestamp::new(Duration::from_secs(100));
+    let lease = held.lease(now, expires - Duration::from_millis(500));
+    assert_eq!(lease.remaining(now), Some(Duration::from_millis(500)));
+    assert!(held.lease(now, expires).is_expired(now));
+
+    let never = golden("never");
+    assert_eq!((never.ttl(), never.expires()), (Ttl::NEVER, None));
+    assert_eq!(never.fence(), Fence::new(u64::MAX));
+    assert_eq!(never.owner(), Owner::from_bytes([0xff; 16]));
+    assert_eq!(never.lease(now, expires).ends(), None);
+
+    let unfenced = golden("unfenced");
+    assert_eq!(unfenced.fence(), None);
+    assert_eq!(unfenced.expires(), Some(Duration::ZERO));
+    assert!(unfenced.lease(now, expires).is_expired(now));
+}
+
+#[test]
+fn the_first_version_is_what_is_written() {
+    for (which, text) in GOLDEN {
+        assert_eq!(golden(which).to_string(), text.trim_end(), "{which}");
+    }
+}
+
+#[test]
+fn members_can_be_added_and_come_in_any_order() {
+    let text = r#" {"fence":7,"expires":1763892001500,"since":0,"ttl":2000,
+        "owner":"000102030405060708090A0B0C0D0E0F","process":{"id":1},
+        "name":"nightly\/backup of \u2018web1\u2019","version":1} "#;
+    assert_eq!(text.parse(), Ok(golden("held")));
+}
+
+#[test]
+fn each_damage_has_its_own_reason() {
+    use InvalidSerializedLock as Why;
+    let damaged = |from: &str, to: &str| {
+        let text = GOLDEN[0].1;
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to).parse::<SerializedLock>()
+    };
+    assert_eq!(
+        damaged(r#""version":1"#, r#""version":2"#),
+        Err(Why::UnknownVersion { version: 2 })
+    );
+    assert_eq!(
+        r#"{"version":3,"lease":"of another kind"}"#.parse::<SerializedLock>(),
+        Err(Why::UnknownVersion { version: 3 })
+    );
+    assert_eq!(
+        damaged("nightly/backup of ‘web1’", ""),
+        Err(Why::Name(InvalidName::Empty))
+    );
+    assert_eq!(damaged("0e0f", "0e"), Err(Why::Owner(InvalidOwner)));
+    assert_eq!(damaged("0e0f", "0e0g"), Err(Why::Owner(InvalidOwner)));
+    assert_eq!(damaged("2000", "0"), Err(Why::Ttl(InvalidTtl::Zero)));
+    assert_eq!(
+        damaged("2000", "9223372036855"),
+        Err(Why::Ttl(InvalidTtl::TooLong))
+    );
+    assert_eq!(damaged(r#""fence":7"#, r#""fence":0"#), Err(Why::ZeroFence));
+    for (from, to) in [
+        (r#""version":1"#, r#""version":"1""#),
+        (r#""version":1"#, r#""version":-1"#),
+        (r#""version":1,"#, ""),
+        (r#""owner":"#, r#""Owner":"#),
+        ("2000", "-2000"),
+        ("2000", "2000.5"),
+        ("2000", r#""2s""#),
+        ("1763892001500", "18446744073709551616"),
+        ("}", ""),
+        ("}", "} and more"),
+        ("{", "[{"),
+    ] {
+        let end = damaged(from, to);
+        assert!(
+            matches!(&end, Err(Why::Unreadable { why }) if !why.is_empty()),
+            "{from} → {to}: {end:?}"
+        );
+    }
+    for err in [
+        damaged(r#""version":1"#, r#""version":2"#),
+        damaged("0e0f", "0e"),
+    ] {
+        let text = err.expect_err("a damaged text").to_string();
+        assert!(text.starts_with("it") && !text.ends_with('.'), "{text}");
+    }
+}
+
+/// A text that lost its end is not that of a lease without one.
+#[test]
+fn what_may_be_null_may_not_be_left_out() {
+    for member in [
+        r#""ttl":2000,"#,
+        r#""expires":1763892001500,"#,
+        r#","fence":7"#,
+    ] {
+        let text = GOLDEN[0].1;
+        assert!(text.contains(member), "{member}");
+        let end = text.replace(member, "").parse::<SerializedLock>();
+        assert!(
+            matches!(end, Err(InvalidSerializedLock::Unreadable { .. })),
+            "{member}: {end:?}"
+        );
+    }
+}
