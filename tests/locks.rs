@@ -145,7 +145,9 @@ fn a_retry_policy_limits_the_wait() -> Result<(), Error> {
     assert_eq!(name.as_str(), "my-resource");
     assert_eq!(clock.elapsed(), ms(1400));
     // A factory's policy is its locks'.
-    let impatient = blocking.retry(five_times()).create_lock("my-resource", "1s")?;
+    let impatient = blocking
+        .retry(five_times())
+        .create_lock("my-resource", "1s")?;
     assert!(matches!(
         impatient.acquire(),
         Err(Error::Timeout { attempts: 5, .. })
@@ -192,7 +194,7 @@ fn waiting_ends_when_the_lease_does() -> Result<(), Error> {
         ..
     } = world();
     let hour = Retry::default()
-        .delay(Duration::from_secs(3600))
+        .delay(Duration::from_hours(1))
         .expect("a delay");
     blocking.create_lock("my-resource", "2s")?.acquire()?;
     let next = awaited.create_lock("my-resource", "3s")?;
@@ -378,8 +380,8 @@ fn a_lease_is_kept_alive() -> Result<(), Error> {
         clock.advance(at_most);
         ControlFlow::Continue(())
     });
-    let loss = Loss::Revoked;
-    assert!(matches!(lost, Err(Error::Lost { loss: why, .. }) if why == loss));
+    let revoked = Loss::Revoked;
+    assert!(matches!(lost, Err(Error::Lost { loss, .. }) if loss == revoked));
     Ok(())
 }
 
@@ -468,8 +470,17 @@ fn a_program_can_have_several_stores_awaited() -> Result<(), Error> {
     block_on(async {
         let lock = locks.create_lock("my-resource", "1s")?;
         lock.acquire().await?;
-        assert!(here.blocking.create_lock("my-resource", "1s")?.is_locked()?);
-        assert!(!there.blocking.create_lock("my-resource", "1s")?.is_locked()?);
+        assert!(
+            here.blocking
+                .create_lock("my-resource", "1s")?
+                .is_locked()?
+        );
+        assert!(
+            !there
+                .blocking
+                .create_lock("my-resource", "1s")?
+                .is_locked()?
+        );
         locks.restore_lock(&lock.serialize().await?).release().await
     })
 }
@@ -779,7 +790,7 @@ mod crowd {
             });
         }
         for task in 0..TASKS {
-            let woken = dones.recv_timeout(Duration::from_secs(60));
+            let woken = dones.recv_timeout(Duration::from_mins(1));
             assert!(woken.is_ok(), "only {task} of {TASKS} tasks were woken");
         }
     }

@@ -28,7 +28,8 @@ struct Inner {
 
 impl TestClock {
     const START: Duration = Duration::from_secs(1_000);
-    const WALL_START: Duration = Duration::from_secs(1_763_892_000);
+    /// 2025-11-23, 10:00 UTC.
+    const WALL_START: Duration = Duration::from_hours(489_970);
 
     /// A clock that stands still until it is moved.
     ///

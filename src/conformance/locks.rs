@@ -13,7 +13,7 @@ use std::thread;
 use std::vec::Vec;
 
 use super::{Fixture, ttl};
-use crate::blocking::{Host, Lock, LockFactory};
+use crate::blocking::{Held, Host, Lock, LockFactory};
 use crate::claim::{Claim, Fence};
 use crate::error::{Error, Loss, RunError};
 use crate::name::Name;
@@ -172,7 +172,7 @@ pub fn a_held_lock_is_not_waited_for_when_trying(fixture: &impl Fixture) {
     let held = one.try_guard().expect("a free lock");
     assert_taken(&two);
     assert_taken(&one);
-    let guard = two.try_guard().map(|held| held.leave());
+    let guard = two.try_guard().map(Held::leave);
     assert!(matches!(guard, Err(Error::Timeout { .. })));
     let ran = two.try_run(|_| ());
     assert!(matches!(
