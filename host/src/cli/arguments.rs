@@ -1,5 +1,10 @@
 //! What was typed.
 
+#![expect(
+    clippy::doc_markdown,
+    reason = "these comments are the help, which is plain text"
+)]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -83,7 +88,7 @@ pub(crate) enum Command {
     /// when CMD ends. CMD finds VERROU_NAME, VERROU_FENCE, VERROU_LOCK and VERROU_STORE in its
     /// environment, and gets the signals INT, TERM, HUP, QUIT, USR1, USR2 and WINCH that this
     /// process gets.
-    #[command(after_help = RUN_HELP)]
+    #[command(after_help = RUN_HELP, override_usage = RUN_USAGE)]
     Run(Run),
     /// Take a lock that outlives this command, and print it
     ///
@@ -105,6 +110,10 @@ pub(crate) enum Command {
     List,
 }
 
+const RUN_USAGE: &str = "\
+verrou run [OPTIONS] <NAME> -- <CMD>...
+       verrou run [OPTIONS] --file <PATH> -- <CMD>...";
+
 const RUN_HELP: &str = "\
 Exit codes: those of CMD, 128+n when signal n ended it; 75 not acquired in time (or what -E
 says), 76 lost while CMD ran, 77 not the owner, 74 the store failed, 73 no store, 64 usage,
@@ -117,7 +126,7 @@ pub(crate) struct Run {
     #[arg(value_parser = name, required_unless_present = "file", conflicts_with = "file")]
     pub(crate) name: Option<Name>,
     /// Instead of NAME: the kernel's lock on exactly this file, as flock(1) takes it
-    #[arg(long, value_name = "PATH", conflicts_with = "store")]
+    #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) taking: Taking,
@@ -136,7 +145,7 @@ pub(crate) struct Run {
 #[derive(Args, Debug)]
 pub(crate) struct Taking {
     /// How long the lease lasts unless it is renewed; `none` for one without an end
-    #[arg(long, default_value = "30s", allow_hyphen_values = true, value_parser = ttl)]
+    #[arg(long, default_value = "30s", allow_hyphen_values = true, value_parser = ttl, value_name = "TIME")]
     pub(crate) ttl: Ttl,
     /// How long to wait for the lock; without it, for ever [0: one attempt]
     #[arg(long, value_parser = length, allow_hyphen_values = true, value_name = "TIME")]
@@ -218,7 +227,7 @@ pub(crate) struct Acquire {
 #[derive(Args, Debug)]
 pub(crate) struct Extend {
     /// How long the lease lasts from now; without it, as long as the lock was acquired for
-    #[arg(long, allow_hyphen_values = true, value_parser = ttl)]
+    #[arg(long, allow_hyphen_values = true, value_parser = ttl, value_name = "TIME")]
     pub(crate) ttl: Option<Ttl>,
     #[command(flatten)]
     pub(crate) lock: Serialized,

@@ -1,0 +1,254 @@
+//! The command that runs under a lock: a group of processes with a life of its own.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::process::{
+    Pid, Signal, WaitOptions, WaitStatus, getpgrp, getpid, getppid, kill_process_group,
+    test_kill_process_group, waitpid,
+};
+
+use super::signals::{self, Signals};
+use super::terminal::Terminal;
+
+/// A running command.
+#[derive(Debug)]
+pub(crate) struct Job {
+    /// Reaped by number, for the standard library does not tell of a stop.
+    _child: Child,
+    /// Its number, which is its group's, too.
+    leader: Pid,
+    ended: Option<WaitStatus>,
+    stopped_by: Option<Signal>,
+    signals: Signals,
+    terminal: Option<Terminal>,
+    /// Whether the terminal listens to the command because we let it.
+    lent: bool,
+}
+
+/// What has become of a [`Job`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Event {
+    /// Nothing that matters.
+    Nothing,
+    /// It ended.
+    Ended,
+    /// The person at the terminal, or the terminal itself, stopped it.
+    Stopped,
+    /// We were stopped, and go on.
+    Continued,
+}
+
+impl Job {
+    /// Starts `command` in a group of its own, with the terminal if it is ours.
+    ///
+    /// It inherits `lifeline`, and gets a signal should this process die before it: SIGKILL if
+    /// `mortal`, else SIGTERM.
+    pub(crate) fn start(
+        mut command: Command,
+        lifeline: Option<File>,
+        mortal: bool,
+    ) -> io::Result<Self> {
+        // Before there is a child whose end could be missed; the others when there is one to
+        // hand them on to. Until then they end us, and the lock and the child end with us.
+        let signals = Signals::new()?;
+        let terminal = Terminal::open();
+        let ours = terminal.as_ref().filter(|terminal| terminal.is_ours());
+        let preparation = Preparation {
+            parent: getpid(),
+            last_will: if mortal { Signal::KILL } else { Signal::TERM },
+            lifeline,
+            terminal: ours.map(Terminal::try_clone).transpose()?,
+        };
+        let lent = preparation.terminal.is_some();
+        command.process_group(0);
+        preparation.attach(&mut command);
+        let spawned = command.spawn();
+        if spawned.is_err() && lent {
+            take_back(terminal.as_ref());
+        }
+        let child = spawned?;
+        let job = Self {
+            leader: Pid::from_child(&child),
+            _child: child,
+            ended: None,
+            stopped_by: None,
+            signals,
+            terminal,
+            lent,
+        };
+        if let Err(err) = job.signals.listen() {
+            job.kill();
+            return Err(err);
+        }
+        Ok(job)
+    }
+
+    /// Waits until something happens to the command, but at most this long, and hands on what
+    /// signals come in.
+    pub(crate) fn wait(&mut self, at_most: Duration) -> Event {
+        // The child may have changed before the first signal was listened for.
+        let mut event = self.look();
+        if event == Event::Nothing {
+            self.signals.wait(at_most);
+        }
+        for signal in self.signals.pending() {
+            match signal {
+                Signal::CONT if event == Event::Nothing => event = Event::Continued,
+                Signal::CONT | Signal::CHILD => {}
+                // Without its leader the group may be another's by now.
+                _ if self.ended.is_none() => {
+                    let _ = kill_process_group(self.leader, signal);
+                }
+                _ => {}
+            }
+        }
+        match self.look() {
+            Event::Nothing => event,
+            news => news,
+        }
+    }
+
+    /// What the kernel has to say of the command that it has not said before.
+    fn look(&mut self) -> Event {
+        if self.ended.is_some() {
+            return Event::Nothing;
+        }
+        let options = WaitOptions::NOHANG | WaitOptions::UNTRACED;
+        let status = loop {
+            match waitpid(Some(self.leader), options) {
+                Ok(Some((_, status))) => break status,
+                Err(Errno::INTR) => {}
+                Ok(None) | Err(_) => return Event::Nothing,
+            }
+        };
+        match status.stopping_signal().and_then(Signal::from_named_raw) {
+            // Whoever stopped it in another way goes on with it alone, and we go on renewing.
+            Some(signal @ (Signal::TSTP | Signal::TTIN | Signal::TTOU))
+                if self.terminal.is_some() =>
+            {
+                self.stopped_by = Some(signal);
+                Event::Stopped
+            }
+            Some(_) => Event::Nothing,
+            None => {
+                self.ended = Some(status);
+                if self.lent {
+                    take_back(self.terminal.as_ref());
+                }
+                Event::Ended
+            }
+        }
+    }
+
+    /// Whether the command has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Whether the command has ended, and all that it left in its group.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.has_ended() && test_kill_process_group(self.leader) == Err(Errno::SRCH)
+    }
+
+    /// Stops this process and its group as the command was stopped, until they are continued.
+    ///
+    /// If nobody could continue them the kernel does not stop them, and this returns at once.
+    pub(crate) fn stop(&mut self) {
+        if self.lent {
+            take_back(self.terminal.as_ref());
+            self.lent = false;
+        }
+        signals::signal_own_group(self.stopped_by.take().unwrap_or(Signal::TSTP));
+    }
+
+    /// Lets the command go on, with the terminal if it is ours.
+    pub(crate) fn resume(&mut self) {
+        if let Some(terminal) = &self.terminal
+            && terminal.is_ours()
+        {
+            self.lent = terminal.give_to(self.leader).is_ok();
+        }
+        let _ = kill_process_group(self.leader, Signal::CONT);
+    }
+
+    /// Asks all processes of the command to end, also those that are stopped.
+    pub(crate) fn terminate(&self) {
+        let _ = kill_process_group(self.leader, Signal::TERM);
+        let _ = kill_process_group(self.leader, Signal::CONT);
+    }
+
+    /// Ends all processes of the command.
+    pub(crate) fn kill(&self) {
+        let _ = kill_process_group(self.leader, Signal::KILL);
+    }
+
+    /// What the command ended with, as a shell has it.
+    pub(crate) fn code(&self) -> u8 {
+        let Some(status) = self.ended else { return 0 };
+        let code = match status.terminating_signal() {
+            Some(signal) => 128 + signal,
+            None => status.exit_status().unwrap_or_default(),
+        };
+        code.try_into().unwrap_or(u8::MAX)
+    }
+
+    /// The end, when all is done: a Ctrl-C that ended the command was meant for everything that
+    /// was started with it, such as the script that runs us.
+    pub(crate) fn end(&self) -> u8 {
+        let signal = self.ended.and_then(WaitStatus::terminating_signal);
+        if self.lent && signal == Some(Signal::INT.as_raw()) {
+            signals::signal_own_group(Signal::INT);
+        }
+        self.code()
+    }
+}
+
+fn take_back(terminal: Option<&Terminal>) {
+    if let Some(terminal) = terminal {
+        // It is lost with its session only, and then there is nobody at it.
+        let _ = terminal.give_to(getpgrp());
+    }
+}
+
+/// What a child does before it becomes the command.
+struct Preparation {
+    parent: Pid,
+    last_will: Signal,
+    lifeline: Option<File>,
+    terminal: Option<Terminal>,
+}
+
+impl Preparation {
+    fn attach(self, command: &mut Command) {
+        #[expect(
+            unsafe_code,
+            reason = "no safe call does these things between fork(2) and exec(2)"
+        )]
+        // SAFETY: `run` only makes system calls, on values that exist already; it neither
+        // allocates nor locks anything.
+        unsafe {
+            command.pre_exec(move || self.run());
+        }
+    }
+
+    fn run(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        rustix::process::set_parent_process_death_signal(Some(self.last_will))?;
+        // It may have died before that.
+        if getppid() != Some(self.parent) {
+            return Err(Errno::SRCH.into());
+        }
+        if let Some(lifeline) = &self.lifeline {
+            fcntl_setfd(lifeline, FdFlags::empty())?;
+        }
+        if let Some(terminal) = &self.terminal {
+            terminal.give_to(getpid())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! The command that runs under a lock, on systems without groups of processes and signals.
+
+use std::fs::File;
+use std::io;
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::Duration;
+
+/// A running command.
+#[derive(Debug)]
+pub(crate) struct Job {
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+/// What has become of a [`Job`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Event {
+    /// Nothing that matters.
+    Nothing,
+    /// It ended.
+    Ended,
+    /// Never here.
+    Stopped,
+    /// Never here.
+    Continued,
+}
+
+impl Job {
+    /// How late the end of the command may be noticed.
+    const LOOK: Duration = Duration::from_millis(20);
+
+    /// Starts `command`.
+    pub(crate) fn start(
+        mut command: Command,
+        _lifeline: Option<File>,
+        _mortal: bool,
+    ) -> io::Result<Self> {
+        let child = command.spawn()?;
+        Ok(Self { child, ended: None })
+    }
+
+    /// Waits until the command ends, but at most this long.
+    pub(crate) fn wait(&mut self, at_most: Duration) -> Event {
+        thread::sleep(at_most.min(Self::LOOK));
+        if self.ended.is_none()
+            && let Ok(Some(status)) = self.child.try_wait()
+        {
+            self.ended = Some(status);
+            return Event::Ended;
+        }
+        Event::Nothing
+    }
+
+    /// Whether the command has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Whether the command has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.has_ended()
+    }
+
+    /// Nothing here.
+    pub(crate) fn stop(&mut self) {}
+
+    /// Nothing here.
+    pub(crate) fn resume(&mut self) {}
+
+    /// Ends the command: there is no way to ask it.
+    pub(crate) fn terminate(&mut self) {
+        self.kill();
+    }
+
+    /// Ends the command.
+    pub(crate) fn kill(&mut self) {
+        // It fails when the command has ended already.
+        let _ = self.child.kill();
+    }
+
+    /// What the command ended with, as far as it fits.
+    pub(crate) fn code(&self) -> u8 {
+        let code = self.ended.and_then(|status| status.code());
+        code.unwrap_or_default().try_into().unwrap_or(u8::MAX)
+    }
+
+    /// The end, when all is done.
+    pub(crate) fn end(&self) -> u8 {
+        self.code()
+    }
+}

@@ -1,0 +1,122 @@
+//! Locks that outlive the command: `acquire`, `extend`, `release`.
+
+use std::env;
+use std::io;
+
+use verrou::blocking::Host;
+use verrou::{Claim, Clock, Error, Reply, SerializedLock, Store};
+use verrou_host::System;
+
+use super::arguments::{Acquire, Extend, Place, Release, Serialized};
+use super::exit::Exit;
+use super::report::{self, Failure};
+use super::store;
+
+/// A serialized lock is longer than its name, but not by this much.
+const LONGEST: u64 = 64 * 1024;
+
+/// Takes a lock, prints it, and leaves it taken.
+pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
+    let opened = store::open_to_take(place, &wish.taking)?;
+    if !opened.abilities().transfers {
+        let name = wish.name.clone();
+        return Err(Failure::from(Error::NotSerializable { name })
+            .advising("use `verrou run`, which holds the lock itself, or a `lease:` store"));
+    }
+    store::with_lock(&opened, &wish.name, &wish.taking, |lock, held| {
+        // Printed first: as long as nobody has it, the lock must not outlive this process.
+        if let Err(err) = report::print(&held.describe().to_string()) {
+            let failure = report::unwritten(&err);
+            return Err(match held.release() {
+                Ok(()) => failure.advising("the lock was given back"),
+                Err(err) => failure.advising(&report::chain(&err)),
+            });
+        }
+        held.leave();
+        lock.serialize().map_err(|err| {
+            // Whoever reads it may have given it back already; otherwise it goes now.
+            let _ = lock.release();
+            Failure::from(err)
+        })?;
+        Ok(())
+    })
+}
+
+/// Lets a lock last longer, and prints what it has become.
+pub(crate) fn extend(place: &Place, wish: &Extend) -> Result<(), Failure> {
+    let serialized = read(&wish.lock)?;
+    let opened = open_for(place, &serialized)?;
+    // The text may be older than the last extension, so the store is asked whether it has ended.
+    let (now, wall) = (System.now(), System.wall_clock());
+    let mut lease = serialized.lease(now, wall);
+    let ttl = wish.ttl.unwrap_or(serialized.ttl());
+    let claim = Claim {
+        ttl,
+        ..lease.claim().clone()
+    };
+    granted(opened.extend(&claim), &serialized)?;
+    lease.extend(ttl, now);
+    let extended = SerializedLock::new(&lease, serialized.ttl(), now, wall);
+    report::print(&extended.to_string()).map_err(|err| {
+        report::unwritten(&err).advising("the lock was extended, and the old text still names it")
+    })
+}
+
+/// Gives a lock back.
+pub(crate) fn release(place: &Place, wish: &Release) -> Result<(), Failure> {
+    let serialized = read(&wish.lock)?;
+    let opened = open_for(place, &serialized)?;
+    let lease = serialized.lease(System.now(), System.wall_clock());
+    granted(opened.release(lease.claim()), &serialized)
+}
+
+fn granted(
+    reply: Result<Reply, verrou::StoreError>,
+    serialized: &SerializedLock,
+) -> Result<(), Failure> {
+    match reply.map_err(Error::from)? {
+        Reply::Granted { .. } => Ok(()),
+        Reply::Refused { .. } => {
+            let name = serialized.name().clone();
+            Err(Failure::from(Error::NotOwner { name })
+                .advising("it was released or evicted, or its time has passed"))
+        }
+    }
+}
+
+/// The store, if its locks can be written down at all.
+fn open_for(place: &Place, serialized: &SerializedLock) -> Result<verrou_host::FileStore, Failure> {
+    let opened = store::open(place)?;
+    if opened.abilities().transfers {
+        return Ok(opened);
+    }
+    let name = serialized.name().clone();
+    Err(Failure::from(Error::NotSerializable { name })
+        .advising("name the `lease:` store it was acquired in"))
+}
+
+/// The lock that is meant: from the command line, the standard input, or the environment.
+fn read(lock: &Serialized) -> Result<SerializedLock, Failure> {
+    let text = match lock.text.as_deref() {
+        Some("-") => {
+            let mut text = String::new();
+            io::Read::read_to_string(&mut io::Read::take(io::stdin(), LONGEST), &mut text)
+                .map_err(|err| {
+                    Failure::new(
+                        Exit::Usage,
+                        format!("cannot read the lock from the standard input: {err}"),
+                    )
+                })?;
+            text
+        }
+        Some(text) => text.to_owned(),
+        None => env::var("VERROU_LOCK").map_err(|_| {
+            Failure::new(
+                Exit::Usage,
+                "no lock was given: write what `verrou acquire` printed, or `-` to read it from \
+                 the standard input, or set VERROU_LOCK",
+            )
+        })?,
+    };
+    Ok(text.trim().parse()?)
+}

@@ -1,0 +1,138 @@
+//! Who holds what: `show`, `list`, `force-release`.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use verrou::{Error, Fence, Holder, Name, Store};
+use verrou_host::FileStore;
+
+use super::arguments::{ForceRelease, Place, Show};
+use super::exit::Exit;
+use super::report::{self, Failure};
+use super::store;
+
+/// Says who holds a lock.
+pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
+    let found = store::open(place)?
+        .inspect(&wish.name)
+        .map_err(Error::from)?;
+    if place.json {
+        return report::answer(&report::holder_json(&wish.name, found.as_ref()).to_string());
+    }
+    let name = &wish.name;
+    report::answer(&match found {
+        Some(found) => format!("the lock `{name}` is {}", report::holder(&found)),
+        None => format!("the lock `{name}` is free"),
+    })
+}
+
+/// Lists the locks that are held.
+pub(crate) fn list(place: &Place) -> Result<(), Failure> {
+    let held = store::open(place)?.list().map_err(Error::from)?;
+    if place.json {
+        let list = held
+            .iter()
+            .map(|(name, holder)| report::holder_json(name, Some(holder)));
+        return report::answer(&Value::Array(list.collect()).to_string());
+    }
+    if held.is_empty() {
+        report::say("no lock is held");
+        return Ok(());
+    }
+    report::answer(&table(&held))
+}
+
+/// Name, fence, for how long, how long still, and who: each column as wide as it has to be.
+fn table(held: &[(Name, Holder)]) -> String {
+    let titles = ["NAME", "FENCE", "HELD FOR", "LEFT", "HOLDER"].map(str::to_owned);
+    let rows = held.iter().map(|(name, holder)| {
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        [
+            name.as_str().replace('\n', "\\n"),
+            or_dash(holder.fence.map(|fence| fence.to_string())),
+            or_dash(report::age(holder).map(report::length)),
+            or_dash(holder.remaining.map(report::length)),
+            or_dash(holder.process.as_ref().map(ToString::to_string)),
+        ]
+    });
+    let rows: Vec<_> = std::iter::once(titles).chain(rows).collect();
+    let width = |column: usize| {
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or_default()
+    };
+    let widths = [0, 1, 2, 3].map(width);
+    let mut text = String::new();
+    for row in &rows {
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(text, "{cell:width$}  ");
+        }
+        let _ = writeln!(text, "{}", row[4]);
+    }
+    text.trim_end().to_owned()
+}
+
+/// Frees a lock, whoever holds it, and says whose it was.
+pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Failure> {
+    let opened = store::open(place)?;
+    let name = &wish.name;
+    let (freed, fence, who) = match wish.fence {
+        Some(fence) => {
+            let who = opened.inspect(name).ok().flatten();
+            if !evict(&opened, name, Some(fence))? {
+                return Err(mismatch(name, fence, who.as_ref()));
+            }
+            (true, Some(fence), who)
+        }
+        None => evict_anyone(&opened, name)?,
+    };
+    if place.json {
+        let fence = fence.map(Fence::get);
+        let answer = json!({ "name": name.as_str(), "freed": freed, "fence": fence });
+        return report::answer(&answer.to_string());
+    }
+    report::answer(&match who {
+        Some(who) if freed => format!(
+            "freed the lock `{name}`, which was {}",
+            report::holder(&who)
+        ),
+        _ if freed => format!("freed the lock `{name}`"),
+        _ => format!("nobody holds the lock `{name}`"),
+    })
+}
+
+/// Evicts exactly the grant that is seen, until one was evicted or none is left: what is said to
+/// have been freed is what was freed.
+fn evict_anyone(
+    store: &FileStore,
+    name: &Name,
+) -> Result<(bool, Option<Fence>, Option<Holder>), Failure> {
+    loop {
+        match store.inspect(name) {
+            Ok(Some(who)) => {
+                if evict(store, name, who.fence)? {
+                    return Ok((true, who.fence, Some(who)));
+                }
+            }
+            Ok(None) => return Ok((false, None, None)),
+            // Some locks can be freed although nobody can tell how they stand.
+            Err(_) => return Ok((evict(store, name, None)?, None, None)),
+        }
+    }
+}
+
+fn evict(store: &FileStore, name: &Name, only: Option<Fence>) -> Result<bool, Failure> {
+    let reply = store.evict(name, only).map_err(Error::from)?;
+    Ok(reply.is_granted())
+}
+
+fn mismatch(name: &Name, fence: Fence, who: Option<&Holder>) -> Failure {
+    let now = match who {
+        Some(who) => report::holder(who),
+        None => "free".to_owned(),
+    };
+    Failure::coded(
+        Exit::NotOwner,
+        "E_LOCK_NOT_OWNER",
+        format!("the lock `{name}` is not held under fence {fence}: it is {now}"),
+    )
+}

@@ -1,0 +1,211 @@
+//! What people and programs are told.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+use verrou::{Error, Holder, InvalidSerializedLock, Name};
+use verrou_host::OpenError;
+
+use super::exit::Exit;
+
+/// Why the command ends without having done what it was asked to do.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: u8,
+    code: Option<&'static str>,
+    what: String,
+}
+
+impl Failure {
+    /// Ends with `exit` because of `what`.
+    pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
+        Self {
+            exit: exit.code(),
+            code: None,
+            what: what.into(),
+        }
+    }
+
+    /// The same, with the stable name of what went wrong.
+    pub(crate) fn coded(exit: Exit, code: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            code: Some(code),
+            ..Self::new(exit, what)
+        }
+    }
+
+    /// The same failure, ending with another number.
+    pub(crate) fn exiting(self, exit: u8) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// The same failure, and how to get out of it.
+    pub(crate) fn advising(mut self, way_out: &str) -> Self {
+        self.what.push_str("; ");
+        self.what.push_str(way_out);
+        self
+    }
+
+    /// What the command ends with.
+    pub(crate) fn exit(&self) -> u8 {
+        self.exit
+    }
+
+    /// Says on the standard error what went wrong.
+    pub(crate) fn report(&self, json: bool) {
+        if json {
+            let line = json!({ "error": self.code, "message": self.what, "exit": self.exit });
+            to_stderr(&line.to_string());
+        } else if let Some(code) = self.code {
+            say(&format!("{} ({code})", self.what));
+        } else {
+            say(&self.what);
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::coded(Exit::from(&error), error.code(), chain(&error))
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        Self::coded(Exit::NoStore, "E_LOCK_STORAGE_ERROR", chain(&error))
+    }
+}
+
+impl From<InvalidSerializedLock> for Failure {
+    fn from(error: InvalidSerializedLock) -> Self {
+        Error::from(error).into()
+    }
+}
+
+/// `error` and all that caused it, as one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Some say their cause's words themselves.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = error.source();
+    }
+    line
+}
+
+/// Says `what` on the standard error.
+pub(crate) fn say(what: &str) {
+    to_stderr(&format!("verrou: {}", printable(what)));
+}
+
+/// `text` without what could do things to a terminal: names and commands are other people's.
+pub(crate) fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() && char != '\n' {
+            safe.extend(char.escape_default());
+        } else {
+            safe.push(char);
+        }
+    }
+    safe
+}
+
+/// There is nobody left to tell when this fails.
+fn to_stderr(line: &str) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// Writes `text` and a line's end to the standard output, all of it, now.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// Prints what the command was asked for. A reader that has gone away has had enough.
+pub(crate) fn answer(text: &str) -> Result<(), Failure> {
+    match print(&printable(text)) {
+        Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(&err)),
+        _ => Ok(()),
+    }
+}
+
+/// The result could not be handed over.
+pub(crate) fn unwritten(why: &io::Error) -> Failure {
+    Failure::new(
+        Exit::Storage,
+        format!("cannot write to the standard output: {why}"),
+    )
+}
+
+/// Who holds a lock, in a few words: `held by process 12 on web1 (sleep 9) for 3s, fence 7, …`.
+pub(crate) fn holder(holder: &Holder) -> String {
+    let mut text = match &holder.process {
+        Some(process) => format!("held by {process}"),
+        None => "held by an unknown process".to_owned(),
+    };
+    if let Some(age) = age(holder) {
+        let _ = write!(text, " for {}", length(age));
+    }
+    if let Some(fence) = holder.fence {
+        let _ = write!(text, ", fence {fence}");
+    }
+    match holder.remaining {
+        Some(left) if left.is_zero() => {
+            text.push_str(", its lease has ended but its processes live");
+        }
+        Some(left) => {
+            let _ = write!(text, ", its lease lasts {} more", length(left));
+        }
+        None => {}
+    }
+    text
+}
+
+/// Who holds the lock `name`, for programs. Never the owner: whoever knows it can release.
+pub(crate) fn holder_json(name: &Name, holder: Option<&Holder>) -> Value {
+    let Some(holder) = holder else {
+        return json!({ "name": name.as_str(), "held": false });
+    };
+    let process = holder.process.as_ref().map(
+        |process| json!({ "id": process.id, "host": process.host, "command": process.command }),
+    );
+    json!({
+        "name": name.as_str(),
+        "held": true,
+        "fence": holder.fence.map(verrou::Fence::get),
+        "since": holder.since.map(millis),
+        "remaining": holder.remaining.map(millis),
+        "process": process,
+    })
+}
+
+fn millis(length: Duration) -> u64 {
+    length.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+/// How long it has been held, by the wall clock.
+pub(crate) fn age(holder: &Holder) -> Option<Duration> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    now.checked_sub(holder.since?)
+}
+
+/// A length of time as people say it: no finer than it matters.
+pub(crate) fn length(length: Duration) -> String {
+    let rounded = if length >= Duration::from_secs(10) {
+        Duration::from_secs(length.as_secs())
+    } else {
+        Duration::from_millis(millis(length))
+    };
+    humantime::format_duration(rounded).to_string()
+}

@@ -1,0 +1,217 @@
+//! `verrou run`: a command that holds a lock for as long as it runs.
+
+use std::ffi::OsStr;
+use std::io;
+use std::ops::ControlFlow;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use verrou::{Error, Loss, Store};
+use verrou_host::{FileStore, StoreUrl};
+
+use super::arguments::{OnLost, Place, Run};
+use super::child::{Event, Job};
+use super::exit::Exit;
+use super::report::Failure;
+use super::store::{self, Held};
+
+/// How often is looked whether what a command left behind is gone.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Takes the lock, runs the command, gives the lock back; returns what to end with.
+pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
+    let words = wish.command.iter().map(|word| word.to_string_lossy());
+    let options = verrou_host::StoreOptions {
+        command: Some(words.collect::<Vec<_>>().join(" ")),
+        zombies: wish.taking.zombies(),
+        ..store::options(place)
+    };
+    let (opened, name, url) = match (&wish.file, &wish.name) {
+        (Some(path), _) => {
+            let (opened, name) = FileStore::open_path(path, &options)?;
+            (opened, name, None)
+        }
+        (None, Some(name)) => {
+            let url = store::url(place)?;
+            (FileStore::open(&url, &options)?, name.clone(), Some(url))
+        }
+        (None, None) => return Err(Failure::new(Exit::Usage, "neither NAME nor --file")),
+    };
+    let (job, lost) = store::with_lock(&opened, &name, &wish.taking, |_, held| {
+        let command = command(wish, &held, &opened, url.as_ref());
+        let lifeline = opened.lifeline(held.lease().claim());
+        let mortal = wish.on_lost == OnLost::Kill;
+        let mut job = match Job::start(command, lifeline, mortal) {
+            Ok(job) => job,
+            Err(err) => {
+                held.release()?;
+                return Err(not_started(&wish.command[0], &err));
+            }
+        };
+        let kept = keep(&held, &mut job);
+        match kept.and_then(|()| held.release()) {
+            Ok(()) => Ok((job, false)),
+            Err(lost @ Error::Lost { .. }) => {
+                say_lost(place, wish, lost, &job);
+                bring_to_end(wish, &mut job);
+                Ok((job, true))
+            }
+            Err(err) => {
+                let ended = format!("{} had ended with {}", program(wish), job.code());
+                Err(Failure::from(err).advising(&ended))
+            }
+        }
+    })?;
+    // Only now, when the lock is free, may this be the end of this process.
+    let code = job.end();
+    Ok(if lost { Exit::Lost.code() } else { code })
+}
+
+/// The command, with what it is to know of its lock.
+fn command(wish: &Run, held: &Held<'_>, opened: &FileStore, url: Option<&StoreUrl>) -> Command {
+    let mut command = Command::new(&wish.command[0]);
+    command.args(&wish.command[1..]);
+    let lease = held.lease();
+    let transfers = opened.abilities().transfers;
+    let mut set = |variable: &str, value: Option<String>| {
+        match value {
+            Some(value) => command.env(variable, value),
+            // What an outer `verrou run` said is not true of this lock.
+            None => command.env_remove(variable),
+        };
+    };
+    set("VERROU_NAME", Some(lease.name().to_string()));
+    set("VERROU_FENCE", lease.fence().map(|fence| fence.to_string()));
+    set(
+        "VERROU_LOCK",
+        transfers.then(|| held.describe().to_string()),
+    );
+    set("VERROU_STORE", url.map(|url| absolute(url).to_string()));
+    command
+}
+
+/// The same store, also from another folder.
+fn absolute(url: &StoreUrl) -> StoreUrl {
+    let (folder, kind): (_, fn(_) -> _) = match url {
+        StoreUrl::Lease(folder) => (folder, StoreUrl::Lease),
+        StoreUrl::File(folder) => (folder, StoreUrl::File),
+        _ => return url.clone(),
+    };
+    kind(std::path::absolute(folder).unwrap_or_else(|_| folder.clone()))
+}
+
+/// Keeps the lease alive until the command ends.
+///
+/// # Errors
+///
+/// [`Error::Lost`].
+fn keep(held: &Held<'_>, job: &mut Job) -> Result<(), Error> {
+    loop {
+        let event = held.keep(|_, at_most| match job.wait(at_most) {
+            Event::Nothing => ControlFlow::Continue(()),
+            event => ControlFlow::Break(event),
+        })?;
+        match event {
+            Event::Nothing => {}
+            Event::Ended => return Ok(()),
+            Event::Stopped => {
+                job.stop();
+                confirm(held)?;
+                job.resume();
+            }
+            Event::Continued => {
+                confirm(held)?;
+                job.resume();
+            }
+        }
+    }
+}
+
+/// Makes sure, after nobody renewed it for who knows how long, that the lease is still held.
+fn confirm(held: &Held<'_>) -> Result<(), Error> {
+    let name = held.lease().name().clone();
+    match held.extend(None) {
+        Err(Error::NotOwner { .. }) if !held.is_expired() => Err(Error::Lost {
+            name,
+            loss: Loss::Revoked,
+        }),
+        Err(_) if held.is_expired() => Err(Error::Lost {
+            name,
+            loss: Loss::Expired,
+        }),
+        // When the store cannot tell, it is asked again soon; until then the time counts.
+        _ => Ok(()),
+    }
+}
+
+fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job) {
+    let program = program(wish);
+    let fate = match wish.on_lost {
+        OnLost::Ignore if job.has_ended() => format!("{program} had ended with {}", job.code()),
+        OnLost::Ignore => format!("{program} goes on without it"),
+        _ if job.has_ended() => format!(
+            "{program} had ended with {}; what it left behind is ended",
+            job.code()
+        ),
+        OnLost::Term => format!("{program} is asked to end (SIGTERM)"),
+        OnLost::Kill => format!("{program} is killed"),
+    };
+    Failure::from(lost).advising(&fate).report(place.json);
+}
+
+/// Sees to it that nothing of the command goes on without the lock, unless it is wished.
+fn bring_to_end(wish: &Run, job: &mut Job) {
+    match wish.on_lost {
+        OnLost::Ignore => {
+            while !job.has_ended() {
+                match job.wait(Duration::MAX) {
+                    Event::Stopped => {
+                        job.stop();
+                        job.resume();
+                    }
+                    Event::Continued => job.resume(),
+                    Event::Nothing | Event::Ended => {}
+                }
+            }
+            return;
+        }
+        OnLost::Term => {
+            job.terminate();
+            let began = Instant::now();
+            loop {
+                let left = wish.grace.saturating_sub(began.elapsed());
+                if job.is_gone() || left.is_zero() {
+                    break;
+                }
+                job.wait(if job.has_ended() {
+                    left.min(LOOK)
+                } else {
+                    left
+                });
+            }
+        }
+        OnLost::Kill => {}
+    }
+    if !job.is_gone() {
+        job.kill();
+    }
+    while !job.has_ended() {
+        job.wait(Duration::MAX);
+    }
+}
+
+/// As a shell tells it.
+fn not_started(program: &OsStr, why: &io::Error) -> Failure {
+    let exit = match why.kind() {
+        io::ErrorKind::NotFound => Exit::NotFound,
+        _ => Exit::NotStarted,
+    };
+    Failure::new(
+        exit,
+        format!("cannot run `{}`: {why}", program.to_string_lossy()),
+    )
+}
+
+fn program(wish: &Run) -> String {
+    format!("`{}`", wish.command[0].to_string_lossy())
+}

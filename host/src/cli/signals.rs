@@ -1,0 +1,170 @@
+//! The signals that come in while a command runs.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, kill_current_process_group};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+
+/// What is handed on to the command. `TSTP` comes from a terminal to the command by itself, and
+/// here only from those who mean the two of us; the command stops, and we see that.
+const FORWARDED: [Signal; 8] = [
+    Signal::INT,
+    Signal::TERM,
+    Signal::HUP,
+    Signal::QUIT,
+    Signal::USR1,
+    Signal::USR2,
+    Signal::WINCH,
+    Signal::TSTP,
+];
+
+/// Signals, as something that can be waited for.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+    alarm: Option<OwnedFd>,
+}
+
+impl Signals {
+    /// Listens for the end of children only. All other signals do what they do by default, or
+    /// nothing if they are ignored.
+    pub(crate) fn new() -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        let child = [Signal::CHILD.as_raw()];
+        Ok(Self {
+            delivery: SignalDelivery::with_pipe(read, write, SignalOnly, child)?,
+            alarm: alarm(),
+        })
+    }
+
+    /// Listens for all that is to be handed on, too; what is ignored stays ignored, as under
+    /// nohup(1).
+    pub(crate) fn listen(&self) -> io::Result<()> {
+        let handle = self.delivery.handle();
+        for signal in FORWARDED {
+            if !disposition::is_ignored(signal) {
+                handle.add_signal(signal.as_raw())?;
+            }
+        }
+        handle.add_signal(Signal::CONT.as_raw())
+    }
+
+    /// Waits for a signal, but at most this long, also while the machine is suspended.
+    pub(crate) fn wait(&self, at_most: Duration) {
+        // Longer than the kernel can count is for ever.
+        let timeout = Timespec::try_from(at_most).ok();
+        let signals = PollFd::new(self.delivery.get_read(), PollFlags::IN);
+        // An interruption is a signal; whatever else fails, the caller looks at its clock.
+        let _ = match (&self.alarm, timeout) {
+            (Some(alarm), Some(timeout)) if set(alarm, timeout) => {
+                poll(&mut [signals, PollFd::new(alarm, PollFlags::IN)], None)
+            }
+            _ => poll(&mut [signals], timeout.as_ref()),
+        };
+    }
+
+    /// What has come in since this was asked last.
+    pub(crate) fn pending(&mut self) -> impl Iterator<Item = Signal> {
+        self.delivery.pending().filter_map(Signal::from_named_raw)
+    }
+}
+
+/// A timer that goes on while the machine is suspended, as leases do.
+#[cfg(target_os = "linux")]
+fn alarm() -> Option<OwnedFd> {
+    use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+
+    timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn alarm() -> Option<OwnedFd> {
+    None
+}
+
+/// Lets `alarm` go off after `timeout`, if it can.
+#[cfg(target_os = "linux")]
+fn set(alarm: &OwnedFd, timeout: Timespec) -> bool {
+    use rustix::time::{Itimerspec, TimerfdTimerFlags, timerfd_settime};
+
+    let once = Itimerspec {
+        it_interval: Timespec::default(),
+        it_value: timeout,
+    };
+    // Zero would turn it off.
+    timeout != Timespec::default()
+        && timerfd_settime(alarm, TimerfdTimerFlags::empty(), &once).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set(_alarm: &OwnedFd, _timeout: Timespec) -> bool {
+    false
+}
+
+/// Does to this process's whole group what `signal` does by default, as a terminal would have
+/// done had the command been in it. Returns when it does nothing, or has been undone.
+pub(crate) fn signal_own_group(signal: Signal) {
+    let _by_default = disposition::Default::set(signal);
+    let _ = kill_current_process_group(signal);
+}
+
+/// What becomes of a signal. The standard library has no word for it.
+mod disposition {
+    #![expect(
+        unsafe_code,
+        reason = "sigaction(2) has no safe wrapper, for handlers can be unsafe; none is set here"
+    )]
+
+    use std::mem::MaybeUninit;
+    use std::ptr;
+
+    use nix::libc;
+    use rustix::process::Signal;
+
+    /// Whether `signal` is ignored.
+    pub(super) fn is_ignored(signal: Signal) -> bool {
+        action(signal, None).is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
+    }
+
+    /// A signal that does what it does by default, until this is dropped.
+    pub(super) struct Default {
+        signal: Signal,
+        before: Option<libc::sigaction>,
+    }
+
+    impl Default {
+        pub(super) fn set(signal: Signal) -> Self {
+            // SAFETY: all-zero is a valid `sigaction`: the default action, no flags, no mask.
+            let default: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+            Self {
+                signal,
+                before: action(signal, Some(&default)),
+            }
+        }
+    }
+
+    impl Drop for Default {
+        fn drop(&mut self) {
+            if let Some(before) = &self.before {
+                action(self.signal, Some(before));
+            }
+        }
+    }
+
+    /// The action of `signal`, which `next` replaces.
+    fn action(signal: Signal, next: Option<&libc::sigaction>) -> Option<libc::sigaction> {
+        let mut before = MaybeUninit::uninit();
+        let next = next.map_or(ptr::null(), ptr::from_ref);
+        // SAFETY: both pointers are null or valid; the action set is the default one, or one
+        // that was set before. When the call succeeds, `before` is written.
+        unsafe {
+            (libc::sigaction(signal.as_raw(), next, before.as_mut_ptr()) == 0)
+                .then(|| before.assume_init())
+        }
+    }
+}

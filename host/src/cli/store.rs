@@ -1,0 +1,91 @@
+//! The store that was asked for, and a lock of it.
+
+use verrou::blocking::{self, LockFactory};
+use verrou::{Error, Name, Store};
+use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+
+use super::arguments::{Place, Taking};
+use super::exit::Exit;
+use super::report::{self, Failure, say};
+use super::waiting::Announced;
+
+/// A lock of the store.
+pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, FileStore>, System>;
+
+/// Such a lock, held.
+pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, FileStore>, System>;
+
+/// Where the store is.
+pub(crate) fn url(place: &Place) -> Result<StoreUrl, Failure> {
+    match &place.store {
+        Some(url) => Ok(url.clone()),
+        None => StoreUrl::default_location()
+            .map_err(|err| Failure::coded(Exit::Usage, "E_INVALID_STORE", err.to_string())),
+    }
+}
+
+/// What the store is to do beyond its defaults.
+pub(crate) fn options(place: &Place) -> StoreOptions {
+    StoreOptions {
+        group: place.group.clone(),
+        any_file_system: place.any_file_system,
+        ..StoreOptions::default()
+    }
+}
+
+/// The store, opened.
+pub(crate) fn open(place: &Place) -> Result<FileStore, Failure> {
+    Ok(FileStore::open(&url(place)?, &options(place))?)
+}
+
+/// The store, opened to take a lock as `taking` says.
+pub(crate) fn open_to_take(place: &Place, taking: &Taking) -> Result<FileStore, Failure> {
+    let options = StoreOptions {
+        zombies: taking.zombies(),
+        ..options(place)
+    };
+    Ok(FileStore::open(&url(place)?, &options)?)
+}
+
+/// Takes the lock `name` as `taking` says, and does `work` with it.
+pub(crate) fn with_lock<T>(
+    store: &FileStore,
+    name: &Name,
+    taking: &Taking,
+    work: impl for<'a> FnOnce(&'a Lock<'a>, Held<'a>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let retry = taking.retry().map_err(Error::from)?;
+    let announced = Announced::new(store);
+    let lock = LockFactory::new(&announced, System).create_lock(name.as_str(), taking.ttl)?;
+    let held = lock
+        .guard_with(&retry)
+        .map_err(|err| not_acquired(err, store, taking))?;
+    if let Some(before) = store.taken_over(held.lease().claim()) {
+        say(&format!(
+            "warning: the lock `{name}` was taken over from a holder whose lease has ended but \
+             whose processes still live: {}",
+            report::holder(&before),
+        ));
+    }
+    work(&lock, held)
+}
+
+/// Says who has the lock instead.
+fn not_acquired(err: Error, store: &FileStore, taking: &Taking) -> Failure {
+    let Error::Timeout { name, .. } = &err else {
+        return err.into();
+    };
+    let failure = match store.inspect(name) {
+        Ok(Some(found)) => Failure::coded(
+            Exit::NotAcquired,
+            err.code(),
+            format!("the lock `{name}` is taken: {}", report::holder(&found)),
+        ),
+        // It has just been given back, or the store fails now.
+        _ => err.into(),
+    };
+    match taking.conflict_exit_code {
+        Some(code) => failure.exiting(code),
+        None => failure,
+    }
+}
