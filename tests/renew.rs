@@ -9,7 +9,8 @@ use std::task::Poll;
 
 use common::script::{In, World, broken, claim, granted, held, ms, trouble, woken};
 use verrou::{
-    Fence, Health, Lease, Loss, Renew, RenewStep, Reply, Timestamp, Ttl, blocking, nonblocking,
+    Fence, Health, Lease, Loss, Renew, RenewStep, Reply, StoreError, Timestamp, Ttl, blocking,
+    nonblocking,
 };
 
 /// Its third is 800 ms, and an eighth of that is 100 ms.
@@ -167,6 +168,18 @@ fn it_stays_unknown_until_the_clock_says_lost() {
             "lost: Expired",
         ],
     );
+    // A pause does not last longer than the lease.
+    check(
+        || vec![trouble().after(1550)],
+        &[
+            "held",
+            "sleep 800ms",
+            "extend@800ms",
+            "unknown",
+            "sleep 50ms",
+            "lost: Expired",
+        ],
+    );
     check(
         || vec![trouble().after(1600)],
         &["held", "sleep 800ms", "extend@800ms", "lost: Expired"],
@@ -270,6 +283,20 @@ fn an_end_can_be_given_to_a_lease_that_had_none() {
             "lost: Expired",
         ],
     );
+}
+
+#[test]
+fn what_is_heard_too_late_is_known_at_once() {
+    let at = |millis| Timestamp::new(ms(millis));
+    for reply in [
+        Ok(Reply::Granted { fence: None }),
+        Err(StoreError::temporary("in trouble")),
+    ] {
+        let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
+        assert!(matches!(machine.next(at(800)), RenewStep::Extend(_)));
+        machine.heard(at(3200), reply);
+        assert!(matches!(machine.health(), Health::Lost(Loss::Expired)));
+    }
 }
 
 #[test]
