@@ -636,6 +636,49 @@ fn run_keeps_the_result_and_the_failure_to_release() -> Result<(), Error> {
     Ok(())
 }
 
+/// The way to the store took time: its record lasts longer than its holder may count on.
+#[test]
+fn a_lease_that_is_over_for_its_holder_is_not_extended() -> Result<(), Error> {
+    let World { clock, memory, .. } = world();
+    let far = Far(memory, clock.clone());
+    let locks = blocking::LockFactory::new(far, clock.clone());
+    let lock = locks.create_lock("my-resource", "2s")?;
+    lock.acquire()?;
+    assert_eq!(lock.remaining(), Some(ms(1500)));
+    clock.advance(ms(1500));
+    assert!(lock.is_held()?, "the store would extend it");
+    assert!(matches!(lock.extend(None), Err(Error::NotOwner { .. })));
+    assert!(lock.is_expired());
+    lock.release()
+}
+
+/// A store that is half a second away.
+#[derive(Clone)]
+struct Far(Memory, TestClock);
+
+impl Store for Far {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.1.advance(ms(500));
+        Store::acquire(&self.0, claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.1.advance(ms(500));
+        Store::extend(&self.0, claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::release(&self.0, claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Store::evict(&self.0, name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Store::inspect(&self.0, name)
+    }
+    fn abilities(&self) -> Abilities {
+        Store::abilities(&self.0)
+    }
+}
+
 /// Polls it so many times; whether it came to its end.
 fn poll_times<T>(future: impl Future<Output = T>, times: usize) -> bool {
     let mut future = pin!(future);

@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::mem;
+use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 use std::collections::BTreeSet;
@@ -480,6 +481,7 @@ fn retaken<S: Store, H: Host>(fixture: &impl Fixture, one: &Lock<S, H>, two: &Lo
     }
     two.try_acquire().expect("a lock whose time has passed");
     assert!(two.is_held().expect("an answer"));
+    assert_eq!(one.is_held().expect("an answer"), ptr::eq(one, two));
     assert!(!two.is_expired());
     two.release().expect("my lock");
 }
@@ -526,6 +528,7 @@ pub fn anyone_can_force_a_release(fixture: &impl Fixture) {
         two.force_release().expect("nobody's lock");
         two.try_acquire().expect("a free lock");
         two.force_release().expect("my own lock");
+        assert_eq!(two.lease(), None);
         assert_not_owner(two.release());
     } else {
         let err = two.force_release().expect_err("no ability");
