@@ -48,8 +48,14 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
                 return Err(not_started(&wish.command[0], &err));
             }
         };
-        let kept = keep(&held, &mut job);
-        match kept.and_then(|()| held.release()) {
+        if let Err(lost) = keep(&held, &mut job) {
+            say_lost(place, wish, lost, &job);
+            bring_to_end(wish, &mut job);
+            // Not sooner: what the kernel locks for us excludes others until the command is gone.
+            drop(held);
+            return Ok((job, true));
+        }
+        match held.release() {
             Ok(()) => Ok((job, false)),
             Err(lost @ Error::Lost { .. }) => {
                 say_lost(place, wish, lost, &job);
