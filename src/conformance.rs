@@ -96,7 +96,7 @@ pub trait Fixture {
     }
 }
 
-/// Makes a module of tests: every case of the [conformance suite](crate::conformance), on the
+/// Makes a module of tests: every case of the [conformance suite](mod@crate::conformance), on the
 /// [`Fixture`](crate::conformance::Fixture) that the expression makes anew for each of them.
 #[macro_export]
 macro_rules! conformance {

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "no test file needs all of it")]
 
 pub(crate) mod script;
+pub(crate) mod world;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -86,6 +87,19 @@ pub(crate) async fn first(one: impl Future<Output = ()>, two: impl Future<Output
             return Poll::Ready(());
         }
         two.as_mut().poll(context)
+    })
+    .await;
+}
+
+/// Lets others go first, once.
+pub(crate) async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
     })
     .await;
 }

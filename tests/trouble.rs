@@ -1,0 +1,426 @@
+//! What becomes of a lock when something goes wrong: a store that fails or is far away, futures
+//! that are dropped, many who wait; and what is said of it.
+
+mod common;
+
+use std::error::Error as _;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use common::script::ms;
+use common::world::{Memory, World, world};
+use common::{Polled, yield_now};
+use pollster::block_on;
+use verrou::conformance::TestClock;
+use verrou::nonblocking::Inline;
+use verrou::{
+    Abilities, Claim, Error, Fence, Holder, InvalidName, InvalidRetry, InvalidSerializedLock,
+    InvalidTtl, Loss, Name, Reply, Retry, RunError, SerializedLock, Store, StoreError, blocking,
+    nonblocking,
+};
+
+/// A store that can be made to fail.
+#[derive(Clone)]
+struct Fragile {
+    store: Polled<Memory>,
+    fails: Arc<AtomicBool>,
+}
+
+impl Fragile {
+    fn ok<T>(&self, reply: Result<T, StoreError>) -> Result<T, StoreError> {
+        if self.fails.load(Ordering::Relaxed) {
+            return Err(StoreError::permanent("the disk is on fire"));
+        }
+        reply
+    }
+}
+
+impl Store for Fragile {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.ok(Ok(Reply::REFUSED))?;
+        self.store.acquire(claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.ok(Ok(Reply::REFUSED))?;
+        self.store.extend(claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.ok(Ok(Reply::REFUSED))?;
+        self.store.release(claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        self.ok(Ok(Reply::REFUSED))?;
+        self.store.evict(name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        self.ok(self.store.inspect(name))
+    }
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.ok(Ok(Reply::REFUSED))?;
+        self.store.detach(claim)
+    }
+    fn abilities(&self) -> Abilities {
+        self.store.abilities()
+    }
+}
+
+fn fragile() -> (TestClock, Fragile) {
+    let World { clock, memory, .. } = world();
+    let store = Fragile {
+        store: Polled(memory),
+        fails: Arc::default(),
+    };
+    (clock, store)
+}
+
+#[track_caller]
+fn assert_storage<T: std::fmt::Debug>(end: Result<T, Error>) {
+    let err = end.expect_err("a failing store");
+    assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
+    assert!(!err.is_temporary());
+    let source = err.source().expect("what the store said");
+    assert_eq!(source.to_string(), "the disk is on fire");
+}
+
+#[test]
+fn a_failing_store_is_told_and_leaves_things_as_they_were() -> Result<(), Error> {
+    let (clock, store) = fragile();
+    let fail = |fails| store.fails.store(fails, Ordering::Relaxed);
+    let locks = blocking::LockFactory::new(store.clone(), clock.clone());
+    let lock = locks.create_lock("my-resource", "10s")?;
+    fail(true);
+    assert_storage(lock.acquire());
+    assert_eq!(lock.lease(), None);
+    fail(false);
+    let lease = lock.acquire()?;
+    clock.advance(ms(1000));
+    fail(true);
+    assert_storage(lock.extend(None));
+    assert_storage(lock.serialize());
+    assert_storage(lock.is_locked());
+    assert_storage(lock.is_held());
+    assert_storage(lock.force_release());
+    assert_storage(lock.release());
+    assert_eq!(lock.lease(), Some(lease));
+    assert_eq!(lock.remaining(), Some(ms(9000)));
+    fail(false);
+    // It can be tried again.
+    lock.release()?;
+    assert!(!lock.is_locked()?);
+    Ok(())
+}
+
+#[test]
+fn run_keeps_the_result_and_the_failure_to_release() -> Result<(), Error> {
+    let (clock, store) = fragile();
+    let fail = |fails| store.fails.store(fails, Ordering::Relaxed);
+    let locks = blocking::LockFactory::new(store.clone(), clock.clone());
+    let lock = locks.create_lock("my-resource", "10s")?;
+    let ran = lock.run(|_| {
+        fail(true);
+        Err::<(), _>("the work failed, too")
+    });
+    let Err(RunError::Ended { value, error }) = ran else {
+        panic!("{ran:?}");
+    };
+    assert_eq!(value, Err("the work failed, too"));
+    assert_storage(Err::<(), _>(error));
+    let ran = lock.run(|_| "not run");
+    let Err(RunError::NotAcquired(error)) = ran else {
+        panic!("{ran:?}");
+    };
+    assert_storage(Err::<(), _>(error));
+
+    fail(false);
+    clock.advance(ms(10_000));
+    let locks = nonblocking::LockFactory::new(Inline(store.clone()), clock.clone());
+    let lock = locks.create_lock("my-resource", "10s")?;
+    let ran = block_on(lock.run(async |_| {
+        fail(true);
+        "done"
+    }));
+    let Err(RunError::Ended { value, error }) = ran else {
+        panic!("{ran:?}");
+    };
+    assert_eq!(value, "done");
+    assert_storage(Err::<(), _>(error));
+    Ok(())
+}
+
+/// The way to the store took time: its record lasts longer than its holder may count on.
+#[test]
+fn a_lease_that_is_over_for_its_holder_is_not_extended() -> Result<(), Error> {
+    let World { clock, memory, .. } = world();
+    let far = Far(memory, clock.clone());
+    let locks = blocking::LockFactory::new(far, clock.clone());
+    let lock = locks.create_lock("my-resource", "2s")?;
+    lock.acquire()?;
+    assert_eq!(lock.remaining(), Some(ms(1500)));
+    clock.advance(ms(1500));
+    assert!(lock.is_held()?, "the store would extend it");
+    assert!(matches!(lock.extend(None), Err(Error::NotOwner { .. })));
+    assert!(lock.is_expired());
+    lock.release()
+}
+
+/// A store that is half a second away.
+#[derive(Clone)]
+struct Far(Memory, TestClock);
+
+impl Store for Far {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.1.advance(ms(500));
+        Store::acquire(&self.0, claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.1.advance(ms(500));
+        Store::extend(&self.0, claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::release(&self.0, claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Store::evict(&self.0, name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Store::inspect(&self.0, name)
+    }
+    fn abilities(&self) -> Abilities {
+        Store::abilities(&self.0)
+    }
+}
+
+/// Polls it so many times; whether it came to its end.
+fn poll_times<T>(future: impl Future<Output = T>, times: usize) -> bool {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    (0..times).any(|_| future.as_mut().poll(&mut context).is_ready())
+}
+
+#[test]
+fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() -> Result<(), Error> {
+    for times in 0..8 {
+        for freed_first in [false, true] {
+            let World { awaited, .. } = world();
+            let (one, two, three) = (
+                awaited.create_lock("my-resource", None)?,
+                awaited.create_lock("my-resource", None)?,
+                awaited.create_lock("my-resource", None)?,
+            );
+            block_on(one.acquire())?;
+            {
+                let mut waiting = pin!(two.acquire());
+                assert!(!poll_times(waiting.as_mut(), times));
+                if freed_first {
+                    // Its turn has come, and it never takes it.
+                    block_on(one.release())?;
+                }
+            }
+            if !freed_first {
+                block_on(one.release())?;
+            }
+            block_on(three.try_acquire())?;
+            assert!(block_on(two.release()).is_err());
+            assert!(block_on(three.is_held())?);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_acquisition_that_is_dropped_while_the_store_is_asked_leaves_its_ttl_at_most()
+-> Result<(), Error> {
+    let mut ended = false;
+    let mut in_doubt = 0;
+    for times in 0..8 {
+        let World {
+            clock,
+            memory,
+            awaited,
+            ..
+        } = world();
+        let slow = Arc::new(slow::Slow(Arc::clone(&memory)));
+        let locks = nonblocking::LockFactory::new(slow, clock.clone());
+        let lock = locks.create_lock("my-resource", "2s")?;
+        ended = poll_times(lock.acquire(), times);
+        let next = awaited.create_lock("my-resource", "2s")?;
+        if block_on(next.try_acquire()).is_err() {
+            in_doubt += usize::from(!ended);
+            clock.advance(ms(2000));
+            block_on(next.try_acquire())?;
+        }
+        assert!(block_on(next.is_held())?);
+    }
+    assert!(ended, "it comes to its end when polled often enough");
+    assert!(
+        in_doubt > 0,
+        "it was dropped between its grant and the reply"
+    );
+    Ok(())
+}
+
+mod slow {
+    //! A store whose steps have something to wait for before and after.
+
+    use verrou::AsyncStore;
+
+    use super::*;
+
+    pub(crate) struct Slow(pub(crate) Memory);
+
+    impl AsyncStore for Slow {
+        async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            yield_now().await;
+            let reply = Store::acquire(&self.0, claim);
+            yield_now().await;
+            reply
+        }
+        async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            Store::extend(&self.0, claim)
+        }
+        async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            Store::release(&self.0, claim)
+        }
+        async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+            Store::evict(&self.0, name, only)
+        }
+        async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+            Store::inspect(&self.0, name)
+        }
+        fn abilities(&self) -> Abilities {
+            Store::abilities(&self.0)
+        }
+    }
+}
+
+mod crowd {
+    //! Many who wait, and whom only the store can wake.
+
+    use std::sync::mpsc;
+    use std::thread;
+
+    use verrou::nonblocking::AsyncHost;
+    use verrou::{Clock, Timestamp};
+
+    use super::*;
+
+    /// A host whose sleep does not end.
+    #[derive(Clone)]
+    struct Sleeper(TestClock);
+
+    impl Clock for Sleeper {
+        fn now(&self) -> Timestamp {
+            self.0.now()
+        }
+    }
+
+    impl AsyncHost for Sleeper {
+        fn sleep(&self, _: Duration) -> impl Future<Output = ()> {
+            std::future::pending()
+        }
+        fn random(&self) -> [u8; 16] {
+            AsyncHost::random(&self.0)
+        }
+        fn wall_clock(&self) -> Duration {
+            AsyncHost::wall_clock(&self.0)
+        }
+    }
+
+    #[test]
+    fn a_release_wakes_whoever_is_next() {
+        const TASKS: usize = 16;
+        let World { clock, memory, .. } = world();
+        let locks = nonblocking::LockFactory::new(memory, Sleeper(clock));
+        let (done, dones) = mpsc::channel();
+        for _ in 0..TASKS {
+            let (locks, done) = (locks.clone(), done.clone());
+            // Not joined: a waiter that is never woken would hang the test instead of failing it.
+            thread::spawn(move || {
+                let lock = locks.create_lock("my-resource", None).expect("a name");
+                for _ in 0..10 {
+                    block_on(lock.run(async |_| yield_now().await)).expect("a body that ran");
+                }
+                done.send(()).expect("somebody who counts");
+            });
+        }
+        for task in 0..TASKS {
+            let woken = dones.recv_timeout(Duration::from_mins(1));
+            assert!(woken.is_ok(), "only {task} of {TASKS} tasks were woken");
+        }
+    }
+}
+
+#[test]
+fn codes_are_the_same_for_ever() {
+    let name = || Name::new("lock").expect("a name");
+    let loss = Loss::Expired;
+    let codes = [
+        (Error::from(InvalidName::Empty), "E_INVALID_NAME"),
+        (InvalidRetry::NoAttempts.into(), "E_INVALID_RETRY"),
+        (
+            InvalidSerializedLock::ZeroFence.into(),
+            "E_INVALID_SERIALIZED_LOCK",
+        ),
+        (InvalidTtl::Zero.into(), "E_INVALID_TTL"),
+        (Error::Lost { name: name(), loss }, "E_LOCK_LOST"),
+        (Error::NotOwner { name: name() }, "E_LOCK_NOT_OWNER"),
+        (
+            Error::NotSerializable { name: name() },
+            "E_LOCK_NOT_SERIALIZABLE",
+        ),
+        (
+            StoreError::temporary("in trouble").into(),
+            "E_LOCK_STORAGE_ERROR",
+        ),
+        (
+            Error::Timeout {
+                attempts: 1,
+                name: name(),
+            },
+            "E_LOCK_TIMEOUT",
+        ),
+        (
+            Error::UnknownStore {
+                store: "redis".into(),
+            },
+            "E_INVALID_STORE",
+        ),
+    ];
+    for (error, code) in codes {
+        assert_eq!(error.code(), code);
+        let again = matches!(error, Error::Timeout { .. } | Error::Storage(_));
+        assert_eq!(error.is_temporary(), again, "{code}");
+        let text = error.to_string();
+        assert!(!text.is_empty() && !text.ends_with('.'), "{text}");
+    }
+    let retry = [
+        Retry::default().attempts(0),
+        Retry::default().delay(Duration::ZERO),
+        Retry::default().backoff(verrou::Backoff::Jittered {
+            first: ms(2),
+            cap: ms(1),
+        }),
+    ]
+    .map(|made| made.expect_err("no policy"));
+    assert_eq!(
+        retry,
+        [
+            InvalidRetry::NoAttempts,
+            InvalidRetry::NoDelay,
+            InvalidRetry::CapBelowFirst
+        ]
+    );
+}
+
+/// A serialized lock of another program, as it comes over a queue.
+#[test]
+fn a_damaged_text_is_told_apart() {
+    let end: Result<SerializedLock, Error> = "{}".parse::<SerializedLock>().map_err(Error::from);
+    let err = end.expect_err("no lock");
+    assert_eq!(err.code(), "E_INVALID_SERIALIZED_LOCK");
+    assert!(err.source().is_some());
+}
