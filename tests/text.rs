@@ -322,6 +322,7 @@ fn each_damage_has_its_own_reason() {
     );
     assert_eq!(damaged("0e0f", "0e"), Err(Why::Owner(InvalidOwner)));
     assert_eq!(damaged("0e0f", "0e0g"), Err(Why::Owner(InvalidOwner)));
+    assert_eq!(damaged("0001", "+001"), Err(Why::Owner(InvalidOwner)));
     assert_eq!(damaged("2000", "0"), Err(Why::Ttl(InvalidTtl::Zero)));
     assert_eq!(
         damaged("2000", "9223372036855"),

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Waker};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use common::script::ms;
@@ -228,6 +228,28 @@ fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() -> Result<(), 
             assert!(block_on(three.is_held())?);
         }
     }
+    Ok(())
+}
+
+#[test]
+fn an_acquisition_that_is_dropped_takes_its_waker_along() -> Result<(), Error> {
+    struct Nobody;
+    impl Wake for Nobody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    let World { awaited, .. } = world();
+    let lock = awaited.create_lock("my-resource", None)?;
+    block_on(lock.acquire())?;
+    let nobody = Arc::new(Nobody);
+    {
+        let waker = Arc::clone(&nobody).into();
+        let mut waiting = pin!(lock.acquire());
+        let poll = waiting.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(poll.is_pending());
+        assert!(Arc::strong_count(&nobody) > 2, "the store remembers it");
+    }
+    assert_eq!(Arc::strong_count(&nobody), 1);
     Ok(())
 }
 
