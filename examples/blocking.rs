@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use verrou::blocking::LockFactory;
-use verrou::{Error, Retry, Ttl};
+use verrou::{Error, Fence, Retry, Ttl};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -16,10 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // By a closure: released when it returns, and when it panics.
     let length = lock.run(|held| {
-        println!(
-            "working under fence {}",
-            held.fence().map_or(0, |fence| fence.get())
-        );
+        println!("working under fence {}", held.fence().map_or(0, Fence::get));
         "work".len()
     })?;
     assert_eq!(length, 4);

@@ -39,15 +39,15 @@ impl<C: Clock> VecStore<C> {
         (records, now)
     }
 
-    fn remove(&self, condition: impl Fn(&Record) -> bool) -> Result<Reply, StoreError> {
+    fn remove(&self, condition: impl Fn(&Record) -> bool) -> Reply {
         let (mut records, _) = self.open();
         let before = records.1.len();
         records.1.retain(|record| !condition(record));
-        Ok(if records.1.len() < before {
+        if records.1.len() < before {
             Reply::Granted { fence: None }
         } else {
             Reply::REFUSED
-        })
+        }
     }
 }
 
@@ -93,11 +93,14 @@ impl<C: Clock> Store for VecStore<C> {
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.remove(|record| record.claim.name == claim.name && record.claim.owner == claim.owner)
+        Ok(self
+            .remove(|record| record.claim.name == claim.name && record.claim.owner == claim.owner))
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.remove(|record| record.claim.name == *name && (only.is_none() || only == record.fence))
+        Ok(self.remove(|record| {
+            record.claim.name == *name && (only.is_none() || only == record.fence)
+        }))
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
