@@ -164,7 +164,7 @@ pub(crate) struct Taking {
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     zombie: Zombie,
     /// Ends with N instead of 75 when the lock was not acquired in time
-    #[arg(short = 'E', long, value_name = "N")]
+    #[arg(short = 'E', long, allow_hyphen_values = true, value_name = "N")]
     pub(crate) conflict_exit_code: Option<u8>,
 }
 

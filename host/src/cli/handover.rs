@@ -17,7 +17,8 @@ const LONGEST: u64 = 64 * 1024;
 
 /// Takes a lock, prints it, and leaves it taken.
 pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
-    let opened = store::open_to_take(place, &wish.taking)?;
+    let command = format!("verrou acquire {}", wish.name);
+    let opened = store::open_to_take(place, &wish.taking, command)?;
     if !opened.abilities().transfers {
         let name = wish.name.clone();
         return Err(Failure::from(Error::NotSerializable { name })

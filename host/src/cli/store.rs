@@ -38,9 +38,14 @@ pub(crate) fn open(place: &Place) -> Result<FileStore, Failure> {
     Ok(FileStore::open(&url(place)?, &options(place))?)
 }
 
-/// The store, opened to take a lock as `taking` says.
-pub(crate) fn open_to_take(place: &Place, taking: &Taking) -> Result<FileStore, Failure> {
+/// The store, opened to take a lock as `taking` says, for `command`.
+pub(crate) fn open_to_take(
+    place: &Place,
+    taking: &Taking,
+    command: String,
+) -> Result<FileStore, Failure> {
     let options = StoreOptions {
+        command: Some(command),
         zombies: taking.zombies(),
         ..options(place)
     };

@@ -1,0 +1,380 @@
+//! What the command line says and ends with.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::{KINDS, Place, Started, code, done, ends_with, stderr, stdout};
+use serde_json::Value;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// `verrou acquire k`, and what it printed.
+fn acquired(place: &Place, options: &[&str]) -> String {
+    let output = ends_with(&mut place.verrou(["acquire", "k"].iter().chain(options)), 0);
+    let text = stdout(&output);
+    assert_eq!(text.lines().count(), 1);
+    text.trim_end().to_owned()
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let place = Place::new("lease");
+    for arguments in [vec!["--help"], vec!["-h"], vec!["run", "--help"]] {
+        let output = ends_with(&mut place.verrou(&arguments), 0);
+        assert!(stdout(&output).contains("Usage:"), "{arguments:?}");
+        for exit in ["64", "73", "74", "75", "76", "77", "126", "127", "128+n"] {
+            assert!(stdout(&output).contains(exit), "{exit} {arguments:?}");
+        }
+    }
+    let output = ends_with(&mut place.verrou(["--version"]), 0);
+    assert_eq!(
+        stdout(&output),
+        format!("verrou {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    let output = ends_with(&mut place.verrou::<&str>([]), 64);
+    assert!(stderr(&output).contains("force-release"));
+    assert!(!place.locks().exists(), "help needs no store");
+}
+
+#[test]
+fn nonsense_is_refused_by_name() {
+    let place = Place::new("lease");
+    let long = "n".repeat(1025);
+    let run = |options: &[&str]| {
+        let words = ["run", "k"].iter().chain(options).chain(&["--", "true"]);
+        words.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let words = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    for (arguments, said) in [
+        (words(&["run", "", "--", "true"]), "E_INVALID_NAME"),
+        (words(&["run", &long, "--", "true"]), "E_INVALID_NAME"),
+        (words(&["show", ""]), "E_INVALID_NAME"),
+        (run(&["--ttl", "0"]), "E_INVALID_TTL"),
+        (run(&["--ttl", "-1"]), "E_INVALID_TTL"),
+        (run(&["--ttl", "nan"]), "E_INVALID_TTL"),
+        (run(&["--ttl", "abc"]), "E_INVALID_TTL"),
+        (run(&["--ttl", "99999999999d"]), "E_INVALID_TTL"),
+        (run(&["--attempts", "0"]), "E_INVALID_RETRY"),
+        (run(&["--attempts", "-1"]), "E_INVALID_RETRY"),
+        (run(&["--retry-delay", "0"]), "E_INVALID_RETRY"),
+        (run(&["--wait", "soon"]), "no length of time"),
+        (run(&["--wait", "1s", "--no-wait"]), "cannot be used with"),
+        (run(&["--grace", "later"]), "no length of time"),
+        (run(&["--on-lost", "cry"]), "possible values"),
+        (run(&["--file", "x"]), "cannot be used with"),
+        (run(&["-E", "256"]), "0..=255"),
+        (run(&["-E", "-1"]), "0..=255"),
+        (run(&["--store", "memory:"]), "no other process"),
+        (run(&["--store", "lease:"]), "no folder"),
+        (run(&["--store", "redis"]), "E_INVALID_STORE"),
+        (words(&["run", "k"]), "<CMD>"),
+        (words(&["run", "--", "true"]), "<NAME>"),
+        (words(&["release", "{}"]), "E_INVALID_SERIALIZED_LOCK"),
+        (words(&["release", "-"]), "E_INVALID_SERIALIZED_LOCK"),
+        (words(&["extend", r#"{"version":9}"#]), "version 9"),
+        (words(&["release"]), "VERROU_LOCK"),
+        (words(&["force-release", "k", "--fence", "0"]), "fence"),
+        (words(&["runs"]), "runs"),
+    ] {
+        let output = ends_with(&mut place.verrou(&arguments), 64);
+        let text = stderr(&output);
+        assert!(text.contains(said), "{arguments:?} said {text}");
+        assert!(text.starts_with("verrou: "), "{arguments:?} said {text}");
+        assert_eq!(stdout(&output), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_store_is_named_by_option_or_environment() {
+    let place = Place::new("lease");
+    let output = ends_with(place.verrou(["list"]).env("VERROU_STORE", "memory:"), 64);
+    assert!(stderr(&output).contains("lease:DIR"));
+
+    let elsewhere = format!("file:{}", place.path("elsewhere").display());
+    ends_with(&mut place.verrou(["--store", &elsewhere, "list"]), 0);
+    assert!(place.path("elsewhere").exists() && !place.locks().exists());
+
+    let mut by_default = place.verrou(["run", "k", "--", "true"]);
+    ends_with(by_default.env_remove("VERROU_STORE"), 0);
+    assert!(place.path("state/verrou").exists());
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_73() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        ends_with(&mut place.verrou(["list", "--group", "no such group"]), 73);
+        fs::write(place.locks(), "a file").unwrap();
+        let output = ends_with(&mut place.run(&[], "true"), 73);
+        assert!(stderr(&output).contains("locks"), "it names the folder");
+    }
+}
+
+#[test]
+fn a_damaged_file_is_74_and_never_free() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        ends_with(&mut place.run(&[], "true"), 0);
+        for entry in fs::read_dir(place.locks()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some() {
+                fs::write(path, "not a lock").unwrap();
+            }
+        }
+        let output = ends_with(&mut place.run(&[], "touch ran"), 74);
+        assert!(stderr(&output).contains("E_LOCK_STORAGE_ERROR"));
+        assert!(!place.path("ran").exists());
+    }
+}
+
+#[test]
+fn a_lock_is_handed_from_process_to_process() {
+    let place = Place::new("lease");
+    let first = acquired(&place, &["--ttl", "10m"]);
+    ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+
+    // As an argument.
+    let output = ends_with(&mut place.verrou(["extend", "--ttl", "1h", &first]), 0);
+    let second = stdout(&output).trim_end().to_owned();
+    assert_eq!(json(&first)["owner"], json(&second)["owner"]);
+    assert_eq!(json(&first)["fence"], json(&second)["fence"]);
+    let expires = |text: &str| json(text)["expires"].as_u64().unwrap();
+    assert!(expires(&second) > expires(&first) + 40 * 60 * 1000);
+
+    // From the environment; the lock's own ttl again.
+    let output = ends_with(place.verrou(["extend"]).env("VERROU_LOCK", &second), 0);
+    assert!(expires(stdout(&output)) < expires(&second));
+
+    // From the standard input.
+    let mut release = place.verrou(["release", "-"]);
+    let mut release = Started::new(release.stdin(Stdio::piped()));
+    let mut input = release.stdin.take().unwrap();
+    writeln!(input, "{second}").unwrap();
+    drop(input);
+    assert_eq!(code(&release.end()), 0);
+    assert!(!place.is_held());
+
+    let output = ends_with(&mut place.verrou(["release", &second]), 77);
+    assert!(stderr(&output).contains("E_LOCK_NOT_OWNER"));
+    ends_with(&mut place.verrou(["extend", &second]), 77);
+}
+
+#[test]
+fn a_strangers_lock_is_77() {
+    let place = Place::new("lease");
+    let mine = acquired(&place, &[]);
+    let owner = json(&mine)["owner"].as_str().unwrap().to_owned();
+    let strangers = mine.replace(&owner, &"0".repeat(32));
+    for command in ["extend", "release"] {
+        ends_with(&mut place.verrou([command, &strangers]), 77);
+    }
+    assert!(place.is_held());
+    ends_with(&mut place.verrou(["release", &mine]), 0);
+}
+
+#[test]
+fn an_acquired_lock_ends_by_its_ttl() {
+    let place = Place::new("lease");
+    let mine = acquired(&place, &["--ttl", "100ms"]);
+    ends_with(&mut place.run(&["--wait", "30s"], "true"), 0);
+    ends_with(&mut place.verrou(["extend", &mine]), 77);
+    ends_with(&mut place.verrou(["release", &mine]), 77);
+}
+
+#[test]
+fn the_kernels_locks_cannot_be_handed_over() {
+    let place = Place::new("file");
+    let output = ends_with(&mut place.verrou(["acquire", "k"]), 64);
+    assert!(stderr(&output).contains("E_LOCK_NOT_SERIALIZABLE"));
+    assert!(stderr(&output).contains("verrou run"), "a way out");
+    assert!(!place.is_held());
+
+    let text = acquired(&Place::new("lease"), &[]);
+    for command in ["extend", "release"] {
+        let output = ends_with(&mut place.verrou([command, &text]), 64);
+        assert!(stderr(&output).contains("E_LOCK_NOT_SERIALIZABLE"));
+    }
+}
+
+#[test]
+fn a_lock_that_cannot_be_printed_is_given_back() {
+    let place = Place::new("lease");
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command = place.verrou(["acquire", "k", "--ttl", "1h"]);
+    let output = command
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 74);
+    assert!(stderr(&output).contains("given back"));
+    assert!(!place.is_held());
+
+    let mut command = place.verrou(["acquire", "k", "--ttl", "1h"]);
+    let output = command.stdout(unread()).output().unwrap();
+    assert_eq!(code(&output), 74);
+    assert!(!place.is_held());
+}
+
+/// A pipe that nobody reads.
+fn unread() -> std::io::PipeWriter {
+    std::io::pipe().unwrap().1
+}
+
+#[test]
+fn a_reader_that_has_gone_away_is_no_reason_to_panic() {
+    let place = Place::new("lease");
+    acquired(&place, &[]);
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["list"],
+        &["list", "--json"],
+        &["show", "k"],
+    ] {
+        let mut command = place.verrou(arguments);
+        let output = command.stdout(unread()).stderr(Stdio::piped()).output();
+        let output = output.unwrap();
+        assert_eq!(code(&output), 0, "{arguments:?} said {}", stderr(&output));
+        assert_eq!(stderr(&output), "");
+    }
+    let mut wordless = place.verrou(["nonsense"]);
+    assert_eq!(code(&wordless.stderr(unread()).output().unwrap()), 64);
+}
+
+#[test]
+fn anyone_can_be_evicted_from_a_lease() {
+    let place = Place::new("lease");
+    let output = ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    assert_eq!(stdout(&output), "nobody holds the lock `k`\n");
+    ends_with(
+        &mut place.verrou(["force-release", "k", "--fence", "1"]),
+        77,
+    );
+
+    let mine = acquired(&place, &[]);
+    let fence = json(&mine)["fence"].as_u64().unwrap();
+    let other = (fence + 1).to_string();
+    let output = ends_with(
+        &mut place.verrou(["force-release", "k", "--fence", &other]),
+        77,
+    );
+    assert!(stderr(&output).contains(&format!("fence {fence}")));
+    assert!(place.is_held());
+    ends_with(
+        &mut place.verrou(["force-release", "k", "--fence", &fence.to_string()]),
+        0,
+    );
+    assert!(!place.is_held());
+    ends_with(&mut place.verrou(["release", &mine]), 77);
+
+    acquired(&place, &[]);
+    let output = ends_with(&mut place.verrou(["force-release", "k", "--json"]), 0);
+    assert_eq!(json(stdout(&output))["freed"], true);
+    assert!(!place.is_held());
+}
+
+#[test]
+fn the_kernels_locks_have_no_eviction() {
+    let place = Place::new("file");
+    let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
+    let output = ends_with(&mut place.verrou(["force-release", "k"]), 74);
+    assert!(stderr(&output).contains("end that process"), "a way out");
+    assert!(place.is_held());
+    drop(holder);
+}
+
+#[test]
+fn holders_are_shown_but_not_their_secrets() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let output = ends_with(&mut place.verrou(["show", "k"]), 0);
+        assert_eq!(stdout(&output), "the lock `k` is free\n");
+        assert_eq!(stdout(&ends_with(&mut place.verrou(["list"]), 0)), "");
+        let output = ends_with(&mut place.verrou(["list", "--json"]), 0);
+        assert_eq!(stdout(&output), "[]\n");
+
+        let script = "echo \"$VERROU_LOCK\" > lock; echo $$ > pid; exec sleep 1000";
+        let (holder, _) = place.start(&["--ttl", "1h"], script);
+        let odd = ["run", "an odd\n\u{1b}[31mname", "--", "sh", "-c"];
+        let odd = odd.iter().copied().chain([": > odd; exec sleep 1000"]);
+        let _odd = Started::new(&mut place.verrou(odd));
+        common::eventually("both run", || place.path("odd").exists());
+
+        let mut said = String::new();
+        for arguments in [&["show", "k"][..], &["list"]] {
+            let output = ends_with(&mut place.verrou(arguments), 0);
+            assert!(stdout(&output).contains("exec sleep 1000"), "{arguments:?}");
+            assert!(stdout(&output).contains("59m"), "{arguments:?}");
+            assert!(!stdout(&output).contains('\u{1b}'), "{arguments:?}");
+            said.push_str(stdout(&output));
+        }
+        assert_eq!(said.lines().count(), 4, "{said}");
+
+        let shown = ends_with(&mut place.verrou(["show", "k", "--json"]), 0);
+        let listed = ends_with(&mut place.verrou(["list", "--json"]), 0);
+        said.push_str(stdout(&shown));
+        said.push_str(stdout(&listed));
+        let shown = json(stdout(&shown));
+        assert_eq!(shown["held"], true);
+        assert_eq!(shown["process"]["id"], holder.id());
+        assert!(shown["remaining"].as_u64().unwrap() > 59 * 60 * 1000);
+        let listed = json(stdout(&listed));
+        assert_eq!(listed.as_array().unwrap().len(), 2);
+        assert_eq!(listed[1]["name"], "k");
+        assert_eq!(listed[1]["fence"], shown["fence"]);
+
+        if kind == "lease" {
+            let owner = json(&place.read("lock"))["owner"].clone();
+            assert!(!said.contains(owner.as_str().unwrap()));
+        }
+    }
+}
+
+#[test]
+fn errors_can_be_read_by_programs() {
+    let place = Place::new("lease");
+    acquired(&place, &[]);
+    let output = ends_with(&mut place.run(&["--no-wait", "--json"], "true"), 75);
+    let error = json(stderr(&output));
+    assert_eq!(error["error"], "E_LOCK_TIMEOUT");
+    assert_eq!(error["exit"], 75);
+    assert!(error["message"].as_str().unwrap().contains("held by"));
+}
+
+#[test]
+fn flock_and_verrou_exclude_each_other() {
+    let place = Place::new("lease");
+    let path = place.path("file");
+    let path = path.to_str().unwrap();
+
+    let mut flock = Command::new("flock");
+    let flock = flock.args([path, "sh", "-c", "echo $$ > pid; exec sleep 1000"]);
+    let flock = Started::new(flock.current_dir(place.path("")));
+    let sleeper = place.pid();
+    let file = ["run", "--file", path, "--no-wait", "--"];
+    let try_it = |program: &[&str]| place.verrou(file.iter().chain(program));
+    let output = ends_with(&mut try_it(&["true"]), 75);
+    assert!(stderr(&output).contains(path), "it names the file");
+    rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
+    flock.end();
+
+    ends_with(&mut try_it(&["flock", "-n", path, "true"]), 1);
+    let output = ends_with(&mut try_it(&["sh", "-c", "env | grep ^VERROU_"]), 0);
+    let said = stdout(&output);
+    assert!(said.contains("VERROU_FENCE="), "{said}");
+    assert!(said.contains(&format!("VERROU_NAME={path}")), "{said}");
+    assert!(!said.contains("VERROU_STORE="), "{said}");
+    assert!(!said.contains("VERROU_LOCK="), "{said}");
+    assert_eq!(fs::read(path).unwrap(), b"", "nothing is written to it");
+    assert_eq!(
+        code(&done(Command::new("flock").args(["-n", path, "true"]))),
+        0
+    );
+}

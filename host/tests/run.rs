@@ -1,0 +1,448 @@
+//! `verrou run`: a command that holds a lock for as long as it runs.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{
+    KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stdout, stopped,
+};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Says its number, and stays.
+const STAY: &str = "echo $$ > pid; exec sleep 1000";
+
+fn kill(pid: Pid, signal: Signal) {
+    kill_process(pid, signal).unwrap();
+}
+
+#[test]
+fn the_end_of_the_command_is_ours() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        for (script, expected) in [
+            ("exit 0", 0),
+            ("exit 1", 1),
+            ("exit 75", 75),
+            ("exit 255", 255),
+            ("kill -TERM $$", 143),
+            ("kill -KILL $$", 137),
+            ("kill -INT $$", 130),
+        ] {
+            ends_with(&mut place.run(&["--no-wait"], script), expected);
+        }
+        let output = ends_with(&mut place.run(&[], "echo out; echo err >&2"), 0);
+        assert_eq!((stdout(&output), stderr(&output)), ("out\n", "err\n"));
+    }
+}
+
+#[test]
+fn a_command_that_does_not_start_gives_the_lock_back() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        fs::write(place.path("text"), "not a program").unwrap();
+        for (program, expected) in [
+            ("./nowhere", 127),
+            ("no-such-program", 127),
+            ("./text", 126),
+        ] {
+            let arguments = ["run", "k", "--no-wait", "--ttl", "1h", "--", program];
+            let output = ends_with(&mut place.verrou(arguments), expected);
+            assert!(stderr(&output).contains(program));
+        }
+        assert!(!place.is_held());
+    }
+}
+
+#[test]
+fn the_command_knows_its_lock() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        // Relative to this folder, but not to the command's.
+        let mut command = place.run(
+            &["--store", &format!("{kind}:locks")],
+            "cd / && echo \"$VERROU_NAME|$VERROU_FENCE|$VERROU_STORE|${VERROU_LOCK-unset}\"",
+        );
+        let outer = command.env("VERROU_LOCK", "of an outer lock");
+        let output = ends_with(outer, 0);
+        let said: Vec<_> = stdout(&output).trim_end().splitn(4, '|').collect();
+        assert_eq!(said[0], "k");
+        assert!(said[1].parse::<u64>().unwrap() > 0);
+        assert!(said[2].starts_with(&format!("{kind}:/")), "{}", said[2]);
+        match kind {
+            "lease" => assert!(said[3].starts_with("{\"version\":1,\"name\":\"k\"")),
+            _ => assert_eq!(said[3], "unset"),
+        }
+    }
+}
+
+#[test]
+fn fences_grow() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let fence = || {
+            let output = ends_with(&mut place.run(&[], "echo $VERROU_FENCE"), 0);
+            stdout(&output).trim_end().parse::<u64>().unwrap()
+        };
+        let (first, second) = (fence(), fence());
+        assert!(first < second);
+    }
+}
+
+#[test]
+fn a_taken_lock_is_waited_for_as_long_as_was_said() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (holder, sleeper) = place.start(&[], STAY);
+        for options in [
+            &["--no-wait"][..],
+            &["--wait", "0"],
+            &["--wait", "0s"],
+            &["--wait", "50ms"],
+            &["--attempts", "1"],
+            &["--attempts", "3", "--retry-delay", "10ms"],
+        ] {
+            let output = ends_with(&mut place.run(options, "touch ran"), 75);
+            let said = stderr(&output);
+            assert!(said.contains("E_LOCK_TIMEOUT"), "{said}");
+            assert!(said.contains("exec sleep 1000"), "it says who: {said}");
+            assert_eq!(said.lines().count(), 1, "nothing but the error: {said}");
+        }
+        for number in ["0", "3", "255"] {
+            let options = ["--no-wait", "-E", number];
+            ends_with(
+                &mut place.run(&options, "touch ran"),
+                number.parse().unwrap(),
+            );
+        }
+        assert!(!place.path("ran").exists());
+
+        let waiter = Started::new(&mut place.run(&["--wait", "50s"], "true"));
+        kill(sleeper, Signal::TERM);
+        assert_eq!(code(&holder.end()), 143);
+        assert_eq!(code(&waiter.end()), 0);
+    }
+}
+
+#[test]
+fn signals_are_handed_on() {
+    let place = Place::new("lease");
+    let script = |signal: &str| {
+        format!("trap 'exit 7' {signal}; echo $$ > pid; while :; do sleep 0.05; done")
+    };
+    for (signal, name) in [
+        (Signal::INT, "INT"),
+        (Signal::TERM, "TERM"),
+        (Signal::HUP, "HUP"),
+        (Signal::QUIT, "QUIT"),
+        (Signal::USR1, "USR1"),
+        (Signal::USR2, "USR2"),
+        (Signal::WINCH, "WINCH"),
+    ] {
+        let _ = fs::remove_file(place.path("pid"));
+        let (holder, _) = place.start(&[], &script(name));
+        listens(&holder);
+        holder.signal(signal);
+        let output = holder.end();
+        assert_eq!(code(&output), 7, "{name}: {}", stderr(&output));
+        assert!(!place.is_held());
+    }
+}
+
+/// Waits until the wrapper listens for signals: the last one it asks for is SIGCONT.
+fn listens(wrapper: &Started) {
+    eventually("it listens", || {
+        mask(wrapper, "SigCgt") & bit(Signal::CONT) != 0
+    });
+}
+
+fn bit(signal: Signal) -> u64 {
+    1 << (signal.as_raw() - 1)
+}
+
+/// A line of proc_pid_status(5).
+fn mask(process: &Started, line: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let mask = status.lines().find_map(|found| found.strip_prefix(line));
+    u64::from_str_radix(mask.unwrap().trim_start_matches(':').trim(), 16).unwrap()
+}
+
+#[test]
+fn an_unhandled_signal_ends_both() {
+    let place = Place::new("lease");
+    let (holder, sleeper) = place.start(&[], STAY);
+    listens(&holder);
+    holder.signal(Signal::TERM);
+    assert_eq!(code(&holder.end()), 143);
+    assert!(!lives(sleeper));
+}
+
+#[test]
+fn the_whole_group_gets_signals() {
+    let place = Place::new("lease");
+    let script = "sleep 1000 & echo $! > pid; wait";
+    let (holder, grandchild) = place.start(&[], script);
+    listens(&holder);
+    holder.signal(Signal::HUP);
+    assert_eq!(code(&holder.end()), 129);
+    eventually("the grandchild is gone", || !lives(grandchild));
+}
+
+#[test]
+fn ignored_signals_stay_ignored() {
+    let place = Place::new("lease");
+    let wrapper = place.run(&[], STAY);
+    let mut nohup = std::process::Command::new("nohup");
+    nohup.arg(wrapper.get_program()).args(wrapper.get_args());
+    nohup
+        .current_dir(place.path(""))
+        .env("VERROU_STORE", place.store());
+    let wrapper = Started::new(&mut nohup);
+    place.pid();
+    listens(&wrapper);
+    assert_ne!(mask(&wrapper, "SigIgn") & bit(Signal::HUP), 0);
+    assert_ne!(mask(&wrapper, "SigCgt") & bit(Signal::TERM), 0);
+    wrapper.signal(Signal::HUP);
+    wrapper.signal(Signal::TERM);
+    assert_eq!(code(&wrapper.end()), 143);
+}
+
+#[test]
+fn an_interrupted_wait_leaves_nothing_behind() {
+    use std::os::unix::process::ExitStatusExt;
+
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (holder, sleeper) = place.start(&[], STAY);
+        let waiter = Started::new(&mut place.run(&[], "touch ran"));
+        // It has no handler while it waits, so that it does not matter how far it is.
+        waiter.signal(Signal::INT);
+        assert_eq!(waiter.end().status.signal(), Some(Signal::INT.as_raw()));
+        kill(sleeper, Signal::TERM);
+        holder.end();
+        ends_with(&mut place.run(&["--no-wait"], "test ! -e ran"), 0);
+    }
+}
+
+#[test]
+fn a_lease_is_renewed_while_the_command_runs() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (holder, _) = place.start(&["--ttl", "1s"], "echo $$ > pid; sleep 3; : > end");
+        let next = ["--wait", "50s", "--retry-delay", "10ms"];
+        ends_with(&mut place.run(&next, "test -e end"), 0);
+        assert_eq!(code(&holder.end()), 0);
+    }
+}
+
+#[test]
+fn a_wrapper_that_slept_too_long_ends_its_command() {
+    let place = Place::new("lease");
+    let (holder, sleeper) = place.start(&["--ttl", "200ms"], STAY);
+    holder.signal(Signal::STOP);
+    stopped(holder.pid());
+    let output = ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
+    let said = stderr(&output);
+    assert!(
+        said.contains("warning") && said.contains(&holder.id().to_string()),
+        "{said}"
+    );
+    assert!(lives(sleeper));
+    holder.signal(Signal::CONT);
+    let output = holder.end();
+    assert_eq!(code(&output), 76);
+    assert!(
+        stderr(&output).contains("E_LOCK_LOST"),
+        "{}",
+        stderr(&output)
+    );
+    assert!(!lives(sleeper));
+}
+
+#[test]
+fn a_kernel_lock_outlasts_its_lease_for_others_only() {
+    let place = Place::new("file");
+    let (holder, sleeper) = place.start(&["--ttl", "200ms"], STAY);
+    holder.signal(Signal::STOP);
+    stopped(holder.pid());
+    ends_with(&mut place.run(&["--wait", "1s"], "true"), 75);
+    holder.signal(Signal::CONT);
+    assert_eq!(code(&holder.end()), 76);
+    assert!(!lives(sleeper));
+}
+
+#[test]
+fn zombies_can_be_waited_for() {
+    let place = Place::new("lease");
+    let (holder, sleeper) = place.start(&["--ttl", "200ms"], STAY);
+    holder.signal(Signal::STOP);
+    stopped(holder.pid());
+    let wait = ["--zombie", "wait", "--wait", "1s"];
+    ends_with(&mut place.run(&wait, "true"), 75);
+    let next = Started::new(&mut place.run(&["--zombie", "wait"], "true"));
+    kill(sleeper, Signal::KILL);
+    drop(holder);
+    let output = next.end();
+    assert_eq!(code(&output), 0);
+    assert_eq!(stderr(&output), "", "nobody was taken over");
+}
+
+/// Starts a command, evicts it, and returns how that ended.
+fn evicted(place: &Place, options: &[&str], script: &str) -> (std::process::Output, Pid) {
+    let options: Vec<_> = ["--ttl", "300ms"].iter().chain(options).copied().collect();
+    let (holder, pid) = place.start(&options, script);
+    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    let output = holder.end();
+    assert_eq!(code(&output), 76, "{}", stderr(&output));
+    assert!(stderr(&output).contains("E_LOCK_LOST"));
+    (output, pid)
+}
+
+#[test]
+fn a_lost_command_is_asked_to_end() {
+    let place = Place::new("lease");
+    let script = "trap ': > asked; exit 0' TERM; echo $$ > pid; while :; do sleep 0.05; done";
+    evicted(&place, &["--grace", "1h"], script);
+    assert!(place.path("asked").exists());
+}
+
+#[test]
+fn a_lost_command_that_does_not_end_is_killed() {
+    let place = Place::new("lease");
+    // Its leader ends at once, what it started does not.
+    let script = "(trap '' TERM; sleep 1000; sleep 1000) & echo $! > pid; exec sleep 1000";
+    let (_, pid) = evicted(&place, &["--grace", "100ms"], script);
+    eventually("it is gone", || !lives(pid));
+}
+
+#[test]
+fn a_lost_command_that_is_stopped_is_ended() {
+    let place = Place::new("lease");
+    let options = ["--ttl", "300ms", "--grace", "1h"];
+    let (holder, sleeper) = place.start(&options, STAY);
+    kill(sleeper, Signal::STOP);
+    stopped(sleeper);
+    // Without a terminal it is stopped alone: its lease is renewed.
+    ends_with(&mut place.run(&["--wait", "1s"], "true"), 75);
+    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    assert_eq!(code(&holder.end()), 76);
+    assert!(!lives(sleeper));
+}
+
+#[test]
+fn a_lost_command_is_killed_if_wished() {
+    let place = Place::new("lease");
+    let script = "trap ': > asked' TERM; echo $$ > pid; while :; do sleep 0.05; done";
+    let (_, pid) = evicted(&place, &["--on-lost", "kill"], script);
+    assert!(!lives(pid) && !place.path("asked").exists());
+}
+
+#[test]
+fn a_lost_command_goes_on_if_wished() {
+    let place = Place::new("lease");
+    // It goes on until somebody else has had the lock.
+    let script = "echo $$ > pid; until test -e go; do sleep 0.02; done; : > end";
+    let options = ["--ttl", "300ms", "--on-lost", "ignore"];
+    let (holder, _) = place.start(&options, script);
+    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    ends_with(&mut place.run(&["--ttl", "1h"], "sleep 0.4"), 0);
+    fs::write(place.path("go"), "").unwrap();
+    let output = holder.end();
+    assert_eq!(code(&output), 76);
+    assert_eq!(stderr(&output).lines().count(), 1, "said once");
+    assert!(place.path("end").exists());
+}
+
+#[test]
+fn a_lock_released_from_within_is_lost() {
+    let place = Place::new("lease");
+    let script = format!("{} release; echo $?", env!("CARGO_BIN_EXE_verrou"));
+    let output = ends_with(&mut place.run(&[], &script), 76);
+    assert_eq!(stdout(&output), "0\n");
+}
+
+#[test]
+fn a_command_can_extend_its_own_lease() {
+    let place = Place::new("lease");
+    let script = format!("{} extend --ttl 1h", env!("CARGO_BIN_EXE_verrou"));
+    let output = ends_with(&mut place.run(&[], &script), 0);
+    assert!(stdout(&output).starts_with("{\"version\":1"));
+}
+
+#[test]
+fn a_killed_wrapper_takes_its_command_along() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let script = "trap ': > asked' TERM; echo $$ > pid; while :; do sleep 0.05; done";
+        let (holder, pid) = place.start(&["--ttl", "1h"], script);
+        holder.signal(Signal::KILL);
+        holder.end();
+        eventually("it got the death signal", || place.path("asked").exists());
+        ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+        kill(pid, Signal::KILL);
+        let options = ["--wait", "50s", "--zombie", "wait"];
+        ends_with(&mut place.run(&options, "true"), 0);
+
+        let _ = fs::remove_file(place.path("pid"));
+        let _ = fs::remove_file(place.path("asked"));
+        let (holder, pid) = place.start(&["--on-lost", "kill"], script);
+        holder.signal(Signal::KILL);
+        holder.end();
+        eventually("it is killed", || !lives(pid));
+        assert!(!place.path("asked").exists());
+    }
+}
+
+#[test]
+fn a_long_lease_ends_with_its_processes() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (holder, sleeper) = place.start(&["--ttl", "1h"], STAY);
+        holder.signal(Signal::KILL);
+        let _ = kill_process(sleeper, Signal::KILL);
+        holder.end();
+        eventually("it is gone", || !lives(sleeper));
+        let began = Instant::now();
+        ends_with(&mut place.run(&["--wait", "5s"], "true"), 0);
+        assert!(began.elapsed() < Duration::from_secs(4));
+    }
+}
+
+#[test]
+fn no_increment_is_lost() {
+    const PROCESSES: usize = 8;
+    const EACH: usize = 15;
+
+    for kind in KINDS {
+        let place = Place::new(kind);
+        fs::write(place.path("count"), "0\n").unwrap();
+        let wrapper = env!("CARGO_BIN_EXE_verrou");
+        let step = "read n < count; echo $((n + 1)) > count";
+        let script = format!(
+            "i=0; while [ $i -lt {EACH} ]; do {wrapper} run k -- sh -c '{step}' || exit 1; \
+             i=$((i + 1)); done"
+        );
+        let taker = || {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-c", &script]).current_dir(place.path(""));
+            Started::new(shell.env("VERROU_STORE", place.store()))
+        };
+        let takers: Vec<_> = (0..PROCESSES).map(|_| taker()).collect();
+        for taker in takers {
+            let output = taker.end();
+            assert_eq!(code(&output), 0, "{}", stderr(&output));
+        }
+        assert_eq!(place.read("count"), format!("{}\n", PROCESSES * EACH));
+    }
+}
+
+#[test]
+fn the_command_reads_our_standard_input() {
+    let place = Place::new("lease");
+    fs::write(place.path("input"), "words\n").unwrap();
+    let input = fs::File::open(place.path("input")).unwrap();
+    let output = done(place.run(&[], "cat").stdin(input));
+    assert_eq!(stdout(&output), "words\n");
+}
