@@ -162,7 +162,7 @@ fn bit(signal: Signal) -> u64 {
     1 << (signal.as_raw() - 1)
 }
 
-/// A line of proc_pid_status(5).
+/// A line of `proc_pid_status(5)`.
 fn mask(process: &Started, line: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let mask = status.lines().find_map(|found| found.strip_prefix(line));

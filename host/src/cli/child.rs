@@ -157,11 +157,15 @@ impl Job {
 
     /// Stops this process and its group as the command was stopped, until they are continued.
     ///
-    /// If nobody could continue them the kernel does not stop them, and this returns at once.
+    /// If nobody could continue them the kernel does not stop them, and this returns at once; as
+    /// it does when the command only has to be given the terminal to go on.
     pub(crate) fn stop(&mut self) {
         if self.lent {
             take_back(self.terminal.as_ref());
             self.lent = false;
+        } else if self.terminal.as_ref().is_some_and(Terminal::is_ours) {
+            // It wanted the terminal, and we were called to the foreground meanwhile.
+            return;
         }
         signals::signal_own_group(self.stopped_by.take().unwrap_or(Signal::TSTP));
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Nothing here takes this long, on however busy a machine.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// The kinds of store.
 pub(crate) const KINDS: [&str; 2] = ["lease", "file"];
@@ -219,7 +219,7 @@ pub(crate) fn stopped(pid: Pid) {
     eventually("it is stopped", || state(pid) == Some('T'));
 }
 
-/// proc_pid_stat(5): the letter behind the name in brackets.
+/// `proc_pid_stat(5)`: the letter behind the name in brackets.
 fn state(pid: Pid) -> Option<char> {
     let path = Path::new("/proc").join(pid.to_string()).join("stat");
     let stat = fs::read_to_string(path).ok()?;
