@@ -222,6 +222,10 @@ fn take_back(terminal: Option<&Terminal>) {
 /// What a child does before it becomes the command.
 struct Preparation {
     parent: Pid,
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "only Linux sends one when a parent dies")
+    )]
     last_will: Signal,
     lifeline: Option<File>,
     terminal: Option<Terminal>,

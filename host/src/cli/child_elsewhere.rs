@@ -15,6 +15,7 @@ pub(crate) struct Job {
 
 /// What has become of a [`Job`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(dead_code, reason = "nothing is stopped or continued here")]
 pub(crate) enum Event {
     /// Nothing that matters.
     Nothing,
