@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crc32c::crc32c;
 
-use super::directory::Guarded;
 use super::error::FileError;
-use super::os;
+use super::kernel_lock::{self, Guarded};
+use super::{os, trusted_file};
 
 /// The counter of a folder.
 #[derive(Debug)]
@@ -39,38 +39,21 @@ impl Counter {
     ) -> Result<(u64, u64), FileError> {
         let path = &self.path;
         loop {
-            let Some(file) =
-                os::open(path).map_err(FileError::io("open the fence counter", path))?
-            else {
+            let Some(file) = trusted_file::open(path, self.group)? else {
                 self.create(greatest()?)?;
                 continue;
             };
-            if let Some(why) = os::suspicion(&file, self.group)
-                .map_err(FileError::io("inspect the fence counter", path))?
-            {
-                return Err(FileError::Suspicious {
-                    path: path.clone(),
-                    why,
-                });
-            }
             let _guarded = Guarded::new(&file, path)?;
-            if os::id_at(path).map_err(FileError::io("inspect the fence counter", path))?
-                != Some(os::id(&file).map_err(FileError::io("inspect the fence counter", path))?)
-            {
+            if !kernel_lock::is_current(&file, path)? {
                 continue;
             }
             let bytes = os::read_at(&file, BYTES + 1)
                 .map_err(FileError::io("read the fence counter", path))?;
-            let allotted = decode(&bytes)
-                .ok_or_else(|| FileError::Counter { path: path.clone() })?
-                .max(at_least);
-            let last = allotted
-                .checked_add(BLOCK)
-                .ok_or_else(|| FileError::Counter { path: path.clone() })?;
-            os::write_at(&file, &encode(last), 0)
-                .map_err(FileError::io("write the fence counter", path))?;
-            file.sync_data()
-                .map_err(FileError::io("write the fence counter", path))?;
+            let damaged = || FileError::Counter { path: path.clone() };
+            let allotted = decode(&bytes).ok_or_else(damaged)?.max(at_least);
+            let last = allotted.checked_add(BLOCK).ok_or_else(damaged)?;
+            let written = os::write_at(&file, &encode(last), 0).and_then(|()| file.sync_data());
+            written.map_err(FileError::io("write the fence counter", path))?;
             return Ok((allotted + 1, last));
         }
     }

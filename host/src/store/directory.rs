@@ -3,13 +3,10 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use data_encoding::BASE32_NOPAD;
-use fs4::FileExt;
 use sha2::{Digest, Sha256};
-use verrou::Name;
+use verrou::{Holder, Name, StoreError};
 
 use super::StoreOptions;
 use super::counter::Counter;
@@ -17,6 +14,7 @@ use super::error::{FileError, OpenError};
 use super::machine::Machine;
 use super::os;
 use super::record::{self, FILE_BYTES, Kind, Record};
+use super::trusted_file;
 
 /// A folder of lock files of one kind.
 #[derive(Debug)]
@@ -96,18 +94,7 @@ impl Directory {
 
     /// The file at `path`, if there is one and it is to be trusted.
     pub(crate) fn open_file(&self, path: &Path) -> Result<Option<File>, FileError> {
-        let file = match os::open(path) {
-            Ok(Some(file)) => file,
-            Ok(None) => return Ok(None),
-            Err(source) => return Err(open_error(path, source)),
-        };
-        match os::suspicion(&file, self.group).map_err(FileError::io("inspect this file", path))? {
-            Some(why) => Err(FileError::Suspicious {
-                path: path.to_owned(),
-                why,
-            }),
-            None => Ok(Some(file)),
-        }
+        trusted_file::open(path, self.group)
     }
 
     /// The file of the lock `name`, made if need be.
@@ -155,6 +142,20 @@ impl Directory {
                     self.greatest_fence()
                 }),
         }
+    }
+
+    /// The names that are held, and by whom, as `inspect` says.
+    pub(crate) fn held(
+        &self,
+        inspect: impl Fn(&Name) -> Result<Option<Holder>, StoreError>,
+    ) -> Result<Vec<(Name, Holder)>, StoreError> {
+        let mut held = Vec::new();
+        for name in self.names()? {
+            if let Some(holder) = inspect(&name)? {
+                held.push((name, holder));
+            }
+        }
+        Ok(held)
     }
 
     /// The names that have a file here.
@@ -212,13 +213,6 @@ pub(crate) fn write(file: &File, path: &Path, record: &Record) -> Result<(), Fil
     os::write_at(file, &slot, offset).map_err(FileError::io("write this file", path))
 }
 
-/// Whether `file` is what `path` still leads to: whoever removes or replaces files must not make
-/// two locks of one.
-pub(crate) fn is_current(file: &File, path: &Path) -> Result<bool, FileError> {
-    let same = os::id_at(path).and_then(|there| Ok(there == Some(os::id(file)?)));
-    same.map_err(FileError::io("inspect this file", path))
-}
-
 /// Refuses a folder on whose file system locks are not to be trusted.
 pub(crate) fn refuse_unsuitable(path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::Directory {
@@ -232,84 +226,5 @@ pub(crate) fn refuse_unsuitable(path: &Path) -> Result<(), OpenError> {
             kind,
         }),
         None => Ok(()),
-    }
-}
-
-/// What open(2) says of a symbolic link, and of a pipe that nobody reads, needs a word.
-fn open_error(path: &Path, source: io::Error) -> FileError {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.is_file() => FileError::Suspicious {
-            path: path.to_owned(),
-            why: "it is not a regular file".to_owned(),
-        },
-        _ => FileError::Io {
-            action: "open this file",
-            path: path.to_owned(),
-            source,
-        },
-    }
-}
-
-/// Takes the kernel's lock on `file` if it is free.
-pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
-    taken(|| FileExt::try_lock(file))
-}
-
-/// Takes the kernel's lock on `file`, shared with others who do so, if nobody has it alone.
-pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
-    taken(|| FileExt::try_lock_shared(file))
-}
-
-fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool> {
-    loop {
-        match attempt() {
-            Ok(()) => return Ok(true),
-            Err(fs4::TryLockError::WouldBlock) => return Ok(false),
-            Err(fs4::TryLockError::Error(err)) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(fs4::TryLockError::Error(err)) => return Err(err),
-        }
-    }
-}
-
-/// Gives the kernel's lock on `file` back, for all who share its open file description.
-pub(crate) fn unlock(file: &File) -> io::Result<()> {
-    FileExt::unlock(file)
-}
-
-/// A file that no other process of ours reads or writes while this exists.
-#[derive(Debug)]
-pub(crate) struct Guarded<'a>(&'a File);
-
-impl<'a> Guarded<'a> {
-    /// Waits for the kernel's lock on `file`, which others keep for microseconds only.
-    pub(crate) fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
-        const PATIENCE: Duration = Duration::from_secs(5);
-        const LONGEST_PAUSE: Duration = Duration::from_millis(2);
-
-        let locked = || try_lock(file).map_err(FileError::io("lock this file", path));
-        if locked()? {
-            return Ok(Self(file));
-        }
-        let began = Instant::now();
-        let mut pause = Duration::from_micros(10);
-        while began.elapsed() < PATIENCE {
-            thread::sleep(pause);
-            if locked()? {
-                return Ok(Self(file));
-            }
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-        Err(FileError::Busy {
-            path: path.to_owned(),
-            seconds: PATIENCE.as_secs(),
-        })
-    }
-}
-
-impl Drop for Guarded<'_> {
-    fn drop(&mut self) {
-        // Unlocked by name, not by closing: a child that another thread just forked may have
-        // the descriptor open for a moment longer. It can only fail for a bad descriptor.
-        let _ = unlock(self.0);
     }
 }

@@ -17,7 +17,7 @@ use super::error::{FileError, OpenError};
 use super::lease_file::{granted, holder, wall_clock};
 use super::machine::Machine;
 use super::record::{Kind, Record};
-use super::{StoreOptions, jitter, os};
+use super::{StoreOptions, jitter, kernel_lock, os};
 use crate::System;
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
@@ -142,13 +142,7 @@ impl FileLockStore {
     ///
     /// [`StoreError`] when the folder, or one of its files, cannot be read.
     pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
-        let mut held = Vec::new();
-        for name in self.directory.names()? {
-            if let Some(holder) = self.inspect(&name)? {
-                held.push((name, holder));
-            }
-        }
-        Ok(held)
+        self.directory.held(|name| self.inspect(name))
     }
 
     /// A duplicate of the locked descriptor of `claim`'s lock, which is free when it is released,
@@ -190,7 +184,7 @@ impl FileLockStore {
             else {
                 return Ok(None);
             };
-            if directory::is_current(&locked.file, &path)? {
+            if kernel_lock::is_current(&locked.file, &path)? {
                 break locked;
             }
         };
@@ -278,10 +272,10 @@ impl FileLockStore {
         };
         let Some(file) = opened else { return Ok(None) };
         // A shared lock gets in no one's way for longer than it takes to give it back.
-        if directory::try_lock_shared(&file)
+        if kernel_lock::try_lock_shared(&file)
             .map_err(FileError::io("try this file's lock", &path))?
         {
-            directory::unlock(&file).map_err(FileError::io("unlock this file", &path))?;
+            kernel_lock::unlock(&file).map_err(FileError::io("unlock this file", &path))?;
             return Ok(None);
         }
         let recorded = match &self.exact {
@@ -334,7 +328,7 @@ impl Grant {
 impl Locked {
     /// Takes the kernel's lock on `file` if it is free.
     fn new(file: File) -> io::Result<Option<Self>> {
-        let locked = directory::try_lock(&file)?;
+        let locked = kernel_lock::try_lock(&file)?;
         Ok(locked.then(|| Self {
             file,
             process: std::process::id(),
@@ -354,7 +348,7 @@ impl Drop for Locked {
         if self.is_ours() {
             // It can only fail for a bad descriptor; closing unlocks, too, at the latest with the
             // last process that has it open.
-            let _ = directory::unlock(&self.file);
+            let _ = kernel_lock::unlock(&self.file);
         }
     }
 }
@@ -402,7 +396,7 @@ impl Store for FileLockStore {
             return Ok(Reply::REFUSED);
         }
         // With another file at its path, others lock that one.
-        if !directory::is_current(&grant.locked.file, &self.path_of(&claim.name))? {
+        if !kernel_lock::is_current(&grant.locked.file, &self.path_of(&claim.name))? {
             return Ok(Reply::REFUSED);
         }
         let record = self.lasting(&grant.record, claim);
@@ -418,7 +412,10 @@ impl Store for FileLockStore {
                 if held.get().record.owner == claim.owner && held.get().locked.is_ours() =>
             {
                 let still_held = !held.get().is_expired(self.now())
-                    && directory::is_current(&held.get().locked.file, &self.path_of(&claim.name))?;
+                    && kernel_lock::is_current(
+                        &held.get().locked.file,
+                        &self.path_of(&claim.name),
+                    )?;
                 self.record_end(&claim.name, held.get());
                 held.remove();
                 Ok(if still_held {

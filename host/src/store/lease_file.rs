@@ -17,8 +17,9 @@ use verrou::{
     Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
 };
 
-use super::directory::{self, Directory, Guarded};
+use super::directory::{self, Directory};
 use super::error::{FileError, OpenError};
+use super::kernel_lock::{self, Guarded};
 use super::machine::Machine;
 use super::os;
 use super::record::{Kind, Record};
@@ -105,13 +106,7 @@ impl LeaseFileStore {
     ///
     /// [`StoreError`] when the folder, or one of its files, cannot be read.
     pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
-        let mut held = Vec::new();
-        for name in self.directory.names()? {
-            if let Some(holder) = self.inspect(&name)? {
-                held.push((name, holder));
-            }
-        }
-        Ok(held)
+        self.directory.held(|name| self.inspect(name))
     }
 
     /// A duplicate of the descriptor that keeps the ephemeral lease of `claim` alive: it ends
@@ -161,7 +156,7 @@ impl LeaseFileStore {
                 file
             };
             let _guarded = Guarded::new(&file, &path)?;
-            if !directory::is_current(&file, &path)? {
+            if !kernel_lock::is_current(&file, &path)? {
                 continue;
             }
             let lease = LeaseFile {

@@ -4,11 +4,13 @@ mod counter;
 mod directory;
 mod error;
 mod file_lock;
+mod kernel_lock;
 mod lease_file;
 mod liveness;
 mod machine;
 mod os;
 mod record;
+mod trusted_file;
 
 use std::time::Duration;
 

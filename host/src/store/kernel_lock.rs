@@ -1,0 +1,83 @@
+//! The kernel's lock on a file, `flock(2)`: the one place where it is taken and given back.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fs4::FileExt;
+
+use super::error::FileError;
+use super::os;
+
+/// Takes the kernel's lock on `file` if it is free.
+pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
+    taken(|| FileExt::try_lock(file))
+}
+
+/// Takes the kernel's lock on `file`, shared with others who do so, if nobody has it alone.
+pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
+    taken(|| FileExt::try_lock_shared(file))
+}
+
+fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool> {
+    loop {
+        match attempt() {
+            Ok(()) => return Ok(true),
+            Err(fs4::TryLockError::WouldBlock) => return Ok(false),
+            Err(fs4::TryLockError::Error(err)) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(fs4::TryLockError::Error(err)) => return Err(err),
+        }
+    }
+}
+
+/// Gives the kernel's lock on `file` back, for all who share its open file description.
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    FileExt::unlock(file)
+}
+
+/// A file that no other process of ours reads or writes while this exists.
+#[derive(Debug)]
+pub(crate) struct Guarded<'a>(&'a File);
+
+impl<'a> Guarded<'a> {
+    /// Waits for the kernel's lock on `file`, which others keep for microseconds only.
+    pub(crate) fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+
+        let locked = || try_lock(file).map_err(FileError::io("lock this file", path));
+        if locked()? {
+            return Ok(Self(file));
+        }
+        let began = Instant::now();
+        let mut pause = Duration::from_micros(10);
+        while began.elapsed() < PATIENCE {
+            thread::sleep(pause);
+            if locked()? {
+                return Ok(Self(file));
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Err(FileError::Busy {
+            path: path.to_owned(),
+            seconds: PATIENCE.as_secs(),
+        })
+    }
+}
+
+impl Drop for Guarded<'_> {
+    fn drop(&mut self) {
+        // Unlocked by name, not by closing: a child that another thread just forked may have
+        // the descriptor open for a moment longer. It can only fail for a bad descriptor.
+        let _ = unlock(self.0);
+    }
+}
+
+/// Whether `file` is what `path` still leads to: whoever removes or replaces files must not make
+/// two locks of one.
+pub(crate) fn is_current(file: &File, path: &Path) -> Result<bool, FileError> {
+    let same = os::id_at(path).and_then(|there| Ok(there == Some(os::id(file)?)));
+    same.map_err(FileError::io("inspect this file", path))
+}
