@@ -203,6 +203,14 @@ fn a_folder_that_everybody_may_clear_is_refused() {
     assert!(matches!(open().unwrap_err(), OpenError::Suspicious { .. }));
     fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
     open().expect("nobody can remove another's files there");
+    if is_root() {
+        chown(folder.path(), Some(4711), None).unwrap();
+        let err = open().unwrap_err();
+        assert!(
+            err.to_string().contains("user 4711"),
+            "its owner can: {err}"
+        );
+    }
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! A folder of lock files: which file is whose, and opening one safely.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE32_NOPAD;

@@ -200,7 +200,7 @@ pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Resul
     let mode = metadata.mode();
     Ok(if mode & WORLD_WRITABLE != 0 && mode & STICKY == 0 {
         Some("every user may remove files from it (chmod o-w, or +t)".to_owned())
-    } else if mode & WORLD_WRITABLE == 0 && !is_trusted(&metadata, group) {
+    } else if !is_trusted(&metadata, group) {
         Some(format!("it belongs to user {}", metadata.uid()))
     } else {
         None
