@@ -48,6 +48,7 @@ pub fn names_are_independent(fixture: &impl Fixture) {
     assert_held(&store, &there);
     // One owner may hold several names, too.
     granted(store.acquire(&claim(fixture, "elsewhere", 2)));
+    assert_held(&store, &there);
     granted(store.release(&there));
     assert_held(&store, &claim(fixture, "elsewhere", 2));
 }
