@@ -3,6 +3,7 @@
 use std::env;
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -31,14 +32,21 @@ pub enum StoreUrl {
 }
 
 impl StoreUrl {
-    /// Leases in this user's folder for such things: `$XDG_STATE_HOME/verrou`; without that
+    /// Leases (on systems other than Linux, the kernel's locks) in this user's folder for such
+    /// things: `$XDG_STATE_HOME/verrou`; without that
     /// variable `/var/lib/verrou` for root, and `~/.local/state/verrou` for others.
     ///
     /// # Errors
     ///
     /// [`InvalidStoreUrl::NoHome`] when the environment names none of them.
     pub fn default_location() -> Result<Self, InvalidStoreUrl> {
-        default_folder().map(Self::Lease)
+        // Elsewhere nothing says when the machine was started.
+        let store = if cfg!(target_os = "linux") {
+            Self::Lease
+        } else {
+            Self::File
+        };
+        default_folder().map(store)
     }
 }
 
@@ -133,29 +141,37 @@ impl FileStore {
     ///
     /// [`OpenError`] says what is wrong with the path or the folder, and what to do about it.
     pub fn open_path(path: &Path, options: &StoreOptions) -> Result<(Self, Name), OpenError> {
-        let no_home = |err: InvalidStoreUrl| OpenError::Path {
+        let no_home = |_| OpenError::Path {
             path: path.to_owned(),
-            why: err.to_string(),
+            why: "nowhere to record who holds its lock: set XDG_STATE_HOME or HOME".to_owned(),
         };
         let records = default_folder().map_err(no_home)?;
+        // Apart from a `file:` store there, whose names could be the same.
+        let records = records.join("paths");
         let (store, name) = FileLockStore::open_path(path, &records, options)?;
         Ok((Self::Lock(store), name))
     }
 
-    /// The names that are held now, and by whom.
+    /// The names that are held now, and by whom; an error for each file of which that cannot be
+    /// told.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the folder, or one of its files, cannot be read.
-    pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
+    /// [`StoreError`] when the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
         match self {
             Self::Lease(store) => store.list(),
             Self::Lock(store) => store.list(),
         }
     }
 
-    /// A duplicate of the descriptor that keeps the kernel's lock for the grant of `claim`.
-    pub fn lifeline(&self, claim: &Claim) -> Option<File> {
+    /// A duplicate of the descriptor that keeps the kernel's lock for the grant of `claim`, if
+    /// this process has one.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it cannot duplicate it.
+    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         match self {
             Self::Lease(store) => store.lifeline(claim),
             Self::Lock(store) => store.lifeline(claim),

@@ -693,8 +693,10 @@ fn the_held_names_are_listed() {
         name: names[2].clone(),
         ..claim(1)
     }));
-    let listed =
-        |held: Vec<(Name, Holder)>| held.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let listed = |held: Vec<Result<(Name, Holder), StoreError>>| {
+        let names = held.into_iter().map(|held| held.map(|(name, _)| name));
+        names.collect::<Result<Vec<_>, _>>().unwrap()
+    };
     assert_eq!(
         listed(leases.list().unwrap()),
         [names[1].clone(), names[0].clone()]

@@ -29,6 +29,10 @@ pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
 /// Lists the locks that are held.
 pub(crate) fn list(place: &Place) -> Result<(), Failure> {
     let held = store::open(place)?.list().map_err(Error::from)?;
+    let held: Vec<_> = held
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .map_err(Error::from)?;
     if place.json {
         let list = held
             .iter()

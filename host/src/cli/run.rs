@@ -39,7 +39,13 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     };
     let (job, lost) = store::with_lock(&opened, &name, &wish.taking, |_, held| {
         let command = command(wish, &held, &opened, url.as_ref());
-        let lifeline = opened.lifeline(held.lease().claim());
+        let lifeline = match opened.lifeline(held.lease().claim()) {
+            Ok(lifeline) => lifeline,
+            Err(err) => {
+                held.release()?;
+                return Err(not_started(&wish.command[0], &err));
+            }
+        };
         let mortal = wish.on_lost == OnLost::Kill;
         let mut job = match Job::start(command, lifeline, mortal) {
             Ok(job) => job,

@@ -122,7 +122,10 @@ impl Directory {
             damage,
             name: name.clone(),
         };
-        record::read(self.kind, name, &bytes, &Machine::this().boot).map_err(damaged)
+        record::read(self.kind, name, &bytes, |boot| {
+            Machine::this().runs_since(boot)
+        })
+        .map_err(damaged)
     }
 
     /// The fence of a new grant after what the file said, and the last one before the counter
@@ -131,7 +134,7 @@ impl Directory {
         match before {
             // After a new start of the machine, the last writes before it may be gone.
             Some(record)
-                if record.boot == Machine::this().boot && record.fence < record.last_fence =>
+                if Machine::this().runs_since(record.boot) && record.fence < record.last_fence =>
             {
                 Ok((record.fence + 1, record.last_fence))
             }
@@ -143,39 +146,52 @@ impl Directory {
         }
     }
 
-    /// The names that are held, and by whom, as `inspect` says.
+    /// The names that are held, and by whom, as `inspect` says; an error for each file of which
+    /// that cannot be told.
     pub(crate) fn held(
         &self,
         inspect: impl Fn(&Name) -> Result<Option<Holder>, StoreError>,
-    ) -> Result<Vec<(Name, Holder)>, StoreError> {
-        let mut held = Vec::new();
-        for name in self.names()? {
-            if let Some(holder) = inspect(&name)? {
-                held.push((name, holder));
-            }
-        }
-        Ok(held)
+    ) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
+        let holder = |name: Result<Name, FileError>| {
+            let name = name?;
+            Ok(inspect(&name)?.map(|holder| (name, holder)))
+        };
+        let names = self.names()?.into_iter();
+        Ok(names.map(holder).filter_map(Result::transpose).collect())
     }
 
-    /// The names that have a file here.
-    pub(crate) fn names(&self) -> Result<Vec<Name>, FileError> {
-        let mut names = Vec::new();
-        for path in self.files()? {
-            if let Some(file) = self.open_file(&path)? {
-                let bytes = os::read_at(&file, FILE_BYTES + 1)
-                    .map_err(FileError::io("read this file", &path))?;
-                // A file that is not ours to read is no name; asking for its lock says why.
-                names.extend(record::name_of(self.kind, &bytes).ok());
-            }
-        }
-        names.sort();
+    /// The names that have a file here, in their order; an error for each file that has none.
+    fn names(&self) -> Result<Vec<Result<Name, FileError>>, FileError> {
+        let mut names: Vec<_> = self
+            .files()?
+            .into_iter()
+            .filter_map(|path| self.name_of(&path).transpose())
+            .collect();
+        names.sort_by(|one, two| one.as_ref().ok().cmp(&two.as_ref().ok()));
         Ok(names)
+    }
+
+    /// The name in the file at `path`; `None` when it has just been removed.
+    fn name_of(&self, path: &Path) -> Result<Option<Name>, FileError> {
+        let Some(file) = self.open_file(path)? else {
+            return Ok(None);
+        };
+        let bytes =
+            os::read_at(&file, FILE_BYTES + 1).map_err(FileError::io("read this file", path))?;
+        let damaged = |damage| FileError::Nameless {
+            path: path.to_owned(),
+            damage,
+        };
+        record::name_of(self.kind, &bytes)
+            .map(Some)
+            .map_err(damaged)
     }
 
     /// The greatest fence that any file here may have granted, for a counter that was lost.
     fn greatest_fence(&self) -> Result<u64, FileError> {
         let mut greatest = 0;
         for name in self.names()? {
+            let name = name?;
             let path = self.path_of(&name);
             if let Some(file) = self.open_file(&path)?
                 && let Some(record) = self.read(&file, &path, &name)?

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use verrou::{Fence, Name, StoreError};
 
@@ -27,14 +28,14 @@ pub enum FileError {
     /// Another process keeps a file locked that is only ever locked for microseconds: it is
     /// stopped, or no program of ours.
     #[error(
-        "{}: another process has kept it locked for {seconds} s; `lslocks` shows which",
+        "{}: another process keeps it locked ({waited:?} so far); `lslocks` shows which",
         path.display()
     )]
     Busy {
         /// Which file.
         path: PathBuf,
         /// How long was waited.
-        seconds: u64,
+        waited: Duration,
     },
     /// The lease counts time by another clock than this process sees, and no process of its
     /// holder can be asked.
@@ -51,6 +52,14 @@ pub enum FileError {
     Counter {
         /// Where the counter is.
         path: PathBuf,
+    },
+    /// A file does not say whose it is.
+    #[error("{}: {damage}; if nothing holds its lock, move the file away", path.display())]
+    Nameless {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong with it.
+        damage: Damage,
     },
     /// The kernel's lock cannot be taken from a process.
     #[error(
@@ -171,6 +180,17 @@ pub enum OpenError {
     UnknownGroup {
         /// Its name.
         group: String,
+    },
+    /// Nothing says when this machine was started, so that a lease cannot be told from one that
+    /// ended with an earlier run of it.
+    #[error(
+        "{}: leases need to know when this machine was started \
+         (/proc/sys/kernel/random/boot_id), and that cannot be read; use a `file:` store",
+        path.display()
+    )]
+    UnknownStart {
+        /// Which folder.
+        path: PathBuf,
     },
     /// Locks are not to be trusted on this file system.
     #[error(

@@ -52,7 +52,23 @@ pub struct FileLockStore {
     exact: Option<PathBuf>,
     clock: Arc<dyn Clock + Send + Sync>,
     command: Option<String>,
-    grants: Mutex<HashMap<Name, Grant>>,
+    grants: Mutex<HashMap<Name, Slot>>,
+}
+
+/// What this value does with a name.
+enum Slot {
+    /// It asks the kernel for it, and others here need not.
+    Asking,
+    Held(Grant),
+}
+
+impl Slot {
+    fn grant(&self) -> Option<&Grant> {
+        match self {
+            Self::Asking => None,
+            Self::Held(grant) => Some(grant),
+        }
+    }
 }
 
 /// A lock that this process holds.
@@ -136,26 +152,30 @@ impl FileLockStore {
         }
     }
 
-    /// The names that are held now, and by whom.
+    /// The names that are held now, and by whom; an error for each file of which that cannot be
+    /// told.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the folder, or one of its files, cannot be read.
-    pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
+    /// [`StoreError`] when the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
         self.directory.held(|name| self.inspect(name))
     }
 
     /// A duplicate of the locked descriptor of `claim`'s lock, which is free when it is released,
-    /// or when all duplicates are closed.
-    pub fn lifeline(&self, claim: &Claim) -> Option<File> {
+    /// or when all duplicates are closed. `None` when this value does not hold that lock.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it cannot duplicate it.
+    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         let grants = self.grants();
-        let grant = grants
-            .get(&claim.name)
-            .filter(|grant| grant.record.owner == claim.owner)?;
-        grant.locked.file.try_clone().ok()
+        let grant = grants.get(&claim.name).and_then(Slot::grant);
+        let grant = grant.filter(|grant| grant.record.owner == claim.owner);
+        grant.map(|grant| grant.locked.file.try_clone()).transpose()
     }
 
-    fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
+    fn grants(&self) -> MutexGuard<'_, HashMap<Name, Slot>> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -168,6 +188,26 @@ impl FileLockStore {
         self.exact
             .clone()
             .unwrap_or_else(|| self.directory.path_of(name))
+    }
+
+    /// Takes the kernel's lock for `claim`, and records that; `None` when it is taken.
+    fn take(&self, claim: &Claim) -> Result<Option<Grant>, FileError> {
+        let Some(Taken {
+            locked,
+            recorded,
+            before,
+        }) = self.lock(&claim.name)?
+        else {
+            return Ok(None);
+        };
+        let record = self.next_record(claim, before.as_ref())?;
+        let grant = Grant {
+            locked,
+            recorded,
+            record,
+        };
+        self.write(&grant, &claim.name, &grant.record)?;
+        Ok(Some(grant))
     }
 
     /// Takes the kernel's lock of `name`, and reads what was recorded; `None` when it is taken.
@@ -230,7 +270,7 @@ impl FileLockStore {
             fence,
             last_fence,
             owner: claim.owner,
-            boot: machine.boot,
+            boot: machine.boot(),
             time_namespace: machine.time_namespace,
             ttl: None,
             ends: Duration::ZERO,
@@ -271,13 +311,6 @@ impl FileLockStore {
             None => self.directory.open_file(&path)?,
         };
         let Some(file) = opened else { return Ok(None) };
-        // A shared lock gets in no one's way for longer than it takes to give it back.
-        if kernel_lock::try_lock_shared(&file)
-            .map_err(FileError::io("try this file's lock", &path))?
-        {
-            kernel_lock::unlock(&file).map_err(FileError::io("unlock this file", &path))?;
-            return Ok(None);
-        }
         let recorded = match &self.exact {
             Some(_) => self.directory.open_file(&self.directory.path_of(name))?,
             None => Some(
@@ -290,9 +323,19 @@ impl FileLockStore {
             recorded.and_then(|recorded| self.directory.read(&recorded, &path, name).ok()?);
         let process =
             os::locker(&file).map_err(FileError::io("find out who locked this file", &path))?;
+        if process.is_none() {
+            // The kernel tells of no holder that this process can see. Unless somebody is recorded
+            // who may be out of sight, that is enough; else only trying the lock can tell, which
+            // refuses others for as long as it takes to give it back.
+            let nobody = os::TELLS_LOCKERS && record.as_ref().is_none_or(|record| !record.held);
+            let tried = || kernel_lock::try_lock_shared(&file);
+            if nobody || tried().map_err(FileError::io("try this file's lock", &path))? {
+                return Ok(None);
+            }
+        }
         let current = record.filter(|record| {
             record.held
-                && record.boot == Machine::this().boot
+                && Machine::this().runs_since(record.boot)
                 && process.is_none_or(|process| process == record.process.id)
         });
         Ok(Some(match current {
@@ -355,44 +398,48 @@ impl Drop for Locked {
 
 impl Store for FileLockStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let mut grants = self.grants();
-        match grants.entry(claim.name.clone()) {
-            Entry::Occupied(mut held) if held.get().record.owner == claim.owner => {
-                let grant = held.get_mut();
-                let record = self.lasting(&grant.record, claim);
-                self.write(grant, &claim.name, &record)?;
-                grant.record = record;
-                Ok(granted(&grant.record))
+        match self.grants().entry(claim.name.clone()) {
+            Entry::Occupied(mut slot) => match slot.get_mut() {
+                Slot::Held(grant) if grant.record.owner == claim.owner => {
+                    let record = self.lasting(&grant.record, claim);
+                    self.write(grant, &claim.name, &record)?;
+                    grant.record = record;
+                    return Ok(granted(&grant.record));
+                }
+                // When its holder gives it back, nobody knows.
+                Slot::Asking | Slot::Held(_) => return Ok(Reply::REFUSED),
+            },
+            Entry::Vacant(slot) => {
+                slot.insert(Slot::Asking);
             }
-            // When its holder gives it back, nobody knows.
-            Entry::Occupied(_) => Ok(Reply::REFUSED),
-            Entry::Vacant(free) => {
-                let Some(Taken {
-                    locked,
-                    recorded,
-                    before,
-                }) = self.lock(&claim.name)?
-                else {
-                    return Ok(Reply::REFUSED);
-                };
-                let record = self.next_record(claim, before.as_ref())?;
-                let grant = Grant {
-                    locked,
-                    recorded,
-                    record,
-                };
-                self.write(&grant, &claim.name, &grant.record)?;
-                Ok(granted(&free.insert(grant).record))
+        }
+        // Other names are not held up by what this one's file, or the counter, takes.
+        let granted_as = self.take(claim);
+        let mut grants = self.grants();
+        match granted_as {
+            Ok(Some(grant)) => {
+                let reply = granted(&grant.record);
+                grants.insert(claim.name.clone(), Slot::Held(grant));
+                Ok(reply)
+            }
+            Ok(None) => {
+                grants.remove(&claim.name);
+                Ok(Reply::REFUSED)
+            }
+            Err(err) => {
+                grants.remove(&claim.name);
+                Err(err.into())
             }
         }
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut grants = self.grants();
-        let Some(grant) = grants.get_mut(&claim.name) else {
+        let Some(Slot::Held(grant)) = grants.get_mut(&claim.name) else {
             return Ok(Reply::REFUSED);
         };
-        if grant.record.owner != claim.owner || grant.is_expired(self.now()) {
+        let mine = grant.record.owner == claim.owner && grant.locked.is_ours();
+        if !mine || grant.is_expired(self.now()) {
             return Ok(Reply::REFUSED);
         }
         // With another file at its path, others lock that one.
@@ -407,25 +454,25 @@ impl Store for FileLockStore {
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut grants = self.grants();
-        match grants.entry(claim.name.clone()) {
-            Entry::Occupied(held)
-                if held.get().record.owner == claim.owner && held.get().locked.is_ours() =>
-            {
-                let still_held = !held.get().is_expired(self.now())
-                    && kernel_lock::is_current(
-                        &held.get().locked.file,
-                        &self.path_of(&claim.name),
-                    )?;
-                self.record_end(&claim.name, held.get());
-                held.remove();
-                Ok(if still_held {
-                    Reply::Granted { fence: None }
-                } else {
-                    Reply::REFUSED
-                })
-            }
-            _ => Ok(Reply::REFUSED),
+        let Some(Slot::Held(grant)) = grants.get(&claim.name) else {
+            return Ok(Reply::REFUSED);
+        };
+        if grant.record.owner != claim.owner || !grant.locked.is_ours() {
+            return Ok(Reply::REFUSED);
         }
+        let expired = grant.is_expired(self.now());
+        let current = kernel_lock::is_current(&grant.locked.file, &self.path_of(&claim.name));
+        // With another file at its path, the record may be another's by now.
+        if matches!(current, Ok(true)) {
+            self.record_end(&claim.name, grant);
+        }
+        // Whatever else fails, it is unlocked.
+        grants.remove(&claim.name);
+        Ok(if current? && !expired {
+            Reply::Granted { fence: None }
+        } else {
+            Reply::REFUSED
+        })
     }
 
     /// Refuses to take the kernel's lock from anyone: it would have two holders then.
@@ -441,7 +488,7 @@ impl Store for FileLockStore {
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        if let Some(grant) = self.grants().get(name) {
+        if let Some(Slot::Held(grant)) = self.grants().get(name) {
             return Ok(Some(holder(&grant.record, grant.remaining(self.now()))));
         }
         Ok(self.other_holder(name)?)

@@ -44,7 +44,9 @@ pub(crate) struct Guarded<'a>(&'a File);
 impl<'a> Guarded<'a> {
     /// Waits for the kernel's lock on `file`, which others keep for microseconds only.
     pub(crate) fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
-        const PATIENCE: Duration = Duration::from_secs(5);
+        // Who is stopped in the middle of a step may hold up others no longer than this at a time,
+        // for they have deadlines and leases to look after; it is asked again by those who wait.
+        const PATIENCE: Duration = Duration::from_millis(200);
         const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
         let locked = || try_lock(file).map_err(FileError::io("lock this file", path));
@@ -62,7 +64,7 @@ impl<'a> Guarded<'a> {
         }
         Err(FileError::Busy {
             path: path.to_owned(),
-            seconds: PATIENCE.as_secs(),
+            waited: PATIENCE,
         })
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -81,6 +82,11 @@ impl LeaseFileStore {
     ///
     /// [`OpenError`] says what is wrong with the folder, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
+        if !Machine::this().knows_its_start() {
+            return Err(OpenError::UnknownStart {
+                path: path.as_ref().to_owned(),
+            });
+        }
         Ok(Self {
             directory: Directory::open(path.as_ref(), Kind::Lease, options)?,
             clock: Arc::new(System),
@@ -100,26 +106,31 @@ impl LeaseFileStore {
         }
     }
 
-    /// The names that are held now, and by whom.
+    /// The names that are held now, and by whom; an error for each file of which that cannot be
+    /// told.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the folder, or one of its files, cannot be read.
-    pub fn list(&self) -> Result<Vec<(Name, Holder)>, StoreError> {
+    /// [`StoreError`] when the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
         self.directory.held(|name| self.inspect(name))
     }
 
     /// A duplicate of the descriptor that keeps the ephemeral lease of `claim` alive: it ends
-    /// when all duplicates are closed.
-    pub fn lifeline(&self, claim: &Claim) -> Option<File> {
+    /// when all duplicates are closed. `None` when this process keeps no such lease alive.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it cannot duplicate it.
+    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         let grants = self.grants();
-        grants
-            .get(&claim.name)?
-            .of(claim.owner)?
-            .lifeline
-            .as_ref()?
-            .try_clone()
-            .ok()
+        let grant = grants
+            .get(&claim.name)
+            .and_then(|grant| grant.of(claim.owner));
+        grant
+            .and_then(|grant| grant.lifeline.as_ref())
+            .map(File::try_clone)
+            .transpose()
     }
 
     /// From whom the lease of `claim` was taken although processes of theirs still live: their
@@ -181,15 +192,6 @@ impl LeaseFileStore {
         }
     }
 
-    /// Whether this process has the byte of the grant of `claim` locked.
-    fn keeps_alive(&self, claim: &Claim) -> bool {
-        let grants = self.grants();
-        let grant = grants
-            .get(&claim.name)
-            .and_then(|grant| grant.of(claim.owner));
-        grant.is_some_and(|grant| grant.lifeline.is_some())
-    }
-
     /// Whether the grant of `claim` was inherited from the process this one was forked from.
     fn is_parents(&self, claim: &Claim) -> bool {
         let grants = self.grants();
@@ -230,7 +232,7 @@ struct LeaseFile<'a> {
 impl LeaseFile<'_> {
     fn state(&self, record: &Record) -> Result<State, FileError> {
         let machine = Machine::this();
-        if !record.held || record.boot != machine.boot {
+        if !record.held {
             return Ok(State::Free);
         }
         if record.ephemeral {
@@ -238,6 +240,14 @@ impl LeaseFile<'_> {
             if !asked.map_err(FileError::io("ask who lives", self.path))? {
                 return Ok(State::Free);
             }
+        }
+        if !machine.runs_since(record.boot) {
+            // Whatever a file says, one who lives is one who holds.
+            return Ok(if record.ephemeral {
+                State::Held { remaining: None }
+            } else {
+                State::Free
+            });
         }
         if record.ttl.is_none() {
             return Ok(State::Held { remaining: None });
@@ -287,7 +297,7 @@ impl LeaseFile<'_> {
             fence,
             last_fence,
             owner: claim.owner,
-            boot: machine.boot,
+            boot: machine.boot(),
             time_namespace: machine.time_namespace,
             ttl: None,
             ends: Duration::ZERO,
@@ -394,14 +404,7 @@ impl Store for LeaseFileStore {
         let reply = self.with_record(&claim.name, false, |lease, record| match record {
             Some(record) if record.held && record.owner == claim.owner => {
                 let state = lease.state(&record)?;
-                if let Err(err) = lease.free(&record) {
-                    // A disk that takes no writes cannot keep the name: without its byte, an
-                    // ephemeral lease is over.
-                    let keeps_it_alive = record.ephemeral && self.keeps_alive(claim);
-                    if !keeps_it_alive {
-                        return Err(err);
-                    }
-                }
+                lease.free(&record)?;
                 Ok(if matches!(state, State::Held { .. }) {
                     granted(&record)
                 } else {
@@ -409,9 +412,11 @@ impl Store for LeaseFileStore {
                 })
             }
             _ => Ok(Reply::REFUSED),
-        })?;
+        });
+        // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
+        // ephemeral lease is over all the same without its byte, and the name not held by nobody.
         self.forget(claim);
-        Ok(reply.unwrap_or(Reply::REFUSED))
+        Ok(reply?.unwrap_or(Reply::REFUSED))
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {

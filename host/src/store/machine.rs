@@ -9,8 +9,8 @@ use verrou::Process;
 /// What a record says of where it was written.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    /// A number of its own for each start of the machine; zero where there is none.
-    pub(crate) boot: [u8; 16],
+    /// A number of its own for each start of the machine, where it can be read.
+    boot: Option<[u8; 16]>,
     /// Which `CLOCK_BOOTTIME` this process sees; zero where there is only one.
     pub(crate) time_namespace: u64,
     host: String,
@@ -22,11 +22,26 @@ impl Machine {
     pub(crate) fn this() -> &'static Self {
         static THIS: OnceLock<Machine> = OnceLock::new();
         THIS.get_or_init(|| Self {
-            boot: boot_id().unwrap_or_default(),
+            boot: boot_id(),
             time_namespace: time_namespace().unwrap_or_default(),
             host: host_name(),
-            command: env::args().collect::<Vec<_>>().join(" "),
+            command: command_line(),
         })
+    }
+
+    /// What a record says of when the machine was started; zeros where that cannot be told.
+    pub(crate) fn boot(&self) -> [u8; 16] {
+        self.boot.unwrap_or_default()
+    }
+
+    /// Whether it can be told when the machine was started.
+    pub(crate) fn knows_its_start(&self) -> bool {
+        self.boot.is_some()
+    }
+
+    /// Whether the machine has been running since a record said `boot` of its start.
+    pub(crate) fn runs_since(&self, boot: [u8; 16]) -> bool {
+        self.boot == Some(boot)
     }
 
     /// Another process of this machine.
@@ -51,6 +66,12 @@ impl Machine {
             command: command.unwrap_or(&self.command).to_owned(),
         }
     }
+}
+
+/// How this process was started.
+fn command_line() -> String {
+    let words = env::args_os().map(|word| word.to_string_lossy().into_owned());
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// `random(4)`: "a random UUID generated once at boot".

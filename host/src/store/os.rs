@@ -8,6 +8,6 @@ mod imp;
 mod imp;
 
 pub(crate) use imp::{
-    create, create_directory, id, id_at, locker, open, open_to_lock, read_at, suspicion,
-    suspicious_directory, sync_directory, unsuitable_file_system, write_at,
+    TELLS_LOCKERS, create, create_directory, id, id_at, locker, open, open_to_lock, read_at,
+    suspicion, suspicious_directory, sync_directory, unsuitable_file_system, write_at,
 };

@@ -141,12 +141,13 @@ pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Damage> {
 ///
 /// A slot that does not fit its checksum, or the other slot, was on its way to the disk when the
 /// machine lost power, or is damaged. The former is certain only if the machine has been started
-/// anew since, which ended every lease anyway; otherwise this is damage.
+/// anew since, which ended every lease anyway; otherwise this is damage. `runs_since` says
+/// whether it was not.
 pub(crate) fn read(
     kind: Kind,
     name: &Name,
     file: &[u8],
-    boot: &[u8; 16],
+    runs_since: impl Fn([u8; 16]) -> bool,
 ) -> Result<Option<Record>, Damage> {
     let found = name_of(kind, file)?;
     if found != *name {
@@ -164,7 +165,7 @@ pub(crate) fn read(
     };
     let whole = slots.into_iter().filter_map(Result::ok).flatten();
     match whole.max_by_key(|record| record.sequence) {
-        Some(record) if in_step || record.boot != *boot => Ok(Some(record)),
+        Some(record) if in_step || !runs_since(record.boot) => Ok(Some(record)),
         None if in_step => Ok(None),
         _ => Err(Damage::Record),
     }
@@ -337,7 +338,7 @@ mod tests {
     }
 
     fn read_lease(file: &[u8]) -> Result<Option<Record>, Damage> {
-        read(Kind::Lease, &name(), file, &BOOT)
+        read(Kind::Lease, &name(), file, |boot| boot == BOOT)
     }
 
     #[test]
@@ -387,12 +388,12 @@ mod tests {
         );
         let started_anew = [8; 16];
         assert_eq!(
-            read(Kind::Lease, &name(), &file, &started_anew),
+            read(Kind::Lease, &name(), &file, |boot| boot == started_anew),
             Ok(Some(free))
         );
         file[SLOTS[0].start + 200] ^= 1;
         assert_eq!(
-            read(Kind::Lease, &name(), &file, &started_anew),
+            read(Kind::Lease, &name(), &file, |boot| boot == started_anew),
             Err(Damage::Record)
         );
     }
@@ -404,9 +405,12 @@ mod tests {
         let other_name = Damage::OtherName {
             name: "nightly backup".to_owned(),
         };
-        assert_eq!(read(Kind::Lease, &other, &whole, &BOOT), Err(other_name));
         assert_eq!(
-            read(Kind::Lock, &name(), &whole, &BOOT),
+            read(Kind::Lease, &other, &whole, |boot| boot == BOOT),
+            Err(other_name)
+        );
+        assert_eq!(
+            read(Kind::Lock, &name(), &whole, |boot| boot == BOOT),
             Err(Damage::Foreign)
         );
         let mut newer = whole.clone();

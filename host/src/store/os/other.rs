@@ -67,6 +67,8 @@ pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>>
     Ok(None)
 }
 
+pub(crate) const TELLS_LOCKERS: bool = false;
+
 pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
     Ok(None)
 }

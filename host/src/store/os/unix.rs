@@ -159,14 +159,16 @@ pub(crate) fn create_directory(path: &Path, group: Option<u32>) -> io::Result<()
     if path.is_dir() {
         return Ok(());
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    if group.is_some() {
-        let directory = File::open(path)?;
-        fchown(&directory, None, group)?;
-        // New files are the group's, too.
-        directory.set_permissions(Permissions::from_mode(0o2770))?;
-    }
-    Ok(())
+    let Some(group) = group else {
+        return DirBuilder::new().recursive(true).mode(0o700).create(path);
+    };
+    // The group has to come by.
+    fs::create_dir_all(parent(path))?;
+    DirBuilder::new().mode(0o700).create(path)?;
+    let directory = File::open(path)?;
+    fchown(&directory, None, Some(group))?;
+    // New files are the group's, too.
+    directory.set_permissions(Permissions::from_mode(0o2770))
 }
 
 /// Why a file in a store's folder is not to be trusted, if so.
@@ -258,6 +260,9 @@ pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>>
     Ok(None)
 }
 
+/// Whether [`locker`] knows of every locker it can see.
+pub(crate) const TELLS_LOCKERS: bool = cfg!(target_os = "linux");
+
 /// The process that took the kernel's lock on `file` alone, if the kernel tells: proc(5),
 /// `/proc/locks`. It may have ended, when a child of it keeps the lock.
 #[cfg(target_os = "linux")]
@@ -268,7 +273,9 @@ pub(crate) fn locker(file: &File) -> io::Result<Option<u32>> {
         rustix::fs::minor(metadata.dev()),
     );
     let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
-    let locks = fs::read_to_string("/proc/locks")?;
+    let Ok(locks) = fs::read_to_string("/proc/locks") else {
+        return Ok(None); // hidden, as in some containers
+    };
     let process = locks.lines().find_map(|line| {
         // "1: FLOCK  ADVISORY  WRITE 4711 fe:00:123456 0 EOF"
         let mut words = line.split_whitespace().skip(1);
