@@ -4,6 +4,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::{self, Future};
+use core::mem;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::collections::HashMap;
@@ -31,6 +32,8 @@ struct State {
     grants: u64,
     waiters: HashMap<Name, BTreeMap<u64, Waker>>,
     next_waiter: u64,
+    /// Whom to wake, if a name has become free.
+    freed: Option<Vec<Waker>>,
 }
 
 struct Record {
@@ -49,54 +52,55 @@ impl<C: Clock> MemoryStore<C> {
         }
     }
 
-    /// The records whose time has not passed, and the time.
-    fn state(&self) -> (MutexGuard<'_, State>, Timestamp) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Takes one step with the records whose time has not passed, at the time given.
+    ///
+    /// Whoever waits for a name that has become free is woken when the step is done and nothing is
+    /// locked: what wakes may well ask again at once.
+    fn step<T>(&self, step: impl FnOnce(&mut State, Timestamp) -> T) -> T {
+        let mut state = self.lock();
         let now = self.clock.now();
-        let ended: Vec<Name> = state.drop_ended(now);
-        for name in &ended {
-            self.wake(&mut state, name);
+        state.drop_ended(now);
+        let outcome = step(&mut state, now);
+        let freed = mem::take(&mut state.freed);
+        drop(state);
+        if let Some(wakers) = freed {
+            self.freed.notify_all();
+            wakers.into_iter().for_each(Waker::wake);
         }
-        (state, now)
+        outcome
     }
 
-    fn wake(&self, state: &mut State, name: &Name) {
-        self.freed.notify_all();
-        for waker in state
-            .waiters
-            .remove(name)
-            .into_iter()
-            .flat_map(BTreeMap::into_values)
-        {
-            waker.wake();
-        }
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A poisoned mutex still holds whole records: each change is one step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record(&self, claim: &Claim) -> Reply {
-        let (mut state, now) = self.state();
-        let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
-        let fence = match state.records.get(&claim.name) {
-            Some(record) if record.owner == claim.owner => record.fence,
-            Some(record) => {
-                let remaining = record.until.map(|until| until.saturating_since(now));
-                return Reply::Refused { remaining };
-            }
-            None => state.next_fence(),
-        };
-        state.set(
-            &claim.name,
-            Record {
-                owner: claim.owner,
-                fence,
-                until,
-            },
-        );
-        Reply::Granted { fence: Some(fence) }
+        self.step(|state, now| {
+            let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
+            let fence = match state.records.get(&claim.name) {
+                Some(record) if record.owner == claim.owner => record.fence,
+                Some(record) => {
+                    let remaining = record.until.map(|until| until.saturating_since(now));
+                    return Reply::Refused { remaining };
+                }
+                None => state.next_fence(),
+            };
+            let owner = claim.owner;
+            state.set(
+                &claim.name,
+                Record {
+                    owner,
+                    fence,
+                    until,
+                },
+            );
+            Reply::Granted { fence: Some(fence) }
+        })
     }
 
     fn prolong(&self, claim: &Claim) -> Reply {
-        let (mut state, now) = self.state();
-        match state.records.get(&claim.name) {
+        self.step(|state, now| match state.records.get(&claim.name) {
             Some(record) if record.owner == claim.owner => {
                 let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
                 let record = Record { until, ..*record };
@@ -104,58 +108,61 @@ impl<C: Clock> MemoryStore<C> {
                 Reply::Granted { fence: None }
             }
             _ => Reply::REFUSED,
-        }
-    }
-
-    fn remove_if(&self, name: &Name, condition: impl FnOnce(&Record) -> bool) -> Reply {
-        let (mut state, _) = self.state();
-        match state.records.get(name) {
-            Some(record) if condition(record) => {
-                state.remove(name);
-                self.wake(&mut state, name);
-                Reply::Granted { fence: None }
-            }
-            _ => Reply::REFUSED,
-        }
-    }
-
-    fn holder(&self, name: &Name) -> Option<Holder> {
-        let (state, now) = self.state();
-        state.records.get(name).map(|record| Holder {
-            owner: Some(record.owner),
-            fence: Some(record.fence),
-            since: None,
-            remaining: record.until.map(|until| until.saturating_since(now)),
-            process: None,
         })
     }
 
-    /// Whether `name` is free; if not, `waker` is called once when that may have changed.
+    fn remove_if(&self, name: &Name, condition: impl FnOnce(&Record) -> bool) -> Reply {
+        self.step(|state, _| match state.records.get(name) {
+            Some(record) if condition(record) => {
+                state.remove(name);
+                state.note_freed(name);
+                Reply::Granted { fence: None }
+            }
+            _ => Reply::REFUSED,
+        })
+    }
+
+    fn holder(&self, name: &Name) -> Option<Holder> {
+        self.step(|state, now| {
+            state.records.get(name).map(|record| Holder {
+                owner: Some(record.owner),
+                fence: Some(record.fence),
+                since: None,
+                remaining: record.until.map(|until| until.saturating_since(now)),
+                process: None,
+            })
+        })
+    }
+
+    /// Whether `name` is free; if not, the waker is called once when that may have changed.
     fn poll_free(&self, name: &Name, ticket: &mut Option<u64>, context: &Context<'_>) -> Poll<()> {
-        let (mut state, _) = self.state();
-        if !state.records.contains_key(name) {
-            return Poll::Ready(());
-        }
-        let ticket = *ticket.get_or_insert_with(|| {
-            state.next_waiter += 1;
-            state.next_waiter
+        // Cloned, and the one before dropped, while nothing is locked: both may be anyone's code.
+        let waker = context.waker().clone();
+        let (free, before) = self.step(|state, _| {
+            if !state.records.contains_key(name) {
+                return (Poll::Ready(()), None);
+            }
+            let ticket = *ticket.get_or_insert_with(|| {
+                state.next_waiter += 1;
+                state.next_waiter
+            });
+            let waiters = state.waiters.entry(name.clone()).or_default();
+            (Poll::Pending, waiters.insert(ticket, waker))
         });
-        state
-            .waiters
-            .entry(name.clone())
-            .or_default()
-            .insert(ticket, context.waker().clone());
-        Poll::Pending
+        drop(before);
+        free
     }
 
     fn forget_waiter(&self, name: &Name, ticket: u64) {
-        let (mut state, _) = self.state();
-        if let Some(waiters) = state.waiters.get_mut(name) {
-            waiters.remove(&ticket);
+        let forgotten = self.step(|state, _| {
+            let waiters = state.waiters.get_mut(name)?;
+            let forgotten = waiters.remove(&ticket);
             if waiters.is_empty() {
                 state.waiters.remove(name);
             }
-        }
+            forgotten
+        });
+        drop(forgotten);
     }
 }
 
@@ -182,17 +189,23 @@ impl State {
         }
     }
 
-    /// Drops the records whose time has passed at `now`; returns their names.
-    fn drop_ended(&mut self, now: Timestamp) -> Vec<Name> {
-        let mut ended = Vec::new();
+    /// Drops the records whose time has passed at `now`.
+    fn drop_ended(&mut self, now: Timestamp) {
         while self.ends.first().is_some_and(|(until, _)| *until <= now) {
             let Some((_, name)) = self.ends.pop_first() else {
                 break;
             };
             self.records.remove(&name);
-            ended.push(name);
+            self.note_freed(&name);
         }
-        ended
+    }
+
+    /// Notes whom to wake because `name` is free.
+    fn note_freed(&mut self, name: &Name) {
+        let waiters = self.waiters.remove(name).unwrap_or_default();
+        self.freed
+            .get_or_insert_default()
+            .extend(waiters.into_values());
     }
 }
 
@@ -230,26 +243,25 @@ impl<C: Clock> Store for MemoryStore<C> {
 
     /// Ends when the name is released, when its record ends, or after `at_most`.
     fn wait(&self, name: &Name, at_most: Duration) -> Waited {
-        let (state, now) = self.state();
-        let Some(record) = state.records.get(name) else {
+        let held = |state: &mut State, now| {
+            let record = state.records.get(name)?;
+            Some((
+                record.fence,
+                record.until.map(|until| until.saturating_since(now)),
+            ))
+        };
+        let Some((fence, remaining)) = self.step(held) else {
             return Waited::Done;
         };
-        let until = record
-            .until
-            .map_or(at_most, |until| until.saturating_since(now).min(at_most));
-        let fence = record.fence;
-        let held = |state: &mut State| {
+        let at_most = remaining.map_or(at_most, |left| left.min(at_most));
+        let taken = |state: &mut State| {
             state
                 .records
                 .get(name)
                 .is_some_and(|record| record.fence == fence)
         };
-        // A poisoned mutex still holds whole records: each change is one step.
-        drop(
-            self.freed
-                .wait_timeout_while(state, until, held)
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let waited = self.freed.wait_timeout_while(self.lock(), at_most, taken);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
         Waited::Done
     }
 
