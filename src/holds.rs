@@ -39,7 +39,7 @@ impl Hold {
     /// The request that extends this hold by `ttl` at `now`, unless its time has passed.
     pub(crate) fn extension(&self, ttl: Ttl, now: Timestamp) -> Result<Claim, Error> {
         let lease = self.lease();
-        if lease.is_expired(now) {
+        if lease.is_over(now) {
             return Err(Error::NotOwner {
                 name: lease.name().clone(),
             });

@@ -16,6 +16,7 @@ pub struct Lease {
     claim: Claim,
     fence: Option<Fence>,
     until: Option<Timestamp>,
+    estimated: bool,
 }
 
 impl Lease {
@@ -26,21 +27,24 @@ impl Lease {
             claim,
             fence,
             until,
+            estimated: false,
         }
     }
 
-    /// A lease that is known to end at `until`, whatever its ttl.
-    pub(crate) fn until(claim: Claim, fence: Option<Fence>, until: Option<Timestamp>) -> Self {
+    /// A lease that somebody else was granted, and that ends at about `until`.
+    pub(crate) fn about(claim: Claim, fence: Option<Fence>, until: Option<Timestamp>) -> Self {
         Self {
             claim,
             fence,
             until,
+            estimated: true,
         }
     }
 
     /// Lets it last `ttl` from `sent`, when the granted request for that left.
     pub fn extend(&mut self, ttl: Ttl, sent: Timestamp) {
         self.until = ttl.duration().map(|ttl| sent.saturating_add(ttl));
+        self.estimated = false;
     }
 
     /// Notes that it outlives its client.
@@ -77,6 +81,14 @@ impl Lease {
     /// Whether its time has passed at `now`; it has from the instant it ends.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.until.is_some_and(|until| until <= now)
+    }
+
+    /// Whether its time has certainly passed at `now`. Of a lease that was restored from text
+    /// only the store can tell, for its end goes by wall clocks, and it may have been extended
+    /// since.
+    #[cfg(feature = "std")]
+    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+        !self.estimated && self.is_expired(now)
     }
 
     /// How much of it is left at `now`, zero once its time has passed; `None` when it does not

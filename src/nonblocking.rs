@@ -1,13 +1,13 @@
 //! Locks for programs that wait in futures, on any executor.
 //!
-//! The same words as in [`blocking`](crate::blocking), awaited. There is no `Drop` that awaits,
-//! so a [`Held`] that is dropped leaves its lock taken until its time has passed: use
-//! [`Lock::run`], or release it.
+//! The same words as in [`blocking`](crate::blocking), awaited. There is no `Drop` that awaits:
+//! where a [`Lock::run`] panics or is dropped half-way, its lock is given back if the store does
+//! that at once, as [`Inline`] stores and memory do, and else is taken until its time has passed.
 
 use alloc::sync::Arc;
 use core::future::{self, Future};
 use core::pin::pin;
-use core::task::Poll;
+use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use crate::acquire::{Acquire, AcquireStep};
@@ -273,7 +273,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, retry: &Retry) -> Result<Lease, Error> {
-        Ok(self.held_with(retry).await?.lease())
+        Ok(self.held_with(retry).await?.leave())
     }
 
     /// Takes the lock if it is free now.
@@ -287,8 +287,8 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
 
     /// Takes the lock, does `body`, and releases the lock.
     ///
-    /// Where `body` panics, or this is dropped half-way, the lock stays taken until its time has
-    /// passed.
+    /// Where `body` panics, or this is dropped half-way, the lock is given back by a store that does
+    /// so at once; in any other it stays taken until its time has passed.
     ///
     /// # Errors
     ///
@@ -439,6 +439,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         Ok(Held {
             lock: self,
             hold: self.holds.add(lease),
+            ended: false,
         })
     }
 
@@ -457,9 +458,10 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
 
 /// A lock that is held by a [`Lock::run`].
 #[derive(Debug)]
-pub struct Held<'a, S, H> {
+pub struct Held<'a, S: AsyncStore, H: AsyncHost> {
     lock: &'a Lock<S, H>,
     hold: Hold,
+    ended: bool,
 }
 
 impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
@@ -509,11 +511,25 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
         })
     }
 
-    async fn release(self) -> Result<(), Error> {
+    fn leave(mut self) -> Lease {
+        self.ended = true;
+        self.lease()
+    }
+
+    async fn release(mut self) -> Result<(), Error> {
         let was_expired = self.is_expired();
-        self.lock
-            .release_hold(&self.hold)
-            .await
-            .map_err(|error| lost(error, was_expired))
+        let released = self.lock.release_hold(&self.hold).await;
+        self.ended = true;
+        released.map_err(|error| lost(error, was_expired))
+    }
+}
+
+impl<S: AsyncStore, H: AsyncHost> Drop for Held<'_, S, H> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // There is nobody to wait for it, or to tell of a failure.
+            let release = pin!(self.lock.release_hold(&self.hold));
+            let _ = release.poll(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }

@@ -128,7 +128,7 @@ impl SerializedLock {
         let until = self
             .expires
             .map(|expires| now.saturating_add(expires.saturating_sub(wall)));
-        Lease::until(claim, self.fence, until)
+        Lease::about(claim, self.fence, until)
     }
 }
 

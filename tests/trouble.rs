@@ -4,7 +4,7 @@
 mod common;
 
 use std::error::Error as _;
-use std::future::Future;
+use std::future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,13 @@ use common::script::ms;
 use common::world::{Memory, World, world};
 use common::{Polled, yield_now};
 use pollster::block_on;
+use verrou::blocking::Host;
 use verrou::conformance::TestClock;
 use verrou::nonblocking::Inline;
 use verrou::{
-    Abilities, Claim, Error, Fence, Holder, InvalidName, InvalidRetry, InvalidSerializedLock,
-    InvalidTtl, Loss, Name, Reply, Retry, RunError, SerializedLock, Store, StoreError, blocking,
-    nonblocking,
+    Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, InvalidName, InvalidRetry,
+    InvalidSerializedLock, InvalidTtl, Loss, MemoryStore, Name, Reply, Retry, RunError,
+    SerializedLock, Store, StoreError, Timestamp, blocking, nonblocking,
 };
 
 /// A store that can be made to fail.
@@ -342,7 +343,7 @@ mod crowd {
 
     impl AsyncHost for Sleeper {
         fn sleep(&self, _: Duration) -> impl Future<Output = ()> {
-            std::future::pending()
+            future::pending()
         }
         fn random(&self) -> [u8; 16] {
             AsyncHost::random(&self.0)
@@ -445,4 +446,87 @@ fn a_damaged_text_is_told_apart() {
     let err = end.expect_err("no lock");
     assert_eq!(err.code(), "E_INVALID_SERIALIZED_LOCK");
     assert!(err.source().is_some());
+}
+
+/// A host like the test's, whose wall clock shows another time.
+#[derive(Clone)]
+struct AnotherWall(TestClock, Duration);
+
+impl Clock for AnotherWall {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+impl Host for AnotherWall {
+    fn sleep(&self, pause: Duration) {
+        Host::sleep(&self.0, pause);
+    }
+    fn random(&self) -> [u8; 16] {
+        Host::random(&self.0)
+    }
+    fn wall_clock(&self) -> Duration {
+        self.1
+    }
+}
+
+#[test]
+fn only_the_store_can_tell_that_a_restored_lease_has_ended() {
+    let clock = TestClock::still();
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let here = blocking::LockFactory::new(Arc::clone(&store), clock.clone());
+    let lock = here.create_lock("lock", "10s").unwrap();
+    lock.acquire().unwrap();
+    let text = lock.serialize().unwrap();
+
+    let an_hour_ahead = text.expires().unwrap() + Duration::from_hours(1);
+    let there = AnotherWall(clock.clone(), an_hour_ahead);
+    let there = blocking::LockFactory::new(store, there);
+    let restored = there.restore_lock(&text);
+    assert!(restored.is_expired(), "by this wall clock");
+    assert!(restored.is_held().unwrap());
+    restored.extend(None).unwrap();
+    assert!(!restored.is_expired(), "its end is known now");
+    clock.advance(Duration::from_secs(10));
+    assert!(matches!(restored.extend(None), Err(Error::NotOwner { .. })));
+}
+
+/// Asks the store from within its wake-up, as an executor that polls at once does.
+struct AskAtOnce(Arc<MemoryStore<TestClock>>);
+
+impl Wake for AskAtOnce {
+    fn wake(self: Arc<Self>) {
+        let name = Name::new("lock").unwrap();
+        assert_eq!(Store::inspect(&self.0, &name).unwrap(), None);
+    }
+}
+
+#[test]
+fn whoever_is_woken_may_ask_at_once() {
+    let clock = TestClock::still();
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let locks = blocking::LockFactory::new(Arc::clone(&store), clock);
+    let lock = locks.create_lock("lock", "none").unwrap();
+    lock.acquire().unwrap();
+    let waker = Arc::new(AskAtOnce(Arc::clone(&store))).into();
+    let mut context = Context::from_waker(&waker);
+    let name = lock.name().clone();
+    let mut waiting = pin!(AsyncStore::wait(&store, &name, Duration::MAX));
+    assert!(waiting.as_mut().poll(&mut context).is_pending());
+    lock.release().unwrap();
+    assert!(waiting.as_mut().poll(&mut context).is_ready());
+}
+
+#[test]
+fn a_run_that_is_dropped_half_way_gives_its_lock_back() {
+    let clock = TestClock::still();
+    let locks = nonblocking::LockFactory::new(Arc::new(MemoryStore::new(clock.clone())), clock);
+    let lock = locks.create_lock("lock", "none").unwrap();
+    let mut context = Context::from_waker(Waker::noop());
+    {
+        let mut running = pin!(lock.run(async |_| future::pending::<()>().await));
+        assert!(running.as_mut().poll(&mut context).is_pending());
+        assert!(block_on(lock.is_locked()).unwrap());
+    }
+    assert!(!block_on(lock.is_locked()).unwrap());
 }
