@@ -14,7 +14,7 @@ mod tokio;
 pub use keep_alive::keep_alive;
 pub use open::{FileStore, InvalidStoreUrl, StoreUrl};
 pub use store::{
-    Damage, FileError, FileLockStore, LeaseFileStore, OpenError, StoreOptions, Zombies,
+    Damage, FileError, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions, Zombies,
 };
 pub use system::System;
 #[cfg(feature = "tokio")]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError, Waited};
 
-use crate::store::{FileLockStore, LeaseFileStore, OpenError, StoreOptions};
+use crate::store::{FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions};
 
 /// Where a store is, as one line of text: `lease:DIR` or `file:DIR`.
 ///
@@ -158,7 +158,7 @@ impl FileStore {
     /// # Errors
     ///
     /// [`StoreError`] when the folder cannot be read.
-    pub fn list(&self) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         match self {
             Self::Lease(store) => store.list(),
             Self::Lock(store) => store.list(),

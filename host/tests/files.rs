@@ -703,3 +703,170 @@ fn the_held_names_are_listed() {
     );
     assert_eq!(listed(locks.list().unwrap()), [names[2].clone()]);
 }
+
+#[test]
+fn whoever_holds_a_replaced_file_leaves_the_next_ones_record_alone() {
+    let folder = folder();
+    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let open = || {
+        let opened = FileLockStore::open_path(&path, &records, &StoreOptions::default());
+        opened.expect("the path can be locked")
+    };
+    let (old, name) = open();
+    let claim = |owner| Claim {
+        name: name.clone(),
+        ..claim(owner)
+    };
+    granted(old.acquire(&claim(1)));
+    fs::remove_file(&path).unwrap();
+    let (next, _) = open();
+    let mut last = granted(next.acquire(&claim(2)));
+    granted(next.extend(&claim(2)));
+    refused(&old.release(&claim(1)));
+    drop(next); // as if it had been killed
+    let (third, _) = open();
+    for _ in 0..3 {
+        let fence = granted(third.acquire(&claim(3)));
+        assert!(fence > last);
+        last = fence;
+        granted(third.release(&claim(3)));
+    }
+}
+
+#[test]
+fn a_release_frees_the_lock_also_when_its_path_cannot_be_looked_at() {
+    let folder = folder();
+    let (there, away) = (folder.path().join("there"), folder.path().join("away"));
+    let store = locks(&there);
+    granted(store.acquire(&claim(1)));
+    fs::rename(&there, &away).unwrap();
+    fs::write(&there, "not a folder").unwrap();
+    store
+        .release(&claim(1))
+        .expect_err("the path leads nowhere");
+    fs::remove_file(&there).unwrap();
+    fs::rename(&away, &there).unwrap();
+    granted(locks(&there).acquire(&claim(2)));
+}
+
+#[test]
+fn a_slow_counter_holds_up_no_other_name() {
+    let folder = folder();
+    let store = locks(folder.path());
+    granted(store.acquire(&claim(1)));
+    let counter = File::open(folder.path().join("fences")).unwrap();
+    counter.lock().unwrap();
+    let other = Claim {
+        name: Name::new("other").unwrap(),
+        ..claim(2)
+    };
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| store.acquire(&other));
+        let mut steps = 0;
+        while !waiting.is_finished() {
+            granted(store.extend(&claim(1)));
+            steps += 1;
+        }
+        let err = waiting
+            .join()
+            .unwrap()
+            .expect_err("the counter stays locked");
+        assert!(err.is_temporary(), "{err}");
+        assert!(steps > 1, "the other name's steps were taken meanwhile");
+    });
+    counter.unlock().unwrap();
+    granted(store.acquire(&other));
+}
+
+#[test]
+fn looking_at_a_free_lock_refuses_it_to_nobody() {
+    let folder = folder();
+    let (store, watcher) = (locks(folder.path()), locks(folder.path()));
+    granted(store.acquire(&claim(1)));
+    granted(store.release(&claim(1)));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                watcher.inspect(&claim(1).name).unwrap();
+            }
+        });
+        let replies: Vec<_> = (0..1000)
+            .map(|_| {
+                store
+                    .acquire(&claim(1))
+                    .and_then(|reply| store.release(&claim(1)).map(|_| reply))
+            })
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        for reply in replies {
+            granted(reply);
+        }
+    });
+}
+
+#[test]
+fn a_bad_file_hides_no_other_from_the_list() {
+    let folder = folder();
+    let store = leases(folder.path());
+    granted(store.acquire(&claim(1)));
+    symlink("/nowhere", folder.path().join("zzz.lease")).unwrap();
+    let listed = store.list().unwrap();
+    let held: Vec<_> = listed
+        .iter()
+        .filter_map(|held| held.as_ref().ok())
+        .collect();
+    assert_eq!(held.len(), 1);
+    assert_eq!(held[0].0, claim(1).name);
+    assert_eq!(listed.len(), 2);
+}
+
+#[test]
+fn a_groups_folder_is_made_where_the_group_comes_by() {
+    if !is_root() {
+        eprintln!("only root can give a folder to a group: that it can be reached is not shown");
+        return;
+    }
+    let folder = folder();
+    let deep = folder.path().join("parent/store");
+    let group = StoreOptions {
+        group: Some("daemon".to_owned()),
+        ..StoreOptions::default()
+    };
+    LeaseFileStore::open(&deep, &group).unwrap();
+    let parent = fs::metadata(folder.path().join("parent")).unwrap();
+    assert_ne!(parent.mode() & 0o011, 0, "{:o}", parent.mode());
+}
+
+/// As in some containers, and under systemd's `ProcSubset=pid`.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
+    if !is_root() {
+        eprintln!(
+            "only root can hide files of /proc: what a process without them does is not shown"
+        );
+        return;
+    }
+    let folder = folder();
+    granted(leases(folder.path()).acquire(&detached(1)));
+    let hidden = |store: &str| {
+        let script = "mount -t tmpfs none /proc/sys && exec \"$@\"";
+        let verrou = env!("CARGO_BIN_EXE_verrou");
+        let url = format!("{store}:{}", folder.path().display());
+        let wish = ["--store", &url, "run", "lock", "--no-wait", "--", "true"];
+        let mut command = std::process::Command::new("unshare");
+        command
+            .args(["--mount", "sh", "-c", script, "sh", verrou])
+            .args(wish);
+        command.output().expect("unshare(1) is there")
+    };
+    let output = hidden("lease");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(73), "{said}");
+    assert!(said.contains("boot_id"), "{said}");
+    for _ in 0..2 {
+        let output = hidden("file");
+        assert!(output.status.success(), "{output:?}");
+    }
+}

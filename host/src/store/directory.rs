@@ -7,13 +7,13 @@ use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
 use verrou::{Holder, Name, StoreError};
 
-use super::StoreOptions;
 use super::counter::Counter;
 use super::error::{FileError, OpenError};
 use super::machine::Machine;
 use super::os;
 use super::record::{self, FILE_BYTES, Kind, Record};
 use super::trusted_file;
+use super::{Listed, StoreOptions};
 
 /// A folder of lock files of one kind.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ impl Directory {
     pub(crate) fn held(
         &self,
         inspect: impl Fn(&Name) -> Result<Option<Holder>, StoreError>,
-    ) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
+    ) -> Result<Vec<Listed>, StoreError> {
         let holder = |name: Result<Name, FileError>| {
             let name = name?;
             Ok(inspect(&name)?.map(|holder| (name, holder)))

@@ -17,7 +17,7 @@ use super::error::{FileError, OpenError};
 use super::lease_file::{granted, holder, wall_clock};
 use super::machine::Machine;
 use super::record::{Kind, Record};
-use super::{StoreOptions, jitter, kernel_lock, os};
+use super::{Listed, StoreOptions, jitter, kernel_lock, os};
 use crate::System;
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
@@ -56,6 +56,10 @@ pub struct FileLockStore {
 }
 
 /// What this value does with a name.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are held, and the others soon are"
+)]
 enum Slot {
     /// It asks the kernel for it, and others here need not.
     Asking,
@@ -158,7 +162,7 @@ impl FileLockStore {
     /// # Errors
     ///
     /// [`StoreError`] when the folder cannot be read.
-    pub fn list(&self) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         self.directory.held(|name| self.inspect(name))
     }
 

@@ -24,7 +24,7 @@ use super::kernel_lock::{self, Guarded};
 use super::machine::Machine;
 use super::os;
 use super::record::{Kind, Record};
-use super::{StoreOptions, Zombies, jitter, liveness};
+use super::{Listed, StoreOptions, Zombies, jitter, liveness};
 use crate::System;
 
 /// Leases in the files of a folder, for the processes of one machine.
@@ -112,7 +112,7 @@ impl LeaseFileStore {
     /// # Errors
     ///
     /// [`StoreError`] when the folder cannot be read.
-    pub fn list(&self) -> Result<Vec<Result<(Name, Holder), StoreError>>, StoreError> {
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         self.directory.held(|name| self.inspect(name))
     }
 

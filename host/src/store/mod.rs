@@ -14,10 +14,15 @@ mod trusted_file;
 
 use std::time::Duration;
 
+use verrou::{Holder, Name, StoreError};
+
 pub use error::{FileError, OpenError};
 pub use file_lock::FileLockStore;
 pub use lease_file::LeaseFileStore;
 pub use record::Damage;
+
+/// A name that is held, and by whom; or why that cannot be told of one file.
+pub type Listed = Result<(Name, Holder), StoreError>;
 
 /// What a store of files is to do beyond its defaults.
 #[derive(Clone, Debug, Default)]
