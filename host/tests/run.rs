@@ -446,3 +446,38 @@ fn the_command_reads_our_standard_input() {
     let output = done(place.run(&[], "cat").stdin(input));
     assert_eq!(stdout(&output), "words\n");
 }
+
+/// Runs its arguments with these signals blocked.
+const BLOCKED: &str = "import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+os.execv(sys.argv[1], sys.argv[1:])";
+
+#[test]
+fn signals_that_were_blocked_before_us_are_heard() {
+    let place = Place::new("lease");
+    let verrou = place.run(&["--ttl", "1h"], "exec sleep 1000");
+    let mut command = std::process::Command::new("python3");
+    command
+        .args(["-c", BLOCKED])
+        .arg(verrou.get_program())
+        .args(verrou.get_args());
+    for (variable, value) in verrou.get_envs() {
+        match value {
+            Some(value) => command.env(variable, value),
+            None => command.env_remove(variable),
+        };
+    }
+    if let Some(folder) = verrou.get_current_dir() {
+        command.current_dir(folder);
+    }
+    let started = Started::new(&mut command);
+    eventually("it holds the lock", || place.is_held());
+    let wrapper = started.pid();
+    eventually("it waits", || {
+        let place = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
+        place.is_ok_and(|place| place.contains("poll"))
+    });
+    started.signal(Signal::TERM);
+    assert_eq!(code(&started.end()), 143);
+    assert!(!place.is_held());
+}

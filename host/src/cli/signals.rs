@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, kill_current_process_group};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -34,6 +35,7 @@ impl Signals {
     /// Listens for the end of children only. All other signals do what they do by default, or
     /// nothing if they are ignored.
     pub(crate) fn new() -> io::Result<Self> {
+        unblock()?;
         let (read, write) = UnixStream::pair()?;
         let child = [Signal::CHILD.as_raw()];
         Ok(Self {
@@ -72,6 +74,17 @@ impl Signals {
     pub(crate) fn pending(&mut self) -> impl Iterator<Item = Signal> {
         self.delivery.pending().filter_map(Signal::from_named_raw)
     }
+}
+
+/// Lets through what is listened for: whoever started this process may have blocked it, and that
+/// is inherited.
+fn unblock() -> io::Result<()> {
+    let listened = FORWARDED.into_iter().chain([Signal::CHILD, Signal::CONT]);
+    let mut mask = SigSet::empty();
+    for signal in listened {
+        mask.add(nix::sys::signal::Signal::try_from(signal.as_raw())?);
+    }
+    Ok(mask.thread_unblock()?)
 }
 
 /// A timer that goes on while the machine is suspended, as leases do.
