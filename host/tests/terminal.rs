@@ -231,3 +231,30 @@ fn a_person_is_told_what_is_waited_for() {
     terminal.shows("\ngranted");
     holder.end();
 }
+
+#[test]
+fn a_pipeline_keeps_its_terminal() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let reader = "sh -c 'cat > /dev/null; read words < /dev/tty; echo read=$words'";
+    terminal.types(&format!("{} | {reader}\n", run("", "true")));
+    eventually("the command has ended", || !place.is_held());
+    terminal.types("words\n");
+    terminal.shows("\nread=words");
+    terminal.shows("ready> ");
+}
+
+#[test]
+fn a_script_keeps_its_terminal_from_what_it_runs_in_the_background() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let script = "\"$verrou\" run k -- sh -c 'echo $$ > pid; exec sleep 1000' &\nread words\necho read=$words\nkill $!\nwait\n";
+    fs::write(place.path("script"), script).unwrap();
+    terminal.types("sh script\n");
+    let sleep = place.pid();
+    assert!(!terminal.listens_to(sleep));
+    terminal.types("words\n");
+    terminal.shows("\nread=words");
+    terminal.shows("ready> ");
+    assert!(!lives(sleep));
+}

@@ -1,7 +1,7 @@
 //! The command that runs under a lock: a group of processes with a life of its own.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -57,7 +57,9 @@ impl Job {
         // hand them on to. Until then they end us, and the lock and the child end with us.
         let signals = Signals::new()?;
         let terminal = Terminal::open();
-        let ours = terminal.as_ref().filter(|terminal| terminal.is_ours());
+        let ours = terminal
+            .as_ref()
+            .filter(|terminal| terminal.is_ours() && is_at_it());
         let preparation = Preparation {
             parent: getpid(),
             last_will: if mortal { Signal::KILL } else { Signal::TERM },
@@ -174,6 +176,7 @@ impl Job {
     pub(crate) fn resume(&mut self) {
         if let Some(terminal) = &self.terminal
             && terminal.is_ours()
+            && is_at_it()
         {
             self.lent = terminal.give_to(self.leader).is_ok();
         }
@@ -210,6 +213,12 @@ impl Job {
         }
         self.code()
     }
+}
+
+/// Whether it is the command that the person at the terminal speaks to. In a pipeline others of
+/// our group may listen, too, and what a script runs in the background reads from nowhere.
+fn is_at_it() -> bool {
+    io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
 fn take_back(terminal: Option<&Terminal>) {
