@@ -378,3 +378,23 @@ fn flock_and_verrou_exclude_each_other() {
         0
     );
 }
+
+#[test]
+fn a_bad_file_hides_no_other_from_the_list() {
+    let place = Place::new("lease");
+    ends_with(&mut place.verrou(["acquire", "k"]), 0);
+    std::os::unix::fs::symlink("/nowhere", place.locks().join("zzz.lease")).unwrap();
+    let output = ends_with(&mut place.verrou(["list"]), 74);
+    assert!(stdout(&output).contains("verrou acquire k"));
+    assert!(stderr(&output).contains("zzz.lease"));
+    let output = ends_with(&mut place.verrou(["list", "--json"]), 74);
+    assert!(stdout(&output).starts_with("[{"));
+}
+
+#[test]
+fn a_lease_that_cannot_be_kept_is_refused() {
+    let place = Place::new("lease");
+    let output = ends_with(&mut place.run(&["--ttl", "9ms"], "true"), 64);
+    assert!(stderr(&output).contains("E_INVALID_TTL"));
+    ends_with(&mut place.run(&["--ttl", "1s"], "true"), 0);
+}

@@ -38,7 +38,7 @@ Lengths of time are written like 500ms, 10s, 1m 30s; a bare number is millisecon
 
 Exit codes:
   of CMD   what CMD ended with; 128+n when signal n ended it
-  64       the command line makes no sense, or asks for what this store cannot do
+  64       the command line makes no sense, or asks a `file:` store for a lock to hand over
   73       the store cannot be made or opened
   74       the store failed, or the output could not be written
   75       the lock was not acquired in time (or what -E says)
@@ -272,7 +272,16 @@ fn name(text: &str) -> Result<Name, String> {
 }
 
 fn ttl(text: &str) -> Result<Ttl, String> {
-    text.parse().map_err(coded)
+    /// No shorter lease outlives the processes that would have to renew or release it.
+    const SHORTEST: Duration = Duration::from_millis(10);
+
+    let ttl: Ttl = text.parse().map_err(coded)?;
+    match ttl.duration() {
+        Some(length) if length < SHORTEST => Err(format!(
+            "a lease taken from the command line must last at least {SHORTEST:?} (E_INVALID_TTL)"
+        )),
+        _ => Ok(ttl),
+    }
 }
 
 fn store(text: &str) -> Result<StoreUrl, String> {

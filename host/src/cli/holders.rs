@@ -26,24 +26,33 @@ pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
     })
 }
 
-/// Lists the locks that are held.
+/// Lists the locks that are held, and says of which that cannot be told.
 pub(crate) fn list(place: &Place) -> Result<(), Failure> {
-    let held = store::open(place)?.list().map_err(Error::from)?;
-    let held: Vec<_> = held
-        .into_iter()
-        .collect::<Result<_, _>>()
-        .map_err(Error::from)?;
+    let listed = store::open(place)?.list().map_err(Error::from)?;
+    let (mut held, mut untold) = (Vec::new(), Vec::new());
+    for one in listed {
+        match one {
+            Ok(row) => held.push(row),
+            Err(err) => untold.push(Failure::from(Error::from(err))),
+        }
+    }
     if place.json {
         let list = held
             .iter()
             .map(|(name, holder)| report::holder_json(name, Some(holder)));
-        return report::answer(&Value::Array(list.collect()).to_string());
-    }
-    if held.is_empty() {
+        report::answer(&Value::Array(list.collect()).to_string())?;
+    } else if !held.is_empty() {
+        report::answer(&table(&held))?;
+    } else if untold.is_empty() {
         report::say("no lock is held");
-        return Ok(());
     }
-    report::answer(&table(&held))
+    let Some(last) = untold.pop() else {
+        return Ok(());
+    };
+    for failure in untold {
+        failure.report(place.json);
+    }
+    Err(last)
 }
 
 /// Name, fence, for how long, how long still, and who: each column as wide as it has to be.

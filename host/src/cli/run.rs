@@ -1,8 +1,10 @@
 //! `verrou run`: a command that holds a lock for as long as it runs.
 
+use std::env;
 use std::ffi::OsStr;
 use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -216,12 +218,22 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
 fn not_started(program: &OsStr, why: &io::Error) -> Failure {
     let exit = match why.kind() {
         io::ErrorKind::NotFound => Exit::NotFound,
+        // A folder of PATH that may not be searched, execvp(3) tells like a program that may not
+        // be run.
+        io::ErrorKind::PermissionDenied if !is_found(program) => Exit::NotFound,
         _ => Exit::NotStarted,
     };
     Failure::new(
         exit,
         format!("cannot run `{}`: {why}", program.to_string_lossy()),
     )
+}
+
+/// Whether `program` is a path, or there is such a file in a folder of PATH.
+fn is_found(program: &OsStr) -> bool {
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let is_path = Path::new(program).components().count() > 1;
+    is_path || env::split_paths(&folders).any(|folder| folder.join(program).exists())
 }
 
 fn program(wish: &Run) -> String {

@@ -77,17 +77,23 @@ pub(crate) fn with_lock<T>(
 
 /// Says who has the lock instead.
 fn not_acquired(err: Error, store: &FileStore, taking: &Taking) -> Failure {
-    let Error::Timeout { name, .. } = &err else {
-        return err.into();
-    };
-    let failure = match store.inspect(name) {
-        Ok(Some(found)) => Failure::coded(
+    let failure = match &err {
+        Error::Timeout { name, .. } => match store.inspect(name) {
+            Ok(Some(found)) => Failure::coded(
+                Exit::NotAcquired,
+                err.code(),
+                format!("the lock `{name}` is taken: {}", report::holder(&found)),
+            ),
+            // It has just been given back, or the store fails now.
+            _ => err.into(),
+        },
+        // Nothing was done under it yet, so nothing is lost but time.
+        Error::Lost { name, .. } => Failure::coded(
             Exit::NotAcquired,
             err.code(),
-            format!("the lock `{name}` is taken: {}", report::holder(&found)),
+            format!("the lock `{name}` was granted too late: its ttl had passed by then"),
         ),
-        // It has just been given back, or the store fails now.
-        _ => err.into(),
+        _ => return err.into(),
     };
     match taking.conflict_exit_code {
         Some(code) => failure.exiting(code),
