@@ -236,12 +236,14 @@ fn a_person_is_told_what_is_waited_for() {
 fn a_pipeline_keeps_its_terminal() {
     let place = Place::new("lease");
     let terminal = Terminal::new(&place);
-    let reader = "sh -c 'cat > /dev/null; read words < /dev/tty; echo read=$words'";
-    terminal.types(&format!("{} | {reader}\n", run("", "true")));
-    eventually("the command has ended", || !place.is_held());
+    let command = "sh -c 'echo $$ > pid; exec sleep 1000'";
+    let reader = "sh -c 'read words < /dev/tty; echo read=$words; kill $(cat pid)'";
+    terminal.types(&format!("{} | {reader}\n", run("", command)));
+    let command = place.pid();
     terminal.types("words\n");
     terminal.shows("\nread=words");
     terminal.shows("ready> ");
+    assert!(!lives(command));
 }
 
 #[test]
