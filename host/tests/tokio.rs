@@ -84,3 +84,30 @@ async fn a_kept_lease_outlives_its_ttl_and_a_lost_one_ends_the_work() {
         panic!("the work cannot have ended otherwise");
     };
 }
+
+#[tokio::test]
+async fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() {
+    /// Waits for a lock that is held, and stops waiting, at different moments.
+    macro_rules! given_up {
+        ($store:expr) => {{
+            let retry = Retry::default().delay(Duration::from_millis(1)).unwrap();
+            let locks = LockFactory::new(Arc::new(Inline($store)), Tokio).retry(retry);
+            let holder = locks.create_lock("lock", "none").unwrap();
+            for millis in 0..10 {
+                holder.acquire().await.unwrap();
+                let waiting = locks.create_lock("lock", "none").unwrap();
+                let patience = Duration::from_millis(millis);
+                let gave_up = tokio::time::timeout(patience, waiting.acquire()).await;
+                assert!(gave_up.is_err(), "the lock is held");
+                holder.release().await.unwrap();
+                let next = locks.create_lock("lock", "none").unwrap();
+                next.try_acquire().await.unwrap();
+                next.release().await.unwrap();
+            }
+        }};
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions::default();
+    given_up!(LeaseFileStore::open(folder.path(), &options).unwrap());
+    given_up!(FileLockStore::open(folder.path(), &options).unwrap());
+}
