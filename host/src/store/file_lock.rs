@@ -323,20 +323,35 @@ impl FileLockStore {
             ),
         };
         // Its holder may be writing it: what cannot be read now is not known.
-        let record =
-            recorded.and_then(|recorded| self.directory.read(&recorded, &path, name).ok()?);
-        let process =
-            os::locker(&file).map_err(FileError::io("find out who locked this file", &path))?;
-        if process.is_none() {
+        let read = || {
+            recorded
+                .as_ref()
+                .and_then(|recorded| self.directory.read(recorded, &path, name).ok()?)
+        };
+        let (record, process) = loop {
+            let record = read();
+            let process =
+                os::locker(&file).map_err(FileError::io("find out who locked this file", &path))?;
+            if process.is_some() {
+                break (record, process);
+            }
             // The kernel tells of no holder that this process can see. Unless somebody is recorded
-            // who may be out of sight, that is enough; else only trying the lock can tell, which
-            // refuses others for as long as it takes to give it back.
-            let nobody = os::TELLS_LOCKERS && record.as_ref().is_none_or(|record| !record.held);
-            let tried = || kernel_lock::try_lock_shared(&file);
-            if nobody || tried().map_err(FileError::io("try this file's lock", &path))? {
+            // who may be out of sight, that is enough.
+            if os::TELLS_LOCKERS && record.as_ref().is_none_or(|record| !record.held) {
                 return Ok(None);
             }
-        }
+            // Whoever gives it back records that first: what changed meanwhile is looked at again.
+            if read() != record {
+                continue;
+            }
+            // Only trying the lock can tell, which refuses others until it is given back.
+            if kernel_lock::try_lock_shared(&file)
+                .map_err(FileError::io("try this file's lock", &path))?
+            {
+                return Ok(None);
+            }
+            break (record, None);
+        };
         let current = record.filter(|record| {
             record.held
                 && Machine::this().runs_since(record.boot)
