@@ -99,6 +99,11 @@ impl Acquire {
         }
     }
 
+    /// The lock that is asked for.
+    pub fn name(&self) -> &Name {
+        &self.claim.name
+    }
+
     /// What to do at `now`.
     pub fn next(&mut self, now: Timestamp) -> AcquireStep<'_> {
         if let State::Ready { due } = self.state {

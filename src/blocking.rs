@@ -7,16 +7,17 @@ use alloc::sync::Arc;
 use core::ops::ControlFlow;
 use core::time::Duration;
 
-use crate::acquire::{Acquire, AcquireStep};
+use crate::acquire::Acquire;
 use crate::claim::Fence;
 use crate::error::{Error, Loss, RunError};
 use crate::holds::{Hold, Holds, lost};
 use crate::lease::Lease;
 use crate::locks::Locks;
 use crate::name::Name;
-use crate::renew::{Renew, RenewStep};
+use crate::renew::Renew;
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
+use crate::stepped::{self, Halt};
 use crate::store::{Store, Waited};
 use crate::time::Clock;
 use crate::ttl::Ttl;
@@ -66,24 +67,16 @@ impl<H: Host + ?Sized> Host for Arc<H> {
 /// grants kept coming too late.
 pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Result<Lease, Error> {
     loop {
-        let reply = match machine.next(host.now()) {
-            AcquireStep::Acquire(claim) => store.acquire(claim),
-            AcquireStep::Release(claim) => store.release(claim),
-            AcquireStep::Wait(name, at_most) => {
-                if store.wait(name, at_most) == Waited::Unable {
+        match stepped::advance(store, host, &mut machine) {
+            Halt::Wait(at_most) => {
+                if store.wait(machine.name(), at_most) == Waited::Unable {
                     host.sleep(at_most);
                 }
-                machine.waited(host.now());
-                continue;
             }
-            AcquireStep::Sleep(pause) => {
-                host.sleep(pause);
-                machine.waited(host.now());
-                continue;
-            }
-            AcquireStep::Done(end) => return end,
-        };
-        machine.heard(host.now(), reply);
+            Halt::Sleep(pause) => host.sleep(pause),
+            Halt::Done(end) => return end,
+        }
+        machine.waited(host.now());
     }
 }
 
@@ -102,17 +95,9 @@ pub fn keep<B>(
     mut pause: impl FnMut(&Renew, Duration) -> ControlFlow<B>,
 ) -> Result<B, Loss> {
     loop {
-        match machine.next(clock.now()) {
-            RenewStep::Extend(claim) => {
-                let reply = store.extend(claim);
-                machine.heard(clock.now(), reply);
-            }
-            RenewStep::Wait(at_most) => {
-                if let ControlFlow::Break(end) = pause(machine, at_most) {
-                    return Ok(end);
-                }
-            }
-            RenewStep::Lost(loss) => return Err(loss),
+        let at_most = stepped::renew(store, clock, machine)?;
+        if let ControlFlow::Break(end) = pause(machine, at_most) {
+            return Ok(end);
         }
     }
 }
@@ -323,7 +308,8 @@ impl<S: Store, H: Host> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
     pub fn force_release(&self) -> Result<(), Error> {
-        self.holds.evicted(self.store.evict(&self.holds.name, None))
+        let reply = self.store.evict(&self.holds.name, None);
+        self.holds.evicted(None, reply).map(drop)
     }
 
     /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become
@@ -378,12 +364,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the store could not
     /// tell.
     pub fn serialize(&self) -> Result<SerializedLock, Error> {
-        let hold = self.holds.transferable(self.store.abilities())?;
-        let lease = hold.lease();
-        if lease.claim().ephemeral {
-            hold.detached(self.store.detach(lease.claim()))?;
-        }
-        Ok(self.written_down(&lease))
+        Ok(self.written_down(&self.holds.detach(&self.store)?))
     }
 
     /// The latest acquisition's lease, whatever has become of it since.
@@ -411,15 +392,11 @@ impl<S: Store, H: Host> Lock<S, H> {
     }
 
     fn extend_hold(&self, hold: &Hold, ttl: Option<Ttl>) -> Result<(), Error> {
-        let sent = self.host.now();
-        let request = hold.extension(ttl.unwrap_or(self.holds.ttl), sent)?;
-        hold.extended(&request, sent, self.store.extend(&request))
+        self.holds.extend(&self.store, &self.host, hold, ttl)
     }
 
     fn release_hold(&self, hold: &Hold) -> Result<(), Error> {
-        let lease = hold.lease();
-        self.holds
-            .released(lease.owner(), self.store.release(lease.claim()))
+        self.holds.release(&self.store, hold)
     }
 }
 

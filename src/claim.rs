@@ -28,7 +28,7 @@ impl Owner {
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -43,11 +43,18 @@ impl FromStr for Owner {
     type Err = InvalidOwner;
 
     fn from_str(text: &str) -> Result<Self, InvalidOwner> {
-        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        let (pairs, rest) = text.as_bytes().as_chunks();
+        let pairs: &[[u8; 2]; 16] = pairs.try_into().map_err(|_| InvalidOwner)?;
+        if !rest.is_empty() {
             return Err(InvalidOwner);
         }
-        let bits = u128::from_str_radix(text, 16).map_err(|_| InvalidOwner)?;
-        Ok(Self(bits.to_be_bytes()))
+        let mut owner = Self([0; 16]);
+        for (byte, pair) in owner.0.iter_mut().zip(pairs) {
+            let digit = |digit| char::from(digit).to_digit(16).ok_or(InvalidOwner);
+            let [high, low] = pair.map(digit);
+            *byte = (high? << 4 | low?) as u8;
+        }
+        Ok(owner)
     }
 }
 

@@ -2,38 +2,35 @@
 
 use alloc::sync::Arc;
 use core::time::Duration;
-use std::sync::{Mutex, PoisonError};
 
 use crate::acquire::Acquire;
-use crate::claim::{Claim, Owner};
+use crate::claim::{Claim, Fence, Owner};
 use crate::error::{Error, Loss};
 use crate::lease::Lease;
 use crate::name::Name;
 use crate::renew::Renew;
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::store::{Abilities, Holder, Reply, StoreError};
-use crate::time::Timestamp;
+use crate::shared::Shared;
+use crate::store::{Abilities, Holder, Reply, Store, StoreError};
+use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
 
 /// One acquisition's lease, shared by the lock that made it and the guard that holds it.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold(Arc<Mutex<Lease>>);
+pub(crate) struct Hold(Arc<Shared<Lease>>);
 
 impl Hold {
     pub(crate) fn new(lease: Lease) -> Self {
-        Self(Arc::new(Mutex::new(lease)))
+        Self(Arc::new(Shared::new(lease)))
     }
 
     pub(crate) fn lease(&self) -> Lease {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.with(|lease| lease.clone())
     }
 
     pub(crate) fn set(&self, lease: Lease) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+        self.0.with(|held| *held = lease);
     }
 
     /// The request that extends this hold by `ttl` at `now`, unless its time has passed.
@@ -97,7 +94,7 @@ pub(crate) struct Holds {
     pub(crate) name: Name,
     pub(crate) ttl: Ttl,
     pub(crate) retry: Retry,
-    latest: Mutex<Option<Hold>>,
+    latest: Shared<Option<Hold>>,
 }
 
 impl Holds {
@@ -106,7 +103,7 @@ impl Holds {
             name,
             ttl,
             retry,
-            latest: Mutex::new(None),
+            latest: Shared::new(None),
         }
     }
 
@@ -135,16 +132,13 @@ impl Holds {
     /// Notes that `lease` was granted.
     pub(crate) fn add(&self, lease: Lease) -> Hold {
         let hold = Hold::new(lease);
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Some(hold.clone());
+        self.latest.with(|latest| *latest = Some(hold.clone()));
         hold
     }
 
     /// The latest hold, whatever has become of it since.
     pub(crate) fn latest(&self) -> Option<Hold> {
-        self.latest
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.latest.with(|latest| latest.clone())
     }
 
     /// The latest hold, for something that needs one.
@@ -154,13 +148,8 @@ impl Holds {
 
     /// Notes that `owner` holds the lock no more.
     pub(crate) fn remove(&self, owner: Owner) {
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        if latest
-            .as_ref()
-            .is_some_and(|hold| hold.lease().owner() == owner)
-        {
-            *latest = None;
-        }
+        self.latest
+            .with(|latest| latest.take_if(|hold| hold.lease().owner() == owner));
     }
 
     /// What the store said to a release; after an error the hold is kept, to try again.
@@ -177,11 +166,47 @@ impl Holds {
         }
     }
 
-    /// What the store said to an eviction: nobody holds the lock, whether somebody did or not.
-    pub(crate) fn evicted(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
-        reply?;
-        *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(())
+    /// What the store said to an eviction, of whoever held it or `only` of one grant: whether
+    /// there was somebody to evict.
+    pub(crate) fn evicted(
+        &self,
+        only: Option<Fence>,
+        reply: Result<Reply, StoreError>,
+    ) -> Result<bool, Error> {
+        let evicted = reply?.is_granted();
+        if evicted || only.is_none() {
+            self.latest.with(|latest| *latest = None);
+        }
+        Ok(evicted)
+    }
+
+    /// Asks `store` to free what `hold` holds.
+    pub(crate) fn release(&self, store: &impl Store, hold: &Hold) -> Result<(), Error> {
+        let lease = hold.lease();
+        self.released(lease.owner(), store.release(lease.claim()))
+    }
+
+    /// Asks `store` to let `hold` last `ttl`, or the lock's own ttl, from now.
+    pub(crate) fn extend(
+        &self,
+        store: &impl Store,
+        clock: &impl Clock,
+        hold: &Hold,
+        ttl: Option<Ttl>,
+    ) -> Result<(), Error> {
+        let sent = clock.now();
+        let request = hold.extension(ttl.unwrap_or(self.ttl), sent)?;
+        hold.extended(&request, sent, store.extend(&request))
+    }
+
+    /// Asks `store` to let the latest hold outlive this client, and tells what it is.
+    pub(crate) fn detach(&self, store: &impl Store) -> Result<Lease, Error> {
+        let hold = self.transferable(store.abilities())?;
+        let lease = hold.lease();
+        if lease.claim().ephemeral {
+            hold.detached(store.detach(lease.claim()))?;
+        }
+        Ok(lease)
     }
 
     /// Whether `holder` is the latest hold of this lock.

@@ -48,7 +48,6 @@ impl Lease {
     }
 
     /// Notes that it outlives its client.
-    #[cfg(feature = "std")]
     pub(crate) fn detach(&mut self) {
         self.claim.ephemeral = false;
     }
@@ -86,7 +85,6 @@ impl Lease {
     /// Whether its time has certainly passed at `now`. Of a lease that was restored from text
     /// only the store can tell, for its end goes by wall clocks, and it may have been extended
     /// since.
-    #[cfg(feature = "std")]
     pub(crate) fn is_over(&self, now: Timestamp) -> bool {
         !self.estimated && self.is_expired(now)
     }

@@ -50,24 +50,23 @@ mod serialized;
 mod error;
 mod acquire;
 mod renew;
-#[cfg(feature = "std")]
+mod shared;
 mod holds;
-#[cfg(feature = "std")]
+pub mod stepped;
 mod locks;
-#[cfg(feature = "std")]
 pub mod blocking;
-#[cfg(feature = "std")]
 pub mod nonblocking;
 #[cfg(feature = "std")]
 mod memory;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(feature = "component")]
+mod component;
 
 pub use acquire::{Acquire, AcquireStep};
 pub use claim::{Claim, Fence, InvalidOwner, Owner};
 pub use error::{Error, Loss, RunError};
 pub use lease::Lease;
-#[cfg(feature = "std")]
 pub use locks::Locks;
 #[cfg(feature = "std")]
 pub use memory::MemoryStore;

@@ -347,8 +347,8 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
     pub async fn force_release(&self) -> Result<(), Error> {
-        self.holds
-            .evicted(self.store.evict(&self.holds.name, None).await)
+        let reply = self.store.evict(&self.holds.name, None).await;
+        self.holds.evicted(None, reply).map(drop)
     }
 
     /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become

@@ -121,7 +121,8 @@ impl Retry {
             Backoff::Jittered { first, cap } => {
                 let doublings = attempts.saturating_sub(1).min(31);
                 let ceiling = first.saturating_mul(1 << doublings).min(cap);
-                ceiling.mul_f64(f64::from(roll) / f64::from(u32::MAX))
+                // Sixteen bits of chance are enough for a jitter.
+                ceiling / 0xffff * (roll >> 16)
             }
         };
         let pause = pause.max(Self::SHORTEST_PAUSE);

@@ -150,10 +150,9 @@ impl fmt::Display for SerializedLock {
 /// Rounded up, so that no lease becomes none.
 fn whole_millis(length: Duration) -> u64 {
     length
-        .as_nanos()
-        .div_ceil(1_000_000)
-        .try_into()
-        .unwrap_or(u64::MAX)
+        .as_secs()
+        .saturating_mul(1_000)
+        .saturating_add(length.subsec_nanos().div_ceil(1_000_000).into())
 }
 
 impl FromStr for SerializedLock {

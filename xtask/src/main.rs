@@ -1,42 +1,54 @@
-//! What it takes to check the project: `cargo xtask test`.
+//! What it takes to build and to check the project: `cargo xtask help`.
+
+mod component;
+mod wasm;
 
 use std::env;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use xshell::{Cmd, Shell, cmd};
 
 const USAGE: &str = "\
-usage: cargo xtask test
+usage: cargo xtask test | component
 
-  test    run every check and every test there is, and say what could not be run";
+  test         run every check and every test there is, and say what could not be run
+  component    build target/component/verrou.wasm, and say what it imports and exports";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["test"] => test(),
-        ["help" | "--help" | "-h"] => {
-            println!("{USAGE}");
-            ExitCode::SUCCESS
+    let ended = Shell::new().map_err(Into::into).and_then(|shell| {
+        // A folder that this is called in does not matter.
+        shell.change_dir(project());
+        match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["test"] => Ok(test(&shell)),
+            ["component"] => component::build(&shell).map(|_| ExitCode::SUCCESS),
+            ["help" | "--help" | "-h"] => {
+                println!("{USAGE}");
+                Ok(ExitCode::SUCCESS)
+            }
+            _ => {
+                eprintln!("{USAGE}");
+                Ok(ExitCode::from(64))
+            }
         }
-        _ => {
-            eprintln!("{USAGE}");
-            ExitCode::from(64)
-        }
-    }
+    });
+    ended.unwrap_or_else(|err: anyhow::Error| {
+        eprintln!("xtask: {err:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The project's folder.
+fn project() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package).to_owned()
 }
 
 /// Every check, in the order in which a mistake is cheapest to find.
-fn test() -> ExitCode {
-    let shell = match Shell::new() {
-        Ok(shell) => shell,
-        Err(err) => {
-            eprintln!("xtask: {err}");
-            return ExitCode::FAILURE;
-        }
-    };
+fn test(shell: &Shell) -> ExitCode {
     let mut report = Report::default();
-    let shell = &shell;
     let documented = cmd!(
         shell,
         "cargo doc --workspace --no-deps --all-features --locked"

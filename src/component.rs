@@ -1,0 +1,409 @@
+//! The core as a WebAssembly component: [`stepped`](crate::stepped) locks in the store, by the
+//! clock and with the randomness that it imports. Nothing but conversions.
+
+use alloc::string::{String, ToString};
+use core::cell::RefCell;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
+
+use self::bindings::exports::verrou::lock::locks::{
+    self as wit, ErrorCode, Guest, GuestAttempt, GuestLock, GuestRenewal, LockError,
+};
+use self::bindings::verrou::lock::store as backend;
+use self::bindings::wasi::clocks::monotonic_clock;
+use self::bindings::wasi::random::random;
+use crate::claim::{Claim, Fence, InvalidOwner};
+use crate::error::{Error, Loss};
+use crate::name::Name;
+use crate::retry::{Backoff, InvalidRetry, Retry};
+use crate::serialized::SerializedLock;
+use crate::stepped::{self, Host, Keeping, Progress};
+use crate::store::{Abilities, Holder, Reply, Store, StoreError};
+use crate::time::{Clock, Timestamp};
+use crate::ttl::Ttl;
+
+#[allow(
+    unsafe_code,
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    unused_qualifications,
+    unreachable_pub,
+    reason = "generated from `wit/`, and what crosses a component's boundary is raw memory"
+)]
+mod bindings {
+    wit_bindgen::generate!({
+        world: "lock-manager",
+        path: "wit",
+        generate_all,
+    });
+
+    use super::Component;
+    export!(Component with_types_in self);
+}
+
+/// What this component is when nothing else is in its module: its own allocator, and no words for
+/// a panic, of which there is none that the core knows of.
+#[cfg(target_family = "wasm")]
+mod alone {
+    #[global_allocator]
+    static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        core::arch::wasm32::unreachable()
+    }
+}
+
+struct Component;
+
+impl Guest for Component {
+    type Attempt = Attempt;
+    type Lock = Lock;
+    type Renewal = Renewal;
+}
+
+static ALIVE: AtomicU32 = AtomicU32::new(0);
+
+/// Something that its user has a handle on.
+struct Handle;
+
+impl Handle {
+    /// This many can be alive: enough for any use, and they fit in 128 MiB.
+    const MAX: u32 = 1 << 16;
+    fn new() -> Result<Self, LockError> {
+        if ALIVE.load(Ordering::Relaxed) >= Self::MAX {
+            return Err(LockError {
+                code: ErrorCode::TooManyHandles,
+                message: "too many locks, attempts and renewals are alive: drop some".into(),
+                temporary: true,
+            });
+        }
+        ALIVE.fetch_add(1, Ordering::Relaxed);
+        Ok(Self)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        ALIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Lock(stepped::Lock<Imported, Imported>, Handle);
+struct Attempt(RefCell<stepped::Attempt<Imported, Imported>>, Handle);
+struct Renewal(RefCell<stepped::Renewal<Imported, Imported>>, Handle);
+
+impl GuestLock for Lock {
+    fn new(name: String, ttl: Option<u64>) -> Result<Self, LockError> {
+        let handle = Handle::new()?;
+        let lock = stepped::Lock::new(Imported, Imported, &name, duration(ttl))?;
+        Ok(Self(lock, handle))
+    }
+
+    fn restore(serialized: String, now: u64) -> Result<wit::Lock, LockError> {
+        let handle = Handle::new()?;
+        let serialized: SerializedLock = serialized.parse().map_err(Error::from)?;
+        let wall = Duration::from_nanos(now);
+        let lock = stepped::Lock::restored(Imported, Imported, &serialized, wall);
+        Ok(wit::Lock::new(Self(lock, handle)))
+    }
+
+    fn acquire(&self, retry: wit::Retry) -> Result<wit::Attempt, LockError> {
+        let handle = Handle::new()?;
+        let attempt = self.0.acquire(&policy(&retry).map_err(Error::from)?);
+        Ok(wit::Attempt::new(Attempt(RefCell::new(attempt), handle)))
+    }
+
+    fn try_acquire(&self) -> Result<bool, LockError> {
+        match self.0.try_acquire() {
+            Ok(_) => Ok(true),
+            Err(Error::Timeout { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn release(&self) -> Result<(), LockError> {
+        Ok(self.0.release()?)
+    }
+
+    fn force_release(&self, only: Option<u64>) -> Result<bool, LockError> {
+        // No grant has the token zero.
+        let only = match only {
+            None => None,
+            Some(token) => match Fence::new(token) {
+                None => return Ok(false),
+                only => only,
+            },
+        };
+        Ok(self.0.force_release(only)?)
+    }
+
+    fn extend(&self) -> Result<(), LockError> {
+        Ok(self.0.extend(None)?)
+    }
+
+    fn extend_for(&self, ttl: Option<u64>) -> Result<(), LockError> {
+        let ttl = Ttl::try_from(duration(ttl)).map_err(Error::from)?;
+        Ok(self.0.extend(Some(ttl))?)
+    }
+
+    fn keep(&self) -> Result<wit::Renewal, LockError> {
+        let handle = Handle::new()?;
+        let renewal = RefCell::new(self.0.keep()?);
+        Ok(wit::Renewal::new(Renewal(renewal, handle)))
+    }
+
+    fn is_expired(&self) -> bool {
+        self.0.is_expired()
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.0.remaining().map(nanos)
+    }
+
+    fn is_locked(&self) -> Result<bool, LockError> {
+        Ok(self.0.is_locked()?)
+    }
+
+    fn is_held(&self) -> Result<bool, LockError> {
+        Ok(self.0.is_held()?)
+    }
+
+    fn holder(&self) -> Result<Option<wit::Holder>, LockError> {
+        let holder = self.0.holder()?;
+        Ok(holder.map(|holder| wit::Holder {
+            owner: holder.owner.map(|owner| owner.to_string()),
+            fencing_token: holder.fence.map(Fence::get),
+            remaining: holder.remaining.map(nanos),
+        }))
+    }
+
+    fn serialize(&self, now: u64) -> Result<String, LockError> {
+        Ok(self.0.serialize(Duration::from_nanos(now))?.to_string())
+    }
+
+    fn fencing_token(&self) -> Option<u64> {
+        Some(self.0.lease()?.fence()?.get())
+    }
+
+    fn name(&self) -> String {
+        self.0.name().to_string()
+    }
+
+    fn ttl(&self) -> Option<u64> {
+        self.0.ttl().duration().map(nanos)
+    }
+}
+
+impl GuestAttempt for Attempt {
+    fn poll(&self) -> Result<wit::Progress, LockError> {
+        Ok(match self.0.borrow_mut().poll() {
+            Ok(Progress::Acquired(lease)) => {
+                wit::Progress::Acquired(lease.fence().map(Fence::get))
+            }
+            Ok(Progress::Wait(pause)) => wit::Progress::Wait(nanos(pause)),
+            Ok(Progress::Pause(pause)) => wit::Progress::Pause(nanos(pause)),
+            Err(Error::Timeout { attempts, .. }) => wit::Progress::GaveUp(attempts),
+            Err(error) => return Err(error.into()),
+        })
+    }
+}
+
+impl GuestRenewal for Renewal {
+    fn poll(&self) -> wit::Keeping {
+        match self.0.borrow_mut().poll() {
+            Keeping::Held(wait) => wit::Keeping::Held(nanos(wait)),
+            Keeping::Unknown { wait, why } => wit::Keeping::Unknown(wit::Doubt {
+                wait: nanos(wait),
+                why: why.to_string(),
+            }),
+            Keeping::Lost(loss) => wit::Keeping::Lost(loss.into()),
+        }
+    }
+}
+
+/// What the component imports: a store, a clock, and randomness.
+#[derive(Clone, Copy, Debug)]
+struct Imported;
+
+impl Clock for Imported {
+    fn now(&self) -> Timestamp {
+        Timestamp::new(Duration::from_nanos(monotonic_clock::now()))
+    }
+}
+
+impl Host for Imported {
+    fn random(&self) -> [u8; 16] {
+        let bits = [random::get_random_u64(), random::get_random_u64()];
+        let [high, low] = bits.map(u128::from);
+        (high << 64 | low).to_be_bytes()
+    }
+}
+
+impl Store for Imported {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        reply(backend::acquire(&claim.into()))
+    }
+
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        reply(backend::extend(&claim.into()))
+    }
+
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        reply(backend::release(&claim.into()))
+    }
+
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        reply(backend::evict(name.as_str(), only.map(Fence::get)))
+    }
+
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let Some(holder) = backend::inspect(name.as_str())? else {
+            return Ok(None);
+        };
+        let wrong = |why: InvalidOwner| StoreError::permanent(Message(why.to_string()));
+        let owner = holder.owner.map(|owner| owner.parse()).transpose();
+        Ok(Some(Holder {
+            owner: owner.map_err(wrong)?,
+            fence: fence(holder.fencing_token)?,
+            since: None,
+            remaining: duration(holder.remaining),
+            process: None,
+        }))
+    }
+
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        reply(backend::detach(&claim.into()))
+    }
+
+    fn abilities(&self) -> Abilities {
+        let can = backend::can();
+        Abilities {
+            expires: can.expires,
+            ephemeral: can.ephemeral,
+            transfers: can.transfers,
+            evicts: can.evicts,
+            fences: can.fences,
+        }
+    }
+}
+
+impl From<&Claim> for backend::Claim {
+    fn from(claim: &Claim) -> Self {
+        Self {
+            name: claim.name.to_string(),
+            owner: claim.owner.to_string(),
+            ttl: claim.ttl.duration().map(nanos),
+            ephemeral: claim.ephemeral,
+        }
+    }
+}
+
+impl From<backend::StoreError> for StoreError {
+    fn from(error: backend::StoreError) -> Self {
+        if error.temporary {
+            Self::temporary(Message(error.message))
+        } else {
+            Self::permanent(Message(error.message))
+        }
+    }
+}
+
+impl From<Loss> for wit::Loss {
+    fn from(loss: Loss) -> Self {
+        match loss {
+            Loss::Expired => Self::Expired,
+            Loss::Revoked => Self::Revoked,
+        }
+    }
+}
+
+impl From<Error> for LockError {
+    fn from(error: Error) -> Self {
+        let (code, why): (_, &dyn fmt::Display) = match &error {
+            Error::InvalidName(why) => (ErrorCode::InvalidName, why),
+            Error::InvalidRetry(why) => (ErrorCode::InvalidRetry, why),
+            Error::InvalidSerializedLock(why) => (ErrorCode::InvalidSerializedLock, why),
+            Error::InvalidTtl(why) => (ErrorCode::InvalidTtl, why),
+            Error::Lost { .. } => (ErrorCode::Lost, &error),
+            Error::NotOwner { .. } => (ErrorCode::NotOwner, &error),
+            Error::NotSerializable { .. } => (ErrorCode::NotSerializable, &error),
+            Error::Storage(why) => (ErrorCode::Storage, why),
+            // Neither comes here: an attempt says that it gave up, and there is one store.
+            Error::Timeout { .. } | Error::UnknownStore { .. } => (ErrorCode::Storage, &error),
+        };
+        Self {
+            code,
+            message: why.to_string(),
+            temporary: error.is_temporary(),
+        }
+    }
+}
+
+/// What the store says is the matter, or what is the matter with what it says.
+struct Message(String);
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Without the tables that tell which characters to escape: they would be a tenth of the component.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl core::error::Error for Message {}
+
+fn reply(said: Result<backend::Reply, backend::StoreError>) -> Result<Reply, StoreError> {
+    Ok(match said? {
+        backend::Reply::Granted(token) => Reply::Granted {
+            fence: fence(token)?,
+        },
+        backend::Reply::Refused(remaining) => Reply::Refused {
+            remaining: duration(remaining),
+        },
+    })
+}
+
+fn fence(token: Option<u64>) -> Result<Option<Fence>, StoreError> {
+    let zero = || StoreError::permanent(Message("the store said fencing token 0, which no grant has".into()));
+    token.map(|token| Fence::new(token).ok_or_else(zero)).transpose()
+}
+
+fn policy(retry: &wit::Retry) -> Result<Retry, InvalidRetry> {
+    let mut policy = Retry::default();
+    if let Some(attempts) = retry.attempts {
+        policy = policy.attempts(attempts)?;
+    }
+    let delay = duration(retry.delay);
+    policy = match (delay, duration(retry.max_delay)) {
+        (None, None) => policy,
+        (Some(delay), None) => policy.delay(delay)?,
+        (first, Some(cap)) => policy.backoff(Backoff::Jittered {
+            first: first.unwrap_or(Retry::DEFAULT_DELAY),
+            cap,
+        })?,
+    };
+    Ok(match duration(retry.timeout) {
+        Some(timeout) => policy.timeout(timeout),
+        None => policy,
+    })
+}
+
+fn duration(nanos: Option<u64>) -> Option<Duration> {
+    nanos.map(Duration::from_nanos)
+}
+
+/// As nanoseconds: no lease and no pause is longer than they can say.
+fn nanos(length: Duration) -> u64 {
+    length
+        .as_secs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(length.subsec_nanos().into())
+}

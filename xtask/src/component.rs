@@ -1,0 +1,104 @@
+//! From the core to `target/component/verrou.wasm`.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use wit_component::{ComponentEncoder, DecodedWasm};
+use wit_parser::WorldKey;
+use xshell::{Shell, cmd};
+
+use crate::project;
+use crate::wasm::Toolchain;
+
+/// Newer ones may write what the runtimes do not read yet.
+const BINARYEN: &str = "132.0.0";
+
+/// Where components are put.
+pub(crate) fn folder() -> PathBuf {
+    project().join("target/component")
+}
+
+/// Builds the lock component, and says what it is.
+pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
+    let toolchain = Toolchain::find(shell)?;
+    println!("building with {} compiler", toolchain.name());
+    let features = ["--no-default-features", "--features", "component"];
+    let module = toolchain.build(shell, "verrou", &features)?;
+    let component = folder().join("verrou.wasm");
+    componentize(shell, &module, &component)?;
+    println!("{}", describe(&component)?);
+    Ok(component)
+}
+
+/// Makes the component at `component` of the core module at `module`.
+pub(crate) fn componentize(shell: &Shell, module: &Path, component: &Path) -> Result<()> {
+    shell.create_dir(folder())?;
+    let optimized = component.with_extension("core.wasm");
+    let optimize = optimizer(shell)?;
+    // Which features may be used is in the module. With all of them on, it writes what the runtimes
+    // refuse.
+    cmd!(
+        shell,
+        "{optimize} -Oz --converge --strip-debug --strip-producers {module} --output {optimized}"
+    )
+    .quiet()
+    .run()?;
+    let module = fs::read(&optimized)?;
+    let bytes = ComponentEncoder::default()
+        .validate(true)
+        .module(&module)?
+        .encode()?;
+    fs::write(component, bytes)?;
+    fs::remove_file(optimized)?;
+    Ok(())
+}
+
+/// `wasm-opt`, of its package on npm.
+fn optimizer(shell: &Shell) -> Result<PathBuf> {
+    let folder = project().join("target/tools").join(format!("binaryen-{BINARYEN}"));
+    let optimizer = folder.join("node_modules/binaryen/bin/wasm-opt");
+    if !optimizer.exists() {
+        shell.create_dir(&folder)?;
+        let package = format!("binaryen@{BINARYEN}");
+        let arguments = ["--no-save", "--no-audit", "--no-fund", "--loglevel=error"];
+        cmd!(shell, "npm install {arguments...} --prefix {folder} {package}")
+            .run()
+            .context("npm is needed, for the optimizer `wasm-opt`")?;
+    }
+    Ok(optimizer)
+}
+
+/// A component's size, what it imports and what it exports.
+pub(crate) fn describe(component: &Path) -> Result<String> {
+    let bytes = fs::read(component)?;
+    let mut compressed = GzEncoder::new(Vec::new(), Compression::best());
+    compressed.write_all(&bytes)?;
+    let compressed = compressed.finish()?.len();
+    let (imports, exports) = interfaces(&bytes)?;
+    Ok(format!(
+        "{}: {} bytes, {compressed} gzipped\n  imports {}\n  exports {}",
+        component.display(),
+        bytes.len(),
+        imports.join(", "),
+        exports.join(", ")
+    ))
+}
+
+/// The names of what a component imports and exports, in order.
+pub(crate) fn interfaces(component: &[u8]) -> Result<(Vec<String>, Vec<String>)> {
+    let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
+        anyhow::bail!("this is not a component");
+    };
+    let world = &resolve.worlds[world];
+    let names = |keys: &mut dyn Iterator<Item = &WorldKey>| {
+        keys.map(|key| resolve.name_world_key(key)).collect()
+    };
+    Ok((
+        names(&mut world.imports.keys()),
+        names(&mut world.exports.keys()),
+    ))
+}
