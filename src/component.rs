@@ -18,7 +18,7 @@ use crate::error::{Error, Loss};
 use crate::name::Name;
 use crate::retry::{Backoff, InvalidRetry, Retry};
 use crate::serialized::SerializedLock;
-use crate::stepped::{self, Host, Keeping, Progress};
+use crate::stepped::{self, Keeping, Progress};
 use crate::store::{Abilities, Holder, Reply, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
@@ -112,12 +112,14 @@ impl GuestLock for Lock {
 
     fn acquire(&self, retry: wit::Retry) -> Result<wit::Attempt, LockError> {
         let handle = Handle::new()?;
-        let attempt = self.0.acquire(&policy(&retry).map_err(Error::from)?);
+        let attempt = self
+            .0
+            .acquire(&policy(&retry).map_err(Error::from)?, owner());
         Ok(wit::Attempt::new(Attempt(RefCell::new(attempt), handle)))
     }
 
     fn try_acquire(&self) -> Result<bool, LockError> {
-        match self.0.try_acquire() {
+        match self.0.try_acquire(owner()) {
             Ok(_) => Ok(true),
             Err(Error::Timeout { .. }) => Ok(false),
             Err(error) => Err(error.into()),
@@ -200,9 +202,7 @@ impl GuestLock for Lock {
 impl GuestAttempt for Attempt {
     fn poll(&self) -> Result<wit::Progress, LockError> {
         Ok(match self.0.borrow_mut().poll() {
-            Ok(Progress::Acquired(lease)) => {
-                wit::Progress::Acquired(lease.fence().map(Fence::get))
-            }
+            Ok(Progress::Acquired(lease)) => wit::Progress::Acquired(lease.fence().map(Fence::get)),
             Ok(Progress::Wait(pause)) => wit::Progress::Wait(nanos(pause)),
             Ok(Progress::Pause(pause)) => wit::Progress::Pause(nanos(pause)),
             Err(Error::Timeout { attempts, .. }) => wit::Progress::GaveUp(attempts),
@@ -231,14 +231,6 @@ struct Imported;
 impl Clock for Imported {
     fn now(&self) -> Timestamp {
         Timestamp::new(Duration::from_nanos(monotonic_clock::now()))
-    }
-}
-
-impl Host for Imported {
-    fn random(&self) -> [u8; 16] {
-        let bits = [random::get_random_u64(), random::get_random_u64()];
-        let [high, low] = bits.map(u128::from);
-        (high << 64 | low).to_be_bytes()
     }
 }
 
@@ -360,6 +352,15 @@ impl fmt::Debug for Message {
 
 impl core::error::Error for Message {}
 
+/// 128 bits that no one can guess.
+fn owner() -> [u8; 16] {
+    let mut bits = [0; 16];
+    for half in bits.as_chunks_mut::<8>().0 {
+        *half = random::get_random_u64().to_be_bytes();
+    }
+    bits
+}
+
 fn reply(said: Result<backend::Reply, backend::StoreError>) -> Result<Reply, StoreError> {
     Ok(match said? {
         backend::Reply::Granted(token) => Reply::Granted {
@@ -372,8 +373,14 @@ fn reply(said: Result<backend::Reply, backend::StoreError>) -> Result<Reply, Sto
 }
 
 fn fence(token: Option<u64>) -> Result<Option<Fence>, StoreError> {
-    let zero = || StoreError::permanent(Message("the store said fencing token 0, which no grant has".into()));
-    token.map(|token| Fence::new(token).ok_or_else(zero)).transpose()
+    let zero = || {
+        StoreError::permanent(Message(
+            "the store said fencing token 0, which no grant has".into(),
+        ))
+    };
+    token
+        .map(|token| Fence::new(token).ok_or_else(zero))
+        .transpose()
 }
 
 fn policy(retry: &wit::Retry) -> Result<Retry, InvalidRetry> {

@@ -8,12 +8,12 @@
 //! use std::sync::Arc;
 //! use std::{thread, time::Duration};
 //! use verrou::stepped::{Lock, Progress};
-//! use verrou::{MemoryStore, Retry};
+//! use verrou::{MemoryStore, Retry, blocking::Host};
 //! use verrou_host::System;
 //!
 //! let store = Arc::new(MemoryStore::new(System));
 //! let lock = Lock::new(store, System, "my-resource", "2s")?;
-//! let mut attempt = lock.acquire(&Retry::default().timeout(Duration::from_secs(1)));
+//! let mut attempt = lock.acquire(&Retry::default().timeout(Duration::from_secs(1)), System.random());
 //! let lease = loop {
 //!     match attempt.poll()? {
 //!         Progress::Acquired(lease) => break lease,
@@ -40,24 +40,6 @@ use crate::serialized::SerializedLock;
 use crate::store::{Holder, Store, StoreError};
 use crate::time::Clock;
 use crate::ttl::Ttl;
-
-/// What a program that does its own waiting brings besides a store.
-pub trait Host: Clock {
-    /// 128 bits that no one can guess.
-    fn random(&self) -> [u8; 16];
-}
-
-impl<H: Host + ?Sized> Host for &H {
-    fn random(&self) -> [u8; 16] {
-        (**self).random()
-    }
-}
-
-impl<H: Host + ?Sized> Host for Arc<H> {
-    fn random(&self) -> [u8; 16] {
-        (**self).random()
-    }
-}
 
 /// Where an [`Acquire`] cannot go on at once.
 pub(crate) enum Halt {
@@ -101,20 +83,20 @@ pub(crate) fn renew(
 /// A lock that may be taken: [`blocking::Lock`](crate::blocking::Lock), for programs that do their
 /// own waiting.
 #[derive(Debug)]
-pub struct Lock<S, H> {
+pub struct Lock<S, C> {
     store: S,
-    host: H,
+    clock: C,
     holds: Arc<Holds>,
 }
 
-impl<S: Store + Clone, H: Host + Clone> Lock<S, H> {
+impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
     /// A lock in `store`, called `name`, whose leases last `ttl`. Nothing is asked of the store
     /// yet.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidName`], [`Error::InvalidTtl`].
-    pub fn new<T>(store: S, host: H, name: &str, ttl: T) -> Result<Self, Error>
+    pub fn new<T>(store: S, clock: C, name: &str, ttl: T) -> Result<Self, Error>
     where
         T: TryInto<Ttl>,
         Error: From<T::Error>,
@@ -122,7 +104,7 @@ impl<S: Store + Clone, H: Host + Clone> Lock<S, H> {
         let holds = Holds::new(Name::new(name)?, ttl.try_into()?, Retry::NEVER);
         Ok(Self {
             store,
-            host,
+            clock,
             holds: Arc::new(holds),
         })
     }
@@ -130,36 +112,37 @@ impl<S: Store + Clone, H: Host + Clone> Lock<S, H> {
     /// The lock that [`serialize`](Self::serialize) wrote down, perhaps in another process, when
     /// the wall clock shows `wall` since the start of 1970 (UTC). Nothing is asked of the store
     /// yet.
-    pub fn restored(store: S, host: H, serialized: &SerializedLock, wall: Duration) -> Self {
-        let holds = Holds::restored(serialized, Retry::NEVER, host.now(), wall);
+    pub fn restored(store: S, clock: C, serialized: &SerializedLock, wall: Duration) -> Self {
+        let holds = Holds::restored(serialized, Retry::NEVER, clock.now(), wall);
         Self {
             store,
-            host,
+            clock,
             holds: Arc::new(holds),
         }
     }
 
     /// Begins to ask for the lock, as `retry` says; the first poll makes the first request.
-    pub fn acquire(&self, retry: &Retry) -> Attempt<S, H> {
-        let machine = self
-            .holds
-            .acquire(retry, self.host.random(), self.host.now());
+    ///
+    /// `random` are 128 bits that no one can guess: the owner of this acquisition.
+    pub fn acquire(&self, retry: &Retry, random: [u8; 16]) -> Attempt<S, C> {
+        let machine = self.holds.acquire(retry, random, self.clock.now());
         Attempt {
             store: self.store.clone(),
-            host: self.host.clone(),
+            clock: self.clock.clone(),
             holds: Arc::clone(&self.holds),
             machine,
             acquired: false,
         }
     }
 
-    /// Takes the lock if it is free now.
+    /// Takes the lock if it is free now, for an owner made of `random` as in
+    /// [`acquire`](Self::acquire).
     ///
     /// # Errors
     ///
     /// As [`Attempt::poll`].
-    pub fn try_acquire(&self) -> Result<Lease, Error> {
-        let mut attempt = self.acquire(&Retry::NEVER);
+    pub fn try_acquire(&self, random: [u8; 16]) -> Result<Lease, Error> {
+        let mut attempt = self.acquire(&Retry::NEVER, random);
         loop {
             // A policy without a second attempt never waits.
             if let Progress::Acquired(lease) = attempt.poll()? {
@@ -173,19 +156,19 @@ impl<S: Store + Clone, H: Host + Clone> Lock<S, H> {
     /// # Errors
     ///
     /// [`Error::NotOwner`] when the lock was never acquired here, or is given back.
-    pub fn keep(&self) -> Result<Renewal<S, H>, Error> {
+    pub fn keep(&self) -> Result<Renewal<S, C>, Error> {
         let hold = self.holds.held()?;
-        let machine = hold.renew(self.holds.ttl, self.host.now());
+        let machine = hold.renew(self.holds.ttl, self.clock.now());
         Ok(Renewal {
             store: self.store.clone(),
-            host: self.host.clone(),
+            clock: self.clock.clone(),
             hold,
             machine,
         })
     }
 }
 
-impl<S: Store, H: Host> Lock<S, H> {
+impl<S: Store, C: Clock> Lock<S, C> {
     /// Gives the lock back.
     ///
     /// # Errors
@@ -216,19 +199,19 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// passed; [`Error::Storage`] when the store could not tell, which leaves the lease as it was.
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.holds
-            .extend(&self.store, &self.host, &self.holds.held()?, ttl)
+            .extend(&self.store, &self.clock, &self.holds.held()?, ttl)
     }
 
     /// Whether the lease has run out. Not when there is none, or it does not end by itself.
     pub fn is_expired(&self) -> bool {
         self.lease()
-            .is_some_and(|lease| lease.is_expired(self.host.now()))
+            .is_some_and(|lease| lease.is_expired(self.clock.now()))
     }
 
     /// How much of the lease is left, zero once it has run out; `None` when there is none, or it
     /// does not end by itself.
     pub fn remaining(&self) -> Option<Duration> {
-        self.lease()?.remaining(self.host.now())
+        self.lease()?.remaining(self.clock.now())
     }
 
     /// Whether anyone holds the lock, as the store says.
@@ -269,7 +252,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// tell.
     pub fn serialize(&self, wall: Duration) -> Result<SerializedLock, Error> {
         let lease = self.holds.detach(&self.store)?;
-        let now = self.host.now();
+        let now = self.clock.now();
         Ok(SerializedLock::new(&lease, self.holds.ttl, now, wall))
     }
 
@@ -310,15 +293,15 @@ pub enum Progress {
 /// until its ttl has passed.
 #[derive(Debug)]
 #[must_use = "it does nothing unless polled"]
-pub struct Attempt<S, H> {
+pub struct Attempt<S, C> {
     store: S,
-    host: H,
+    clock: C,
     holds: Arc<Holds>,
     machine: Acquire,
     acquired: bool,
 }
 
-impl<S: Store, H: Host> Attempt<S, H> {
+impl<S: Store, C: Clock> Attempt<S, C> {
     /// Does what is to be done now: at most a few requests to the store. At the end it repeats
     /// itself.
     ///
@@ -327,21 +310,19 @@ impl<S: Store, H: Host> Attempt<S, H> {
     /// [`Error::Timeout`] when the policy ended, [`Error::Storage`] when the store failed,
     /// [`Error::Lost`] when grants kept coming too late.
     pub fn poll(&mut self) -> Result<Progress, Error> {
-        self.machine.waited(self.host.now());
-        Ok(
-            match advance(&self.store, &self.host, &mut self.machine) {
-                Halt::Wait(at_most) => Progress::Wait(at_most),
-                Halt::Sleep(pause) => Progress::Pause(pause),
-                Halt::Done(end) => {
-                    let lease = end?;
-                    if !self.acquired {
-                        self.acquired = true;
-                        self.holds.add(lease.clone());
-                    }
-                    Progress::Acquired(lease)
+        self.machine.waited(self.clock.now());
+        Ok(match advance(&self.store, &self.clock, &mut self.machine) {
+            Halt::Wait(at_most) => Progress::Wait(at_most),
+            Halt::Sleep(pause) => Progress::Pause(pause),
+            Halt::Done(end) => {
+                let lease = end?;
+                if !self.acquired {
+                    self.acquired = true;
+                    self.holds.add(lease.clone());
                 }
-            },
-        )
+                Progress::Acquired(lease)
+            }
+        })
     }
 }
 
@@ -370,17 +351,17 @@ pub enum Keeping {
 /// To end the keeping, drop it; the lock keeps the lease.
 #[derive(Debug)]
 #[must_use = "it does nothing unless polled"]
-pub struct Renewal<S, H> {
+pub struct Renewal<S, C> {
     store: S,
-    host: H,
+    clock: C,
     hold: Hold,
     machine: Renew,
 }
 
-impl<S: Store, H: Host> Renewal<S, H> {
+impl<S: Store, C: Clock> Renewal<S, C> {
     /// Extends the lease if that is due. After [`Keeping::Lost`] it repeats itself.
     pub fn poll(&mut self) -> Keeping {
-        let wait = match renew(&self.store, &self.host, &mut self.machine) {
+        let wait = match renew(&self.store, &self.clock, &mut self.machine) {
             Ok(wait) => wait,
             Err(loss) => return Keeping::Lost(loss),
         };
