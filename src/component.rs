@@ -48,7 +48,7 @@ mod bindings {
 #[cfg(target_family = "wasm")]
 mod alone {
     #[global_allocator]
-    static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+    static ALLOCATOR: rlsf::SmallGlobalTlsf = rlsf::SmallGlobalTlsf::new();
 
     #[panic_handler]
     fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
@@ -236,15 +236,15 @@ impl Clock for Imported {
 
 impl Store for Imported {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        reply(backend::acquire(&claim.into()))
+        ask(backend::acquire, claim)
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        reply(backend::extend(&claim.into()))
+        ask(backend::extend, claim)
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        reply(backend::release(&claim.into()))
+        ask(backend::release, claim)
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
@@ -267,7 +267,7 @@ impl Store for Imported {
     }
 
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        reply(backend::detach(&claim.into()))
+        ask(backend::detach, claim)
     }
 
     fn abilities(&self) -> Abilities {
@@ -282,15 +282,16 @@ impl Store for Imported {
     }
 }
 
-impl From<&Claim> for backend::Claim {
-    fn from(claim: &Claim) -> Self {
-        Self {
-            name: claim.name.to_string(),
-            owner: claim.owner.to_string(),
-            ttl: claim.ttl.duration().map(nanos),
-            ephemeral: claim.ephemeral,
-        }
-    }
+/// A step of the store, as it is imported.
+type Step = fn(&backend::Claim) -> Result<backend::Reply, backend::StoreError>;
+
+fn ask(step: Step, claim: &Claim) -> Result<Reply, StoreError> {
+    reply(step(&backend::Claim {
+        name: claim.name.to_string(),
+        owner: claim.owner.to_string(),
+        ttl: claim.ttl.duration().map(nanos),
+        ephemeral: claim.ephemeral,
+    }))
 }
 
 impl From<backend::StoreError> for StoreError {

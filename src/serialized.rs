@@ -5,7 +5,7 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use justjson::{JsonString, Object, Value};
 
 use crate::claim::{Claim, Fence, InvalidOwner, Owner};
 use crate::lease::Lease;
@@ -45,28 +45,6 @@ pub struct SerializedLock {
     ttl: Ttl,
     expires: Option<Duration>,
     fence: Option<Fence>,
-}
-
-/// The members of the JSON text, in their order.
-///
-/// One that may be `null` may not be left out: a text that lost its end is not one without.
-#[derive(Deserialize, Serialize)]
-struct Members {
-    version: u64,
-    name: String,
-    owner: String,
-    #[serde(deserialize_with = "Option::deserialize")]
-    ttl: Option<u64>,
-    #[serde(deserialize_with = "Option::deserialize")]
-    expires: Option<u64>,
-    #[serde(deserialize_with = "Option::deserialize")]
-    fence: Option<u64>,
-}
-
-/// Read before anything else, for a text of another version may lack the other members.
-#[derive(Deserialize)]
-struct Version {
-    version: u64,
 }
 
 impl SerializedLock {
@@ -135,15 +113,28 @@ impl SerializedLock {
 /// As text: one line of JSON.
 impl fmt::Display for SerializedLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let members = Members {
-            version: Self::VERSION,
-            name: self.name.to_string(),
-            owner: self.owner.to_string(),
-            ttl: self.ttl.duration().map(whole_millis),
-            expires: self.expires.map(whole_millis),
-            fence: self.fence.map(Fence::get),
-        };
-        f.write_str(&serde_json::to_string(&members).map_err(|_| fmt::Error)?)
+        let name = JsonString::from(self.name.as_str());
+        write!(
+            f,
+            r#"{{"version":{},"name":"{}","owner":"{}","ttl":{},"expires":{},"fence":{}}}"#,
+            Self::VERSION,
+            name.as_json(),
+            self.owner,
+            OrNull(self.ttl.duration().map(whole_millis)),
+            OrNull(self.expires.map(whole_millis)),
+            OrNull(self.fence.map(Fence::get)),
+        )
+    }
+}
+
+struct OrNull(Option<u64>);
+
+impl fmt::Display for OrNull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(number) => number.fmt(f),
+            None => f.write_str("null"),
+        }
     }
 }
 
@@ -159,24 +150,66 @@ impl FromStr for SerializedLock {
     type Err = InvalidSerializedLock;
 
     fn from_str(text: &str) -> Result<Self, InvalidSerializedLock> {
-        let unreadable = |err: serde_json::Error| InvalidSerializedLock::Unreadable {
-            why: err.to_string(),
-        };
-        let Version { version } = serde_json::from_str(text).map_err(unreadable)?;
+        let value = Value::from_json(text).map_err(|err| unreadable(&err))?;
+        let members = Members(
+            value
+                .as_object()
+                .ok_or_else(|| unreadable(&"it is no object"))?,
+        );
+        let version = members.number("version")?.ok_or_else(|| wrong("version"))?;
         if version != Self::VERSION {
             return Err(InvalidSerializedLock::UnknownVersion { version });
         }
-        let members: Members = serde_json::from_str(text).map_err(unreadable)?;
         Ok(Self {
-            name: Name::new(&members.name)?,
-            owner: members.owner.parse()?,
-            ttl: members.ttl.map(Duration::from_millis).try_into()?,
-            expires: members.expires.map(Duration::from_millis),
-            fence: match members.fence {
+            name: Name::new(&members.text("name")?)?,
+            owner: members.text("owner")?.parse()?,
+            ttl: members
+                .number("ttl")?
+                .map(Duration::from_millis)
+                .try_into()?,
+            expires: members.number("expires")?.map(Duration::from_millis),
+            fence: match members.number("fence")? {
                 None => None,
                 Some(number) => Some(Fence::new(number).ok_or(InvalidSerializedLock::ZeroFence)?),
             },
         })
+    }
+}
+
+/// The members of a JSON object. One that may be `null` may not be left out: a text that lost its
+/// end is not one without.
+struct Members<'a>(&'a Object<'a>);
+
+impl Members<'_> {
+    fn get(&self, member: &'static str) -> Result<&Value<'_>, InvalidSerializedLock> {
+        self.0.get(member).ok_or_else(|| wrong(member))
+    }
+
+    fn text(&self, member: &'static str) -> Result<String, InvalidSerializedLock> {
+        match self.get(member)? {
+            Value::String(text) => Ok(text.decoded().collect()),
+            _ => Err(wrong(member)),
+        }
+    }
+
+    fn number(&self, member: &'static str) -> Result<Option<u64>, InvalidSerializedLock> {
+        match self.get(member)? {
+            Value::Null => Ok(None),
+            Value::Number(number) => number.parse().map(Some).map_err(|_| wrong(member)),
+            _ => Err(wrong(member)),
+        }
+    }
+}
+
+fn wrong(member: &'static str) -> InvalidSerializedLock {
+    unreadable(&format_args!(
+        "its member `{member}` is missing or of the wrong kind"
+    ))
+}
+
+fn unreadable(why: &dyn fmt::Display) -> InvalidSerializedLock {
+    InvalidSerializedLock::Unreadable {
+        why: why.to_string(),
     }
 }
 
