@@ -1,6 +1,7 @@
 //! What it takes to build and to check the project: `cargo xtask help`.
 
 mod component;
+mod guest;
 mod wasm;
 
 use std::env;
@@ -11,10 +12,12 @@ use std::time::Instant;
 use xshell::{Cmd, Shell, cmd};
 
 const USAGE: &str = "\
-usage: cargo xtask test | component
+usage: cargo xtask test | component [FOLDER]
 
   test         run every check and every test there is, and say what could not be run
-  component    build target/component/verrou.wasm, and say what it imports and exports";
+  component    build target/component/verrou.wasm, and say what it imports and exports
+  component FOLDER
+               the same for the component in FOLDER, such as examples/cron-job";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
         match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["test"] => Ok(test(&shell)),
             ["component"] => component::build(&shell).map(|_| ExitCode::SUCCESS),
+            ["component", folder] => guest::build(&shell, folder).map(|_| ExitCode::SUCCESS),
             ["help" | "--help" | "-h"] => {
                 println!("{USAGE}");
                 Ok(ExitCode::SUCCESS)
