@@ -1,6 +1,6 @@
 //! Components that go around the lock component: the examples that are stores and applications.
 
-use std::path::{Path, PathBuf};
+use std::path::{self, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use xshell::Shell;
@@ -11,13 +11,15 @@ use crate::wasm::Toolchain;
 /// Builds the package in `folder`, which is called like its folder, as `target/component/NAME.wasm`,
 /// and says what it is.
 pub(crate) fn build(shell: &Shell, folder: &str) -> Result<PathBuf> {
-    let manifest = shell.current_dir().join(folder).join("Cargo.toml");
+    let folder = path::absolute(folder)?;
+    let manifest = folder.join("Cargo.toml");
     ensure!(
         manifest.exists(),
-        "there is no package in {folder}: name its folder, such as examples/cron-job"
+        "there is no package in {}: name its folder, such as examples/cron-job",
+        folder.display()
     );
-    let package = Path::new(folder).file_name().and_then(|name| name.to_str());
-    let package = package.with_context(|| format!("{folder} is no name of a package"))?;
+    let package = folder.file_name().and_then(|name| name.to_str());
+    let package = package.context("no package is called like its folder")?;
 
     let toolchain = Toolchain::find(shell)?;
     println!("building with {} compiler", toolchain.name());

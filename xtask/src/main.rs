@@ -1,6 +1,7 @@
 //! What it takes to build and to check the project: `cargo xtask help`.
 
 mod component;
+mod compose;
 mod guest;
 mod wasm;
 
@@ -12,12 +13,14 @@ use std::time::Instant;
 use xshell::{Cmd, Shell, cmd};
 
 const USAGE: &str = "\
-usage: cargo xtask test | component [FOLDER]
+usage: cargo xtask test | component [FOLDER] | compose OPTIONS
 
   test         run every check and every test there is, and say what could not be run
   component    build target/component/verrou.wasm, and say what it imports and exports
   component FOLDER
-               the same for the component in FOLDER, such as examples/cron-job";
+               the same for the component in FOLDER, such as examples/cron-job
+  compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
+               plug a store into verrou.wasm, and verrou.wasm into an application";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -28,6 +31,9 @@ fn main() -> ExitCode {
             ["test"] => Ok(test(&shell)),
             ["component"] => component::build(&shell).map(|_| ExitCode::SUCCESS),
             ["component", folder] => guest::build(&shell, folder).map(|_| ExitCode::SUCCESS),
+            ["compose", ref arguments @ ..] => {
+                compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
+            }
             ["help" | "--help" | "-h"] => {
                 println!("{USAGE}");
                 Ok(ExitCode::SUCCESS)
