@@ -110,6 +110,21 @@ impl Retry {
         self
     }
 
+    /// How many attempts are made at most; `None` for any number.
+    pub fn most_attempts(&self) -> Option<NonZeroU32> {
+        self.attempts
+    }
+
+    /// How long the pauses are.
+    pub fn pauses(&self) -> Backoff {
+        self.backoff
+    }
+
+    /// How long after the first attempt the last one is made; `None` for no limit.
+    pub fn longest(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// The pause after `attempts` attempts in `waited` time, or `None` to stop; `roll` is any
     /// number, for the jitter.
     pub fn pause(&self, attempts: u32, waited: Duration, roll: u32) -> Option<Duration> {

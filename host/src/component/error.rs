@@ -1,0 +1,79 @@
+//! Why a lock operation in the component failed.
+
+use verrou::Loss;
+
+use super::bindings::blocking::exports::verrou::lock::locks as wit;
+
+/// Why a lock operation in a component failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ComponentError {
+    /// The component says so.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The lease came to an end while it was kept.
+    #[error("the lock was lost: {0}")]
+    Lost(Loss),
+    /// Another owner held the lock for as long as was waited.
+    #[error("the lock was held by another owner through {attempts} attempt(s)")]
+    Timeout {
+        /// How many attempts counted.
+        attempts: u32,
+    },
+    /// The component stopped, and so did its instance: make another. What its store recorded
+    /// stays until its time has passed.
+    #[error("the lock component stopped")]
+    Stopped(#[source] wasmtime::Error),
+}
+
+/// What the component says is the matter.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+#[non_exhaustive]
+pub struct LockError {
+    /// The error's name, the same on every host: that of [`verrou::Error::code`].
+    pub code: &'static str,
+    /// What is the matter, and with what.
+    pub message: String,
+    /// Whether the same call may succeed later with nothing changed by the caller.
+    pub temporary: bool,
+}
+
+impl ComponentError {
+    /// The error's name, the same on every host; `E_COMPONENT_STOPPED` when there is no component
+    /// any more that could tell.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Lock(err) => err.code,
+            Self::Lost(_) => "E_LOCK_LOST",
+            Self::Timeout { .. } => "E_LOCK_TIMEOUT",
+            Self::Stopped(_) => "E_COMPONENT_STOPPED",
+        }
+    }
+}
+
+impl From<wasmtime::Error> for ComponentError {
+    fn from(err: wasmtime::Error) -> Self {
+        Self::Stopped(err)
+    }
+}
+
+impl From<wit::LockError> for ComponentError {
+    fn from(err: wit::LockError) -> Self {
+        Self::Lock(LockError {
+            code: match err.code {
+                wit::ErrorCode::InvalidName => "E_INVALID_NAME",
+                wit::ErrorCode::InvalidRetry => "E_INVALID_RETRY",
+                wit::ErrorCode::InvalidSerializedLock => "E_INVALID_SERIALIZED_LOCK",
+                wit::ErrorCode::InvalidTtl => "E_INVALID_TTL",
+                wit::ErrorCode::Lost => "E_LOCK_LOST",
+                wit::ErrorCode::NotOwner => "E_LOCK_NOT_OWNER",
+                wit::ErrorCode::NotSerializable => "E_LOCK_NOT_SERIALIZABLE",
+                wit::ErrorCode::Storage => "E_LOCK_STORAGE_ERROR",
+                wit::ErrorCode::TooManyHandles => "E_TOO_MANY_HANDLES",
+            },
+            message: err.message,
+            temporary: err.temporary,
+        })
+    }
+}

@@ -1,0 +1,37 @@
+//! The lock component, and guests that want locks, in [wasmtime].
+//!
+//! [`Runner`] loads the component once and instantiates it with any [`Store`](verrou::Store) of
+//! this program behind its import; [`locks::add_to_linker`] is the other way round: a guest that
+//! imports `verrou:lock/locks` gets locks from this program directly. The [`bindings`] to `wit/` are
+//! there to be reused.
+//!
+//! [wasmtime]: https://docs.rs/wasmtime
+
+mod convert;
+mod engine;
+mod error;
+mod instance;
+//pub mod locks;
+
+pub use engine::Limits;
+pub use error::{ComponentError, LockError};
+pub use instance::{Instance, LockHandle, Runner};
+
+/// What [`wasmtime::component::bindgen!`] makes of `wit/`.
+#[allow(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    clippy::pedantic,
+    reason = "generated; the words are those of `wit/`"
+)]
+pub mod bindings {
+    /// The world `lock-manager`, for hosts that call it synchronously.
+    pub mod blocking {
+        wasmtime::component::bindgen!({
+            world: "lock-manager",
+            path: "../wit",
+            imports: { default: trappable },
+        });
+    }
+}

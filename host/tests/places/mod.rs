@@ -1,0 +1,90 @@
+//! Places on this machine where leases are recorded, for the conformance suite.
+
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use verrou::conformance::{Fixture, TestClock};
+use verrou::{MemoryStore, Store};
+use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
+
+pub type AnyStore = Arc<dyn Store + Send + Sync>;
+
+/// A folder of its own, and a clock that only the test moves.
+pub struct Folder<S> {
+    path: TempDir,
+    clock: TestClock,
+    open: fn(&Path, TestClock) -> S,
+}
+
+impl<S> Folder<S> {
+    pub fn new(open: fn(&Path, TestClock) -> S) -> Self {
+        let path = tempfile::tempdir().expect("there is room for a folder");
+        Self {
+            path,
+            clock: TestClock::running(),
+            open,
+        }
+    }
+}
+
+impl<S: Store + Send + Sync + 'static> Fixture for Folder<S> {
+    type Store = S;
+    type Host = TestClock;
+
+    fn client(&self) -> S {
+        (self.open)(self.path.path(), self.clock.clone())
+    }
+
+    fn host(&self) -> TestClock {
+        self.clock.clone()
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+}
+
+pub fn lease_file(folder: &Path, clock: TestClock) -> LeaseFileStore {
+    let opened = LeaseFileStore::open(folder, &StoreOptions::default());
+    opened.expect("the folder can be opened").with_clock(clock)
+}
+
+pub fn file_lock(folder: &Path, clock: TestClock) -> FileLockStore {
+    let opened = FileLockStore::open(folder, &StoreOptions::default());
+    opened.expect("the folder can be opened").with_clock(clock)
+}
+
+/// A memory store that all clients share.
+pub struct Memory {
+    clock: TestClock,
+    store: Arc<MemoryStore<TestClock>>,
+}
+
+impl Memory {
+    pub fn new() -> Self {
+        let clock = TestClock::running();
+        let store = Arc::new(MemoryStore::new(clock.clone()));
+        Self { clock, store }
+    }
+}
+
+impl Fixture for Memory {
+    type Store = Arc<MemoryStore<TestClock>>;
+    type Host = TestClock;
+
+    fn client(&self) -> Self::Store {
+        Arc::clone(&self.store)
+    }
+
+    fn host(&self) -> TestClock {
+        self.clock.clone()
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+}
