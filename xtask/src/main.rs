@@ -4,6 +4,7 @@ mod component;
 mod compose;
 mod guest;
 mod wasm;
+mod wit_docs;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,15 @@ use std::time::Instant;
 use xshell::{Cmd, Shell, cmd};
 
 const USAGE: &str = "\
-usage: cargo xtask test | component [FOLDER] | compose OPTIONS
+usage: cargo xtask test | component [FOLDER] | compose OPTIONS | wit-docs [--check]
 
   test         run every check and every test there is, and say what could not be run
   component    build target/component/verrou.wasm, and say what it imports and exports
   component FOLDER
                the same for the component in FOLDER, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
-               plug a store into verrou.wasm, and verrou.wasm into an application";
+               plug a store into verrou.wasm, and verrou.wasm into an application
+  wit-docs     write wit/README.md, or --check that it is current";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
             ["compose", ref arguments @ ..] => {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
             }
+            ["wit-docs"] => wit_docs::write().map(|()| ExitCode::SUCCESS),
+            ["wit-docs", "--check"] => wit_docs::check().map(|()| ExitCode::SUCCESS),
             ["help" | "--help" | "-h"] => {
                 println!("{USAGE}");
                 Ok(ExitCode::SUCCESS)

@@ -1,0 +1,249 @@
+//! From the comments in `wit/` to `wit/README.md`, which is for those who read it on a page.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use wit_component::WitPrinter;
+use wit_parser::{
+    Docs, Function, FunctionKind, Interface, PackageId, Resolve, Stability, Type, TypeDef,
+    TypeDefKind, TypeId, TypeOwner, World, WorldItem, WorldKey,
+};
+
+use crate::project;
+
+const INTRODUCTION: &str = "\
+The interfaces of the WebAssembly component `verrou.wasm`, and of what is plugged into it.
+
+- An **application** imports [`locks`](#interface-locks), and takes locks by it:
+  [an example](../examples/cron-job/README.md).
+- The **lock component** exports `locks`, and imports a store, a clock and randomness. It does
+  nothing else: it opens no file and no connection, and it never waits.
+- A **store** exports [`store`](#interface-store): where leases are recorded. The host may be the
+  store, or another component: [in memory](../examples/provider-rust/README.md),
+  [over `wasi:keyvalue`](../examples/provider-keyvalue/README.md).
+
+`cargo xtask component` builds the lock component, `cargo xtask compose` plugs components together.
+
+Lengths of time are nanoseconds. Everything here is WASI 0.2 style: no function is `async`, and a
+host may take its time in any of its own. Everything is there since the version in the package's
+name.
+
+This page is written by `cargo xtask wit-docs`. To change it, change the comments in the `.wit` files.
+";
+
+/// Writes `wit/README.md`.
+pub(crate) fn write() -> Result<()> {
+    let path = path();
+    let text = render()?;
+    fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// Fails when `wit/README.md` is not what [`write`] would write.
+pub(crate) fn check() -> Result<()> {
+    let path = path();
+    let text = render()?;
+    if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
+        bail!(
+            "{} does not say what the `.wit` files beside it say: run `cargo xtask wit-docs`",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+fn path() -> PathBuf {
+    project().join("wit/README.md")
+}
+
+fn render() -> Result<String> {
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_dir(project().join("wit"))?;
+    // The same on every item: the introduction says it.
+    for (_, kind) in &mut resolve.types {
+        kind.stability = Stability::Unknown;
+    }
+    let mut page = Page {
+        resolve: &resolve,
+        text: String::new(),
+    };
+    page.package(package)?;
+    Ok(page.text.trim_end().to_owned() + "\n")
+}
+
+struct Page<'a> {
+    resolve: &'a Resolve,
+    text: String,
+}
+
+impl Page<'_> {
+    fn package(&mut self, id: PackageId) -> Result<()> {
+        let package = &self.resolve.packages[id];
+        self.heading(1, &package.name.to_string());
+        self.paragraph(INTRODUCTION);
+        for world in package.worlds.values() {
+            self.world(&self.resolve.worlds[*world])?;
+        }
+        for (name, interface) in &package.interfaces {
+            self.heading(2, &format!("Interface `{name}`"));
+            self.interface(&self.resolve.interfaces[*interface])?;
+        }
+        Ok(())
+    }
+
+    fn world(&mut self, world: &World) -> Result<()> {
+        self.heading(2, &format!("World `{}`", world.name));
+        self.documentation(&world.docs);
+        let mut code = format!("world {} {{\n", world.name);
+        let items = (world.imports.iter().map(|item| ("import", item)))
+            .chain(world.exports.iter().map(|item| ("export", item)));
+        for (direction, (key, item)) in items {
+            let (WorldKey::Interface(_), WorldItem::Interface { .. }) = (key, item) else {
+                bail!("a world with anything but interfaces is new here: teach this to show it");
+            };
+            let name = self.resolve.name_world_key(key);
+            writeln!(code, "  {direction} {name};")?;
+        }
+        self.code(&(code + "}"));
+        Ok(())
+    }
+
+    fn interface(&mut self, interface: &Interface) -> Result<()> {
+        self.documentation(&interface.docs);
+        for (name, id) in &interface.types {
+            let kind = &self.resolve.types[*id];
+            self.heading(3, &format!("{} `{name}`", capitalized(kind.kind.as_str())));
+            self.code(&self.declaration(*id)?);
+            self.documentation(&kind.docs);
+            self.parts(kind)?;
+            for function in interface.functions.values() {
+                if function.kind.resource() == Some(*id) {
+                    self.function(4, &format!("{name}."), function)?;
+                }
+            }
+        }
+        for function in interface.functions.values() {
+            if function.kind.resource().is_none() {
+                self.function(3, "", function)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a record, a variant or an enumeration consists of, and what it says of it.
+    fn parts(&mut self, kind: &TypeDef) -> Result<()> {
+        let parts: Vec<(&str, &Docs)> = match &kind.kind {
+            TypeDefKind::Record(record) => {
+                let fields = record.fields.iter();
+                fields.map(|field| (&*field.name, &field.docs)).collect()
+            }
+            TypeDefKind::Variant(variant) => {
+                let cases = variant.cases.iter();
+                cases.map(|case| (&*case.name, &case.docs)).collect()
+            }
+            TypeDefKind::Enum(cases) => {
+                let cases = cases.cases.iter();
+                cases.map(|case| (&*case.name, &case.docs)).collect()
+            }
+            TypeDefKind::Flags(flags) => {
+                let flags = flags.flags.iter();
+                flags.map(|flag| (&*flag.name, &flag.docs)).collect()
+            }
+            _ => return Ok(()),
+        };
+        for (name, docs) in parts {
+            let docs = docs.contents.as_deref().unwrap_or_default().trim();
+            writeln!(self.text, "- `{name}`: {}", docs.replace('\n', "\n  "))?;
+        }
+        self.text.push('\n');
+        Ok(())
+    }
+
+    fn function(&mut self, level: usize, prefix: &str, function: &Function) -> Result<()> {
+        let name = match function.kind {
+            FunctionKind::Constructor(_) => "constructor",
+            _ => function.item_name(),
+        };
+        self.heading(level, &format!("`{prefix}{name}`"));
+        self.code(&self.signature(function)?);
+        self.documentation(&function.docs);
+        Ok(())
+    }
+
+    /// The type as `wit/` declares it, without its comments and functions.
+    fn declaration(&self, id: TypeId) -> Result<String> {
+        let kind = &self.resolve.types[id];
+        let TypeOwner::Interface(_) = kind.owner else {
+            bail!("a type outside an interface is new here: teach this to show it");
+        };
+        let name = kind.name.as_deref().unwrap_or_default();
+        let mut printer = WitPrinter::default();
+        printer.emit_docs(false).print_types(
+            self.resolve,
+            kind.owner,
+            [(name, id)].into_iter(),
+            &HashMap::new(),
+        )?;
+        Ok(printer.output.to_string())
+    }
+
+    fn signature(&self, function: &Function) -> Result<String> {
+        let (start, receivers) = match function.kind {
+            FunctionKind::Freestanding => (format!("{}: func", function.name), 0),
+            FunctionKind::Method(_) => (format!("{}: func", function.item_name()), 1),
+            FunctionKind::Static(_) => (format!("{}: static func", function.item_name()), 0),
+            FunctionKind::Constructor(_) => ("constructor".to_owned(), 0),
+            ref kind => bail!("{kind:?} is new here: teach this to show it"),
+        };
+        let parameters = function.params.iter().skip(receivers);
+        let parameters = parameters
+            .map(|parameter| {
+                Ok(format!(
+                    "{}: {}",
+                    parameter.name,
+                    self.shown(&parameter.ty)?
+                ))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let result = match &function.result {
+            Some(result) if !function.is_constructor_shorthand(self.resolve) => {
+                format!(" -> {}", self.shown(result)?)
+            }
+            _ => String::new(),
+        };
+        Ok(format!("{start}({}){result};", parameters.join(", ")))
+    }
+
+    fn shown(&self, kind: &Type) -> Result<String> {
+        let mut printer = WitPrinter::default();
+        printer.print_type_name(self.resolve, kind)?;
+        Ok(printer.output.to_string())
+    }
+
+    fn heading(&mut self, level: usize, heading: &str) {
+        self.paragraph(&format!("{} {heading}", "#".repeat(level)));
+    }
+
+    fn documentation(&mut self, docs: &Docs) {
+        if let Some(text) = &docs.contents {
+            self.paragraph(text);
+        }
+    }
+
+    fn code(&mut self, code: &str) {
+        self.paragraph(&format!("```wit\n{}\n```", code.trim_end()));
+    }
+
+    fn paragraph(&mut self, text: &str) {
+        self.text.push_str(text.trim_end());
+        self.text.push_str("\n\n");
+    }
+}
+
+fn capitalized(word: &str) -> String {
+    let mut letters = word.chars();
+    let first = letters.next().map(|first| first.to_ascii_uppercase());
+    first.into_iter().chain(letters).collect()
+}
