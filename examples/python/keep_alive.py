@@ -1,0 +1,37 @@
+"""Extending a lease in time, for as long as a `with` block runs."""
+
+import threading
+from contextlib import contextmanager
+
+from wasmtime.component import Record
+
+LONGEST_PAUSE = 3600
+"""Python cannot wait for centuries at once."""
+
+
+@contextmanager
+def keep_alive(instance, renewal):
+    """Polls `renewal`, a handle of `instance`, in a thread; yields an event for the lease's loss."""
+    ended, lost = threading.Event(), threading.Event()
+
+    def keep():
+        pause = 0
+        try:
+            while not ended.wait(min(pause / 1e9, LONGEST_PAUSE)):
+                keeping = instance.call("[method]renewal.poll", renewal)
+                if isinstance(keeping, str):
+                    break
+                # `held`; or `unknown`, as long as the store does not answer.
+                pause = keeping.wait if isinstance(keeping, Record) else keeping
+        finally:
+            if not ended.is_set():
+                lost.set()
+            instance.drop(renewal)
+
+    keeper = threading.Thread(target=keep, name="keeps a lock", daemon=True)
+    keeper.start()
+    try:
+        yield lost
+    finally:
+        ended.set()
+        keeper.join()

@@ -1,0 +1,122 @@
+"""A store in an SQLite file: locks between the processes of one machine.
+
+Time goes by the wall clock, the only one that outlives a restart of the machine: when it is set
+back leases last longer, when it is set ahead they end earlier. Not for files on a network.
+"""
+
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager
+
+from store import Abilities, Claim, Granted, Holder, Refused, StoreError
+
+# A free name keeps its row, and so its fencing token.
+SCHEMA = """
+    CREATE TABLE IF NOT EXISTS locks (
+        name TEXT PRIMARY KEY,
+        owner TEXT,
+        token INTEGER NOT NULL,
+        ends INTEGER
+    ) WITHOUT ROWID
+"""
+HELD = "owner IS NOT NULL AND (ends IS NULL OR ends > :now)"
+GREATEST = (1 << 63) - 1
+"""The greatest integer of SQLite; as a time, it is in the year 2262."""
+
+
+class SqliteStore:
+    """The store in the file `path`: for one process, which must not fork while it uses it."""
+
+    def __init__(self, path, now=time.time_ns, patience=5):
+        self._now = now
+        self._step = threading.Lock()
+        # No transactions but those that are written below; `patience` seconds for other processes.
+        self._file = sqlite3.connect(
+            path, timeout=patience, isolation_level=None, check_same_thread=False
+        )
+        with self._transaction():
+            self._file.execute(SCHEMA)
+
+    def close(self):
+        self._file.close()
+
+    def acquire(self, claim: Claim):
+        with self._transaction():
+            holder = self._inspect(claim.name)
+            if holder and holder.owner != claim.owner:
+                return Refused(holder.remaining)
+            token = holder.fencing_token if holder else self._last_token(claim.name) + 1
+            self._file.execute(
+                "INSERT OR REPLACE INTO locks VALUES (?, ?, ?, ?)",
+                (claim.name, claim.owner, token, self._end(claim)),
+            )
+            return Granted(token)
+
+    def extend(self, claim: Claim):
+        return self._change("ends = :ends", claim.name, "owner = :who", claim.owner, self._end(claim))
+
+    def release(self, claim: Claim):
+        return self._change("owner = NULL", claim.name, "owner = :who", claim.owner)
+
+    def evict(self, name: str, only: int | None):
+        # There is no token that SQLite could not count to.
+        only = None if only is None else min(only, GREATEST)
+        return self._change("owner = NULL", name, "(:who IS NULL OR token = :who)", only)
+
+    def inspect(self, name: str):
+        with self._step, reported():
+            return self._inspect(name)
+
+    def detach(self, claim: Claim):
+        return Granted()
+
+    def can(self):
+        return Abilities(expires=True, ephemeral=False, transfers=True, evicts=True, fences=True)
+
+    @contextmanager
+    def _transaction(self):
+        """A step that is all done and on the disk, or not done at all."""
+        with self._step, reported():
+            self._file.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._file.execute("COMMIT")
+            finally:
+                if self._file.in_transaction:
+                    self._file.execute("ROLLBACK")
+
+    def _inspect(self, name: str) -> Holder | None:
+        now = self._now()
+        query = f"SELECT owner, token, ends FROM locks WHERE name = :name AND {HELD}"
+        row = self._file.execute(query, {"name": name, "now": now}).fetchone()
+        if row is None:
+            return None
+        owner, token, ends = row
+        return Holder(owner, token, None if ends is None else ends - now)
+
+    def _last_token(self, name: str) -> int:
+        row = self._file.execute("SELECT token FROM locks WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else 0
+
+    def _change(self, what: str, name: str, whose: str, who, ends=None):
+        with self._transaction():
+            values = {"name": name, "who": who, "ends": ends, "now": self._now()}
+            update = f"UPDATE locks SET {what} WHERE name = :name AND {whose} AND {HELD}"
+            changed = self._file.execute(update, values).rowcount
+            return Granted() if changed else Refused()
+
+    def _end(self, claim: Claim) -> int | None:
+        return None if claim.ttl is None else min(self._now() + claim.ttl, GREATEST)
+
+
+@contextmanager
+def reported():
+    """Says whether it may help to ask again: another process may have kept the file too long."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # Some of its errors have no code.
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        busy = kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        raise StoreError(f"SQLite says: {error}", temporary=busy) from error

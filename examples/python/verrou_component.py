@@ -1,0 +1,154 @@
+"""Verrou's locks in Python: the component `verrou.wasm`, with any Python object as its store.
+
+    locks = Locks(DictionaryStore())
+    with locks.lock("my-resource", ttl=10).held(timeout=5) as held:
+        print("fencing token", held.fencing_token)
+
+Lengths of time are seconds here. What goes wrong is a `LockError` with Verrou's code for it.
+"""
+
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+from component_imports import record
+from component_instance import Instance, LockError
+from keep_alive import LONGEST_PAUSE, keep_alive
+
+
+class Locks:
+    """The locks in one store."""
+
+    def __init__(self, store):
+        self._instance = Instance(store)
+
+    def lock(self, name: str, ttl=30) -> "Lock":
+        """A lock called `name` whose leases last `ttl`; with `None` they do not end by themselves."""
+        handle = self._instance.call("[constructor]lock", name, nanoseconds(ttl, "E_INVALID_TTL"))
+        return Lock(self._instance, handle)
+
+    def restore(self, serialized: str) -> "Lock":
+        """The lock that `Lock.serialize` wrote down, perhaps in another process or language."""
+        handle = self._instance.call("[static]lock.restore", serialized, time.time_ns())
+        return Lock(self._instance, handle)
+
+
+class Held(NamedTuple):
+    """A lock that is held."""
+
+    fencing_token: int | None
+    lost: threading.Event
+    """Set when the lease has come to an end although the block still runs."""
+
+
+class Lock:
+    """A lock that may be taken, by one thread at a time: each should make its own.
+
+    Dropping it releases nothing: its lease runs out.
+    """
+
+    def __init__(self, instance: Instance, handle):
+        self._instance, self._handle = instance, handle
+
+    def __del__(self):
+        self._instance.drop(self._handle)
+
+    def _call(self, method: str, *arguments):
+        return self._instance.call(f"[method]lock.{method}", self._handle, *arguments)
+
+    def acquire(self, timeout=None, attempts=None, delay=None) -> int | None:
+        """Takes the lock, waiting for its turn, and tells the fencing token."""
+        retry = record(
+            attempts=None if attempts is None else min(max(attempts, 0), (1 << 32) - 1),
+            delay=nanoseconds(delay, "E_INVALID_RETRY"),
+            max_delay=None,
+            timeout=nanoseconds(timeout, "E_INVALID_RETRY"),
+        )
+        attempt = self._call("acquire", retry)
+        try:
+            while True:
+                progress = self._instance.call("[method]attempt.poll", attempt)
+                if progress.tag == "acquired":
+                    return progress.payload
+                if progress.tag == "gave-up":
+                    message = f"another held the lock through {progress.payload} attempts"
+                    raise LockError("E_LOCK_TIMEOUT", message)
+                time.sleep(min(progress.payload / 1e9, LONGEST_PAUSE))  # `wait` or `pause`.
+        finally:
+            self._instance.drop(attempt)
+
+    @contextmanager
+    def held(self, timeout=None):
+        """Holds the lock for a `with` block, and keeps its lease alive.
+
+        If the lease was lost meanwhile the block ends with E_LOCK_LOST, even if it did its work.
+        """
+        token = self.acquire(timeout)
+        try:
+            with self.keep_alive() as lost:
+                yield Held(token, lost)
+        except BaseException:
+            with suppress(LockError):
+                self.release()
+            raise
+        try:
+            self.release()
+        except LockError as error:
+            if error.code != "E_LOCK_NOT_OWNER":
+                raise
+            raise LockError("E_LOCK_LOST", "the lease ended while the lock was held") from error
+
+    def run(self, work, timeout=None):
+        """What `work` returns, called with the `Held` lock."""
+        with self.held(timeout) as held:
+            return work(held)
+
+    def keep_alive(self):
+        """Extends the lease in time while a `with` block runs: an event tells when it is lost."""
+        return keep_alive(self._instance, self._call("keep"))
+
+    def try_acquire(self) -> bool:
+        """Takes the lock if it is free now."""
+        return self._call("try-acquire")
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._call("release")
+
+    def force_release(self, only: int | None = None) -> bool:
+        """Frees the lock, whoever holds it, or only of the grant with this fencing token."""
+        is_token = only is None or 0 < only < 1 << 64
+        return is_token and self._call("force-release", only)
+
+    def extend(self) -> None:
+        """Lets the lease last the lock's ttl from now."""
+        self._call("extend")
+
+    def serialize(self) -> str:
+        """The lease as text for `Locks.restore`; from then on it outlives this process."""
+        return self._call("serialize", time.time_ns())
+
+    def remaining(self) -> float | None:
+        """How much of the lease is left; `None` when there is none, or it does not end by itself."""
+        left = self._call("remaining")
+        return None if left is None else left / 1e9
+
+    def is_locked(self) -> bool:
+        """Whether anyone holds it."""
+        return self._call("is-locked")
+
+    def is_held(self) -> bool:
+        """Whether this lock's latest acquisition holds it."""
+        return self._call("is-held")
+
+
+def nanoseconds(seconds, code: str) -> int | None:
+    """Checked, for wasmtime-py would cut off what does not fit."""
+    if seconds is None:
+        return None
+    with suppress(ValueError, OverflowError):
+        nanos = round(seconds * 1_000_000_000)
+        if 0 <= nanos < 1 << 64:
+            return nanos
+    raise LockError(code, f"{seconds} is no length of time; write seconds, from 0 to 18446744073")
