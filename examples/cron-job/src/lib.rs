@@ -1,0 +1,112 @@
+//! A job that runs on many machines every night, and is to do its work on one: a component that
+//! takes the lock `nightly`, keeps its lease alive while it works, and gives it back.
+//!
+//! Its arguments: for how many seconds to work, and for how many to wait for the lock.
+
+use std::time::Duration;
+
+use verrou::lock::locks::{Keeping, Lock, LockError, Loss, Progress, Retry};
+use wasip2::cli::{environment, stderr, stdout};
+use wasip2::clocks::monotonic_clock;
+use wasip2::io::streams::OutputStream;
+
+wit_bindgen::generate!({
+    inline: "
+        package example:cron-job;
+
+        world job {
+          import verrou:lock/locks@0.1.0;
+        }
+    ",
+    path: "../../wit",
+    generate_all,
+});
+wasip2::cli::command::export!(CronJob);
+
+/// Short, so that the lock is soon free when this ends without giving it back.
+const TTL: Duration = Duration::from_secs(5);
+
+struct CronJob;
+
+impl wasip2::exports::cli::run::Guest for CronJob {
+    fn run() -> Result<(), ()> {
+        job().map_err(|why| say(&stderr::get_stderr(), &format!("nightly: {why}")))
+    }
+}
+
+fn job() -> Result<(), String> {
+    let arguments = environment::get_arguments();
+    let lock = Lock::new("nightly", Some(nanos(TTL))).map_err(message)?;
+    let token = acquire(&lock, seconds(arguments.get(2), 1)?)?;
+    say(&stdout::get_stdout(), &format!("begin {token}"));
+    work(&lock, seconds(arguments.get(1), 3)?)?;
+    say(&stdout::get_stdout(), &format!("end {token}"));
+    lock.release().map_err(message)
+}
+
+/// Takes the lock, and says under which fencing token it is held.
+fn acquire(lock: &Lock, patience: Duration) -> Result<u64, String> {
+    let retry = Retry {
+        attempts: None,
+        delay: None,
+        max_delay: None,
+        timeout: Some(nanos(patience)),
+    };
+    let attempt = lock.acquire(retry).map_err(message)?;
+    loop {
+        match attempt.poll().map_err(message)? {
+            Progress::Acquired(token) => return token.ok_or("this store does not count".into()),
+            Progress::Wait(pause) | Progress::Pause(pause) => sleep(pause),
+            Progress::GaveUp(attempts) => {
+                return Err(format!("it runs elsewhere ({attempts} attempts)"));
+            }
+        }
+    }
+}
+
+/// Works for as long as the lock is held, which is looked at before each part of the work.
+fn work(lock: &Lock, length: Duration) -> Result<(), String> {
+    let renewal = lock.keep().map_err(message)?;
+    let end = monotonic_clock::now().saturating_add(nanos(length));
+    loop {
+        let soon = match renewal.poll() {
+            Keeping::Held(soon) => soon,
+            Keeping::Unknown(doubt) => {
+                say(&stderr::get_stderr(), &format!("nightly: {}", doubt.why));
+                doubt.wait
+            }
+            Keeping::Lost(Loss::Expired) => return Err("the lease ended before its renewal".into()),
+            Keeping::Lost(Loss::Revoked) => return Err("another has the lock now".into()),
+        };
+        let left = end.saturating_sub(monotonic_clock::now());
+        if left == 0 {
+            return Ok(());
+        }
+        // The part of the work that is done until the renewal wants to be polled again.
+        sleep(soon.min(left));
+    }
+}
+
+fn sleep(nanoseconds: u64) {
+    monotonic_clock::subscribe_duration(nanoseconds).block();
+}
+
+/// The whole seconds that an argument says.
+fn seconds(argument: Option<&String>, default: u64) -> Result<Duration, String> {
+    let seconds = argument.map_or(Ok(default), |argument| argument.parse());
+    let wrong = |why| format!("{}: {why}", argument.map_or("", String::as_str));
+    seconds.map(Duration::from_secs).map_err(wrong)
+}
+
+fn nanos(length: Duration) -> u64 {
+    length.as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+fn message(error: LockError) -> String {
+    error.message
+}
+
+/// Writes a line. Who closed the stream does not want to know.
+fn say(stream: &OutputStream, line: &str) {
+    let _ = stream.blocking_write_and_flush(format!("{line}\n").as_bytes());
+}
