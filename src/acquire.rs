@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Fence};
 use crate::error::{Error, Loss};
 use crate::lease::Lease;
 use crate::name::Name;
@@ -38,6 +38,7 @@ use crate::time::Timestamp;
 /// - Whoever stops asking gives back what it may hold: after an error, or a late grant, the last
 ///   step is a release.
 /// - The last attempt is made at the deadline of the [`Retry`] policy.
+/// - A grant whose fence is not greater than that of an earlier grant is given back.
 /// - An attempt that is made because a wait ended early counts toward no limit.
 #[derive(Clone, Debug)]
 pub struct Acquire {
@@ -47,6 +48,7 @@ pub struct Acquire {
     began: Timestamp,
     attempts: u32,
     in_doubt: bool,
+    seen: Option<Fence>,
     state: State,
 }
 
@@ -95,8 +97,16 @@ impl Acquire {
             began: now,
             attempts: 0,
             in_doubt: false,
+            seen: None,
             state: State::Ready { due: now },
         }
+    }
+
+    /// Takes no grant whose fence is not greater than `seen`, that of an earlier grant of the
+    /// name: whoever holds both would be refused by what the lock guards.
+    #[must_use]
+    pub fn after(self, seen: Option<Fence>) -> Self {
+        Self { seen, ..self }
     }
 
     /// The lock that is asked for.
@@ -150,6 +160,12 @@ impl Acquire {
     ) {
         match reply {
             Ok(Reply::Granted { fence }) => {
+                if let (Some(seen), Some(fence)) = (self.seen, fence)
+                    && fence <= seen
+                {
+                    self.in_doubt = true;
+                    return self.stop(StoreError::permanent(FenceWentBack { fence, seen }).into());
+                }
                 let lease = Lease::granted(self.claim.clone(), fence, sent);
                 if lease.is_expired(now) {
                     self.in_doubt = true;
@@ -238,4 +254,15 @@ impl Acquire {
             (roll >> 32) as u32,
         )
     }
+}
+
+/// What a store said that has forgotten, or never counted, its grants.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error(
+    "the store granted the lock under fencing token {fence}, after {seen}: it has lost count, and \
+     the token protects nothing"
+)]
+struct FenceWentBack {
+    fence: Fence,
+    seen: Fence,
 }

@@ -50,9 +50,14 @@ impl FromStr for Owner {
         }
         let mut owner = Self([0; 16]);
         for (byte, pair) in owner.0.iter_mut().zip(pairs) {
-            let digit = |digit| char::from(digit).to_digit(16).ok_or(InvalidOwner);
+            let digit = |digit| {
+                let value = char::from(digit).to_digit(16);
+                value
+                    .and_then(|value| u8::try_from(value).ok())
+                    .ok_or(InvalidOwner)
+            };
             let [high, low] = pair.map(digit);
-            *byte = (high? << 4 | low?) as u8;
+            *byte = high? << 4 | low?;
         }
         Ok(owner)
     }

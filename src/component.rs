@@ -389,15 +389,11 @@ fn policy(retry: &wit::Retry) -> Result<Retry, InvalidRetry> {
     if let Some(attempts) = retry.attempts {
         policy = policy.attempts(attempts)?;
     }
-    let delay = duration(retry.delay);
-    policy = match (delay, duration(retry.max_delay)) {
-        (None, None) => policy,
-        (Some(delay), None) => policy.delay(delay)?,
-        (first, Some(cap)) => policy.backoff(Backoff::Jittered {
-            first: first.unwrap_or(Retry::DEFAULT_DELAY),
-            cap,
-        })?,
-    };
+    let first = duration(retry.delay).unwrap_or(Retry::DEFAULT_DELAY);
+    policy = policy.backoff(match duration(retry.max_delay) {
+        None => Backoff::Constant(first),
+        Some(cap) => Backoff::Jittered { first, cap },
+    })?;
     Ok(match duration(retry.timeout) {
         Some(timeout) => policy.timeout(timeout),
         None => policy,

@@ -95,6 +95,8 @@ pub(crate) struct Holds {
     pub(crate) ttl: Ttl,
     pub(crate) retry: Retry,
     latest: Shared<Option<Hold>>,
+    /// The greatest that was granted here.
+    fence: Shared<Option<Fence>>,
 }
 
 impl Holds {
@@ -104,6 +106,7 @@ impl Holds {
             ttl,
             retry,
             latest: Shared::new(None),
+            fence: Shared::new(None),
         }
     }
 
@@ -126,11 +129,12 @@ impl Holds {
             ttl: self.ttl,
             ephemeral: true,
         };
-        Acquire::new(claim, retry.clone(), now)
+        Acquire::new(claim, retry.clone(), now).after(self.fence.with(|fence| *fence))
     }
 
     /// Notes that `lease` was granted.
     pub(crate) fn add(&self, lease: Lease) -> Hold {
+        self.fence.with(|fence| *fence = lease.fence().max(*fence));
         let hold = Hold::new(lease);
         self.latest.with(|latest| *latest = Some(hold.clone()));
         hold

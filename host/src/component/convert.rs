@@ -29,7 +29,7 @@ pub(super) fn claim(claim: &store::Claim) -> Result<Claim, StoreError> {
 }
 
 pub(super) fn reply(reply: Result<Reply, StoreError>) -> Result<store::Reply, store::StoreError> {
-    Ok(match reply.map_err(error)? {
+    Ok(match reply.map_err(|err| error(&err))? {
         Reply::Granted { fence } => store::Reply::Granted(fence.map(Fence::get)),
         Reply::Refused { remaining } => store::Reply::Refused(remaining.map(nanos)),
     })
@@ -38,7 +38,7 @@ pub(super) fn reply(reply: Result<Reply, StoreError>) -> Result<store::Reply, st
 pub(super) fn holder(
     holder: Result<Option<Holder>, StoreError>,
 ) -> Result<Option<store::Holder>, store::StoreError> {
-    let holder = holder.map_err(error)?;
+    let holder = holder.map_err(|err| error(&err))?;
     Ok(holder.map(|holder| store::Holder {
         owner: holder.owner.map(|owner| owner.to_string()),
         fencing_token: holder.fence.map(Fence::get),
@@ -46,7 +46,7 @@ pub(super) fn holder(
     }))
 }
 
-pub(super) fn error(err: StoreError) -> store::StoreError {
+fn error(err: &StoreError) -> store::StoreError {
     store::StoreError {
         temporary: err.is_temporary(),
         message: err.to_string(),

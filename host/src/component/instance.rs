@@ -259,13 +259,14 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
     pub fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Result<(), ComponentError> {
         let (locks, wasm) = self.enter();
         let lock = lock.0;
-        Ok(match ttl {
+        match ttl {
             None => locks.lock().call_extend(wasm, lock)??,
             Some(ttl) => {
                 let ttl = ttl.duration().map(convert::nanos);
                 locks.lock().call_extend_for(wasm, lock, ttl)??;
             }
-        })
+        }
+        Ok(())
     }
 
     /// Whether the lease has run out.
@@ -365,17 +366,17 @@ impl<S, H> fmt::Debug for Instance<S, H> {
 }
 
 impl<S: Store, H> State<S, H> {
-    fn ask<T>(&mut self, question: impl FnOnce(&S) -> T) -> Result<T> {
+    fn ask<T>(&mut self, question: impl FnOnce(&S) -> T) -> T {
         let answer = question(&self.store);
         self.enter();
-        Ok(answer)
+        answer
     }
 
     fn step(
         &mut self,
         claim: &backend::Claim,
         step: impl FnOnce(&S, &verrou::Claim) -> Result<verrou::Reply, verrou::StoreError>,
-    ) -> Result<Result<backend::Reply, backend::StoreError>> {
+    ) -> Result<backend::Reply, backend::StoreError> {
         self.ask(|store| {
             convert::reply(convert::claim(claim).and_then(|claim| step(store, &claim)))
         })
@@ -383,24 +384,15 @@ impl<S: Store, H> State<S, H> {
 }
 
 impl<S: Store, H> backend::Host for State<S, H> {
-    fn acquire(
-        &mut self,
-        claim: backend::Claim,
-    ) -> Result<Result<backend::Reply, backend::StoreError>> {
+    fn acquire(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
         self.step(&claim, S::acquire)
     }
 
-    fn extend(
-        &mut self,
-        claim: backend::Claim,
-    ) -> Result<Result<backend::Reply, backend::StoreError>> {
+    fn extend(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
         self.step(&claim, S::extend)
     }
 
-    fn release(
-        &mut self,
-        claim: backend::Claim,
-    ) -> Result<Result<backend::Reply, backend::StoreError>> {
+    fn release(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
         self.step(&claim, S::release)
     }
 
@@ -408,10 +400,10 @@ impl<S: Store, H> backend::Host for State<S, H> {
         &mut self,
         name: String,
         only: Option<u64>,
-    ) -> Result<Result<backend::Reply, backend::StoreError>> {
+    ) -> Result<backend::Reply, backend::StoreError> {
         let only = match only.map(Fence::new) {
             // No grant has the token zero.
-            Some(None) => return Ok(Ok(backend::Reply::Refused(None))),
+            Some(None) => return Ok(backend::Reply::Refused(None)),
             only => only.flatten(),
         };
         self.ask(|store| {
@@ -419,36 +411,30 @@ impl<S: Store, H> backend::Host for State<S, H> {
         })
     }
 
-    fn inspect(
-        &mut self,
-        name: String,
-    ) -> Result<Result<Option<backend::Holder>, backend::StoreError>> {
+    fn inspect(&mut self, name: String) -> Result<Option<backend::Holder>, backend::StoreError> {
         self.ask(|store| {
             convert::holder(convert::name(&name).and_then(|name| store.inspect(&name)))
         })
     }
 
-    fn detach(
-        &mut self,
-        claim: backend::Claim,
-    ) -> Result<Result<backend::Reply, backend::StoreError>> {
+    fn detach(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
         self.step(&claim, S::detach)
     }
 
-    fn can(&mut self) -> Result<backend::Abilities> {
+    fn can(&mut self) -> backend::Abilities {
         self.ask(|store| convert::abilities(store.abilities()))
     }
 }
 
 impl<S, H: Host> clocks::monotonic_clock::Host for State<S, H> {
-    fn now(&mut self) -> Result<u64> {
-        Ok(convert::nanos(self.host.now().since_start()))
+    fn now(&mut self) -> u64 {
+        convert::nanos(self.host.now().since_start())
     }
 }
 
 impl<S, H: Host> random::random::Host for State<S, H> {
-    fn get_random_u64(&mut self) -> Result<u64> {
-        let [a, b, c, d, e, f, g, h, ..] = self.host.random();
-        Ok(u64::from_be_bytes([a, b, c, d, e, f, g, h]))
+    fn get_random_u64(&mut self) -> u64 {
+        let random = u128::from_be_bytes(self.host.random());
+        (random >> 64) as u64
     }
 }

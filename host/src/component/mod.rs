@@ -11,7 +11,7 @@ mod convert;
 mod engine;
 mod error;
 mod instance;
-//pub mod locks;
+pub mod locks;
 
 pub use engine::Limits;
 pub use error::{ComponentError, LockError};
@@ -31,7 +31,23 @@ pub mod bindings {
         wasmtime::component::bindgen!({
             world: "lock-manager",
             path: "../wit",
+        });
+    }
+
+    /// What a guest imports that wants locks from its host.
+    pub mod guest {
+        wasmtime::component::bindgen!({
+            inline: "
+                package verrou:guest;
+                world guest { import verrou:lock/locks@0.1.0; }
+            ",
+            path: "../wit",
             imports: { default: trappable },
+            with: {
+                "verrou:lock/locks.lock": crate::component::locks::Lock,
+                "verrou:lock/locks.attempt": crate::component::locks::Attempt,
+                "verrou:lock/locks.renewal": crate::component::locks::Renewal,
+            },
         });
     }
 }

@@ -17,7 +17,7 @@ use verrou_host::component::{ComponentError, Instance, Limits, LockHandle, Runne
 use crate::places::AnyStore;
 
 /// The component that `cargo xtask component` builds.
-pub fn component() -> Vec<u8> {
+pub(crate) fn component() -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/component/verrou.wasm");
     std::fs::read(&path).unwrap_or_else(|err| {
         let path = path.display();
@@ -32,13 +32,13 @@ fn runner() -> &'static Runner<AnyStore, Told> {
 
 /// The time as the test has it, and randomness as it is told.
 #[derive(Clone)]
-pub struct Told {
+pub(crate) struct Told {
     clock: TestClock,
     next: Arc<Mutex<VecDeque<[u8; 8]>>>,
 }
 
 impl Told {
-    pub fn new(clock: TestClock) -> Self {
+    pub(crate) fn new(clock: TestClock) -> Self {
         let next = Arc::default();
         Self { clock, next }
     }
@@ -76,7 +76,7 @@ impl Host for Told {
 }
 
 /// A place whose clients are instances of the component.
-pub struct Component<F>(pub F);
+pub(crate) struct Component<F>(pub(crate) F);
 
 impl<F> Fixture for Component<F>
 where
@@ -99,7 +99,7 @@ where
 }
 
 /// One instance of the component, as a store.
-pub struct Through {
+pub(crate) struct Through {
     store: AnyStore,
     told: Told,
     state: Mutex<State>,
@@ -112,7 +112,7 @@ struct State {
 }
 
 impl Through {
-    pub fn new(store: AnyStore, clock: TestClock) -> Self {
+    pub(crate) fn new(store: AnyStore, clock: TestClock) -> Self {
         let told = Told::new(clock);
         let instance = runner().instance(Arc::clone(&store), told.clone());
         Self {
@@ -135,12 +135,11 @@ impl Through {
         let known = state.locks.get(&(claim.name.clone(), claim.owner)).copied();
         // One whose time has passed may have been extended elsewhere, of which it knows nothing.
         let known = known.filter(|lock| !state.instance.is_expired(*lock).expect("an instance"));
-        let lock = match known {
-            Some(lock) => lock,
-            None => {
-                let text = self.written_down(claim);
-                state.instance.restore_lock(&text).map_err(failed)?
-            }
+        let lock = if let Some(lock) = known {
+            lock
+        } else {
+            let text = self.written_down(claim);
+            state.instance.restore_lock(&text).map_err(failed)?
         };
         let end = step(&mut state.instance, lock);
         if known.is_none() {
@@ -179,6 +178,7 @@ fn reply(end: Result<bool, ComponentError>) -> Result<Reply, StoreError> {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
 fn failed(err: ComponentError) -> StoreError {
     match &err {
         ComponentError::Lock(lock) if lock.code == "E_LOCK_STORAGE_ERROR" => {

@@ -11,17 +11,17 @@ use verrou::conformance::{Fixture, TestClock};
 use verrou::{MemoryStore, Store};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
-pub type AnyStore = Arc<dyn Store + Send + Sync>;
+pub(crate) type AnyStore = Arc<dyn Store + Send + Sync>;
 
 /// A folder of its own, and a clock that only the test moves.
-pub struct Folder<S> {
+pub(crate) struct Folder<S> {
     path: TempDir,
     clock: TestClock,
     open: fn(&Path, TestClock) -> S,
 }
 
 impl<S> Folder<S> {
-    pub fn new(open: fn(&Path, TestClock) -> S) -> Self {
+    pub(crate) fn new(open: fn(&Path, TestClock) -> S) -> Self {
         let path = tempfile::tempdir().expect("there is room for a folder");
         Self {
             path,
@@ -48,24 +48,24 @@ impl<S: Store + Send + Sync + 'static> Fixture for Folder<S> {
     }
 }
 
-pub fn lease_file(folder: &Path, clock: TestClock) -> LeaseFileStore {
+pub(crate) fn lease_file(folder: &Path, clock: TestClock) -> LeaseFileStore {
     let opened = LeaseFileStore::open(folder, &StoreOptions::default());
     opened.expect("the folder can be opened").with_clock(clock)
 }
 
-pub fn file_lock(folder: &Path, clock: TestClock) -> FileLockStore {
+pub(crate) fn file_lock(folder: &Path, clock: TestClock) -> FileLockStore {
     let opened = FileLockStore::open(folder, &StoreOptions::default());
     opened.expect("the folder can be opened").with_clock(clock)
 }
 
 /// A memory store that all clients share.
-pub struct Memory {
+pub(crate) struct Memory {
     clock: TestClock,
     store: Arc<MemoryStore<TestClock>>,
 }
 
 impl Memory {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let clock = TestClock::running();
         let store = Arc::new(MemoryStore::new(clock.clone()));
         Self { clock, store }
