@@ -108,6 +108,13 @@ pub(crate) enum Command {
     Show(Show),
     /// List the locks that are held
     List,
+    /// Answer a program's requests to the store, one line of JSON each
+    ///
+    /// For programs in any language that are to have this machine's locks: they start this
+    /// command, write a request on its standard input, and read its answer, until they end the
+    /// input. Leases taken as ephemeral end with this command, however it ends.
+    #[command(after_help = SERVE_HELP)]
+    Serve,
 }
 
 const RUN_USAGE: &str = "\
@@ -118,6 +125,32 @@ const RUN_HELP: &str = "\
 Exit codes: those of CMD, 128+n when signal n ended it; 75 not acquired in time (or what -E
 says), 76 lost while CMD ran, 77 not the owner, 74 the store failed, 73 no store, 64 usage,
 126/127 CMD could not be started / was not found.";
+
+const SERVE_HELP: &str = "\
+Says {\"protocol\":\"verrou serve\",\"version\":1} first, and then one line for each line of input.
+Requests, and their answers:
+  {\"acquire\":{\"name\":\"x\",\"owner\":\"00112233445566778899aabbccddeeff\",\"ttl\":30000000000,
+              \"ephemeral\":true}}
+      {\"granted\":7}, with the fencing token; {\"refused\":29000000000}, the time left, or null
+  {\"extend\":{...}}, {\"release\":{...}}, {\"detach\":{...}}, with the members of `acquire`
+      {\"granted\":null}; {\"refused\":null}
+  {\"evict\":{\"name\":\"x\",\"only\":7}}, with null for whoever holds it
+      {\"granted\":null}; {\"refused\":null}
+  {\"inspect\":{\"name\":\"x\"}}
+      {\"holder\":{\"owner\":\"0011...\",\"fencing_token\":7,\"remaining\":29000000000}};
+      {\"holder\":null}
+  {\"abilities\":{}}
+      {\"abilities\":{\"expires\":true,\"ephemeral\":true,\"transfers\":true,\"evicts\":true,
+                    \"fences\":true}}
+  {\"wait\":{\"name\":\"x\",\"at_most\":500000000}}
+      {\"waited\":true}; {\"waited\":false} from a store that cannot wait
+  Whatever cannot be done, or is no request:
+      {\"error\":{\"temporary\":false,\"message\":\"...\"}}
+
+An owner is 32 hexadecimal digits, drawn anew for every acquisition. Lengths of time are whole
+nanoseconds; null is one without an end, or unknown. host/SERVE.md says more.
+
+Exit codes: 0 at the end of the input; 73 no store, 74 input or output failed, 64 usage.";
 
 /// `verrou run`.
 #[derive(Args, Debug)]

@@ -18,6 +18,7 @@ mod child;
 #[path = "child_elsewhere.rs"]
 mod child;
 mod run;
+mod serve;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ pub(crate) fn main() -> ExitCode {
         Command::ForceRelease(wish) => holders::force_release(place, wish).map(|()| 0),
         Command::Show(wish) => holders::show(place, wish).map(|()| 0),
         Command::List => holders::list(place).map(|()| 0),
+        Command::Serve => serve::serve(place).map(|()| 0),
     };
     let code = done.unwrap_or_else(|failure: Failure| {
         failure.report(place.json);

@@ -1,0 +1,311 @@
+//! `verrou serve`: the steps of a store, one line of JSON each. `SERVE.md` describes them.
+
+use std::io::{self, BufRead, Read};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use verrou::{
+    Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Reply, Store,
+    StoreError, Ttl, Waited,
+};
+use verrou_host::{FileStore, StoreOptions};
+
+use super::arguments::Place;
+use super::exit::Exit;
+use super::report::{self, Failure};
+use super::store;
+
+/// No request is this long, whatever its name is made of.
+const LONGEST: u64 = 64 * 1024;
+
+/// No wait takes longer: as long as it does, nobody sees whether the client is still there.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Answers the requests on the standard input, until it ends.
+pub(crate) fn serve(place: &Place) -> Result<(), Failure> {
+    let options = StoreOptions {
+        command: Some("verrou serve".to_owned()),
+        ..store::options(place)
+    };
+    let opened = FileStore::open(&store::url(place)?, &options)?;
+    let mut input = io::stdin().lock();
+    let mut line = Vec::new();
+    let mut heard = tell(&Greeting::default())?;
+    while heard {
+        let answer = match read_line(&mut input, &mut line).map_err(|err| unread(&err))? {
+            Line::End => return Ok(()),
+            Line::TooLong => Answer::wrong(&format!("a request has at most {LONGEST} bytes")),
+            Line::Whole => match serde_json::from_slice(line.trim_ascii_end()) {
+                Ok(request) => answer(&opened, request),
+                Err(why) => Answer::wrong(&format!(
+                    "this is no request: {why}; `verrou serve --help` shows all there are"
+                )),
+            },
+        };
+        heard = tell(&answer)?;
+    }
+    Ok(())
+}
+
+/// What is said first: to a client that speaks something else, that it does.
+#[derive(Serialize)]
+struct Greeting {
+    protocol: &'static str,
+    version: u32,
+}
+
+impl Default for Greeting {
+    fn default() -> Self {
+        Self {
+            protocol: "verrou serve",
+            version: 1,
+        }
+    }
+}
+
+/// A member that is not known could be one that matters, so it is refused.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Request {
+    Acquire(Claimed),
+    Extend(Claimed),
+    Release(Claimed),
+    Detach(Claimed),
+    Evict(Eviction),
+    Inspect(Named),
+    Abilities(Nothing),
+    Wait(Wait),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Claimed {
+    name: String,
+    owner: String,
+    /// In nanoseconds. To leave it out is not to say that the lease is to last for ever.
+    #[serde(deserialize_with = "Option::deserialize")]
+    ttl: Option<u64>,
+    ephemeral: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Eviction {
+    name: String,
+    /// To leave it out is not to say that anyone is meant.
+    #[serde(deserialize_with = "Option::deserialize")]
+    only: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wait {
+    name: String,
+    at_most: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Granted(Option<u64>),
+    Refused(Option<u64>),
+    Holder(Option<Holding>),
+    Abilities(Able),
+    Waited(bool),
+    Error(Trouble),
+}
+
+#[derive(Serialize)]
+struct Holding {
+    owner: Option<String>,
+    fencing_token: Option<u64>,
+    remaining: Option<u64>,
+}
+
+#[derive(Serialize)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "abilities are independent of each other"
+)]
+struct Able {
+    expires: bool,
+    ephemeral: bool,
+    transfers: bool,
+    evicts: bool,
+    fences: bool,
+}
+
+#[derive(Serialize)]
+struct Trouble {
+    temporary: bool,
+    message: String,
+}
+
+impl Answer {
+    /// To a request that makes no sense.
+    fn wrong(why: &str) -> Self {
+        Self::Error(Trouble {
+            temporary: false,
+            message: why.to_owned(),
+        })
+    }
+}
+
+impl From<StoreError> for Answer {
+    fn from(error: StoreError) -> Self {
+        Self::Error(Trouble {
+            temporary: error.is_temporary(),
+            message: report::chain(&error),
+        })
+    }
+}
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        let code = error.code();
+        Self::wrong(&format!("{} ({code})", report::chain(&error)))
+    }
+}
+
+impl From<InvalidOwner> for Answer {
+    fn from(why: InvalidOwner) -> Self {
+        Self::wrong(&format!("`owner` is wrong: {why}"))
+    }
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        match reply {
+            Reply::Granted { fence } => Self::Granted(fence.map(Fence::get)),
+            Reply::Refused { remaining } => Self::Refused(remaining.map(nanos)),
+        }
+    }
+}
+
+impl From<Option<Holder>> for Answer {
+    fn from(holder: Option<Holder>) -> Self {
+        Self::Holder(holder.map(|holder| Holding {
+            owner: holder.owner.map(|owner| owner.to_string()),
+            fencing_token: holder.fence.map(Fence::get),
+            remaining: holder.remaining.map(nanos),
+        }))
+    }
+}
+
+impl From<Abilities> for Answer {
+    fn from(abilities: Abilities) -> Self {
+        let Abilities {
+            expires,
+            ephemeral,
+            transfers,
+            evicts,
+            fences,
+        } = abilities;
+        Self::Abilities(Able {
+            expires,
+            ephemeral,
+            transfers,
+            evicts,
+            fences,
+        })
+    }
+}
+
+impl TryFrom<Claimed> for Claim {
+    type Error = Answer;
+
+    fn try_from(claimed: Claimed) -> Result<Self, Answer> {
+        let ttl: Result<Ttl, InvalidTtl> = claimed.ttl.map(Duration::from_nanos).try_into();
+        Ok(Self {
+            name: name(&claimed.name)?,
+            owner: claimed.owner.parse::<verrou::Owner>()?,
+            ttl: ttl.map_err(Error::from)?,
+            ephemeral: claimed.ephemeral,
+        })
+    }
+}
+
+fn answer(store: &FileStore, request: Request) -> Answer {
+    taken(store, request).unwrap_or_else(|refusal| refusal)
+}
+
+/// Takes one step; an error is an answer, too.
+fn taken(store: &FileStore, request: Request) -> Result<Answer, Answer> {
+    Ok(match request {
+        Request::Acquire(claimed) => store.acquire(&claimed.try_into()?)?.into(),
+        Request::Extend(claimed) => store.extend(&claimed.try_into()?)?.into(),
+        Request::Release(claimed) => store.release(&claimed.try_into()?)?.into(),
+        Request::Detach(claimed) => store.detach(&claimed.try_into()?)?.into(),
+        Request::Evict(Eviction { name: text, only }) => {
+            let only = match only.map(Fence::new) {
+                Some(None) => return Err(Answer::wrong("`only` is 0, which no grant has")),
+                only => only.flatten(),
+            };
+            store.evict(&name(&text)?, only)?.into()
+        }
+        Request::Inspect(Named { name: text }) => store.inspect(&name(&text)?)?.into(),
+        Request::Abilities(Nothing {}) => store.abilities().into(),
+        Request::Wait(Wait {
+            name: text,
+            at_most,
+        }) => {
+            let at_most = Duration::from_nanos(at_most).min(LONGEST_WAIT);
+            Answer::Waited(store.wait(&name(&text)?, at_most) == Waited::Done)
+        }
+    })
+}
+
+fn name(text: &str) -> Result<Name, Answer> {
+    Ok(Name::new(text).map_err(Error::from)?)
+}
+
+fn nanos(length: Duration) -> u64 {
+    length.as_nanos().try_into().unwrap_or(u64::MAX)
+}
+
+/// What came on the standard input.
+enum Line {
+    Whole,
+    TooLong,
+    End,
+}
+
+fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Line> {
+    line.clear();
+    input.take(LONGEST).read_until(b'\n', line)?;
+    Ok(if line.is_empty() {
+        Line::End
+    } else if line.ends_with(b"\n") || input.fill_buf()?.is_empty() {
+        Line::Whole
+    } else {
+        input.skip_until(b'\n')?;
+        Line::TooLong
+    })
+}
+
+/// Says `what`: whether anyone is there to hear it.
+fn tell(what: &impl Serialize) -> Result<bool, Failure> {
+    let line = serde_json::to_string(what).map_err(|err| report::unwritten(&err.into()))?;
+    match report::print(&line) {
+        Ok(()) => Ok(true),
+        Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(err) => Err(report::unwritten(&err)),
+    }
+}
+
+fn unread(why: &io::Error) -> Failure {
+    Failure::new(
+        Exit::Storage,
+        format!("cannot read from the standard input: {why}"),
+    )
+}
