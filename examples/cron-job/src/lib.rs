@@ -36,10 +36,12 @@ impl wasip2::exports::cli::run::Guest for CronJob {
 
 fn job() -> Result<(), String> {
     let arguments = environment::get_arguments();
+    let length = seconds(arguments.get(1), 3)?;
+    let patience = seconds(arguments.get(2), 1)?;
     let lock = Lock::new("nightly", Some(nanos(TTL))).map_err(message)?;
-    let token = acquire(&lock, seconds(arguments.get(2), 1)?)?;
+    let token = acquire(&lock, patience)?;
     say(&stdout::get_stdout(), &format!("begin {token}"));
-    work(&lock, seconds(arguments.get(1), 3)?)?;
+    work(&lock, length)?;
     say(&stdout::get_stdout(), &format!("end {token}"));
     lock.release().map_err(message)
 }
