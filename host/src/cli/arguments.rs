@@ -133,9 +133,9 @@ Requests, and their answers:
               \"ephemeral\":true}}
       {\"granted\":7}, with the fencing token; {\"refused\":29000000000}, the time left, or null
   {\"extend\":{...}}, {\"release\":{...}}, {\"detach\":{...}}, with the members of `acquire`
-      {\"granted\":null}; {\"refused\":null}
+      {\"granted\":7} or {\"granted\":null}; {\"refused\":null}
   {\"evict\":{\"name\":\"x\",\"only\":7}}, with null for whoever holds it
-      {\"granted\":null}; {\"refused\":null}
+      {\"granted\":7} or {\"granted\":null}; {\"refused\":null}
   {\"inspect\":{\"name\":\"x\"}}
       {\"holder\":{\"owner\":\"0011...\",\"fencing_token\":7,\"remaining\":29000000000}};
       {\"holder\":null}

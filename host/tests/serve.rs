@@ -1,0 +1,397 @@
+//! `verrou serve`, as a program in another language talks to it.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fmt::Display;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Place, code, done, ends_with, eventually, stderr, stdout};
+use serde_json::{Value, json};
+
+const ONE: &str = "00112233445566778899aabbccddeeff";
+const TWO: &str = "ffeeddccbbaa99887766554433221100";
+const MINUTE: u64 = 60_000_000_000;
+
+/// A `verrou serve`, and both ends of its pipes.
+struct Served {
+    child: Child,
+    requests: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Served {
+    fn new(place: &Place) -> Self {
+        let mut child = place
+            .verrou(["serve"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let requests = child.stdin.take();
+        let answers = BufReader::new(child.stdout.take().unwrap());
+        let mut served = Self {
+            child,
+            requests,
+            answers,
+        };
+        let greeting = json!({ "protocol": "verrou serve", "version": 1 });
+        assert_eq!(served.hear(), greeting);
+        served
+    }
+
+    fn tell(&mut self, line: impl AsRef<[u8]>) {
+        let requests = self.requests.as_mut().unwrap();
+        requests.write_all(line.as_ref()).unwrap();
+    }
+
+    fn hear(&mut self) -> Value {
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|err| panic!("{line:?}: {err}"))
+    }
+
+    fn ask(&mut self, request: impl Display) -> Value {
+        self.tell(format!("{request}\n"));
+        self.hear()
+    }
+
+    /// A step with a claim on `x`.
+    fn step(&mut self, step: &str, owner: &str, ttl: impl Into<Value>) -> Value {
+        let ttl: Value = ttl.into();
+        let claim = json!({ "name": "x", "owner": owner, "ttl": ttl, "ephemeral": true });
+        self.ask(json!({ step: claim }))
+    }
+
+    fn holder(&mut self) -> Value {
+        self.ask(json!({ "inspect": { "name": "x" } }))["holder"].take()
+    }
+
+    /// What is wrong with a request that is to be refused, once and for all.
+    #[track_caller]
+    fn complaint(&mut self, request: impl Display) -> String {
+        let answer = self.ask(request);
+        let error = &answer["error"];
+        assert_eq!(error["temporary"], false, "{answer}");
+        error["message"].as_str().unwrap().to_owned()
+    }
+
+    /// Ends its input, and waits for its end.
+    fn end(mut self) {
+        drop(self.requests.take());
+        let mut rest = String::new();
+        self.answers.read_line(&mut rest).unwrap();
+        assert_eq!(rest, "");
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn granted(token: u64) -> Value {
+    json!({ "granted": token })
+}
+
+/// Whatever it says of the fencing token: only an acquisition has to.
+fn is_granted(answer: &Value) -> bool {
+    answer.get("granted").is_some()
+}
+
+#[test]
+fn every_step_of_a_lease_store_is_served() {
+    let place = Place::new("lease");
+    let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+    let all = json!({
+        "expires": true, "ephemeral": true, "transfers": true, "evicts": true, "fences": true,
+    });
+    assert_eq!(one.ask(json!({ "abilities": {} }))["abilities"], all);
+    assert_eq!(one.holder(), Value::Null);
+
+    assert_eq!(one.step("acquire", ONE, MINUTE), granted(1));
+    let refused = two.step("acquire", TWO, MINUTE);
+    let left = refused["refused"].as_u64().unwrap();
+    assert!(0 < left && left <= MINUTE, "{left}");
+    let holder = two.holder();
+    assert_eq!(
+        (&holder["owner"], &holder["fencing_token"]),
+        (&json!(ONE), &json!(1))
+    );
+    assert!(holder["remaining"].as_u64().unwrap() <= MINUTE);
+
+    assert!(is_granted(&one.step("extend", ONE, Value::Null)));
+    assert_eq!(two.holder()["remaining"], Value::Null);
+    assert!(two.step("extend", TWO, MINUTE).get("refused").is_some());
+    assert!(two.step("release", TWO, MINUTE).get("refused").is_some());
+    assert!(is_granted(&two.step("release", ONE, MINUTE)));
+    assert_eq!(two.step("acquire", TWO, MINUTE), granted(2));
+
+    let evict = |only: Value| json!({ "evict": { "name": "x", "only": only } });
+    assert!(one.ask(evict(json!(1))).get("refused").is_some());
+    assert!(is_granted(&one.ask(evict(json!(2)))));
+    assert!(one.ask(evict(Value::Null)).get("refused").is_some());
+    assert_eq!(one.step("acquire", ONE, MINUTE), granted(3));
+    one.end();
+    two.end();
+}
+
+#[test]
+fn a_file_store_says_what_it_cannot_do() {
+    let place = Place::new("file");
+    let mut served = Served::new(&place);
+    let can = served.ask(json!({ "abilities": {} }))["abilities"].take();
+    assert_eq!(
+        (&can["evicts"], &can["transfers"]),
+        (&json!(false), &json!(false))
+    );
+    assert_eq!(served.step("acquire", ONE, MINUTE), granted(1));
+    let said = served.complaint(json!({ "evict": { "name": "x", "only": null } }));
+    assert!(!said.is_empty());
+    assert!(
+        Served::new(&place)
+            .step("release", ONE, MINUTE)
+            .get("refused")
+            .is_some()
+    );
+    assert!(is_granted(&served.step("release", ONE, MINUTE)));
+    served.end();
+}
+
+#[test]
+fn nonsense_is_refused_by_name_and_serving_goes_on() {
+    let place = Place::new("lease");
+    let mut served = Served::new(&place);
+    let claim = |member: &str, value: Value| {
+        let mut claim = json!({ "name": "x", "owner": ONE, "ttl": MINUTE, "ephemeral": true });
+        claim[member] = value;
+        json!({ "acquire": claim }).to_string()
+    };
+    let without = |member: &str| {
+        let mut claim = json!({ "name": "x", "owner": ONE, "ttl": MINUTE, "ephemeral": true });
+        claim.as_object_mut().unwrap().remove(member);
+        json!({ "acquire": claim }).to_string()
+    };
+    let long = "n".repeat(1025);
+    let cases = [
+        (String::new(), "this is no request"),
+        ("{".to_owned(), "`verrou serve --help`"),
+        ("[]".to_owned(), "this is no request"),
+        ("{}".to_owned(), "this is no request"),
+        ("\"abilities\"".to_owned(), "this is no request"),
+        ("{\"abilities\":{}} {}".to_owned(), "trailing characters"),
+        ("{\"steal\":{}}".to_owned(), "`steal`"),
+        ("{\"abilities\":{\"x\":1}}".to_owned(), "`x`"),
+        (
+            "{\"abilities\":{},\"inspect\":{\"name\":\"x\"}}".to_owned(),
+            "this is no request",
+        ),
+        (claim("name", json!("")), "E_INVALID_NAME"),
+        (claim("name", json!(long)), "E_INVALID_NAME"),
+        (claim("name", json!(7)), "expected a string"),
+        (claim("owner", json!("")), "32 hexadecimal digits"),
+        (
+            claim("owner", json!("é".repeat(16))),
+            "32 hexadecimal digits",
+        ),
+        (claim("ttl", json!(0)), "E_INVALID_TTL"),
+        (claim("ttl", json!(u64::MAX)), "E_INVALID_TTL"),
+        (claim("ttl", json!(-1)), "-1"),
+        (claim("ttl", json!(1.5)), "1.5"),
+        (claim("ttl", json!("1s")), "\"1s\""),
+        (claim("epehmeral", json!(true)), "`epehmeral`"),
+        (without("ttl"), "`ttl`"),
+        (without("ephemeral"), "`ephemeral`"),
+        ("{\"evict\":{\"name\":\"x\"}}".to_owned(), "`only`"),
+        (
+            "{\"evict\":{\"name\":\"x\",\"only\":0}}".to_owned(),
+            "`only` is 0",
+        ),
+        (
+            "{\"inspect\":{\"name\":\"\\ud800\"}}".to_owned(),
+            "this is no request",
+        ),
+        (
+            "{\"wait\":{\"name\":\"\",\"at_most\":0}}".to_owned(),
+            "E_INVALID_NAME",
+        ),
+        ("[".repeat(60_000), "this is no request"),
+    ];
+    for (request, expected) in &cases {
+        let said = served.complaint(request);
+        assert!(
+            said.contains(expected),
+            "{request:.200} was answered by: {said}"
+        );
+    }
+    assert_eq!(served.holder(), Value::Null, "none of them did anything");
+    assert_eq!(served.step("acquire", ONE, MINUTE), granted(1));
+    served.end();
+}
+
+#[test]
+fn a_line_that_is_too_long_or_no_text_is_one_line() {
+    let place = Place::new("lease");
+    let mut served = Served::new(&place);
+    let name = "n".repeat(1 << 20);
+    let said = served.complaint(json!({ "inspect": { "name": name } }));
+    assert!(said.contains("65536 bytes"), "{said}");
+    served.tell(b"{\"inspect\":{\"name\":\"\xff\"}}\n");
+    let said = served.hear()["error"]["message"].to_string();
+    assert!(said.contains("this is no request"), "{said}");
+    // The longest name there is, in its longest spelling.
+    let name = "\\u0001".repeat(1024);
+    let holder = served.ask(format!("{{\"inspect\":{{\"name\":\"{name}\"}}}}"));
+    assert_eq!(holder, json!({ "holder": null }));
+    // A last line may lack its end.
+    served.tell("{\"inspect\":{\"name\":\"x\"}}");
+    drop(served.requests.take());
+    assert_eq!(served.hear(), json!({ "holder": null }));
+    served.end();
+}
+
+#[test]
+fn many_requests_at_once_are_answered_in_order() {
+    let place = Place::new("lease");
+    let mut served = Served::new(&place);
+    for round in 0..10 {
+        served.step("acquire", ONE, MINUTE);
+        let requests = [
+            "{\"inspect\":{\"name\":\"x\"}}\n",
+            "{\"inspect\":{\"name\":\"y\"}}\n",
+        ];
+        served.tell(requests.concat().repeat(20));
+        for _ in 0..20 {
+            assert_eq!(served.hear()["holder"]["fencing_token"], json!(round + 1));
+            assert_eq!(served.hear()["holder"], Value::Null);
+        }
+        served.step("release", ONE, MINUTE);
+    }
+    served.end();
+}
+
+#[test]
+fn an_ephemeral_lease_ends_with_the_input() {
+    let place = Place::new("lease");
+    let mut served = Served::new(&place);
+    assert_eq!(served.step("acquire", ONE, Value::Null), granted(1));
+    served.end();
+    assert_eq!(Served::new(&place).step("acquire", TWO, MINUTE), granted(2));
+}
+
+#[test]
+fn an_ephemeral_lease_ends_with_a_killed_process() {
+    for kind in common::KINDS {
+        let place = Place::new(kind);
+        let mut served = Served::new(&place);
+        assert_eq!(served.step("acquire", ONE, Value::Null), granted(1));
+        let mut other = Served::new(&place);
+        assert!(other.step("acquire", TWO, MINUTE).get("refused").is_some());
+        served.child.kill().unwrap();
+        served.child.wait().unwrap();
+        eventually("the kernel has let go of it", || {
+            let answer = other.step("acquire", TWO, MINUTE);
+            answer["granted"].as_u64().is_some_and(|token| token > 1)
+        });
+    }
+}
+
+#[test]
+fn a_detached_lease_and_a_lasting_one_outlive_the_process() {
+    let place = Place::new("lease");
+    let mut served = Served::new(&place);
+    assert_eq!(served.step("acquire", ONE, MINUTE), granted(1));
+    assert!(is_granted(&served.step("detach", ONE, MINUTE)));
+    assert!(served.step("detach", TWO, MINUTE).get("refused").is_some());
+    let lasting = json!({ "name": "y", "owner": TWO, "ttl": null, "ephemeral": false });
+    assert!(is_granted(&served.ask(json!({ "acquire": lasting }))));
+    served.child.kill().unwrap();
+    served.child.wait().unwrap();
+
+    let mut other = Served::new(&place);
+    assert!(other.step("acquire", TWO, MINUTE).get("refused").is_some());
+    assert!(is_granted(&other.step("release", ONE, MINUTE)));
+    assert!(is_granted(&other.ask(json!({ "release": lasting }))));
+}
+
+#[test]
+fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
+    let place = Place::new("lease");
+    let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+    one.step("acquire", ONE, Value::Null);
+    let began = Instant::now();
+    let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
+    assert_eq!(waited, json!({ "waited": true }));
+    assert!(
+        began.elapsed() >= Duration::from_millis(900),
+        "the lock is not free"
+    );
+    assert!(began.elapsed() < Duration::from_secs(30));
+    one.step("release", ONE, Value::Null);
+    let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
+    assert_eq!(waited, json!({ "waited": true }));
+    assert_eq!(two.step("acquire", TWO, MINUTE), granted(2));
+}
+
+#[test]
+fn the_command_line_sees_what_is_served() {
+    let place = Place::new("lease");
+    let mut served = Served::new(&place);
+    served.step("acquire", ONE, MINUTE);
+    let shown = ends_with(&mut place.verrou(["show", "x"]), 0);
+    assert!(
+        stdout(&shown).contains("(verrou serve)"),
+        "{}",
+        stdout(&shown)
+    );
+
+    let text = json!({
+        "version": 1, "name": "x", "owner": ONE, "ttl": 60_000, "expires": null, "fence": 1,
+    });
+    ends_with(&mut place.verrou(["release", &text.to_string()]), 0);
+    assert_eq!(served.holder(), Value::Null);
+    assert!(served.step("release", ONE, MINUTE).get("refused").is_some());
+}
+
+#[test]
+fn a_store_that_cannot_be_opened_is_no_greeting() {
+    let place = Place::new("lease");
+    for (store, exit, said) in [
+        ("memory:", 64, "E_INVALID_STORE"),
+        ("lease:/proc/nothing", 73, "/proc/nothing"),
+    ] {
+        let output = done(&mut place.verrou(["serve", "--store", store]));
+        assert_eq!(
+            (code(&output), stdout(&output)),
+            (exit, ""),
+            "{}",
+            stderr(&output)
+        );
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn it_ends_when_nobody_reads() {
+    let place = Place::new("lease");
+    let mut served = Served::new(&place);
+    let pipe = std::mem::replace(&mut served.answers, BufReader::new(silent()));
+    drop(pipe);
+    served.tell("{\"abilities\":{}}\n");
+    assert_eq!(served.child.wait().unwrap().code(), Some(0));
+}
+
+/// The output of a process that says nothing.
+fn silent() -> ChildStdout {
+    let mut child = std::process::Command::new("true")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.wait().unwrap();
+    child.stdout.take().unwrap()
+}
