@@ -1,0 +1,41 @@
+/**
+ * The component `verrou.wasm` for JavaScript: what jco made of it (`npm run build`), with a store,
+ * a clock and randomness plugged in.
+ */
+import { instantiate } from './component/verrou.js';
+import { checkedStore } from './checked-store.mjs';
+
+/** The platform's clock, as nanoseconds, and its randomness, as 64 bits. */
+const platform = {
+  now: () => BigInt(Math.round(performance.now() * 1e6)),
+  getRandomU64: () => crypto.getRandomValues(new BigUint64Array(1))[0],
+};
+
+/**
+ * A new instance of the component: the interface `locks` of `wit/locks.wit`.
+ *
+ * `store` is an object with the functions of `wit/store.wit`; see `map-store.mjs` for one.
+ */
+export async function instantiateLocks(store, { now, getRandomU64 } = platform) {
+  const interfaces = {
+    'verrou:lock/store': checkedStore(store),
+    'wasi:clocks/monotonic-clock': { now },
+    'wasi:random/random': { getRandomU64 },
+  };
+  const { locks } = await instantiate(module, interfaces);
+  return locks;
+}
+
+const modules = new Map();
+
+/** A core module of the component, compiled once. */
+function module(path) {
+  if (!modules.has(path)) modules.set(path, compile(new URL(`component/${path}`, import.meta.url)));
+  return modules.get(path);
+}
+
+async function compile(url) {
+  if (url.protocol !== 'file:') return WebAssembly.compileStreaming(fetch(url));
+  const { readFile } = await import('node:fs/promises');
+  return WebAssembly.compile(await readFile(url));
+}

@@ -1,0 +1,219 @@
+/** What callers and stores get wrong. */
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { MapStore } from '../map-store.mjs';
+import { openLocks } from '../verrou.mjs';
+import { TestTime, outcome } from './time.mjs';
+
+const code = (name, message) => ({ name: 'LockError', code: name, ...(message && { message }) });
+
+/** A Map store of which one step does something else. */
+async function opened(step, instead) {
+  const store = new MapStore();
+  const { createLock, restoreLock } = await openLocks(store);
+  const lock = createLock('store');
+  await lock.acquire();
+  const text = lock.serialize();
+  const before = store[step].bind(store);
+  store[step] = (...request) => instead(...request);
+  return { createLock, restored: restoreLock(text), heal: () => { store[step] = before; } };
+}
+
+/** What asks the store for each step, of a lock that is held and of another of its name. */
+const ASKING = {
+  acquire: ({ createLock }) => createLock('other').tryAcquire(),
+  extend: ({ restored }) => restored.extend(),
+  release: ({ restored }) => restored.release(),
+  evict: ({ restored }) => restored.forceRelease(),
+  inspect: ({ restored }) => restored.isHeld(),
+};
+
+test('names that no lock can have', async () => {
+  const { createLock } = await openLocks(new MapStore());
+  const invalid = (name, message) => assert.throws(() => createLock(name), code('E_INVALID_NAME', message));
+  invalid('', "a lock's name must not be empty");
+  invalid('x'.repeat(1_025), "a lock's name must have at most 1024 bytes, this one has 1025");
+  invalid('é'.repeat(513), "a lock's name must have at most 1024 bytes, this one has 1026");
+  invalid('x'.repeat(2 ** 20), "a lock's name must have at most 1024 bytes, this one has 1048576");
+  invalid('x'.repeat(2 ** 28), 'a text of 268435456 characters is too long');
+  for (const half of ['\ud800', 'a\udc00b', '\udc00\ud800', 'x\ud83d']) invalid(half, /half a surrogate pair/);
+  for (const other of [undefined, null, 7, {}, ['x'], Symbol('x')]) invalid(other, /has to be a string/);
+});
+
+test('odd names are names, and no two of them are one', async () => {
+  const { createLock } = await openLocks(new MapStore());
+  const names = ['x'.repeat(1_024), ' ', '\0', '\n', '../..', '🔒', '\ufffd', '\ufeff', '\ufeffx', 'x', '\ufeff\ufeff', 'e\u0301', '\u00e9', '__proto__', 'constructor'];
+  for (const name of names) {
+    assert.equal(createLock(name).name, name);
+    assert.equal(createLock(name).tryAcquire(), true, JSON.stringify(name));
+  }
+});
+
+test('lengths that no lease can have', async () => {
+  const { createLock } = await openLocks(new MapStore());
+  const lock = createLock('ttl');
+  await lock.acquire();
+  const wrong = [0, -0, 1e-9, -1, -1e-9, NaN, Infinity, -Infinity, 2 ** 64 / 1e6, 2 ** 63 / 1e6, 1e300, '1s', 1n, true, {}];
+  for (const ttl of wrong) {
+    assert.throws(() => createLock('ttl', ttl), code('E_INVALID_TTL'), String(ttl));
+    assert.throws(() => lock.extend(ttl), code('E_INVALID_TTL'), String(ttl));
+  }
+  assert.throws(() => createLock('ttl', 0), { message: /must last longer than zero/ });
+  assert.throws(() => createLock('ttl', 2 ** 63 / 1e6), { message: /less than 292 years/ });
+  const long = createLock('long', (2 ** 63 - 2 ** 11) / 1e6);
+  await long.acquire();
+  assert.ok(long.remaining() > 9.2e12);
+});
+
+test('texts that are no serialized lock', async () => {
+  const { restoreLock } = await openLocks(new MapStore());
+  const right = { version: 1, name: 'demo', owner: '000102030405060708090a0b0c0d0e0f', ttl: 2000, expires: null, fence: 7 };
+  restoreLock(JSON.stringify(right));
+  restoreLock(JSON.stringify({ ...right, unknown: 'ignored' }));
+  const wrong = [
+    '', '{}', 'null', '[]', '{"version":1', 'x'.repeat(2 ** 20), 'x'.repeat(2 ** 22), '\ud800', undefined, 7,
+    ...Object.keys(right).map((member) => JSON.stringify({ ...right, [member]: undefined })),
+    ...[{ version: 2 }, { name: '' }, { owner: 'x' }, { ttl: 0 }, { ttl: -1 }, { ttl: 1e30 }, { fence: 0 }, { fence: -1 }, { expires: '1' }]
+      .map((member) => JSON.stringify({ ...right, ...member })),
+    `${JSON.stringify(right)}x`,
+    JSON.stringify({ ...right, name: '\ud800' }),
+  ];
+  for (const text of wrong) {
+    assert.throws(() => restoreLock(text), code('E_INVALID_SERIALIZED_LOCK'), String(text).slice(0, 200));
+  }
+});
+
+for (const [step, asks] of Object.entries(ASKING)) {
+  test(`a store that throws in ${step} has failed, and that is all`, async () => {
+    const thrown = [
+      [new Error('on fire'), 'on fire', false],
+      [Object.assign(new Error('busy'), { temporary: true }), 'busy', true],
+      ['a text', 'a text', false],
+      [undefined, 'undefined', false],
+      [null, 'null', false],
+      [{ payload: 'what the component would read' }, '[object Object]', false],
+      [new Error('half \ud800'), 'half \ufffd', false],
+      [new Error(''), '', false],
+      [new Error('long '.repeat(100_000)), 'long '.repeat(100_000), false],
+    ];
+    for (const [what, message, temporary] of thrown) {
+      const failing = await opened(step, () => { throw what; });
+      assert.throws(() => asks(failing), { ...code('E_LOCK_STORAGE_ERROR', message), temporary });
+      failing.heal();
+      assert.equal(failing.restored.isHeld(), true);
+      failing.restored.release();
+      assert.equal(failing.restored.isLocked(), false);
+    }
+  });
+
+  test(`a store that returns no reply to ${step} has failed, and that is all`, async () => {
+    const reply = (val) => ({ tag: 'granted', val });
+    const garbage = step === 'inspect'
+      ? ['x', 1, true, () => {}, { owner: 7 }, { owner: 'no owner' }, { owner: 'F'.repeat(32) }, { fencingToken: 7 },
+        { fencingToken: 0n }, { fencingToken: 2n ** 64n }, { remaining: -1n }, { remaining: 1.5 }, Promise.resolve()]
+      : [undefined, null, true, 'granted', 7n, {}, [], { tag: 'lent' }, Promise.resolve(reply(1n)), reply(-1n), reply(1),
+        reply('1'), reply(2n ** 64n), reply({}), { tag: 'refused', val: NaN }, { tag: 'refused', val: -1n }];
+    if (step === 'acquire') garbage.push(reply(0n));
+    for (const said of garbage) {
+      const failing = await opened(step, () => said);
+      assert.throws(() => asks(failing), { ...code('E_LOCK_STORAGE_ERROR'), message: /\w/, temporary: false }, `said ${typeof said}`);
+      failing.heal();
+      assert.equal(failing.restored.isHeld(), true);
+    }
+  });
+}
+
+test('a store is told what it got wrong', async () => {
+  const [wrong, promised, zero] = [
+    await opened('acquire', () => ({ tag: 'granted', val: 7 })),
+    await opened('acquire', async () => ({ tag: 'granted', val: 7n })),
+    await opened('acquire', () => ({ tag: 'granted', val: 0n })),
+  ];
+  const says = (failing, message) => assert.throws(() => ASKING.acquire(failing), code('E_LOCK_STORAGE_ERROR', message));
+  says(wrong, "the store's `acquire` returned 7 where there has to be undefined or a bigint of 64 bits");
+  says(promised, /returned a promise \(the steps are synchronous\)/);
+  says(zero, 'the store said fencing token 0, which no grant has');
+});
+
+test('a store that cannot say what it can is not opened', async () => {
+  for (const can of [() => undefined, () => ({}), () => ({ ...MapStore.prototype.can(), fences: 1 }), () => { throw new Error('no'); }]) {
+    await assert.rejects(openLocks(Object.assign(new MapStore(), { can })), /`can`|no/);
+  }
+});
+
+test('a store in trouble is asked again, and an acquisition in doubt is taken back', async (t) => {
+  const time = new TestTime(t);
+  const store = new MapStore(time.now);
+  const { createLock } = await time.locks(store);
+  const [acquire, release] = [store.acquire.bind(store), store.release.bind(store)];
+  const trouble = () => { throw Object.assign(new Error('busy'), { temporary: true }); };
+  let asked = 0;
+  store.acquire = (claim) => (++asked < 3 ? trouble() : acquire(claim));
+  const patient = outcome(createLock('trouble').acquire({ delay: 20 }));
+  await time.pass(39);
+  assert.equal(patient.ended, undefined);
+  await time.pass(2);
+  assert.deepEqual(patient.ended, { value: 1n });
+
+  let released = 0;
+  store.release = (claim) => { released += 1; return release(claim); };
+  store.acquire = (claim) => { acquire(claim); trouble(); };
+  const lock = createLock('doubt');
+  const hasty = outcome(lock.acquire({ attempts: 2, delay: 20 }));
+  await time.pass(21);
+  assert.equal(hasty.ended.error.code, 'E_LOCK_STORAGE_ERROR');
+  assert.equal(hasty.ended.error.temporary, true);
+  assert.equal(released, 1);
+  assert.equal(lock.isLocked(), false);
+});
+
+test('a handle that was disposed of says so', async () => {
+  const { createLock } = await openLocks(new MapStore());
+  const lock = createLock('disposed');
+  await lock.acquire();
+  lock.dispose();
+  lock.dispose();
+  const uses = ['tryAcquire', 'release', 'forceRelease', 'extend', 'serialize', 'isLocked', 'isHeld', 'remaining'];
+  for (const use of uses) assert.throws(() => lock[use](), code('E_LOCK_DISPOSED', /`disposed` was disposed of/), use);
+  for (const use of ['acquire', 'run', 'keepAlive']) await assert.rejects(lock[use](), code('E_LOCK_DISPOSED'), use);
+  assert.equal(createLock('disposed').isLocked(), true, 'the lease is not the handle');
+});
+
+test('a lock can be disposed of while it waits', async (t) => {
+  const time = new TestTime(t);
+  const { createLock } = await time.locks();
+  const held = createLock('waits', null);
+  await held.acquire();
+  const lock = createLock('waits', null);
+  const waiting = outcome(lock.acquire());
+  await time.pass(1);
+  lock.dispose();
+  held.release();
+  await time.pass(1);
+  assert.deepEqual(waiting.ended, { value: 2n });
+});
+
+test('a hundred thousand handles, one after the other', async () => {
+  const { createLock } = await openLocks(new MapStore());
+  for (let number = 0; number < 100_000; number += 1) createLock('many').dispose();
+  const lock = createLock('many');
+  // An attempt is a handle, too, and there may be 65,536 of them.
+  for (let number = 0; number < 66_000; number += 1) {
+    await lock.acquire();
+    lock.release();
+  }
+});
+
+test('a hundred thousand handles at once are too many, and do no harm', async () => {
+  const { createLock } = await openLocks(new MapStore());
+  const locks = [];
+  const make = () => { while (locks.length < 100_000) locks.push(createLock('many')); };
+  assert.throws(make, { ...code('E_TOO_MANY_HANDLES', /drop some/), temporary: true });
+  assert.equal(locks.length, 65_536);
+  assert.equal(locks[0].tryAcquire(), true);
+  await assert.rejects(locks[1].acquire({ attempts: 1 }), code('E_TOO_MANY_HANDLES'));
+  locks.splice(1_000).forEach((lock) => lock.dispose());
+  await assert.rejects(locks[1].acquire({ attempts: 1 }), code('E_LOCK_TIMEOUT'));
+  locks[0].release();
+});
