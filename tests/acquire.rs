@@ -5,9 +5,10 @@ mod common;
 use std::time::Duration;
 
 use common::script::{In, World, broken, claim, granted, held, held_for, ms, trouble, woken};
+use verrou::stepped::Progress;
 use verrou::{
-    Acquire, AcquireStep, Backoff, Clock, Error, Lease, Owner, Reply, Retry, StoreError, Timestamp,
-    Ttl, blocking, nonblocking,
+    Acquire, AcquireStep, Backoff, Clock, Error, Fence, Lease, Owner, Reply, Retry, StoreError,
+    Timestamp, Ttl, blocking, nonblocking, stepped,
 };
 
 /// Every 100 ms.
@@ -38,12 +39,31 @@ fn check_for(ttl: Ttl, retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[
     let end = pollster::block_on(nonblocking::acquire(&world, &world, machine(&world)));
     world.note(told(&end));
     assert_eq!(world.log(), expected, "nonblocking");
+
+    let world = World::new(script());
+    let lock = stepped::Lock::new(&world, &world, "lock", ttl.duration()).expect("a lock");
+    let end = drive(&world, lock.acquire(retry, [7; 16]));
+    assert_eq!(lock.lease().as_ref(), end.as_ref().ok());
+    drop(lock);
+    world.note(told(&end));
+    assert_eq!(world.log(), expected, "stepped");
+}
+
+/// Polls `attempt` to its end, waiting as `world` waits.
+fn drive(world: &World, mut attempt: stepped::Attempt<&World, &World>) -> Result<Lease, Error> {
+    loop {
+        match attempt.poll()? {
+            Progress::Wait(at_most) => world.rest("wait", at_most),
+            Progress::Pause(pause) => world.rest("sleep", pause),
+            Progress::Acquired(lease) => return Ok(lease),
+        };
+    }
 }
 
 fn told(end: &Result<Lease, Error>) -> String {
     match end {
         Ok(lease) => {
-            let fence = lease.fence().map_or(0, verrou::Fence::get);
+            let fence = lease.fence().map_or(0, Fence::get);
             match lease.ends() {
                 Some(ends) => format!("held until {:?}, fence {fence}", ends.since_start()),
                 None => format!("held, fence {fence}"),
@@ -495,4 +515,28 @@ fn every_step_is_repeated_until_it_is_done() {
             "Acquire", "Acquire", "Sleep", "Sleep", "Acquire", "Release", "Done", "Done"
         ]
     );
+}
+
+/// A store that lost count protects nothing: its grant is given back, and that is said.
+#[test]
+fn a_fence_that_went_back_is_no_grant() {
+    let after = |seen, script| {
+        let world = World::new(script);
+        let machine = Acquire::new(claim(second()), retry(), world.now());
+        let end = blocking::acquire(&world, &world, machine.after(Fence::new(seen)));
+        world.note(told(&end));
+        world.log()
+    };
+    let greater = after(6, vec![granted(7)]);
+    assert_eq!(greater, ["acquire@0ns", "held until 1s, fence 7"]);
+    for seen in [7, 8, u64::MAX] {
+        let log = after(seen, vec![granted(7), granted(0)]);
+        let [asked, undone, told] = &log[..] else {
+            panic!("{log:?}");
+        };
+        assert_eq!([asked, undone], ["acquire@0ns", "release@0ns"]);
+        let why =
+            format!("storage: the store granted the lock under fencing token 7, after {seen}");
+        assert!(told.starts_with(&why), "{told}");
+    }
 }

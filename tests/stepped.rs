@@ -1,0 +1,180 @@
+//! Locks that are polled, beyond what `acquire.rs` shows of all drivers.
+
+mod common;
+
+use std::time::Duration;
+
+use common::script::{World, broken, granted, held, ms, trouble};
+use verrou::conformance::TestClock;
+use verrou::stepped::{Attempt, Keeping, Lock, Progress};
+use verrou::{Error, Loss, MemoryStore, Retry, SerializedLock};
+
+fn lock(world: &World) -> Lock<&World, &World> {
+    Lock::new(world, world, "lock", ms(2400)).expect("a lock")
+}
+
+fn retry() -> Retry {
+    Retry::default().delay(ms(100)).expect("a delay")
+}
+
+/// Whoever is woken early looks again, and goes on waiting for as long as before.
+#[test]
+fn an_early_poll_asks_again() {
+    let world = World::new(vec![held(), held(), granted(3)]);
+    let lock = lock(&world);
+    let mut attempt = lock.acquire(&retry(), [7; 16]);
+    let wait = |attempt: &mut Attempt<_, _>| match attempt.poll() {
+        Ok(Progress::Wait(wait)) => wait,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(wait(&mut attempt), ms(100));
+    world.rest("woken", ms(40));
+    assert_eq!(wait(&mut attempt), ms(60));
+    world.rest("woken", ms(40));
+    let acquired = attempt.poll().expect("an answer");
+    assert!(matches!(&acquired, Progress::Acquired(lease) if Some(lease) == lock.lease().as_ref()));
+    // The end repeats itself.
+    assert_eq!(attempt.poll().expect("an answer"), acquired);
+}
+
+/// A store in trouble is not asked before it is time, however often it is polled.
+#[test]
+fn a_pause_is_kept() {
+    let world = World::new(vec![trouble(), granted(3)]);
+    let lock = lock(&world);
+    let mut attempt = lock.acquire(&retry(), [7; 16]);
+    for left in [100, 60, 20] {
+        let progress = attempt.poll().expect("an answer");
+        assert_eq!(progress, Progress::Pause(ms(left)));
+        world.rest("polled", ms(40));
+    }
+    assert!(matches!(attempt.poll(), Ok(Progress::Acquired(_))));
+}
+
+/// Several attempts of one lock take turns, on one thread.
+#[test]
+fn attempts_take_turns() {
+    let clock = TestClock::still();
+    let store = MemoryStore::new(clock.clone());
+    let lock = Lock::new(&store, &clock, "lock", None).expect("a lock");
+    let mut first = lock.acquire(&retry(), [1; 16]);
+    let mut second = lock.acquire(&retry(), [2; 16]);
+    assert!(matches!(first.poll(), Ok(Progress::Acquired(_))));
+    assert!(matches!(second.poll(), Ok(Progress::Wait(_))));
+    lock.release().expect("the first hold");
+    assert!(matches!(second.poll(), Ok(Progress::Acquired(_))));
+    lock.release().expect("the second hold");
+    assert!(!lock.is_locked().expect("an answer"));
+}
+
+/// A dropped attempt is forgotten, and what it would have got is free for others.
+#[test]
+fn a_dropped_attempt_takes_nothing() {
+    let clock = TestClock::still();
+    let store = MemoryStore::new(clock.clone());
+    let lock = |ttl: Option<Duration>| Lock::new(&store, &clock, "lock", ttl).expect("a lock");
+    let (one, two) = (lock(None), lock(None));
+    one.try_acquire([1; 16]).expect("a free lock");
+    let mut attempt = two.acquire(&retry(), [2; 16]);
+    assert!(matches!(attempt.poll(), Ok(Progress::Wait(_))));
+    drop(attempt);
+    one.release().expect("my lock");
+    assert!(!one.is_locked().expect("an answer"));
+}
+
+/// A lease is extended in time, its doubt is said, and so is its loss.
+#[test]
+fn a_renewal_says_how_things_stand() {
+    let script = vec![granted(3), granted(0), trouble(), granted(0), held()];
+    let world = World::new(script);
+    let lock = lock(&world);
+    assert!(matches!(lock.keep(), Err(Error::NotOwner { .. })));
+    lock.try_acquire([7; 16]).expect("a free lock");
+    let mut renewal = lock.keep().expect("a lease");
+    let held_for = |keeping: Keeping, wait: u64| {
+        assert!(
+            matches!(keeping, Keeping::Held(told) if told == ms(wait)),
+            "{keeping:?}"
+        );
+        world.rest("wait", ms(wait));
+    };
+    held_for(renewal.poll(), 800);
+    held_for(renewal.poll(), 800);
+    // The extension reached the lock.
+    assert_eq!(lock.remaining(), Some(ms(1600)));
+    match renewal.poll() {
+        Keeping::Unknown { wait, why } => {
+            assert_eq!(why.to_string(), "in trouble");
+            world.rest("wait", wait);
+        }
+        other => panic!("{other:?}"),
+    }
+    held_for(renewal.poll(), 800);
+    for _ in 0..2 {
+        assert!(matches!(renewal.poll(), Keeping::Lost(Loss::Revoked)));
+    }
+}
+
+/// A lease that was not renewed in time is lost, without asking the store.
+#[test]
+fn a_late_renewal_is_lost() {
+    let world = World::new(vec![granted(3)]);
+    let lock = lock(&world);
+    lock.try_acquire([7; 16]).expect("a free lock");
+    let mut renewal = lock.keep().expect("a lease");
+    world.rest("too long", ms(2400));
+    assert!(matches!(renewal.poll(), Keeping::Lost(Loss::Expired)));
+    assert!(lock.is_expired());
+}
+
+/// A failure is told with its code, and the lock can be used again.
+#[test]
+fn a_broken_store_is_said() {
+    let world = World::new(vec![broken(), granted(0), granted(4)]);
+    let lock = lock(&world);
+    let err = lock.try_acquire([7; 16]).expect_err("a broken store");
+    assert_eq!(
+        (err.code(), err.is_temporary()),
+        ("E_LOCK_STORAGE_ERROR", false)
+    );
+    assert_eq!(lock.lease(), None);
+    lock.try_acquire([7; 16]).expect("a store that works again");
+    assert_eq!(world.log(), ["acquire@0ns", "release@0ns", "acquire@0ns"]);
+}
+
+/// A lock that is written down can be released elsewhere, also by a lock of another colour.
+#[test]
+fn a_lock_is_handed_over_as_text() {
+    let clock = TestClock::still();
+    let store = MemoryStore::new(clock.clone());
+    let wall = Duration::from_secs(1_700_000_000);
+    let lock = Lock::new(&store, &clock, "lock", ms(1000)).expect("a lock");
+    lock.try_acquire([1; 16]).expect("a free lock");
+    let text = lock.serialize(wall).expect("a lease").to_string();
+    let restored: SerializedLock = text.parse().expect("a serialized lock");
+    let restored = Lock::restored(&store, &clock, &restored, wall);
+    assert!(restored.is_held().expect("an answer"));
+    assert_eq!(restored.remaining(), Some(ms(1000)));
+    restored.extend(None).expect("my lock");
+    restored.release().expect("my lock");
+    assert_eq!(
+        lock.release().expect_err("released").code(),
+        "E_LOCK_NOT_OWNER"
+    );
+}
+
+/// Only the grant that is meant is evicted.
+#[test]
+fn a_release_can_be_forced_for_one_grant() {
+    let clock = TestClock::still();
+    let store = MemoryStore::new(clock.clone());
+    let lock = |name| Lock::new(&store, &clock, name, None).expect("a lock");
+    let (one, two) = (lock("lock"), lock("lock"));
+    let fence = one.try_acquire([1; 16]).expect("a free lock").fence();
+    assert!(two.force_release(fence).expect("an answer"));
+    assert!(!two.force_release(None).expect("an answer"));
+    let next = one.try_acquire([2; 16]).expect("a free lock");
+    assert!(!two.force_release(fence).expect("an answer"));
+    assert_eq!(one.lease(), Some(next));
+    assert!(one.is_held().expect("an answer"));
+}
