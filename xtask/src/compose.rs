@@ -98,8 +98,8 @@ impl Component {
     /// What `socket` becomes when it has this component inside for its import of `interface`.
     fn plug(&self, interface: &str, socket: &Self) -> Result<Self> {
         let mut graph = CompositionGraph::new();
-        let inner = self.register(&mut graph)?;
-        let outer = socket.register(&mut graph)?;
+        let inner = self.register(&mut graph, "plug")?;
+        let outer = socket.register(&mut graph, "socket")?;
         self.check(interface, socket, &graph, inner, outer)?;
         let failed = || format!("{} does not go into {}", self.name, socket.name);
         wac_graph::plug(&mut graph, vec![inner], outer).with_context(failed)?;
@@ -112,10 +112,11 @@ impl Component {
         })
     }
 
-    fn register(&self, graph: &mut CompositionGraph) -> Result<PackageId> {
+    /// Gives it to `graph` as its `part`: of one file there can be two.
+    fn register(&self, graph: &mut CompositionGraph, part: &str) -> Result<PackageId> {
         let wrong = || format!("{} is no component that can be composed", self.name);
         let bytes = self.bytes.clone();
-        let package = Package::from_bytes(&self.name, None, bytes, graph.types_mut());
+        let package = Package::from_bytes(part, None, bytes, graph.types_mut());
         Ok(graph.register_package(package.with_context(wrong)?)?)
     }
 

@@ -1,0 +1,179 @@
+//! A host of `wasi:keyvalue`, in memory, with a compare-and-swap that is one.
+#![allow(unreachable_pub, reason = "the bindings ask for it")]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use wasmtime::Result;
+use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
+
+use self::bindings::wasi::keyvalue::atomics::{self, CasError};
+use self::bindings::wasi::keyvalue::store::{self, Error};
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        inline: "
+            package verrou:host-of-keyvalue;
+            world imports { import wasi:keyvalue/atomics@0.2.0-draft2; }
+        ",
+        path: "../examples/provider-keyvalue/wit/deps/keyvalue.wit",
+        imports: { default: trappable },
+        with: {
+            "wasi:keyvalue/store.bucket": super::Bucket,
+            "wasi:keyvalue/atomics.cas": super::Look,
+        },
+    });
+}
+
+/// A bucket, which any number of instances have in common.
+#[derive(Clone, Default)]
+pub struct Bucket(Arc<Mutex<Values>>);
+
+#[derive(Default)]
+struct Values {
+    by_key: HashMap<String, Value>,
+    swaps: u64,
+    before_swap: Option<Box<dyn FnOnce() + Send>>,
+    trouble: Option<Error>,
+}
+
+#[derive(Clone)]
+struct Value {
+    /// The swap that set it.
+    version: u64,
+    bytes: Vec<u8>,
+}
+
+impl Bucket {
+    pub(crate) fn set(&self, key: &str, text: &str) {
+        let mut values = self.0.lock().unwrap();
+        values.swaps += 1;
+        let (version, bytes) = (values.swaps, text.into());
+        values
+            .by_key
+            .insert(key.to_owned(), Value { version, bytes });
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<String> {
+        let values = self.0.lock().unwrap();
+        let value = values.by_key.get(key)?;
+        Some(String::from_utf8(value.bytes.clone()).unwrap())
+    }
+
+    /// Does `what` once, between somebody's look at a value and their swap of it.
+    pub(crate) fn before_swap(&self, what: impl FnOnce() + Send + 'static) {
+        self.0.lock().unwrap().before_swap = Some(Box::new(what));
+    }
+
+    /// Lets whoever opens the bucket hear that it is out of order, or hear no more of it.
+    pub(crate) fn trouble(&self, trouble: Option<Error>) {
+        self.0.lock().unwrap().trouble = trouble;
+    }
+
+    fn look(&self, key: String) -> Look {
+        let seen = self.0.lock().unwrap().by_key.get(&key).cloned();
+        let bucket = self.clone();
+        Look { bucket, key, seen }
+    }
+}
+
+pub(crate) use store::Error as Trouble;
+
+/// A key's value as it was looked at.
+pub struct Look {
+    bucket: Bucket,
+    key: String,
+    seen: Option<Value>,
+}
+
+impl Look {
+    /// Sets the value if it is still the one that was seen.
+    fn swap(&self, bytes: Vec<u8>) -> bool {
+        let first = self.bucket.0.lock().unwrap().before_swap.take();
+        if let Some(first) = first {
+            first();
+        }
+        let mut values = self.bucket.0.lock().unwrap();
+        let version = |value: &Value| value.version;
+        if values.by_key.get(&self.key).map(version) != self.seen.as_ref().map(version) {
+            return false;
+        }
+        values.swaps += 1;
+        let version = values.swaps;
+        values
+            .by_key
+            .insert(self.key.clone(), Value { version, bytes });
+        true
+    }
+}
+
+/// What one instance has of it.
+pub struct Host {
+    bucket: Bucket,
+    handles: ResourceTable,
+}
+
+impl Host {
+    pub(crate) fn new(bucket: Bucket) -> Self {
+        let handles = ResourceTable::new();
+        Self { bucket, handles }
+    }
+}
+
+pub(crate) fn add_to_linker<T: 'static>(
+    linker: &mut Linker<T>,
+    host: fn(&mut T) -> &mut Host,
+) -> Result<()> {
+    bindings::Imports::add_to_linker::<_, HasSelf<Host>>(linker, host)
+}
+
+impl store::Host for Host {
+    fn open(&mut self, name: String) -> Result<Result<Resource<Bucket>, Error>> {
+        if name != "default" {
+            return Ok(Err(Error::NoSuchStore));
+        }
+        if let Some(trouble) = self.bucket.0.lock().unwrap().trouble.clone() {
+            return Ok(Err(trouble));
+        }
+        Ok(Ok(self.handles.push(self.bucket.clone())?))
+    }
+}
+
+impl store::HostBucket for Host {
+    fn drop(&mut self, bucket: Resource<Bucket>) -> Result<()> {
+        self.handles.delete(bucket)?;
+        Ok(())
+    }
+}
+
+impl atomics::Host for Host {
+    fn swap(&mut self, cas: Resource<Look>, bytes: Vec<u8>) -> Result<Result<(), CasError>> {
+        let look = self.handles.delete(cas)?;
+        if look.swap(bytes) {
+            return Ok(Ok(()));
+        }
+        let again = look.bucket.look(look.key.clone());
+        Ok(Err(CasError::CasFailed(self.handles.push(again)?)))
+    }
+}
+
+impl atomics::HostCas for Host {
+    fn new(
+        &mut self,
+        bucket: Resource<Bucket>,
+        key: String,
+    ) -> Result<Result<Resource<Look>, Error>> {
+        let look = self.handles.get(&bucket)?.look(key);
+        Ok(Ok(self.handles.push(look)?))
+    }
+
+    fn current(&mut self, cas: Resource<Look>) -> Result<Result<Option<Vec<u8>>, Error>> {
+        let seen = &self.handles.get(&cas)?.seen;
+        Ok(Ok(seen.as_ref().map(|value| value.bytes.clone())))
+    }
+
+    fn drop(&mut self, cas: Resource<Look>) -> Result<()> {
+        self.handles.delete(cas)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! Stores that are components: each passes the suite for stores, and plugged into the lock
+//! component it makes locks.
+//!
+//! They have to be there: `cargo xtask component FOLDER` builds the one in a folder.
+#![cfg(feature = "wasmtime")]
+
+mod instances;
+mod keyvalue;
+mod provider;
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use verrou::conformance::{Fixture, TestClock};
+use verrou::{Claim, Fence, Name, Owner, Reply, Store, Ttl, conformance};
+use verrou_host::component::bindings::blocking::LockManager;
+use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
+    ErrorCode, Guest, LockError,
+};
+use wasmtime::component::{Component, ResourceAny};
+
+use instances::{State, built, load};
+use keyvalue::{Bucket, Trouble};
+use provider::Provider;
+
+static IN_MEMORY: LazyLock<Component> = LazyLock::new(|| load(&built("provider-rust")));
+static OVER_KEYVALUE: LazyLock<Component> = LazyLock::new(|| load(&built("provider-keyvalue")));
+
+conformance!(provider_rust, InMemory::new());
+conformance!(provider_keyvalue, OverKeyValue::new());
+
+/// One instance, which all clients share: its memory is the store.
+struct InMemory {
+    clock: TestClock,
+    store: Arc<Provider>,
+}
+
+impl InMemory {
+    fn new() -> Self {
+        let clock = TestClock::running();
+        let store = Provider::new(&IN_MEMORY, clock.clone(), Bucket::default());
+        let store = Arc::new(store);
+        Self { clock, store }
+    }
+}
+
+impl Fixture for InMemory {
+    type Store = Arc<Provider>;
+    type Host = TestClock;
+
+    fn client(&self) -> Arc<Provider> {
+        Arc::clone(&self.store)
+    }
+
+    fn host(&self) -> TestClock {
+        self.clock.clone()
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+}
+
+/// One bucket, and an instance for each client.
+struct OverKeyValue {
+    clock: TestClock,
+    bucket: Bucket,
+}
+
+impl OverKeyValue {
+    fn new() -> Self {
+        Self {
+            clock: TestClock::running(),
+            bucket: Bucket::default(),
+        }
+    }
+}
+
+impl Fixture for OverKeyValue {
+    type Store = Provider;
+    type Host = TestClock;
+
+    fn client(&self) -> Provider {
+        Provider::new(&OVER_KEYVALUE, self.clock.clone(), self.bucket.clone())
+    }
+
+    fn host(&self) -> TestClock {
+        self.clock.clone()
+    }
+
+    fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+}
+
+fn claim(owner: u8) -> Claim {
+    Claim {
+        name: Name::new("n").unwrap(),
+        owner: Owner::from_bytes([owner; 16]),
+        ttl: Ttl::try_from(Duration::from_secs(2)).unwrap(),
+        ephemeral: false,
+    }
+}
+
+#[test]
+fn who_is_overtaken_between_look_and_swap_is_refused() {
+    let place = OverKeyValue::new();
+    let (slow, fast) = (place.client(), Arc::new(place.client()));
+    let overtaker = Arc::clone(&fast);
+    place.bucket.before_swap(move || {
+        let granted = overtaker.acquire(&claim(1)).unwrap();
+        assert!(matches!(granted, Reply::Granted { .. }), "{granted:?}");
+    });
+    let said = slow.acquire(&claim(2)).unwrap();
+    assert!(matches!(said, Reply::Refused { .. }), "{said:?}");
+    let holder = fast.inspect(&claim(1).name).unwrap().unwrap();
+    assert_eq!(holder.owner, Some(claim(1).owner));
+}
+
+#[test]
+fn what_is_released_stays_in_the_bucket_with_its_fencing_token() {
+    let place = OverKeyValue::new();
+    place.bucket.set("verrou:n", "verrou1 41");
+    let store = place.client();
+    let said = store.acquire(&claim(1)).unwrap();
+    assert_eq!(
+        said,
+        Reply::Granted {
+            fence: Fence::new(42)
+        }
+    );
+    let record = place.bucket.get("verrou:n").unwrap();
+    assert!(record.starts_with("verrou1 42 1763"), "{record}");
+    store.release(&claim(1)).unwrap();
+    assert_eq!(place.bucket.get("verrou:n").unwrap(), "verrou1 42");
+}
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_free() {
+    let place = OverKeyValue::new();
+    for value in [
+        "verrou2 7",
+        "",
+        "verrou1",
+        "verrou1 x",
+        "verrou1 1 2",
+        "verrou1 1 2 o more",
+    ] {
+        place.bucket.set("verrou:n", value);
+        let err = place.client().acquire(&claim(1)).unwrap_err();
+        assert!(!err.is_temporary(), "{value}: {err}");
+        assert!(err.to_string().contains("verrou:n"), "{err}");
+        assert_eq!(place.bucket.get("verrou:n").as_deref(), Some(value));
+    }
+}
+
+#[test]
+fn a_bucket_in_trouble_is_an_error_that_says_whether_to_ask_again() {
+    let place = OverKeyValue::new();
+    for (trouble, temporary) in [
+        (Trouble::NoSuchStore, false),
+        (Trouble::AccessDenied, false),
+        (Trouble::Other("away".into()), true),
+    ] {
+        place.bucket.trouble(Some(trouble));
+        let err = place.client().acquire(&claim(1)).unwrap_err();
+        assert_eq!(err.is_temporary(), temporary, "{err}");
+    }
+    place.bucket.trouble(None);
+    place.client().acquire(&claim(1)).unwrap();
+}
+
+/// `cargo xtask compose`
+fn compose(arguments: &[&Path]) -> Output {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(project).args(["xtask", "compose"]);
+    command.args(arguments).output().unwrap()
+}
+
+/// The lock component with a store inside.
+fn with_store(store: &str) -> Component {
+    let folder = TempDir::new().unwrap();
+    let composed = folder.path().join("composed.wasm");
+    built("verrou");
+    let output = compose(&[
+        "--store".as_ref(),
+        &built(store),
+        "--output".as_ref(),
+        &composed,
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    load(&composed)
+}
+
+/// An instance of the lock component with a store inside.
+struct Locks {
+    wasm: wasmtime::Store<State>,
+    component: LockManager,
+}
+
+impl Locks {
+    fn new(component: &Component, clock: &TestClock, bucket: &Bucket) -> Self {
+        let (mut wasm, linker) = instances::around(component, clock.clone(), bucket.clone());
+        let component = LockManager::instantiate(&mut wasm, component, &linker).unwrap();
+        Self { wasm, component }
+    }
+
+    fn call<T>(
+        &mut self,
+        call: impl FnOnce(&Guest, &mut wasmtime::Store<State>) -> wasmtime::Result<T>,
+    ) -> T {
+        call(self.component.verrou_lock_locks(), &mut self.wasm).expect("the component goes on")
+    }
+
+    fn lock(&mut self) -> ResourceAny {
+        let ttl = Some(instances::nanos(Duration::from_secs(2)));
+        let lock = self.call(|locks, wasm| locks.lock().call_constructor(wasm, "n", ttl));
+        lock.unwrap()
+    }
+
+    /// The fencing token under which it is taken, if it is.
+    fn take(&mut self, lock: ResourceAny) -> Option<u64> {
+        let acquired = self.call(|locks, wasm| locks.lock().call_try_acquire(wasm, lock));
+        let token = self.call(|locks, wasm| locks.lock().call_fencing_token(wasm, lock));
+        acquired.unwrap().then(|| token.expect("this store counts"))
+    }
+
+    fn release(&mut self, lock: ResourceAny) -> Result<(), LockError> {
+        self.call(|locks, wasm| locks.lock().call_release(wasm, lock))
+    }
+}
+
+/// Two locks of one name: in `first`, and in `second` or else in the same instance.
+fn exclude_each_other(clock: &TestClock, mut first: Locks, second: Option<Locks>) {
+    let one = first.lock();
+    let mut second = second;
+    let other = second.as_mut().unwrap_or(&mut first).lock();
+
+    let token = first.take(one).expect("it is free");
+    assert_eq!(second.as_mut().unwrap_or(&mut first).take(other), None);
+    first.release(one).unwrap();
+    let next = second.as_mut().unwrap_or(&mut first).take(other);
+    let next = next.expect("it was released");
+    assert!(next > token, "{next} after {token}");
+    assert_eq!(first.take(one), None);
+
+    clock.advance(Duration::from_secs(2));
+    let last = first.take(one).expect("its time has passed");
+    assert!(last > next, "{last} after {next}");
+    let late = second.as_mut().unwrap_or(&mut first).release(other);
+    assert_eq!(late.unwrap_err().code, ErrorCode::NotOwner);
+    first.release(one).unwrap();
+}
+
+#[test]
+fn the_lock_component_with_a_store_in_memory_locks() {
+    let (clock, bucket) = (TestClock::running(), Bucket::default());
+    let locks = Locks::new(&with_store("provider-rust"), &clock, &bucket);
+    exclude_each_other(&clock, locks, None);
+}
+
+#[test]
+fn the_lock_component_with_a_store_over_keyvalue_locks() {
+    let (clock, bucket) = (TestClock::running(), Bucket::default());
+    let component = with_store("provider-keyvalue");
+    let one = Locks::new(&component, &clock, &bucket);
+    exclude_each_other(&clock, one, Some(Locks::new(&component, &clock, &bucket)));
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("composed.wasm");
+    let (store, locks) = (built("provider-rust"), built("verrou"));
+    for (arguments, words) in [
+        (
+            [Path::new("--store"), &locks],
+            [&*locks.to_string_lossy(), "verrou:lock/store"],
+        ),
+        (
+            [Path::new("--into"), &store],
+            [&*store.to_string_lossy(), "verrou:lock/locks"],
+        ),
+    ] {
+        let said = compose(&[&arguments[..], &["--output".as_ref(), &output]].concat());
+        let message = String::from_utf8(said.stderr).unwrap();
+        assert!(!said.status.success(), "{message}");
+        for word in words {
+            assert!(message.contains(word), "{word} is not in: {message}");
+        }
+        assert!(!output.exists());
+    }
+}

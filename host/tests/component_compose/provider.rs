@@ -1,0 +1,119 @@
+//! A store that is a component, as a store of this program.
+
+use std::sync::Mutex;
+
+use verrou::conformance::TestClock;
+use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError};
+use wasmtime::component::Component;
+
+use self::bindings::StoreProvider;
+use self::bindings::exports::verrou::lock::store as wit;
+use crate::instances::{self, State};
+use crate::keyvalue::Bucket;
+
+mod bindings {
+    wasmtime::component::bindgen!({ world: "store-provider", path: "../wit" });
+}
+
+/// An instance of a store.
+pub(crate) struct Provider(Mutex<Inner>);
+
+struct Inner {
+    wasm: wasmtime::Store<State>,
+    component: StoreProvider,
+}
+
+type Said<T> = wasmtime::Result<Result<T, wit::StoreError>>;
+
+impl Provider {
+    /// One that is alone but for the bucket, if it uses that.
+    pub(crate) fn new(component: &Component, clock: TestClock, bucket: Bucket) -> Self {
+        let (mut wasm, linker) = instances::around(component, clock, bucket);
+        let component = StoreProvider::instantiate(&mut wasm, component, &linker).unwrap();
+        Self(Mutex::new(Inner { wasm, component }))
+    }
+
+    fn ask<T>(
+        &self,
+        step: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Said<T>,
+    ) -> Result<T, StoreError> {
+        let inner = &mut *self.0.lock().unwrap();
+        let said = step(inner.component.verrou_lock_store(), &mut inner.wasm);
+        said.expect("the component goes on").map_err(|err| {
+            if err.temporary {
+                StoreError::temporary(err.message)
+            } else {
+                StoreError::permanent(err.message)
+            }
+        })
+    }
+
+    fn reply(
+        &self,
+        step: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Said<wit::Reply>,
+    ) -> Result<Reply, StoreError> {
+        Ok(match self.ask(step)? {
+            wit::Reply::Granted(token) => Reply::Granted {
+                fence: token.map(|token| Fence::new(token).expect("no token is zero")),
+            },
+            wit::Reply::Refused(remaining) => Reply::Refused {
+                remaining: remaining.map(instances::length),
+            },
+        })
+    }
+}
+
+fn claim(claim: &Claim) -> wit::Claim {
+    wit::Claim {
+        name: claim.name.to_string(),
+        owner: claim.owner.to_string(),
+        ttl: claim.ttl.duration().map(instances::nanos),
+        ephemeral: claim.ephemeral,
+    }
+}
+
+impl Store for Provider {
+    fn acquire(&self, asked: &Claim) -> Result<Reply, StoreError> {
+        self.reply(|store, wasm| store.call_acquire(wasm, &claim(asked)))
+    }
+
+    fn extend(&self, asked: &Claim) -> Result<Reply, StoreError> {
+        self.reply(|store, wasm| store.call_extend(wasm, &claim(asked)))
+    }
+
+    fn release(&self, asked: &Claim) -> Result<Reply, StoreError> {
+        self.reply(|store, wasm| store.call_release(wasm, &claim(asked)))
+    }
+
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        let only = only.map(Fence::get);
+        self.reply(|store, wasm| store.call_evict(wasm, name.as_str(), only))
+    }
+
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let holder = self.ask(|store, wasm| store.call_inspect(wasm, name.as_str()))?;
+        Ok(holder.map(|holder| Holder {
+            owner: holder.owner.map(|owner| owner.parse().expect("an owner")),
+            fence: holder.fencing_token.and_then(Fence::new),
+            since: None,
+            remaining: holder.remaining.map(instances::length),
+            process: None,
+        }))
+    }
+
+    fn detach(&self, asked: &Claim) -> Result<Reply, StoreError> {
+        self.reply(|store, wasm| store.call_detach(wasm, &claim(asked)))
+    }
+
+    fn abilities(&self) -> Abilities {
+        let can = self.ask(|store, wasm| Ok(Ok(store.call_can(wasm)?)));
+        let can = can.expect("this is no error");
+        Abilities {
+            expires: can.expires,
+            ephemeral: can.ephemeral,
+            transfers: can.transfers,
+            evicts: can.evicts,
+            fences: can.fences,
+        }
+    }
+}
