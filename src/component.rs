@@ -71,7 +71,7 @@ struct Handle;
 
 impl Handle {
     /// This many can be alive: enough for any use, and they fit in 128 MiB.
-    const MAX: u32 = 1 << 16;
+    const MAX: u32 = 1 << 15;
     fn new() -> Result<Self, LockError> {
         if ALIVE.load(Ordering::Relaxed) >= Self::MAX {
             return Err(LockError {

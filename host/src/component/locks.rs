@@ -84,7 +84,7 @@ opaque!(Lock, Attempt, Renewal, Locks, SharedHost);
 
 impl Locks {
     /// As many handles as the lock component gives out.
-    const HANDLES: usize = 1 << 16;
+    const HANDLES: usize = 1 << 15;
 
     /// Locks in `store`, by the time and chance of `host`, which a guest does the waiting for.
     pub fn new(

@@ -4,7 +4,10 @@
 
 #[path = "../places/mod.rs"]
 mod places;
+mod hostile;
 mod through;
+mod uses;
+mod world;
 
 use places::{Folder, Memory, file_lock, lease_file};
 use through::Component;

@@ -1,0 +1,464 @@
+//! Bad input, and bad stores: each is told by an error, and the instance goes on.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use verrou::{Abilities, Claim, Fence, Holder, MemoryStore, Name, Reply, Retry, Store, StoreError};
+use verrou_host::System;
+use verrou_host::component::bindings::blocking::LockManager;
+use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
+    ErrorCode, LockError,
+};
+use verrou_host::component::bindings::blocking::verrou::lock::store as wit;
+use verrou_host::component::bindings::blocking::wasi::{clocks, random};
+use verrou_host::component::{ComponentError, Instance, Limits, Runner};
+use wasmtime::Engine;
+use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
+
+use crate::places::AnyStore;
+use crate::through::component;
+
+fn instance(store: AnyStore) -> Instance<AnyStore, System> {
+    let runner = Runner::new(&component(), &Limits::default()).expect("the component");
+    runner.instance(store, System).expect("an instance")
+}
+
+#[track_caller]
+fn code<T: Debug>(end: Result<T, ComponentError>) -> &'static str {
+    end.expect_err("an error").code()
+}
+
+/// Asserts that the instance still takes and gives back locks.
+#[track_caller]
+fn assert_usable(instance: &mut Instance<AnyStore, System>) {
+    let lock = instance.create_lock("still here", None).expect("a lock");
+    assert!(instance.try_acquire(lock).expect("an answer"));
+    instance.release(lock).expect("my lock");
+    instance.forget(lock).expect("a handle");
+}
+
+#[test]
+fn bad_input_is_named() {
+    let mut instance = instance(Arc::new(MemoryStore::new(System)));
+    let long = "x".repeat(1 << 20);
+    for name in ["", &long, &"é".repeat(513)] {
+        assert_eq!(code(instance.create_lock(name, None)), "E_INVALID_NAME");
+    }
+    for ttl in [
+        Duration::ZERO,
+        Duration::from_nanos(u64::MAX),
+        Duration::MAX,
+    ] {
+        assert_eq!(
+            code(instance.create_lock("lock", Some(ttl))),
+            "E_INVALID_TTL"
+        );
+    }
+    let deep = "[".repeat(1 << 20);
+    let later = r#"{"version":2,"name":"n"}"#;
+    let no_fence = r#"{"version":1,"name":"n","owner":"000102030405060708090a0b0c0d0e0f","ttl":2000,"expires":1763892000000,"fence":0}"#;
+    for text in [
+        "",
+        "{}",
+        "null",
+        "\u{0}",
+        &long,
+        &deep,
+        later,
+        no_fence,
+        &no_fence[..90],
+    ] {
+        let err = instance.restore_lock(text).expect_err("no serialized lock");
+        assert_eq!(err.code(), "E_INVALID_SERIALIZED_LOCK", "{err}");
+        assert!(!err.to_string().is_empty());
+    }
+    let later = instance.restore_lock(later).expect_err("a later version");
+    assert!(later.to_string().contains("version 2"), "{later}");
+    assert_usable(&mut instance);
+}
+
+#[test]
+fn bad_calls_are_named() {
+    let mut instance = instance(Arc::new(MemoryStore::new(System)));
+    let lock = instance.create_lock("lock", None).expect("a lock");
+    assert_eq!(code(instance.release(lock)), "E_LOCK_NOT_OWNER");
+    assert_eq!(code(instance.extend(lock, None)), "E_LOCK_NOT_OWNER");
+    assert_eq!(code(instance.serialize(lock)), "E_LOCK_NOT_OWNER");
+    assert!(!instance.force_release(lock, None).expect("an answer"));
+    assert!(
+        !instance
+            .force_release(lock, Fence::new(u64::MAX))
+            .expect("an answer")
+    );
+    instance.forget(lock).expect("a handle");
+    // What is dropped cannot be used, nor dropped again; that is the caller's mistake alone.
+    assert!(instance.try_acquire(lock).is_err());
+    assert!(instance.forget(lock).is_err());
+    assert_usable(&mut instance);
+}
+
+/// A policy that makes no sense, which no policy of this program can be, and a token that no grant
+/// has.
+#[test]
+fn bad_numbers_are_named() {
+    use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::Retry;
+
+    let mut instance = instance(Arc::new(MemoryStore::new(System)));
+    let (locks, wasm) = instance.exports();
+    let lock = locks.lock().call_constructor(&mut *wasm, "lock", None);
+    let lock = lock.expect("an instance").expect("a lock");
+    let sane = Retry {
+        attempts: None,
+        delay: None,
+        max_delay: None,
+        timeout: None,
+    };
+    let insane = [
+        Retry {
+            attempts: Some(0),
+            ..sane
+        },
+        Retry {
+            delay: Some(0),
+            ..sane
+        },
+        Retry {
+            max_delay: Some(1),
+            ..sane
+        },
+        Retry {
+            delay: Some(0),
+            max_delay: Some(0),
+            ..sane
+        },
+    ];
+    for retry in insane {
+        let attempt = locks.lock().call_acquire(&mut *wasm, lock, retry);
+        let err = attempt.expect("an instance").expect_err("an error");
+        assert_eq!(err.code, ErrorCode::InvalidRetry, "{err:?}");
+    }
+    let endless = Retry {
+        attempts: Some(u32::MAX),
+        delay: Some(u64::MAX),
+        max_delay: Some(u64::MAX),
+        timeout: Some(u64::MAX),
+    };
+    let attempt = locks.lock().call_acquire(&mut *wasm, lock, endless);
+    let attempt = attempt.expect("an instance").expect("an attempt");
+    let progress = locks.attempt().call_poll(&mut *wasm, attempt);
+    progress.expect("an instance").expect("a grant");
+    let extended = locks
+        .lock()
+        .call_extend_for(&mut *wasm, lock, Some(u64::MAX));
+    let err = extended.expect("an instance").expect_err("an error");
+    assert_eq!(err.code, ErrorCode::InvalidTtl);
+    let evicted = locks.lock().call_force_release(&mut *wasm, lock, Some(0));
+    assert!(!evicted.expect("an instance").expect("an answer"));
+}
+
+#[test]
+fn a_million_handles_are_refused_one_by_one() {
+    let mut instance = instance(Arc::new(MemoryStore::new(System)));
+    let mut kept = Vec::new();
+    let mut refused = 0;
+    for _ in 0..1_000_000 {
+        match instance.create_lock("lock", None) {
+            Ok(lock) => kept.push(lock),
+            Err(err) => {
+                assert_eq!(err.code(), "E_TOO_MANY_HANDLES");
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!((kept.len(), refused), (1 << 15, 1_000_000 - (1 << 15)));
+    for lock in kept.drain(..) {
+        instance.forget(lock).expect("a handle");
+    }
+    assert_usable(&mut instance);
+}
+
+/// The longest names there can be, in as many locks: they fit.
+#[test]
+fn all_handles_fit_in_the_memory_that_an_instance_may_take() {
+    let mut instance = instance(Arc::new(MemoryStore::new(System)));
+    let name = "x".repeat(Name::MAX_BYTES);
+    for _ in 0..1 << 15 {
+        instance.create_lock(&name, None).expect("a lock");
+    }
+    assert_eq!(
+        code(instance.create_lock(&name, None)),
+        "E_TOO_MANY_HANDLES"
+    );
+}
+
+/// Where the limit is too low for that, the instance stops and says so, and others go on.
+#[test]
+fn an_instance_without_memory_stops_alone() {
+    let limits = Limits::default().memory(1 << 20);
+    let runner = Runner::new(&component(), &limits).expect("the component");
+    let store: AnyStore = Arc::new(MemoryStore::new(System));
+    let instance = || runner.instance(Arc::clone(&store), System);
+    let (mut greedy, mut other) = (instance().expect("one"), instance().expect("another"));
+    let name = "x".repeat(Name::MAX_BYTES);
+    let stopped = (0..1 << 16).find_map(|_| greedy.create_lock(&name, None).err());
+    let stopped = stopped.expect("an end of the memory");
+    assert_eq!(stopped.code(), "E_COMPONENT_STOPPED", "{stopped:?}");
+    assert_eq!(
+        code(greedy.create_lock("lock", None)),
+        "E_COMPONENT_STOPPED"
+    );
+    assert_usable(&mut other);
+}
+
+/// Code that goes on for longer than it may is stopped; what the store takes is not counted.
+#[test]
+fn an_instance_that_runs_for_too_long_is_stopped() {
+    let limits = Limits::default().time(Duration::from_millis(60));
+    let runner = Runner::new(&component(), &limits).expect("the component");
+    let slow: AnyStore = Arc::new(Faulty::new(Fault::Stalls));
+    let mut instance = runner.instance(slow, System).expect("an instance");
+    let lock = instance.create_lock("lock", None).expect("a lock");
+    assert!(instance.try_acquire(lock).expect("a slow answer"));
+    // A text that takes it seconds to read.
+    let text = format!("[{}1]", "1,".repeat(20 << 20));
+    let end = instance.restore_lock(&text);
+    assert_eq!(code(end), "E_COMPONENT_STOPPED");
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    CountsDown,
+    ErrsForGood,
+    ErrsForNow,
+    GrantsTwice,
+    Stalls,
+    TellsNothing,
+}
+
+/// A memory store with a fault.
+struct Faulty {
+    store: MemoryStore<System>,
+    fault: Fault,
+    grants: Mutex<u64>,
+}
+
+impl Faulty {
+    fn new(fault: Fault) -> Self {
+        Self {
+            store: MemoryStore::new(System),
+            fault,
+            grants: Mutex::new(1_000),
+        }
+    }
+
+    fn fail(&self) -> Result<(), StoreError> {
+        match self.fault {
+            Fault::ErrsForGood => Err(StoreError::permanent("the disk is gone")),
+            Fault::ErrsForNow => Err(StoreError::temporary("the network is down")),
+            Fault::Stalls => {
+                thread::sleep(Duration::from_millis(200));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Store for Faulty {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.fail()?;
+        let reply = Store::acquire(&self.store, claim)?;
+        let mut grants = self.grants.lock().expect("a number");
+        Ok(match self.fault {
+            Fault::CountsDown if reply.is_granted() => {
+                *grants -= 1;
+                Reply::Granted {
+                    fence: Fence::new(*grants),
+                }
+            }
+            Fault::GrantsTwice => Reply::Granted { fence: None },
+            Fault::TellsNothing => Reply::REFUSED,
+            _ => reply,
+        })
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.fail()?;
+        Store::extend(&self.store, claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.fail()?;
+        Store::release(&self.store, claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        self.fail()?;
+        Store::evict(&self.store, name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        self.fail()?;
+        Store::inspect(&self.store, name)
+    }
+    fn abilities(&self) -> Abilities {
+        Store::abilities(&self.store)
+    }
+}
+
+fn faulty(fault: Fault) -> Instance<AnyStore, System> {
+    instance(Arc::new(Faulty::new(fault)))
+}
+
+#[test]
+fn a_store_that_errs_is_quoted() {
+    let texts = [
+        (Fault::ErrsForGood, "the disk is gone", false),
+        (Fault::ErrsForNow, "the network is down", true),
+    ];
+    for (fault, text, temporary) in texts {
+        let mut instance = faulty(fault);
+        let lock = instance.create_lock("lock", None).expect("a lock");
+        let ends = [
+            instance.try_acquire(lock).map(drop),
+            instance.acquire(lock, &Retry::NEVER).map(drop),
+            instance.is_locked(lock).map(drop),
+            instance.holder(lock).map(drop),
+            instance.force_release(lock, None).map(drop),
+        ];
+        for end in ends {
+            match end {
+                Err(ComponentError::Lock(err)) => {
+                    assert_eq!(err.code, "E_LOCK_STORAGE_ERROR");
+                    assert_eq!((err.message.as_str(), err.temporary), (text, temporary));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// A store that lost count protects nothing: its grant is given back.
+#[test]
+fn a_store_whose_tokens_go_down_is_found_out() {
+    let mut instance = faulty(Fault::CountsDown);
+    let lock = instance.create_lock("lock", None).expect("a lock");
+    instance.acquire(lock, &Retry::NEVER).expect("the first");
+    instance.release(lock).expect("my lock");
+    let err = instance.acquire(lock, &Retry::NEVER).expect_err("a lie");
+    assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
+    assert!(
+        err.to_string().contains("fencing token 998, after 999"),
+        "{err}"
+    );
+    assert!(!instance.is_locked(lock).expect("an answer"));
+}
+
+/// A store that grants to everyone cannot be found out; whose lock it is not, is told at the end.
+#[test]
+fn a_store_that_grants_twice_is_found_out_at_the_release() {
+    let mut instance = faulty(Fault::GrantsTwice);
+    let [one, two] = [(); 2].map(|()| instance.create_lock("lock", None).expect("a lock"));
+    assert!(instance.try_acquire(one).expect("an answer"));
+    assert!(instance.try_acquire(two).expect("an answer"));
+    assert!(!instance.is_held(two).expect("an answer"));
+    assert_eq!(code(instance.release(two)), "E_LOCK_NOT_OWNER");
+    instance.release(one).expect("my lock");
+}
+
+#[test]
+fn a_store_that_never_grants_is_waited_for_no_longer_than_wanted() {
+    let mut instance = faulty(Fault::TellsNothing);
+    let lock = instance.create_lock("lock", None).expect("a lock");
+    let soon = Retry::default().timeout(Duration::from_millis(5));
+    assert_eq!(code(instance.acquire(lock, &soon)), "E_LOCK_TIMEOUT");
+}
+
+/// Imports as only another host can have them.
+struct Garbage(wit::Holder, Option<u64>);
+
+impl wit::Host for Garbage {
+    fn acquire(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
+        Ok(wit::Reply::Granted(self.1))
+    }
+    fn extend(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
+        Ok(wit::Reply::Refused(Some(u64::MAX)))
+    }
+    fn release(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
+        Ok(wit::Reply::Refused(None))
+    }
+    fn evict(&mut self, _: String, _: Option<u64>) -> Result<wit::Reply, wit::StoreError> {
+        Err(wit::StoreError {
+            temporary: false,
+            message: "\u{1b}[31m".repeat(1 << 16),
+        })
+    }
+    fn inspect(&mut self, _: String) -> Result<Option<wit::Holder>, wit::StoreError> {
+        Ok(Some(self.0.clone()))
+    }
+    fn detach(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
+        Ok(wit::Reply::Granted(Some(0)))
+    }
+    fn can(&mut self) -> wit::Abilities {
+        wit::Abilities {
+            expires: true,
+            ephemeral: true,
+            transfers: true,
+            evicts: true,
+            fences: true,
+        }
+    }
+}
+
+impl clocks::monotonic_clock::Host for Garbage {
+    fn now(&mut self) -> u64 {
+        u64::MAX
+    }
+}
+
+impl random::random::Host for Garbage {
+    fn get_random_u64(&mut self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn garbage_from_a_store_is_named() {
+    let engine = Engine::default();
+    let component = Component::new(&engine, component()).expect("the component");
+    let mut linker = Linker::new(&engine);
+    LockManager::add_to_linker::<_, HasSelf<Garbage>>(&mut linker, |state| state).expect("imports");
+    let holder = wit::Holder {
+        owner: Some("me".repeat(1 << 16)),
+        fencing_token: Some(7),
+        remaining: Some(u64::MAX),
+    };
+    let mut wasm = wasmtime::Store::new(&engine, Garbage(holder, Some(0)));
+    let manager = LockManager::instantiate(&mut wasm, &component, &linker).expect("an instance");
+    let locks = manager.verrou_lock_locks().lock();
+    let lock = locks.call_constructor(&mut wasm, "lock", Some(u64::MAX / 2));
+    let lock: ResourceAny = lock.expect("an instance").expect("a lock");
+
+    let said = |end: wasmtime::Result<Result<bool, LockError>>, what: &str| {
+        let err = end.expect("an instance").expect_err("garbage");
+        assert_eq!(err.code, ErrorCode::Storage);
+        assert!(err.message.contains(what), "{}", err.message);
+    };
+    said(locks.call_try_acquire(&mut wasm, lock), "fencing token 0");
+    said(locks.call_is_locked(&mut wasm, lock), "owner");
+    wasm.data_mut().0.owner = None;
+    wasm.data_mut().0.fencing_token = Some(0);
+    said(locks.call_is_held(&mut wasm, lock), "fencing token 0");
+    said(locks.call_force_release(&mut wasm, lock, None), "[31m");
+
+    // And at the end of all time, a lease has no time left.
+    wasm.data_mut().1 = Some(u64::MAX);
+    let acquired = locks.call_try_acquire(&mut wasm, lock);
+    acquired.expect("an instance").expect("an answer");
+    assert!(
+        locks
+            .call_remaining(&mut wasm, lock)
+            .expect("an instance")
+            .is_some()
+    );
+    let released = locks.call_release(&mut wasm, lock).expect("an instance");
+    assert_eq!(released.expect_err("refused").code, ErrorCode::NotOwner);
+}
