@@ -90,7 +90,7 @@ class Client:
         return {"holder": members}
 
     def abilities(self):
-        return self._store.can()._asdict()
+        return {"abilities": self._store.can()._asdict()}
 
 
 class Place:

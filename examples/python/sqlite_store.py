@@ -32,9 +32,10 @@ class SqliteStore:
         self._now = now
         self._step = threading.Lock()
         # No transactions but those that are written below; `patience` seconds for other processes.
-        self._file = sqlite3.connect(
-            path, timeout=patience, isolation_level=None, check_same_thread=False
-        )
+        with reported():
+            self._file = sqlite3.connect(
+                path, timeout=patience, isolation_level=None, check_same_thread=False
+            )
         with self._transaction():
             self._file.execute(SCHEMA)
 

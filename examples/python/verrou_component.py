@@ -79,12 +79,12 @@ class Lock:
             self._instance.drop(attempt)
 
     @contextmanager
-    def held(self, timeout=None):
-        """Holds the lock for a `with` block, and keeps its lease alive.
+    def held(self, **patience):
+        """Takes the lock as `acquire` does, and keeps its lease alive for a `with` block.
 
         If the lease was lost meanwhile the block ends with E_LOCK_LOST, even if it did its work.
         """
-        token = self.acquire(timeout)
+        token = self.acquire(**patience)
         try:
             with self.keep_alive() as lost:
                 yield Held(token, lost)
@@ -99,9 +99,9 @@ class Lock:
                 raise
             raise LockError("E_LOCK_LOST", "the lease ended while the lock was held") from error
 
-    def run(self, work, timeout=None):
+    def run(self, work, **patience):
         """What `work` returns, called with the `Held` lock."""
-        with self.held(timeout) as held:
+        with self.held(**patience) as held:
             return work(held)
 
     def keep_alive(self):

@@ -197,7 +197,7 @@ impl Store for Client {
 
     fn abilities(&self) -> Abilities {
         let answer = self.ask(&json!({ "abilities": {} })).expect("an answer");
-        let can = |ability| answer[ability].as_bool().expect("a bool");
+        let can = |ability| answer["abilities"][ability].as_bool().expect("a bool");
         Abilities {
             expires: can("expires"),
             ephemeral: can("ephemeral"),

@@ -1,0 +1,95 @@
+"""This machine's own stores, lease files and file locks, through the command `verrou serve`.
+
+So a Python program shares its locks with shell scripts and with programs in Rust. A lease that was
+not serialized ends with this process, however it ends: its end of the pipe is closed then, and the
+command ends, too. `host/SERVE.md` describes what is said through the pipe.
+"""
+
+import json
+import subprocess
+import threading
+
+from store import Abilities, Claim, Granted, Holder, Refused, StoreError
+
+GREETING = {"protocol": "verrou serve", "version": 1}
+
+
+class CommandStore:
+    """The store at `url`, like `lease:/var/lib/verrou`; `None` is the command's own default."""
+
+    def __init__(self, url: str | None = None, command: str = "verrou"):
+        where = ["--store", url] if url else []
+        self._step = threading.Lock()
+        self._process = subprocess.Popen(
+            [command, "serve", *where],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+            # Ctrl-C in the terminal is not for it: it is needed to give locks back.
+            process_group=0,
+        )
+        try:
+            greeting = self._hear()
+            if any(greeting.get(key) != value for key, value in GREETING.items()):
+                raise StoreError(f"`{command} serve` speaks another language: {greeting}")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the leases that were neither released nor serialized."""
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass  # It has ended already.
+        self._process.stdout.close()
+        self._process.wait()
+
+    def acquire(self, claim: Claim):
+        return self._reply("acquire", **claim._asdict())
+
+    def extend(self, claim: Claim):
+        return self._reply("extend", **claim._asdict())
+
+    def release(self, claim: Claim):
+        return self._reply("release", **claim._asdict())
+
+    def detach(self, claim: Claim):
+        return self._reply("detach", **claim._asdict())
+
+    def evict(self, name: str, only: int | None):
+        return self._reply("evict", name=name, only=only)
+
+    def inspect(self, name: str):
+        holder = self._ask("inspect", name=name)["holder"]
+        return holder and Holder(*(holder[field] for field in Holder._fields))
+
+    def can(self):
+        abilities = self._ask("abilities")["abilities"]
+        return Abilities(*(abilities[field] for field in Abilities._fields))
+
+    def _reply(self, step: str, **members):
+        answer = self._ask(step, **members)
+        return Granted(answer["granted"]) if "granted" in answer else Refused(answer["refused"])
+
+    def _ask(self, step: str, **members) -> dict:
+        with self._step:
+            if self._process.stdin.closed:
+                raise StoreError("this store is closed")
+            try:
+                self._process.stdin.write(json.dumps({step: members}) + "\n")
+                self._process.stdin.flush()
+                answer = self._hear()
+            except BaseException:
+                # The next request would get the answer to this one.
+                self.close()
+                raise
+        if "error" in answer:
+            raise StoreError(answer["error"]["message"], answer["error"]["temporary"])
+        return answer
+
+    def _hear(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise StoreError(f"`verrou serve` has ended, with code {self._process.wait()}")
+        return json.loads(line)

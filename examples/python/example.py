@@ -1,0 +1,53 @@
+"""Counts in a file, one at a time, however many of these run.
+
+    python example.py                         between the threads of one process
+    python example.py sqlite:locks.sqlite     between processes, in an SQLite file
+    python example.py lease:locks verrou      the same, with the command `verrou` beside them
+
+The last form names the command, too.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from command_store import CommandStore
+from dictionary_store import DictionaryStore
+from sqlite_store import SqliteStore
+from store import StoreError
+from verrou_component import LockError, Locks
+
+COUNTER = Path("counter.txt")
+
+
+def open_store(where: str | None = None, command: str = "verrou"):
+    if where is None:
+        return DictionaryStore()
+    if where.startswith("sqlite:"):
+        return SqliteStore(where.removeprefix("sqlite:"))
+    return CommandStore(where, command)
+
+
+def count(locks: Locks, rounds: int) -> None:
+    # A lease of ten seconds is extended for as long as it takes; a crash frees it by itself.
+    lock = locks.lock("counter", ttl=10)
+    for _ in range(rounds):
+        # Asks every ten milliseconds, for a minute at most.
+        with lock.held(timeout=60, delay=0.01) as held:
+            number = int(COUNTER.read_text()) if COUNTER.exists() else 0
+            COUNTER.write_text(str(number + 1))
+            # Whatever is written under a lock should refuse a smaller token than it has seen.
+            print(f"{number + 1}, under fencing token {held.fencing_token}", flush=True)
+
+
+def main() -> None:
+    try:
+        locks = Locks(open_store(*sys.argv[1:]))
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(count, [locks, locks], [5, 5]))
+    except (LockError, StoreError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

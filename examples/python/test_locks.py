@@ -1,0 +1,240 @@
+"""Locks between threads, and what becomes of nonsense: in arguments, and from stores."""
+
+import json
+import threading
+import time
+import unittest
+from fractions import Fraction
+
+from dictionary_store import DictionaryStore
+from store import Granted, Holder, Refused, StoreError
+from verrou_component import LockError, Locks
+
+GREATEST = Fraction((1 << 64) - 1, 10**9)
+"""The longest length of time that can be said, in seconds."""
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.store = DictionaryStore()
+        self.locks = Locks(self.store)
+
+    def assert_fails(self, code, work, *arguments, **options) -> LockError:
+        with self.assertRaises(LockError) as caught:
+            work(*arguments, **options)
+        self.assertEqual(caught.exception.code, code, caught.exception)
+        return caught.exception
+
+
+class HoldingTest(Case):
+    def test_a_lock_is_held_and_given_back(self):
+        lock, other = self.locks.lock("x", ttl=10), self.locks.lock("x")
+        self.assertFalse(lock.is_locked())
+        self.assertEqual(lock.acquire(), 1)
+        self.assertTrue(lock.is_held() and other.is_locked() and not other.is_held())
+        self.assertTrue(5 < lock.remaining() <= 10)
+        self.assertFalse(other.try_acquire())
+        self.assert_fails("E_LOCK_TIMEOUT", other.acquire, timeout=0)
+        self.assert_fails("E_LOCK_TIMEOUT", other.acquire, attempts=2, delay=0.001)
+        self.assert_fails("E_LOCK_NOT_OWNER", other.release)
+        lock.extend()
+        lock.release()
+        self.assert_fails("E_LOCK_NOT_OWNER", lock.release)
+        self.assertEqual(other.acquire(), 2)
+
+    def test_a_timeout_is_kept(self):
+        self.locks.lock("x").acquire()
+        began = time.monotonic()
+        self.assert_fails("E_LOCK_TIMEOUT", self.locks.lock("x").acquire, timeout=0.3, delay=0.05)
+        self.assertGreaterEqual(time.monotonic() - began, 0.3)
+
+    def test_run_returns_what_the_work_returns_and_raises_what_it_raises(self):
+        lock = self.locks.lock("x")
+        self.assertEqual(lock.run(lambda held: held.fencing_token * 42), 42)
+        with self.assertRaises(ZeroDivisionError):
+            lock.run(lambda held: 1 / 0)
+        self.assertFalse(lock.is_locked())
+
+    def test_a_lease_is_kept_alive_beyond_its_ttl(self):
+        with self.locks.lock("x", ttl=2).held() as held:
+            self.assertFalse(held.lost.wait(3))
+            self.assertFalse(self.locks.lock("x").try_acquire())
+        self.assertTrue(self.locks.lock("x").try_acquire())
+
+    def test_a_lock_without_ttl_is_kept_too(self):
+        with self.locks.lock("x", ttl=None).held() as held:
+            self.assertFalse(held.lost.wait(0.1))
+
+    def test_a_loss_is_told_at_once_and_at_the_end(self):
+        def work():
+            with self.locks.lock("x", ttl=2).held() as held:
+                self.assertTrue(self.locks.lock("x").force_release(held.fencing_token))
+                self.assertTrue(held.lost.wait(60))
+
+        self.assert_fails("E_LOCK_LOST", work)
+
+    def test_an_eviction_can_be_meant_for_one_grant(self):
+        lock = self.locks.lock("x")
+        token = lock.acquire()
+        for wrong in (-1, 0, token + 1, 1 << 64):
+            self.assertFalse(lock.force_release(wrong), wrong)
+        self.assertTrue(lock.force_release(token))
+        self.assertFalse(lock.force_release())
+
+    def test_a_lock_can_be_restored_elsewhere(self):
+        lock, elsewhere = self.locks.lock("x", ttl=7), Locks(self.store)
+        lock.acquire()
+        text = lock.serialize()
+        restored = elsewhere.restore(text)
+        self.assertTrue(restored.is_held())
+        self.assertTrue(3 < restored.remaining() <= 7.01)
+        restored.extend()
+        with restored.keep_alive() as lost:
+            self.assertFalse(lost.is_set())
+        restored.release()
+        self.assert_fails("E_LOCK_NOT_OWNER", lock.release)
+
+    def count(self, make_locks):
+        """Counts to a hundred in ten threads, as only one at a time can."""
+        count, tokens = [0], []
+
+        def work():
+            locks = make_locks()
+            for _ in range(10):
+                with locks.lock("x").held(delay=0.001, timeout=60) as held:
+                    seen = count[0]
+                    time.sleep(0.0005)
+                    count[0] = seen + 1
+                    tokens.append(held.fencing_token)
+
+        threads = [threading.Thread(target=work) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(count, [100])
+        self.assertEqual(tokens, list(range(1, 101)))
+
+    def test_threads_exclude_each_other(self):
+        self.count(lambda: self.locks)
+
+    def test_threads_with_instances_of_their_own_exclude_each_other(self):
+        self.count(lambda: Locks(self.store))
+
+
+class NonsenseTest(Case):
+    def test_names(self):
+        for name in ("", "n" * 1025, "n" * (1 << 20)):
+            self.assert_fails("E_INVALID_NAME", self.locks.lock, name)
+        self.assertTrue(self.locks.lock("n" * 1024).try_acquire())
+
+    def test_ttls(self):
+        for ttl in (0, 1e-12, -1, GREATEST, 2 * GREATEST, float("nan"), float("inf"), 1 << 70):
+            self.assert_fails("E_INVALID_TTL", self.locks.lock, "x", ttl)
+        # The longest there is: 2^63 - 1 nanoseconds.
+        self.assertTrue(self.locks.lock("x", Fraction((1 << 63) - 1, 10**9)).try_acquire())
+
+    def test_retries(self):
+        lock = self.locks.lock("x")
+        for retry in ({"attempts": 0}, {"attempts": -5}, {"delay": 0}, {"delay": -1}, {"timeout": -1}):
+            self.assert_fails("E_INVALID_RETRY", lock.acquire, **retry)
+        self.assertEqual(lock.acquire(timeout=GREATEST, attempts=1 << 40), 1)
+
+    def test_serialized_locks(self):
+        lock = self.locks.lock("x")
+        lock.acquire()
+        text = lock.serialize()
+        damaged = [text[:length] for length in range(len(text))]
+        damaged += ["null", "[]", "{}", "x" * (1 << 20), text + text, text.replace('"x"', '""')]
+        damaged += [json.dumps({**json.loads(text), key: value}) for key, value in [
+            ("owner", "0"), ("owner", None), ("ttl", 0), ("ttl", -1), ("fence", 0), ("name", 7),
+        ]]
+        for wrong in damaged:
+            self.assert_fails("E_INVALID_SERIALIZED_LOCK", self.locks.restore, wrong)
+        newer = json.dumps({**json.loads(text), "version": 2})
+        error = self.assert_fails("E_INVALID_SERIALIZED_LOCK", self.locks.restore, newer)
+        self.assertIn("version 2", str(error))
+        self.locks.restore(text).release()
+
+
+class BrokenStoreTest(Case):
+    STEPS = {
+        "acquire": lambda lock: lock.try_acquire(),
+        "extend": lambda lock: lock.extend(),
+        "release": lambda lock: lock.release(),
+        "inspect": lambda lock: lock.is_locked(),
+        "evict": lambda lock: lock.force_release(),
+    }
+
+    def broken(self, step, trick):
+        """A lock that is held unless it is to be acquired, in a store with one wrong step."""
+        store = DictionaryStore()
+        true = getattr(store, step)
+        wrong = [trick]
+        setattr(store, step, lambda *arguments: (wrong[0] or true)(*arguments))
+        wrong[0] = None
+        lock = Locks(store).lock("x")
+        if step != "acquire":
+            lock.acquire()
+        wrong[0] = trick
+        return lock, wrong
+
+    def test_what_a_store_raises_is_an_error_with_its_words(self):
+        def trick(*_):
+            raise OSError("the disk \ud800 is full")
+
+        for step, use in self.STEPS.items():
+            with self.subTest(step):
+                lock, wrong = self.broken(step, trick)
+                error = self.assert_fails("E_LOCK_STORAGE_ERROR", use, lock)
+                self.assertIn("OSError: the disk ? is full", str(error))
+                self.assertFalse(error.temporary)
+                self.assertIsInstance(error.__cause__, OSError)
+                wrong[0] = None
+                use(lock)
+
+    def test_garbage_from_a_store_is_an_error_that_names_it(self):
+        replies = [None, 7, "granted", object(), Holder("0" * 32, 1, 1), Granted("7"), Granted(0)]
+        replies += [Granted(-1), Granted(1 << 64), Granted(True), Granted(1.5), Refused(-1)]
+        holders = [7, Granted(7), Holder("z" * 32, 1, 1), Holder("\ud800", 1, 1), Holder(7, 1, 1)]
+        holders += [Holder(None, 0, None), Holder(None, "1", None), Holder(None, 1, -1)]
+        for step, use in self.STEPS.items():
+            for garbage in holders if step == "inspect" else replies:
+                with self.subTest(step, garbage=garbage):
+                    lock, wrong = self.broken(step, lambda *_, garbage=garbage: garbage)
+                    error = self.assert_fails("E_LOCK_STORAGE_ERROR", use, lock)
+                    self.assertFalse(error.temporary)
+                    wrong[0] = None
+                    use(lock)
+
+    def test_a_temporary_error_is_waited_for(self):
+        failures = [StoreError("busy", temporary=True)] * 2
+
+        def trick(claim):
+            if failures:
+                raise failures.pop()
+            return Granted(9)
+
+        lock, _ = self.broken("acquire", trick)
+        self.assertEqual(lock.acquire(timeout=60, delay=0.001), 9)
+        self.assertEqual(failures, [])
+
+    def test_an_interrupt_in_a_store_gets_through(self):
+        def trick(*_):
+            raise KeyboardInterrupt
+
+        for step, use in self.STEPS.items():
+            lock, wrong = self.broken(step, trick)
+            with self.assertRaises(KeyboardInterrupt):
+                use(lock)
+            wrong[0] = None
+            use(lock)
+
+    def test_a_store_that_cannot_say_what_it_can_is_refused(self):
+        self.store.can = lambda: None
+        with self.assertRaisesRegex(StoreError, "`Abilities`"):
+            Locks(self.store)
+
+
+if __name__ == "__main__":
+    unittest.main()

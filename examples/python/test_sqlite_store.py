@@ -1,0 +1,123 @@
+"""Locks between processes, in an SQLite file."""
+
+import multiprocessing
+import os
+import sqlite3
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+from sqlite_store import SqliteStore
+from store import Claim, Granted, Refused, StoreError
+from verrou_component import LockError, Locks
+
+# Processes that share nothing: a forked one would have its parent's connection.
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+def count(folder: Path, rounds: int) -> None:
+    """Counts in a file, and notes the fencing tokens, as only one at a time can."""
+    lock = Locks(SqliteStore(folder / "locks", patience=60)).lock("x", ttl=60)
+    for _ in range(rounds):
+        with lock.held(delay=0.002, timeout=120) as held:
+            # Fails if there is another.
+            os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
+            counter = folder / "counter"
+            counter.write_text(str(int(counter.read_text()) + 1))
+            with open(folder / "tokens", "a") as tokens:
+                tokens.write(f"{held.fencing_token}\n")
+            os.unlink(folder / "inside")
+
+
+def hold(folder: Path, ttl: float, held) -> None:
+    """Holds a lock until it is killed."""
+    lock = Locks(SqliteStore(folder / "locks")).lock("x", ttl=ttl)
+    held.send(lock.acquire())
+    time.sleep(3600)
+
+
+class SqliteStoreTest(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def open(self, **options) -> SqliteStore:
+        store = SqliteStore(self.folder / "locks", **options)
+        self.addCleanup(store.close)
+        return store
+
+    def test_processes_exclude_each_other(self):
+        (self.folder / "counter").write_text("0")
+        workers = [PROCESSES.Process(target=count, args=(self.folder, 25)) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        self.assertEqual([worker.exitcode for worker in workers], [0] * 4)
+        self.assertEqual((self.folder / "counter").read_text(), "100")
+        tokens = [int(token) for token in (self.folder / "tokens").read_text().split()]
+        self.assertEqual(tokens, list(range(1, 101)))
+
+    def test_a_killed_holders_lease_runs_out(self):
+        ours, theirs = PROCESSES.Pipe()
+        holder = PROCESSES.Process(target=hold, args=(self.folder, 4, theirs))
+        holder.start()
+        token = ours.recv()
+        holder.kill()
+        holder.join()
+        lock = Locks(self.open()).lock("x")
+        self.assertFalse(lock.try_acquire())
+        self.assertGreater(lock.acquire(timeout=60, delay=0.05), token)
+
+    def test_fencing_tokens_grow_over_releases_evictions_ends_and_restarts(self):
+        clock = [1]
+        claim = Claim("x", "0" * 32, 10, True)
+        for expected in range(1, 16, 4):
+            store = self.open(now=lambda: clock[0])
+            self.assertEqual(store.acquire(claim), Granted(expected))
+            self.assertEqual(store.release(claim), Granted())
+            self.assertEqual(store.acquire(claim), Granted(expected + 1))
+            self.assertEqual(store.evict("x", expected), Refused())
+            self.assertEqual(store.evict("x", expected + 1), Granted())
+            self.assertEqual(store.acquire(claim), Granted(expected + 2))
+            clock[0] += 10
+            self.assertEqual(store.release(claim), Refused())
+            self.assertEqual(store.acquire(claim), Granted(expected + 3))
+            clock[0] += 10
+            store.close()
+
+    def test_a_busy_file_is_trouble_that_passes(self):
+        store = self.open(patience=0.01)
+        other = sqlite3.connect(self.folder / "locks", isolation_level=None)
+        self.addCleanup(other.close)
+        other.execute("BEGIN IMMEDIATE")
+        claim = Claim("x", "0" * 32, None, True)
+        with self.assertRaises(StoreError) as caught:
+            store.acquire(claim)
+        self.assertTrue(caught.exception.temporary)
+        other.execute("COMMIT")
+        self.assertEqual(store.acquire(claim), Granted(1))
+
+    def test_a_damaged_file_is_trouble_that_stays(self):
+        store = self.open()
+        Locks(store).lock("x").acquire()
+        (self.folder / "locks").write_bytes(b"no database at all" * 1000)
+        with self.assertRaises(LockError) as caught:
+            Locks(store).lock("y").acquire(timeout=60)
+        self.assertEqual(caught.exception.code, "E_LOCK_STORAGE_ERROR")
+        self.assertFalse(caught.exception.temporary)
+        with self.assertRaises(StoreError):
+            SqliteStore(self.folder / "locks")
+        with self.assertRaises(StoreError):
+            SqliteStore(self.folder / "nothing/here")
+
+    def test_the_longest_lease_is_no_error(self):
+        store = self.open()
+        self.assertEqual(store.acquire(Claim("x", "0" * 32, (1 << 63) - 1, True)), Granted(1))
+        self.assertGreater(store.inspect("x").remaining, 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
