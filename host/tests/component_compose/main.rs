@@ -4,9 +4,16 @@
 //! They have to be there: `cargo xtask component FOLDER` builds the one in a folder.
 #![cfg(feature = "wasmtime")]
 
+#[cfg(unix)]
+#[path = "../common/mod.rs"]
+mod common;
 mod instances;
+#[cfg(unix)]
+mod job;
 mod keyvalue;
 mod provider;
+#[cfg(unix)]
+mod wasi;
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -181,6 +188,12 @@ fn compose(arguments: &[&Path]) -> Output {
     command.args(arguments).output().unwrap()
 }
 
+#[track_caller]
+fn succeeded(output: &Output) {
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+}
+
 /// The lock component with a store inside.
 fn with_store(store: &str) -> Component {
     let folder = TempDir::new().unwrap();
@@ -192,11 +205,7 @@ fn with_store(store: &str) -> Component {
         "--output".as_ref(),
         &composed,
     ]);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    succeeded(&output);
     load(&composed)
 }
 

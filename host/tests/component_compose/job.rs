@@ -1,0 +1,177 @@
+//! The example `cron-job`, in processes of this program, and beside the `verrou` command.
+
+use std::env;
+use std::fs::File;
+use std::path::Path;
+use std::process::{self, Command};
+use std::sync::Arc;
+
+use verrou_host::component::locks::{self, Locks};
+use verrou_host::{LeaseFileStore, StoreOptions, System};
+use wasmtime::component::{Component, Linker, ResourceTable};
+
+use crate::common::{Place, Started, code, done, ends_with, eventually, stderr, stdout};
+use crate::instances::{built, load};
+use crate::wasi::{self, Wasi};
+use crate::{compose, succeeded};
+
+/// What the process of a job is told, one thing in each variable.
+const COMPONENT: &str = "JOB_COMPONENT";
+const STORE: &str = "JOB_STORE";
+const ARGUMENTS: &str = "JOB_ARGUMENTS";
+const OUTPUT: &str = "JOB_OUTPUT";
+
+struct State {
+    wasi: Wasi,
+    locks: Locks,
+}
+
+/// No test: the process of a job, which ends with the job's exit code.
+#[test]
+#[ignore = "this is the process that others start"]
+fn process() {
+    let told = |name| env::var(name).unwrap();
+    let component = load(Path::new(&told(COMPONENT)));
+    let store = LeaseFileStore::open(told(STORE), &StoreOptions::default()).unwrap();
+    let output = File::options().append(true).create(true).open(told(OUTPUT));
+    let errors = File::from(rustix::io::dup(std::io::stderr()).unwrap());
+    let arguments = told(ARGUMENTS);
+    let wasi = Wasi {
+        arguments: arguments.split(' ').map(Into::into).collect(),
+        streams: [output.unwrap(), errors],
+        handles: ResourceTable::new(),
+    };
+    let locks = Locks::new(Arc::new(store), System);
+    let ended = run(&component, State { wasi, locks });
+    process::exit(i32::from(ended.is_err()));
+}
+
+fn run(component: &Component, state: State) -> Result<(), ()> {
+    let mut linker = Linker::new(component.engine());
+    wasi::add_to_linker(&mut linker, |state: &mut State| &mut state.wasi).unwrap();
+    locks::add_to_linker(&mut linker, |state: &mut State| &mut state.locks).unwrap();
+    let mut wasm = wasmtime::Store::new(component.engine(), state);
+    let instance = linker.instantiate(&mut wasm, component).unwrap();
+    let command = instance.get_export_index(&mut wasm, None, "wasi:cli/run@0.2.12");
+    let run = instance.get_export_index(&mut wasm, command.as_ref(), "run");
+    let run = instance.get_typed_func::<(), (Result<(), ()>,)>(&mut wasm, run.unwrap());
+    run.unwrap().call(&mut wasm, ()).unwrap().0
+}
+
+/// A process of a job that works for `work` seconds and waits for `patience` seconds.
+fn job(place: &Place, component: &Path, work: u32, patience: u32) -> Command {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command
+        .args(["--exact", "job::process", "--ignored", "--nocapture"])
+        .env(COMPONENT, component)
+        .env(STORE, place.locks())
+        .env(ARGUMENTS, format!("cron-job {work} {patience}"))
+        .env(OUTPUT, place.path("log"));
+    command
+}
+
+/// Waits until the log has a line that begins so.
+fn logged(place: &Place, start: &str) {
+    eventually(start, || {
+        place
+            .read("log")
+            .lines()
+            .any(|line| line.starts_with(start))
+    });
+}
+
+#[test]
+fn jobs_and_commands_exclude_each_other() {
+    let place = Place::new("lease");
+    let script = "echo begin $VERROU_FENCE >> log; sleep 0.3; echo end $VERROU_FENCE >> log";
+    let mut native = place.verrou(["run", "nightly", "--", "sh", "-c", script]);
+    let mut job = job(&place, &built("cron-job"), 1, 50);
+    let started: Vec<Started> = (0..2)
+        .flat_map(|_| [Started::new(&mut job), Started::new(&mut native)])
+        .collect();
+    for process in started {
+        let output = process.end();
+        assert_eq!(code(&output), 0, "{} {}", stdout(&output), stderr(&output));
+    }
+
+    let log = place.read("log");
+    let mut lines = log.lines();
+    let mut before = 0;
+    for _ in 0..4 {
+        let token = lines.next().unwrap().strip_prefix("begin ");
+        let token = token.unwrap_or_else(|| panic!("two at a time:\n{log}"));
+        assert_eq!(
+            lines.next(),
+            Some(&*format!("end {token}")),
+            "two at a time:\n{log}"
+        );
+        let token: u64 = token.parse().unwrap();
+        assert!(token > before, "a fencing token that does not grow:\n{log}");
+        before = token;
+    }
+    assert_eq!(lines.next(), None);
+}
+
+#[test]
+fn a_job_that_runs_elsewhere_is_not_run() {
+    let place = Place::new("lease");
+    let first = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
+    logged(&place, "begin 1");
+
+    let second = done(&mut job(&place, &built("cron-job"), 1, 0));
+    assert_eq!(code(&second), 1);
+    assert!(
+        stderr(&second).contains("nightly: it runs elsewhere"),
+        "{}",
+        stderr(&second)
+    );
+    ends_with(
+        &mut place.verrou(["run", "nightly", "--no-wait", "--", "true"]),
+        75,
+    );
+
+    // Its lease ends with its process.
+    drop(first);
+    ends_with(
+        &mut place.verrou(["run", "nightly", "--no-wait", "--", "true"]),
+        0,
+    );
+}
+
+#[test]
+fn a_job_that_is_evicted_says_so() {
+    let place = Place::new("lease");
+    let evicted = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
+    logged(&place, "begin 1");
+    ends_with(&mut place.verrou(["force-release", "nightly"]), 0);
+    let output = evicted.end();
+    assert_eq!(code(&output), 1);
+    assert!(
+        stderr(&output).contains("nightly: another has the lock now"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(place.read("log"), "begin 1\n");
+}
+
+#[test]
+fn a_job_with_the_locks_and_a_store_inside_needs_nothing_but_wasi() {
+    let place = Place::new("lease");
+    let composed = place.path("composed.wasm");
+    let (store, job_alone) = (built("provider-rust"), built("cron-job"));
+    built("verrou");
+    succeeded(&compose(&[
+        "--store".as_ref(),
+        &store,
+        "--into".as_ref(),
+        &job_alone,
+        "--output".as_ref(),
+        &composed,
+    ]));
+    // This does not concern it: the store inside is another.
+    ends_with(&mut place.verrou(["run", "nightly", "--", "true"]), 0);
+    let output = done(&mut job(&place, &composed, 6, 0));
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    // Longer than its lease lasts, but for the renewal.
+    assert_eq!(place.read("log"), "begin 1\nend 1\n");
+}
