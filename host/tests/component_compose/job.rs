@@ -52,7 +52,7 @@ fn run(component: &Component, state: State) -> Result<(), ()> {
     locks::add_to_linker(&mut linker, |state: &mut State| &mut state.locks).unwrap();
     let mut wasm = wasmtime::Store::new(component.engine(), state);
     let instance = linker.instantiate(&mut wasm, component).unwrap();
-    let command = instance.get_export_index(&mut wasm, None, "wasi:cli/run@0.2.12");
+    let command = instance.get_export_index(&mut wasm, None, "wasi:cli/run@0.2.0");
     let run = instance.get_export_index(&mut wasm, command.as_ref(), "run");
     let run = instance.get_typed_func::<(), (Result<(), ()>,)>(&mut wasm, run.unwrap());
     run.unwrap().call(&mut wasm, ()).unwrap().0

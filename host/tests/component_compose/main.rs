@@ -11,6 +11,7 @@ mod instances;
 #[cfg(unix)]
 mod job;
 mod keyvalue;
+mod over_keyvalue;
 mod provider;
 #[cfg(unix)]
 mod wasi;
@@ -21,8 +22,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use verrou::conformance;
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Claim, Fence, Name, Owner, Reply, Store, Ttl, conformance};
 use verrou_host::component::bindings::blocking::LockManager;
 use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
     ErrorCode, Guest, LockError,
@@ -30,14 +31,12 @@ use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
 use wasmtime::component::{Component, ResourceAny};
 
 use instances::{State, built, load};
-use keyvalue::{Bucket, Trouble};
+use keyvalue::Bucket;
 use provider::Provider;
 
 static IN_MEMORY: LazyLock<Component> = LazyLock::new(|| load(&built("provider-rust")));
-static OVER_KEYVALUE: LazyLock<Component> = LazyLock::new(|| load(&built("provider-keyvalue")));
 
 conformance!(provider_rust, InMemory::new());
-conformance!(provider_keyvalue, OverKeyValue::new());
 
 /// One instance, which all clients share: its memory is the store.
 struct InMemory {
@@ -69,115 +68,6 @@ impl Fixture for InMemory {
     fn pass(&self, time: Duration) {
         self.clock.advance(time);
     }
-}
-
-/// One bucket, and an instance for each client.
-struct OverKeyValue {
-    clock: TestClock,
-    bucket: Bucket,
-}
-
-impl OverKeyValue {
-    fn new() -> Self {
-        Self {
-            clock: TestClock::running(),
-            bucket: Bucket::default(),
-        }
-    }
-}
-
-impl Fixture for OverKeyValue {
-    type Store = Provider;
-    type Host = TestClock;
-
-    fn client(&self) -> Provider {
-        Provider::new(&OVER_KEYVALUE, self.clock.clone(), self.bucket.clone())
-    }
-
-    fn host(&self) -> TestClock {
-        self.clock.clone()
-    }
-
-    fn pass(&self, time: Duration) {
-        self.clock.advance(time);
-    }
-}
-
-fn claim(owner: u8) -> Claim {
-    Claim {
-        name: Name::new("n").unwrap(),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::try_from(Duration::from_secs(2)).unwrap(),
-        ephemeral: false,
-    }
-}
-
-#[test]
-fn who_is_overtaken_between_look_and_swap_is_refused() {
-    let place = OverKeyValue::new();
-    let (slow, fast) = (place.client(), Arc::new(place.client()));
-    let overtaker = Arc::clone(&fast);
-    place.bucket.before_swap(move || {
-        let granted = overtaker.acquire(&claim(1)).unwrap();
-        assert!(matches!(granted, Reply::Granted { .. }), "{granted:?}");
-    });
-    let said = slow.acquire(&claim(2)).unwrap();
-    assert!(matches!(said, Reply::Refused { .. }), "{said:?}");
-    let holder = fast.inspect(&claim(1).name).unwrap().unwrap();
-    assert_eq!(holder.owner, Some(claim(1).owner));
-}
-
-#[test]
-fn what_is_released_stays_in_the_bucket_with_its_fencing_token() {
-    let place = OverKeyValue::new();
-    place.bucket.set("verrou:n", "verrou1 41");
-    let store = place.client();
-    let said = store.acquire(&claim(1)).unwrap();
-    assert_eq!(
-        said,
-        Reply::Granted {
-            fence: Fence::new(42)
-        }
-    );
-    let record = place.bucket.get("verrou:n").unwrap();
-    assert!(record.starts_with("verrou1 42 1763"), "{record}");
-    store.release(&claim(1)).unwrap();
-    assert_eq!(place.bucket.get("verrou:n").unwrap(), "verrou1 42");
-}
-
-#[test]
-fn what_cannot_be_read_is_not_taken_for_free() {
-    let place = OverKeyValue::new();
-    for value in [
-        "verrou2 7",
-        "",
-        "verrou1",
-        "verrou1 x",
-        "verrou1 1 2",
-        "verrou1 1 2 o more",
-    ] {
-        place.bucket.set("verrou:n", value);
-        let err = place.client().acquire(&claim(1)).unwrap_err();
-        assert!(!err.is_temporary(), "{value}: {err}");
-        assert!(err.to_string().contains("verrou:n"), "{err}");
-        assert_eq!(place.bucket.get("verrou:n").as_deref(), Some(value));
-    }
-}
-
-#[test]
-fn a_bucket_in_trouble_is_an_error_that_says_whether_to_ask_again() {
-    let place = OverKeyValue::new();
-    for (trouble, temporary) in [
-        (Trouble::NoSuchStore, false),
-        (Trouble::AccessDenied, false),
-        (Trouble::Other("away".into()), true),
-    ] {
-        place.bucket.trouble(Some(trouble));
-        let err = place.client().acquire(&claim(1)).unwrap_err();
-        assert_eq!(err.is_temporary(), temporary, "{err}");
-    }
-    place.bucket.trouble(None);
-    place.client().acquire(&claim(1)).unwrap();
 }
 
 /// `cargo xtask compose`
