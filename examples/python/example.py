@@ -1,8 +1,8 @@
 """Counts in a file, one at a time, however many of these run.
 
-    python example.py                         between the threads of one process
-    python example.py sqlite:locks.sqlite     between processes, in an SQLite file
-    python example.py lease:locks verrou      the same, with the command `verrou` beside them
+    python example.py                                 between the threads of one process
+    python example.py sqlite:target/locks.sqlite      between processes, in an SQLite file
+    python example.py lease:target/locks verrou       the same, with the command `verrou` beside it
 
 The last form names the command, too.
 """
@@ -17,7 +17,7 @@ from sqlite_store import SqliteStore
 from store import StoreError
 from verrou_component import LockError, Locks
 
-COUNTER = Path("counter.txt")
+COUNTER = Path("target/counter.txt")
 
 
 def open_store(where: str | None = None, command: str = "verrou"):

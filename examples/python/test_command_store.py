@@ -100,11 +100,12 @@ class CommandStoreTest(unittest.TestCase):
 
     def test_processes_exclude_each_other(self):
         example = [sys.executable, HERE / "example.py", self.url, VERROU]
+        (Path(self.folder) / "target").mkdir()
         running = [
             subprocess.Popen(example, cwd=self.folder, stdout=subprocess.DEVNULL) for _ in range(3)
         ]
         self.assertEqual([process.wait() for process in running], [0] * 3)
-        self.assertEqual((Path(self.folder) / "counter.txt").read_text(), "30")
+        self.assertEqual((Path(self.folder) / "target/counter.txt").read_text(), "30")
 
     def test_a_killed_command_is_an_error_and_a_loss(self):
         with self.assertRaises(LockError) as caught:

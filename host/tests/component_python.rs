@@ -1,235 +1,69 @@
-//! Python stores pass the core's suite *through the component*: its locks, in wasmtime's package
-//! for Python, with a store written in Python behind them. See `examples/python/conformance.py`.
+//! Stores in Python pass the core's suite *through the component*: its locks, in wasmtime's package
+//! for Python, with a dictionary or an SQLite file behind them. See
+//! `examples/python/conformance.py`.
 //!
-//! The environment's `VERROU_PYTHON` names an interpreter that has the package `wasmtime`; that,
-//! and the component, is made by `cargo xtask test`.
+//! The environment's `VERROU_PYTHON` names an interpreter that has that package; `cargo xtask test`
+//! makes one.
+
+mod foreign;
 
 use std::env;
-use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{self, Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::Command;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use foreign::{Client, Foreign, not_run};
 use tempfile::TempDir;
+use verrou::conformance;
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Reply, Store, StoreError, conformance};
 
-conformance!(dictionary, Python::new("dictionary"));
-conformance!(sqlite, Python::new("sqlite"));
+conformance!(dictionary, Foreign::new(python().arg("dictionary")));
+conformance!(sqlite, InFolder::new());
 
-/// A place in a Python process of its own. There the time is what the test's clock shows.
-struct Python {
-    process: Arc<Process>,
-    clients: AtomicU32,
+/// The script, to be told which store.
+fn python() -> Command {
+    let Some(python) = env::var_os("VERROU_PYTHON") else {
+        not_run(
+            "the tests of the stores in Python, for VERROU_PYTHON names no interpreter; \
+             `cargo xtask test` makes one, and runs them",
+        );
+    };
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(python);
+    command.arg(package.with_file_name("examples/python/conformance.py"));
+    command
 }
 
-impl Python {
-    fn new(store: &str) -> Self {
-        let Some(python) = env::var_os("VERROU_PYTHON") else {
-            // Nothing of this can be said to have passed, and what is caught of a test's output is
-            // not shown.
-            let _ = io::stderr().write_all(
-                b"\nNOT RUN: the tests of stores in Python, for VERROU_PYTHON names no interpreter; \
-                  `cargo xtask test` makes one, and runs them\n",
-            );
-            process::exit(0);
-        };
-        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let script = package.with_file_name("examples/python/conformance.py");
+/// A place in a folder of its own.
+struct InFolder {
+    place: Foreign,
+    _folder: TempDir,
+}
+
+impl InFolder {
+    fn new() -> Self {
         let folder = tempfile::tempdir().expect("there is room for a folder");
-        let mut child = Command::new(&python)
-            .arg(script)
-            .arg(store)
-            .args((store == "sqlite").then(|| folder.path().join("locks.sqlite")))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|err| panic!("VERROU_PYTHON={}: {err}", python.display()));
-        let pipe = Pipe {
-            asked: child.stdin.take().expect("it is a pipe"),
-            answers: BufReader::new(child.stdout.take().expect("it is a pipe")),
-        };
-        let process = Process {
-            clock: TestClock::still(),
-            pipe: Mutex::new(pipe),
-            child: Mutex::new(child),
-            _folder: folder,
-        };
+        let file = folder.path().join("locks.sqlite");
         Self {
-            process: Arc::new(process),
-            clients: AtomicU32::new(0),
+            place: Foreign::new(python().arg("sqlite").arg(file)),
+            _folder: folder,
         }
     }
 }
 
-impl Fixture for Python {
+impl Fixture for InFolder {
     type Store = Client;
     type Host = TestClock;
 
     fn client(&self) -> Client {
-        Client {
-            process: Arc::clone(&self.process),
-            number: self.clients.fetch_add(1, Ordering::Relaxed),
-        }
+        self.place.client()
     }
 
     fn host(&self) -> TestClock {
-        self.process.clock.clone()
+        self.place.host()
     }
 
     fn pass(&self, time: Duration) {
-        self.process.clock.advance(time);
+        self.place.pass(time);
     }
-}
-
-/// The process that all clients of a place ask.
-struct Process {
-    clock: TestClock,
-    pipe: Mutex<Pipe>,
-    child: Mutex<Child>,
-    _folder: TempDir,
-}
-
-struct Pipe {
-    asked: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Process {
-    /// One step, and what came of it.
-    fn ask(&self, client: u32, step: &Value) -> io::Result<Value> {
-        let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read while nobody else can ask, or the time there would go back and forth.
-        let now = nanos(self.clock.now().since_start());
-        let line = json!({ "client": client, "now": now, "step": step });
-        pipe.asked.write_all(format!("{line}\n").as_bytes())?;
-        let mut answer = String::new();
-        pipe.answers.read_line(&mut answer)?;
-        Ok(serde_json::from_str(&answer)?)
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // It has nothing to put in order.
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
-/// One instance of the component.
-struct Client {
-    process: Arc<Process>,
-    number: u32,
-}
-
-impl Client {
-    #[track_caller]
-    fn ask(&self, step: &Value) -> Result<Value, StoreError> {
-        let answer = self.process.ask(self.number, step);
-        let answer = answer.unwrap_or_else(|err| panic!("Python said no more to {step}: {err}"));
-        let Some(error) = answer.get("error") else {
-            return Ok(answer);
-        };
-        let message = error["message"].as_str().expect("a message").to_owned();
-        Err(if error["temporary"].as_bool().expect("a bool") {
-            StoreError::temporary(message)
-        } else {
-            StoreError::permanent(message)
-        })
-    }
-
-    #[track_caller]
-    fn reply(&self, step: &Value) -> Result<Reply, StoreError> {
-        let answer = self.ask(step)?;
-        if let Some(token) = answer.get("granted") {
-            let fence = number(token).map(|token| Fence::new(token).expect("a fencing token"));
-            return Ok(Reply::Granted { fence });
-        }
-        let remaining = answer.get("refused").expect("a reply");
-        Ok(Reply::Refused {
-            remaining: number(remaining).map(Duration::from_nanos),
-        })
-    }
-}
-
-impl Store for Client {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "acquire": members(claim) }))
-    }
-
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "extend": members(claim) }))
-    }
-
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "release": members(claim) }))
-    }
-
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let only = only.map(Fence::get);
-        self.reply(&json!({ "evict": { "name": name.as_str(), "only": only } }))
-    }
-
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let answer = self.ask(&json!({ "inspect": { "name": name.as_str() } }))?;
-        let holder = answer.get("holder").expect("a holder, or none");
-        if holder.is_null() {
-            return Ok(None);
-        }
-        let owner = holder["owner"].as_str();
-        Ok(Some(Holder {
-            owner: owner.map(|owner| owner.parse().expect("an owner")),
-            fence: number(&holder["fencing_token"]).and_then(Fence::new),
-            since: None,
-            remaining: number(&holder["remaining"]).map(Duration::from_nanos),
-            process: None,
-        }))
-    }
-
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "detach": members(claim) }))
-    }
-
-    fn abilities(&self) -> Abilities {
-        let answer = self.ask(&json!({ "abilities": {} })).expect("an answer");
-        let can = |ability| answer["abilities"][ability].as_bool().expect("a bool");
-        Abilities {
-            expires: can("expires"),
-            ephemeral: can("ephemeral"),
-            transfers: can("transfers"),
-            evicts: can("evicts"),
-            fences: can("fences"),
-        }
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        // A process that has ended has no clients left.
-        let _ = self.process.ask(self.number, &json!({ "drop": {} }));
-    }
-}
-
-fn members(claim: &Claim) -> Value {
-    json!({
-        "name": claim.name.as_str(),
-        "owner": claim.owner.to_string(),
-        "ttl": claim.ttl.duration().map(nanos),
-        "ephemeral": claim.ephemeral,
-    })
-}
-
-#[track_caller]
-fn number(value: &Value) -> Option<u64> {
-    assert!(value.is_null() || value.is_u64(), "{value} is no number");
-    value.as_u64()
-}
-
-fn nanos(length: Duration) -> u64 {
-    length.as_nanos().try_into().expect("it fits")
 }
