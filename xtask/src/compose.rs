@@ -177,3 +177,123 @@ fn find<'a>(
         .map(|(name, kind)| (name.as_str(), *kind))
         .next()
 }
+
+#[cfg(test)]
+mod tests {
+    use wit_component::{ComponentEncoder, StringEncoding, dummy_module, embed_component_metadata};
+    use wit_parser::{LiftLowerAbi, ManglingAndAbi, Resolve};
+
+    use super::*;
+
+    /// A component called `name` of a world with `item`, and nothing inside; the interface is the
+    /// `version` of a store in which names are of the type `kind`.
+    fn component(name: &str, item: &str, version: &str, kind: &str) -> Component {
+        let wit = format!(
+            "package verrou:lock@{version};
+             interface store {{ acquire: func(name: {kind}); }}
+             interface locks {{ name: func() -> {kind}; }}
+             world w {{ {item} }}"
+        );
+        let mut resolve = Resolve::default();
+        let package = resolve.push_str("lock.wit", &wit).unwrap();
+        let world = resolve.select_world(&[package], None).unwrap();
+        let mangling = ManglingAndAbi::Legacy(LiftLowerAbi::Sync);
+        let mut module = dummy_module(&resolve, world, mangling);
+        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)
+            .unwrap();
+        let mut encoder = ComponentEncoder::default();
+        let bytes = encoder.module(&module).unwrap().encode();
+        Component {
+            name: name.to_owned(),
+            bytes: bytes.unwrap(),
+        }
+    }
+
+    fn locks() -> Component {
+        component(
+            "locks.wasm",
+            "import store; export locks;",
+            "0.1.0",
+            "string",
+        )
+    }
+
+    fn refusal(composed: Result<Component>) -> String {
+        format!("{:#}", composed.err().expect("this does not fit"))
+    }
+
+    #[test]
+    fn what_fits_is_inside_and_no_import_any_more() {
+        let store = component("store.wasm", "export store;", "0.1.0", "string");
+        let composed = store.plug(STORE, &locks()).unwrap();
+        let (imports, exports) = component::interfaces(&composed.bytes).unwrap();
+        assert!(imports.is_empty(), "{imports:?}");
+        assert_eq!(exports, ["verrou:lock/locks@0.1.0"]);
+
+        let application = component("job.wasm", "import locks;", "0.1.0", "string");
+        let composed = composed.plug(LOCKS, &application).unwrap();
+        let (imports, exports) = component::interfaces(&composed.bytes).unwrap();
+        assert!(imports.is_empty() && exports.is_empty());
+    }
+
+    #[test]
+    fn a_later_version_that_is_compatible_fits() {
+        let store = component("store.wasm", "export store;", "0.1.7", "string");
+        store.plug(STORE, &locks()).unwrap();
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let store = component("store.wasm", "export store;", "0.2.0", "string");
+        assert_eq!(
+            refusal(store.plug(STORE, &locks())),
+            "locks.wasm imports verrou:lock/store@0.1.0, but store.wasm exports \
+             verrou:lock/store@0.2.0: build both from one version of `wit/`"
+        );
+    }
+
+    #[test]
+    fn another_type_is_named() {
+        let store = component("store.wasm", "export store;", "0.1.0", "u64");
+        let why = refusal(store.plug(STORE, &locks()));
+        let start = "the verrou:lock/store@0.1.0 of store.wasm is not the \
+                     verrou:lock/store@0.1.0 that locks.wasm imports";
+        assert!(why.starts_with(start), "{why}");
+        assert!(why.contains("acquire"), "{why}");
+    }
+
+    #[test]
+    fn what_has_not_the_interface_is_named() {
+        let (application, locks) = (component("job.wasm", "", "0.1.0", "string"), locks());
+        assert_eq!(
+            refusal(application.plug(STORE, &locks)),
+            "job.wasm does not export verrou:lock/store, which locks.wasm is to get from it"
+        );
+        assert_eq!(
+            refusal(locks.plug(LOCKS, &application)),
+            "job.wasm does not import verrou:lock/locks, which locks.wasm is there to give it"
+        );
+        let text = Component {
+            name: "notes.txt".to_owned(),
+            bytes: b"text".to_vec(),
+        };
+        let why = refusal(text.plug(STORE, &locks));
+        assert!(why.starts_with("notes.txt is no component"), "{why}");
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_named() {
+        for (arguments, words) in [
+            (&["--output"][..], "`--output` lacks its value"),
+            (&["--stor", "a"], "`--stor` is no option"),
+            (
+                &["--store", "a", "--store", "b"],
+                "`--store` is there twice",
+            ),
+            (&["--store", "a"], "--output is missing"),
+        ] {
+            let why = Arguments::parse(arguments).err().unwrap().to_string();
+            assert!(why.starts_with(words), "{why}");
+        }
+    }
+}

@@ -247,3 +247,11 @@ fn capitalized(word: &str) -> String {
     let first = letters.next().map(|first| first.to_ascii_uppercase());
     first.into_iter().chain(letters).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_page_says_what_the_interfaces_say() {
+        super::check().unwrap();
+    }
+}
