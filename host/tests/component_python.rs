@@ -1,5 +1,5 @@
 //! Stores in Python pass the core's suite *through the component*: its locks, in wasmtime's package
-//! for Python, with a dictionary or an SQLite file behind them. See
+//! for Python, with a dictionary or an `SQLite` file behind them. See
 //! `examples/python/conformance.py`.
 //!
 //! The environment's `VERROU_PYTHON` names an interpreter that has that package; `cargo xtask test`
