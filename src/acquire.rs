@@ -1,5 +1,6 @@
 //! Taking a lock, as a value: what to do next, never the doing of it.
 
+use core::fmt;
 use core::time::Duration;
 
 use crate::claim::{Claim, Fence};
@@ -257,7 +258,7 @@ impl Acquire {
 }
 
 /// What a store said that has forgotten, or never counted, its grants.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[derive(Clone, Copy, thiserror::Error)]
 #[error(
     "the store granted the lock under fencing token {fence}, after {seen}: it has lost count, and \
      the token protects nothing"
@@ -265,4 +266,11 @@ impl Acquire {
 struct FenceWentBack {
     fence: Fence,
     seen: Fence,
+}
+
+/// In the words for people: those for programmers would be two kilobytes of the component.
+impl fmt::Debug for FenceWentBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }

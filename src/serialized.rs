@@ -5,7 +5,8 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-use justjson::{JsonString, Object, Value};
+use justjson::JsonString;
+use justjson::parser::{Token, Tokenizer};
 
 use crate::claim::{Claim, Fence, InvalidOwner, Owner};
 use crate::lease::Lease;
@@ -150,25 +151,17 @@ impl FromStr for SerializedLock {
     type Err = InvalidSerializedLock;
 
     fn from_str(text: &str) -> Result<Self, InvalidSerializedLock> {
-        let value = Value::from_json(text).map_err(|err| unreadable(&err))?;
-        let members = Members(
-            value
-                .as_object()
-                .ok_or_else(|| unreadable(&"it is no object"))?,
-        );
-        let version = members.number("version")?.ok_or_else(|| wrong("version"))?;
+        let members = Members::read(text)?;
+        let version = members.number(0)?.ok_or_else(|| wrong(0))?;
         if version != Self::VERSION {
             return Err(InvalidSerializedLock::UnknownVersion { version });
         }
         Ok(Self {
-            name: Name::new(&members.text("name")?)?,
-            owner: members.text("owner")?.parse()?,
-            ttl: members
-                .number("ttl")?
-                .map(Duration::from_millis)
-                .try_into()?,
-            expires: members.number("expires")?.map(Duration::from_millis),
-            fence: match members.number("fence")? {
+            name: Name::new(&members.text(1)?)?,
+            owner: members.text(2)?.parse()?,
+            ttl: members.number(3)?.map(Duration::from_millis).try_into()?,
+            expires: members.number(4)?.map(Duration::from_millis),
+            fence: match members.number(5)? {
                 None => None,
                 Some(number) => Some(Fence::new(number).ok_or(InvalidSerializedLock::ZeroFence)?),
             },
@@ -176,34 +169,80 @@ impl FromStr for SerializedLock {
     }
 }
 
-/// The members of a JSON object. One that may be `null` may not be left out: a text that lost its
-/// end is not one without.
-struct Members<'a>(&'a Object<'a>);
+/// What the text says for each of [`Members::NAMES`].
+#[derive(Default)]
+struct Members<'a>([Option<Token<'a>>; 6]);
 
-impl Members<'_> {
-    fn get(&self, member: &'static str) -> Result<&Value<'_>, InvalidSerializedLock> {
-        self.0.get(member).ok_or_else(|| wrong(member))
+impl<'a> Members<'a> {
+    const NAMES: [&'static str; 6] = ["version", "name", "owner", "ttl", "expires", "fence"];
+
+    fn read(text: &'a str) -> Result<Self, InvalidSerializedLock> {
+        let mut tokens = Tokenizer::for_json(text);
+        let mut next = || {
+            let token = tokens.next_or_eof();
+            token.map_err(|err| unreadable(&err))
+        };
+        let mut members = Self::default();
+        if !matches!(next()?, Token::Object) {
+            return Err(unreadable(&"it is no object"));
+        }
+        loop {
+            let (Token::String(name), Token::Colon) = (next()?, next()?) else {
+                return Err(unreadable(&"its members have no names"));
+            };
+            let value = next()?;
+            let mut depth = nesting(&value);
+            // Whatever is in what is not known.
+            while depth > 0 {
+                depth += nesting(&next()?);
+            }
+            if let Some(member) = Self::NAMES.iter().position(|known| name == **known)
+                && members.0[member].replace(value).is_some()
+            {
+                return Err(wrong(member));
+            }
+            match next()? {
+                Token::Comma => {}
+                Token::ObjectEnd => break,
+                _ => return Err(unreadable(&"there is no comma between its members")),
+            }
+        }
+        if tokens.next().is_some() {
+            return Err(unreadable(&"it goes on after its end"));
+        }
+        Ok(members)
     }
 
-    fn text(&self, member: &'static str) -> Result<String, InvalidSerializedLock> {
-        match self.get(member)? {
-            Value::String(text) => Ok(text.decoded().collect()),
+    fn text(&self, member: usize) -> Result<String, InvalidSerializedLock> {
+        match &self.0[member] {
+            Some(Token::String(text)) => Ok(text.decoded().collect()),
             _ => Err(wrong(member)),
         }
     }
 
-    fn number(&self, member: &'static str) -> Result<Option<u64>, InvalidSerializedLock> {
-        match self.get(member)? {
-            Value::Null => Ok(None),
-            Value::Number(number) => number.parse().map(Some).map_err(|_| wrong(member)),
+    /// One that may be `null` may not be left out: a text that lost its end is not one without.
+    fn number(&self, member: usize) -> Result<Option<u64>, InvalidSerializedLock> {
+        match &self.0[member] {
+            Some(Token::Null) => Ok(None),
+            Some(Token::Number(number)) => number.parse().map(Some).map_err(|_| wrong(member)),
             _ => Err(wrong(member)),
         }
     }
 }
 
-fn wrong(member: &'static str) -> InvalidSerializedLock {
+/// How much deeper `token` leads.
+fn nesting(token: &Token<'_>) -> i32 {
+    match token {
+        Token::Object | Token::Array => 1,
+        Token::ObjectEnd | Token::ArrayEnd => -1,
+        _ => 0,
+    }
+}
+
+fn wrong(member: usize) -> InvalidSerializedLock {
+    let member = Members::NAMES[member];
     unreadable(&format_args!(
-        "its member `{member}` is missing or of the wrong kind"
+        "its member `{member}` is missing, there twice, or of the wrong kind"
     ))
 }
 

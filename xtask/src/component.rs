@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use wasm_encoder::RawSection;
+use wasmparser::{Parser, Payload, Validator, WasmFeatures};
 use wit_component::{ComponentEncoder, DecodedWasm};
 use wit_parser::WorldKey;
 use xshell::{Shell, cmd};
@@ -52,22 +54,52 @@ pub(crate) fn componentize(shell: &Shell, module: &Path, component: &Path) -> Re
         .validate(true)
         .module(&module)?
         .encode()?;
-    fs::write(component, bytes)?;
+    fs::write(component, without_names(&bytes)?)?;
     fs::remove_file(optimized)?;
     Ok(())
 }
 
+/// The component without the names that only debuggers read, which are a tenth of it.
+fn without_names(component: &[u8]) -> Result<Vec<u8>> {
+    let mut named = wasm_encoder::Component::new();
+    let mut end = 0;
+    for payload in Parser::new(0).parse_all(component) {
+        let payload = payload?;
+        if let Payload::CustomSection(section) = &payload
+            && section.name() == "component-name"
+        {
+            continue;
+        }
+        // What is inside a module has been copied with it.
+        if let Some((id, range)) = payload.as_section()
+            && range.start >= end
+        {
+            end = range.end;
+            let data = &component[usize::try_from(range.start)?..usize::try_from(range.end)?];
+            named.section(&RawSection { id, data });
+        }
+    }
+    let bytes = named.finish();
+    Validator::new_with_features(WasmFeatures::default()).validate_all(&bytes)?;
+    Ok(bytes)
+}
+
 /// `wasm-opt`, of its package on npm.
 fn optimizer(shell: &Shell) -> Result<PathBuf> {
-    let folder = project().join("target/tools").join(format!("binaryen-{BINARYEN}"));
+    let folder = project()
+        .join("target/tools")
+        .join(format!("binaryen-{BINARYEN}"));
     let optimizer = folder.join("node_modules/binaryen/bin/wasm-opt");
     if !optimizer.exists() {
         shell.create_dir(&folder)?;
         let package = format!("binaryen@{BINARYEN}");
         let arguments = ["--no-save", "--no-audit", "--no-fund", "--loglevel=error"];
-        cmd!(shell, "npm install {arguments...} --prefix {folder} {package}")
-            .run()
-            .context("npm is needed, for the optimizer `wasm-opt`")?;
+        cmd!(
+            shell,
+            "npm install {arguments...} --prefix {folder} {package}"
+        )
+        .run()
+        .context("npm is needed, for the optimizer `wasm-opt`")?;
     }
     Ok(optimizer)
 }
