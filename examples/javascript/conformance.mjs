@@ -1,6 +1,8 @@
 /**
- * Serves the Map store *through the component* to the tests that every store has to pass:
- * `node conformance.mjs`
+ * Serves a store *through the component* to the tests that every store has to pass:
+ *
+ *     node conformance.mjs               the Map store
+ *     node conformance.mjs MODULE        what the function `createStore(now)` of that module makes
  *
  * Each line of standard input asks one client for one step, and says what time it is:
  *
@@ -11,7 +13,9 @@
  * what the component exports: a claim becomes a lock that is made, or restored from text, for that
  * owner.
  */
+import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
+import { pathToFileURL } from 'node:url';
 
 import { instantiateLocks } from './component.mjs';
 import { MapStore } from './map-store.mjs';
@@ -91,8 +95,12 @@ function text(value) {
 }
 
 let time = 0n;
-const store = new MapStore(() => time);
+const store = await createStore(process.argv[2], () => time);
 const clients = new Map();
+
+async function createStore(path, now) {
+  return path ? (await import(pathToFileURL(resolve(path)))).createStore(now) : new MapStore(now);
+}
 
 async function answer({ client, now, step }) {
   time = now;

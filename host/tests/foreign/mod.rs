@@ -5,7 +5,10 @@
 //! `{"client": 1, "now": 5000, "step": {"inspect": {"name": "x"}}}`. The steps and their answers are
 //! those of `verrou serve`; `{"drop": {}}` ends a client.
 
+#![allow(dead_code, reason = "each test file uses some of it")]
+
 use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
 use std::process::{self, Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +23,19 @@ pub(crate) fn not_run(why: &str) -> ! {
     // What is caught of a test's output is not shown.
     let _ = io::stderr().write_all(format!("\nNOT RUN: {why}\n").as_bytes());
     process::exit(0);
+}
+
+/// The folder of an example in JavaScript, if `made` was made in its `component`.
+pub(crate) fn built(example: &str, made: &str) -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = package.with_file_name("examples").join(example);
+    if !folder.join("component").join(made).exists() {
+        not_run(&format!(
+            "the tests of stores in JavaScript, for nothing was built in examples/{example}; \
+             `cargo xtask test` does that, and runs them"
+        ));
+    }
+    folder
 }
 
 /// A place in a process of its own. There the time is what the test's clock shows.

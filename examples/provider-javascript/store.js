@@ -1,0 +1,81 @@
+/**
+ * A store for the lock component, as a component: leases in this component's memory, by the host's
+ * monotonic clock. The functions are those of `wit/store.wit`.
+ */
+
+/** Every character of a name counts, also a first U+FEFF, which decoding takes for a mark and drops. */
+const { decode } = TextDecoder.prototype;
+TextDecoder.prototype.decode = function decodeAll(bytes) {
+  const marked = bytes?.[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf;
+  return marked ? `\ufeff${this.decode(bytes.subarray(3))}` : decode.call(this, bytes);
+};
+
+/** The host's monotonic clock, in nanoseconds. */
+const now = () => BigInt(Math.round(performance.now() * 1e6));
+
+const records = new Map();
+/** One counter for all names: a name that is free costs nothing. */
+let grants = 0n;
+
+const granted = (fencingToken) => ({ tag: 'granted', val: fencingToken });
+const refused = (remaining) => ({ tag: 'refused', val: remaining });
+const end = (ttl, time) => (ttl === undefined ? undefined : time + ttl);
+const left = (record, time) => (record.until === undefined ? undefined : record.until - time);
+
+/** The record of `name`, if its time has not passed at `time`. */
+function recorded(name, time) {
+  const record = records.get(name);
+  if (record?.until <= time) records.delete(name);
+  return records.get(name);
+}
+
+/** Frees `name` if it is held and `condition` holds. */
+function free(name, condition) {
+  const record = recorded(name, now());
+  return record && condition(record) && records.delete(name) ? granted() : refused();
+}
+
+export const store = {
+  acquire({ name, owner, ttl }) {
+    const time = now();
+    for (const known of records.keys()) recorded(known, time); // forgets what nobody asks for again
+    const record = records.get(name);
+    if (record && record.owner !== owner) return refused(left(record, time));
+    // An owner that holds it already asks again: the reply was lost.
+    const fencingToken = record?.fencingToken ?? ++grants;
+    records.set(name, { owner, fencingToken, until: end(ttl, time) });
+    return granted(fencingToken);
+  },
+
+  extend({ name, owner, ttl }) {
+    const time = now();
+    const record = recorded(name, time);
+    if (record?.owner !== owner) return refused();
+    record.until = end(ttl, time);
+    return granted();
+  },
+
+  release({ name, owner }) {
+    return free(name, (record) => record.owner === owner);
+  },
+
+  evict(name, only) {
+    return free(name, (record) => only === undefined || only === record.fencingToken);
+  },
+
+  inspect(name) {
+    const time = now();
+    const record = recorded(name, time);
+    if (!record) return undefined;
+    const { owner, fencingToken } = record;
+    return { owner, fencingToken, remaining: left(record, time) };
+  },
+
+  detach({ name, owner }) {
+    return recorded(name, now())?.owner === owner ? granted() : refused();
+  },
+
+  can() {
+    return { expires: true, ephemeral: false, transfers: true, evicts: true, fences: true };
+  },
+};
