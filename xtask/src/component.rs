@@ -36,6 +36,11 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     Ok(component)
 }
 
+/// Forgets what [`build`] built of this project, but not of the libraries.
+pub(crate) fn clean(shell: &Shell) -> Result<()> {
+    Toolchain::find(shell)?.clean(shell, "verrou")
+}
+
 /// Makes the component at `component` of the core module at `module`.
 pub(crate) fn componentize(shell: &Shell, module: &Path, component: &Path) -> Result<()> {
     shell.create_dir(folder())?;

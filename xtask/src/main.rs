@@ -3,20 +3,27 @@
 mod component;
 mod compose;
 mod guest;
+mod javascript;
+mod python;
 mod wasm;
 mod wit_docs;
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::{Result, ensure};
 use xshell::{Cmd, Shell, cmd};
 
+use wasm::Toolchain;
+
 const USAGE: &str = "\
-usage: cargo xtask test | component [FOLDER] | compose OPTIONS | wit-docs [--check]
+usage: cargo xtask test | bench | component [FOLDER] | compose OPTIONS | wit-docs [--check]
 
   test         run every check and every test there is, and say what could not be run
+  bench        measure, always beside something else
   component    build target/component/verrou.wasm, and say what it imports and exports
   component FOLDER
                the same for the component in FOLDER, such as examples/cron-job
@@ -36,6 +43,7 @@ fn main() -> ExitCode {
             ["compose", ref arguments @ ..] => {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
             }
+            ["bench"] => bench(&shell).map(|()| ExitCode::SUCCESS),
             ["wit-docs"] => wit_docs::write().map(|()| ExitCode::SUCCESS),
             ["wit-docs", "--check"] => wit_docs::check().map(|()| ExitCode::SUCCESS),
             ["help" | "--help" | "-h"] => {
@@ -91,10 +99,25 @@ fn test(shell: &Shell) -> ExitCode {
         ),
     );
     report.run("documentation", documented);
-    report.run(
-        "tests",
-        cmd!(shell, "cargo test --workspace --all-features --locked"),
-    );
+    report.step("the component's pages", wit_docs::check);
+    let built = components(shell, &mut report);
+    if built {
+        report.step("Python", || python::test(shell));
+        report.step("JavaScript", || javascript::test(shell));
+        report.run(
+            "tests",
+            cmd!(shell, "cargo test --workspace --all-features --locked"),
+        );
+    } else {
+        let features = "verrou/conformance,verrou-host/tokio";
+        report.run(
+            "tests that need no component",
+            cmd!(
+                shell,
+                "cargo test --workspace --features {features} --locked"
+            ),
+        );
+    }
     report.run(
         "the README's first command",
         cmd!(
@@ -103,6 +126,41 @@ fn test(shell: &Shell) -> ExitCode {
         ),
     );
     report.end()
+}
+
+/// Measures what the component costs.
+fn bench(shell: &Shell) -> Result<()> {
+    component::build(shell)?;
+    cmd!(
+        shell,
+        "cargo bench --package verrou-host --features wasmtime --bench component --locked"
+    )
+    .run()?;
+    Ok(())
+}
+
+/// Builds every component, and the lock component twice: whether they are there now.
+fn components(shell: &Shell, report: &mut Report) -> bool {
+    if let Err(why) = Toolchain::find(shell) {
+        let what = "the component, and all that needs it";
+        report.lines.push(format!("NOT RUN  {what}: {why:#}"));
+        return false;
+    }
+    report.step("the component", || {
+        let component = component::build(shell)?;
+        let before = fs::read(&component)?;
+        component::clean(shell)?;
+        ensure!(
+            fs::read(component::build(shell)?)? == before,
+            "the component was built twice, and its bytes are not the same"
+        );
+        Ok(())
+    }) && report.step("components that are examples", || {
+        for example in ["provider-rust", "provider-keyvalue", "cron-job"] {
+            guest::build(shell, &format!("examples/{example}"))?;
+        }
+        Ok(())
+    })
 }
 
 /// What was run, and what came of it.
@@ -114,18 +172,27 @@ struct Report {
 
 impl Report {
     fn run(&mut self, what: &str, command: Cmd<'_>) {
-        println!("\n== {what}: {command}");
+        self.step(&format!("{what}: {command}"), || {
+            Ok(command.quiet().run()?)
+        });
+    }
+
+    /// Whether it went well.
+    fn step(&mut self, what: &str, step: impl FnOnce() -> Result<()>) -> bool {
+        println!("\n== {what}");
         let began = Instant::now();
-        let ended = command.quiet().run();
+        let ended = step();
         let seconds = began.elapsed().as_secs();
-        match ended {
+        let (what, _) = what.split_once(": ").unwrap_or((what, ""));
+        match &ended {
             Ok(()) => self.lines.push(format!("ok       {what} ({seconds} s)")),
             Err(err) => {
-                eprintln!("{err}");
+                eprintln!("{err:#}");
                 self.failed = true;
                 self.lines.push(format!("FAILED   {what} ({seconds} s)"));
             }
         }
+        ended.is_ok()
     }
 
     /// Runs `command` if there is a program called `tool`, and says so if there is not.

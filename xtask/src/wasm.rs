@@ -20,8 +20,10 @@ pub(crate) enum Toolchain {
 
 impl Toolchain {
     /// The first that works here; what is missing is installed if this user may.
+    /// `VERROU_TOOLCHAIN=debian` leaves rustup's out.
     pub(crate) fn find(shell: &Shell) -> Result<Self> {
-        if has_target(shell) || add_target(shell) {
+        let wanted = env::var("VERROU_TOOLCHAIN").ok();
+        if wanted.as_deref() != Some("debian") && (has_target(shell) || add_target(shell)) {
             return Ok(Self::Rustup);
         }
         if !has_debian(shell) {
@@ -101,6 +103,22 @@ impl Toolchain {
             .run()?;
         let module = format!("{}.wasm", package.replace('-', "_"));
         Ok(self.folder().join(TARGET).join("component").join(module))
+    }
+
+    /// Forgets what was built of `package`, but not of what it uses.
+    pub(crate) fn clean(&self, shell: &Shell, package: &str) -> Result<()> {
+        let arguments = [
+            "--package",
+            package,
+            "--target",
+            TARGET,
+            "--profile",
+            "component",
+        ];
+        cmd!(shell, "cargo clean {arguments...}")
+            .env("CARGO_TARGET_DIR", self.folder())
+            .run()?;
+        Ok(())
     }
 }
 

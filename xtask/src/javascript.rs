@@ -1,0 +1,119 @@
+//! JavaScript with npm's packages, and the tests that need them.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use xshell::{Cmd, Shell, cmd};
+
+use crate::{component, project};
+
+/// Runs the tests of `examples/javascript` and `examples/provider-javascript`: those of Node.js, the
+/// suite that every store has to pass, and those of the page if there is a Chromium, which is
+/// installed if this user may.
+pub(crate) fn test(shell: &Shell) -> Result<()> {
+    ensure!(
+        is_recent(shell),
+        "there is no Node.js of version 20 or newer here, with npm: install it, on Debian 13 by \
+         `apt-get install nodejs npm`"
+    );
+    if !component::folder().join("verrou.wasm").exists() {
+        component::build(shell)?;
+    }
+    let program = install(shell, "javascript")?;
+    run(shell, &program, "build")?;
+    run(shell, &program, "start")?;
+    run(shell, &program, "test")?;
+    suite(shell, "component_javascript")?;
+    match chromium(shell) {
+        Ok(chromium) => {
+            let _chromium = shell.push_env("CHROMIUM", chromium);
+            run(shell, &program, "test:browser")?;
+        }
+        Err(why) => println!("NOT RUN  the page in a browser: {why:#}"),
+    }
+
+    let provider = install(shell, "provider-javascript")?;
+    run(shell, &provider, "build")?;
+    exports_a_store(&component::folder().join("provider-javascript.wasm"))?;
+    run(shell, &provider, "transpile")?;
+    suite(shell, "component_javascript_provider")
+}
+
+/// Installs what the example's lock file names, and says where the example is.
+fn install(shell: &Shell, example: &str) -> Result<PathBuf> {
+    let folder = project().join("examples").join(example);
+    let quietly = ["--no-audit", "--no-fund", "--loglevel=error"];
+    cmd!(
+        shell,
+        "npm ci --prefer-offline {quietly...} --prefix {folder}"
+    )
+    .run()
+    .with_context(|| format!("npm could not install the packages of examples/{example}"))?;
+    Ok(folder)
+}
+
+fn run(shell: &Shell, folder: &Path, script: &str) -> Result<()> {
+    cmd!(shell, "npm run {script} --silent --prefix {folder}")
+        .run()
+        .with_context(|| format!("`npm run {script}` failed in {}", folder.display()))
+}
+
+/// Runs the suite that every store has to pass, with Node.js on the other end.
+fn suite(shell: &Shell, test: &str) -> Result<()> {
+    cmd!(
+        shell,
+        "cargo test --package verrou-host --all-features --locked --test {test}"
+    )
+    .run()
+    .context("a store in JavaScript does not do what every store has to do")
+}
+
+fn exports_a_store(provider: &Path) -> Result<()> {
+    let (_, exports) = component::interfaces(&fs::read(provider)?)?;
+    ensure!(
+        exports == ["verrou:lock/store@0.1.0"],
+        "{} exports {exports:?}, and not a store",
+        provider.display()
+    );
+    println!("{}", component::describe(provider)?);
+    Ok(())
+}
+
+fn is_recent(shell: &Shell) -> bool {
+    let recent = "process.exit(parseInt(process.versions.node) < 20)";
+    succeeds(cmd!(shell, "node --eval {recent}")) && succeeds(cmd!(shell, "npm --version"))
+}
+
+/// Where Chromium is.
+fn chromium(shell: &Shell) -> Result<PathBuf> {
+    if let Some(named) = env::var_os("CHROMIUM") {
+        return Ok(named.into());
+    }
+    if let Some(found) = find_chromium() {
+        return Ok(found);
+    }
+    if !succeeds(cmd!(shell, "apt-get --version")) {
+        bail!("there is no Chromium in PATH; `CHROMIUM` may name one");
+    }
+    let installed = cmd!(shell, "apt-get update --quiet")
+        .run()
+        .and_then(|()| cmd!(shell, "apt-get install --quiet --yes chromium").run());
+    installed
+        .context("there is no Chromium; `apt-get install chromium`, as root, would bring it")?;
+    find_chromium().context("the package `chromium` brought no Chromium")
+}
+
+fn find_chromium() -> Option<PathBuf> {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .flat_map(|folder| names.map(|name| folder.join(name)))
+        .find(|program| program.exists())
+}
+
+fn succeeds(command: Cmd<'_>) -> bool {
+    let command = command.quiet().ignore_stdout().ignore_stderr();
+    command.run().is_ok()
+}
