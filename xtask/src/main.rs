@@ -84,6 +84,15 @@ fn test(shell: &Shell) -> ExitCode {
     );
     report.run_if(
         shell,
+        "rustfmt",
+        "formatting of the components",
+        cmd!(
+            shell,
+            "cargo fmt --manifest-path examples/Cargo.toml --all --check"
+        ),
+    );
+    report.run_if(
+        shell,
         "cargo-clippy",
         "lints",
         cmd!(
@@ -108,6 +117,13 @@ fn test(shell: &Shell) -> ExitCode {
             "tests",
             cmd!(shell, "cargo test --workspace --all-features --locked"),
         );
+        report.run(
+            "the component in a Rust program",
+            cmd!(
+                shell,
+                "cargo run --package verrou-host --all-features --example embed --locked"
+            ),
+        );
     } else {
         let features = "verrou/conformance,verrou-host/tokio";
         report.run(
@@ -118,6 +134,12 @@ fn test(shell: &Shell) -> ExitCode {
             ),
         );
     }
+    report.step("the other examples in Rust", || {
+        for example in ["blocking", "bring_your_own", "steps"] {
+            cmd!(shell, "cargo run --quiet --example {example} --locked").run()?;
+        }
+        Ok(())
+    });
     report.run(
         "the README's first command",
         cmd!(

@@ -27,6 +27,8 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     )
     .run()?;
     let verrou = project().join("target/debug/verrou");
+    let example = project().join("examples/python/example.py");
+    cmd!(shell, "{python} {example}").run()?;
     let tests = project().join("examples/python");
     // What is not closed is a mistake, and folders of examples stay as they are.
     let options = [

@@ -198,7 +198,7 @@ test('a hundred thousand handles, one after the other', async () => {
   const { createLock } = await openLocks(new MapStore());
   for (let number = 0; number < 100_000; number += 1) createLock('many').dispose();
   const lock = createLock('many');
-  // An attempt is a handle, too, and there may be 65,536 of them.
+  // An attempt is a handle, too, and there may be 32,768 of them.
   for (let number = 0; number < 66_000; number += 1) {
     await lock.acquire();
     lock.release();
