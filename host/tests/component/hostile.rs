@@ -212,20 +212,35 @@ fn an_instance_without_memory_stops_alone() {
     assert_usable(&mut other);
 }
 
-/// Code that goes on for longer than it may is stopped; what the store takes is not counted.
+/// Code that goes on for longer than it may is stopped.
 #[test]
 fn an_instance_that_runs_for_too_long_is_stopped() {
-    let limits = Limits::default().time(Duration::from_millis(60));
+    let limits = Limits::default()
+        .time(Duration::from_millis(1))
+        .memory(512 << 20);
+    let runner = Runner::new(&component(), &limits).expect("the component");
+    let mut instance = runner
+        .instance(Arc::new(MemoryStore::new(System)), System)
+        .expect("an instance");
+    // A text that takes it a second to read.
+    let text = format!("{{\"unknown\":[{}1]", "1,".repeat(64 << 20));
+    let end = instance.restore_lock(&text);
+    assert_eq!(code(end), "E_COMPONENT_STOPPED");
+}
+
+/// However long the store takes, it is not the component's time.
+#[test]
+fn a_store_may_take_longer_than_its_component() {
+    let limits = Limits::default().time(STALL / 2);
     let runner = Runner::new(&component(), &limits).expect("the component");
     let slow: AnyStore = Arc::new(Faulty::new(Fault::Stalls));
     let mut instance = runner.instance(slow, System).expect("an instance");
     let lock = instance.create_lock("lock", None).expect("a lock");
     assert!(instance.try_acquire(lock).expect("a slow answer"));
-    // A text that takes it seconds to read.
-    let text = format!("[{}1]", "1,".repeat(20 << 20));
-    let end = instance.restore_lock(&text);
-    assert_eq!(code(end), "E_COMPONENT_STOPPED");
 }
+
+/// How long a store takes for a step that stalls.
+const STALL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
@@ -258,7 +273,7 @@ impl Faulty {
             Fault::ErrsForGood => Err(StoreError::permanent("the disk is gone")),
             Fault::ErrsForNow => Err(StoreError::temporary("the network is down")),
             Fault::Stalls => {
-                thread::sleep(Duration::from_millis(200));
+                thread::sleep(STALL);
                 Ok(())
             }
             _ => Ok(()),
