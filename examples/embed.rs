@@ -24,13 +24,13 @@ struct Records {
 
 impl MapStore {
     /// What `step` does with the records whose time has not passed.
-    fn step<T>(&self, step: impl FnOnce(&mut Records) -> T) -> Result<T, StoreError> {
+    fn step<T>(&self, step: impl FnOnce(&mut Records) -> T) -> T {
         let mut records = self.0.lock().expect("no step panics");
         let now = Instant::now();
         records
             .held
             .retain(|_, (.., until)| until.is_none_or(|until| now < until));
-        Ok(step(&mut records))
+        step(&mut records)
     }
 
     /// Removes the record of `name` if `condition` holds.
@@ -38,7 +38,7 @@ impl MapStore {
         &self,
         name: &Name,
         condition: impl FnOnce(&(Claim, Fence, Option<Instant>)) -> bool,
-    ) -> Result<Reply, StoreError> {
+    ) -> Reply {
         self.step(|records| match records.held.get(name) {
             Some(record) if condition(record) => {
                 records.held.remove(name);
@@ -49,12 +49,26 @@ impl MapStore {
     }
 }
 
+impl Records {
+    fn extend(&mut self, claim: &Claim) -> Reply {
+        match self.held.get_mut(&claim.name) {
+            Some((mine, fence, until)) if mine.owner == claim.owner => {
+                *until = claim.ttl.duration().map(|ttl| Instant::now() + ttl);
+                Reply::Granted {
+                    fence: Some(*fence),
+                }
+            }
+            _ => Reply::REFUSED,
+        }
+    }
+}
+
 impl Store for MapStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        if let extended @ Reply::Granted { .. } = self.extend(claim)? {
-            return Ok(extended); // asked again: the reply was lost
-        }
-        self.step(|records| {
+        Ok(self.step(|records| {
+            if let extended @ Reply::Granted { .. } = records.extend(claim) {
+                return extended; // asked again: the reply was lost
+            }
             if let Some((.., until)) = records.held.get(&claim.name) {
                 let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
                 return Reply::Refused { remaining };
@@ -65,31 +79,23 @@ impl Store for MapStore {
             let record = (claim.clone(), fence, until);
             records.held.insert(claim.name.clone(), record);
             Reply::Granted { fence: Some(fence) }
-        })
+        }))
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.step(|records| match records.held.get_mut(&claim.name) {
-            Some((mine, fence, until)) if mine.owner == claim.owner => {
-                *until = claim.ttl.duration().map(|ttl| Instant::now() + ttl);
-                Reply::Granted {
-                    fence: Some(*fence),
-                }
-            }
-            _ => Reply::REFUSED,
-        })
+        Ok(self.step(|records| records.extend(claim)))
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.free(&claim.name, |(mine, ..)| mine.owner == claim.owner)
+        Ok(self.free(&claim.name, |(mine, ..)| mine.owner == claim.owner))
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.free(name, |(_, fence, _)| only.is_none_or(|only| only == *fence))
+        Ok(self.free(name, |(_, fence, _)| only.is_none_or(|only| only == *fence)))
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.step(|records| {
+        Ok(self.step(|records| {
             records.held.get(name).map(|(claim, fence, until)| Holder {
                 owner: Some(claim.owner),
                 fence: Some(*fence),
@@ -97,7 +103,7 @@ impl Store for MapStore {
                 remaining: until.map(|until| until.saturating_duration_since(Instant::now())),
                 process: None,
             })
-        })
+        }))
     }
 
     fn abilities(&self) -> Abilities {
