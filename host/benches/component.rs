@@ -18,7 +18,10 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy};
 type AnyStore = Arc<dyn Store + Send + Sync>;
 type Subject<'a> = (&'a str, Box<dyn FnMut() + 'a>);
 
-const COMPONENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/component/verrou.wasm");
+const COMPONENT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../target/component/verrou.wasm"
+);
 const ROUNDS: usize = 41;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

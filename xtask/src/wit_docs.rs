@@ -41,7 +41,7 @@ pub(crate) fn write() -> Result<()> {
     fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
 }
 
-/// Fails when `wit/README.md` is not what [`write`] would write.
+/// Fails when `wit/README.md` is not what [`write()`] would write.
 pub(crate) fn check() -> Result<()> {
     let path = path();
     let text = render()?;
