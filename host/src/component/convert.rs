@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use verrou::{Abilities, Backoff, Claim, Fence, Holder, Name, Reply, Retry, StoreError, Ttl};
 
-use super::bindings::blocking::exports::verrou::lock::locks;
 use super::bindings::blocking::verrou::lock::store;
 
 pub(super) fn nanos(length: Duration) -> u64 {
@@ -70,16 +69,60 @@ pub(super) fn abilities(abilities: Abilities) -> store::Abilities {
     }
 }
 
-pub(super) fn retry(retry: &Retry) -> locks::Retry {
-    let (delay, max_delay) = match retry.pauses() {
-        Backoff::Jittered { first, cap } => (first, Some(cap)),
-        Backoff::Constant(pause) => (pause, None),
-        _ => (Retry::DEFAULT_DELAY, None),
+/// What one set of bindings has for policies and errors: each has types of its own for what is
+/// exported.
+macro_rules! policies {
+    ($wit:ident) => {
+        fn policy(retry: &verrou::Retry) -> $wit::Retry {
+            let (delay, max_delay) = $crate::component::convert::delays(retry);
+            $wit::Retry {
+                attempts: retry.most_attempts().map(Into::into),
+                delay: Some(delay),
+                max_delay,
+                timeout: retry.longest().map($crate::component::convert::nanos),
+            }
+        }
+
+        impl From<$wit::LockError> for $crate::component::ComponentError {
+            fn from(err: $wit::LockError) -> Self {
+                use $wit::ErrorCode;
+
+                Self::Lock($crate::component::LockError {
+                    code: match err.code {
+                        ErrorCode::InvalidName => "E_INVALID_NAME",
+                        ErrorCode::InvalidRetry => "E_INVALID_RETRY",
+                        ErrorCode::InvalidSerializedLock => "E_INVALID_SERIALIZED_LOCK",
+                        ErrorCode::InvalidTtl => "E_INVALID_TTL",
+                        ErrorCode::Lost => "E_LOCK_LOST",
+                        ErrorCode::NotOwner => "E_LOCK_NOT_OWNER",
+                        ErrorCode::NotSerializable => "E_LOCK_NOT_SERIALIZABLE",
+                        ErrorCode::Storage => "E_LOCK_STORAGE_ERROR",
+                        ErrorCode::TooManyHandles => "E_TOO_MANY_HANDLES",
+                    },
+                    message: err.message,
+                    temporary: err.temporary,
+                })
+            }
+        }
+
+        impl From<$wit::Loss> for $crate::component::ComponentError {
+            fn from(loss: $wit::Loss) -> Self {
+                Self::Lost(match loss {
+                    $wit::Loss::Expired => verrou::Loss::Expired,
+                    $wit::Loss::Revoked => verrou::Loss::Revoked,
+                })
+            }
+        }
     };
-    locks::Retry {
-        attempts: retry.most_attempts().map(Into::into),
-        delay: Some(nanos(delay)),
-        max_delay: max_delay.map(nanos),
-        timeout: retry.longest().map(nanos),
+}
+
+pub(super) use policies;
+
+/// The pause between two attempts, and with back-off the longest, in nanoseconds.
+pub(super) fn delays(retry: &Retry) -> (u64, Option<u64>) {
+    match retry.pauses() {
+        Backoff::Jittered { first, cap } => (nanos(first), Some(nanos(cap))),
+        Backoff::Constant(pause) => (nanos(pause), None),
+        _ => (nanos(Retry::DEFAULT_DELAY), None),
     }
 }

@@ -4,10 +4,14 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use verrou::Timestamp;
 use wasmtime::{
     Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, StoreLimits,
     StoreLimitsBuilder, UpdateDeadline,
 };
+
+use super::bindings::blocking::wasi::{clocks, random};
+use super::convert;
 
 /// What one instance of a component may take, so that none hangs or exhausts its host.
 #[derive(Clone, Debug)]
@@ -107,6 +111,8 @@ impl Limits {
         engine: &Engine,
         store: S,
         host: H,
+        now: fn(&H) -> Timestamp,
+        random: fn(&H) -> [u8; 16],
     ) -> wasmtime::Store<State<S, H>> {
         let limits = StoreLimitsBuilder::new()
             .memory_size(self.memory)
@@ -116,6 +122,8 @@ impl Limits {
         let state = State {
             store,
             host,
+            now,
+            random,
             limits,
             entered: Instant::now(),
         };
@@ -140,6 +148,8 @@ impl Limits {
 pub struct State<S, H> {
     pub(super) store: S,
     pub(super) host: H,
+    now: fn(&H) -> Timestamp,
+    random: fn(&H) -> [u8; 16],
     limits: StoreLimits,
     entered: Instant,
 }
@@ -154,5 +164,18 @@ impl<S, H> State<S, H> {
     /// Notes that the component's code goes on from here.
     pub(super) fn enter(&mut self) {
         self.entered = Instant::now();
+    }
+}
+
+impl<S, H> clocks::monotonic_clock::Host for State<S, H> {
+    fn now(&mut self) -> u64 {
+        convert::nanos((self.now)(&self.host).since_start())
+    }
+}
+
+impl<S, H> random::random::Host for State<S, H> {
+    fn get_random_u64(&mut self) -> u64 {
+        let random = u128::from_be_bytes((self.random)(&self.host));
+        (random >> 64) as u64
     }
 }

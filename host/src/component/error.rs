@@ -2,8 +2,6 @@
 
 use verrou::Loss;
 
-use super::bindings::blocking::exports::verrou::lock::locks as wit;
-
 /// Why a lock operation in a component failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -55,25 +53,5 @@ impl ComponentError {
 impl From<wasmtime::Error> for ComponentError {
     fn from(err: wasmtime::Error) -> Self {
         Self::Stopped(err)
-    }
-}
-
-impl From<wit::LockError> for ComponentError {
-    fn from(err: wit::LockError) -> Self {
-        Self::Lock(LockError {
-            code: match err.code {
-                wit::ErrorCode::InvalidName => "E_INVALID_NAME",
-                wit::ErrorCode::InvalidRetry => "E_INVALID_RETRY",
-                wit::ErrorCode::InvalidSerializedLock => "E_INVALID_SERIALIZED_LOCK",
-                wit::ErrorCode::InvalidTtl => "E_INVALID_TTL",
-                wit::ErrorCode::Lost => "E_LOCK_LOST",
-                wit::ErrorCode::NotOwner => "E_LOCK_NOT_OWNER",
-                wit::ErrorCode::NotSerializable => "E_LOCK_NOT_SERIALIZABLE",
-                wit::ErrorCode::Storage => "E_LOCK_STORAGE_ERROR",
-                wit::ErrorCode::TooManyHandles => "E_TOO_MANY_HANDLES",
-            },
-            message: err.message,
-            temporary: err.temporary,
-        })
     }
 }

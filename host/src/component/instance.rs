@@ -7,15 +7,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use verrou::blocking::Host;
-use verrou::{Fence, Loss, Name, Retry, Store, Ttl, Waited};
+use verrou::{Fence, Name, Retry, Store, Ttl, Waited};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result};
 
 use super::bindings::blocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
 use super::bindings::blocking::verrou::lock::store as backend;
-use super::bindings::blocking::wasi::{clocks, random};
 use super::bindings::blocking::{LockManager, LockManagerPre};
-use super::convert;
+use super::calls::calls;
+use super::convert::{self, policies};
 use super::engine::{Limits, State};
 use super::error::ComponentError;
 
@@ -66,7 +66,9 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
     ///
     /// What wasmtime says: there is no memory left, or none in the pool.
     pub fn instance(&self, store: S, host: H) -> Result<Instance<S, H>> {
-        let mut wasm = self.limits.wasm_store(&self.engine, store, host);
+        let mut wasm = self
+            .limits
+            .wasm_store(&self.engine, store, host, H::now, H::random);
         let component = self.component.instantiate(&mut wasm)?;
         Ok(Instance { wasm, component })
     }
@@ -82,7 +84,7 @@ impl<S, H> fmt::Debug for Runner<S, H> {
 
 /// A lock in an instance of the component: drop it there by [`Instance::forget`].
 #[derive(Clone, Copy, Debug)]
-pub struct LockHandle(ResourceAny);
+pub struct LockHandle(pub(super) ResourceAny);
 
 /// An instance of the lock component: the locks of one store.
 ///
@@ -104,81 +106,7 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         &self.wasm.data().store
     }
 
-    /// A lock called `name`, whose leases last `ttl`. Nothing is asked of the store yet.
-    ///
-    /// # Errors
-    ///
-    /// `E_INVALID_NAME`, `E_INVALID_TTL`, `E_TOO_MANY_HANDLES`.
-    pub fn create_lock(
-        &mut self,
-        name: &str,
-        ttl: Option<Duration>,
-    ) -> Result<LockHandle, ComponentError> {
-        let (locks, wasm) = self.enter();
-        let made = locks
-            .lock()
-            .call_constructor(wasm, name, ttl.map(convert::nanos))?;
-        Ok(LockHandle(made?))
-    }
-
-    /// The lock that [`serialize`](Self::serialize) wrote down, here or on any other host. Nothing
-    /// is asked of the store yet.
-    ///
-    /// # Errors
-    ///
-    /// `E_INVALID_SERIALIZED_LOCK`, `E_TOO_MANY_HANDLES`.
-    pub fn restore_lock(&mut self, serialized: &str) -> Result<LockHandle, ComponentError> {
-        let now = convert::nanos(self.wasm.data().host.wall_clock());
-        let (locks, wasm) = self.enter();
-        Ok(LockHandle(
-            locks.lock().call_restore(wasm, serialized, now)??,
-        ))
-    }
-
-    /// Takes the lock, waiting as `retry` says, and as the store waits: whoever waits here wakes as
-    /// soon as one that waits without a component. Its fencing token, from a store that counts.
-    ///
-    /// # Errors
-    ///
-    /// [`ComponentError::Timeout`] when the policy ended first; `E_LOCK_STORAGE_ERROR` when the
-    /// store failed.
-    pub fn acquire(
-        &mut self,
-        lock: LockHandle,
-        retry: &Retry,
-    ) -> Result<Option<Fence>, ComponentError> {
-        let (locks, wasm) = self.enter();
-        let name = locks.lock().call_name(&mut *wasm, lock.0)?;
-        let name = Name::new(&name).map_err(wasmtime::Error::from)?;
-        let retry = convert::retry(retry);
-        let attempt = locks.lock().call_acquire(&mut *wasm, lock.0, retry)??;
-        let end = self.wait_for(attempt, &name);
-        attempt.resource_drop(&mut self.wasm)?;
-        end
-    }
-
-    fn wait_for(
-        &mut self,
-        attempt: ResourceAny,
-        name: &Name,
-    ) -> Result<Option<Fence>, ComponentError> {
-        loop {
-            let (locks, wasm) = self.enter();
-            let progress = locks.attempt().call_poll(wasm, attempt)??;
-            let State { store, host, .. } = self.wasm.data();
-            match progress {
-                Progress::Acquired(token) => return Ok(token.and_then(Fence::new)),
-                Progress::Wait(at_most) => {
-                    let at_most = Duration::from_nanos(at_most);
-                    if store.wait(name, at_most) == Waited::Unable {
-                        host.sleep(at_most);
-                    }
-                }
-                Progress::Pause(pause) => host.sleep(Duration::from_nanos(pause)),
-                Progress::GaveUp(attempts) => return Err(ComponentError::Timeout { attempts }),
-            }
-        }
-    }
+    calls!([] [] resource_drop);
 
     /// Keeps the lease alive until `pause` breaks; returns what it broke with.
     ///
@@ -193,19 +121,13 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         lock: LockHandle,
         mut pause: impl FnMut(Duration, Option<&str>) -> ControlFlow<B>,
     ) -> Result<B, ComponentError> {
-        let (locks, wasm) = self.enter();
-        let renewal = locks.lock().call_keep(wasm, lock.0)??;
+        let renewal = self.call(|locks, wasm| locks.lock().call_keep(wasm, lock.0))??;
         let end = loop {
-            let (locks, wasm) = self.enter();
-            let (wait, why) = match locks.renewal().call_poll(wasm, renewal)? {
+            let kept = self.call(|locks, wasm| locks.renewal().call_poll(wasm, renewal));
+            let (wait, why) = match kept? {
                 Keeping::Held(wait) => (wait, None),
                 Keeping::Unknown(doubt) => (doubt.wait, Some(doubt.why)),
-                Keeping::Lost(loss) => {
-                    break Err(ComponentError::Lost(match loss {
-                        wit::Loss::Expired => Loss::Expired,
-                        wit::Loss::Revoked => Loss::Revoked,
-                    }));
-                }
+                Keeping::Lost(loss) => break Err(loss.into()),
             };
             if let ControlFlow::Break(end) = pause(Duration::from_nanos(wait), why.as_deref()) {
                 break Ok(end);
@@ -215,147 +137,23 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         end
     }
 
-    /// Takes the lock if it is free now: whether it was.
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_STORAGE_ERROR`.
-    pub fn try_acquire(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let (locks, wasm) = self.enter();
-        Ok(locks.lock().call_try_acquire(wasm, lock.0)??)
-    }
-
-    /// Gives the lock back.
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_NOT_OWNER`, `E_LOCK_STORAGE_ERROR`.
-    pub fn release(&mut self, lock: LockHandle) -> Result<(), ComponentError> {
-        let (locks, wasm) = self.enter();
-        Ok(locks.lock().call_release(wasm, lock.0)??)
-    }
-
-    /// Frees the lock, whoever holds it, or only if it is held under the fence `only`: whether
-    /// there was somebody to evict.
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_STORAGE_ERROR`, also when the store lets nobody be evicted.
-    pub fn force_release(
+    fn call<T>(
         &mut self,
-        lock: LockHandle,
-        only: Option<Fence>,
-    ) -> Result<bool, ComponentError> {
-        let (locks, wasm) = self.enter();
-        let only = only.map(Fence::get);
-        Ok(locks.lock().call_force_release(wasm, lock.0, only)??)
+        call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State<S, H>>) -> Result<T>,
+    ) -> Result<T> {
+        self.wasm.data_mut().enter();
+        call(self.component.verrou_lock_locks(), &mut self.wasm)
     }
 
-    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl.
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_NOT_OWNER`, `E_LOCK_STORAGE_ERROR`.
-    pub fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Result<(), ComponentError> {
-        let (locks, wasm) = self.enter();
-        let lock = lock.0;
-        match ttl {
-            None => locks.lock().call_extend(wasm, lock)??,
-            Some(ttl) => {
-                let ttl = ttl.duration().map(convert::nanos);
-                locks.lock().call_extend_for(wasm, lock, ttl)??;
-            }
+    fn wait(&mut self, name: &Name, at_most: Duration) {
+        let State { store, host, .. } = self.wasm.data();
+        if store.wait(name, at_most) == Waited::Unable {
+            host.sleep(at_most);
         }
-        Ok(())
     }
 
-    /// Whether the lease has run out.
-    ///
-    /// # Errors
-    ///
-    /// [`ComponentError::Stopped`].
-    pub fn is_expired(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let (locks, wasm) = self.enter();
-        Ok(locks.lock().call_is_expired(wasm, lock.0)?)
-    }
-
-    /// How much of the lease is left; `None` when there is none, or it does not end by itself.
-    ///
-    /// # Errors
-    ///
-    /// [`ComponentError::Stopped`].
-    pub fn remaining(&mut self, lock: LockHandle) -> Result<Option<Duration>, ComponentError> {
-        let (locks, wasm) = self.enter();
-        let left = locks.lock().call_remaining(wasm, lock.0)?;
-        Ok(convert::duration(left))
-    }
-
-    /// Whether anyone holds the lock, as the store says.
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_STORAGE_ERROR`.
-    pub fn is_locked(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let (locks, wasm) = self.enter();
-        Ok(locks.lock().call_is_locked(wasm, lock.0)??)
-    }
-
-    /// Whether this lock's latest acquisition holds it, as the store says.
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_STORAGE_ERROR`.
-    pub fn is_held(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let (locks, wasm) = self.enter();
-        Ok(locks.lock().call_is_held(wasm, lock.0)??)
-    }
-
-    /// Who holds the lock, as the store says.
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_STORAGE_ERROR`.
-    pub fn holder(&mut self, lock: LockHandle) -> Result<Option<wit::Holder>, ComponentError> {
-        let (locks, wasm) = self.enter();
-        Ok(locks.lock().call_holder(wasm, lock.0)??)
-    }
-
-    /// Writes the lease down, to be handed to another process: the text of
-    /// [`SerializedLock`](verrou::SerializedLock).
-    ///
-    /// # Errors
-    ///
-    /// `E_LOCK_NOT_OWNER`, `E_LOCK_NOT_SERIALIZABLE`, `E_LOCK_STORAGE_ERROR`.
-    pub fn serialize(&mut self, lock: LockHandle) -> Result<String, ComponentError> {
-        let now = convert::nanos(self.wasm.data().host.wall_clock());
-        let (locks, wasm) = self.enter();
-        Ok(locks.lock().call_serialize(wasm, lock.0, now)??)
-    }
-
-    /// The fencing token of the latest acquisition, from a store that counts.
-    ///
-    /// # Errors
-    ///
-    /// [`ComponentError::Stopped`].
-    pub fn fence(&mut self, lock: LockHandle) -> Result<Option<Fence>, ComponentError> {
-        let (locks, wasm) = self.enter();
-        let token = locks.lock().call_fencing_token(wasm, lock.0)?;
-        Ok(token.and_then(Fence::new))
-    }
-
-    /// Drops the lock, which releases nothing: its lease runs out.
-    ///
-    /// # Errors
-    ///
-    /// [`ComponentError::Stopped`].
-    pub fn forget(&mut self, lock: LockHandle) -> Result<(), ComponentError> {
-        self.wasm.data_mut().enter();
-        Ok(lock.0.resource_drop(&mut self.wasm)?)
-    }
-
-    fn enter(&mut self) -> (&wit::Guest, &mut wasmtime::Store<State<S, H>>) {
-        self.wasm.data_mut().enter();
-        self.exports()
+    fn sleep(&mut self, pause: Duration) {
+        self.wasm.data().host.sleep(pause);
     }
 }
 
@@ -426,15 +224,4 @@ impl<S: Store, H> backend::Host for State<S, H> {
     }
 }
 
-impl<S, H: Host> clocks::monotonic_clock::Host for State<S, H> {
-    fn now(&mut self) -> u64 {
-        convert::nanos(self.host.now().since_start())
-    }
-}
-
-impl<S, H: Host> random::random::Host for State<S, H> {
-    fn get_random_u64(&mut self) -> u64 {
-        let random = u128::from_be_bytes(self.host.random());
-        (random >> 64) as u64
-    }
-}
+policies!(wit);

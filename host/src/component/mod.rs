@@ -1,18 +1,22 @@
 //! The lock component, and guests that want locks, in [wasmtime].
 //!
 //! [`Runner`] loads the component once and instantiates it with any [`Store`](verrou::Store) of
-//! this program behind its import; [`locks::add_to_linker`] is the other way round: a guest that
+//! this program behind its import; [`AsyncRunner`] does so with any
+//! [`AsyncStore`](verrou::AsyncStore). [`locks::add_to_linker`] is the other way round: a guest that
 //! imports `verrou:lock/locks` gets locks from this program directly. The [`bindings`] to `wit/` are
 //! there to be reused.
 //!
 //! [wasmtime]: https://docs.rs/wasmtime
 
+mod async_instance;
+mod calls;
 mod convert;
 mod engine;
 mod error;
 mod instance;
 pub mod locks;
 
+pub use async_instance::{AsyncInstance, AsyncRunner};
 pub use engine::Limits;
 pub use error::{ComponentError, LockError};
 pub use instance::{Instance, LockHandle, Runner};
@@ -31,6 +35,20 @@ pub mod bindings {
         wasmtime::component::bindgen!({
             world: "lock-manager",
             path: "../wit",
+        });
+    }
+
+    /// The exports of the world `lock-manager`, for hosts whose store is awaited. What it imports
+    /// has the types of [`blocking`].
+    pub mod nonblocking {
+        wasmtime::component::bindgen!({
+            world: "lock-manager",
+            path: "../wit",
+            exports: { default: async },
+            with: {
+                "verrou:lock/store": super::blocking::verrou::lock::store,
+                "wasi": super::blocking::wasi,
+            },
         });
     }
 

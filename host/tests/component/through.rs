@@ -2,17 +2,25 @@
 //! suite for stores runs through it.
 
 use std::collections::{HashMap, VecDeque};
+use std::convert::identity;
+use std::future::{Future, poll_fn};
+use std::mem::replace;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
+use pollster::block_on;
 use verrou::blocking::Host;
 use verrou::conformance::{Fixture, TestClock};
+use verrou::nonblocking::{AsyncHost, Inline};
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Lease, Name, Owner, Reply, SerializedLock, Store,
-    StoreError, Timestamp, Ttl, Waited,
+    Abilities, AsyncStore, Claim, Clock, Fence, Holder, Lease, Name, Owner, Reply, SerializedLock,
+    Store, StoreError, Timestamp, Ttl, Waited,
 };
-use verrou_host::component::{ComponentError, Instance, Limits, LockHandle, Runner};
+use verrou_host::component::{
+    AsyncInstance, AsyncRunner, ComponentError, Instance, Limits, LockHandle, Runner,
+};
 
 use crate::places::AnyStore;
 
@@ -23,6 +31,130 @@ pub(crate) fn component() -> Vec<u8> {
         let path = path.display();
         panic!("{path}: {err}: build it with `cargo xtask component`")
     })
+}
+
+/// What can be asked of an instance, whatever its colour.
+pub(crate) trait Calls: Send + 'static {
+    fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Said<LockHandle>;
+    fn restore_lock(&mut self, serialized: &str) -> Said<LockHandle>;
+    fn try_acquire(&mut self, lock: LockHandle) -> Said<bool>;
+    fn release(&mut self, lock: LockHandle) -> Said<()>;
+    fn force_release(&mut self, lock: LockHandle, only: Option<Fence>) -> Said<bool>;
+    fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Said<()>;
+    fn is_expired(&mut self, lock: LockHandle) -> Said<bool>;
+    fn is_held(&mut self, lock: LockHandle) -> Said<bool>;
+    fn holder(&mut self, lock: LockHandle) -> Said<Option<Holder>>;
+    fn serialize(&mut self, lock: LockHandle) -> Said<String>;
+    fn fence(&mut self, lock: LockHandle) -> Said<Option<Fence>>;
+    fn forget(&mut self, lock: LockHandle) -> Said<()>;
+}
+
+type Said<T> = Result<T, ComponentError>;
+
+macro_rules! calls {
+    ($instance:ty, $wait:expr) => {
+        impl Calls for $instance {
+            fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Said<LockHandle> {
+                $wait(self.create_lock(name, ttl))
+            }
+            fn restore_lock(&mut self, serialized: &str) -> Said<LockHandle> {
+                $wait(self.restore_lock(serialized))
+            }
+            fn try_acquire(&mut self, lock: LockHandle) -> Said<bool> {
+                $wait(self.try_acquire(lock))
+            }
+            fn release(&mut self, lock: LockHandle) -> Said<()> {
+                $wait(self.release(lock))
+            }
+            fn force_release(&mut self, lock: LockHandle, only: Option<Fence>) -> Said<bool> {
+                $wait(self.force_release(lock, only))
+            }
+            fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Said<()> {
+                $wait(self.extend(lock, ttl))
+            }
+            fn is_expired(&mut self, lock: LockHandle) -> Said<bool> {
+                $wait(self.is_expired(lock))
+            }
+            fn is_held(&mut self, lock: LockHandle) -> Said<bool> {
+                $wait(self.is_held(lock))
+            }
+            fn holder(&mut self, lock: LockHandle) -> Said<Option<Holder>> {
+                let holder = $wait(self.holder(lock))?;
+                Ok(holder.map(|holder| Holder {
+                    owner: holder.owner.map(|owner| owner.parse().expect("an owner")),
+                    fence: holder.fencing_token.and_then(Fence::new),
+                    since: None,
+                    remaining: holder.remaining.map(Duration::from_nanos),
+                    process: None,
+                }))
+            }
+            fn serialize(&mut self, lock: LockHandle) -> Said<String> {
+                $wait(self.serialize(lock))
+            }
+            fn fence(&mut self, lock: LockHandle) -> Said<Option<Fence>> {
+                $wait(self.fence(lock))
+            }
+            fn forget(&mut self, lock: LockHandle) -> Said<()> {
+                $wait(self.forget(lock))
+            }
+        }
+    };
+}
+
+calls!(Instance<AnyStore, Told>, identity);
+calls!(AsyncInstance<Yielding, Told>, block_on);
+
+/// A store whose every step has to be awaited.
+pub(crate) struct Yielding(pub(crate) Inline<AnyStore>);
+
+impl Yielding {
+    async fn once() {
+        let mut yielded = false;
+        poll_fn(|context| {
+            context.waker().wake_by_ref();
+            if replace(&mut yielded, true) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+impl AsyncStore for Yielding {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Self::once().await;
+        self.0.acquire(claim).await
+    }
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Self::once().await;
+        self.0.extend(claim).await
+    }
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Self::once().await;
+        self.0.release(claim).await
+    }
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Self::once().await;
+        self.0.evict(name, only).await
+    }
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Self::once().await;
+        self.0.inspect(name).await
+    }
+    async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Self::once().await;
+        self.0.detach(claim).await
+    }
+    fn abilities(&self) -> Abilities {
+        self.0.abilities()
+    }
+}
+
+fn async_runner() -> &'static AsyncRunner<Told> {
+    static RUNNER: OnceLock<AsyncRunner<Told>> = OnceLock::new();
+    RUNNER.get_or_init(|| AsyncRunner::new(&component(), &Limits::default()).expect("a component"))
 }
 
 fn runner() -> &'static Runner<AnyStore, Told> {
@@ -75,51 +207,81 @@ impl Host for Told {
     }
 }
 
+impl AsyncHost for Told {
+    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> {
+        AsyncHost::sleep(&self.clock, pause)
+    }
+
+    fn random(&self) -> [u8; 16] {
+        Host::random(self)
+    }
+
+    fn wall_clock(&self) -> Duration {
+        Host::wall_clock(self)
+    }
+}
+
 /// A place whose clients are instances of the component.
 pub(crate) struct Component<F>(pub(crate) F);
 
-impl<F> Fixture for Component<F>
-where
-    F: Fixture<Host = TestClock>,
-{
-    type Store = Through;
-    type Host = TestClock;
+/// A place whose clients are instances of the component that are awaited.
+pub(crate) struct Awaited<F>(pub(crate) F);
 
-    fn client(&self) -> Through {
-        Through::new(Arc::new(self.0.client()), self.0.host())
-    }
+macro_rules! fixture {
+    ($place:ident, $instance:ty, $new:expr) => {
+        impl<F: Fixture<Host = TestClock>> Fixture for $place<F> {
+            type Store = Through<$instance>;
+            type Host = TestClock;
 
-    fn host(&self) -> TestClock {
-        self.0.host()
-    }
+            fn client(&self) -> Self::Store {
+                let store: AnyStore = Arc::new(self.0.client());
+                let told = Told::new(self.0.host());
+                let instance = $new(Arc::clone(&store), told.clone());
+                Through::new(store, told, instance.expect("an instance"))
+            }
 
-    fn pass(&self, time: Duration) {
-        self.0.pass(time);
-    }
+            fn host(&self) -> TestClock {
+                self.0.host()
+            }
+
+            fn pass(&self, time: Duration) {
+                self.0.pass(time);
+            }
+        }
+    };
 }
+
+fixture!(
+    Component,
+    Instance<AnyStore, Told>,
+    |store, told| runner().instance(store, told)
+);
+fixture!(
+    Awaited,
+    AsyncInstance<Yielding, Told>,
+    |store, told| block_on(async_runner().instance(Yielding(Inline(store)), told))
+);
 
 /// One instance of the component, as a store.
-pub(crate) struct Through {
+pub(crate) struct Through<I> {
     store: AnyStore,
     told: Told,
-    state: Mutex<State>,
+    state: Mutex<State<I>>,
 }
 
-struct State {
-    instance: Instance<AnyStore, Told>,
+struct State<I> {
+    instance: I,
     /// The locks that were acquired here, and are not released.
     locks: HashMap<(Name, Owner), LockHandle>,
 }
 
-impl Through {
-    pub(crate) fn new(store: AnyStore, clock: TestClock) -> Self {
-        let told = Told::new(clock);
-        let instance = runner().instance(Arc::clone(&store), told.clone());
+impl<I: Calls> Through<I> {
+    fn new(store: AnyStore, told: Told, instance: I) -> Self {
         Self {
             store,
             told,
             state: Mutex::new(State {
-                instance: instance.expect("an instance"),
+                instance,
                 locks: HashMap::new(),
             }),
         }
@@ -129,7 +291,7 @@ impl Through {
     fn with(
         &self,
         claim: &Claim,
-        step: impl FnOnce(&mut Instance<AnyStore, Told>, LockHandle) -> Result<bool, ComponentError>,
+        step: impl FnOnce(&mut I, LockHandle) -> Result<bool, ComponentError>,
     ) -> Result<Reply, StoreError> {
         let state = &mut *self.state.lock().unwrap();
         let known = state.locks.get(&(claim.name.clone(), claim.owner)).copied();
@@ -152,14 +314,14 @@ impl Through {
     fn written_down(&self, claim: &Claim) -> String {
         let now = self.told.now();
         let lease = Lease::granted(claim.clone(), None, now);
-        SerializedLock::new(&lease, claim.ttl, now, self.told.wall_clock()).to_string()
+        SerializedLock::new(&lease, claim.ttl, now, Host::wall_clock(&self.told)).to_string()
     }
 
     /// Does something with the lock called `name`, whoever holds it.
     fn about<T>(
         &self,
         name: &Name,
-        step: impl FnOnce(&mut Instance<AnyStore, Told>, LockHandle) -> Result<T, ComponentError>,
+        step: impl FnOnce(&mut I, LockHandle) -> Result<T, ComponentError>,
     ) -> Result<T, ComponentError> {
         let instance = &mut self.state.lock().unwrap().instance;
         let lock = instance.create_lock(name.as_str(), None)?;
@@ -192,7 +354,7 @@ fn failed(err: ComponentError) -> StoreError {
     }
 }
 
-impl Store for Through {
+impl<I: Calls> Store for Through<I> {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let state = &mut *self.state.lock().unwrap();
         let instance = &mut state.instance;
@@ -241,14 +403,7 @@ impl Store for Through {
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let holder = self.about(name, Instance::holder).map_err(failed)?;
-        Ok(holder.map(|holder| Holder {
-            owner: holder.owner.map(|owner| owner.parse().expect("an owner")),
-            fence: holder.fencing_token.and_then(Fence::new),
-            since: None,
-            remaining: holder.remaining.map(Duration::from_nanos),
-            process: None,
-        }))
+        self.about(name, I::holder).map_err(failed)
     }
 
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {

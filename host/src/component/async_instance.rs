@@ -1,0 +1,391 @@
+//! The lock component, with a store behind it whose steps are awaited.
+
+use std::fmt;
+use std::fs;
+use std::future::{Future, poll_fn};
+use std::path::Path;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use verrou::nonblocking::AsyncHost;
+use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Reply, Retry, StoreError, Ttl};
+use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
+use wasmtime::{Engine, Result, StoreContextMut};
+
+use super::bindings::blocking::verrou::lock::store as backend;
+use super::bindings::blocking::wasi::{clocks, random};
+use super::bindings::nonblocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
+use super::bindings::nonblocking::{LockManager, LockManagerPre};
+use super::calls::calls;
+use super::convert::{self, policies};
+use super::engine::{Limits, State};
+use super::error::ComponentError;
+use super::instance::LockHandle;
+
+/// [`Runner`](super::Runner), for stores whose steps are awaited.
+///
+/// The futures of an [`AsyncInstance`] do the store's steps themselves, so they can be sent between
+/// threads if the store's can. Nothing is spawned, and no executor is asked for.
+pub struct AsyncRunner<H: 'static> {
+    engine: Engine,
+    component: LockManagerPre<State<Exchange, H>>,
+    limits: Limits,
+}
+
+impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
+    /// Loads the component in the file at `path`, as `cargo xtask component` makes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Runner::load`](super::Runner::load).
+    pub fn load(path: impl AsRef<Path>, limits: &Limits) -> Result<Self> {
+        let path = path.as_ref();
+        let component = fs::read(path).map_err(|err| {
+            wasmtime::format_err!("cannot read the component {}: {err}", path.display())
+        })?;
+        Self::new(&component, limits)
+    }
+
+    /// Loads the component of these bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn new(component: &[u8], limits: &Limits) -> Result<Self> {
+        let engine = limits.engine()?;
+        let component = Component::new(&engine, component)?;
+        let mut linker = Linker::<State<Exchange, H>>::new(&engine);
+        clocks::monotonic_clock::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+        random::random::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+        link_store(&mut linker)?;
+        Ok(Self {
+            component: LockManagerPre::new(linker.instantiate_pre(&component)?)?,
+            engine,
+            limits: limits.clone(),
+        })
+    }
+
+    /// An instance with locks in `store`.
+    ///
+    /// # Errors
+    ///
+    /// What wasmtime says: there is no memory left, or none in the pool.
+    pub async fn instance<S: AsyncStore>(&self, store: S, host: H) -> Result<AsyncInstance<S, H>> {
+        let exchange = Exchange::new(store.abilities());
+        let mut wasm =
+            self.limits
+                .wasm_store(&self.engine, exchange.clone(), host, H::now, H::random);
+        let component = self.component.instantiate_async(&mut wasm).await?;
+        Ok(AsyncInstance {
+            wasm,
+            component,
+            store,
+            exchange,
+        })
+    }
+}
+
+impl<H> fmt::Debug for AsyncRunner<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncRunner")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// [`Instance`](super::Instance), for stores whose steps are awaited.
+///
+/// A future that is dropped half-way may leave its step undone, and the instance unusable; its
+/// calls say [`ComponentError::Stopped`] then.
+pub struct AsyncInstance<S, H: 'static> {
+    wasm: wasmtime::Store<State<Exchange, H>>,
+    component: LockManager,
+    store: S,
+    exchange: Exchange,
+}
+
+impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
+    /// The store behind the component.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    calls!([async] [.await] resource_drop_async);
+
+    /// Keeps the lease alive while `work` is done; returns what that returned.
+    ///
+    /// # Errors
+    ///
+    /// `E_LOCK_LOST` as soon as the lock is lost; `work` is dropped then.
+    pub async fn keep<T>(
+        &mut self,
+        lock: LockHandle,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ComponentError> {
+        let renewal = self.call(async |locks, wasm| locks.lock().call_keep(wasm, lock.0).await);
+        let renewal = renewal.await??;
+        let end = self.keep_by(renewal, work).await;
+        renewal.resource_drop_async(&mut self.wasm).await?;
+        end
+    }
+
+    async fn keep_by<T>(
+        &mut self,
+        renewal: ResourceAny,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ComponentError> {
+        let mut work = pin!(work);
+        loop {
+            let kept =
+                self.call(async |locks, wasm| locks.renewal().call_poll(wasm, renewal).await);
+            let wait = match kept.await? {
+                Keeping::Held(wait) => wait,
+                Keeping::Unknown(doubt) => doubt.wait,
+                Keeping::Lost(loss) => return Err(loss.into()),
+            };
+            let sleep = self.wasm.data().host.sleep(Duration::from_nanos(wait));
+            if let Some(done) = sooner(work.as_mut(), sleep).await {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// Calls the component, and does the steps that it asks of its store.
+    async fn call<T>(
+        &mut self,
+        call: impl AsyncFnOnce(&wit::Guest, &mut wasmtime::Store<State<Exchange, H>>) -> Result<T>,
+    ) -> Result<T> {
+        self.wasm.data_mut().enter();
+        self.exchange.clear();
+        let exchange = self.exchange.clone();
+        let mut call = pin!(call(self.component.verrou_lock_locks(), &mut self.wasm));
+        loop {
+            let request = poll_fn(|context| match call.as_mut().poll(context) {
+                Poll::Ready(end) => Poll::Ready(Err(end)),
+                Poll::Pending => match exchange.requested() {
+                    Some(request) => Poll::Ready(Ok(request)),
+                    None => Poll::Pending,
+                },
+            });
+            match request.await {
+                Err(end) => return end,
+                Ok(request) => {
+                    let answer = request.ask(&self.store).await;
+                    exchange.answer(answer);
+                }
+            }
+        }
+    }
+
+    async fn wait(&mut self, name: &Name, at_most: Duration) {
+        let sleep = self.wasm.data().host.sleep(at_most);
+        sooner(self.store.wait(name, at_most), sleep).await;
+    }
+
+    async fn sleep(&mut self, pause: Duration) {
+        self.wasm.data().host.sleep(pause).await;
+    }
+}
+
+impl<S, H> fmt::Debug for AsyncInstance<S, H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncInstance").finish_non_exhaustive()
+    }
+}
+
+policies!(wit);
+
+/// What `first` came to, unless `second` ended sooner.
+async fn sooner<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> Option<T> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    poll_fn(|context| {
+        if let Poll::Ready(end) = first.as_mut().poll(context) {
+            return Poll::Ready(Some(end));
+        }
+        second.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}
+
+/// Where the component's imports put what they ask, and find the answer.
+///
+/// An import's future has to be one that can be sent between threads, and not every store's can:
+/// so whoever calls the component does the asking.
+#[derive(Clone)]
+pub(super) struct Exchange {
+    slot: Arc<Mutex<Slot>>,
+    abilities: Abilities,
+}
+
+#[derive(Default)]
+struct Slot {
+    request: Option<Request>,
+    answer: Option<Answer>,
+}
+
+enum Request {
+    Acquire(Claim),
+    Extend(Claim),
+    Release(Claim),
+    Detach(Claim),
+    Evict(Name, Option<Fence>),
+    Inspect(Name),
+}
+
+enum Answer {
+    Reply(Result<Reply, StoreError>),
+    Holder(Result<Option<Holder>, StoreError>),
+}
+
+impl Request {
+    async fn ask(self, store: &impl AsyncStore) -> Answer {
+        Answer::Reply(match self {
+            Self::Acquire(claim) => store.acquire(&claim).await,
+            Self::Extend(claim) => store.extend(&claim).await,
+            Self::Release(claim) => store.release(&claim).await,
+            Self::Detach(claim) => store.detach(&claim).await,
+            Self::Evict(name, only) => store.evict(&name, only).await,
+            Self::Inspect(name) => return Answer::Holder(store.inspect(&name).await),
+        })
+    }
+}
+
+impl Exchange {
+    fn new(abilities: Abilities) -> Self {
+        Self {
+            slot: Arc::default(),
+            abilities,
+        }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what a call that was dropped half-way left here.
+    fn clear(&self) {
+        *self.slot() = Slot::default();
+    }
+
+    fn requested(&self) -> Option<Request> {
+        self.slot().request.take()
+    }
+
+    fn answer(&self, answer: Answer) {
+        self.slot().answer = Some(answer);
+    }
+
+    /// Whoever polls this polls again when there is an answer.
+    async fn ask(&self, request: Request) -> Answer {
+        self.slot().request = Some(request);
+        poll_fn(|_| match self.slot().answer.take() {
+            Some(answer) => Poll::Ready(answer),
+            None => Poll::Pending,
+        })
+        .await
+    }
+
+    async fn step(
+        &self,
+        request: Result<Request, StoreError>,
+    ) -> Result<backend::Reply, backend::StoreError> {
+        let reply = match request {
+            Ok(request) => match self.ask(request).await {
+                Answer::Reply(reply) => reply,
+                Answer::Holder(_) => Err(StoreError::permanent("another question's answer")),
+            },
+            Err(err) => Err(err),
+        };
+        convert::reply(reply)
+    }
+
+    async fn holder(&self, name: &str) -> Result<Option<backend::Holder>, backend::StoreError> {
+        let holder = match convert::name(name) {
+            Ok(name) => match self.ask(Request::Inspect(name)).await {
+                Answer::Holder(holder) => holder,
+                Answer::Reply(_) => Err(StoreError::permanent("another question's answer")),
+            },
+            Err(err) => Err(err),
+        };
+        convert::holder(holder)
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").finish_non_exhaustive()
+    }
+}
+
+type Said<'a, T> = Box<dyn Future<Output = Result<(T,)>> + Send + 'a>;
+type Step = Result<backend::Reply, backend::StoreError>;
+
+/// Lets the component's store be whatever answers its [`Exchange`].
+fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Result<()> {
+    type Caller<'a, H> = StoreContextMut<'a, State<Exchange, H>>;
+
+    fn said<'a, H: Send, T>(
+        mut caller: Caller<'a, H>,
+        ask: impl for<'b> FnOnce(&'b Exchange) -> Pin<Box<dyn Future<Output = T> + Send + 'b>>
+        + Send
+        + 'a,
+    ) -> Said<'a, T> {
+        Box::new(async move {
+            let exchange = caller.data().store.clone();
+            let said = ask(&exchange).await;
+            caller.data_mut().enter();
+            Ok((said,))
+        })
+    }
+
+    let mut store = linker.instance("verrou:lock/store@0.1.0")?;
+    let steps: [(_, fn(Claim) -> _); 4] = [
+        ("acquire", Request::Acquire),
+        ("extend", Request::Extend),
+        ("release", Request::Release),
+        ("detach", Request::Detach),
+    ];
+    for (name, request) in steps {
+        store.func_wrap_async(
+            name,
+            move |caller: Caller<'_, H>, (claim,): (backend::Claim,)| -> Said<'_, Step> {
+                said(caller, move |exchange| {
+                    Box::pin(
+                        async move { exchange.step(convert::claim(&claim).map(request)).await },
+                    )
+                })
+            },
+        )?;
+    }
+    store.func_wrap_async(
+        "evict",
+        |caller: Caller<'_, H>, (name, only): (String, Option<u64>)| -> Said<'_, Step> {
+            said(caller, move |exchange| {
+                Box::pin(async move {
+                    let only = match only.map(Fence::new) {
+                        // No grant has the token zero.
+                        Some(None) => return Ok(backend::Reply::Refused(None)),
+                        only => only.flatten(),
+                    };
+                    let request = convert::name(&name).map(|name| Request::Evict(name, only));
+                    exchange.step(request).await
+                })
+            })
+        },
+    )?;
+    store.func_wrap_async(
+        "inspect",
+        |caller: Caller<'_, H>,
+         (name,): (String,)|
+         -> Said<'_, Result<Option<backend::Holder>, backend::StoreError>> {
+            said(caller, move |exchange| {
+                Box::pin(async move { exchange.holder(&name).await })
+            })
+        },
+    )?;
+    store.func_wrap("can", |caller: Caller<'_, H>, (): ()| {
+        Ok((convert::abilities(caller.data().store.abilities),))
+    })
+}

@@ -1,0 +1,143 @@
+//! What a program does with the component in futures: waits, keeps, gives up.
+
+use std::future::{self, Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use pollster::block_on;
+use verrou::conformance::TestClock;
+use verrou::nonblocking::{AsyncHost, LockFactory};
+use verrou::{Clock, MemoryStore, Retry, Timestamp};
+use verrou_host::System;
+use verrou_host::component::{AsyncInstance, AsyncRunner, ComponentError, Limits};
+
+use crate::through::component;
+
+type Memory<C> = Arc<MemoryStore<C>>;
+
+fn instance<C: Clock, H>(store: &Memory<C>, host: H) -> AsyncInstance<Memory<C>, H>
+where
+    H: AsyncHost + Send + 'static,
+{
+    let runner = AsyncRunner::new(&component(), &Limits::default()).expect("the component");
+    block_on(runner.instance(Arc::clone(store), host)).expect("an instance")
+}
+
+/// Sleeps for ever: whoever wakes here was woken.
+#[derive(Clone, Copy)]
+struct Sleepless;
+
+impl Clock for Sleepless {
+    fn now(&self) -> Timestamp {
+        System.now()
+    }
+}
+
+impl AsyncHost for Sleepless {
+    fn sleep(&self, _: Duration) -> impl Future<Output = ()> {
+        future::pending()
+    }
+    fn random(&self) -> [u8; 16] {
+        verrou::blocking::Host::random(&System)
+    }
+    fn wall_clock(&self) -> Duration {
+        verrou::blocking::Host::wall_clock(&System)
+    }
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn sendable<F: Send>(future: F) -> F {
+    future
+}
+
+#[test]
+fn a_release_wakes_who_awaits_the_lock_in_the_component() {
+    let store = Arc::new(MemoryStore::new(System));
+    let natively = LockFactory::new(Arc::clone(&store), Sleepless);
+    let held = natively.create_lock("lock", "none").expect("a lock");
+    block_on(held.acquire()).expect("a free lock");
+    let mut instance = instance(&store, Sleepless);
+    let lock = block_on(instance.create_lock("lock", None)).expect("a lock");
+    let policy = Retry::default();
+    let woken = Arc::<Woken>::default();
+    let fence = {
+        let mut acquired = pin!(sendable(instance.acquire(lock, &policy)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let polled = acquired.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        assert!(!woken.0.load(Ordering::Acquire));
+        block_on(held.release()).expect("my lock");
+        assert!(woken.0.load(Ordering::Acquire));
+        block_on(acquired).expect("a free lock")
+    };
+    assert!(fence.is_some());
+    assert!(block_on(instance.is_held(lock)).expect("an answer"));
+}
+
+/// Whoever no longer wants to wait drops the future; the instance goes on.
+#[test]
+fn a_wait_can_be_dropped() {
+    let store = Arc::new(MemoryStore::new(System));
+    let mut instance = instance(&store, Sleepless);
+    let [one, two] = [(); 2].map(|()| {
+        let lock = block_on(instance.create_lock("lock", None));
+        lock.expect("a lock")
+    });
+    let policy = Retry::default();
+    block_on(instance.acquire(one, &policy)).expect("a free lock");
+    {
+        let mut waits = pin!(instance.acquire(two, &policy));
+        let polled = poll_fn(|context| Poll::Ready(waits.as_mut().poll(context).is_pending()));
+        assert!(block_on(polled));
+    }
+    assert!(block_on(instance.is_held(one)).expect("an answer"));
+    block_on(instance.release(one)).expect("my lock");
+    assert!(block_on(instance.try_acquire(two)).expect("an answer"));
+    let end = block_on(instance.acquire(one, &Retry::NEVER));
+    match end {
+        Err(ComponentError::Timeout { attempts: 1 }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A lease is kept for as long as the work takes, and lost with it when it is lost.
+#[test]
+fn a_lease_is_kept_during_the_work() {
+    let clock = TestClock::still();
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let mut instance = instance(&store, clock.clone());
+    let ttl = Duration::from_secs(3);
+    let lock = block_on(instance.create_lock("lock", Some(ttl))).expect("a lock");
+    assert!(block_on(instance.try_acquire(lock)).expect("an answer"));
+    let began = clock.now();
+    let done = poll_fn(|_| {
+        if clock.now().saturating_since(began) > ttl * 3 {
+            Poll::Ready("done")
+        } else {
+            Poll::Pending
+        }
+    });
+    let kept = block_on(sendable(instance.keep(lock, done)));
+    assert_eq!(kept.ok(), Some("done"));
+    assert!(block_on(instance.is_held(lock)).expect("an answer"));
+
+    let natively = LockFactory::new(Arc::clone(&store), clock.clone());
+    let other = natively.create_lock("lock", "none").expect("a lock");
+    let robbed = async {
+        other.force_release().await.expect("an eviction");
+        future::pending::<()>().await;
+    };
+    let lost = block_on(instance.keep(lock, robbed));
+    assert_eq!(lost.expect_err("a loss").code(), "E_LOCK_LOST");
+}
