@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let engine = Engine::new(&config)?;
     // One module with one page of memory, and nothing else.
     let text = "(component (core module $m (memory 1)) (core instance (instantiate $m)))";
-    let empty = Component::new(&engine, text)?;
+    let empty = Component::new(&engine, wat::parse_str(text)?)?;
     let empty = Linker::<()>::new(&engine).instantiate_pre(&empty)?;
     compare(
         "an instance, made and dropped",

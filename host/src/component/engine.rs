@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use verrou::Timestamp;
 use wasmtime::{
-    Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, StoreLimits,
+    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, StoreLimits,
     StoreLimitsBuilder, UpdateDeadline,
 };
 
@@ -41,6 +41,9 @@ impl Default for Limits {
 impl Limits {
     /// How often code that runs is looked at.
     const TICK: Duration = Duration::from_millis(50);
+
+    /// So many bytes of an instance's memory stay with the pool when the instance goes.
+    const KEPT: usize = 1 << 18;
 
     /// A component that is composed of several has so many modules and memories at most.
     const MODULES: u32 = 16;
@@ -87,7 +90,11 @@ impl Limits {
                 .max_core_instances_per_component(Self::MODULES)
                 .max_memories_per_component(Self::MODULES)
                 .max_tables_per_component(Self::MODULES)
-                .max_memory_size(self.memory);
+                .max_memory_size(self.memory)
+                // What was used little is cleared, which takes less than giving it back.
+                .linear_memory_keep_resident(Self::KEPT)
+                .table_keep_resident(Self::KEPT)
+                .pagemap_scan(Enabled::Auto);
             config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         }
         let engine = Engine::new(&config)?;
