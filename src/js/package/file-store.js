@@ -12,6 +12,17 @@ import { fileURLToPath } from 'node:url'
 
 const GREETING = { protocol: 'verrou serve', version: 1 }
 
+/** What can be asked, and of what kind the answer is. */
+const ANSWERS = {
+  acquire: ['granted', 'refused'],
+  detach: ['granted', 'refused'],
+  evict: ['granted', 'refused'],
+  extend: ['granted', 'refused'],
+  inspect: ['holder'],
+  release: ['granted', 'refused'],
+  wait: ['waited'],
+}
+
 /** No request is this long, in bytes; nor is an answer, in characters. */
 const LONGEST = 64 * 1024
 
@@ -246,7 +257,7 @@ class Served {
       throw new FileStoreError(`a request has at most ${LONGEST} bytes: the key is too long`)
     }
     return new Promise((resolve, reject) => {
-      this.#pending.push({ resolve, reject })
+      this.#pending.push({ kinds: ANSWERS[step], resolve, reject })
       this.#hold(true)
       // What speaks another language is not to be asked anything.
       if (this.#greeted) this.#child.stdin.write(line)
@@ -299,25 +310,26 @@ class Served {
     if (this.#why !== undefined) return
     let answer
     try {
-      answer = JSON.parse(line)
+      answer = Object(JSON.parse(line))
     } catch {
       return this.#misunderstood(line)
     }
     if (!this.#greeted) {
-      const known = Object.entries(GREETING).every(([key, value]) => answer?.[key] === value)
+      const known = Object.entries(GREETING).every(([key, value]) => answer[key] === value)
       if (!known) return this.#misunderstood(line)
       this.#greeted = true
       if (this.#unsent !== '') this.#child.stdin.write(this.#unsent)
       this.#unsent = ''
       return
     }
-    const asked = this.#pending.shift()
-    if (asked === undefined) return this.#misunderstood(line)
-    if (answer.error) {
-      asked.reject(new FileStoreError(answer.error.message, answer.error.temporary === true))
-    } else {
-      asked.resolve(answer)
+    const [asked] = this.#pending
+    const { error } = answer
+    if (!asked || !(error || asked.kinds.some((kind) => kind in answer))) {
+      return this.#misunderstood(line)
     }
+    this.#pending.shift()
+    if (error) asked.reject(new FileStoreError(error.message, error.temporary === true))
+    else asked.resolve(answer)
     if (this.#pending.length > 0) return
     this.#timer.refresh()
     if (this.usable) this.#hold(false)
