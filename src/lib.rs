@@ -62,6 +62,8 @@ mod memory;
 pub mod conformance;
 #[cfg(feature = "component")]
 mod component;
+#[cfg(feature = "js")]
+mod js;
 
 pub use acquire::{Acquire, AcquireStep};
 pub use claim::{Claim, Fence, InvalidOwner, Owner};

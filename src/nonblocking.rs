@@ -408,12 +408,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         if lease.claim().ephemeral {
             hold.detached(self.store.detach(lease.claim()).await)?;
         }
-        Ok(SerializedLock::new(
-            &lease,
-            self.holds.ttl,
-            self.host.now(),
-            self.host.wall_clock(),
-        ))
+        Ok(self.write_down(&lease))
     }
 
     /// The latest acquisition's lease, whatever has become of it since.
@@ -431,7 +426,20 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         self.holds.ttl
     }
 
-    async fn held_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
+    /// What [`serialize`](Self::serialize) writes, whether or not the store lets the lease outlive
+    /// this process.
+    #[cfg(feature = "js")]
+    pub(crate) fn written(&self) -> Result<SerializedLock, Error> {
+        let hold = self.holds.transferable(self.store.abilities())?;
+        Ok(self.write_down(&hold.lease()))
+    }
+
+    fn write_down(&self, lease: &Lease) -> SerializedLock {
+        let (now, wall) = (self.host.now(), self.host.wall_clock());
+        SerializedLock::new(lease, self.holds.ttl, now, wall)
+    }
+
+    pub(crate) async fn held_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
         let machine = self
             .holds
             .acquire(retry, self.host.random(), self.host.now());
@@ -443,13 +451,27 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         })
     }
 
+    pub(crate) async fn keep_hold<T>(
+        &self,
+        hold: &Hold,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Error> {
+        let mut machine = hold.renew(self.holds.ttl, self.host.now());
+        let noted = |machine: &Renew| hold.set(machine.lease().clone());
+        let kept = keep(&self.store, &self.host, &mut machine, noted, work).await;
+        kept.map_err(|loss| Error::Lost {
+            name: self.holds.name.clone(),
+            loss,
+        })
+    }
+
     async fn extend_hold(&self, hold: &Hold, ttl: Option<Ttl>) -> Result<(), Error> {
         let sent = self.host.now();
         let request = hold.extension(ttl.unwrap_or(self.holds.ttl), sent)?;
         hold.extended(&request, sent, self.store.extend(&request).await)
     }
 
-    async fn release_hold(&self, hold: &Hold) -> Result<(), Error> {
+    pub(crate) async fn release_hold(&self, hold: &Hold) -> Result<(), Error> {
         let lease = hold.lease();
         self.holds
             .released(lease.owner(), self.store.release(lease.claim()).await)
@@ -501,22 +523,20 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
     ///
     /// [`Error::Lost`] as soon as the lock is lost; `work` is dropped then.
     pub async fn keep<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        let (lock, hold) = (self.lock, &self.hold);
-        let mut machine = hold.renew(lock.holds.ttl, lock.host.now());
-        let noted = |machine: &Renew| hold.set(machine.lease().clone());
-        let kept = keep(&lock.store, &lock.host, &mut machine, noted, work).await;
-        kept.map_err(|loss| Error::Lost {
-            name: lock.holds.name.clone(),
-            loss,
-        })
+        self.lock.keep_hold(&self.hold, work).await
     }
 
-    fn leave(mut self) -> Lease {
+    fn leave(self) -> Lease {
+        self.into_hold().lease()
+    }
+
+    /// What is held, from now on without a guard.
+    pub(crate) fn into_hold(mut self) -> Hold {
         self.ended = true;
-        self.lease()
+        self.hold.clone()
     }
 
-    async fn release(mut self) -> Result<(), Error> {
+    pub(crate) async fn release(mut self) -> Result<(), Error> {
         let was_expired = self.is_expired();
         let released = self.lock.release_hold(&self.hold).await;
         self.ended = true;

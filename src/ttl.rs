@@ -101,6 +101,18 @@ impl core::str::FromStr for Ttl {
     type Err = InvalidTtl;
 
     fn from_str(text: &str) -> Result<Self, InvalidTtl> {
+        Self::read(text, |number| number.parse().ok())
+    }
+}
+
+#[cfg(feature = "std")]
+impl Ttl {
+    /// Of `text`, with numbers that are no whole ones read by `number`: in JavaScript they need
+    /// none of this crate's tables.
+    pub(crate) fn read(
+        text: &str,
+        number: impl FnOnce(&str) -> Option<f64>,
+    ) -> Result<Self, InvalidTtl> {
         let text = text.trim();
         if matches!(text, "none" | "null") {
             return Ok(Self::NEVER);
@@ -108,7 +120,7 @@ impl core::str::FromStr for Ttl {
         if let Ok(millis) = text.parse() {
             return Self::new(Duration::from_millis(millis));
         }
-        if let Ok(millis) = text.parse() {
+        if let Some(millis) = number(text) {
             return Self::from_millis_f64(millis);
         }
         if text.starts_with('-') {

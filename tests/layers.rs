@@ -25,7 +25,8 @@ fn source(path: &str) -> PathBuf {
 fn files(module: &str) -> Vec<(PathBuf, String)> {
     let mut paths = vec![source(&format!("{module}.rs"))];
     if let Ok(folder) = fs::read_dir(source(module)) {
-        paths.extend(folder.map(|entry| entry.expect("an entry").path()));
+        let inside = folder.map(|entry| entry.expect("an entry").path());
+        paths.extend(inside.filter(|path| path.extension().is_some_and(|end| end == "rs")));
     }
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("a source file");

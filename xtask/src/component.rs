@@ -90,7 +90,7 @@ fn without_names(component: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// `wasm-opt`, of its package on npm.
-fn optimizer(shell: &Shell) -> Result<PathBuf> {
+pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
     let folder = project()
         .join("target/tools")
         .join(format!("binaryen-{BINARYEN}"));
@@ -112,9 +112,7 @@ fn optimizer(shell: &Shell) -> Result<PathBuf> {
 /// A component's size, what it imports and what it exports.
 pub(crate) fn describe(component: &Path) -> Result<String> {
     let bytes = fs::read(component)?;
-    let mut compressed = GzEncoder::new(Vec::new(), Compression::best());
-    compressed.write_all(&bytes)?;
-    let compressed = compressed.finish()?.len();
+    let compressed = gzipped(&bytes)?;
     let (imports, exports) = interfaces(&bytes)?;
     Ok(format!(
         "{}: {} bytes, {compressed} gzipped\n  imports {}\n  exports {}",
@@ -123,6 +121,13 @@ pub(crate) fn describe(component: &Path) -> Result<String> {
         imports.join(", "),
         exports.join(", ")
     ))
+}
+
+/// How many bytes these would be, compressed.
+pub(crate) fn gzipped(bytes: &[u8]) -> Result<usize> {
+    let mut compressed = GzEncoder::new(Vec::new(), Compression::best());
+    compressed.write_all(bytes)?;
+    Ok(compressed.finish()?.len())
 }
 
 /// The names of what a component imports and exports, in order.

@@ -4,6 +4,7 @@ mod component;
 mod compose;
 mod guest;
 mod javascript;
+mod js;
 mod python;
 mod wasm;
 mod wit_docs;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
             }
             ["bench"] => bench(&shell).map(|()| ExitCode::SUCCESS),
+            ["js"] => js::build(&shell).map(|_| ExitCode::SUCCESS),
             ["wit-docs"] => wit_docs::write().map(|()| ExitCode::SUCCESS),
             ["wit-docs", "--check"] => wit_docs::check().map(|()| ExitCode::SUCCESS),
             ["help" | "--help" | "-h"] => {

@@ -1,0 +1,154 @@
+//! What JavaScript brings: its clocks, its timers, its randomness.
+
+use alloc::boxed::Box;
+use core::cell::RefCell;
+use core::future::Future;
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll};
+use core::time::Duration;
+
+use js_sys::{Function, Promise};
+use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen::{JsCast, JsValue};
+use wasm_bindgen_futures::JsFuture;
+
+use crate::nonblocking::AsyncHost;
+use crate::time::{Clock, Timestamp};
+
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(js_namespace = performance, js_name = now)]
+    fn performance_now() -> f64;
+    #[wasm_bindgen(js_namespace = Date, js_name = now)]
+    fn date_now() -> f64;
+    #[wasm_bindgen(js_name = setTimeout)]
+    fn set_timeout(callback: &Function, millis: f64) -> JsValue;
+    #[wasm_bindgen(js_name = clearTimeout)]
+    fn clear_timeout(timer: &JsValue);
+}
+
+/// The JavaScript runtime that this runs in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct JavaScript;
+
+impl Clock for JavaScript {
+    fn now(&self) -> Timestamp {
+        Timestamp::new(duration(performance_now()))
+    }
+}
+
+impl AsyncHost for JavaScript {
+    async fn sleep(&self, pause: Duration) {
+        let end = self.now().saturating_add(pause);
+        loop {
+            let left = end.saturating_since(self.now());
+            if left.is_zero() {
+                return;
+            }
+            Timer::new(left).await;
+        }
+    }
+
+    fn random(&self) -> [u8; 16] {
+        RANDOMNESS.with_borrow_mut(Randomness::draw)
+    }
+
+    fn wall_clock(&self) -> Duration {
+        duration(date_now())
+    }
+}
+
+/// Drawn many at a time: each call out costs more than the drawing.
+struct Randomness {
+    bits: [[u8; 16]; Self::MANY],
+    left: usize,
+}
+
+std::thread_local! {
+    static RANDOMNESS: RefCell<Randomness> = const {
+        RefCell::new(Randomness { bits: [[0; 16]; Randomness::MANY], left: 0 })
+    };
+}
+
+impl Randomness {
+    const MANY: usize = 64;
+
+    fn draw(&mut self) -> [u8; 16] {
+        if self.left == 0 {
+            #[expect(clippy::expect_used, reason = "as everything that draws owners")]
+            getrandom::fill(self.bits.as_flattened_mut()).expect("the runtime has randomness");
+            self.left = Self::MANY;
+        }
+        self.left -= 1;
+        core::mem::take(&mut self.bits[self.left])
+    }
+}
+
+/// A timer that is taken back when nobody waits for it any more.
+struct Timer {
+    id: JsValue,
+    rings: JsFuture,
+}
+
+impl Timer {
+    /// The longest that timers can be set to.
+    const MOST: f64 = 2_147_483_647.0;
+
+    fn new(length: Duration) -> Self {
+        // Rounded up: one that rings early would have to be set again.
+        let millis = (length.as_secs_f64() * 1_000.0).ceil().min(Self::MOST);
+        let mut id = JsValue::UNDEFINED;
+        let rings = Promise::new(&mut |resolve, _| id = set_timeout(&resolve, millis));
+        Self {
+            id,
+            rings: JsFuture::from(rings),
+        }
+    }
+}
+
+impl Future for Timer {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        pin!(&mut self.rings).poll(context).map(drop)
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        clear_timeout(&self.id);
+    }
+}
+
+/// So many milliseconds of a clock, which are no less than zero.
+fn duration(millis: f64) -> Duration {
+    Duration::try_from_secs_f64(millis / 1_000.0).unwrap_or_default()
+}
+
+/// As JavaScript has lengths of time: in milliseconds.
+pub(super) fn millis(length: Duration) -> f64 {
+    length.as_secs_f64() * 1_000.0
+}
+
+/// What `value` comes to, which may be a promise.
+pub(super) async fn awaited(value: Result<JsValue, JsValue>) -> Result<JsValue, JsValue> {
+    let value = value?;
+    if !value.is_object() {
+        return Ok(value);
+    }
+    // Whatever has a `then` is awaited, as by `await`.
+    JsFuture::from(Promise::resolve(&value)).await
+}
+
+/// Polls `future` once, and makes a promise of it if that was not enough: a step in memory is done
+/// by then, and a promise costs more than it.
+pub(super) fn settle(
+    future: impl Future<Output = Result<JsValue, JsValue>> + 'static,
+) -> Result<JsValue, JsValue> {
+    let mut future = Box::pin(future);
+    let mut context = Context::from_waker(core::task::Waker::noop());
+    match future.as_mut().poll(&mut context) {
+        Poll::Ready(end) => end,
+        Poll::Pending => Ok(wasm_bindgen_futures::future_to_promise(future).unchecked_into()),
+    }
+}

@@ -1,0 +1,329 @@
+import { Lock as CoreLock, Retry, Store } from './core/verrou.js'
+import { assertUsable, errors } from './errors.js'
+
+const METHODS = ['save', 'delete', 'forceDelete', 'exists', 'extend']
+
+/** Stores that the core keeps itself, behind the objects that people have of them. */
+const inCore = new WeakMap()
+
+class MemoryStore {
+  constructor() {
+    inCore.set(this, Store.memory())
+  }
+}
+
+export function memoryStore() {
+  return new MemoryStore()
+}
+
+function coreStore(store) {
+  const known = inCore.get(store)
+  if (known !== undefined) return known
+  const missing = METHODS.filter((method) => typeof store?.[method] !== 'function')
+  if (missing.length > 0) {
+    throw new errors.E_INVALID_STORE(
+      `a store is an object with the methods ${METHODS.join(', ')}: this one lacks ${missing.join(', ')}`
+    )
+  }
+  const made = Store.object(store)
+  inCore.set(store, made)
+  return made
+}
+
+function policy(base, retry) {
+  if (retry === undefined) return base
+  return base.with(retry.attempts, retry.delay, retry.maxDelay, retry.timeout)
+}
+
+/** Waits for what `ask` asks, which is given a promise of the abortion; throws the signal's reason. */
+async function unlessAborted(signal, ask) {
+  if (signal === undefined) return ask()
+  signal.throwIfAborted()
+  let abort
+  const aborted = new Promise((resolve) => {
+    abort = () => resolve()
+  })
+  signal.addEventListener('abort', abort, { once: true })
+  try {
+    const held = await ask(aborted)
+    if (held === undefined || held === false) throw signal.reason
+    return held
+  } finally {
+    signal.removeEventListener('abort', abort)
+  }
+}
+
+/** What the callback of a `run` is given. */
+class Lease {
+  #held
+  #keeping
+
+  constructor(held) {
+    this.#held = held
+    this.fence = held.fence ?? null
+  }
+
+  remaining() {
+    return this.#held.remaining() ?? null
+  }
+
+  get signal() {
+    this.#keeping ??= new Watch(this.#held)
+    return this.#keeping.signal
+  }
+
+  /** Called by `run`. */
+  static renew(lease) {
+    lease.#keeping = new Renewal(lease.#held)
+  }
+
+  /** Called by `run`. */
+  static async end(lease) {
+    await lease.#keeping?.end()
+  }
+}
+
+function lost() {
+  return new errors.E_LOCK_LOST('the lock was lost: its time has passed')
+}
+
+/** Aborts when the lease's time has passed. */
+class Watch {
+  #controller = new AbortController()
+  #held
+  #timer
+
+  constructor(held) {
+    this.#held = held
+    this.#look()
+  }
+
+  get signal() {
+    return this.#controller.signal
+  }
+
+  #look() {
+    const left = this.#held.remaining()
+    if (left === undefined) return
+    if (left <= 0) return this.#controller.abort(lost())
+    this.#timer = setTimeout(() => this.#look(), Math.min(Math.ceil(left), 2 ** 31 - 1))
+  }
+
+  end() {
+    clearTimeout(this.#timer)
+  }
+}
+
+/** Keeps the lease alive; aborts when it is lost all the same. */
+class Renewal {
+  #controller = new AbortController()
+  #kept
+  #finish
+
+  constructor(held) {
+    const finished = new Promise((resolve) => {
+      this.#finish = resolve
+    })
+    this.#kept = this.#keep(held, finished)
+  }
+
+  get signal() {
+    return this.#controller.signal
+  }
+
+  async #keep(held, finished) {
+    const loss = await held.keep(finished)
+    if (loss !== undefined) this.#controller.abort(loss)
+  }
+
+  async end() {
+    this.#finish()
+    await this.#kept
+  }
+}
+
+export class Lock {
+  #core
+  #retry
+  #disposable = false
+
+  /** Made by `createLock` and `restoreLock`. */
+  constructor(core, retry) {
+    this.#core = core
+    this.#retry = retry
+  }
+
+  get name() {
+    return this.#core.name
+  }
+
+  get fence() {
+    return this.#core.fence ?? null
+  }
+
+  async acquire(options) {
+    assertUsable()
+    if (options === undefined) {
+      await this.#core.acquire(this.#retry)
+    } else {
+      const retry = policy(this.#retry, options.retry)
+      await unlessAborted(options.signal, (aborted) => this.#core.acquire(retry, aborted))
+    }
+    this.#disposable = true
+    return this
+  }
+
+  async acquireImmediately() {
+    assertUsable()
+    const acquired = await this.#core.tryAcquire()
+    if (acquired) this.#disposable = true
+    return acquired
+  }
+
+  async run(callback, options = {}) {
+    assertUsable()
+    const retry = policy(this.#retry, options.retry)
+    const hold = (aborted) => this.#core.hold(retry, aborted)
+    return during(await unlessAborted(options.signal, hold), callback, options)
+  }
+
+  async runImmediately(callback, options = {}) {
+    return this.run(callback, { ...options, retry: { attempts: 1 } })
+  }
+
+  async release() {
+    assertUsable()
+    await this.#core.release()
+    this.#disposable = false
+  }
+
+  async forceRelease() {
+    assertUsable()
+    await this.#core.forceRelease()
+    this.#disposable = false
+  }
+
+  async extend(ttl) {
+    assertUsable()
+    await this.#core.extend(ttl)
+  }
+
+  isExpired() {
+    assertUsable()
+    return this.#core.isExpired()
+  }
+
+  getRemainingTime() {
+    assertUsable()
+    return this.#core.remaining() ?? null
+  }
+
+  async isLocked() {
+    assertUsable()
+    return this.#core.isLocked()
+  }
+
+  serialize() {
+    assertUsable()
+    return this.#core.serialize(false)
+  }
+
+  async handOver() {
+    assertUsable()
+    return this.#core.serialize(true)
+  }
+
+  async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
+    if (!this.#disposable) return
+    this.#disposable = false
+    await this.#core.release()
+  }
+}
+
+/** Does the work, then gives the lock back: what either threw is kept. */
+async function during(held, callback, { renew = false }) {
+  const lease = new Lease(held)
+  if (renew) Lease.renew(lease)
+  let value, failure
+  let failed = false
+  try {
+    value = await callback(lease)
+  } catch (error) {
+    failed = true
+    failure = error
+  }
+  try {
+    await Lease.end(lease)
+    await held.release()
+  } catch (error) {
+    if (failed) error.suppressed = failure
+    else error.value = value
+    throw error
+  } finally {
+    held.free()
+  }
+  if (failed) throw failure
+  return value
+}
+
+export class LockFactory {
+  #store
+  #retry
+
+  constructor(store, options = {}) {
+    assertUsable()
+    this.#store = coreStore(store)
+    this.#retry = policy(new Retry(), options.retry)
+  }
+
+  createLock(name, ttl) {
+    assertUsable()
+    return new Lock(new CoreLock(this.#store, name, ttl), this.#retry)
+  }
+
+  restoreLock(serialized) {
+    assertUsable()
+    return new Lock(CoreLock.restore(this.#store, serialized), this.#retry)
+  }
+}
+
+export class Verrou {
+  #config
+  #factories = new Map()
+
+  constructor(config) {
+    const { default: byDefault, stores } = config ?? {}
+    if (stores === null || typeof stores !== 'object') {
+      throw new errors.E_INVALID_STORE('`stores` is an object with a store for each name')
+    }
+    this.#config = config
+    if (byDefault !== undefined) this.use(byDefault)
+  }
+
+  use(name = this.#config.default) {
+    const known = this.#factories.get(name)
+    if (known !== undefined) return known
+    const { stores, retry } = this.#config
+    if (name === undefined || !Object.hasOwn(stores, name)) {
+      const names = Object.keys(stores).join(', ')
+      throw new errors.E_UNKNOWN_STORE(`no store is called \`${name}\`: there are ${names}`)
+    }
+    const factory = new LockFactory(driver(stores[name]), { retry })
+    this.#factories.set(name, factory)
+    return factory
+  }
+
+  createLock(name, ttl) {
+    return this.use().createLock(name, ttl)
+  }
+
+  restoreLock(serialized) {
+    return this.use().restoreLock(serialized)
+  }
+}
+
+/** A store, or what Verrou's configuration has around it. */
+function driver(configured) {
+  const store = configured?.driver ?? configured
+  return typeof store?.factory === 'function' ? store.factory() : store
+}

@@ -1,0 +1,147 @@
+//! How often and for how long to try, as `{ attempts, delay, timeout }` says it.
+
+use core::time::Duration;
+
+use wasm_bindgen::JsValue;
+use wasm_bindgen::prelude::wasm_bindgen;
+
+use super::error::{lock_error, thrown};
+use crate::error::Error;
+use crate::retry::Backoff;
+use crate::ttl::{InvalidTtl, Ttl};
+
+/// A retry policy.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Retry(pub(super) crate::Retry);
+
+#[wasm_bindgen]
+#[allow(missing_docs, reason = "called by the package alone")]
+impl Retry {
+    /// As often as it takes.
+    #[wasm_bindgen(constructor)]
+    pub fn new() -> Self {
+        Self(crate::Retry::default())
+    }
+
+    /// This one, but for what is not `undefined`. `null` and `Infinity` are without limit; where
+    /// there is a `max_delay`, pauses grow up to it.
+    pub fn with(
+        &self,
+        attempts: &JsValue,
+        delay: &JsValue,
+        max_delay: &JsValue,
+        timeout: &JsValue,
+    ) -> Result<Self, JsValue> {
+        let base = &self.0;
+        let mut policy = crate::Retry::default();
+        let most = if attempts.is_undefined() {
+            base.most_attempts().map(Into::into)
+        } else {
+            count(attempts)?
+        };
+        if let Some(most) = most {
+            policy = policy.attempts(most).map_err(|err| thrown(&err.into()))?;
+        }
+        policy = policy
+            .backoff(pauses(base.pauses(), delay, max_delay)?)
+            .map_err(|err| thrown(&err.into()))?;
+        let longest = given("timeout", timeout, base.longest())?;
+        if let Some(longest) = longest {
+            policy = policy.timeout(longest);
+        }
+        Ok(Self(policy))
+    }
+}
+
+fn pauses(base: Backoff, delay: &JsValue, max_delay: &JsValue) -> Result<Backoff, JsValue> {
+    let (first, cap) = match base {
+        Backoff::Constant(pause) => (pause, None),
+        Backoff::Jittered { first, cap } => (first, Some(cap)),
+    };
+    // As in Verrou, where `null` is the default.
+    let first = given("delay", delay, Some(first))?.unwrap_or(crate::Retry::DEFAULT_DELAY);
+    let cap = given("maxDelay", max_delay, cap)?;
+    Ok(match cap {
+        None => Backoff::Constant(first),
+        Some(cap) => Backoff::Jittered { first, cap },
+    })
+}
+
+/// `value`, or `unsaid`.
+fn given(
+    what: &str,
+    value: &JsValue,
+    unsaid: Option<Duration>,
+) -> Result<Option<Duration>, JsValue> {
+    if value.is_undefined() {
+        Ok(unsaid)
+    } else {
+        limit(what, value)
+    }
+}
+
+fn count(attempts: &JsValue) -> Result<Option<u32>, JsValue> {
+    match attempts.as_f64() {
+        None if attempts.is_null() => Ok(None),
+        Some(number) if number == f64::INFINITY => Ok(None),
+        Some(number) if number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number) => {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "it was looked at"
+            )]
+            let number = number as u32;
+            Ok(Some(number))
+        }
+        _ => Err(invalid("attempts", "a whole number from 1, or Infinity")),
+    }
+}
+
+/// A length of time that may be zero, or none.
+fn limit(what: &str, value: &JsValue) -> Result<Option<Duration>, JsValue> {
+    let wanted = "milliseconds from 0, or a text such as '250ms' or '2s'";
+    if value.is_null() {
+        return Ok(None);
+    }
+    if let Some(millis) = value.as_f64() {
+        if millis == f64::INFINITY {
+            return Ok(None);
+        }
+        return Duration::try_from_secs_f64(millis / 1_000.0)
+            .map(Some)
+            .map_err(|_| invalid(what, wanted));
+    }
+    let text = value.as_string();
+    let text = text.ok_or_else(|| invalid(what, wanted))?;
+    let length = read(&text).map_err(|_| invalid(what, wanted))?;
+    Ok(length.duration())
+}
+
+fn invalid(what: &str, wanted: &str) -> JsValue {
+    let message = alloc::format!("invalid retry policy: `{what}` must be {wanted}");
+    lock_error("E_INVALID_RETRY", &message, &JsValue::UNDEFINED)
+}
+
+/// A ttl: milliseconds, a text, or `null` for one that does not end; 30 seconds where nothing is
+/// said.
+pub(super) fn ttl(value: &JsValue) -> Result<Ttl, Error> {
+    if value.is_undefined() {
+        Ok(Ttl::DEFAULT)
+    } else if value.is_null() {
+        Ok(Ttl::NEVER)
+    } else if let Some(millis) = value.as_f64() {
+        Ok(Ttl::from_millis_f64(millis)?)
+    } else {
+        Ok(read(&value.as_string().unwrap_or_default())?)
+    }
+}
+
+fn read(text: &str) -> Result<Ttl, InvalidTtl> {
+    Ttl::read(text, |number| {
+        let decimal = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e');
+        let number = (!number.is_empty() && number.chars().all(decimal))
+            .then(|| JsValue::from_str(number))?;
+        Some(number.unchecked_into_f64()).filter(|number| !number.is_nan())
+    })
+}

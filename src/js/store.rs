@@ -1,0 +1,278 @@
+//! Where locks are kept: in this module's memory, or in an object of JavaScript.
+
+use alloc::rc::Rc;
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use core::cell::Cell;
+use core::future::{self, Future};
+use core::pin::pin;
+use core::time::Duration;
+
+use js_sys::BigInt;
+use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen::{JsCast, JsValue};
+
+use super::error::{is_not_owner, property, store_error};
+use super::host::{JavaScript, awaited, millis};
+use crate::claim::{Claim, Fence};
+use crate::memory::MemoryStore;
+use crate::name::Name;
+use crate::store::{Abilities, AsyncStore, Holder, Reply, StoreError};
+
+std::thread_local! {
+    /// Whether what was polled last waits for a store's answer, and not for time to pass.
+    static ASKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Polls by `poll`, and tells whether that left a store with a question.
+pub(super) fn asks<T>(poll: impl FnOnce() -> T) -> (T, bool) {
+    ASKING.set(false);
+    let end = poll();
+    (end, ASKING.take())
+}
+
+/// A store of locks.
+#[wasm_bindgen]
+#[derive(Clone, Debug)]
+pub struct Store(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Memory(Arc<MemoryStore<JavaScript>>),
+    Object(Rc<Object>),
+}
+
+/// What is asked of an object; whether it is there was looked at.
+#[derive(Debug)]
+struct Object {
+    methods: LockStore,
+    fences: bool,
+    waits: bool,
+    detaches: bool,
+}
+
+#[wasm_bindgen]
+extern "C" {
+    /// An object with the methods of `LockStore` in `package/index.d.ts`.
+    #[derive(Clone, Debug)]
+    pub type LockStore;
+
+    #[wasm_bindgen(method, catch)]
+    fn save(this: &LockStore, key: &str, owner: &str, ttl: &JsValue) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn delete(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch, js_name = forceDelete)]
+    fn force_delete(this: &LockStore, key: &str) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn exists(this: &LockStore, key: &str) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn extend(this: &LockStore, key: &str, owner: &str, ttl: &JsValue) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn fence(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn wait(
+        this: &LockStore,
+        key: &str,
+        at_most: f64,
+        signal: &JsValue,
+    ) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn detach(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
+
+    type AbortController;
+    #[wasm_bindgen(constructor)]
+    fn new() -> AbortController;
+    #[wasm_bindgen(method, getter)]
+    fn signal(this: &AbortController) -> JsValue;
+    #[wasm_bindgen(method)]
+    fn abort(this: &AbortController);
+}
+
+#[wasm_bindgen]
+impl Store {
+    /// One in this module's memory.
+    #[allow(missing_docs, reason = "called by the package alone")]
+    pub fn memory() -> Self {
+        Self(Kind::Memory(Arc::new(MemoryStore::new(JavaScript))))
+    }
+
+    /// One that is an object, whose methods were found to be there.
+    #[allow(missing_docs, reason = "called by the package alone")]
+    pub fn object(object: LockStore) -> Self {
+        let has = |name| property(&object, name).is_function();
+        Self(Kind::Object(Rc::new(Object {
+            fences: has("fence"),
+            waits: has("wait"),
+            detaches: has("detach"),
+            methods: object,
+        })))
+    }
+}
+
+impl AsyncStore for Store {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::acquire(store, claim).await,
+            Kind::Object(store) => asking(store.acquire(claim)).await,
+        }
+    }
+
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::extend(store, claim).await,
+            Kind::Object(store) => {
+                let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
+                let extended = store.methods.extend(key, &owner, &length(claim));
+                asking(owned(extended)).await
+            }
+        }
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::release(store, claim).await,
+            Kind::Object(store) => {
+                let owner = claim.owner.to_string();
+                asking(owned(store.methods.delete(claim.name.as_str(), &owner))).await
+            }
+        }
+    }
+
+    async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::detach(store, claim).await,
+            Kind::Object(store) => {
+                let owner = claim.owner.to_string();
+                asking(owned(store.methods.detach(claim.name.as_str(), &owner))).await
+            }
+        }
+    }
+
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::evict(store, name, only).await,
+            Kind::Object(_) if only.is_some() => Err(StoreError::permanent(
+                "this store frees a lock whoever holds it, or not at all",
+            )),
+            Kind::Object(store) => asking(owned(store.methods.force_delete(name.as_str()))).await,
+        }
+    }
+
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::inspect(store, name).await,
+            Kind::Object(store) => {
+                let exists = asking(awaited(store.methods.exists(name.as_str()))).await;
+                Ok(exists.map_err(store_error)?.is_truthy().then_some(Holder {
+                    owner: None,
+                    fence: None,
+                    since: None,
+                    remaining: None,
+                    process: None,
+                }))
+            }
+        }
+    }
+
+    async fn wait(&self, name: &Name, at_most: Duration) {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::wait(store, name, at_most).await,
+            Kind::Object(store) if store.waits => store.wait(name, at_most).await,
+            Kind::Object(_) => future::pending().await,
+        }
+    }
+
+    fn abilities(&self) -> Abilities {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::abilities(store),
+            Kind::Object(store) => Abilities {
+                expires: true,
+                ephemeral: store.detaches,
+                transfers: true,
+                evicts: true,
+                fences: store.fences,
+            },
+        }
+    }
+}
+
+impl Object {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
+        let saved = awaited(self.methods.save(key, &owner, &length(claim))).await;
+        if !saved.map_err(store_error)?.is_truthy() {
+            return Ok(Reply::REFUSED);
+        }
+        if !self.fences {
+            return Ok(Reply::Granted { fence: None });
+        }
+        let token = awaited(self.methods.fence(key, &owner)).await;
+        Ok(Reply::Granted {
+            fence: token_of(&token.map_err(store_error)?)?,
+        })
+    }
+
+    async fn wait(&self, name: &Name, at_most: Duration) {
+        let waiting = Waiting(AbortController::new());
+        let waited = self
+            .methods
+            .wait(name.as_str(), millis(at_most), &waiting.0.signal());
+        if awaited(waited).await.is_err() {
+            // It cannot wait, so time has to.
+            future::pending::<()>().await;
+        }
+    }
+}
+
+/// A wait that is called off when nobody wants it any more.
+struct Waiting(AbortController);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Notes, whenever `question` is not answered yet, that it was asked.
+async fn asking<T>(question: impl Future<Output = T>) -> T {
+    let mut question = pin!(question);
+    future::poll_fn(|context| {
+        let answer = question.as_mut().poll(context);
+        if answer.is_pending() {
+            ASKING.set(true);
+        }
+        answer
+    })
+    .await
+}
+
+async fn owned(done: Result<JsValue, JsValue>) -> Result<Reply, StoreError> {
+    match awaited(done).await {
+        Ok(_) => Ok(Reply::Granted { fence: None }),
+        Err(err) if is_not_owner(&err) => Ok(Reply::REFUSED),
+        Err(err) => Err(store_error(err)),
+    }
+}
+
+fn length(claim: &Claim) -> JsValue {
+    let ttl = claim.ttl.duration().map(millis);
+    ttl.map_or(JsValue::NULL, JsValue::from_f64)
+}
+
+/// A fencing token as a store tells it: a number, a bigint, or none.
+fn token_of(value: &JsValue) -> Result<Option<Fence>, StoreError> {
+    if value.is_null() || value.is_undefined() {
+        return Ok(None);
+    }
+    let token = match value.as_f64() {
+        Some(number) => BigInt::new(&JsValue::from_f64(number)).ok(),
+        None => value.dyn_ref::<BigInt>().cloned(),
+    };
+    let token = token.and_then(|token| u64::try_from(token).ok());
+    match token.and_then(Fence::new) {
+        Some(fence) => Ok(Some(fence)),
+        None => Err(StoreError::permanent(
+            "what the store told for a fencing token is no whole number from 1",
+        )),
+    }
+}

@@ -1,0 +1,73 @@
+//! From the core and `src/js/package/` to the npm package in `target/js`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use wasm_bindgen_cli_support::Bindgen;
+use xshell::{Shell, cmd};
+
+use crate::wasm::Toolchain;
+use crate::{component, project};
+
+/// Where the package is put.
+pub(crate) fn folder() -> PathBuf {
+    project().join("target/js")
+}
+
+/// Builds the package, and says what it is.
+pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
+    let toolchain = Toolchain::find(shell)?;
+    println!("building with {} compiler", toolchain.name());
+    let features = ["--no-default-features", "--features", "js"];
+    let module = toolchain.build(shell, "verrou", &features)?;
+
+    let package = folder();
+    shell.remove_path(&package)?;
+    let core = package.join("core");
+    shell.create_dir(&core)?;
+    // For browsers; in Node.js it is handed the module's bytes.
+    Bindgen::new()
+        .input_path(&module)
+        .out_name("verrou")
+        .web(true)?
+        .typescript(false)
+        .remove_name_section(true)
+        .remove_producers_section(true)
+        .generate(&core)?;
+    let bound = core.join("verrou_bg.wasm");
+    let optimize = component::optimizer(shell)?;
+    cmd!(
+        shell,
+        "{optimize} --gufa -Oz --converge --strip-debug --strip-producers --strip-target-features {bound} --output {bound}"
+    )
+    .quiet()
+    .run()?;
+    copy(&project().join("src/js/package"), &package)?;
+    for licence in ["LICENSE-APACHE", "LICENSE-MIT"] {
+        shell.copy_file(project().join(licence), &package)?;
+    }
+
+    let bytes = fs::read(&bound)?;
+    println!(
+        "{}: core {} bytes, {} gzipped",
+        package.display(),
+        bytes.len(),
+        component::gzipped(&bytes)?
+    );
+    Ok(package)
+}
+
+/// Copies what is in `from`, and in its folders.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| format!("no {}", from.display()))? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        if path.is_dir() {
+            copy(&path, &to.join(name))?;
+        } else {
+            fs::copy(&path, to.join(name))?;
+        }
+    }
+    Ok(())
+}
