@@ -439,10 +439,16 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         SerializedLock::new(lease, self.holds.ttl, now, wall)
     }
 
-    pub(crate) async fn held_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
-        let machine = self
-            .holds
-            .acquire(retry, self.host.random(), self.host.now());
+    async fn held_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
+        self.held_by(self.host.random(), retry).await
+    }
+
+    pub(crate) async fn held_by(
+        &self,
+        owner: [u8; 16],
+        retry: &Retry,
+    ) -> Result<Held<'_, S, H>, Error> {
+        let machine = self.holds.acquire(retry, owner, self.host.now());
         let lease = acquire(&self.store, &self.host, machine).await?;
         Ok(Held {
             lock: self,

@@ -75,7 +75,6 @@ impl Randomness {
 
     fn draw(&mut self) -> [u8; 16] {
         if self.left == 0 {
-            #[expect(clippy::expect_used, reason = "as everything that draws owners")]
             getrandom::fill(self.bits.as_flattened_mut()).expect("the runtime has randomness");
             self.left = Self::MANY;
         }

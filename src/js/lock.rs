@@ -15,11 +15,11 @@ use super::error::thrown;
 use super::host::{JavaScript, millis, settle};
 use super::retry::{Retry, ttl};
 use super::store::{Store, asks};
-use crate::claim::Fence;
+use crate::claim::{Fence, Owner};
 use crate::error::Error;
 use crate::holds::{self, Hold};
-use crate::nonblocking::{self, LockFactory};
-use crate::serialized::SerializedLock;
+use crate::nonblocking::{self, AsyncHost, LockFactory};
+use crate::serialized::{InvalidSerializedLock, SerializedLock};
 use crate::time::Clock;
 
 type Inner = nonblocking::Lock<Store, JavaScript>;
@@ -47,10 +47,24 @@ impl Lock {
         Ok(Self(Rc::new(factory(store).restore_lock(&serialized))))
     }
 
-    /// Takes it, unless `aborted` comes first: whether it is held then.
-    pub fn acquire(&self, retry: &Retry, aborted: Option<Promise>) -> Result<JsValue, JsValue> {
+    /// Takes it for `owner`, or one that is drawn, unless `aborted` comes first: what is held then
+    /// if that is `wanted`, or just that it is.
+    pub fn acquire(
+        &self,
+        retry: &Retry,
+        wanted: bool,
+        aborted: Option<Promise>,
+        owner: Option<String>,
+    ) -> Result<JsValue, JsValue> {
         let (lock, retry) = (self.clone(), retry.0.clone());
-        settle(async move { Ok(lock.take(&retry, aborted).await?.is_some().into()) })
+        let owner = owner_of(owner)?;
+        settle(async move {
+            Ok(match lock.take(owner, &retry, aborted).await? {
+                None => JsValue::UNDEFINED,
+                Some(_) if !wanted => true.into(),
+                Some(hold) => Held { lock: lock.0, hold }.into(),
+            })
+        })
     }
 
     /// Takes it if it is free now: whether it was.
@@ -63,18 +77,6 @@ impl Lock {
                 Err(Error::Timeout { .. }) => Ok(false.into()),
                 Err(err) => Err(thrown(&err)),
             }
-        })
-    }
-
-    /// Takes it, unless `aborted` comes first: what is held then.
-    pub fn hold(&self, retry: &Retry, aborted: Option<Promise>) -> Result<JsValue, JsValue> {
-        let (lock, retry) = (self.clone(), retry.0.clone());
-        settle(async move {
-            let hold = lock.take(&retry, aborted).await?;
-            Ok(hold.map_or(JsValue::UNDEFINED, |hold| {
-                let lock = lock.0;
-                Held { lock, hold }.into()
-            }))
         })
     }
 
@@ -170,11 +172,12 @@ impl Lock {
     /// Nothing, if `aborted` came first: then nothing is held, and no request is in doubt.
     async fn take(
         &self,
+        owner: [u8; 16],
         retry: &crate::Retry,
         aborted: Option<Promise>,
     ) -> Result<Option<Hold>, JsValue> {
         let held = {
-            let mut acquired = pin!(self.0.held_with(retry));
+            let mut acquired = pin!(self.0.held_by(owner, retry));
             let mut aborted = pin!(async {
                 match aborted {
                     Some(aborted) => drop(JsFuture::from(aborted).await),
@@ -205,6 +208,17 @@ impl Lock {
             }
             Some(Ok((held, false))) => Ok(Some(held.into_hold())),
         }
+    }
+}
+
+/// The owner written in `text`, or one that nobody can guess.
+fn owner_of(text: Option<String>) -> Result<[u8; 16], JsValue> {
+    let Some(text) = text else {
+        return Ok(JavaScript.random());
+    };
+    match text.parse::<Owner>() {
+        Ok(owner) => Ok(*owner.as_bytes()),
+        Err(why) => Err(thrown(&InvalidSerializedLock::Owner(why).into())),
     }
 }
 

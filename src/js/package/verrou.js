@@ -46,7 +46,7 @@ async function unlessAborted(signal, ask) {
   signal.addEventListener('abort', abort, { once: true })
   try {
     const held = await ask(aborted)
-    if (held === undefined || held === false) throw signal.reason
+    if (held === undefined) throw signal.reason
     return held
   } finally {
     signal.removeEventListener('abort', abort)
@@ -164,10 +164,10 @@ export class Lock {
   async acquire(options) {
     assertUsable()
     if (options === undefined) {
-      await this.#core.acquire(this.#retry)
+      await this.#core.acquire(this.#retry, false)
     } else {
       const retry = policy(this.#retry, options.retry)
-      await unlessAborted(options.signal, (aborted) => this.#core.acquire(retry, aborted))
+      await unlessAborted(options.signal, (aborted) => this.#core.acquire(retry, false, aborted))
     }
     this.#disposable = true
     return this
@@ -183,7 +183,7 @@ export class Lock {
   async run(callback, options = {}) {
     assertUsable()
     const retry = policy(this.#retry, options.retry)
-    const hold = (aborted) => this.#core.hold(retry, aborted)
+    const hold = (aborted) => this.#core.acquire(retry, true, aborted)
     return during(await unlessAborted(options.signal, hold), callback, options)
   }
 

@@ -1,0 +1,109 @@
+/** Node.js, the shell and Rust add to one number, under one lock. */
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+
+const PACKAGE = new URL('../../target/js/', import.meta.url)
+const { Verrou } = await import(new URL('node.js', PACKAGE))
+const { fileStore } = await import(new URL('file-store.js', PACKAGE))
+
+process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))
+const COUNT = join(dirname(process.env.VERROU_COMMAND), 'examples', 'count')
+
+/** How often each program adds one. */
+const TIMES = 60
+
+const HOUR = 3_600_000
+
+/** Adds one, `TIMES` times, some of them at once. `fence` has the last fencing token that was seen. */
+const IN_NODE = `
+  import assert from 'node:assert/strict'
+  import { readFile, writeFile } from 'node:fs/promises'
+  const { Verrou } = await import(process.env.PACKAGE + 'node.js')
+  const { fileStore } = await import(process.env.PACKAGE + 'file-store.js')
+  const stores = { files: { driver: fileStore('locks') } }
+  const verrou = new Verrou({ default: 'files', stores })
+  const add = async ({ fence }) => {
+    const number = Number(await readFile('number', 'utf8'))
+    assert.ok(Number(fence) > Number(await readFile('fence', 'utf8')))
+    await writeFile('fence', String(fence))
+    await writeFile('number', String(number + 1))
+  }
+  let left = ${TIMES}
+  const lane = async () => {
+    while (left-- > 0) await verrou.createLock('number', '1m').run(add)
+  }
+  await Promise.all([lane(), lane(), lane(), lane(), lane()])
+`
+
+/** Takes the lock, and is killed. */
+const KILLED = `
+  const { Verrou } = await import(process.env.PACKAGE + 'node.js')
+  const { fileStore } = await import(process.env.PACKAGE + 'file-store.js')
+  const verrou = new Verrou({ default: 'files', stores: { files: { driver: fileStore('locks') } } })
+  await verrou.createLock('number', '1h').acquire()
+  process.kill(process.pid, 'SIGKILL')
+`
+
+const IN_SHELL = `
+  for time in $(seq ${TIMES}); do
+    "$VERROU_COMMAND" run number --ttl 1m -- sh -euc '
+      number=$(cat number)
+      test "$VERROU_FENCE" -gt "$(cat fence)"
+      echo "$VERROU_FENCE" > fence
+      echo $((number + 1)) > number
+    '
+  done
+`
+
+test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_000 }, async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), 'verrou-'))
+  const locks = join(folder, 'locks')
+  const number = join(folder, 'number')
+  await writeFile(number, '0')
+  await writeFile(join(folder, 'fence'), '0')
+  const store = fileStore(locks)
+  const children = []
+  const start = (command, ...args) => {
+    const child = spawn(command, args, {
+      cwd: folder,
+      env: { ...process.env, PACKAGE: PACKAGE.href, VERROU_STORE: `lease:${locks}` },
+      stdio: ['ignore', 'inherit', 'inherit'],
+    })
+    children.push(child)
+    return once(child, 'exit')
+  }
+  t.after(async () => {
+    for (const child of children) child.kill('SIGKILL')
+    await store.close()
+    await rm(folder, { recursive: true })
+  })
+
+  // Nobody is through before everybody has begun.
+  const verrou = new Verrou({ default: 'files', stores: { files: { driver: store } } })
+  const lock = verrou.createLock('number', '1h')
+  await lock.acquire()
+  const counting = []
+  const killed = []
+  for (let i = 0; i < 3; i += 1) {
+    counting.push(start(process.execPath, '--input-type=module', '--eval', IN_NODE))
+    counting.push(start('sh', '-euc', IN_SHELL))
+    counting.push(start(COUNT, locks, 'number', number, String(TIMES)))
+    killed.push(start(process.execPath, '--input-type=module', '--eval', KILLED))
+  }
+  assert.equal(await readFile(number, 'utf8'), '0')
+  await lock.release()
+
+  for (const end of await Promise.all(killed)) assert.deepEqual(end, [null, 'SIGKILL'])
+  for (const end of await Promise.all(counting)) assert.deepEqual(end, [0, null])
+  assert.equal(Number(await readFile(number, 'utf8')), 9 * TIMES)
+  const last = Number(await readFile(join(folder, 'fence'), 'utf8'))
+  assert.ok(last <= 1 + 9 * TIMES + 3, 'a grant each')
+  await store.wait('number', HOUR)
+  assert.equal(await store.exists('number'), false)
+})
