@@ -347,8 +347,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
     pub async fn force_release(&self) -> Result<(), Error> {
-        let reply = self.store.evict(&self.holds.name, None).await;
-        self.holds.evicted(None, reply).map(drop)
+        self.evict(None).await.map(drop)
     }
 
     /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become
@@ -380,7 +379,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell.
     pub async fn is_locked(&self) -> Result<bool, Error> {
-        Ok(self.store.inspect(&self.holds.name).await?.is_some())
+        Ok(self.holder().await?.is_some())
     }
 
     /// Whether this lock's latest acquisition holds it, as the store says.
@@ -389,9 +388,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell.
     pub async fn is_held(&self) -> Result<bool, Error> {
-        Ok(self
-            .holds
-            .is_mine(self.store.inspect(&self.holds.name).await?.as_ref()))
+        Ok(self.holds.is_mine(self.holder().await?.as_ref()))
     }
 
     /// Writes the lease down, to be handed to another process. From then on it outlives this
@@ -437,6 +434,15 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     fn write_down(&self, lease: &Lease) -> SerializedLock {
         let (now, wall) = (self.host.now(), self.host.wall_clock());
         SerializedLock::new(lease, self.holds.ttl, now, wall)
+    }
+
+    pub(crate) async fn evict(&self, only: Option<Fence>) -> Result<bool, Error> {
+        let reply = self.store.evict(&self.holds.name, only).await;
+        self.holds.evicted(only, reply)
+    }
+
+    pub(crate) async fn holder(&self) -> Result<Option<Holder>, Error> {
+        Ok(self.store.inspect(&self.holds.name).await?)
     }
 
     async fn held_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {

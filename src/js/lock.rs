@@ -85,10 +85,20 @@ impl Lock {
         settle(async move { done(lock.0.release().await) })
     }
 
+    /// Frees it, whoever holds it, or only the grant whose fencing token is `only`: whether there
+    /// was somebody to evict.
     #[wasm_bindgen(js_name = forceRelease)]
-    pub fn force_release(&self) -> Result<JsValue, JsValue> {
+    pub fn force_release(&self, only: Option<u64>) -> Result<JsValue, JsValue> {
         let lock = self.clone();
-        settle(async move { done(lock.0.force_release().await) })
+        settle(async move {
+            // No grant has the token zero.
+            let only = match only.map(Fence::new) {
+                Some(None) => return Ok(false.into()),
+                only => only.flatten(),
+            };
+            let evicted = lock.0.evict(only).await;
+            evicted.map(JsValue::from).map_err(|err| thrown(&err))
+        })
     }
 
     /// Lets the lease last `length` from now, or the lock's own ttl if that is `undefined`.
@@ -113,12 +123,12 @@ impl Lock {
         self.0.remaining().map(millis)
     }
 
-    #[wasm_bindgen(js_name = isLocked)]
-    pub fn is_locked(&self) -> Result<JsValue, JsValue> {
+    /// Who holds it, as the store says.
+    pub fn holder(&self) -> Result<JsValue, JsValue> {
         let lock = self.clone();
         settle(async move {
-            let locked = lock.0.is_locked().await;
-            locked.map(JsValue::from).map_err(|err| thrown(&err))
+            let holder = lock.0.holder().await.map_err(|err| thrown(&err))?;
+            Ok(holder.map_or(JsValue::UNDEFINED, |holder| Holder(holder).into()))
         })
     }
 
@@ -228,6 +238,31 @@ fn factory(store: &Store) -> LockFactory<Store, JavaScript> {
 
 fn done(end: Result<(), Error>) -> Result<JsValue, JsValue> {
     end.map(|()| JsValue::UNDEFINED).map_err(|err| thrown(&err))
+}
+
+/// Who holds a lock.
+#[wasm_bindgen]
+#[derive(Debug)]
+pub struct Holder(crate::store::Holder);
+
+#[wasm_bindgen]
+#[allow(missing_docs, reason = "called by the package alone")]
+impl Holder {
+    #[wasm_bindgen(getter)]
+    pub fn owner(&self) -> Option<String> {
+        Some(self.0.owner?.to_string())
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn fence(&self) -> Option<u64> {
+        self.0.fence.map(Fence::get)
+    }
+
+    /// In milliseconds.
+    #[wasm_bindgen(getter)]
+    pub fn remaining(&self) -> Option<f64> {
+        self.0.remaining.map(millis)
+    }
 }
 
 /// What one acquisition holds.

@@ -220,7 +220,16 @@ export class Lock {
 
   async isLocked() {
     assertUsable()
-    return this.#core.isLocked()
+    return (await this.holder()) !== null
+  }
+
+  async holder() {
+    assertUsable()
+    const holder = await this.#core.holder()
+    if (holder === undefined) return null
+    const { owner = null, fence = null, remaining = null } = holder
+    holder.free()
+    return { owner, fence, remaining }
   }
 
   serialize() {
