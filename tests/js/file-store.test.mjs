@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 
-const MODULE = new URL('../../src/js/package/file-store.js', import.meta.url)
+const MODULE = new URL('../../target/js/file-store.js', import.meta.url)
 const { FileStoreError, fileStore } = await import(MODULE)
 
 process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))

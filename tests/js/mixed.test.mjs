@@ -6,6 +6,7 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { test } from 'node:test'
+import { setTimeout as pause } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
 const PACKAGE = new URL('../../target/js/', import.meta.url)
@@ -23,7 +24,7 @@ const HOUR = 3_600_000
 /** Adds one, `TIMES` times, some of them at once. `fence` has the last fencing token that was seen. */
 const IN_NODE = `
   import assert from 'node:assert/strict'
-  import { readFile, writeFile } from 'node:fs/promises'
+  import { appendFile, readFile, writeFile } from 'node:fs/promises'
   const { Verrou } = await import(process.env.PACKAGE + 'node.js')
   const { fileStore } = await import(process.env.PACKAGE + 'file-store.js')
   const stores = { files: { driver: fileStore('locks') } }
@@ -34,6 +35,7 @@ const IN_NODE = `
     await writeFile('fence', String(fence))
     await writeFile('number', String(number + 1))
   }
+  await appendFile('begun', '.')
   let left = ${TIMES}
   const lane = async () => {
     while (left-- > 0) await verrou.createLock('number', '1m').run(add)
@@ -43,14 +45,17 @@ const IN_NODE = `
 
 /** Takes the lock, and is killed. */
 const KILLED = `
+  import { appendFile } from 'node:fs/promises'
   const { Verrou } = await import(process.env.PACKAGE + 'node.js')
   const { fileStore } = await import(process.env.PACKAGE + 'file-store.js')
   const verrou = new Verrou({ default: 'files', stores: { files: { driver: fileStore('locks') } } })
+  await appendFile('begun', '.')
   await verrou.createLock('number', '1h').acquire()
   process.kill(process.pid, 'SIGKILL')
 `
 
 const IN_SHELL = `
+  printf . >> begun
   for time in $(seq ${TIMES}); do
     "$VERROU_COMMAND" run number --ttl 1m -- sh -euc '
       number=$(cat number)
@@ -61,17 +66,26 @@ const IN_SHELL = `
   done
 `
 
+const IN_RUST = `
+  printf . >> begun
+  exec "$@"
+`
+
 test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_000 }, async (t) => {
   const folder = await mkdtemp(join(tmpdir(), 'verrou-'))
   const locks = join(folder, 'locks')
   const number = join(folder, 'number')
   await writeFile(number, '0')
   await writeFile(join(folder, 'fence'), '0')
+  await writeFile(join(folder, 'begun'), '')
   const store = fileStore(locks)
   const children = []
+  const ended = (yes) =>
+    children.filter(({ exitCode, signalCode }) => yes === ((exitCode ?? signalCode) !== null))
   const start = (command, ...args) => {
     const child = spawn(command, args, {
       cwd: folder,
+      detached: true, // so that what it has started can be ended with it
       env: { ...process.env, PACKAGE: PACKAGE.href, VERROU_STORE: `lease:${locks}` },
       stdio: ['ignore', 'inherit', 'inherit'],
     })
@@ -79,7 +93,7 @@ test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_0
     return once(child, 'exit')
   }
   t.after(async () => {
-    for (const child of children) child.kill('SIGKILL')
+    for (const child of ended(false)) process.kill(-child.pid, 'SIGKILL')
     await store.close()
     await rm(folder, { recursive: true })
   })
@@ -93,8 +107,14 @@ test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_0
   for (let i = 0; i < 3; i += 1) {
     counting.push(start(process.execPath, '--input-type=module', '--eval', IN_NODE))
     counting.push(start('sh', '-euc', IN_SHELL))
-    counting.push(start(COUNT, locks, 'number', number, String(TIMES)))
+    const count = [COUNT, locks, 'number', number, String(TIMES)]
+    counting.push(start('sh', '-euc', IN_RUST, 'sh', ...count))
     killed.push(start(process.execPath, '--input-type=module', '--eval', KILLED))
+  }
+  const begun = async () => (await readFile(join(folder, 'begun'), 'utf8')).length
+  while ((await begun()) < children.length) {
+    assert.deepEqual(ended(true), [], 'nobody is through yet')
+    await pause(10)
   }
   assert.equal(await readFile(number, 'utf8'), '0')
   await lock.release()
