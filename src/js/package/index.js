@@ -1,2 +1,2 @@
 export { errors, LockError } from './errors.js'
-export { Lock, LockFactory, Verrou, memoryStore } from './verrou.js'
+export { LockFactory, Verrou, memoryStore } from './verrou.js'

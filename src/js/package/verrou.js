@@ -306,20 +306,24 @@ export class Verrou {
       throw new errors.E_INVALID_STORE('`stores` is an object with a store for each name')
     }
     this.#config = config
-    if (byDefault !== undefined) this.use(byDefault)
+    if (byDefault !== undefined) this.#assertKnown(byDefault)
   }
 
   use(name = this.#config.default) {
     const known = this.#factories.get(name)
     if (known !== undefined) return known
+    this.#assertKnown(name)
     const { stores, retry } = this.#config
-    if (name === undefined || !Object.hasOwn(stores, name)) {
-      const names = Object.keys(stores).join(', ')
-      throw new errors.E_UNKNOWN_STORE(`no store is called \`${name}\`: there are ${names}`)
-    }
     const factory = new LockFactory(driver(stores[name]), { retry })
     this.#factories.set(name, factory)
     return factory
+  }
+
+  #assertKnown(name) {
+    const { stores } = this.#config
+    if (name !== undefined && Object.hasOwn(stores, name)) return
+    const names = Object.keys(stores).join(', ')
+    throw new errors.E_UNKNOWN_STORE(`no store is called \`${name}\`: there are ${names}`)
   }
 
   createLock(name, ttl) {

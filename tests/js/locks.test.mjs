@@ -1,0 +1,421 @@
+/** What the page on usage does not say. */
+import assert from 'node:assert/strict'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { test } from 'node:test'
+
+import { errors, LockError, LockFactory, memoryStore, Verrou } from '../../target/js/node.js'
+
+const memory = () => new LockFactory(memoryStore())
+const coded = (code) => (error) => {
+  assert.ok(error instanceof errors[code], error)
+  assert.ok(error instanceof LockError)
+  assert.equal(error.code, code)
+  assert.equal(error.name, code)
+  return true
+}
+
+test('twenty workers never overlap', async () => {
+  const lock = new LockFactory(memoryStore(), { retry: { delay: 250 } })
+  let [inside, overlaps, runs] = [0, 0, 0]
+  const end = Date.now() + 8_000
+  const worker = async () => {
+    const mine = lock.createLock('one', '30s')
+    while (Date.now() < end) {
+      await mine.run(async () => {
+        if (++inside > 1) overlaps++
+        await sleep(Math.random() * 20)
+        inside--
+        runs++
+      })
+    }
+  }
+  await Promise.all(Array.from({ length: 20 }, worker))
+  assert.equal(overlaps, 0)
+  assert.ok(runs > 100, `${runs} runs`)
+})
+
+test('overlapping runs of one lock exclude each other, and each has its own grant', async () => {
+  const lock = memory().createLock('one')
+  const fences = []
+  let inside = 0
+  await Promise.all(
+    Array.from({ length: 10 }, () =>
+      lock.run(async ({ fence }) => {
+        assert.equal(++inside, 1)
+        fences.push(fence)
+        await null
+        inside--
+      })
+    )
+  )
+  assert.deepEqual(fences, [1n, 2n, 3n, 4n, 5n, 6n, 7n, 8n, 9n, 10n])
+})
+
+test('an overtaken run leaves the next holder alone, and says what became of it', async () => {
+  const lock = memory().createLock('one', 20)
+  const other = lock
+  let taken
+  const late = lock.run(async (lease) => {
+    taken = other.acquire()
+    await taken
+    return lease.fence
+  })
+  await assert.rejects(late, (error) => {
+    coded('E_LOCK_LOST')(error)
+    assert.equal(error.value, 1n)
+    return true
+  })
+  assert.equal((await lock.holder()).fence, 2n)
+})
+
+test('what the work threw and what became of the lock are both told', async () => {
+  const lock = memory().createLock('one')
+  const failure = new RangeError('the work')
+  await assert.rejects(
+    lock.run(() => {
+      throw failure
+    }),
+    (error) => error === failure
+  )
+  assert.equal(await lock.isLocked(), false)
+  const robbed = lock.run(async () => {
+    await lock.forceRelease()
+    throw failure
+  })
+  await assert.rejects(robbed, (error) => coded('E_LOCK_LOST')(error) && error.suppressed === failure)
+})
+
+test('a lease is renewed for as long as the work takes', async () => {
+  const lock = memory().createLock('one', 60)
+  const left = await lock.run(
+    async (lease) => {
+      await sleep(200)
+      assert.equal(lease.signal.aborted, false)
+      return lease.remaining()
+    },
+    { renew: true }
+  )
+  assert.ok(left > 0)
+})
+
+test('the work is told as soon as the lease has run out', async () => {
+  const lock = memory().createLock('one', 20)
+  const run = lock.run(({ signal }) => new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))))
+  await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && coded('E_LOCK_LOST')(error.suppressed))
+})
+
+test('the work is told that a renewed lease was revoked', async () => {
+  const factory = memory()
+  const lock = factory.createLock('one', 60)
+  const run = lock.run(
+    async ({ signal }) => {
+      await factory.createLock('one').forceRelease()
+      await new Promise((resolve) => signal.addEventListener('abort', resolve))
+      coded('E_LOCK_LOST')(signal.reason)
+      return 'told'
+    },
+    { renew: true }
+  )
+  await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && error.value === 'told')
+})
+
+test('a signal calls the waiting off', async () => {
+  const factory = memory()
+  const held = factory.createLock('one', null)
+  await held.acquire()
+  const lock = factory.createLock('one')
+  const stop = new Error('enough')
+  for (const wait of [(options) => lock.acquire(options), (options) => lock.run(() => 1, options)]) {
+    const controller = new AbortController()
+    const waiting = wait({ signal: controller.signal })
+    setImmediate(() => controller.abort(stop))
+    await assert.rejects(waiting, (error) => error === stop)
+    await assert.rejects(wait({ signal: controller.signal }), (error) => error === stop)
+  }
+  await held.release()
+  await lock.acquire({ signal: new AbortController().signal })
+  assert.equal((await lock.holder()).fence, 2n)
+})
+
+test('a request that was under way when the waiting was called off is undone', async () => {
+  const store = new MapStore()
+  const factory = new LockFactory(store)
+  const controller = new AbortController()
+  let answer
+  store.answer = new Promise((resolve) => {
+    answer = resolve
+  })
+  const waiting = factory.createLock('one').acquire({ signal: controller.signal })
+  controller.abort()
+  setImmediate(answer)
+  await assert.rejects(waiting, { name: 'AbortError' })
+  assert.deepEqual(store.calls, ['save', 'delete'])
+  assert.equal(store.held.size, 0)
+})
+
+test('a release wakes who waits', async () => {
+  const factory = new LockFactory(memoryStore(), { retry: { delay: '1h' } })
+  const [one, two] = ['one', 'one'].map((name) => factory.createLock(name, null))
+  await one.acquire()
+  const waiting = two.acquire()
+  setImmediate(() => one.release())
+  await waiting
+})
+
+test('await using gives the lock back', async () => {
+  const lock = memory().createLock('one')
+  await lock.acquire()
+  await lock[Symbol.asyncDispose]()
+  assert.equal(await lock.isLocked(), false)
+  await lock[Symbol.asyncDispose]()
+  await lock.acquire()
+  await lock.forceRelease()
+  await lock[Symbol.asyncDispose]()
+})
+
+test('bad input is named', async () => {
+  const factory = memory()
+  for (const name of ['', 'x'.repeat(1025), 'x'.repeat(1 << 20)]) {
+    assert.throws(() => factory.createLock(name), coded('E_INVALID_NAME'))
+  }
+  for (const ttl of [0, -1, NaN, Infinity, '', 'soon', '0s', {}, true, '-1s', '1 parsec']) {
+    assert.throws(() => factory.createLock('one', ttl), coded('E_INVALID_TTL'), String(ttl))
+  }
+  for (const text of ['', '{', '{"version":2}', 'null', '[]', '{"version":1,"name":"x"}']) {
+    assert.throws(() => factory.restoreLock(text), coded('E_INVALID_SERIALIZED_LOCK'), text)
+  }
+  const lock = factory.createLock('one')
+  for (const retry of [
+    { attempts: 0 },
+    { attempts: -1 },
+    { attempts: 1.5 },
+    { attempts: NaN },
+    { attempts: 'many' },
+    { delay: -1 },
+    { delay: 'soon' },
+    { delay: 0 },
+    { timeout: -1 },
+    { timeout: {} },
+    { delay: 100, maxDelay: 10 },
+  ]) {
+    await assert.rejects(lock.acquire({ retry }), coded('E_INVALID_RETRY'), JSON.stringify(retry))
+    assert.throws(() => new LockFactory(memoryStore(), { retry }), coded('E_INVALID_RETRY'))
+  }
+  await assert.rejects(lock.extend('never'), coded('E_INVALID_TTL'))
+  await assert.rejects(lock.extend(), coded('E_LOCK_NOT_OWNER'))
+  assert.throws(() => lock.serialize(), coded('E_LOCK_NOT_OWNER'))
+  assert.throws(() => new LockFactory({ save() {} }), (error) => coded('E_INVALID_STORE')(error) && /delete/.test(error.message))
+  for (const nothing of [undefined, null, 1, 'memory']) {
+    assert.throws(() => new LockFactory(nothing), coded('E_INVALID_STORE'))
+  }
+  assert.throws(() => new Verrou({ default: 'b', stores: { a: memoryStore() } }), coded('E_UNKNOWN_STORE'))
+  assert.throws(() => new Verrou({ stores: { a: memoryStore() } }).use('toString'), coded('E_UNKNOWN_STORE'))
+  assert.throws(() => new Verrou({ stores: { a: memoryStore() } }).createLock('one'), coded('E_UNKNOWN_STORE'))
+  assert.throws(() => new Verrou(), coded('E_INVALID_STORE'))
+  assert.equal(await lock.isLocked(), false)
+})
+
+test('lengths of time are as in Verrou', async () => {
+  const factory = memory()
+  for (const [ttl, millis] of [
+    ['2s', 2_000],
+    ['1m 30s', 90_000],
+    [1_500, 1_500],
+    ['1500', 1_500],
+    ['1.5', 1.5],
+    [undefined, 30_000],
+  ]) {
+    const lock = factory.createLock(`lock ${ttl}`, ttl)
+    await lock.acquire()
+    const { ttl: told } = JSON.parse(lock.serialize())
+    assert.equal(told, Math.ceil(millis))
+    assert.ok(lock.getRemainingTime() <= millis)
+  }
+})
+
+test('a store is made when it is used first, and once', async () => {
+  let made = 0
+  const verrou = new Verrou({
+    default: 'lazy',
+    stores: {
+      lazy: {
+        driver: {
+          factory() {
+            made++
+            return memoryStore()
+          },
+        },
+      },
+      plain: memoryStore(),
+    },
+  })
+  assert.equal(made, 0)
+  assert.equal(verrou.use(), verrou.use('lazy'))
+  assert.equal(made, 1)
+  const [one, two] = [verrou.createLock('one'), verrou.use('plain').createLock('one')]
+  await one.acquire()
+  await two.acquire()
+})
+
+/** A store of one's own, whose every answer may be waited for. */
+class MapStore {
+  held = new Map()
+  calls = []
+  answer
+  fences = 0
+
+  async save(key, owner) {
+    this.calls.push('save')
+    await this.answer
+    if (this.held.has(key)) return false
+    this.held.set(key, owner)
+    return true
+  }
+  async delete(key, owner) {
+    this.calls.push('delete')
+    this.#owned(key, owner)
+    this.held.delete(key)
+  }
+  forceDelete(key) {
+    this.calls.push('forceDelete')
+    this.held.delete(key)
+  }
+  exists(key) {
+    return this.held.has(key)
+  }
+  async extend(key, owner, ttl) {
+    this.calls.push(`extend ${ttl}`)
+    this.#owned(key, owner)
+  }
+  #owned(key, owner) {
+    if (this.held.get(key) === owner) return
+    throw Object.assign(new Error('not yours'), { code: 'E_LOCK_NOT_OWNER' })
+  }
+}
+
+test('any object can be a store', async () => {
+  const store = new MapStore()
+  const factory = new LockFactory(store)
+  const lock = factory.createLock('one', '5s')
+  await lock.acquire()
+  assert.match(store.held.get('one'), /^[0-9a-f]{32}$/)
+  assert.equal(lock.fence, null)
+  assert.equal(await lock.isLocked(), true)
+  assert.deepEqual(await lock.holder(), { owner: null, fence: null, remaining: null })
+  assert.equal(await factory.createLock('one').acquireImmediately(), false)
+  const restored = new LockFactory(store).restoreLock(lock.serialize())
+  await restored.extend('2s')
+  await restored.extend(null)
+  await restored.release()
+  await assert.rejects(lock.release(), coded('E_LOCK_NOT_OWNER'))
+  await lock.acquire()
+  await lock.forceRelease()
+  assert.deepEqual(store.calls, [
+    'save',
+    'save',
+    'extend 2000',
+    'extend null',
+    'delete',
+    'delete',
+    'save',
+    'forceDelete',
+  ])
+})
+
+test('a store may count its grants', async () => {
+  for (const token of [(count) => count, (count) => BigInt(count), async (count) => count]) {
+    const store = new MapStore()
+    store.fence = () => token(++store.fences)
+    const lock = new LockFactory(store).createLock('one')
+    for (const fence of [1n, 2n, 3n]) {
+      await lock.run((lease) => assert.equal(lease.fence, fence))
+    }
+  }
+  for (const bad of [0, -1, 1.5, 'x', {}, 2n ** 64n, true]) {
+    const store = new MapStore()
+    store.fence = () => bad
+    await assert.rejects(new LockFactory(store).createLock('one').acquire(), coded('E_LOCK_STORAGE_ERROR'), String(bad))
+    assert.equal(store.held.size, 0)
+  }
+})
+
+test('a store that counts down is found out', async () => {
+  const store = new MapStore()
+  let fence = 10
+  store.fence = () => fence--
+  const lock = new LockFactory(store).createLock('one')
+  await lock.run(() => {})
+  await assert.rejects(lock.acquire(), coded('E_LOCK_STORAGE_ERROR'))
+  assert.equal(store.held.size, 0)
+})
+
+test('a store may wait', async () => {
+  const store = new MapStore()
+  let free
+  const signals = []
+  store.wait = (key, atMost, signal) => {
+    assert.equal(key, 'one')
+    assert.ok(atMost > 1_000)
+    signals.push(signal)
+    return new Promise((resolve) => {
+      free = resolve
+    })
+  }
+  const factory = new LockFactory(store, { retry: { delay: '1h' } })
+  const [one, two] = ['one', 'one'].map((name) => factory.createLock(name))
+  await one.acquire()
+  const waiting = two.acquire()
+  setImmediate(async () => {
+    await one.release()
+    free()
+  })
+  await waiting
+  const controller = new AbortController()
+  const called = one.acquire({ signal: controller.signal })
+  setImmediate(() => controller.abort())
+  await assert.rejects(called, { name: 'AbortError' })
+  assert.equal(signals.length, 2)
+  assert.equal(signals[1].aborted, true)
+})
+
+test('what a store throws is the cause', async () => {
+  for (const failure of [new TypeError('down'), 'down', undefined, null, 0, Object.create(null)]) {
+    const store = new MapStore()
+    const lock = new LockFactory(store).createLock('one')
+    await lock.acquire()
+    for (const [method, step] of [
+      ['delete', () => lock.release()],
+      ['extend', () => lock.extend()],
+      ['forceDelete', () => lock.forceRelease()],
+      ['exists', () => lock.isLocked()],
+      ['save', () => lock.acquire()],
+    ]) {
+      for (const thrown of [() => Promise.reject(failure), () => { throw failure }]) {
+        store[method] = thrown
+        await assert.rejects(step(), (error) => coded('E_LOCK_STORAGE_ERROR')(error) && error.cause === failure)
+      }
+    }
+  }
+})
+
+test('what may go away is tried again', async () => {
+  const store = new MapStore()
+  let failures = 2
+  const save = store.save
+  store.save = function (...claim) {
+    if (failures-- > 0) throw Object.assign(new Error('busy'), { temporary: true })
+    return save.apply(this, claim)
+  }
+  await new LockFactory(store, { retry: { delay: 1 } }).createLock('one').acquire()
+  failures = 2
+  const once = new LockFactory(store).createLock('two')
+  await assert.rejects(once.acquire({ retry: { attempts: 1 } }), coded('E_LOCK_STORAGE_ERROR'))
+})
+
+test('a store that never answers can be left', async () => {
+  const store = new MapStore()
+  const factory = new LockFactory(store)
+  await factory.createLock('one').acquire()
+  const retry = { timeout: 20, delay: 5 }
+  await assert.rejects(factory.createLock('one').acquire({ retry }), coded('E_LOCK_TIMEOUT'))
+})

@@ -1,0 +1,123 @@
+/** The package as npm packs it, in projects that have nothing else. */
+import assert from 'node:assert/strict'
+import { execFile, execFileSync } from 'node:child_process'
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { after, before, test } from 'node:test'
+import { promisify } from 'node:util'
+
+const run = promisify(execFile)
+const here = import.meta.dirname
+const built = resolve(here, '../../target/js')
+const bin = (name) => join(here, 'node_modules/.bin', name)
+
+let folder
+let tarball
+
+before(() => {
+  folder = mkdtempSync(join(tmpdir(), 'verrou-wasm-'))
+  execFileSync('npm', ['pack', built, '--pack-destination', folder, '--loglevel=error'])
+  ;[tarball] = readdirSync(folder).filter((name) => name.endsWith('.tgz'))
+  writeFileSync(join(folder, 'package.json'), '{"type":"module","private":true}')
+  execFileSync('npm', ['install', `./${tarball}`, '--no-audit', '--no-fund', '--offline', '--loglevel=error'], { cwd: folder })
+})
+
+after(() => rmSync(folder, { recursive: true }))
+
+test('everything is in the tarball, and nothing of this machine', async () => {
+  const { stdout } = await run('tar', ['-tf', join(folder, tarball)])
+  const files = stdout.trim().split('\n').map((path) => path.replace('package/', ''))
+  const wanted = readdirSync(built, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath ?? entry.path, entry.name).slice(built.length + 1))
+  assert.deepEqual(files.sort(), wanted.sort())
+  for (const name of ['LICENSE-APACHE', 'LICENSE-MIT', 'README.md', 'core/verrou_bg.wasm', 'index.d.ts']) {
+    assert.ok(files.includes(name), name)
+  }
+  for (const file of files) {
+    const bytes = readFileSync(join(built, file), 'latin1')
+    for (const path of [resolve(here, '../..'), process.env.HOME]) {
+      assert.ok(!bytes.includes(path), `${file} names ${path}`)
+    }
+  }
+})
+
+test('it has no dependency', () => {
+  assert.deepEqual(readdirSync(join(folder, 'node_modules')).filter((name) => !name.startsWith('.')), ['verrou-wasm'])
+})
+
+test('the snippets of the page on usage run', async () => {
+  for (const file of ['usage.test.mjs', 'verrou.mjs']) {
+    const text = readFileSync(join(here, file), 'utf8')
+    writeFileSync(join(folder, file), text.replaceAll('../../target/js/node.js', 'verrou-wasm'))
+  }
+  const { stdout } = await run(process.execPath, ['--test', '--test-reporter=tap', 'usage.test.mjs'], { cwd: folder, env: outside() })
+  assert.match(stdout, /^# pass 10$/m)
+  assert.match(stdout, /^# fail 0$/m)
+})
+
+/** A test that starts tests would have its own reporter told. */
+function outside() {
+  const { NODE_TEST_CONTEXT, ...env } = process.env
+  return env
+}
+
+test('what its README says runs', async () => {
+  const readme = readFileSync(join(built, 'README.md'), 'utf8')
+  const [snippet] = readme.split('```js\n')[1].split('```')
+  writeFileSync(join(folder, 'readme.mjs'), `${snippet}\nconsole.log(answer)`)
+  const { stdout } = await run(process.execPath, ['readme.mjs'], { cwd: folder })
+  assert.equal(stdout, '42\n')
+})
+
+test('its types are strict', async () => {
+  cpSync(join(here, 'types'), join(folder, 'types'), { recursive: true })
+  cpSync(join(here, 'node_modules/@types'), join(folder, 'node_modules/@types'), { recursive: true })
+  cpSync(join(here, 'node_modules/undici-types'), join(folder, 'node_modules/undici-types'), { recursive: true })
+  for (const resolution of ['nodenext', 'bundler']) {
+    const compiled = run(
+      bin('tsc'),
+      [
+        ...['--noEmit', '--strict', '--exactOptionalPropertyTypes', '--target', 'es2022'],
+        ...['--lib', 'es2022,esnext.disposable,dom', '--types', 'node'],
+        ...['--module', resolution === 'bundler' ? 'esnext' : 'nodenext', '--moduleResolution', resolution],
+        ...readdirSync(join(folder, 'types')).map((name) => join('types', name)),
+      ],
+      { cwd: folder }
+    )
+    await compiled.catch((error) => assert.fail(error.stdout))
+  }
+})
+
+test('the linters of packages have nothing to say', async () => {
+  const linted = run(bin('publint'), ['run', built, '--strict'])
+  await linted.catch((error) => assert.fail(error.stdout))
+  const resolved = run(bin('attw'), [join(folder, tarball), '--profile', 'esm-only', '--no-color', '--no-emoji'])
+  await resolved.catch((error) => assert.fail(error.stdout))
+})
+
+test('a bundler bundles it for a browser, and for Node.js', async () => {
+  writeFileSync(join(folder, 'app.mjs'), "export { Verrou, memoryStore } from 'verrou-wasm'\n")
+  const { build } = await import('vite')
+  const built = await build({
+    root: folder,
+    logLevel: 'error',
+    build: { target: 'esnext', write: false, assetsInlineLimit: 0, lib: { entry: 'app.mjs', formats: ['es'], fileName: 'app' } },
+  })
+  const output = built[0].output.map(({ fileName, code }) => [fileName, code])
+  assert.ok(output.some(([, code]) => code?.includes('E_LOCK_TIMEOUT')))
+  const bundle = output.find(([name]) => name.endsWith('.js'))[1]
+  assert.doesNotMatch(bundle, /node:fs/)
+
+  const { build: bundled } = await import('esbuild')
+  const outfile = join(folder, 'out/node.mjs')
+  await bundled({ absWorkingDir: folder, entryPoints: ['app.mjs'], bundle: true, platform: 'node', format: 'esm', outfile, logLevel: 'error' })
+  cpSync(join(folder, 'node_modules/verrou-wasm/core/verrou_bg.wasm'), join(folder, 'out/core/verrou_bg.wasm'))
+  writeFileSync(
+    join(folder, 'out/use.mjs'),
+    "import { Verrou, memoryStore } from './node.mjs'\nconst lock = new Verrou({ default: 'm', stores: { m: memoryStore() } }).createLock('x')\nconsole.log(await lock.run(() => 'bundled'))"
+  )
+  const { stdout } = await run(process.execPath, ['out/use.mjs'], { cwd: folder })
+  assert.equal(stdout, 'bundled\n')
+})

@@ -1,0 +1,50 @@
+/** What the types of the package promise: this compiles, and what must not is expected not to. */
+import { errors, LockError, LockFactory, memoryStore, Verrou } from 'verrou-wasm'
+import type { Duration, Lease, Lock, LockStore } from 'verrou-wasm'
+
+const verrou = new Verrou({
+  default: 'memory',
+  stores: { memory: { driver: memoryStore() }, other: memoryStore() },
+})
+verrou.use('other')
+// @ts-expect-error: no store is called so
+verrou.use('another')
+// @ts-expect-error: no store is called so
+new Verrou({ default: 'another', stores: { memory: memoryStore() } })
+
+export async function use(signal: AbortSignal): Promise<number> {
+  const lock: Lock = verrou.createLock('my-resource', '2s')
+  await lock.acquire({ retry: { attempts: 5, delay: 100, timeout: '1s' }, signal })
+  const free: boolean = await lock.acquireImmediately()
+  const left: number | null = lock.getRemainingTime()
+  const text: string = lock.serialize()
+  await verrou.restoreLock(text).release()
+  await using held = await lock.acquire()
+  const fence: bigint | null = held.fence
+  await lock.extend(null)
+  // @ts-expect-error: no length of time
+  await lock.extend(true)
+  return lock.run(async (lease: Lease) => (lease.signal.aborted || !free ? 0 : (left ?? Number(fence))), { renew: true })
+}
+
+export function handle(error: unknown): string | undefined {
+  if (error instanceof errors.E_LOCK_TIMEOUT) {
+    const code: 'E_LOCK_TIMEOUT' = error.code
+    return code
+  }
+  if (error instanceof LockError && error.code === 'E_LOCK_LOST') return String(error.value)
+  return undefined
+}
+
+const store: LockStore = {
+  save: (key: string, owner: string, ttl: number | null) => key.length + owner.length > (ttl ?? 0),
+  async delete() {},
+  forceDelete() {},
+  exists: async () => false,
+  extend() {},
+  fence: () => 1n,
+}
+const lengths: Duration[] = [1_000, '1s', null]
+export const locks = lengths.map((ttl) => new LockFactory(store, { retry: { delay: '10ms' } }).createLock('x', ttl))
+// @ts-expect-error: it lacks methods
+new LockFactory({ save: () => true })
