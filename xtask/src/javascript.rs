@@ -15,46 +15,36 @@ use crate::{component, project};
 /// Afterwards there is, in that folder and in `examples/provider-javascript`, what the tests
 /// `host/tests/component_javascript*.rs` need: so `cargo test` comes after this.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
-    ensure!(
-        is_recent(shell),
-        "there is no Node.js of version 20 or newer here, with npm: install it, on Debian 13 by \
-         `apt-get install nodejs npm`"
-    );
+    ensure_recent(shell)?;
     if !component::folder().join("verrou.wasm").exists() {
         component::build(shell)?;
     }
-    let program = install(shell, "javascript")?;
+    let examples = project().join("examples");
+    let program = install(shell, &examples.join("javascript"))?;
     run(shell, &program, "build")?;
     run(shell, &program, "start")?;
     run(shell, &program, "test")?;
-    match chromium(shell) {
-        Ok(chromium) => {
-            let _chromium = shell.push_env("CHROMIUM", chromium);
-            run(shell, &program, "test:browser")?;
-        }
-        Err(why) => println!("NOT RUN  the page in a browser: {why:#}"),
-    }
+    run_in_browser(shell, &program)?;
 
-    let provider = install(shell, "provider-javascript")?;
+    let provider = install(shell, &examples.join("provider-javascript"))?;
     run(shell, &provider, "build")?;
     exports_a_store(&component::folder().join("provider-javascript.wasm"))?;
     run(shell, &provider, "transpile")
 }
 
-/// Installs what the example's lock file names, and says where the example is.
-fn install(shell: &Shell, example: &str) -> Result<PathBuf> {
-    let folder = project().join("examples").join(example);
+/// Installs what the lock file in `folder` names, and says where that is.
+pub(crate) fn install(shell: &Shell, folder: &Path) -> Result<PathBuf> {
     let quietly = ["--no-audit", "--no-fund", "--loglevel=error"];
     cmd!(
         shell,
         "npm ci --prefer-offline {quietly...} --prefix {folder}"
     )
     .run()
-    .with_context(|| format!("npm could not install the packages of examples/{example}"))?;
-    Ok(folder)
+    .with_context(|| format!("npm could not install the packages of {}", folder.display()))?;
+    Ok(folder.to_owned())
 }
 
-fn run(shell: &Shell, folder: &Path, script: &str) -> Result<()> {
+pub(crate) fn run(shell: &Shell, folder: &Path, script: &str) -> Result<()> {
     cmd!(shell, "npm run {script} --silent --prefix {folder}")
         .run()
         .with_context(|| format!("`npm run {script}` failed in {}", folder.display()))
@@ -71,9 +61,32 @@ fn exports_a_store(provider: &Path) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn ensure_recent(shell: &Shell) -> Result<()> {
+    ensure!(
+        is_recent(shell),
+        "there is no Node.js of version 20 or newer here, with npm: install it, on Debian 13 by \
+         `apt-get install nodejs npm`"
+    );
+    Ok(())
+}
+
 fn is_recent(shell: &Shell) -> bool {
     let recent = "process.exit(Number(parseInt(process.versions.node) < 20))";
     succeeds(cmd!(shell, "node --eval {recent}")) && succeeds(cmd!(shell, "npm --version"))
+}
+
+/// Runs what a folder's `package.json` calls `test:browser`, if there is a browser.
+pub(crate) fn run_in_browser(shell: &Shell, folder: &Path) -> Result<()> {
+    match chromium(shell) {
+        Ok(chromium) => {
+            let _chromium = shell.push_env("CHROMIUM", chromium);
+            run(shell, folder, "test:browser")
+        }
+        Err(why) => {
+            println!("NOT RUN  {} in a browser: {why:#}", folder.display());
+            Ok(())
+        }
+    }
 }
 
 /// Where Chromium is.

@@ -8,7 +8,7 @@ use wasm_bindgen_cli_support::Bindgen;
 use xshell::{Shell, cmd};
 
 use crate::wasm::Toolchain;
-use crate::{component, project};
+use crate::{component, javascript, project};
 
 /// Where the package is put.
 pub(crate) fn folder() -> PathBuf {
@@ -56,6 +56,24 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
         component::gzipped(&bytes)?
     );
     Ok(package)
+}
+
+/// Builds the package and runs its tests: in Node.js, packed and installed, beside the machine's own
+/// locks, and in a browser if there is one.
+pub(crate) fn test(shell: &Shell) -> Result<()> {
+    javascript::ensure_recent(shell)?;
+    build(shell)?;
+    // The stores in files are this machine's.
+    cmd!(
+        shell,
+        "cargo build --package verrou-host --all-features --bin verrou --example count --locked"
+    )
+    .run()?;
+    let tests = javascript::install(shell, &project().join("tests/js"))?;
+    let command = project().join("target/debug/verrou");
+    let _command = shell.push_env("VERROU_COMMAND", command);
+    javascript::run(shell, &tests, "test")?;
+    javascript::run_in_browser(shell, &tests)
 }
 
 /// Copies what is in `from`, and in its folders.

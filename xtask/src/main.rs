@@ -21,7 +21,7 @@ use xshell::{Cmd, Shell, cmd};
 use wasm::Toolchain;
 
 const USAGE: &str = "\
-usage: cargo xtask test | bench | component [FOLDER] | compose OPTIONS | wit-docs [--check]
+usage: cargo xtask test | bench | component [FOLDER] | compose OPTIONS | js | wit-docs [--check]
 
   test         run every check and every test there is, and say what could not be run
   bench        measure, always beside something else
@@ -30,6 +30,7 @@ usage: cargo xtask test | bench | component [FOLDER] | compose OPTIONS | wit-doc
                the same for the component in FOLDER, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
                plug a store into verrou.wasm, and verrou.wasm into an application
+  js           build the npm package: target/js
   wit-docs     write wit/README.md, or --check that it is current";
 
 fn main() -> ExitCode {
@@ -115,6 +116,7 @@ fn test(shell: &Shell) -> ExitCode {
     if built {
         report.step("Python", || python::test(shell));
         report.step("JavaScript", || javascript::test(shell));
+        report.step("the JavaScript package", || js::test(shell));
         report.run(
             "tests",
             cmd!(shell, "cargo test --workspace --all-features --locked"),
