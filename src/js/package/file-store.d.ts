@@ -1,3 +1,5 @@
+import type { LockStore } from './index.js'
+
 /** What a {@link fileStore} can be told. */
 export interface FileStoreOptions {
   /**
@@ -19,13 +21,12 @@ export interface FileStoreOptions {
   idle?: number
 }
 
-/**
- * A store that could not tell: a failure that is the lock's holder's fault is not one.
- *
- * `code` is `'E_LOCK_NOT_OWNER'` where a lease was to be acted on that is not, or no longer, that
- * owner's. Everything else is trouble with the files or the command.
- */
+/** Why a {@link FileStore} did not do what it was asked. */
 export declare class FileStoreError extends Error {
+  /**
+   * `'E_LOCK_NOT_OWNER'` where a lease was to be acted on that is not, or no longer, that owner's;
+   * none where the trouble is with the files or the command, and nobody knows what was done.
+   */
   code?: 'E_LOCK_NOT_OWNER'
   /** Whether asking again may help. */
   temporary: boolean
@@ -38,10 +39,14 @@ export declare class FileStoreError extends Error {
  * A lease ends with this process, however that ends, unless it was detached. That is so because the
  * command keeps it alive as this process's child.
  *
+ * In a worker thread the same is true of that thread. {@link FileStore.close | Close} its store before
+ * it ends: the system keeps the entry of a child that has ended until somebody takes notice, which
+ * is otherwise not before the whole process ends.
+ *
  * Every method rejects with a {@link FileStoreError} when the command cannot be started or has
  * died. If it dies, so do the leases it kept alive; the next request starts it anew.
  */
-export interface FileStore {
+export interface FileStore extends LockStore {
   /**
    * Takes `key` for `owner`, for `ttl` milliseconds, or without an end if that is `null`; `false`
    * if another holds it. An owner that holds it already has it for a ttl from now.
