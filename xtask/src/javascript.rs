@@ -90,7 +90,7 @@ pub(crate) fn run_in_browser(shell: &Shell, folder: &Path) -> Result<()> {
 }
 
 /// Where Chromium is.
-fn chromium(shell: &Shell) -> Result<PathBuf> {
+pub(crate) fn chromium(shell: &Shell) -> Result<PathBuf> {
     if let Some(named) = env::var_os("CHROMIUM") {
         return Ok(named.into());
     }

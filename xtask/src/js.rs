@@ -76,6 +76,16 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     javascript::run_in_browser(shell, &tests)
 }
 
+/// Measures the package beside its peers.
+pub(crate) fn bench(shell: &Shell) -> Result<()> {
+    javascript::ensure_recent(shell)?;
+    build(shell)?;
+    let tests = javascript::install(shell, &project().join("tests/js"))?;
+    let chromium = javascript::chromium(shell).ok();
+    let _chromium = chromium.map(|path| shell.push_env("CHROMIUM", path));
+    javascript::run(shell, &tests, "bench")
+}
+
 /// Copies what is in `from`, and in its folders.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;

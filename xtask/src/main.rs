@@ -154,7 +154,7 @@ fn test(shell: &Shell) -> ExitCode {
     report.end()
 }
 
-/// Measures what the component costs.
+/// Measures what the component costs, and the JavaScript package.
 fn bench(shell: &Shell) -> Result<()> {
     component::build(shell)?;
     cmd!(
@@ -162,7 +162,7 @@ fn bench(shell: &Shell) -> Result<()> {
         "cargo bench --package verrou-host --features wasmtime --bench component --locked"
     )
     .run()?;
-    Ok(())
+    js::bench(shell)
 }
 
 /// Builds every component, and the lock component twice: whether they are there now.
