@@ -46,6 +46,7 @@ mod claim;
 mod store;
 mod retry;
 mod lease;
+mod json;
 mod serialized;
 mod error;
 mod acquire;

@@ -5,10 +5,8 @@ use core::fmt;
 use core::str::FromStr;
 use core::time::Duration;
 
-use justjson::JsonString;
-use justjson::parser::{Token, Tokenizer};
-
 use crate::claim::{Claim, Fence, InvalidOwner, Owner};
+use crate::json::{Quoted, Reader, Value};
 use crate::lease::Lease;
 use crate::name::{InvalidName, Name};
 use crate::time::Timestamp;
@@ -114,12 +112,11 @@ impl SerializedLock {
 /// As text: one line of JSON.
 impl fmt::Display for SerializedLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = JsonString::from(self.name.as_str());
         write!(
             f,
-            r#"{{"version":{},"name":"{}","owner":"{}","ttl":{},"expires":{},"fence":{}}}"#,
+            r#"{{"version":{},"name":{},"owner":"{}","ttl":{},"expires":{},"fence":{}}}"#,
             Self::VERSION,
-            name.as_json(),
+            Quoted(self.name.as_str()),
             self.owner,
             OrNull(self.ttl.duration().map(whole_millis)),
             OrNull(self.expires.map(whole_millis)),
@@ -157,7 +154,7 @@ impl FromStr for SerializedLock {
             return Err(InvalidSerializedLock::UnknownVersion { version });
         }
         Ok(Self {
-            name: Name::new(&members.text(1)?)?,
+            name: Name::new(members.text(1)?)?,
             owner: members.text(2)?.parse()?,
             ttl: members.number(3)?.map(Duration::from_millis).try_into()?,
             expires: members.number(4)?.map(Duration::from_millis),
@@ -171,71 +168,39 @@ impl FromStr for SerializedLock {
 
 /// What the text says for each of [`Members::NAMES`].
 #[derive(Default)]
-struct Members<'a>([Option<Token<'a>>; 6]);
+struct Members([Option<Value>; 6]);
 
-impl<'a> Members<'a> {
+impl Members {
     const NAMES: [&'static str; 6] = ["version", "name", "owner", "ttl", "expires", "fence"];
 
-    fn read(text: &'a str) -> Result<Self, InvalidSerializedLock> {
-        let mut tokens = Tokenizer::for_json(text);
-        let mut next = || {
-            let token = tokens.next_or_eof();
-            token.map_err(|err| unreadable(&err))
-        };
+    fn read(text: &str) -> Result<Self, InvalidSerializedLock> {
         let mut members = Self::default();
-        if !matches!(next()?, Token::Object) {
-            return Err(unreadable(&"it is no object"));
-        }
-        loop {
-            let (Token::String(name), Token::Colon) = (next()?, next()?) else {
-                return Err(unreadable(&"its members have no names"));
-            };
-            let value = next()?;
-            let mut depth = nesting(&value);
-            // Whatever is in what is not known.
-            while depth > 0 {
-                depth += nesting(&next()?);
-            }
-            if let Some(member) = Self::NAMES.iter().position(|known| name == **known)
+        let mut twice = None;
+        let read = Reader::read(text, |name, value| {
+            if let Some(member) = Self::NAMES.iter().position(|known| name == *known)
                 && members.0[member].replace(value).is_some()
             {
-                return Err(wrong(member));
+                twice = Some(member);
             }
-            match next()? {
-                Token::Comma => {}
-                Token::ObjectEnd => break,
-                _ => return Err(unreadable(&"there is no comma between its members")),
-            }
-        }
-        if tokens.next().is_some() {
-            return Err(unreadable(&"it goes on after its end"));
-        }
-        Ok(members)
+        });
+        read.map_err(|why| unreadable(&why))?;
+        twice.map_or(Ok(members), |member| Err(wrong(member)))
     }
 
-    fn text(&self, member: usize) -> Result<String, InvalidSerializedLock> {
+    fn text(&self, member: usize) -> Result<&str, InvalidSerializedLock> {
         match &self.0[member] {
-            Some(Token::String(text)) => Ok(text.decoded().collect()),
+            Some(Value::Text(text)) => Ok(text),
             _ => Err(wrong(member)),
         }
     }
 
     /// One that may be `null` may not be left out: a text that lost its end is not one without.
     fn number(&self, member: usize) -> Result<Option<u64>, InvalidSerializedLock> {
-        match &self.0[member] {
-            Some(Token::Null) => Ok(None),
-            Some(Token::Number(number)) => number.parse().map(Some).map_err(|_| wrong(member)),
+        match self.0[member] {
+            Some(Value::Null) => Ok(None),
+            Some(Value::Number(number)) => Ok(Some(number)),
             _ => Err(wrong(member)),
         }
-    }
-}
-
-/// How much deeper `token` leads.
-fn nesting(token: &Token<'_>) -> i32 {
-    match token {
-        Token::Object | Token::Array => 1,
-        Token::ObjectEnd | Token::ArrayEnd => -1,
-        _ => 0,
     }
 }
 

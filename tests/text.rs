@@ -27,7 +27,25 @@ fn ttls() -> impl Strategy<Value = Ttl> {
 }
 
 fn names() -> impl Strategy<Value = Name> {
-    any::<String>().prop_filter_map("a name", |text| Name::new(&text).ok())
+    // Control characters among them, which `any::<String>()` leaves out.
+    let characters = prop_oneof![any::<char>(), (0_u8..0x30).prop_map(char::from)];
+    let texts = proptest::collection::vec(characters, 1..40).prop_map(String::from_iter);
+    texts.prop_filter_map("a name", |text: String| Name::new(&text).ok())
+}
+
+/// What JSON is made of, in any order.
+fn nearly_json() -> impl Strategy<Value = String> {
+    let pieces = [
+        "{", "}", "[", "]", ",", ":", "\"", "\\", "null", "true", "fals", "e", "0", "12", "-",
+        ".5", "e+1", " ", "\"a\"", "\"a\":1", "\\u00e9", "\\ud83d", "\\ude00", "\\b", "\u{1}", "é",
+        "\"\\/\"",
+    ];
+    let some = proptest::collection::vec(proptest::sample::select(pieces.to_vec()), 0..8);
+    let values = any::<i32>().prop_map(|number| number.to_string());
+    prop_oneof![
+        2 => some.prop_map(|pieces| pieces.concat()),
+        1 => values,
+    ]
 }
 
 fn leases() -> impl Strategy<Value = (Lease, Ttl)> {
@@ -49,6 +67,28 @@ proptest! {
         if let Ok(ttl) = text.parse::<Ttl>() {
             prop_assert!(ttl.duration().is_none_or(|length| !length.is_zero()));
             prop_assert!(ttl.duration().is_none_or(|length| length <= Ttl::MAX));
+        }
+    }
+
+    #[test]
+    fn others_read_what_is_written(lease in leases()) {
+        let (lease, ttl) = lease;
+        let written = SerializedLock::new(&lease, ttl, Timestamp::default(), Duration::ZERO);
+        let value: serde_json::Value = serde_json::from_str(&written.to_string()).expect("JSON");
+        prop_assert_eq!(&value["name"], lease.name().as_str());
+        let read: SerializedLock = value.to_string().parse().expect("a serialized lock");
+        prop_assert_eq!(read.to_string(), written.to_string());
+    }
+
+    /// What is not known is skipped if it is JSON, and nothing else is.
+    #[test]
+    fn a_member_that_is_not_known_is_json(junk in nearly_json()) {
+        let known = golden("never").to_string();
+        let text = known.replacen('{', &format!("{{\"unknown\":{junk},"), 1);
+        let is_json = serde_json::from_str::<serde_json::Value>(&text).is_ok();
+        match text.parse::<SerializedLock>() {
+            Ok(lock) => prop_assert!(is_json && lock == golden("never"), "{text}"),
+            Err(why) => prop_assert!(!is_json, "{text}: {why}"),
         }
     }
 
@@ -372,5 +412,35 @@ fn what_may_be_null_may_not_be_left_out() {
             matches!(end, Err(InvalidSerializedLock::Unreadable { .. })),
             "{member}: {end:?}"
         );
+    }
+}
+
+/// Each has a short form, a long form, or both.
+#[test]
+fn control_characters_are_as_in_json() {
+    for code in 0..0x20_u8 {
+        let name = format!("a{}b", char::from(code));
+        let text = golden("held").to_string();
+        let quoted = serde_json::to_string(&name).expect("JSON");
+        let text = text.replacen("\"nightly/backup of ‘web1’\"", &quoted, 1);
+        let read: SerializedLock = text.parse().expect("a serialized lock");
+        assert_eq!(read.name().as_str(), name);
+        let again: serde_json::Value = serde_json::from_str(&read.to_string()).expect("JSON");
+        assert_eq!(again["name"], *name);
+    }
+}
+
+#[test]
+fn what_is_nested_too_deeply_is_refused() {
+    let nested = |depth| {
+        let value = format!("{}0{}", "[".repeat(depth), "]".repeat(depth));
+        golden("held")
+            .to_string()
+            .replacen('{', &format!("{{\"x\":{value},"), 1)
+    };
+    assert_eq!(nested(99).parse(), Ok(golden("held")));
+    for depth in [101, 1 << 20] {
+        let end = nested(depth).parse::<SerializedLock>();
+        assert!(matches!(end, Err(InvalidSerializedLock::Unreadable { .. })));
     }
 }
