@@ -83,7 +83,8 @@ pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Re
 /// Drives `machine` until the lock is lost, or `pause` breaks.
 ///
 /// `pause` is told how things stand, waits as long as it is told, or until something happens
-/// that it waits for, and breaks to end the keeping.
+/// that it waits for, and breaks to end the keeping. What else happened to the lease by then, it lets
+/// the machine [`adopt`](Renew::adopt).
 ///
 /// # Errors
 ///
@@ -92,7 +93,7 @@ pub fn keep<B>(
     store: &impl Store,
     clock: &impl Clock,
     machine: &mut Renew,
-    mut pause: impl FnMut(&Renew, Duration) -> ControlFlow<B>,
+    mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
 ) -> Result<B, Loss> {
     loop {
         let at_most = stepped::renew(store, clock, machine)?;
@@ -457,11 +458,13 @@ impl<S: Store, H: Host> Held<'_, S, H> {
         &self,
         mut pause: impl FnMut(&Renew, Duration) -> ControlFlow<B>,
     ) -> Result<B, Error> {
-        let (lock, hold) = (self.lock, &self.hold);
-        let mut machine = hold.renew(lock.holds.ttl, lock.host.now());
+        let lock = self.lock;
+        let (mut machine, mut with) = self.hold.renew(lock.holds.ttl, lock.host.now());
         let kept = keep(&lock.store, &lock.host, &mut machine, |machine, at_most| {
-            hold.set(machine.lease().clone());
-            pause(machine, at_most)
+            with.learn(machine);
+            let end = pause(machine, at_most);
+            with.teach(machine, lock.host.now());
+            end
         });
         kept.map_err(|loss| Error::Lost {
             name: lock.holds.name.clone(),

@@ -83,8 +83,38 @@ impl Hold {
     }
 
     /// The keeping alive of this hold by a lock of `ttl`.
-    pub(crate) fn renew(&self, ttl: Ttl, now: Timestamp) -> Renew {
-        Renew::new(self.lease(), ttl, now)
+    pub(crate) fn renew(&self, ttl: Ttl, now: Timestamp) -> (Renew, Exchange) {
+        let known = self.lease();
+        let machine = Renew::new(known.clone(), ttl, now);
+        let hold = self.clone();
+        (machine, Exchange { hold, known })
+    }
+}
+
+/// What passes between a hold and the machine that keeps it: each extension of one is the other's.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    hold: Hold,
+    /// What both knew last.
+    known: Lease,
+}
+
+impl Exchange {
+    /// Tells `machine` at `now` what else was done to the hold.
+    pub(crate) fn teach(&mut self, machine: &mut Renew, now: Timestamp) {
+        let held = self.hold.lease();
+        if held != self.known {
+            machine.adopt(held.clone(), now);
+            self.known = held;
+        }
+    }
+
+    /// Tells the hold what `machine` did, unless something else was done to it meanwhile.
+    pub(crate) fn learn(&mut self, machine: &Renew) {
+        if self.hold.lease() == self.known {
+            self.known = machine.lease().clone();
+            self.hold.set(self.known.clone());
+        }
     }
 }
 
@@ -129,7 +159,12 @@ impl Holds {
             ttl: self.ttl,
             ephemeral: true,
         };
-        Acquire::new(claim, retry.clone(), now).after(self.fence.with(|fence| *fence))
+        // Whoever holds it already, and asks again, gets the same grant.
+        let again = self
+            .latest()
+            .is_some_and(|hold| hold.lease().owner() == claim.owner);
+        let before = self.fence.with(|fence| *fence).filter(|_| !again);
+        Acquire::new(claim, retry.clone(), now).after(before)
     }
 
     /// Notes that `lease` was granted.

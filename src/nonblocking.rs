@@ -5,6 +5,7 @@
 //! that at once, as [`Inline`] stores and memory do, and else is taken until its time has passed.
 
 use alloc::sync::Arc;
+use core::cell::RefCell;
 use core::future::{self, Future};
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
@@ -120,7 +121,8 @@ pub async fn acquire(
 
 /// Drives `machine` until the lock is lost, or `work` is done; returns what that returned.
 ///
-/// `noted` is told how things stand before each wait.
+/// `noted` is told how things stand before each wait; after it, `waited` lets the machine
+/// [`adopt`](Renew::adopt) what else happened to the lease by then.
 ///
 /// # Errors
 ///
@@ -130,6 +132,7 @@ pub async fn keep<T>(
     host: &impl AsyncHost,
     machine: &mut Renew,
     mut noted: impl FnMut(&Renew),
+    mut waited: impl FnMut(&mut Renew),
     work: impl Future<Output = T>,
 ) -> Result<T, Loss> {
     let keeping = async {
@@ -142,6 +145,7 @@ pub async fn keep<T>(
                 RenewStep::Wait(at_most) => {
                     noted(machine);
                     host.sleep(at_most).await;
+                    waited(machine);
                 }
                 RenewStep::Lost(loss) => return loss,
             }
@@ -468,9 +472,11 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         hold: &Hold,
         work: impl Future<Output = T>,
     ) -> Result<T, Error> {
-        let mut machine = hold.renew(self.holds.ttl, self.host.now());
-        let noted = |machine: &Renew| hold.set(machine.lease().clone());
-        let kept = keep(&self.store, &self.host, &mut machine, noted, work).await;
+        let (mut machine, with) = hold.renew(self.holds.ttl, self.host.now());
+        let with = RefCell::new(with);
+        let noted = |machine: &Renew| with.borrow_mut().learn(machine);
+        let waited = |machine: &mut Renew| with.borrow_mut().teach(machine, self.host.now());
+        let kept = keep(&self.store, &self.host, &mut machine, noted, waited, work).await;
         kept.map_err(|loss| Error::Lost {
             name: self.holds.name.clone(),
             loss,

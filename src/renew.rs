@@ -78,17 +78,13 @@ impl Renew {
     /// The first extension is due when a third of `ttl`, or half of what is left at `now`, has
     /// passed, whichever is sooner.
     pub fn new(lease: Lease, ttl: Ttl, now: Timestamp) -> Self {
-        let mut first = Self::interval(ttl);
-        if let Some(left) = lease.remaining(now) {
-            first = first.min(left / 2);
-        }
         Self {
             request: Claim {
                 ttl,
                 ..lease.claim().clone()
             },
+            due: Self::due(&lease, ttl, now),
             lease,
-            due: now.saturating_add(first),
             asked: None,
             health: Health::Held,
         }
@@ -141,6 +137,12 @@ impl Renew {
         }
     }
 
+    /// Goes on with `lease`, which somebody else has extended, or let outlive its client, by `now`.
+    pub fn adopt(&mut self, lease: Lease, now: Timestamp) {
+        self.due = Self::due(&lease, self.request.ttl, now);
+        self.lease = lease;
+    }
+
     /// What was known of the lease when a step last said or heard something of it.
     pub fn health(&self) -> &Health {
         &self.health
@@ -149,6 +151,15 @@ impl Renew {
     /// The lease as it stands.
     pub fn lease(&self) -> &Lease {
         &self.lease
+    }
+
+    /// When to extend `lease` for the first time.
+    fn due(lease: &Lease, ttl: Ttl, now: Timestamp) -> Timestamp {
+        let mut first = Self::interval(ttl);
+        if let Some(left) = lease.remaining(now) {
+            first = first.min(left / 2);
+        }
+        now.saturating_add(first)
     }
 
     fn interval(ttl: Ttl) -> Duration {

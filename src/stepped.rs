@@ -31,7 +31,7 @@ use core::time::Duration;
 use crate::acquire::{Acquire, AcquireStep};
 use crate::claim::Fence;
 use crate::error::{Error, Loss};
-use crate::holds::{Hold, Holds};
+use crate::holds::{Exchange, Holds};
 use crate::lease::Lease;
 use crate::name::Name;
 use crate::renew::{Health, Renew, RenewStep};
@@ -158,12 +158,12 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
     /// [`Error::NotOwner`] when the lock was never acquired here, or is given back.
     pub fn keep(&self) -> Result<Renewal<S, C>, Error> {
         let hold = self.holds.held()?;
-        let machine = hold.renew(self.holds.ttl, self.clock.now());
+        let (machine, with) = hold.renew(self.holds.ttl, self.clock.now());
         Ok(Renewal {
             store: self.store.clone(),
             clock: self.clock.clone(),
-            hold,
             machine,
+            with,
         })
     }
 }
@@ -348,24 +348,26 @@ pub enum Keeping {
 
 /// The keeping alive of one lease: it is extended when a third of the lock's ttl has passed.
 ///
-/// To end the keeping, drop it; the lock keeps the lease.
+/// To end the keeping, drop it; the lock keeps the lease. What is done to that in other ways, each poll
+/// takes into account; that it was given back, not before the next extension.
 #[derive(Debug)]
 #[must_use = "it does nothing unless polled"]
 pub struct Renewal<S, C> {
     store: S,
     clock: C,
-    hold: Hold,
     machine: Renew,
+    with: Exchange,
 }
 
 impl<S: Store, C: Clock> Renewal<S, C> {
     /// Extends the lease if that is due. After [`Keeping::Lost`] it repeats itself.
     pub fn poll(&mut self) -> Keeping {
+        self.with.teach(&mut self.machine, self.clock.now());
         let wait = match renew(&self.store, &self.clock, &mut self.machine) {
             Ok(wait) => wait,
             Err(loss) => return Keeping::Lost(loss),
         };
-        self.hold.set(self.machine.lease().clone());
+        self.with.learn(&self.machine);
         match self.machine.health() {
             Health::Unknown(why) => Keeping::Unknown {
                 wait,

@@ -57,7 +57,7 @@ fn check_for(machine: impl Fn() -> Renew, script: impl Fn() -> Vec<In>, expected
         }
     });
     let noted = |machine: &Renew| world.note(health(machine));
-    let end = nonblocking::keep(&world, &world, &mut keeping, noted, stopped);
+    let end = nonblocking::keep(&world, &world, &mut keeping, noted, |_| {}, stopped);
     let end = pollster::block_on(end);
     world.note(told(end));
     assert_eq!(world.log(), expected, "nonblocking");

@@ -2,12 +2,13 @@
 
 mod common;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::script::{World, broken, granted, held, ms, trouble};
 use verrou::conformance::TestClock;
 use verrou::stepped::{Attempt, Keeping, Lock, Progress};
-use verrou::{Error, Loss, MemoryStore, Retry, SerializedLock};
+use verrou::{Error, Loss, MemoryStore, Retry, SerializedLock, Ttl};
 
 fn lock(world: &World) -> Lock<&World, &World> {
     Lock::new(world, world, "lock", ms(2400)).expect("a lock")
@@ -113,6 +114,50 @@ fn a_renewal_says_how_things_stand() {
     for _ in 0..2 {
         assert!(matches!(renewal.poll(), Keeping::Lost(Loss::Revoked)));
     }
+}
+
+/// What else is done to a lease is known to who keeps it.
+#[test]
+fn a_renewal_goes_on_from_other_extensions() {
+    let clock = TestClock::still();
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let lock = Lock::new(Arc::clone(&store), clock.clone(), "lock", ms(30_000)).expect("a lock");
+    lock.try_acquire([7; 16]).expect("a free lock");
+    let mut renewal = lock.keep().expect("a lease");
+    assert!(matches!(renewal.poll(), Keeping::Held(_)));
+
+    // Made shorter: the next extension is due sooner, and what is left is not told longer.
+    let second = Ttl::new(ms(1_000)).expect("a ttl");
+    lock.extend(Some(second)).expect("my lock");
+    assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(500)));
+    assert_eq!(lock.remaining(), Some(ms(1_000)));
+    clock.advance(ms(500));
+    assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(10_000)));
+    assert_eq!(lock.remaining(), Some(ms(30_000)));
+
+    // Made longer: it is not lost when its former end comes.
+    let hour = Ttl::new(ms(3_600_000)).expect("a ttl");
+    lock.extend(Some(hour)).expect("my lock");
+    clock.advance(ms(40_000));
+    assert!(matches!(renewal.poll(), Keeping::Held(_)));
+
+    // Shortened and forgotten: it has ended, whatever it was before.
+    lock.extend(Some(second)).expect("my lock");
+    clock.advance(ms(1_000));
+    assert!(matches!(renewal.poll(), Keeping::Lost(Loss::Expired)));
+}
+
+/// Whoever holds a lock and asks for it again with the same owner keeps it.
+#[test]
+fn the_same_owner_may_ask_again() {
+    let clock = TestClock::still();
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let lock = Lock::new(store, clock, "lock", None).expect("a lock");
+    let first = lock.try_acquire([7; 16]).expect("a free lock");
+    let again = lock.try_acquire([7; 16]).expect("the same grant");
+    assert_eq!(first.fence(), again.fence());
+    assert!(lock.is_held().expect("an answer"));
+    lock.release().expect("my lock");
 }
 
 /// A lease that was not renewed in time is lost, without asking the store.
