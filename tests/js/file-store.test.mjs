@@ -305,19 +305,20 @@ test('a command that does something else is not asked anything', options, async 
     return open({ command: path })
   }
   const greeting = (version) => JSON.stringify({ protocol: 'verrou serve', version })
-  const listening = `exec cat > '${heard}'`
-  const newer = await script('newer', `echo '${greeting(2)}'; ${listening}`)
-  const babbling = await script('babbling', `head -c 200000 /dev/zero | tr '\\0' x; ${listening}`)
-  const other = await script('other', `echo hello; ${listening}`)
+  const listening = `timeout 0.2 head -n 1 > '${heard}'`
+  const newer = await script('newer', `${listening}; echo '${greeting(2)}'; exec cat`)
+  const babble = "head -c 200000 /dev/zero | tr '\\0' x"
+  const babbling = await script('babbling', `${listening}; ${babble}; exec cat`)
+  const other = await script('other', `${listening}; echo hello; exec cat`)
   for (const store of [newer, babbling, other]) {
     const language = { temporary: false, message: /speaks another language/ }
     await assert.rejects(store.save('x', newOwner(), HOUR), language)
-    assert.equal(await readFile(heard, 'utf8').catch(() => ''), '')
+    assert.equal(await readFile(heard, 'utf8'), '')
   }
   const failing = await script('failing', 'echo "no luck today" >&2; exit 3')
   const unlucky = { temporary: false, message: /did not start: no luck today/ }
   await assert.rejects(failing.save('x', newOwner(), HOUR), unlucky)
-  const chatty = await script('chatty', `echo '${greeting(1)}'; echo '{"waited":true}'; ${listening}`)
+  const chatty = await script('chatty', `echo '${greeting(1)}'; echo '{"waited":true}'; exec cat`)
   await assert.rejects(chatty.exists('x'), /speaks another language/)
 })
 
