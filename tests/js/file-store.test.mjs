@@ -562,6 +562,13 @@ test('a closed store has given everything back', options, async (t) => {
   await other[Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]()
   await assert.rejects(other.exists('x'), /is closed/)
   await open().close()
+
+  const brief = open()
+  const asked = Promise.all([brief.save('x', newOwner(), HOUR), brief.exists('x')])
+  const over = brief.close()
+  assert.deepEqual(await asked, [true, true])
+  await over
+  assert.equal(await open().exists('x'), false)
 })
 
 test('a child without use is ended, but for one that keeps a lease alive', options, async (t) => {

@@ -274,7 +274,8 @@ class Served {
   end() {
     this.usable = false
     this.#hold(true)
-    this.#child?.stdin?.end()
+    // What has not been sent yet is sent before.
+    if (this.#unsent === '') this.#child?.stdin?.end()
     return this.#ended
   }
 
@@ -320,6 +321,7 @@ class Served {
       this.#greeted = true
       if (this.#unsent !== '') this.#child.stdin.write(this.#unsent)
       this.#unsent = ''
+      if (!this.usable) this.#child.stdin.end()
       return
     }
     const [asked] = this.#pending
