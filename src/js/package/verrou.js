@@ -16,7 +16,8 @@ export function memoryStore() {
   return new MemoryStore()
 }
 
-function coreStore(store) {
+/** The core's view of `store`, one for each. For `compat`, too. */
+export function coreStore(store) {
   const known = inCore.get(store)
   if (known !== undefined) return known
   const missing = METHODS.filter((method) => typeof store?.[method] !== 'function')
