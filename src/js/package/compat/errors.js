@@ -1,0 +1,94 @@
+/** The errors of `@verrou/core`, and how those of the core are told in them. */
+
+import { assertUsable } from '../errors.js'
+
+class Exception extends Error {
+  constructor(message, options) {
+    super(message, options)
+    this.name = new.target.name
+    this.code = new.target.code
+    this.status = new.target.status
+  }
+
+  static status = 500
+
+  get [Symbol.toStringTag]() {
+    return this.constructor.name
+  }
+
+  toString() {
+    return `${this.name} [${this.code}]: ${this.message}`
+  }
+}
+
+export class InvalidArgumentsException extends Exception {
+  static code = 'E_INVALID_ARGUMENTS_EXCEPTION'
+}
+
+function define(code, message) {
+  const names = {
+    [code]: class extends Exception {
+      static message = message
+      static code = code
+
+      constructor(args = [], options = undefined) {
+        let next = 0
+        super(
+          message.replaceAll('%s', (place) => (next < args.length ? said(args[next++]) : place)),
+          options
+        )
+        this.name = 'Exception'
+      }
+    },
+  }
+  return names[code]
+}
+
+function said(value) {
+  return String(value?.message ?? value)
+}
+
+export const E_LOCK_NOT_OWNED = define(
+  'E_LOCK_NOT_OWNED',
+  'Looks like you are trying to update or release a lock that is not acquired by you'
+)
+
+export const E_LOCK_STORAGE_ERROR = define('E_LOCK_STORAGE_ERROR', 'Lock storage error: %s')
+
+export const errors = Object.freeze({
+  E_LOCK_NOT_OWNED,
+  E_LOCK_STORAGE_ERROR,
+  E_INVALID_ARGUMENTS_EXCEPTION: InvalidArgumentsException,
+})
+
+/** What the core threw, in the words of this contract. */
+export function translated(error) {
+  switch (error?.code) {
+    case 'E_LOCK_NOT_OWNER':
+    case 'E_LOCK_LOST':
+      return new E_LOCK_NOT_OWNED()
+    case 'E_LOCK_STORAGE_ERROR': {
+      // The core itself is the cause when a store's fencing tokens go backwards, and the like.
+      const cause = error.cause === undefined ? error : error.cause
+      return new E_LOCK_STORAGE_ERROR([cause], { cause })
+    }
+    case 'E_INVALID_NAME':
+    case 'E_INVALID_RETRY':
+    case 'E_INVALID_SERIALIZED_LOCK':
+    case 'E_INVALID_STORE':
+    case 'E_INVALID_TTL':
+      return new InvalidArgumentsException(error.message, { cause: error })
+    default:
+      return error
+  }
+}
+
+/** Asks the core, and translates what it throws. */
+export function inOurWords(ask) {
+  assertUsable()
+  try {
+    return ask()
+  } catch (error) {
+    throw translated(error)
+  }
+}

@@ -1,0 +1,299 @@
+import { Lock as CoreLock, Retry } from '../core/verrou.js'
+import { assertUsable } from '../errors.js'
+import { millis, ttlOf } from './duration.js'
+import { E_LOCK_NOT_OWNED, E_LOCK_STORAGE_ERROR, InvalidArgumentsException } from './errors.js'
+import { errors, inOurWords, translated } from './errors.js'
+import { ONCE, OwnedStore, coreStore, drawnOwner, heldLock } from './stores.js'
+
+export { E_LOCK_NOT_OWNED, E_LOCK_STORAGE_ERROR, errors }
+
+const DEFAULT_TTL = 30_000
+
+/** More than the core counts to is as good as no limit. */
+const MOST_ATTEMPTS = 2 ** 32 - 1
+
+const FOR_EVER = new Retry()
+
+function policy(base, { attempts, delay, timeout } = {}) {
+  const most = Number.isInteger(attempts) && attempts > MOST_ATTEMPTS ? Infinity : attempts
+  return inOurWords(() => base.with(most, pause(delay), undefined, limit(timeout)))
+}
+
+/** `null` says no more than nothing; zero is the shortest that a timer has, as there. */
+function pause(delay) {
+  if (delay === undefined || delay === null) return undefined
+  return delay === 0 ? 1 : millis(delay)
+}
+
+/** As there, zero is no limit. */
+function limit(timeout) {
+  if (timeout === undefined) return undefined
+  return timeout === 0 ? null : millis(timeout)
+}
+
+const SILENT = { child: () => SILENT, log() {}, trace() {}, debug() {} }
+
+function ours(logger = SILENT) {
+  return logger.child({ pkg: 'verrou' })
+}
+
+/** What the locks of a factory share. */
+class Resolved {
+  constructor(policy, logger) {
+    this.policy = policy
+    this.logger = logger
+  }
+}
+
+export class Lock {
+  #key
+  #store
+  #ttl
+  #policy
+  #logger
+  /** Whose is what was acquired last; before that, whose the next is going to be. */
+  #owner
+  /** Whether the owner was given, and is never another. */
+  #isGiven
+  /** Draws an owner for each acquisition. */
+  #drawing
+  /** Acquires for an owner that is known before. */
+  #owned
+  /** Whether that one is to acquire next. */
+  #isOwnedNext = false
+  /** Whichever of the two acquired last. */
+  #latest
+  #expirationTime = null
+
+  constructor(key, lockStore, config, owner, ttl, expirationTime) {
+    if (typeof key !== 'string') {
+      throw new InvalidArgumentsException(`The key of a lock is a string: not ${typeof key}`)
+    }
+    this.#key = key
+    this.#store = lockStore
+    this.#ttl = ttlOf(ttl ?? null)
+    this.#policy = config instanceof Resolved ? config.policy : policy(FOR_EVER, config?.retry)
+    this.#logger = config?.logger ?? SILENT
+    this.#isGiven = owner !== undefined && owner !== null
+    if (this.#isGiven) {
+      this.#expirationTime = instant(expirationTime)
+      this.#own(owner)
+    } else {
+      this.#drawing = inOurWords(() => new CoreLock(coreStore(lockStore), key, this.#ttl))
+      this.#latest = this.#drawing
+    }
+  }
+
+  getOwner() {
+    if (this.#owner === undefined) this.#own(drawnOwner())
+    return this.#owner
+  }
+
+  serialize() {
+    assertUsable()
+    const owner = this.getOwner()
+    // In a store whose leases end with their process, this one is not to do so any more.
+    if (typeof this.#store.detach === 'function' && this.#latest.owner !== undefined) {
+      inOurWords(() => this.#latest.serialize(false))
+    }
+    const expirationTime = this.#latest.remaining() === undefined ? null : this.#expirationTime
+    return { key: this.#key, owner, ttl: this.#ttl, expirationTime }
+  }
+
+  async acquire(options) {
+    const retry = options?.retry === undefined ? this.#policy : policy(this.#policy, options.retry)
+    return this.#acquire(retry, false, 'Lock acquired')
+  }
+
+  async acquireImmediately() {
+    return this.#acquire(ONCE, false, 'Lock acquired with acquireImmediately()')
+  }
+
+  async run(callback) {
+    return this.#during(await this.#acquire(this.#policy, true, 'Lock acquired'), callback)
+  }
+
+  async runImmediately(callback) {
+    const held = await this.#acquire(ONCE, true, 'Lock acquired with acquireImmediately()')
+    return this.#during(held, callback)
+  }
+
+  async forceRelease() {
+    await this.#ask((core) => core.forceRelease())
+  }
+
+  async release() {
+    // What was never acquired here may be held all the same, by the owner that was told.
+    this.getOwner()
+    await this.#ask((core) => core.release())
+    this.#logger.debug({ key: this.#key }, 'Lock released')
+  }
+
+  isExpired() {
+    const left = this.getRemainingTime()
+    return left !== null && left <= 0
+  }
+
+  getRemainingTime() {
+    assertUsable()
+    const left = this.#latest.remaining()
+    if (left === undefined) return null
+    const byWallClock = this.#expirationTime - Date.now()
+    // That clock may be set back; the core's may stand still while the machine sleeps.
+    return Math.min(byWallClock, Math.ceil(left))
+  }
+
+  async extend(ttl) {
+    const length = ttl === undefined || ttl === null ? this.#ttl : ttlOf(ttl)
+    if (length === null) throw new InvalidArgumentsException('Cannot extend a lock without TTL')
+    this.getOwner()
+    await this.#ask((core) => core.extend(length))
+    this.#noteExpiration()
+    this.#logger.debug({ key: this.#key, newTtl: this.#expirationTime }, 'Lock extended')
+  }
+
+  async isLocked() {
+    const holder = await this.#ask((core) => core.holder())
+    holder?.free()
+    return holder !== undefined
+  }
+
+  /** Makes `owner` the one for whom is acquired next, and who may hold the lock already. */
+  #own(owner) {
+    if (typeof owner !== 'string' || owner === '') {
+      throw new InvalidArgumentsException('The owner of a lock is a string that is not empty')
+    }
+    const grant = drawnOwner()
+    this.#owned = inOurWords(() => {
+      const store = coreStore(new OwnedStore(this.#store, owner, grant))
+      return heldLock(store, this.#key, grant, this.#ttl, this.#expirationTime)
+    })
+    this.#isOwnedNext = true
+    this.#owner = owner
+    this.#latest = this.#owned
+  }
+
+  async #ask(ask) {
+    assertUsable()
+    try {
+      return await ask(this.#latest)
+    } catch (error) {
+      throw translated(error)
+    }
+  }
+
+  /** Acquires, and tells what of: `false` where it could not. */
+  async #acquire(retry, wanted, message) {
+    assertUsable()
+    const isOwned = this.#isOwnedNext
+    const core = isOwned ? this.#owned : this.#drawing
+    // An owner who has been told is that of one acquisition, unless it was given.
+    this.#isOwnedNext = this.#isGiven
+    let held
+    try {
+      held = await core.acquire(retry, wanted)
+    } catch (error) {
+      if (isOwned && this.#latest === core) this.#isOwnedNext = true
+      if (error?.code === 'E_LOCK_TIMEOUT' || error?.code === 'E_LOCK_LOST') return false
+      throw translated(error)
+    }
+    this.#latest = core
+    if (!isOwned) this.#owner = core.owner
+    this.#noteExpiration()
+    this.#logger.debug({ key: this.#key }, message)
+    return held
+  }
+
+  /** Rounded up, as it is there, where whole milliseconds are all that is counted. */
+  #noteExpiration() {
+    const left = this.#latest.remaining()
+    this.#expirationTime = left === undefined ? null : Date.now() + Math.ceil(left)
+  }
+
+  /** Does the work, then gives the lock back: what it returned or threw is what counts. */
+  async #during(held, callback) {
+    if (held === false) return [false, null]
+    let value, failure
+    let failed = false
+    try {
+      value = await callback()
+    } catch (error) {
+      failed = true
+      failure = error
+    }
+    try {
+      await held.release()
+      this.#logger.debug({ key: this.#key }, 'Lock released')
+    } catch (error) {
+      const why = translated(error)
+      this.#logger.debug({ key: this.#key, err: why }, 'Lock was not held until the end of its run')
+      if (!failed && !(why instanceof E_LOCK_NOT_OWNED)) throw Object.assign(why, { value })
+    } finally {
+      held.free()
+    }
+    if (failed) throw failure
+    return [true, value]
+  }
+}
+
+/** Milliseconds since 1970, or `null`. */
+function instant(time = null) {
+  if (time === null || Number.isFinite(time)) return time
+  throw new InvalidArgumentsException('`expirationTime` is milliseconds since 1970, or null')
+}
+
+export class LockFactory {
+  #store
+  #config
+
+  constructor(store, options = {}) {
+    coreStore(store)
+    this.#store = store
+    this.#config = new Resolved(policy(FOR_EVER, options.retry), ours(options.logger))
+  }
+
+  createLock(name, ttl = DEFAULT_TTL) {
+    return new Lock(name, this.#store, this.#config, undefined, ttlOf(ttl))
+  }
+
+  restoreLock({ key, owner, ttl, expirationTime }) {
+    if (owner === undefined || owner === null) {
+      throw new InvalidArgumentsException('What is to be restored has no owner')
+    }
+    return new Lock(key, this.#store, this.#config, owner, ttl, expirationTime)
+  }
+}
+
+export class Verrou {
+  #config
+  #logger
+  #factories = new Map()
+
+  constructor(config) {
+    this.#config = config
+    this.#logger = ours(config.logger)
+  }
+
+  use(store) {
+    const name = store ?? this.#config.default
+    const known = this.#factories.get(name)
+    if (known !== undefined) return known
+    const { stores } = this.#config
+    if (!name) throw new InvalidArgumentsException('No store provided')
+    if (!Object.hasOwn(stores, name)) {
+      const names = Object.keys(stores).join(', ')
+      throw new InvalidArgumentsException(`No store is called \`${name}\`: there are ${names}`)
+    }
+    const factory = new LockFactory(stores[name].driver.factory(), { logger: this.#logger })
+    this.#factories.set(name, factory)
+    return factory
+  }
+
+  createLock(name, ttl) {
+    return this.use().createLock(name, ttl)
+  }
+
+  restoreLock(serialized) {
+    return this.use().restoreLock(serialized)
+  }
+}

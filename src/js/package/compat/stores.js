@@ -1,0 +1,194 @@
+/** The store in memory, and what stands between a lock with an owner of its own and its store. */
+// Its own name, for that loads the core as the platform wants it.
+import 'verrou-wasm'
+
+import { Lock as CoreLock, Retry, Store } from '../core/verrou.js'
+import { coreStore as storeOf } from '../verrou.js'
+import { E_LOCK_NOT_OWNED, InvalidArgumentsException, inOurWords } from './errors.js'
+import { ttlOf } from './duration.js'
+
+export const ONCE = new Retry().with(1)
+
+const HEX = /^[0-9a-f]{32}$/
+
+/** An owner that nobody can guess, in the core's form. */
+export function drawnOwner() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16))
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
+}
+
+/** The lock that `owner`, in the core's form, holds until `expirationTime` at most. */
+export function heldLock(core, key, owner, ttl, expirationTime = null) {
+  const expires = expirationTime === null ? null : Math.max(0, Math.ceil(expirationTime))
+  const text = { version: 1, name: key, owner, ttl, expires, fence: null }
+  return CoreLock.restore(core, JSON.stringify(text))
+}
+
+/** The core's store in memory, with the methods of a store. */
+export class MemoryStore {
+  #core = Store.memory()
+
+  async save(key, owner, ttl) {
+    return this.#ask(key, ttlOf(ttl), (lock) => {
+      const mine = coreOwner(owner)
+      // The core lets who holds it take it again. No step of its memory is a promise, so that nothing
+      // happens between this and the next.
+      const holder = lock.holder()
+      const held = holder !== undefined
+      holder?.free()
+      return !held && attempted(() => lock.acquire(ONCE, false, undefined, mine))
+    })
+  }
+
+  async delete(key, owner) {
+    this.#askFor(key, owner, (lock) => lock.release())
+  }
+
+  async forceDelete(key) {
+    this.#ask(key, null, (lock) => lock.forceRelease())
+  }
+
+  async exists(key) {
+    return this.#ask(key, null, (lock) => {
+      const holder = lock.holder()
+      holder?.free()
+      return holder !== undefined
+    })
+  }
+
+  async extend(key, owner, duration) {
+    const ttl = ttlOf(duration)
+    this.#askFor(key, owner, (lock) => lock.extend(ttl))
+  }
+
+  #ask(key, ttl, ask) {
+    return inOurWords(() => used(new CoreLock(this.#core, key, ttl), ask))
+  }
+
+  #askFor(key, owner, ask) {
+    return inOurWords(() => used(heldLock(this.#core, key, coreOwner(owner), null), ask))
+  }
+
+  /** The core's view of `store`. */
+  static coreOf(store) {
+    // Whoever has put other methods in place of these wants them to be called.
+    const isPlain = #core in store && Object.getPrototypeOf(store) === MemoryStore.prototype
+    return isPlain && Object.keys(store).length === 0 ? store.#core : undefined
+  }
+}
+
+function used(lock, ask) {
+  try {
+    return ask(lock)
+  } finally {
+    lock.free()
+  }
+}
+
+/** What `take` returns; `false` when another holds the lock. */
+function attempted(take) {
+  try {
+    return take()
+  } catch (error) {
+    if (error.code === 'E_LOCK_TIMEOUT') return false
+    throw error
+  }
+}
+
+/**
+ * `owner` in the core's form: others are hashed to it, by FNV-1a of 128 bits, which needs no promise.
+ * It has to tell the owners within one process apart, and no more.
+ */
+function coreOwner(owner) {
+  if (typeof owner !== 'string') throw new InvalidArgumentsException('An owner is a string')
+  if (HEX.test(owner)) return owner
+  let hash = 0x6c62272e07bb014262b821756295c58dn
+  for (const byte of new TextEncoder().encode(owner)) {
+    hash = BigInt.asUintN(128, (hash ^ BigInt(byte)) * 0x1000000000000000000013bn)
+  }
+  return hash.toString(16).padStart(32, '0')
+}
+
+/** The core's view of `store`. */
+export function coreStore(store) {
+  if (store === null || typeof store !== 'object') {
+    throw new InvalidArgumentsException('A store is an object with the methods of `LockStore`')
+  }
+  return MemoryStore.coreOf(store) ?? inOurWords(() => storeOf(store))
+}
+
+/**
+ * A store of which one owner alone asks, whose name may be any text: of the core's owners, one for
+ * each acquisition, it makes that one.
+ *
+ * What an acquisition was granted, no other may give back: the store cannot tell them apart, but this
+ * can.
+ */
+export class OwnedStore {
+  #store
+  #owner
+  #grant
+  #saving = Promise.resolve()
+
+  /** `grant` is the core's owner of what is held already. */
+  constructor(store, owner, grant) {
+    this.#store = store
+    this.#owner = owner
+    this.#grant = grant
+    // The core looks which of these are there.
+    if (typeof store.fence === 'function') this.fence = (key) => store.fence(key, owner)
+    if (typeof store.wait === 'function') {
+      this.wait = (key, atMost, signal) => store.wait(key, atMost, signal)
+    }
+    if (typeof store.detach === 'function') {
+      this.detach = (key, grant) => {
+        this.#assertGrant(grant)
+        return store.detach(key, owner)
+      }
+    }
+  }
+
+  save(key, grant, ttl) {
+    // One after the other: whom the store lets take again what is its own must not be let do so here.
+    const saved = this.#saving.then(() => this.#save(key, grant, ttl))
+    this.#saving = saved.catch(() => {})
+    return saved
+  }
+
+  async #save(key, grant, ttl) {
+    // Stores that wait are this package's, and may do that; those of `@verrou/core` may not.
+    if (this.wait !== undefined && (await this.#store.exists(key))) return false
+    try {
+      const saved = await this.#store.save(key, this.#owner, ttl)
+      if (saved) this.#grant = grant
+      return saved
+    } catch (error) {
+      // It may have been granted: the core is about to give it back.
+      this.#grant ??= grant
+      throw error
+    }
+  }
+
+  async delete(key, grant) {
+    this.#assertGrant(grant)
+    await this.#store.delete(key, this.#owner)
+    if (this.#grant === grant) this.#grant = undefined
+  }
+
+  forceDelete(key) {
+    return this.#store.forceDelete(key)
+  }
+
+  exists(key) {
+    return this.#store.exists(key)
+  }
+
+  extend(key, grant, ttl) {
+    this.#assertGrant(grant)
+    return this.#store.extend(key, this.#owner, ttl)
+  }
+
+  #assertGrant(grant) {
+    if (grant !== this.#grant) throw new E_LOCK_NOT_OWNED()
+  }
+}
