@@ -20,6 +20,8 @@
  * - The memory store excludes, and wakes who waits.
  */
 
+import type { LockStore as MainLockStore } from '../index.js'
+
 /**
  * A length of time: milliseconds, a text such as `'500ms'`, `'1.5s'` or `'2 minutes'` as
  * [`@lukeed/ms`](https://github.com/lukeed/ms) reads it, or `null` for one without end.
@@ -116,6 +118,19 @@ export interface LockStore {
   /** Lets `owner`'s record last `duration` milliseconds from now; throws as `delete`. */
   extend(key: string, owner: string, duration: number): Promise<void>
 }
+
+/**
+ * Another of this package's stores, such as `fileStore(folder)`, as the configuration wants it: that
+ * of `Verrou` here, and that of `@verrou/core`.
+ *
+ * It refuses an owner who holds the lock already, as it is there; but two processes that ask for the
+ * same owner at the same moment could both be granted it. In `@verrou/core` the leases of a store
+ * such as this last no longer than the process that took them, serialized or not: only here is the
+ * store told that they are handed over.
+ *
+ * @throws `E_INVALID_ARGUMENTS_EXCEPTION`.
+ */
+export function driver(store: MainLockStore): { factory: () => LockStore }
 
 /** What `run` returns: what the callback did, or that it was not called. */
 export type RunResult<T> = [true, T] | [false, null]

@@ -6,6 +6,7 @@ import { errors, inOurWords, translated } from './errors.js'
 import { ONCE, OwnedStore, coreStore, drawnOwner, heldLock } from './stores.js'
 
 export { E_LOCK_NOT_OWNED, E_LOCK_STORAGE_ERROR, errors }
+export { driver } from './stores.js'
 
 const DEFAULT_TTL = 30_000
 

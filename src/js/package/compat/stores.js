@@ -118,6 +118,85 @@ export function coreStore(store) {
 }
 
 /**
+ * `store`, which refuses whoever holds a lock already: that is the contract here, and the stores of
+ * this package may grant it again. For stores that do so anyway, what is asked before is the price.
+ */
+class NotReentrant {
+  #store
+  #saves = new Map()
+
+  constructor(store) {
+    this.#store = store
+    // The core looks which of these are there.
+    for (const method of ['fence', 'wait', 'detach']) {
+      if (typeof store[method] === 'function') this[method] = (...args) => store[method](...args)
+    }
+  }
+
+  /** One after the other: otherwise one owner could be granted the lock twice between two steps. */
+  save(key, owner, ttl) {
+    const before = this.#saves.get(key) ?? Promise.resolve()
+    const saved = before.then(() => this.#save(key, owner, ttl))
+    const done = saved.then(
+      () => this.#forget(key, done),
+      () => this.#forget(key, done)
+    )
+    this.#saves.set(key, done)
+    return saved
+  }
+
+  async #save(key, owner, ttl) {
+    return !(await this.#store.exists(key)) && this.#store.save(key, owner, ttl)
+  }
+
+  #forget(key, done) {
+    if (this.#saves.get(key) === done) this.#saves.delete(key)
+  }
+
+  async delete(key, owner) {
+    await inTheirWords(() => this.#store.delete(key, owner))
+  }
+
+  async forceDelete(key) {
+    await this.#store.forceDelete(key)
+  }
+
+  async exists(key) {
+    return this.#store.exists(key)
+  }
+
+  async extend(key, owner, duration) {
+    await inTheirWords(() => this.#store.extend(key, owner, duration))
+  }
+}
+
+async function inTheirWords(ask) {
+  try {
+    return await ask()
+  } catch (error) {
+    if (error?.code === 'E_LOCK_NOT_OWNER') throw new E_LOCK_NOT_OWNED([], { cause: error })
+    throw error
+  }
+}
+
+const notReentrant = new WeakMap()
+
+export function driver(store) {
+  coreStore(store)
+  return { factory: () => refusing(store) }
+}
+
+/** `store`, as `@verrou/core` wants it. */
+function refusing(store) {
+  if (store instanceof MemoryStore || store instanceof NotReentrant) return store
+  const known = notReentrant.get(store)
+  if (known !== undefined) return known
+  const made = new NotReentrant(store)
+  notReentrant.set(store, made)
+  return made
+}
+
+/**
  * A store of which one owner alone asks, whose name may be any text: of the core's owners, one for
  * each acquisition, it makes that one.
  *
@@ -128,14 +207,13 @@ export class OwnedStore {
   #store
   #owner
   #grant
-  #saving = Promise.resolve()
 
   /** `grant` is the core's owner of what is held already. */
   constructor(store, owner, grant) {
-    this.#store = store
+    // Those that wait are this package's; those of `@verrou/core` refuse by themselves.
+    this.#store = typeof store.wait === 'function' ? refusing(store) : store
     this.#owner = owner
     this.#grant = grant
-    // The core looks which of these are there.
     if (typeof store.fence === 'function') this.fence = (key) => store.fence(key, owner)
     if (typeof store.wait === 'function') {
       this.wait = (key, atMost, signal) => store.wait(key, atMost, signal)
@@ -148,16 +226,7 @@ export class OwnedStore {
     }
   }
 
-  save(key, grant, ttl) {
-    // One after the other: whom the store lets take again what is its own must not be let do so here.
-    const saved = this.#saving.then(() => this.#save(key, grant, ttl))
-    this.#saving = saved.catch(() => {})
-    return saved
-  }
-
-  async #save(key, grant, ttl) {
-    // Stores that wait are this package's, and may do that; those of `@verrou/core` may not.
-    if (this.wait !== undefined && (await this.#store.exists(key))) return false
+  async save(key, grant, ttl) {
     try {
       const saved = await this.#store.save(key, this.#owner, ttl)
       if (saved) this.#grant = grant
