@@ -77,12 +77,14 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
         let mut wasm =
             self.limits
                 .wasm_store(&self.engine, exchange.clone(), host, H::now, H::random);
-        let component = self.component.instantiate_async(&mut wasm).await?;
+        let made = self.component.instantiate_async(&mut wasm);
+        let component = exchange.serve(&store, made).await?;
         Ok(AsyncInstance {
             wasm,
             component,
             store,
             exchange,
+            open: None,
         })
     }
 }
@@ -97,13 +99,18 @@ impl<H> fmt::Debug for AsyncRunner<H> {
 
 /// [`Instance`](super::Instance), for stores whose steps are awaited.
 ///
-/// A future that is dropped half-way may leave its step undone, and the instance unusable; its
-/// calls say [`ComponentError::Stopped`] then.
+/// A future that is dropped while it waits leaves nothing behind. One that is dropped while the store
+/// is asked leaves that step in doubt, so that a lock may stay taken until its ttl has passed, and the
+/// instance unusable: its calls say [`ComponentError::Stopped`] then.
+///
+/// The component's code runs on the thread that polls, for as long as [`Limits::time`] lets it: the
+/// lock component's for microseconds.
 pub struct AsyncInstance<S, H: 'static> {
     wasm: wasmtime::Store<State<Exchange, H>>,
     component: LockManager,
     store: S,
     exchange: Exchange,
+    open: Option<ResourceAny>,
 }
 
 impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
@@ -118,17 +125,21 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
     ///
     /// # Errors
     ///
-    /// `E_LOCK_LOST` as soon as the lock is lost; `work` is dropped then.
+    /// `E_LOCK_LOST` as soon as the lock is lost; `work` is dropped then. The store's answer to an
+    /// extension is waited for, also when the work is done.
     pub async fn keep<T>(
         &mut self,
         lock: LockHandle,
         work: impl Future<Output = T>,
     ) -> Result<T, ComponentError> {
+        self.close().await?;
         let renewal = self.call(async |locks, wasm| locks.lock().call_keep(wasm, lock.0).await);
         let renewal = renewal.await??;
+        self.open = Some(renewal);
         let end = self.keep_by(renewal, work).await;
-        renewal.resource_drop_async(&mut self.wasm).await?;
-        end
+        let closed = self.close().await;
+        // What went wrong first is what went wrong.
+        end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
     async fn keep_by<T>(
@@ -138,9 +149,25 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
     ) -> Result<T, ComponentError> {
         let mut work = pin!(work);
         loop {
-            let kept =
-                self.call(async |locks, wasm| locks.renewal().call_poll(wasm, renewal).await);
-            let wait = match kept.await? {
+            let mut done = None;
+            let kept = {
+                let poll =
+                    self.call(async |locks, wasm| locks.renewal().call_poll(wasm, renewal).await);
+                let mut poll = pin!(poll);
+                let kept = poll_fn(|context| {
+                    if done.is_none()
+                        && let Poll::Ready(end) = work.as_mut().poll(context)
+                    {
+                        done = Some(end);
+                    }
+                    poll.as_mut().poll(context)
+                });
+                kept.await
+            };
+            if let Some(done) = done {
+                return Ok(done);
+            }
+            let wait = match kept? {
                 Keeping::Held(wait) => wait,
                 Keeping::Unknown(doubt) => doubt.wait,
                 Keeping::Lost(loss) => return Err(loss.into()),
@@ -158,25 +185,9 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
         call: impl AsyncFnOnce(&wit::Guest, &mut wasmtime::Store<State<Exchange, H>>) -> Result<T>,
     ) -> Result<T> {
         self.wasm.data_mut().enter();
-        self.exchange.clear();
         let exchange = self.exchange.clone();
-        let mut call = pin!(call(self.component.verrou_lock_locks(), &mut self.wasm));
-        loop {
-            let request = poll_fn(|context| match call.as_mut().poll(context) {
-                Poll::Ready(end) => Poll::Ready(Err(end)),
-                Poll::Pending => match exchange.requested() {
-                    Some(request) => Poll::Ready(Ok(request)),
-                    None => Poll::Pending,
-                },
-            });
-            match request.await {
-                Err(end) => return end,
-                Ok(request) => {
-                    let answer = request.ask(&self.store).await;
-                    exchange.answer(answer);
-                }
-            }
-        }
+        let call = call(self.component.verrou_lock_locks(), &mut self.wasm);
+        exchange.serve(&self.store, call).await
     }
 
     async fn wait(&mut self, name: &Name, at_most: Duration) {
@@ -264,9 +275,29 @@ impl Exchange {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what a call that was dropped half-way left here.
-    fn clear(&self) {
-        *self.slot() = Slot::default();
+    /// Waits for `call`, and does the steps that it asks of `store` meanwhile.
+    async fn serve<T>(
+        &self,
+        store: &impl AsyncStore,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let mut call = pin!(call);
+        loop {
+            let request = poll_fn(|context| match call.as_mut().poll(context) {
+                Poll::Ready(end) => Poll::Ready(Err(end)),
+                Poll::Pending => match self.requested() {
+                    Some(request) => Poll::Ready(Ok(request)),
+                    None => Poll::Pending,
+                },
+            });
+            match request.await {
+                Err(end) => return end,
+                Ok(request) => {
+                    let answer = request.ask(store).await;
+                    self.answer(answer);
+                }
+            }
+        }
     }
 
     fn requested(&self) -> Option<Request> {
@@ -301,8 +332,11 @@ impl Exchange {
         convert::reply(reply)
     }
 
-    async fn holder(&self, name: &str) -> Result<Option<backend::Holder>, backend::StoreError> {
-        let holder = match convert::name(name) {
+    async fn holder(
+        &self,
+        name: Result<Name, StoreError>,
+    ) -> Result<Option<backend::Holder>, backend::StoreError> {
+        let holder = match name {
             Ok(name) => match self.ask(Request::Inspect(name)).await {
                 Answer::Holder(holder) => holder,
                 Answer::Reply(_) => Err(StoreError::permanent("another question's answer")),
@@ -328,14 +362,24 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
 
     fn said<'a, H: Send, T>(
         mut caller: Caller<'a, H>,
-        ask: impl for<'b> FnOnce(&'b Exchange) -> Pin<Box<dyn Future<Output = T> + Send + 'b>>
+        ask: impl for<'b> FnOnce(
+            &'b Exchange,
+            Result<(), StoreError>,
+        ) -> Pin<Box<dyn Future<Output = T> + Send + 'b>>
         + Send
         + 'a,
     ) -> Said<'a, T> {
         Box::new(async move {
             let exchange = caller.data().store.clone();
-            let said = ask(&exchange).await;
-            caller.data_mut().enter();
+            let left = caller.data_mut().leave();
+            let (left, may) = match left {
+                Ok(left) => (Some(left), Ok(())),
+                Err(err) => (None, Err(err)),
+            };
+            let said = ask(&exchange, may).await;
+            if let Some(left) = left {
+                caller.data_mut().come_back(left);
+            }
             Ok((said,))
         })
     }
@@ -351,10 +395,12 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
         store.func_wrap_async(
             name,
             move |caller: Caller<'_, H>, (claim,): (backend::Claim,)| -> Said<'_, Step> {
-                said(caller, move |exchange| {
-                    Box::pin(
-                        async move { exchange.step(convert::claim(&claim).map(request)).await },
-                    )
+                said(caller, move |exchange, may| {
+                    Box::pin(async move {
+                        exchange
+                            .step(may.and_then(|()| convert::claim(&claim)).map(request))
+                            .await
+                    })
                 })
             },
         )?;
@@ -362,14 +408,15 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
     store.func_wrap_async(
         "evict",
         |caller: Caller<'_, H>, (name, only): (String, Option<u64>)| -> Said<'_, Step> {
-            said(caller, move |exchange| {
+            said(caller, move |exchange, may| {
                 Box::pin(async move {
                     let only = match only.map(Fence::new) {
                         // No grant has the token zero.
                         Some(None) => return Ok(backend::Reply::Refused(None)),
                         only => only.flatten(),
                     };
-                    let request = convert::name(&name).map(|name| Request::Evict(name, only));
+                    let request = may.and_then(|()| convert::name(&name));
+                    let request = request.map(|name| Request::Evict(name, only));
                     exchange.step(request).await
                 })
             })
@@ -380,8 +427,12 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
         |caller: Caller<'_, H>,
          (name,): (String,)|
          -> Said<'_, Result<Option<backend::Holder>, backend::StoreError>> {
-            said(caller, move |exchange| {
-                Box::pin(async move { exchange.holder(&name).await })
+            said(caller, move |exchange, may| {
+                Box::pin(async move {
+                    exchange
+                        .holder(may.and_then(|()| convert::name(&name)))
+                        .await
+                })
             })
         },
     )?;

@@ -47,6 +47,7 @@ macro_rules! calls {
         lock: LockHandle,
         retry: &Retry,
     ) -> Result<Option<Fence>, ComponentError> {
+        self.close() $($await)* ?;
         let name = self.call($($async)* |locks, wasm| {
             locks.lock().call_name(wasm, lock.0) $($await)*
         });
@@ -56,9 +57,20 @@ macro_rules! calls {
             locks.lock().call_acquire(wasm, lock.0, retry) $($await)*
         });
         let attempt = attempt $($await)* ??;
+        self.open = Some(attempt);
         let end = self.wait_for(attempt, &name) $($await)*;
-        attempt.$resource_drop(&mut self.wasm) $($await)* ?;
-        end
+        let closed = self.close() $($await)*;
+        // What went wrong first is what went wrong.
+        end.and_then(|end| Ok(closed.map(|()| end)?))
+    }
+
+    /// Drops the attempt or the renewal that is open: this one, or that of a call that was given up.
+    $($async)* fn close(&mut self) -> Result<()> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let closed = self.call($($async)* |_, wasm| open.$resource_drop(wasm) $($await)*);
+        closed $($await)*
     }
 
     $($async)* fn wait_for(
@@ -233,8 +245,8 @@ macro_rules! calls {
     ///
     /// [`ComponentError::Stopped`].
     pub $($async)* fn forget(&mut self, lock: LockHandle) -> Result<(), ComponentError> {
-        self.wasm.data_mut().enter();
-        Ok(lock.0.$resource_drop(&mut self.wasm) $($await)* ?)
+        let dropped = self.call($($async)* |_, wasm| lock.0.$resource_drop(wasm) $($await)*);
+        Ok(dropped $($await)* ?)
     }
     };
 }

@@ -1,6 +1,7 @@
 //! Why a lock operation in the component failed.
 
 use verrou::Loss;
+use wasmtime::{Trap, WasmBacktrace};
 
 /// Why a lock operation in a component failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,10 @@ pub enum ComponentError {
         /// How many attempts counted.
         attempts: u32,
     },
+    /// It was asked for something that cannot be asked: of a handle that was dropped, or that is
+    /// another instance's. The instance goes on.
+    #[error("there is no such handle in the lock component")]
+    Handle(#[source] wasmtime::Error),
     /// The component stopped, and so did its instance: make another. What its store recorded
     /// stays until its time has passed.
     #[error("the lock component stopped")]
@@ -45,6 +50,7 @@ impl ComponentError {
             Self::Lock(err) => err.code,
             Self::Lost(_) => "E_LOCK_LOST",
             Self::Timeout { .. } => "E_LOCK_TIMEOUT",
+            Self::Handle(_) => "E_INVALID_HANDLE",
             Self::Stopped(_) => "E_COMPONENT_STOPPED",
         }
     }
@@ -52,6 +58,11 @@ impl ComponentError {
 
 impl From<wasmtime::Error> for ComponentError {
     fn from(err: wasmtime::Error) -> Self {
-        Self::Stopped(err)
+        // Whatever goes wrong in a component's code comes with where it was.
+        if err.is::<Trap>() || err.downcast_ref::<WasmBacktrace>().is_some() {
+            Self::Stopped(err)
+        } else {
+            Self::Handle(err)
+        }
     }
 }

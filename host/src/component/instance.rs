@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use verrou::blocking::Host;
-use verrou::{Fence, Name, Retry, Store, Ttl, Waited};
+use verrou::{Fence, Name, Retry, Store, StoreError, Ttl, Waited};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result};
 
@@ -70,7 +70,11 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
             .limits
             .wasm_store(&self.engine, store, host, H::now, H::random);
         let component = self.component.instantiate(&mut wasm)?;
-        Ok(Instance { wasm, component })
+        Ok(Instance {
+            wasm,
+            component,
+            open: None,
+        })
     }
 }
 
@@ -89,16 +93,25 @@ pub struct LockHandle(pub(super) ResourceAny);
 /// An instance of the lock component: the locks of one store.
 ///
 /// It is called from one thread at a time. Whoever has several waits in it polls attempts of its
-/// own, by [`exports`](Self::exports); [`acquire`](Self::acquire) keeps it for one.
+/// own, by [`call`](Self::call); [`acquire`](Self::acquire) keeps it for one.
 pub struct Instance<S: 'static, H: 'static> {
     wasm: wasmtime::Store<State<S, H>>,
     component: LockManager,
+    open: Option<ResourceAny>,
 }
 
 impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
-    /// The component's own functions, for those who call them directly.
-    pub fn exports(&mut self) -> (&wit::Guest, &mut wasmtime::Store<State<S, H>>) {
-        (self.component.verrou_lock_locks(), &mut self.wasm)
+    /// Calls the component's own functions, for as long as [`Limits::time`] lets it run.
+    ///
+    /// # Errors
+    ///
+    /// What `call` says.
+    pub fn call<T>(
+        &mut self,
+        call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State<S, H>>) -> Result<T>,
+    ) -> Result<T> {
+        self.wasm.data_mut().enter();
+        call(self.component.verrou_lock_locks(), &mut self.wasm)
     }
 
     /// The store behind the component.
@@ -121,28 +134,24 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         lock: LockHandle,
         mut pause: impl FnMut(Duration, Option<&str>) -> ControlFlow<B>,
     ) -> Result<B, ComponentError> {
+        self.close()?;
         let renewal = self.call(|locks, wasm| locks.lock().call_keep(wasm, lock.0))??;
+        self.open = Some(renewal);
         let end = loop {
             let kept = self.call(|locks, wasm| locks.renewal().call_poll(wasm, renewal));
-            let (wait, why) = match kept? {
-                Keeping::Held(wait) => (wait, None),
-                Keeping::Unknown(doubt) => (doubt.wait, Some(doubt.why)),
-                Keeping::Lost(loss) => break Err(loss.into()),
+            let (wait, why) = match kept {
+                Ok(Keeping::Held(wait)) => (wait, None),
+                Ok(Keeping::Unknown(doubt)) => (doubt.wait, Some(doubt.why)),
+                Ok(Keeping::Lost(loss)) => break Err(loss.into()),
+                Err(err) => break Err(err.into()),
             };
             if let ControlFlow::Break(end) = pause(Duration::from_nanos(wait), why.as_deref()) {
                 break Ok(end);
             }
         };
-        renewal.resource_drop(&mut self.wasm)?;
-        end
-    }
-
-    fn call<T>(
-        &mut self,
-        call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State<S, H>>) -> Result<T>,
-    ) -> Result<T> {
-        self.wasm.data_mut().enter();
-        call(self.component.verrou_lock_locks(), &mut self.wasm)
+        let closed = self.close();
+        // What went wrong first is what went wrong.
+        end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
     fn wait(&mut self, name: &Name, at_most: Duration) {
@@ -164,20 +173,24 @@ impl<S, H> fmt::Debug for Instance<S, H> {
 }
 
 impl<S: Store, H> State<S, H> {
-    fn ask<T>(&mut self, question: impl FnOnce(&S) -> T) -> T {
+    fn ask<T>(
+        &mut self,
+        question: impl FnOnce(&S) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let left = self.leave()?;
         let answer = question(&self.store);
-        self.enter();
+        self.come_back(left);
         answer
     }
 
     fn step(
         &mut self,
         claim: &backend::Claim,
-        step: impl FnOnce(&S, &verrou::Claim) -> Result<verrou::Reply, verrou::StoreError>,
+        step: impl FnOnce(&S, &verrou::Claim) -> Result<verrou::Reply, StoreError>,
     ) -> Result<backend::Reply, backend::StoreError> {
-        self.ask(|store| {
-            convert::reply(convert::claim(claim).and_then(|claim| step(store, &claim)))
-        })
+        convert::reply(
+            convert::claim(claim).and_then(|claim| self.ask(|store| step(store, &claim))),
+        )
     }
 }
 
@@ -204,15 +217,15 @@ impl<S: Store, H> backend::Host for State<S, H> {
             Some(None) => return Ok(backend::Reply::Refused(None)),
             only => only.flatten(),
         };
-        self.ask(|store| {
-            convert::reply(convert::name(&name).and_then(|name| store.evict(&name, only)))
-        })
+        convert::reply(
+            convert::name(&name).and_then(|name| self.ask(|store| store.evict(&name, only))),
+        )
     }
 
     fn inspect(&mut self, name: String) -> Result<Option<backend::Holder>, backend::StoreError> {
-        self.ask(|store| {
-            convert::holder(convert::name(&name).and_then(|name| store.inspect(&name)))
-        })
+        convert::holder(
+            convert::name(&name).and_then(|name| self.ask(|store| store.inspect(&name))),
+        )
     }
 
     fn detach(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
@@ -220,7 +233,7 @@ impl<S: Store, H> backend::Host for State<S, H> {
     }
 
     fn can(&mut self) -> backend::Abilities {
-        self.ask(|store| convert::abilities(store.abilities()))
+        convert::abilities(self.store.abilities())
     }
 }
 

@@ -18,6 +18,12 @@ use super::convert::{duration, nanos};
 /// Gives the guests of `linker` the interface `verrou:lock/locks`, as wasmtime's own
 /// `add_to_linker` functions do: `locks` finds a guest's [`Locks`] in its state.
 ///
+/// A guest can do with the store's locks what any program can that has the store: it can also free,
+/// by force, what others hold. Give guests that should not a store of their own.
+///
+/// A guest that asks is answered on its own thread, which a slow store blocks, also in hosts that are
+/// asynchronous.
+///
 /// ```
 /// use std::sync::Arc;
 /// use verrou::MemoryStore;
