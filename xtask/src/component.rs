@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use wasm_encoder::RawSection;
@@ -13,8 +13,8 @@ use wit_component::{ComponentEncoder, DecodedWasm};
 use wit_parser::WorldKey;
 use xshell::{Shell, cmd};
 
-use crate::project;
 use crate::wasm::Toolchain;
+use crate::{NotHere, project};
 
 /// Newer ones may write what the runtimes do not read yet.
 const BINARYEN: &str = "132.0.0";
@@ -96,6 +96,11 @@ pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
         .join(format!("binaryen-{BINARYEN}"));
     let optimizer = folder.join("node_modules/binaryen/bin/wasm-opt");
     if !optimizer.exists() {
+        let npm = cmd!(shell, "npm --version").quiet().ignore_stdout();
+        ensure!(
+            npm.ignore_stderr().run().is_ok(),
+            NotHere("there is no npm here, which brings the optimizer `wasm-opt`".into())
+        );
         shell.create_dir(&folder)?;
         let package = format!("binaryen@{BINARYEN}");
         let arguments = ["--no-save", "--no-audit", "--no-fund", "--loglevel=error"];

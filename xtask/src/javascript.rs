@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use xshell::{Cmd, Shell, cmd};
 
+use crate::NotHere;
 use crate::{component, project};
 
 /// Runs the tests of `examples/javascript`: those of Node.js, and those of the page if there is a
@@ -64,8 +65,11 @@ fn exports_a_store(provider: &Path) -> Result<()> {
 pub(crate) fn ensure_recent(shell: &Shell) -> Result<()> {
     ensure!(
         is_recent(shell),
-        "there is no Node.js of version 20 or newer here, with npm: install it, on Debian 13 by \
-         `apt-get install nodejs npm`"
+        NotHere(
+            "there is no Node.js of version 20 or newer here, with npm: install it, on Debian 13 by \
+             `apt-get install nodejs npm`"
+                .into()
+        )
     );
     Ok(())
 }

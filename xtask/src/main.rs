@@ -10,6 +10,7 @@ mod wasm;
 mod wit_docs;
 
 use std::env;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -189,6 +190,18 @@ fn components(shell: &Shell, report: &mut Report) -> bool {
     })
 }
 
+/// Something that this machine has not, and that could not be fetched: no mistake of the project's.
+#[derive(Debug)]
+struct NotHere(String);
+
+impl fmt::Display for NotHere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotHere {}
+
 /// What was run, and what came of it.
 #[derive(Default)]
 struct Report {
@@ -212,6 +225,9 @@ impl Report {
         let (what, _) = what.split_once(": ").unwrap_or((what, ""));
         match &ended {
             Ok(()) => self.lines.push(format!("ok       {what} ({seconds} s)")),
+            Err(err) if err.is::<NotHere>() => {
+                self.lines.push(format!("NOT RUN  {what}: {err:#}"));
+            }
             Err(err) => {
                 eprintln!("{err:#}");
                 self.failed = true;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use xshell::{Cmd, Shell, cmd};
 
+use crate::NotHere;
 use crate::{component, project};
 
 /// The version that the examples' README names.
@@ -58,8 +59,11 @@ fn interpreter(shell: &Shell) -> Result<PathBuf> {
         let recent = "import sys; sys.exit(sys.version_info < (3, 11))";
         ensure!(
             succeeds(cmd!(shell, "{system} -c {recent}")),
-            "there is no `python3` of version 3.11 or newer here: install it, on Debian by \
-             `apt-get install python3 python3-venv`"
+            NotHere(
+                "there is no `python3` of version 3.11 or newer here: install it, on Debian by \
+                 `apt-get install python3 python3-venv`"
+                    .into()
+            )
         );
         cmd!(shell, "{system} -m venv --clear {folder}")
             .run()
