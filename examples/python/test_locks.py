@@ -129,7 +129,7 @@ class NonsenseTest(Case):
         self.assertTrue(self.locks.lock("n" * 1024).try_acquire())
 
     def test_ttls(self):
-        for ttl in (0, 1e-12, -1, GREATEST, 2 * GREATEST, float("nan"), float("inf"), 1 << 70):
+        for ttl in (0, 1e-12, -1, GREATEST, 2 * GREATEST, float("nan"), float("inf"), 1 << 70, "5s", []):
             self.assert_fails("E_INVALID_TTL", self.locks.lock, "x", ttl)
         # The longest there is: 2^63 - 1 nanoseconds.
         self.assertTrue(self.locks.lock("x", Fraction((1 << 63) - 1, 10**9)).try_acquire())

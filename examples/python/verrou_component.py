@@ -10,6 +10,7 @@ Lengths of time are seconds here. What goes wrong is a `LockError` with Verrou's
 import threading
 import time
 from contextlib import contextmanager, suppress
+from numbers import Real
 from typing import NamedTuple
 
 from component_imports import record
@@ -147,6 +148,9 @@ def nanoseconds(seconds, code: str) -> int | None:
     """Checked, for wasmtime-py would cut off what does not fit."""
     if seconds is None:
         return None
+    # A text times a number would be a long text.
+    if not isinstance(seconds, Real):
+        raise LockError(code, f"{seconds!r} is no length of time; write a number of seconds")
     with suppress(ValueError, OverflowError):
         nanos = round(seconds * 1_000_000_000)
         if 0 <= nanos < 1 << 64:
