@@ -1,0 +1,53 @@
+/** Lengths of time, beside the library that Verrou has read them with. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+
+import { parse } from '@lukeed/ms'
+
+import { LockFactory } from '../../../target/js/compat/index.js'
+import { OpenStore, coded, options } from './place.mjs'
+
+const WORDS =
+  'ms msec msecs millisecond milliseconds s sec secs second seconds m min mins minute minutes ' +
+  'h hr hrs hour hours d day days w wk wks week weeks y yr yrs year years'
+const UNITS = ['', ...WORDS.split(' ')]
+const NUMBERS = ['1', '10', '007', '1.5', '.5', '100.25']
+const OTHERS = [
+  ...['', ' ', '0', '0s', '0.0', '-0', 'abc', 'owner', 's', '1 2', '1,5s', '1e3', '0x10', '1.s', '1..5s'],
+  ...['1m 30s', '1m30s', ' 1s', '1s ', '1\ts', '1 fortnight', '1 month', '1us', '1ns', 'none', 'null', '+1s', '1sec.', '١s'],
+]
+
+async function saved(ttl) {
+  const store = new OpenStore()
+  await new LockFactory(store).createLock('foo', ttl).acquire()
+  return store.asked.save[0][2]
+}
+
+test('what it reads is read as there', options, async () => {
+  for (const unit of UNITS) {
+    for (const number of NUMBERS) {
+      for (const form of [number + unit, `${number} ${unit}`, `${number}   ${unit.toUpperCase()}`]) {
+        const length = parse(form)
+        assert.ok(length > 0, form)
+        // To the microsecond: the core counts in nanoseconds, a store in milliseconds.
+        assert.ok(Math.abs((await saved(form)) - Math.ceil(length)) < 0.001, form)
+      }
+    }
+  }
+})
+
+test('what it does not read, or what is not above zero, is refused', () => {
+  const factory = new LockFactory(new OpenStore())
+  for (const form of [...OTHERS, ...UNITS.map((unit) => `-1${unit}`)]) {
+    const length = parse(form)
+    assert.ok(!(length > 0), form)
+    assert.throws(() => factory.createLock('foo', form), coded('E_INVALID_ARGUMENTS_EXCEPTION'), form)
+  }
+})
+
+test('a text that is no length of time is told as there', () => {
+  const factory = new LockFactory(new OpenStore())
+  assert.throws(() => factory.createLock('foo', 'abc'), {
+    message: 'Invalid duration expression "abc"',
+  })
+})
