@@ -124,9 +124,13 @@ fn duration(millis: f64) -> Duration {
     Duration::try_from_secs_f64(millis / 1_000.0).unwrap_or_default()
 }
 
-/// As JavaScript has lengths of time: in milliseconds.
+/// As JavaScript has lengths of time: in milliseconds, and whole ones as whole numbers.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "JavaScript has no more precise numbers"
+)]
 pub(super) fn millis(length: Duration) -> f64 {
-    length.as_secs_f64() * 1_000.0
+    length.as_nanos() as f64 / 1e6
 }
 
 /// What `value` comes to, which may be a promise.
