@@ -1,0 +1,281 @@
+/**
+ * Leases that the tabs and workers of one origin share: kept in IndexedDB, whose transactions make each
+ * step atomic. That a tab lives is told by a Web Lock that it holds for as long as it does; that a lock
+ * may be free, by a BroadcastChannel.
+ */
+import { errors } from './errors.js'
+
+const TABLE = 'locks'
+
+/** What a timer can wait for, in ms. */
+const LONGEST = 2 ** 31 - 1
+
+export function webStore(options = {}) {
+  return new WebStore(options)
+}
+
+class WebStore {
+  #name
+  #channel
+  #wakers = new Map()
+  #granted = new Map()
+  #database
+  #opening
+  #client
+  #living
+  #end
+  #closed = false
+
+  constructor({ name = 'verrou' } = {}) {
+    assertPresent()
+    this.#name = name
+    this.#channel = new BroadcastChannel(`verrou:${name}`)
+    this.#channel.onmessage = ({ data }) => this.#wake(data)
+  }
+
+  async save(key, owner, ttl) {
+    const client = await this.#live()
+    let dead
+    for (;;) {
+      const { fence, holder } = await this.#step(key, (record) => {
+        const mine = record.owner === owner
+        if (isHeld(record) && !mine && (dead === undefined || record.client !== dead)) {
+          return { answer: { holder: record.client } }
+        }
+        const same = mine && isHeld(record)
+        const granted = {
+          key,
+          owner,
+          fence: same ? record.fence : record.fence + 1,
+          since: same ? record.since : Date.now(),
+          ends: endOf(ttl),
+          client: same ? record.client : client,
+        }
+        return { put: granted, answer: { fence: granted.fence } }
+      })
+      if (fence !== undefined) {
+        this.#granted.set(owner, fence)
+        return true
+      }
+      if (holder === null || (await this.#lives(holder))) return false
+      dead = holder
+    }
+  }
+
+  async delete(key, owner) {
+    this.#granted.delete(owner)
+    const held = await this.#step(key, (record) =>
+      record.owner === owner ? { put: freed(record), answer: isHeld(record) } : { answer: false }
+    )
+    this.#tell(key)
+    if (!held) throw notOwner(key)
+  }
+
+  async forceDelete(key) {
+    await this.#step(key, (record) => ({ put: freed(record) }))
+    this.#tell(key)
+  }
+
+  async exists(key) {
+    const record = await this.#step(key, (record) => ({ answer: record }))
+    return isHeld(record) && (record.client === null || (await this.#lives(record.client)))
+  }
+
+  async extend(key, owner, ttl) {
+    const held = await this.#step(key, (record) =>
+      record.owner === owner && isHeld(record)
+        ? { put: { ...record, ends: endOf(ttl) }, answer: true }
+        : { answer: false }
+    )
+    // Whoever waits for its end has to look when that is now.
+    this.#tell(key)
+    if (!held) throw notOwner(key)
+  }
+
+  fence(key, owner) {
+    const fence = this.#granted.get(owner)
+    this.#granted.delete(owner)
+    return fence ?? null
+  }
+
+  async detach(key, owner) {
+    const held = await this.#step(key, (record) =>
+      record.owner === owner && isHeld(record)
+        ? { put: { ...record, client: null }, answer: true }
+        : { answer: false }
+    )
+    this.#tell(key)
+    if (!held) throw notOwner(key)
+  }
+
+  async wait(key, atMost, signal) {
+    const over = new AbortController()
+    let timer
+    const woken = new Promise((resolve) => {
+      const wakers = this.#wakers.get(key) ?? new Set()
+      this.#wakers.set(key, wakers.add(resolve))
+      over.signal.addEventListener('abort', () => {
+        wakers.delete(resolve)
+        if (wakers.size === 0) this.#wakers.delete(key)
+        clearTimeout(timer)
+        resolve()
+      })
+      const end = () => over.abort()
+      if (signal.aborted) return end()
+      signal.addEventListener('abort', end, { once: true })
+      over.signal.addEventListener('abort', () => signal.removeEventListener('abort', end))
+    })
+    try {
+      const record = await this.#step(key, (record) => ({ answer: record }))
+      if (!isHeld(record) || over.signal.aborted) return
+      const left = record.ends === null ? atMost : Math.min(atMost, record.ends - Date.now())
+      timer = setTimeout(() => over.abort(), Math.min(Math.max(Math.ceil(left), 0), LONGEST))
+      const waits = [woken]
+      if (record.client !== null && record.client !== this.#client) {
+        // Granted when whoever holds it is gone.
+        const options = { mode: 'shared', signal: over.signal }
+        waits.push(navigator.locks.request(record.client, options, () => {}).catch(() => woken))
+      }
+      await Promise.race(waits)
+    } finally {
+      over.abort()
+    }
+  }
+
+  async list() {
+    const database = this.#database ?? (await this.#open())
+    const records = await asked(database.transaction(TABLE).objectStore(TABLE).getAll())
+    const { held } = await navigator.locks.query()
+    const living = new Set(held.map((lock) => lock.name))
+    return records
+      .filter((record) => isHeld(record) && (record.client === null || living.has(record.client)))
+      .map(({ key, owner, fence, since, ends }) => ({ key, owner, fence, since, ends }))
+  }
+
+  close() {
+    this.#closed = true
+    this.#channel.close()
+    this.#database?.close()
+    this.#end?.()
+    for (const wakers of this.#wakers.values()) for (const wake of wakers) wake()
+  }
+
+  /** Reads the record of `key`, and puts another in its place, in one transaction. */
+  #step(key, change) {
+    // At once if it can be: a page that is closed next has sent it.
+    if (this.#database !== undefined) return transact(this.#database, key, change)
+    return this.#open().then((database) => transact(database, key, change))
+  }
+
+  #open() {
+    this.#assertOpen()
+    this.#opening ??= new Promise((resolve, reject) => {
+      const request = indexedDB.open(`verrou:${this.#name}`, 1)
+      request.onupgradeneeded = () => request.result.createObjectStore(TABLE, { keyPath: 'key' })
+      request.onsuccess = () => {
+        this.#database = request.result
+        // Another version of this wants to change it, or somebody deletes it.
+        this.#database.onversionchange = () => this.close()
+        resolve(this.#database)
+      }
+      request.onerror = () => {
+        this.#opening = undefined
+        reject(new Error(`IndexedDB cannot be used here: ${request.error?.message}; private windows of some browsers have none`, { cause: request.error }))
+      }
+    })
+    return this.#opening
+  }
+
+  /** The name of the Web Lock that this tab or worker holds for as long as it lives. */
+  #live() {
+    this.#assertOpen()
+    this.#living ??= new Promise((resolve, reject) => {
+      const client = `verrou:${this.#name}:${crypto.randomUUID()}`
+      const held = navigator.locks.request(client, () => {
+        this.#client = client
+        resolve(client)
+        return new Promise((end) => {
+          this.#end = end
+        })
+      })
+      held.catch((error) => {
+        this.#living = undefined
+        reject(error)
+      })
+    })
+    return this.#living
+  }
+
+  async #lives(client) {
+    if (client === this.#client) return true
+    const { held } = await navigator.locks.query()
+    return held.some((lock) => lock.name === client)
+  }
+
+  /** Wakes whoever waits for `key`, here and in the other tabs and workers. */
+  #tell(key) {
+    if (!this.#closed) this.#channel.postMessage(key)
+    this.#wake(key)
+  }
+
+  #wake(key) {
+    for (const wake of this.#wakers.get(key) ?? []) wake()
+  }
+
+  #assertOpen() {
+    if (this.#closed) throw new Error('this store was closed')
+  }
+}
+
+function assertPresent() {
+  const missing = [
+    ['Web Locks (navigator.locks)', globalThis.navigator?.locks],
+    ['IndexedDB', globalThis.indexedDB],
+    ['BroadcastChannel', globalThis.BroadcastChannel],
+  ]
+    .filter(([, present]) => !present)
+    .map(([name]) => name)
+  if (missing.length === 0) return
+  const why = globalThis.isSecureContext === false ? ': serve the page over https, or from localhost' : ''
+  throw new errors.E_INVALID_STORE(`webStore() is for browsers' tabs and workers: there is no ${missing.join(', no ')} here${why}`)
+}
+
+function transact(database, key, change) {
+  return new Promise((resolve, reject) => {
+    const transaction = database.transaction(TABLE, 'readwrite')
+    const table = transaction.objectStore(TABLE)
+    let answer
+    const read = table.get(key)
+    read.onsuccess = () => {
+      const record = read.result ?? { key, owner: null, fence: 0, since: null, ends: null, client: null }
+      const changed = change(record)
+      answer = changed.answer
+      if (changed.put) table.put(changed.put)
+    }
+    transaction.oncomplete = () => resolve(answer)
+    transaction.onabort = () => reject(transaction.error ?? new Error('IndexedDB gave the step up'))
+  })
+}
+
+function asked(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result)
+    request.onerror = () => reject(request.error)
+  })
+}
+
+function isHeld({ owner, ends }) {
+  return owner !== null && (ends === null || Date.now() < ends)
+}
+
+function freed(record) {
+  return { ...record, owner: null, since: null, ends: null, client: null }
+}
+
+function endOf(ttl) {
+  return ttl === null ? null : Date.now() + ttl
+}
+
+function notOwner(key) {
+  return new errors.E_LOCK_NOT_OWNER(`the lock \`${key}\` is not held by this owner`)
+}
