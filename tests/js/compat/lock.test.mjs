@@ -245,7 +245,9 @@ test('a ttl that cannot be meant is refused, where it is none and for whom', opt
     await assert.rejects(lock.extend(ttl), INVALID, `${ttl}`)
   }
   assert.deepEqual(store.asked.extend, [])
-  assert.throws(() => new Lock('foo', store, config(), 'me', 0), INVALID)
+  for (const ttl of [0, Infinity]) {
+    assert.throws(() => new Lock('foo', store, config(), 'me', ttl), INVALID)
+  }
 })
 
 test('a name that cannot be one is refused', () => {
@@ -298,7 +300,7 @@ test('whole milliseconds reach the store, of any ttl', options, async () => {
   const factory = new LockFactory(store)
   const lock = factory.createLock('foo', 1)
   await lock.acquire()
-  const lengths = [1, 999, 1_001, 1_003, 30_000, 4_294_967_297, 8_640_000_000_001]
+  const lengths = [1, 999, 1_001, 1_003, 30_000, 4_294_967_297, 31_557_600_001]
   for (const length of lengths) {
     await factory.createLock('foo', length).acquire()
     await new Lock('foo', store, config(), 'me', length).extend()
@@ -408,16 +410,30 @@ test('a run whose lock could not be released says what it returned, or throws wh
 test('what a failed save may have recorded is given back', options, async () => {
   for (const owner of [undefined, 'me']) {
     const store = new MapStore()
-    const save = store.save.bind(store)
+    const lock = new Lock('foo', store, config(), owner)
+    await lock.acquire()
+    await lock.release()
+    const save = store.save
     store.save = async (...args) => {
-      await save(...args)
+      await save.apply(store, args)
       throw new Error('the answer was lost')
     }
-    const lock = new Lock('foo', store, config(), owner)
     await assert.rejects(lock.acquire(), coded('E_LOCK_STORAGE_ERROR'))
-    if (owner !== undefined) await lock.release()
     assert.equal(await lock.isLocked(), false)
   }
+})
+
+test('where the owner may have held it before, it is for the caller to release', options, async () => {
+  const store = new MapStore()
+  const lock = new Lock('foo', store, config(), 'me')
+  await store.save('foo', 'me', 60_000)
+  store.save = async () => {
+    throw new Error('the disk is full')
+  }
+  await assert.rejects(lock.acquire(), coded('E_LOCK_STORAGE_ERROR'))
+  assert.equal(await lock.isLocked(), true)
+  await lock.release()
+  assert.equal(await lock.isLocked(), false)
 })
 
 test('an object that is no store is refused', () => {
@@ -602,11 +618,11 @@ test('nothing of a lock is in its JSON, nor in what is printed of it', options, 
 test('the errors are of the form that they have in @verrou/core', async () => {
   const theirs = await import('@verrou/core')
   const ours = await import('../../../target/js/compat/index.js')
-  for (const name of ['E_LOCK_NOT_OWNED', 'E_LOCK_STORAGE_ERROR']) {
+  for (const [name, args] of [['E_LOCK_NOT_OWNED', []], ['E_LOCK_STORAGE_ERROR', ['why']]]) {
     const [Theirs, Ours] = [theirs[name], ours[name]]
     for (const member of ['message', 'code']) assert.equal(Ours[member], Theirs[member])
     const cause = new Error('why')
-    const [their, our] = [new Theirs(['why'], { cause }), new Ours(['why'], { cause })]
+    const [their, our] = [new Theirs(args, { cause }), new Ours(args, { cause })]
     for (const member of ['name', 'message', 'code', 'status', 'cause']) assert.equal(our[member], their[member])
     assert.equal(String(our), String(their))
     assert.equal(new Ours().code, name)
