@@ -16,7 +16,7 @@ use self::bindings::wasi::random::random;
 use crate::claim::{Claim, Fence, InvalidOwner};
 use crate::error::{Error, Loss};
 use crate::name::Name;
-use crate::retry::{Backoff, InvalidRetry, Retry};
+use crate::retry::{InvalidRetry, Retry};
 use crate::serialized::SerializedLock;
 use crate::stepped::{self, Keeping, Progress};
 use crate::store::{Abilities, Holder, Reply, Store, StoreError};
@@ -385,19 +385,12 @@ fn fence(token: Option<u64>) -> Result<Option<Fence>, StoreError> {
 }
 
 fn policy(retry: &wit::Retry) -> Result<Retry, InvalidRetry> {
-    let mut policy = Retry::default();
-    if let Some(attempts) = retry.attempts {
-        policy = policy.attempts(attempts)?;
-    }
-    let first = duration(retry.delay).unwrap_or(Retry::DEFAULT_DELAY);
-    policy = policy.backoff(match duration(retry.max_delay) {
-        None => Backoff::Constant(first),
-        Some(cap) => Backoff::Jittered { first, cap },
-    })?;
-    Ok(match duration(retry.timeout) {
-        Some(timeout) => policy.timeout(timeout),
-        None => policy,
-    })
+    Retry::new(
+        retry.attempts,
+        duration(retry.delay),
+        duration(retry.max_delay),
+        duration(retry.timeout),
+    )
 }
 
 fn duration(nanos: Option<u64>) -> Option<Duration> {

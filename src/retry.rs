@@ -63,6 +63,31 @@ impl Retry {
     /// No pause is shorter: a shorter one would ask the store without a break.
     const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
+    /// What four lengths and numbers say, each of which may be left to the default: how many attempts
+    /// to make at most, for how long to pause between two, up to which length pauses grow, and for
+    /// how long to try in all.
+    ///
+    /// # Errors
+    ///
+    /// As [`attempts`](Self::attempts) and [`backoff`](Self::backoff).
+    pub fn new(
+        attempts: Option<u32>,
+        delay: Option<Duration>,
+        max_delay: Option<Duration>,
+        timeout: Option<Duration>,
+    ) -> Result<Self, InvalidRetry> {
+        let first = delay.unwrap_or(Self::DEFAULT_DELAY);
+        let mut policy = Self::FOR_EVER.backoff(match max_delay {
+            None => Backoff::Constant(first),
+            Some(cap) => Backoff::Jittered { first, cap },
+        })?;
+        if let Some(attempts) = attempts {
+            policy = policy.attempts(attempts)?;
+        }
+        policy.timeout = timeout;
+        Ok(policy)
+    }
+
     /// Makes `attempts` attempts in all, the first one included.
     ///
     /// # Errors

@@ -34,38 +34,23 @@ impl Retry {
         timeout: &JsValue,
     ) -> Result<Self, JsValue> {
         let base = &self.0;
-        let mut policy = crate::Retry::default();
         let most = if attempts.is_undefined() {
             base.most_attempts().map(Into::into)
         } else {
             count(attempts)?
         };
-        if let Some(most) = most {
-            policy = policy.attempts(most).map_err(|err| thrown(&err.into()))?;
-        }
-        policy = policy
-            .backoff(pauses(base.pauses(), delay, max_delay)?)
-            .map_err(|err| thrown(&err.into()))?;
-        let longest = given("timeout", timeout, base.longest())?;
-        if let Some(longest) = longest {
-            policy = policy.timeout(longest);
-        }
-        Ok(Self(policy))
+        let (first, cap) = match base.pauses() {
+            Backoff::Constant(pause) => (pause, None),
+            Backoff::Jittered { first, cap } => (first, Some(cap)),
+        };
+        let policy = crate::Retry::new(
+            most,
+            given("delay", delay, Some(first))?,
+            given("maxDelay", max_delay, cap)?,
+            given("timeout", timeout, base.longest())?,
+        );
+        policy.map(Self).map_err(|err| thrown(&err.into()))
     }
-}
-
-fn pauses(base: Backoff, delay: &JsValue, max_delay: &JsValue) -> Result<Backoff, JsValue> {
-    let (first, cap) = match base {
-        Backoff::Constant(pause) => (pause, None),
-        Backoff::Jittered { first, cap } => (first, Some(cap)),
-    };
-    // As in Verrou, where `null` is the default.
-    let first = given("delay", delay, Some(first))?.unwrap_or(crate::Retry::DEFAULT_DELAY);
-    let cap = given("maxDelay", max_delay, cap)?;
-    Ok(match cap {
-        None => Backoff::Constant(first),
-        Some(cap) => Backoff::Jittered { first, cap },
-    })
 }
 
 /// `value`, or `unsaid`.

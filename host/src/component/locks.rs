@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use verrou::blocking::Host;
 use verrou::{
-    Backoff, Clock, Error, Fence, InvalidRetry, Loss, Retry, SerializedLock, Store, Timestamp, Ttl,
-    stepped,
+    Clock, Error, Fence, InvalidRetry, Loss, Retry, SerializedLock, Store, Timestamp, Ttl, stepped,
 };
 use wasmtime::Result;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable, ResourceTableError};
@@ -362,17 +361,10 @@ impl From<Error> for wit::LockError {
 }
 
 fn policy(retry: &wit::Retry) -> Result<Retry, InvalidRetry> {
-    let mut policy = Retry::default();
-    if let Some(attempts) = retry.attempts {
-        policy = policy.attempts(attempts)?;
-    }
-    let first = duration(retry.delay).unwrap_or(Retry::DEFAULT_DELAY);
-    policy = policy.backoff(match duration(retry.max_delay) {
-        None => Backoff::Constant(first),
-        Some(cap) => Backoff::Jittered { first, cap },
-    })?;
-    Ok(match duration(retry.timeout) {
-        Some(timeout) => policy.timeout(timeout),
-        None => policy,
-    })
+    Retry::new(
+        retry.attempts,
+        duration(retry.delay),
+        duration(retry.max_delay),
+        duration(retry.timeout),
+    )
 }
