@@ -1,8 +1,14 @@
 import { Lock as CoreLock, Retry } from '../core/verrou.js'
 import { assertUsable } from '../errors.js'
 import { millis, ttlOf } from './duration.js'
-import { E_LOCK_NOT_OWNED, E_LOCK_STORAGE_ERROR, InvalidArgumentsException } from './errors.js'
-import { errors, inOurWords, translated } from './errors.js'
+import {
+  E_LOCK_NOT_OWNED,
+  E_LOCK_STORAGE_ERROR,
+  InvalidArgumentsException,
+  errors,
+  inOurWords,
+  translated,
+} from './errors.js'
 import { ONCE, OwnedStore, coreStore, drawnOwner, heldLock } from './stores.js'
 
 export { E_LOCK_NOT_OWNED, E_LOCK_STORAGE_ERROR, errors }
@@ -26,10 +32,11 @@ function pause(delay) {
   return delay === 0 ? 1 : millis(delay)
 }
 
-/** As there, zero is no limit. */
+/** As there, zero is no limit, and a limit is over once more than its whole milliseconds have passed. */
 function limit(timeout) {
   if (timeout === undefined) return undefined
-  return timeout === 0 ? null : millis(timeout)
+  const length = timeout === 0 ? null : millis(timeout)
+  return length > 0 ? length + 1 : length
 }
 
 const SILENT = { child: () => SILENT, log() {}, trace() {}, debug() {} }
