@@ -70,10 +70,27 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     )
     .run()?;
     let tests = javascript::install(shell, &project().join("tests/js"))?;
+    shell.remove_path(report())?;
     let command = project().join("target/debug/verrou");
     let _command = shell.push_env("VERROU_COMMAND", command);
-    javascript::run(shell, &tests, "test")?;
-    javascript::run_in_browser(shell, &tests)
+    javascript::run(shell, &tests, "test")
+        .and_then(|()| javascript::run_in_browser(shell, &tests))
+        .map_err(|err| match failing() {
+            Some(failing) => err.context(failing),
+            None => err,
+        })
+}
+
+/// Where the last tests' report is: `tests/js/package.json` names it as well.
+fn report() -> PathBuf {
+    project().join("target/js-tests.txt")
+}
+
+/// What the last tests say of those that failed, at the end of their report.
+fn failing() -> Option<String> {
+    let report = fs::read_to_string(report()).ok()?;
+    let (_, failing) = report.split_once("failing tests:")?;
+    Some(failing.trim().to_owned())
 }
 
 /// Measures the package beside its peers.

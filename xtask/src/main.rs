@@ -231,7 +231,8 @@ impl Report {
             Err(err) => {
                 eprintln!("{err:#}");
                 self.failed = true;
-                self.lines.push(format!("FAILED   {what} ({seconds} s)"));
+                self.lines
+                    .push(format!("FAILED   {what} ({seconds} s): {err:#}"));
             }
         }
         ended.is_ok()
