@@ -6,7 +6,6 @@ use core::time::Duration;
 use crate::claim::{Claim, Fence};
 use crate::error::{Error, Loss};
 use crate::lease::Lease;
-use crate::name::Name;
 use crate::retry::Retry;
 use crate::store::{Reply, StoreError};
 use crate::time::Timestamp;
@@ -21,7 +20,7 @@ use crate::time::Timestamp;
 /// |---|---|---|
 /// | [`Acquire`](AcquireStep::Acquire) | [`Store::acquire`](crate::Store::acquire) | [`heard`](Self::heard) with what the store said |
 /// | [`Release`](AcquireStep::Release) | [`Store::release`](crate::Store::release) | [`heard`](Self::heard) with what the store said |
-/// | [`Wait`](AcquireStep::Wait) | wait until the name may be free, at most this long | [`waited`](Self::waited) |
+/// | [`Wait`](AcquireStep::Wait) | [`Store::wait`](crate::Store::wait), or let this long pass | [`waited`](Self::waited) |
 /// | [`Sleep`](AcquireStep::Sleep) | let this long pass | [`waited`](Self::waited) |
 /// | [`Done`](AcquireStep::Done) | nothing: this is the end | |
 ///
@@ -61,8 +60,8 @@ pub enum AcquireStep<'a> {
     Acquire(&'a Claim),
     /// Ask the store to release this claim, in case it was granted.
     Release(&'a Claim),
-    /// Wait until this name may be free, but at most this long.
-    Wait(&'a Name, Duration),
+    /// Wait until this claim may be granted, but at most this long.
+    Wait(&'a Claim, Duration),
     /// Let this long pass: the store is in trouble.
     Sleep(Duration),
     /// It is over: this is the lease, or why there is none.
@@ -110,9 +109,9 @@ impl Acquire {
         Self { seen, ..self }
     }
 
-    /// The lock that is asked for.
-    pub fn name(&self) -> &Name {
-        &self.claim.name
+    /// What is asked for.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
     }
 
     /// What to do at `now`.
@@ -125,7 +124,7 @@ impl Acquire {
         }
         match &self.state {
             State::Waiting { look, .. } => {
-                AcquireStep::Wait(&self.claim.name, look.saturating_since(now))
+                AcquireStep::Wait(&self.claim, look.saturating_since(now))
             }
             State::Pausing { due } => AcquireStep::Sleep(due.saturating_since(now)),
             State::Ready { .. } | State::Asking { .. } => AcquireStep::Acquire(&self.claim),

@@ -66,15 +66,22 @@ impl<H: Host + ?Sized> Host for Arc<H> {
 /// Whatever the machine ends with: [`Error::Timeout`], [`Error::Storage`], or [`Error::Lost`] when
 /// grants kept coming too late.
 pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Result<Lease, Error> {
+    let mut waited = false;
     loop {
         match stepped::advance(store, host, &mut machine) {
             Halt::Wait(at_most) => {
-                if store.wait(machine.name(), at_most) == Waited::Unable {
+                waited = true;
+                if store.wait(machine.claim(), at_most) == Waited::Unable {
                     host.sleep(at_most);
                 }
             }
             Halt::Sleep(pause) => host.sleep(pause),
-            Halt::Done(end) => return end,
+            Halt::Done(end) => {
+                if waited && end.is_err() {
+                    store.give_up(machine.claim());
+                }
+                return end;
+            }
         }
         machine.waited(host.now());
     }

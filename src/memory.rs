@@ -242,7 +242,8 @@ impl<C: Clock> Store for MemoryStore<C> {
     }
 
     /// Ends when the name is released, when its record ends, or after `at_most`.
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let name = &claim.name;
         let held = |state: &mut State, now| {
             let record = state.records.get(name)?;
             Some((
@@ -305,7 +306,8 @@ impl<C: Clock> AsyncStore for MemoryStore<C> {
         future::ready(Store::detach(self, claim))
     }
 
-    async fn wait(&self, name: &Name, _at_most: Duration) {
+    async fn wait(&self, claim: &Claim, _at_most: Duration) {
+        let name = &claim.name;
         let mut waiter = Waiter {
             store: self,
             name,

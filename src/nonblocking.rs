@@ -99,12 +99,14 @@ pub async fn acquire(
     host: &impl AsyncHost,
     mut machine: Acquire,
 ) -> Result<Lease, Error> {
+    let mut place = Place { store, of: None };
     loop {
         let reply = match machine.next(host.now()) {
             AcquireStep::Acquire(claim) => store.acquire(claim).await,
             AcquireStep::Release(claim) => store.release(claim).await,
-            AcquireStep::Wait(name, at_most) => {
-                either(store.wait(name, at_most), host.sleep(at_most)).await;
+            AcquireStep::Wait(claim, at_most) => {
+                place.of.get_or_insert_with(|| claim.clone());
+                either(store.wait(claim, at_most), host.sleep(at_most)).await;
                 machine.waited(host.now());
                 continue;
             }
@@ -113,9 +115,28 @@ pub async fn acquire(
                 machine.waited(host.now());
                 continue;
             }
-            AcquireStep::Done(end) => return end,
+            AcquireStep::Done(end) => {
+                if end.is_ok() {
+                    place.of = None;
+                }
+                return end;
+            }
         };
         machine.heard(host.now(), reply);
+    }
+}
+
+/// The place of a claim that waits, given up when this is dropped.
+struct Place<'a, S: AsyncStore> {
+    store: &'a S,
+    of: Option<Claim>,
+}
+
+impl<S: AsyncStore> Drop for Place<'_, S> {
+    fn drop(&mut self) {
+        if let Some(claim) = &self.of {
+            self.store.give_up(claim);
+        }
     }
 }
 

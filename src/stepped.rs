@@ -29,7 +29,7 @@ use alloc::sync::Arc;
 use core::time::Duration;
 
 use crate::acquire::{Acquire, AcquireStep};
-use crate::claim::Fence;
+use crate::claim::{Claim, Fence};
 use crate::error::{Error, Loss};
 use crate::holds::{Exchange, Holds};
 use crate::lease::Lease;
@@ -302,6 +302,12 @@ pub struct Attempt<S, C> {
 }
 
 impl<S: Store, C: Clock> Attempt<S, C> {
+    /// What is asked for: to wait as the store does, by [`Store::wait`]. Whoever does so says when
+    /// it stops, by [`Store::give_up`].
+    pub fn claim(&self) -> &Claim {
+        self.machine.claim()
+    }
+
     /// Does what is to be done now: at most a few requests to the store. At the end it repeats
     /// itself.
     ///

@@ -82,14 +82,25 @@ pub trait Store {
         Ok(Reply::Granted { fence: None })
     }
 
-    /// Waits until `name` may be free, but at most `at_most`. Changes nothing, promises nothing.
+    /// Waits until `claim`, which was refused, may be granted, but at most `at_most`. Promises
+    /// nothing.
     ///
     /// May end early for no reason, but not always: each return costs an attempt to acquire. A
     /// store that cannot wait says so at once, and the caller pauses by itself; that is the
     /// default.
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
-        let _ = (name, at_most);
+    ///
+    /// A store that serves those who wait in their order keeps a place for `claim.owner` from its
+    /// first wait until it is granted the name, or [gives up](Self::give_up).
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let _ = (claim, at_most);
         Waited::Unable
+    }
+
+    /// Takes note that `claim.owner`, which has waited, does so no more: it keeps no place among
+    /// those who do. Whoever waits calls this at the end, unless granted the name; a place whose
+    /// client is gone ends by itself.
+    fn give_up(&self, claim: &Claim) {
+        let _ = claim;
     }
 
     /// What this store can do that others cannot.
@@ -125,11 +136,17 @@ pub trait AsyncStore {
         future::ready(Ok(Reply::Granted { fence: None }))
     }
 
-    /// Ends when `name` may be free. The caller drops it after `at_most`, so it need not end by
-    /// itself, and the default never does; being dropped, it leaves nothing behind.
-    fn wait(&self, name: &Name, at_most: Duration) -> impl Future<Output = ()> {
-        let _ = (name, at_most);
+    /// Ends when `claim`, which was refused, may be granted. The caller drops it after `at_most`,
+    /// so it need not end by itself, and the default never does; being dropped, it leaves nothing
+    /// behind but the place that [`Store::wait`] speaks of.
+    fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
+        let _ = (claim, at_most);
         future::pending()
+    }
+
+    /// [`Store::give_up`], at once: this is called where nothing can be awaited.
+    fn give_up(&self, claim: &Claim) {
+        let _ = claim;
     }
 
     /// [`Store::abilities`].
@@ -307,8 +324,11 @@ macro_rules! forward_store {
         fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
             (**self).detach(claim)
         }
-        fn wait(&self, name: &Name, at_most: Duration) -> Waited {
-            (**self).wait(name, at_most)
+        fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+            (**self).wait(claim, at_most)
+        }
+        fn give_up(&self, claim: &Claim) {
+            (**self).give_up(claim);
         }
         fn abilities(&self) -> Abilities {
             (**self).abilities()
@@ -347,8 +367,11 @@ impl<S: AsyncStore + ?Sized> AsyncStore for Arc<S> {
     fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         (**self).detach(claim)
     }
-    fn wait(&self, name: &Name, at_most: Duration) -> impl Future<Output = ()> {
-        (**self).wait(name, at_most)
+    fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
+        (**self).wait(claim, at_most)
+    }
+    fn give_up(&self, claim: &Claim) {
+        (**self).give_up(claim);
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()

@@ -143,7 +143,7 @@ fn a_release_wakes_who_waits() {
         let waiter = scope.spawn(|| {
             let client = place.client();
             while !Store::acquire(&client, &claim(2)).is_ok_and(Reply::is_granted) {
-                Store::wait(&client, &claim(2).name, Duration::from_mins(1));
+                Store::wait(&client, &claim(2), Duration::from_mins(1));
             }
         });
         thread::yield_now();

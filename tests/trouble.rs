@@ -20,8 +20,8 @@ use verrou::conformance::TestClock;
 use verrou::nonblocking::Inline;
 use verrou::{
     Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, InvalidName, InvalidRetry,
-    InvalidSerializedLock, InvalidTtl, Loss, MemoryStore, Name, Reply, Retry, RunError,
-    SerializedLock, Store, StoreError, Timestamp, blocking, nonblocking,
+    InvalidSerializedLock, InvalidTtl, Loss, MemoryStore, Name, Owner, Reply, Retry, RunError,
+    SerializedLock, Store, StoreError, Timestamp, Ttl, blocking, nonblocking,
 };
 
 /// A store that can be made to fail.
@@ -510,8 +510,13 @@ fn whoever_is_woken_may_ask_at_once() {
     lock.acquire().unwrap();
     let waker = Arc::new(AskAtOnce(Arc::clone(&store))).into();
     let mut context = Context::from_waker(&waker);
-    let name = lock.name().clone();
-    let mut waiting = pin!(AsyncStore::wait(&store, &name, Duration::MAX));
+    let claim = Claim {
+        name: lock.name().clone(),
+        owner: Owner::from_bytes([2; 16]),
+        ttl: Ttl::NEVER,
+        ephemeral: false,
+    };
+    let mut waiting = pin!(AsyncStore::wait(&store, &claim, Duration::MAX));
     assert!(waiting.as_mut().poll(&mut context).is_pending());
     lock.release().unwrap();
     assert!(waiting.as_mut().poll(&mut context).is_ready());

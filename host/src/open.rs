@@ -213,8 +213,11 @@ impl Store for FileStore {
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.store().detach(claim)
     }
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
-        self.store().wait(name, at_most)
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        self.store().wait(claim, at_most)
+    }
+    fn give_up(&self, claim: &Claim) {
+        self.store().give_up(claim);
     }
     fn abilities(&self) -> Abilities {
         self.store().abilities()

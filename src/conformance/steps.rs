@@ -5,7 +5,7 @@ use std::string::String;
 use std::time::Instant;
 use std::vec::Vec;
 
-use super::{Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, name, refused};
+use super::{Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, refused};
 use crate::claim::Fence;
 use crate::name::Name;
 use crate::store::{Store, Waited};
@@ -373,12 +373,14 @@ const PROMPT: Duration = Duration::from_secs(20);
 /// A wait for a free name ends at once, or the store cannot wait.
 pub fn nobody_waits_for_a_free_name(fixture: &impl Fixture) {
     let store = fixture.client();
+    let one = claim(fixture, "lock", 1);
     let began = Instant::now();
     for _ in 0..3 {
-        let (Waited::Done | Waited::Unable) = store.wait(&name("lock"), 2 * PROMPT);
+        let (Waited::Done | Waited::Unable) = store.wait(&one, 2 * PROMPT);
     }
+    store.give_up(&one);
     assert!(began.elapsed() < PROMPT);
-    granted(store.acquire(&claim(fixture, "lock", 1)));
+    granted(store.acquire(&one));
 }
 
 /// A wait for a name that stays taken ends all the same; nobody is disturbed by it.
@@ -386,15 +388,16 @@ pub fn a_wait_ends_and_changes_nothing(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);
     granted(store.acquire(&one));
+    let two = claim(fixture, "lock", 2);
     let before = holder(&store, &one);
     let began = Instant::now();
     for at_most in [0, 1, 20] {
-        let (Waited::Done | Waited::Unable) =
-            elsewhere.wait(&one.name, Duration::from_millis(at_most));
+        let (Waited::Done | Waited::Unable) = elsewhere.wait(&two, Duration::from_millis(at_most));
     }
+    elsewhere.give_up(&two);
     assert!(began.elapsed() < PROMPT);
     assert_eq!(holder(&store, &one), before);
     granted(store.extend(&one));
     granted(store.release(&one));
-    granted(elsewhere.acquire(&claim(fixture, "lock", 2)));
+    granted(elsewhere.acquire(&two));
 }

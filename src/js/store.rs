@@ -176,10 +176,10 @@ impl AsyncStore for Store {
         }
     }
 
-    async fn wait(&self, name: &Name, at_most: Duration) {
+    async fn wait(&self, claim: &Claim, at_most: Duration) {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::wait(store, name, at_most).await,
-            Kind::Object(store) if store.waits => store.wait(name, at_most).await,
+            Kind::Memory(store) => AsyncStore::wait(store, claim, at_most).await,
+            Kind::Object(store) if store.waits => store.wait(&claim.name, at_most).await,
             Kind::Object(_) => future::pending().await,
         }
     }

@@ -67,12 +67,15 @@ impl<S: AsyncStore, H: AsyncHost> Store for BlockOn<S, H> {
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         pollster::block_on(self.store.detach(claim))
     }
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         pollster::block_on(first(
-            self.store.wait(name, at_most),
+            self.store.wait(claim, at_most),
             self.host.sleep(at_most),
         ));
         Waited::Done
+    }
+    fn give_up(&self, claim: &Claim) {
+        self.store.give_up(claim);
     }
     fn abilities(&self) -> Abilities {
         self.store.abilities()

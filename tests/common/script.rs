@@ -206,7 +206,7 @@ impl Store for World {
     fn inspect(&self, _: &Name) -> Result<Option<Holder>, StoreError> {
         panic!("no script inspects")
     }
-    fn wait(&self, _: &Name, at_most: Duration) -> Waited {
+    fn wait(&self, _: &Claim, at_most: Duration) -> Waited {
         self.rest("wait", at_most);
         Waited::Done
     }
@@ -235,8 +235,8 @@ impl AsyncStore for World {
     fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
         ready(Store::inspect(self, name))
     }
-    async fn wait(&self, name: &Name, at_most: Duration) {
-        Store::wait(self, name, at_most);
+    async fn wait(&self, claim: &Claim, at_most: Duration) {
+        Store::wait(self, claim, at_most);
     }
     fn abilities(&self) -> Abilities {
         Abilities::default()

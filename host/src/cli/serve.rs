@@ -4,11 +4,12 @@ use std::io::{self, BufRead, Read};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use verrou::blocking::Host;
 use verrou::{
-    Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Reply, Store,
+    Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner, Reply, Store,
     StoreError, Ttl, Waited,
 };
-use verrou_host::{FileStore, StoreOptions};
+use verrou_host::{FileStore, StoreOptions, System};
 
 use super::arguments::Place;
 use super::exit::Exit;
@@ -228,7 +229,7 @@ impl TryFrom<Claimed> for Claim {
         let ttl: Result<Ttl, InvalidTtl> = claimed.ttl.map(Duration::from_nanos).try_into();
         Ok(Self {
             name: name(&claimed.name)?,
-            owner: claimed.owner.parse::<verrou::Owner>()?,
+            owner: claimed.owner.parse::<Owner>()?,
             ttl: ttl.map_err(Error::from)?,
             ephemeral: claimed.ephemeral,
         })
@@ -260,7 +261,15 @@ fn taken(store: &FileStore, request: Request) -> Result<Answer, Answer> {
             at_most,
         }) => {
             let at_most = Duration::from_nanos(at_most).min(LONGEST_WAIT);
-            Answer::Waited(store.wait(&name(&text)?, at_most) == Waited::Done)
+            let stranger = Claim {
+                name: name(&text)?,
+                owner: Owner::from_bytes(System.random()),
+                ttl: Ttl::NEVER,
+                ephemeral: false,
+            };
+            let waited = store.wait(&stranger, at_most);
+            store.give_up(&stranger);
+            Answer::Waited(waited == Waited::Done)
         }
     })
 }

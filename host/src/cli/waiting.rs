@@ -82,9 +82,12 @@ impl<S: Store> Store for Announced<'_, S> {
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.store.detach(claim)
     }
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
-        let at_most = self.announce(name).min(at_most);
-        self.store.wait(name, at_most)
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let at_most = self.announce(&claim.name).min(at_most);
+        self.store.wait(claim, at_most)
+    }
+    fn give_up(&self, claim: &Claim) {
+        self.store.give_up(claim);
     }
     fn abilities(&self) -> Abilities {
         self.store.abilities()

@@ -190,9 +190,20 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
         exchange.serve(&self.store, call).await
     }
 
-    async fn wait(&mut self, name: &Name, at_most: Duration) {
+    async fn wait(&mut self, at_most: Duration) {
+        let refused = self.exchange.slot().refused.clone();
         let sleep = self.wasm.data().host.sleep(at_most);
-        sooner(self.store.wait(name, at_most), sleep).await;
+        match refused {
+            Some(claim) => drop(sooner(self.store.wait(&claim, at_most), sleep).await),
+            None => sleep.await,
+        }
+    }
+
+    fn give_up(&mut self) {
+        let refused = self.exchange.slot().refused.take();
+        if let Some(claim) = refused {
+            self.store.give_up(&claim);
+        }
     }
 
     async fn sleep(&mut self, pause: Duration) {
@@ -234,6 +245,8 @@ pub(super) struct Exchange {
 struct Slot {
     request: Option<Request>,
     answer: Option<Answer>,
+    /// What was asked for last, and refused.
+    refused: Option<Claim>,
 }
 
 enum Request {
@@ -293,7 +306,15 @@ impl Exchange {
             match request.await {
                 Err(end) => return end,
                 Ok(request) => {
+                    let asked_for = match &request {
+                        Request::Acquire(claim) => Some(claim.clone()),
+                        _ => None,
+                    };
                     let answer = request.ask(store).await;
+                    if asked_for.is_some() {
+                        let refused = matches!(answer, Answer::Reply(Ok(Reply::Refused { .. })));
+                        self.slot().refused = asked_for.filter(|_| refused);
+                    }
                     self.answer(answer);
                 }
             }

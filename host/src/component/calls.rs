@@ -48,17 +48,13 @@ macro_rules! calls {
         retry: &Retry,
     ) -> Result<Option<Fence>, ComponentError> {
         self.close() $($await)* ?;
-        let name = self.call($($async)* |locks, wasm| {
-            locks.lock().call_name(wasm, lock.0) $($await)*
-        });
-        let name = Name::new(&name $($await)* ?).map_err(wasmtime::Error::from)?;
         let retry = policy(retry);
         let attempt = self.call($($async)* |locks, wasm| {
             locks.lock().call_acquire(wasm, lock.0, retry) $($await)*
         });
         let attempt = attempt $($await)* ??;
         self.open = Some(attempt);
-        let end = self.wait_for(attempt, &name) $($await)*;
+        let end = self.wait_for(attempt) $($await)*;
         let closed = self.close() $($await)*;
         // What went wrong first is what went wrong.
         end.and_then(|end| Ok(closed.map(|()| end)?))
@@ -66,6 +62,7 @@ macro_rules! calls {
 
     /// Drops the attempt or the renewal that is open: this one, or that of a call that was given up.
     $($async)* fn close(&mut self) -> Result<()> {
+        self.give_up();
         let Some(open) = self.open.take() else {
             return Ok(());
         };
@@ -76,7 +73,6 @@ macro_rules! calls {
     $($async)* fn wait_for(
         &mut self,
         attempt: ResourceAny,
-        name: &Name,
     ) -> Result<Option<Fence>, ComponentError> {
         loop {
             let progress = self.call($($async)* |locks, wasm| {
@@ -85,7 +81,7 @@ macro_rules! calls {
             match progress $($await)* ?? {
                 Progress::Acquired(token) => return Ok(token.and_then(Fence::new)),
                 Progress::Wait(at_most) => {
-                    self.wait(name, Duration::from_nanos(at_most)) $($await)*;
+                    self.wait(Duration::from_nanos(at_most)) $($await)*;
                 }
                 Progress::Pause(pause) => {
                     self.sleep(Duration::from_nanos(pause)) $($await)*;

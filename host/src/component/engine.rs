@@ -4,7 +4,7 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{StoreError, Timestamp};
+use verrou::{Claim, StoreError, Timestamp};
 use wasmtime::{
     Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter,
     UpdateDeadline,
@@ -126,6 +126,7 @@ impl Limits {
         random: fn(&H) -> [u8; 16],
     ) -> wasmtime::Store<State<S, H>> {
         let state = State {
+            refused: None,
             store,
             host,
             now,
@@ -158,6 +159,8 @@ impl Limits {
 pub struct State<S, H> {
     pub(super) store: S,
     pub(super) host: H,
+    /// What was asked for last, and refused.
+    pub(super) refused: Option<Claim>,
     now: fn(&H) -> Timestamp,
     random: fn(&H) -> [u8; 16],
     budget: Budget,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use verrou::blocking::Host;
-use verrou::{Fence, Name, Retry, Store, StoreError, Ttl, Waited};
+use verrou::{Fence, Retry, Store, StoreError, Ttl, Waited};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result};
 
@@ -154,10 +154,25 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
-    fn wait(&mut self, name: &Name, at_most: Duration) {
-        let State { store, host, .. } = self.wasm.data();
-        if store.wait(name, at_most) == Waited::Unable {
+    fn wait(&mut self, at_most: Duration) {
+        let State {
+            store,
+            host,
+            refused,
+            ..
+        } = self.wasm.data();
+        let waited = refused
+            .as_ref()
+            .map_or(Waited::Unable, |claim| store.wait(claim, at_most));
+        if waited == Waited::Unable {
             host.sleep(at_most);
+        }
+    }
+
+    fn give_up(&mut self) {
+        let State { store, refused, .. } = self.wasm.data_mut();
+        if let Some(claim) = refused.take() {
+            store.give_up(&claim);
         }
     }
 
@@ -196,7 +211,15 @@ impl<S: Store, H> State<S, H> {
 
 impl<S: Store, H> backend::Host for State<S, H> {
     fn acquire(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
-        self.step(&claim, S::acquire)
+        let claim = convert::claim(&claim);
+        let reply = claim
+            .clone()
+            .and_then(|claim| self.ask(|store| store.acquire(&claim)));
+        self.refused = match reply {
+            Ok(verrou::Reply::Refused { .. }) => claim.ok(),
+            _ => None,
+        };
+        convert::reply(reply)
     }
 
     fn extend(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {

@@ -519,7 +519,7 @@ impl Store for FileLockStore {
     }
 
     /// Lets the next attempt look again, every few milliseconds.
-    fn wait(&self, _name: &Name, at_most: Duration) -> Waited {
+    fn wait(&self, _claim: &Claim, at_most: Duration) -> Waited {
         thread::sleep(jitter(Duration::from_millis(10)).min(at_most));
         Waited::Done
     }

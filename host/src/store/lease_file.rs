@@ -475,7 +475,8 @@ impl Store for LeaseFileStore {
     }
 
     /// Looks again and again whether the name is free, every few milliseconds.
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let name = &claim.name;
         let began = Instant::now();
         let mut pause = Duration::from_millis(1);
         loop {

@@ -419,8 +419,12 @@ impl<I: Calls> Store for Through<I> {
         })
     }
 
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
-        self.store.wait(name, at_most)
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        self.store.wait(claim, at_most)
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        self.store.give_up(claim);
     }
 
     fn abilities(&self) -> Abilities {

@@ -52,9 +52,9 @@ impl Store for Watched {
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         Store::inspect(&self.store, name)
     }
-    fn wait(&self, name: &Name, at_most: Duration) -> Waited {
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.waiting.send(()).expect("a test");
-        Store::wait(&self.store, name, at_most)
+        Store::wait(&self.store, claim, at_most)
     }
     fn abilities(&self) -> Abilities {
         Store::abilities(&self.store)
