@@ -10,13 +10,29 @@ use std::io::{Read, Seek};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use signal_hook::flag::register_conditional_default;
 
 /// Nothing here takes this long, on however busy a machine.
 const DEADLINE: Duration = Duration::from_mins(1);
+
+/// Lets programs that the tests start be ended by the signals of a terminal, which a shell that
+/// started the tests in the background lets all of them ignore: whoever handles a signal passes on
+/// no disposition to ignore it (execve(2)).
+fn hear_signals() {
+    static HEARD: Once = Once::new();
+    HEARD.call_once(|| {
+        for signal in [Signal::HUP, Signal::INT, Signal::QUIT] {
+            let by_default = Arc::new(AtomicBool::new(true));
+            register_conditional_default(signal.as_raw(), by_default).unwrap();
+        }
+    });
+}
 
 /// The kinds of store.
 pub(crate) const KINDS: [&str; 2] = ["lease", "file"];
@@ -29,6 +45,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(kind: &'static str) -> Self {
+        hear_signals();
         let folder = tempfile::tempdir().unwrap();
         Self { folder, kind }
     }
