@@ -4,6 +4,7 @@
 //! the processes of one machine; [`FileStore`] is whichever of them a [`StoreUrl`] names. The
 //! files are described byte by byte in `FORMAT.md`.
 
+mod awaited;
 #[cfg(feature = "wasmtime")]
 pub mod component;
 mod keep_alive;

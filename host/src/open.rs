@@ -186,6 +186,25 @@ impl FileStore {
         }
     }
 
+    /// Waits until nobody holds `name`, or that cannot be told, but at most `at_most`.
+    ///
+    /// Unlike [`Store::wait`] it makes nobody one of those who wait for their turn: for programs
+    /// that only want to know.
+    pub fn watch(&self, name: &Name, at_most: Duration) {
+        match self {
+            Self::Lease(store) => store.watch(name, at_most),
+            Self::Lock(store) => store.watch(name, at_most),
+        }
+    }
+
+    /// [`Store::wait`], for a task.
+    pub(crate) async fn waited(&self, claim: &Claim) {
+        match self {
+            Self::Lease(store) => store.waited(claim).await,
+            Self::Lock(store) => store.waited(claim).await,
+        }
+    }
+
     fn store(&self) -> &dyn Store {
         match self {
             Self::Lease(store) => store,

@@ -11,14 +11,14 @@ use crate::System;
 ///
 /// ```
 /// use std::sync::Arc;
-/// use verrou::nonblocking::{Inline, LockFactory};
+/// use verrou::nonblocking::LockFactory;
 /// use verrou_host::{LeaseFileStore, StoreOptions, Tokio};
 ///
 /// # let folder = tempfile::tempdir()?;
 /// # let folder = folder.path();
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-/// let store = Arc::new(LeaseFileStore::open(folder, &StoreOptions::default())?);
-/// let locks = LockFactory::new(Arc::new(Inline(store)), Tokio);
+/// let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// let locks = LockFactory::new(Arc::new(store), Tokio);
 /// let lock = locks.create_lock("my-resource", "2s")?;
 /// let answer = lock.run(async |held| {
 ///     // Keeps the lease alive for as long as the work takes.

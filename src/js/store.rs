@@ -48,6 +48,7 @@ struct Object {
     methods: LockStore,
     fences: bool,
     waits: bool,
+    gives_up: bool,
     detaches: bool,
 }
 
@@ -75,7 +76,10 @@ extern "C" {
         key: &str,
         at_most: f64,
         signal: &JsValue,
+        owner: &str,
     ) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch, js_name = giveUp)]
+    fn give_up(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
     fn detach(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
 
@@ -103,6 +107,7 @@ impl Store {
         Self(Kind::Object(Rc::new(Object {
             fences: has("fence"),
             waits: has("wait"),
+            gives_up: has("giveUp"),
             detaches: has("detach"),
             methods: object,
         })))
@@ -135,6 +140,19 @@ impl AsyncStore for Store {
                 let owner = claim.owner.to_string();
                 asking(owned(store.methods.delete(claim.name.as_str(), &owner))).await
             }
+        }
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::give_up(store, claim),
+            Kind::Object(store) if store.gives_up => {
+                let owner = claim.owner.to_string();
+                // There is nobody to tell that it failed.
+                let given_up = store.methods.give_up(claim.name.as_str(), &owner);
+                wasm_bindgen_futures::spawn_local(async { drop(awaited(given_up).await) });
+            }
+            Kind::Object(_) => {}
         }
     }
 
@@ -179,7 +197,7 @@ impl AsyncStore for Store {
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         match &self.0 {
             Kind::Memory(store) => AsyncStore::wait(store, claim, at_most).await,
-            Kind::Object(store) if store.waits => store.wait(&claim.name, at_most).await,
+            Kind::Object(store) if store.waits => store.wait(claim, at_most).await,
             Kind::Object(_) => future::pending().await,
         }
     }
@@ -214,11 +232,11 @@ impl Object {
         })
     }
 
-    async fn wait(&self, name: &Name, at_most: Duration) {
+    async fn wait(&self, claim: &Claim, at_most: Duration) {
         let waiting = Waiting(AbortController::new());
-        let waited = self
-            .methods
-            .wait(name.as_str(), millis(at_most), &waiting.0.signal());
+        let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
+        let signal = waiting.0.signal();
+        let waited = self.methods.wait(key, millis(at_most), &signal, &owner);
         if awaited(waited).await.is_err() {
             // It cannot wait, so time has to.
             future::pending::<()>().await;

@@ -4,12 +4,11 @@ use std::io::{self, BufRead, Read};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use verrou::blocking::Host;
 use verrou::{
     Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner, Reply, Store,
     StoreError, Ttl, Waited,
 };
-use verrou_host::{FileStore, StoreOptions, System};
+use verrou_host::{FileStore, StoreOptions};
 
 use super::arguments::Place;
 use super::exit::Exit;
@@ -76,6 +75,8 @@ enum Request {
     Inspect(Named),
     Abilities(Nothing),
     Wait(Wait),
+    Queue(Claimed),
+    GiveUp(Claimed),
 }
 
 #[derive(Deserialize)]
@@ -123,6 +124,7 @@ enum Answer {
     Holder(Option<Holding>),
     Abilities(Able),
     Waited(bool),
+    Queued(bool),
     Error(Trouble),
 }
 
@@ -261,15 +263,16 @@ fn taken(store: &FileStore, request: Request) -> Result<Answer, Answer> {
             at_most,
         }) => {
             let at_most = Duration::from_nanos(at_most).min(LONGEST_WAIT);
-            let stranger = Claim {
-                name: name(&text)?,
-                owner: Owner::from_bytes(System.random()),
-                ttl: Ttl::NEVER,
-                ephemeral: false,
-            };
-            let waited = store.wait(&stranger, at_most);
-            store.give_up(&stranger);
-            Answer::Waited(waited == Waited::Done)
+            store.watch(&name(&text)?, at_most);
+            Answer::Waited(true)
+        }
+        Request::Queue(claimed) => {
+            let queued = store.wait(&claimed.try_into()?, Duration::ZERO);
+            Answer::Queued(queued == Waited::Done)
+        }
+        Request::GiveUp(claimed) => {
+            store.give_up(&claimed.try_into()?);
+            Answer::Queued(false)
         }
     })
 }

@@ -47,10 +47,11 @@ impl Counter {
             if !kernel_lock::is_current(&file, path)? {
                 continue;
             }
-            let bytes = os::read_at(&file, BYTES + 1)
+            let mut buffer = [0; BYTES + 1];
+            let bytes = os::read(&file, &mut buffer)
                 .map_err(FileError::io("read the fence counter", path))?;
             let damaged = || FileError::Counter { path: path.clone() };
-            let allotted = decode(&bytes).ok_or_else(damaged)?.max(at_least);
+            let allotted = decode(bytes).ok_or_else(damaged)?.max(at_least);
             let last = allotted.checked_add(BLOCK).ok_or_else(damaged)?;
             let written = os::write_at(&file, &encode(last), 0).and_then(|()| file.sync_data());
             written.map_err(FileError::io("write the fence counter", path))?;

@@ -10,6 +10,7 @@ use verrou::{Holder, Name, StoreError};
 use super::counter::Counter;
 use super::error::{FileError, OpenError};
 use super::machine::Machine;
+use super::open_files::{OpenFile, OpenFiles};
 use super::os;
 use super::record::{self, FILE_BYTES, Kind, Record};
 use super::trusted_file;
@@ -22,6 +23,7 @@ pub(crate) struct Directory {
     kind: Kind,
     group: Option<u32>,
     counter: Counter,
+    files: OpenFiles,
 }
 
 impl Directory {
@@ -55,7 +57,81 @@ impl Directory {
             kind,
             group,
             counter,
+            files: OpenFiles::new(),
         })
+    }
+
+    /// The file of the lock `name`, if there is one, for the caller alone, who
+    /// [puts](Self::put) it back.
+    pub(crate) fn take(&self, name: &Name) -> Result<Option<OpenFile>, FileError> {
+        if let Some(file) = self.files.take(name) {
+            return Ok(Some(file));
+        }
+        let path = self.path_of(name);
+        match self.open_file(&path)? {
+            Some(file) => OpenFile::new(file, path).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// [`take`](Self::take), of a file that is made if need be.
+    pub(crate) fn take_or_create(&self, name: &Name) -> Result<OpenFile, FileError> {
+        if let Some(file) = self.files.take(name) {
+            return Ok(file);
+        }
+        let path = self.path_of(name);
+        OpenFile::new(self.open_or_create(&path, name)?, path)
+    }
+
+    /// Another open file description of `file`, which is the lock `name`'s; `None` when there is
+    /// another file at its path.
+    pub(crate) fn take_another(
+        &self,
+        name: &Name,
+        file: &OpenFile,
+    ) -> Result<Option<OpenFile>, FileError> {
+        while let Some(another) = self.files.take(name) {
+            if another.is_same(file) {
+                return Ok(Some(another));
+            }
+        }
+        let Some(opened) = self.open_file(file.path())? else {
+            return Ok(None);
+        };
+        let another = OpenFile::new(opened, file.path().to_owned())?;
+        Ok(another.is_same(file).then_some(another))
+    }
+
+    /// Keeps the files of the lock `name` open until [`unwant`](Self::unwant).
+    pub(crate) fn want(&self, name: &Name) {
+        self.files.want(name);
+    }
+
+    /// The end of a [`want`](Self::want).
+    pub(crate) fn unwant(&self, name: &Name) {
+        self.files.unwant(name);
+    }
+
+    /// Where the bell of that number is.
+    pub(crate) fn bell_path(&self, bell: u32) -> PathBuf {
+        self.path.join(format!("{bell:02}.bell"))
+    }
+
+    /// The bell of that number, made if need be.
+    pub(crate) fn open_bell(&self, bell: u32) -> Result<OpenFile, FileError> {
+        let path = self.bell_path(bell);
+        loop {
+            if let Some(file) = self.open_file(&path)? {
+                return OpenFile::new(file, path);
+            }
+            os::create(&path, &[0], self.group)
+                .map_err(FileError::io("create this file", &path))?;
+        }
+    }
+
+    /// The end of a [`take`](Self::take).
+    pub(crate) fn put(&self, name: &Name, file: OpenFile) {
+        self.files.put(name, file);
     }
 
     /// The file of the lock `name`.
@@ -109,20 +185,17 @@ impl Directory {
     }
 
     /// What the file of the lock `name` says; `None` when the lock was never granted.
-    pub(crate) fn read(
-        &self,
-        file: &File,
-        path: &Path,
-        name: &Name,
-    ) -> Result<Option<Record>, FileError> {
+    pub(crate) fn read(&self, file: &OpenFile, name: &Name) -> Result<Option<Record>, FileError> {
+        let path = file.path();
+        let mut buffer = [0; FILE_BYTES + 1];
         let bytes =
-            os::read_at(file, FILE_BYTES + 1).map_err(FileError::io("read this file", path))?;
+            os::read(file.file(), &mut buffer).map_err(FileError::io("read this file", path))?;
         let damaged = |damage| FileError::Damaged {
             path: path.to_owned(),
             damage,
             name: name.clone(),
         };
-        record::read(self.kind, name, &bytes, |boot| {
+        record::read(self.kind, name, bytes, |boot| {
             Machine::this().runs_since(boot)
         })
         .map_err(damaged)
@@ -176,15 +249,13 @@ impl Directory {
         let Some(file) = self.open_file(path)? else {
             return Ok(None);
         };
-        let bytes =
-            os::read_at(&file, FILE_BYTES + 1).map_err(FileError::io("read this file", path))?;
+        let mut buffer = [0; FILE_BYTES + 1];
+        let bytes = os::read(&file, &mut buffer).map_err(FileError::io("read this file", path))?;
         let damaged = |damage| FileError::Nameless {
             path: path.to_owned(),
             damage,
         };
-        record::name_of(self.kind, &bytes)
-            .map(Some)
-            .map_err(damaged)
+        record::name_of(self.kind, bytes).map(Some).map_err(damaged)
     }
 
     /// The greatest fence that any file here may have granted, for a counter that was lost.
@@ -194,7 +265,7 @@ impl Directory {
             let name = name?;
             let path = self.path_of(&name);
             if let Some(file) = self.open_file(&path)?
-                && let Some(record) = self.read(&file, &path, &name)?
+                && let Some(record) = self.read(&OpenFile::new(file, path)?, &name)?
             {
                 greatest = greatest.max(record.last_fence);
             }
@@ -222,10 +293,10 @@ impl Directory {
     }
 }
 
-/// Lets the file at `path` say `record`.
-pub(crate) fn write(file: &File, path: &Path, record: &Record) -> Result<(), FileError> {
+/// Lets `file` say `record`.
+pub(crate) fn write(file: &OpenFile, record: &Record) -> Result<(), FileError> {
     let (offset, slot) = record::write(record);
-    os::write_at(file, &slot, offset).map_err(FileError::io("write this file", path))
+    os::write_at(file.file(), &slot, offset).map_err(FileError::io("write this file", file.path()))
 }
 
 /// Refuses a folder on whose file system locks are not to be trusted.

@@ -7,17 +7,20 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Reply, Store, StoreError, Waited};
+use verrou::{
+    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
+};
 
 use super::directory::{self, Directory};
 use super::error::{FileError, OpenError};
 use super::lease_file::{granted, holder, wall_clock};
 use super::machine::Machine;
+use super::open_files::{OpenFile, OpenFiles};
+use super::queue::{PATIENCE, Queue};
 use super::record::{Kind, Record};
-use super::{Listed, StoreOptions, jitter, kernel_lock, os};
+use super::{Listed, StoreOptions, kernel_lock, os};
 use crate::System;
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
@@ -49,10 +52,16 @@ pub struct FileLockStore {
     /// Where the records are, and, unless there is `exact`, the files that are locked.
     directory: Directory,
     /// The one file that is locked, and never written.
-    exact: Option<PathBuf>,
+    exact: Option<Exact>,
     clock: Arc<dyn Clock + Send + Sync>,
     command: Option<String>,
     grants: Mutex<HashMap<Name, Slot>>,
+    queue: Queue,
+}
+
+struct Exact {
+    path: PathBuf,
+    files: OpenFiles,
 }
 
 /// What this value does with a name.
@@ -67,10 +76,11 @@ enum Slot {
 }
 
 impl Slot {
-    fn grant(&self) -> Option<&Grant> {
+    /// Whether this process holds it for `owner`.
+    fn is_ours_for(&self, owner: Owner) -> bool {
         match self {
-            Self::Asking => None,
-            Self::Held(grant) => Some(grant),
+            Self::Asking => false,
+            Self::Held(grant) => grant.record.owner == owner && grant.locked.is_ours(),
         }
     }
 }
@@ -79,20 +89,22 @@ impl Slot {
 struct Grant {
     locked: Locked,
     /// Where its record is, when that is another file.
-    recorded: Option<File>,
+    recorded: Option<OpenFile>,
     record: Record,
+    /// Whether others have a duplicate of the locked descriptor.
+    is_shared: bool,
 }
 
 /// The kernel's lock, just taken, and what was recorded before.
 struct Taken {
     locked: Locked,
-    recorded: Option<File>,
+    recorded: Option<OpenFile>,
     before: Option<Record>,
 }
 
 /// A file that is locked until this is dropped.
 struct Locked {
-    file: File,
+    file: Option<OpenFile>,
     /// A forked child has a copy of this value, but is not the holder.
     process: u32,
 }
@@ -110,6 +122,7 @@ impl FileLockStore {
             clock: Arc::new(System),
             command: options.command.clone(),
             grants: Mutex::default(),
+            queue: Queue::new(None),
         })
     }
 
@@ -141,7 +154,11 @@ impl FileLockStore {
             .ok_or_else(|| failed("this path is not UTF-8".to_owned()))?;
         let name = Name::new(name).map_err(|err| failed(err.to_string()))?;
         let store = Self {
-            exact: Some(exact),
+            queue: Queue::new(Some(exact.clone())),
+            exact: Some(Exact {
+                path: exact,
+                files: OpenFiles::new(),
+            }),
             ..Self::open(records, options)?
         };
         Ok((store, name))
@@ -173,10 +190,26 @@ impl FileLockStore {
     ///
     /// What the operating system says when it cannot duplicate it.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
-        let grants = self.grants();
-        let grant = grants.get(&claim.name).and_then(Slot::grant);
-        let grant = grant.filter(|grant| grant.record.owner == claim.owner);
-        grant.map(|grant| grant.locked.file.try_clone()).transpose()
+        let mut grants = self.grants();
+        let grant = match grants.get_mut(&claim.name) {
+            Some(Slot::Held(grant)) if grant.record.owner == claim.owner => grant,
+            _ => return Ok(None),
+        };
+        grant.is_shared = true;
+        grant.locked.file().map(File::try_clone).transpose()
+    }
+
+    /// Waits until nobody holds `name`, or something keeps that from being told, but at most
+    /// `at_most`; for those who are not to have a place among the ones who wait.
+    pub fn watch(&self, name: &Name, at_most: Duration) {
+        self.queue.overhear(&self.directory, name, at_most, || {
+            !matches!(self.inspect(name), Ok(Some(_)))
+        });
+    }
+
+    /// [`Store::wait`], for a task.
+    pub(crate) async fn waited(&self, claim: &Claim) {
+        self.queue.waited(&self.directory, claim).await;
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Slot>> {
@@ -187,11 +220,43 @@ impl FileLockStore {
         self.clock.now().since_start()
     }
 
-    /// The file that is locked for `name`.
-    fn path_of(&self, name: &Name) -> PathBuf {
-        self.exact
-            .clone()
-            .unwrap_or_else(|| self.directory.path_of(name))
+    /// A file to be locked for `name`, for the caller alone, to be [put](Self::put) back.
+    fn take_file(&self, name: &Name) -> Result<OpenFile, FileError> {
+        let Some(Exact { path, files }) = &self.exact else {
+            return self.directory.take_or_create(name);
+        };
+        if let Some(file) = files.take(name) {
+            return Ok(file);
+        }
+        let file = os::open_to_lock(path);
+        let file = file.map_err(FileError::io("open this to lock it", path))?;
+        OpenFile::new(file, path.clone())
+    }
+
+    /// The end of a [`take_file`](Self::take_file).
+    fn put(&self, name: &Name, file: OpenFile) {
+        match &self.exact {
+            Some(exact) => exact.files.put(name, file),
+            None => self.directory.put(name, file),
+        }
+    }
+
+    /// Ends a grant, of which the files are kept for another.
+    fn end(&self, name: &Name, grant: Grant) {
+        let Grant {
+            mut locked,
+            recorded,
+            is_shared,
+            ..
+        } = grant;
+        if let Some(file) = locked.unlock()
+            && !is_shared
+        {
+            self.put(name, file);
+        }
+        if let Some(recorded) = recorded {
+            self.directory.put(name, recorded);
+        }
     }
 
     /// Takes the kernel's lock for `claim`, and records that; `None` when it is taken.
@@ -200,7 +265,7 @@ impl FileLockStore {
             locked,
             recorded,
             before,
-        }) = self.lock(&claim.name)?
+        }) = self.lock(claim)?
         else {
             return Ok(None);
         };
@@ -209,45 +274,68 @@ impl FileLockStore {
             locked,
             recorded,
             record,
+            is_shared: false,
         };
-        self.write(&grant, &claim.name, &grant.record)?;
+        grant.write(&grant.record)?;
         Ok(Some(grant))
     }
 
-    /// Takes the kernel's lock of `name`, and reads what was recorded; `None` when it is taken.
-    fn lock(&self, name: &Name) -> Result<Option<Taken>, FileError> {
-        let path = self.path_of(name);
-        let locked = loop {
-            let file = match &self.exact {
-                Some(path) => {
-                    os::open_to_lock(path).map_err(FileError::io("open this to lock it", path))?
+    /// Takes the kernel's lock for `claim`, and reads what was recorded; `None` when it is taken,
+    /// or kept for another.
+    fn lock(&self, claim: &Claim) -> Result<Option<Taken>, FileError> {
+        let name = &claim.name;
+        loop {
+            let recorded = match &self.exact {
+                Some(_) => Some(self.directory.take_or_create(name)?),
+                None => None,
+            };
+            let file = self.take_file(name)?;
+            let record_file = recorded.as_ref().unwrap_or(&file);
+            let is_first = self.queue.is_first(claim, record_file)?;
+            let is_kept = |record: &Option<Record>| {
+                let ended = record.as_ref().filter(|record| !record.held);
+                !is_first && ended.is_some_and(|it| it.ended_within(PATIENCE, self.now()))
+            };
+            // Whoever is not first looks before it asks the kernel, and disturbs the first, for
+            // the lock; what cannot be read now is being written.
+            let is_kept_now = !is_first
+                && self
+                    .directory
+                    .read(record_file, name)
+                    .is_ok_and(|record| is_kept(&record));
+            let locked = !is_kept_now
+                && kernel_lock::try_lock(file.file())
+                    .map_err(FileError::io("lock this file", file.path()))?;
+            if !locked {
+                self.put(name, file);
+                if let Some(recorded) = recorded {
+                    self.directory.put(name, recorded);
                 }
-                None => self.directory.open_or_create(&path, name)?,
-            };
-            let Some(locked) = Locked::new(file).map_err(FileError::io("lock this file", &path))?
-            else {
                 return Ok(None);
-            };
-            if kernel_lock::is_current(&locked.file, &path)? {
-                break locked;
             }
-        };
-        if self.exact.is_none() {
-            let before = self.directory.read(&locked.file, &path, name)?;
+            let mut locked = Locked::new(file);
+            if !locked.is_current()? {
+                continue;
+            }
+            let before = match recorded.as_ref().or(locked.file.as_ref()) {
+                Some(file) => self.directory.read(file, name)?,
+                None => None,
+            };
+            if is_kept(&before) {
+                if let Some(file) = locked.unlock() {
+                    self.put(name, file);
+                }
+                if let Some(recorded) = recorded {
+                    self.directory.put(name, recorded);
+                }
+                return Ok(None);
+            }
             return Ok(Some(Taken {
                 locked,
-                recorded: None,
+                recorded,
                 before,
             }));
         }
-        let path = self.directory.path_of(name);
-        let recorded = self.directory.open_or_create(&path, name)?;
-        let before = self.directory.read(&recorded, &path, name)?;
-        Ok(Some(Taken {
-            locked,
-            recorded: Some(recorded),
-            before,
-        }))
     }
 
     /// The next record: the same grant, lasting from now as long as `claim` asks.
@@ -285,53 +373,37 @@ impl FileLockStore {
         Ok(self.lasting(&record, claim))
     }
 
-    fn write(&self, grant: &Grant, name: &Name, record: &Record) -> Result<(), FileError> {
-        let path = self.directory.path_of(name);
-        directory::write(
-            grant.recorded.as_ref().unwrap_or(&grant.locked.file),
-            &path,
-            record,
-        )
-    }
-
-    /// Records, for people, that a lock is given back. Whether that can be written does not
-    /// matter: the lock itself is the kernel's.
-    fn record_end(&self, name: &Name, grant: &Grant) {
-        let ended = Record {
-            sequence: grant.record.sequence + 1,
-            held: false,
-            ..grant.record.clone()
-        };
-        let _ = self.write(grant, name, &ended);
-    }
-
     /// Who has the kernel's lock of `name` that this value does not hold.
     fn other_holder(&self, name: &Name) -> Result<Option<Holder>, FileError> {
-        let path = self.path_of(name);
-        let opened = match &self.exact {
-            Some(_) => {
-                Some(os::open_to_lock(&path).map_err(FileError::io("open this file", &path))?)
-            }
-            None => self.directory.open_file(&path)?,
+        let in_directory = self.directory.path_of(name);
+        let recorded = match self.directory.open_file(&in_directory)? {
+            Some(file) => Some(OpenFile::new(file, in_directory)?),
+            None => None,
         };
-        let Some(file) = opened else { return Ok(None) };
-        let recorded = match &self.exact {
-            Some(_) => self.directory.open_file(&self.directory.path_of(name))?,
-            None => Some(
-                file.try_clone()
-                    .map_err(FileError::io("read this file", &path))?,
-            ),
+        let (path, locked);
+        let file = match (&self.exact, &recorded) {
+            (Some(exact), _) => {
+                path = exact.path.as_path();
+                let opened = os::open_to_lock(path);
+                locked = opened.map_err(FileError::io("open this file", path))?;
+                &locked
+            }
+            (None, Some(recorded)) => {
+                path = recorded.path();
+                recorded.file()
+            }
+            (None, None) => return Ok(None),
         };
         // Its holder may be writing it: what cannot be read now is not known.
         let read = || {
             recorded
                 .as_ref()
-                .and_then(|recorded| self.directory.read(recorded, &path, name).ok()?)
+                .and_then(|recorded| self.directory.read(recorded, name).ok()?)
         };
         let (record, process) = loop {
             let record = read();
             let process =
-                os::locker(&file).map_err(FileError::io("find out who locked this file", &path))?;
+                os::locker(file).map_err(FileError::io("find out who locked this file", path))?;
             if process.is_some() {
                 break (record, process);
             }
@@ -345,8 +417,8 @@ impl FileLockStore {
                 continue;
             }
             // Only trying the lock can tell, which refuses others until it is given back.
-            if kernel_lock::try_lock_shared(&file)
-                .map_err(FileError::io("try this file's lock", &path))?
+            if kernel_lock::try_lock_shared(file)
+                .map_err(FileError::io("try this file's lock", path))?
             {
                 return Ok(None);
             }
@@ -374,6 +446,19 @@ impl FileLockStore {
 }
 
 impl Grant {
+    fn write(&self, record: &Record) -> Result<(), FileError> {
+        match self.recorded.as_ref().or(self.locked.file.as_ref()) {
+            Some(file) => directory::write(file, record),
+            None => Ok(()),
+        }
+    }
+
+    /// Records, for people, that a lock is given back. Whether that can be written does not
+    /// matter: the lock itself is the kernel's.
+    fn record_end(&self, now: Duration) {
+        let _ = self.write(&self.record.ended(now));
+    }
+
     /// How long the lease still lasts for those who hold it, zero once its time has passed;
     /// `None` when it does not end by itself.
     fn remaining(&self, now: Duration) -> Option<Duration> {
@@ -388,13 +473,31 @@ impl Grant {
 }
 
 impl Locked {
-    /// Takes the kernel's lock on `file` if it is free.
-    fn new(file: File) -> io::Result<Option<Self>> {
-        let locked = kernel_lock::try_lock(&file)?;
-        Ok(locked.then(|| Self {
-            file,
+    /// `file`, on which this process has just taken the kernel's lock.
+    fn new(file: OpenFile) -> Self {
+        Self {
+            file: Some(file),
             process: std::process::id(),
-        }))
+        }
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.file.as_ref().map(OpenFile::file)
+    }
+
+    /// Whether the file's path still leads to it.
+    fn is_current(&self) -> Result<bool, FileError> {
+        self.file.as_ref().map_or(Ok(false), OpenFile::is_current)
+    }
+
+    /// Unlocks the file by name, for children may have it open; but not in a forked child, which
+    /// shares the lock with the holder. Returns the file if all went well.
+    fn unlock(&mut self) -> Option<OpenFile> {
+        let file = self.file.take()?;
+        // It can only fail for a bad descriptor; closing unlocks, too, at the latest with the
+        // last process that has it open.
+        let unlocked = self.is_ours() && kernel_lock::unlock(file.file()).is_ok();
+        unlocked.then_some(file)
     }
 
     /// Whether this process holds it, and was not just forked from the one that does.
@@ -404,14 +507,8 @@ impl Locked {
 }
 
 impl Drop for Locked {
-    /// Unlocks the file by name, for children may have it open; but not in a forked child, which
-    /// shares the lock with the holder.
     fn drop(&mut self) {
-        if self.is_ours() {
-            // It can only fail for a bad descriptor; closing unlocks, too, at the latest with the
-            // last process that has it open.
-            let _ = kernel_lock::unlock(&self.file);
-        }
+        drop(self.unlock());
     }
 }
 
@@ -421,7 +518,7 @@ impl Store for FileLockStore {
             Entry::Occupied(mut slot) => match slot.get_mut() {
                 Slot::Held(grant) if grant.record.owner == claim.owner => {
                     let record = self.lasting(&grant.record, claim);
-                    self.write(grant, &claim.name, &record)?;
+                    grant.write(&record)?;
                     grant.record = record;
                     return Ok(granted(&grant.record));
                 }
@@ -439,6 +536,8 @@ impl Store for FileLockStore {
             Ok(Some(grant)) => {
                 let reply = granted(&grant.record);
                 grants.insert(claim.name.clone(), Slot::Held(grant));
+                drop(grants);
+                self.queue.leave(&self.directory, claim);
                 Ok(reply)
             }
             Ok(None) => {
@@ -462,31 +561,33 @@ impl Store for FileLockStore {
             return Ok(Reply::REFUSED);
         }
         // With another file at its path, others lock that one.
-        if !kernel_lock::is_current(&grant.locked.file, &self.path_of(&claim.name))? {
+        if !grant.locked.is_current()? {
             return Ok(Reply::REFUSED);
         }
         let record = self.lasting(&grant.record, claim);
-        self.write(grant, &claim.name, &record)?;
+        grant.write(&record)?;
         grant.record = record;
         Ok(granted(&grant.record))
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut grants = self.grants();
-        let Some(Slot::Held(grant)) = grants.get(&claim.name) else {
+        let grant = match grants.entry(claim.name.clone()) {
+            Entry::Occupied(slot) if slot.get().is_ours_for(claim.owner) => slot.remove(),
+            _ => return Ok(Reply::REFUSED),
+        };
+        drop(grants);
+        let Slot::Held(grant) = grant else {
             return Ok(Reply::REFUSED);
         };
-        if grant.record.owner != claim.owner || !grant.locked.is_ours() {
-            return Ok(Reply::REFUSED);
-        }
         let expired = grant.is_expired(self.now());
-        let current = kernel_lock::is_current(&grant.locked.file, &self.path_of(&claim.name));
+        let current = grant.locked.is_current();
         // With another file at its path, the record may be another's by now.
         if matches!(current, Ok(true)) {
-            self.record_end(&claim.name, grant);
+            grant.record_end(self.now());
         }
         // Whatever else fails, it is unlocked.
-        grants.remove(&claim.name);
+        self.end(&claim.name, grant);
         Ok(if current? && !expired {
             Reply::Granted { fence: None }
         } else {
@@ -518,10 +619,13 @@ impl Store for FileLockStore {
         Ok(Reply::REFUSED)
     }
 
-    /// Lets the next attempt look again, every few milliseconds.
-    fn wait(&self, _claim: &Claim, at_most: Duration) -> Waited {
-        thread::sleep(jitter(Duration::from_millis(10)).min(at_most));
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        self.queue.wait(&self.directory, claim, at_most);
         Waited::Done
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        self.queue.leave(&self.directory, claim);
     }
 
     fn abilities(&self) -> Abilities {
@@ -539,7 +643,7 @@ impl fmt::Debug for FileLockStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileLockStore")
             .field("directory", &self.directory)
-            .field("exact", &self.exact)
+            .field("exact", &self.exact.as_ref().map(|exact| &exact.path))
             .finish_non_exhaustive()
     }
 }

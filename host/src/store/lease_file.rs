@@ -6,13 +6,13 @@
 //! unlocks it when the last of them ends. See `FORMAT.md`.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use verrou::{
     Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
@@ -20,11 +20,12 @@ use verrou::{
 
 use super::directory::{self, Directory};
 use super::error::{FileError, OpenError};
-use super::kernel_lock::{self, Guarded};
+use super::kernel_lock::Guarded;
 use super::machine::Machine;
-use super::os;
+use super::open_files::OpenFile;
+use super::queue::{PATIENCE, Queue};
 use super::record::{Kind, Record};
-use super::{Listed, StoreOptions, Zombies, jitter, liveness};
+use super::{Listed, StoreOptions, Zombies, liveness};
 use crate::System;
 
 /// Leases in the files of a folder, for the processes of one machine.
@@ -51,14 +52,17 @@ pub struct LeaseFileStore {
     zombies: Zombies,
     command: Option<String>,
     grants: Mutex<HashMap<Name, Grant>>,
+    queue: Queue,
 }
 
 /// What this process keeps of a grant it asked for.
 struct Grant {
     owner: Owner,
     fence: u64,
-    /// The descriptor whose open file description has the grant's byte locked.
-    lifeline: Option<File>,
+    /// The file whose open file description has the grant's byte locked.
+    lifeline: Option<OpenFile>,
+    /// Whether others have a duplicate of that descriptor.
+    is_shared: bool,
     /// Whose lease had ended by time while its processes still lived.
     taken_over: Option<Holder>,
     /// A forked child has a copy of this value, but is not the holder.
@@ -93,6 +97,7 @@ impl LeaseFileStore {
             zombies: options.zombies,
             command: options.command.clone(),
             grants: Mutex::default(),
+            queue: Queue::new(None),
         })
     }
 
@@ -123,14 +128,16 @@ impl LeaseFileStore {
     ///
     /// What the operating system says when it cannot duplicate it.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
-        let grants = self.grants();
-        let grant = grants
-            .get(&claim.name)
-            .and_then(|grant| grant.of(claim.owner));
-        grant
-            .and_then(|grant| grant.lifeline.as_ref())
-            .map(File::try_clone)
-            .transpose()
+        let mut grants = self.grants();
+        let grant = grants.get_mut(&claim.name);
+        let Some(grant) = grant.filter(|grant| grant.owner == claim.owner) else {
+            return Ok(None);
+        };
+        let Some(lifeline) = &grant.lifeline else {
+            return Ok(None);
+        };
+        grant.is_shared = true;
+        lifeline.file().try_clone().map(Some)
     }
 
     /// From whom the lease of `claim` was taken although processes of theirs still live: their
@@ -141,6 +148,19 @@ impl LeaseFileStore {
             .of(claim.owner)?
             .taken_over
             .clone()
+    }
+
+    /// Waits until nobody holds `name`, or something keeps that from being told, but at most
+    /// `at_most`; for those who are not to have a place among the ones who wait.
+    pub fn watch(&self, name: &Name, at_most: Duration) {
+        self.queue.overhear(&self.directory, name, at_most, || {
+            !matches!(self.inspect(name), Ok(Some(_)))
+        });
+    }
+
+    /// [`Store::wait`], for a task.
+    pub(crate) async fn waited(&self, claim: &Claim) {
+        self.queue.waited(&self.directory, claim).await;
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
@@ -156,39 +176,49 @@ impl LeaseFileStore {
         create: bool,
         step: impl FnOnce(&LeaseFile<'_>, Option<Record>) -> Result<T, FileError>,
     ) -> Result<Option<T>, StoreError> {
-        let path = self.directory.path_of(name);
         loop {
             let file = if create {
-                self.directory.open_or_create(&path, name)?
+                self.directory.take_or_create(name)?
             } else {
-                let Some(file) = self.directory.open_file(&path)? else {
+                let Some(file) = self.directory.take(name)? else {
                     return Ok(None);
                 };
                 file
             };
-            let _guarded = Guarded::new(&file, &path)?;
-            if !kernel_lock::is_current(&file, &path)? {
+            let guarded = Guarded::new(file.file(), file.path())?;
+            if !file.is_current()? {
                 continue;
             }
             let lease = LeaseFile {
                 store: self,
                 file: &file,
-                path: &path,
                 name,
             };
-            let record = self.directory.read(&file, &path, name)?;
-            return Ok(Some(step(&lease, record)?));
+            let record = self.directory.read(&file, name);
+            let done = record.and_then(|record| step(&lease, record));
+            drop(guarded);
+            self.directory.put(name, file);
+            return Ok(Some(done?));
         }
     }
 
     /// Ends what this process keeps of the grant of `claim`.
     fn forget(&self, claim: &Claim) {
         let mut grants = self.grants();
-        if grants
-            .get(&claim.name)
-            .is_some_and(|grant| grant.of(claim.owner).is_some())
+        let ended = match grants.entry(claim.name.clone()) {
+            Entry::Occupied(grant) if grant.get().owner == claim.owner => grant.remove(),
+            _ => return,
+        };
+        drop(grants);
+        self.end(&claim.name, ended);
+    }
+
+    /// Ends what is kept of a grant, of which the file is kept for another.
+    fn end(&self, name: &Name, mut grant: Grant) {
+        if let Some(lifeline) = grant.let_go()
+            && !grant.is_shared
         {
-            grants.remove(&claim.name);
+            self.directory.put(name, lifeline);
         }
     }
 
@@ -206,26 +236,28 @@ impl Grant {
     fn of(&self, owner: Owner) -> Option<&Self> {
         (self.owner == owner).then_some(self)
     }
+
+    /// Unlocks the grant's byte by name, for children may have the descriptor open; but not in a
+    /// forked child, which shares it with the holder. Returns the file if all went well.
+    fn let_go(&mut self) -> Option<OpenFile> {
+        let lifeline = self.lifeline.take()?;
+        // Closing it ends it, too, at the latest with the last process that has it open.
+        let gone = self.process == std::process::id()
+            && liveness::let_go(lifeline.file(), self.fence).is_ok();
+        gone.then_some(lifeline)
+    }
 }
 
 impl Drop for Grant {
-    /// Unlocks the grant's byte by name, for children may have the descriptor open; but not in a
-    /// forked child, which shares it with the holder.
     fn drop(&mut self) {
-        if let Some(lifeline) = &self.lifeline
-            && self.process == std::process::id()
-        {
-            // Closing it ends it, too, at the latest with the last process that has it open.
-            let _ = liveness::let_go(lifeline, self.fence);
-        }
+        drop(self.let_go());
     }
 }
 
 /// The file of one name, while nobody else reads or writes it.
 struct LeaseFile<'a> {
     store: &'a LeaseFileStore,
-    file: &'a File,
-    path: &'a Path,
+    file: &'a OpenFile,
     name: &'a Name,
 }
 
@@ -236,8 +268,8 @@ impl LeaseFile<'_> {
             return Ok(State::Free);
         }
         if record.ephemeral {
-            let asked = liveness::is_held(self.file, record.fence);
-            if !asked.map_err(FileError::io("ask who lives", self.path))? {
+            let asked = liveness::is_held(self.file.file(), record.fence);
+            if !asked.map_err(FileError::io("ask who lives", self.file.path()))? {
                 return Ok(State::Free);
             }
         }
@@ -260,7 +292,7 @@ impl LeaseFile<'_> {
                 name: self.name.clone(),
             });
         }
-        let now = self.store.clock.now().since_start();
+        let now = self.now();
         match record.ends.checked_sub(now).filter(|left| !left.is_zero()) {
             Some(left) => Ok(State::Held {
                 remaining: Some(left),
@@ -279,12 +311,21 @@ impl LeaseFile<'_> {
                     self.write(&self.lasting(record, claim))?;
                     return Ok(Some(granted(record)));
                 }
+                // Only the first in the queue is to look again when the time has passed.
+                State::Held { .. } if self.store.queue.is_behind(claim)? => {
+                    return Ok(Some(Reply::REFUSED));
+                }
                 State::Held { remaining } => return Ok(Some(Reply::Refused { remaining })),
                 State::Zombie if self.store.zombies == Zombies::Wait => {
                     return Ok(Some(Reply::REFUSED));
                 }
                 State::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
                 State::Free => {}
+            }
+            if record.ended_within(PATIENCE, self.now())
+                && !self.store.queue.is_first(claim, self.file)?
+            {
+                return Ok(Some(Reply::REFUSED));
             }
         }
         let (fence, last_fence) = self.store.directory.next_fence(before.as_ref())?;
@@ -321,33 +362,33 @@ impl LeaseFile<'_> {
             owner: claim.owner,
             fence,
             lifeline,
+            is_shared: false,
             taken_over,
             process,
         };
-        // An earlier grant of this name that this process did not release has ended.
-        self.store.grants().insert(self.name.clone(), grant);
+        let ended = self.store.grants().insert(self.name.clone(), grant);
+        if let Some(ended) = ended {
+            // An earlier grant of this name that this process did not release.
+            self.store.end(self.name, ended);
+        }
         Ok(Some(granted(&record)))
     }
 
-    /// A descriptor of its own, for the file's is closed soon, with the grant's byte locked;
+    /// The file once more, for this one is used for other steps, with the grant's byte locked;
     /// `None` when the file was replaced meanwhile.
-    fn lifeline(&self, fence: u64) -> Result<Option<File>, FileError> {
-        let inspected = FileError::io("inspect this file", self.path);
-        let Some(lifeline) = self.store.directory.open_file(self.path)? else {
+    fn lifeline(&self, fence: u64) -> Result<Option<OpenFile>, FileError> {
+        let directory = &self.store.directory;
+        let Some(lifeline) = directory.take_another(self.name, self.file)? else {
             return Ok(None);
         };
-        let same = os::id(&lifeline).and_then(|id| Ok(id == os::id(self.file)?));
-        if !same.map_err(inspected)? {
-            return Ok(None);
-        }
-        let held = liveness::hold(&lifeline, fence);
-        held.map_err(FileError::io("lock a byte of this file", self.path))?;
+        let held = liveness::hold(lifeline.file(), fence);
+        held.map_err(FileError::io("lock a byte of this file", self.file.path()))?;
         Ok(Some(lifeline))
     }
 
     /// `record`, lasting from now as long as `claim` asks, as the next to be written.
     fn lasting(&self, record: &Record, claim: &Claim) -> Record {
-        let now = self.store.clock.now().since_start();
+        let now = self.now();
         let ttl = claim.ttl.duration();
         Record {
             sequence: record.sequence + 1,
@@ -359,15 +400,15 @@ impl LeaseFile<'_> {
     }
 
     fn write(&self, record: &Record) -> Result<(), FileError> {
-        directory::write(self.file, self.path, record)
+        directory::write(self.file, record)
     }
 
     fn free(&self, record: &Record) -> Result<(), FileError> {
-        self.write(&Record {
-            sequence: record.sequence + 1,
-            held: false,
-            ..record.clone()
-        })
+        self.write(&record.ended(self.now()))
+    }
+
+    fn now(&self) -> Duration {
+        self.store.clock.now().since_start()
     }
 }
 
@@ -378,6 +419,9 @@ impl Store for LeaseFileStore {
                 lease.acquire(claim, record)
             })?;
             if let Some(reply) = reply.flatten() {
+                if reply.is_granted() {
+                    self.queue.leave(&self.directory, claim);
+                }
                 return Ok(reply);
             }
         }
@@ -474,20 +518,13 @@ impl Store for LeaseFileStore {
         Ok(reply.unwrap_or(Reply::REFUSED))
     }
 
-    /// Looks again and again whether the name is free, every few milliseconds.
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let name = &claim.name;
-        let began = Instant::now();
-        let mut pause = Duration::from_millis(1);
-        loop {
-            let left = at_most.saturating_sub(began.elapsed());
-            thread::sleep(jitter(pause).min(left));
-            // An error is for the next attempt to report.
-            if left <= pause || !matches!(self.inspect(name), Ok(Some(_))) {
-                return Waited::Done;
-            }
-            pause = (pause * 2).min(Duration::from_millis(16));
-        }
+        self.queue.wait(&self.directory, claim, at_most);
+        Waited::Done
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        self.queue.leave(&self.directory, claim);
     }
 
     fn abilities(&self) -> Abilities {

@@ -1,14 +1,20 @@
 //! Stores made of files, for the processes of one machine.
 
+mod byte_lock;
 mod counter;
 mod directory;
 mod error;
+#[cfg(target_os = "linux")]
+mod file_events;
 mod file_lock;
 mod kernel_lock;
 mod lease_file;
 mod liveness;
 mod machine;
+mod open_files;
 mod os;
+#[cfg_attr(not(target_os = "linux"), path = "queue_elsewhere.rs")]
+mod queue;
 mod record;
 mod trusted_file;
 

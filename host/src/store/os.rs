@@ -8,6 +8,6 @@ mod imp;
 mod imp;
 
 pub(crate) use imp::{
-    TELLS_LOCKERS, create, create_directory, id, id_at, locker, open, open_to_lock, read_at,
+    FileId, TELLS_LOCKERS, create, create_directory, id, id_at, locker, open, open_to_lock, read,
     suspicion, suspicious_directory, sync_directory, unsuitable_file_system, write_at,
 };

@@ -6,6 +6,8 @@ use std::time::Duration;
 use crc32c::crc32c;
 use verrou::{Name, Owner, Process};
 
+use super::machine::Machine;
+
 /// How many bytes a lock's file has. All of them are written when it is created, so that later
 /// writes need no space.
 pub(crate) const FILE_BYTES: usize = 4096;
@@ -59,6 +61,30 @@ pub(crate) struct Record {
     pub(crate) since_wall: Duration,
     /// Who asked for it, for people.
     pub(crate) process: Process,
+}
+
+impl Record {
+    /// The next record: the same grant, given back, or taken from its holder, at `now`.
+    pub(crate) fn ended(&self, now: Duration) -> Self {
+        Self {
+            sequence: self.sequence + 1,
+            held: false,
+            ends: now,
+            ..self.clone()
+        }
+    }
+
+    /// Whether it ended less than `length` before `now`, since the machine started, by being
+    /// given back or by its time.
+    pub(crate) fn ended_within(&self, length: Duration, now: Duration) -> bool {
+        let machine = Machine::this();
+        machine.runs_since(self.boot)
+            && machine.time_namespace == self.time_namespace
+            && (self.ttl.is_some() || !self.held)
+            && now
+                .checked_sub(self.ends)
+                .is_some_and(|since| since < length)
+    }
 }
 
 /// Why bytes are no lock's file.

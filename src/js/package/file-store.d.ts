@@ -81,8 +81,14 @@ export interface FileStore extends LockStore {
    *
    * However many wait, they share a few child processes. Of those who wait in this store for one
    * key only the first is woken, and the next one a moment later if the key is free even so.
+   *
+   * With an `owner`, that one gets a place in the queue of all processes that wait for the key, until
+   * `save` grants it the key or it gives up. A key that was given back is kept for the first of them
+   * for 200 ms.
    */
-  wait(key: string, atMost: number, signal?: AbortSignal): Promise<void>
+  wait(key: string, atMost: number, signal?: AbortSignal, owner?: string): Promise<void>
+  /** Ends the place of `owner` in the queue for `key`. */
+  giveUp(key: string, owner: string): void
   /**
    * Lets the lease outlive this process: from now on it ends by its ttl alone. When the call
    * returns the request has left this process, provided that those before it have been answered.

@@ -18,7 +18,9 @@ const ANSWERS = {
   detach: ['granted', 'refused'],
   evict: ['granted', 'refused'],
   extend: ['granted', 'refused'],
+  give_up: ['queued'],
   inspect: ['holder'],
+  queue: ['queued'],
   release: ['granted', 'refused'],
   wait: ['waited'],
 }
@@ -83,13 +85,14 @@ class FileStore {
     const served = this.#served()
     const { granted } = await served.ask('acquire', claim(key, owner, ttl))
     if (granted === undefined) return false
+    served.places.delete(placeOf(key, owner))
     served.leases.set(key, owner)
     this.#remember(key, owner, granted)
     return true
   }
 
   async delete(key, owner) {
-    this.#fences.delete(fenceOf(key, owner))
+    this.#fences.delete(placeOf(key, owner))
     const served = this.#served()
     const answer = await served.ask('release', claim(key, owner, null))
     served.forget(key, owner)
@@ -113,7 +116,7 @@ class FileStore {
   }
 
   async fence(key, owner) {
-    const name = fenceOf(key, owner)
+    const name = placeOf(key, owner)
     const fence = this.#fences.get(name)
     if (fence !== undefined) {
       this.#fences.delete(name)
@@ -123,8 +126,17 @@ class FileStore {
     return holder?.owner === ownerOf(owner) ? holder.fencing_token : null
   }
 
-  async wait(key, atMost, signal) {
+  async wait(key, atMost, signal, owner) {
+    if (owner !== undefined) await this.#queue(key, owner)
     await this.#waits.wait(key, atMost, signal)
+  }
+
+  /** Ends the place that `wait` got for `owner`. */
+  giveUp(key, owner) {
+    const served = this.#steps
+    if (!served?.usable || !served.places.delete(placeOf(key, owner))) return
+    // A child that has ended keeps no places.
+    served.ask('give_up', claim(key, owner, null)).catch(() => {})
   }
 
   /** What it asks is on its way when it returns: to the child that keeps the lease alive. */
@@ -150,15 +162,30 @@ class FileStore {
     return this.#steps
   }
 
+  /** Sees to it that `owner` has a place among those who wait, in the child that it asks for steps. */
+  async #queue(key, owner) {
+    const served = this.#served()
+    const place = placeOf(key, owner)
+    if (served.places.has(place)) return
+    served.places.add(place)
+    try {
+      await served.ask('queue', claim(key, owner, null))
+    } catch {
+      // Without a place it waits all the same.
+      served.places.delete(place)
+    }
+  }
+
   #remember(key, owner, fence) {
-    this.#fences.set(fenceOf(key, owner), fence)
+    this.#fences.set(placeOf(key, owner), fence)
     if (this.#fences.size <= FENCES) return
     const [oldest] = this.#fences.keys()
     this.#fences.delete(oldest)
   }
 }
 
-function fenceOf(key, owner) {
+/** What is kept for an owner at a key goes by this. */
+function placeOf(key, owner) {
   return `${owner} ${key}`
 }
 
@@ -195,6 +222,8 @@ class Served {
   usable = true
   /** The leases that end with it: of each name, whose. */
   leases = new Map()
+  /** The places it keeps among those who wait. */
+  places = new Set()
 
   #command
   #child
@@ -294,7 +323,8 @@ class Served {
   }
 
   #unused() {
-    if (this.usable && this.#pending.length === 0 && this.leases.size === 0) {
+    const kept = this.leases.size + this.places.size
+    if (this.usable && this.#pending.length === 0 && kept === 0) {
       this.usable = false
       this.#child?.stdin?.end()
     }

@@ -259,10 +259,15 @@ export interface LockStore {
    */
   fence?(key: string, owner: string): Awaitable<number | bigint | null>
   /**
-   * Waits until `key` may be free, for `atMost` milliseconds, or until `signal` is aborted; leaves
-   * nothing behind.
+   * Waits until `key` may be free for `owner`, for `atMost` milliseconds, or until `signal` is
+   * aborted; leaves nothing behind but, where there is `giveUp`, a place in a queue.
    */
-  wait?(key: string, atMost: number, signal: AbortSignal): Awaitable<void>
+  wait?(key: string, atMost: number, signal: AbortSignal, owner: string): Awaitable<void>
+  /**
+   * Ends the place that `wait` may have kept for `owner`: it waits no more. Called at the end of every
+   * wait for a key that was not granted. What it throws, or rejects with, is nobody's concern.
+   */
+  giveUp?(key: string, owner: string): Awaitable<void>
   /**
    * In a store whose records end with the process that made them: lets `owner`'s record live by its
    * ttl alone. The request is to be sent before this returns.

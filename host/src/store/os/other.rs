@@ -73,12 +73,19 @@ pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-pub(crate) fn read_at(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read<'a>(file: &File, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
     let mut file = file;
     file.seek(SeekFrom::Start(0))?;
-    let mut buffer = Vec::with_capacity(bytes);
-    file.take(bytes as u64).read_to_end(&mut buffer)?;
-    Ok(buffer)
+    let mut read = 0;
+    while read < buffer.len() {
+        match file.read(&mut buffer[read..]) {
+            Ok(0) => break,
+            Ok(count) => read += count,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(&buffer[..read])
 }
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {

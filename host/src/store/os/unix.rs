@@ -293,11 +293,10 @@ pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// The first `bytes` bytes of a file, or as many as it has.
-pub(crate) fn read_at(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
-    let mut buffer = vec![0; bytes];
+/// Reads a file from its start into `buffer`; returns as much of that as the file fills.
+pub(crate) fn read<'a>(file: &File, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
     let mut read = 0;
-    while read < bytes {
+    while read < buffer.len() {
         match file.read_at(&mut buffer[read..], read as u64) {
             Ok(0) => break,
             Ok(count) => read += count,
@@ -305,8 +304,7 @@ pub(crate) fn read_at(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
             Err(err) => return Err(err),
         }
     }
-    buffer.truncate(read);
-    Ok(buffer)
+    Ok(&buffer[..read])
 }
 
 /// Writes `bytes` at `offset`.

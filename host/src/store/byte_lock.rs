@@ -1,0 +1,109 @@
+//! Locks on single bytes of a file, which end with the last process that has its open file
+//! description: `F_OFD_SETLK`, fcntl(2). The bytes need not exist.
+
+use std::fs::File;
+use std::io;
+
+/// Whether this system has such locks.
+pub(crate) const AVAILABLE: bool = cfg!(target_os = "linux");
+
+/// Locks the byte `at` for `file`'s open file description, if no other has it locked.
+pub(crate) fn try_lock(file: &File, at: u64) -> io::Result<bool> {
+    imp::try_lock(file, at)
+}
+
+/// Unlocks the byte `at`, for all who share `file`'s open file description.
+pub(crate) fn unlock(file: &File, at: u64) -> io::Result<()> {
+    imp::unlock(file, at)
+}
+
+/// Some byte among `length` from `at` on, or all from there on, that another open file description
+/// than `file`'s has locked; of several that it has locked side by side, the last.
+pub(crate) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Option<u64>> {
+    imp::find(file, at, length)
+}
+
+#[cfg(target_os = "linux")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the C header has as `int` what its `struct flock` has as `short`"
+)]
+mod imp {
+    use std::fs::File;
+    use std::io;
+
+    use nix::errno::Errno;
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc::{self, c_short};
+
+    const FROM_START: c_short = libc::SEEK_SET as c_short;
+    const UNLOCK: c_short = libc::F_UNLCK as c_short;
+    const WRITE: c_short = libc::F_WRLCK as c_short;
+
+    pub(super) fn try_lock(file: &File, at: u64) -> io::Result<bool> {
+        match set(file, &bytes(at, Some(1), WRITE)) {
+            Ok(()) => Ok(true),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    pub(super) fn unlock(file: &File, at: u64) -> io::Result<()> {
+        Ok(set(file, &bytes(at, Some(1), UNLOCK))?)
+    }
+
+    pub(super) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Option<u64>> {
+        let mut lock = bytes(at, length, WRITE);
+        fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
+        if lock.l_type == UNLOCK {
+            return Ok(None);
+        }
+        // Neighbours are one lock, which may begin before these bytes, and end after them.
+        let [start, locked] = [lock.l_start, lock.l_len].map(i64::cast_unsigned);
+        let end = match locked {
+            0 => u64::MAX,
+            locked => start.saturating_add(locked),
+        };
+        let asked = length.map_or(u64::MAX, |length| at.saturating_add(length));
+        Ok(Some(end.min(asked) - 1))
+    }
+
+    fn set(file: &File, lock: &libc::flock) -> Result<(), Errno> {
+        loop {
+            match fcntl(file, FcntlArg::F_OFD_SETLK(lock)) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn bytes(at: u64, length: Option<u64>, kind: c_short) -> libc::flock {
+        libc::flock {
+            l_type: kind,
+            l_whence: FROM_START,
+            l_start: at.cast_signed(),
+            // Zero is all from there on.
+            l_len: length.unwrap_or_default().cast_signed(),
+            l_pid: 0,
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod imp {
+    use std::fs::File;
+    use std::io;
+
+    pub(super) fn try_lock(_file: &File, _at: u64) -> io::Result<bool> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn unlock(_file: &File, _at: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn find(_file: &File, _at: u64, _length: Option<u64>) -> io::Result<Option<u64>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}

@@ -1,0 +1,396 @@
+//! The kernel's word that a file was written, closed or removed: inotify(7), of which a process
+//! has one instance for all who wait, made when the first of them does. Closing one takes the
+//! kernel milliseconds, so it stays open until the process ends.
+//!
+//! No thread serves threads that wait: one of them reads the events for all, and hands that on
+//! when it goes. Tasks are served by one thread, which ends when there have been none for a while.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::time::Timespec;
+
+/// What happens to a file when a lock is given back, or its holder ends, or somebody moves it.
+const CHANGES: WatchFlags = WatchFlags::MODIFY
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::CLOSE_NOWRITE)
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF);
+
+/// How long the thread that serves tasks stays without any.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Somebody in this process who waits for a file to change.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    events: Arc<FileEvents>,
+    id: u64,
+}
+
+impl Listener {
+    /// One who listens to nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when the process, or its user, has no more such instances.
+    pub(crate) fn new() -> io::Result<Self> {
+        let events = FileEvents::of_this_process()?;
+        let id = events.state().add();
+        Ok(Self { events, id })
+    }
+
+    /// Listens to what happens to the files at `paths` from now on, and to no others.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when a file is gone, or the user has too many watches.
+    pub(crate) fn watch<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
+        let mut state = self.events.state();
+        let listener = state.listener(self.id);
+        let previous = listener.map(|it| std::mem::take(&mut it.watches));
+        let mut result = Ok(());
+        for path in paths {
+            match inotify::add_watch(&self.events.inotify, path, CHANGES) {
+                Ok(watch) => {
+                    state.watched_by.entry(watch).or_default().push(self.id);
+                    if let Some(listener) = state.listener(self.id) {
+                        listener.watches.push(watch);
+                    }
+                }
+                Err(err) => result = Err(err.into()),
+            }
+        }
+        // Last, so that a file that is watched on is watched all the time.
+        for watch in previous.into_iter().flatten() {
+            self.events.forget(&mut state, watch, self.id);
+        }
+        result
+    }
+
+    /// Waits until there is news, but until `until` at most; says whether there was any.
+    pub(crate) fn wait(&self, until: Instant) -> bool {
+        let mut state = self.events.state();
+        let news = loop {
+            if state.take_news(self.id) {
+                break true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break false;
+            }
+            if state.is_read {
+                state.parked.insert(self.id, thread::current());
+                drop(state);
+                thread::park_timeout(left);
+                state = self.events.state();
+                state.parked.remove(&self.id);
+            } else {
+                state = self.events.read(state, left);
+            }
+        };
+        state.hand_on();
+        news
+    }
+
+    /// [`wait`](Self::wait), for a task.
+    pub(crate) fn poll(&self, context: &Context<'_>, until: Instant) -> Poll<bool> {
+        let mut state = self.events.state();
+        if state.take_news(self.id) {
+            return Poll::Ready(true);
+        }
+        if until <= Instant::now() {
+            return Poll::Ready(false);
+        }
+        let first = state.alarms.first().map(|(due, _)| *due);
+        if let Some(listener) = state.listener(self.id) {
+            listener.waker = Some(context.waker().clone());
+            let previous = listener.alarm.replace(until);
+            if previous != Some(until) {
+                if let Some(previous) = previous {
+                    state.alarms.remove(&(previous, self.id));
+                }
+                state.alarms.insert((until, self.id));
+            }
+        }
+        if !state.serves_tasks {
+            let events = Arc::clone(&self.events);
+            let named = thread::Builder::new().name("verrou-events".to_owned());
+            // Without one the task still wakes when a thread waits, or its driver's time is over.
+            state.serves_tasks = named.spawn(move || events.serve_tasks()).is_ok();
+        } else if first.is_none_or(|first| until < first) {
+            self.events.interrupt(&state);
+        }
+        Poll::Pending
+    }
+
+    /// Is news for this listener by itself.
+    pub(crate) fn ring(&self) {
+        let mut state = self.events.state();
+        if let Some(wakes) = state.ring(self.id) {
+            wakes.wake();
+        }
+        self.events.interrupt(&state);
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut state = self.events.state();
+        let Some(mut listener) = state.listeners.remove(&self.id) else {
+            return;
+        };
+        for watch in std::mem::take(&mut listener.watches) {
+            self.events.forget(&mut state, watch, self.id);
+        }
+        if let Some(alarm) = listener.alarm.take() {
+            state.alarms.remove(&(alarm, self.id));
+        }
+        // A waker is a stranger's code.
+        drop(state);
+        drop(listener);
+    }
+}
+
+/// The events of this process.
+#[derive(Debug)]
+struct FileEvents {
+    inotify: OwnedFd,
+    /// Ends the reader's wait.
+    interruption: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    listeners: HashMap<u64, Listening>,
+    watched_by: HashMap<i32, Vec<u64>>,
+    /// When tasks are to be woken.
+    alarms: BTreeSet<(Instant, u64)>,
+    /// Whether some thread reads the events.
+    is_read: bool,
+    /// The threads that do not.
+    parked: BTreeMap<u64, Thread>,
+    /// Whether there is a thread for tasks.
+    serves_tasks: bool,
+}
+
+#[derive(Debug, Default)]
+struct Listening {
+    watches: Vec<i32>,
+    has_news: bool,
+    waker: Option<Waker>,
+    alarm: Option<Instant>,
+}
+
+/// Whom to wake.
+enum Wakes {
+    Thread(Thread),
+    Task(Waker),
+}
+
+impl Wakes {
+    fn wake(self) {
+        match self {
+            Self::Thread(thread) => thread.unpark(),
+            Self::Task(waker) => waker.wake(),
+        }
+    }
+}
+
+impl FileEvents {
+    /// The number of the thread that serves tasks among those that are parked.
+    const TASKS: u64 = 0;
+
+    fn of_this_process() -> io::Result<Arc<Self>> {
+        static THIS: Mutex<Option<(u32, Arc<FileEvents>)>> = Mutex::new(None);
+
+        let process = std::process::id();
+        let mut this = THIS.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*this {
+            Some((its, events)) if *its == process => Ok(Arc::clone(events)),
+            // A forked child shares its parent's with it.
+            _ => {
+                let events = Arc::new(Self::new()?);
+                *this = Some((process, Arc::clone(&events)));
+                Ok(events)
+            }
+        }
+    }
+
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
+            interruption: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            state: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for events, for `at_most`, while others may use the state, and tells those whom they
+    /// concern.
+    fn read<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, State> {
+        state.is_read = true;
+        drop(state);
+        let mut ready = [
+            PollFd::new(&self.inotify, PollFlags::IN),
+            PollFd::new(&self.interruption, PollFlags::IN),
+        ];
+        let timeout = Timespec::try_from(at_most).ok();
+        // Interrupted by a signal or not, what has come is read.
+        let _ = poll(&mut ready, timeout.as_ref());
+        let interrupted = !ready[1].revents().is_empty();
+        if interrupted {
+            let _ = rustix::io::read(&self.interruption, &mut [0; 8]);
+        }
+        let mut wakes = Vec::new();
+        let mut state = self.state();
+        state.is_read = false;
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        while let Ok(event) = reader.next() {
+            let ids = if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
+                state.listeners.keys().copied().collect()
+            } else {
+                let watch = event.wd();
+                state.watched_by.get(&watch).cloned().unwrap_or_default()
+            };
+            wakes.extend(ids.into_iter().filter_map(|id| state.ring(id)));
+        }
+        if wakes.is_empty() {
+            return state;
+        }
+        drop(state);
+        wakes.into_iter().for_each(Wakes::wake);
+        self.state()
+    }
+
+    /// Ends the reader's wait, so that it sees what has changed.
+    fn interrupt(&self, state: &State) {
+        if state.is_read {
+            // It can only fail when it is interrupted already.
+            let _ = rustix::io::write(&self.interruption, &1u64.to_ne_bytes());
+        }
+        if let Some(thread) = state.parked.get(&Self::TASKS) {
+            thread.unpark();
+        }
+    }
+
+    /// Ends the watch of `id`, and the kernel's if there is no other.
+    fn forget(&self, state: &mut State, watch: i32, id: u64) {
+        let Some(ids) = state.watched_by.get_mut(&watch) else {
+            return;
+        };
+        if let Some(at) = ids.iter().position(|&other| other == id) {
+            ids.swap_remove(at);
+        }
+        if ids.is_empty() {
+            state.watched_by.remove(&watch);
+            // It is gone already when its file is.
+            let _ = inotify::remove_watch(&self.inotify, watch);
+        }
+    }
+
+    fn serve_tasks(&self) {
+        let mut state = self.state();
+        let mut idle_since = None;
+        loop {
+            let now = Instant::now();
+            let wakes: Vec<_> = state.due(now);
+            if !wakes.is_empty() {
+                drop(state);
+                wakes.into_iter().for_each(Wakes::wake);
+                state = self.state();
+                continue;
+            }
+            let left = if let Some((due, _)) = state.alarms.first() {
+                idle_since = None;
+                due.saturating_duration_since(now)
+            } else {
+                let since = *idle_since.get_or_insert(now);
+                IDLE.saturating_sub(now.saturating_duration_since(since))
+            };
+            if left.is_zero() {
+                break;
+            }
+            if state.is_read {
+                state.parked.insert(Self::TASKS, thread::current());
+                drop(state);
+                thread::park_timeout(left);
+                state = self.state();
+                state.parked.remove(&Self::TASKS);
+            } else {
+                state = self.read(state, left);
+            }
+        }
+        state.serves_tasks = false;
+        state.hand_on();
+    }
+}
+
+impl State {
+    fn add(&mut self) -> u64 {
+        self.next += 1;
+        self.listeners.insert(self.next, Listening::default());
+        self.next
+    }
+
+    fn listener(&mut self, id: u64) -> Option<&mut Listening> {
+        self.listeners.get_mut(&id)
+    }
+
+    /// Whether there was news for the listener `id`, which it has now.
+    fn take_news(&mut self, id: u64) -> bool {
+        self.listener(id)
+            .is_some_and(|listener| std::mem::take(&mut listener.has_news))
+    }
+
+    /// Notes news for the listener `id`; returns whom to wake.
+    fn ring(&mut self, id: u64) -> Option<Wakes> {
+        let listener = self.listeners.get_mut(&id)?;
+        listener.has_news = true;
+        let task = listener.waker.take().map(Wakes::Task);
+        task.or_else(|| self.parked.get(&id).cloned().map(Wakes::Thread))
+    }
+
+    /// The tasks whose time has come.
+    fn due(&mut self, now: Instant) -> Vec<Wakes> {
+        let mut wakes = Vec::new();
+        while let Some(&(due, id)) = self.alarms.first()
+            && due <= now
+        {
+            self.alarms.pop_first();
+            if let Some(listener) = self.listener(id) {
+                listener.alarm = None;
+                wakes.extend(listener.waker.take().map(Wakes::Task));
+            }
+        }
+        wakes
+    }
+
+    /// Lets another thread read the events.
+    fn hand_on(&mut self) {
+        if !self.is_read
+            && let Some((_, next)) = self.parked.first_key_value()
+        {
+            next.unpark();
+        }
+    }
+}

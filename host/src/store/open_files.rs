@@ -1,0 +1,196 @@
+//! The files of a store that stay open between its steps: opening one costs more than a step.
+//!
+//! A file is taken out for a step, so that no two threads have one open file description, which
+//! the kernel's locks would not tell apart.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
+use verrou::Name;
+
+use super::error::FileError;
+use super::os::{self, FileId};
+
+/// A lock's file, open.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    file: File,
+    path: PathBuf,
+    id: FileId,
+}
+
+impl OpenFile {
+    /// `file`, which was opened at `path`.
+    pub(crate) fn new(file: File, path: PathBuf) -> Result<Self, FileError> {
+        let id = os::id(&file).map_err(FileError::io("inspect this file", &path))?;
+        Ok(Self { file, path, id })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether `other` is the same file, opened once more.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+
+    /// Whether its path still leads to it: whoever removes or replaces files must not make two
+    /// locks of one.
+    pub(crate) fn is_current(&self) -> Result<bool, FileError> {
+        let there =
+            os::id_at(&self.path).map_err(FileError::io("inspect this file", &self.path))?;
+        Ok(there == Some(self.id))
+    }
+}
+
+/// Of how many names files stay open that nobody uses.
+const NAMES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+/// One for the step, and one that keeps a grant, or a place in the queue, meanwhile.
+type Files = [Option<OpenFile>; 2];
+
+/// Files that stay open: of the names used last, and of those that somebody here waits for.
+#[derive(Debug)]
+pub(crate) struct OpenFiles(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    /// Open file descriptions are shared with a forked child, which must use its own.
+    process: u32,
+    recent: LruCache<Name, Files>,
+    /// How often they are wanted, and they.
+    wanted: HashMap<Name, (usize, Files)>,
+}
+
+impl OpenFiles {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(State::new()))
+    }
+
+    /// A file of the lock `name` for its taker alone, if one is open.
+    pub(crate) fn take(&self, name: &Name) -> Option<OpenFile> {
+        let mut state = self.state();
+        let files = match state.wanted.get_mut(name) {
+            Some((_, files)) => files,
+            None => state.recent.get_mut(name)?,
+        };
+        files.iter_mut().find_map(Option::take)
+    }
+
+    /// Keeps a file of the lock `name` for the next who takes one.
+    pub(crate) fn put(&self, name: &Name, file: OpenFile) {
+        let mut state = self.state();
+        // Closed when the mutex is free again.
+        let _closed = state.put(name, file);
+        drop(state);
+    }
+
+    /// Keeps the files of the lock `name` open, however many names are used meanwhile, until
+    /// [`unwant`](Self::unwant) is called as often.
+    pub(crate) fn want(&self, name: &Name) {
+        let mut state = self.state();
+        if let Some((count, _)) = state.wanted.get_mut(name) {
+            *count += 1;
+            return;
+        }
+        let files = state.recent.pop(name).unwrap_or_default();
+        state.wanted.insert(name.clone(), (1, files));
+    }
+
+    /// The end of a [`want`](Self::want).
+    pub(crate) fn unwant(&self, name: &Name) {
+        let mut state = self.state();
+        let Some((count, _)) = state.wanted.get_mut(name) else {
+            return;
+        };
+        *count -= 1;
+        if *count > 0 {
+            return;
+        }
+        let (_, files) = state.wanted.remove(name).unwrap_or_default();
+        let _closed = state.recent.push(name.clone(), files);
+        drop(state);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.process != std::process::id() {
+            *state = State::new();
+        }
+        state
+    }
+}
+
+impl State {
+    fn new() -> Self {
+        Self {
+            process: std::process::id(),
+            recent: LruCache::new(NAMES),
+            wanted: HashMap::new(),
+        }
+    }
+
+    /// Returns what is not kept any more, to be closed.
+    fn put(&mut self, name: &Name, file: OpenFile) -> Option<(Name, Files)> {
+        let files = match self.wanted.get_mut(name) {
+            Some((_, files)) => Some(files),
+            None => self.recent.get_mut(name),
+        };
+        let Some(files) = files else {
+            return self.recent.push(name.clone(), [Some(file), None]);
+        };
+        let slot = files.iter_mut().find(|slot| slot.is_none())?;
+        *slot = Some(file);
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(folder: &Path, name: &str) -> OpenFile {
+        let path = folder.join(name);
+        OpenFile::new(File::create(&path).unwrap(), path).unwrap()
+    }
+
+    #[test]
+    fn files_of_few_names_stay_open_and_those_that_are_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = OpenFiles::new();
+        let name = |number: usize| Name::new(&format!("lock-{number}")).unwrap();
+        files.want(&name(0));
+        for number in 0..=NAMES.get() + 1 {
+            files.put(&name(number), open(folder.path(), &number.to_string()));
+        }
+        assert!(files.take(&name(0)).is_some(), "it is wanted");
+        assert!(files.take(&name(0)).is_none(), "it was taken");
+        assert!(files.take(&name(1)).is_none(), "it was used longest ago");
+        assert!(files.take(&name(2)).is_some());
+        files.put(&name(0), open(folder.path(), "0"));
+        files.unwant(&name(0));
+        assert!(files.take(&name(0)).is_some());
+    }
+
+    #[test]
+    fn two_of_a_name_are_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = OpenFiles::new();
+        let name = Name::new("lock").unwrap();
+        for _ in 0..3 {
+            files.put(&name, open(folder.path(), "lock"));
+        }
+        assert!(files.take(&name).is_some());
+        assert!(files.take(&name).is_some());
+        assert!(files.take(&name).is_none());
+    }
+}

@@ -1,0 +1,66 @@
+//! Who waits for a lock, where the kernel tells of no changes: in no order, each looking by itself.
+
+use std::future;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use verrou::{Claim, Name};
+
+use super::directory::Directory;
+use super::error::FileError;
+use super::jitter;
+use super::open_files::OpenFile;
+
+/// For how long a lock that was given back is kept for the first in its queue.
+pub(crate) const PATIENCE: Duration = Duration::ZERO;
+
+/// Those who wait, of whom nothing is known.
+#[derive(Debug)]
+pub(crate) struct Queue;
+
+impl Queue {
+    pub(crate) fn new(_foreign: Option<PathBuf>) -> Self {
+        Self
+    }
+
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    pub(crate) fn is_first(&self, _claim: &Claim, _file: &OpenFile) -> Result<bool, FileError> {
+        Ok(true)
+    }
+
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    pub(crate) fn is_behind(&self, _claim: &Claim) -> Result<bool, FileError> {
+        Ok(false)
+    }
+
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
+    pub(crate) fn leave(&self, _directory: &Directory, _claim: &Claim) {}
+
+    /// Lets time pass for those who have a timer.
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is joined")]
+    pub(crate) async fn waited(&self, _directory: &Directory, _claim: &Claim) {
+        future::pending().await
+    }
+
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    pub(crate) fn overhear(
+        &self,
+        _directory: &Directory,
+        _name: &Name,
+        at_most: Duration,
+        is_over: impl Fn() -> bool,
+    ) {
+        let began = Instant::now();
+        while !is_over() && began.elapsed() < at_most {
+            let left = at_most.saturating_sub(began.elapsed());
+            thread::sleep(jitter(Duration::from_millis(10)).min(left));
+        }
+    }
+
+    /// Lets the next attempt look again, every few milliseconds.
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is joined")]
+    pub(crate) fn wait(&self, _directory: &Directory, _claim: &Claim, at_most: Duration) {
+        thread::sleep(jitter(Duration::from_millis(10)).min(at_most));
+    }
+}

@@ -1,0 +1,262 @@
+//! Waiting for locks in files: in whose order, and what is left behind.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{KINDS, Place, Started, ends_with, eventually};
+use rustix::process::Signal;
+use verrou::blocking::{Host, LockFactory};
+use verrou::{Claim, Name, Owner, Retry, Store, Ttl};
+use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn open(kind: &str, folder: &Path) -> FileStore {
+    let url: StoreUrl = format!("{kind}:{}", folder.display()).parse().unwrap();
+    FileStore::open(&url, &StoreOptions::default()).unwrap()
+}
+
+fn claim(name: &str) -> Claim {
+    Claim {
+        name: Name::new(name).unwrap(),
+        owner: Owner::from_bytes(System.random()),
+        ttl: Ttl::NEVER,
+        ephemeral: true,
+    }
+}
+
+fn is_granted(store: &FileStore, claim: &Claim) -> bool {
+    store.acquire(claim).unwrap().is_granted()
+}
+
+/// Gives `claim` a place among those who wait.
+fn queue(store: &FileStore, claim: &Claim) {
+    store.wait(claim, Duration::ZERO);
+}
+
+/// Waits until `claim` is granted.
+fn take(store: &FileStore, claim: &Claim) {
+    let began = Instant::now();
+    while !is_granted(store, claim) {
+        assert!(began.elapsed() < SOON, "it is its turn");
+        store.wait(claim, SOON);
+    }
+}
+
+fn descriptors() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn who_comes_first_is_served_first() {
+    const WAITERS: usize = 12;
+
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let stores = [(); 3].map(|()| open(kind, folder.path()));
+        let held = claim("lock");
+        assert!(is_granted(&stores[0], &held));
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for waiter in 0..WAITERS {
+                // Some of them are neighbours in one process, some are not.
+                let store = &stores[waiter / 2 % 3];
+                let claim = claim("lock");
+                queue(store, &claim);
+                let order = &order;
+                scope.spawn(move || {
+                    take(store, &claim);
+                    order.lock().unwrap().push(waiter);
+                    store.release(&claim).unwrap();
+                });
+            }
+            stores[0].release(&held).unwrap();
+        });
+        let expected: Vec<_> = (0..WAITERS).collect();
+        assert_eq!(order.into_inner().unwrap(), expected, "{kind}");
+    }
+}
+
+#[test]
+fn a_lock_is_kept_for_the_first_but_not_for_long() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let (held, first, second) = (claim("lock"), claim("lock"), claim("lock"));
+        assert!(is_granted(&here, &held));
+        queue(&there, &first);
+        queue(&here, &second);
+        let released = Instant::now();
+        here.release(&held).unwrap();
+        let barged = is_granted(&here, &claim("lock")) || is_granted(&here, &second);
+        assert!(
+            !barged || released.elapsed() > Duration::from_millis(200),
+            "{kind}"
+        );
+        // The first does not come.
+        take(&here, &second);
+        assert!(released.elapsed() >= Duration::from_millis(200), "{kind}");
+        here.release(&second).unwrap();
+        assert!(is_granted(&there, &first), "{kind}");
+    }
+}
+
+#[test]
+fn who_gives_up_leaves_nothing_behind() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let held = claim("lock");
+        let patient = Retry::default().timeout(Duration::from_micros(200));
+        let lock = LockFactory::new(&there, System)
+            .retry(patient)
+            .create_lock("lock", "none")
+            .unwrap();
+        assert!(is_granted(&here, &held));
+        let mut before = None;
+        for round in 0..300 {
+            lock.acquire().unwrap_err();
+            // By then all is open that stays open.
+            if round == 100 {
+                before = Some((descriptors(), threads()));
+            }
+        }
+        // Other tests open files, too.
+        let (files, tasks) = before.unwrap();
+        assert!(descriptors() < files + 100 && threads() < tasks + 100);
+        here.release(&held).unwrap();
+        assert!(is_granted(&here, &held), "{kind}: nobody waits any more");
+    }
+}
+
+#[test]
+fn many_threads_and_stores_hold_it_one_at_a_time() {
+    const THREADS: usize = 8;
+    const ROUNDS: u32 = 100;
+
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let stores: Vec<_> = (0..3).map(|_| open(kind, folder.path())).collect();
+        let (inside, done) = (AtomicU32::new(0), AtomicU32::new(0));
+        let start = Barrier::new(THREADS);
+        thread::scope(|scope| {
+            for number in 0..THREADS {
+                let (inside, done, start) = (&inside, &done, &start);
+                let store = &stores[number % stores.len()];
+                scope.spawn(move || {
+                    let lock = LockFactory::new(store, System)
+                        .create_lock("lock", "1m")
+                        .unwrap();
+                    start.wait();
+                    for _ in 0..ROUNDS {
+                        lock.run(|_| {
+                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                        })
+                        .unwrap();
+                        done.fetch_add(1, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        let expected = u32::try_from(THREADS).unwrap() * ROUNDS;
+        assert_eq!(done.into_inner(), expected, "{kind}");
+    }
+}
+
+/// Waits, as a process, and says in the file `order` that it had its turn.
+fn waits(place: &Place, number: u32) -> Started {
+    let script = format!("echo {number} >> order");
+    let before = waiting(place);
+    let started = Started::new(&mut place.run(&["--wait", "60s"], &script));
+    eventually("it waits", || waiting(place) > before);
+    started
+}
+
+/// How many wait, as the kernel has them.
+fn waiting(place: &Place) -> usize {
+    let first: u64 = (1 << 62) + (1 << 61);
+    let locks = fs::read_to_string("/proc/locks").unwrap();
+    let inodes: Vec<_> = fs::read_dir(place.locks())
+        .map(|entries| {
+            entries
+                .map(|entry| {
+                    std::os::unix::fs::MetadataExt::ino(&entry.unwrap().metadata().unwrap())
+                })
+                .collect()
+        })
+        .unwrap_or_default();
+    let is_place = |line: &&str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [.., file, start, _] = words[..] else {
+            return false;
+        };
+        let inode = file
+            .rsplit(':')
+            .next()
+            .and_then(|inode| inode.parse::<u64>().ok());
+        inode.is_some_and(|inode| inodes.contains(&inode))
+            && start.parse::<u64>().is_ok_and(|start| start >= first)
+    };
+    locks.lines().filter(is_place).count()
+}
+
+/// Waits until a process does nothing but wait: stopped in the middle of a step, it would hold up
+/// others for as long as it is stopped.
+fn is_quiet(process: &Started) {
+    const LONGER_THAN_A_LOOK: Duration = Duration::from_millis(100);
+
+    let switches = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("voluntary_ctxt"));
+        line.map(str::to_owned)
+    };
+    let mut seen = (switches(), Instant::now());
+    eventually("it waits quietly", || {
+        let now = switches();
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        }
+        seen.1.elapsed() > LONGER_THAN_A_LOOK
+    });
+}
+
+#[test]
+fn who_is_killed_or_stopped_in_the_queue_holds_nobody_up() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
+        let mut killed = waits(&place, 1);
+        let mut stopped = waits(&place, 2);
+        let mut third = waits(&place, 3);
+        let mut fourth = waits(&place, 4);
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        assert_eq!(waiting(&place), 3);
+        is_quiet(&stopped);
+        stopped.signal(Signal::STOP);
+        drop(holder);
+        assert!(third.wait().unwrap().success());
+        assert!(fourth.wait().unwrap().success());
+        let order = || fs::read_to_string(place.path("order")).unwrap();
+        assert_eq!(order(), "3\n4\n", "{kind}");
+        stopped.signal(Signal::CONT);
+        assert!(stopped.wait().unwrap().success());
+        assert_eq!(order(), "3\n4\n2\n", "{kind}");
+        assert_eq!(waiting(&place), 0);
+        ends_with(&mut place.run(&["--no-wait"], "true"), 0);
+    }
+}
