@@ -91,7 +91,7 @@ pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Re
 ///
 /// `pause` is told how things stand, waits as long as it is told, or until something happens
 /// that it waits for, and breaks to end the keeping. What else happened to the lease by then, it lets
-/// the machine [`adopt`](Renew::adopt).
+/// the machine [`adopt`](Renew::adopt), or [`suspect`](Renew::suspect).
 ///
 /// # Errors
 ///
@@ -420,6 +420,11 @@ pub struct Held<'a, S: Store, H: Host> {
 }
 
 impl<S: Store, H: Host> Held<'_, S, H> {
+    /// The store that the lock is recorded in.
+    pub fn store(&self) -> &S {
+        &self.lock.store
+    }
+
     /// The grant's fencing token; `None` from a store that does not count.
     pub fn fence(&self) -> Option<Fence> {
         self.lease().fence()
@@ -460,10 +465,11 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] as soon as the lock is lost.
+    /// [`Error::Lost`] as soon as the lock is lost; the lease [is expired](Self::is_expired) then,
+    /// whatever was left of it.
     pub fn keep<B>(
         &self,
-        mut pause: impl FnMut(&Renew, Duration) -> ControlFlow<B>,
+        mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
     ) -> Result<B, Error> {
         let lock = self.lock;
         let (mut machine, mut with) = self.hold.renew(lock.holds.ttl, lock.host.now());
@@ -473,9 +479,12 @@ impl<S: Store, H: Host> Held<'_, S, H> {
             with.teach(machine, lock.host.now());
             end
         });
-        kept.map_err(|loss| Error::Lost {
-            name: lock.holds.name.clone(),
-            loss,
+        kept.map_err(|loss| {
+            self.hold.end(lock.host.now());
+            Error::Lost {
+                name: lock.holds.name.clone(),
+                loss,
+            }
         })
     }
 

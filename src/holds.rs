@@ -33,6 +33,11 @@ impl Hold {
         self.0.with(|held| *held = lease);
     }
 
+    /// Takes note that it was lost by `now`.
+    pub(crate) fn end(&self, now: Timestamp) {
+        self.0.with(|lease| lease.end(now));
+    }
+
     /// The request that extends this hold by `ttl` at `now`, unless its time has passed.
     pub(crate) fn extension(&self, ttl: Ttl, now: Timestamp) -> Result<Claim, Error> {
         let lease = self.lease();

@@ -47,6 +47,12 @@ impl Lease {
         self.estimated = false;
     }
 
+    /// Notes that it was lost by `now`.
+    pub(crate) fn end(&mut self, now: Timestamp) {
+        self.until = Some(self.until.map_or(now, |until| until.min(now)));
+        self.estimated = false;
+    }
+
     /// Notes that it outlives its client.
     pub(crate) fn detach(&mut self) {
         self.claim.ephemeral = false;

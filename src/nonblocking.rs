@@ -165,8 +165,14 @@ pub async fn keep<T>(
                 }
                 RenewStep::Wait(at_most) => {
                     noted(machine);
-                    host.sleep(at_most).await;
-                    waited(machine);
+                    let claim = machine.lease().claim().clone();
+                    match either(host.sleep(at_most), store.lost(&claim)).await {
+                        Either::First(()) => waited(machine),
+                        Either::Second(()) => {
+                            waited(machine);
+                            machine.suspect();
+                        }
+                    }
                 }
                 RenewStep::Lost(loss) => return loss,
             }
@@ -498,9 +504,12 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         let noted = |machine: &Renew| with.borrow_mut().learn(machine);
         let waited = |machine: &mut Renew| with.borrow_mut().teach(machine, self.host.now());
         let kept = keep(&self.store, &self.host, &mut machine, noted, waited, work).await;
-        kept.map_err(|loss| Error::Lost {
-            name: self.holds.name.clone(),
-            loss,
+        kept.map_err(|loss| {
+            hold.end(self.host.now());
+            Error::Lost {
+                name: self.holds.name.clone(),
+                loss,
+            }
         })
     }
 

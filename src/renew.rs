@@ -143,6 +143,11 @@ impl Renew {
         self.lease = lease;
     }
 
+    /// Asks the store at once: something happened that the lease may not have outlived.
+    pub fn suspect(&mut self) {
+        self.due = Timestamp::default();
+    }
+
     /// What was known of the lease when a step last said or heard something of it.
     pub fn health(&self) -> &Health {
         &self.health

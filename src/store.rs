@@ -96,9 +96,20 @@ pub trait Store {
         Waited::Unable
     }
 
+    /// Waits until the record that `claim.owner` holds may be gone before its time, or it
+    /// [gives up](Self::give_up), but at most `at_most`. Promises nothing.
+    ///
+    /// The first call returns at once. From then on, until `claim.owner` gives up, nothing is
+    /// missed that happens between two calls. A store that cannot tell says so at once; that is the
+    /// default.
+    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let _ = (claim, at_most);
+        Waited::Unable
+    }
+
     /// Takes note that `claim.owner`, which has waited, does so no more: it keeps no place among
     /// those who do. Whoever waits calls this at the end, unless granted the name; a place whose
-    /// client is gone ends by itself.
+    /// client is gone ends by itself. Ends, too, its wait for a [loss](Self::lost).
     fn give_up(&self, claim: &Claim) {
         let _ = claim;
     }
@@ -141,6 +152,13 @@ pub trait AsyncStore {
     /// behind but the place that [`Store::wait`] speaks of.
     fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
         let _ = (claim, at_most);
+        future::pending()
+    }
+
+    /// Ends when the record that `claim.owner` holds may be gone before its time; being dropped, it
+    /// leaves nothing behind. The default never ends.
+    fn lost(&self, claim: &Claim) -> impl Future<Output = ()> {
+        let _ = claim;
         future::pending()
     }
 
@@ -327,6 +345,9 @@ macro_rules! forward_store {
         fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
             (**self).wait(claim, at_most)
         }
+        fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+            (**self).lost(claim, at_most)
+        }
         fn give_up(&self, claim: &Claim) {
             (**self).give_up(claim);
         }
@@ -369,6 +390,9 @@ impl<S: AsyncStore + ?Sized> AsyncStore for Arc<S> {
     }
     fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
         (**self).wait(claim, at_most)
+    }
+    fn lost(&self, claim: &Claim) -> impl Future<Output = ()> {
+        (**self).lost(claim)
     }
     fn give_up(&self, claim: &Claim) {
         (**self).give_up(claim);

@@ -34,6 +34,9 @@ macro_rules! awaited {
             async fn wait(&self, claim: &Claim, _at_most: Duration) {
                 self.waited(claim).await;
             }
+            async fn lost(&self, claim: &Claim) {
+                self.awaited_loss(claim).await;
+            }
             fn give_up(&self, claim: &Claim) {
                 Store::give_up(self, claim);
             }

@@ -1,11 +1,12 @@
 //! A lease that lasts as long as the work.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
+use std::time::Duration;
 
 use verrou::blocking::{Held, Host};
-use verrou::{RunError, Store};
+use verrou::{Claim, RunError, Store, Waited};
 
 /// Keeps the lease of `held` alive, from a thread of its own, while `body` works.
 ///
@@ -43,13 +44,28 @@ where
     H: Host + Sync,
 {
     let (working, done) = mpsc::channel::<()>();
-    thread::scope(|scope| {
+    let (store, claim) = (held.store(), held.lease().claim().clone());
+    // From now on no loss is missed, nor the end of the work.
+    let tells = store.lost(&claim, Duration::ZERO) == Waited::Done;
+    let watched = &claim;
+    let kept = thread::scope(|scope| {
         let keeper = scope.spawn(move || {
-            held.keep(|_, at_most| match done.recv_timeout(at_most) {
-                Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => ControlFlow::Break(()),
+            held.keep(|machine, at_most| {
+                let mut pause = at_most;
+                if tells && store.lost(watched, at_most) == Waited::Done {
+                    machine.suspect();
+                    pause = Duration::ZERO;
+                }
+                match done.recv_timeout(pause) {
+                    Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
+                    Ok(()) | Err(RecvTimeoutError::Disconnected) => ControlFlow::Break(()),
+                }
             })
         });
+        let working = Working {
+            _until_dropped: working,
+            ended: Ended(store, watched),
+        };
         let value = body();
         drop(working);
         match keeper.join() {
@@ -57,18 +73,35 @@ where
             Ok(Err(error)) => Err(RunError::Ended { value, error }),
             Err(panic) => std::panic::resume_unwind(panic),
         }
-    })
+    });
+    // It may have begun to watch once more just then.
+    store.give_up(&claim);
+    kept
+}
+
+/// The work, which wakes who watches the lease when it ends, however it does.
+struct Working<'a, S: Store> {
+    /// Dropped first: so whoever is woken knows.
+    _until_dropped: Sender<()>,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    ended: Ended<'a, S>,
+}
+
+struct Ended<'a, S: Store>(&'a S, &'a Claim);
+
+impl<S: Store> Drop for Ended<'_, S> {
+    fn drop(&mut self) {
+        self.0.give_up(self.1);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use verrou::blocking::LockFactory;
     use verrou::{Error, Loss, MemoryStore};
 
     use super::*;
-    use crate::System;
+    use crate::{LeaseFileStore, StoreOptions, System};
 
     #[test]
     fn work_outlives_its_ttl_and_learns_of_a_loss() {
@@ -102,6 +135,40 @@ mod tests {
                     loss: Loss::Revoked,
                     ..
                 },
+        }) = revoked
+        else {
+            panic!("{revoked:?}");
+        };
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_loss_is_heard_of_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+        let (here, there) = (open(), open());
+        // Nobody waits for a third of that.
+        let lock = LockFactory::new(&here, System).create_lock("lock", "1h");
+        let other = LockFactory::new(&there, System).create_lock("lock", "1h");
+        let (lock, other) = (lock.unwrap(), other.unwrap());
+        let held = lock.guard().unwrap();
+        assert!(
+            keep_alive(&held, || !held.is_expired()).unwrap(),
+            "its end is heard of, too"
+        );
+        let revoked = keep_alive(&held, || {
+            other.force_release().unwrap();
+            while !held.is_expired() {
+                thread::yield_now();
+            }
+        });
+        let Err(RunError::Ended {
+            error:
+                Error::Lost {
+                    loss: Loss::Revoked,
+                    ..
+                },
+            ..
         }) = revoked
         else {
             panic!("{revoked:?}");

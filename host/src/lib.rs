@@ -15,7 +15,7 @@ mod system;
 mod tokio;
 
 pub use keep_alive::keep_alive;
-pub use open::{FileStore, InvalidStoreUrl, StoreUrl};
+pub use open::{FileStore, InvalidStoreUrl, LossWatch, StoreUrl};
 pub use store::{
     Damage, FileError, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions, Zombies,
 };

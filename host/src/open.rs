@@ -4,12 +4,18 @@ use std::env;
 use std::fmt;
 use std::fs::File;
 use std::io;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsFd;
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError, Waited};
 
+#[cfg(target_os = "linux")]
+use crate::store::Listener;
 use crate::store::{FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions};
 
 /// Where a store is, as one line of text: `lease:DIR` or `file:DIR`.
@@ -205,11 +211,81 @@ impl FileStore {
         }
     }
 
+    /// [`Store::lost`], for a task.
+    pub(crate) async fn awaited_loss(&self, claim: &Claim) {
+        match self {
+            Self::Lease(store) => store.awaited_loss(claim).await,
+            Self::Lock(store) => store.awaited_loss(claim).await,
+        }
+    }
+
+    /// What tells, to those who poll descriptors, that the lease of `claim` may be gone before its
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it has no more of what that takes, or cannot tell.
+    pub fn loss_watch(&self, claim: &Claim) -> io::Result<LossWatch<'_>> {
+        LossWatch::new(self, claim)
+    }
+
     fn store(&self) -> &dyn Store {
         match self {
             Self::Lease(store) => store,
             Self::Lock(store) => store,
         }
+    }
+}
+
+/// Tells when a lease may be gone before its time: released by force, taken over, or kept in a file
+/// that was replaced.
+#[derive(Debug)]
+pub struct LossWatch<'a> {
+    #[cfg(target_os = "linux")]
+    listener: Listener,
+    store: &'a FileStore,
+    claim: Claim,
+}
+
+impl<'a> LossWatch<'a> {
+    #[cfg(target_os = "linux")]
+    fn new(store: &'a FileStore, claim: &Claim) -> io::Result<Self> {
+        let listener = match store {
+            FileStore::Lease(store) => store.loss_listener(claim),
+            FileStore::Lock(store) => store.loss_listener(claim),
+        };
+        Ok(Self {
+            listener: listener?,
+            store,
+            claim: claim.clone(),
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn new(_store: &'a FileStore, _claim: &Claim) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Whether the lease is gone. Takes note of what has happened, so that the descriptor is not
+    /// readable before something else does.
+    pub fn is_lost(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        self.listener.has_news();
+        !match self.store {
+            FileStore::Lease(store) => store.holds(&self.claim),
+            FileStore::Lock(store) => store.holds(&self.claim),
+        }
+    }
+
+    /// A descriptor that is readable when something has happened to a lock that somebody in this
+    /// process listens to: this one, in a program of which no other thread waits for locks.
+    #[cfg(unix)]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        #[cfg(target_os = "linux")]
+        let descriptor = Some(self.listener.as_fd());
+        #[cfg(not(target_os = "linux"))]
+        let descriptor = None;
+        descriptor
     }
 }
 
@@ -234,6 +310,9 @@ impl Store for FileStore {
     }
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.store().wait(claim, at_most)
+    }
+    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+        self.store().lost(claim, at_most)
     }
     fn give_up(&self, claim: &Claim) {
         self.store().give_up(claim);

@@ -291,7 +291,7 @@ fn zombies_can_be_waited_for() {
 
 /// Starts a command, evicts it, and returns how that ended.
 fn evicted(place: &Place, options: &[&str], script: &str) -> (std::process::Output, Pid) {
-    let options: Vec<_> = ["--ttl", "300ms"].iter().chain(options).copied().collect();
+    let options: Vec<_> = ["--ttl", "1h"].iter().chain(options).copied().collect();
     let (holder, pid) = place.start(&options, script);
     ends_with(&mut place.verrou(["force-release", "k"]), 0);
     let output = holder.end();

@@ -83,6 +83,32 @@ async fn a_kept_lease_outlives_its_ttl_and_a_lost_one_ends_the_work() {
 }
 
 #[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_loss_is_heard_of_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let locks = LockFactory::new(Arc::new(store), Tokio);
+    // Nobody waits for a third of that.
+    let lock = locks.create_lock("lock", "1h").unwrap();
+    let other = locks.create_lock("lock", "1h").unwrap();
+    let ended = lock.run(async |held| {
+        let evicted = async {
+            tokio::task::yield_now().await;
+            other.force_release().await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        held.keep(evicted).await
+    });
+    let Err(RunError::Ended {
+        value: Err(Error::Lost { .. }),
+        ..
+    }) = ended.await
+    else {
+        panic!("the work is dropped when the lock is lost");
+    };
+}
+
+#[tokio::test]
 async fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() {
     /// Waits for a lock that is held, and stops waiting, at different moments.
     macro_rules! given_up {

@@ -44,6 +44,10 @@ enum Kind {
 
 /// What is asked of an object; whether it is there was looked at.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "methods are there independently of each other"
+)]
 struct Object {
     methods: LockStore,
     fences: bool,

@@ -12,6 +12,8 @@ use rustix::process::{
     test_kill_process_group, waitpid,
 };
 
+use verrou_host::LossWatch;
+
 use super::signals::{self, Signals};
 use super::terminal::Terminal;
 
@@ -93,10 +95,16 @@ impl Job {
     /// Waits until something happens to the command, but at most this long, and hands on what
     /// signals come in.
     pub(crate) fn wait(&mut self, at_most: Duration) -> Event {
+        self.wait_with(None, at_most)
+    }
+
+    /// [`wait`](Self::wait), which ends, too, when there is something to be read from `news`.
+    pub(crate) fn wait_with(&mut self, news: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
         // The child may have changed before the first signal was listened for.
         let mut event = self.look();
         if event == Event::Nothing {
-            self.signals.wait(at_most);
+            self.signals
+                .wait(news.and_then(LossWatch::descriptor), at_most);
         }
         for signal in self.signals.pending() {
             match signal {

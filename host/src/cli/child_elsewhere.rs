@@ -6,6 +6,8 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
+use verrou_host::LossWatch;
+
 /// A running command.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -51,6 +53,16 @@ impl Job {
             return Event::Ended;
         }
         Event::Nothing
+    }
+
+    /// [`wait`](Self::wait): nothing here tells of a loss.
+    pub(crate) fn wait_with(&mut self, _news: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
+        self.wait(at_most)
+    }
+
+    /// [`wait`](Self::wait): nothing here tells of a loss.
+    pub(crate) fn wait_with(&mut self, _news: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
+        self.wait(at_most)
     }
 
     /// Whether the command has ended.

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use verrou::{Error, Loss, Store};
-use verrou_host::{FileStore, StoreUrl};
+use verrou::{Error, Health, Loss, Store};
+use verrou_host::{FileStore, LossWatch, StoreUrl};
 
 use super::arguments::{OnLost, Place, Run};
 use super::child::{Event, Job};
@@ -19,6 +19,10 @@ use super::store::{self, Held};
 
 /// How often is looked whether what a command left behind is gone.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// From when on a running command's lease is watched: setting that up, and the kernel's taking it
+/// down, would be most of what a short one takes.
+const WATCHED_AFTER: Duration = Duration::from_millis(100);
 
 /// Takes the lock, runs the command, gives the lock back; returns what to end with.
 pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
@@ -56,7 +60,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
                 return Err(not_started(&wish.command[0], &err));
             }
         };
-        if let Err(lost) = keep(&held, &mut job) {
+        if let Err(lost) = keep(&held, &opened, &mut job) {
             say_lost(place, wish, lost, &job);
             bring_to_end(wish, &mut job);
             // Not sooner: what the kernel locks for us excludes others until the command is gone.
@@ -119,11 +123,31 @@ fn absolute(url: &StoreUrl) -> StoreUrl {
 /// # Errors
 ///
 /// [`Error::Lost`].
-fn keep(held: &Held<'_>, job: &mut Job) -> Result<(), Error> {
+fn keep(held: &Held<'_>, store: &FileStore, job: &mut Job) -> Result<(), Error> {
+    let began = Instant::now();
+    let mut watch = None;
     loop {
-        let event = held.keep(|_, at_most| match job.wait(at_most) {
-            Event::Nothing => ControlFlow::Continue(()),
-            event => ControlFlow::Break(event),
+        let event = held.keep(|machine, mut at_most| {
+            if watch.is_none() {
+                let left = WATCHED_AFTER.saturating_sub(began.elapsed());
+                if left.is_zero() {
+                    // Without one it is asked from time to time.
+                    watch = Some(store.loss_watch(held.lease().claim()).ok());
+                } else {
+                    at_most = at_most.min(left);
+                }
+            }
+            let watch = watch.as_ref().and_then(Option::as_ref);
+            // When the store cannot tell, it is asked again soon anyway.
+            let can_tell = !matches!(machine.health(), Health::Unknown(_));
+            if can_tell && watch.is_some_and(LossWatch::is_lost) {
+                machine.suspect();
+                return ControlFlow::Continue(());
+            }
+            match job.wait_with(watch, at_most) {
+                Event::Nothing => ControlFlow::Continue(()),
+                event => ControlFlow::Break(event),
+            }
         })?;
         match event {
             Event::Nothing => {}

@@ -1,7 +1,7 @@
 //! The signals that come in while a command runs.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -56,18 +56,22 @@ impl Signals {
         handle.add_signal(Signal::CONT.as_raw())
     }
 
-    /// Waits for a signal, but at most this long, also while the machine is suspended.
-    pub(crate) fn wait(&self, at_most: Duration) {
+    /// Waits for a signal, or until `news` is readable, but at most this long, also while the
+    /// machine is suspended.
+    pub(crate) fn wait(&self, news: Option<BorrowedFd<'_>>, at_most: Duration) {
         // Longer than the kernel can count is for ever.
-        let timeout = Timespec::try_from(at_most).ok();
-        let signals = PollFd::new(self.delivery.get_read(), PollFlags::IN);
+        let mut timeout = Timespec::try_from(at_most).ok();
+        let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut awaited = vec![readable(self.delivery.get_read().as_fd())];
+        awaited.extend(news.map(readable));
+        if let (Some(alarm), Some(length)) = (&self.alarm, timeout)
+            && set(alarm, length)
+        {
+            awaited.push(readable(alarm.as_fd()));
+            timeout = None;
+        }
         // An interruption is a signal; whatever else fails, the caller looks at its clock.
-        let _ = match (&self.alarm, timeout) {
-            (Some(alarm), Some(timeout)) if set(alarm, timeout) => {
-                poll(&mut [signals, PollFd::new(alarm, PollFlags::IN)], None)
-            }
-            _ => poll(&mut [signals], timeout.as_ref()),
-        };
+        let _ = poll(&mut awaited, timeout.as_ref());
     }
 
     /// What has come in since this was asked last.

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -102,6 +102,15 @@ impl Listener {
         news
     }
 
+    /// Whether there is news, now.
+    pub(crate) fn has_news(&self) -> bool {
+        let mut state = self.events.state();
+        if !state.is_read {
+            state = self.events.read(state, Duration::ZERO);
+        }
+        state.take_news(self.id)
+    }
+
     /// [`wait`](Self::wait), for a task.
     pub(crate) fn poll(&self, context: &Context<'_>, until: Instant) -> Poll<bool> {
         let mut state = self.events.state();
@@ -140,6 +149,13 @@ impl Listener {
             wakes.wake();
         }
         self.events.interrupt(&state);
+    }
+}
+
+/// Readable when there is news for some listener of this process, and nobody reads it.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.inotify.as_fd()
     }
 }
 

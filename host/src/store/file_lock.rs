@@ -15,6 +15,8 @@ use verrou::{
 
 use super::directory::{self, Directory};
 use super::error::{FileError, OpenError};
+#[cfg(target_os = "linux")]
+use super::file_events::Listener;
 use super::lease_file::{granted, holder, wall_clock};
 use super::machine::Machine;
 use super::open_files::{OpenFile, OpenFiles};
@@ -210,6 +212,28 @@ impl FileLockStore {
     /// [`Store::wait`], for a task.
     pub(crate) async fn waited(&self, claim: &Claim) {
         self.queue.waited(&self.directory, claim).await;
+    }
+
+    /// [`Store::lost`], for a task.
+    pub(crate) async fn awaited_loss(&self, claim: &Claim) {
+        let holds = || self.holds(claim);
+        self.queue.awaited_loss(&self.directory, claim, holds).await;
+    }
+
+    /// Tells, by a descriptor that can be polled, when the lease of `claim` may be lost.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn loss_listener(&self, claim: &Claim) -> io::Result<Listener> {
+        self.queue.listen(&self.directory, &claim.name)
+    }
+
+    /// Whether this process holds the lock of `claim`, and not on a file that was replaced.
+    pub(crate) fn holds(&self, claim: &Claim) -> bool {
+        match self.grants().get(&claim.name) {
+            Some(Slot::Held(grant)) if grant.record.owner == claim.owner => {
+                !matches!(grant.locked.is_current(), Ok(false))
+            }
+            _ => false,
+        }
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Slot>> {
@@ -622,6 +646,15 @@ impl Store for FileLockStore {
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.queue.wait(&self.directory, claim, at_most);
         Waited::Done
+    }
+
+    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let holds = || self.holds(claim);
+        if self.queue.lost(&self.directory, claim, at_most, holds) {
+            Waited::Done
+        } else {
+            Waited::Unable
+        }
     }
 
     fn give_up(&self, claim: &Claim) {

@@ -20,6 +20,8 @@ use verrou::{
 
 use super::directory::{self, Directory};
 use super::error::{FileError, OpenError};
+#[cfg(target_os = "linux")]
+use super::file_events::Listener;
 use super::kernel_lock::Guarded;
 use super::machine::Machine;
 use super::open_files::OpenFile;
@@ -161,6 +163,35 @@ impl LeaseFileStore {
     /// [`Store::wait`], for a task.
     pub(crate) async fn waited(&self, claim: &Claim) {
         self.queue.waited(&self.directory, claim).await;
+    }
+
+    /// [`Store::lost`], for a task.
+    pub(crate) async fn awaited_loss(&self, claim: &Claim) {
+        let holds = || self.holds(claim);
+        self.queue.awaited_loss(&self.directory, claim, holds).await;
+    }
+
+    /// Tells, by a descriptor that can be polled, when the lease of `claim` may be lost.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn loss_listener(&self, claim: &Claim) -> io::Result<Listener> {
+        self.queue.listen(&self.directory, &claim.name)
+    }
+
+    /// Whether the record says that the lease of `claim` is held, or cannot be read now.
+    pub(crate) fn holds(&self, claim: &Claim) -> bool {
+        let file = match self.directory.take(&claim.name) {
+            Ok(Some(file)) => file,
+            Ok(None) => return false,
+            Err(_) => return true,
+        };
+        let says_so = match self.directory.read(&file, &claim.name) {
+            Ok(Some(record)) => record.held && record.owner == claim.owner,
+            Ok(None) => false,
+            Err(_) => true,
+        };
+        let holds = says_so && !matches!(file.is_current(), Ok(false));
+        self.directory.put(&claim.name, file);
+        holds
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
@@ -521,6 +552,15 @@ impl Store for LeaseFileStore {
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.queue.wait(&self.directory, claim, at_most);
         Waited::Done
+    }
+
+    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let holds = || self.holds(claim);
+        if self.queue.lost(&self.directory, claim, at_most, holds) {
+            Waited::Done
+        } else {
+            Waited::Unable
+        }
     }
 
     fn give_up(&self, claim: &Claim) {

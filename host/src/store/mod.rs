@@ -23,6 +23,8 @@ use std::time::Duration;
 use verrou::{Holder, Name, StoreError};
 
 pub use error::{FileError, OpenError};
+#[cfg(target_os = "linux")]
+pub(crate) use file_events::Listener;
 pub use file_lock::FileLockStore;
 pub use lease_file::LeaseFileStore;
 pub use record::Damage;

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
 use std::future;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -57,6 +58,8 @@ struct State {
     /// A forked child's copy is not in the queue.
     process: u32,
     lines: HashMap<Name, Line>,
+    /// Those who hold a lock and want to know should they lose it.
+    guards: HashMap<Owner, Arc<Listener>>,
     bells: HashMap<u32, OpenFile>,
 }
 
@@ -138,10 +141,11 @@ impl Queue {
     /// Ends the place of `claim`, if it has one; whoever waits behind it is told.
     pub(crate) fn leave(&self, directory: &Directory, claim: &Claim) {
         let mut state = self.state();
-        if state.lines.is_empty() {
+        if state.lines.is_empty() && state.guards.is_empty() {
             return;
         }
-        let told = state.leave(directory, claim);
+        let mut told = state.leave(directory, claim);
+        told.extend(state.guards.remove(&claim.owner));
         drop(state);
         for listener in told {
             listener.ring();
@@ -203,29 +207,72 @@ impl Queue {
         is_over: impl Fn() -> bool,
     ) {
         let end = Instant::now() + at_most.min(LONGEST_WAIT);
-        let path = directory.path_of(name);
-        let paths = [Some(path.as_path()), self.foreign.as_deref()];
-        let listener = Listener::new();
-        let listening = listener
-            .as_ref()
-            .is_ok_and(|listener| listener.watch(paths.into_iter().flatten()).is_ok());
+        let listener = self.listen(directory, name);
         let mut looks = u32::MAX;
         while !is_over() && Instant::now() < end {
             let pause = match pause_after(looks) {
                 Some(pause) => pause,
-                None if listening && self.foreign.is_none() => LONGEST_WAIT,
+                None if listener.is_ok() && self.foreign.is_none() => LONGEST_WAIT,
                 None => jitter(BLIND_WAIT),
             };
             looks = looks.saturating_add(1);
             let until = end.min(Instant::now() + pause);
             match &listener {
-                Ok(listener) if listening => {
+                Ok(listener) => {
                     if listener.wait(until) {
                         looks = 0;
                     }
                 }
-                _ => thread::sleep(until.saturating_duration_since(Instant::now())),
+                Err(_) => thread::sleep(until.saturating_duration_since(Instant::now())),
             }
+        }
+    }
+
+    /// One who listens to what happens to the lock `name`.
+    pub(crate) fn listen(&self, directory: &Directory, name: &Name) -> io::Result<Listener> {
+        let path = directory.path_of(name);
+        let paths = [Some(path.as_path()), self.foreign.as_deref()];
+        let listener = Listener::new()?;
+        listener.watch(paths.into_iter().flatten())?;
+        Ok(listener)
+    }
+
+    /// Waits until `holds` is false of the owner of `claim`, or it leaves, but at most `at_most`;
+    /// at the first time only begins to listen. Says whether that can be told.
+    pub(crate) fn lost(
+        &self,
+        directory: &Directory,
+        claim: &Claim,
+        at_most: Duration,
+        holds: impl Fn() -> bool,
+    ) -> bool {
+        let guard = self.state().guards.get(&claim.owner).map(Arc::clone);
+        let Some(guard) = guard else {
+            let Ok(listener) = self.listen(directory, &claim.name) else {
+                return false;
+            };
+            self.state().guards.insert(claim.owner, Arc::new(listener));
+            return true;
+        };
+        let end = after(at_most);
+        let is_guarded = || self.state().guards.contains_key(&claim.owner);
+        while is_guarded() && guard.wait(end) && holds() {}
+        true
+    }
+
+    /// [`lost`](Self::lost), for a task; where that cannot be told, this does not end.
+    pub(crate) async fn awaited_loss(
+        &self,
+        directory: &Directory,
+        claim: &Claim,
+        holds: impl Fn() -> bool,
+    ) {
+        let Ok(listener) = self.listen(directory, &claim.name) else {
+            return future::pending().await;
+        };
+        while holds() {
+            let end = after(Duration::MAX);
+            future::poll_fn(|context| listener.poll(context, end)).await;
         }
     }
 
@@ -263,6 +310,7 @@ impl State {
         Self {
             process: std::process::id(),
             lines: HashMap::new(),
+            guards: HashMap::new(),
             bells: HashMap::new(),
         }
     }
@@ -491,6 +539,13 @@ impl Place {
         }
         self.listener.clone()
     }
+}
+
+/// As long from now as is asked, or as makes no difference.
+fn after(length: Duration) -> Instant {
+    const AGES: Duration = Duration::from_hours(24 * 365);
+
+    Instant::now() + length.min(AGES)
 }
 
 /// Some ticket of another open file description than `file`'s, from `from` on and before `end`.

@@ -43,6 +43,29 @@ impl Queue {
         future::pending().await
     }
 
+    /// Nobody can tell.
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    pub(crate) fn lost(
+        &self,
+        _directory: &Directory,
+        _claim: &Claim,
+        _at_most: Duration,
+        _holds: impl Fn() -> bool,
+    ) -> bool {
+        false
+    }
+
+    /// Lets time pass for those who have a timer.
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    pub(crate) async fn awaited_loss(
+        &self,
+        _directory: &Directory,
+        _claim: &Claim,
+        _holds: impl Fn() -> bool,
+    ) {
+        future::pending().await
+    }
+
     #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
     pub(crate) fn overhear(
         &self,
