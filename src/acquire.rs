@@ -4,8 +4,8 @@ use core::fmt;
 use core::time::Duration;
 
 use crate::claim::{Claim, Fence};
-use crate::error::{Error, Loss};
-use crate::lease::Lease;
+use crate::error::Error;
+use crate::lease::{Lease, Loss};
 use crate::retry::Retry;
 use crate::store::{Reply, StoreError};
 use crate::time::Timestamp;

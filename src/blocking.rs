@@ -9,9 +9,9 @@ use core::time::Duration;
 
 use crate::acquire::Acquire;
 use crate::claim::Fence;
-use crate::error::{Error, Loss, RunError};
+use crate::error::{Error, RunError};
 use crate::holds::{Hold, Holds, lost};
-use crate::lease::Lease;
+use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
 use crate::renew::Renew;
@@ -480,7 +480,7 @@ impl<S: Store, H: Host> Held<'_, S, H> {
             end
         });
         kept.map_err(|loss| {
-            self.hold.end(lock.host.now());
+            self.hold.end(loss);
             Error::Lost {
                 name: lock.holds.name.clone(),
                 loss,
@@ -496,10 +496,10 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     /// tell.
     pub fn release(mut self) -> Result<(), Error> {
         self.ended = true;
-        let was_expired = self.is_expired();
+        let loss = self.hold.loss(self.lock.host.now());
         self.lock
             .release_hold(&self.hold)
-            .map_err(|error| lost(error, was_expired))
+            .map_err(|error| lost(error, loss))
     }
 
     /// Leaves the lock taken: it is held until its lock is released or its time has passed.

@@ -2,6 +2,7 @@
 
 use alloc::string::String;
 
+use crate::lease::Loss;
 use crate::name::{InvalidName, Name};
 use crate::retry::InvalidRetry;
 use crate::serialized::InvalidSerializedLock;
@@ -99,18 +100,6 @@ impl From<core::convert::Infallible> for Error {
     fn from(never: core::convert::Infallible) -> Self {
         match never {}
     }
-}
-
-/// How a lease was lost.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Loss {
-    /// Its time passed before it was extended; another may hold the lock.
-    #[error("its time ran out before it was extended")]
-    Expired,
-    /// The store says that this owner no longer holds it: it was evicted, or taken over.
-    #[error("the store no longer records it for this owner")]
-    Revoked,
 }
 
 /// Why [`run`](crate::blocking::Lock::run) cannot simply hand out what its body returned.

@@ -5,8 +5,8 @@ use core::time::Duration;
 
 use crate::acquire::Acquire;
 use crate::claim::{Claim, Fence, Owner};
-use crate::error::{Error, Loss};
-use crate::lease::Lease;
+use crate::error::Error;
+use crate::lease::{Lease, Loss};
 use crate::name::Name;
 use crate::renew::Renew;
 use crate::retry::Retry;
@@ -33,9 +33,19 @@ impl Hold {
         self.0.with(|held| *held = lease);
     }
 
-    /// Takes note that it was lost by `now`.
-    pub(crate) fn end(&self, now: Timestamp) {
-        self.0.with(|lease| lease.end(now));
+    /// Takes note that it was lost.
+    pub(crate) fn end(&self, loss: Loss) {
+        self.0.with(|lease| lease.end(loss));
+    }
+
+    /// How it was lost if that shows at `now` only by its not being held any more.
+    pub(crate) fn loss(&self, now: Timestamp) -> Loss {
+        let lease = self.lease();
+        lease.loss().unwrap_or(if lease.is_expired(now) {
+            Loss::Expired
+        } else {
+            Loss::Revoked
+        })
     }
 
     /// The request that extends this hold by `ttl` at `now`, unless its time has passed.
@@ -280,16 +290,9 @@ impl Holds {
 }
 
 /// What a guard's failure to release means for those who counted on the lock until then.
-pub(crate) fn lost(error: Error, was_expired: bool) -> Error {
+pub(crate) fn lost(error: Error, loss: Loss) -> Error {
     match error {
-        Error::NotOwner { name } => Error::Lost {
-            name,
-            loss: if was_expired {
-                Loss::Expired
-            } else {
-                Loss::Revoked
-            },
-        },
+        Error::NotOwner { name } => Error::Lost { name, loss },
         other => other,
     }
 }

@@ -1,4 +1,4 @@
-//! A granted claim, and when it runs out.
+//! A granted claim, when it runs out, and how it was lost.
 
 use core::time::Duration;
 
@@ -17,6 +17,7 @@ pub struct Lease {
     fence: Option<Fence>,
     until: Option<Timestamp>,
     estimated: bool,
+    lost: Option<Loss>,
 }
 
 impl Lease {
@@ -28,6 +29,7 @@ impl Lease {
             fence,
             until,
             estimated: false,
+            lost: None,
         }
     }
 
@@ -38,6 +40,7 @@ impl Lease {
             fence,
             until,
             estimated: true,
+            lost: None,
         }
     }
 
@@ -47,10 +50,15 @@ impl Lease {
         self.estimated = false;
     }
 
-    /// Notes that it was lost by `now`.
-    pub(crate) fn end(&mut self, now: Timestamp) {
-        self.until = Some(self.until.map_or(now, |until| until.min(now)));
+    /// Notes that it was lost.
+    pub(crate) fn end(&mut self, loss: Loss) {
+        self.lost = Some(loss);
         self.estimated = false;
+    }
+
+    /// How it was lost, as far as was noted.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        self.lost
     }
 
     /// Notes that it outlives its client.
@@ -83,9 +91,10 @@ impl Lease {
         self.until
     }
 
-    /// Whether its time has passed at `now`; it has from the instant it ends.
+    /// Whether its time has passed at `now`, or whoever keeps it alive knows that it is lost. Its
+    /// time has passed from the instant it ends.
     pub fn is_expired(&self, now: Timestamp) -> bool {
-        self.until.is_some_and(|until| until <= now)
+        self.lost.is_some() || self.until.is_some_and(|until| until <= now)
     }
 
     /// Whether its time has certainly passed at `now`. Of a lease that was restored from text
@@ -95,9 +104,24 @@ impl Lease {
         !self.estimated && self.is_expired(now)
     }
 
-    /// How much of it is left at `now`, zero once its time has passed; `None` when it does not
-    /// end by itself.
+    /// How much of it is left at `now`, zero once its time has passed or it is known to be lost;
+    /// `None` when it does not end by itself.
     pub fn remaining(&self, now: Timestamp) -> Option<Duration> {
-        self.until.map(|until| until.saturating_since(now))
+        match self.lost {
+            Some(_) => Some(Duration::ZERO),
+            None => self.until.map(|until| until.saturating_since(now)),
+        }
     }
+}
+
+/// How a lease was lost.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Loss {
+    /// Its time passed before it was extended; another may hold the lock.
+    #[error("its time ran out before it was extended")]
+    Expired,
+    /// The store says that this owner no longer holds it: it was evicted, or taken over.
+    #[error("the store no longer records it for this owner")]
+    Revoked,
 }

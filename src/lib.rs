@@ -68,8 +68,8 @@ mod js;
 
 pub use acquire::{Acquire, AcquireStep};
 pub use claim::{Claim, Fence, InvalidOwner, Owner};
-pub use error::{Error, Loss, RunError};
-pub use lease::Lease;
+pub use error::{Error, RunError};
+pub use lease::{Lease, Loss};
 pub use locks::Locks;
 #[cfg(feature = "std")]
 pub use memory::MemoryStore;

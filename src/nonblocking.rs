@@ -13,9 +13,9 @@ use core::time::Duration;
 
 use crate::acquire::{Acquire, AcquireStep};
 use crate::claim::{Claim, Fence};
-use crate::error::{Error, Loss, RunError};
+use crate::error::{Error, RunError};
 use crate::holds::{Hold, Holds, lost};
-use crate::lease::Lease;
+use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
 use crate::renew::{Renew, RenewStep};
@@ -505,7 +505,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         let waited = |machine: &mut Renew| with.borrow_mut().teach(machine, self.host.now());
         let kept = keep(&self.store, &self.host, &mut machine, noted, waited, work).await;
         kept.map_err(|loss| {
-            hold.end(self.host.now());
+            hold.end(loss);
             Error::Lost {
                 name: self.holds.name.clone(),
                 loss,
@@ -585,10 +585,10 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
     }
 
     pub(crate) async fn release(mut self) -> Result<(), Error> {
-        let was_expired = self.is_expired();
+        let loss = self.hold.loss(self.lock.host.now());
         let released = self.lock.release_hold(&self.hold).await;
         self.ended = true;
-        released.map_err(|error| lost(error, was_expired))
+        released.map_err(|error| lost(error, loss))
     }
 }
 

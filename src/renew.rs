@@ -3,8 +3,7 @@
 use core::time::Duration;
 
 use crate::claim::Claim;
-use crate::error::Loss;
-use crate::lease::Lease;
+use crate::lease::{Lease, Loss};
 use crate::store::{Reply, StoreError};
 use crate::time::Timestamp;
 use crate::ttl::Ttl;

@@ -30,9 +30,9 @@ use core::time::Duration;
 
 use crate::acquire::{Acquire, AcquireStep};
 use crate::claim::{Claim, Fence};
-use crate::error::{Error, Loss};
+use crate::error::Error;
 use crate::holds::{Exchange, Holds};
-use crate::lease::Lease;
+use crate::lease::{Lease, Loss};
 use crate::name::Name;
 use crate::renew::{Health, Renew, RenewStep};
 use crate::retry::Retry;

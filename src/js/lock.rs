@@ -303,9 +303,9 @@ impl Held {
     pub fn release(&self) -> Result<JsValue, JsValue> {
         let (lock, hold) = (Rc::clone(&self.lock), self.hold.clone());
         settle(async move {
-            let was_expired = hold.lease().is_expired(JavaScript.now());
+            let loss = hold.loss(JavaScript.now());
             let released = lock.release_hold(&hold).await;
-            done(released.map_err(|err| holds::lost(err, was_expired)))
+            done(released.map_err(|err| holds::lost(err, loss)))
         })
     }
 }
