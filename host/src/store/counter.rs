@@ -22,8 +22,9 @@ pub(crate) struct Counter {
 const MAGIC: [u8; 8] = *b"VERROUF\n";
 const BYTES: usize = 24;
 
-/// How many numbers a file gets at once.
-const BLOCK: u64 = 1024;
+/// How many numbers a file gets at once: so many that writing through to the disk once for them
+/// costs next to nothing for each.
+const BLOCK: u64 = 16_384;
 
 impl Counter {
     pub(crate) fn new(path: PathBuf, group: Option<u32>) -> Self {
@@ -107,11 +108,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let counter = Counter::new(folder.path().join("fences"), None);
         let unused = || Ok(0);
-        assert_eq!(counter.allot(0, unused).unwrap(), (1, 1024));
-        assert_eq!(counter.allot(0, unused).unwrap(), (1025, 2048));
-        assert_eq!(counter.allot(5000, unused).unwrap(), (5001, 6024));
+        assert_eq!(counter.allot(0, unused).unwrap(), (1, BLOCK));
+        assert_eq!(counter.allot(0, unused).unwrap(), (BLOCK + 1, 2 * BLOCK));
+        assert_eq!(
+            counter.allot(50_000, unused).unwrap(),
+            (50_001, 50_000 + BLOCK)
+        );
         std::fs::remove_file(folder.path().join("fences")).unwrap();
-        assert_eq!(counter.allot(0, || Ok(6024)).unwrap(), (6025, 7048));
+        assert_eq!(
+            counter.allot(0, || Ok(70_000)).unwrap(),
+            (70_001, 70_000 + BLOCK)
+        );
         std::fs::write(folder.path().join("fences"), "VERROUF").unwrap();
         assert!(matches!(
             counter.allot(0, unused),

@@ -293,7 +293,7 @@ impl FileLockStore {
         else {
             return Ok(None);
         };
-        let record = self.next_record(claim, before.as_ref())?;
+        let record = self.next_record(claim, before.as_ref(), locked.process)?;
         let grant = Grant {
             locked,
             recorded,
@@ -375,7 +375,12 @@ impl FileLockStore {
     }
 
     /// The record of a new grant after `before`.
-    fn next_record(&self, claim: &Claim, before: Option<&Record>) -> Result<Record, FileError> {
+    fn next_record(
+        &self,
+        claim: &Claim,
+        before: Option<&Record>,
+        process: u32,
+    ) -> Result<Record, FileError> {
         let (fence, last_fence) = self.directory.next_fence(before)?;
         let machine = Machine::this();
         let wall = wall_clock();
@@ -392,7 +397,7 @@ impl FileLockStore {
             ends: Duration::ZERO,
             ends_wall: wall,
             since_wall: wall,
-            process: machine.process(self.command.as_deref()),
+            process: machine.process(process, self.command.as_deref()),
         };
         Ok(self.lasting(&record, claim))
     }
@@ -500,8 +505,8 @@ impl Locked {
     /// `file`, on which this process has just taken the kernel's lock.
     fn new(file: OpenFile) -> Self {
         Self {
+            process: file.process(),
             file: Some(file),
-            process: std::process::id(),
         }
     }
 
@@ -561,7 +566,7 @@ impl Store for FileLockStore {
                 let reply = granted(&grant.record);
                 grants.insert(claim.name.clone(), Slot::Held(grant));
                 drop(grants);
-                self.queue.leave(&self.directory, claim);
+                self.queue.granted(&self.directory, claim);
                 Ok(reply)
             }
             Ok(None) => {
@@ -612,6 +617,7 @@ impl Store for FileLockStore {
         }
         // Whatever else fails, it is unlocked.
         self.end(&claim.name, grant);
+        self.queue.tidy();
         Ok(if current? && !expired {
             Reply::Granted { fence: None }
         } else {

@@ -375,7 +375,7 @@ impl LeaseFile<'_> {
             ends: Duration::ZERO,
             ends_wall: wall,
             since_wall: wall,
-            process: machine.process(self.store.command.as_deref()),
+            process: machine.process(self.file.process(), self.store.command.as_deref()),
         };
         let mut lifeline = None;
         if record.ephemeral {
@@ -388,7 +388,7 @@ impl LeaseFile<'_> {
             sequence: record.sequence,
             ..self.lasting(&record, claim)
         })?;
-        let process = std::process::id();
+        let process = self.file.process();
         let grant = Grant {
             owner: claim.owner,
             fence,
@@ -451,7 +451,7 @@ impl Store for LeaseFileStore {
             })?;
             if let Some(reply) = reply.flatten() {
                 if reply.is_granted() {
-                    self.queue.leave(&self.directory, claim);
+                    self.queue.granted(&self.directory, claim);
                 }
                 return Ok(reply);
             }
@@ -491,6 +491,7 @@ impl Store for LeaseFileStore {
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.
         self.forget(claim);
+        self.queue.tidy();
         Ok(reply?.unwrap_or(Reply::REFUSED))
     }
 

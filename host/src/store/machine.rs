@@ -58,10 +58,10 @@ impl Machine {
         }
     }
 
-    /// This process, which runs `command`, or what it was started with.
-    pub(crate) fn process(&self, command: Option<&str>) -> Process {
+    /// This process, whose number is `id`, and which runs `command`, or what it was started with.
+    pub(crate) fn process(&self, id: u32, command: Option<&str>) -> Process {
         Process {
-            id: std::process::id(),
+            id,
             host: self.host.clone(),
             command: command.unwrap_or(&self.command).to_owned(),
         }

@@ -21,13 +21,25 @@ pub(crate) struct OpenFile {
     file: File,
     path: PathBuf,
     id: FileId,
+    /// Whoever is forked from it shares the open file description, and must not use it.
+    process: u32,
 }
 
 impl OpenFile {
     /// `file`, which was opened at `path`.
     pub(crate) fn new(file: File, path: PathBuf) -> Result<Self, FileError> {
         let id = os::id(&file).map_err(FileError::io("inspect this file", &path))?;
-        Ok(Self { file, path, id })
+        Ok(Self {
+            file,
+            path,
+            id,
+            process: std::process::id(),
+        })
+    }
+
+    /// The process that opened it.
+    pub(crate) fn process(&self) -> u32 {
+        self.process
     }
 
     pub(crate) fn file(&self) -> &File {
@@ -79,6 +91,10 @@ impl OpenFiles {
     /// A file of the lock `name` for its taker alone, if one is open.
     pub(crate) fn take(&self, name: &Name) -> Option<OpenFile> {
         let mut state = self.state();
+        // A forked child starts anew.
+        if state.process != std::process::id() {
+            *state = State::new();
+        }
         let files = match state.wanted.get_mut(name) {
             Some((_, files)) => files,
             None => state.recent.get_mut(name)?,
@@ -122,11 +138,7 @@ impl OpenFiles {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.process != std::process::id() {
-            *state = State::new();
-        }
-        state
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,6 +153,9 @@ impl State {
 
     /// Returns what is not kept any more, to be closed.
     fn put(&mut self, name: &Name, file: OpenFile) -> Option<(Name, Files)> {
+        if file.process != self.process {
+            return Some((name.clone(), [Some(file), None]));
+        }
         let files = match self.wanted.get_mut(name) {
             Some((_, files)) => Some(files),
             None => self.recent.get_mut(name),

@@ -58,6 +58,9 @@ struct State {
     /// A forked child's copy is not in the queue.
     process: u32,
     lines: HashMap<Name, Line>,
+    /// Of those who have just left, to be reused or ended when nobody waits for that: ending a
+    /// watch takes the kernel longer than a grant.
+    spare: Vec<Arc<Listener>>,
     /// Those who hold a lock and want to know should they lose it.
     guards: HashMap<Owner, Arc<Listener>>,
     bells: HashMap<u32, OpenFile>,
@@ -122,33 +125,59 @@ impl Queue {
     /// Whether nobody is to be granted the lock of `claim` before its owner. `file` is the lock's
     /// file.
     pub(crate) fn is_first(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
-        let state = self.state();
-        match state.place_of(claim) {
-            Some((line, ticket)) => Ok(line.ahead_of(ticket)?.is_none()),
-            None => Ok(any_ticket(file, 0, None)?.is_none()),
+        if let Some(state) = self.state_if_used()
+            && let Some((line, ticket)) = state.place_of(claim)
+        {
+            return Ok(line.ahead_of(ticket)?.is_none());
         }
+        Ok(any_ticket(file, 0, None)?.is_none())
     }
 
     /// Whether the owner of `claim` has a place that is not the first.
     pub(crate) fn is_behind(&self, claim: &Claim) -> Result<bool, FileError> {
-        let state = self.state();
-        match state.place_of(claim) {
-            Some((line, ticket)) => Ok(line.ahead_of(ticket)?.is_some()),
+        match self.state_if_used() {
+            Some(state) => match state.place_of(claim) {
+                Some((line, ticket)) => Ok(line.ahead_of(ticket)?.is_some()),
+                None => Ok(false),
+            },
             None => Ok(false),
         }
     }
 
-    /// Ends the place of `claim`, if it has one; whoever waits behind it is told.
-    pub(crate) fn leave(&self, directory: &Directory, claim: &Claim) {
-        let mut state = self.state();
-        if state.lines.is_empty() && state.guards.is_empty() {
+    /// Ends the place of `claim`, which was granted, if it has one; whoever waits behind it is
+    /// told.
+    pub(crate) fn granted(&self, directory: &Directory, claim: &Claim) {
+        let Some(mut state) = self.state_if_used() else {
             return;
-        }
-        let mut told = state.leave(directory, claim);
-        told.extend(state.guards.remove(&claim.owner));
+        };
+        let (own, behind) = state.leave(directory, claim);
+        state.spare.extend(own);
         drop(state);
-        for listener in told {
+        if let Some(listener) = behind {
             listener.ring();
+        }
+    }
+
+    /// Ends the place of `claim`, if it has one; whoever waits behind it is told, and its own wait
+    /// ends.
+    pub(crate) fn leave(&self, directory: &Directory, claim: &Claim) {
+        let Some(mut state) = self.state_if_used() else {
+            return;
+        };
+        let (own, behind) = state.leave(directory, claim);
+        let guard = state.guards.remove(&claim.owner);
+        drop(state);
+        for listener in [own, behind, guard].into_iter().flatten() {
+            listener.ring();
+        }
+    }
+
+    /// Ends what is kept of those who were granted a lock, now that nobody waits for them.
+    pub(crate) fn tidy(&self) {
+        if let Some(mut state) = self.state_if_used() {
+            let spare = std::mem::take(&mut state.spare);
+            drop(state);
+            drop(spare);
         }
     }
 
@@ -296,6 +325,15 @@ impl Queue {
         }
     }
 
+    /// Nothing when nobody waits or watches, which costs no system call to tell.
+    fn state_if_used(&self) -> Option<MutexGuard<'_, State>> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_used =
+            !(state.lines.is_empty() && state.guards.is_empty() && state.spare.is_empty());
+        drop(state);
+        is_used.then(|| self.state())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.process != std::process::id() {
@@ -310,6 +348,7 @@ impl State {
         Self {
             process: std::process::id(),
             lines: HashMap::new(),
+            spare: Vec::new(),
             guards: HashMap::new(),
             bells: HashMap::new(),
         }
@@ -340,7 +379,7 @@ impl State {
             let Some(place) = line.places.get_mut(&ticket) else {
                 return Ok(Next::Look);
             };
-            let Some(listener) = place.listener() else {
+            let Some(listener) = place.listener(&mut self.spare) else {
                 return Ok(Next::Pause(jitter(BLIND_WAIT)));
             };
             let sound = match ahead {
@@ -430,21 +469,24 @@ impl State {
         Ok(ticket)
     }
 
-    /// Returns the listeners who are to be told: the owner's own, and the one behind.
-    fn leave(&mut self, directory: &Directory, claim: &Claim) -> Vec<Arc<Listener>> {
+    /// Returns the listener of the owner, and that of the place behind if it is to be told here.
+    fn leave(
+        &mut self,
+        directory: &Directory,
+        claim: &Claim,
+    ) -> (Option<Arc<Listener>>, Option<Arc<Listener>>) {
         let Some(line) = self.lines.get_mut(&claim.name) else {
-            return Vec::new();
+            return (None, None);
         };
         let Some(ticket) = line.tickets.remove(&claim.owner) else {
-            return Vec::new();
+            return (None, None);
         };
-        let own = line.places.remove(&ticket);
+        let own = line.places.remove(&ticket).and_then(|place| place.listener);
         // An error leaves it locked until the file is closed; those behind look by themselves.
         let _ = byte_lock::unlock(line.file.file(), FIRST_TICKET + ticket);
         let behind = line.places.range(ticket..).next().map(|(_, place)| place);
         let behind = behind.filter(|place| place.listens_to == Some(Sound::Place));
-        let told = [own.as_ref(), behind].into_iter().flatten();
-        let told = told.filter_map(|place| place.listener.clone()).collect();
+        let behind = behind.and_then(|place| place.listener.clone());
         let bell = self.bells.get(&bell_of(&claim.name, ticket));
         if let Some(bell) = bell
             && !matches!(any_ticket(&line.file, ticket, None), Ok(None))
@@ -454,7 +496,7 @@ impl State {
         if line.places.is_empty() {
             self.remove_line(directory, &claim.name);
         }
-        told
+        (own, behind)
     }
 
     /// Ends the line of the lock `name`; returns the listeners of those who were in it.
@@ -533,9 +575,10 @@ impl Line {
 
 impl Place {
     /// Its listener, if there are any to be had.
-    fn listener(&mut self) -> Option<Arc<Listener>> {
+    fn listener(&mut self, spare: &mut Vec<Arc<Listener>>) -> Option<Arc<Listener>> {
         if self.listener.is_none() {
-            self.listener = Listener::new().ok().map(Arc::new);
+            let new = || Listener::new().ok().map(Arc::new);
+            self.listener = spare.pop().or_else(new);
         }
         self.listener.clone()
     }

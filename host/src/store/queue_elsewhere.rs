@@ -35,7 +35,13 @@ impl Queue {
     }
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
+    pub(crate) fn granted(&self, _directory: &Directory, _claim: &Claim) {}
+
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
     pub(crate) fn leave(&self, _directory: &Directory, _claim: &Claim) {}
+
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is tidied")]
+    pub(crate) fn tidy(&self) {}
 
     /// Lets time pass for those who have a timer.
     #[expect(clippy::unused_self, reason = "where there is a queue, it is joined")]
