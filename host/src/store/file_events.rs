@@ -30,6 +30,16 @@ const CHANGES: WatchFlags = WatchFlags::MODIFY
 /// How long the thread that serves tasks stays without any.
 const IDLE: Duration = Duration::from_secs(2);
 
+/// What somebody has heard.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum News {
+    /// A file was written, or somebody here said so.
+    Written,
+    /// A file was closed, moved or removed, perhaps by the end of a process, whose other files may
+    /// still be open; or some news was lost.
+    Ended,
+}
+
 /// Somebody in this process who waits for a file to change.
 #[derive(Debug)]
 pub(crate) struct Listener {
@@ -77,16 +87,17 @@ impl Listener {
         result
     }
 
-    /// Waits until there is news, but until `until` at most; says whether there was any.
-    pub(crate) fn wait(&self, until: Instant) -> bool {
+    /// Waits until there is news, but until `until` at most.
+    pub(crate) fn wait(&self, until: Instant) -> Option<News> {
         let mut state = self.events.state();
         let news = loop {
-            if state.take_news(self.id) {
-                break true;
+            let news = state.take_news(self.id);
+            if news.is_some() {
+                break news;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                break false;
+                break None;
             }
             if state.is_read {
                 state.parked.insert(self.id, thread::current());
@@ -108,17 +119,15 @@ impl Listener {
         if !state.is_read {
             state = self.events.read(state, Duration::ZERO);
         }
-        state.take_news(self.id)
+        state.take_news(self.id).is_some()
     }
 
     /// [`wait`](Self::wait), for a task.
-    pub(crate) fn poll(&self, context: &Context<'_>, until: Instant) -> Poll<bool> {
+    pub(crate) fn poll(&self, context: &Context<'_>, until: Instant) -> Poll<Option<News>> {
         let mut state = self.events.state();
-        if state.take_news(self.id) {
-            return Poll::Ready(true);
-        }
-        if until <= Instant::now() {
-            return Poll::Ready(false);
+        let news = state.take_news(self.id);
+        if news.is_some() || until <= Instant::now() {
+            return Poll::Ready(news);
         }
         let first = state.alarms.first().map(|(due, _)| *due);
         if let Some(listener) = state.listener(self.id) {
@@ -145,7 +154,7 @@ impl Listener {
     /// Is news for this listener by itself.
     pub(crate) fn ring(&self) {
         let mut state = self.events.state();
-        if let Some(wakes) = state.ring(self.id) {
+        if let Some(wakes) = state.ring(self.id, News::Written) {
             wakes.wake();
         }
         self.events.interrupt(&state);
@@ -204,7 +213,7 @@ struct State {
 #[derive(Debug, Default)]
 struct Listening {
     watches: Vec<i32>,
-    has_news: bool,
+    news: Option<News>,
     waker: Option<Waker>,
     alarm: Option<Instant>,
 }
@@ -288,7 +297,12 @@ impl FileEvents {
                 let watch = event.wd();
                 state.watched_by.get(&watch).cloned().unwrap_or_default()
             };
-            wakes.extend(ids.into_iter().filter_map(|id| state.ring(id)));
+            let news = if event.events() == ReadFlags::MODIFY {
+                News::Written
+            } else {
+                News::Ended
+            };
+            wakes.extend(ids.into_iter().filter_map(|id| state.ring(id, news)));
         }
         if wakes.is_empty() {
             return state;
@@ -372,16 +386,15 @@ impl State {
         self.listeners.get_mut(&id)
     }
 
-    /// Whether there was news for the listener `id`, which it has now.
-    fn take_news(&mut self, id: u64) -> bool {
-        self.listener(id)
-            .is_some_and(|listener| std::mem::take(&mut listener.has_news))
+    /// What the listener `id` has not heard yet.
+    fn take_news(&mut self, id: u64) -> Option<News> {
+        self.listener(id)?.news.take()
     }
 
-    /// Notes news for the listener `id`; returns whom to wake.
-    fn ring(&mut self, id: u64) -> Option<Wakes> {
+    /// Notes `news` for the listener `id`; returns whom to wake.
+    fn ring(&mut self, id: u64, news: News) -> Option<Wakes> {
         let listener = self.listeners.get_mut(&id)?;
-        listener.has_news = true;
+        listener.news = listener.news.max(Some(news));
         let task = listener.waker.take().map(Wakes::Task);
         task.or_else(|| self.parked.get(&id).cloned().map(Wakes::Thread))
     }

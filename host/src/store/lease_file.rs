@@ -194,6 +194,28 @@ impl LeaseFileStore {
         holds
     }
 
+    /// Whether the record says that another than the owner of `claim` holds the lease, and lives.
+    fn is_anothers(&self, claim: &Claim) -> bool {
+        let Ok(Some(file)) = self.directory.take(&claim.name) else {
+            return false;
+        };
+        let record = self.directory.read(&file, &claim.name);
+        let lease = LeaseFile {
+            store: self,
+            file: &file,
+            name: &claim.name,
+        };
+        let says_so = record.is_ok_and(|record| {
+            record.is_some_and(|record| {
+                record.owner != claim.owner
+                    && matches!(lease.state(&record), Ok(State::Held { .. }))
+            })
+        });
+        let is_anothers = says_so && matches!(file.is_current(), Ok(true));
+        self.directory.put(&claim.name, file);
+        is_anothers
+    }
+
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -445,6 +467,10 @@ impl LeaseFile<'_> {
 
 impl Store for LeaseFileStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        // Whoever waits behind others looks without keeping them from the file.
+        if self.queue.is_behind(claim)? && self.is_anothers(claim) {
+            return Ok(Reply::REFUSED);
+        }
         loop {
             let reply = self.with_record(&claim.name, true, |lease, record| {
                 lease.acquire(claim, record)

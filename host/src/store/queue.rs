@@ -22,7 +22,7 @@ use verrou::{Claim, Name, Owner};
 use super::byte_lock;
 use super::directory::Directory;
 use super::error::FileError;
-use super::file_events::Listener;
+use super::file_events::{Listener, News};
 use super::jitter;
 use super::open_files::OpenFile;
 use super::os;
@@ -101,15 +101,24 @@ enum Sound {
 pub(crate) enum Next {
     /// Try to take the lock.
     Look,
-    /// Wait until there is news, or as long as `pause`; then try to take the lock if `look`, else
-    /// ask again.
+    /// Wait until there is news, or as long as `pause`; then do what `on_news` or `then` says.
     Listen {
         to: Arc<Listener>,
         pause: Duration,
-        look: bool,
+        on_news: Then,
+        then: Then,
     },
     /// Let this long pass, and try to take the lock.
     Pause(Duration),
+}
+
+/// What one who has waited is to do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Then {
+    /// Try to take the lock.
+    Look,
+    /// Ask again.
+    Ask,
 }
 
 impl Queue {
@@ -187,13 +196,20 @@ impl Queue {
         loop {
             match self.next(directory, claim) {
                 Next::Look => return,
-                Next::Listen { to, pause, look } => {
-                    if pause.is_zero() {
+                Next::Listen {
+                    to,
+                    pause,
+                    on_news,
+                    then,
+                } => {
+                    let news = if pause.is_zero() {
                         thread::yield_now();
-                    } else if to.wait(end.min(Instant::now() + pause)) {
-                        self.heard(claim);
-                    }
-                    if look || end <= Instant::now() {
+                        None
+                    } else {
+                        to.wait(end.min(Instant::now() + pause))
+                    };
+                    let then = self.heard(claim, news).map_or(then, |()| on_news);
+                    if then == Then::Look || end <= Instant::now() {
                         return;
                     }
                 }
@@ -211,13 +227,17 @@ impl Queue {
         loop {
             match self.next(directory, claim) {
                 Next::Look => return,
-                Next::Listen { to, pause, look } => {
+                Next::Listen {
+                    to,
+                    pause,
+                    on_news,
+                    then,
+                } => {
                     // Others on this thread have their turn meanwhile, too.
                     let until = Instant::now() + pause.max(SHORTEST_ALARM);
-                    if future::poll_fn(|context| to.poll(context, until)).await {
-                        self.heard(claim);
-                    }
-                    if look {
+                    let news = future::poll_fn(|context| to.poll(context, until)).await;
+                    let then = self.heard(claim, news).map_or(then, |()| on_news);
+                    if then == Then::Look {
                         return;
                     }
                 }
@@ -248,7 +268,7 @@ impl Queue {
             let until = end.min(Instant::now() + pause);
             match &listener {
                 Ok(listener) => {
-                    if listener.wait(until) {
+                    if listener.wait(until).is_some() {
                         looks = 0;
                     }
                 }
@@ -285,7 +305,7 @@ impl Queue {
         };
         let end = after(at_most);
         let is_guarded = || self.state().guards.contains_key(&claim.owner);
-        while is_guarded() && guard.wait(end) && holds() {}
+        while is_guarded() && guard.wait(end).is_some() && holds() {}
         true
     }
 
@@ -313,16 +333,19 @@ impl Queue {
             .unwrap_or_else(|_| Next::Pause(jitter(BLIND_WAIT)))
     }
 
-    /// Takes note that there was news for the owner of `claim`: what it is about may take a
-    /// moment to be true.
-    fn heard(&self, claim: &Claim) {
+    /// Takes note of what the owner of `claim` has heard, if anything.
+    fn heard(&self, claim: &Claim, news: Option<News>) -> Option<()> {
+        let news = news?;
         let mut state = self.state();
         if let Some(line) = state.lines.get_mut(&claim.name)
             && let Some(ticket) = line.ticket_of(claim.owner)
             && let Some(place) = line.places.get_mut(&ticket)
+            // A bell is written when a place has been left.
+            && (place.listens_to == Some(Sound::Lock) || news == News::Ended)
         {
             place.looks = 0;
         }
+        Some(())
     }
 
     /// Nothing when nobody waits or watches, which costs no system call to tell.
@@ -390,6 +413,7 @@ impl State {
             if place.listens_to == Some(sound) {
                 let pause = pause_after(place.looks);
                 place.looks = place.looks.saturating_add(1);
+                let look = |when| if when { Then::Look } else { Then::Ask };
                 return Ok(Next::Listen {
                     to: listener,
                     pause: pause.unwrap_or(match sound {
@@ -398,7 +422,8 @@ impl State {
                         _ if is_second => PATIENCE,
                         _ => LONGEST_WAIT,
                     }),
-                    look: sound == Sound::Lock || pause.is_none(),
+                    on_news: look(sound == Sound::Lock),
+                    then: look(sound == Sound::Lock || pause.is_none()),
                 });
             }
             let bell = match sound {
@@ -414,9 +439,14 @@ impl State {
                 .map_err(FileError::io("watch this file", line.file.path()))?;
             place.listens_to = Some(sound);
             // What has happened by now is not heard of, and its effect may be to come.
-            place.looks = 0;
-            if sound == Sound::Lock {
-                return Ok(Next::Look);
+            match sound {
+                Sound::Lock => {
+                    place.looks = 0;
+                    return Ok(Next::Look);
+                }
+                // Of a process that ends: few places are before one that does.
+                Sound::Bell(_) => place.looks = LAST_LOOKS,
+                Sound::Place => place.looks = u32::MAX,
             }
         }
     }
@@ -608,15 +638,21 @@ fn bell_of(name: &Name, ticket: u64) -> u32 {
     crc32c(name.as_str().as_bytes()).wrapping_add(some_of_ticket) % BELLS
 }
 
+/// How often to look without a pause in between.
+const LOOKS_AT_ONCE: u32 = 2;
+
+/// How often to look after pauses, of which each is twice as long as the one before.
+const TIMED_LOOKS: u32 = 10;
+
+/// After how many of them only the last are left.
+const LAST_LOOKS: u32 = LOOKS_AT_ONCE + TIMED_LOOKS - 3;
+
 /// How long to wait before the next look after so many: the kernel tells of a write, or of a
 /// process's end, a moment before the lock is free.
 fn pause_after(looks: u32) -> Option<Duration> {
-    const AT_ONCE: u32 = 2;
-    const TIMED: u32 = 10;
-
-    match looks.checked_sub(AT_ONCE) {
+    match looks.checked_sub(LOOKS_AT_ONCE) {
         None => Some(Duration::ZERO),
-        Some(doubled) if doubled < TIMED => Some(Duration::from_micros(50 << doubled)),
+        Some(doubled) if doubled < TIMED_LOOKS => Some(Duration::from_micros(50 << doubled)),
         Some(_) => None,
     }
 }
