@@ -1,12 +1,12 @@
 //! What the component costs: native beside component, in one run.
-
-mod turns;
+//!
+//! The machines this runs on are noisy, so the subjects of a comparison take turns, round by round,
+//! and what is told is the median of each and its ratio to the first: no library that was found
+//! lets them take turns.
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Duration;
-
-use turns::compare;
+use std::time::{Duration, Instant};
 
 use verrou::blocking::LockFactory;
 use verrou::{MemoryStore, Store};
@@ -16,11 +16,13 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy};
 
 type AnyStore = Arc<dyn Store + Send + Sync>;
+type Subject<'a> = (&'a str, Box<dyn FnMut() + 'a>);
 
 const COMPONENT: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../target/component/verrou.wasm"
 );
+const ROUNDS: usize = 41;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bytes = std::fs::read(COMPONENT)
@@ -105,4 +107,27 @@ fn pair(
         ],
     );
     Ok(())
+}
+
+/// Lets the subjects take turns, each `times` times in a round, and tells their medians.
+fn compare<const N: usize>(title: &str, times: u32, mut subjects: [Subject<'_>; N]) {
+    let mut taken: [Vec<Duration>; N] = std::array::from_fn(|_| Vec::with_capacity(ROUNDS));
+    for _ in 0..ROUNDS {
+        for ((_, subject), taken) in subjects.iter_mut().zip(&mut taken) {
+            let began = Instant::now();
+            for _ in 0..times {
+                subject();
+            }
+            taken.push(began.elapsed() / times);
+        }
+    }
+    println!("\n{title} (median of {ROUNDS} rounds of {times})");
+    let medians = taken.map(|mut taken| {
+        taken.sort_unstable();
+        taken[ROUNDS / 2]
+    });
+    for ((name, _), median) in subjects.iter().zip(medians) {
+        let ratio = median.as_secs_f64() / medians[0].as_secs_f64();
+        println!("  {name:<28} {median:>12.3?} {ratio:>8.2} ×");
+    }
 }

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use xshell::{Cmd, Shell, cmd};
+use xshell::{Shell, cmd};
 
 use crate::NotHere;
+use crate::programs::{find, succeeds};
 use crate::{component, project};
 
 /// Runs the tests of `examples/javascript`: those of Node.js, and those of the page if there is a
@@ -113,14 +114,5 @@ pub(crate) fn chromium(shell: &Shell) -> Result<PathBuf> {
 }
 
 fn find_chromium() -> Option<PathBuf> {
-    let names = ["chromium", "chromium-browser", "google-chrome"];
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path)
-        .flat_map(|folder| names.map(|name| folder.join(name)))
-        .find(|program| program.exists())
-}
-
-fn succeeds(command: Cmd<'_>) -> bool {
-    let command = command.quiet().ignore_stdout().ignore_stderr();
-    command.run().is_ok()
+    find(&["chromium", "chromium-browser", "google-chrome"])
 }

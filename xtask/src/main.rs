@@ -1,10 +1,12 @@
 //! What it takes to build and to check the project: `cargo xtask help`.
 
+mod bench;
 mod component;
 mod compose;
 mod guest;
 mod javascript;
 mod js;
+mod programs;
 mod python;
 mod wasm;
 mod wit_docs;
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
             ["compose", ref arguments @ ..] => {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
             }
-            ["bench"] => bench(&shell).map(|()| ExitCode::SUCCESS),
+            ["bench"] => bench::bench(&shell).map(|()| ExitCode::SUCCESS),
             ["js"] => js::build(&shell).map(|_| ExitCode::SUCCESS),
             ["wit-docs"] => wit_docs::write().map(|()| ExitCode::SUCCESS),
             ["wit-docs", "--check"] => wit_docs::check().map(|()| ExitCode::SUCCESS),
@@ -153,17 +155,6 @@ fn test(shell: &Shell) -> ExitCode {
         ),
     );
     report.end()
-}
-
-/// Measures what the component costs, and the JavaScript package.
-fn bench(shell: &Shell) -> Result<()> {
-    component::build(shell)?;
-    cmd!(
-        shell,
-        "cargo bench --package verrou-host --features wasmtime --bench component --locked"
-    )
-    .run()?;
-    js::bench(shell)
 }
 
 /// Builds every component, and the lock component twice: whether they are there now.

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use xshell::{Cmd, Shell, cmd};
+use xshell::{Shell, cmd};
 
 use crate::NotHere;
+use crate::programs::succeeds;
 use crate::{component, project};
 
 /// The version that the examples' README names.
@@ -17,7 +18,7 @@ const WASMTIME: &str = "50.0.1";
 /// needs it: so `cargo test` comes after this. It is set as soon as there is an interpreter, even
 /// if tests fail.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
-    let python = interpreter(shell)?;
+    let python = interpreter(shell, "python", &[format!("wasmtime=={WASMTIME}")])?;
     shell.set_var("VERROU_PYTHON", &python);
     if !component::folder().join("verrou.wasm").exists() {
         component::build(shell)?;
@@ -46,48 +47,39 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
         .context("the tests of examples/python failed")
 }
 
-/// An interpreter that has the package, in `target/tools/python`.
-fn interpreter(shell: &Shell) -> Result<PathBuf> {
-    let folder = project().join("target/tools/python");
+/// An interpreter that has `packages`, each `name==version`, in `target/tools` and the folder `name`.
+pub(crate) fn interpreter(shell: &Shell, name: &str, packages: &[String]) -> Result<PathBuf> {
+    let folder = project().join("target/tools").join(name);
     let python = folder.join(if cfg!(windows) {
         "Scripts/python.exe"
     } else {
         "bin/python"
     });
-    if !has_package(shell, &python) {
-        let system = "python3";
-        let recent = "import sys; sys.exit(sys.version_info < (3, 11))";
-        ensure!(
-            succeeds(cmd!(shell, "{system} -c {recent}")),
-            NotHere(
-                "there is no `python3` of version 3.11 or newer here: install it, on Debian by \
-                 `apt-get install python3 python3-venv`"
-                    .into()
-            )
-        );
-        cmd!(shell, "{system} -m venv --clear {folder}")
-            .run()
-            .context("Python makes no virtual environment: on Debian, install `python3-venv`")?;
-        let package = format!("wasmtime=={WASMTIME}");
-        cmd!(
-            shell,
-            "{python} -m pip install --quiet --disable-pip-version-check {package}"
-        )
-        .run()
-        .context("pip could not install the package `wasmtime`")?;
+    let (list, has) = (folder.join("packages.txt"), packages.join("\n"));
+    if shell.read_file(&list).is_ok_and(|list| list == has)
+        && succeeds(cmd!(shell, "{python} --version"))
+    {
+        return Ok(python);
     }
-    Ok(python)
-}
-
-fn has_package(shell: &Shell, python: &PathBuf) -> bool {
-    let check = format!(
-        "import sys, wasmtime.component, importlib.metadata as packages; \
-         sys.exit(packages.version('wasmtime') != '{WASMTIME}')"
+    let system = "python3";
+    let recent = "import sys; sys.exit(sys.version_info < (3, 11))";
+    ensure!(
+        succeeds(cmd!(shell, "{system} -c {recent}")),
+        NotHere(
+            "there is no `python3` of version 3.11 or newer here: install it, on Debian by \
+             `apt-get install python3 python3-venv`"
+                .into()
+        )
     );
-    python.exists() && succeeds(cmd!(shell, "{python} -c {check}"))
-}
-
-fn succeeds(command: Cmd<'_>) -> bool {
-    let command = command.quiet().ignore_stdout().ignore_stderr();
-    command.run().is_ok()
+    cmd!(shell, "{system} -m venv --clear {folder}")
+        .run()
+        .context("Python makes no virtual environment: on Debian, install `python3-venv`")?;
+    cmd!(
+        shell,
+        "{python} -m pip install --quiet --disable-pip-version-check {packages...}"
+    )
+    .run()
+    .with_context(|| format!("pip could not install {}", packages.join(", ")))?;
+    shell.write_file(list, has)?;
+    Ok(python)
 }

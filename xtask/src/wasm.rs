@@ -4,8 +4,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use xshell::{Cmd, Shell, cmd};
+use xshell::{Shell, cmd};
 
+use crate::programs::succeeds;
 use crate::project;
 
 const TARGET: &str = "wasm32-unknown-unknown";
@@ -179,9 +180,4 @@ fn linker(shell: &Shell) -> Result<PathBuf> {
         cmd!(shell, "apt-get install --quiet --yes lld-22").run()?;
     }
     Ok(linker)
-}
-
-fn succeeds(command: Cmd<'_>) -> bool {
-    let command = command.quiet().ignore_stdout().ignore_stderr();
-    command.run().is_ok()
 }

@@ -1,0 +1,57 @@
+/** An actor of the benchmark with a lock of npm's packages: what it is told is in actor.rs. */
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+
+import { Verrou } from '@verrou/core'
+import { memoryStore } from '@verrou/core/drivers/memory'
+import { redisStore } from '@verrou/core/drivers/redis'
+import { Redis } from 'ioredis'
+import lockfile from 'proper-lockfile'
+
+function make(kind, folder) {
+  if (kind.startsWith('proper-lockfile')) {
+    const path = join(folder, 'proper')
+    writeFileSync(path, '', { flag: 'a' })
+    // Its default is not to wait at all; a number is how often to try, first after a second.
+    const retries =
+      kind === 'proper-lockfile-1ms' ? { forever: true, minTimeout: 1, maxTimeout: 1, factor: 1 } : 10
+    let release
+    return [async () => (release = await lockfile.lock(path, { retries })), () => release()]
+  }
+  const driver = kind.startsWith('verrou-redis')
+    ? redisStore({ connection: new Redis(process.env.VERROU_BENCH_REDIS) })
+    : memoryStore()
+  const verrou = new Verrou({ default: 'store', stores: { store: { driver } } })
+  const options = kind === 'verrou-redis-1ms' ? { retry: { delay: 1 } } : {}
+  const lock = verrou.createLock('javascript', '10s')
+  return [() => lock.acquire(options), () => lock.release()]
+}
+
+const now = () => process.hrtime.bigint()
+
+async function pairs(acquire, release, times) {
+  const began = now()
+  for (let time = 0; time < times; time++) {
+    await acquire()
+    await release()
+  }
+  return now() - began
+}
+
+const [, , kind, folder] = process.argv
+const [acquire, release] = make(kind, folder)
+for await (const line of createInterface({ input: process.stdin })) {
+  const [what, number] = line.split(' ')
+  let done
+  if (what === 'pairs') done = await pairs(acquire, release, Number(number))
+  else if (what === 'acquire') {
+    await acquire()
+    done = `${now()} ${process.pid}`
+  } else if (what === 'release') {
+    done = now()
+    await release()
+  } else throw new Error(`what is \`${line}\`?`)
+  process.stdout.write(`${done}\n`)
+}
+process.exit()

@@ -1,0 +1,558 @@
+//! What locks on one machine cost, beside the bare system calls and beside what others use: the
+//! subjects of a comparison take turns in one run. `cargo xtask bench` brings the others.
+//!
+//! `VERROU_BENCH_PYTHON` is an interpreter that has the packages of `requirements.txt`; those of
+//! `package.json` are looked for beside it; `redis-server`, `etcd`, `etcdctl` and `setlock` in
+//! `PATH`. What is not there is not measured, and that is said. `VERROU_BENCH_JSON` is where to
+//! write the figures.
+#![cfg(target_os = "linux")]
+
+mod actor;
+mod exclusion;
+mod report;
+mod servers;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use actor::{Actor, kill};
+use exclusion::open;
+use report::{Report, Unit};
+use servers::Server;
+use verrou::blocking::Host;
+use verrou::{Claim, Name, Owner, Store, Ttl};
+use verrou_host::{FileStore, System};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// How often subjects take turns where nothing else is said.
+const ROUNDS: usize = 41;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["act", kind, folder] = words[..] {
+        return actor::act(kind, Path::new(folder));
+    }
+    let folder = tempfile::tempdir()?;
+    let mut bench = Bench::new(folder.path().to_owned());
+    let wanted: Vec<_> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    for (name, part) in PARTS {
+        if wanted.is_empty() || wanted.contains(&&name) {
+            part(&mut bench)?;
+        }
+    }
+    if let Some(path) = env::var_os("VERROU_BENCH_JSON") {
+        bench.report.write(Path::new(&path))?;
+    }
+    Ok(())
+}
+
+/// What is measured, and what to call it if it is to be measured alone:
+/// `cargo bench --package verrou-host --bench locks -- hand-over`.
+const PARTS: [(&str, Part); 9] = [
+    ("uncontended", Bench::uncontended),
+    ("start-up", |bench| {
+        bench.start_up();
+        Ok(())
+    }),
+    ("hand-over", Bench::handed_over),
+    ("killed", |bench| {
+        bench.killed();
+        Ok(())
+    }),
+    ("storm-8", |bench| bench.storm(8)),
+    ("storm-64", |bench| bench.storm(64)),
+    ("crowds", Bench::crowds),
+    ("names", Bench::names),
+    ("growth", Bench::growth),
+];
+
+type Part = fn(&mut Bench) -> Result<()>;
+
+/// Which actor: in what language, and with which kind of lock.
+#[derive(Clone, Copy)]
+enum Kind {
+    Rust(&'static str),
+    Python(&'static str),
+    Node(&'static str),
+}
+
+use Kind::{Node, Python, Rust};
+
+struct Bench {
+    folder: PathBuf,
+    report: Report,
+    redis: Result<Server>,
+    etcd: Result<Server>,
+}
+
+impl Bench {
+    fn new(folder: PathBuf) -> Self {
+        Self {
+            report: Report::new(&folder),
+            redis: Server::redis(),
+            etcd: Server::etcd(&folder),
+            folder,
+        }
+    }
+
+    /// An actor, or why there is none.
+    fn actor(&self, kind: Kind) -> Result<Actor> {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/locks");
+        let (mut command, kind) = match kind {
+            Rust(kind) => {
+                let mut command = Command::new(env::current_exe()?);
+                command.arg("act");
+                (command, kind)
+            }
+            Python(kind) => {
+                let python = env::var_os("VERROU_BENCH_PYTHON");
+                let mut command = Command::new(python.ok_or("VERROU_BENCH_PYTHON is not set")?);
+                command.arg(here.join("actor.py"));
+                (command, kind)
+            }
+            Node(kind) => {
+                let packages = here.join("node_modules");
+                if !packages.exists() {
+                    return Err(format!("there is no {}", packages.display()).into());
+                }
+                let mut command = Command::new("node");
+                command.arg(here.join("actor.mjs"));
+                (command, kind)
+            }
+        };
+        if kind.contains("redis") {
+            command.env("VERROU_BENCH_REDIS", url(&self.redis)?);
+        }
+        if kind.contains("etcd") {
+            command.env("ETCDCTL_ENDPOINTS", url(&self.etcd)?);
+            command.env("ETCDCTL_API", "3");
+        }
+        Actor::start(command.arg(kind).arg(&self.folder))
+    }
+
+    /// As many actors as are wanted of each kind of which there is one.
+    fn actors<T: Copy>(
+        &mut self,
+        subjects: &[(&'static str, Kind, T)],
+        wanted: usize,
+    ) -> Vec<(&'static str, T, Vec<Actor>)> {
+        let mut all = Vec::new();
+        for &(name, kind, how) in subjects {
+            let actors: Result<Vec<_>> = (0..wanted).map(|_| self.actor(kind)).collect();
+            match actors {
+                Ok(actors) => all.push((name, how, actors)),
+                Err(err) => self.report.miss(name, &err),
+            }
+        }
+        all
+    }
+
+    fn uncontended(&mut self) -> Result<()> {
+        let title = "Uncontended: acquire and release";
+        self.report.begin(title, Unit::Nanoseconds);
+        let mut actors = self.actors(
+            &[
+                ("open, flock, unlock, close", Rust("open-flock"), 1_000),
+                ("2 × (flock, pread, pwrite, unlock)", Rust("update"), 1_000),
+                ("Verrou, file lock", Rust("file"), 1_000),
+                ("Verrou, lease file", Rust("lease"), 1_000),
+                ("std File::lock, open file", Rust("std"), 1_000),
+                ("fs4, open file", Rust("fs4"), 1_000),
+                ("fd-lock, open file", Rust("fd-lock"), 1_000),
+                ("filelock (Python)", Python("filelock"), 200),
+                ("portalocker (Python)", Python("portalocker"), 200),
+                ("proper-lockfile (Node.js)", Node("proper-lockfile"), 10),
+                (
+                    "@verrou/core, memory (Node.js)",
+                    Node("verrou-memory"),
+                    1_000,
+                ),
+                ("@verrou/core, Redis (Node.js)", Node("verrou-redis"), 50),
+                ("redis-py Lock (Python)", Python("redis"), 50),
+            ],
+            1,
+        );
+        let mut samples = vec![Vec::new(); actors.len()];
+        // The first turn is for practice.
+        for round in 0..=ROUNDS {
+            for ((_, times, actors), samples) in actors.iter_mut().zip(&mut samples) {
+                let nanoseconds = actors[0].ask(&format!("pairs {times}"))?;
+                if round > 0 {
+                    samples.push(float(nanoseconds) / f64::from(*times));
+                }
+            }
+        }
+        for ((name, ..), samples) in actors.iter().zip(samples) {
+            self.report.add(name, samples, String::new());
+        }
+        Ok(())
+    }
+
+    fn start_up(&mut self) {
+        let title = "Start-up: a command that does nothing, under a lock";
+        self.report.begin(title, Unit::Nanoseconds);
+        let file = self.folder.join("start-up");
+        let verrou = |kind: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+            let store = format!("{kind}:{}", self.folder.join(kind).display());
+            command.args(["run", "start-up", "--store", &store, "--", "true"]);
+            command
+        };
+        let locked = |program: &str| {
+            let mut command = Command::new(program);
+            command.arg(&file).arg("true");
+            command
+        };
+        let mut etcdctl = Command::new("etcdctl");
+        etcdctl.args(["lock", "start-up", "true"]);
+        etcdctl.env("ETCDCTL_API", "3");
+        if let Ok(server) = &self.etcd {
+            etcdctl.env("ETCDCTL_ENDPOINTS", &server.url);
+        }
+        let subjects = [
+            ("flock f true", locked("flock"), 5),
+            ("verrou run k -- true, file lock", verrou("file"), 5),
+            ("verrou run k -- true, lease file", verrou("lease"), 5),
+            ("setlock f true", locked("setlock"), 5),
+            ("etcdctl lock k true", etcdctl, 1),
+        ];
+        let subjects = subjects.map(|(name, mut command, times)| {
+            let turn: Turn<'_> = Box::new(move || {
+                let began = Instant::now();
+                for _ in 0..times {
+                    run(&mut command)?;
+                }
+                Ok(nanoseconds(began.elapsed()) / f64::from(times))
+            });
+            (name, ROUNDS, turn)
+        });
+        for (name, samples) in take_turns(subjects.into()) {
+            self.report.tell(name, samples);
+        }
+    }
+
+    /// From the release in one process to the moment when another, which waits, has the lock.
+    fn handed_over(&mut self) -> Result<()> {
+        let title = "Hand-over: released in one process, taken in another";
+        self.report.begin(title, Unit::Nanoseconds);
+        // How often, and within how many milliseconds a waiter looks again.
+        let mut actors = self.actors(
+            &[
+                ("flock, blocking", Rust("flock"), (300, 7)),
+                ("Verrou, file lock", Rust("file"), (300, 7)),
+                ("Verrou, lease file", Rust("lease"), (300, 7)),
+                ("filelock (Python)", Python("filelock"), (60, 50)),
+                ("filelock, polling 1 ms", Python("filelock-1ms"), (60, 7)),
+                (
+                    "proper-lockfile, 10 retries (Node.js)",
+                    Node("proper-lockfile"),
+                    (9, 1_000),
+                ),
+                (
+                    "proper-lockfile, polling 1 ms",
+                    Node("proper-lockfile-1ms"),
+                    (60, 7),
+                ),
+                (
+                    "@verrou/core, Redis (Node.js)",
+                    Node("verrou-redis"),
+                    (25, 250),
+                ),
+                (
+                    "@verrou/core, Redis, polling 1 ms",
+                    Node("verrou-redis-1ms"),
+                    (60, 7),
+                ),
+            ],
+            2,
+        );
+        let mut samples = vec![Vec::new(); actors.len()];
+        for round in 0..300 {
+            for ((_, (times, interval), actors), samples) in actors.iter_mut().zip(&mut samples) {
+                if round >= *times {
+                    continue;
+                }
+                let [holder, waiter] = &mut actors[..] else {
+                    continue;
+                };
+                holder.acquire()?;
+                waiter.tell("acquire")?;
+                // Long enough for it to wait, and at no certain moment between its looks.
+                thread::sleep(Duration::from_millis(8 + round * 617 % *interval));
+                let released = holder.ask("release")?;
+                let (entered, _) = waiter.hear::<i32>()?;
+                samples.push(float(entered.saturating_sub(released)));
+                waiter.ask("release")?;
+            }
+        }
+        for ((name, ..), samples) in actors.iter().zip(samples) {
+            self.report.add(name, samples, String::new());
+        }
+        Ok(())
+    }
+
+    /// From the death of the holder to the moment when another has the lock.
+    fn killed(&mut self) {
+        let title = "The holder is killed (kill -9): until another has the lock";
+        self.report.begin(title, Unit::Nanoseconds);
+        let subjects = [
+            ("flock, blocking", Rust("flock"), 60),
+            ("Verrou, file lock", Rust("file"), 60),
+            ("Verrou, lease file, ttl 1 h", Rust("lease"), 60),
+            (
+                "filelock SoftFileLease, 10 s (Python)",
+                Python("filelock-lease"),
+                3,
+            ),
+            ("redis-py Lock, ttl 10 s (Python)", Python("redis"), 3),
+            ("etcdctl lock, ttl 10 s", Rust("etcdctl"), 3),
+        ];
+        let subjects = subjects.map(|(name, kind, times)| {
+            let this = &*self;
+            let turn: Turn<'_> = Box::new(move || this.kill_one(kind));
+            (name, times, turn)
+        });
+        for (name, samples) in take_turns(subjects.into()) {
+            self.report.tell(name, samples);
+        }
+    }
+
+    fn kill_one(&self, kind: Kind) -> Result<f64> {
+        let (mut holder, mut waiter) = (self.actor(kind)?, self.actor(kind)?);
+        let process = holder.acquire()?;
+        waiter.tell("acquire")?;
+        let is_slow = !matches!(kind, Rust("flock" | "file" | "lease"));
+        thread::sleep(Duration::from_millis(if is_slow { 500 } else { 20 }));
+        let killed = kill(process)?;
+        let (entered, _) = waiter.hear::<i32>()?;
+        waiter.ask("release")?;
+        Ok(float(entered.saturating_sub(killed)))
+    }
+
+    /// Many want it all the time.
+    fn storm(&mut self, processes: usize) -> Result<()> {
+        const SECONDS: u32 = 2;
+        const TURNS: usize = 3;
+
+        let title = format!("{processes} processes, each holds it for 20 µs and asks again");
+        self.report.begin(&title, Unit::GrantsPerSecond);
+        let subjects = [
+            ("flock, blocking", Rust("flock"), ()),
+            ("Verrou, file lock", Rust("file"), ()),
+            ("Verrou, lease file", Rust("lease"), ()),
+            ("filelock (Python)", Python("filelock"), ()),
+            ("filelock, polling 1 ms", Python("filelock-1ms"), ()),
+        ];
+        let mut all = self.actors(&subjects, processes);
+        let mut samples = vec![(Vec::new(), 0, Vec::new()); all.len()];
+        for _ in 0..TURNS {
+            for ((_, (), actors), (grants, longest, shares)) in all.iter_mut().zip(&mut samples) {
+                for actor in actors.iter_mut() {
+                    actor.tell(&format!("storm {SECONDS} 20"))?;
+                }
+                let mut counts = Vec::new();
+                for actor in actors {
+                    let (count, waited) = actor.hear::<u64>()?;
+                    counts.push(float(count));
+                    *longest = waited.max(*longest);
+                }
+                grants.push(counts.iter().sum::<f64>() / f64::from(SECONDS));
+                let most = counts.iter().copied().fold(0.0, f64::max);
+                let least = counts.iter().copied().fold(f64::INFINITY, f64::min);
+                shares.push(most / least.max(1.0));
+            }
+        }
+        for ((name, ..), (grants, longest, mut shares)) in all.iter().zip(samples) {
+            shares.sort_unstable_by(f64::total_cmp);
+            let note = format!(
+                "longest wait {:.1} ms, most to least {:.2}",
+                float(longest) / 1e6,
+                shares[TURNS / 2]
+            );
+            self.report.add(name, grants, note);
+        }
+        Ok(())
+    }
+
+    /// Whether a grant is dearer where many wait: each takes it once and gives it back.
+    fn crowds(&mut self) -> Result<()> {
+        const PROCESSES: u32 = 10;
+
+        for (kind, name) in KINDS {
+            let title = format!("Waiters on one name, {name}: for each grant");
+            self.report.begin(&title, Unit::Nanoseconds);
+            let subjects = [("10", Rust(kind), 1), ("1,000", Rust(kind), 100)];
+            let mut holder = self.actor(Rust(kind))?;
+            let mut all = self.actors(&subjects, PROCESSES as usize);
+            let mut samples = vec![Vec::new(); all.len()];
+            for _ in 0..7 {
+                for ((_, threads, actors), samples) in all.iter_mut().zip(&mut samples) {
+                    holder.acquire()?;
+                    for actor in actors.iter_mut() {
+                        actor.tell(&format!("crowd {threads}"))?;
+                    }
+                    // Until all wait.
+                    thread::sleep(Duration::from_millis(500 + 20 * u64::from(*threads)));
+                    let released = holder.ask("release")?;
+                    let mut last = 0;
+                    for actor in actors {
+                        last = last.max(actor.hear::<u64>()?.0);
+                    }
+                    let grants = f64::from(PROCESSES * *threads);
+                    samples.push(float(last.saturating_sub(released)) / grants);
+                }
+            }
+            for ((name, ..), samples) in all.iter().zip(samples) {
+                self.report.add(name, samples, String::new());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a folder of many files makes a step dearer.
+    fn names(&mut self) -> Result<()> {
+        let many: u32 = match env::var("VERROU_BENCH_NAMES") {
+            Ok(number) => number.parse()?,
+            Err(_) => 1_000_000,
+        };
+        for (kind, name) in KINDS {
+            let title = format!("Names in one folder, {name}: acquire and release one of them");
+            self.report.begin(&title, Unit::Nanoseconds);
+            let mut stores = Vec::new();
+            for count in [1_000, many] {
+                let store = open(kind, &self.folder.join(format!("{kind}-{count}")))?;
+                for number in 0..count {
+                    pair(&store, number)?;
+                }
+                stores.push((count, store, 0, Vec::new()));
+            }
+            for _ in 0..ROUNDS {
+                for (count, store, at, samples) in &mut stores {
+                    let began = Instant::now();
+                    for _ in 0..500 {
+                        // Far from one another, so that no cache of ours has them.
+                        *at = (*at + 617) % *count;
+                        pair(store, *at)?;
+                    }
+                    samples.push(nanoseconds(began.elapsed()) / 500.0);
+                }
+            }
+            for (count, _, _, samples) in stores {
+                self.report.add(&count.to_string(), samples, String::new());
+            }
+            fs::remove_dir_all(self.folder.join(format!("{kind}-{many}")))?;
+        }
+        Ok(())
+    }
+
+    /// What is left of many operations.
+    fn growth(&mut self) -> Result<()> {
+        const OPERATIONS: u32 = 1_000_000;
+
+        let title = "Growth of this process's memory over 10⁶ operations";
+        self.report.begin(title, Unit::Kibibytes);
+        for (kind, name) in KINDS {
+            let store = open(kind, &self.folder)?;
+            for number in 0..OPERATIONS / 100 {
+                pair(&store, number % 300)?;
+            }
+            let before = used()?;
+            for number in 0..OPERATIONS / 2 {
+                pair(&store, number % 300)?;
+            }
+            let after = used()?;
+            let note = format!("descriptors {}, then {}", before.1, after.1);
+            self.report.add(name, vec![after.0 - before.0], note);
+        }
+        Ok(())
+    }
+}
+
+/// Our stores.
+const KINDS: [(&str, &str); 2] = [
+    ("file", "Verrou, file lock"),
+    ("lease", "Verrou, lease file"),
+];
+
+/// Measures something once.
+type Turn<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
+
+/// Lets all take turns, each so many times; one that fails has no more of them.
+fn take_turns<'a>(
+    mut subjects: Vec<(&'a str, usize, Turn<'_>)>,
+) -> Vec<(&'a str, Result<Vec<f64>>)> {
+    let mut all: Vec<_> = subjects
+        .iter()
+        .map(|&(name, ..)| (name, Ok(Vec::new())))
+        .collect();
+    let most = subjects.iter().map(|&(_, times, _)| times).max();
+    for round in 0..most.unwrap_or_default() {
+        for ((_, times, turn), (_, samples)) in subjects.iter_mut().zip(&mut all) {
+            if let Ok(taken) = samples
+                && round < *times
+            {
+                match turn() {
+                    Ok(sample) => taken.push(sample),
+                    Err(err) => *samples = Err(err),
+                }
+            }
+        }
+    }
+    all
+}
+
+fn url(server: &Result<Server>) -> Result<&str> {
+    match server {
+        Ok(server) => Ok(&server.url),
+        Err(err) => Err(err.to_string().into()),
+    }
+}
+
+fn run(command: &mut Command) -> std::result::Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let status = command
+        .status()
+        .map_err(|err| format!("{program}: {err}"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{program}: {status}"))
+    }
+}
+
+fn pair(store: &FileStore, number: u32) -> Result<()> {
+    let claim = Claim {
+        name: Name::new(&format!("name {number}"))?,
+        owner: Owner::from_bytes(System.random()),
+        ttl: Ttl::NEVER,
+        ephemeral: true,
+    };
+    if !store.acquire(&claim)?.is_granted() || !store.release(&claim)?.is_granted() {
+        return Err("a free lock was refused".into());
+    }
+    Ok(())
+}
+
+/// This process's memory in KiB, and how many descriptors it has.
+fn used() -> Result<(f64, usize)> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    let descriptors = fs::read_dir(PathBuf::from("/proc/self/fd"))?.count();
+    Ok((kib.ok_or("no VmRSS")?.parse()?, descriptors))
+}
+
+fn nanoseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e9
+}
+
+#[expect(clippy::cast_precision_loss, reason = "no more than some minutes")]
+fn float(number: u64) -> f64 {
+    number as f64
+}

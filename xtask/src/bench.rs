@@ -1,0 +1,70 @@
+//! Measures, always beside something else, and draws what was measured.
+
+mod chart;
+
+use std::env;
+use std::path::Path;
+
+use anyhow::Result;
+use xshell::{Shell, cmd};
+
+use crate::{component, javascript, js, programs, project, python};
+
+/// Measures the locks in files, what the component costs, and the JavaScript package.
+pub(crate) fn bench(shell: &Shell) -> Result<()> {
+    locks(shell)?;
+    component::build(shell)?;
+    cmd!(
+        shell,
+        "cargo bench --package verrou-host --features wasmtime --bench component --locked"
+    )
+    .run()?;
+    js::bench(shell)
+}
+
+/// Measures the locks in files beside their peers, as far as those are to be had.
+fn locks(shell: &Shell) -> Result<()> {
+    let here = project().join("host/benches/locks");
+    let requirements = shell.read_file(here.join("requirements.txt"))?;
+    let packages: Vec<String> = requirements
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
+    let python = python::interpreter(shell, "python-bench", &packages);
+    let _python = available("Python's locks", python)
+        .map(|python| shell.push_env("VERROU_BENCH_PYTHON", python));
+    let packages =
+        javascript::ensure_recent(shell).and_then(|()| javascript::install(shell, &here));
+    available("npm's locks", packages);
+
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<_> = env::split_paths(&path).collect();
+    for (program, package) in [
+        ("redis-server", "redis-server"),
+        ("etcd", "etcd-server"),
+        ("etcdctl", "etcd-client"),
+        ("setlock", "daemontools"),
+    ] {
+        let found = programs::find_or_unpack(shell, program, package);
+        let found = available(program, found);
+        folders.extend(found.as_deref().and_then(Path::parent).map(Path::to_owned));
+    }
+    let _path = shell.push_env("PATH", env::join_paths(folders)?);
+
+    let figures = here.join("figures.json");
+    cmd!(
+        shell,
+        "cargo bench --package verrou-host --bench locks --locked"
+    )
+    .env("VERROU_BENCH_JSON", &figures)
+    .run()?;
+    chart::draw(&figures, &here.join("figures.svg"))
+}
+
+/// What was found, or nothing, and then says why.
+fn available<T>(what: &str, found: Result<T>) -> Option<T> {
+    found
+        .inspect_err(|err| println!("NOT MEASURED  {what}: {err:#}"))
+        .ok()
+}

@@ -1,0 +1,100 @@
+//! Programs that the checks and the benchmarks start.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use xshell::{Cmd, Shell, cmd};
+
+use crate::project;
+
+/// Whether `command` ends well; what it says is nobody's business.
+pub(crate) fn succeeds(command: Cmd<'_>) -> bool {
+    let command = command.quiet().ignore_stdout().ignore_stderr();
+    command.run().is_ok()
+}
+
+/// Where the first of `names` in `PATH` is.
+pub(crate) fn find(names: &[&str]) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
+        .find(|program| program.exists())
+}
+
+/// Where the program `name` is: in `PATH`, or else unpacked from Debian's `package`, which takes no
+/// root, and starts no server as installing one would.
+pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result<PathBuf> {
+    if let Some(found) = find(&[name]) {
+        return Ok(found);
+    }
+    let tools = project().join("target/tools/debian");
+    let (program, folder) = (tools.join("bin").join(name), tools.join(package));
+    if !program.exists() {
+        unpack(shell, package, &folder)
+            .with_context(|| format!("there is no `{name}` in PATH, nor Debian's `{package}`"))?;
+        let unpacked = folder.join("usr/bin").join(name);
+        ensure!(
+            unpacked.exists(),
+            "Debian's `{package}` brought no `{name}`"
+        );
+        shell.create_dir(tools.join("bin"))?;
+        let libraries = libraries(shell, &folder)?;
+        if libraries.is_empty() {
+            cmd!(shell, "ln --symbolic {unpacked} {program}").run()?;
+        } else {
+            let script = format!(
+                "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}' \"$@\"\n",
+                libraries.join(":"),
+                unpacked.display()
+            );
+            shell.write_file(&program, script)?;
+            cmd!(shell, "chmod +x {program}").run()?;
+        }
+    }
+    Ok(program)
+}
+
+/// Puts all files of `package`, and of what it needs and this machine has not, into `folder`.
+fn unpack(shell: &Shell, package: &str, folder: &Path) -> Result<()> {
+    let wanted = || {
+        let options = [
+            "--print-uris",
+            "--quiet=2",
+            "--yes",
+            "--no-install-recommends",
+        ];
+        let list = cmd!(shell, "apt-get install {options...} {package}");
+        list.quiet().ignore_stderr().read()
+    };
+    let list = wanted().or_else(|_| {
+        // It may not know of any packages yet.
+        cmd!(shell, "apt-get update --quiet=2").run()?;
+        wanted()
+    })?;
+    let archives = folder.join("archives");
+    shell.create_dir(&archives)?;
+    let _there = shell.push_dir(&archives);
+    // Each line is an address, and a name of the form `package_version_machine.deb`.
+    for line in list.lines() {
+        let archive = line.split_whitespace().nth(1);
+        if let Some((package, _)) = archive.and_then(|archive| archive.split_once('_')) {
+            cmd!(shell, "apt-get download --quiet=2 {package}").run()?;
+        }
+    }
+    for archive in shell.read_dir(&archives)? {
+        cmd!(shell, "dpkg-deb --extract {archive} {folder}").run()?;
+    }
+    Ok(())
+}
+
+/// The folders of libraries among what was unpacked into `folder`.
+fn libraries(shell: &Shell, folder: &Path) -> Result<Vec<String>> {
+    let all = folder.join("usr/lib");
+    if !all.exists() {
+        return Ok(Vec::new());
+    }
+    let folders = shell.read_dir(all)?;
+    let names = folders.iter().map(|folder| folder.display().to_string());
+    Ok(names.filter(|name| name.ends_with("-linux-gnu")).collect())
+}
