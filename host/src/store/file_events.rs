@@ -303,6 +303,10 @@ impl FileEvents {
                 News::Ended
             };
             wakes.extend(ids.into_iter().filter_map(|id| state.ring(id, news)));
+            // What one read leaves is there for the next.
+            if reader.is_buffer_empty() {
+                break;
+            }
         }
         if wakes.is_empty() {
             return state;
