@@ -9,6 +9,7 @@ mod awaited;
 pub mod component;
 mod keep_alive;
 mod open;
+mod process;
 mod store;
 mod system;
 #[cfg(feature = "tokio")]
