@@ -741,9 +741,7 @@ fn a_release_frees_the_lock_also_when_its_path_cannot_be_looked_at() {
     granted(store.acquire(&claim(1)));
     fs::rename(&there, &away).unwrap();
     fs::write(&there, "not a folder").unwrap();
-    store
-        .release(&claim(1))
-        .expect_err("the path leads nowhere");
+    granted(store.release(&claim(1)));
     fs::remove_file(&there).unwrap();
     fs::rename(&away, &there).unwrap();
     granted(locks(&there).acquire(&claim(2)));

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 /// Whether this system has such locks.
 pub(crate) const AVAILABLE: bool = cfg!(target_os = "linux");
@@ -12,14 +13,14 @@ pub(crate) fn try_lock(file: &File, at: u64) -> io::Result<bool> {
     imp::try_lock(file, at)
 }
 
-/// Unlocks the byte `at`, for all who share `file`'s open file description.
-pub(crate) fn unlock(file: &File, at: u64) -> io::Result<()> {
-    imp::unlock(file, at)
+/// Unlocks `bytes`, of which there are some, for all who share `file`'s open file description.
+pub(crate) fn unlock(file: &File, bytes: Range<u64>) -> io::Result<()> {
+    imp::unlock(file, bytes)
 }
 
-/// Some byte among `length` from `at` on, or all from there on, that another open file description
-/// than `file`'s has locked; of several that it has locked side by side, the last.
-pub(crate) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Option<u64>> {
+/// Some bytes side by side, among `length` from `at` on, or all from there on, that another open
+/// file description than `file`'s has locked.
+pub(crate) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Option<Range<u64>>> {
     imp::find(file, at, length)
 }
 
@@ -31,6 +32,7 @@ pub(crate) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Opti
 mod imp {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
 
     use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, fcntl};
@@ -48,11 +50,16 @@ mod imp {
         }
     }
 
-    pub(super) fn unlock(file: &File, at: u64) -> io::Result<()> {
-        Ok(set(file, &bytes(at, Some(1), UNLOCK))?)
+    pub(super) fn unlock(file: &File, range: Range<u64>) -> io::Result<()> {
+        let length = range.end - range.start;
+        Ok(set(file, &bytes(range.start, Some(length), UNLOCK))?)
     }
 
-    pub(super) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Option<u64>> {
+    pub(super) fn find(
+        file: &File,
+        at: u64,
+        length: Option<u64>,
+    ) -> io::Result<Option<Range<u64>>> {
         let mut lock = bytes(at, length, WRITE);
         fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
         if lock.l_type == UNLOCK {
@@ -65,7 +72,7 @@ mod imp {
             locked => start.saturating_add(locked),
         };
         let asked = length.map_or(u64::MAX, |length| at.saturating_add(length));
-        Ok(Some(end.min(asked) - 1))
+        Ok(Some(start.max(at)..end.min(asked)))
     }
 
     fn set(file: &File, lock: &libc::flock) -> Result<(), Errno> {
@@ -94,16 +101,21 @@ mod imp {
 mod imp {
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
 
     pub(super) fn try_lock(_file: &File, _at: u64) -> io::Result<bool> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn unlock(_file: &File, _at: u64) -> io::Result<()> {
+    pub(super) fn unlock(_file: &File, _bytes: Range<u64>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn find(_file: &File, _at: u64, _length: Option<u64>) -> io::Result<Option<u64>> {
+    pub(super) fn find(
+        _file: &File,
+        _at: u64,
+        _length: Option<u64>,
+    ) -> io::Result<Option<Range<u64>>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

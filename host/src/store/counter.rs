@@ -49,7 +49,7 @@ impl Counter {
                 continue;
             }
             let mut buffer = [0; BYTES + 1];
-            let bytes = os::read(&file, &mut buffer)
+            let bytes = os::read_at(&file, &mut buffer, 0)
                 .map_err(FileError::io("read the fence counter", path))?;
             let damaged = || FileError::Counter { path: path.clone() };
             let allotted = decode(bytes).ok_or_else(damaged)?.max(at_least);

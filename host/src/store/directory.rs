@@ -1,20 +1,26 @@
 //! A folder of lock files: which file is whose, and opening one safely.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
-use verrou::{Holder, Name, StoreError};
+use verrou::{Claim, Clock, Holder, Name, Process, StoreError};
 
 use super::counter::Counter;
 use super::error::{FileError, OpenError};
 use super::machine::Machine;
-use super::open_files::{OpenFile, OpenFiles};
+use super::open_files::{OpenFile, OpenFiles, Remembered};
 use super::os;
-use super::record::{self, FILE_BYTES, Kind, Record};
+use super::record::{
+    self, CHANGING_BYTES, FILE_BYTES, Kind, MARK_AT, RECORD_BYTES, Record, TOUCH_AT, Version,
+};
 use super::trusted_file;
 use super::{Listed, StoreOptions};
+use crate::{System, process};
 
 /// A folder of lock files of one kind.
 #[derive(Debug)]
@@ -24,6 +30,26 @@ pub(crate) struct Directory {
     group: Option<u32>,
     counter: Counter,
     files: OpenFiles,
+    /// What this process is said to run.
+    command: Option<String>,
+    process: Mutex<Option<Arc<Process>>>,
+}
+
+/// What a file says.
+#[derive(Debug)]
+pub(crate) struct View {
+    /// Nothing when the lock was never granted.
+    pub(crate) record: Option<Arc<Record>>,
+    /// The queue's mark.
+    pub(crate) mark: u64,
+}
+
+impl View {
+    /// Whether nobody has joined the queue since it was known to be empty.
+    pub(crate) fn is_queue_empty(&self) -> bool {
+        let record = self.record.as_ref();
+        record.map_or(0, |record| record.queue_empty_at) == self.mark
+    }
 }
 
 impl Directory {
@@ -58,6 +84,8 @@ impl Directory {
             group,
             counter,
             files: OpenFiles::new(),
+            command: options.command.clone(),
+            process: Mutex::default(),
         })
     }
 
@@ -83,14 +111,23 @@ impl Directory {
         OpenFile::new(self.open_or_create(&path, name)?, path)
     }
 
-    /// Another open file description of `file`, which is the lock `name`'s; `None` when there is
+    /// [`take_or_create`](Self::take_or_create), of a file that no forked child has, too.
+    pub(crate) fn take_own_or_create(&self, name: &Name) -> Result<OpenFile, FileError> {
+        if let Some(file) = self.files.take_own(name) {
+            return Ok(file);
+        }
+        let path = self.path_of(name);
+        OpenFile::new(self.open_or_create(&path, name)?, path)
+    }
+
+    /// Another open file description of `file`, which no forked child has, and which is the lock `name`'s; `None` when there is
     /// another file at its path.
     pub(crate) fn take_another(
         &self,
         name: &Name,
         file: &OpenFile,
     ) -> Result<Option<OpenFile>, FileError> {
-        while let Some(another) = self.files.take(name) {
+        while let Some(another) = self.files.take_own(name) {
             if another.is_same(file) {
                 return Ok(Some(another));
             }
@@ -112,21 +149,10 @@ impl Directory {
         self.files.unwant(name);
     }
 
-    /// Where the bell of that number is.
-    pub(crate) fn bell_path(&self, bell: u32) -> PathBuf {
-        self.path.join(format!("{bell:02}.bell"))
-    }
-
-    /// The bell of that number, made if need be.
-    pub(crate) fn open_bell(&self, bell: u32) -> Result<OpenFile, FileError> {
-        let path = self.bell_path(bell);
-        loop {
-            if let Some(file) = self.open_file(&path)? {
-                return OpenFile::new(file, path);
-            }
-            os::create(&path, &[0], self.group)
-                .map_err(FileError::io("create this file", &path))?;
-        }
+    /// Where it is, and whose.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn place(&self) -> (&Path, Option<u32>) {
+        (&self.path, self.group)
     }
 
     /// The end of a [`take`](Self::take).
@@ -184,26 +210,99 @@ impl Directory {
         }
     }
 
-    /// What the file of the lock `name` says; `None` when the lock was never granted.
-    pub(crate) fn read(&self, file: &OpenFile, name: &Name) -> Result<Option<Record>, FileError> {
-        let path = file.path();
-        let mut buffer = [0; FILE_BYTES + 1];
-        let bytes =
-            os::read(file.file(), &mut buffer).map_err(FileError::io("read this file", path))?;
+    /// What the file of the lock `name` says.
+    pub(crate) fn read(&self, file: &OpenFile, name: &Name) -> Result<View, FileError> {
+        let failed = || FileError::io("read this file", file.path());
         let damaged = |damage| FileError::Damaged {
-            path: path.to_owned(),
+            path: file.path().to_owned(),
             damage,
             name: name.clone(),
         };
-        record::read(self.kind, name, bytes, |boot| {
-            Machine::this().runs_since(boot)
+        let runs_since = |boot| Machine::this().runs_since(boot);
+        let mut buffer = [0; FILE_BYTES + 1];
+        let bytes = os::read_at(file.file(), &mut buffer, 0).map_err(failed())?;
+        let mut remembered = file.remembered();
+        // But for what concerns those who wait.
+        let is_as_before = |before: &[u8; FILE_BYTES], bytes: &[u8]| {
+            bytes.len() == FILE_BYTES
+                && bytes[..RECORD_BYTES] == before[..RECORD_BYTES]
+                && bytes[CHANGING_BYTES..] == before[CHANGING_BYTES..]
+        };
+        let record = match &*remembered {
+            Some(known) if is_as_before(&known.bytes, bytes) => known.record.clone(),
+            _ => {
+                let record = record::read(self.kind, name, bytes, runs_since)
+                    .map_err(damaged)?
+                    .map(Arc::new);
+                let mut known = Box::new([0; FILE_BYTES]);
+                known.copy_from_slice(bytes);
+                *remembered = Some(Remembered {
+                    bytes: known,
+                    record: record.clone(),
+                });
+                record
+            }
+        };
+        Ok(View {
+            record,
+            mark: record::mark_of(bytes),
         })
-        .map_err(damaged)
+    }
+
+    /// This process, for a record.
+    pub(crate) fn process(&self) -> Arc<Process> {
+        let id = process::id();
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*process {
+            Some(process) if process.id == id => Arc::clone(process),
+            _ => {
+                let this = Arc::new(Machine::this().process(id, self.command.as_deref()));
+                *process = Some(Arc::clone(&this));
+                this
+            }
+        }
+    }
+
+    /// The record of a grant for `claim` at `now`, after what the file said. `is_alone` says whether
+    /// nobody waits.
+    pub(crate) fn new_record(
+        &self,
+        claim: &Claim,
+        before: &View,
+        is_alone: bool,
+        now: Duration,
+    ) -> Result<Record, FileError> {
+        let before_it = before.record.as_deref();
+        let (fence, last_fence) = self.next_fence(before_it)?;
+        let machine = Machine::this();
+        let wall = wall_clock();
+        let record = Record {
+            sequence: before_it.map_or(0, |record| record.sequence),
+            held: true,
+            ephemeral: claim.ephemeral,
+            fence,
+            last_fence,
+            owner: claim.owner,
+            boot: machine.boot(),
+            time_namespace: machine.time_namespace,
+            ttl: None,
+            ends: Duration::ZERO,
+            ends_wall: Duration::ZERO,
+            since_wall: wall,
+            process: self.process(),
+            queue_empty_at: match before_it {
+                _ if is_alone => before.mark,
+                Some(record) => record.queue_empty_at,
+                None => 0,
+            },
+            tells: false,
+        };
+        Ok(record.lasting(claim.ttl, now, wall))
     }
 
     /// The fence of a new grant after what the file said, and the last one before the counter
     /// is to be asked again.
-    pub(crate) fn next_fence(&self, before: Option<&Record>) -> Result<(u64, u64), FileError> {
+    fn next_fence(&self, before: Option<&Record>) -> Result<(u64, u64), FileError> {
         match before {
             // After a new start of the machine, the last writes before it may be gone.
             Some(record)
@@ -250,7 +349,8 @@ impl Directory {
             return Ok(None);
         };
         let mut buffer = [0; FILE_BYTES + 1];
-        let bytes = os::read(&file, &mut buffer).map_err(FileError::io("read this file", path))?;
+        let bytes =
+            os::read_at(&file, &mut buffer, 0).map_err(FileError::io("read this file", path))?;
         let damaged = |damage| FileError::Nameless {
             path: path.to_owned(),
             damage,
@@ -265,7 +365,7 @@ impl Directory {
             let name = name?;
             let path = self.path_of(&name);
             if let Some(file) = self.open_file(&path)?
-                && let Some(record) = self.read(&OpenFile::new(file, path)?, &name)?
+                && let Some(record) = self.read(&OpenFile::new(file, path)?, &name)?.record
             {
                 greatest = greatest.max(record.last_fence);
             }
@@ -293,10 +393,67 @@ impl Directory {
     }
 }
 
-/// Lets `file` say `record`.
-pub(crate) fn write(file: &OpenFile, record: &Record) -> Result<(), FileError> {
+/// Lets `file` say `record`, the next after the one that was read.
+pub(crate) fn write(file: &OpenFile, record: &Arc<Record>) -> Result<(), FileError> {
     let (offset, slot) = record::write(record);
-    os::write_at(file.file(), &slot, offset).map_err(FileError::io("write this file", file.path()))
+    let mut remembered = file.remembered();
+    let written = os::write_at(file.file(), &slot, offset as u64);
+    match (&written, &mut *remembered) {
+        (Ok(()), Some(remembered)) => {
+            remembered.bytes[offset..offset + slot.len()].copy_from_slice(&slot);
+            remembered.record = Some(Arc::clone(record));
+        }
+        _ => *remembered = None,
+    }
+    written.map_err(FileError::io("write this file", file.path()))
+}
+
+/// What of `file` changes with what happens to its lock.
+pub(crate) fn version(file: &OpenFile) -> Result<Version, FileError> {
+    let mut buffer = [0; CHANGING_BYTES];
+    Ok(Version::of(changing_bytes(file, &mut buffer)?))
+}
+
+/// The queue's mark: the ticket that was last given to somebody.
+pub(crate) fn queue_mark(file: &OpenFile) -> Result<u64, FileError> {
+    let mut buffer = [0; CHANGING_BYTES];
+    Ok(record::mark_of(changing_bytes(file, &mut buffer)?))
+}
+
+/// Notes that somebody was given `ticket`.
+pub(crate) fn mark_queue(file: &OpenFile, ticket: u64) -> Result<(), FileError> {
+    put_number(file, ticket, MARK_AT)
+}
+
+/// Changes `file` for those who look at it.
+pub(crate) fn touch(file: &OpenFile) -> Result<(), FileError> {
+    let now = System.now().since_start().as_nanos();
+    put_number(file, u64::try_from(now).unwrap_or(u64::MAX), TOUCH_AT)
+}
+
+fn put_number(file: &OpenFile, number: u64, at: usize) -> Result<(), FileError> {
+    os::write_at(file.file(), &number.to_le_bytes(), at as u64)
+        .map_err(FileError::io("write this file", file.path()))
+}
+
+fn changing_bytes<'a>(
+    file: &OpenFile,
+    buffer: &'a mut [u8; CHANGING_BYTES],
+) -> Result<&'a [u8], FileError> {
+    let failed = || FileError::io("read this file", file.path());
+    let bytes = os::read_at(file.file(), buffer, 0).map_err(failed())?;
+    if bytes.len() < CHANGING_BYTES {
+        return Err(failed()(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(bytes)
+}
+
+/// The wall clock since the start of 1970, in the milliseconds that a record has.
+pub(super) fn wall_clock() -> Duration {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Duration::from_millis(now.as_millis().try_into().unwrap_or(u64::MAX))
 }
 
 /// Refuses a folder on whose file system locks are not to be trusted.

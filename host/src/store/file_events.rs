@@ -19,6 +19,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::time::Timespec;
 
+use super::bell::Bell;
+use crate::process;
+
 /// What happens to a file when a lock is given back, or its holder ends, or somebody moves it.
 const CHANGES: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::CLOSE_WRITE)
@@ -59,7 +62,47 @@ impl Listener {
         Ok(Self { events, id })
     }
 
-    /// Listens to what happens to the files at `paths` from now on, and to no others.
+    /// Listens to `bell` from now on, whatever else it listens to.
+    pub(crate) fn listen_to_bell(&self, bell: &Arc<Bell>) {
+        let mut state = self.events.state();
+        let Some(listener) = state.listener(self.id) else {
+            return;
+        };
+        match listener.bell.replace(Arc::clone(bell)) {
+            Some(previous) if Arc::ptr_eq(&previous, bell) => return,
+            Some(previous) => state.deafen(&previous, self.id),
+            None => {}
+        }
+        if state.attune(bell, self.id) {
+            self.events.interrupt(&state);
+        }
+    }
+
+    /// Whether it listens to a bell.
+    pub(crate) fn hears_bell(&self) -> bool {
+        let mut state = self.events.state();
+        let listener = state.listener(self.id);
+        listener.is_some_and(|listener| listener.bell.is_some())
+    }
+
+    /// Lets `other` listen to the bell instead.
+    pub(crate) fn hand_bell_to(&self, other: &Self) {
+        let mut state = self.events.state();
+        let Some(bell) = state.listener(self.id).and_then(|it| it.bell.take()) else {
+            return;
+        };
+        let previous = state
+            .listener(other.id)
+            .and_then(|it| it.bell.replace(Arc::clone(&bell)));
+        if let Some(previous) = previous {
+            state.deafen(&previous, other.id);
+        }
+        state.attune(&bell, other.id);
+        state.deafen(&bell, self.id);
+    }
+
+    /// Listens to what happens to the files at `paths` from now on, and, but for its bell, to no
+    /// others.
     ///
     /// # Errors
     ///
@@ -70,14 +113,13 @@ impl Listener {
         let previous = listener.map(|it| std::mem::take(&mut it.watches));
         let mut result = Ok(());
         for path in paths {
-            match inotify::add_watch(&self.events.inotify, path, CHANGES) {
+            match self.events.watch(&mut state, path, self.id) {
                 Ok(watch) => {
-                    state.watched_by.entry(watch).or_default().push(self.id);
                     if let Some(listener) = state.listener(self.id) {
                         listener.watches.push(watch);
                     }
                 }
-                Err(err) => result = Err(err.into()),
+                Err(err) => result = Err(err),
             }
         }
         // Last, so that a file that is watched on is watched all the time.
@@ -177,6 +219,9 @@ impl Drop for Listener {
         for watch in std::mem::take(&mut listener.watches) {
             self.events.forget(&mut state, watch, self.id);
         }
+        if let Some(bell) = listener.bell.take() {
+            state.deafen(&bell, self.id);
+        }
         if let Some(alarm) = listener.alarm.take() {
             state.alarms.remove(&(alarm, self.id));
         }
@@ -189,6 +234,8 @@ impl Drop for Listener {
 /// The events of this process.
 #[derive(Debug)]
 struct FileEvents {
+    /// A forked child shares the instance with it.
+    process: u32,
     inotify: OwnedFd,
     /// Ends the reader's wait.
     interruption: OwnedFd,
@@ -200,6 +247,8 @@ struct State {
     next: u64,
     listeners: HashMap<u64, Listening>,
     watched_by: HashMap<i32, Vec<u64>>,
+    /// The bells that somebody listens to, and who.
+    bells: Vec<(Arc<Bell>, Vec<u64>)>,
     /// When tasks are to be woken.
     alarms: BTreeSet<(Instant, u64)>,
     /// Whether some thread reads the events.
@@ -212,6 +261,7 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Listening {
+    bell: Option<Arc<Bell>>,
     watches: Vec<i32>,
     news: Option<News>,
     waker: Option<Waker>,
@@ -238,16 +288,14 @@ impl FileEvents {
     const TASKS: u64 = 0;
 
     fn of_this_process() -> io::Result<Arc<Self>> {
-        static THIS: Mutex<Option<(u32, Arc<FileEvents>)>> = Mutex::new(None);
+        static THIS: Mutex<Option<Arc<FileEvents>>> = Mutex::new(None);
 
-        let process = std::process::id();
         let mut this = THIS.lock().unwrap_or_else(PoisonError::into_inner);
         match &*this {
-            Some((its, events)) if *its == process => Ok(Arc::clone(events)),
-            // A forked child shares its parent's with it.
+            Some(events) if events.is_ours() => Ok(Arc::clone(events)),
             _ => {
                 let events = Arc::new(Self::new()?);
-                *this = Some((process, Arc::clone(&events)));
+                *this = Some(Arc::clone(&events));
                 Ok(events)
             }
         }
@@ -255,10 +303,15 @@ impl FileEvents {
 
     fn new() -> io::Result<Self> {
         Ok(Self {
+            process: process::id(),
             inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
             interruption: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             state: Mutex::default(),
         })
+    }
+
+    fn is_ours(&self) -> bool {
+        self.process == process::id()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -273,21 +326,47 @@ impl FileEvents {
         at_most: Duration,
     ) -> MutexGuard<'a, State> {
         state.is_read = true;
+        let bells: Vec<_> = state.bells.iter().map(|(it, _)| Arc::clone(it)).collect();
         drop(state);
-        let mut ready = [
-            PollFd::new(&self.inotify, PollFlags::IN),
-            PollFd::new(&self.interruption, PollFlags::IN),
-        ];
+        let mut ready = Vec::with_capacity(2 + bells.len());
+        ready.push(PollFd::new(&self.inotify, PollFlags::IN));
+        ready.push(PollFd::new(&self.interruption, PollFlags::IN));
+        ready.extend(bells.iter().map(|bell| PollFd::new(bell, PollFlags::IN)));
         let timeout = Timespec::try_from(at_most).ok();
         // Interrupted by a signal or not, what has come is read.
         let _ = poll(&mut ready, timeout.as_ref());
-        let interrupted = !ready[1].revents().is_empty();
-        if interrupted {
+        let mut is_ready = ready.iter().map(|it| !it.revents().is_empty());
+        let has_events = is_ready.next() == Some(true);
+        if is_ready.next() == Some(true) {
             let _ = rustix::io::read(&self.interruption, &mut [0; 8]);
         }
         let mut wakes = Vec::new();
         let mut state = self.state();
         state.is_read = false;
+        for bell in bells
+            .iter()
+            .zip(is_ready)
+            .filter_map(|(it, is)| is.then_some(it))
+        {
+            if bell.was_rung() {
+                for id in state.hearers(bell) {
+                    wakes.extend(state.ring(id, News::Written));
+                }
+            }
+        }
+        if has_events {
+            self.read_events(&mut state, &mut wakes);
+        }
+        if wakes.is_empty() {
+            return state;
+        }
+        drop(state);
+        wakes.into_iter().for_each(Wakes::wake);
+        self.state()
+    }
+
+    /// Reads what the kernel tells of, and says whom to wake for it.
+    fn read_events(&self, state: &mut State, wakes: &mut Vec<Wakes>) {
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
         let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
         while let Ok(event) = reader.next() {
@@ -308,12 +387,6 @@ impl FileEvents {
                 break;
             }
         }
-        if wakes.is_empty() {
-            return state;
-        }
-        drop(state);
-        wakes.into_iter().for_each(Wakes::wake);
-        self.state()
     }
 
     /// Ends the reader's wait, so that it sees what has changed.
@@ -327,6 +400,13 @@ impl FileEvents {
         }
     }
 
+    /// Begins a watch for `id`.
+    fn watch(&self, state: &mut State, path: &Path, id: u64) -> io::Result<i32> {
+        let watch = inotify::add_watch(&self.inotify, path, CHANGES)?;
+        state.watched_by.entry(watch).or_default().push(id);
+        Ok(watch)
+    }
+
     /// Ends the watch of `id`, and the kernel's if there is no other.
     fn forget(&self, state: &mut State, watch: i32, id: u64) {
         let Some(ids) = state.watched_by.get_mut(&watch) else {
@@ -337,8 +417,10 @@ impl FileEvents {
         }
         if ids.is_empty() {
             state.watched_by.remove(&watch);
-            // It is gone already when its file is.
-            let _ = inotify::remove_watch(&self.inotify, watch);
+            // It is gone already when its file is. A forked child has only a copy.
+            if self.is_ours() {
+                let _ = inotify::remove_watch(&self.inotify, watch);
+            }
         }
     }
 
@@ -388,6 +470,37 @@ impl State {
 
     fn listener(&mut self, id: u64) -> Option<&mut Listening> {
         self.listeners.get_mut(&id)
+    }
+
+    /// Lets `id` hear `bell`; returns whether it is the first to.
+    fn attune(&mut self, bell: &Arc<Bell>, id: u64) -> bool {
+        let known = self.bells.iter_mut().find(|(it, _)| Arc::ptr_eq(it, bell));
+        match known {
+            Some((_, ids)) => {
+                ids.push(id);
+                false
+            }
+            None => {
+                self.bells.push((Arc::clone(bell), vec![id]));
+                true
+            }
+        }
+    }
+
+    /// Lets `id` hear `bell` no more.
+    fn deafen(&mut self, bell: &Arc<Bell>, id: u64) {
+        self.bells.retain_mut(|(it, ids)| {
+            if Arc::ptr_eq(it, bell) {
+                ids.retain(|&other| other != id);
+            }
+            !ids.is_empty()
+        });
+    }
+
+    /// Who hears `bell`.
+    fn hearers(&self, bell: &Arc<Bell>) -> Vec<u64> {
+        let known = self.bells.iter().find(|(it, _)| Arc::ptr_eq(it, bell));
+        known.map(|(_, ids)| ids.clone()).unwrap_or_default()
     }
 
     /// What the listener `id` has not heard yet.

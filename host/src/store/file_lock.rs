@@ -13,17 +13,17 @@ use verrou::{
     Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
 };
 
-use super::directory::{self, Directory};
+use super::directory::{self, Directory, View, wall_clock};
 use super::error::{FileError, OpenError};
 #[cfg(target_os = "linux")]
 use super::file_events::Listener;
-use super::lease_file::{granted, holder, wall_clock};
+use super::lease_file::{granted, holder};
 use super::machine::Machine;
 use super::open_files::{OpenFile, OpenFiles};
-use super::queue::{PATIENCE, Queue};
+use super::queue::{PATIENCE, Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, kernel_lock, os};
-use crate::System;
+use crate::{System, process};
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
 ///
@@ -56,7 +56,6 @@ pub struct FileLockStore {
     /// The one file that is locked, and never written.
     exact: Option<Exact>,
     clock: Arc<dyn Clock + Send + Sync>,
-    command: Option<String>,
     grants: Mutex<HashMap<Name, Slot>>,
     queue: Queue,
 }
@@ -92,16 +91,23 @@ struct Grant {
     locked: Locked,
     /// Where its record is, when that is another file.
     recorded: Option<OpenFile>,
-    record: Record,
+    record: Arc<Record>,
     /// Whether others have a duplicate of the locked descriptor.
     is_shared: bool,
+    /// Whether others waited for it when it was granted.
+    is_contended: bool,
+    /// Whether who gave it back before tells the one who is first now.
+    is_next_told: bool,
+    /// The ticket of the one who was first then.
+    next: Option<u64>,
 }
 
 /// The kernel's lock, just taken, and what was recorded before.
 struct Taken {
     locked: Locked,
     recorded: Option<OpenFile>,
-    before: Option<Record>,
+    before: View,
+    standing: Standing,
 }
 
 /// A file that is locked until this is dropped.
@@ -122,7 +128,6 @@ impl FileLockStore {
             directory: Directory::open(path.as_ref(), Kind::Lock, options)?,
             exact: None,
             clock: Arc::new(System),
-            command: options.command.clone(),
             grants: Mutex::default(),
             queue: Queue::new(None),
         })
@@ -247,9 +252,9 @@ impl FileLockStore {
     /// A file to be locked for `name`, for the caller alone, to be [put](Self::put) back.
     fn take_file(&self, name: &Name) -> Result<OpenFile, FileError> {
         let Some(Exact { path, files }) = &self.exact else {
-            return self.directory.take_or_create(name);
+            return self.directory.take_own_or_create(name);
         };
-        if let Some(file) = files.take(name) {
+        if let Some(file) = files.take_own(name) {
             return Ok(file);
         }
         let file = os::open_to_lock(path);
@@ -271,9 +276,22 @@ impl FileLockStore {
             mut locked,
             recorded,
             is_shared,
+            is_contended,
+            next,
             ..
         } = grant;
-        if let Some(file) = locked.unlock()
+        let file = locked.unlock();
+        if let Some(file) = recorded.as_ref().or(file.as_ref()) {
+            match next {
+                Some(next) => self.queue.tell_second(&self.directory, file, next),
+                None if is_contended => {}
+                // What cannot be told now, those who wait find out by themselves.
+                None => {
+                    let _ = Queue::wake(file);
+                }
+            }
+        }
+        if let Some(file) = file
             && !is_shared
         {
             self.put(name, file);
@@ -289,16 +307,26 @@ impl FileLockStore {
             locked,
             recorded,
             before,
+            standing,
         }) = self.lock(claim)?
         else {
             return Ok(None);
         };
-        let record = self.next_record(claim, before.as_ref(), locked.process)?;
+        let is_alone = standing == Standing::Alone;
+        let record = self
+            .directory
+            .new_record(claim, &before, is_alone, self.now())?;
         let grant = Grant {
             locked,
             recorded,
-            record,
+            record: Arc::new(Record {
+                ephemeral: true,
+                ..record
+            }),
             is_shared: false,
+            is_contended: !is_alone,
+            is_next_told: before.record.is_some_and(|record| record.tells),
+            next: None,
         };
         grant.write(&grant.record)?;
         Ok(Some(grant))
@@ -314,21 +342,8 @@ impl FileLockStore {
                 None => None,
             };
             let file = self.take_file(name)?;
-            let record_file = recorded.as_ref().unwrap_or(&file);
-            let is_first = self.queue.is_first(claim, record_file)?;
-            let is_kept = |record: &Option<Record>| {
-                let ended = record.as_ref().filter(|record| !record.held);
-                !is_first && ended.is_some_and(|it| it.ended_within(PATIENCE, self.now()))
-            };
-            // Whoever is not first looks before it asks the kernel, and disturbs the first, for
-            // the lock; what cannot be read now is being written.
-            let is_kept_now = !is_first
-                && self
-                    .directory
-                    .read(record_file, name)
-                    .is_ok_and(|record| is_kept(&record));
-            let locked = !is_kept_now
-                && kernel_lock::try_lock(file.file())
+            let locked = !self.is_kept_for_another(claim, recorded.as_ref().unwrap_or(&file))?
+                && kernel_lock::try_lock_despite_lookers(file.file())
                     .map_err(FileError::io("lock this file", file.path()))?;
             if !locked {
                 self.put(name, file);
@@ -341,11 +356,20 @@ impl FileLockStore {
             if !locked.is_current()? {
                 continue;
             }
-            let before = match recorded.as_ref().or(locked.file.as_ref()) {
-                Some(file) => self.directory.read(file, name)?,
-                None => None,
+            let Some(record_file) = recorded.as_ref().or(locked.file.as_ref()) else {
+                continue;
             };
-            if is_kept(&before) {
+            let before = self.directory.read(record_file, name)?;
+            let standing = self.queue.standing(claim, record_file, &before)?;
+            record_file.set_contended(standing != Standing::Alone);
+            if standing == Standing::Behind
+                && let Some(record) = &before.record
+                && (record.held || record.ended_within(PATIENCE, self.now()))
+            {
+                if record.held {
+                    // Its holder could not say so, or knew of nobody who waits.
+                    directory::write(record_file, &Arc::new(record.ended(self.now())))?;
+                }
                 if let Some(file) = locked.unlock() {
                     self.put(name, file);
                 }
@@ -358,48 +382,30 @@ impl FileLockStore {
                 locked,
                 recorded,
                 before,
+                standing,
             }));
         }
     }
 
-    /// The next record: the same grant, lasting from now as long as `claim` asks.
-    fn lasting(&self, record: &Record, claim: &Claim) -> Record {
-        let ttl = claim.ttl.duration();
-        Record {
-            sequence: record.sequence + 1,
-            ttl,
-            ends: ttl.map_or(Duration::ZERO, |ttl| self.now().saturating_add(ttl)),
-            ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall_clock().saturating_add(ttl)),
-            ..record.clone()
-        }
-    }
-
-    /// The record of a new grant after `before`.
-    fn next_record(
-        &self,
-        claim: &Claim,
-        before: Option<&Record>,
-        process: u32,
-    ) -> Result<Record, FileError> {
-        let (fence, last_fence) = self.directory.next_fence(before)?;
-        let machine = Machine::this();
-        let wall = wall_clock();
-        let record = Record {
-            sequence: before.map_or(0, |record| record.sequence),
-            held: true,
-            ephemeral: true,
-            fence,
-            last_fence,
-            owner: claim.owner,
-            boot: machine.boot(),
-            time_namespace: machine.time_namespace,
-            ttl: None,
-            ends: Duration::ZERO,
-            ends_wall: wall,
-            since_wall: wall,
-            process: machine.process(process, self.command.as_deref()),
+    /// Whether the lock is free, but kept for another than the owner of `claim`, who would keep
+    /// that one from it by asking the kernel.
+    fn is_kept_for_another(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
+        let standing = match self.queue.standing_of(claim)? {
+            None if !file.is_contended() => return Ok(false),
+            Some(Standing::Alone | Standing::First) => return Ok(false),
+            standing => standing,
         };
-        Ok(self.lasting(&record, claim))
+        // What cannot be read now is being written.
+        let Ok(view) = self.directory.read(file, &claim.name) else {
+            return Ok(false);
+        };
+        let standing = match standing {
+            Some(standing) => standing,
+            None => self.queue.standing(claim, file, &view)?,
+        };
+        let ended = view.record.filter(|record| !record.held);
+        Ok(standing == Standing::Behind
+            && ended.is_some_and(|record| record.ended_within(PATIENCE, self.now())))
     }
 
     /// Who has the kernel's lock of `name` that this value does not hold.
@@ -423,36 +429,15 @@ impl FileLockStore {
             }
             (None, None) => return Ok(None),
         };
+        if !kernel_lock::is_locked(file).map_err(FileError::io("try this file's lock", path))? {
+            return Ok(None);
+        }
+        let process =
+            os::locker(file).map_err(FileError::io("find out who locked this file", path))?;
         // Its holder may be writing it: what cannot be read now is not known.
-        let read = || {
-            recorded
-                .as_ref()
-                .and_then(|recorded| self.directory.read(recorded, name).ok()?)
-        };
-        let (record, process) = loop {
-            let record = read();
-            let process =
-                os::locker(file).map_err(FileError::io("find out who locked this file", path))?;
-            if process.is_some() {
-                break (record, process);
-            }
-            // The kernel tells of no holder that this process can see. Unless somebody is recorded
-            // who may be out of sight, that is enough.
-            if os::TELLS_LOCKERS && record.as_ref().is_none_or(|record| !record.held) {
-                return Ok(None);
-            }
-            // Whoever gives it back records that first: what changed meanwhile is looked at again.
-            if read() != record {
-                continue;
-            }
-            // Only trying the lock can tell, which refuses others until it is given back.
-            if kernel_lock::try_lock_shared(file)
-                .map_err(FileError::io("try this file's lock", path))?
-            {
-                return Ok(None);
-            }
-            break (record, None);
-        };
+        let record = recorded
+            .as_ref()
+            .and_then(|recorded| self.directory.read(recorded, name).ok()?.record);
         let current = record.filter(|record| {
             record.held
                 && Machine::this().runs_since(record.boot)
@@ -475,7 +460,16 @@ impl FileLockStore {
 }
 
 impl Grant {
-    fn write(&self, record: &Record) -> Result<(), FileError> {
+    /// Lets it last from `now` as long as `claim` asks.
+    fn extend(&mut self, claim: &Claim, now: Duration) -> Result<(), FileError> {
+        let record = Record::clone(&self.record).lasting(claim.ttl, now, wall_clock());
+        let record = Arc::new(record);
+        self.write(&record)?;
+        self.record = record;
+        Ok(())
+    }
+
+    fn write(&self, record: &Arc<Record>) -> Result<(), FileError> {
         match self.recorded.as_ref().or(self.locked.file.as_ref()) {
             Some(file) => directory::write(file, record),
             None => Ok(()),
@@ -485,7 +479,11 @@ impl Grant {
     /// Records, for people, that a lock is given back. Whether that can be written does not
     /// matter: the lock itself is the kernel's.
     fn record_end(&self, now: Duration) {
-        let _ = self.write(&self.record.ended(now));
+        let record = Record {
+            tells: self.next.is_some(),
+            ..self.record.ended(now)
+        };
+        let _ = self.write(&Arc::new(record));
     }
 
     /// How long the lease still lasts for those who hold it, zero once its time has passed;
@@ -519,6 +517,11 @@ impl Locked {
         self.file.as_ref().map_or(Ok(false), OpenFile::is_current)
     }
 
+    /// Whether the file is still at its path, or another.
+    fn is_linked(&self) -> Result<bool, FileError> {
+        self.file.as_ref().map_or(Ok(false), OpenFile::is_linked)
+    }
+
     /// Unlocks the file by name, for children may have it open; but not in a forked child, which
     /// shares the lock with the holder. Returns the file if all went well.
     fn unlock(&mut self) -> Option<OpenFile> {
@@ -531,7 +534,7 @@ impl Locked {
 
     /// Whether this process holds it, and was not just forked from the one that does.
     fn is_ours(&self) -> bool {
-        self.process == std::process::id()
+        self.process == process::id()
     }
 }
 
@@ -546,9 +549,7 @@ impl Store for FileLockStore {
         match self.grants().entry(claim.name.clone()) {
             Entry::Occupied(mut slot) => match slot.get_mut() {
                 Slot::Held(grant) if grant.record.owner == claim.owner => {
-                    let record = self.lasting(&grant.record, claim);
-                    grant.write(&record)?;
-                    grant.record = record;
+                    grant.extend(claim, self.now())?;
                     return Ok(granted(&grant.record));
                 }
                 // When its holder gives it back, nobody knows.
@@ -559,22 +560,21 @@ impl Store for FileLockStore {
             }
         }
         // Other names are not held up by what this one's file, or the counter, takes.
-        let granted_as = self.take(claim);
-        let mut grants = self.grants();
-        match granted_as {
+        match self.take(claim) {
             Ok(Some(grant)) => {
                 let reply = granted(&grant.record);
-                grants.insert(claim.name.clone(), Slot::Held(grant));
-                drop(grants);
-                self.queue.granted(&self.directory, claim);
+                let is_told = grant.is_next_told;
+                let next = self.queue.granted(&self.directory, claim, is_told);
+                let grant = Grant { next, ..grant };
+                self.grants().insert(claim.name.clone(), Slot::Held(grant));
                 Ok(reply)
             }
             Ok(None) => {
-                grants.remove(&claim.name);
+                self.grants().remove(&claim.name);
                 Ok(Reply::REFUSED)
             }
             Err(err) => {
-                grants.remove(&claim.name);
+                self.grants().remove(&claim.name);
                 Err(err.into())
             }
         }
@@ -593,9 +593,7 @@ impl Store for FileLockStore {
         if !grant.locked.is_current()? {
             return Ok(Reply::REFUSED);
         }
-        let record = self.lasting(&grant.record, claim);
-        grant.write(&record)?;
-        grant.record = record;
+        grant.extend(claim, self.now())?;
         Ok(granted(&grant.record))
     }
 
@@ -610,9 +608,10 @@ impl Store for FileLockStore {
             return Ok(Reply::REFUSED);
         };
         let expired = grant.is_expired(self.now());
-        let current = grant.locked.is_current();
-        // With another file at its path, the record may be another's by now.
-        if matches!(current, Ok(true)) {
+        let current = grant.locked.is_linked();
+        // With another file at its path, the record may be another's by now. Those who do not wait
+        // need not know: the lock is free when the kernel says so.
+        if grant.is_contended && matches!(current, Ok(true)) {
             grant.record_end(self.now());
         }
         // Whatever else fails, it is unlocked.

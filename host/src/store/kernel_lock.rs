@@ -16,8 +16,35 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     taken(|| FileExt::try_lock(file))
 }
 
+/// [`try_lock`], which those who only [look](is_locked) do not keep anybody from.
+pub(crate) fn try_lock_despite_lookers(file: &File) -> io::Result<bool> {
+    // Programs of others may share it for longer.
+    const PATIENCE: Duration = Duration::from_millis(1);
+
+    if try_lock(file)? {
+        return Ok(true);
+    }
+    let began = Instant::now();
+    while !is_locked(file)? && began.elapsed() < PATIENCE {
+        if try_lock(file)? {
+            return Ok(true);
+        }
+        thread::yield_now();
+    }
+    Ok(false)
+}
+
+/// Whether somebody has the kernel's lock on `file`, and not only shares it.
+pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
+    if try_lock_shared(file)? {
+        unlock(file)?;
+        return Ok(false);
+    }
+    Ok(true)
+}
+
 /// Takes the kernel's lock on `file`, shared with others who do so, if nobody has it alone.
-pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
+fn try_lock_shared(file: &File) -> io::Result<bool> {
     taken(|| FileExt::try_lock_shared(file))
 }
 
@@ -48,6 +75,8 @@ impl<'a> Guarded<'a> {
         // for they have deadlines and leases to look after; it is asked again by those who wait.
         const PATIENCE: Duration = Duration::from_millis(200);
         const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+        // Falling asleep takes longer than a step.
+        const AWAKE: Duration = Duration::from_micros(20);
 
         let locked = || try_lock(file).map_err(FileError::io("lock this file", path));
         if locked()? {
@@ -56,11 +85,15 @@ impl<'a> Guarded<'a> {
         let began = Instant::now();
         let mut pause = Duration::from_micros(10);
         while began.elapsed() < PATIENCE {
-            thread::sleep(pause);
+            if began.elapsed() < AWAKE {
+                thread::yield_now();
+            } else {
+                thread::sleep(pause);
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
             if locked()? {
                 return Ok(Self(file));
             }
-            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Err(FileError::Busy {
             path: path.to_owned(),

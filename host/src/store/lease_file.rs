@@ -12,23 +12,23 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
+    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Process, Reply, Store, StoreError, Waited,
 };
 
-use super::directory::{self, Directory};
+use super::directory::{self, Directory, View, wall_clock};
 use super::error::{FileError, OpenError};
 #[cfg(target_os = "linux")]
 use super::file_events::Listener;
 use super::kernel_lock::Guarded;
 use super::machine::Machine;
 use super::open_files::OpenFile;
-use super::queue::{PATIENCE, Queue};
+use super::queue::{PATIENCE, Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness};
-use crate::System;
+use crate::{System, process};
 
 /// Leases in the files of a folder, for the processes of one machine.
 ///
@@ -52,7 +52,6 @@ pub struct LeaseFileStore {
     directory: Directory,
     clock: Arc<dyn Clock + Send + Sync>,
     zombies: Zombies,
-    command: Option<String>,
     grants: Mutex<HashMap<Name, Grant>>,
     queue: Queue,
 }
@@ -69,6 +68,22 @@ struct Grant {
     taken_over: Option<Holder>,
     /// A forked child has a copy of this value, but is not the holder.
     process: u32,
+    /// Whether who gave it back before tells the one who is first in the queue now.
+    is_next_told: bool,
+    /// The ticket of the one who was first then.
+    next: Option<u64>,
+}
+
+/// Which file a step is about.
+#[derive(Clone, Copy)]
+enum Which {
+    /// The one at its path, made if need be.
+    Made,
+    /// The one at its path, if there is one.
+    There,
+    /// That of a lease that is to end: also one that somebody has moved, for less than it costs to
+    /// tell.
+    Held,
 }
 
 /// What a record means now.
@@ -97,7 +112,6 @@ impl LeaseFileStore {
             directory: Directory::open(path.as_ref(), Kind::Lease, options)?,
             clock: Arc::new(System),
             zombies: options.zombies,
-            command: options.command.clone(),
             grants: Mutex::default(),
             queue: Queue::new(None),
         })
@@ -184,34 +198,55 @@ impl LeaseFileStore {
             Ok(None) => return false,
             Err(_) => return true,
         };
-        let says_so = match self.directory.read(&file, &claim.name) {
-            Ok(Some(record)) => record.held && record.owner == claim.owner,
-            Ok(None) => false,
-            Err(_) => true,
-        };
+        let says_so = self
+            .directory
+            .read(&file, &claim.name)
+            .map_or(true, |view| {
+                let record = view.record;
+                record.is_some_and(|record| record.held && record.owner == claim.owner)
+            });
         let holds = says_so && !matches!(file.is_current(), Ok(false));
         self.directory.put(&claim.name, file);
         holds
     }
 
-    /// Whether the record says that another than the owner of `claim` holds the lease, and lives.
-    fn is_anothers(&self, claim: &Claim) -> bool {
-        let Ok(Some(file)) = self.directory.take(&claim.name) else {
-            return false;
+    /// Whether the lease is another's, or kept for another than the owner of `claim`, who need not
+    /// keep anybody from the file then; as far as that can be told in passing.
+    fn is_anothers(&self, claim: &Claim) -> Result<bool, FileError> {
+        let standing = self.queue.standing_of(claim)?;
+        if matches!(standing, Some(Standing::Alone | Standing::First)) {
+            return Ok(false);
+        }
+        let Some(file) = self.directory.take(&claim.name)? else {
+            return Ok(false);
         };
-        let record = self.directory.read(&file, &claim.name);
-        let lease = LeaseFile {
-            store: self,
-            file: &file,
-            name: &claim.name,
+        let is_anothers = || {
+            if standing.is_none() && !file.is_contended() {
+                return Ok(false);
+            }
+            // What cannot be read now is being written.
+            let Ok(view) = self.directory.read(&file, &claim.name) else {
+                return Ok(false);
+            };
+            let standing = match standing {
+                Some(standing) => standing,
+                None => self.queue.standing(claim, &file, &view)?,
+            };
+            let Some(record) = &view.record else {
+                return Ok(false);
+            };
+            let lease = LeaseFile {
+                store: self,
+                file: &file,
+                name: &claim.name,
+            };
+            Ok(standing == Standing::Behind
+                && record.owner != claim.owner
+                && (matches!(lease.state(record), Ok(State::Held { .. }))
+                    || record.ended_within(PATIENCE, self.clock.now().since_start()))
+                && file.is_current()?)
         };
-        let says_so = record.is_ok_and(|record| {
-            record.is_some_and(|record| {
-                record.owner != claim.owner
-                    && matches!(lease.state(&record), Ok(State::Held { .. }))
-            })
-        });
-        let is_anothers = says_so && matches!(file.is_current(), Ok(true));
+        let is_anothers = is_anothers();
         self.directory.put(&claim.name, file);
         is_anothers
     }
@@ -226,20 +261,23 @@ impl LeaseFileStore {
     fn with_record<T>(
         &self,
         name: &Name,
-        create: bool,
-        step: impl FnOnce(&LeaseFile<'_>, Option<Record>) -> Result<T, FileError>,
+        which: Which,
+        step: impl FnOnce(&LeaseFile<'_>, View) -> Result<T, FileError>,
     ) -> Result<Option<T>, StoreError> {
         loop {
-            let file = if create {
-                self.directory.take_or_create(name)?
-            } else {
-                let Some(file) = self.directory.take(name)? else {
-                    return Ok(None);
-                };
-                file
+            let file = match which {
+                Which::Made => Some(self.directory.take_or_create(name)?),
+                Which::There | Which::Held => self.directory.take(name)?,
+            };
+            let Some(file) = file else {
+                return Ok(None);
             };
             let guarded = Guarded::new(file.file(), file.path())?;
-            if !file.is_current()? {
+            let counts = match which {
+                Which::Made | Which::There => file.is_current()?,
+                Which::Held => file.is_linked()?,
+            };
+            if !counts {
                 continue;
             }
             let lease = LeaseFile {
@@ -247,30 +285,55 @@ impl LeaseFileStore {
                 file: &file,
                 name,
             };
-            let record = self.directory.read(&file, name);
-            let done = record.and_then(|record| step(&lease, record));
+            let view = self.directory.read(&file, name);
+            let done = view.and_then(|view| step(&lease, view));
             drop(guarded);
             self.directory.put(name, file);
             return Ok(Some(done?));
         }
     }
 
-    /// Ends what this process keeps of the grant of `claim`.
-    fn forget(&self, claim: &Claim) {
+    /// Ends the place in the queue of `claim`, which was granted.
+    fn leave_queue(&self, claim: &Claim) {
+        let grants = self.grants();
+        let grant = grants.get(&claim.name).and_then(|it| it.of(claim.owner));
+        let is_told = grant.is_some_and(|grant| grant.is_next_told);
+        drop(grants);
+        if let Some(next) = self.queue.granted(&self.directory, claim, is_told)
+            && let Some(grant) = self.grants().get_mut(&claim.name)
+            && grant.owner == claim.owner
+        {
+            grant.next = Some(next);
+        }
+    }
+
+    /// Whether this process says itself that the holder in `record` lives.
+    fn keeps_alive(&self, name: &Name, record: &Record) -> bool {
+        self.grants().get(name).is_some_and(|grant| {
+            grant.owner == record.owner && grant.fence == record.fence && grant.lifeline.is_some()
+        })
+    }
+
+    /// Ends what this process keeps of the grant of `claim`, of which the file says that it was
+    /// given back, or does not.
+    fn forget(&self, claim: &Claim, is_recorded: bool) {
         let mut grants = self.grants();
         let ended = match grants.entry(claim.name.clone()) {
             Entry::Occupied(grant) if grant.get().owner == claim.owner => grant.remove(),
             _ => return,
         };
         drop(grants);
-        self.end(&claim.name, ended);
+        self.end(&claim.name, ended, is_recorded);
     }
 
     /// Ends what is kept of a grant, of which the file is kept for another.
-    fn end(&self, name: &Name, mut grant: Grant) {
-        if let Some(lifeline) = grant.let_go()
-            && !grant.is_shared
-        {
+    fn end(&self, name: &Name, mut grant: Grant, is_recorded: bool) {
+        let lifeline = if is_recorded && !grant.is_shared && grant.is_ours() {
+            grant.lifeline.take()
+        } else {
+            grant.let_go().filter(|_| !grant.is_shared)
+        };
+        if let Some(lifeline) = lifeline {
             self.directory.put(name, lifeline);
         }
     }
@@ -281,7 +344,7 @@ impl LeaseFileStore {
         let grant = grants
             .get(&claim.name)
             .and_then(|grant| grant.of(claim.owner));
-        grant.is_some_and(|grant| grant.process != std::process::id())
+        grant.is_some_and(|grant| !grant.is_ours())
     }
 }
 
@@ -293,11 +356,14 @@ impl Grant {
     /// Unlocks the grant's byte by name, for children may have the descriptor open; but not in a
     /// forked child, which shares it with the holder. Returns the file if all went well.
     fn let_go(&mut self) -> Option<OpenFile> {
-        let lifeline = self.lifeline.take()?;
+        let mut lifeline = self.lifeline.take()?;
         // Closing it ends it, too, at the latest with the last process that has it open.
-        let gone = self.process == std::process::id()
-            && liveness::let_go(lifeline.file(), self.fence).is_ok();
+        let gone = self.is_ours() && liveness::let_go(&mut lifeline).is_ok();
         gone.then_some(lifeline)
+    }
+
+    fn is_ours(&self) -> bool {
+        self.process == process::id()
     }
 }
 
@@ -320,7 +386,7 @@ impl LeaseFile<'_> {
         if !record.held {
             return Ok(State::Free);
         }
-        if record.ephemeral {
+        if record.ephemeral && !self.store.keeps_alive(self.name, record) {
             let asked = liveness::is_held(self.file.file(), record.fence);
             if !asked.map_err(FileError::io("ask who lives", self.file.path()))? {
                 return Ok(State::Free);
@@ -356,16 +422,17 @@ impl LeaseFile<'_> {
     }
 
     /// Nothing is done, and `None` said, when the file was replaced meanwhile.
-    fn acquire(&self, claim: &Claim, before: Option<Record>) -> Result<Option<Reply>, FileError> {
+    fn acquire(&self, claim: &Claim, before: &View) -> Result<Option<Reply>, FileError> {
         let mut taken_over = None;
-        if let Some(record) = &before {
+        let queue = &self.store.queue;
+        if let Some(record) = &before.record {
             match self.state(record)? {
                 State::Held { .. } if record.owner == claim.owner => {
-                    self.write(&self.lasting(record, claim))?;
+                    self.extend(record, claim)?;
                     return Ok(Some(granted(record)));
                 }
                 // Only the first in the queue is to look again when the time has passed.
-                State::Held { .. } if self.store.queue.is_behind(claim)? => {
+                State::Held { .. } if queue.standing_of(claim)? == Some(Standing::Behind) => {
                     return Ok(Some(Reply::REFUSED));
                 }
                 State::Held { remaining } => return Ok(Some(Reply::Refused { remaining })),
@@ -375,30 +442,27 @@ impl LeaseFile<'_> {
                 State::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
                 State::Free => {}
             }
-            if record.ended_within(PATIENCE, self.now())
-                && !self.store.queue.is_first(claim, self.file)?
-            {
+        }
+        let standing = queue.standing(claim, self.file, before)?;
+        self.file.set_contended(standing != Standing::Alone);
+        if standing == Standing::Behind
+            && let Some(record) = &before.record
+        {
+            let now = self.now();
+            if record.held && record.ttl.is_none_or(|_| now < record.ends) {
+                // Its holder has died, and could not say so.
+                self.free(record, false)?;
+                return Ok(Some(Reply::REFUSED));
+            }
+            if record.ended_within(PATIENCE, now) {
                 return Ok(Some(Reply::REFUSED));
             }
         }
-        let (fence, last_fence) = self.store.directory.next_fence(before.as_ref())?;
-        let machine = Machine::this();
-        let wall = wall_clock();
-        let record = Record {
-            sequence: before.map_or(1, |record| record.sequence + 1),
-            held: true,
-            ephemeral: claim.ephemeral && liveness::AVAILABLE,
-            fence,
-            last_fence,
-            owner: claim.owner,
-            boot: machine.boot(),
-            time_namespace: machine.time_namespace,
-            ttl: None,
-            ends: Duration::ZERO,
-            ends_wall: wall,
-            since_wall: wall,
-            process: machine.process(self.file.process(), self.store.command.as_deref()),
-        };
+        let is_alone = standing == Standing::Alone;
+        let directory = &self.store.directory;
+        let mut record = directory.new_record(claim, before, is_alone, self.now())?;
+        record.ephemeral &= liveness::AVAILABLE;
+        let fence = record.fence;
         let mut lifeline = None;
         if record.ephemeral {
             lifeline = self.lifeline(fence)?;
@@ -406,10 +470,7 @@ impl LeaseFile<'_> {
                 return Ok(None);
             }
         }
-        self.write(&Record {
-            sequence: record.sequence,
-            ..self.lasting(&record, claim)
-        })?;
+        self.write(record)?;
         let process = self.file.process();
         let grant = Grant {
             owner: claim.owner,
@@ -418,46 +479,46 @@ impl LeaseFile<'_> {
             is_shared: false,
             taken_over,
             process,
+            is_next_told: before.record.as_ref().is_some_and(|record| record.tells),
+            next: None,
         };
         let ended = self.store.grants().insert(self.name.clone(), grant);
         if let Some(ended) = ended {
             // An earlier grant of this name that this process did not release.
-            self.store.end(self.name, ended);
+            self.store.end(self.name, ended, false);
         }
-        Ok(Some(granted(&record)))
+        Ok(Some(Reply::Granted {
+            fence: Fence::new(fence),
+        }))
     }
 
     /// The file once more, for this one is used for other steps, with the grant's byte locked;
     /// `None` when the file was replaced meanwhile.
     fn lifeline(&self, fence: u64) -> Result<Option<OpenFile>, FileError> {
         let directory = &self.store.directory;
-        let Some(lifeline) = directory.take_another(self.name, self.file)? else {
+        let Some(mut lifeline) = directory.take_another(self.name, self.file)? else {
             return Ok(None);
         };
-        let held = liveness::hold(lifeline.file(), fence);
+        let held = liveness::hold(&mut lifeline, fence);
         held.map_err(FileError::io("lock a byte of this file", self.file.path()))?;
         Ok(Some(lifeline))
     }
 
-    /// `record`, lasting from now as long as `claim` asks, as the next to be written.
-    fn lasting(&self, record: &Record, claim: &Claim) -> Record {
-        let now = self.now();
-        let ttl = claim.ttl.duration();
-        Record {
-            sequence: record.sequence + 1,
-            ttl,
-            ends: ttl.map_or(Duration::ZERO, |ttl| now.saturating_add(ttl)),
-            ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall_clock().saturating_add(ttl)),
-            ..record.clone()
-        }
+    /// Lets the grant in `record` last from now as long as `claim` asks.
+    fn extend(&self, record: &Record, claim: &Claim) -> Result<(), FileError> {
+        self.write(record.clone().lasting(claim.ttl, self.now(), wall_clock()))
     }
 
-    fn write(&self, record: &Record) -> Result<(), FileError> {
-        directory::write(self.file, record)
+    fn write(&self, record: Record) -> Result<(), FileError> {
+        directory::write(self.file, &Arc::new(record))
     }
 
-    fn free(&self, record: &Record) -> Result<(), FileError> {
-        self.write(&record.ended(self.now()))
+    /// `tells` says whether this process tells the second of those who wait.
+    fn free(&self, record: &Record, tells: bool) -> Result<(), FileError> {
+        self.write(Record {
+            tells,
+            ..record.ended(self.now())
+        })
     }
 
     fn now(&self) -> Duration {
@@ -467,17 +528,17 @@ impl LeaseFile<'_> {
 
 impl Store for LeaseFileStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        // Whoever waits behind others looks without keeping them from the file.
-        if self.queue.is_behind(claim)? && self.is_anothers(claim) {
+        // Whoever is behind others looks without keeping them from the file.
+        if self.is_anothers(claim)? {
             return Ok(Reply::REFUSED);
         }
         loop {
-            let reply = self.with_record(&claim.name, true, |lease, record| {
-                lease.acquire(claim, record)
+            let reply = self.with_record(&claim.name, Which::Made, |lease, view| {
+                lease.acquire(claim, &view)
             })?;
             if let Some(reply) = reply.flatten() {
                 if reply.is_granted() {
-                    self.queue.granted(&self.directory, claim);
+                    self.leave_queue(claim);
                 }
                 return Ok(reply);
             }
@@ -485,16 +546,17 @@ impl Store for LeaseFileStore {
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let reply = self.with_record(&claim.name, false, |lease, record| match record {
-            Some(record) if record.owner == claim.owner => match lease.state(&record)? {
-                State::Held { .. } => {
-                    lease.write(&lease.lasting(&record, claim))?;
-                    Ok(granted(&record))
-                }
-                State::Free | State::Zombie => Ok(Reply::REFUSED),
-            },
-            _ => Ok(Reply::REFUSED),
-        })?;
+        let reply =
+            self.with_record(&claim.name, Which::There, |lease, view| match view.record {
+                Some(record) if record.owner == claim.owner => match lease.state(&record)? {
+                    State::Held { .. } => {
+                        lease.extend(&record, claim)?;
+                        Ok(granted(&record))
+                    }
+                    State::Free | State::Zombie => Ok(Reply::REFUSED),
+                },
+                _ => Ok(Reply::REFUSED),
+            })?;
         Ok(reply.unwrap_or(Reply::REFUSED))
     }
 
@@ -502,10 +564,14 @@ impl Store for LeaseFileStore {
         if self.is_parents(claim) {
             return Ok(Reply::REFUSED);
         }
-        let reply = self.with_record(&claim.name, false, |lease, record| match record {
+        let grants = self.grants();
+        let grant = grants.get(&claim.name).and_then(|it| it.of(claim.owner));
+        let next = grant.and_then(|grant| grant.next);
+        drop(grants);
+        let reply = self.with_record(&claim.name, Which::Held, |lease, view| match view.record {
             Some(record) if record.held && record.owner == claim.owner => {
                 let state = lease.state(&record)?;
-                lease.free(&record)?;
+                lease.free(&record, next.is_some())?;
                 Ok(if matches!(state, State::Held { .. }) {
                     granted(&record)
                 } else {
@@ -516,20 +582,26 @@ impl Store for LeaseFileStore {
         });
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.
-        self.forget(claim);
+        self.forget(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
+        if let Some(next) = next
+            && let Ok(Some(file)) = self.directory.take(&claim.name)
+        {
+            self.queue.tell_second(&self.directory, &file, next);
+            self.directory.put(&claim.name, file);
+        }
         self.queue.tidy();
         Ok(reply?.unwrap_or(Reply::REFUSED))
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let reply = self.with_record(name, false, |lease, record| match record {
+        let reply = self.with_record(name, Which::There, |lease, view| match view.record {
             Some(record) if record.held && only.is_none_or(|only| only.get() == record.fence) => {
                 match lease.state(&record) {
                     Ok(State::Free) => Ok(Reply::REFUSED),
                     // Nobody can tell whether its time has passed; now it has.
                     Ok(State::Held { .. } | State::Zombie)
                     | Err(FileError::ForeignClock { .. }) => {
-                        lease.free(&record)?;
+                        lease.free(&record, false)?;
                         Ok(granted(&record))
                     }
                     Err(err) => Err(err),
@@ -541,7 +613,7 @@ impl Store for LeaseFileStore {
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let found = self.with_record(name, false, |lease, record| match record {
+        let found = self.with_record(name, Which::There, |lease, view| match view.record {
             Some(record) => Ok(match lease.state(&record)? {
                 State::Held { remaining } => Some(holder(&record, remaining)),
                 State::Zombie if self.zombies == Zombies::Wait => {
@@ -555,23 +627,24 @@ impl Store for LeaseFileStore {
     }
 
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let reply = self.with_record(&claim.name, false, |lease, record| match record {
-            Some(record) if record.owner == claim.owner => match lease.state(&record)? {
-                State::Held { .. } => {
-                    let sequence = record.sequence + 1;
-                    lease.write(&Record {
-                        sequence,
-                        ephemeral: false,
-                        ..record.clone()
-                    })?;
-                    Ok(granted(&record))
-                }
-                State::Free | State::Zombie => Ok(Reply::REFUSED),
-            },
-            _ => Ok(Reply::REFUSED),
-        })?;
+        let reply =
+            self.with_record(&claim.name, Which::There, |lease, view| match view.record {
+                Some(record) if record.owner == claim.owner => match lease.state(&record)? {
+                    State::Held { .. } => {
+                        let sequence = record.sequence + 1;
+                        lease.write(Record {
+                            sequence,
+                            ephemeral: false,
+                            ..Record::clone(&record)
+                        })?;
+                        Ok(granted(&record))
+                    }
+                    State::Free | State::Zombie => Ok(Reply::REFUSED),
+                },
+                _ => Ok(Reply::REFUSED),
+            })?;
         if reply.is_some_and(Reply::is_granted) {
-            self.forget(claim);
+            self.forget(claim, false);
         }
         Ok(reply.unwrap_or(Reply::REFUSED))
     }
@@ -625,14 +698,6 @@ pub(super) fn holder(record: &Record, remaining: Option<Duration>) -> Holder {
         fence: Fence::new(record.fence),
         since: Some(record.since_wall),
         remaining,
-        process: Some(record.process.clone()),
+        process: Some(Process::clone(&record.process)),
     }
-}
-
-/// The wall clock since the start of 1970, in the milliseconds that a record has.
-pub(super) fn wall_clock() -> Duration {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Duration::from_millis(now.as_millis().try_into().unwrap_or(u64::MAX))
 }

@@ -7,26 +7,47 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use super::byte_lock;
+use super::open_files::OpenFile;
 
 pub(crate) use byte_lock::AVAILABLE;
 
 /// The byte of the grant 0. Files of this size do not exist.
 const FIRST_BYTE: u64 = 1 << 40;
 
-/// Locks the byte of the grant `fence` through `file`'s open file description.
-pub(crate) fn hold(file: &File, fence: u64) -> io::Result<()> {
-    if byte_lock::try_lock(file, byte_of(fence))? {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::ResourceBusy.into())
+/// Locks the byte of the grant `fence` through `file`'s open file description, beside those of
+/// earlier grants that it may have [kept](OpenFile::lived).
+pub(crate) fn hold(file: &mut OpenFile, fence: u64) -> io::Result<()> {
+    let earlier = file.lived();
+    if earlier.end != fence {
+        let_go(file)?;
     }
+    if !byte_lock::try_lock(file.file(), byte_of(fence))? {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
+    let first = if earlier.end == fence {
+        earlier.start
+    } else {
+        fence
+    };
+    file.set_lived(first..fence + 1);
+    Ok(())
 }
 
-/// Unlocks the byte of the grant `fence`, for all who share `file`'s open file description.
-pub(crate) fn let_go(file: &File, fence: u64) -> io::Result<()> {
-    byte_lock::unlock(file, byte_of(fence))
+/// Unlocks the bytes of all grants that `file` has locked, for all who share its open file
+/// description.
+///
+/// A grant that is recorded as given back can do without: one who takes the next number locks the
+/// byte beside it, and there is one lock as before.
+pub(crate) fn let_go(file: &mut OpenFile) -> io::Result<()> {
+    let Range { start, end } = file.lived();
+    if start < end {
+        byte_lock::unlock(file.file(), byte_of(start)..byte_of(start) + (end - start))?;
+        file.set_lived(0..0);
+    }
+    Ok(())
 }
 
 /// Whether another open file description than `file`'s has the byte of the grant `fence` locked.

@@ -1,5 +1,7 @@
 //! Stores made of files, for the processes of one machine.
 
+#[cfg(target_os = "linux")]
+mod bell;
 mod byte_lock;
 mod counter;
 mod directory;

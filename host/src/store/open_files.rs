@@ -5,15 +5,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::iter;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 use verrou::Name;
 
 use super::error::FileError;
 use super::os::{self, FileId};
+use super::record::{FILE_BYTES, Record};
+use crate::process;
 
 /// A lock's file, open.
 #[derive(Debug)]
@@ -23,6 +28,19 @@ pub(crate) struct OpenFile {
     id: FileId,
     /// Whoever is forked from it shares the open file description, and must not use it.
     process: u32,
+    /// By then.
+    forks: u32,
+    /// The grants of whose processes the kernel says, for this, that they live.
+    lived: Range<u64>,
+    is_contended: AtomicBool,
+    remembered: Mutex<Option<Remembered>>,
+}
+
+/// What was last read from a file, or written to it: bytes that are still the same say the same.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    pub(crate) bytes: Box<[u8; FILE_BYTES]>,
+    pub(crate) record: Option<Arc<Record>>,
 }
 
 impl OpenFile {
@@ -33,8 +51,41 @@ impl OpenFile {
             file,
             path,
             id,
-            process: std::process::id(),
+            process: process::id(),
+            forks: process::forks(),
+            lived: 0..0,
+            is_contended: AtomicBool::new(false),
+            remembered: Mutex::new(None),
         })
+    }
+
+    /// The fences whose bytes are locked; see [`liveness`](super::liveness).
+    pub(crate) fn lived(&self) -> Range<u64> {
+        self.lived.clone()
+    }
+
+    pub(crate) fn set_lived(&mut self, fences: Range<u64>) {
+        self.lived = fences;
+    }
+
+    /// Whether several wanted the lock when somebody looked last.
+    pub(crate) fn is_contended(&self) -> bool {
+        self.is_contended.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_contended(&self, is_contended: bool) {
+        self.is_contended.store(is_contended, Ordering::Relaxed);
+    }
+
+    pub(crate) fn remembered(&self) -> MutexGuard<'_, Option<Remembered>> {
+        self.remembered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether no process forked from this one has it.
+    fn is_own(&self) -> bool {
+        self.forks == process::forks()
     }
 
     /// The process that opened it.
@@ -53,6 +104,11 @@ impl OpenFile {
     /// Whether `other` is the same file, opened once more.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.id == other.id
+    }
+
+    /// Whether it is still at its path, or, for less than the answer to that costs, at another one.
+    pub(crate) fn is_linked(&self) -> Result<bool, FileError> {
+        os::is_linked(&self.file).map_err(FileError::io("inspect this file", &self.path))
     }
 
     /// Whether its path still leads to it: whoever removes or replaces files must not make two
@@ -92,7 +148,7 @@ impl OpenFiles {
     pub(crate) fn take(&self, name: &Name) -> Option<OpenFile> {
         let mut state = self.state();
         // A forked child starts anew.
-        if state.process != std::process::id() {
+        if state.process != process::id() {
             *state = State::new();
         }
         let files = match state.wanted.get_mut(name) {
@@ -100,6 +156,12 @@ impl OpenFiles {
             None => state.recent.get_mut(name)?,
         };
         files.iter_mut().find_map(Option::take)
+    }
+
+    /// [`take`](Self::take), of a file that no forked child has, too: what the kernel locks for it
+    /// ends with this process.
+    pub(crate) fn take_own(&self, name: &Name) -> Option<OpenFile> {
+        iter::from_fn(|| self.take(name)).find(OpenFile::is_own)
     }
 
     /// Keeps a file of the lock `name` for the next who takes one.
@@ -145,7 +207,7 @@ impl OpenFiles {
 impl State {
     fn new() -> Self {
         Self {
-            process: std::process::id(),
+            process: process::id(),
             recent: LruCache::new(NAMES),
             wanted: HashMap::new(),
         }

@@ -7,7 +7,9 @@ mod imp;
 #[path = "os/unix.rs"]
 mod imp;
 
+#[cfg(target_os = "linux")]
+pub(crate) use imp::is_trusted;
 pub(crate) use imp::{
-    FileId, TELLS_LOCKERS, create, create_directory, id, id_at, locker, open, open_to_lock, read,
+    FileId, create, create_directory, id, id_at, is_linked, locker, open, open_to_lock, read_at,
     suspicion, suspicious_directory, sync_directory, unsuitable_file_system, write_at,
 };

@@ -1,31 +1,36 @@
 //! Who waits for a lock, in the order in which they came.
 //!
 //! A place in the queue is a byte of the lock's file, far past its end, locked for as long as its
-//! owner waits: the first free byte after all that are locked. The kernel unlocks it when the
-//! process ends. The first in the queue listens to the lock's file; everyone else to the bell of
-//! the place before: a file of which all bells of many locks are one, that is written when a place
-//! is left, and closed when a process ends. So a lock that is given back wakes one process, and
-//! the next hears of it when that one has left the queue. See `FORMAT.md`.
+//! owner waits: a byte after all that are locked. The kernel unlocks it when the process ends.
+//! Whoever leaves the queue as the first of it rings for the one who is first then: it writes to
+//! that one's *bell*, a pipe that its process reads. The first in the queue looks at the
+//! lock's file for some microseconds, for that is when locks that are held for moments are given
+//! back, and listens to it then. So what gives a lock back wakes one process. See `FORMAT.md`.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
 use std::future;
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crc32c::crc32c;
+use lru::LruCache;
 use verrou::{Claim, Name, Owner};
 
+use super::bell::Bell;
 use super::byte_lock;
-use super::directory::Directory;
+use super::directory::{self, Directory, View};
 use super::error::FileError;
 use super::file_events::{Listener, News};
 use super::jitter;
 use super::open_files::OpenFile;
-use super::os;
+use super::record::Version;
+use crate::process;
 
 /// For how long a lock that was given back is kept for the first in its queue.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
@@ -36,14 +41,30 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long is waited between looks where the kernel tells of no events.
 const BLIND_WAIT: Duration = Duration::from_millis(10);
 
+/// For how long the first looks at the file all the time before it listens: about as long as
+/// falling asleep and being woken takes.
+const STARE: Duration = Duration::from_micros(50);
+
+/// After how long in the queue it is worth listening, too, for the end of the process before.
+const SHORT_WAIT: Duration = Duration::from_millis(20);
+
 /// How soon a task that is to look again at once does so.
 const SHORTEST_ALARM: Duration = Duration::from_micros(20);
 
 /// The byte of the ticket 0: past those of all grants.
 const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
 
-/// How many bells a folder has.
-pub(crate) const BELLS: u32 = 64;
+/// How many bells a folder has; the remainder of a ticket by it is the bell of its owner.
+const BELLS: u32 = 4096;
+
+/// How many bells of a folder are one process's: each name has one of them.
+const BELLS_OF_ONE: u32 = 16;
+
+/// How many bells of others stay open to be rung again.
+const OTHERS_BELLS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
+
+/// How many of those who have left are kept to be used again.
+const SPARES: usize = 16;
 
 /// Those of this process who wait, and whom they wait behind.
 #[derive(Debug)]
@@ -53,24 +74,41 @@ pub(crate) struct Queue {
     state: Mutex<State>,
 }
 
+/// How somebody who asks for a lock stands to those who wait for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Standing {
+    /// Nobody waits.
+    Alone,
+    /// It waits, and nobody before it.
+    First,
+    /// Others came before.
+    Behind,
+}
+
 #[derive(Debug)]
 struct State {
     /// A forked child's copy is not in the queue.
     process: u32,
     lines: HashMap<Name, Line>,
-    /// Of those who have just left, to be reused or ended when nobody waits for that: ending a
-    /// watch takes the kernel longer than a grant.
-    spare: Vec<Arc<Listener>>,
+    /// Of those who have just left, with the bell that each listens to, to be used again: beginning
+    /// to listen, and ending it, takes the kernel longer than a grant.
+    spare: Vec<(Arc<Bell>, Arc<Listener>)>,
     /// Those who hold a lock and want to know should they lose it.
     guards: HashMap<Owner, Arc<Listener>>,
-    bells: HashMap<u32, OpenFile>,
+    /// Our bells, each for some of all names, and their numbers. Whoever listens hears them being
+    /// closed when this process ends.
+    bells: HashMap<u32, (u32, Arc<Bell>)>,
+    others_bells: LruCache<u32, Bell>,
 }
 
 /// Those of this process who wait for one lock.
 #[derive(Debug)]
 struct Line {
     /// The lock's file, whose open file description has their bytes locked.
-    file: OpenFile,
+    file: Arc<OpenFile>,
+    /// The bell of all of them, and its number.
+    bell: Arc<Bell>,
+    number: u32,
     /// By ticket.
     places: BTreeMap<u64, Place>,
     tickets: HashMap<Owner, u64>,
@@ -80,27 +118,44 @@ struct Line {
 struct Place {
     /// `None` when there are no more to be had: then the place is looked after from time to time.
     listener: Option<Arc<Listener>>,
-    listens_to: Option<Sound>,
-    /// How often was looked since there was news.
-    looks: u32,
+    stage: Stage,
+    /// Once it is so, it stays so.
+    is_first: bool,
 }
 
-/// What a place listens to.
+/// How far somebody has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Sound {
-    /// The lock's file.
-    Lock,
-    /// The bell of a place in another process.
-    Bell(u32),
-    /// A place in this process, which tells by itself.
-    Place,
+enum Stage {
+    /// Others of this process are before it, and tell it when they leave.
+    Inside,
+    /// It is the first of this process, and listens to its bell.
+    Outside { since: Instant },
+    /// It listens to the bell before it, too, that of this ticket.
+    Long { before: u64 },
+    /// It has heard a bell.
+    Told,
+    /// It is the first, or the second and was told, and looks at the file, which was like this before
+    /// it tried the lock.
+    Staring(Version),
+    /// As that, and there is nothing to listen with.
+    Blind,
+    /// As that, and listens to the lock's file.
+    Listening {
+        /// What the file was like when there was news.
+        version: Version,
+        /// How often was looked since then.
+        looks: u32,
+    },
 }
 
 /// What one who waits is to do.
 #[derive(Debug)]
-pub(crate) enum Next {
+enum Next {
     /// Try to take the lock.
     Look,
+    /// Look at the file, which was like this, until the lock may be free, but not for long; then try,
+    /// or ask again.
+    Stare(Arc<OpenFile>, Version),
     /// Wait until there is news, or as long as `pause`; then do what `on_news` or `then` says.
     Listen {
         to: Arc<Listener>,
@@ -114,7 +169,7 @@ pub(crate) enum Next {
 
 /// What one who has waited is to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Then {
+enum Then {
     /// Try to take the lock.
     Look,
     /// Ask again.
@@ -131,62 +186,99 @@ impl Queue {
         }
     }
 
-    /// Whether nobody is to be granted the lock of `claim` before its owner. `file` is the lock's
-    /// file.
-    pub(crate) fn is_first(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
-        if let Some(state) = self.state_if_used()
-            && let Some((line, ticket)) = state.place_of(claim)
-        {
-            return Ok(line.ahead_of(ticket)?.is_none());
+    /// How the owner of `claim` stands. `file` is the lock's file, and `view` what it says.
+    pub(crate) fn standing(
+        &self,
+        claim: &Claim,
+        file: &OpenFile,
+        view: &View,
+    ) -> Result<Standing, FileError> {
+        if let Some(standing) = self.standing_of(claim)? {
+            return Ok(standing);
         }
-        Ok(any_ticket(file, 0, None)?.is_none())
+        if view.is_queue_empty() || any_ticket(file, 0, None)?.is_none() {
+            return Ok(Standing::Alone);
+        }
+        Ok(Standing::Behind)
     }
 
-    /// Whether the owner of `claim` has a place that is not the first.
-    pub(crate) fn is_behind(&self, claim: &Claim) -> Result<bool, FileError> {
-        match self.state_if_used() {
-            Some(state) => match state.place_of(claim) {
-                Some((line, ticket)) => Ok(line.ahead_of(ticket)?.is_some()),
-                None => Ok(false),
-            },
-            None => Ok(false),
-        }
-    }
-
-    /// Ends the place of `claim`, which was granted, if it has one; whoever waits behind it is
-    /// told.
-    pub(crate) fn granted(&self, directory: &Directory, claim: &Claim) {
-        let Some(mut state) = self.state_if_used() else {
-            return;
+    /// How the owner of `claim` stands, if it has a place.
+    pub(crate) fn standing_of(&self, claim: &Claim) -> Result<Option<Standing>, FileError> {
+        let Some(state) = self.state_if_used() else {
+            return Ok(None);
         };
-        let (own, behind) = state.leave(directory, claim);
-        state.spare.extend(own);
+        match state.place_of(claim) {
+            Some((line, ticket)) if line.is_first(ticket)? => Ok(Some(Standing::First)),
+            Some(_) => Ok(Some(Standing::Behind)),
+            None => Ok(None),
+        }
+    }
+
+    /// Lets the first of those who wait look at `file`, the lock's file, if anybody waits.
+    pub(crate) fn wake(file: &OpenFile) -> Result<(), FileError> {
+        match any_ticket(file, 0, None)? {
+            Some(_) => directory::touch(file),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the place of `claim`, which was granted, if it has one; whoever is first then is told,
+    /// unless the one who gave the lock back tells it: `is_told`. Returns that one's ticket.
+    pub(crate) fn granted(
+        &self,
+        directory: &Directory,
+        claim: &Claim,
+        is_told: bool,
+    ) -> Option<u64> {
+        let mut state = self.state_if_used()?;
+        let left = state.leave(directory, claim, !is_told)?;
+        state.keep_spare(left.own);
         drop(state);
-        if let Some(listener) = behind {
+        if let Some(listener) = left.first_here {
             listener.ring();
         }
+        left.first
     }
 
-    /// Ends the place of `claim`, if it has one; whoever waits behind it is told, and its own wait
+    /// Tells the one who comes after the ticket `first` that it is soon to be first. `file` is the
+    /// lock's file.
+    ///
+    /// Whoever gives a lock back has nothing more to do, and its core is free for the one it wakes;
+    /// who takes it has.
+    pub(crate) fn tell_second(&self, directory: &Directory, file: &OpenFile, first: u64) {
+        // Whoever is not told looks by itself.
+        if let Ok(Some(second)) = first_ticket(file, first + 1) {
+            self.state().ring(directory, bell_of(second));
+        }
+    }
+
+    /// Ends the place of `claim`, if it has one; whoever is first then is told, and its own wait
     /// ends.
     pub(crate) fn leave(&self, directory: &Directory, claim: &Claim) {
         let Some(mut state) = self.state_if_used() else {
             return;
         };
-        let (own, behind) = state.leave(directory, claim);
+        let left = state.leave(directory, claim, true);
         let guard = state.guards.remove(&claim.owner);
         drop(state);
-        for listener in [own, behind, guard].into_iter().flatten() {
+        let (own, first) = match left {
+            Some(left) => (left.own.map(|(_, own)| own), left.first_here),
+            None => (None, None),
+        };
+        for listener in [own, first, guard].into_iter().flatten() {
             listener.ring();
         }
     }
 
-    /// Ends what is kept of those who were granted a lock, now that nobody waits for them.
+    /// Lets those who were granted a lock listen to their bells alone, now that nobody waits for
+    /// that.
     pub(crate) fn tidy(&self) {
-        if let Some(mut state) = self.state_if_used() {
-            let spare = std::mem::take(&mut state.spare);
+        if let Some(state) = self.state_if_used() {
+            let spare = state.spare.clone();
             drop(state);
-            drop(spare);
+            for (_, listener) in spare {
+                listener.watch(std::iter::empty()).ok();
+            }
         }
     }
 
@@ -196,6 +288,12 @@ impl Queue {
         loop {
             match self.next(directory, claim) {
                 Next::Look => return,
+                Next::Stare(file, version) => {
+                    let seen = stare(&file, version, end);
+                    if self.has_stared(directory, claim, seen) == Then::Look {
+                        return;
+                    }
+                }
                 Next::Listen {
                     to,
                     pause,
@@ -208,7 +306,10 @@ impl Queue {
                     } else {
                         to.wait(end.min(Instant::now() + pause))
                     };
-                    let then = self.heard(claim, news).map_or(then, |()| on_news);
+                    let then = match news {
+                        Some(news) => self.heard(claim, news, on_news),
+                        None => then,
+                    };
                     if then == Then::Look || end <= Instant::now() {
                         return;
                     }
@@ -227,16 +328,24 @@ impl Queue {
         loop {
             match self.next(directory, claim) {
                 Next::Look => return,
+                // Others on this thread have their turn meanwhile.
+                Next::Stare(..) => {
+                    if self.has_stared(directory, claim, None) == Then::Look {
+                        return;
+                    }
+                }
                 Next::Listen {
                     to,
                     pause,
                     on_news,
                     then,
                 } => {
-                    // Others on this thread have their turn meanwhile, too.
                     let until = Instant::now() + pause.max(SHORTEST_ALARM);
                     let news = future::poll_fn(|context| to.poll(context, until)).await;
-                    let then = self.heard(claim, news).map_or(then, |()| on_news);
+                    let then = match news {
+                        Some(news) => self.heard(claim, news, on_news),
+                        None => then,
+                    };
                     if then == Then::Look {
                         return;
                     }
@@ -329,37 +438,67 @@ impl Queue {
     fn next(&self, directory: &Directory, claim: &Claim) -> Next {
         // What keeps it from listening keeps it from nothing else.
         self.state()
-            .next(directory, self.foreign.as_ref(), claim)
+            .next(directory, self.foreign.is_some(), claim)
             .unwrap_or_else(|_| Next::Pause(jitter(BLIND_WAIT)))
     }
 
-    /// Takes note of what the owner of `claim` has heard, if anything.
-    fn heard(&self, claim: &Claim, news: Option<News>) -> Option<()> {
-        let news = news?;
+    /// The owner of `claim` has looked at the file, and `seen` that it is like this now, if it has
+    /// changed.
+    fn has_stared(&self, directory: &Directory, claim: &Claim, seen: Option<Version>) -> Then {
         let mut state = self.state();
-        if let Some(line) = state.lines.get_mut(&claim.name)
-            && let Some(ticket) = line.ticket_of(claim.owner)
-            && let Some(place) = line.places.get_mut(&ticket)
-            // A bell is written when a place has been left.
-            && (place.listens_to == Some(Sound::Lock) || news == News::Ended)
-        {
-            place.looks = 0;
+        let Some((file, place)) = state.place_mut(claim) else {
+            return Then::Ask;
+        };
+        place.stage = match seen {
+            Some(version) => Stage::Staring(version),
+            None => {
+                let path = directory.path_of(&claim.name);
+                let paths = [Some(path.as_path()), self.foreign.as_deref()];
+                match place.listen(&file, paths.into_iter().flatten()) {
+                    Ok(version) => Stage::Listening { version, looks: 0 },
+                    Err(_) => Stage::Blind,
+                }
+            }
+        };
+        // What has happened by now is not heard of.
+        Then::Look
+    }
+
+    /// What to do now that the owner of `claim` has heard `news`, if `then` when it is not the
+    /// first.
+    fn heard(&self, claim: &Claim, news: News, then: Then) -> Then {
+        let mut state = self.state();
+        let Some((file, place)) = state.place_mut(claim) else {
+            return then;
+        };
+        let Stage::Listening { version, looks } = &mut place.stage else {
+            if matches!(place.stage, Stage::Outside { .. } | Stage::Long { .. }) {
+                place.stage = Stage::Told;
+            }
+            return then;
+        };
+        match directory::version(&file) {
+            // Somebody has joined the queue.
+            Ok(now) if now == *version && news == News::Written => Then::Ask,
+            now => {
+                *version = now.unwrap_or(*version);
+                *looks = 0;
+                Then::Look
+            }
         }
-        Some(())
     }
 
     /// Nothing when nobody waits or watches, which costs no system call to tell.
     fn state_if_used(&self) -> Option<MutexGuard<'_, State>> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state();
         let is_used =
             !(state.lines.is_empty() && state.guards.is_empty() && state.spare.is_empty());
-        drop(state);
-        is_used.then(|| self.state())
+        is_used.then_some(state)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.process != std::process::id() {
+        if state.process != process::id() {
             *state = State::new();
         }
         state
@@ -369,11 +508,12 @@ impl Queue {
 impl State {
     fn new() -> Self {
         Self {
-            process: std::process::id(),
+            process: process::id(),
             lines: HashMap::new(),
             spare: Vec::new(),
             guards: HashMap::new(),
             bells: HashMap::new(),
+            others_bells: LruCache::new(OTHERS_BELLS),
         }
     }
 
@@ -382,10 +522,17 @@ impl State {
         Some((line, line.ticket_of(claim.owner)?))
     }
 
+    fn place_mut(&mut self, claim: &Claim) -> Option<(Arc<OpenFile>, &mut Place)> {
+        let line = self.lines.get_mut(&claim.name)?;
+        let ticket = line.ticket_of(claim.owner)?;
+        let file = Arc::clone(&line.file);
+        Some((file, line.places.get_mut(&ticket)?))
+    }
+
     fn next(
         &mut self,
         directory: &Directory,
-        foreign: Option<&PathBuf>,
+        has_foreign: bool,
         claim: &Claim,
     ) -> Result<Next, FileError> {
         let ticket = self.join(directory, claim)?;
@@ -393,140 +540,219 @@ impl State {
             return Ok(Next::Look);
         };
         loop {
-            let ahead = line.ahead_of(ticket)?;
-            let is_second = match ahead {
-                Some(ahead) => line.ahead_of(ahead)?.is_none(),
-                None => false,
-            };
-            let is_here = ahead.is_some_and(|ahead| line.places.contains_key(&ahead));
-            let Some(place) = line.places.get_mut(&ticket) else {
+            let ahead_here = line.places.range(..ticket).next_back().map(|(&it, _)| it);
+            let Some(place) = line.places.get(&ticket) else {
                 return Ok(Next::Look);
             };
-            let Some(listener) = place.listener(&mut self.spare) else {
+            let stage = place.stage;
+            match stage {
+                Stage::Blind => return Ok(Next::Pause(jitter(BLIND_WAIT))),
+                Stage::Staring(version) => return Ok(Next::Stare(Arc::clone(&line.file), version)),
+                Stage::Listening { version, looks } => {
+                    let Some(to) = line.listener_of(ticket, &mut self.spare) else {
+                        return Ok(Next::Pause(jitter(BLIND_WAIT)));
+                    };
+                    let looks_again = looks.saturating_add(1);
+                    line.set(
+                        ticket,
+                        Stage::Listening {
+                            version,
+                            looks: looks_again,
+                        },
+                    );
+                    let pause = match pause_after(looks) {
+                        Some(pause) => pause,
+                        None if has_foreign => jitter(BLIND_WAIT),
+                        None if line.is_first(ticket)? => LONGEST_WAIT,
+                        None => PATIENCE,
+                    };
+                    return Ok(Next::Listen {
+                        to,
+                        pause,
+                        on_news: Then::Look,
+                        then: Then::Look,
+                    });
+                }
+                Stage::Inside | Stage::Outside { .. } | Stage::Long { .. } | Stage::Told => {}
+            }
+            let Some(listener) = line.listener_of(ticket, &mut self.spare) else {
                 return Ok(Next::Pause(jitter(BLIND_WAIT)));
             };
-            let sound = match ahead {
-                None => Sound::Lock,
-                Some(_) if is_here => Sound::Place,
-                Some(ahead) => Sound::Bell(bell_of(&claim.name, ahead)),
+            let listen = |pause, then| Next::Listen {
+                to: Arc::clone(&listener),
+                pause,
+                on_news: Then::Ask,
+                then,
             };
-            if place.listens_to == Some(sound) {
-                let pause = pause_after(place.looks);
-                place.looks = place.looks.saturating_add(1);
-                let look = |when| if when { Then::Look } else { Then::Ask };
-                return Ok(Next::Listen {
-                    to: listener,
-                    pause: pause.unwrap_or(match sound {
-                        Sound::Lock if foreign.is_some() => jitter(BLIND_WAIT),
-                        // Should the first not take the lock, the second does.
-                        _ if is_second => PATIENCE,
-                        _ => LONGEST_WAIT,
-                    }),
-                    on_news: look(sound == Sound::Lock),
-                    then: look(sound == Sound::Lock || pause.is_none()),
-                });
+            // Should the first not take the lock, the second does.
+            let at_most = |is_second| if is_second { PATIENCE } else { LONGEST_WAIT };
+            if let Some(ahead) = ahead_here {
+                return Ok(listen(at_most(line.is_first(ahead)?), Then::Look));
             }
-            let bell = match sound {
-                Sound::Bell(bell) => Some(directory.bell_path(bell)),
-                _ => None,
-            };
-            let (file, foreign) = match sound {
-                Sound::Lock => (Some(line.file.path()), foreign.map(PathBuf::as_path)),
-                _ => (bell.as_deref(), None),
-            };
-            listener
-                .watch(file.into_iter().chain(foreign))
-                .map_err(FileError::io("watch this file", line.file.path()))?;
-            place.listens_to = Some(sound);
-            // What has happened by now is not heard of, and its effect may be to come.
-            match sound {
-                Sound::Lock => {
-                    place.looks = 0;
-                    return Ok(Next::Look);
+            if stage == Stage::Inside {
+                listener.listen_to_bell(&line.bell);
+            }
+            let is_first = line.is_first(ticket)?;
+            if let Some(place) = line.places.get_mut(&ticket) {
+                place.is_first = is_first;
+            }
+            if is_first || (stage == Stage::Told && line.is_second(ticket)?) {
+                let version = directory::version(&line.file)?;
+                line.set(ticket, Stage::Staring(version));
+                if stage == Stage::Told && version.is_held() {
+                    // By the one before, who has just been granted it, or is the last to be.
+                    continue;
                 }
-                // Of a process that ends: few places are before one that does.
-                Sound::Bell(_) => place.looks = LAST_LOOKS,
-                Sound::Place => place.looks = u32::MAX,
+                return Ok(Next::Look);
             }
+            match stage {
+                Stage::Outside { since } if SHORT_WAIT <= since.elapsed() => {}
+                Stage::Long { .. } => {}
+                Stage::Outside { .. } => return Ok(listen(SHORT_WAIT, Then::Ask)),
+                _ => {
+                    let since = Instant::now();
+                    line.set(ticket, Stage::Outside { since });
+                    return Ok(listen(SHORT_WAIT, Then::Ask));
+                }
+            }
+            let Some(ahead) = line.ahead_of(ticket)? else {
+                continue;
+            };
+            if stage == (Stage::Long { before: ahead }) {
+                return Ok(listen(at_most(line.is_first(ahead)?), Then::Look));
+            }
+            // It is closed when that one's process ends.
+            let path = bell_path(directory, bell_of(ahead));
+            listener
+                .watch([path.as_path()].into_iter())
+                .map_err(FileError::io("watch this pipe", &path))?;
+            // It may have gone before that.
+            line.set(ticket, Stage::Long { before: ahead });
         }
     }
 
     /// The ticket of the owner of `claim`, who gets the last place in the queue if it has none.
     fn join(&mut self, directory: &Directory, claim: &Claim) -> Result<u64, FileError> {
-        if let Some(line) = self.lines.get(&claim.name)
-            && !line.file.is_current()?
-        {
-            // Another file counts now, and so does its queue.
-            for listener in self.remove_line(directory, &claim.name) {
-                listener.ring();
+        if let Some(line) = self.lines.get(&claim.name) {
+            let ticket = line.ticket_of(claim.owner);
+            let place = ticket.and_then(|ticket| line.places.get(&ticket));
+            if let Some(ticket) = ticket
+                && place.is_some_and(|place| place.stage == Stage::Told)
+            {
+                return Ok(ticket);
+            }
+            if line.file.is_current()? {
+                if let Some(ticket) = ticket {
+                    return Ok(ticket);
+                }
+            } else {
+                // Another file counts now, and so does its queue.
+                for listener in self.remove_line(directory, &claim.name) {
+                    listener.ring();
+                }
             }
         }
         let line = match self.lines.entry(claim.name.clone()) {
             Entry::Occupied(line) => line.into_mut(),
             Entry::Vacant(vacant) => {
-                let file = directory.take_or_create(&claim.name)?;
+                let some_names = crc32c(claim.name.as_str().as_bytes()) % BELLS_OF_ONE;
+                let (number, bell) = match self.bells.entry(some_names) {
+                    Entry::Occupied(bell) => bell.get().clone(),
+                    Entry::Vacant(bell) => bell.insert(free_bell(directory, some_names)?).clone(),
+                };
+                let file = directory.take_own_or_create(&claim.name)?;
                 directory.want(&claim.name);
                 vacant.insert(Line {
-                    file,
+                    file: Arc::new(file),
+                    bell,
+                    number,
                     places: BTreeMap::new(),
                     tickets: HashMap::new(),
                 })
             }
         };
-        if let Some(ticket) = line.ticket_of(claim.owner) {
-            return Ok(ticket);
-        }
-        let ticket = match line.append() {
-            Ok(ticket) => ticket,
+        match line.append() {
+            Ok(ticket) => {
+                let place = Place {
+                    listener: None,
+                    stage: Stage::Inside,
+                    is_first: false,
+                };
+                line.places.insert(ticket, place);
+                line.tickets.insert(claim.owner, ticket);
+                Ok(ticket)
+            }
             Err(err) => {
                 if line.places.is_empty() {
                     self.remove_line(directory, &claim.name);
                 }
-                return Err(err);
+                Err(err)
             }
-        };
-        let place = Place {
-            listener: None,
-            listens_to: None,
-            looks: 0,
-        };
-        line.places.insert(ticket, place);
-        line.tickets.insert(claim.owner, ticket);
-        let bell = bell_of(&claim.name, ticket);
-        if let Entry::Vacant(vacant) = self.bells.entry(bell) {
-            vacant.insert(directory.open_bell(bell)?);
         }
-        Ok(ticket)
     }
 
-    /// Returns the listener of the owner, and that of the place behind if it is to be told here.
-    fn leave(
-        &mut self,
-        directory: &Directory,
-        claim: &Claim,
-    ) -> (Option<Arc<Listener>>, Option<Arc<Listener>>) {
-        let Some(line) = self.lines.get_mut(&claim.name) else {
-            return (None, None);
-        };
-        let Some(ticket) = line.tickets.remove(&claim.owner) else {
-            return (None, None);
-        };
+    /// Ends a place; `None` if there was none. Whoever is first then, in another process, is told if
+    /// `tells`.
+    fn leave(&mut self, directory: &Directory, claim: &Claim, tells: bool) -> Option<Left> {
+        let line = self.lines.get_mut(&claim.name)?;
+        let ticket = line.tickets.remove(&claim.owner)?;
         let own = line.places.remove(&ticket).and_then(|place| place.listener);
         // An error leaves it locked until the file is closed; those behind look by themselves.
-        let _ = byte_lock::unlock(line.file.file(), FIRST_TICKET + ticket);
-        let behind = line.places.range(ticket..).next().map(|(_, place)| place);
-        let behind = behind.filter(|place| place.listens_to == Some(Sound::Place));
-        let behind = behind.and_then(|place| place.listener.clone());
-        let bell = self.bells.get(&bell_of(&claim.name, ticket));
-        if let Some(bell) = bell
-            && !matches!(any_ticket(&line.file, ticket, None), Ok(None))
-        {
-            let _ = os::write_at(bell.file(), &[0], 0);
+        let _ = byte_lock::unlock(line.file.file(), byte_of(ticket));
+        let mut left = Left {
+            own: own.map(|own| (Arc::clone(&line.bell), own)),
+            first: None,
+            first_here: None,
+        };
+        let here = line.places.first_key_value().map(|(&ticket, _)| ticket);
+        if here.is_none_or(|here| ticket < here) {
+            // Whoever is the first of this process now hears its bell.
+            if let Some(mut next) = line.places.first_entry()
+                && let Some((_, own)) = &left.own
+                && let Some(listener) = &next.get().listener
+            {
+                own.hand_bell_to(listener);
+                next.get_mut().stage = Stage::Outside {
+                    since: Instant::now(),
+                };
+            }
+            let elsewhere = first_ticket(&line.file, 0).ok().flatten();
+            left.first = here.into_iter().chain(elsewhere).min();
+            match left.first {
+                // It left from among others.
+                Some(first) if first < ticket => left.first = None,
+                Some(first) if here == Some(first) => {
+                    let next = line.places.first_key_value();
+                    left.first_here = next.and_then(|(_, place)| place.listener.clone());
+                }
+                Some(first) if tells => self.ring(directory, bell_of(first)),
+                Some(_) | None => {}
+            }
         }
-        if line.places.is_empty() {
+        if self.lines.get(&claim.name)?.places.is_empty() {
             self.remove_line(directory, &claim.name);
         }
-        (own, behind)
+        Some(left)
+    }
+
+    /// Rings the bell of that number. Whoever does not hear it looks by itself.
+    fn ring(&mut self, directory: &Directory, bell: u32) {
+        let mut ours = self.bells.values();
+        if let Some((_, bell)) = ours.find(|(number, _)| *number == bell) {
+            bell.ring();
+        } else if let Some(bell) = self.others_bells.get(&bell) {
+            bell.ring();
+        } else if let Ok(opened) = open_bell(directory, bell) {
+            opened.ring();
+            self.others_bells.push(bell, opened);
+        }
+    }
+
+    /// Keeps a listener, and the bell that it listens to, for another who waits.
+    fn keep_spare(&mut self, listener: Option<(Arc<Bell>, Arc<Listener>)>) {
+        self.spare.extend(
+            listener.filter(|(_, listener)| listener.hears_bell() && self.spare.len() < SPARES),
+        );
     }
 
     /// Ends the line of the lock `name`; returns the listeners of those who were in it.
@@ -536,7 +762,10 @@ impl State {
         };
         let mut listeners = Vec::new();
         if line.places.is_empty() {
-            directory.put(name, line.file);
+            // Unless somebody still looks at it.
+            if let Some(file) = Arc::into_inner(line.file) {
+                directory.put(name, file);
+            }
         } else {
             listeners.extend(line.places.into_values().filter_map(|place| place.listener));
         }
@@ -545,72 +774,129 @@ impl State {
     }
 }
 
+/// What is left of a place.
+struct Left {
+    /// Who listened, and to which bell.
+    own: Option<(Arc<Bell>, Arc<Listener>)>,
+    /// The ticket of the first, if the place was the first before.
+    first: Option<u64>,
+    /// That one, if it is of this process.
+    first_here: Option<Arc<Listener>>,
+}
+
 impl Line {
     fn ticket_of(&self, owner: Owner) -> Option<u64> {
         self.tickets.get(&owner).copied()
     }
 
-    /// The nearest place ahead of `ticket`, in this process or another.
+    fn set(&mut self, ticket: u64, stage: Stage) {
+        if let Some(place) = self.places.get_mut(&ticket) {
+            place.stage = stage;
+        }
+    }
+
+    /// The listener of a place, if there are any to be had.
+    fn listener_of(
+        &mut self,
+        ticket: u64,
+        spare: &mut Vec<(Arc<Bell>, Arc<Listener>)>,
+    ) -> Option<Arc<Listener>> {
+        let place = self.places.get_mut(&ticket)?;
+        if place.listener.is_none() {
+            let fitting = spare
+                .iter()
+                .position(|(bell, _)| Arc::ptr_eq(bell, &self.bell));
+            let new = || Listener::new().ok().map(Arc::new);
+            place.listener = match fitting {
+                Some(at) => Some(spare.swap_remove(at).1),
+                None => new(),
+            };
+        }
+        place.listener.clone()
+    }
+
+    /// Whether nobody is before `ticket`, in this process or another. Who comes at the same time as
+    /// the first may believe so, too.
+    fn is_first(&self, ticket: u64) -> Result<bool, FileError> {
+        let is_known = |place: &Place| place.is_first;
+        Ok(self.places.get(&ticket).is_some_and(is_known)
+            || (self.places.range(..ticket).next().is_none()
+                && any_ticket(&self.file, 0, Some(ticket))?.is_none()))
+    }
+
+    /// Whether no more than one, of another process, is before `ticket`, which is the first of this
+    /// one.
+    fn is_second(&self, ticket: u64) -> Result<bool, FileError> {
+        match any_ticket(&self.file, 0, Some(ticket))? {
+            None => Ok(true),
+            Some(ahead) => Ok(any_ticket(&self.file, 0, Some(ahead.start))?.is_none()
+                && any_ticket(&self.file, ahead.end, Some(ticket))?.is_none()),
+        }
+    }
+
+    /// The nearest place ahead of `ticket`, in another process.
     fn ahead_of(&self, ticket: u64) -> Result<Option<u64>, FileError> {
-        let here = self
-            .places
-            .range(..ticket)
-            .next_back()
-            .map(|(&ticket, _)| ticket);
-        // Mostly the one right before, if any.
-        let Some(mut elsewhere) =
-            any_ticket(&self.file, here.map_or(0, |here| here + 1), Some(ticket))?
-        else {
-            return Ok(here);
+        let Some(mut ahead) = any_ticket(&self.file, 0, Some(ticket))? else {
+            return Ok(None);
         };
-        let mut reach = 1;
-        while let Some(start) = ticket.checked_sub(reach).filter(|&start| elsewhere < start) {
+        // Mostly it is not far before it.
+        let mut reach = u64::from(BELLS);
+        while let Some(start) = ticket.checked_sub(reach).filter(|&start| ahead.end < start) {
             if let Some(nearer) = any_ticket(&self.file, start, Some(ticket))? {
-                elsewhere = nearer;
+                ahead = nearer;
                 break;
             }
             reach *= 2;
         }
-        while let Some(nearer) = any_ticket(&self.file, elsewhere + 1, Some(ticket))? {
-            elsewhere = nearer;
+        while let Some(nearer) = any_ticket(&self.file, ahead.end, Some(ticket))? {
+            ahead = nearer;
         }
-        Ok(Some(elsewhere))
+        Ok(Some(ahead.end - 1))
     }
 
-    /// Locks the ticket after the last.
+    /// Locks a ticket after all others, and notes that there is one.
     fn append(&self) -> Result<u64, FileError> {
-        let here = self.places.last_key_value().map(|(&ticket, _)| ticket);
-        let mut next = here.map_or(0, |here| here + 1);
-        let mut reach = 0;
-        while let Some(ticket) = any_ticket(&self.file, next + reach, None)? {
-            next = ticket + 1;
-            reach = (reach * 2).max(1);
-        }
-        while reach > 0 {
-            reach /= 2;
-            while let Some(ticket) = any_ticket(&self.file, next + reach, None)? {
-                next = ticket + 1;
+        let here = self.places.last_key_value().map_or(0, |(&last, _)| last);
+        let mut last = here.max(directory::queue_mark(&self.file)?);
+        loop {
+            let ticket = self.ticket_after(last);
+            let byte = byte_of(ticket);
+            let failed = || FileError::io("lock a byte of this file", self.file.path());
+            if !byte_lock::try_lock(self.file.file(), byte.start).map_err(failed())? {
+                last = ticket;
+                continue;
             }
+            let mark = directory::queue_mark(&self.file)?;
+            if mark < ticket {
+                directory::mark_queue(&self.file, ticket)?;
+            } else if self.ticket_after(mark) != ticket + u64::from(BELLS) {
+                // Others came meanwhile, and again others after them.
+                byte_lock::unlock(self.file.file(), byte).map_err(failed())?;
+                last = mark;
+                continue;
+            }
+            return Ok(ticket);
         }
-        let locked = |ticket| {
-            byte_lock::try_lock(self.file.file(), FIRST_TICKET + ticket)
-                .map_err(FileError::io("lock a byte of this file", self.file.path()))
-        };
-        while !locked(next)? {
-            next += 1;
-        }
-        Ok(next)
+    }
+
+    /// The next ticket of this process after `last`.
+    fn ticket_after(&self, last: u64) -> u64 {
+        let bells = u64::from(BELLS);
+        (last / bells + 1) * bells + u64::from(self.number)
     }
 }
 
 impl Place {
-    /// Its listener, if there are any to be had.
-    fn listener(&mut self, spare: &mut Vec<Arc<Listener>>) -> Option<Arc<Listener>> {
-        if self.listener.is_none() {
-            let new = || Listener::new().ok().map(Arc::new);
-            self.listener = spare.pop().or_else(new);
-        }
-        self.listener.clone()
+    /// Listens to what happens to the files at `paths`; returns what `file` is like by then.
+    fn listen<'a>(
+        &self,
+        file: &OpenFile,
+        paths: impl Iterator<Item = &'a Path>,
+    ) -> Result<Version, FileError> {
+        let listener = self.listener.as_ref();
+        let watched = listener.map_or(Err(io::ErrorKind::Other.into()), |it| it.watch(paths));
+        watched.map_err(FileError::io("watch this file", file.path()))?;
+        directory::version(file)
     }
 }
 
@@ -621,21 +907,90 @@ fn after(length: Duration) -> Instant {
     Instant::now() + length.min(AGES)
 }
 
-/// Some ticket of another open file description than `file`'s, from `from` on and before `end`.
-fn any_ticket(file: &OpenFile, from: u64, end: Option<u64>) -> Result<Option<u64>, FileError> {
+/// Looks at `file` until the lock may be free that was not when the file was like `version`, and
+/// returns what it is like then; but not for long, and not beyond `end`.
+fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
+    static CORES: OnceLock<usize> = OnceLock::new();
+
+    // With one core nothing would happen meanwhile.
+    if *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get)) == 1 {
+        return None;
+    }
+    let end = end.min(Instant::now() + STARE);
+    while Instant::now() < end {
+        match directory::version(file) {
+            Ok(now) if !now.may_be_free(version) => {}
+            changed => return changed.ok(),
+        }
+        // Whoever has the lock may need this core.
+        thread::yield_now();
+    }
+    None
+}
+
+/// Some tickets side by side of another open file description than `file`'s, from `from` on and
+/// before `end`.
+fn any_ticket(
+    file: &OpenFile,
+    from: u64,
+    end: Option<u64>,
+) -> Result<Option<Range<u64>>, FileError> {
     if end.is_some_and(|end| end <= from) {
         return Ok(None);
     }
     let length = end.map(|end| end - from);
     let found = byte_lock::find(file.file(), FIRST_TICKET + from, length)
         .map_err(FileError::io("ask who waits for this file", file.path()))?;
-    Ok(found.map(|byte| byte.saturating_sub(FIRST_TICKET)))
+    let ticket = |byte: u64| byte.saturating_sub(FIRST_TICKET);
+    Ok(found.map(|bytes| ticket(bytes.start)..ticket(bytes.end)))
 }
 
-/// The bell of a place, which is the same in every process.
-fn bell_of(name: &Name, ticket: u64) -> u32 {
-    let some_of_ticket = u32::try_from(ticket % u64::from(BELLS)).unwrap_or_default();
-    crc32c(name.as_str().as_bytes()).wrapping_add(some_of_ticket) % BELLS
+/// The smallest ticket of another open file description than `file`'s, from `from` on.
+fn first_ticket(file: &OpenFile, from: u64) -> Result<Option<u64>, FileError> {
+    let mut first = None;
+    while let Some(tickets) = any_ticket(file, from, first)? {
+        first = Some(tickets.start);
+    }
+    Ok(first)
+}
+
+/// The byte of `ticket`.
+fn byte_of(ticket: u64) -> Range<u64> {
+    FIRST_TICKET + ticket..FIRST_TICKET + ticket + 1
+}
+
+/// A bell that nobody has, for `some_names` of all, and its number.
+fn free_bell(directory: &Directory, some_names: u32) -> Result<(u32, Arc<Bell>), FileError> {
+    let first = process::id()
+        .wrapping_mul(BELLS_OF_ONE)
+        .wrapping_add(some_names);
+    for next in 0..BELLS {
+        let number = first.wrapping_add(next) % BELLS;
+        let bell = open_bell(directory, number)?;
+        if bell.claim() {
+            return Ok((number, Arc::new(bell)));
+        }
+    }
+    let (folder, _) = directory.place();
+    Err(FileError::io(
+        "find a pipe of its own in this folder",
+        folder,
+    )(io::ErrorKind::ResourceBusy.into()))
+}
+
+fn open_bell(directory: &Directory, number: u32) -> Result<Bell, FileError> {
+    let (_, group) = directory.place();
+    Bell::open(bell_path(directory, number), group)
+}
+
+fn bell_path(directory: &Directory, number: u32) -> PathBuf {
+    let (folder, _) = directory.place();
+    folder.join(format!("{number:04}.bell"))
+}
+
+/// The bell of whoever has `ticket`.
+fn bell_of(ticket: u64) -> u32 {
+    u32::try_from(ticket % u64::from(BELLS)).unwrap_or_default()
 }
 
 /// How often to look without a pause in between.
@@ -643,9 +998,6 @@ const LOOKS_AT_ONCE: u32 = 2;
 
 /// How often to look after pauses, of which each is twice as long as the one before.
 const TIMED_LOOKS: u32 = 10;
-
-/// After how many of them only the last are left.
-const LAST_LOOKS: u32 = LOOKS_AT_ONCE + TIMED_LOOKS - 3;
 
 /// How long to wait before the next look after so many: the kernel tells of a write, or of a
 /// process's end, a moment before the lock is free.

@@ -1,10 +1,11 @@
 //! The bytes of a lock's file: who holds it, and what it has been through. See `FORMAT.md`.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crc32c::crc32c;
-use verrou::{Name, Owner, Process};
+use verrou::{Name, Owner, Process, Ttl};
 
 use super::machine::Machine;
 
@@ -25,12 +26,30 @@ const VERSION: u32 = 1;
 const NAME_AT: usize = 2048;
 const SLOT_BYTES: usize = 512;
 const SLOTS: [Range<usize>; 2] = [512..1024, 1024..1536];
+const FLAGS_AT: usize = 4;
+const SEQUENCE_AT: usize = 8;
 const TEXT_AT: usize = 112;
 const HOST_BYTES: usize = 64;
-const COMMAND_BYTES: usize = SLOT_BYTES - TEXT_AT - HOST_BYTES;
+const COMMAND_BYTES: usize = 320;
+const QUEUE_AT: usize = 496;
+
+/// The bytes that change from one record to the next, and what is before them.
+pub(crate) const RECORD_BYTES: usize = 1536;
+
+/// Where the queue's mark is: the ticket that was last given to somebody.
+pub(crate) const MARK_AT: usize = RECORD_BYTES;
+
+/// Where a number is that changes when a lock is given back without a record.
+pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
+
+/// All that ever changes, and what is before it.
+pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
 
 const HELD: u32 = 1;
 const EPHEMERAL: u32 = 1 << 1;
+/// The bytes from [`QUEUE_AT`] on are no text.
+const EXTENDED: u32 = 1 << 2;
+const TELLS: u32 = 1 << 3;
 
 /// What one slot says.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -60,7 +79,49 @@ pub(crate) struct Record {
     /// When it was granted by the wall clock, since the start of 1970, for people.
     pub(crate) since_wall: Duration,
     /// Who asked for it, for people.
-    pub(crate) process: Process,
+    pub(crate) process: Arc<Process>,
+    /// The queue's mark when nobody was known to wait.
+    pub(crate) queue_empty_at: u64,
+    /// Whether the one who gave it back tells the second of those who wait.
+    pub(crate) tells: bool,
+}
+
+/// What of a file changes with each record, and with what concerns those who wait for one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Version {
+    sequences: [u64; 2],
+    touched: u64,
+    /// Whether the latest grant has not been recorded as given back.
+    held: bool,
+}
+
+impl Version {
+    /// Of a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let sequences = SLOTS.map(|slot| get_u64(bytes, slot.start + SEQUENCE_AT));
+        let latest = &SLOTS[usize::from(sequences[0] < sequences[1])];
+        Self {
+            sequences,
+            touched: get_u64(bytes, TOUCH_AT),
+            held: get_u32(bytes, latest.start + FLAGS_AT) & HELD != 0,
+        }
+    }
+
+    /// Whether the lock may be free now, if it was like `before` and could not be had.
+    pub(crate) fn may_be_free(self, before: Self) -> bool {
+        self != before && (!self.held || self.touched != before.touched)
+    }
+
+    /// Whether the latest grant has not been recorded as given back.
+    pub(crate) fn is_held(self) -> bool {
+        self.held
+    }
+}
+
+/// The queue's mark in a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
+pub(crate) fn mark_of(bytes: &[u8]) -> u64 {
+    // It has no checksum: a damaged one must not use up the tickets.
+    get_u64(bytes, MARK_AT) % (1 << 60)
 }
 
 impl Record {
@@ -71,6 +132,18 @@ impl Record {
             held: false,
             ends: now,
             ..self.clone()
+        }
+    }
+
+    /// The next record: the same grant, lasting `ttl` from `now`, which is `wall` by the wall clock.
+    pub(crate) fn lasting(self, ttl: Ttl, now: Duration, wall: Duration) -> Self {
+        let ttl = ttl.duration();
+        Self {
+            sequence: self.sequence + 1,
+            ttl,
+            ends: ttl.map_or(Duration::ZERO, |ttl| now.saturating_add(ttl)),
+            ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall.saturating_add(ttl)),
+            ..self
         }
     }
 
@@ -181,16 +254,16 @@ pub(crate) fn read(
             name: found.to_string(),
         });
     }
-    let slots = SLOTS.map(|slot| decode(&file[slot]));
-    let in_step = match &slots {
+    let slots = SLOTS.map(|slot| checked(&file[slot]));
+    let in_step = match slots {
         [Ok(None), Ok(None)] => true,
         // The first record goes to slot 1.
-        [Ok(None), Ok(Some(first))] => first.sequence == 1,
-        [Ok(Some(even)), Ok(Some(odd))] => even.sequence.abs_diff(odd.sequence) == 1,
+        [Ok(None), Ok(Some(first))] => sequence_of(first) == 1,
+        [Ok(Some(even)), Ok(Some(odd))] => sequence_of(even).abs_diff(sequence_of(odd)) == 1,
         _ => false,
     };
     let whole = slots.into_iter().filter_map(Result::ok).flatten();
-    match whole.max_by_key(|record| record.sequence) {
+    match whole.max_by_key(|slot| sequence_of(slot)).map(decode) {
         Some(record) if in_step || !runs_since(record.boot) => Ok(Some(record)),
         None if in_step => Ok(None),
         _ => Err(Damage::Record),
@@ -198,17 +271,22 @@ pub(crate) fn read(
 }
 
 /// What to write to let the file say `record`, and where: over the older slot.
-pub(crate) fn write(record: &Record) -> (u64, [u8; SLOT_BYTES]) {
+pub(crate) fn write(record: &Record) -> (usize, [u8; SLOT_BYTES]) {
     let slot = usize::from(record.sequence % 2 == 1);
-    (SLOTS[slot].start as u64, encode(record))
+    (SLOTS[slot].start, encode(record))
 }
 
 fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     let mut slot = [0; SLOT_BYTES];
-    let flags =
-        (if record.held { HELD } else { 0 }) | (if record.ephemeral { EPHEMERAL } else { 0 });
-    put_u32(&mut slot, 4, flags);
-    put_u64(&mut slot, 8, record.sequence);
+    let flags = [
+        (HELD, record.held),
+        (EPHEMERAL, record.ephemeral),
+        (EXTENDED, record.queue_empty_at != 0),
+        (TELLS, record.tells),
+    ];
+    let flags = flags.into_iter().filter(|(_, is_set)| *is_set);
+    put_u32(&mut slot, FLAGS_AT, flags.map(|(flag, _)| flag).sum());
+    put_u64(&mut slot, SEQUENCE_AT, record.sequence);
     put_u64(&mut slot, 16, record.fence);
     put_u64(&mut slot, 24, record.last_fence);
     slot[32..48].copy_from_slice(record.owner.as_bytes());
@@ -225,25 +303,41 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     put_u16(&mut slot, 110, command.len());
     slot[TEXT_AT..][..host.len()].copy_from_slice(host.as_bytes());
     slot[TEXT_AT + host.len()..][..command.len()].copy_from_slice(command.as_bytes());
+    put_u64(&mut slot, QUEUE_AT, record.queue_empty_at);
     let checksum = crc32c(&slot[4..]);
     put_u32(&mut slot, 0, checksum);
     slot
 }
 
-/// What a slot says; nothing when it was never written.
-fn decode(slot: &[u8]) -> Result<Option<Record>, Damage> {
+/// A slot that fits its checksum; nothing when it was never written.
+fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Damage> {
+    if get_u32(slot, 0) == crc32c(&slot[4..]) && text_of(slot).is_some() {
+        return Ok(Some(slot));
+    }
     if slot.iter().all(|&byte| byte == 0) {
         return Ok(None);
     }
+    Err(Damage::Record)
+}
+
+fn sequence_of(slot: &[u8]) -> u64 {
+    get_u64(slot, SEQUENCE_AT)
+}
+
+/// Host and command.
+fn text_of(slot: &[u8]) -> Option<(&[u8], &[u8])> {
     let (host_bytes, command_bytes) = (get_u16(slot, 108), get_u16(slot, 110));
-    let text = TEXT_AT..TEXT_AT + host_bytes + command_bytes;
-    if get_u32(slot, 0) != crc32c(&slot[4..]) || host_bytes > HOST_BYTES || text.end > SLOT_BYTES {
-        return Err(Damage::Record);
-    }
-    let flags = get_u32(slot, 4);
-    let (host, command) = slot[text].split_at(host_bytes);
-    Ok(Some(Record {
-        sequence: get_u64(slot, 8),
+    let text = slot.get(TEXT_AT..TEXT_AT + host_bytes + command_bytes)?;
+    (host_bytes <= HOST_BYTES).then(|| text.split_at(host_bytes))
+}
+
+/// What a slot says that fits its checksum.
+fn decode(slot: &[u8]) -> Record {
+    let flags = get_u32(slot, FLAGS_AT);
+    let (host, command) = text_of(slot).unwrap_or_default();
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    Record {
+        sequence: sequence_of(slot),
         held: flags & HELD != 0,
         ephemeral: flags & EPHEMERAL != 0,
         fence: get_u64(slot, 16),
@@ -257,12 +351,17 @@ fn decode(slot: &[u8]) -> Result<Option<Record>, Damage> {
         ends: Duration::from_nanos(get_u64(slot, 80)),
         ends_wall: Duration::from_millis(get_u64(slot, 88)),
         since_wall: Duration::from_millis(get_u64(slot, 96)),
-        process: Process {
+        process: Arc::new(Process {
             id: get_u32(slot, 104),
-            host: String::from_utf8_lossy(host).into_owned(),
-            command: String::from_utf8_lossy(command).into_owned(),
+            host: text(host),
+            command: text(command),
+        }),
+        queue_empty_at: match flags & EXTENDED {
+            0 => 0,
+            _ => get_u64(slot, QUEUE_AT),
         },
-    }))
+        tells: flags & TELLS != 0,
+    }
 }
 
 fn header_checksum(file: &[u8], name_bytes: usize) -> u32 {
@@ -344,11 +443,13 @@ mod tests {
             ends: Duration::from_nanos(123_456_789_012_345),
             ends_wall: Duration::from_secs(1_763_892_030),
             since_wall: Duration::from_hours(489_970),
-            process: Process {
+            process: Arc::new(Process {
                 id: 4711,
                 host: "web1".to_owned(),
                 command: "rsync -a /srv /backup".to_owned(),
-            },
+            }),
+            queue_empty_at: 0,
+            tells: false,
         }
     }
 
@@ -357,7 +458,6 @@ mod tests {
         let mut file = new_file(Kind::Lease, &name());
         for record in records {
             let (offset, slot) = write(record);
-            let offset = usize::try_from(offset).unwrap();
             file[offset..offset + SLOT_BYTES].copy_from_slice(&slot);
         }
         file
@@ -451,15 +551,18 @@ mod tests {
 
     #[test]
     fn text_that_does_not_fit_is_cut_between_characters() {
-        let mut long = Record {
+        let long = Record {
             sequence: 1,
+            process: Arc::new(Process {
+                id: 1,
+                host: "ä".repeat(40),
+                command: "日".repeat(200),
+            }),
             ..record()
         };
-        long.process.host = "ä".repeat(40);
-        long.process.command = "日".repeat(200);
         let read = read_lease(&file(&[&long])).unwrap().unwrap();
         assert_eq!(read.process.host, "ä".repeat(32));
-        assert_eq!(read.process.command, "日".repeat(112));
+        assert_eq!(read.process.command, "日".repeat(106));
     }
 
     proptest! {
@@ -484,16 +587,19 @@ mod tests {
             sequence: u64, held: bool, ephemeral: bool, fence: u64, last_fence: u64,
             owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
             id: u32, host in ".{0,16}", command in ".{0,80}",
+            queue_empty_at: u64, tells: bool,
         ) {
             let written = Record {
                 sequence, held, ephemeral, fence, last_fence, boot, time_namespace,
                 owner: Owner::from_bytes(owner),
                 ttl: Some(Duration::from_nanos(ttl)),
                 ends: Duration::from_nanos(ends),
-                process: Process { id, host, command },
+                process: Arc::new(Process { id, host, command }),
+                queue_empty_at, tells,
                 ..record()
             };
-            prop_assert_eq!(decode(&encode(&written)), Ok(Some(written)));
+            let slot = encode(&written);
+            prop_assert_eq!(checked(&slot).map(|slot| slot.map(decode)), Ok(Some(written)));
         }
     }
 }

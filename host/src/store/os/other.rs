@@ -16,6 +16,10 @@ pub(crate) fn id_at(path: &Path) -> io::Result<Option<FileId>> {
     Ok(path.try_exists()?.then_some(FileId))
 }
 
+pub(crate) fn is_linked(_file: &File) -> io::Result<bool> {
+    Ok(true)
+}
+
 pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
     match File::options().read(true).write(true).open(path) {
         Ok(file) => Ok(Some(file)),
@@ -67,15 +71,13 @@ pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>>
     Ok(None)
 }
 
-pub(crate) const TELLS_LOCKERS: bool = false;
-
 pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-pub(crate) fn read<'a>(file: &File, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+pub(crate) fn read_at<'a>(file: &File, buffer: &'a mut [u8], offset: u64) -> io::Result<&'a [u8]> {
     let mut file = file;
-    file.seek(SeekFrom::Start(0))?;
+    file.seek(SeekFrom::Start(offset))?;
     let mut read = 0;
     while read < buffer.len() {
         match file.read(&mut buffer[read..]) {

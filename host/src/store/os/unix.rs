@@ -58,6 +58,23 @@ fn id_of(path: &Path) -> io::Result<FileId> {
     }
 }
 
+/// Whether the file still has a name.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+
+    match statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK) {
+        Ok(found) => Ok(found.stx_nlink > 0),
+        Err(Errno::NOSYS | Errno::PERM) => Ok(file.metadata()?.nlink() > 0),
+        Err(err) => Err(err.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.nlink() > 0)
+}
+
 #[cfg(not(target_os = "linux"))]
 fn id_of(path: &Path) -> io::Result<FileId> {
     Ok((&fs::metadata(path)?).into())
@@ -233,7 +250,8 @@ pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Resul
     })
 }
 
-fn is_trusted(metadata: &Metadata, group: Option<u32>) -> bool {
+/// Whether it belongs to this user, to root, or to this group.
+pub(crate) fn is_trusted(metadata: &Metadata, group: Option<u32>) -> bool {
     let user = rustix::process::geteuid().as_raw();
     metadata.uid() == user || metadata.uid() == 0 || group == Some(metadata.gid())
 }
@@ -284,9 +302,6 @@ pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>>
     Ok(None)
 }
 
-/// Whether [`locker`] knows of every locker it can see.
-pub(crate) const TELLS_LOCKERS: bool = cfg!(target_os = "linux");
-
 /// The process that took the kernel's lock on `file` alone, if the kernel tells: proc(5),
 /// `/proc/locks`. It may have ended, when a child of it keeps the lock.
 #[cfg(target_os = "linux")]
@@ -317,11 +332,11 @@ pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// Reads a file from its start into `buffer`; returns as much of that as the file fills. It is a
+/// Reads a file from `offset` on into `buffer`; returns as much of that as the file fills. It is a
 /// regular file on this machine, of which a read is short at its end alone.
-pub(crate) fn read<'a>(file: &File, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+pub(crate) fn read_at<'a>(file: &File, buffer: &'a mut [u8], offset: u64) -> io::Result<&'a [u8]> {
     loop {
-        match file.read_at(buffer, 0) {
+        match file.read_at(buffer, offset) {
             Ok(count) => return Ok(&buffer[..count]),
             Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
             Err(err) => return Err(err),
