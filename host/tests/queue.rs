@@ -4,13 +4,15 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{KINDS, Place, Started, ends_with, eventually};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use rustix::process::Signal;
 use verrou::blocking::{Host, LockFactory};
 use verrou::{Claim, Name, Owner, Retry, Store, Ttl};
@@ -185,31 +187,46 @@ fn waits(place: &Place, number: u32) -> Started {
 }
 
 /// How many wait, as the kernel has them.
-fn waiting(place: &Place) -> usize {
-    let first: u64 = (1 << 62) + (1 << 61);
-    let locks = fs::read_to_string("/proc/locks").unwrap();
-    let inodes: Vec<_> = fs::read_dir(place.locks())
-        .map(|entries| {
-            entries
-                .map(|entry| {
-                    std::os::unix::fs::MetadataExt::ino(&entry.unwrap().metadata().unwrap())
-                })
-                .collect()
-        })
-        .unwrap_or_default();
-    let is_place = |line: &&str| {
-        let words: Vec<_> = line.split_whitespace().collect();
-        let [.., file, start, _] = words[..] else {
-            return false;
-        };
-        let inode = file
-            .rsplit(':')
-            .next()
-            .and_then(|inode| inode.parse::<u64>().ok());
-        inode.is_some_and(|inode| inodes.contains(&inode))
-            && start.parse::<u64>().is_ok_and(|start| start >= first)
+fn waiting(place: &Place) -> u64 {
+    const FIRST_TICKET: i64 = (1 << 62) + (1 << 61);
+
+    let Ok(entries) = fs::read_dir(place.locks()) else {
+        return 0;
     };
-    locks.lines().filter(is_place).count()
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let is_lock = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "lease" || extension == "lock")
+    };
+    let files = paths.filter(is_lock).map(|path| {
+        let mut options = fs::File::options();
+        options.read(true).write(true).open(path).unwrap()
+    });
+    files
+        .map(|file| locked_bytes(&file, FIRST_TICKET, i64::MAX))
+        .sum()
+}
+
+/// How many bytes of `file` from `start` on and before `end` are locked.
+///
+/// Each is asked for: what `/proc/locks` lists while others lock and unlock is not all there is.
+fn locked_bytes(file: &fs::File, start: i64, end: i64) -> u64 {
+    if start >= end {
+        return 0;
+    }
+    let mut lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: end - start,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).unwrap();
+    if lock.l_type == libc::F_UNLCK as libc::c_short {
+        return 0;
+    }
+    let (from, to) = (lock.l_start.max(start), lock.l_start + lock.l_len);
+    (to - from).unsigned_abs() + locked_bytes(file, start, from) + locked_bytes(file, to, end)
 }
 
 /// Waits until a process does nothing but wait: stopped in the middle of a step, it would hold up

@@ -45,10 +45,9 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Whether nobody has joined the queue since it was known to be empty.
-    pub(crate) fn is_queue_empty(&self) -> bool {
-        let record = self.record.as_ref();
-        record.map_or(0, |record| record.queue_empty_at) == self.mark
+    /// The greatest ticket of those who do not wait any more.
+    pub(crate) fn served(&self) -> u64 {
+        self.record.as_ref().map_or(0, |record| record.served)
     }
 }
 
@@ -263,13 +262,13 @@ impl Directory {
         }
     }
 
-    /// The record of a grant for `claim` at `now`, after what the file said. `is_alone` says whether
-    /// nobody waits.
+    /// The record of a grant for `claim` at `now`, after what the file said, when all up to the ticket
+    /// `served` do not wait any more.
     pub(crate) fn new_record(
         &self,
         claim: &Claim,
         before: &View,
-        is_alone: bool,
+        served: u64,
         now: Duration,
     ) -> Result<Record, FileError> {
         let before_it = before.record.as_deref();
@@ -290,11 +289,7 @@ impl Directory {
             ends_wall: Duration::ZERO,
             since_wall: wall,
             process: self.process(),
-            queue_empty_at: match before_it {
-                _ if is_alone => before.mark,
-                Some(record) => record.queue_empty_at,
-                None => 0,
-            },
+            served,
             tells: false,
         };
         Ok(record.lasting(claim.ttl, now, wall))

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use verrou::{
     Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
@@ -96,10 +96,12 @@ struct Grant {
     is_shared: bool,
     /// Whether others waited for it when it was granted.
     is_contended: bool,
+    /// Whether it had waited itself.
+    has_waited: bool,
     /// Whether who gave it back before tells the one who is first now.
     is_next_told: bool,
-    /// The ticket of the one who was first then.
-    next: Option<u64>,
+    /// When its end was recorded.
+    recorded_end: Option<Instant>,
 }
 
 /// The kernel's lock, just taken, and what was recorded before.
@@ -272,24 +274,25 @@ impl FileLockStore {
 
     /// Ends a grant, of which the files are kept for another.
     fn end(&self, name: &Name, grant: Grant) {
+        /// After this, who looks again does so after longer and longer pauses.
+        const LATE: Duration = Duration::from_micros(50);
+
         let Grant {
             mut locked,
             recorded,
             is_shared,
             is_contended,
-            next,
+            recorded_end,
             ..
         } = grant;
         let file = locked.unlock();
-        if let Some(file) = recorded.as_ref().or(file.as_ref()) {
-            match next {
-                Some(next) => self.queue.tell_second(&self.directory, file, next),
-                None if is_contended => {}
-                // What cannot be told now, those who wait find out by themselves.
-                None => {
-                    let _ = Queue::wake(file);
-                }
-            }
+        // Who was woken by the record may have looked in vain since.
+        let is_late = || recorded_end.is_none_or(|it| it.elapsed() > LATE);
+        if (!is_contended || is_late())
+            && let Some(file) = recorded.as_ref().or(file.as_ref())
+        {
+            // What cannot be told now, those who wait find out by themselves.
+            let _ = Queue::wake(file);
         }
         if let Some(file) = file
             && !is_shared
@@ -313,9 +316,9 @@ impl FileLockStore {
             return Ok(None);
         };
         let is_alone = standing == Standing::Alone;
-        let record = self
-            .directory
-            .new_record(claim, &before, is_alone, self.now())?;
+        let record =
+            self.directory
+                .new_record(claim, &before, standing.served(&before), self.now())?;
         let grant = Grant {
             locked,
             recorded,
@@ -325,8 +328,9 @@ impl FileLockStore {
             }),
             is_shared: false,
             is_contended: !is_alone,
+            has_waited: matches!(standing, Standing::First(_) | Standing::Behind(Some(_))),
             is_next_told: before.record.is_some_and(|record| record.tells),
-            next: None,
+            recorded_end: None,
         };
         grant.write(&grant.record)?;
         Ok(Some(grant))
@@ -362,7 +366,7 @@ impl FileLockStore {
             let before = self.directory.read(record_file, name)?;
             let standing = self.queue.standing(claim, record_file, &before)?;
             record_file.set_contended(standing != Standing::Alone);
-            if standing == Standing::Behind
+            if matches!(standing, Standing::Behind(_))
                 && let Some(record) = &before.record
                 && (record.held || record.ended_within(PATIENCE, self.now()))
             {
@@ -390,21 +394,18 @@ impl FileLockStore {
     /// Whether the lock is free, but kept for another than the owner of `claim`, who would keep
     /// that one from it by asking the kernel.
     fn is_kept_for_another(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
-        let standing = match self.queue.standing_of(claim)? {
+        match self.queue.place(claim) {
             None if !file.is_contended() => return Ok(false),
-            Some(Standing::Alone | Standing::First) => return Ok(false),
-            standing => standing,
-        };
+            Some(true) => return Ok(false),
+            _ => {}
+        }
         // What cannot be read now is being written.
         let Ok(view) = self.directory.read(file, &claim.name) else {
             return Ok(false);
         };
-        let standing = match standing {
-            Some(standing) => standing,
-            None => self.queue.standing(claim, file, &view)?,
-        };
+        let standing = self.queue.standing(claim, file, &view)?;
         let ended = view.record.filter(|record| !record.held);
-        Ok(standing == Standing::Behind
+        Ok(matches!(standing, Standing::Behind(_))
             && ended.is_some_and(|record| record.ended_within(PATIENCE, self.now())))
     }
 
@@ -478,9 +479,10 @@ impl Grant {
 
     /// Records, for people, that a lock is given back. Whether that can be written does not
     /// matter: the lock itself is the kernel's.
-    fn record_end(&self, now: Duration) {
+    fn record_end(&mut self, now: Duration) {
+        self.recorded_end = Some(Instant::now());
         let record = Record {
-            tells: self.next.is_some(),
+            tells: self.has_waited,
             ..self.record.ended(now)
         };
         let _ = self.write(&Arc::new(record));
@@ -563,10 +565,9 @@ impl Store for FileLockStore {
         match self.take(claim) {
             Ok(Some(grant)) => {
                 let reply = granted(&grant.record);
-                let is_told = grant.is_next_told;
-                let next = self.queue.granted(&self.directory, claim, is_told);
-                let grant = Grant { next, ..grant };
+                let is_next_told = grant.is_next_told;
                 self.grants().insert(claim.name.clone(), Slot::Held(grant));
+                self.queue.granted(&self.directory, claim, is_next_told);
                 Ok(reply)
             }
             Ok(None) => {
@@ -604,7 +605,7 @@ impl Store for FileLockStore {
             _ => return Ok(Reply::REFUSED),
         };
         drop(grants);
-        let Slot::Held(grant) = grant else {
+        let Slot::Held(mut grant) = grant else {
             return Ok(Reply::REFUSED);
         };
         let expired = grant.is_expired(self.now());
@@ -616,6 +617,7 @@ impl Store for FileLockStore {
         }
         // Whatever else fails, it is unlocked.
         self.end(&claim.name, grant);
+        self.queue.released(&self.directory, claim);
         self.queue.tidy();
         Ok(if current? && !expired {
             Reply::Granted { fence: None }

@@ -68,10 +68,10 @@ struct Grant {
     taken_over: Option<Holder>,
     /// A forked child has a copy of this value, but is not the holder.
     process: u32,
+    /// Whether it had waited.
+    has_waited: bool,
     /// Whether who gave it back before tells the one who is first in the queue now.
     is_next_told: bool,
-    /// The ticket of the one who was first then.
-    next: Option<u64>,
 }
 
 /// Which file a step is about.
@@ -213,25 +213,22 @@ impl LeaseFileStore {
     /// Whether the lease is another's, or kept for another than the owner of `claim`, who need not
     /// keep anybody from the file then; as far as that can be told in passing.
     fn is_anothers(&self, claim: &Claim) -> Result<bool, FileError> {
-        let standing = self.queue.standing_of(claim)?;
-        if matches!(standing, Some(Standing::Alone | Standing::First)) {
+        let place = self.queue.place(claim);
+        if place == Some(true) {
             return Ok(false);
         }
         let Some(file) = self.directory.take(&claim.name)? else {
             return Ok(false);
         };
         let is_anothers = || {
-            if standing.is_none() && !file.is_contended() {
+            if place.is_none() && !file.is_contended() {
                 return Ok(false);
             }
             // What cannot be read now is being written.
             let Ok(view) = self.directory.read(&file, &claim.name) else {
                 return Ok(false);
             };
-            let standing = match standing {
-                Some(standing) => standing,
-                None => self.queue.standing(claim, &file, &view)?,
-            };
+            let standing = self.queue.standing(claim, &file, &view)?;
             let Some(record) = &view.record else {
                 return Ok(false);
             };
@@ -240,7 +237,7 @@ impl LeaseFileStore {
                 file: &file,
                 name: &claim.name,
             };
-            Ok(standing == Standing::Behind
+            Ok(matches!(standing, Standing::Behind(_))
                 && record.owner != claim.owner
                 && (matches!(lease.state(record), Ok(State::Held { .. }))
                     || record.ended_within(PATIENCE, self.clock.now().since_start()))
@@ -297,14 +294,9 @@ impl LeaseFileStore {
     fn leave_queue(&self, claim: &Claim) {
         let grants = self.grants();
         let grant = grants.get(&claim.name).and_then(|it| it.of(claim.owner));
-        let is_told = grant.is_some_and(|grant| grant.is_next_told);
+        let is_next_told = grant.is_some_and(|grant| grant.is_next_told);
         drop(grants);
-        if let Some(next) = self.queue.granted(&self.directory, claim, is_told)
-            && let Some(grant) = self.grants().get_mut(&claim.name)
-            && grant.owner == claim.owner
-        {
-            grant.next = Some(next);
-        }
+        self.queue.granted(&self.directory, claim, is_next_told);
     }
 
     /// Whether this process says itself that the holder in `record` lives.
@@ -432,10 +424,12 @@ impl LeaseFile<'_> {
                     return Ok(Some(granted(record)));
                 }
                 // Only the first in the queue is to look again when the time has passed.
-                State::Held { .. } if queue.standing_of(claim)? == Some(Standing::Behind) => {
-                    return Ok(Some(Reply::REFUSED));
+                State::Held { remaining } => {
+                    let standing = queue.standing(claim, self.file, before)?;
+                    let is_behind = matches!(standing, Standing::Behind(Some(_)));
+                    let remaining = remaining.filter(|_| !is_behind);
+                    return Ok(Some(Reply::Refused { remaining }));
                 }
-                State::Held { remaining } => return Ok(Some(Reply::Refused { remaining })),
                 State::Zombie if self.store.zombies == Zombies::Wait => {
                     return Ok(Some(Reply::REFUSED));
                 }
@@ -445,7 +439,7 @@ impl LeaseFile<'_> {
         }
         let standing = queue.standing(claim, self.file, before)?;
         self.file.set_contended(standing != Standing::Alone);
-        if standing == Standing::Behind
+        if matches!(standing, Standing::Behind(_))
             && let Some(record) = &before.record
         {
             let now = self.now();
@@ -458,9 +452,9 @@ impl LeaseFile<'_> {
                 return Ok(Some(Reply::REFUSED));
             }
         }
-        let is_alone = standing == Standing::Alone;
         let directory = &self.store.directory;
-        let mut record = directory.new_record(claim, before, is_alone, self.now())?;
+        let served = standing.served(before);
+        let mut record = directory.new_record(claim, before, served, self.now())?;
         record.ephemeral &= liveness::AVAILABLE;
         let fence = record.fence;
         let mut lifeline = None;
@@ -479,8 +473,8 @@ impl LeaseFile<'_> {
             is_shared: false,
             taken_over,
             process,
+            has_waited: matches!(standing, Standing::First(_) | Standing::Behind(Some(_))),
             is_next_told: before.record.as_ref().is_some_and(|record| record.tells),
-            next: None,
         };
         let ended = self.store.grants().insert(self.name.clone(), grant);
         if let Some(ended) = ended {
@@ -566,12 +560,12 @@ impl Store for LeaseFileStore {
         }
         let grants = self.grants();
         let grant = grants.get(&claim.name).and_then(|it| it.of(claim.owner));
-        let next = grant.and_then(|grant| grant.next);
+        let has_waited = grant.is_some_and(|grant| grant.has_waited);
         drop(grants);
         let reply = self.with_record(&claim.name, Which::Held, |lease, view| match view.record {
             Some(record) if record.held && record.owner == claim.owner => {
                 let state = lease.state(&record)?;
-                lease.free(&record, next.is_some())?;
+                lease.free(&record, has_waited)?;
                 Ok(if matches!(state, State::Held { .. }) {
                     granted(&record)
                 } else {
@@ -583,12 +577,7 @@ impl Store for LeaseFileStore {
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.
         self.forget(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
-        if let Some(next) = next
-            && let Ok(Some(file)) = self.directory.take(&claim.name)
-        {
-            self.queue.tell_second(&self.directory, &file, next);
-            self.directory.put(&claim.name, file);
-        }
+        self.queue.released(&self.directory, claim);
         self.queue.tidy();
         Ok(reply?.unwrap_or(Reply::REFUSED))
     }
@@ -644,6 +633,7 @@ impl Store for LeaseFileStore {
                 _ => Ok(Reply::REFUSED),
             })?;
         if reply.is_some_and(Reply::is_granted) {
+            self.queue.released(&self.directory, claim);
             self.forget(claim, false);
         }
         Ok(reply.unwrap_or(Reply::REFUSED))

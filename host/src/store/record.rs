@@ -31,7 +31,7 @@ const SEQUENCE_AT: usize = 8;
 const TEXT_AT: usize = 112;
 const HOST_BYTES: usize = 64;
 const COMMAND_BYTES: usize = 320;
-const QUEUE_AT: usize = 496;
+const SERVED_AT: usize = 496;
 
 /// The bytes that change from one record to the next, and what is before them.
 pub(crate) const RECORD_BYTES: usize = 1536;
@@ -47,7 +47,7 @@ pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
 
 const HELD: u32 = 1;
 const EPHEMERAL: u32 = 1 << 1;
-/// The bytes from [`QUEUE_AT`] on are no text.
+/// The bytes from [`SERVED_AT`] on are no text.
 const EXTENDED: u32 = 1 << 2;
 const TELLS: u32 = 1 << 3;
 
@@ -80,9 +80,9 @@ pub(crate) struct Record {
     pub(crate) since_wall: Duration,
     /// Who asked for it, for people.
     pub(crate) process: Arc<Process>,
-    /// The queue's mark when nobody was known to wait.
-    pub(crate) queue_empty_at: u64,
-    /// Whether the one who gave it back tells the second of those who wait.
+    /// The greatest ticket of those who do not wait any more.
+    pub(crate) served: u64,
+    /// Whether the one who gave it back tells those who wait, all but the first.
     pub(crate) tells: bool,
 }
 
@@ -93,6 +93,7 @@ pub(crate) struct Version {
     touched: u64,
     /// Whether the latest grant has not been recorded as given back.
     held: bool,
+    served: u64,
 }
 
 impl Version {
@@ -104,7 +105,13 @@ impl Version {
             sequences,
             touched: get_u64(bytes, TOUCH_AT),
             held: get_u32(bytes, latest.start + FLAGS_AT) & HELD != 0,
+            served: served_of(&bytes[latest.clone()]),
         }
+    }
+
+    /// The greatest ticket of those who do not wait any more.
+    pub(crate) fn served(self) -> u64 {
+        self.served
     }
 
     /// Whether the lock may be free now, if it was like `before` and could not be had.
@@ -281,7 +288,7 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     let flags = [
         (HELD, record.held),
         (EPHEMERAL, record.ephemeral),
-        (EXTENDED, record.queue_empty_at != 0),
+        (EXTENDED, record.served != 0),
         (TELLS, record.tells),
     ];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set);
@@ -303,7 +310,7 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     put_u16(&mut slot, 110, command.len());
     slot[TEXT_AT..][..host.len()].copy_from_slice(host.as_bytes());
     slot[TEXT_AT + host.len()..][..command.len()].copy_from_slice(command.as_bytes());
-    put_u64(&mut slot, QUEUE_AT, record.queue_empty_at);
+    put_u64(&mut slot, SERVED_AT, record.served);
     let checksum = crc32c(&slot[4..]);
     put_u32(&mut slot, 0, checksum);
     slot
@@ -322,6 +329,13 @@ fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Damage> {
 
 fn sequence_of(slot: &[u8]) -> u64 {
     get_u64(slot, SEQUENCE_AT)
+}
+
+fn served_of(slot: &[u8]) -> u64 {
+    match get_u32(slot, FLAGS_AT) & EXTENDED {
+        0 => 0,
+        _ => get_u64(slot, SERVED_AT),
+    }
 }
 
 /// Host and command.
@@ -356,10 +370,7 @@ fn decode(slot: &[u8]) -> Record {
             host: text(host),
             command: text(command),
         }),
-        queue_empty_at: match flags & EXTENDED {
-            0 => 0,
-            _ => get_u64(slot, QUEUE_AT),
-        },
+        served: served_of(slot),
         tells: flags & TELLS != 0,
     }
 }
@@ -448,7 +459,7 @@ mod tests {
                 host: "web1".to_owned(),
                 command: "rsync -a /srv /backup".to_owned(),
             }),
-            queue_empty_at: 0,
+            served: 0,
             tells: false,
         }
     }
@@ -587,7 +598,7 @@ mod tests {
             sequence: u64, held: bool, ephemeral: bool, fence: u64, last_fence: u64,
             owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
             id: u32, host in ".{0,16}", command in ".{0,80}",
-            queue_empty_at: u64, tells: bool,
+            served: u64, tells: bool,
         ) {
             let written = Record {
                 sequence, held, ephemeral, fence, last_fence, boot, time_namespace,
@@ -595,7 +606,7 @@ mod tests {
                 ttl: Some(Duration::from_nanos(ttl)),
                 ends: Duration::from_nanos(ends),
                 process: Arc::new(Process { id, host, command }),
-                queue_empty_at, tells,
+                served, tells,
                 ..record()
             };
             let slot = encode(&written);
