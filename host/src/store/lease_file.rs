@@ -70,8 +70,6 @@ struct Grant {
     process: u32,
     /// Whether it had waited.
     has_waited: bool,
-    /// Whether who gave it back before tells the one who is first in the queue now.
-    is_next_told: bool,
 }
 
 /// Which file a step is about.
@@ -290,15 +288,6 @@ impl LeaseFileStore {
         }
     }
 
-    /// Ends the place in the queue of `claim`, which was granted.
-    fn leave_queue(&self, claim: &Claim) {
-        let grants = self.grants();
-        let grant = grants.get(&claim.name).and_then(|it| it.of(claim.owner));
-        let is_next_told = grant.is_some_and(|grant| grant.is_next_told);
-        drop(grants);
-        self.queue.granted(&self.directory, claim, is_next_told);
-    }
-
     /// Whether this process says itself that the holder in `record` lives.
     fn keeps_alive(&self, name: &Name, record: &Record) -> bool {
         self.grants().get(name).is_some_and(|grant| {
@@ -328,15 +317,6 @@ impl LeaseFileStore {
         if let Some(lifeline) = lifeline {
             self.directory.put(name, lifeline);
         }
-    }
-
-    /// Whether the grant of `claim` was inherited from the process this one was forked from.
-    fn is_parents(&self, claim: &Claim) -> bool {
-        let grants = self.grants();
-        let grant = grants
-            .get(&claim.name)
-            .and_then(|grant| grant.of(claim.owner));
-        grant.is_some_and(|grant| !grant.is_ours())
     }
 }
 
@@ -374,7 +354,6 @@ struct LeaseFile<'a> {
 
 impl LeaseFile<'_> {
     fn state(&self, record: &Record) -> Result<State, FileError> {
-        let machine = Machine::this();
         if !record.held {
             return Ok(State::Free);
         }
@@ -384,6 +363,13 @@ impl LeaseFile<'_> {
                 return Ok(State::Free);
             }
         }
+        self.state_of_living(record)
+    }
+
+    /// [`state`](Self::state), of a record of a lease that is held, and by processes that live if it
+    /// ends with them.
+    fn state_of_living(&self, record: &Record) -> Result<State, FileError> {
+        let machine = Machine::this();
         if !machine.runs_since(record.boot) {
             // Whatever a file says, one who lives is one who holds.
             return Ok(if record.ephemeral {
@@ -474,7 +460,6 @@ impl LeaseFile<'_> {
             taken_over,
             process,
             has_waited: matches!(standing, Standing::First(_) | Standing::Behind(Some(_))),
-            is_next_told: before.record.as_ref().is_some_and(|record| record.tells),
         };
         let ended = self.store.grants().insert(self.name.clone(), grant);
         if let Some(ended) = ended {
@@ -527,12 +512,14 @@ impl Store for LeaseFileStore {
             return Ok(Reply::REFUSED);
         }
         loop {
+            let mut is_next_told = false;
             let reply = self.with_record(&claim.name, Which::Made, |lease, view| {
+                is_next_told = view.record.as_ref().is_some_and(|record| record.tells);
                 lease.acquire(claim, &view)
             })?;
             if let Some(reply) = reply.flatten() {
                 if reply.is_granted() {
-                    self.leave_queue(claim);
+                    self.queue.granted(&self.directory, claim, is_next_told);
                 }
                 return Ok(reply);
             }
@@ -555,16 +542,24 @@ impl Store for LeaseFileStore {
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        if self.is_parents(claim) {
-            return Ok(Reply::REFUSED);
+        let mut has_waited = false;
+        let mut lives = None;
+        if let Some(grant) = self.grants().get(&claim.name)
+            && grant.owner == claim.owner
+        {
+            if !grant.is_ours() {
+                return Ok(Reply::REFUSED);
+            }
+            has_waited = grant.has_waited;
+            lives = grant.lifeline.is_some().then_some(grant.fence);
         }
-        let grants = self.grants();
-        let grant = grants.get(&claim.name).and_then(|it| it.of(claim.owner));
-        let has_waited = grant.is_some_and(|grant| grant.has_waited);
-        drop(grants);
         let reply = self.with_record(&claim.name, Which::Held, |lease, view| match view.record {
             Some(record) if record.held && record.owner == claim.owner => {
-                let state = lease.state(&record)?;
+                let state = if lives == Some(record.fence) {
+                    lease.state_of_living(&record)?
+                } else {
+                    lease.state(&record)?
+                };
                 lease.free(&record, has_waited)?;
                 Ok(if matches!(state, State::Held { .. }) {
                     granted(&record)

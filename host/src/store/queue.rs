@@ -14,6 +14,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +75,8 @@ const SPARES: usize = 16;
 pub(crate) struct Queue {
     /// A file that is locked by programs that know of no queue.
     foreign: Option<PathBuf>,
+    /// Whether anybody has ever waited, or watched.
+    is_used: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -199,6 +202,7 @@ impl Queue {
     pub(crate) fn new(foreign: Option<PathBuf>) -> Self {
         Self {
             foreign,
+            is_used: AtomicBool::new(false),
             state: Mutex::new(State::new()),
         }
     }
@@ -535,15 +539,14 @@ impl Queue {
         }
     }
 
-    /// Nothing when nobody waits or watches, which costs no system call to tell.
+    /// Nothing when nobody has ever waited or watched.
     fn state_if_used(&self) -> Option<MutexGuard<'_, State>> {
-        let state = self.state();
-        let is_used =
-            !(state.lines.is_empty() && state.guards.is_empty() && state.spare.is_empty());
-        is_used.then_some(state)
+        // Who has a place has set it itself.
+        self.is_used.load(Ordering::Relaxed).then(|| self.state())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
+        self.is_used.store(true, Ordering::Relaxed);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.process != process::id() {
             *state = State::new();
