@@ -65,6 +65,10 @@ def main():
             case ["release"]:
                 done = time.monotonic_ns()
                 release()
+            case ["turn"]:
+                acquire()
+                done = time.monotonic_ns()
+                release()
             case ["storm", seconds, hold]:
                 done = storm(acquire, release, float(seconds), int(hold))
         print(done, flush=True)

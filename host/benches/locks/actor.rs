@@ -6,6 +6,7 @@
 //! | `pairs N`: take it and give it back, N times | for how many nanoseconds |
 //! | `acquire` | when, and which process has it |
 //! | `release` | when this was begun |
+//! | `turn`: take it and give it back | when it had it |
 //! | `storm SECONDS HOLD`: take it, hold it for HOLD µs, and give it back, again and again | how often, and the longest wait in nanoseconds |
 //! | `crowd N`: take it and give it back in N threads at once | when the last had it |
 //!
@@ -50,6 +51,12 @@ pub(crate) fn act(kind: &str, folder: &Path) -> Result<()> {
                 let began = now();
                 lock.release()?;
                 began.to_string()
+            }
+            ["turn"] => {
+                lock.acquire()?;
+                let taken = now();
+                lock.release()?;
+                taken.to_string()
             }
             ["storm", seconds, hold] => {
                 let length = Duration::from_secs_f64(seconds.parse()?);

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, flock};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags, flock, statx};
 use rustix::process::{Pid, Signal, kill_process};
 use verrou::blocking::{Lock, LockFactory};
 use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
@@ -43,6 +45,15 @@ pub(crate) fn exclusion(kind: &str, folder: &Path) -> Result<Box<dyn Exclusion>>
             file: None,
         }),
         "flock" => Box::new(Flock(file()?)),
+        "turnstile" => Box::new(Turnstile {
+            turn: File::create(folder.join("turn"))?,
+            lock: file()?,
+        }),
+        "file-calls" => Box::new(FileLockCalls::new(file()?, path.clone())),
+        "lease-calls" => Box::new(LeaseCalls {
+            calls: FileLockCalls::new(file()?, path.clone()),
+            lifeline: file()?,
+        }),
         "update" => Box::new(Update(file()?)),
         "std" => Box::new(Std(file()?)),
         "fs4" => Box::new(Fs4(file()?)),
@@ -102,6 +113,120 @@ impl Exclusion for Flock {
     }
     fn release(&mut self) -> Result<()> {
         Ok(flock(&self.0, FlockOperation::Unlock)?)
+    }
+}
+
+/// Kernel's locks in turns: who waits for the lock has the other one, for which the rest wait. Who
+/// gives it back and asks again has to wait behind them, mostly.
+struct Turnstile {
+    turn: File,
+    lock: File,
+}
+
+impl Exclusion for Turnstile {
+    fn acquire(&mut self) -> Result<()> {
+        flock(&self.turn, FlockOperation::LockExclusive)?;
+        flock(&self.lock, FlockOperation::LockExclusive)?;
+        Ok(flock(&self.turn, FlockOperation::Unlock)?)
+    }
+    fn release(&mut self) -> Result<()> {
+        Ok(flock(&self.lock, FlockOperation::Unlock)?)
+    }
+}
+
+/// What a file lock of ours that nobody else wants asks of the system, and nothing else.
+struct FileLockCalls {
+    file: File,
+    path: PathBuf,
+    bytes: [u8; 4097],
+    slot: u64,
+}
+
+impl FileLockCalls {
+    fn new(file: File, path: PathBuf) -> Self {
+        Self {
+            file,
+            path,
+            bytes: [0; 4097],
+            slot: 0,
+        }
+    }
+
+    fn is_current(&self) -> Result<()> {
+        statx(CWD, &self.path, AtFlags::empty(), StatxFlags::INO)?;
+        Ok(())
+    }
+
+    fn is_linked(&self) -> Result<()> {
+        statx(&self.file, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK)?;
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<()> {
+        self.file.read_at(&mut self.bytes, 0)?;
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<()> {
+        self.slot = 512 - self.slot;
+        Ok(self
+            .file
+            .write_all_at(&self.bytes[..512], 512 + self.slot)?)
+    }
+}
+
+impl Exclusion for FileLockCalls {
+    fn acquire(&mut self) -> Result<()> {
+        flock(&self.file, FlockOperation::NonBlockingLockExclusive)?;
+        self.is_current()?;
+        self.read()?;
+        self.write()
+    }
+    fn release(&mut self) -> Result<()> {
+        self.is_linked()?;
+        flock(&self.file, FlockOperation::Unlock)?;
+        let mut waiting = byte(libc::F_WRLCK, 1 << 62, 0);
+        fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut waiting))?;
+        Ok(())
+    }
+}
+
+/// What a lease of ours that nobody else wants asks of the system, and nothing else.
+struct LeaseCalls {
+    calls: FileLockCalls,
+    lifeline: File,
+}
+
+impl Exclusion for LeaseCalls {
+    fn acquire(&mut self) -> Result<()> {
+        flock(&self.calls.file, FlockOperation::NonBlockingLockExclusive)?;
+        self.calls.is_current()?;
+        self.calls.read()?;
+        let living = byte(libc::F_WRLCK, 1 << 40, 1);
+        fcntl(&self.lifeline, FcntlArg::F_OFD_SETLK(&living))?;
+        self.calls.write()?;
+        Ok(flock(&self.calls.file, FlockOperation::Unlock)?)
+    }
+    fn release(&mut self) -> Result<()> {
+        flock(&self.calls.file, FlockOperation::NonBlockingLockExclusive)?;
+        self.calls.is_linked()?;
+        self.calls.read()?;
+        self.calls.write()?;
+        Ok(flock(&self.calls.file, FlockOperation::Unlock)?)
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the C header has as `int` what its `struct flock` has as `short`"
+)]
+fn byte(kind: i32, start: i64, length: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
     }
 }
 

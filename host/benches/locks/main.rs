@@ -3,8 +3,8 @@
 //!
 //! `VERROU_BENCH_PYTHON` is an interpreter that has the packages of `requirements.txt`; those of
 //! `package.json` are looked for beside it; `redis-server`, `etcd`, `etcdctl` and `setlock` in
-//! `PATH`. What is not there is not measured, and that is said. `VERROU_BENCH_JSON` is where to
-//! write the figures.
+//! `PATH`; `VERROU_BENCH_COMMAND` is our command as it is released. What is not there is not measured,
+//! and that is said. `VERROU_BENCH_JSON` is where to write the figures.
 #![cfg(target_os = "linux")]
 
 mod actor;
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
 
 /// What is measured, and what to call it if it is to be measured alone:
 /// `cargo bench --package verrou-host --bench locks -- hand-over`.
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 10] = [
     ("uncontended", Bench::uncontended),
     ("start-up", |bench| {
         bench.start_up();
@@ -65,6 +65,7 @@ const PARTS: [(&str, Part); 9] = [
         bench.killed();
         Ok(())
     }),
+    ("order", Bench::order),
     ("storm-8", |bench| bench.storm(8)),
     ("storm-64", |bench| bench.storm(64)),
     ("crowds", Bench::crowds),
@@ -161,7 +162,9 @@ impl Bench {
                 ("open, flock, unlock, close", Rust("open-flock"), 1_000),
                 ("2 × (flock, pread, pwrite, unlock)", Rust("update"), 1_000),
                 ("Verrou, file lock", Rust("file"), 1_000),
+                ("  its system calls alone", Rust("file-calls"), 1_000),
                 ("Verrou, lease file", Rust("lease"), 1_000),
+                ("  its system calls alone", Rust("lease-calls"), 1_000),
                 ("std File::lock, open file", Rust("std"), 1_000),
                 ("fs4, open file", Rust("fs4"), 1_000),
                 ("fd-lock, open file", Rust("fd-lock"), 1_000),
@@ -198,8 +201,10 @@ impl Bench {
         let title = "Start-up: a command that does nothing, under a lock";
         self.report.begin(title, Unit::Nanoseconds);
         let file = self.folder.join("start-up");
+        let program = env::var_os("VERROU_BENCH_COMMAND")
+            .unwrap_or_else(|| env!("CARGO_BIN_EXE_verrou").into());
         let verrou = |kind: &str| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+            let mut command = Command::new(&program);
             let store = format!("{kind}:{}", self.folder.join(kind).display());
             command.args(["run", "start-up", "--store", &store, "--", "true"]);
             command
@@ -335,6 +340,52 @@ impl Bench {
         Ok(float(entered.saturating_sub(killed)))
     }
 
+    /// How many who wait are served before one who came before them.
+    fn order(&mut self) -> Result<()> {
+        const WAITERS: usize = 16;
+
+        self.report.begin(
+            "16 wait, one after the other: pairs served in the wrong order, of 120",
+            Unit::Pairs,
+        );
+        let subjects = [
+            ("flock, blocking", Rust("flock"), ()),
+            ("Verrou, file lock", Rust("file"), ()),
+            ("Verrou, lease file", Rust("lease"), ()),
+            ("filelock, polling 1 ms", Python("filelock-1ms"), ()),
+        ];
+        let mut all = self.actors(&subjects, WAITERS + 1);
+        let mut samples = vec![Vec::new(); all.len()];
+        for _ in 0..20 {
+            for ((_, (), actors), samples) in all.iter_mut().zip(&mut samples) {
+                let Some((holder, waiters)) = actors.split_first_mut() else {
+                    continue;
+                };
+                holder.acquire()?;
+                for waiter in waiters.iter_mut() {
+                    waiter.tell("turn")?;
+                    // Until it waits.
+                    thread::sleep(Duration::from_millis(3));
+                }
+                holder.ask("release")?;
+                let entered: Result<Vec<_>> = waiters
+                    .iter_mut()
+                    .map(|waiter| Ok(waiter.hear::<u64>()?.0))
+                    .collect();
+                let entered = entered?;
+                let wrong = |(at, time): (usize, &u64)| {
+                    entered[at..].iter().filter(|later| *later < time).count()
+                };
+                let inversions: usize = entered.iter().enumerate().map(wrong).sum();
+                samples.push(float(u64::try_from(inversions)?));
+            }
+        }
+        for ((name, ..), samples) in all.iter().zip(samples) {
+            self.report.add(name, samples, String::new());
+        }
+        Ok(())
+    }
+
     /// Many want it all the time.
     fn storm(&mut self, processes: usize) -> Result<()> {
         const SECONDS: u32 = 2;
@@ -344,6 +395,7 @@ impl Bench {
         self.report.begin(&title, Unit::GrantsPerSecond);
         let subjects = [
             ("flock, blocking", Rust("flock"), ()),
+            ("two flocks, in turns", Rust("turnstile"), ()),
             ("Verrou, file lock", Rust("file"), ()),
             ("Verrou, lease file", Rust("lease"), ()),
             ("filelock (Python)", Python("filelock"), ()),

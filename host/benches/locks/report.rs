@@ -44,6 +44,8 @@ pub(crate) enum Unit {
     GrantsPerSecond,
     #[serde(rename = "KiB")]
     Kibibytes,
+    #[serde(rename = "pairs")]
+    Pairs,
 }
 
 /// One subject.
@@ -162,5 +164,6 @@ fn show(value: f64, unit: Unit) -> String {
         Unit::Nanoseconds => format!("{:.2} s", value / 1e9),
         Unit::GrantsPerSecond => format!("{value:.0} /s"),
         Unit::Kibibytes => format!("{value:.0} KiB"),
+        Unit::Pairs => format!("{value:.0} pairs"),
     }
 }

@@ -1,7 +1,7 @@
 //! What can go wrong with a lock's file.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use verrou::{Fence, Name, StoreError};
@@ -94,14 +94,11 @@ pub enum FileError {
 }
 
 impl FileError {
-    pub(crate) fn io(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
+    /// What makes an error of one of the operating system's; the path is copied only then.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| Self::Io {
             action,
-            path,
+            path: path.to_owned(),
             source,
         }
     }

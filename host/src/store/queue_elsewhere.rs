@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use verrou::{Claim, Name};
 
-use super::directory::Directory;
+use super::directory::{Directory, View};
 use super::error::FileError;
 use super::jitter;
 use super::open_files::OpenFile;
@@ -19,23 +19,50 @@ pub(crate) const PATIENCE: Duration = Duration::ZERO;
 #[derive(Debug)]
 pub(crate) struct Queue;
 
+/// How somebody who asks for a lock stands to those who wait for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(dead_code, reason = "where there is a queue, all of them are so")]
+pub(crate) enum Standing {
+    Alone,
+    First(u64),
+    Behind(Option<u64>),
+}
+
+impl Standing {
+    pub(crate) fn served(self, before: &View) -> u64 {
+        before.served()
+    }
+}
+
 impl Queue {
     pub(crate) fn new(_foreign: Option<PathBuf>) -> Self {
         Self
     }
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
-    pub(crate) fn is_first(&self, _claim: &Claim, _file: &OpenFile) -> Result<bool, FileError> {
-        Ok(true)
+    pub(crate) fn standing(
+        &self,
+        _claim: &Claim,
+        _file: &OpenFile,
+        _view: &View,
+    ) -> Result<Standing, FileError> {
+        Ok(Standing::Alone)
     }
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
-    pub(crate) fn is_behind(&self, _claim: &Claim) -> Result<bool, FileError> {
-        Ok(false)
+    pub(crate) fn place(&self, _claim: &Claim) -> Option<bool> {
+        None
+    }
+
+    pub(crate) fn wake(_file: &OpenFile) -> Result<(), FileError> {
+        Ok(())
     }
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
-    pub(crate) fn granted(&self, _directory: &Directory, _claim: &Claim) {}
+    pub(crate) fn granted(&self, _directory: &Directory, _claim: &Claim, _is_next_told: bool) {}
+
+    #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
+    pub(crate) fn released(&self, _directory: &Directory, _claim: &Claim) {}
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
     pub(crate) fn leave(&self, _directory: &Directory, _claim: &Claim) {}

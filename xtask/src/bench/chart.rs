@@ -55,7 +55,10 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(crate) fn draw(figures: &Path, picture: &Path) -> Result<()> {
     let Figures { machine, tables } = serde_json::from_reader(File::open(figures)?)?;
     // Those that compare with others.
-    let tables: Vec<_> = tables.iter().filter(|table| table.rows.len() > 2).collect();
+    let tables: Vec<_> = tables
+        .iter()
+        .filter(|table| table.rows.len() > 2 && table.unit != "pairs")
+        .collect();
     let lines: usize = tables.iter().map(|table| table.rows.len() + 2).sum();
     let height = LINE * (i32::try_from(lines)? + 2);
     let area = SVGBackend::new(picture, (WIDTH, u32::try_from(height)?)).into_drawing_area();
@@ -70,10 +73,10 @@ pub(crate) fn draw(figures: &Path, picture: &Path) -> Result<()> {
     write(&area, &where_, 12, at, &plain)?;
     for table in tables {
         at += 2 * LINE;
-        let better = if table.unit == "nanoseconds" {
-            "shorter"
-        } else {
+        let better = if table.unit == "grants per second" {
             "longer"
+        } else {
+            "shorter"
         };
         let text = format!("{} ({better} is better, logarithmic)", table.title);
         write(&area, &text, 12, at, &title)?;
