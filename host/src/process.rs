@@ -1,5 +1,8 @@
 //! Which process this is, told without asking the system each time: that would be a tenth of what
 //! taking a free lock costs.
+//!
+//! The C library tells of its fork(2), not of a bare clone(2): who makes a process by that, and does
+//! not execute another program in it, must not use this process's locks there.
 
 /// This process's number.
 pub(crate) fn id() -> u32 {
@@ -49,7 +52,8 @@ mod imp {
                 unsafe_code,
                 reason = "nothing else tells of a fork without being asked"
             )]
-            let listens = unsafe { libc::pthread_atfork(None, Some(forked), Some(is_child)) };
+            let listens =
+                unsafe { libc::pthread_atfork(Some(forked), Some(forked), Some(is_child)) };
             if listens == 0 {
                 ID.store(std::process::id(), Ordering::Relaxed);
             }
@@ -57,6 +61,7 @@ mod imp {
         std::process::id()
     }
 
+    /// Before and after, for other threads open files meanwhile.
     extern "C" fn forked() {
         FORKS.fetch_add(1, Ordering::Relaxed);
     }

@@ -7,8 +7,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use verrou::blocking::Host;
 use verrou::{Clock, Timestamp};
 
-use crate::process;
-
 /// This machine, as a lock's [`Host`].
 ///
 /// Its [`Clock`] is the time since the machine started, suspend included (`CLOCK_BOOTTIME`), on
@@ -51,23 +49,24 @@ struct Random {
     /// How many are left.
     left: usize,
     /// A forked child has a copy, which is not its own to use.
-    forks: u32,
+    process: u32,
 }
 
 impl Random {
     const NONE: Self = Self {
         bits: [[0; 16]; 16],
         left: 0,
-        forks: 0,
+        process: 0,
     };
 
     fn take(&mut self) -> [u8; 16] {
-        let forks = process::forks();
-        if self.left == 0 || self.forks != forks {
+        // Asked of the system, however the process was made: two with one owner would both hold.
+        let process = std::process::id();
+        if self.left == 0 || self.process != process {
             getrandom::fill(self.bits.as_flattened_mut())
                 .expect("the operating system gives random numbers");
             self.left = self.bits.len();
-            self.forks = forks;
+            self.process = process;
         }
         self.left -= 1;
         // Nobody finds them here later.

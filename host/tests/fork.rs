@@ -8,17 +8,68 @@ use verrou::blocking::LockFactory;
 use verrou::{Error, Store};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System};
 
-/// Forks; the child drops its copies of a guard and of its store, and tries to release.
-///
-/// One test for both stores: this is the only thread that does anything when it forks.
+/// One test for all: this is the only thread that does anything when it forks.
 #[test]
-fn a_forked_child_releases_nothing() {
+fn a_forked_child_releases_nothing_and_keeps_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
-    stays_taken(|| LeaseFileStore::open(folder.path(), &options).unwrap());
-    stays_taken(|| FileLockStore::open(folder.path(), &options).unwrap());
+    let leases = || LeaseFileStore::open(folder.path(), &options).unwrap();
+    let locks = || FileLockStore::open(folder.path(), &options).unwrap();
+    stays_taken(leases);
+    stays_taken(locks);
+    if cfg!(target_os = "linux") {
+        ends_with_its_process(leases);
+        ends_with_its_process(locks);
+    }
 }
 
+/// A process uses the lock, forks, takes the lock again and ends: its child, which has what was open
+/// by the fork, keeps nobody from the lock.
+fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
+    use std::io::{Read, Write};
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    // SAFETY: as below; both processes end without returning.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let store = open();
+            let lock = LockFactory::new(&store, System)
+                .create_lock("between", "none")
+                .unwrap();
+            lock.acquire().unwrap();
+            lock.release().unwrap();
+            // SAFETY: as above.
+            if let ForkResult::Parent { child } = unsafe { fork() }.unwrap() {
+                lock.acquire().unwrap();
+                writer.write_all(&child.as_raw().to_ne_bytes()).unwrap();
+            } else {
+                // Until the test ends it.
+                std::thread::sleep(std::time::Duration::from_secs(60));
+            }
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            waitpid(child, None).unwrap();
+            let mut number = [0; 4];
+            reader.read_exact(&mut number).unwrap();
+            let other = open();
+            let other = LockFactory::new(&other, System)
+                .create_lock("between", "none")
+                .unwrap();
+            let taken = other.try_acquire();
+            kill(Pid::from_raw(i32::from_ne_bytes(number)), Signal::SIGKILL)
+                .expect("the forked child lives");
+            taken.unwrap();
+        }
+    }
+}
+
+/// Forks; the child drops its copies of a guard and of its store, and tries to release.
 fn stays_taken<S: Store>(open: impl Fn() -> S) {
     let store = open();
     let lock = LockFactory::new(&store, System)

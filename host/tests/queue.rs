@@ -143,6 +143,58 @@ fn who_gives_up_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_hundred_thousand_waits_leave_nothing_behind() {
+    const WAITS: usize = 100_000;
+
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let held = claim("lock");
+        assert!(is_granted(&here, &held));
+        let mut before = None;
+        for round in 0..WAITS {
+            let waiting = claim("lock");
+            queue(&there, &waiting);
+            there.give_up(&waiting);
+            // By then all is open that stays open.
+            if round == 100 {
+                before = Some((descriptors(), threads()));
+            }
+        }
+        // Other tests open files, too.
+        let (files, tasks) = before.unwrap();
+        assert!(descriptors() < files + 100 && threads() < tasks + 100);
+        here.release(&held).unwrap();
+        let last = claim("lock");
+        assert!(is_granted(&there, &last), "{kind}: nobody waits any more");
+    }
+}
+
+#[test]
+fn what_others_put_in_place_of_bells_keeps_nobody_from_the_lock() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        for bell in 0..4096 {
+            let path = folder.path().join(format!("{bell:04}.bell"));
+            match bell % 3 {
+                0 => fs::write(path, "").unwrap(),
+                1 => fs::create_dir(path).unwrap(),
+                _ => std::os::unix::fs::symlink("/dev/full", path).unwrap(),
+            }
+        }
+        let held = claim("lock");
+        assert!(is_granted(&here, &held));
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| take(&there, &claim("lock")));
+            thread::yield_now();
+            here.release(&held).unwrap();
+            waiter.join().unwrap();
+        });
+    }
+}
+
+#[test]
 fn many_threads_and_stores_hold_it_one_at_a_time() {
     const THREADS: usize = 8;
     const ROUNDS: u32 = 100;

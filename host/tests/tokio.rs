@@ -134,3 +134,43 @@ async fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() {
     given_up!(LeaseFileStore::open(folder.path(), &options).unwrap());
     given_up!(FileLockStore::open(folder.path(), &options).unwrap());
 }
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn thousands_of_tasks_wait_without_threads_and_in_order() {
+    const TASKS: usize = 3_000;
+
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let folder = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    // No test waits for that long: who waits is woken.
+    let retry = Retry::default().delay(Duration::from_mins(1)).unwrap();
+    let locks = LockFactory::new(Arc::new(store), Tokio).retry(retry);
+    let holder = locks.create_lock("lock", "none").unwrap();
+    holder.acquire().await.unwrap();
+    let before = threads();
+    let started = Arc::new(AtomicU32::new(0));
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|_| {
+            let (locks, started) = (locks.clone(), Arc::clone(&started));
+            tokio::spawn(async move {
+                let lock = locks.create_lock("lock", "none").unwrap();
+                started.fetch_add(1, Ordering::Relaxed);
+                let lease = lock.acquire().await.unwrap();
+                lock.release().await.unwrap();
+                lease.fence()
+            })
+        })
+        .collect();
+    while started.load(Ordering::Relaxed) < u32::try_from(TASKS).unwrap() {
+        tokio::task::yield_now().await;
+    }
+    // The one that serves them all, and those of the tests beside this one.
+    assert!(threads() < before + 20);
+    holder.release().await.unwrap();
+    let mut fences = Vec::new();
+    for task in tasks {
+        fences.push(task.await.unwrap());
+    }
+    assert!(fences.is_sorted(), "who came first was served first");
+}

@@ -132,6 +132,13 @@ impl Listener {
     /// Waits until there is news, but until `until` at most.
     pub(crate) fn wait(&self, until: Instant) -> Option<News> {
         let mut state = self.events.state();
+        // Of a task that has given up.
+        let waker = state.listener(self.id).and_then(|it| it.waker.take());
+        if waker.is_some() {
+            drop(state);
+            drop(waker);
+            state = self.events.state();
+        }
         let news = loop {
             let news = state.take_news(self.id);
             if news.is_some() {
@@ -161,7 +168,9 @@ impl Listener {
         if !state.is_read {
             state = self.events.read(state, Duration::ZERO);
         }
-        state.take_news(self.id).is_some()
+        let has_news = state.take_news(self.id).is_some();
+        state.hand_on();
+        has_news
     }
 
     /// [`wait`](Self::wait), for a task.
@@ -172,8 +181,9 @@ impl Listener {
             return Poll::Ready(news);
         }
         let first = state.alarms.first().map(|(due, _)| *due);
+        let mut before = None;
         if let Some(listener) = state.listener(self.id) {
-            listener.waker = Some(context.waker().clone());
+            before = listener.waker.replace(context.waker().clone());
             let previous = listener.alarm.replace(until);
             if previous != Some(until) {
                 if let Some(previous) = previous {
@@ -190,16 +200,21 @@ impl Listener {
         } else if first.is_none_or(|first| until < first) {
             self.events.interrupt(&state);
         }
+        // A waker is a stranger's code.
+        drop(state);
+        drop(before);
         Poll::Pending
     }
 
     /// Is news for this listener by itself.
     pub(crate) fn ring(&self) {
         let mut state = self.events.state();
-        if let Some(wakes) = state.ring(self.id, News::Written) {
+        let wakes = state.ring(self.id, News::Written);
+        self.events.interrupt(&state);
+        drop(state);
+        if let Some(wakes) = wakes {
             wakes.wake();
         }
-        self.events.interrupt(&state);
     }
 }
 

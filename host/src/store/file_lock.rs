@@ -20,7 +20,7 @@ use super::file_events::Listener;
 use super::lease_file::{granted, holder};
 use super::machine::Machine;
 use super::open_files::{OpenFile, OpenFiles};
-use super::queue::{PATIENCE, Queue, Standing};
+use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, kernel_lock, os};
 use crate::{System, process};
@@ -328,7 +328,7 @@ impl FileLockStore {
             }),
             is_shared: false,
             is_contended: !is_alone,
-            has_waited: matches!(standing, Standing::First(_) | Standing::Behind(Some(_))),
+            has_waited: standing.waits(),
             is_next_told: before.record.is_some_and(|record| record.tells),
             recorded_end: None,
         };
@@ -366,9 +366,10 @@ impl FileLockStore {
             let before = self.directory.read(record_file, name)?;
             let standing = self.queue.standing(claim, record_file, &before)?;
             record_file.set_contended(standing != Standing::Alone);
-            if matches!(standing, Standing::Behind(_))
+            let patience = standing.patience();
+            if !patience.is_zero()
                 && let Some(record) = &before.record
-                && (record.held || record.ended_within(PATIENCE, self.now()))
+                && (record.held || record.ended_within(patience, self.now()))
             {
                 if record.held {
                     // Its holder could not say so, or knew of nobody who waits.
@@ -405,8 +406,7 @@ impl FileLockStore {
         };
         let standing = self.queue.standing(claim, file, &view)?;
         let ended = view.record.filter(|record| !record.held);
-        Ok(matches!(standing, Standing::Behind(_))
-            && ended.is_some_and(|record| record.ended_within(PATIENCE, self.now())))
+        Ok(ended.is_some_and(|record| record.ended_within(standing.patience(), self.now())))
     }
 
     /// Who has the kernel's lock of `name` that this value does not hold.

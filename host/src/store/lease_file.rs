@@ -25,7 +25,7 @@ use super::file_events::Listener;
 use super::kernel_lock::Guarded;
 use super::machine::Machine;
 use super::open_files::OpenFile;
-use super::queue::{PATIENCE, Queue, Standing};
+use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness};
 use crate::{System, process};
@@ -235,10 +235,11 @@ impl LeaseFileStore {
                 file: &file,
                 name: &claim.name,
             };
-            Ok(matches!(standing, Standing::Behind(_))
+            let patience = standing.patience();
+            Ok(!patience.is_zero()
                 && record.owner != claim.owner
                 && (matches!(lease.state(record), Ok(State::Held { .. }))
-                    || record.ended_within(PATIENCE, self.clock.now().since_start()))
+                    || record.ended_within(patience, self.clock.now().since_start()))
                 && file.is_current()?)
         };
         let is_anothers = is_anothers();
@@ -412,7 +413,7 @@ impl LeaseFile<'_> {
                 // Only the first in the queue is to look again when the time has passed.
                 State::Held { remaining } => {
                     let standing = queue.standing(claim, self.file, before)?;
-                    let is_behind = matches!(standing, Standing::Behind(Some(_)));
+                    let is_behind = standing.waits() && !standing.patience().is_zero();
                     let remaining = remaining.filter(|_| !is_behind);
                     return Ok(Some(Reply::Refused { remaining }));
                 }
@@ -425,7 +426,8 @@ impl LeaseFile<'_> {
         }
         let standing = queue.standing(claim, self.file, before)?;
         self.file.set_contended(standing != Standing::Alone);
-        if matches!(standing, Standing::Behind(_))
+        let patience = standing.patience();
+        if !patience.is_zero()
             && let Some(record) = &before.record
         {
             let now = self.now();
@@ -434,7 +436,7 @@ impl LeaseFile<'_> {
                 self.free(record, false)?;
                 return Ok(Some(Reply::REFUSED));
             }
-            if record.ended_within(PATIENCE, now) {
+            if record.ended_within(patience, now) {
                 return Ok(Some(Reply::REFUSED));
             }
         }
@@ -459,7 +461,7 @@ impl LeaseFile<'_> {
             is_shared: false,
             taken_over,
             process,
-            has_waited: matches!(standing, Standing::First(_) | Standing::Behind(Some(_))),
+            has_waited: standing.waits(),
         };
         let ended = self.store.grants().insert(self.name.clone(), grant);
         if let Some(ended) = ended {
@@ -572,6 +574,13 @@ impl Store for LeaseFileStore {
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.
         self.forget(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
+        if reply.is_err()
+            && let Ok(Some(file)) = self.directory.take(&claim.name)
+        {
+            // Nothing else tells who waits.
+            let _ = Queue::wake(&file);
+            self.directory.put(&claim.name, file);
+        }
         self.queue.released(&self.directory, claim);
         self.queue.tidy();
         Ok(reply?.unwrap_or(Reply::REFUSED))

@@ -34,7 +34,7 @@ use super::record::Version;
 use crate::process;
 
 /// For how long a lock that was given back is kept for the first in its queue.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long is waited at most without a look, should an event be lost.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -87,6 +87,8 @@ pub(crate) enum Standing {
     Alone,
     /// It waits, with this ticket, and nobody before it.
     First(u64),
+    /// It waits, with this ticket, and one came before.
+    Second(u64),
     /// Others came before; its ticket, if it waits.
     Behind(Option<u64>),
 }
@@ -96,9 +98,26 @@ impl Standing {
     /// file says `before`.
     pub(crate) fn served(self, before: &View) -> u64 {
         match self {
-            Self::Alone => before.mark,
-            Self::First(ticket) | Self::Behind(Some(ticket)) => ticket.max(before.served()),
+            Self::Alone => before.mark.max(before.served()),
+            Self::First(ticket) | Self::Second(ticket) | Self::Behind(Some(ticket)) => {
+                ticket.max(before.served())
+            }
             Self::Behind(None) => before.served(),
+        }
+    }
+
+    /// Whether it waits.
+    pub(crate) fn waits(self) -> bool {
+        !matches!(self, Self::Alone | Self::Behind(None))
+    }
+
+    /// For how long a lock that was given back is kept from it. Should the first not come, the second
+    /// takes it; should that one not come either, anybody does.
+    pub(crate) fn patience(self) -> Duration {
+        match self {
+            Self::Alone | Self::First(_) => Duration::ZERO,
+            Self::Second(_) => PATIENCE,
+            Self::Behind(_) => 2 * PATIENCE,
         }
     }
 }
@@ -111,6 +130,8 @@ struct State {
     /// Of those who have just left, with the bell that each listens to, to be used again: beginning
     /// to listen, and ending it, takes the kernel longer than a grant.
     spare: Vec<(Arc<Bell>, Arc<Listener>)>,
+    /// Of those whose file was replaced, to be told.
+    displaced: Vec<Arc<Listener>>,
     /// Those who hold a lock and want to know should they lose it.
     guards: HashMap<Owner, Arc<Listener>>,
     /// Our bells, each for some of all names, and their numbers. Whoever listens hears them being
@@ -217,8 +238,11 @@ impl Queue {
         if let Some(state) = self.state_if_used()
             && let Some((line, ticket)) = state.place_of(claim)
         {
-            return Ok(if line.is_first(ticket, view.served())? {
+            let served = view.served();
+            return Ok(if line.is_first(ticket, served)? {
                 Standing::First(ticket)
+            } else if line.is_second(ticket, served)? {
+                Standing::Second(ticket)
             } else {
                 Standing::Behind(Some(ticket))
             });
@@ -256,6 +280,11 @@ impl Queue {
         let Some((ticket, own)) = line.end_place(claim.owner) else {
             return;
         };
+        // Who has not given it back has lost it.
+        let lost = line.granted.extract_if(|_, lost| *lost < ticket);
+        for (_, lost) in lost.collect::<Vec<_>>() {
+            line.unlock(lost);
+        }
         line.granted.insert(claim.owner, ticket);
         let bell = Arc::clone(&line.bell);
         let first = line.first_after(ticket, is_next_told);
@@ -282,12 +311,15 @@ impl Queue {
             return;
         };
         line.unlock(ticket);
+        // It may have become the first in this process when nobody told it.
+        let first = line.places.first_key_value();
+        let first = first.and_then(|(_, place)| place.listener.clone());
         // Whoever is not told looks by itself.
         let second = line.second_after(ticket).ok().flatten();
-        let here = state.tell(directory, second);
+        let second = state.tell(directory, second);
         state.remove_line_if_empty(directory, &claim.name);
         drop(state);
-        if let Some(listener) = here {
+        for listener in [first, second].into_iter().flatten() {
             listener.ring();
         }
     }
@@ -324,10 +356,9 @@ impl Queue {
     /// Lets those who were granted a lock listen to their bells alone, now that nobody waits for
     /// that.
     pub(crate) fn tidy(&self) {
+        // Nobody takes them meanwhile.
         if let Some(state) = self.state_if_used() {
-            let spare = state.spare.clone();
-            drop(state);
-            for (_, listener) in spare {
+            for (_, listener) in &state.spare {
                 listener.watch(std::iter::empty()).ok();
             }
         }
@@ -487,10 +518,17 @@ impl Queue {
 
     /// What the owner of `claim` is to do next.
     fn next(&self, directory: &Directory, claim: &Claim) -> Next {
+        let mut state = self.state();
         // What keeps it from listening keeps it from nothing else.
-        self.state()
+        let next = state
             .next(directory, self.foreign.is_some(), claim)
-            .unwrap_or_else(|_| Next::Pause(jitter(BLIND_WAIT)))
+            .unwrap_or_else(|_| Next::Pause(jitter(BLIND_WAIT)));
+        let displaced = std::mem::take(&mut state.displaced);
+        drop(state);
+        for listener in displaced {
+            listener.ring();
+        }
+        next
     }
 
     /// The owner of `claim` has looked at the file, and `seen` that it is like this now, if it has
@@ -561,6 +599,7 @@ impl State {
             process: process::id(),
             lines: HashMap::new(),
             spare: Vec::new(),
+            displaced: Vec::new(),
             guards: HashMap::new(),
             bells: HashMap::new(),
             others_bells: LruCache::new(OTHERS_BELLS),
@@ -699,9 +738,8 @@ impl State {
                 }
             } else {
                 // Another file counts now, and so does its queue.
-                for listener in self.remove_line(directory, &claim.name) {
-                    listener.ring();
-                }
+                let displaced = self.remove_line(directory, &claim.name);
+                self.displaced.extend(displaced);
             }
         }
         let line = match self.lines.entry(claim.name.clone()) {
@@ -915,6 +953,9 @@ impl Line {
     /// Whether no more than one, of another process, is before `ticket`, which is the first of this
     /// one.
     fn is_second(&self, ticket: u64, served: u64) -> Result<bool, FileError> {
+        if self.places.range(..ticket).next().is_some() {
+            return Ok(false);
+        }
         match any_ticket(&self.file, served + 1, Some(ticket))? {
             None => Ok(true),
             Some(ahead) => Ok(
@@ -946,26 +987,49 @@ impl Line {
 
     /// Locks a ticket after all others, and notes that there is one.
     fn append(&self) -> Result<u64, FileError> {
+        let served = directory::version(&self.file)?.served();
         let here = self.places.last_key_value().map_or(0, |(&last, _)| last);
-        let mut last = here.max(directory::queue_mark(&self.file)?);
+        let mut last = here.max(served).max(directory::queue_mark(&self.file)?);
         loop {
             let ticket = self.ticket_after(last);
-            let byte = byte_of(ticket);
             let failed = || FileError::io("lock a byte of this file", self.file.path());
-            if !byte_lock::try_lock(self.file.file(), byte.start).map_err(failed())? {
+            if !byte_lock::try_lock(self.file.file(), byte_of(ticket).start).map_err(failed())? {
                 last = ticket;
                 continue;
             }
-            let mark = directory::queue_mark(&self.file)?;
-            if mark < ticket {
-                directory::mark_queue(&self.file, ticket)?;
-            } else if self.ticket_after(mark) != ticket + u64::from(BELLS) {
-                // Others came meanwhile, and again others after them.
-                byte_lock::unlock(self.file.file(), byte).map_err(failed())?;
-                last = mark;
-                continue;
+            match self.mark(ticket) {
+                Ok(None) => return Ok(ticket),
+                // Others came meanwhile.
+                Ok(Some(later)) => {
+                    self.unlock(ticket);
+                    last = later;
+                }
+                Err(err) => {
+                    self.unlock(ticket);
+                    return Err(err);
+                }
             }
-            return Ok(ticket);
+        }
+    }
+
+    /// Lets the queue's mark be `ticket`, or a later one that is there when it is written; returns
+    /// instead a later one that was there before.
+    fn mark(&self, ticket: u64) -> Result<Option<u64>, FileError> {
+        let mark = directory::queue_mark(&self.file)?;
+        if ticket <= mark {
+            return Ok(Some(mark));
+        }
+        if let Some(later) = any_ticket(&self.file, ticket + 1, None)? {
+            return Ok(Some(later.end - 1));
+        }
+        let mut last = ticket;
+        loop {
+            directory::mark_queue(&self.file, last)?;
+            match any_ticket(&self.file, last + 1, None)? {
+                // Its mark may have been written before.
+                Some(later) => last = later.end - 1,
+                None => return Ok(None),
+            }
         }
     }
 
@@ -1058,9 +1122,13 @@ fn free_bell(directory: &Directory, some_names: u32) -> Result<(u32, Arc<Bell>),
         .wrapping_add(some_names);
     for next in 0..BELLS {
         let number = first.wrapping_add(next) % BELLS;
-        let bell = open_bell(directory, number)?;
-        if bell.claim() {
-            return Ok((number, Arc::new(bell)));
+        match open_bell(directory, number) {
+            Ok(bell) if bell.claim() => return Ok((number, Arc::new(bell))),
+            // It is another's, or somebody has put something else there.
+            Ok(_) | Err(FileError::Suspicious { .. }) => {}
+            Err(FileError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied => {}
+            Err(err) => return Err(err),
         }
     }
     let (folder, _) = directory.place();

@@ -12,9 +12,6 @@ use super::error::FileError;
 use super::jitter;
 use super::open_files::OpenFile;
 
-/// For how long a lock that was given back is kept for the first in its queue.
-pub(crate) const PATIENCE: Duration = Duration::ZERO;
-
 /// Those who wait, of whom nothing is known.
 #[derive(Debug)]
 pub(crate) struct Queue;
@@ -25,12 +22,21 @@ pub(crate) struct Queue;
 pub(crate) enum Standing {
     Alone,
     First(u64),
+    Second(u64),
     Behind(Option<u64>),
 }
 
 impl Standing {
     pub(crate) fn served(self, before: &View) -> u64 {
         before.served()
+    }
+
+    pub(crate) fn waits(self) -> bool {
+        false
+    }
+
+    pub(crate) fn patience(self) -> Duration {
+        Duration::ZERO
     }
 }
 

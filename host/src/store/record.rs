@@ -334,7 +334,8 @@ fn sequence_of(slot: &[u8]) -> u64 {
 fn served_of(slot: &[u8]) -> u64 {
     match get_u32(slot, FLAGS_AT) & EXTENDED {
         0 => 0,
-        _ => get_u64(slot, SERVED_AT),
+        // As of the mark.
+        _ => get_u64(slot, SERVED_AT) % (1 << 60),
     }
 }
 
@@ -598,7 +599,7 @@ mod tests {
             sequence: u64, held: bool, ephemeral: bool, fence: u64, last_fence: u64,
             owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
             id: u32, host in ".{0,16}", command in ".{0,80}",
-            served: u64, tells: bool,
+            served in 0u64..1 << 60, tells: bool,
         ) {
             let written = Record {
                 sequence, held, ephemeral, fence, last_fence, boot, time_namespace,
