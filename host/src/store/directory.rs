@@ -233,6 +233,14 @@ impl Directory {
                 let record = record::read(self.kind, name, bytes, runs_since)
                     .map_err(damaged)?
                     .map(Arc::new);
+                if file.is_contended() {
+                    // It will have changed until it is read again.
+                    *remembered = None;
+                    return Ok(View {
+                        record,
+                        mark: record::mark_of(bytes),
+                    });
+                }
                 let mut known = Box::new([0; FILE_BYTES]);
                 known.copy_from_slice(bytes);
                 *remembered = Some(Remembered {
