@@ -47,7 +47,7 @@ fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
                 writer.write_all(&child.as_raw().to_ne_bytes()).unwrap();
             } else {
                 // Until the test ends it.
-                std::thread::sleep(std::time::Duration::from_secs(60));
+                std::thread::sleep(std::time::Duration::from_mins(1));
             }
             // SAFETY: as below.
             unsafe { nix::libc::_exit(0) }

@@ -262,6 +262,10 @@ fn waiting(place: &Place) -> u64 {
 /// How many bytes of `file` from `start` on and before `end` are locked.
 ///
 /// Each is asked for: what `/proc/locks` lists while others lock and unlock is not all there is.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the C header has as `int` what its `struct flock` has as `short`"
+)]
 fn locked_bytes(file: &fs::File, start: i64, end: i64) -> u64 {
     if start >= end {
         return 0;

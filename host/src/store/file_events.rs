@@ -490,16 +490,12 @@ impl State {
     /// Lets `id` hear `bell`; returns whether it is the first to.
     fn attune(&mut self, bell: &Arc<Bell>, id: u64) -> bool {
         let known = self.bells.iter_mut().find(|(it, _)| Arc::ptr_eq(it, bell));
-        match known {
-            Some((_, ids)) => {
-                ids.push(id);
-                false
-            }
-            None => {
-                self.bells.push((Arc::clone(bell), vec![id]));
-                true
-            }
+        if let Some((_, ids)) = known {
+            ids.push(id);
+            return false;
         }
+        self.bells.push((Arc::clone(bell), vec![id]));
+        true
     }
 
     /// Lets `id` hear `bell` no more.

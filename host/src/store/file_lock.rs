@@ -94,10 +94,8 @@ struct Grant {
     record: Arc<Record>,
     /// Whether others have a duplicate of the locked descriptor.
     is_shared: bool,
-    /// Whether others waited for it when it was granted.
-    is_contended: bool,
-    /// Whether it had waited itself.
-    has_waited: bool,
+    /// How it stood to those who waited when it was granted.
+    standing: Standing,
     /// Whether who gave it back before tells the one who is first now.
     is_next_told: bool,
     /// When its end was recorded.
@@ -211,9 +209,11 @@ impl FileLockStore {
     /// Waits until nobody holds `name`, or something keeps that from being told, but at most
     /// `at_most`; for those who are not to have a place among the ones who wait.
     pub fn watch(&self, name: &Name, at_most: Duration) {
-        self.queue.overhear(&self.directory, name, at_most, || {
-            !matches!(self.inspect(name), Ok(Some(_)))
-        });
+        // Who gives a lock back that nobody waits for changes nothing in its file.
+        self.queue
+            .overhear(&self.directory, name, at_most, false, || {
+                !matches!(self.inspect(name), Ok(Some(_)))
+            });
     }
 
     /// [`Store::wait`], for a task.
@@ -281,14 +281,14 @@ impl FileLockStore {
             mut locked,
             recorded,
             is_shared,
-            is_contended,
+            standing,
             recorded_end,
             ..
         } = grant;
         let file = locked.unlock();
         // Who was woken by the record may have looked in vain since.
         let is_late = || recorded_end.is_none_or(|it| it.elapsed() > LATE);
-        if (!is_contended || is_late())
+        if (standing == Standing::Alone || is_late())
             && let Some(file) = recorded.as_ref().or(file.as_ref())
         {
             // What cannot be told now, those who wait find out by themselves.
@@ -315,7 +315,6 @@ impl FileLockStore {
         else {
             return Ok(None);
         };
-        let is_alone = standing == Standing::Alone;
         let record =
             self.directory
                 .new_record(claim, &before, standing.served(&before), self.now())?;
@@ -327,8 +326,7 @@ impl FileLockStore {
                 ..record
             }),
             is_shared: false,
-            is_contended: !is_alone,
-            has_waited: standing.waits(),
+            standing,
             is_next_told: before.record.is_some_and(|record| record.tells),
             recorded_end: None,
         };
@@ -482,7 +480,7 @@ impl Grant {
     fn record_end(&mut self, now: Duration) {
         self.recorded_end = Some(Instant::now());
         let record = Record {
-            tells: self.has_waited,
+            tells: self.standing.waits(),
             ..self.record.ended(now)
         };
         let _ = self.write(&Arc::new(record));
@@ -612,7 +610,7 @@ impl Store for FileLockStore {
         let current = grant.locked.is_linked();
         // With another file at its path, the record may be another's by now. Those who do not wait
         // need not know: the lock is free when the kernel says so.
-        if grant.is_contended && matches!(current, Ok(true)) {
+        if grant.standing != Standing::Alone && matches!(current, Ok(true)) {
             grant.record_end(self.now());
         }
         // Whatever else fails, it is unlocked.

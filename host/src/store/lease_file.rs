@@ -167,9 +167,10 @@ impl LeaseFileStore {
     /// Waits until nobody holds `name`, or something keeps that from being told, but at most
     /// `at_most`; for those who are not to have a place among the ones who wait.
     pub fn watch(&self, name: &Name, at_most: Duration) {
-        self.queue.overhear(&self.directory, name, at_most, || {
-            !matches!(self.inspect(name), Ok(Some(_)))
-        });
+        self.queue
+            .overhear(&self.directory, name, at_most, true, || {
+                !matches!(self.inspect(name), Ok(Some(_)))
+            });
     }
 
     /// [`Store::wait`], for a task.

@@ -311,11 +311,10 @@ impl Queue {
             return;
         };
         line.unlock(ticket);
-        // It may have become the first in this process when nobody told it.
-        let first = line.places.first_key_value();
-        let first = first.and_then(|(_, place)| place.listener.clone());
         // Whoever is not told looks by itself.
-        let second = line.second_after(ticket).ok().flatten();
+        let (first, second) = line.two_after(ticket).unwrap_or_default();
+        // One of this process may have come first when another process ended, which tells nobody.
+        let first = first.and_then(|first| line.places.get(&first)?.listener.clone());
         let second = state.tell(directory, second);
         state.remove_line_if_empty(directory, &claim.name);
         drop(state);
@@ -438,12 +437,14 @@ impl Queue {
     }
 
     /// Waits until something happens to the lock `name`, but at most `at_most`, without a place.
-    /// `is_over` is asked when it can be told what happens.
+    /// `is_over` is asked when it can be told what happens, and `hears_all` says whether the file tells
+    /// of everything that happens to the lock.
     pub(crate) fn overhear(
         &self,
         directory: &Directory,
         name: &Name,
         at_most: Duration,
+        hears_all: bool,
         is_over: impl Fn() -> bool,
     ) {
         let end = Instant::now() + at_most.min(LONGEST_WAIT);
@@ -452,7 +453,7 @@ impl Queue {
         while !is_over() && Instant::now() < end {
             let pause = match pause_after(looks) {
                 Some(pause) => pause,
-                None if listener.is_ok() && self.foreign.is_none() => LONGEST_WAIT,
+                None if hears_all && listener.is_ok() => LONGEST_WAIT,
                 None => jitter(BLIND_WAIT),
             };
             looks = looks.saturating_add(1);
@@ -538,15 +539,14 @@ impl Queue {
         let Some((file, place)) = state.place_mut(claim) else {
             return Then::Ask;
         };
-        place.stage = match seen {
-            Some(version) => Stage::Staring(version),
-            None => {
-                let path = directory.path_of(&claim.name);
-                let paths = [Some(path.as_path()), self.foreign.as_deref()];
-                match place.listen(&file, paths.into_iter().flatten()) {
-                    Ok(version) => Stage::Listening { version, looks: 0 },
-                    Err(_) => Stage::Blind,
-                }
+        place.stage = if let Some(version) = seen {
+            Stage::Staring(version)
+        } else {
+            let path = directory.path_of(&claim.name);
+            let paths = [Some(path.as_path()), self.foreign.as_deref()];
+            match place.listen(&file, paths.into_iter().flatten()) {
+                Ok(version) => Stage::Listening { version, looks: 0 },
+                Err(_) => Stage::Blind,
             }
         };
         // What has happened by now is not heard of.
@@ -876,9 +876,9 @@ impl Line {
         let _ = byte_lock::unlock(self.file.file(), byte_of(ticket));
     }
 
-    /// Who is the second of those who wait when the lock that was granted to `ticket` has been given
-    /// back.
-    fn second_after(&self, ticket: u64) -> Result<Option<First>, FileError> {
+    /// The ticket of the first of those who wait when the lock that was granted to `ticket` has been
+    /// given back, and who is the second.
+    fn two_after(&self, ticket: u64) -> Result<(Option<u64>, Option<First>), FileError> {
         loop {
             let served = directory::version(&self.file)?.served();
             // Who was the first may have been granted it already, and given it back.
@@ -893,7 +893,8 @@ impl Line {
             if directory::version(&self.file)?.served() != served {
                 continue;
             }
-            return Ok(first.and_then(|first| self.first_after(first, false)));
+            let second = first.and_then(|first| self.first_after(first, false));
+            return Ok((first, second));
         }
     }
 

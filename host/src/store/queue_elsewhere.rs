@@ -111,6 +111,7 @@ impl Queue {
         _directory: &Directory,
         _name: &Name,
         at_most: Duration,
+        _hears_all: bool,
         is_over: impl Fn() -> bool,
     ) {
         let began = Instant::now();

@@ -497,6 +497,32 @@ mod tests {
     }
 
     #[test]
+    fn files_of_version_1_that_were_waited_for_stay_readable() {
+        let golden = include_bytes!("../../tests/golden/lease-v1-waited-for.lease");
+        let before = Record {
+            sequence: 40,
+            held: false,
+            ephemeral: false,
+            fence: 1041,
+            served: 8195,
+            tells: true,
+            ..record()
+        };
+        let held = Record {
+            served: 12_291,
+            ..record()
+        };
+        let mut expected = file(&[&before, &held]);
+        expected[MARK_AT..TOUCH_AT].copy_from_slice(&16_387u64.to_le_bytes());
+        expected[TOUCH_AT..CHANGING_BYTES].copy_from_slice(&123_456_789u64.to_le_bytes());
+        assert_eq!(golden[..], expected);
+        assert_eq!(read_lease(golden), Ok(Some(held)));
+        assert_eq!(mark_of(golden), 16_387);
+        let version = Version::of(golden);
+        assert!(version.is_held() && version.served() == 12_291);
+    }
+
+    #[test]
     fn the_record_with_the_greater_sequence_counts() {
         let free = Record {
             sequence: 42,
