@@ -2,10 +2,11 @@
 //!
 //! A place in the queue is a byte of the lock's file, far past its end, locked for as long as its
 //! owner waits: a byte after all that are locked. The kernel unlocks it when the process ends.
-//! Whoever leaves the queue as the first of it rings for the one who is first then: it writes to
-//! that one's *bell*, a pipe that its process reads. The first in the queue looks at the
-//! lock's file for some microseconds, for that is when locks that are held for moments are given
-//! back, and listens to it then. So what gives a lock back wakes one process. See `FORMAT.md`.
+//!
+//! The first in the queue looks at the lock's file for some microseconds, for that is when locks that
+//! are held for moments are given back, and listens to it then. Everyone else sleeps until its *bell*
+//! is rung, a pipe that its process reads. Whoever gives a lock back rings for the second, so that it
+//! is awake when it is the first. So what gives a lock back wakes one process. See `FORMAT.md`.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
