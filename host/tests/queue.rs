@@ -115,6 +115,31 @@ fn a_lock_is_kept_for_the_first_but_not_for_long() {
 }
 
 #[test]
+fn should_the_first_two_not_come_anybody_has_the_lock_later() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let waiting = [(); 3].map(|()| claim("lock"));
+        let held = claim("lock");
+        assert!(is_granted(&here, &held));
+        for claim in &waiting {
+            queue(&there, claim);
+        }
+        let released = Instant::now();
+        here.release(&held).unwrap();
+        let [first, second, third] = waiting;
+        take(&there, &third);
+        assert!(released.elapsed() >= Duration::from_millis(400), "{kind}");
+        there.release(&third).unwrap();
+        // They have not lost their places by that.
+        take(&there, &first);
+        assert!(!is_granted(&there, &second), "{kind}");
+        there.release(&first).unwrap();
+        take(&there, &second);
+    }
+}
+
+#[test]
 fn who_gives_up_leaves_nothing_behind() {
     for kind in KINDS {
         let folder = tempfile::tempdir().unwrap();

@@ -89,7 +89,7 @@ pub(crate) fn draw(figures: &Path, picture: &Path) -> Result<()> {
             // The shortest bar is there, too.
             let share = (2.0 * row.median / least).ln() / (2.0 * most / least).ln();
             let end = LABELS + pixels(BARS * share);
-            let color = if row.name.starts_with("Verrou") {
+            let color = if row.name.to_lowercase().starts_with("verrou") {
                 OURS
             } else {
                 OTHERS
