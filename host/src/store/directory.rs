@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use data_encoding::BASE32_NOPAD;
 use sha2::{Digest, Sha256};
+use verrou::blocking::Host;
 use verrou::{Claim, Clock, Holder, Name, Process, StoreError};
 
 use super::counter::Counter;
@@ -119,8 +120,8 @@ impl Directory {
         OpenFile::new(self.open_or_create(&path, name)?, path)
     }
 
-    /// Another open file description of `file`, which no forked child has, and which is the lock `name`'s; `None` when there is
-    /// another file at its path.
+    /// Another open file description of `file`, which is the lock `name`'s, and which no forked child
+    /// has; `None` when there is another file at its path.
     pub(crate) fn take_another(
         &self,
         name: &Name,
@@ -417,10 +418,11 @@ pub(crate) fn version(file: &OpenFile) -> Result<Version, FileError> {
     Ok(Version::of(changing_bytes(file, &mut buffer)?))
 }
 
-/// The queue's mark: the ticket that was last given to somebody.
-pub(crate) fn queue_mark(file: &OpenFile) -> Result<u64, FileError> {
+/// The greatest ticket that `file` says was given to somebody.
+pub(crate) fn last_ticket(file: &OpenFile) -> Result<u64, FileError> {
     let mut buffer = [0; CHANGING_BYTES];
-    Ok(record::mark_of(changing_bytes(file, &mut buffer)?))
+    let bytes = changing_bytes(file, &mut buffer)?;
+    Ok(record::mark_of(bytes).max(Version::of(bytes).served()))
 }
 
 /// Notes that somebody was given `ticket`.
@@ -453,10 +455,8 @@ fn changing_bytes<'a>(
 
 /// The wall clock since the start of 1970, in the milliseconds that a record has.
 pub(super) fn wall_clock() -> Duration {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Duration::from_millis(now.as_millis().try_into().unwrap_or(u64::MAX))
+    let now = System.wall_clock().as_millis();
+    Duration::from_millis(now.try_into().unwrap_or(u64::MAX))
 }
 
 /// Refuses a folder on whose file system locks are not to be trusted.

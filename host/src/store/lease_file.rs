@@ -74,9 +74,9 @@ struct Grant {
 
 /// Which file a step is about.
 #[derive(Clone, Copy)]
-enum Which {
-    /// The one at its path, made if need be.
-    Made,
+enum Which<'a> {
+    /// The one at its path, made if need be, unless the lease is seen to be another's.
+    Wanted(&'a Claim),
     /// The one at its path, if there is one.
     There,
     /// That of a lease that is to end: also one that somebody has moved, for less than it costs to
@@ -209,79 +209,47 @@ impl LeaseFileStore {
         holds
     }
 
-    /// Whether the lease is another's, or kept for another than the owner of `claim`, who need not
-    /// keep anybody from the file then; as far as that can be told in passing.
-    fn is_anothers(&self, claim: &Claim) -> Result<bool, FileError> {
-        let place = self.queue.place(claim);
-        if place == Some(true) {
-            return Ok(false);
-        }
-        let Some(file) = self.directory.take(&claim.name)? else {
-            return Ok(false);
-        };
-        let is_anothers = || {
-            if place.is_none() && !file.is_contended() {
-                return Ok(false);
-            }
-            // What cannot be read now is being written.
-            let Ok(view) = self.directory.read(&file, &claim.name) else {
-                return Ok(false);
-            };
-            let standing = self.queue.standing(claim, &file, &view)?;
-            let Some(record) = &view.record else {
-                return Ok(false);
-            };
-            let lease = LeaseFile {
-                store: self,
-                file: &file,
-                name: &claim.name,
-            };
-            let patience = standing.patience();
-            Ok(!patience.is_zero()
-                && record.owner != claim.owner
-                && (matches!(lease.state(record), Ok(State::Held { .. }))
-                    || record.ended_within(patience, self.clock.now().since_start()))
-                && file.is_current()?)
-        };
-        let is_anothers = is_anothers();
-        self.directory.put(&claim.name, file);
-        is_anothers
-    }
-
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does `step` with the file of `name` and what it says, while nobody else does.
     ///
-    /// `Ok(None)` when there is no such file and none is to be made.
+    /// `Ok(None)` when there is no such file and none is to be made, or it is not for this claim.
     fn with_record<T>(
         &self,
         name: &Name,
-        which: Which,
+        which: Which<'_>,
         step: impl FnOnce(&LeaseFile<'_>, View) -> Result<T, FileError>,
     ) -> Result<Option<T>, StoreError> {
         loop {
             let file = match which {
-                Which::Made => Some(self.directory.take_or_create(name)?),
+                Which::Wanted(_) => Some(self.directory.take_or_create(name)?),
                 Which::There | Which::Held => self.directory.take(name)?,
             };
             let Some(file) = file else {
                 return Ok(None);
             };
-            let guarded = Guarded::new(file.file(), file.path())?;
-            let counts = match which {
-                Which::Made | Which::There => file.is_current()?,
-                Which::Held => file.is_linked()?,
-            };
-            if !counts {
-                continue;
-            }
             let lease = LeaseFile {
                 store: self,
                 file: &file,
                 name,
             };
+            // Whoever is behind others keeps none of them from the file.
+            if let Which::Wanted(claim) = which
+                && lease.is_anothers(claim)?
+            {
+                self.directory.put(name, file);
+                return Ok(None);
+            }
+            let guarded = Guarded::new(file.file(), file.path())?;
+            let counts = match which {
+                Which::Wanted(_) | Which::There => file.is_current()?,
+                Which::Held => file.is_linked()?,
+            };
+            if !counts {
+                continue;
+            }
             let view = self.directory.read(&file, name);
             let done = view.and_then(|view| step(&lease, view));
             drop(guarded);
@@ -355,6 +323,30 @@ struct LeaseFile<'a> {
 }
 
 impl LeaseFile<'_> {
+    /// Whether the lease is another's, or kept for another than the owner of `claim`, who need not
+    /// keep anybody from the file then; as far as that can be told in passing.
+    fn is_anothers(&self, claim: &Claim) -> Result<bool, FileError> {
+        let queue = &self.store.queue;
+        match queue.place(claim) {
+            None if !self.file.is_contended() => return Ok(false),
+            Some(true) => return Ok(false),
+            _ => {}
+        }
+        // What cannot be read now is being written.
+        let Ok(view) = self.store.directory.read(self.file, self.name) else {
+            return Ok(false);
+        };
+        let patience = queue.standing(claim, self.file, &view)?.patience();
+        let Some(record) = &view.record else {
+            return Ok(false);
+        };
+        Ok(!patience.is_zero()
+            && record.owner != claim.owner
+            && (matches!(self.state(record), Ok(State::Held { .. }))
+                || record.ended_within(patience, self.now()))
+            && self.file.is_current()?)
+    }
+
     fn state(&self, record: &Record) -> Result<State, FileError> {
         if !record.held {
             return Ok(State::Free);
@@ -510,17 +502,16 @@ impl LeaseFile<'_> {
 
 impl Store for LeaseFileStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        // Whoever is behind others looks without keeping them from the file.
-        if self.is_anothers(claim)? {
-            return Ok(Reply::REFUSED);
-        }
         loop {
             let mut is_next_told = false;
-            let reply = self.with_record(&claim.name, Which::Made, |lease, view| {
+            let reply = self.with_record(&claim.name, Which::Wanted(claim), |lease, view| {
                 is_next_told = view.record.as_ref().is_some_and(|record| record.tells);
                 lease.acquire(claim, &view)
             })?;
-            if let Some(reply) = reply.flatten() {
+            let Some(reply) = reply else {
+                return Ok(Reply::REFUSED);
+            };
+            if let Some(reply) = reply {
                 if reply.is_granted() {
                     self.queue.granted(&self.directory, claim, is_next_told);
                 }

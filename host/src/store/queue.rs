@@ -331,23 +331,18 @@ impl Queue {
             return;
         };
         let guard = state.guards.remove(&claim.owner);
-        let mut own = None;
-        let mut first = None;
-        if let Some(line) = state.lines.get_mut(&claim.name) {
-            if let Some((ticket, listener)) = line.end_place(claim.owner) {
-                line.unlock(ticket);
-                own = listener;
-                // Whoever is told too soon looks, and waits.
-                first = line.first_after(ticket, false);
-            }
-            first = state.tell(directory, first).map(First::Here);
+        let (mut own, mut first) = (None, None);
+        if let Some(line) = state.lines.get_mut(&claim.name)
+            && let Some((ticket, listener)) = line.end_place(claim.owner)
+        {
+            line.unlock(ticket);
+            own = listener;
+            // Whoever is told too soon looks, and waits.
+            let next = line.first_after(ticket, false);
+            first = state.tell(directory, next);
             state.remove_line_if_empty(directory, &claim.name);
         }
         drop(state);
-        let first = match first {
-            Some(First::Here(first)) => Some(first),
-            _ => None,
-        };
         for listener in [own, first, guard].into_iter().flatten() {
             listener.ring();
         }
@@ -989,9 +984,8 @@ impl Line {
 
     /// Locks a ticket after all others, and notes that there is one.
     fn append(&self) -> Result<u64, FileError> {
-        let served = directory::version(&self.file)?.served();
         let here = self.places.last_key_value().map_or(0, |(&last, _)| last);
-        let mut last = here.max(served).max(directory::queue_mark(&self.file)?);
+        let mut last = here.max(directory::last_ticket(&self.file)?);
         loop {
             let ticket = self.ticket_after(last);
             let failed = || FileError::io("lock a byte of this file", self.file.path());
@@ -1017,9 +1011,9 @@ impl Line {
     /// Lets the queue's mark be `ticket`, or a later one that is there when it is written; returns
     /// instead a later one that was there before.
     fn mark(&self, ticket: u64) -> Result<Option<u64>, FileError> {
-        let mark = directory::queue_mark(&self.file)?;
-        if ticket <= mark {
-            return Ok(Some(mark));
+        let last = directory::last_ticket(&self.file)?;
+        if ticket <= last {
+            return Ok(Some(last));
         }
         if let Some(later) = any_ticket(&self.file, ticket + 1, None)? {
             return Ok(Some(later.end - 1));
