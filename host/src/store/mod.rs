@@ -18,6 +18,8 @@ mod os;
 #[cfg_attr(not(target_os = "linux"), path = "queue_elsewhere.rs")]
 mod queue;
 mod record;
+#[cfg(target_os = "linux")]
+mod tickets;
 mod trusted_file;
 
 use std::time::Duration;

@@ -13,25 +13,22 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::future;
 use std::io;
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crc32c::crc32c;
-use lru::LruCache;
 use verrou::{Claim, Name, Owner};
 
-use super::bell::Bell;
-use super::byte_lock;
+use super::bell::{Bell, Bells};
 use super::directory::{self, Directory, View};
 use super::error::FileError;
 use super::file_events::{Listener, News};
 use super::jitter;
 use super::open_files::OpenFile;
 use super::record::Version;
+use super::tickets;
 use crate::process;
 
 /// For how long a lock that was given back is kept for the first in its queue.
@@ -52,21 +49,6 @@ const SHORT_WAIT: Duration = Duration::from_millis(20);
 
 /// How soon a task that is to look again at once does so.
 const SHORTEST_ALARM: Duration = Duration::from_micros(20);
-
-/// The byte of the ticket 0: past those of all grants.
-const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
-
-/// The last that is ever given.
-const LAST_TICKET: u64 = 1 << 60;
-
-/// How many bells a folder has; the remainder of a ticket by it is the bell of its owner.
-const BELLS: u32 = 4096;
-
-/// How many bells of a folder are one process's: each name has one of them.
-const BELLS_OF_ONE: u32 = 16;
-
-/// How many bells of others stay open to be rung again.
-const OTHERS_BELLS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
 /// How many of those who have left are kept to be used again.
 const SPARES: usize = 16;
@@ -135,10 +117,7 @@ struct State {
     displaced: Vec<Arc<Listener>>,
     /// Those who hold a lock and want to know should they lose it.
     guards: HashMap<Owner, Arc<Listener>>,
-    /// Our bells, each for some of all names, and their numbers. Whoever listens hears them being
-    /// closed when this process ends.
-    bells: HashMap<u32, (u32, Arc<Bell>)>,
-    others_bells: LruCache<u32, Bell>,
+    bells: Bells,
 }
 
 /// Those of this process who wait for one lock.
@@ -248,7 +227,7 @@ impl Queue {
                 Standing::Behind(Some(ticket))
             });
         }
-        if view.mark == view.served() || any_ticket(file, view.served() + 1, None)?.is_none() {
+        if view.mark == view.served() || tickets::any(file, view.served() + 1, None)?.is_none() {
             return Ok(Standing::Alone);
         }
         Ok(Standing::Behind(None))
@@ -263,7 +242,7 @@ impl Queue {
 
     /// Lets the first of those who wait look at `file`, the lock's file, if anybody waits.
     pub(crate) fn wake(file: &OpenFile) -> Result<(), FileError> {
-        match any_ticket(file, 0, None)? {
+        match tickets::any(file, 0, None)? {
             Some(_) => directory::touch(file),
             None => Ok(()),
         }
@@ -284,7 +263,7 @@ impl Queue {
         // Who has not given it back has lost it.
         let lost = line.granted.extract_if(|_, lost| *lost < ticket);
         for (_, lost) in lost.collect::<Vec<_>>() {
-            line.unlock(lost);
+            tickets::unlock(&line.file, lost);
         }
         line.granted.insert(claim.owner, ticket);
         let bell = Arc::clone(&line.bell);
@@ -311,7 +290,7 @@ impl Queue {
         let Some(ticket) = line.granted.remove(&claim.owner) else {
             return;
         };
-        line.unlock(ticket);
+        tickets::unlock(&line.file, ticket);
         // Whoever is not told looks by itself.
         let (first, second) = line.two_after(ticket).unwrap_or_default();
         // One of this process may have come first when another process ended, which tells nobody.
@@ -335,7 +314,7 @@ impl Queue {
         if let Some(line) = state.lines.get_mut(&claim.name)
             && let Some((ticket, listener)) = line.end_place(claim.owner)
         {
-            line.unlock(ticket);
+            tickets::unlock(&line.file, ticket);
             own = listener;
             // Whoever is told too soon looks, and waits.
             let next = line.first_after(ticket, false);
@@ -597,8 +576,7 @@ impl State {
             spare: Vec::new(),
             displaced: Vec::new(),
             guards: HashMap::new(),
-            bells: HashMap::new(),
-            others_bells: LruCache::new(OTHERS_BELLS),
+            bells: Bells::new(),
         }
     }
 
@@ -702,14 +680,14 @@ impl State {
                     return Ok(listen(SHORT_WAIT, Then::Ask));
                 }
             }
-            let Some(ahead) = line.ahead_of(ticket, served)? else {
+            let Some(ahead) = tickets::nearest_before(&line.file, ticket, served)? else {
                 continue;
             };
             if stage == (Stage::Long { before: ahead }) {
                 return Ok(listen(at_most(line.is_first(ahead, served)?), Then::Look));
             }
             // It is closed when that one's process ends.
-            let path = bell_path(directory, bell_of(ahead));
+            let path = Bells::path(directory, tickets::bell_of(ahead));
             listener
                 .watch([path.as_path()].into_iter())
                 .map_err(FileError::io("watch this pipe", &path))?;
@@ -741,11 +719,7 @@ impl State {
         let line = match self.lines.entry(claim.name.clone()) {
             Entry::Occupied(line) => line.into_mut(),
             Entry::Vacant(vacant) => {
-                let some_names = crc32c(claim.name.as_str().as_bytes()) % BELLS_OF_ONE;
-                let (number, bell) = match self.bells.entry(some_names) {
-                    Entry::Occupied(bell) => bell.get().clone(),
-                    Entry::Vacant(bell) => bell.insert(free_bell(directory, some_names)?).clone(),
-                };
+                let (number, bell) = self.bells.of_name(directory, &claim.name)?;
                 let file = directory.take_own_or_create(&claim.name)?;
                 directory.want(&claim.name);
                 vacant.insert(Line {
@@ -758,7 +732,8 @@ impl State {
                 })
             }
         };
-        match line.append() {
+        let here = line.places.last_key_value().map_or(0, |(&last, _)| last);
+        match tickets::append(&line.file, line.number, here) {
             Ok(ticket) => {
                 let place = Place {
                     listener: None,
@@ -781,22 +756,9 @@ impl State {
         match whom? {
             First::Here(listener) => Some(listener),
             First::Elsewhere(ticket) => {
-                self.ring(directory, bell_of(ticket));
+                self.bells.ring(directory, tickets::bell_of(ticket));
                 None
             }
-        }
-    }
-
-    /// Rings the bell of that number. Whoever does not hear it looks by itself.
-    fn ring(&mut self, directory: &Directory, bell: u32) {
-        let mut ours = self.bells.values();
-        if let Some((_, bell)) = ours.find(|(number, _)| *number == bell) {
-            bell.ring();
-        } else if let Some(bell) = self.others_bells.get(&bell) {
-            bell.ring();
-        } else if let Ok(opened) = open_bell(directory, bell) {
-            opened.ring();
-            self.others_bells.push(bell, opened);
         }
     }
 
@@ -866,12 +828,6 @@ impl Line {
         Some((ticket, own))
     }
 
-    /// Unlocks a ticket.
-    fn unlock(&self, ticket: u64) {
-        // An error leaves it locked until the file is closed; those behind look by themselves.
-        let _ = byte_lock::unlock(self.file.file(), byte_of(ticket));
-    }
-
     /// The ticket of the first of those who wait when the lock that was granted to `ticket` has been
     /// given back, and who is the second.
     fn two_after(&self, ticket: u64) -> Result<(Option<u64>, Option<First>), FileError> {
@@ -883,7 +839,7 @@ impl Line {
             } else {
                 let here = self.places.range(ticket..).next();
                 let here = here.map(|(&here, _)| here);
-                let elsewhere = first_ticket(&self.file, ticket + 1)?;
+                let elsewhere = tickets::first_from(&self.file, ticket + 1)?;
                 here.into_iter().chain(elsewhere).min()
             };
             if directory::version(&self.file)?.served() != served {
@@ -902,7 +858,7 @@ impl Line {
             return None;
         }
         // Whoever is not told looks by itself.
-        let elsewhere = first_ticket(&self.file, ticket + 1).ok().flatten();
+        let elsewhere = tickets::first_from(&self.file, ticket + 1).ok().flatten();
         match (here, elsewhere) {
             (Some((&here, place)), elsewhere) if elsewhere.is_none_or(|it| here < it) => {
                 place.listener.clone().map(First::Here)
@@ -944,7 +900,7 @@ impl Line {
         let is_known = |place: &Place| place.is_first;
         Ok(self.places.get(&ticket).is_some_and(is_known)
             || (self.places.range(..ticket).next().is_none()
-                && any_ticket(&self.file, served + 1, Some(ticket))?.is_none()))
+                && tickets::any(&self.file, served + 1, Some(ticket))?.is_none()))
     }
 
     /// Whether no more than one, of another process, is before `ticket`, which is the first of this
@@ -953,86 +909,13 @@ impl Line {
         if self.places.range(..ticket).next().is_some() {
             return Ok(false);
         }
-        match any_ticket(&self.file, served + 1, Some(ticket))? {
+        match tickets::any(&self.file, served + 1, Some(ticket))? {
             None => Ok(true),
             Some(ahead) => Ok(
-                any_ticket(&self.file, served + 1, Some(ahead.start))?.is_none()
-                    && any_ticket(&self.file, ahead.end, Some(ticket))?.is_none(),
+                tickets::any(&self.file, served + 1, Some(ahead.start))?.is_none()
+                    && tickets::any(&self.file, ahead.end, Some(ticket))?.is_none(),
             ),
         }
-    }
-
-    /// The nearest place ahead of `ticket`, in another process.
-    fn ahead_of(&self, ticket: u64, served: u64) -> Result<Option<u64>, FileError> {
-        let Some(mut ahead) = any_ticket(&self.file, served + 1, Some(ticket))? else {
-            return Ok(None);
-        };
-        // Mostly it is not far before it.
-        let mut reach = u64::from(BELLS);
-        while let Some(start) = ticket.checked_sub(reach).filter(|&start| ahead.end < start) {
-            if let Some(nearer) = any_ticket(&self.file, start, Some(ticket))? {
-                ahead = nearer;
-                break;
-            }
-            reach *= 2;
-        }
-        while let Some(nearer) = any_ticket(&self.file, ahead.end, Some(ticket))? {
-            ahead = nearer;
-        }
-        Ok(Some(ahead.end - 1))
-    }
-
-    /// Locks a ticket after all others, and notes that there is one.
-    fn append(&self) -> Result<u64, FileError> {
-        let here = self.places.last_key_value().map_or(0, |(&last, _)| last);
-        let mut last = here.max(directory::last_ticket(&self.file)?);
-        loop {
-            let ticket = self.ticket_after(last);
-            let failed = || FileError::io("lock a byte of this file", self.file.path());
-            if !byte_lock::try_lock(self.file.file(), byte_of(ticket).start).map_err(failed())? {
-                last = ticket;
-                continue;
-            }
-            match self.mark(ticket) {
-                Ok(None) => return Ok(ticket),
-                // Others came meanwhile.
-                Ok(Some(later)) => {
-                    self.unlock(ticket);
-                    last = later;
-                }
-                Err(err) => {
-                    self.unlock(ticket);
-                    return Err(err);
-                }
-            }
-        }
-    }
-
-    /// Lets the queue's mark be `ticket`, or a later one that is there when it is written; returns
-    /// instead a later one that was there before.
-    fn mark(&self, ticket: u64) -> Result<Option<u64>, FileError> {
-        let last = directory::last_ticket(&self.file)?;
-        if ticket <= last {
-            return Ok(Some(last));
-        }
-        if let Some(later) = any_ticket(&self.file, ticket + 1, None)? {
-            return Ok(Some(later.end - 1));
-        }
-        let mut last = ticket;
-        loop {
-            directory::mark_queue(&self.file, last)?;
-            match any_ticket(&self.file, last + 1, None)? {
-                // Its mark may have been written before.
-                Some(later) => last = later.end - 1,
-                None => return Ok(None),
-            }
-        }
-    }
-
-    /// The next ticket of this process after `last`.
-    fn ticket_after(&self, last: u64) -> u64 {
-        let bells = u64::from(BELLS);
-        (last / bells + 1) * bells + u64::from(self.number)
     }
 }
 
@@ -1076,77 +959,6 @@ fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
         thread::yield_now();
     }
     None
-}
-
-/// Some tickets side by side of another open file description than `file`'s, from `from` on and
-/// before `end`.
-fn any_ticket(
-    file: &OpenFile,
-    from: u64,
-    end: Option<u64>,
-) -> Result<Option<Range<u64>>, FileError> {
-    // No damage makes a byte of no file of it.
-    let from = from.min(LAST_TICKET);
-    if end.is_some_and(|end| end <= from) {
-        return Ok(None);
-    }
-    let length = end.map(|end| end - from);
-    let found = byte_lock::find(file.file(), FIRST_TICKET + from, length)
-        .map_err(FileError::io("ask who waits for this file", file.path()))?;
-    let ticket = |byte: u64| byte.saturating_sub(FIRST_TICKET);
-    Ok(found.map(|bytes| ticket(bytes.start)..ticket(bytes.end)))
-}
-
-/// The smallest ticket of another open file description than `file`'s, from `from` on.
-fn first_ticket(file: &OpenFile, from: u64) -> Result<Option<u64>, FileError> {
-    let mut first = None;
-    while let Some(tickets) = any_ticket(file, from, first)? {
-        first = Some(tickets.start);
-    }
-    Ok(first)
-}
-
-/// The byte of `ticket`.
-fn byte_of(ticket: u64) -> Range<u64> {
-    FIRST_TICKET + ticket..FIRST_TICKET + ticket + 1
-}
-
-/// A bell that nobody has, for `some_names` of all, and its number.
-fn free_bell(directory: &Directory, some_names: u32) -> Result<(u32, Arc<Bell>), FileError> {
-    let first = process::id()
-        .wrapping_mul(BELLS_OF_ONE)
-        .wrapping_add(some_names);
-    for next in 0..BELLS {
-        let number = first.wrapping_add(next) % BELLS;
-        match open_bell(directory, number) {
-            Ok(bell) if bell.claim() => return Ok((number, Arc::new(bell))),
-            // It is another's, or somebody has put something else there.
-            Ok(_) | Err(FileError::Suspicious { .. }) => {}
-            Err(FileError::Io { source, .. })
-                if source.kind() == io::ErrorKind::PermissionDenied => {}
-            Err(err) => return Err(err),
-        }
-    }
-    let (folder, _) = directory.place();
-    Err(FileError::io(
-        "find a pipe of its own in this folder",
-        folder,
-    )(io::ErrorKind::ResourceBusy.into()))
-}
-
-fn open_bell(directory: &Directory, number: u32) -> Result<Bell, FileError> {
-    let (_, group) = directory.place();
-    Bell::open(bell_path(directory, number), group)
-}
-
-fn bell_path(directory: &Directory, number: u32) -> PathBuf {
-    let (folder, _) = directory.place();
-    folder.join(format!("{number:04}.bell"))
-}
-
-/// The bell of whoever has `ticket`.
-fn bell_of(ticket: u64) -> u32 {
-    u32::try_from(ticket % u64::from(BELLS)).unwrap_or_default()
 }
 
 /// How often to look without a pause in between.

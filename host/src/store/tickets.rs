@@ -1,0 +1,137 @@
+//! The tickets of those who wait for a lock: locked bytes of the lock's file, in the order in which
+//! their owners came. See `FORMAT.md`.
+
+use std::ops::Range;
+
+use super::bell::BELLS;
+use super::error::FileError;
+use super::open_files::OpenFile;
+use super::{byte_lock, directory};
+
+/// The byte of the ticket 0: past those of all grants.
+const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
+
+/// The last that is ever given.
+const LAST_TICKET: u64 = 1 << 60;
+
+/// Locks a ticket for a process with that bell, after all others and after `here`, which is this
+/// process's last, and notes that there is one.
+pub(crate) fn append(file: &OpenFile, bell: u32, here: u64) -> Result<u64, FileError> {
+    let mut last = here.max(directory::last_ticket(file)?);
+    loop {
+        let ticket = ticket_after(last, bell);
+        let failed = || FileError::io("lock a byte of this file", file.path());
+        if !byte_lock::try_lock(file.file(), byte_of(ticket).start).map_err(failed())? {
+            last = ticket;
+            continue;
+        }
+        match mark(file, ticket) {
+            Ok(None) => return Ok(ticket),
+            // Others came meanwhile.
+            Ok(Some(later)) => {
+                unlock(file, ticket);
+                last = later;
+            }
+            Err(err) => {
+                unlock(file, ticket);
+                return Err(err);
+            }
+        }
+    }
+}
+
+/// Lets the queue's mark be `ticket`, or a later one that is there when it is written; returns
+/// instead a later one that was there before.
+fn mark(file: &OpenFile, ticket: u64) -> Result<Option<u64>, FileError> {
+    let last = directory::last_ticket(file)?;
+    if ticket <= last {
+        return Ok(Some(last));
+    }
+    if let Some(later) = any(file, ticket + 1, None)? {
+        return Ok(Some(later.end - 1));
+    }
+    let mut last = ticket;
+    loop {
+        directory::mark_queue(file, last)?;
+        match any(file, last + 1, None)? {
+            // Its mark may have been written before.
+            Some(later) => last = later.end - 1,
+            None => return Ok(None),
+        }
+    }
+}
+
+/// The next ticket after `last` of a process with that bell.
+fn ticket_after(last: u64, bell: u32) -> u64 {
+    let bells = u64::from(BELLS);
+    (last / bells + 1) * bells + u64::from(bell)
+}
+
+/// Unlocks a ticket.
+pub(crate) fn unlock(file: &OpenFile, ticket: u64) {
+    // An error leaves it locked until the file is closed; those behind look by themselves.
+    let _ = byte_lock::unlock(file.file(), byte_of(ticket));
+}
+
+/// The number of the bell of whoever has `ticket`.
+pub(crate) fn bell_of(ticket: u64) -> u32 {
+    u32::try_from(ticket % u64::from(BELLS)).unwrap_or_default()
+}
+
+/// The nearest ticket before `ticket`, and after `served`, of another open file description than
+/// `file`'s.
+pub(crate) fn nearest_before(
+    file: &OpenFile,
+    ticket: u64,
+    served: u64,
+) -> Result<Option<u64>, FileError> {
+    let Some(mut ahead) = any(file, served + 1, Some(ticket))? else {
+        return Ok(None);
+    };
+    // Mostly it is not far before it.
+    let mut reach = u64::from(BELLS);
+    while let Some(start) = ticket.checked_sub(reach).filter(|&start| ahead.end < start) {
+        if let Some(nearer) = any(file, start, Some(ticket))? {
+            ahead = nearer;
+            break;
+        }
+        reach *= 2;
+    }
+    while let Some(nearer) = any(file, ahead.end, Some(ticket))? {
+        ahead = nearer;
+    }
+    Ok(Some(ahead.end - 1))
+}
+
+/// Some tickets side by side of another open file description than `file`'s, from `from` on and
+/// before `end`.
+pub(crate) fn any(
+    file: &OpenFile,
+    from: u64,
+    end: Option<u64>,
+) -> Result<Option<Range<u64>>, FileError> {
+    // No damage makes a byte of no file of it.
+    let from = from.min(LAST_TICKET);
+    if end.is_some_and(|end| end <= from) {
+        return Ok(None);
+    }
+    let length = end.map(|end| end - from);
+    let found = byte_lock::find(file.file(), FIRST_TICKET + from, length)
+        .map_err(FileError::io("ask who waits for this file", file.path()))?;
+    let ticket = |byte: u64| byte.saturating_sub(FIRST_TICKET);
+    Ok(found.map(|bytes| ticket(bytes.start)..ticket(bytes.end)))
+}
+
+/// The smallest ticket of another open file description than `file`'s, from `from` on.
+pub(crate) fn first_from(file: &OpenFile, from: u64) -> Result<Option<u64>, FileError> {
+    let mut first = None;
+    while let Some(tickets) = any(file, from, first)? {
+        first = Some(tickets.start);
+    }
+    Ok(first)
+}
+
+/// The byte of `ticket`.
+fn byte_of(ticket: u64) -> Range<u64> {
+    FIRST_TICKET + ticket..FIRST_TICKET + ticket + 1
+}
