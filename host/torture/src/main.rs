@@ -1,0 +1,24 @@
+//! The worst days of a lock, one after the other: `cargo xtask torture`.
+//!
+//! Each part does something that locks in files have to survive, and looks for what must not
+//! happen. `parts.rs` is the list of them.
+
+#[cfg(target_os = "linux")]
+mod arguments;
+#[cfg(target_os = "linux")]
+mod findings;
+#[cfg(target_os = "linux")]
+mod parts;
+#[cfg(target_os = "linux")]
+mod report;
+
+#[cfg(target_os = "linux")]
+fn main() -> std::process::ExitCode {
+    parts::main()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() {
+    eprintln!("torture: what this does to processes and file systems needs Linux");
+    std::process::exit(69);
+}

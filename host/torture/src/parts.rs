@@ -1,0 +1,94 @@
+//! The parts, and doing them one after the other.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::arguments::Arguments;
+use crate::findings::{Findings, Part, Setting};
+use crate::report::{Outcome, Report};
+
+/// Every part there is, in the order in which they are done: those with an end of their own first.
+const PARTS: &[Part] = &[];
+
+pub(crate) fn main() -> ExitCode {
+    match torture(&Arguments::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(err) => {
+            eprintln!("torture: {err:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether nothing was found.
+fn torture(arguments: &Arguments) -> Result<bool> {
+    if arguments.list {
+        for part in PARTS {
+            println!("{:<20} {}", part.name, part.about);
+        }
+        return Ok(true);
+    }
+    for name in &arguments.only {
+        let known = PARTS.iter().any(|part| part.name == name);
+        ensure!(known, "there is no part `{name}`; --list names them");
+    }
+    let chosen: Vec<_> = PARTS
+        .iter()
+        .filter(|part| arguments.only.is_empty() || arguments.only.iter().any(|it| it == part.name))
+        .collect();
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..));
+    let mut report = Report::new(seed, arguments.length);
+    println!("seed {seed}");
+
+    let began = Instant::now();
+    let mut shares: u32 = chosen.iter().map(|part| part.share).sum();
+    for part in chosen {
+        let left = arguments.length.saturating_sub(began.elapsed());
+        let length = match part.share {
+            0 => Duration::ZERO,
+            share => left.mul_f64(f64::from(share) / f64::from(shares)),
+        };
+        shares -= part.share;
+        let outcome = one(part, seed, length)?;
+        outcome.print(part.name);
+        report.parts.push(outcome);
+    }
+    println!("\n{}", report.table());
+    report.write(&arguments.report)?;
+    println!("seed {seed}; all of it in {}", arguments.report.display());
+    Ok(report.violations() == 0)
+}
+
+fn one(part: &Part, seed: u64, length: Duration) -> Result<Outcome> {
+    let folder = tempfile::tempdir().context("a folder for temporary files")?;
+    let progress = ProgressBar::new_spinner().with_prefix(part.name);
+    progress.set_style(
+        ProgressStyle::with_template("{prefix:20} {wide_bar} {pos}/{len} {msg} {elapsed}")
+            .context("the progress bar's form")?,
+    );
+    progress.enable_steady_tick(Duration::from_millis(250));
+    let setting = Setting {
+        seed,
+        length,
+        folder: folder.path().to_owned(),
+        progress,
+    };
+    let mut findings = Findings::default();
+    let began = Instant::now();
+    let ended = (part.run)(&setting, &mut findings);
+    setting.progress.finish_and_clear();
+    if let Err(err) = ended {
+        findings.violation(format!("this part could not be done: {err:#}"));
+    }
+    Ok(Outcome {
+        name: part.name,
+        about: part.about,
+        seconds: began.elapsed().as_secs_f64(),
+        findings,
+    })
+}

@@ -1,0 +1,108 @@
+//! What is said in the end, to people and to programs.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use crate::findings::Findings;
+
+/// What came of all parts, as the JSON report has it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    seed: u64,
+    asked_for_seconds: f64,
+    pub(crate) parts: Vec<Outcome>,
+}
+
+/// What came of one part.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) seconds: f64,
+    #[serde(flatten)]
+    pub(crate) findings: Findings,
+}
+
+impl Report {
+    pub(crate) fn new(seed: u64, length: Duration) -> Self {
+        Self {
+            seed,
+            asked_for_seconds: length.as_secs_f64(),
+            parts: Vec::new(),
+        }
+    }
+
+    pub(crate) fn violations(&self) -> usize {
+        let each = self.parts.iter().map(|part| part.findings.violations.len());
+        each.sum()
+    }
+
+    pub(crate) fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.set_header(["part", "done", "worst", "violations", "seconds"]);
+        for part in &self.parts {
+            let Findings {
+                done,
+                figures,
+                violations,
+                ..
+            } = &part.findings;
+            let done: Vec<_> = done
+                .iter()
+                .map(|(what, times)| format!("{times} {what}"))
+                .collect();
+            let figures: Vec<_> = figures
+                .iter()
+                .map(|(what, it)| format!("{what}: {it}"))
+                .collect();
+            table.add_row([
+                part.name.to_owned(),
+                done.join("\n"),
+                figures.join("\n"),
+                violations.len().to_string(),
+                format!("{:.1}", part.seconds),
+            ]);
+        }
+        table
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        fs::write(path, text).with_context(|| format!("{}", path.display()))
+    }
+}
+
+impl Outcome {
+    /// Says it on the terminal, as soon as it is known.
+    pub(crate) fn print(&self, name: &str) {
+        let Findings {
+            done,
+            figures,
+            violations,
+            not_done,
+        } = &self.findings;
+        let done: Vec<_> = done
+            .iter()
+            .map(|(what, times)| format!("{times} {what}"))
+            .collect();
+        println!("\n{name} ({:.1} s): {}", self.seconds, done.join(", "));
+        for (what, value) in figures {
+            println!("  {what}: {value}");
+        }
+        for what in not_done {
+            println!("  NOT DONE  {what}");
+        }
+        for violation in violations {
+            println!("  VIOLATION {violation}");
+        }
+    }
+}
