@@ -1,5 +1,6 @@
 //! The parts, and doing them one after the other.
 
+use std::env;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,23 @@ use crate::report::{Outcome, Report};
 /// Every part there is, in the order in which they are done: those with an end of their own first.
 const PARTS: &[Part] = &[];
 
+/// What the processes that parts start do: `torture worker NAME ARGUMENTS`.
+const WORKERS: &[(&str, fn(&[String]) -> Result<()>)] = &[];
+
 pub(crate) fn main() -> ExitCode {
+    let typed: Vec<_> = env::args().skip(1).collect();
+    if let [worker, name, arguments @ ..] = &typed[..]
+        && worker == "worker"
+        && let Some((_, work)) = WORKERS.iter().find(|(known, _)| known == name)
+    {
+        return match work(arguments) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(err) => {
+                eprintln!("torture worker {name}: {err:#}");
+                ExitCode::from(3)
+            }
+        };
+    }
     match torture(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
