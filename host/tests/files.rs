@@ -356,6 +356,37 @@ fn fences_grow_when_files_are_removed() {
     }
 }
 
+/// As a program does that restores files, or edits them.
+#[test]
+fn fences_grow_when_a_copy_is_put_back() {
+    fn check<S: Store>(extension: &str, open: impl Fn(&Path) -> S) {
+        let folder = folder();
+        let grant = |owner| {
+            let store = open(folder.path());
+            let fence = granted(store.acquire(&claim(owner)));
+            granted(store.release(&claim(owner)));
+            fence
+        };
+        grant(1);
+        let path = only_file(folder.path(), extension);
+        let copy = folder.path().join("copy");
+        fs::copy(&path, &copy).unwrap();
+        let before = grant(2);
+        fs::rename(&copy, &path).unwrap();
+        let fence = grant(3);
+        assert!(fence > before, "{extension}: {fence} after {before}");
+        assert_eq!(
+            grant(4),
+            fence + 1,
+            "{extension}: the counter is asked once"
+        );
+    }
+    check("lease", leases);
+    if cfg!(unix) {
+        check("lock", locks);
+    }
+}
+
 #[test]
 fn fences_grow_without_end() {
     let folder = folder();

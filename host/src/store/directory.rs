@@ -43,6 +43,8 @@ pub(crate) struct View {
     pub(crate) record: Option<Arc<Record>>,
     /// The queue's mark.
     pub(crate) mark: u64,
+    /// The number that tells the file from its copies; zero where nothing does.
+    pub(crate) file: u64,
 }
 
 impl View {
@@ -240,6 +242,7 @@ impl Directory {
                     return Ok(View {
                         record,
                         mark: record::mark_of(bytes),
+                        file: file.number(),
                     });
                 }
                 let mut known = Box::new([0; FILE_BYTES]);
@@ -254,6 +257,7 @@ impl Directory {
         Ok(View {
             record,
             mark: record::mark_of(bytes),
+            file: file.number(),
         })
     }
 
@@ -281,7 +285,7 @@ impl Directory {
         now: Duration,
     ) -> Result<Record, FileError> {
         let before_it = before.record.as_deref();
-        let (fence, last_fence) = self.next_fence(before_it)?;
+        let (fence, last_fence) = self.next_fence(before)?;
         let machine = Machine::this();
         let wall = wall_clock();
         let record = Record {
@@ -300,25 +304,29 @@ impl Directory {
             process: self.process(),
             served,
             tells: false,
+            file: before.file,
         };
         Ok(record.lasting(claim.ttl, now, wall))
     }
 
     /// The fence of a new grant after what the file said, and the last one before the counter
     /// is to be asked again.
-    fn next_fence(&self, before: Option<&Record>) -> Result<(u64, u64), FileError> {
-        match before {
-            // After a new start of the machine, the last writes before it may be gone.
+    fn next_fence(&self, before: &View) -> Result<(u64, u64), FileError> {
+        let record = before.record.as_deref();
+        match record {
+            // After a new start of the machine, the last writes before it may be gone; and in a copy
+            // that was put back in the file's place, those after it.
             Some(record)
-                if Machine::this().runs_since(record.boot) && record.fence < record.last_fence =>
+                if Machine::this().runs_since(record.boot)
+                    && [0, before.file].contains(&record.file)
+                    && record.fence < record.last_fence =>
             {
                 Ok((record.fence + 1, record.last_fence))
             }
-            _ => self
-                .counter
-                .allot(before.map_or(0, |record| record.last_fence), || {
-                    self.greatest_fence()
-                }),
+            _ => {
+                let at_least = record.map_or(0, |record| record.last_fence);
+                self.counter.allot(at_least, || self.greatest_fence())
+            }
         }
     }
 

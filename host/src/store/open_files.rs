@@ -26,6 +26,8 @@ pub(crate) struct OpenFile {
     file: File,
     path: PathBuf,
     id: FileId,
+    /// Tells it from its copies; zero where nothing does.
+    number: u64,
     /// Whoever is forked from it shares the open file description, and must not use it.
     process: u32,
     /// By then.
@@ -46,11 +48,13 @@ pub(crate) struct Remembered {
 impl OpenFile {
     /// `file`, which was opened at `path`.
     pub(crate) fn new(file: File, path: PathBuf) -> Result<Self, FileError> {
-        let id = os::id(&file).map_err(FileError::io("inspect this file", &path))?;
+        let identity = os::id(&file).and_then(|id| Ok((id, os::number(&file)?)));
+        let (id, number) = identity.map_err(FileError::io("inspect this file", &path))?;
         Ok(Self {
             file,
             path,
             id,
+            number,
             process: process::id(),
             forks: process::forks(),
             lived: 0..0,
@@ -91,6 +95,11 @@ impl OpenFile {
     /// The process that opened it.
     pub(crate) fn process(&self) -> u32 {
         self.process
+    }
+
+    /// A number that tells it from its copies; zero where nothing does.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     pub(crate) fn file(&self) -> &File {

@@ -32,6 +32,7 @@ const TEXT_AT: usize = 112;
 const HOST_BYTES: usize = 64;
 const COMMAND_BYTES: usize = 320;
 const SERVED_AT: usize = 496;
+const FILE_AT: usize = 504;
 
 /// The bytes that change from one record to the next, and what is before them.
 pub(crate) const RECORD_BYTES: usize = 1536;
@@ -50,6 +51,8 @@ const EPHEMERAL: u32 = 1 << 1;
 /// The bytes from [`SERVED_AT`] on are no text.
 const EXTENDED: u32 = 1 << 2;
 const TELLS: u32 = 1 << 3;
+/// The bytes from [`FILE_AT`] on have a meaning.
+const NUMBERED: u32 = 1 << 4;
 
 /// What one slot says.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -84,6 +87,9 @@ pub(crate) struct Record {
     pub(crate) served: u64,
     /// Whether the one who gave it back tells those who wait, all but the first.
     pub(crate) tells: bool,
+    /// The number of the file that the fences up to the last one were allotted to; zero where files
+    /// have none.
+    pub(crate) file: u64,
 }
 
 /// What of a file changes with each record, and with what concerns those who wait for one.
@@ -290,6 +296,7 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
         (EPHEMERAL, record.ephemeral),
         (EXTENDED, record.served != 0),
         (TELLS, record.tells),
+        (NUMBERED, record.file != 0),
     ];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set);
     put_u32(&mut slot, FLAGS_AT, flags.map(|(flag, _)| flag).sum());
@@ -311,6 +318,7 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     slot[TEXT_AT..][..host.len()].copy_from_slice(host.as_bytes());
     slot[TEXT_AT + host.len()..][..command.len()].copy_from_slice(command.as_bytes());
     put_u64(&mut slot, SERVED_AT, record.served);
+    put_u64(&mut slot, FILE_AT, record.file);
     let checksum = crc32c(&slot[4..]);
     put_u32(&mut slot, 0, checksum);
     slot
@@ -373,6 +381,10 @@ fn decode(slot: &[u8]) -> Record {
         }),
         served: served_of(slot),
         tells: flags & TELLS != 0,
+        file: match flags & NUMBERED {
+            0 => 0,
+            _ => get_u64(slot, FILE_AT),
+        },
     }
 }
 
@@ -462,6 +474,7 @@ mod tests {
             }),
             served: 0,
             tells: false,
+            file: 0,
         }
     }
 
@@ -520,6 +533,21 @@ mod tests {
         assert_eq!(mark_of(golden), 16_387);
         let version = Version::of(golden);
         assert!(version.is_held() && version.served() == 12_291);
+    }
+
+    #[test]
+    fn files_of_version_1_that_have_a_number_stay_readable() {
+        let golden = include_bytes!("../../tests/golden/lease-v1-numbered.lease");
+        let numbered = Record {
+            file: 0x0123_4567_89ab_cdef,
+            ..record()
+        };
+        let before = Record {
+            sequence: 40,
+            ..record()
+        };
+        assert_eq!(golden[..], file(&[&before, &numbered]));
+        assert_eq!(read_lease(golden), Ok(Some(numbered)));
     }
 
     #[test]
@@ -625,7 +653,7 @@ mod tests {
             sequence: u64, held: bool, ephemeral: bool, fence: u64, last_fence: u64,
             owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
             id: u32, host in ".{0,16}", command in ".{0,80}",
-            served in 0u64..1 << 60, tells: bool,
+            served in 0u64..1 << 60, tells: bool, file: u64,
         ) {
             let written = Record {
                 sequence, held, ephemeral, fence, last_fence, boot, time_namespace,
@@ -633,7 +661,7 @@ mod tests {
                 ttl: Some(Duration::from_nanos(ttl)),
                 ends: Duration::from_nanos(ends),
                 process: Arc::new(Process { id, host, command }),
-                served, tells,
+                served, tells, file,
                 ..record()
             };
             let slot = encode(&written);

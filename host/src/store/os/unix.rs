@@ -6,6 +6,7 @@ use std::os::unix::fs::{
     DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
 };
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use rustix::fs::OFlags;
 #[cfg(target_os = "linux")]
@@ -30,6 +31,17 @@ impl From<&Metadata> for FileId {
 /// The file that was opened.
 pub(crate) fn id(file: &File) -> io::Result<FileId> {
     Ok((&file.metadata()?).into())
+}
+
+/// A number that tells this file from its copies, put back in its place or not: they have other
+/// inodes, or another time of birth, where the file system has such.
+pub(crate) fn number(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    let born = metadata.created().ok();
+    let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
+    let nanos = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
+    // The times of neighbours differ little, and so do their inodes.
+    Ok(metadata.ino().rotate_left(32) ^ nanos.unwrap_or_default())
 }
 
 /// The file that is at `path` now, or where a symbolic link there leads.
