@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// One thing that locks are put through.
 pub(crate) struct Part {
@@ -38,7 +38,10 @@ pub(crate) struct Setting {
 pub(crate) struct Findings {
     /// How often it did what.
     pub(crate) done: BTreeMap<String, u64>,
-    /// The worst that was measured, with its unit.
+    /// The longest that was measured of times, in seconds as JSON has them.
+    #[serde(serialize_with = "seconds")]
+    pub(crate) times: BTreeMap<String, Duration>,
+    /// Whatever else is to be known, with its unit.
     pub(crate) figures: BTreeMap<String, String>,
     /// What must not happen, and did.
     pub(crate) violations: Vec<String>,
@@ -57,6 +60,25 @@ impl Findings {
         self.figures.insert(what.into(), value.to_string());
     }
 
+    /// Notes the longest time of several.
+    pub(crate) fn worst(&mut self, what: impl Into<String>, time: Duration) {
+        let worst = self.times.entry(what.into()).or_default();
+        *worst = time.max(*worst);
+    }
+
+    /// All that was measured, in words.
+    pub(crate) fn measured(&self) -> Vec<String> {
+        let times = self
+            .times
+            .iter()
+            .map(|(what, time)| format!("{what}: {time:.1?}"));
+        let figures = self
+            .figures
+            .iter()
+            .map(|(what, it)| format!("{what}: {it}"));
+        times.chain(figures).collect()
+    }
+
     /// Notes that something happened that must not.
     pub(crate) fn violation(&mut self, what: impl Display) {
         self.violations.push(what.to_string());
@@ -73,4 +95,8 @@ impl Findings {
     pub(crate) fn not_done(&mut self, what: impl Display) {
         self.not_done.push(what.to_string());
     }
+}
+
+fn seconds<S: Serializer>(times: &BTreeMap<String, Duration>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(times.iter().map(|(what, time)| (what, time.as_secs_f64())))
 }

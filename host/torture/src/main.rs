@@ -6,11 +6,17 @@
 #[cfg(target_os = "linux")]
 mod arguments;
 #[cfg(target_os = "linux")]
+mod contender;
+#[cfg(target_os = "linux")]
 mod findings;
 #[cfg(target_os = "linux")]
 mod parts;
 #[cfg(target_os = "linux")]
 mod report;
+#[cfg(target_os = "linux")]
+mod resource;
+#[cfg(target_os = "linux")]
+mod storms;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {

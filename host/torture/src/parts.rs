@@ -11,12 +11,24 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
+use crate::{contender, storms};
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
-const PARTS: &[Part] = &[];
+const PARTS: &[Part] = &[
+    storms::CONTENTION,
+    storms::KILLS,
+    storms::STOPS,
+    storms::REMOVED_FILES,
+    storms::CHILDREN,
+    storms::TIMEOUTS,
+    storms::EXPIRIES,
+];
 
-/// What the processes that parts start do: `torture worker NAME ARGUMENTS`.
-const WORKERS: &[(&str, fn(&[String]) -> Result<()>)] = &[];
+/// What a process that a part starts does.
+type Work = fn(&[String]) -> Result<()>;
+
+/// Of which there are these: `torture worker NAME ARGUMENTS`.
+const WORKERS: &[(&str, Work)] = &[("contend", contender::contend)];
 
 pub(crate) fn main() -> ExitCode {
     let typed: Vec<_> = env::args().skip(1).collect();

@@ -48,19 +48,13 @@ impl Report {
         table.set_header(["part", "done", "worst", "violations", "seconds"]);
         for part in &self.parts {
             let Findings {
-                done,
-                figures,
-                violations,
-                ..
+                done, violations, ..
             } = &part.findings;
             let done: Vec<_> = done
                 .iter()
                 .map(|(what, times)| format!("{times} {what}"))
                 .collect();
-            let figures: Vec<_> = figures
-                .iter()
-                .map(|(what, it)| format!("{what}: {it}"))
-                .collect();
+            let figures = part.findings.measured();
             table.add_row([
                 part.name.to_owned(),
                 done.join("\n"),
@@ -86,17 +80,17 @@ impl Outcome {
     pub(crate) fn print(&self, name: &str) {
         let Findings {
             done,
-            figures,
             violations,
             not_done,
+            ..
         } = &self.findings;
         let done: Vec<_> = done
             .iter()
             .map(|(what, times)| format!("{times} {what}"))
             .collect();
         println!("\n{name} ({:.1} s): {}", self.seconds, done.join(", "));
-        for (what, value) in figures {
-            println!("  {what}: {value}");
+        for figure in self.findings.measured() {
+            println!("  {figure}");
         }
         for what in not_done {
             println!("  NOT DONE  {what}");

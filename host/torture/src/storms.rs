@@ -1,0 +1,689 @@
+//! Many processes that want one lock, and what happens to them.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use rustix::process::{Pid, Signal, kill_process};
+use verrou::blocking::LockFactory;
+use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+
+use crate::contender::{Contender, LOCK};
+use crate::findings::{Findings, Part, Setting};
+use crate::resource::{Resource, Word};
+
+pub(crate) const CONTENTION: Part = Part {
+    name: "contention",
+    about: "2, 8 and 64 processes want one lock",
+    share: 6,
+    run: contention,
+};
+pub(crate) const KILLS: Part = Part {
+    name: "kills",
+    about: "kill -9 every few milliseconds, holders and those who wait",
+    share: 6,
+    run: kills,
+};
+pub(crate) const STOPS: Part = Part {
+    name: "stops",
+    about: "SIGSTOP for up to three times the ttl, holders and those who wait",
+    share: 4,
+    run: stops,
+};
+pub(crate) const REMOVED_FILES: Part = Part {
+    name: "removed-files",
+    about: "the lock's file and its folder are removed, renamed and replaced all the time",
+    share: 2,
+    run: removed_files,
+};
+pub(crate) const CHILDREN: Part = Part {
+    name: "children",
+    about: "other threads fork and spawn all the time, and a lock given back is free at once",
+    share: 1,
+    run: children,
+};
+pub(crate) const TIMEOUTS: Part = Part {
+    name: "timeouts",
+    about: "those who wait give up at the moment when the lock is handed to them",
+    share: 1,
+    run: timeouts,
+};
+pub(crate) const EXPIRIES: Part = Part {
+    name: "expiries",
+    about: "leases of a few milliseconds that nobody gives back",
+    share: 1,
+    run: expiries,
+};
+
+/// The kinds of store.
+const KINDS: [&str; 2] = ["file", "lease"];
+
+/// How long nobody may get in, although somebody could, where the kernel tells who lives.
+const LONGEST_GAP: Duration = Duration::from_millis(500);
+
+/// How the processes of a crowd are, but for their numbers.
+#[derive(Clone, Debug)]
+struct Wish {
+    kind: &'static str,
+    processes: usize,
+    ttl: Option<u64>,
+    detaches: bool,
+    hold: u64,
+    rest: u64,
+    patience: Option<u64>,
+    releases: bool,
+    files_go: bool,
+    folder_goes: bool,
+}
+
+impl Wish {
+    fn new(kind: &'static str, processes: usize) -> Self {
+        Self {
+            kind,
+            processes,
+            ttl: None,
+            detaches: false,
+            hold: 20,
+            rest: 0,
+            patience: None,
+            releases: true,
+            files_go: false,
+            folder_goes: false,
+        }
+    }
+}
+
+/// Processes that want one lock.
+struct Crowd {
+    wish: Wish,
+    seed: u64,
+    folder: PathBuf,
+    resource: Resource,
+    members: BTreeMap<u64, Child>,
+    born: u64,
+}
+
+impl Crowd {
+    /// Starts them.
+    fn new(setting: &Setting, wish: Wish) -> Result<Self> {
+        let folder = tempfile::tempdir_in(&setting.folder)?.keep();
+        fs::create_dir(folder.join("locks"))?;
+        let mut crowd = Self {
+            seed: setting.seed,
+            resource: Resource::create(&folder.join("words"))?,
+            members: BTreeMap::new(),
+            born: 0,
+            wish,
+            folder,
+        };
+        while crowd.members.len() < crowd.wish.processes {
+            crowd.start_one()?;
+        }
+        Ok(crowd)
+    }
+
+    fn locks(&self) -> PathBuf {
+        self.folder.join("locks")
+    }
+
+    fn store(&self) -> String {
+        format!("{}:{}", self.wish.kind, self.locks().display())
+    }
+
+    fn complaints(&self) -> PathBuf {
+        self.folder.join("complaints")
+    }
+
+    fn start_one(&mut self) -> Result<()> {
+        self.born += 1;
+        let Wish {
+            ttl,
+            detaches,
+            hold,
+            rest,
+            patience,
+            releases,
+            files_go,
+            folder_goes,
+            ..
+        } = self.wish;
+        let contender = Contender {
+            number: self.born,
+            seed: self.seed,
+            store: self.store(),
+            resource: self.folder.join("words"),
+            ttl,
+            detaches,
+            hold,
+            rest,
+            patience,
+            releases,
+            files_go,
+            folder_goes,
+        };
+        let complaints = File::options()
+            .append(true)
+            .create(true)
+            .open(self.complaints())?;
+        let child = Command::new(env::current_exe()?)
+            .args(["worker", "contend", &serde_json::to_string(&contender)?])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(complaints)
+            .spawn()?;
+        self.members.insert(self.born, child);
+        Ok(())
+    }
+
+    /// One of them.
+    fn any(&self, random: &mut Rng) -> u64 {
+        let which = random.usize(..self.members.len());
+        *self.members.keys().nth(which).expect("there are so many")
+    }
+
+    fn signal(&self, number: u64, signal: Signal) -> Result<()> {
+        kill_process(self.pid(number), signal).context("to signal one of ours")
+    }
+
+    fn pid(&self, number: u64) -> Pid {
+        Pid::from_child(&self.members[&number])
+    }
+
+    /// Kills one of them, and starts another for it.
+    fn replace(&mut self, number: u64) -> Result<()> {
+        self.resource.dies(number);
+        self.signal(number, Signal::KILL)?;
+        if let Some(mut child) = self.members.remove(&number) {
+            child.wait()?;
+        }
+        if self.resource.get(Word::Inside) == number {
+            self.resource.is_free();
+        }
+        self.start_one()
+    }
+
+    /// Ends them, and says what they did and saw.
+    fn end(mut self, findings: &mut Findings, longest_gap: Option<Duration>) -> Result<()> {
+        /// However busy the machine is, a process gets the lock in this time, or is stuck.
+        const STUCK: Duration = Duration::from_secs(20);
+
+        let kind = self.wish.kind;
+        self.resource.word(Word::Stop).store(1, SeqCst);
+        let began = Instant::now();
+        let mut stuck = 0;
+        for (number, child) in &mut self.members {
+            loop {
+                if let Some(status) = child.try_wait()? {
+                    findings.check(status.success(), || {
+                        format!("{kind}: number {number} ended with {status}")
+                    });
+                    break;
+                }
+                if began.elapsed() > STUCK {
+                    stuck += 1;
+                    child.kill()?;
+                    child.wait()?;
+                    break;
+                }
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        findings.check(stuck == 0, || {
+            format!("{kind}: {stuck} processes got no lock for {STUCK:?} when all was quiet")
+        });
+        let complaints = fs::read_to_string(self.complaints())?;
+        let lines = complaints.lines().count();
+        for line in complaints.lines().take(20) {
+            findings.violation(format!("{kind}: {line}"));
+        }
+        findings.check(lines <= 20, || format!("{kind}: and {} more", lines - 20));
+
+        let get = |word| self.resource.get(word);
+        findings.count("acquisitions", get(Word::Entered));
+        findings.count("contended acquisitions", get(Word::Contended));
+        let others = [
+            (Word::Zombies, "passed by others after their time"),
+            (Word::Stale, "came too late with a grant"),
+            (Word::TimedOut, "gave up"),
+            (Word::Nowhere, "found no folder"),
+            (Word::Displaced, "got in beside one whose file was gone"),
+        ];
+        for (word, what) in others {
+            if get(word) > 0 {
+                findings.count(what, get(word));
+            }
+        }
+        findings.check(get(Word::Entered) > 0, || format!("{kind}: nobody got in"));
+        let (counted, acknowledged) = (get(Word::Counter), get(Word::Acknowledged));
+        findings.check(counted >= acknowledged, || {
+            format!(
+                "{kind}: of {acknowledged} updates, {} were lost",
+                acknowledged - counted
+            )
+        });
+        let gap = Duration::from_nanos(get(Word::LongestGap));
+        findings.worst(format!("longest gap, {}", self.title()), gap);
+        if let Some(longest) = longest_gap {
+            findings.check(gap <= longest, || {
+                format!("{}: nobody got in for {gap:?}", self.title())
+            });
+        }
+        self.is_whole(findings);
+        Ok(())
+    }
+
+    fn title(&self) -> String {
+        let lease = match self.wish.ttl {
+            Some(ttl) if self.wish.detaches => format!(" detached, ttl {ttl} ms"),
+            Some(ttl) => format!(", ttl {ttl} ms"),
+            None => String::new(),
+        };
+        format!("{}{lease}", self.wish.kind)
+    }
+
+    /// Looks at what they left.
+    fn is_whole(&self, findings: &mut Findings) {
+        let kind = self.wish.kind;
+        let store = self
+            .store()
+            .parse::<StoreUrl>()
+            .map_err(|err| err.to_string());
+        let store = store.and_then(|url| {
+            FileStore::open(&url, &StoreOptions::default()).map_err(|err| err.to_string())
+        });
+        let taken = store.and_then(|store| {
+            for listed in store.list().map_err(|err| err.to_string())? {
+                listed.map_err(|err| err.to_string())?;
+            }
+            let lock = LockFactory::new(&store, System)
+                .create_lock(LOCK, "none")
+                .map_err(|err| err.to_string())?;
+            let wait = verrou::Retry::FOR_EVER.timeout(Duration::from_secs(10));
+            let lease = lock.acquire_with(&wait).map_err(|err| err.to_string())?;
+            lock.release().map_err(|err| err.to_string())?;
+            Ok(lease.fence().map_or(0, verrou::Fence::get))
+        });
+        match taken {
+            Ok(fence) => findings.check(fence > self.resource.get(Word::Fence), || {
+                format!("{kind}: in the end the fencing token was {fence}, not the greatest")
+            }),
+            Err(err) => findings.violation(format!("{kind}: in the end: {err}")),
+        }
+        match strangers(&self.locks()) {
+            Ok(names) => findings.check(names.is_empty(), || {
+                format!("{kind}: these files were left: {names:?}")
+            }),
+            Err(err) => findings.violation(format!("{kind}: its folder: {err}")),
+        }
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in self.members.values_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The files in the folder of a store that are none of its own.
+pub(crate) fn strangers(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let is_ours = name == "fences"
+            || [".lease", ".lock", ".bell"]
+                .iter()
+                .any(|extension| name.ends_with(extension));
+        if !is_ours {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// For every kind of store, in equal parts of the time.
+fn for_each<T: Copy>(
+    setting: &Setting,
+    of: &[T],
+    mut each: impl FnMut(T, Duration) -> Result<()>,
+) -> Result<()> {
+    let length = setting.length / u32::try_from(of.len())?;
+    for &it in of {
+        each(it, length.max(Duration::from_millis(200)))?;
+    }
+    Ok(())
+}
+
+fn contention(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    // With how many microseconds of holding it, at most.
+    let crowds: Vec<_> = KINDS
+        .iter()
+        .flat_map(|&kind| [(2, 0), (8, 20), (64, 100)].map(|crowd| (kind, crowd)))
+        .collect();
+    for_each(setting, &crowds, |(kind, (processes, hold)), length| {
+        setting
+            .progress
+            .set_message(format!("{kind}, {processes} processes"));
+        let wish = Wish {
+            hold,
+            ..Wish::new(kind, processes)
+        };
+        let crowd = Crowd::new(setting, wish)?;
+        thread::sleep(length);
+        crowd.end(findings, Some(LONGEST_GAP))
+    })
+}
+
+/// What is detached lasts this long, in milliseconds.
+const DETACHED_TTL: u64 = 300;
+
+fn kills(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let storms = [("file", false), ("lease", false), ("lease", true)];
+    for_each(setting, &storms, |(kind, detaches), length| {
+        setting.progress.set_message(kind);
+        let wish = Wish {
+            hold: 300,
+            ttl: detaches.then_some(DETACHED_TTL),
+            detaches,
+            ..Wish::new(kind, 8)
+        };
+        let longest = if detaches {
+            Duration::from_millis(2 * DETACHED_TTL)
+        } else {
+            LONGEST_GAP
+        };
+        let mut random = Rng::with_seed(setting.seed);
+        let mut crowd = Crowd::new(setting, wish)?;
+        let began = Instant::now();
+        while began.elapsed() < length {
+            thread::sleep(Duration::from_micros(random.u64(500..3000)));
+            // Half of them while they are inside.
+            let inside = crowd.resource.get(Word::Inside);
+            let number = if random.bool() && crowd.members.contains_key(&inside) {
+                inside
+            } else {
+                crowd.any(&mut random)
+            };
+            crowd.replace(number)?;
+            findings.count("kills", 1);
+        }
+        crowd.end(findings, Some(longest))
+    })
+}
+
+fn stops(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let storms = [
+        ("file", None, false),
+        ("lease", Some(60), false),
+        ("lease", Some(1000), true),
+    ];
+    for_each(setting, &storms, |(kind, ttl, detaches), length| {
+        setting.progress.set_message(kind);
+        let wish = Wish {
+            ttl,
+            detaches,
+            hold: 300,
+            ..Wish::new(kind, 8)
+        };
+        let ttl = ttl.unwrap_or(60);
+        let longest = if detaches {
+            Duration::from_millis(2 * ttl)
+        } else {
+            LONGEST_GAP
+        };
+        let mut random = Rng::with_seed(setting.seed);
+        let crowd = Crowd::new(setting, wish)?;
+        let began = Instant::now();
+        let mut stopped: BTreeMap<u64, Instant> = BTreeMap::new();
+        while began.elapsed() < length {
+            thread::sleep(Duration::from_micros(random.u64(1000..20_000)));
+            go_on(&crowd, &mut stopped, |until| until <= Instant::now())?;
+            // Who is inside is stopped half of the time, and never more than half of all.
+            let inside = crowd.resource.get(Word::Inside);
+            let number = if random.bool() && crowd.members.contains_key(&inside) {
+                inside
+            } else {
+                crowd.any(&mut random)
+            };
+            if stopped.len() < 4 && !stopped.contains_key(&number) {
+                crowd.signal(number, Signal::STOP)?;
+                let until = Duration::from_millis(random.u64(..=3 * ttl));
+                stopped.insert(number, Instant::now() + until);
+                findings.count("stops", 1);
+            }
+        }
+        go_on(&crowd, &mut stopped, |_| true)?;
+        crowd.end(findings, Some(longest))
+    })
+}
+
+/// Lets those of `stopped` go on of whom `is_over` says so.
+fn go_on(
+    crowd: &Crowd,
+    stopped: &mut BTreeMap<u64, Instant>,
+    is_over: impl Fn(Instant) -> bool,
+) -> Result<()> {
+    let over: Vec<_> = stopped
+        .iter()
+        .filter(|(_, until)| is_over(**until))
+        .map(|(number, _)| *number)
+        .collect();
+    for number in over {
+        stopped.remove(&number);
+        // Nobody gets past a kernel's lock of one who is stopped.
+        let kept_others_out = holds_a_file(crowd.pid(number), &crowd.locks())?;
+        crowd.signal(number, Signal::CONT)?;
+        if kept_others_out {
+            crowd.resource.is_free();
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process has the kernel's lock on a whole file in `folder`, as `/proc/locks` says.
+fn holds_a_file(process: Pid, folder: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        files.push(entry?.metadata()?.ino().to_string());
+    }
+    let locks = fs::read_to_string("/proc/locks")?;
+    Ok(locks.lines().any(|line| {
+        // `1: FLOCK  ADVISORY  WRITE 708 00:2c:1234 0 EOF`
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, owner, file, ..] = words[..] else {
+            return false;
+        };
+        let inode = file.rsplit(':').next().unwrap_or_default();
+        owner == process.as_raw_nonzero().to_string() && files.iter().any(|it| it == inode)
+    }))
+}
+
+fn removed_files(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let storms: Vec<_> = KINDS
+        .iter()
+        .flat_map(|&kind| [(kind, true), (kind, false)])
+        .collect();
+    for_each(setting, &storms, |(kind, carefully), length| {
+        let wish = Wish {
+            files_go: !carefully,
+            folder_goes: true,
+            hold: 100,
+            ..Wish::new(kind, 6)
+        };
+        let mut random = Rng::with_seed(setting.seed);
+        let crowd = Crowd::new(setting, wish)?;
+        let url: StoreUrl = crowd.store().parse()?;
+        let store = FileStore::open(&url, &StoreOptions::default())?;
+        let lock = LockFactory::new(&store, System).create_lock(LOCK, "none")?;
+        let began = Instant::now();
+        while began.elapsed() < length {
+            if carefully {
+                lock.acquire()?;
+            } else {
+                thread::sleep(Duration::from_micros(random.u64(200..2000)));
+            }
+            let what = remove(&crowd.locks(), carefully, &mut random)?;
+            findings.count(what, 1);
+            if carefully {
+                // It is told that its file is gone, or nobody knows that yet.
+                let _ = lock.release();
+                thread::sleep(Duration::from_micros(random.u64(..1000)));
+            }
+        }
+        // In between, the folder is not there, which is nothing to be measured.
+        crowd.end(findings, None)
+    })
+}
+
+/// Removes the lock's file, or replaces it, or renames it or its folder for a moment.
+fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static str> {
+    let lock = fs::read_dir(folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| {
+            path.extension()
+                .is_some_and(|it| it == "lease" || it == "lock")
+        });
+    let Some(lock) = lock else {
+        return Ok("times there was nothing to remove");
+    };
+    let aside = folder.with_extension("aside");
+    match random.u8(..if carefully { 4 } else { 3 }) {
+        0 => {
+            // Another may have done so.
+            let _ = fs::remove_file(&lock);
+            Ok("files removed")
+        }
+        1 => {
+            // Of what there is now, which nobody has locked.
+            let copy = folder.with_extension("copy");
+            if fs::copy(&lock, &copy).is_ok() {
+                fs::rename(&copy, &lock)?;
+            }
+            Ok("files replaced by a copy")
+        }
+        2 => {
+            fs::rename(folder, &aside)?;
+            thread::sleep(Duration::from_micros(random.u64(..500)));
+            fs::rename(&aside, folder)?;
+            Ok("folders renamed and put back")
+        }
+        _ => {
+            let _ = fs::rename(&lock, folder.with_extension("gone"));
+            Ok("files renamed")
+        }
+    }
+}
+
+fn children(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for_each(setting, &KINDS, |kind, length| {
+        let folder = tempfile::tempdir_in(&setting.folder)?;
+        let url: StoreUrl = format!("{kind}:{}", folder.path().display()).parse()?;
+        let store = FileStore::open(&url, &StoreOptions::default())?;
+        let (other, over) = (
+            FileStore::open(&url, &StoreOptions::default())?,
+            AtomicBool::new(false),
+        );
+        let lock = LockFactory::new(&store, System).create_lock(LOCK, "none")?;
+        let other = LockFactory::new(&other, System).create_lock(LOCK, "none")?;
+        let mut cycles = 0;
+        let mut children = 0_u64;
+        thread::scope(|scope| -> Result<()> {
+            let parents: Vec<_> = [false, true]
+                .into_iter()
+                .map(|forks| {
+                    let over = &over;
+                    scope.spawn(move || {
+                        let mut children = 0_u64;
+                        while !over.load(Relaxed) {
+                            let mut command = Command::new("true");
+                            if forks {
+                                use std::os::unix::process::CommandExt;
+                                // With this the library forks.
+                                command.gid(rustix::process::getgid().as_raw());
+                            }
+                            if command.status().is_ok() {
+                                children += 1;
+                            }
+                        }
+                        children
+                    })
+                })
+                .collect();
+            let began = Instant::now();
+            let mut result = Ok(());
+            while began.elapsed() < length {
+                let (one, next) = if cycles % 2 == 0 {
+                    (&lock, &other)
+                } else {
+                    (&other, &lock)
+                };
+                if let Err(err) = one.try_acquire().and_then(|_| one.release()) {
+                    findings.violation(format!(
+                        "{kind}: a lock that was given back was not free: {err}"
+                    ));
+                }
+                if let Err(err) = next.try_acquire().and_then(|_| next.release()) {
+                    findings.violation(format!(
+                        "{kind}: a lock that was given back was not free: {err}"
+                    ));
+                    if findings.violations.len() > 20 {
+                        result = Err(anyhow::anyhow!("too many"));
+                        break;
+                    }
+                }
+                cycles += 2;
+            }
+            over.store(true, Relaxed);
+            for parent in parents {
+                children += parent.join().unwrap_or_default();
+            }
+            result
+        })?;
+        findings.count("acquisitions", cycles);
+        findings.count("children", children);
+        ensure!(children > 0, "no child could be started");
+        Ok(())
+    })
+}
+
+fn timeouts(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for_each(setting, &KINDS, |kind, length| {
+        let wish = Wish {
+            hold: 2000,
+            patience: Some(5000),
+            ..Wish::new(kind, 8)
+        };
+        let crowd = Crowd::new(setting, wish)?;
+        thread::sleep(length);
+        let over = Duration::from_nanos(crowd.resource.get(Word::Overshoot));
+        findings.worst(format!("waited too long, {kind}"), over);
+        crowd.end(findings, Some(LONGEST_GAP))
+    })
+}
+
+fn expiries(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for_each(setting, &[1, 2, 5], |ttl, length| {
+        let wish = Wish {
+            ttl: Some(ttl),
+            detaches: true,
+            releases: false,
+            hold: 0,
+            ..Wish::new("lease", 6)
+        };
+        let crowd = Crowd::new(setting, wish)?;
+        thread::sleep(length);
+        crowd.end(findings, Some(LONGEST_GAP))
+    })
+}
