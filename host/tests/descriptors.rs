@@ -13,6 +13,16 @@ fn a_release_needs_no_new_descriptor() {
     let leases = || LeaseFileStore::open(folder.path(), &options).unwrap();
     let locks = || FileLockStore::open(folder.path(), &options).unwrap();
 
+    // Nothing is known of the machine yet, and what cannot be learnt now can be later.
+    without_descriptors(|| {
+        let failed = LeaseFileStore::open(folder.path(), &options).unwrap_err();
+        assert!(
+            matches!(failed, verrou_host::OpenError::Directory { .. }),
+            "{failed}"
+        );
+        FileLockStore::open(folder.path(), &options).unwrap_err();
+    });
+
     let store = leases();
     let lock = LockFactory::new(&store, System)
         .create_lock("lock", "none")

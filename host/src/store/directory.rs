@@ -64,6 +64,7 @@ impl Directory {
                 source,
             }
         };
+        Machine::learn().map_err(failed("learn when this machine was started"))?;
         let group = options.group_id()?;
         os::create_directory(path, group).map_err(failed("create this folder"))?;
         // One spelling for all, whatever the working folder is later.

@@ -101,13 +101,14 @@ impl LeaseFileStore {
     ///
     /// [`OpenError`] says what is wrong with the folder, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
+        let directory = Directory::open(path.as_ref(), Kind::Lease, options)?;
         if !Machine::this().knows_its_start() {
             return Err(OpenError::UnknownStart {
                 path: path.as_ref().to_owned(),
             });
         }
         Ok(Self {
-            directory: Directory::open(path.as_ref(), Kind::Lease, options)?,
+            directory,
             clock: Arc::new(System),
             zombies: options.zombies,
             grants: Mutex::default(),

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::fs;
+use std::io;
 use std::sync::OnceLock;
 
 use verrou::Process;
@@ -17,13 +18,33 @@ pub(crate) struct Machine {
     command: String,
 }
 
+static THIS: OnceLock<Machine> = OnceLock::new();
+
 impl Machine {
-    /// This one.
+    /// Asks about this one, once for all that happens later.
+    ///
+    /// # Errors
+    ///
+    /// What keeps a system that can tell from doing so: this process may have no descriptor left. Who
+    /// went on without would write records that others cannot compare with theirs.
+    pub(crate) fn learn() -> io::Result<&'static Self> {
+        if let Some(this) = THIS.get() {
+            return Ok(this);
+        }
+        let this = Self {
+            boot: where_it_is_told(boot_id())?,
+            time_namespace: where_it_is_told(time_namespace())?.unwrap_or_default(),
+            host: host_name(),
+            command: command_line(),
+        };
+        Ok(THIS.get_or_init(|| this))
+    }
+
+    /// This one, as was [learnt](Self::learn) when a store was opened.
     pub(crate) fn this() -> &'static Self {
-        static THIS: OnceLock<Machine> = OnceLock::new();
         THIS.get_or_init(|| Self {
-            boot: boot_id(),
-            time_namespace: time_namespace().unwrap_or_default(),
+            boot: None,
+            time_namespace: 0,
             host: host_name(),
             command: command_line(),
         })
@@ -74,22 +95,37 @@ fn command_line() -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
+/// Nothing where the system does not tell such things, or hides them.
+fn where_it_is_told<T>(told: io::Result<Option<T>>) -> io::Result<Option<T>> {
+    use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, Unsupported};
+
+    match told {
+        Err(err)
+            if matches!(
+                err.kind(),
+                NotFound | NotADirectory | PermissionDenied | Unsupported
+            ) =>
+        {
+            Ok(None)
+        }
+        told => told,
+    }
+}
+
 /// `random(4)`: "a random UUID generated once at boot".
-fn boot_id() -> Option<[u8; 16]> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+fn boot_id() -> io::Result<Option<[u8; 16]>> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    Some(u128::from_str_radix(&digits, 16).ok()?.to_be_bytes())
+    let number = u128::from_str_radix(&digits, 16).ok();
+    Ok(number.map(u128::to_be_bytes))
 }
 
 /// `time_namespaces(7)`: the link reads `time:[4026531834]`.
-fn time_namespace() -> Option<u64> {
-    let link = fs::read_link("/proc/self/ns/time").ok()?;
-    let digits: String = link
-        .to_str()?
-        .chars()
-        .filter(char::is_ascii_digit)
-        .collect();
-    digits.parse().ok()
+fn time_namespace() -> io::Result<Option<u64>> {
+    let link = fs::read_link("/proc/self/ns/time")?;
+    let link = link.to_string_lossy();
+    let digits: String = link.chars().filter(char::is_ascii_digit).collect();
+    Ok(digits.parse().ok())
 }
 
 #[cfg(unix)]
