@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,12 +101,19 @@ impl<'a> Guarded<'a> {
             waited: PATIENCE,
         })
     }
+
+    /// Lets others have their turn. After an error they do not, until the file is closed.
+    pub(crate) fn end(self) -> io::Result<()> {
+        let file = self.0;
+        mem::forget(self);
+        unlock(file)
+    }
 }
 
 impl Drop for Guarded<'_> {
     fn drop(&mut self) {
         // Unlocked by name, not by closing: a child that another thread just forked may have
-        // the descriptor open for a moment longer. It can only fail for a bad descriptor.
+        // the descriptor open for a moment longer.
         let _ = unlock(self.0);
     }
 }

@@ -253,8 +253,10 @@ impl LeaseFileStore {
             }
             let view = self.directory.read(&file, name);
             let done = view.and_then(|view| step(&lease, view));
-            drop(guarded);
-            self.directory.put(name, file);
+            // If not, closing it does.
+            if guarded.end().is_ok() {
+                self.directory.put(name, file);
+            }
             return Ok(Some(done?));
         }
     }
