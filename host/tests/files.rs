@@ -578,6 +578,34 @@ fn whoever_locks_the_file_excludes_and_is_excluded() {
     );
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn who_locked_the_file_is_known_while_others_lock_theirs() {
+    let folder = folder();
+    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let (store, name) =
+        FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
+    let file = File::open(&path).unwrap();
+    file.lock().unwrap();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for number in 0..2 {
+            let other = File::create(folder.path().join(format!("other-{number}"))).unwrap();
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    other.lock().unwrap();
+                    other.unlock().unwrap();
+                }
+            });
+        }
+        let process = || Some(store.inspect(&name).ok()??.process?.id);
+        let seen: Vec<_> = (0..200).map(|_| process()).collect();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(seen, vec![Some(std::process::id()); 200]);
+    });
+}
+
 #[test]
 fn a_folder_can_be_locked_and_a_missing_file_is_made() {
     let folder = folder();

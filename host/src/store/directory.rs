@@ -393,8 +393,8 @@ impl Directory {
             source,
         };
         let mut files = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
+        for name in os::names(&self.path).map_err(failed)? {
+            let path = self.path.join(name);
             if path
                 .extension()
                 .is_some_and(|extension| extension == self.extension())

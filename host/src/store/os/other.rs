@@ -1,5 +1,6 @@
 //! Files where there is no Unix: what the standard library has.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -51,6 +52,13 @@ pub(crate) fn create(path: &Path, bytes: &[u8], _group: Option<u32>) -> io::Resu
         Err(err) if err.error.kind() != io::ErrorKind::AlreadyExists => Err(err.error),
         _ => Ok(()),
     }
+}
+
+/// What the files in a folder are called.
+pub(crate) fn names(path: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(path)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect()
 }
 
 pub(crate) fn sync_directory(_path: &Path) -> io::Result<()> {

@@ -1,14 +1,16 @@
 //! Files as Unix has them.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Metadata, Permissions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{
     DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
 };
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Dir, Mode, OFlags};
 #[cfg(target_os = "linux")]
 use rustix::io::Errno;
 
@@ -42,6 +44,21 @@ pub(crate) fn number(file: &File) -> io::Result<u64> {
     let nanos = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
     // The times of neighbours differ little, and so do their inodes.
     Ok(metadata.ino().rotate_left(32) ^ nanos.unwrap_or_default())
+}
+
+/// What the files in a folder are called. The standard library would panic when the folder could not
+/// be closed.
+pub(crate) fn names(path: &Path) -> io::Result<Vec<OsString>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(path, flags, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in Dir::new(folder)? {
+        let name = entry?.file_name().to_bytes().to_owned();
+        if name != b"." && name != b".." {
+            names.push(OsString::from_vec(name));
+        }
+    }
+    Ok(names)
 }
 
 /// The file that is at `path` now, or where a symbolic link there leads.
@@ -324,19 +341,50 @@ pub(crate) fn locker(file: &File) -> io::Result<Option<u32>> {
         rustix::fs::minor(metadata.dev()),
     );
     let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
-    let Ok(locks) = fs::read_to_string("/proc/locks") else {
-        return Ok(None); // hidden, as in some containers
-    };
-    let process = locks.lines().find_map(|line| {
-        // "1: FLOCK  ADVISORY  WRITE 4711 fe:00:123456 0 EOF"
-        let mut words = line.split_whitespace().skip(1);
-        let kind = words.next()?;
-        let (mode, process, at) = (words.nth(1)?, words.next()?, words.next()?);
-        (kind == "FLOCK" && mode == "WRITE" && at == place)
-            .then(|| process.parse().ok())
-            .flatten()
-    });
-    Ok(process)
+    // What others lock and unlock meanwhile moves the lines about, and one can be missed.
+    const TRIES: usize = 5;
+    for _ in 0..TRIES {
+        let Ok(locks) = kernel_locks() else {
+            return Ok(None); // hidden, as in some containers
+        };
+        let process = locks.lines().find_map(|line| {
+            // "1: FLOCK  ADVISORY  WRITE 4711 fe:00:123456 0 EOF"
+            let mut words = line.split_whitespace().skip(1);
+            let kind = words.next()?;
+            let (mode, process, at) = (words.nth(1)?, words.next()?, words.next()?);
+            (kind == "FLOCK" && mode == "WRITE" && at == place)
+                .then(|| process.parse().ok())
+                .flatten()
+        });
+        if process.is_some() {
+            return Ok(process);
+        }
+    }
+    Ok(None)
+}
+
+/// `/proc/locks`, in as few pieces as can be: it may change between them.
+#[cfg(target_os = "linux")]
+fn kernel_locks() -> io::Result<String> {
+    use std::io::Read;
+
+    const PIECE: usize = 1 << 16;
+
+    let mut file = File::open("/proc/locks")?;
+    let mut locks = Vec::new();
+    loop {
+        let read = locks.len();
+        locks.resize(read + PIECE, 0);
+        match file.read(&mut locks[read..]) {
+            Ok(0) => {
+                locks.truncate(read);
+                return Ok(String::from_utf8_lossy(&locks).into_owned());
+            }
+            Ok(count) => locks.truncate(read + count),
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => locks.truncate(read),
+            Err(err) => return Err(err),
+        }
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
