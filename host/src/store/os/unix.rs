@@ -157,6 +157,7 @@ pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Resul
         let mode = if group.is_some() { 0o660 } else { 0o600 };
         fchown(&*file, None, group)?;
         file.set_permissions(Permissions::from_mode(mode))?;
+        let_be_written_in_place(file);
         file.write_all(bytes)?;
         file.sync_data()
     };
@@ -175,6 +176,22 @@ pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Resul
         linked => linked,
     }
 }
+
+/// Lets later writes to `file`, which is empty, need no space, where a file system copies what is
+/// written: btrfs(5), `chattr +C`. Without that all goes well, too, until the disk is full.
+#[cfg(target_os = "linux")]
+fn let_be_written_in_place(file: &File) {
+    use rustix::fs::{IFlags, fstatfs, ioctl_getflags, ioctl_setflags};
+
+    if fstatfs(file).is_ok_and(|found| kind_of(&found) == BTRFS)
+        && let Ok(flags) = ioctl_getflags(file)
+    {
+        let _ = ioctl_setflags(file, flags | IFlags::NOCOW);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn let_be_written_in_place(_file: &File) {}
 
 /// A file without a name beside `path`, where the file system has such.
 #[cfg(target_os = "linux")]
@@ -294,7 +311,7 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
     const LOCAL: [i64; 14] = [
         0x0000_ef53, // ext2, ext3, ext4
         0x5846_5342, // xfs
-        0x9123_683e, // btrfs
+        BTRFS,
         0x0102_1994, // tmpfs
         0x8584_58f6, // ramfs
         0x794c_7630, // overlayfs
@@ -307,12 +324,7 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
         0x2405_1905, // ubifs
         0x0000_4d44, // vfat
     ];
-    #[allow(
-        clippy::useless_conversion,
-        reason = "the field's type differs by machine"
-    )]
-    // Where it is 32 bits wide, it is negative for large numbers.
-    let kind = i64::from(rustix::fs::statfs(path)?.f_type) & 0xffff_ffff;
+    let kind = kind_of(&rustix::fs::statfs(path)?);
     let name = match kind {
         _ if LOCAL.contains(&kind) => return Ok(None),
         0x0000_6969 => "NFS".to_owned(),
@@ -326,6 +338,21 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
     Ok(Some(name))
 }
 
+#[cfg(target_os = "linux")]
+const BTRFS: i64 = 0x9123_683e;
+
+/// What kind of file system it is: statfs(2).
+#[cfg(target_os = "linux")]
+fn kind_of(found: &rustix::fs::StatFs) -> i64 {
+    #[allow(
+        clippy::useless_conversion,
+        reason = "the field's type differs by machine"
+    )]
+    // Where it is 32 bits wide, it is negative for large numbers.
+    let kind = i64::from(found.f_type) & 0xffff_ffff;
+    kind
+}
+
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>> {
     Ok(None)
@@ -335,14 +362,15 @@ pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>>
 /// `/proc/locks`. It may have ended, when a child of it keeps the lock.
 #[cfg(target_os = "linux")]
 pub(crate) fn locker(file: &File) -> io::Result<Option<u32>> {
+    // What others lock and unlock meanwhile moves the lines about, and one can be missed.
+    const TRIES: usize = 5;
+
     let metadata = file.metadata()?;
     let (major, minor) = (
         rustix::fs::major(metadata.dev()),
         rustix::fs::minor(metadata.dev()),
     );
     let place = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
-    // What others lock and unlock meanwhile moves the lines about, and one can be missed.
-    const TRIES: usize = 5;
     for _ in 0..TRIES {
         let Ok(locks) = kernel_locks() else {
             return Ok(None); // hidden, as in some containers
