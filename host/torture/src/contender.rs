@@ -20,6 +20,7 @@ pub(crate) const LOCK: &str = "wanted";
 
 /// What a contender is to do.
 #[derive(Clone, Debug, Deserialize, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
 pub(crate) struct Contender {
     /// Which one it is: no two have the same number.
     pub(crate) number: u64,

@@ -27,6 +27,8 @@ pub(crate) struct Setting {
     pub(crate) seed: u64,
     /// How long a part without an end of its own is to take.
     pub(crate) length: Duration,
+    /// Whether everything is to be tried, and not only some of it.
+    pub(crate) is_long: bool,
     /// An empty folder of its own, on the disk that temporary files are on.
     pub(crate) folder: PathBuf,
     /// How far it is; a part that knows how much there is to do sets the length.

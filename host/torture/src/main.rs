@@ -8,7 +8,11 @@ mod arguments;
 #[cfg(target_os = "linux")]
 mod contender;
 #[cfg(target_os = "linux")]
+mod faults;
+#[cfg(target_os = "linux")]
 mod findings;
+#[cfg(target_os = "linux")]
+mod full_disks;
 #[cfg(target_os = "linux")]
 mod parts;
 #[cfg(target_os = "linux")]
@@ -16,7 +20,11 @@ mod report;
 #[cfg(target_os = "linux")]
 mod resource;
 #[cfg(target_os = "linux")]
+mod steps;
+#[cfg(target_os = "linux")]
 mod storms;
+#[cfg(target_os = "linux")]
+mod tracer;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {

@@ -11,10 +11,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
-use crate::{contender, storms};
+use crate::{contender, faults, full_disks, steps, storms};
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
 const PARTS: &[Part] = &[
+    faults::CRASH_POINTS,
+    faults::FAILING_CALLS,
+    full_disks::PART,
     storms::CONTENTION,
     storms::KILLS,
     storms::STOPS,
@@ -24,11 +27,14 @@ const PARTS: &[Part] = &[
     storms::EXPIRIES,
 ];
 
+/// Whoever gives this much time gets all of it done that has an end.
+const LONG: Duration = Duration::from_mins(10);
+
 /// What a process that a part starts does.
 type Work = fn(&[String]) -> Result<()>;
 
 /// Of which there are these: `torture worker NAME ARGUMENTS`.
-const WORKERS: &[(&str, Work)] = &[("contend", contender::contend)];
+const WORKERS: &[(&str, Work)] = &[("contend", contender::contend), ("step", steps::work)];
 
 pub(crate) fn main() -> ExitCode {
     let typed: Vec<_> = env::args().skip(1).collect();
@@ -83,7 +89,8 @@ fn torture(arguments: &Arguments) -> Result<bool> {
             share => left.mul_f64(f64::from(share) / f64::from(shares)),
         };
         shares -= part.share;
-        let outcome = one(part, seed, length)?;
+        let is_long = arguments.length >= LONG;
+        let outcome = one(part, seed, length, is_long)?;
         outcome.print(part.name);
         report.parts.push(outcome);
     }
@@ -93,7 +100,7 @@ fn torture(arguments: &Arguments) -> Result<bool> {
     Ok(report.violations() == 0)
 }
 
-fn one(part: &Part, seed: u64, length: Duration) -> Result<Outcome> {
+fn one(part: &Part, seed: u64, length: Duration, is_long: bool) -> Result<Outcome> {
     let folder = tempfile::tempdir().context("a folder for temporary files")?;
     let progress = ProgressBar::new_spinner().with_prefix(part.name);
     progress.set_style(
@@ -104,6 +111,7 @@ fn one(part: &Part, seed: u64, length: Duration) -> Result<Outcome> {
     let setting = Setting {
         seed,
         length,
+        is_long,
         folder: folder.path().to_owned(),
         progress,
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -64,13 +65,14 @@ pub(crate) const EXPIRIES: Part = Part {
 };
 
 /// The kinds of store.
-const KINDS: [&str; 2] = ["file", "lease"];
+pub(crate) const KINDS: [&str; 2] = ["file", "lease"];
 
 /// How long nobody may get in, although somebody could, where the kernel tells who lives.
 const LONGEST_GAP: Duration = Duration::from_millis(500);
 
 /// How the processes of a crowd are, but for their numbers.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
 struct Wish {
     kind: &'static str,
     processes: usize,
@@ -498,7 +500,10 @@ fn holds_a_file(process: Pid, folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder)? {
         files.push(entry?.metadata()?.ino().to_string());
     }
-    let locks = fs::read_to_string("/proc/locks")?;
+    // In one piece, for it changes between two.
+    let mut locks = vec![0; 1 << 20];
+    let length = File::open("/proc/locks")?.read(&mut locks)?;
+    let locks = String::from_utf8_lossy(&locks[..length]);
     Ok(locks.lines().any(|line| {
         // `1: FLOCK  ADVISORY  WRITE 708 00:2c:1234 0 EOF`
         let words: Vec<_> = line.split_whitespace().collect();

@@ -1,0 +1,265 @@
+//! A fault at every system call of every step: the process is killed there, or the call fails.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Result;
+use fastrand::Rng;
+use nix::errno::Errno;
+use syscalls::Sysno;
+
+use crate::findings::{Findings, Part, Setting};
+use crate::steps::{Act, STEPS, Said, Scene, Stage};
+use crate::tracer::{self, Fault};
+
+pub(crate) const CRASH_POINTS: Part = Part {
+    name: "crash-points",
+    about: "kill -9 at every system call of every step",
+    share: 0,
+    run: crash_points,
+};
+pub(crate) const FAILING_CALLS: Part = Part {
+    name: "failing-calls",
+    about: "every system call of every step fails in every way, or reads and writes half",
+    share: 0,
+    run: failing_calls,
+};
+
+/// How soon another has the lock of one who is dead: whoever was to be next may have died, too.
+const BOUND: Duration = Duration::from_millis(500);
+
+/// How calls fail.
+const ERRORS: [Errno; 10] = [
+    Errno::ENOSPC,
+    Errno::EIO,
+    Errno::EINTR,
+    Errno::EMFILE,
+    Errno::ENFILE,
+    Errno::ENOLCK,
+    Errno::EDQUOT,
+    Errno::EROFS,
+    Errno::ENOMEM,
+    Errno::EACCES,
+];
+
+/// Calls of which no program survives the failure, or that cannot fail.
+const BEYOND_US: [Sysno; 12] = [
+    Sysno::brk,
+    Sysno::mmap,
+    Sysno::mprotect,
+    Sysno::mremap,
+    Sysno::munmap,
+    Sysno::madvise,
+    Sysno::rt_sigprocmask,
+    Sysno::rt_sigaction,
+    Sysno::sched_yield,
+    Sysno::getpid,
+    // A lock without randomness is none, as the documentation says.
+    Sysno::getrandom,
+    Sysno::clock_nanosleep,
+];
+
+/// A fault to be tried.
+struct Trial<'a> {
+    stage: &'a Stage,
+    at: usize,
+    call: Sysno,
+    fault: Fault,
+}
+
+fn crash_points(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    if let Err(why) = tracer::is_possible() {
+        findings.not_done(why);
+        return Ok(());
+    }
+    let stages = stages(setting)?;
+    let calls = calls(setting, &stages)?;
+    let mut trials = Vec::new();
+    for (stage, calls) in stages.iter().zip(&calls) {
+        for (at, &call) in calls.iter().enumerate() {
+            let fault = Fault::Killed;
+            trials.push(Trial {
+                stage,
+                at,
+                call,
+                fault,
+            });
+        }
+    }
+    findings.count("steps", stages.len() as u64);
+    try_all(setting, findings, &trials, |scene, trial| {
+        let traced = tracer::trace(&scene.process, Some((trial.at, trial.fault)))?;
+        let mut wrong = if traced.is_gone || !traced.was_met {
+            Vec::new()
+        } else {
+            vec!["it survived".to_owned()]
+        };
+        scene.end_process()?;
+        wrong.extend(scene.others_get_in(BOUND)?);
+        Ok((traced.was_met.then_some("crash points"), wrong))
+    })
+}
+
+fn failing_calls(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    if let Err(why) = tracer::is_possible() {
+        findings.not_done(why);
+        return Ok(());
+    }
+    let stages = stages(setting)?;
+    let calls = calls(setting, &stages)?;
+    let mut trials = Vec::new();
+    for (stage, calls) in stages.iter().zip(&calls) {
+        for (at, &call) in calls.iter().enumerate() {
+            if BEYOND_US.contains(&call) {
+                continue;
+            }
+            let faults = ERRORS.into_iter().map(Fault::Fails);
+            let faults = faults.chain([Fault::DoneButFails(Errno::EIO)]);
+            let is_long = matches!(
+                call,
+                Sysno::pread64 | Sysno::pwrite64 | Sysno::read | Sysno::write
+            );
+            let faults = faults.chain(is_long.then_some(Fault::Half));
+            trials.extend(faults.map(|fault| Trial {
+                stage,
+                at,
+                call,
+                fault,
+            }));
+        }
+    }
+    findings.count("steps", stages.len() as u64);
+    if !setting.is_long {
+        // Each call fails in some way all the same.
+        let mut random = Rng::with_seed(setting.seed);
+        random.shuffle(&mut trials);
+        trials.truncate(trials.len() / 3);
+    }
+    try_all(setting, findings, &trials, failing_call)
+}
+
+/// Lets one call fail, and the process try again.
+fn failing_call(
+    scene: &mut Scene,
+    trial: &Trial<'_>,
+) -> Result<(Option<&'static str>, Vec<String>)> {
+    let act = trial.stage.act();
+    let mut wrong = Vec::new();
+    let traced = tracer::trace(&scene.process, Some((trial.at, trial.fault)))?;
+    let mut said = scene.hear()?;
+    if let Some(Said::Error { text }) = &said {
+        if !text.contains(&*scene.folder.to_string_lossy()) {
+            wrong.push(format!("the error does not say where: {text}"));
+        }
+        if act == Act::Release && !scene.is_free_to_others_soon()? {
+            wrong.push(format!("it is held after a release that failed: {text}"));
+        }
+        scene.tell()?;
+        said = scene.hear()?;
+        if let Some(Said::Error { text }) = &said {
+            wrong.push(format!("it fails for good: {text}"));
+        }
+    }
+    match &said {
+        Some(Said::Granted { fence }) if matches!(act, Act::Acquire | Act::Extend) => {
+            if scene.is_free_to_others()? {
+                wrong.push("it was granted to two".to_owned());
+            }
+            let under = scene.held_under()?;
+            if under != *fence {
+                wrong.push(format!("it has {fence:?}, and others see {under:?}"));
+            }
+            scene.fence = fence.unwrap_or_default().max(scene.fence);
+        }
+        Some(Said::Refused) if act == Act::Acquire => {
+            wrong.push("a free lock was refused".to_owned());
+        }
+        Some(Said::Granted { .. }) if act == Act::Wait => {
+            wrong.push("another's lock was granted".to_owned());
+        }
+        _ => {}
+    }
+    let (errors, ended_well) = scene.end_process()?;
+    if !ended_well || !errors.is_empty() {
+        wrong.push(format!("the process did not end well: {errors}"));
+    }
+    wrong.extend(scene.others_get_in(BOUND)?);
+    Ok((traced.was_met.then_some("failing calls"), wrong))
+}
+
+fn stages(setting: &Setting) -> Result<Vec<Stage>> {
+    let mut stages = Vec::new();
+    for step in STEPS {
+        for kind in step.kinds {
+            stages.push(Stage::new(&setting.folder, step, kind)?);
+        }
+    }
+    Ok(stages)
+}
+
+/// Which system calls each step makes when all goes well.
+fn calls(setting: &Setting, stages: &[Stage]) -> Result<Vec<Vec<Sysno>>> {
+    let mut all = Vec::new();
+    for (number, stage) in stages.iter().enumerate() {
+        let scene = stage.scene(setting.folder.join(format!("calls-{number}")))?;
+        all.push(tracer::trace(&scene.process, None)?.calls);
+    }
+    Ok(all)
+}
+
+/// What a trial does: what it is counted as, and what was wrong.
+type Try = fn(&mut Scene, &Trial<'_>) -> Result<(Option<&'static str>, Vec<String>)>;
+
+/// Does all trials, as many at once as there are processors.
+fn try_all(
+    setting: &Setting,
+    findings: &mut Findings,
+    trials: &[Trial<'_>],
+    attempt: Try,
+) -> Result<()> {
+    /// More than these say nothing new.
+    const MOST: usize = 50;
+
+    setting.progress.set_length(trials.len() as u64);
+    let next = AtomicUsize::new(0);
+    let shared = Mutex::new(findings);
+    let work = || -> Result<()> {
+        loop {
+            let number = next.fetch_add(1, Relaxed);
+            let Some(trial) = trials.get(number) else {
+                return Ok(());
+            };
+            let folder: PathBuf = setting.folder.join(format!("trial-{number}"));
+            let mut scene = trial.stage.scene(folder)?;
+            let title = scene.title();
+            let (what, wrong) = attempt(&mut scene, trial)
+                .unwrap_or_else(|err| (None, vec![format!("it could not be tried: {err:#}")]));
+            setting.progress.inc(1);
+            let mut findings = shared.lock().expect("nobody panics with it");
+            if let Some(what) = what {
+                findings.count(what, 1);
+            }
+            let Trial {
+                at, call, fault, ..
+            } = trial;
+            for wrong in wrong {
+                findings.violation(format!("{title}, call {at} ({call}), {fault:?}: {wrong}"));
+            }
+            if findings.violations.len() > MOST {
+                next.store(trials.len(), Relaxed);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            worker.join().expect("it returns its errors")?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,307 @@
+//! File systems without a free byte or inode, and such as turn read-only.
+
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use verrou::blocking::LockFactory;
+use verrou::{Error, Retry, Store, Ttl};
+use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+
+use crate::findings::{Findings, Part, Setting};
+use crate::storms::{KINDS, strangers};
+
+pub(crate) const PART: Part = Part {
+    name: "full-disks",
+    about: "no free byte, no free inode, read-only: what is held can be kept and given back",
+    share: 0,
+    run,
+};
+
+/// A file system of its own, until this is dropped.
+struct Mounted {
+    place: PathBuf,
+}
+
+/// A kind of file system, and how large it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum FileSystem {
+    Tmpfs,
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl FileSystem {
+    const ALL: [Self; 4] = [Self::Tmpfs, Self::Ext4, Self::Xfs, Self::Btrfs];
+
+    /// How its image is made, and of how many bytes.
+    fn maker(self) -> Option<(&'static [&'static str], u64)> {
+        match self {
+            Self::Tmpfs => None,
+            Self::Ext4 => Some((
+                &["mkfs.ext4", "-q", "-N", "96", "-e", "remount-ro"],
+                16 << 20,
+            )),
+            Self::Xfs => Some((&["mkfs.xfs", "-q"], 320 << 20)),
+            Self::Btrfs => Some((&["mkfs.btrfs", "-q"], 128 << 20)),
+        }
+    }
+}
+
+impl Mounted {
+    fn new(kind: FileSystem, folder: &Path) -> Result<Self> {
+        let place = folder.join(format!("{kind:?}"));
+        fs::create_dir(&place)?;
+        let mut mount = Command::new("mount");
+        match kind.maker() {
+            None => {
+                mount.args(["-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "tmpfs"]);
+            }
+            Some((maker, bytes)) => {
+                let image = folder.join(format!("{kind:?}.image"));
+                File::create(&image)?.set_len(bytes)?;
+                let (program, options) = maker.split_first().context("a program")?;
+                run_it(Command::new(program).args(options).arg(&image))?;
+                mount.args(["-o", "loop"]).arg(&image);
+            }
+        }
+        run_it(mount.arg(&place))?;
+        Ok(Self { place })
+    }
+
+    /// Leaves no free byte, and no free inode.
+    fn fill(&self) -> Result<()> {
+        let mut ballast = File::create(self.ballast())?;
+        for length in [65536, 4096, 512, 1] {
+            let bytes = vec![7; length];
+            loop {
+                match ballast.write_all(&bytes).and_then(|()| ballast.sync_data()) {
+                    Ok(()) => {}
+                    Err(err) if err.kind() == io::ErrorKind::StorageFull => break,
+                    Err(err) => return Err(err.into()),
+                }
+            }
+        }
+        for number in 0..1_000_000 {
+            match File::create(self.place.join(format!("inode-{number}"))) {
+                Ok(_) => {}
+                Err(err) if err.kind() == io::ErrorKind::StorageFull => return Ok(()),
+                Err(err) => return Err(err.into()),
+            }
+        }
+        bail!("a million inodes, and it is not full")
+    }
+
+    fn make_room(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.place)? {
+            let entry = entry?;
+            if entry.file_name() != "locks" && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.place.join("ballast")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.place)
+            .output();
+    }
+}
+
+/// What a program says; the error when it fails.
+fn run_it(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("`{program}`"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{program}`: {}", said.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for kind in FileSystem::ALL {
+        // Filling those that are not small takes a while.
+        if !setting.is_long && matches!(kind, FileSystem::Xfs | FileSystem::Btrfs) {
+            findings.not_done(format!(
+                "{kind:?}: there is time for it from ten minutes on"
+            ));
+            continue;
+        }
+        for store in KINDS {
+            setting.progress.set_message(format!("{kind:?}, {store}"));
+            let folder = tempfile::tempdir_in(&setting.folder)?;
+            let mounted = match Mounted::new(kind, folder.path()) {
+                Ok(mounted) => mounted,
+                Err(err) => {
+                    findings.not_done(format!("{kind:?}: {err:#}"));
+                    break;
+                }
+            };
+            let title = format!("{kind:?}, {store}");
+            if let Err(err) = full(&mounted, store, &title, findings) {
+                findings.violation(format!("{title}: {err:#}"));
+            }
+            if kind == FileSystem::Ext4
+                && let Err(err) = read_only(&mounted, store, &title, findings)
+            {
+                findings.violation(format!("{title}: read-only: {err:#}"));
+            }
+            findings.count("file systems", 1);
+        }
+    }
+    Ok(())
+}
+
+fn open(kind: &str, place: &Path) -> Result<FileStore> {
+    let url: StoreUrl = format!("{kind}:{}", place.join("locks").display()).parse()?;
+    Ok(FileStore::open(&url, &StoreOptions::default())?)
+}
+
+fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> Result<()> {
+    let stores = [open(kind, &mounted.place)?, open(kind, &mounted.place)?];
+    let [ours, others] = stores
+        .each_ref()
+        .map(|store| LockFactory::new(store, System));
+    let held = ours.create_lock("held", "1h")?;
+    let free = ours.create_lock("free", "1h")?;
+    free.acquire()?;
+    free.release()?;
+    held.acquire()?;
+    mounted.fill()?;
+
+    let mut check = |what: &str, done: Result<(), Error>| {
+        findings.count("steps without a free byte or inode", 1);
+        if let Err(err) = done {
+            let err = anyhow::Error::from(err);
+            findings.violation(format!("{title}, full: {what}: {err:#}"));
+        }
+    };
+    check("extending", held.extend(None));
+    let other = others.create_lock("held", Ttl::NEVER)?;
+    check(
+        "being refused",
+        match other.try_acquire() {
+            Err(Error::Timeout { .. }) => Ok(()),
+            other => other.map(|_| ()),
+        },
+    );
+    // Without room for what wakes those who wait.
+    let patience = Retry::FOR_EVER.timeout(Duration::from_secs(20));
+    let waited = thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let lease = other.acquire_with(&patience)?;
+            other.release()?;
+            Ok::<_, Error>(lease)
+        });
+        // It begins to wait, or comes when the lock is free; both are to go well.
+        thread::sleep(Duration::from_millis(50));
+        check("releasing", held.release());
+        waiting.join().unwrap_or_else(|_| {
+            let name = held.name().clone();
+            Err(Error::NotOwner { name })
+        })
+    });
+    check("waiting", waited.map(|_| ()));
+    check("acquiring", free.acquire().map(|_| ()));
+    if stores[0].abilities().evicts {
+        check("force-releasing", other.force_release());
+        check(
+            "force-releasing",
+            others.create_lock("free", "1h")?.force_release(),
+        );
+    } else {
+        check("releasing", free.release());
+    }
+
+    let new = ours.create_lock("new", "1h")?;
+    match new.try_acquire() {
+        Ok(_) => findings.violation(format!("{title}, full: there was room for a new lock")),
+        Err(err) => {
+            let text = format!("{:#}", anyhow::Error::from(err));
+            let names = text.contains("new.") && text.contains("No space left");
+            findings.check(names, || format!("{title}, full: {text}"));
+        }
+    }
+    let files = fs::read_dir(mounted.place.join("locks"))?;
+    for entry in files {
+        let entry = entry?;
+        let (name, bytes) = (entry.file_name(), entry.metadata()?.len());
+        let is_whole =
+            bytes == 4096 || name == "fences" || name.to_string_lossy().contains(".bell");
+        findings.check(
+            is_whole && !name.to_string_lossy().starts_with("new"),
+            || format!("{title}, full: {} of {bytes} bytes is left", name.display()),
+        );
+    }
+    mounted.make_room()?;
+    new.try_acquire().context("when there is room again")?;
+    new.release()?;
+    let strangers = strangers(&mounted.place.join("locks"))?;
+    findings.check(strangers.is_empty(), || {
+        format!("{title}, full: these files are left: {strangers:?}")
+    });
+    Ok(())
+}
+
+/// A disk that turns read-only under a holder, as ext4 makes it after an error: its lock can be given
+/// back, or ends with it.
+fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> Result<()> {
+    let store = open(kind, &mounted.place)?;
+    let lock = LockFactory::new(&store, System).create_lock("held", "1h")?;
+    lock.acquire()?;
+    let mut device = Command::new("findmnt");
+    let device = device.args(["--noheadings", "--output", "SOURCE"]);
+    let device = run_it(device.arg(&mounted.place))?;
+    let device = device.trim().trim_start_matches("/dev/");
+    let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
+    fs::write(&trigger, "an error, on purpose").context(trigger)?;
+
+    let mut complain = |what: &str, err: &dyn Display| {
+        findings.violation(format!("{title}, read-only: {what}: {err:#}"));
+    };
+    if let Err(err) = lock.release().map_err(anyhow::Error::from) {
+        let text = format!("{err:#}");
+        if !text.contains("held.") {
+            complain("releasing", &text);
+        }
+    }
+    // Who can still be asked says that nobody has it.
+    let other = open(kind, &mounted.place)?;
+    let name = lock.name();
+    match other.inspect(name) {
+        Ok(None) => {}
+        Ok(Some(holder)) => complain("it is held after a release", &format!("{holder:?}")),
+        // A file is opened to be written, or not at all.
+        Err(err) => {
+            let text = format!("{:#}", anyhow::Error::from(err));
+            if !text.contains("held.") || !text.contains("Read-only") {
+                complain("inspecting", &text);
+            }
+        }
+    }
+    let other = LockFactory::new(&other, System).create_lock("held", "1h")?;
+    match other.try_acquire().map_err(anyhow::Error::from) {
+        Ok(_) => complain("acquiring", &"there was no record of it"),
+        Err(err) => {
+            let text = format!("{err:#}");
+            if !text.contains("held.") || !text.contains("Read-only") {
+                complain("acquiring", &text);
+            }
+        }
+    }
+    findings.count("file systems that turned read-only", 1);
+    Ok(())
+}

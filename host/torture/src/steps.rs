@@ -1,0 +1,490 @@
+//! The steps of a lock's life, each to be met by a fault at every one of its system calls.
+
+use std::env;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use verrou::{Claim, Fence, Name, Owner, Reply, Store, StoreError, Ttl};
+use verrou_host::{FileStore, StoreOptions, StoreUrl};
+
+use crate::tracer;
+
+/// How things are before a step.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Before {
+    /// There is nothing at all.
+    Nothing,
+    /// The lock was held once.
+    Free,
+    /// Its holder has died.
+    Dead,
+    /// It is held by nobody alive, and its time has passed.
+    Expired,
+    /// It is held, by nobody alive, for an hour.
+    Detached,
+    /// It is the process's own.
+    Own,
+    /// It is the process's own, and another waits.
+    OwnAndWaitedFor,
+    /// Another has it.
+    Anothers,
+    /// Another has it, and the process waits.
+    AnothersAndWaitedFor,
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum Act {
+    Acquire,
+    Extend,
+    Release,
+    ForceRelease,
+    Detach,
+    /// Asks, is refused, and waits for a moment.
+    Wait,
+    /// Waits no more.
+    GiveUp,
+    /// Closes the store.
+    CleanUp,
+    Inspect,
+}
+
+/// A step: its name, how things are before, what is done, and by which kinds of store.
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    pub(crate) before: Before,
+    pub(crate) act: Act,
+    pub(crate) kinds: &'static [&'static str],
+}
+
+const BOTH: &[&str] = &["file", "lease"];
+const LEASE: &[&str] = &["lease"];
+
+/// Every step there is.
+#[rustfmt::skip]
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "first acquire", before: Before::Nothing, act: Act::Acquire, kinds: BOTH },
+    Step { name: "acquire", before: Before::Free, act: Act::Acquire, kinds: BOTH },
+    Step { name: "take-over of the dead", before: Before::Dead, act: Act::Acquire, kinds: BOTH },
+    Step { name: "take-over of the expired", before: Before::Expired, act: Act::Acquire, kinds: LEASE },
+    Step { name: "extend", before: Before::Own, act: Act::Extend, kinds: BOTH },
+    Step { name: "release", before: Before::Own, act: Act::Release, kinds: BOTH },
+    Step { name: "hand-over", before: Before::OwnAndWaitedFor, act: Act::Release, kinds: BOTH },
+    Step { name: "force-release", before: Before::Detached, act: Act::ForceRelease, kinds: LEASE },
+    Step { name: "detach", before: Before::Own, act: Act::Detach, kinds: LEASE },
+    Step { name: "wait", before: Before::Anothers, act: Act::Wait, kinds: BOTH },
+    Step { name: "give up", before: Before::AnothersAndWaitedFor, act: Act::GiveUp, kinds: BOTH },
+    Step { name: "clean up", before: Before::OwnAndWaitedFor, act: Act::CleanUp, kinds: BOTH },
+    Step { name: "inspect", before: Before::Detached, act: Act::Inspect, kinds: LEASE },
+    Step { name: "inspect", before: Before::Free, act: Act::Inspect, kinds: &["file"] },
+];
+
+/// How long a lease lasts that its process detaches.
+pub(crate) const DETACHED_TTL: Duration = Duration::from_millis(200);
+
+/// What the process of a step is asked.
+#[derive(Debug, Deserialize, Serialize)]
+struct Order {
+    store: String,
+    act: Act,
+    owns: bool,
+    waits: bool,
+}
+
+/// What it says of an attempt.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum Said {
+    Granted {
+        fence: Option<u64>,
+    },
+    Refused,
+    Error {
+        text: String,
+    },
+    /// Something of which nothing is promised is over.
+    Done,
+}
+
+fn claim(owner: u8, ttl: Option<Duration>) -> Claim {
+    Claim {
+        name: Name::new("step").expect("a name"),
+        owner: Owner::from_bytes([owner; 16]),
+        ttl: ttl.map_or(Ttl::NEVER, |ttl| Ttl::new(ttl).expect("a ttl")),
+        ephemeral: true,
+    }
+}
+
+fn open(kind: &str, folder: &Path) -> Result<FileStore> {
+    let url: StoreUrl = format!("{kind}:{}", folder.display()).parse()?;
+    Ok(FileStore::open(&url, &StoreOptions::default())?)
+}
+
+/// The worker `step`: does the step, says how it went, and tries again when it is told to, until
+/// its input ends.
+pub(crate) fn work(arguments: &[String]) -> Result<()> {
+    let [text] = arguments else {
+        bail!("what to do is one argument")
+    };
+    let order: Order = serde_json::from_str(text)?;
+    let store = FileStore::open(&order.store.parse::<StoreUrl>()?, &StoreOptions::default())?;
+    let ttl = (order.act == Act::Detach).then_some(DETACHED_TTL);
+    let claim = claim(1, ttl);
+    if order.owns {
+        tell(&said(store.acquire(&claim)))?;
+        // The other comes to wait.
+        io::stdin().lines().next();
+    }
+    if order.waits {
+        said(store.acquire(&claim));
+        store.wait(&claim, Duration::ZERO);
+    }
+    let mut store = Some(store);
+    let first = tracer::traced(|| act(order.act, &mut store, &claim))?;
+    tell(&first)?;
+    for _ in io::stdin().lines() {
+        tell(&act(order.act, &mut store, &claim))?;
+    }
+    Ok(())
+}
+
+fn tell(said: &Said) -> Result<()> {
+    let mut output = io::stdout();
+    writeln!(output, "{}", serde_json::to_string(said)?)?;
+    Ok(output.flush()?)
+}
+
+fn act(act: Act, store: &mut Option<FileStore>, claim: &Claim) -> Said {
+    let Some(there) = store else {
+        return Said::Done;
+    };
+    match act {
+        Act::Acquire => said(there.acquire(claim)),
+        Act::Extend => said(there.extend(claim)),
+        Act::Release => said(there.release(claim)),
+        Act::ForceRelease => said(there.evict(&claim.name, None)),
+        Act::Detach => said(there.detach(claim)),
+        Act::Wait => {
+            let first = said(there.acquire(claim));
+            there.wait(claim, Duration::from_millis(5));
+            match first {
+                Said::Error { .. } => first,
+                _ => said(there.acquire(claim)),
+            }
+        }
+        Act::GiveUp => {
+            there.give_up(claim);
+            Said::Done
+        }
+        Act::CleanUp => {
+            *store = None;
+            Said::Done
+        }
+        Act::Inspect => match there.inspect(&claim.name) {
+            Ok(Some(holder)) => Said::Granted {
+                fence: holder.fence.map(Fence::get),
+            },
+            Ok(None) => Said::Refused,
+            Err(err) => Said::error(err),
+        },
+    }
+}
+
+fn said(reply: Result<Reply, StoreError>) -> Said {
+    match reply {
+        Ok(Reply::Granted { fence }) => Said::Granted {
+            fence: fence.map(Fence::get),
+        },
+        Ok(Reply::Refused { .. }) => Said::Refused,
+        Err(err) => Said::error(err),
+    }
+}
+
+impl Said {
+    fn error(err: StoreError) -> Self {
+        Self::Error {
+            text: format!("{:#}", anyhow::Error::from(err)),
+        }
+    }
+}
+
+/// A place where a step can be done again and again.
+pub(crate) struct Stage {
+    kind: &'static str,
+    step: &'static Step,
+    /// What is there before, to be copied.
+    template: PathBuf,
+    /// The greatest fence that was granted before.
+    fence: u64,
+}
+
+/// A step that is about to be done.
+pub(crate) struct Scene {
+    pub(crate) folder: PathBuf,
+    kind: &'static str,
+    step: &'static Step,
+    /// The process, which has come to its step.
+    pub(crate) process: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    /// The store of the others, and what one of them has, or waits for.
+    other: FileStore,
+    has: Option<Claim>,
+    waits: Option<Claim>,
+    pub(crate) fence: u64,
+}
+
+impl Stage {
+    pub(crate) fn new(folder: &Path, step: &'static Step, kind: &'static str) -> Result<Self> {
+        let template = tempfile::tempdir_in(folder)?.keep();
+        let mut fence = 0;
+        let locks = template.join("locks");
+        fs::create_dir(&locks)?;
+        if step.before != Before::Nothing {
+            let store = open(kind, &locks)?;
+            let ttl = match step.before {
+                Before::Expired => Some(Duration::from_millis(1)),
+                Before::Detached => Some(Duration::from_hours(1)),
+                _ => None,
+            };
+            let claim = Claim {
+                ephemeral: ttl.is_none(),
+                ..claim(2, ttl)
+            };
+            fence = granted(store.acquire(&claim))?;
+            match step.before {
+                Before::Dead => {
+                    // The copies are of another file, which nobody has locked.
+                    copy(&locks, &template.join("dead"))?;
+                    fs::remove_dir_all(&locks)?;
+                    fs::rename(template.join("dead"), &locks)?;
+                }
+                Before::Expired | Before::Detached => {}
+                _ => {
+                    granted(store.release(&claim))?;
+                }
+            }
+        }
+        Ok(Self {
+            kind,
+            step,
+            template: locks,
+            fence,
+        })
+    }
+
+    /// What is done.
+    pub(crate) fn act(&self) -> Act {
+        self.step.act
+    }
+
+    /// Lets everything come to the step in the new folder `folder`.
+    pub(crate) fn scene(&self, folder: PathBuf) -> Result<Scene> {
+        copy(&self.template, &folder)?;
+        let before = self.step.before;
+        let other = open(self.kind, &folder)?;
+        let mut has = None;
+        let mut fence = self.fence;
+        if matches!(before, Before::Anothers | Before::AnothersAndWaitedFor) {
+            let claim = claim(2, None);
+            fence = granted(other.acquire(&claim))?;
+            has = Some(claim);
+        }
+        let owns = matches!(before, Before::Own | Before::OwnAndWaitedFor);
+        let order = Order {
+            store: format!("{}:{}", self.kind, folder.display()),
+            act: self.step.act,
+            owns,
+            waits: before == Before::AnothersAndWaitedFor,
+        };
+        let mut process = Command::new(env::current_exe()?)
+            .args(["worker", "step", &serde_json::to_string(&order)?])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let output = process.stdout.take().context("its output")?;
+        let mut scene = Scene {
+            kind: self.kind,
+            step: self.step,
+            input: process.stdin.take(),
+            output: BufReader::new(output),
+            process,
+            other,
+            has,
+            waits: None,
+            fence,
+            folder,
+        };
+        if owns {
+            match scene.hear()? {
+                Some(Said::Granted { fence: Some(fence) }) => scene.fence = fence,
+                other => bail!("a free lock was not granted: {other:?}"),
+            }
+            if before == Before::OwnAndWaitedFor {
+                let claim = claim(3, None);
+                scene.other.acquire(&claim)?;
+                scene.other.wait(&claim, Duration::ZERO);
+                scene.waits = Some(claim);
+            }
+            scene.tell()?;
+        }
+        Ok(scene)
+    }
+}
+
+impl Scene {
+    /// What the process says; nothing when it is gone.
+    pub(crate) fn hear(&mut self) -> Result<Option<Said>> {
+        let mut line = String::new();
+        match self.output.read_line(&mut line)? {
+            0 => Ok(None),
+            _ => Ok(Some(serde_json::from_str(&line)?)),
+        }
+    }
+
+    /// Lets the process go on.
+    pub(crate) fn tell(&mut self) -> Result<()> {
+        let input = self.input.as_mut().context("its input")?;
+        Ok(writeln!(input)?)
+    }
+
+    /// Ends the process, and says what it said on standard error, and whether it ended well.
+    pub(crate) fn end_process(&mut self) -> Result<(String, bool)> {
+        drop(self.input.take());
+        // Who traced it may have heard of its end.
+        let ended_well = self.process.wait().is_ok_and(|status| status.success());
+        let mut errors = String::new();
+        if let Some(mut stderr) = self.process.stderr.take() {
+            io::Read::read_to_string(&mut stderr, &mut errors)?;
+        }
+        Ok((errors, ended_well))
+    }
+
+    /// Whether somebody else can have the lock now, asked once.
+    pub(crate) fn is_free_to_others(&self) -> Result<bool> {
+        let claim = claim(4, None);
+        let is_granted = self.other.acquire(&claim)?.is_granted();
+        if is_granted {
+            self.other.release(&claim)?;
+        }
+        Ok(is_granted)
+    }
+
+    /// Whether one of the others can have the lock in a while.
+    pub(crate) fn is_free_to_others_soon(&self) -> Result<bool> {
+        let claim = self.waits.clone().unwrap_or_else(|| claim(4, None));
+        let began = Instant::now();
+        loop {
+            if self.other.acquire(&claim)?.is_granted() {
+                self.other.release(&claim)?;
+                return Ok(true);
+            }
+            if began.elapsed() > Duration::from_secs(5) {
+                return Ok(false);
+            }
+            self.other.wait(&claim, Duration::from_millis(50));
+        }
+    }
+
+    /// The fence that the lock is held under.
+    pub(crate) fn held_under(&self) -> Result<Option<u64>> {
+        let holder = self.other.inspect(&claim(1, None).name)?;
+        Ok(holder.and_then(|holder| holder.fence).map(Fence::get))
+    }
+
+    /// Lets one of the others have the lock, as it must in the end, and says what is wrong.
+    pub(crate) fn others_get_in(&mut self, bound: Duration) -> Result<Vec<String>> {
+        let mut wrong = Vec::new();
+        // Whatever was granted is told by the record.
+        if let Ok(Some(fence)) = self.held_under() {
+            self.fence = fence.max(self.fence);
+        }
+        if let Some(claim) = self.has.take() {
+            self.other.release(&claim)?;
+        }
+        let claim = self.waits.take().unwrap_or_else(|| claim(4, None));
+        let bound = match (self.step.act, self.step.before) {
+            (Act::Detach, _) => bound + DETACHED_TTL,
+            // It lasts for an hour, unless it was force-released.
+            (Act::ForceRelease | Act::Inspect, Before::Detached) => {
+                self.other.evict(&claim.name, None)?;
+                bound
+            }
+            _ => bound,
+        };
+        let began = Instant::now();
+        let fence = loop {
+            match self.other.acquire(&claim) {
+                Ok(Reply::Granted { fence }) => break fence.map_or(0, Fence::get),
+                Ok(Reply::Refused { .. }) => {}
+                Err(err) => {
+                    wrong.push(format!("acquiring: {:#}", anyhow::Error::from(err)));
+                    return Ok(wrong);
+                }
+            }
+            if began.elapsed() > Duration::from_secs(10) {
+                wrong.push("nobody gets the lock any more".to_owned());
+                return Ok(wrong);
+            }
+            self.other.wait(&claim, Duration::from_millis(50));
+        };
+        let took = began.elapsed();
+        if took > bound {
+            wrong.push(format!("the next one got the lock after {took:?}"));
+        }
+        if fence <= self.fence {
+            let before = self.fence;
+            wrong.push(format!("fencing token {fence}, after {before}"));
+        }
+        if !self.other.release(&claim)?.is_granted() {
+            wrong.push("the next one could not give it back".to_owned());
+        }
+        for listed in self.other.list()? {
+            match listed {
+                Ok((name, _)) => wrong.push(format!("`{name}` is listed as held")),
+                Err(err) => wrong.push(format!("listing: {err}")),
+            }
+        }
+        let strangers = crate::storms::strangers(&self.folder)?;
+        if !strangers.is_empty() {
+            wrong.push(format!("these files are left: {strangers:?}"));
+        }
+        Ok(wrong)
+    }
+
+    /// What it is called.
+    pub(crate) fn title(&self) -> String {
+        format!("{}, {}", self.step.name, self.kind)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn granted(reply: Result<Reply, StoreError>) -> Result<u64> {
+    match reply? {
+        Reply::Granted { fence } => Ok(fence.map_or(0, Fence::get)),
+        Reply::Refused { .. } => bail!("a free lock was refused"),
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
