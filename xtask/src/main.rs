@@ -8,6 +8,7 @@ mod javascript;
 mod js;
 mod programs;
 mod python;
+mod torture;
 mod wasm;
 mod wit_docs;
 
@@ -24,10 +25,13 @@ use xshell::{Cmd, Shell, cmd};
 use wasm::Toolchain;
 
 const USAGE: &str = "\
-usage: cargo xtask test | bench | component [FOLDER] | compose OPTIONS | js | wit-docs [--check]
+usage: cargo xtask test | bench | torture OPTIONS | component [FOLDER] | compose OPTIONS | js
+                 | wit-docs [--check]
 
   test         run every check and every test there is, and say what could not be run
   bench        measure, always beside something else
+  torture [--for 10m] [--seed N] [--only PART]
+               put the locks in files through all that they have to survive; --list names the parts
   component    build target/component/verrou.wasm, and say what it imports and exports
   component FOLDER
                the same for the component in FOLDER, such as examples/cron-job
@@ -49,6 +53,9 @@ fn main() -> ExitCode {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
             }
             ["bench"] => bench::bench(&shell).map(|()| ExitCode::SUCCESS),
+            ["torture", ref arguments @ ..] => {
+                torture::torture(&shell, arguments).map(|()| ExitCode::SUCCESS)
+            }
             ["js"] => js::build(&shell).map(|_| ExitCode::SUCCESS),
             ["wit-docs"] => wit_docs::write().map(|()| ExitCode::SUCCESS),
             ["wit-docs", "--check"] => wit_docs::check().map(|()| ExitCode::SUCCESS),

@@ -30,7 +30,7 @@ pub(crate) const CONTENTION: Part = Part {
 pub(crate) const KILLS: Part = Part {
     name: "kills",
     about: "kill -9 every few milliseconds, holders and those who wait",
-    share: 6,
+    share: 7,
     run: kills,
 };
 pub(crate) const STOPS: Part = Part {
@@ -408,7 +408,7 @@ fn kills(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let mut crowd = Crowd::new(setting, wish)?;
         let began = Instant::now();
         while began.elapsed() < length {
-            thread::sleep(Duration::from_micros(random.u64(500..3000)));
+            thread::sleep(Duration::from_micros(random.u64(300..2000)));
             // Half of them while they are inside.
             let inside = crowd.resource.get(Word::Inside);
             let number = if random.bool() && crowd.members.contains_key(&inside) {
@@ -434,7 +434,7 @@ fn stops(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let wish = Wish {
             ttl,
             detaches,
-            hold: 300,
+            hold: 3000,
             ..Wish::new(kind, 8)
         };
         let ttl = ttl.unwrap_or(60);
