@@ -3,11 +3,12 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::error::Error as _;
 use std::future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
@@ -227,6 +228,77 @@ fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() -> Result<(), 
             block_on(three.try_acquire())?;
             assert!(block_on(two.release()).is_err());
             assert!(block_on(three.is_held())?);
+        }
+    }
+    Ok(())
+}
+
+/// A memory store that notes who waits, and who gives up.
+struct Noting {
+    memory: Memory,
+    waiting: Mutex<HashSet<Owner>>,
+}
+
+impl AsyncStore for Noting {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let reply = Store::acquire(&self.memory, claim)?;
+        if reply.is_granted() {
+            self.waiting.lock().unwrap().remove(&claim.owner);
+        }
+        Ok(reply)
+    }
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::extend(&self.memory, claim)
+    }
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::release(&self.memory, claim)
+    }
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Store::evict(&self.memory, name, only)
+    }
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Store::inspect(&self.memory, name)
+    }
+    async fn wait(&self, claim: &Claim, _: Duration) {
+        self.waiting.lock().unwrap().insert(claim.owner);
+        future::pending::<()>().await;
+    }
+    fn give_up(&self, claim: &Claim) {
+        let waited = self.waiting.lock().unwrap().remove(&claim.owner);
+        assert!(waited, "who did not wait has nothing to give up");
+    }
+    fn abilities(&self) -> Abilities {
+        Store::abilities(&self.memory)
+    }
+}
+
+#[test]
+fn an_acquisition_that_is_dropped_while_it_waits_gives_up_its_place() -> Result<(), Error> {
+    for times in 0..8 {
+        for freed_first in [false, true] {
+            let World { clock, memory, .. } = world();
+            let store = Arc::new(Noting {
+                memory,
+                waiting: Mutex::default(),
+            });
+            let locks = nonblocking::LockFactory::new(Arc::clone(&store), clock);
+            let (one, two) = (
+                locks.create_lock("my-resource", None)?,
+                locks.create_lock("my-resource", None)?,
+            );
+            block_on(one.acquire())?;
+            {
+                let mut waiting = pin!(two.acquire());
+                assert!(!poll_times(waiting.as_mut(), times));
+                let waits = store.waiting.lock().unwrap().len();
+                assert_eq!(waits, usize::from(times > 0));
+                if freed_first {
+                    block_on(one.release())?;
+                    assert!(poll_times(waiting.as_mut(), 8));
+                }
+            }
+            assert_eq!(store.waiting.lock().unwrap().len(), 0);
+            assert_eq!(block_on(two.is_held())?, freed_first);
         }
     }
     Ok(())

@@ -4,7 +4,9 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -125,6 +127,27 @@ fn a_planted_pipe_is_not_waited_for() {
         rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
     });
     assert_refused_as_suspicious(folder.path(), &path, "not a regular file");
+}
+
+/// `verrou run --file` may be told to lock one.
+#[test]
+fn a_pipe_is_locked_without_waiting_for_its_other_end() {
+    let folder = folder();
+    let pipe = folder.path().join("pipe");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
+    let records = folder.path().join("records");
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || {
+        let (store, name) =
+            FileLockStore::open_path(&pipe, &records, &StoreOptions::default()).unwrap();
+        granted(store.acquire(&Claim { name, ..claim(1) }));
+        done.send(()).unwrap();
+    });
+    is_done
+        .recv_timeout(10 * SECOND)
+        .expect("nobody opens the other end");
 }
 
 #[test]
@@ -388,6 +411,73 @@ fn fences_grow_when_a_copy_is_put_back() {
 }
 
 #[test]
+fn a_counter_that_was_put_back_grants_nothing_twice() {
+    let folder = folder();
+    let store = leases(folder.path());
+    let counter = folder.path().join("fences");
+    let other = Claim {
+        name: Name::new("other").unwrap(),
+        ..claim(1)
+    };
+    granted(store.acquire(&other));
+    let before = fs::read(&counter).unwrap();
+    let fence = granted(store.acquire(&detached(1)));
+    fs::write(&counter, before).unwrap();
+    // As after a new start of the machine, when a file asks the counter again.
+    let files = fs::read_dir(folder.path()).unwrap();
+    let mut files = files.map(|entry| entry.unwrap().path());
+    let file = files.find(|path| path.to_string_lossy().contains("/lock."));
+    rewrite(&file.unwrap(), 48, &[0xab; 16]);
+    assert!(granted(store.acquire(&claim(2))) > fence);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more() {
+    const LAST: u64 = 1_000_000;
+
+    let folder = folder();
+    let store = leases(folder.path());
+    granted(store.acquire(&claim(1)));
+    let path = folder.path().canonicalize().unwrap().join("fences");
+    let mut counter = fs::read(&path).unwrap();
+    counter[16..].copy_from_slice(&LAST.to_le_bytes());
+    let checksum = crc32c::crc32c(&counter[12..]);
+    counter[8..12].copy_from_slice(&checksum.to_le_bytes());
+    let file = File::open(&path).unwrap();
+    file.lock().unwrap();
+    let other = Claim {
+        name: Name::new("other").unwrap(),
+        ..claim(2)
+    };
+    let times_open = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap();
+        let paths = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        paths.filter(|open| *open == path).count()
+    };
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            loop {
+                match store.acquire(&other) {
+                    // The counter has been locked for too long.
+                    Err(err) if err.is_temporary() => {}
+                    reply => break granted(reply),
+                }
+            }
+        });
+        let began = Instant::now();
+        while times_open() < 2 {
+            assert!(began.elapsed() < 30 * SECOND, "it is to be opened");
+        }
+        let next = folder.path().join("next");
+        fs::write(&next, counter).unwrap();
+        fs::rename(&next, &path).unwrap();
+        file.unlock().unwrap();
+        assert!(asking.join().unwrap() > LAST);
+    });
+}
+
+#[test]
 fn fences_grow_without_end() {
     let folder = folder();
     for store in [&leases(folder.path()) as &dyn Store, &locks(folder.path())] {
@@ -461,6 +551,44 @@ fn a_lease_of_another_time_namespace_is_never_taken_for_ended() {
     );
     granted(two.evict(&claim(1).name, None));
     granted(two.acquire(&claim(3)));
+}
+
+/// Numbers come again, and are others in other namespaces.
+#[test]
+fn whether_a_holder_lives_is_not_told_by_its_process_number() {
+    let folder = folder();
+    let (one, two) = (leases(folder.path()), leases(folder.path()));
+    granted(one.acquire(&claim(1)));
+    let path = only_file(folder.path(), "lease");
+    rewrite(&path, 104, &u32::MAX.to_le_bytes());
+    refused(&two.acquire(&claim(2)));
+    rewrite(&path, 104, &std::process::id().to_le_bytes());
+    drop(one);
+    granted(two.acquire(&claim(2)));
+}
+
+/// As locks of fcntl(2) that belong to a process would be lost.
+#[test]
+fn a_lease_is_not_lost_when_its_file_is_opened_and_closed_elsewhere() {
+    let folder = folder();
+    let (one, two) = (leases(folder.path()), leases(folder.path()));
+    granted(one.acquire(&claim(1)));
+    drop(File::open(only_file(folder.path(), "lease")).unwrap());
+    refused(&two.acquire(&claim(2)));
+    granted(one.release(&claim(1)));
+}
+
+#[test]
+fn a_lease_that_cannot_be_recorded_as_given_back_ends_all_the_same() {
+    let folder = folder();
+    let (one, two) = (leases(folder.path()), leases(folder.path()));
+    granted(one.acquire(&claim(1)));
+    let path = only_file(folder.path(), "lease");
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, "damaged").unwrap();
+    one.release(&claim(1)).expect_err("the file is damaged");
+    fs::write(&path, whole).unwrap();
+    granted(two.acquire(&claim(2)));
 }
 
 #[test]
@@ -658,6 +786,29 @@ fn a_holder_whose_file_was_replaced_is_told_so() {
         refused(&one.release(&claim(1)));
         granted(two.extend(&claim(2)));
     }
+}
+
+/// A store keeps the file open that somebody removes.
+fn replaced_while_it_stays_open(extension: &str, open: impl Fn(&Path) -> Box<dyn Store>) {
+    let folder = folder();
+    let (one, two) = (open(folder.path()), open(folder.path()));
+    granted(one.acquire(&claim(1)));
+    granted(one.release(&claim(1)));
+    fs::remove_file(only_file(folder.path(), extension)).unwrap();
+    granted(two.acquire(&claim(2)));
+    refused(&one.acquire(&claim(1)));
+    granted(two.release(&claim(2)));
+    granted(one.acquire(&claim(1)));
+}
+
+#[test]
+fn a_replaced_lease_file_makes_no_second_holder() {
+    replaced_while_it_stays_open("lease", |folder| Box::new(leases(folder)));
+}
+
+#[test]
+fn a_replaced_lock_file_makes_no_second_holder() {
+    replaced_while_it_stays_open("lock", |folder| Box::new(locks(folder)));
 }
 
 /// Four threads count under the lock, while somebody removes the lock's file whenever it is free.
@@ -912,7 +1063,7 @@ fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
         let verrou = env!("CARGO_BIN_EXE_verrou");
         let url = format!("{store}:{}", folder.path().display());
         let wish = ["--store", &url, "run", "lock", "--no-wait", "--", "true"];
-        let mut command = std::process::Command::new("unshare");
+        let mut command = Command::new("unshare");
         command
             .args(["--mount", "sh", "-c", script, "sh", verrou])
             .args(wish);
@@ -925,5 +1076,179 @@ fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
     for _ in 0..2 {
         let output = hidden("file");
         assert!(output.status.success(), "{output:?}");
+    }
+}
+
+/// Which nobody sets, and which goes on while the machine is suspended.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_machines_clock_is_the_time_since_it_was_started() {
+    use rustix::time::{ClockId, clock_gettime};
+    use verrou::Clock;
+
+    let since_start = || Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap();
+    let before = since_start();
+    let now = verrou_host::System.now().since_start();
+    assert!((before..=since_start()).contains(&now), "{now:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_program_that_is_started_inherits_no_file_of_a_store() {
+    let folder = folder();
+    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    granted(leases.acquire(&claim(1)));
+    granted(locks.acquire(&claim(1)));
+    let output = Command::new("ls").args(["-l", "/proc/self/fd"]).output();
+    let open = String::from_utf8(output.expect("ls(1) is there").stdout).unwrap();
+    assert!(open.contains(" 0 -> "), "{open}");
+    assert!(!open.contains(folder.path().to_str().unwrap()), "{open}");
+}
+
+/// Stores of both kinds, two of each, that go by one clock.
+#[cfg(target_os = "linux")]
+fn pairs(folder: &Path, clock: &TestClock) -> [[Box<dyn Store>; 2]; 2] {
+    [
+        [(); 2].map(|()| Box::new(leases(folder).with_clock(clock.clone())) as Box<dyn Store>),
+        [(); 2].map(|()| Box::new(locks(folder).with_clock(clock.clone())) as Box<dyn Store>),
+    ]
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lock_that_was_given_back_is_kept_for_the_first_for_a_while() {
+    let (folder, clock) = (folder(), TestClock::still());
+    for [here, there] in pairs(folder.path(), &clock) {
+        let [held, first, second, newcomer] = [1, 2, 3, 4].map(claim);
+        granted(here.acquire(&held));
+        there.wait(&first, Duration::ZERO);
+        here.wait(&second, Duration::ZERO);
+        granted(here.release(&held));
+        refused(&here.acquire(&newcomer));
+        refused(&here.acquire(&second));
+        clock.advance(Duration::from_millis(199));
+        refused(&here.acquire(&second));
+        clock.advance(Duration::from_millis(1));
+        refused(&here.acquire(&newcomer));
+        // The first does not come.
+        granted(here.acquire(&second));
+        granted(here.release(&second));
+        granted(there.acquire(&first));
+    }
+}
+
+/// Who listens to the file hears of it; the lock itself is the kernel's, and changes no file.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_gives_a_lock_back_that_somebody_waits_for_changes_its_file() {
+    let folder = folder();
+    let (here, there) = (locks(folder.path()), locks(folder.path()));
+    granted(here.acquire(&claim(1)));
+    let path = only_file(folder.path(), "lock");
+    there.wait(&claim(2), Duration::ZERO);
+    let touch = || fs::read(&path).unwrap()[1544..1552].to_owned();
+    let before = touch();
+    granted(here.release(&claim(1)));
+    assert_ne!(touch(), before);
+    granted(there.acquire(&claim(2)));
+}
+
+/// The kernel tells of a write, and of a process's end, a moment before the lock is free.
+#[cfg(target_os = "linux")]
+#[test]
+fn whoever_is_told_looks_again_and_again() {
+    const LOOKS: u32 = 10;
+
+    let folder = folder();
+    let store = locks(folder.path());
+    granted(store.acquire(&claim(1)));
+    granted(store.release(&claim(1)));
+    let path = only_file(folder.path(), "lock");
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    file.lock().unwrap();
+    let look = || {
+        refused(&store.acquire(&claim(2)));
+        store.wait(&claim(2), SECOND);
+    };
+    // By then it listens.
+    for _ in 0..3 {
+        look();
+    }
+    std::os::unix::fs::FileExt::write_all_at(&file, b"touched", 1544).unwrap();
+    let began = Instant::now();
+    for _ in 0..LOOKS {
+        look();
+    }
+    // Each that is not to be soon takes a second.
+    assert!(began.elapsed() < LOOKS / 2 * SECOND);
+    file.unlock().unwrap();
+    granted(store.acquire(&claim(2)));
+}
+
+/// What `verrou run` asks the kernel when `strace` is told `options`, and what it ends with; nothing
+/// where strace(1) is missing, or not allowed to look.
+#[cfg(target_os = "linux")]
+fn traced(store: &str, options: &[&str]) -> Option<(String, std::process::ExitStatus)> {
+    let folder = folder();
+    let log = folder.path().join("log");
+    let strace = || {
+        let mut strace = Command::new("strace");
+        strace.args(["--follow-forks", "--decode-fds=path", "--output"]);
+        strace.arg(&log);
+        strace
+    };
+    let works = strace().arg("true").output();
+    if !works.is_ok_and(|output| output.status.success()) {
+        eprintln!("strace(1) does not work here: what the kernel is asked is not shown");
+        return None;
+    }
+    let output = strace()
+        .args(options)
+        .arg(env!("CARGO_BIN_EXE_verrou"))
+        .args(["--store", store, "run", "lock", "--no-wait", "--", "true"])
+        .output();
+    let output = output.expect("strace(1) is there");
+    Some((fs::read_to_string(&log).unwrap(), output.status))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn fences_are_on_the_disk_before_one_is_granted() {
+    for kind in ["lease", "file"] {
+        let folder = folder();
+        let path = folder.path().to_str().unwrap();
+        let calls = ["--trace=fdatasync,fsync,linkat,pwrite64"];
+        let Some((log, ended)) = traced(&format!("{kind}:{path}"), &calls) else {
+            return;
+        };
+        assert!(ended.success(), "{log}");
+        let at = |call: &str, of: &str| {
+            let found = |line: &str| line.contains(call) && line.contains(of);
+            let at = log.lines().position(found);
+            at.unwrap_or_else(|| panic!("no {call} of {of} in {log}"))
+        };
+        let in_folder = |file: &str| format!("<{path}/{file}");
+        let named = at("linkat(", &format!("\"{path}/fences\""));
+        let folder_written = at("fsync(", &format!("<{path}>"));
+        let counted = at("pwrite64(", &in_folder("fences>"));
+        let count_written = at("fdatasync(", &in_folder("fences>"));
+        let granted = at("pwrite64(", &in_folder("lock."));
+        let order = [named, folder_written, counted, count_written, granted];
+        assert!(order.is_sorted(), "{order:?} of {log}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_call_that_was_interrupted_is_made_again() {
+    for kind in ["lease", "file"] {
+        let folder = folder();
+        let store = format!("{kind}:{}", folder.path().display());
+        let interrupted = ["--trace=flock", "--inject=flock:error=EINTR:when=1+2"];
+        let Some((log, ended)) = traced(&store, &interrupted) else {
+            return;
+        };
+        assert!(log.contains("(INJECTED)"), "{log}");
+        assert!(ended.success(), "{log}");
     }
 }

@@ -17,6 +17,8 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     let locks = || FileLockStore::open(folder.path(), &options).unwrap();
     stays_taken(leases);
     stays_taken(locks);
+    is_free_when_it_is_released(leases);
+    is_free_when_it_is_released(locks);
     if cfg!(target_os = "linux") {
         ends_with_its_process(leases);
         ends_with_its_process(locks);
@@ -65,6 +67,38 @@ fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
             kill(Pid::from_raw(i32::from_ne_bytes(number)), Signal::SIGKILL)
                 .expect("the forked child lives");
             taken.unwrap();
+        }
+    }
+}
+
+/// Forks; the child has what was open by then, also when its parent has released the lock.
+fn is_free_when_it_is_released<S: Store>(open: impl Fn() -> S) {
+    use std::io::Read;
+
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let store = open();
+    let lock = LockFactory::new(&store, System)
+        .create_lock("inherited", "none")
+        .unwrap();
+    lock.acquire().unwrap();
+    // SAFETY: as below.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            drop(writer);
+            // Until the test has ended, however it does.
+            let _ = reader.read(&mut [0]);
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => {
+            lock.release().unwrap();
+            let other = open();
+            let other = LockFactory::new(&other, System)
+                .create_lock("inherited", "none")
+                .unwrap();
+            other.try_acquire().unwrap();
+            drop(writer);
+            waitpid(child, None).unwrap();
         }
     }
 }

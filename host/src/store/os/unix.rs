@@ -447,3 +447,20 @@ fn parent(path: &Path) -> &Path {
 fn flag_bits(flags: OFlags) -> i32 {
     flags.bits().cast_signed()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn creating_leaves_what_is_there_already() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        create(&path, b"first", None).unwrap();
+        let first = id_at(&path).unwrap();
+        create(&path, b"second", None).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(id_at(&path).unwrap(), first);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
