@@ -162,12 +162,14 @@ impl Acquire {
             Ok(Reply::Granted { fence }) => {
                 if let (Some(seen), Some(fence)) = (self.seen, fence)
                     && fence <= seen
+                    && !mutant!(LowerFenceAccepted)
                 {
                     self.in_doubt = true;
                     return self.stop(StoreError::permanent(FenceWentBack { fence, seen }).into());
                 }
-                let lease = Lease::granted(self.claim.clone(), fence, sent);
-                if lease.is_expired(now) {
+                let from = mutant!(LeaseCountedFromReply, now, sent);
+                let lease = Lease::granted(self.claim.clone(), fence, from);
+                if lease.is_expired(now) && !mutant!(ExpiredGrantAccepted) {
                     self.in_doubt = true;
                     let name = self.claim.name.clone();
                     self.pause(
@@ -182,6 +184,7 @@ impl Acquire {
                 }
             }
             Ok(Reply::Refused { remaining }) => self.wait(sent, due, now, remaining),
+            Err(_) if mutant!(ErrorTakenForRefusal) => self.wait(sent, due, now, None),
             Err(err) => {
                 self.in_doubt = true;
                 if err.is_temporary() {
@@ -235,7 +238,7 @@ impl Acquire {
     }
 
     fn stop(&mut self, why: Error) {
-        self.state = if self.in_doubt {
+        self.state = if self.in_doubt && !mutant!(UndoForgotten) {
             State::Undoing { why }
         } else {
             State::Over(Err(why))

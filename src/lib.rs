@@ -34,11 +34,34 @@
 #![no_std]
 
 extern crate alloc;
-#[cfg(feature = "std")]
+#[cfg(any(feature = "std", verrou_mutants))]
 extern crate std;
+
+/// Whether a deliberate bug is switched on, and what is wrong then, and right: nothing is wrong but
+/// in programs that are built with `--cfg verrou_mutants`.
+#[cfg(not(verrou_mutants))]
+macro_rules! mutant {
+    ($name:ident) => {
+        false
+    };
+    ($name:ident, $wrong:expr, $right:expr) => {
+        $right
+    };
+}
+#[cfg(verrou_mutants)]
+macro_rules! mutant {
+    ($name:ident) => {
+        crate::Mutant::$name.is_on()
+    };
+    ($name:ident, $wrong:expr, $right:expr) => {
+        if mutant!($name) { $wrong } else { $right }
+    };
+}
 
 // Arrows point up this list: a module may use those above it, never those below.
 // `tests/layers.rs` holds it to that.
+#[cfg(verrou_mutants)]
+mod mutant;
 mod time;
 mod name;
 mod ttl;
@@ -73,6 +96,9 @@ pub use lease::{Lease, Loss};
 pub use locks::Locks;
 #[cfg(feature = "std")]
 pub use memory::MemoryStore;
+#[cfg(verrou_mutants)]
+#[doc(hidden)]
+pub use mutant::Mutant;
 pub use name::{InvalidName, Name};
 pub use renew::{Health, Renew, RenewStep};
 pub use retry::{Backoff, InvalidRetry, Retry};

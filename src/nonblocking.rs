@@ -134,7 +134,9 @@ struct Place<'a, S: AsyncStore> {
 
 impl<S: AsyncStore> Drop for Place<'_, S> {
     fn drop(&mut self) {
-        if let Some(claim) = &self.of {
+        if let Some(claim) = &self.of
+            && !mutant!(DroppedWaitKeepsPlace)
+        {
             self.store.give_up(claim);
         }
     }

@@ -119,7 +119,8 @@ impl Renew {
         let interval = Self::interval(self.request.ttl);
         match reply {
             Ok(Reply::Granted { .. }) => {
-                self.lease.extend(self.request.ttl, sent);
+                let from = mutant!(ExtensionCountedFromReply, now, sent);
+                self.lease.extend(self.request.ttl, from);
                 self.due = sent.saturating_add(interval);
                 self.health = Health::Renewed;
             }
@@ -167,6 +168,7 @@ impl Renew {
     }
 
     fn interval(ttl: Ttl) -> Duration {
-        ttl.duration().map_or(Self::CONFIRM, |ttl| ttl / 3)
+        ttl.duration()
+            .map_or(Self::CONFIRM, |ttl| ttl / mutant!(RenewedTooLate, 1, 3))
     }
 }

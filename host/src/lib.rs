@@ -4,6 +4,27 @@
 //! the processes of one machine; [`FileStore`] is whichever of them a [`StoreUrl`] names. The
 //! files are described byte by byte in `FORMAT.md`.
 
+/// Whether a deliberate bug is switched on, and what is wrong then, and right: nothing is wrong but
+/// in programs that are built with `--cfg verrou_mutants`.
+#[cfg(not(verrou_mutants))]
+macro_rules! mutant {
+    ($name:ident) => {
+        false
+    };
+    ($name:ident, $wrong:expr, $right:expr) => {
+        $right
+    };
+}
+#[cfg(verrou_mutants)]
+macro_rules! mutant {
+    ($name:ident) => {
+        verrou::Mutant::$name.is_on()
+    };
+    ($name:ident, $wrong:expr, $right:expr) => {
+        if mutant!($name) { $wrong } else { $right }
+    };
+}
+
 mod awaited;
 #[cfg(feature = "wasmtime")]
 pub mod component;

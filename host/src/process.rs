@@ -67,6 +67,9 @@ mod imp {
     }
 
     extern "C" fn is_child() {
+        if mutant!(ForkNotNoticed) {
+            return;
+        }
         ID.store(std::process::id(), Ordering::Relaxed);
         FORKS.fetch_add(1, Ordering::Relaxed);
     }

@@ -76,7 +76,13 @@ impl Random {
 
 #[cfg(target_os = "linux")]
 fn boot_time() -> Timestamp {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    use rustix::time::{ClockId, clock_gettime};
+
+    let now = clock_gettime(mutant!(
+        TimeToldByWallClock,
+        ClockId::Realtime,
+        ClockId::Boottime
+    ));
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
     let nanos = u32::try_from(now.tv_nsec).unwrap_or_default();
     Timestamp::new(Duration::new(seconds, nanos))

@@ -77,7 +77,12 @@ mod imp {
 
     fn set(file: &File, lock: &libc::flock) -> Result<(), Errno> {
         loop {
-            match fcntl(file, FcntlArg::F_OFD_SETLK(lock)) {
+            let request = mutant!(
+                PosixLocks,
+                FcntlArg::F_SETLK(lock),
+                FcntlArg::F_OFD_SETLK(lock)
+            );
+            match fcntl(file, request) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno),

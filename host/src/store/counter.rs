@@ -41,7 +41,7 @@ impl Counter {
         let path = &self.path;
         loop {
             let Some(file) = trusted_file::open(path, self.group)? else {
-                self.create(greatest()?)?;
+                self.create(mutant!(CounterBeginsAnew, 0, greatest()?))?;
                 continue;
             };
             let _guarded = Guarded::new(&file, path)?;
@@ -52,9 +52,13 @@ impl Counter {
             let bytes = os::read_at(&file, &mut buffer, 0)
                 .map_err(FileError::io("read the fence counter", path))?;
             let damaged = || FileError::Counter { path: path.clone() };
-            let allotted = decode(bytes).ok_or_else(damaged)?.max(at_least);
+            let allotted =
+                decode(bytes)
+                    .ok_or_else(damaged)?
+                    .max(mutant!(CounterAloneCounts, 0, at_least));
             let last = allotted.checked_add(BLOCK).ok_or_else(damaged)?;
-            let written = os::write_at(&file, &encode(last), 0).and_then(|()| file.sync_data());
+            let written = os::write_at(&file, &encode(last), 0)
+                .and_then(|()| mutant!(FencesNotOnDisk, Ok(()), file.sync_data()));
             written.map_err(FileError::io("write the fence counter", path))?;
             return Ok((allotted + 1, last));
         }
@@ -63,6 +67,9 @@ impl Counter {
     fn create(&self, allotted: u64) -> Result<(), FileError> {
         let failed = || FileError::io("create the fence counter", &self.path);
         os::create(&self.path, &encode(allotted), self.group).map_err(failed())?;
+        if mutant!(FolderNotOnDisk) {
+            return Ok(());
+        }
         os::sync_directory(self.path.parent().unwrap_or(Path::new("."))).map_err(failed())
     }
 }

@@ -77,7 +77,7 @@ impl Directory {
                 why,
             });
         }
-        if !options.any_file_system {
+        if !options.any_file_system && !mutant!(AnyFileSystem) {
             refuse_unsuitable(path)?;
         }
         let counter = Counter::new(path.join("fences"), group);
@@ -318,7 +318,8 @@ impl Directory {
             // After a new start of the machine, the last writes before it may be gone; and in a copy
             // that was put back in the file's place, those after it.
             Some(record)
-                if Machine::this().runs_since(record.boot)
+                if (Machine::this().runs_since(record.boot)
+                    || mutant!(FencesGoOnAfterPowerLoss))
                     && [0, before.file].contains(&record.file)
                     && record.fence < record.last_fence =>
             {

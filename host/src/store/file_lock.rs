@@ -528,7 +528,9 @@ impl Locked {
         let file = self.file.take()?;
         // It can only fail for a bad descriptor; closing unlocks, too, at the latest with the
         // last process that has it open.
-        let unlocked = self.is_ours() && kernel_lock::unlock(file.file()).is_ok();
+        let unlocked = self.is_ours()
+            && !mutant!(UnlockedByClosingAlone)
+            && kernel_lock::unlock(file.file()).is_ok();
         unlocked.then_some(file)
     }
 

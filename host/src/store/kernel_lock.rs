@@ -54,7 +54,9 @@ fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool
         match attempt() {
             Ok(()) => return Ok(true),
             Err(fs4::TryLockError::WouldBlock) => return Ok(false),
-            Err(fs4::TryLockError::Error(err)) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(fs4::TryLockError::Error(err))
+                if err.kind() == io::ErrorKind::Interrupted
+                    && !mutant!(InterruptedTakenForFailure) => {}
             Err(fs4::TryLockError::Error(err)) => return Err(err),
         }
     }
@@ -80,7 +82,7 @@ impl<'a> Guarded<'a> {
         const AWAKE: Duration = Duration::from_micros(20);
 
         let locked = || try_lock(file).map_err(FileError::io("lock this file", path));
-        if locked()? {
+        if mutant!(NoGuard) || locked()? {
             return Ok(Self(file));
         }
         let began = Instant::now();
@@ -121,6 +123,7 @@ impl Drop for Guarded<'_> {
 /// Whether `file` is what `path` still leads to: whoever removes or replaces files must not make
 /// two locks of one.
 pub(crate) fn is_current(file: &File, path: &Path) -> Result<bool, FileError> {
-    let same = os::id_at(path).and_then(|there| Ok(there == Some(os::id(file)?)));
+    let same = os::id_at(path)
+        .and_then(|there| Ok(there == Some(os::id(file)?) || mutant!(InodeNotChecked)));
     same.map_err(FileError::io("inspect this file", path))
 }

@@ -355,7 +355,11 @@ impl LeaseFile<'_> {
             return Ok(State::Free);
         }
         if record.ephemeral && !self.store.keeps_alive(self.name, record) {
-            let asked = liveness::is_held(self.file.file(), record.fence);
+            let asked = mutant!(
+                LifeToldByProcessNumber,
+                std::fs::exists(format!("/proc/{}", record.process.id)),
+                liveness::is_held(self.file.file(), record.fence)
+            );
             if !asked.map_err(FileError::io("ask who lives", self.file.path()))? {
                 return Ok(State::Free);
             }
@@ -378,7 +382,7 @@ impl LeaseFile<'_> {
         if record.ttl.is_none() {
             return Ok(State::Held { remaining: None });
         }
-        if record.time_namespace != machine.time_namespace {
+        if record.time_namespace != machine.time_namespace && !mutant!(TimeNamespaceIgnored) {
             if record.ephemeral {
                 return Ok(State::Held { remaining: None });
             }
@@ -402,7 +406,9 @@ impl LeaseFile<'_> {
         let queue = &self.store.queue;
         if let Some(record) = &before.record {
             match self.state(record)? {
-                State::Held { .. } if record.owner == claim.owner => {
+                State::Held { .. }
+                    if record.owner == claim.owner && !mutant!(AskingAgainRefused) =>
+                {
                     self.extend(record, claim)?;
                     return Ok(Some(granted(record)));
                 }
@@ -442,7 +448,7 @@ impl LeaseFile<'_> {
         record.ephemeral &= liveness::AVAILABLE;
         let fence = record.fence;
         let mut lifeline = None;
-        if record.ephemeral {
+        if record.ephemeral && !mutant!(NoLivenessByte) {
             lifeline = self.lifeline(fence)?;
             if lifeline.is_none() {
                 return Ok(None);
@@ -499,7 +505,8 @@ impl LeaseFile<'_> {
     }
 
     fn now(&self) -> Duration {
-        self.store.clock.now().since_start()
+        let now = self.store.clock.now().since_start();
+        mutant!(LeasesEndByWallClock, wall_clock(), now)
     }
 }
 
@@ -551,7 +558,9 @@ impl Store for LeaseFileStore {
             lives = grant.lifeline.is_some().then_some(grant.fence);
         }
         let reply = self.with_record(&claim.name, Which::Held, |lease, view| match view.record {
-            Some(record) if record.held && record.owner == claim.owner => {
+            Some(record)
+                if record.held && (record.owner == claim.owner || mutant!(ReleasedByAnybody)) =>
+            {
                 let state = if lives == Some(record.fence) {
                     lease.state_of_living(&record)?
                 } else {
@@ -568,7 +577,9 @@ impl Store for LeaseFileStore {
         });
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.
-        self.forget(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
+        if reply.is_ok() || !mutant!(FailedReleaseKeepsLease) {
+            self.forget(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
+        }
         if reply.is_err()
             && let Ok(Some(file)) = self.directory.take(&claim.name)
         {
@@ -583,7 +594,11 @@ impl Store for LeaseFileStore {
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
         let reply = self.with_record(name, Which::There, |lease, view| match view.record {
-            Some(record) if record.held && only.is_none_or(|only| only.get() == record.fence) => {
+            Some(record)
+                if record.held
+                    && (only.is_none_or(|only| only.get() == record.fence)
+                        || mutant!(EvictionIgnoresFence)) =>
+            {
                 match lease.state(&record) {
                     Ok(State::Free) => Ok(Reply::REFUSED),
                     // Nobody can tell whether its time has passed; now it has.

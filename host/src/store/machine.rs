@@ -62,7 +62,7 @@ impl Machine {
 
     /// Whether the machine has been running since a record said `boot` of its start.
     pub(crate) fn runs_since(&self, boot: [u8; 16]) -> bool {
-        self.boot == Some(boot)
+        self.boot == Some(boot) || mutant!(StartIgnored)
     }
 
     /// Another process of this machine.

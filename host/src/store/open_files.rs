@@ -125,7 +125,7 @@ impl OpenFile {
     pub(crate) fn is_current(&self) -> Result<bool, FileError> {
         let there =
             os::id_at(&self.path).map_err(FileError::io("inspect this file", &self.path))?;
-        Ok(there == Some(self.id))
+        Ok(there == Some(self.id) || mutant!(InodeNotChecked))
     }
 }
 

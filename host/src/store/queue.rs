@@ -99,6 +99,8 @@ impl Standing {
     pub(crate) fn patience(self) -> Duration {
         match self {
             Self::Alone | Self::First(_) => Duration::ZERO,
+            _ if mutant!(QueueIgnored) => Duration::ZERO,
+            _ if mutant!(EndlessPatience) => Duration::MAX,
             Self::Second(_) => PATIENCE,
             Self::Behind(_) => 2 * PATIENCE,
         }
@@ -243,8 +245,8 @@ impl Queue {
     /// Lets the first of those who wait look at `file`, the lock's file, if anybody waits.
     pub(crate) fn wake(file: &OpenFile) -> Result<(), FileError> {
         match tickets::any(file, 0, None)? {
-            Some(_) => directory::touch(file),
-            None => Ok(()),
+            Some(_) if !mutant!(NobodyWoken) => directory::touch(file),
+            _ => Ok(()),
         }
     }
 
@@ -314,7 +316,9 @@ impl Queue {
         if let Some(line) = state.lines.get_mut(&claim.name)
             && let Some((ticket, listener)) = line.end_place(claim.owner)
         {
-            tickets::unlock(&line.file, ticket);
+            if !mutant!(PlaceKeptByGivingUp) {
+                tickets::unlock(&line.file, ticket);
+            }
             own = listener;
             // Whoever is told too soon looks, and waits.
             let next = line.first_after(ticket, false);
@@ -971,6 +975,7 @@ const TIMED_LOOKS: u32 = 10;
 /// process's end, a moment before the lock is free.
 fn pause_after(looks: u32) -> Option<Duration> {
     match looks.checked_sub(LOOKS_AT_ONCE) {
+        _ if mutant!(LookedOnceAfterNews) && looks > 0 => None,
         None => Some(Duration::ZERO),
         Some(doubled) if doubled < TIMED_LOOKS => Some(Duration::from_micros(50 << doubled)),
         Some(_) => None,

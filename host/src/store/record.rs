@@ -143,6 +143,7 @@ impl Record {
         Self {
             sequence: self.sequence + 1,
             held: false,
+            fence: mutant!(FenceResetByRelease, 0, self.fence),
             ends: now,
             ..self.clone()
         }
@@ -153,6 +154,7 @@ impl Record {
         let ttl = ttl.duration();
         Self {
             sequence: self.sequence + 1,
+            fence: self.fence + u64::from(mutant!(FenceGrowsWithExtension)),
             ttl,
             ends: ttl.map_or(Duration::ZERO, |ttl| now.saturating_add(ttl)),
             ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall.saturating_add(ttl)),
@@ -262,7 +264,7 @@ pub(crate) fn read(
     runs_since: impl Fn([u8; 16]) -> bool,
 ) -> Result<Option<Record>, Damage> {
     let found = name_of(kind, file)?;
-    if found != *name {
+    if found != *name && !mutant!(NameNotCompared) {
         return Err(Damage::OtherName {
             name: found.to_string(),
         });
@@ -279,13 +281,14 @@ pub(crate) fn read(
     match whole.max_by_key(|slot| sequence_of(slot)).map(decode) {
         Some(record) if in_step || !runs_since(record.boot) => Ok(Some(record)),
         None if in_step => Ok(None),
+        _ if mutant!(DamageTakenForFree) => Ok(None),
         _ => Err(Damage::Record),
     }
 }
 
 /// What to write to let the file say `record`, and where: over the older slot.
 pub(crate) fn write(record: &Record) -> (usize, [u8; SLOT_BYTES]) {
-    let slot = usize::from(record.sequence % 2 == 1);
+    let slot = usize::from(record.sequence % 2 == 1 || mutant!(OneSlotOverwritten));
     (SLOTS[slot].start, encode(record))
 }
 
@@ -331,6 +334,9 @@ fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Damage> {
     }
     if slot.iter().all(|&byte| byte == 0) {
         return Ok(None);
+    }
+    if mutant!(ChecksumNotChecked) {
+        return Ok(Some(slot));
     }
     Err(Damage::Record)
 }

@@ -112,13 +112,16 @@ fn id_of(path: &Path) -> io::Result<FileId> {
 /// Opens one of a store's files, without following a link, waiting for a pipe's other end,
 /// taking over a terminal or changing anything; `None` when there is none.
 pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let follow = mutant!(LinksFollowed, OFlags::empty(), OFlags::NOFOLLOW);
+    let flags = follow | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::options()
         .read(true)
         .write(true)
+        .truncate(mutant!(FilesTruncatedByOpening))
         .custom_flags(flag_bits(flags))
         .open(path);
     match file {
+        Ok(file) if mutant!(FilesInherited) => Ok(Some(rustix::io::dup(file)?.into())),
         Ok(file) => Ok(Some(file)),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(err) => Err(err),
@@ -128,7 +131,8 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
 /// Opens any file or folder, to lock it and nothing else; creates an empty file where there is
 /// nothing. Links are followed, as flock(1) does.
 pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
-    let flags = flag_bits(OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC);
+    let wait = mutant!(PipesWaitedFor, OFlags::empty(), OFlags::NONBLOCK);
+    let flags = flag_bits(wait | OFlags::NOCTTY | OFlags::CLOEXEC);
     loop {
         match File::options().read(true).custom_flags(flags).open(path) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
@@ -161,6 +165,9 @@ pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Resul
         file.write_all(bytes)?;
         file.sync_data()
     };
+    if mutant!(FilesReplacedByCreating) {
+        fs::remove_file(path).ok();
+    }
     let linked = if let Some(mut file) = nameless(path)? {
         finish(&mut file)?;
         link_nameless(&file, path)
@@ -272,7 +279,7 @@ pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<St
             Some("it is not a regular file".to_owned())
         } else if !is_trusted(&metadata, group) {
             Some(format!("it belongs to user {}", metadata.uid()))
-        } else if metadata.nlink() > 1 {
+        } else if metadata.nlink() > 1 && !mutant!(HardLinksAccepted) {
             Some("it has a second name (a hard link)".to_owned())
         } else {
             None
@@ -287,7 +294,8 @@ pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Resul
 
     let metadata = fs::metadata(path)?;
     let mode = metadata.mode();
-    Ok(if mode & WORLD_WRITABLE != 0 && mode & STICKY == 0 {
+    let is_open = mode & WORLD_WRITABLE != 0 && mode & STICKY == 0;
+    Ok(if is_open && !mutant!(OpenFoldersAccepted) {
         Some("every user may remove files from it (chmod o-w, or +t)".to_owned())
     } else if !is_trusted(&metadata, group) {
         Some(format!("it belongs to user {}", metadata.uid()))
@@ -299,7 +307,10 @@ pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Resul
 /// Whether it belongs to this user, to root, or to this group.
 pub(crate) fn is_trusted(metadata: &Metadata, group: Option<u32>) -> bool {
     let user = rustix::process::geteuid().as_raw();
-    metadata.uid() == user || metadata.uid() == 0 || group == Some(metadata.gid())
+    metadata.uid() == user
+        || metadata.uid() == 0
+        || group == Some(metadata.gid())
+        || mutant!(OthersTrusted)
 }
 
 /// Why locks do not work on the file system of `path`, if that is to be feared.

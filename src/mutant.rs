@@ -1,0 +1,107 @@
+//! Deliberate bugs, each for a test to notice: `cargo xtask torture --only mutants`.
+//!
+//! They are in no program but those built with `--cfg verrou_mutants`, of which the environment
+//! variable `VERROU_MUTANT` switches one on.
+
+use std::io::{self, Write};
+use std::string::String;
+use std::sync::OnceLock;
+use std::{env, format, process};
+
+/// Names the deliberate bugs, of this crate and of `verrou-host`.
+macro_rules! mutants {
+    ($($name:ident)+) => {
+        #[doc(hidden)]
+        /// A deliberate bug; what each does is said where the tests that notice it are listed.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        #[expect(clippy::exhaustive_enums, reason = "nobody matches on it")]
+        pub enum Mutant {
+            $($name,)+
+        }
+
+        impl Mutant {
+            const ALL: &[(&'static str, Self)] = &[$((stringify!($name), Self::$name),)+];
+        }
+    };
+}
+
+mutants! {
+    AnyFileSystem
+    AskingAgainRefused
+    ChecksumNotChecked
+    CommandInheritsNoLock
+    CounterAloneCounts
+    CounterBeginsAnew
+    DamageTakenForFree
+    DroppedWaitKeepsPlace
+    EndlessPatience
+    ErrorTakenForRefusal
+    EvictionIgnoresFence
+    ExpiredGrantAccepted
+    ExtensionCountedFromReply
+    FailedReleaseKeepsLease
+    FenceGrowsWithExtension
+    FenceResetByRelease
+    FencesGoOnAfterPowerLoss
+    FencesNotOnDisk
+    FilesInherited
+    FilesReplacedByCreating
+    FilesTruncatedByOpening
+    FolderNotOnDisk
+    ForkNotNoticed
+    HardLinksAccepted
+    InodeNotChecked
+    InterruptedTakenForFailure
+    LeaseCountedFromReply
+    LeasesEndByWallClock
+    LifeToldByProcessNumber
+    LinksFollowed
+    LookedOnceAfterNews
+    LowerFenceAccepted
+    NameNotCompared
+    NobodyWoken
+    NoGuard
+    NoLivenessByte
+    OneSlotOverwritten
+    OpenFoldersAccepted
+    OthersTrusted
+    PipesWaitedFor
+    PlaceKeptByGivingUp
+    PosixLocks
+    QueueIgnored
+    ReleasedByAnybody
+    RenewedTooLate
+    StartIgnored
+    TimeNamespaceIgnored
+    TimeToldByWallClock
+    UndoForgotten
+    UnlockedByClosingAlone
+}
+
+impl Mutant {
+    /// Whether it is the one that is switched on.
+    ///
+    /// Ends the process where that is none of them: a failed test must not look like one that
+    /// noticed something.
+    pub fn is_on(self) -> bool {
+        static SWITCHED_ON: OnceLock<Option<Mutant>> = OnceLock::new();
+
+        *SWITCHED_ON.get_or_init(Self::switched_on) == Some(self)
+    }
+
+    fn switched_on() -> Option<Self> {
+        let wanted = env::var_os("VERROU_MUTANT")?;
+        let found = Self::ALL.iter().find(|(name, _)| wanted == **name);
+        let Some((_, mutant)) = found else {
+            let names = Self::ALL.iter().map(|(name, _)| format!("{name}\n"));
+            let said = format!(
+                "VERROU_MUTANT={} is none of the mutants:\n",
+                wanted.display()
+            );
+            // Tests keep to themselves what is printed.
+            let _ = io::stderr().write_all((said + &names.collect::<String>()).as_bytes());
+            process::abort();
+        };
+        Some(*mutant)
+    }
+}
