@@ -11,13 +11,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
-use crate::{contender, faults, full_disks, steps, storms};
+use crate::{contender, faults, full_disks, mutants, steps, storms};
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
 const PARTS: &[Part] = &[
     faults::CRASH_POINTS,
     faults::FAILING_CALLS,
     full_disks::PART,
+    mutants::PART,
     storms::CONTENTION,
     storms::KILLS,
     storms::STOPS,

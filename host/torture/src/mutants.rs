@@ -1,0 +1,406 @@
+//! Deliberate bugs, each of which a test has to notice: tests that notice nothing prove nothing.
+//!
+//! The product is built once with all of them in it, and they are switched on one at a time:
+//! `src/mutant.rs`. `mutants/list.rs` says which they are, what each is about, and by which test it
+//! is noticed.
+
+mod list;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::env;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, geteuid, kill_process_group, waitid};
+use serde::Deserialize;
+
+use self::list::{Mutant, Needs, PITFALLS, Test};
+use crate::findings::{Findings, Part, Setting};
+
+pub(crate) const PART: Part = Part {
+    name: "mutants",
+    about: "deliberate bugs, each noticed by a test",
+    share: 0,
+    run,
+};
+
+/// No test takes this long.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// How many tests run at a time.
+const AT_ONCE: usize = 2;
+
+/// The variable that switches a mutant on.
+const SWITCH: &str = "VERROU_MUTANT";
+
+fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    if !project.join("src/mutant.rs").exists() {
+        findings.not_done("the sources are not where this was built from");
+        return Ok(());
+    }
+    let began = Instant::now();
+    setting.progress.set_message("building");
+    let programs = build(&project.canonicalize()?)?;
+    findings.figure("build", format!("{:.1} s", began.elapsed().as_secs_f64()));
+
+    let began = Instant::now();
+    setting.progress.set_message("");
+    let bench = Bench {
+        programs,
+        temporary: setting.folder.join("tmp"),
+        logs: setting.folder.clone(),
+        setting,
+    };
+    fs::create_dir(&bench.temporary)?;
+    let mutants = feasible(findings);
+    let tests: BTreeSet<_> = mutants.iter().map(|mutant| mutant.noticed_by).collect();
+    setting
+        .progress
+        .set_length((tests.len() + mutants.len()) as u64);
+    know_each_other(&bench, findings)?;
+    let sound = without_mutants(&bench, &tests, findings)?;
+    with_mutants(&bench, &mutants, &sound, findings)?;
+    findings.figure("runs", format!("{:.1} s", began.elapsed().as_secs_f64()));
+    let (with, all) = (
+        PITFALLS.iter().filter(|it| !it.mutants.is_empty()).count(),
+        PITFALLS.len(),
+    );
+    findings.figure("pitfalls with a mutant", format!("{with} of {all}"));
+    for pitfall in PITFALLS.iter().filter(|it| it.mutants.is_empty()) {
+        findings.figure(format!("no mutant: {}", pitfall.what), pitfall.otherwise);
+    }
+    Ok(())
+}
+
+/// The mutants whose tests can show something here.
+fn feasible(findings: &mut Findings) -> Vec<&'static Mutant> {
+    let is_root = geteuid().is_root();
+    let traces = Command::new("strace")
+        .args(["--output", "/dev/null", "true"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    let mut mutants = Vec::new();
+    for mutant in PITFALLS.iter().flat_map(|pitfall| pitfall.mutants) {
+        let lacking = match mutant.needs {
+            Needs::Root if !is_root => "root",
+            Needs::Strace if !traces => "a strace(1) that works",
+            _ => {
+                mutants.push(mutant);
+                continue;
+            }
+        };
+        findings.not_done(format!("{}: its test needs {lacking}", mutant.name));
+    }
+    mutants
+}
+
+/// Whether the list has every mutant of the product, and the product ends a process that is to have
+/// another: a failed test must not look like one that noticed something.
+fn know_each_other(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
+    const UNKNOWN: &str = "nobody";
+
+    let all = || PITFALLS.iter().flat_map(|pitfall| pitfall.mutants);
+    let test = all().next().context("an empty list")?.noticed_by;
+    let Run { status, said, .. } = bench.run(test, Some(UNKNOWN))?;
+    let aborted = status.and_then(|status| status.signal()) == Some(Signal::ABORT.as_raw());
+    let Some((_, known)) = said.split_once(&format!("{SWITCH}={UNKNOWN} is none of the mutants:"))
+    else {
+        findings.violation(format!(
+            "a mutant of an unknown name is not refused: {said}"
+        ));
+        return Ok(());
+    };
+    findings.check(aborted, || format!("an unknown mutant is survived: {said}"));
+    let is_name = |line: &&str| !line.is_empty() && line.chars().all(char::is_alphanumeric);
+    let known: BTreeSet<_> = known.lines().map(str::trim).filter(is_name).collect();
+    let listed: BTreeSet<_> = all().map(|mutant| mutant.name).collect();
+    for name in known.symmetric_difference(&listed) {
+        findings.violation(format!("{name} is not both in the product and in the list"));
+    }
+    Ok(())
+}
+
+/// The tests that pass when nothing is wrong; it is a violation if one does not.
+fn without_mutants(
+    bench: &Bench<'_>,
+    tests: &BTreeSet<Test>,
+    findings: &mut Findings,
+) -> Result<BTreeSet<Test>> {
+    let mut sound = BTreeSet::new();
+    for (test, run) in bench.run_all(tests.iter().copied(), |test| bench.run(test, None)) {
+        match run?.end(test) {
+            End::Passed => {
+                findings.count("tests passed without a mutant", 1);
+                sound.insert(test);
+            }
+            End::Failed(why) | End::Odd(why) => {
+                findings.violation(format!("without a mutant, {test}: {why}"));
+            }
+        }
+    }
+    Ok(sound)
+}
+
+/// Notes which mutants are noticed, by which test, and which are not.
+fn with_mutants(
+    bench: &Bench<'_>,
+    mutants: &[&'static Mutant],
+    sound: &BTreeSet<Test>,
+    findings: &mut Findings,
+) -> Result<()> {
+    let mut caught = BTreeMap::<_, Vec<_>>::new();
+    let mut survived = BTreeSet::new();
+    let tried = mutants
+        .iter()
+        .copied()
+        .filter(|it| sound.contains(&it.noticed_by));
+    let runs = bench.run_all(tried, |mutant| {
+        bench.run(mutant.noticed_by, Some(mutant.name))
+    });
+    for (mutant, run) in runs {
+        let test = mutant.noticed_by;
+        match run?.end(test) {
+            End::Failed(why) => {
+                let by = format!("{test} ({why})");
+                caught.entry(mutant.name).or_default().push(by);
+            }
+            End::Passed => {
+                survived.insert(mutant.name);
+                let about = mutant.about;
+                findings.violation(format!("{} ({about}) survives {test}", mutant.name));
+            }
+            End::Odd(why) => {
+                survived.insert(mutant.name);
+                let name = mutant.name;
+                findings.violation(format!("{name} is not noticed by {test}, which {why}"));
+            }
+        }
+    }
+    for (name, by) in caught {
+        findings.figure(format!("caught: {name}"), by.join("; "));
+        findings.count("mutants caught", u64::from(!survived.contains(name)));
+    }
+    Ok(())
+}
+
+/// What tests are run with.
+struct Bench<'a> {
+    programs: HashMap<(&'static str, &'static str), PathBuf>,
+    /// Where they make their folders.
+    temporary: PathBuf,
+    logs: PathBuf,
+    setting: &'a Setting,
+}
+
+/// A test that was run.
+struct Run {
+    /// `None` when it took too long.
+    status: Option<ExitStatus>,
+    said: String,
+}
+
+/// What a test came to.
+enum End {
+    Passed,
+    /// An assertion failed, there.
+    Failed(String),
+    /// Something else happened.
+    Odd(String),
+}
+
+impl Bench<'_> {
+    /// Does `each` for all of `tests`, some at a time.
+    fn run_all<T: Copy + Send>(
+        &self,
+        tests: impl Iterator<Item = T> + Send,
+        each: impl Fn(T) -> Result<Run> + Sync,
+    ) -> Vec<(T, Result<Run>)> {
+        let (left, done) = (Mutex::new(tests), Mutex::new(Vec::new()));
+        let work = || {
+            loop {
+                let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some(test) = next else { return };
+                let came_to = each(test);
+                self.setting.progress.inc(1);
+                let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                done.push((test, came_to));
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE {
+                scope.spawn(work);
+            }
+        });
+        done.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `test`, with a mutant or without; ends what it leaves behind.
+    fn run(&self, test: Test, mutant: Option<&str>) -> Result<Run> {
+        let program = self.programs.get(&(test.package, test.program));
+        let program = program.with_context(|| format!("{test}: there is no such program"))?;
+        let log = self
+            .logs
+            .join(format!("{}-{}", mutant.unwrap_or("none"), test.name));
+        let said = File::create(&log)?;
+        let mut command = Command::new(program);
+        command
+            .args(["--exact", test.name])
+            .env("TMPDIR", &self.temporary)
+            .env("RUST_BACKTRACE", "0")
+            .env_remove(SWITCH)
+            .env_remove("RUST_TEST_NOCAPTURE")
+            .envs(mutant.map(|mutant| (SWITCH, mutant)))
+            .stdin(Stdio::null())
+            .stdout(said.try_clone()?)
+            .stderr(said)
+            .process_group(0);
+        let mut child = command.spawn().with_context(|| format!("{test}"))?;
+        let in_time = ends_in_time(&child)?;
+        // Before its number is given to another.
+        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+        let status = child.wait()?;
+        let said = fs::read(&log)?;
+        Ok(Run {
+            status: in_time.then_some(status),
+            said: String::from_utf8_lossy(&said).into_owned(),
+        })
+    }
+}
+
+/// Whether a process ends by itself; it is still to be waited for.
+fn ends_in_time(child: &Child) -> io::Result<bool> {
+    const LOOK: Duration = Duration::from_millis(5);
+
+    let end = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+    let began = Instant::now();
+    while waitid(WaitId::Pid(Pid::from_child(child)), end)?.is_none() {
+        if began.elapsed() > DEADLINE {
+            return Ok(false);
+        }
+        thread::sleep(LOOK);
+    }
+    Ok(true)
+}
+
+impl Run {
+    fn end(&self, test: Test) -> End {
+        /// What a program of tests ends with when one has failed.
+        const FAILED: i32 = 101;
+
+        let Some(status) = self.status else {
+            return End::Odd(format!("takes longer than {DEADLINE:?}"));
+        };
+        let failed = format!("test {} ... FAILED", test.name);
+        if status.success() && self.said.contains("test result: ok. 1 passed; 0 failed") {
+            End::Passed
+        } else if status.code() == Some(FAILED) && self.said.contains(&failed) {
+            End::Failed(self.first_panic())
+        } else {
+            let said: String = self.said.trim().chars().take(500).collect();
+            End::Odd(format!("ends with {status}: {said}"))
+        }
+    }
+
+    /// Where the first assertion failed.
+    fn first_panic(&self) -> String {
+        let panic = self.said.split_once(" panicked at ");
+        let place = panic.and_then(|(_, panic)| panic.lines().next());
+        place.unwrap_or("nowhere").trim_end_matches(':').to_owned()
+    }
+}
+
+/// What Cargo says of something it built.
+#[derive(Deserialize)]
+struct Artifact {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    kind: Vec<String>,
+    name: String,
+}
+
+/// Builds the programs of all tests in the list, with the mutants in them; returns where they are.
+fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf>> {
+    let all = PITFALLS.iter().flat_map(|pitfall| pitfall.mutants);
+    let wanted: BTreeSet<_> = all
+        .map(|mutant| (mutant.noticed_by.package, mutant.noticed_by.program))
+        .collect();
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .args(["test", "--no-run", "--locked", "--quiet"])
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(project)
+        .env("CARGO_TARGET_DIR", project.join("target/mutants"))
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", flags());
+    for package in ["verrou", "verrou-host"] {
+        command.args(["--package", package]);
+    }
+    for program in wanted
+        .iter()
+        .map(|(_, program)| *program)
+        .collect::<BTreeSet<_>>()
+    {
+        match program {
+            "lib" => command.arg("--lib"),
+            test => command.args(["--test", test]),
+        };
+    }
+    let built = command.output().context("cargo")?;
+    let errors = String::from_utf8_lossy(&built.stderr);
+    ensure!(
+        built.status.success(),
+        "the mutants cannot be built: {errors}"
+    );
+
+    let mut programs = HashMap::new();
+    for line in String::from_utf8(built.stdout)?.lines() {
+        let artifact: Artifact = serde_json::from_str(line)?;
+        if artifact.reason != "compiler-artifact" {
+            continue;
+        }
+        if let (Some(manifest), Some(target), Some(executable)) =
+            (artifact.manifest_path, artifact.target, artifact.executable)
+            && let Some(found) = wanted.iter().find(|&&(package, program)| {
+                manifest == manifest_of(project, package)
+                    && match program {
+                        "lib" => target.kind.iter().any(|kind| kind == "lib"),
+                        test => target.name == test,
+                    }
+            })
+        {
+            programs.insert(*found, executable);
+        }
+    }
+    if let Some(missing) = wanted.iter().find(|it| !programs.contains_key(*it)) {
+        bail!("Cargo built no {missing:?}");
+    }
+    Ok(programs)
+}
+
+/// What the compiler is told, besides what it is told anyway.
+fn flags() -> String {
+    let usual = env::var("RUSTFLAGS").unwrap_or_default();
+    format!("{usual} --cfg verrou_mutants").trim().to_owned()
+}
+
+fn manifest_of(project: &Path, package: &str) -> PathBuf {
+    match package {
+        "verrou-host" => project.join("host/Cargo.toml"),
+        _ => project.join("Cargo.toml"),
+    }
+}

@@ -1,0 +1,551 @@
+//! What can go wrong with locks on one machine, the bugs that each remedy keeps out, and the tests
+//! that notice when a remedy is missing.
+
+use std::fmt;
+
+/// One thing that goes wrong with locks on one machine.
+pub(crate) struct Pitfall {
+    /// What it is.
+    pub(crate) what: &'static str,
+    /// Bugs that let it happen.
+    pub(crate) mutants: &'static [Mutant],
+    /// What keeps it out where there is no bug that would let it in, or what there is to be said.
+    pub(crate) otherwise: &'static str,
+}
+
+/// A deliberate bug, of those in `src/mutant.rs`, and a test that notices it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mutant {
+    pub(crate) name: &'static str,
+    /// What it does.
+    pub(crate) about: &'static str,
+    pub(crate) noticed_by: Test,
+    pub(crate) needs: Needs,
+}
+
+/// A test, by its package, its program (`lib` for the tests inside the package) and its name there.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Test {
+    pub(crate) package: &'static str,
+    pub(crate) program: &'static str,
+    pub(crate) name: &'static str,
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.package, self.program, self.name)
+    }
+}
+
+/// What a test shows nothing without.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Needs {
+    Nothing,
+    Root,
+    Strace,
+}
+
+const fn mutant(name: &'static str, about: &'static str, noticed_by: Test) -> Mutant {
+    Mutant {
+        name,
+        about,
+        noticed_by,
+        needs: Needs::Nothing,
+    }
+}
+
+const fn needing(needs: Needs, mutant: Mutant) -> Mutant {
+    Mutant { needs, ..mutant }
+}
+
+const fn core(program: &'static str, name: &'static str) -> Test {
+    Test {
+        package: "verrou",
+        program,
+        name,
+    }
+}
+
+const fn host(program: &'static str, name: &'static str) -> Test {
+    Test {
+        package: "verrou-host",
+        program,
+        name,
+    }
+}
+
+/// All of them.
+pub(crate) const PITFALLS: &[Pitfall] = &[
+    Pitfall {
+        what: "the kernel has locks that a process loses by closing any descriptor of the file",
+        mutants: &[mutant(
+            "PosixLocks",
+            "bytes are locked for the process, and not for the open file description",
+            host(
+                "files",
+                "a_lease_is_not_lost_when_its_file_is_opened_and_closed_elsewhere",
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a lock's file is removed or replaced",
+        mutants: &[
+            mutant(
+                "InodeNotChecked",
+                "a file that was just locked is not compared with the one at its path",
+                host("files", "a_replaced_lock_file_makes_no_second_holder"),
+            ),
+            mutant(
+                "InodeNotChecked",
+                "a file that was just locked is not compared with the one at its path",
+                host("files", "a_replaced_lease_file_makes_no_second_holder"),
+            ),
+            mutant(
+                "InodeNotChecked",
+                "a file that was just locked is not compared with the one at its path",
+                host(
+                    "files",
+                    "a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "descriptors are inherited",
+        mutants: &[
+            mutant(
+                "UnlockedByClosingAlone",
+                "a file is given back by closing it, which a forked child has open, too",
+                host("fork", "a_forked_child_releases_nothing_and_keeps_nothing"),
+            ),
+            mutant(
+                "ForkNotNoticed",
+                "a forked child takes its parent's locks for its own",
+                host("fork", "a_forked_child_releases_nothing_and_keeps_nothing"),
+            ),
+            mutant(
+                "FilesInherited",
+                "files are opened without O_CLOEXEC",
+                host(
+                    "files",
+                    "a_program_that_is_started_inherits_no_file_of_a_store",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "file systems of several machines lock for one",
+        mutants: &[mutant(
+            "AnyFileSystem",
+            "every file system is trusted",
+            host(
+                "files",
+                "a_file_system_of_unknown_ways_is_refused_unless_overridden",
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a file system in memory is empty after a start",
+        mutants: &[],
+        otherwise: "all that held a lock has ended with the machine's run; where a folder is, is \
+                    its user's choice",
+    },
+    Pitfall {
+        what: "process numbers come again, and differ between namespaces",
+        mutants: &[
+            mutant(
+                "LifeToldByProcessNumber",
+                "a holder lives if there is a process of its number",
+                host(
+                    "files",
+                    "whether_a_holder_lives_is_not_told_by_its_process_number",
+                ),
+            ),
+            mutant(
+                "NoLivenessByte",
+                "the holder of a lease locks no byte",
+                host(
+                    "files",
+                    "whether_a_holder_lives_is_not_told_by_its_process_number",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "clocks are set, stop, begin anew, and differ between namespaces",
+        mutants: &[
+            mutant(
+                "TimeToldByWallClock",
+                "the machine's time is the one that people set",
+                host(
+                    "files",
+                    "the_machines_clock_is_the_time_since_it_was_started",
+                ),
+            ),
+            mutant(
+                "LeasesEndByWallClock",
+                "leases in files end by the time that people set",
+                host(
+                    "conformance",
+                    "lease_files::time::a_record_ends_with_its_ttl",
+                ),
+            ),
+            mutant(
+                "StartIgnored",
+                "what was recorded before the machine was started still counts",
+                host(
+                    "files",
+                    "a_lease_ends_with_the_machines_run_and_its_fence_does_not",
+                ),
+            ),
+            mutant(
+                "TimeNamespaceIgnored",
+                "ends are compared that go by two clocks",
+                host(
+                    "files",
+                    "a_lease_of_another_time_namespace_is_never_taken_for_ended",
+                ),
+            ),
+            mutant(
+                "LeaseCountedFromReply",
+                "a lease is counted from the reply, and not from before its request",
+                core("acquire", "a_lease_is_counted_from_before_its_own_request"),
+            ),
+            mutant(
+                "ExtensionCountedFromReply",
+                "an extension is counted from the reply, and not from before its request",
+                core("renew", "every_step_is_repeated_until_it_is_done"),
+            ),
+            mutant(
+                "ExpiredGrantAccepted",
+                "a grant counts that had run out when it was heard of",
+                core("acquire", "a_grant_that_is_dead_on_arrival_is_undone"),
+            ),
+            mutant(
+                "RenewedTooLate",
+                "a lease is extended when its whole time has passed",
+                core("renew", "it_is_extended_at_every_third"),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a record is half written, or damaged",
+        mutants: &[
+            mutant(
+                "OneSlotOverwritten",
+                "the newer of two records is overwritten, and not the older",
+                host(
+                    "lib",
+                    "store::record::tests::a_damaged_slot_counts_as_torn_only_after_a_new_start",
+                ),
+            ),
+            mutant(
+                "ChecksumNotChecked",
+                "a record counts that does not fit its checksum",
+                host("files", "a_damaged_file_is_never_taken_for_a_free_lock"),
+            ),
+            mutant(
+                "DamageTakenForFree",
+                "a damaged record is none, and the lock free",
+                host("files", "a_damaged_file_is_never_taken_for_a_free_lock"),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "what was written is lost with the power",
+        mutants: &[
+            needing(
+                Needs::Strace,
+                mutant(
+                    "FencesNotOnDisk",
+                    "fences are granted before the counter is on the disk",
+                    host("files", "fences_are_on_the_disk_before_one_is_granted"),
+                ),
+            ),
+            mutant(
+                "FencesGoOnAfterPowerLoss",
+                "a file goes on with its fences after a start, of which it may have lost some",
+                host(
+                    "files",
+                    "a_lease_ends_with_the_machines_run_and_its_fence_does_not",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "the disk is full",
+        mutants: &[mutant(
+            "FailedReleaseKeepsLease",
+            "who cannot record that a lease was given back keeps its byte locked",
+            host(
+                "files",
+                "a_lease_that_cannot_be_recorded_as_given_back_ends_all_the_same",
+            ),
+        )],
+        otherwise: "that a file's bytes are there before they are needed takes a full disk to show",
+    },
+    Pitfall {
+        what: "the system has no descriptors, locks or memory left",
+        mutants: &[mutant(
+            "ErrorTakenForRefusal",
+            "a store that could not tell counts as one that said no",
+            core("acquire", "trouble_is_slept_through"),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "others put something in the place of a lock's file",
+        mutants: &[
+            mutant(
+                "LinksFollowed",
+                "files are opened without O_NOFOLLOW",
+                host("files", "a_planted_symbolic_link_is_not_followed"),
+            ),
+            mutant(
+                "PipesWaitedFor",
+                "files are opened without O_NONBLOCK",
+                host(
+                    "files",
+                    "a_pipe_is_locked_without_waiting_for_its_other_end",
+                ),
+            ),
+            mutant(
+                "HardLinksAccepted",
+                "a file counts that has another name, too",
+                host("files", "a_hard_link_to_another_file_is_refused"),
+            ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "OthersTrusted",
+                    "files and folders of all users are trusted",
+                    host(
+                        "files",
+                        "another_users_file_is_refused_unless_it_is_the_groups",
+                    ),
+                ),
+            ),
+            mutant(
+                "OpenFoldersAccepted",
+                "a folder is used that everybody may remove files from",
+                host("files", "a_folder_that_everybody_may_clear_is_refused"),
+            ),
+            mutant(
+                "FilesTruncatedByOpening",
+                "files are opened with O_TRUNC",
+                host("files", "a_hard_link_to_another_file_is_refused"),
+            ),
+            mutant(
+                "FilesReplacedByCreating",
+                "a new file takes the place of one that somebody made meanwhile",
+                host(
+                    "lib",
+                    "store::os::imp::tests::creating_leaves_what_is_there_already",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "two names have one file",
+        mutants: &[mutant(
+            "NameNotCompared",
+            "whose file it is is not read in the file",
+            host("files", "another_locks_file_is_told_apart"),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a new file's name is lost with the power",
+        mutants: &[needing(
+            Needs::Strace,
+            mutant(
+                "FolderNotOnDisk",
+                "fences are granted before the counter's name is on the disk",
+                host("files", "fences_are_on_the_disk_before_one_is_granted"),
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "two take a stale lock over at once",
+        mutants: &[mutant(
+            "NoGuard",
+            "a lease's file is read and written without being locked",
+            host(
+                "files",
+                "a_guard_that_is_kept_is_said_so_and_may_be_tried_again",
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "newcomers, and who has just had the lock, pass those who wait",
+        mutants: &[
+            mutant(
+                "QueueIgnored",
+                "a free lock is anybody's, whoever waits",
+                host(
+                    "files",
+                    "a_lock_that_was_given_back_is_kept_for_the_first_for_a_while",
+                ),
+            ),
+            mutant(
+                "NobodyWoken",
+                "who gives a lock of the kernel back tells nobody",
+                host(
+                    "files",
+                    "who_gives_a_lock_back_that_somebody_waits_for_changes_its_file",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "whom others wait for is not run",
+        mutants: &[],
+        otherwise: "it is not solved: guards are kept for microseconds",
+    },
+    Pitfall {
+        what: "a signal interrupts a system call",
+        mutants: &[needing(
+            Needs::Strace,
+            mutant(
+                "InterruptedTakenForFailure",
+                "a call that was interrupted has failed",
+                host("files", "a_call_that_was_interrupted_is_made_again"),
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "who gives up leaves a place or a grant behind",
+        mutants: &[
+            mutant(
+                "PlaceKeptByGivingUp",
+                "who gives up keeps the ticket locked",
+                host("queue", "who_gives_up_leaves_nothing_behind"),
+            ),
+            mutant(
+                "UndoForgotten",
+                "who gives up after an error, or a late grant, does not release",
+                core("acquire", "trouble_to_the_end_is_undone_and_told"),
+            ),
+            mutant(
+                "DroppedWaitKeepsPlace",
+                "a future that is dropped while it waits does not give up",
+                core(
+                    "trouble",
+                    "an_acquisition_that_is_dropped_while_it_waits_gives_up_its_place",
+                ),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a holder that was stopped goes on, and fences come twice",
+        mutants: &[
+            mutant(
+                "FenceResetByRelease",
+                "fences begin anew when a lock is given back",
+                host(
+                    "conformance",
+                    "lease_files::steps::fences_grow_with_every_grant",
+                ),
+            ),
+            mutant(
+                "FenceGrowsWithExtension",
+                "an extension changes the fence",
+                host(
+                    "conformance",
+                    "lease_files::steps::an_extension_keeps_the_fence",
+                ),
+            ),
+            mutant(
+                "CounterBeginsAnew",
+                "a counter that was lost begins with the first fence",
+                host("files", "fences_grow_when_files_are_removed"),
+            ),
+            mutant(
+                "CounterAloneCounts",
+                "the counter allots what a lock's file has granted already",
+                host("files", "a_counter_that_was_put_back_grants_nothing_twice"),
+            ),
+            mutant(
+                "LowerFenceAccepted",
+                "a grant counts whose fence is not greater than an earlier one's",
+                core("acquire", "a_fence_that_went_back_is_no_grant"),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a wrapper dies, and its command lives",
+        mutants: &[mutant(
+            "CommandInheritsNoLock",
+            "the command does not have the lock open",
+            host("run", "a_killed_wrapper_takes_its_command_along"),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "a reply is lost",
+        mutants: &[mutant(
+            "AskingAgainRefused",
+            "who asks again for what it was granted is refused",
+            host(
+                "conformance",
+                "lease_files::steps::asking_again_changes_nothing",
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "somebody gives back what another holds",
+        mutants: &[
+            mutant(
+                "ReleasedByAnybody",
+                "a release does not compare the owner",
+                host(
+                    "conformance",
+                    "lease_files::steps::a_stranger_cannot_release",
+                ),
+            ),
+            mutant(
+                "EvictionIgnoresFence",
+                "an eviction meant for one grant ends another",
+                host("files", "a_holder_is_evicted_by_the_fence_that_was_seen"),
+            ),
+        ],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "who is the first to wait is stopped",
+        mutants: &[mutant(
+            "EndlessPatience",
+            "a free lock is kept for the first for ever",
+            host(
+                "files",
+                "a_lock_that_was_given_back_is_kept_for_the_first_for_a_while",
+            ),
+        )],
+        otherwise: "",
+    },
+    Pitfall {
+        what: "the kernel tells of an end before the lock is free",
+        mutants: &[mutant(
+            "LookedOnceAfterNews",
+            "who was told, and finds the lock taken, waits to be told again",
+            host("files", "whoever_is_told_looks_again_and_again"),
+        )],
+        otherwise: "",
+    },
+];
