@@ -5,9 +5,11 @@ use xshell::{Shell, cmd};
 
 /// Builds the torture and the command, as released, and runs it.
 pub(crate) fn torture(shell: &Shell, arguments: &[&str]) -> Result<()> {
+    let packages = ["--package", "verrou-host", "--package", "verrou-torture"];
+    let programs = ["--bin", "verrou", "--bin", "verrou-torture"];
     cmd!(
         shell,
-        "cargo build --release --package verrou-host --bin verrou --package verrou-torture --locked"
+        "cargo build --release {packages...} {programs...} --locked"
     )
     .run()?;
     Ok(cmd!(shell, "target/release/verrou-torture {arguments...}").run()?)
