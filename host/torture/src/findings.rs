@@ -68,17 +68,12 @@ impl Findings {
         *worst = time.max(*worst);
     }
 
-    /// All that was measured, in words.
-    pub(crate) fn measured(&self) -> Vec<String> {
-        let times = self
-            .times
-            .iter()
-            .map(|(what, time)| format!("{what}: {time:.1?}"));
-        let figures = self
-            .figures
-            .iter()
-            .map(|(what, it)| format!("{what}: {it}"));
-        times.chain(figures).collect()
+    /// The longest times, in words.
+    pub(crate) fn longest(&self) -> Vec<String> {
+        let times = self.times.iter();
+        times
+            .map(|(what, time)| format!("{what}: {time:.1?}"))
+            .collect()
     }
 
     /// Notes that something happened that must not.

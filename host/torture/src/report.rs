@@ -54,11 +54,11 @@ impl Report {
                 .iter()
                 .map(|(what, times)| format!("{times} {what}"))
                 .collect();
-            let figures = part.findings.measured();
+            let times = part.findings.longest();
             table.add_row([
                 part.name.to_owned(),
                 done.join("\n"),
-                figures.join("\n"),
+                times.join("\n"),
                 violations.len().to_string(),
                 format!("{:.1}", part.seconds),
             ]);
@@ -89,8 +89,11 @@ impl Outcome {
             .map(|(what, times)| format!("{times} {what}"))
             .collect();
         println!("\n{name} ({:.1} s): {}", self.seconds, done.join(", "));
-        for figure in self.findings.measured() {
-            println!("  {figure}");
+        for time in self.findings.longest() {
+            println!("  {time}");
+        }
+        for (what, figure) in &self.findings.figures {
+            println!("  {what}: {figure}");
         }
         for what in not_done {
             println!("  NOT DONE  {what}");
