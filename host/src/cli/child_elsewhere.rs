@@ -60,11 +60,6 @@ impl Job {
         self.wait(at_most)
     }
 
-    /// [`wait`](Self::wait): nothing here tells of a loss.
-    pub(crate) fn wait_with(&mut self, _news: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
-        self.wait(at_most)
-    }
-
     /// Whether the command has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.is_some()
