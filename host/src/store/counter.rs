@@ -6,10 +6,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crc32c::crc32c;
-
 use super::error::FileError;
 use super::kernel_lock::{self, Guarded};
+use super::number::{self, Magic};
 use super::{os, trusted_file};
 
 /// The counter of a folder.
@@ -19,8 +18,7 @@ pub(crate) struct Counter {
     group: Option<u32>,
 }
 
-const MAGIC: [u8; 8] = *b"VERROUF\n";
-const BYTES: usize = 24;
+const MAGIC: Magic = *b"VERROUF\n";
 
 /// How many numbers a file gets at once: so many that writing through to the disk once for them
 /// costs next to nothing for each.
@@ -48,25 +46,22 @@ impl Counter {
             if !kernel_lock::is_current(&file, path)? {
                 continue;
             }
-            let mut buffer = [0; BYTES + 1];
-            let bytes = os::read_at(&file, &mut buffer, 0)
+            let read = number::read(&file, MAGIC)
                 .map_err(FileError::io("read the fence counter", path))?;
             let damaged = || FileError::Counter { path: path.clone() };
-            let allotted =
-                decode(bytes)
-                    .ok_or_else(damaged)?
-                    .max(mutant!(CounterAloneCounts, 0, at_least));
+            let allotted = read
+                .ok_or_else(damaged)?
+                .max(mutant!(CounterAloneCounts, 0, at_least));
             let last = allotted.checked_add(BLOCK).ok_or_else(damaged)?;
-            let written = os::write_at(&file, &encode(last), 0)
-                .and_then(|()| mutant!(FencesNotOnDisk, Ok(()), file.sync_data()));
-            written.map_err(FileError::io("write the fence counter", path))?;
+            number::write(&file, MAGIC, last)
+                .map_err(FileError::io("write the fence counter", path))?;
             return Ok((allotted + 1, last));
         }
     }
 
     fn create(&self, allotted: u64) -> Result<(), FileError> {
         let failed = || FileError::io("create the fence counter", &self.path);
-        os::create(&self.path, &encode(allotted), self.group).map_err(failed())?;
+        os::create(&self.path, &number::encode(MAGIC, allotted), self.group).map_err(failed())?;
         if mutant!(FolderNotOnDisk) {
             return Ok(());
         }
@@ -74,41 +69,9 @@ impl Counter {
     }
 }
 
-/// Magic, checksum of the number, version, number: 24 bytes, of which no sector's edge cuts any.
-fn encode(allotted: u64) -> [u8; BYTES] {
-    const VERSION: u32 = 1;
-
-    let mut bytes = [0; BYTES];
-    bytes[..8].copy_from_slice(&MAGIC);
-    bytes[12..16].copy_from_slice(&VERSION.to_le_bytes());
-    bytes[16..].copy_from_slice(&allotted.to_le_bytes());
-    let checksum = crc32c(&bytes[12..]);
-    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Option<u64> {
-    let number = bytes.get(16..BYTES)?.try_into().ok()?;
-    let allotted = u64::from_le_bytes(number);
-    (*bytes == encode(allotted)).then_some(allotted)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_counter_reads_what_it_wrote_and_nothing_else() {
-        let bytes = encode(4096);
-        assert_eq!(decode(&bytes), Some(4096));
-        for damaged in 0..BYTES {
-            let mut bytes = bytes;
-            bytes[damaged] ^= 0x10;
-            assert_eq!(decode(&bytes), None, "byte {damaged}");
-        }
-        assert_eq!(decode(&bytes[..BYTES - 1]), None);
-        assert_eq!(decode(&[]), None);
-    }
 
     #[test]
     fn blocks_never_overlap_even_when_the_counter_is_lost() {

@@ -13,6 +13,7 @@ mod kernel_lock;
 mod lease_file;
 mod liveness;
 mod machine;
+mod number;
 mod open_files;
 mod os;
 #[cfg_attr(not(target_os = "linux"), path = "queue_elsewhere.rs")]

@@ -1,0 +1,70 @@
+//! A file with one number in it, which must not be lost with the machine's power.
+
+use std::fs::File;
+use std::io;
+
+use crc32c::crc32c;
+
+use super::os;
+
+/// What the number is, as the first bytes of its file.
+pub(crate) type Magic = [u8; 8];
+
+pub(crate) const BYTES: usize = 24;
+
+/// The number in `file`; `None` when that is no whole file of this kind.
+pub(crate) fn read(file: &File, magic: Magic) -> io::Result<Option<u64>> {
+    let mut buffer = [0; BYTES + 1];
+    let bytes = os::read_at(file, &mut buffer, 0)?;
+    Ok(decode(magic, bytes))
+}
+
+/// Lets `file` say `number`, also when the machine loses power after this has returned.
+pub(crate) fn write(file: &File, magic: Magic, number: u64) -> io::Result<()> {
+    os::write_at(file, &encode(magic, number), 0)?;
+    mutant!(FencesNotOnDisk, Ok(()), file.sync_data())
+}
+
+/// Magic, checksum of the rest, version, number: 24 bytes, of which no sector's edge cuts any.
+pub(crate) fn encode(magic: Magic, number: u64) -> [u8; BYTES] {
+    const VERSION: u32 = 1;
+
+    let mut bytes = [0; BYTES];
+    bytes[..8].copy_from_slice(&magic);
+    bytes[12..16].copy_from_slice(&VERSION.to_le_bytes());
+    bytes[16..].copy_from_slice(&number.to_le_bytes());
+    let checksum = crc32c(&bytes[12..]);
+    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+fn decode(magic: Magic, bytes: &[u8]) -> Option<u64> {
+    let number = bytes.get(16..BYTES)?.try_into().ok()?;
+    let number = u64::from_le_bytes(number);
+    (*bytes == encode(magic, number)).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAGIC: Magic = *b"VERROU?\n";
+
+    #[test]
+    fn what_was_written_is_read_and_nothing_else() {
+        let bytes = encode(MAGIC, 4096);
+        assert_eq!(decode(MAGIC, &bytes), Some(4096));
+        assert_eq!(decode(*b"VERROU!\n", &bytes), None);
+        for damaged in 0..BYTES {
+            for bit in 0..8 {
+                let mut bytes = bytes;
+                bytes[damaged] ^= 1 << bit;
+                assert_eq!(decode(MAGIC, &bytes), None, "byte {damaged}, bit {bit}");
+            }
+        }
+        for length in 0..BYTES {
+            assert_eq!(decode(MAGIC, &bytes[..length]), None, "{length} bytes");
+        }
+        assert_eq!(decode(MAGIC, &[&bytes[..], &[0]].concat()), None);
+    }
+}
