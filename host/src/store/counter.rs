@@ -74,6 +74,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn files_of_version_1_stay_readable() {
+        let golden = include_bytes!("../../tests/golden/counter-v1.fences");
+        assert_eq!(golden[..], number::encode(MAGIC, 0x0123_4567_89ab_cdef));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fences");
+        std::fs::write(&path, golden).unwrap();
+        let allotted = Counter::new(path, None).allot(0, || Ok(0));
+        assert_eq!(allotted.unwrap().0, 0x0123_4567_89ab_cdf0);
+    }
+
+    #[test]
     fn blocks_never_overlap_even_when_the_counter_is_lost() {
         let folder = tempfile::tempdir().unwrap();
         let counter = Counter::new(folder.path().join("fences"), None);
