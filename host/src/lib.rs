@@ -1,8 +1,9 @@
 //! The machine under [`verrou`]: its clock, and lock stores made of its files.
 //!
 //! [`System`] is the machine as a lock's host. [`LeaseFileStore`] and [`FileLockStore`] are for
-//! the processes of one machine; [`FileStore`] is whichever of them a [`StoreUrl`] names. The
-//! files are described byte by byte in `FORMAT.md`.
+//! the processes of one machine; [`FileStore`] is whichever of them a [`StoreUrl`] names.
+//! [`FenceGate`] is for what a lock guards: it refuses those who have lost the lock. The files are
+//! described byte by byte in `FORMAT.md`.
 
 /// Whether a deliberate bug is switched on, and what is wrong then, and right: nothing is wrong but
 /// in programs that are built with `--cfg verrou_mutants`.
@@ -39,7 +40,8 @@ mod tokio;
 pub use keep_alive::keep_alive;
 pub use open::{FileStore, InvalidStoreUrl, LossWatch, StoreUrl};
 pub use store::{
-    Damage, FileError, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions, Zombies,
+    Checked, Damage, FenceError, FenceGate, FileError, FileLockStore, LeaseFileStore, Listed,
+    OpenError, StoreOptions, Zombies,
 };
 pub use system::System;
 #[cfg(feature = "tokio")]

@@ -2,11 +2,16 @@
 #![cfg(unix)]
 #![expect(unsafe_code, reason = "fork(2) without exec(2) is what is tested")]
 
+use std::path::Path;
+use std::time::Duration;
+
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use verrou::blocking::LockFactory;
-use verrou::{Error, Store};
-use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System};
+use verrou::{Error, Fence, Store};
+use verrou_host::{
+    FenceError, FenceGate, FileError, FileLockStore, LeaseFileStore, StoreOptions, System,
+};
 
 /// One test for all: this is the only thread that does anything when it forks.
 #[test]
@@ -19,6 +24,7 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     stays_taken(locks);
     is_free_when_it_is_released(leases);
     is_free_when_it_is_released(locks);
+    stays_closed(&folder.path().join("gate"));
     if cfg!(target_os = "linux") {
         ends_with_its_process(leases);
         ends_with_its_process(locks);
@@ -49,7 +55,7 @@ fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
                 writer.write_all(&child.as_raw().to_ne_bytes()).unwrap();
             } else {
                 // Until the test ends it.
-                std::thread::sleep(std::time::Duration::from_mins(1));
+                std::thread::sleep(Duration::from_mins(1));
             }
             // SAFETY: as below.
             unsafe { nix::libc::_exit(0) }
@@ -101,6 +107,32 @@ fn is_free_when_it_is_released<S: Store>(open: impl Fn() -> S) {
             waitpid(child, None).unwrap();
         }
     }
+}
+
+/// Forks; the child drops its copy of a checked fence.
+fn stays_closed(path: &Path) {
+    let gate = || FenceGate::open(path, &StoreOptions::default()).unwrap();
+    let checked = gate().check(Fence::FIRST).unwrap();
+    // SAFETY: as below.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            drop(checked);
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).unwrap();
+            assert_eq!(ended, WaitStatus::Exited(child, 0));
+        }
+    }
+    let other = gate();
+    let closed = other.check_within(Fence::FIRST, Duration::ZERO);
+    assert!(
+        matches!(closed, Err(FenceError::File(FileError::Busy { .. }))),
+        "{closed:?}"
+    );
+    drop(checked);
+    drop(other.check_within(Fence::FIRST, Duration::ZERO).unwrap());
 }
 
 /// Forks; the child drops its copies of a guard and of its store, and tries to release.

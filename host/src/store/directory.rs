@@ -69,17 +69,7 @@ impl Directory {
         os::create_directory(path, group).map_err(failed("create this folder"))?;
         // One spelling for all, whatever the working folder is later.
         let path = &fs::canonicalize(path).map_err(failed("read this folder"))?;
-        if let Some(why) =
-            os::suspicious_directory(path, group).map_err(failed("read this folder"))?
-        {
-            return Err(OpenError::Suspicious {
-                path: path.clone(),
-                why,
-            });
-        }
-        if !options.any_file_system && !mutant!(AnyFileSystem) {
-            refuse_unsuitable(path)?;
-        }
+        refuse_unsafe(path, group, options)?;
         let counter = Counter::new(path.join("fences"), group);
         Ok(Self {
             path: path.clone(),
@@ -467,6 +457,30 @@ fn changing_bytes<'a>(
 pub(super) fn wall_clock() -> Duration {
     let now = System.wall_clock().as_millis();
     Duration::from_millis(now.try_into().unwrap_or(u64::MAX))
+}
+
+/// Refuses a folder in which others could tamper with a file, or on whose file system locks are not
+/// to be trusted.
+pub(crate) fn refuse_unsafe(
+    path: &Path,
+    group: Option<u32>,
+    options: &StoreOptions,
+) -> Result<(), OpenError> {
+    let failed = |source| OpenError::Directory {
+        action: "read this folder",
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(why) = os::suspicious_directory(path, group).map_err(failed)? {
+        return Err(OpenError::Suspicious {
+            path: path.to_owned(),
+            why,
+        });
+    }
+    if !options.any_file_system && !mutant!(AnyFileSystem) {
+        refuse_unsuitable(path)?;
+    }
+    Ok(())
 }
 
 /// Refuses a folder on whose file system locks are not to be trusted.

@@ -53,6 +53,17 @@ pub enum FileError {
         /// Where the counter is.
         path: PathBuf,
     },
+    /// The file of a [`FenceGate`](crate::FenceGate) is damaged, or another's. It is never taken for
+    /// one that has let nobody through.
+    #[error(
+        "{}: this is no file of `verrou fence check`, or it is damaged; restore it, or, when nobody \
+         who has lost the lock can still come, move it away and try again",
+        path.display()
+    )]
+    Gate {
+        /// Where it is.
+        path: PathBuf,
+    },
     /// A file does not say whose it is.
     #[error("{}: {damage}; if nothing holds its lock, move the file away", path.display())]
     Nameless {
@@ -165,7 +176,7 @@ pub enum OpenError {
         why: String,
     },
     /// Others could tamper with the files in this folder.
-    #[error("{}: refused as a lock store, because {why}", path.display())]
+    #[error("{}: this folder is refused, because {why}", path.display())]
     Suspicious {
         /// Which folder.
         path: PathBuf,

@@ -62,6 +62,44 @@ fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool
     }
 }
 
+/// Takes the kernel's lock on `file` when it becomes free, unless that takes longer than `patience`.
+pub(crate) fn try_lock_within(file: &File, patience: Duration) -> io::Result<bool> {
+    const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+    // Falling asleep takes longer than a step.
+    const AWAKE: Duration = Duration::from_micros(20);
+
+    if try_lock(file)? {
+        return Ok(true);
+    }
+    let began = Instant::now();
+    let mut pause = Duration::from_micros(10);
+    loop {
+        let left = patience.saturating_sub(began.elapsed());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        if began.elapsed() < AWAKE {
+            thread::yield_now();
+        } else {
+            thread::sleep(pause.min(left));
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        if try_lock(file)? {
+            return Ok(true);
+        }
+    }
+}
+
+/// Takes the kernel's lock on `file`, however long others have it.
+pub(crate) fn lock(file: &File) -> io::Result<()> {
+    loop {
+        match FileExt::lock(file) {
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            locked => return locked,
+        }
+    }
+}
+
 /// Gives the kernel's lock on `file` back, for all who share its open file description.
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
     FileExt::unlock(file)
@@ -77,26 +115,10 @@ impl<'a> Guarded<'a> {
         // Who is stopped in the middle of a step may hold up others no longer than this at a time,
         // for they have deadlines and leases to look after; it is asked again by those who wait.
         const PATIENCE: Duration = Duration::from_millis(200);
-        const LONGEST_PAUSE: Duration = Duration::from_millis(2);
-        // Falling asleep takes longer than a step.
-        const AWAKE: Duration = Duration::from_micros(20);
 
-        let locked = || try_lock(file).map_err(FileError::io("lock this file", path));
-        if mutant!(NoGuard) || locked()? {
+        let locked = mutant!(NoGuard, Ok(true), try_lock_within(file, PATIENCE));
+        if locked.map_err(FileError::io("lock this file", path))? {
             return Ok(Self(file));
-        }
-        let began = Instant::now();
-        let mut pause = Duration::from_micros(10);
-        while began.elapsed() < PATIENCE {
-            if began.elapsed() < AWAKE {
-                thread::yield_now();
-            } else {
-                thread::sleep(pause);
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
-            if locked()? {
-                return Ok(Self(file));
-            }
         }
         Err(FileError::Busy {
             path: path.to_owned(),

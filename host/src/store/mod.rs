@@ -6,6 +6,7 @@ mod byte_lock;
 mod counter;
 mod directory;
 mod error;
+mod fence_gate;
 #[cfg(target_os = "linux")]
 mod file_events;
 mod file_lock;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use verrou::{Holder, Name, StoreError};
 
 pub use error::{FileError, OpenError};
+pub use fence_gate::{Checked, FenceError, FenceGate};
 #[cfg(target_os = "linux")]
 pub(crate) use file_events::Listener;
 pub use file_lock::FileLockStore;

@@ -1,0 +1,277 @@
+//! The resource's side of fencing: the greatest fence that it has seen, in a file beside it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use verrou::Fence;
+
+use super::directory;
+use super::error::{FileError, OpenError};
+use super::number::{self, Magic};
+use super::{StoreOptions, kernel_lock, os, trusted_file};
+use crate::process;
+
+const MAGIC: Magic = *b"VERROUG\n";
+
+/// Refuses, at a resource that a lock guards, whoever has lost that lock.
+///
+/// A holder that was stopped for longer than its lease lasts does not know that another has the lock
+/// by now. The resource can: the other came with a greater fencing token. A gate keeps the greatest
+/// one that it has let through, in a small file that belongs to the resource, and refuses smaller
+/// ones. That file is written through to the disk before a fence is let through, so that the greatest
+/// one is not forgotten, whoever is killed, and when the machine loses power.
+///
+/// One gate is for one resource, and all who write that take the same lock: fences of different
+/// locks are not to be compared.
+///
+/// Whoever writes the resource [checks](Self::check) its fence first, and keeps the answer until it
+/// has written: nobody else is let through meanwhile. So who is stopped between the check and the
+/// write holds the next one up, and does not write after it.
+///
+/// ```
+/// use verrou::Fence;
+/// use verrou_host::{FenceError, FenceGate, StoreOptions};
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let folder = folder.path();
+/// # let fence = |number| Fence::new(number).unwrap();
+/// let gate = FenceGate::open(folder.join("report.fence"), &StoreOptions::default())?;
+///
+/// let checked = gate.check(fence(8))?; // in practice that of `held.fence()`
+/// std::fs::write(folder.join("report"), "by the holder")?;
+/// drop(checked); // now the next may write
+///
+/// // Whoever had the lock before, and was stopped until now:
+/// match gate.check(fence(7)) {
+///     Err(FenceError::Refused { highest, .. }) => assert_eq!(highest, fence(8)),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct FenceGate {
+    path: PathBuf,
+    group: Option<u32>,
+    /// A fence that this value has put on the disk, or zero.
+    durable: AtomicU64,
+}
+
+/// A fence that was let through; until this is dropped, the gate lets no other pass.
+#[derive(Debug)]
+#[must_use = "as soon as this is dropped another is let through, whatever is still to be written"]
+pub struct Checked {
+    closed: Closed,
+    before: Option<Fence>,
+}
+
+/// A gate's file, which is locked until this is dropped.
+#[derive(Debug)]
+struct Closed {
+    file: File,
+    /// A forked child has a copy of this value, but did not lock it.
+    process: u32,
+}
+
+/// Why a [`FenceGate`] does not let a fence through.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FenceError {
+    /// A greater one has been let through: the lock was granted anew since this one was, and whoever
+    /// has this one must not write.
+    #[error(
+        "{}: fence {fence} is refused, for fence {highest} of a later grant has been here",
+        path.display()
+    )]
+    Refused {
+        /// The gate's file.
+        path: PathBuf,
+        /// The fence that was to be checked.
+        fence: Fence,
+        /// The greatest that was let through.
+        highest: Fence,
+    },
+    /// The gate's file does not work, or another check keeps it locked for too long
+    /// ([`FileError::Busy`]).
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl FenceGate {
+    /// The gate whose file is `path`, which the first check makes, for this user or `options.group`
+    /// alone. Its folder must be there; whoever can write that folder, or the file, can do anything
+    /// to the gate. Of the options, `command` and `zombies` mean nothing here.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the folder, and what to do about it.
+    pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let Some(name) = path.file_name() else {
+            return Err(OpenError::Path {
+                path: path.to_owned(),
+                why: "this is not a file's name".to_owned(),
+            });
+        };
+        let group = options.group_id()?;
+        let folder = folder_of(path);
+        // One spelling for all, whatever the working folder is later.
+        let folder = fs::canonicalize(folder).map_err(|source| OpenError::Directory {
+            action: "read this folder",
+            path: folder.to_owned(),
+            source,
+        })?;
+        directory::refuse_unsafe(&folder, group, options)?;
+        Ok(Self {
+            path: folder.join(name),
+            group,
+            durable: AtomicU64::new(0),
+        })
+    }
+
+    /// Lets `fence` through if none was let through that is greater; waits for as long as another
+    /// check keeps the gate closed.
+    ///
+    /// # Errors
+    ///
+    /// [`FenceError::Refused`] when a greater one was let through, [`FenceError::File`] when nobody can
+    /// tell: what the gate guards must not be written then.
+    pub fn check(&self, fence: Fence) -> Result<Checked, FenceError> {
+        self.let_through(fence, None)
+    }
+
+    /// [`check`](Self::check), which waits for at most this long.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`](Self::check), and [`FenceError::File`] with [`FileError::Busy`] when another
+    /// check keeps the gate closed for longer.
+    pub fn check_within(&self, fence: Fence, at_most: Duration) -> Result<Checked, FenceError> {
+        self.let_through(fence, Some(at_most))
+    }
+
+    fn let_through(&self, fence: Fence, at_most: Option<Duration>) -> Result<Checked, FenceError> {
+        let path = &self.path;
+        let began = Instant::now();
+        loop {
+            let Some(file) = trusted_file::open(path, self.group)? else {
+                os::create(path, &number::encode(MAGIC, 0), self.group)
+                    .map_err(FileError::io("create this file", path))?;
+                continue;
+            };
+            let left = at_most.map(|at_most| at_most.saturating_sub(began.elapsed()));
+            let closed = Closed::new(file, left).map_err(FileError::io("lock this file", path))?;
+            let Some(closed) = closed else {
+                return Err(FenceError::File(FileError::Busy {
+                    path: path.clone(),
+                    waited: began.elapsed(),
+                }));
+            };
+            if !kernel_lock::is_current(&closed.file, path)? {
+                continue;
+            }
+            let read = number::read(&closed.file, MAGIC)
+                .map_err(FileError::io("read this file", path))?
+                .ok_or_else(|| FileError::Gate { path: path.clone() })?;
+            let before = Fence::new(read);
+            if let Some(highest) = before
+                && highest > fence
+            {
+                return Err(FenceError::Refused {
+                    path: path.clone(),
+                    fence,
+                    highest,
+                });
+            }
+            self.record(&closed.file, before, fence)
+                .map_err(FileError::io("write this file", path))?;
+            return Ok(Checked { closed, before });
+        }
+    }
+
+    /// Makes the gate's file say `fence`, on the disk, too.
+    fn record(&self, file: &File, before: Option<Fence>, fence: Fence) -> io::Result<()> {
+        if before.is_none() {
+            // Whoever made the file may have been killed before its name was on the disk.
+            os::sync_directory(folder_of(&self.path))?;
+        }
+        // Whoever wrote the same number before may have been killed before it was on the disk.
+        if before != Some(fence) || self.durable.load(Ordering::Relaxed) != fence.get() {
+            number::write(file, MAGIC, fence.get())?;
+            self.durable.store(fence.get(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Checked {
+    /// The greatest fence that was let through before; `None` for the first ever.
+    pub fn before(&self) -> Option<Fence> {
+        self.before
+    }
+
+    /// A duplicate of the locked descriptor, for a process that writes what the gate guards: should
+    /// this process be killed, the gate stays closed until that one has ended, too.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it cannot duplicate it.
+    pub fn lifeline(&self) -> io::Result<File> {
+        self.closed.file.try_clone()
+    }
+}
+
+impl Closed {
+    /// Takes the kernel's lock on `file`, unless that takes longer than `at_most`.
+    fn new(file: File, at_most: Option<Duration>) -> io::Result<Option<Self>> {
+        let is_locked = match at_most {
+            Some(at_most) => kernel_lock::try_lock_within(&file, at_most)?,
+            None => kernel_lock::lock(&file).map(|()| true)?,
+        };
+        Ok(is_locked.then(|| Self {
+            file,
+            process: process::id(),
+        }))
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        // By name, not by closing alone, for children may have the descriptor open; but not in a
+        // forked child, which shares the lock. It can only fail for a bad descriptor.
+        if self.process == process::id() {
+            let _ = kernel_lock::unlock(&self.file);
+        }
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_version_1_stay_readable() {
+        let golden = include_bytes!("../../tests/golden/gate-v1.fence");
+        assert_eq!(golden[..], number::encode(MAGIC, 0x0123_4567_89ab_cdef));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gate");
+        let fence = |number| Fence::new(number).unwrap();
+        fs::write(&path, golden).unwrap();
+        let gate = FenceGate::open(&path, &StoreOptions::default()).unwrap();
+        match gate.check(Fence::FIRST) {
+            Err(FenceError::Refused { highest, .. }) => {
+                assert_eq!(highest, fence(0x0123_4567_89ab_cdef));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
