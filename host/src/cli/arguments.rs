@@ -26,6 +26,8 @@ Examples:
       Takes a lock that outlives the command, and gives it back later, from anywhere.
   verrou list; verrou show backup; verrou force-release backup
       Who holds what, and how to end it.
+  verrou fence check --file app.fence -- ./write
+      Under `verrou run`: writes, unless a later holder of the lock has written already.
 
 Where the locks are (--store or VERROU_STORE):
   lease:DIR  leases in files: they end by their ttl, and when their processes are gone;
@@ -44,6 +46,7 @@ Exit codes:
   75       the lock was not acquired in time (or what -E says)
   76       the lock was lost while CMD ran, whatever CMD ended with
   77       not the owner: the lock was released, evicted, or its time has passed
+  78       `fence check`: a greater fence has passed
   126      CMD could not be started
   127      CMD was not found";
 
@@ -108,6 +111,9 @@ pub(crate) enum Command {
     Show(Show),
     /// List the locks that are held
     List,
+    /// Refuse those who have lost the lock, where they write what it guards
+    #[command(subcommand, disable_help_subcommand = true)]
+    Fence(FenceCommand),
     /// Answer a program's requests to the store, one line of JSON each
     ///
     /// For programs in any language that are to have this machine's locks: they start this
@@ -116,6 +122,37 @@ pub(crate) enum Command {
     #[command(after_help = SERVE_HELP)]
     Serve,
 }
+
+/// What the resource does with a fence.
+#[derive(Debug, Subcommand)]
+pub(crate) enum FenceCommand {
+    /// Let a fence pass, unless a greater one has
+    ///
+    /// FILE keeps the greatest fence that has passed. The fence of a later grant of the lock is
+    /// greater, so whoever has lost the lock without noticing, as who was stopped for longer
+    /// than its lease lasts, is refused: exit code 78.
+    ///
+    /// With CMD, no other fence passes FILE before CMD has ended. Without it, somebody who passes
+    /// and is then stopped can still write after the next.
+    #[command(after_help = FENCE_CHECK_HELP, override_usage = FENCE_CHECK_USAGE)]
+    Check(FenceCheck),
+}
+
+const FENCE_CHECK_USAGE: &str = "verrou fence check [OPTIONS] --file <FILE> [FENCE] [-- <CMD>...]";
+
+const FENCE_CHECK_HELP: &str = "\
+Example:
+  verrou run report -- sh -c '
+      make-report > report.$VERROU_FENCE
+      verrou fence check --file report.fence -- mv report.$VERROU_FENCE report'
+
+One FILE is for one thing, and for the fences of one lock. It is made if it is not there; its
+folder is not. Whoever removes it forgets what has passed.
+
+Exit codes: 0, or those of CMD, 128+n when signal n ended it; 78 a greater fence has passed,
+75 another's CMD kept FILE for too long, 74 FILE cannot be opened, read or written, or is
+damaged, 73 its folder is not there, or no place for it, 64 usage, 126/127 CMD could not be
+started / was not found. Only if the fence passes is CMD run.";
 
 const RUN_USAGE: &str = "\
 verrou run [OPTIONS] <NAME> -- <CMD>...
@@ -300,6 +337,36 @@ pub(crate) struct Show {
     pub(crate) name: Name,
 }
 
+/// `verrou fence check`.
+#[derive(Args, Debug)]
+pub(crate) struct FenceCheck {
+    /// Where the greatest fence is kept: a file of its own, beside what is written
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The fence to check; without it, VERROU_FENCE, which `verrou run` sets
+    #[arg(value_parser = fence, allow_hyphen_values = true, value_name = "FENCE")]
+    pub(crate) fence: Option<Fence>,
+    /// How long to wait while another's CMD runs; without it, for ever [0: one attempt]
+    #[arg(long, value_parser = length, allow_hyphen_values = true, value_name = "TIME")]
+    wait: Option<Duration>,
+    /// Gives up at once when another's CMD runs
+    #[arg(long, conflicts_with = "wait")]
+    no_wait: bool,
+    /// A command that writes, and its arguments: run only if the fence passes
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+impl FenceCheck {
+    /// How long to wait; nothing if for ever.
+    pub(crate) fn at_most(&self) -> Option<Duration> {
+        if self.no_wait {
+            return Some(Duration::ZERO);
+        }
+        self.wait
+    }
+}
+
 fn name(text: &str) -> Result<Name, String> {
     text.parse().map_err(coded)
 }
@@ -353,9 +420,13 @@ fn length(text: &str) -> Result<Duration, String> {
     })
 }
 
-fn fence(text: &str) -> Result<Fence, String> {
+/// As `verrou run` writes it.
+pub(crate) fn fence(text: &str) -> Result<Fence, String> {
     let number = text.parse().ok().and_then(Fence::new);
-    number.ok_or_else(|| format!("`{text}` is no fence; fences are whole numbers from 1"))
+    number.ok_or_else(|| {
+        let greatest = u64::MAX;
+        format!("`{text}` is no fence; fences are whole numbers from 1 to {greatest}")
+    })
 }
 
 /// What is wrong, with its code.

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use verrou_host::{FenceError, FileError};
+
 /// Why `verrou` itself ends, as opposed to the program that it runs.
 ///
 /// The numbers are those of `sysexits.h` where it has one, and a shell's.
@@ -19,6 +21,8 @@ pub(crate) enum Exit {
     Lost = 76,
     /// The lock is not, or no longer, this owner's.
     NotOwner = 77,
+    /// What the lock guards has seen a greater fence.
+    Refused = 78,
     /// The program cannot be started.
     NotStarted = 126,
     /// There is no such program.
@@ -35,6 +39,16 @@ impl Exit {
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         exit.code().into()
+    }
+}
+
+impl From<&FenceError> for Exit {
+    fn from(error: &FenceError) -> Self {
+        match error {
+            FenceError::Refused { .. } => Self::Refused,
+            FenceError::File(FileError::Busy { .. }) => Self::NotAcquired,
+            _ => Self::Storage,
+        }
     }
 }
 

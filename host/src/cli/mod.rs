@@ -18,6 +18,7 @@ mod child;
 #[path = "child_elsewhere.rs"]
 mod child;
 mod run;
+mod fence;
 mod serve;
 
 use std::io::{self, Write};
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
-use arguments::{Arguments, Command};
+use arguments::{Arguments, Command, FenceCommand};
 use exit::Exit;
 use report::Failure;
 
@@ -44,6 +45,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Release(wish) => handover::release(place, wish).map(|()| 0),
         Command::ForceRelease(wish) => holders::force_release(place, wish).map(|()| 0),
         Command::Show(wish) => holders::show(place, wish).map(|()| 0),
+        Command::Fence(FenceCommand::Check(wish)) => fence::check(place, wish),
         Command::List => holders::list(place).map(|()| 0),
         Command::Serve => serve::serve(place).map(|()| 0),
     };
@@ -67,6 +69,11 @@ fn refuse(err: &clap::Error) -> ExitCode {
         ErrorKind::MissingSubcommand => {
             let help = Arguments::command().render_help().to_string();
             let _ = io::stderr().write_all(help.as_bytes());
+            Exit::Usage.into()
+        }
+        // Of a command's commands.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = io::stderr().write_all(text.as_bytes());
             Exit::Usage.into()
         }
         _ => {

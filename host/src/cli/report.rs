@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use verrou::{Error, Holder, InvalidSerializedLock, Name};
-use verrou_host::OpenError;
+use verrou_host::{FenceError, FileError, OpenError};
 
 use super::exit::Exit;
 
@@ -76,6 +76,17 @@ impl From<Error> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         Self::coded(Exit::NoStore, "E_LOCK_STORAGE_ERROR", chain(&error))
+    }
+}
+
+impl From<FenceError> for Failure {
+    fn from(error: FenceError) -> Self {
+        let code = match &error {
+            FenceError::Refused { .. } => "E_FENCE_REFUSED",
+            FenceError::File(FileError::Busy { .. }) => "E_FENCE_TIMEOUT",
+            _ => "E_FENCE_STORAGE_ERROR",
+        };
+        Self::coded(Exit::from(&error), code, chain(&error))
     }
 }
 

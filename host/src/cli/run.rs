@@ -200,19 +200,7 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job) {
 /// Sees to it that nothing of the command goes on without the lock, unless it is wished.
 fn bring_to_end(wish: &Run, job: &mut Job) {
     match wish.on_lost {
-        OnLost::Ignore => {
-            while !job.has_ended() {
-                match job.wait(Duration::MAX) {
-                    Event::Stopped => {
-                        job.stop();
-                        job.resume();
-                    }
-                    Event::Continued => job.resume(),
-                    Event::Nothing | Event::Ended => {}
-                }
-            }
-            return;
-        }
+        OnLost::Ignore => return wait_for_end(job),
         OnLost::Term => {
             job.terminate();
             let began = Instant::now();
@@ -238,8 +226,22 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
     }
 }
 
+/// Waits until the command ends by itself.
+pub(super) fn wait_for_end(job: &mut Job) {
+    while !job.has_ended() {
+        match job.wait(Duration::MAX) {
+            Event::Stopped => {
+                job.stop();
+                job.resume();
+            }
+            Event::Continued => job.resume(),
+            Event::Nothing | Event::Ended => {}
+        }
+    }
+}
+
 /// As a shell tells it.
-fn not_started(program: &OsStr, why: &io::Error) -> Failure {
+pub(super) fn not_started(program: &OsStr, why: &io::Error) -> Failure {
     let exit = match why.kind() {
         io::ErrorKind::NotFound => Exit::NotFound,
         // A folder of PATH that may not be searched, execvp(3) tells like a program that may not

@@ -1,0 +1,743 @@
+//! `verrou fence check`, and what is under it: who has lost the lock is refused by what it guards.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use common::{Place, Started, code, done, ends_with, eventually, lives, stderr, stdout, stopped};
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+use verrou::Fence;
+use verrou_host::{FenceError, FenceGate, FileError, OpenError, StoreOptions};
+
+const VERROU: &str = env!("CARGO_BIN_EXE_verrou");
+
+/// `verrou fence check --file gate …`, outside of any `verrou run`.
+fn check(place: &Place, words: &[&str]) -> Command {
+    let mut command = place.verrou(["fence", "check", "--file", "gate"].iter().chain(words));
+    command.env_remove("VERROU_FENCE");
+    command
+}
+
+/// The greatest fence that has passed, as a check says that is refused.
+#[track_caller]
+fn assert_highest(place: &Place, highest: u64) {
+    let lower = (highest - 1).to_string();
+    let output = ends_with(&mut check(place, &["--json", &lower]), 78);
+    assert_eq!(json(stdout(&output))["highest"], highest);
+    ends_with(&mut check(place, &[&highest.to_string()]), 0);
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn fence(number: u64) -> Fence {
+    Fence::new(number).unwrap()
+}
+
+fn gate(path: impl AsRef<Path>) -> FenceGate {
+    FenceGate::open(path, &StoreOptions::default()).unwrap()
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+#[test]
+fn a_fence_passes_unless_a_greater_one_has() {
+    let place = Place::new("lease");
+    for passing in ["7", "7", "9"] {
+        let output = ends_with(&mut check(&place, &[passing]), 0);
+        assert_eq!((stdout(&output), stderr(&output)), ("", ""));
+    }
+    let greatest = u64::MAX.to_string();
+    for refused in ["8", "1"] {
+        let output = ends_with(&mut check(&place, &[refused]), 78);
+        let said = stderr(&output);
+        assert!(said.contains(&format!("fence {refused} ")), "{said}");
+        assert!(said.contains("fence 9 "), "{said}");
+        assert!(said.contains(place.path("gate").to_str().unwrap()));
+        assert!(said.contains("E_FENCE_REFUSED"), "{said}");
+    }
+    ends_with(&mut check(&place, &[&greatest]), 0);
+    assert_highest(&place, u64::MAX);
+    let metadata = fs::metadata(place.path("gate")).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o600, "it is for its user alone");
+    assert!(!place.locks().exists(), "no store is needed");
+}
+
+#[test]
+fn programs_are_told_whether_it_passed() {
+    let place = Place::new("lease");
+    let output = ends_with(&mut check(&place, &["9", "--json"]), 0);
+    let passed = r#"{"fence":9,"file":"gate","highest":9,"passed":true}"#;
+    assert_eq!(stdout(&output), format!("{passed}\n"));
+    let output = ends_with(&mut check(&place, &["8", "--json"]), 78);
+    let refused = r#"{"fence":8,"file":"gate","highest":9,"passed":false}"#;
+    assert_eq!(stdout(&output), format!("{refused}\n"));
+    let error = json(stderr(&output));
+    assert_eq!(error["error"], "E_FENCE_REFUSED");
+    assert_eq!(error["exit"], 78);
+
+    // What a command prints is its own.
+    let output = ends_with(&mut check(&place, &["9", "--json", "--", "echo", "x"]), 0);
+    assert_eq!(stdout(&output), "x\n");
+}
+
+#[test]
+fn the_fence_is_that_of_the_lock_it_runs_under() {
+    for kind in common::KINDS {
+        let place = Place::new(kind);
+        ends_with(&mut place.run(&[], "true"), 0);
+        let script = format!(
+            "{VERROU} fence check --file gate && {VERROU} fence check --file gate -- \
+             sh -c 'echo $VERROU_FENCE' && echo $VERROU_FENCE"
+        );
+        let output = ends_with(&mut place.run(&[], &script), 0);
+        let said: Vec<u64> = stdout(&output)
+            .lines()
+            .map(|line| line.parse().unwrap())
+            .collect();
+        assert_eq!(said.len(), 2);
+        assert_eq!(said[0], said[1]);
+        assert_highest(&place, said[0]);
+
+        // Of two, the one that is typed counts, and the command is told that one.
+        let words = ["1", "--", "sh", "-c", "echo $VERROU_FENCE"];
+        let output = ends_with(check(&place, &words).env("VERROU_FENCE", "99999"), 78);
+        assert!(stderr(&output).contains("fence 1 "));
+        let words = ["99999", "--", "sh", "-c", "echo $VERROU_FENCE"];
+        let output = ends_with(check(&place, &words).env("VERROU_FENCE", "1"), 0);
+        assert_eq!(stdout(&output), "99999\n");
+    }
+}
+
+#[test]
+fn nonsense_is_refused_by_name() {
+    let place = Place::new("lease");
+    let over = "18446744073709551616";
+    for number in ["0", "-1", "", "7x", "1.5", "0x7", over] {
+        let output = ends_with(&mut check(&place, &[number]), 64);
+        let said = stderr(&output);
+        assert!(said.contains(&format!("`{number}` is no fence")), "{said}");
+        assert!(said.starts_with("verrou: "), "{said}");
+
+        let output = ends_with(check(&place, &[]).env("VERROU_FENCE", number), 64);
+        let said = stderr(&output);
+        assert!(
+            said.contains(&format!("VERROU_FENCE: `{number}`")),
+            "{said}"
+        );
+    }
+    let output = ends_with(&mut check(&place, &[]), 64);
+    assert!(stderr(&output).contains("verrou run"), "a way out");
+    for (words, said) in [
+        (&["7", "touch", "ran"][..], "touch"),
+        (&["touch", "--", "ran"], "`touch` is no fence"),
+        (&["7", "--wait", "soon"], "no length of time"),
+        (&["7", "--wait", "1s", "--no-wait"], "cannot be used with"),
+    ] {
+        let output = ends_with(&mut check(&place, words), 64);
+        assert!(stderr(&output).contains(said), "{}", stderr(&output));
+    }
+    for words in [&["fence"][..], &["fence", "check", "7"], &["fence", "x"]] {
+        let output = ends_with(&mut place.verrou(words), 64);
+        assert_ne!(stderr(&output), "");
+    }
+    assert!(!place.path("gate").exists(), "nothing was made");
+    assert!(!place.path("ran").exists());
+}
+
+#[test]
+fn help_names_every_exit_code() {
+    let place = Place::new("lease");
+    let output = ends_with(&mut place.verrou(["fence", "check", "--help"]), 0);
+    for exit in ["64", "73", "74", "75", "78", "126", "127", "128+n"] {
+        assert!(stdout(&output).contains(exit), "{exit}");
+    }
+    let output = ends_with(&mut place.verrou(["--help"]), 0);
+    assert!(stdout(&output).contains("78 "));
+}
+
+#[test]
+fn the_end_of_the_command_is_ours() {
+    let place = Place::new("lease");
+    fs::write(place.path("text"), "not a program").unwrap();
+    for (words, expected) in [
+        (&["sh", "-c", "exit 0"][..], 0),
+        (&["sh", "-c", "exit 5"], 5),
+        (&["sh", "-c", "kill -TERM $$"], 143),
+        (&["./text"], 126),
+        (&["./nowhere"], 127),
+    ] {
+        let words: Vec<_> = ["7", "--"].iter().chain(words).copied().collect();
+        ends_with(&mut check(&place, &words), expected);
+        ends_with(&mut check(&place, &["7", "--no-wait"]), 0);
+    }
+    let refused = ends_with(&mut check(&place, &["6", "--", "touch", "ran"]), 78);
+    assert_eq!(stdout(&refused), "");
+    assert!(!place.path("ran").exists(), "it is not run");
+}
+
+#[test]
+fn nobody_passes_while_anothers_command_runs() {
+    let place = Place::new("lease");
+    let stay = "trap '' HUP TERM; echo $$ > pid; exec sleep 1000";
+    let holder = Started::new(&mut check(&place, &["7", "--", "sh", "-c", stay]));
+    let sleeper = place.pid();
+    // Neither who is greater, nor the same, nor who would be refused anyway.
+    for (words, patience) in [
+        (&["8", "--no-wait"][..], "--no-wait"),
+        (&["7", "--wait", "0"], "0"),
+        (&["6", "--wait", "50ms"], "50ms"),
+    ] {
+        let words: Vec<_> = words
+            .iter()
+            .chain(&["--", "touch", "ran"])
+            .copied()
+            .collect();
+        let output = ends_with(&mut check(&place, &words), 75);
+        let said = stderr(&output);
+        assert!(said.contains("E_FENCE_TIMEOUT"), "{patience}: {said}");
+        assert!(
+            said.contains(place.path("gate").to_str().unwrap()),
+            "{said}"
+        );
+    }
+    assert!(!place.path("ran").exists());
+
+    // Nor while it is stopped.
+    kill_process(sleeper, Signal::STOP).unwrap();
+    stopped(sleeper);
+    ends_with(&mut check(&place, &["8", "--no-wait"]), 75);
+
+    // Nor while it alone lives.
+    holder.signal(Signal::KILL);
+    holder.end();
+    assert!(lives(sleeper));
+    ends_with(&mut check(&place, &["8", "--no-wait"]), 75);
+    let next = Started::new(&mut check(&place, &["8", "--", "touch", "ran"]));
+    waits(&next);
+    assert!(!place.path("ran").exists());
+    kill_process(sleeper, Signal::KILL).unwrap();
+    assert_eq!(code(&next.end()), 0);
+    assert!(place.path("ran").exists());
+    assert_highest(&place, 8);
+}
+
+/// Waits until the process waits for the kernel's lock on a file: proc(5), `/proc/locks`.
+fn waits(process: &Started) {
+    let id = process.id().to_string();
+    eventually("it waits", || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let mut waiting = locks.lines().filter(|line| line.contains("->"));
+        waiting.any(|line| line.split_whitespace().any(|word| word == id))
+    });
+}
+
+#[test]
+fn who_waited_for_a_file_that_was_replaced_looks_at_the_new_one() {
+    let place = Place::new("lease");
+    let stay = ["7", "--", "sh", "-c", "echo $$ > pid; exec sleep 1000"];
+    let holder = Started::new(&mut check(&place, &stay));
+    let sleeper = place.pid();
+    let next = Started::new(&mut check(&place, &["8"]));
+    waits(&next);
+    fs::rename(place.path("gate"), place.path("moved")).unwrap();
+    ends_with(&mut check(&place, &["9"]), 0);
+    kill_process(sleeper, Signal::KILL).unwrap();
+    holder.end();
+    assert_eq!(code(&next.end()), 78);
+    fs::rename(place.path("moved"), place.path("gate")).unwrap();
+    assert_highest(&place, 7);
+}
+
+#[test]
+fn who_has_lost_the_lock_is_refused() {
+    let place = Place::new("lease");
+    let write = |what: &str| {
+        format!("{VERROU} fence check --file gate -- sh -c 'echo {what} > data'; echo $? > {what}")
+    };
+    let late = format!(
+        "echo $$ > pid; until test -e go-on; do sleep 0.01; done; {}",
+        write("late")
+    );
+    let (holder, _) = place.start(&["--ttl", "200ms"], &late);
+    // Nobody renews its lease, nor ends it when that has ended.
+    holder.signal(Signal::STOP);
+    stopped(holder.pid());
+    let next = ["--wait", "50s"];
+    ends_with(&mut place.run(&next, &write("next")), 0);
+    assert_eq!(place.read("next"), "0\n");
+    fs::write(place.path("go-on"), "").unwrap();
+    eventually("the late one has tried", || place.read("late") == "78\n");
+    assert_eq!(place.read("data"), "next\n");
+}
+
+#[test]
+fn of_many_at_once_the_greatest_wins_and_no_smaller_one_comes_after_it() {
+    const PROCESSES: u64 = 8;
+    const EACH: u64 = 15;
+
+    let place = Place::new("lease");
+    let worker = |number: u64| {
+        // Each of its fences lies between those of the others.
+        let script = format!(
+            "i=0; while [ $i -lt {EACH} ]; do \
+               {VERROU} fence check --file gate $((i * {PROCESSES} + {number} + 1)) -- \
+                 sh -c 'echo $VERROU_FENCE >> log'; \
+               case $? in 0|78) ;; *) exit 1;; esac; \
+               i=$((i + 1)); done"
+        );
+        let mut shell = Command::new("sh");
+        Started::new(shell.args(["-c", &script]).current_dir(place.path("")))
+    };
+    let workers: Vec<_> = (0..PROCESSES).map(worker).collect();
+    for worker in workers {
+        let output = worker.end();
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+    }
+    let passed = place.read("log");
+    let passed: Vec<u64> = passed.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(passed.is_sorted_by(|one, two| one < two), "{passed:?}");
+    assert_eq!(passed.last(), Some(&(PROCESSES * EACH)));
+    assert_highest(&place, PROCESSES * EACH);
+}
+
+#[test]
+fn no_thread_passes_after_a_greater_one_has() {
+    let place = Place::new("lease");
+    let (shared, own) = (gate(place.path("gate")), || gate(place.path("gate")));
+    let passed = AtomicU64::new(0);
+    let inside = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let (shared, own, passed, inside) = (&shared, own(), &passed, &inside);
+            scope.spawn(move || {
+                let gate = if thread % 2 == 0 { shared } else { &own };
+                for step in 0..100 {
+                    let before = passed.load(Ordering::SeqCst);
+                    let mine = fence(step * 4 + thread + 1);
+                    match gate.check(mine) {
+                        Ok(checked) => {
+                            assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                            assert!(mine.get() >= before, "{mine} passed after {before}");
+                            assert!(checked.before() <= Some(mine));
+                            passed.fetch_max(mine.get(), Ordering::SeqCst);
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                        }
+                        Err(FenceError::Refused { highest, .. }) => assert!(highest > mine),
+                        Err(err) => panic!("{err}"),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(passed.into_inner(), 400);
+}
+
+#[test]
+fn who_is_killed_forgets_nothing() {
+    let place = Place::new("lease");
+    let log = "echo $VERROU_FENCE >> log; sleep 0.01";
+    for number in 1..=40 {
+        let words = [&number.to_string(), "--", "sh", "-c", log];
+        let checker = Started::new(&mut check(&place, &words));
+        // Anywhere: what has to be true does not depend on it.
+        thread::sleep(Duration::from_micros(500 * number));
+        checker.signal(Signal::KILL);
+        checker.end();
+        let logged = place.read("log");
+        let Some(last) = logged.lines().last() else {
+            continue;
+        };
+        let lower = last.parse::<u64>().unwrap() - 1;
+        if lower > 0 {
+            ends_with(&mut check(&place, &[&lower.to_string()]), 78);
+        }
+    }
+    ends_with(&mut check(&place, &["100"]), 0);
+    let logged = place.read("log");
+    let logged: Vec<u64> = logged.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(logged.is_sorted_by(|one, two| one < two), "{logged:?}");
+}
+
+/// `strace(1)` of a check, with these options.
+fn traced(place: &Place, options: &[&str], words: &[&str]) -> Command {
+    let checked = check(place, words);
+    let mut strace = Command::new("strace");
+    strace.args(options).args(["-o", "trace", VERROU]);
+    strace.args(checked.get_args()).current_dir(place.path(""));
+    strace
+}
+
+/// Whether programs can be traced here.
+fn is_traced() -> bool {
+    let tried = Command::new("strace")
+        .args(["-o", "/dev/null", "true"])
+        .output();
+    let traces = tried.is_ok_and(|output| output.status.success());
+    if !traces {
+        eprintln!("strace(1) does not work here: what happens at each system call is not shown");
+    }
+    traces
+}
+
+#[test]
+fn who_is_killed_at_any_system_call_leaves_a_whole_file_and_nothing_else() {
+    if !is_traced() {
+        return;
+    }
+    for before in [None, Some("5")] {
+        let mut call = 1;
+        loop {
+            let place = Place::new("lease");
+            if let Some(before) = before {
+                ends_with(&mut check(&place, &[before]), 0);
+            }
+            let kill = format!("inject=all:signal=KILL:when={call}");
+            let words = ["7", "--", "sh", "-c", "echo x > ran"];
+            let output = done(&mut traced(&place, &["-e", &kill], &words));
+            let is_killed = code(&output) != 0;
+            // Waits for the command, if it was started.
+            let output = done(&mut check(&place, &["--wait", "50s", "--json", "6"]));
+            let has_passed = code(&output) == 78;
+            assert!(
+                has_passed || code(&output) == 0,
+                "call {call}: {}",
+                stderr(&output)
+            );
+            if place.path("ran").exists() {
+                assert!(has_passed, "call {call}: it was written, and 6 passes");
+            }
+            if has_passed {
+                assert_eq!(json(stdout(&output))["highest"], 7, "call {call}");
+            } else if before.is_some() {
+                ends_with(&mut check(&place, &["4"]), 78);
+            }
+            let entries = fs::read_dir(place.path("")).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name());
+            for name in names {
+                let is_known = ["gate", "ran", "trace"].iter().any(|known| name == *known);
+                assert!(is_known, "call {call} leaves {}", name.display());
+            }
+            if !is_killed {
+                assert!(place.path("ran").exists());
+                break;
+            }
+            call += 1;
+        }
+        assert!(call > 30, "{call} system calls are too few to be all");
+    }
+}
+
+#[test]
+fn a_fence_is_on_the_disk_before_it_passes() {
+    if !is_traced() {
+        return;
+    }
+    let place = Place::new("lease");
+    let trace = || {
+        let calls = "trace=linkat,fsync,pwrite64,fdatasync,execve";
+        let words = ["7", "--", "true"];
+        ends_with(&mut traced(&place, &["-f", "-e", calls], &words), 0);
+        place.read("trace")
+    };
+    let first = trace();
+    let at = |trace: &str, call: &str| {
+        trace
+            .find(call)
+            .unwrap_or_else(|| panic!("{call}: {trace}"))
+    };
+    let run = |trace: &str| trace.rfind("execve(").unwrap();
+    assert!(at(&first, "linkat(") < at(&first, "fsync("), "{first}");
+    assert!(at(&first, "fsync(") < at(&first, "pwrite64("), "{first}");
+    let written = &first[at(&first, "pwrite64(")..];
+    assert!(at(written, "fdatasync(") < run(written), "{first}");
+    // Whoever wrote the same number may not have come so far.
+    let second = trace();
+    assert!(
+        at(&second, "pwrite64(") < at(&second, "fdatasync("),
+        "{second}"
+    );
+    assert!(at(&second, "fdatasync(") < run(&second), "{second}");
+}
+
+#[test]
+fn what_the_disk_refuses_does_not_pass() {
+    if !is_traced() {
+        return;
+    }
+    let place = Place::new("lease");
+    ends_with(&mut check(&place, &["5"]), 0);
+    for (call, error, said) in [
+        ("openat", "EACCES", "ermission denied"),
+        ("openat", "EROFS", "ead-only"),
+        ("openat", "EMFILE", "oo many open files"),
+        ("flock", "ENOLCK", "o locks available"),
+        ("pread64", "EIO", "nput/output error"),
+        ("pwrite64", "ENOSPC", "o space left"),
+        ("pwrite64", "EDQUOT", "uota exceeded"),
+        ("pwrite64", "EIO", "nput/output error"),
+        ("fdatasync", "EIO", "nput/output error"),
+    ] {
+        let inject = format!("inject={call}:error={error}");
+        let options =
+            ["-e", &inject, "-P", place.path("gate").to_str().unwrap()].map(str::to_owned);
+        let options = options.each_ref().map(String::as_str);
+        let output = done(&mut traced(&place, &options, &["7", "--", "touch", "ran"]));
+        let text = stderr(&output);
+        assert_eq!(code(&output), 74, "{call} {error}: {text}");
+        assert!(text.contains(said), "{call} {error}: {text}");
+        assert!(
+            text.contains(place.path("gate").to_str().unwrap()),
+            "{text}"
+        );
+        assert!(!place.path("ran").exists());
+        let output = ends_with(&mut check(&place, &["4", "--json"]), 78);
+        let highest = &json(stdout(&output))["highest"];
+        // Written, but not known to be on the disk: it is as if it had passed.
+        let expected = if call == "fdatasync" { 7 } else { 5 };
+        assert_eq!(*highest, expected, "{call} {error}");
+    }
+}
+
+#[test]
+fn a_damaged_file_lets_nobody_pass() {
+    let place = Place::new("lease");
+    let path = place.path("gate");
+    ends_with(&mut check(&place, &["7"]), 0);
+    let whole = fs::read(&path).unwrap();
+    let mut damaged: Vec<Vec<u8>> = (0..whole.len())
+        .map(|length| whole[..length].to_vec())
+        .collect();
+    damaged.extend((0..whole.len() * 8).map(|bit| {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        bytes
+    }));
+    damaged.push([&whole[..], b"\0"].concat());
+    damaged.push(vec![0; whole.len()]);
+    damaged.push(vec![b'x'; 1 << 20]);
+    // The counter of a store.
+    ends_with(&mut place.run(&[], "true"), 0);
+    damaged.push(fs::read(place.locks().join("fences")).unwrap());
+
+    let checked = gate(&path);
+    for bytes in &damaged {
+        fs::write(&path, bytes).unwrap();
+        let err = checked.check(fence(u64::MAX)).unwrap_err();
+        assert!(
+            matches!(&err, FenceError::File(FileError::Gate { path: named }) if *named == path),
+            "{err}"
+        );
+        assert_eq!(fs::read(&path).unwrap(), *bytes, "nothing is changed");
+    }
+    let output = ends_with(&mut check(&place, &["9", "--", "touch", "ran"]), 74);
+    let said = stderr(&output);
+    assert!(said.contains(path.to_str().unwrap()), "{said}");
+    assert!(said.contains("E_FENCE_STORAGE_ERROR"), "{said}");
+    assert!(said.contains("move it away"), "a way out: {said}");
+    assert!(!place.path("ran").exists());
+    fs::write(&path, whole).unwrap();
+    assert_highest(&place, 7);
+}
+
+/// Puts something at a path.
+type Plant<'a> = &'a dyn Fn(&Path);
+
+#[test]
+fn what_others_put_in_its_place_is_refused() {
+    let place = Place::new("lease");
+    let victim = place.path("victim");
+    let planted: [(&str, Plant<'_>, &str); 6] = [
+        (
+            "a link",
+            &|path| symlink(&victim, path).unwrap(),
+            "not a regular file",
+        ),
+        (
+            "a link to nothing",
+            &|path| symlink("/nowhere/x", path).unwrap(),
+            "not a regular file",
+        ),
+        (
+            "a folder",
+            &|path| fs::create_dir(path).unwrap(),
+            "not a regular file",
+        ),
+        (
+            "a hard link",
+            &|path| fs::hard_link(&victim, path).unwrap(),
+            "hard link",
+        ),
+        ("a pipe", &mkfifo, "not a regular file"),
+        (
+            "a socket",
+            &|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+            "not a regular file",
+        ),
+    ];
+    for (what, plant, why) in planted {
+        fs::write(&victim, "precious").unwrap();
+        let path = place.path("gate");
+        plant(&path);
+        let output = ends_with(&mut check(&place, &["7", "--", "touch", "ran"]), 74);
+        let said = stderr(&output);
+        assert!(said.contains(path.to_str().unwrap()), "{what}: {said}");
+        assert!(said.contains(why), "{what}: {said}");
+        assert_eq!(place.read("victim"), "precious", "{what}");
+        fs::remove_file(&path)
+            .or_else(|_| fs::remove_dir(&path))
+            .unwrap();
+    }
+    assert!(!place.path("ran").exists());
+}
+
+fn mkfifo(path: &Path) {
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+}
+
+#[test]
+fn another_users_file_is_refused_unless_it_is_the_groups() {
+    if !is_root() {
+        eprintln!("only root can make a file another user's: what a user is refused is not shown");
+        return;
+    }
+    let place = Place::new("lease");
+    let path = place.path("gate");
+    ends_with(&mut check(&place, &["7", "--group", "daemon"]), 0);
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o660);
+    chown(&path, Some(4711), None).unwrap();
+    ends_with(&mut check(&place, &["8", "--group", "daemon"]), 0);
+    let output = ends_with(&mut check(&place, &["9"]), 74);
+    assert!(stderr(&output).contains("user 4711"), "{}", stderr(&output));
+    let output = ends_with(&mut check(&place, &["9", "--group", "no such group"]), 73);
+    assert!(stderr(&output).contains("no such group"));
+}
+
+#[test]
+fn a_folder_that_is_not_there_or_not_safe_is_73() {
+    let place = Place::new("lease");
+    let file = |path: &str| {
+        let mut command = place.verrou(["fence", "check", "7", "--file", path]);
+        let output = ends_with(&mut command, 73);
+        stderr(&output).to_owned()
+    };
+    assert!(file("nowhere/gate").contains("nowhere"));
+    assert!(!place.path("nowhere").exists(), "it is not made");
+    for path in ["/", "..", "."] {
+        assert!(file(path).contains("not a file's name"), "{path}");
+    }
+    assert!(file("/proc/gate").contains("unknown file system"));
+
+    let open = place.path("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
+    assert!(file("open/gate").contains("every user may remove files"));
+    fs::set_permissions(&open, Permissions::from_mode(0o1777)).unwrap();
+    ends_with(
+        &mut place.verrou(["fence", "check", "7", "--file", "open/gate"]),
+        0,
+    );
+    if is_root() {
+        chown(&open, Some(4711), None).unwrap();
+        assert!(file("open/gate").contains("user 4711"));
+    }
+    let err = FenceGate::open(place.path("nowhere/gate"), &StoreOptions::default()).unwrap_err();
+    assert!(matches!(err, OpenError::Directory { .. }), "{err}");
+}
+
+#[test]
+fn a_full_disk_makes_no_half_file_and_a_read_only_one_lets_nobody_pass() {
+    if !is_root() {
+        eprintln!("only root can mount a small disk: what a full one does is not shown");
+        return;
+    }
+    let place = Place::new("lease");
+    fs::create_dir(place.path("disk")).unwrap();
+    let script = format!(
+        "set -u
+         mount -t tmpfs -o size=64k none disk && cd disk || exit 99
+         check() {{ {VERROU} fence check --file \"$@\"; echo \"$1 $2 $?\"; }}
+         check old 5
+         cat /dev/zero > full 2> /dev/null
+         check new 5
+         check old 7
+         ls
+         mount -o remount,ro . || exit 99
+         check old 8
+         check old 7
+         check new 8"
+    );
+    let mut unshare = Command::new("unshare");
+    unshare
+        .args(["--mount", "sh", "-c", &script])
+        .current_dir(place.path(""));
+    let output = ends_with(&mut unshare, 0);
+    let said = stdout(&output);
+    let expected = "old 5 0\nnew 5 74\nold 7 0\nfull\nold\nold 8 74\nold 7 74\nnew 8 74\n";
+    assert_eq!(said, expected, "{}", stderr(&output));
+    let errors = stderr(&output);
+    for word in [
+        "disk/new: cannot create",
+        "No space left",
+        "disk/old: cannot open",
+        "Read-only",
+    ] {
+        assert!(errors.contains(word), "{word}: {errors}");
+    }
+}
+
+#[test]
+fn a_gate_is_found_from_another_working_folder() {
+    // What a relative path means must not change with the working folder; a link in the middle of
+    // the path is the user's own.
+    let place = Place::new("lease");
+    fs::create_dir(place.path("real")).unwrap();
+    symlink("real", place.path("linked")).unwrap();
+    ends_with(
+        &mut place.verrou(["fence", "check", "7", "--file", "linked/gate"]),
+        0,
+    );
+    ends_with(
+        &mut place.verrou(["fence", "check", "6", "--file", "real/gate"]),
+        78,
+    );
+}
+
+#[test]
+fn a_gate_is_closed_until_what_was_checked_is_dropped() {
+    let place = Place::new("lease");
+    let path = place.path("gate");
+    let (one, other) = (gate(&path), gate(&path));
+    let is_busy = |gate: &FenceGate| {
+        let tried = gate.check_within(fence(9), Duration::from_millis(20));
+        matches!(tried, Err(FenceError::File(FileError::Busy { .. })))
+    };
+    let checked = one.check(fence(7)).unwrap();
+    assert_eq!(checked.before(), None);
+    assert!(is_busy(&one) && is_busy(&other));
+    let lifeline: File = checked.lifeline().unwrap();
+    drop(checked);
+    let checked = other.check_within(fence(8), Duration::ZERO).unwrap();
+    assert_eq!(checked.before(), Some(fence(7)));
+    drop((checked, lifeline));
+    // A gate remembers nothing that another may have changed.
+    drop(one.check(fence(8)).unwrap());
+    assert!(matches!(
+        one.check(fence(7)),
+        Err(FenceError::Refused { .. })
+    ));
+}
