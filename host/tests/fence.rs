@@ -741,3 +741,46 @@ fn a_gate_is_closed_until_what_was_checked_is_dropped() {
         Err(FenceError::Refused { .. })
     ));
 }
+
+/// The blocks of `text` that are in this language.
+fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+    let begins = format!("```{language}\n");
+    let after = text.split(&begins).skip(1);
+    after.filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn the_example_on_the_page_of_security_does_what_it_says() {
+    let page = include_str!("../../SECURITY.md");
+    let scripts = blocks(page, "sh");
+    assert_eq!(scripts.len(), 2, "each is run here");
+    let place = Place::new("lease");
+    let folders = [Path::new(VERROU).parent().unwrap()];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(
+        folders
+            .into_iter()
+            .map(Path::to_owned)
+            .chain(std::env::split_paths(&path)),
+    );
+    let run = |script: &str| {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-euc", script])
+            .current_dir(place.path(""))
+            .env("PATH", path.as_ref().unwrap())
+            .env("VERROU_STORE", place.store());
+        ends_with(&mut shell, 0)
+    };
+    run(scripts[0]);
+    assert!(!place.read("report").is_empty());
+    let first = fs::read(place.path("report.fence")).unwrap();
+    let output = run(scripts[1]);
+    assert_eq!(stdout(&output), blocks(page, "text")[0]);
+    assert!(
+        stderr(&output).contains("E_FENCE_REFUSED"),
+        "{}",
+        stderr(&output)
+    );
+    assert_ne!(fs::read(place.path("report.fence")).unwrap(), first);
+}
