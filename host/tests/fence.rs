@@ -472,6 +472,38 @@ fn a_fence_is_on_the_disk_before_it_passes() {
 }
 
 #[test]
+fn the_stores_counter_is_on_the_disk_before_a_fence_is_granted() {
+    if !is_traced() {
+        return;
+    }
+    let place = Place::new("lease");
+    let strace = |options: &[&str]| {
+        let taken = place.run(&[], "true");
+        let mut strace = Command::new("strace");
+        strace.args(options).args(["-o", "trace", VERROU]);
+        strace.args(taken.get_args()).current_dir(place.path(""));
+        done(strace.env("VERROU_STORE", place.store()))
+    };
+    // Whoever makes it is killed before its name is on the disk; who comes next sees to that.
+    strace(&["-e", "inject=fsync:signal=KILL:error=EIO:when=1"]);
+    assert!(place.locks().join("fences").exists());
+    let output = strace(&["-e", "trace=fsync,pwrite64,fdatasync,clone,clone3,vfork"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let trace = place.read("trace");
+    let at = |call: &str| {
+        trace
+            .find(call)
+            .unwrap_or_else(|| panic!("{call}: {trace}"))
+    };
+    assert!(at("fsync(") < at("fdatasync("), "{trace}");
+    let written = &trace[at("pwrite64(")..];
+    assert!(
+        written.find("fdatasync(").unwrap() < written.rfind("pwrite64(").unwrap(),
+        "{trace}"
+    );
+}
+
+#[test]
 fn what_the_disk_refuses_does_not_pass() {
     if !is_traced() {
         return;

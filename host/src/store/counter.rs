@@ -30,42 +30,41 @@ impl Counter {
     }
 
     /// Allots numbers greater than all that were allotted, and than `at_least`; returns the first
-    /// and the last. `greatest` finds the greatest in use when there is no counter.
+    /// and the last. `greatest` finds the greatest in use when the counter is new.
     pub(crate) fn allot(
         &self,
         at_least: u64,
         greatest: impl Fn() -> Result<u64, FileError>,
     ) -> Result<(u64, u64), FileError> {
+        let failed = |action| FileError::io(action, &self.path);
         let path = &self.path;
         loop {
             let Some(file) = trusted_file::open(path, self.group)? else {
-                self.create(mutant!(CounterBeginsAnew, 0, greatest()?))?;
+                os::create(path, &number::encode(MAGIC, 0), self.group)
+                    .map_err(failed("create the fence counter"))?;
                 continue;
             };
             let _guarded = Guarded::new(&file, path)?;
             if !kernel_lock::is_current(&file, path)? {
                 continue;
             }
-            let read = number::read(&file, MAGIC)
-                .map_err(FileError::io("read the fence counter", path))?;
+            let read = number::read(&file, MAGIC).map_err(failed("read the fence counter"))?;
             let damaged = || FileError::Counter { path: path.clone() };
-            let allotted = read
-                .ok_or_else(damaged)?
-                .max(mutant!(CounterAloneCounts, 0, at_least));
+            let allotted = match read.ok_or_else(damaged)? {
+                // Whoever made it may have been killed before its name was on the disk.
+                0 => {
+                    let folder = path.parent().unwrap_or(Path::new("."));
+                    mutant!(FolderNotOnDisk, Ok(()), os::sync_directory(folder))
+                        .map_err(failed("create the fence counter"))?;
+                    mutant!(CounterBeginsAnew, 0, greatest()?)
+                }
+                allotted => allotted,
+            };
+            let allotted = allotted.max(mutant!(CounterAloneCounts, 0, at_least));
             let last = allotted.checked_add(BLOCK).ok_or_else(damaged)?;
-            number::write(&file, MAGIC, last)
-                .map_err(FileError::io("write the fence counter", path))?;
+            number::write(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
             return Ok((allotted + 1, last));
         }
-    }
-
-    fn create(&self, allotted: u64) -> Result<(), FileError> {
-        let failed = || FileError::io("create the fence counter", &self.path);
-        os::create(&self.path, &number::encode(MAGIC, allotted), self.group).map_err(failed())?;
-        if mutant!(FolderNotOnDisk) {
-            return Ok(());
-        }
-        os::sync_directory(self.path.parent().unwrap_or(Path::new("."))).map_err(failed())
     }
 }
 
@@ -99,6 +98,12 @@ mod tests {
         assert_eq!(
             counter.allot(0, || Ok(70_000)).unwrap(),
             (70_001, 70_000 + BLOCK)
+        );
+        // Its maker was killed before it did more.
+        std::fs::write(folder.path().join("fences"), number::encode(MAGIC, 0)).unwrap();
+        assert_eq!(
+            counter.allot(0, || Ok(90_000)).unwrap(),
+            (90_001, 90_000 + BLOCK)
         );
         std::fs::write(folder.path().join("fences"), "VERROUF").unwrap();
         assert!(matches!(
