@@ -311,6 +311,46 @@ fn a_damaged_file_is_never_taken_for_a_free_lock() {
     granted(store.release(&detached(1)));
 }
 
+/// Where nothing else would tell of the grant: in a new file, and in one of an earlier start.
+#[test]
+fn a_first_grant_is_not_lost_with_one_slot() {
+    type Open = fn(&Path) -> Box<dyn Store>;
+    let kinds: [(&str, Open); 2] = [
+        ("lease", |folder| Box::new(leases(folder))),
+        ("lock", |folder| Box::new(locks(folder))),
+    ];
+    for (extension, open) in kinds {
+        for is_new in [true, false] {
+            let folder = folder();
+            let store = open(folder.path());
+            if !is_new {
+                granted(store.acquire(&detached(1)));
+                granted(store.release(&detached(1)));
+                let path = only_file(folder.path(), extension);
+                rewrite(&path, 48, &[0xab; 16]);
+            }
+            let fence = granted(open(folder.path()).acquire(&detached(1)));
+            let path = only_file(folder.path(), extension);
+            let whole = fs::read(&path).unwrap();
+            for slot in [512..1024, 1024..1536] {
+                for damage in [0, 0xff] {
+                    let mut bytes = whole.clone();
+                    bytes[slot.clone()].fill(damage);
+                    fs::write(&path, bytes).unwrap();
+                    match open(folder.path()).acquire(&detached(2)) {
+                        // A lock of the kernel ended with its store.
+                        Ok(Reply::Granted { fence: Some(next) }) if extension == "lock" => {
+                            assert!(next.get() > fence);
+                        }
+                        Ok(Reply::Granted { .. }) => panic!("it is held: {slot:?}, {damage}"),
+                        Ok(Reply::Refused { .. }) | Err(_) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn another_locks_file_is_told_apart() {
     let folder = folder();

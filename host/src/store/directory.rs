@@ -412,6 +412,31 @@ pub(crate) fn write(file: &OpenFile, record: &Arc<Record>) -> Result<(), FileErr
     written.map_err(FileError::io("write this file", file.path()))
 }
 
+/// Lets `file` say `record`, that of a grant after what it said `before`, and returns the record that
+/// it says then.
+///
+/// Both slots say it, unless the machine has been running since the other was written: damage to the
+/// only one of this run could not be told from a loss of power, nor damage to the only one of all from
+/// a file that was never written.
+pub(crate) fn write_grant(
+    file: &OpenFile,
+    record: Record,
+    before: &View,
+) -> Result<Arc<Record>, FileError> {
+    let machine = Machine::this();
+    let before = before.record.as_ref();
+    let mut record = Arc::new(record);
+    write(file, &record)?;
+    if !before.is_some_and(|before| machine.runs_since(before.boot)) {
+        record = Arc::new(Record {
+            sequence: record.sequence + 1,
+            ..Record::clone(&record)
+        });
+        write(file, &record)?;
+    }
+    Ok(record)
+}
+
 /// What of `file` changes with what happens to its lock.
 pub(crate) fn version(file: &OpenFile) -> Result<Version, FileError> {
     let mut buffer = [0; CHANGING_BYTES];

@@ -318,20 +318,23 @@ impl FileLockStore {
         let record =
             self.directory
                 .new_record(claim, &before, standing.served(&before), self.now())?;
-        let grant = Grant {
+        let record = Record {
+            ephemeral: true,
+            ..record
+        };
+        let Some(file) = recorded.as_ref().or(locked.file.as_ref()) else {
+            return Ok(None);
+        };
+        let record = directory::write_grant(file, record, &before)?;
+        Ok(Some(Grant {
             locked,
             recorded,
-            record: Arc::new(Record {
-                ephemeral: true,
-                ..record
-            }),
+            record,
             is_shared: false,
             standing,
             is_next_told: before.record.is_some_and(|record| record.tells),
             recorded_end: None,
-        };
-        grant.write(&grant.record)?;
-        Ok(Some(grant))
+        }))
     }
 
     /// Takes the kernel's lock for `claim`, and reads what was recorded; `None` when it is taken,

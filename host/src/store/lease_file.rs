@@ -454,7 +454,7 @@ impl LeaseFile<'_> {
                 return Ok(None);
             }
         }
-        self.write(record)?;
+        directory::write_grant(self.file, record, before)?;
         let process = self.file.process();
         let grant = Grant {
             owner: claim.owner,
