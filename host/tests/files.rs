@@ -517,6 +517,35 @@ fn a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more() {
     });
 }
 
+/// One folder can have locks of both kinds, and has one counter for all.
+#[test]
+fn a_lost_counter_is_made_anew_from_locks_of_both_kinds() {
+    let folder = folder();
+    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    for (extension, lost, witness) in [
+        ("lease", &leases as &dyn Store, &locks as &dyn Store),
+        ("lock", &locks, &leases),
+    ] {
+        let lost_claim = Claim {
+            name: Name::new("lost").unwrap(),
+            ..claim(1)
+        };
+        let before = granted(lost.acquire(&lost_claim));
+        granted(lost.release(&lost_claim));
+        granted(witness.acquire(&claim(2)));
+        let files = fs::read_dir(folder.path()).unwrap();
+        for path in files.map(|entry| entry.unwrap().path()) {
+            if path.extension().is_none_or(|found| found == extension) {
+                fs::remove_file(&path).unwrap();
+            }
+        }
+        let after = granted(lost.acquire(&lost_claim));
+        assert!(after > before, "{extension}: {after} after {before}");
+        granted(lost.release(&lost_claim));
+        granted(witness.release(&claim(2)));
+    }
+}
+
 #[test]
 fn fences_grow_without_end() {
     let folder = folder();

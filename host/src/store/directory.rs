@@ -175,15 +175,8 @@ impl Directory {
         self.path.join(format!(
             "{readable}.{}.{}",
             &hash[..HASHED],
-            self.extension()
+            self.kind.extension()
         ))
-    }
-
-    fn extension(&self) -> &'static str {
-        match self.kind {
-            Kind::Lease => "lease",
-            Kind::Lock => "lock",
-        }
     }
 
     /// The file at `path`, if there is one and it is to be trusted.
@@ -339,7 +332,7 @@ impl Directory {
     /// The names that have a file here, in their order; an error for each file that has none.
     fn names(&self) -> Result<Vec<Result<Name, FileError>>, FileError> {
         let mut names: Vec<_> = self
-            .files()?
+            .files(self.kind)?
             .into_iter()
             .filter_map(|path| self.name_of(&path).transpose())
             .collect();
@@ -349,35 +342,47 @@ impl Directory {
 
     /// The name in the file at `path`; `None` when it has just been removed.
     fn name_of(&self, path: &Path) -> Result<Option<Name>, FileError> {
+        let whole = self.whole(self.kind, path)?;
+        Ok(whole.map(|(name, _)| name))
+    }
+
+    /// The name in the file at `path`, of any lock of that kind, and what it says; `None` when it has
+    /// just been removed.
+    fn whole(&self, kind: Kind, path: &Path) -> Result<Option<(Name, Vec<u8>)>, FileError> {
         let Some(file) = self.open_file(path)? else {
             return Ok(None);
         };
         let mut buffer = [0; FILE_BYTES + 1];
         let bytes =
             os::read_at(&file, &mut buffer, 0).map_err(FileError::io("read this file", path))?;
-        let damaged = |damage| FileError::Nameless {
-            path: path.to_owned(),
-            damage,
-        };
-        record::name_of(self.kind, bytes).map(Some).map_err(damaged)
+        match record::name_of(kind, bytes) {
+            Ok(name) => Ok(Some((name, bytes.to_vec()))),
+            Err(damage) => Err(FileError::Nameless {
+                path: path.to_owned(),
+                damage,
+            }),
+        }
     }
 
-    /// The greatest fence that any file here may have granted, for a counter that was lost.
+    /// The greatest fence that any file here may have granted, of whichever kind, for a counter that
+    /// was lost.
     fn greatest_fence(&self) -> Result<u64, FileError> {
+        let runs_since = |boot| Machine::this().runs_since(boot);
         let mut greatest = 0;
-        for name in self.names()? {
-            let name = name?;
-            let path = self.path_of(&name);
-            if let Some(file) = self.open_file(&path)?
-                && let Some(record) = self.read(&OpenFile::new(file, path)?, &name)?.record
-            {
-                greatest = greatest.max(record.last_fence);
+        for kind in [Kind::Lease, Kind::Lock] {
+            for path in self.files(kind)? {
+                let Some((name, bytes)) = self.whole(kind, &path)? else {
+                    continue;
+                };
+                let record = record::read(kind, &name, &bytes, runs_since);
+                let record = record.map_err(|damage| FileError::Damaged { path, damage, name })?;
+                greatest = greatest.max(record.map_or(0, |record| record.last_fence));
             }
         }
         Ok(greatest)
     }
 
-    fn files(&self) -> Result<Vec<PathBuf>, FileError> {
+    fn files(&self, kind: Kind) -> Result<Vec<PathBuf>, FileError> {
         let failed = |source| FileError::Io {
             action: "list this folder",
             path: self.path.clone(),
@@ -388,7 +393,7 @@ impl Directory {
             let path = self.path.join(name);
             if path
                 .extension()
-                .is_some_and(|extension| extension == self.extension())
+                .is_some_and(|extension| extension == kind.extension())
             {
                 files.push(path);
             }

@@ -21,6 +21,16 @@ pub(crate) enum Kind {
     Lock = 2,
 }
 
+impl Kind {
+    /// What the names of its files end with.
+    pub(crate) fn extension(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::Lock => "lock",
+        }
+    }
+}
+
 const MAGIC: [u8; 8] = *b"VERROU\r\n";
 const VERSION: u32 = 1;
 const NAME_AT: usize = 2048;
