@@ -3,9 +3,10 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -88,6 +89,97 @@ fn who_comes_first_is_served_first() {
         let expected: Vec<_> = (0..WAITERS).collect();
         assert_eq!(order.into_inner().unwrap(), expected, "{kind}");
     }
+}
+
+/// It has no checksum.
+#[test]
+fn a_damaged_mark_holds_nobody_up() {
+    const MARK_AT: u64 = 1536;
+
+    for kind in KINDS {
+        for mark in [u64::MAX, (1 << 60) - 1, (1 << 60) - 4096, (1 << 59) - 1] {
+            let folder = tempfile::tempdir().unwrap();
+            let stores = [(); 4].map(|()| open(kind, folder.path()));
+            let held = claim("lock");
+            assert!(is_granted(&stores[0], &held));
+            stores[0].release(&held).unwrap();
+            let file = File::options().write(true).open(lock_file(folder.path()));
+            file.unwrap()
+                .write_all_at(&mark.to_le_bytes(), MARK_AT)
+                .unwrap();
+            assert!(is_granted(&stores[0], &held));
+            let [_, others @ ..] = stores.each_ref();
+            let order = others.map(|store| {
+                let claim = claim("lock");
+                within(SOON, || queue(store, &claim));
+                (store, claim)
+            });
+            stores[0].release(&held).unwrap();
+            let (last, _) = &order[2];
+            assert!(!is_granted(last, &claim("lock")), "{kind}, {mark:#x}");
+            for (store, claim) in &order {
+                take(store, claim);
+                store.release(claim).unwrap();
+            }
+        }
+    }
+}
+
+/// Nor does a program that locks all bytes there are.
+#[test]
+fn somebody_elses_locks_on_bytes_hold_nobody_up() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, other) = (open(kind, folder.path()), open(kind, folder.path()));
+        let held = claim("lock");
+        assert!(is_granted(&store, &held));
+        let file = File::options().write(true).open(lock_file(folder.path()));
+        let file = file.unwrap();
+        let all_tickets = libc::flock {
+            l_type: libc::F_WRLCK as _,
+            l_whence: libc::SEEK_SET as _,
+            l_start: (1 << 62) + (1 << 61),
+            l_len: 0,
+            l_pid: 0,
+        };
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&all_tickets)).unwrap();
+        let next = claim("lock");
+        within(SOON, || queue(&other, &next));
+        store.release(&held).unwrap();
+        take(&other, &next);
+        other.release(&next).unwrap();
+    }
+}
+
+/// The one file of a lock in `folder`.
+fn lock_file(folder: &Path) -> PathBuf {
+    let files = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path());
+    let mut files = files.filter(|it| {
+        it.extension()
+            .is_some_and(|it| it == "lease" || it == "lock")
+    });
+    files.next().unwrap()
+}
+
+/// Does `work`; the test fails when that takes as long as `deadline`, and goes on for ever.
+#[track_caller]
+fn within(deadline: Duration, work: impl FnOnce() + Send) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            work();
+            done.store(true, Ordering::Relaxed);
+        });
+        let began = Instant::now();
+        while !done.load(Ordering::Relaxed) {
+            if began.elapsed() > deadline {
+                // The thread cannot be ended alone.
+                eprintln!("it takes more than {deadline:?}");
+                std::process::abort();
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
 }
 
 #[test]
@@ -276,7 +368,7 @@ fn waiting(place: &Place) -> u64 {
             .is_some_and(|extension| extension == "lease" || extension == "lock")
     };
     let files = paths.filter(is_lock).map(|path| {
-        let mut options = fs::File::options();
+        let mut options = File::options();
         options.read(true).write(true).open(path).unwrap()
     });
     files
@@ -291,7 +383,7 @@ fn waiting(place: &Place) -> u64 {
     clippy::cast_possible_truncation,
     reason = "the C header has as `int` what its `struct flock` has as `short`"
 )]
-fn locked_bytes(file: &fs::File, start: i64, end: i64) -> u64 {
+fn locked_bytes(file: &File, start: i64, end: i64) -> u64 {
     if start >= end {
         return 0;
     }

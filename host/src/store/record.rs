@@ -143,8 +143,13 @@ impl Version {
 
 /// The queue's mark in a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
 pub(crate) fn mark_of(bytes: &[u8]) -> u64 {
+    /// Nobody gets as far by counting, and from there on there are as many tickets again.
+    const TOO_GREAT: u64 = 1 << 59;
+
     // It has no checksum: a damaged one must not use up the tickets.
-    get_u64(bytes, MARK_AT) % (1 << 60)
+    Some(get_u64(bytes, MARK_AT))
+        .filter(|&mark| mark < TOO_GREAT)
+        .unwrap_or_default()
 }
 
 impl Record {

@@ -1,6 +1,7 @@
 //! The tickets of those who wait for a lock: locked bytes of the lock's file, in the order in which
 //! their owners came. See `FORMAT.md`.
 
+use std::io;
 use std::ops::Range;
 
 use super::bell::BELLS;
@@ -19,10 +20,14 @@ const LAST_TICKET: u64 = 1 << 60;
 pub(crate) fn append(file: &OpenFile, bell: u32, here: u64) -> Result<u64, FileError> {
     let mut last = here.max(directory::last_ticket(file)?);
     loop {
-        let ticket = ticket_after(last, bell);
         let failed = || FileError::io("lock a byte of this file", file.path());
+        // As of a damaged mark, or of somebody else's locks.
+        let ticket = ticket_after(last, bell)
+            .filter(|&ticket| ticket <= LAST_TICKET)
+            .ok_or_else(|| failed()(io::ErrorKind::QuotaExceeded.into()))?;
         if !byte_lock::try_lock(file.file(), byte_of(ticket).start).map_err(failed())? {
-            last = ticket;
+            let locked = any(file, ticket, None)?;
+            last = locked.map_or(ticket, |locked| locked.end - 1);
             continue;
         }
         match mark(file, ticket) {
@@ -61,10 +66,11 @@ fn mark(file: &OpenFile, ticket: u64) -> Result<Option<u64>, FileError> {
     }
 }
 
-/// The next ticket after `last` of a process with that bell.
-fn ticket_after(last: u64, bell: u32) -> u64 {
+/// The next ticket after `last` of a process with that bell, if there is one.
+fn ticket_after(last: u64, bell: u32) -> Option<u64> {
     let bells = u64::from(BELLS);
-    (last / bells + 1) * bells + u64::from(bell)
+    let start = (last / bells + 1).checked_mul(bells)?;
+    start.checked_add(bell.into())
 }
 
 /// Unlocks a ticket.
@@ -110,9 +116,8 @@ pub(crate) fn any(
     from: u64,
     end: Option<u64>,
 ) -> Result<Option<Range<u64>>, FileError> {
-    // No damage makes a byte of no file of it.
-    let from = from.min(LAST_TICKET);
-    if end.is_some_and(|end| end <= from) {
+    // What somebody else has locked behind them is no ticket.
+    if from > LAST_TICKET || end.is_some_and(|end| end <= from) {
         return Ok(None);
     }
     let length = end.map(|end| end - from);
