@@ -118,7 +118,7 @@ impl fmt::Display for SerializedLock {
             Self::VERSION,
             Quoted(self.name.as_str()),
             self.owner,
-            OrNull(self.ttl.duration().map(whole_millis)),
+            OrNull(self.ttl.duration().map(whole_millis_of_ttl)),
             OrNull(self.expires.map(whole_millis)),
             OrNull(self.fence.map(Fence::get)),
         )
@@ -142,6 +142,13 @@ fn whole_millis(length: Duration) -> u64 {
         .as_secs()
         .saturating_mul(1_000)
         .saturating_add(length.subsec_nanos().div_ceil(1_000_000).into())
+}
+
+/// Rounded up, too, but for what would be longer than a lease may last.
+fn whole_millis_of_ttl(length: Duration) -> u64 {
+    const LONGEST: u64 = Ttl::MAX.as_secs() * 1_000 + Ttl::MAX.subsec_millis() as u64;
+
+    whole_millis(length).min(LONGEST)
 }
 
 impl FromStr for SerializedLock {

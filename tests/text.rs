@@ -325,6 +325,23 @@ fn the_first_version_can_be_read_for_ever() {
     assert!(unfenced.lease(now, expires).is_expired(now));
 }
 
+/// No whole number of milliseconds is as long as the longest ttl, and the next one is none.
+#[test]
+fn the_longest_ttl_can_be_written_down() {
+    let longest = Ttl::new(Ttl::MAX).expect("a ttl");
+    let claim = Claim {
+        name: Name::new("demo").expect("a name"),
+        owner: Owner::from_bytes([7; 16]),
+        ttl: longest,
+        ephemeral: false,
+    };
+    let lease = Lease::granted(claim, None, Timestamp::default());
+    let written = SerializedLock::new(&lease, longest, Timestamp::default(), Duration::ZERO);
+    let read: SerializedLock = written.to_string().parse().expect("what was written");
+    let millis = Duration::from_millis(9_223_372_036_854);
+    assert_eq!(read.ttl().duration(), Some(millis));
+}
+
 #[test]
 fn the_first_version_is_what_is_written() {
     for (which, text) in GOLDEN {
