@@ -1,6 +1,7 @@
 //! Which store is meant: a line of text to a store.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
@@ -19,6 +20,9 @@ use crate::store::Listener;
 use crate::store::{FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions};
 
 /// Where a store is, as one line of text: `lease:DIR` or `file:DIR`.
+///
+/// A folder need not be Unicode: of an [`OsStr`], and as an [`OsString`], it is what it is; as text,
+/// what it looks like.
 ///
 /// ```
 /// use verrou_host::StoreUrl;
@@ -60,23 +64,57 @@ impl FromStr for StoreUrl {
     type Err = InvalidStoreUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidStoreUrl> {
-        let unknown = || InvalidStoreUrl::Unknown {
-            url: text.to_owned(),
-        };
-        let (kind, folder) = text.split_once(':').ok_or_else(unknown)?;
+        OsStr::new(text).try_into()
+    }
+}
+
+impl TryFrom<&OsStr> for StoreUrl {
+    type Error = InvalidStoreUrl;
+
+    fn try_from(text: &OsStr) -> Result<Self, InvalidStoreUrl> {
+        let url = || text.display().to_string();
+        let unknown = || InvalidStoreUrl::Unknown { url: url() };
+        let (kind, folder) = split(text).ok_or_else(unknown)?;
         let store = match kind {
             "lease" => Self::Lease,
             "file" => Self::File,
             "memory" => return Err(InvalidStoreUrl::Memory),
             _ => return Err(unknown()),
         };
-        match folder {
-            "" => Err(InvalidStoreUrl::NoFolder {
-                url: text.to_owned(),
-            }),
-            folder => Ok(store(folder.into())),
+        if folder.is_empty() {
+            return Err(InvalidStoreUrl::NoFolder { url: url() });
         }
+        Ok(store(folder.into()))
     }
+}
+
+impl From<&StoreUrl> for OsString {
+    fn from(url: &StoreUrl) -> Self {
+        let (kind, folder) = match url {
+            StoreUrl::Lease(folder) => ("lease:", folder),
+            StoreUrl::File(folder) => ("file:", folder),
+        };
+        let mut text = Self::from(kind);
+        text.push(folder);
+        text
+    }
+}
+
+/// What is before the first colon, and what is behind it.
+#[cfg(unix)]
+fn split(text: &OsStr) -> Option<(&str, &OsStr)> {
+    use std::os::unix::ffi::OsStrExt;
+
+    let bytes = text.as_bytes();
+    let colon = bytes.iter().position(|&byte| byte == b':')?;
+    let kind = str::from_utf8(&bytes[..colon]).ok()?;
+    Some((kind, OsStr::from_bytes(&bytes[colon + 1..])))
+}
+
+#[cfg(not(unix))]
+fn split(text: &OsStr) -> Option<(&str, &OsStr)> {
+    let (kind, folder) = text.to_str()?.split_once(':')?;
+    Some((kind, OsStr::new(folder)))
 }
 
 impl fmt::Display for StoreUrl {

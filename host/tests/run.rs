@@ -3,7 +3,9 @@
 
 mod common;
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use common::{
@@ -53,6 +55,31 @@ fn a_command_that_does_not_start_gives_the_lock_back() {
             assert!(stderr(&output).contains(program));
         }
         assert!(!place.is_held());
+    }
+}
+
+/// Whoever asks in the command asks the same store.
+#[test]
+fn the_command_finds_a_store_whose_folder_is_not_unicode() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let folder = place.path("").join(OsStr::from_bytes(b"\xff:\xfe"));
+        fs::create_dir(&folder).unwrap();
+        let ask = format!("{} show k", env!("CARGO_BIN_EXE_verrou"));
+        let mut store = OsString::from(format!("{kind}:"));
+        store.push(folder.join("locks"));
+        for (folder, store) in [
+            (place.path(""), store),
+            (folder, format!("{kind}:locks").into()),
+        ] {
+            let mut run = place.run(&[], &ask);
+            let run = run.current_dir(folder).env("VERROU_STORE", store);
+            let output = ends_with(run, 0);
+            let said = stdout(&output);
+            assert!(said.starts_with("the lock `k` is held by"), "{said}");
+        }
+        let there = fs::read_dir(place.path("")).unwrap().count();
+        assert_eq!(there, 1, "no other folder is made");
     }
 }
 

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use verrou::{Error, Fence, InvalidRetry, Name, Retry, Ttl};
 use verrou_host::{StoreUrl, Zombies};
@@ -69,7 +70,7 @@ pub(crate) struct Arguments {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Place {
     /// Where the locks are: `lease:DIR` or `file:DIR`
-    #[arg(long, global = true, value_name = "URL", env = "VERROU_STORE", value_parser = store)]
+    #[arg(long, global = true, value_name = "URL", env = "VERROU_STORE", value_parser = OsStringValueParser::new().try_map(store))]
     pub(crate) store: Option<StoreUrl>,
     /// Shares the store with all members of GROUP
     #[arg(long, global = true, value_name = "GROUP")]
@@ -384,9 +385,12 @@ fn ttl(text: &str) -> Result<Ttl, String> {
     }
 }
 
-fn store(text: &str) -> Result<StoreUrl, String> {
-    text.parse()
-        .map_err(|why: verrou_host::InvalidStoreUrl| format!("{why} (E_INVALID_STORE)"))
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "clap's parsers get what was typed for themselves"
+)]
+fn store(text: OsString) -> Result<StoreUrl, String> {
+    StoreUrl::try_from(&*text).map_err(|why| format!("{why} (E_INVALID_STORE)"))
 }
 
 fn attempts(text: &str) -> Result<u32, String> {

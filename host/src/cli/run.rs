@@ -1,7 +1,7 @@
 //! `verrou run`: a command that holds a lock for as long as it runs.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -91,20 +91,23 @@ fn command(wish: &Run, held: &Held<'_>, opened: &FileStore, url: Option<&StoreUr
     command.args(&wish.command[1..]);
     let lease = held.lease();
     let transfers = opened.abilities().transfers;
-    let mut set = |variable: &str, value: Option<String>| {
+    let mut set = |variable: &str, value: Option<OsString>| {
         match value {
             Some(value) => command.env(variable, value),
             // What an outer `verrou run` said is not true of this lock.
             None => command.env_remove(variable),
         };
     };
-    set("VERROU_NAME", Some(lease.name().to_string()));
-    set("VERROU_FENCE", lease.fence().map(|fence| fence.to_string()));
+    set("VERROU_NAME", Some(lease.name().as_str().into()));
+    set(
+        "VERROU_FENCE",
+        lease.fence().map(|fence| fence.to_string().into()),
+    );
     set(
         "VERROU_LOCK",
-        transfers.then(|| held.describe().to_string()),
+        transfers.then(|| held.describe().to_string().into()),
     );
-    set("VERROU_STORE", url.map(|url| absolute(url).to_string()));
+    set("VERROU_STORE", url.map(|url| (&absolute(url)).into()));
     command
 }
 
