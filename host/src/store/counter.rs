@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::error::FileError;
 use super::kernel_lock::{self, Guarded};
 use super::number::{self, Magic};
+use super::record::COUNTED;
 use super::{os, trusted_file};
 
 /// The counter of a folder.
@@ -61,7 +62,10 @@ impl Counter {
                 allotted => allotted,
             };
             let allotted = allotted.max(mutant!(CounterAloneCounts, 0, at_least));
-            let last = allotted.checked_add(BLOCK).ok_or_else(damaged)?;
+            let last = allotted.saturating_add(BLOCK);
+            if COUNTED <= last {
+                return Err(damaged());
+            }
             number::write(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
             return Ok((allotted + 1, last));
         }

@@ -38,6 +38,8 @@ const SLOT_BYTES: usize = 512;
 const SLOTS: [Range<usize>; 2] = [512..1024, 1024..1536];
 const FLAGS_AT: usize = 4;
 const SEQUENCE_AT: usize = 8;
+const FENCE_AT: usize = 16;
+const LAST_FENCE_AT: usize = 24;
 const TEXT_AT: usize = 112;
 const HOST_BYTES: usize = 64;
 const COMMAND_BYTES: usize = 320;
@@ -55,6 +57,13 @@ pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
 
 /// All that ever changes, and what is before it.
 pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
+
+/// Every sequence and every fence is less than this, so that there is a next one.
+pub(super) const COUNTED: u64 = 1 << 62;
+
+/// Whatever a file says, the ticket that it names is less than this: half of all there are, so that
+/// those after it are tickets, too.
+pub(crate) const TICKETS: u64 = 1 << 59;
 
 const HELD: u32 = 1;
 const EPHEMERAL: u32 = 1 << 1;
@@ -143,12 +152,9 @@ impl Version {
 
 /// The queue's mark in a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
 pub(crate) fn mark_of(bytes: &[u8]) -> u64 {
-    /// Nobody gets as far by counting, and from there on there are as many tickets again.
-    const TOO_GREAT: u64 = 1 << 59;
-
     // It has no checksum: a damaged one must not use up the tickets.
     Some(get_u64(bytes, MARK_AT))
-        .filter(|&mark| mark < TOO_GREAT)
+        .filter(|&mark| mark < TICKETS)
         .unwrap_or_default()
 }
 
@@ -212,7 +218,7 @@ pub enum Damage {
         /// That lock's name.
         name: String,
     },
-    /// A record does not fit its checksum.
+    /// A record does not fit its checksum, or says what cannot be.
     #[error("its record is damaged")]
     Record,
     /// It has the wrong number of bytes.
@@ -319,8 +325,8 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set);
     put_u32(&mut slot, FLAGS_AT, flags.map(|(flag, _)| flag).sum());
     put_u64(&mut slot, SEQUENCE_AT, record.sequence);
-    put_u64(&mut slot, 16, record.fence);
-    put_u64(&mut slot, 24, record.last_fence);
+    put_u64(&mut slot, FENCE_AT, record.fence);
+    put_u64(&mut slot, LAST_FENCE_AT, record.last_fence);
     slot[32..48].copy_from_slice(record.owner.as_bytes());
     slot[48..64].copy_from_slice(&record.boot);
     put_u64(&mut slot, 64, record.time_namespace);
@@ -342,9 +348,16 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     slot
 }
 
-/// A slot that fits its checksum; nothing when it was never written.
+/// A slot that fits its checksum, and says what can be; nothing when it was never written.
 fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Damage> {
-    if get_u32(slot, 0) == crc32c(&slot[4..]) && text_of(slot).is_some() {
+    let can_be = |slot| {
+        let (fence, last_fence) = (get_u64(slot, FENCE_AT), get_u64(slot, LAST_FENCE_AT));
+        sequence_of(slot) < COUNTED
+            && fence <= last_fence
+            && last_fence < COUNTED
+            && text_of(slot).is_some()
+    };
+    if get_u32(slot, 0) == crc32c(&slot[4..]) && can_be(slot) {
         return Ok(Some(slot));
     }
     if slot.iter().all(|&byte| byte == 0) {
@@ -364,7 +377,7 @@ fn served_of(slot: &[u8]) -> u64 {
     match get_u32(slot, FLAGS_AT) & EXTENDED {
         0 => 0,
         // As of the mark.
-        _ => get_u64(slot, SERVED_AT) % (1 << 60),
+        _ => get_u64(slot, SERVED_AT) % TICKETS,
     }
 }
 
@@ -384,8 +397,8 @@ fn decode(slot: &[u8]) -> Record {
         sequence: sequence_of(slot),
         held: flags & HELD != 0,
         ephemeral: flags & EPHEMERAL != 0,
-        fence: get_u64(slot, 16),
-        last_fence: get_u64(slot, 24),
+        fence: get_u64(slot, FENCE_AT),
+        last_fence: get_u64(slot, LAST_FENCE_AT),
         owner: Owner::from_bytes(get_16(slot, 32)),
         boot: get_16(slot, 48),
         time_namespace: get_u64(slot, 64),
@@ -636,6 +649,36 @@ mod tests {
         assert_eq!(read_lease(&[0xff; FILE_BYTES]), Err(Damage::Foreign));
     }
 
+    /// Whoever can write a file can write the checksum of what nobody could have written.
+    #[test]
+    fn numbers_after_which_none_comes_are_damage() {
+        let says = |change: fn(&mut Record)| {
+            let before = Record {
+                sequence: COUNTED - 2,
+                fence: 0,
+                last_fence: COUNTED - 1,
+                ..record()
+            };
+            let mut record = Record {
+                sequence: COUNTED - 1,
+                fence: COUNTED - 1,
+                ..before.clone()
+            };
+            change(&mut record);
+            read_lease(&file(&[&before, &record]))
+        };
+        assert!(matches!(says(|_| {}), Ok(Some(_))));
+        let damaging: [fn(&mut Record); 4] = [
+            |record| record.sequence = COUNTED,
+            |record| record.sequence = u64::MAX,
+            |record| record.last_fence = COUNTED,
+            |record| record.last_fence = record.fence - 1,
+        ];
+        for change in damaging {
+            assert_eq!(says(change), Err(Damage::Record));
+        }
+    }
+
     #[test]
     fn text_that_does_not_fit_is_cut_between_characters() {
         let long = Record {
@@ -671,13 +714,14 @@ mod tests {
 
         #[test]
         fn a_slot_says_what_was_written(
-            sequence: u64, held: bool, ephemeral: bool, fence: u64, last_fence: u64,
-            owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
+            sequence in 0..COUNTED, held: bool, ephemeral: bool, last_fence in 0..COUNTED,
+            before_it in 0..COUNTED, owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
             id: u32, host in ".{0,16}", command in ".{0,80}",
-            served in 0u64..1 << 60, tells: bool, file: u64,
+            served in 0..TICKETS, tells: bool, file: u64,
         ) {
             let written = Record {
-                sequence, held, ephemeral, fence, last_fence, boot, time_namespace,
+                sequence, held, ephemeral, last_fence, boot, time_namespace,
+                fence: last_fence.saturating_sub(before_it),
                 owner: Owner::from_bytes(owner),
                 ttl: Some(Duration::from_nanos(ttl)),
                 ends: Duration::from_nanos(ends),
