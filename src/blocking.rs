@@ -4,6 +4,7 @@
 //! when dropped. [`Locks`] names several stores.
 
 use alloc::sync::Arc;
+use core::cell::RefCell;
 use core::ops::ControlFlow;
 use core::time::Duration;
 
@@ -100,10 +101,21 @@ pub fn keep<B>(
     store: &impl Store,
     clock: &impl Clock,
     machine: &mut Renew,
+    pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
+) -> Result<B, Loss> {
+    keep_asking(store, clock, machine, |_| {}, pause)
+}
+
+/// [`keep`], which tells `asking` before each extension.
+fn keep_asking<B>(
+    store: &impl Store,
+    clock: &impl Clock,
+    machine: &mut Renew,
+    mut asking: impl FnMut(&Renew),
     mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
 ) -> Result<B, Loss> {
     loop {
-        let at_most = stepped::renew(store, clock, machine)?;
+        let at_most = stepped::renew(store, clock, machine, &mut asking)?;
         if let ControlFlow::Break(end) = pause(machine, at_most) {
             return Ok(end);
         }
@@ -326,7 +338,8 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// # Errors
     ///
     /// [`Error::NotOwner`] when the lock was never acquired here, or is lost, or its time has
-    /// passed; [`Error::Storage`] when the store could not tell, which leaves the lease as it was.
+    /// passed; [`Error::Storage`] when the store could not tell: the lease counts as
+    /// lasting as long as before, or `ttl`, whichever is shorter.
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.extend_hold(&self.holds.held()?, ttl)
     }
@@ -472,13 +485,16 @@ impl<S: Store, H: Host> Held<'_, S, H> {
         mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
     ) -> Result<B, Error> {
         let lock = self.lock;
-        let (mut machine, mut with) = self.hold.renew(lock.holds.ttl, lock.host.now());
-        let kept = keep(&lock.store, &lock.host, &mut machine, |machine, at_most| {
-            with.learn(machine);
+        let (mut machine, with) = self.hold.renew(lock.holds.ttl, lock.host.now());
+        let with = RefCell::new(with);
+        let learn = |machine: &Renew| with.borrow_mut().learn(machine);
+        let pause = |machine: &mut Renew, at_most| {
+            learn(machine);
             let end = pause(machine, at_most);
-            with.teach(machine, lock.host.now());
+            with.borrow_mut().teach(machine, lock.host.now());
             end
-        });
+        };
+        let kept = keep_asking(&lock.store, &lock.host, &mut machine, learn, pause);
         kept.map_err(|loss| {
             self.hold.end(loss);
             Error::Lost {

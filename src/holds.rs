@@ -1,6 +1,7 @@
 //! What a lock of either colour knows of itself, and what replies make of it.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::acquire::Acquire;
@@ -8,7 +9,7 @@ use crate::claim::{Claim, Fence, Owner};
 use crate::error::Error;
 use crate::lease::{Lease, Loss};
 use crate::name::Name;
-use crate::renew::Renew;
+use crate::renew::{Health, Renew};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
 use crate::shared::Shared;
@@ -18,24 +19,82 @@ use crate::ttl::Ttl;
 
 /// One acquisition's lease, shared by the lock that made it and the guard that holds it.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold(Arc<Shared<Lease>>);
+pub(crate) struct Hold(Arc<Shared<Known>>);
+
+/// What is known of a lease.
+#[derive(Debug)]
+struct Known {
+    lease: Lease,
+    /// How often an extension was asked for, or was over.
+    steps: u64,
+    /// The extensions of which the store may have taken any last.
+    asked: Vec<Asked>,
+}
+
+/// An extension that was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    began: u64,
+    /// When its reply was heard, or not waited for any more.
+    over: Option<u64>,
+    /// When the lease ends if it is the last.
+    until: Option<Timestamp>,
+}
+
+impl Known {
+    fn step(&mut self) -> u64 {
+        self.steps += 1;
+        self.steps
+    }
+
+    /// The extension that began at `began` was granted. So whatever was over by then is of no
+    /// account; of all others the one that ends the lease soonest may have been the last.
+    fn granted(&mut self, began: u64) {
+        let step = self.step();
+        self.asked
+            .retain(|other| other.over.is_none_or(|over| began < over));
+        if let Some(asked) = self.asked.iter_mut().find(|it| it.began == began) {
+            asked.over = Some(step);
+        }
+        let ends = self.asked.iter().filter_map(|asked| asked.until);
+        self.lease.end_at(ends.min());
+    }
+
+    /// The extension that began at `began` is not waited for any more, unless it is over. All that
+    /// are become one: a store may be in trouble for long.
+    fn doubted(&mut self, began: u64) {
+        let step = self.step();
+        let is_on_its_way = |it: &Asked| it.began == began && it.over.is_none();
+        if self.asked.iter().any(is_on_its_way) {
+            let over = self
+                .asked
+                .extract_if(.., |it| it.over.is_some() || it.began == began);
+            let until = over.filter_map(|it| it.until).min();
+            self.asked.push(Asked {
+                began,
+                over: Some(step),
+                until,
+            });
+        }
+    }
+}
 
 impl Hold {
     pub(crate) fn new(lease: Lease) -> Self {
-        Self(Arc::new(Shared::new(lease)))
+        Self(Arc::new(Shared::new(Known {
+            lease,
+            steps: 0,
+            asked: Vec::new(),
+        })))
     }
 
     pub(crate) fn lease(&self) -> Lease {
-        self.0.with(|lease| lease.clone())
-    }
-
-    pub(crate) fn set(&self, lease: Lease) {
-        self.0.with(|held| *held = lease);
+        self.0.with(|known| known.lease.clone())
     }
 
     /// Takes note that it was lost.
     pub(crate) fn end(&self, loss: Loss) {
-        self.0.with(|lease| lease.end(loss));
+        self.0.with(|known| known.lease.end(loss));
     }
 
     /// How it was lost if that shows at `now` only by its not being held any more.
@@ -49,60 +108,97 @@ impl Hold {
     }
 
     /// The request that extends this hold by `ttl` at `now`, unless its time has passed.
-    pub(crate) fn extension(&self, ttl: Ttl, now: Timestamp) -> Result<Claim, Error> {
+    pub(crate) fn extension(&self, ttl: Ttl, now: Timestamp) -> Result<Extension, Error> {
         let lease = self.lease();
         if lease.is_over(now) {
             return Err(Error::NotOwner {
                 name: lease.name().clone(),
             });
         }
-        Ok(Claim {
+        let request = Claim {
             ttl,
             ..lease.claim().clone()
-        })
+        };
+        Ok(self.extending(request, now))
     }
 
-    /// What the store said to an extension that left at `sent`.
-    pub(crate) fn extended(
-        &self,
-        request: &Claim,
-        sent: Timestamp,
-        reply: Result<Reply, StoreError>,
-    ) -> Result<(), Error> {
-        match reply? {
-            Reply::Granted { .. } => {
-                let mut lease = self.lease();
-                lease.extend(request.ttl, sent);
-                self.set(lease);
-                Ok(())
-            }
-            Reply::Refused { .. } => Err(Error::NotOwner {
-                name: request.name.clone(),
-            }),
+    /// Takes note that `request`, to extend this hold, leaves at `sent`.
+    fn extending(&self, request: Claim, sent: Timestamp) -> Extension {
+        let began = self.0.with(|known| {
+            known.lease.doubt(request.ttl, sent);
+            let began = known.step();
+            known.asked.push(Asked {
+                began,
+                over: None,
+                until: request.ttl.duration().map(|ttl| sent.saturating_add(ttl)),
+            });
+            began
+        });
+        Extension {
+            hold: self.clone(),
+            request,
+            began,
         }
     }
 
     /// What the store said to a request to let the lease outlive its client.
     pub(crate) fn detached(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
-        let mut lease = self.lease();
         match reply? {
             Reply::Granted { .. } => {
-                lease.detach();
-                self.set(lease);
+                self.0.with(|known| known.lease.detach());
                 Ok(())
             }
             Reply::Refused { .. } => Err(Error::NotOwner {
-                name: lease.name().clone(),
+                name: self.lease().name().clone(),
             }),
         }
     }
 
     /// The keeping alive of this hold by a lock of `ttl`.
     pub(crate) fn renew(&self, ttl: Ttl, now: Timestamp) -> (Renew, Exchange) {
-        let known = self.lease();
-        let machine = Renew::new(known.clone(), ttl, now);
+        let machine = Renew::new(self.lease(), ttl, now);
         let hold = self.clone();
-        (machine, Exchange { hold, known })
+        (
+            machine,
+            Exchange {
+                hold,
+                extension: None,
+            },
+        )
+    }
+}
+
+/// A request to extend a hold that is on its way. Dropped without a reply, it stays in doubt until
+/// one that left later is granted.
+#[derive(Debug)]
+pub(crate) struct Extension {
+    hold: Hold,
+    request: Claim,
+    began: u64,
+}
+
+impl Extension {
+    pub(crate) fn request(&self) -> &Claim {
+        &self.request
+    }
+
+    /// What the store said to it.
+    pub(crate) fn heard(self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
+        match reply? {
+            Reply::Granted { .. } => {
+                self.hold.0.with(|known| known.granted(self.began));
+                Ok(())
+            }
+            Reply::Refused { .. } => Err(Error::NotOwner {
+                name: self.request.name.clone(),
+            }),
+        }
+    }
+}
+
+impl Drop for Extension {
+    fn drop(&mut self) {
+        self.hold.0.with(|known| known.doubted(self.began));
     }
 }
 
@@ -110,25 +206,31 @@ impl Hold {
 #[derive(Debug)]
 pub(crate) struct Exchange {
     hold: Hold,
-    /// What both knew last.
-    known: Lease,
+    /// The machine's, that is on its way.
+    extension: Option<Extension>,
 }
 
 impl Exchange {
     /// Tells `machine` at `now` what else was done to the hold.
     pub(crate) fn teach(&mut self, machine: &mut Renew, now: Timestamp) {
         let held = self.hold.lease();
-        if held != self.known {
-            machine.adopt(held.clone(), now);
-            self.known = held;
+        if held != *machine.lease() {
+            machine.adopt(held, now);
         }
     }
 
-    /// Tells the hold what `machine` did, unless something else was done to it meanwhile.
+    /// Tells the hold what `machine` asks for, before it is asked for, or what came of that.
     pub(crate) fn learn(&mut self, machine: &Renew) {
-        if self.hold.lease() == self.known {
-            self.known = machine.lease().clone();
-            self.hold.set(self.known.clone());
+        if let Some((ttl, sent)) = machine.asks() {
+            let request = Claim {
+                ttl,
+                ..machine.lease().claim().clone()
+            };
+            self.extension = Some(self.hold.extending(request, sent));
+        } else if let Some(extension) = self.extension.take()
+            && let Health::Renewed = machine.health()
+        {
+            self.hold.0.with(|known| known.granted(extension.began));
         }
     }
 }
@@ -249,8 +351,9 @@ impl Holds {
         ttl: Option<Ttl>,
     ) -> Result<(), Error> {
         let sent = clock.now();
-        let request = hold.extension(ttl.unwrap_or(self.ttl), sent)?;
-        hold.extended(&request, sent, store.extend(&request))
+        let extension = hold.extension(ttl.unwrap_or(self.ttl), sent)?;
+        let reply = store.extend(extension.request());
+        extension.heard(reply)
     }
 
     /// Asks `store` to let the latest hold outlive this client, and tells what it is.

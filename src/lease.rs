@@ -50,6 +50,21 @@ impl Lease {
         self.estimated = false;
     }
 
+    /// Lets it end at `until`, by what the store granted.
+    pub(crate) fn end_at(&mut self, until: Option<Timestamp>) {
+        self.until = until;
+        self.estimated = false;
+    }
+
+    /// Lets it last no longer than `ttl` from `sent`, when a request for that leaves: as long as its
+    /// reply is not heard, it may end by that.
+    pub(crate) fn doubt(&mut self, ttl: Ttl, sent: Timestamp) {
+        if let Some(ttl) = ttl.duration() {
+            let until = sent.saturating_add(ttl);
+            self.until = Some(self.until.map_or(until, |before| before.min(until)));
+        }
+    }
+
     /// Notes that it was lost.
     pub(crate) fn end(&mut self, loss: Loss) {
         self.lost = Some(loss);

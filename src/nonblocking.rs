@@ -154,6 +154,19 @@ pub async fn keep<T>(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
     machine: &mut Renew,
+    noted: impl FnMut(&Renew),
+    waited: impl FnMut(&mut Renew),
+    work: impl Future<Output = T>,
+) -> Result<T, Loss> {
+    keep_asking(store, host, machine, |_| {}, noted, waited, work).await
+}
+
+/// [`keep`], which tells `asking` before each extension.
+async fn keep_asking<T>(
+    store: &impl AsyncStore,
+    host: &impl AsyncHost,
+    machine: &mut Renew,
+    mut asking: impl FnMut(&Renew),
     mut noted: impl FnMut(&Renew),
     mut waited: impl FnMut(&mut Renew),
     work: impl Future<Output = T>,
@@ -162,7 +175,9 @@ pub async fn keep<T>(
         loop {
             match machine.next(host.now()) {
                 RenewStep::Extend(claim) => {
-                    let reply = store.extend(claim).await;
+                    let claim = claim.clone();
+                    asking(machine);
+                    let reply = store.extend(&claim).await;
                     machine.heard(host.now(), reply);
                 }
                 RenewStep::Wait(at_most) => {
@@ -389,7 +404,8 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// # Errors
     ///
     /// [`Error::NotOwner`] when the lock was never acquired here, or is lost, or its time has
-    /// passed; [`Error::Storage`] when the store could not tell, which leaves the lease as it was.
+    /// passed; [`Error::Storage`] when the store could not tell: the lease counts as
+    /// lasting as long as before, or `ttl`, whichever is shorter.
     pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.extend_hold(&self.holds.held()?, ttl).await
     }
@@ -503,9 +519,10 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ) -> Result<T, Error> {
         let (mut machine, with) = hold.renew(self.holds.ttl, self.host.now());
         let with = RefCell::new(with);
-        let noted = |machine: &Renew| with.borrow_mut().learn(machine);
-        let waited = |machine: &mut Renew| with.borrow_mut().teach(machine, self.host.now());
-        let kept = keep(&self.store, &self.host, &mut machine, noted, waited, work).await;
+        let learn = |machine: &Renew| with.borrow_mut().learn(machine);
+        let teach = |machine: &mut Renew| with.borrow_mut().teach(machine, self.host.now());
+        let (store, host) = (&self.store, &self.host);
+        let kept = keep_asking(store, host, &mut machine, learn, learn, teach, work).await;
         kept.map_err(|loss| {
             hold.end(loss);
             Error::Lost {
@@ -517,8 +534,9 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
 
     async fn extend_hold(&self, hold: &Hold, ttl: Option<Ttl>) -> Result<(), Error> {
         let sent = self.host.now();
-        let request = hold.extension(ttl.unwrap_or(self.holds.ttl), sent)?;
-        hold.extended(&request, sent, self.store.extend(&request).await)
+        let extension = hold.extension(ttl.unwrap_or(self.holds.ttl), sent)?;
+        let reply = self.store.extend(extension.request()).await;
+        extension.heard(reply)
     }
 
     pub(crate) async fn release_hold(&self, hold: &Hold) -> Result<(), Error> {

@@ -28,6 +28,8 @@ use crate::ttl::Ttl;
 ///
 /// - The lease is extended when a third of its ttl has passed, so that two extensions can fail
 ///   before it runs out. One that does not end by itself is confirmed every ten seconds.
+/// - An extension may set an end that is sooner: as long as its reply is not heard, the lease
+///   counts as ending by the sooner of both.
 /// - An error makes its state [`Unknown`](Health::Unknown). Only the clock, or the store's word,
 ///   makes that [`Lost`](Health::Lost).
 #[derive(Clone, Debug)]
@@ -107,6 +109,7 @@ impl Renew {
                 return RenewStep::Wait(until.saturating_since(now));
             }
             self.asked = Some(now);
+            self.lease.doubt(self.request.ttl, now);
         }
         RenewStep::Extend(&self.request)
     }
@@ -146,6 +149,11 @@ impl Renew {
     /// Asks the store at once: something happened that the lease may not have outlived.
     pub fn suspect(&mut self) {
         self.due = Timestamp::default();
+    }
+
+    /// For how long the store is being asked to extend the lease, and when that request left.
+    pub(crate) fn asks(&self) -> Option<(Ttl, Timestamp)> {
+        Some((self.request.ttl, self.asked?))
     }
 
     /// What was known of the lease when a step last said or heard something of it.

@@ -63,15 +63,19 @@ pub(crate) fn advance(store: &impl Store, clock: &impl Clock, machine: &mut Acqu
 }
 
 /// Drives `machine` until it has to wait, and says how long at most, or until the lock is lost.
+/// `asking` is told before each extension.
 pub(crate) fn renew(
     store: &impl Store,
     clock: &impl Clock,
     machine: &mut Renew,
+    mut asking: impl FnMut(&Renew),
 ) -> Result<Duration, Loss> {
     loop {
         match machine.next(clock.now()) {
             RenewStep::Extend(claim) => {
-                let reply = store.extend(claim);
+                let claim = claim.clone();
+                asking(machine);
+                let reply = store.extend(&claim);
                 machine.heard(clock.now(), reply);
             }
             RenewStep::Wait(at_most) => return Ok(at_most),
@@ -196,7 +200,8 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// # Errors
     ///
     /// [`Error::NotOwner`] when the lock was never acquired here, or is lost, or its time has
-    /// passed; [`Error::Storage`] when the store could not tell, which leaves the lease as it was.
+    /// passed; [`Error::Storage`] when the store could not tell: the lease counts as
+    /// lasting as long as before, or `ttl`, whichever is shorter.
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.holds
             .extend(&self.store, &self.clock, &self.holds.held()?, ttl)
@@ -369,7 +374,8 @@ impl<S: Store, C: Clock> Renewal<S, C> {
     /// Extends the lease if that is due. After [`Keeping::Lost`] it repeats itself.
     pub fn poll(&mut self) -> Keeping {
         self.with.teach(&mut self.machine, self.clock.now());
-        let wait = match renew(&self.store, &self.clock, &mut self.machine) {
+        let learn = |machine: &Renew| self.with.learn(machine);
+        let wait = match renew(&self.store, &self.clock, &mut self.machine, learn) {
             Ok(wait) => wait,
             Err(loss) => return Keeping::Lost(loss),
         };
