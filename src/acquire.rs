@@ -114,6 +114,11 @@ impl Acquire {
         &self.claim
     }
 
+    /// Whether it may hold the lock without knowing, but for what the store is being asked.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.in_doubt && !matches!(self.state, State::Over(_))
+    }
+
     /// What to do at `now`.
     pub fn next(&mut self, now: Timestamp) -> AcquireStep<'_> {
         if let State::Ready { due } = self.state {

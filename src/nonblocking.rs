@@ -89,7 +89,8 @@ impl<S: Store> AsyncStore for Inline<S> {
 /// Drives `machine` to its end, as [`blocking::acquire`](crate::blocking::acquire) does.
 ///
 /// Being dropped while the store is asked leaves that request in doubt; at any other time it
-/// leaves nothing behind.
+/// leaves nothing behind, but where a request failed, and the store does not release at once what
+/// that may have recorded.
 ///
 /// # Errors
 ///
@@ -97,49 +98,61 @@ impl<S: Store> AsyncStore for Inline<S> {
 pub async fn acquire(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
-    mut machine: Acquire,
+    machine: Acquire,
 ) -> Result<Lease, Error> {
-    let mut place = Place { store, of: None };
+    let mut wish = Wish {
+        store,
+        machine,
+        waits: false,
+    };
     loop {
-        let reply = match machine.next(host.now()) {
+        let reply = match wish.machine.next(host.now()) {
             AcquireStep::Acquire(claim) => store.acquire(claim).await,
             AcquireStep::Release(claim) => store.release(claim).await,
             AcquireStep::Wait(claim, at_most) => {
-                place.of.get_or_insert_with(|| claim.clone());
+                wish.waits = true;
                 either(store.wait(claim, at_most), host.sleep(at_most)).await;
-                machine.waited(host.now());
+                wish.machine.waited(host.now());
                 continue;
             }
             AcquireStep::Sleep(pause) => {
                 host.sleep(pause).await;
-                machine.waited(host.now());
+                wish.machine.waited(host.now());
                 continue;
             }
             AcquireStep::Done(end) => {
-                if end.is_ok() {
-                    place.of = None;
-                }
+                wish.waits &= end.is_err();
                 return end;
             }
         };
-        machine.heard(host.now(), reply);
+        wish.machine.heard(host.now(), reply);
     }
 }
 
-/// The place of a claim that waits, given up when this is dropped.
-struct Place<'a, S: AsyncStore> {
+/// A wish to hold a lock. Dropped before its end, it gives up its place among those who wait, and
+/// what it may have been granted.
+struct Wish<'a, S: AsyncStore> {
     store: &'a S,
-    of: Option<Claim>,
+    machine: Acquire,
+    /// Whether it may have a place.
+    waits: bool,
 }
 
-impl<S: AsyncStore> Drop for Place<'_, S> {
+impl<S: AsyncStore> Drop for Wish<'_, S> {
     fn drop(&mut self) {
-        if let Some(claim) = &self.of
-            && !mutant!(DroppedWaitKeepsPlace)
-        {
+        let claim = self.machine.claim();
+        if self.machine.is_in_doubt() {
+            poll_once(self.store.release(claim));
+        }
+        if self.waits && !mutant!(DroppedWaitKeepsPlace) {
             self.store.give_up(claim);
         }
     }
+}
+
+/// Begins `step`, which nobody can wait for.
+fn poll_once<T>(step: impl Future<Output = T>) {
+    let _ = pin!(step).poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// Drives `machine` until the lock is lost, or `work` is done; returns what that returned.
@@ -616,8 +629,7 @@ impl<S: AsyncStore, H: AsyncHost> Drop for Held<'_, S, H> {
     fn drop(&mut self) {
         if !self.ended {
             // There is nobody to wait for it, or to tell of a failure.
-            let release = pin!(self.lock.release_hold(&self.hold));
-            let _ = release.poll(&mut Context::from_waker(Waker::noop()));
+            poll_once(self.lock.release_hold(&self.hold));
         }
     }
 }

@@ -487,6 +487,36 @@ fn one_of_several_who_wait() {
     }
 }
 
+/// Replies are lost: whoever stops asking gives back what it may have been granted.
+#[test]
+fn an_acquisition_whose_replies_are_lost() {
+    let lost = || StoreError::temporary("the reply was lost");
+    let waits = at_every_wait(
+        |stage| stage.store.fail([lost(), lost()]),
+        async |stage| stage.lock.acquire().await,
+        nothing_happens,
+        |stage, waits, ended| {
+            if ended.is_none() && waits == Waits::Nowhere {
+                assert_eq!(stage.store.holder(), None, "dropped in a pause");
+            }
+            is_well(ended);
+        },
+    );
+    assert_eq!(waits, 3 * 4 + 2 * 4, "three attempts, and two pauses");
+    let waits = at_every_wait(
+        |stage| stage.store.fail([StoreError::permanent("it is broken")]),
+        async |stage| stage.lock.acquire().await,
+        nothing_happens,
+        |stage, _, ended| {
+            if let Some(ended) = ended {
+                assert!(matches!(ended, Err(Error::Storage(_))), "{ended:?}");
+                assert_eq!(stage.store.holder(), None, "it was given back");
+            }
+        },
+    );
+    assert_eq!(waits, 2 * 4, "an attempt, and its undoing");
+}
+
 #[test]
 fn an_extension() {
     for ttl in [None, Some(ms(100)), Some(ms(60_000))] {
