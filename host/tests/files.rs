@@ -701,6 +701,36 @@ fn a_zombie_is_taken_over_or_waited_for() {
     drop(zombie);
     granted(patient.acquire(&claim(2)));
     assert_eq!(patient.taken_over(&claim(2)), None);
+    granted(patient.release(&claim(2)));
+}
+
+#[test]
+fn a_zombie_is_nobody_who_could_be_evicted_but_for_those_who_wait_for_it() {
+    let folder = folder();
+    let clock = TestClock::running();
+    let open = |zombies| {
+        let options = StoreOptions {
+            zombies,
+            ..StoreOptions::default()
+        };
+        let opened = LeaseFileStore::open(folder.path(), &options);
+        opened.unwrap().with_clock(clock.clone())
+    };
+    let (patient, bold) = (open(Zombies::Wait), open(Zombies::Take));
+    let ttl = Ttl::new(SECOND).unwrap();
+    let zombie = open(Zombies::Take);
+    granted(zombie.acquire(&Claim { ttl, ..claim(1) }));
+    clock.advance(SECOND);
+    refused(&patient.acquire(&claim(2)));
+    refused(&bold.evict(&claim(1).name, None));
+    // They need not wait any more.
+    granted(patient.acquire(&claim(2)));
+    granted(patient.release(&claim(2)));
+
+    granted(zombie.acquire(&Claim { ttl, ..claim(3) }));
+    clock.advance(SECOND);
+    granted(patient.evict(&claim(3).name, None));
+    granted(patient.acquire(&claim(2)));
 }
 
 #[test]

@@ -601,6 +601,11 @@ impl Store for LeaseFileStore {
             {
                 match lease.state(&record) {
                     Ok(State::Free) => Ok(Reply::REFUSED),
+                    // It was free already, but for those who choose to wait for its processes.
+                    Ok(State::Zombie) if self.zombies == Zombies::Take => {
+                        lease.free(&record, false)?;
+                        Ok(Reply::REFUSED)
+                    }
                     // Nobody can tell whether its time has passed; now it has.
                     Ok(State::Held { .. } | State::Zombie)
                     | Err(FileError::ForeignClock { .. }) => {
