@@ -431,11 +431,22 @@ impl FileLockStore {
             }
             (None, None) => return Ok(None),
         };
-        if !kernel_lock::is_locked(file).map_err(FileError::io("try this file's lock", path))? {
+        let is_locked =
+            || kernel_lock::is_locked(file).map_err(FileError::io("try this file's lock", path));
+        let holder_process =
+            || os::locker(file).map_err(FileError::io("find out who locked this file", path));
+        if !is_locked()? {
             return Ok(None);
         }
-        let process =
-            os::locker(file).map_err(FileError::io("find out who locked this file", path))?;
+        let mut process = holder_process()?;
+        if process.is_none() {
+            // It was given back meanwhile, and the record says nothing of that; or its holder is one
+            // that cannot be seen from here.
+            if !is_locked()? {
+                return Ok(None);
+            }
+            process = holder_process()?;
+        }
         // Its holder may be writing it: what cannot be read now is not known.
         let record = recorded
             .as_ref()
