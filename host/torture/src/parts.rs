@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
-use crate::{contender, faults, full_disks, mutants, steps, storms};
+use crate::{contender, faults, full_disks, linearizability, mutants, steps, storms};
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
 const PARTS: &[Part] = &[
@@ -26,6 +26,7 @@ const PARTS: &[Part] = &[
     storms::CHILDREN,
     storms::TIMEOUTS,
     storms::EXPIRIES,
+    linearizability::PART,
 ];
 
 /// Whoever gives this much time gets all of it done that has an end.
@@ -35,7 +36,11 @@ const LONG: Duration = Duration::from_mins(10);
 type Work = fn(&[String]) -> Result<()>;
 
 /// Of which there are these: `torture worker NAME ARGUMENTS`.
-const WORKERS: &[(&str, Work)] = &[("contend", contender::contend), ("step", steps::work)];
+const WORKERS: &[(&str, Work)] = &[
+    ("contend", contender::contend),
+    ("step", steps::work),
+    ("linearizability", linearizability::work),
+];
 
 pub(crate) fn main() -> ExitCode {
     let typed: Vec<_> = env::args().skip(1).collect();

@@ -1,0 +1,451 @@
+//! Histories of what many processes asked of a lock, and what it said, checked against what a lock
+//! may say.
+//!
+//! The processes write each question down before they ask it, and each reply. Some are killed while
+//! they ask: what they asked for last may have been done or not, and what they held ends between the
+//! kill and the end of the process. Some replies are thrown away.
+
+mod model;
+mod worker;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::PipeReader;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use verrou::{Name, Store};
+use verrou_host::{LeaseFileStore, StoreOptions};
+
+use self::model::{Asked, NEVER, Operation, Reply, Rules};
+use self::worker::{Kind, Line, Script, Ways, What, now};
+use crate::findings::{Findings, Part, Setting};
+
+pub(crate) use self::worker::work;
+
+pub(crate) const PART: Part = Part {
+    name: "linearizability",
+    about: "histories of many processes, with kills and lost replies, are those of a lock",
+    share: 1,
+    run,
+};
+
+/// How many locks there are in each store.
+const NAMES: usize = 3;
+
+/// How long the processes of a history may take, which takes milliseconds.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// How long it may take to tell whether a history is a lock's, which takes milliseconds if it is; and
+/// then, to make it smaller.
+const LONGEST_CHECK: Duration = Duration::from_secs(30);
+
+/// After how many violations no more are looked for.
+const ENOUGH: usize = 5;
+
+fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    setting.progress.set_length(setting.length.as_secs());
+    let began = Instant::now();
+    let mut random = Rng::with_seed(setting.seed);
+    let mut places = [Kind::Leases, Kind::Locks].map(|kind| Place::new(kind, &setting.folder));
+    let mut checks = Checks::default();
+    let mut round = 0;
+    // All ways are gone at least once.
+    while (round < 8 || began.elapsed() < setting.length) && findings.violations.len() < ENOUGH {
+        let place = &mut places[usize::from(round % 4 == 3)];
+        let ways = Ways {
+            waits: random.u8(..3) == 0,
+            looks: place.kind == Kind::Leases || random.bool(),
+            longest: (place.kind == Kind::Leases && random.u8(..3) == 0)
+                .then(|| Duration::from_millis(random.u64(1..6))),
+        };
+        let seed = random.u64(..);
+        let records = Round::new(place, ways, seed, round).run(findings)?;
+        check(setting, place, &records, round, &mut checks, findings)?;
+        place.free_all()?;
+        setting.progress.set_position(began.elapsed().as_secs());
+        round += 1;
+    }
+    findings.figure("longest check", format!("{:.1?}", checks.longest));
+    findings.figure(
+        "most operations of a history",
+        format!("{} operations", checks.most),
+    );
+    Ok(())
+}
+
+/// A folder with locks.
+struct Place {
+    kind: Kind,
+    folder: PathBuf,
+    names: Vec<String>,
+    /// The greatest fence of each name that anybody was told.
+    fences: Vec<u64>,
+}
+
+impl Place {
+    fn new(kind: Kind, folder: &Path) -> Self {
+        Self {
+            kind,
+            folder: folder.join(format!("{kind:?}")),
+            names: (0..NAMES).map(|number| format!("lock-{number}")).collect(),
+            fences: vec![0; NAMES],
+        }
+    }
+
+    fn rules(&self, ways: Ways) -> Rules {
+        Rules {
+            transfers: self.kind == Kind::Leases,
+            // To see whether the kernel's lock is taken is to take it for a moment, together with
+            // all who look.
+            is_prompt: !ways.waits && (self.kind == Kind::Leases || !ways.looks),
+        }
+    }
+
+    /// Ends the leases that have outlived all processes.
+    fn free_all(&self) -> Result<()> {
+        if self.kind == Kind::Leases {
+            let store = LeaseFileStore::open(&self.folder, &StoreOptions::default())?;
+            for name in &self.names {
+                store.evict(&Name::new(name)?, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the processes of one round did, by lock.
+struct Records {
+    ways: Ways,
+    histories: Vec<Vec<Operation>>,
+}
+
+/// Processes that ask for the same locks at the same time.
+struct Round<'a> {
+    place: &'a Place,
+    ways: Ways,
+    seed: u64,
+    logs: PathBuf,
+    random: Rng,
+    clients: u32,
+    /// Those that have not ended yet.
+    running: Vec<Worker>,
+    ended: Vec<Ended>,
+}
+
+struct Worker {
+    client: u32,
+    process: Child,
+}
+
+struct Ended {
+    client: u32,
+    killed: Option<u64>,
+    /// When its process was known to be gone.
+    gone: u64,
+}
+
+impl<'a> Round<'a> {
+    fn new(place: &'a Place, ways: Ways, seed: u64, number: u64) -> Self {
+        Self {
+            place,
+            ways,
+            seed,
+            logs: place.folder.with_extension(format!("logs-{number}")),
+            random: Rng::with_seed(seed),
+            clients: 0,
+            running: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    fn run(mut self, findings: &mut Findings) -> Result<Records> {
+        fs::create_dir_all(&self.place.folder)?;
+        fs::create_dir(&self.logs)?;
+        let (gate, opens) = std::io::pipe()?;
+        let workers = self.random.usize(8..=16);
+        for _ in 0..workers {
+            self.start(&gate)?;
+        }
+        let deadline = Instant::now() + DEADLINE;
+        for client in 1..=self.clients {
+            while !fs::read(self.log(client)).is_ok_and(|log| log.contains(&b'\n')) {
+                ensure!(Instant::now() < deadline, "a worker does not begin");
+                thread::sleep(Duration::from_micros(200));
+            }
+        }
+        drop(opens);
+        for _ in 0..self.random.usize(0..=workers) {
+            thread::sleep(Duration::from_micros(self.random.u64(..1500)));
+            self.reap()?;
+            if self.running.is_empty() {
+                break;
+            }
+            let victim = self.random.usize(..self.running.len());
+            self.kill(victim)?;
+            self.start(&gate)?;
+            findings.count("kills", 1);
+        }
+        while !self.running.is_empty() {
+            if deadline < Instant::now() {
+                let left = self.running.len();
+                findings.violation(format!("{left} processes hang; seed {}", self.seed));
+                while !self.running.is_empty() {
+                    self.kill(0)?;
+                }
+            }
+            thread::sleep(Duration::from_micros(500));
+            self.reap()?;
+        }
+        let records = self.records(findings)?;
+        fs::remove_dir_all(&self.logs)?;
+        Ok(records)
+    }
+
+    fn log(&self, client: u32) -> PathBuf {
+        self.logs.join(client.to_string())
+    }
+
+    fn start(&mut self, gate: &PipeReader) -> Result<()> {
+        self.clients += 1;
+        let client = self.clients;
+        let script = Script {
+            store: self.place.kind,
+            folder: self.place.folder.clone(),
+            log: self.log(client),
+            names: self.place.names.clone(),
+            client,
+            operations: self.random.u32(20..=40),
+            ways: self.ways,
+            seed: self.random.u64(..),
+        };
+        let process = Command::new(std::env::current_exe()?)
+            .args(["worker", "linearizability"])
+            .arg(serde_json::to_string(&script)?)
+            .stdin(Stdio::from(gate.try_clone()?))
+            .spawn()
+            .context("a worker")?;
+        self.running.push(Worker { client, process });
+        Ok(())
+    }
+
+    fn kill(&mut self, at: usize) -> Result<()> {
+        let Worker {
+            client,
+            mut process,
+        } = self.running.swap_remove(at);
+        let killed = now();
+        process.kill()?;
+        process.wait()?;
+        self.ended.push(Ended {
+            client,
+            killed: Some(killed),
+            gone: now(),
+        });
+        Ok(())
+    }
+
+    /// Notes which processes have ended by themselves.
+    fn reap(&mut self) -> Result<()> {
+        let mut at = 0;
+        while at < self.running.len() {
+            let Some(status) = self.running[at].process.try_wait()? else {
+                at += 1;
+                continue;
+            };
+            let gone = now();
+            let client = self.running.swap_remove(at).client;
+            ensure!(status.success(), "a worker ended with {status}");
+            self.ended.push(Ended {
+                client,
+                killed: None,
+                gone,
+            });
+        }
+        Ok(())
+    }
+
+    /// What the processes wrote down.
+    fn records(&self, findings: &mut Findings) -> Result<Records> {
+        let mut histories = vec![Vec::new(); self.place.names.len()];
+        for ended in &self.ended {
+            let log = match fs::read_to_string(self.log(ended.client)) {
+                // It was killed before it began.
+                Err(_) if ended.killed.is_some() => continue,
+                log => log?,
+            };
+            let mut last = 0;
+            let mut is_done = false;
+            let mut asking = None;
+            // The last line may be half of one.
+            for line in log
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'))
+            {
+                let Line { at, what } = serde_json::from_str(line).context("a worker's line")?;
+                last = at;
+                is_done |= matches!(what, What::Done);
+                let reply = match what {
+                    What::Ready | What::Done => continue,
+                    What::Ask { name, asked } => {
+                        asking = Some((name, at, asked));
+                        continue;
+                    }
+                    What::Hear(reply) => reply,
+                    What::Fail { is_temporary, text } => {
+                        findings.count("errors", 1);
+                        findings.check(is_temporary, || {
+                            format!(
+                                "a store that nobody damages said: {text}; seed {}",
+                                self.seed
+                            )
+                        });
+                        Reply::Unknown
+                    }
+                };
+                let (name, began, asked) = asking.take().context("a reply to no question")?;
+                if reply == Reply::Unknown {
+                    findings.count("replies thrown away", 1);
+                }
+                histories[name].push(Operation {
+                    client: ended.client,
+                    began,
+                    ended: at,
+                    asked,
+                    reply,
+                });
+            }
+            if let Some((name, began, asked)) = asking {
+                findings.count("operations cut short by a kill", 1);
+                histories[name].push(Operation {
+                    client: ended.client,
+                    began,
+                    ended: ended.gone,
+                    asked,
+                    reply: Reply::Unknown,
+                });
+            }
+            for history in &mut histories {
+                history.push(Operation {
+                    client: ended.client,
+                    // It may have been killed when it had ended.
+                    began: ended.killed.filter(|_| !is_done).unwrap_or(last),
+                    ended: ended.gone,
+                    asked: Asked::Death,
+                    reply: Reply::Unknown,
+                });
+            }
+        }
+        for history in &mut histories {
+            history.sort_by_key(|operation| operation.began);
+        }
+        Ok(Records {
+            ways: self.ways,
+            histories,
+        })
+    }
+}
+
+/// What checking took.
+#[derive(Default)]
+struct Checks {
+    longest: Duration,
+    most: usize,
+}
+
+fn check(
+    setting: &Setting,
+    place: &mut Place,
+    records: &Records,
+    round: u64,
+    checks: &mut Checks,
+    findings: &mut Findings,
+) -> Result<()> {
+    let rules = place.rules(records.ways);
+    for (at, history) in records.histories.iter().enumerate() {
+        let began = Instant::now();
+        let fence = place.fences[at];
+        let all = history.clone();
+        let is_sound = within(LONGEST_CHECK, move || {
+            model::is_linearizable(rules, fence, &all)
+        });
+        checks.longest = checks.longest.max(began.elapsed());
+        checks.most = checks.most.max(history.len());
+        let questions = history.iter().filter(|it| it.asked != Asked::Death);
+        let number = u64::try_from(questions.count()).unwrap_or(0);
+        findings.count("histories", 1);
+        findings.count("operations", number);
+        if is_sound != Some(true) {
+            let all = history.clone();
+            let least = match is_sound {
+                Some(_) => within(LONGEST_CHECK, move || model::least(rules, fence, &all)),
+                None => None,
+            };
+            let said = if is_sound.is_some() {
+                "no lock could have said that"
+            } else {
+                "nobody can tell in time whether a lock could have said that"
+            };
+            let least = least.as_ref().unwrap_or(history);
+            let file = format!(
+                "target/torture/linearizability-{}-{round}-{at}.txt",
+                setting.seed
+            );
+            let text = told(rules, fence, least, history);
+            fs::create_dir_all("target/torture")?;
+            fs::write(&file, text)?;
+            findings.violation(format!(
+                "{:?}: {said}: {file}; {} operations of {}; seed {}, round \
+                 {round}",
+                place.kind,
+                least.len(),
+                history.len(),
+                setting.seed
+            ));
+        }
+        let told = history.iter().filter_map(|it| match it.reply {
+            Reply::Granted { fence } | Reply::Held { fence, .. } => fence,
+            _ => None,
+        });
+        place.fences[at] = told.max().unwrap_or(0).max(fence);
+    }
+    Ok(())
+}
+
+/// What `work` comes to, if it does in time; else it is left to itself.
+fn within<T: Send + 'static>(
+    time: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, is_done) = mpsc::channel();
+    thread::spawn(move || done.send(work()));
+    is_done.recv_timeout(time).ok()
+}
+
+/// A history that no lock could have, for people.
+fn told(rules: Rules, fence: u64, least: &[Operation], all: &[Operation]) -> String {
+    let began = all.first().map_or(0, |first| first.began);
+    let mut text = format!("{rules:?}, granted under {fence} last\n");
+    for (title, operations) in [("The least of it", least), ("All of it", all)] {
+        // A string takes all that is written.
+        let _ = writeln!(text, "\n{title}:");
+        for it in operations {
+            let from = Duration::from_nanos(it.began.saturating_sub(began));
+            let until = match it.ended {
+                NEVER => "never".to_owned(),
+                ended => format!("{:?}", Duration::from_nanos(ended.saturating_sub(began))),
+            };
+            let _ = writeln!(
+                text,
+                "process {:>3}  {from:?} to {until}  {:?} -> {:?}",
+                it.client, it.asked, it.reply
+            );
+        }
+    }
+    text
+}

@@ -1,0 +1,768 @@
+//! What a lock may say, and whether a history of what it said is one that a lock could have.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use todc_utils::linearizability::WGLChecker;
+use todc_utils::linearizability::history::{Action, History};
+use todc_utils::specifications::Specification;
+
+/// The number of an owner: the `number`th of `client`.
+pub(crate) fn owner(client: u32, number: u32) -> u64 {
+    (u64::from(client) << 32) | u64::from(number)
+}
+
+/// Whose owner it is.
+fn client_of(owner: u64) -> u32 {
+    u32::try_from(owner >> 32).unwrap_or(u32::MAX)
+}
+
+/// What was asked of a lock, by whom, when, and what it said.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Operation {
+    /// The process that asked.
+    pub(crate) client: u32,
+    /// Nanoseconds of `CLOCK_MONOTONIC`, before it was asked.
+    pub(crate) began: u64,
+    /// After the reply; [`NEVER`] where there is none.
+    pub(crate) ended: u64,
+    pub(crate) asked: Asked,
+    pub(crate) reply: Reply,
+}
+
+/// When what has not ended ends.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// What can be asked of a lock, and what can happen to it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum Asked {
+    /// Nothing: all before it is over, the lock is free, and was granted under `fence` last.
+    Begin {
+        rules: Rules,
+        fence: u64,
+    },
+    Acquire {
+        owner: u64,
+        is_ephemeral: bool,
+        ttl: Option<u64>,
+    },
+    Extend {
+        owner: u64,
+        ttl: Option<u64>,
+    },
+    Release {
+        owner: u64,
+    },
+    Detach {
+        owner: u64,
+    },
+    Evict {
+        only: Option<u64>,
+    },
+    Inspect,
+    /// The process ends, or is killed.
+    Death,
+}
+
+/// What a lock said.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum Reply {
+    Granted {
+        fence: Option<u64>,
+    },
+    Refused,
+    /// Somebody holds it, and cannot be evicted.
+    NotEvictable,
+    Free,
+    Held {
+        owner: Option<u64>,
+        fence: Option<u64>,
+    },
+    /// It is not known what was said, nor whether what was asked for was done.
+    Unknown,
+}
+
+/// What is different between stores, and ways to use them.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+pub(crate) struct Rules {
+    /// Whoever knows the owner can do what the owner can, and anybody can evict.
+    pub(crate) transfers: bool,
+    /// A lock that is free is never refused, and never said to be held by whoever just tries it:
+    /// nobody waits, for whom it may be kept, and nobody keeps others from it by looking.
+    pub(crate) is_prompt: bool,
+}
+
+/// What may be so of a lock.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Lock {
+    rules: Rules,
+    /// No grant from now on has a fence that is not greater.
+    fence: u64,
+    held: Option<Held>,
+    /// The processes that have ended.
+    dead: BTreeSet<u32>,
+}
+
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+struct Held {
+    owner: u64,
+    /// `None` when nobody was told: it is greater than [`Lock::fence`] then, if there is one at all
+    /// yet, for the kernel's lock is taken before that is written.
+    fence: Option<u64>,
+    client: u32,
+    is_ephemeral: bool,
+    /// When whoever was granted it heard of that, and had recorded it.
+    recorded: u64,
+    /// The earliest and the latest that it ends by itself.
+    ends: Option<(u64, u64)>,
+}
+
+impl Lock {
+    fn new(rules: Rules, fence: u64) -> Self {
+        Self {
+            rules,
+            fence,
+            held: None,
+            dead: BTreeSet::new(),
+        }
+    }
+
+    fn free(&self) -> Self {
+        Self {
+            held: None,
+            ..self.clone()
+        }
+    }
+
+    /// What may be so when `operation` is done: whether a time has passed by then.
+    fn by(&self, operation: &Operation) -> Vec<Self> {
+        let Some((earliest, latest)) = self.held.as_ref().and_then(|held| held.ends) else {
+            return vec![self.clone()];
+        };
+        let mut may_be = Vec::new();
+        if operation.began < latest {
+            may_be.push(self.clone());
+        }
+        if earliest <= operation.ended {
+            may_be.push(self.free());
+        }
+        may_be
+    }
+
+    /// What may be so after `operation`; nothing when its reply cannot have been given.
+    fn after(&self, operation: &Operation) -> Vec<Self> {
+        let Operation {
+            client,
+            asked,
+            reply,
+            ..
+        } = operation;
+        if let Asked::Death = asked {
+            let mut after = self.clone();
+            after.dead.insert(*client);
+            after
+                .held
+                .take_if(|held| held.is_ephemeral && held.client == *client);
+            return vec![after];
+        }
+        let is_dead = self.dead.contains(client);
+        match reply {
+            Reply::Unknown if is_dead => vec![self.clone()],
+            Reply::Unknown => {
+                let mut may_be = self.done(operation);
+                may_be.push(self.clone());
+                may_be
+            }
+            _ if is_dead => Vec::new(),
+            Reply::Granted { fence: None } if matches!(asked, Asked::Acquire { .. }) => Vec::new(),
+            Reply::Granted { fence } => {
+                let done = self.done(operation);
+                let fits = |lock: Self| match (lock.held.is_some(), fence) {
+                    (true, Some(fence)) => lock.has_fence(*fence),
+                    _ => Some(lock),
+                };
+                // Of what was freed, the fence is that of before.
+                let was_told = |fence: &u64| self.has_fence(*fence).is_some();
+                if done.iter().any(|lock| lock.held.is_none())
+                    && !fence.as_ref().is_none_or(was_told)
+                {
+                    return Vec::new();
+                }
+                done.into_iter().filter_map(fits).collect()
+            }
+            Reply::Refused if self.refuses(operation) => vec![self.clone()],
+            Reply::NotEvictable
+            | Reply::Held {
+                owner: None,
+                fence: None,
+            } if self.seems_held() => vec![self.clone()],
+            Reply::Free if self.held.is_none() => vec![self.clone()],
+            Reply::Held { owner, fence } => {
+                if self.may_say_what_was(operation, *owner, *fence) {
+                    return vec![self.clone()];
+                }
+                let is_holder = |held: &Held| *owner == Some(held.owner);
+                let owner_fits = self.held.as_ref().is_some_and(is_holder);
+                let fits = match fence {
+                    Some(fence) => self.has_fence(*fence),
+                    None => Some(self.clone()),
+                };
+                fits.filter(|_| owner_fits).into_iter().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// What is so when what was asked for is done; nothing when it cannot be.
+    fn done(&self, operation: &Operation) -> Vec<Self> {
+        let client = operation.client;
+        let ends = |ttl: Option<u64>| {
+            let ends = |from: u64| ttl.map(|ttl| from.saturating_add(ttl));
+            ends(operation.began).zip(ends(operation.ended))
+        };
+        let held = |held: Held| {
+            let held = Some(held);
+            vec![Self {
+                held,
+                ..self.clone()
+            }]
+        };
+        match (&operation.asked, &self.held) {
+            (Asked::Acquire { owner, ttl, .. }, Some(mine)) if mine.owner == *owner => held(Held {
+                ends: ends(*ttl),
+                ..mine.clone()
+            }),
+            (
+                &Asked::Acquire {
+                    owner,
+                    is_ephemeral,
+                    ttl,
+                },
+                None,
+            ) => vec![Self {
+                held: Some(Held {
+                    owner,
+                    fence: None,
+                    client,
+                    is_ephemeral: is_ephemeral || !self.rules.transfers,
+                    recorded: operation.ended,
+                    ends: ends(ttl),
+                }),
+                ..self.clone()
+            }],
+            (Asked::Extend { owner, ttl }, Some(it)) if self.is_of(it, *owner, client) => {
+                held(Held {
+                    ends: ends(*ttl),
+                    ..it.clone()
+                })
+            }
+            (Asked::Release { owner }, Some(it)) if self.is_of(it, *owner, client) => {
+                vec![self.free()]
+            }
+            (Asked::Detach { owner }, Some(it)) if self.rules.transfers && it.owner == *owner => {
+                held(Held {
+                    is_ephemeral: false,
+                    ..it.clone()
+                })
+            }
+            (Asked::Evict { only }, Some(_)) if self.rules.transfers => match only {
+                Some(only) => self.has_fence(*only).iter().map(Self::free).collect(),
+                None => vec![self.free()],
+            },
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether `operation` may be refused.
+    fn refuses(&self, operation: &Operation) -> bool {
+        let knows_fence = |held: &Held| held.fence.is_some();
+        match &operation.asked {
+            Asked::Acquire { .. } if self.held.is_none() => !self.rules.is_prompt,
+            Asked::Evict { .. } if !self.rules.transfers => self.held.is_none(),
+            // It may have another fence than the one that was asked for.
+            Asked::Evict { only: Some(_) } if !self.held.as_ref().is_none_or(knows_fence) => true,
+            Asked::Acquire { .. }
+            | Asked::Extend { .. }
+            | Asked::Release { .. }
+            | Asked::Detach { .. }
+            | Asked::Evict { .. } => self.done(operation).is_empty(),
+            Asked::Begin { .. } | Asked::Inspect | Asked::Death => false,
+        }
+    }
+
+    /// Whether somebody has the lock of the kernel, who may not have said yet who it is.
+    fn seems_held(&self) -> bool {
+        !self.rules.transfers && (self.held.is_some() || !self.rules.is_prompt)
+    }
+
+    /// Whether `operation` may be told of an earlier grant instead of this: a lock of the kernel's is
+    /// taken before that is recorded, and a record is believed if it names the right process.
+    fn may_say_what_was(
+        &self,
+        operation: &Operation,
+        owner: Option<u64>,
+        fence: Option<u64>,
+    ) -> bool {
+        !self.rules.transfers
+            && fence.is_some_and(|fence| fence <= self.fence)
+            && self.held.as_ref().is_some_and(|held| {
+                owner.map(client_of) == Some(held.client) && operation.began < held.recorded
+            })
+    }
+
+    fn is_of(&self, held: &Held, owner: u64, client: u32) -> bool {
+        held.owner == owner && (self.rules.transfers || held.client == client)
+    }
+
+    /// This lock, if it may be held under `fence`.
+    fn has_fence(&self, fence: u64) -> Option<Self> {
+        let held = self.held.as_ref()?;
+        match held.fence {
+            Some(known) => (known == fence).then(|| self.clone()),
+            None => (self.fence < fence).then(|| Self {
+                fence,
+                held: Some(Held {
+                    fence: Some(fence),
+                    ..held.clone()
+                }),
+                ..self.clone()
+            }),
+        }
+    }
+}
+
+/// A lock of which not everything is known: it is in one of the states.
+struct Model;
+
+impl Specification for Model {
+    type State = BTreeSet<Lock>;
+    type Operation = Operation;
+
+    fn init() -> Self::State {
+        BTreeSet::new()
+    }
+
+    fn apply(operation: &Operation, state: &Self::State) -> (bool, Self::State) {
+        if let Asked::Begin { rules, fence } = operation.asked {
+            return (true, BTreeSet::from([Lock::new(rules, fence)]));
+        }
+        let by_then = state.iter().flat_map(|lock| lock.by(operation));
+        let after: Self::State = by_then.flat_map(|lock| lock.after(operation)).collect();
+        (!after.is_empty(), after)
+    }
+}
+
+/// Whether a lock of such `rules`, which was free and granted under `fence` last, could have said
+/// all that, each reply as of one moment between question and reply.
+pub(crate) fn is_linearizable(rules: Rules, fence: u64, operations: &[Operation]) -> bool {
+    let begin = Operation {
+        client: 0,
+        began: 0,
+        ended: 0,
+        asked: Asked::Begin { rules, fence },
+        reply: Reply::Granted { fence: None },
+    };
+    let mut events = Vec::with_capacity(2 * operations.len());
+    // The end of a process that cannot have held the lock changes nothing, and could have come
+    // anywhere.
+    let may_have_held: BTreeSet<_> = operations
+        .iter()
+        .filter(|it| matches!(it.asked, Asked::Acquire { .. }) && it.reply != Reply::Refused)
+        .map(|it| it.client)
+        .collect();
+    for (number, operation) in operations.iter().enumerate() {
+        if operation.asked == Asked::Death && !may_have_held.contains(&operation.client) {
+            continue;
+        }
+        events.push((operation.began, false, number));
+        events.push((operation.ended, true, number));
+    }
+    // What is of the same moment may have been in either order.
+    events.sort_unstable();
+    let start = [
+        (operations.len(), Action::Call(begin.clone())),
+        (operations.len(), Action::Response(begin)),
+    ];
+    let actions = events.into_iter().map(|(_, is_reply, number)| {
+        let operation = operations[number].clone();
+        let action = if is_reply {
+            Action::Response(operation)
+        } else {
+            Action::Call(operation)
+        };
+        (number, action)
+    });
+    WGLChecker::<Model>::is_linearizable(History::from_actions(
+        start.into_iter().chain(actions).collect(),
+    ))
+}
+
+/// As little of a history that no lock could have as still is such a one: up to the first reply that
+/// does not fit, and without what changed nothing, where it is not needed.
+pub(crate) fn least(rules: Rules, fence: u64, operations: &[Operation]) -> Vec<Operation> {
+    let mut ends: Vec<_> = operations.iter().map(|it| it.ended).collect();
+    ends.sort_unstable();
+    let up_to = |end: u64| -> Vec<_> {
+        // What was only looked at, and nobody knows what was seen, does not matter.
+        let matters = |it: &&Operation| it.ended <= end || it.asked != Asked::Inspect;
+        let begun = operations.iter().filter(|it| it.began <= end);
+        let as_of_then = |it: &Operation| {
+            if it.ended <= end {
+                return it.clone();
+            }
+            Operation {
+                ended: NEVER,
+                reply: Reply::Unknown,
+                ..it.clone()
+            }
+        };
+        begun.filter(matters).map(as_of_then).collect()
+    };
+    let first = ends.partition_point(|end| is_linearizable(rules, fence, &up_to(*end)));
+    let mut least = ends
+        .get(first)
+        .map_or(operations.to_vec(), |end| up_to(*end));
+    let mut at = 0;
+    while at < least.len() {
+        let changed_nothing = matches!(
+            least[at].reply,
+            Reply::Refused | Reply::NotEvictable | Reply::Free | Reply::Held { .. }
+        ) || (least[at].asked == Asked::Inspect);
+        if changed_nothing {
+            let mut without = least.clone();
+            without.remove(at);
+            if !is_linearizable(rules, fence, &without) {
+                least = without;
+                continue;
+            }
+        }
+        at += 1;
+    }
+    least
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEASES: Rules = Rules {
+        transfers: true,
+        is_prompt: true,
+    };
+    const LOCKS: Rules = Rules {
+        transfers: false,
+        is_prompt: true,
+    };
+
+    /// What `client` asked between `began` and `ended`.
+    fn asked(client: u32, began: u64, ended: u64, asked: Asked, reply: Reply) -> Operation {
+        Operation {
+            client,
+            began,
+            ended,
+            asked,
+            reply,
+        }
+    }
+
+    /// Each client has one owner.
+    fn acquire(client: u32, began: u64, ended: u64, reply: Reply) -> Operation {
+        let acquire = Asked::Acquire {
+            owner: owner(client, 0),
+            is_ephemeral: true,
+            ttl: None,
+        };
+        asked(client, began, ended, acquire, reply)
+    }
+
+    fn release(client: u32, began: u64, ended: u64, reply: Reply) -> Operation {
+        let owner = owner(client, 0);
+        asked(client, began, ended, Asked::Release { owner }, reply)
+    }
+
+    fn extend(client: u32, began: u64, ended: u64, ttl: Option<u64>, reply: Reply) -> Operation {
+        let owner = owner(client, 0);
+        asked(client, began, ended, Asked::Extend { owner, ttl }, reply)
+    }
+
+    fn inspect(began: u64, ended: u64, reply: Reply) -> Operation {
+        asked(99, began, ended, Asked::Inspect, reply)
+    }
+
+    fn death(client: u32, began: u64, ended: u64) -> Operation {
+        asked(client, began, ended, Asked::Death, Reply::Unknown)
+    }
+
+    fn fence(fence: u64) -> Reply {
+        Reply::Granted { fence: Some(fence) }
+    }
+
+    const DONE: Reply = Reply::Granted { fence: None };
+
+    fn held(client: u32, fence: u64) -> Reply {
+        Reply::Held {
+            owner: Some(owner(client, 0)),
+            fence: Some(fence),
+        }
+    }
+
+    #[track_caller]
+    fn accepted(operations: &[Operation]) {
+        for rules in [LEASES, LOCKS] {
+            assert!(is_linearizable(rules, 0, operations), "{rules:?}");
+        }
+    }
+
+    #[track_caller]
+    fn refused(operations: &[Operation]) {
+        for rules in [LEASES, LOCKS] {
+            assert!(!is_linearizable(rules, 0, operations), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn one_after_the_other() {
+        accepted(&[
+            acquire(1, 1, 2, fence(1)),
+            acquire(2, 3, 4, Reply::Refused),
+            inspect(5, 6, held(1, 1)),
+            acquire(1, 7, 8, fence(1)),
+            extend(1, 9, 10, None, fence(1)),
+            release(1, 11, 12, DONE),
+            inspect(13, 14, Reply::Free),
+            acquire(2, 15, 16, fence(7)),
+        ]);
+    }
+
+    #[test]
+    fn two_holders() {
+        refused(&[acquire(1, 1, 2, fence(1)), acquire(2, 3, 4, fence(2))]);
+        refused(&[acquire(1, 1, 4, fence(1)), acquire(2, 2, 3, fence(2))]);
+        // The one may have given it back by then.
+        accepted(&[
+            acquire(1, 1, 2, fence(1)),
+            acquire(2, 3, 5, fence(2)),
+            release(1, 4, 6, DONE),
+        ]);
+        refused(&[
+            acquire(1, 1, 2, fence(1)),
+            acquire(2, 3, 5, fence(2)),
+            release(1, 6, 7, DONE),
+        ]);
+    }
+
+    #[test]
+    fn fences() {
+        let again = |fences: [u64; 2]| {
+            [
+                acquire(1, 1, 2, fence(fences[0])),
+                release(1, 3, 4, DONE),
+                acquire(2, 5, 6, fence(fences[1])),
+            ]
+        };
+        accepted(&again([4, 5]));
+        refused(&again([4, 4]));
+        refused(&again([4, 3]));
+        assert!(!is_linearizable(LEASES, 4, &again([4, 5])), "as before");
+        // The same grant has the same fence.
+        refused(&[acquire(1, 1, 2, fence(1)), acquire(1, 3, 4, fence(2))]);
+        refused(&[acquire(1, 1, 2, fence(1)), extend(1, 3, 4, None, fence(2))]);
+        refused(&[acquire(1, 1, 2, fence(1)), inspect(3, 4, held(1, 2))]);
+    }
+
+    #[test]
+    fn stale_owners() {
+        let freed = [acquire(1, 1, 2, fence(1)), release(1, 3, 4, DONE)];
+        let then = |operation: Operation| [&freed[..], &[operation]].concat();
+        accepted(&then(release(1, 5, 6, Reply::Refused)));
+        refused(&then(release(1, 5, 6, DONE)));
+        accepted(&then(extend(1, 5, 6, None, Reply::Refused)));
+        refused(&then(extend(1, 5, 6, None, fence(1))));
+        refused(&then(inspect(5, 6, held(1, 1))));
+        refused(&[acquire(1, 1, 2, fence(1)), release(2, 3, 4, DONE)]);
+        refused(&[acquire(1, 1, 2, fence(1)), release(1, 3, 4, Reply::Refused)]);
+        refused(&[acquire(1, 1, 2, fence(1)), inspect(3, 4, Reply::Free)]);
+        refused(&[acquire(1, 1, 2, Reply::Refused)]);
+    }
+
+    #[test]
+    fn what_was_not_heard() {
+        // It was granted, or was not.
+        for then in [fence(1), Reply::Refused] {
+            accepted(&[acquire(1, 1, 2, Reply::Unknown), acquire(2, 3, 4, then)]);
+        }
+        // If it is held, the fence is one of its own.
+        let unheard = acquire(1, 1, 2, Reply::Unknown);
+        accepted(&[
+            unheard.clone(),
+            inspect(3, 4, held(1, 1)),
+            release(1, 5, 6, DONE),
+            acquire(2, 7, 8, fence(2)),
+        ]);
+        refused(&[
+            unheard.clone(),
+            inspect(3, 4, held(1, 1)),
+            release(1, 5, 6, DONE),
+            acquire(2, 7, 8, fence(1)),
+        ]);
+        // It cannot be both.
+        refused(&[
+            unheard.clone(),
+            inspect(3, 4, held(1, 1)),
+            acquire(2, 5, 6, fence(2)),
+        ]);
+        // Nor can it be done after its end.
+        refused(&[
+            unheard,
+            inspect(3, 4, Reply::Free),
+            inspect(5, 6, held(1, 1)),
+        ]);
+        accepted(&[
+            acquire(1, 1, 5, Reply::Unknown),
+            inspect(3, 4, Reply::Free),
+            inspect(5, 6, held(1, 1)),
+        ]);
+    }
+
+    #[test]
+    fn deaths() {
+        // It may be over from the kill on, and is when its process has gone.
+        let killed = [acquire(1, 1, 2, fence(1)), death(1, 5, 9)];
+        let then = |operation: Operation| [&killed[..], &[operation]].concat();
+        refused(&then(acquire(2, 3, 4, fence(2))));
+        accepted(&then(acquire(2, 6, 7, fence(2))));
+        accepted(&then(acquire(2, 6, 7, Reply::Refused)));
+        accepted(&then(acquire(2, 10, 11, fence(2))));
+        refused(&then(acquire(2, 10, 11, Reply::Refused)));
+        // What it asked for last may have been done, but not afterwards.
+        let asking = |then: Operation| [acquire(1, 1, 9, Reply::Unknown), death(1, 5, 9), then];
+        accepted(&asking(acquire(2, 6, 7, Reply::Refused)));
+        accepted(&asking(acquire(2, 6, 7, fence(1))));
+        refused(&asking(acquire(2, 10, 11, Reply::Refused)));
+    }
+
+    #[test]
+    fn times() {
+        let for_ten = extend(1, 3, 5, Some(10), fence(1));
+        let then = |operation: Operation| [acquire(1, 1, 2, fence(1)), for_ten.clone(), operation];
+        // It ends between 13 and 15.
+        accepted(&then(acquire(2, 11, 12, Reply::Refused)));
+        refused(&then(acquire(2, 11, 12, fence(2))));
+        accepted(&then(acquire(2, 14, 14, fence(2))));
+        accepted(&then(acquire(2, 14, 14, Reply::Refused)));
+        accepted(&then(acquire(2, 15, 16, fence(2))));
+        refused(&then(acquire(2, 15, 16, Reply::Refused)));
+        // Over once, it stays over.
+        refused(&[
+            acquire(1, 1, 2, fence(1)),
+            for_ten.clone(),
+            inspect(14, 14, Reply::Free),
+            inspect(15, 15, held(1, 1)),
+        ]);
+    }
+
+    #[test]
+    fn evictions() {
+        let evict = |only, reply| asked(9, 3, 4, Asked::Evict { only }, reply);
+        let taken = acquire(1, 1, 2, fence(1));
+        let leases = |operations: &[Operation]| is_linearizable(LEASES, 0, operations);
+        let locks = |operations: &[Operation]| is_linearizable(LOCKS, 0, operations);
+        assert!(leases(&[taken.clone(), evict(None, fence(1))]));
+        assert!(leases(&[taken.clone(), evict(Some(1), fence(1))]));
+        assert!(!leases(&[taken.clone(), evict(Some(2), fence(2))]));
+        assert!(!leases(&[taken.clone(), evict(None, fence(2))]));
+        assert!(leases(&[taken.clone(), evict(Some(2), Reply::Refused)]));
+        assert!(!leases(&[taken.clone(), evict(Some(1), Reply::Refused)]));
+        assert!(!leases(&[taken.clone(), evict(None, Reply::Refused)]));
+        assert!(!leases(&[evict(None, DONE)]));
+        let evicted = [
+            taken.clone(),
+            evict(None, fence(1)),
+            release(1, 5, 6, Reply::Refused),
+        ];
+        assert!(leases(&evicted));
+        assert!(locks(&[taken.clone(), evict(None, Reply::NotEvictable)]));
+        assert!(!locks(&[taken, evict(None, fence(1))]));
+        assert!(!locks(&[evict(None, Reply::NotEvictable)]));
+    }
+
+    #[test]
+    fn others_who_know_the_owner() {
+        let by_another = Operation {
+            client: 2,
+            ..release(1, 3, 4, DONE)
+        };
+        let history = [acquire(1, 1, 2, fence(1)), by_another];
+        assert!(is_linearizable(LEASES, 0, &history));
+        assert!(!is_linearizable(LOCKS, 0, &history));
+        // What was detached outlives its process.
+        let detach = asked(1, 3, 4, Asked::Detach { owner: owner(1, 0) }, DONE);
+        let detached = |then| {
+            [
+                acquire(1, 1, 2, fence(1)),
+                detach.clone(),
+                death(1, 5, 6),
+                then,
+            ]
+        };
+        assert!(is_linearizable(
+            LEASES,
+            0,
+            &detached(acquire(2, 7, 8, Reply::Refused))
+        ));
+        assert!(!is_linearizable(
+            LEASES,
+            0,
+            &detached(acquire(2, 7, 8, fence(2)))
+        ));
+    }
+
+    /// While a process takes a lock of the kernel's again, its record is that of before.
+    #[test]
+    fn what_was_recorded() {
+        let again = |began| {
+            let again = Asked::Acquire {
+                owner: owner(1, 1),
+                is_ephemeral: true,
+                ttl: None,
+            };
+            [
+                acquire(1, 1, 2, fence(1)),
+                release(1, 3, 4, DONE),
+                asked(1, 5, 8, again, fence(2)),
+                inspect(began, began, held(1, 1)),
+            ]
+        };
+        assert!(is_linearizable(LOCKS, 0, &again(6)));
+        assert!(!is_linearizable(LOCKS, 0, &again(9)));
+        assert!(!is_linearizable(LEASES, 0, &again(6)));
+    }
+
+    #[test]
+    fn what_is_kept_for_those_who_wait() {
+        let refused = [acquire(1, 1, 2, Reply::Refused)];
+        let queued = Rules {
+            is_prompt: false,
+            ..LEASES
+        };
+        assert!(is_linearizable(queued, 0, &refused));
+        let two = [acquire(1, 1, 2, fence(1)), acquire(2, 3, 4, fence(2))];
+        assert!(!is_linearizable(queued, 0, &two));
+    }
+
+    #[test]
+    fn the_least_of_a_history_ends_with_what_does_not_fit() {
+        let history = [
+            acquire(1, 1, 2, fence(1)),
+            inspect(3, 4, held(1, 1)),
+            acquire(2, 5, 6, Reply::Refused),
+            release(1, 7, 8, DONE),
+            acquire(2, 9, 10, fence(1)),
+            inspect(11, 12, Reply::Free),
+            acquire(3, 13, 14, Reply::Refused),
+        ];
+        let least = least(LEASES, 0, &history);
+        let expected = [&history[0], &history[3], &history[4]].map(Clone::clone);
+        assert_eq!(least, expected);
+    }
+}

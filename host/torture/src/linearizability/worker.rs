@@ -1,0 +1,377 @@
+//! A process that asks for locks at random, and writes down each question before it asks, and each
+//! reply as soon as it has it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fastrand::Rng;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use verrou::{Claim, Fence, Name, Owner, Store, StoreError, Ttl};
+use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
+
+use super::model::{self, Asked, Reply};
+
+/// What a worker is to do.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Script {
+    pub(crate) store: Kind,
+    pub(crate) folder: PathBuf,
+    /// Where it writes what it did.
+    pub(crate) log: PathBuf,
+    pub(crate) names: Vec<String>,
+    /// Who it is, among all of this history.
+    pub(crate) client: u32,
+    pub(crate) operations: u32,
+    pub(crate) ways: Ways,
+    pub(crate) seed: u64,
+}
+
+/// Which store.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) enum Kind {
+    Leases,
+    Locks,
+}
+
+/// In which way locks are asked for.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Ways {
+    /// Whoever is refused waits a little, with a place in the queue.
+    pub(crate) waits: bool,
+    /// Some ask who holds a lock.
+    pub(crate) looks: bool,
+    /// Leases last this long at most, and end; otherwise for ever, or an hour.
+    pub(crate) longest: Option<Duration>,
+}
+
+/// A line of what a worker did.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Line {
+    /// Nanoseconds of `CLOCK_MONOTONIC`.
+    pub(crate) at: u64,
+    pub(crate) what: What,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) enum What {
+    /// It is ready to begin.
+    Ready,
+    /// It is about to ask.
+    Ask { name: usize, asked: Asked },
+    /// What was said to that.
+    Hear(Reply),
+    /// As `Hear` of what is not known, and what the store said instead.
+    Fail { is_temporary: bool, text: String },
+    /// It is about to end by itself.
+    Done,
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, which all processes of a machine see alike.
+pub(crate) fn now() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+/// `torture worker linearizability SCRIPT`: waits for the end of its input, and begins.
+pub(crate) fn work(arguments: &[String]) -> Result<()> {
+    let [script] = arguments else {
+        bail!("it wants a script");
+    };
+    let script: Script = serde_json::from_str(script).context("a script")?;
+    let options = StoreOptions::default();
+    match script.store {
+        Kind::Leases => run(&script, &LeaseFileStore::open(&script.folder, &options)?),
+        Kind::Locks => run(&script, &FileLockStore::open(&script.folder, &options)?),
+    }
+}
+
+fn run(script: &Script, store: &impl Store) -> Result<()> {
+    let mut worker = Worker {
+        log: Log::new(&script.log)?,
+        store,
+        script,
+        names: script
+            .names
+            .iter()
+            .map(|name| Name::new(name))
+            .collect::<Result<_, _>>()?,
+        held: vec![None; script.names.len()],
+        seen: vec![(0, None); script.names.len()],
+        owners: 0,
+        random: Rng::with_seed(script.seed),
+    };
+    worker.log.write(What::Ready)?;
+    io::stdin().read_to_end(&mut Vec::new())?;
+    for _ in 0..script.operations {
+        worker.step()?;
+    }
+    worker.log.write(What::Done)
+}
+
+struct Worker<'a, S> {
+    log: Log,
+    store: &'a S,
+    script: &'a Script,
+    names: Vec<Name>,
+    /// What it believes to hold.
+    held: Vec<Option<Claim>>,
+    /// The owner and the fence that it saw last of each name.
+    seen: Vec<(u64, Option<u64>)>,
+    owners: u32,
+    random: Rng,
+}
+
+impl<S: Store> Worker<'_, S> {
+    fn step(&mut self) -> Result<()> {
+        let at = self.random.usize(..self.names.len());
+        let roll = self.random.u8(..100);
+        match (self.held[at].clone(), roll) {
+            (Some(mine), 0..45) => {
+                self.pause();
+                self.release(at, &mine)?;
+                self.held[at] = None;
+            }
+            (Some(mine), 45..70) => {
+                let claim = Claim {
+                    ttl: self.ttl(),
+                    ..mine
+                };
+                self.extend(at, &claim)?;
+            }
+            (Some(mine), 70..78) => {
+                self.acquire(at, &mine)?;
+            }
+            (Some(mine), 78..84) => self.detach(at, &mine)?,
+            (None, 0..60) => {
+                let claim = self.new_claim(at);
+                let mut is_granted = self.acquire(at, &claim)?;
+                if !is_granted && self.script.ways.waits {
+                    for _ in 0..self.random.u8(..4) {
+                        self.store.wait(&claim, Duration::from_millis(2));
+                        is_granted = self.acquire(at, &claim)?;
+                        if is_granted {
+                            break;
+                        }
+                    }
+                    if !is_granted {
+                        self.store.give_up(&claim);
+                    }
+                }
+                if is_granted {
+                    self.held[at] = Some(claim);
+                }
+            }
+            // By an owner that it has seen, which may hold it no more.
+            (None, 60..66) => {
+                let claim = self.seen_claim(at);
+                self.release(at, &claim)?;
+            }
+            (None, 66..72) => {
+                let claim = self.seen_claim(at);
+                self.extend(at, &claim)?;
+            }
+            _ if !self.script.ways.looks => {}
+            (_, 84..92) => {
+                let only = self.seen[at].1.filter(|_| self.random.u8(..3) > 0);
+                self.evict(at, only)?;
+            }
+            _ => self.inspect(at)?,
+        }
+        if self.random.u8(..8) == 0 {
+            self.pause();
+        }
+        Ok(())
+    }
+
+    /// Lets others have their turn.
+    fn pause(&mut self) {
+        match self.random.u8(..4) {
+            0 => {}
+            1 => thread::sleep(Duration::from_micros(self.random.u64(..400))),
+            _ => thread::yield_now(),
+        }
+    }
+
+    fn ttl(&mut self) -> Ttl {
+        let length = match self.script.ways.longest {
+            None if self.random.bool() => return Ttl::NEVER,
+            None => Duration::from_hours(1),
+            Some(longest) => longest.mul_f64(self.random.f64().max(0.1)),
+        };
+        Ttl::new(length).unwrap_or(Ttl::NEVER)
+    }
+
+    fn new_claim(&mut self, at: usize) -> Claim {
+        self.owners += 1;
+        let owner = model::owner(self.script.client, self.owners);
+        Claim {
+            name: self.names[at].clone(),
+            owner: owner_of(owner),
+            ttl: self.ttl(),
+            ephemeral: self.random.u8(..4) > 0,
+        }
+    }
+
+    fn seen_claim(&mut self, at: usize) -> Claim {
+        Claim {
+            name: self.names[at].clone(),
+            owner: owner_of(self.seen[at].0),
+            ttl: self.ttl(),
+            ephemeral: true,
+        }
+    }
+
+    fn acquire(&mut self, at: usize, claim: &Claim) -> Result<bool> {
+        let asked = Asked::Acquire {
+            owner: number_of(claim.owner),
+            is_ephemeral: claim.ephemeral,
+            ttl: nanoseconds(claim.ttl),
+        };
+        let reply = self.ask(at, asked, |store| store.acquire(claim).map(Reply::from))?;
+        if let Reply::Granted { fence } = reply {
+            self.seen[at] = (number_of(claim.owner), fence);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn extend(&mut self, at: usize, claim: &Claim) -> Result<()> {
+        let asked = Asked::Extend {
+            owner: number_of(claim.owner),
+            ttl: nanoseconds(claim.ttl),
+        };
+        self.ask(at, asked, |store| store.extend(claim).map(Reply::from))?;
+        Ok(())
+    }
+
+    fn release(&mut self, at: usize, claim: &Claim) -> Result<()> {
+        let asked = Asked::Release {
+            owner: number_of(claim.owner),
+        };
+        self.ask(at, asked, |store| store.release(claim).map(Reply::from))?;
+        Ok(())
+    }
+
+    fn detach(&mut self, at: usize, claim: &Claim) -> Result<()> {
+        let asked = Asked::Detach {
+            owner: number_of(claim.owner),
+        };
+        self.ask(at, asked, |store| store.detach(claim).map(Reply::from))?;
+        Ok(())
+    }
+
+    fn evict(&mut self, at: usize, only: Option<u64>) -> Result<()> {
+        let name = self.names[at].clone();
+        self.ask(at, Asked::Evict { only }, |store| {
+            let evicted = store.evict(&name, only.and_then(Fence::new));
+            match evicted {
+                // The one thing that a store of the kernel's locks says for good.
+                Err(err) if !err.is_temporary() && !store.abilities().evicts => {
+                    Ok(Reply::NotEvictable)
+                }
+                other => other.map(Reply::from),
+            }
+        })?;
+        Ok(())
+    }
+
+    fn inspect(&mut self, at: usize) -> Result<()> {
+        let name = self.names[at].clone();
+        let reply = self.ask(at, Asked::Inspect, |store| {
+            Ok(match store.inspect(&name)? {
+                None => Reply::Free,
+                Some(holder) => Reply::Held {
+                    owner: holder.owner.map(number_of),
+                    fence: holder.fence.map(Fence::get),
+                },
+            })
+        })?;
+        if let Reply::Held {
+            owner: Some(owner),
+            fence,
+        } = reply
+        {
+            self.seen[at] = (owner, fence);
+        }
+        Ok(())
+    }
+
+    /// Asks, and writes down what was asked before, and what was said after; sometimes that it is not
+    /// known, as if the reply had been lost.
+    fn ask(
+        &mut self,
+        name: usize,
+        asked: Asked,
+        ask: impl FnOnce(&S) -> Result<Reply, StoreError>,
+    ) -> Result<Reply> {
+        let is_lost = self.random.u8(..30) == 0;
+        self.log.write(What::Ask { name, asked })?;
+        let reply = ask(self.store);
+        let at = now();
+        let (what, reply) = match reply {
+            Ok(reply) if is_lost => (What::Hear(Reply::Unknown), reply),
+            Ok(reply) => (What::Hear(reply.clone()), reply),
+            Err(err) => (
+                What::Fail {
+                    is_temporary: err.is_temporary(),
+                    text: err.to_string(),
+                },
+                Reply::Unknown,
+            ),
+        };
+        self.log.write_at(at, what)?;
+        Ok(reply)
+    }
+}
+
+impl From<verrou::Reply> for Reply {
+    fn from(reply: verrou::Reply) -> Self {
+        match reply {
+            verrou::Reply::Granted { fence } => Self::Granted {
+                fence: fence.map(Fence::get),
+            },
+            verrou::Reply::Refused { .. } => Self::Refused,
+        }
+    }
+}
+
+fn owner_of(number: u64) -> Owner {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    Owner::from_bytes(bytes)
+}
+
+fn number_of(owner: Owner) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&owner.as_bytes()[..8]);
+    u64::from_le_bytes(bytes)
+}
+
+fn nanoseconds(ttl: Ttl) -> Option<u64> {
+    Some(u64::try_from(ttl.duration()?.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// A file that lines are written to, each at once: what is written is there when its process is
+/// killed.
+struct Log(File);
+
+impl Log {
+    fn new(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().create_new(true).append(true).open(path);
+        Ok(Self(file.with_context(|| path.display().to_string())?))
+    }
+
+    fn write(&mut self, what: What) -> Result<()> {
+        self.write_at(now(), what)
+    }
+
+    fn write_at(&mut self, at: u64, what: What) -> Result<()> {
+        let line = serde_json::to_string(&Line { at, what })? + "\n";
+        Ok(self.0.write_all(line.as_bytes())?)
+    }
+}
