@@ -26,9 +26,16 @@ macro_rules! mutant {
     };
 }
 
+// What is compiled of the command for the fuzzers calls this library by its name.
+#[cfg(all(target_os = "linux", any(fuzzing, test)))]
+extern crate self as verrou_host;
+
 mod awaited;
 #[cfg(feature = "wasmtime")]
 pub mod component;
+#[cfg(all(target_os = "linux", any(fuzzing, test)))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keep_alive;
 mod open;
 mod process;

@@ -368,11 +368,11 @@ impl FenceCheck {
     }
 }
 
-fn name(text: &str) -> Result<Name, String> {
+pub(crate) fn name(text: &str) -> Result<Name, String> {
     text.parse().map_err(coded)
 }
 
-fn ttl(text: &str) -> Result<Ttl, String> {
+pub(crate) fn ttl(text: &str) -> Result<Ttl, String> {
     /// No shorter lease outlives the processes that would have to renew or release it.
     const SHORTEST: Duration = Duration::from_millis(10);
 
@@ -389,11 +389,11 @@ fn ttl(text: &str) -> Result<Ttl, String> {
     clippy::needless_pass_by_value,
     reason = "clap's parsers get what was typed for themselves"
 )]
-fn store(text: OsString) -> Result<StoreUrl, String> {
+pub(crate) fn store(text: OsString) -> Result<StoreUrl, String> {
     StoreUrl::try_from(&*text).map_err(|why| format!("{why} (E_INVALID_STORE)"))
 }
 
-fn attempts(text: &str) -> Result<u32, String> {
+pub(crate) fn attempts(text: &str) -> Result<u32, String> {
     let attempts = text.parse().map_err(|_| {
         format!("`{text}` is no number of attempts; write a whole number from 1 (E_INVALID_RETRY)")
     })?;
@@ -403,7 +403,7 @@ fn attempts(text: &str) -> Result<u32, String> {
     }
 }
 
-fn delay(text: &str) -> Result<Duration, String> {
+pub(crate) fn delay(text: &str) -> Result<Duration, String> {
     let delay = length(text)?;
     match Retry::default().delay(delay) {
         Ok(_) => Ok(delay),
@@ -412,7 +412,7 @@ fn delay(text: &str) -> Result<Duration, String> {
 }
 
 /// In the manner of [`Ttl`], but zero is a length, too.
-fn length(text: &str) -> Result<Duration, String> {
+pub(crate) fn length(text: &str) -> Result<Duration, String> {
     if let Ok(millis) = text.parse() {
         return Ok(Duration::from_millis(millis));
     }

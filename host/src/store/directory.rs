@@ -154,29 +154,8 @@ impl Directory {
     }
 
     /// The file of the lock `name`.
-    ///
-    /// Some of the name, for people, and enough of its SHA-256 that no two names share a file:
-    /// no name is too long or too odd, and no file system's view of case or Unicode matters.
     pub(crate) fn path_of(&self, name: &Name) -> PathBuf {
-        const READABLE: usize = 40;
-        const HASHED: usize = 26; // 130 bits
-
-        let keep = |char: char| {
-            if char.is_ascii_alphanumeric() {
-                char.to_ascii_lowercase()
-            } else {
-                '_'
-            }
-        };
-        let readable: String = name.as_str().chars().take(READABLE).map(keep).collect();
-        let hash = BASE32_NOPAD
-            .encode(&Sha256::digest(name.as_str()))
-            .to_ascii_lowercase();
-        self.path.join(format!(
-            "{readable}.{}.{}",
-            &hash[..HASHED],
-            self.kind.extension()
-        ))
+        self.path.join(file_name(self.kind, name))
     }
 
     /// The file at `path`, if there is one and it is to be trusted.
@@ -400,6 +379,28 @@ impl Directory {
         }
         Ok(files)
     }
+}
+
+/// What the file of the lock `name` is called.
+///
+/// Some of the name, for people, and enough of its SHA-256 that no two names share a file: no name
+/// is too long or too odd, and no file system's view of case or Unicode matters.
+pub(super) fn file_name(kind: Kind, name: &Name) -> String {
+    const READABLE: usize = 40;
+    const HASHED: usize = 26; // 130 bits
+
+    let keep = |char: char| {
+        if char.is_ascii_alphanumeric() {
+            char.to_ascii_lowercase()
+        } else {
+            '_'
+        }
+    };
+    let readable: String = name.as_str().chars().take(READABLE).map(keep).collect();
+    let hash = BASE32_NOPAD
+        .encode(&Sha256::digest(name.as_str()))
+        .to_ascii_lowercase();
+    format!("{readable}.{}.{}", &hash[..HASHED], kind.extension())
 }
 
 /// Lets `file` say `record`, the next after the one that was read.

@@ -10,6 +10,8 @@ mod fence_gate;
 #[cfg(target_os = "linux")]
 mod file_events;
 mod file_lock;
+#[cfg(all(target_os = "linux", any(fuzzing, test)))]
+pub(crate) mod fuzzing;
 mod kernel_lock;
 mod lease_file;
 mod liveness;

@@ -38,7 +38,8 @@ pub(crate) fn encode(magic: Magic, number: u64) -> [u8; BYTES] {
     bytes
 }
 
-fn decode(magic: Magic, bytes: &[u8]) -> Option<u64> {
+/// The number in these bytes, if they are what [`encode`] makes of one.
+pub(super) fn decode(magic: Magic, bytes: &[u8]) -> Option<u64> {
     let number = bytes.get(16..BYTES)?.try_into().ok()?;
     let number = u64::from_le_bytes(number);
     (*bytes == encode(magic, number)).then_some(number)

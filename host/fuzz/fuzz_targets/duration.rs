@@ -1,0 +1,6 @@
+//! A length of time, as people type it.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    verrou_host::fuzzing::duration(bytes);
+});

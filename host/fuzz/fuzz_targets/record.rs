@@ -1,0 +1,6 @@
+//! The bytes of a lock's file, and of the counter of fences.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    verrou_host::fuzzing::record(bytes);
+});

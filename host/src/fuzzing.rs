@@ -1,0 +1,317 @@
+//! A doorway for fuzzers to what reads bytes and texts: each function takes any bytes, says whether
+//! they were accepted, and panics when what must be true of them is not. `host/fuzz` calls them.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use verrou::{
+    Acquire, AcquireStep, Backoff, Claim, Fence, InvalidName, InvalidTtl, Lease, Name, Owner,
+    Reply, Retry, SerializedLock, Timestamp, Ttl,
+};
+
+use crate::store::fuzzing::{file, file_names, number};
+use crate::{FileStore, InvalidStoreUrl, StoreOptions, StoreUrl};
+
+#[expect(
+    dead_code,
+    reason = "of the command, only how it reads words is fuzzed"
+)]
+#[path = "cli/arguments.rs"]
+mod arguments;
+
+/// The bytes of a lock's file, or of a file with one number in it: the counter of fences, or a gate's.
+///
+/// A file that is accepted is one on which both stores can do all that they do. Checksums are put
+/// right, too: whoever can write a file can write those.
+pub fn record(bytes: &[u8]) -> bool {
+    number(bytes) || file(bytes)
+}
+
+/// The text of a serialized lock: read again, it is the same, and `serde_json` reads it so, too.
+pub fn serialized(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else {
+        return false;
+    };
+    let read = text.parse::<SerializedLock>();
+    match &read {
+        Ok(lock) => {
+            reads_back(lock);
+            let json = serde_json::from_str::<IgnoredAny>(text);
+            assert!(json.is_ok(), "{text} is no JSON: {json:?}");
+        }
+        Err(why) => assert!(!why.to_string().is_empty()),
+    }
+    if let Ok(Value::Object(members)) = serde_json::from_str(text) {
+        let members = Value::Object(members);
+        // No member is there twice any more.
+        let written = members.to_string();
+        let again = written.parse::<SerializedLock>();
+        let expected = depth(&members) <= 100 && is_lock(&members);
+        assert_eq!(again.is_ok(), expected, "{written}: {again:?}");
+        if let (Ok(read), Ok(again)) = (&read, &again) {
+            assert_eq!(read, again, "{text} and {written}");
+        }
+    }
+    read.is_ok()
+}
+
+fn reads_back(lock: &SerializedLock) {
+    let text = lock.to_string();
+    assert_eq!(text.parse().as_ref(), Ok(lock), "{text}");
+    assert!(!text.contains('\n'), "{text}");
+    let (now, wall) = (Timestamp::new(NOW), Duration::from_hours(489_970));
+    let lease = lock.lease(now, wall);
+    assert_eq!(lease.remaining(now).is_none(), lock.expires().is_none());
+    assert!(!lease.claim().ephemeral);
+}
+
+/// Whether `members` are those of a serialized lock, by the table in its documentation.
+fn is_lock(members: &Value) -> bool {
+    let text = |member| members.get(member).and_then(Value::as_str);
+    let number_or_null = |member, fits: fn(u64) -> bool| match members.get(member) {
+        Some(Value::Null) => true,
+        Some(number) => number.as_u64().is_some_and(fits),
+        None => false,
+    };
+    let longest = Ttl::MAX.as_millis();
+    assert_eq!(longest, 9_223_372_036_854);
+    members.get("version").and_then(Value::as_u64) == Some(1)
+        && text("name").is_some_and(|name| (1..=Name::MAX_BYTES).contains(&name.len()))
+        && text("owner").is_some_and(|owner| {
+            owner.len() == 32 && owner.bytes().all(|digit| digit.is_ascii_hexdigit())
+        })
+        && number_or_null("ttl", |millis| (1..=9_223_372_036_854).contains(&millis))
+        && number_or_null("expires", |_| true)
+        && number_or_null("fence", |number| number != 0)
+}
+
+/// How deeply the values in `value` are nested; a text in an object is at depth 1.
+fn depth(value: &Value) -> usize {
+    let deepest = |values: &mut dyn Iterator<Item = &Value>| values.map(depth).max();
+    match value {
+        Value::Array(values) => deepest(&mut values.iter()).map_or(0, |it| it + 1),
+        Value::Object(members) => deepest(&mut members.values()).map_or(0, |it| it + 1),
+        _ => 0,
+    }
+}
+
+/// Two names, with a line's end between them: different ones never have the same file. Accepted if
+/// the first is a name.
+pub fn name(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else {
+        return false;
+    };
+    let (one, other) = text.split_once('\n').unwrap_or((text, text));
+    let names = [one, other].map(|text| {
+        let name = Name::new(text);
+        match &name {
+            Ok(name) => {
+                assert_eq!(name.as_str(), text);
+                assert_eq!(name.to_string().parse().as_ref(), Ok(name));
+                reads_back(&SerializedLock::new(
+                    &lease_of(name.clone(), Ttl::DEFAULT),
+                    Ttl::DEFAULT,
+                    Timestamp::default(),
+                    Duration::ZERO,
+                ));
+            }
+            Err(InvalidName::Empty) => assert!(text.is_empty()),
+            Err(why) => assert!(text.len() > Name::MAX_BYTES, "{why}"),
+        }
+        assert_eq!(arguments::name(text).ok(), name.clone().ok());
+        name
+    });
+    let files = names.each_ref().map(|name| name.as_ref().map(file_names));
+    if let ([Ok(one), Ok(other)], [Ok(files), Ok(others)]) = (&names, files) {
+        for (file, others) in files.iter().zip(&others) {
+            assert_eq!(file == others, one == other, "{one:?} and {other:?}");
+        }
+    }
+    names[0].is_ok()
+}
+
+/// A length of time, as people type it: of a lease, of a pause, of all the time to wait. Accepted if
+/// one of them is.
+pub fn duration(bytes: &[u8]) -> bool {
+    let Ok(text) = str::from_utf8(bytes) else {
+        return false;
+    };
+    let ttl = text.parse::<Ttl>();
+    if let Ok(ttl) = ttl {
+        let length = ttl.duration();
+        assert!(length.is_none_or(|length| !length.is_zero() && length <= Ttl::MAX));
+        assert_eq!(ttl.to_string().parse(), Ok(ttl), "{ttl}");
+        let lease = lease_of(Name::new("n").expect("a name"), ttl);
+        let now = Timestamp::new(NOW);
+        let written = SerializedLock::new(&lease, ttl, now, NOW);
+        let text = written.to_string();
+        // Whole milliseconds, rounded up: the longest is no ttl any more.
+        match text.parse::<SerializedLock>() {
+            Ok(read) => reads_back(&read),
+            Err(why) => panic!("{text}: {why}"),
+        }
+    }
+    let length = arguments::length(text);
+    match (&ttl, &length) {
+        (Ok(ttl), Ok(length)) => assert_eq!(ttl.duration(), Some(*length), "{text}"),
+        (Err(InvalidTtl::Zero), Ok(length)) => assert!(length.is_zero(), "{text}"),
+        (Err(InvalidTtl::TooLong), Ok(length)) => assert!(*length > Ttl::MAX, "{text}"),
+        (Err(why), Ok(length)) => panic!("{text:?} is {length:?}, and no ttl: {why}"),
+        (_, Err(why)) => assert!(why.contains(text), "{why}"),
+    }
+    let is_long_enough = |ttl: &Ttl| ttl.duration().is_none_or(|it| it.as_millis() >= 10);
+    assert_eq!(
+        arguments::ttl(text).ok(),
+        ttl.clone().ok().filter(is_long_enough)
+    );
+    let delay = length.clone().ok().filter(|length| !length.is_zero());
+    assert_eq!(arguments::delay(text).ok(), delay);
+    if let Ok(length) = length {
+        waits(length);
+    }
+    ttl.is_ok() || delay.is_some()
+}
+
+/// A lock is waited for, with `length` for each length that there is.
+fn waits(length: Duration) {
+    let now = Timestamp::new(NOW);
+    let claim = Claim {
+        name: Name::new("n").expect("a name"),
+        owner: Owner::from_bytes(*b"0123456789abcdef"),
+        ttl: Ttl::new(length).unwrap_or_default(),
+        ephemeral: true,
+    };
+    let policies = [
+        Ok(Retry::default().timeout(length)),
+        Retry::default().delay(length),
+        Retry::default().backoff(Backoff::Jittered {
+            first: Duration::from_millis(1).min(length),
+            cap: length,
+        }),
+    ];
+    for retry in policies.into_iter().flatten() {
+        let longest = retry.longest();
+        let mut waiting = Acquire::new(claim.clone(), retry, now);
+        let mut now = now;
+        for _ in 0..8 {
+            match waiting.next(now) {
+                AcquireStep::Wait(_, pause) | AcquireStep::Sleep(pause) => {
+                    assert!(longest.is_none_or(|longest| pause <= longest));
+                    now = now.saturating_add(pause);
+                    waiting.waited(now);
+                }
+                AcquireStep::Acquire(_) => {
+                    let remaining = Some(length);
+                    waiting.heard(now, Ok(Reply::Refused { remaining }));
+                }
+                AcquireStep::Done(Err(_)) => break,
+                other => panic!("refused, and yet {other:?}"),
+            }
+        }
+    }
+}
+
+/// Where a store is, as people type it: written, it is the same again.
+pub fn store_url(bytes: &[u8]) -> bool {
+    let typed = OsStr::from_bytes(bytes);
+    let url = StoreUrl::try_from(typed);
+    match &url {
+        Ok(url) => {
+            assert_eq!(OsString::from(url), typed);
+            if let Some(text) = typed.to_str() {
+                assert_eq!(url.to_string(), text);
+                assert_eq!(text.parse().as_ref(), Ok(url));
+            }
+            if bytes.contains(&0) {
+                // No folder is called so, and none is made.
+                let opened = FileStore::open(url, &StoreOptions::default());
+                assert!(opened.is_err(), "{opened:?}");
+            }
+        }
+        Err(InvalidStoreUrl::Memory) => assert!(bytes.starts_with(b"memory:")),
+        Err(why) => assert!(
+            why.to_string().contains(&typed.display().to_string()),
+            "{why}"
+        ),
+    }
+    assert_eq!(arguments::store(typed.to_owned()).ok(), url.clone().ok());
+    url.is_ok()
+}
+
+/// The time since the machine was started, in all of this.
+pub(crate) const NOW: Duration = Duration::from_secs(100_000);
+
+/// A lease of `name` that was granted at [`NOW`].
+fn lease_of(name: Name, ttl: Ttl) -> Lease {
+    let claim = Claim {
+        name,
+        owner: Owner::from_bytes(*b"0123456789abcdef"),
+        ttl,
+        ephemeral: true,
+    };
+    Lease::granted(claim, Some(Fence::FIRST), Timestamp::new(NOW))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    /// Of what each fuzzer starts with, that whose name begins with `good` is accepted, and nothing
+    /// else.
+    fn each_seed_is_as_it_is_called(target: &str, read: fn(&[u8]) -> bool) {
+        let seeds = files(&format!("fuzz/seeds/{target}"));
+        for seed in &seeds {
+            let called = seed.file_name().and_then(|name| name.to_str());
+            let is_good = called.is_some_and(|name| name.starts_with("good"));
+            let bytes = fs::read(seed).expect("a seed");
+            assert_eq!(read(&bytes), is_good, "{}", seed.display());
+        }
+    }
+
+    fn files(folder: &str) -> Vec<PathBuf> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let entries = fs::read_dir(&folder).expect("a folder");
+        let files: Vec<_> = entries
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
+        assert!(!files.is_empty(), "{}", folder.display());
+        files
+    }
+
+    #[test]
+    fn seeds_of_records() {
+        each_seed_is_as_it_is_called("record", super::record);
+        for golden in files("tests/golden") {
+            let bytes = fs::read(&golden).expect("a file");
+            assert!(super::record(&bytes), "{}", golden.display());
+        }
+    }
+
+    #[test]
+    fn seeds_of_serialized_locks() {
+        each_seed_is_as_it_is_called("serialized", super::serialized);
+        for golden in files("../tests/golden") {
+            let bytes = fs::read(&golden).expect("a file");
+            assert!(super::serialized(&bytes), "{}", golden.display());
+        }
+    }
+
+    #[test]
+    fn seeds_of_names() {
+        each_seed_is_as_it_is_called("name", super::name);
+    }
+
+    #[test]
+    fn seeds_of_durations() {
+        each_seed_is_as_it_is_called("duration", super::duration);
+    }
+
+    #[test]
+    fn seeds_of_store_urls() {
+        each_seed_is_as_it_is_called("store_url", super::store_url);
+    }
+}
