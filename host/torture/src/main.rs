@@ -14,6 +14,8 @@ mod findings;
 #[cfg(target_os = "linux")]
 mod full_disks;
 #[cfg(target_os = "linux")]
+mod fuzz;
+#[cfg(target_os = "linux")]
 mod linearizability;
 #[cfg(target_os = "linux")]
 mod mutants;

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
-use crate::{contender, faults, full_disks, linearizability, mutants, steps, storms};
+use crate::{contender, faults, full_disks, fuzz, linearizability, mutants, steps, storms};
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
 const PARTS: &[Part] = &[
@@ -27,6 +27,7 @@ const PARTS: &[Part] = &[
     storms::TIMEOUTS,
     storms::EXPIRIES,
     linearizability::PART,
+    fuzz::PART,
 ];
 
 /// Whoever gives this much time gets all of it done that has an end.

@@ -1,0 +1,355 @@
+//! Bytes that nobody meant, for whatever reads bytes: libFuzzer, through cargo-fuzz.
+//!
+//! What the targets in `host/fuzz` look for is in `host/src/fuzzing.rs`. They start with the seeds
+//! that are kept beside them; what they find on the way goes to a temporary folder, and what breaks
+//! them to `target/torture`.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+
+use crate::findings::{Findings, Part, Setting};
+
+pub(crate) const PART: Part = Part {
+    name: "fuzz",
+    about: "bytes that nobody meant, for all that reads files, serialized locks, names, durations \
+            and store URLs",
+    share: 1,
+    run,
+};
+
+/// Each target, and where there are more seeds for it than its own.
+const TARGETS: [(&str, Option<&str>); 5] = [
+    ("record", Some("host/tests/golden")),
+    ("serialized", Some("tests/golden")),
+    ("name", None),
+    ("duration", None),
+    ("store_url", None),
+];
+
+/// For how long each is done at least.
+const SHORTEST: Duration = Duration::from_mins(1);
+
+/// After so much more than it was given, a target hangs.
+const GRACE: Duration = Duration::from_mins(2);
+
+fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let began = Instant::now();
+    let build = match Build::new(setting)? {
+        Ok(build) => build,
+        Err(why) => {
+            findings.not_done(why);
+            return Ok(());
+        }
+    };
+    findings.figure(
+        "building, beside the time",
+        format!("{:.0} s", began.elapsed().as_secs_f64()),
+    );
+
+    let length = SHORTEST.max(setting.length);
+    setting.progress.set_length(length.as_secs());
+    setting.progress.set_message("s of all targets");
+    let work = Work::new(setting)?;
+    let start = |(target, more): &(&'static str, _)| {
+        Fuzzer::start(&build, &work, target, *more, setting.seed, length)
+    };
+    let mut fuzzers = TARGETS.iter().map(start).collect::<Result<Vec<_>>>()?;
+    let began = Instant::now();
+    while began.elapsed() < length + GRACE {
+        setting.progress.set_position(began.elapsed().as_secs());
+        let mut is_over = true;
+        for fuzzer in &mut fuzzers {
+            is_over &= fuzzer.has_ended()?;
+        }
+        if is_over {
+            break;
+        }
+        thread::sleep(Duration::from_millis(250));
+    }
+    for fuzzer in fuzzers {
+        fuzzer.tell(&build, findings)?;
+    }
+    Ok(())
+}
+
+/// The project's folder.
+fn project() -> &'static Path {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().nth(2).unwrap_or(package)
+}
+
+/// The targets, built.
+struct Build {
+    cargo_fuzz: PathBuf,
+    programs: PathBuf,
+}
+
+impl Build {
+    /// Or why this machine cannot build them.
+    fn new(setting: &Setting) -> Result<Result<Self, String>> {
+        setting.progress.set_message("building");
+        if env::var_os("CXX").is_none() && find("c++").is_none() {
+            return Ok(Err("there is no `c++` to build libFuzzer with".to_owned()));
+        }
+        let cargo_fuzz = match cargo_fuzz()? {
+            Ok(program) => program,
+            Err(why) => return Ok(Err(format!("cargo-fuzz cannot be had: {why}"))),
+        };
+        let mut fetch = cargo();
+        fetch.args([
+            "fetch",
+            "--locked",
+            "--manifest-path",
+            "host/fuzz/Cargo.toml",
+        ]);
+        if let Err(why) = said(&mut fetch)? {
+            if why.contains("--locked") {
+                bail!("host/fuzz/Cargo.lock is not what host/Cargo.toml asks for: {why}");
+            }
+            return Ok(Err(format!("what `host/fuzz` uses cannot be had: {why}")));
+        }
+        let machine = match said(Command::new("rustc").arg("-vV"))? {
+            Ok(text) => text
+                .lines()
+                .find_map(|line| line.strip_prefix("host: "))
+                .context("rustc does not say for which machine it is")?
+                .to_owned(),
+            Err(why) => bail!("rustc -vV: {why}"),
+        };
+        let mut build = Command::new(&cargo_fuzz);
+        build
+            .arg("build")
+            .args(OPTIONS)
+            // One that was built elsewhere may be made for another C library.
+            .args(["--target", &machine])
+            .current_dir(project())
+            .env("CARGO_NET_OFFLINE", "true");
+        if let Err(why) = said(&mut build)? {
+            bail!("the targets cannot be built: {why}");
+        }
+        Ok(Ok(Self {
+            cargo_fuzz,
+            programs: project().join("target/fuzz").join(machine).join("release"),
+        }))
+    }
+}
+
+/// Stable Rust has no sanitizers; what they find, code without `unsafe` does not do.
+const OPTIONS: [&str; 6] = [
+    "--sanitizer",
+    "none",
+    "--fuzz-dir",
+    "host/fuzz",
+    "--target-dir",
+    "target/fuzz",
+];
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(project());
+    cargo
+}
+
+/// Where cargo-fuzz is: in `PATH`, or else installed in `target/tools`.
+fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
+    if let Some(found) = find("cargo-fuzz") {
+        return Ok(Ok(found));
+    }
+    let tools = project().join("target/tools/cargo");
+    let program = tools.join("bin/cargo-fuzz");
+    if !program.exists() {
+        let mut install = cargo();
+        install
+            .args(["install", "cargo-fuzz", "--locked", "--root"])
+            .arg(&tools);
+        if let Err(why) = said(&mut install)? {
+            return Ok(Err(why));
+        }
+    }
+    Ok(Ok(program))
+}
+
+/// Where the program `name` in `PATH` is.
+fn find(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+}
+
+/// What `command` said on its standard output, or, if it failed, the end of what it said of that.
+fn said(command: &mut Command) -> Result<Result<String, String>> {
+    let program = command.get_program().to_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    if output.status.success() {
+        return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
+    let last = &lines[lines.len().saturating_sub(20)..];
+    Ok(Err(format!("{}: {}", output.status, last.join("\n"))))
+}
+
+/// Where the targets keep what they need for this run, and where they leave what broke them.
+struct Work<'a> {
+    folder: &'a Path,
+    /// In memory, if that can be: some make files and have them put on the disk.
+    quick: TempDir,
+    artifacts: PathBuf,
+}
+
+impl<'a> Work<'a> {
+    fn new(setting: &'a Setting) -> Result<Self> {
+        let quick = tempfile::tempdir_in("/dev/shm")
+            .or_else(|_| tempfile::tempdir_in(&setting.folder))
+            .context("a folder for temporary files")?;
+        let artifacts = project().join("target/torture/fuzz");
+        fs::create_dir_all(&artifacts).with_context(|| format!("{}", artifacts.display()))?;
+        Ok(Self {
+            folder: &setting.folder,
+            quick,
+            artifacts,
+        })
+    }
+}
+
+/// A target at work.
+struct Fuzzer {
+    target: &'static str,
+    child: Child,
+    ended: Option<ExitStatus>,
+    log: PathBuf,
+}
+
+impl Fuzzer {
+    fn start(
+        build: &Build,
+        work: &Work<'_>,
+        target: &'static str,
+        more: Option<&str>,
+        seed: u64,
+        length: Duration,
+    ) -> Result<Self> {
+        // The first folder is where inputs go that lead somewhere new.
+        let found = work.folder.join(target);
+        fs::create_dir(&found)?;
+        let log = work.folder.join(target).with_extension("log");
+        let file = File::create(&log)?;
+        let mut prefix = work.artifacts.join(target).into_os_string();
+        prefix.push("-");
+        let mut command = Command::new(build.programs.join(target));
+        command
+            .arg(option("artifact_prefix", &prefix))
+            .arg(format!("-max_total_time={}", length.as_secs()))
+            // Zero would be one that is drawn.
+            .arg(format!("-seed={}", seed % u64::from(u32::MAX) + 1))
+            .args(["-print_final_stats=1", "-timeout=25", "-rss_limit_mb=2048"])
+            .arg(found)
+            .arg(format!("host/fuzz/seeds/{target}"))
+            .args(more)
+            .current_dir(project())
+            .env("TMPDIR", work.quick.path())
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file);
+        let child = command.spawn();
+        Ok(Self {
+            target,
+            child: child.with_context(|| format!("cannot start the target `{target}`"))?,
+            ended: None,
+            log,
+        })
+    }
+
+    fn has_ended(&mut self) -> io::Result<bool> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait()?;
+        }
+        Ok(self.ended.is_some())
+    }
+
+    /// Says what it did, and what it found.
+    fn tell(mut self, build: &Build, findings: &mut Findings) -> Result<()> {
+        let target = self.target;
+        let ended = self.has_ended()?.then_some(self.ended).flatten();
+        let log = fs::read(&self.log).context("what a target said")?;
+        let log = String::from_utf8_lossy(&log);
+        let number = |what: &str| {
+            let line = log.lines().find_map(|line| line.strip_prefix(what));
+            line.and_then(|number| number.trim().parse::<u64>().ok())
+        };
+        let executed = number("stat::number_of_executed_units:").unwrap_or_default();
+        findings.count(format!("inputs for `{target}`"), executed);
+        let Some(status) = ended else {
+            findings.violation(format!("`{target}` hangs: {}", last_line(&log)));
+            return Ok(());
+        };
+        if !status.success() {
+            let what = reason(&log).unwrap_or_else(|| last_line(&log).to_owned());
+            let input = log
+                .lines()
+                .find_map(|line| line.split_once("Test unit written to "));
+            let again = match input {
+                Some((_, input)) => format!(
+                    "; again: {} run {} {target} {input}",
+                    build.cargo_fuzz.display(),
+                    OPTIONS.join(" ")
+                ),
+                None => String::new(),
+            };
+            findings.violation(format!("`{target}`, {status}: {what}{again}"));
+            return Ok(());
+        }
+        let learned = number("stat::new_units_added:").unwrap_or_default();
+        findings.check(learned > 0, || {
+            format!("`{target}` learned nothing from {executed} inputs: does it see what they do?")
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Fuzzer {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// An option of libFuzzer's with a path.
+fn option(name: &str, value: &OsStr) -> std::ffi::OsString {
+    let mut option = std::ffi::OsString::from(format!("-{name}="));
+    option.push(value);
+    option
+}
+
+/// What a target says of why it ended: of a panic, or libFuzzer's word for what else it was.
+fn reason(log: &str) -> Option<String> {
+    let mut lines = log.lines();
+    let panic = lines.find(|line| line.contains("panicked at "));
+    match panic {
+        Some(panic) => Some(format!("{panic} {}", lines.next().unwrap_or_default())),
+        None => log
+            .lines()
+            .find(|line| line.contains("ERROR: libFuzzer: "))
+            .map(str::to_owned),
+    }
+}
+
+fn last_line(log: &str) -> &str {
+    log.lines().next_back().unwrap_or("it said nothing")
+}
