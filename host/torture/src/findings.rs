@@ -45,6 +45,9 @@ pub(crate) struct Findings {
     pub(crate) times: BTreeMap<String, Duration>,
     /// Whatever else is to be known, with its unit.
     pub(crate) figures: BTreeMap<String, String>,
+    /// How long it took to build what it runs, which is not counted.
+    #[serde(serialize_with = "in_seconds")]
+    pub(crate) building: Duration,
     /// What must not happen, and did.
     pub(crate) violations: Vec<String>,
     /// What could not be done here, and why.
@@ -92,6 +95,10 @@ impl Findings {
     pub(crate) fn not_done(&mut self, what: impl Display) {
         self.not_done.push(what.to_string());
     }
+}
+
+fn in_seconds<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(time.as_secs_f64())
 }
 
 fn seconds<S: Serializer>(times: &BTreeMap<String, Duration>, to: S) -> Result<S::Ok, S::Error> {

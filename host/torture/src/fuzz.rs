@@ -50,10 +50,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
             return Ok(());
         }
     };
-    findings.figure(
-        "building, beside the time",
-        format!("{:.0} s", began.elapsed().as_secs_f64()),
-    );
+    findings.building = began.elapsed();
 
     let length = SHORTEST.max(setting.length);
     setting.progress.set_length(length.as_secs());

@@ -49,7 +49,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let began = Instant::now();
     setting.progress.set_message("building");
     let programs = build(&project.canonicalize()?)?;
-    findings.figure("build", format!("{:.1} s", began.elapsed().as_secs_f64()));
+    findings.building = began.elapsed();
 
     let began = Instant::now();
     setting.progress.set_message("");

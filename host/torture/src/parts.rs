@@ -88,9 +88,11 @@ fn torture(arguments: &Arguments) -> Result<bool> {
     println!("seed {seed}");
 
     let began = Instant::now();
+    let mut building = Duration::ZERO;
     let mut shares: u32 = chosen.iter().map(|part| part.share).sum();
     for part in chosen {
-        let left = arguments.length.saturating_sub(began.elapsed());
+        let spent = began.elapsed().saturating_sub(building);
+        let left = arguments.length.saturating_sub(spent);
         let length = match part.share {
             0 => Duration::ZERO,
             share => left.mul_f64(f64::from(share) / f64::from(shares)),
@@ -98,6 +100,7 @@ fn torture(arguments: &Arguments) -> Result<bool> {
         shares -= part.share;
         let is_long = arguments.length >= LONG;
         let outcome = one(part, seed, length, is_long)?;
+        building += outcome.findings.building;
         outcome.print(part.name);
         report.parts.push(outcome);
     }
@@ -132,7 +135,10 @@ fn one(part: &Part, seed: u64, length: Duration, is_long: bool) -> Result<Outcom
     Ok(Outcome {
         name: part.name,
         about: part.about,
-        seconds: began.elapsed().as_secs_f64(),
+        seconds: began
+            .elapsed()
+            .saturating_sub(findings.building)
+            .as_secs_f64(),
         findings,
     })
 }

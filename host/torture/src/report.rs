@@ -89,6 +89,9 @@ impl Outcome {
             .map(|(what, times)| format!("{times} {what}"))
             .collect();
         println!("\n{name} ({:.1} s): {}", self.seconds, done.join(", "));
+        if !self.findings.building.is_zero() {
+            println!("  building took {:.0?} more", self.findings.building);
+        }
         for time in self.findings.longest() {
             println!("  {time}");
         }
