@@ -11,13 +11,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
-use crate::{contender, faults, full_disks, fuzz, linearizability, mutants, steps, storms};
+use crate::{
+    contender, corruption, faults, full_disks, fuzz, hostile, linearizability, mutants, steps,
+    storms,
+};
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
 const PARTS: &[Part] = &[
     faults::CRASH_POINTS,
     faults::FAILING_CALLS,
     full_disks::PART,
+    corruption::PART,
+    hostile::PART,
     mutants::PART,
     storms::CONTENTION,
     storms::KILLS,

@@ -297,6 +297,9 @@ pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Resul
     let is_open = mode & WORLD_WRITABLE != 0 && mode & STICKY == 0;
     Ok(if is_open && !mutant!(OpenFoldersAccepted) {
         Some("every user may remove files from it (chmod o-w, or +t)".to_owned())
+    } else if mode & WORLD_WRITABLE != 0 && group.is_some() {
+        // In a folder that is set-group-ID, whoever makes a file.
+        Some("every user may make files of the group in it (chmod o-w)".to_owned())
     } else if !is_trusted(&metadata, group) {
         Some(format!("it belongs to user {}", metadata.uid()))
     } else {

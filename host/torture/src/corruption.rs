@@ -1,0 +1,1055 @@
+//! Damage to the files of locks, and what is said of it.
+//!
+//! However a file is damaged, nobody is granted a lock that another holds, no fence comes again, and
+//! whoever asks is told which file it is, or nothing was harmed.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use verrou::{Claim, Ttl};
+
+use crate::attempts::{
+    AnyStore, Kind, SLOT_BYTES, SLOTS, Told, asked, claim, forge, forge_slots, overwrite,
+};
+use crate::findings::{Findings, Part, Setting};
+use crate::programs::{self, Running};
+
+pub(crate) const PART: Part = Part {
+    name: "corruption",
+    about: "damages locks' files in every way, byte by byte",
+    share: 0,
+    run,
+};
+
+/// How many bytes a lock's file has.
+const FILE_BYTES: usize = 4096;
+
+/// Where the queue's mark and touch are: numbers without a checksum.
+const QUEUE: Range<usize> = 1536..1552;
+
+/// Where a record says when the machine was started.
+const BOOT_AT: usize = 48;
+
+/// How often several bytes at once are changed in each scene.
+const RANDOM_DAMAGES: u32 = 1000;
+
+fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let mut rng = Rng::with_seed(setting.seed);
+    setting.progress.set_length(Situation::ALL.len() as u64 + 6);
+    for situation in Situation::ALL {
+        setting.progress.set_message(situation.words());
+        let folder = quick(setting)?;
+        let scene = Scene::new(situation, &folder.path().join("locks"))?;
+        scene.truncate(findings)?;
+        scene.flip(findings)?;
+        scene.scatter(findings, &mut rng)?;
+        scene.replace_bytes(findings)?;
+        scene.end(findings)?;
+        // There are no devices where files are made quickly.
+        let scene = Scene::new(situation, &setting.folder.join(format!("{situation:?}")))?;
+        scene.replace_file(findings, setting)?;
+        scene.end(findings)?;
+        setting.progress.inc(1);
+    }
+    for kind in Kind::BOTH {
+        forged_records(setting, findings, kind)?;
+        lost_power(setting, findings, &mut rng, kind)?;
+        removed_files(setting, findings, kind)?;
+        damaged_queue(setting, findings, kind)?;
+        setting.progress.inc(2);
+    }
+    damaged_counter(setting, findings, &mut rng)?;
+    setting.progress.inc(2);
+    Ok(())
+}
+
+/// What a file says that is to be damaged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Situation {
+    HeldLease,
+    LeaseHeldFirst,
+    LeaseHeldFirstSinceStart,
+    DetachedLease,
+    FreeLease,
+    HeldLock,
+    LockHeldFirst,
+    FreeLock,
+}
+
+impl Situation {
+    const ALL: [Self; 8] = [
+        Self::HeldLease,
+        Self::LeaseHeldFirst,
+        Self::LeaseHeldFirstSinceStart,
+        Self::DetachedLease,
+        Self::FreeLease,
+        Self::HeldLock,
+        Self::LockHeldFirst,
+        Self::FreeLock,
+    ];
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::HeldLock | Self::LockHeldFirst | Self::FreeLock => Kind::File,
+            _ => Kind::Lease,
+        }
+    }
+
+    fn is_held(self) -> bool {
+        !matches!(self, Self::FreeLease | Self::FreeLock)
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Self::HeldLease => "a lease that is held",
+            Self::LeaseHeldFirst => "a lease that is held for the first time",
+            Self::LeaseHeldFirstSinceStart => {
+                "a lease that is held for the first time since the machine's start"
+            }
+            Self::DetachedLease => "a lease that outlives its process",
+            Self::FreeLease => "a free lease",
+            Self::HeldLock => "a lock that is held",
+            Self::LockHeldFirst => "a lock that is held for the first time",
+            Self::FreeLock => "a free lock",
+        }
+    }
+}
+
+/// A lock's file, to be damaged again and again.
+struct Scene {
+    situation: Situation,
+    folder: PathBuf,
+    path: PathBuf,
+    holder: AnyStore,
+    held: Claim,
+    other: AnyStore,
+    wanted: Claim,
+    /// The last fence that was granted.
+    fence: u64,
+    whole: Vec<u8>,
+}
+
+impl Scene {
+    fn new(situation: Situation, folder: &Path) -> Result<Self> {
+        let kind = situation.kind();
+        let (mut holder, other) = (kind.open(folder)?, kind.open(folder)?);
+        let held = Claim {
+            ephemeral: situation != Situation::DetachedLease,
+            ..claim("lock", 1)?
+        };
+        let take = |store: &AnyStore| Told::by(|| store.acquire(&held)).granted();
+        let give = |store: &AnyStore| Told::by(|| store.release(&held)).granted();
+        let mut fence = take(&holder)?;
+        let path = kind.only_file(folder)?;
+        match situation {
+            Situation::LeaseHeldFirst | Situation::LockHeldFirst => {}
+            Situation::LeaseHeldFirstSinceStart => {
+                give(&holder)?;
+                let mut earlier = fs::read(&path)?;
+                forge_slots(&mut earlier, BOOT_AT, &[0xab; 16]);
+                overwrite(&path, &earlier)?;
+                holder = kind.open(folder)?;
+                fence = take(&holder)?;
+            }
+            _ => {
+                give(&holder)?;
+                fence = take(&holder)?;
+            }
+        }
+        if !situation.is_held() {
+            give(&holder)?;
+        }
+        let whole = fs::read(&path)?;
+        ensure!(
+            whole.len() == FILE_BYTES,
+            "a lock's file has a size of its own"
+        );
+        Ok(Self {
+            situation,
+            folder: folder.to_owned(),
+            path,
+            holder,
+            held,
+            other,
+            wanted: claim("lock", 2)?,
+            fence,
+            whole,
+        })
+    }
+
+    /// Every length there is.
+    fn truncate(&self, findings: &mut Findings) -> Result<()> {
+        let mut known = BTreeSet::new();
+        for length in 0..self.whole.len() {
+            let damage = || format!("cut to {length} bytes");
+            self.look(findings, &mut known, &damage, &self.whole[..length])?;
+        }
+        findings.count("lengths that files were cut to", self.whole.len() as u64);
+        Ok(())
+    }
+
+    /// Every byte there is.
+    fn flip(&self, findings: &mut Findings) -> Result<()> {
+        let mut known = BTreeSet::new();
+        let mut bytes = self.whole.clone();
+        for at in 0..bytes.len() {
+            for pattern in [0x01, 0x80, 0xff] {
+                bytes[at] ^= pattern;
+                let damage = || format!("with byte {at} changed by {pattern:#x}");
+                self.look(findings, &mut known, &damage, &bytes)?;
+                bytes[at] = self.whole[at];
+            }
+        }
+        findings.count("bytes changed alone", 3 * bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Several bytes at once, most of them where something stands.
+    fn scatter(&self, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
+        let mut known = BTreeSet::new();
+        for _ in 0..RANDOM_DAMAGES {
+            let mut bytes = self.whole.clone();
+            let mut changed = Vec::new();
+            for _ in 0..rng.usize(2..=16) {
+                let places = [
+                    0..24,
+                    SLOTS[0]..SLOTS[0] + 120,
+                    SLOTS[1]..SLOTS[1] + 120,
+                    QUEUE,
+                ];
+                let at = match rng.usize(0..8) {
+                    chosen @ 0..4 => rng.usize(places[chosen].clone()),
+                    4 => 2048,
+                    _ => rng.usize(..bytes.len()),
+                };
+                bytes[at] = rng.u8(..);
+                changed.push(at);
+            }
+            let damage = || format!("with the bytes {changed:?} changed");
+            self.look(findings, &mut known, &damage, &bytes)?;
+        }
+        findings.count("times several bytes changed", RANDOM_DAMAGES.into());
+        Ok(())
+    }
+
+    /// Other bytes as a whole: of a newer version, of other programs, of a disk that lost them.
+    fn replace_bytes(&self, findings: &mut Findings) -> Result<()> {
+        let with = |at: usize, value: &[u8]| {
+            let mut bytes = self.whole.clone();
+            bytes[at..at + value.len()].copy_from_slice(value);
+            bytes
+        };
+        let slot = |at: usize| &self.whole[SLOTS[at]..SLOTS[at] + SLOT_BYTES];
+        let other_kind = match self.situation.kind() {
+            Kind::Lease => Kind::File,
+            Kind::File => Kind::Lease,
+        };
+        let mut damages = vec![
+            ("of version 2", with(8, &2_u32.to_le_bytes())),
+            ("of the greatest version", with(8, &u32::MAX.to_le_bytes())),
+            ("of version 0", with(8, &0_u32.to_le_bytes())),
+            ("of zeros", vec![0; FILE_BYTES]),
+            ("of ones", vec![0xff; FILE_BYTES]),
+            ("of another program", b"#!/bin/sh\nexit 1\n".to_vec()),
+            (
+                "of another program, as long",
+                b"another\n".repeat(FILE_BYTES / 8),
+            ),
+            ("with a byte more", [self.whole.clone(), vec![0]].concat()),
+            ("twice as long", self.whole.repeat(2)),
+            ("with both slots bad", {
+                let bytes = with(SLOTS[0] + 200, &[0x5a]);
+                [&bytes[..SLOTS[1] + 200], &[0x5a], &bytes[SLOTS[1] + 201..]].concat()
+            }),
+            (
+                "of another kind of lock",
+                self.bytes_of(other_kind, "lock")?,
+            ),
+            (
+                "of another lock",
+                self.bytes_of(self.situation.kind(), "another")?,
+            ),
+            ("with the first slot twice", with(SLOTS[1], slot(0))),
+            ("with the second slot twice", with(SLOTS[0], slot(1))),
+            (
+                "with its slots exchanged",
+                with(SLOTS[0], &[slot(1), slot(0)].concat()),
+            ),
+            ("with ones for its mark", with(QUEUE.start, &[0xff; 8])),
+            (
+                "with ones for mark and touch",
+                with(QUEUE.start, &[0xff; 16]),
+            ),
+        ];
+        for start in (0..FILE_BYTES).step_by(SLOT_BYTES) {
+            for (what, byte) in [("a sector of zeros", 0), ("a sector of ones", 0xff)] {
+                // Both of them lost, nothing is left that could be told from a new file; one of two
+                // records is enough.
+                damages.push((what, with(start, &[byte; SLOT_BYTES])));
+            }
+        }
+        findings.count("times all bytes changed", damages.len() as u64);
+        let mut known = BTreeSet::new();
+        for (what, bytes) in damages {
+            self.look(findings, &mut known, &|| what.to_owned(), &bytes)?;
+        }
+        // A file of holes.
+        let look = |findings: &mut Findings, length: u64| -> Result<()> {
+            File::options()
+                .write(true)
+                .open(&self.path)?
+                .set_len(length)?;
+            let damage = || format!("grown to {length} bytes");
+            self.ask(findings, &mut BTreeSet::new(), &damage)?;
+            findings.count("times all bytes changed", 1);
+            Ok(overwrite(&self.path, &self.whole)?)
+        };
+        for length in [FILE_BYTES as u64 + 1, 1 << 20, 2 << 30] {
+            look(findings, length)?;
+        }
+        Ok(())
+    }
+
+    /// The file of another lock, in a folder of its own.
+    fn bytes_of(&self, kind: Kind, name: &str) -> Result<Vec<u8>> {
+        let folder = tempfile::tempdir_in(self.folder.parent().context("it is in a folder")?)?;
+        let store = kind.open(folder.path())?;
+        asked(&*store, name, 3)?.granted()?;
+        Ok(fs::read(kind.only_file(folder.path())?)?)
+    }
+
+    /// Other things in the file's place.
+    fn replace_file(&self, findings: &mut Findings, setting: &Setting) -> Result<()> {
+        let aside = self.folder.join("aside");
+        let victim = setting.folder.join("victim");
+        fs::write(&victim, "precious")?;
+        let another = self.folder.join("another");
+        fs::write(&another, &self.whole)?;
+        let node = |kind, device| {
+            let mode = Mode::RUSR | Mode::WUSR;
+            Ok(mknodat(CWD, &self.path, kind, mode, device)?)
+        };
+        type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
+        let plants: [Plant<'_>; 12] = [
+            ("a folder", &|| Ok(fs::create_dir(&self.path)?)),
+            ("a pipe", &|| node(FileType::Fifo, 0)),
+            ("the null device", &|| {
+                node(FileType::CharacterDevice, makedev(1, 3))
+            }),
+            ("the full device", &|| {
+                node(FileType::CharacterDevice, makedev(1, 7))
+            }),
+            ("a terminal", &|| {
+                node(FileType::CharacterDevice, makedev(5, 0))
+            }),
+            ("a disk that is not there", &|| {
+                node(FileType::BlockDevice, makedev(7, 99))
+            }),
+            ("a socket", &|| {
+                UnixListener::bind(&self.path).map(drop).context("bind")
+            }),
+            ("a link to a file", &|| Ok(symlink(&victim, &self.path)?)),
+            ("a link to the lock's own file", &|| {
+                Ok(symlink(&aside, &self.path)?)
+            }),
+            ("a link to nowhere", &|| {
+                Ok(symlink("/nowhere/at/all", &self.path)?)
+            }),
+            ("a link to itself", &|| Ok(symlink(&self.path, &self.path)?)),
+            ("a hard link", &|| Ok(fs::hard_link(&another, &self.path)?)),
+        ];
+        for (what, plant) in plants {
+            fs::rename(&self.path, &aside)?;
+            if let Err(err) = plant() {
+                findings.not_done(format!("{what} in a lock's place: {err:#}"));
+                fs::rename(&aside, &self.path)?;
+                continue;
+            }
+            self.ask(findings, &mut BTreeSet::new(), &|| {
+                format!("replaced by {what}")
+            })?;
+            if fs::symlink_metadata(&self.path)?.is_dir() {
+                fs::remove_dir(&self.path)?;
+            } else {
+                fs::remove_file(&self.path)?;
+            }
+            fs::rename(&aside, &self.path)?;
+            // Its holder goes on from what it knows.
+            overwrite(&self.path, &self.whole)?;
+            findings.count("other things in a file's place", 1);
+        }
+        let kept = fs::read_to_string(&victim)?;
+        findings.check(kept == "precious", || {
+            format!("{self}: a file that a link led to was written: {kept:?}")
+        });
+        Ok(())
+    }
+
+    /// Damages the file, asks, and mends it.
+    fn look(
+        &self,
+        findings: &mut Findings,
+        known: &mut BTreeSet<String>,
+        damage: &dyn Fn() -> String,
+        bytes: &[u8],
+    ) -> Result<()> {
+        overwrite(&self.path, bytes)?;
+        self.ask(findings, known, damage)?;
+        Ok(overwrite(&self.path, &self.whole)?)
+    }
+
+    /// Asks for the lock while its file is damaged, and tries, once for each kind of error, the way
+    /// out that it names.
+    fn ask(
+        &self,
+        findings: &mut Findings,
+        known: &mut BTreeSet<String>,
+        damage: &dyn Fn() -> String,
+    ) -> Result<()> {
+        let is_held = self.situation.is_held();
+        let told = Told::by(|| self.other.acquire(&self.wanted));
+        match &told {
+            Told::Granted(fence) => {
+                findings.check(!is_held, || {
+                    format!("{self}, {}: granted to another", damage())
+                });
+                findings.check(*fence > self.fence, || {
+                    format!("{self}, {}: fence {fence} after {}", damage(), self.fence)
+                });
+            }
+            Told::Refused => findings.check(is_held, || {
+                format!("{self}, {}: refused, and held by nobody", damage())
+            }),
+            _ => {}
+        }
+        self.check_words(findings, &told, damage, "acquire");
+        if matches!(told, Told::Granted(_)) {
+            let given = Told::by(|| self.other.release(&self.wanted));
+            self.check_words(findings, &given, damage, "release");
+            return Ok(());
+        }
+        let steps: [(&str, Told); 3] = [
+            ("extend", Told::by(|| self.holder.extend(&self.held))),
+            (
+                "extend by another",
+                Told::by(|| self.other.extend(&self.wanted)),
+            ),
+            (
+                "inspect",
+                Told::by(|| {
+                    let held = self.other.inspect(&self.wanted.name)?;
+                    // As a reply, for the one check of them all.
+                    Ok(
+                        held.map_or(verrou::Reply::REFUSED, |_| verrou::Reply::Granted {
+                            fence: None,
+                        }),
+                    )
+                }),
+            ),
+        ];
+        for (step, told) in &steps {
+            self.check_words(findings, told, damage, step);
+        }
+        if let Told::Error(text) = told {
+            let sort: String = text.chars().filter(|char| !char.is_ascii_digit()).collect();
+            if known.insert(sort) {
+                self.recover(findings, damage)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// No panic, and no error that does not name the file.
+    fn check_words(
+        &self,
+        findings: &mut Findings,
+        told: &Told,
+        damage: &dyn Fn() -> String,
+        step: &str,
+    ) {
+        match told {
+            Told::Panicked(panic) => {
+                findings.violation(format!("{self}, {}: {step} panicked: {panic}", damage()));
+            }
+            Told::Error(text) => findings
+                .check(text.contains(&*self.path.to_string_lossy()), || {
+                    format!("{self}, {}: {step} names no file: {text}", damage())
+                }),
+            Told::Granted(_) | Told::Refused => {}
+        }
+    }
+
+    /// "Move the file away and try again."
+    fn recover(&self, findings: &mut Findings, damage: &dyn Fn() -> String) -> Result<()> {
+        let away = self.folder.join("moved");
+        fs::rename(&self.path, &away)?;
+        match Told::by(|| self.other.acquire(&self.wanted)) {
+            Told::Granted(fence) => {
+                findings.check(fence > self.fence, || {
+                    format!(
+                        "{self}, {}, and moved away: fence {fence} after {}",
+                        damage(),
+                        self.fence
+                    )
+                });
+                if self.situation.is_held() {
+                    let told = Told::by(|| self.holder.extend(&self.held));
+                    findings.check(told == Told::Refused, || {
+                        format!("{self}, {}: its holder learns {told:?}", damage())
+                    });
+                }
+                Told::by(|| self.other.release(&self.wanted)).granted()?;
+            }
+            told => findings.violation(format!(
+                "{self}, {}: the way out that is named does not help: {told:?}",
+                damage()
+            )),
+        }
+        fs::remove_file(&self.path).or_else(absent)?;
+        fs::rename(&away, &self.path)?;
+        findings.count("ways out gone", 1);
+        Ok(())
+    }
+
+    /// After all that, it is what it was.
+    fn end(&self, findings: &mut Findings) -> Result<()> {
+        if self.situation.is_held() {
+            let told = Told::by(|| self.other.acquire(&self.wanted));
+            findings.check(told == Told::Refused, || {
+                format!("{self}, mended: {told:?} to another")
+            });
+            Told::by(|| self.holder.release(&self.held)).granted()?;
+        }
+        let fence = Told::by(|| self.other.acquire(&self.wanted)).granted()?;
+        findings.check(fence > self.fence, || {
+            format!("{self}, mended: fence {fence} after {}", self.fence)
+        });
+        Ok(())
+    }
+}
+
+/// That nothing is there to be removed is no error.
+fn absent(err: io::Error) -> io::Result<()> {
+    match err.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(err),
+    }
+}
+
+impl fmt::Display for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.situation.words())
+    }
+}
+
+/// Where files are made quickly: what is on the disk and what is not, is of no matter to damage.
+fn quick(setting: &Setting) -> Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        return Ok(tempfile::tempdir_in(memory)?);
+    }
+    Ok(tempfile::tempdir_in(&setting.folder)?)
+}
+
+/// Records whose checksum fits, with the most extreme of numbers: nothing may panic, nor hang.
+fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
+    const NUMBERS: [u64; 6] = [0, 1, u64::MAX, u64::MAX - 1, 1 << 63, (1 << 60) - 1];
+    // Where, and how wide.
+    let fields: [(&str, usize, usize); 13] = [
+        ("flags", 4, 4),
+        ("sequence", 8, 8),
+        ("fence", 16, 8),
+        ("last fence", 24, 8),
+        ("time namespace", 64, 8),
+        ("ttl", 72, 8),
+        ("end", 80, 8),
+        ("end by the wall clock", 88, 8),
+        ("grant by the wall clock", 96, 8),
+        ("process", 104, 4),
+        ("length of host", 108, 2),
+        ("length of command", 110, 2),
+        ("served", 496, 8),
+    ];
+    for (field, at, width) in fields {
+        for number in NUMBERS {
+            for also in [None, Some((16, 24)), Some((24, 16))] {
+                let folder = quick(setting)?;
+                let store = kind.open(folder.path())?;
+                let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
+                Told::by(|| store.acquire(&mine)).granted()?;
+                Told::by(|| store.release(&mine)).granted()?;
+                let path = kind.only_file(folder.path())?;
+                let mut bytes = fs::read(&path)?;
+                forge_slots(&mut bytes, at, &number.to_le_bytes()[..width]);
+                if let Some((to, _)) = also {
+                    // As many as there are fences that may be granted, and none.
+                    forge_slots(&mut bytes, to, &number.to_le_bytes());
+                }
+                // In step, unless it is the sequence itself.
+                if field == "sequence" {
+                    let before = number.wrapping_sub(1);
+                    let [one, two] = if number % 2 == 1 {
+                        SLOTS
+                    } else {
+                        [SLOTS[1], SLOTS[0]]
+                    };
+                    forge(&mut bytes[one..one + SLOT_BYTES], 8, &before.to_le_bytes());
+                    forge(&mut bytes[two..two + SLOT_BYTES], 8, &number.to_le_bytes());
+                }
+                overwrite(&path, &bytes)?;
+                let store = kind.open(folder.path())?;
+                let steps = [
+                    Told::by(|| store.extend(&mine)),
+                    Told::by(|| store.acquire(&wanted)),
+                    Told::by(|| store.extend(&wanted)),
+                    Told::by(|| store.inspect(&wanted.name).map(|_| verrou::Reply::REFUSED)),
+                    Told::by(|| store.release(&wanted)),
+                    Told::by(|| store.evict(&wanted.name, None)),
+                    Told::by(|| store.acquire(&mine)),
+                    Told::by(|| store.release(&mine)),
+                ];
+                let in_folder = folder.path().to_string_lossy().into_owned();
+                for told in steps {
+                    let is_named = match &told {
+                        Told::Panicked(_) => false,
+                        // One that says in which namespace it was taken names the lock.
+                        Told::Error(text) => text.contains(&in_folder) || text.contains("`lock`"),
+                        Told::Granted(_) | Told::Refused => true,
+                    };
+                    findings.check(is_named, || {
+                        format!("a {kind} record with {number:#x} for its {field}: {told:?}")
+                    });
+                }
+                findings.count("forged records", 1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The last write when the power went: any part of it is on the disk, and the machine starts anew.
+fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: Kind) -> Result<()> {
+    let folder = setting.folder.join(format!("lost-power-{kind}"));
+    let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
+    let detached = Claim {
+        ephemeral: false,
+        ttl: Ttl::new(Duration::from_hours(1))?,
+        ..claim("lock", 3)?
+    };
+    let store = kind.open(&folder)?;
+    let mut fence = Told::by(|| store.acquire(&mine)).granted()?;
+    let path = kind.only_file(&folder)?;
+    let first = fs::read(&path)?;
+    type Step<'a> = (&'a str, &'a dyn Fn() -> Told);
+    let steps: [Step<'_>; 7] = [
+        ("an extension", &|| Told::by(|| store.extend(&mine))),
+        ("a release", &|| Told::by(|| store.release(&mine))),
+        ("a grant", &|| Told::by(|| store.acquire(&mine))),
+        ("a second release", &|| Told::by(|| store.release(&mine))),
+        ("a grant that outlives its process", &|| {
+            Told::by(|| store.acquire(&detached))
+        }),
+        ("an eviction", &|| match kind {
+            Kind::Lease => Told::by(|| store.evict(&mine.name, None)),
+            Kind::File => Told::by(|| store.release(&detached)),
+        }),
+        ("a last grant", &|| Told::by(|| store.acquire(&mine))),
+    ];
+    let mut before = first;
+    for (number, (what, step)) in steps.into_iter().enumerate() {
+        if let Told::Granted(granted) = step() {
+            fence = fence.max(granted);
+        }
+        let after = fs::read(&path)?;
+        let changed: Vec<_> = (0..FILE_BYTES)
+            .filter(|&at| before[at] != after[at])
+            .collect();
+        let sectors: BTreeSet<_> = changed.iter().map(|at| at / SLOT_BYTES).collect();
+        // Every choice of sectors, and of the bytes of the write, in either order.
+        let mut mixes: Vec<(String, Vec<u8>)> = Vec::new();
+        for chosen in 0..1_u32 << sectors.len() {
+            let mut bytes = before.clone();
+            for (bit, sector) in sectors.iter().enumerate() {
+                if chosen >> bit & 1 == 1 {
+                    let sector = sector * SLOT_BYTES..(sector + 1) * SLOT_BYTES;
+                    bytes[sector.clone()].copy_from_slice(&after[sector]);
+                }
+            }
+            mixes.push((format!("sectors {chosen:b} of {sectors:?}"), bytes));
+        }
+        let cuts: Vec<usize> = if number == 2 {
+            (0..changed.len()).collect()
+        } else {
+            (0..16.min(changed.len()))
+                .map(|_| rng.usize(..changed.len()))
+                .collect()
+        };
+        for cut in cuts {
+            for (is_head, part) in [(true, &changed[..cut]), (false, &changed[cut..])] {
+                let mut bytes = before.clone();
+                for &at in part {
+                    bytes[at] = after[at];
+                }
+                let end = if is_head { "first" } else { "last" };
+                mixes.push((format!("the {end} {} changed bytes", part.len()), bytes));
+            }
+        }
+        for (mix, mut bytes) in mixes {
+            // The start before: a slot that is whole keeps a checksum that fits.
+            for start in SLOTS {
+                let slot = &mut bytes[start..start + SLOT_BYTES];
+                let is_whole = slot[..4] == crc32c::crc32c(&slot[4..]).to_le_bytes();
+                if is_whole {
+                    forge(slot, BOOT_AT, &[0xab; 16]);
+                }
+            }
+            let torn = quick(setting)?;
+            fs::copy(folder.join("fences"), torn.path().join("fences"))?;
+            let there = torn.path().join(path.file_name().context("a name")?);
+            fs::write(&there, &bytes)?;
+            let anew = kind.open(torn.path())?;
+            match Told::by(|| anew.acquire(&wanted)) {
+                Told::Granted(granted) => findings.check(granted > fence, || {
+                    format!("power lost in {what} ({kind}), {mix}: fence {granted} after {fence}")
+                }),
+                told => findings.violation(format!(
+                    "power lost in {what} ({kind}), {mix}: {told:?} of a lock that nobody holds"
+                )),
+            }
+            findings.count("ways to lose power in a write", 1);
+        }
+        before = after;
+    }
+    Ok(())
+}
+
+/// Files that somebody removes.
+fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
+    let other_kind = match kind {
+        Kind::Lease => Kind::File,
+        Kind::File => Kind::Lease,
+    };
+    // What is removed, and in which kind of file another lock has later fences.
+    let cases: [(&str, bool, bool, Option<Kind>); 6] = [
+        ("the file", true, false, None),
+        ("the counter", false, true, None),
+        (
+            "the counter, and a later fence is there",
+            false,
+            true,
+            Some(kind),
+        ),
+        ("both, and a later fence is there", true, true, Some(kind)),
+        (
+            "both, and a later fence is there, of the other kind",
+            true,
+            true,
+            Some(other_kind),
+        ),
+        (
+            "the file, and a later fence is there, of the other kind",
+            true,
+            false,
+            Some(other_kind),
+        ),
+    ];
+    for (what, file, counter, witness) in cases {
+        for is_held in [true, false] {
+            let folder = quick(setting)?;
+            let (one, two) = (kind.open(folder.path())?, kind.open(folder.path())?);
+            let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
+            let mut fence = 0;
+            for _ in 0..3 {
+                fence = Told::by(|| one.acquire(&mine)).granted()?;
+                Told::by(|| one.release(&mine)).granted()?;
+            }
+            if is_held {
+                fence = Told::by(|| one.acquire(&mine)).granted()?;
+            }
+            let path = kind.only_file(folder.path())?;
+            let witness = match witness {
+                Some(kind) => {
+                    let store = kind.open(folder.path())?;
+                    asked(&*store, "witness", 9)?.granted()?;
+                    Some(store)
+                }
+                None => None,
+            };
+            if file {
+                fs::remove_file(&path)?;
+            }
+            if counter {
+                fs::remove_file(folder.path().join("fences"))?;
+            }
+            let words = if is_held {
+                "under its holder"
+            } else {
+                "of a free lock"
+            };
+            let told = Told::by(|| two.acquire(&wanted));
+            let is_right = match &told {
+                Told::Granted(next) => (file || !is_held) && *next > fence,
+                Told::Refused => !file && is_held,
+                Told::Error(_) | Told::Panicked(_) => false,
+            };
+            findings.check(is_right, || {
+                format!("removed {words}: {what} ({kind}): {told:?} after fence {fence}")
+            });
+            if is_held && file {
+                let told = Told::by(|| one.extend(&mine));
+                findings.check(told == Told::Refused, || {
+                    format!("removed {words}: {what} ({kind}): its holder learns {told:?}")
+                });
+                let told = Told::by(|| one.release(&mine));
+                findings.check(told == Told::Refused, || {
+                    format!("removed {words}: {what} ({kind}): its holder gives back {told:?}")
+                });
+                let told = Told::by(|| two.extend(&wanted));
+                findings.check(matches!(told, Told::Granted(_)), || {
+                    format!("removed {words}: {what} ({kind}): the next holder learns {told:?}")
+                });
+            }
+            drop(witness);
+            findings.count("removals", 1);
+        }
+    }
+    Ok(())
+}
+
+/// What the queue writes has no checksum: whatever stands there, those who wait have their turn.
+fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
+    // A turn takes milliseconds, and two stopped neighbours less than a second.
+    const TURN: Duration = Duration::from_secs(10);
+    const WAITERS: usize = 3;
+
+    let verrou = programs::verrou(&setting.folder)?;
+    let marks: [u64; 9] = [
+        u64::MAX,
+        (1 << 60) - 1,
+        (1 << 60) - 4096,
+        1 << 60,
+        (1 << 59) - 1,
+        1 << 59,
+        1 << 63,
+        0x00ff_0000_0000_0000,
+        1,
+    ];
+    let mut longest = Duration::ZERO;
+    for mark in marks {
+        for is_early in [true, false] {
+            let folder = quick(setting)?;
+            let store = kind.open(folder.path())?;
+            let mine = claim("lock", 1)?;
+            Told::by(|| store.acquire(&mine)).granted()?;
+            let path = kind.only_file(folder.path())?;
+            let damage = || -> Result<()> {
+                let mut bytes = fs::read(&path)?;
+                bytes[QUEUE.start..QUEUE.start + 8].copy_from_slice(&mark.to_le_bytes());
+                Ok(overwrite(&path, &bytes)?)
+            };
+            if is_early {
+                // A grant that takes note of it.
+                Told::by(|| store.release(&mine)).granted()?;
+                damage()?;
+                Told::by(|| store.acquire(&mine)).granted()?;
+            } else {
+                damage()?;
+            }
+            let mut waiters = Vec::new();
+            for number in 1..=WAITERS {
+                let mut command = Command::new(&verrou);
+                command.args(["--store", &kind.url(folder.path())]);
+                command.args(["run", "lock", "--wait", "1m", "--", "true"]);
+                waiters.push(Running::start(command.stdin(Stdio::null()))?);
+                // Where there is no place to be had, it waits all the same.
+                let began = Instant::now();
+                while tickets(&path)? < number && began.elapsed() < Duration::from_millis(500) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+            // Who has had enough can go, however it stands with the others.
+            let mut command = Command::new(&verrou);
+            command.args(["--store", &kind.url(folder.path())]);
+            command.args(["run", "lock", "--wait", "50ms", "--", "true"]);
+            let ended = Running::start(command.stdin(Stdio::null()))?.end_within(TURN)?;
+            findings.check(ended.code() == Some(75), || {
+                format!(
+                    "a queue's mark damaged to {mark:#x} ({kind}): one who waits for 50 ms ends \
+                     with {:?} after {:?}",
+                    ended.code(),
+                    ended.took
+                )
+            });
+            Told::by(|| store.release(&mine)).granted()?;
+            let began = Instant::now();
+            for waiter in waiters {
+                let ended = waiter.end_within(TURN)?;
+                findings.check(ended.code() == Some(0), || {
+                    let when = if is_early { "before" } else { "during" };
+                    format!(
+                        "a queue's mark damaged to {mark:#x} {when} a grant ({kind}): \
+                         one who waits ends with {:?} after {:?}: {}",
+                        ended.code(),
+                        ended.took,
+                        ended.err.trim_end()
+                    )
+                });
+            }
+            longest = longest.max(began.elapsed());
+            findings.count("queues with a damaged mark", 1);
+        }
+    }
+    findings.figure(
+        format!("longest until {WAITERS} had their turn in a damaged queue ({kind})"),
+        format!("{} ms", longest.as_millis()),
+    );
+    Ok(())
+}
+
+/// How many wait for the lock of the file at `path`, as the kernel says: proc(5), `/proc/locks`.
+fn tickets(path: &Path) -> Result<usize> {
+    const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
+
+    let inode = fs::metadata(path)?.ino();
+    let locks = fs::read_to_string("/proc/locks")?;
+    let waiting = locks.lines().filter(|line| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let is_its = words
+            .get(5)
+            .is_some_and(|it| it.ends_with(&format!(":{inode}")));
+        let first = words.get(6).and_then(|it| it.parse().ok());
+        is_its && first.is_some_and(|first: u64| first >= FIRST_TICKET)
+    });
+    Ok(waiting.count())
+}
+
+/// The counter, of which all locks of a folder get their fences.
+fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
+    for kind in Kind::BOTH {
+        let place = quick(setting)?;
+        let folder = place.path().join("locks");
+        let store = kind.open(&folder)?;
+        let known = claim("known", 1)?;
+        let mut fence = Told::by(|| store.acquire(&known)).granted()?;
+        let path = folder.join("fences");
+        let whole = fs::read(&path)?;
+        let mut damages: Vec<(String, Vec<u8>)> = Vec::new();
+        for length in 0..whole.len() {
+            damages.push((format!("cut to {length} bytes"), whole[..length].to_vec()));
+        }
+        for at in 0..whole.len() {
+            for pattern in 1..=u8::MAX {
+                let mut bytes = whole.clone();
+                bytes[at] ^= pattern;
+                damages.push((format!("with byte {at} changed by {pattern:#x}"), bytes));
+            }
+        }
+        for _ in 0..RANDOM_DAMAGES {
+            let mut bytes = whole.clone();
+            for _ in 0..rng.usize(2..8) {
+                let at = rng.usize(..bytes.len());
+                bytes[at] = rng.u8(..);
+            }
+            if bytes != whole {
+                damages.push((format!("changed to {bytes:?}"), bytes));
+            }
+        }
+        let of_number = |number: u64| {
+            let mut bytes = whole.clone();
+            bytes[16..].copy_from_slice(&number.to_le_bytes());
+            let checksum = crc32c::crc32c(&bytes[12..]);
+            bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+            bytes
+        };
+        for number in [u64::MAX, u64::MAX - 16_383] {
+            damages.push((format!("with {number} for its number"), of_number(number)));
+        }
+        damages.push((
+            "with a byte more".to_owned(),
+            [whole.clone(), vec![0]].concat(),
+        ));
+        damages.push(("of zeros".to_owned(), vec![0; whole.len()]));
+        damages.push(("as long as a lock's file".to_owned(), vec![0; FILE_BYTES]));
+        damages.push(("of another program".to_owned(), b"17\n".to_vec()));
+
+        let ask = |findings: &mut Findings, damage: &str, name: &str| -> Result<()> {
+            let told = asked(&*store, name, 2)?;
+            let is_named =
+                matches!(&told, Told::Error(text) if text.contains(&*path.to_string_lossy()));
+            findings.check(is_named, || {
+                format!("a fence counter {damage} ({kind}): a new lock is {told:?}")
+            });
+            // Those that have fences of their own need it no more.
+            Told::by(|| store.release(&known)).granted()?;
+            match Told::by(|| store.acquire(&known)) {
+                Told::Granted(next) if next > fence => fence = next,
+                told => findings.violation(format!(
+                    "a fence counter {damage} ({kind}): a lock with fences is {told:?} after {fence}"
+                )),
+            }
+            findings.count("damages to the fence counter", 1);
+            Ok(())
+        };
+        let mut ask = ask;
+        for (damage, bytes) in &damages {
+            overwrite(&path, bytes)?;
+            ask(findings, damage, "new")?;
+        }
+        File::options().write(true).open(&path)?.set_len(2 << 30)?;
+        ask(findings, "grown to 2 GiB", "new")?;
+
+        let aside = folder.join("aside");
+        overwrite(&path, &whole)?;
+        fs::rename(&path, &aside)?;
+        let node = |kind, device| Ok(mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, device)?);
+        type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
+        let plants: [Plant<'_>; 7] = [
+            ("replaced by a folder", &|| Ok(fs::create_dir(&path)?)),
+            ("replaced by a pipe", &|| node(FileType::Fifo, 0)),
+            ("replaced by the null device", &|| {
+                node(FileType::CharacterDevice, makedev(1, 3))
+            }),
+            ("replaced by a socket", &|| {
+                Ok(UnixListener::bind(&path).map(drop)?)
+            }),
+            ("replaced by a link to nowhere", &|| {
+                Ok(symlink("/nowhere/at/all", &path)?)
+            }),
+            ("replaced by a link to itself", &|| {
+                Ok(symlink(&aside, &path)?)
+            }),
+            ("with a hard link", &|| Ok(fs::hard_link(&aside, &path)?)),
+        ];
+        for (damage, plant) in plants {
+            if let Err(err) = plant() {
+                findings.not_done(format!("a fence counter {damage}: {err:#}"));
+                continue;
+            }
+            ask(findings, damage, "new")?;
+            if fs::symlink_metadata(&path)?.is_dir() {
+                fs::remove_dir(&path)?;
+            } else {
+                fs::remove_file(&path)?;
+            }
+        }
+
+        // The way out: it is made anew.
+        let told = asked(&*store, "new", 2)?;
+        findings.check(matches!(told, Told::Granted(next) if next > fence), || {
+            format!("a fence counter moved away ({kind}): a new lock is {told:?} after {fence}")
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,708 @@
+//! What others can do to the files of a store, and to whoever uses them.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, makedev, mknodat};
+use verrou::{Claim, Store};
+
+use crate::attempts::{AnyStore, Kind, Told, claim, watched};
+use crate::findings::{Findings, Setting};
+use crate::programs::{self, Ended, Running, as_user};
+
+/// Who plants things.
+const ATTACKER: u32 = 1234;
+
+/// Who uses the store, besides root.
+const USER: u32 = 65534;
+
+/// No answer takes longer, of a store that nobody waits for.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Whether other users can be had; says so if not.
+fn has_users(findings: &mut Findings, what: &str) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        findings.not_done(format!("{what}: only root can be other users"));
+    }
+    is_root
+}
+
+/// A folder of this mode, root's.
+fn folder(setting: &Setting, name: &str, mode: u32) -> Result<PathBuf> {
+    let folder = setting.folder.join(name);
+    fs::create_dir(&folder)?;
+    fs::set_permissions(&folder, Permissions::from_mode(mode))?;
+    Ok(folder)
+}
+
+/// `verrou` with a store, for `user`.
+fn verrou(program: &Path, kind: Kind, folder: &Path, user: u32, words: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--store", &kind.url(folder)]).args(words);
+    command.current_dir("/").stdin(Stdio::null());
+    as_user(&mut command, user, user);
+    command
+}
+
+/// Notes a violation unless it ended soon, with one of `codes`, and named `path` if it was no success.
+fn check_end(findings: &mut Findings, what: &str, ended: &Ended, codes: &[i32], path: &Path) {
+    let code = ended.code().unwrap_or(-1);
+    let is_named = code == 0 || ended.err.contains(&*path.to_string_lossy());
+    findings.check(!ended.is_bad() && ended.took < SOON, || {
+        format!(
+            "{what}: {code} after {:?}: {}",
+            ended.took,
+            ended.err.trim_end()
+        )
+    });
+    findings.check(codes.contains(&code) && is_named, || {
+        format!(
+            "{what}: ends with {code} (of {codes:?}), naming {} or not: {}",
+            path.display(),
+            ended.err.trim_end()
+        )
+    });
+}
+
+/// Everything that can be planted in place of a file.
+const PLANTS: [&str; 11] = [
+    "a link to a file",
+    "a link to nowhere",
+    "a link to a folder",
+    "a link to a device",
+    "a hard link",
+    "a pipe",
+    "a socket",
+    "a device",
+    "a folder",
+    "an empty file",
+    "a file that looks right",
+];
+
+/// Plants it at `path`.
+fn plant(what: &str, path: &Path, victim: &Path, right: &[u8]) -> Result<()> {
+    let nowhere = victim.with_file_name("nowhere");
+    match what {
+        "a link to a file" => symlink(victim, path)?,
+        "a link to nowhere" => symlink(nowhere, path)?,
+        "a link to a folder" => symlink(victim.parent().context("it is in a folder")?, path)?,
+        "a link to a device" => symlink("/dev/zero", path)?,
+        "a hard link" => fs::hard_link(victim, path)?,
+        "a pipe" => mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0)?,
+        "a socket" => drop(UnixListener::bind(path)?),
+        "a device" => {
+            let mode = Mode::from_raw_mode(0o666);
+            mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(1, 5))?;
+        }
+        "a folder" => fs::create_dir(path)?,
+        "an empty file" => fs::write(path, "")?,
+        _ => fs::write(path, right)?,
+    }
+    if what != "a hard link" {
+        lchown(path, Some(ATTACKER), Some(ATTACKER))?;
+        if fs::symlink_metadata(path)?.is_file() {
+            // What could be read and written, is not refused for that.
+            fs::set_permissions(path, Permissions::from_mode(0o666))?;
+        }
+    }
+    Ok(())
+}
+
+/// In a folder where everybody may put files.
+pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    if !has_users(findings, "files planted by another user") {
+        return Ok(());
+    }
+    let program = programs::verrou(&setting.folder)?;
+    let safe = folder(setting, "safe", 0o755)?;
+    let victim = safe.join("victim");
+    let mut number = 0;
+    for kind in Kind::BOTH {
+        let scratch = tempfile::tempdir_in(&setting.folder)?;
+        let store = kind.open(scratch.path())?;
+        let wanted = claim("lock", 1)?;
+        Told::by(|| store.acquire(&wanted)).granted()?;
+        drop(store);
+        let file = kind.only_file(scratch.path())?;
+        let counter = scratch.path().join("fences");
+        for right in [&file, &counter] {
+            let name = right.file_name().context("a name")?;
+            for what in PLANTS {
+                for user in [0, USER] {
+                    number += 1;
+                    let shared = folder(setting, &format!("planted-{number}"), 0o1777)?;
+                    fs::write(&victim, "precious")?;
+                    chown(&victim, Some(user), Some(user))?;
+                    let path = shared.join(name);
+                    plant(what, &path, &victim, &fs::read(right)?)?;
+                    let before = fs::symlink_metadata(&path)?;
+                    let words = ["run", "lock", "--wait", "2s", "--", "true"];
+                    let mut command = verrou(&program, kind, &shared, user, &words);
+                    let ended = Running::start(&mut command)?.end()?;
+                    let place = format!("{what} in place of {} for user {user}", path.display());
+                    check_end(findings, &place, &ended, &[74], &path);
+                    let after = fs::symlink_metadata(&path)?;
+                    let is_kept = before.ino() == after.ino()
+                        && before.mode() == after.mode()
+                        && before.len() == after.len()
+                        && fs::read(&victim)? == b"precious"
+                        && fs::read_dir(&safe)?.count() == 1;
+                    findings.check(is_kept, || {
+                        format!("{place}: it, or what it leads to, changed")
+                    });
+                    findings.count("files planted", 1);
+                }
+            }
+        }
+        // Nor are names used that could be guessed, for files that are on their way.
+        for user in [0, USER] {
+            number += 1;
+            let shared = folder(setting, &format!("planted-{number}"), 0o1777)?;
+            fs::write(&victim, "precious")?;
+            for right in [&file, &counter] {
+                let name = right.file_name().context("a name")?.to_string_lossy();
+                for guess in [
+                    format!("{name}.tmp"),
+                    format!(".{name}.tmp"),
+                    format!("{name}.new"),
+                    format!("{name}~"),
+                    format!(".tmp{name}"),
+                    format!("{name}.lock"),
+                ] {
+                    let path = shared.join(guess);
+                    symlink(&victim, &path)?;
+                    lchown(&path, Some(ATTACKER), Some(ATTACKER))?;
+                    findings.count("files planted", 1);
+                }
+            }
+            let words = ["run", "lock", "--wait", "2s", "--", "true"];
+            let ended =
+                Running::start(&mut verrou(&program, kind, &shared, user, &words))?.end()?;
+            check_end(findings, "planted temporary files", &ended, &[0], &shared);
+            let is_kept = fs::read(&victim)? == b"precious";
+            findings.check(is_kept, || {
+                "a planted temporary file was followed".to_owned()
+            });
+        }
+    }
+    Ok(())
+}
+
+/// In place of the pipes that wake those who wait: the lock is had all the same.
+pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    const BELLS: usize = 4096;
+
+    if !has_users(findings, "bells planted by another user") {
+        return Ok(());
+    }
+    let program = programs::verrou(&setting.folder)?;
+    let safe = folder(setting, "safe-of-bells", 0o755)?;
+    let victim = safe.join("victim");
+    fs::write(&victim, "precious")?;
+    let mut longest = Duration::ZERO;
+    for what in [
+        "a link to a file",
+        "a link to nowhere",
+        "a link to a device",
+        "a pipe",
+        "a socket",
+        "a folder",
+        "a file that looks right",
+    ] {
+        for (kind, user) in [(Kind::Lease, 0), (Kind::File, USER)] {
+            let name = format!("bells-{}-{kind}", what.replace(' ', "-"));
+            let shared = folder(setting, &name, 0o1777)?;
+            for number in 0..BELLS {
+                let path = shared.join(format!("{number:04}.bell"));
+                // A socket's name is short.
+                if what == "a socket" && number > 0 {
+                    fs::hard_link(shared.join("0000.bell"), path)?;
+                } else {
+                    plant(what, &path, &victim, b"")?;
+                }
+            }
+            let hold = ["run", "lock", "--", "sh", "-c", "echo held; sleep 0.2"];
+            let mut holder = Running::start(&mut verrou(&program, kind, &shared, user, &hold))?;
+            holder.says("held")?;
+            let words = ["run", "lock", "--wait", "20s", "--", "true"];
+            let waits =
+                (0..2).map(|_| Running::start(&mut verrou(&program, kind, &shared, user, &words)));
+            let waits = waits.collect::<Result<Vec<_>>>()?;
+            let ended = holder.end()?;
+            check_end(
+                findings,
+                &format!("{what} for all bells"),
+                &ended,
+                &[0],
+                &shared,
+            );
+            let began = Instant::now();
+            for wait in waits {
+                let ended = wait.end()?;
+                check_end(
+                    findings,
+                    &format!("{what} for all bells"),
+                    &ended,
+                    &[0],
+                    &shared,
+                );
+            }
+            longest = longest.max(began.elapsed());
+            findings.check(fs::read(&victim)? == b"precious", || {
+                format!("{what} for all bells: what it leads to was written")
+            });
+            findings.check(fs::read_dir(&safe)?.count() == 1, || {
+                format!("{what} for all bells: something was made where it leads to")
+            });
+            findings.count("bells planted", BELLS as u64);
+            fs::remove_dir_all(&shared)?;
+        }
+    }
+    findings.figure(
+        "longest until two had their turn without bells",
+        format!("{} ms", longest.as_millis()),
+    );
+    Ok(())
+}
+
+/// Folders and files that belong to others, or to everybody.
+pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    if !has_users(findings, "stores of other users") {
+        return Ok(());
+    }
+    let program = programs::verrou(&setting.folder)?;
+    let words = ["run", "lock", "--no-wait", "--", "true"];
+    let acquire = ["run", "lock", "--", "true"];
+    for kind in Kind::BOTH {
+        // The mode, the owner, who comes, and what it ends with.
+        let folders: [(u32, u32, u32, i32); 11] = [
+            (0o700, ATTACKER, USER, 73),
+            (0o700, ATTACKER, 0, 73),
+            (0o755, ATTACKER, USER, 73),
+            (0o755, 0, USER, 74),
+            (0o555, USER, USER, 74),
+            (0o777, 0, USER, 73),
+            (0o777, 0, 0, 73),
+            (0o777, USER, USER, 73),
+            (0o1777, ATTACKER, USER, 73),
+            (0o1777, ATTACKER, 0, 73),
+            (0o1777, 0, USER, 0),
+        ];
+        for (mode, owner, user, code) in folders {
+            let name = format!("of-{kind}-{mode:o}-{owner}-{user}");
+            let place = folder(setting, &name, mode)?;
+            chown(&place, Some(owner), Some(owner))?;
+            let ended = Running::start(&mut verrou(&program, kind, &place, user, &words))?.end()?;
+            let what = format!("a {mode:o} folder of {owner} for {user} ({kind})");
+            check_end(findings, &what, &ended, &[code], &place);
+            let found = fs::read_dir(&place)?.count();
+            findings.check(code == 0 || found == 0, || {
+                format!("{what}: left {found} files")
+            });
+            findings.count("folders of others", 1);
+        }
+        // A file of another, where both may.
+        let shared = folder(setting, &format!("of-others-{kind}"), 0o1777)?;
+        for _ in 0..2 {
+            let ended =
+                Running::start(&mut verrou(&program, kind, &shared, ATTACKER, &acquire))?.end()?;
+            check_end(findings, "a store of one's own", &ended, &[0], &shared);
+        }
+        let path = kind.only_file(&shared)?;
+        let is_private = fs::metadata(&path)?.mode() & 0o7777 == 0o600;
+        findings.check(is_private, || {
+            format!("{}: others can read it", path.display())
+        });
+        for user in [0, USER] {
+            for words in [&words[..], &["show", "lock"], &acquire[..]] {
+                let ended =
+                    Running::start(&mut verrou(&program, kind, &shared, user, words))?.end()?;
+                check_end(
+                    findings,
+                    &format!("another's file ({kind})"),
+                    &ended,
+                    &[74],
+                    &path,
+                );
+                findings.count("files of others", 1);
+            }
+        }
+        // Root's files, which a user may read at most.
+        let roots = folder(setting, &format!("roots-{kind}"), 0o1777)?;
+        let ended = Running::start(&mut verrou(&program, kind, &roots, 0, &acquire))?.end()?;
+        check_end(findings, "a store of root's", &ended, &[0], &roots);
+        let path = kind.only_file(&roots)?;
+        for mode in [0o600, 0o644, 0o444] {
+            fs::set_permissions(&path, Permissions::from_mode(mode))?;
+            for words in [&words[..], &["show", "lock"]] {
+                let ended =
+                    Running::start(&mut verrou(&program, kind, &roots, USER, words))?.end()?;
+                check_end(
+                    findings,
+                    &format!("root's file ({kind})"),
+                    &ended,
+                    &[74],
+                    &path,
+                );
+                findings.count("files of others", 1);
+            }
+        }
+        // A folder that a link leads to is what it is.
+        let private = folder(setting, &format!("private-{kind}"), 0o700)?;
+        chown(&private, Some(ATTACKER), Some(ATTACKER))?;
+        let link = setting.folder.join(format!("link-{kind}"));
+        symlink(&private, &link)?;
+        let ended = Running::start(&mut verrou(&program, kind, &link, 0, &words))?.end()?;
+        check_end(
+            findings,
+            "a link to another's folder",
+            &ended,
+            &[73],
+            &private,
+        );
+    }
+    Ok(())
+}
+
+/// Stores that a group shares.
+pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    if !has_users(findings, "stores of groups") {
+        return Ok(());
+    }
+    let Ok(Some(group)) = nix::unistd::Group::from_name("daemon") else {
+        findings.not_done("stores of groups: there is no group `daemon`");
+        return Ok(());
+    };
+    let members = group.gid.as_raw();
+    let program = programs::verrou(&setting.folder)?;
+    let as_member = |kind: Kind, place: &Path, user: u32, group: u32, umask: &str, words: &str| {
+        let mut command = Command::new("sh");
+        let script = format!(
+            "umask {umask}; exec {} --group daemon --store {} {words}",
+            program.display(),
+            kind.url(place)
+        );
+        command
+            .args(["-c", &script])
+            .current_dir("/")
+            .stdin(Stdio::null());
+        as_user(&mut command, user, group);
+        Running::start(&mut command)
+    };
+    for kind in Kind::BOTH {
+        let place = setting.folder.join(format!("group-{kind}"));
+        let ended = as_member(kind, &place, 0, 0, "022", "run lock -- true")?.end()?;
+        check_end(findings, "a store made for a group", &ended, &[0], &place);
+        // One holds, the other waits, whatever they let others read.
+        for umask in ["022", "077", "000", "777"] {
+            let name = format!("lock-{umask}");
+            let mut holder = as_member(
+                kind,
+                &place,
+                ATTACKER,
+                members,
+                umask,
+                &format!("run {name} -- sh -c 'echo held; sleep 0.3'"),
+            )?;
+            holder.says("held")?;
+            let denied = as_member(
+                kind,
+                &place,
+                USER,
+                members,
+                umask,
+                &format!("run {name} --no-wait -- true"),
+            )?
+            .end()?;
+            check_end(
+                findings,
+                "another member's lock",
+                &denied,
+                &[75],
+                Path::new(&name),
+            );
+            let waiter = as_member(
+                kind,
+                &place,
+                USER,
+                members,
+                umask,
+                &format!("run {name} --wait 20s -- true"),
+            )?;
+            check_end(findings, "a member's lock", &holder.end()?, &[0], &place);
+            let ended = waiter.end()?;
+            check_end(findings, "a lock waited for", &ended, &[0], &place);
+            let outsider = as_member(
+                kind,
+                &place,
+                4321,
+                4321,
+                umask,
+                &format!("run {name} -- true"),
+            )?
+            .end()?;
+            check_end(
+                findings,
+                "a group's store for an outsider",
+                &outsider,
+                &[73],
+                &place,
+            );
+            findings.count("umasks in a group", 1);
+        }
+        let entries = fs::read_dir(&place)?.collect::<Result<Vec<_>, _>>()?;
+        for entry in &entries {
+            let metadata = entry.metadata()?;
+            let is_right = metadata.mode() & 0o7777 == 0o660 && metadata.gid() == members;
+            findings.check(is_right, || {
+                format!(
+                    "{}: mode {:o}, group {}",
+                    entry.path().display(),
+                    metadata.mode(),
+                    metadata.gid()
+                )
+            });
+        }
+        findings.check(entries.len() < 64, || {
+            format!("{}: {} files for 5 locks", place.display(), entries.len())
+        });
+        // Where outsiders may make files, those are the group's, too.
+        let path = kind.path_of("planted", &place, &setting.folder)?;
+        let scratch = tempfile::tempdir_in(&setting.folder)?;
+        let store = kind.open(scratch.path())?;
+        let planted = claim("planted", 1)?;
+        Told::by(|| store.acquire(&planted)).granted()?;
+        let right = kind.only_file(scratch.path())?;
+        fs::set_permissions(&place, Permissions::from_mode(0o3777))?;
+        fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
+        fs::set_permissions(&right, Permissions::from_mode(0o644))?;
+        let mut copy = Command::new("sh");
+        let script = format!("umask 0; cat {} > {}", right.display(), path.display());
+        copy.args(["-c", &script]);
+        ensure!(
+            programs::run(as_user(&mut copy, 4321, 4321))?.code() == Some(0),
+            "an outsider can make files where everybody can"
+        );
+        let ended = as_member(
+            kind,
+            &place,
+            USER,
+            members,
+            "022",
+            "run planted --no-wait -- true",
+        )?;
+        let ended = ended.end()?;
+        findings.check(matches!(ended.code(), Some(73 | 74)), || {
+            format!(
+                "{}: an outsider's file in a group's folder is trusted: {:?} {}",
+                path.display(),
+                ended.code(),
+                ended.err.trim_end()
+            )
+        });
+        findings.count("files planted", 1);
+    }
+    Ok(())
+}
+
+/// What a process lets others do with its files changes nothing.
+pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let program = programs::verrou(&setting.folder)?;
+    let users: &[u32] = if has_users(findings, "umasks of other users") {
+        &[0, USER]
+    } else {
+        &[0]
+    };
+    for kind in Kind::BOTH {
+        for umask in ["000", "022", "077", "277", "777"] {
+            for &user in users {
+                let parent = folder(setting, &format!("umask-{kind}-{umask}-{user}"), 0o755)?;
+                chown(&parent, Some(user), Some(user))?;
+                let place = parent.join("a/locks");
+                let start = |words: &str| {
+                    let mut command = Command::new("sh");
+                    let script = format!(
+                        "umask {umask}; exec {} --store {} {words}",
+                        program.display(),
+                        kind.url(&place)
+                    );
+                    command
+                        .args(["-c", &script])
+                        .current_dir("/")
+                        .stdin(Stdio::null());
+                    Running::start(as_user(&mut command, user, user))
+                };
+                let what = format!("umask {umask} of user {user} ({kind})");
+                let mut holder = start("run lock -- sh -c 'echo held; sleep 0.2'")?;
+                if holder.says("held").is_err() {
+                    findings.violation(format!("{what}: {}", holder.end()?.err.trim_end()));
+                    continue;
+                }
+                let waiter = start("run lock --wait 20s -- true")?;
+                check_end(findings, &what, &holder.end()?, &[0], &place);
+                check_end(findings, &what, &waiter.end()?, &[0], &place);
+                let mode = fs::metadata(&place)?.mode() & 0o7777;
+                findings.check(mode == 0o700, || {
+                    format!("{what}: the folder's mode is {mode:o}")
+                });
+                let entries = fs::read_dir(&place)?.collect::<Result<Vec<_>, _>>()?;
+                for entry in &entries {
+                    let mode = entry.metadata()?.mode() & 0o7777;
+                    findings.check(mode == 0o600, || {
+                        format!("{what}: mode {mode:o} of {}", entry.path().display())
+                    });
+                }
+                findings.check(entries.len() <= 4, || {
+                    format!("{what}: {} files of one lock", entries.len())
+                });
+                findings.count("umasks", 1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Somebody who may open a file, and keeps it locked for ever.
+pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for kind in Kind::BOTH {
+        for is_held in [true, false] {
+            let folder = tempfile::tempdir_in(&setting.folder)?;
+            let (store, other) = (kind.open(folder.path())?, kind.open(folder.path())?);
+            let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
+            Told::by(|| store.acquire(&mine)).granted()?;
+            let path = kind.only_file(folder.path())?;
+            let file = File::options().read(true).write(true).open(&path)?;
+            let lock = |operation| flock(&file, operation).is_ok();
+            let mut kept: Vec<(&str, bool)> = Vec::new();
+            if !is_held {
+                Told::by(|| store.release(&mine)).granted()?;
+            }
+            let steps = |how: &str, findings: &mut Findings| -> Result<()> {
+                each_step(
+                    findings,
+                    &*store,
+                    &other,
+                    (&mine, &wanted),
+                    &path,
+                    is_held,
+                    how,
+                )
+            };
+            if kind == Kind::Lease || !is_held {
+                kept.push((
+                    "locked alone",
+                    lock(FlockOperation::NonBlockingLockExclusive),
+                ));
+                steps("kept locked", findings)?;
+                lock(FlockOperation::Unlock);
+            }
+            if kind == Kind::Lease || !is_held {
+                kept.push(("shared", lock(FlockOperation::NonBlockingLockShared)));
+                steps("kept locked together with others", findings)?;
+                lock(FlockOperation::Unlock);
+            }
+            for (how, is_locked) in kept {
+                ensure!(is_locked, "{} can be {how}", path.display());
+            }
+            // All bytes that are free, by those who know of the lock's own.
+            for (start, length) in [(0, 1 << 40), (1 << 40, 0), ((1 << 62) + (1 << 61), 0)] {
+                let bytes = |kind: i32| libc::flock {
+                    l_type: kind as libc::c_short,
+                    l_whence: libc::SEEK_SET as libc::c_short,
+                    l_start: start,
+                    l_len: length,
+                    l_pid: 0,
+                };
+                let locked = fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_WRLCK)));
+                if locked.is_err() {
+                    // The holder has one of them.
+                    continue;
+                }
+                steps(&format!("with its bytes from {start:#x} locked"), findings)?;
+                fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_UNLCK)))?;
+            }
+            if is_held {
+                let told = Told::by(|| store.extend(&mine));
+                findings.check(matches!(told, Told::Granted(_)), || {
+                    format!("{}: its holder has lost it: {told:?}", path.display())
+                });
+            }
+            // The counter, which a new name needs.
+            let counter = folder.path().join("fences");
+            let file = File::open(&counter)?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            let began = Instant::now();
+            let new = claim("new", 3)?;
+            let told = Told::by(|| other.acquire(&new));
+            let is_right =
+                matches!(&told, Told::Error(text) if text.contains(&*counter.to_string_lossy()));
+            findings.check(is_right && began.elapsed() < SOON, || {
+                format!(
+                    "a counter that is kept locked: {told:?} after {:?}",
+                    began.elapsed()
+                )
+            });
+            flock(&file, FlockOperation::Unlock)?;
+            Told::by(|| other.acquire(&new)).granted()?;
+        }
+    }
+    Ok(())
+}
+
+/// Every step while somebody does something to the file: an error that names it, or an answer, soon.
+fn each_step(
+    findings: &mut Findings,
+    store: &dyn Store,
+    other: &AnyStore,
+    (mine, wanted): (&Claim, &Claim),
+    path: &Path,
+    is_held: bool,
+    how: &str,
+) -> Result<()> {
+    let steps: [(&str, &dyn Fn() -> Told); 6] = [
+        ("acquire", &|| Told::by(|| other.acquire(wanted))),
+        ("extend", &|| Told::by(|| store.extend(mine))),
+        ("inspect", &|| {
+            Told::by(|| other.inspect(&mine.name).map(|_| verrou::Reply::REFUSED))
+        }),
+        ("evict", &|| {
+            Told::by(|| other.evict(&mine.name, verrou::Fence::new(u64::MAX)))
+        }),
+        ("wait", &|| {
+            Told::by(|| {
+                other.wait(wanted, Duration::from_millis(5));
+                Ok(verrou::Reply::REFUSED)
+            })
+        }),
+        ("give up", &|| {
+            Told::by(|| {
+                other.give_up(wanted);
+                other.release(wanted)
+            })
+        }),
+    ];
+    for (step, ask) in steps {
+        let began = Instant::now();
+        let told = watched(&format!("{} {how}: {step}", path.display()), ask);
+        let took = began.elapsed();
+        let is_right = match &told {
+            Told::Granted(_) => step != "acquire" || !is_held,
+            Told::Refused => true,
+            Told::Error(text) => text.contains(&*path.to_string_lossy()) || text.contains("`lock`"),
+            Told::Panicked(_) => false,
+        };
+        findings.check(is_right && took < SOON, || {
+            format!("{} {how}: {step}: {told:?} after {took:?}", path.display())
+        });
+        findings.count("steps with a file that others keep", 1);
+    }
+    Ok(())
+}

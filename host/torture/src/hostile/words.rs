@@ -1,0 +1,978 @@
+//! What can be typed, and what can be handed over: each of it works, or is answered by name.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use fastrand::Rng;
+use verrou::blocking::LockFactory;
+use verrou::{Claim, Name, SerializedLock, Ttl};
+use verrou_host::{LeaseFileStore, StoreOptions, System};
+
+use crate::attempts::{Kind, Told, caught, claim};
+use crate::findings::{Findings, Setting};
+use crate::programs::{self, Ended, Running};
+
+/// Names that other software trips over.
+fn names() -> Vec<String> {
+    let mut names: Vec<String> = [
+        "",
+        "x",
+        "X",
+        "../x",
+        "../../../../../../etc/passwd",
+        "/etc/passwd",
+        "/",
+        ".",
+        "..",
+        "...",
+        "a/b/c",
+        "a\\b",
+        "a\0b",
+        "\0",
+        "fences",
+        "0000.bell",
+        "x.lease",
+        "x.lock",
+        "~",
+        "~root",
+        "$HOME",
+        "`id`",
+        "$(id)",
+        "%s%n",
+        "*",
+        "?",
+        "[a]",
+        "a b",
+        " a",
+        "a ",
+        "a.",
+        "a..",
+        " ",
+        "\t",
+        "\n",
+        "a\nb",
+        "a\r\nb",
+        "\u{1b}[31mred\u{1b}[0m",
+        "\u{7}",
+        "\u{7f}",
+        "\u{85}",
+        "\u{9b}31m",
+        "\u{202e}txt.exe",
+        "\u{200b}",
+        "\u{feff}",
+        "\u{fffd}",
+        "\u{10ffff}",
+        "-",
+        "--",
+        "-x",
+        "--help",
+        "--store=file:/tmp",
+        "-E0",
+        "CON",
+        "con",
+        "NUL",
+        "NUL.txt",
+        "AUX",
+        "COM1",
+        "LPT9.log",
+        "PRN",
+        "é",
+        "e\u{301}",
+        "Å",
+        "A\u{30a}",
+        "\u{212b}",
+        "ﬁ",
+        "fi",
+        "ß",
+        "ẞ",
+        "ss",
+        "İ",
+        "i",
+        "I",
+        "ı",
+        "🔒",
+        "👩‍👩‍👧‍👦",
+        "日本語",
+        "🏳️‍🌈",
+        "\"quoted\"",
+        "'quoted'",
+        "{}",
+        "{\"version\":1}",
+        "null",
+        "none",
+        "0",
+        "-1",
+        "1e9",
+    ]
+    .map(str::to_owned)
+    .into();
+    // As long as may be, a byte more, and far more.
+    names.push("n".repeat(Name::MAX_BYTES));
+    names.push("N".repeat(Name::MAX_BYTES));
+    names.push("é".repeat(Name::MAX_BYTES / 2));
+    names.push("n".repeat(Name::MAX_BYTES + 1));
+    names.push("é".repeat(Name::MAX_BYTES / 2) + "n");
+    names.push("n".repeat(4 << 10));
+    names.push("../".repeat(64 << 10));
+    // The same for as long as their file's name tells.
+    names.push("n".repeat(40));
+    names.push("n".repeat(41));
+    names
+}
+
+/// All that there is in a folder, as deep as it goes.
+fn tree(folder: &Path) -> Result<BTreeSet<PathBuf>> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+            found.insert(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Each is a lock of its own, with a file of its own, in its folder.
+pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for kind in Kind::BOTH {
+        let outer = setting.folder.join(format!("names-{kind}"));
+        let folder = outer.join("a/b/c/locks");
+        let (store, other) = (kind.open(&folder)?, kind.open(&folder)?);
+        let before = tree(&outer)?;
+        let mut taken = Vec::new();
+        for text in names() {
+            let name = match Name::new(&text) {
+                Ok(name) => name,
+                Err(err) => {
+                    let is_right = text.is_empty() || text.len() > Name::MAX_BYTES;
+                    findings.check(is_right && !err.to_string().is_empty(), || {
+                        format!("the name {text:?} is refused: {err}")
+                    });
+                    continue;
+                }
+            };
+            let claim = Claim {
+                name,
+                ..claim("of any name", 1)?
+            };
+            match Told::by(|| store.acquire(&claim)) {
+                Told::Granted(_) => taken.push(claim),
+                told => findings.violation(format!(
+                    "the name {text:?} ({kind}) while {} others are held: {told:?}",
+                    taken.len()
+                )),
+            }
+            findings.count("hostile names", 1);
+        }
+        for claim in &taken {
+            let wanted = Claim {
+                owner: verrou::Owner::from_bytes([2; 16]),
+                ..claim.clone()
+            };
+            let told = Told::by(|| other.acquire(&wanted));
+            findings.check(told == Told::Refused, || {
+                format!(
+                    "the name {:?} ({kind}) is held, and another is told {told:?}",
+                    claim.name
+                )
+            });
+        }
+        let mut new: Vec<_> = tree(&outer)?.difference(&before).cloned().collect();
+        new.retain(|path| path.extension().is_some_and(|it| it == kind.extension()));
+        let is_inside = new.iter().all(|path| path.parent() == Some(&folder));
+        findings.check(new.len() == taken.len() && is_inside, || {
+            format!("{} locks ({kind}) have these files: {new:?}", taken.len())
+        });
+        let is_plain = |path: &PathBuf| {
+            let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
+            name.len() <= 80
+                && name.iter().all(|&byte| {
+                    byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._".contains(&byte)
+                })
+        };
+        findings.check(new.iter().all(is_plain), || {
+            format!("not all files' names are plain ({kind}): {new:?}")
+        });
+        for claim in &taken {
+            Told::by(|| store.release(claim)).granted()?;
+        }
+    }
+    Ok(())
+}
+
+/// A program's end: never a panic, a signal or no end, one of `codes`, and an error that says what
+/// it is about.
+fn check_end(
+    findings: &mut Findings,
+    typed: &dyn Fn() -> String,
+    ended: &Ended,
+    codes: &[i32],
+    said: &[&str],
+) {
+    let code = ended.code().unwrap_or(-1);
+    findings.check(!ended.is_bad(), || {
+        format!(
+            "{}: {code} after {:?}: {}",
+            typed(),
+            ended.took,
+            shortened(&ended.err)
+        )
+    });
+    findings.check(codes.contains(&code), || {
+        format!(
+            "{}: ends with {code}, not {codes:?}: {}",
+            typed(),
+            shortened(&ended.err)
+        )
+    });
+    // What CMD ends with is nothing to talk about.
+    let needs_words = ![0, 1].contains(&code);
+    let has_words = said.is_empty() || said.iter().any(|said| ended.err.contains(said));
+    findings.check(
+        !needs_words || (has_words && ended.err.starts_with("verrou: ")),
+        || {
+            format!(
+                "{}: says none of {said:?}: {}",
+                typed(),
+                shortened(&ended.err)
+            )
+        },
+    );
+    let raw = ended.err.chars().chain(ended.out.chars());
+    let raw: Vec<_> = raw
+        .filter(|char| char.is_control() && !"\n\t".contains(*char))
+        .collect();
+    findings.check(raw.is_empty(), || {
+        format!("{}: lets {raw:?} through to the terminal", typed())
+    });
+}
+
+fn shortened(text: &str) -> &str {
+    let text = text.trim_end();
+    &text[..text.floor_char_boundary(300)]
+}
+
+/// `verrou` with a store of leases in `folder`.
+fn verrou(program: &Path, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .current_dir("/")
+        .env("VERROU_STORE", Kind::Lease.url(folder))
+        .env_remove("VERROU_LOCK")
+        .stdin(Stdio::null());
+    command
+}
+
+/// The same by the command.
+pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let program = programs::verrou(&setting.folder)?;
+    let outer = setting.folder.join("typed-names");
+    let folder = outer.join("a/b/c/locks");
+    let mut locks = 0;
+    let mut typed: Vec<OsString> = names().into_iter().map(OsString::from).collect();
+    for bytes in [
+        &b"\xff"[..],
+        b"a\xffb",
+        b"\xc3\x28",
+        b"\xed\xa0\x80",
+        b"\xc0\xaf",
+        b"\xf5\x80\x80\x80",
+    ] {
+        typed.push(OsString::from_vec(bytes.to_vec()));
+    }
+    for name in &typed {
+        if name.as_bytes().contains(&0) {
+            // No program can be given such a word.
+            continue;
+        }
+        if name.len() > 128 << 10 {
+            continue;
+        }
+        let text = name.to_str();
+        let is_name = text.is_some_and(|text| Name::new(text).is_ok());
+        let is_option = name.as_bytes().starts_with(b"-");
+        for command in ["acquire", "show"] {
+            // As it is, and where no option can be.
+            for separated in [false, true] {
+                let mut words = verrou(&program, &folder);
+                words.arg(command);
+                if command == "acquire" {
+                    words.arg("--no-wait");
+                }
+                if separated {
+                    words.arg("--");
+                }
+                words.arg(name);
+                let ended = programs::run(&mut words)?;
+                let described = || {
+                    format!(
+                        "verrou {command} {}{:?}",
+                        if separated { "-- " } else { "" },
+                        Short(name)
+                    )
+                };
+                let codes: &[i32] = match (is_name, is_option) {
+                    (false, _) => &[64],
+                    // An option, perhaps one that there is.
+                    (true, true) if !separated => &[0, 64],
+                    // It was taken a moment before.
+                    (true, false) if command == "acquire" && separated => &[75],
+                    (true, _) => &[0],
+                };
+                let known = text.map(|text| text.chars().take(30).collect::<String>());
+                let known: Vec<_> = known
+                    .as_deref()
+                    .into_iter()
+                    .chain(["UTF-8", "lock's name", "[NAME]", "<NAME>"])
+                    .collect();
+                check_end(findings, &described, &ended, codes, &known);
+                findings.count("hostile names typed", 1);
+            }
+        }
+        locks += usize::from(is_name);
+    }
+    let found = tree(&outer)?;
+    let files = found
+        .iter()
+        .filter(|path| path.extension().is_some_and(|it| it == "lease"));
+    let files = files.collect::<Vec<_>>();
+    let is_inside = files.iter().all(|path| path.parent() == Some(&folder));
+    findings.check(is_inside && files.len() <= locks, || {
+        format!("{locks} names that were typed have these files: {files:?}")
+    });
+    Ok(())
+}
+
+/// The beginning of a word.
+struct Short<'a>(&'a OsStr);
+
+impl std::fmt::Debug for Short<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = self.0.to_string_lossy();
+        write!(f, "{:?}", &text[..text.floor_char_boundary(60)])?;
+        if text.len() > 60 {
+            write!(f, "… ({} bytes)", text.len())?;
+        }
+        Ok(())
+    }
+}
+
+/// A lock that is held and written down: its text, its owner and a store.
+fn written_down(folder: &Path) -> Result<(String, SerializedLock)> {
+    let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+    let lock = LockFactory::new(&store, System).create_lock("handed over", "1h")?;
+    lock.acquire()?;
+    let serialized = lock.serialize()?;
+    Ok((serialized.to_string(), serialized))
+}
+
+/// Texts that are no serialized lock, or another's.
+fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
+    let owner = lock.owner().to_string();
+    let expires = lock.expires().unwrap_or_default().as_millis();
+    let with = |from: &str, to: &str| right.replacen(from, to, 1);
+    let expires = format!("\"expires\":{expires}");
+    let fence = format!("\"fence\":{}", lock.fence().map_or(0, verrou::Fence::get));
+    let mut texts: Vec<(String, String)> = [
+        ("nothing", String::new()),
+        ("a blank", " ".to_owned()),
+        ("null", "null".to_owned()),
+        ("an empty object", "{}".to_owned()),
+        ("an array", "[]".to_owned()),
+        ("a number", "17".to_owned()),
+        ("two", format!("{right}{right}")),
+        ("more behind it", format!("{right} x")),
+        ("another owner", with(&owner, &"0".repeat(32))),
+        ("a short owner", with(&owner, &owner[1..])),
+        ("a long owner", with(&owner, &format!("{owner}0"))),
+        ("an owner that is none", with(&owner, &"g".repeat(32))),
+        ("an owner as a number", with(&format!("\"{owner}\""), "0")),
+        ("another name", with("handed over", "another")),
+        ("no name", with("handed over", "")),
+        ("a long name", with("handed over", &"n".repeat(1025))),
+        ("a path for a name", with("handed over", "../../etc/passwd")),
+        ("a name with NUL", with("handed over", "a\\u0000b")),
+        ("half a character", with("handed over", "\\ud800")),
+        ("version 0", with("\"version\":1", "\"version\":0")),
+        ("version 2", with("\"version\":1", "\"version\":2")),
+        (
+            "a great version",
+            with("\"version\":1", "\"version\":18446744073709551615"),
+        ),
+        (
+            "a version as text",
+            with("\"version\":1", "\"version\":\"1\""),
+        ),
+        (
+            "a negative version",
+            with("\"version\":1", "\"version\":-1"),
+        ),
+        ("ttl 0", with("\"ttl\":3600000", "\"ttl\":0")),
+        ("ttl 1", with("\"ttl\":3600000", "\"ttl\":1")),
+        ("a negative ttl", with("\"ttl\":3600000", "\"ttl\":-1")),
+        (
+            "the greatest ttl",
+            with("\"ttl\":3600000", "\"ttl\":18446744073709551615"),
+        ),
+        (
+            "a ttl beyond",
+            with("\"ttl\":3600000", "\"ttl\":18446744073709551616"),
+        ),
+        ("a ttl of 1e308", with("\"ttl\":3600000", "\"ttl\":1e308")),
+        ("a ttl of NaN", with("\"ttl\":3600000", "\"ttl\":NaN")),
+        ("a ttl as text", with("\"ttl\":3600000", "\"ttl\":\"1h\"")),
+        ("fence 0", with(&fence, "\"fence\":0")),
+        (
+            "the greatest fence",
+            with(&fence, "\"fence\":18446744073709551615"),
+        ),
+        (
+            "a fence beyond",
+            with(&fence, "\"fence\":18446744073709551616"),
+        ),
+        ("a fence with a fraction", with(&fence, "\"fence\":1.5")),
+        ("expired for ever", with(&expires, "\"expires\":0")),
+        (
+            "the greatest end",
+            with(&expires, "\"expires\":18446744073709551615"),
+        ),
+        (
+            "an end beyond",
+            with(&expires, "\"expires\":18446744073709551616"),
+        ),
+        (
+            "a member twice",
+            with("\"version\":1", "\"version\":1,\"version\":1"),
+        ),
+        ("deep", "[".repeat(60_000)),
+        (
+            "deep and unknown",
+            with(
+                "\"version\":1",
+                &format!(
+                    "\"version\":1,\"x\":{}1{}",
+                    "[".repeat(30_000),
+                    "]".repeat(30_000)
+                ),
+            ),
+        ),
+        ("deep objects", "{\"a\":".repeat(15_000)),
+        (
+            "much that is unknown",
+            with(
+                "\"version\":1",
+                &format!("\"version\":1,\"x\":\"{}\"", "x".repeat(100_000)),
+            ),
+        ),
+        ("a byte order mark", format!("\u{feff}{right}")),
+        ("quotes", format!("'{right}'")),
+        ("an escape sequence", with("handed over", "\u{1b}[31m")),
+    ]
+    .map(|(what, text)| (what.to_owned(), text))
+    .into();
+    for length in 0..right.len() {
+        texts.push((format!("cut to {length} bytes"), right[..length].to_owned()));
+    }
+    texts
+}
+
+/// Whatever text is taken for a serialized lock, only its owner's frees the lock.
+pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let folder = tempfile::tempdir_in(&setting.folder)?;
+    let (right, lock) = written_down(folder.path())?;
+    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default())?;
+    let locks = LockFactory::new(&store, System);
+    let mut rng = Rng::with_seed(setting.seed);
+    let mut texts = hostile_texts(&right, &lock);
+    for at in 0..right.len() {
+        for byte in 0..=0x7f {
+            let mut bytes = right.clone().into_bytes();
+            bytes[at] = byte;
+            texts.push((format!("byte {at} is {byte:#x}"), String::from_utf8(bytes)?));
+        }
+    }
+    for _ in 0..20_000 {
+        let mut bytes = right.clone().into_bytes();
+        for _ in 0..rng.usize(1..6) {
+            let at = rng.usize(..bytes.len());
+            match rng.u8(..4) {
+                0 => drop(bytes.remove(at)),
+                1 => bytes.insert(at, b"\"{}[],:\\0-e.u"[rng.usize(..12)]),
+                2 => bytes[at] = rng.u8(..0x80),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        texts.push(("changed at random".to_owned(), String::from_utf8(bytes)?));
+    }
+    let count = texts.len() as u64;
+    for (what, text) in texts {
+        match caught(|| text.parse::<SerializedLock>()) {
+            Err(panic) => findings.violation(format!("a serialized lock, {what}: panic: {panic}")),
+            Ok(Err(err)) => findings.check(!err.to_string().is_empty(), || {
+                format!("a serialized lock, {what}: nothing is said")
+            }),
+            Ok(Ok(read)) => {
+                let again = caught(|| read.to_string().parse::<SerializedLock>());
+                findings.check(again == Ok(Ok(read.clone())), || {
+                    format!("a serialized lock, {what}: it is read as {read:?}, then as {again:?}")
+                });
+                if read.name() == lock.name() && read.owner() == lock.owner() {
+                    continue;
+                }
+                // Of another owner or another lock.
+                let restored = locks.restore_lock(&read);
+                let tried = caught(|| {
+                    (
+                        restored.remaining(),
+                        restored.extend(None).is_ok(),
+                        restored.release().is_ok(),
+                    )
+                });
+                findings.check(matches!(tried, Ok((_, false, false))), || {
+                    format!("a serialized lock, {what}: {text}: {tried:?}")
+                });
+            }
+        }
+    }
+    findings.count("hostile serialized locks", count);
+    let restored = locks.restore_lock(&lock);
+    findings.check(restored.is_held()?, || {
+        "hostile serialized locks have freed a lock".to_owned()
+    });
+    restored.release()?;
+    Ok(())
+}
+
+/// The same by the command, in each of the ways in which it is given one.
+pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let program = programs::verrou(&setting.folder)?;
+    let folder = tempfile::tempdir_in(&setting.folder)?;
+    let (right, lock) = written_down(folder.path())?;
+    let said = [
+        "E_INVALID_SERIALIZED_LOCK",
+        "E_LOCK_NOT_OWNER",
+        "VERROU_LOCK",
+        "<LOCK>",
+        "[LOCK]",
+        "unexpected argument",
+    ];
+    let is_its = |text: &str| {
+        let read = text.trim().parse::<SerializedLock>();
+        read.is_ok_and(|read| read.name() == lock.name() && read.owner() == lock.owner())
+    };
+    let mut texts = hostile_texts(&right, &lock);
+    // The longest word that a program can be given is shorter than this.
+    texts.retain(|(_, text)| text.len() < 128 << 10);
+    for (number, (what, text)) in texts.iter().enumerate() {
+        let codes: &[i32] = if is_its(text) {
+            &[0, 64, 77]
+        } else {
+            &[64, 77]
+        };
+        // Its owner's may extend it; releasing it is what the others must not do.
+        let commands: &[&str] = if is_its(text) {
+            &["extend"]
+        } else {
+            &["extend", "release"]
+        };
+        for command in commands {
+            let mut ways: Vec<(&str, Ended)> = Vec::new();
+            let mut words = verrou(&program, folder.path());
+            ways.push(("", programs::run(words.args([*command, text]))?));
+            if number % 8 == 0 || !what.starts_with("cut") {
+                let mut words = verrou(&program, folder.path());
+                let words = words.arg(command).env("VERROU_LOCK", text);
+                ways.push(("by the environment", programs::run(words)?));
+                let mut words = verrou(&program, folder.path());
+                let ended = programs::run_with_input(words.args([*command, "-"]), text.as_bytes())?;
+                ways.push(("by the standard input", ended));
+            }
+            for (way, ended) in ways {
+                let described = || format!("verrou {command}, {way} {what}");
+                check_end(findings, &described, &ended, codes, &said);
+                findings.count("hostile serialized locks typed", 1);
+            }
+        }
+    }
+    for (what, input) in [
+        ("10 MiB", vec![b'x'; 10 << 20]),
+        ("a deep 10 MiB", vec![b'['; 10 << 20]),
+        ("no UTF-8", vec![0xff; 100]),
+        ("zeros", vec![0; 1 << 20]),
+        (
+            "the right one after 1 MiB",
+            [vec![b' '; 1 << 20], right.clone().into_bytes()].concat(),
+        ),
+    ] {
+        let mut words = verrou(&program, folder.path());
+        let ended = programs::run_with_input(words.args(["release", "-"]), &input)?;
+        let said = [&said[..], &["standard input"]].concat();
+        check_end(
+            findings,
+            &|| format!("verrou release -, {what}"),
+            &ended,
+            &[64],
+            &said,
+        );
+        findings.count("hostile serialized locks typed", 1);
+    }
+    let mut words = verrou(&program, folder.path());
+    let not_text = OsString::from_vec(b"\xff{}".to_vec());
+    let ended = programs::run(words.arg("release").env("VERROU_LOCK", &not_text))?;
+    let typed = || "verrou release, a VERROU_LOCK that is no UTF-8".to_owned();
+    check_end(
+        findings,
+        &typed,
+        &ended,
+        &[64],
+        &["UTF-8", "E_INVALID_SERIALIZED_LOCK"],
+    );
+    let mut words = verrou(&program, folder.path());
+    let ended = programs::run(words.arg("release").arg(&not_text))?;
+    check_end(findings, &typed, &ended, &[64], &["UTF-8"]);
+    // And the right one does what it says.
+    let mut words = verrou(&program, folder.path());
+    let ended = programs::run(words.args(["release", &right]))?;
+    ensure!(
+        ended.code() == Some(0),
+        "the lock was not there any more: {}",
+        ended.err
+    );
+    Ok(())
+}
+
+/// Options and stores that make no sense, or nearly none.
+pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    const HUGE: &str = "500000000000years";
+
+    let program = programs::verrou(&setting.folder)?;
+    let folder = setting.folder.join("typed");
+    let file = setting.folder.join("a-file");
+    fs::write(&file, "precious")?;
+    let file = file
+        .to_str()
+        .context("a path of temporary files is UTF-8")?;
+    let below = format!("lease:{file}/below");
+    let at = format!("lease:{file}");
+    let long = format!("lease:{}/{}", setting.folder.display(), "x".repeat(300));
+    let longer = format!("lease:{}/{}", setting.folder.display(), "x/".repeat(3000));
+    let odd = format!(
+        "lease:{}/an odd\nfolder\u{1b}[31m",
+        setting.folder.display()
+    );
+
+    // How a lock is taken, of a free lock: what it ends with, and what it says.
+    type Line<'a> = (&'a [&'a str], &'a [i32], &'a [&'a str]);
+    let taking: [Line<'_>; 62] = [
+        (&["--ttl", "0"], &[64], &["--ttl"]),
+        (&["--ttl", "0s"], &[64], &["--ttl"]),
+        (&["--ttl", "-0"], &[64], &["--ttl"]),
+        (&["--ttl", "-1"], &[64], &["--ttl"]),
+        (&["--ttl", "1"], &[64], &["--ttl"]),
+        (&["--ttl", "1ns"], &[64], &["--ttl"]),
+        (&["--ttl", ""], &[64], &["--ttl"]),
+        (&["--ttl", " "], &[64], &["--ttl"]),
+        (&["--ttl", "nan"], &[64], &["--ttl"]),
+        (&["--ttl", "inf"], &[64], &["--ttl"]),
+        (&["--ttl", "1e308"], &[64], &["--ttl"]),
+        (&["--ttl", "0x10"], &[64], &["--ttl"]),
+        (&["--ttl", "1s 1"], &[64], &["--ttl"]),
+        (&["--ttl", "ten"], &[64], &["--ttl"]),
+        (&["--ttl", "１０s"], &[64], &["--ttl"]),
+        (&["--ttl", "18446744073709551615"], &[64], &["--ttl"]),
+        (&["--ttl", "18446744073709551616"], &[64], &["--ttl"]),
+        (&["--ttl", "18446744073709551616s"], &[64], &["--ttl"]),
+        (&["--ttl", HUGE], &[64], &["--ttl"]),
+        (&["--ttl", "9223372036854"], &[0], &[]),
+        (&["--ttl", "292y"], &[0], &[]),
+        (&["--ttl", "10ms"], &[0, 76], &["ttl", "time"]),
+        (&["--ttl", "1e3"], &[0], &[]),
+        (&["--ttl", "none"], &[0], &[]),
+        (&["--ttl", "null"], &[0], &[]),
+        (&["--ttl", "NONE"], &[64], &["--ttl"]),
+        (&["--ttl"], &[64], &["--ttl"]),
+        (&["--ttl", "1s", "--ttl", "2s"], &[64], &["--ttl"]),
+        (&["--wait", "0"], &[0], &[]),
+        (&["--wait", "-1"], &[64], &["--wait"]),
+        (&["--wait", "none"], &[64], &["--wait"]),
+        (&["--wait", "1.5"], &[64], &["--wait"]),
+        (&["--wait", "18446744073709551615"], &[0], &[]),
+        (&["--wait", "18446744073709551616"], &[64], &["--wait"]),
+        (&["--wait", HUGE], &[0, 64], &["--wait"]),
+        (&["--wait", "1s", "--no-wait"], &[64], &["--no-wait"]),
+        (&["--attempts", "0"], &[64], &["--attempts"]),
+        (&["--attempts", "-1"], &[64], &["--attempts"]),
+        (&["--attempts", "1.5"], &[64], &["--attempts"]),
+        (&["--attempts", "4294967295"], &[0], &[]),
+        (&["--attempts", "4294967296"], &[64], &["--attempts"]),
+        (&["--attempts", "many"], &[64], &["--attempts"]),
+        (&["--retry-delay", "0"], &[64], &["--retry-delay"]),
+        (&["--retry-delay", "1ns"], &[0], &[]),
+        (&["--retry-delay", "-5"], &[64], &["--retry-delay"]),
+        (&["--retry-delay", HUGE], &[0, 64], &["--retry-delay"]),
+        (&["--grace", "-1"], &[64], &["--grace", "-1"]),
+        (&["--grace", "never"], &[64], &["--grace"]),
+        (&["--grace", HUGE], &[0, 64], &["--grace"]),
+        (&["--zombie", "eat"], &[64], &["--zombie"]),
+        (&["--on-lost", ""], &[64], &["--on-lost"]),
+        (&["-E", "256"], &[64], &["256"]),
+        (&["-E", "-1"], &[64], &["-1"]),
+        (&["-E", "x"], &[64], &["x"]),
+        (&["-E", "0"], &[0], &[]),
+        (&["--unknown"], &[64], &["--unknown"]),
+        (&["--file", file], &[64], &["--file"]),
+        (&["--group", ""], &[73], &["group"]),
+        (&["--group", "no such group"], &[73], &["no such group"]),
+        (&["--group", "../../etc"], &[73], &["../../etc"]),
+        (&["--any-file-system=maybe"], &[64], &["--any-file-system"]),
+        (&["--json=1"], &[64], &["--json"]),
+    ];
+    let stores: [Line<'_>; 26] = [
+        (&["--store", ""], &[64], &["--store"]),
+        (&["--store", ":"], &[64], &["--store"]),
+        (&["--store", "lease"], &[64], &["lease"]),
+        (&["--store", "lease:"], &[64], &["lease:"]),
+        (&["--store", "file:"], &[64], &["file:"]),
+        (&["--store", "LEASE:/tmp"], &[64], &["LEASE:/tmp"]),
+        (&["--store", "memory:"], &[64], &["memory:"]),
+        (
+            &["--store", "redis://localhost"],
+            &[64],
+            &["redis://localhost"],
+        ),
+        (
+            &["--store", "http://[::1]:99999/"],
+            &[64],
+            &["http://[::1]:99999/"],
+        ),
+        (&["--store", "\u{1b}[31m:x"], &[64], &["--store"]),
+        (&["--store", "lease:/dev/null"], &[73], &["/dev/null"]),
+        (&["--store", "lease:/dev/null/x"], &[73], &["/dev/null/x"]),
+        (&["--store", "lease:/proc/self"], &[73], &["/proc/"]),
+        (&["--store", "file:/proc/x"], &[73], &["/proc/x"]),
+        (&["--store", "lease:/sys"], &[73], &["/sys"]),
+        (&["--store", "file:/dev/full"], &[73], &["/dev/full"]),
+        (&["--store", &at], &[73], &[file]),
+        (&["--store", &below], &[73], &[file]),
+        (&["--store", &long], &[73], &["xxx"]),
+        (&["--store", &longer], &[73], &["x/x"]),
+        (&["--store", &odd], &[0], &[]),
+        (
+            &["--store", "lease:/proc/self/fd/99"],
+            &[73],
+            &["/proc/self/fd/99"],
+        ),
+        (
+            &["--store", "lease:/dev/fd/0"],
+            &[73],
+            &["/dev/fd/0", "/dev/null"],
+        ),
+        (&["--store", "lease://etc//passwd"], &[73], &["passwd"]),
+        (&["--store", "file:/etc/passwd"], &[73], &["/etc/passwd"]),
+        (
+            &["--store", "lease:/etc/shadow/.."],
+            &[73],
+            &["/etc/shadow"],
+        ),
+    ];
+    for (options, codes, said) in taking.into_iter().chain(stores) {
+        for end in [&["--", "true"][..], &["--json", "--", "true"]] {
+            let mut words = verrou(&program, &folder);
+            words.args(["run", "k"]).args(options).args(end);
+            let ended = programs::run(&mut words)?;
+            let described = || format!("verrou run k {}", options.join(" "));
+            if end.len() > 2 && ended.code() != Some(64) {
+                // One line of JSON instead.
+                let lines: Vec<_> = ended.err.lines().collect();
+                let is_json = lines
+                    .iter()
+                    .all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
+                findings.check(is_json && !ended.is_bad(), || {
+                    format!("{} --json: {:?}", described(), lines)
+                });
+            } else {
+                check_end(findings, &described, &ended, codes, said);
+            }
+            findings.count("command lines", 1);
+        }
+    }
+    let others: [Line<'_>; 24] = [
+        (&[], &[64], &[]),
+        (&[""], &[64], &[]),
+        (&["runs"], &[64], &["runs"]),
+        (&["run"], &[64], &["<CMD>"]),
+        (&["run", "k", "true"], &[64], &["true"]),
+        (&["run", "k", "--"], &[64], &["<CMD>"]),
+        (&["run", "k", "--", ""], &[126, 127], &["cannot run"]),
+        (&["run", "k", "--", "/"], &[126, 127], &["`/`"]),
+        (
+            &["run", "k", "--", "/dev/null"],
+            &[126, 127],
+            &["/dev/null"],
+        ),
+        (
+            &["run", "k", "--", "/no/such/program"],
+            &[127],
+            &["/no/such/program"],
+        ),
+        (&["force-release"], &[64], &["<NAME>"]),
+        (&["force-release", "k", "--fence", "0"], &[64], &["--fence"]),
+        (&["force-release", "k", "--fence", "-1"], &[64], &["-1"]),
+        (
+            &["force-release", "k", "--fence", "18446744073709551615"],
+            &[77],
+            &["18446744073709551615", "k"],
+        ),
+        (
+            &["force-release", "k", "--fence", "18446744073709551616"],
+            &[64],
+            &["--fence"],
+        ),
+        (&["show"], &[64], &["<NAME>"]),
+        (&["show", "k", "l"], &[64], &["l"]),
+        (&["list", "x"], &[64], &["x"]),
+        (
+            &["run", "--file", "", "--", "true"],
+            &[64, 73],
+            &["--file", ":"],
+        ),
+        (
+            &["run", "--file", "/no/such/folder/file", "--", "true"],
+            &[73],
+            &["/no/such/folder/file"],
+        ),
+        (
+            &["run", "--file", "/proc/self/mem", "--", "true"],
+            &[73],
+            &["/proc/"],
+        ),
+        (&["run", "--file", "/dev/null", "--", "true"], &[0], &[]),
+        (
+            &["run", "--file", "/etc/passwd/x", "--", "true"],
+            &[73],
+            &["/etc/passwd/x"],
+        ),
+        (
+            &["run", "--file", "/dev/stdin", "--", "true"],
+            &[0, 73],
+            &["/dev/stdin"],
+        ),
+    ];
+    for (line, codes, said) in others {
+        let mut words = verrou(&program, &folder);
+        let state = setting.folder.join("state");
+        let ended = programs::run(words.args(line).env("XDG_STATE_HOME", state))?;
+        let described = || format!("verrou {}", line.join(" "));
+        if line.is_empty() {
+            findings.check(ended.code() == Some(64), || "verrou alone".to_owned());
+        } else {
+            check_end(findings, &described, &ended, codes, said);
+        }
+        findings.count("command lines", 1);
+    }
+    findings.check(fs::read_to_string(file)? == "precious", || {
+        "a file that was named as a folder was written".to_owned()
+    });
+    lengths_of_waits(setting, findings, &program, HUGE)?;
+    // Words and variables that are no text.
+    let not_text = OsString::from_vec(b"lease:\xff".to_vec());
+    let mut words = verrou(&program, &folder);
+    let ended = programs::run(words.arg("list").env("VERROU_STORE", &not_text))?;
+    check_end(
+        findings,
+        &|| "a VERROU_STORE that is no UTF-8".to_owned(),
+        &ended,
+        &[64],
+        &["UTF-8"],
+    );
+    let mut words = verrou(&program, &folder);
+    let ended = programs::run(words.arg("--store").arg(&not_text).arg("list"))?;
+    check_end(
+        findings,
+        &|| "a --store that is no UTF-8".to_owned(),
+        &ended,
+        &[64],
+        &["UTF-8"],
+    );
+    let mut words = verrou(&program, &folder);
+    let not_text = OsStr::from_bytes(b"\xff\xfe");
+    let ended = programs::run(words.args(["run", "k", "--"]).arg(not_text))?;
+    check_end(
+        findings,
+        &|| "a program that is no UTF-8".to_owned(),
+        &ended,
+        &[127],
+        &["cannot run"],
+    );
+    for variable in [
+        "XDG_STATE_HOME",
+        "HOME",
+        "PATH",
+        "VERROU_STORE",
+        "VERROU_LOCK",
+    ] {
+        for value in ["", "relative/path", "/dev/null", "/proc/self"] {
+            let mut words = verrou(&program, &folder);
+            words.env("XDG_STATE_HOME", setting.folder.join("state"));
+            words.env_remove("VERROU_STORE").env(variable, value);
+            let ended = programs::run(words.args(["run", "k", "--no-wait", "--", "/bin/true"]))?;
+            let described = || format!("{variable}={value} verrou run k");
+            check_end(findings, &described, &ended, &[0, 64, 73, 74, 75], &[]);
+            findings.count("environments", 1);
+        }
+    }
+    Ok(())
+}
+
+/// The longest of times, where they count: while somebody else holds the lock.
+fn lengths_of_waits(
+    setting: &Setting,
+    findings: &mut Findings,
+    program: &Path,
+    huge: &str,
+) -> Result<()> {
+    for kind in Kind::BOTH {
+        for options in [
+            ["--wait", huge],
+            ["--wait", "18446744073709551615"],
+            ["--retry-delay", huge],
+            ["--retry-delay", "18446744073709551615"],
+            ["--retry-delay", "1ns"],
+            ["--grace", huge],
+        ] {
+            let folder = tempfile::tempdir_in(&setting.folder)?;
+            let store = kind.open(folder.path())?;
+            let held = Claim {
+                ttl: Ttl::new(Duration::from_hours(1))?,
+                ..claim("k", 1)?
+            };
+            Told::by(|| store.acquire(&held)).granted()?;
+            let mut words = Command::new(program);
+            words.args(["--store", &kind.url(folder.path()), "run", "k"]);
+            words
+                .args(options)
+                .args(["--", "true"])
+                .stdin(Stdio::null());
+            let mut waiter = Running::start(&mut words)?;
+            let ends_early = waiter.ends_within(Duration::from_millis(100))?;
+            Told::by(|| store.release(&held)).granted()?;
+            let ended = waiter.end()?;
+            let described =
+                || format!("verrou run k {} ({kind}) of a held lock", options.join(" "));
+            let codes: &[i32] = if ends_early { &[64] } else { &[0] };
+            check_end(findings, &described, &ended, codes, &[options[0]]);
+            findings.count("command lines", 1);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! Programs that are started, and how they end.
+
+use std::env;
+use std::fs::{self, File, Permissions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// No program here takes this long, on however busy a machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The `verrou` command that was built with this program, copied to `folder` for every user.
+pub(crate) fn verrou(folder: &Path) -> Result<PathBuf> {
+    let this = env::current_exe().context("where this program is")?;
+    let built = this.with_file_name("verrou");
+    ensure!(
+        built.exists(),
+        "{} is not there: build it with `cargo build -p verrou-host --bin verrou`, in the same \
+         profile as this",
+        built.display()
+    );
+    fs::set_permissions(folder, Permissions::from_mode(0o755))?;
+    let copied = folder.join("verrou");
+    if !copied.exists() {
+        fs::copy(&built, &copied).with_context(|| format!("copy {}", built.display()))?;
+        fs::set_permissions(&copied, Permissions::from_mode(0o755))?;
+    }
+    Ok(copied)
+}
+
+/// How a program ended, and what it said.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    status: ExitStatus,
+    pub(crate) out: String,
+    pub(crate) err: String,
+    pub(crate) took: Duration,
+    /// It did not end by itself.
+    pub(crate) is_late: bool,
+}
+
+impl Ended {
+    /// What it ended with; `None` when a signal ended it.
+    pub(crate) fn code(&self) -> Option<i32> {
+        self.status.code()
+    }
+
+    /// What nothing that can be typed may lead to: a panic, a signal, no end.
+    pub(crate) fn is_bad(&self) -> bool {
+        self.is_late || self.status.signal().is_some() || self.code() == Some(101)
+    }
+}
+
+/// A program that runs.
+#[derive(Debug)]
+pub(crate) struct Running {
+    child: Child,
+    began: Instant,
+    /// Files and not pipes, which whoever outlives it could keep open.
+    said: [File; 2],
+}
+
+impl Running {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
+        let said = [tempfile::tempfile()?, tempfile::tempfile()?];
+        let [out, err] = [said[0].try_clone()?, said[1].try_clone()?];
+        let began = Instant::now();
+        let child = command.stdout(out).stderr(err).spawn();
+        let child = child.with_context(|| format!("start {command:?}"))?;
+        Ok(Self { child, began, said })
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Whether it ends within `length`.
+    pub(crate) fn ends_within(&mut self, length: Duration) -> Result<bool> {
+        let end = Instant::now() + length;
+        let handle = pidfd_open(self.pid(), PidfdFlags::empty()).context("pidfd_open(2)")?;
+        loop {
+            if self.child.try_wait()?.is_some() {
+                return Ok(true);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let left = Timespec {
+                tv_sec: left.as_secs().cast_signed(),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            let mut events = [PollFd::new(&handle, PollFlags::IN)];
+            match poll(&mut events, Some(&left)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(err) => return Err(err).context("poll(2)"),
+            }
+        }
+    }
+
+    /// Its end, within `deadline`, or by force.
+    pub(crate) fn end_within(mut self, deadline: Duration) -> Result<Ended> {
+        let is_late = !self.ends_within(deadline)?;
+        if is_late {
+            self.child.kill()?;
+        }
+        let status = self.child.wait()?;
+        let took = self.began.elapsed();
+        let [out, err] = self.said.each_mut().map(|file| {
+            let mut bytes = Vec::new();
+            file.rewind()?;
+            file.read_to_end(&mut bytes)?;
+            anyhow::Ok(String::from_utf8_lossy(&bytes).into_owned())
+        });
+        Ok(Ended {
+            status,
+            out: out?,
+            err: err?,
+            took,
+            is_late,
+        })
+    }
+
+    pub(crate) fn end(self) -> Result<Ended> {
+        self.end_within(DEADLINE)
+    }
+
+    /// Ends it by force.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// What it has said by now.
+    pub(crate) fn has_said(&self) -> Result<String> {
+        use std::os::unix::fs::FileExt;
+
+        let mut bytes = vec![0; 1 << 16];
+        let length = self.said[0].read_at(&mut bytes, 0)?;
+        Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
+    }
+
+    /// Waits until it has said `word`.
+    pub(crate) fn says(&mut self, word: &str) -> Result<()> {
+        let began = Instant::now();
+        while !self.has_said()?.contains(word) {
+            let is_over = self.child.try_wait()?.is_some() && !self.has_said()?.contains(word);
+            ensure!(
+                !is_over && began.elapsed() < DEADLINE,
+                "a program did not say `{word}`"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already, unless it has no more use.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs `command` to its end, with nothing to read.
+pub(crate) fn run(command: &mut Command) -> Result<Ended> {
+    Running::start(command.stdin(Stdio::null()))?.end()
+}
+
+/// Runs `command` to its end, with `input` to read.
+pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Ended> {
+    let mut file = tempfile::tempfile()?;
+    file.write_all(input)?;
+    file.rewind()?;
+    Running::start(command.stdin(file))?.end()
+}
+
+/// Lets `command` be another user's, of one group.
+pub(crate) fn as_user(command: &mut Command, user: u32, group: u32) -> &mut Command {
+    command.uid(user).gid(group)
+}
