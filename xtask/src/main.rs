@@ -161,6 +161,9 @@ fn test(shell: &Shell) -> ExitCode {
             "cargo run --release --locked -- run demo --ttl 30s -- echo 'got the lock'"
         ),
     );
+    if cfg!(target_os = "linux") {
+        report.step("the torture, in short", || torture::torture(shell, &[]));
+    }
     report.end()
 }
 
