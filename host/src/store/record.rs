@@ -290,7 +290,11 @@ pub(crate) fn read(
             name: found.to_string(),
         });
     }
-    let slots = SLOTS.map(|slot| checked(&file[slot]));
+    let slots = [0, 1].map(|at| match checked(&file[SLOTS[at].clone()]) {
+        // What is written next would be written over the newer one.
+        Ok(Some(slot)) if slot_of(sequence_of(slot)) != at => Err(Damage::Record),
+        slot => slot,
+    });
     let in_step = match slots {
         [Ok(None), Ok(None)] => true,
         // The first record goes to slot 1.
@@ -309,8 +313,13 @@ pub(crate) fn read(
 
 /// What to write to let the file say `record`, and where: over the older slot.
 pub(crate) fn write(record: &Record) -> (usize, [u8; SLOT_BYTES]) {
-    let slot = usize::from(record.sequence % 2 == 1 || mutant!(OneSlotOverwritten));
+    let slot = mutant!(OneSlotOverwritten, 1, slot_of(record.sequence));
     (SLOTS[slot].start, encode(record))
+}
+
+/// In which slot the record with this sequence is.
+fn slot_of(sequence: u64) -> usize {
+    usize::from(sequence % 2 == 1)
 }
 
 fn encode(record: &Record) -> [u8; SLOT_BYTES] {
@@ -647,6 +656,20 @@ mod tests {
         }
         assert_eq!(read_lease(&[0; FILE_BYTES]), Err(Damage::Foreign));
         assert_eq!(read_lease(&[0xff; FILE_BYTES]), Err(Damage::Foreign));
+    }
+
+    #[test]
+    fn slots_in_each_others_place_are_damage() {
+        let before = Record {
+            sequence: 40,
+            ..record()
+        };
+        let mut swapped = file(&[&before, &record()]);
+        let (first, second) = swapped.split_at_mut(SLOTS[1].start);
+        first[SLOTS[0].clone()].swap_with_slice(&mut second[..SLOT_BYTES]);
+        assert_eq!(read_lease(&swapped), Err(Damage::Record));
+        let ended = read(Kind::Lease, &name(), &swapped, |_| false);
+        assert_eq!(ended, Err(Damage::Record), "also after a new start");
     }
 
     /// Whoever can write a file can write the checksum of what nobody could have written.
