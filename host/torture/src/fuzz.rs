@@ -86,7 +86,6 @@ fn project() -> &'static Path {
 
 /// The targets, built.
 struct Build {
-    cargo_fuzz: PathBuf,
     programs: PathBuf,
 }
 
@@ -133,10 +132,8 @@ impl Build {
         if let Err(why) = said(&mut build)? {
             bail!("the targets cannot be built: {why}");
         }
-        Ok(Ok(Self {
-            cargo_fuzz,
-            programs: project().join("target/fuzz").join(machine).join("release"),
-        }))
+        let programs = project().join("target/fuzz").join(machine).join("release");
+        Ok(Ok(Self { programs }))
     }
 }
 
@@ -300,10 +297,10 @@ impl Fuzzer {
                 .lines()
                 .find_map(|line| line.split_once("Test unit written to "));
             let again = match input {
+                // Or else it would write the same once more, where it is called.
                 Some((_, input)) => format!(
-                    "; again: {} run {} {target} {input}",
-                    build.cargo_fuzz.display(),
-                    OPTIONS.join(" ")
+                    "; again: {} -exact_artifact_path=/dev/null {input}",
+                    build.programs.join(target).display(),
                 ),
                 None => String::new(),
             };
