@@ -106,6 +106,15 @@ fn test(shell: &Shell) -> ExitCode {
     );
     report.run_if(
         shell,
+        "rustfmt",
+        "formatting of the fuzzers",
+        cmd!(
+            shell,
+            "cargo fmt --manifest-path host/fuzz/Cargo.toml --all --check"
+        ),
+    );
+    report.run_if(
+        shell,
         "cargo-clippy",
         "lints",
         cmd!(
