@@ -328,8 +328,9 @@ impl<S: Store, H: Host> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
     pub fn force_release(&self) -> Result<(), Error> {
+        let before = self.holds.latest();
         let reply = self.store.evict(&self.holds.name, None);
-        self.holds.evicted(None, reply).map(drop)
+        self.holds.evicted(None, before.as_ref(), reply).map(drop)
     }
 
     /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become

@@ -284,11 +284,17 @@ impl Holds {
         Acquire::new(claim, retry.clone(), now).after(before)
     }
 
-    /// Notes that `lease` was granted.
+    /// Notes that `lease` was granted, unless a later one is known already.
     pub(crate) fn add(&self, lease: Lease) -> Hold {
-        self.fence.with(|fence| *fence = lease.fence().max(*fence));
+        let fence = lease.fence();
+        self.fence.with(|greatest| *greatest = fence.max(*greatest));
         let hold = Hold::new(lease);
-        self.latest.with(|latest| *latest = Some(hold.clone()));
+        self.latest.with(|latest| {
+            let later = latest.as_ref().and_then(|latest| latest.lease().fence());
+            if fence.is_none() || later <= fence {
+                *latest = Some(hold.clone());
+            }
+        });
         hold
     }
 
@@ -322,16 +328,20 @@ impl Holds {
         }
     }
 
-    /// What the store said to an eviction, of whoever held it or `only` of one grant: whether
-    /// there was somebody to evict.
+    /// What the store said to an eviction, of whoever held it or `only` of one grant, when the latest
+    /// hold was `before`: whether there was somebody to evict.
     pub(crate) fn evicted(
         &self,
         only: Option<Fence>,
+        before: Option<&Hold>,
         reply: Result<Reply, StoreError>,
     ) -> Result<bool, Error> {
         let evicted = reply?.is_granted();
-        if evicted || only.is_none() {
-            self.latest.with(|latest| *latest = None);
+        if let Some(before) = before
+            && (evicted || only.is_none())
+        {
+            // Not a later one, which another thread was granted since.
+            self.remove(before.lease().owner());
         }
         Ok(evicted)
     }

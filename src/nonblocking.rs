@@ -499,8 +499,9 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     }
 
     pub(crate) async fn evict(&self, only: Option<Fence>) -> Result<bool, Error> {
+        let before = self.holds.latest();
         let reply = self.store.evict(&self.holds.name, only).await;
-        self.holds.evicted(only, reply)
+        self.holds.evicted(only, before.as_ref(), reply)
     }
 
     pub(crate) async fn holder(&self) -> Result<Option<Holder>, Error> {

@@ -190,8 +190,9 @@ impl<S: Store, C: Clock> Lock<S, C> {
     ///
     /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
     pub fn force_release(&self, only: Option<Fence>) -> Result<bool, Error> {
-        self.holds
-            .evicted(only, self.store.evict(&self.holds.name, only))
+        let before = self.holds.latest();
+        let reply = self.store.evict(&self.holds.name, only);
+        self.holds.evicted(only, before.as_ref(), reply)
     }
 
     /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become
