@@ -62,6 +62,8 @@ macro_rules! mutant {
 // `tests/layers.rs` holds it to that.
 #[cfg(verrou_mutants)]
 mod mutant;
+#[cfg(feature = "std")]
+mod sync;
 mod time;
 mod name;
 mod ttl;

@@ -8,11 +8,12 @@ use core::mem;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use crate::claim::{Claim, Fence, Owner};
 use crate::name::Name;
 use crate::store::{Abilities, AsyncStore, Holder, Reply, Store, StoreError, Waited};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time::{Clock, Timestamp};
 
 /// Leases in this process's memory, for its threads and tasks.

@@ -6,7 +6,7 @@
 pub(crate) struct Shared<T>(Inner<T>);
 
 #[cfg(feature = "std")]
-type Inner<T> = std::sync::Mutex<T>;
+type Inner<T> = crate::sync::Mutex<T>;
 #[cfg(not(feature = "std"))]
 type Inner<T> = core::cell::RefCell<T>;
 

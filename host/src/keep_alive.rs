@@ -1,12 +1,13 @@
 //! A lease that lasts as long as the work.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::Duration;
 
 use verrou::blocking::{Held, Host};
 use verrou::{Claim, RunError, Store, Waited};
+
+use crate::sync::mpsc::{self, RecvTimeoutError, Sender};
+use crate::sync::thread;
 
 /// Keeps the lease of `held` alive, from a thread of its own, while `body` works.
 ///

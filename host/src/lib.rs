@@ -40,6 +40,7 @@ mod keep_alive;
 mod open;
 mod process;
 mod store;
+mod sync;
 mod system;
 #[cfg(feature = "tokio")]
 mod tokio;

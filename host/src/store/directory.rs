@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use data_encoding::BASE32_NOPAD;
@@ -21,6 +21,7 @@ use super::record::{
 };
 use super::trusted_file;
 use super::{Listed, StoreOptions};
+use crate::sync::Mutex;
 use crate::{System, process};
 
 /// A folder of lock files of one kind.

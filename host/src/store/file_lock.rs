@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use verrou::{
@@ -23,6 +23,7 @@ use super::open_files::{OpenFile, OpenFiles};
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, kernel_lock, os};
+use crate::sync::{Mutex, MutexGuard};
 use crate::{System, process};
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.

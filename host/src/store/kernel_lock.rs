@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::path::Path;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use fs4::FileExt;
 
 use super::error::FileError;
 use super::os;
+use crate::sync::thread;
 
 /// Takes the kernel's lock on `file` if it is free.
 pub(crate) fn try_lock(file: &File) -> io::Result<bool> {

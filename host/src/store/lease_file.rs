@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use verrou::{
@@ -28,6 +28,7 @@ use super::open_files::OpenFile;
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness};
+use crate::sync::{Mutex, MutexGuard};
 use crate::{System, process};
 
 /// Leases in the files of a folder, for the processes of one machine.

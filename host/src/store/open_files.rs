@@ -9,8 +9,7 @@ use std::iter;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use lru::LruCache;
 use verrou::Name;
@@ -19,6 +18,8 @@ use super::error::FileError;
 use super::os::{self, FileId};
 use super::record::{FILE_BYTES, Record};
 use crate::process;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A lock's file, open.
 #[derive(Debug)]

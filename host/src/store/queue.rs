@@ -14,9 +14,8 @@ use std::future;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
+use std::sync::{Arc, OnceLock, PoisonError};
+use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use verrou::{Claim, Name, Owner};
@@ -30,6 +29,8 @@ use super::open_files::OpenFile;
 use super::record::Version;
 use super::tickets;
 use crate::process;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard, thread};
 
 /// For how long a lock that was given back is kept for the first in its queue.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -950,7 +951,7 @@ fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
     static CORES: OnceLock<usize> = OnceLock::new();
 
     // With one core nothing would happen meanwhile.
-    if *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get)) == 1 {
+    if *CORES.get_or_init(|| available_parallelism().map_or(1, NonZeroUsize::get)) == 1 {
         return None;
     }
     let end = end.min(Instant::now() + STARE);

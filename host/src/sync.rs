@@ -1,0 +1,56 @@
+//! What threads share and wait by: the standard library's, or under `cfg(verrou_shuttle)` that of
+//! shuttle, which tries one interleaving of them after the other. `tests/interleavings.rs` of the core
+//! says how.
+
+#[cfg(verrou_shuttle)]
+pub(crate) use shuttle::sync::{Mutex, MutexGuard, atomic};
+#[cfg(not(verrou_shuttle))]
+pub(crate) use std::{
+    sync::{Mutex, MutexGuard, atomic, mpsc},
+    thread,
+};
+
+/// Threads that sleep as long as others have something to do.
+#[cfg(verrou_shuttle)]
+pub(crate) mod thread {
+    use std::time::Duration;
+
+    pub(crate) use shuttle::thread::{scope, yield_now};
+
+    /// Those who try again and again would otherwise try for ever where others are thought slower.
+    pub(crate) fn sleep(_pause: Duration) {
+        yield_now();
+    }
+}
+
+/// Channels whose time may be over, which shuttle's never is.
+#[cfg(verrou_shuttle)]
+pub(crate) mod mpsc {
+    use std::time::Duration;
+
+    use shuttle::rand::{Rng, thread_rng};
+    use shuttle::sync::mpsc::{self, TryRecvError};
+    pub(crate) use shuttle::sync::mpsc::{RecvTimeoutError, Sender};
+    use shuttle::thread;
+
+    pub(crate) struct Receiver<T>(mpsc::Receiver<T>);
+
+    pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
+        let (sender, receiver) = mpsc::channel();
+        (sender, Receiver(receiver))
+    }
+
+    impl<T> Receiver<T> {
+        /// Whether the time is over before something comes is a matter of chance.
+        pub(crate) fn recv_timeout(&self, at_most: Duration) -> Result<T, RecvTimeoutError> {
+            if !at_most.is_zero() && thread_rng().r#gen() {
+                return self.0.recv_timeout(at_most);
+            }
+            thread::yield_now();
+            self.0.try_recv().map_err(|err| match err {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            })
+        }
+    }
+}

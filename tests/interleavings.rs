@@ -1,0 +1,632 @@
+//! Threads and tasks that share locks, in one interleaving after the other.
+//!
+//! Built with `--cfg verrou_shuttle`, what they share and wait by is
+//! [shuttle](https://docs.rs/shuttle)'s: one of them runs at a time, and which one, at each step, is a
+//! matter of chance. Nobody's time is ever over, so whoever is not woken hangs, and that is found.
+//!
+//! ```text
+//! RUSTFLAGS="--cfg verrou_shuttle" VERROU_SCHEDULES=100000 VERROU_SEED=7 \
+//!     cargo test --test interleavings --target-dir target/interleavings
+//! ```
+//!
+//! A failure prints the schedule that led to it, for `shuttle::replay`.
+#![cfg(verrou_shuttle)]
+
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
+use std::env;
+use std::future::{self, Future};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use shuttle::future::block_on;
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
+use shuttle::sync::atomic::{AtomicU64, Ordering};
+use shuttle::sync::{Condvar, Mutex};
+use shuttle::{Config, Runner, thread};
+use verrou::blocking::Host;
+use verrou::conformance::TestClock;
+use verrou::nonblocking::AsyncHost;
+use verrou::{
+    Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, Loss, MemoryStore, Name, Owner,
+    Reply, RunError, Store, StoreError, Timestamp, Ttl, Waited, blocking, nonblocking,
+};
+use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, keep_alive};
+
+/// How many interleavings are tried by each of two ways of choosing them.
+fn schedules() -> usize {
+    let given = env::var("VERROU_SCHEDULES").ok();
+    given.map_or(2_000, |given| given.parse().expect("a number of schedules"))
+}
+
+/// Does `scene` in one interleaving after the other.
+fn explore(name: &str, scene: impl Fn() + Send + Sync + 'static) {
+    explore_some(name, schedules(), scene);
+}
+
+fn explore_some(name: &str, schedules: usize, scene: impl Fn() + Send + Sync + 'static) {
+    let given = env::var("VERROU_SEED").ok();
+    let seed = given.map_or(1, |given| given.parse().expect("a seed"));
+    let scene = Arc::new(scene);
+    let run = |scheduler: Box<dyn Scheduler + Send>| {
+        let scene = Arc::clone(&scene);
+        Runner::new(scheduler, Config::new()).run(move || scene())
+    };
+    let done = run(Box::new(RandomScheduler::new_from_seed(seed, schedules)))
+        + run(Box::new(PctScheduler::new_from_seed(seed, 3, schedules)));
+    println!("schedules of {name}: {done}, seed {seed}");
+}
+
+/// A clock that stands still until it is moved, or somebody sleeps; tasks that sleep are not woken.
+#[derive(Clone, Debug)]
+struct Still(TestClock);
+
+impl Still {
+    fn new() -> Self {
+        Self(TestClock::still())
+    }
+}
+
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        self.0.now()
+    }
+}
+
+impl Host for Still {
+    fn sleep(&self, pause: Duration) {
+        thread::yield_now();
+        self.0.advance(pause);
+    }
+    fn random(&self) -> [u8; 16] {
+        Host::random(&self.0)
+    }
+    fn wall_clock(&self) -> Duration {
+        Host::wall_clock(&self.0)
+    }
+}
+
+impl AsyncHost for Still {
+    fn sleep(&self, _pause: Duration) -> impl Future<Output = ()> {
+        future::pending()
+    }
+    fn random(&self) -> [u8; 16] {
+        Host::random(&self.0)
+    }
+    fn wall_clock(&self) -> Duration {
+        Host::wall_clock(&self.0)
+    }
+}
+
+type Memory = Arc<MemoryStore<Still>>;
+
+fn memory() -> (Still, Memory) {
+    let clock = Still::new();
+    (clock.clone(), Arc::new(MemoryStore::new(clock)))
+}
+
+fn blocking_locks(clock: &Still, store: &Memory) -> blocking::LockFactory<Memory, Still> {
+    blocking::LockFactory::new(Arc::clone(store), clock.clone())
+}
+
+fn awaited_locks(clock: &Still, store: &Memory) -> nonblocking::LockFactory<Memory, Still> {
+    nonblocking::LockFactory::new(Arc::clone(store), clock.clone())
+}
+
+fn holder(store: &Memory) -> Option<Holder> {
+    Store::inspect(store, &Name::new("lock").unwrap()).unwrap()
+}
+
+/// Adds one in two steps, which only a lock makes one.
+fn add_one(count: &AtomicU64) {
+    let seen = count.load(Ordering::SeqCst);
+    thread::yield_now();
+    count.store(seen + 1, Ordering::SeqCst);
+}
+
+/// Lets `work` be done by so many threads at once.
+fn together(threads: u64, work: impl Fn(u64) + Sync) {
+    let work = &work;
+    thread::scope(|scope| {
+        for number in 0..threads {
+            scope.spawn(move || work(number));
+        }
+    });
+}
+
+#[test]
+fn threads_that_share_one_lock_exclude_each_other() {
+    explore("threads of one lock", || {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "none")
+            .unwrap();
+        let count = AtomicU64::new(0);
+        together(3, |_| {
+            for _ in 0..2 {
+                lock.run(|_| add_one(&count)).unwrap();
+            }
+        });
+        assert_eq!(count.load(Ordering::SeqCst), 6);
+        assert_eq!(holder(&store), None);
+    });
+}
+
+/// Threads and tasks, each with a lock of its own: whoever waits is woken.
+#[test]
+fn threads_and_tasks_exclude_and_wake_each_other() {
+    explore("threads and tasks", || {
+        let (clock, store) = memory();
+        let count = AtomicU64::new(0);
+        together(4, |number| {
+            if number % 2 == 0 {
+                let locks = blocking_locks(&clock, &store);
+                let lock = locks.create_lock("lock", "none").unwrap();
+                lock.run(|_| add_one(&count)).unwrap();
+            } else {
+                let locks = awaited_locks(&clock, &store);
+                let lock = locks.create_lock("lock", "none").unwrap();
+                block_on(lock.run(async |_| add_one(&count))).unwrap();
+            }
+        });
+        assert_eq!(count.load(Ordering::SeqCst), 4);
+        assert_eq!(holder(&store), None);
+    });
+}
+
+/// Those who wait for one lock are not taken for those who wait for another.
+#[test]
+fn whoever_waits_for_one_of_two_locks_is_woken() {
+    explore("two locks", || {
+        let (clock, store) = memory();
+        let locks = blocking_locks(&clock, &store);
+        let lock = |name| locks.create_lock(name, "none").unwrap();
+        let (one, two) = (lock("one"), lock("two"));
+        one.acquire().unwrap();
+        two.acquire().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| lock("two").run(|_| ()).unwrap());
+            together(2, |number| {
+                if number == 0 {
+                    one.release().unwrap();
+                } else {
+                    lock("one").run(|_| ()).unwrap();
+                }
+            });
+            two.release().unwrap();
+        });
+    });
+}
+
+/// One is polled, perhaps woken, and dropped; the other gets the lock all the same.
+#[test]
+fn a_future_that_is_dropped_takes_nobodys_turn() {
+    explore("dropped futures", || {
+        let (clock, store) = memory();
+        let lock = || {
+            let locks = awaited_locks(&clock, &store);
+            locks.create_lock("lock", "none").unwrap()
+        };
+        let held = lock();
+        block_on(held.acquire()).unwrap();
+        let locks = [lock(), lock(), held];
+        together(3, |number| match number {
+            0 => {
+                let mut context = Context::from_waker(Waker::noop());
+                let mut waiting = pin!(locks[0].acquire());
+                for _ in 0..3 {
+                    if let Poll::Ready(lease) = waiting.as_mut().poll(&mut context) {
+                        lease.unwrap();
+                        block_on(locks[0].release()).unwrap();
+                        break;
+                    }
+                    thread::yield_now();
+                }
+            }
+            1 => {
+                block_on(locks[1].acquire()).unwrap();
+                block_on(locks[1].release()).unwrap();
+            }
+            _ => block_on(locks[2].release()).unwrap(),
+        });
+        assert_eq!(holder(&store), None);
+    });
+}
+
+/// A lease ends while others wait for it; anybody's next question tells them.
+#[test]
+fn whoever_waits_is_told_of_an_end_that_another_notes() {
+    explore("ends", || {
+        let (clock, store) = memory();
+        let claim = |number, ttl| Claim {
+            name: Name::new("lock").unwrap(),
+            owner: Owner::from_bytes([number; 16]),
+            ttl,
+            ephemeral: false,
+        };
+        let ttl = Ttl::new(Duration::from_secs(1)).unwrap();
+        Store::acquire(&store, &claim(0, ttl)).unwrap();
+        together(3, |number| match number {
+            0 => {
+                Store::wait(&store, &claim(1, ttl), Duration::MAX);
+            }
+            1 => block_on(AsyncStore::wait(&store, &claim(2, ttl), Duration::MAX)),
+            _ => {
+                clock.0.advance(Duration::from_secs(1));
+                assert_eq!(holder(&store), None);
+            }
+        });
+    });
+}
+
+/// What a lock counts on is so, unless it was freed.
+fn assert_counts_on_what_is(clock: &Still, store: &Memory, lease: &verrou::Lease) {
+    let Some(held) = holder(store).filter(|held| held.owner == Some(lease.owner())) else {
+        return;
+    };
+    if let Some(recorded) = held.remaining {
+        let counted = lease
+            .remaining(clock.now())
+            .expect("what ends there ends here");
+        assert!(counted <= recorded, "{counted:?} of {recorded:?}");
+    }
+}
+
+#[test]
+fn extensions_at_the_same_time_leave_no_lease_longer_than_its_record() {
+    explore("extensions", || {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "2s")
+            .unwrap();
+        lock.acquire().unwrap();
+        together(3, |number| {
+            let ttl = Ttl::new(Duration::from_secs(1 + 10 * number)).unwrap();
+            lock.extend(Some(ttl)).unwrap();
+        });
+        assert_counts_on_what_is(&clock, &store, &lock.lease().unwrap());
+        // The next one alone is what counts.
+        lock.extend(None).unwrap();
+        assert_eq!(lock.remaining(), Some(Duration::from_secs(2)));
+    });
+}
+
+#[test]
+fn a_lease_that_is_kept_and_extended_is_no_longer_than_its_record() {
+    explore("keeping and extending", || {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "2s")
+            .unwrap();
+        let held = lock.guard().unwrap();
+        together(2, |number| {
+            if number == 0 {
+                let mut pauses = 0;
+                let kept = held.keep(|machine, _| {
+                    machine.suspect();
+                    pauses += 1;
+                    if pauses < 4 {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    }
+                });
+                kept.unwrap();
+            } else {
+                for seconds in [60, 1] {
+                    let ttl = Ttl::new(Duration::from_secs(seconds)).unwrap();
+                    held.extend(Some(ttl)).unwrap();
+                    thread::yield_now();
+                }
+            }
+        });
+        assert_counts_on_what_is(&clock, &store, &held.lease());
+        held.release().unwrap();
+        assert_eq!(holder(&store), None);
+    });
+}
+
+#[test]
+fn a_guard_that_is_dropped_while_another_extends_leaves_nothing() {
+    explore("a guard and an extension", || {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "2s")
+            .unwrap();
+        let held = Mutex::new(Some(lock.guard().unwrap()));
+        together(3, |number| match number {
+            0 => drop(held.lock().unwrap().take()),
+            1 => {
+                let extended = lock.extend(None);
+                assert!(matches!(extended, Ok(()) | Err(Error::NotOwner { .. })));
+            }
+            _ => lock.run(|_| thread::yield_now()).unwrap(),
+        });
+        assert_eq!(holder(&store), None);
+        assert_eq!(lock.lease(), None);
+    });
+}
+
+#[test]
+fn of_two_releases_one_is_the_owners() {
+    explore("releases", || {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "none")
+            .unwrap();
+        lock.acquire().unwrap();
+        let released = AtomicU64::new(0);
+        together(2, |_| {
+            if lock.release().is_ok() {
+                released.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        assert_eq!(released.load(Ordering::SeqCst), 1);
+        assert_eq!(lock.lease(), None);
+    });
+}
+
+/// Somebody frees the lock while others take it: the lock of those who have it last gives it back.
+#[test]
+fn a_forced_release_forgets_no_later_hold() {
+    explore("forced releases", || {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "none")
+            .unwrap();
+        together(3, |number| {
+            if number == 0 {
+                lock.force_release().unwrap();
+            } else {
+                // One of them may be refused until the other was evicted.
+                let _ = lock.try_acquire();
+            }
+        });
+        if holder(&store).is_some() {
+            assert!(lock.is_held().unwrap(), "the latest hold is known");
+            lock.release().unwrap();
+        }
+        assert_eq!(holder(&store), None);
+    });
+}
+
+/// A memory store that tells of losses.
+#[derive(Clone)]
+struct Watched {
+    store: Memory,
+    watched: Arc<(Mutex<BTreeMap<Owner, bool>>, Condvar)>,
+}
+
+impl Watched {
+    fn new(store: &Memory) -> Self {
+        Self {
+            store: Arc::clone(store),
+            watched: Arc::default(),
+        }
+    }
+
+    /// Lets those who watch look.
+    fn tell(&self) {
+        let (watched, changed) = &*self.watched;
+        watched
+            .lock()
+            .unwrap()
+            .values_mut()
+            .for_each(|news| *news = true);
+        changed.notify_all();
+    }
+}
+
+impl Store for Watched {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::acquire(&self.store, claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::extend(&self.store, claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let released = Store::release(&self.store, claim);
+        self.tell();
+        released
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        let evicted = Store::evict(&self.store, name, only);
+        self.tell();
+        evicted
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Store::inspect(&self.store, name)
+    }
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        Store::wait(&self.store, claim, at_most)
+    }
+    fn lost(&self, claim: &Claim, _at_most: Duration) -> Waited {
+        let (watched, changed) = &*self.watched;
+        let mut state = watched.lock().unwrap();
+        if let Entry::Vacant(first) = state.entry(claim.owner) {
+            first.insert(false);
+            return Waited::Done;
+        }
+        state = changed
+            .wait_while(state, |state| state.get(&claim.owner) == Some(&false))
+            .unwrap();
+        if let Some(news) = state.get_mut(&claim.owner) {
+            *news = false;
+        }
+        Waited::Done
+    }
+    fn give_up(&self, claim: &Claim) {
+        let (watched, changed) = &*self.watched;
+        watched.lock().unwrap().remove(&claim.owner);
+        changed.notify_all();
+    }
+    fn abilities(&self) -> Abilities {
+        Store::abilities(&self.store)
+    }
+}
+
+/// The work ends, or the lock is lost, at any moment of the keeping: both are heard of.
+#[test]
+fn the_keeping_of_a_lease_ends_with_the_work_and_hears_of_a_loss() {
+    explore("keep_alive, told of losses", || {
+        let (clock, memory) = memory();
+        let store = Watched::new(&memory);
+        let locks = blocking::LockFactory::new(store, clock.clone());
+        let lock = locks.create_lock("lock", "none").unwrap();
+        let other = locks.create_lock("lock", "none").unwrap();
+        let held = lock.guard().unwrap();
+        let evicts = thread_rng().r#gen::<bool>();
+        let kept = keep_alive(&held, || {
+            if evicts {
+                other.force_release().unwrap();
+                while !held.is_expired() {
+                    thread::yield_now();
+                }
+            }
+            "done"
+        });
+        if evicts {
+            let lost = matches!(
+                kept,
+                Err(RunError::Ended {
+                    value: "done",
+                    error: Error::Lost {
+                        loss: Loss::Revoked,
+                        ..
+                    }
+                })
+            );
+            assert!(lost, "{kept:?}");
+        } else {
+            assert_eq!(kept.unwrap(), "done");
+            held.release().unwrap();
+        }
+        assert_eq!(holder(&memory), None);
+    });
+}
+
+#[test]
+fn a_lease_that_is_kept_in_a_thread_of_its_own_is_no_longer_than_its_record() {
+    explore("keep_alive", || {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "2s")
+            .unwrap();
+        let held = lock.guard().unwrap();
+        let work = || {
+            let ttl = Ttl::new(Duration::from_mins(1)).unwrap();
+            held.extend(Some(ttl)).unwrap();
+            clock.0.advance(Duration::from_secs(1));
+            thread::yield_now();
+        };
+        keep_alive(&held, work).unwrap();
+        assert_counts_on_what_is(&clock, &store, &held.lease());
+        held.release().unwrap();
+        assert_eq!(holder(&store), None);
+    });
+}
+
+/// A store that cannot wait.
+struct Polled<S>(S);
+
+impl<S: Store> Store for Polled<S> {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.0.acquire(claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.0.extend(claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.0.release(claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        self.0.evict(name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        self.0.inspect(name)
+    }
+    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.0.detach(claim)
+    }
+    fn abilities(&self) -> Abilities {
+        self.0.abilities()
+    }
+}
+
+/// Threads of one process, and of what stands for two, take turns without a queue.
+fn threads_share_files<S: Store + Sync>(open: impl Fn() -> S) {
+    let stores = [Polled(open()), Polled(open())];
+    let clock = Still::new();
+    let count = AtomicU64::new(0);
+    let fences = Mutex::new(BTreeSet::new());
+    together(3, |number| {
+        let store = &stores[usize::from(number == 2)];
+        let lock = blocking::LockFactory::new(store, clock.clone())
+            .create_lock("lock", "none")
+            .unwrap();
+        let ran = lock.run(|held| {
+            add_one(&count);
+            assert!(lock.is_held().unwrap());
+            held.fence()
+        });
+        let fence = ran.unwrap().expect("a fence");
+        assert!(fences.lock().unwrap().insert(fence), "{fence} again");
+    });
+    assert_eq!(count.load(Ordering::SeqCst), 3);
+    for store in &stores {
+        let left = store.inspect(&Name::new("lock").unwrap());
+        assert_eq!(left.unwrap(), None);
+    }
+}
+
+/// Files take longer than memory.
+const FEWER: usize = 20;
+
+#[test]
+fn threads_share_a_store_of_leases_in_files() {
+    explore_some("leases in files", schedules() / FEWER, || {
+        let folder = tempfile::tempdir().unwrap();
+        threads_share_files(|| {
+            LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap()
+        });
+    });
+}
+
+#[test]
+fn threads_share_a_store_of_locks_of_the_kernel() {
+    explore_some("locks of the kernel", schedules() / FEWER, || {
+        let folder = tempfile::tempdir().unwrap();
+        threads_share_files(|| {
+            FileLockStore::open(folder.path(), &StoreOptions::default()).unwrap()
+        });
+    });
+}
+
+/// What is found here is found: a lock that is none, and one who is never woken.
+#[test]
+fn what_is_wrong_is_found() {
+    let is_found = |scene: fn()| {
+        let explored = AssertUnwindSafe(|| explore("what is wrong", scene));
+        catch_unwind(explored).is_err()
+    };
+    assert!(is_found(|| {
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&count);
+        together(2, move |_| add_one(&counted));
+        assert_eq!(count.load(Ordering::SeqCst), 2);
+    }));
+    assert!(is_found(|| {
+        let (clock, store) = memory();
+        let lock = blocking_locks(&clock, &store)
+            .create_lock("lock", "none")
+            .unwrap();
+        lock.acquire().unwrap();
+        // Nobody gives it back.
+        together(2, |_| drop(lock.guard().unwrap()));
+    }));
+}
