@@ -22,6 +22,8 @@ mod fuzz;
 #[cfg(target_os = "linux")]
 mod hostile;
 #[cfg(target_os = "linux")]
+mod interleavings;
+#[cfg(target_os = "linux")]
 mod linearizability;
 #[cfg(target_os = "linux")]
 mod mutants;

@@ -12,8 +12,8 @@ use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
 use crate::{
-    contender, corruption, faults, full_disks, fuzz, hostile, linearizability, mutants, steps,
-    storms,
+    contender, corruption, faults, full_disks, fuzz, hostile, interleavings, linearizability,
+    mutants, steps, storms,
 };
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
@@ -24,6 +24,7 @@ const PARTS: &[Part] = &[
     corruption::PART,
     hostile::PART,
     mutants::PART,
+    interleavings::PART,
     storms::CONTENTION,
     storms::KILLS,
     storms::STOPS,
