@@ -54,7 +54,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     };
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(built.status.success(), "it cannot be built: {said}");
-    findings.figure("time to build", format!("{:.1?}", began.elapsed()));
+    findings.building = began.elapsed();
 
     setting.progress.set_message("running");
     let began = Instant::now();
