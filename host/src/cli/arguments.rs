@@ -105,8 +105,8 @@ pub(crate) enum Command {
     Release(Release),
     /// Free a lock, whoever holds it
     ///
-    /// The holder's `verrou run` notices at its next renewal and ends its command. Exit code 77
-    /// when --fence is given and the lock is not held under it.
+    /// The holder's `verrou run` notices, at its next renewal at the latest, and ends its command.
+    /// Exit code 77 when --fence is given and the lock is not held under it.
     ForceRelease(ForceRelease),
     /// Show who holds a lock
     Show(Show),
