@@ -576,7 +576,7 @@ fn a_damaged_file_lets_nobody_pass() {
     let output = ends_with(&mut check(&place, &["9", "--", "touch", "ran"]), 74);
     let said = stderr(&output);
     assert!(said.contains(path.to_str().unwrap()), "{said}");
-    assert!(said.contains("E_FENCE_STORAGE_ERROR"), "{said}");
+    assert!(said.contains("E_LOCK_STORAGE_ERROR"), "{said}");
     assert!(said.contains("move it away"), "a way out: {said}");
     assert!(!place.path("ran").exists());
     fs::write(&path, whole).unwrap();

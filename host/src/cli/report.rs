@@ -84,7 +84,7 @@ impl From<FenceError> for Failure {
         let code = match &error {
             FenceError::Refused { .. } => "E_FENCE_REFUSED",
             FenceError::File(FileError::Busy { .. }) => "E_FENCE_TIMEOUT",
-            _ => "E_FENCE_STORAGE_ERROR",
+            _ => "E_LOCK_STORAGE_ERROR",
         };
         Self::coded(Exit::from(&error), code, chain(&error))
     }
