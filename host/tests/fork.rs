@@ -22,6 +22,8 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     let locks = || FileLockStore::open(folder.path(), &options).unwrap();
     stays_taken(leases);
     stays_taken(locks);
+    can_be_had_by_the_child(leases);
+    can_be_had_by_the_child(locks);
     is_free_when_it_is_released(leases);
     is_free_when_it_is_released(locks);
     stays_closed(&folder.path().join("gate"));
@@ -73,6 +75,40 @@ fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
             kill(Pid::from_raw(i32::from_ne_bytes(number)), Signal::SIGKILL)
                 .expect("the forked child lives");
             taken.unwrap();
+        }
+    }
+}
+
+/// Forks; the child asks for the lock by its copy of the store's value: while its parent holds it, and
+/// when it has released it.
+fn can_be_had_by_the_child<S: Store>(open: impl Fn() -> S) {
+    use std::io::Read;
+
+    let (mut asked, asks) = std::io::pipe().unwrap();
+    let (mut released, releases) = std::io::pipe().unwrap();
+    let store = open();
+    let lock = LockFactory::new(&store, System)
+        .create_lock("asked for by a child", "none")
+        .unwrap();
+    lock.acquire().unwrap();
+    // SAFETY: as below.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            drop(releases);
+            let is_refused = lock.try_acquire().is_err();
+            drop(asks);
+            let _ = released.read(&mut [0]);
+            let is_granted = lock.try_acquire().and_then(|_| lock.release()).is_ok();
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(i32::from(!is_refused) + 2 * i32::from(!is_granted)) }
+        }
+        ForkResult::Parent { child } => {
+            drop(asks);
+            let _ = asked.read(&mut [0]);
+            lock.release().unwrap();
+            drop(releases);
+            let ended = waitpid(child, None).unwrap();
+            assert_eq!(ended, WaitStatus::Exited(child, 0));
         }
     }
 }

@@ -73,7 +73,10 @@ struct Exact {
 )]
 enum Slot {
     /// It asks the kernel for it, and others here need not.
-    Asking,
+    /// A forked child has a copy of this, but does not ask.
+    Asking {
+        process: u32,
+    },
     Held(Grant),
 }
 
@@ -81,8 +84,16 @@ impl Slot {
     /// Whether this process holds it for `owner`.
     fn is_ours_for(&self, owner: Owner) -> bool {
         match self {
-            Self::Asking => false,
+            Self::Asking { .. } => false,
             Self::Held(grant) => grant.record.owner == owner && grant.locked.is_ours(),
+        }
+    }
+
+    /// Whether the process is this one, and not one that this was forked from.
+    fn is_ours(&self) -> bool {
+        match self {
+            Self::Asking { process } => *process == process::id(),
+            Self::Held(grant) => grant.locked.is_ours(),
         }
     }
 }
@@ -237,7 +248,9 @@ impl FileLockStore {
     /// Whether this process holds the lock of `claim`, and not on a file that was replaced.
     pub(crate) fn holds(&self, claim: &Claim) -> bool {
         match self.grants().get(&claim.name) {
-            Some(Slot::Held(grant)) if grant.record.owner == claim.owner => {
+            Some(Slot::Held(grant))
+                if grant.record.owner == claim.owner && grant.locked.is_ours() =>
+            {
                 !matches!(grant.locked.is_current(), Ok(false))
             }
             _ => false,
@@ -563,17 +576,23 @@ impl Drop for Locked {
 
 impl Store for FileLockStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let asking = Slot::Asking {
+            process: process::id(),
+        };
         match self.grants().entry(claim.name.clone()) {
-            Entry::Occupied(mut slot) => match slot.get_mut() {
+            Entry::Occupied(mut slot) if slot.get().is_ours() => match slot.get_mut() {
                 Slot::Held(grant) if grant.record.owner == claim.owner => {
                     grant.extend(claim, self.now())?;
                     return Ok(granted(&grant.record));
                 }
                 // When its holder gives it back, nobody knows.
-                Slot::Asking | Slot::Held(_) => return Ok(Reply::REFUSED),
+                Slot::Asking { .. } | Slot::Held(_) => return Ok(Reply::REFUSED),
             },
+            Entry::Occupied(mut slot) => {
+                slot.insert(asking);
+            }
             Entry::Vacant(slot) => {
-                slot.insert(Slot::Asking);
+                slot.insert(asking);
             }
         }
         // Other names are not held up by what this one's file, or the counter, takes.
@@ -654,7 +673,9 @@ impl Store for FileLockStore {
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        if let Some(Slot::Held(grant)) = self.grants().get(name) {
+        if let Some(Slot::Held(grant)) = self.grants().get(name)
+            && grant.locked.is_ours()
+        {
             return Ok(Some(holder(&grant.record, grant.remaining(self.now()))));
         }
         Ok(self.other_holder(name)?)
