@@ -194,6 +194,30 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
 }
 
 #[test]
+fn a_groups_folder_in_which_everybody_may_make_files_is_refused() {
+    if !is_root() {
+        eprintln!("only root can give a folder to a group: that it is refused is not shown");
+        return;
+    }
+    let folder = folder();
+    let shared = folder.path().join("shared");
+    let group = StoreOptions {
+        group: Some("daemon".to_owned()),
+        ..StoreOptions::default()
+    };
+    granted(
+        LeaseFileStore::open(&shared, &group)
+            .unwrap()
+            .acquire(&claim(1)),
+    );
+    // What an outsider makes there would be the group's.
+    fs::set_permissions(&shared, Permissions::from_mode(0o3777)).unwrap();
+    let err = LeaseFileStore::open(&shared, &group).unwrap_err();
+    assert!(matches!(err, OpenError::Suspicious { .. }), "{err}");
+    assert!(err.to_string().contains("chmod o-w"), "{err}");
+}
+
+#[test]
 fn an_unknown_group_is_named() {
     let options = StoreOptions {
         group: Some("no such group".to_owned()),
