@@ -45,7 +45,8 @@ impl fmt::Display for Quoted<'_> {
                     f.write_char('\\')?;
                     f.write_char(c)?;
                 }
-                '\0'..='\x1f' => write!(f, "\\u{:04x}", u32::from(c))?,
+                // Those behind 7f need not be, but could do things to a terminal.
+                '\0'..='\x1f' | '\x7f'..='\u{9f}' => write!(f, "\\u{:04x}", u32::from(c))?,
                 _ => f.write_char(c)?,
             }
         }

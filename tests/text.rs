@@ -435,14 +435,16 @@ fn what_may_be_null_may_not_be_left_out() {
 /// Each has a short form, a long form, or both.
 #[test]
 fn control_characters_are_as_in_json() {
-    for code in 0..0x20_u8 {
+    for code in (0..0x20_u8).chain(0x7f..0xa0) {
         let name = format!("a{}b", char::from(code));
         let text = golden("held").to_string();
         let quoted = serde_json::to_string(&name).expect("JSON");
         let text = text.replacen("\"nightly/backup of ‘web1’\"", &quoted, 1);
         let read: SerializedLock = text.parse().expect("a serialized lock");
         assert_eq!(read.name().as_str(), name);
-        let again: serde_json::Value = serde_json::from_str(&read.to_string()).expect("JSON");
+        let text = read.to_string();
+        assert!(!text.contains(char::is_control), "{code:#x}: {text:?}");
+        let again: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(again["name"], *name);
     }
 }

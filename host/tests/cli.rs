@@ -3,8 +3,10 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use common::{KINDS, Place, Started, code, done, ends_with, stderr, stdout};
@@ -334,6 +336,45 @@ fn holders_are_shown_but_not_their_secrets() {
             let owner = json(&place.read("lock"))["owner"].clone();
             assert!(!said.contains(owner.as_str().unwrap()));
         }
+    }
+}
+
+/// JSON lets them stand as they are, a terminal does what they say.
+#[test]
+fn whatever_is_said_to_programs_is_json_and_nothing_to_a_terminal() {
+    let place = Place::new("lease");
+    let name = "a\u{7f}b\u{85}c\u{9b}31md\u{1b}[31me\n";
+    let mut said = vec![stdout(&ends_with(&mut place.verrou(["acquire", name]), 0)).to_owned()];
+    for arguments in [
+        &["show", "--json", name][..],
+        &["list", "--json"],
+        &["force-release", "--json", name],
+    ] {
+        said.push(stdout(&ends_with(&mut place.verrou(arguments), 0)).to_owned());
+    }
+    ends_with(&mut place.verrou(["acquire", name]), 0);
+    let again = ["acquire", "--no-wait", "--json", name];
+    said.push(stderr(&ends_with(&mut place.verrou(again), 75)).to_owned());
+    for text in &said {
+        let text = text.strip_suffix('\n').unwrap();
+        assert!(!text.contains(char::is_control), "{text:?}");
+        json(text);
+    }
+    assert_eq!(json(&said[0])["name"], name);
+    assert_eq!(json(&said[1])["name"], name);
+    assert_eq!(json(&said[2])[0]["name"], name);
+}
+
+#[test]
+fn a_lock_in_the_environment_that_is_no_text_is_named() {
+    let place = Place::new("lease");
+    let no_text = OsStr::from_bytes(b"\xff");
+    for command in ["extend", "release"] {
+        let output = ends_with(place.verrou([command]).env("VERROU_LOCK", no_text), 64);
+        assert!(
+            stderr(&output).contains("VERROU_LOCK is not UTF-8"),
+            "{output:?}"
+        );
     }
 }
 

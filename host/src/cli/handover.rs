@@ -1,6 +1,6 @@
 //! Locks that outlive the command: `acquire`, `extend`, `release`.
 
-use std::env;
+use std::env::{self, VarError};
 use std::io;
 
 use verrou::blocking::Host;
@@ -111,13 +111,19 @@ fn read(lock: &Serialized) -> Result<SerializedLock, Failure> {
             text
         }
         Some(text) => text.to_owned(),
-        None => env::var("VERROU_LOCK").map_err(|_| {
-            Failure::new(
-                Exit::Usage,
-                "no lock was given: write what `verrou acquire` printed, or `-` to read it from \
-                 the standard input, or set VERROU_LOCK",
-            )
-        })?,
+        None => match env::var("VERROU_LOCK") {
+            Ok(text) => text,
+            Err(VarError::NotUnicode(_)) => {
+                return Err(Failure::new(Exit::Usage, "VERROU_LOCK is not UTF-8"));
+            }
+            Err(VarError::NotPresent) => {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "no lock was given: write what `verrou acquire` printed, or `-` to read it \
+                     from the standard input, or set VERROU_LOCK",
+                ));
+            }
+        },
     };
     Ok(text.trim().parse()?)
 }

@@ -17,7 +17,7 @@ pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
         .inspect(&wish.name)
         .map_err(Error::from)?;
     if place.json {
-        return report::answer(&report::holder_json(&wish.name, found.as_ref()).to_string());
+        return report::answer_json(&report::holder_json(&wish.name, found.as_ref()));
     }
     let name = &wish.name;
     report::answer(&match found {
@@ -40,7 +40,7 @@ pub(crate) fn list(place: &Place) -> Result<(), Failure> {
         let list = held
             .iter()
             .map(|(name, holder)| report::holder_json(name, Some(holder)));
-        report::answer(&Value::Array(list.collect()).to_string())?;
+        report::answer_json(&Value::Array(list.collect()))?;
     } else if !held.is_empty() {
         report::answer(&table(&held))?;
     } else if untold.is_empty() {
@@ -101,7 +101,7 @@ pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Fa
     if place.json {
         let fence = fence.map(Fence::get);
         let answer = json!({ "name": name.as_str(), "freed": freed, "fence": fence });
-        return report::answer(&answer.to_string());
+        return report::answer_json(&answer);
     }
     report::answer(&match who {
         Some(who) if freed => format!(

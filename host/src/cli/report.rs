@@ -58,7 +58,7 @@ impl Failure {
     pub(crate) fn report(&self, json: bool) {
         if json {
             let line = json!({ "error": self.code, "message": self.what, "exit": self.exit });
-            to_stderr(&line.to_string());
+            to_stderr(&in_json(&line));
         } else if let Some(code) = self.code {
             say(&format!("{} ({code})", self.what));
         } else {
@@ -130,6 +130,21 @@ pub(crate) fn printable(text: &str) -> String {
     safe
 }
 
+/// `value` as one line that is JSON, and that can do nothing to a terminal either.
+fn in_json(value: &Value) -> String {
+    let text = value.to_string();
+    let mut safe = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            // In a string: nowhere else is there any.
+            let _ = write!(safe, "\\u{:04x}", u32::from(char));
+        } else {
+            safe.push(char);
+        }
+    }
+    safe
+}
+
 /// There is nobody left to tell when this fails.
 fn to_stderr(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
@@ -149,6 +164,11 @@ pub(crate) fn answer(text: &str) -> Result<(), Failure> {
         Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(&err)),
         _ => Ok(()),
     }
+}
+
+/// [`answer`], for programs.
+pub(crate) fn answer_json(value: &Value) -> Result<(), Failure> {
+    answer(&in_json(value))
 }
 
 /// The result could not be handed over.
