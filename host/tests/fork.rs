@@ -85,7 +85,7 @@ fn can_be_had_by_the_child<S: Store>(open: impl Fn() -> S) {
     use std::io::Read;
 
     let (mut asked, asks) = std::io::pipe().unwrap();
-    let (mut released, releases) = std::io::pipe().unwrap();
+    let (mut free, frees) = std::io::pipe().unwrap();
     let store = open();
     let lock = LockFactory::new(&store, System)
         .create_lock("asked for by a child", "none")
@@ -94,10 +94,10 @@ fn can_be_had_by_the_child<S: Store>(open: impl Fn() -> S) {
     // SAFETY: as below.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            drop(releases);
+            drop(frees);
             let is_refused = lock.try_acquire().is_err();
             drop(asks);
-            let _ = released.read(&mut [0]);
+            let _ = free.read(&mut [0]);
             let is_granted = lock.try_acquire().and_then(|_| lock.release()).is_ok();
             // SAFETY: as below.
             unsafe { nix::libc::_exit(i32::from(!is_refused) + 2 * i32::from(!is_granted)) }
@@ -106,7 +106,7 @@ fn can_be_had_by_the_child<S: Store>(open: impl Fn() -> S) {
             drop(asks);
             let _ = asked.read(&mut [0]);
             lock.release().unwrap();
-            drop(releases);
+            drop(frees);
             let ended = waitpid(child, None).unwrap();
             assert_eq!(ended, WaitStatus::Exited(child, 0));
         }

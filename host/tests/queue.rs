@@ -4,8 +4,9 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::thread;
@@ -136,8 +137,8 @@ fn somebody_elses_locks_on_bytes_hold_nobody_up() {
         let file = File::options().write(true).open(lock_file(folder.path()));
         let file = file.unwrap();
         let all_tickets = libc::flock {
-            l_type: libc::F_WRLCK as _,
-            l_whence: libc::SEEK_SET as _,
+            l_type: i16::try_from(libc::F_WRLCK).unwrap(),
+            l_whence: i16::try_from(libc::SEEK_SET).unwrap(),
             l_start: (1 << 62) + (1 << 61),
             l_len: 0,
             l_pid: 0,
@@ -284,6 +285,38 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
         here.release(&held).unwrap();
         let last = claim("lock");
         assert!(is_granted(&there, &last), "{kind}: nobody waits any more");
+    }
+}
+
+/// A process that may not open what it makes would make bell after bell.
+#[test]
+fn bells_can_be_opened_whatever_the_umask() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let store = open(kind, &place.locks());
+        let held = claim("k");
+        assert!(is_granted(&store, &held));
+        let verrou = place.verrou(["run", "k", "--wait", "1m", "--", "true"]);
+        let script = "umask 777; exec \"$0\" \"$@\"";
+        let mut umasked = Command::new("sh");
+        umasked.args(["-c", script]).arg(verrou.get_program());
+        umasked
+            .args(verrou.get_args())
+            .env("VERROU_STORE", place.store());
+        let waiter = Started::new(&mut umasked);
+        let bells = || {
+            let files = fs::read_dir(place.locks()).unwrap();
+            let files = files.map(|file| file.unwrap());
+            files.filter(|file| file.path().extension().is_some_and(|it| it == "bell"))
+        };
+        eventually("it listens to a bell", || bells().next().is_some());
+        store.release(&held).unwrap();
+        assert_eq!(common::code(&waiter.end()), 0);
+        for bell in bells() {
+            let mode = bell.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o600, "{bell:?}");
+        }
+        assert_eq!(bells().count(), 1);
     }
 }
 

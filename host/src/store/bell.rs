@@ -4,10 +4,10 @@
 //! leaves its core to the one it wakes.
 
 use std::collections::hash_map::{Entry, HashMap};
-use std::fs::{File, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crc32c::crc32c;
 use lru::LruCache;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::process::geteuid;
 use verrou::Name;
 
 use super::directory::Directory;
@@ -148,10 +149,27 @@ fn make(path: &Path, group: Option<u32>) -> io::Result<()> {
         Err(rustix::io::Errno::EXIST) => return Ok(()),
         made => made?,
     }
+    let_us_open(path)?;
     if group.is_some() {
         let file = open_both_ways(path)?;
         fchown(&file, None, group)?;
         file.set_permissions(Permissions::from_mode(0o660))?;
+    }
+    Ok(())
+}
+
+/// Lets this user open the pipe at `path` that it made, if its umask does not.
+fn let_us_open(path: &Path) -> io::Result<()> {
+    const OURS: u32 = 0o600;
+
+    // The pipe itself, for a member of a group could put a link to another file in its place.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let pipe = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = pipe.metadata()?;
+    let is_our_pipe = found.file_type().is_fifo() && found.uid() == geteuid().as_raw();
+    if is_our_pipe && found.mode() & OURS != OURS {
+        let itself = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+        fs::set_permissions(itself, Permissions::from_mode(OURS))?;
     }
     Ok(())
 }
