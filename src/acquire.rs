@@ -39,7 +39,8 @@ use crate::time::Timestamp;
 ///   step is a release.
 /// - The last attempt is made at the deadline of the [`Retry`] policy.
 /// - A grant whose fence is not greater than that of an earlier grant is given back.
-/// - An attempt that is made because a wait ended early counts toward no limit.
+/// - An attempt that is made because a wait ended early counts toward no limit. A store whose waits
+///   end at once, again and again, is asked once in a millisecond.
 #[derive(Clone, Debug)]
 pub struct Acquire {
     claim: Claim,
@@ -47,6 +48,7 @@ pub struct Acquire {
     random: u64,
     began: Timestamp,
     attempts: u32,
+    extra: Extra,
     in_doubt: bool,
     seen: Option<Fence>,
     state: State,
@@ -62,18 +64,32 @@ pub enum AcquireStep<'a> {
     Release(&'a Claim),
     /// Wait until this claim may be granted, but at most this long.
     Wait(&'a Claim, Duration),
-    /// Let this long pass: the store is in trouble.
+    /// Let this long pass: the store is in trouble, or its waits are.
     Sleep(Duration),
     /// It is over: this is the lease, or why there is none.
     Done(Result<Lease, Error>),
+}
+
+/// How many attempts were made because a wait ended early.
+///
+/// Two machines that differ in this alone look the same: unless the store is out of order, it makes no
+/// difference to what they do.
+#[derive(Clone)]
+struct Extra(u32);
+
+impl fmt::Debug for Extra {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("_")
+    }
 }
 
 #[derive(Clone, Debug)]
 enum State {
     /// Another holds the lock: the next attempt is due at `due`, worth a look at `look`.
     Waiting { due: Timestamp, look: Timestamp },
-    /// The store failed: the next attempt is due at `due`, and not before.
-    Pausing { due: Timestamp },
+    /// The next attempt is due at `due`, and none is made before `until`: the store failed, or lets
+    /// nobody wait.
+    Pausing { due: Timestamp, until: Timestamp },
     /// The store is to be asked; not counted when it is before the time.
     Ready { due: Timestamp },
     /// The store is being asked.
@@ -96,6 +112,7 @@ impl Acquire {
             random: (random >> 64) as u64,
             began: now,
             attempts: 0,
+            extra: Extra(0),
             in_doubt: false,
             seen: None,
             state: State::Ready { due: now },
@@ -131,7 +148,7 @@ impl Acquire {
             State::Waiting { look, .. } => {
                 AcquireStep::Wait(&self.claim, look.saturating_since(now))
             }
-            State::Pausing { due } => AcquireStep::Sleep(due.saturating_since(now)),
+            State::Pausing { until, .. } => AcquireStep::Sleep(until.saturating_since(now)),
             State::Ready { .. } | State::Asking { .. } => AcquireStep::Acquire(&self.claim),
             State::Undoing { .. } => AcquireStep::Release(&self.claim),
             State::Over(end) => AcquireStep::Done(end.clone()),
@@ -142,7 +159,7 @@ impl Acquire {
     pub fn waited(&mut self, now: Timestamp) {
         match self.state {
             State::Waiting { due, .. } => self.state = State::Ready { due },
-            State::Pausing { due } if due <= now => self.state = State::Ready { due },
+            State::Pausing { due, until } if until <= now => self.state = State::Ready { due },
             _ => {}
         }
     }
@@ -210,7 +227,14 @@ impl Acquire {
         remaining: Option<Duration>,
     ) {
         let due = if sent < due {
-            due // this was an extra attempt; the pause it interrupted goes on
+            // This was an extra attempt; the pause it interrupted goes on.
+            self.extra.0 = self.extra.0.saturating_add(1);
+            if self.is_hasty(now) {
+                let until = now.saturating_add(Retry::SHORTEST_PAUSE).min(due);
+                self.state = State::Pausing { due, until };
+                return;
+            }
+            due
         } else {
             let Some(pause) = self.next_pause(now) else {
                 return self.stop(Error::Timeout {
@@ -222,7 +246,7 @@ impl Acquire {
         };
         // A record that ends any moment now is looked at again in a moment, not at once.
         let look = remaining.map_or(due, |left| {
-            now.saturating_add(left.max(Duration::from_millis(1)))
+            now.saturating_add(left.max(Retry::SHORTEST_PAUSE))
         });
         self.state = State::Waiting {
             due,
@@ -230,13 +254,21 @@ impl Acquire {
         };
     }
 
+    /// Whether waits end so early that the store would be asked without a break.
+    fn is_hasty(&self, now: Timestamp) -> bool {
+        /// So many are made in a row where the lock changes hands quickly.
+        const AT_ONCE: u128 = 100;
+
+        let pauses = now.saturating_since(self.began).as_nanos() / Retry::SHORTEST_PAUSE.as_nanos();
+        u128::from(self.extra.0) > AT_ONCE + pauses
+    }
+
     /// The store is in trouble: ask again later, or stop with `why`.
     fn pause(&mut self, now: Timestamp, why: Error) {
         match self.next_pause(now) {
             Some(pause) => {
-                self.state = State::Pausing {
-                    due: now.saturating_add(pause),
-                }
+                let due = now.saturating_add(pause);
+                self.state = State::Pausing { due, until: due };
             }
             None => self.stop(why),
         }

@@ -61,7 +61,7 @@ impl Retry {
     };
 
     /// No pause is shorter: a shorter one would ask the store without a break.
-    const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+    pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
     /// What four lengths and numbers say, each of which may be left to the default: how many attempts
     /// to make at most, for how long to pause between two, up to which length pauses grow, and for

@@ -227,6 +227,23 @@ fn an_attempt_after_an_early_wake_does_not_count() {
     );
 }
 
+/// A store that says each time that the lock may be free is not asked without a break.
+#[test]
+fn waits_that_end_at_once_become_pauses() {
+    let script = || {
+        let mut script = vec![held()];
+        script.extend((0..101).flat_map(|_| [woken(0), held()]));
+        script.extend((0..100).map(|_| held()));
+        script
+    };
+    let mut expected = vec!["acquire@0ns".to_owned()];
+    expected.extend((0..101).flat_map(|_| ["wait 100ms", "acquire@0ns"].map(str::to_owned)));
+    expected.extend((1..=100).flat_map(|at| ["sleep 1ms".to_owned(), format!("acquire@{at}ms")]));
+    expected.push("timeout after 2".to_owned());
+    let expected: Vec<_> = expected.iter().map(String::as_str).collect();
+    check(&retry().attempts(2).expect("attempts"), script, &expected);
+}
+
 #[test]
 fn an_attempt_after_an_early_wake_can_succeed() {
     check(
