@@ -196,9 +196,14 @@ async fn keep_asking<T>(
                 RenewStep::Wait(at_most) => {
                     noted(machine);
                     let claim = machine.lease().claim().clone();
+                    let began = host.now();
                     match either(host.sleep(at_most), store.lost(&claim)).await {
                         Either::First(()) => waited(machine),
                         Either::Second(()) => {
+                            // A store that tells of losses all the time is not asked as often.
+                            if host.now().saturating_since(began) < SHORTEST_WATCH {
+                                host.sleep(SHORTEST_WATCH).await;
+                            }
                             waited(machine);
                             machine.suspect();
                         }
@@ -213,6 +218,9 @@ async fn keep_asking<T>(
         Either::Second(loss) => Err(loss),
     }
 }
+
+/// A watch for a loss that ends sooner is made this long.
+const SHORTEST_WATCH: Duration = Duration::from_millis(1);
 
 enum Either<A, B> {
     First(A),

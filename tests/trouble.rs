@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::error::Error as _;
 use std::future;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
@@ -606,4 +606,54 @@ fn a_run_that_is_dropped_half_way_gives_its_lock_back() {
         assert!(block_on(lock.is_locked()).unwrap());
     }
     assert!(!block_on(lock.is_locked()).unwrap());
+}
+
+/// A store whose wait for a loss ends at once, each time.
+#[derive(Clone)]
+struct Anxious(Memory, Arc<AtomicU32>);
+
+impl AsyncStore for Anxious {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::acquire(&self.0, claim)
+    }
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let extensions = self.1.fetch_add(1, Ordering::Relaxed);
+        assert!(extensions < 10_000, "it is asked without a break");
+        Store::extend(&self.0, claim)
+    }
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::release(&self.0, claim)
+    }
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Store::evict(&self.0, name, only)
+    }
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Store::inspect(&self.0, name)
+    }
+    async fn lost(&self, _claim: &Claim) {}
+    fn abilities(&self) -> Abilities {
+        Store::abilities(&self.0)
+    }
+}
+
+#[test]
+fn a_store_that_tells_of_losses_all_the_time_is_not_asked_as_often() {
+    let clock = TestClock::still();
+    let store = Anxious(Arc::new(MemoryStore::new(clock.clone())), Arc::default());
+    let locks = nonblocking::LockFactory::new(store.clone(), clock.clone());
+    let lock = locks.create_lock("lock", "1h").expect("a lock");
+    let began = clock.elapsed();
+    let kept = block_on(lock.run(async |held| {
+        held.keep(async {
+            for _ in 0..50 {
+                yield_now().await;
+            }
+        })
+        .await
+    }));
+    kept.expect("a lock that is held")
+        .expect("a lock that is kept");
+    let extensions = store.1.load(Ordering::Relaxed);
+    let most = (clock.elapsed() - began).as_millis() + 1;
+    assert!(u128::from(extensions) <= most, "{extensions}, {most}");
 }

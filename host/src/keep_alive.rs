@@ -1,13 +1,16 @@
 //! A lease that lasts as long as the work.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use verrou::blocking::{Held, Host};
 use verrou::{Claim, RunError, Store, Waited};
 
 use crate::sync::mpsc::{self, RecvTimeoutError, Sender};
 use crate::sync::thread;
+
+/// A watch for a loss that ends sooner is made this long.
+const SHORTEST_WATCH: Duration = Duration::from_millis(1);
 
 /// Keeps the lease of `held` alive, from a thread of its own, while `body` works.
 ///
@@ -53,9 +56,15 @@ where
         let keeper = scope.spawn(move || {
             held.keep(|machine, at_most| {
                 let mut pause = at_most;
+                let began = Instant::now();
                 if tells && store.lost(watched, at_most) == Waited::Done {
                     machine.suspect();
-                    pause = Duration::ZERO;
+                    // A store that tells of losses all the time is not asked as often.
+                    pause = if began.elapsed() < SHORTEST_WATCH {
+                        SHORTEST_WATCH
+                    } else {
+                        Duration::ZERO
+                    };
                 }
                 match done.recv_timeout(pause) {
                     Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
@@ -98,8 +107,10 @@ impl<S: Store> Drop for Ended<'_, S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use verrou::blocking::LockFactory;
-    use verrou::{Error, Loss, MemoryStore};
+    use verrou::{Abilities, Error, Fence, Holder, Loss, MemoryStore, Name, Reply, StoreError};
 
     use super::*;
     use crate::{LeaseFileStore, StoreOptions, System};
@@ -174,6 +185,47 @@ mod tests {
         else {
             panic!("{revoked:?}");
         };
+    }
+
+    /// A store that tells of a loss all the time, and extends the lease each time.
+    struct Anxious(MemoryStore<System>, AtomicU64);
+
+    impl Store for Anxious {
+        fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            Store::acquire(&self.0, claim)
+        }
+        fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Store::extend(&self.0, claim)
+        }
+        fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            Store::release(&self.0, claim)
+        }
+        fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+            Store::evict(&self.0, name, only)
+        }
+        fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+            Store::inspect(&self.0, name)
+        }
+        fn lost(&self, _claim: &Claim, _at_most: Duration) -> Waited {
+            Waited::Done
+        }
+        fn abilities(&self) -> Abilities {
+            Store::abilities(&self.0)
+        }
+    }
+
+    #[test]
+    fn a_store_that_tells_of_losses_all_the_time_is_not_asked_as_often() {
+        let store = Anxious(MemoryStore::new(System), AtomicU64::new(0));
+        let lock = LockFactory::new(&store, System).create_lock("lock", "1h");
+        let lock = lock.unwrap();
+        let held = lock.guard().unwrap();
+        let began = Instant::now();
+        keep_alive(&held, || thread::sleep(Duration::from_millis(50))).unwrap();
+        let most = began.elapsed().as_millis() + 2;
+        let extensions = u128::from(store.1.load(Ordering::Relaxed));
+        assert!(0 < extensions && extensions <= most, "{extensions}, {most}");
     }
 
     #[test]
