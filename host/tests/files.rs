@@ -1169,6 +1169,39 @@ fn a_groups_folder_is_made_where_the_group_comes_by() {
     assert_ne!(parent.mode() & 0o011, 0, "{:o}", parent.mode());
 }
 
+/// The kernel calls each of them by the number of the one before, which has ended.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lease_of_a_time_namespace_that_has_ended_is_not_taken_for_ended() {
+    if !is_root() {
+        eprintln!("only root can make time namespaces: what is said of their leases is not shown");
+        return;
+    }
+    let folder = folder();
+    let url = format!("lease:{}", folder.path().display());
+    let verrou = |ahead: &str, wish: &[&str]| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--time", "--boottime", ahead, "--fork", "--"]);
+        command
+            .args([env!("CARGO_BIN_EXE_verrou"), "--store", &url])
+            .args(wish);
+        let output = command.output().expect("unshare(1) is there");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    };
+    let wish = ["run", "lock", "--no-wait", "--", "true"];
+    assert_eq!(verrou("10", &["acquire", "lock", "--ttl", "1h"]).0, Some(0));
+    let (code, said) = verrou("100000", &wish);
+    assert_eq!(code, Some(74), "{said}");
+    assert!(said.contains("time namespace"), "{said}");
+    let (code, said) = verrou("10", &wish);
+    assert_eq!(code, Some(75), "by the same clock it can be told: {said}");
+    assert_eq!(verrou("10", &["force-release", "lock"]).0, Some(0));
+    // And where the clock is the machine's, the namespace does not matter.
+    assert_eq!(verrou("0", &["acquire", "lock", "--ttl", "1h"]).0, Some(0));
+    refused(&leases(folder.path()).acquire(&claim(1)));
+}
+
 /// As in some containers, and under systemd's `ProcSubset=pid`.
 #[cfg(target_os = "linux")]
 #[test]

@@ -12,7 +12,8 @@ use verrou::Process;
 pub(crate) struct Machine {
     /// A number of its own for each start of the machine, where it can be read.
     boot: Option<[u8; 16]>,
-    /// Which `CLOCK_BOOTTIME` this process sees; zero where there is only one.
+    /// Which `CLOCK_BOOTTIME` this process sees; zero where there is only one. Two that have the same
+    /// number here see the same.
     pub(crate) time_namespace: u64,
     host: String,
     command: String,
@@ -120,12 +121,45 @@ fn boot_id() -> io::Result<Option<[u8; 16]>> {
     Ok(number.map(u128::to_be_bytes))
 }
 
-/// `time_namespaces(7)`: the link reads `time:[4026531834]`.
+/// Which `CLOCK_BOOTTIME` this process sees, of this start of the machine: see `FORMAT.md`.
 fn time_namespace() -> io::Result<Option<u64>> {
-    let link = fs::read_link("/proc/self/ns/time")?;
+    /// The number of the first namespace, in which all clocks are the machine's.
+    const FIRST: u64 = 4_026_531_834;
+
+    let Some(number) = namespace("time")? else {
+        return Ok(None);
+    };
+    if number == FIRST {
+        return Ok(Some(FIRST));
+    }
+    // The number of a namespace that has ended is used again; how far its clock is ahead is what
+    // matters, and is told of the namespace that new children get.
+    let is_childrens = where_it_is_told(namespace("time_for_children"))? == Some(number);
+    let offsets = fs::read_to_string("/proc/self/timens_offsets").map(Some);
+    let offsets = where_it_is_told(offsets)?.filter(|_| is_childrens);
+    Ok(Some(match offsets.as_deref().and_then(nanos_ahead) {
+        Some(0) => FIRST,
+        Some(nanos) => 1 << 63 | nanos.cast_unsigned(),
+        None => number,
+    }))
+}
+
+/// `time_namespaces(7)`: the link reads `time:[4026531834]`.
+fn namespace(kind: &str) -> io::Result<Option<u64>> {
+    let link = fs::read_link(format!("/proc/self/ns/{kind}"))?;
     let link = link.to_string_lossy();
     let digits: String = link.chars().filter(char::is_ascii_digit).collect();
     Ok(digits.parse().ok())
+}
+
+/// `time_namespaces(7)`: the line reads `boottime SECONDS NANOSECONDS`.
+fn nanos_ahead(offsets: &str) -> Option<i64> {
+    let line = offsets
+        .lines()
+        .find_map(|line| line.strip_prefix("boottime"))?;
+    let mut numbers = line.split_whitespace().map(str::parse::<i64>);
+    let (seconds, nanos) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
 }
 
 #[cfg(unix)]
@@ -139,4 +173,24 @@ fn host_name() -> String {
 #[cfg(not(unix))]
 fn host_name() -> String {
     env::var("COMPUTERNAME").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_read_as_the_kernel_writes_them() {
+        let text = "monotonic           5         0\nboottime          -50  10000000\n";
+        assert_eq!(nanos_ahead(text), Some(-49_990_000_000));
+        for other in [
+            "",
+            "boottime",
+            "boottime 1",
+            "boottime x 0",
+            "boottime 9223372036854775807 0",
+        ] {
+            assert_eq!(nanos_ahead(other), None, "{other}");
+        }
+    }
 }

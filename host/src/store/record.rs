@@ -90,7 +90,7 @@ pub(crate) struct Record {
     pub(crate) owner: Owner,
     /// When the machine that wrote this was started: `/proc/sys/kernel/random/boot_id`.
     pub(crate) boot: [u8; 16],
-    /// By which `CLOCK_BOOTTIME`: the inode of `/proc/self/ns/time`, or zero.
+    /// By which `CLOCK_BOOTTIME`: that of [`Machine::time_namespace`].
     pub(crate) time_namespace: u64,
     /// For how long it was last asked for; `None` for never ending.
     pub(crate) ttl: Option<Duration>,
