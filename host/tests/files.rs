@@ -1180,7 +1180,7 @@ fn a_lease_of_a_time_namespace_that_has_ended_is_not_taken_for_ended() {
     let folder = folder();
     let url = format!("lease:{}", folder.path().display());
     let verrou = |ahead: &str, wish: &[&str]| {
-        let mut command = std::process::Command::new("unshare");
+        let mut command = Command::new("unshare");
         command.args(["--time", "--boottime", ahead, "--fork", "--"]);
         command
             .args([env!("CARGO_BIN_EXE_verrou"), "--store", &url])

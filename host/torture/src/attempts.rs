@@ -13,8 +13,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
 use verrou::{Claim, Name, Owner, Reply, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
+
+use crate::findings::Setting;
 
 /// A store that threads can share.
 pub(crate) type AnyStore = Box<dyn Store + Send + Sync>;
@@ -86,6 +89,15 @@ impl fmt::Display for Kind {
             Self::File => "file",
         })
     }
+}
+
+/// Where files are made quickly: what is on the disk and what is not, is of no matter to damage.
+pub(crate) fn quick(setting: &Setting) -> Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        return Ok(tempfile::tempdir_in(memory)?);
+    }
+    Ok(tempfile::tempdir_in(&setting.folder)?)
 }
 
 /// A wish for the lock `name`, for as long as its process lives.
@@ -171,6 +183,14 @@ pub(crate) fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = File::options().write(true).open(path)?;
     file.set_len(bytes.len() as u64)?;
     file.write_all_at(bytes, 0)
+}
+
+/// That nothing is there to be removed is no error.
+pub(crate) fn absent(err: io::Error) -> io::Result<()> {
+    match err.kind() {
+        io::ErrorKind::NotFound => Ok(()),
+        _ => Err(err),
+    }
 }
 
 /// Where the two slots of a lock's file are.

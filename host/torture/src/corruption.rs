@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -21,7 +20,8 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use verrou::{Claim, Ttl};
 
 use crate::attempts::{
-    AnyStore, Kind, SLOT_BYTES, SLOTS, Told, asked, claim, forge, forge_slots, overwrite,
+    AnyStore, Kind, SLOT_BYTES, SLOTS, Told, absent, asked, claim, forge, forge_slots, overwrite,
+    quick,
 };
 use crate::findings::{Findings, Part, Setting};
 use crate::programs::{self, Running};
@@ -32,6 +32,12 @@ pub(crate) const PART: Part = Part {
     share: 0,
     run,
 };
+
+/// Something in a file's place, and how it gets there.
+type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
+
+/// A step of a store.
+type Step<'a> = (&'a str, &'a dyn Fn() -> Told);
 
 /// How many bytes a lock's file has.
 const FILE_BYTES: usize = 4096;
@@ -341,7 +347,6 @@ impl Scene {
             let mode = Mode::RUSR | Mode::WUSR;
             Ok(mknodat(CWD, &self.path, kind, mode, device)?)
         };
-        type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
         let plants: [Plant<'_>; 12] = [
             ("a folder", &|| Ok(fs::create_dir(&self.path)?)),
             ("a pipe", &|| node(FileType::Fifo, 0)),
@@ -540,27 +545,10 @@ impl Scene {
     }
 }
 
-/// That nothing is there to be removed is no error.
-fn absent(err: io::Error) -> io::Result<()> {
-    match err.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(err),
-    }
-}
-
 impl fmt::Display for Scene {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.situation.words())
     }
-}
-
-/// Where files are made quickly: what is on the disk and what is not, is of no matter to damage.
-fn quick(setting: &Setting) -> Result<tempfile::TempDir> {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() {
-        return Ok(tempfile::tempdir_in(memory)?);
-    }
-    Ok(tempfile::tempdir_in(&setting.folder)?)
 }
 
 /// Records whose checksum fits, with the most extreme of numbers: nothing may panic, nor hang.
@@ -652,7 +640,6 @@ fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: K
     let mut fence = Told::by(|| store.acquire(&mine)).granted()?;
     let path = kind.only_file(&folder)?;
     let first = fs::read(&path)?;
-    type Step<'a> = (&'a str, &'a dyn Fn() -> Told);
     let steps: [Step<'_>; 7] = [
         ("an extension", &|| Told::by(|| store.extend(&mine))),
         ("a release", &|| Told::by(|| store.release(&mine))),
@@ -935,6 +922,46 @@ fn tickets(path: &Path) -> Result<usize> {
     Ok(waiting.count())
 }
 
+/// Every length, every byte, and what else a counter that was `whole` may be.
+fn damages_to_counter(whole: &[u8], rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
+    let mut damages: Vec<(String, Vec<u8>)> = Vec::new();
+    for length in 0..whole.len() {
+        damages.push((format!("cut to {length} bytes"), whole[..length].to_vec()));
+    }
+    for at in 0..whole.len() {
+        for pattern in 1..=u8::MAX {
+            let mut bytes = whole.to_vec();
+            bytes[at] ^= pattern;
+            damages.push((format!("with byte {at} changed by {pattern:#x}"), bytes));
+        }
+    }
+    for _ in 0..RANDOM_DAMAGES {
+        let mut bytes = whole.to_vec();
+        for _ in 0..rng.usize(2..8) {
+            let at = rng.usize(..bytes.len());
+            bytes[at] = rng.u8(..);
+        }
+        if bytes != whole {
+            damages.push((format!("changed to {bytes:?}"), bytes));
+        }
+    }
+    let of_number = |number: u64| {
+        let mut bytes = whole.to_vec();
+        bytes[16..].copy_from_slice(&number.to_le_bytes());
+        let checksum = crc32c::crc32c(&bytes[12..]);
+        bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    };
+    for number in [u64::MAX, u64::MAX - 16_383] {
+        damages.push((format!("with {number} for its number"), of_number(number)));
+    }
+    damages.push(("with a byte more".to_owned(), [whole, &[0]].concat()));
+    damages.push(("of zeros".to_owned(), vec![0; whole.len()]));
+    damages.push(("as long as a lock's file".to_owned(), vec![0; FILE_BYTES]));
+    damages.push(("of another program".to_owned(), b"17\n".to_vec()));
+    damages
+}
+
 /// The counter, of which all locks of a folder get their fences.
 fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
     for kind in Kind::BOTH {
@@ -945,47 +972,9 @@ fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) ->
         let mut fence = Told::by(|| store.acquire(&known)).granted()?;
         let path = folder.join("fences");
         let whole = fs::read(&path)?;
-        let mut damages: Vec<(String, Vec<u8>)> = Vec::new();
-        for length in 0..whole.len() {
-            damages.push((format!("cut to {length} bytes"), whole[..length].to_vec()));
-        }
-        for at in 0..whole.len() {
-            for pattern in 1..=u8::MAX {
-                let mut bytes = whole.clone();
-                bytes[at] ^= pattern;
-                damages.push((format!("with byte {at} changed by {pattern:#x}"), bytes));
-            }
-        }
-        for _ in 0..RANDOM_DAMAGES {
-            let mut bytes = whole.clone();
-            for _ in 0..rng.usize(2..8) {
-                let at = rng.usize(..bytes.len());
-                bytes[at] = rng.u8(..);
-            }
-            if bytes != whole {
-                damages.push((format!("changed to {bytes:?}"), bytes));
-            }
-        }
-        let of_number = |number: u64| {
-            let mut bytes = whole.clone();
-            bytes[16..].copy_from_slice(&number.to_le_bytes());
-            let checksum = crc32c::crc32c(&bytes[12..]);
-            bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
-            bytes
-        };
-        for number in [u64::MAX, u64::MAX - 16_383] {
-            damages.push((format!("with {number} for its number"), of_number(number)));
-        }
-        damages.push((
-            "with a byte more".to_owned(),
-            [whole.clone(), vec![0]].concat(),
-        ));
-        damages.push(("of zeros".to_owned(), vec![0; whole.len()]));
-        damages.push(("as long as a lock's file".to_owned(), vec![0; FILE_BYTES]));
-        damages.push(("of another program".to_owned(), b"17\n".to_vec()));
-
-        let ask = |findings: &mut Findings, damage: &str, name: &str| -> Result<()> {
-            let told = asked(&*store, name, 2)?;
+        let damages = damages_to_counter(&whole, rng);
+        let mut ask = |findings: &mut Findings, damage: &str| -> Result<()> {
+            let told = asked(&*store, "new", 2)?;
             let is_named =
                 matches!(&told, Told::Error(text) if text.contains(&*path.to_string_lossy()));
             findings.check(is_named, || {
@@ -1002,19 +991,17 @@ fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) ->
             findings.count("damages to the fence counter", 1);
             Ok(())
         };
-        let mut ask = ask;
         for (damage, bytes) in &damages {
             overwrite(&path, bytes)?;
-            ask(findings, damage, "new")?;
+            ask(findings, damage)?;
         }
         File::options().write(true).open(&path)?.set_len(2 << 30)?;
-        ask(findings, "grown to 2 GiB", "new")?;
+        ask(findings, "grown to 2 GiB")?;
 
         let aside = folder.join("aside");
         overwrite(&path, &whole)?;
         fs::rename(&path, &aside)?;
         let node = |kind, device| Ok(mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, device)?);
-        type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
         let plants: [Plant<'_>; 7] = [
             ("replaced by a folder", &|| Ok(fs::create_dir(&path)?)),
             ("replaced by a pipe", &|| node(FileType::Fifo, 0)),
@@ -1037,7 +1024,7 @@ fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) ->
                 findings.not_done(format!("a fence counter {damage}: {err:#}"));
                 continue;
             }
-            ask(findings, damage, "new")?;
+            ask(findings, damage)?;
             if fs::symlink_metadata(&path)?.is_dir() {
                 fs::remove_dir(&path)?;
             } else {

@@ -40,6 +40,8 @@ mod steps;
 #[cfg(target_os = "linux")]
 mod storms;
 #[cfg(target_os = "linux")]
+mod time;
+#[cfg(target_os = "linux")]
 mod tracer;
 
 #[cfg(target_os = "linux")]

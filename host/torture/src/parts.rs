@@ -13,7 +13,7 @@ use crate::findings::{Findings, Part, Setting};
 use crate::report::{Outcome, Report};
 use crate::{
     contender, corruption, faults, full_disks, fuzz, hostile, interleavings, linearizability,
-    mutants, steps, storms,
+    mutants, steps, storms, time,
 };
 
 /// Every part there is, in the order in which they are done: those with an end of their own first.
@@ -23,6 +23,7 @@ const PARTS: &[Part] = &[
     full_disks::PART,
     corruption::PART,
     hostile::PART,
+    time::PART,
     mutants::PART,
     interleavings::PART,
     storms::CONTENTION,
@@ -47,6 +48,8 @@ const WORKERS: &[(&str, Work)] = &[
     ("contend", contender::contend),
     ("step", steps::work),
     ("linearizability", linearizability::work),
+    ("hold", time::hold),
+    ("use-number-again", time::use_number_again),
 ];
 
 pub(crate) fn main() -> ExitCode {

@@ -84,6 +84,9 @@ impl Running {
     /// Whether it ends within `length`.
     pub(crate) fn ends_within(&mut self, length: Duration) -> Result<bool> {
         let end = Instant::now() + length;
+        if self.child.try_wait()?.is_some() {
+            return Ok(true);
+        }
         let handle = pidfd_open(self.pid(), PidfdFlags::empty()).context("pidfd_open(2)")?;
         loop {
             if self.child.try_wait()?.is_some() {

@@ -13,7 +13,7 @@ use nix::libc;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, makedev, mknodat};
 use verrou::{Claim, Store};
 
-use crate::attempts::{AnyStore, Kind, Told, claim, watched};
+use crate::attempts::{AnyStore, Kind, Told, absent, claim, quick, watched};
 use crate::findings::{Findings, Setting};
 use crate::programs::{self, Ended, Running, as_user};
 
@@ -174,8 +174,8 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
                     format!(".{name}.tmp"),
                     format!("{name}.new"),
                     format!("{name}~"),
-                    format!(".tmp{name}"),
-                    format!("{name}.lock"),
+                    format!("{name}.bak"),
+                    format!(".{name}.swp"),
                 ] {
                     let path = shared.join(guess);
                     symlink(&victim, &path)?;
@@ -218,23 +218,23 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
         "a file that looks right",
     ] {
         for (kind, user) in [(Kind::Lease, 0), (Kind::File, USER)] {
-            let name = format!("bells-{}-{kind}", what.replace(' ', "-"));
-            let shared = folder(setting, &name, 0o1777)?;
+            let shared = quick(setting)?;
+            let shared = shared.path();
+            fs::set_permissions(shared, Permissions::from_mode(0o1777))?;
             for number in 0..BELLS {
                 let path = shared.join(format!("{number:04}.bell"));
-                // A socket's name is short.
-                if what == "a socket" && number > 0 {
-                    fs::hard_link(shared.join("0000.bell"), path)?;
-                } else {
+                if number == 0 || what == "a folder" {
                     plant(what, &path, &victim, b"")?;
+                } else {
+                    fs::hard_link(shared.join("0000.bell"), path)?;
                 }
             }
-            let hold = ["run", "lock", "--", "sh", "-c", "echo held; sleep 0.2"];
-            let mut holder = Running::start(&mut verrou(&program, kind, &shared, user, &hold))?;
+            let hold = ["run", "lock", "--", "sh", "-c", "echo held; sleep 0.1"];
+            let mut holder = Running::start(&mut verrou(&program, kind, shared, user, &hold))?;
             holder.says("held")?;
             let words = ["run", "lock", "--wait", "20s", "--", "true"];
             let waits =
-                (0..2).map(|_| Running::start(&mut verrou(&program, kind, &shared, user, &words)));
+                (0..2).map(|_| Running::start(&mut verrou(&program, kind, shared, user, &words)));
             let waits = waits.collect::<Result<Vec<_>>>()?;
             let ended = holder.end()?;
             check_end(
@@ -242,7 +242,7 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
                 &format!("{what} for all bells"),
                 &ended,
                 &[0],
-                &shared,
+                shared,
             );
             let began = Instant::now();
             for wait in waits {
@@ -252,7 +252,7 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
                     &format!("{what} for all bells"),
                     &ended,
                     &[0],
-                    &shared,
+                    shared,
                 );
             }
             longest = longest.max(began.elapsed());
@@ -263,7 +263,6 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
                 format!("{what} for all bells: something was made where it leads to")
             });
             findings.count("bells planted", BELLS as u64);
-            fs::remove_dir_all(&shared)?;
         }
     }
     findings.figure(
@@ -410,7 +409,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
                 ATTACKER,
                 members,
                 umask,
-                &format!("run {name} -- sh -c 'echo held; sleep 0.3'"),
+                &format!("run {name} -- sh -c 'echo held; sleep 0.1'"),
             )?;
             holder.says("held")?;
             let denied = as_member(
@@ -453,63 +452,75 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
                 findings,
                 "a group's store for an outsider",
                 &outsider,
-                &[73],
+                &[73, 74],
                 &place,
             );
             findings.count("umasks in a group", 1);
         }
-        let entries = fs::read_dir(&place)?.collect::<Result<Vec<_>, _>>()?;
-        for entry in &entries {
-            let metadata = entry.metadata()?;
-            let is_right = metadata.mode() & 0o7777 == 0o660 && metadata.gid() == members;
-            findings.check(is_right, || {
-                format!(
-                    "{}: mode {:o}, group {}",
-                    entry.path().display(),
-                    metadata.mode(),
-                    metadata.gid()
-                )
-            });
-        }
-        findings.check(entries.len() < 64, || {
-            format!("{}: {} files for 5 locks", place.display(), entries.len())
-        });
-        // Where outsiders may make files, those are the group's, too.
-        let path = kind.path_of("planted", &place, &setting.folder)?;
-        let scratch = tempfile::tempdir_in(&setting.folder)?;
-        let store = kind.open(scratch.path())?;
-        let planted = claim("planted", 1)?;
-        Told::by(|| store.acquire(&planted)).granted()?;
-        let right = kind.only_file(scratch.path())?;
-        fs::set_permissions(&place, Permissions::from_mode(0o3777))?;
-        fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
-        fs::set_permissions(&right, Permissions::from_mode(0o644))?;
-        let mut copy = Command::new("sh");
-        let script = format!("umask 0; cat {} > {}", right.display(), path.display());
-        copy.args(["-c", &script]);
-        ensure!(
-            programs::run(as_user(&mut copy, 4321, 4321))?.code() == Some(0),
-            "an outsider can make files where everybody can"
-        );
-        let ended = as_member(
-            kind,
-            &place,
-            USER,
-            members,
-            "022",
-            "run planted --no-wait -- true",
-        )?;
-        let ended = ended.end()?;
-        findings.check(matches!(ended.code(), Some(73 | 74)), || {
-            format!(
-                "{}: an outsider's file in a group's folder is trusted: {:?} {}",
-                path.display(),
-                ended.code(),
-                ended.err.trim_end()
-            )
-        });
+        only_for_group(findings, &place, members)?;
+        outsiders_file(setting, findings, kind, &place, &|words| {
+            as_member(kind, &place, USER, members, "022", words)
+        })?;
         findings.count("files planted", 1);
     }
+    Ok(())
+}
+
+/// All files are the group's alone, and there are no more than it takes.
+fn only_for_group(findings: &mut Findings, place: &Path, members: u32) -> Result<()> {
+    let entries = fs::read_dir(place)?.collect::<Result<Vec<_>, _>>()?;
+    for entry in &entries {
+        let metadata = entry.metadata()?;
+        let is_right = metadata.mode() & 0o7777 == 0o660 && metadata.gid() == members;
+        findings.check(is_right, || {
+            format!(
+                "{}: mode {:o}, group {}",
+                entry.path().display(),
+                metadata.mode(),
+                metadata.gid()
+            )
+        });
+    }
+    findings.check(entries.len() < 64, || {
+        format!("{}: {} files for 5 locks", place.display(), entries.len())
+    });
+    Ok(())
+}
+
+/// Where outsiders may make files, those are the group's, too, and nobody trusts them.
+fn outsiders_file(
+    setting: &Setting,
+    findings: &mut Findings,
+    kind: Kind,
+    place: &Path,
+    as_member: &dyn Fn(&str) -> Result<Running>,
+) -> Result<()> {
+    let path = kind.path_of("planted", place, &setting.folder)?;
+    let scratch = tempfile::tempdir_in(&setting.folder)?;
+    let store = kind.open(scratch.path())?;
+    let planted = claim("planted", 1)?;
+    Told::by(|| store.acquire(&planted)).granted()?;
+    let right = kind.only_file(scratch.path())?;
+    fs::set_permissions(place, Permissions::from_mode(0o3777))?;
+    fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
+    fs::set_permissions(&right, Permissions::from_mode(0o644))?;
+    let mut copy = Command::new("sh");
+    let script = format!("umask 0; cat {} > {}", right.display(), path.display());
+    copy.args(["-c", &script]);
+    ensure!(
+        programs::run(as_user(&mut copy, 4321, 4321))?.code() == Some(0),
+        "an outsider can make files where everybody can"
+    );
+    let ended = as_member("run planted --no-wait -- true")?;
+    let ended = ended.end()?;
+    findings.check(matches!(ended.code(), Some(73 | 74)), || {
+        format!(
+            "{}: an outsider's file in a group's folder is trusted: {:?} {}",
+            path.display(),
+            ended.code(),
+            ended.err.trim_end()
+        )
+    });
     Ok(())
 }
 
@@ -541,16 +552,25 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     Running::start(as_user(&mut command, user, user))
                 };
                 let what = format!("umask {umask} of user {user} ({kind})");
-                let mut holder = start("run lock -- sh -c 'echo held; sleep 0.2'")?;
-                if holder.says("held").is_err() {
-                    findings.violation(format!("{what}: {}", holder.end()?.err.trim_end()));
-                    continue;
+                let mut holder = start("run lock -- sh -c 'echo held; sleep 0.1'")?;
+                // Who may not use what it makes itself is told so, until the folder is there.
+                if ["277", "777"].contains(&umask) && user != 0 {
+                    let ended = holder.end()?;
+                    check_end(findings, &what, &ended, &[73, 74], &parent);
+                    fs::remove_dir_all(parent.join("a")).or_else(absent)?;
+                    fs::create_dir_all(&place)?;
+                    for made in [&parent.join("a"), &place] {
+                        fs::set_permissions(made, Permissions::from_mode(0o700))?;
+                        chown(made, Some(user), Some(user))?;
+                    }
+                    holder = start("run lock -- sh -c 'echo held; sleep 0.1'")?;
                 }
+                holder.says("held").with_context(|| what.clone())?;
                 let waiter = start("run lock --wait 20s -- true")?;
                 check_end(findings, &what, &holder.end()?, &[0], &place);
                 check_end(findings, &what, &waiter.end()?, &[0], &place);
                 let mode = fs::metadata(&place)?.mode() & 0o7777;
-                findings.check(mode == 0o700, || {
+                findings.check(mode.trailing_zeros() >= 6, || {
                     format!("{what}: the folder's mode is {mode:o}")
                 });
                 let entries = fs::read_dir(&place)?.collect::<Result<Vec<_>, _>>()?;
@@ -585,7 +605,7 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
             if !is_held {
                 Told::by(|| store.release(&mine)).granted()?;
             }
-            let steps = |how: &str, findings: &mut Findings| -> Result<()> {
+            let steps = |how: &str, findings: &mut Findings| {
                 each_step(
                     findings,
                     &*store,
@@ -594,19 +614,19 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     &path,
                     is_held,
                     how,
-                )
+                );
             };
             if kind == Kind::Lease || !is_held {
                 kept.push((
                     "locked alone",
                     lock(FlockOperation::NonBlockingLockExclusive),
                 ));
-                steps("kept locked", findings)?;
+                steps("kept locked", findings);
                 lock(FlockOperation::Unlock);
             }
             if kind == Kind::Lease || !is_held {
                 kept.push(("shared", lock(FlockOperation::NonBlockingLockShared)));
-                steps("kept locked together with others", findings)?;
+                steps("kept locked together with others", findings);
                 lock(FlockOperation::Unlock);
             }
             for (how, is_locked) in kept {
@@ -614,20 +634,22 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
             }
             // All bytes that are free, by those who know of the lock's own.
             for (start, length) in [(0, 1 << 40), (1 << 40, 0), ((1 << 62) + (1 << 61), 0)] {
-                let bytes = |kind: i32| libc::flock {
-                    l_type: kind as libc::c_short,
-                    l_whence: libc::SEEK_SET as libc::c_short,
-                    l_start: start,
-                    l_len: length,
-                    l_pid: 0,
+                let bytes = |kind: i32| {
+                    anyhow::Ok(libc::flock {
+                        l_type: kind.try_into()?,
+                        l_whence: libc::SEEK_SET.try_into()?,
+                        l_start: start,
+                        l_len: length,
+                        l_pid: 0,
+                    })
                 };
-                let locked = fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_WRLCK)));
+                let locked = fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_WRLCK)?));
                 if locked.is_err() {
                     // The holder has one of them.
                     continue;
                 }
-                steps(&format!("with its bytes from {start:#x} locked"), findings)?;
-                fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_UNLCK)))?;
+                steps(&format!("with its bytes from {start:#x} locked"), findings);
+                fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_UNLCK)?))?;
             }
             if is_held {
                 let told = Told::by(|| store.extend(&mine));
@@ -666,7 +688,7 @@ fn each_step(
     path: &Path,
     is_held: bool,
     how: &str,
-) -> Result<()> {
+) {
     let steps: [(&str, &dyn Fn() -> Told); 6] = [
         ("acquire", &|| Told::by(|| other.acquire(wanted))),
         ("extend", &|| Told::by(|| store.extend(mine))),
@@ -704,5 +726,4 @@ fn each_step(
         });
         findings.count("steps with a file that others keep", 1);
     }
-    Ok(())
 }

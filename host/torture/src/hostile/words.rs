@@ -112,18 +112,24 @@ fn names() -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
-    // As long as may be, a byte more, and far more.
-    names.push("n".repeat(Name::MAX_BYTES));
-    names.push("N".repeat(Name::MAX_BYTES));
-    names.push("é".repeat(Name::MAX_BYTES / 2));
-    names.push("n".repeat(Name::MAX_BYTES + 1));
-    names.push("é".repeat(Name::MAX_BYTES / 2) + "n");
-    names.push("n".repeat(4 << 10));
-    names.push("../".repeat(64 << 10));
-    // The same for as long as their file's name tells.
-    names.push("n".repeat(40));
-    names.push("n".repeat(41));
+    names.extend(long_names());
     names
+}
+
+/// As long as may be, a byte more, and far more.
+fn long_names() -> Vec<String> {
+    vec![
+        "n".repeat(Name::MAX_BYTES),
+        "N".repeat(Name::MAX_BYTES),
+        "é".repeat(Name::MAX_BYTES / 2),
+        "n".repeat(Name::MAX_BYTES + 1),
+        "é".repeat(Name::MAX_BYTES / 2) + "n",
+        "n".repeat(4 << 10),
+        "../".repeat(64 << 10),
+        // The same for as long as their files' names tell.
+        "n".repeat(40),
+        "n".repeat(41),
+    ]
 }
 
 /// All that there is in a folder, as deep as it goes.
@@ -300,7 +306,7 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
         }
         let text = name.to_str();
         let is_name = text.is_some_and(|text| Name::new(text).is_ok());
-        let is_option = name.as_bytes().starts_with(b"-");
+        let is_option = name.len() > 1 && name.as_bytes().starts_with(b"-");
         for command in ["acquire", "show"] {
             // As it is, and where no option can be.
             for separated in [false, true] {
@@ -329,11 +335,10 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
                     (true, false) if command == "acquire" && separated => &[75],
                     (true, _) => &[0],
                 };
-                let known = text.map(|text| text.chars().take(30).collect::<String>());
+                let known = text.map(|text| escaped(text.chars().take(30)));
+                let known = known.as_deref().into_iter();
                 let known: Vec<_> = known
-                    .as_deref()
-                    .into_iter()
-                    .chain(["UTF-8", "lock's name", "[NAME]", "<NAME>"])
+                    .chain(["UTF-8", "lock's name", "NAME>", "[NAME]"])
                     .collect();
                 check_end(findings, &described, &ended, codes, &known);
                 findings.count("hostile names typed", 1);
@@ -351,6 +356,19 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
         format!("{locks} names that were typed have these files: {files:?}")
     });
     Ok(())
+}
+
+/// As a terminal may see it.
+fn escaped(text: impl Iterator<Item = char>) -> String {
+    let mut safe = String::new();
+    for char in text {
+        if char.is_control() && char != '\n' {
+            safe.extend(char.escape_default());
+        } else {
+            safe.push(char);
+        }
+    }
+    safe
 }
 
 /// The beginning of a word.
@@ -376,6 +394,9 @@ fn written_down(folder: &Path) -> Result<(String, SerializedLock)> {
     Ok((serialized.to_string(), serialized))
 }
 
+/// Texts that have nothing of a serialized lock.
+const NO_LOCKS: [&str; 6] = ["", " ", "null", "{}", "[]", "17"];
+
 /// Texts that are no serialized lock, or another's.
 fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
     let owner = lock.owner().to_string();
@@ -383,106 +404,90 @@ fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
     let with = |from: &str, to: &str| right.replacen(from, to, 1);
     let expires = format!("\"expires\":{expires}");
     let fence = format!("\"fence\":{}", lock.fence().map_or(0, verrou::Fence::get));
-    let mut texts: Vec<(String, String)> = [
-        ("nothing", String::new()),
-        ("a blank", " ".to_owned()),
-        ("null", "null".to_owned()),
-        ("an empty object", "{}".to_owned()),
-        ("an array", "[]".to_owned()),
-        ("a number", "17".to_owned()),
-        ("two", format!("{right}{right}")),
-        ("more behind it", format!("{right} x")),
-        ("another owner", with(&owner, &"0".repeat(32))),
-        ("a short owner", with(&owner, &owner[1..])),
-        ("a long owner", with(&owner, &format!("{owner}0"))),
-        ("an owner that is none", with(&owner, &"g".repeat(32))),
-        ("an owner as a number", with(&format!("\"{owner}\""), "0")),
-        ("another name", with("handed over", "another")),
-        ("no name", with("handed over", "")),
-        ("a long name", with("handed over", &"n".repeat(1025))),
-        ("a path for a name", with("handed over", "../../etc/passwd")),
-        ("a name with NUL", with("handed over", "a\\u0000b")),
-        ("half a character", with("handed over", "\\ud800")),
-        ("version 0", with("\"version\":1", "\"version\":0")),
-        ("version 2", with("\"version\":1", "\"version\":2")),
-        (
-            "a great version",
-            with("\"version\":1", "\"version\":18446744073709551615"),
-        ),
-        (
-            "a version as text",
-            with("\"version\":1", "\"version\":\"1\""),
-        ),
-        (
-            "a negative version",
-            with("\"version\":1", "\"version\":-1"),
-        ),
-        ("ttl 0", with("\"ttl\":3600000", "\"ttl\":0")),
-        ("ttl 1", with("\"ttl\":3600000", "\"ttl\":1")),
-        ("a negative ttl", with("\"ttl\":3600000", "\"ttl\":-1")),
-        (
-            "the greatest ttl",
-            with("\"ttl\":3600000", "\"ttl\":18446744073709551615"),
-        ),
-        (
-            "a ttl beyond",
-            with("\"ttl\":3600000", "\"ttl\":18446744073709551616"),
-        ),
-        ("a ttl of 1e308", with("\"ttl\":3600000", "\"ttl\":1e308")),
-        ("a ttl of NaN", with("\"ttl\":3600000", "\"ttl\":NaN")),
-        ("a ttl as text", with("\"ttl\":3600000", "\"ttl\":\"1h\"")),
-        ("fence 0", with(&fence, "\"fence\":0")),
-        (
-            "the greatest fence",
-            with(&fence, "\"fence\":18446744073709551615"),
-        ),
-        (
-            "a fence beyond",
-            with(&fence, "\"fence\":18446744073709551616"),
-        ),
-        ("a fence with a fraction", with(&fence, "\"fence\":1.5")),
-        ("expired for ever", with(&expires, "\"expires\":0")),
-        (
-            "the greatest end",
-            with(&expires, "\"expires\":18446744073709551615"),
-        ),
-        (
-            "an end beyond",
-            with(&expires, "\"expires\":18446744073709551616"),
-        ),
-        (
-            "a member twice",
-            with("\"version\":1", "\"version\":1,\"version\":1"),
-        ),
-        ("deep", "[".repeat(60_000)),
-        (
-            "deep and unknown",
-            with(
-                "\"version\":1",
-                &format!(
-                    "\"version\":1,\"x\":{}1{}",
-                    "[".repeat(30_000),
-                    "]".repeat(30_000)
-                ),
+    let unknown = |value: &str| with("{", &format!("{{\"x\":{value},"));
+    let deep = "[".repeat(30_000) + "1" + &"]".repeat(30_000);
+    let long = format!("\"{}\"", "x".repeat(100_000));
+    let mut texts: Vec<(String, String)> = NO_LOCKS
+        .map(|text| (format!("{text:?}"), text.to_owned()))
+        .into();
+    texts.extend(
+        [
+            ("two", format!("{right}{right}")),
+            ("more behind it", format!("{right} x")),
+            ("another owner", with(&owner, &"0".repeat(32))),
+            ("a short owner", with(&owner, &owner[1..])),
+            ("a long owner", with(&owner, &format!("{owner}0"))),
+            ("an owner that is none", with(&owner, &"g".repeat(32))),
+            ("an owner as a number", with(&format!("\"{owner}\""), "0")),
+            ("another name", with("handed over", "another")),
+            ("no name", with("handed over", "")),
+            ("a long name", with("handed over", &"n".repeat(1025))),
+            ("a path for a name", with("handed over", "../../etc/passwd")),
+            ("a name with NUL", with("handed over", "a\\u0000b")),
+            ("half a character", with("handed over", "\\ud800")),
+            ("version 0", with("\"version\":1", "\"version\":0")),
+            ("version 2", with("\"version\":1", "\"version\":2")),
+            (
+                "a great version",
+                with("\"version\":1", "\"version\":18446744073709551615"),
             ),
-        ),
-        ("deep objects", "{\"a\":".repeat(15_000)),
-        (
-            "much that is unknown",
-            with(
-                "\"version\":1",
-                &format!("\"version\":1,\"x\":\"{}\"", "x".repeat(100_000)),
+            (
+                "a version as text",
+                with("\"version\":1", "\"version\":\"1\""),
             ),
-        ),
-        ("a byte order mark", format!("\u{feff}{right}")),
-        ("quotes", format!("'{right}'")),
-        ("an escape sequence", with("handed over", "\u{1b}[31m")),
-    ]
-    .map(|(what, text)| (what.to_owned(), text))
-    .into();
-    for length in 0..right.len() {
-        texts.push((format!("cut to {length} bytes"), right[..length].to_owned()));
-    }
+            (
+                "a negative version",
+                with("\"version\":1", "\"version\":-1"),
+            ),
+            ("ttl 0", with("\"ttl\":3600000", "\"ttl\":0")),
+            ("ttl 1", with("\"ttl\":3600000", "\"ttl\":1")),
+            ("a negative ttl", with("\"ttl\":3600000", "\"ttl\":-1")),
+            (
+                "the greatest ttl",
+                with("\"ttl\":3600000", "\"ttl\":18446744073709551615"),
+            ),
+            (
+                "a ttl beyond",
+                with("\"ttl\":3600000", "\"ttl\":18446744073709551616"),
+            ),
+            ("a ttl of 1e308", with("\"ttl\":3600000", "\"ttl\":1e308")),
+            ("a ttl of NaN", with("\"ttl\":3600000", "\"ttl\":NaN")),
+            ("a ttl as text", with("\"ttl\":3600000", "\"ttl\":\"1h\"")),
+            ("fence 0", with(&fence, "\"fence\":0")),
+            (
+                "the greatest fence",
+                with(&fence, "\"fence\":18446744073709551615"),
+            ),
+            (
+                "a fence beyond",
+                with(&fence, "\"fence\":18446744073709551616"),
+            ),
+            ("a fence with a fraction", with(&fence, "\"fence\":1.5")),
+            ("expired for ever", with(&expires, "\"expires\":0")),
+            (
+                "the greatest end",
+                with(&expires, "\"expires\":18446744073709551615"),
+            ),
+            (
+                "an end beyond",
+                with(&expires, "\"expires\":18446744073709551616"),
+            ),
+            (
+                "a member twice",
+                with("\"version\":1", "\"version\":1,\"version\":1"),
+            ),
+            ("deep", "[".repeat(60_000)),
+            ("deep and unknown", unknown(&deep)),
+            ("deep objects", "{\"a\":".repeat(15_000)),
+            ("much that is unknown", unknown(&long)),
+            ("a byte order mark", format!("\u{feff}{right}")),
+            ("quotes", format!("'{right}'")),
+            ("an escape sequence", with("handed over", "\u{1b}[31m")),
+        ]
+        .map(|(what, text)| (what.to_owned(), text)),
+    );
+    let cut = |length| (format!("cut to {length} bytes"), right[..length].to_owned());
+    texts.extend((0..right.len()).map(cut));
     texts
 }
 
@@ -504,6 +509,9 @@ pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<(
     for _ in 0..20_000 {
         let mut bytes = right.clone().into_bytes();
         for _ in 0..rng.usize(1..6) {
+            if bytes.is_empty() {
+                break;
+            }
             let at = rng.usize(..bytes.len());
             match rng.u8(..4) {
                 0 => drop(bytes.remove(at)),
@@ -587,14 +595,22 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
         };
         for command in commands {
             let mut ways: Vec<(&str, Ended)> = Vec::new();
+            let of_its = ["--ttl", "1h"];
+            let options = if is_its(text) { &of_its[..] } else { &[] };
             let mut words = verrou(&program, folder.path());
-            ways.push(("", programs::run(words.args([*command, text]))?));
+            ways.push((
+                "",
+                programs::run(words.args([*command, text]).args(options))?,
+            ));
             if number % 8 == 0 || !what.starts_with("cut") {
                 let mut words = verrou(&program, folder.path());
-                let words = words.arg(command).env("VERROU_LOCK", text);
+                let words = words.arg(command).args(options).env("VERROU_LOCK", text);
                 ways.push(("by the environment", programs::run(words)?));
                 let mut words = verrou(&program, folder.path());
-                let ended = programs::run_with_input(words.args([*command, "-"]), text.as_bytes())?;
+                let ended = programs::run_with_input(
+                    words.args([*command, "-"]).args(options),
+                    text.as_bytes(),
+                )?;
                 ways.push(("by the standard input", ended));
             }
             for (way, ended) in ways {
@@ -651,10 +667,144 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
     Ok(())
 }
 
+/// What is typed, what that may end with, and what is said of it.
+type Line<'a> = (&'a [&'a str], &'a [i32], &'a [&'a str]);
+
+/// Longer than anything lasts.
+const HUGE: &str = "500000000000years";
+
+/// How a lock is to be taken, of a lock that is free.
+const TAKING: [Line<'static>; 62] = [
+    (&["--ttl", "0"], &[64], &["--ttl"]),
+    (&["--ttl", "0s"], &[64], &["--ttl"]),
+    (&["--ttl", "-0"], &[64], &["--ttl"]),
+    (&["--ttl", "-1"], &[64], &["--ttl"]),
+    (&["--ttl", "1"], &[64], &["--ttl"]),
+    (&["--ttl", "1ns"], &[64], &["--ttl"]),
+    (&["--ttl", ""], &[64], &["--ttl"]),
+    (&["--ttl", " "], &[64], &["--ttl"]),
+    (&["--ttl", "nan"], &[64], &["--ttl"]),
+    (&["--ttl", "inf"], &[64], &["--ttl"]),
+    (&["--ttl", "1e308"], &[64], &["--ttl"]),
+    (&["--ttl", "0x10"], &[64], &["--ttl"]),
+    (&["--ttl", "1s 1"], &[64], &["--ttl"]),
+    (&["--ttl", "ten"], &[64], &["--ttl"]),
+    (&["--ttl", "１０s"], &[64], &["--ttl"]),
+    (&["--ttl", "18446744073709551615"], &[64], &["--ttl"]),
+    (&["--ttl", "18446744073709551616"], &[64], &["--ttl"]),
+    (&["--ttl", "18446744073709551616s"], &[64], &["--ttl"]),
+    (&["--ttl", HUGE], &[64], &["--ttl"]),
+    (&["--ttl", "9223372036854"], &[0], &[]),
+    (&["--ttl", "292y"], &[0], &[]),
+    (&["--ttl", "10ms"], &[0, 76], &["ttl", "time"]),
+    (&["--ttl", "1e3"], &[0], &[]),
+    (&["--ttl", "none"], &[0], &[]),
+    (&["--ttl", "null"], &[0], &[]),
+    (&["--ttl", "NONE"], &[64], &["--ttl"]),
+    (&["--ttl"], &[64], &["--ttl", "true"]),
+    (&["--ttl", "1s", "--ttl", "2s"], &[64], &["--ttl"]),
+    (&["--wait", "0"], &[0], &[]),
+    (&["--wait", "-1"], &[64], &["--wait"]),
+    (&["--wait", "none"], &[64], &["--wait"]),
+    (&["--wait", "1.5"], &[64], &["--wait"]),
+    (&["--wait", "18446744073709551615"], &[0], &[]),
+    (&["--wait", "18446744073709551616"], &[64], &["--wait"]),
+    (&["--wait", HUGE], &[0, 64], &["--wait"]),
+    (&["--wait", "1s", "--no-wait"], &[64], &["--no-wait"]),
+    (&["--attempts", "0"], &[64], &["--attempts"]),
+    (&["--attempts", "-1"], &[64], &["--attempts"]),
+    (&["--attempts", "1.5"], &[64], &["--attempts"]),
+    (&["--attempts", "4294967295"], &[0], &[]),
+    (&["--attempts", "4294967296"], &[64], &["--attempts"]),
+    (&["--attempts", "many"], &[64], &["--attempts"]),
+    (&["--retry-delay", "0"], &[64], &["--retry-delay"]),
+    (&["--retry-delay", "1ns"], &[0], &[]),
+    (&["--retry-delay", "-5"], &[64], &["--retry-delay"]),
+    (&["--retry-delay", HUGE], &[0, 64], &["--retry-delay"]),
+    (&["--grace", "-1"], &[64], &["--grace", "-1"]),
+    (&["--grace", "never"], &[64], &["--grace"]),
+    (&["--grace", HUGE], &[0, 64], &["--grace"]),
+    (&["--zombie", "eat"], &[64], &["--zombie"]),
+    (&["--on-lost", ""], &[64], &["--on-lost"]),
+    (&["-E", "256"], &[64], &["256"]),
+    (&["-E", "-1"], &[64], &["-1"]),
+    (&["-E", "x"], &[64], &["x"]),
+    (&["-E", "0"], &[0], &[]),
+    (&["--unknown"], &[64], &["--unknown"]),
+    (&["--file", "a-file"], &[64], &["--file"]),
+    (&["--group", ""], &[73], &["group"]),
+    (&["--group", "no such group"], &[73], &["no such group"]),
+    (&["--group", "../../etc"], &[73], &["../../etc"]),
+    (&["--any-file-system=maybe"], &[64], &["--any-file-system"]),
+    (&["--json=1"], &[64], &["--json"]),
+];
+
+/// Everything else.
+const OTHERS: [Line<'static>; 24] = [
+    (&[], &[64], &[]),
+    (&[""], &[64], &[]),
+    (&["runs"], &[64], &["runs"]),
+    (&["run"], &[64], &["<CMD>"]),
+    (&["run", "k", "true"], &[64], &["true"]),
+    (&["run", "k", "--"], &[64], &["<CMD>"]),
+    (&["run", "k", "--", ""], &[126, 127], &["cannot run"]),
+    (&["run", "k", "--", "/"], &[126, 127], &["`/`"]),
+    (
+        &["run", "k", "--", "/dev/null"],
+        &[126, 127],
+        &["/dev/null"],
+    ),
+    (
+        &["run", "k", "--", "/no/such/program"],
+        &[127],
+        &["/no/such/program"],
+    ),
+    (&["force-release"], &[64], &["<NAME>"]),
+    (&["force-release", "k", "--fence", "0"], &[64], &["--fence"]),
+    (&["force-release", "k", "--fence", "-1"], &[64], &["-1"]),
+    (
+        &["force-release", "k", "--fence", "18446744073709551615"],
+        &[77],
+        &["18446744073709551615", "k"],
+    ),
+    (
+        &["force-release", "k", "--fence", "18446744073709551616"],
+        &[64],
+        &["--fence"],
+    ),
+    (&["show"], &[64], &["<NAME>"]),
+    (&["show", "k", "l"], &[64], &["l"]),
+    (&["list", "x"], &[64], &["x"]),
+    (
+        &["run", "--file", "", "--", "true"],
+        &[64, 73],
+        &["--file", ":"],
+    ),
+    (
+        &["run", "--file", "/no/such/folder/file", "--", "true"],
+        &[73],
+        &["/no/such/folder/file"],
+    ),
+    (
+        &["run", "--file", "/proc/self/mem", "--", "true"],
+        &[73],
+        &["/proc/"],
+    ),
+    (&["run", "--file", "/dev/null", "--", "true"], &[0], &[]),
+    (
+        &["run", "--file", "/etc/passwd/x", "--", "true"],
+        &[73],
+        &["/etc/passwd/x"],
+    ),
+    (
+        &["run", "--file", "/dev/stdin", "--", "true"],
+        &[0, 73],
+        &["/dev/stdin"],
+    ),
+];
+
 /// Options and stores that make no sense, or nearly none.
 pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    const HUGE: &str = "500000000000years";
-
     let program = programs::verrou(&setting.folder)?;
     let folder = setting.folder.join("typed");
     let file = setting.folder.join("a-file");
@@ -671,72 +821,6 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         setting.folder.display()
     );
 
-    // How a lock is taken, of a free lock: what it ends with, and what it says.
-    type Line<'a> = (&'a [&'a str], &'a [i32], &'a [&'a str]);
-    let taking: [Line<'_>; 62] = [
-        (&["--ttl", "0"], &[64], &["--ttl"]),
-        (&["--ttl", "0s"], &[64], &["--ttl"]),
-        (&["--ttl", "-0"], &[64], &["--ttl"]),
-        (&["--ttl", "-1"], &[64], &["--ttl"]),
-        (&["--ttl", "1"], &[64], &["--ttl"]),
-        (&["--ttl", "1ns"], &[64], &["--ttl"]),
-        (&["--ttl", ""], &[64], &["--ttl"]),
-        (&["--ttl", " "], &[64], &["--ttl"]),
-        (&["--ttl", "nan"], &[64], &["--ttl"]),
-        (&["--ttl", "inf"], &[64], &["--ttl"]),
-        (&["--ttl", "1e308"], &[64], &["--ttl"]),
-        (&["--ttl", "0x10"], &[64], &["--ttl"]),
-        (&["--ttl", "1s 1"], &[64], &["--ttl"]),
-        (&["--ttl", "ten"], &[64], &["--ttl"]),
-        (&["--ttl", "１０s"], &[64], &["--ttl"]),
-        (&["--ttl", "18446744073709551615"], &[64], &["--ttl"]),
-        (&["--ttl", "18446744073709551616"], &[64], &["--ttl"]),
-        (&["--ttl", "18446744073709551616s"], &[64], &["--ttl"]),
-        (&["--ttl", HUGE], &[64], &["--ttl"]),
-        (&["--ttl", "9223372036854"], &[0], &[]),
-        (&["--ttl", "292y"], &[0], &[]),
-        (&["--ttl", "10ms"], &[0, 76], &["ttl", "time"]),
-        (&["--ttl", "1e3"], &[0], &[]),
-        (&["--ttl", "none"], &[0], &[]),
-        (&["--ttl", "null"], &[0], &[]),
-        (&["--ttl", "NONE"], &[64], &["--ttl"]),
-        (&["--ttl"], &[64], &["--ttl"]),
-        (&["--ttl", "1s", "--ttl", "2s"], &[64], &["--ttl"]),
-        (&["--wait", "0"], &[0], &[]),
-        (&["--wait", "-1"], &[64], &["--wait"]),
-        (&["--wait", "none"], &[64], &["--wait"]),
-        (&["--wait", "1.5"], &[64], &["--wait"]),
-        (&["--wait", "18446744073709551615"], &[0], &[]),
-        (&["--wait", "18446744073709551616"], &[64], &["--wait"]),
-        (&["--wait", HUGE], &[0, 64], &["--wait"]),
-        (&["--wait", "1s", "--no-wait"], &[64], &["--no-wait"]),
-        (&["--attempts", "0"], &[64], &["--attempts"]),
-        (&["--attempts", "-1"], &[64], &["--attempts"]),
-        (&["--attempts", "1.5"], &[64], &["--attempts"]),
-        (&["--attempts", "4294967295"], &[0], &[]),
-        (&["--attempts", "4294967296"], &[64], &["--attempts"]),
-        (&["--attempts", "many"], &[64], &["--attempts"]),
-        (&["--retry-delay", "0"], &[64], &["--retry-delay"]),
-        (&["--retry-delay", "1ns"], &[0], &[]),
-        (&["--retry-delay", "-5"], &[64], &["--retry-delay"]),
-        (&["--retry-delay", HUGE], &[0, 64], &["--retry-delay"]),
-        (&["--grace", "-1"], &[64], &["--grace", "-1"]),
-        (&["--grace", "never"], &[64], &["--grace"]),
-        (&["--grace", HUGE], &[0, 64], &["--grace"]),
-        (&["--zombie", "eat"], &[64], &["--zombie"]),
-        (&["--on-lost", ""], &[64], &["--on-lost"]),
-        (&["-E", "256"], &[64], &["256"]),
-        (&["-E", "-1"], &[64], &["-1"]),
-        (&["-E", "x"], &[64], &["x"]),
-        (&["-E", "0"], &[0], &[]),
-        (&["--unknown"], &[64], &["--unknown"]),
-        (&["--file", file], &[64], &["--file"]),
-        (&["--group", ""], &[73], &["group"]),
-        (&["--group", "no such group"], &[73], &["no such group"]),
-        (&["--group", "../../etc"], &[73], &["../../etc"]),
-        (&["--any-file-system=maybe"], &[64], &["--any-file-system"]),
-        (&["--json=1"], &[64], &["--json"]),
-    ];
     let stores: [Line<'_>; 26] = [
         (&["--store", ""], &[64], &["--store"]),
         (&["--store", ":"], &[64], &["--store"]),
@@ -785,7 +869,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
             &["/etc/shadow"],
         ),
     ];
-    for (options, codes, said) in taking.into_iter().chain(stores) {
+    for (options, codes, said) in TAKING.into_iter().chain(stores) {
         for end in [&["--", "true"][..], &["--json", "--", "true"]] {
             let mut words = verrou(&program, &folder);
             words.args(["run", "k"]).args(options).args(end);
@@ -806,70 +890,19 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
             findings.count("command lines", 1);
         }
     }
-    let others: [Line<'_>; 24] = [
-        (&[], &[64], &[]),
-        (&[""], &[64], &[]),
-        (&["runs"], &[64], &["runs"]),
-        (&["run"], &[64], &["<CMD>"]),
-        (&["run", "k", "true"], &[64], &["true"]),
-        (&["run", "k", "--"], &[64], &["<CMD>"]),
-        (&["run", "k", "--", ""], &[126, 127], &["cannot run"]),
-        (&["run", "k", "--", "/"], &[126, 127], &["`/`"]),
-        (
-            &["run", "k", "--", "/dev/null"],
-            &[126, 127],
-            &["/dev/null"],
-        ),
-        (
-            &["run", "k", "--", "/no/such/program"],
-            &[127],
-            &["/no/such/program"],
-        ),
-        (&["force-release"], &[64], &["<NAME>"]),
-        (&["force-release", "k", "--fence", "0"], &[64], &["--fence"]),
-        (&["force-release", "k", "--fence", "-1"], &[64], &["-1"]),
-        (
-            &["force-release", "k", "--fence", "18446744073709551615"],
-            &[77],
-            &["18446744073709551615", "k"],
-        ),
-        (
-            &["force-release", "k", "--fence", "18446744073709551616"],
-            &[64],
-            &["--fence"],
-        ),
-        (&["show"], &[64], &["<NAME>"]),
-        (&["show", "k", "l"], &[64], &["l"]),
-        (&["list", "x"], &[64], &["x"]),
-        (
-            &["run", "--file", "", "--", "true"],
-            &[64, 73],
-            &["--file", ":"],
-        ),
-        (
-            &["run", "--file", "/no/such/folder/file", "--", "true"],
-            &[73],
-            &["/no/such/folder/file"],
-        ),
-        (
-            &["run", "--file", "/proc/self/mem", "--", "true"],
-            &[73],
-            &["/proc/"],
-        ),
-        (&["run", "--file", "/dev/null", "--", "true"], &[0], &[]),
-        (
-            &["run", "--file", "/etc/passwd/x", "--", "true"],
-            &[73],
-            &["/etc/passwd/x"],
-        ),
-        (
-            &["run", "--file", "/dev/stdin", "--", "true"],
-            &[0, 73],
-            &["/dev/stdin"],
-        ),
-    ];
-    for (line, codes, said) in others {
-        let mut words = verrou(&program, &folder);
+    findings.check(fs::read_to_string(file)? == "precious", || {
+        "a file that was named as a folder was written".to_owned()
+    });
+    other_lines(setting, findings, &program)?;
+    lengths_of_waits(setting, findings, &program)?;
+    no_text(setting, findings, &program)
+}
+
+/// Other commands than taking a lock.
+fn other_lines(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
+    let folder = setting.folder.join("typed");
+    for (line, codes, said) in OTHERS {
+        let mut words = verrou(program, &folder);
         let state = setting.folder.join("state");
         let ended = programs::run(words.args(line).env("XDG_STATE_HOME", state))?;
         let described = || format!("verrou {}", line.join(" "));
@@ -880,31 +913,32 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         }
         findings.count("command lines", 1);
     }
-    findings.check(fs::read_to_string(file)? == "precious", || {
-        "a file that was named as a folder was written".to_owned()
+    Ok(())
+}
+
+/// Words and variables that are no text, or no place.
+fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
+    let folder = setting.folder.join("typed");
+    // A folder's name need not be text; the kind of a store is.
+    let named = setting.folder.join(OsStr::from_bytes(b"\xff"));
+    let mut in_it = OsString::from("lease:");
+    in_it.push(&named);
+    let no_kind = OsString::from_vec(b"\xff:locks".to_vec());
+    for (store, codes) in [(in_it, [0]), (no_kind, [64])] {
+        let line = ["run", "k", "--", "true"];
+        let mut words = verrou(program, &folder);
+        let ended = programs::run(words.args(line).env("VERROU_STORE", &store))?;
+        let typed = || "VERROU_STORE that is no UTF-8".to_owned();
+        check_end(findings, &typed, &ended, &codes, &["store"]);
+        let mut words = verrou(program, &folder);
+        let ended = programs::run(words.arg("--store").arg(&store).args(line))?;
+        let typed = || "--store that is no UTF-8".to_owned();
+        check_end(findings, &typed, &ended, &codes, &["store"]);
+    }
+    findings.check(named.is_dir(), || {
+        "no folder was made whose name is no UTF-8".to_owned()
     });
-    lengths_of_waits(setting, findings, &program, HUGE)?;
-    // Words and variables that are no text.
-    let not_text = OsString::from_vec(b"lease:\xff".to_vec());
-    let mut words = verrou(&program, &folder);
-    let ended = programs::run(words.arg("list").env("VERROU_STORE", &not_text))?;
-    check_end(
-        findings,
-        &|| "a VERROU_STORE that is no UTF-8".to_owned(),
-        &ended,
-        &[64],
-        &["UTF-8"],
-    );
-    let mut words = verrou(&program, &folder);
-    let ended = programs::run(words.arg("--store").arg(&not_text).arg("list"))?;
-    check_end(
-        findings,
-        &|| "a --store that is no UTF-8".to_owned(),
-        &ended,
-        &[64],
-        &["UTF-8"],
-    );
-    let mut words = verrou(&program, &folder);
+    let mut words = verrou(program, &folder);
     let not_text = OsStr::from_bytes(b"\xff\xfe");
     let ended = programs::run(words.args(["run", "k", "--"]).arg(not_text))?;
     check_end(
@@ -922,7 +956,11 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         "VERROU_LOCK",
     ] {
         for value in ["", "relative/path", "/dev/null", "/proc/self"] {
-            let mut words = verrou(&program, &folder);
+            // The machine's own store is nobody's to be tried.
+            if variable == "XDG_STATE_HOME" && !value.starts_with('/') {
+                continue;
+            }
+            let mut words = verrou(program, &folder);
             words.env("XDG_STATE_HOME", setting.folder.join("state"));
             words.env_remove("VERROU_STORE").env(variable, value);
             let ended = programs::run(words.args(["run", "k", "--no-wait", "--", "/bin/true"]))?;
@@ -935,20 +973,15 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
 }
 
 /// The longest of times, where they count: while somebody else holds the lock.
-fn lengths_of_waits(
-    setting: &Setting,
-    findings: &mut Findings,
-    program: &Path,
-    huge: &str,
-) -> Result<()> {
+fn lengths_of_waits(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
     for kind in Kind::BOTH {
         for options in [
-            ["--wait", huge],
+            ["--wait", HUGE],
             ["--wait", "18446744073709551615"],
-            ["--retry-delay", huge],
+            ["--retry-delay", HUGE],
             ["--retry-delay", "18446744073709551615"],
             ["--retry-delay", "1ns"],
-            ["--grace", huge],
+            ["--grace", HUGE],
         ] {
             let folder = tempfile::tempdir_in(&setting.folder)?;
             let store = kind.open(folder.path())?;

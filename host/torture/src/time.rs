@@ -1,0 +1,1116 @@
+//! Clocks that jump, machines that start anew, and processes that are called the same.
+//!
+//! The machine's own clocks are left alone: others use them. Processes are shown a wall clock that
+//! is stepped, another start of the machine, and other namespaces.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{self, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use verrou::blocking::{Host, LockFactory};
+use verrou::{Claim, Clock, Error, Loss, SerializedLock, Timestamp, Ttl};
+use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System};
+
+use crate::attempts::{AnyStore, Kind, Told, absent, caught, claim, forge_slots, overwrite};
+use crate::findings::{Findings, Part, Setting};
+use crate::programs::{self, DEADLINE, Ended, Running};
+
+pub(crate) const PART: Part = Part {
+    name: "time-and-identity",
+    about: "jumping clocks, new starts, namespaces, and numbers of processes used again",
+    share: 0,
+    run,
+};
+
+fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    type Section = fn(&Setting, &mut Findings) -> Result<()>;
+    let sections: [(&str, Section); 9] = [
+        ("a suspended machine", suspend),
+        ("the shortest and the longest ttl", ttls),
+        ("wall clocks in a record", recorded_wall_clock),
+        ("a wall clock that is stepped", stepped_wall_clock),
+        ("another start of the machine", new_start),
+        ("time namespaces", time_namespaces),
+        ("other namespaces", namespaces),
+        (
+            "another process with the holder's number",
+            number_used_again,
+        ),
+        ("a record with another process's number", number_of_another),
+    ];
+    setting.progress.set_length(sections.len() as u64);
+    for (what, section) in sections {
+        setting.progress.set_message(what);
+        section(setting, findings)?;
+        setting.progress.inc(1);
+    }
+    Ok(())
+}
+
+/// The machine's clock, and how far it has been moved ahead.
+#[derive(Clone, Default)]
+struct Moved(Arc<AtomicU64>);
+
+impl Moved {
+    fn advance(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_add(nanos, Ordering::SeqCst);
+    }
+}
+
+impl Clock for Moved {
+    fn now(&self) -> Timestamp {
+        let moved = Duration::from_nanos(self.0.load(Ordering::SeqCst));
+        System.now().saturating_add(moved)
+    }
+}
+
+impl Host for Moved {
+    fn sleep(&self, pause: Duration) {
+        self.advance(pause);
+        thread::yield_now();
+    }
+
+    fn random(&self) -> [u8; 16] {
+        System.random()
+    }
+
+    fn wall_clock(&self) -> Duration {
+        System.wall_clock()
+    }
+}
+
+/// A store that goes by `clock`.
+fn open_with(kind: Kind, folder: &Path, clock: &Moved) -> Result<AnyStore> {
+    let options = StoreOptions::default();
+    Ok(match kind {
+        Kind::Lease => Box::new(LeaseFileStore::open(folder, &options)?.with_clock(clock.clone())),
+        Kind::File => Box::new(FileLockStore::open(folder, &options)?.with_clock(clock.clone())),
+    })
+}
+
+/// `CLOCK_BOOTTIME` goes on meanwhile: what has ended by then has ended, and its holder is told.
+fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    const TTL: Duration = Duration::from_secs(30);
+
+    for kind in Kind::BOTH {
+        for jump in [
+            TTL / 2,
+            TTL,
+            TTL + Duration::from_nanos(1),
+            Duration::from_hours(24 * 365),
+        ] {
+            let folder = tempfile::tempdir_in(&setting.folder)?;
+            let clock = Moved::default();
+            let here = open_with(kind, folder.path(), &clock)?;
+            let there = open_with(kind, folder.path(), &clock)?;
+            let held = LockFactory::new(&*here, clock.clone());
+            let other = LockFactory::new(&*there, clock.clone());
+            let (held, other) = (
+                held.create_lock("lock", TTL)?,
+                other.create_lock("lock", TTL)?,
+            );
+            let fence = held.acquire()?.fence();
+            clock.advance(jump);
+            let is_over = jump >= TTL;
+            let what = format!("suspended for {jump:?} with a lease of {TTL:?} ({kind})");
+            findings.check(held.is_expired() == is_over, || {
+                format!(
+                    "{what}: its holder believes that it has expired: {}",
+                    held.is_expired()
+                )
+            });
+            // The kernel's lock stays its holder's until it is given back.
+            let taken = other.try_acquire();
+            let may_be_taken = is_over && kind == Kind::Lease;
+            findings.check(taken.is_ok() == may_be_taken, || {
+                format!("{what}: another is told {taken:?}")
+            });
+            if let Ok(taken) = &taken {
+                findings.check(taken.fence() > fence, || {
+                    format!("{what}: fence {:?} after {fence:?}", taken.fence())
+                });
+            }
+            let extended = held.extend(None);
+            findings.check(extended.is_ok() != is_over, || {
+                format!("{what}: its holder extends it: {extended:?}")
+            });
+            let released = held.release();
+            findings.check(released.is_ok() != is_over, || {
+                format!("{what}: its holder gives it back: {released:?}")
+            });
+            if taken.is_ok() {
+                let extended = other.extend(None);
+                findings.check(extended.is_ok(), || {
+                    format!("{what}: the next holder extends it: {extended:?}")
+                });
+            } else {
+                let taken = other.try_acquire();
+                findings.check(taken.is_ok(), || {
+                    format!("{what}: given back, another is told {taken:?}")
+                });
+            }
+            other.release()?;
+            // Whoever keeps it alive learns that it is lost.
+            let guard = held.guard()?;
+            let mut jumped = false;
+            let kept = guard.keep(|_, at_most| {
+                clock.advance(if jumped { at_most } else { jump });
+                if jumped && !is_over {
+                    return std::ops::ControlFlow::Break(());
+                }
+                jumped = true;
+                std::ops::ControlFlow::Continue(())
+            });
+            let is_right = match &kept {
+                Ok(()) => !is_over,
+                Err(Error::Lost { loss, .. }) => is_over && *loss == Loss::Expired,
+                Err(_) => false,
+            };
+            findings.check(is_right, || {
+                format!("{what}: who keeps it alive learns {kept:?}")
+            });
+            findings.count("suspended machines", 1);
+        }
+    }
+    Ok(())
+}
+
+/// Each end of a lease's length, and beyond.
+fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for millis in [0, u64::MAX, 9_223_372_036_855] {
+        let refused = Ttl::new(Duration::from_millis(millis));
+        findings.check(refused.is_err(), || {
+            format!("a ttl of {millis} ms is {refused:?}")
+        });
+        let text = millis.to_string();
+        findings.check(text.parse::<Ttl>().is_err(), || {
+            format!("a ttl of `{text}` is one")
+        });
+    }
+    let longest = Ttl::new(Ttl::MAX)?;
+    for kind in Kind::BOTH {
+        // How far the clock is when it is taken: at the end of its numbers, too.
+        let starts = [
+            0,
+            u64::MAX / 2,
+            u64::MAX - 3_000_000_000_000_000,
+            u64::MAX / 2 + 1,
+        ];
+        for start in starts {
+            for ttl in [Ttl::new(Duration::from_millis(1))?, longest, Ttl::NEVER] {
+                let folder = tempfile::tempdir_in(&setting.folder)?;
+                let clock = Moved::default();
+                let (one, two) = (
+                    open_with(kind, folder.path(), &clock)?,
+                    open_with(kind, folder.path(), &clock)?,
+                );
+                clock.advance(Duration::from_nanos(start));
+                for ephemeral in [true, false] {
+                    let mine = Claim {
+                        ttl,
+                        ephemeral,
+                        ..claim("lock", 1)?
+                    };
+                    let wanted = claim("lock", 2)?;
+                    let what = format!("a ttl of {ttl} after {start} ns ({kind})");
+                    let fence = Told::by(|| one.acquire(&mine)).granted()?;
+                    let is_short = ttl.duration() == Some(Duration::from_millis(1));
+                    if is_short {
+                        clock.advance(Duration::from_millis(1));
+                    } else {
+                        clock.advance(Duration::from_secs(1));
+                    }
+                    let told = Told::by(|| two.acquire(&wanted));
+                    let is_free = is_short && kind == Kind::Lease;
+                    let is_right = match &told {
+                        Told::Granted(next) => is_free && *next > fence,
+                        Told::Refused => !is_free,
+                        _ => false,
+                    };
+                    findings.check(is_right, || format!("{what}: another is told {told:?}"));
+                    let told = Told::by(|| one.extend(&mine));
+                    let is_right = match told {
+                        Told::Granted(_) => !is_short,
+                        Told::Refused => is_short,
+                        _ => false,
+                    };
+                    findings.check(is_right, || format!("{what}: its holder is told {told:?}"));
+                    let shown = caught(|| two.inspect(&mine.name));
+                    findings.check(matches!(shown, Ok(Ok(_))), || {
+                        format!("{what}: it is shown as {shown:?}")
+                    });
+                    for (store, claim) in [(&one, &mine), (&two, &wanted)] {
+                        let told = Told::by(|| store.release(claim));
+                        findings.check(!matches!(told, Told::Panicked(_) | Told::Error(_)), || {
+                            format!("{what}: given back, {told:?}")
+                        });
+                    }
+                    findings.count("ttls", 1);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a record says of the wall clock is for people.
+fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    const ENDS_AT: usize = 88;
+    const SINCE_AT: usize = 96;
+
+    let folder = tempfile::tempdir_in(&setting.folder)?;
+    let (one, two) = (
+        Kind::Lease.open(folder.path())?,
+        Kind::Lease.open(folder.path())?,
+    );
+    let mine = Claim {
+        ttl: Ttl::new(Duration::from_hours(1))?,
+        ephemeral: false,
+        ..claim("lock", 1)?
+    };
+    Told::by(|| one.acquire(&mine)).granted()?;
+    let path = Kind::Lease.only_file(folder.path())?;
+    let whole = fs::read(&path)?;
+    for at in [ENDS_AT, SINCE_AT] {
+        for wall in [0, 1, u64::MAX, u64::MAX / 2, 1_763_892_000_000] {
+            let mut bytes = whole.clone();
+            forge_slots(&mut bytes, at, &wall.to_le_bytes());
+            overwrite(&path, &bytes)?;
+            let wanted = claim("lock", 2)?;
+            let told = [
+                Told::by(|| two.acquire(&wanted)),
+                Told::by(|| two.extend(&wanted)),
+                Told::by(|| two.release(&wanted)),
+            ];
+            findings.check(told.iter().all(|told| *told == Told::Refused), || {
+                format!("with {wall} ms of the wall clock in its record, another is told {told:?}")
+            });
+            let holder = two.inspect(&mine.name)?.context("it is held")?;
+            let left = holder.remaining.unwrap_or_default();
+            findings.check(left > Duration::from_mins(59), || {
+                format!("with {wall} ms of the wall clock in its record, {left:?} are left")
+            });
+            let told = Told::by(|| one.extend(&mine));
+            findings.check(matches!(told, Told::Granted(_)), || {
+                format!(
+                    "with {wall} ms of the wall clock in its record, its holder is told {told:?}"
+                )
+            });
+            findings.count("wall clocks in records", 1);
+        }
+    }
+    // Nor does it matter by whose wall clock a lock was written down.
+    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default())?;
+    let locks = LockFactory::new(&store, System);
+    let lock = locks.create_lock("written down", "1h")?;
+    lock.acquire()?;
+    let lease = lock.serialize()?.lease(System.now(), System.wall_clock());
+    for step in [-3600_i64, 3600, i64::from(i32::MAX), -i64::from(i32::MAX)] {
+        let wall = Duration::from_secs(System.wall_clock().as_secs().saturating_add_signed(step));
+        let text = SerializedLock::new(&lease, lock.ttl(), System.now(), wall).to_string();
+        let restored = locks.restore_lock(&text.parse()?);
+        let extended = restored.extend(None);
+        findings.check(extended.is_ok(), || {
+            format!("written down by a wall clock that is {step} s ahead: extended: {extended:?}")
+        });
+        findings.count("wall clocks in serialized locks", 1);
+    }
+    lock.release()?;
+    Ok(())
+}
+
+/// Processes that see a wall clock that somebody steps.
+struct Stepped {
+    program: PathBuf,
+    library: PathBuf,
+    by: PathBuf,
+}
+
+impl Stepped {
+    /// Nothing when there is no compiler to make it with.
+    fn new(setting: &Setting) -> Result<Option<Self>> {
+        let source = setting.folder.join("wall_clock.c");
+        let library = setting.folder.join("wall_clock.so");
+        fs::write(&source, include_str!("wall_clock.c"))?;
+        let mut compiler = Command::new("cc");
+        compiler
+            .args(["-shared", "-fPIC", "-O1", "-o"])
+            .arg(&library)
+            .arg(&source);
+        match programs::run(&mut compiler) {
+            Ok(ended) if ended.code() == Some(0) => {}
+            _ => return Ok(None),
+        }
+        let stepped = Self {
+            program: programs::verrou(&setting.folder)?,
+            library,
+            by: setting.folder.join("stepped-by"),
+        };
+        stepped.step(0)?;
+        Ok(Some(stepped))
+    }
+
+    /// Steps the clock to `seconds` ahead of the machine's.
+    fn step(&self, seconds: i64) -> Result<()> {
+        // Replaced, and never seen half.
+        let new = self.by.with_extension("new");
+        fs::write(&new, seconds.to_string())?;
+        Ok(fs::rename(&new, &self.by)?)
+    }
+
+    fn verrou(&self, kind: Kind, folder: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(["--store", &kind.url(folder)]).args(words);
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("TORTURE_WALL_CLOCK", &self.by);
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+/// An hour to and fro, while somebody holds a lock.
+fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    const HOUR: i64 = 3600;
+
+    let Some(stepped) = Stepped::new(setting)? else {
+        findings.not_done("stepping the wall clock of a process: there is no C compiler `cc`");
+        return Ok(());
+    };
+    let expires = |ended: &Ended| -> Result<u64> {
+        let text: serde_json::Value = serde_json::from_str(&ended.out)?;
+        text["expires"].as_u64().context("a lease that ends")
+    };
+    for kind in Kind::BOTH {
+        let folder = tempfile::tempdir_in(&setting.folder)?;
+        let over = folder.path().join("over");
+        let hold = format!("echo held; sleep 1; : > '{}'", over.display());
+        let hold = ["run", "lock", "--ttl", "300ms", "--", "sh", "-c", &hold];
+        let mut holder = Running::start(&mut stepped.verrou(kind, folder.path(), &hold))?;
+        holder.says("held")?;
+        let mut number = 0;
+        // Several times its ttl, at each of which it is extended.
+        while !holder.ends_within(Duration::from_millis(30))? {
+            number += 1;
+            stepped.step([HOUR, -HOUR, 0, 24 * HOUR, -24 * HOUR][number % 5])?;
+            let wish = ["run", "lock", "--no-wait", "--", "echo", "had"];
+            let asked = programs::run(&mut stepped.verrou(kind, folder.path(), &wish))?;
+            // It may have given it back meanwhile.
+            let is_over = over.exists();
+            findings.check(asked.code() == Some(75) || is_over, || {
+                format!(
+                    "a wall clock stepped while a lock is held ({kind}): another ends with {:?}: {}",
+                    asked.code(),
+                    asked.err.trim_end()
+                )
+            });
+            findings.count("steps of the wall clock", 1);
+        }
+        let ended = holder.end()?;
+        findings.check(ended.code() == Some(0), || {
+            format!(
+                "a wall clock stepped while a lock is held ({kind}): its holder ends with {:?}: {}",
+                ended.code(),
+                ended.err.trim_end()
+            )
+        });
+    }
+    // A lease that only its time ends.
+    for (number, step) in [HOUR, -HOUR, 10 * 365 * 24 * HOUR, -10 * 365 * 24 * HOUR]
+        .into_iter()
+        .enumerate()
+    {
+        const TTL: Duration = Duration::from_millis(700);
+
+        let folder = tempfile::tempdir_in(&setting.folder)?;
+        let verrou =
+            |words: &[&str]| programs::run(&mut stepped.verrou(Kind::Lease, folder.path(), words));
+        stepped.step(0)?;
+        let before = Instant::now();
+        let taken = verrou(&["acquire", "lock", "--ttl", "700ms"])?;
+        let after = Instant::now();
+        let first = expires(&taken)?;
+        stepped.step(step)?;
+        let asked = verrou(&["run", "lock", "--no-wait", "--", "true"])?;
+        if before.elapsed() < TTL {
+            findings.check(asked.code() == Some(75), || {
+                format!(
+                    "a lease of {TTL:?}, the wall clock stepped by {step} s: {:?}",
+                    asked.code()
+                )
+            });
+        }
+        let waited = verrou(&["run", "lock", "--wait", "20s", "--", "true"])?;
+        let (least, most) = (before.elapsed(), after.elapsed());
+        findings.check(waited.code() == Some(0) && least >= TTL, || {
+            format!(
+                "a lease of {TTL:?}, the wall clock stepped by {step} s: had after {most:?}, {:?}",
+                waited.code()
+            )
+        });
+        // The step was seen: what people are told differs by that much. And a text that seems to have
+        // ended long ago, or hardly to have begun, is as good.
+        let text = verrou(&["acquire", "lock", "--ttl", "1h"])?;
+        let seen = expires(&text)?.cast_signed() - first.cast_signed();
+        ensure!(
+            (seen / 1000 - 3600 - step).abs() < 60,
+            "the wall clock was stepped by {step} s, and the process saw {seen} ms"
+        );
+        stepped.step(if number % 2 == 0 { -step } else { 0 })?;
+        for command in ["extend", "release"] {
+            let ended = verrou(&[command, text.out.trim_end()])?;
+            findings.check(ended.code() == Some(0), || {
+                format!(
+                    "a lock taken while the wall clock was {step} s ahead: {command}: {:?} {}",
+                    ended.code(),
+                    ended.err.trim_end()
+                )
+            });
+        }
+        findings.count("steps of the wall clock", 2);
+    }
+    Ok(())
+}
+
+/// A command in namespaces of its own; nothing when this machine has none, of which a note is made.
+struct Namespace {
+    what: String,
+    words: Vec<String>,
+}
+
+impl Namespace {
+    /// What `unshare(1)` makes with `options`, for what `before` ends with.
+    fn new(findings: &mut Findings, what: &str, options: &[&str], before: &str) -> Option<Self> {
+        let mut words: Vec<String> = vec!["unshare".to_owned()];
+        words.extend(options.iter().map(ToString::to_string));
+        words.extend(["--", "sh", "-c"].map(str::to_owned));
+        words.push(format!("{before} exec \"$@\""));
+        words.push("sh".to_owned());
+        let namespace = Self {
+            what: what.to_owned(),
+            words,
+        };
+        let mut tried = Command::new("unshare");
+        tried.args(&namespace.words[1..]).arg("true");
+        match programs::run(&mut tried) {
+            Ok(ended) if ended.code() == Some(0) => Some(namespace),
+            Ok(ended) => {
+                findings.not_done(format!("{what}: {}", ended.err.trim_end()));
+                None
+            }
+            Err(err) => {
+                findings.not_done(format!("{what}: {err:#}"));
+                None
+            }
+        }
+    }
+
+    /// `program` with `words` inside.
+    fn command(&self, program: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.words[0]);
+        command.args(&self.words[1..]).arg(program).args(words);
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+/// What must be true of every pair of namespaces, of which one is this one.
+struct Neighbours<'a> {
+    namespace: &'a Namespace,
+    verrou: PathBuf,
+    setting: &'a Setting,
+    kind: Kind,
+}
+
+impl Neighbours<'_> {
+    fn inside(&self, folder: &Path, words: &[&str]) -> Result<Ended> {
+        let store = self.kind.url(folder);
+        let words = [&["--store", &store], words].concat();
+        programs::run(&mut self.namespace.command(&self.verrou, &words))
+    }
+
+    fn check(&self, findings: &mut Findings, what: &str, ended: &Ended, code: i32) {
+        findings.check(ended.code() == Some(code), || {
+            format!(
+                "{} ({}): {what}: ends with {:?} instead of {code}: {}{}",
+                self.namespace.what,
+                self.kind,
+                ended.code(),
+                ended.out,
+                ended.err.trim_end()
+            )
+        });
+        findings.count("steps from other namespaces", 1);
+    }
+
+    fn told(&self, findings: &mut Findings, what: &str, told: &Told, is_right: bool) {
+        findings.check(is_right, || {
+            format!("{} ({}): {what}: {told:?}", self.namespace.what, self.kind)
+        });
+        findings.count("steps from other namespaces", 1);
+    }
+
+    /// A lock of a living process is nobody else's, and one of a dead process is free.
+    fn living(&self, findings: &mut Findings) -> Result<()> {
+        let folder = tempfile::tempdir_in(&self.setting.folder)?;
+        let folder = folder.path();
+        for ttl in [Ttl::NEVER, Ttl::new(Duration::from_hours(1))?] {
+            let store = self.kind.open(folder)?;
+            let mine = Claim {
+                ttl,
+                ..claim("lock", 1)?
+            };
+            let fence = Told::by(|| store.acquire(&mine)).granted()?;
+            let asked = self.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
+            self.check(findings, "asked for from inside, held outside", &asked, 75);
+            let shown = self.inside(folder, &["show", "lock", "--json"])?;
+            self.check(findings, "shown inside, held outside", &shown, 0);
+            findings.check(shown.out.contains("\"held\":true"), || {
+                format!(
+                    "{} ({}): shown inside as {}",
+                    self.namespace.what, self.kind, shown.out
+                )
+            });
+            let told = Told::by(|| store.extend(&mine));
+            self.told(
+                findings,
+                "extended outside",
+                &told,
+                told == Told::Granted(fence),
+            );
+            Told::by(|| store.release(&mine)).granted()?;
+            let words = [
+                "run",
+                "lock",
+                "--no-wait",
+                "--",
+                "sh",
+                "-c",
+                "echo $VERROU_FENCE",
+            ];
+            let asked = self.inside(folder, &words)?;
+            self.check(findings, "had from inside, given back outside", &asked, 0);
+            let next: u64 = asked.out.trim().parse().unwrap_or_default();
+            findings.check(next > fence, || {
+                format!(
+                    "{} ({}): fence {next} after {fence}",
+                    self.namespace.what, self.kind
+                )
+            });
+            // The other way round.
+            let this = std::env::current_exe()?;
+            let in_folder = folder.to_string_lossy();
+            let ttl = ttl.to_string();
+            let kind = self.kind.to_string();
+            let words = ["worker", "hold", &kind, &in_folder, "lock", &ttl];
+            let mut holder = Running::start(&mut self.namespace.command(&this, &words))?;
+            holder.says("held")?;
+            let wanted = claim("lock", 2)?;
+            let told = Told::by(|| store.acquire(&wanted));
+            self.told(
+                findings,
+                "asked for outside, held inside",
+                &told,
+                told == Told::Refused,
+            );
+            let seen = caught(|| store.inspect(&wanted.name));
+            findings.check(matches!(&seen, Ok(Ok(Some(_)))), || {
+                format!(
+                    "{} ({}): shown outside as {seen:?}",
+                    self.namespace.what, self.kind
+                )
+            });
+            // All that is inside ends with it.
+            holder.kill()?;
+            let began = Instant::now();
+            let told = loop {
+                let told = Told::by(|| store.acquire(&wanted));
+                if told != Told::Refused || began.elapsed() > DEADLINE {
+                    break told;
+                }
+                thread::sleep(Duration::from_millis(1));
+            };
+            let is_right = matches!(told, Told::Granted(fence) if fence > next);
+            self.told(
+                findings,
+                "had outside, its holder inside killed",
+                &told,
+                is_right,
+            );
+            Told::by(|| store.release(&wanted)).granted()?;
+        }
+        Ok(())
+    }
+
+    /// A lease that outlives its process, from either side, where both can tell the time.
+    fn detached(&self, findings: &mut Findings) -> Result<()> {
+        if self.kind == Kind::File {
+            return Ok(());
+        }
+        let folder = tempfile::tempdir_in(&self.setting.folder)?;
+        let folder = folder.path();
+        let store = self.kind.open(folder)?;
+        let mine = Claim {
+            ttl: Ttl::new(Duration::from_hours(1))?,
+            ephemeral: false,
+            ..claim("lock", 1)?
+        };
+        Told::by(|| store.acquire(&mine)).granted()?;
+        let asked = self.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
+        self.check(
+            findings,
+            "asked for from inside, detached outside",
+            &asked,
+            75,
+        );
+        Told::by(|| store.release(&mine)).granted()?;
+        let taken = self.inside(folder, &["acquire", "lock", "--ttl", "1h"])?;
+        self.check(findings, "acquired inside", &taken, 0);
+        let told = Told::by(|| store.acquire(&mine));
+        self.told(
+            findings,
+            "asked for outside, detached inside",
+            &told,
+            told == Told::Refused,
+        );
+        let lock: SerializedLock = taken.out.trim().parse()?;
+        let lease = lock.lease(System.now(), System.wall_clock());
+        let told = Told::by(|| store.extend(lease.claim()));
+        self.told(
+            findings,
+            "extended outside",
+            &told,
+            matches!(told, Told::Granted(_)),
+        );
+        let released = self.inside(folder, &["release", taken.out.trim()])?;
+        self.check(findings, "given back inside", &released, 0);
+        Ok(())
+    }
+}
+
+/// Those of processes, of users, of names of machines.
+fn namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let kinds: [(&str, &[&str], &str); 5] = [
+        (
+            "a PID namespace",
+            &["--pid", "--fork", "--kill-child", "--mount-proc"],
+            "",
+        ),
+        (
+            "a namespace with another host name",
+            &["--uts"],
+            "hostname elsewhere &&",
+        ),
+        ("a user namespace", &["--user", "--map-root-user"], ""),
+        ("an IPC and network namespace", &["--ipc", "--net"], ""),
+        (
+            "a container of all of them",
+            &[
+                "--user",
+                "--map-root-user",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--mount-proc",
+                "--uts",
+                "--ipc",
+                "--net",
+                "--cgroup",
+            ],
+            "hostname container &&",
+        ),
+    ];
+    for (what, options, before) in kinds {
+        let Some(namespace) = Namespace::new(findings, what, options, before) else {
+            continue;
+        };
+        for kind in Kind::BOTH {
+            let neighbours = Neighbours {
+                namespace: &namespace,
+                verrou: programs::verrou(&setting.folder)?,
+                setting,
+                kind,
+            };
+            neighbours.living(findings)?;
+            neighbours.detached(findings)?;
+        }
+    }
+    Ok(())
+}
+
+/// Of leases by another `CLOCK_BOOTTIME`.
+fn other_clocks(
+    findings: &mut Findings,
+    neighbours: &Neighbours<'_>,
+    folder: &Path,
+    store: &AnyStore,
+    long: &Claim,
+) -> Result<()> {
+    // One that does not end is held, whatever time it is.
+    let endless = Claim {
+        ttl: Ttl::NEVER,
+        ..long.clone()
+    };
+    Told::by(|| store.acquire(&endless)).granted()?;
+    let asked = neighbours.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
+    neighbours.check(
+        findings,
+        "of a lease without a ttl from outside",
+        &asked,
+        75,
+    );
+    Told::by(|| store.release(&endless)).granted()?;
+    // The other way round.
+    let taken = neighbours.inside(folder, &["acquire", "lock", "--ttl", "1h"])?;
+    neighbours.check(findings, "acquired inside", &taken, 0);
+    let told = Told::by(|| store.acquire(long));
+    let is_right = matches!(&told, Told::Error(text) if text.contains("force-release"));
+    neighbours.told(
+        findings,
+        "of a lease with a ttl from inside",
+        &told,
+        is_right,
+    );
+    let extended = neighbours.inside(folder, &["extend", taken.out.trim()])?;
+    neighbours.check(findings, "extended inside, by the same clock", &extended, 0);
+    // In yet another one, which may be called by the number of the one that has ended.
+    let options = ["--time", "--boottime", "7000000", "--fork", "--kill-child"];
+    if let Some(later) = Namespace::new(findings, "a later time namespace", &options, "") {
+        let later = Neighbours {
+            namespace: &later,
+            verrou: neighbours.verrou.clone(),
+            ..*neighbours
+        };
+        let asked = later.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
+        later.check(
+            findings,
+            "of a lease with a ttl from one that has ended",
+            &asked,
+            74,
+        );
+    }
+    let told = Told::by(|| store.evict(&long.name, None));
+    neighbours.told(
+        findings,
+        "evicted outside",
+        &told,
+        matches!(told, Told::Granted(_)),
+    );
+    Ok(())
+}
+
+/// Where `CLOCK_BOOTTIME` shows something else.
+fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    for offset in ["100000", "-50", "1000000000"] {
+        let what = format!("a time namespace that is {offset} s ahead");
+        let options = ["--time", "--boottime", offset, "--fork", "--kill-child"];
+        let Some(namespace) = Namespace::new(findings, &what, &options, "") else {
+            continue;
+        };
+        for kind in Kind::BOTH {
+            let neighbours = Neighbours {
+                namespace: &namespace,
+                verrou: programs::verrou(&setting.folder)?,
+                setting,
+                kind,
+            };
+            neighbours.living(findings)?;
+            if kind == Kind::File {
+                continue;
+            }
+            let inside = |folder: &Path, words: &[&str]| neighbours.inside(folder, words);
+            let folder = tempfile::tempdir_in(&setting.folder)?;
+            let folder = folder.path();
+            let store = kind.open(folder)?;
+            let long = Claim {
+                ttl: Ttl::new(Duration::from_hours(1))?,
+                ephemeral: false,
+                ..claim("lock", 1)?
+            };
+            // Nobody can tell whether it has ended, and nobody guesses.
+            Told::by(|| store.acquire(&long)).granted()?;
+            for words in [
+                &["run", "lock", "--no-wait", "--", "true"][..],
+                &["show", "lock"],
+                &["list"],
+            ] {
+                let ended = inside(folder, words)?;
+                neighbours.check(findings, "of a lease with a ttl from outside", &ended, 74);
+                findings.check(ended.err.contains("force-release"), || {
+                    format!("{what}: no way out is named: {}", ended.err)
+                });
+            }
+            let told = Told::by(|| store.extend(&long));
+            neighbours.told(
+                findings,
+                "extended outside",
+                &told,
+                matches!(told, Told::Granted(_)),
+            );
+            let freed = inside(folder, &["force-release", "lock"])?;
+            neighbours.check(findings, "the way out that is named", &freed, 0);
+            let told = Told::by(|| store.extend(&long));
+            neighbours.told(
+                findings,
+                "extended, and freed inside",
+                &told,
+                told == Told::Refused,
+            );
+            other_clocks(findings, &neighbours, folder, &store, &long)?;
+            Told::by(|| store.acquire(&long)).granted()?;
+        }
+    }
+    Ok(())
+}
+
+/// Another start of the machine, as far as a process can tell: another boot id.
+fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let id = setting.folder.join("boot-id");
+    fs::write(&id, "01234567-89ab-cdef-0123-456789abcdef\n")?;
+    let before = format!(
+        "mount --bind {} /proc/sys/kernel/random/boot_id &&",
+        id.display()
+    );
+    let what = "another start of the machine";
+    let Some(namespace) = Namespace::new(findings, what, &["--mount"], &before) else {
+        return Ok(());
+    };
+    for kind in Kind::BOTH {
+        let neighbours = Neighbours {
+            namespace: &namespace,
+            verrou: programs::verrou(&setting.folder)?,
+            setting,
+            kind,
+        };
+        // Whatever a file says, one who lives is one who holds.
+        neighbours.living(findings)?;
+        // Of the dead, nothing is left but the fence; however the record ended.
+        for (words, ttl, ephemeral, is_released) in [
+            (
+                "detached for an hour",
+                Some(Duration::from_hours(1)),
+                false,
+                false,
+            ),
+            ("detached for ever", None, false, false),
+            ("of a process that is gone", None, true, false),
+            ("given back", None, true, true),
+        ] {
+            let folder = tempfile::tempdir_in(&setting.folder)?;
+            let folder = folder.path();
+            let store = kind.open(folder)?;
+            let mine = Claim {
+                ttl: ttl.try_into()?,
+                ephemeral,
+                ..claim("lock", 1)?
+            };
+            let other = claim("other", 3)?;
+            Told::by(|| store.acquire(&other)).granted()?;
+            let mut fence = 0;
+            for _ in 0..3 {
+                fence = Told::by(|| store.acquire(&mine)).granted()?;
+                if is_released {
+                    Told::by(|| store.release(&mine)).granted()?;
+                }
+            }
+            drop(store);
+            let asked = [(); 2].map(|()| {
+                let words = [
+                    "run",
+                    "lock",
+                    "--no-wait",
+                    "--",
+                    "sh",
+                    "-c",
+                    "echo $VERROU_FENCE",
+                ];
+                neighbours.inside(folder, &words)
+            });
+            for asked in asked {
+                let asked = asked?;
+                neighbours.check(findings, &format!("a lock {words}"), &asked, 0);
+                let next: u64 = asked.out.trim().parse().unwrap_or_default();
+                findings.check(next > fence, || {
+                    format!("{what} ({kind}), a lock {words}: fence {next} after {fence}")
+                });
+                fence = next;
+            }
+            // As if the counter, too, had been lost with the power.
+            let counter = folder.join("fences");
+            fs::remove_file(&counter).or_else(absent)?;
+            let words = [
+                "run",
+                "another",
+                "--no-wait",
+                "--",
+                "sh",
+                "-c",
+                "echo $VERROU_FENCE",
+            ];
+            let asked = neighbours.inside(folder, &words)?;
+            neighbours.check(findings, "a new lock, the counter lost", &asked, 0);
+            let next: u64 = asked.out.trim().parse().unwrap_or_default();
+            findings.check(next > fence, || {
+                format!("{what} ({kind}), the counter lost: fence {next} after {fence}")
+            });
+        }
+    }
+    Ok(())
+}
+
+/// In a PID namespace, where it does not take as long as there are numbers.
+fn number_used_again(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let what = "a process's number used again";
+    let options = ["--pid", "--fork", "--kill-child", "--mount-proc"];
+    let Some(namespace) = Namespace::new(findings, what, &options, "") else {
+        return Ok(());
+    };
+    let this = std::env::current_exe()?;
+    for kind in Kind::BOTH {
+        let folder = tempfile::tempdir_in(&setting.folder)?;
+        let (kind, in_folder) = (kind.to_string(), folder.path().to_string_lossy());
+        let words = ["worker", "use-number-again", &kind, &in_folder];
+        let ended = programs::run(&mut namespace.command(&this, &words))?;
+        match ended.code() {
+            Some(0) => findings.count("numbers of processes used again", 1),
+            Some(3) if ended.err.contains("NOT DONE") => {
+                findings.not_done(format!("{what}: {}", ended.err.trim_end()));
+            }
+            _ => findings.violation(format!("{what} ({kind}): {}", ended.err.trim_end())),
+        }
+    }
+    Ok(())
+}
+
+/// `torture worker use-number-again KIND FOLDER`: the lock of a dead process is free, also when another
+/// has its number; and that one's own is kept.
+pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
+    const ATTEMPTS: usize = 100;
+
+    let [kind, folder] = arguments else {
+        bail!("KIND FOLDER");
+    };
+    let (store, _) = opened(kind, folder)?;
+    let this = std::env::current_exe()?;
+    let hold = || {
+        let mut command = Command::new(&this);
+        command
+            .args(["worker", "hold", kind, folder, "lock", "none"])
+            .stdin(Stdio::piped());
+        Running::start(&mut command)
+    };
+    let wanted = claim("lock", 2)?;
+    let mut last = 0;
+    for attempt in 1..=ATTEMPTS {
+        let mut holder = hold()?;
+        holder.says("held")?;
+        let number = holder.pid().as_raw_nonzero().get();
+        ensure!(
+            Told::by(|| store.acquire(&wanted)) == Told::Refused,
+            "the lock of a living process was granted"
+        );
+        holder.kill()?;
+        fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())
+            .context("NOT DONE: /proc/sys/kernel/ns_last_pid")?;
+        let stranger = Running::start(Command::new("sleep").arg("1000"))?;
+        if stranger.pid().as_raw_nonzero().get() != number {
+            continue;
+        }
+        let fence = Told::by(|| store.acquire(&wanted)).granted()?;
+        ensure!(fence > last, "fence {fence} after {last}");
+        last = fence;
+        Told::by(|| store.release(&wanted)).granted()?;
+        drop(stranger);
+        // The same number again, and this time it holds the lock itself.
+        fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())?;
+        let mut holder = hold()?;
+        holder.says("held")?;
+        let told = Told::by(|| store.acquire(&wanted));
+        ensure!(
+            told == Told::Refused,
+            "the lock of the next with its number: {told:?}"
+        );
+        let is_same = holder.pid().as_raw_nonzero().get() == number;
+        holder.kill()?;
+        if is_same || attempt == ATTEMPTS {
+            return Ok(());
+        }
+    }
+    bail!("NOT DONE: no number was used again")
+}
+
+/// `torture worker hold KIND FOLDER NAME TTL`: takes the lock, says so, and keeps it until its end.
+pub(crate) fn hold(arguments: &[String]) -> Result<()> {
+    let [kind, folder, name, ttl] = arguments else {
+        bail!("KIND FOLDER NAME TTL");
+    };
+    let (store, _) = opened(kind, folder)?;
+    let mine = Claim {
+        owner: verrou::Owner::from_bytes(System.random()),
+        ttl: ttl.parse()?,
+        ..claim(name, 0)?
+    };
+    let fence = Told::by(|| store.acquire(&mine)).granted()?;
+    println!("held {fence} {}", process::id());
+    loop {
+        thread::park();
+    }
+}
+
+fn opened(kind: &str, folder: &str) -> Result<(AnyStore, Kind)> {
+    let kind = Kind::BOTH.into_iter().find(|it| it.to_string() == kind);
+    let kind = kind.context("no such kind")?;
+    Ok((kind.open(Path::new(folder))?, kind))
+}
+
+/// What a record says of its process is for people: a living one with a dead one's number, and a dead
+/// one with a living one's.
+fn number_of_another(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    const PROCESS_AT: usize = 104;
+
+    let this = std::env::current_exe()?;
+    for kind in Kind::BOTH {
+        let folder = tempfile::tempdir_in(&setting.folder)?;
+        let store = kind.open(folder.path())?;
+        let in_folder = folder.path().to_string_lossy();
+        let words = [
+            "worker",
+            "hold",
+            &kind.to_string(),
+            &in_folder,
+            "lock",
+            "none",
+        ];
+        let mut holder = Running::start(Command::new(&this).args(words).stdin(Stdio::null()))?;
+        holder.says("held")?;
+        let path = kind.only_file(folder.path())?;
+        let wanted = claim("lock", 2)?;
+        for number in [0, 1, process::id(), u32::MAX, 4_000_000] {
+            let mut bytes = fs::read(&path)?;
+            forge_slots(&mut bytes, PROCESS_AT, &number.to_le_bytes());
+            overwrite(&path, &bytes)?;
+            let told = Told::by(|| store.acquire(&wanted));
+            findings.check(told == Told::Refused, || {
+                format!("a lock ({kind}) that process {number} is said to hold: {told:?}")
+            });
+            findings.count("records of other processes", 1);
+        }
+        holder.kill()?;
+        // This one lives.
+        let mut bytes = fs::read(&path)?;
+        forge_slots(&mut bytes, PROCESS_AT, &process::id().to_le_bytes());
+        overwrite(&path, &bytes)?;
+        let told = Told::by(|| store.acquire(&wanted));
+        findings.check(matches!(told, Told::Granted(_)), || {
+            format!("a dead process's lock ({kind}), said to be this one's: {told:?}")
+        });
+        findings.count("records of other processes", 1);
+    }
+    Ok(())
+}
