@@ -17,7 +17,8 @@ use super::machine::Machine;
 use super::open_files::{OpenFile, OpenFiles, Remembered};
 use super::os;
 use super::record::{
-    self, CHANGING_BYTES, FILE_BYTES, Kind, MARK_AT, RECORD_BYTES, Record, TOUCH_AT, Version,
+    self, CHANGING_BYTES, COUNTED, FILE_BYTES, Kind, MARK_AT, RECORD_BYTES, Record, TOUCH_AT,
+    Version,
 };
 use super::trusted_file;
 use super::{Listed, StoreOptions};
@@ -406,6 +407,13 @@ pub(super) fn file_name(kind: Kind, name: &Name) -> String {
 
 /// Lets `file` say `record`, the next after the one that was read.
 pub(crate) fn write(file: &OpenFile, record: &Arc<Record>) -> Result<(), FileError> {
+    if record.sequence >= COUNTED {
+        // Only a forged record has such a predecessor.
+        let nothing_left = io::ErrorKind::QuotaExceeded.into();
+        return Err(FileError::io("count on in this file", file.path())(
+            nothing_left,
+        ));
+    }
     let (offset, slot) = record::write(record);
     let mut remembered = file.remembered();
     let written = os::write_at(file.file(), &slot, offset as u64);

@@ -553,7 +553,18 @@ impl fmt::Display for Scene {
 
 /// Records whose checksum fits, with the most extreme of numbers: nothing may panic, nor hang.
 fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
-    const NUMBERS: [u64; 6] = [0, 1, u64::MAX, u64::MAX - 1, 1 << 63, (1 << 60) - 1];
+    const COUNTED: u64 = 1 << 62;
+    const NUMBERS: [u64; 9] = [
+        0,
+        1,
+        u64::MAX,
+        u64::MAX - 1,
+        1 << 63,
+        (1 << 60) - 1,
+        COUNTED - 1,
+        COUNTED - 2,
+        COUNTED - 3,
+    ];
     // Where, and how wide.
     let fields: [(&str, usize, usize); 13] = [
         ("flags", 4, 4),
@@ -598,6 +609,8 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
                 }
                 overwrite(&path, &bytes)?;
                 let store = kind.open(folder.path())?;
+                let looked = Told::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                let is_bad = matches!(looked, Told::Error(_));
                 let steps = [
                     Told::by(|| store.extend(&mine)),
                     Told::by(|| store.acquire(&wanted)),
@@ -620,6 +633,12 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
                         format!("a {kind} record with {number:#x} for its {field}: {told:?}")
                     });
                 }
+                // What could be read once stays so: a step that cannot count on changes nothing.
+                let store = kind.open(folder.path())?;
+                let text = Told::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                findings.check(is_bad || !matches!(text, Told::Error(_)), || {
+                    format!("a {kind} record with {number:#x} for its {field}, at last: {text:?}")
+                });
                 findings.count("forged records", 1);
             }
         }
