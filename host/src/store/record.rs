@@ -61,8 +61,7 @@ pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
 /// Every sequence and every fence is less than this, so that there is a next one.
 pub(super) const COUNTED: u64 = 1 << 62;
 
-/// Whatever a file says, the ticket that it names is less than this: half of all there are, so that
-/// those after it are tickets, too.
+/// Every ticket is less than this.
 pub(crate) const TICKETS: u64 = 1 << 59;
 
 const HELD: u32 = 1;
@@ -385,7 +384,7 @@ fn sequence_of(slot: &[u8]) -> u64 {
 fn served_of(slot: &[u8]) -> u64 {
     match get_u32(slot, FLAGS_AT) & EXTENDED {
         0 => 0,
-        // As of the mark.
+        // A forged one must not use up the tickets.
         _ => get_u64(slot, SERVED_AT) % TICKETS,
     }
 }

@@ -7,13 +7,14 @@ use std::ops::Range;
 use super::bell::BELLS;
 use super::error::FileError;
 use super::open_files::OpenFile;
+use super::record::TICKETS;
 use super::{byte_lock, directory};
 
 /// The byte of the ticket 0: past those of all grants.
 const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
 
 /// The last that is ever given.
-const LAST_TICKET: u64 = 1 << 60;
+const LAST_TICKET: u64 = TICKETS - 1;
 
 /// Locks a ticket for a process with that bell, after all others and after `here`, which is this
 /// process's last, and notes that there is one.
@@ -60,7 +61,7 @@ fn mark(file: &OpenFile, ticket: u64) -> Result<Option<u64>, FileError> {
         directory::mark_queue(file, last)?;
         match any(file, last + 1, None)? {
             // Its mark may have been written before.
-            Some(later) => last = later.end - 1,
+            Some(later) => last = LAST_TICKET.min(later.end - 1),
             None => return Ok(None),
         }
     }
