@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use verrou::Fence;
@@ -11,6 +11,7 @@ use verrou::Fence;
 use super::directory;
 use super::error::{FileError, OpenError};
 use super::number::{self, Magic};
+use super::os::FileId;
 use super::{StoreOptions, kernel_lock, os, trusted_file};
 use crate::process;
 
@@ -55,8 +56,8 @@ const MAGIC: Magic = *b"VERROUG\n";
 pub struct FenceGate {
     path: PathBuf,
     group: Option<u32>,
-    /// A fence that this value has put on the disk, or zero.
-    durable: AtomicU64,
+    /// A fence that this value has put on the disk, and in which file.
+    durable: Mutex<Option<(FileId, Fence)>>,
 }
 
 /// A fence that was let through; until this is dropped, the gate lets no other pass.
@@ -127,7 +128,7 @@ impl FenceGate {
         Ok(Self {
             path: folder.join(name),
             group,
-            durable: AtomicU64::new(0),
+            durable: Mutex::new(None),
         })
     }
 
@@ -198,9 +199,12 @@ impl FenceGate {
             os::sync_directory(folder_of(&self.path))?;
         }
         // Whoever wrote the same number before may have been killed before it was on the disk.
-        if before != Some(fence) || self.durable.load(Ordering::Relaxed) != fence.get() {
+        let written = Some((os::id(file)?, fence));
+        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        if before != Some(fence) || *durable != written {
+            *durable = None;
             number::write(file, MAGIC, fence.get())?;
-            self.durable.store(fence.get(), Ordering::Relaxed);
+            *durable = written;
         }
         Ok(())
     }
