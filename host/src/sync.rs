@@ -43,7 +43,8 @@ pub(crate) mod mpsc {
     impl<T> Receiver<T> {
         /// Whether the time is over before something comes is a matter of chance.
         pub(crate) fn recv_timeout(&self, at_most: Duration) -> Result<T, RecvTimeoutError> {
-            if !at_most.is_zero() && thread_rng().r#gen() {
+            // A pause for breath ends whatever others do.
+            if Duration::from_millis(1) < at_most && thread_rng().r#gen() {
                 return self.0.recv_timeout(at_most);
             }
             thread::yield_now();
