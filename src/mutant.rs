@@ -69,6 +69,7 @@ mutants! {
     PlaceKeptByGivingUp
     PosixLocks
     QueueIgnored
+    ReplacedWhileAllotted
     ReleasedByAnybody
     RenewedTooLate
     StartIgnored

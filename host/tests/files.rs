@@ -514,31 +514,84 @@ fn a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more() {
         name: Name::new("other").unwrap(),
         ..claim(2)
     };
-    let times_open = || {
-        let open = fs::read_dir("/proc/self/fd").unwrap();
-        let paths = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
-        paths.filter(|open| *open == path).count()
-    };
     thread::scope(|scope| {
-        let asking = scope.spawn(|| {
-            loop {
-                match store.acquire(&other) {
-                    // The counter has been locked for too long.
-                    Err(err) if err.is_temporary() => {}
-                    reply => break granted(reply),
-                }
-            }
-        });
-        let began = Instant::now();
-        while times_open() < 2 {
-            assert!(began.elapsed() < 30 * SECOND, "it is to be opened");
-        }
+        let asking = scope.spawn(|| granted_in_time(&store, &other));
+        wait_until_open(&path, 2);
         let next = folder.path().join("next");
         fs::write(&next, counter).unwrap();
         fs::rename(&next, &path).unwrap();
         file.unlock().unwrap();
         assert!(asking.join().unwrap() > LAST);
     });
+}
+
+/// Waits until this process has `path` open so many times.
+#[cfg(target_os = "linux")]
+fn wait_until_open(path: &Path, times: usize) {
+    let times_open = || {
+        let open = fs::read_dir("/proc/self/fd").unwrap();
+        let paths = open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        paths.filter(|open| open == path).count()
+    };
+    let began = Instant::now();
+    while times_open() < times {
+        assert!(began.elapsed() < 30 * SECOND, "it is to be opened");
+    }
+}
+
+/// The fence of a grant that may take longer than anything should be locked.
+#[cfg(target_os = "linux")]
+fn granted_in_time(store: &dyn Store, claim: &Claim) -> u64 {
+    loop {
+        match store.acquire(claim) {
+            Err(err) if err.is_temporary() => {}
+            reply => break granted(reply),
+        }
+    }
+}
+
+/// Whoever takes the lock in the file that takes its place may have been allotted smaller fences.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
+    let folder = folder();
+    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    let other = Claim {
+        name: Name::new("other").unwrap(),
+        ..claim(1)
+    };
+    granted(leases.acquire(&other));
+    let counter = folder.path().canonicalize().unwrap().join("fences");
+    for (extension, store, claim) in [
+        ("lease", &leases as &(dyn Store + Sync), detached(2)),
+        ("lease", &leases, claim(2)),
+        ("lock", &locks, claim(2)),
+    ] {
+        let file = File::open(&counter).unwrap();
+        file.lock().unwrap();
+        thread::scope(|scope| {
+            let asking = scope.spawn(|| granted_in_time(store, &claim));
+            wait_until_open(&counter, 2);
+            let files = fs::read_dir(folder.path()).unwrap();
+            let mut paths = files.map(|entry| entry.unwrap().path());
+            let path = paths.find(|path| {
+                let name = path.file_name().unwrap().to_string_lossy();
+                name.starts_with("lock.") && name.ends_with(extension)
+            });
+            fs::remove_file(path.unwrap()).unwrap();
+            file.unlock().unwrap();
+            asking.join().unwrap();
+        });
+        let found = store.inspect(&claim.name).unwrap().and_then(|it| it.owner);
+        assert_eq!(found, Some(claim.owner), "{extension}");
+        granted(store.release(&claim));
+        for entry in fs::read_dir(folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.to_string_lossy().contains("/lock.") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
 }
 
 /// One folder can have locks of both kinds, and has one counter for all.

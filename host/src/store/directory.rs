@@ -240,17 +240,23 @@ impl Directory {
         }
     }
 
-    /// The record of a grant for `claim` at `now`, after what the file said, when all up to the ticket
-    /// `served` do not wait any more.
+    /// The record of a grant for `claim` at `now`, after what `file` said, when all up to the ticket
+    /// `served` do not wait any more; `None` when the file was replaced meanwhile.
     pub(crate) fn new_record(
         &self,
+        file: &OpenFile,
         claim: &Claim,
         before: &View,
         served: u64,
         now: Duration,
-    ) -> Result<Record, FileError> {
+    ) -> Result<Option<Record>, FileError> {
         let before_it = before.record.as_deref();
         let (fence, last_fence) = self.next_fence(before)?;
+        let is_allotted = before_it.is_none_or(|record| record.last_fence != last_fence);
+        // Whoever took the lock in the file that replaced this one has been allotted fewer.
+        if is_allotted && !mutant!(ReplacedWhileAllotted) && !file.is_current()? {
+            return Ok(None);
+        }
         let machine = Machine::this();
         let wall = wall_clock();
         let record = Record {
@@ -271,7 +277,7 @@ impl Directory {
             tells: false,
             file: before.file,
         };
-        Ok(record.lasting(claim.ttl, now, wall))
+        Ok(Some(record.lasting(claim.ttl, now, wall)))
     }
 
     /// The fence of a new grant after what the file said, and the last one before the counter

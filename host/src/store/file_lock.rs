@@ -320,35 +320,39 @@ impl FileLockStore {
 
     /// Takes the kernel's lock for `claim`, and records that; `None` when it is taken.
     fn take(&self, claim: &Claim) -> Result<Option<Grant>, FileError> {
-        let Some(Taken {
+        while let Some(Taken {
             locked,
             recorded,
             before,
             standing,
         }) = self.lock(claim)?
-        else {
-            return Ok(None);
-        };
-        let record =
-            self.directory
-                .new_record(claim, &before, standing.served(&before), self.now())?;
-        let record = Record {
-            ephemeral: true,
-            ..record
-        };
-        let Some(file) = recorded.as_ref().or(locked.file.as_ref()) else {
-            return Ok(None);
-        };
-        let record = directory::write_grant(file, record, &before)?;
-        Ok(Some(Grant {
-            locked,
-            recorded,
-            record,
-            is_shared: false,
-            standing,
-            is_next_told: before.record.is_some_and(|record| record.tells),
-            recorded_end: None,
-        }))
+        {
+            let Some(file) = recorded.as_ref().or(locked.file.as_ref()) else {
+                continue;
+            };
+            let (served, now) = (standing.served(&before), self.now());
+            let new = self
+                .directory
+                .new_record(file, claim, &before, served, now)?;
+            let Some(record) = new else {
+                continue;
+            };
+            let record = Record {
+                ephemeral: true,
+                ..record
+            };
+            let record = directory::write_grant(file, record, &before)?;
+            return Ok(Some(Grant {
+                locked,
+                recorded,
+                record,
+                is_shared: false,
+                standing,
+                is_next_told: before.record.is_some_and(|record| record.tells),
+                recorded_end: None,
+            }));
+        }
+        Ok(None)
     }
 
     /// Takes the kernel's lock for `claim`, and reads what was recorded; `None` when it is taken,

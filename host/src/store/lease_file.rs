@@ -445,7 +445,10 @@ impl LeaseFile<'_> {
         }
         let directory = &self.store.directory;
         let served = standing.served(before);
-        let mut record = directory.new_record(claim, before, served, self.now())?;
+        let new = directory.new_record(self.file, claim, before, served, self.now())?;
+        let Some(mut record) = new else {
+            return Ok(None);
+        };
         record.ephemeral &= liveness::AVAILABLE;
         let fence = record.fence;
         let mut lifeline = None;

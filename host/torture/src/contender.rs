@@ -119,7 +119,7 @@ impl Contender {
         lease: &Lease,
         expires: bool,
         stay: Duration,
-        release: impl FnOnce() -> Result<(), Error>,
+        release: impl Fn() -> Result<(), Error>,
     ) -> Result<()> {
         let fence = lease.fence().context("every grant has a fencing token")?;
         let deadline = match lease.ends().filter(|_| expires) {
@@ -154,7 +154,7 @@ impl Contender {
             }
             was_passed |= resource.was_displaced(self.number);
         }
-        match release() {
+        match released(release, lease) {
             Ok(()) if was_passed => {
                 self.complain("another got in beside it, and it was told that all was well");
             }
@@ -178,6 +178,21 @@ impl Contender {
 fn is_nowhere(err: &StoreError) -> bool {
     let err = err.get_ref().downcast_ref();
     matches!(err, Some(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// Gives a lock back; asks again where the store says that it may soon be able to: another may be
+/// stopped in the middle of a step.
+fn released(release: impl Fn() -> Result<(), Error>, lease: &Lease) -> Result<(), Error> {
+    const LONGEST: Duration = Duration::from_secs(2);
+
+    let began = Instant::now();
+    loop {
+        match release() {
+            Err(Error::Storage(err))
+                if err.is_temporary() && !is_over(lease) && began.elapsed() < LONGEST => {}
+            ended => return ended,
+        }
+    }
 }
 
 /// Whether the time of `lease` has passed.

@@ -571,9 +571,14 @@ fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static s
             Ok("files removed")
         }
         1 => {
-            // Of what there is now, which nobody has locked.
+            // Of what there is now, which nobody has locked. Half of it is from before a grant and half
+            // from after it if one is made meanwhile: that would be damage, and said.
             let copy = folder.with_extension("copy");
-            if fs::copy(&lock, &copy).is_ok() {
+            if let (Ok(once), Ok(twice)) = (fs::read(&lock), fs::read(&lock))
+                && once == twice
+            {
+                fs::write(&copy, twice)?;
+                fs::set_permissions(&copy, fs::metadata(folder)?.permissions())?;
                 fs::rename(&copy, &lock)?;
             }
             Ok("files replaced by a copy")

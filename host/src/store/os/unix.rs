@@ -36,14 +36,44 @@ pub(crate) fn id(file: &File) -> io::Result<FileId> {
 }
 
 /// A number that tells this file from its copies, put back in its place or not: they have other
-/// inodes, or another time of birth, where the file system has such.
+/// inodes, or inodes of another generation, or of another time of birth, where the file system has such.
 pub(crate) fn number(file: &File) -> io::Result<u64> {
     let metadata = file.metadata()?;
     let born = metadata.created().ok();
     let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
     let nanos = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
     // The times of neighbours differ little, and so do their inodes.
-    Ok(metadata.ino().rotate_left(32) ^ nanos.unwrap_or_default())
+    let number = metadata.ino().rotate_left(32) ^ nanos.unwrap_or_default();
+    Ok(number ^ generation(file).rotate_left(16))
+}
+
+/// A number that is drawn whenever a file is given the inode of one that is gone, or zero where there
+/// is no such: several of these can be born in one tick of the file system's clock.
+#[cfg(target_os = "linux")]
+#[expect(
+    unsafe_code,
+    reason = "rustix has no call of its own for it, and cannot know what the kernel writes"
+)]
+fn generation(file: &File) -> u64 {
+    use rustix::ioctl::{Updater, ioctl, opcode};
+
+    const FS_IOC_GETVERSION: rustix::ioctl::Opcode = opcode::read::<std::ffi::c_long>(b'v', 1);
+
+    let mut generation = 0;
+    // SAFETY: the kernel writes an `int` (ioctl_getversion of ext4 and others), for which a `u64` has
+    // room; file systems without it, and devices, refuse the request.
+    let asked = unsafe {
+        ioctl(
+            file,
+            Updater::<FS_IOC_GETVERSION, u64>::new(&mut generation),
+        )
+    };
+    asked.map(|()| generation).unwrap_or_default()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn generation(_file: &File) -> u64 {
+    0
 }
 
 /// What the files in a folder are called. The standard library would panic when the folder could not

@@ -480,6 +480,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 host("files", "a_counter_that_was_put_back_grants_nothing_twice"),
             ),
             mutant(
+                "ReplacedWhileAllotted",
+                "a file counts that was removed while fences were allotted to it",
+                host(
+                    "files",
+                    "a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted",
+                ),
+            ),
+            mutant(
                 "LowerFenceAccepted",
                 "a grant counts whose fence is not greater than an earlier one's",
                 core("acquire", "a_fence_that_went_back_is_no_grant"),
