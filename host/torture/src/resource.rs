@@ -61,6 +61,8 @@ enum Of {
     Deadline,
     /// Whether another got in beside it.
     Displaced,
+    /// The fence that it got in with last.
+    Fence,
     Count,
 }
 
@@ -137,6 +139,7 @@ impl Resource {
     /// `who` gets in with `fence`, until `deadline` at the latest.
     pub(crate) fn enter(&self, who: u64, fence: u64, deadline: u64) -> Verdict {
         self.of(who, Of::Deadline).store(deadline, SeqCst);
+        self.of(who, Of::Fence).store(fence, SeqCst);
         let before = self.word(Word::Inside).swap(who, SeqCst);
         let entered = now();
         if entered >= deadline {
@@ -146,7 +149,19 @@ impl Resource {
             self.word(Word::Stale).fetch_add(1, SeqCst);
             return Verdict::Stale;
         }
-        let greatest = self.word(Word::Fence).fetch_max(fence, SeqCst);
+        let mut greatest = self.word(Word::Fence).fetch_max(fence, SeqCst);
+        if before != 0 {
+            // It may not have got as far.
+            greatest = greatest.max(self.of(before, Of::Fence).load(SeqCst));
+        }
+        if greatest > fence {
+            // Another was granted the lock since: whoever is inside is so by right.
+            let inside = self.word(Word::Inside);
+            let _ = inside.compare_exchange(who, before, SeqCst, SeqCst);
+            return Verdict::FenceWentBack(format!(
+                "number {who} got in with fencing token {fence}, after {greatest}"
+            ));
+        }
         let since = self.word(Word::FreeSince).load(SeqCst);
         if since > 0 {
             let gap = entered.saturating_sub(since);
@@ -176,11 +191,6 @@ impl Resource {
         if greatest == fence {
             return Verdict::FenceCameAgain(format!(
                 "number {who} got in with fencing token {fence}, which was another's"
-            ));
-        }
-        if greatest > fence {
-            return Verdict::FenceWentBack(format!(
-                "number {who} got in with fencing token {fence}, after {greatest}"
             ));
         }
         Verdict::Fine
