@@ -31,6 +31,12 @@ macro_rules! mutant {
 extern crate self as verrou_host;
 
 mod awaited;
+#[cfg(all(
+    feature = "server",
+    not(any(feature = "redis", feature = "postgres", feature = "etcd"))
+))]
+compile_error!("the feature `server` is part of `redis`, `postgres` and `etcd`: name one of them");
+
 #[cfg(feature = "wasmtime")]
 pub mod component;
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
@@ -38,7 +44,9 @@ pub mod component;
 pub mod fuzzing;
 mod keep_alive;
 mod open;
+mod open_locks;
 mod process;
+mod server;
 mod store;
 mod sync;
 mod system;
@@ -46,7 +54,17 @@ mod system;
 mod tokio;
 
 pub use keep_alive::keep_alive;
-pub use open::{FileStore, InvalidStoreUrl, LossWatch, StoreUrl};
+pub use open::{AnyStore, FileStore, InvalidStoreUrl, LossWatch, StoreUrl};
+pub use open_locks::{OpenLocks, OpenLocksError};
+pub use server::Engine;
+#[cfg(feature = "etcd")]
+pub use server::EtcdStore;
+#[cfg(feature = "postgres")]
+pub use server::PostgresStore;
+#[cfg(feature = "redis")]
+pub use server::RedisStore;
+#[cfg(feature = "server")]
+pub use server::{Driven, ServerError, ServerStore, ServerUrl};
 pub use store::{
     Checked, Damage, FenceError, FenceGate, FileError, FileLockStore, LeaseFileStore, Listed,
     OpenError, StoreOptions, Zombies,

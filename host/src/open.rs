@@ -15,11 +15,17 @@ use std::time::Duration;
 
 use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError, Waited};
 
+use crate::server::Engine;
+#[cfg(all(unix, feature = "server"))]
+use crate::server::ServerWatch;
+#[cfg(feature = "server")]
+use crate::server::{Driven, ServerUrl};
 #[cfg(target_os = "linux")]
 use crate::store::Listener;
 use crate::store::{FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions};
 
-/// Where a store is, as one line of text: `lease:DIR` or `file:DIR`.
+/// Where a store is, as one line of text: `lease:DIR` or `file:DIR`, or, with the features for them,
+/// `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`.
 ///
 /// A folder need not be Unicode: of an [`OsStr`], and as an [`OsString`], it is what it is; as text,
 /// what it looks like.
@@ -39,6 +45,9 @@ pub enum StoreUrl {
     Lease(PathBuf),
     /// The kernel's locks on the files of a folder: [`FileLockStore`].
     File(PathBuf),
+    /// On a server.
+    #[cfg(feature = "server")]
+    Server(Box<ServerUrl>),
 }
 
 impl StoreUrl {
@@ -75,6 +84,9 @@ impl TryFrom<&OsStr> for StoreUrl {
         let url = || text.display().to_string();
         let unknown = || InvalidStoreUrl::Unknown { url: url() };
         let (kind, folder) = split(text).ok_or_else(unknown)?;
+        if let Some(engine) = Engine::of_scheme(kind) {
+            return on_server(engine, kind, text);
+        }
         let store = match kind {
             "lease" => Self::Lease,
             "file" => Self::File,
@@ -88,11 +100,42 @@ impl TryFrom<&OsStr> for StoreUrl {
     }
 }
 
+#[cfg(feature = "server")]
+fn on_server(engine: Engine, kind: &str, text: &OsStr) -> Result<StoreUrl, InvalidStoreUrl> {
+    if !engine.is_built_in() {
+        return Err(not_built_in(engine, kind));
+    }
+    let wrong = |why| InvalidStoreUrl::Server {
+        scheme: kind.to_owned(),
+        why,
+    };
+    let text = text
+        .to_str()
+        .ok_or_else(|| wrong("it is not UTF-8".to_owned()))?;
+    let url = ServerUrl::parse(engine, text).map_err(wrong)?;
+    Ok(StoreUrl::Server(Box::new(url)))
+}
+
+#[cfg(not(feature = "server"))]
+fn on_server(engine: Engine, kind: &str, _text: &OsStr) -> Result<StoreUrl, InvalidStoreUrl> {
+    Err(not_built_in(engine, kind))
+}
+
+fn not_built_in(engine: Engine, kind: &str) -> InvalidStoreUrl {
+    InvalidStoreUrl::NotBuiltIn {
+        scheme: kind.to_owned(),
+        feature: engine.feature(),
+    }
+}
+
+/// Of a server without its password.
 impl From<&StoreUrl> for OsString {
     fn from(url: &StoreUrl) -> Self {
         let (kind, folder) = match url {
             StoreUrl::Lease(folder) => ("lease:", folder),
             StoreUrl::File(folder) => ("file:", folder),
+            #[cfg(feature = "server")]
+            StoreUrl::Server(url) => return url.to_string().into(),
         };
         let mut text = Self::from(kind);
         text.push(folder);
@@ -122,6 +165,8 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::Lease(folder) => write!(f, "lease:{}", folder.display()),
             Self::File(folder) => write!(f, "file:{}", folder.display()),
+            #[cfg(feature = "server")]
+            Self::Server(url) => url.fmt(f),
         }
     }
 }
@@ -147,8 +192,29 @@ pub enum InvalidStoreUrl {
         "neither XDG_STATE_HOME nor HOME is set, so there is no default store; name one with --store or VERROU_STORE"
     )]
     NoHome,
+    /// This program cannot speak to such servers.
+    #[error(
+        "`{scheme}:` needs a program that is built with the feature `{feature}`, and this one is not"
+    )]
+    NotBuiltIn {
+        /// Of the URL.
+        scheme: String,
+        /// What is missing.
+        feature: &'static str,
+    },
+    /// The URL of a server makes no sense. It may have a password, so it is not repeated.
+    #[error("this `{scheme}:` URL is no store: {why}")]
+    Server {
+        /// Of the URL.
+        scheme: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Some other text.
-    #[error("`{url}` is no store; write `lease:DIR` or `file:DIR`")]
+    #[error(
+        "`{url}` is no store; write `lease:DIR` or `file:DIR`, or the URL of a server: `redis://HOST`, \
+         `postgres://HOST/DATABASE`, `etcd://HOST`"
+    )]
     Unknown {
         /// The text.
         url: String,
@@ -175,6 +241,12 @@ impl FileStore {
         Ok(match url {
             StoreUrl::Lease(folder) => Self::Lease(LeaseFileStore::open(folder, options)?),
             StoreUrl::File(folder) => Self::Lock(FileLockStore::open(folder, options)?),
+            #[cfg(feature = "server")]
+            StoreUrl::Server(url) => {
+                return Err(OpenError::NoFolder {
+                    url: url.to_string(),
+                });
+            }
         })
     }
 
@@ -267,7 +339,7 @@ impl FileStore {
     ///
     /// What the operating system says when it has no more of what that takes, or cannot tell.
     pub fn loss_watch(&self, claim: &Claim) -> io::Result<LossWatch<'_>> {
-        LossWatch::new(self, claim)
+        FileWatch::new(self, claim).map(|watch| LossWatch(Watch::File(watch)))
     }
 
     fn store(&self) -> &dyn Store {
@@ -281,14 +353,48 @@ impl FileStore {
 /// Tells when a lease may be gone before its time: released by force, taken over, or kept in a file
 /// that was replaced.
 #[derive(Debug)]
-pub struct LossWatch<'a> {
+pub struct LossWatch<'a>(Watch<'a>);
+
+#[derive(Debug)]
+enum Watch<'a> {
+    File(FileWatch<'a>),
+    #[cfg(all(unix, feature = "server"))]
+    Server(ServerWatch<'a>),
+}
+
+impl LossWatch<'_> {
+    /// Whether the lease is gone. Takes note of what has happened, so that the descriptor is not
+    /// readable before something else does.
+    pub fn is_lost(&self) -> bool {
+        match &self.0 {
+            Watch::File(watch) => watch.is_lost(),
+            #[cfg(all(unix, feature = "server"))]
+            Watch::Server(watch) => watch.is_lost(),
+        }
+    }
+
+    /// A descriptor that is readable when something has happened to a lock that somebody in this
+    /// process listens to: this one, in a program of which no other thread waits for locks.
+    #[cfg(unix)]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.0 {
+            Watch::File(watch) => watch.descriptor(),
+            #[cfg(feature = "server")]
+            Watch::Server(watch) => Some(watch.descriptor()),
+        }
+    }
+}
+
+/// A [`LossWatch`] of files.
+#[derive(Debug)]
+struct FileWatch<'a> {
     #[cfg(target_os = "linux")]
     listener: Listener,
     store: &'a FileStore,
     claim: Claim,
 }
 
-impl<'a> LossWatch<'a> {
+impl<'a> FileWatch<'a> {
     #[cfg(target_os = "linux")]
     fn new(store: &'a FileStore, claim: &Claim) -> io::Result<Self> {
         let listener = match store {
@@ -307,9 +413,7 @@ impl<'a> LossWatch<'a> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// Whether the lease is gone. Takes note of what has happened, so that the descriptor is not
-    /// readable before something else does.
-    pub fn is_lost(&self) -> bool {
+    fn is_lost(&self) -> bool {
         #[cfg(target_os = "linux")]
         self.listener.has_news();
         !match self.store {
@@ -318,10 +422,8 @@ impl<'a> LossWatch<'a> {
         }
     }
 
-    /// A descriptor that is readable when something has happened to a lock that somebody in this
-    /// process listens to: this one, in a program of which no other thread waits for locks.
     #[cfg(unix)]
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         #[cfg(target_os = "linux")]
         let descriptor = Some(self.listener.as_fd());
         #[cfg(not(target_os = "linux"))]
@@ -330,38 +432,139 @@ impl<'a> LossWatch<'a> {
     }
 }
 
-impl Store for FileStore {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store().acquire(claim)
+/// A store of whichever kind, as a [`StoreUrl`] names it, for programs that block.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AnyStore {
+    /// Of files.
+    Files(FileStore),
+    /// On a server.
+    #[cfg(feature = "server")]
+    Server(Box<Driven>),
+}
+
+impl AnyStore {
+    /// The store at `url`, made if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with its folder or its server, and what to do about it.
+    pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
+        match url {
+            #[cfg(feature = "server")]
+            StoreUrl::Server(url) => Ok(Self::Server(Box::new(Driven::open(url, options)?))),
+            url => FileStore::open(url, options).map(Self::Files),
+        }
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store().extend(claim)
+
+    /// The names that are held now, and by whom; an error for each of which that cannot be told.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when that cannot be told of any.
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        match self {
+            Self::Files(store) => store.list(),
+            #[cfg(feature = "server")]
+            Self::Server(store) => store.list(),
+        }
     }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store().release(claim)
+
+    /// [`FileStore::lifeline`]; nothing that a process has keeps a lock on a server.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it cannot duplicate it.
+    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
+        match self {
+            Self::Files(store) => store.lifeline(claim),
+            #[cfg(feature = "server")]
+            Self::Server(_) => Ok(None),
+        }
     }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.store().evict(name, only)
+
+    /// [`FileStore::taken_over`]; a server knows nothing of processes.
+    pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
+        match self {
+            Self::Files(store) => store.taken_over(claim),
+            #[cfg(feature = "server")]
+            Self::Server(_) => None,
+        }
     }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.store().inspect(name)
+
+    /// Waits until nobody holds `name`, or that cannot be told, but at most `at_most`.
+    pub fn watch(&self, name: &Name, at_most: Duration) {
+        match self {
+            Self::Files(store) => store.watch(name, at_most),
+            #[cfg(feature = "server")]
+            Self::Server(store) => store.watch(name, at_most),
+        }
     }
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store().detach(claim)
+
+    /// [`FileStore::loss_watch`].
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it has no more of what that takes, or cannot tell.
+    pub fn loss_watch(&self, claim: &Claim) -> io::Result<LossWatch<'_>> {
+        match self {
+            Self::Files(store) => store.loss_watch(claim),
+            #[cfg(all(unix, feature = "server"))]
+            Self::Server(store) => Ok(LossWatch(Watch::Server(store.loss_watch(claim)?))),
+            #[cfg(all(not(unix), feature = "server"))]
+            Self::Server(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.store().wait(claim, at_most)
-    }
-    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.store().lost(claim, at_most)
-    }
-    fn give_up(&self, claim: &Claim) {
-        self.store().give_up(claim);
-    }
-    fn abilities(&self) -> Abilities {
-        self.store().abilities()
+
+    fn store(&self) -> &dyn Store {
+        match self {
+            Self::Files(store) => store,
+            #[cfg(feature = "server")]
+            Self::Server(store) => &**store,
+        }
     }
 }
+
+/// All steps of a store that is one of several.
+macro_rules! steps_of_one {
+    ($store:ty) => {
+        impl Store for $store {
+            fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+                self.store().acquire(claim)
+            }
+            fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+                self.store().extend(claim)
+            }
+            fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+                self.store().release(claim)
+            }
+            fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+                self.store().evict(name, only)
+            }
+            fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+                self.store().inspect(name)
+            }
+            fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+                self.store().detach(claim)
+            }
+            fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+                self.store().wait(claim, at_most)
+            }
+            fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+                self.store().lost(claim, at_most)
+            }
+            fn give_up(&self, claim: &Claim) {
+                self.store().give_up(claim);
+            }
+            fn abilities(&self) -> Abilities {
+                self.store().abilities()
+            }
+        }
+    };
+}
+
+steps_of_one!(FileStore);
+steps_of_one!(AnyStore);
 
 /// The XDG Base Directory Specification's place for state, or root's.
 fn default_folder() -> Result<PathBuf, InvalidStoreUrl> {

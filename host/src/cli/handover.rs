@@ -86,7 +86,7 @@ fn granted(
 }
 
 /// The store, if its locks can be written down at all.
-fn open_for(place: &Place, serialized: &SerializedLock) -> Result<verrou_host::FileStore, Failure> {
+fn open_for(place: &Place, serialized: &SerializedLock) -> Result<verrou_host::AnyStore, Failure> {
     let opened = store::open(place)?;
     if opened.abilities().transfers {
         return Ok(opened);

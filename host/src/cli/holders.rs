@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 use verrou::{Error, Fence, Holder, Name, Store};
-use verrou_host::FileStore;
+use verrou_host::AnyStore;
 
 use super::arguments::{ForceRelease, Place, Show};
 use super::exit::Exit;
@@ -116,7 +116,7 @@ pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Fa
 /// Evicts exactly the grant that is seen, until one was evicted or none is left: what is said to
 /// have been freed is what was freed.
 fn evict_anyone(
-    store: &FileStore,
+    store: &AnyStore,
     name: &Name,
 ) -> Result<(bool, Option<Fence>, Option<Holder>), Failure> {
     loop {
@@ -133,7 +133,7 @@ fn evict_anyone(
     }
 }
 
-fn evict(store: &FileStore, name: &Name, only: Option<Fence>) -> Result<bool, Failure> {
+fn evict(store: &AnyStore, name: &Name, only: Option<Fence>) -> Result<bool, Failure> {
     let reply = store.evict(name, only).map_err(Error::from)?;
     Ok(reply.is_granted())
 }

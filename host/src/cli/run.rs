@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use verrou::{Error, Health, Loss, Store};
-use verrou_host::{FileStore, LossWatch, StoreUrl};
+use verrou_host::{AnyStore, FileStore, LossWatch, StoreUrl};
 
 use super::arguments::{OnLost, Place, Run};
 use super::child::{Event, Job};
@@ -35,11 +35,11 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     let (opened, name, url) = match (&wish.file, &wish.name) {
         (Some(path), _) => {
             let (opened, name) = FileStore::open_path(path, &options)?;
-            (opened, name, None)
+            (AnyStore::Files(opened), name, None)
         }
         (None, Some(name)) => {
             let url = store::url(place)?;
-            (FileStore::open(&url, &options)?, name.clone(), Some(url))
+            (AnyStore::open(&url, &options)?, name.clone(), Some(url))
         }
         (None, None) => return Err(Failure::new(Exit::Usage, "neither NAME nor --file")),
     };
@@ -86,7 +86,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
 }
 
 /// The command, with what it is to know of its lock.
-fn command(wish: &Run, held: &Held<'_>, opened: &FileStore, url: Option<&StoreUrl>) -> Command {
+fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl>) -> Command {
     let mut command = Command::new(&wish.command[0]);
     command.args(&wish.command[1..]);
     let lease = held.lease();
@@ -126,7 +126,7 @@ fn absolute(url: &StoreUrl) -> StoreUrl {
 /// # Errors
 ///
 /// [`Error::Lost`].
-fn keep(held: &Held<'_>, store: &FileStore, job: &mut Job) -> Result<(), Error> {
+fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
     let began = Instant::now();
     let mut watch = None;
     loop {

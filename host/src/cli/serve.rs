@@ -8,7 +8,7 @@ use verrou::{
     Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner, Reply, Store,
     StoreError, Ttl, Waited,
 };
-use verrou_host::{FileStore, StoreOptions};
+use verrou_host::{AnyStore, StoreOptions};
 
 use super::arguments::Place;
 use super::exit::Exit;
@@ -27,7 +27,7 @@ pub(crate) fn serve(place: &Place) -> Result<(), Failure> {
         command: Some("verrou serve".to_owned()),
         ..store::options(place)
     };
-    let opened = FileStore::open(&store::url(place)?, &options)?;
+    let opened = AnyStore::open(&store::url(place)?, &options)?;
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
     let mut heard = tell(&Greeting::default())?;
@@ -238,12 +238,12 @@ impl TryFrom<Claimed> for Claim {
     }
 }
 
-fn answer(store: &FileStore, request: Request) -> Answer {
+fn answer(store: &AnyStore, request: Request) -> Answer {
     taken(store, request).unwrap_or_else(|refusal| refusal)
 }
 
 /// Takes one step; an error is an answer, too.
-fn taken(store: &FileStore, request: Request) -> Result<Answer, Answer> {
+fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
     Ok(match request {
         Request::Acquire(claimed) => store.acquire(&claimed.try_into()?)?.into(),
         Request::Extend(claimed) => store.extend(&claimed.try_into()?)?.into(),

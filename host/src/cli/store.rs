@@ -2,7 +2,7 @@
 
 use verrou::blocking::{self, LockFactory};
 use verrou::{Error, Name, Store};
-use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 use super::arguments::{Place, Taking};
 use super::exit::Exit;
@@ -10,10 +10,10 @@ use super::report::{self, Failure, say};
 use super::waiting::Announced;
 
 /// A lock of the store.
-pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, FileStore>, System>;
+pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, AnyStore>, System>;
 
 /// Such a lock, held.
-pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, FileStore>, System>;
+pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, AnyStore>, System>;
 
 /// Where the store is.
 pub(crate) fn url(place: &Place) -> Result<StoreUrl, Failure> {
@@ -34,8 +34,8 @@ pub(crate) fn options(place: &Place) -> StoreOptions {
 }
 
 /// The store, opened.
-pub(crate) fn open(place: &Place) -> Result<FileStore, Failure> {
-    Ok(FileStore::open(&url(place)?, &options(place))?)
+pub(crate) fn open(place: &Place) -> Result<AnyStore, Failure> {
+    Ok(AnyStore::open(&url(place)?, &options(place))?)
 }
 
 /// The store, opened to take a lock as `taking` says, for `command`.
@@ -43,18 +43,18 @@ pub(crate) fn open_to_take(
     place: &Place,
     taking: &Taking,
     command: String,
-) -> Result<FileStore, Failure> {
+) -> Result<AnyStore, Failure> {
     let options = StoreOptions {
         command: Some(command),
         zombies: taking.zombies(),
         ..options(place)
     };
-    Ok(FileStore::open(&url(place)?, &options)?)
+    Ok(AnyStore::open(&url(place)?, &options)?)
 }
 
 /// Takes the lock `name` as `taking` says, and does `work` with it.
 pub(crate) fn with_lock<T>(
-    store: &FileStore,
+    store: &AnyStore,
     name: &Name,
     taking: &Taking,
     work: impl for<'a> FnOnce(&'a Lock<'a>, Held<'a>) -> Result<T, Failure>,
@@ -76,7 +76,7 @@ pub(crate) fn with_lock<T>(
 }
 
 /// Says who has the lock instead.
-fn not_acquired(err: Error, store: &FileStore, taking: &Taking) -> Failure {
+fn not_acquired(err: Error, store: &AnyStore, taking: &Taking) -> Failure {
     let failure = match &err {
         Error::Timeout { name, .. } => match store.inspect(name) {
             Ok(Some(found)) => Failure::coded(

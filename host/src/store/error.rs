@@ -183,6 +183,16 @@ pub enum OpenError {
         /// What is wrong with it.
         why: String,
     },
+    /// It is on a server, and was to be in files.
+    #[error("{url} is on a server, and not in a folder")]
+    NoFolder {
+        /// Which store.
+        url: String,
+    },
+    /// The server cannot be used.
+    #[cfg(feature = "server")]
+    #[error(transparent)]
+    Server(#[from] crate::server::ServerError),
     /// There is no such group.
     #[error("there is no group `{group}`")]
     UnknownGroup {

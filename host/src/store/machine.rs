@@ -90,6 +90,17 @@ impl Machine {
     }
 }
 
+/// This process, which runs `command`, or what it was started with; for stores that need to know nothing
+/// else of the machine.
+#[cfg(feature = "server")]
+pub(crate) fn this_process(command: Option<&str>) -> Process {
+    Process {
+        id: crate::process::id(),
+        host: host_name(),
+        command: command.map_or_else(command_line, str::to_owned),
+    }
+}
+
 /// How this process was started.
 fn command_line() -> String {
     let words = env::args_os().map(|word| word.to_string_lossy().into_owned());

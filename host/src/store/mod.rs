@@ -36,6 +36,8 @@ pub use fence_gate::{Checked, FenceError, FenceGate};
 pub(crate) use file_events::Listener;
 pub use file_lock::FileLockStore;
 pub use lease_file::LeaseFileStore;
+#[cfg(feature = "server")]
+pub(crate) use machine::this_process;
 pub use record::Damage;
 
 /// A name that is held, and by whom; or why that cannot be told of one file.

@@ -1,0 +1,53 @@
+//! The locks of a program, by one line of text.
+
+use std::sync::Arc;
+
+use verrou::Locks;
+use verrou::blocking::LockFactory;
+
+use crate::{AnyStore, InvalidStoreUrl, OpenError, StoreOptions, StoreUrl, System};
+
+/// Opens the one store of a program by its URL: [`Locks::open`](Self::open).
+///
+/// ```
+/// use verrou::Locks;
+/// use verrou_host::OpenLocks;
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let url = format!("lease:{}", folder.path().display());
+/// // `lease:DIR`, `file:DIR`, `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`
+/// let locks = Locks::open(&url)?;
+/// let lock = locks.create_lock("my-resource", "10s")?;
+/// lock.run(|_| println!("got the lock"))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait OpenLocks: Sized {
+    /// The locks of the store at `url`, which is made if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenLocksError`] says what is wrong with the URL or the store, and what to do about it.
+    fn open(url: &str) -> Result<Self, OpenLocksError>;
+}
+
+/// Why the store at a URL cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenLocksError {
+    /// The URL makes no sense.
+    #[error(transparent)]
+    Url(#[from] InvalidStoreUrl),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+}
+
+impl OpenLocks for Locks<LockFactory<Arc<AnyStore>, System>> {
+    fn open(url: &str) -> Result<Self, OpenLocksError> {
+        let url: StoreUrl = url.parse()?;
+        let store = AnyStore::open(&url, &StoreOptions::default())?;
+        let factory = LockFactory::new(Arc::new(store), System);
+        let one = "default";
+        Self::new(one, [(one, factory)]).map_err(|_| unreachable!("it is among them"))
+    }
+}

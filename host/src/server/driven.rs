@@ -1,0 +1,362 @@
+//! A server's store for programs that block: its connections live in a thread of their own.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+#[cfg(unix)]
+use std::io::{Read, Write};
+#[cfg(unix)]
+use std::os::fd::{AsFd, BorrowedFd};
+#[cfg(unix)]
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::{self, Handle};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+use verrou::{
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
+};
+
+use super::{ServerError, ServerStore, ServerUrl};
+use crate::process;
+use crate::store::{Listed, StoreOptions};
+
+/// A [`ServerStore`] for programs that block.
+///
+/// One thread serves its connections, however many threads ask it. A child that is forked from this
+/// process has no such thread: it opens a store of its own.
+pub struct Driven {
+    store: Arc<ServerStore>,
+    runtime: RuntimeThread,
+    process: u32,
+    /// Who listens for the loss of a lease.
+    losses: Mutex<HashMap<Owner, Loss>>,
+    /// Who has waited here last, and does not hold its lock yet.
+    waiting: Mutex<HashMap<Owner, Claim>>,
+}
+
+/// A task that listens for the loss of one lease.
+#[derive(Debug)]
+struct Loss {
+    heard: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Loss {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Driven {
+    /// The store at `url`, whose server is asked whether it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    pub fn open(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+        let failed = |source: io::Error| ServerError::Disconnected {
+            server: url.to_string(),
+            source: source.into(),
+        };
+        let runtime = RuntimeThread::start().map_err(failed)?;
+        let (asked, options) = (url.clone(), options.clone());
+        let connected = runtime
+            .done(async move { ServerStore::connect(&asked, &options).await })
+            .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
+        Ok(Self {
+            store: Arc::new(connected?),
+            runtime,
+            process: process::id(),
+            losses: Mutex::default(),
+            waiting: Mutex::default(),
+        })
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the server cannot tell.
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let store = Arc::clone(&self.store);
+        self.step(async move { store.list().await })
+    }
+
+    /// Waits until nobody holds `name`, or that cannot be told, but at most `at_most`. Whoever waits
+    /// here for their turn is woken; for others it is looked from time to time.
+    pub(crate) fn watch(&self, name: &Name, at_most: Duration) {
+        const LOOK: Duration = Duration::from_millis(100);
+
+        let queued = self
+            .waiting()
+            .values()
+            .find(|claim| claim.name == *name)
+            .cloned();
+        if let Some(claim) = queued {
+            self.wait(&claim, at_most);
+            return;
+        }
+        let began = std::time::Instant::now();
+        while let Ok(Some(holder)) = self.inspect(name) {
+            let left = at_most.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            let pause = LOOK.min(left).min(holder.remaining.unwrap_or(LOOK));
+            thread::sleep(pause.max(Duration::from_millis(1)));
+        }
+    }
+
+    /// What tells, to those who poll descriptors, that the lease of `claim` may be gone.
+    #[cfg(unix)]
+    pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<ServerWatch<'_>> {
+        let (heard, told) = UnixStream::pair()?;
+        heard.set_nonblocking(true)?;
+        told.set_nonblocking(true)?;
+        let watch = ServerWatch {
+            driven: self,
+            claim: claim.clone(),
+            heard,
+            told,
+            task: Mutex::default(),
+        };
+        watch.listen()?;
+        Ok(watch)
+    }
+
+    /// Whether `claim` is still recorded, as far as can be told.
+    fn holds(&self, claim: &Claim) -> bool {
+        match self.inspect(&claim.name) {
+            Ok(holder) => holder.and_then(|holder| holder.owner) == Some(claim.owner),
+            Err(_) => true,
+        }
+    }
+
+    /// Does `step` in the thread that serves the connections.
+    fn step<T: Send + 'static>(
+        &self,
+        step: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if self.process != process::id() {
+            return Err(StoreError::permanent(
+                "this store was opened before this process was forked; open one in the child",
+            ));
+        }
+        let ended = || StoreError::permanent("the thread that serves this store has ended");
+        self.runtime.done(step).ok_or_else(ended)?
+    }
+
+    fn losses(&self) -> MutexGuard<'_, HashMap<Owner, Loss>> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<Owner, Claim>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for Driven {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let (store, asked) = (Arc::clone(&self.store), claim.clone());
+        let reply = self.step(async move { store.acquire(&asked).await });
+        if reply.as_ref().is_ok_and(|reply| reply.is_granted()) {
+            self.waiting().remove(&claim.owner);
+        }
+        reply
+    }
+
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let (store, claim) = (Arc::clone(&self.store), claim.clone());
+        self.step(async move { store.extend(&claim).await })
+    }
+
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let (store, claim) = (Arc::clone(&self.store), claim.clone());
+        self.step(async move { store.release(&claim).await })
+    }
+
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        let (store, name) = (Arc::clone(&self.store), name.clone());
+        self.step(async move { store.evict(&name, only).await })
+    }
+
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let (store, name) = (Arc::clone(&self.store), name.clone());
+        self.step(async move { store.inspect(&name).await })
+    }
+
+    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+        self.waiting().insert(claim.owner, claim.clone());
+        let (store, claim) = (Arc::clone(&self.store), claim.clone());
+        let waited = self.step(async move { Ok(store.waited(&claim, at_most).await?) });
+        match waited {
+            Ok(()) => Waited::Done,
+            Err(_) => Waited::Unable,
+        }
+    }
+
+    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+        let heard = {
+            let mut losses = self.losses();
+            // One that has told of a loss has ended.
+            losses.retain(|owner, loss| *owner != claim.owner || !loss.task.is_finished());
+            let loss = losses.entry(claim.owner).or_insert_with(|| {
+                let heard = Arc::new(Notify::new());
+                let (store, claim) = (Arc::clone(&self.store), claim.clone());
+                let told = Arc::clone(&heard);
+                let task = self.runtime.handle.spawn(async move {
+                    store.lost(&claim).await;
+                    told.notify_one();
+                });
+                Loss { heard, task }
+            });
+            Arc::clone(&loss.heard)
+        };
+        let waited = self.step(async move {
+            let _ = tokio::time::timeout(at_most, heard.notified()).await;
+            Ok(())
+        });
+        match waited {
+            Ok(()) => Waited::Done,
+            Err(_) => Waited::Unable,
+        }
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        self.waiting().remove(&claim.owner);
+        if let Some(loss) = self.losses().remove(&claim.owner) {
+            loss.heard.notify_one();
+        }
+        let (store, claim) = (Arc::clone(&self.store), claim.clone());
+        // An error leaves a place that others pass in time.
+        let _ = self.step(async move {
+            store.leave(&claim).await;
+            Ok(())
+        });
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.store.abilities()
+    }
+}
+
+impl fmt::Debug for Driven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Driven").field(&self.store).finish()
+    }
+}
+
+/// Tells by a descriptor that a lease may be gone.
+#[cfg(unix)]
+#[derive(Debug)]
+pub(crate) struct ServerWatch<'a> {
+    driven: &'a Driven,
+    claim: Claim,
+    heard: UnixStream,
+    told: UnixStream,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[cfg(unix)]
+impl ServerWatch<'_> {
+    fn listen(&self) -> io::Result<()> {
+        let mut told = self.told.try_clone()?;
+        let (store, claim) = (Arc::clone(&self.driven.store), self.claim.clone());
+        let task = self.driven.runtime.handle.spawn(async move {
+            store.lost(&claim).await;
+            // One byte in it is enough.
+            let _ = told.write(&[1]);
+        });
+        *self.task() = Some(task);
+        Ok(())
+    }
+
+    /// Whether the lease is gone. Takes note of what has happened.
+    pub(crate) fn is_lost(&self) -> bool {
+        let mut news = [0; 16];
+        let mut is_told = false;
+        while matches!((&self.heard).read(&mut news), Ok(1..)) {
+            is_told = true;
+        }
+        if !is_told {
+            return false;
+        }
+        // One that has told has ended; without another it is asked from time to time.
+        let _ = self.listen();
+        !self.driven.holds(&self.claim)
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.heard.as_fd()
+    }
+
+    fn task(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(unix)]
+impl Drop for ServerWatch<'_> {
+    fn drop(&mut self) {
+        if let Some(task) = &*self.task() {
+            task.abort();
+        }
+    }
+}
+
+/// A thread with a runtime in it.
+#[derive(Debug)]
+struct RuntimeThread {
+    handle: Handle,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+    process: u32,
+}
+
+impl RuntimeThread {
+    fn start() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let handle = runtime.handle().clone();
+        let (end, ended) = oneshot::channel();
+        let thread = thread::Builder::new()
+            .name("verrou-server".to_owned())
+            .spawn(move || {
+                let _ = runtime.block_on(ended);
+            })?;
+        Ok(Self {
+            handle,
+            end: Some(end),
+            thread: Some(thread),
+            process: process::id(),
+        })
+    }
+
+    /// What `task` says, which is done in the thread; nothing when that has ended.
+    fn done<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let (said, heard) = mpsc::sync_channel(1);
+        self.handle.spawn(async move {
+            let _ = said.send(task.await);
+        });
+        heard.recv().ok()
+    }
+}
+
+impl Drop for RuntimeThread {
+    fn drop(&mut self) {
+        // In a forked child there is no such thread, nor one who could be told.
+        if self.process != process::id() {
+            std::mem::forget((self.end.take(), self.thread.take()));
+            return;
+        }
+        drop(self.end.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

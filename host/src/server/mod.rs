@@ -1,0 +1,39 @@
+//! Lock stores on servers, for locks that reach past one machine.
+
+mod engine;
+#[cfg(feature = "server")]
+mod driven;
+#[cfg(feature = "server")]
+mod error;
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+mod news;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "redis")]
+mod redis;
+#[cfg(feature = "server")]
+mod store;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+mod tls;
+#[cfg(feature = "server")]
+mod url;
+
+#[cfg(feature = "server")]
+pub use driven::Driven;
+#[cfg(all(unix, feature = "server"))]
+pub(crate) use driven::ServerWatch;
+pub use engine::Engine;
+#[cfg(feature = "server")]
+pub use error::ServerError;
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdStore;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
+#[cfg(feature = "redis")]
+pub use redis::RedisStore;
+#[cfg(feature = "server")]
+pub use store::ServerStore;
+#[cfg(feature = "server")]
+pub use url::ServerUrl;

@@ -1,0 +1,608 @@
+//! Locks on one Redis server: each step is a script, which Redis runs as one.
+//!
+//! A lock is four keys with one prefix: its record, a hash that ends by its time; the counter of its
+//! fences, which never ends; and who waits for it, in their order, and until when they are there. Who
+//! gives a lock back keeps it for the first of them for half a second, and tells it on its channel; who
+//! does not come in that time has lost its place. See `server/redis/`.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use ::redis::io::tcp::TcpSettings;
+use ::redis::{
+    Client, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, ProtocolVersion, PushInfo,
+    PushKind, RedisConnectionInfo, RedisError, Script, ServerErrorKind, TlsCertificates, Value,
+};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+use verrou::blocking::Host;
+use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
+
+use super::news::News;
+use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
+use super::{ServerError, ServerUrl};
+use crate::System;
+use crate::store::{Listed, StoreOptions};
+
+/// Leases on one Redis server, version 6 or later.
+///
+/// Its steps wait in a tokio runtime, that in which it was [connected](Self::connect). One connection
+/// serves all of them, and all who wait. See `host/REDIS.md` for what it promises.
+pub struct RedisStore {
+    connection: ConnectionManager,
+    server: String,
+    prefix: String,
+    timeout: Duration,
+    about: String,
+    /// Where those who wait here, and hold here, are told.
+    channel: String,
+    is_subscribed: OnceCell<()>,
+    news: Arc<News>,
+    /// Those who wait here.
+    waiting: Mutex<HashSet<Owner>>,
+    runtime: Handle,
+}
+
+macro_rules! script {
+    ($file:literal) => {
+        LazyLock::new(|| {
+            Script::new(concat!(
+                include_str!("redis/queue.lua"),
+                include_str!($file)
+            ))
+        })
+    };
+}
+
+static ACQUIRE: LazyLock<Script> = script!("redis/acquire.lua");
+static EXTEND: LazyLock<Script> = script!("redis/extend.lua");
+static RELEASE: LazyLock<Script> = script!("redis/release.lua");
+static EVICT: LazyLock<Script> = script!("redis/evict.lua");
+static WAIT: LazyLock<Script> = script!("redis/wait.lua");
+static LEAVE: LazyLock<Script> = script!("redis/leave.lua");
+
+/// What of a name would end the part of a key that says, in a cluster, where it is kept; and what
+/// stands for it.
+const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
+
+impl RedisStore {
+    /// The store at `url`, whose server is asked whether it is fit for one.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+        let server = url.to_string();
+        let setup = |why: String, advice: &str| ServerError::Setup {
+            server: server.clone(),
+            why,
+            advice: advice.to_owned(),
+        };
+        let client = client(url, &setup)?;
+        let news = Arc::new(News::default());
+        let told = Arc::clone(&news);
+        let config = ConnectionManagerConfig::new()
+            // Who waits in vain asks again by itself.
+            .set_number_of_retries(0)
+            .set_connection_timeout(Some(url.timeout()))
+            .set_response_timeout(Some(url.timeout()))
+            .set_push_sender(move |push: PushInfo| {
+                hear(&told, &push);
+                Ok::<(), ::redis::aio::SendError>(())
+            })
+            .set_automatic_resubscription();
+        let connecting = ConnectionManager::new_with_config(client, config);
+        let late = |_| ServerError::Timeout {
+            server: server.clone(),
+            after: url.timeout(),
+        };
+        let mut connection = timeout(url.timeout(), connecting)
+            .await
+            .map_err(late)?
+            .map_err(|err| not_connected(&server, err))?;
+        let memory: Result<String, _> = ::redis::cmd("INFO")
+            .arg("memory")
+            .query_async(&mut connection)
+            .await;
+        // A server that lets nobody ask is trusted.
+        if let Ok(memory) = memory {
+            is_kept(&memory).map_err(|why| {
+                setup(
+                    why,
+                    "locks could be evicted: set maxmemory-policy noeviction, or use another server",
+                )
+            })?;
+        }
+        let id = Owner::from_bytes(System.random());
+        let prefix = url.option("prefix").unwrap_or_else(|| "verrou:".to_owned());
+        Ok(Self {
+            connection,
+            timeout: url.timeout(),
+            about: About::this(options).to_json(),
+            channel: format!("{prefix}client:{id}"),
+            prefix,
+            server,
+            is_subscribed: OnceCell::new(),
+            news,
+            waiting: Mutex::default(),
+            runtime: Handle::current(),
+        })
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the server cannot tell.
+    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let escaped: String = self
+            .prefix
+            .chars()
+            .flat_map(|char| match char {
+                '*' | '?' | '[' | ']' | '\\' => vec!['\\', char],
+                char => vec![char],
+            })
+            .collect();
+        let pattern = format!("{escaped}{{*}}");
+        let mut names = HashSet::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = ::redis::cmd("SCAN");
+            scan.arg(&cursor)
+                .arg("MATCH")
+                .arg(&pattern)
+                .arg("COUNT")
+                .arg(1000);
+            scan.arg("TYPE").arg("hash");
+            let (next, keys): (String, Vec<String>) = self.asked(self.timeout, &scan).await?;
+            names.extend(keys.iter().filter_map(|key| self.name_of(key)));
+            if next == "0" {
+                break;
+            }
+            cursor = next;
+        }
+        let mut names: Vec<Name> = names.into_iter().collect();
+        names.sort_unstable();
+        let mut listed = Vec::new();
+        for name in names {
+            if let Some(holder) = self.inspect(&name).await? {
+                listed.push(Ok((name, holder)));
+            }
+        }
+        Ok(listed)
+    }
+
+    /// [`AsyncStore::give_up`], awaited.
+    pub(crate) async fn leave(&self, claim: &Claim) {
+        if !self.waiting().remove(&claim.owner) {
+            return;
+        }
+        let left: Result<i64, _> = self
+            .run(&LEAVE, &claim.name, self.timeout, |script| {
+                script
+                    .arg(claim.owner.to_string())
+                    .arg(millis(KEPT_FOR_THE_FIRST));
+            })
+            .await;
+        // Otherwise others pass it when it is not there in time.
+        drop(left);
+    }
+
+    /// The key of the record of `name`: in braces what says, in a cluster, where it is kept.
+    fn key(&self, name: &Name) -> String {
+        let name = utf8_percent_encode(name.as_str(), BRACES);
+        format!("{}{{{name}}}", self.prefix)
+    }
+
+    /// Whose record has this key.
+    fn name_of(&self, key: &str) -> Option<Name> {
+        let braced = key.strip_prefix(&self.prefix)?;
+        let encoded = braced.strip_prefix('{')?.strip_suffix('}')?;
+        Name::new(&percent_decode_str(encoded).decode_utf8().ok()?).ok()
+    }
+
+    /// Runs `script` on the keys of `name`.
+    async fn run<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        name: &Name,
+        patience: Duration,
+        arguments: impl FnOnce(&mut ::redis::ScriptInvocation<'_>),
+    ) -> Result<T, ServerError> {
+        let key = self.key(name);
+        let mut script = script.prepare_invoke();
+        for suffix in ["", ":fence", ":queue", ":waiting"] {
+            script.key(format!("{key}{suffix}"));
+        }
+        arguments(&mut script);
+        let mut connection = self.connection.clone();
+        let asked = script.invoke_async(&mut connection);
+        self.answered(patience, asked).await
+    }
+
+    async fn asked<T: FromRedisValue>(
+        &self,
+        patience: Duration,
+        command: &::redis::Cmd,
+    ) -> Result<T, ServerError> {
+        let mut connection = self.connection.clone();
+        let asked = command.query_async(&mut connection);
+        self.answered(patience, asked).await
+    }
+
+    async fn answered<T>(
+        &self,
+        patience: Duration,
+        asked: impl Future<Output = Result<T, RedisError>>,
+    ) -> Result<T, ServerError> {
+        match timeout(patience, asked).await {
+            Ok(answer) => answer.map_err(|err| failed(&self.server, err)),
+            Err(_) => Err(ServerError::Timeout {
+                server: self.server.clone(),
+                after: patience,
+            }),
+        }
+    }
+
+    /// Sees to it that this process hears what it is told.
+    async fn subscribe(&self) -> Result<(), ServerError> {
+        let subscribed = self.is_subscribed.get_or_try_init(async || {
+            let mut connection = self.connection.clone();
+            let subscribing = connection.subscribe(&self.channel);
+            self.answered(self.timeout, subscribing).await
+        });
+        subscribed.await.copied()
+    }
+
+    /// Takes a place, however long that takes, and waits until it is told to come, but at most
+    /// `at_most`.
+    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+        let listening = self.news.listen(claim.owner);
+        self.subscribe().await?;
+        self.waiting().insert(claim.owner);
+        let believed = at_most.saturating_add(BELIEVED);
+        let is_free: bool = self
+            .run(&WAIT, &claim.name, self.timeout, |script| {
+                script
+                    .arg(claim.owner.to_string())
+                    .arg(millis(believed))
+                    .arg(&self.channel);
+            })
+            .await?;
+        if !is_free {
+            let _ = timeout(at_most, listening.heard()).await;
+        }
+        Ok(())
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashSet<Owner>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsyncStore for RedisStore {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let patience = patience(self.timeout, claim);
+        let (is_granted, number): (bool, i64) = self
+            .run(&ACQUIRE, &claim.name, patience, |script| {
+                script
+                    .arg(claim.owner.to_string())
+                    .arg(or_nothing(kept(claim.ttl).map(millis)))
+                    .arg(or_nothing(claim.ttl.duration().map(millis)))
+                    .arg(&self.about)
+                    .arg(&self.channel)
+                    .arg(millis(System.wall_clock()))
+                    .arg(millis(KEPT_FOR_THE_FIRST));
+            })
+            .await?;
+        if is_granted {
+            self.waiting().remove(&claim.owner);
+            let fence = u64::try_from(number).ok().and_then(Fence::new);
+            return Ok(Reply::Granted { fence });
+        }
+        let remaining = u64::try_from(number).ok().map(Duration::from_millis);
+        Ok(Reply::Refused { remaining })
+    }
+
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let patience = patience(self.timeout, claim);
+        let done: bool = self
+            .run(&EXTEND, &claim.name, patience, |script| {
+                script
+                    .arg(claim.owner.to_string())
+                    .arg(or_nothing(kept(claim.ttl).map(millis)))
+                    .arg(or_nothing(claim.ttl.duration().map(millis)))
+                    .arg(&self.channel);
+            })
+            .await?;
+        Ok(reply(done))
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let patience = patience(self.timeout, claim);
+        let done: bool = self
+            .run(&RELEASE, &claim.name, patience, |script| {
+                script
+                    .arg(claim.owner.to_string())
+                    .arg(millis(KEPT_FOR_THE_FIRST));
+            })
+            .await?;
+        Ok(reply(done))
+    }
+
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        let done: bool = self
+            .run(&EVICT, name, self.timeout, |script| {
+                script
+                    .arg(or_nothing(only.map(Fence::get)))
+                    .arg(millis(KEPT_FOR_THE_FIRST));
+            })
+            .await?;
+        Ok(reply(done))
+    }
+
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let key = self.key(name);
+        let mut both = ::redis::pipe();
+        both.atomic();
+        both.cmd("HMGET").arg(&key);
+        for field in ["owner", "fence", "ttl", "since", "about"] {
+            both.arg(field);
+        }
+        both.cmd("PTTL").arg(&key);
+        let mut connection = self.connection.clone();
+        let asked = both.query_async(&mut connection);
+        let (found, left): (Vec<Option<String>>, i64) = self.answered(self.timeout, asked).await?;
+        let [Some(owner), fence, ttl, since, about] = &found[..] else {
+            return Ok(None);
+        };
+        let number = |text: &Option<String>| text.as_ref()?.parse::<u64>().ok();
+        // Less what it is kept for longer than its holder counts on it, and never nothing.
+        let remaining = u64::try_from(left).ok().map(|left| {
+            let drift = number(ttl).map_or(Duration::ZERO, |ttl| drift(Duration::from_millis(ttl)));
+            let left = Duration::from_millis(left).saturating_sub(drift);
+            left.max(Duration::from_millis(1))
+        });
+        Ok(Some(Holder {
+            owner: owner.parse().ok(),
+            fence: number(fence).and_then(Fence::new),
+            since: number(since).map(Duration::from_millis),
+            remaining,
+            process: about.as_deref().and_then(About::process_of),
+        }))
+    }
+
+    async fn wait(&self, claim: &Claim, at_most: Duration) {
+        if self.waited(claim, at_most).await.is_err() {
+            // Whoever asks next is told why.
+            std::future::pending().await
+        }
+    }
+
+    async fn lost(&self, claim: &Claim) {
+        let listening = self.news.listen(claim.owner);
+        if self.subscribe().await.is_err() {
+            return std::future::pending().await;
+        }
+        let holder = self.inspect(&claim.name).await;
+        // What cannot be told now is asked by whoever keeps the lease.
+        let is_held = holder.map_or(true, |it| it.and_then(|it| it.owner) == Some(claim.owner));
+        if is_held {
+            listening.heard().await;
+        }
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        if !self.waiting().remove(&claim.owner) {
+            return;
+        }
+        let key = self.key(&claim.name);
+        let mut connection = self.connection.clone();
+        let owner = claim.owner.to_string();
+        self.runtime.spawn(async move {
+            let mut script = LEAVE.prepare_invoke();
+            for suffix in ["", ":fence", ":queue", ":waiting"] {
+                script.key(format!("{key}{suffix}"));
+            }
+            script.arg(owner).arg(millis(KEPT_FOR_THE_FIRST));
+            let _: Result<Value, _> = script.invoke_async(&mut connection).await;
+        });
+    }
+
+    fn abilities(&self) -> Abilities {
+        ABILITIES
+    }
+}
+
+impl fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisStore")
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
+fn reply(done: bool) -> Reply {
+    if done {
+        Reply::Granted { fence: None }
+    } else {
+        Reply::REFUSED
+    }
+}
+
+/// A number, or an argument in which there is nothing.
+fn or_nothing(number: Option<u64>) -> String {
+    number.map_or_else(String::new, |number| number.to_string())
+}
+
+/// In whole milliseconds, and no less.
+fn millis(length: Duration) -> u64 {
+    // A key can end no later.
+    const LATEST: u128 = 1 << 53;
+
+    length.as_nanos().div_ceil(1_000_000).min(LATEST) as u64
+}
+
+/// Hands on what the server says by itself.
+fn hear(news: &News, push: &PushInfo) {
+    match (&push.kind, &push.data[..]) {
+        (PushKind::Message, [_, said]) => {
+            let text = String::from_redis_value_ref(said).unwrap_or_default();
+            if let Ok(owner) = text.parse() {
+                news.tell(&owner);
+            }
+        }
+        // Something may have been said that was not heard.
+        (PushKind::Disconnection | PushKind::Subscribe, _) => news.tell_all(),
+        _ => {}
+    }
+}
+
+fn client(
+    url: &ServerUrl,
+    setup: &impl Fn(String, &str) -> ServerError,
+) -> Result<Client, ServerError> {
+    let unread = |err: std::io::Error| setup(err.to_string(), "name a file that can be read");
+    let wrong = |err: RedisError| {
+        setup(
+            err.to_string(),
+            "write redis://USER:PASSWORD@HOST:PORT/DATABASE",
+        )
+    };
+    let (host, port) = url.hosts().swap_remove(0);
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let port = port.unwrap_or(6379);
+    let address = if url.is_encrypted() {
+        ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure: false,
+            tls_params: None,
+        }
+    } else {
+        ConnectionAddr::Tcp(host, port)
+    };
+    let database = url.database().unwrap_or_else(|| "0".to_owned());
+    let database = database.parse().map_err(|_| {
+        setup(
+            format!("`{database}` is no number of a database"),
+            "write redis://HOST/0",
+        )
+    })?;
+    let mut settings = RedisConnectionInfo::default()
+        // Its messages come on the connection that its answers come on.
+        .set_protocol(ProtocolVersion::RESP3)
+        .set_db(database)
+        .set_lib_name("verrou", env!("CARGO_PKG_VERSION"));
+    if let Some(user) = url.user() {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = url.password().map_err(unread)? {
+        settings = settings.set_password(password);
+    }
+    let tcp = TcpSettings::default().set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(url.timeout() * 2);
+    let info: ConnectionInfo = ::redis::IntoConnectionInfo::into_connection_info(address)
+        .map_err(wrong)?
+        .set_tcp_settings(tcp)
+        .set_redis_settings(settings);
+    if !url.is_encrypted() {
+        return Client::open(info).map_err(wrong);
+    }
+    super::tls::install();
+    let certificates = TlsCertificates {
+        client_tls: None,
+        root_cert: url.authorities().map_err(unread)?,
+    };
+    Client::build_with_tls(info, certificates).map_err(wrong)
+}
+
+/// Why there is no connection.
+fn not_connected(server: &str, err: RedisError) -> ServerError {
+    let setup = |why: &str, advice: &str| ServerError::Setup {
+        server: server.to_owned(),
+        why: format!("{why} ({err})"),
+        advice: advice.to_owned(),
+    };
+    match err.kind() {
+        ErrorKind::RESP3NotSupported => setup("it is too old", "use Redis 6 or later"),
+        ErrorKind::AuthenticationFailed => setup(
+            "it refuses the user or the password",
+            "write redis://USER:PASSWORD@HOST, or password-file=FILE",
+        ),
+        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => setup(
+            "what answers there is no Redis",
+            "name the port of Redis, and write rediss:// if it expects TLS",
+        ),
+        _ => failed(server, err),
+    }
+}
+
+/// What a request that failed means.
+fn failed(server: &str, err: RedisError) -> ServerError {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
+
+    let server = server.to_owned();
+    match err.kind() {
+        ErrorKind::Io => ServerError::Disconnected {
+            server,
+            source: err.into(),
+        },
+        ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain) => {
+            ServerError::Unavailable {
+                server,
+                source: err.into(),
+            }
+        }
+        _ if err.is_connection_dropped() || err.is_timeout() => ServerError::Disconnected {
+            server,
+            source: err.into(),
+        },
+        _ => ServerError::Refused {
+            server,
+            source: err.into(),
+        },
+    }
+}
+
+/// Whether what is written to a server with this memory stays there, or why not.
+fn is_kept(memory: &str) -> Result<(), String> {
+    let field = |name: &str| {
+        let lines = memory.lines().filter_map(|line| line.split_once(':'));
+        lines
+            .filter(|(field, _)| *field == name)
+            .map(|(_, value)| value.trim())
+            .next()
+    };
+    match (field("maxmemory"), field("maxmemory_policy")) {
+        (Some(limit), Some(policy)) if limit != "0" && policy != "noeviction" => Err(format!(
+            "when its memory is full it forgets keys (maxmemory-policy {policy})"
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_forgets_is_found_out() {
+        let memory = |limit, policy| {
+            format!(
+                "# Memory\r\nused_memory:1\r\nmaxmemory:{limit}\r\nmaxmemory_policy:{policy}\r\n"
+            )
+        };
+        assert!(is_kept(&memory(0, "allkeys-lru")).is_ok());
+        assert!(is_kept(&memory(1000, "noeviction")).is_ok());
+        assert!(is_kept("").is_ok());
+        let why = is_kept(&memory(1000, "volatile-ttl")).unwrap_err();
+        assert!(why.contains("volatile-ttl"), "{why}");
+    }
+}

@@ -1,0 +1,7 @@
+-- ARGV: the fence that is meant, or nothing; for how long a lock is kept for the first.
+local held = redis.call('HMGET', record, 'fence', 'to', 'owner')
+if not held[1] or (ARGV[1] ~= '' and held[1] ~= ARGV[1]) then return 0 end
+redis.call('DEL', record)
+redis.call('PUBLISH', held[2], held[3])
+hand_over(milliseconds(), ARGV[2])
+return 1

@@ -1,0 +1,35 @@
+-- Of all scripts: KEYS are the record, its fence counter, who waits, and until when they are there.
+local record, counter, queue, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+local function milliseconds()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function leave(owner)
+  redis.call('ZREM', queue, owner)
+  redis.call('HDEL', waiting, owner, owner .. ':to')
+end
+
+-- The first of those who wait and are believed to be there.
+local function first(now)
+  while true do
+    local owner = redis.call('ZRANGE', queue, 0, 0)[1]
+    if not owner then return nil end
+    local there = redis.call('HGET', waiting, owner)
+    if there and tonumber(there) >= now then return owner end
+    leave(owner)
+  end
+end
+
+-- Tells the first of those who wait that the lock is free, and keeps it for them for a while.
+local function hand_over(now, kept)
+  local owner = first(now)
+  if not owner then return end
+  redis.call('HSET', waiting, 'for', owner, 'until', now + kept)
+  redis.call('PUBLISH', redis.call('HGET', waiting, owner .. ':to'), owner)
+end
+
+local function last(ttl)
+  if ttl == '' then redis.call('PERSIST', record) else redis.call('PEXPIRE', record, ttl) end
+end

@@ -1,0 +1,201 @@
+//! A store on whichever server, and what all of them have in common.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Process, Reply, StoreError, Ttl};
+
+#[cfg(feature = "etcd")]
+use super::EtcdStore;
+#[cfg(feature = "postgres")]
+use super::PostgresStore;
+#[cfg(feature = "redis")]
+use super::RedisStore;
+use super::{Engine, ServerError, ServerUrl};
+use crate::store::{Listed, StoreOptions, this_process};
+
+/// A store on a server, of whichever engine this is built for.
+///
+/// It lives in the tokio runtime in which it was [connected](Self::connect), with its time and I/O
+/// enabled, and ends with it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServerStore {
+    /// On Redis.
+    #[cfg(feature = "redis")]
+    Redis(RedisStore),
+    /// On PostgreSQL.
+    #[cfg(feature = "postgres")]
+    Postgres(PostgresStore),
+    /// On etcd.
+    #[cfg(feature = "etcd")]
+    Etcd(EtcdStore),
+}
+
+/// Does the same with the store of whichever engine it is.
+macro_rules! with_engine {
+    ($store:expr, $engine:ident => $done:expr) => {
+        match $store {
+            #[cfg(feature = "redis")]
+            ServerStore::Redis($engine) => $done,
+            #[cfg(feature = "postgres")]
+            ServerStore::Postgres($engine) => $done,
+            #[cfg(feature = "etcd")]
+            ServerStore::Etcd($engine) => $done,
+        }
+    };
+}
+
+impl ServerStore {
+    /// The store at `url`, whose server is asked whether it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+        match url.engine() {
+            #[cfg(feature = "redis")]
+            Engine::Redis => RedisStore::connect(url, options).await.map(Self::Redis),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres => PostgresStore::connect(url, options)
+                .await
+                .map(Self::Postgres),
+            #[cfg(feature = "etcd")]
+            Engine::Etcd => EtcdStore::connect(url, options).await.map(Self::Etcd),
+            #[allow(unreachable_patterns, reason = "with all features there is no other")]
+            engine => Err(ServerError::Setup {
+                server: url.to_string(),
+                why: format!("this program is built without {engine}"),
+                advice: format!("build it with the feature `{}`", engine.feature()),
+            }),
+        }
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the server cannot tell.
+    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        with_engine!(self, store => store.list().await)
+    }
+
+    /// [`AsyncStore::wait`], which has a place when it ends, and ends by itself.
+    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+        with_engine!(self, store => store.waited(claim, at_most).await)
+    }
+
+    /// [`AsyncStore::give_up`], awaited.
+    pub(crate) async fn leave(&self, claim: &Claim) {
+        with_engine!(self, store => store.leave(claim).await);
+    }
+}
+
+impl AsyncStore for ServerStore {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        with_engine!(self, store => store.acquire(claim).await)
+    }
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        with_engine!(self, store => store.extend(claim).await)
+    }
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        with_engine!(self, store => store.release(claim).await)
+    }
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        with_engine!(self, store => store.evict(name, only).await)
+    }
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        with_engine!(self, store => store.inspect(name).await)
+    }
+    async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        with_engine!(self, store => store.detach(claim).await)
+    }
+    async fn wait(&self, claim: &Claim, at_most: Duration) {
+        with_engine!(self, store => store.wait(claim, at_most).await);
+    }
+    async fn lost(&self, claim: &Claim) {
+        with_engine!(self, store => store.lost(claim).await);
+    }
+    fn give_up(&self, claim: &Claim) {
+        with_engine!(self, store => store.give_up(claim));
+    }
+    fn abilities(&self) -> Abilities {
+        with_engine!(self, store => store.abilities())
+    }
+}
+
+/// What a store on a server can do: nothing there ends with its client but by its time.
+pub(crate) const ABILITIES: Abilities = Abilities {
+    expires: true,
+    ephemeral: false,
+    transfers: true,
+    evicts: true,
+    fences: true,
+};
+
+/// How long a lock that was given back is kept for the first of those who wait for it.
+#[cfg(any(feature = "redis", feature = "postgres"))]
+pub(crate) const KEPT_FOR_THE_FIRST: Duration = Duration::from_millis(500);
+
+/// How long beyond what it has said someone who waits is believed to be there.
+#[cfg(any(feature = "redis", feature = "postgres"))]
+pub(crate) const BELIEVED: Duration = Duration::from_secs(10);
+
+/// For how long a server is to keep a record for a holder that counts on `ttl`.
+///
+/// Clocks may differ by one percent, and by two milliseconds for what they are read in: the server's
+/// end comes after the holder's.
+pub(crate) fn kept(ttl: Ttl) -> Option<Duration> {
+    ttl.duration().map(|ttl| ttl.saturating_add(drift(ttl)))
+}
+
+/// By how much longer than `ttl` it is kept.
+pub(crate) fn drift(ttl: Duration) -> Duration {
+    ttl / 100 + Duration::from_millis(2)
+}
+
+/// How long a step on `claim` waits for its answer: not so long that nobody could ask again before the
+/// lease ends.
+pub(crate) fn patience(timeout: Duration, claim: &Claim) -> Duration {
+    const SHORTEST: Duration = Duration::from_millis(50);
+
+    claim
+        .ttl
+        .duration()
+        .map_or(timeout, |ttl| timeout.min((ttl / 4).max(SHORTEST)))
+}
+
+/// What a record says of the process that made it, for people.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct About {
+    process: u32,
+    host: String,
+    command: String,
+}
+
+impl About {
+    /// This process.
+    pub(crate) fn this(options: &StoreOptions) -> Self {
+        let Process { id, host, command } = this_process(options.command.as_deref());
+        Self {
+            process: id,
+            host,
+            command,
+        }
+    }
+
+    /// As text.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// What a record says, if it says it as this does.
+    pub(crate) fn process_of(json: &str) -> Option<Process> {
+        let about: Self = serde_json::from_str(json).ok()?;
+        Some(Process {
+            id: about.process,
+            host: about.host,
+            command: about.command,
+        })
+    }
+}

@@ -1,0 +1,570 @@
+//! What every engine has to stand, beyond the conformance suite.
+
+use std::collections::HashSet;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{env, iter};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use verrou::blocking::LockFactory;
+use verrou::{
+    Claim, Error, Fence, Loss, Name, Owner, Reply, RunError, Store, StoreError, Ttl, Waited,
+};
+use verrou_host::{AnyStore, StoreOptions, System, keep_alive};
+
+use crate::proxy::Proxy;
+use crate::running::Running;
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(60);
+
+/// An engine, as these cases use it.
+pub(crate) trait Kind: Sync {
+    /// A server of its own, which keeps what it was told when it is killed and started again.
+    fn start(&self) -> Running;
+
+    /// The URL of a store on the server at that port; `place` tells it from others there.
+    fn url(&self, port: u16, place: &str) -> String;
+
+    /// The ttl of leases that are to end while a test waits.
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    /// How much later than its ttl a record is gone, at most.
+    fn late(&self) -> Duration {
+        Duration::from_millis(200)
+    }
+}
+
+pub(crate) fn open(url: &str) -> AnyStore {
+    let url = url.parse().expect("a URL");
+    AnyStore::open(&url, &StoreOptions::default()).expect("the server is there")
+}
+
+pub(crate) fn claim(owner: u32, ttl: Ttl) -> Claim {
+    let mut bytes = [0; 16];
+    bytes[..4].copy_from_slice(&owner.to_le_bytes());
+    Claim {
+        name: Name::new("lock").expect("a name"),
+        owner: Owner::from_bytes(bytes),
+        ttl,
+        ephemeral: false,
+    }
+}
+
+fn lasting(length: Duration) -> Ttl {
+    Ttl::new(length).expect("a ttl")
+}
+
+#[track_caller]
+pub(crate) fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
+    match reply {
+        Ok(Reply::Granted { fence }) => fence,
+        other => panic!("expected a grant, got {other:?}"),
+    }
+}
+
+/// Why a lease did not last.
+fn why<T>(ended: RunError<T>) -> Error {
+    match ended {
+        RunError::Ended { error, .. } => error,
+        RunError::NotAcquired(error) => error,
+    }
+}
+
+/// What the store says when it has an answer at all.
+#[track_caller]
+fn in_the_end<T>(step: impl Fn() -> Result<T, StoreError>) -> T {
+    let began = Instant::now();
+    loop {
+        match step() {
+            Ok(answer) => return answer,
+            Err(err) => {
+                assert!(err.is_temporary(), "{err:?}");
+                assert!(began.elapsed() < LONG, "{err:?}");
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+/// Waiters of several stores, each of which comes when the one before it has its place, are served in
+/// that order; one of them who gives up is passed at once, and no newcomer passes them.
+pub(crate) fn first_come_first_served(kind: &impl Kind) {
+    const STORES: usize = 4;
+    const WAITERS: u32 = 16;
+
+    let server = kind.start();
+    let url = kind.url(server.port, "order");
+    let stores: Vec<_> = iter::repeat_with(|| open(&url)).take(STORES).collect();
+    let of = |waiter: u32| &stores[waiter as usize % STORES];
+    let (holder, order) = (claim(0, Ttl::NEVER), Mutex::new(Vec::new()));
+    granted(stores[0].acquire(&holder));
+    for waiter in 1..=WAITERS {
+        assert_eq!(
+            of(waiter).wait(&claim(waiter, Ttl::NEVER), Duration::ZERO),
+            Waited::Done
+        );
+    }
+    of(5).give_up(&claim(5, Ttl::NEVER));
+    thread::scope(|scope| {
+        for waiter in (1..=WAITERS).rev().filter(|&waiter| waiter != 5) {
+            let (store, order) = (of(waiter), &order);
+            scope.spawn(move || {
+                let claim = claim(waiter, Ttl::NEVER);
+                let began = Instant::now();
+                while !in_the_end(|| store.acquire(&claim)).is_granted() {
+                    assert!(began.elapsed() < LONG, "{waiter} waits in vain");
+                    store.wait(&claim, Duration::from_secs(20));
+                }
+                order.lock().unwrap().push(waiter);
+                granted(store.release(&claim));
+            });
+        }
+        granted(stores[0].release(&holder));
+        let newcomer = claim(99, Ttl::NEVER);
+        let reply = stores[0].acquire(&newcomer).expect("the server is there");
+        assert!(!reply.is_granted() || order.lock().unwrap().len() == WAITERS as usize - 1);
+        stores[0].release(&newcomer).expect("the server is there");
+    });
+    let order = order.into_inner().unwrap();
+    let expected: Vec<_> = (1..=WAITERS).filter(|&waiter| waiter != 5).collect();
+    assert_eq!(order, expected);
+}
+
+/// A lock is kept only for a while for someone who waited and is gone.
+pub(crate) fn who_waited_and_is_gone_is_passed(kind: &impl Kind) {
+    let server = kind.start();
+    let url = kind.url(server.port, "gone");
+    let (store, gone) = (open(&url), open(&url));
+    let (holder, next) = (claim(1, Ttl::NEVER), claim(3, Ttl::NEVER));
+    granted(store.acquire(&holder));
+    gone.wait(&claim(2, Ttl::NEVER), Duration::ZERO);
+    store.wait(&next, Duration::ZERO);
+    drop(gone);
+    granted(store.release(&holder));
+    let began = Instant::now();
+    while !in_the_end(|| store.acquire(&next)).is_granted() {
+        assert!(began.elapsed() < LONG, "it is to be passed");
+        store.wait(&next, Duration::from_millis(100));
+    }
+}
+
+/// Many clients add one each to a number that the lock guards; `add` reads and writes in two steps.
+pub(crate) fn many_clients_count(
+    kind: &impl Kind,
+    clients: u32,
+    add: impl Fn(u16, Fence) + Sync,
+) -> Running {
+    let server = kind.start();
+    let (url, port) = (kind.url(server.port, "count"), server.port);
+    thread::scope(|scope| {
+        for _ in 0..clients {
+            scope.spawn(|| {
+                let lock = LockFactory::new(Arc::new(open(&url)), System)
+                    .create_lock("lock", "1m")
+                    .expect("a lock");
+                lock.run(|held| add(port, held.fence().expect("a fence")))
+                    .expect("the lock is had, and kept");
+            });
+        }
+    });
+    server
+}
+
+/// Who is told nothing, because the answer was lost, asks again, and has what it was granted.
+pub(crate) fn a_lost_answer_is_asked_for_again(kind: &impl Kind) {
+    let server = kind.start();
+    let proxy = Proxy::to(server.port);
+    let store = open(&kind.url(proxy.port, "lost"));
+    let direct = open(&kind.url(server.port, "lost"));
+    let (one, two) = (claim(1, Ttl::NEVER), claim(2, Ttl::NEVER));
+    // So that what is asked is one request.
+    let warm = granted(store.acquire(&one));
+    granted(store.release(&one));
+    for round in 0..5 {
+        proxy.lose_the_next_answer();
+        let first = store.acquire(&one);
+        assert!(proxy.has_lost_one(), "round {round}");
+        let first = first.expect_err("the answer was lost");
+        assert!(first.is_temporary(), "{first:?}");
+        let held = in_the_end(|| direct.inspect(&one.name)).map(|holder| holder.fence);
+        let fence = granted(Ok(in_the_end(|| store.acquire(&one))));
+        assert!(fence > warm);
+        if let Some(held) = held {
+            assert_eq!(fence, held, "it is the same grant");
+        }
+        assert!(!in_the_end(|| direct.acquire(&two)).is_granted());
+        proxy.lose_the_next_answer();
+        let extended = store.extend(&one);
+        assert!(extended.is_err_and(|err| err.is_temporary()));
+        assert!(in_the_end(|| store.extend(&one)).is_granted());
+        proxy.lose_the_next_answer();
+        assert!(store.release(&one).is_err_and(|err| err.is_temporary()));
+        // Refused, when it was given back by the first.
+        in_the_end(|| store.release(&one));
+        assert_eq!(in_the_end(|| direct.inspect(&one.name)), None);
+    }
+}
+
+/// All connections cut: whoever waits is served all the same, and a holder keeps its lease.
+pub(crate) fn cut_connections_are_made_anew(kind: &impl Kind) {
+    let server = kind.start();
+    let proxy = Proxy::to(server.port);
+    let (store, direct) = (
+        open(&kind.url(proxy.port, "cut")),
+        open(&kind.url(server.port, "cut")),
+    );
+    let (holder, waiter) = (claim(1, Ttl::NEVER), claim(2, Ttl::NEVER));
+    granted(direct.acquire(&holder));
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            while !in_the_end(|| store.acquire(&waiter)).is_granted() {
+                store.wait(&waiter, Duration::from_secs(1));
+            }
+        });
+        for _ in 0..5 {
+            proxy.cut();
+            thread::sleep(Duration::from_millis(50));
+        }
+        granted(direct.release(&holder));
+        waiting.join().expect("it is served");
+    });
+    // Kept while nobody can be reached for less than the ttl, and lost when it is for longer.
+    let ttl = 3 * kind.ttl();
+    in_the_end(|| store.release(&waiter));
+    let factory = LockFactory::new(&store, System);
+    let lock = factory.create_lock("lock", ttl).expect("a lock");
+    let held = lock.guard().expect("it is free");
+    keep_alive(&held, || {
+        proxy.cut_for_good();
+        thread::sleep(ttl / 3);
+        proxy.mend();
+        thread::sleep(ttl);
+    })
+    .expect("it is kept");
+    let lost = keep_alive(&held, || {
+        proxy.cut_for_good();
+        let began = Instant::now();
+        while !held.is_expired() {
+            assert!(began.elapsed() < LONG, "its time passes");
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    let lost = lost.expect_err("its time has passed");
+    let lost = why(lost);
+    assert!(
+        matches!(
+            &lost,
+            Error::Lost {
+                loss: Loss::Expired,
+                ..
+            }
+        ),
+        "{lost:?}"
+    );
+    proxy.mend();
+}
+
+/// A server that is stopped answers nobody, in time; when it goes on all is as it was.
+pub(crate) fn a_stopped_server_is_no_answer(kind: &impl Kind) {
+    let server = kind.start();
+    let store = open(&kind.url(server.port, "stopped"));
+    let one = claim(1, lasting(Duration::from_mins(1)));
+    let fence = granted(store.acquire(&one));
+    server.stop();
+    let began = Instant::now();
+    for step in [Store::acquire, Store::extend, Store::release] {
+        let err = step(&store, &claim(2, one.ttl)).expect_err("nobody answers");
+        assert!(err.is_temporary(), "{err:?}");
+    }
+    let took = began.elapsed();
+    assert!(took < LONG / 2, "{took:?}");
+    server.go_on();
+    let asked = in_the_end(|| store.acquire(&one));
+    assert_eq!(granted(Ok(asked)), fence);
+}
+
+/// A server that is killed and started again has what it had, and its fences go on.
+pub(crate) fn a_killed_server_keeps_its_locks(kind: &impl Kind) {
+    let mut server = kind.start();
+    let url = kind.url(server.port, "killed");
+    let store = open(&url);
+    let one = claim(1, Ttl::NEVER);
+    let fence = granted(store.acquire(&one));
+    server.kill();
+    let err = store.extend(&one).expect_err("nobody answers");
+    assert!(err.is_temporary(), "{err:?}");
+    server.restart();
+    assert!(!in_the_end(|| store.acquire(&claim(2, Ttl::NEVER))).is_granted());
+    assert!(in_the_end(|| store.extend(&one)).is_granted());
+    assert!(in_the_end(|| store.release(&one)).is_granted());
+    assert!(granted(Ok(in_the_end(|| store.acquire(&claim(3, Ttl::NEVER))))) > fence);
+}
+
+/// A thousand who wait share a few connections, and are served in their order.
+pub(crate) fn a_thousand_wait_on_few_connections(kind: &impl Kind) {
+    const WAITERS: u32 = 1000;
+    const CONNECTIONS: usize = 4;
+
+    let server = kind.start();
+    let proxy = Proxy::to(server.port);
+    let store = open(&kind.url(proxy.port, "thousand"));
+    let (holder, order) = (claim(0, Ttl::NEVER), Mutex::new(Vec::new()));
+    granted(store.acquire(&holder));
+    for waiter in 1..=WAITERS {
+        assert_eq!(
+            store.wait(&claim(waiter, Ttl::NEVER), Duration::ZERO),
+            Waited::Done
+        );
+    }
+    thread::scope(|scope| {
+        for waiter in 1..=WAITERS {
+            let (store, order) = (&store, &order);
+            scope.spawn(move || {
+                let claim = claim(waiter, Ttl::NEVER);
+                while !in_the_end(|| store.acquire(&claim)).is_granted() {
+                    store.wait(&claim, LONG);
+                }
+                order.lock().unwrap().push(waiter);
+                in_the_end(|| store.release(&claim));
+            });
+        }
+        granted(store.release(&holder));
+    });
+    let order = order.into_inner().unwrap();
+    assert!(order.is_sorted(), "{order:?}");
+    assert_eq!(order.len(), WAITERS as usize);
+    let most = proxy.most_connections();
+    assert!(most <= CONNECTIONS, "{most} connections");
+}
+
+/// Evicted holders are told at once.
+pub(crate) fn an_evicted_holder_is_told(kind: &impl Kind) {
+    let server = kind.start();
+    let url = kind.url(server.port, "evicted");
+    let (store, other) = (open(&url), open(&url));
+    let lock = LockFactory::new(&store, System)
+        .create_lock("lock", "10m")
+        .expect("a lock");
+    let held = lock.guard().expect("it is free");
+    let lost = keep_alive(&held, || {
+        assert!(other.evict(held.lease().name(), None).unwrap().is_granted());
+        let began = Instant::now();
+        while !held.is_expired() {
+            // It is extended after minutes only.
+            assert!(
+                began.elapsed() < Duration::from_secs(30),
+                "it is to be told"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let lost = lost.expect_err("it was taken away");
+    let lost = why(lost);
+    assert!(
+        matches!(
+            &lost,
+            Error::Lost {
+                loss: Loss::Revoked,
+                ..
+            }
+        ),
+        "{lost:?}"
+    );
+}
+
+/// What does not speak the engine's language is no store.
+pub(crate) fn what_is_no_server_is_told_apart(kind: &impl Kind) {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let port = listener.local_addr().expect("it has an address").port();
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let _ = std::io::Read::read(&mut client, &mut [0; 1024]);
+            let _ = std::io::Write::write_all(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let url = kind.url(port, "wrong").parse().expect("a URL");
+    let err = AnyStore::open(&url, &StoreOptions::default()).expect_err("that is no server");
+    let said = err.to_string();
+    assert!(said.contains(&port.to_string()), "{said}");
+    let nowhere = kind
+        .url(crate::running::free_port(), "nowhere")
+        .parse()
+        .expect("a URL");
+    let err = AnyStore::open(&nowhere, &StoreOptions::default()).expect_err("nobody is there");
+    assert!(err.to_string().contains("connection"), "{err}");
+}
+
+fn verrou(url: &str, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+    command.args(["--store", url]).args(words);
+    command.env_remove("VERROU_STORE").stdin(Stdio::null());
+    command
+}
+
+fn ended(mut command: Command) -> Output {
+    command.output().expect("the command can be run")
+}
+
+/// The command does with a server what it does with files.
+pub(crate) fn the_command_does_the_same(kind: &impl Kind) {
+    let mut server = kind.start();
+    let url = kind.url(server.port, "command");
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let text = |output: &Output| String::from_utf8_lossy(&output.stdout).trim().to_owned();
+
+    let ran = ended(verrou(
+        &url,
+        &[
+            "run",
+            "lock",
+            "--",
+            "sh",
+            "-c",
+            "echo $VERROU_FENCE $VERROU_NAME; exit 3",
+        ],
+    ));
+    assert_eq!(ran.status.code(), Some(3), "{}", said(&ran));
+    assert!(text(&ran).ends_with(" lock"), "{}", text(&ran));
+
+    let taken = ended(verrou(&url, &["acquire", "lock", "--ttl", "1m"]));
+    assert_eq!(taken.status.code(), Some(0), "{}", said(&taken));
+    let held = ended(verrou(&url, &["run", "lock", "--no-wait", "--", "true"]));
+    assert_eq!(held.status.code(), Some(75), "{}", said(&held));
+    let listed = ended(verrou(&url, &["list"]));
+    assert!(
+        text(&listed).contains("verrou acquire lock"),
+        "{}",
+        text(&listed)
+    );
+    let extended = ended(verrou(&url, &["extend", &text(&taken)]));
+    assert_eq!(extended.status.code(), Some(0), "{}", said(&extended));
+    let freed = ended(verrou(&url, &["release", &text(&extended)]));
+    assert_eq!(freed.status.code(), Some(0), "{}", said(&freed));
+    let again = ended(verrou(&url, &["release", &text(&extended)]));
+    assert_eq!(again.status.code(), Some(77), "{}", said(&again));
+
+    // Evicted while its command runs.
+    let evicted = thread::scope(|scope| {
+        let running = scope.spawn(|| {
+            ended(verrou(
+                &url,
+                &["run", "lock", "--ttl", "10m", "--", "sleep", "100"],
+            ))
+        });
+        let store = open(&url);
+        let name = Name::new("lock").expect("a name");
+        let began = Instant::now();
+        while store.inspect(&name).expect("the server is there").is_none() {
+            assert!(began.elapsed() < LONG, "it is to be taken");
+        }
+        // Not before it listens, which a command does that runs for a while.
+        thread::sleep(Duration::from_millis(500));
+        let began = Instant::now();
+        let released = ended(verrou(&url, &["force-release", "lock"]));
+        assert_eq!(released.status.code(), Some(0), "{}", said(&released));
+        let ran = running.join().expect("it ends");
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "it is told at once"
+        );
+        ran
+    });
+    assert_eq!(evicted.status.code(), Some(76), "{}", said(&evicted));
+
+    server.kill();
+    let nobody = ended(verrou(&url, &["run", "lock", "--", "true"]));
+    assert_eq!(nobody.status.code(), Some(73), "{}", said(&nobody));
+}
+
+/// The fenced workload of Jepsen's etcd tests, in small: commands that hold the lock read a list and write
+/// it with one word more, and are killed and stopped; what was acknowledged is there in the end.
+///
+/// `script` is what a shell does with `$WORD`, `$VERROU_FENCE` and `$PORT`: it says `ok` when it has written. `list`
+/// is what is there in the end. It runs for ten seconds, or as many as `VERROU_WORKLOAD_SECONDS` says.
+pub(crate) fn nothing_that_was_acknowledged_is_lost(
+    kind: &impl Kind,
+    prepare: impl FnOnce(u16),
+    script: &str,
+    list: impl FnOnce(u16) -> String,
+) {
+    const WRITERS: usize = 5;
+
+    let seconds = env::var("VERROU_WORKLOAD_SECONDS").ok();
+    let seconds = seconds
+        .and_then(|seconds| seconds.parse().ok())
+        .unwrap_or(10);
+    let (server, over) = (kind.start(), AtomicBool::new(false));
+    prepare(server.port);
+    let url = kind.url(server.port, "workload");
+    let ttl = humantime::format_duration(kind.ttl()).to_string();
+    let (acknowledged, words) = (Mutex::new(HashSet::new()), AtomicU32::new(0));
+    let faults = AtomicU32::new(0);
+    thread::scope(|scope| {
+        for _ in 0..WRITERS {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let number = words.fetch_add(1, Ordering::Relaxed);
+                    let word = format!("w{number}");
+                    let mut command = verrou(
+                        &url,
+                        &["run", "lock", "--ttl", &ttl, "--", "sh", "-c", script],
+                    );
+                    command
+                        .env("WORD", &word)
+                        .env("PORT", server.port.to_string());
+                    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+                    command.stdout(Stdio::piped()).stderr(Stdio::null());
+                    let child = command.spawn().expect("the command can be run");
+                    let group = Pid::from_child(&child);
+                    // Most are left alone; the others are hit at some moment.
+                    let fault = match number % 5 {
+                        1 => Some(Signal::KILL),
+                        3 => Some(Signal::STOP),
+                        _ => None,
+                    };
+                    if let Some(signal) = fault {
+                        let moment = Duration::from_millis(u64::from(number * 37 % 200));
+                        thread::sleep(moment);
+                        faults.fetch_add(1, Ordering::Relaxed);
+                        let _ = kill_process_group(group, signal);
+                        if signal == Signal::STOP {
+                            thread::sleep(kind.ttl() + kind.late());
+                            let _ = kill_process_group(group, Signal::CONT);
+                        }
+                    }
+                    let output = child.wait_with_output().expect("it ends");
+                    if String::from_utf8_lossy(&output.stdout).contains("ok") {
+                        acknowledged.lock().unwrap().insert(word);
+                    }
+                }
+            });
+        }
+        thread::sleep(Duration::from_secs(seconds));
+        over.store(true, Ordering::Relaxed);
+    });
+    let list = list(server.port);
+    let there: HashSet<_> = list.split_whitespace().collect();
+    let acknowledged = acknowledged.into_inner().unwrap();
+    println!(
+        "{} acknowledged, {} there, {} faults",
+        acknowledged.len(),
+        there.len(),
+        faults.into_inner()
+    );
+    assert!(acknowledged.len() > 5, "hardly anything was written");
+    let lost: Vec<_> = acknowledged
+        .iter()
+        .filter(|word| !there.contains(word.as_str()))
+        .collect();
+    assert!(
+        lost.is_empty(),
+        "{lost:?} of {} are lost",
+        acknowledged.len()
+    );
+}

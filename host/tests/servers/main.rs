@@ -1,0 +1,14 @@
+//! The stores on servers, on real servers that are started here.
+#![cfg(target_os = "linux")]
+
+mod cases;
+mod fixture;
+mod proxy;
+mod running;
+
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "redis")]
+mod redis;

@@ -1,0 +1,231 @@
+//! Redis.
+
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use verrou::Fence;
+use verrou_host::{AnyStore, StoreOptions, StoreUrl};
+
+use crate::cases::{self, Kind};
+use crate::fixture::Place;
+use crate::running::Running;
+
+/// The server of all cases that leave it alone.
+fn server() -> String {
+    static SERVER: OnceLock<Running> = OnceLock::new();
+
+    let server = SERVER.get_or_init(|| Running::redis(&[]));
+    format!("redis://127.0.0.1:{}", server.port)
+}
+
+verrou::conformance!(conformance, Place::new(&server(), "prefix"));
+
+struct Redis;
+
+impl Kind for Redis {
+    fn start(&self) -> Running {
+        Running::redis(&["--appendonly", "yes", "--appendfsync", "always"])
+    }
+
+    fn url(&self, port: u16, place: &str) -> String {
+        format!("redis://127.0.0.1:{port}?prefix={place}:")
+    }
+}
+
+/// What `redis-cli` answers.
+fn redis_cli(port: u16, words: &[&str]) -> String {
+    let mut command = Command::new("redis-cli");
+    let output = command.args(["-p", &port.to_string()]).args(words).output();
+    let output = output.expect("redis-cli is installed");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn waiters_are_served_in_their_order() {
+    cases::first_come_first_served(&Redis);
+}
+
+#[test]
+fn who_waited_and_is_gone_is_passed() {
+    cases::who_waited_and_is_gone_is_passed(&Redis);
+}
+
+#[test]
+fn many_clients_count() {
+    const CLIENTS: u32 = 200;
+
+    let add = |port: u16, _: Fence| {
+        let before: u32 = redis_cli(port, &["GET", "number"]).parse().unwrap_or(0);
+        assert_eq!(
+            redis_cli(port, &["SET", "number", &(before + 1).to_string()]),
+            "OK"
+        );
+    };
+    let server = cases::many_clients_count(&Redis, CLIENTS, add);
+    assert_eq!(
+        redis_cli(server.port, &["GET", "number"]),
+        CLIENTS.to_string()
+    );
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again() {
+    cases::a_lost_answer_is_asked_for_again(&Redis);
+}
+
+#[test]
+fn cut_connections_are_made_anew() {
+    cases::cut_connections_are_made_anew(&Redis);
+}
+
+#[test]
+fn a_stopped_server_is_no_answer() {
+    cases::a_stopped_server_is_no_answer(&Redis);
+}
+
+#[test]
+fn a_killed_server_keeps_its_locks() {
+    cases::a_killed_server_keeps_its_locks(&Redis);
+}
+
+#[test]
+fn a_thousand_wait_on_few_connections() {
+    cases::a_thousand_wait_on_few_connections(&Redis);
+}
+
+#[test]
+fn an_evicted_holder_is_told() {
+    cases::an_evicted_holder_is_told(&Redis);
+}
+
+#[test]
+fn what_is_no_server_is_told_apart() {
+    cases::what_is_no_server_is_told_apart(&Redis);
+}
+
+#[test]
+fn the_command_does_the_same() {
+    cases::the_command_does_the_same(&Redis);
+}
+
+/// What a program that is guarded by the lock does; `host/REDIS.md` shows it.
+const FENCED_WRITE: &str = "\
+local seen = tonumber(redis.call('GET', KEYS[1] .. ':fence') or '0')
+if tonumber(ARGV[2]) < seen then return 'stale' end
+redis.call('SET', KEYS[1] .. ':fence', ARGV[2])
+redis.call('SET', KEYS[1], ARGV[1])
+return 'ok'";
+
+#[test]
+fn nothing_that_was_acknowledged_is_lost() {
+    let script = format!(
+        "list=$(redis-cli -p $PORT GET list); sleep 0.01; \
+         redis-cli -p $PORT EVAL \"{FENCED_WRITE}\" 1 list \"$list $WORD\" $VERROU_FENCE"
+    );
+    cases::nothing_that_was_acknowledged_is_lost(
+        &Redis,
+        |_| {},
+        &script,
+        |port| redis_cli(port, &["GET", "list"]),
+    );
+}
+
+/// A server that has lost its scripts is given them again.
+#[test]
+fn scripts_that_are_gone_are_loaded_again() {
+    let server = Redis.start();
+    let store = cases::open(&Redis.url(server.port, "scripts"));
+    let claim = cases::claim(1, verrou::Ttl::NEVER);
+    cases::granted(verrou::Store::acquire(&store, &claim));
+    assert_eq!(redis_cli(server.port, &["SCRIPT", "FLUSH"]), "OK");
+    cases::granted(verrou::Store::extend(&store, &claim));
+}
+
+fn refused(url: &str) -> String {
+    let url: StoreUrl = url.parse().expect("a URL");
+    let opened = AnyStore::open(&url, &StoreOptions::default());
+    opened.expect_err("it is not fit for a store").to_string()
+}
+
+/// What is wrong with a server is said, and what to do about it.
+#[test]
+fn a_server_that_is_not_fit_is_refused() {
+    let evicts = Running::redis(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
+    let why = refused(&format!("redis://127.0.0.1:{}", evicts.port));
+    assert!(
+        why.contains("allkeys-lru") && why.contains("noeviction"),
+        "{why}"
+    );
+
+    let closed = Running::redis(&["--requirepass", "s3cret"]);
+    let port = closed.port;
+    for url in [
+        format!("redis://127.0.0.1:{port}"),
+        format!("redis://:wr0ng@127.0.0.1:{port}"),
+        format!("redis://somebody:wr0ng@127.0.0.1:{port}"),
+    ] {
+        let why = refused(&url);
+        assert!(why.contains("password"), "{why}");
+        assert!(!why.contains("wr0ng"), "{why}");
+    }
+    cases::open(&format!("redis://:s3cret@127.0.0.1:{port}"));
+    let why = refused(&format!("redis://:s3cret@127.0.0.1:{port}/no-number"));
+    assert!(why.contains("no-number"), "{why}");
+    assert!(!why.contains("s3cret"), "{why}");
+}
+
+/// The command that runs under a lock is not told the password.
+#[test]
+fn a_command_is_not_told_the_password() {
+    let closed = Running::redis(&["--requirepass", "s3cret"]);
+    let url = format!("redis://:s3cret@127.0.0.1:{}", closed.port);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+    command
+        .env("VERROU_STORE", &url)
+        .args(["run", "lock", "--", "env"]);
+    let output = command.output().expect("the command can be run");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("VERROU_STORE=redis://"), "{said}");
+    assert!(!said.contains("s3cret"), "{said}");
+}
+
+/// Encrypted, with a certificate of an authority of one's own.
+#[test]
+fn a_connection_can_be_encrypted() {
+    let folder = tempfile::tempdir().expect("there is room for a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (certificate, key) = (at("certificate.pem"), at("key.pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{made:?}");
+    let tls = crate::running::free_port().to_string();
+    let _server = Running::redis(&[
+        "--tls-port",
+        &tls,
+        "--tls-cert-file",
+        &certificate,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &certificate,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let store = cases::open(&format!("rediss://localhost:{tls}?ca-file={certificate}"));
+    let claim = cases::claim(1, verrou::Ttl::new(Duration::from_secs(60)).expect("a ttl"));
+    cases::granted(verrou::Store::acquire(&store, &claim));
+    let why = refused(&format!("rediss://localhost:{tls}"));
+    assert!(why.contains("connection failed"), "{why}");
+}
