@@ -435,12 +435,16 @@ impl<'a> FileWatch<'a> {
 /// A store of whichever kind, as a [`StoreUrl`] names it, for programs that block.
 #[derive(Debug)]
 #[non_exhaustive]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a program has few of them, and none has many"
+)]
 pub enum AnyStore {
     /// Of files.
     Files(FileStore),
     /// On a server.
     #[cfg(feature = "server")]
-    Server(Box<Driven>),
+    Server(Driven),
 }
 
 impl AnyStore {
@@ -452,7 +456,7 @@ impl AnyStore {
     pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
         match url {
             #[cfg(feature = "server")]
-            StoreUrl::Server(url) => Ok(Self::Server(Box::new(Driven::open(url, options)?))),
+            StoreUrl::Server(url) => Ok(Self::Server(Driven::open(url, options)?)),
             url => FileStore::open(url, options).map(Self::Files),
         }
     }
@@ -520,7 +524,7 @@ impl AnyStore {
         match self {
             Self::Files(store) => store,
             #[cfg(feature = "server")]
-            Self::Server(store) => &**store,
+            Self::Server(store) => store,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 pub enum Engine {
     /// Redis, or what speaks like it.
     Redis,
-    /// PostgreSQL.
+    /// `PostgreSQL`.
     Postgres,
     /// etcd, version 3.
     Etcd,
@@ -48,9 +48,8 @@ impl Engine {
     #[cfg(feature = "server")]
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
-            Self::Redis => &["prefix", "timeout", "password-file", "ca-file"],
+            Self::Redis | Self::Etcd => &["prefix", "timeout", "password-file", "ca-file"],
             Self::Postgres => &["schema", "timeout", "password-file", "ca-file", "sslmode"],
-            Self::Etcd => &["prefix", "timeout", "password-file", "ca-file"],
         }
     }
 }

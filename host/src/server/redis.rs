@@ -380,7 +380,7 @@ impl AsyncStore for RedisStore {
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         if self.waited(claim, at_most).await.is_err() {
             // Whoever asks next is told why.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -530,9 +530,10 @@ fn not_connected(server: &str, err: RedisError) -> ServerError {
         why: format!("{why} ({err})"),
         advice: advice.to_owned(),
     };
+    let is_unknown_user = matches!(err.code(), Some("NOAUTH" | "WRONGPASS"));
     match err.kind() {
         ErrorKind::RESP3NotSupported => setup("it is too old", "use Redis 6 or later"),
-        ErrorKind::AuthenticationFailed => setup(
+        kind if is_unknown_user || kind == ErrorKind::AuthenticationFailed => setup(
             "it refuses the user or the password",
             "write redis://USER:PASSWORD@HOST, or password-file=FILE",
         ),

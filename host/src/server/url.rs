@@ -1,6 +1,7 @@
 //! Where a server is, as one line of text.
 
-use std::fmt;
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -95,7 +96,7 @@ impl ServerUrl {
         let decoded = |text: &str| {
             percent_encoding::percent_decode_str(text)
                 .decode_utf8()
-                .map(|text| text.into_owned())
+                .map(Cow::into_owned)
                 .map_err(|_| "its password is not UTF-8".to_owned())
         };
         let password = url.password().map(decoded).transpose()?;
@@ -212,7 +213,7 @@ impl ServerUrl {
             hosts.push(',');
             hosts.push_str(host);
             if let Some(port) = port {
-                hosts.push_str(&format!(":{port}"));
+                let _ = write!(hosts, ":{port}");
             }
         }
         text.replace_range(start..start + authority.len(), &hosts);

@@ -19,7 +19,7 @@ use crate::proxy::Proxy;
 use crate::running::Running;
 
 /// Longer than anything here takes.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// An engine, as these cases use it.
 pub(crate) trait Kind: Sync {
@@ -71,8 +71,7 @@ pub(crate) fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
 /// Why a lease did not last.
 fn why<T>(ended: RunError<T>) -> Error {
     match ended {
-        RunError::Ended { error, .. } => error,
-        RunError::NotAcquired(error) => error,
+        RunError::Ended { error, .. } | RunError::NotAcquired(error) => error,
     }
 }
 
@@ -558,13 +557,13 @@ pub(crate) fn nothing_that_was_acknowledged_is_lost(
         faults.into_inner()
     );
     assert!(acknowledged.len() > 5, "hardly anything was written");
-    let lost: Vec<_> = acknowledged
+    let missing: Vec<_> = acknowledged
         .iter()
         .filter(|word| !there.contains(word.as_str()))
         .collect();
     assert!(
-        lost.is_empty(),
-        "{lost:?} of {} are lost",
+        missing.is_empty(),
+        "{missing:?} of {} are lost",
         acknowledged.len()
     );
 }

@@ -31,6 +31,7 @@ impl Place {
     }
 
     /// Of a server that counts in other steps.
+    #[cfg(feature = "etcd")]
     pub(crate) fn counting(self, ttl: Duration, late: (u32, Duration)) -> Self {
         Self { ttl, late, ..self }
     }

@@ -1,7 +1,10 @@
 //! Redis.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::Duration;
 
 use verrou::Fence;
@@ -175,6 +178,24 @@ fn a_server_that_is_not_fit_is_refused() {
     assert!(!why.contains("s3cret"), "{why}");
 }
 
+/// Redis before version 6 has no messages on the connection of its answers.
+#[test]
+fn an_old_server_is_refused() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let port = listener.local_addr().expect("it has an address").port();
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            while client.read(&mut [0; 1024]).is_ok_and(|length| length > 0) {
+                let _ = client.write_all(
+                    &b"-ERR unknown command `HELLO`, with args beginning with: `3`\r\n".repeat(3),
+                );
+            }
+        }
+    });
+    let why = refused(&format!("redis://127.0.0.1:{port}"));
+    assert!(why.contains("Redis 6"), "{why}");
+}
+
 /// The command that runs under a lock is not told the password.
 #[test]
 fn a_command_is_not_told_the_password() {
@@ -205,6 +226,8 @@ fn a_connection_can_be_encrypted() {
             "/CN=localhost",
             "-addext",
             "subjectAltName=DNS:localhost",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
         ])
         .args(["-keyout", &key, "-out", &certificate])
         .output()
@@ -224,7 +247,7 @@ fn a_connection_can_be_encrypted() {
         "no",
     ]);
     let store = cases::open(&format!("rediss://localhost:{tls}?ca-file={certificate}"));
-    let claim = cases::claim(1, verrou::Ttl::new(Duration::from_secs(60)).expect("a ttl"));
+    let claim = cases::claim(1, verrou::Ttl::new(Duration::from_mins(1)).expect("a ttl"));
     cases::granted(verrou::Store::acquire(&store, &claim));
     let why = refused(&format!("rediss://localhost:{tls}"));
     assert!(why.contains("connection failed"), "{why}");

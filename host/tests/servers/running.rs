@@ -35,7 +35,7 @@ impl Running {
         })
     }
 
-    /// PostgreSQL, with a superuser `verrou` that needs no password; `options` are settings.
+    /// `PostgreSQL`, with a superuser `verrou` that needs no password; `options` are settings.
     #[cfg(feature = "postgres")]
     pub(crate) fn postgres(options: &[&str]) -> Self {
         Self::start(|folder, port| {
@@ -148,7 +148,7 @@ impl Running {
             assert_eq!(ended, None, "{:?}: {}", self.command, log());
             let waited = began.elapsed();
             assert!(
-                waited < Duration::from_secs(60),
+                waited < Duration::from_mins(1),
                 "{:?}: {}",
                 self.command,
                 log()
@@ -181,10 +181,8 @@ fn spawn(words: &[String], folder: &Path) -> Child {
         .stderr(log);
     let (said, heard) = mpsc::channel();
     thread::spawn(move || {
-        let started = command.spawn();
-        let is_started = started.is_ok();
-        let _ = said.send(started);
-        while is_started {
+        let _ = said.send(command.spawn());
+        loop {
             thread::park();
         }
     });
@@ -194,7 +192,7 @@ fn spawn(words: &[String], folder: &Path) -> Child {
     })
 }
 
-/// `words`, for one who is not root where they are PostgreSQL's.
+/// `words`, for one who is not root where they are `PostgreSQL`'s.
 fn as_user(words: &[String]) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
