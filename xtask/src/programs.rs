@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use xshell::{Cmd, Shell, cmd};
 
 use crate::project;
@@ -25,7 +25,8 @@ pub(crate) fn find(names: &[&str]) -> Option<PathBuf> {
 /// Where the program `name` is: in `PATH`, or else unpacked from Debian's `package`, which takes no
 /// root, and starts no server as installing one would.
 pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result<PathBuf> {
-    if let Some(found) = find(&[name]) {
+    let installed = || in_package(shell, Path::new("/"), name).ok();
+    if let Some(found) = find(&[name]).or_else(installed) {
         return Ok(found);
     }
     let tools = project().join("target/tools/debian");
@@ -33,11 +34,7 @@ pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result
     if !program.exists() {
         unpack(shell, package, &folder)
             .with_context(|| format!("there is no `{name}` in PATH, nor Debian's `{package}`"))?;
-        let unpacked = folder.join("usr/bin").join(name);
-        ensure!(
-            unpacked.exists(),
-            "Debian's `{package}` brought no `{name}`"
-        );
+        let unpacked = in_package(shell, &folder, name)?;
         shell.create_dir(tools.join("bin"))?;
         let libraries = libraries(shell, &folder)?;
         if libraries.is_empty() {
@@ -53,6 +50,22 @@ pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result
         }
     }
     Ok(program)
+}
+
+/// Where the program `name` is among what was unpacked into `folder`. `PostgreSQL` has a folder for each
+/// of its versions.
+fn in_package(shell: &Shell, folder: &Path, name: &str) -> Result<PathBuf> {
+    let mut folders = Vec::new();
+    let versions = folder.join("usr/lib/postgresql");
+    if versions.exists() {
+        let versions = shell.read_dir(versions)?;
+        folders.extend(versions.into_iter().map(|version| version.join("bin")));
+    }
+    folders.push(folder.join("usr/bin"));
+    let mut programs = folders.iter().map(|folder| folder.join(name));
+    programs
+        .find(|program| program.exists())
+        .with_context(|| format!("Debian's package brought no `{name}`"))
 }
 
 /// Puts all files of `package`, and of what it needs and this machine has not, into `folder`.
