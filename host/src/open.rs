@@ -82,7 +82,14 @@ impl TryFrom<&OsStr> for StoreUrl {
 
     fn try_from(text: &OsStr) -> Result<Self, InvalidStoreUrl> {
         let url = || text.display().to_string();
-        let unknown = || InvalidStoreUrl::Unknown { url: url() };
+        // What is behind it may be a password.
+        let unknown = || InvalidStoreUrl::Unknown {
+            url: url()
+                .split_inclusive("://")
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
+        };
         let (kind, folder) = split(text).ok_or_else(unknown)?;
         if let Some(engine) = Engine::of_scheme(kind) {
             return on_server(engine, kind, text);

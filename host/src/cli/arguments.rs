@@ -34,6 +34,10 @@ Where the locks are (--store or VERROU_STORE):
   lease:DIR  leases in files: they end by their ttl, and when their processes are gone;
              they can be handed to other processes
   file:DIR   the kernel's locks (flock) on files: they end when their processes are gone
+  redis://HOST, postgres://HOST/DATABASE, etcd://HOST
+             leases on a server, for the processes of many machines, if this program is built with
+             the feature for it; they end by their ttl. In a URL, a password is seen by everyone
+             who can list processes: have it in VERROU_STORE, or add ?password-file=FILE
   The default is lease:$XDG_STATE_HOME/verrou, for root lease:/var/lib/verrou, else
   lease:~/.local/state/verrou.
 
@@ -42,7 +46,7 @@ Lengths of time are written like 500ms, 10s, 1m 30s; a bare number is millisecon
 Exit codes:
   of CMD   what CMD ended with; 128+n when signal n ended it
   64       the command line makes no sense, or asks a `file:` store for a lock to hand over
-  73       the store cannot be made or opened
+  73       the store cannot be made or opened, or its server not be reached
   74       the store failed, or the output could not be written
   75       the lock was not acquired in time (or what -E says)
   76       the lock was lost while CMD ran, whatever CMD ended with
@@ -69,8 +73,8 @@ pub(crate) struct Arguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Place {
-    /// Where the locks are: `lease:DIR` or `file:DIR`
-    #[arg(long, global = true, value_name = "URL", env = "VERROU_STORE", value_parser = OsStringValueParser::new().try_map(store))]
+    /// Where the locks are: `lease:DIR`, `file:DIR`, or a server
+    #[arg(long, global = true, value_name = "URL", env = "VERROU_STORE", hide_env_values = true, value_parser = OsStringValueParser::new().try_map(store))]
     pub(crate) store: Option<StoreUrl>,
     /// Shares the store with all members of GROUP
     #[arg(long, global = true, value_name = "GROUP")]

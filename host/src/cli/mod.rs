@@ -24,7 +24,7 @@ mod serve;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 
 use arguments::{Arguments, Command, FenceCommand};
@@ -35,7 +35,7 @@ use report::Failure;
 pub(crate) fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(err) => return refuse(&err),
+        Err(err) => return refuse(&without_password(err)),
     };
     let place = &arguments.place;
     let done = match &arguments.command {
@@ -54,6 +54,17 @@ pub(crate) fn main() -> ExitCode {
         failure.exit()
     });
     code.into()
+}
+
+/// `err`, which may repeat a server's URL, without what may be a password in it.
+fn without_password(mut err: clap::Error) -> clap::Error {
+    if let Some(ContextValue::String(value)) = err.get(ContextKind::InvalidValue)
+        && let Some((scheme, _)) = value.split_once("://")
+    {
+        let shortened = format!("{scheme}://…");
+        err.insert(ContextKind::InvalidValue, ContextValue::String(shortened));
+    }
+    err
 }
 
 /// Prints the help or the version that was asked for, or what is wrong with the command line.

@@ -12,7 +12,7 @@ use super::PostgresStore;
 #[cfg(feature = "redis")]
 use super::RedisStore;
 use super::{Engine, ServerError, ServerUrl};
-use crate::store::{Listed, StoreOptions, this_process};
+use crate::store::{Listed, StoreOptions, Zombies, this_process};
 
 /// A store on a server, of whichever engine this is built for.
 ///
@@ -53,6 +53,27 @@ impl ServerStore {
     ///
     /// [`ServerError`] says what is wrong with the server, and what to do about it.
     pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+        let StoreOptions {
+            group,
+            any_file_system,
+            command: _,
+            zombies,
+        } = options;
+        let needless = [
+            ("a group", group.is_some()),
+            ("what file system it is on", *any_file_system),
+            (
+                "waiting for what a holder left behind",
+                *zombies == Zombies::Wait,
+            ),
+        ];
+        if let Some((what, _)) = needless.into_iter().find(|(_, is_asked)| *is_asked) {
+            return Err(ServerError::Setup {
+                server: url.to_string(),
+                why: format!("{what} is for stores in files alone"),
+                advice: "leave it out".to_owned(),
+            });
+        }
         match url.engine() {
             #[cfg(feature = "redis")]
             Engine::Redis => RedisStore::connect(url, options).await.map(Self::Redis),

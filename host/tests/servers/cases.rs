@@ -185,12 +185,20 @@ pub(crate) fn a_lost_answer_is_asked_for_again(kind: &impl Kind) {
     // So that what is asked is one request.
     let warm = granted(store.acquire(&one));
     granted(store.release(&one));
-    for round in 0..5 {
+    // What is lost may be the answer to a new connection's greeting instead.
+    let is_lost = |reply: Result<Reply, StoreError>| match reply {
+        Ok(_) => 0,
+        Err(err) => {
+            assert!(err.is_temporary(), "{err:?}");
+            1
+        }
+    };
+    let mut lost = [0; 3];
+    let began = Instant::now();
+    while lost.iter().any(|&times| times < 3) {
+        assert!(began.elapsed() < LONG, "{lost:?}");
         proxy.lose_the_next_answer();
-        let first = store.acquire(&one);
-        assert!(proxy.has_lost_one(), "round {round}");
-        let first = first.expect_err("the answer was lost");
-        assert!(first.is_temporary(), "{first:?}");
+        lost[0] += is_lost(store.acquire(&one));
         let held = in_the_end(|| direct.inspect(&one.name)).map(|holder| holder.fence);
         let fence = granted(Ok(in_the_end(|| store.acquire(&one))));
         assert!(fence > warm);
@@ -199,11 +207,10 @@ pub(crate) fn a_lost_answer_is_asked_for_again(kind: &impl Kind) {
         }
         assert!(!in_the_end(|| direct.acquire(&two)).is_granted());
         proxy.lose_the_next_answer();
-        let extended = store.extend(&one);
-        assert!(extended.is_err_and(|err| err.is_temporary()));
+        lost[1] += is_lost(store.extend(&one));
         assert!(in_the_end(|| store.extend(&one)).is_granted());
         proxy.lose_the_next_answer();
-        assert!(store.release(&one).is_err_and(|err| err.is_temporary()));
+        lost[2] += is_lost(store.release(&one));
         // Refused, when it was given back by the first.
         in_the_end(|| store.release(&one));
         assert_eq!(in_the_end(|| direct.inspect(&one.name)), None);

@@ -48,11 +48,6 @@ impl Proxy {
         self.state.swallows.store(true, Ordering::SeqCst);
     }
 
-    /// Whether that has happened.
-    pub(crate) fn has_lost_one(&self) -> bool {
-        !self.state.swallows.load(Ordering::SeqCst)
-    }
-
     /// Cuts all connections.
     pub(crate) fn cut(&self) {
         for connection in self.state.connections.lock().unwrap().drain(..) {

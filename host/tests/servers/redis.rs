@@ -211,6 +211,35 @@ fn a_command_is_not_told_the_password() {
     assert!(!said.contains("s3cret"), "{said}");
 }
 
+/// Nor does what the command says repeat one, whatever is wrong.
+#[test]
+fn the_command_repeats_no_password() {
+    let nobody = crate::running::free_port();
+    for url in [
+        "redis://:s3cret@".to_owned(),
+        "redis://:s3cret@host?wrong=1".to_owned(),
+        "redis://:s3cret@host/?timeout=never".to_owned(),
+        "redis://s3cret:s3cret@[::1".to_owned(),
+        "redos://:s3cret@host".to_owned(),
+        format!("redis://:s3cret@127.0.0.1:{nobody}"),
+    ] {
+        for words in [&["list"] as &[_], &["list", "--json"], &["list", "--help"]] {
+            for is_typed in [true, false] {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+                if is_typed {
+                    command.args(["--store", &url]);
+                } else {
+                    command.env("VERROU_STORE", &url);
+                }
+                let output = command.args(words).output().expect("it can be run");
+                let said = [output.stdout, output.stderr].concat();
+                let said = String::from_utf8_lossy(&said);
+                assert!(!said.contains("s3cret"), "{url}: {said}");
+            }
+        }
+    }
+}
+
 /// Encrypted, with a certificate of an authority of one's own.
 #[test]
 fn a_connection_can_be_encrypted() {
