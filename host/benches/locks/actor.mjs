@@ -8,6 +8,7 @@ import { memoryStore } from '@verrou/core/drivers/memory'
 import { redisStore } from '@verrou/core/drivers/redis'
 import { Redis } from 'ioredis'
 import lockfile from 'proper-lockfile'
+import Redlock from 'redlock'
 
 function make(kind, folder) {
   if (kind.startsWith('proper-lockfile')) {
@@ -18,6 +19,11 @@ function make(kind, folder) {
       kind === 'proper-lockfile-1ms' ? { forever: true, minTimeout: 1, maxTimeout: 1, factor: 1 } : 10
     let release
     return [async () => (release = await lockfile.lock(path, { retries })), () => release()]
+  }
+  if (kind === 'redlock') {
+    const redlock = new Redlock([new Redis(process.env.VERROU_BENCH_REDIS)], { retryCount: -1 })
+    let lock
+    return [async () => (lock = await redlock.lock('redlock', 10_000)), () => lock.unlock()]
   }
   const driver = kind.startsWith('verrou-redis')
     ? redisStore({ connection: new Redis(process.env.VERROU_BENCH_REDIS) })

@@ -29,6 +29,10 @@ pub(crate) trait Exclusion {
 
 /// The one of that kind, with its files in `folder`.
 pub(crate) fn exclusion(kind: &str, folder: &Path) -> Result<Box<dyn Exclusion>> {
+    #[cfg(all(feature = "server", feature = "tokio"))]
+    if let Some(remote) = crate::remote::exclusion(kind)? {
+        return Ok(remote);
+    }
     // The same file for all that lock a file that they leave open.
     let path = folder.join("flock");
     let file = || -> Result<File> {

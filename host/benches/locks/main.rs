@@ -9,6 +9,8 @@
 
 mod actor;
 mod exclusion;
+#[cfg(all(feature = "server", feature = "tokio"))]
+mod remote;
 mod report;
 mod servers;
 
@@ -54,7 +56,7 @@ fn main() -> Result<()> {
 
 /// What is measured, and what to call it if it is to be measured alone:
 /// `cargo bench --package verrou-host --bench locks -- hand-over`.
-const PARTS: [(&str, Part); 10] = [
+const PARTS: [(&str, Part); 12] = [
     ("uncontended", Bench::uncontended),
     ("start-up", |bench| {
         bench.start_up();
@@ -71,6 +73,8 @@ const PARTS: [(&str, Part); 10] = [
     ("crowds", Bench::crowds),
     ("names", Bench::names),
     ("growth", Bench::growth),
+    ("servers", Bench::servers),
+    ("servers-hand-over", Bench::handed_over_by_servers),
 ];
 
 type Part = fn(&mut Bench) -> Result<()>;
@@ -127,7 +131,7 @@ impl Bench {
                 (command, kind)
             }
         };
-        if kind.contains("redis") {
+        if kind.contains("redis") || kind == "redlock" {
             command.env("VERROU_BENCH_REDIS", url(&self.redis)?);
         }
         if kind.contains("etcd") {
@@ -157,7 +161,7 @@ impl Bench {
     fn uncontended(&mut self) -> Result<()> {
         let title = "Uncontended: acquire and release";
         self.report.begin(title, Unit::Nanoseconds);
-        let mut actors = self.actors(
+        let actors = self.actors(
             &[
                 ("open, flock, unlock, close", Rust("open-flock"), 1_000),
                 ("2 × (flock, pread, pwrite, unlock)", Rust("update"), 1_000),
@@ -181,6 +185,11 @@ impl Bench {
             ],
             1,
         );
+        self.pairs(actors)
+    }
+
+    /// Lets one of each take and give back its lock, so many times in each of its turns.
+    fn pairs(&mut self, mut actors: Vec<(&'static str, i32, Vec<Actor>)>) -> Result<()> {
         let mut samples = vec![Vec::new(); actors.len()];
         // The first turn is for practice.
         for round in 0..=ROUNDS {
@@ -246,8 +255,7 @@ impl Bench {
     fn handed_over(&mut self) -> Result<()> {
         let title = "Hand-over: released in one process, taken in another";
         self.report.begin(title, Unit::Nanoseconds);
-        // How often, and within how many milliseconds a waiter looks again.
-        let mut actors = self.actors(
+        let actors = self.actors(
             &[
                 ("flock, blocking", Rust("flock"), (300, 7)),
                 ("Verrou, file lock", Rust("file"), (300, 7)),
@@ -277,6 +285,11 @@ impl Bench {
             ],
             2,
         );
+        self.hand_over(actors)
+    }
+
+    /// Lets one of two give its lock to the other, so often, which looks again within so many milliseconds.
+    fn hand_over(&mut self, mut actors: Vec<(&'static str, (u64, u64), Vec<Actor>)>) -> Result<()> {
         let mut samples = vec![Vec::new(); actors.len()];
         for round in 0..300 {
             for ((_, (times, interval), actors), samples) in actors.iter_mut().zip(&mut samples) {
@@ -300,6 +313,43 @@ impl Bench {
             self.report.add(name, samples, String::new());
         }
         Ok(())
+    }
+
+    /// What a server costs that nobody else asks.
+    fn servers(&mut self) -> Result<()> {
+        let title = "On servers: acquire and release";
+        self.report.begin(title, Unit::Nanoseconds);
+        let actors = self.actors(
+            &[
+                ("Redis: the scripts alone", Rust("redis-calls"), 100),
+                ("Verrou, Redis", Rust("redis"), 100),
+                ("redis-py Lock (Python)", Python("redis"), 100),
+                ("node-redlock (Node.js)", Node("redlock"), 100),
+                ("@verrou/core, Redis (Node.js)", Node("verrou-redis"), 100),
+            ],
+            1,
+        );
+        self.pairs(actors)
+    }
+
+    /// [`handed_over`](Self::handed_over), of locks on servers.
+    fn handed_over_by_servers(&mut self) -> Result<()> {
+        let title = "On servers: released in one process, taken in another";
+        self.report.begin(title, Unit::Nanoseconds);
+        let actors = self.actors(
+            &[
+                ("Verrou, Redis", Rust("redis"), (200, 50)),
+                ("redis-py Lock (Python)", Python("redis"), (60, 100)),
+                ("node-redlock (Node.js)", Node("redlock"), (40, 200)),
+                (
+                    "@verrou/core, Redis (Node.js)",
+                    Node("verrou-redis"),
+                    (40, 250),
+                ),
+            ],
+            2,
+        );
+        self.hand_over(actors)
     }
 
     /// From the death of the holder to the moment when another has the lock.
