@@ -5,7 +5,7 @@
 //! gives a lock back keeps it for the first of them for half a second, and tells it on its channel; who
 //! does not come in that time has lost its place. See `server/redis/`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,12 +14,13 @@ use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use ::redis::io::tcp::TcpSettings;
 use ::redis::{
     Client, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, ProtocolVersion, PushInfo,
-    PushKind, RedisConnectionInfo, RedisError, Script, ServerErrorKind, TlsCertificates, Value,
+    PushKind, RedisConnectionInfo, RedisError, Script, ScriptInvocation, ServerErrorKind,
+    TlsCertificates, Value,
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
 
@@ -43,10 +44,16 @@ pub struct RedisStore {
     channel: String,
     is_subscribed: OnceCell<()>,
     news: Arc<News>,
-    /// Those who wait here.
-    waiting: Mutex<HashSet<Owner>>,
+    places: Arc<Places>,
     runtime: Handle,
 }
+
+/// The places of those who wait here, which are kept as long as they do.
+#[derive(Default)]
+struct Places(Mutex<(HashMap<Owner, Name>, IsKept)>);
+
+/// Whether a task sees to it.
+type IsKept = bool;
 
 macro_rules! script {
     ($file:literal) => {
@@ -129,7 +136,7 @@ impl RedisStore {
             server,
             is_subscribed: OnceCell::new(),
             news,
-            waiting: Mutex::default(),
+            places: Arc::default(),
             runtime: Handle::current(),
         })
     }
@@ -179,7 +186,7 @@ impl RedisStore {
 
     /// [`AsyncStore::give_up`], awaited.
     pub(crate) async fn leave(&self, claim: &Claim) {
-        if !self.waiting().remove(&claim.owner) {
+        if !self.places.remove(&claim.owner) {
             return;
         }
         let left: Result<i64, _> = self
@@ -193,10 +200,8 @@ impl RedisStore {
         drop(left);
     }
 
-    /// The key of the record of `name`: in braces what says, in a cluster, where it is kept.
     fn key(&self, name: &Name) -> String {
-        let name = utf8_percent_encode(name.as_str(), BRACES);
-        format!("{}{{{name}}}", self.prefix)
+        key(&self.prefix, name)
     }
 
     /// Whose record has this key.
@@ -212,13 +217,9 @@ impl RedisStore {
         script: &Script,
         name: &Name,
         patience: Duration,
-        arguments: impl FnOnce(&mut ::redis::ScriptInvocation<'_>),
+        arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> Result<T, ServerError> {
-        let key = self.key(name);
-        let mut script = script.prepare_invoke();
-        for suffix in ["", ":fence", ":queue", ":waiting"] {
-            script.key(format!("{key}{suffix}"));
-        }
+        let mut script = on_keys(script, &self.key(name));
         arguments(&mut script);
         let mut connection = self.connection.clone();
         let asked = script.invoke_async(&mut connection);
@@ -264,24 +265,46 @@ impl RedisStore {
     pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
         let listening = self.news.listen(claim.owner);
         self.subscribe().await?;
-        self.waiting().insert(claim.owner);
-        let believed = at_most.saturating_add(BELIEVED);
         let is_free: bool = self
             .run(&WAIT, &claim.name, self.timeout, |script| {
-                script
-                    .arg(claim.owner.to_string())
-                    .arg(millis(believed))
-                    .arg(&self.channel);
+                in_queue(script, &claim.owner, &self.channel, false);
             })
             .await?;
+        self.keep_place(claim);
         if !is_free {
             let _ = timeout(at_most, listening.heard()).await;
         }
         Ok(())
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashSet<Owner>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Sees to it that the place of `claim`'s owner is kept until it is removed here.
+    fn keep_place(&self, claim: &Claim) {
+        let mut places = self.places.lock();
+        places.0.insert(claim.owner, claim.name.clone());
+        if places.1 {
+            return;
+        }
+        places.1 = true;
+        let (places, news) = (Arc::downgrade(&self.places), Arc::clone(&self.news));
+        let (mut connection, channel) = (self.connection.clone(), self.channel.clone());
+        let prefix = self.prefix.clone();
+        self.runtime.spawn(async move {
+            loop {
+                sleep(BELIEVED / 3).await;
+                let kept = places.upgrade().map(|places| places.kept());
+                let Some(kept) = kept.filter(|kept| !kept.is_empty()) else {
+                    return;
+                };
+                for (owner, name) in kept {
+                    let mut script = on_keys(&WAIT, &key(&prefix, &name));
+                    in_queue(&mut script, &owner, &channel, true);
+                    // Whoever cannot be reached now is asked again before the place is lost.
+                    if let Ok(true) = script.invoke_async(&mut connection).await {
+                        news.tell(&owner);
+                    }
+                }
+            }
+        });
     }
 }
 
@@ -301,7 +324,7 @@ impl AsyncStore for RedisStore {
             })
             .await?;
         if is_granted {
-            self.waiting().remove(&claim.owner);
+            self.places.remove(&claim.owner);
             let fence = u64::try_from(number).ok().and_then(Fence::new);
             return Ok(Reply::Granted { fence });
         }
@@ -398,17 +421,14 @@ impl AsyncStore for RedisStore {
     }
 
     fn give_up(&self, claim: &Claim) {
-        if !self.waiting().remove(&claim.owner) {
+        if !self.places.remove(&claim.owner) {
             return;
         }
         let key = self.key(&claim.name);
         let mut connection = self.connection.clone();
         let owner = claim.owner.to_string();
         self.runtime.spawn(async move {
-            let mut script = LEAVE.prepare_invoke();
-            for suffix in ["", ":fence", ":queue", ":waiting"] {
-                script.key(format!("{key}{suffix}"));
-            }
+            let mut script = on_keys(&LEAVE, &key);
             script.arg(owner).arg(millis(KEPT_FOR_THE_FIRST));
             let _: Result<Value, _> = script.invoke_async(&mut connection).await;
         });
@@ -425,6 +445,49 @@ impl fmt::Debug for RedisStore {
             .field("server", &self.server)
             .finish_non_exhaustive()
     }
+}
+
+impl Places {
+    /// Removes the place of `owner`, if it has one.
+    fn remove(&self, owner: &Owner) -> bool {
+        self.lock().0.remove(owner).is_some()
+    }
+
+    /// Those that are to be kept; if there is none, nobody keeps them any more.
+    fn kept(&self) -> Vec<(Owner, Name)> {
+        let mut places = self.lock();
+        places.1 = !places.0.is_empty();
+        let kept = places.0.iter().map(|(owner, name)| (*owner, name.clone()));
+        kept.collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (HashMap<Owner, Name>, IsKept)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The key of the record of `name`: in braces what says, in a cluster, where it is kept.
+fn key(prefix: &str, name: &Name) -> String {
+    let name = utf8_percent_encode(name.as_str(), BRACES);
+    format!("{prefix}{{{name}}}")
+}
+
+/// `script`, on the record with that key, and what belongs to it.
+fn on_keys<'a>(script: &'a Script, key: &str) -> ScriptInvocation<'a> {
+    let mut script = script.prepare_invoke();
+    for suffix in ["", ":fence", ":queue", ":waiting"] {
+        script.key(format!("{key}{suffix}"));
+    }
+    script
+}
+
+/// The arguments of [`WAIT`].
+fn in_queue(script: &mut ScriptInvocation<'_>, owner: &Owner, channel: &str, is_kept: bool) {
+    script
+        .arg(owner.to_string())
+        .arg(millis(BELIEVED))
+        .arg(channel)
+        .arg(u8::from(is_kept));
 }
 
 fn reply(done: bool) -> Reply {

@@ -158,7 +158,7 @@ pub(crate) const ABILITIES: Abilities = Abilities {
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) const KEPT_FOR_THE_FIRST: Duration = Duration::from_millis(500);
 
-/// How long beyond what it has said someone who waits is believed to be there.
+/// How long someone who waits is believed to be there after having said so.
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) const BELIEVED: Duration = Duration::from_secs(10);
 

@@ -153,6 +153,28 @@ pub(crate) fn who_waited_and_is_gone_is_passed(kind: &impl Kind) {
     }
 }
 
+/// A place is kept as long as its owner waits, however seldom it says so.
+pub(crate) fn a_place_is_kept(kind: &impl Kind) {
+    let server = kind.start();
+    let url = kind.url(server.port, "kept");
+    let (store, other) = (open(&url), open(&url));
+    let (holder, first, second) = (
+        claim(1, Ttl::NEVER),
+        claim(2, Ttl::NEVER),
+        claim(3, Ttl::NEVER),
+    );
+    granted(store.acquire(&holder));
+    store.wait(&first, Duration::ZERO);
+    // Longer than anyone is believed to be there.
+    thread::sleep(Duration::from_secs(12));
+    other.wait(&second, Duration::ZERO);
+    granted(store.release(&holder));
+    assert!(!in_the_end(|| other.acquire(&second)).is_granted());
+    granted(store.acquire(&first));
+    store.give_up(&first);
+    other.give_up(&second);
+}
+
 /// Many clients add one each to a number that the lock guards; `add` reads and writes in two steps.
 pub(crate) fn many_clients_count(
     kind: &impl Kind,

@@ -55,6 +55,11 @@ fn who_waited_and_is_gone_is_passed() {
 }
 
 #[test]
+fn a_place_is_kept() {
+    cases::a_place_is_kept(&Redis);
+}
+
+#[test]
 fn many_clients_count() {
     const CLIENTS: u32 = 200;
 
