@@ -13,12 +13,12 @@ import { promisify } from 'node:util'
 import { Worker } from 'node:worker_threads'
 
 const MODULE = new URL('../../target/js/file-store.js', import.meta.url)
-const { FileStoreError, fileStore } = await import(MODULE)
+const { CommandStoreError, fileStore } = await import(MODULE)
 
 process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))
 
 const HOUR = 3_600_000
-const NOT_OWNER = { name: 'FileStoreError', code: 'E_LOCK_NOT_OWNER', temporary: false }
+const NOT_OWNER = { name: 'CommandStoreError', code: 'E_LOCK_NOT_OWNER', temporary: false }
 
 /** Nothing here takes this long, on however busy a machine. */
 const options = { timeout: 120_000 }
@@ -184,7 +184,7 @@ test('what is no length of time is refused, and takes nothing', options, async (
   for (const ttl of [0, -1, NaN, Infinity, undefined, '1s']) {
     await assert.rejects(store.save('x', owner, ttl), TypeError)
   }
-  await assert.rejects(store.save('x', owner, 1e300), FileStoreError)
+  await assert.rejects(store.save('x', owner, 1e300), CommandStoreError)
   assert.equal(await store.exists('x'), false)
   await store.save('x', owner, HOUR)
   await assert.rejects(store.extend('x', owner, NaN), TypeError)
@@ -205,7 +205,7 @@ test('a name is any text of 1 to 1,024 bytes, and others harm nobody', options, 
     const answers = await Promise.allSettled(asked)
     assert.deepEqual(answers.pop(), { status: 'fulfilled', value: true })
     for (const { reason } of answers) {
-      assert.ok(reason instanceof FileStoreError, `${reason} for ${name}`)
+      assert.ok(reason instanceof CommandStoreError, `${reason} for ${name}`)
       assert.equal(reason.temporary, false)
       assert.equal(reason.code, undefined)
     }
@@ -261,7 +261,7 @@ test('what a child has not answered when it dies may be asked again', options, a
   const [child] = await servers()
   process.kill(child, 'SIGSTOP')
   const asked = [store.exists('x'), store.save('x', newOwner(), HOUR), store.wait('x', HOUR)]
-  const killed = { name: 'FileStoreError', temporary: true, message: /has ended: SIGKILL/ }
+  const killed = { name: 'CommandStoreError', temporary: true, message: /has ended: SIGKILL/ }
   const refused = asked.slice(0, 2).map((answer) => assert.rejects(answer, killed))
   process.kill(child, 'SIGKILL')
   await Promise.all(refused)
@@ -273,7 +273,7 @@ test('a command that is not there is explained', options, async (t) => {
   const { open, folder } = await place(t)
   const absent = open({ command: join(folder, 'verrou') })
   const missing = {
-    name: 'FileStoreError',
+    name: 'CommandStoreError',
     temporary: false,
     message: /no command .*cargo install.*`command`.*VERROU_COMMAND/,
   }

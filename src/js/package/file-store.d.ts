@@ -22,7 +22,7 @@ export interface FileStoreOptions {
 }
 
 /** Why a {@link FileStore} did not do what it was asked. */
-export declare class FileStoreError extends Error {
+export declare class CommandStoreError extends Error {
   /**
    * `'E_LOCK_NOT_OWNER'` where a lease was to be acted on that is not, or no longer, that owner's;
    * none where the trouble is with the files or the command, and nobody knows what was done.
@@ -43,7 +43,7 @@ export declare class FileStoreError extends Error {
  * it ends: the system keeps the entry of a child that has ended until somebody takes notice, which
  * is otherwise not before the whole process ends.
  *
- * Every method rejects with a {@link FileStoreError} when the command cannot be started or has
+ * Every method rejects with a {@link CommandStoreError} when the command cannot be started or has
  * died. If it dies, so do the leases it kept alive; the next request starts it anew.
  */
 export interface FileStore extends LockStore {
@@ -58,7 +58,7 @@ export interface FileStore extends LockStore {
   /**
    * Gives `key` back.
    *
-   * @throws FileStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
+   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
    */
   delete(key: string, owner: string): Promise<void>
   /** Frees `key`, whoever holds it. */
@@ -68,7 +68,7 @@ export interface FileStore extends LockStore {
   /**
    * Lets the lease last `ttl` milliseconds from now, or without an end if that is `null`.
    *
-   * @throws FileStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
+   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
    */
   extend(key: string, owner: string, ttl: number | null): Promise<void>
   /**
@@ -93,7 +93,7 @@ export interface FileStore extends LockStore {
    * Lets the lease outlive this process: from now on it ends by its ttl alone. When the call
    * returns the request has left this process, provided that those before it have been answered.
    *
-   * @throws FileStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
+   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
    */
   detach(key: string, owner: string): Promise<void>
   /**

@@ -1,0 +1,118 @@
+/** Locks on a server, here Redis, from Node.js. */
+import assert from 'node:assert/strict'
+import { execFile, spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { readFile, readdir } from 'node:fs/promises'
+import { connect, createServer } from 'node:net'
+import { test } from 'node:test'
+import { setTimeout as pause } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+
+const at = (file) => new URL(`../../target/js/${file}`, import.meta.url)
+const { LockFactory } = await import(at('node.js'))
+const { CommandStoreError, serverStore } = await import(at('server-store.js'))
+
+process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))
+
+/** Nothing here takes this long, on however busy a machine. */
+const options = {
+  timeout: 120_000,
+  skip: spawnSync('redis-server', ['--version']).error && 'there is no redis-server in PATH',
+}
+
+const PASSWORD = 's3cret'
+
+/** A server of a test's own; what opens a store there, and the command. */
+async function redis(t) {
+  const port = await freePort()
+  const words = ['--port', port, '--bind', '127.0.0.1', '--save', '', '--requirepass', PASSWORD]
+  const server = spawn('redis-server', words, { stdio: 'ignore' })
+  const stores = []
+  t.after(async () => {
+    await Promise.all(stores.map((store) => store.close()))
+    server.kill('SIGKILL')
+  })
+  while (!(await answers(port))) await pause(10)
+  const url = `redis://:${PASSWORD}@127.0.0.1:${port}`
+  return {
+    open(options) {
+      const store = serverStore(url, options)
+      stores.push(store)
+      return store
+    },
+    async verrou(...args) {
+      const env = { ...process.env, VERROU_STORE: url }
+      const { stdout } = await promisify(execFile)(process.env.VERROU_COMMAND, args, { env })
+      return stdout.trim()
+    },
+  }
+}
+
+async function freePort() {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address()
+  server.close()
+  return String(port)
+}
+
+function answers(port) {
+  return new Promise((resolve) => {
+    const socket = connect(Number(port), '127.0.0.1')
+    socket.on('connect', () => resolve(true)).on('error', () => resolve(false))
+    socket.on('connect', () => socket.destroy())
+  })
+}
+
+test('a lock on a server excludes the others, in whatever language', options, async (t) => {
+  const { open, verrou } = await redis(t)
+  const lock = new LockFactory(open()).createLock('shared', '1m')
+  const other = new LockFactory(open()).createLock('shared', '1m')
+  await lock.acquire()
+  assert.equal(await other.acquireImmediately(), false)
+  assert.match(await verrou('show', 'shared'), /verrou serve/)
+  const ended = verrou('run', 'shared', '--no-wait', '--', 'true')
+  await assert.rejects(ended, { code: 75 })
+
+  // Who waits has it when it is given back.
+  let had = false
+  const waiting = other.acquire().then(() => (had = true))
+  await pause(300)
+  assert.equal(had, false)
+  await lock.release()
+  await waiting
+  assert.equal(await lock.isLocked(), true)
+  await other.release()
+  assert.equal(await verrou('run', 'shared', '--', 'echo', 'had'), 'had')
+})
+
+test('whoever was evicted is told', options, async (t) => {
+  const { open, verrou } = await redis(t)
+  const lock = new LockFactory(open()).createLock('evicted', '1m')
+  await lock.acquire()
+  await verrou('force-release', 'evicted')
+  await assert.rejects(lock.extend(), { code: 'E_LOCK_NOT_OWNER' })
+})
+
+test('nobody sees the password', options, async (t) => {
+  const store = (await redis(t)).open()
+  await store.save('lock', '0'.repeat(32), 60_000)
+  const processes = (await readdir('/proc')).filter((name) => /^\d+$/.test(name))
+  for (const id of processes) {
+    const words = await readFile(`/proc/${id}/cmdline`, 'utf8').catch(() => '')
+    if (words.includes('serve')) assert.ok(!words.includes(PASSWORD), words)
+  }
+})
+
+test('what is wrong is said', options, async (t) => {
+  for (const url of ['', 'redis', null, 7]) assert.throws(() => serverStore(url), TypeError)
+  const nobody = serverStore(`redis://:${PASSWORD}@127.0.0.1:${await freePort()}`)
+  t.after(() => nobody.close())
+  await assert.rejects(nobody.exists('lock'), (error) => {
+    assert.ok(error instanceof CommandStoreError)
+    assert.match(error.message, /connection/)
+    assert.ok(!error.message.includes(PASSWORD), error.message)
+    return true
+  })
+})
