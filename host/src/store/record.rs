@@ -61,7 +61,8 @@ pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
 /// Every sequence and every fence is less than this, so that there is a next one.
 pub(super) const COUNTED: u64 = 1 << 62;
 
-/// Every ticket is less than this.
+/// Whatever a file says, the ticket that it names is less than this: half of all there are, so that
+/// those after it are tickets, too.
 pub(crate) const TICKETS: u64 = 1 << 59;
 
 const HELD: u32 = 1;

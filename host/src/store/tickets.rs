@@ -7,14 +7,13 @@ use std::ops::Range;
 use super::bell::BELLS;
 use super::error::FileError;
 use super::open_files::OpenFile;
-use super::record::TICKETS;
 use super::{byte_lock, directory};
 
 /// The byte of the ticket 0: past those of all grants.
 const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
 
 /// The last that is ever given.
-const LAST_TICKET: u64 = TICKETS - 1;
+const LAST_TICKET: u64 = 1 << 60;
 
 /// Locks a ticket for a process with that bell, after all others and after `here`, which is this
 /// process's last, and notes that there is one.
