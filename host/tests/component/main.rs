@@ -3,9 +3,18 @@
 //! It has to be there: `cargo xtask component` builds it.
 
 mod awaited;
+#[cfg(all(target_os = "linux", feature = "redis"))]
+#[path = "../servers/fixture.rs"]
+mod fixture;
 mod hostile;
 #[path = "../places/mod.rs"]
 mod places;
+#[cfg(all(target_os = "linux", feature = "redis"))]
+#[expect(dead_code, reason = "nothing happens to the server here")]
+#[path = "../servers/running.rs"]
+mod running;
+#[cfg(all(target_os = "linux", feature = "redis"))]
+mod server;
 mod through;
 mod uses;
 mod world;

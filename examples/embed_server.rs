@@ -1,0 +1,29 @@
+//! The lock component in a Rust program, with a server behind it: its locks are those of all who reach
+//! that server, in whatever language.
+//!
+//! `cargo xtask component`, then
+//! `cargo run --package verrou-host --features wasmtime,redis --example embed_server -- redis://HOST`
+
+use std::env;
+use std::sync::Arc;
+use std::time::Duration;
+
+use verrou::Retry;
+use verrou_host::component::{Limits, Runner};
+use verrou_host::{AnyStore, StoreOptions, System};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let url = env::args()
+        .nth(1)
+        .ok_or("name a store, such as redis://HOST")?;
+    let store = Arc::new(AnyStore::open(&url.parse()?, &StoreOptions::default())?);
+    let runner = Runner::load("target/component/verrou.wasm", &Limits::default())?;
+
+    let mut component = runner.instance(Arc::clone(&store), System)?;
+    let lock = component.create_lock("my-resource", Some(Duration::from_secs(10)))?;
+    let patient = Retry::default().timeout(Duration::from_secs(30));
+    let fence = component.acquire(lock, &patient)?;
+    println!("it holds the lock, fence {fence:?}"); // the work
+    component.release(lock)?;
+    Ok(())
+}

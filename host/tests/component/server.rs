@@ -1,0 +1,85 @@
+//! The component with a server behind it.
+
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use verrou::conformance;
+use verrou::conformance::{Fixture, TestClock};
+use verrou_host::AnyStore;
+
+use crate::fixture::Place;
+use crate::running::Running;
+use crate::through::Component;
+
+fn redis() -> String {
+    static SERVER: OnceLock<Running> = OnceLock::new();
+
+    let server = SERVER.get_or_init(|| Running::redis(&[]));
+    format!("redis://127.0.0.1:{}", server.port)
+}
+
+/// A place on a server, whose time nobody can move: the test's clock runs beside it.
+struct Beside {
+    place: Place,
+    clock: TestClock,
+}
+
+impl Beside {
+    fn new() -> Self {
+        Self {
+            place: Place::new(&redis(), "prefix"),
+            clock: TestClock::running(),
+        }
+    }
+}
+
+impl Fixture for Beside {
+    type Store = AnyStore;
+    type Host = TestClock;
+
+    fn client(&self) -> AnyStore {
+        self.place.client()
+    }
+    fn host(&self) -> TestClock {
+        self.clock.clone()
+    }
+    fn pass(&self, time: Duration) {
+        self.place.pass(time);
+    }
+}
+
+conformance!(through, Component(Beside::new()));
+
+/// What the example shows: its lock excludes the command's.
+#[test]
+fn the_example_has_the_locks_of_the_command() {
+    let store = format!("{}?prefix=example:", redis());
+    let verrou = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+        command.args(["--store", &store]).args(words);
+        command.output().expect("the command can be run")
+    };
+    let example = || {
+        let mut program = Command::new(env!("CARGO"));
+        program.args(["run", "--quiet", "--locked", "--package", "verrou-host"]);
+        program.args([
+            "--features",
+            "redis,wasmtime",
+            "--example",
+            "embed_server",
+            "--",
+            &store,
+        ]);
+        program.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        program.output().expect("the example can be run")
+    };
+    let shown = example();
+    let said = String::from_utf8_lossy(&shown.stdout);
+    assert!(
+        said.contains("it holds the lock, fence Some(Fence(1))"),
+        "{shown:?}"
+    );
+    let after = verrou(&["run", "my-resource", "--", "sh", "-c", "echo $VERROU_FENCE"]);
+    assert_eq!(String::from_utf8_lossy(&after.stdout).trim(), "2");
+}
