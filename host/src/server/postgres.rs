@@ -1,1 +1,810 @@
-//! Locks on postgres.
+//! Locks in a `PostgreSQL` database: each step is a function there, which locks the row of its name first.
+//!
+//! `postgres/schema.sql` has the functions, and says what they keep. Who gives a lock back keeps it for the
+//! first of those who wait for half a second, and tells it by NOTIFY; who does not come in that time has
+//! lost its place. Three connections at most take the steps of a process, and one listens.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
+use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{AsyncMessage, Client, Config, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use verrou::blocking::Host;
+use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
+
+use super::news::News;
+use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
+use super::{ServerError, ServerUrl};
+use crate::System;
+use crate::store::{Listed, StoreOptions};
+
+/// Leases in a `PostgreSQL` database, version 12 or later.
+///
+/// Its steps wait in a tokio runtime, that in which it was [connected](Self::connect). Four connections
+/// serve all of them, and all who wait. See `host/POSTGRES.md` for what it promises.
+pub struct PostgresStore(Arc<Shared>);
+
+struct Shared {
+    pool: Pool,
+    server: String,
+    steps: Steps,
+    timeout: Duration,
+    about: String,
+    /// Where those who wait here, and hold here, are told.
+    channel: String,
+    news: Arc<News>,
+    places: Mutex<Places>,
+    listener: AbortHandle,
+    runtime: Handle,
+}
+
+/// The places of those who wait here, which are kept as long as they do.
+#[derive(Default)]
+struct Places {
+    of: HashMap<Owner, Name>,
+    /// Whether a task sees to it.
+    are_kept: bool,
+}
+
+/// The statements of all steps.
+struct Steps {
+    acquire: String,
+    extend: String,
+    release: String,
+    evict: String,
+    inspect: String,
+    list: String,
+    wait: String,
+    leave: String,
+}
+
+/// What no text in a database can have, and what stands for it.
+const NUL: &AsciiSet = &AsciiSet::EMPTY.add(0).add(b'%');
+
+/// How many connections take steps.
+const CONNECTIONS: usize = 3;
+
+const SCHEMA: &str = include_str!("postgres/schema.sql");
+
+/// What the schema's comment says.
+const VERSION: &str = "Verrou 1";
+
+impl PostgresStore {
+    /// The store at `url`, whose tables and functions are made if need be.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+        let server = url.to_string();
+        let late = |_| ServerError::Timeout {
+            server: server.clone(),
+            after: url.timeout(),
+        };
+        timeout(url.timeout(), Self::connected(url, options))
+            .await
+            .map_err(late)?
+    }
+
+    async fn connected(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+        let server = url.to_string();
+        let settings = Arc::new(Settings {
+            config: config(url)?,
+            tls: tls(url)?,
+        });
+        let manager = Manager::from_config(
+            settings.config.clone(),
+            settings.tls.clone(),
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            },
+        );
+        let pool = Pool::builder(manager).max_size(CONNECTIONS).build();
+        let pool = pool.map_err(|err| setup(&server, &err.to_string(), "this is a mistake"))?;
+        let schema = url.option("schema").unwrap_or_else(|| "verrou".to_owned());
+        let client = pool
+            .get()
+            .await
+            .map_err(|err| not_connected(&server, err))?;
+        prepare(&client, &server, &schema).await?;
+
+        let id = Owner::from_bytes(System.random());
+        let channel = format!("verrou_{id}");
+        let news = Arc::new(News::default());
+        let (listening, connection) = settings.listen(&server, &channel, &news).await?;
+        let pids = (backend(&client).await, backend(&listening).await);
+        if let (Ok(one), Ok(other)) = pids
+            && one == other
+        {
+            return Err(setup(
+                &server,
+                "two connections to it are one: a pooler in transaction mode is in between",
+                "name the server itself, or a pooler in session mode",
+            ));
+        }
+        drop(client);
+        let runtime = Handle::current();
+        let listener = {
+            let (news, channel, server) = (Arc::clone(&news), channel.clone(), server.clone());
+            runtime.spawn(async move {
+                let mut listening = (listening, connection);
+                loop {
+                    // It ends with its connection.
+                    let _ = (&mut listening.1).await;
+                    listening = settings.listen_again(&server, &channel, &news).await;
+                    // Something may have been said that was not heard.
+                    news.tell_all();
+                }
+            })
+        };
+        Ok(Self(Arc::new(Shared {
+            pool,
+            server,
+            steps: Steps::new(&quoted(&schema)),
+            timeout: url.timeout(),
+            about: About::this(options).to_json(),
+            channel,
+            news,
+            places: Mutex::default(),
+            listener: listener.abort_handle(),
+            runtime,
+        })))
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the server cannot tell.
+    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let shared = &self.0;
+        let rows = shared.rows(&shared.steps.list, &[], shared.timeout).await?;
+        let listed = rows.iter().filter_map(|row| {
+            let name = row.try_get::<_, String>("name").ok()?;
+            let name = percent_decode_str(&name).decode_utf8().ok()?;
+            Some(Ok((Name::new(&name).ok()?, holder(row)?)))
+        });
+        Ok(listed.collect())
+    }
+
+    /// Takes a place, however long that takes, and waits until it is told to come, but at most
+    /// `at_most`.
+    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+        let shared = &self.0;
+        let listening = shared.news.listen(claim.owner);
+        let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
+        shared.keep_place(claim);
+        if !is_free {
+            let _ = timeout(at_most, listening.heard()).await;
+        }
+        Ok(())
+    }
+
+    /// [`AsyncStore::give_up`], awaited.
+    pub(crate) async fn leave(&self, claim: &Claim) {
+        if self.0.forget_place(&claim.owner) {
+            // Otherwise others pass it when it is not there in time.
+            let _ = self.0.leave(claim).await;
+        }
+    }
+}
+
+impl Shared {
+    async fn rows(
+        &self,
+        statement: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+        patience: Duration,
+    ) -> Result<Vec<Row>, ServerError> {
+        let mut client = None;
+        let asked = async {
+            let client = client.insert(self.pool.get().await.map_err(|err| self.no_client(err))?);
+            let statement = client.prepare_cached(statement).await;
+            let statement = statement.map_err(|err| failed(&self.server, err))?;
+            let rows = client.query(&statement, parameters).await;
+            rows.map_err(|err| failed(&self.server, err))
+        };
+        let answer = timeout(patience, asked).await;
+        if let (Err(_), Some(client)) = (&answer, client) {
+            // Nobody else is to wait behind what is still being done.
+            drop(Object::take(client));
+        }
+        answer.unwrap_or_else(|_| {
+            Err(ServerError::Timeout {
+                server: self.server.clone(),
+                after: patience,
+            })
+        })
+    }
+
+    /// The one row that a function answers with.
+    async fn row(
+        &self,
+        statement: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+        patience: Duration,
+    ) -> Result<Row, ServerError> {
+        let rows = self.rows(statement, parameters, patience).await?;
+        rows.into_iter().next().ok_or_else(|| {
+            setup(
+                &self.server,
+                "its functions say nothing",
+                "make its schema anew, by the schema.sql of this version",
+            )
+        })
+    }
+
+    async fn asked<T: for<'a> tokio_postgres::types::FromSql<'a>>(
+        &self,
+        statement: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+        patience: Duration,
+    ) -> Result<T, ServerError> {
+        let row = self.row(statement, parameters, patience).await?;
+        row.try_get(0).map_err(|err| failed(&self.server, err))
+    }
+
+    /// Takes a place, or only keeps the one there is: whether `owner` is to ask for the lock now.
+    async fn wait(&self, owner: &Owner, name: &Name, keep: bool) -> Result<bool, ServerError> {
+        self.asked(
+            &self.steps.wait,
+            &[
+                &text(name),
+                &owner.to_string(),
+                &micros(BELIEVED),
+                &self.channel,
+                &keep,
+            ],
+            self.timeout,
+        )
+        .await
+    }
+
+    async fn leave(&self, claim: &Claim) -> Result<(), ServerError> {
+        let owner = claim.owner.to_string();
+        let kept = micros(KEPT_FOR_THE_FIRST);
+        self.row(
+            &self.steps.leave,
+            &[&text(&claim.name), &owner, &kept],
+            self.timeout,
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Sees to it that the place of `claim`'s owner is kept until it is forgotten here.
+    fn keep_place(self: &Arc<Self>, claim: &Claim) {
+        let mut places = self.places();
+        places.of.insert(claim.owner, claim.name.clone());
+        if places.are_kept {
+            return;
+        }
+        places.are_kept = true;
+        let shared = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            loop {
+                sleep(BELIEVED / 3).await;
+                let Some(shared) = shared.upgrade() else {
+                    return;
+                };
+                let kept = {
+                    let mut places = shared.places();
+                    places.are_kept = !places.of.is_empty();
+                    places.of.clone()
+                };
+                if kept.is_empty() {
+                    return;
+                }
+                for (owner, name) in kept {
+                    // Whoever cannot be reached now is asked again before the place is lost.
+                    if let Ok(true) = shared.wait(&owner, &name, true).await {
+                        shared.news.tell(&owner);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Whether `owner` had a place.
+    fn forget_place(&self, owner: &Owner) -> bool {
+        self.places().of.remove(owner).is_some()
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn no_client(&self, err: PoolError) -> ServerError {
+        not_connected(&self.server, err)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.listener.abort();
+    }
+}
+
+impl AsyncStore for PostgresStore {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let shared = &self.0;
+        let lasts = kept(claim.ttl).map(micros);
+        let ttl = claim.ttl.duration().map(micros);
+        let row = shared
+            .row(
+                &shared.steps.acquire,
+                &[
+                    &text(&claim.name),
+                    &claim.owner.to_string(),
+                    &lasts,
+                    &ttl,
+                    &shared.about,
+                    &shared.channel,
+                    &micros(KEPT_FOR_THE_FIRST),
+                ],
+                patience(shared.timeout, claim),
+            )
+            .await?;
+        let failed = |err| failed(&shared.server, err);
+        let number = row.try_get::<_, Option<i64>>("number").map_err(failed)?;
+        let number = number.and_then(|number| u64::try_from(number).ok());
+        if row.try_get("granted").map_err(failed)? {
+            shared.forget_place(&claim.owner);
+            let fence = number.and_then(Fence::new);
+            return Ok(Reply::Granted { fence });
+        }
+        let remaining = number.map(Duration::from_micros);
+        Ok(Reply::Refused { remaining })
+    }
+
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let shared = &self.0;
+        let lasts = kept(claim.ttl).map(micros);
+        let ttl = claim.ttl.duration().map(micros);
+        let owner = claim.owner.to_string();
+        let done = shared
+            .asked(
+                &shared.steps.extend,
+                &[&text(&claim.name), &owner, &lasts, &ttl, &shared.channel],
+                patience(shared.timeout, claim),
+            )
+            .await?;
+        Ok(reply(done))
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let shared = &self.0;
+        let owner = claim.owner.to_string();
+        let kept = micros(KEPT_FOR_THE_FIRST);
+        let done = shared
+            .asked(
+                &shared.steps.release,
+                &[&text(&claim.name), &owner, &kept],
+                patience(shared.timeout, claim),
+            )
+            .await?;
+        Ok(reply(done))
+    }
+
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        let shared = &self.0;
+        let only = match only.map(|only| i64::try_from(only.get())) {
+            Some(Ok(only)) => Some(only),
+            // It has never been granted.
+            Some(Err(_)) => return Ok(Reply::REFUSED),
+            None => None,
+        };
+        let kept = micros(KEPT_FOR_THE_FIRST);
+        let parameters: [&(dyn ToSql + Sync); 3] = [&text(name), &only, &kept];
+        let done = shared
+            .asked(&shared.steps.evict, &parameters, shared.timeout)
+            .await?;
+        Ok(reply(done))
+    }
+
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let shared = &self.0;
+        let rows = shared
+            .rows(&shared.steps.inspect, &[&text(name)], shared.timeout)
+            .await?;
+        Ok(rows.first().and_then(holder))
+    }
+
+    async fn wait(&self, claim: &Claim, at_most: Duration) {
+        if self.waited(claim, at_most).await.is_err() {
+            // Whoever asks next is told why.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn lost(&self, claim: &Claim) {
+        let listening = self.0.news.listen(claim.owner);
+        let holder = self.inspect(&claim.name).await;
+        // What cannot be told now is asked by whoever keeps the lease.
+        let is_held = holder.map_or(true, |it| it.and_then(|it| it.owner) == Some(claim.owner));
+        if is_held {
+            listening.heard().await;
+        }
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        if !self.0.forget_place(&claim.owner) {
+            return;
+        }
+        let (shared, claim) = (Arc::clone(&self.0), claim.clone());
+        self.0
+            .runtime
+            .spawn(async move { shared.leave(&claim).await });
+    }
+
+    fn abilities(&self) -> Abilities {
+        ABILITIES
+    }
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresStore")
+            .field("server", &self.0.server)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Steps {
+    fn new(schema: &str) -> Self {
+        // As much of a holder as people are told.
+        let columns = "name, owner, fence, ttl, about, \
+                       (extract(epoch from since) * 1000000)::bigint as since, \
+                       (extract(epoch from expires - clock_timestamp()) * 1000000)::bigint as remaining";
+        let held = "owner is not null and (expires is null or expires > clock_timestamp())";
+        Self {
+            acquire: format!(
+                "select granted, number from {schema}.acquire($1, $2, $3, $4, $5, $6, $7)"
+            ),
+            extend: format!("select {schema}.extend($1, $2, $3, $4, $5)"),
+            release: format!("select {schema}.release($1, $2, $3)"),
+            evict: format!("select {schema}.evict($1, $2, $3)"),
+            inspect: format!("select {columns} from {schema}.lock where name = $1 and {held}"),
+            list: format!("select {columns} from {schema}.lock where {held} order by name"),
+            wait: format!("select {schema}.wait($1, $2, $3, $4, $5)"),
+            leave: format!("select {schema}.leave($1, $2, $3)"),
+        }
+    }
+}
+
+/// How a connection is made.
+struct Settings {
+    config: Config,
+    tls: MakeRustlsConnect,
+}
+
+type Listening = (Client, tokio::task::JoinHandle<()>);
+
+impl Settings {
+    /// A connection on which `channel` is heard, and a task that ends with it.
+    async fn listen(
+        &self,
+        server: &str,
+        channel: &str,
+        news: &Arc<News>,
+    ) -> Result<Listening, ServerError> {
+        let connected = self.config.connect(self.tls.clone()).await;
+        let (client, mut connection) = connected.map_err(|err| unmade(server, err))?;
+        let news = Arc::clone(news);
+        let task = tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
+            {
+                if let AsyncMessage::Notification(said) = message
+                    && let Ok(owner) = said.payload().parse()
+                {
+                    news.tell(&owner);
+                }
+            }
+        });
+        let listened = client.batch_execute(&format!("listen \"{channel}\"")).await;
+        listened.map_err(|err| failed(server, err))?;
+        Ok((client, task))
+    }
+
+    /// [`listen`](Self::listen), until it is done.
+    async fn listen_again(&self, server: &str, channel: &str, news: &Arc<News>) -> Listening {
+        const LONGEST: Duration = Duration::from_secs(1);
+
+        let mut pause = Duration::from_millis(10);
+        loop {
+            sleep(pause).await;
+            if let Ok(listening) = self.listen(server, channel, news).await {
+                return listening;
+            }
+            pause = (pause * 2).min(LONGEST);
+        }
+    }
+}
+
+/// Makes what the schema has, unless it is there.
+async fn prepare(client: &Object, server: &str, schema: &str) -> Result<(), ServerError> {
+    let get = |err| failed(server, err);
+    let row = client
+        .query_one(
+            "select exists (select from pg_namespace where nspname = $1), \
+             current_setting('server_version_num')::int, pg_is_in_recovery(), \
+             (select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1)",
+            &[&schema],
+        )
+        .await
+        .map_err(get)?;
+    let number: i32 = row.try_get(1).map_err(get)?;
+    if number < 120_000 {
+        return Err(setup(
+            server,
+            &format!("its version is too old ({})", number / 10_000),
+            "use PostgreSQL 12 or later",
+        ));
+    }
+    if row.try_get(2).map_err(get)? {
+        return Err(setup(
+            server,
+            "it is a standby, in which nothing can be written",
+            "name the primary server, or all of them, between commas",
+        ));
+    }
+    if row.try_get(0).map_err(get)? {
+        let comment: Option<String> = row.try_get(3).map_err(get)?;
+        return match comment.unwrap_or_default() {
+            comment if comment == VERSION => Ok(()),
+            other => Err(setup(
+                server,
+                &format!("the schema `{schema}` is another's, or of another version (`{other}`)"),
+                "name a schema of its own: ?schema=NAME",
+            )),
+        };
+    }
+    let made = async {
+        // Of all who start at once, one makes it. The number means nothing.
+        let begin = "begin; select pg_advisory_xact_lock(8105262917346521)";
+        client.batch_execute(begin).await?;
+        // What is known of names may be older than the lock; what the table says is not.
+        let there = client
+            .query_one(
+                "select exists (select from pg_namespace where nspname = $1)",
+                &[&schema],
+            )
+            .await?;
+        if !there.try_get::<_, bool>(0)? {
+            let statements = SCHEMA.replace("SCHEMA", &quoted(schema));
+            client.batch_execute(&statements).await?;
+        }
+        client.batch_execute("commit").await
+    };
+    let Err(err) = made.await else {
+        return Ok(());
+    };
+    let _ = client.batch_execute("rollback").await;
+    match err.code() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(setup(
+            server,
+            &format!("there is no schema `{schema}`, and this user may not make it"),
+            "let an administrator run schema.sql, as POSTGRES.md says",
+        )),
+        _ => Err(failed(server, err)),
+    }
+}
+
+async fn backend(client: &Client) -> Result<i32, tokio_postgres::Error> {
+    let row = client.query_one("select pg_backend_pid()", &[]).await?;
+    row.try_get(0)
+}
+
+/// An identifier, whatever is in it.
+fn quoted(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+fn config(url: &ServerUrl) -> Result<Config, ServerError> {
+    let server = url.to_string();
+    let unread =
+        |err: std::io::Error| setup(&server, &err.to_string(), "name a file that can be read");
+    let mut config = Config::new();
+    for (host, port) in url.hosts() {
+        config.host(host.trim_matches(['[', ']']));
+        config.port(port.unwrap_or(5432));
+    }
+    if let Some(user) = url.user() {
+        config.user(user);
+    }
+    if let Some(password) = url.password().map_err(unread)? {
+        config.password(password);
+    }
+    if let Some(database) = url.database() {
+        config.dbname(database);
+    }
+    config.ssl_mode(match url.option("sslmode").as_deref() {
+        None | Some("disable") => SslMode::Disable,
+        Some("require" | "verify-full") => SslMode::Require,
+        Some(other) => {
+            return Err(setup(
+                &server,
+                &format!("sslmode={other} is not spoken here"),
+                "write sslmode=verify-full, or disable",
+            ));
+        }
+    });
+    if url.hosts().len() > 1 {
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+    }
+    let timeout = url.timeout();
+    // What takes longer has nobody left who waits for it.
+    config.options(format!(
+        "-c statement_timeout={} -c default_transaction_isolation=read\\ committed",
+        timeout.as_millis().max(1)
+    ));
+    config
+        .application_name("verrou")
+        .connect_timeout(timeout)
+        .tcp_user_timeout(timeout * 2)
+        .keepalives_idle(Duration::from_secs(30));
+    Ok(config)
+}
+
+fn tls(url: &ServerUrl) -> Result<MakeRustlsConnect, ServerError> {
+    let server = url.to_string();
+    let wrong = |why: String| setup(&server, &why, "name a file of certificates: ?ca-file=FILE");
+    super::tls::install();
+    let mut roots = RootCertStore::empty();
+    match url.authorities().map_err(|err| wrong(err.to_string()))? {
+        Some(pem) => {
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
+                let certificate = certificate.map_err(|err| wrong(err.to_string()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|err| wrong(err.to_string()))?;
+            }
+        }
+        // Those that the system trusts; without any, no server is.
+        None if url.option("sslmode").is_some() => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        None => {}
+    }
+    let config = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(MakeRustlsConnect::new(config))
+}
+
+fn text(name: &Name) -> String {
+    utf8_percent_encode(name.as_str(), NUL).to_string()
+}
+
+/// In whole microseconds, and no less.
+fn micros(length: Duration) -> i64 {
+    // A time that can be added to any other there.
+    const LONGEST: u128 = 1 << 60;
+
+    let micros = length.as_nanos().div_ceil(1000).min(LONGEST);
+    i64::try_from(micros).unwrap_or(i64::MAX)
+}
+
+fn reply(done: bool) -> Reply {
+    if done {
+        Reply::Granted { fence: None }
+    } else {
+        Reply::REFUSED
+    }
+}
+
+/// What a row says of its holder.
+fn holder(row: &Row) -> Option<Holder> {
+    let number = |column| {
+        let number: Option<i64> = row.try_get(column).ok()?;
+        number.and_then(|number| u64::try_from(number).ok())
+    };
+    let micros = |column| number(column).map(Duration::from_micros);
+    // Less what it is kept for longer than its holder counts on it, and never nothing.
+    let remaining = row.try_get::<_, Option<i64>>("remaining").ok()?;
+    let remaining = remaining.map(|_| {
+        let drift = micros("ttl").map_or(Duration::ZERO, drift);
+        let left = micros("remaining").unwrap_or_default();
+        left.saturating_sub(drift).max(Duration::from_micros(1))
+    });
+    Some(Holder {
+        owner: Owner::from_str(row.try_get("owner").ok()?).ok(),
+        fence: number("fence").and_then(Fence::new),
+        since: micros("since"),
+        remaining,
+        process: row
+            .try_get::<_, Option<&str>>("about")
+            .ok()?
+            .and_then(About::process_of),
+    })
+}
+
+fn setup(server: &str, why: &str, advice: &str) -> ServerError {
+    ServerError::Setup {
+        server: server.to_owned(),
+        why: why.to_owned(),
+        advice: advice.to_owned(),
+    }
+}
+
+fn not_connected(server: &str, err: PoolError) -> ServerError {
+    match err {
+        PoolError::Backend(err) => unmade(server, err),
+        err => ServerError::Unavailable {
+            server: server.to_owned(),
+            source: err.into(),
+        },
+    }
+}
+
+/// Why a connection was not made.
+fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
+    let Some(code) = err.code() else {
+        let told = std::error::Error::source(&err).map(ToString::to_string);
+        let is_io = std::error::Error::source(&err).is_some_and(|source| {
+            source
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|source| {
+                    source.kind() != std::io::ErrorKind::InvalidData
+                        && source.kind() != std::io::ErrorKind::InvalidInput
+                })
+        });
+        if is_io || err.is_closed() {
+            return failed(server, err);
+        }
+        let why = told.unwrap_or_else(|| err.to_string());
+        return setup(
+            server,
+            &format!("it does not answer as PostgreSQL does ({why})"),
+            "name its host and port, and sslmode=verify-full if it expects TLS",
+        );
+    };
+    let why = err.as_db_error().map_or("", |err| err.message());
+    match *code {
+        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => setup(
+            server,
+            why,
+            "write postgres://USER:PASSWORD@HOST/DATABASE, or password-file=FILE",
+        ),
+        SqlState::INVALID_CATALOG_NAME => setup(server, why, "write postgres://USER@HOST/DATABASE"),
+        _ => failed(server, err),
+    }
+}
+
+/// What a request that failed means.
+fn failed(server: &str, err: tokio_postgres::Error) -> ServerError {
+    let server = server.to_owned();
+    let Some(code) = err.code() else {
+        return ServerError::Disconnected {
+            server,
+            source: err.into(),
+        };
+    };
+    let class = code.code().get(..2).unwrap_or_default();
+    let is_temporary = match class {
+        // Connections, resources, what an operator does, and transactions in each other's way.
+        "08" | "40" | "53" | "55" | "57" => true,
+        _ => *code == SqlState::READ_ONLY_SQL_TRANSACTION,
+    };
+    let source = err.into();
+    if is_temporary {
+        ServerError::Unavailable { server, source }
+    } else {
+        ServerError::Refused { server, source }
+    }
+}

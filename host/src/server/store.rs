@@ -24,7 +24,7 @@ pub enum ServerStore {
     /// On Redis.
     #[cfg(feature = "redis")]
     Redis(RedisStore),
-    /// On PostgreSQL.
+    /// On `PostgreSQL`.
     #[cfg(feature = "postgres")]
     Postgres(PostgresStore),
     /// On etcd.

@@ -77,7 +77,7 @@ fn why<T>(ended: RunError<T>) -> Error {
 
 /// What the store says when it has an answer at all.
 #[track_caller]
-fn in_the_end<T>(step: impl Fn() -> Result<T, StoreError>) -> T {
+pub(crate) fn in_the_end<T>(step: impl Fn() -> Result<T, StoreError>) -> T {
     let began = Instant::now();
     loop {
         match step() {
@@ -179,10 +179,14 @@ pub(crate) fn a_place_is_kept(kind: &impl Kind) {
 pub(crate) fn many_clients_count(
     kind: &impl Kind,
     clients: u32,
+    prepare: impl FnOnce(u16),
     add: impl Fn(u16, Fence) + Sync,
 ) -> Running {
     let server = kind.start();
-    let (url, port) = (kind.url(server.port, "count"), server.port);
+    prepare(server.port);
+    // They all start at once.
+    let url = format!("{}&timeout=1m", kind.url(server.port, "count"));
+    let port = server.port;
     thread::scope(|scope| {
         for _ in 0..clients {
             scope.spawn(|| {

@@ -70,7 +70,7 @@ fn many_clients_count() {
             "OK"
         );
     };
-    let server = cases::many_clients_count(&Redis, CLIENTS, add);
+    let server = cases::many_clients_count(&Redis, CLIENTS, |_| {}, add);
     assert_eq!(
         redis_cli(server.port, &["GET", "number"]),
         CLIENTS.to_string()

@@ -135,14 +135,31 @@ impl Running {
         let _ = self.child.wait();
     }
 
+    /// Signals all its processes.
     fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.child.id()).expect("a process number");
-        kill_process(Pid::from_raw(id).expect("a process number"), signal).expect("it runs");
+        let id = Pid::from_raw(id).expect("a process number");
+        kill_process(id, signal).expect("it runs");
+        for child in children(id) {
+            // It may have ended.
+            let _ = kill_process(child, signal);
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        if self.command[0].ends_with("/postgres") {
+            // It listens before it answers.
+            let mut asked = Command::new(Path::new(&self.command[0]).with_file_name("pg_isready"));
+            asked.args(["--quiet", "--host=127.0.0.1", "--port"]);
+            let asked = asked.arg(self.port.to_string()).status();
+            return asked.is_ok_and(|status| status.success());
+        }
+        TcpStream::connect(("127.0.0.1", self.port)).is_ok()
     }
 
     fn wait_until_ready(&mut self) {
         let began = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+        while !self.is_ready() {
             let ended = self.child.try_wait().expect("it can be asked");
             let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             assert_eq!(ended, None, "{:?}: {}", self.command, log());
@@ -162,6 +179,22 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The processes that `parent` has started.
+fn children(parent: Pid) -> Vec<Pid> {
+    let parent = parent.as_raw_pid().to_string();
+    let ids = fs::read_dir("/proc")
+        .expect("the processes")
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let id = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+            let status = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // After its name, which may have anything in it: its state, and who started it.
+            let (_, rest) = status.rsplit_once(')')?;
+            (rest.split_whitespace().nth(1)? == parent).then_some(id)
+        });
+    ids.collect()
 }
 
 /// A port that was free a moment ago.
