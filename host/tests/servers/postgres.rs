@@ -126,10 +126,10 @@ fn nothing_that_was_acknowledged_is_lost() {
     cases::nothing_that_was_acknowledged_is_lost(
         &Postgres,
         |port| {
-            drop(psql(
+            psql(
                 port,
                 "create table guarded as select '' as list, 0::bigint as fence",
-            ))
+            );
         },
         script,
         |port| psql(port, "select list from guarded"),

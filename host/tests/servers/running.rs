@@ -236,7 +236,7 @@ fn as_user(words: &[String]) -> Command {
     command
 }
 
-/// Where Debian has the programs of its PostgreSQL.
+/// Where Debian has the programs of its `PostgreSQL`.
 #[cfg(feature = "postgres")]
 fn newest_postgres() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").map(|entries| {
