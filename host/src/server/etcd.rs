@@ -48,6 +48,7 @@ pub struct EtcdStore {
 /// What the task has, too, that keeps the places of those who wait.
 struct Shared {
     client: Client,
+    members: usize,
     server: String,
     timeout: Duration,
     /// Those who wait here: their keys, and until when they are believed to be there.
@@ -108,6 +109,7 @@ impl EtcdStore {
         Ok(Self {
             shared: Arc::new(Shared {
                 client,
+                members: url.hosts().len(),
                 server,
                 timeout: url.timeout(),
                 places: Mutex::default(),
@@ -128,11 +130,12 @@ impl EtcdStore {
     /// [`StoreError`] when the server cannot tell.
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let shared = &self.shared;
-        let everything = GetOptions::new().with_prefix();
         let asked = shared.within(shared.timeout, async {
-            let mut client = shared.client.clone();
-            let got = client.get(self.prefix.as_str(), Some(everything)).await;
-            got.map_err(|err| shared.failed(err))
+            let got = shared.asked(|mut client| async move {
+                let everything = GetOptions::new().with_prefix();
+                client.get(&*self.prefix, Some(everything)).await
+            });
+            got.await
         });
         let mut firsts = BTreeMap::<Name, KeyValue>::new();
         for found in asked.await?.take_kvs() {
@@ -352,9 +355,10 @@ impl EtcdStore {
 
     /// How long whoever counts on `ttl` still does, at least.
     async fn remaining(&self, lease: i64, ttl: Duration) -> Result<Duration, ServerError> {
-        let mut client = self.shared.client.clone();
-        let left = client.lease_time_to_live(lease, None).await;
-        let left = left.map_err(|err| self.shared.failed(err))?;
+        let left = self
+            .shared
+            .asked(|mut client| async move { client.lease_time_to_live(lease, None).await });
+        let left = left.await?;
         let whole = |seconds: i64| Duration::from_secs(seconds.try_into().unwrap_or(0));
         let longer = whole(left.granted_ttl()).saturating_sub(ttl);
         let left = whole(left.ttl()).saturating_sub(longer).min(ttl);
@@ -490,10 +494,6 @@ impl Shared {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed(&self, err: Error) -> ServerError {
-        failed(&self.server, err)
-    }
-
     async fn within<T>(
         &self,
         patience: Duration,
@@ -507,29 +507,45 @@ impl Shared {
         })
     }
 
+    async fn asked<T, A: Future<Output = Result<T, Error>>>(
+        &self,
+        ask: impl Fn(Client) -> A,
+    ) -> Result<T, ServerError> {
+        let answered = of_any(self.members, &self.client, ask).await;
+        answered.map_err(|err| failed(&self.server, err))
+    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnResponse, ServerError> {
-        let done = self.client.clone().txn(txn).await;
-        done.map_err(|err| self.failed(err))
+        self.asked(|mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        })
+        .await
     }
 
     async fn grant(&self, seconds: i64) -> Result<i64, ServerError> {
-        let granted = self.client.clone().lease_grant(seconds, None).await;
-        Ok(granted.map_err(|err| self.failed(err))?.id())
+        let granted =
+            self.asked(|mut client| async move { client.lease_grant(seconds, None).await });
+        Ok(granted.await?.id())
     }
 
     /// Whether the lease was there to be kept alive.
     async fn keep_alive(&self, lease: i64) -> Result<bool, ServerError> {
-        match self.client.clone().lease_keep_alive(lease).await {
-            Ok(_) => Ok(true),
-            Err(Error::LeaseKeepAliveError(_)) => Ok(false),
-            Err(err) => Err(self.failed(err)),
-        }
+        let kept = self.asked(|mut client| async move {
+            match client.lease_keep_alive(lease).await {
+                Ok(_) => Ok(true),
+                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(err) => Err(err),
+            }
+        });
+        kept.await
     }
 
     /// Ends a lease that nobody needs; otherwise it ends by itself.
     async fn revoke(&self, lease: i64) {
         if lease != 0 {
-            let _ = timeout(self.timeout / 4, self.client.clone().lease_revoke(lease)).await;
+            let revoked = self.asked(|mut client| async move { client.lease_revoke(lease).await });
+            let _ = timeout(self.timeout / 4, revoked).await;
         }
     }
 
@@ -545,12 +561,10 @@ impl Shared {
 
     /// Ends when something has happened to `key` since `revision`, or that cannot be told.
     async fn changed(&self, key: &[u8], revision: i64) -> Result<(), ServerError> {
-        let mut client = self.client.clone();
-        let since = WatchOptions::new().with_start_revision(revision);
-        let watching = async {
-            let watch = client.watch(key, Some(since)).await;
-            watch.map_err(|err| self.failed(err))
-        };
+        let watching = self.asked(|mut client| async move {
+            let since = WatchOptions::new().with_start_revision(revision);
+            client.watch(key, Some(since)).await
+        });
         let mut watch = self.within(self.timeout, watching).await?;
         while let Ok(Some(said)) = watch.message().await {
             if said.canceled() || !said.events().is_empty() {
@@ -646,7 +660,7 @@ impl AsyncStore for EtcdStore {
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         if self.waited(claim, at_most).await.is_err() {
             // Whoever asks next is told why.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
@@ -808,10 +822,16 @@ async fn checked_client(
         options = options.with_tls(trusted);
     }
     let refused = |err| not_fit(server, prefix, err);
-    let mut client = Client::connect(members, Some(options))
+    let count = members.len();
+    let client = Client::connect(members, Some(options))
         .await
         .map_err(refused)?;
-    let status = client.status().await.map_err(refused)?;
+    let status = of_any(
+        count,
+        &client,
+        |mut client| async move { client.status().await },
+    );
+    let status = status.await.map_err(refused)?;
     if is_too_old(status.version()) {
         return Err(setup(
             format!("it is etcd {}", status.version()),
@@ -824,12 +844,35 @@ async fn checked_client(
             source: format!("{alarm}: {NO_SPACE}").into(),
         });
     }
-    let look = GetOptions::new()
-        .with_prefix()
-        .with_keys_only()
-        .with_limit(1);
-    client.get(prefix, Some(look)).await.map_err(refused)?;
+    let look = of_any(count, &client, |mut client| async move {
+        let one = GetOptions::new()
+            .with_prefix()
+            .with_keys_only()
+            .with_limit(1);
+        client.get(prefix, Some(one)).await
+    });
+    look.await.map_err(refused)?;
     Ok(client)
+}
+
+/// What one of several members says that can be reached: where one is away, nothing was asked.
+async fn of_any<T, A: Future<Output = Result<T, Error>>>(
+    members: usize,
+    client: &Client,
+    ask: impl Fn(Client) -> A,
+) -> Result<T, Error> {
+    // They are drawn by lot.
+    const DRAWS: usize = 16;
+
+    let mut draws = if members > 1 { DRAWS * members } else { 1 };
+    loop {
+        let answer = ask(client.clone()).await;
+        draws -= 1;
+        match answer {
+            Err(err) if draws > 0 && is_unreached(&err) => tokio::task::yield_now().await,
+            answer => return answer,
+        }
+    }
 }
 
 const NO_SPACE: &str =
