@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use etcd_client::{Client, Compare, CompareOp, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
 use verrou::{Fence, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl};
 
@@ -76,17 +77,36 @@ fn who_waited_and_is_gone_is_passed() {
     cases::who_waited_and_is_gone_is_passed(&Etcd);
 }
 
+/// The number is written in the transaction that looks at the fence.
 #[test]
 fn many_clients_count() {
     const CLIENTS: u32 = 200;
 
-    let number = |port| answer(port, &["get", "number", "--print-value-only"]);
-    let add = |port: u16, _: Fence| {
-        let before: u32 = number(port).parse().unwrap_or(0);
-        answer(port, &["put", "number", &(before + 1).to_string()]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let add = |port: u16, fence: Fence| {
+        runtime.block_on(async {
+            let connecting = Client::connect([format!("127.0.0.1:{port}")], None);
+            let mut client = connecting.await.expect("the server is there");
+            let got = client.get("number", None).await.expect("an answer");
+            let before = got.kvs().first().map_or("0", |it| it.value_str().unwrap());
+            let number = before.parse::<u32>().expect("a number") + 1;
+            let first = GetOptions::new()
+                .with_prefix()
+                .with_sort(SortTarget::Create, SortOrder::Ascend)
+                .with_limit(1);
+            let lock = client.get("count/lock/", Some(first)).await.unwrap();
+            let lock = lock.kvs()[0].key();
+            let made = i64::try_from(fence.get()).expect("a revision");
+            let write = Txn::new()
+                .when([Compare::create_revision(lock, CompareOp::Equal, made)])
+                .and_then([TxnOp::put("number", number.to_string(), None)]);
+            let written = client.txn(write).await.expect("an answer");
+            assert!(written.succeeded(), "the lock is held under {fence}");
+        });
     };
     let server = cases::many_clients_count(&Etcd, CLIENTS, add);
-    assert_eq!(number(server.port), CLIENTS.to_string());
+    let number = answer(server.port, &["get", "number", "--print-value-only"]);
+    assert_eq!(number, CLIENTS.to_string());
 }
 
 #[test]
