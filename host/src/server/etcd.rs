@@ -1,1 +1,1022 @@
-//! Locks on etcd.
+//! Locks on etcd: each step is one transaction, which all members agree on.
+//!
+//! A lock is a range of keys, one for each owner that holds it or waits for it, in the order in which
+//! they were made. Its holder is the first of them, if it says so; the revision that made the key is its
+//! fence. A holder's key ends with a lease of its own, those of all who wait in one process with that of
+//! the process. Each who waits watches the key before its own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue,
+    PutOptions, SortOrder, SortTarget, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    WatchOptions,
+};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use verrou::blocking::Host;
+use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError, Ttl};
+
+use super::store::{ABILITIES, About, BELIEVED, kept, patience};
+use super::{ServerError, ServerUrl};
+use crate::System;
+use crate::store::{Listed, StoreOptions};
+
+/// Leases on etcd, version 3.4 or later.
+///
+/// Its steps wait in a tokio runtime, that in which it was [connected](Self::connect). One connection to
+/// each member serves all of them, and all who wait. See `host/ETCD.md` for what it promises.
+pub struct EtcdStore {
+    shared: Arc<Shared>,
+    prefix: String,
+    about: serde_json::Value,
+    /// Leases of attempts that are in doubt.
+    attempts: Mutex<HashMap<Owner, Vec<i64>>>,
+    runtime: Handle,
+}
+
+/// What the task has, too, that keeps the places of those who wait.
+struct Shared {
+    client: Client,
+    members: usize,
+    server: String,
+    timeout: Duration,
+    /// Those who wait here: their keys, and until when they are believed to be there.
+    places: Mutex<HashMap<Owner, (String, Instant)>>,
+    /// The lease of all places.
+    presence: tokio::sync::Mutex<Option<Presence>>,
+    /// Told when all places are gone.
+    anew: Notify,
+}
+
+struct Presence {
+    lease: i64,
+    task: JoinHandle<()>,
+}
+
+/// What the key of a holder says; that of one who waits says [`WAITS`].
+#[derive(Debug, Deserialize, Serialize)]
+struct Record {
+    /// Milliseconds, or nothing.
+    ttl: Option<u64>,
+    /// Milliseconds since 1970.
+    since: u64,
+    about: serde_json::Value,
+}
+
+const WAITS: &str = "waits";
+
+/// How long places outlive their process, in seconds.
+const PRESENCE: i64 = 10;
+
+/// How long a lock that was given back is kept for the first of those who wait for it: each step is
+/// written to disks before it is answered.
+const KEPT_FOR_THE_FIRST: Duration = Duration::from_secs(2);
+
+/// What of a name would end its part of a key, and what stands for it.
+const SLASHES: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
+
+impl EtcdStore {
+    /// The store at `url`, whose server is asked whether it is fit for one.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+        let server = url.to_string();
+        let late = |_| ServerError::Timeout {
+            server: server.clone(),
+            after: url.timeout(),
+        };
+        let mut prefix = url.option("prefix").unwrap_or_else(|| "verrou/".to_owned());
+        if !prefix.ends_with('/') {
+            prefix.push('/');
+        }
+        let client = timeout(url.timeout(), checked_client(url, &server, &prefix))
+            .await
+            .map_err(late)??;
+        let about = serde_json::from_str(&About::this(options).to_json()).unwrap_or_default();
+        Ok(Self {
+            shared: Arc::new(Shared {
+                client,
+                members: url.hosts().len(),
+                server,
+                timeout: url.timeout(),
+                places: Mutex::default(),
+                presence: tokio::sync::Mutex::default(),
+                anew: Notify::new(),
+            }),
+            prefix,
+            about,
+            attempts: Mutex::default(),
+            runtime: Handle::current(),
+        })
+    }
+
+    /// The names that are held now, and by whom.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the server cannot tell.
+    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let shared = &self.shared;
+        let asked = shared.within(shared.timeout, async {
+            let got = shared.asked(|mut client| async move {
+                let everything = GetOptions::new().with_prefix();
+                client.get(&*self.prefix, Some(everything)).await
+            });
+            got.await
+        });
+        let mut firsts = BTreeMap::<Name, KeyValue>::new();
+        for found in asked.await?.take_kvs() {
+            let Some(name) = self.name_of(found.key()) else {
+                continue;
+            };
+            let first = firsts.entry(name).or_insert_with(|| found.clone());
+            if found.create_revision() < first.create_revision() {
+                *first = found;
+            }
+        }
+        let mut listed = Vec::new();
+        for (name, first) in firsts {
+            let described = shared.within(shared.timeout, self.holder(&first));
+            if let Some(holder) = described.await? {
+                listed.push(Ok((name, holder)));
+            }
+        }
+        Ok(listed)
+    }
+
+    /// [`AsyncStore::give_up`], awaited.
+    pub(crate) async fn leave(&self, claim: &Claim) {
+        let place = self.shared.places().remove(&claim.owner);
+        if let Some((key, _)) = place {
+            self.shared.leave(&key).await;
+        }
+    }
+
+    /// What the keys of all who hold `name`, or wait for it, begin with.
+    fn range(&self, name: &Name) -> String {
+        let name = utf8_percent_encode(name.as_str(), SLASHES);
+        format!("{}{name}/", self.prefix)
+    }
+
+    fn key(&self, claim: &Claim) -> String {
+        format!("{}{}", self.range(&claim.name), claim.owner)
+    }
+
+    /// Whose lock the key is one of.
+    fn name_of(&self, key: &[u8]) -> Option<Name> {
+        let key = str::from_utf8(key).ok()?;
+        let (encoded, _) = key.strip_prefix(&self.prefix)?.split_once('/')?;
+        Name::new(&percent_decode_str(encoded).decode_utf8().ok()?).ok()
+    }
+
+    fn attempts(&self) -> MutexGuard<'_, HashMap<Owner, Vec<i64>>> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self, ttl: Ttl) -> Record {
+        Record {
+            ttl: ttl.duration().map(millis),
+            since: millis(System.wall_clock()),
+            about: self.about.clone(),
+        }
+    }
+
+    /// A lease for a holder that counts on `ttl`; 0 when it does not end.
+    async fn lease_for(&self, ttl: Ttl) -> Result<i64, ServerError> {
+        match kept(ttl) {
+            Some(kept) => self.shared.grant(seconds(kept)).await,
+            None => Ok(0),
+        }
+    }
+
+    async fn try_acquire(&self, claim: &Claim) -> Result<Reply, ServerError> {
+        let (range, key) = (self.range(&claim.name), self.key(claim));
+        loop {
+            let look = [TxnOp::get(&*range, first()), TxnOp::get(&*key, None)];
+            let mut seen = found(&self.shared.txn(Txn::new().and_then(look)).await?);
+            let (own, first) = (seen.pop().flatten(), seen.pop().flatten());
+            let free = match (first, &own) {
+                (None, _) => vec![none(&range)],
+                (Some(first), Some(own)) if first.key() == own.key() => {
+                    if let Some(record) = record_of(own) {
+                        if self.renewed(claim, own, record).await? {
+                            return Ok(granted(own.create_revision()));
+                        }
+                        continue;
+                    }
+                    let made = own.create_revision();
+                    // A place that is still there, and nobody before it.
+                    vec![
+                        Compare::create_revision(&*key, CompareOp::Equal, made),
+                        Compare::create_revision(&*range, CompareOp::Greater, made - 1)
+                            .with_prefix(),
+                    ]
+                }
+                (Some(_), _) => return Ok(Reply::REFUSED),
+            };
+            let lease = self.lease_for(claim.ttl).await?;
+            if lease != 0 {
+                self.attempts().entry(claim.owner).or_default().push(lease);
+            }
+            let value = as_json(&self.record(claim.ttl));
+            let put = TxnOp::put(&*key, value, Some(PutOptions::new().with_lease(lease)));
+            let taken = self
+                .shared
+                .txn(Txn::new().when(free).and_then([put]))
+                .await?;
+            if taken.succeeded() {
+                self.attempts().remove(&claim.owner);
+                let made = own.map_or_else(|| revision(&taken), |own| own.create_revision());
+                return Ok(granted(made));
+            }
+            self.revoke_attempts(claim).await;
+        }
+    }
+
+    /// Lets the record that `claim` holds, as it was seen, last for its ttl from now; false if it was
+    /// not as it was seen.
+    async fn renewed(
+        &self,
+        claim: &Claim,
+        own: &KeyValue,
+        record: Record,
+    ) -> Result<bool, ServerError> {
+        if record.ttl == claim.ttl.duration().map(millis) {
+            return match own.lease() {
+                0 => Ok(true),
+                lease => self.shared.keep_alive(lease).await,
+            };
+        }
+        let lease = self.lease_for(claim.ttl).await?;
+        let value = as_json(&Record {
+            ttl: claim.ttl.duration().map(millis),
+            ..record
+        });
+        let unchanged = Compare::mod_revision(own.key(), CompareOp::Equal, own.mod_revision());
+        let put = TxnOp::put(own.key(), value, Some(PutOptions::new().with_lease(lease)));
+        let moved = Txn::new().when([unchanged]).and_then([put]);
+        let is_moved = self.shared.txn(moved).await?.succeeded();
+        self.shared
+            .revoke(if is_moved { own.lease() } else { lease })
+            .await;
+        Ok(is_moved)
+    }
+
+    async fn try_extend(&self, claim: &Claim) -> Result<Reply, ServerError> {
+        let key = self.key(claim);
+        loop {
+            let look = Txn::new().and_then([TxnOp::get(&*key, None)]);
+            let own = found(&self.shared.txn(look).await?).pop().flatten();
+            let Some((own, record)) = own.and_then(|own| record_of(&own).map(|it| (own, it)))
+            else {
+                return Ok(Reply::REFUSED);
+            };
+            if self.renewed(claim, &own, record).await? {
+                return Ok(Reply::Granted { fence: None });
+            }
+        }
+    }
+
+    async fn try_release(&self, claim: &Claim) -> Result<Reply, ServerError> {
+        let key = self.key(claim);
+        let delete = Txn::new().and_then([TxnOp::get(&*key, None), TxnOp::delete(&*key, None)]);
+        let own = found(&self.shared.txn(delete).await?).swap_remove(0);
+        // An attempt that is still on its way finds its lease gone.
+        self.revoke_attempts(claim).await;
+        let Some(own) = own.filter(|own| record_of(own).is_some()) else {
+            return Ok(Reply::REFUSED);
+        };
+        self.shared.revoke(own.lease()).await;
+        Ok(Reply::Granted { fence: None })
+    }
+
+    async fn revoke_attempts(&self, claim: &Claim) {
+        let leases = self.attempts().remove(&claim.owner);
+        for lease in leases.into_iter().flatten() {
+            self.shared.revoke(lease).await;
+        }
+    }
+
+    async fn first_of(&self, name: &Name) -> Result<Option<KeyValue>, ServerError> {
+        let look = Txn::new().and_then([TxnOp::get(self.range(name), first())]);
+        Ok(found(&self.shared.txn(look).await?).pop().flatten())
+    }
+
+    async fn try_evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, ServerError> {
+        let Some(held) = self.first_of(name).await? else {
+            return Ok(Reply::REFUSED);
+        };
+        let made = held.create_revision();
+        let is_meant = only.is_none_or(|only| Some(only) == fence(made));
+        if !is_meant || record_of(&held).is_none() {
+            return Ok(Reply::REFUSED);
+        }
+        let unchanged = Compare::create_revision(held.key(), CompareOp::Equal, made);
+        let delete = TxnOp::delete(held.key(), None);
+        let freed = Txn::new().when([unchanged]).and_then([delete]);
+        if !self.shared.txn(freed).await?.succeeded() {
+            return Ok(Reply::REFUSED);
+        }
+        self.shared.revoke(held.lease()).await;
+        Ok(Reply::Granted { fence: None })
+    }
+
+    /// Whom the first key of a range names, if it is a holder's.
+    async fn holder(&self, first: &KeyValue) -> Result<Option<Holder>, ServerError> {
+        let Some(record) = record_of(first) else {
+            return Ok(None);
+        };
+        let remaining = match (first.lease(), record.ttl) {
+            (0, _) | (_, None) => None,
+            (lease, Some(ttl)) => Some(self.remaining(lease, Duration::from_millis(ttl)).await?),
+        };
+        let key = first.key_str().unwrap_or_default();
+        Ok(Some(Holder {
+            owner: key.rsplit('/').next().and_then(|owner| owner.parse().ok()),
+            fence: fence(first.create_revision()),
+            since: Some(Duration::from_millis(record.since)),
+            remaining,
+            process: About::process_of(&record.about.to_string()),
+        }))
+    }
+
+    /// How long whoever counts on `ttl` still does, at least.
+    async fn remaining(&self, lease: i64, ttl: Duration) -> Result<Duration, ServerError> {
+        let left = self
+            .shared
+            .asked(|mut client| async move { client.lease_time_to_live(lease, None).await });
+        let left = left.await?;
+        let whole = |seconds: i64| Duration::from_secs(seconds.try_into().unwrap_or(0));
+        let longer = whole(left.granted_ttl()).saturating_sub(ttl);
+        let left = whole(left.ttl()).saturating_sub(longer).min(ttl);
+        Ok(left.max(Duration::from_millis(1)))
+    }
+
+    /// Takes a place, however long that takes, and waits until its turn has come, but at most
+    /// `at_most`.
+    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+        let shared = &self.shared;
+        let now = Instant::now();
+        let until = now.checked_add(at_most);
+        // Longer than any process lives.
+        let believed = now
+            + at_most
+                .saturating_add(BELIEVED)
+                .min(Duration::from_hours(1 << 16));
+        let key = self.key(claim);
+        shared.places().insert(claim.owner, (key.clone(), believed));
+        let waiting = async {
+            loop {
+                let mut anew = pin!(shared.anew.notified());
+                anew.as_mut().enable();
+                let taken = shared.within(shared.timeout, self.place(claim, &key));
+                let Some(made) = taken.await? else {
+                    return Ok(());
+                };
+                if at_most.is_zero() {
+                    return Ok(());
+                }
+                tokio::select! {
+                    ended = self.turn(claim, &key, made) => if ended? {
+                        return Ok(());
+                    },
+                    () = anew => {}
+                }
+            }
+        };
+        match until {
+            // The place is taken in any case.
+            Some(_) if at_most.is_zero() => waiting.await,
+            Some(until) => tokio::time::timeout_at(until, waiting)
+                .await
+                .unwrap_or(Ok(())),
+            None => waiting.await,
+        }
+    }
+
+    /// Takes a place, or finds it; nothing if there is nothing to wait for. Says which revision made
+    /// it.
+    async fn place(&self, claim: &Claim, key: &str) -> Result<Option<i64>, ServerError> {
+        let range = self.range(&claim.name);
+        loop {
+            let lease = self.shared.presence().await?;
+            let put = TxnOp::put(key, WAITS, Some(PutOptions::new().with_lease(lease)));
+            let missing = Compare::create_revision(key, CompareOp::Equal, 0);
+            let place = Txn::new()
+                .when([missing])
+                .and_then([put])
+                .or_else([TxnOp::get(key, None)]);
+            let taken = Txn::new().when([none(&range)]).or_else([TxnOp::txn(place)]);
+            let taken = self.shared.txn(taken).await?;
+            if taken.succeeded() {
+                return Ok(None);
+            }
+            let Some(TxnOpResponse::Txn(place)) = taken.op_responses().pop() else {
+                return Ok(None);
+            };
+            if place.succeeded() {
+                return Ok(Some(revision(&taken)));
+            }
+            let Some(own) = found(&place).pop().flatten() else {
+                continue;
+            };
+            if record_of(&own).is_some() {
+                return Ok(None);
+            }
+            if own.lease() == lease {
+                return Ok(Some(own.create_revision()));
+            }
+            // It was to end with another lease.
+            let unchanged = Compare::mod_revision(key, CompareOp::Equal, own.mod_revision());
+            let put = TxnOp::put(key, WAITS, Some(PutOptions::new().with_lease(lease)));
+            self.shared
+                .txn(Txn::new().when([unchanged]).and_then([put]))
+                .await?;
+        }
+    }
+
+    /// Ends with true when the place that `made` made is the first, with false if it is gone.
+    async fn turn(&self, claim: &Claim, key: &str, made: i64) -> Result<bool, ServerError> {
+        let (shared, range) = (&self.shared, self.range(&claim.name));
+        loop {
+            let before = GetOptions::new()
+                .with_prefix()
+                .with_max_create_revision(made - 1)
+                .with_sort(SortTarget::Create, SortOrder::Descend)
+                .with_limit(1);
+            let look = Txn::new().and_then([
+                TxnOp::get(key, None),
+                TxnOp::get(&*range, Some(before)),
+                TxnOp::get(&*range, first()),
+            ]);
+            let seen = shared.within(shared.timeout, shared.txn(look)).await?;
+            let [own, before, first] = &found(&seen)[..] else {
+                return Ok(false);
+            };
+            if own.as_ref().map(KeyValue::create_revision) != Some(made) {
+                return Ok(false);
+            }
+            let (Some(before), Some(first)) = (before, first) else {
+                return Ok(true);
+            };
+            let changed = shared.changed(before.key(), revision(&seen) + 1);
+            if before.key() != first.key() || record_of(before).is_some() {
+                changed.await?;
+                continue;
+            }
+            // It is free, and kept for the one before.
+            if timeout(KEPT_FOR_THE_FIRST, changed).await.is_err() {
+                let passed = before.mod_revision();
+                let unchanged = Compare::mod_revision(before.key(), CompareOp::Equal, passed);
+                let delete = TxnOp::delete(before.key(), None);
+                let pass = Txn::new().when([unchanged]).and_then([delete]);
+                shared.within(shared.timeout, shared.txn(pass)).await?;
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn places(&self) -> MutexGuard<'_, HashMap<Owner, (String, Instant)>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        step: impl Future<Output = Result<T, ServerError>>,
+    ) -> Result<T, ServerError> {
+        timeout(patience, step).await.unwrap_or_else(|_| {
+            Err(ServerError::Timeout {
+                server: self.server.clone(),
+                after: patience,
+            })
+        })
+    }
+
+    async fn asked<T, A: Future<Output = Result<T, Error>>>(
+        &self,
+        ask: impl Fn(Client) -> A,
+    ) -> Result<T, ServerError> {
+        let answered = of_any(self.members, &self.client, ask).await;
+        answered.map_err(|err| failed(&self.server, err))
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnResponse, ServerError> {
+        self.asked(|mut client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        })
+        .await
+    }
+
+    async fn grant(&self, seconds: i64) -> Result<i64, ServerError> {
+        let granted =
+            self.asked(|mut client| async move { client.lease_grant(seconds, None).await });
+        Ok(granted.await?.id())
+    }
+
+    /// Whether the lease was there to be kept alive.
+    async fn keep_alive(&self, lease: i64) -> Result<bool, ServerError> {
+        let kept = self.asked(|mut client| async move {
+            match client.lease_keep_alive(lease).await {
+                Ok(_) => Ok(true),
+                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
+                Err(err) => Err(err),
+            }
+        });
+        kept.await
+    }
+
+    /// Ends a lease that nobody needs; otherwise it ends by itself.
+    async fn revoke(&self, lease: i64) {
+        if lease != 0 {
+            let revoked = self.asked(|mut client| async move { client.lease_revoke(lease).await });
+            let _ = timeout(self.timeout / 4, revoked).await;
+        }
+    }
+
+    /// Gives up a place, unless it has become a holder's.
+    async fn leave(&self, key: &str) {
+        let waits = Compare::value(key, CompareOp::Equal, WAITS);
+        let left = Txn::new()
+            .when([waits])
+            .and_then([TxnOp::delete(key, None)]);
+        // Otherwise it ends with its process.
+        let _ = self.within(self.timeout, self.txn(left)).await;
+    }
+
+    /// Ends when something has happened to `key` since `revision`, or that cannot be told.
+    async fn changed(&self, key: &[u8], revision: i64) -> Result<(), ServerError> {
+        let watching = self.asked(|mut client| async move {
+            let since = WatchOptions::new().with_start_revision(revision);
+            client.watch(key, Some(since)).await
+        });
+        let mut watch = self.within(self.timeout, watching).await?;
+        while let Ok(Some(said)) = watch.message().await {
+            if said.canceled() || !said.events().is_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The lease of all places of this process, which is kept alive as long as there are some.
+    async fn presence(self: &Arc<Self>) -> Result<i64, ServerError> {
+        let mut presence = self.presence.lock().await;
+        if let Some(presence) = &*presence {
+            return Ok(presence.lease);
+        }
+        let lease = self.grant(PRESENCE).await?;
+        let task = tokio::spawn(Arc::clone(self).keep_places(lease));
+        *presence = Some(Presence { lease, task });
+        Ok(lease)
+    }
+
+    async fn keep_places(self: Arc<Self>, lease: i64) {
+        let pause = Duration::from_secs(PRESENCE.unsigned_abs()) / 4;
+        loop {
+            sleep(pause).await;
+            let now = Instant::now();
+            let overdue: Vec<_> = self
+                .places()
+                .extract_if(|_, (_, believed)| *believed < now)
+                .collect();
+            for (_, (key, _)) in overdue {
+                self.leave(&key).await;
+            }
+            let mut presence = self.presence.lock().await;
+            if self.places().is_empty() {
+                *presence = None;
+                self.revoke(lease).await;
+                return;
+            }
+            // Without an answer it is asked again before the lease ends.
+            let kept = self.within(pause, self.keep_alive(lease)).await;
+            if matches!(kept, Ok(false)) {
+                *presence = None;
+                self.anew.notify_waiters();
+                return;
+            }
+        }
+    }
+}
+
+impl AsyncStore for EtcdStore {
+    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let patience = patience(self.shared.timeout, claim);
+        let reply = self
+            .shared
+            .within(patience, self.try_acquire(claim))
+            .await?;
+        if reply.is_granted() {
+            self.shared.places().remove(&claim.owner);
+        }
+        Ok(reply)
+    }
+
+    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let patience = patience(self.shared.timeout, claim);
+        let extended = self.shared.within(patience, self.try_extend(claim));
+        Ok(extended.await?)
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let patience = patience(self.shared.timeout, claim);
+        let released = self.shared.within(patience, self.try_release(claim));
+        Ok(released.await?)
+    }
+
+    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        let evicted = self
+            .shared
+            .within(self.shared.timeout, self.try_evict(name, only));
+        Ok(evicted.await?)
+    }
+
+    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let inspected = self.shared.within(self.shared.timeout, async {
+            match self.first_of(name).await? {
+                Some(first) => self.holder(&first).await,
+                None => Ok(None),
+            }
+        });
+        Ok(inspected.await?)
+    }
+
+    async fn wait(&self, claim: &Claim, at_most: Duration) {
+        if self.waited(claim, at_most).await.is_err() {
+            // Whoever asks next is told why.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn lost(&self, claim: &Claim) {
+        const PAUSE: Duration = Duration::from_millis(100);
+
+        let (shared, key) = (&self.shared, self.key(claim));
+        loop {
+            let look = Txn::new().and_then([TxnOp::get(&*key, None)]);
+            let seen = shared.within(shared.timeout, shared.txn(look)).await;
+            let Ok(seen) = seen else {
+                // Nothing says when the server can be reached again.
+                sleep(PAUSE).await;
+                continue;
+            };
+            let own = found(&seen).pop().flatten();
+            let Some(own) = own.filter(|own| record_of(own).is_some()) else {
+                return;
+            };
+            if shared
+                .changed(own.key(), revision(&seen) + 1)
+                .await
+                .is_err()
+            {
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn give_up(&self, claim: &Claim) {
+        let place = self.shared.places().remove(&claim.owner);
+        if let Some((key, _)) = place {
+            let shared = Arc::clone(&self.shared);
+            self.runtime.spawn(async move { shared.leave(&key).await });
+        }
+    }
+
+    fn abilities(&self) -> Abilities {
+        ABILITIES
+    }
+}
+
+impl Drop for EtcdStore {
+    fn drop(&mut self) {
+        // Where it is locked the task is just at work; then it ends when there are no places.
+        self.shared.places().clear();
+        if let Ok(presence) = self.shared.presence.try_lock()
+            && let Some(presence) = &*presence
+        {
+            presence.task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdStore")
+            .field("server", &self.shared.server)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The first of a range, in the order in which they were made.
+#[expect(clippy::unnecessary_wraps, reason = "so it is asked for")]
+fn first() -> Option<GetOptions> {
+    let first = GetOptions::new()
+        .with_prefix()
+        .with_sort(SortTarget::Create, SortOrder::Ascend)
+        .with_limit(1);
+    Some(first)
+}
+
+/// That there is no key in the range.
+fn none(range: &str) -> Compare {
+    Compare::create_revision(range, CompareOp::Equal, 0).with_prefix()
+}
+
+/// What each `get` of a transaction has found.
+fn found(done: &TxnResponse) -> Vec<Option<KeyValue>> {
+    let answers = done.op_responses().into_iter();
+    answers
+        .filter_map(|answer| match answer {
+            TxnOpResponse::Get(mut got) => Some(got.take_kvs().pop()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn revision(done: &TxnResponse) -> i64 {
+    done.header()
+        .map_or(0, etcd_client::ResponseHeader::revision)
+}
+
+/// What a key says, if it is a holder's.
+fn record_of(found: &KeyValue) -> Option<Record> {
+    serde_json::from_slice(found.value()).ok()
+}
+
+fn as_json(record: &Record) -> String {
+    serde_json::to_string(record).unwrap_or_default()
+}
+
+fn fence(made: i64) -> Option<Fence> {
+    u64::try_from(made).ok().and_then(Fence::new)
+}
+
+fn granted(made: i64) -> Reply {
+    Reply::Granted { fence: fence(made) }
+}
+
+fn millis(length: Duration) -> u64 {
+    length.as_millis().try_into().unwrap_or(u64::MAX)
+}
+
+/// In whole seconds, and no less.
+fn seconds(length: Duration) -> i64 {
+    // etcd takes no longer leases.
+    const LONGEST: u64 = 9_000_000_000;
+
+    let whole = length.as_nanos().div_ceil(1_000_000_000);
+    i64::try_from(whole.min(u128::from(LONGEST))).unwrap_or(i64::MAX)
+}
+
+/// A client of a server that was found fit.
+async fn checked_client(
+    url: &ServerUrl,
+    server: &str,
+    prefix: &str,
+) -> Result<Client, ServerError> {
+    let setup = |why: String, advice: &str| ServerError::Setup {
+        server: server.to_owned(),
+        why,
+        advice: advice.to_owned(),
+    };
+    let unread = |err: io::Error| setup(err.to_string(), "name a file that can be read");
+    let scheme = if url.is_encrypted() { "https" } else { "http" };
+    let members: Vec<_> = url
+        .hosts()
+        .into_iter()
+        .map(|(host, port)| format!("{scheme}://{host}:{}", port.unwrap_or(2379)))
+        .collect();
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(url.timeout())
+        // Servers take asking more often, or without need, for an attack.
+        .with_keep_alive(Duration::from_secs(10), url.timeout())
+        .with_keep_alive_while_idle(false)
+        // A member that is cut off does not know.
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if let Some(user) = url.user() {
+        let password = url.password().map_err(unread)?.unwrap_or_default();
+        options = options.with_user(user, password);
+    }
+    if url.is_encrypted() {
+        let trusted = match url.authorities().map_err(unread)? {
+            Some(pem) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem)),
+            None => TlsOptions::new().with_enabled_roots(),
+        };
+        options = options.with_tls(trusted);
+    }
+    let refused = |err| not_fit(server, prefix, err);
+    let count = members.len();
+    let client = Client::connect(members, Some(options))
+        .await
+        .map_err(refused)?;
+    let status = of_any(
+        count,
+        &client,
+        |mut client| async move { client.status().await },
+    );
+    let status = status.await.map_err(refused)?;
+    if is_too_old(status.version()) {
+        return Err(setup(
+            format!("it is etcd {}", status.version()),
+            "use etcd 3.4 or later",
+        ));
+    }
+    if let Some(alarm) = status.errors().iter().find(|said| said.contains("NOSPACE")) {
+        return Err(ServerError::Unavailable {
+            server: server.to_owned(),
+            source: format!("{alarm}: {NO_SPACE}").into(),
+        });
+    }
+    let look = of_any(count, &client, |mut client| async move {
+        let one = GetOptions::new()
+            .with_prefix()
+            .with_keys_only()
+            .with_limit(1);
+        client.get(prefix, Some(one)).await
+    });
+    look.await.map_err(refused)?;
+    Ok(client)
+}
+
+/// What one of several members says that can be reached: where one is away, nothing was asked.
+async fn of_any<T, A: Future<Output = Result<T, Error>>>(
+    members: usize,
+    client: &Client,
+    ask: impl Fn(Client) -> A,
+) -> Result<T, Error> {
+    // They are drawn by lot.
+    const DRAWS: usize = 16;
+
+    let mut draws = if members > 1 { DRAWS * members } else { 1 };
+    loop {
+        let answer = ask(client.clone()).await;
+        draws -= 1;
+        match answer {
+            Err(err) if draws > 0 && is_unreached(&err) => tokio::task::yield_now().await,
+            answer => return answer,
+        }
+    }
+}
+
+const NO_SPACE: &str =
+    "make room (compact and defragment), then `etcdctl alarm disarm`; see `etcdctl alarm list`";
+
+/// Whether transactions within transactions are unknown to this version.
+fn is_too_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
+    match (parts.next().flatten(), parts.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) < (3, 4),
+        _ => false,
+    }
+}
+
+/// gRPC's numbers for what went wrong.
+mod code {
+    pub(super) const UNKNOWN: i32 = 2;
+    pub(super) const INVALID_ARGUMENT: i32 = 3;
+    pub(super) const DEADLINE_EXCEEDED: i32 = 4;
+    pub(super) const NOT_FOUND: i32 = 5;
+    pub(super) const PERMISSION_DENIED: i32 = 7;
+    pub(super) const RESOURCE_EXHAUSTED: i32 = 8;
+    pub(super) const FAILED_PRECONDITION: i32 = 9;
+    pub(super) const UNAVAILABLE: i32 = 14;
+    pub(super) const UNAUTHENTICATED: i32 = 16;
+}
+
+/// Why a server is not fit for a store.
+fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
+    let setup = |why: String, advice: String| ServerError::Setup {
+        server: server.to_owned(),
+        why,
+        advice,
+    };
+    let Error::GRpcStatus(status) = &err else {
+        return failed(server, err);
+    };
+    let said = status.message().to_owned();
+    match i32::from(status.code()) {
+        code::INVALID_ARGUMENT | code::UNAUTHENTICATED => setup(
+            format!("it refuses the user or the password ({said})"),
+            "write etcd://USER:PASSWORD@HOST, or password-file=FILE".to_owned(),
+        ),
+        code::FAILED_PRECONDITION => setup(
+            format!("it knows no users ({said})"),
+            "leave the user out, or enable its authentication".to_owned(),
+        ),
+        code::PERMISSION_DENIED => setup(
+            format!("the user may not read and write keys that begin with {prefix} ({said})"),
+            format!("etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}"),
+        ),
+        _ if said.starts_with("etcdserver:") || is_unreached(&err) => failed(server, err),
+        _ => setup(
+            format!("what answers there is no etcd ({said})"),
+            "name the port for clients of etcd, and write etcds:// if it expects TLS".to_owned(),
+        ),
+    }
+}
+
+/// Whether there was no connection at all.
+fn is_unreached(err: &Error) -> bool {
+    let Error::GRpcStatus(status) = err else {
+        return false;
+    };
+    let mut source = status.source();
+    while let Some(err) = source {
+        let kind = err.downcast_ref::<io::Error>().map(io::Error::kind);
+        if matches!(
+            kind,
+            Some(
+                io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::HostUnreachable
+                    | io::ErrorKind::NetworkUnreachable
+                    | io::ErrorKind::TimedOut
+            )
+        ) {
+            return true;
+        }
+        source = err.source();
+    }
+    false
+}
+
+/// What a request that failed means.
+fn failed(server: &str, err: Error) -> ServerError {
+    let server = server.to_owned();
+    let Error::GRpcStatus(status) = &err else {
+        return ServerError::Disconnected {
+            server,
+            source: err.into(),
+        };
+    };
+    let is_etcds = status.message().starts_with("etcdserver:");
+    match i32::from(status.code()) {
+        code::RESOURCE_EXHAUSTED if status.message().contains("space") => {
+            ServerError::Unavailable {
+                server,
+                source: format!("{}: {NO_SPACE}", status.message()).into(),
+            }
+        }
+        // A lease that has ended before it was used.
+        code::NOT_FOUND | code::RESOURCE_EXHAUSTED | code::DEADLINE_EXCEEDED => {
+            ServerError::Unavailable {
+                server,
+                source: err.into(),
+            }
+        }
+        code::UNAVAILABLE | code::UNKNOWN if is_etcds => ServerError::Unavailable {
+            server,
+            source: err.into(),
+        },
+        code::INVALID_ARGUMENT
+        | code::PERMISSION_DENIED
+        | code::FAILED_PRECONDITION
+        | code::UNAUTHENTICATED => ServerError::Refused {
+            server,
+            source: err.into(),
+        },
+        _ => ServerError::Disconnected {
+            server,
+            source: err.into(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_server_is_found_out() {
+        assert!(is_too_old("3.3.25"));
+        assert!(is_too_old("2.9.0"));
+        assert!(!is_too_old("3.4.23"));
+        assert!(!is_too_old("3.10.0-rc.1"));
+        assert!(!is_too_old("4.0.0"));
+        assert!(!is_too_old("not a version"));
+    }
+
+    #[test]
+    fn a_lease_is_no_shorter_than_what_it_is_for() {
+        assert_eq!(seconds(Duration::from_millis(1)), 1);
+        assert_eq!(seconds(Duration::from_secs(4)), 4);
+        assert_eq!(seconds(Duration::from_millis(4001)), 5);
+        assert_eq!(seconds(Duration::MAX), 9_000_000_000);
+    }
+}

@@ -155,6 +155,7 @@ impl ServerUrl {
     }
 
     /// What is between the first `/` and the options.
+    #[cfg(any(feature = "redis", feature = "postgres", test))]
     pub(crate) fn database(&self) -> Option<String> {
         let path = self.url.path().trim_start_matches('/');
         let path = percent_encoding::percent_decode_str(path).decode_utf8_lossy();

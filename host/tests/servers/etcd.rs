@@ -1,1 +1,404 @@
 //! etcd.
+
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use etcd_client::{Client, Compare, CompareOp, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
+use verrou::{Fence, Store, Ttl};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl};
+
+use crate::cases::{self, Kind};
+use crate::fixture::Place;
+use crate::running::Running;
+
+/// The server of all cases that leave it alone.
+fn server() -> String {
+    static SERVER: OnceLock<Running> = OnceLock::new();
+
+    let server = SERVER.get_or_init(|| Running::etcd(&[]));
+    format!("etcd://127.0.0.1:{}", server.port)
+}
+
+verrou::conformance!(
+    conformance,
+    // Kept for four seconds, and looked at twice in each.
+    Place::new(&server(), "prefix").counting(
+        Duration::from_millis(3900),
+        (0, Duration::from_millis(1200))
+    )
+);
+
+struct Etcd;
+
+impl Kind for Etcd {
+    fn start(&self) -> Running {
+        Running::etcd(&[])
+    }
+
+    fn url(&self, port: u16, place: &str) -> String {
+        format!("etcd://127.0.0.1:{port}?prefix={place}/")
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+
+    fn late(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+}
+
+/// What `etcdctl` does.
+fn etcdctl(port: u16, words: &[&str]) -> Output {
+    let mut command = Command::new("etcdctl");
+    command.env("ETCDCTL_API", "3");
+    command.arg(format!("--endpoints=127.0.0.1:{port}"));
+    let output = command.args(words).output();
+    output.expect("etcdctl is installed")
+}
+
+/// What it answers, which it must.
+#[track_caller]
+fn answer(port: u16, words: &[&str]) -> String {
+    let output = etcdctl(port, words);
+    assert!(output.status.success(), "{words:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn waiters_are_served_in_their_order() {
+    cases::first_come_first_served(&Etcd);
+}
+
+#[test]
+fn who_waited_and_is_gone_is_passed() {
+    cases::who_waited_and_is_gone_is_passed(&Etcd);
+}
+
+#[test]
+fn a_place_is_kept() {
+    cases::a_place_is_kept(&Etcd);
+}
+
+/// The number is written in the transaction that looks at the fence.
+#[test]
+fn many_clients_count() {
+    const CLIENTS: u32 = 200;
+
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let add = |port: u16, fence: Fence| {
+        runtime.block_on(async {
+            let connecting = Client::connect([format!("127.0.0.1:{port}")], None);
+            let mut client = connecting.await.expect("the server is there");
+            let got = client.get("number", None).await.expect("an answer");
+            let before = got.kvs().first().map_or("0", |it| it.value_str().unwrap());
+            let number = before.parse::<u32>().expect("a number") + 1;
+            let first = GetOptions::new()
+                .with_prefix()
+                .with_sort(SortTarget::Create, SortOrder::Ascend)
+                .with_limit(1);
+            let lock = client.get("count/lock/", Some(first)).await.unwrap();
+            let lock = lock.kvs()[0].key();
+            let made = i64::try_from(fence.get()).expect("a revision");
+            let write = Txn::new()
+                .when([Compare::create_revision(lock, CompareOp::Equal, made)])
+                .and_then([TxnOp::put("number", number.to_string(), None)]);
+            let written = client.txn(write).await.expect("an answer");
+            assert!(written.succeeded(), "the lock is held under {fence}");
+        });
+    };
+    let server = cases::many_clients_count(&Etcd, CLIENTS, |_| {}, add);
+    let number = answer(server.port, &["get", "number", "--print-value-only"]);
+    assert_eq!(number, CLIENTS.to_string());
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again() {
+    cases::a_lost_answer_is_asked_for_again(&Etcd);
+}
+
+#[test]
+fn cut_connections_are_made_anew() {
+    cases::cut_connections_are_made_anew(&Etcd);
+}
+
+#[test]
+fn a_stopped_server_is_no_answer() {
+    cases::a_stopped_server_is_no_answer(&Etcd);
+}
+
+#[test]
+fn a_killed_server_keeps_its_locks() {
+    cases::a_killed_server_keeps_its_locks(&Etcd);
+}
+
+#[test]
+fn a_thousand_wait_on_few_connections() {
+    cases::a_thousand_wait_on_few_connections(&Etcd);
+}
+
+#[test]
+fn an_evicted_holder_is_told() {
+    cases::an_evicted_holder_is_told(&Etcd);
+}
+
+#[test]
+fn what_is_no_server_is_told_apart() {
+    cases::what_is_no_server_is_told_apart(&Etcd);
+}
+
+#[test]
+fn the_command_does_the_same() {
+    cases::the_command_does_the_same(&Etcd);
+}
+
+/// What a command that is guarded by the lock does; `host/ETCD.md` shows it.
+const FENCED_WRITE: &str = r#"
+key=$(etcdctl get --prefix --keys-only workload/lock/ --sort-by=CREATE --limit=1)
+printf 'create("%s") = "%s"\n\nput list "%s"\n\n\n' "$key" $VERROU_FENCE "$list $WORD" | etcdctl txn"#;
+
+#[test]
+fn nothing_that_was_acknowledged_is_lost() {
+    let script = format!(
+        "export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=127.0.0.1:$PORT; \
+         list=$(etcdctl get list --print-value-only); sleep 0.01; \
+         said=$({FENCED_WRITE}); case $said in SUCCESS*) echo ok;; esac"
+    );
+    cases::nothing_that_was_acknowledged_is_lost(
+        &Etcd,
+        |_| {},
+        &script,
+        |port| answer(port, &["get", "list", "--print-value-only"]),
+    );
+}
+
+/// A lease that somebody revokes takes the lock with it, and its holder is told at once.
+#[test]
+fn a_holder_whose_lease_is_revoked_is_told() {
+    let server = Etcd.start();
+    let store = cases::open(&Etcd.url(server.port, "revoked"));
+    let claim = cases::claim(1, Ttl::new(Duration::from_mins(10)).expect("a ttl"));
+    cases::granted(store.acquire(&claim));
+    // The first returns at once.
+    store.lost(&claim, Duration::ZERO);
+    let leases = answer(server.port, &["lease", "list"]);
+    let lease = leases.lines().last().expect("a lease").trim();
+    answer(server.port, &["lease", "revoke", lease]);
+    let began = Instant::now();
+    store.lost(&claim, Duration::from_mins(1));
+    assert!(began.elapsed() < Duration::from_secs(30), "it is told");
+    assert!(!store.extend(&claim).expect("an answer").is_granted());
+}
+
+/// Whoever waits is served after all revisions were compacted under it.
+#[test]
+fn a_compaction_disturbs_nobody() {
+    let server = Etcd.start();
+    let url = Etcd.url(server.port, "compacted");
+    let (store, other) = (cases::open(&url), cases::open(&url));
+    let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
+    cases::granted(store.acquire(&one));
+    other.wait(&two, Duration::ZERO);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| other.wait(&two, Duration::from_mins(1)));
+        let mut revision = String::new();
+        for number in 0..20 {
+            answer(server.port, &["put", "other", &number.to_string()]);
+            let said = answer(server.port, &["get", "other", "--write-out=json"]);
+            let (_, rest) = said.split_once("\"revision\":").expect("a revision");
+            revision = rest.chars().take_while(char::is_ascii_digit).collect();
+        }
+        answer(server.port, &["compact", &revision, "--physical"]);
+        cases::granted(store.release(&one));
+        let began = Instant::now();
+        waiting.join().expect("it ends");
+        assert!(began.elapsed() < Duration::from_secs(30), "it is told");
+    });
+    cases::granted(other.acquire(&two));
+}
+
+/// A lease that is not needed any more does not stay on the server.
+#[test]
+fn no_lease_is_left_behind() {
+    let server = Etcd.start();
+    let store = cases::open(&Etcd.url(server.port, "leases"));
+    let claim = |minutes| {
+        let ttl = Ttl::new(Duration::from_mins(minutes)).expect("a ttl");
+        cases::claim(1, ttl)
+    };
+    cases::granted(store.acquire(&claim(10)));
+    cases::granted(store.extend(&claim(10)));
+    cases::granted(store.extend(&claim(20)));
+    let leases = answer(server.port, &["lease", "list"]);
+    assert!(leases.contains("found 1 leases"), "{leases}");
+    cases::granted(store.release(&claim(20)));
+    let leases = answer(server.port, &["lease", "list"]);
+    assert!(leases.contains("found 0 leases"), "{leases}");
+}
+
+/// Names are apart however much they look like the keys of others.
+#[test]
+fn a_name_is_no_part_of_another() {
+    let server = Etcd.start();
+    let store = cases::open(&Etcd.url(server.port, "names"));
+    for name in ["a", "a/b", "a%2Fb", "a/", "%"] {
+        let claim = verrou::Claim {
+            name: verrou::Name::new(name).expect("a name"),
+            ..cases::claim(1, Ttl::NEVER)
+        };
+        cases::granted(store.acquire(&claim));
+    }
+}
+
+fn refused(url: &str) -> String {
+    let url: StoreUrl = url.parse().expect("a URL");
+    let opened = AnyStore::open(&url, &StoreOptions::default());
+    opened.expect_err("it is not fit for a store").to_string()
+}
+
+/// What is wrong with a server is said, and what to do about it.
+#[test]
+fn a_server_that_is_not_fit_is_refused() {
+    let closed = Etcd.start();
+    let port = closed.port;
+    let why = refused(&format!("etcd://somebody:wr0ng@127.0.0.1:{port}"));
+    assert!(why.contains("leave the user out"), "{why}");
+    assert!(!why.contains("wr0ng"), "{why}");
+    for words in [
+        &["user", "add", "root:s3cret"][..],
+        &["user", "add", "app:s3cret"],
+        &["user", "grant-role", "root", "root"],
+        &["role", "add", "locks"],
+        &[
+            "role",
+            "grant-permission",
+            "locks",
+            "readwrite",
+            "--prefix=true",
+            "verrou/",
+        ],
+        &["user", "grant-role", "app", "locks"],
+        &["auth", "enable"],
+    ] {
+        answer(port, words);
+    }
+    for url in [
+        format!("etcd://127.0.0.1:{port}"),
+        format!("etcd://app:wr0ng@127.0.0.1:{port}"),
+        format!("etcd://somebody:wr0ng@127.0.0.1:{port}"),
+    ] {
+        let why = refused(&url);
+        assert!(why.contains("password"), "{why}");
+        assert!(!why.contains("wr0ng"), "{why}");
+    }
+    let why = refused(&format!("etcd://app:s3cret@127.0.0.1:{port}?prefix=other/"));
+    assert!(
+        why.contains("other/") && why.contains("grant-permission"),
+        "{why}"
+    );
+    assert!(!why.contains("s3cret"), "{why}");
+    // The role that the guide names is enough.
+    let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
+    let claim = cases::claim(1, Ttl::new(Duration::from_mins(1)).expect("a ttl"));
+    let other = cases::claim(2, claim.ttl);
+    cases::granted(store.acquire(&claim));
+    store.wait(&other, Duration::ZERO);
+    cases::granted(store.extend(&claim));
+    let holder = store.inspect(&claim.name).expect("an answer");
+    assert_eq!(holder.and_then(|it| it.owner), Some(claim.owner));
+    cases::granted(store.release(&claim));
+    cases::granted(store.acquire(&other));
+}
+
+/// A server without room says how to make some.
+#[test]
+fn a_full_server_says_so() {
+    let full = Running::etcd(&["--quota-backend-bytes=16384"]);
+    let store = cases::open(&Etcd.url(full.port, "full"));
+    let began = Instant::now();
+    while etcdctl(full.port, &["put", "big", &"x".repeat(4096)])
+        .status
+        .success()
+    {
+        assert!(began.elapsed() < Duration::from_mins(1), "it gets full");
+    }
+    let err = store.acquire(&cases::claim(1, Ttl::NEVER));
+    let err = err.expect_err("there is no room");
+    assert!(err.is_temporary(), "{err:?}");
+    let why = format!("{:?}", err.get_ref());
+    assert!(why.contains("etcdctl alarm"), "{why}");
+    let why = refused(&Etcd.url(full.port, "full"));
+    assert!(why.contains("cannot answer now"), "{why}");
+}
+
+/// The command that runs under a lock is not told the password.
+#[test]
+fn a_command_is_not_told_the_password() {
+    let server = Etcd.start();
+    for words in [
+        &["user", "add", "root:s3cret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["auth", "enable"],
+    ] {
+        answer(server.port, words);
+    }
+    let url = format!("etcd://root:s3cret@127.0.0.1:{}", server.port);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+    command
+        .env("VERROU_STORE", &url)
+        .args(["run", "lock", "--", "env"]);
+    let output = command.output().expect("the command can be run");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("VERROU_STORE=etcd://"), "{said}");
+    assert!(!said.contains("s3cret"), "{said}");
+}
+
+/// Of several members one that is away is passed.
+#[test]
+fn a_member_that_is_away_is_passed() {
+    let server = Etcd.start();
+    let away = crate::running::free_port();
+    let url = format!("etcd://127.0.0.1:{away},127.0.0.1:{}", server.port);
+    let store = cases::open(&url);
+    for owner in 0..20 {
+        let claim = cases::claim(owner, Ttl::NEVER);
+        cases::granted(store.acquire(&claim));
+        cases::granted(store.release(&claim));
+    }
+}
+
+/// Encrypted, with a certificate of an authority of one's own.
+#[test]
+fn a_connection_can_be_encrypted() {
+    let folder = tempfile::tempdir().expect("there is room for a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (certificate, key) = (at("certificate.pem"), at("key.pem"));
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{made:?}");
+    let server = Running::etcd(&[
+        "--listen-client-urls=https://127.0.0.1:PORT",
+        "--advertise-client-urls=https://127.0.0.1:PORT",
+        &format!("--cert-file={certificate}"),
+        &format!("--key-file={key}"),
+    ]);
+    let tls = server.port;
+    let store = cases::open(&format!("etcds://localhost:{tls}?ca-file={certificate}"));
+    let claim = cases::claim(1, Ttl::new(Duration::from_mins(1)).expect("a ttl"));
+    cases::granted(store.acquire(&claim));
+    refused(&format!("etcds://localhost:{tls}"));
+}

@@ -71,7 +71,7 @@ impl Running {
         })
     }
 
-    /// etcd, alone.
+    /// etcd, alone; in `options`, `PORT` is the port.
     #[cfg(feature = "etcd")]
     pub(crate) fn etcd(options: &[&str]) -> Self {
         Self::start(|folder, port| {
@@ -88,7 +88,8 @@ impl Running {
                 format!("--initial-cluster=default={peer}"),
                 "--logger=zap".to_owned(),
             ];
-            words.extend(options.iter().map(ToString::to_string));
+            let port = port.to_string();
+            words.extend(options.iter().map(|option| option.replace("PORT", &port)));
             words
         })
     }
