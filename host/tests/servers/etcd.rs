@@ -219,6 +219,49 @@ fn a_compaction_disturbs_nobody() {
     cases::granted(other.acquire(&two));
 }
 
+/// A place that nobody comes for is passed, though its process is there.
+#[test]
+fn who_does_not_come_is_passed() {
+    let server = Etcd.start();
+    let store = cases::open(&Etcd.url(server.port, "passed"));
+    let one = cases::claim(1, Ttl::NEVER);
+    cases::granted(store.acquire(&one));
+    store.wait(&cases::claim(2, Ttl::NEVER), Duration::ZERO);
+    let three = cases::claim(3, Ttl::NEVER);
+    store.wait(&three, Duration::ZERO);
+    cases::granted(store.release(&one));
+    let began = Instant::now();
+    store.wait(&three, Duration::from_mins(1));
+    cases::granted(store.acquire(&three));
+    // Sooner than a place ends by itself.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+/// Who waits for longer than a process that is gone would keep its place has it still.
+#[test]
+fn a_place_is_kept_while_somebody_waits() {
+    let server = Etcd.start();
+    let store = cases::open(&Etcd.url(server.port, "kept"));
+    let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
+    cases::granted(store.acquire(&one));
+    store.wait(&two, Duration::ZERO);
+    let made = || {
+        let keys = answer(
+            server.port,
+            &["get", "--prefix", "kept/", "--write-out=fields"],
+        );
+        let lines = keys.lines().map(str::to_owned);
+        lines
+            .filter(|line| line.starts_with("\"CreateRevision\""))
+            .collect::<Vec<_>>()
+    };
+    let before = made();
+    assert_eq!(before.len(), 2, "{before:?}");
+    store.wait(&two, Duration::from_secs(14));
+    assert_eq!(made(), before);
+}
+
 /// A lease that is not needed any more does not stay on the server.
 #[test]
 fn no_lease_is_left_behind() {
