@@ -41,12 +41,13 @@ impl Kind for Etcd {
         format!("etcd://127.0.0.1:{port}?prefix={place}/")
     }
 
+    /// Kept for two seconds, the shortest that there is.
     fn ttl(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_millis(1900)
     }
 
     fn late(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_millis(1200)
     }
 }
 
