@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use verrou::blocking::{Held, Host};
-use verrou::{Claim, RunError, Store, Waited};
+use verrou::{Claim, Error, Loss, RunError, Store, Waited};
 
 use crate::sync::mpsc::{self, RecvTimeoutError, Sender};
 use crate::sync::thread;
@@ -79,6 +79,14 @@ where
         let value = body();
         drop(working);
         match keeper.join() {
+            // Its time may have passed while the store was asked to extend it.
+            Ok(Ok(())) if held.is_expired() => Err(RunError::Ended {
+                value,
+                error: Error::Lost {
+                    name: watched.name.clone(),
+                    loss: Loss::Expired,
+                },
+            }),
             Ok(Ok(())) => Ok(value),
             Ok(Err(error)) => Err(RunError::Ended { value, error }),
             Err(panic) => std::panic::resume_unwind(panic),
@@ -110,7 +118,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use verrou::blocking::LockFactory;
-    use verrou::{Abilities, Error, Fence, Holder, Loss, MemoryStore, Name, Reply, StoreError};
+    use verrou::{Abilities, Fence, Holder, MemoryStore, Name, Reply, StoreError};
 
     use super::*;
     use crate::{LeaseFileStore, StoreOptions, System};

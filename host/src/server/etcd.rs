@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError, Ttl};
 
-use super::store::{ABILITIES, About, BELIEVED, kept, patience};
+use super::store::{ABILITIES, About, kept, patience};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};
@@ -51,8 +51,8 @@ struct Shared {
     members: usize,
     server: String,
     timeout: Duration,
-    /// Those who wait here: their keys, and until when they are believed to be there.
-    places: Mutex<HashMap<Owner, (String, Instant)>>,
+    /// Those who wait here: their keys.
+    places: Mutex<HashMap<Owner, String>>,
     /// The lease of all places.
     presence: tokio::sync::Mutex<Option<Presence>>,
     /// Told when all places are gone.
@@ -160,7 +160,7 @@ impl EtcdStore {
     /// [`AsyncStore::give_up`], awaited.
     pub(crate) async fn leave(&self, claim: &Claim) {
         let place = self.shared.places().remove(&claim.owner);
-        if let Some((key, _)) = place {
+        if let Some(key) = place {
             self.shared.leave(&key).await;
         }
     }
@@ -369,15 +369,9 @@ impl EtcdStore {
     /// `at_most`.
     pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
         let shared = &self.shared;
-        let now = Instant::now();
-        let until = now.checked_add(at_most);
-        // Longer than any process lives.
-        let believed = now
-            + at_most
-                .saturating_add(BELIEVED)
-                .min(Duration::from_hours(1 << 16));
+        let until = Instant::now().checked_add(at_most);
         let key = self.key(claim);
-        shared.places().insert(claim.owner, (key.clone(), believed));
+        shared.places().insert(claim.owner, key.clone());
         let waiting = async {
             loop {
                 let mut anew = pin!(shared.anew.notified());
@@ -490,7 +484,7 @@ impl EtcdStore {
 }
 
 impl Shared {
-    fn places(&self) -> MutexGuard<'_, HashMap<Owner, (String, Instant)>> {
+    fn places(&self) -> MutexGuard<'_, HashMap<Owner, String>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -590,14 +584,6 @@ impl Shared {
         let pause = Duration::from_secs(PRESENCE.unsigned_abs()) / 4;
         loop {
             sleep(pause).await;
-            let now = Instant::now();
-            let overdue: Vec<_> = self
-                .places()
-                .extract_if(|_, (_, believed)| *believed < now)
-                .collect();
-            for (_, (key, _)) in overdue {
-                self.leave(&key).await;
-            }
             let mut presence = self.presence.lock().await;
             if self.places().is_empty() {
                 *presence = None;
@@ -692,7 +678,7 @@ impl AsyncStore for EtcdStore {
 
     fn give_up(&self, claim: &Claim) {
         let place = self.shared.places().remove(&claim.owner);
-        if let Some((key, _)) = place {
+        if let Some(key) = place {
             let shared = Arc::clone(&self.shared);
             self.runtime.spawn(async move { shared.leave(&key).await });
         }

@@ -4,7 +4,7 @@
 //! first of those who wait for half a second, and tells it by NOTIFY; who does not come in that time has
 //! lost its place. Three connections at most take the steps of a process, and one listens.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::str::FromStr;
@@ -17,6 +17,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
@@ -49,6 +50,8 @@ struct Shared {
     channel: String,
     news: Arc<News>,
     places: Mutex<Places>,
+    /// Leaves a connection to those who hold, or were told to come, however many others wait.
+    crowd: Semaphore,
     listener: AbortHandle,
     runtime: Handle,
 }
@@ -57,6 +60,8 @@ struct Shared {
 #[derive(Default)]
 struct Places {
     of: HashMap<Owner, Name>,
+    /// Those of them who were told to come.
+    told: HashSet<Owner>,
     /// Whether a task sees to it.
     are_kept: bool,
 }
@@ -161,6 +166,7 @@ impl PostgresStore {
             channel,
             news,
             places: Mutex::default(),
+            crowd: Semaphore::new(CONNECTIONS - 1),
             listener: listener.abort_handle(),
             runtime,
         })))
@@ -187,10 +193,12 @@ impl PostgresStore {
     pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
         let shared = &self.0;
         let listening = shared.news.listen(claim.owner);
+        let turn = shared.in_turn(claim.owner, shared.timeout).await?;
         let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
+        drop(turn);
         shared.keep_place(claim);
-        if !is_free {
-            let _ = timeout(at_most, listening.heard()).await;
+        if is_free || timeout(at_most, listening.heard()).await.is_ok() {
+            shared.places().told.insert(claim.owner);
         }
         Ok(())
     }
@@ -320,9 +328,39 @@ impl Shared {
         });
     }
 
+    /// Ends when `owner` may ask: at once, unless it waits and was not told to come.
+    async fn in_turn(
+        &self,
+        owner: Owner,
+        patience: Duration,
+    ) -> Result<Option<SemaphorePermit<'_>>, ServerError> {
+        let listening = self.news.listen(owner);
+        {
+            let places = self.places();
+            if !places.of.contains_key(&owner) || places.told.contains(&owner) {
+                return Ok(None);
+            }
+        }
+        tokio::select! {
+            () = listening.heard() => {
+                self.places().told.insert(owner);
+                Ok(None)
+            }
+            turn = timeout(patience, self.crowd.acquire()) => match turn {
+                Ok(turn) => Ok(turn.ok()),
+                Err(_) => Err(ServerError::Timeout {
+                    server: self.server.clone(),
+                    after: patience,
+                }),
+            },
+        }
+    }
+
     /// Whether `owner` had a place.
     fn forget_place(&self, owner: &Owner) -> bool {
-        self.places().of.remove(owner).is_some()
+        let mut places = self.places();
+        places.told.remove(owner);
+        places.of.remove(owner).is_some()
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
@@ -345,6 +383,8 @@ impl AsyncStore for PostgresStore {
         let shared = &self.0;
         let lasts = kept(claim.ttl).map(micros);
         let ttl = claim.ttl.duration().map(micros);
+        let patience = patience(shared.timeout, claim);
+        let turn = shared.in_turn(claim.owner, patience).await?;
         let row = shared
             .row(
                 &shared.steps.acquire,
@@ -357,9 +397,10 @@ impl AsyncStore for PostgresStore {
                     &shared.channel,
                     &micros(KEPT_FOR_THE_FIRST),
                 ],
-                patience(shared.timeout, claim),
+                patience,
             )
             .await?;
+        drop(turn);
         let failed = |err| failed(&shared.server, err);
         let number = row.try_get::<_, Option<i64>>("number").map_err(failed)?;
         let number = number.and_then(|number| u64::try_from(number).ok());
@@ -368,6 +409,8 @@ impl AsyncStore for PostgresStore {
             let fence = number.and_then(Fence::new);
             return Ok(Reply::Granted { fence });
         }
+        // It waits to be told again.
+        shared.places().told.remove(&claim.owner);
         let remaining = number.map(Duration::from_micros);
         Ok(Reply::Refused { remaining })
     }

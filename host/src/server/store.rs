@@ -159,6 +159,7 @@ pub(crate) const ABILITIES: Abilities = Abilities {
 pub(crate) const KEPT_FOR_THE_FIRST: Duration = Duration::from_millis(500);
 
 /// How long someone who waits is believed to be there after having said so.
+#[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) const BELIEVED: Duration = Duration::from_secs(10);
 
 /// For how long a server is to keep a record for a holder that counts on `ttl`.

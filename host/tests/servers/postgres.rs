@@ -120,7 +120,8 @@ fn the_command_does_the_same() {
 #[test]
 fn nothing_that_was_acknowledged_is_lost() {
     let script = "url=postgres://verrou@127.0.0.1:$PORT/postgres; \
-        list=$(psql -qtAX $url -c 'select list from guarded'); sleep 0.01; \
+        list=$(psql -qtAX $url -c \"update guarded set fence = $VERROU_FENCE \
+        where fence <= $VERROU_FENCE returning list\"); sleep 0.01; \
         psql -qtAX $url -c \"update guarded set list = '$list $WORD', fence = $VERROU_FENCE \
         where fence <= $VERROU_FENCE returning 'ok'\"";
     cases::nothing_that_was_acknowledged_is_lost(

@@ -117,7 +117,13 @@ fn the_command_does_the_same() {
     cases::the_command_does_the_same(&Redis);
 }
 
-/// What a program that is guarded by the lock does; `host/REDIS.md` shows it.
+/// What a program that is guarded by the lock reads with; `host/REDIS.md` shows both.
+const FENCED_READ: &str = "\
+local seen = tonumber(redis.call('GET', KEYS[1] .. ':fence') or '0')
+if tonumber(ARGV[1]) > seen then redis.call('SET', KEYS[1] .. ':fence', ARGV[1]) end
+return redis.call('GET', KEYS[1]) or ''";
+
+/// And what it writes with.
 const FENCED_WRITE: &str = "\
 local seen = tonumber(redis.call('GET', KEYS[1] .. ':fence') or '0')
 if tonumber(ARGV[2]) < seen then return 'stale' end
@@ -128,7 +134,7 @@ return 'ok'";
 #[test]
 fn nothing_that_was_acknowledged_is_lost() {
     let script = format!(
-        "list=$(redis-cli -p $PORT GET list); sleep 0.01; \
+        "list=$(redis-cli -p $PORT EVAL \"{FENCED_READ}\" 1 list $VERROU_FENCE); sleep 0.01; \
          redis-cli -p $PORT EVAL \"{FENCED_WRITE}\" 1 list \"$list $WORD\" $VERROU_FENCE"
     );
     cases::nothing_that_was_acknowledged_is_lost(
