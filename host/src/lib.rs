@@ -78,6 +78,17 @@ pub use tokio::Tokio;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// And that of the guides to servers.
+#[cfg(all(doctest, feature = "redis", feature = "postgres", feature = "etcd"))]
+mod guides {
+    #[doc = include_str!("../REDIS.md")]
+    struct Redis;
+    #[doc = include_str!("../POSTGRES.md")]
+    struct Postgres;
+    #[doc = include_str!("../ETCD.md")]
+    struct Etcd;
+}
+
 /// And that of the page on security.
 #[cfg(doctest)]
 #[doc = include_str!("../../SECURITY.md")]

@@ -9,11 +9,12 @@ use xshell::Shell;
 use crate::programs;
 
 /// What is started, or started by what is, and Debian's package of it.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("postgres", "postgresql"),
     ("initdb", "postgresql"),
+    ("pg_isready", "postgresql"),
     ("psql", "postgresql"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),

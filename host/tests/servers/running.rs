@@ -230,16 +230,23 @@ fn spawn(words: &[String], folder: &Path) -> Child {
 fn as_user(words: &[String]) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
-    if geteuid().is_root() && words[0].contains("postgres") {
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+    let is_postgres = words[0].ends_with("/postgres") || words[0].ends_with("/initdb");
+    if geteuid().is_root() && is_postgres {
+        // Nobody, as every system calls it.
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     }
     command.arg("--").args(words);
     command
 }
 
-/// Where Debian has the programs of its `PostgreSQL`.
+/// Where the programs of `PostgreSQL` are: in `PATH`, or where Debian has them.
 #[cfg(feature = "postgres")]
 fn newest_postgres() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = std::env::split_paths(&path);
+    if let Some(folder) = folders.find(|folder| folder.join("initdb").exists()) {
+        return folder;
+    }
     let versions = fs::read_dir("/usr/lib/postgresql").map(|entries| {
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
         paths.filter(|path| path.join("postgres").exists()).max()
