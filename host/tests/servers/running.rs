@@ -243,8 +243,13 @@ fn as_user(words: &[String]) -> Command {
 #[cfg(feature = "postgres")]
 fn newest_postgres() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders = std::env::split_paths(&path);
-    if let Some(folder) = folders.find(|folder| folder.join("initdb").exists()) {
+    // Of a link there, the folder where all of them are.
+    let mut found =
+        std::env::split_paths(&path).filter_map(|it| it.join("initdb").canonicalize().ok());
+    if let Some(folder) = found
+        .next()
+        .and_then(|initdb| Some(initdb.parent()?.to_owned()))
+    {
         return folder;
     }
     let versions = fs::read_dir("/usr/lib/postgresql").map(|entries| {
