@@ -4,6 +4,10 @@
 
 mod awaited;
 #[cfg(all(target_os = "linux", feature = "redis"))]
+#[cfg_attr(
+    feature = "etcd",
+    expect(dead_code, reason = "no server here counts in other steps")
+)]
 #[path = "../servers/fixture.rs"]
 mod fixture;
 mod hostile;
