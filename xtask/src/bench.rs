@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Result;
 use xshell::{Shell, cmd};
 
-use crate::{component, javascript, js, programs, project, python};
+use crate::{component, javascript, js, programs, project, python, servers};
 
 /// Measures the locks in files, what the component costs, and the JavaScript package.
 pub(crate) fn bench(shell: &Shell) -> Result<()> {
@@ -24,6 +24,10 @@ pub(crate) fn bench(shell: &Shell) -> Result<()> {
 
 /// Measures the locks in files beside their peers, as far as those are to be had.
 fn locks(shell: &Shell) -> Result<()> {
+    let features = match available("locks on servers", servers::find(shell)) {
+        Some(()) => "tokio,redis,postgres,etcd",
+        None => "tokio",
+    };
     let here = project().join("host/benches/locks");
     let requirements = shell.read_file(here.join("requirements.txt"))?;
     let packages: Vec<String> = requirements
@@ -38,7 +42,7 @@ fn locks(shell: &Shell) -> Result<()> {
         javascript::ensure_recent(shell).and_then(|()| javascript::install(shell, &here));
     available("npm's locks", packages);
 
-    let path = env::var_os("PATH").unwrap_or_default();
+    let path = shell.var_os("PATH").unwrap_or_default();
     let mut folders: Vec<_> = env::split_paths(&path).collect();
     for (program, package) in [
         ("redis-server", "redis-server"),
@@ -64,7 +68,7 @@ fn locks(shell: &Shell) -> Result<()> {
     let figures = here.join("figures.json");
     cmd!(
         shell,
-        "cargo bench --package verrou-host --bench locks --locked"
+        "cargo bench --package verrou-host --features {features} --bench locks --locked"
     )
     .env("VERROU_BENCH_COMMAND", &command)
     .env("VERROU_BENCH_JSON", &figures)

@@ -12,8 +12,14 @@ mod exclusion;
 #[cfg(all(feature = "server", feature = "tokio"))]
 mod remote;
 mod report;
+#[cfg(feature = "postgres")]
+#[expect(dead_code, reason = "nothing happens to the server here")]
+#[path = "../../tests/servers/running.rs"]
+mod running;
 mod servers;
 
+#[cfg(feature = "postgres")]
+use std::cell::LazyCell;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,6 +30,8 @@ use std::time::{Duration, Instant};
 use actor::{Actor, kill};
 use exclusion::open;
 use report::{Report, Unit};
+#[cfg(feature = "postgres")]
+use running::Running;
 use servers::Server;
 use verrou::blocking::Host;
 use verrou::{Claim, Name, Owner, Store, Ttl};
@@ -94,6 +102,9 @@ struct Bench {
     report: Report,
     redis: Result<Server>,
     etcd: Result<Server>,
+    /// Started when it is wanted.
+    #[cfg(feature = "postgres")]
+    postgres: LazyCell<Running>,
 }
 
 impl Bench {
@@ -102,6 +113,8 @@ impl Bench {
             report: Report::new(&folder),
             redis: Server::redis(),
             etcd: Server::etcd(&folder),
+            #[cfg(feature = "postgres")]
+            postgres: LazyCell::new(|| Running::postgres(&[])),
             folder,
         }
     }
@@ -135,8 +148,18 @@ impl Bench {
             command.env("VERROU_BENCH_REDIS", url(&self.redis)?);
         }
         if kind.contains("etcd") {
-            command.env("ETCDCTL_ENDPOINTS", url(&self.etcd)?);
+            let url = url(&self.etcd)?;
+            command.env("VERROU_BENCH_ETCD", url.replace("http://", "etcd://"));
+            command.env("ETCDCTL_ENDPOINTS", url);
             command.env("ETCDCTL_API", "3");
+        }
+        #[cfg(feature = "postgres")]
+        if kind.contains("postgres") {
+            let url = format!(
+                "postgres://verrou@127.0.0.1:{}/postgres",
+                self.postgres.port
+            );
+            command.env("VERROU_BENCH_POSTGRES", url);
         }
         Actor::start(command.arg(kind).arg(&self.folder))
     }
@@ -326,6 +349,15 @@ impl Bench {
                 ("redis-py Lock (Python)", Python("redis"), 100),
                 ("node-redlock (Node.js)", Node("redlock"), 100),
                 ("@verrou/core, Redis (Node.js)", Node("verrou-redis"), 100),
+                (
+                    "PostgreSQL: the functions alone",
+                    Rust("postgres-calls"),
+                    50,
+                ),
+                ("Verrou, PostgreSQL", Rust("postgres"), 50),
+                ("PostgreSQL, advisory lock", Rust("postgres-advisory"), 100),
+                ("etcd: the requests alone", Rust("etcd-calls"), 10),
+                ("Verrou, etcd", Rust("etcd"), 10),
             ],
             1,
         );
@@ -339,6 +371,14 @@ impl Bench {
         let actors = self.actors(
             &[
                 ("Verrou, Redis", Rust("redis"), (200, 50)),
+                ("Verrou, PostgreSQL", Rust("postgres"), (200, 50)),
+                ("Verrou, etcd", Rust("etcd"), (100, 50)),
+                (
+                    "PostgreSQL, advisory lock",
+                    Rust("postgres-advisory"),
+                    (200, 50),
+                ),
+                ("etcdctl lock", Rust("etcdctl"), (20, 50)),
                 ("redis-py Lock (Python)", Python("redis"), (60, 100)),
                 ("node-redlock (Node.js)", Node("redlock"), (40, 200)),
                 (

@@ -16,6 +16,12 @@ pub(crate) fn exclusion(kind: &str) -> Result<Option<Box<dyn Exclusion>>> {
     Ok(Some(match kind {
         #[cfg(feature = "redis")]
         "redis-calls" => Box::new(RedisCalls::new(runtime)?),
+        #[cfg(feature = "postgres")]
+        "postgres-calls" => Box::new(PostgresCalls::new(runtime)?),
+        #[cfg(feature = "postgres")]
+        "postgres-advisory" => Box::new(Advisory::new(runtime)?),
+        #[cfg(feature = "etcd")]
+        "etcd-calls" => Box::new(EtcdCalls::new(runtime)?),
         "redis" | "postgres" | "etcd" => Box::new(Ours::new(runtime, kind)?),
         _ => return Ok(None),
     }))
@@ -133,5 +139,176 @@ impl Exclusion for RedisCalls {
             script.arg(Self::OWNER).arg("500");
             script
         })
+    }
+}
+
+/// A connection to `PostgreSQL`, served by the runtime.
+#[cfg(feature = "postgres")]
+fn postgres(runtime: &Runtime) -> Result<tokio_postgres::Client> {
+    let url = url("postgres")?;
+    let connecting = tokio_postgres::connect(&url, tokio_postgres::NoTls);
+    let (client, connection) = runtime.block_on(connecting)?;
+    runtime.spawn(connection);
+    Ok(client)
+}
+
+/// The functions that ours calls for a lock that nobody else wants, and nothing else.
+#[cfg(feature = "postgres")]
+struct PostgresCalls {
+    runtime: Runtime,
+    client: tokio_postgres::Client,
+    acquire: tokio_postgres::Statement,
+    release: tokio_postgres::Statement,
+}
+
+#[cfg(feature = "postgres")]
+impl PostgresCalls {
+    const OWNER: &str = "00112233445566778899aabbccddeeff";
+
+    fn new(runtime: Runtime) -> Result<Self> {
+        // Ours makes them, if need be.
+        drop(Ours::new(
+            Builder::new_current_thread().enable_all().build()?,
+            "postgres",
+        )?);
+        let client = postgres(&runtime)?;
+        let (acquire, release) = runtime.block_on(async {
+            let acquire = "select granted, number from verrou.acquire($1, $2, $3, $4, $5, $6, $7)";
+            let acquire = client.prepare(acquire).await?;
+            let release = client.prepare("select verrou.release($1, $2, $3)").await?;
+            Ok::<_, tokio_postgres::Error>((acquire, release))
+        })?;
+        Ok(Self {
+            runtime,
+            client,
+            acquire,
+            release,
+        })
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Exclusion for PostgresCalls {
+    fn acquire(&mut self) -> Result<()> {
+        let asked = self.client.query_one(
+            &self.acquire,
+            &[
+                &"calls",
+                &Self::OWNER,
+                &10_102_000_i64,
+                &10_000_000_i64,
+                &"{}",
+                &"calls",
+                &500_000_i64,
+            ],
+        );
+        self.runtime.block_on(asked)?;
+        Ok(())
+    }
+    fn release(&mut self) -> Result<()> {
+        let asked = self
+            .client
+            .query_one(&self.release, &[&"calls", &Self::OWNER, &500_000_i64]);
+        self.runtime.block_on(asked)?;
+        Ok(())
+    }
+}
+
+/// `PostgreSQL`'s own lock of a session.
+#[cfg(feature = "postgres")]
+struct Advisory {
+    runtime: Runtime,
+    client: tokio_postgres::Client,
+    lock: tokio_postgres::Statement,
+    unlock: tokio_postgres::Statement,
+}
+
+#[cfg(feature = "postgres")]
+impl Advisory {
+    fn new(runtime: Runtime) -> Result<Self> {
+        let client = postgres(&runtime)?;
+        let (lock, unlock) = runtime.block_on(async {
+            let lock = client.prepare("select pg_advisory_lock(7)").await?;
+            let unlock = client.prepare("select pg_advisory_unlock(7)").await?;
+            Ok::<_, tokio_postgres::Error>((lock, unlock))
+        })?;
+        Ok(Self {
+            runtime,
+            client,
+            lock,
+            unlock,
+        })
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Exclusion for Advisory {
+    fn acquire(&mut self) -> Result<()> {
+        self.runtime
+            .block_on(self.client.query_one(&self.lock, &[]))?;
+        Ok(())
+    }
+    fn release(&mut self) -> Result<()> {
+        self.runtime
+            .block_on(self.client.query_one(&self.unlock, &[]))?;
+        Ok(())
+    }
+}
+
+/// The requests that ours makes of etcd for a lock that nobody else wants, and nothing else.
+#[cfg(feature = "etcd")]
+struct EtcdCalls {
+    runtime: Runtime,
+    client: etcd_client::Client,
+    lease: i64,
+}
+
+#[cfg(feature = "etcd")]
+impl EtcdCalls {
+    const RANGE: &str = "calls/lock/";
+    const KEY: &str = "calls/lock/00112233445566778899aabbccddeeff";
+
+    fn new(runtime: Runtime) -> Result<Self> {
+        let url = url("etcd")?.replace("etcd://", "");
+        let client = runtime.block_on(etcd_client::Client::connect([url], None))?;
+        Ok(Self {
+            runtime,
+            client,
+            lease: 0,
+        })
+    }
+}
+
+#[cfg(feature = "etcd")]
+impl Exclusion for EtcdCalls {
+    fn acquire(&mut self) -> Result<()> {
+        use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
+
+        let client = &mut self.client;
+        self.lease = self.runtime.block_on(async {
+            let first = GetOptions::new().with_prefix().with_limit(1);
+            let look = [
+                TxnOp::get(Self::RANGE, Some(first)),
+                TxnOp::get(Self::KEY, None),
+            ];
+            client.txn(Txn::new().and_then(look)).await?;
+            let lease = client.lease_grant(11, None).await?.id();
+            let free = Compare::create_revision(Self::RANGE, CompareOp::Equal, 0).with_prefix();
+            let put = TxnOp::put(Self::KEY, "{}", Some(PutOptions::new().with_lease(lease)));
+            client.txn(Txn::new().when([free]).and_then([put])).await?;
+            Ok::<_, etcd_client::Error>(lease)
+        })?;
+        Ok(())
+    }
+    fn release(&mut self) -> Result<()> {
+        use etcd_client::{Txn, TxnOp};
+
+        let (client, lease) = (&mut self.client, self.lease);
+        self.runtime.block_on(async {
+            let gone = [TxnOp::get(Self::KEY, None), TxnOp::delete(Self::KEY, None)];
+            client.txn(Txn::new().and_then(gone)).await?;
+            client.lease_revoke(lease).await
+        })?;
+        Ok(())
     }
 }
