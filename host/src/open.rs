@@ -442,9 +442,12 @@ impl<'a> FileWatch<'a> {
 /// A store of whichever kind, as a [`StoreUrl`] names it, for programs that block.
 #[derive(Debug)]
 #[non_exhaustive]
-#[allow(
-    clippy::large_enum_variant,
-    reason = "a program has few of them, and none has many"
+#[cfg_attr(
+    feature = "server",
+    expect(
+        clippy::large_enum_variant,
+        reason = "a program has few of them, and none has many"
+    )
 )]
 pub enum AnyStore {
     /// Of files.

@@ -83,7 +83,7 @@ impl ServerStore {
                 .map(Self::Postgres),
             #[cfg(feature = "etcd")]
             Engine::Etcd => EtcdStore::connect(url, options).await.map(Self::Etcd),
-            #[allow(unreachable_patterns, reason = "with all features there is no other")]
+            #[cfg(not(all(feature = "redis", feature = "postgres", feature = "etcd")))]
             engine => Err(ServerError::Setup {
                 server: url.to_string(),
                 why: format!("this program is built without {engine}"),
