@@ -118,6 +118,7 @@ impl ServerUrl {
     }
 
     /// Whether the scheme asks for TLS.
+    #[cfg(any(feature = "redis", feature = "etcd", test))]
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self.url.scheme(), "rediss" | "etcds")
     }
