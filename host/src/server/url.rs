@@ -47,8 +47,18 @@ impl ServerUrl {
     ///
     /// What is wrong with it, in words that do not repeat its password.
     pub(crate) fn parse(engine: Engine, text: &str) -> Result<Self, String> {
+        // Readers of URLs drop some of these without a word.
+        if let Some(found) = text.chars().find(|it| it.is_control() || *it == ' ') {
+            let written: String = percent_encoding::utf8_percent_encode(
+                found.encode_utf8(&mut [0; 4]),
+                percent_encoding::NON_ALPHANUMERIC,
+            )
+            .collect();
+            return Err(format!("it holds {found:?}, which is written as {written}"));
+        }
         let (scheme, rest) = text
             .split_once("://")
+            .filter(|(scheme, _)| !scheme.contains(':'))
             .ok_or_else(|| format!("write {}://HOST", engine.feature()))?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(end);
@@ -298,6 +308,9 @@ mod tests {
     fn what_is_wrong_is_said() {
         for (text, said) in [
             ("redis:host", "redis://HOST"),
+            ("redis:/a,b//c://host", "redis://HOST"),
+            ("redis:/\t/a,b//c://host", "%09"),
+            ("redis://host?prefix=shop: ", "%20"),
             ("redis://", "host"),
             ("redis://:hidden@", "host"),
             ("redis://a:99999", "port"),
