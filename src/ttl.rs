@@ -126,14 +126,43 @@ impl Ttl {
         if text.starts_with('-') {
             return Err(InvalidTtl::Negative);
         }
-        match humantime::parse_duration(text) {
-            Ok(length) => Self::new(length),
-            Err(humantime::DurationError::NumberOverflow) => Err(InvalidTtl::TooLong),
-            Err(why) => Err(InvalidTtl::Unreadable {
+        Self::parse_length(text).and_then(Self::new)
+    }
+
+    /// A length of time, in the manner of [humantime](https://docs.rs/humantime): no time at all is
+    /// one, too, and so is what is too long for a lease.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use verrou::Ttl;
+    ///
+    /// assert_eq!(Ttl::parse_length("1m 30s")?, Duration::from_secs(90));
+    /// assert_eq!(Ttl::parse_length("0s")?, Duration::ZERO);
+    /// # Ok::<(), verrou::InvalidTtl>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidTtl::TooLong`] for what no [`Duration`] can hold, [`InvalidTtl::Unreadable`] for what
+    /// is no length of time.
+    pub fn parse_length(text: &str) -> Result<Duration, InvalidTtl> {
+        use humantime::{DurationError, parse_duration};
+
+        // humantime 2.4 panics where fractions of seconds add up to one second too many.
+        let mut spans = spans(text).filter_map(|span| parse_duration(span).ok());
+        if spans
+            .try_fold(Duration::ZERO, Duration::checked_add)
+            .is_none()
+        {
+            return Err(InvalidTtl::TooLong);
+        }
+        parse_duration(text).map_err(|why| match why {
+            DurationError::NumberOverflow => InvalidTtl::TooLong,
+            why => InvalidTtl::Unreadable {
                 text: text.into(),
                 why: why.to_string(),
-            }),
-        }
+            },
+        })
     }
 }
 
@@ -154,6 +183,19 @@ impl core::fmt::Display for Ttl {
             None => f.write_str("none"),
         }
     }
+}
+
+/// The parts of `text` that are a number and its unit: each ends before the number of the next.
+#[cfg(feature = "std")]
+fn spans(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    core::iter::from_fn(move || {
+        let unit = rest.find(char::is_alphabetic)?;
+        let next = rest[unit..].find(|it: char| it.is_ascii_digit());
+        let (span, after) = rest.split_at(next.map_or(rest.len(), |next| unit + next));
+        rest = after;
+        Some(span)
+    })
 }
 
 /// Why something cannot be the length of a lease.

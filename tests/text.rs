@@ -244,6 +244,8 @@ fn each_bad_ttl_has_its_own_reason() {
         ("18446744073709551616", TooLong),
         ("99999999999999999999s", TooLong),
         ("9999999999999999y", TooLong),
+        ("18446744073709551615.5s0.5s", TooLong),
+        ("18446744073709551615.5s 500ms\u{a0}0ns", TooLong),
     ];
     for (text, why) in bad {
         assert_eq!(text.parse::<Ttl>(), Err(why), "{text}");

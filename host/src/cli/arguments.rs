@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use verrou::{Error, Fence, InvalidRetry, Name, Retry, Ttl};
+use verrou::{Error, Fence, InvalidRetry, InvalidTtl, Name, Retry, Ttl};
 use verrou_host::{StoreUrl, Zombies};
 
 const EXAMPLES: &str = "\
@@ -420,7 +420,11 @@ pub(crate) fn length(text: &str) -> Result<Duration, String> {
     if let Ok(millis) = text.parse() {
         return Ok(Duration::from_millis(millis));
     }
-    humantime::parse_duration(text).map_err(|why| {
+    Ttl::parse_length(text).map_err(|why| {
+        let why = match why {
+            InvalidTtl::Unreadable { why, .. } => why,
+            _ => "it is too long".to_owned(),
+        };
         format!(
             "`{text}` is no length of time ({why}); write it like `10s`, `1m 30s`, `500ms`, \
              or a number of milliseconds (E_INVALID_RETRY)"

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use url::Url;
+use verrou::Ttl;
 
 use super::Engine;
 
@@ -188,7 +189,7 @@ impl ServerUrl {
         let Some(text) = self.option("timeout") else {
             return Ok(TIMEOUT);
         };
-        match humantime::parse_duration(&text) {
+        match Ttl::parse_length(&text) {
             Ok(timeout) if !timeout.is_zero() => Ok(timeout),
             _ => Err(format!(
                 "`timeout={text}` is no time to wait; write timeout=2s"
