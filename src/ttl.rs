@@ -185,15 +185,15 @@ impl core::fmt::Display for Ttl {
     }
 }
 
-/// The parts of `text` that are a number and its unit: each ends before the number of the next.
+/// The parts of `text` that are a number and its unit, and end with it.
 #[cfg(feature = "std")]
 fn spans(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     core::iter::from_fn(move || {
         let unit = rest.find(char::is_alphabetic)?;
-        let next = rest[unit..].find(|it: char| it.is_ascii_digit());
-        let (span, after) = rest.split_at(next.map_or(rest.len(), |next| unit + next));
-        rest = after;
+        let after = rest[unit..].find(|it: char| !it.is_alphabetic());
+        let (span, others) = rest.split_at(after.map_or(rest.len(), |after| unit + after));
+        rest = others;
         Some(span)
     })
 }

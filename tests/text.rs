@@ -246,6 +246,7 @@ fn each_bad_ttl_has_its_own_reason() {
         ("9999999999999999y", TooLong),
         ("18446744073709551615.5s0.5s", TooLong),
         ("18446744073709551615.5s 500ms\u{a0}0ns", TooLong),
+        ("18446744073709551615.5s0.5s ?", TooLong),
     ];
     for (text, why) in bad {
         assert_eq!(text.parse::<Ttl>(), Err(why), "{text}");
