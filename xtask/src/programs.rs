@@ -61,7 +61,7 @@ fn in_package(shell: &Shell, folder: &Path, name: &str) -> Result<PathBuf> {
         let versions = shell.read_dir(versions)?;
         folders.extend(versions.into_iter().map(|version| version.join("bin")));
     }
-    folders.push(folder.join("usr/bin"));
+    folders.extend(["usr/bin", "usr/sbin"].map(|bin| folder.join(bin)));
     let mut programs = folders.iter().map(|folder| folder.join(name));
     programs
         .find(|program| program.exists())

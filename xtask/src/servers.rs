@@ -9,13 +9,15 @@ use xshell::Shell;
 use crate::programs;
 
 /// What is started, or started by what is, and Debian's package of it.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("postgres", "postgresql"),
     ("initdb", "postgresql"),
     ("pg_isready", "postgresql"),
+    ("pg_basebackup", "postgresql"),
     ("psql", "postgresql"),
+    ("pgbouncer", "pgbouncer"),
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("openssl", "openssl"),

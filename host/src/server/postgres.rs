@@ -11,7 +11,9 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod,
+};
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -22,8 +24,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Config, Row};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Config, Row, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
@@ -119,29 +121,34 @@ impl PostgresStore {
                 recycling_method: RecyclingMethod::Fast,
             },
         );
-        let pool = Pool::builder(manager).max_size(CONNECTIONS).build();
+        let session = session(url.timeout());
+        let ready = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+            let session = session.clone();
+            Box::pin(async move {
+                let set = client.batch_execute(&session).await;
+                set.map_err(HookError::Backend)
+            })
+        });
+        let pool = Pool::builder(manager).max_size(CONNECTIONS);
+        let pool = pool.post_create(ready).build();
         let pool = pool.map_err(|err| setup(&server, &err.to_string(), "this is a mistake"))?;
         let schema = url.option("schema").unwrap_or_else(|| "verrou".to_owned());
         let client = pool
             .get()
             .await
             .map_err(|err| not_connected(&server, err))?;
-        prepare(&client, &server, &schema).await?;
-
+        look(&client, &server).await?;
         let id = Owner::from_bytes(System.random());
         let channel = format!("verrou_{id}");
         let news = Arc::new(News::default());
         let (listening, connection) = settings.listen(&server, &channel, &news).await?;
-        let pids = (backend(&client).await, backend(&listening).await);
-        if let (Ok(one), Ok(other)) = pids
+        let backends = (backend(&client).await, backend(&listening).await);
+        if let (Ok(one), Ok(other)) = backends
             && one == other
         {
-            return Err(setup(
-                &server,
-                "two connections to it are one: a pooler in transaction mode is in between",
-                "name the server itself, or a pooler in session mode",
-            ));
+            return Err(shared_connections(&server));
         }
+        prepare(&client, &server, &schema).await?;
         drop(client);
         let runtime = Handle::current();
         let listener = {
@@ -579,35 +586,54 @@ impl Settings {
     }
 }
 
-/// Makes what the schema has, unless it is there.
-async fn prepare(client: &Object, server: &str, schema: &str) -> Result<(), ServerError> {
+/// What each connection that takes steps is told first.
+fn session(timeout: Duration) -> String {
+    // What takes longer has nobody left who waits for it. What was promised is on the disk, even where
+    // the server would forget it.
+    format!(
+        "set statement_timeout = {}; \
+         set default_transaction_isolation = 'read committed'; \
+         select set_config('synchronous_commit', 'on', false) \
+         where current_setting('synchronous_commit') = 'off'",
+        timeout.as_millis().max(1)
+    )
+}
+
+/// Whether locks can be kept there at all.
+async fn look(client: &Client, server: &str) -> Result<(), ServerError> {
     let get = |err| failed(server, err);
-    let row = client
-        .query_one(
-            "select exists (select from pg_namespace where nspname = $1), \
-             current_setting('server_version_num')::int, pg_is_in_recovery(), \
-             (select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1)",
-            &[&schema],
-        )
-        .await
-        .map_err(get)?;
-    let number: i32 = row.try_get(1).map_err(get)?;
-    if number < 120_000 {
+    let statement = "select current_setting('server_version_num')::int, pg_is_in_recovery()";
+    let row = client.query_typed_one(statement, &[]).await.map_err(get)?;
+    let version: i32 = row.try_get(0).map_err(get)?;
+    if version < 120_000 {
         return Err(setup(
             server,
-            &format!("its version is too old ({})", number / 10_000),
+            &format!("its version is too old ({})", version / 10_000),
             "use PostgreSQL 12 or later",
         ));
     }
-    if row.try_get(2).map_err(get)? {
+    if row.try_get(1).map_err(get)? {
         return Err(setup(
             server,
             "it is a standby, in which nothing can be written",
             "name the primary server, or all of them, between commas",
         ));
     }
-    if row.try_get(0).map_err(get)? {
-        let comment: Option<String> = row.try_get(3).map_err(get)?;
+    Ok(())
+}
+
+/// Makes what the schema has, unless it is there.
+async fn prepare(client: &Object, server: &str, schema: &str) -> Result<(), ServerError> {
+    let get = |err| failed(server, err);
+    let found = client
+        .query_typed(
+            "select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1",
+            &[(&schema, Type::TEXT)],
+        )
+        .await
+        .map_err(get)?;
+    if let Some(row) = found.first() {
+        let comment: Option<String> = row.try_get(0).map_err(get)?;
         return match comment.unwrap_or_default() {
             comment if comment == VERSION => Ok(()),
             other => Err(setup(
@@ -623,12 +649,12 @@ async fn prepare(client: &Object, server: &str, schema: &str) -> Result<(), Serv
         client.batch_execute(begin).await?;
         // What is known of names may be older than the lock; what the table says is not.
         let there = client
-            .query_one(
-                "select exists (select from pg_namespace where nspname = $1)",
-                &[&schema],
+            .query_typed(
+                "select from pg_namespace where nspname = $1",
+                &[(&schema, Type::TEXT)],
             )
             .await?;
-        if !there.try_get::<_, bool>(0)? {
+        if there.is_empty() {
             let statements = SCHEMA.replace("SCHEMA", &quoted(schema));
             client.batch_execute(&statements).await?;
         }
@@ -648,9 +674,14 @@ async fn prepare(client: &Object, server: &str, schema: &str) -> Result<(), Serv
     }
 }
 
-async fn backend(client: &Client) -> Result<i32, tokio_postgres::Error> {
-    let row = client.query_one("select pg_backend_pid()", &[]).await?;
-    row.try_get(0)
+/// Which of the server's processes answers.
+async fn backend(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
+    let said = client.simple_query("select pg_backend_pid()").await?;
+    let number = said.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Ok(number.map(str::to_owned))
 }
 
 /// An identifier, whatever is in it.
@@ -691,11 +722,6 @@ fn config(url: &ServerUrl) -> Result<Config, ServerError> {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
     }
     let timeout = url.timeout();
-    // What takes longer has nobody left who waits for it.
-    config.options(format!(
-        "-c statement_timeout={} -c default_transaction_isolation=read\\ committed",
-        timeout.as_millis().max(1)
-    ));
     config
         .application_name("verrou")
         .connect_timeout(timeout)
@@ -787,7 +813,9 @@ fn setup(server: &str, why: &str, advice: &str) -> ServerError {
 
 fn not_connected(server: &str, err: PoolError) -> ServerError {
     match err {
-        PoolError::Backend(err) => unmade(server, err),
+        PoolError::Backend(err) | PoolError::PostCreateHook(HookError::Backend(err)) => {
+            unmade(server, err)
+        }
         err => ServerError::Unavailable {
             server: server.to_owned(),
             source: err.into(),
@@ -819,14 +847,28 @@ fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
     };
     let why = err.as_db_error().map_or("", |err| err.message());
     match *code {
-        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => setup(
+        SqlState::INVALID_PASSWORD => setup(
             server,
             why,
             "write postgres://USER:PASSWORD@HOST/DATABASE, or password-file=FILE",
         ),
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION => setup(
+            server,
+            why,
+            "write postgres://USER@HOST/DATABASE, and sslmode=verify-full if it expects TLS",
+        ),
         SqlState::INVALID_CATALOG_NAME => setup(server, why, "write postgres://USER@HOST/DATABASE"),
         _ => failed(server, err),
     }
+}
+
+/// That a pooler gives its connections to others between two steps.
+fn shared_connections(server: &str) -> ServerError {
+    setup(
+        server,
+        "two connections to it are one: a pooler in transaction mode is in between",
+        "name the server itself, or a pooler in session mode",
+    )
 }
 
 /// What a request that failed means.
@@ -838,6 +880,15 @@ fn failed(server: &str, err: tokio_postgres::Error) -> ServerError {
             source: err.into(),
         };
     };
+    if [
+        SqlState::DUPLICATE_PSTATEMENT,
+        SqlState::INVALID_SQL_STATEMENT_NAME,
+    ]
+    .contains(code)
+    {
+        // Of another client, whose statements have the same names.
+        return shared_connections(&server);
+    }
     let class = code.code().get(..2).unwrap_or_default();
     let is_temporary = match class {
         // Connections, resources, what an operator does, and transactions in each other's way.

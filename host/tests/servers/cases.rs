@@ -13,7 +13,7 @@ use verrou::blocking::LockFactory;
 use verrou::{
     Claim, Error, Fence, Loss, Name, Owner, Reply, RunError, Store, StoreError, Ttl, Waited,
 };
-use verrou_host::{AnyStore, StoreOptions, System, keep_alive};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl, System, keep_alive};
 
 use crate::proxy::Proxy;
 use crate::running::Running;
@@ -40,9 +40,45 @@ pub(crate) trait Kind: Sync {
     }
 }
 
+/// A test of each of these cases, for an engine.
+macro_rules! every_engine_stands {
+    ($kind:expr) => {
+        $crate::cases::every_engine_stands!($kind;
+            waiters_are_served_in_their_order,
+            who_waited_and_is_gone_is_passed,
+            a_place_is_kept,
+            a_lost_answer_is_asked_for_again,
+            cut_connections_are_made_anew,
+            a_stopped_server_is_no_answer,
+            a_killed_server_keeps_its_locks,
+            a_thousand_wait_on_few_connections,
+            an_evicted_holder_is_told,
+            what_is_no_server_is_told_apart,
+            the_command_does_the_same
+        );
+    };
+    ($kind:expr; $($case:ident),*) => {
+        $(
+            #[test]
+            fn $case() {
+                $crate::cases::$case(&$kind);
+            }
+        )*
+    };
+}
+pub(crate) use every_engine_stands;
+
 pub(crate) fn open(url: &str) -> AnyStore {
     let url = url.parse().expect("a URL");
     AnyStore::open(&url, &StoreOptions::default()).expect("the server is there")
+}
+
+/// Why there is no store at `url`.
+#[track_caller]
+pub(crate) fn refused(url: &str) -> String {
+    let url = url.parse().expect("a URL");
+    let opened = AnyStore::open(&url, &StoreOptions::default());
+    opened.expect_err("it is not fit for a store").to_string()
 }
 
 pub(crate) fn claim(owner: u32, ttl: Ttl) -> Claim {
@@ -93,7 +129,7 @@ pub(crate) fn in_the_end<T>(step: impl Fn() -> Result<T, StoreError>) -> T {
 
 /// Waiters of several stores, each of which comes when the one before it has its place, are served in
 /// that order; one of them who gives up is passed at once, and no newcomer passes them.
-pub(crate) fn first_come_first_served(kind: &impl Kind) {
+pub(crate) fn waiters_are_served_in_their_order(kind: &impl Kind) {
     const STORES: usize = 4;
     const WAITERS: u32 = 16;
 
@@ -420,16 +456,10 @@ pub(crate) fn what_is_no_server_is_told_apart(kind: &impl Kind) {
             let _ = std::io::Write::write_all(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n");
         }
     });
-    let url = kind.url(port, "wrong").parse().expect("a URL");
-    let err = AnyStore::open(&url, &StoreOptions::default()).expect_err("that is no server");
-    let said = err.to_string();
+    let said = refused(&kind.url(port, "wrong"));
     assert!(said.contains(&port.to_string()), "{said}");
-    let nowhere = kind
-        .url(crate::running::free_port(), "nowhere")
-        .parse()
-        .expect("a URL");
-    let err = AnyStore::open(&nowhere, &StoreOptions::default()).expect_err("nobody is there");
-    assert!(err.to_string().contains("connection"), "{err}");
+    let said = refused(&kind.url(crate::running::free_port(), "nowhere"));
+    assert!(said.contains("connection"), "{said}");
 }
 
 fn verrou(url: &str, words: &[&str]) -> Command {
@@ -512,6 +542,25 @@ pub(crate) fn the_command_does_the_same(kind: &impl Kind) {
     server.kill();
     let nobody = ended(verrou(&url, &["run", "lock", "--", "true"]));
     assert_eq!(nobody.status.code(), Some(73), "{}", said(&nobody));
+}
+
+/// The command that runs under a lock is not told the password of `url`, which is `s3cret`.
+pub(crate) fn a_command_is_not_told_the_password(url: &str) {
+    let store: StoreUrl = url.parse().expect("a URL");
+    let printed = format!("{store} {store:?} {:?}", open(url));
+    assert!(!printed.contains("s3cret"), "{printed}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+    let words = ["run", "lock", "--", "env"];
+    command.env("VERROU_STORE", url).args(words);
+    let output = ended(command);
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let scheme = url.split("://").next().expect("a scheme");
+    assert!(
+        said.contains(&format!("VERROU_STORE={scheme}://")),
+        "{said}"
+    );
+    assert!(!said.contains("s3cret"), "{said}");
 }
 
 /// The fenced workload of Jepsen's etcd tests, in small: commands that hold the lock read a list and write

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
 use verrou::{Fence, Store, Ttl};
-use verrou_host::{AnyStore, StoreOptions, StoreUrl};
 
-use crate::cases::{self, Kind};
+use crate::cases::{self, Kind, refused};
+use crate::certificate::certificate;
 use crate::fixture::Place;
 use crate::running::Running;
 
@@ -29,6 +29,8 @@ verrou::conformance!(
         (0, Duration::from_millis(1200))
     )
 );
+
+cases::every_engine_stands!(Etcd);
 
 struct Etcd;
 
@@ -68,21 +70,6 @@ fn answer(port: u16, words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-#[test]
-fn waiters_are_served_in_their_order() {
-    cases::first_come_first_served(&Etcd);
-}
-
-#[test]
-fn who_waited_and_is_gone_is_passed() {
-    cases::who_waited_and_is_gone_is_passed(&Etcd);
-}
-
-#[test]
-fn a_place_is_kept() {
-    cases::a_place_is_kept(&Etcd);
-}
-
 /// The number is written in the transaction that looks at the fence.
 #[test]
 fn many_clients_count() {
@@ -113,46 +100,6 @@ fn many_clients_count() {
     let server = cases::many_clients_count(&Etcd, CLIENTS, |_| {}, add);
     let number = answer(server.port, &["get", "number", "--print-value-only"]);
     assert_eq!(number, CLIENTS.to_string());
-}
-
-#[test]
-fn a_lost_answer_is_asked_for_again() {
-    cases::a_lost_answer_is_asked_for_again(&Etcd);
-}
-
-#[test]
-fn cut_connections_are_made_anew() {
-    cases::cut_connections_are_made_anew(&Etcd);
-}
-
-#[test]
-fn a_stopped_server_is_no_answer() {
-    cases::a_stopped_server_is_no_answer(&Etcd);
-}
-
-#[test]
-fn a_killed_server_keeps_its_locks() {
-    cases::a_killed_server_keeps_its_locks(&Etcd);
-}
-
-#[test]
-fn a_thousand_wait_on_few_connections() {
-    cases::a_thousand_wait_on_few_connections(&Etcd);
-}
-
-#[test]
-fn an_evicted_holder_is_told() {
-    cases::an_evicted_holder_is_told(&Etcd);
-}
-
-#[test]
-fn what_is_no_server_is_told_apart() {
-    cases::what_is_no_server_is_told_apart(&Etcd);
-}
-
-#[test]
-fn the_command_does_the_same() {
-    cases::the_command_does_the_same(&Etcd);
 }
 
 /// What a command that is guarded by the lock does; `host/ETCD.md` shows it.
@@ -296,12 +243,6 @@ fn a_name_is_no_part_of_another() {
     }
 }
 
-fn refused(url: &str) -> String {
-    let url: StoreUrl = url.parse().expect("a URL");
-    let opened = AnyStore::open(&url, &StoreOptions::default());
-    opened.expect_err("it is not fit for a store").to_string()
-}
-
 /// What is wrong with a server is said, and what to do about it.
 #[test]
 fn a_server_that_is_not_fit_is_refused() {
@@ -389,14 +330,7 @@ fn a_command_is_not_told_the_password() {
         answer(server.port, words);
     }
     let url = format!("etcd://root:s3cret@127.0.0.1:{}", server.port);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
-    command
-        .env("VERROU_STORE", &url)
-        .args(["run", "lock", "--", "env"]);
-    let output = command.output().expect("the command can be run");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("VERROU_STORE=etcd://"), "{said}");
-    assert!(!said.contains("s3cret"), "{said}");
+    cases::a_command_is_not_told_the_password(&url);
 }
 
 /// Of several members one that is away is passed.
@@ -417,23 +351,7 @@ fn a_member_that_is_away_is_passed() {
 #[test]
 fn a_connection_can_be_encrypted() {
     let folder = tempfile::tempdir().expect("there is room for a folder");
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let (certificate, key) = (at("certificate.pem"), at("key.pem"));
-    let made = Command::new("openssl")
-        .args([
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-        ])
-        .args([
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-        ])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", &key, "-out", &certificate])
-        .output()
-        .expect("openssl is installed");
-    assert!(made.status.success(), "{made:?}");
+    let (certificate, key) = certificate(folder.path());
     let server = Running::etcd(&[
         "--listen-client-urls=https://127.0.0.1:PORT",
         "--advertise-client-urls=https://127.0.0.1:PORT",

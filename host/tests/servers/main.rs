@@ -2,6 +2,7 @@
 #![cfg(target_os = "linux")]
 
 mod cases;
+mod certificate;
 mod fixture;
 mod proxy;
 mod running;

@@ -3,11 +3,13 @@
 use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use verrou::{Fence, Store, Ttl};
-use verrou_host::{AnyStore, StoreOptions, StoreUrl};
+use verrou_host::{AnyStore, StoreOptions};
 
-use crate::cases::{self, Kind};
+use crate::cases::{self, Kind, refused};
+use crate::certificate::certificate;
 use crate::fixture::Place;
 use crate::running::Running;
 
@@ -21,11 +23,16 @@ fn server() -> String {
 
 verrou::conformance!(conformance, Place::new(&server(), "schema"));
 
+cases::every_engine_stands!(Postgres);
+
 struct Postgres;
+
+/// More than any case needs.
+const MANY: &str = "max_connections=700";
 
 impl Kind for Postgres {
     fn start(&self) -> Running {
-        Running::postgres(&["max_connections=700"])
+        Running::postgres(&[MANY])
     }
 
     fn url(&self, port: u16, place: &str) -> String {
@@ -45,21 +52,6 @@ fn psql(port: u16, statements: &str) -> String {
 }
 
 #[test]
-fn waiters_are_served_in_their_order() {
-    cases::first_come_first_served(&Postgres);
-}
-
-#[test]
-fn who_waited_and_is_gone_is_passed() {
-    cases::who_waited_and_is_gone_is_passed(&Postgres);
-}
-
-#[test]
-fn a_place_is_kept() {
-    cases::a_place_is_kept(&Postgres);
-}
-
-#[test]
 fn many_clients_count() {
     const CLIENTS: u32 = 200;
 
@@ -75,46 +67,6 @@ fn many_clients_count() {
         psql(server.port, "select number from number"),
         CLIENTS.to_string()
     );
-}
-
-#[test]
-fn a_lost_answer_is_asked_for_again() {
-    cases::a_lost_answer_is_asked_for_again(&Postgres);
-}
-
-#[test]
-fn cut_connections_are_made_anew() {
-    cases::cut_connections_are_made_anew(&Postgres);
-}
-
-#[test]
-fn a_stopped_server_is_no_answer() {
-    cases::a_stopped_server_is_no_answer(&Postgres);
-}
-
-#[test]
-fn a_killed_server_keeps_its_locks() {
-    cases::a_killed_server_keeps_its_locks(&Postgres);
-}
-
-#[test]
-fn a_thousand_wait_on_few_connections() {
-    cases::a_thousand_wait_on_few_connections(&Postgres);
-}
-
-#[test]
-fn an_evicted_holder_is_told() {
-    cases::an_evicted_holder_is_told(&Postgres);
-}
-
-#[test]
-fn what_is_no_server_is_told_apart() {
-    cases::what_is_no_server_is_told_apart(&Postgres);
-}
-
-#[test]
-fn the_command_does_the_same() {
-    cases::the_command_does_the_same(&Postgres);
 }
 
 #[test]
@@ -170,12 +122,6 @@ fn many_can_be_the_first() {
     });
 }
 
-fn refused(url: &str) -> String {
-    let url: StoreUrl = url.parse().expect("a URL");
-    let opened = AnyStore::open(&url, &StoreOptions::default());
-    opened.expect_err("it is not fit for a store").to_string()
-}
-
 /// What is wrong with a server is said, and what to do about it.
 #[test]
 fn a_server_that_is_not_fit_is_refused() {
@@ -218,6 +164,164 @@ fn a_server_that_is_not_fit_is_refused() {
     let claim = cases::claim(1, Ttl::NEVER);
     cases::granted(store.acquire(&claim));
     cases::granted(store.release(&claim));
+}
+
+/// In transaction mode a pooler gives a connection to others between two steps.
+#[test]
+fn a_pooler_is_told_apart() {
+    let server = Postgres.start();
+    let pooler = Running::pgbouncer(server.port, "transaction");
+    let url = Postgres.url(pooler.port, "pooled");
+    // The second who asks, and the tenth, find what others have left.
+    for _ in 0..10 {
+        let why = refused(&url);
+        assert!(why.contains("transaction mode"), "{why}");
+        assert!(why.contains("session mode"), "{why}");
+    }
+    let pooler = Running::pgbouncer(server.port, "session");
+    let url = Postgres.url(pooler.port, "pooled");
+    let (store, other) = (cases::open(&url), cases::open(&url));
+    let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
+    cases::granted(store.acquire(&one));
+    other.wait(&two, Duration::ZERO);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| other.wait(&two, Duration::from_mins(1)));
+        cases::granted(store.release(&one));
+        let began = Instant::now();
+        waiting.join().expect("it ends");
+        assert!(began.elapsed() < Duration::from_secs(30), "it is told");
+    });
+    cases::granted(other.acquire(&two));
+}
+
+/// Nothing is written in a standby; where one takes over that has everything, all goes on.
+#[test]
+fn a_standby_takes_over() {
+    let mut primary = Postgres.start();
+    let standby = Running::standby_of(&primary, &[MANY]);
+    psql(
+        primary.port,
+        "alter system set synchronous_standby_names = '*'",
+    );
+    psql(primary.port, "select pg_reload_conf()");
+    let followed = "select count(*) from pg_stat_replication where sync_state = 'sync'";
+    in_time(|| psql(primary.port, followed) == "1");
+
+    let why = refused(&Postgres.url(standby.port, "standby"));
+    assert!(
+        why.contains("standby") && why.contains("between commas"),
+        "{why}"
+    );
+    let store = cases::open(&format!(
+        "postgres://verrou@127.0.0.1:{},127.0.0.1:{}/postgres",
+        standby.port, primary.port
+    ));
+    let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
+    let fence = cases::granted(store.acquire(&one));
+    primary.kill();
+    let err = store.extend(&one).expect_err("nothing can be written");
+    assert!(err.is_temporary(), "{err:?}");
+    psql(standby.port, "select pg_promote()");
+    assert!(cases::in_the_end(|| store.extend(&one)).is_granted());
+    assert!(!cases::in_the_end(|| store.acquire(&two)).is_granted());
+    assert!(cases::in_the_end(|| store.release(&one)).is_granted());
+    assert!(cases::granted(store.acquire(&two)) > fence);
+}
+
+/// Ends when `is_so`, or fails.
+#[track_caller]
+fn in_time(is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < Duration::from_mins(1), "it is to be so");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Encrypted, with a certificate of an authority of one's own, and with a password.
+#[test]
+fn a_connection_can_be_encrypted_and_ask_for_a_password() {
+    let server = Postgres.start();
+    let port = server.port;
+    let folder = tempfile::tempdir().expect("there is room for a folder");
+    let (certificate, key) = certificate(folder.path());
+    // The key is to be the server's own.
+    let key = std::fs::read_to_string(key).expect("it is there");
+    let copied = |text: &str, to: &str| {
+        let command = format!("umask 077; cat > {to}");
+        psql(
+            port,
+            &format!(
+                "copy (select unnest(string_to_array($${text}$$, E'\\n'))) to program '{command}'"
+            ),
+        );
+    };
+    copied(&key, "key.pem");
+    copied(
+        &std::fs::read_to_string(&certificate).expect("it is there"),
+        "certificate.pem",
+    );
+    copied(
+        "hostssl all app all scram-sha-256\nhost all verrou all trust",
+        "pg_hba.conf",
+    );
+    for setting in [
+        "ssl_key_file = 'key.pem'",
+        "ssl_cert_file = 'certificate.pem'",
+        "ssl = on",
+    ] {
+        psql(port, &format!("alter system set {setting}"));
+    }
+    psql(port, "create role app login password 's3cret'");
+    psql(port, "grant create on database postgres to app");
+    psql(port, "select pg_reload_conf()");
+    let url = |password: &str, options: &str| {
+        format!("postgres://app:{password}@localhost:{port}/postgres?{options}")
+    };
+    let trusted = format!("sslmode=verify-full&ca-file={certificate}");
+    let good = url("s3cret", &trusted);
+    in_time(|| {
+        let url = good.parse().expect("a URL");
+        AnyStore::open(&url, &StoreOptions::default()).is_ok()
+    });
+    cases::a_command_is_not_told_the_password(&good);
+    for (url, said) in [
+        (url("wr0ng", &trusted), "password"),
+        (url("s3cret", "sslmode=verify-full"), "certificate"),
+        (url("s3cret", "sslmode=disable"), "sslmode=verify-full"),
+        (good.replace("localhost", "127.0.0.1"), "certificate"),
+    ] {
+        let why = refused(&url);
+        assert!(why.contains(said), "{url}: {why}");
+        assert!(!why.contains("wr0ng") && !why.contains("s3cret"), "{why}");
+    }
+    let file = folder.path().join("password");
+    std::fs::write(&file, "s3cret\n").expect("there is room for it");
+    let named = format!("{trusted}&password-file={}", file.display());
+    cases::open(&good.replace(":s3cret", "").replace(&trusted, &named));
+}
+
+/// What a server was set to forget when it is killed it does not forget of locks.
+#[test]
+fn a_server_that_would_forget_does_not() {
+    // The longest that it may take to write by itself.
+    let settings = ["synchronous_commit=off", "wal_writer_delay=10000ms"];
+    let mut server = Running::postgres(&settings);
+    let store = cases::open(&Postgres.url(server.port, "forgets"));
+    for owner in [1, 3] {
+        let (claim, next) = (
+            cases::claim(owner, Ttl::NEVER),
+            cases::claim(owner + 1, Ttl::NEVER),
+        );
+        let fence = cases::granted(store.acquire(&claim));
+        server.restart();
+        assert!(cases::in_the_end(|| store.extend(&claim)).is_granted());
+        assert!(cases::in_the_end(|| store.release(&claim)).is_granted());
+        server.restart();
+        let reply = cases::in_the_end(|| store.acquire(&next));
+        assert!(cases::granted(Ok(reply)) > fence);
+        assert!(cases::in_the_end(|| store.release(&next)).is_granted());
+    }
 }
 
 /// A transaction that keeps the row of one name locked holds up no other name.

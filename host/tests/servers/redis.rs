@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use verrou::Fence;
-use verrou_host::{AnyStore, StoreOptions, StoreUrl};
 
-use crate::cases::{self, Kind};
+use crate::cases::{self, Kind, refused};
+use crate::certificate::certificate;
 use crate::fixture::Place;
 use crate::running::Running;
 
@@ -23,6 +23,8 @@ fn server() -> String {
 }
 
 verrou::conformance!(conformance, Place::new(&server(), "prefix"));
+
+cases::every_engine_stands!(Redis);
 
 struct Redis;
 
@@ -45,21 +47,6 @@ fn redis_cli(port: u16, words: &[&str]) -> String {
 }
 
 #[test]
-fn waiters_are_served_in_their_order() {
-    cases::first_come_first_served(&Redis);
-}
-
-#[test]
-fn who_waited_and_is_gone_is_passed() {
-    cases::who_waited_and_is_gone_is_passed(&Redis);
-}
-
-#[test]
-fn a_place_is_kept() {
-    cases::a_place_is_kept(&Redis);
-}
-
-#[test]
 fn many_clients_count() {
     const CLIENTS: u32 = 200;
 
@@ -75,46 +62,6 @@ fn many_clients_count() {
         redis_cli(server.port, &["GET", "number"]),
         CLIENTS.to_string()
     );
-}
-
-#[test]
-fn a_lost_answer_is_asked_for_again() {
-    cases::a_lost_answer_is_asked_for_again(&Redis);
-}
-
-#[test]
-fn cut_connections_are_made_anew() {
-    cases::cut_connections_are_made_anew(&Redis);
-}
-
-#[test]
-fn a_stopped_server_is_no_answer() {
-    cases::a_stopped_server_is_no_answer(&Redis);
-}
-
-#[test]
-fn a_killed_server_keeps_its_locks() {
-    cases::a_killed_server_keeps_its_locks(&Redis);
-}
-
-#[test]
-fn a_thousand_wait_on_few_connections() {
-    cases::a_thousand_wait_on_few_connections(&Redis);
-}
-
-#[test]
-fn an_evicted_holder_is_told() {
-    cases::an_evicted_holder_is_told(&Redis);
-}
-
-#[test]
-fn what_is_no_server_is_told_apart() {
-    cases::what_is_no_server_is_told_apart(&Redis);
-}
-
-#[test]
-fn the_command_does_the_same() {
-    cases::the_command_does_the_same(&Redis);
 }
 
 /// What a program that is guarded by the lock reads with; `host/REDIS.md` shows both.
@@ -154,12 +101,6 @@ fn scripts_that_are_gone_are_loaded_again() {
     cases::granted(verrou::Store::acquire(&store, &claim));
     assert_eq!(redis_cli(server.port, &["SCRIPT", "FLUSH"]), "OK");
     cases::granted(verrou::Store::extend(&store, &claim));
-}
-
-fn refused(url: &str) -> String {
-    let url: StoreUrl = url.parse().expect("a URL");
-    let opened = AnyStore::open(&url, &StoreOptions::default());
-    opened.expect_err("it is not fit for a store").to_string()
 }
 
 /// What is wrong with a server is said, and what to do about it.
@@ -212,14 +153,7 @@ fn an_old_server_is_refused() {
 fn a_command_is_not_told_the_password() {
     let closed = Running::redis(&["--requirepass", "s3cret"]);
     let url = format!("redis://:s3cret@127.0.0.1:{}", closed.port);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
-    command
-        .env("VERROU_STORE", &url)
-        .args(["run", "lock", "--", "env"]);
-    let output = command.output().expect("the command can be run");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("VERROU_STORE=redis://"), "{said}");
-    assert!(!said.contains("s3cret"), "{said}");
+    cases::a_command_is_not_told_the_password(&url);
 }
 
 /// Nor does what the command says repeat one, whatever is wrong.
@@ -255,24 +189,7 @@ fn the_command_repeats_no_password() {
 #[test]
 fn a_connection_can_be_encrypted() {
     let folder = tempfile::tempdir().expect("there is room for a folder");
-    let at = |name: &str| folder.path().join(name).display().to_string();
-    let (certificate, key) = (at("certificate.pem"), at("key.pem"));
-    let made = Command::new("openssl")
-        .args([
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-        ])
-        .args([
-            "-subj",
-            "/CN=localhost",
-            "-addext",
-            "subjectAltName=DNS:localhost",
-            "-addext",
-            "basicConstraints=critical,CA:FALSE",
-        ])
-        .args(["-keyout", &key, "-out", &certificate])
-        .output()
-        .expect("openssl is installed");
-    assert!(made.status.success(), "{made:?}");
+    let (certificate, key) = certificate(folder.path());
     let tls = crate::running::free_port().to_string();
     let _server = Running::redis(&[
         "--tls-port",

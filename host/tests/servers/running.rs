@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+/// Longer than any of them needs to start, or to end.
+const LONG: Duration = Duration::from_mins(1);
+
 /// A server, which ends with this value, and with this process.
 pub(crate) struct Running {
     command: Vec<String>,
@@ -39,35 +42,52 @@ impl Running {
     #[cfg(feature = "postgres")]
     pub(crate) fn postgres(options: &[&str]) -> Self {
         Self::start(|folder, port| {
-            let programs = newest_postgres();
-            let data = folder.join("data");
-            let data = data.display().to_string();
-            let mut made = as_user(&[
-                programs.join("initdb").display().to_string(),
+            let data = folder.join("data").display().to_string();
+            must_end_well(&[
+                postgres_program("initdb"),
                 "--no-sync".to_owned(),
                 "--auth=trust".to_owned(),
                 "--username=verrou".to_owned(),
                 "--encoding=UTF8".to_owned(),
                 "--locale=C".to_owned(),
-                data.clone(),
-            ]);
-            let made = made.output().expect("initdb can be run");
-            assert!(made.status.success(), "{made:?}");
-            let mut words = vec![
-                programs.join("postgres").display().to_string(),
-                "-D".to_owned(),
                 data,
-                "-p".to_owned(),
-                port.to_string(),
-            ];
-            let sockets = format!("unix_socket_directories={}", folder.display());
-            for setting in ["listen_addresses=127.0.0.1", &sockets]
-                .iter()
-                .chain(options)
-            {
-                words.extend(["-c".to_owned(), (*setting).to_owned()]);
-            }
-            words
+            ]);
+            postgres_on(folder, port, options)
+        })
+    }
+
+    /// A `PostgreSQL` server that follows `primary`, with all it has; `options` are settings.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn standby_of(primary: &Self, options: &[&str]) -> Self {
+        Self::start(|folder, port| {
+            let data = folder.join("data").display().to_string();
+            must_end_well(&[
+                postgres_program("pg_basebackup"),
+                "--host=127.0.0.1".to_owned(),
+                format!("--port={}", primary.port),
+                "--username=verrou".to_owned(),
+                "--no-sync".to_owned(),
+                "--checkpoint=fast".to_owned(),
+                "--write-recovery-conf".to_owned(),
+                "--pgdata".to_owned(),
+                data,
+            ]);
+            postgres_on(folder, port, options)
+        })
+    }
+
+    /// `PgBouncer` before the `PostgreSQL` server at `port`; `mode` is what it pools.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn pgbouncer(server: u16, mode: &str) -> Self {
+        Self::start(|folder, port| {
+            let settings = folder.join("pgbouncer.ini");
+            let text = format!(
+                "[databases]\npostgres = host=127.0.0.1 port={server} user=verrou\n\
+                 [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+                 unix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
+            );
+            fs::write(&settings, text).expect("there is room for it");
+            vec!["pgbouncer".to_owned(), settings.display().to_string()]
         })
     }
 
@@ -130,18 +150,29 @@ impl Running {
         self.wait_until_ready();
     }
 
-    /// Kills it.
+    /// Kills it, with all its processes.
     pub(crate) fn kill(&mut self) {
+        let children = children(self.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for child in children {
+            // What it keeps is kept from whoever starts again.
+            let _ = kill_process(child, Signal::KILL);
+            let began = Instant::now();
+            while is_there(child) && began.elapsed() < LONG {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn id(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// Signals all its processes.
     fn signal(&self, signal: Signal) {
-        let id = i32::try_from(self.child.id()).expect("a process number");
-        let id = Pid::from_raw(id).expect("a process number");
-        kill_process(id, signal).expect("it runs");
-        for child in children(id) {
+        kill_process(self.id(), signal).expect("it runs");
+        for child in children(self.id()) {
             // It may have ended.
             let _ = kill_process(child, signal);
         }
@@ -165,12 +196,7 @@ impl Running {
             let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
             assert_eq!(ended, None, "{:?}: {}", self.command, log());
             let waited = began.elapsed();
-            assert!(
-                waited < Duration::from_mins(1),
-                "{:?}: {}",
-                self.command,
-                log()
-            );
+            assert!(waited < LONG, "{:?}: {}", self.command, log());
             thread::sleep(Duration::from_millis(10));
         }
     }
@@ -184,18 +210,29 @@ impl Drop for Running {
 
 /// The processes that `parent` has started.
 fn children(parent: Pid) -> Vec<Pid> {
-    let parent = parent.as_raw_pid().to_string();
     let ids = fs::read_dir("/proc")
         .expect("the processes")
         .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let id = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
-            let status = fs::read_to_string(entry.path().join("stat")).ok()?;
-            // After its name, which may have anything in it: its state, and who started it.
-            let (_, rest) = status.rsplit_once(')')?;
-            (rest.split_whitespace().nth(1)? == parent).then_some(id)
+            let id = Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?)?;
+            let (_, started_by) = state(id)?;
+            (started_by == parent.as_raw_pid()).then_some(id)
         });
     ids.collect()
+}
+
+/// Whether `process` runs, and is not only still to be waited for.
+fn is_there(process: Pid) -> bool {
+    state(process).is_some_and(|(state, _)| state != "Z")
+}
+
+/// What `process` does, and who started it.
+fn state(process: Pid) -> Option<(String, i32)> {
+    let status = format!("/proc/{}/stat", process.as_raw_pid());
+    let status = fs::read_to_string(status).ok()?;
+    // After its name, which may have anything in it.
+    let (_, rest) = status.rsplit_once(')')?;
+    let mut words = rest.split_whitespace();
+    Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
 }
 
 /// A port that was free a moment ago.
@@ -226,17 +263,45 @@ fn spawn(words: &[String], folder: &Path) -> Child {
     })
 }
 
-/// `words`, for one who is not root where they are `PostgreSQL`'s.
+/// `words`, for one who is not root where they refuse it.
 fn as_user(words: &[String]) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
-    let is_postgres = words[0].ends_with("/postgres") || words[0].ends_with("/initdb");
-    if geteuid().is_root() && is_postgres {
+    let program = Path::new(&words[0]).file_name().unwrap_or_default();
+    let refuses_root = ["initdb", "postgres", "pg_basebackup", "pgbouncer"];
+    if geteuid().is_root() && refuses_root.iter().any(|name| program == *name) {
         // Nobody, as every system calls it.
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     }
     command.arg("--").args(words);
     command
+}
+
+/// Runs what is over soon.
+#[cfg(feature = "postgres")]
+fn must_end_well(words: &[String]) {
+    let output = as_user(words).output().expect("it can be run");
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}
+
+/// What starts `PostgreSQL` on what is in `folder`.
+#[cfg(feature = "postgres")]
+fn postgres_on(folder: &Path, port: u16, options: &[&str]) -> Vec<String> {
+    let mut words = vec![postgres_program("postgres"), "-D".to_owned()];
+    words.push(folder.join("data").display().to_string());
+    words.extend(["-p".to_owned(), port.to_string()]);
+    let sockets = format!("unix_socket_directories={}", folder.display());
+    let always = ["listen_addresses=127.0.0.1", &sockets];
+    for setting in always.iter().chain(options) {
+        words.extend(["-c".to_owned(), (*setting).to_owned()]);
+    }
+    words
+}
+
+/// A program of `PostgreSQL`, wherever all of them are.
+#[cfg(feature = "postgres")]
+fn postgres_program(name: &str) -> String {
+    newest_postgres().join(name).display().to_string()
 }
 
 /// Where the programs of `PostgreSQL` are: in `PATH`, or where Debian has them.
