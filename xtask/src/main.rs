@@ -89,9 +89,10 @@ const WITHOUT_SERVERS: &str =
 /// Every check, in the order in which a mistake is cheapest to find.
 fn test(shell: &Shell) -> ExitCode {
     let mut report = Report::default();
-    let features = if report.step("servers, and what their clients take", || {
+    let has_servers = report.step("servers, and what their clients take", || {
         servers::find(shell)
-    }) {
+    });
+    let features = if has_servers {
         "--all-features".to_owned()
     } else {
         format!("--features={WITHOUT_SERVERS}")
@@ -142,6 +143,18 @@ fn test(shell: &Shell) -> ExitCode {
             "cargo check --package verrou --no-default-features --locked"
         ),
     );
+    if has_servers {
+        report.step("each engine alone", || {
+            for engine in ["redis", "postgres", "etcd"] {
+                cmd!(
+                    shell,
+                    "cargo check --package verrou-host --features {engine} --locked"
+                )
+                .run()?;
+            }
+            Ok(())
+        });
+    }
     report.run("documentation", documented);
     report.step("the component's pages", wit_docs::check);
     let built = components(shell, &mut report);

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, iter};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use verrou::blocking::LockFactory;
 use verrou::{
     Claim, Error, Fence, Loss, Name, Owner, Reply, RunError, Store, StoreError, Ttl, Waited,
@@ -34,6 +34,9 @@ pub(crate) trait Kind: Sync {
         Duration::from_secs(1)
     }
 
+    /// Ends when somebody waits for the lock at that place.
+    fn until_one_waits(&self, port: u16, place: &str);
+
     /// How much later than its ttl a record is gone, at most.
     fn late(&self) -> Duration {
         Duration::from_millis(200)
@@ -46,6 +49,7 @@ macro_rules! every_engine_stands {
         $crate::cases::every_engine_stands!($kind;
             waiters_are_served_in_their_order,
             who_waited_and_is_gone_is_passed,
+            who_waits_and_is_stopped_is_passed,
             a_place_is_kept,
             a_lost_answer_is_asked_for_again,
             cut_connections_are_made_anew,
@@ -108,6 +112,16 @@ pub(crate) fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
 fn why<T>(ended: RunError<T>) -> Error {
     match ended {
         RunError::Ended { error, .. } | RunError::NotAcquired(error) => error,
+    }
+}
+
+/// Ends when `is_so`, or fails.
+#[track_caller]
+pub(crate) fn in_time(is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < LONG, "it is to be so");
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -189,6 +203,31 @@ pub(crate) fn who_waited_and_is_gone_is_passed(kind: &impl Kind) {
     }
 }
 
+/// Nor for a process that waits and is stopped, which comes behind the others when it goes on.
+pub(crate) fn who_waits_and_is_stopped_is_passed(kind: &impl Kind) {
+    let server = kind.start();
+    let url = kind.url(server.port, "stopped");
+    let store = open(&url);
+    let (holder, next) = (claim(1, Ttl::NEVER), claim(2, Ttl::NEVER));
+    granted(store.acquire(&holder));
+    let mut command = verrou(&url, &["run", "lock", "--", "true"]);
+    let mut waiting = command.spawn().expect("it can be run");
+    let process = Pid::from_child(&waiting);
+    kind.until_one_waits(server.port, "stopped");
+    store.wait(&next, Duration::ZERO);
+    kill_process(process, Signal::STOP).expect("it runs");
+    granted(store.release(&holder));
+    let began = Instant::now();
+    while !in_the_end(|| store.acquire(&next)).is_granted() {
+        assert!(began.elapsed() < LONG / 2, "it is to be passed");
+        store.wait(&next, LONG);
+    }
+    kill_process(process, Signal::CONT).expect("it is there");
+    assert!(waiting.try_wait().expect("it can be asked").is_none());
+    granted(store.release(&next));
+    assert!(waiting.wait().expect("it ends").success());
+}
+
 /// A place is kept as long as its owner waits, however seldom it says so.
 pub(crate) fn a_place_is_kept(kind: &impl Kind) {
     let server = kind.start();
@@ -243,7 +282,8 @@ pub(crate) fn a_lost_answer_is_asked_for_again(kind: &impl Kind) {
     let proxy = Proxy::to(server.port);
     let store = open(&kind.url(proxy.port, "lost"));
     let direct = open(&kind.url(server.port, "lost"));
-    let (one, two) = (claim(1, Ttl::NEVER), claim(2, Ttl::NEVER));
+    // As long as it takes, and one that needs more requests where a lease is a thing of its own.
+    let (one, two) = (claim(1, lasting(10 * LONG)), claim(2, Ttl::NEVER));
     // So that what is asked is one request.
     let warm = granted(store.acquire(&one));
     granted(store.release(&one));
@@ -539,7 +579,19 @@ pub(crate) fn the_command_does_the_same(kind: &impl Kind) {
     });
     assert_eq!(evicted.status.code(), Some(76), "{}", said(&evicted));
 
+    // Cut off while its command runs, until its time has passed.
+    let ttl = humantime::format_duration(kind.ttl()).to_string();
+    let words = ["run", "lock", "--ttl", &ttl, "--", "sh", "-c"];
+    let mut running = verrou(&url, &[&words[..], &["echo; exec sleep 100"]].concat());
+    running.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = running.spawn().expect("it can be run");
+    let mut heard = running.stdout.take().expect("it is heard");
+    std::io::Read::read_exact(&mut heard, &mut [0]).expect("it has the lock");
     server.kill();
+    let lost = running.wait_with_output().expect("it ends");
+    assert_eq!(lost.status.code(), Some(76), "{}", said(&lost));
+    assert!(said(&lost).contains("lost"), "{}", said(&lost));
+
     let nobody = ended(verrou(&url, &["run", "lock", "--", "true"]));
     assert_eq!(nobody.status.code(), Some(73), "{}", said(&nobody));
 }

@@ -43,6 +43,12 @@ impl Kind for Etcd {
         format!("etcd://127.0.0.1:{port}?prefix={place}/")
     }
 
+    fn until_one_waits(&self, port: u16, place: &str) {
+        let both = format!("{place}/lock/");
+        let words = ["get", "--prefix", "--keys-only", &both];
+        cases::in_time(|| answer(port, &words).matches(&both).count() == 2);
+    }
+
     /// Kept for two seconds, the shortest that there is.
     fn ttl(&self) -> Duration {
         Duration::from_millis(1900)
@@ -345,6 +351,56 @@ fn a_member_that_is_away_is_passed() {
         cases::granted(store.acquire(&claim));
         cases::granted(store.release(&claim));
     }
+}
+
+/// A leader that is killed takes nothing with it; without most of its members a cluster says nothing.
+#[test]
+fn a_cluster_outlives_its_leader() {
+    let mut members = Running::etcd_cluster();
+    let ports = members.each_ref().map(|member| member.port);
+    let hosts = ports.map(|port| format!("127.0.0.1:{port}")).join(",");
+    // A member may be asked that is gone.
+    let url = format!("etcd://{hosts}?timeout=5s");
+    let leads = |port: u16| {
+        let said = etcdctl(port, &["endpoint", "status", "--write-out=fields"]);
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        let of = |field: &str| {
+            let line = said.lines().find(|line| line.starts_with(field))?;
+            line.rsplit(' ').next().map(str::to_owned)
+        };
+        let leader = of("\"Leader\"").filter(|leader| leader != "0");
+        leader.is_some() && leader == of("\"MemberID\"")
+    };
+    let leading = || ports.iter().position(|&port| leads(port));
+    cases::in_time(|| leading().is_some());
+    let leader = leading().expect("it leads still");
+
+    let (store, other) = (cases::open(&url), cases::open(&url));
+    let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
+    let fence = cases::granted(store.acquire(&one));
+    other.wait(&two, Duration::ZERO);
+    members[leader].kill();
+    assert!(!cases::in_the_end(|| other.acquire(&two)).is_granted());
+    assert!(cases::in_the_end(|| store.extend(&one)).is_granted());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            while !cases::in_the_end(|| other.acquire(&two)).is_granted() {
+                other.wait(&two, Duration::from_mins(1));
+            }
+        });
+        assert!(cases::in_the_end(|| store.release(&one)).is_granted());
+        waiting.join().expect("it is served");
+    });
+    let holder = cases::in_the_end(|| store.inspect(&two.name)).expect("it is held");
+    assert!(holder.fence > fence);
+
+    let next = (leader + 1) % members.len();
+    members[next].kill();
+    let err = other.extend(&two).expect_err("most are gone");
+    assert!(err.is_temporary(), "{err:?}");
+    members[next].restart();
+    assert!(cases::in_the_end(|| other.extend(&two)).is_granted());
+    assert!(cases::in_the_end(|| other.release(&two)).is_granted());
 }
 
 /// Encrypted, with a certificate of an authority of one's own.

@@ -38,6 +38,11 @@ impl Kind for Postgres {
     fn url(&self, port: u16, place: &str) -> String {
         format!("postgres://verrou@127.0.0.1:{port}/postgres?schema={place}")
     }
+
+    fn until_one_waits(&self, port: u16, place: &str) {
+        let waiting = format!("select count(*) from {place}.waiter");
+        cases::in_time(|| psql(port, &waiting) == "1");
+    }
 }
 
 /// What `psql` answers.
@@ -205,7 +210,7 @@ fn a_standby_takes_over() {
     );
     psql(primary.port, "select pg_reload_conf()");
     let followed = "select count(*) from pg_stat_replication where sync_state = 'sync'";
-    in_time(|| psql(primary.port, followed) == "1");
+    cases::in_time(|| psql(primary.port, followed) == "1");
 
     let why = refused(&Postgres.url(standby.port, "standby"));
     assert!(
@@ -226,16 +231,6 @@ fn a_standby_takes_over() {
     assert!(!cases::in_the_end(|| store.acquire(&two)).is_granted());
     assert!(cases::in_the_end(|| store.release(&one)).is_granted());
     assert!(cases::granted(store.acquire(&two)) > fence);
-}
-
-/// Ends when `is_so`, or fails.
-#[track_caller]
-fn in_time(is_so: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < Duration::from_mins(1), "it is to be so");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Encrypted, with a certificate of an authority of one's own, and with a password.
@@ -280,7 +275,7 @@ fn a_connection_can_be_encrypted_and_ask_for_a_password() {
     };
     let trusted = format!("sslmode=verify-full&ca-file={certificate}");
     let good = url("s3cret", &trusted);
-    in_time(|| {
+    cases::in_time(|| {
         let url = good.parse().expect("a URL");
         AnyStore::open(&url, &StoreOptions::default()).is_ok()
     });

@@ -36,6 +36,11 @@ impl Kind for Redis {
     fn url(&self, port: u16, place: &str) -> String {
         format!("redis://127.0.0.1:{port}?prefix={place}:")
     }
+
+    fn until_one_waits(&self, port: u16, place: &str) {
+        let queue = format!("{place}:{{lock}}:queue");
+        cases::in_time(|| redis_cli(port, &["ZCARD", &queue]) == "1");
+    }
 }
 
 /// What `redis-cli` answers.

@@ -94,24 +94,20 @@ impl Running {
     /// etcd, alone; in `options`, `PORT` is the port.
     #[cfg(feature = "etcd")]
     pub(crate) fn etcd(options: &[&str]) -> Self {
+        let peers = [free_port()];
         Self::start(|folder, port| {
-            let peers = free_port();
-            let client = format!("http://127.0.0.1:{port}");
-            let peer = format!("http://127.0.0.1:{peers}");
-            let mut words = vec![
-                "etcd".to_owned(),
-                format!("--data-dir={}", folder.join("data").display()),
-                format!("--listen-client-urls={client}"),
-                format!("--advertise-client-urls={client}"),
-                format!("--listen-peer-urls={peer}"),
-                format!("--initial-advertise-peer-urls={peer}"),
-                format!("--initial-cluster=default={peer}"),
-                "--logger=zap".to_owned(),
-            ];
+            let mut words = member(0, &peers, folder, port);
             let port = port.to_string();
             words.extend(options.iter().map(|option| option.replace("PORT", &port)));
             words
         })
+    }
+
+    /// The members of an etcd cluster, which answer when most of them are there.
+    #[cfg(feature = "etcd")]
+    pub(crate) fn etcd_cluster() -> [Self; 3] {
+        let peers = [(); 3].map(|()| free_port());
+        [0, 1, 2].map(|number| Self::start(|folder, port| member(number, &peers, folder, port)))
     }
 
     fn start(words: impl Fn(&Path, u16) -> Vec<String>) -> Self {
@@ -275,6 +271,27 @@ fn as_user(words: &[String]) -> Command {
     }
     command.arg("--").args(words);
     command
+}
+
+/// What starts a member of an etcd cluster, whose members talk to each other at the ports `peers`.
+#[cfg(feature = "etcd")]
+fn member(number: usize, peers: &[u16], folder: &Path, port: u16) -> Vec<String> {
+    let client = format!("http://127.0.0.1:{port}");
+    let peer = |port: &u16| format!("http://127.0.0.1:{port}");
+    let all = peers.iter().enumerate();
+    let all = all.map(|(number, port)| format!("member{number}={}", peer(port)));
+    let (this, all) = (peer(&peers[number]), all.collect::<Vec<_>>().join(","));
+    vec![
+        "etcd".to_owned(),
+        format!("--name=member{number}"),
+        format!("--data-dir={}", folder.join("data").display()),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={this}"),
+        format!("--initial-advertise-peer-urls={this}"),
+        format!("--initial-cluster={all}"),
+        "--logger=zap".to_owned(),
+    ]
 }
 
 /// Runs what is over soon.
