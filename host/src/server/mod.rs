@@ -9,6 +9,8 @@ mod error;
 mod etcd;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 mod news;
+#[cfg(any(feature = "redis", feature = "postgres"))]
+mod places;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]

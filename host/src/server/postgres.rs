@@ -4,7 +4,7 @@
 //! first of those who wait for half a second, and tells it by NOTIFY; who does not come in that time has
 //! lost its place. Three connections at most take the steps of a process, and one listens.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::future::poll_fn;
 use std::str::FromStr;
@@ -31,6 +31,7 @@ use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
 
 use super::news::News;
+use super::places::Places;
 use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
 use super::{ServerError, ServerUrl};
 use crate::System;
@@ -51,21 +52,13 @@ struct Shared {
     /// Where those who wait here, and hold here, are told.
     channel: String,
     news: Arc<News>,
-    places: Mutex<Places>,
+    places: Arc<Places>,
+    /// Those of them who were told to come.
+    told: Mutex<HashSet<Owner>>,
     /// Leaves a connection to those who hold, or were told to come, however many others wait.
     crowd: Semaphore,
     listener: AbortHandle,
     runtime: Handle,
-}
-
-/// The places of those who wait here, which are kept as long as they do.
-#[derive(Default)]
-struct Places {
-    of: HashMap<Owner, Name>,
-    /// Those of them who were told to come.
-    told: HashSet<Owner>,
-    /// Whether a task sees to it.
-    are_kept: bool,
 }
 
 /// The statements of all steps.
@@ -172,7 +165,8 @@ impl PostgresStore {
             about: About::this(options).to_json(),
             channel,
             news,
-            places: Mutex::default(),
+            places: Arc::default(),
+            told: Mutex::default(),
             crowd: Semaphore::new(CONNECTIONS - 1),
             listener: listener.abort_handle(),
             runtime,
@@ -205,7 +199,7 @@ impl PostgresStore {
         drop(turn);
         shared.keep_place(claim);
         if is_free || timeout(at_most, listening.heard()).await.is_ok() {
-            shared.places().told.insert(claim.owner);
+            shared.told().insert(claim.owner);
         }
         Ok(())
     }
@@ -304,35 +298,22 @@ impl Shared {
 
     /// Sees to it that the place of `claim`'s owner is kept until it is forgotten here.
     fn keep_place(self: &Arc<Self>, claim: &Claim) {
-        let mut places = self.places();
-        places.of.insert(claim.owner, claim.name.clone());
-        if places.are_kept {
+        if !self.places.add(claim) {
             return;
         }
-        places.are_kept = true;
         let shared = Arc::downgrade(self);
-        self.runtime.spawn(async move {
-            loop {
-                sleep(BELIEVED / 3).await;
-                let Some(shared) = shared.upgrade() else {
+        self.runtime.spawn(self.places.kept(move |owner, name| {
+            let shared = shared.upgrade();
+            async move {
+                let Some(shared) = shared else {
                     return;
                 };
-                let kept = {
-                    let mut places = shared.places();
-                    places.are_kept = !places.of.is_empty();
-                    places.of.clone()
-                };
-                if kept.is_empty() {
-                    return;
-                }
-                for (owner, name) in kept {
-                    // Whoever cannot be reached now is asked again before the place is lost.
-                    if let Ok(true) = shared.wait(&owner, &name, true).await {
-                        shared.news.tell(&owner);
-                    }
+                // Whoever cannot be reached now is asked again before the place is lost.
+                if let Ok(true) = shared.wait(&owner, &name, true).await {
+                    shared.news.tell(&owner);
                 }
             }
-        });
+        }));
     }
 
     /// Ends when `owner` may ask: at once, unless it waits and was not told to come.
@@ -342,15 +323,12 @@ impl Shared {
         patience: Duration,
     ) -> Result<Option<SemaphorePermit<'_>>, ServerError> {
         let listening = self.news.listen(owner);
-        {
-            let places = self.places();
-            if !places.of.contains_key(&owner) || places.told.contains(&owner) {
-                return Ok(None);
-            }
+        if !self.places.contains(&owner) || self.told().contains(&owner) {
+            return Ok(None);
         }
         tokio::select! {
             () = listening.heard() => {
-                self.places().told.insert(owner);
+                self.told().insert(owner);
                 Ok(None)
             }
             turn = timeout(patience, self.crowd.acquire()) => match turn {
@@ -365,13 +343,12 @@ impl Shared {
 
     /// Whether `owner` had a place.
     fn forget_place(&self, owner: &Owner) -> bool {
-        let mut places = self.places();
-        places.told.remove(owner);
-        places.of.remove(owner).is_some()
+        self.told().remove(owner);
+        self.places.remove(owner)
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn told(&self) -> MutexGuard<'_, HashSet<Owner>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn no_client(&self, err: PoolError) -> ServerError {
@@ -417,7 +394,7 @@ impl AsyncStore for PostgresStore {
             return Ok(Reply::Granted { fence });
         }
         // It waits to be told again.
-        shared.places().told.remove(&claim.owner);
+        shared.told().remove(&claim.owner);
         let remaining = number.map(Duration::from_micros);
         Ok(Reply::Refused { remaining })
     }

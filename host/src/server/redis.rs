@@ -5,9 +5,9 @@
 //! gives a lock back keeps it for the first of them for half a second, and tells it on its channel; who
 //! does not come in that time has lost its place. See `server/redis/`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -20,11 +20,12 @@ use ::redis::{
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
 
 use super::news::News;
+use super::places::Places;
 use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
 use super::{ServerError, ServerUrl};
 use crate::System;
@@ -47,13 +48,6 @@ pub struct RedisStore {
     places: Arc<Places>,
     runtime: Handle,
 }
-
-/// The places of those who wait here, which are kept as long as they do.
-#[derive(Default)]
-struct Places(Mutex<(HashMap<Owner, Name>, IsKept)>);
-
-/// Whether a task sees to it.
-type IsKept = bool;
 
 macro_rules! script {
     ($file:literal) => {
@@ -279,32 +273,22 @@ impl RedisStore {
 
     /// Sees to it that the place of `claim`'s owner is kept until it is removed here.
     fn keep_place(&self, claim: &Claim) {
-        let mut places = self.places.lock();
-        places.0.insert(claim.owner, claim.name.clone());
-        if places.1 {
+        if !self.places.add(claim) {
             return;
         }
-        places.1 = true;
-        let (places, news) = (Arc::downgrade(&self.places), Arc::clone(&self.news));
-        let (mut connection, channel) = (self.connection.clone(), self.channel.clone());
-        let prefix = self.prefix.clone();
-        self.runtime.spawn(async move {
-            loop {
-                sleep(BELIEVED / 3).await;
-                let kept = places.upgrade().map(|places| places.kept());
-                let Some(kept) = kept.filter(|kept| !kept.is_empty()) else {
-                    return;
-                };
-                for (owner, name) in kept {
-                    let mut script = on_keys(&WAIT, &key(&prefix, &name));
-                    in_queue(&mut script, &owner, &channel, true);
-                    // Whoever cannot be reached now is asked again before the place is lost.
-                    if let Ok(true) = script.invoke_async(&mut connection).await {
-                        news.tell(&owner);
-                    }
+        let (connection, channel) = (self.connection.clone(), self.channel.clone());
+        let (prefix, news) = (self.prefix.clone(), Arc::clone(&self.news));
+        self.runtime.spawn(self.places.kept(move |owner, name| {
+            let mut script = on_keys(&WAIT, &key(&prefix, &name));
+            in_queue(&mut script, &owner, &channel, true);
+            let (mut connection, news) = (connection.clone(), Arc::clone(&news));
+            async move {
+                // Whoever cannot be reached now is asked again before the place is lost.
+                if let Ok(true) = script.invoke_async(&mut connection).await {
+                    news.tell(&owner);
                 }
             }
-        });
+        }));
     }
 }
 
@@ -444,25 +428,6 @@ impl fmt::Debug for RedisStore {
         f.debug_struct("RedisStore")
             .field("server", &self.server)
             .finish_non_exhaustive()
-    }
-}
-
-impl Places {
-    /// Removes the place of `owner`, if it has one.
-    fn remove(&self, owner: &Owner) -> bool {
-        self.lock().0.remove(owner).is_some()
-    }
-
-    /// Those that are to be kept; if there is none, nobody keeps them any more.
-    fn kept(&self) -> Vec<(Owner, Name)> {
-        let mut places = self.lock();
-        places.1 = !places.0.is_empty();
-        let kept = places.0.iter().map(|(owner, name)| (*owner, name.clone()));
-        kept.collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (HashMap<Owner, Name>, IsKept)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
