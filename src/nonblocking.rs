@@ -5,7 +5,6 @@
 //! that at once, as [`Inline`] stores and memory do, and else is taken until its time has passed.
 
 use alloc::sync::Arc;
-use core::cell::RefCell;
 use core::future::{self, Future};
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
@@ -21,6 +20,7 @@ use crate::name::Name;
 use crate::renew::{Renew, RenewStep};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
+use crate::shared::Shared;
 use crate::store::{Abilities, AsyncStore, Holder, Reply, Store, StoreError};
 use crate::time::Clock;
 use crate::ttl::Ttl;
@@ -540,9 +540,10 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         work: impl Future<Output = T>,
     ) -> Result<T, Error> {
         let (mut machine, with) = hold.renew(self.holds.ttl, self.host.now());
-        let with = RefCell::new(with);
-        let learn = |machine: &Renew| with.borrow_mut().learn(machine);
-        let teach = |machine: &mut Renew| with.borrow_mut().teach(machine, self.host.now());
+        // A task may go on in another thread.
+        let with = Shared::new(with);
+        let learn = |machine: &Renew| with.with(|with| with.learn(machine));
+        let teach = |machine: &mut Renew| with.with(|with| with.teach(machine, self.host.now()));
         let (store, host) = (&self.store, &self.host);
         let kept = keep_asking(store, host, &mut machine, learn, learn, teach, work).await;
         kept.map_err(|loss| {

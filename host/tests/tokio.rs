@@ -22,12 +22,15 @@ macro_rules! hundred_tasks_count {
             let (locks, count) = (locks.clone(), Arc::clone(&count));
             tokio::spawn(async move {
                 let lock = locks.create_lock("lock", "none").unwrap();
-                let ran = lock.run(async |_| {
-                    let seen = count.load(Ordering::Relaxed);
-                    tokio::task::yield_now().await;
-                    count.store(seen + 1, Ordering::Relaxed);
+                let ran = lock.run(async |held| {
+                    let counting = async {
+                        let seen = count.load(Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                        count.store(seen + 1, Ordering::Relaxed);
+                    };
+                    held.keep(counting).await
                 });
-                ran.await.unwrap();
+                ran.await.unwrap().unwrap();
             })
         };
         for task in (0..100).map(task).collect::<Vec<_>>() {
