@@ -17,7 +17,24 @@ use crate::store::{Listed, StoreOptions, Zombies, this_process};
 /// A store on a server, of whichever engine this is built for.
 ///
 /// It lives in the tokio runtime in which it was [connected](Self::connect), with its time and I/O
-/// enabled, and ends with it.
+/// enabled, and ends with it. For programs that block there is [`AnyStore`](crate::AnyStore).
+///
+/// ```
+/// # #[cfg(all(feature = "redis", feature = "tokio"))]
+/// # async fn work() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use verrou::nonblocking::LockFactory;
+/// use verrou_host::{ServerStore, StoreOptions, Tokio};
+///
+/// let url = "redis://locks.example".parse()?;
+/// let store = ServerStore::connect(&url, &StoreOptions::default()).await?;
+/// let locks = LockFactory::new(Arc::new(store), Tokio);
+/// let lock = locks.create_lock("report", "30s")?;
+/// let answer = lock.run(async |held| held.keep(async { 6 * 7 }).await);
+/// assert_eq!(answer.await.ok().and_then(Result::ok), Some(42));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ServerStore {
@@ -112,30 +129,31 @@ impl ServerStore {
     }
 }
 
+/// Each step in a box: what a client of a server keeps while it is asked is tens of kilobytes.
 impl AsyncStore for ServerStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => store.acquire(claim).await)
+        with_engine!(self, store => Box::pin(store.acquire(claim)).await)
     }
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => store.extend(claim).await)
+        with_engine!(self, store => Box::pin(store.extend(claim)).await)
     }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => store.release(claim).await)
+        with_engine!(self, store => Box::pin(store.release(claim)).await)
     }
     async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        with_engine!(self, store => store.evict(name, only).await)
+        with_engine!(self, store => Box::pin(store.evict(name, only)).await)
     }
     async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        with_engine!(self, store => store.inspect(name).await)
+        with_engine!(self, store => Box::pin(store.inspect(name)).await)
     }
     async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => store.detach(claim).await)
+        with_engine!(self, store => Box::pin(store.detach(claim)).await)
     }
     async fn wait(&self, claim: &Claim, at_most: Duration) {
-        with_engine!(self, store => store.wait(claim, at_most).await);
+        with_engine!(self, store => Box::pin(store.wait(claim, at_most)).await);
     }
     async fn lost(&self, claim: &Claim) {
-        with_engine!(self, store => store.lost(claim).await);
+        with_engine!(self, store => Box::pin(store.lost(claim)).await);
     }
     fn give_up(&self, claim: &Claim) {
         with_engine!(self, store => store.give_up(claim));

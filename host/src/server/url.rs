@@ -5,12 +5,14 @@ use std::fmt::{self, Write as _};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 use url::Url;
 use verrou::Ttl;
 
 use super::Engine;
+use crate::open::{InvalidStoreUrl, StoreUrl};
 
 /// A lock server, as one line of text: `redis://`, `rediss://`, `postgres://` or `etcd://`, a user and
 /// a password, hosts, and options.
@@ -231,6 +233,20 @@ impl ServerUrl {
         }
         text.replace_range(start..start + authority.len(), &hosts);
         text
+    }
+}
+
+impl FromStr for ServerUrl {
+    type Err = InvalidStoreUrl;
+
+    /// Of a [`StoreUrl`] that is a server's.
+    fn from_str(text: &str) -> Result<Self, InvalidStoreUrl> {
+        match text.parse()? {
+            StoreUrl::Server(url) => Ok(*url),
+            files => Err(InvalidStoreUrl::Unknown {
+                url: files.to_string(),
+            }),
+        }
     }
 }
 

@@ -14,6 +14,11 @@ use verrou::{
     Claim, Error, Fence, Loss, Name, Owner, Reply, RunError, Store, StoreError, Ttl, Waited,
 };
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System, keep_alive};
+#[cfg(feature = "tokio")]
+use {
+    verrou::nonblocking,
+    verrou_host::{ServerStore, Tokio},
+};
 
 use crate::proxy::Proxy;
 use crate::running::Running;
@@ -46,6 +51,8 @@ pub(crate) trait Kind: Sync {
 /// A test of each of these cases, for an engine.
 macro_rules! every_engine_stands {
     ($kind:expr) => {
+        #[cfg(feature = "tokio")]
+        $crate::cases::every_engine_stands!($kind; tasks_take_turns);
         $crate::cases::every_engine_stands!($kind;
             waiters_are_served_in_their_order,
             who_waited_and_is_gone_is_passed,
@@ -248,6 +255,65 @@ pub(crate) fn a_place_is_kept(kind: &impl Kind) {
     granted(store.acquire(&first));
     store.give_up(&first);
     other.give_up(&second);
+}
+
+/// Tasks that move between threads take turns; some are dropped while they wait, or while they hold it.
+#[cfg(feature = "tokio")]
+pub(crate) fn tasks_take_turns(kind: &impl Kind) {
+    const TASKS: u32 = 40;
+    const PATIENCE: Duration = Duration::from_millis(30);
+
+    /// Of one at a time.
+    struct Inside<'a>(&'a AtomicBool);
+
+    impl<'a> Inside<'a> {
+        fn new(is_anybody: &'a AtomicBool) -> Self {
+            assert!(!is_anybody.swap(true, Ordering::SeqCst), "two are inside");
+            Self(is_anybody)
+        }
+    }
+
+    impl Drop for Inside<'_> {
+        fn drop(&mut self) {
+            self.0.store(false, Ordering::SeqCst);
+        }
+    }
+
+    let server = kind.start();
+    // Who is dropped while it holds the lock has it until its time has passed.
+    let (url, ttl) = (kind.url(server.port, "tasks"), kind.ttl());
+    let url = url.parse().expect("a URL");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let store = ServerStore::connect(&url, &StoreOptions::default()).await;
+        let store = Arc::new(store.expect("the server is there"));
+        let locks = nonblocking::LockFactory::new(store, Tokio);
+        let is_anybody = Arc::new(AtomicBool::new(false));
+        let task = |number: u32| {
+            let (locks, is_anybody) = (locks.clone(), Arc::clone(&is_anybody));
+            tokio::spawn(async move {
+                let lock = locks.create_lock("lock", ttl).expect("a lock");
+                let work = lock.run(async |held| {
+                    let work = async {
+                        let _inside = Inside::new(&is_anybody);
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    };
+                    held.keep(work).await
+                });
+                if number.is_multiple_of(4) {
+                    tokio::time::timeout(PATIENCE, work).await.is_ok()
+                } else {
+                    work.await.expect("it is had").expect("it is kept");
+                    true
+                }
+            })
+        };
+        let mut done = 0;
+        for task in (0..TASKS).map(task).collect::<Vec<_>>() {
+            done += u32::from(task.await.expect("it ends"));
+        }
+        assert!(done >= TASKS - TASKS / 4, "{done}");
+    });
 }
 
 /// Many clients add one each to a number that the lock guards; `add` reads and writes in two steps.
