@@ -103,30 +103,18 @@ fn test(shell: &Shell) -> ExitCode {
         "cargo doc --workspace --no-deps {features...} --locked"
     )
     .env("RUSTDOCFLAGS", "--deny warnings");
-    report.run_if(
-        shell,
-        "rustfmt",
-        "formatting",
-        cmd!(shell, "cargo fmt --all --check"),
-    );
-    report.run_if(
-        shell,
-        "rustfmt",
-        "formatting of the components",
-        cmd!(
+    for (what, project) in [
+        ("formatting", "Cargo.toml"),
+        ("formatting of the components", "examples/Cargo.toml"),
+        ("formatting of the fuzzers", "host/fuzz/Cargo.toml"),
+    ] {
+        report.run_if(
             shell,
-            "cargo fmt --manifest-path examples/Cargo.toml --all --check"
-        ),
-    );
-    report.run_if(
-        shell,
-        "rustfmt",
-        "formatting of the fuzzers",
-        cmd!(
-            shell,
-            "cargo fmt --manifest-path host/fuzz/Cargo.toml --all --check"
-        ),
-    );
+            "rustfmt",
+            what,
+            cmd!(shell, "cargo fmt --manifest-path {project} --all --check"),
+        );
+    }
     report.run_if(
         shell,
         "cargo-clippy",
