@@ -1,6 +1,7 @@
 //! What every engine has to stand, beyond the conformance suite.
 
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, iter};
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use verrou::blocking::LockFactory;
 use verrou::{
     Claim, Error, Fence, Loss, Name, Owner, Reply, RunError, Store, StoreError, Ttl, Waited,
@@ -21,7 +22,7 @@ use {
 };
 
 use crate::proxy::Proxy;
-use crate::running::Running;
+use crate::running::{Running, descendants};
 
 /// Longer than anything here takes.
 const LONG: Duration = Duration::from_mins(1);
@@ -558,7 +559,7 @@ pub(crate) fn what_is_no_server_is_told_apart(kind: &impl Kind) {
     let port = listener.local_addr().expect("it has an address").port();
     thread::spawn(move || {
         for mut client in listener.incoming().flatten() {
-            let _ = std::io::Read::read(&mut client, &mut [0; 1024]);
+            let _ = client.read(&mut [0; 1024]);
             let _ = std::io::Write::write_all(&mut client, b"HTTP/1.1 400 Bad Request\r\n\r\n");
         }
     });
@@ -652,7 +653,7 @@ pub(crate) fn the_command_does_the_same(kind: &impl Kind) {
     running.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = running.spawn().expect("it can be run");
     let mut heard = running.stdout.take().expect("it is heard");
-    std::io::Read::read_exact(&mut heard, &mut [0]).expect("it has the lock");
+    heard.read_exact(&mut [0]).expect("it has the lock");
     server.kill();
     let lost = running.wait_with_output().expect("it ends");
     assert_eq!(lost.status.code(), Some(76), "{}", said(&lost));
@@ -681,6 +682,24 @@ pub(crate) fn a_command_is_not_told_the_password(url: &str) {
     assert!(!said.contains("s3cret"), "{said}");
 }
 
+/// Stops `command` and what it has started, for so long; then that goes on, as it would not if `command` did at
+/// once, and could end it.
+fn stop_for(command: Pid, length: Duration) {
+    let started = descendants(command);
+    let signal = |processes: &[Pid], signal| {
+        for process in processes {
+            // It may have ended.
+            let _ = kill_process(*process, signal);
+        }
+    };
+    signal(&[command], Signal::STOP);
+    signal(&started, Signal::STOP);
+    thread::sleep(length);
+    signal(&started, Signal::CONT);
+    thread::sleep(Duration::from_millis(200));
+    signal(&[command], Signal::CONT);
+}
+
 /// The fenced workload of Jepsen's etcd tests, in small: commands that hold the lock read a list and write
 /// it with one word more, and are killed and stopped; what was acknowledged is there in the end.
 ///
@@ -701,6 +720,7 @@ pub(crate) fn nothing_that_was_acknowledged_is_lost(
     let (server, over) = (kind.start(), AtomicBool::new(false));
     prepare(server.port);
     let url = kind.url(server.port, "workload");
+    let script = format!("echo held; {script}");
     let ttl = humantime::format_duration(kind.ttl()).to_string();
     let (acknowledged, words) = (Mutex::new(HashSet::new()), AtomicU32::new(0));
     let faults = AtomicU32::new(0);
@@ -712,33 +732,35 @@ pub(crate) fn nothing_that_was_acknowledged_is_lost(
                     let word = format!("w{number}");
                     let mut command = verrou(
                         &url,
-                        &["run", "lock", "--ttl", &ttl, "--", "sh", "-c", script],
+                        &["run", "lock", "--ttl", &ttl, "--", "sh", "-c", &script],
                     );
                     command
                         .env("WORD", &word)
                         .env("PORT", server.port.to_string());
-                    std::os::unix::process::CommandExt::process_group(&mut command, 0);
                     command.stdout(Stdio::piped()).stderr(Stdio::null());
-                    let child = command.spawn().expect("the command can be run");
-                    let group = Pid::from_child(&child);
-                    // Most are left alone; the others are hit at some moment.
-                    let fault = match number % 5 {
-                        1 => Some(Signal::KILL),
-                        3 => Some(Signal::STOP),
-                        _ => None,
-                    };
-                    if let Some(signal) = fault {
-                        let moment = Duration::from_millis(u64::from(number * 37 % 200));
-                        thread::sleep(moment);
-                        faults.fetch_add(1, Ordering::Relaxed);
-                        let _ = kill_process_group(group, signal);
-                        if signal == Signal::STOP {
-                            thread::sleep(kind.ttl() + kind.late());
-                            let _ = kill_process_group(group, Signal::CONT);
-                        }
+                    let mut child = command.spawn().expect("the command can be run");
+                    let process = Pid::from_child(&child);
+                    let mut said = BufReader::new(child.stdout.take().expect("it is heard"));
+                    // Most are left alone; the others are hit at some moment, or while they hold it.
+                    let fault = number % 5;
+                    if (2..=3).contains(&fault) {
+                        said.read_line(&mut String::new()).expect("it is heard");
                     }
-                    let output = child.wait_with_output().expect("it ends");
-                    if String::from_utf8_lossy(&output.stdout).contains("ok") {
+                    if (1..=3).contains(&fault) {
+                        let moment = u64::from(number * 37 % if fault == 1 { 200 } else { 40 });
+                        thread::sleep(Duration::from_millis(moment));
+                        faults.fetch_add(1, Ordering::Relaxed);
+                    }
+                    match fault {
+                        // What it has started goes on for a while.
+                        1 | 2 => drop(child.kill()),
+                        3 => stop_for(process, kind.ttl() + kind.late()),
+                        _ => {}
+                    }
+                    let mut rest = String::new();
+                    said.read_to_string(&mut rest).expect("it is heard");
+                    child.wait().expect("it ends");
+                    if rest.contains("ok") {
                         acknowledged.lock().unwrap().insert(word);
                     }
                 }

@@ -216,12 +216,20 @@ fn children(parent: Pid) -> Vec<Pid> {
     ids.collect()
 }
 
+/// The processes that `parent` has started, and those that they have.
+pub(crate) fn descendants(parent: Pid) -> Vec<Pid> {
+    let children = children(parent).into_iter();
+    children
+        .flat_map(|child| std::iter::once(child).chain(descendants(child)))
+        .collect()
+}
+
 /// Whether `process` runs, and is not only still to be waited for.
 fn is_there(process: Pid) -> bool {
     state(process).is_some_and(|(state, _)| state != "Z")
 }
 
-/// What `process` does, and who started it.
+/// What `process` does, and who started it: proc(5).
 fn state(process: Pid) -> Option<(String, i32)> {
     let status = format!("/proc/{}/stat", process.as_raw_pid());
     let status = fs::read_to_string(status).ok()?;
