@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
 use std::fmt;
 use std::io;
+use std::iter;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -855,7 +856,7 @@ async fn of_any<T, A: Future<Output = Result<T, Error>>>(
         let answer = ask(client.clone()).await;
         draws -= 1;
         match answer {
-            Err(err) if draws > 0 && is_unreached(&err) => tokio::task::yield_now().await,
+            Err(err) if draws > 0 && unreached(&err).is_some() => tokio::task::yield_now().await,
             answer => return answer,
         }
     }
@@ -910,7 +911,7 @@ fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
             format!("the user may not read and write keys that begin with {prefix} ({said})"),
             format!("etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}"),
         ),
-        _ if said.starts_with("etcdserver:") || is_unreached(&err) => failed(server, err),
+        _ if said.starts_with("etcdserver:") || unreached(&err).is_some() => failed(server, err),
         _ => setup(
             format!("what answers there is no etcd ({said})"),
             "name the port for clients of etcd, and write etcds:// if it expects TLS".to_owned(),
@@ -918,15 +919,15 @@ fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
     }
 }
 
-/// Whether there was no connection at all.
-fn is_unreached(err: &Error) -> bool {
+/// Why there was no connection at all, where there was none, without the wrappings.
+fn unreached(err: &Error) -> Option<String> {
     let Error::GRpcStatus(status) = err else {
-        return false;
+        return None;
     };
-    let mut source = status.source();
-    while let Some(err) = source {
+    let causes = || iter::successors(status.source(), |err| (*err).source());
+    let is_unreached = causes().any(|err| {
         let kind = err.downcast_ref::<io::Error>().map(io::Error::kind);
-        if matches!(
+        let is_io = matches!(
             kind,
             Some(
                 io::ErrorKind::ConnectionRefused
@@ -934,12 +935,12 @@ fn is_unreached(err: &Error) -> bool {
                     | io::ErrorKind::NetworkUnreachable
                     | io::ErrorKind::TimedOut
             )
-        ) {
-            return true;
-        }
-        source = err.source();
-    }
-    false
+        );
+        // What looks up names has no kind of its own.
+        is_io || err.to_string() == "dns error"
+    });
+    let root = causes().last().filter(|_| is_unreached)?;
+    Some(root.to_string())
 }
 
 /// What a request that failed means.
@@ -979,7 +980,7 @@ fn failed(server: &str, err: Error) -> ServerError {
         },
         _ => ServerError::Disconnected {
             server,
-            source: err.into(),
+            source: unreached(&err).map_or_else(|| err.into(), Into::into),
         },
     }
 }
