@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio::time::sleep;
 use verrou::Owner;
+
+use super::store::KEPT_FOR_THE_FIRST;
 
 /// Those who listen, by owner. News that come while one listens are kept until it looks.
 #[derive(Debug, Default)]
@@ -21,6 +24,28 @@ impl News {
             owner,
             notify: Arc::clone(notify),
         }
+    }
+
+    /// Hands on what the server says: an owner, or one that is to look later, when the lock is kept no
+    /// more for who is before it.
+    pub(crate) fn hear(self: &Arc<Self>, said: &str) {
+        let (owner, is_later) = match said.split_once(' ') {
+            Some((owner, "later")) => (owner, true),
+            _ => (said, false),
+        };
+        let Ok(owner) = owner.parse() else {
+            return;
+        };
+        if !is_later {
+            return self.tell(&owner);
+        }
+        let news = Arc::downgrade(self);
+        tokio::spawn(async move {
+            sleep(KEPT_FOR_THE_FIRST).await;
+            if let Some(news) = news.upgrade() {
+                news.tell(&owner);
+            }
+        });
     }
 
     /// Tells whoever listens for `owner`.

@@ -536,10 +536,8 @@ impl Settings {
         let task = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
             {
-                if let AsyncMessage::Notification(said) = message
-                    && let Ok(owner) = said.payload().parse()
-                {
-                    news.tell(&owner);
+                if let AsyncMessage::Notification(said) = message {
+                    news.hear(said.payload());
                 }
             }
         });

@@ -477,13 +477,10 @@ fn millis(length: Duration) -> u64 {
 }
 
 /// Hands on what the server says by itself.
-fn hear(news: &News, push: &PushInfo) {
+fn hear(news: &Arc<News>, push: &PushInfo) {
     match (&push.kind, &push.data[..]) {
         (PushKind::Message, [_, said]) => {
-            let text = String::from_redis_value_ref(said).unwrap_or_default();
-            if let Ok(owner) = text.parse() {
-                news.tell(&owner);
-            }
+            news.hear(&String::from_redis_value_ref(said).unwrap_or_default());
         }
         // Something may have been said that was not heard.
         (PushKind::Disconnection | PushKind::Subscribe, _) => news.tell_all(),

@@ -233,6 +233,9 @@ pub(crate) fn who_waits_and_is_stopped_is_passed(kind: &impl Kind) {
         assert!(began.elapsed() < LONG / 2, "it is to be passed");
         store.wait(&next, LONG);
     }
+    // Sooner than it is believed to be there no more.
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
     kill_process(process, Signal::CONT).expect("it is there");
     assert!(waiting.try_wait().expect("it can be asked").is_none());
     granted(store.release(&next));

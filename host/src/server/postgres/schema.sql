@@ -73,15 +73,17 @@ begin
   end loop;
 end $$;
 
--- Tells the first of those who wait that the lock is free, and keeps it for them for a while. Nobody is told
--- where nobody waits: all transactions that tell something wait for each other.
+-- Tells the first of those who wait that the lock is free, and keeps it for them for a while; and the second,
+-- who looks for itself when that has passed. Nobody is told where nobody waits: all transactions that tell
+-- something wait for each other.
 create function SCHEMA.hand_over(_name text, _now timestamptz, _kept bigint) returns void language plpgsql as $$
 declare
   head text := SCHEMA.first(_name, _now);
 begin
   if head is null then return; end if;
   update SCHEMA.lock set kept_for = head, kept_until = SCHEMA.after(_now, _kept) where name = _name;
-  perform pg_notify(channel, head) from SCHEMA.waiter where name = _name and owner = head;
+  perform pg_notify(channel, case owner when head then owner else owner || ' later' end)
+    from (select * from SCHEMA.waiter where name = _name order by ticket limit 2) as next;
 end $$;
 
 -- Records a claim if its name is free: its fence, or for how long the name stays taken.
@@ -110,8 +112,8 @@ begin
     head := SCHEMA.first(_name, _now);
     exit when head is null or head = _owner;
     if it.kept_for is distinct from head then
-      -- It has ended by its time: the first sees that for itself.
-      update SCHEMA.lock set kept_for = head, kept_until = SCHEMA.after(_now, _kept) where name = _name;
+      -- It has ended by its time, or who was the first has not come.
+      perform SCHEMA.hand_over(_name, _now, _kept);
       number := _kept;
       return;
     elsif _now < it.kept_until then

@@ -14,8 +14,8 @@ while true do
   if not head or head == owner then break end
   local kept = redis.call('HMGET', waiting, 'for', 'until')
   if kept[1] ~= head then
-    -- It has ended by its time: the first sees that for itself.
-    redis.call('HSET', waiting, 'for', head, 'until', now + ARGV[7])
+    -- It has ended by its time, or who was the first has not come.
+    hand_over(now, ARGV[7])
     return {0, tonumber(ARGV[7])}
   end
   if now < tonumber(kept[2]) then return {0, kept[2] - now} end

@@ -22,12 +22,16 @@ local function first(now)
   end
 end
 
--- Tells the first of those who wait that the lock is free, and keeps it for them for a while.
+-- Tells the first of those who wait that the lock is free, and keeps it for them for a while; and the second,
+-- who looks for itself when that has passed.
 local function hand_over(now, kept)
   local owner = first(now)
   if not owner then return end
   redis.call('HSET', waiting, 'for', owner, 'until', now + kept)
   redis.call('PUBLISH', redis.call('HGET', waiting, owner .. ':to'), owner)
+  local second = redis.call('ZRANGE', queue, 1, 1)[1]
+  local channel = second and redis.call('HGET', waiting, second .. ':to')
+  if channel then redis.call('PUBLISH', channel, second .. ' later') end
 end
 
 local function last(ttl)
