@@ -106,18 +106,24 @@ impl RedisStore {
             .await
             .map_err(late)?
             .map_err(|err| not_connected(&server, err))?;
-        let memory: Result<String, _> = ::redis::cmd("INFO")
-            .arg("memory")
-            .query_async(&mut connection)
-            .await;
+        let mut asked = ::redis::pipe();
+        asked.cmd("INFO").arg("memory");
+        asked.cmd("INFO").arg("replication");
+        let told: Result<(String, String), _> = asked.query_async(&mut connection).await;
         // A server that lets nobody ask is trusted.
-        if let Ok(memory) = memory {
+        if let Ok((memory, replication)) = told {
             is_kept(&memory).map_err(|why| {
                 setup(
                     why,
                     "locks could be evicted: set maxmemory-policy noeviction, or use another server",
                 )
             })?;
+            if field(&replication, "role") == Some("slave") {
+                return Err(setup(
+                    "it is a replica, in which nothing can be written".to_owned(),
+                    "name the server that it follows",
+                ));
+            }
         }
         let id = Owner::from_bytes(System.random());
         let prefix = url.option("prefix").unwrap_or_else(|| "verrou:".to_owned());
@@ -597,16 +603,19 @@ fn failed(server: &str, err: RedisError) -> ServerError {
     }
 }
 
+/// What a section of `INFO` says of `name`.
+fn field<'a>(section: &'a str, name: &str) -> Option<&'a str> {
+    let mut fields = section.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = fields.find(|(field, _)| *field == name)?;
+    Some(value.trim())
+}
+
 /// Whether what is written to a server with this memory stays there, or why not.
 fn is_kept(memory: &str) -> Result<(), String> {
-    let field = |name: &str| {
-        let lines = memory.lines().filter_map(|line| line.split_once(':'));
-        lines
-            .filter(|(field, _)| *field == name)
-            .map(|(_, value)| value.trim())
-            .next()
-    };
-    match (field("maxmemory"), field("maxmemory_policy")) {
+    match (
+        field(memory, "maxmemory"),
+        field(memory, "maxmemory_policy"),
+    ) {
         (Some(limit), Some(policy)) if limit != "0" && policy != "noeviction" => Err(format!(
             "when its memory is full it forgets keys (maxmemory-policy {policy})"
         )),

@@ -118,6 +118,12 @@ fn a_server_that_is_not_fit_is_refused() {
         "{why}"
     );
 
+    let followed = Running::redis(&[]);
+    let follows = followed.port.to_string();
+    let replica = Running::redis(&["--replicaof", "127.0.0.1", &follows]);
+    let why = refused(&format!("redis://127.0.0.1:{}", replica.port));
+    assert!(why.contains("replica"), "{why}");
+
     let closed = Running::redis(&["--requirepass", "s3cret"]);
     let port = closed.port;
     for url in [
