@@ -20,7 +20,7 @@ use ::redis::{
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
 
@@ -265,12 +265,13 @@ impl RedisStore {
     pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
         let listening = self.news.listen(claim.owner);
         self.subscribe().await?;
+        // Also when this is dropped before the answer: the place is given up then.
+        self.keep_place(claim);
         let is_free: bool = self
             .run(&WAIT, &claim.name, self.timeout, |script| {
                 in_queue(script, &claim.owner, &self.channel, false);
             })
             .await?;
-        self.keep_place(claim);
         if !is_free {
             let _ = timeout(at_most, listening.heard()).await;
         }
@@ -398,9 +399,11 @@ impl AsyncStore for RedisStore {
     }
 
     async fn lost(&self, claim: &Claim) {
+        const PAUSE: Duration = Duration::from_secs(1);
+
         let listening = self.news.listen(claim.owner);
-        if self.subscribe().await.is_err() {
-            return std::future::pending().await;
+        while self.subscribe().await.is_err() {
+            sleep(PAUSE).await;
         }
         let holder = self.inspect(&claim.name).await;
         // What cannot be told now is asked by whoever keeps the lease.
@@ -581,7 +584,16 @@ fn failed(server: &str, err: RedisError) -> ServerError {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
 
     let server = server.to_owned();
+    // Full memory or disk, too few replicas, somebody's long script: all that passes.
+    let passes = matches!(
+        err.code(),
+        Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS")
+    );
     match err.kind() {
+        _ if passes => ServerError::Unavailable {
+            server,
+            source: err.into(),
+        },
         ErrorKind::Io => ServerError::Disconnected {
             server,
             source: err.into(),

@@ -65,6 +65,12 @@ impl ServerUrl {
             .ok_or_else(|| format!("write {}://HOST", engine.feature()))?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(end);
+        // What ends here may be the beginning of a password, and the rest of it would be printed.
+        if tail.contains('@') {
+            return Err("an `@` is written as %40 behind the hosts, and a `/`, `?` or `#` of a password as \
+                        %2F, %3F, %23"
+                .to_owned());
+        }
         let (user, hosts) = match authority.rsplit_once('@') {
             Some((user, hosts)) => (format!("{user}@"), hosts),
             None => (String::new(), authority),
@@ -162,7 +168,7 @@ impl ServerUrl {
                 let text = fs::read_to_string(Path::new(&file)).map_err(|err| {
                     io::Error::new(err.kind(), format!("the password's file {file}: {err}"))
                 })?;
-                Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
+                Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
             }
             None => Ok(self.password.clone()),
         }
@@ -313,7 +319,7 @@ mod tests {
     #[test]
     fn a_password_can_be_in_a_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "s@cret\n").unwrap();
+        fs::write(file.path(), "s@cret\r\nno password\n").unwrap();
         let text = format!("redis://host?password-file={}", file.path().display());
         let url = parse(&text).unwrap();
         assert_eq!(url.password().unwrap().as_deref(), Some("s@cret"));
@@ -328,6 +334,11 @@ mod tests {
             ("redis:/a,b//c://host", "redis://HOST"),
             ("redis:/\t/a,b//c://host", "%09"),
             ("redis://host?prefix=shop: ", "%20"),
+            ("redis://app:/hidden@host", "%2F"),
+            ("postgres://u:/hidden@host/db", "%2F"),
+            ("postgres://u:12/hidden@host/db", "%2F"),
+            ("postgres://u:12?hidden@host/db", "%3F"),
+            ("etcd://u:12#hidden@host", "%23"),
             ("redis://", "host"),
             ("redis://:hidden@", "host"),
             ("redis://a:99999", "port"),

@@ -86,6 +86,14 @@ begin
     from (select * from SCHEMA.waiter where name = _name order by ticket limit 2) as next;
 end $$;
 
+-- Where nobody held it: who was told is not told again, nor given more time.
+create function SCHEMA.hand_on(it SCHEMA.lock, _now timestamptz, _kept bigint) returns void language plpgsql as $$
+begin
+  if it.kept_for is distinct from SCHEMA.first(it.name, _now) then
+    perform SCHEMA.hand_over(it.name, _now, _kept);
+  end if;
+end $$;
+
 -- Records a claim if its name is free: its fence, or for how long the name stays taken.
 create function SCHEMA.acquire(
   _name text, _owner text, _lasts bigint, _ttl bigint, _about text, _channel text, _kept bigint,
@@ -151,8 +159,12 @@ declare
   held boolean := SCHEMA.is_held(it, _now);
 begin
   delete from SCHEMA.waiter where name = _name and owner = _owner;
-  if it.owner = _owner then update SCHEMA.lock set owner = null where name = _name; end if;
-  if not held or it.owner = _owner then perform SCHEMA.hand_over(_name, _now, _kept); end if;
+  if it.owner = _owner then
+    update SCHEMA.lock set owner = null where name = _name;
+    perform SCHEMA.hand_over(_name, _now, _kept);
+  elsif not held then
+    perform SCHEMA.hand_on(it, _now, _kept);
+  end if;
   return held and it.owner = _owner;
 end $$;
 
@@ -169,7 +181,8 @@ begin
   return true;
 end $$;
 
--- Takes a place among those who wait, or only keeps the one it has: whether its owner is to ask for the lock now.
+-- Takes a place among those who wait, or only keeps the one it has: whether its owner is to ask for the lock now,
+-- as who has lost its place is.
 create function SCHEMA.wait(_name text, _owner text, _believed bigint, _channel text, _only_keep boolean)
 returns boolean language plpgsql as $$
 declare
@@ -178,7 +191,7 @@ declare
   head text;
 begin
   if _only_keep and not exists (select from SCHEMA.waiter where name = _name and owner = _owner) then
-    return false;
+    return true;
   end if;
   if not SCHEMA.is_held(it, _now) then
     head := SCHEMA.first(_name, _now);
@@ -197,7 +210,7 @@ declare
   _now timestamptz := clock_timestamp();
 begin
   delete from SCHEMA.waiter where name = _name and owner = _owner;
-  if not SCHEMA.is_held(it, _now) then perform SCHEMA.hand_over(_name, _now, _kept); end if;
+  if not SCHEMA.is_held(it, _now) then perform SCHEMA.hand_on(it, _now, _kept); end if;
 end $$;
 
 comment on schema SCHEMA is 'Verrou 1';

@@ -23,6 +23,7 @@ while true do
 end
 local fence = redis.call('INCR', counter)
 leave(owner)
+redis.call('HDEL', waiting, 'for', 'until')
 redis.call('HSET', record, 'owner', owner, 'fence', fence, 'ttl', ARGV[3], 'about', ARGV[4],
   'to', ARGV[5], 'since', ARGV[6])
 last(ttl)

@@ -34,6 +34,11 @@ local function hand_over(now, kept)
   if channel then redis.call('PUBLISH', channel, second .. ' later') end
 end
 
+-- Where nobody held it: who was told is not told again, nor given more time.
+local function hand_on(now, kept)
+  if redis.call('HGET', waiting, 'for') ~= first(now) then hand_over(now, kept) end
+end
+
 local function last(ttl)
   if ttl == '' then redis.call('PERSIST', record) else redis.call('PEXPIRE', record, ttl) end
 end

@@ -1,7 +1,7 @@
 -- ARGV: owner, for how long it is believed to be there, the channel of its process, 1 if it has a place and
--- only wants to keep it. Answers whether it is to ask for the lock now.
+-- only wants to keep it. Answers whether it is to ask for the lock now, as who has lost its place is.
 local now, there = milliseconds(), redis.call('ZSCORE', queue, ARGV[1])
-if ARGV[4] == '1' and not there then return 0 end
+if ARGV[4] == '1' and not there then return 1 end
 if redis.call('EXISTS', record) == 0 then
   local head = first(now)
   if not head or head == ARGV[1] then return 1 end
