@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use verrou::Fence;
-use verrou_host::{Checked, FenceError, FenceGate, FileError};
+use verrou_host::{Checked, FenceError, FenceGate, FileError, StoreUrl};
 
 use super::arguments::{self, FenceCheck, Place};
 use super::child::Job;
@@ -19,6 +19,9 @@ use super::store;
 
 /// Where `verrou run` tells its command the fence.
 const VARIABLE: &str = "VERROU_FENCE";
+
+/// Where the store may be named.
+const STORE: &str = "VERROU_STORE";
 
 /// Checks a fence, and runs the command, if there is one, before another passes; returns what to end
 /// with.
@@ -107,6 +110,11 @@ fn run(
 ) -> Result<Job, Failure> {
     let mut command = Command::new(program);
     command.args(arguments).env(VARIABLE, fence.to_string());
+    // As `run` does: without its password.
+    let url = env::var_os(STORE).and_then(|url| StoreUrl::try_from(&*url).ok());
+    if let Some(url) = url {
+        command.env(STORE, OsString::from(&url));
+    }
     let started = checked
         .lifeline()
         .and_then(|lifeline| Job::start(command, Some(lifeline), false));

@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -97,7 +98,7 @@ impl Driven {
             .find(|claim| claim.name == *name)
             .cloned();
         if let Some(claim) = queued {
-            self.wait(&claim, at_most);
+            self.waited(claim, at_most);
             return;
         }
         let began = std::time::Instant::now();
@@ -108,6 +109,15 @@ impl Driven {
             }
             let pause = LOOK.min(left).min(holder.remaining.unwrap_or(LOOK));
             thread::sleep(pause.max(Duration::from_millis(1)));
+        }
+    }
+
+    fn waited(&self, claim: Claim, at_most: Duration) -> Waited {
+        let store = Arc::clone(&self.store);
+        let waited = self.step(async move { Ok(store.waited(&claim, at_most).await?) });
+        match waited {
+            Ok(()) => Waited::Done,
+            Err(_) => Waited::Unable,
         }
     }
 
@@ -175,6 +185,7 @@ impl Store for Driven {
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.waiting().remove(&claim.owner);
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
         self.step(async move { store.release(&claim).await })
     }
@@ -191,19 +202,24 @@ impl Store for Driven {
 
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.waiting().insert(claim.owner, claim.clone());
-        let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        let waited = self.step(async move { Ok(store.waited(&claim, at_most).await?) });
-        match waited {
-            Ok(()) => Waited::Done,
-            Err(_) => Waited::Unable,
-        }
+        self.waited(claim.clone(), at_most)
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
+        if self.process != process::id() {
+            return Waited::Unable;
+        }
         let heard = {
             let mut losses = self.losses();
             // One that has told of a loss has ended.
-            losses.retain(|owner, loss| *owner != claim.owner || !loss.task.is_finished());
+            if losses
+                .get(&claim.owner)
+                .is_some_and(|loss| loss.task.is_finished())
+                && let Some(loss) = losses.remove(&claim.owner)
+                && pin!(loss.heard.notified()).enable()
+            {
+                return Waited::Done;
+            }
             let loss = losses.entry(claim.owner).or_insert_with(|| {
                 let heard = Arc::new(Notify::new());
                 let (store, claim) = (Arc::clone(&self.store), claim.clone());
@@ -328,6 +344,8 @@ impl RuntimeThread {
             .name("verrou-server".to_owned())
             .spawn(move || {
                 let _ = runtime.block_on(ended);
+                // Names may be looked up there for longer than anybody waits.
+                runtime.shutdown_background();
             })?;
         Ok(Self {
             handle,

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue,
-    PutOptions, SortOrder, SortTarget, TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
-    WatchOptions,
+    LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, TlsOptions, Txn, TxnOp,
+    TxnOpResponse, TxnResponse, WatchOptions,
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
@@ -53,11 +53,19 @@ struct Shared {
     server: String,
     timeout: Duration,
     /// Those who wait here: their keys.
-    places: Mutex<HashMap<Owner, String>>,
+    places: Mutex<HashMap<Owner, Place>>,
     /// The lease of all places.
     presence: tokio::sync::Mutex<Option<Presence>>,
     /// Told when all places are gone.
     anew: Notify,
+}
+
+/// The place of one who waits.
+struct Place {
+    key: String,
+    /// The revision of the first place, when it is the one before and the lock is free, and since when that is
+    /// seen here, however many waits that takes.
+    kept_for: Option<(i64, Instant)>,
 }
 
 struct Presence {
@@ -161,8 +169,8 @@ impl EtcdStore {
     /// [`AsyncStore::give_up`], awaited.
     pub(crate) async fn leave(&self, claim: &Claim) {
         let place = self.shared.places().remove(&claim.owner);
-        if let Some(key) = place {
-            self.shared.leave(&key).await;
+        if let Some(place) = place {
+            self.shared.leave(place.key).await;
         }
     }
 
@@ -372,7 +380,11 @@ impl EtcdStore {
         let shared = &self.shared;
         let until = Instant::now().checked_add(at_most);
         let key = self.key(claim);
-        shared.places().insert(claim.owner, key.clone());
+        let place = || Place {
+            key: key.clone(),
+            kept_for: None,
+        };
+        shared.places().entry(claim.owner).or_insert_with(place);
         let waiting = async {
             loop {
                 let mut anew = pin!(shared.anew.notified());
@@ -473,8 +485,9 @@ impl EtcdStore {
                 continue;
             }
             // It is free, and kept for the one before.
-            if timeout(KEPT_FOR_THE_FIRST, changed).await.is_err() {
-                let passed = before.mod_revision();
+            let passed = before.mod_revision();
+            let left = shared.kept_for(claim.owner, passed);
+            if timeout(left, changed).await.is_err() {
                 let unchanged = Compare::mod_revision(before.key(), CompareOp::Equal, passed);
                 let delete = TxnOp::delete(before.key(), None);
                 let pass = Txn::new().when([unchanged]).and_then([delete]);
@@ -485,8 +498,22 @@ impl EtcdStore {
 }
 
 impl Shared {
-    fn places(&self) -> MutexGuard<'_, HashMap<Owner, String>> {
+    fn places(&self) -> MutexGuard<'_, HashMap<Owner, Place>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much longer the lock is kept for the first place, that of `revision`, before `owner` passes it.
+    fn kept_for(&self, owner: Owner, revision: i64) -> Duration {
+        let mut places = self.places();
+        let Some(place) = places.get_mut(&owner) else {
+            return KEPT_FOR_THE_FIRST;
+        };
+        let seen = match place.kept_for {
+            Some((same, seen)) if same == revision => seen,
+            _ => Instant::now(),
+        };
+        place.kept_for = Some((revision, seen));
+        KEPT_FOR_THE_FIRST.saturating_sub(seen.elapsed())
     }
 
     async fn within<T>(
@@ -545,13 +572,29 @@ impl Shared {
     }
 
     /// Gives up a place, unless it has become a holder's.
-    async fn leave(&self, key: &str) {
-        let waits = Compare::value(key, CompareOp::Equal, WAITS);
+    async fn leave(&self, key: impl Into<Vec<u8>>) {
+        let key = key.into();
+        let waits = Compare::value(key.clone(), CompareOp::Equal, WAITS);
         let left = Txn::new()
             .when([waits])
             .and_then([TxnOp::delete(key, None)]);
         // Otherwise it ends with its process.
         let _ = self.within(self.timeout, self.txn(left)).await;
+    }
+
+    /// Gives up the places that end with `lease`, and that nobody here waits in any more.
+    async fn leave_forgotten(&self, lease: i64) -> Result<(), ServerError> {
+        let with_keys = || LeaseTimeToLiveOptions::new().with_keys();
+        let asked = self.asked(|mut client| async move {
+            client.lease_time_to_live(lease, Some(with_keys())).await
+        });
+        for key in asked.await?.keys() {
+            let is_kept = |place: &Place| place.key.as_bytes() == key;
+            if !self.places().values().any(is_kept) {
+                self.leave(key.clone()).await;
+            }
+        }
+        Ok(())
     }
 
     /// Ends when something has happened to `key` since `revision`, or that cannot be told.
@@ -562,10 +605,15 @@ impl Shared {
         });
         let mut watch = self.within(self.timeout, watching).await?;
         while let Ok(Some(said)) = watch.message().await {
-            if said.canceled() || !said.events().is_empty() {
+            if !said.events().is_empty() {
+                return Ok(());
+            }
+            if said.canceled() {
                 break;
             }
         }
+        // It may be so again.
+        sleep(Duration::from_millis(100)).await;
         Ok(())
     }
 
@@ -598,6 +646,10 @@ impl Shared {
                 self.anew.notify_waiters();
                 return;
             }
+            drop(presence);
+            // What was given up while nobody answered would be in the way of all behind it.
+            let leaving = Box::pin(self.leave_forgotten(lease));
+            let _ = self.within(pause, leaving).await;
         }
     }
 }
@@ -679,9 +731,10 @@ impl AsyncStore for EtcdStore {
 
     fn give_up(&self, claim: &Claim) {
         let place = self.shared.places().remove(&claim.owner);
-        if let Some(key) = place {
+        if let Some(place) = place {
             let shared = Arc::clone(&self.shared);
-            self.runtime.spawn(async move { shared.leave(&key).await });
+            self.runtime
+                .spawn(async move { shared.leave(place.key).await });
         }
     }
 
@@ -810,9 +863,11 @@ async fn checked_client(
     }
     let refused = |err| not_fit(server, prefix, err);
     let count = members.len();
-    let client = Client::connect(members, Some(options))
-        .await
-        .map_err(refused)?;
+    // Where there is a user, one of them is asked for a token.
+    let connecting = of_any(count, &(), |()| {
+        Client::connect(members.clone(), Some(options.clone()))
+    });
+    let client = connecting.await.map_err(refused)?;
     let status = of_any(
         count,
         &client,
@@ -843,10 +898,10 @@ async fn checked_client(
 }
 
 /// What one of several members says that can be reached: where one is away, nothing was asked.
-async fn of_any<T, A: Future<Output = Result<T, Error>>>(
+async fn of_any<C: Clone, T, A: Future<Output = Result<T, Error>>>(
     members: usize,
-    client: &Client,
-    ask: impl Fn(Client) -> A,
+    client: &C,
+    ask: impl Fn(C) -> A,
 ) -> Result<T, Error> {
     // They are drawn by lot.
     const DRAWS: usize = 16;

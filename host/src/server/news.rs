@@ -1,6 +1,7 @@
 //! Who in this process waits for news of its lock.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -11,18 +12,25 @@ use super::store::KEPT_FOR_THE_FIRST;
 
 /// Those who listen, by owner. News that come while one listens are kept until it looks.
 #[derive(Debug, Default)]
-pub(crate) struct News(Mutex<HashMap<Owner, (usize, Arc<Notify>)>>);
+pub(crate) struct News(Mutex<HashMap<Owner, (usize, Arc<Ear>)>>);
+
+#[derive(Debug, Default)]
+struct Ear {
+    notify: Notify,
+    /// Whether it was for this owner.
+    is_meant: AtomicBool,
+}
 
 impl News {
     /// Listens for `owner`, until it is dropped.
     pub(crate) fn listen(&self, owner: Owner) -> Listening<'_> {
         let mut listeners = self.listeners();
-        let (count, notify) = listeners.entry(owner).or_default();
+        let (count, ear) = listeners.entry(owner).or_default();
         *count += 1;
         Listening {
             news: self,
             owner,
-            notify: Arc::clone(notify),
+            ear: Arc::clone(ear),
         }
     }
 
@@ -50,19 +58,20 @@ impl News {
 
     /// Tells whoever listens for `owner`.
     pub(crate) fn tell(&self, owner: &Owner) {
-        if let Some((_, notify)) = self.listeners().get(owner) {
-            notify.notify_one();
+        if let Some((_, ear)) = self.listeners().get(owner) {
+            ear.is_meant.store(true, Ordering::Release);
+            ear.notify.notify_one();
         }
     }
 
     /// Tells all: news may have been missed.
     pub(crate) fn tell_all(&self) {
-        for (_, notify) in self.listeners().values() {
-            notify.notify_one();
+        for (_, ear) in self.listeners().values() {
+            ear.notify.notify_one();
         }
     }
 
-    fn listeners(&self) -> MutexGuard<'_, HashMap<Owner, (usize, Arc<Notify>)>> {
+    fn listeners(&self) -> MutexGuard<'_, HashMap<Owner, (usize, Arc<Ear>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,13 +81,14 @@ impl News {
 pub(crate) struct Listening<'a> {
     news: &'a News,
     owner: Owner,
-    notify: Arc<Notify>,
+    ear: Arc<Ear>,
 }
 
 impl Listening<'_> {
-    /// Ends when there are news, or were since the last time.
-    pub(crate) async fn heard(&self) {
-        self.notify.notified().await;
+    /// Ends when there are news, or were since the last time: whether they were for this owner.
+    pub(crate) async fn heard(&self) -> bool {
+        self.ear.notify.notified().await;
+        self.ear.is_meant.swap(false, Ordering::Acquire)
     }
 }
 

@@ -34,12 +34,6 @@ impl Places {
         self.lock().places.remove(owner).is_some()
     }
 
-    /// Whether `owner` has one.
-    #[cfg(feature = "postgres")]
-    pub(crate) fn contains(&self, owner: &Owner) -> bool {
-        self.lock().places.contains_key(owner)
-    }
-
     /// Says to the server of each of them that its owner is there, before it believes that no more, until
     /// there is none.
     pub(crate) fn kept<Say, Said>(

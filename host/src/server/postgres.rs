@@ -32,7 +32,9 @@ use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, St
 
 use super::news::News;
 use super::places::Places;
-use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
+use super::store::{
+    ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, Unanswered, drift, kept, patience,
+};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};
@@ -58,6 +60,7 @@ struct Shared {
     /// Leaves a connection to those who hold, or were told to come, however many others wait.
     crowd: Semaphore,
     listener: AbortHandle,
+    settings: Arc<Settings>,
     runtime: Handle,
 }
 
@@ -141,11 +144,21 @@ impl PostgresStore {
         {
             return Err(shared_connections(&server));
         }
+        // What is said on one is to be heard on the other.
+        let heard = news.listen(id);
+        let said = format!("notify \"{channel}\", '{id}'");
+        let said = client.batch_execute(&said).await;
+        said.map_err(|err| failed(&server, err))?;
+        if timeout(url.timeout() / 2, heard.heard()).await.is_err() {
+            return Err(shared_connections(&server));
+        }
+        drop(heard);
         prepare(&client, &server, &schema).await?;
         drop(client);
         let runtime = Handle::current();
         let listener = {
             let (news, channel, server) = (Arc::clone(&news), channel.clone(), server.clone());
+            let settings = Arc::clone(&settings);
             runtime.spawn(async move {
                 let mut listening = (listening, connection);
                 loop {
@@ -169,6 +182,7 @@ impl PostgresStore {
             told: Mutex::default(),
             crowd: Semaphore::new(CONNECTIONS - 1),
             listener: listener.abort_handle(),
+            settings,
             runtime,
         })))
     }
@@ -194,11 +208,14 @@ impl PostgresStore {
     pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
         let shared = &self.0;
         let listening = shared.news.listen(claim.owner);
-        let turn = shared.in_turn(claim.owner, shared.timeout).await?;
+        let Some(turn) = shared.in_turn(claim.owner, shared.timeout).await? else {
+            return Ok(());
+        };
+        // Also when this is dropped before the answer: the place is given up then.
+        shared.keep_place(claim);
         let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
         drop(turn);
-        shared.keep_place(claim);
-        if is_free || timeout(at_most, listening.heard()).await.is_ok() {
+        if is_free || timeout(at_most, listening.heard()).await == Ok(true) {
             shared.told().insert(claim.owner);
         }
         Ok(())
@@ -220,18 +237,22 @@ impl Shared {
         parameters: &[&(dyn ToSql + Sync)],
         patience: Duration,
     ) -> Result<Vec<Row>, ServerError> {
-        let mut client = None;
+        let mut client = Lent {
+            client: None,
+            shared: self,
+        };
         let asked = async {
-            let client = client.insert(self.pool.get().await.map_err(|err| self.no_client(err))?);
+            let client = client
+                .client
+                .insert(self.pool.get().await.map_err(|err| self.no_client(err))?);
             let statement = client.prepare_cached(statement).await;
             let statement = statement.map_err(|err| failed(&self.server, err))?;
             let rows = client.query(&statement, parameters).await;
             rows.map_err(|err| failed(&self.server, err))
         };
         let answer = timeout(patience, asked).await;
-        if let (Err(_), Some(client)) = (&answer, client) {
-            // Nobody else is to wait behind what is still being done.
-            drop(Object::take(client));
+        if answer.is_ok() {
+            drop(client.client.take());
         }
         answer.unwrap_or_else(|_| {
             Err(ServerError::Timeout {
@@ -316,18 +337,19 @@ impl Shared {
         }));
     }
 
-    /// Ends when `owner` may ask: at once, unless it waits and was not told to come.
+    /// Ends when `owner` may ask: at once when it was told to come; and else when few others do.
     async fn in_turn(
         &self,
         owner: Owner,
         patience: Duration,
     ) -> Result<Option<SemaphorePermit<'_>>, ServerError> {
         let listening = self.news.listen(owner);
-        if !self.places.contains(&owner) || self.told().contains(&owner) {
+        if self.told().contains(&owner) {
             return Ok(None);
         }
+        let is_told = async { while !listening.heard().await {} };
         tokio::select! {
-            () = listening.heard() => {
+            () = is_told => {
                 self.told().insert(owner);
                 Ok(None)
             }
@@ -339,6 +361,31 @@ impl Shared {
                 }),
             },
         }
+    }
+
+    /// Gives back what a request may have recorded that nobody waits for any more.
+    fn give_back(self: &Arc<Self>, claim: &Claim) {
+        let (shared, claim) = (Arc::clone(self), claim.clone());
+        self.runtime.spawn(async move {
+            // On several connections what was asked first may be done last.
+            for pause in [Duration::ZERO, shared.timeout] {
+                sleep(pause).await;
+                let _ = shared.release(&claim).await;
+            }
+        });
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<Reply, ServerError> {
+        let owner = claim.owner.to_string();
+        let kept = micros(KEPT_FOR_THE_FIRST);
+        let done = self
+            .asked(
+                &self.steps.release,
+                &[&text(&claim.name), &owner, &kept],
+                patience(self.timeout, claim),
+            )
+            .await?;
+        Ok(reply(done))
     }
 
     /// Whether `owner` had a place.
@@ -356,6 +403,27 @@ impl Shared {
     }
 }
 
+/// A connection that a request has.
+struct Lent<'a> {
+    client: Option<Object>,
+    shared: &'a Shared,
+}
+
+impl Drop for Lent<'_> {
+    /// Nobody waits for the answer any more: nobody else is to wait behind it, here or there.
+    fn drop(&mut self) {
+        let Some(client) = self.client.take() else {
+            return;
+        };
+        let (cancel, settings) = (client.cancel_token(), Arc::clone(&self.shared.settings));
+        drop(Object::take(client));
+        let at_most = self.shared.timeout;
+        self.shared.runtime.spawn(async move {
+            let _ = timeout(at_most, cancel.cancel_query(settings.tls.clone())).await;
+        });
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         self.listener.abort();
@@ -369,6 +437,7 @@ impl AsyncStore for PostgresStore {
         let ttl = claim.ttl.duration().map(micros);
         let patience = patience(shared.timeout, claim);
         let turn = shared.in_turn(claim.owner, patience).await?;
+        let unanswered = Unanswered::then(|| shared.give_back(claim));
         let row = shared
             .row(
                 &shared.steps.acquire,
@@ -383,8 +452,10 @@ impl AsyncStore for PostgresStore {
                 ],
                 patience,
             )
-            .await?;
+            .await;
+        unanswered.answered();
         drop(turn);
+        let row = row?;
         let failed = |err| failed(&shared.server, err);
         let number = row.try_get::<_, Option<i64>>("number").map_err(failed)?;
         let number = number.and_then(|number| u64::try_from(number).ok());
@@ -415,17 +486,11 @@ impl AsyncStore for PostgresStore {
     }
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let shared = &self.0;
-        let owner = claim.owner.to_string();
-        let kept = micros(KEPT_FOR_THE_FIRST);
-        let done = shared
-            .asked(
-                &shared.steps.release,
-                &[&text(&claim.name), &owner, &kept],
-                patience(shared.timeout, claim),
-            )
-            .await?;
-        Ok(reply(done))
+        self.0.forget_place(&claim.owner);
+        let unanswered = Unanswered::then(|| self.0.give_back(claim));
+        let released = self.0.release(claim).await;
+        unanswered.answered();
+        Ok(released?)
     }
 
     async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
@@ -549,11 +614,13 @@ impl Settings {
     /// [`listen`](Self::listen), until it is done.
     async fn listen_again(&self, server: &str, channel: &str, news: &Arc<News>) -> Listening {
         const LONGEST: Duration = Duration::from_secs(1);
+        const LATE: Duration = Duration::from_secs(10);
 
         let mut pause = Duration::from_millis(10);
         loop {
             sleep(pause).await;
-            if let Ok(listening) = self.listen(server, channel, news).await {
+            let listening = timeout(LATE, self.listen(server, channel, news));
+            if let Ok(Ok(listening)) = listening.await {
                 return listening;
             }
             pause = (pause * 2).min(LONGEST);
@@ -701,7 +768,9 @@ fn config(url: &ServerUrl) -> Result<Config, ServerError> {
         .application_name("verrou")
         .connect_timeout(timeout)
         .tcp_user_timeout(timeout * 2)
-        .keepalives_idle(Duration::from_secs(30));
+        .keepalives_idle(Duration::from_secs(10))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(3);
     Ok(config)
 }
 
@@ -841,7 +910,7 @@ fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
 fn shared_connections(server: &str) -> ServerError {
     setup(
         server,
-        "two connections to it are one: a pooler in transaction mode is in between",
+        "its connections change hands: a pooler in transaction mode is in between",
         "name the server itself, or a pooler in session mode",
     )
 }

@@ -26,7 +26,9 @@ use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, St
 
 use super::news::News;
 use super::places::Places;
-use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
+use super::store::{
+    ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, Unanswered, drift, kept, patience,
+};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};
@@ -200,6 +202,18 @@ impl RedisStore {
         drop(left);
     }
 
+    /// Lets `claim`'s owner leave, or release, though nobody waits for that.
+    fn later(&self, script: &'static Script, claim: &Claim) {
+        let key = self.key(&claim.name);
+        let mut connection = self.connection.clone();
+        let owner = claim.owner.to_string();
+        self.runtime.spawn(async move {
+            let mut script = on_keys(script, &key);
+            script.arg(owner).arg(millis(KEPT_FOR_THE_FIRST));
+            let _: Result<Value, _> = script.invoke_async(&mut connection).await;
+        });
+    }
+
     fn key(&self, name: &Name) -> String {
         key(&self.prefix, name)
     }
@@ -302,7 +316,8 @@ impl RedisStore {
 impl AsyncStore for RedisStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let patience = patience(self.timeout, claim);
-        let (is_granted, number): (bool, i64) = self
+        let unanswered = Unanswered::then(|| self.later(&RELEASE, claim));
+        let answer: Result<(bool, i64), _> = self
             .run(&ACQUIRE, &claim.name, patience, |script| {
                 script
                     .arg(claim.owner.to_string())
@@ -313,7 +328,9 @@ impl AsyncStore for RedisStore {
                     .arg(millis(System.wall_clock()))
                     .arg(millis(KEPT_FOR_THE_FIRST));
             })
-            .await?;
+            .await;
+        unanswered.answered();
+        let (is_granted, number) = answer?;
         if is_granted {
             self.places.remove(&claim.owner);
             let fence = u64::try_from(number).ok().and_then(Fence::new);
@@ -339,14 +356,17 @@ impl AsyncStore for RedisStore {
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let patience = patience(self.timeout, claim);
-        let done: bool = self
+        self.places.remove(&claim.owner);
+        let unanswered = Unanswered::then(|| self.later(&RELEASE, claim));
+        let done: Result<bool, _> = self
             .run(&RELEASE, &claim.name, patience, |script| {
                 script
                     .arg(claim.owner.to_string())
                     .arg(millis(KEPT_FOR_THE_FIRST));
             })
-            .await?;
-        Ok(reply(done))
+            .await;
+        unanswered.answered();
+        Ok(reply(done?))
     }
 
     async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
@@ -414,17 +434,9 @@ impl AsyncStore for RedisStore {
     }
 
     fn give_up(&self, claim: &Claim) {
-        if !self.places.remove(&claim.owner) {
-            return;
+        if self.places.remove(&claim.owner) {
+            self.later(&LEAVE, claim);
         }
-        let key = self.key(&claim.name);
-        let mut connection = self.connection.clone();
-        let owner = claim.owner.to_string();
-        self.runtime.spawn(async move {
-            let mut script = on_keys(&LEAVE, &key);
-            script.arg(owner).arg(millis(KEPT_FOR_THE_FIRST));
-            let _: Result<Value, _> = script.invoke_async(&mut connection).await;
-        });
     }
 
     fn abilities(&self) -> Abilities {
@@ -585,10 +597,7 @@ fn failed(server: &str, err: RedisError) -> ServerError {
 
     let server = server.to_owned();
     // Full memory or disk, too few replicas, somebody's long script: all that passes.
-    let passes = matches!(
-        err.code(),
-        Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS")
-    );
+    let passes = matches!(err.code(), Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS"));
     match err.kind() {
         _ if passes => ServerError::Unavailable {
             server,

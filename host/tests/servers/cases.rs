@@ -219,27 +219,36 @@ pub(crate) fn who_waits_and_is_stopped_is_passed(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "stopped");
     let store = open(&url);
-    let (holder, next) = (claim(1, Ttl::NEVER), claim(2, Ttl::NEVER));
-    granted(store.acquire(&holder));
-    let mut command = verrou(&url, &["run", "lock", "--", "true"]);
-    let mut waiting = command.spawn().expect("it can be run");
-    let process = Pid::from_child(&waiting);
-    kind.until_one_waits(server.port, "stopped");
-    store.wait(&next, Duration::ZERO);
-    kill_process(process, Signal::STOP).expect("it runs");
-    granted(store.release(&holder));
-    let began = Instant::now();
-    while !in_the_end(|| store.acquire(&next)).is_granted() {
-        assert!(began.elapsed() < LONG / 2, "it is to be passed");
-        store.wait(&next, LONG);
+    let holder = claim(1, Ttl::NEVER);
+    // By one who waits as long as it takes, and by one who asks again in between, as it does by itself.
+    for asks_again in [false, true] {
+        granted(store.acquire(&holder));
+        let mut command = verrou(&url, &["run", "lock", "--", "true"]);
+        let mut waiting = command.spawn().expect("it can be run");
+        let process = Pid::from_child(&waiting);
+        kind.until_one_waits(server.port, "stopped");
+        let next = claim(2 + u32::from(asks_again), Ttl::NEVER);
+        store.wait(&next, Duration::ZERO);
+        kill_process(process, Signal::STOP).expect("it runs");
+        granted(store.release(&holder));
+        let at_most = if asks_again {
+            Duration::from_millis(250)
+        } else {
+            LONG
+        };
+        let began = Instant::now();
+        while !in_the_end(|| store.acquire(&next)).is_granted() {
+            assert!(began.elapsed() < LONG / 2, "it is to be passed");
+            store.wait(&next, at_most);
+        }
+        // Sooner than it is believed to be there no more.
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(6), "{took:?}");
+        kill_process(process, Signal::CONT).expect("it is there");
+        assert!(waiting.try_wait().expect("it can be asked").is_none());
+        granted(store.release(&next));
+        assert!(waiting.wait().expect("it ends").success());
     }
-    // Sooner than it is believed to be there no more.
-    let took = began.elapsed();
-    assert!(took < Duration::from_secs(8), "{took:?}");
-    kill_process(process, Signal::CONT).expect("it is there");
-    assert!(waiting.try_wait().expect("it can be asked").is_none());
-    granted(store.release(&next));
-    assert!(waiting.wait().expect("it ends").success());
 }
 
 /// A place is kept as long as its owner waits, however seldom it says so.
@@ -320,6 +329,31 @@ pub(crate) fn tasks_take_turns(kind: &impl Kind) {
             done += u32::from(task.await.expect("it ends"));
         }
         assert!(done >= TASKS - TASKS / 4, "{done}");
+    });
+}
+
+/// What was granted to somebody who did not wait for the answer is given back.
+#[cfg(all(feature = "tokio", any(feature = "redis", feature = "postgres")))]
+pub(crate) fn an_acquisition_that_is_dropped_is_given_back(kind: &impl Kind) {
+    let server = kind.start();
+    let url = kind.url(server.port, "dropped");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let asked = url.parse().expect("a URL");
+    runtime.block_on(async {
+        let store = ServerStore::connect(&asked, &StoreOptions::default()).await;
+        let locks = nonblocking::LockFactory::new(Arc::new(store.expect("it is there")), Tokio);
+        let lock = locks.create_lock("lock", "none").expect("a lock");
+        for _ in 0..5 {
+            server.stop();
+            let soon = Duration::from_millis(50);
+            let late = tokio::time::timeout(soon, Box::pin(lock.acquire())).await;
+            assert!(late.is_err(), "nobody answers");
+            server.go_on();
+            // For ever, were it not given back.
+            let acquired = tokio::time::timeout(LONG, Box::pin(lock.acquire())).await;
+            acquired.expect("it is given back").expect("it is granted");
+            Box::pin(lock.release()).await.expect("it is held");
+        }
     });
 }
 

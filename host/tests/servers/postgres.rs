@@ -2,10 +2,11 @@
 
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Fence, Store, Ttl};
+use verrou::{Fence, Reply, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions};
 
 use crate::cases::{self, Kind, refused};
@@ -24,6 +25,8 @@ fn server() -> String {
 verrou::conformance!(conformance, Place::new(&server(), "schema"));
 
 cases::every_engine_stands!(Postgres);
+#[cfg(feature = "tokio")]
+cases::every_engine_stands!(Postgres; an_acquisition_that_is_dropped_is_given_back);
 
 struct Postgres;
 
@@ -319,33 +322,49 @@ fn a_server_that_would_forget_does_not() {
     }
 }
 
-/// A transaction that keeps the row of one name locked holds up no other name.
+/// A transaction that keeps the row of one name locked holds up no other name, however many ask for it.
 #[test]
 fn a_locked_row_is_no_answer_and_holds_up_nobody_else() {
     let server = Postgres.start();
-    let store = cases::open(&format!(
-        "{}&timeout=300ms",
-        Postgres.url(server.port, "rows")
-    ));
+    let store = cases::open(&format!("{}&timeout=1s", Postgres.url(server.port, "rows")));
     let (one, other) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     let other = verrou::Claim {
         name: verrou::Name::new("other").expect("a name"),
         ..other
     };
     cases::granted(store.acquire(&one));
+    cases::granted(store.acquire(&other));
+    let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
         let locked =
-            "begin; select from rows.lock where name = 'lock' for update; select pg_sleep(3)";
+            "begin; select from rows.lock where name = 'lock' for update; select pg_sleep(10)";
         let locking = scope.spawn(|| psql(server.port, locked));
-        let waits = "select count(*) from pg_stat_activity where query like '%pg_sleep(3)%' \
+        let waits = "select count(*) from pg_stat_activity where query like '%pg_sleep(10)%' \
             and wait_event = 'PgSleep'";
-        while psql(server.port, waits) == "0" {}
-        for _ in 0..4 {
-            let err = store.extend(&one).expect_err("the row is locked");
-            assert!(err.is_temporary(), "{err:?}");
-            cases::granted(store.acquire(&other));
-            cases::granted(store.release(&other));
+        cases::in_time(|| psql(server.port, waits) != "0");
+        for owner in 10..20 {
+            let (store, is_over) = (&store, &is_over);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let reply = store.acquire(&cases::claim(owner, Ttl::NEVER));
+                    assert!(!reply.is_ok_and(Reply::is_granted));
+                }
+            });
         }
+        let err = store.extend(&one).expect_err("the row is locked");
+        assert!(err.is_temporary(), "{err:?}");
+        for _ in 0..20 {
+            cases::granted(store.extend(&other));
+            thread::sleep(Duration::from_millis(100));
+        }
+        // Those that nobody waits for any more are ended there, too.
+        let ours = "select count(*) from pg_stat_activity where application_name = 'verrou'";
+        cases::in_time(|| {
+            psql(server.port, ours)
+                .parse::<u32>()
+                .is_ok_and(|it| it <= 4)
+        });
+        is_over.store(true, Ordering::Relaxed);
         locking.join().expect("it ends");
     });
     cases::granted(store.extend(&one));

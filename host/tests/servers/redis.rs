@@ -25,6 +25,8 @@ fn server() -> String {
 verrou::conformance!(conformance, Place::new(&server(), "prefix"));
 
 cases::every_engine_stands!(Redis);
+#[cfg(feature = "tokio")]
+cases::every_engine_stands!(Redis; an_acquisition_that_is_dropped_is_given_back);
 
 struct Redis;
 

@@ -193,7 +193,9 @@ begin
   if _only_keep and not exists (select from SCHEMA.waiter where name = _name and owner = _owner) then
     return true;
   end if;
-  if not SCHEMA.is_held(it, _now) then
+  if SCHEMA.is_held(it, _now) then
+    if it.owner = _owner then return true; end if;
+  else
     head := SCHEMA.first(_name, _now);
     if head is null or head = _owner then return true; end if;
   end if;

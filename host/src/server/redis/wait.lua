@@ -2,7 +2,9 @@
 -- only wants to keep it. Answers whether it is to ask for the lock now, as who has lost its place is.
 local now, there = milliseconds(), redis.call('ZSCORE', queue, ARGV[1])
 if ARGV[4] == '1' and not there then return 1 end
-if redis.call('EXISTS', record) == 0 then
+local holder = redis.call('HGET', record, 'owner')
+if holder == ARGV[1] then return 1 end
+if not holder then
   local head = first(now)
   if not head or head == ARGV[1] then return 1 end
 end
