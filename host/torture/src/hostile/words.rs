@@ -829,15 +829,16 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         (&["--store", "file:"], &[64], &["file:"]),
         (&["--store", "LEASE:/tmp"], &[64], &["LEASE:/tmp"]),
         (&["--store", "memory:"], &[64], &["memory:"]),
+        // What is behind the scheme may be a password, which is not repeated.
         (
             &["--store", "redis://localhost"],
             &[64],
-            &["redis://localhost"],
+            &["`redis:` needs"],
         ),
         (
             &["--store", "http://[::1]:99999/"],
             &[64],
-            &["http://[::1]:99999/"],
+            &["`http://` is no store"],
         ),
         (&["--store", "\u{1b}[31m:x"], &[64], &["--store"]),
         (&["--store", "lease:/dev/null"], &[73], &["/dev/null"]),
