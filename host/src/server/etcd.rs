@@ -880,12 +880,6 @@ async fn checked_client(
             "use etcd 3.4 or later",
         ));
     }
-    if let Some(alarm) = status.errors().iter().find(|said| said.contains("NOSPACE")) {
-        return Err(ServerError::Unavailable {
-            server: server.to_owned(),
-            source: format!("{alarm}: {NO_SPACE}").into(),
-        });
-    }
     let look = of_any(count, &client, |mut client| async move {
         let one = GetOptions::new()
             .with_prefix()

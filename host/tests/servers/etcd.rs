@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use etcd_client::{Client, Compare, CompareOp, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
-use verrou::{Fence, Store, Ttl};
+use verrou::{Claim, Fence, Name, Store, Ttl};
 
 use crate::cases::{self, Kind, refused};
 use crate::certificate::certificate;
@@ -239,8 +239,8 @@ fn a_name_is_no_part_of_another() {
     let server = Etcd.start();
     let store = cases::open(&Etcd.url(server.port, "names"));
     for name in ["a", "a/b", "a%2Fb", "a/", "%"] {
-        let claim = verrou::Claim {
-            name: verrou::Name::new(name).expect("a name"),
+        let claim = Claim {
+            name: Name::new(name).expect("a name"),
             ..cases::claim(1, Ttl::NEVER)
         };
         cases::granted(store.acquire(&claim));
@@ -301,25 +301,32 @@ fn a_server_that_is_not_fit_is_refused() {
     cases::granted(store.acquire(&other));
 }
 
-/// A server without room says how to make some.
+/// A server without room says how to make some, and still frees what is held.
 #[test]
 fn a_full_server_says_so() {
-    let full = Running::etcd(&["--quota-backend-bytes=16384"]);
-    let store = cases::open(&Etcd.url(full.port, "full"));
-    let began = Instant::now();
-    while etcdctl(full.port, &["put", "big", &"x".repeat(4096)])
-        .status
-        .success()
-    {
-        assert!(began.elapsed() < Duration::from_mins(1), "it gets full");
+    let full = Running::etcd(&["--quota-backend-bytes=1048576"]);
+    let url = Etcd.url(full.port, "full");
+    let store = cases::open(&url);
+    let lasting = Ttl::new(Duration::from_mins(10)).expect("a ttl");
+    let claim = cases::claim(1, lasting);
+    cases::granted(store.acquire(&claim));
+    let big = || etcdctl(full.port, &["put", "big", &"x".repeat(65536)]);
+    cases::in_time(|| !big().status.success());
+    let other = Claim {
+        name: Name::new("other").expect("a name"),
+        ..cases::claim(2, Ttl::NEVER)
+    };
+    for store in [&store, &cases::open(&url)] {
+        let err = store.acquire(&other).expect_err("there is no room");
+        assert!(err.is_temporary(), "{err:?}");
+        let why = format!("{:?}", err.get_ref());
+        assert!(why.contains("etcdctl alarm"), "{why}");
     }
-    let err = store.acquire(&cases::claim(1, Ttl::NEVER));
-    let err = err.expect_err("there is no room");
-    assert!(err.is_temporary(), "{err:?}");
-    let why = format!("{:?}", err.get_ref());
-    assert!(why.contains("etcdctl alarm"), "{why}");
-    let why = refused(&Etcd.url(full.port, "full"));
-    assert!(why.contains("cannot answer now"), "{why}");
+    cases::granted(store.extend(&claim));
+    let again = cases::open(&url);
+    assert!(again.inspect(&claim.name).expect("an answer").is_some());
+    cases::granted(again.evict(&claim.name, None));
+    assert_eq!(store.inspect(&claim.name).expect("an answer"), None);
 }
 
 /// The command that runs under a lock is not told the password.
