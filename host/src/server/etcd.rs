@@ -28,7 +28,8 @@ use tokio::time::{Instant, sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError, Ttl};
 
-use super::store::{ABILITIES, About, kept, patience};
+use super::given_back::GivenBack;
+use super::store::{ABILITIES, About, Unanswered, kept, patience};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};
@@ -44,6 +45,7 @@ pub struct EtcdStore {
     /// Leases of attempts that are in doubt.
     attempts: Mutex<HashMap<Owner, Vec<i64>>>,
     runtime: Handle,
+    given_back: GivenBack,
 }
 
 /// What the task has, too, that keeps the places of those who wait.
@@ -128,6 +130,7 @@ impl EtcdStore {
             prefix,
             about,
             attempts: Mutex::default(),
+            given_back: GivenBack::new(Handle::current()),
             runtime: Handle::current(),
         })
     }
@@ -172,6 +175,18 @@ impl EtcdStore {
         if let Some(place) = place {
             self.shared.leave(place.key).await;
         }
+    }
+
+    /// Removes what a request may have recorded that nobody waits for any more.
+    fn give_back(&self, claim: &Claim) {
+        let (shared, key) = (Arc::clone(&self.shared), self.key(claim));
+        self.given_back.later(claim.owner, shared.timeout, move || {
+            let (shared, delete) = (Arc::clone(&shared), TxnOp::delete(&*key, None));
+            async move {
+                let delete = Txn::new().and_then([delete]);
+                let _ = shared.within(shared.timeout, shared.txn(delete)).await;
+            }
+        });
     }
 
     /// What the keys of all who hold `name`, or wait for it, begin with.
@@ -656,11 +671,12 @@ impl Shared {
 
 impl AsyncStore for EtcdStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.given_back.no_more(&claim.owner).await;
         let patience = patience(self.shared.timeout, claim);
-        let reply = self
-            .shared
-            .within(patience, self.try_acquire(claim))
-            .await?;
+        let unanswered = Unanswered::then(|| self.give_back(claim));
+        let reply = self.shared.within(patience, self.try_acquire(claim)).await;
+        unanswered.answered();
+        let reply = reply?;
         if reply.is_granted() {
             self.shared.places().remove(&claim.owner);
         }
@@ -675,8 +691,10 @@ impl AsyncStore for EtcdStore {
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let patience = patience(self.shared.timeout, claim);
-        let released = self.shared.within(patience, self.try_release(claim));
-        Ok(released.await?)
+        let unanswered = Unanswered::then(|| self.give_back(claim));
+        let released = self.shared.within(patience, self.try_release(claim)).await;
+        unanswered.answered();
+        Ok(released?)
     }
 
     async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {

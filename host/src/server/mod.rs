@@ -7,6 +7,8 @@ mod driven;
 mod error;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "server")]
+mod given_back;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 mod news;
 #[cfg(any(feature = "redis", feature = "postgres"))]

@@ -30,6 +30,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
 
+use super::given_back::GivenBack;
 use super::news::News;
 use super::places::Places;
 use super::store::{
@@ -61,6 +62,7 @@ struct Shared {
     crowd: Semaphore,
     listener: AbortHandle,
     settings: Arc<Settings>,
+    given_back: GivenBack,
     runtime: Handle,
 }
 
@@ -183,6 +185,7 @@ impl PostgresStore {
             crowd: Semaphore::new(CONNECTIONS - 1),
             listener: listener.abort_handle(),
             settings,
+            given_back: GivenBack::new(runtime.clone()),
             runtime,
         })))
     }
@@ -366,10 +369,10 @@ impl Shared {
     /// Gives back what a request may have recorded that nobody waits for any more.
     fn give_back(self: &Arc<Self>, claim: &Claim) {
         let (shared, claim) = (Arc::clone(self), claim.clone());
-        self.runtime.spawn(async move {
-            // On several connections what was asked first may be done last.
-            for pause in [Duration::ZERO, shared.timeout] {
-                sleep(pause).await;
+        let late = self.timeout;
+        self.given_back.later(claim.owner, late, move || {
+            let (shared, claim) = (Arc::clone(&shared), claim.clone());
+            async move {
                 let _ = shared.release(&claim).await;
             }
         });
@@ -433,6 +436,7 @@ impl Drop for Shared {
 impl AsyncStore for PostgresStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let shared = &self.0;
+        shared.given_back.no_more(&claim.owner).await;
         let lasts = kept(claim.ttl).map(micros);
         let ttl = claim.ttl.duration().map(micros);
         let patience = patience(shared.timeout, claim);

@@ -24,6 +24,7 @@ use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
 
+use super::given_back::GivenBack;
 use super::news::News;
 use super::places::Places;
 use super::store::{
@@ -48,6 +49,7 @@ pub struct RedisStore {
     is_subscribed: OnceCell<()>,
     news: Arc<News>,
     places: Arc<Places>,
+    given_back: GivenBack,
     runtime: Handle,
 }
 
@@ -139,6 +141,7 @@ impl RedisStore {
             is_subscribed: OnceCell::new(),
             news,
             places: Arc::default(),
+            given_back: GivenBack::new(Handle::current()),
             runtime: Handle::current(),
         })
     }
@@ -202,15 +205,15 @@ impl RedisStore {
         drop(left);
     }
 
-    /// Lets `claim`'s owner leave, or release, though nobody waits for that.
-    fn later(&self, script: &'static Script, claim: &Claim) {
-        let key = self.key(&claim.name);
-        let mut connection = self.connection.clone();
-        let owner = claim.owner.to_string();
-        self.runtime.spawn(async move {
-            let mut script = on_keys(script, &key);
-            script.arg(owner).arg(millis(KEPT_FOR_THE_FIRST));
-            let _: Result<Value, _> = script.invoke_async(&mut connection).await;
+    /// Gives back what a request may have recorded that nobody waits for any more.
+    fn give_back(&self, claim: &Claim) {
+        let (key, owner) = (self.key(&claim.name), claim.owner);
+        let connection = self.connection.clone();
+        self.given_back.later(owner, self.timeout, move || {
+            let (script, mut connection) = (of_owner(&RELEASE, &key, owner), connection.clone());
+            async move {
+                let _: Result<Value, _> = script.invoke_async(&mut connection).await;
+            }
         });
     }
 
@@ -315,8 +318,9 @@ impl RedisStore {
 
 impl AsyncStore for RedisStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        self.given_back.no_more(&claim.owner).await;
         let patience = patience(self.timeout, claim);
-        let unanswered = Unanswered::then(|| self.later(&RELEASE, claim));
+        let unanswered = Unanswered::then(|| self.give_back(claim));
         let answer: Result<(bool, i64), _> = self
             .run(&ACQUIRE, &claim.name, patience, |script| {
                 script
@@ -357,7 +361,7 @@ impl AsyncStore for RedisStore {
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let patience = patience(self.timeout, claim);
         self.places.remove(&claim.owner);
-        let unanswered = Unanswered::then(|| self.later(&RELEASE, claim));
+        let unanswered = Unanswered::then(|| self.give_back(claim));
         let done: Result<bool, _> = self
             .run(&RELEASE, &claim.name, patience, |script| {
                 script
@@ -435,7 +439,11 @@ impl AsyncStore for RedisStore {
 
     fn give_up(&self, claim: &Claim) {
         if self.places.remove(&claim.owner) {
-            self.later(&LEAVE, claim);
+            let leave = of_owner(&LEAVE, &self.key(&claim.name), claim.owner);
+            let mut connection = self.connection.clone();
+            self.runtime.spawn(async move {
+                let _: Result<Value, _> = leave.invoke_async(&mut connection).await;
+            });
         }
     }
 
@@ -464,6 +472,15 @@ fn on_keys<'a>(script: &'a Script, key: &str) -> ScriptInvocation<'a> {
     for suffix in ["", ":fence", ":queue", ":waiting"] {
         script.key(format!("{key}{suffix}"));
     }
+    script
+}
+
+/// [`LEAVE`] or [`RELEASE`], with its arguments.
+fn of_owner<'a>(script: &'a Script, key: &str, owner: Owner) -> ScriptInvocation<'a> {
+    let mut script = on_keys(script, key);
+    script
+        .arg(owner.to_string())
+        .arg(millis(KEPT_FOR_THE_FIRST));
     script
 }
 

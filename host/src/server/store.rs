@@ -205,10 +205,8 @@ pub(crate) fn patience(timeout: Duration, claim: &Claim) -> Duration {
 }
 
 /// Does something when a request is dropped before its answer.
-#[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) struct Unanswered<F: FnOnce()>(Option<F>);
 
-#[cfg(any(feature = "redis", feature = "postgres"))]
 impl<F: FnOnce()> Unanswered<F> {
     pub(crate) fn then(act: F) -> Self {
         Self(Some(act))
@@ -220,7 +218,6 @@ impl<F: FnOnce()> Unanswered<F> {
     }
 }
 
-#[cfg(any(feature = "redis", feature = "postgres"))]
 impl<F: FnOnce()> Drop for Unanswered<F> {
     fn drop(&mut self) {
         if let Some(act) = self.0.take() {

@@ -17,7 +17,7 @@ use verrou::{
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System, keep_alive};
 #[cfg(feature = "tokio")]
 use {
-    verrou::nonblocking,
+    verrou::{AsyncStore, nonblocking},
     verrou_host::{ServerStore, Tokio},
 };
 
@@ -53,7 +53,7 @@ pub(crate) trait Kind: Sync {
 macro_rules! every_engine_stands {
     ($kind:expr) => {
         #[cfg(feature = "tokio")]
-        $crate::cases::every_engine_stands!($kind; tasks_take_turns);
+        $crate::cases::every_engine_stands!($kind; tasks_take_turns, an_acquisition_that_is_dropped_is_given_back);
         $crate::cases::every_engine_stands!($kind;
             waiters_are_served_in_their_order,
             who_waited_and_is_gone_is_passed,
@@ -333,7 +333,7 @@ pub(crate) fn tasks_take_turns(kind: &impl Kind) {
 }
 
 /// What was granted to somebody who did not wait for the answer is given back.
-#[cfg(all(feature = "tokio", any(feature = "redis", feature = "postgres")))]
+#[cfg(feature = "tokio")]
 pub(crate) fn an_acquisition_that_is_dropped_is_given_back(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "dropped");
@@ -341,7 +341,8 @@ pub(crate) fn an_acquisition_that_is_dropped_is_given_back(kind: &impl Kind) {
     let asked = url.parse().expect("a URL");
     runtime.block_on(async {
         let store = ServerStore::connect(&asked, &StoreOptions::default()).await;
-        let locks = nonblocking::LockFactory::new(Arc::new(store.expect("it is there")), Tokio);
+        let store = Arc::new(store.expect("it is there"));
+        let locks = nonblocking::LockFactory::new(Arc::clone(&store), Tokio);
         let lock = locks.create_lock("lock", "none").expect("a lock");
         for _ in 0..5 {
             server.stop();
@@ -354,6 +355,21 @@ pub(crate) fn an_acquisition_that_is_dropped_is_given_back(kind: &impl Kind) {
             acquired.expect("it is given back").expect("it is granted");
             Box::pin(lock.release()).await.expect("it is held");
         }
+        // Whoever asks again as the same owner has it, and keeps it.
+        let claim = claim(1, Ttl::NEVER);
+        server.stop();
+        let soon = Duration::from_millis(50);
+        let late = tokio::time::timeout(soon, store.acquire(&claim)).await;
+        assert!(late.is_err(), "nobody answers");
+        server.go_on();
+        let began = Instant::now();
+        while !store.acquire(&claim).await.is_ok_and(Reply::is_granted) {
+            assert!(began.elapsed() < LONG, "it is granted");
+        }
+        // Longer than a server is given to answer, by itself.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        let holder = store.inspect(&claim.name).await.expect("an answer");
+        assert_eq!(holder.and_then(|holder| holder.owner), Some(claim.owner));
     });
 }
 

@@ -25,8 +25,6 @@ fn server() -> String {
 verrou::conformance!(conformance, Place::new(&server(), "schema"));
 
 cases::every_engine_stands!(Postgres);
-#[cfg(feature = "tokio")]
-cases::every_engine_stands!(Postgres; an_acquisition_that_is_dropped_is_given_back);
 
 struct Postgres;
 

@@ -25,8 +25,6 @@ fn server() -> String {
 verrou::conformance!(conformance, Place::new(&server(), "prefix"));
 
 cases::every_engine_stands!(Redis);
-#[cfg(feature = "tokio")]
-cases::every_engine_stands!(Redis; an_acquisition_that_is_dropped_is_given_back);
 
 struct Redis;
 

@@ -1,0 +1,72 @@
+//! What nobody waits for any more is given back.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::sleep;
+use verrou::Owner;
+
+/// Owners whose requests were dropped before their answer, and whose locks are being given back.
+#[derive(Debug)]
+pub(crate) struct GivenBack {
+    runtime: Handle,
+    /// Whether it is still to be given back; locked while that is being asked for.
+    owners: Arc<Mutex<Owners>>,
+}
+
+type Owners = HashMap<Owner, Arc<tokio::sync::Mutex<bool>>>;
+
+impl GivenBack {
+    pub(crate) fn new(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            owners: Arc::default(),
+        }
+    }
+
+    /// Ends when nothing is given back of `owner`, who asks again: not before what is on its way has ended.
+    pub(crate) async fn no_more(&self, owner: &Owner) {
+        let given_back = lock(&self.owners).remove(owner);
+        if let Some(given_back) = given_back {
+            *given_back.lock().await = false;
+        }
+    }
+
+    /// Lets `release` give back what `owner` may have, and again after `late`: on several connections what was
+    /// asked first may be done last.
+    pub(crate) fn later<Released>(
+        &self,
+        owner: Owner,
+        late: Duration,
+        release: impl Fn() -> Released + Send + 'static,
+    ) where
+        Released: Future<Output = ()> + Send,
+    {
+        let wanted = Arc::new(tokio::sync::Mutex::new(true));
+        let owners = Arc::clone(&self.owners);
+        lock(&owners).insert(owner, Arc::clone(&wanted));
+        self.runtime.spawn(async move {
+            for pause in [Duration::ZERO, late] {
+                sleep(pause).await;
+                let wanted = wanted.lock().await;
+                if !*wanted {
+                    return;
+                }
+                release().await;
+            }
+            let mut owners = lock(&owners);
+            if owners
+                .get(&owner)
+                .is_some_and(|of| Arc::ptr_eq(of, &wanted))
+            {
+                owners.remove(&owner);
+            }
+        });
+    }
+}
+
+fn lock(owners: &Mutex<Owners>) -> MutexGuard<'_, Owners> {
+    owners.lock().unwrap_or_else(PoisonError::into_inner)
+}
