@@ -728,18 +728,22 @@ pub(crate) fn a_command_is_not_told_the_password(url: &str) {
     let store: StoreUrl = url.parse().expect("a URL");
     let printed = format!("{store} {store:?} {:?}", open(url));
     assert!(!printed.contains("s3cret"), "{printed}");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
-    let words = ["run", "lock", "--", "env"];
-    command.env("VERROU_STORE", url).args(words);
-    let output = ended(command);
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
     let scheme = url.split("://").next().expect("a scheme");
-    assert!(
-        said.contains(&format!("VERROU_STORE={scheme}://")),
-        "{said}"
-    );
-    assert!(!said.contains("s3cret"), "{said}");
+    let folder = tempfile::tempdir().expect("there is room for a folder");
+    let file = folder.path().join("fence").display().to_string();
+    for words in [
+        &["run", "lock", "--", "env"][..],
+        &["fence", "check", "--file", &file, "1", "--", "env"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+        command.env("VERROU_STORE", url).args(words);
+        let output = ended(command);
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let is_told = said.contains(&format!("VERROU_STORE={scheme}://"));
+        assert!(is_told, "{said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
 }
 
 /// Stops `command` and what it has started, for so long; then that goes on, as it would not if `command` did at
