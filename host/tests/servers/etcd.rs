@@ -24,8 +24,10 @@ fn server() -> String {
 verrou::conformance!(
     conformance,
     // Kept for four seconds, and looked at twice in each.
-    Place::new(&server(), "prefix")
-        .counting(Duration::from_millis(3900), (0, Duration::from_secs(2)))
+    Place::new(&server(), "prefix").counting(
+        Duration::from_millis(3900),
+        (0, Duration::from_millis(1200))
+    )
 );
 
 cases::every_engine_stands!(Etcd);
