@@ -28,8 +28,8 @@ use tokio::time::{Instant, sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError, Ttl};
 
-use super::given_back::GivenBack;
-use super::store::{ABILITIES, About, Unanswered, kept, patience};
+use super::given_back::{GivenBack, Unanswered};
+use super::store::{ABILITIES, About, kept, patience};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};

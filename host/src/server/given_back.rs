@@ -67,6 +67,28 @@ impl GivenBack {
     }
 }
 
+/// Does something when a request is dropped before its answer.
+pub(crate) struct Unanswered<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Unanswered<F> {
+    pub(crate) fn then(act: F) -> Self {
+        Self(Some(act))
+    }
+
+    /// There is an answer, or it is known that there is none.
+    pub(crate) fn answered(mut self) {
+        self.0 = None;
+    }
+}
+
+impl<F: FnOnce()> Drop for Unanswered<F> {
+    fn drop(&mut self) {
+        if let Some(act) = self.0.take() {
+            act();
+        }
+    }
+}
+
 fn lock(owners: &Mutex<Owners>) -> MutexGuard<'_, Owners> {
     owners.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -24,12 +24,10 @@ use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
 
-use super::given_back::GivenBack;
+use super::given_back::{GivenBack, Unanswered};
 use super::news::News;
 use super::places::Places;
-use super::store::{
-    ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, Unanswered, drift, kept, patience,
-};
+use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};

@@ -204,28 +204,6 @@ pub(crate) fn patience(timeout: Duration, claim: &Claim) -> Duration {
         .map_or(timeout, |ttl| timeout.min((ttl / 4).max(SHORTEST)))
 }
 
-/// Does something when a request is dropped before its answer.
-pub(crate) struct Unanswered<F: FnOnce()>(Option<F>);
-
-impl<F: FnOnce()> Unanswered<F> {
-    pub(crate) fn then(act: F) -> Self {
-        Self(Some(act))
-    }
-
-    /// There is an answer, or it is known that there is none.
-    pub(crate) fn answered(mut self) {
-        self.0 = None;
-    }
-}
-
-impl<F: FnOnce()> Drop for Unanswered<F> {
-    fn drop(&mut self) {
-        if let Some(act) = self.0.take() {
-            act();
-        }
-    }
-}
-
 /// What a record says of the process that made it, for people.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct About {
