@@ -132,6 +132,10 @@ impl Ttl {
     /// A length of time, in the manner of [humantime](https://docs.rs/humantime): no time at all is
     /// one, too, and so is what is too long for a lease.
     ///
+    /// Upper case means the same as lower case, and `.5m` the same as `0.5m`, as
+    /// [lukeed/ms](https://github.com/lukeed/ms) has it. `1M`, a minute there and a month in
+    /// humantime, is refused.
+    ///
     /// ```
     /// use std::time::Duration;
     /// use verrou::Ttl;
@@ -148,20 +152,30 @@ impl Ttl {
     pub fn parse_length(text: &str) -> Result<Duration, InvalidTtl> {
         use humantime::{DurationError, parse_duration};
 
+        let unreadable = |why| InvalidTtl::Unreadable {
+            text: text.into(),
+            why,
+        };
+        if let Some(number) = spans(text).find_map(ambiguous) {
+            return Err(unreadable(alloc::format!(
+                "`M` is a minute to some and a month to others: write {number}m or {number}month"
+            )));
+        }
+        let mut lower = text.to_ascii_lowercase();
+        if lower.starts_with('.') {
+            lower.insert(0, '0');
+        }
         // humantime 2.4 panics where fractions of seconds add up to one second too many.
-        let mut spans = spans(text).filter_map(|span| parse_duration(span).ok());
+        let mut spans = spans(&lower).filter_map(|span| parse_duration(span).ok());
         if spans
             .try_fold(Duration::ZERO, Duration::checked_add)
             .is_none()
         {
             return Err(InvalidTtl::TooLong);
         }
-        parse_duration(text).map_err(|why| match why {
+        parse_duration(&lower).map_err(|why| match why {
             DurationError::NumberOverflow => InvalidTtl::TooLong,
-            why => InvalidTtl::Unreadable {
-                text: text.into(),
-                why: why.to_string(),
-            },
+            why => unreadable(why.to_string()),
         })
     }
 }
@@ -196,6 +210,15 @@ fn spans(text: &str) -> impl Iterator<Item = &str> {
         rest = others;
         Some(span)
     })
+}
+
+/// The number of a span whose unit is `M`.
+#[cfg(feature = "std")]
+fn ambiguous(span: &str) -> Option<&str> {
+    let number = span.strip_suffix('M')?.trim();
+    number
+        .ends_with(|c: char| c.is_ascii_digit())
+        .then_some(number)
 }
 
 /// Why something cannot be the length of a lease.

@@ -283,6 +283,72 @@ fn ttls_are_written_as_people_write_them() {
     assert_eq!(Ttl::try_from(None), Ok(Ttl::NEVER));
 }
 
+/// Each unit of lukeed/ms, which `@verrou/core` reads lengths of time with, in milliseconds.
+const MS_UNITS: [(&str, f64); 8] = [
+    ("", 1.0),
+    ("ms msec msecs millisecond milliseconds", 1.0),
+    ("s sec secs second seconds", 1_000.0),
+    ("m min mins minute minutes", 60_000.0),
+    ("h hr hrs hour hours", 3_600_000.0),
+    ("d day days", 86_400_000.0),
+    ("w wk wks week weeks", 604_800_000.0),
+    ("y yr yrs year years", 31_557_600_000.0),
+];
+
+#[test]
+fn text_that_ms_reads_is_read_alike_or_refused() {
+    let mut read = Vec::new();
+    for (units, millis) in MS_UNITS {
+        for unit in units.split(' ') {
+            let title = unit.get(..1).unwrap_or_default().to_uppercase()
+                + unit.get(1..).unwrap_or_default();
+            for unit in [unit, &unit.to_uppercase(), &title] {
+                for number in ["1", "100", "007", "1.5", "0.5", ".5", "2.25"] {
+                    for text in [format!("{number}{unit}"), format!("{number} {unit}")] {
+                        let expected = number.parse::<f64>().expect("a number") * millis;
+                        if let Ok(ttl) = text.parse::<Ttl>() {
+                            let length = ttl.duration().expect("an end");
+                            assert!(
+                                (length.as_secs_f64() * 1000.0 - expected).abs() < 1e-6 * expected,
+                                "{text} is {expected} ms, and was read as {length:?}"
+                            );
+                            read.push(text);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for text in [
+        "1S",
+        "1 Day",
+        ".5m",
+        "1MS",
+        "100 Msec",
+        "1.5 Hours",
+        "2.25 wks",
+        "1 MIN",
+        ".5",
+    ] {
+        assert!(read.iter().any(|it| it == text), "{text} is refused");
+    }
+}
+
+#[test]
+fn a_capital_m_is_neither_minutes_nor_months() {
+    for text in ["1M", "1 M", "1.5M", "1h 1M", "1M 2s"] {
+        match text.parse::<Ttl>() {
+            Err(InvalidTtl::Unreadable { why, .. }) => {
+                let number = if text.contains('.') { "1.5" } else { "1" };
+                let ways = format!("write {number}m or {number}month");
+                assert!(why.contains(&ways), "{text}: {why}");
+            }
+            other => panic!("{text} is {other:?}"),
+        }
+    }
+    assert_eq!("1month".parse(), Ttl::new(Duration::from_secs(2_630_016)));
+}
+
 /// Written by the first version, to be read for ever.
 const GOLDEN: [(&str, &str); 3] = [
     ("held", include_str!("golden/serialized-v1.json")),

@@ -41,7 +41,7 @@ Where the locks are (--store or VERROU_STORE):
   The default is lease:$XDG_STATE_HOME/verrou, for root lease:/var/lib/verrou, else
   lease:~/.local/state/verrou.
 
-Lengths of time are written like 500ms, 10s, 1m 30s; a bare number is milliseconds.
+Lengths of time are written like 500ms, 10s, 1m 30s, each number with its unit.
 
 Exit codes:
   of CMD   what CMD ended with; 128+n when signal n ended it
@@ -380,7 +380,14 @@ pub(crate) fn ttl(text: &str) -> Result<Ttl, String> {
     /// No shorter lease outlives the processes that would have to renew or release it.
     const SHORTEST: Duration = Duration::from_millis(10);
 
-    let ttl: Ttl = text.parse().map_err(coded)?;
+    with_unit(text, "E_INVALID_TTL")?;
+    let ttl: Ttl = text.parse().map_err(|why| match why {
+        InvalidTtl::Unreadable { why, .. } => format!(
+            "`{text}` is no length of time ({why}); write it like `10s`, `1m 30s`, `500ms`, or \
+             `none` (E_INVALID_TTL)"
+        ),
+        why => coded(why),
+    })?;
     match ttl.duration() {
         Some(length) if length < SHORTEST => Err(format!(
             "a lease taken from the command line must last at least {SHORTEST:?} (E_INVALID_TTL)"
@@ -417,8 +424,11 @@ pub(crate) fn delay(text: &str) -> Result<Duration, String> {
 
 /// In the manner of [`Ttl`], but zero is a length, too.
 pub(crate) fn length(text: &str) -> Result<Duration, String> {
-    if let Ok(millis) = text.parse() {
-        return Ok(Duration::from_millis(millis));
+    const CODE: &str = "E_INVALID_RETRY";
+
+    with_unit(text, CODE)?;
+    if text.parse() == Ok(0) {
+        return Ok(Duration::ZERO);
     }
     Ttl::parse_length(text).map_err(|why| {
         let why = match why {
@@ -426,10 +436,22 @@ pub(crate) fn length(text: &str) -> Result<Duration, String> {
             _ => "it is too long".to_owned(),
         };
         format!(
-            "`{text}` is no length of time ({why}); write it like `10s`, `1m 30s`, `500ms`, \
-             or a number of milliseconds (E_INVALID_RETRY)"
+            "`{text}` is no length of time ({why}); write it like `10s`, `1m 30s`, `500ms` ({CODE})"
         )
     })
+}
+
+/// Refuses a number without a unit, which means seconds to `flock`, `timeout` and `sleep`, and
+/// milliseconds to the libraries.
+fn with_unit(text: &str, code: &str) -> Result<(), String> {
+    let number = text.trim();
+    match number.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Err(format!(
+            "`{number}` has no unit; write `{number}s` for seconds, or `{number}ms` for \
+             milliseconds ({code})"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// As `verrou run` writes it.

@@ -674,7 +674,7 @@ type Line<'a> = (&'a [&'a str], &'a [i32], &'a [&'a str]);
 const HUGE: &str = "500000000000years";
 
 /// How a lock is to be taken, of a lock that is free.
-const TAKING: [Line<'static>; 62] = [
+const TAKING: [Line<'static>; 64] = [
     (&["--ttl", "0"], &[64], &["--ttl"]),
     (&["--ttl", "0s"], &[64], &["--ttl"]),
     (&["--ttl", "-0"], &[64], &["--ttl"]),
@@ -694,10 +694,11 @@ const TAKING: [Line<'static>; 62] = [
     (&["--ttl", "18446744073709551616"], &[64], &["--ttl"]),
     (&["--ttl", "18446744073709551616s"], &[64], &["--ttl"]),
     (&["--ttl", HUGE], &[64], &["--ttl"]),
-    (&["--ttl", "9223372036854"], &[0], &[]),
+    (&["--ttl", "9223372036854"], &[64], &["--ttl"]),
+    (&["--ttl", "9223372036854ms"], &[0], &[]),
     (&["--ttl", "292y"], &[0], &[]),
     (&["--ttl", "10ms"], &[0, 76], &["ttl", "time"]),
-    (&["--ttl", "1e3"], &[0], &[]),
+    (&["--ttl", "1e3"], &[64], &["--ttl"]),
     (&["--ttl", "none"], &[0], &[]),
     (&["--ttl", "null"], &[0], &[]),
     (&["--ttl", "NONE"], &[64], &["--ttl"]),
@@ -707,7 +708,8 @@ const TAKING: [Line<'static>; 62] = [
     (&["--wait", "-1"], &[64], &["--wait"]),
     (&["--wait", "none"], &[64], &["--wait"]),
     (&["--wait", "1.5"], &[64], &["--wait"]),
-    (&["--wait", "18446744073709551615"], &[0], &[]),
+    (&["--wait", "18446744073709551615"], &[64], &["--wait"]),
+    (&["--wait", "18446744073709551615s"], &[0], &[]),
     (&["--wait", "18446744073709551616"], &[64], &["--wait"]),
     (&["--wait", HUGE], &[0, 64], &["--wait"]),
     (&["--wait", "1s", "--no-wait"], &[64], &["--no-wait"]),
@@ -978,9 +980,9 @@ fn lengths_of_waits(setting: &Setting, findings: &mut Findings, program: &Path) 
     for kind in Kind::BOTH {
         for options in [
             ["--wait", HUGE],
-            ["--wait", "18446744073709551615"],
+            ["--wait", "18446744073709551615s"],
             ["--retry-delay", HUGE],
-            ["--retry-delay", "18446744073709551615"],
+            ["--retry-delay", "18446744073709551615s"],
             ["--retry-delay", "1ns"],
             ["--grace", HUGE],
         ] {
