@@ -103,6 +103,9 @@ impl TryFrom<&OsStr> for StoreUrl {
         if folder.is_empty() {
             return Err(InvalidStoreUrl::NoFolder { url: url() });
         }
+        if folder.as_encoded_bytes().starts_with(b"~") {
+            return Err(InvalidStoreUrl::Tilde { url: url() });
+        }
         Ok(store(folder.into()))
     }
 }
@@ -208,6 +211,15 @@ pub enum InvalidStoreUrl {
         scheme: String,
         /// What is missing.
         feature: &'static str,
+    },
+    /// A shell expands `~` only at the start of a word, and nothing else does.
+    #[error(
+        "`{url}` would be a folder named `~`; write \"$HOME\" or the whole path instead, or `./~` if \
+         it is meant"
+    )]
+    Tilde {
+        /// The text.
+        url: String,
     },
     /// The URL of a server makes no sense. It may have a password, so it is not repeated.
     #[error("this `{scheme}:` URL is no store: {why}")]

@@ -108,6 +108,144 @@ fn a_store_is_named_by_option_or_environment() {
 }
 
 #[test]
+fn an_option_wins_over_the_environment() {
+    let place = Place::new("lease");
+    let elsewhere = format!("lease:{}", place.path("elsewhere").display());
+    for bad in [
+        "memory:",
+        "nonsense",
+        "",
+        "redis://user:secret@localhost",
+        "lease:~/x",
+    ] {
+        let mut run = place.verrou(["--store", &elsewhere, "run", "k", "--", "true"]);
+        ends_with(run.env("VERROU_STORE", bad), 0);
+        let file = place.path("flocked");
+        let mut run = place.verrou(["run", "--file", file.to_str().unwrap(), "--", "true"]);
+        ends_with(run.env("VERROU_STORE", bad), 0);
+        if bad.is_empty() {
+            continue;
+        }
+        let output = ends_with(place.verrou(["show", "k"]).env("VERROU_STORE", bad), 64);
+        let text = stderr(&output);
+        assert!(
+            text.starts_with("verrou: the environment variable VERROU_STORE: "),
+            "{text}"
+        );
+        assert!(
+            text.contains("E_INVALID_STORE") && !text.contains("secret"),
+            "{text}"
+        );
+    }
+    let output = ends_with(&mut place.verrou(["--store", "memory:", "show", "k"]), 64);
+    assert!(
+        !stderr(&output).contains("VERROU_STORE"),
+        "it was the option"
+    );
+    assert!(place.path("elsewhere").exists());
+}
+
+#[test]
+fn an_empty_variable_is_unset() {
+    let place = Place::new("lease");
+    let mut run = place.verrou(["run", "k", "--", "true"]);
+    ends_with(run.env("VERROU_STORE", ""), 0);
+    assert!(place.path("state/verrou").exists());
+}
+
+#[test]
+fn a_leading_tilde_is_refused() {
+    let place = Place::new("lease");
+    for store in ["lease:~", "lease:~/locks", "file:~root/locks"] {
+        let output = ends_with(
+            &mut place.verrou(["--store", store, "run", "k", "--", "true"]),
+            64,
+        );
+        assert!(stderr(&output).contains("$HOME"), "a way out");
+        let output = ends_with(
+            place
+                .verrou(["run", "k", "--", "true"])
+                .env("VERROU_STORE", store),
+            64,
+        );
+        assert!(stderr(&output).contains("VERROU_STORE"));
+    }
+    assert!(!place.path("~").exists() && !place.path("~root").exists());
+    ends_with(
+        &mut place.verrou(["--store", "lease:./~", "run", "k", "--", "true"]),
+        0,
+    );
+    assert!(place.path("~").exists());
+}
+
+#[test]
+fn a_name_that_is_more_likely_a_file_is_refused() {
+    let place = Place::new("lease");
+    fs::write(place.path("app.lock"), "").unwrap();
+    fs::create_dir(place.path("folder")).unwrap();
+    let absolute = place.path("absolute");
+    let absolute = absolute.to_str().unwrap();
+    for name in [
+        "/var/lock/x",
+        "./x",
+        "../x",
+        "app.lock",
+        "folder/../app.lock",
+        absolute,
+    ] {
+        for command in [&["run"][..], &["acquire"], &["show"], &["force-release"]] {
+            let end: &[&str] = if command[0] == "run" {
+                &["--", "true"]
+            } else {
+                &[]
+            };
+            let line = |words: &[&str]| {
+                let words = command.iter().chain(words).chain(end);
+                place.verrou(words)
+            };
+            let output = ends_with(&mut line(&[name]), 64);
+            let text = stderr(&output);
+            assert!(text.contains(&format!("--file {name}`")), "{text}");
+            assert!(text.contains("E_INVALID_NAME"), "{text}");
+            ends_with(&mut line(&["--name", name]), 0);
+            if command[0] == "acquire" {
+                ends_with(&mut place.verrou(["force-release", "--name", name]), 0);
+            }
+        }
+    }
+    // Usual names for the job that works in a folder, or makes a file.
+    fs::write(place.path("report"), "").unwrap();
+    for name in ["folder", "report", "a/b", "other.lock"] {
+        ends_with(&mut place.verrou(["run", name, "--", "true"]), 0);
+    }
+}
+
+#[test]
+fn a_name_that_begins_with_a_hyphen_can_be_written() {
+    let place = Place::new("lease");
+    for name in ["-x", "--json", "-"] {
+        for words in [
+            vec![format!("--name={name}")],
+            vec!["--name".to_owned(), name.to_owned()],
+        ] {
+            let mut run = vec!["run".to_owned()];
+            run.extend(words);
+            run.extend(["--", "sh", "-c", "printf %s \"$VERROU_NAME\""].map(str::to_owned));
+            let output = ends_with(&mut place.verrou(run), 0);
+            assert_eq!(stdout(&output), name);
+        }
+    }
+    for words in [
+        &["run", "a", "--name", "b", "--", "true"][..],
+        &["run", "--name", "b", "--file", "c", "--", "true"],
+        &["run", "a", "--file", "c", "--", "true"],
+        &["acquire", "a", "--name", "b"],
+    ] {
+        ends_with(&mut place.verrou(words), 64);
+    }
+}
+
+#[test]
 fn a_store_that_cannot_be_opened_is_73() {
     for kind in KINDS {
         let place = Place::new(kind);

@@ -6,7 +6,7 @@
 )]
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
@@ -73,8 +73,8 @@ pub(crate) struct Arguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Place {
-    /// Where the locks are: `lease:DIR`, `file:DIR`, or a server
-    #[arg(long, global = true, value_name = "URL", env = "VERROU_STORE", hide_env_values = true, value_parser = OsStringValueParser::new().try_map(store))]
+    /// Where the locks are: `lease:DIR`, `file:DIR`, or a server; without it, VERROU_STORE
+    #[arg(long, global = true, value_name = "URL", value_parser = OsStringValueParser::new().try_map(store))]
     pub(crate) store: Option<StoreUrl>,
     /// Shares the store with all members of GROUP
     #[arg(long, global = true, value_name = "GROUP")]
@@ -194,15 +194,49 @@ nanoseconds; null is one without an end, or unknown. host/SERVE.md says more.
 
 Exit codes: 0 at the end of the input; 73 no store, 74 input or output failed, 64 usage.";
 
-/// `verrou run`.
+/// A lock by its name.
 #[derive(Args, Debug)]
-pub(crate) struct Run {
+pub(crate) struct Named {
     /// The lock's name: any text of 1 to 1024 bytes
-    #[arg(value_parser = name, required_unless_present = "file", conflicts_with = "file")]
-    pub(crate) name: Option<Name>,
+    #[arg(value_parser = likely_name, required_unless_present = "exact_name", conflicts_with = "exact_name")]
+    name: Option<Name>,
+    /// The lock's name, also one that looks like a path or begins with `-`
+    #[arg(long = "name", value_name = "NAME", value_parser = name, allow_hyphen_values = true)]
+    exact_name: Option<Name>,
+}
+
+impl Named {
+    /// The name, which every command line has that was accepted.
+    pub(crate) fn name(&self) -> Option<&Name> {
+        self.name.as_ref().or(self.exact_name.as_ref())
+    }
+}
+
+/// A lock by its name, or by the file that is locked.
+#[derive(Args, Debug)]
+pub(crate) struct Target {
+    /// The lock's name: any text of 1 to 1024 bytes
+    #[arg(value_parser = likely_name, required_unless_present_any = ["exact_name", "file"], conflicts_with_all = ["exact_name", "file"])]
+    name: Option<Name>,
+    /// The lock's name, also one that looks like a path or begins with `-`
+    #[arg(long = "name", value_name = "NAME", value_parser = name, allow_hyphen_values = true, conflicts_with = "file")]
+    exact_name: Option<Name>,
     /// Instead of NAME: the kernel's lock on exactly this file, as flock(1) takes it
     #[arg(long, value_name = "PATH")]
     pub(crate) file: Option<PathBuf>,
+}
+
+impl Target {
+    pub(crate) fn name(&self) -> Option<&Name> {
+        self.name.as_ref().or(self.exact_name.as_ref())
+    }
+}
+
+/// `verrou run`.
+#[derive(Args, Debug)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    pub(crate) target: Target,
     #[command(flatten)]
     pub(crate) taking: Taking,
     /// What to do with CMD when the lock is lost while it runs
@@ -291,9 +325,8 @@ enum Zombie {
 /// `verrou acquire`.
 #[derive(Args, Debug)]
 pub(crate) struct Acquire {
-    /// The lock's name: any text of 1 to 1024 bytes
-    #[arg(value_parser = name)]
-    pub(crate) name: Name,
+    #[command(flatten)]
+    pub(crate) name: Named,
     #[command(flatten)]
     pub(crate) taking: Taking,
 }
@@ -326,9 +359,8 @@ pub(crate) struct Serialized {
 /// `verrou force-release`.
 #[derive(Args, Debug)]
 pub(crate) struct ForceRelease {
-    /// The lock's name
-    #[arg(value_parser = name)]
-    pub(crate) name: Name,
+    #[command(flatten)]
+    pub(crate) name: Named,
     /// Only if it is held under this fence, as `show` prints it
     #[arg(long, value_parser = fence, value_name = "N")]
     pub(crate) fence: Option<Fence>,
@@ -337,9 +369,8 @@ pub(crate) struct ForceRelease {
 /// `verrou show`.
 #[derive(Args, Debug)]
 pub(crate) struct Show {
-    /// The lock's name
-    #[arg(value_parser = name)]
-    pub(crate) name: Name,
+    #[command(flatten)]
+    pub(crate) name: Named,
 }
 
 /// `verrou fence check`.
@@ -374,6 +405,29 @@ impl FenceCheck {
 
 pub(crate) fn name(text: &str) -> Result<Name, String> {
     text.parse().map_err(coded)
+}
+
+/// Refuses what is more likely a file for `--file`: a lock of that name excludes no other program.
+///
+/// A word that happens to be a file's name is none of these: a lock is often called like what its
+/// holder makes (`verrou run report -- make report`).
+fn likely_name(text: &str) -> Result<Name, String> {
+    let name = name(text)?;
+    let path = Path::new(text);
+    let is_path = ["/", "./", "../"].iter().any(|it| text.starts_with(it));
+    let is_likely = text.contains('/') || path.extension().is_some_and(|it| it == "lock");
+    let is_file = || is_likely && path.metadata().is_ok_and(|it| !it.is_dir());
+    let what = if is_path {
+        "looks like a path"
+    } else if is_file() {
+        "is a file"
+    } else {
+        return Ok(name);
+    };
+    Err(format!(
+        "`{text}` {what}; did you mean `verrou run --file {text}`? For a lock of that name, write \
+         `--name {text}` (E_INVALID_NAME)"
+    ))
 }
 
 pub(crate) fn ttl(text: &str) -> Result<Ttl, String> {

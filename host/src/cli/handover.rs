@@ -17,14 +17,15 @@ const LONGEST: u64 = 64 * 1024;
 
 /// Takes a lock, prints it, and leaves it taken.
 pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
-    let command = format!("verrou acquire {}", wish.name);
+    let name = store::name(&wish.name)?;
+    let command = format!("verrou acquire {name}");
     let opened = store::open_to_take(place, &wish.taking, command)?;
     if !opened.abilities().transfers {
-        let name = wish.name.clone();
+        let name = name.clone();
         return Err(Failure::from(Error::NotSerializable { name })
             .advising("use `verrou run`, which holds the lock itself, or a `lease:` store"));
     }
-    store::with_lock(&opened, &wish.name, &wish.taking, |lock, held| {
+    store::with_lock(&opened, name, &wish.taking, |lock, held| {
         // Printed first: as long as nobody has it, the lock must not outlive this process.
         if let Err(err) = report::print(&held.describe().to_string()) {
             let failure = report::unwritten(&err);

@@ -13,13 +13,11 @@ use super::store;
 
 /// Says who holds a lock.
 pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
-    let found = store::open(place)?
-        .inspect(&wish.name)
-        .map_err(Error::from)?;
+    let name = store::name(&wish.name)?;
+    let found = store::open(place)?.inspect(name).map_err(Error::from)?;
     if place.json {
-        return report::answer_json(&report::holder_json(&wish.name, found.as_ref()));
+        return report::answer_json(&report::holder_json(name, found.as_ref()));
     }
-    let name = &wish.name;
     report::answer(&match found {
         Some(found) => format!("the lock `{name}` is {}", report::holder(&found)),
         None => format!("the lock `{name}` is free"),
@@ -86,8 +84,8 @@ fn table(held: &[(Name, Holder)]) -> String {
 
 /// Frees a lock, whoever holds it, and says whose it was.
 pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Failure> {
+    let name = store::name(&wish.name)?;
     let opened = store::open(place)?;
-    let name = &wish.name;
     let (freed, fence, who) = match wish.fence {
         Some(fence) => {
             let who = opened.inspect(name).ok().flatten();

@@ -32,7 +32,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
         zombies: wish.taking.zombies(),
         ..store::options(place)
     };
-    let (opened, name, url) = match (&wish.file, &wish.name) {
+    let (opened, name, url) = match (&wish.target.file, wish.target.name()) {
         (Some(path), _) => {
             let (opened, name) = FileStore::open_path(path, &options)?;
             (AnyStore::Files(opened), name, None)

@@ -1,13 +1,18 @@
 //! The store that was asked for, and a lock of it.
 
+use std::env;
+
 use verrou::blocking::{self, LockFactory};
 use verrou::{Error, Name, Store};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
-use super::arguments::{Place, Taking};
+use super::arguments::{Named, Place, Taking};
 use super::exit::Exit;
 use super::report::{self, Failure, say};
 use super::waiting::Announced;
+
+/// Names the store where `--store` does not.
+const VARIABLE: &str = "VERROU_STORE";
 
 /// A lock of the store.
 pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, AnyStore>, System>;
@@ -15,12 +20,23 @@ pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, AnyStore>, System>;
 /// Such a lock, held.
 pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, AnyStore>, System>;
 
+/// The lock's name.
+pub(crate) fn name(named: &Named) -> Result<&Name, Failure> {
+    named
+        .name()
+        .ok_or_else(|| Failure::new(Exit::Usage, "no NAME was given"))
+}
+
 /// Where the store is.
 pub(crate) fn url(place: &Place) -> Result<StoreUrl, Failure> {
-    match &place.store {
-        Some(url) => Ok(url.clone()),
-        None => StoreUrl::default_location()
-            .map_err(|err| Failure::coded(Exit::Usage, "E_INVALID_STORE", err.to_string())),
+    let invalid = |why| Failure::coded(Exit::Usage, "E_INVALID_STORE", why);
+    if let Some(url) = &place.store {
+        return Ok(url.clone());
+    }
+    match env::var_os(VARIABLE) {
+        Some(text) if !text.is_empty() => StoreUrl::try_from(&*text)
+            .map_err(|why| invalid(format!("the environment variable {VARIABLE}: {why}"))),
+        _ => StoreUrl::default_location().map_err(|why| invalid(why.to_string())),
     }
 }
 

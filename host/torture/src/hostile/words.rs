@@ -307,32 +307,35 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
         let text = name.to_str();
         let is_name = text.is_some_and(|text| Name::new(text).is_ok());
         let is_option = name.len() > 1 && name.as_bytes().starts_with(b"-");
+        let is_path = ["/", "./", "../"]
+            .iter()
+            .any(|it| name.as_bytes().starts_with(it.as_bytes()));
         for command in ["acquire", "show"] {
-            // As it is, and where no option can be.
-            for separated in [false, true] {
+            // As it is, and where nothing else can be meant.
+            for insisted in [false, true] {
                 let mut words = verrou(&program, &folder);
                 words.arg(command);
                 if command == "acquire" {
                     words.arg("--no-wait");
                 }
-                if separated {
-                    words.arg("--");
-                }
-                words.arg(name);
+                let mut word = OsString::from(if insisted { "--name=" } else { "" });
+                word.push(name);
+                words.arg(word);
                 let ended = programs::run(&mut words)?;
                 let described = || {
                     format!(
                         "verrou {command} {}{:?}",
-                        if separated { "-- " } else { "" },
+                        if insisted { "--name=" } else { "" },
                         Short(name)
                     )
                 };
                 let codes: &[i32] = match (is_name, is_option) {
                     (false, _) => &[64],
                     // An option, perhaps one that there is.
-                    (true, true) if !separated => &[0, 64],
+                    (true, true) if !insisted => &[0, 64],
+                    (true, false) if !insisted && is_path => &[64],
                     // It was taken a moment before.
-                    (true, false) if command == "acquire" && separated => &[75],
+                    (true, false) if command == "acquire" && insisted && !is_path => &[75],
                     (true, _) => &[0],
                 };
                 let known = text.map(|text| escaped(text.chars().take(30)));
