@@ -141,9 +141,11 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
                 }
             }
             let watch = watch.as_ref().and_then(Option::as_ref);
+            // Read in any case: a descriptor that stays readable ends every wait at once.
+            let is_lost = watch.is_some_and(LossWatch::is_lost);
             // When the store cannot tell, it is asked again soon anyway.
             let can_tell = !matches!(machine.health(), Health::Unknown(_));
-            if can_tell && watch.is_some_and(LossWatch::is_lost) {
+            if can_tell && is_lost {
                 machine.suspect();
                 return ControlFlow::Continue(());
             }

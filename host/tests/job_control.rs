@@ -1,0 +1,32 @@
+//! `verrou run` and the processes of its command.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::{Place, Started, code, stderr};
+
+#[test]
+fn store_that_cannot_answer_is_not_polled() {
+    let place = Place::new("lease");
+    let works = Command::new("strace").arg("true").output();
+    if !works.is_ok_and(|output| output.status.success()) {
+        eprintln!("strace(1) does not work here: how often the kernel is asked is not shown");
+        return;
+    }
+    // The lock's file is replaced by something else as soon as changes to it are watched.
+    let script = "until ls -l /proc/$PPID/fd | grep -q inotify; do sleep 0.02; done
+        for file in locks/*.lease; do mv $file kept; echo garbage > $file; done
+        sleep 1; mv kept $file";
+    let run = place.run(&["--ttl", "1m"], script);
+    let mut strace = Command::new("strace");
+    strace.args(["--trace=poll,ppoll", "--output"]);
+    strace.arg(place.path("log")).arg(run.get_program());
+    strace.args(run.get_args()).current_dir(place.path(""));
+    let output = Started::new(strace.env("VERROU_STORE", place.store())).end();
+    let log = fs::read_to_string(place.path("log")).unwrap();
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    assert!(log.lines().count() < 100, "{log}");
+}
