@@ -6,7 +6,32 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{Place, Started, code, stderr};
+use common::{Place, Started, code, ends_with, eventually, state, stderr};
+use rustix::process::{Pid, Signal, kill_process};
+
+#[test]
+fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
+    let place = Place::new("lease");
+    let script = "(trap '' TERM; echo > ignores; exec sleep 1000) & echo $! > left
+        trap 'exit 0' TERM; echo $$ > pid; while :; do sleep 0.05; done";
+    let (holder, leader) = place.start(&["--ttl", "1h", "--grace", "1h"], script);
+    eventually("the other process ignores SIGTERM", || {
+        place.path("ignores").exists()
+    });
+    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    eventually("the leader has ended", || state(leader) == Some('Z'));
+    // The command line has looked for what is left behind by then, more than once.
+    for _ in 0..5 {
+        assert!(!place.is_held());
+    }
+    assert_eq!(state(leader), Some('Z'), "it is not reaped");
+    let left = Pid::from_raw(place.read("left").trim().parse().unwrap()).unwrap();
+    kill_process(left, Signal::KILL).unwrap();
+    // Not after the grace of an hour.
+    let output = holder.end();
+    assert_eq!(code(&output), 76, "{}", stderr(&output));
+    assert_eq!(state(leader), None);
+}
 
 #[test]
 fn store_that_cannot_answer_is_not_polled() {

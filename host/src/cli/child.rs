@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpgrp, getpid, getppid, kill_process_group,
-    test_kill_process_group, waitpid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgrp, getpid, getppid, kill_process_group,
+    waitid,
 };
 
 use verrou_host::LossWatch;
@@ -22,9 +22,12 @@ use super::terminal::Terminal;
 pub(crate) struct Job {
     /// Reaped by number, for the standard library does not tell of a stop.
     _child: Child,
-    /// Its number, which is its group's, too.
+    /// Its number, which is its group's, too. It is not reaped before [`end`](Self::end): until
+    /// then the kernel gives that number to nothing else, and the group can be signalled.
     leader: Pid,
-    ended: Option<WaitStatus>,
+    ended: Option<WaitIdStatus>,
+    /// A process of the group that outlived the leader.
+    left_behind: Option<Pid>,
     stopped_by: Option<Signal>,
     signals: Signals,
     terminal: Option<Terminal>,
@@ -80,6 +83,7 @@ impl Job {
             leader: Pid::from_child(&child),
             _child: child,
             ended: None,
+            left_behind: None,
             stopped_by: None,
             signals,
             terminal,
@@ -110,11 +114,9 @@ impl Job {
             match signal {
                 Signal::CONT if event == Event::Nothing => event = Event::Continued,
                 Signal::CONT | Signal::CHILD => {}
-                // Without its leader the group may be another's by now.
-                _ if self.ended.is_none() => {
+                _ => {
                     let _ = kill_process_group(self.leader, signal);
                 }
-                _ => {}
             }
         }
         match self.look() {
@@ -128,14 +130,14 @@ impl Job {
         if self.ended.is_some() {
             return Event::Nothing;
         }
-        let options = WaitOptions::NOHANG | WaitOptions::UNTRACED;
-        let status = loop {
-            match waitpid(Some(self.leader), options) {
-                Ok(Some((_, status))) => break status,
-                Err(Errno::INTR) => {}
-                Ok(None) | Err(_) => return Event::Nothing,
-            }
+        let any = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
+        let Some(status) = self.wait_for(any) else {
+            return Event::Nothing;
         };
+        if status.stopped() {
+            // A stop is reported until it is taken; a zombie is left.
+            self.wait_for(WaitIdOptions::STOPPED);
+        }
         match status.stopping_signal().and_then(Signal::from_named_raw) {
             // Whoever stopped it in another way goes on with it alone, and we go on renewing.
             Some(signal @ (Signal::TSTP | Signal::TTIN | Signal::TTOU))
@@ -155,14 +157,35 @@ impl Job {
         }
     }
 
+    /// Returns the leader's state if it is one of `options`.
+    fn wait_for(&self, options: WaitIdOptions) -> Option<WaitIdStatus> {
+        waitid(WaitId::Pid(self.leader), options | WaitIdOptions::NOHANG).unwrap_or_default()
+    }
+
     /// Whether the command has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.is_some()
     }
 
-    /// Whether the command has ended, and all that it left in its group.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.has_ended() && test_kill_process_group(self.leader) == Err(Errno::SRCH)
+    /// Whether the command has ended, and all that it left in its group, as far as can be seen.
+    pub(crate) fn is_gone(&mut self) -> bool {
+        if !self.has_ended() {
+            return false;
+        }
+        // To look at one process takes much less than to look for one.
+        if self
+            .left_behind
+            .is_some_and(|one| group::has(self.leader, one))
+        {
+            return false;
+        }
+        match group::find_member(self.leader) {
+            Ok(found) => {
+                self.left_behind = found;
+                found.is_none()
+            }
+            Err(_) => false,
+        }
     }
 
     /// Stops this process and its group as the command was stopped, until they are continued.
@@ -215,7 +238,8 @@ impl Job {
     /// The end, when all is done: a Ctrl-C that ended the command was meant for everything that
     /// was started with it, such as the script that runs us.
     pub(crate) fn end(&self) -> u8 {
-        let signal = self.ended.and_then(WaitStatus::terminating_signal);
+        self.wait_for(WaitIdOptions::EXITED);
+        let signal = self.ended.and_then(|status| status.terminating_signal());
         if self.lent && signal == Some(Signal::INT.as_raw()) {
             signals::signal_own_group(Signal::INT);
         }
@@ -233,6 +257,65 @@ fn take_back(terminal: Option<&Terminal>) {
     if let Some(terminal) = terminal {
         // It is lost with its session only, and then there is nobody at it.
         let _ = terminal.give_to(getpgrp());
+    }
+}
+
+/// The processes of a group whose leader has ended and is not reaped.
+#[cfg(target_os = "linux")]
+mod group {
+    use std::fs;
+    use std::io;
+
+    use rustix::process::{Pid, getpid};
+
+    /// Returns a process of `group` that runs. `kill(2)` cannot tell: it finds the leader.
+    ///
+    /// # Errors
+    ///
+    /// When this system does not show its processes, or numbers them in another way.
+    pub(super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
+        let number = |name: &str| Pid::from_raw(name.parse().ok()?);
+        let ourselves = fs::read_link("/proc/self")?;
+        if ourselves.to_str().and_then(number) != Some(getpid()) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        for entry in fs::read_dir("/proc")? {
+            let process = entry?.file_name().to_str().and_then(number);
+            if let Some(process) = process.filter(|process| has(group, *process)) {
+                return Ok(Some(process));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether `process` runs, and is one of `group`: `proc_pid_stat(5)`.
+    pub(super) fn has(group: Pid, process: Pid) -> bool {
+        let Ok(stat) = fs::read(format!("/proc/{process}/stat")) else {
+            return false;
+        };
+        let stat = String::from_utf8_lossy(&stat);
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        let runs = !matches!(fields.next(), None | Some("Z" | "X" | "x"));
+        let of = fields.nth(1).and_then(|of| of.parse().ok());
+        runs && of == Some(group.as_raw_pid())
+    }
+}
+
+/// The processes of a group whose leader has ended and is not reaped.
+#[cfg(not(target_os = "linux"))]
+mod group {
+    use std::io;
+
+    use rustix::process::{Pid, test_kill_process_group};
+
+    /// Returns a number if a process of `group` runs: `kill(2)` does not find a zombie here.
+    pub(super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
+        Ok(test_kill_process_group(group).is_ok().then_some(group))
+    }
+
+    /// Unknown.
+    pub(super) fn has(_group: Pid, _process: Pid) -> bool {
+        false
     }
 }
 

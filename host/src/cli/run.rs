@@ -223,9 +223,7 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
         }
         OnLost::Kill => {}
     }
-    if !job.is_gone() {
-        job.kill();
-    }
+    job.kill();
     while !job.has_ended() {
         job.wait(Duration::MAX);
     }

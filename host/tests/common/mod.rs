@@ -236,8 +236,8 @@ pub(crate) fn stopped(pid: Pid) {
     eventually("it is stopped", || state(pid) == Some('T'));
 }
 
-/// `proc_pid_stat(5)`: the letter behind the name in brackets.
-fn state(pid: Pid) -> Option<char> {
+/// Returns the state of a process by `proc_pid_stat(5)`: the letter behind the name in brackets.
+pub(crate) fn state(pid: Pid) -> Option<char> {
     let path = Path::new("/proc").join(pid.to_string()).join("stat");
     let stat = fs::read_to_string(path).ok()?;
     stat.rsplit_once(") ")?.1.chars().next()
