@@ -30,6 +30,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     let options = verrou_host::StoreOptions {
         command: Some(words.collect::<Vec<_>>().join(" ")),
         zombies: wish.taking.zombies(),
+        handed_on: true,
         ..store::options(place)
     };
     let (opened, name, url) = match (&wish.target.file, wish.target.name()) {

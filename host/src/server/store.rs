@@ -74,6 +74,7 @@ impl ServerStore {
             group,
             any_file_system,
             command: _,
+            handed_on: _,
             zombies,
         } = options;
         let needless = [

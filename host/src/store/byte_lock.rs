@@ -13,6 +13,12 @@ pub(crate) fn try_lock(file: &File, at: u64) -> io::Result<bool> {
     imp::try_lock(file, at)
 }
 
+/// Locks the byte `at` for `file`'s open file description, together with others that do so; in place of
+/// [its own lock](try_lock), without a moment between, if it has one.
+pub(crate) fn try_lock_shared(file: &File, at: u64) -> io::Result<bool> {
+    imp::try_lock_shared(file, at)
+}
+
 /// Unlocks `bytes`, of which there are some, for all who share `file`'s open file description.
 pub(crate) fn unlock(file: &File, bytes: Range<u64>) -> io::Result<()> {
     imp::unlock(file, bytes)
@@ -41,9 +47,18 @@ mod imp {
     const FROM_START: c_short = libc::SEEK_SET as c_short;
     const UNLOCK: c_short = libc::F_UNLCK as c_short;
     const WRITE: c_short = libc::F_WRLCK as c_short;
+    const READ: c_short = libc::F_RDLCK as c_short;
 
     pub(super) fn try_lock(file: &File, at: u64) -> io::Result<bool> {
-        match set(file, &bytes(at, Some(1), WRITE)) {
+        try_lock_as(WRITE, file, at)
+    }
+
+    pub(super) fn try_lock_shared(file: &File, at: u64) -> io::Result<bool> {
+        try_lock_as(READ, file, at)
+    }
+
+    fn try_lock_as(kind: c_short, file: &File, at: u64) -> io::Result<bool> {
+        match set(file, &bytes(at, Some(1), kind)) {
             Ok(()) => Ok(true),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
             Err(errno) => Err(errno.into()),
@@ -109,6 +124,10 @@ mod imp {
     use std::ops::Range;
 
     pub(super) fn try_lock(_file: &File, _at: u64) -> io::Result<bool> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn try_lock_shared(_file: &File, _at: u64) -> io::Result<bool> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -56,6 +56,8 @@ const MAGIC: Magic = *b"VERROUG\n";
 pub struct FenceGate {
     path: PathBuf,
     group: Option<u32>,
+    /// Whether the file is locked by a description that cannot write it.
+    read_only: bool,
     /// A fence that this value has put on the disk, and in which file.
     durable: Mutex<Option<(FileId, Fence)>>,
 }
@@ -128,6 +130,8 @@ impl FenceGate {
         Ok(Self {
             path: folder.join(name),
             group,
+            // On other file systems, as NFS, only a description that can write may be locked.
+            read_only: cfg!(unix) && !options.any_file_system,
             durable: Mutex::new(None),
         })
     }
@@ -157,7 +161,12 @@ impl FenceGate {
         let path = &self.path;
         let began = Instant::now();
         loop {
-            let Some(file) = trusted_file::open(path, self.group)? else {
+            let opened = if self.read_only {
+                trusted_file::open_read_only(path, self.group)?
+            } else {
+                trusted_file::open(path, self.group)?
+            };
+            let Some(file) = opened else {
                 os::create(path, &number::encode(MAGIC, 0), self.group)
                     .map_err(FileError::io("create this file", path))?;
                 continue;
@@ -186,27 +195,40 @@ impl FenceGate {
                     highest,
                 });
             }
-            self.record(&closed.file, before, fence)
-                .map_err(FileError::io("write this file", path))?;
-            return Ok(Checked { closed, before });
+            if self.record(&closed.file, before, fence)? {
+                return Ok(Checked { closed, before });
+            }
         }
     }
 
-    /// Makes the gate's file say `fence`, on the disk, too.
-    fn record(&self, file: &File, before: Option<Fence>, fence: Fence) -> io::Result<()> {
+    /// Makes the gate's file say `fence`, on the disk, too; returns whether it is still at its path.
+    fn record(&self, file: &File, before: Option<Fence>, fence: Fence) -> Result<bool, FileError> {
+        let failed = || FileError::io("write this file", &self.path);
         if before.is_none() {
             // Whoever made the file may have been killed before its name was on the disk.
-            os::sync_directory(folder_of(&self.path))?;
+            os::sync_directory(folder_of(&self.path)).map_err(failed())?;
         }
         // Whoever wrote the same number before may have been killed before it was on the disk.
-        let written = Some((os::id(file)?, fence));
+        let id = os::id(file).map_err(failed())?;
+        let written = Some((id, fence));
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-        if before != Some(fence) || *durable != written {
-            *durable = None;
-            number::write(file, MAGIC, fence.get())?;
-            *durable = written;
+        if before == Some(fence) && *durable == written {
+            return Ok(true);
         }
-        Ok(())
+        *durable = None;
+        if self.read_only {
+            match trusted_file::open(&self.path, self.group)? {
+                Some(writable) if os::id(&writable).map_err(failed())? == id => {
+                    number::write(&writable, MAGIC, fence.get())
+                }
+                _ => return Ok(false),
+            }
+        } else {
+            number::write(file, MAGIC, fence.get())
+        }
+        .map_err(failed())?;
+        *durable = written;
+        Ok(true)
     }
 }
 
@@ -217,13 +239,14 @@ impl Checked {
     }
 
     /// A duplicate of the locked descriptor, for a process that writes what the gate guards: should
-    /// this process be killed, the gate stays closed until that one has ended, too.
+    /// this process be killed, the gate stays closed until that one has ended, too. It has a high
+    /// number, and cannot write the gate's file.
     ///
     /// # Errors
     ///
     /// What the operating system says when it cannot duplicate it.
     pub fn lifeline(&self) -> io::Result<File> {
-        self.closed.file.try_clone()
+        os::duplicate_to_inherit(&self.closed.file)
     }
 }
 

@@ -56,6 +56,8 @@ pub struct FileLockStore {
     directory: Directory,
     /// The one file that is locked, and never written.
     exact: Option<Exact>,
+    /// Whether locks are taken on a description that cannot write the file.
+    read_only: bool,
     clock: Arc<dyn Clock + Send + Sync>,
     grants: Mutex<HashMap<Name, Slot>>,
     queue: Queue,
@@ -139,6 +141,8 @@ impl FileLockStore {
         Ok(Self {
             directory: Directory::open(path.as_ref(), Kind::Lock, options)?,
             exact: None,
+            // On other file systems, as NFS, only a description that can write may be locked.
+            read_only: cfg!(unix) && options.handed_on && !options.any_file_system,
             clock: Arc::new(System),
             grants: Mutex::default(),
             queue: Queue::new(None),
@@ -202,8 +206,10 @@ impl FileLockStore {
         self.directory.held(|name| self.inspect(name))
     }
 
-    /// A duplicate of the locked descriptor of `claim`'s lock, which is free when it is released,
-    /// or when all duplicates are closed. `None` when this value does not hold that lock.
+    /// A duplicate of the locked descriptor of `claim`'s lock, for a program that inherits it: the
+    /// lock is free when it is released, or when all duplicates are closed. It has a high number, and
+    /// cannot write the lock's file if [`StoreOptions::handed_on`] was set. `None` when this value does
+    /// not hold that lock.
     ///
     /// # Errors
     ///
@@ -215,7 +221,8 @@ impl FileLockStore {
             _ => return Ok(None),
         };
         grant.is_shared = true;
-        grant.locked.file().map(File::try_clone).transpose()
+        let file = grant.locked.file.as_ref().map(OpenFile::inheritable);
+        file.map(os::duplicate_to_inherit).transpose()
     }
 
     /// Waits until nobody holds `name`, or something keeps that from being told, but at most
@@ -364,9 +371,12 @@ impl FileLockStore {
                 Some(_) => Some(self.directory.take_or_create(name)?),
                 None => None,
             };
-            let file = self.take_file(name)?;
+            let mut file = self.take_file(name)?;
+            if self.read_only && self.exact.is_none() && !file.open_read_only()? {
+                continue;
+            }
             let locked = !self.is_kept_for_another(claim, recorded.as_ref().unwrap_or(&file))?
-                && kernel_lock::try_lock_despite_lookers(file.file())
+                && kernel_lock::try_lock_despite_lookers(file.inheritable())
                     .map_err(FileError::io("lock this file", file.path()))?;
             if !locked {
                 self.put(name, file);
@@ -540,10 +550,6 @@ impl Locked {
         }
     }
 
-    fn file(&self) -> Option<&File> {
-        self.file.as_ref().map(OpenFile::file)
-    }
-
     /// Whether the file's path still leads to it.
     fn is_current(&self) -> Result<bool, FileError> {
         self.file.as_ref().map_or(Ok(false), OpenFile::is_current)
@@ -562,7 +568,7 @@ impl Locked {
         // last process that has it open.
         let unlocked = self.is_ours()
             && !mutant!(UnlockedByClosingAlone)
-            && kernel_lock::unlock(file.file()).is_ok();
+            && kernel_lock::unlock(file.inheritable()).is_ok();
         unlocked.then_some(file)
     }
 

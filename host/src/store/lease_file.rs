@@ -27,7 +27,7 @@ use super::machine::Machine;
 use super::open_files::OpenFile;
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
-use super::{Listed, StoreOptions, Zombies, liveness};
+use super::{Listed, StoreOptions, Zombies, liveness, os};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{System, process};
 
@@ -137,23 +137,28 @@ impl LeaseFileStore {
         self.directory.held(|name| self.inspect(name))
     }
 
-    /// A duplicate of the descriptor that keeps the ephemeral lease of `claim` alive: it ends
-    /// when all duplicates are closed. `None` when this process keeps no such lease alive.
+    /// A descriptor that keeps the ephemeral lease of `claim` alive, for a program that inherits it:
+    /// the lease ends when all its duplicates are closed. It has a high number, and cannot write the
+    /// lease's file. `None` when this process keeps no such lease alive.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot duplicate it.
+    /// What the operating system says when it cannot open or duplicate it.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         let mut grants = self.grants();
         let grant = grants.get_mut(&claim.name);
         let Some(grant) = grant.filter(|grant| grant.owner == claim.owner) else {
             return Ok(None);
         };
-        let Some(lifeline) = &grant.lifeline else {
+        let Some(lifeline) = &mut grant.lifeline else {
             return Ok(None);
         };
         grant.is_shared = true;
-        lifeline.file().try_clone().map(Some)
+        // If its file was moved away, there is the one description alone.
+        if lifeline.open_read_only().map_err(io::Error::other)? {
+            liveness::share(lifeline, grant.fence)?;
+        }
+        os::duplicate_to_inherit(lifeline.inheritable()).map(Some)
     }
 
     /// From whom the lease of `claim` was taken although processes of theirs still live: their

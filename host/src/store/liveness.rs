@@ -36,15 +36,30 @@ pub(crate) fn hold(file: &mut OpenFile, fence: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets a program that inherits the [read-only](OpenFile::read_only) description of `file` keep the
+/// grant `fence` alive, too. Both descriptions lock its byte for reading, which those who
+/// [ask](is_held) cannot tell from a lock for writing; the inherited one cannot unlock the other's.
+pub(crate) fn share(file: &OpenFile, fence: u64) -> io::Result<()> {
+    for description in [Some(file.file()), file.read_only()].into_iter().flatten() {
+        if !byte_lock::try_lock_shared(description, byte_of(fence))? {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
+    }
+    Ok(())
+}
+
 /// Unlocks the bytes of all grants that `file` has locked, for all who share its open file
-/// description.
+/// descriptions.
 ///
 /// A grant that is recorded as given back can do without: one who takes the next number locks the
 /// byte beside it, and there is one lock as before.
 pub(crate) fn let_go(file: &mut OpenFile) -> io::Result<()> {
     let Range { start, end } = file.lived();
     if start < end {
-        byte_lock::unlock(file.file(), byte_of(start)..byte_of(start) + (end - start))?;
+        let bytes = byte_of(start)..byte_of(start) + (end - start);
+        for description in [Some(file.file()), file.read_only()].into_iter().flatten() {
+            byte_lock::unlock(description, bytes.clone())?;
+        }
         file.set_lived(0..0);
     }
     Ok(())

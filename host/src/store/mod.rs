@@ -55,6 +55,9 @@ pub struct StoreOptions {
     pub command: Option<String>,
     /// What to do with a lease that has ended by time while processes of its holder live.
     pub zombies: Zombies,
+    /// Lets programs that inherit a lock's descriptor not write the lock's file: a lock of the kernel
+    /// is taken on a second, read-only one for that.
+    pub handed_on: bool,
 }
 
 /// What to do with a lease that has ended by time while processes of its holder still live.

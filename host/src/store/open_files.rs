@@ -25,6 +25,8 @@ use crate::sync::{Mutex, MutexGuard};
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     file: File,
+    /// A second open file description of the file, which cannot write it.
+    read_only: Option<File>,
     path: PathBuf,
     id: FileId,
     /// Tells it from its copies; zero where nothing does.
@@ -53,6 +55,7 @@ impl OpenFile {
         let (id, number) = identity.map_err(FileError::io("inspect this file", &path))?;
         Ok(Self {
             file,
+            read_only: None,
             path,
             id,
             number,
@@ -105,6 +108,31 @@ impl OpenFile {
 
     pub(crate) fn file(&self) -> &File {
         &self.file
+    }
+
+    /// The second open file description, which cannot write the file, if one was opened.
+    pub(crate) fn read_only(&self) -> Option<&File> {
+        self.read_only.as_ref()
+    }
+
+    /// The open file description that another program may inherit: the one that cannot write the
+    /// file, if one was opened.
+    pub(crate) fn inheritable(&self) -> &File {
+        self.read_only.as_ref().unwrap_or(&self.file)
+    }
+
+    /// Opens the second open file description, which cannot write the file; returns whether the file
+    /// is still at its path.
+    pub(crate) fn open_read_only(&mut self) -> Result<bool, FileError> {
+        if self.read_only.is_some() {
+            return Ok(true);
+        }
+        let opened = os::open_read_only(&self.path).and_then(|opened| match opened {
+            Some(file) if os::id(&file)? == self.id => Ok(Some(file)),
+            _ => Ok(None),
+        });
+        self.read_only = opened.map_err(FileError::io("open this file", &self.path))?;
+        Ok(self.read_only.is_some())
     }
 
     pub(crate) fn path(&self) -> &Path {

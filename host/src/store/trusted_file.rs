@@ -9,7 +9,20 @@ use super::os;
 
 /// The file at `path`, if there is one and it is to be trusted; `group` is whose the store is.
 pub(crate) fn open(path: &Path, group: Option<u32>) -> Result<Option<File>, FileError> {
-    let file = match os::open(path) {
+    trusted(os::open(path), path, group)
+}
+
+/// [`open`], for reading and locking alone.
+pub(crate) fn open_read_only(path: &Path, group: Option<u32>) -> Result<Option<File>, FileError> {
+    trusted(os::open_read_only(path), path, group)
+}
+
+fn trusted(
+    opened: io::Result<Option<File>>,
+    path: &Path,
+    group: Option<u32>,
+) -> Result<Option<File>, FileError> {
+    let file = match opened {
         Ok(Some(file)) => file,
         Ok(None) => return Ok(None),
         Err(source) => return Err(open_error(path, source)),

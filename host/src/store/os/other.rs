@@ -34,6 +34,19 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
+pub(crate) fn open_read_only(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// No program inherits it here.
+pub(crate) fn duplicate_to_inherit(file: &File) -> io::Result<File> {
+    file.try_clone()
+}
+
 pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
     File::options()
         .read(true)

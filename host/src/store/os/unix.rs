@@ -13,6 +13,8 @@ use std::time::UNIX_EPOCH;
 use rustix::fs::{Dir, Mode, OFlags};
 #[cfg(target_os = "linux")]
 use rustix::io::Errno;
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{Resource, getrlimit};
 
 /// Which file it is, whatever it is called.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -142,12 +144,21 @@ fn id_of(path: &Path) -> io::Result<FileId> {
 /// Opens one of a store's files, without following a link, waiting for a pipe's other end,
 /// taking over a terminal or changing anything; `None` when there is none.
 pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
+    open_for(path, true)
+}
+
+/// [`open`], for reading and locking alone.
+pub(crate) fn open_read_only(path: &Path) -> io::Result<Option<File>> {
+    open_for(path, false)
+}
+
+fn open_for(path: &Path, writing: bool) -> io::Result<Option<File>> {
     let follow = mutant!(LinksFollowed, OFlags::empty(), OFlags::NOFOLLOW);
     let flags = follow | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::options()
         .read(true)
-        .write(true)
-        .truncate(mutant!(FilesTruncatedByOpening))
+        .write(writing)
+        .truncate(writing && mutant!(FilesTruncatedByOpening))
         .custom_flags(flag_bits(flags))
         .open(path);
     match file {
@@ -155,6 +166,21 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
         Ok(file) => Ok(Some(file)),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(err) => Err(err),
+    }
+}
+
+/// Duplicates the descriptor of `file` for a program that is to inherit it, at a high number: scripts
+/// choose low ones for their own redirections, and 100, 200 and 255.
+pub(crate) fn duplicate_to_inherit(file: &File) -> io::Result<File> {
+    // select(2) knows no greater ones.
+    const MOST: u64 = 1024;
+
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(MOST);
+    let least = i32::try_from(limit.min(MOST) * 7 / 8).unwrap_or_default();
+    match fcntl_dupfd_cloexec(file, least) {
+        Ok(duplicate) => Ok(duplicate.into()),
+        // Any number is better than none.
+        Err(_) => file.try_clone(),
     }
 }
 

@@ -1,0 +1,268 @@
+//! What the command of `verrou run` inherits, and what it can do with that.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+
+use common::{KINDS, Place, Started, code, ends_with, eventually, lives, stdout};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use rustix::process::{Signal, kill_process};
+use verrou::Store;
+use verrou::blocking::LockFactory;
+use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System, Zombies};
+
+/// Writes to all descriptors but the standard streams, as a stray `echo debug >&5` does, and says
+/// which are open: `NUMBER TARGET`, each.
+const SCRIBBLE: &str = "
+import os
+for fd in sorted(set(range(3, 21)) | set(map(int, os.listdir('/proc/self/fd')))):
+    if fd < 3:
+        continue
+    try:
+        target = os.readlink('/proc/self/fd/%d' % fd)
+    except OSError:
+        continue
+    print(fd, target)
+    for spoil in (
+        lambda: os.write(fd, b'debug\\n'),
+        lambda: os.pwrite(fd, b'debug\\n', 512),
+        lambda: os.ftruncate(fd, 0),
+    ):
+        try:
+            spoil()
+        except OSError:
+            pass
+";
+
+/// Asserts that `said` names the descriptor of a file that ends with `suffix`, with a number of at
+/// least `least`, and none below that.
+#[track_caller]
+fn is_high(said: &str, suffix: &str, least: u32) {
+    let found: Vec<u32> = said
+        .lines()
+        .filter_map(|line| line.split_once(' '))
+        .filter(|(_, target)| target.ends_with(suffix))
+        .map(|(number, _)| number.parse().unwrap())
+        .collect();
+    assert_eq!(found.len(), 1, "one descriptor of it is inherited: {said}");
+    assert!(found[0] >= least, "{said}");
+}
+
+/// Where the descriptor is to be found.
+const LEAST: u32 = 256;
+
+#[test]
+fn stray_write_does_not_reach_the_lock_file() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        for _ in 0..2 {
+            let scribble = ["run", "k", "--no-wait", "--", "python3", "-c", SCRIBBLE];
+            let output = ends_with(&mut place.verrou(scribble), 0);
+            is_high(
+                stdout(&output),
+                if kind == "lease" { ".lease" } else { ".lock" },
+                LEAST,
+            );
+        }
+        ends_with(&mut place.run(&["--no-wait"], "true"), 0);
+    }
+}
+
+#[test]
+fn stray_write_does_not_reach_the_file_of_an_exact_lock() {
+    let place = Place::new("file");
+    fs::write(place.path("exact"), "mine").unwrap();
+    for _ in 0..2 {
+        let scribble = [
+            "run",
+            "--file",
+            "exact",
+            "--no-wait",
+            "--",
+            "python3",
+            "-c",
+            SCRIBBLE,
+        ];
+        let output = ends_with(&mut place.verrou(scribble), 0);
+        is_high(stdout(&output), "/exact", LEAST);
+        assert_eq!(place.read("exact"), "mine");
+    }
+}
+
+#[test]
+fn stray_write_does_not_reach_the_file_of_a_gate() {
+    let place = Place::new("lease");
+    for fence in ["7", "7", "8"] {
+        let check = [
+            "fence", "check", "--file", "gate", fence, "--", "python3", "-c", SCRIBBLE,
+        ];
+        let output = ends_with(&mut place.verrou(check), 0);
+        is_high(stdout(&output), "/gate", LEAST);
+    }
+    ends_with(
+        &mut place.verrou(["fence", "check", "--file", "gate", "7"]),
+        78,
+    );
+}
+
+#[test]
+fn descriptor_is_as_high_as_the_limit_allows() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let verrou = place.verrou(["run", "k", "--", "python3", "-c", SCRIBBLE]);
+        let mut limited = Command::new("sh");
+        limited
+            .args(["-c", "ulimit -n 40; exec \"$@\"", "sh"])
+            .arg(verrou.get_program())
+            .args(verrou.get_args())
+            .current_dir(place.path(""))
+            .env("VERROU_STORE", place.store());
+        let output = ends_with(&mut limited, 0);
+        is_high(
+            stdout(&output),
+            if kind == "lease" { ".lease" } else { ".lock" },
+            35,
+        );
+    }
+}
+
+/// Unlocks every byte of every file that is inherited; then is stopped until it is killed.
+const UNLOCK: &str = "
+import fcntl, os, signal, struct
+F_OFD_SETLK = 37
+for fd in map(int, os.listdir('/proc/self/fd')):
+    if fd >= 3:
+        try:
+            fcntl.fcntl(fd, F_OFD_SETLK, struct.pack('hhqqi4x', fcntl.F_UNLCK, 0, 0, 0, 0))
+        except OSError:
+            pass
+open('pid', 'w').write('%d\\n' % os.getpid())
+signal.pause()
+";
+
+#[test]
+fn command_cannot_unlock_the_lease_of_its_wrapper() {
+    let place = Place::new("lease");
+    let unlock = ["run", "k", "--ttl", "1h", "--", "python3", "-c", UNLOCK];
+    let holder = Started::new(&mut place.verrou(unlock));
+    let command = place.pid();
+    ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+    kill_process(command, Signal::KILL).unwrap();
+    assert_eq!(code(&holder.end()), 137);
+}
+
+/// Says its fence and its number, and is not ended by SIGTERM.
+const REMAIN: &str = "
+import os, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open('fence', 'w').write(os.environ['VERROU_FENCE'])
+open('pid', 'w').write('%d\\n' % os.getpid())
+signal.pause()
+";
+
+/// Asks as `FORMAT.md` has it, and as every version did, whether a holder lives.
+const ASK: &str = "
+import fcntl, os, struct, sys
+F_OFD_GETLK = 36
+file = os.open(sys.argv[1], os.O_RDWR)
+byte = (1 << 40) + int(sys.argv[2])
+lock = fcntl.fcntl(file, F_OFD_GETLK, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, byte, 1, 0))
+print('free' if struct.unpack('hhqqi4x', lock)[0] == fcntl.F_UNLCK else 'held')
+";
+
+#[test]
+fn shared_liveness_byte_is_held_for_those_who_ask_for_writing() {
+    let place = Place::new("lease");
+    let run = ["run", "k", "--ttl", "1h", "--", "python3", "-c", REMAIN];
+    let holder = Started::new(&mut place.verrou(run));
+    let command = place.pid();
+    let file = fs::read_dir(place.locks())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|it| it == "lease"))
+        .unwrap();
+    let ask = || {
+        let mut ask = Command::new("python3");
+        ask.args(["-c", ASK])
+            .arg(&file)
+            .arg(place.read("fence").trim());
+        stdout(&ends_with(&mut ask, 0)).to_owned()
+    };
+    assert_eq!(ask(), "held\n");
+    holder.signal(Signal::KILL);
+    holder.end();
+    assert!(lives(command));
+    assert_eq!(ask(), "held\n", "the command keeps it");
+    kill_process(command, Signal::KILL).unwrap();
+    eventually("it is free", || ask() == "free\n");
+}
+
+fn is_read_only(file: &File) -> bool {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL).unwrap());
+    flags & OFlag::O_ACCMODE == OFlag::O_RDONLY
+}
+
+#[test]
+fn handed_on_lease_ends_by_name_though_its_descriptor_lives() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        zombies: Zombies::Wait,
+        ..StoreOptions::default()
+    };
+    let open = || LeaseFileStore::open(folder.path(), &options).unwrap();
+    for released in [true, false] {
+        let store = open();
+        let lock = LockFactory::new(&store, System)
+            .create_lock("lock", "1h")
+            .unwrap();
+        let held = lock.guard().unwrap();
+        let lifeline = store.lifeline(held.lease().claim()).unwrap().unwrap();
+        assert!(is_read_only(&lifeline) && lifeline.as_raw_fd() >= 256);
+        let again = store.lifeline(held.lease().claim()).unwrap().unwrap();
+        assert!(is_read_only(&again));
+        if released {
+            held.release().unwrap();
+        } else {
+            std::mem::forget(held);
+            drop(store);
+        }
+        let next = open();
+        LockFactory::new(&next, System)
+            .create_lock("lock", "1h")
+            .unwrap()
+            .try_acquire()
+            .unwrap();
+        drop((lifeline, again));
+    }
+}
+
+#[test]
+fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
+    let folder = tempfile::tempdir().unwrap();
+    for handed_on in [false, true] {
+        let options = StoreOptions {
+            handed_on,
+            ..StoreOptions::default()
+        };
+        let store = FileLockStore::open(folder.path(), &options).unwrap();
+        let other = FileLockStore::open(folder.path(), &options).unwrap();
+        let lock = LockFactory::new(&store, System)
+            .create_lock("lock", "none")
+            .unwrap();
+        let mut lifelines = Vec::new();
+        for _ in 0..3 {
+            let held = lock.guard().unwrap();
+            let lifeline = store.lifeline(held.lease().claim()).unwrap().unwrap();
+            assert_eq!(is_read_only(&lifeline), handed_on);
+            let name = lock.name().clone();
+            let holder = other.inspect(&name).unwrap().unwrap();
+            assert_eq!(holder.fence, held.fence(), "its record is read");
+            held.release().unwrap();
+            assert!(other.inspect(&name).unwrap().is_none());
+            lifelines.push(lifeline);
+        }
+    }
+}
