@@ -54,7 +54,7 @@ mod system;
 mod tokio;
 
 pub use keep_alive::keep_alive;
-pub use open::{AnyStore, FileStore, InvalidStoreUrl, LossWatch, StoreUrl};
+pub use open::{AnyStore, FileStore, InvalidStoreUrl, LossWatch, OpenedPath, StoreUrl};
 pub use open_locks::{OpenLocks, OpenLocksError};
 pub use server::Engine;
 #[cfg(feature = "etcd")]
@@ -66,8 +66,8 @@ pub use server::RedisStore;
 #[cfg(feature = "server")]
 pub use server::{Driven, ServerError, ServerStore, ServerUrl};
 pub use store::{
-    Checked, Damage, FenceError, FenceGate, FileError, FileLockStore, LeaseFileStore, Listed,
-    OpenError, StoreOptions, Zombies,
+    BareLockStore, Checked, Damage, FenceError, FenceGate, FileError, FileLockStore,
+    LeaseFileStore, Listed, OpenError, StoreOptions, Zombies,
 };
 pub use system::System;
 #[cfg(feature = "tokio")]

@@ -22,7 +22,7 @@ use crate::server::ServerWatch;
 use crate::server::{Driven, ServerUrl};
 #[cfg(target_os = "linux")]
 use crate::store::Listener;
-use crate::store::{FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions};
+use crate::store::{BareLockStore, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions};
 
 /// Where a store is, as one line of text: `lease:DIR` or `file:DIR`, or, with the features for them,
 /// `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`.
@@ -199,7 +199,8 @@ pub enum InvalidStoreUrl {
     },
     /// There is no home to keep anything in.
     #[error(
-        "neither XDG_STATE_HOME nor HOME is set, so there is no default store; name one with --store or VERROU_STORE"
+        "neither XDG_STATE_HOME nor HOME is set to an absolute path, so there is no default store; name \
+         one with --store or VERROU_STORE"
     )]
     NoHome,
     /// This program cannot speak to such servers.
@@ -281,8 +282,17 @@ impl FileStore {
             why: "nowhere to record who holds its lock: set XDG_STATE_HOME or HOME".to_owned(),
         };
         let records = default_folder().map_err(no_home)?;
+        Self::open_path_in(path, &records, options)
+    }
+
+    /// [`open_path`](Self::open_path), recorded in the folder of a store, `folder`.
+    fn open_path_in(
+        path: &Path,
+        folder: &Path,
+        options: &StoreOptions,
+    ) -> Result<(Self, Name), OpenError> {
         // Apart from a `file:` store there, whose names could be the same.
-        let records = records.join("paths");
+        let records = folder.join("paths");
         let (store, name) = FileLockStore::open_path(path, &records, options)?;
         Ok((Self::Lock(store), name))
     }
@@ -454,19 +464,30 @@ impl<'a> FileWatch<'a> {
 /// A store of whichever kind, as a [`StoreUrl`] names it, for programs that block.
 #[derive(Debug)]
 #[non_exhaustive]
-#[cfg_attr(
-    feature = "server",
-    expect(
-        clippy::large_enum_variant,
-        reason = "a program has few of them, and none has many"
-    )
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a program has few of them, and none has many"
 )]
 pub enum AnyStore {
     /// Of files.
     Files(FileStore),
+    /// The kernel's lock on one file, where there is nowhere to record its grants.
+    Bare(BareLockStore),
     /// On a server.
     #[cfg(feature = "server")]
     Server(Driven),
+}
+
+/// The kernel's lock on exactly one file: [`AnyStore::open_path`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct OpenedPath {
+    /// The store whose one lock it is.
+    pub store: AnyStore,
+    /// The lock's name.
+    pub name: Name,
+    /// Why nothing can be recorded, so that its grants have no fencing token.
+    pub unrecorded: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl AnyStore {
@@ -483,6 +504,83 @@ impl AnyStore {
         }
     }
 
+    /// The kernel's lock on exactly the file or folder `path`, as `flock(1)` takes it. Its grants are
+    /// recorded in the folder of the store `records`, or in this user's default folder; without a
+    /// default folder that can be used they are not recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the path, or with the folder of `records`, and what to do
+    /// about it.
+    pub fn open_path(
+        path: &Path,
+        records: Option<&StoreUrl>,
+        options: &StoreOptions,
+    ) -> Result<OpenedPath, OpenError> {
+        let recorded = |(store, name)| OpenedPath {
+            store: Self::Files(store),
+            name,
+            unrecorded: None,
+        };
+        let why = match records {
+            Some(StoreUrl::Lease(folder) | StoreUrl::File(folder)) => {
+                return FileStore::open_path_in(path, folder, options).map(recorded);
+            }
+            #[cfg(feature = "server")]
+            Some(url @ StoreUrl::Server(_)) => {
+                let url = url.to_string();
+                return Err(OpenError::NoFolder { url });
+            }
+            None => match default_folder() {
+                Ok(folder) => match FileStore::open_path_in(path, &folder, options) {
+                    Err(err @ (OpenError::Path { .. } | OpenError::UnknownGroup { .. })) => {
+                        return Err(err);
+                    }
+                    Err(err) => err.into(),
+                    Ok(opened) => return Ok(recorded(opened)),
+                },
+                Err(err) => err.into(),
+            },
+        };
+        let (store, name) = BareLockStore::open(path, options)?;
+        Ok(OpenedPath {
+            store: Self::Bare(store),
+            name,
+            unrecorded: Some(why),
+        })
+    }
+
+    /// [`open_path`](Self::open_path), of a file that is there, to look at its lock: creates nothing.
+    /// `None` when there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// As `open_path`.
+    pub fn find_path(
+        path: &Path,
+        records: Option<&StoreUrl>,
+        options: &StoreOptions,
+    ) -> Result<Option<OpenedPath>, OpenError> {
+        if matches!(path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        let folder = match records {
+            Some(StoreUrl::Lease(folder) | StoreUrl::File(folder)) => Some(folder.clone()),
+            #[cfg(feature = "server")]
+            Some(StoreUrl::Server(_)) => None,
+            None => default_folder().ok(),
+        };
+        if folder.is_some_and(|folder| folder.join("paths").is_dir()) {
+            return Self::open_path(path, records, options).map(Some);
+        }
+        let (store, name) = BareLockStore::open(path, options)?;
+        Ok(Some(OpenedPath {
+            store: Self::Bare(store),
+            name,
+            unrecorded: None,
+        }))
+    }
+
     /// The names that are held now, and by whom; an error for each of which that cannot be told.
     ///
     /// # Errors
@@ -491,6 +589,7 @@ impl AnyStore {
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         match self {
             Self::Files(store) => store.list(),
+            Self::Bare(_) => Ok(Vec::new()),
             #[cfg(feature = "server")]
             Self::Server(store) => store.list(),
         }
@@ -504,6 +603,7 @@ impl AnyStore {
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         match self {
             Self::Files(store) => store.lifeline(claim),
+            Self::Bare(store) => store.lifeline(claim),
             #[cfg(feature = "server")]
             Self::Server(_) => Ok(None),
         }
@@ -513,6 +613,7 @@ impl AnyStore {
     pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
         match self {
             Self::Files(store) => store.taken_over(claim),
+            Self::Bare(_) => None,
             #[cfg(feature = "server")]
             Self::Server(_) => None,
         }
@@ -522,6 +623,7 @@ impl AnyStore {
     pub fn watch(&self, name: &Name, at_most: Duration) {
         match self {
             Self::Files(store) => store.watch(name, at_most),
+            Self::Bare(store) => store.watch(name, at_most),
             #[cfg(feature = "server")]
             Self::Server(store) => store.watch(name, at_most),
         }
@@ -535,6 +637,7 @@ impl AnyStore {
     pub fn loss_watch(&self, claim: &Claim) -> io::Result<LossWatch<'_>> {
         match self {
             Self::Files(store) => store.loss_watch(claim),
+            Self::Bare(_) => Err(io::ErrorKind::Unsupported.into()),
             #[cfg(all(unix, feature = "server"))]
             Self::Server(store) => Ok(LossWatch(Watch::Server(store.loss_watch(claim)?))),
             #[cfg(all(not(unix), feature = "server"))]
@@ -545,6 +648,7 @@ impl AnyStore {
     fn store(&self) -> &dyn Store {
         match self {
             Self::Files(store) => store,
+            Self::Bare(store) => store,
             #[cfg(feature = "server")]
             Self::Server(store) => store,
         }

@@ -116,6 +116,8 @@ pub(crate) enum Command {
     Show(Show),
     /// List the locks that are held
     List,
+    /// Print the store that is used
+    Store,
     /// Refuse those who have lost the lock, where they write what it guards
     #[command(subcommand, disable_help_subcommand = true)]
     Fence(FenceCommand),
@@ -370,7 +372,7 @@ pub(crate) struct ForceRelease {
 #[derive(Args, Debug)]
 pub(crate) struct Show {
     #[command(flatten)]
-    pub(crate) name: Named,
+    pub(crate) target: Target,
 }
 
 /// `verrou fence check`.

@@ -5,7 +5,7 @@ use std::io;
 
 use verrou::blocking::Host;
 use verrou::{Claim, Clock, Error, Reply, SerializedLock, Store};
-use verrou_host::System;
+use verrou_host::{StoreUrl, System};
 
 use super::arguments::{Acquire, Extend, Place, Release, Serialized};
 use super::exit::Exit;
@@ -17,7 +17,7 @@ const LONGEST: u64 = 64 * 1024;
 
 /// Takes a lock, prints it, and leaves it taken.
 pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
-    let name = store::name(&wish.name)?;
+    let name = store::name(wish.name.name())?;
     let command = format!("verrou acquire {name}");
     let opened = store::open_to_take(place, &wish.taking, command)?;
     if !opened.abilities().transfers {
@@ -86,15 +86,18 @@ fn granted(
     }
 }
 
-/// The store, if its locks can be written down at all.
+/// The store, if its locks can be written down at all, and there is one.
 fn open_for(place: &Place, serialized: &SerializedLock) -> Result<verrou_host::AnyStore, Failure> {
-    let opened = store::open(place)?;
-    if opened.abilities().transfers {
-        return Ok(opened);
-    }
     let name = serialized.name().clone();
-    Err(Failure::from(Error::NotSerializable { name })
-        .advising("name the `lease:` store it was acquired in"))
+    let url = store::url(place)?;
+    match store::open_existing(place)? {
+        Some(opened) if opened.abilities().transfers => Ok(opened),
+        None if !matches!(url, StoreUrl::File(_)) => {
+            Err(Failure::from(Error::NotOwner { name }).advising(&store::missing(&url)))
+        }
+        _ => Err(Failure::from(Error::NotSerializable { name })
+            .advising("name the `lease:` store it was acquired in")),
+    }
 }
 
 /// The lock that is meant: from the command line, the standard input, or the environment.

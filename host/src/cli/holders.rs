@@ -1,6 +1,7 @@
 //! Who holds what: `show`, `list`, `force-release`.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde_json::{Value, json};
 use verrou::{Error, Fence, Holder, Name, Store};
@@ -9,24 +10,71 @@ use verrou_host::AnyStore;
 use super::arguments::{ForceRelease, Place, Show};
 use super::exit::Exit;
 use super::report::{self, Failure};
+use super::run::absolute;
 use super::store;
 
-/// Says who holds a lock.
-pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
-    let name = store::name(&wish.name)?;
-    let found = store::open(place)?.inspect(name).map_err(Error::from)?;
+/// Prints the store that is used.
+pub(crate) fn store(place: &Place) -> Result<(), Failure> {
+    let url = absolute(&store::url(place)?).to_string();
     if place.json {
-        return report::answer_json(&report::holder_json(name, found.as_ref()));
+        return report::answer_json(&json!({ "store": url }));
     }
-    report::answer(&match found {
-        Some(found) => format!("the lock `{name}` is {}", report::holder(&found)),
-        None => format!("the lock `{name}` is free"),
+    report::answer(&url)
+}
+
+/// Says who holds a lock. Creates nothing.
+pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
+    if let Some(path) = &wish.target.file {
+        return show_file(place, path);
+    }
+    let name = store::name(wish.target.name())?;
+    let url = absolute(&store::url(place)?);
+    let opened = store::open_existing(place)?;
+    let found = match &opened {
+        Some(opened) => opened.inspect(name).map_err(Error::from)?,
+        None => None,
+    };
+    if place.json {
+        let mut answer = report::holder_json(name, found.as_ref());
+        answer["store"] = url.to_string().into();
+        return report::answer_json(&answer);
+    }
+    report::answer(&match (found, opened) {
+        (Some(found), _) => format!("the lock `{name}` is {}", report::holder(&found)),
+        (None, Some(_)) => format!("the lock `{name}` is free in {url}"),
+        (None, None) => format!("the lock `{name}` is free: {}", store::missing(&url)),
+    })
+}
+
+/// Says who holds the kernel's lock on a file.
+fn show_file(place: &Place, path: &Path) -> Result<(), Failure> {
+    let found = AnyStore::find_path(path, place.store.as_ref(), &store::options(place))?;
+    let shown = path.display().to_string();
+    let Some(opened) = found else {
+        if place.json {
+            return report::answer_json(&json!({ "name": shown, "held": false }));
+        }
+        return report::answer(&format!("`{shown}` is free: there is no such file"));
+    };
+    let name = opened.name;
+    let holder = opened.store.inspect(&name).map_err(Error::from)?;
+    if place.json {
+        return report::answer_json(&report::holder_json(&name, holder.as_ref()));
+    }
+    report::answer(&match holder {
+        Some(holder) => format!("`{shown}` is {}", report::holder(&holder)),
+        None => format!("`{shown}` is free"),
     })
 }
 
 /// Lists the locks that are held, and says of which that cannot be told.
 pub(crate) fn list(place: &Place) -> Result<(), Failure> {
-    let listed = store::open(place)?.list().map_err(Error::from)?;
+    let url = absolute(&store::url(place)?);
+    let opened = store::open_existing(place)?;
+    let listed = match &opened {
+        Some(opened) => opened.list().map_err(Error::from)?,
+        None => Vec::new(),
+    };
     let (mut held, mut untold) = (Vec::new(), Vec::new());
     for one in listed {
         match one {
@@ -35,6 +83,9 @@ pub(crate) fn list(place: &Place) -> Result<(), Failure> {
         }
     }
     if place.json {
+        if opened.is_none() {
+            report::warn(true, &store::missing(&url));
+        }
         let list = held
             .iter()
             .map(|(name, holder)| report::holder_json(name, Some(holder)));
@@ -42,7 +93,10 @@ pub(crate) fn list(place: &Place) -> Result<(), Failure> {
     } else if !held.is_empty() {
         report::answer(&table(&held))?;
     } else if untold.is_empty() {
-        report::say("no lock is held");
+        report::say(&match &opened {
+            Some(_) => format!("no lock is held in {url}"),
+            None => format!("no lock is held: {}", store::missing(&url)),
+        });
     }
     let Some(last) = untold.pop() else {
         return Ok(());
@@ -84,8 +138,10 @@ fn table(held: &[(Name, Holder)]) -> String {
 
 /// Frees a lock, whoever holds it, and says whose it was.
 pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Failure> {
-    let name = store::name(&wish.name)?;
-    let opened = store::open(place)?;
+    let name = store::name(wish.name.name())?;
+    let Some(opened) = store::open_existing(place)? else {
+        return nobody_evicted(place, wish, name);
+    };
     let (freed, fence, who) = match wish.fence {
         Some(fence) => {
             let who = opened.inspect(name).ok().flatten();
@@ -109,6 +165,20 @@ pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Fa
         _ if freed => format!("freed the lock `{name}`"),
         _ => format!("nobody holds the lock `{name}`"),
     })
+}
+
+/// Says that there is no store of which a lock could be freed.
+fn nobody_evicted(place: &Place, wish: &ForceRelease, name: &Name) -> Result<(), Failure> {
+    let missing = store::missing(&store::url(place)?);
+    if let Some(fence) = wish.fence {
+        return Err(mismatch(name, fence, None).advising(&missing));
+    }
+    if place.json {
+        report::warn(true, &missing);
+        let answer = json!({ "name": name.as_str(), "freed": false, "fence": Value::Null });
+        return report::answer_json(&answer);
+    }
+    report::answer(&format!("nobody holds the lock `{name}`: {missing}"))
 }
 
 /// Evicts exactly the grant that is seen, until one was evicted or none is left: what is said to

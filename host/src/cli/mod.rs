@@ -47,6 +47,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Show(wish) => holders::show(place, wish).map(|()| 0),
         Command::Fence(FenceCommand::Check(wish)) => fence::check(place, wish),
         Command::List => holders::list(place).map(|()| 0),
+        Command::Store => holders::store(place).map(|()| 0),
         Command::Serve => serve::serve(place).map(|()| 0),
     };
     let code = done.unwrap_or_else(|failure: Failure| {

@@ -117,6 +117,15 @@ pub(crate) fn say(what: &str) {
     to_stderr(&format!("verrou: {}", printable(what)));
 }
 
+/// Says `what`, which does not keep the command from doing its work, on the standard error.
+pub(crate) fn warn(json: bool, what: &str) {
+    if json {
+        to_stderr(&in_json(&json!({ "warning": what })));
+    } else {
+        say(&format!("warning: {what}"));
+    }
+}
+
 /// `text` without what could do things to a terminal: names and commands are other people's.
 pub(crate) fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use verrou::{Error, Health, Loss, Store};
-use verrou_host::{AnyStore, FileStore, LossWatch, StoreUrl};
+use verrou_host::{AnyStore, LossWatch, StoreUrl};
 
 use super::arguments::{OnLost, Place, Run};
 use super::child::{Event, Job};
@@ -35,12 +35,12 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     };
     let (opened, name, url) = match (&wish.target.file, wish.target.name()) {
         (Some(path), _) => {
-            let (opened, name) = FileStore::open_path(path, &options)?;
-            (AnyStore::Files(opened), name, None)
+            let (opened, name) = store::open_path(place, path, &options)?;
+            (opened, name, None)
         }
         (None, Some(name)) => {
-            let url = store::url(place)?;
-            (AnyStore::open(&url, &options)?, name.clone(), Some(url))
+            let (opened, url) = store::open_with(place, &options)?;
+            (opened, name.clone(), Some(url))
         }
         (None, None) => return Err(Failure::new(Exit::Usage, "neither NAME nor --file")),
     };
@@ -113,7 +113,7 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
 }
 
 /// The same store, also from another folder.
-fn absolute(url: &StoreUrl) -> StoreUrl {
+pub(super) fn absolute(url: &StoreUrl) -> StoreUrl {
     let (folder, kind): (_, fn(_) -> _) = match url {
         StoreUrl::Lease(folder) => (folder, StoreUrl::Lease),
         StoreUrl::File(folder) => (folder, StoreUrl::File),

@@ -27,7 +27,7 @@ pub(crate) fn serve(place: &Place) -> Result<(), Failure> {
         command: Some("verrou serve".to_owned()),
         ..store::options(place)
     };
-    let opened = AnyStore::open(&store::url(place)?, &options)?;
+    let (opened, _) = store::open_with(place, &options)?;
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
     let mut heard = tell(&Greeting::default())?;

@@ -1,14 +1,18 @@
 //! The store that was asked for, and a lock of it.
 
 use std::env;
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
 
 use verrou::blocking::{self, LockFactory};
 use verrou::{Error, Name, Store};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
-use super::arguments::{Named, Place, Taking};
+use super::arguments::{Place, Taking};
 use super::exit::Exit;
 use super::report::{self, Failure, say};
+use super::run::absolute;
 use super::waiting::Announced;
 
 /// Names the store where `--store` does not.
@@ -21,10 +25,8 @@ pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, AnyStore>, System>;
 pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, AnyStore>, System>;
 
 /// The lock's name.
-pub(crate) fn name(named: &Named) -> Result<&Name, Failure> {
-    named
-        .name()
-        .ok_or_else(|| Failure::new(Exit::Usage, "no NAME was given"))
+pub(crate) fn name(given: Option<&Name>) -> Result<&Name, Failure> {
+    given.ok_or_else(|| Failure::new(Exit::Usage, "no NAME was given"))
 }
 
 /// Where the store is.
@@ -33,11 +35,19 @@ pub(crate) fn url(place: &Place) -> Result<StoreUrl, Failure> {
     if let Some(url) = &place.store {
         return Ok(url.clone());
     }
-    match env::var_os(VARIABLE) {
-        Some(text) if !text.is_empty() => StoreUrl::try_from(&*text)
+    match variable() {
+        Some(text) => StoreUrl::try_from(&*text)
             .map_err(|why| invalid(format!("the environment variable {VARIABLE}: {why}"))),
-        _ => StoreUrl::default_location().map_err(|why| invalid(why.to_string())),
+        None => StoreUrl::default_location().map_err(|why| invalid(why.to_string())),
     }
+}
+
+fn variable() -> Option<OsString> {
+    env::var_os(VARIABLE).filter(|text| !text.is_empty())
+}
+
+fn is_default(place: &Place) -> bool {
+    place.store.is_none() && variable().is_none()
 }
 
 /// What the store is to do beyond its defaults.
@@ -51,7 +61,62 @@ pub(crate) fn options(place: &Place) -> StoreOptions {
 
 /// The store, opened.
 pub(crate) fn open(place: &Place) -> Result<AnyStore, Failure> {
-    Ok(AnyStore::open(&url(place)?, &options(place))?)
+    open_with(place, &options(place)).map(|(store, _)| store)
+}
+
+/// The store, opened, and where it is.
+pub(crate) fn open_with(
+    place: &Place,
+    options: &StoreOptions,
+) -> Result<(AnyStore, StoreUrl), Failure> {
+    let url = url(place)?;
+    match AnyStore::open(&url, options) {
+        Ok(store) => Ok((store, url)),
+        Err(err) if is_default(place) => Err(Failure::from(err).advising(
+            "this is the default store; name another with --store or VERROU_STORE, or its folder with \
+             XDG_STATE_HOME",
+        )),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// The store, unless it would have to be made first.
+pub(crate) fn open_existing(place: &Place) -> Result<Option<AnyStore>, Failure> {
+    let is_missing = match &url(place)? {
+        StoreUrl::Lease(folder) | StoreUrl::File(folder) => {
+            matches!(folder.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
+        }
+        _ => false,
+    };
+    if is_missing {
+        return Ok(None);
+    }
+    open(place).map(Some)
+}
+
+/// What to say of a store that would have to be made first.
+pub(crate) fn missing(url: &StoreUrl) -> String {
+    format!("there is no store {}", absolute(url))
+}
+
+/// The kernel's lock on the file `path`, of which there may be no records.
+pub(crate) fn open_path(
+    place: &Place,
+    path: &Path,
+    options: &StoreOptions,
+) -> Result<(AnyStore, Name), Failure> {
+    let opened = AnyStore::open_path(path, place.store.as_ref(), options)?;
+    if let Some(why) = opened.unrecorded {
+        report::warn(
+            place.json,
+            &format!(
+                "locked without a fencing token, because nothing can be recorded: {}; name a folder for \
+                 that with --store",
+                report::chain(&*why),
+            ),
+        );
+    }
+    Ok((opened.store, opened.name))
 }
 
 /// The store, opened to take a lock as `taking` says, for `command`.
@@ -65,7 +130,7 @@ pub(crate) fn open_to_take(
         zombies: taking.zombies(),
         ..options(place)
     };
-    Ok(AnyStore::open(&url(place)?, &options)?)
+    open_with(place, &options).map(|(store, _)| store)
 }
 
 /// Takes the lock `name` as `taking` says, and does `work` with it.

@@ -1,8 +1,9 @@
 //! The kernel's own locks: one locked file per name, free as soon as its processes are gone.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -150,7 +151,7 @@ impl FileLockStore {
     }
 
     /// A store whose one lock is the kernel's lock on exactly the file or folder `path`, and that
-    /// lock's name: its absolute path. An empty file is created where there is nothing; nothing
+    /// lock's name: its absolute path, escaped where it is not UTF-8. An empty file is created where there is nothing; nothing
     /// is ever written to it. Fences, and who holds the lock, are recorded in the folder
     /// `records`.
     ///
@@ -162,20 +163,7 @@ impl FileLockStore {
         records: &Path,
         options: &StoreOptions,
     ) -> Result<(Self, Name), OpenError> {
-        let failed = |why: String| OpenError::Path {
-            path: path.to_owned(),
-            why,
-        };
-        os::open_to_lock(path)
-            .map_err(|err| failed(format!("cannot open this to lock it: {err}")))?;
-        let exact = path.canonicalize().map_err(|err| failed(err.to_string()))?;
-        if !options.any_file_system {
-            directory::refuse_unsuitable(&exact)?;
-        }
-        let name = exact
-            .to_str()
-            .ok_or_else(|| failed("this path is not UTF-8".to_owned()))?;
-        let name = Name::new(name).map_err(|err| failed(err.to_string()))?;
+        let (exact, name) = exact(path, options)?;
         let store = Self {
             queue: Queue::new(Some(exact.clone())),
             exact: Some(Exact {
@@ -498,6 +486,38 @@ impl FileLockStore {
             },
         }))
     }
+}
+
+/// Where exactly `path` leads, which is created as an empty file where there is nothing, and the name
+/// of the lock on it.
+pub(super) fn exact(path: &Path, options: &StoreOptions) -> Result<(PathBuf, Name), OpenError> {
+    let failed = |why: String| OpenError::Path {
+        path: path.to_owned(),
+        why,
+    };
+    os::open_to_lock(path).map_err(|err| failed(format!("cannot open this to lock it: {err}")))?;
+    let exact = path.canonicalize().map_err(|err| failed(err.to_string()))?;
+    if !options.any_file_system {
+        directory::refuse_unsuitable(&exact)?;
+    }
+    let name = Name::new(&name_of(&exact)).map_err(|err| failed(err.to_string()))?;
+    Ok((exact, name))
+}
+
+/// The name of the lock on `path`: the path itself if it is UTF-8; otherwise `bytes:` and the path with
+/// `%` and all that is not UTF-8 written as `%XX`, which is the name of no other path.
+fn name_of(path: &Path) -> Cow<'_, str> {
+    if let Some(text) = path.to_str() {
+        return text.into();
+    }
+    let mut name = "bytes:".to_owned();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        name.push_str(&chunk.valid().replace('%', "%25"));
+        for byte in chunk.invalid() {
+            let _ = write!(name, "%{byte:02X}");
+        }
+    }
+    name.into()
 }
 
 impl Grant {

@@ -1,5 +1,6 @@
 //! Stores made of files, for the processes of one machine.
 
+mod bare_lock;
 #[cfg(target_os = "linux")]
 mod bell;
 mod byte_lock;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use verrou::{Holder, Name, StoreError};
 
+pub use bare_lock::BareLockStore;
 pub use error::{FileError, OpenError};
 pub use fence_gate::{Checked, FenceError, FenceGate};
 #[cfg(target_os = "linux")]

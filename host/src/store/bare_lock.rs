@@ -1,0 +1,211 @@
+//! The kernel's lock on exactly one file, where there is nowhere to record its grants.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use verrou::{Abilities, Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited};
+
+use super::error::{FileError, OpenError};
+use super::file_lock;
+use super::machine::Machine;
+use super::{StoreOptions, kernel_lock, os};
+use crate::process;
+use crate::sync::Mutex;
+
+/// The kernel's lock (`flock(2)`) on one file: exclusion and nothing else. Grants have no fencing
+/// token, and waiters poll, in no order.
+#[derive(Debug)]
+pub struct BareLockStore {
+    name: Name,
+    path: PathBuf,
+    grant: Mutex<Option<Grant>>,
+}
+
+#[derive(Debug)]
+struct Grant {
+    owner: Owner,
+    file: File,
+    /// A forked child has a copy of this value, but is not the holder.
+    process: u32,
+}
+
+impl BareLockStore {
+    /// Opens the lock on exactly the file or folder `path`, and returns its name, too. An empty file
+    /// is created where there is nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`] says what is wrong with the path, and what to do about it.
+    pub fn open(path: &Path, options: &StoreOptions) -> Result<(Self, Name), OpenError> {
+        let (path, name) = file_lock::exact(path, options)?;
+        let store = Self {
+            name: name.clone(),
+            path,
+            grant: Mutex::default(),
+        };
+        Ok((store, name))
+    }
+
+    /// A duplicate of the locked descriptor of `claim`'s lock; `None` when this value does not hold
+    /// that lock.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says when it cannot duplicate it.
+    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
+        let grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = grant.as_ref().filter(|grant| grant.is_of(claim.owner));
+        mine.map(|grant| grant.file.try_clone()).transpose()
+    }
+
+    /// Waits until nobody holds the lock, or that cannot be told, but at most `at_most`.
+    pub fn watch(&self, name: &Name, at_most: Duration) {
+        const PAUSE: Duration = Duration::from_millis(50);
+
+        let began = Instant::now();
+        while matches!(self.inspect(name), Ok(Some(_))) {
+            let left = at_most.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(PAUSE));
+        }
+    }
+
+    fn open_file(&self) -> Result<File, FileError> {
+        os::open_to_lock(&self.path).map_err(FileError::io("open this to lock it", &self.path))
+    }
+
+    fn is_current(&self, file: &File) -> Result<bool, FileError> {
+        let failed = || FileError::io("look at this file", &self.path);
+        let at_path = os::id_at(&self.path).map_err(failed())?;
+        Ok(at_path == Some(os::id(file).map_err(failed())?))
+    }
+
+    fn take(&self) -> Result<Option<File>, FileError> {
+        loop {
+            let file = self.open_file()?;
+            if !kernel_lock::try_lock_despite_lookers(&file)
+                .map_err(FileError::io("lock this file", &self.path))?
+            {
+                return Ok(None);
+            }
+            if self.is_current(&file)? {
+                return Ok(Some(file));
+            }
+        }
+    }
+}
+
+impl Grant {
+    fn is_of(&self, owner: Owner) -> bool {
+        self.owner == owner && self.process == process::id()
+    }
+}
+
+impl Store for BareLockStore {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        if claim.name != self.name {
+            return Ok(Reply::REFUSED);
+        }
+        if let Some(grant) = &*grant
+            && grant.process == process::id()
+        {
+            return Ok(if grant.is_of(claim.owner) {
+                Reply::Granted { fence: None }
+            } else {
+                Reply::REFUSED
+            });
+        }
+        Ok(match self.take()? {
+            Some(file) => {
+                *grant = Some(Grant {
+                    owner: claim.owner,
+                    file,
+                    process: process::id(),
+                });
+                Reply::Granted { fence: None }
+            }
+            None => Reply::REFUSED,
+        })
+    }
+
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match &*grant {
+            Some(grant) if grant.is_of(claim.owner) && self.is_current(&grant.file)? => {
+                Reply::Granted { fence: None }
+            }
+            _ => Reply::REFUSED,
+        })
+    }
+
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ended) = grant.take_if(|grant| grant.is_of(claim.owner)) else {
+            return Ok(Reply::REFUSED);
+        };
+        let is_current = self.is_current(&ended.file);
+        // By name, for children may have it open. It fails for a bad descriptor alone.
+        kernel_lock::unlock(&ended.file).map_err(FileError::io("unlock this file", &self.path))?;
+        Ok(if is_current? {
+            Reply::Granted { fence: None }
+        } else {
+            Reply::REFUSED
+        })
+    }
+
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        match self.inspect(name)? {
+            Some(_) => Err(FileError::NotEvictable {
+                name: name.clone(),
+                fence: only,
+            }
+            .into()),
+            None => Ok(Reply::REFUSED),
+        }
+    }
+
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        if *name != self.name {
+            return Ok(None);
+        }
+        let file = self.open_file()?;
+        let failed = |action| FileError::io(action, &self.path);
+        if !kernel_lock::is_locked(&file).map_err(failed("try this file's lock"))? {
+            return Ok(None);
+        }
+        let process = os::locker(&file).map_err(failed("find out who locked this file"))?;
+        Ok(Some(Holder {
+            owner: None,
+            fence: None,
+            since: None,
+            remaining: None,
+            process: process.map(|id| Machine::this().other_process(id)),
+        }))
+    }
+
+    /// Refuses: a lock of the kernel's cannot outlive its processes.
+    fn detach(&self, _claim: &Claim) -> Result<Reply, StoreError> {
+        Ok(Reply::REFUSED)
+    }
+
+    fn wait(&self, _claim: &Claim, _at_most: Duration) -> Waited {
+        Waited::Unable
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            expires: false,
+            ephemeral: true,
+            transfers: false,
+            evicts: false,
+            fences: false,
+        }
+    }
+}

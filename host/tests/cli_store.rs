@@ -1,0 +1,246 @@
+//! Which store the command uses, what it makes of it, and the lock on exactly one file.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+
+use common::{Place, Started, code, done, ends_with, stderr, stdout};
+use serde_json::Value;
+
+/// A folder that nobody can make.
+const NOWHERE: &str = "/proc/nowhere";
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// `verrou run --file path [options] -- sh -c script`.
+fn run_file(place: &Place, path: &OsStr, options: &[&str], script: &str) -> Command {
+    let mut words: Vec<OsString> = vec!["run".into(), "--file".into(), path.into()];
+    words.extend(options.iter().map(OsString::from));
+    words.extend(["--", "sh", "-c", script].map(OsString::from));
+    place.verrou(words)
+}
+
+/// Whether `flock -n path true` finds the file locked.
+fn is_flocked(place: &Place, path: &OsStr) -> bool {
+    let mut flock = Command::new("flock");
+    flock.arg("-n").arg(place.path("").join(path)).arg("true");
+    code(&done(&mut flock)) == 1
+}
+
+#[test]
+fn looking_makes_nothing_and_names_the_store() {
+    let place = Place::new("lease");
+    let missing = format!("there is no store {}", place.store());
+    let lock = ends_with(
+        &mut Place::new("lease").verrou(["acquire", "k", "--ttl", "1h"]),
+        0,
+    );
+    let lock = stdout(&lock).trim_end();
+    for (words, exit) in [
+        (&["show", "k"][..], 0),
+        (&["list"], 0),
+        (&["list", "--json"], 0),
+        (&["force-release", "k"], 0),
+        (&["force-release", "k", "--json"], 0),
+        (&["force-release", "k", "--fence", "7"], 77),
+        (&["extend", lock], 77),
+        (&["release", lock], 77),
+    ] {
+        let output = ends_with(&mut place.verrou(words), exit);
+        let said = format!("{}{}", stdout(&output), stderr(&output));
+        assert!(said.contains(&missing), "{words:?} said {said}");
+        assert!(!place.locks().exists(), "{words:?} made the store");
+    }
+    let output = ends_with(&mut place.verrou(["show", "k", "--json"]), 0);
+    assert_eq!(json(stdout(&output))["store"], place.store());
+    assert_eq!(json(stdout(&output))["held"], false);
+    assert!(!place.locks().exists());
+
+    ends_with(&mut place.run(&[], "true"), 0);
+    let output = ends_with(&mut place.verrou(["show", "k"]), 0);
+    let free = format!("the lock `k` is free in {}\n", place.store());
+    assert_eq!(stdout(&output), free);
+    let output = ends_with(&mut place.verrou(["list"]), 0);
+    let none = format!("verrou: no lock is held in {}\n", place.store());
+    assert_eq!(stderr(&output), none);
+}
+
+#[test]
+fn the_place_is_printed() {
+    let place = Place::new("file");
+    let output = ends_with(&mut place.verrou(["store"]), 0);
+    assert_eq!(stdout(&output), format!("{}\n", place.store()));
+    let output = ends_with(&mut place.verrou(["store", "--json"]), 0);
+    assert_eq!(json(stdout(&output))["store"], place.store());
+
+    let output = ends_with(&mut place.verrou(["--store", "lease:here", "store"]), 0);
+    let here = format!("lease:{}\n", place.path("here").display());
+    assert_eq!(stdout(&output), here, "the same from any folder");
+
+    let mut by_default = place.verrou(["store"]);
+    let output = ends_with(by_default.env_remove("VERROU_STORE"), 0);
+    let by_default = format!("lease:{}\n", place.path("state/verrou").display());
+    assert_eq!(stdout(&output), by_default);
+    assert!(!place.locks().exists() && !place.path("state").exists());
+}
+
+#[test]
+fn a_default_store_that_cannot_be_opened_says_how_to_name_another() {
+    let place = Place::new("lease");
+    for words in [
+        &["run", "k", "--", "true"][..],
+        &["acquire", "k"],
+        &["serve"],
+    ] {
+        let mut verrou = place.verrou(words);
+        verrou.env("XDG_STATE_HOME", NOWHERE);
+        let output = ends_with(verrou.env_remove("VERROU_STORE"), 73);
+        for way in ["default store", "--store", "VERROU_STORE", "XDG_STATE_HOME"] {
+            assert!(
+                stderr(&output).contains(way),
+                "{words:?}: {}",
+                stderr(&output)
+            );
+        }
+    }
+    let named = format!("lease:{NOWHERE}");
+    let mut verrou = place.verrou(["run", "k", "--", "true"]);
+    let output = ends_with(verrou.env("VERROU_STORE", named), 73);
+    assert!(!stderr(&output).contains("default store"));
+}
+
+/// As a system user's, who has no home.
+#[test]
+fn a_file_is_locked_where_nothing_can_be_recorded() {
+    let place = Place::new("lease");
+    let file = OsStr::new("app.lock");
+    let script = "echo ${VERROU_FENCE-no fence}; flock -n app.lock true; echo $?";
+    let mut run = run_file(&place, file, &[], script);
+    let output = ends_with(run.env("XDG_STATE_HOME", NOWHERE), 0);
+    assert_eq!(stdout(&output), "no fence\n1\n");
+    for part in ["without a fencing token", NOWHERE, "--store"] {
+        assert!(stderr(&output).contains(part), "{}", stderr(&output));
+    }
+    assert!(!is_flocked(&place, file));
+    let mut run = run_file(&place, file, &["--json"], "true");
+    let output = ends_with(run.env("XDG_STATE_HOME", NOWHERE), 0);
+    assert!(json(stderr(&output))["warning"].is_string());
+
+    // Who records and who cannot exclude each other, both ways.
+    for (holder, waiter) in [("state", NOWHERE), (NOWHERE, "state")] {
+        let _ = fs::remove_file(place.path("pid"));
+        let place_of = |state: &str| place.path("").join(state);
+        let script = "echo $$ > pid; exec sleep 1000";
+        let mut run = run_file(&place, file, &[], script);
+        let holder = Started::new(run.env("XDG_STATE_HOME", place_of(holder)));
+        let sleeper = place.pid();
+        let mut run = run_file(&place, file, &["--no-wait"], "true");
+        let output = ends_with(run.env("XDG_STATE_HOME", place_of(waiter)), 75);
+        assert!(stderr(&output).contains("held by"), "{}", stderr(&output));
+        let mut run = run_file(&place, file, &["--wait", "1m"], "true");
+        let waiter = Started::new(run.env("XDG_STATE_HOME", place_of(waiter)));
+        rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
+        assert_eq!(code(&holder.end()), 128 + 9);
+        assert_eq!(code(&waiter.end()), 0);
+    }
+
+    // A group that is meant, and a file that cannot be locked, are not passed over.
+    let mut run = run_file(&place, file, &["--group", "no such group"], "true");
+    ends_with(run.env("XDG_STATE_HOME", NOWHERE), 73);
+    let mut run = run_file(&place, OsStr::new("no/such/folder"), &[], "true");
+    ends_with(run.env("XDG_STATE_HOME", NOWHERE), 73);
+}
+
+#[test]
+fn a_store_that_is_named_has_the_records_of_a_file() {
+    let place = Place::new("lease");
+    let records = format!("lease:{}", place.path("records").display());
+    let file = OsStr::new("app.lock");
+    let fences: Vec<u64> = (0..2)
+        .map(|_| {
+            let script = "echo $VERROU_FENCE";
+            let mut run = run_file(&place, file, &["--store", &records], script);
+            let output = ends_with(run.env("XDG_STATE_HOME", NOWHERE), 0);
+            assert_eq!(stderr(&output), "");
+            stdout(&output).trim_end().parse().unwrap()
+        })
+        .collect();
+    assert!(fences[0] < fences[1], "{fences:?}");
+    assert!(place.path("records").exists() && !place.path("state").exists());
+
+    let mut run = run_file(&place, file, &["--store", "lease:/proc/nowhere"], "true");
+    ends_with(&mut run, 73);
+}
+
+#[test]
+fn a_file_whose_path_is_no_text_can_be_locked() {
+    let place = Place::new("lease");
+    for (path, name) in [
+        (&b"caf\xe9"[..], Some("caf%E9")),
+        (b"100%\xff\xfe", Some("100%25%FF%FE")),
+        (b"caf%E9", None),
+    ] {
+        let file = OsStr::from_bytes(path);
+        let mut run = run_file(&place, file, &[], "printf %s \"$VERROU_NAME\"");
+        let output = ends_with(&mut run, 0);
+        let folder = place.path("").canonicalize().unwrap();
+        let expected = match name {
+            Some(name) => format!("bytes:{}/{name}", folder.display()),
+            None => folder.join(file).display().to_string(),
+        };
+        assert_eq!(stdout(&output), expected);
+        fs::remove_file(place.path("pid")).ok();
+        let script = "echo $$ > pid; exec sleep 1000";
+        let holder = Started::new(&mut run_file(&place, file, &[], script));
+        place.pid();
+        assert!(is_flocked(&place, file));
+        ends_with(&mut run_file(&place, file, &["--no-wait"], "true"), 75);
+        let mut show: Vec<OsString> = vec!["show".into(), "--file".into()];
+        show.push(file.into());
+        let output = ends_with(&mut place.verrou(show), 0);
+        assert!(stdout(&output).contains("held by process"), "{output:?}");
+        drop(holder);
+    }
+}
+
+#[test]
+fn a_files_holder_is_shown() {
+    let place = Place::new("lease");
+    let show = || ends_with(&mut place.verrou(["show", "--file", "app.lock"]), 0);
+    assert_eq!(
+        stdout(&show()),
+        "`app.lock` is free: there is no such file\n"
+    );
+    assert!(!place.path("app.lock").exists() && !place.path("state").exists());
+
+    // Of a program that knows nothing of records.
+    let mut flock = Command::new("flock");
+    flock.args(["app.lock", "sh", "-c", "echo $$ > pid; exec sleep 1000"]);
+    let flock = Started::new(flock.current_dir(place.path("")));
+    let sleeper = place.pid();
+    assert!(stdout(&show()).contains("`app.lock` is held by process"));
+    rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
+    flock.end();
+    assert_eq!(stdout(&show()), "`app.lock` is free\n");
+    assert!(!place.path("state").exists(), "looking makes no records");
+
+    fs::remove_file(place.path("pid")).unwrap();
+    let script = "echo $$ > pid; exec sleep 1000";
+    let holder = Started::new(&mut run_file(&place, OsStr::new("app.lock"), &[], script));
+    place.pid();
+    let shown = show();
+    assert!(stdout(&shown).contains("exec sleep 1000"), "{shown:?}");
+    assert!(stdout(&shown).contains("fence 1"), "{shown:?}");
+    let shown = ends_with(
+        &mut place.verrou(["show", "--json", "--file", "app.lock"]),
+        0,
+    );
+    assert_eq!(json(stdout(&shown))["process"]["id"], holder.id());
+    ends_with(&mut place.verrou(["show", "k", "--file", "app.lock"]), 64);
+}
