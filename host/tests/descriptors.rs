@@ -1,13 +1,114 @@
-//! A process that has no descriptor left can still give its locks back.
+//! How many descriptors locks take, and what happens when a process has none left.
 #![cfg(target_os = "linux")]
+
+use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use verrou::blocking::LockFactory;
-use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System};
+use verrou::conformance::TestClock;
+use verrou::{Claim, Name, Owner, Store};
+use verrou_host::{FileError, FileLockStore, LeaseFileStore, StoreOptions, System};
 
-/// One test for both stores: the limit is the whole process's.
+/// One test at a time: the limit, and the descriptors, are the whole process's.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_descriptors() -> u64 {
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap();
+    // One of them is that of the folder itself.
+    descriptors.count() as u64 - 1
+}
+
+fn claim(name: &str, seconds: u64) -> Claim {
+    Claim {
+        name: Name::new(name).unwrap(),
+        owner: Owner::from_bytes([7; 16]),
+        ttl: Some(Duration::from_secs(seconds)).try_into().unwrap(),
+        ephemeral: true,
+    }
+}
+
+#[test]
+fn expired_leases_keep_few_descriptors() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let clock = TestClock::still();
+    let open = || {
+        let store = LeaseFileStore::open(folder.path(), &StoreOptions::default());
+        store.unwrap().with_clock(clock.clone())
+    };
+    let store = open();
+    assert!(store.acquire(&claim("extended", 1)).unwrap().is_granted());
+    // As a command that is told the owner does.
+    let extended = open().extend(&claim("extended", 1_000_000));
+    assert!(extended.unwrap().is_granted());
+    let before = open_descriptors();
+    for number in 0..300 {
+        let claim = claim(&format!("left {number}"), 1);
+        assert!(store.acquire(&claim).unwrap().is_granted());
+        clock.advance(Duration::from_secs(1));
+    }
+    // 64 of expired leases, and one more for each of the 64 names that were used last.
+    let after = open_descriptors();
+    assert!(after <= before + 128, "{before}, then {after}");
+    let late = store.extend(&claim("left 0", 1)).unwrap();
+    assert!(!late.is_granted(), "its lease has expired");
+    let holder = open().inspect(&claim("extended", 1).name).unwrap();
+    assert!(holder.is_some(), "its lease was extended");
+}
+
+#[test]
+fn idle_files_are_closed_before_an_acquire_request_fails() {
+    const LEFT: u64 = 40;
+
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let usual = getrlimit(Resource::Nofile);
+    let limit = open_descriptors() + LEFT;
+    let low = Rlimit {
+        current: Some(limit),
+        ..usual
+    };
+    setrlimit(Resource::Nofile, low).unwrap();
+    let mut held = 0;
+    let refused = loop {
+        match store.acquire(&claim(&format!("lock {held}"), 1_000)) {
+            Ok(reply) => assert!(reply.is_granted()),
+            Err(err) => break err,
+        }
+        held += 1;
+    };
+    let claims = (0..held).map(|number| claim(&format!("lock {number}"), 2_000));
+    let claims: Vec<_> = claims.collect();
+    let extended: Vec<_> = claims.iter().map(|claim| store.extend(claim)).collect();
+    let released: Vec<_> = claims.iter().map(|claim| store.release(claim)).collect();
+    setrlimit(Resource::Nofile, usual).unwrap();
+
+    // One is for the step that takes the last of them.
+    assert!(LEFT - 2 < held, "{held}");
+    assert!(
+        matches!(
+            refused.get_ref().downcast_ref(),
+            Some(FileError::TooManyOpenFiles { limit: Some(told), .. }) if *told == limit
+        ),
+        "{refused:?}"
+    );
+    assert!(!refused.is_temporary());
+    let text = refused.to_string();
+    assert!(text.contains("`ulimit -n`"), "{text}");
+    for reply in extended.into_iter().chain(released) {
+        assert!(reply.unwrap().is_granted());
+    }
+}
+
 #[test]
 fn a_release_needs_no_new_descriptor() {
+    let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
     let leases = || LeaseFileStore::open(folder.path(), &options).unwrap();

@@ -5,7 +5,7 @@ mod common;
 
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Place, code, done, ends_with, eventually, stderr, stdout};
@@ -24,8 +24,27 @@ struct Served {
 
 impl Served {
     fn new(place: &Place) -> Self {
-        let mut child = place
-            .verrou(["serve"])
+        Self::of(place.verrou(["serve"]))
+    }
+
+    /// `verrou serve` with a limit that ulimit(1) sets by `limit`.
+    fn limited(place: &Place, limit: &str) -> Self {
+        let verrou = place.verrou(["serve"]);
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit {limit} && exec \"$0\" serve");
+        shell.args(["-c", &script]).arg(verrou.get_program());
+        shell.current_dir(place.path(""));
+        for (variable, value) in verrou.get_envs() {
+            match value {
+                Some(value) => shell.env(variable, value),
+                None => shell.env_remove(variable),
+            };
+        }
+        Self::of(shell)
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -388,10 +407,40 @@ fn it_ends_when_nobody_reads() {
 
 /// The output of a process that says nothing.
 fn silent() -> ChildStdout {
-    let mut child = std::process::Command::new("true")
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
     child.wait().unwrap();
     child.stdout.take().unwrap()
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_and_is_named_when_it_is_reached() {
+    let place = Place::new("lease");
+    let acquire = |served: &mut Served, number: u32| {
+        let name = format!("lock {number}");
+        served.ask(json!({
+            "acquire": { "name": name, "owner": ONE, "ttl": MINUTE, "ephemeral": true }
+        }))
+    };
+    // The soft limit alone, which is there for programs that use select(2).
+    let mut served = Served::limited(&place, "-S -n 64");
+    for number in 0..200 {
+        let answer = acquire(&mut served, number);
+        assert!(answer["granted"].is_u64(), "{answer}");
+    }
+    drop(served);
+
+    let mut served = Served::limited(&place, "-n 64");
+    let mut held = 0;
+    let refused = loop {
+        let answer = acquire(&mut served, held);
+        if answer["granted"].is_null() {
+            break answer;
+        }
+        held += 1;
+    };
+    assert!(50 < held, "{held}: {refused}");
+    let error = &refused["error"];
+    assert_eq!(error["temporary"], false, "{refused}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("64 (`ulimit -n`)"), "{message}");
 }

@@ -23,6 +23,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Answers the requests on the standard input, until it ends.
 pub(crate) fn serve(place: &Place) -> Result<(), Failure> {
+    // Each lease keeps a file open, and this process starts no other that would inherit the limit.
+    raise_descriptor_limit();
     let options = StoreOptions {
         command: Some("verrou serve".to_owned()),
         ..store::options(place)
@@ -45,6 +47,22 @@ pub(crate) fn serve(place: &Place) -> Result<(), Failure> {
         heard = tell(&answer)?;
     }
     Ok(())
+}
+
+/// Lets this process open as many files as it may allow itself: setrlimit(2).
+fn raise_descriptor_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+        let limit = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: limit.maximum,
+            ..limit
+        };
+        // Should the system refuse, the limit stays as it is.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
 }
 
 /// What is said first: to a client that speaks something else, that it does.

@@ -91,9 +91,22 @@ impl Directory {
             return Ok(Some(file));
         }
         let path = self.path_of(name);
-        match self.open_file(&path)? {
+        match self.with_room(|| self.open_file(&path))? {
             Some(file) => OpenFile::new(file, path).map(Some),
             None => Ok(None),
+        }
+    }
+
+    /// What `open` opens. Where no descriptor is left for that, files that nobody uses are closed first.
+    pub(crate) fn with_room<T>(
+        &self,
+        open: impl Fn() -> Result<T, FileError>,
+    ) -> Result<T, FileError> {
+        loop {
+            match open() {
+                Err(err) if err.is_for_want_of_descriptors() && self.files.close_idle() => {}
+                opened => return opened,
+            }
         }
     }
 
@@ -103,7 +116,8 @@ impl Directory {
             return Ok(file);
         }
         let path = self.path_of(name);
-        OpenFile::new(self.open_or_create(&path, name)?, path)
+        let file = self.with_room(|| self.open_or_create(&path, name))?;
+        OpenFile::new(file, path)
     }
 
     /// [`take_or_create`](Self::take_or_create), of a file that no forked child has, too.
@@ -112,7 +126,8 @@ impl Directory {
             return Ok(file);
         }
         let path = self.path_of(name);
-        OpenFile::new(self.open_or_create(&path, name)?, path)
+        let file = self.with_room(|| self.open_or_create(&path, name))?;
+        OpenFile::new(file, path)
     }
 
     /// Another open file description of `file`, which is the lock `name`'s, and which no forked child
@@ -127,7 +142,7 @@ impl Directory {
                 return Ok(Some(another));
             }
         }
-        let Some(opened) = self.open_file(file.path())? else {
+        let Some(opened) = self.with_room(|| self.open_file(file.path()))? else {
             return Ok(None);
         };
         let another = OpenFile::new(opened, file.path().to_owned())?;
@@ -297,7 +312,7 @@ impl Directory {
             }
             _ => {
                 let at_least = record.map_or(0, |record| record.last_fence);
-                self.counter.allot(at_least, || self.greatest_fence())
+                self.with_room(|| self.counter.allot(at_least, || self.greatest_fence()))
             }
         }
     }
@@ -370,11 +385,7 @@ impl Directory {
     }
 
     fn files(&self, kind: Kind) -> Result<Vec<PathBuf>, FileError> {
-        let failed = |source| FileError::Io {
-            action: "list this folder",
-            path: self.path.clone(),
-            source,
-        };
+        let failed = FileError::io("list this folder", &self.path);
         let mut files = Vec::new();
         for name in os::names(&self.path).map_err(failed)? {
             let path = self.path.join(name);

@@ -102,16 +102,47 @@ pub enum FileError {
         /// What is wrong with it.
         why: String,
     },
+    /// This process has as many files open as its limit allows.
+    #[error(
+        "{}: cannot {action}: too many open files; raise the limit of this process{} \
+         (`ulimit -n`), or hold fewer locks at a time",
+        path.display(),
+        limit.map(|limit| format!(", {limit}")).unwrap_or_default()
+    )]
+    TooManyOpenFiles {
+        /// What was to be done.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// The limit, if there is one.
+        limit: Option<u64>,
+    },
 }
 
 impl FileError {
     /// What makes an error of one of the operating system's; the path is copied only then.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
-        move |source| Self::Io {
-            action,
-            path: path.to_owned(),
-            source,
+        move |source| {
+            let path = path.to_owned();
+            if is_limit_reached(&source) {
+                let limit = descriptor_limit();
+                return Self::TooManyOpenFiles {
+                    action,
+                    path,
+                    limit,
+                };
+            }
+            Self::Io {
+                action,
+                path,
+                source,
+            }
         }
+    }
+
+    /// Whether it is one that closing another file helps against.
+    pub(crate) fn is_for_want_of_descriptors(&self) -> bool {
+        matches!(self, Self::TooManyOpenFiles { .. })
     }
 }
 
@@ -137,20 +168,39 @@ impl From<FileError> for StoreError {
     }
 }
 
-/// Whether a table of the kernel's was full: descriptors, open files, locks.
+/// Whether a table of the kernel's, which all processes share, was full: open files, locks.
 #[cfg(unix)]
 fn is_table_full(err: &io::Error) -> bool {
     use rustix::io::Errno;
 
-    matches!(
-        Errno::from_io_error(err),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOLCK)
-    )
+    matches!(Errno::from_io_error(err), Some(Errno::NFILE | Errno::NOLCK))
+}
+
+/// Whether this process may open no more files.
+#[cfg(unix)]
+fn is_limit_reached(err: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(err) == Some(rustix::io::Errno::MFILE)
+}
+
+/// How many files this process may have open.
+#[cfg(unix)]
+fn descriptor_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
 }
 
 #[cfg(not(unix))]
 fn is_table_full(_err: &io::Error) -> bool {
     false
+}
+
+#[cfg(not(unix))]
+fn is_limit_reached(_err: &io::Error) -> bool {
+    false
+}
+
+#[cfg(not(unix))]
+fn descriptor_limit() -> Option<u64> {
+    None
 }
 
 /// Why a store cannot be opened.

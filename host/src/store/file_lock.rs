@@ -268,9 +268,8 @@ impl FileLockStore {
         if let Some(file) = files.take_own(name) {
             return Ok(file);
         }
-        let file = os::open_to_lock(path);
-        let file = file.map_err(FileError::io("open this to lock it", path))?;
-        OpenFile::new(file, path.clone())
+        let open = || os::open_to_lock(path).map_err(FileError::io("open this to lock it", path));
+        OpenFile::new(self.directory.with_room(open)?, path.clone())
     }
 
     /// The end of a [`take_file`](Self::take_file).

@@ -126,6 +126,11 @@ impl<'a> Guarded<'a> {
         })
     }
 
+    /// Takes the kernel's lock on `file` if it is free now.
+    pub(crate) fn try_new(file: &'a File) -> io::Result<Option<Self>> {
+        Ok(try_lock(file)?.then_some(Self(file)))
+    }
+
     /// Lets others have their turn. After an error they do not, until the file is closed.
     pub(crate) fn end(self) -> io::Result<()> {
         let file = self.0;

@@ -15,7 +15,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Process, Reply, Store, StoreError, Waited,
+    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Process, Reply, Store, StoreError, Ttl,
+    Waited,
 };
 
 use super::directory::{self, Directory, View, wall_clock};
@@ -28,6 +29,7 @@ use super::open_files::OpenFile;
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness, os};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{System, process};
 
@@ -54,8 +56,14 @@ pub struct LeaseFileStore {
     clock: Arc<dyn Clock + Send + Sync>,
     zombies: Zombies,
     grants: Mutex<HashMap<Name, Grant>>,
+    /// At how many grants those that have expired are looked for.
+    most_grants: AtomicUsize,
     queue: Queue,
 }
+
+/// How many grants of this process are kept, each with an open file, before the expired ones among
+/// them are looked for.
+const GRANTS: usize = 64;
 
 /// What this process keeps of a grant it asked for.
 struct Grant {
@@ -63,6 +71,10 @@ struct Grant {
     fence: u64,
     /// The file whose open file description has the grant's byte locked.
     lifeline: Option<OpenFile>,
+    /// Whether a step uses that file meanwhile.
+    is_lent: bool,
+    /// When the lease expires, unless it was extended since.
+    ends: Option<Duration>,
     /// Whether others have a duplicate of that descriptor.
     is_shared: bool,
     /// Whose lease had ended by time while its processes still lived.
@@ -83,6 +95,16 @@ enum Which<'a> {
     /// That of a lease that is to end: also one that somebody has moved, for less than it costs to
     /// tell.
     Held,
+}
+
+/// How a step with a file went.
+enum Attempt<T> {
+    /// The step was done, or was not for this claim.
+    Done(Result<Option<T>, FileError>),
+    /// That, and the file is to be closed.
+    Closing(Result<Option<T>, FileError>),
+    /// Another file counts now.
+    Again,
 }
 
 /// What a record means now.
@@ -113,6 +135,7 @@ impl LeaseFileStore {
             clock: Arc::new(System),
             zombies: options.zombies,
             grants: Mutex::default(),
+            most_grants: AtomicUsize::new(GRANTS),
             queue: Queue::new(None),
         })
     }
@@ -228,49 +251,170 @@ impl LeaseFileStore {
         name: &Name,
         which: Which<'_>,
         step: impl FnOnce(&LeaseFile<'_>, View) -> Result<T, FileError>,
-    ) -> Result<Option<T>, StoreError> {
+    ) -> Result<Option<T>, FileError> {
+        let mut step = Some(step);
         loop {
             let file = match which {
-                Which::Wanted(_) => Some(self.directory.take_or_create(name)?),
-                Which::There | Which::Held => self.directory.take(name)?,
+                Which::Wanted(_) => self.directory.take_or_create(name).map(Some),
+                Which::There | Which::Held => self.directory.take(name),
+            };
+            let file = match file {
+                Err(err) if err.is_for_want_of_descriptors() => {
+                    let Some(lent) = self.lend(name) else {
+                        return Err(err);
+                    };
+                    let attempt = self.attempt(&lent, name, which, &mut step);
+                    self.take_back(name, lent);
+                    return match attempt? {
+                        Attempt::Done(done) | Attempt::Closing(done) => done,
+                        Attempt::Again => Err(err),
+                    };
+                }
+                file => file?,
             };
             let Some(file) = file else {
                 return Ok(None);
             };
-            let lease = LeaseFile {
-                store: self,
-                file: &file,
-                name,
-            };
-            // Whoever is behind others keeps none of them from the file.
-            if let Which::Wanted(claim) = which
-                && lease.is_anothers(claim)?
-            {
-                self.directory.put(name, file);
-                return Ok(None);
+            match self.attempt(&file, name, which, &mut step)? {
+                Attempt::Done(done) => {
+                    self.directory.put(name, file);
+                    return done;
+                }
+                Attempt::Closing(done) => return done,
+                Attempt::Again => {}
             }
-            let guarded = Guarded::new(file.file(), file.path())?;
-            let counts = match which {
-                Which::Wanted(_) | Which::There => file.is_current()?,
-                Which::Held => file.is_linked()?,
-            };
-            if !counts {
-                continue;
+        }
+    }
+
+    /// Does `step`, which is there until it is done, with `file`.
+    fn attempt<T, S>(
+        &self,
+        file: &OpenFile,
+        name: &Name,
+        which: Which<'_>,
+        step: &mut Option<S>,
+    ) -> Result<Attempt<T>, FileError>
+    where
+        S: FnOnce(&LeaseFile<'_>, View) -> Result<T, FileError>,
+    {
+        let lease = LeaseFile {
+            store: self,
+            file,
+            name,
+        };
+        // Whoever is behind others keeps none of them from the file.
+        if let Which::Wanted(claim) = which
+            && lease.is_anothers(claim)?
+        {
+            return Ok(Attempt::Done(Ok(None)));
+        }
+        let guarded = Guarded::new(file.file(), file.path())?;
+        let counts = match which {
+            Which::Wanted(_) | Which::There => file.is_current()?,
+            Which::Held => file.is_linked()?,
+        };
+        let Some(step) = step.take_if(|_| counts) else {
+            return Ok(Attempt::Again);
+        };
+        let view = self.directory.read(file, name);
+        let done = view.and_then(|view| step(&lease, view)).map(Some);
+        Ok(match guarded.end() {
+            Ok(()) => Attempt::Done(done),
+            // Closing it does.
+            Err(_) => Attempt::Closing(done),
+        })
+    }
+
+    /// The file of a grant of this process, for a step that no other file can be opened for.
+    fn lend(&self, name: &Name) -> Option<OpenFile> {
+        let mut grants = self.grants();
+        let grant = grants.get_mut(name).filter(|grant| grant.is_ours())?;
+        let lent = grant.lifeline.take()?;
+        grant.is_lent = true;
+        Some(lent)
+    }
+
+    /// The end of a [`lend`](Self::lend).
+    fn take_back(&self, name: &Name, mut lent: OpenFile) {
+        let mut grants = self.grants();
+        match grants.get_mut(name) {
+            Some(grant) if grant.is_lent && lent.lived().contains(&grant.fence) => {
+                grant.is_lent = false;
+                grant.lifeline = Some(lent);
             }
-            let view = self.directory.read(&file, name);
-            let done = view.and_then(|view| step(&lease, view));
-            // If not, closing it does.
-            if guarded.end().is_ok() {
-                self.directory.put(name, file);
+            // It was given back meanwhile. Closing the file unlocks the byte, too.
+            _ => drop(liveness::let_go(&mut lent)),
+        }
+    }
+
+    /// Ends the grants of this process that have expired and were not given back, each of which keeps
+    /// a file open; returns whether there were any.
+    fn end_expired(&self) -> bool {
+        let now = self.clock.now().since_start();
+        let expired: Vec<_> = self
+            .grants()
+            .extract_if(|_, grant| {
+                grant.ends.is_some_and(|ends| ends <= now)
+                    && grant.is_ours()
+                    && !grant.is_shared
+                    && !grant.is_lent
+            })
+            .collect();
+        let mut has_ended = false;
+        for (name, mut grant) in expired {
+            if self.has_expired(&name, &mut grant, now) {
+                has_ended = true;
+                let claim = Claim {
+                    name,
+                    owner: grant.owner,
+                    ttl: Ttl::NEVER,
+                    ephemeral: true,
+                };
+                drop(grant);
+                self.queue.released(&self.directory, &claim);
+            } else if let Entry::Vacant(place) = self.grants().entry(name) {
+                place.insert(grant);
             }
-            return Ok(Some(done?));
+        }
+        has_ended
+    }
+
+    /// Looks for grants that have expired whenever there are twice as many as were left by the last look.
+    fn keep_few_expired(&self) {
+        let count = |store: &Self| store.grants().len();
+        if count(self) > self.most_grants.load(Ordering::Relaxed) {
+            self.end_expired();
+            let most = GRANTS.max(2 * count(self));
+            self.most_grants.store(most, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the lease of `grant` has expired, and was recorded as ended, so that it cannot be extended
+    /// any more.
+    fn has_expired(&self, name: &Name, grant: &mut Grant, now: Duration) -> bool {
+        let Some(file) = &grant.lifeline else {
+            return true;
+        };
+        let Ok(Some(_guarded)) = Guarded::try_new(file.file()) else {
+            return false;
+        };
+        let Ok(View { record, .. }) = self.directory.read(file, name) else {
+            return false;
+        };
+        match record.filter(|record| record.held && record.fence == grant.fence) {
+            Some(record) if record.ttl.is_none() || now < record.ends => {
+                grant.ends = record.ttl.map(|_| record.ends);
+                false
+            }
+            Some(record) => directory::write(file, &Arc::new(record.ended(now))).is_ok(),
+            None => true,
         }
     }
 
     /// Whether this process says itself that the holder in `record` lives.
     fn keeps_alive(&self, name: &Name, record: &Record) -> bool {
         self.grants().get(name).is_some_and(|grant| {
-            grant.owner == record.owner && grant.fence == record.fence && grant.lifeline.is_some()
+            grant.owner == record.owner && grant.fence == record.fence && grant.lives()
         })
     }
 
@@ -311,6 +455,11 @@ impl Grant {
         // Closing it ends it, too, at the latest with the last process that has it open.
         let gone = self.is_ours() && liveness::let_go(&mut lifeline).is_ok();
         gone.then_some(lifeline)
+    }
+
+    /// Whether this process keeps it alive.
+    fn lives(&self) -> bool {
+        self.lifeline.is_some() || self.is_lent
     }
 
     fn is_ours(&self) -> bool {
@@ -463,12 +612,15 @@ impl LeaseFile<'_> {
                 return Ok(None);
             }
         }
+        let ends = record.ttl.map(|_| record.ends);
         directory::write_grant(self.file, record, before)?;
         let process = self.file.process();
         let grant = Grant {
             owner: claim.owner,
             fence,
             lifeline,
+            is_lent: false,
+            ends,
             is_shared: false,
             taken_over,
             process,
@@ -526,13 +678,18 @@ impl Store for LeaseFileStore {
             let reply = self.with_record(&claim.name, Which::Wanted(claim), |lease, view| {
                 is_next_told = view.record.as_ref().is_some_and(|record| record.tells);
                 lease.acquire(claim, &view)
-            })?;
+            });
+            let reply = match reply {
+                Err(err) if err.is_for_want_of_descriptors() && self.end_expired() => continue,
+                reply => reply?,
+            };
             let Some(reply) = reply else {
                 return Ok(Reply::REFUSED);
             };
             if let Some(reply) = reply {
                 if reply.is_granted() {
                     self.queue.granted(&self.directory, claim, is_next_told);
+                    self.keep_few_expired();
                 }
                 return Ok(reply);
             }
@@ -564,7 +721,7 @@ impl Store for LeaseFileStore {
                 return Ok(Reply::REFUSED);
             }
             has_waited = grant.has_waited;
-            lives = grant.lifeline.is_some().then_some(grant.fence);
+            lives = grant.lives().then_some(grant.fence);
         }
         let reply = self.with_record(&claim.name, Which::Held, |lease, view| match view.record {
             Some(record)

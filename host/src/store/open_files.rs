@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::iter;
+use std::mem;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -208,6 +209,15 @@ impl OpenFiles {
         // Closed when the mutex is free again.
         let _closed = state.put(name, file);
         drop(state);
+    }
+
+    /// Closes the files that nobody uses or waits for; returns whether there were any.
+    pub(crate) fn close_idle(&self) -> bool {
+        let mut state = self.state();
+        let idle = mem::replace(&mut state.recent, LruCache::new(NAMES));
+        drop(state);
+        let mut files = idle.iter().flat_map(|(_, files)| files);
+        files.any(Option::is_some)
     }
 
     /// Keeps the files of the lock `name` open, however many names are used meanwhile, until

@@ -43,10 +43,6 @@ fn open_error(path: &Path, source: io::Error) -> FileError {
             path: path.to_owned(),
             why: "it is not a regular file".to_owned(),
         },
-        _ => FileError::Io {
-            action: "open this file",
-            path: path.to_owned(),
-            source,
-        },
+        _ => FileError::io("open this file", path)(source),
     }
 }
