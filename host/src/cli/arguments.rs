@@ -45,7 +45,7 @@ Lengths of time are written like 500ms, 10s, 1m 30s, each number with its unit.
 
 Exit codes:
   of CMD   what CMD ended with; 128+n when signal n ended it
-  64       the command line makes no sense, or asks a `file:` store for a lock to hand over
+  64       the command line makes no sense, or asks a `file:` store for what it cannot do
   73       the store cannot be made or opened, or its server not be reached
   74       the store failed, or the output could not be written
   75       the lock was not acquired in time (or what -E says)
@@ -150,7 +150,7 @@ const FENCE_CHECK_USAGE: &str = "verrou fence check [OPTIONS] --file <FILE> [FEN
 const FENCE_CHECK_HELP: &str = "\
 Example:
   verrou run report -- sh -c '
-      make-report > report.$VERROU_FENCE
+      make-report > report.$VERROU_FENCE &&
       verrou fence check --file report.fence -- mv report.$VERROU_FENCE report'
 
 One FILE is for one thing, and for the fences of one lock. It is made if it is not there; its

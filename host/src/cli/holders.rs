@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use verrou::{Error, Fence, Holder, Name, Store};
-use verrou_host::AnyStore;
+use verrou_host::{AnyStore, FileError};
 
 use super::arguments::{ForceRelease, Place, Show};
 use super::exit::Exit;
@@ -91,7 +91,7 @@ pub(crate) fn list(place: &Place) -> Result<(), Failure> {
             .map(|(name, holder)| report::holder_json(name, Some(holder)));
         report::answer_json(&Value::Array(list.collect()))?;
     } else if !held.is_empty() {
-        report::answer(&table(&held))?;
+        report::answer_lines(&table(&held))?;
     } else if untold.is_empty() {
         report::say(&match &opened {
             Some(_) => format!("no lock is held in {url}"),
@@ -113,11 +113,16 @@ fn table(held: &[(Name, Holder)]) -> String {
     let rows = held.iter().map(|(name, holder)| {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         [
-            name.as_str().replace('\n', "\\n"),
+            report::one_line(name.as_str()),
             or_dash(holder.fence.map(|fence| fence.to_string())),
             or_dash(report::age(holder).map(report::length)),
             or_dash(holder.remaining.map(report::length)),
-            or_dash(holder.process.as_ref().map(ToString::to_string)),
+            or_dash(
+                holder
+                    .process
+                    .as_ref()
+                    .map(|it| report::one_line(&it.to_string())),
+            ),
         ]
     });
     let rows: Vec<_> = std::iter::once(titles).chain(rows).collect();
@@ -202,8 +207,16 @@ fn evict_anyone(
 }
 
 fn evict(store: &AnyStore, name: &Name, only: Option<Fence>) -> Result<bool, Failure> {
-    let reply = store.evict(name, only).map_err(Error::from)?;
-    Ok(reply.is_granted())
+    match store.evict(name, only) {
+        Ok(reply) => Ok(reply.is_granted()),
+        Err(err) => Err(match err.get_ref().downcast_ref() {
+            // The store has no such operation.
+            Some(err @ FileError::NotEvictable { .. }) => {
+                Failure::new(Exit::Usage, err.to_string())
+            }
+            _ => Error::from(err).into(),
+        }),
+    }
 }
 
 fn mismatch(name: &Name, fence: Fence, who: Option<&Holder>) -> Failure {

@@ -1,6 +1,7 @@
 //! The command: what was typed, and the doing of it.
 
 mod exit;
+mod standard_output;
 mod report;
 mod arguments;
 mod waiting;
@@ -21,6 +22,7 @@ mod run;
 mod fence;
 mod serve;
 
+use std::env;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -37,6 +39,8 @@ pub(crate) fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(err) => return refuse(&without_password(err)),
     };
+    #[cfg(unix)]
+    signals::report_file_size_limit();
     let place = &arguments.place;
     let done = match &arguments.command {
         Command::Run(wish) => run::run(place, wish),
@@ -71,26 +75,49 @@ fn without_password(mut err: clap::Error) -> clap::Error {
 /// Prints the help or the version that was asked for, or what is wrong with the command line.
 fn refuse(err: &clap::Error) -> ExitCode {
     let text = err.render().to_string();
-    match err.kind() {
+    let help = match err.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            match report::answer(text.trim_end()) {
+            return match report::answer_lines(text.trim_end()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(failure) => failure.exit().into(),
-            }
+            };
         }
-        ErrorKind::MissingSubcommand => {
-            let help = Arguments::command().render_help().to_string();
-            let _ = io::stderr().write_all(help.as_bytes());
-            Exit::Usage.into()
-        }
+        ErrorKind::MissingSubcommand => Some(Arguments::command().render_help().to_string()),
         // Of a command's commands.
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = io::stderr().write_all(text.as_bytes());
-            Exit::Usage.into()
-        }
-        _ => {
-            report::say(text.strip_prefix("error: ").unwrap_or(&text).trim_end());
-            Exit::Usage.into()
-        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Some(text.clone()),
+        _ => None,
+    };
+    let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    if wants_json() {
+        let what = match help {
+            Some(_) => "a command is missing; `verrou --help` lists them",
+            None => text,
+        };
+        usage_failure(what).report(true);
+    } else if let Some(help) = help {
+        let _ = io::stderr().write_all(help.as_bytes());
+    } else {
+        report::say_lines(text);
+    }
+    Exit::Usage.into()
+}
+
+/// Whether errors are to be JSON, on a command line that makes no sense.
+fn wants_json() -> bool {
+    let mut words = env::args_os().skip(1).take_while(|word| word != "--");
+    words.any(|word| word == "--json")
+}
+
+/// What clap says, without its hints, and with the code that it ends with as such.
+fn usage_failure(text: &str) -> Failure {
+    let what = text.split("\n\n").next().unwrap_or_default();
+    let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
+    let coded = what
+        .strip_suffix(')')
+        .and_then(|it| it.rsplit_once(" ("))
+        .and_then(|(what, code)| Some((what, report::code(code)?)));
+    match coded {
+        Some((what, code)) => Failure::coded(Exit::Usage, code, what),
+        None => Failure::new(Exit::Usage, what),
     }
 }

@@ -10,6 +10,7 @@ use verrou::{Error, Holder, InvalidSerializedLock, Name};
 use verrou_host::{FenceError, FileError, OpenError};
 
 use super::exit::Exit;
+use super::standard_output;
 
 /// Why the command ends without having done what it was asked to do.
 #[derive(Debug)]
@@ -112,8 +113,13 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
     line
 }
 
-/// Says `what` on the standard error.
+/// Says `what` on the standard error, as one line.
 pub(crate) fn say(what: &str) {
+    to_stderr(&format!("verrou: {}", one_line(what)));
+}
+
+/// [`say`], of several lines.
+pub(crate) fn say_lines(what: &str) {
     to_stderr(&format!("verrou: {}", printable(what)));
 }
 
@@ -127,10 +133,19 @@ pub(crate) fn warn(json: bool, what: &str) {
 }
 
 /// `text` without what could do things to a terminal: names and commands are other people's.
-pub(crate) fn printable(text: &str) -> String {
+fn printable(text: &str) -> String {
+    escaped(text, |char| char != '\n' && is_harmful(char))
+}
+
+/// [`printable`], as one line.
+pub(crate) fn one_line(text: &str) -> String {
+    escaped(text, is_harmful)
+}
+
+fn escaped(text: &str, is_harmful: impl Fn(char) -> bool) -> String {
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() && char != '\n' {
+        if is_harmful(char) {
             safe.extend(char.escape_default());
         } else {
             safe.push(char);
@@ -139,19 +154,38 @@ pub(crate) fn printable(text: &str) -> String {
     safe
 }
 
+/// Whether `char` controls a terminal, ends a line, or changes the direction in which the others are
+/// shown.
+fn is_harmful(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// `value` as one line that is JSON, and that can do nothing to a terminal either.
 fn in_json(value: &Value) -> String {
     let text = value.to_string();
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
-        if char.is_control() {
-            // In a string: nowhere else is there any.
+        if is_harmful(char) {
+            // In a string: nowhere else is there any. None is longer than four digits.
             let _ = write!(safe, "\\u{:04x}", u32::from(char));
         } else {
             safe.push(char);
         }
     }
     safe
+}
+
+/// The stable name of an error that `text` is, if it is one.
+pub(crate) fn code(text: &str) -> Option<&'static str> {
+    const CODES: [&str; 5] = [
+        "E_INVALID_NAME",
+        "E_INVALID_RETRY",
+        "E_INVALID_SERIALIZED_LOCK",
+        "E_INVALID_STORE",
+        "E_INVALID_TTL",
+    ];
+    CODES.into_iter().find(|&code| code == text)
 }
 
 /// There is nobody left to tell when this fails.
@@ -161,14 +195,20 @@ fn to_stderr(line: &str) {
 
 /// Writes `text` and a line's end to the standard output, all of it, now.
 pub(crate) fn print(text: &str) -> io::Result<()> {
+    standard_output::check()?;
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.write_all(b"\n")?;
     out.flush()
 }
 
-/// Prints what the command was asked for. A reader that has gone away has had enough.
+/// Prints what the command was asked for, as one line. A reader that has gone away has had enough.
 pub(crate) fn answer(text: &str) -> Result<(), Failure> {
+    answer_lines(&one_line(text))
+}
+
+/// [`answer`], of several lines.
+pub(crate) fn answer_lines(text: &str) -> Result<(), Failure> {
     match print(&printable(text)) {
         Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(&err)),
         _ => Ok(()),

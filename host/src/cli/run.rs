@@ -200,7 +200,13 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job) {
         OnLost::Term => format!("{program} is asked to end (SIGTERM)"),
         OnLost::Kill => format!("{program} is killed"),
     };
-    Failure::from(lost).advising(&fate).report(place.json);
+    let is_revoked = matches!(&lost, Error::Lost { loss, .. } if *loss == Loss::Revoked);
+    let mut failure = Failure::from(lost);
+    // The kernel's lock on a file is taken from nobody.
+    if let (Some(path), true) = (&wish.target.file, is_revoked) {
+        failure = failure.advising(&format!("`{}` was removed or replaced", path.display()));
+    }
+    failure.advising(&fate).report(place.json);
 }
 
 /// Sees to it that nothing of the command goes on without the lock, unless it is wished.

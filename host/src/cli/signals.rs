@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
@@ -29,6 +31,16 @@ const FORWARDED: [Signal; 8] = [
 pub(crate) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
     alarm: Option<OwnedFd>,
+}
+
+/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, instead of ending this process by
+/// SIGXFSZ. A command that is started is ended by it as before: a handler is not inherited.
+pub(crate) fn report_file_size_limit() {
+    if !disposition::is_ignored(Signal::XFSZ) {
+        let noticed = Arc::new(AtomicBool::new(false));
+        // Without it, the signal does what it does by default.
+        let _ = signal_hook::flag::register(Signal::XFSZ.as_raw(), noticed);
+    }
 }
 
 impl Signals {

@@ -1,0 +1,194 @@
+//! What the command prints, where it cannot, and how errors look.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
+
+use common::{KINDS, Place, code, ends_with, stderr, stdout};
+use serde_json::Value;
+
+/// A shell's command in the folder of `place`, with `verrou` in its PATH; its output are pipes.
+fn shell(place: &Place, script: &str) -> Output {
+    let like = place.verrou::<&str>([]);
+    let program = like.get_program();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script, "sh"]).arg(program);
+    shell
+        .current_dir(place.path(""))
+        .env("VERROU_STORE", place.store())
+        .env("XDG_STATE_HOME", place.path("state"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn a_closed_output_is_no_place_for_a_lock() {
+    let place = Place::new("lease");
+    let output = shell(&place, "exec \"$1\" acquire k --ttl 1h >&-");
+    assert_eq!(code(&output), 74, "{output:?}");
+    assert!(stderr(&output).contains("it is closed"), "{output:?}");
+    assert!(stderr(&output).contains("given back"), "{output:?}");
+    assert!(!place.is_held());
+    for line in [
+        "store",
+        "list --json",
+        "show k",
+        "--help",
+        "--version",
+        "serve",
+    ] {
+        let output = shell(&place, &format!("exec \"$1\" {line} >&-"));
+        assert_eq!(code(&output), 74, "{line}: {output:?}");
+    }
+    // What a command writes is its own affair.
+    assert_eq!(code(&shell(&place, "exec \"$1\" run k -- true >&-")), 0);
+    // Where the text is not wanted, it need not be read.
+    let output = shell(&place, "exec \"$1\" acquire k --ttl 1h 1<>/dev/null");
+    assert_eq!(code(&output), 0, "{output:?}");
+    assert!(place.is_held());
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_an_error_and_no_signal() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let output = shell(&place, "ulimit -f 0; exec \"$1\" run k -- touch ran");
+        assert_eq!(code(&output), 74, "{output:?}");
+        assert!(
+            stderr(&output).contains("E_LOCK_STORAGE_ERROR"),
+            "{output:?}"
+        );
+        assert!(!place.path("ran").exists());
+        // The command is ended as without us, and ignores it as without us.
+        let big = "head -c 200000 /dev/zero > big";
+        let limited = format!("ulimit -f 100; exec \"$1\" run k -- sh -c '{big}'");
+        assert_eq!(code(&shell(&place, &limited)), 128 + 25);
+        let ignored = format!("trap '' XFSZ; {limited}");
+        assert_eq!(code(&shell(&place, &ignored)), 1);
+    }
+}
+
+#[test]
+fn a_command_of_several_lines_is_one_line() {
+    let place = Place::new("lease");
+    let script = "echo $$ > pid\nexec \\\n\tsleep 1000 # \u{202e}\r";
+    let (holder, _) = place.start(&["--ttl", "1h"], script);
+    let list = ends_with(&mut place.verrou(["list"]), 0);
+    let show = ends_with(&mut place.verrou(["show", "k"]), 0);
+    let no_wait = ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+    for (text, lines) in [
+        (stdout(&list), 2),
+        (stdout(&show), 1),
+        (stderr(&no_wait), 1),
+    ] {
+        assert_eq!(text.lines().count(), lines, "{text}");
+        assert!(text.contains("echo $$ > pid\\nexec"), "{text}");
+        assert!(!text.contains(['\u{202e}', '\r', '\t']), "{text:?}");
+    }
+    let json = ends_with(&mut place.verrou(["list", "--json"]), 0);
+    assert!(!stdout(&json).contains('\u{202e}'));
+    let json: Value = serde_json::from_str(stdout(&json)).unwrap();
+    let command = json[0]["process"]["command"].as_str().unwrap();
+    assert!(command.contains(script), "{command:?}");
+    drop(holder);
+
+    // A name, too.
+    let name = "a\nb\u{202e}c";
+    let mut run = place.verrou(["run", name, "--no-wait", "--", "sh", "-c"]);
+    let script = "verrou=$1; shift; \"$verrou\" run \"$VERROU_NAME\" --no-wait -- true";
+    let program = place.verrou::<&str>([]).get_program().to_owned();
+    let output = ends_with(run.arg(script).arg("sh").arg(program), 75);
+    assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
+    assert!(stderr(&output).contains("`a\\nb\\u{202e}c`"), "{output:?}");
+}
+
+#[test]
+fn a_wrong_command_line_is_json_where_that_is_wanted() {
+    let place = Place::new("lease");
+    for (words, error, said) in [
+        (
+            &["run", "k", "--json", "--ttl", "soon", "--", "true"][..],
+            "E_INVALID_TTL",
+            "`soon`",
+        ),
+        (
+            &["--json", "run", "k", "--wait", "10", "--", "true"],
+            "E_INVALID_RETRY",
+            "`10s`",
+        ),
+        (
+            &["--json", "--store", "memory:", "list"],
+            "E_INVALID_STORE",
+            "no other process",
+        ),
+        (&["show", "/x", "--json"], "E_INVALID_NAME", "--file"),
+        (&["run", "--json", "--", "true"], "", "<NAME>"),
+        (&["run", "--json", "k"], "", "<CMD>"),
+        (&["runs", "--json"], "", "runs"),
+        (&["--json"], "", "command is missing"),
+        (&["fence", "--json"], "", "command is missing"),
+    ] {
+        let output = ends_with(&mut place.verrou(words), 64);
+        let text = stderr(&output);
+        assert_eq!(text.lines().count(), 1, "{words:?}: {text}");
+        let line: Value = serde_json::from_str(text).unwrap();
+        assert_eq!(line["exit"], 64);
+        assert_eq!(line["error"].as_str().unwrap_or_default(), error, "{text}");
+        assert!(line["message"].as_str().unwrap().contains(said), "{text}");
+    }
+    // It may be the command's own.
+    let output = ends_with(
+        &mut place.verrou(["run", "k", "--wait", "10", "--", "x", "--json"]),
+        64,
+    );
+    assert!(stderr(&output).starts_with("verrou: "));
+}
+
+#[test]
+fn a_file_that_is_removed_or_replaced_is_said_so() {
+    for end in ["rm x", "echo > y; mv y x"] {
+        let place = Place::new("lease");
+        let script = format!("{end}; exec sleep 1000");
+        let mut run = place.verrou(["run", "--file", "x", "--ttl", "1s", "--", "sh", "-c"]);
+        let output = ends_with(run.arg(script), 76);
+        let text = stderr(&output);
+        assert!(text.contains("`x` was removed or replaced"), "{text}");
+        assert!(text.contains("E_LOCK_LOST"), "{text}");
+    }
+    // What is taken away by force was not.
+    let place = Place::new("lease");
+    let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
+    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    let output = holder.end();
+    assert_eq!(code(&output), 76);
+    assert!(!stderr(&output).contains("removed"), "{output:?}");
+}
+
+/// Runs the README's example, with `make-report` as a script.
+fn report(place: &Place, make_report: &str) -> Output {
+    let page = include_str!("../../README.md");
+    let mut blocks = page.split("```").skip(1).step_by(2);
+    let example = blocks.find(|block| block.contains("make-report")).unwrap();
+    let script = example.strip_prefix("sh\n").unwrap();
+    fs::create_dir_all(place.path("bin")).unwrap();
+    let tool = place.path("bin/make-report");
+    fs::write(&tool, format!("#!/bin/sh\n{make_report}\n")).unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    let folder = "PATH=$PWD/bin:${1%/*}:$PATH\n";
+    shell(place, &format!("{folder}{script}"))
+}
+
+#[test]
+fn the_readmes_report_is_published_only_when_it_was_made() {
+    let place = Place::new("lease");
+    assert_eq!(code(&report(&place, "echo whole")), 0);
+    assert_eq!(place.read("report"), "whole\n");
+    assert_eq!(code(&report(&place, "echo half; exit 3")), 3);
+    assert_eq!(place.read("report"), "whole\n");
+    assert_eq!(code(&report(&place, "echo new")), 0);
+    assert_eq!(place.read("report"), "new\n");
+}
