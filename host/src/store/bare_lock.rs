@@ -175,8 +175,10 @@ impl Store for BareLockStore {
         if *name != self.name {
             return Ok(None);
         }
-        let file = self.open_file()?;
         let failed = |action| FileError::io(action, &self.path);
+        let Some(file) = os::open_to_look(&self.path).map_err(failed("open this file"))? else {
+            return Ok(None);
+        };
         if !kernel_lock::is_locked(&file).map_err(failed("try this file's lock"))? {
             return Ok(None);
         }

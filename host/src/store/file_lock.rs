@@ -436,8 +436,12 @@ impl FileLockStore {
         let file = match (&self.exact, &recorded) {
             (Some(exact), _) => {
                 path = exact.path.as_path();
-                let opened = os::open_to_lock(path);
-                locked = opened.map_err(FileError::io("open this file", path))?;
+                let opened = os::open_to_look(path);
+                match opened.map_err(FileError::io("open this file", path))? {
+                    Some(file) => locked = file,
+                    // Whoever has locked a file that is gone excludes nobody.
+                    None => return Ok(None),
+                }
                 &locked
             }
             (None, Some(recorded)) => {

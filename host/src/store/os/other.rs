@@ -56,6 +56,10 @@ pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+pub(crate) fn open_to_look(path: &Path) -> io::Result<Option<File>> {
+    open(path)
+}
+
 pub(crate) fn create(path: &Path, bytes: &[u8], _group: Option<u32>) -> io::Result<()> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(parent)?;

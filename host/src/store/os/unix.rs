@@ -184,28 +184,36 @@ pub(crate) fn duplicate_to_inherit(file: &File) -> io::Result<File> {
     }
 }
 
-/// Opens any file or folder, to lock it and nothing else; creates an empty file where there is
-/// nothing. Links are followed, as flock(1) does.
+/// Opens any file or folder, to lock it and nothing else; creates an empty file for this user alone
+/// where there is nothing. Links are followed, also one whose target is missing, as flock(1) does.
+///
+/// The first attempt has `O_CREAT`, as flock(1)'s has, so that `fs.protected_regular` (proc(5))
+/// refuses another user's file in a folder with the sticky bit.
 pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
-    let wait = mutant!(PipesWaitedFor, OFlags::empty(), OFlags::NONBLOCK);
-    let flags = flag_bits(wait | OFlags::NOCTTY | OFlags::CLOEXEC);
-    loop {
-        match File::options().read(true).custom_flags(flags).open(path) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            opened => return opened,
-        }
-        let create = OFlags::CREATE | OFlags::EXCL;
-        let flags = flags | flag_bits(create);
-        match File::options()
-            .read(true)
-            .mode(0o666)
-            .custom_flags(flags)
-            .open(path)
-        {
-            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
-            opened => return opened,
-        }
+    match open_any(path, OFlags::CREATE) {
+        // open(2) refuses to create what is a folder.
+        Err(err) if err.kind() == io::ErrorKind::IsADirectory => open_any(path, OFlags::empty()),
+        opened => opened,
     }
+}
+
+/// [`open_to_lock`], of what is there; `None` where there is nothing.
+pub(crate) fn open_to_look(path: &Path) -> io::Result<Option<File>> {
+    match open_any(path, OFlags::empty()) {
+        Ok(file) => Ok(Some(file)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+fn open_any(path: &Path, flags: OFlags) -> io::Result<File> {
+    let wait = mutant!(PipesWaitedFor, OFlags::empty(), OFlags::NONBLOCK);
+    let flags = flags | wait | OFlags::NOCTTY | OFlags::CLOEXEC;
+    File::options()
+        .read(true)
+        .mode(0o600)
+        .custom_flags(flag_bits(flags))
+        .open(path)
 }
 
 /// Puts a whole file with these bytes at `path`, for this user or this group alone; leaves what
