@@ -69,6 +69,7 @@ mutants! {
     PlaceKeptByGivingUp
     PosixLocks
     QueueIgnored
+    RecordNotGuarded
     ReplacedWhileAllotted
     ReleasedByAnybody
     RenewedTooLate

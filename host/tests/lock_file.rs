@@ -3,11 +3,18 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
-use common::{Place, ends_with, stderr};
+use common::{Place, Started, code, ends_with, eventually, stderr};
+use verrou::{Claim, Fence, Owner, Reply, Store, StoreError, Ttl};
+use verrou_host::{FileLockStore, StoreOptions};
 
 /// `verrou run --file lock [options] -- sh -c script`.
 fn run(place: &Place, options: &[&str], script: &str) -> Command {
@@ -98,5 +105,278 @@ fn every_open_of_the_locked_file_is_protected_by_the_kernel() {
         for line in opened {
             assert!(line.contains("O_CREAT") && line.contains("0600"), "{line}");
         }
+    }
+}
+
+/// A store of the lock on `path`, with its records beside it, and a claim of each owner.
+fn open(path: &Path) -> (FileLockStore, impl Fn(u8) -> Claim + use<>) {
+    let records = path.with_file_name("records");
+    let (store, name) = FileLockStore::open_path(path, &records, &StoreOptions::default()).unwrap();
+    let claim = move |owner| Claim {
+        name: name.clone(),
+        owner: Owner::from_bytes([owner; 16]),
+        ttl: Ttl::NEVER,
+        ephemeral: true,
+    };
+    (store, claim)
+}
+
+fn fence_of(reply: Result<Reply, StoreError>) -> u64 {
+    match reply {
+        Ok(Reply::Granted { fence }) => fence.map_or(0, Fence::get),
+        other => panic!("expected a grant, got {other:?}"),
+    }
+}
+
+#[track_caller]
+fn refused(reply: &Result<Reply, StoreError>) {
+    assert!(matches!(reply, Ok(Reply::Refused { .. })), "{reply:?}");
+}
+
+/// How a file is replaced: as by `rm -f`, logrotate(8), an editor, and `mv` of another file.
+const REPLACED: [fn(&Path); 4] = [
+    |path| fs::remove_file(path).unwrap(),
+    |path| fs::rename(path, path.with_extension("1")).unwrap(),
+    |path| {
+        let written = path.with_extension("new");
+        fs::write(&written, "edited").unwrap();
+        fs::rename(written, path).unwrap();
+    },
+    |path| {
+        let _ = fs::remove_file(path.with_extension("kept"));
+        fs::hard_link(path, path.with_extension("kept")).unwrap();
+        let other = path.with_extension("other");
+        fs::write(&other, "").unwrap();
+        fs::rename(other, path).unwrap();
+    },
+];
+
+#[test]
+fn replaced_file_is_locked_with_greater_fence() {
+    for replace in REPLACED {
+        let place = Place::new("file");
+        let mut last = 0;
+        let mut next = |options: &[&str]| {
+            ends_with(&mut run(&place, options, "echo $VERROU_FENCE > fence"), 0);
+            let fence: u64 = place.read("fence").trim().parse().unwrap();
+            assert!(fence > last, "{fence} after {last}");
+            last = fence;
+        };
+        for _ in 0..3 {
+            next(&["--no-wait"]);
+            replace(&place.path("lock"));
+        }
+        let script = "echo $VERROU_FENCE > first; echo $$ > pid; exec sleep 1000";
+        let first = Started::new(&mut run(&place, &["--ttl=300ms"], script));
+        place.pid();
+        replace(&place.path("lock"));
+        for _ in 0..5 {
+            next(&["--no-wait"]);
+        }
+        let output = first.end();
+        assert_eq!(code(&output), 76, "{}", stderr(&output));
+        next(&["--no-wait"]);
+    }
+}
+
+/// Its holder of before writes into the record, which the next ones count in.
+#[test]
+fn holder_of_replaced_file_leaves_record_alone() {
+    for replace in REPLACED {
+        for grants in 0..6 {
+            let place = Place::new("file");
+            let path = place.path("lock");
+            let (first, claim) = open(&path);
+            let (second, _) = open(&path);
+            fence_of(second.acquire(&claim(1)));
+            // With somebody waiting, the end of a grant is recorded.
+            first.wait(&claim(2), Duration::ZERO);
+            fence_of(second.release(&claim(1)));
+            let mut last = fence_of(first.acquire(&claim(2)));
+            replace(&path);
+            let (second, _) = open(&path);
+            for _ in 0..grants {
+                let fence = fence_of(second.acquire(&claim(3)));
+                assert!(fence > last, "{fence} after {last}");
+                last = fence;
+                fence_of(second.extend(&claim(3)));
+                fence_of(second.release(&claim(3)));
+            }
+            refused(&first.extend(&claim(2)));
+            let _ = first.release(&claim(2));
+            for _ in 0..3 {
+                let fence = fence_of(second.acquire(&claim(4)));
+                assert!(fence > last, "{fence} after {last}, {grants} grants");
+                last = fence;
+                fence_of(second.release(&claim(4)));
+            }
+        }
+    }
+}
+
+#[test]
+fn holders_of_two_files_never_have_the_same_fence() {
+    let place = Place::new("file");
+    ends_with(&mut run(&place, &["--no-wait"], "true"), 0);
+    // Between reading the record and writing it.
+    let plain = run(&place, &["--no-wait"], "echo $VERROU_FENCE > first");
+    let log = place.path("log");
+    let late = [
+        "--trace=pwrite64",
+        "--inject=pwrite64:delay_enter=700000:when=1",
+        "--output",
+        log.to_str().unwrap(),
+    ];
+    let Some(mut late) = traced(&plain, &late) else {
+        return;
+    };
+    let first = Started::new(&mut late);
+    eventually("the first locks the file", || {
+        !is_free_for_flock(&place, "lock")
+    });
+    fs::rename(place.path("lock"), place.path("lock.1")).unwrap();
+    let script = "echo $VERROU_FENCE > second; until test -s first; do sleep 0.01; done";
+    ends_with(&mut run(&place, &["--wait=30s"], script), 0);
+    first.end();
+    let check = |fence: &str, expected| {
+        let fence = place.read(fence);
+        let words = ["fence", "check", "--file", "gate", fence.trim()];
+        ends_with(&mut place.verrou(words), expected);
+    };
+    check("second", 0);
+    check("first", 78);
+}
+
+#[test]
+fn waiter_locks_the_file_that_replaced_a_locked_one() {
+    for replace in REPLACED {
+        let place = Place::new("file");
+        let path = place.path("lock");
+        let (first, claim) = open(&path);
+        let (second, _) = open(&path);
+        let before = fence_of(first.acquire(&claim(1)));
+        refused(&second.acquire(&claim(2)));
+        replace(&path);
+        assert!(fence_of(second.acquire(&claim(2))) > before);
+        refused(&first.extend(&claim(1)));
+    }
+}
+
+#[test]
+fn no_fence_is_granted_twice_while_the_file_is_replaced() {
+    const GRANTS: usize = 150;
+
+    let place = Place::new("file");
+    let path = place.path("lock");
+    let done = AtomicBool::new(false);
+    let granted = thread::scope(|scope| {
+        let contender = |owner| {
+            let (store, claim) = open(&path);
+            let claim = claim(owner);
+            let mut fences: Vec<u64> = Vec::new();
+            while fences.len() < GRANTS {
+                match store.acquire(&claim) {
+                    Ok(Reply::Refused { .. }) => thread::yield_now(),
+                    Err(err) if err.is_temporary() => {}
+                    reply => {
+                        fences.push(fence_of(reply));
+                        // Whether the file was replaced meanwhile does not matter.
+                        let _ = store.extend(&claim);
+                        store.release(&claim).unwrap();
+                    }
+                }
+            }
+            assert!(fences.is_sorted());
+            fences
+        };
+        let contenders: Vec<_> = (1..=4)
+            .map(|owner| scope.spawn(move || contender(owner)))
+            .collect();
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for replace in &REPLACED[..3] {
+                    if path.exists() {
+                        replace(&path);
+                    }
+                    thread::yield_now();
+                }
+            }
+        });
+        let granted = contenders.into_iter().map(thread::ScopedJoinHandle::join);
+        let granted: Vec<_> = granted.collect();
+        done.store(true, Ordering::Relaxed);
+        granted
+            .into_iter()
+            .flat_map(Result::unwrap)
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(granted.len(), 4 * GRANTS);
+    assert_eq!(granted.iter().collect::<HashSet<_>>().len(), 4 * GRANTS);
+}
+
+/// As two containers do that share the user's folder of records, and have a `/run` of their own.
+#[test]
+fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
+    let place = Place::new("file");
+    for name in ["lock", "others"] {
+        fs::write(place.path(name), "").unwrap();
+    }
+    let elsewhere = |script: &str| {
+        let plain = run(&place, &["--no-wait"], script);
+        let mount = "mount --bind others lock && exec \"$@\"";
+        let mut unshare = Command::new("unshare");
+        unshare.args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "sh",
+            "-c",
+            mount,
+            "sh",
+        ]);
+        unshare.arg(plain.get_program()).args(plain.get_args());
+        unshare.current_dir(place.path(""));
+        unshare.envs(
+            plain
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        unshare
+    };
+    let may = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "true"])
+        .status();
+    if !may.is_ok_and(|status| status.success()) {
+        eprintln!("no user namespaces here: what is shared with a container is not shown");
+        return;
+    }
+    let stay = |name: &str| {
+        format!(
+            "echo $VERROU_FENCE > {name}.new; mv {name}.new {name}; until test -e end; do sleep 0.01; done"
+        )
+    };
+    let mut last = 0;
+    let mut both = Vec::new();
+    for round in 0..3 {
+        for (which, mut command) in [
+            (
+                "here",
+                run(&place, &["--no-wait"], &stay(&format!("here{round}"))),
+            ),
+            ("there", elsewhere(&stay(&format!("there{round}")))),
+        ] {
+            let name = format!("{which}{round}");
+            both.push(Started::new(&mut command));
+            eventually("it holds the lock", || !place.read(&name).is_empty());
+            let fence: u64 = place.read(&name).trim().parse().unwrap();
+            assert!(fence > last, "{name}: {fence} after {last}");
+            last = fence;
+        }
+        fs::write(place.path("end"), "").unwrap();
+        for one in both.drain(..) {
+            let output = one.end();
+            assert_eq!(code(&output), 0, "{}", stderr(&output));
+        }
+        fs::remove_file(place.path("end")).unwrap();
     }
 }

@@ -455,18 +455,23 @@ pub(crate) fn write_grant(
     record: Record,
     before: &View,
 ) -> Result<Arc<Record>, FileError> {
-    let machine = Machine::this();
-    let before = before.record.as_ref();
-    let mut record = Arc::new(record);
-    write(file, &record)?;
-    if !before.is_some_and(|before| machine.runs_since(before.boot)) {
-        record = Arc::new(Record {
-            sequence: record.sequence + 1,
-            ..Record::clone(&record)
-        });
-        write(file, &record)?;
+    if !(before.record.as_ref()).is_some_and(|before| Machine::this().runs_since(before.boot)) {
+        return write_both(file, record);
     }
+    let record = Arc::new(record);
+    write(file, &record)?;
     Ok(record)
+}
+
+/// Lets both slots of `file` say `record`, whatever they say, and returns the later one.
+pub(crate) fn write_both(file: &OpenFile, record: Record) -> Result<Arc<Record>, FileError> {
+    let again = Arc::new(Record {
+        sequence: record.sequence + 1,
+        ..record.clone()
+    });
+    write(file, &Arc::new(record))?;
+    write(file, &again)?;
+    Ok(again)
 }
 
 /// What of `file` changes with what happens to its lock.

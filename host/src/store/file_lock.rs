@@ -14,16 +14,17 @@ use verrou::{
     Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
 };
 
-use super::directory::{self, Directory, View, wall_clock};
+use super::directory::{self, Directory, wall_clock};
 use super::error::{FileError, OpenError};
 #[cfg(target_os = "linux")]
 use super::file_events::Listener;
+use super::kernel_lock::{self, Guarded};
 use super::lease_file::{granted, holder};
 use super::machine::Machine;
 use super::open_files::{OpenFile, OpenFiles};
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
-use super::{Listed, StoreOptions, kernel_lock, os};
+use super::{Listed, StoreOptions, os};
 use crate::sync::{Mutex, MutexGuard};
 use crate::{System, process};
 
@@ -117,12 +118,17 @@ struct Grant {
     recorded_end: Option<Instant>,
 }
 
-/// The kernel's lock, just taken, and what was recorded before.
-struct Taken {
-    locked: Locked,
-    recorded: Option<OpenFile>,
-    before: View,
-    standing: Standing,
+/// What came of recording a grant of a lock that the kernel has just given.
+enum Attempt {
+    Granted {
+        record: Arc<Record>,
+        standing: Standing,
+        is_next_told: bool,
+    },
+    /// The lock is kept for another, who came before.
+    Kept,
+    /// The file at one of the paths is another by now.
+    Replaced,
 }
 
 /// A file that is locked until this is dropped.
@@ -312,100 +318,115 @@ impl FileLockStore {
         }
     }
 
-    /// Takes the kernel's lock for `claim`, and records that; `None` when it is taken.
+    /// Takes the kernel's lock for `claim`, and records that; `None` when it is taken, or kept for
+    /// another.
     fn take(&self, claim: &Claim) -> Result<Option<Grant>, FileError> {
-        while let Some(Taken {
-            locked,
-            recorded,
-            before,
-            standing,
-        }) = self.lock(claim)?
-        {
-            let Some(file) = recorded.as_ref().or(locked.file.as_ref()) else {
-                continue;
-            };
-            let (served, now) = (standing.served(&before), self.now());
-            let new = self
-                .directory
-                .new_record(file, claim, &before, served, now)?;
-            let Some(record) = new else {
-                continue;
-            };
-            let record = Record {
-                ephemeral: true,
-                ..record
-            };
-            let record = directory::write_grant(file, record, &before)?;
-            return Ok(Some(Grant {
-                locked,
-                recorded,
-                record,
-                is_shared: false,
-                standing,
-                is_next_told: before.record.is_some_and(|record| record.tells),
-                recorded_end: None,
-            }));
-        }
-        Ok(None)
-    }
-
-    /// Takes the kernel's lock for `claim`, and reads what was recorded; `None` when it is taken,
-    /// or kept for another.
-    fn lock(&self, claim: &Claim) -> Result<Option<Taken>, FileError> {
         let name = &claim.name;
         loop {
             let recorded = match &self.exact {
-                Some(_) => Some(self.directory.take_or_create(name)?),
+                Some(_) => Some(self.directory.take_own_or_create(name)?),
                 None => None,
             };
             let mut file = self.take_file(name)?;
             if self.read_only && self.exact.is_none() && !file.open_read_only()? {
                 continue;
             }
-            let locked = !self.is_kept_for_another(claim, recorded.as_ref().unwrap_or(&file))?
-                && kernel_lock::try_lock_despite_lookers(file.inheritable())
+            let is_taken = self.is_kept_for_another(claim, recorded.as_ref().unwrap_or(&file))?
+                || !kernel_lock::try_lock_despite_lookers(file.inheritable())
                     .map_err(FileError::io("lock this file", file.path()))?;
-            if !locked {
-                self.put(name, file);
-                if let Some(recorded) = recorded {
-                    self.directory.put(name, recorded);
-                }
-                return Ok(None);
-            }
-            let mut locked = Locked::new(file);
-            if !locked.is_current()? {
-                continue;
-            }
-            let Some(record_file) = recorded.as_ref().or(locked.file.as_ref()) else {
-                continue;
-            };
-            let before = self.directory.read(record_file, name)?;
-            let standing = self.queue.standing(claim, record_file, &before)?;
-            record_file.set_contended(standing != Standing::Alone);
-            let patience = standing.patience();
-            if !patience.is_zero()
-                && let Some(record) = &before.record
-                && (record.held || record.ended_within(patience, self.now()))
-            {
-                if record.held {
-                    // Its holder could not say so, or knew of nobody who waits.
-                    directory::write(record_file, &Arc::new(record.ended(self.now())))?;
-                }
-                if let Some(file) = locked.unlock() {
+            if is_taken {
+                // Who has locked a file that was replaced keeps nobody from the one in its place.
+                let is_current = file.is_current()?;
+                if is_current {
                     self.put(name, file);
                 }
                 if let Some(recorded) = recorded {
                     self.directory.put(name, recorded);
                 }
-                return Ok(None);
+                if is_current {
+                    return Ok(None);
+                }
+                continue;
             }
-            return Ok(Some(Taken {
-                locked,
-                recorded,
-                before,
-                standing,
-            }));
+            let mut locked = Locked::new(file);
+            match self.grant(claim, &locked, recorded.as_ref())? {
+                Attempt::Granted {
+                    record,
+                    standing,
+                    is_next_told,
+                } => {
+                    return Ok(Some(Grant {
+                        locked,
+                        recorded,
+                        record,
+                        is_shared: false,
+                        standing,
+                        is_next_told,
+                        recorded_end: None,
+                    }));
+                }
+                Attempt::Kept => {
+                    if let Some(file) = locked.unlock() {
+                        self.put(name, file);
+                    }
+                    if let Some(recorded) = recorded {
+                        self.directory.put(name, recorded);
+                    }
+                    return Ok(None);
+                }
+                Attempt::Replaced => {}
+            }
         }
+    }
+
+    /// Records a grant of the lock that was just `locked` for `claim`.
+    ///
+    /// A record in a file of its own is guarded: when the locked file is replaced, others lock the
+    /// one in its place, and all of them count on in the same record.
+    fn grant(
+        &self,
+        claim: &Claim,
+        locked: &Locked,
+        recorded: Option<&OpenFile>,
+    ) -> Result<Attempt, FileError> {
+        let Some(file) = recorded.or(locked.file.as_ref()) else {
+            return Ok(Attempt::Replaced);
+        };
+        let _guarded = guard(recorded)?;
+        let is_current = locked.is_current()? && recorded.map_or(Ok(true), OpenFile::is_current)?;
+        if !is_current {
+            return Ok(Attempt::Replaced);
+        }
+        let before = self.directory.read(file, &claim.name)?;
+        let standing = self.queue.standing(claim, file, &before)?;
+        file.set_contended(standing != Standing::Alone);
+        let (patience, now) = (standing.patience(), self.now());
+        if !patience.is_zero()
+            && let Some(record) = &before.record
+            && (record.held || record.ended_within(patience, now))
+        {
+            if record.held {
+                // Its holder could not say so, or knew of nobody who waits.
+                directory::write(file, &Arc::new(record.ended(now)))?;
+            }
+            return Ok(Attempt::Kept);
+        }
+        let served = standing.served(&before);
+        let new = self
+            .directory
+            .new_record(file, claim, &before, served, now)?;
+        let Some(record) = new else {
+            return Ok(Attempt::Replaced);
+        };
+        let record = Record {
+            ephemeral: true,
+            ..record
+        };
+        Ok(Attempt::Granted {
+            record: directory::write_grant(file, record, &before)?,
+            standing,
+            is_next_told: before.record.is_some_and(|record| record.tells),
+        })
     }
 
     /// Whether the lock is free, but kept for another than the owner of `claim`, who would keep
@@ -523,32 +544,78 @@ fn name_of(path: &Path) -> Cow<'_, str> {
     name.into()
 }
 
+/// Keeps others from a record in a file of its own; the kernel's lock itself guards any other.
+fn guard(recorded: Option<&OpenFile>) -> Result<Option<Guarded<'_>>, FileError> {
+    recorded
+        .filter(|_| !mutant!(RecordNotGuarded))
+        .map(|file| Guarded::new(file.file(), file.path()))
+        .transpose()
+}
+
 impl Grant {
     /// Lets it last from `now` as long as `claim` asks.
-    fn extend(&mut self, claim: &Claim, now: Duration) -> Result<(), FileError> {
+    fn extend(
+        &mut self,
+        directory: &Directory,
+        claim: &Claim,
+        now: Duration,
+    ) -> Result<(), FileError> {
         let record = Record::clone(&self.record).lasting(claim.ttl, now, wall_clock());
-        let record = Arc::new(record);
-        self.write(&record)?;
-        self.record = record;
+        let is_written = self.write(directory, &claim.name, &record)?;
+        self.record = is_written.unwrap_or_else(|| Arc::new(record));
         Ok(())
     }
 
-    fn write(&self, record: &Arc<Record>) -> Result<(), FileError> {
-        match self.recorded.as_ref().or(self.locked.file.as_ref()) {
-            Some(file) => directory::write(file, record),
-            None => Ok(()),
+    /// Lets the file of the lock `name` say `record`, the next one of this grant, and returns what it
+    /// says then; `None` when it says by now that the lock was granted once more, on the file that
+    /// has taken the place of the locked one.
+    fn write(
+        &self,
+        directory: &Directory,
+        name: &Name,
+        record: &Record,
+    ) -> Result<Option<Arc<Record>>, FileError> {
+        let Some(file) = self.recorded.as_ref().or(self.locked.file.as_ref()) else {
+            return Ok(None);
+        };
+        let _guarded = guard(self.recorded.as_ref())?;
+        let found = match directory.read(file, name) {
+            Ok(view) => view.record,
+            // The lock is the kernel's; whoever asks for it next is told of the damage.
+            Err(FileError::Damaged { .. }) => return Ok(None),
+            Err(err) => return Err(err),
+        };
+        match found {
+            Some(found) if found.fence > self.record.fence => Ok(None),
+            Some(found) if found.fence == self.record.fence && found.owner == record.owner => {
+                let record = Arc::new(Record {
+                    sequence: found.sequence + 1,
+                    ..record.clone()
+                });
+                directory::write(file, &record)?;
+                Ok(Some(record))
+            }
+            // An older copy was written into the file.
+            older => {
+                let older = older.map_or(0, |older| older.sequence);
+                let record = Record {
+                    sequence: record.sequence.max(older + 1),
+                    ..record.clone()
+                };
+                directory::write_both(file, record).map(Some)
+            }
         }
     }
 
     /// Records, for people, that a lock is given back. Whether that can be written does not
     /// matter: the lock itself is the kernel's.
-    fn record_end(&mut self, now: Duration) {
+    fn record_end(&mut self, directory: &Directory, name: &Name, now: Duration) {
         self.recorded_end = Some(Instant::now());
         let record = Record {
             tells: self.standing.waits(),
             ..self.record.ended(now)
         };
-        let _ = self.write(&Arc::new(record));
+        let _ = self.write(directory, name, &record);
     }
 
     /// How long the lease still lasts for those who hold it, zero once its time has passed;
@@ -615,7 +682,7 @@ impl Store for FileLockStore {
         match self.grants().entry(claim.name.clone()) {
             Entry::Occupied(mut slot) if slot.get().is_ours() => match slot.get_mut() {
                 Slot::Held(grant) if grant.record.owner == claim.owner => {
-                    grant.extend(claim, self.now())?;
+                    grant.extend(&self.directory, claim, self.now())?;
                     return Ok(granted(&grant.record));
                 }
                 // When its holder gives it back, nobody knows.
@@ -661,7 +728,7 @@ impl Store for FileLockStore {
         if !grant.locked.is_current()? {
             return Ok(Reply::REFUSED);
         }
-        grant.extend(claim, self.now())?;
+        grant.extend(&self.directory, claim, self.now())?;
         Ok(granted(&grant.record))
     }
 
@@ -680,7 +747,7 @@ impl Store for FileLockStore {
         // With another file at its path, the record may be another's by now. Those who do not wait
         // need not know: the lock is free when the kernel says so.
         if grant.standing != Standing::Alone && matches!(current, Ok(true)) {
-            grant.record_end(self.now());
+            grant.record_end(&self.directory, &claim.name, self.now());
         }
         // Whatever else fails, it is unlocked.
         self.end(&claim.name, grant);

@@ -487,6 +487,17 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                     "a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted",
                 ),
             ),
+            needing(
+                Needs::Strace,
+                mutant(
+                    "RecordNotGuarded",
+                    "holders of two files that followed each other at one path count at once",
+                    host(
+                        "lock_file",
+                        "holders_of_two_files_never_have_the_same_fence",
+                    ),
+                ),
+            ),
             mutant(
                 "LowerFenceAccepted",
                 "a grant counts whose fence is not greater than an earlier one's",
