@@ -54,7 +54,9 @@ mod system;
 mod tokio;
 
 pub use keep_alive::keep_alive;
-pub use open::{AnyStore, FileStore, InvalidStoreUrl, LossWatch, OpenedPath, StoreUrl};
+pub use open::{
+    AnyStore, FileStore, InvalidStoreUrl, LossWatch, OpenedPath, StoreFolder, StoreUrl,
+};
 pub use open_locks::{OpenLocks, OpenLocksError};
 pub use server::Engine;
 #[cfg(feature = "etcd")]

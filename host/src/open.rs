@@ -22,10 +22,13 @@ use crate::server::ServerWatch;
 use crate::server::{Driven, ServerUrl};
 #[cfg(target_os = "linux")]
 use crate::store::Listener;
-use crate::store::{BareLockStore, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions};
+use crate::store::{
+    self, BareLockStore, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions,
+};
 
 /// Where a store is, as one line of text: `lease:DIR` or `file:DIR`, or, with the features for them,
-/// `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`.
+/// `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`. A folder that is shared with a group is
+/// `lease:DIR?group=G`, or `file:DIR?group=G`.
 ///
 /// A folder need not be Unicode: of an [`OsStr`], and as an [`OsString`], it is what it is; as text,
 /// what it looks like.
@@ -42,15 +45,97 @@ use crate::store::{BareLockStore, FileLockStore, LeaseFileStore, Listed, OpenErr
 #[non_exhaustive]
 pub enum StoreUrl {
     /// Leases in the files of a folder: [`LeaseFileStore`].
-    Lease(PathBuf),
+    Lease(StoreFolder),
     /// The kernel's locks on the files of a folder: [`FileLockStore`].
-    File(PathBuf),
+    File(StoreFolder),
     /// On a server.
     #[cfg(feature = "server")]
     Server(Box<ServerUrl>),
 }
 
+/// The folder of a store of files.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "callers build it")]
+pub struct StoreFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The group whose members share it, by name or number; otherwise it is this user's alone, or,
+    /// if it is there already, of the group that it was made for.
+    pub group: Option<String>,
+}
+
+/// Of no group.
+impl<P: AsRef<Path> + ?Sized> From<&P> for StoreFolder {
+    fn from(path: &P) -> Self {
+        path.as_ref().to_owned().into()
+    }
+}
+
+/// Of no group.
+impl From<PathBuf> for StoreFolder {
+    fn from(path: PathBuf) -> Self {
+        Self { path, group: None }
+    }
+}
+
+impl StoreFolder {
+    /// What goes between the folder and its group.
+    const GROUP: &str = "?group=";
+
+    /// Of what stands behind the colon.
+    fn parse(text: &OsStr) -> Self {
+        match split_last(text, Self::GROUP) {
+            Some((path, group)) if !group.contains('/') => Self {
+                path: path.into(),
+                group: Some(group.to_owned()),
+            },
+            _ => text.into(),
+        }
+    }
+
+    /// `options`, with the group that shares this folder.
+    fn shared(&self, options: &StoreOptions) -> StoreOptions {
+        let mut options = options.clone();
+        options.group = options.group.or_else(|| self.group.clone());
+        options
+    }
+}
+
 impl StoreUrl {
+    /// The folder of a store of files.
+    pub fn folder(&self) -> Option<&StoreFolder> {
+        match self {
+            Self::Lease(folder) | Self::File(folder) => Some(folder),
+            #[cfg(feature = "server")]
+            Self::Server(_) => None,
+        }
+    }
+
+    fn with_folder(mut self, change: impl FnOnce(&mut StoreFolder)) -> Self {
+        match &mut self {
+            Self::Lease(folder) | Self::File(folder) => change(folder),
+            #[cfg(feature = "server")]
+            Self::Server(_) => {}
+        }
+        self
+    }
+
+    /// The same store, also from another working folder.
+    #[must_use]
+    pub fn absolute(self) -> Self {
+        self.with_folder(|folder| {
+            if let Ok(path) = std::path::absolute(&folder.path) {
+                folder.path = path;
+            }
+        })
+    }
+
+    /// The same store, shared with `group`; one on a server is shared by its own means.
+    #[must_use]
+    pub fn shared_with(self, group: &str) -> Self {
+        self.with_folder(|folder| folder.group = Some(group.to_owned()))
+    }
+
     /// Leases (on systems other than Linux, the kernel's locks) in this user's folder for such
     /// things: `$XDG_STATE_HOME/verrou`; without that
     /// variable `/var/lib/verrou` for root, and `~/.local/state/verrou` for others.
@@ -65,7 +150,7 @@ impl StoreUrl {
         } else {
             Self::File
         };
-        default_folder().map(store)
+        default_folder().map(|folder| store(folder.into()))
     }
 }
 
@@ -100,13 +185,14 @@ impl TryFrom<&OsStr> for StoreUrl {
             "memory" => return Err(InvalidStoreUrl::Memory),
             _ => return Err(unknown()),
         };
-        if folder.is_empty() {
-            return Err(InvalidStoreUrl::NoFolder { url: url() });
-        }
         if folder.as_encoded_bytes().starts_with(b"~") {
             return Err(InvalidStoreUrl::Tilde { url: url() });
         }
-        Ok(store(folder.into()))
+        let folder = StoreFolder::parse(folder);
+        if folder.path.as_os_str().is_empty() {
+            return Err(InvalidStoreUrl::NoFolder { url: url() });
+        }
+        Ok(store(folder))
     }
 }
 
@@ -148,9 +234,31 @@ impl From<&StoreUrl> for OsString {
             StoreUrl::Server(url) => return url.to_string().into(),
         };
         let mut text = Self::from(kind);
-        text.push(folder);
+        text.push(&folder.path);
+        if let Some(group) = &folder.group {
+            text.push(StoreFolder::GROUP);
+            text.push(group);
+        }
         text
     }
+}
+
+/// What is before the last `mark`, and the text behind it.
+#[cfg(unix)]
+fn split_last<'a>(text: &'a OsStr, mark: &str) -> Option<(&'a OsStr, &'a str)> {
+    use std::os::unix::ffi::OsStrExt;
+
+    let bytes = text.as_bytes();
+    let mut windows = bytes.windows(mark.len());
+    let at = windows.rposition(|window| window == mark.as_bytes())?;
+    let behind = str::from_utf8(&bytes[at + mark.len()..]).ok()?;
+    Some((OsStr::from_bytes(&bytes[..at]), behind))
+}
+
+#[cfg(not(unix))]
+fn split_last<'a>(text: &'a OsStr, mark: &str) -> Option<(&'a OsStr, &'a str)> {
+    let (before, behind) = text.to_str()?.rsplit_once(mark)?;
+    Some((OsStr::new(before), behind))
 }
 
 /// What is before the first colon, and what is behind it.
@@ -173,10 +281,9 @@ fn split(text: &OsStr) -> Option<(&str, &OsStr)> {
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lease(folder) => write!(f, "lease:{}", folder.display()),
-            Self::File(folder) => write!(f, "file:{}", folder.display()),
             #[cfg(feature = "server")]
             Self::Server(url) => url.fmt(f),
+            files => OsString::from(files).display().fmt(f),
         }
     }
 }
@@ -259,8 +366,12 @@ impl FileStore {
     /// [`OpenError`] says what is wrong with its folder, and what to do about it.
     pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
         Ok(match url {
-            StoreUrl::Lease(folder) => Self::Lease(LeaseFileStore::open(folder, options)?),
-            StoreUrl::File(folder) => Self::Lock(FileLockStore::open(folder, options)?),
+            StoreUrl::Lease(folder) => {
+                Self::Lease(LeaseFileStore::open(&folder.path, &folder.shared(options))?)
+            }
+            StoreUrl::File(folder) => {
+                Self::Lock(FileLockStore::open(&folder.path, &folder.shared(options))?)
+            }
             #[cfg(feature = "server")]
             StoreUrl::Server(url) => {
                 return Err(OpenError::NoFolder {
@@ -282,18 +393,20 @@ impl FileStore {
             why: "nowhere to record who holds its lock: set XDG_STATE_HOME or HOME".to_owned(),
         };
         let records = default_folder().map_err(no_home)?;
-        Self::open_path_in(path, &records, options)
+        Self::open_path_in(path, &records.into(), options)
     }
 
     /// [`open_path`](Self::open_path), recorded in the folder of a store, `folder`.
     fn open_path_in(
         path: &Path,
-        folder: &Path,
+        folder: &StoreFolder,
         options: &StoreOptions,
     ) -> Result<(Self, Name), OpenError> {
+        let mut options = folder.shared(options);
+        options.group = options.group.or_else(|| store::group_of(&folder.path));
         // Apart from a `file:` store there, whose names could be the same.
-        let records = folder.join("paths");
-        let (store, name) = FileLockStore::open_path(path, &records, options)?;
+        let records = folder.path.join("paths");
+        let (store, name) = FileLockStore::open_path(path, &records, &options)?;
         Ok((Self::Lock(store), name))
     }
 
@@ -532,7 +645,7 @@ impl AnyStore {
                 return Err(OpenError::NoFolder { url });
             }
             None => match default_folder() {
-                Ok(folder) => match FileStore::open_path_in(path, &folder, options) {
+                Ok(folder) => match FileStore::open_path_in(path, &folder.into(), options) {
                     Err(err @ (OpenError::Path { .. } | OpenError::UnknownGroup { .. })) => {
                         return Err(err);
                     }
@@ -565,9 +678,7 @@ impl AnyStore {
             return Ok(None);
         }
         let folder = match records {
-            Some(StoreUrl::Lease(folder) | StoreUrl::File(folder)) => Some(folder.clone()),
-            #[cfg(feature = "server")]
-            Some(StoreUrl::Server(_)) => None,
+            Some(url) => url.folder().map(|folder| folder.path.clone()),
             None => default_folder().ok(),
         };
         if folder.is_some_and(|folder| folder.join("paths").is_dir()) {

@@ -6,9 +6,10 @@ mod common;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use common::{Place, Started, code, done, ends_with, stderr, stdout};
+use common::{KINDS, Place, Started, code, done, ends_with, stderr, stdout};
 use serde_json::Value;
 
 /// A folder that nobody can make.
@@ -243,4 +244,115 @@ fn a_files_holder_is_shown() {
     );
     assert_eq!(json(stdout(&shown))["process"]["id"], holder.id());
     ends_with(&mut place.verrou(["show", "k", "--file", "app.lock"]), 64);
+}
+
+/// This process's group, as people write it.
+fn own_group() -> (String, u32) {
+    let number = rustix::process::getegid().as_raw();
+    let name = done(Command::new("id").arg("-gn"));
+    (stdout(&name).trim_end().to_owned(), number)
+}
+
+/// Mode and group of what is at `path`.
+fn shared_with(path: &std::path::Path) -> (u32, u32) {
+    let metadata = fs::metadata(path).unwrap();
+    (metadata.mode() & 0o7777, metadata.gid())
+}
+
+/// The files of the locks in the store, by name.
+fn lock_files(place: &Place) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(place.locks()).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let is_lock = |path: &std::path::PathBuf| {
+        path.extension()
+            .is_some_and(|it| it == "lease" || it == "lock")
+    };
+    let mut files: Vec<_> = paths.filter(is_lock).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_group_can_be_named_in_the_url_and_by_number() {
+    let (name, number) = own_group();
+    for kind in KINDS {
+        for (group, url) in [(&name, false), (&name, true), (&number.to_string(), true)] {
+            let place = Place::new(kind);
+            let shared = format!("{}?group={group}", place.store());
+            let mut words = vec!["run", "k"];
+            if url {
+                words.extend(["--store", &shared]);
+            } else {
+                words.extend(["--group", group]);
+            }
+            words.extend(["--", "sh", "-c", "echo $VERROU_STORE"]);
+            let output = ends_with(&mut place.verrou(words), 0);
+            assert_eq!(stdout(&output).trim_end(), shared, "it is handed on");
+            assert_eq!(shared_with(&place.locks()), (0o2770, number));
+            assert_eq!(shared_with(&lock_files(&place)[0]), (0o660, number));
+        }
+    }
+    let place = Place::new("lease");
+    for group in ["no such group", "", "4294967296", "-1"] {
+        let shared = format!("{}?group={group}", place.store());
+        let output = ends_with(
+            &mut place.verrou(["--store", &shared, "run", "k", "--", "true"]),
+            73,
+        );
+        assert!(
+            stderr(&output).contains(&format!("no group `{group}`")),
+            "{output:?}"
+        );
+    }
+    assert!(!place.locks().exists());
+}
+
+#[test]
+fn a_forgotten_group_locks_nobody_out() {
+    let (name, number) = own_group();
+    for kind in KINDS {
+        let place = Place::new(kind);
+        ends_with(&mut place.run(&["--group", &name], "true"), 0);
+        ends_with(&mut place.verrou(["run", "other", "--", "true"]), 0);
+        let files = lock_files(&place);
+        assert_eq!(files.len(), 2);
+        for file in &files {
+            assert_eq!(shared_with(file), (0o660, number), "{}", file.display());
+        }
+        assert_eq!(shared_with(&place.locks().join("fences")), (0o660, number));
+
+        // And the records of exactly one file.
+        let file = OsStr::new("app.lock");
+        let store = place.store();
+        ends_with(&mut run_file(&place, file, &["--store", &store], "true"), 0);
+        assert_eq!(shared_with(&place.locks().join("paths")), (0o2770, number));
+
+        // A folder that was not made for a group is still this user's alone.
+        let place = Place::new(kind);
+        ends_with(&mut place.run(&[], "true"), 0);
+        assert_eq!(shared_with(&lock_files(&place)[0]).0, 0o600);
+    }
+}
+
+#[test]
+fn a_members_lock_can_be_extended_inside() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root can give files away: that a member's can be extended is not shown");
+        return;
+    }
+    let place = Place::new("lease");
+    let member = Some(12_345);
+    ends_with(&mut place.run(&["--group", "daemon"], "true"), 0);
+    // As if another member had made it.
+    std::os::unix::fs::chown(&lock_files(&place)[0], member, None).unwrap();
+    let script = "\"$0\" extend";
+    let program = place.verrou::<&str>([]).get_program().to_owned();
+    let mut run = place.verrou(["run", "k", "--group", "daemon", "--", "sh", "-c", script]);
+    ends_with(run.arg(program), 0);
+
+    // Another user's folder is not trusted for being set-group-ID.
+    std::os::unix::fs::chown(place.locks(), member, None).unwrap();
+    let output = ends_with(&mut place.run(&[], "true"), 73);
+    assert!(stderr(&output).contains("12345"), "{output:?}");
+    ends_with(&mut place.run(&["--group", "daemon"], "true"), 0);
 }

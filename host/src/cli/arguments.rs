@@ -38,6 +38,8 @@ Where the locks are (--store or VERROU_STORE):
              leases on a server, for the processes of many machines, if this program is built with
              the feature for it; they end by their ttl. In a URL, a password is seen by everyone
              who can list processes: have it in VERROU_STORE, or add ?password-file=FILE
+  lease:DIR?group=G, file:DIR?group=G
+             shared with the members of a group, as with --group
   The default is lease:$XDG_STATE_HOME/verrou, for root lease:/var/lib/verrou, else
   lease:~/.local/state/verrou.
 
@@ -76,7 +78,7 @@ pub(crate) struct Place {
     /// Where the locks are: `lease:DIR`, `file:DIR`, or a server; without it, VERROU_STORE
     #[arg(long, global = true, value_name = "URL", value_parser = OsStringValueParser::new().try_map(store))]
     pub(crate) store: Option<StoreUrl>,
-    /// Shares the store with all members of GROUP
+    /// Shares the store with all members of GROUP, a name or number, as `lease:DIR?group=GROUP` does
     #[arg(long, global = true, value_name = "GROUP")]
     pub(crate) group: Option<String>,
     /// Trusts whatever file system the store is on

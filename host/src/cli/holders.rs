@@ -10,12 +10,11 @@ use verrou_host::{AnyStore, FileError};
 use super::arguments::{ForceRelease, Place, Show};
 use super::exit::Exit;
 use super::report::{self, Failure};
-use super::run::absolute;
 use super::store;
 
 /// Prints the store that is used.
 pub(crate) fn store(place: &Place) -> Result<(), Failure> {
-    let url = absolute(&store::url(place)?).to_string();
+    let url = store::url(place)?.absolute().to_string();
     if place.json {
         return report::answer_json(&json!({ "store": url }));
     }
@@ -28,7 +27,7 @@ pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
         return show_file(place, path);
     }
     let name = store::name(wish.target.name())?;
-    let url = absolute(&store::url(place)?);
+    let url = store::url(place)?.absolute();
     let opened = store::open_existing(place)?;
     let found = match &opened {
         Some(opened) => opened.inspect(name).map_err(Error::from)?,
@@ -69,7 +68,7 @@ fn show_file(place: &Place, path: &Path) -> Result<(), Failure> {
 
 /// Lists the locks that are held, and says of which that cannot be told.
 pub(crate) fn list(place: &Place) -> Result<(), Failure> {
-    let url = absolute(&store::url(place)?);
+    let url = store::url(place)?.absolute();
     let opened = store::open_existing(place)?;
     let listed = match &opened {
         Some(opened) => opened.list().map_err(Error::from)?,

@@ -108,18 +108,11 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
         "VERROU_LOCK",
         transfers.then(|| held.describe().to_string().into()),
     );
-    set("VERROU_STORE", url.map(|url| (&absolute(url)).into()));
+    set(
+        "VERROU_STORE",
+        url.map(|url| (&url.clone().absolute()).into()),
+    );
     command
-}
-
-/// The same store, also from another folder.
-pub(super) fn absolute(url: &StoreUrl) -> StoreUrl {
-    let (folder, kind): (_, fn(_) -> _) = match url {
-        StoreUrl::Lease(folder) => (folder, StoreUrl::Lease),
-        StoreUrl::File(folder) => (folder, StoreUrl::File),
-        _ => return url.clone(),
-    };
-    kind(std::path::absolute(folder).unwrap_or_else(|_| folder.clone()))
 }
 
 /// Keeps the lease alive until the command ends.

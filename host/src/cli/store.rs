@@ -12,7 +12,6 @@ use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 use super::arguments::{Place, Taking};
 use super::exit::Exit;
 use super::report::{self, Failure, say};
-use super::run::absolute;
 use super::waiting::Announced;
 
 /// Names the store where `--store` does not.
@@ -32,14 +31,16 @@ pub(crate) fn name(given: Option<&Name>) -> Result<&Name, Failure> {
 /// Where the store is.
 pub(crate) fn url(place: &Place) -> Result<StoreUrl, Failure> {
     let invalid = |why| Failure::coded(Exit::Usage, "E_INVALID_STORE", why);
-    if let Some(url) = &place.store {
-        return Ok(url.clone());
-    }
-    match variable() {
-        Some(text) => StoreUrl::try_from(&*text)
-            .map_err(|why| invalid(format!("the environment variable {VARIABLE}: {why}"))),
-        None => StoreUrl::default_location().map_err(|why| invalid(why.to_string())),
-    }
+    let url = match (&place.store, variable()) {
+        (Some(url), _) => url.clone(),
+        (None, Some(text)) => StoreUrl::try_from(&*text)
+            .map_err(|why| invalid(format!("the environment variable {VARIABLE}: {why}")))?,
+        (None, None) => StoreUrl::default_location().map_err(|why| invalid(why.to_string()))?,
+    };
+    Ok(match &place.group {
+        Some(group) => url.shared_with(group),
+        None => url,
+    })
 }
 
 fn variable() -> Option<OsString> {
@@ -82,12 +83,9 @@ pub(crate) fn open_with(
 
 /// The store, unless it would have to be made first.
 pub(crate) fn open_existing(place: &Place) -> Result<Option<AnyStore>, Failure> {
-    let is_missing = match &url(place)? {
-        StoreUrl::Lease(folder) | StoreUrl::File(folder) => {
-            matches!(folder.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
-        }
-        _ => false,
-    };
+    let is_missing = url(place)?.folder().is_some_and(|folder| {
+        matches!(folder.path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
+    });
     if is_missing {
         return Ok(None);
     }
@@ -96,7 +94,7 @@ pub(crate) fn open_existing(place: &Place) -> Result<Option<AnyStore>, Failure> 
 
 /// What to say of a store that would have to be made first.
 pub(crate) fn missing(url: &StoreUrl) -> String {
-    format!("there is no store {}", absolute(url))
+    format!("there is no store {}", url.clone().absolute())
 }
 
 /// The kernel's lock on the file `path`, of which there may be no records.

@@ -67,7 +67,7 @@ impl Directory {
             }
         };
         Machine::learn().map_err(failed("learn when this machine was started"))?;
-        let group = options.group_id()?;
+        let group = options.group_id()?.or_else(|| os::group_of_directory(path));
         os::create_directory(path, group).map_err(failed("create this folder"))?;
         // One spelling for all, whatever the working folder is later.
         let path = &fs::canonicalize(path).map_err(failed("read this folder"))?;

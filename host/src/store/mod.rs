@@ -27,6 +27,7 @@ mod record;
 mod tickets;
 mod trusted_file;
 
+use std::path::Path;
 use std::time::Duration;
 
 use verrou::{Holder, Name, StoreError};
@@ -49,7 +50,8 @@ pub type Listed = Result<(Name, Holder), StoreError>;
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "callers build it")]
 pub struct StoreOptions {
-    /// Lets all members of this group use the store; otherwise it is this user's alone.
+    /// Lets all members of this group, by its name or number, use the store; otherwise it is this
+    /// user's alone, or, if its folder is there already, of the group that it was made for.
     pub group: Option<String>,
     /// Trusts whatever file system the folder is on.
     pub any_file_system: bool,
@@ -81,6 +83,8 @@ impl StoreOptions {
         };
         match nix::unistd::Group::from_name(group) {
             Ok(Some(found)) => Ok(Some(found.gid.as_raw())),
+            // As chown(1) has it: a name that is made of digits comes first.
+            _ if let Ok(number) = group.parse() => Ok(Some(number)),
             _ => Err(OpenError::UnknownGroup {
                 group: group.clone(),
             }),
@@ -96,6 +100,12 @@ impl StoreOptions {
             None => Ok(None),
         }
     }
+}
+
+/// The number of the group that the folder at `path` was made for, if it is there, and this user's or
+/// root's.
+pub(crate) fn group_of(path: &Path) -> Option<String> {
+    os::group_of_directory(path).map(|group| group.to_string())
 }
 
 /// Between half of `pause` and all of it, so that those who wait do not march in step.

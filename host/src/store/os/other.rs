@@ -86,6 +86,10 @@ pub(crate) fn create_directory(path: &Path, _group: Option<u32>) -> io::Result<(
     fs::create_dir_all(path)
 }
 
+pub(crate) fn group_of_directory(_path: &Path) -> Option<u32> {
+    None
+}
+
 pub(crate) fn suspicion(file: &File, _group: Option<u32>) -> io::Result<Option<String>> {
     Ok((!file.metadata()?.is_file()).then(|| "it is not a regular file".to_owned()))
 }

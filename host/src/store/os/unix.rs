@@ -329,6 +329,14 @@ pub(crate) fn create_directory(path: &Path, group: Option<u32>) -> io::Result<()
     directory.set_permissions(Permissions::from_mode(0o2770))
 }
 
+/// The group that the folder at `path` was [made](create_directory) for by this user or root, so that
+/// what is made in it without a group does not lock out the members.
+pub(crate) fn group_of_directory(path: &Path) -> Option<u32> {
+    let metadata = fs::metadata(path).ok()?;
+    let is_shared = metadata.is_dir() && metadata.mode() & 0o7777 == 0o2770;
+    (is_shared && is_trusted(&metadata, None)).then(|| metadata.gid())
+}
+
 /// Why a file in a store's folder is not to be trusted, if so.
 pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<String>> {
     let metadata = file.metadata()?;
