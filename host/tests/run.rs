@@ -403,7 +403,7 @@ fn a_killed_wrapper_takes_its_command_along() {
     for kind in KINDS {
         let place = Place::new(kind);
         let script = "trap ': > asked' TERM; echo $$ > pid; while :; do sleep 0.05; done";
-        let (holder, pid) = place.start(&["--ttl", "1h"], script);
+        let (holder, pid) = place.start(&["--ttl", "1h", "--grace", "1h"], script);
         holder.signal(Signal::KILL);
         holder.end();
         eventually("it got the death signal", || place.path("asked").exists());

@@ -14,6 +14,8 @@ use rustix::process::{
 
 use verrou_host::LossWatch;
 
+use super::guardian::Guardian;
+use super::run::Ending;
 use super::signals::{self, Signals};
 use super::terminal::Terminal;
 
@@ -33,6 +35,7 @@ pub(crate) struct Job {
     terminal: Option<Terminal>,
     /// Whether the terminal listens to the command because we let it.
     lent: bool,
+    guardian: Guardian,
 }
 
 /// What has become of a [`Job`].
@@ -51,12 +54,12 @@ pub(crate) enum Event {
 impl Job {
     /// Starts `command` in a group of its own, with the terminal if it is ours.
     ///
-    /// It inherits `lifeline`, and gets a signal should this process die before it: SIGKILL if
-    /// `mortal`, else SIGTERM.
+    /// It inherits `lifeline`, and should this process die before it, it is ended as `ending` says:
+    /// by the kernel, and soon by a [`Guardian`], too.
     pub(crate) fn start(
         mut command: Command,
         lifeline: Option<File>,
-        mortal: bool,
+        ending: Ending,
     ) -> io::Result<Self> {
         // Before there is a child whose end could be missed; the others when there is one to
         // hand them on to. Until then they end us, and the lock and the child end with us.
@@ -67,7 +70,10 @@ impl Job {
             .filter(|terminal| terminal.is_ours() && is_at_it());
         let preparation = Preparation {
             parent: getpid(),
-            last_will: if mortal { Signal::KILL } else { Signal::TERM },
+            last_will: match ending {
+                Ending::Kill => Signal::KILL,
+                Ending::Terminate { .. } => Signal::TERM,
+            },
             lifeline,
             terminal: ours.map(Terminal::try_clone).transpose()?,
         };
@@ -88,6 +94,7 @@ impl Job {
             signals,
             terminal,
             lent,
+            guardian: Guardian::new(ending),
         };
         if let Err(err) = job.signals.listen() {
             job.kill();
@@ -107,6 +114,7 @@ impl Job {
         // The child may have changed before the first signal was listened for.
         let mut event = self.look();
         if event == Event::Nothing {
+            let at_most = at_most.min(self.guardian.start_when_due(self.leader));
             self.signals
                 .wait(news.and_then(LossWatch::descriptor), at_most);
         }
@@ -149,6 +157,7 @@ impl Job {
             Some(_) => Event::Nothing,
             None => {
                 self.ended = Some(status);
+                self.guardian.dismiss();
                 if self.lent {
                     take_back(self.terminal.as_ref());
                 }

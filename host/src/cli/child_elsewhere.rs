@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use verrou_host::LossWatch;
 
+use super::run::Ending;
+
 /// A running command.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -37,7 +39,7 @@ impl Job {
     pub(crate) fn start(
         mut command: Command,
         _lifeline: Option<File>,
-        _mortal: bool,
+        _ending: Ending,
     ) -> io::Result<Self> {
         let child = command.spawn()?;
         Ok(Self { child, ended: None })

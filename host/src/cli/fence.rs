@@ -14,7 +14,7 @@ use super::arguments::{self, FenceCheck, Place};
 use super::child::Job;
 use super::exit::Exit;
 use super::report::{self, Failure, say};
-use super::run::{not_started, wait_for_end};
+use super::run::{Ending, not_started, wait_for_end};
 use super::store;
 
 /// Where `verrou run` tells its command the fence.
@@ -117,7 +117,7 @@ fn run(
     }
     let started = checked
         .lifeline()
-        .and_then(|lifeline| Job::start(command, Some(lifeline), false));
+        .and_then(|lifeline| Job::start(command, Some(lifeline), Ending::default()));
     let mut job = started.map_err(|err| not_started(program, &err))?;
     wait_for_end(&mut job);
     Ok(job)

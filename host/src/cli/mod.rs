@@ -13,6 +13,8 @@ mod signals;
 #[cfg(unix)]
 mod terminal;
 #[cfg(unix)]
+mod guardian;
+#[cfg(unix)]
 mod child;
 // The one split by system: elsewhere there are no signals, groups or terminals to look after.
 #[cfg(not(unix))]

@@ -24,6 +24,22 @@ const LOOK: Duration = Duration::from_millis(10);
 /// down, would be most of what a short one takes.
 const WATCHED_AFTER: Duration = Duration::from_millis(100);
 
+/// How a command is ended when this process is killed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ending {
+    /// By SIGKILL, at once.
+    Kill,
+    /// By SIGTERM, and SIGKILL if it takes longer than this.
+    Terminate { grace: Duration },
+}
+
+impl Default for Ending {
+    fn default() -> Self {
+        let grace = Duration::from_secs(5);
+        Self::Terminate { grace }
+    }
+}
+
 /// Takes the lock, runs the command, gives the lock back; returns what to end with.
 pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     let words = wish.command.iter().map(|word| word.to_string_lossy());
@@ -53,8 +69,11 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
                 return Err(not_started(&wish.command[0], &err));
             }
         };
-        let mortal = wish.on_lost == OnLost::Kill;
-        let mut job = match Job::start(command, lifeline, mortal) {
+        let ending = match wish.on_lost {
+            OnLost::Kill => Ending::Kill,
+            OnLost::Term | OnLost::Ignore => Ending::Terminate { grace: wish.grace },
+        };
+        let mut job = match Job::start(command, lifeline, ending) {
             Ok(job) => job,
             Err(err) => {
                 held.release()?;

@@ -1,0 +1,230 @@
+//! A killed `verrou` leaves nothing of its command: the guardian in the command's group.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use common::{KINDS, Place, Started, code, ends_with, eventually, lives, stopped};
+use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
+
+/// Starts two workers, and says its own number and theirs, and waits for them.
+const WORKERS: &str = "sleep 1000 & echo $! > one; sleep 1000 & echo $! > two; echo $$ > pid; wait";
+
+/// A worker that is not ended by SIGTERM, and says when it gets that; and a leader that ends.
+const STUBBORN: &str = "
+sh -c 'trap \": > asked\" TERM; echo $$ > one; while :; do sleep 0.05; done' &
+until test -s one; do sleep 0.01; done
+echo $$ > pid
+wait";
+
+/// The number in a file.
+fn number(place: &Place, file: &str) -> Pid {
+    Pid::from_raw(place.read(file).trim().parse().unwrap()).unwrap()
+}
+
+/// `proc_pid_stat(5)`: a process's program and group.
+fn program_and_group(process: &Path) -> Option<(String, i32)> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    let (start, rest) = stat.rsplit_once(") ")?;
+    let program = start.split_once(" (")?.1;
+    Some((program.to_owned(), rest.split(' ').nth(2)?.parse().ok()?))
+}
+
+fn find_guardian(group: Pid) -> Option<Pid> {
+    let wanted = ("verrou-guardian".to_owned(), group.as_raw_pid());
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| program_and_group(path).as_ref() == Some(&wanted))
+        .and_then(|path| Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?))
+}
+
+/// The guardian of a command, as soon as it has closed what it inherited.
+fn guardian_of(group: Pid) -> Pid {
+    let mut found = None;
+    eventually("there is a guardian", || {
+        found = find_guardian(group);
+        found.is_some_and(|guardian| open(guardian).len() == 1)
+    });
+    found.unwrap()
+}
+
+/// What a process has open.
+fn open(process: Pid) -> Vec<String> {
+    let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else {
+        return Vec::new();
+    };
+    open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+        .map(|target| target.display().to_string())
+        .collect()
+}
+
+fn gone(what: &str, process: Pid) {
+    eventually(what, || !lives(process));
+}
+
+#[test]
+fn workers_end_when_the_group_of_the_wrapper_is_killed() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        // As a CI runner starts a step, and ends it.
+        let mut run = place.run(&["--ttl", "1h", "--grace", "1h"], WORKERS);
+        let wrapper = Started::new(run.process_group(0));
+        let guardian = guardian_of(place.pid());
+        kill_process_group(wrapper.pid(), Signal::KILL).unwrap();
+        wrapper.end();
+        for worker in ["one", "two"] {
+            gone("a worker ends", number(&place, worker));
+        }
+        let next = ["--wait", "50s", "--zombie", "wait"];
+        ends_with(&mut place.run(&next, "true"), 0);
+        gone("the guardian ends with the command", guardian);
+    }
+}
+
+#[test]
+fn workers_of_a_killed_wrapper_get_sigterm_and_then_sigkill() {
+    let place = Place::new("lease");
+    let (wrapper, command) = place.start(&["--grace", "300ms"], STUBBORN);
+    guardian_of(command);
+    wrapper.signal(Signal::KILL);
+    wrapper.end();
+    gone("the worker is killed", number(&place, "one"));
+    assert!(place.path("asked").exists(), "it was asked before");
+}
+
+#[test]
+fn workers_of_a_killed_wrapper_are_killed_at_once_if_wished() {
+    let place = Place::new("lease");
+    let options = ["--on-lost", "kill", "--grace", "1h"];
+    let (wrapper, command) = place.start(&options, STUBBORN);
+    guardian_of(command);
+    wrapper.signal(Signal::KILL);
+    wrapper.end();
+    gone("the worker is killed", number(&place, "one"));
+    assert!(!place.path("asked").exists());
+}
+
+#[test]
+fn command_of_a_killed_fence_check_ends() {
+    let place = Place::new("lease");
+    let check = [
+        "fence", "check", "--file", "gate", "7", "--", "sh", "-c", WORKERS,
+    ];
+    let wrapper = Started::new(&mut place.verrou(check));
+    guardian_of(place.pid());
+    wrapper.signal(Signal::KILL);
+    wrapper.end();
+    gone("a worker ends", number(&place, "one"));
+    ends_with(
+        &mut place.verrou(["fence", "check", "--file", "gate", "7"]),
+        0,
+    );
+}
+
+#[test]
+fn guardian_has_nothing_open_but_its_pipe() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (_wrapper, command) = place.start(&[], WORKERS);
+        let open = open(guardian_of(command));
+        assert!(open[0].starts_with("pipe:"), "{open:?}");
+    }
+}
+
+#[test]
+fn guardian_ends_with_the_command_and_what_that_left_behind_does_not() {
+    let place = Place::new("lease");
+    let script = "sleep 1000 & echo $! > one; echo $$ > pid; until test -e go; do sleep 0.02; done";
+    let (wrapper, command) = place.start(&[], script);
+    let guardian = guardian_of(command);
+    fs::write(place.path("go"), "").unwrap();
+    assert_eq!(code(&wrapper.end()), 0);
+    assert!(!lives(guardian));
+    let left = number(&place, "one");
+    assert!(lives(left));
+    kill_process(left, Signal::KILL).unwrap();
+}
+
+#[test]
+fn lost_command_is_gone_though_it_had_a_guardian() {
+    let place = Place::new("lease");
+    let (wrapper, command) = place.start(&["--ttl", "1h", "--grace", "1h"], WORKERS);
+    let guardian = guardian_of(command);
+    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    assert_eq!(code(&wrapper.end()), 76);
+    assert!(!lives(guardian) && !lives(number(&place, "one")));
+}
+
+/// Says its number, and is ended by SIGKILL alone.
+const DEAF: &str = "trap '' HUP INT QUIT TERM USR1 USR2 TSTP; echo $$ > pid; \
+                    while :; do sleep 0.05; done";
+
+#[test]
+fn guardian_outlives_the_signals_of_the_command() {
+    let place = Place::new("lease");
+    let (wrapper, command) = place.start(&["--grace", "100ms"], DEAF);
+    let guardian = guardian_of(command);
+    for signal in [
+        Signal::HUP,
+        Signal::INT,
+        Signal::QUIT,
+        Signal::TERM,
+        Signal::USR1,
+        Signal::USR2,
+        Signal::TSTP,
+    ] {
+        wrapper.signal(signal);
+        kill_process_group(command, signal).unwrap();
+        kill_process(guardian, signal).unwrap();
+    }
+    assert!(lives(guardian));
+    wrapper.signal(Signal::KILL);
+    wrapper.end();
+    gone("the command is killed", command);
+}
+
+#[test]
+fn stopped_command_of_a_killed_wrapper_ends() {
+    let place = Place::new("file");
+    let (wrapper, command) = place.start(&["--grace", "1h"], WORKERS);
+    let guardian = guardian_of(command);
+    kill_process_group(command, Signal::STOP).unwrap();
+    let workers = ["one", "two"].map(|worker| number(&place, worker));
+    for process in [command, guardian].into_iter().chain(workers) {
+        stopped(process);
+    }
+    wrapper.signal(Signal::KILL);
+    wrapper.end();
+    // Without a terminal nobody else continues them.
+    let _ = kill_process(guardian, Signal::CONT);
+    for process in [command, guardian].into_iter().chain(workers) {
+        gone("all of it ends", process);
+    }
+}
+
+/// The kernel clears the death signal of a command that changes its user.
+#[test]
+fn command_that_changed_its_user_ends_with_its_wrapper() {
+    if !geteuid().is_root() {
+        eprintln!("only root can change its user: that such a command is ended is not shown");
+        return;
+    }
+    let place = Place::new("lease");
+    let script = "setpriv --reuid 65534 --clear-groups sleep 1000 & echo $! > one; echo $$ > pid; \
+                  exec setpriv --reuid 65534 --clear-groups sleep 1000";
+    let (wrapper, command) = place.start(&["--grace", "1h"], script);
+    guardian_of(command);
+    let changed = || {
+        fs::read_to_string(format!("/proc/{command}/status"))
+            .is_ok_and(|status| status.contains("Uid:\t65534"))
+    };
+    eventually("it has changed its user", changed);
+    wrapper.signal(Signal::KILL);
+    wrapper.end();
+    gone("the command ends", command);
+    gone("its worker ends", number(&place, "one"));
+}
