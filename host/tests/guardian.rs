@@ -28,8 +28,8 @@ fn number(place: &Place, file: &str) -> Pid {
 /// `proc_pid_stat(5)`: a process's program and group.
 fn program_and_group(process: &Path) -> Option<(String, i32)> {
     let stat = fs::read_to_string(process.join("stat")).ok()?;
-    let (start, rest) = stat.rsplit_once(") ")?;
-    let program = start.split_once(" (")?.1;
+    let (before, rest) = stat.rsplit_once(") ")?;
+    let program = before.split_once(" (")?.1;
     Some((program.to_owned(), rest.split(' ').nth(2)?.parse().ok()?))
 }
 

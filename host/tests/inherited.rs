@@ -266,3 +266,58 @@ fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
         }
     }
 }
+
+/// Runs its arguments with SIGPIPE ignored, or not.
+const WITH_SIGPIPE: &str = "
+import os, signal, sys
+signal.signal(signal.SIGPIPE, getattr(signal, sys.argv[1]))
+os.execv(sys.argv[2], sys.argv[2:])
+";
+
+#[test]
+fn ignored_sigpipe_stays_ignored() {
+    let place = Place::new("lease");
+    for (disposition, expected) in [("SIG_IGN", 1), ("SIG_DFL", 0)] {
+        for words in [
+            &["run", "k", "--"][..],
+            &["fence", "check", "--file", "gate", "7", "--"],
+        ] {
+            let verrou = place.verrou(words);
+            let mut command = Command::new("python3");
+            command
+                .args(["-c", WITH_SIGPIPE, disposition])
+                .arg(verrou.get_program())
+                .args(verrou.get_args())
+                .args(["grep", "SigIgn", "/proc/self/status"])
+                .current_dir(place.path(""))
+                .env("VERROU_STORE", place.store());
+            let output = ends_with(&mut command, 0);
+            let mask = stdout(&output).trim_start_matches("SigIgn:").trim();
+            let bit = u64::from_str_radix(mask, 16).unwrap() >> 12 & 1;
+            assert_eq!(bit, expected, "{disposition}");
+        }
+    }
+}
+
+/// The command is the first process of the new namespace, and has no parent there.
+#[test]
+fn command_can_be_the_first_process_of_a_pid_namespace() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root can make PID namespaces: that a command runs in one is not shown");
+        return;
+    }
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let verrou = place.run(&["--no-wait"], "echo $$; sleep 0.3");
+        let mut unshare = Command::new("unshare");
+        unshare
+            .arg("--pid")
+            .arg(verrou.get_program())
+            .args(verrou.get_args())
+            .current_dir(place.path(""))
+            .env("VERROU_STORE", place.store());
+        let output = ends_with(&mut unshare, 0);
+        assert_eq!(stdout(&output), "1\n");
+        assert!(!place.is_held());
+    }
+}

@@ -14,6 +14,7 @@ use rustix::process::{
 
 use verrou_host::LossWatch;
 
+use super::broken_pipe;
 use super::guardian::Guardian;
 use super::run::Ending;
 use super::signals::{self, Signals};
@@ -356,10 +357,12 @@ impl Preparation {
     fn run(&self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         rustix::process::set_parent_process_death_signal(Some(self.last_will))?;
-        // It may have died before that.
-        if getppid() != Some(self.parent) {
+        // It may have died before that. In a PID namespace that begins with this child, the parent
+        // has no number.
+        if getppid().is_some_and(|parent| parent != self.parent) {
             return Err(Errno::SRCH.into());
         }
+        broken_pipe::hand_on()?;
         if let Some(lifeline) = &self.lifeline {
             fcntl_setfd(lifeline, FdFlags::empty())?;
         }

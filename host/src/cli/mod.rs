@@ -13,6 +13,8 @@ mod signals;
 #[cfg(unix)]
 mod terminal;
 #[cfg(unix)]
+mod broken_pipe;
+#[cfg(unix)]
 mod guardian;
 #[cfg(unix)]
 mod child;
