@@ -4,10 +4,12 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use common::{KINDS, Place, Started, code, ends_with, eventually, lives, stopped};
+use common::{KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stopped};
 use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
 
 /// Starts two workers, and says its own number and theirs, and waits for them.
@@ -227,4 +229,89 @@ fn command_that_changed_its_user_ends_with_its_wrapper() {
     wrapper.end();
     gone("the command ends", command);
     gone("its worker ends", number(&place, "one"));
+}
+
+/// The user that `verrou` runs as where its command changes to root.
+const UNPRIVILEGED: u32 = 65_534;
+
+/// `verrou` as a user that may not signal its command, which becomes root by a set-user-ID program, and
+/// says its number; `None` where that cannot be.
+fn run_as_other_user(place: &Place, options: &[&str]) -> Option<Command> {
+    if !geteuid().is_root() {
+        eprintln!("only root can change its user: what is said of such a command is not shown");
+        return None;
+    }
+    let become_root = place.path("setpriv");
+    fs::copy("/usr/bin/setpriv", &become_root).unwrap();
+    fs::set_permissions(&become_root, fs::Permissions::from_mode(0o4755)).unwrap();
+    chown(place.path(""), Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+    let command = ["--reuid", "0", "sh", "-c", "echo $$ > pid; exec sleep 1000"];
+    let run = ["run", "k", "--ttl", "1h"].iter().chain(options);
+    let run = run.chain(&["--", "./setpriv"]).chain(&command);
+    let mut proved = as_other_user(place, ["./setpriv", "--reuid", "0", "true"]);
+    if code(&done(&mut proved)) != 0 {
+        eprintln!("no program is set-user-ID here: what is said of such a command is not shown");
+        return None;
+    }
+    let verrou = [env!("CARGO_BIN_EXE_verrou")].into_iter();
+    Some(as_other_user(place, verrou.chain(run.copied())))
+}
+
+fn as_other_user<'a>(place: &Place, words: impl IntoIterator<Item = &'a str>) -> Command {
+    let user = UNPRIVILEGED.to_string();
+    let mut setpriv = Command::new("setpriv");
+    setpriv
+        .args(["--reuid", &user, "--regid", &user, "--clear-groups"])
+        .args(words)
+        .current_dir(place.path(""))
+        .env("VERROU_STORE", place.store())
+        .env_remove("VERROU_LOCK")
+        .stdin(Stdio::null());
+    setpriv
+}
+
+#[test]
+fn lost_command_of_another_user_is_waited_for_no_longer_than_the_grace() {
+    for on_lost in ["term", "kill"] {
+        let place = Place::new("lease");
+        let options = ["--grace", "300ms", "--on-lost", on_lost];
+        let Some(mut run) = run_as_other_user(&place, &options) else {
+            return;
+        };
+        let wrapper = Started::new(&mut run);
+        let command = place.pid();
+        guardian_of(command);
+        let force = [env!("CARGO_BIN_EXE_verrou"), "force-release", "k"];
+        ends_with(&mut as_other_user(&place, force), 0);
+        let output = wrapper.end();
+        let said = stderr(&output);
+        assert_eq!(code(&output), 76, "{said}");
+        assert!(said.contains("Operation not permitted"), "{said}");
+        assert!(said.contains("sudo verrou"), "{said}");
+        assert!(said.contains("goes on without the lock"), "{said}");
+        assert!(
+            !said.contains("is asked") && !said.contains("is killed"),
+            "{said}"
+        );
+        assert!(lives(command));
+        kill_process(command, Signal::KILL).unwrap();
+    }
+}
+
+#[test]
+fn signal_that_the_command_cannot_be_sent_is_reported() {
+    let place = Place::new("lease");
+    let Some(mut run) = run_as_other_user(&place, &[]) else {
+        return;
+    };
+    let wrapper = Started::new(&mut run);
+    let command = place.pid();
+    guardian_of(command);
+    wrapper.signal(Signal::TERM);
+    kill_process(command, Signal::KILL).unwrap();
+    let output = wrapper.end();
+    assert_eq!(code(&output), 137);
+    let said = stderr(&output);
+    assert!(said.contains("Operation not permitted"), "{said}");
+    assert!(said.contains("sudo verrou"), "{said}");
 }

@@ -9,13 +9,14 @@ use std::time::Duration;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgrp, getpid, getppid, kill_process_group,
-    waitid,
+    test_kill_process, waitid,
 };
 
 use verrou_host::LossWatch;
 
 use super::broken_pipe;
 use super::guardian::Guardian;
+use super::report;
 use super::run::Ending;
 use super::signals::{self, Signals};
 use super::terminal::Terminal;
@@ -119,12 +120,18 @@ impl Job {
             self.signals
                 .wait(news.and_then(LossWatch::descriptor), at_most);
         }
-        for signal in self.signals.pending() {
+        let pending: Vec<_> = self.signals.pending().collect();
+        for signal in pending {
             match signal {
                 Signal::CONT if event == Event::Nothing => event = Event::Continued,
                 Signal::CONT | Signal::CHILD => {}
                 _ => {
                     let _ = kill_process_group(self.leader, signal);
+                    if signal != Signal::WINCH
+                        && let Some(obstacle) = self.obstacle()
+                    {
+                        report::say(&obstacle);
+                    }
                 }
             }
         }
@@ -222,6 +229,21 @@ impl Job {
             self.lent = terminal.give_to(self.leader).is_ok();
         }
         let _ = kill_process_group(self.leader, Signal::CONT);
+    }
+
+    /// Why what runs of the command cannot be signalled, if so, and what to do about it: it has
+    /// changed its user.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        let process = match self.ended {
+            Some(_) => self.left_behind?,
+            None => self.leader,
+        };
+        // Its group can be signalled if one process of it can: ours, for one, the guardian.
+        (test_kill_process(process) == Err(Errno::PERM)).then(|| {
+            format!(
+                "process {process} cannot be signalled: Operation not permitted; use `sudo verrou …`"
+            )
+        })
     }
 
     /// Asks all processes of the command to end, also those that are stopped.

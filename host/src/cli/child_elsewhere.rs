@@ -78,6 +78,12 @@ impl Job {
     /// Nothing here.
     pub(crate) fn resume(&mut self) {}
 
+    /// Nothing here.
+    #[expect(clippy::unused_self, reason = "it is a question elsewhere")]
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        None
+    }
+
     /// Ends the command: there is no way to ask it.
     pub(crate) fn terminate(&mut self) {
         self.kill();

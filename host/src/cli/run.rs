@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::mem;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +15,7 @@ use verrou_host::{AnyStore, LossWatch, StoreUrl};
 use super::arguments::{OnLost, Place, Run};
 use super::child::{Event, Job};
 use super::exit::Exit;
-use super::report::Failure;
+use super::report::{Failure, say};
 use super::store::{self, Held};
 
 /// How often is looked whether what a command left behind is gone.
@@ -81,17 +82,20 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
             }
         };
         if let Err(lost) = keep(&held, &opened, &mut job) {
-            say_lost(place, wish, lost, &job);
-            bring_to_end(wish, &mut job);
-            // Not sooner: what the kernel locks for us excludes others until the command is gone.
-            drop(held);
+            end_lost(place, wish, lost, &mut job);
+            if job.has_ended() {
+                // Not sooner: what the kernel locks for us excludes others until the command is gone.
+                drop(held);
+            } else {
+                // It excludes others until then by what it has inherited.
+                mem::forget(held);
+            }
             return Ok((job, true));
         }
         match held.release() {
             Ok(()) => Ok((job, false)),
             Err(lost @ Error::Lost { .. }) => {
-                say_lost(place, wish, lost, &job);
-                bring_to_end(wish, &mut job);
+                end_lost(place, wish, lost, &mut job);
                 Ok((job, true))
             }
             Err(err) => {
@@ -200,9 +204,26 @@ fn confirm(held: &Held<'_>) -> Result<(), Error> {
     }
 }
 
-fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job) {
+/// Says that the lock is lost, and sees to it that nothing of the command goes on without it, unless
+/// it is wished.
+fn end_lost(place: &Place, wish: &Run, lost: Error, job: &mut Job) {
+    match wish.on_lost {
+        OnLost::Ignore => {}
+        OnLost::Term => job.terminate(),
+        OnLost::Kill => job.kill(),
+    }
+    // Also what has outlived it.
+    let is_gone = job.is_gone();
+    let obstacle = job.obstacle().filter(|_| wish.on_lost != OnLost::Ignore);
+    say_lost(place, wish, lost, job, obstacle);
+    if !is_gone {
+        bring_to_end(wish, job);
+    }
+}
+
+fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job, obstacle: Option<String>) {
     let program = program(wish);
-    let fate = match wish.on_lost {
+    let fate = obstacle.unwrap_or_else(|| match wish.on_lost {
         OnLost::Ignore if job.has_ended() => format!("{program} had ended with {}", job.code()),
         OnLost::Ignore => format!("{program} goes on without it"),
         _ if job.has_ended() => format!(
@@ -211,7 +232,7 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job) {
         ),
         OnLost::Term => format!("{program} is asked to end (SIGTERM)"),
         OnLost::Kill => format!("{program} is killed"),
-    };
+    });
     let is_revoked = matches!(&lost, Error::Lost { loss, .. } if *loss == Loss::Revoked);
     let mut failure = Failure::from(lost);
     // The kernel's lock on a file is taken from nobody.
@@ -221,12 +242,11 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job) {
     failure.advising(&fate).report(place.json);
 }
 
-/// Sees to it that nothing of the command goes on without the lock, unless it is wished.
+/// Waits until the command has ended, or cannot be ended.
 fn bring_to_end(wish: &Run, job: &mut Job) {
     match wish.on_lost {
         OnLost::Ignore => return wait_for_end(job),
         OnLost::Term => {
-            job.terminate();
             let began = Instant::now();
             loop {
                 let left = wish.grace.saturating_sub(began.elapsed());
@@ -244,6 +264,10 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
     }
     job.kill();
     while !job.has_ended() {
+        if job.obstacle().is_some() {
+            let program = program(wish);
+            return say(&format!("{program} goes on without the lock"));
+        }
         job.wait(Duration::MAX);
     }
 }
