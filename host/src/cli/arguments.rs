@@ -95,9 +95,9 @@ pub(crate) enum Command {
     /// Run a command while holding a lock
     ///
     /// Takes the lock NAME, runs CMD, renews the lease while CMD runs, and gives the lock back
-    /// when CMD ends. CMD finds VERROU_NAME, VERROU_FENCE, VERROU_LOCK and VERROU_STORE in its
-    /// environment, and gets the signals INT, TERM, HUP, QUIT, USR1, USR2 and WINCH that this
-    /// process gets.
+    /// when CMD ends. CMD finds VERROU_NAME, VERROU_FENCE, VERROU_LOCK, VERROU_STORE and
+    /// VERROU_HELD in its environment, and gets the signals INT, TERM, HUP, QUIT, USR1, USR2 and
+    /// WINCH that this process gets.
     #[command(after_help = RUN_HELP, override_usage = RUN_USAGE)]
     Run(Run),
     /// Take a lock that outlives this command, and print it

@@ -5,6 +5,7 @@ mod standard_output;
 mod report;
 mod arguments;
 mod waiting;
+mod nested;
 mod store;
 mod handover;
 mod holders;

@@ -15,6 +15,7 @@ use verrou_host::{AnyStore, LossWatch, StoreUrl};
 use super::arguments::{OnLost, Place, Run};
 use super::child::{Event, Job};
 use super::exit::Exit;
+use super::nested;
 use super::report::{Failure, say};
 use super::store::{self, Held};
 
@@ -131,6 +132,7 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
         "VERROU_LOCK",
         transfers.then(|| held.describe().to_string().into()),
     );
+    set(nested::VARIABLE, Some(nested::with(&lease).into()));
     set(
         "VERROU_STORE",
         url.map(|url| (&url.clone().absolute()).into()),

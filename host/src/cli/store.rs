@@ -11,6 +11,7 @@ use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 use super::arguments::{Place, Taking};
 use super::exit::Exit;
+use super::nested;
 use super::report::{self, Failure, say};
 use super::waiting::Announced;
 
@@ -139,6 +140,7 @@ pub(crate) fn with_lock<T>(
     work: impl for<'a> FnOnce(&'a Lock<'a>, Held<'a>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let retry = taking.retry().map_err(Error::from)?;
+    nested::refuse(store, name).map_err(|failure| taking.not_acquired(failure))?;
     let announced = Announced::new(store);
     let lock = LockFactory::new(&announced, System).create_lock(name.as_str(), taking.ttl)?;
     let held = lock
@@ -152,6 +154,16 @@ pub(crate) fn with_lock<T>(
         ));
     }
     work(&lock, held)
+}
+
+impl Taking {
+    /// `failure`, ending with what `-E` says.
+    fn not_acquired(&self, failure: Failure) -> Failure {
+        match self.conflict_exit_code {
+            Some(code) => failure.exiting(code),
+            None => failure,
+        }
+    }
 }
 
 /// Says who has the lock instead.
@@ -174,8 +186,5 @@ fn not_acquired(err: Error, store: &AnyStore, taking: &Taking) -> Failure {
         ),
         _ => return err.into(),
     };
-    match taking.conflict_exit_code {
-        Some(code) => failure.exiting(code),
-        None => failure,
-    }
+    taking.not_acquired(failure)
 }

@@ -1,0 +1,56 @@
+//! A lock that one of this process's ancestors holds, and waits for this process to end: which locks
+//! these are, `VERROU_HELD` says.
+
+use std::env;
+
+use serde_json::{Value, json};
+use verrou::{Holder, Lease, Name, Store};
+
+use super::exit::Exit;
+use super::report::{self, Failure};
+
+/// A JSON array of objects with the `name`, the `fence` and the `process` of a grant.
+pub(crate) const VARIABLE: &str = "VERROU_HELD";
+
+/// What `VERROU_HELD` is to a command that runs under `lease`, too.
+pub(crate) fn with(lease: &Lease) -> String {
+    let mut held = held();
+    held.push(json!({
+        "name": lease.name().as_str(),
+        "fence": lease.fence().map(verrou::Fence::get),
+        "process": std::process::id(),
+    }));
+    Value::Array(held).to_string()
+}
+
+/// Refuses to wait for the lock `name` when an ancestor holds it.
+pub(crate) fn refuse(store: &impl Store, name: &Name) -> Result<(), Failure> {
+    let mut held = held();
+    held.retain(|grant| grant["name"] == name.as_str());
+    if held.is_empty() {
+        return Ok(());
+    }
+    // What was said when a process was started need not be true any more.
+    match store.inspect(name) {
+        Ok(Some(holder)) if held.iter().any(|grant| is_of(&holder, grant)) => Err(Failure::coded(
+            Exit::NotAcquired,
+            "E_LOCK_TIMEOUT",
+            format!(
+                "the lock `{name}` is {}, and this process runs under that one: waiting would not end",
+                report::holder(&holder)
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn held() -> Vec<Value> {
+    let text = env::var(VARIABLE).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+fn is_of(holder: &Holder, grant: &Value) -> bool {
+    let process = holder.process.as_ref().map(|process| process.id);
+    process.is_some_and(|id| grant["process"] == id)
+        && grant["fence"] == json!(holder.fence.map(verrou::Fence::get))
+}
