@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{Place, Started, code, ends_with, eventually, state, stderr};
+use common::{Place, Started, code, ends_with, eventually, state, stderr, stdout};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
@@ -43,7 +43,8 @@ fn store_that_cannot_answer_is_not_polled() {
     }
     // The lock's file is replaced by something else as soon as changes to it are watched.
     let script = "until ls -l /proc/$PPID/fd | grep -q inotify; do sleep 0.02; done
-        for file in locks/*.lease; do mv $file kept; echo garbage > $file; done
+        echo garbage > garbage
+        for file in locks/*.lease; do ln $file kept; mv garbage $file; done
         sleep 1; mv kept $file";
     let run = place.run(&["--ttl", "1m"], script);
     let mut strace = Command::new("strace");
@@ -54,4 +55,11 @@ fn store_that_cannot_answer_is_not_polled() {
     let log = fs::read_to_string(place.path("log")).unwrap();
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert!(log.lines().count() < 100, "{log}");
+}
+
+#[test]
+fn command_blocks_no_signal() {
+    let place = Place::new("lease");
+    let output = ends_with(&mut place.run(&[], "grep SigBlk /proc/self/status"), 0);
+    assert_eq!(stdout(&output), "SigBlk:\t0000000000000000\n");
 }

@@ -11,9 +11,15 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{Place, eventually, lives, stopped};
+use common::{Place, eventually, lives, state, stopped};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+/// The prompt of a shell.
+const READY: &str = "ready> ";
+
+/// Shells that control jobs, each in its own way.
+const SHELLS: [&[&str]; 2] = [&["sh", "-i"], &["bash", "--norc", "--noprofile", "-i"]];
 
 /// A shell with a terminal, and a person at it.
 struct Terminal {
@@ -24,6 +30,13 @@ struct Terminal {
 
 impl Terminal {
     fn new(place: &Place) -> Self {
+        let terminal = Self::of(place, SHELLS[0]);
+        terminal.shows(READY);
+        terminal
+    }
+
+    /// Starts `program`, with a terminal of its own.
+    fn of(place: &Place, program: &[&str]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -33,11 +46,12 @@ impl Terminal {
         let dup = || slave.try_clone().unwrap();
         // setsid(1) makes the terminal the session's, for which the shell itself has no way.
         let shell = Command::new("setsid")
-            .args(["--ctty", "--wait", "sh", "-i"])
+            .args(["--ctty", "--wait"])
+            .args(program)
             .current_dir(place.path(""))
             .env("VERROU_STORE", place.store())
             .env("verrou", env!("CARGO_BIN_EXE_verrou"))
-            .env("PS1", "ready> ")
+            .env("PS1", READY)
             .env_remove("ENV")
             .stdin(dup())
             .stdout(dup())
@@ -48,13 +62,11 @@ impl Terminal {
         let shown = Arc::default();
         let (mut screen, text) = (master.try_clone().unwrap(), Arc::clone(&shown));
         thread::spawn(move || read(&mut screen, &text));
-        let terminal = Self {
+        Self {
             master,
             shown,
             shell,
-        };
-        terminal.shows("ready> ");
-        terminal
+        }
     }
 
     fn types(&self, keys: &str) {
@@ -91,6 +103,14 @@ fn read(screen: &mut File, text: &Mutex<String>) {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
+        if thread::panicking()
+            && let Ok(shown) = self.shown.lock()
+        {
+            eprintln!(
+                "the rest of the screen: {:?}",
+                shown.get(..2000).unwrap_or(&shown)
+            );
+        }
         let _ = self.shell.kill();
         let _ = self.shell.wait();
     }
@@ -113,7 +133,7 @@ fn a_command_is_stopped_continued_and_interrupted() {
     terminal.shows("first\r\nfirst");
 
     terminal.types("\x1a");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     stopped(cat);
     assert!(!terminal.listens_to(cat));
     assert!(place.is_held());
@@ -124,7 +144,7 @@ fn a_command_is_stopped_continued_and_interrupted() {
     terminal.shows("second\r\nsecond");
 
     terminal.types("\x03");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     terminal.types("echo code=$?\n");
     terminal.shows("\ncode=130");
     assert!(!lives(cat) && !place.is_held());
@@ -143,7 +163,7 @@ fn a_command_in_the_background_waits_for_the_terminal() {
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     terminal.types("\x04");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     terminal.types("echo code=$?\n");
     terminal.shows("\ncode=0");
 }
@@ -159,21 +179,29 @@ fn a_command_that_was_stopped_too_long_is_not_continued() {
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     terminal.types("\x1a");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     common::ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
     terminal.types("fg\n");
     terminal.shows("E_LOCK_LOST");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     terminal.types("echo code=$?\n");
     terminal.shows("\ncode=76");
     assert!(!lives(command) && !place.path("went-on").exists());
 }
 
-/// `proc_pid_stat(5)`.
 fn parent(process: Pid) -> Pid {
+    number(process, 1)
+}
+
+fn group(process: Pid) -> Pid {
+    number(process, 2)
+}
+
+/// A field behind the name in brackets: `proc_pid_stat(5)`.
+fn number(process: Pid, field: usize) -> Pid {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let parent = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1);
-    Pid::from_raw(parent.unwrap().parse().unwrap()).unwrap()
+    let number = stat.rsplit_once(") ").unwrap().1.split(' ').nth(field);
+    Pid::from_raw(number.unwrap().parse().unwrap()).unwrap()
 }
 
 #[test]
@@ -185,19 +213,15 @@ fn a_stop_that_is_sent_to_us_stops_both() {
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     let wrapper = parent(cat);
-    // Until it listens, it would be stopped alone.
-    eventually("the wrapper waits", || {
-        let place = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
-        place.is_ok_and(|place| place.contains("poll"))
-    });
+    waits(wrapper);
     kill_process(wrapper, Signal::TSTP).unwrap();
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     stopped(cat);
     stopped(wrapper);
     terminal.types("fg\n");
     eventually("it has the terminal again", || terminal.listens_to(cat));
     terminal.types("\x04");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
 }
 
 #[test]
@@ -213,7 +237,7 @@ fn an_interrupted_command_ends_the_script_that_runs_it() {
     let cat = place.pid();
     eventually("it has the terminal", || terminal.listens_to(cat));
     terminal.types("\x03");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     terminal.types("echo code=$?\n");
     terminal.shows("\ncode=130");
     assert!(!place.path("went-on").exists());
@@ -242,7 +266,7 @@ fn a_pipeline_keeps_its_terminal() {
     let command = place.pid();
     terminal.types("words\n");
     terminal.shows("\nread=words");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     assert!(!lives(command));
 }
 
@@ -257,6 +281,250 @@ fn a_script_keeps_its_terminal_from_what_it_runs_in_the_background() {
     assert!(!terminal.listens_to(sleep));
     terminal.types("words\n");
     terminal.shows("\nread=words");
-    terminal.shows("ready> ");
+    terminal.shows(READY);
     assert!(!lives(sleep));
+}
+
+/// Commands that hold a lock while another runs: ours, and flock(1).
+const HOLDERS: [&str; 3] = [
+    "\"$verrou\" run k --",
+    "\"$verrou\" fence check --file fence 7 --",
+    "flock lockfile",
+];
+
+#[test]
+fn redirected_command_is_lent_the_terminal_it_asks_for() {
+    for shell in SHELLS {
+        for holder in HOLDERS {
+            let place = Place::new("lease");
+            let terminal = Terminal::of(&place, shell);
+            terminal.shows(READY);
+            for asks in [
+                "sh -c 'read a; echo got $a' | tee log",
+                "sh -c 'read a < /dev/tty; echo got $a' < /dev/null",
+                "sh -c 'read a < /dev/tty; echo got $a' < /dev/null | cat",
+            ] {
+                terminal.types(&format!("{holder} {asks}\n"));
+                terminal.types("words\n");
+                terminal.shows("got words\r\n");
+                terminal.shows(READY);
+            }
+            // It sets the terminal, and asks for nothing.
+            terminal.types(&format!("{holder} stty -echo | cat\n"));
+            terminal.shows(READY);
+        }
+    }
+}
+
+#[test]
+fn redirected_command_is_stopped_and_continued_with_its_pipeline() {
+    for shell in SHELLS {
+        let place = Place::new("lease");
+        let terminal = Terminal::of(&place, shell);
+        terminal.shows(READY);
+        let sleep = "sh -c 'echo $$ > pid; exec sleep 1000'";
+        let reader = "sh -c 'echo $$ > reader; exec cat'";
+        terminal.types(&format!("{} | {reader}\n", run("--ttl 1h", sleep)));
+        let job = [place.pid(), parent(place.pid()), place.pid_in("reader")];
+        waits(job[1]);
+        for continues in ["bg", "fg"] {
+            terminal.types("\x1a");
+            terminal.shows(READY);
+            job.into_iter().for_each(stopped);
+            terminal.types(&format!("{continues}\n"));
+            if continues == "bg" {
+                terminal.shows(READY);
+            }
+            eventually("all go on", || {
+                job.iter().all(|one| state(*one) == Some('S'))
+            });
+            if continues == "bg" {
+                terminal.types("fg\n");
+                eventually("they are in the foreground", || {
+                    terminal.listens_to(group(job[1]))
+                });
+            }
+        }
+        assert!(place.is_held());
+        terminal.types("\x03");
+        terminal.shows(READY);
+        assert!(!job.into_iter().any(lives) && !place.is_held());
+    }
+}
+
+#[test]
+fn command_that_was_lent_the_terminal_is_stopped_and_continued_with_its_pipeline() {
+    for shell in SHELLS {
+        let place = Place::new("lease");
+        let terminal = Terminal::of(&place, shell);
+        terminal.shows(READY);
+        let asks = "sh -c 'echo $$ > pid; read a; read b; echo read $a $b'";
+        let reader = "sh -c 'echo $$ > reader; exec cat'";
+        terminal.types(&format!("{} | {reader}\n", run("--ttl 1h", asks)));
+        let asking = place.pid();
+        let job = [asking, parent(asking), place.pid_in("reader")];
+        // SIGCONT, which follows, would undo a stop that is typed before.
+        eventually("it reads from the terminal", || {
+            terminal.listens_to(asking) && state(asking) == Some('S')
+        });
+        terminal.types("\x1a");
+        terminal.shows(READY);
+        job.into_iter().for_each(stopped);
+        terminal.types("fg\n");
+        eventually("it has the terminal again", || terminal.listens_to(asking));
+        terminal.types("some\nwords\n");
+        terminal.shows("\nread some words");
+        terminal.shows(READY);
+    }
+}
+
+#[test]
+fn neighbour_of_a_command_gets_the_terminal_back() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let asks = "sh -c 'read a; echo $a; exec sleep 1000'";
+    let reader = "sh -c 'read a; read b < /dev/tty; echo read $a $b; stty sane < /dev/tty; kill 0'";
+    terminal.types(&format!("{} | {reader}\n", run("", asks)));
+    terminal.types("some\n");
+    terminal.types("words\n");
+    terminal.shows("\nread some words");
+    terminal.shows(READY);
+    eventually("the lock is free", || !place.is_held());
+}
+
+#[test]
+fn two_commands_of_a_pipeline_share_the_terminal() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let first = "\"$verrou\" run a -- sh -c 'read x; echo $x; read z; echo $z'";
+    let second =
+        "\"$verrou\" run b -- sh -c 'read x; read y < /dev/tty; echo now; read z; echo $x $y $z'";
+    terminal.types(&format!("{first} | {second}\n"));
+    terminal.types("one\n");
+    terminal.types("two\n");
+    terminal.types("three\n");
+    terminal.shows("\nnow");
+    terminal.shows(READY);
+}
+
+#[test]
+fn command_is_stopped_with_a_neighbour_that_asks_from_the_background() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let sleep = "sh -c 'echo $$ > pid; exec sleep 1000'";
+    let reader = "sh -c 'until test -e go; do sleep 0.02; done; read a < /dev/tty; echo read $a'";
+    terminal.types(&format!("{} | {reader} &\n", run("--ttl 1h", sleep)));
+    let sleep = place.pid();
+    waits(parent(sleep));
+    fs::write(place.path("go"), "").unwrap();
+    stopped(sleep);
+    stopped(parent(sleep));
+    terminal.types("fg\n");
+    terminal.types("words\n");
+    terminal.shows("\nread words");
+    eventually("it goes on", || state(sleep) == Some('S'));
+    terminal.types("\x03");
+    terminal.shows(READY);
+    assert!(!lives(sleep));
+}
+
+#[test]
+fn command_that_suspends_itself_gives_the_terminal_back() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let suspends = "sh -c 'echo $$ > pid; kill -STOP $$; echo went on'";
+    terminal.types(&format!("{}\n", run("--ttl 1h", suspends)));
+    terminal.shows(READY);
+    stopped(place.pid());
+    terminal.types("fg\n");
+    terminal.shows("\nwent on");
+    terminal.shows(READY);
+}
+
+#[test]
+fn foreground_command_that_nobody_could_continue_is_not_stopped() {
+    let place = Place::new("lease");
+    let program = [env!("CARGO_BIN_EXE_verrou"), "run", "k", "--", "sh", "-c"];
+    let script = "echo $$ > pid; exec cat";
+    let terminal = Terminal::of(&place, &[&program[..], &[script]].concat());
+    let cat = place.pid();
+    terminal.types("some\n");
+    terminal.shows("some\r\nsome");
+    terminal.types("\x1a");
+    terminal.types("words\n");
+    terminal.shows("words\r\nwords");
+    assert!(lives(cat));
+}
+
+#[test]
+fn background_command_that_nobody_could_continue_is_left_stopped() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let asks = "sh -c 'echo $$ > pid; read a < /dev/tty'";
+    fs::write(
+        place.path("script"),
+        format!("{} &\n", run("--ttl 1h", asks)),
+    )
+    .unwrap();
+    terminal.types("sh script\n");
+    terminal.shows(READY);
+    let asking = place.pid();
+    let wrapper = parent(asking);
+    stopped(asking);
+    waits(wrapper);
+    let before = writes(wrapper);
+    for _ in 0..10 {
+        assert!(place.is_held());
+    }
+    assert_eq!(state(asking), Some('T'));
+    // All that it writes is one byte, to its guardian.
+    assert!(writes(wrapper) <= before + 1, "nothing has changed");
+    kill_process(wrapper, Signal::TERM).unwrap();
+    eventually("they end", || !lives(asking) && !lives(wrapper));
+    assert!(!place.is_held());
+}
+
+#[test]
+fn command_that_is_to_end_is_lent_the_terminal_it_asks_for() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let script = "trap 'read a < /dev/tty; echo ended: $a; exit' TERM
+        echo $$ > pid; while :; do sleep 0.05; done";
+    fs::write(place.path("script"), script).unwrap();
+    let options = "--ttl 1h --grace 1h";
+    terminal.types(&format!("{} < /dev/null\n", run(options, "sh script")));
+    place.pid();
+    common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    terminal.shows("SIGTERM");
+    terminal.types("words\n");
+    terminal.shows("ended: words\r\n");
+    terminal.shows(READY);
+}
+
+#[test]
+fn background_job_ends_its_command_also_where_it_may_not_write() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let sleep = "sh -c 'echo $$ > pid; exec sleep 1000'";
+    terminal.types(&format!("stty tostop; {} &\n", run("--ttl 1h", sleep)));
+    let sleep = place.pid();
+    waits(parent(sleep));
+    common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    terminal.shows("E_LOCK_LOST");
+    eventually("it ends", || !lives(sleep));
+}
+
+/// How often a process has written: `proc_pid_io(5)`.
+fn writes(process: Pid) -> u64 {
+    let counts = fs::read_to_string(format!("/proc/{process}/io")).unwrap();
+    let count = counts.lines().find_map(|line| line.strip_prefix("syscw: "));
+    count.unwrap().parse().unwrap()
+}
+
+/// Waits until a wrapper waits for what becomes of its command.
+fn waits(wrapper: Pid) {
+    eventually("the wrapper waits", || {
+        let place = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
+        place.is_ok_and(|place| place.contains("poll"))
+    });
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgrp, getpid, getppid, kill_process_group,
-    test_kill_process, waitid,
+    Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgrp, getpid, getppid,
+    kill_current_process_group, kill_process_group, test_kill_process, waitid,
 };
 
 use verrou_host::LossWatch;
@@ -35,9 +35,13 @@ pub(crate) struct Job {
     stopped_by: Option<Signal>,
     signals: Signals,
     terminal: Option<Terminal>,
+    /// Whether the command uses the terminal: it began at it, or asked for it since.
+    uses_terminal: bool,
     /// Whether the terminal listens to the command because we let it.
     lent: bool,
     guardian: Guardian,
+    /// Whether it was stopped, and this process with its group could not be.
+    left_stopped: bool,
 }
 
 /// What has become of a [`Job`].
@@ -67,9 +71,10 @@ impl Job {
         // hand them on to. Until then they end us, and the lock and the child end with us.
         let signals = Signals::new()?;
         let terminal = Terminal::open();
+        let uses_terminal = terminal.is_some() && is_at_it();
         let ours = terminal
             .as_ref()
-            .filter(|terminal| terminal.is_ours() && is_at_it());
+            .filter(|terminal| uses_terminal && terminal.is_ours());
         let preparation = Preparation {
             parent: getpid(),
             last_will: match ending {
@@ -95,8 +100,10 @@ impl Job {
             stopped_by: None,
             signals,
             terminal,
+            uses_terminal,
             lent,
             guardian: Guardian::new(ending),
+            left_stopped: false,
         };
         if let Err(err) = job.signals.listen() {
             job.kill();
@@ -120,11 +127,24 @@ impl Job {
             self.signals
                 .wait(news.and_then(LossWatch::descriptor), at_most);
         }
+        if self.hand_on() && event == Event::Nothing {
+            event = Event::Continued;
+        }
+        match self.look() {
+            Event::Nothing => event,
+            news => news,
+        }
+    }
+
+    /// Hands on what signals have come in; returns whether SIGCONT is one of them.
+    fn hand_on(&mut self) -> bool {
+        let mut is_continued = false;
         let pending: Vec<_> = self.signals.pending().collect();
         for signal in pending {
             match signal {
-                Signal::CONT if event == Event::Nothing => event = Event::Continued,
-                Signal::CONT | Signal::CHILD => {}
+                Signal::CONT => is_continued = true,
+                Signal::CHILD => {}
+                Signal::TTIN | Signal::TTOU if self.return_terminal() => {}
                 _ => {
                     let _ = kill_process_group(self.leader, signal);
                     if signal != Signal::WINCH
@@ -132,13 +152,40 @@ impl Job {
                     {
                         report::say(&obstacle);
                     }
+                    // Nobody else continues it.
+                    if self.left_stopped && matches!(signal, Signal::TERM | Signal::HUP) {
+                        self.resume();
+                    }
                 }
             }
         }
-        match self.look() {
-            Event::Nothing => event,
-            news => news,
+        is_continued
+    }
+
+    /// Returns the terminal to our own group, whose processes were stopped when one of them asked
+    /// for it, and continues them; returns false if the group is in the background.
+    fn return_terminal(&mut self) -> bool {
+        if self.has_terminal() {
+            take_back(self.terminal.as_ref());
+            self.lent = false;
+            self.uses_terminal = false;
+        } else if !self.is_in_foreground() {
+            return false;
         }
+        let _ = kill_current_process_group(Signal::CONT);
+        true
+    }
+
+    /// Whether the terminal listens to the command.
+    fn has_terminal(&self) -> bool {
+        self.terminal
+            .as_ref()
+            .is_some_and(|terminal| terminal.listens_to(self.leader))
+    }
+
+    /// Whether the terminal listens to our own group.
+    fn is_in_foreground(&self) -> bool {
+        self.terminal.as_ref().is_some_and(Terminal::is_ours)
     }
 
     /// What the kernel has to say of the command that it has not said before.
@@ -155,18 +202,23 @@ impl Job {
             self.wait_for(WaitIdOptions::STOPPED);
         }
         match status.stopping_signal().and_then(Signal::from_named_raw) {
-            // Whoever stopped it in another way goes on with it alone, and we go on renewing.
             Some(signal @ (Signal::TSTP | Signal::TTIN | Signal::TTOU))
                 if self.terminal.is_some() =>
             {
                 self.stopped_by = Some(signal);
                 Event::Stopped
             }
+            // Nobody else could use the terminal until it goes on.
+            Some(signal @ Signal::STOP) if self.has_terminal() => {
+                self.stopped_by = Some(signal);
+                Event::Stopped
+            }
+            // Whoever stopped it in another way goes on with it alone, and we go on renewing.
             Some(_) => Event::Nothing,
             None => {
                 self.ended = Some(status);
                 self.guardian.dismiss();
-                if self.lent {
+                if self.lent || self.has_terminal() {
                     take_back(self.terminal.as_ref());
                 }
                 Event::Ended
@@ -205,29 +257,49 @@ impl Job {
         }
     }
 
-    /// Stops this process and its group as the command was stopped, until they are continued.
+    /// Stops this process and its group as the command was stopped, until they are continued;
+    /// returns whether the command is to go on, too.
     ///
-    /// If nobody could continue them the kernel does not stop them, and this returns at once; as
-    /// it does when the command only has to be given the terminal to go on.
-    pub(crate) fn stop(&mut self) {
-        if self.lent {
+    /// If nobody could continue them the kernel does not stop them. In the foreground the command
+    /// goes on then, as it would have in that group; in the background it is left stopped.
+    pub(crate) fn stop(&mut self) -> bool {
+        if self.asks_for_terminal() {
+            return true;
+        }
+        let signal = self.stopped_by.take().unwrap_or(Signal::TSTP);
+        if self.lent || self.has_terminal() {
             take_back(self.terminal.as_ref());
             self.lent = false;
-        } else if self.terminal.as_ref().is_some_and(Terminal::is_ours) {
-            // It wanted the terminal, and we were called to the foreground meanwhile.
-            return;
         }
-        signals::signal_own_group(self.stopped_by.take().unwrap_or(Signal::TSTP));
+        signals::signal_own_group(match signal {
+            Signal::STOP => Signal::TSTP,
+            signal => signal,
+        });
+        self.left_stopped = !self.hand_on();
+        if self.left_stopped && signal == Signal::TSTP && self.is_in_foreground() {
+            self.left_stopped = false;
+        }
+        !self.left_stopped
     }
 
-    /// Lets the command go on, with the terminal if it is ours.
+    /// Whether the command was stopped because it asks for the terminal, which it can have.
+    pub(crate) fn asks_for_terminal(&mut self) -> bool {
+        let asks = matches!(self.stopped_by, Some(Signal::TTIN | Signal::TTOU));
+        self.uses_terminal |= asks;
+        asks && (self.is_in_foreground() || self.has_terminal())
+    }
+
+    /// Lets the command go on, with the terminal if it uses it and it is ours.
     pub(crate) fn resume(&mut self) {
-        if let Some(terminal) = &self.terminal
-            && terminal.is_ours()
-            && is_at_it()
-        {
-            self.lent = terminal.give_to(self.leader).is_ok();
+        if let Some(terminal) = &self.terminal {
+            self.lent = if terminal.is_ours() {
+                self.uses_terminal && terminal.give_to(self.leader).is_ok()
+            } else {
+                terminal.listens_to(self.leader)
+            };
         }
+        self.stopped_by = None;
+        self.left_stopped = false;
         let _ = kill_process_group(self.leader, Signal::CONT);
     }
 
@@ -279,8 +351,8 @@ impl Job {
     }
 }
 
-/// Whether it is the command that the person at the terminal speaks to. In a pipeline others of
-/// our group may listen, too, and what a script runs in the background reads from nowhere.
+/// Whether the command has the terminal from the beginning. In a pipeline others of our group may
+/// listen, too, and what a script runs in the background reads from nowhere: it has to ask.
 fn is_at_it() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }

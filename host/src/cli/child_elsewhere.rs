@@ -73,7 +73,14 @@ impl Job {
     }
 
     /// Nothing here.
-    pub(crate) fn stop(&mut self) {}
+    pub(crate) fn stop(&mut self) -> bool {
+        false
+    }
+
+    /// Never here.
+    pub(crate) fn asks_for_terminal(&mut self) -> bool {
+        false
+    }
 
     /// Nothing here.
     pub(crate) fn resume(&mut self) {}

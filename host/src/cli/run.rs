@@ -177,9 +177,10 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
             Event::Nothing => {}
             Event::Ended => return Ok(()),
             Event::Stopped => {
-                job.stop();
-                confirm(held)?;
-                job.resume();
+                if job.stop() {
+                    confirm(held)?;
+                    job.resume();
+                }
             }
             Event::Continued => {
                 confirm(held)?;
@@ -255,11 +256,15 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
                 if job.is_gone() || left.is_zero() {
                     break;
                 }
-                job.wait(if job.has_ended() {
+                let event = job.wait(if job.has_ended() {
                     left.min(LOOK)
                 } else {
                     left
                 });
+                // It may ask how to end.
+                if event == Event::Stopped && job.asks_for_terminal() {
+                    job.resume();
+                }
             }
         }
         OnLost::Kill => {}
@@ -279,8 +284,9 @@ pub(super) fn wait_for_end(job: &mut Job) {
     while !job.has_ended() {
         match job.wait(Duration::MAX) {
             Event::Stopped => {
-                job.stop();
-                job.resume();
+                if job.stop() {
+                    job.resume();
+                }
             }
             Event::Continued => job.resume(),
             Event::Nothing | Event::Ended => {}

@@ -7,15 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, kill_current_process_group};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-/// What is handed on to the command. `TSTP` comes from a terminal to the command by itself, and
-/// here only from those who mean the two of us; the command stops, and we see that.
-const FORWARDED: [Signal; 8] = [
+/// What is handed on to the command.
+const FORWARDED: [Signal; 7] = [
     Signal::INT,
     Signal::TERM,
     Signal::HUP,
@@ -23,8 +22,12 @@ const FORWARDED: [Signal; 8] = [
     Signal::USR1,
     Signal::USR2,
     Signal::WINCH,
-    Signal::TSTP,
 ];
+
+/// What stops jobs. It comes from a terminal to the command by itself if that has the terminal, and
+/// here only if it is meant for all of us, or another process of our group asks for the terminal.
+/// The command stops then, and we see that.
+const STOPS: [Signal; 3] = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
 
 /// Signals, as something that can be waited for.
 #[derive(Debug)]
@@ -44,14 +47,17 @@ pub(crate) fn report_file_size_limit() {
 }
 
 impl Signals {
-    /// Listens for the end of children only. All other signals do what they do by default, or
-    /// nothing if they are ignored.
+    /// Listens for the end of children, and for what stops jobs: we alone are not to be stopped.
+    /// All other signals do what they do by default, or nothing if they are ignored.
     pub(crate) fn new() -> io::Result<Self> {
         unblock()?;
         let (read, write) = UnixStream::pair()?;
-        let child = [Signal::CHILD.as_raw()];
+        let stops = STOPS
+            .into_iter()
+            .filter(|signal| !disposition::is_ignored(*signal));
+        let listened = stops.chain([Signal::CHILD]).map(Signal::as_raw);
         Ok(Self {
-            delivery: SignalDelivery::with_pipe(read, write, SignalOnly, child)?,
+            delivery: SignalDelivery::with_pipe(read, write, SignalOnly, listened)?,
             alarm: alarm(),
         })
     }
@@ -82,8 +88,12 @@ impl Signals {
             awaited.push(readable(alarm.as_fd()));
             timeout = None;
         }
+        let output = set_of([Signal::TTOU]);
+        let _ = output.thread_unblock();
         // An interruption is a signal; whatever else fails, the caller looks at its clock.
         let _ = poll(&mut awaited, timeout.as_ref());
+        // A write to the terminal from the background would be interrupted again and again.
+        let _ = output.thread_block();
     }
 
     /// What has come in since this was asked last.
@@ -95,12 +105,14 @@ impl Signals {
 /// Lets through what is listened for: whoever started this process may have blocked it, and that
 /// is inherited.
 fn unblock() -> io::Result<()> {
-    let listened = FORWARDED.into_iter().chain([Signal::CHILD, Signal::CONT]);
-    let mut mask = SigSet::empty();
-    for signal in listened {
-        mask.add(nix::sys::signal::Signal::try_from(signal.as_raw())?);
-    }
-    Ok(mask.thread_unblock()?)
+    let listened = FORWARDED.into_iter().chain(STOPS);
+    let listened = listened.chain([Signal::CHILD, Signal::CONT]);
+    Ok(set_of(listened).thread_unblock()?)
+}
+
+fn set_of(signals: impl IntoIterator<Item = Signal>) -> SigSet {
+    let signals = signals.into_iter().map(Signal::as_raw);
+    signals.map_while(|signal| signal.try_into().ok()).collect()
 }
 
 /// A timer that goes on while the machine is suspended, as leases do.
@@ -139,7 +151,11 @@ fn set(_alarm: &OwnedFd, _timeout: Timespec) -> bool {
 /// done had the command been in it. Returns when it does nothing, or has been undone.
 pub(crate) fn signal_own_group(signal: Signal) {
     let _by_default = disposition::Default::set(signal);
+    let before = set_of([signal]).thread_swap_mask(SigmaskHow::SIG_UNBLOCK);
     let _ = kill_current_process_group(signal);
+    if let Ok(before) = before {
+        let _ = before.thread_set_mask();
+    }
 }
 
 /// What becomes of a signal. The standard library has no word for it.

@@ -94,9 +94,14 @@ impl Place {
 
     /// The number in the file `pid`, as soon as there is one.
     pub(crate) fn pid(&self) -> Pid {
+        self.pid_in("pid")
+    }
+
+    /// The number in a file, as soon as there is one.
+    pub(crate) fn pid_in(&self, name: &str) -> Pid {
         let mut found = None;
         eventually("a process has written its number", || {
-            let text = self.read("pid");
+            let text = self.read(name);
             found = text
                 .strip_suffix('\n')
                 .and_then(|text| Pid::from_raw(text.parse().ok()?));
