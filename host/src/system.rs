@@ -1,6 +1,5 @@
 //! The machine's clocks, sleep and randomness.
 
-use std::cell::RefCell;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,48 +28,17 @@ impl Host for System {
     ///
     /// When the operating system has no random numbers to give: there is no safe lock without.
     fn random(&self) -> [u8; 16] {
-        RANDOM.with_borrow_mut(Random::take)
+        // None is drawn in advance: it would be copied with the process, by whatever copies that, or
+        // with the machine, and two with one owner would both hold.
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).expect("the operating system gives random numbers");
+        bits
     }
 
     fn wall_clock(&self) -> Duration {
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
-    }
-}
-
-thread_local! {
-    static RANDOM: RefCell<Random> = const { RefCell::new(Random::NONE) };
-}
-
-/// Random bits for some owners: asking the system for those of one takes as long.
-struct Random {
-    bits: [[u8; 16]; 16],
-    /// How many are left.
-    left: usize,
-    /// A forked child has a copy, which is not its own to use.
-    process: u32,
-}
-
-impl Random {
-    const NONE: Self = Self {
-        bits: [[0; 16]; 16],
-        left: 0,
-        process: 0,
-    };
-
-    fn take(&mut self) -> [u8; 16] {
-        // Asked of the system, however the process was made: two with one owner would both hold.
-        let process = std::process::id();
-        if self.left == 0 || self.process != process {
-            getrandom::fill(self.bits.as_flattened_mut())
-                .expect("the operating system gives random numbers");
-            self.left = self.bits.len();
-            self.process = process;
-        }
-        self.left -= 1;
-        // Nobody finds them here later.
-        std::mem::take(&mut self.bits[self.left])
     }
 }
 

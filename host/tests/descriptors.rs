@@ -2,7 +2,7 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -14,7 +14,24 @@ use verrou_host::{FileError, FileLockStore, LeaseFileStore, StoreOptions, System
 /// One test at a time: the limit, and the descriptors, are the whole process's.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    static FIRST: Once = Once::new();
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    FIRST.call_once(what_cannot_be_learnt_now_can_be_later);
+    alone
+}
+
+/// Before all tests, for nothing is known of the machine yet.
+fn what_cannot_be_learnt_now_can_be_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = StoreOptions::default();
+    without_descriptors(|| {
+        let failed = LeaseFileStore::open(folder.path(), &options).unwrap_err();
+        assert!(
+            matches!(failed, verrou_host::OpenError::Directory { .. }),
+            "{failed}"
+        );
+        FileLockStore::open(folder.path(), &options).unwrap_err();
+    });
 }
 
 fn open_descriptors() -> u64 {
@@ -113,16 +130,6 @@ fn a_release_needs_no_new_descriptor() {
     let options = StoreOptions::default();
     let leases = || LeaseFileStore::open(folder.path(), &options).unwrap();
     let locks = || FileLockStore::open(folder.path(), &options).unwrap();
-
-    // Nothing is known of the machine yet, and what cannot be learnt now can be later.
-    without_descriptors(|| {
-        let failed = LeaseFileStore::open(folder.path(), &options).unwrap_err();
-        assert!(
-            matches!(failed, verrou_host::OpenError::Directory { .. }),
-            "{failed}"
-        );
-        FileLockStore::open(folder.path(), &options).unwrap_err();
-    });
 
     let store = leases();
     let lock = LockFactory::new(&store, System)

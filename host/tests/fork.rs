@@ -2,13 +2,20 @@
 #![cfg(unix)]
 #![expect(unsafe_code, reason = "fork(2) without exec(2) is what is tested")]
 
+use std::env;
+use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
-use verrou::blocking::LockFactory;
-use verrou::{Error, Fence, Store};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use verrou::blocking::{Host, LockFactory};
+use verrou::{Clock, Error, Fence, Store, StoreError, Timestamp};
 use verrou_host::{
     FenceError, FenceGate, FileError, FileLockStore, LeaseFileStore, StoreOptions, System,
 };
@@ -30,16 +37,256 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     if cfg!(target_os = "linux") {
         ends_with_its_process(leases);
         ends_with_its_process(locks);
+        is_free_when_its_process_is_killed_inside_a_step(|clock| leases().with_clock(clock));
+        is_free_when_its_process_is_killed_inside_a_step(|clock| locks().with_clock(clock));
+        threads_of_the_parent_hang_no_child(leases);
+        threads_of_the_parent_hang_no_child(locks);
     }
+}
+
+/// The machine's clock, which kills who asks it when it is armed.
+#[derive(Clone)]
+struct DeadlyClock(Arc<AtomicBool>);
+
+impl Clock for DeadlyClock {
+    fn now(&self) -> Timestamp {
+        if self.0.load(Ordering::Relaxed) {
+            kill(Pid::this(), Signal::SIGKILL).unwrap();
+        }
+        System.now()
+    }
+}
+
+/// A process uses the lock, forks, and is killed inside a step, in which the time is asked for: its
+/// child, which has what was open by the fork, keeps nobody from the lock.
+fn is_free_when_its_process_is_killed_inside_a_step<S: Store>(open: impl Fn(DeadlyClock) -> S) {
+    use std::io::Read;
+
+    let clock = DeadlyClock(Arc::new(AtomicBool::new(false)));
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // SAFETY: as below; both processes end without returning.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            drop(writer);
+            let store = open(clock.clone());
+            let lock = LockFactory::new(&store, System)
+                .create_lock("in a step", "none")
+                .unwrap();
+            lock.acquire().unwrap();
+            lock.release().unwrap();
+            // SAFETY: as above.
+            if let ForkResult::Child = unsafe { fork() }.unwrap() {
+                // Until the test has ended, however it does.
+                let _ = reader.read(&mut [0]);
+            } else {
+                clock.0.store(true, Ordering::Relaxed);
+                let _ = lock.acquire();
+            }
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).unwrap();
+            assert_eq!(ended, WaitStatus::Signaled(child, Signal::SIGKILL, false));
+            let other = open(clock);
+            let other = LockFactory::new(&other, System)
+                .create_lock("in a step", "none")
+                .unwrap();
+            other.try_acquire().unwrap();
+            drop(writer);
+        }
+    }
+}
+
+/// A program forks while its threads use the store: the child takes locks by its copy of the store's
+/// value, one that nobody else wants and one that it has to wait for.
+fn threads_of_the_parent_hang_no_child<S: Store + Sync>(open: impl Fn() -> S) {
+    const CHILDREN: usize = 60;
+
+    let store = open();
+    let ends = AtomicBool::new(false);
+    let use_lock = |name: &str| {
+        let lock = LockFactory::new(&store, System).create_lock(name, "none")?;
+        lock.acquire()?;
+        lock.release()
+    };
+    let hung = thread::scope(|threads| {
+        for number in 0..4 {
+            let (ends, use_lock) = (&ends, &use_lock);
+            threads.spawn(move || {
+                while !ends.load(Ordering::Relaxed) {
+                    use_lock("wanted by all").unwrap();
+                    use_lock(&format!("of thread {number}")).unwrap();
+                }
+            });
+        }
+        let mut hung = 0;
+        for _ in 0..CHILDREN {
+            // SAFETY: the child uses this software, which is to be usable there, and the allocator, which
+            // the C library makes usable there; it ends without returning.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Child => {
+                    let done = use_lock("of a child").and_then(|()| use_lock("wanted by all"));
+                    // SAFETY: as below.
+                    unsafe { nix::libc::_exit(i32::from(done.is_err())) }
+                }
+                ForkResult::Parent { child } => hung += usize::from(!ends_well(child)),
+            }
+        }
+        ends.store(true, Ordering::Relaxed);
+        hung
+    });
+    assert_eq!(hung, 0, "of {CHILDREN}");
+}
+
+/// Whether `child` ends with 0, and not only because it is killed here after a while.
+fn ends_well(child: Pid) -> bool {
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    let began = Instant::now();
+    loop {
+        match waitpid(child, Some(WaitPidFlag::WNOHANG)).unwrap() {
+            WaitStatus::StillAlive if began.elapsed() < DEADLINE => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            WaitStatus::StillAlive => {
+                kill(child, Signal::SIGKILL).unwrap();
+                waitpid(child, None).unwrap();
+                return false;
+            }
+            ended => return ended == WaitStatus::Exited(child, 0),
+        }
+    }
+}
+
+/// Where what [`in_namespaces`] starts finds its folder.
+const FOLDER: &str = "VERROU_TEST_FOLDER";
+
+/// Starts the test `name` of this program once more, by `unshare(1)` with `options`; whether it can be.
+#[cfg(target_os = "linux")]
+fn in_namespaces(name: &str, options: &[&str]) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("only root can make namespaces: what forked children do there is not shown");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("unshare");
+    command
+        .args(options)
+        .arg("--")
+        .arg(env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
+    let output = command.env(FOLDER, folder.path()).output();
+    let output = output.expect("unshare(1) is there");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+/// The first process of a PID namespace forks into another: parent and child have the number 1.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_child_with_its_parents_number_is_another_process() {
+    let Some(folder) = env::var_os(FOLDER) else {
+        let name = "a_child_with_its_parents_number_is_another_process";
+        return in_namespaces(name, &["--pid", "--fork"]);
+    };
+    let options = StoreOptions::default();
+    let leases = || LeaseFileStore::open(&folder, &options).unwrap();
+    let locks = || FileLockStore::open(&folder, &options).unwrap();
+    assert_eq!(std::process::id(), 1);
+    // SAFETY: it changes where this process's children are, and nothing else.
+    let unshared = unsafe { nix::libc::unshare(nix::libc::CLONE_NEWPID) };
+    assert_eq!(unshared, 0);
+    // The first child is the first process there, and there are no others once it has ended.
+    let (store, other) = (leases(), locks());
+    let lease = LockFactory::new(&store, System)
+        .create_lock("lock", "none")
+        .unwrap();
+    let lock = LockFactory::new(&other, System)
+        .create_lock("lock", "none")
+        .unwrap();
+    let (lease_held, lock_held) = (lease.guard().unwrap(), lock.guard().unwrap());
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    // SAFETY: as below.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            use std::io::Write;
+
+            let has_number = std::process::id() == 1;
+            let is_held = lease.release().is_ok() || lock.release().is_ok();
+            drop((lease_held, lock_held));
+            writer.write_all(&System.random()).unwrap();
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(i32::from(is_held) + 2 * i32::from(!has_number)) }
+        }
+        ForkResult::Parent { child } => {
+            use std::io::Read;
+
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+            let mut owner = [0; 16];
+            reader.read_exact(&mut owner).unwrap();
+            assert_ne!(owner, System.random());
+        }
+    }
+    let (store, other) = (leases(), locks());
+    let taken = LockFactory::new(&store, System).create_lock("lock", "none");
+    assert!(taken.unwrap().try_acquire().is_err());
+    let taken = LockFactory::new(&other, System).create_lock("lock", "none");
+    assert!(taken.unwrap().try_acquire().is_err());
+    lease_held.release().unwrap();
+    lock_held.release().unwrap();
+}
+
+/// A process forks into a time namespace, where leases that others took seem to have ended.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_child_in_another_time_namespace_takes_no_lease_for_ended() {
+    let Some(folder) = env::var_os(FOLDER) else {
+        let name = "a_child_in_another_time_namespace_takes_no_lease_for_ended";
+        return in_namespaces(name, &["--mount"]);
+    };
+    let options = StoreOptions::default();
+    let store = LeaseFileStore::open(&folder, &options).unwrap();
+    let lock = LockFactory::new(&store, System)
+        .create_lock("lock", "1h")
+        .unwrap();
+    lock.acquire().unwrap();
+    // Of no process any more.
+    lock.serialize().unwrap();
+    // SAFETY: it changes which clock this process's children see, and nothing else.
+    let unshared = unsafe { nix::libc::unshare(nix::libc::CLONE_NEWTIME) };
+    assert_eq!(unshared, 0);
+    // This thread's, which is not the first of the process.
+    let offsets = format!("/proc/{}/timens_offsets", nix::unistd::gettid());
+    fs::write(offsets, "boottime 100000 0").unwrap();
+    // SAFETY: as below.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            let other = LockFactory::new(&store, System).create_lock("lock", "1h");
+            let taken = other.and_then(|other| other.try_acquire());
+            let told = matches!(&taken, Err(Error::Storage(err)) if is_of_another_clock(err));
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(i32::from(!told)) }
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    }
+    lock.release().unwrap();
+}
+
+fn is_of_another_clock(err: &StoreError) -> bool {
+    matches!(
+        err.get_ref().downcast_ref(),
+        Some(FileError::ForeignClock { .. })
+    )
 }
 
 /// A process uses the lock, forks, takes the lock again and ends: its child, which has what was open
 /// by the fork, keeps nobody from the lock.
 fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
     use std::io::{Read, Write};
-
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
 
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     // SAFETY: as below; both processes end without returning.
@@ -57,7 +304,7 @@ fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
                 writer.write_all(&child.as_raw().to_ne_bytes()).unwrap();
             } else {
                 // Until the test ends it.
-                std::thread::sleep(Duration::from_mins(1));
+                thread::sleep(Duration::from_mins(1));
             }
             // SAFETY: as below.
             unsafe { nix::libc::_exit(0) }
@@ -171,7 +418,8 @@ fn stays_closed(path: &Path) {
     drop(other.check_within(Fence::FIRST, Duration::ZERO).unwrap());
 }
 
-/// Forks; the child drops its copies of a guard and of its store, and tries to release.
+/// Forks; the child drops its copies of a guard and of its store, having asked them: it is not the holder,
+/// and gets that answer from all.
 fn stays_taken<S: Store>(open: impl Fn() -> S) {
     let store = open();
     let lock = LockFactory::new(&store, System)
@@ -182,8 +430,15 @@ fn stays_taken<S: Store>(open: impl Fn() -> S) {
     // other thread only waits for this one, so no lock of the allocator is held.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
-            let refused = matches!(lock.release(), Err(Error::NotOwner { .. }));
-            drop(held);
+            let refused = [
+                matches!(lock.is_held(), Ok(false)),
+                matches!(lock.is_locked(), Ok(true)),
+                matches!(held.extend(None), Err(Error::NotOwner { .. })),
+                matches!(lock.extend(None), Err(Error::NotOwner { .. })),
+                matches!(lock.release(), Err(Error::NotOwner { .. })),
+                matches!(held.release(), Err(Error::Lost { .. })),
+            ];
+            let refused = refused == [true; 6];
             drop(lock);
             drop(store);
             // SAFETY: ends this process, without running its parent's exit handlers.
@@ -194,7 +449,7 @@ fn stays_taken<S: Store>(open: impl Fn() -> S) {
             assert_eq!(
                 ended,
                 WaitStatus::Exited(child, 0),
-                "the child's release was refused"
+                "the child is not the holder"
             );
         }
     }

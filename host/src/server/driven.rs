@@ -22,7 +22,7 @@ use verrou::{
 };
 
 use super::{ServerError, ServerStore, ServerUrl};
-use crate::process;
+use crate::process::{self, PerProcess};
 use crate::store::{Listed, StoreOptions};
 
 /// A [`ServerStore`] for programs that block.
@@ -34,9 +34,9 @@ pub struct Driven {
     runtime: RuntimeThread,
     process: u32,
     /// Who listens for the loss of a lease.
-    losses: Mutex<HashMap<Owner, Loss>>,
+    losses: PerProcess<Mutex<HashMap<Owner, Loss>>>,
     /// Who has waited here last, and does not hold its lock yet.
-    waiting: Mutex<HashMap<Owner, Claim>>,
+    waiting: PerProcess<Mutex<HashMap<Owner, Claim>>>,
 }
 
 /// A task that listens for the loss of one lease.
@@ -71,9 +71,9 @@ impl Driven {
         Ok(Self {
             store: Arc::new(connected?),
             runtime,
-            process: process::id(),
-            losses: Mutex::default(),
-            waiting: Mutex::default(),
+            process: process::this(),
+            losses: PerProcess::new(),
+            waiting: PerProcess::new(),
         })
     }
 
@@ -151,7 +151,7 @@ impl Driven {
         &self,
         step: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        if self.process != process::id() {
+        if self.process != process::this() {
             return Err(StoreError::permanent(
                 "this store was opened before this process was forked; open one in the child",
             ));
@@ -161,11 +161,11 @@ impl Driven {
     }
 
     fn losses(&self) -> MutexGuard<'_, HashMap<Owner, Loss>> {
-        self.losses.lock().unwrap_or_else(PoisonError::into_inner)
+        self.losses.lock()
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<Owner, Claim>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 
@@ -206,7 +206,7 @@ impl Store for Driven {
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        if self.process != process::id() {
+        if self.process != process::this() {
             return Waited::Unable;
         }
         let heard = {
@@ -351,7 +351,7 @@ impl RuntimeThread {
             handle,
             end: Some(end),
             thread: Some(thread),
-            process: process::id(),
+            process: process::this(),
         })
     }
 
@@ -368,7 +368,7 @@ impl RuntimeThread {
 impl Drop for RuntimeThread {
     fn drop(&mut self) {
         // In a forked child there is no such thread, nor one who could be told.
-        if self.process != process::id() {
+        if self.process != process::this() {
             std::mem::forget((self.end.take(), self.thread.take()));
             return;
         }

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use super::error::{FileError, OpenError};
 use super::file_lock;
 use super::machine::Machine;
 use super::{StoreOptions, kernel_lock, os};
-use crate::process;
+use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 
 /// The kernel's lock (`flock(2)`) on one file: exclusion and nothing else. Grants have no fencing
@@ -22,7 +21,7 @@ use crate::sync::Mutex;
 pub struct BareLockStore {
     name: Name,
     path: PathBuf,
-    grant: Mutex<Option<Grant>>,
+    grant: PerProcess<Mutex<Option<Grant>>>,
 }
 
 #[derive(Debug)]
@@ -45,7 +44,7 @@ impl BareLockStore {
         let store = Self {
             name: name.clone(),
             path,
-            grant: Mutex::default(),
+            grant: PerProcess::new(),
         };
         Ok((store, name))
     }
@@ -57,7 +56,7 @@ impl BareLockStore {
     ///
     /// What the operating system says when it cannot duplicate it.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
-        let grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let grant = self.grant.lock();
         let mine = grant.as_ref().filter(|grant| grant.is_of(claim.owner));
         mine.map(|grant| grant.file.try_clone()).transpose()
     }
@@ -103,18 +102,18 @@ impl BareLockStore {
 
 impl Grant {
     fn is_of(&self, owner: Owner) -> bool {
-        self.owner == owner && self.process == process::id()
+        self.owner == owner && self.process == process::this()
     }
 }
 
 impl Store for BareLockStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut grant = self.grant.lock();
         if claim.name != self.name {
             return Ok(Reply::REFUSED);
         }
         if let Some(grant) = &*grant
-            && grant.process == process::id()
+            && grant.process == process::this()
         {
             return Ok(if grant.is_of(claim.owner) {
                 Reply::Granted { fence: None }
@@ -127,7 +126,7 @@ impl Store for BareLockStore {
                 *grant = Some(Grant {
                     owner: claim.owner,
                     file,
-                    process: process::id(),
+                    process: process::this(),
                 });
                 Reply::Granted { fence: None }
             }
@@ -136,7 +135,7 @@ impl Store for BareLockStore {
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let grant = self.grant.lock();
         Ok(match &*grant {
             Some(grant) if grant.is_of(claim.owner) && self.is_current(&grant.file)? => {
                 Reply::Granted { fence: None }
@@ -146,7 +145,7 @@ impl Store for BareLockStore {
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let mut grant = self.grant.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut grant = self.grant.lock();
         let Some(ended) = grant.take_if(|grant| grant.is_of(claim.owner)) else {
             return Ok(Reply::REFUSED);
         };

@@ -87,14 +87,16 @@ pub(crate) struct Bells {
     others: LruCache<u32, Bell>,
 }
 
-impl Bells {
-    pub(crate) fn new() -> Self {
+impl Default for Bells {
+    fn default() -> Self {
         Self {
             ours: HashMap::new(),
             others: LruCache::new(OTHERS),
         }
     }
+}
 
+impl Bells {
     /// Where the bell of that number is in the folder of `directory`.
     pub(crate) fn path(directory: &Directory, number: u32) -> PathBuf {
         let (folder, _) = directory.place();

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::BASE32_NOPAD;
@@ -22,8 +22,8 @@ use super::record::{
 };
 use super::trusted_file;
 use super::{Listed, StoreOptions};
-use crate::sync::Mutex;
-use crate::{System, process};
+use crate::System;
+use crate::process::{self, PerProcess};
 
 /// A folder of lock files of one kind.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct Directory {
     files: OpenFiles,
     /// What this process is said to run.
     command: Option<String>,
-    process: Mutex<Option<Arc<Process>>>,
+    process: PerProcess<Arc<Process>>,
 }
 
 /// What a file says.
@@ -80,7 +80,7 @@ impl Directory {
             counter,
             files: OpenFiles::new(),
             command: options.command.clone(),
-            process: Mutex::default(),
+            process: PerProcess::new(),
         })
     }
 
@@ -120,16 +120,6 @@ impl Directory {
         OpenFile::new(file, path)
     }
 
-    /// [`take_or_create`](Self::take_or_create), of a file that no forked child has, too.
-    pub(crate) fn take_own_or_create(&self, name: &Name) -> Result<OpenFile, FileError> {
-        if let Some(file) = self.files.take_own(name) {
-            return Ok(file);
-        }
-        let path = self.path_of(name);
-        let file = self.with_room(|| self.open_or_create(&path, name))?;
-        OpenFile::new(file, path)
-    }
-
     /// Another open file description of `file`, which is the lock `name`'s, and which no forked child
     /// has; `None` when there is another file at its path.
     pub(crate) fn take_another(
@@ -137,7 +127,7 @@ impl Directory {
         name: &Name,
         file: &OpenFile,
     ) -> Result<Option<OpenFile>, FileError> {
-        while let Some(another) = self.files.take_own(name) {
+        while let Some(another) = self.files.take(name) {
             if another.is_same(file) {
                 return Ok(Some(another));
             }
@@ -200,6 +190,8 @@ impl Directory {
             damage,
             name: name.clone(),
         };
+        // A forked child may be in another time namespace than when the store was opened.
+        Machine::learn().map_err(FileError::io("compare clocks for this file", file.path()))?;
         let runs_since = |boot| Machine::this().runs_since(boot);
         let mut buffer = [0; FILE_BYTES + 1];
         let bytes = os::read_at(file.file(), &mut buffer, 0).map_err(failed())?;
@@ -243,16 +235,11 @@ impl Directory {
 
     /// This process, for a record.
     pub(crate) fn process(&self) -> Arc<Process> {
-        let id = process::id();
-        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*process {
-            Some(process) if process.id == id => Arc::clone(process),
-            _ => {
-                let this = Arc::new(Machine::this().process(id, self.command.as_deref()));
-                *process = Some(Arc::clone(&this));
-                this
-            }
-        }
+        let process = self.process.get_or_init(|| {
+            let id = process::id();
+            Arc::new(Machine::this().process(id, self.command.as_deref()))
+        });
+        Arc::clone(process)
     }
 
     /// The record of a grant for `claim` at `now`, after what `file` said, when all up to the ticket

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use verrou::Fence;
@@ -13,7 +12,8 @@ use super::error::{FileError, OpenError};
 use super::number::{self, Magic};
 use super::os::FileId;
 use super::{StoreOptions, kernel_lock, os, trusted_file};
-use crate::process;
+use crate::process::{self, PerProcess};
+use crate::sync::Mutex;
 
 const MAGIC: Magic = *b"VERROUG\n";
 
@@ -59,7 +59,7 @@ pub struct FenceGate {
     /// Whether the file is locked by a description that cannot write it.
     read_only: bool,
     /// A fence that this value has put on the disk, and in which file.
-    durable: Mutex<Option<(FileId, Fence)>>,
+    durable: PerProcess<Mutex<Option<(FileId, Fence)>>>,
 }
 
 /// A fence that was let through; until this is dropped, the gate lets no other pass.
@@ -132,7 +132,7 @@ impl FenceGate {
             group,
             // On other file systems, as NFS, only a description that can write may be locked.
             read_only: cfg!(unix) && !options.any_file_system,
-            durable: Mutex::new(None),
+            durable: PerProcess::new(),
         })
     }
 
@@ -211,7 +211,7 @@ impl FenceGate {
         // Whoever wrote the same number before may have been killed before it was on the disk.
         let id = os::id(file).map_err(failed())?;
         let written = Some((id, fence));
-        let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut durable = self.durable.lock();
         if before == Some(fence) && *durable == written {
             return Ok(true);
         }
@@ -259,7 +259,7 @@ impl Closed {
         };
         Ok(is_locked.then(|| Self {
             file,
-            process: process::id(),
+            process: process::this(),
         }))
     }
 }
@@ -268,7 +268,7 @@ impl Drop for Closed {
     fn drop(&mut self) {
         // By name, not by closing alone, for children may have the descriptor open; but not in a
         // forked child, which shares the lock. It can only fail for a bad descriptor.
-        if self.process == process::id() {
+        if self.process == process::this() {
             let _ = kernel_lock::unlock(&self.file);
         }
     }

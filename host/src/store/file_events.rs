@@ -10,7 +10,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -20,7 +20,8 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::time::Timespec;
 
 use super::bell::Bell;
-use crate::process;
+use crate::process::{self, PerProcess};
+use crate::sync::{Mutex, MutexGuard};
 
 /// What happens to a file when a lock is given back, or its holder ends, or somebody moves it.
 const CHANGES: WatchFlags = WatchFlags::MODIFY
@@ -254,7 +255,8 @@ struct FileEvents {
     inotify: OwnedFd,
     /// Ends the reader's wait.
     interruption: OwnedFd,
-    state: Mutex<State>,
+    /// A forked child listens to nothing.
+    state: PerProcess<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
@@ -303,34 +305,32 @@ impl FileEvents {
     const TASKS: u64 = 0;
 
     fn of_this_process() -> io::Result<Arc<Self>> {
-        static THIS: Mutex<Option<Arc<FileEvents>>> = Mutex::new(None);
+        static THIS: PerProcess<Mutex<Option<Arc<FileEvents>>>> = PerProcess::new();
 
-        let mut this = THIS.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*this {
-            Some(events) if events.is_ours() => Ok(Arc::clone(events)),
-            _ => {
-                let events = Arc::new(Self::new()?);
-                *this = Some(Arc::clone(&events));
-                Ok(events)
-            }
+        let mut this = THIS.lock_instead_of_parents();
+        if let Some(events) = &*this {
+            return Ok(Arc::clone(events));
         }
+        let events = Arc::new(Self::new()?);
+        *this = Some(Arc::clone(&events));
+        Ok(events)
     }
 
     fn new() -> io::Result<Self> {
         Ok(Self {
-            process: process::id(),
+            process: process::this(),
             inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
             interruption: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            state: Mutex::default(),
+            state: PerProcess::new(),
         })
     }
 
     fn is_ours(&self) -> bool {
-        self.process == process::id()
+        self.process == process::this()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits for events, for `at_most`, while others may use the state, and tells those whom they

@@ -7,7 +7,7 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use verrou::{
@@ -25,8 +25,9 @@ use super::open_files::{OpenFile, OpenFiles};
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, os};
+use crate::System;
+use crate::process::{self, PerProcess};
 use crate::sync::{Mutex, MutexGuard};
-use crate::{System, process};
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
 ///
@@ -35,6 +36,10 @@ use crate::{System, process};
 /// and for nobody else. It cannot be serialized, nor its holder be evicted.
 ///
 /// Any program that locks the same file with flock(2) is excluded, and excludes.
+///
+/// A forked child may use its copy of this value. It holds none of its parent's locks: of those,
+/// [`is_held`](verrou::blocking::Lock::is_held) is false there, and they can be neither extended nor
+/// released.
 ///
 /// ```
 /// use verrou::blocking::LockFactory;
@@ -61,7 +66,9 @@ pub struct FileLockStore {
     /// Whether locks are taken on a description that cannot write the file.
     read_only: bool,
     clock: Arc<dyn Clock + Send + Sync>,
-    grants: Mutex<HashMap<Name, Slot>>,
+    /// Which process opened it.
+    process: u32,
+    grants: PerProcess<Mutex<HashMap<Name, Slot>>>,
     queue: Queue,
 }
 
@@ -96,7 +103,7 @@ impl Slot {
     /// Whether the process is this one, and not one that this was forked from.
     fn is_ours(&self) -> bool {
         match self {
-            Self::Asking { process } => *process == process::id(),
+            Self::Asking { process } => *process == process::this(),
             Self::Held(grant) => grant.locked.is_ours(),
         }
     }
@@ -151,7 +158,8 @@ impl FileLockStore {
             // On other file systems, as NFS, only a description that can write may be locked.
             read_only: cfg!(unix) && options.handed_on && !options.any_file_system,
             clock: Arc::new(System),
-            grants: Mutex::default(),
+            process: process::this(),
+            grants: PerProcess::new(),
             queue: Queue::new(None),
         })
     }
@@ -259,7 +267,7 @@ impl FileLockStore {
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Slot>> {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+        self.grants.lock()
     }
 
     fn now(&self) -> Duration {
@@ -269,9 +277,9 @@ impl FileLockStore {
     /// A file to be locked for `name`, for the caller alone, to be [put](Self::put) back.
     fn take_file(&self, name: &Name) -> Result<OpenFile, FileError> {
         let Some(Exact { path, files }) = &self.exact else {
-            return self.directory.take_own_or_create(name);
+            return self.directory.take_or_create(name);
         };
-        if let Some(file) = files.take_own(name) {
+        if let Some(file) = files.take(name) {
             return Ok(file);
         }
         let open = || os::open_to_lock(path).map_err(FileError::io("open this to lock it", path));
@@ -324,7 +332,7 @@ impl FileLockStore {
         let name = &claim.name;
         loop {
             let recorded = match &self.exact {
-                Some(_) => Some(self.directory.take_own_or_create(name)?),
+                Some(_) => Some(self.directory.take_or_create(name)?),
                 None => None,
             };
             let mut file = self.take_file(name)?;
@@ -499,7 +507,12 @@ impl FileLockStore {
         Ok(Some(match current {
             Some(record) => {
                 let left = record.ttl.map(|_| record.ends.saturating_sub(self.now()));
-                holder(&record, left)
+                // Its parent's owner is not the child's to act for.
+                let is_told = self.process == process::this();
+                Holder {
+                    owner: is_told.then_some(record.owner),
+                    ..holder(&record, left)
+                }
             }
             None => Holder {
                 owner: None,
@@ -664,7 +677,7 @@ impl Locked {
 
     /// Whether this process holds it, and was not just forked from the one that does.
     fn is_ours(&self) -> bool {
-        self.process == process::id()
+        self.process == process::this()
     }
 }
 
@@ -677,7 +690,7 @@ impl Drop for Locked {
 impl Store for FileLockStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let asking = Slot::Asking {
-            process: process::id(),
+            process: process::this(),
         };
         match self.grants().entry(claim.name.clone()) {
             Entry::Occupied(mut slot) if slot.get().is_ours() => match slot.get_mut() {

@@ -11,7 +11,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use verrou::{
@@ -29,11 +29,16 @@ use super::open_files::OpenFile;
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness, os};
+use crate::System;
+use crate::process::{self, PerProcess};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
-use crate::{System, process};
 
 /// Leases in the files of a folder, for the processes of one machine.
+///
+/// A forked child may use its copy of this value. It holds none of its parent's locks: of those,
+/// [`is_held`](verrou::blocking::Lock::is_held) is false there, and they can be neither extended nor
+/// released.
 ///
 /// ```
 /// use verrou::blocking::LockFactory;
@@ -55,7 +60,9 @@ pub struct LeaseFileStore {
     directory: Directory,
     clock: Arc<dyn Clock + Send + Sync>,
     zombies: Zombies,
-    grants: Mutex<HashMap<Name, Grant>>,
+    /// Which process opened it.
+    process: u32,
+    grants: PerProcess<Mutex<HashMap<Name, Grant>>>,
     /// At how many grants those that have expired are looked for.
     most_grants: AtomicUsize,
     queue: Queue,
@@ -134,7 +141,8 @@ impl LeaseFileStore {
             directory,
             clock: Arc::new(System),
             zombies: options.zombies,
-            grants: Mutex::default(),
+            process: process::this(),
+            grants: PerProcess::new(),
             most_grants: AtomicUsize::new(GRANTS),
             queue: Queue::new(None),
         })
@@ -232,7 +240,10 @@ impl LeaseFileStore {
             .read(&file, &claim.name)
             .map_or(true, |view| {
                 let record = view.record;
-                record.is_some_and(|record| record.held && record.owner == claim.owner)
+                let is_of = |record: &Record| {
+                    record.owner == claim.owner && !self.is_parents(&claim.name, record)
+                };
+                record.is_some_and(|record| record.held && is_of(&record))
             });
         let holds = says_so && !matches!(file.is_current(), Ok(false));
         self.directory.put(&claim.name, file);
@@ -240,7 +251,7 @@ impl LeaseFileStore {
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner)
+        self.grants.lock()
     }
 
     /// Does `step` with the file of `name` and what it says, while nobody else does.
@@ -418,6 +429,15 @@ impl LeaseFileStore {
         })
     }
 
+    /// Whether the lease in `record` ends with a process that this one was forked from, as far as can
+    /// be told: a forked child is no holder.
+    fn is_parents(&self, name: &Name, record: &Record) -> bool {
+        let is_own = |grant: &Grant| grant.owner == record.owner && grant.fence == record.fence;
+        self.process != process::this()
+            && record.ephemeral
+            && !self.grants().get(name).is_some_and(is_own)
+    }
+
     /// Ends what this process keeps of the grant of `claim`, of which the file says that it was
     /// given back, or does not.
     fn forget(&self, claim: &Claim, is_recorded: bool) {
@@ -463,7 +483,7 @@ impl Grant {
     }
 
     fn is_ours(&self) -> bool {
-        self.process == process::id()
+        self.process == process::this()
     }
 }
 
@@ -503,6 +523,11 @@ impl LeaseFile<'_> {
             && (matches!(self.state(record), Ok(State::Held { .. }))
                 || record.ended_within(patience, self.now()))
             && self.file.is_current()?)
+    }
+
+    /// Whether the lease in `record` is that of `claim`, and this process may act for its holder.
+    fn is_of(&self, record: &Record, claim: &Claim) -> bool {
+        record.owner == claim.owner && !self.store.is_parents(self.name, record)
     }
 
     fn state(&self, record: &Record) -> Result<State, FileError> {
@@ -561,9 +586,7 @@ impl LeaseFile<'_> {
         let queue = &self.store.queue;
         if let Some(record) = &before.record {
             match self.state(record)? {
-                State::Held { .. }
-                    if record.owner == claim.owner && !mutant!(AskingAgainRefused) =>
-                {
+                State::Held { .. } if self.is_of(record, claim) && !mutant!(AskingAgainRefused) => {
                     self.extend(record, claim)?;
                     return Ok(Some(granted(record)));
                 }
@@ -699,7 +722,7 @@ impl Store for LeaseFileStore {
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
-                Some(record) if record.owner == claim.owner => match lease.state(&record)? {
+                Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
                     State::Held { .. } => {
                         lease.extend(&record, claim)?;
                         Ok(granted(&record))
@@ -717,15 +740,12 @@ impl Store for LeaseFileStore {
         if let Some(grant) = self.grants().get(&claim.name)
             && grant.owner == claim.owner
         {
-            if !grant.is_ours() {
-                return Ok(Reply::REFUSED);
-            }
             has_waited = grant.has_waited;
             lives = grant.lives().then_some(grant.fence);
         }
         let reply = self.with_record(&claim.name, Which::Held, |lease, view| match view.record {
             Some(record)
-                if record.held && (record.owner == claim.owner || mutant!(ReleasedByAnybody)) =>
+                if record.held && (lease.is_of(&record, claim) || mutant!(ReleasedByAnybody)) =>
             {
                 let state = if lives == Some(record.fence) {
                     lease.state_of_living(&record)?
@@ -789,7 +809,11 @@ impl Store for LeaseFileStore {
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         let found = self.with_record(name, Which::There, |lease, view| match view.record {
             Some(record) => Ok(match lease.state(&record)? {
-                State::Held { remaining } => Some(holder(&record, remaining)),
+                // Its parent's owner is not the child's to act for.
+                State::Held { remaining } => Some(Holder {
+                    owner: (!self.is_parents(name, &record)).then_some(record.owner),
+                    ..holder(&record, remaining)
+                }),
                 State::Zombie if self.zombies == Zombies::Wait => {
                     Some(holder(&record, Some(Duration::ZERO)))
                 }
@@ -803,7 +827,7 @@ impl Store for LeaseFileStore {
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
-                Some(record) if record.owner == claim.owner => match lease.state(&record)? {
+                Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
                     State::Held { .. } => {
                         let sequence = record.sequence + 1;
                         lease.write(Record {

@@ -3,9 +3,10 @@
 use std::env;
 use std::fs;
 use std::io;
-use std::sync::OnceLock;
 
 use verrou::Process;
+
+use crate::process::PerProcess;
 
 /// What a record says of where it was written.
 #[derive(Debug)]
@@ -19,7 +20,8 @@ pub(crate) struct Machine {
     command: String,
 }
 
-static THIS: OnceLock<Machine> = OnceLock::new();
+/// A forked child may be in other namespaces.
+static THIS: PerProcess<Machine> = PerProcess::new();
 
 impl Machine {
     /// Asks about this one, once for all that happens later.
@@ -32,13 +34,18 @@ impl Machine {
         if let Some(this) = THIS.get() {
             return Ok(this);
         }
-        let this = Self {
-            boot: where_it_is_told(boot_id())?,
-            time_namespace: where_it_is_told(time_namespace())?.unwrap_or_default(),
+        let boot = where_it_is_told(boot_id())?;
+        let time_namespace = where_it_is_told(time_namespace())?;
+        // Where nothing is told any more, as in a folder that is the root now, it is as before.
+        let parent = THIS.of_parent();
+        Ok(THIS.get_or_init(|| Self {
+            boot: boot.or_else(|| parent?.boot),
+            time_namespace: time_namespace
+                .or_else(|| Some(parent?.time_namespace))
+                .unwrap_or_default(),
             host: host_name(),
             command: command_line(),
-        };
-        Ok(THIS.get_or_init(|| this))
+        }))
     }
 
     /// This one, as was [learnt](Self::learn) when a store was opened.

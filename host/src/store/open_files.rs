@@ -18,7 +18,7 @@ use verrou::Name;
 use super::error::FileError;
 use super::os::{self, FileId};
 use super::record::{FILE_BYTES, Record};
-use crate::process;
+use crate::process::{self, PerProcess};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -60,7 +60,7 @@ impl OpenFile {
             path,
             id,
             number,
-            process: process::id(),
+            process: process::this(),
             forks: process::forks(),
             lived: 0..0,
             is_contended: AtomicBool::new(false),
@@ -167,12 +167,11 @@ type Files = [Option<OpenFile>; 2];
 
 /// Files that stay open: of the names used last, and of those that somebody here waits for.
 #[derive(Debug)]
-pub(crate) struct OpenFiles(Mutex<State>);
+pub(crate) struct OpenFiles(PerProcess<Mutex<State>>);
 
+/// Open file descriptions are shared with a forked child, which must use its own.
 #[derive(Debug)]
 struct State {
-    /// Open file descriptions are shared with a forked child, which must use its own.
-    process: u32,
     recent: LruCache<Name, Files>,
     /// How often they are wanted, and they.
     wanted: HashMap<Name, (usize, Files)>,
@@ -180,27 +179,22 @@ struct State {
 
 impl OpenFiles {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(State::new()))
+        Self(PerProcess::new())
     }
 
-    /// A file of the lock `name` for its taker alone, if one is open.
+    /// A file of the lock `name` for its taker alone, if one is open that no forked child has, too: what
+    /// the kernel locks for it ends with this process, also if that is killed in the middle of a step.
     pub(crate) fn take(&self, name: &Name) -> Option<OpenFile> {
+        iter::from_fn(|| self.take_any(name)).find(OpenFile::is_own)
+    }
+
+    fn take_any(&self, name: &Name) -> Option<OpenFile> {
         let mut state = self.state();
-        // A forked child starts anew.
-        if state.process != process::id() {
-            *state = State::new();
-        }
         let files = match state.wanted.get_mut(name) {
             Some((_, files)) => files,
             None => state.recent.get_mut(name)?,
         };
         files.iter_mut().find_map(Option::take)
-    }
-
-    /// [`take`](Self::take), of a file that no forked child has, too: what the kernel locks for it
-    /// ends with this process.
-    pub(crate) fn take_own(&self, name: &Name) -> Option<OpenFile> {
-        iter::from_fn(|| self.take(name)).find(OpenFile::is_own)
     }
 
     /// Keeps a file of the lock `name` for the next who takes one.
@@ -248,22 +242,23 @@ impl OpenFiles {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock_instead_of_parents()
     }
 }
 
-impl State {
-    fn new() -> Self {
+impl Default for State {
+    fn default() -> Self {
         Self {
-            process: process::id(),
             recent: LruCache::new(NAMES),
             wanted: HashMap::new(),
         }
     }
+}
 
+impl State {
     /// Returns what is not kept any more, to be closed.
     fn put(&mut self, name: &Name, file: OpenFile) -> Option<(Name, Files)> {
-        if file.process != self.process {
+        if file.process != process::this() {
             return Some((name.clone(), [Some(file), None]));
         }
         let files = match self.wanted.get_mut(name) {

@@ -14,10 +14,11 @@ use std::future;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use once_cell::race::OnceNonZeroUsize;
 use verrou::{Claim, Name, Owner};
 
 use super::bell::{Bell, Bells};
@@ -28,7 +29,7 @@ use super::jitter;
 use super::open_files::OpenFile;
 use super::record::Version;
 use super::tickets;
-use crate::process;
+use crate::process::PerProcess;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, thread};
 
@@ -61,7 +62,8 @@ pub(crate) struct Queue {
     foreign: Option<PathBuf>,
     /// Whether anybody has ever waited, or watched.
     is_used: AtomicBool,
-    state: Mutex<State>,
+    /// A forked child is not in the queue.
+    state: PerProcess<Mutex<State>>,
 }
 
 /// How somebody who asks for a lock stands to those who wait for it.
@@ -108,10 +110,8 @@ impl Standing {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
-    /// A forked child's copy is not in the queue.
-    process: u32,
     lines: HashMap<Name, Line>,
     /// Of those who have just left, with the bell that each listens to, to be used again: beginning
     /// to listen, and ending it, takes the kernel longer than a grant.
@@ -207,7 +207,7 @@ impl Queue {
         Self {
             foreign,
             is_used: AtomicBool::new(false),
-            state: Mutex::new(State::new()),
+            state: PerProcess::new(),
         }
     }
 
@@ -565,26 +565,11 @@ impl Queue {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.is_used.store(true, Ordering::Relaxed);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.process != process::id() {
-            *state = State::new();
-        }
-        state
+        self.state.lock_instead_of_parents()
     }
 }
 
 impl State {
-    fn new() -> Self {
-        Self {
-            process: process::id(),
-            lines: HashMap::new(),
-            spare: Vec::new(),
-            displaced: Vec::new(),
-            guards: HashMap::new(),
-            bells: Bells::new(),
-        }
-    }
-
     fn place_of(&self, claim: &Claim) -> Option<(&Line, u64)> {
         let line = self.lines.get(&claim.name)?;
         Some((line, line.ticket_of(claim.owner)?))
@@ -725,7 +710,7 @@ impl State {
             Entry::Occupied(line) => line.into_mut(),
             Entry::Vacant(vacant) => {
                 let (number, bell) = self.bells.of_name(directory, &claim.name)?;
-                let file = directory.take_own_or_create(&claim.name)?;
+                let file = directory.take_or_create(&claim.name)?;
                 directory.want(&claim.name);
                 vacant.insert(Line {
                     file: Arc::new(file),
@@ -948,10 +933,12 @@ fn after(length: Duration) -> Instant {
 /// Looks at `file` until the lock may be free that was not when the file was like `version`, and
 /// returns what it is like then; but not for long, and not beyond `end`.
 fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
-    static CORES: OnceLock<usize> = OnceLock::new();
+    // A forked child waits for no thread of its parent that counts them.
+    static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
 
     // With one core nothing would happen meanwhile.
-    if *CORES.get_or_init(|| available_parallelism().map_or(1, NonZeroUsize::get)) == 1 {
+    let cores = CORES.get_or_init(|| available_parallelism().unwrap_or(NonZeroUsize::MIN));
+    if cores == NonZeroUsize::MIN {
         return None;
     }
     let end = end.min(Instant::now() + STARE);
