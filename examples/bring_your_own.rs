@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use verrou::blocking::LockFactory;
-use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Reply, Store, StoreError, Timestamp};
+use verrou::{
+    Abilities, Claim, Clock, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Timestamp,
+};
 use verrou_host::System;
 
 struct VecStore<C> {
@@ -92,6 +94,10 @@ impl<C: Clock> Store for VecStore<C> {
         })
     }
 
+    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim)?.into())
+    }
+
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Ok(self
             .remove(|record| record.claim.name == claim.name && record.claim.owner == claim.owner))
@@ -122,6 +128,7 @@ impl<C: Clock> Store for VecStore<C> {
             transfers: true,
             evicts: true,
             fences: true,
+            revives: false,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Retry, Store, StoreError};
+use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Retry, Store, StoreError};
 use verrou_host::System;
 use verrou_host::component::{Limits, Runner};
 
@@ -86,6 +86,10 @@ impl Store for MapStore {
         Ok(self.step(|records| records.extend(claim)))
     }
 
+    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim)?.into())
+    }
+
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Ok(self.free(&claim.name, |(mine, ..)| mine.owner == claim.owner))
     }
@@ -113,6 +117,7 @@ impl Store for MapStore {
             transfers: true,
             evicts: true,
             fences: true,
+            revives: false,
         }
     }
 }

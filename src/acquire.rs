@@ -199,6 +199,7 @@ impl Acquire {
                         Error::Lost {
                             name,
                             loss: Loss::Expired,
+                            source: None,
                         },
                     );
                 } else {

@@ -11,7 +11,7 @@ use core::time::Duration;
 use crate::acquire::Acquire;
 use crate::claim::Fence;
 use crate::error::{Error, RunError};
-use crate::holds::{Hold, Holds, lost};
+use crate::holds::{Hold, Holds, lost, may_be_released};
 use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
@@ -19,7 +19,7 @@ use crate::renew::Renew;
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
 use crate::stepped::{self, Halt};
-use crate::store::{Store, Waited};
+use crate::store::{Renewed, Store, Waited};
 use crate::time::Clock;
 use crate::ttl::Ttl;
 
@@ -94,6 +94,9 @@ pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Re
 /// that it waits for, and breaks to end the keeping. What else happened to the lease by then, it lets
 /// the machine [`adopt`](Renew::adopt), or [`suspect`](Renew::suspect).
 ///
+/// A lease whose time has passed by the end is renewed once more, where its store
+/// [takes it back](Renew::reviving).
+///
 /// # Errors
 ///
 /// How the lock was lost.
@@ -106,7 +109,7 @@ pub fn keep<B>(
     keep_asking(store, clock, machine, |_| {}, pause)
 }
 
-/// [`keep`], which tells `asking` before each extension.
+/// [`keep`], which tells `asking` before each renewal.
 fn keep_asking<B>(
     store: &impl Store,
     clock: &impl Clock,
@@ -117,6 +120,10 @@ fn keep_asking<B>(
     loop {
         let at_most = stepped::renew(store, clock, machine, &mut asking)?;
         if let ControlFlow::Break(end) = pause(machine, at_most) {
+            if machine.is_late(clock.now()) {
+                // If it is lost, whoever uses it is told by its end.
+                let _ = stepped::renew(store, clock, machine, &mut asking);
+            }
             return Ok(end);
         }
     }
@@ -486,7 +493,8 @@ impl<S: Store, H: Host> Held<'_, S, H> {
         mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
     ) -> Result<B, Error> {
         let lock = self.lock;
-        let (mut machine, with) = self.hold.renew(lock.holds.ttl, lock.host.now());
+        let revives = lock.store.abilities().revives;
+        let (mut machine, with) = self.hold.renew(lock.holds.ttl, revives, lock.host.now());
         let with = RefCell::new(with);
         let learn = |machine: &Renew| with.borrow_mut().learn(machine);
         let pause = |machine: &mut Renew, at_most| {
@@ -496,16 +504,24 @@ impl<S: Store, H: Host> Held<'_, S, H> {
             end
         };
         let kept = keep_asking(&lock.store, &lock.host, &mut machine, learn, pause);
+        learn(&machine);
         kept.map_err(|loss| {
             self.hold.end(loss);
             Error::Lost {
                 name: lock.holds.name.clone(),
                 loss,
+                source: machine.failure().cloned(),
             }
         })
     }
 
-    /// Gives the lock back.
+    /// Whether the lock's owner has released it already, as far as is known here: in this process
+    /// through its lock, or elsewhere as the store has told since. That is no loss.
+    pub fn is_released(&self) -> bool {
+        self.hold.is_released()
+    }
+
+    /// Gives the lock back, unless its owner [has done so](Self::is_released) already.
     ///
     /// # Errors
     ///
@@ -513,10 +529,20 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     /// tell.
     pub fn release(mut self) -> Result<(), Error> {
         self.ended = true;
-        let loss = self.hold.loss(self.lock.host.now());
-        self.lock
-            .release_hold(&self.hold)
-            .map_err(|error| lost(error, loss))
+        let (hold, lock) = (&self.hold, self.lock);
+        let lease = hold.lease();
+        if hold.is_released() {
+            lock.holds.remove(lease.owner());
+            return Ok(());
+        }
+        let loss = hold.loss(lock.host.now());
+        let released = lock.release_hold(hold);
+        if may_be_released(&released, loss)
+            && let Ok(Renewed::Released) = lock.store.renew(lease.claim(), lease.fence())
+        {
+            return Ok(());
+        }
+        released.map_err(|error| lost(error, hold, loss, lock.host.now()))
     }
 
     /// Leaves the lock taken: it is held until its lock is released or its time has passed.

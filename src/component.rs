@@ -20,7 +20,7 @@ use crate::name::Name;
 use crate::retry::{InvalidRetry, Retry};
 use crate::serialized::SerializedLock;
 use crate::stepped::{self, Keeping, Progress};
-use crate::store::{Abilities, Holder, Reply, Store, StoreError};
+use crate::store::{Abilities, Holder, Renewed, Reply, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
 
@@ -220,6 +220,8 @@ impl GuestRenewal for Renewal {
                 wait: nanos(wait),
                 why: why.to_string(),
             }),
+            // There is no word of its own for that here.
+            Keeping::Released => wit::Keeping::Lost(wit::Loss::Revoked),
             Keeping::Lost(loss) => wit::Keeping::Lost(loss.into()),
         }
     }
@@ -242,6 +244,10 @@ impl Store for Imported {
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         ask(backend::extend, claim)
+    }
+
+    fn renew(&self, claim: &Claim, _fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim)?.into())
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
@@ -279,6 +285,7 @@ impl Store for Imported {
             transfers: can.transfers,
             evicts: can.evicts,
             fences: can.fences,
+            revives: false,
         }
     }
 }

@@ -59,7 +59,7 @@ use core::time::Duration;
 use crate::blocking::Host;
 use crate::claim::{Claim, Fence, Owner};
 use crate::name::Name;
-use crate::store::{Holder, Reply, Store, StoreError};
+use crate::store::{Holder, Renewed, Reply, Store, StoreError};
 use crate::ttl::Ttl;
 
 pub mod clients;
@@ -135,6 +135,11 @@ macro_rules! conformance {
                     an_extension_can_shorten,
                     an_extension_sets_and_never_adds,
                     a_late_extension_is_refused,
+                    a_renewal_prolongs_and_never_shortens,
+                    a_late_renewal_takes_the_lease_back,
+                    a_late_renewal_takes_nothing_from_others,
+                    a_late_renewal_undoes_no_eviction,
+                    a_late_renewal_undoes_no_release,
                     a_late_release_is_refused_and_frees,
                     latecomers_leave_the_next_holder_alone,
                     the_same_owner_can_come_back,
@@ -148,6 +153,7 @@ macro_rules! conformance {
                     clients_declare_the_same_abilities,
                     another_client_can_extend_a_transferable_lease,
                     another_client_can_release_a_transferable_lease,
+                    a_renewal_tells_that_the_owner_has_released,
                     an_ephemeral_record_ends_with_its_client,
                     a_lasting_record_outlives_its_client,
                     a_detached_record_outlives_its_client,
@@ -246,6 +252,11 @@ fn refused(reply: Result<Reply, StoreError>) -> Option<Duration> {
         Reply::Refused { remaining } => remaining,
         Reply::Granted { .. } => panic!("granted, where it had to be refused"),
     }
+}
+
+#[track_caller]
+fn renewed(reply: Result<Renewed, StoreError>) -> Renewed {
+    reply.expect("the store answers")
 }
 
 #[track_caller]

@@ -34,6 +34,8 @@ pub enum Error {
         name: Name,
         /// How it was lost.
         loss: Loss,
+        /// Why the store could not keep it, where that is how it was lost.
+        source: Option<StoreError>,
     },
     /// The lock is not, or no longer, held by this owner.
     #[error("the lock `{name}` is not held by this owner")]

@@ -25,6 +25,8 @@ pub(crate) struct Hold(Arc<Shared<Known>>);
 #[derive(Debug)]
 struct Known {
     lease: Lease,
+    /// Whether its owner has released it.
+    is_released: bool,
     /// How often an extension was asked for, or was over.
     steps: u64,
     /// The extensions of which the store may have taken any last.
@@ -83,6 +85,7 @@ impl Hold {
     pub(crate) fn new(lease: Lease) -> Self {
         Self(Arc::new(Shared::new(Known {
             lease,
+            is_released: false,
             steps: 0,
             asked: Vec::new(),
         })))
@@ -95,6 +98,16 @@ impl Hold {
     /// Takes note that it was lost.
     pub(crate) fn end(&self, loss: Loss) {
         self.0.with(|known| known.lease.end(loss));
+    }
+
+    /// Takes note that its owner has released it.
+    pub(crate) fn note_release(&self) {
+        self.0.with(|known| known.is_released = true);
+    }
+
+    /// Whether its owner has released it, as far as is known here.
+    pub(crate) fn is_released(&self) -> bool {
+        self.0.with(|known| known.is_released)
     }
 
     /// How it was lost if that shows at `now` only by its not being held any more.
@@ -154,9 +167,12 @@ impl Hold {
         }
     }
 
-    /// The keeping alive of this hold by a lock of `ttl`.
-    pub(crate) fn renew(&self, ttl: Ttl, now: Timestamp) -> (Renew, Exchange) {
-        let machine = Renew::new(self.lease(), ttl, now);
+    /// The keeping alive of this hold by a lock of `ttl`, in a store that `revives` or does not.
+    pub(crate) fn renew(&self, ttl: Ttl, revives: bool, now: Timestamp) -> (Renew, Exchange) {
+        let mut machine = Renew::new(self.lease(), ttl, now).reviving(revives);
+        if self.is_released() {
+            machine.release();
+        }
         let hold = self.clone();
         (
             machine,
@@ -217,6 +233,9 @@ impl Exchange {
         if held != *machine.lease() {
             machine.adopt(held, now);
         }
+        if self.hold.is_released() {
+            machine.release();
+        }
     }
 
     /// Tells the hold what `machine` asks for, before it is asked for, or what came of that.
@@ -227,10 +246,12 @@ impl Exchange {
                 ..machine.lease().claim().clone()
             };
             self.extension = Some(self.hold.extending(request, sent));
-        } else if let Some(extension) = self.extension.take()
-            && let Health::Renewed = machine.health()
-        {
-            self.hold.0.with(|known| known.granted(extension.began));
+        } else if let Some(extension) = self.extension.take() {
+            match machine.health() {
+                Health::Renewed => self.hold.0.with(|known| known.granted(extension.began)),
+                Health::Released => self.hold.note_release(),
+                _ => {}
+            }
         }
     }
 }
@@ -317,13 +338,16 @@ impl Holds {
     /// What the store said to a release; after an error the hold is kept, to try again.
     pub(crate) fn released(
         &self,
-        owner: Owner,
+        hold: &Hold,
         reply: Result<Reply, StoreError>,
     ) -> Result<(), Error> {
         let reply = reply?;
-        self.remove(owner);
+        self.remove(hold.lease().owner());
         match reply {
-            Reply::Granted { .. } => Ok(()),
+            Reply::Granted { .. } => {
+                hold.note_release();
+                Ok(())
+            }
             Reply::Refused { .. } => Err(self.not_owner()),
         }
     }
@@ -348,8 +372,7 @@ impl Holds {
 
     /// Asks `store` to free what `hold` holds.
     pub(crate) fn release(&self, store: &impl Store, hold: &Hold) -> Result<(), Error> {
-        let lease = hold.lease();
-        self.released(lease.owner(), store.release(lease.claim()))
+        self.released(hold, store.release(hold.lease().claim()))
     }
 
     /// Asks `store` to let `hold` last `ttl`, or the lock's own ttl, from now.
@@ -402,10 +425,29 @@ impl Holds {
     }
 }
 
-/// What a guard's failure to release means for those who counted on the lock until then.
-pub(crate) fn lost(error: Error, loss: Loss) -> Error {
+/// What a guard's failure to release `hold` means for those who counted on the lock until then:
+/// that they have lost it, by `loss` where the store says so, or by what is known at `now`.
+pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Error {
+    let lease = hold.lease();
+    let name = lease.name().clone();
     match error {
-        Error::NotOwner { name } => Error::Lost { name, loss },
+        Error::NotOwner { .. } => Error::Lost {
+            name,
+            loss,
+            source: None,
+        },
+        // What the store would say makes no difference any more.
+        Error::Storage(why) if lease.is_expired(now) => Error::Lost {
+            name,
+            loss: hold.loss(now),
+            source: Some(why),
+        },
         other => other,
     }
+}
+
+/// Whether a guard whose release was refused, and that would have lost the lock by `loss`, is to ask
+/// the store if its owner has released it before.
+pub(crate) fn may_be_released(released: &Result<(), Error>, loss: Loss) -> bool {
+    matches!(released, Err(Error::NotOwner { .. })) && loss == Loss::Revoked
 }

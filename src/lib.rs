@@ -105,6 +105,8 @@ pub use name::{InvalidName, Name};
 pub use renew::{Health, Renew, RenewStep};
 pub use retry::{Backoff, InvalidRetry, Retry};
 pub use serialized::{InvalidSerializedLock, SerializedLock};
-pub use store::{Abilities, AsyncStore, Holder, Process, Reply, Store, StoreError, Waited};
+pub use store::{
+    Abilities, AsyncStore, Holder, Process, Renewed, Reply, Store, StoreError, Waited,
+};
 pub use time::{Clock, Timestamp};
 pub use ttl::{InvalidTtl, Ttl};

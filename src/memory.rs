@@ -1,6 +1,6 @@
 //! The reference store: leases in this process's memory.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
 use core::future::{self, Future};
@@ -12,14 +12,15 @@ use std::sync::PoisonError;
 
 use crate::claim::{Claim, Fence, Owner};
 use crate::name::Name;
-use crate::store::{Abilities, AsyncStore, Holder, Reply, Store, StoreError, Waited};
+use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, Store, StoreError, Waited};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time::{Clock, Timestamp};
 
 /// Leases in this process's memory, for its threads and tasks.
 ///
 /// Put it in an [`Arc`](std::sync::Arc) to share it. One counter numbers the grants of all
-/// names, so that a name that is free costs nothing.
+/// names, so that a name that is free costs nothing; but how the latest 1,024 grants ended is kept, for
+/// those who [renew](Store::renew) them.
 pub struct MemoryStore<C> {
     clock: C,
     state: Mutex<State>,
@@ -29,6 +30,8 @@ pub struct MemoryStore<C> {
 #[derive(Default)]
 struct State {
     records: HashMap<Name, Record>,
+    /// The latest grants that have ended, the last one last.
+    ended: VecDeque<Ended>,
     ends: BTreeSet<(Timestamp, Name)>,
     grants: u64,
     waiters: HashMap<Name, BTreeMap<u64, Waker>>,
@@ -41,6 +44,21 @@ struct Record {
     owner: Owner,
     fence: Fence,
     until: Option<Timestamp>,
+}
+
+/// A grant that has ended.
+struct Ended {
+    name: Name,
+    owner: Owner,
+    fence: Fence,
+    how: End,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Expired,
+    Released,
+    Evicted,
 }
 
 impl<C: Clock> MemoryStore<C> {
@@ -112,14 +130,62 @@ impl<C: Clock> MemoryStore<C> {
         })
     }
 
-    fn remove_if(&self, name: &Name, condition: impl FnOnce(&Record) -> bool) -> Reply {
-        self.step(|state, _| match state.records.get(name) {
-            Some(record) if condition(record) => {
-                state.remove(name);
-                state.note_freed(name);
-                Reply::Granted { fence: None }
+    fn keep(&self, claim: &Claim, fence: Option<Fence>) -> Renewed {
+        self.step(|state, now| {
+            let name = &claim.name;
+            let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
+            let is_its =
+                |owner, granted| owner == claim.owner && fence.is_none_or(|fence| fence == granted);
+            let kept = match state.records.get(name) {
+                Some(record) if is_its(record.owner, record.fence) => {
+                    let longest = record
+                        .until
+                        .zip(until)
+                        .map(|(before, then)| before.max(then));
+                    Some((record.fence, longest))
+                }
+                Some(_) => None,
+                None => state
+                    .last_end(name)
+                    .filter(|end| matches!(end.how, End::Expired) && is_its(end.owner, end.fence))
+                    .map(|end| (end.fence, until)),
+            };
+            let Some((fence, until)) = kept else {
+                let mut ends = state.ended.iter().filter(|end| end.name == *name);
+                let is_released = |end: &Ended| matches!(end.how, End::Released);
+                return match ends.rfind(|end| is_its(end.owner, end.fence)) {
+                    Some(end) if is_released(end) => Renewed::Released,
+                    _ => Renewed::Lost,
+                };
+            };
+            let owner = claim.owner;
+            let record = Record {
+                owner,
+                fence,
+                until,
+            };
+            state.set(name, record);
+            Renewed::Granted
+        })
+    }
+
+    fn remove_if(&self, name: &Name, how: End, condition: impl Fn(Owner, Fence) -> bool) -> Reply {
+        self.step(|state, _| {
+            if let Some(record) = state.records.get(name) {
+                if !condition(record.owner, record.fence) {
+                    return Reply::REFUSED;
+                }
+                state.end(name, how);
+                return Reply::Granted { fence: None };
             }
-            _ => Reply::REFUSED,
+            // Nobody renews it after this.
+            if let Some(end) = state.last_end(name)
+                && matches!(end.how, End::Expired)
+                && condition(end.owner, end.fence)
+            {
+                end.how = how;
+            }
+            Reply::REFUSED
         })
     }
 
@@ -181,13 +247,12 @@ impl State {
         self.records.insert(name.clone(), record);
     }
 
-    fn remove(&mut self, name: &Name) {
-        if let Some(Record {
-            until: Some(until), ..
-        }) = self.records.remove(name)
-        {
+    fn remove(&mut self, name: &Name) -> Option<Record> {
+        let record = self.records.remove(name)?;
+        if let Some(until) = record.until {
             self.ends.remove(&(until, name.clone()));
         }
+        Some(record)
     }
 
     /// Drops the records whose time has passed at `now`.
@@ -196,9 +261,32 @@ impl State {
             let Some((_, name)) = self.ends.pop_first() else {
                 break;
             };
-            self.records.remove(&name);
-            self.note_freed(&name);
+            self.end(&name, End::Expired);
         }
+    }
+
+    /// Ends the record of `name`.
+    fn end(&mut self, name: &Name, how: End) {
+        /// Of so many grants that have ended it is known how.
+        const KNOWN: usize = 1024;
+
+        if let Some(Record { owner, fence, .. }) = self.remove(name) {
+            if self.ended.len() == KNOWN {
+                self.ended.pop_front();
+            }
+            self.ended.push_back(Ended {
+                name: name.clone(),
+                owner,
+                fence,
+                how,
+            });
+        }
+        self.note_freed(name);
+    }
+
+    /// How the latest grant of `name` has ended, if that is known.
+    fn last_end(&mut self, name: &Name) -> Option<&mut Ended> {
+        self.ended.iter_mut().rev().find(|end| end.name == *name)
     }
 
     /// Notes whom to wake because `name` is free.
@@ -219,12 +307,18 @@ impl<C: Clock> Store for MemoryStore<C> {
         Ok(self.prolong(claim))
     }
 
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.keep(claim, fence))
+    }
+
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(self.remove_if(&claim.name, |record| record.owner == claim.owner))
+        let is_its = |owner, _| owner == claim.owner;
+        Ok(self.remove_if(&claim.name, End::Released, is_its))
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        Ok(self.remove_if(name, |record| only.is_none_or(|only| only == record.fence)))
+        let is_meant = |_, fence| only.is_none_or(|only| only == fence);
+        Ok(self.remove_if(name, End::Evicted, is_meant))
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
@@ -274,6 +368,7 @@ impl<C: Clock> Store for MemoryStore<C> {
             transfers: true,
             evicts: true,
             fences: true,
+            revives: true,
         }
     }
 }
@@ -285,6 +380,14 @@ impl<C: Clock> AsyncStore for MemoryStore<C> {
 
     fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         future::ready(Store::extend(self, claim))
+    }
+
+    fn renew(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<Renewed, StoreError>> {
+        future::ready(Store::renew(self, claim, fence))
     }
 
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {

@@ -13,7 +13,7 @@ use core::time::Duration;
 use crate::acquire::{Acquire, AcquireStep};
 use crate::claim::{Claim, Fence};
 use crate::error::{Error, RunError};
-use crate::holds::{Hold, Holds, lost};
+use crate::holds::{Hold, Holds, lost, may_be_released};
 use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
@@ -21,7 +21,7 @@ use crate::renew::{Renew, RenewStep};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
 use crate::shared::Shared;
-use crate::store::{Abilities, AsyncStore, Holder, Reply, Store, StoreError};
+use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, Store, StoreError};
 use crate::time::Clock;
 use crate::ttl::Ttl;
 
@@ -64,6 +64,13 @@ impl<S: Store> AsyncStore for Inline<S> {
     }
     fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         future::ready(self.0.extend(claim))
+    }
+    fn renew(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<Renewed, StoreError>> {
+        future::ready(self.0.renew(claim, fence))
     }
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         future::ready(self.0.release(claim))
@@ -158,7 +165,8 @@ fn poll_once<T>(step: impl Future<Output = T>) {
 /// Drives `machine` until the lock is lost, or `work` is done; returns what that returned.
 ///
 /// `noted` is told how things stand before each wait; after it, `waited` lets the machine
-/// [`adopt`](Renew::adopt) what else happened to the lease by then.
+/// [`adopt`](Renew::adopt) what else happened to the lease by then. A lease whose time has passed by
+/// the end is renewed once more, where its store [takes it back](Renew::reviving).
 ///
 /// # Errors
 ///
@@ -174,7 +182,7 @@ pub async fn keep<T>(
     keep_asking(store, host, machine, |_| {}, noted, waited, work).await
 }
 
-/// [`keep`], which tells `asking` before each extension.
+/// [`keep`], which tells `asking` before each renewal.
 async fn keep_asking<T>(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
@@ -187,10 +195,10 @@ async fn keep_asking<T>(
     let keeping = async {
         loop {
             match machine.next(host.now()) {
-                RenewStep::Extend(claim) => {
+                RenewStep::Renew(claim, fence) => {
                     let claim = claim.clone();
                     asking(machine);
-                    let reply = store.extend(&claim).await;
+                    let reply = store.renew(&claim, fence).await;
                     machine.heard(host.now(), reply);
                 }
                 RenewStep::Wait(at_most) => {
@@ -209,14 +217,30 @@ async fn keep_asking<T>(
                         }
                     }
                 }
+                RenewStep::Released => {
+                    noted(machine);
+                    future::pending::<()>().await;
+                }
                 RenewStep::Lost(loss) => return loss,
             }
         }
     };
-    match either(work, keeping).await {
-        Either::First(done) => Ok(done),
-        Either::Second(loss) => Err(loss),
+    let done = match either(work, keeping).await {
+        Either::First(done) => done,
+        Either::Second(loss) => return Err(loss),
+    };
+    waited(machine);
+    while machine.is_late(host.now())
+        // If it is lost, whoever uses it is told by its end.
+        && let RenewStep::Renew(claim, fence) = machine.next(host.now())
+    {
+        let claim = claim.clone();
+        asking(machine);
+        let reply = store.renew(&claim, fence).await;
+        machine.heard(host.now(), reply);
+        noted(machine);
     }
+    Ok(done)
 }
 
 /// A watch for a loss that ends sooner is made this long.
@@ -539,7 +563,8 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         hold: &Hold,
         work: impl Future<Output = T>,
     ) -> Result<T, Error> {
-        let (mut machine, with) = hold.renew(self.holds.ttl, self.host.now());
+        let revives = self.store.abilities().revives;
+        let (mut machine, with) = hold.renew(self.holds.ttl, revives, self.host.now());
         // A task may go on in another thread.
         let with = Shared::new(with);
         let learn = |machine: &Renew| with.with(|with| with.learn(machine));
@@ -551,6 +576,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
             Error::Lost {
                 name: self.holds.name.clone(),
                 loss,
+                source: machine.failure().cloned(),
             }
         })
     }
@@ -563,9 +589,25 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     }
 
     pub(crate) async fn release_hold(&self, hold: &Hold) -> Result<(), Error> {
+        let reply = self.store.release(hold.lease().claim()).await;
+        self.holds.released(hold, reply)
+    }
+
+    /// Gives back what a guard has held, unless its owner has done so already.
+    pub(crate) async fn end_hold(&self, hold: &Hold) -> Result<(), Error> {
         let lease = hold.lease();
-        self.holds
-            .released(lease.owner(), self.store.release(lease.claim()).await)
+        if hold.is_released() {
+            self.holds.remove(lease.owner());
+            return Ok(());
+        }
+        let loss = hold.loss(self.host.now());
+        let released = self.release_hold(hold).await;
+        if may_be_released(&released, loss)
+            && let Ok(Renewed::Released) = self.store.renew(lease.claim(), lease.fence()).await
+        {
+            return Ok(());
+        }
+        released.map_err(|error| lost(error, hold, loss, self.host.now()))
     }
 }
 
@@ -628,10 +670,9 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
     }
 
     pub(crate) async fn release(mut self) -> Result<(), Error> {
-        let loss = self.hold.loss(self.lock.host.now());
-        let released = self.lock.release_hold(&self.hold).await;
+        let released = self.lock.end_hold(&self.hold).await;
         self.ended = true;
-        released.map_err(|error| lost(error, loss))
+        released
     }
 }
 

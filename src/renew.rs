@@ -1,10 +1,11 @@
 //! Keeping a lease alive, as a value: what to do next, never the doing of it.
 
+use core::mem;
 use core::time::Duration;
 
-use crate::claim::Claim;
+use crate::claim::{Claim, Fence};
 use crate::lease::{Lease, Loss};
-use crate::store::{Reply, StoreError};
+use crate::store::{Renewed, StoreError};
 use crate::time::Timestamp;
 use crate::ttl::Ttl;
 
@@ -16,8 +17,9 @@ use crate::ttl::Ttl;
 ///
 /// | step | do | then |
 /// |---|---|---|
-/// | [`Extend`](RenewStep::Extend) | [`Store::extend`](crate::Store::extend) | [`heard`](Self::heard) with what the store said |
+/// | [`Renew`](RenewStep::Renew) | [`Store::renew`](crate::Store::renew) | [`heard`](Self::heard) with what the store said |
 /// | [`Wait`](RenewStep::Wait) | wait this long, or end the keeping | |
+/// | [`Released`](RenewStep::Released) | nothing: its owner needs the lock no more | |
 /// | [`Lost`](RenewStep::Lost) | nothing: the lock is no longer held | |
 ///
 /// A wait may end early, and may last longer than it should: what has become of the lease is
@@ -26,29 +28,35 @@ use crate::ttl::Ttl;
 ///
 /// # What it sees to
 ///
-/// - The lease is extended when a third of its ttl has passed, so that two extensions can fail
-///   before it runs out. One that does not end by itself is confirmed every ten seconds.
-/// - An extension may set an end that is sooner: as long as its reply is not heard, the lease
-///   counts as ending by the sooner of both.
+/// - The lease is renewed when a third of its ttl has passed, so that two renewals can fail
+///   before it expires. One that does not end by itself is confirmed every ten seconds.
+/// - A renewal never shortens the lease: one that was extended for longer is only confirmed.
 /// - An error makes its state [`Unknown`](Health::Unknown). Only the clock, or the store's word,
 ///   makes that [`Lost`](Health::Lost).
+/// - A lease whose time has passed, as after the machine was suspended, is [lost](Health::Lost),
+///   unless its store [takes it back](Self::reviving).
 #[derive(Clone, Debug)]
 pub struct Renew {
+    ttl: Ttl,
     request: Claim,
     lease: Lease,
+    revives: bool,
     due: Timestamp,
     asked: Option<Timestamp>,
     health: Health,
+    failure: Option<StoreError>,
 }
 
 /// What the driver of a [`Renew`] is to do next.
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_enums, reason = "a driver has to know every step")]
 pub enum RenewStep<'a> {
-    /// Ask the store to extend this claim.
-    Extend(&'a Claim),
+    /// Ask the store to renew this claim, which was granted under this fence.
+    Renew(&'a Claim, Option<Fence>),
     /// Wait this long.
     Wait(Duration),
+    /// Nothing is left to keep: the owner has released the lock itself.
+    Released,
     /// The lock is lost.
     Lost(Loss),
 }
@@ -60,12 +68,14 @@ pub enum RenewStep<'a> {
     reason = "whoever keeps a lease has to know every state"
 )]
 pub enum Health {
-    /// It is held, and has not been extended yet.
+    /// It is held, and has not been renewed yet.
     Held,
-    /// It is held: the store has extended it.
+    /// It is held: the store has renewed it.
     Renewed,
-    /// Its time has not passed, but the last extension failed: it may not be recorded any more.
+    /// Its time has not passed, but the last renewal failed: it may not be recorded any more.
     Unknown(StoreError),
+    /// Its owner has released it. That is no loss.
+    Released,
     /// It is not held any more.
     Lost(Loss),
 }
@@ -74,34 +84,47 @@ impl Renew {
     /// Every lease without an end is confirmed this often.
     const CONFIRM: Duration = Duration::from_secs(10);
 
-    /// Keeps `lease`, extending it by `ttl` each time.
+    /// Keeps `lease`, renewing it for `ttl` each time.
     ///
-    /// The first extension is due when a third of `ttl`, or half of what is left at `now`, has
+    /// The first renewal is due when a third of `ttl`, or half of what is left at `now`, has
     /// passed, whichever is sooner.
     pub fn new(lease: Lease, ttl: Ttl, now: Timestamp) -> Self {
         Self {
-            request: Claim {
-                ttl,
-                ..lease.claim().clone()
-            },
+            ttl,
+            request: lease.claim().clone(),
             due: Self::due(&lease, ttl, now),
             lease,
+            revives: false,
             asked: None,
             health: Health::Held,
+            failure: None,
         }
+    }
+
+    /// Asks the store once more where the lease's time has passed before it is lost: for a store
+    /// with `revives` among its [`Abilities`](crate::Abilities).
+    #[must_use]
+    pub fn reviving(self, revives: bool) -> Self {
+        Self { revives, ..self }
     }
 
     /// What to do at `now`.
     pub fn next(&mut self, now: Timestamp) -> RenewStep<'_> {
-        if let Health::Lost(loss) = self.health {
-            return RenewStep::Lost(loss);
+        if let Some(loss) = self.lease.loss() {
+            self.health = Health::Lost(loss);
         }
-        if self.lease.is_expired(now) {
-            self.health = Health::Lost(Loss::Expired);
+        match self.health {
+            Health::Lost(loss) => return RenewStep::Lost(loss),
+            Health::Released => return RenewStep::Released,
+            _ => {}
+        }
+        let is_expired = self.lease.is_expired(now);
+        if is_expired && !self.revives {
+            self.expire();
             return RenewStep::Lost(Loss::Expired);
         }
         if self.asked.is_none() {
-            if now < self.due {
+            if now < self.due && !is_expired {
                 let until = self
                     .lease
                     .ends()
@@ -109,41 +132,50 @@ impl Renew {
                 return RenewStep::Wait(until.saturating_since(now));
             }
             self.asked = Some(now);
-            self.lease.doubt(self.request.ttl, now);
+            self.request.ttl = self.longest(now);
         }
-        RenewStep::Extend(&self.request)
+        RenewStep::Renew(&self.request, self.lease.fence())
     }
 
-    /// What the store said to an extension, heard at `now`.
-    pub fn heard(&mut self, now: Timestamp, reply: Result<Reply, StoreError>) {
+    /// What the store said to a renewal, heard at `now`.
+    pub fn heard(&mut self, now: Timestamp, reply: Result<Renewed, StoreError>) {
         let Some(sent) = self.asked.take() else {
             return;
         };
-        let interval = Self::interval(self.request.ttl);
+        let interval = Self::interval(self.ttl);
         match reply {
-            Ok(Reply::Granted { .. }) => {
+            Ok(Renewed::Granted) => {
                 let from = mutant!(ExtensionCountedFromReply, now, sent);
                 self.lease.extend(self.request.ttl, from);
                 self.due = sent.saturating_add(interval);
                 self.health = Health::Renewed;
+                // Where it came too late, a store that takes leases back is asked again.
+                if self.lease.is_expired(now) && !self.revives {
+                    self.expire();
+                }
             }
-            Ok(Reply::Refused { .. }) => {
-                self.health = Health::Lost(Loss::Revoked);
-            }
+            Ok(Renewed::Released) => self.health = Health::Released,
+            Ok(Renewed::Lost) if self.lease.is_expired(sent) => self.expire(),
+            Ok(Renewed::Lost) => self.health = Health::Lost(Loss::Revoked),
             Err(err) => {
                 self.due = now.saturating_add((interval / 8).max(Duration::from_millis(1)));
                 self.health = Health::Unknown(err);
+                if self.lease.is_expired(now) {
+                    self.expire();
+                }
             }
-        }
-        if self.lease.is_expired(now) && !matches!(self.health, Health::Lost(_)) {
-            self.health = Health::Lost(Loss::Expired);
         }
     }
 
     /// Goes on with `lease`, which somebody else has extended, or let outlive its client, by `now`.
     pub fn adopt(&mut self, lease: Lease, now: Timestamp) {
-        self.due = Self::due(&lease, self.request.ttl, now);
+        self.due = Self::due(&lease, self.ttl, now);
         self.lease = lease;
+    }
+
+    /// Takes note that the owner has released the lock.
+    pub(crate) fn release(&mut self) {
+        self.health = Health::Released;
     }
 
     /// Asks the store at once: something happened that the lease may not have outlived.
@@ -151,9 +183,20 @@ impl Renew {
         self.due = Timestamp::default();
     }
 
-    /// For how long the store is being asked to extend the lease, and when that request left.
+    /// For how long the store is being asked to renew the lease, and when that request left.
     pub(crate) fn asks(&self) -> Option<(Ttl, Timestamp)> {
         Some((self.request.ttl, self.asked?))
+    }
+
+    /// Whether the lease's time has passed at `now`, but the store can take it back.
+    pub(crate) fn is_late(&self, now: Timestamp) -> bool {
+        let is_over = matches!(self.health, Health::Lost(_) | Health::Released);
+        self.revives && !is_over && self.lease.is_expired(now)
+    }
+
+    /// Why the store could not renew the lease before that was [lost](Health::Lost) by its time.
+    pub fn failure(&self) -> Option<&StoreError> {
+        self.failure.as_ref()
     }
 
     /// What was known of the lease when a step last said or heard something of it.
@@ -166,7 +209,23 @@ impl Renew {
         &self.lease
     }
 
-    /// When to extend `lease` for the first time.
+    /// Takes note that the lease was lost by its time.
+    fn expire(&mut self) {
+        let before = mem::replace(&mut self.health, Health::Lost(Loss::Expired));
+        if let Health::Unknown(why) = before {
+            self.failure = Some(why);
+        }
+    }
+
+    /// For how long a renewal at `now` asks: the ttl, or what is left if that is longer.
+    fn longest(&self, now: Timestamp) -> Ttl {
+        match (self.ttl.duration(), self.lease.remaining(now)) {
+            (Some(ttl), Some(left)) => Ttl::new(ttl.max(left)).unwrap_or(self.ttl),
+            _ => Ttl::NEVER,
+        }
+    }
+
+    /// When to renew `lease` for the first time.
     fn due(lease: &Lease, ttl: Ttl, now: Timestamp) -> Timestamp {
         let mut first = Self::interval(ttl);
         if let Some(left) = lease.remaining(now) {

@@ -63,7 +63,7 @@ pub(crate) fn advance(store: &impl Store, clock: &impl Clock, machine: &mut Acqu
 }
 
 /// Drives `machine` until it has to wait, and says how long at most, or until the lock is lost.
-/// `asking` is told before each extension.
+/// `asking` is told before each renewal.
 pub(crate) fn renew(
     store: &impl Store,
     clock: &impl Clock,
@@ -72,13 +72,14 @@ pub(crate) fn renew(
 ) -> Result<Duration, Loss> {
     loop {
         match machine.next(clock.now()) {
-            RenewStep::Extend(claim) => {
+            RenewStep::Renew(claim, fence) => {
                 let claim = claim.clone();
                 asking(machine);
-                let reply = store.extend(&claim);
+                let reply = store.renew(&claim, fence);
                 machine.heard(clock.now(), reply);
             }
             RenewStep::Wait(at_most) => return Ok(at_most),
+            RenewStep::Released => return Ok(Duration::MAX),
             RenewStep::Lost(loss) => return Err(loss),
         }
     }
@@ -162,7 +163,8 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
     /// [`Error::NotOwner`] when the lock was never acquired here, or is given back.
     pub fn keep(&self) -> Result<Renewal<S, C>, Error> {
         let hold = self.holds.held()?;
-        let (machine, with) = hold.renew(self.holds.ttl, self.clock.now());
+        let revives = self.store.abilities().revives;
+        let (machine, with) = hold.renew(self.holds.ttl, revives, self.clock.now());
         Ok(Renewal {
             store: self.store.clone(),
             clock: self.clock.clone(),
@@ -354,14 +356,16 @@ pub enum Keeping {
         /// What the store said.
         why: StoreError,
     },
+    /// Its owner has released it: there is nothing left to keep.
+    Released,
     /// It is not held any more.
     Lost(Loss),
 }
 
-/// The keeping alive of one lease: it is extended when a third of the lock's ttl has passed.
+/// The keeping alive of one lease: it is renewed when a third of the lock's ttl has passed.
 ///
 /// To end the keeping, drop it; the lock keeps the lease. What is done to that in other ways, each poll
-/// takes into account; that it was given back, not before the next extension.
+/// takes into account; that it was released elsewhere, not before the next renewal.
 #[derive(Debug)]
 #[must_use = "it does nothing unless polled"]
 pub struct Renewal<S, C> {
@@ -372,7 +376,7 @@ pub struct Renewal<S, C> {
 }
 
 impl<S: Store, C: Clock> Renewal<S, C> {
-    /// Extends the lease if that is due. After [`Keeping::Lost`] it repeats itself.
+    /// Renews the lease if that is due. After [`Keeping::Lost`] it repeats itself.
     pub fn poll(&mut self) -> Keeping {
         self.with.teach(&mut self.machine, self.clock.now());
         let learn = |machine: &Renew| self.with.learn(machine);
@@ -386,6 +390,7 @@ impl<S: Store, C: Clock> Renewal<S, C> {
                 wait,
                 why: why.clone(),
             },
+            Health::Released => Keeping::Released,
             _ => Keeping::Held(wait),
         }
     }

@@ -40,6 +40,22 @@ pub trait Store {
     /// `claim.ttl`.
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError>;
 
+    /// Renews the lease that `claim.owner` was granted under `fence`: its record lasts at least
+    /// `claim.ttl` from now, under the same fence.
+    ///
+    /// A store with `revives` among its [`Abilities`] never shortens the record by that, and takes
+    /// back, in the same atomic operation, a record whose ttl has passed, unless the name was granted
+    /// or freed since. A store without does what [`extend`](Self::extend) does.
+    ///
+    /// Only what keeps a lease alive calls this. An expired lease that nothing kept alive stays
+    /// expired.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell. The record lasts as long as it did before, or
+    /// `claim.ttl`.
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError>;
+
     /// Frees the name that `claim.owner` holds.
     ///
     /// Refused when that owner does not hold it, or its time has passed; the name may be free or
@@ -128,6 +144,13 @@ pub trait AsyncStore {
     /// [`Store::extend`].
     fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
 
+    /// [`Store::renew`].
+    fn renew(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<Renewed, StoreError>>;
+
     /// [`Store::release`].
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
 
@@ -200,6 +223,32 @@ impl Reply {
     }
 }
 
+/// What a store says to a [renewal](Store::renew).
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[expect(
+    clippy::exhaustive_enums,
+    reason = "a fourth answer would be a new contract"
+)]
+pub enum Renewed {
+    /// The record lasts at least as long as was asked.
+    Granted,
+    /// The owner has released the lease itself, perhaps through another client. A store that cannot
+    /// tell says [`Lost`](Self::Lost).
+    Released,
+    /// The name is another's, or was freed by force, or there is nothing to renew.
+    Lost,
+}
+
+/// The answer of a store that renews as it extends.
+impl From<Reply> for Renewed {
+    fn from(reply: Reply) -> Self {
+        match reply {
+            Reply::Granted { .. } => Self::Granted,
+            Reply::Refused { .. } => Self::Lost,
+        }
+    }
+}
+
 /// Who holds a name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "stores build it")]
@@ -267,6 +316,8 @@ pub struct Abilities {
     pub evicts: bool,
     /// Grants carry a [`Fence`].
     pub fences: bool,
+    /// A [renewal](Store::renew) never shortens a record, and takes back one whose ttl has passed.
+    pub revives: bool,
 }
 
 /// A store that could not tell.
@@ -330,6 +381,9 @@ macro_rules! forward_store {
         fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
             (**self).extend(claim)
         }
+        fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+            (**self).renew(claim, fence)
+        }
         fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
             (**self).release(claim)
         }
@@ -371,6 +425,13 @@ impl<S: AsyncStore + ?Sized> AsyncStore for Arc<S> {
     }
     fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         (**self).extend(claim)
+    }
+    fn renew(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<Renewed, StoreError>> {
+        (**self).renew(claim, fence)
     }
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         (**self).release(claim)

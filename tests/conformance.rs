@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{BlockOn, Polled};
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Claim, MemoryStore, Name, Owner, Reply, Store, Ttl, conformance};
+use verrou::{Claim, MemoryStore, Name, Owner, Renewed, Reply, Store, Ttl, conformance};
 
 type Memory = Arc<MemoryStore<TestClock>>;
 type AnyStore = Arc<dyn Store + Send + Sync>;
@@ -176,6 +176,8 @@ mod mutants {
         InspectingExtends,
         Nothing,
         RefusesToAskAgain,
+        RenewsAsItExtends,
+        RenewsForAnyone,
         TellsTooMuchRemaining,
     }
 
@@ -231,6 +233,14 @@ mod mutants {
                 Fault::ExtendsTheDead => Store::acquire(&self.0, &claim),
                 Fault::ForgetsTheOwnerOnExtend => Store::extend(&self.0, &self.as_holder(&claim)),
                 _ => Store::extend(&self.0, &claim),
+            }
+        }
+        fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+            let claim = self.claim(claim);
+            match self.1 {
+                Fault::RenewsAsItExtends => Ok(Store::extend(&self.0, &claim)?.into()),
+                Fault::RenewsForAnyone => Ok(Store::acquire(&self.0, &claim)?.into()),
+                _ => Store::renew(&self.0, &claim, fence),
             }
         }
         fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
@@ -313,6 +323,20 @@ mod mutants {
             (ForgetsTheOwnerOnExtend, steps::a_stranger_cannot_extend),
             (ForgetsTheOwnerOnRelease, steps::a_stranger_cannot_release),
             (InspectingExtends, steps::inspecting_changes_nothing),
+            (
+                RenewsAsItExtends,
+                time::a_renewal_prolongs_and_never_shortens,
+            ),
+            (RenewsAsItExtends, time::a_late_renewal_takes_the_lease_back),
+            (
+                RenewsForAnyone,
+                time::a_late_renewal_takes_nothing_from_others,
+            ),
+            (RenewsForAnyone, time::a_late_renewal_undoes_no_eviction),
+            (
+                RenewsForAnyone,
+                clients::a_renewal_tells_that_the_owner_has_released,
+            ),
             (RefusesToAskAgain, steps::asking_again_changes_nothing),
             (
                 TellsTooMuchRemaining,

@@ -21,7 +21,7 @@ use verrou::conformance::TestClock;
 use verrou::nonblocking::{Lock, LockFactory};
 use verrou::{
     Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, Loss, MemoryStore, Name, Owner,
-    Reply, Retry, RunError, Store, StoreError, Ttl,
+    Renewed, Reply, Retry, RunError, Store, StoreError, Ttl,
 };
 
 /// How long the leases of the locks under test last.
@@ -165,6 +165,10 @@ impl AsyncStore for Far {
     }
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let take = || Store::extend(&self.memory, claim);
+        self.step(Some(claim.owner), Step::Extend, take).await
+    }
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let take = || Store::renew(&self.memory, claim, fence);
         self.step(Some(claim.owner), Step::Extend, take).await
     }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {

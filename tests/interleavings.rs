@@ -34,7 +34,7 @@ use verrou::conformance::TestClock;
 use verrou::nonblocking::AsyncHost;
 use verrou::{
     Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, Loss, MemoryStore, Name, Owner,
-    Reply, RunError, Store, StoreError, Timestamp, Ttl, Waited, blocking, nonblocking,
+    Renewed, Reply, RunError, Store, StoreError, Timestamp, Ttl, Waited, blocking, nonblocking,
 };
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, keep_alive};
 
@@ -429,6 +429,9 @@ impl Store for Watched {
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::extend(&self.store, claim)
     }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Store::renew(&self.store, claim, fence)
+    }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let released = Store::release(&self.store, claim);
         self.tell();
@@ -540,6 +543,9 @@ impl<S: Store> Store for Polled<S> {
     }
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.0.extend(claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.0.renew(claim, fence)
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.0.release(claim)

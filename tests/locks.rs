@@ -390,6 +390,161 @@ fn a_lease_is_kept_alive_awaited() -> Result<(), Error> {
     })
 }
 
+/// The machine was suspended for longer than the ttl, and nobody else wanted the lock.
+#[test]
+fn a_lease_that_is_kept_outlasts_a_suspension() -> Result<(), Error> {
+    let World {
+        clock, blocking, ..
+    } = world();
+    let (lock, other) = (
+        blocking.create_lock("my-resource", "3s")?,
+        blocking.create_lock("my-resource", "3s")?,
+    );
+    let held = lock.guard()?;
+    let fence = held.fence();
+    let mut pauses = 0;
+    held.keep(|_, _| {
+        pauses += 1;
+        clock.advance(ms(60_000));
+        assert!(held.is_expired(), "nobody protects it now");
+        // It is taken back after each of them, also the last.
+        if pauses < 3 {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    assert_eq!((held.fence(), held.remaining()), (fence, Some(ms(3000))));
+    assert!(other.try_acquire().is_err());
+    // An extension takes nothing back.
+    clock.advance(ms(60_000));
+    assert!(matches!(held.extend(None), Err(Error::NotOwner { .. })));
+    other.try_acquire()?;
+    other.release()?;
+    let lost = held.keep(|_, _| ControlFlow::Break(()));
+    let expired = Loss::Expired;
+    assert!(matches!(lost, Err(Error::Lost { loss, .. }) if loss == expired));
+    Ok(())
+}
+
+#[test]
+fn a_lease_that_is_kept_outlasts_a_suspension_awaited() -> Result<(), Error> {
+    let World { clock, awaited, .. } = world();
+    block_on(async {
+        let lock = awaited.create_lock("my-resource", "3s")?;
+        let ran = lock.run(async |held| {
+            let fence = held.fence();
+            for _ in 0..3 {
+                let work = async { clock.advance(ms(60_000)) };
+                held.keep(work).await?;
+                assert_eq!((held.fence(), held.remaining()), (fence, Some(ms(3000))));
+            }
+            Ok::<_, Error>(())
+        });
+        assert!(matches!(ran.await, Ok(Ok(()))));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_owner_may_release_what_is_kept() -> Result<(), Error> {
+    let World {
+        clock, blocking, ..
+    } = world();
+    for is_elsewhere in [false, true] {
+        let lock = blocking.create_lock("my-resource", "3s")?;
+        let other = blocking.create_lock("my-resource", "1h")?;
+        let release = || {
+            if is_elsewhere {
+                blocking.restore_lock(&lock.serialize()?).release()
+            } else {
+                lock.release()
+            }
+        };
+        let held = lock.guard()?;
+        let mut pauses = 0;
+        held.keep(|machine, at_most| {
+            if pauses == 0 {
+                release().expect("my lock");
+                other.try_acquire().expect("a free lock");
+            }
+            pauses += 1;
+            if matches!(machine.health(), Health::Released) {
+                assert!(pauses < 5, "it shows in time");
+                return ControlFlow::Break(());
+            }
+            clock.advance(at_most);
+            ControlFlow::Continue(())
+        })?;
+        assert!(held.is_released());
+        held.release()?;
+        other.release()?;
+
+        // Nothing kept it.
+        let ran = lock.run(|_| {
+            release().expect("my lock");
+            other.try_acquire().expect("a free lock");
+        });
+        assert!(ran.is_ok(), "{ran:?}");
+        other.release()?;
+        assert!(matches!(lock.release(), Err(Error::NotOwner { .. })));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_owner_may_release_what_is_kept_awaited() -> Result<(), Error> {
+    let World { clock, awaited, .. } = world();
+    block_on(async {
+        for is_elsewhere in [false, true] {
+            let lock = awaited.create_lock("my-resource", "3s")?;
+            let ran = lock.run(async |held| {
+                let work = async {
+                    if is_elsewhere {
+                        let text = lock.serialize().await?;
+                        awaited.restore_lock(&text).release().await?;
+                    } else {
+                        lock.release().await?;
+                    }
+                    clock.advance(ms(60_000));
+                    yield_now().await;
+                    Ok::<_, Error>("done")
+                };
+                held.keep(work).await?
+            });
+            assert!(matches!(ran.await, Ok(Ok("done"))));
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_renewal_leaves_a_longer_extension_alone() -> Result<(), Error> {
+    let World {
+        clock, blocking, ..
+    } = world();
+    let lock = blocking.create_lock("my-resource", "3s")?;
+    let held = lock.guard()?;
+    let elsewhere = blocking.restore_lock(&held.describe());
+    elsewhere.extend(Some("1h".parse()?))?;
+    let end = clock.elapsed() + Duration::from_hours(1);
+    held.keep(|_, at_most| {
+        clock.advance(at_most);
+        if clock.elapsed() < ms(10_000) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    // Nobody renews it any more.
+    let left = end.saturating_sub(clock.elapsed());
+    clock.advance(left.saturating_sub(ms(1)));
+    assert!(lock.is_locked()?);
+    clock.advance(ms(1));
+    assert!(!lock.is_locked()?);
+    Ok(())
+}
+
 #[test]
 fn a_program_can_have_several_stores() -> Result<(), Error> {
     type AnyStore = Arc<dyn Store + Send + Sync>;

@@ -9,7 +9,7 @@ use std::task::Poll;
 
 use common::script::{In, World, broken, claim, granted, held, ms, trouble, woken};
 use verrou::{
-    Fence, Health, Lease, Loss, Renew, RenewStep, Reply, StoreError, Timestamp, Ttl, blocking,
+    Fence, Health, Lease, Loss, Renew, RenewStep, Renewed, StoreError, Timestamp, Ttl, blocking,
     nonblocking,
 };
 
@@ -68,6 +68,7 @@ fn health(machine: &Renew) -> &'static str {
         Health::Held => "held",
         Health::Renewed => "renewed",
         Health::Unknown(_) => "unknown",
+        Health::Released => "released",
         Health::Lost(_) => "lost",
     }
 }
@@ -86,10 +87,10 @@ fn it_is_extended_at_every_third() {
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
+            "renew@800ms",
             "renewed",
             "sleep 800ms",
-            "extend@1.6s",
+            "renew@1.6s",
             "renewed",
             // From before the request, not from its reply.
             "sleep 750ms",
@@ -123,7 +124,7 @@ fn what_is_left_of_an_old_lease_is_halved() {
             // The world's clock starts at zero, the lease's remainder was taken at two seconds.
             "held",
             "sleep 2.2s",
-            "extend@2.2s",
+            "renew@2.2s",
             "renewed",
             "sleep 800ms",
             "stopped",
@@ -138,13 +139,13 @@ fn trouble_makes_it_unknown_and_success_renews_it() {
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
+            "renew@800ms",
             "unknown",
             "sleep 100ms",
-            "extend@900ms",
+            "renew@900ms",
             "unknown",
             "sleep 100ms",
-            "extend@1s",
+            "renew@1s",
             "renewed",
             "sleep 800ms",
             "stopped",
@@ -159,10 +160,10 @@ fn it_stays_unknown_until_the_clock_says_lost() {
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
+            "renew@800ms",
             "unknown",
             "sleep 100ms",
-            "extend@1.6s",
+            "renew@1.6s",
             "unknown",
             "sleep 100ms",
             "lost: Expired",
@@ -174,7 +175,7 @@ fn it_stays_unknown_until_the_clock_says_lost() {
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
+            "renew@800ms",
             "unknown",
             "sleep 50ms",
             "lost: Expired",
@@ -182,7 +183,7 @@ fn it_stays_unknown_until_the_clock_says_lost() {
     );
     check(
         || vec![trouble().after(1600)],
-        &["held", "sleep 800ms", "extend@800ms", "lost: Expired"],
+        &["held", "sleep 800ms", "renew@800ms", "lost: Expired"],
     );
 }
 
@@ -193,10 +194,10 @@ fn a_refusal_is_the_end() {
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
+            "renew@800ms",
             "renewed",
             "sleep 800ms",
-            "extend@1.6s",
+            "renew@1.6s",
             "lost: Revoked",
         ],
     );
@@ -206,7 +207,7 @@ fn a_refusal_is_the_end() {
 fn an_extension_that_is_heard_of_too_late_is_none() {
     check(
         || vec![granted(0).after(2400)],
-        &["held", "sleep 800ms", "extend@800ms", "lost: Expired"],
+        &["held", "sleep 800ms", "renew@800ms", "lost: Expired"],
     );
     // Past the old end, but within the new one: the store extended it in time.
     check(
@@ -214,8 +215,8 @@ fn an_extension_that_is_heard_of_too_late_is_none() {
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
-            "extend@3.199s",
+            "renew@800ms",
+            "renew@3.199s",
             "renewed",
             "sleep 800ms",
             "stopped",
@@ -234,7 +235,7 @@ fn whoever_was_stopped_for_too_long_is_told_without_asking() {
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
+            "renew@800ms",
             "renewed",
             "sleep 800ms",
             "lost: Expired",
@@ -250,13 +251,13 @@ fn a_lease_without_ttl_is_confirmed() {
         &[
             "held",
             "sleep 10s",
-            "extend@10s",
+            "renew@10s",
             "renewed",
             "sleep 10s",
-            "extend@20s",
+            "renew@20s",
             "unknown",
             "sleep 1.25s",
-            "extend@21.25s",
+            "renew@21.25s",
             "renewed",
             "sleep 10s",
             "stopped",
@@ -265,35 +266,142 @@ fn a_lease_without_ttl_is_confirmed() {
     check_for(
         || Renew::new(lease(Ttl::NEVER), Ttl::NEVER, Timestamp::default()),
         || vec![held()],
-        &["held", "sleep 10s", "extend@10s", "lost: Revoked"],
+        &["held", "sleep 10s", "renew@10s", "lost: Revoked"],
     );
 }
 
 #[test]
-fn an_end_can_be_given_to_a_lease_that_had_none() {
+fn a_renewal_gives_no_end_to_a_lease_that_has_none() {
     check_for(
         || Renew::new(lease(Ttl::NEVER), ttl(), Timestamp::default()),
-        || vec![granted(0), woken(2400)],
+        || vec![granted(0), woken(2400), granted(0), In::Stop],
         &[
             "held",
             "sleep 800ms",
-            "extend@800ms",
+            "renew@800ms",
             "renewed",
             "sleep 800ms",
+            "renew@3.2s",
+            "renewed",
+            "sleep 800ms",
+            "stopped",
+        ],
+    );
+}
+
+#[test]
+fn a_renewal_never_shortens() {
+    let hour = Ttl::new(ms(3_600_000)).expect("a ttl");
+    let at = |millis| Timestamp::new(ms(millis));
+    let mut machine = Renew::new(lease(hour), ttl(), at(0));
+    for now in [800, 1600, 2400] {
+        let RenewStep::Renew(claim, _) = machine.next(at(now)) else {
+            panic!("it is confirmed as often as any");
+        };
+        assert_eq!(claim.ttl.duration(), Some(ms(3_600_000 - now)));
+        machine.heard(at(now), Ok(Renewed::Granted));
+        assert_eq!(machine.lease().ends(), Some(at(3_600_000)));
+    }
+}
+
+/// As where the machine was suspended.
+#[test]
+fn an_expired_lease_is_taken_back_by_a_store_that_can() {
+    let reviving = || Renew::new(lease(ttl()), ttl(), Timestamp::default()).reviving(true);
+    check_for(
+        reviving,
+        || vec![woken(9000), granted(0), In::Stop],
+        &[
+            "held",
+            "sleep 800ms",
+            "renew@9s",
+            "renewed",
+            "sleep 800ms",
+            "stopped",
+        ],
+    );
+    check_for(
+        reviving,
+        || vec![woken(9000), held()],
+        &["held", "sleep 800ms", "renew@9s", "lost: Expired"],
+    );
+    // It is asked once, and an error is no word that the lock is still held.
+    check_for(
+        reviving,
+        || vec![woken(9000), trouble()],
+        &["held", "sleep 800ms", "renew@9s", "lost: Expired"],
+    );
+    check_for(
+        reviving,
+        || vec![trouble().after(1500), trouble().after(200)],
+        &[
+            "held",
+            "sleep 800ms",
+            "renew@800ms",
+            "unknown",
+            "sleep 100ms",
+            "renew@2.4s",
             "lost: Expired",
         ],
     );
+    // The machine was suspended while the store answered.
+    check_for(
+        reviving,
+        || vec![granted(0).after(9000), granted(0), In::Stop],
+        &[
+            "held",
+            "sleep 800ms",
+            "renew@800ms",
+            "renew@9.8s",
+            "renewed",
+            "sleep 800ms",
+            "stopped",
+        ],
+    );
+}
+
+#[test]
+fn why_a_lease_could_not_be_renewed_is_known() {
+    let at = |millis| Timestamp::new(ms(millis));
+    for revives in [false, true] {
+        let mut machine = Renew::new(lease(ttl()), ttl(), at(0)).reviving(revives);
+        assert!(matches!(machine.next(at(800)), RenewStep::Renew(..)));
+        machine.heard(at(900), Err(StoreError::temporary("in trouble")));
+        assert!(machine.failure().is_none());
+        if let RenewStep::Renew(..) = machine.next(at(2400)) {
+            assert!(revives);
+            machine.heard(at(2500), Err(StoreError::temporary("in trouble")));
+        }
+        assert!(matches!(
+            machine.next(at(2500)),
+            RenewStep::Lost(Loss::Expired)
+        ));
+        let failure = machine.failure().map(ToString::to_string);
+        assert_eq!(failure.as_deref(), Some("in trouble"));
+    }
+}
+
+#[test]
+fn the_owners_release_is_no_loss() {
+    let at = |millis| Timestamp::new(ms(millis));
+    let mut machine = Renew::new(lease(ttl()), ttl(), at(0)).reviving(true);
+    assert!(matches!(machine.next(at(800)), RenewStep::Renew(..)));
+    machine.heard(at(900), Ok(Renewed::Released));
+    assert!(matches!(machine.health(), Health::Released));
+    for now in [900, 9000] {
+        assert!(matches!(machine.next(at(now)), RenewStep::Released));
+    }
 }
 
 #[test]
 fn what_is_heard_too_late_is_known_at_once() {
     let at = |millis| Timestamp::new(ms(millis));
     for reply in [
-        Ok(Reply::Granted { fence: None }),
+        Ok(Renewed::Granted),
         Err(StoreError::temporary("in trouble")),
     ] {
         let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
-        assert!(matches!(machine.next(at(800)), RenewStep::Extend(_)));
+        assert!(matches!(machine.next(at(800)), RenewStep::Renew(..)));
         machine.heard(at(3200), reply);
         assert!(matches!(machine.health(), Health::Lost(Loss::Expired)));
     }
@@ -304,16 +412,16 @@ fn every_step_is_repeated_until_it_is_done() {
     let at = |millis| Timestamp::new(ms(millis));
     let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
     // Nobody was asked.
-    machine.heard(at(0), Ok(Reply::REFUSED));
+    machine.heard(at(0), Ok(Renewed::Lost));
     for _ in 0..2 {
         assert!(matches!(machine.next(at(0)), RenewStep::Wait(pause) if pause == ms(800)));
     }
     for _ in 0..2 {
-        assert!(matches!(machine.next(at(900)), RenewStep::Extend(_)));
+        assert!(matches!(machine.next(at(900)), RenewStep::Renew(..)));
     }
     // It left at 900 ms; asked about again at a later time, it is still that request.
     machine.next(at(1000));
-    machine.heard(at(1100), Ok(Reply::Granted { fence: None }));
+    machine.heard(at(1100), Ok(Renewed::Granted));
     assert_eq!(machine.lease().ends(), Some(at(3300)));
     for _ in 0..2 {
         assert!(matches!(
@@ -322,7 +430,7 @@ fn every_step_is_repeated_until_it_is_done() {
         ));
     }
     // Lost is lost, whatever is heard or asked later.
-    machine.heard(at(3300), Ok(Reply::Granted { fence: None }));
+    machine.heard(at(3300), Ok(Renewed::Granted));
     assert!(matches!(
         machine.next(at(0)),
         RenewStep::Lost(Loss::Expired)

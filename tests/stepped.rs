@@ -141,10 +141,53 @@ fn a_renewal_goes_on_from_other_extensions() {
     clock.advance(ms(40_000));
     assert!(matches!(renewal.poll(), Keeping::Held(_)));
 
-    // Shortened and forgotten: it has ended, whatever it was before.
+    // Shortened and forgotten: it has ended, whatever it was before, but nobody else wanted it.
     lock.extend(Some(second)).expect("my lock");
     clock.advance(ms(1_000));
-    assert!(matches!(renewal.poll(), Keeping::Lost(Loss::Expired)));
+    assert!(lock.is_expired());
+    assert!(matches!(lock.extend(None), Err(Error::NotOwner { .. })));
+    assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(10_000)));
+    assert_eq!(lock.remaining(), Some(ms(30_000)));
+
+    // Once another has had it, it is lost.
+    clock.advance(ms(30_000));
+    let other = Lock::new(store, clock, "lock", ms(30_000)).expect("a lock");
+    other.try_acquire([8; 16]).expect("a free lock");
+    other.release().expect("its lock");
+    for _ in 0..2 {
+        assert!(matches!(renewal.poll(), Keeping::Lost(Loss::Expired)));
+    }
+}
+
+/// Whoever releases a lock that is being kept has not lost it.
+#[test]
+fn a_renewal_ends_with_the_owners_release() {
+    let clock = TestClock::still();
+    let store = Arc::new(MemoryStore::new(clock.clone()));
+    let wall = Duration::from_secs(1_700_000_000);
+    for is_elsewhere in [false, true] {
+        let lock = Lock::new(Arc::clone(&store), clock.clone(), "lock", ms(3000)).expect("a lock");
+        lock.try_acquire([7; 16]).expect("a free lock");
+        let mut renewal = lock.keep().expect("a lease");
+        assert!(matches!(renewal.poll(), Keeping::Held(_)));
+        if is_elsewhere {
+            let text = lock.serialize(wall).expect("a lease");
+            let restored = Lock::restored(Arc::clone(&store), clock.clone(), &text, wall);
+            restored.release().expect("my lock");
+            let other = Lock::new(Arc::clone(&store), clock.clone(), "lock", None).expect("a lock");
+            other.try_acquire([8; 16]).expect("a free lock");
+            // That shows when it is asked about.
+            while let Keeping::Held(wait) = renewal.poll() {
+                clock.advance(wait);
+            }
+            other.release().expect("its lock");
+        } else {
+            lock.release().expect("my lock");
+        }
+        for _ in 0..2 {
+            assert!(matches!(renewal.poll(), Keeping::Released));
+        }
+    }
 }
 
 /// Whoever holds a lock and asks for it again with the same owner keeps it.

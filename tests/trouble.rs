@@ -6,6 +6,7 @@ mod common;
 use std::collections::HashSet;
 use std::error::Error as _;
 use std::future;
+use std::ops::ControlFlow;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,8 +22,8 @@ use verrou::conformance::TestClock;
 use verrou::nonblocking::Inline;
 use verrou::{
     Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, InvalidName, InvalidRetry,
-    InvalidSerializedLock, InvalidTtl, Loss, MemoryStore, Name, Owner, Reply, Retry, RunError,
-    SerializedLock, Store, StoreError, Timestamp, Ttl, blocking, nonblocking,
+    InvalidSerializedLock, InvalidTtl, Loss, MemoryStore, Name, Owner, Renewed, Reply, Retry,
+    RunError, SerializedLock, Store, StoreError, Timestamp, Ttl, blocking, nonblocking,
 };
 
 /// A store that can be made to fail.
@@ -49,6 +50,10 @@ impl Store for Fragile {
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.ok(Ok(Reply::REFUSED))?;
         self.store.extend(claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.ok(Ok(Renewed::Lost))?;
+        self.store.renew(claim, fence)
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.ok(Ok(Reply::REFUSED))?;
@@ -86,6 +91,69 @@ fn assert_storage<T: std::fmt::Debug>(end: Result<T, Error>) {
     assert!(!err.is_temporary());
     let source = err.source().expect("what the store said");
     assert_eq!(source.to_string(), "the disk is on fire");
+}
+
+/// The holder's clock says it all, whatever the store would say; but why it does not is told, too.
+#[test]
+fn work_whose_lease_has_expired_has_lost_it_in_a_failing_store_too() -> Result<(), Error> {
+    let (clock, store) = fragile();
+    let fail = || store.fails.store(true, Ordering::Relaxed);
+    let assert_lost = |error: &Error| {
+        assert!(
+            matches!(error, Error::Lost { loss, .. } if *loss == Loss::Expired),
+            "{error:?}"
+        );
+        let source = error.source().expect("what the store said");
+        assert_eq!(source.to_string(), "the disk is on fire");
+    };
+    let locks = blocking::LockFactory::new(store.clone(), clock.clone());
+    let lock = locks.create_lock("one", "10s")?;
+    let ran = lock.run(|_| {
+        fail();
+        clock.advance(ms(10_000));
+        "done"
+    });
+    let Err(RunError::Ended { value, error }) = ran else {
+        panic!("{ran:?}");
+    };
+    assert_eq!(value, "done");
+    assert_lost(&error);
+
+    // Before that the store alone can tell.
+    store.fails.store(false, Ordering::Relaxed);
+    let lock = locks.create_lock("two", "10s")?;
+    let ran = lock.run(|_| {
+        fail();
+        clock.advance(ms(9_999));
+    });
+    let Err(RunError::Ended { error, .. }) = ran else {
+        panic!("{ran:?}");
+    };
+    assert_storage(Err::<(), _>(error));
+
+    // So it is where it is kept.
+    store.fails.store(false, Ordering::Relaxed);
+    let held = locks.create_lock("three", "10s")?;
+    let held = held.guard()?;
+    fail();
+    let kept = held.keep(|_, at_most| -> ControlFlow<()> {
+        clock.advance(at_most);
+        ControlFlow::Continue(())
+    });
+    assert_lost(&kept.expect_err("a lock that was lost"));
+
+    store.fails.store(false, Ordering::Relaxed);
+    let awaited = nonblocking::LockFactory::new(Inline(store.clone()), clock.clone());
+    let lock = awaited.create_lock("four", "10s")?;
+    let ran = block_on(lock.run(async |_| {
+        fail();
+        clock.advance(ms(10_000));
+    }));
+    let Err(RunError::Ended { error, .. }) = ran else {
+        panic!("{ran:?}");
+    };
+    assert_lost(&error);
+    Ok(())
 }
 
 #[test]
@@ -182,6 +250,10 @@ impl Store for Far {
         self.1.advance(ms(500));
         Store::extend(&self.0, claim)
     }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.1.advance(ms(500));
+        Store::renew(&self.0, claim, fence)
+    }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::release(&self.0, claim)
     }
@@ -249,6 +321,9 @@ impl AsyncStore for Noting {
     }
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::extend(&self.memory, claim)
+    }
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Store::renew(&self.memory, claim, fence)
     }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::release(&self.memory, claim)
@@ -377,6 +452,9 @@ mod slow {
         async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
             Store::extend(&self.0, claim)
         }
+        async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+            Store::renew(&self.0, claim, fence)
+        }
         async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
             Store::release(&self.0, claim)
         }
@@ -461,7 +539,14 @@ fn codes_are_the_same_for_ever() {
             "E_INVALID_SERIALIZED_LOCK",
         ),
         (InvalidTtl::Zero.into(), "E_INVALID_TTL"),
-        (Error::Lost { name: name(), loss }, "E_LOCK_LOST"),
+        (
+            Error::Lost {
+                name: name(),
+                loss,
+                source: None,
+            },
+            "E_LOCK_LOST",
+        ),
         (Error::NotOwner { name: name() }, "E_LOCK_NOT_OWNER"),
         (
             Error::NotSerializable { name: name() },
@@ -620,6 +705,11 @@ impl AsyncStore for Anxious {
         let extensions = self.1.fetch_add(1, Ordering::Relaxed);
         assert!(extensions < 10_000, "it is asked without a break");
         Store::extend(&self.0, claim)
+    }
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let renewals = self.1.fetch_add(1, Ordering::Relaxed);
+        assert!(renewals < 10_000, "it is asked without a break");
+        Store::renew(&self.0, claim, fence)
     }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::release(&self.0, claim)

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Reply, Store, StoreError};
+use verrou::{
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError,
+};
 
 use crate::open::FileStore;
 use crate::store::{FileLockStore, LeaseFileStore};
@@ -18,6 +20,13 @@ macro_rules! awaited {
             }
             async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
                 Store::extend(self, claim)
+            }
+            async fn renew(
+                &self,
+                claim: &Claim,
+                fence: Option<Fence>,
+            ) -> Result<Renewed, StoreError> {
+                Store::renew(self, claim, fence)
             }
             async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
                 Store::release(self, claim)

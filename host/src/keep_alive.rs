@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use verrou::blocking::{Held, Host};
-use verrou::{Claim, Error, Loss, RunError, Store, Waited};
+use verrou::{Claim, Error, Health, Loss, RunError, Store, Waited};
 
 use crate::sync::mpsc::{self, RecvTimeoutError, Sender};
 use crate::sync::thread;
@@ -57,7 +57,8 @@ where
             held.keep(|machine, at_most| {
                 let mut pause = at_most;
                 let began = Instant::now();
-                if tells && store.lost(watched, at_most) == Waited::Done {
+                let is_released = matches!(machine.health(), Health::Released);
+                if tells && !is_released && store.lost(watched, at_most) == Waited::Done {
                     machine.suspect();
                     // A store that tells of losses all the time is not asked as often.
                     pause = if began.elapsed() < SHORTEST_WATCH {
@@ -79,12 +80,13 @@ where
         let value = body();
         drop(working);
         match keeper.join() {
-            // Its time may have passed while the store was asked to extend it.
-            Ok(Ok(())) if held.is_expired() => Err(RunError::Ended {
+            // Its time may have passed while the store was asked to renew it.
+            Ok(Ok(())) if held.is_expired() && !held.is_released() => Err(RunError::Ended {
                 value,
                 error: Error::Lost {
                     name: watched.name.clone(),
                     loss: Loss::Expired,
+                    source: None,
                 },
             }),
             Ok(Ok(())) => Ok(value),
@@ -118,7 +120,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use verrou::blocking::LockFactory;
-    use verrou::{Abilities, Fence, Holder, MemoryStore, Name, Reply, StoreError};
+    use verrou::{Abilities, Fence, Holder, MemoryStore, Name, Renewed, Reply, StoreError};
 
     use super::*;
     use crate::{LeaseFileStore, StoreOptions, System};
@@ -203,8 +205,11 @@ mod tests {
             Store::acquire(&self.0, claim)
         }
         fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            self.1.fetch_add(1, Ordering::Relaxed);
             Store::extend(&self.0, claim)
+        }
+        fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Store::renew(&self.0, claim, fence)
         }
         fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
             Store::release(&self.0, claim)

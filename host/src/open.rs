@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError, Waited};
+use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Waited};
 
 use crate::server::Engine;
 #[cfg(all(unix, feature = "server"))]
@@ -775,6 +775,9 @@ macro_rules! steps_of_one {
             }
             fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
                 self.store().extend(claim)
+            }
+            fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+                self.store().renew(claim, fence)
             }
             fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
                 self.store().release(claim)

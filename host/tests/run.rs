@@ -289,15 +289,89 @@ fn a_wrapper_that_slept_too_long_ends_its_command() {
 }
 
 #[test]
-fn a_kernel_lock_outlasts_its_lease_for_others_only() {
-    let place = Place::new("file");
-    let (holder, sleeper) = place.start(&["--ttl", "200ms"], STAY);
+fn a_wrapper_that_slept_too_long_goes_on_if_nobody_wanted_its_lock() {
+    let place = Place::new("lease");
+    let script = "echo $$ > pid; until test -e go; do sleep 0.02; done; echo $VERROU_FENCE";
+    let (holder, _) = place.start(&["--ttl", "300ms"], script);
     holder.signal(Signal::STOP);
     stopped(holder.pid());
-    ends_with(&mut place.run(&["--wait", "1s"], "true"), 75);
+    eventually("its time has passed", || !place.is_held());
+    holder.signal(Signal::CONT);
+    eventually("it is taken back", || place.is_held());
+    ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+    fs::write(place.path("go"), "").unwrap();
+    let output = holder.end();
+    assert_eq!((code(&output), stderr(&output)), (0, ""));
+    let fence: u64 = stdout(&output).trim_end().parse().unwrap();
+    let next = ends_with(&mut place.run(&[], "echo $VERROU_FENCE"), 0);
+    assert!(fence < stdout(&next).trim_end().parse().unwrap());
+}
+
+/// The wrapper sleeps until after the end of its command.
+#[test]
+fn a_command_that_ends_while_its_wrapper_sleeps_has_lost_nothing() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (holder, sleeper) =
+            place.start(&["--ttl", "300ms"], "echo $$ > pid; sleep 0.6; exit 3");
+        holder.signal(Signal::STOP);
+        stopped(holder.pid());
+        eventually("it has ended", || !lives(sleeper));
+        holder.signal(Signal::CONT);
+        let output = holder.end();
+        assert_eq!((code(&output), stderr(&output)), (3, ""), "{kind}");
+        assert!(!place.is_held());
+    }
+}
+
+#[test]
+fn a_late_wrapper_does_not_undo_a_release_by_force() {
+    let place = Place::new("lease");
+    let (holder, sleeper) = place.start(&["--ttl", "300ms"], STAY);
+    holder.signal(Signal::STOP);
+    stopped(holder.pid());
+    eventually("its time has passed", || !place.is_held());
+    done(&mut place.verrou(["force-release", "k"]));
     holder.signal(Signal::CONT);
     assert_eq!(code(&holder.end()), 76);
     assert!(!lives(sleeper));
+}
+
+#[test]
+fn a_kernel_lock_outlasts_its_lease() {
+    let place = Place::new("file");
+    fs::write(place.path("locked"), "").unwrap();
+    let place = &place;
+    let named = |options: &[&str], script: &str| place.run(options, script);
+    let exact = |options: &[&str], script: &str| {
+        let program = ["--", "sh", "-c", script];
+        let words = ["run", "--file", "locked"].iter().chain(options);
+        let mut command = place.verrou(words.chain(&program));
+        command.env("XDG_STATE_HOME", place.path("state"));
+        command
+    };
+    for is_exact in [false, true] {
+        let run = |options: &[&str], script: &str| {
+            if is_exact {
+                exact(options, script)
+            } else {
+                named(options, script)
+            }
+        };
+        let _ = fs::remove_file(place.path("pid"));
+        let holder = Started::new(&mut run(&["--ttl", "200ms"], STAY));
+        let sleeper = place.pid();
+        holder.signal(Signal::STOP);
+        stopped(holder.pid());
+        ends_with(&mut run(&["--wait", "1s"], "true"), 75);
+        holder.signal(Signal::CONT);
+        // It has renewed its lease by then.
+        ends_with(&mut run(&["--wait", "1s"], "true"), 75);
+        assert!(lives(sleeper));
+        kill(sleeper, Signal::TERM);
+        let output = holder.end();
+        assert_eq!((code(&output), stderr(&output)), (143, ""));
+    }
 }
 
 #[test]
@@ -383,11 +457,28 @@ fn a_lost_command_goes_on_if_wished() {
 }
 
 #[test]
-fn a_lock_released_from_within_is_lost() {
+fn a_lock_released_from_within_is_not_lost() {
     let place = Place::new("lease");
     let script = format!("{} release; echo $?", env!("CARGO_BIN_EXE_verrou"));
-    let output = ends_with(&mut place.run(&[], &script), 76);
-    assert_eq!(stdout(&output), "0\n");
+    let output = ends_with(&mut place.run(&[], &script), 0);
+    assert_eq!((stdout(&output), stderr(&output)), ("0\n", ""));
+
+    // Others have had it since, and the command goes on through some renewals.
+    let script = format!(
+        "echo $$ > pid; {} release; until test -e go; do sleep 0.02; done; exit 3",
+        env!("CARGO_BIN_EXE_verrou")
+    );
+    for options in [["--ttl", "1h"], ["--ttl", "100ms"]] {
+        let _ = fs::remove_file(place.path("go"));
+        let _ = fs::remove_file(place.path("pid"));
+        let (holder, _) = place.start(&options, &script);
+        for _ in 0..3 {
+            ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
+        }
+        ends_with(&mut place.run(&[], "sleep 0.4; : > go"), 0);
+        let output = holder.end();
+        assert_eq!((code(&output), stderr(&output)), (3, ""), "{options:?}");
+    }
 }
 
 #[test]
@@ -396,6 +487,16 @@ fn a_command_can_extend_its_own_lease() {
     let script = format!("{} extend --ttl 1h", env!("CARGO_BIN_EXE_verrou"));
     let output = ends_with(&mut place.run(&[], &script), 0);
     assert!(stdout(&output).starts_with("{\"version\":1"));
+
+    // No renewal undoes that: it would be over long before it is looked at.
+    let script = format!("{script}; sleep 0.4; echo $$ > pid; exec sleep 1000");
+    let (holder, sleeper) = place.start(&["--ttl", "300ms"], &script);
+    holder.signal(Signal::STOP);
+    stopped(holder.pid());
+    ends_with(&mut place.run(&["--wait", "1s"], "true"), 75);
+    holder.signal(Signal::CONT);
+    kill(sleeper, Signal::TERM);
+    assert_eq!(code(&holder.end()), 143);
 }
 
 #[test]

@@ -129,6 +129,7 @@ fn every_step_of_a_lease_store_is_served() {
     let (mut one, mut two) = (Served::new(&place), Served::new(&place));
     let all = json!({
         "expires": true, "ephemeral": true, "transfers": true, "evicts": true, "fences": true,
+        "revives": true,
     });
     assert_eq!(one.ask(json!({ "abilities": {} }))["abilities"], all);
     assert_eq!(one.holder(), Value::Null);
@@ -146,9 +147,19 @@ fn every_step_of_a_lease_store_is_served() {
 
     assert!(is_granted(&one.step("extend", ONE, Value::Null)));
     assert_eq!(two.holder()["remaining"], Value::Null);
+    let renew = |ttl: u64, token: u64| {
+        json!({ "renew": {
+            "name": "x", "owner": ONE, "ttl": ttl, "ephemeral": true, "fencing_token": token,
+        } })
+    };
+    assert_eq!(one.ask(renew(MINUTE, 1)), json!({ "renewed": "granted" }));
+    assert_eq!(two.holder()["remaining"], Value::Null, "it is no shorter");
+    assert_eq!(one.ask(renew(MINUTE, 2)), json!({ "renewed": "lost" }));
+    assert!(one.complaint(renew(MINUTE, 0)).contains("fencing_token"));
     assert!(two.step("extend", TWO, MINUTE).get("refused").is_some());
     assert!(two.step("release", TWO, MINUTE).get("refused").is_some());
     assert!(is_granted(&two.step("release", ONE, MINUTE)));
+    assert_eq!(one.ask(renew(MINUTE, 1)), json!({ "renewed": "released" }));
     assert_eq!(two.step("acquire", TWO, MINUTE), granted(2));
 
     let evict = |only: Value| json!({ "evict": { "name": "x", "only": only } });

@@ -7,9 +7,10 @@ use std::vec::Vec;
 
 use super::{
     Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, is_granted, refused,
+    renewed,
 };
 use crate::claim::{Claim, Fence};
-use crate::store::{Abilities, Store};
+use crate::store::{Abilities, Renewed, Store};
 use crate::ttl::Ttl;
 
 /// What one client records, all of them see.
@@ -64,6 +65,47 @@ pub fn another_client_can_release_a_transferable_lease(fixture: &impl Fixture) {
     assert_eq!(is_granted(elsewhere.release(&one)), transfers);
     assert_eq!(holder(&store, &one).is_none(), transfers);
     assert_eq!(is_granted(store.release(&one)), !transfers);
+}
+
+/// What the owner releases through another client is no loss to the one that keeps it alive, also when
+/// others have held it since; a store that cannot tell says that it is.
+pub fn a_renewal_tells_that_the_owner_has_released(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let ephemeral = true;
+    let one = Claim {
+        ephemeral,
+        ..claim_for(Ttl::NEVER, "lock", 1)
+    };
+    let Abilities {
+        transfers, revives, ..
+    } = store.abilities();
+    let fence = granted(store.acquire(&one));
+    assert_eq!(is_granted(elsewhere.release(&one)), transfers);
+    if !transfers {
+        assert_eq!(renewed(store.renew(&one, fence)), Renewed::Granted);
+        return;
+    }
+    let expected = if revives {
+        Renewed::Released
+    } else {
+        Renewed::Lost
+    };
+    assert_eq!(renewed(store.renew(&one, fence)), expected);
+    for number in 2..5 {
+        let other = claim_for(Ttl::NEVER, "lock", number);
+        granted(elsewhere.acquire(&other));
+        assert_eq!(renewed(store.renew(&one, fence)), expected);
+        granted(elsewhere.release(&other));
+        assert_eq!(renewed(store.renew(&one, fence)), expected);
+    }
+    // That is nothing that another has done, or done to another.
+    let two = claim_for(Ttl::NEVER, "lock", 6);
+    let fence = granted(store.acquire(&two));
+    if store.abilities().evicts {
+        granted(elsewhere.evict(&two.name, None));
+        refused(elsewhere.release(&two));
+        assert_eq!(renewed(store.renew(&two, fence)), Renewed::Lost);
+    }
 }
 
 /// A record that is to end with its client does, where the store can see to it.

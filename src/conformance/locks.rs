@@ -21,7 +21,7 @@ use crate::lease::Loss;
 use crate::name::Name;
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::store::{Abilities, Holder, Reply, Store, StoreError, Waited};
+use crate::store::{Abilities, Holder, Renewed, Reply, Store, StoreError, Waited};
 use crate::ttl::Ttl;
 
 type Locks<F> = LockFactory<Arc<<F as Fixture>::Store>, <F as Fixture>::Host>;
@@ -631,6 +631,9 @@ impl<S: Store> Store for Watched<S> {
     }
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.store.extend(claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.store.renew(claim, fence)
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.store.release(claim)

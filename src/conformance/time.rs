@@ -4,9 +4,10 @@
 //! more. Whether the name is free to others then is what `expires` says.
 
 use super::{
-    Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, is_granted, refused, ttl,
+    Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, is_granted, refused,
+    renewed, ttl,
 };
-use crate::store::Store;
+use crate::store::{Abilities, Renewed, Store};
 use crate::ttl::Ttl;
 
 /// At the instant the ttl has passed the name is free to all, in a store whose records end.
@@ -97,6 +98,125 @@ pub fn a_late_extension_is_refused(fixture: &impl Fixture) {
     fixture.pass(fixture.ttl());
     refused(store.extend(&one));
     refused(store.extend(&claim_for(Ttl::NEVER, "lock", 1)));
+}
+
+/// A renewal counts from itself, and never shortens, in a store that can see to that.
+pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let one = claim(fixture, "lock", 1);
+    let fence = granted(store.acquire(&one));
+    for _ in 0..3 {
+        fixture.pass(fixture.ttl() / 2);
+        assert_eq!(renewed(store.renew(&one, fence)), Renewed::Granted);
+    }
+    granted(store.extend(&claim_for(ttl(10 * fixture.ttl()), "lock", 1)));
+    assert_eq!(renewed(store.renew(&one, fence)), Renewed::Granted);
+    fixture.pass(fixture.ttl());
+    let is_held = holder(&elsewhere, &one).is_some();
+    let Abilities {
+        expires, revives, ..
+    } = store.abilities();
+    assert_eq!(is_held, revives || !expires);
+    assert_eq!(is_granted(store.extend(&one)), revives);
+    // An end that was taken away is not given back either.
+    let other = claim_for(Ttl::NEVER, "other", 1);
+    let fence = granted(store.acquire(&other));
+    let short = claim(fixture, "other", 1);
+    assert_eq!(renewed(store.renew(&short, fence)), Renewed::Granted);
+    fixture.pass(fixture.ttl());
+    assert_eq!(is_granted(store.extend(&other)), revives);
+}
+
+/// A lease whose time has passed is taken back by a renewal, under the same fence, and by nothing else,
+/// in a store that can see to that.
+pub fn a_late_renewal_takes_the_lease_back(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
+    let Abilities {
+        expires, revives, ..
+    } = store.abilities();
+    let fence = granted(store.acquire(&one));
+    fixture.pass(3 * fixture.ttl());
+    refused(store.extend(&one));
+    let taken_back = renewed(store.renew(&one, fence)) == Renewed::Granted;
+    assert_eq!(taken_back, revives);
+    if revives {
+        assert_held(&elsewhere, &one);
+        assert_eq!(holder(&store, &one).and_then(|it| it.fence), fence);
+        refused(elsewhere.acquire(&two));
+        granted(store.extend(&one));
+        granted(store.release(&one));
+        assert_grows(&store, fence, granted(elsewhere.acquire(&two)));
+    } else {
+        assert_eq!(is_granted(elsewhere.acquire(&two)), expires);
+    }
+}
+
+/// Not, however, after it was granted to another, even if that one has released it since; nor under
+/// another fence than its own.
+pub fn a_late_renewal_takes_nothing_from_others(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
+    let fence = granted(store.acquire(&one));
+    fixture.pass(fixture.ttl());
+    if !store.abilities().expires {
+        // Nobody else can have had it.
+        return;
+    }
+    let later = granted(elsewhere.acquire(&two));
+    assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost);
+    assert_held(&store, &two);
+    granted(elsewhere.release(&two));
+    assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost);
+    assert_eq!(holder(&elsewhere, &one), None);
+    // The same owner's later grant is another.
+    let again = granted(store.acquire(&one));
+    assert_grows(&store, later, again);
+    fixture.pass(fixture.ttl());
+    if store.abilities().revives && fence.is_some() {
+        assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost);
+        assert_eq!(renewed(store.renew(&one, again)), Renewed::Granted);
+    }
+}
+
+/// Nor after somebody freed it by force, before its time had passed or since.
+pub fn a_late_renewal_undoes_no_eviction(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    if !store.abilities().evicts {
+        return;
+    }
+    for (name, is_late) in [("in time", false), ("late", true)] {
+        let one = claim(fixture, name, 1);
+        let fence = granted(store.acquire(&one));
+        if is_late {
+            fixture.pass(fixture.ttl());
+        }
+        let evicted = is_granted(elsewhere.evict(&one.name, None));
+        assert_eq!(evicted, !(is_late && store.abilities().expires));
+        assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost, "{name}");
+        assert_eq!(holder(&elsewhere, &one), None);
+        fixture.pass(fixture.ttl());
+        assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost, "{name}");
+    }
+}
+
+/// Nor after its owner has released it, late or not.
+pub fn a_late_renewal_undoes_no_release(fixture: &impl Fixture) {
+    let (store, elsewhere) = (fixture.client(), fixture.client());
+    for (name, is_late) in [("in time", false), ("late", true)] {
+        let one = claim(fixture, name, 1);
+        let fence = granted(store.acquire(&one));
+        if is_late {
+            fixture.pass(fixture.ttl());
+        }
+        assert_eq!(is_granted(store.release(&one)), !is_late);
+        assert_ne!(
+            renewed(store.renew(&one, fence)),
+            Renewed::Granted,
+            "{name}"
+        );
+        assert_eq!(holder(&elsewhere, &one), None);
+    }
 }
 
 /// Once its time has passed a record cannot be released; but nothing of it is left then, in any

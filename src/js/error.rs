@@ -41,6 +41,13 @@ pub(super) fn thrown(error: &Error) -> JsValue {
             }
             format!("{error}: {why}")
         }
+        Error::Lost {
+            source: Some(why), ..
+        } => {
+            let why = Error::Storage(why.clone());
+            cause = thrown(&why);
+            format!("{error}: {why}")
+        }
         Error::InvalidName(why) => format!("{error}: {why}"),
         Error::InvalidRetry(why) => format!("{error}: {why}"),
         Error::InvalidSerializedLock(why) => format!("{error}: {why}"),

@@ -17,7 +17,7 @@ use super::retry::{Retry, ttl};
 use super::store::{Store, asks};
 use crate::claim::{Fence, Owner};
 use crate::error::Error;
-use crate::holds::{self, Hold};
+use crate::holds::Hold;
 use crate::nonblocking::{self, AsyncHost, LockFactory};
 use crate::serialized::{InvalidSerializedLock, SerializedLock};
 use crate::time::Clock;
@@ -302,10 +302,6 @@ impl Held {
     /// Gives the lock back; that it was lost is thrown as such.
     pub fn release(&self) -> Result<JsValue, JsValue> {
         let (lock, hold) = (Rc::clone(&self.lock), self.hold.clone());
-        settle(async move {
-            let loss = hold.loss(JavaScript.now());
-            let released = lock.release_hold(&hold).await;
-            done(released.map_err(|err| holds::lost(err, loss)))
-        })
+        settle(async move { done(lock.end_hold(&hold).await) })
     }
 }

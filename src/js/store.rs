@@ -17,7 +17,7 @@ use super::host::{JavaScript, awaited, millis};
 use crate::claim::{Claim, Fence};
 use crate::memory::MemoryStore;
 use crate::name::Name;
-use crate::store::{Abilities, AsyncStore, Holder, Reply, StoreError};
+use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, StoreError};
 
 std::thread_local! {
     /// Whether what was polled last waits for a store's answer, and not for time to pass.
@@ -54,6 +54,7 @@ struct Object {
     waits: bool,
     gives_up: bool,
     detaches: bool,
+    renews: bool,
 }
 
 #[wasm_bindgen]
@@ -72,6 +73,14 @@ extern "C" {
     fn exists(this: &LockStore, key: &str) -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
     fn extend(this: &LockStore, key: &str, owner: &str, ttl: &JsValue) -> Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn renew(
+        this: &LockStore,
+        key: &str,
+        owner: &str,
+        ttl: &JsValue,
+        fence: &JsValue,
+    ) -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
     fn fence(this: &LockStore, key: &str, owner: &str) -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
@@ -113,6 +122,7 @@ impl Store {
             waits: has("wait"),
             gives_up: has("giveUp"),
             detaches: has("detach"),
+            renews: has("renew"),
             methods: object,
         })))
     }
@@ -134,6 +144,27 @@ impl AsyncStore for Store {
                 let extended = store.methods.extend(key, &owner, &length(claim));
                 asking(owned(extended)).await
             }
+        }
+    }
+
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::renew(store, claim, fence).await,
+            Kind::Object(store) if store.renews => {
+                let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
+                let fence = fence.map_or(JsValue::NULL, |fence| BigInt::from(fence.get()).into());
+                let renewed = store.methods.renew(key, &owner, &length(claim), &fence);
+                let renewed = asking(awaited(renewed)).await.map_err(store_error)?;
+                match renewed.as_string().as_deref() {
+                    Some("granted") => Ok(Renewed::Granted),
+                    Some("released") => Ok(Renewed::Released),
+                    Some("lost") => Ok(Renewed::Lost),
+                    _ => Err(StoreError::permanent(
+                        "what the store told of a renewal is none of `granted`, `released` and `lost`",
+                    )),
+                }
+            }
+            Kind::Object(_) => Ok(self.extend(claim).await?.into()),
         }
     }
 
@@ -215,6 +246,7 @@ impl AsyncStore for Store {
                 transfers: true,
                 evicts: true,
                 fences: store.fences,
+                revives: store.renews,
             },
         }
     }

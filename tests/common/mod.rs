@@ -11,7 +11,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use verrou::nonblocking::AsyncHost;
-use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Reply, Store, StoreError, Waited};
+use verrou::{
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Waited,
+};
 
 /// A store that cannot wait, so that its callers sleep by their own clock.
 #[derive(Clone, Debug)]
@@ -23,6 +25,9 @@ impl<S: Store> Store for Polled<S> {
     }
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.0.extend(claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.0.renew(claim, fence)
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.0.release(claim)
@@ -54,6 +59,9 @@ impl<S: AsyncStore, H: AsyncHost> Store for BlockOn<S, H> {
     }
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         pollster::block_on(self.store.extend(claim))
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        pollster::block_on(self.store.renew(claim, fence))
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         pollster::block_on(self.store.release(claim))

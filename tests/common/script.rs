@@ -10,8 +10,8 @@ use std::time::Duration;
 use verrou::blocking::Host;
 use verrou::nonblocking::AsyncHost;
 use verrou::{
-    Abilities, AsyncStore, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError,
-    Timestamp, Ttl, Waited,
+    Abilities, AsyncStore, Claim, Clock, Fence, Holder, Name, Owner, Renewed, Reply, Store,
+    StoreError, Timestamp, Ttl, Waited,
 };
 
 /// One line of a script.
@@ -197,6 +197,10 @@ impl Store for World {
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.answer("extend", claim)
     }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        assert!(fence.is_some());
+        Ok(self.answer("renew", claim)?.into())
+    }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.answer("release", claim)
     }
@@ -221,6 +225,13 @@ impl AsyncStore for World {
     }
     fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         ready(Store::extend(self, claim))
+    }
+    fn renew(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<Renewed, StoreError>> {
+        ready(Store::renew(self, claim, fence))
     }
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         ready(Store::release(self, claim))

@@ -180,6 +180,8 @@ Requests, and their answers:
       {\"granted\":7}, with the fencing token; {\"refused\":29000000000}, the time left, or null
   {\"extend\":{...}}, {\"release\":{...}}, {\"detach\":{...}}, with the members of `acquire`
       {\"granted\":7} or {\"granted\":null}; {\"refused\":null}
+  {\"renew\":{...}}, with those and \"fencing_token\": what keeps a lease alive asks this
+      {\"renewed\":\"granted\"}, \"released\" or \"lost\"
   {\"evict\":{\"name\":\"x\",\"only\":7}}, with null for whoever holds it
       {\"granted\":7} or {\"granted\":null}; {\"refused\":null}
   {\"inspect\":{\"name\":\"x\"}}
@@ -187,7 +189,7 @@ Requests, and their answers:
       {\"holder\":null}
   {\"abilities\":{}}
       {\"abilities\":{\"expires\":true,\"ephemeral\":true,\"transfers\":true,\"evicts\":true,
-                    \"fences\":true}}
+                    \"fences\":true,\"revives\":true}}
   {\"wait\":{\"name\":\"x\",\"at_most\":500000000}}
       {\"waited\":true}; {\"waited\":false} from a store that cannot wait
   Whatever cannot be done, or is no request:

@@ -198,9 +198,9 @@ fn evict_anyone(
                     return Ok((true, who.fence, Some(who)));
                 }
             }
-            Ok(None) => return Ok((false, None, None)),
-            // Some locks can be freed although nobody can tell how they stand.
-            Err(_) => return Ok((evict(store, name, None)?, None, None)),
+            // A lease that has expired is not renewed after this; and some locks can be freed although
+            // nobody can tell how they stand.
+            Ok(None) | Err(_) => return Ok((evict(store, name, None)?, None, None)),
         }
     }
 }

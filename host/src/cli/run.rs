@@ -148,8 +148,27 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
 fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
     let began = Instant::now();
     let mut watch = None;
+    // Nobody has renewed the lease for as long as we were stopped, or may have been.
+    let mut was_stopped = false;
+    let mut is_confirmed = true;
     loop {
         let event = held.keep(|machine, mut at_most| {
+            if was_stopped {
+                was_stopped = false;
+                machine.suspect();
+                return ControlFlow::Continue(());
+            }
+            if !is_confirmed {
+                // When the store cannot tell, it is asked again soon; until then the time counts.
+                is_confirmed = true;
+                job.resume();
+            }
+            if matches!(machine.health(), Health::Released) {
+                return match job.wait(Duration::MAX) {
+                    Event::Nothing => ControlFlow::Continue(()),
+                    event => ControlFlow::Break(event),
+                };
+            }
             if watch.is_none() {
                 let left = WATCHED_AFTER.saturating_sub(began.elapsed());
                 if left.is_zero() {
@@ -176,34 +195,14 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
         match event {
             Event::Nothing => {}
             Event::Ended => return Ok(()),
+            // It goes on when it is sure that the lock is still held.
             Event::Stopped => {
                 if job.stop() {
-                    confirm(held)?;
-                    job.resume();
+                    (was_stopped, is_confirmed) = (true, false);
                 }
             }
-            Event::Continued => {
-                confirm(held)?;
-                job.resume();
-            }
+            Event::Continued => (was_stopped, is_confirmed) = (true, false),
         }
-    }
-}
-
-/// Makes sure, after nobody renewed it for who knows how long, that the lease is still held.
-fn confirm(held: &Held<'_>) -> Result<(), Error> {
-    let name = held.lease().name().clone();
-    match held.extend(None) {
-        Err(Error::NotOwner { .. }) if !held.is_expired() => Err(Error::Lost {
-            name,
-            loss: Loss::Revoked,
-        }),
-        Err(_) if held.is_expired() => Err(Error::Lost {
-            name,
-            loss: Loss::Expired,
-        }),
-        // When the store cannot tell, it is asked again soon; until then the time counts.
-        _ => Ok(()),
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use verrou::{
-    Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner, Reply, Store,
-    StoreError, Ttl, Waited,
+    Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner, Renewed, Reply,
+    Store, StoreError, Ttl, Waited,
 };
 use verrou_host::{AnyStore, StoreOptions};
 
@@ -87,6 +87,7 @@ impl Default for Greeting {
 enum Request {
     Acquire(Claimed),
     Extend(Claimed),
+    Renew(Renewal),
     Release(Claimed),
     Detach(Claimed),
     Evict(Eviction),
@@ -106,6 +107,19 @@ struct Claimed {
     #[serde(deserialize_with = "Option::deserialize")]
     ttl: Option<u64>,
     ephemeral: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Renewal {
+    name: String,
+    owner: String,
+    #[serde(deserialize_with = "Option::deserialize")]
+    ttl: Option<u64>,
+    ephemeral: bool,
+    /// To leave it out is not to say that any grant of the owner is meant.
+    #[serde(deserialize_with = "Option::deserialize")]
+    fencing_token: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +153,7 @@ struct Wait {
 enum Answer {
     Granted(Option<u64>),
     Refused(Option<u64>),
+    Renewed(&'static str),
     Holder(Option<Holding>),
     Abilities(Able),
     Waited(bool),
@@ -164,6 +179,7 @@ struct Able {
     transfers: bool,
     evicts: bool,
     fences: bool,
+    revives: bool,
 }
 
 #[derive(Serialize)]
@@ -213,6 +229,16 @@ impl From<Reply> for Answer {
     }
 }
 
+impl From<Renewed> for Answer {
+    fn from(renewed: Renewed) -> Self {
+        Self::Renewed(match renewed {
+            Renewed::Granted => "granted",
+            Renewed::Released => "released",
+            Renewed::Lost => "lost",
+        })
+    }
+}
+
 impl From<Option<Holder>> for Answer {
     fn from(holder: Option<Holder>) -> Self {
         Self::Holder(holder.map(|holder| Holding {
@@ -231,6 +257,7 @@ impl From<Abilities> for Answer {
             transfers,
             evicts,
             fences,
+            revives,
         } = abilities;
         Self::Abilities(Able {
             expires,
@@ -238,6 +265,7 @@ impl From<Abilities> for Answer {
             transfers,
             evicts,
             fences,
+            revives,
         })
     }
 }
@@ -265,13 +293,26 @@ fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
     Ok(match request {
         Request::Acquire(claimed) => store.acquire(&claimed.try_into()?)?.into(),
         Request::Extend(claimed) => store.extend(&claimed.try_into()?)?.into(),
+        Request::Renew(Renewal {
+            name,
+            owner,
+            ttl,
+            ephemeral,
+            fencing_token,
+        }) => {
+            let claimed = Claimed {
+                name,
+                owner,
+                ttl,
+                ephemeral,
+            };
+            let fence = granted_fence("fencing_token", fencing_token)?;
+            store.renew(&claimed.try_into()?, fence)?.into()
+        }
         Request::Release(claimed) => store.release(&claimed.try_into()?)?.into(),
         Request::Detach(claimed) => store.detach(&claimed.try_into()?)?.into(),
         Request::Evict(Eviction { name: text, only }) => {
-            let only = match only.map(Fence::new) {
-                Some(None) => return Err(Answer::wrong("`only` is 0, which no grant has")),
-                only => only.flatten(),
-            };
+            let only = granted_fence("only", only)?;
             store.evict(&name(&text)?, only)?.into()
         }
         Request::Inspect(Named { name: text }) => store.inspect(&name(&text)?)?.into(),
@@ -293,6 +334,16 @@ fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
             Answer::Queued(false)
         }
     })
+}
+
+/// The fencing token that the member `member` has.
+fn granted_fence(member: &str, token: Option<u64>) -> Result<Option<Fence>, Answer> {
+    match token.map(Fence::new) {
+        Some(None) => Err(Answer::wrong(&format!(
+            "`{member}` is 0, which no grant has"
+        ))),
+        fence => Ok(fence.flatten()),
+    }
 }
 
 fn name(text: &str) -> Result<Name, Answer> {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
-use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError, Waited};
+use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Waited};
 
 use super::report::{holder, say};
 
@@ -69,6 +69,9 @@ impl<S: Store> Store for Announced<'_, S> {
     }
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.store.extend(claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.store.renew(claim, fence)
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.store.release(claim)

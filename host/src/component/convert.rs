@@ -59,6 +59,7 @@ pub(super) fn abilities(abilities: Abilities) -> store::Abilities {
         transfers,
         evicts,
         fences,
+        revives: _,
     } = abilities;
     store::Abilities {
         expires,

@@ -18,7 +18,8 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError,
+    Waited,
 };
 
 use super::{ServerError, ServerStore, ServerUrl};
@@ -182,6 +183,11 @@ impl Store for Driven {
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
         self.step(async move { store.extend(&claim).await })
+    }
+
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let (store, claim) = (Arc::clone(&self.store), claim.clone());
+        self.step(async move { store.renew(&claim, fence).await })
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {

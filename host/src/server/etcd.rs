@@ -26,7 +26,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use verrou::blocking::Host;
-use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError, Ttl};
+use verrou::{
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError, Ttl,
+};
 
 use super::given_back::{GivenBack, Unanswered};
 use super::store::{ABILITIES, About, kept, patience};
@@ -687,6 +689,10 @@ impl AsyncStore for EtcdStore {
         let patience = patience(self.shared.timeout, claim);
         let extended = self.shared.within(patience, self.try_extend(claim));
         Ok(extended.await?)
+    }
+
+    async fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim).await?.into())
     }
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {

@@ -28,7 +28,9 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Config, Row, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use verrou::blocking::Host;
-use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
+use verrou::{
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
+};
 
 use super::given_back::{GivenBack, Unanswered};
 use super::news::News;
@@ -485,6 +487,10 @@ impl AsyncStore for PostgresStore {
             )
             .await?;
         Ok(reply(done))
+    }
+
+    async fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim).await?.into())
     }
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {

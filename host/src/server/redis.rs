@@ -22,7 +22,9 @@ use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
-use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Reply, StoreError};
+use verrou::{
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
+};
 
 use super::given_back::{GivenBack, Unanswered};
 use super::news::News;
@@ -354,6 +356,10 @@ impl AsyncStore for RedisStore {
             })
             .await?;
         Ok(reply(done))
+    }
+
+    async fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim).await?.into())
     }
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Process, Reply, StoreError, Ttl};
+use verrou::{
+    Abilities, AsyncStore, Claim, Fence, Holder, Name, Process, Renewed, Reply, StoreError, Ttl,
+};
 
 #[cfg(feature = "etcd")]
 use super::EtcdStore;
@@ -138,6 +140,9 @@ impl AsyncStore for ServerStore {
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         with_engine!(self, store => Box::pin(store.extend(claim)).await)
     }
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        with_engine!(self, store => Box::pin(store.renew(claim, fence)).await)
+    }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         with_engine!(self, store => Box::pin(store.release(claim)).await)
     }
@@ -171,6 +176,8 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     transfers: true,
     evicts: true,
     fences: true,
+    // What has expired there is gone, or does not tell of another's grant since.
+    revives: false,
 };
 
 /// How long a lock that was given back is kept for the first of those who wait for it.

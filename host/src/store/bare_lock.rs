@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Abilities, Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited};
+use verrou::{
+    Abilities, Claim, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError, Waited,
+};
 
 use super::error::{FileError, OpenError};
 use super::file_lock;
@@ -144,6 +146,11 @@ impl Store for BareLockStore {
         })
     }
 
+    /// Time ends no lock of the kernel's.
+    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim)?.into())
+    }
+
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut grant = self.grant.lock();
         let Some(ended) = grant.take_if(|grant| grant.is_of(claim.owner)) else {
@@ -207,6 +214,7 @@ impl Store for BareLockStore {
             transfers: false,
             evicts: false,
             fences: false,
+            revives: true,
         }
     }
 }

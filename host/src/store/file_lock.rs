@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Reply, Store, StoreError, Waited,
+    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError, Waited,
 };
 
 use super::directory::{self, Directory, wall_clock};
@@ -32,8 +32,8 @@ use crate::sync::{Mutex, MutexGuard};
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
 ///
 /// A lock is free when it is released or the processes that hold it are gone, and cannot be taken
-/// from them before: its ttl ends the lease for those who hold it, who can no longer extend it,
-/// and for nobody else. It cannot be serialized, nor its holder be evicted.
+/// from them before: its ttl ends the lease for those who hold it, who can no longer extend it, but
+/// only [renew](Store::renew) it, and for nobody else. It cannot be serialized, nor its holder be evicted.
 ///
 /// Any program that locks the same file with flock(2) is excluded, and excludes.
 ///
@@ -574,7 +574,11 @@ impl Grant {
         now: Duration,
     ) -> Result<(), FileError> {
         let record = Record::clone(&self.record).lasting(claim.ttl, now, wall_clock());
-        let is_written = self.write(directory, &claim.name, &record)?;
+        self.set(directory, &claim.name, record)
+    }
+
+    fn set(&mut self, directory: &Directory, name: &Name, record: Record) -> Result<(), FileError> {
+        let is_written = self.write(directory, name, &record)?;
         self.record = is_written.unwrap_or_else(|| Arc::new(record));
         Ok(())
     }
@@ -745,6 +749,24 @@ impl Store for FileLockStore {
         Ok(granted(&grant.record))
     }
 
+    /// Also after its time has passed: the kernel's lock cannot have been another's since.
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let mut grants = self.grants();
+        let Some(Slot::Held(grant)) = grants.get_mut(&claim.name) else {
+            return Ok(Renewed::Lost);
+        };
+        let is_its = fence.is_none_or(|fence| fence.get() == grant.record.fence);
+        let mine = grant.record.owner == claim.owner && grant.locked.is_ours();
+        // With another file at its path, others lock that one.
+        if !mine || !is_its || !grant.locked.is_current()? {
+            return Ok(Renewed::Lost);
+        }
+        if let Some(renewed) = grant.record.renewed(claim.ttl, self.now(), wall_clock()) {
+            grant.set(&self.directory, &claim.name, renewed)?;
+        }
+        Ok(Renewed::Granted)
+    }
+
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut grants = self.grants();
         let grant = match grants.entry(claim.name.clone()) {
@@ -824,6 +846,7 @@ impl Store for FileLockStore {
             transfers: false,
             evicts: false,
             fences: true,
+            revives: true,
         }
     }
 }

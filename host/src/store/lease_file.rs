@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Process, Reply, Store, StoreError, Ttl,
-    Waited,
+    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Process, Renewed, Reply, Store,
+    StoreError, Ttl, Waited,
 };
 
 use super::directory::{self, Directory, View, wall_clock};
@@ -27,7 +27,7 @@ use super::kernel_lock::Guarded;
 use super::machine::Machine;
 use super::open_files::OpenFile;
 use super::queue::{Queue, Standing};
-use super::record::{Kind, Record};
+use super::record::{self, Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness, os};
 use crate::System;
 use crate::process::{self, PerProcess};
@@ -73,6 +73,10 @@ pub struct LeaseFileStore {
 const GRANTS: usize = 64;
 
 /// What this process keeps of a grant it asked for.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "they are independent of each other"
+)]
 struct Grant {
     owner: Owner,
     fence: u64,
@@ -82,6 +86,8 @@ struct Grant {
     is_lent: bool,
     /// When the lease expires, unless it was extended since.
     ends: Option<Duration>,
+    /// Whether something renews it, and will again: the machine may have been suspended.
+    is_renewed: bool,
     /// Whether others have a duplicate of that descriptor.
     is_shared: bool,
     /// Whose lease had ended by time while its processes still lived.
@@ -359,8 +365,9 @@ impl LeaseFileStore {
     }
 
     /// Ends the grants of this process that have expired and were not given back, each of which keeps
-    /// a file open; returns whether there were any.
-    fn end_expired(&self) -> bool {
+    /// a file open; returns whether there were any. Those that are renewed are left alone, unless
+    /// `also_renewed`.
+    fn end_expired(&self, also_renewed: bool) -> bool {
         let now = self.clock.now().since_start();
         let expired: Vec<_> = self
             .grants()
@@ -369,6 +376,7 @@ impl LeaseFileStore {
                     && grant.is_ours()
                     && !grant.is_shared
                     && !grant.is_lent
+                    && (also_renewed || !grant.is_renewed)
             })
             .collect();
         let mut has_ended = false;
@@ -394,7 +402,7 @@ impl LeaseFileStore {
     fn keep_few_expired(&self) {
         let count = |store: &Self| store.grants().len();
         if count(self) > self.most_grants.load(Ordering::Relaxed) {
-            self.end_expired();
+            self.end_expired(false);
             let most = GRANTS.max(2 * count(self));
             self.most_grants.store(most, Ordering::Relaxed);
         }
@@ -644,6 +652,7 @@ impl LeaseFile<'_> {
             lifeline,
             is_lent: false,
             ends,
+            is_renewed: false,
             is_shared: false,
             taken_over,
             process,
@@ -669,6 +678,53 @@ impl LeaseFile<'_> {
         let held = liveness::hold(&mut lifeline, fence);
         held.map_err(FileError::io("lock a byte of this file", self.file.path()))?;
         Ok(Some(lifeline))
+    }
+
+    /// Renews the lease of `claim`, granted under `fence`, if `record` is still its record: also if
+    /// its time has passed.
+    fn renew(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+        record: &Record,
+    ) -> Result<Renewed, FileError> {
+        let is_its = fence.is_none_or(|fence| fence.get() == record.fence);
+        if !record.held || record.owner != claim.owner || !is_its {
+            return Ok(match fence {
+                Some(fence) if self.was_released(fence.get())? => Renewed::Released,
+                _ => Renewed::Lost,
+            });
+        }
+        let is_held = match self.state(record)? {
+            State::Held { .. } | State::Zombie => true,
+            State::Free => Self::is_merely_expired(record),
+        };
+        if !is_held {
+            return Ok(Renewed::Lost);
+        }
+        if let Some(renewed) = record.renewed(claim.ttl, self.now(), wall_clock()) {
+            self.write(renewed)?;
+        }
+        Ok(Renewed::Granted)
+    }
+
+    /// Whether nothing but time has ended the lease in `record`, which is free.
+    fn is_merely_expired(record: &Record) -> bool {
+        record.held && !record.ephemeral && Machine::this().runs_since(record.boot)
+    }
+
+    /// Records that the owner of the grant `fence` has released it, and not the process that keeps it.
+    fn note_release(&self, fence: u64) {
+        let at = record::released_at(fence);
+        // Without it, that process takes its lock for lost.
+        let _ = os::write_at(self.file.file(), &fence.to_le_bytes(), at);
+    }
+
+    fn was_released(&self, fence: u64) -> Result<bool, FileError> {
+        let mut buffer = [0; 8];
+        let read = os::read_at(self.file.file(), &mut buffer, record::released_at(fence));
+        let read = read.map_err(FileError::io("read this file", self.file.path()))?;
+        Ok(*read == fence.to_le_bytes())
     }
 
     /// Lets the grant in `record` last from now as long as `claim` asks.
@@ -703,7 +759,12 @@ impl Store for LeaseFileStore {
                 lease.acquire(claim, &view)
             });
             let reply = match reply {
-                Err(err) if err.is_for_want_of_descriptors() && self.end_expired() => continue,
+                Err(err)
+                    if err.is_for_want_of_descriptors()
+                        && (self.end_expired(false) || self.end_expired(true)) =>
+                {
+                    continue;
+                }
                 reply => reply?,
             };
             let Some(reply) = reply else {
@@ -734,6 +795,20 @@ impl Store for LeaseFileStore {
         Ok(reply.unwrap_or(Reply::REFUSED))
     }
 
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        if let Some(grant) = self.grants().get_mut(&claim.name)
+            && grant.owner == claim.owner
+        {
+            grant.is_renewed = true;
+        }
+        let renewed = self.with_record(&claim.name, Which::There, |lease, view| {
+            view.record.map_or(Ok(Renewed::Lost), |record| {
+                lease.renew(claim, fence, &record)
+            })
+        })?;
+        Ok(renewed.unwrap_or(Renewed::Lost))
+    }
+
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut has_waited = false;
         let mut lives = None;
@@ -752,6 +827,9 @@ impl Store for LeaseFileStore {
                 } else {
                     lease.state(&record)?
                 };
+                if lives.is_none() {
+                    lease.note_release(record.fence);
+                }
                 lease.free(&record, has_waited)?;
                 Ok(if matches!(state, State::Held { .. }) {
                     granted(&record)
@@ -786,6 +864,11 @@ impl Store for LeaseFileStore {
                         || mutant!(EvictionIgnoresFence)) =>
             {
                 match lease.state(&record) {
+                    // From now on it is not to be renewed any more, either.
+                    Ok(State::Free) if LeaseFile::is_merely_expired(&record) => {
+                        lease.free(&record, false)?;
+                        Ok(Reply::REFUSED)
+                    }
                     Ok(State::Free) => Ok(Reply::REFUSED),
                     // It was free already, but for those who choose to wait for its processes.
                     Ok(State::Zombie) if self.zombies == Zombies::Take => {
@@ -873,6 +956,7 @@ impl Store for LeaseFileStore {
             transfers: true,
             evicts: true,
             fences: true,
+            revives: true,
         }
     }
 }

@@ -55,7 +55,17 @@ pub(crate) const MARK_AT: usize = RECORD_BYTES;
 /// Where a number is that changes when a lock is given back without a record.
 pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
 
-/// All that ever changes, and what is before it.
+/// Where the released fences are: numbers of grants that their owners have released through another
+/// process than the one that kept them, each at its own place.
+const RELEASED_AT: u64 = 3584;
+const RELEASED: u64 = 64;
+
+/// Where in a file it says that the grant `fence` was released so, if it says that number.
+pub(crate) fn released_at(fence: u64) -> u64 {
+    RELEASED_AT + fence % RELEASED * 8
+}
+
+/// All that ever changes with a grant, and what is before it.
 pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
 
 /// Every sequence and every fence is less than this, so that there is a next one.
@@ -181,6 +191,17 @@ impl Record {
             ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall.saturating_add(ttl)),
             ..self
         }
+    }
+
+    /// The next record if the grant is to last at least `ttl` from `now`: nothing if it does already.
+    pub(crate) fn renewed(&self, ttl: Ttl, now: Duration, wall: Duration) -> Option<Self> {
+        let is_comparable = self.time_namespace == Machine::this().time_namespace;
+        let lasts = match (self.ttl, ttl.duration()) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(_), Some(ttl)) => is_comparable && now.saturating_add(ttl) <= self.ends,
+        };
+        (!lasts).then(|| self.clone().lasting(ttl, now, wall))
     }
 
     /// Whether it ended less than `length` before `now`, since the machine started, by being

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use verrou::{Abilities, Claim, Fence, Holder, MemoryStore, Name, Reply, Retry, Store, StoreError};
+use verrou::{
+    Abilities, Claim, Fence, Holder, MemoryStore, Name, Renewed, Reply, Retry, Store, StoreError,
+};
 use verrou_host::System;
 use verrou_host::component::bindings::blocking::LockManager;
 use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
@@ -299,6 +301,10 @@ impl Store for Faulty {
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.fail()?;
         Store::extend(&self.store, claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.fail()?;
+        Store::renew(&self.store, claim, fence)
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.fail()?;

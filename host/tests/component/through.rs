@@ -15,8 +15,8 @@ use verrou::blocking::Host;
 use verrou::conformance::{Fixture, TestClock};
 use verrou::nonblocking::{AsyncHost, Inline};
 use verrou::{
-    Abilities, AsyncStore, Claim, Clock, Fence, Holder, Lease, Name, Owner, Reply, SerializedLock,
-    Store, StoreError, Timestamp, Ttl, Waited,
+    Abilities, AsyncStore, Claim, Clock, Fence, Holder, Lease, Name, Owner, Renewed, Reply,
+    SerializedLock, Store, StoreError, Timestamp, Ttl, Waited,
 };
 use verrou_host::component::{
     AsyncInstance, AsyncRunner, ComponentError, Instance, Limits, LockHandle, Runner,
@@ -130,6 +130,10 @@ impl AsyncStore for Yielding {
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Self::once().await;
         self.0.extend(claim).await
+    }
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Self::once().await;
+        self.0.renew(claim, fence).await
     }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Self::once().await;
@@ -384,6 +388,10 @@ impl<I: Calls> Store for Through<I> {
         self.with(claim, |instance, lock| {
             instance.extend(lock, Some(ttl)).map(|()| true)
         })
+    }
+
+    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim)?.into())
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {

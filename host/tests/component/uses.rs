@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use verrou::blocking::LockFactory;
 use verrou::conformance::TestClock;
 use verrou::{
-    Abilities, Claim, Fence, Holder, MemoryStore, Name, Reply, Retry, SerializedLock, Store,
-    StoreError, Ttl, Waited,
+    Abilities, Claim, Fence, Holder, MemoryStore, Name, Renewed, Reply, Retry, SerializedLock,
+    Store, StoreError, Ttl, Waited,
 };
 use verrou_host::System;
 use verrou_host::component::{ComponentError, Instance, Limits, Runner};
@@ -42,6 +42,9 @@ impl Store for Watched {
     }
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::extend(&self.store, claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Store::renew(&self.store, claim, fence)
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::release(&self.store, claim)

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use verrou::conformance::TestClock;
-use verrou::{Abilities, Claim, Fence, Holder, Name, Reply, Store, StoreError};
+use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError};
 use wasmtime::component::Component;
 
 use self::bindings::StoreProvider;
@@ -81,6 +81,10 @@ impl Store for Provider {
         self.reply(|store, wasm| store.call_extend(wasm, &claim(asked)))
     }
 
+    fn renew(&self, asked: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(asked)?.into())
+    }
+
     fn release(&self, asked: &Claim) -> Result<Reply, StoreError> {
         self.reply(|store, wasm| store.call_release(wasm, &claim(asked)))
     }
@@ -114,6 +118,7 @@ impl Store for Provider {
             transfers: can.transfers,
             evicts: can.evicts,
             fences: can.fences,
+            revives: false,
         }
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Reply, Store, StoreError};
+use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Renewed, Reply, Store, StoreError};
 
 /// Ends the tests because of `why`: nothing of them can be said to have passed.
 pub(crate) fn not_run(why: &str) -> ! {
@@ -168,6 +168,10 @@ impl Store for Client {
         self.reply(&json!({ "extend": members(claim) }))
     }
 
+    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+        Ok(self.extend(claim)?.into())
+    }
+
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.reply(&json!({ "release": members(claim) }))
     }
@@ -206,6 +210,7 @@ impl Store for Client {
             transfers: can("transfers"),
             evicts: can("evicts"),
             fences: can("fences"),
+            revives: false,
         }
     }
 }

@@ -156,25 +156,39 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 });
             }
             other.release()?;
-            // Whoever keeps it alive learns that it is lost.
-            let guard = held.guard()?;
-            let mut jumped = false;
-            let kept = guard.keep(|_, at_most| {
-                clock.advance(if jumped { at_most } else { jump });
-                if jumped && !is_over {
-                    return std::ops::ControlFlow::Break(());
-                }
-                jumped = true;
-                std::ops::ControlFlow::Continue(())
-            });
-            let is_right = match &kept {
-                Ok(()) => !is_over,
-                Err(Error::Lost { loss, .. }) => is_over && *loss == Loss::Expired,
-                Err(_) => false,
-            };
-            findings.check(is_right, || {
-                format!("{what}: who keeps it alive learns {kept:?}")
-            });
+            // What keeps it alive takes it back, unless another was granted it meanwhile.
+            for is_wanted in [false, true] {
+                let guard = held.guard()?;
+                let fence = guard.fence();
+                let mut jumped = false;
+                let mut taken = false;
+                let kept = guard.keep(|_, at_most| {
+                    if jumped {
+                        return std::ops::ControlFlow::Break(());
+                    }
+                    clock.advance(if is_over { jump } else { at_most });
+                    taken = is_wanted && other.try_acquire().is_ok() && other.release().is_ok();
+                    jumped = true;
+                    std::ops::ControlFlow::Continue(())
+                });
+                let is_right = match &kept {
+                    Ok(()) => !taken && !guard.is_expired() && guard.fence() == fence,
+                    Err(Error::Lost { loss, .. }) => taken && *loss == Loss::Expired,
+                    Err(_) => false,
+                };
+                findings.check(is_right, || {
+                    format!(
+                        "{what}: what keeps it alive, taken meanwhile: {taken}, is told {kept:?}"
+                    )
+                });
+                findings.check(taken == (is_wanted && may_be_taken), || {
+                    format!("{what}: another has had it: {taken}")
+                });
+                let released = guard.release();
+                findings.check(released.is_ok() != taken, || {
+                    format!("{what}: what kept it alive gives it back: {released:?}")
+                });
+            }
             findings.count("suspended machines", 1);
         }
     }

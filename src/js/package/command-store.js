@@ -20,6 +20,7 @@ const ANSWERS = {
   inspect: ['holder'],
   queue: ['queued'],
   release: ['granted', 'refused'],
+  renew: ['renewed'],
   wait: ['waited'],
 }
 
@@ -102,6 +103,13 @@ export class CommandStore {
 
   async extend(key, owner, ttl) {
     assertOwner(key, await this.#served().ask('extend', claim(key, owner, ttl)))
+  }
+
+  async renew(key, owner, ttl, fence) {
+    const token = fence === null ? null : Number(fence)
+    const fencing_token = Number.isSafeInteger(token) ? token : null
+    const { renewed } = await this.#served().ask('renew', { ...claim(key, owner, ttl), fencing_token })
+    return renewed
   }
 
   async fence(key, owner) {

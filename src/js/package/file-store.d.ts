@@ -72,6 +72,16 @@ export interface FileStore extends LockStore {
    */
   extend(key: string, owner: string, ttl: number | null): Promise<void>
   /**
+   * Renews the lease that `owner` was granted under `fence`: it lasts at least `ttl` milliseconds from now, also
+   * if its time has passed and nobody else was granted it since. On servers it is only extended.
+   */
+  renew(
+    key: string,
+    owner: string,
+    ttl: number | null,
+    fence: bigint | null
+  ): Promise<'granted' | 'released' | 'lost'>
+  /**
    * The fencing token of `owner`'s grant, or `null` if it does not hold `key`. It grows with every
    * grant of `key`, over releases, crashes and restarts of the machine.
    */

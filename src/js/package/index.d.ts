@@ -36,8 +36,9 @@ export interface AcquireOptions {
 /** How to do work under a lock. */
 export interface RunOptions extends AcquireOptions {
   /**
-   * Extends the lease again and again while the work goes on, so that it lasts as long as the work.
-   * Without it the lease lasts as long as its ttl.
+   * Renews the lease again and again while the work goes on, so that it lasts as long as the work.
+   * Without it the lease lasts as long as its ttl. A longer extension is left as it is. Where a lease has
+   * expired, as after a suspension, a store that can takes it back if nobody else was granted it.
    */
   renew?: boolean
 }
@@ -253,6 +254,17 @@ export interface LockStore {
    * throws as `delete`.
    */
   extend(key: string, owner: string, ttl: number | null): Awaitable<void>
+  /**
+   * Renews the lease of `owner`, granted under `fence`: its record lasts at least `ttl` milliseconds from now,
+   * is never made shorter, and is taken back when its time has passed, unless `key` was granted to another
+   * owner or freed since. `'released'` says that `owner` has deleted it. Without this, `extend` renews.
+   */
+  renew?(
+    key: string,
+    owner: string,
+    ttl: number | null,
+    fence: bigint | null
+  ): Awaitable<'granted' | 'released' | 'lost'>
   /**
    * The fencing token of `owner`'s record: a number that grows with every grant of `key`. Asked after
    * each `save` that returned true.

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use verrou::blocking::{Lock, LockFactory};
 use verrou::{
-    Abilities, Claim, Error, Fence, Holder, MemoryStore, Name, Owner, Process, Reply, Retry, Store,
-    StoreError, Waited,
+    Abilities, Claim, Error, Fence, Holder, MemoryStore, Name, Owner, Process, Renewed, Reply,
+    Retry, Store, StoreError, Waited,
 };
 use verrou_host::{System, keep_alive};
 
@@ -239,6 +239,16 @@ impl Store for Liar {
             Lie::ErrsAtExtensions => Err(temporary()),
             Lie::ExtendsAndPanics => fall_over(),
             _ => Store::extend(&self.truth, claim),
+        }
+    }
+
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.called();
+        match self.lie {
+            Lie::ExtendsNothing => Ok(Renewed::Lost),
+            Lie::ErrsAtExtensions => Err(temporary()),
+            Lie::ExtendsAndPanics => fall_over(),
+            _ => Store::renew(&self.truth, claim, fence),
         }
     }
 
