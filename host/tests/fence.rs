@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Place, Started, code, done, ends_with, eventually, lives, stderr, stdout, stopped};
+use nix::libc;
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use verrou::Fence;
@@ -233,14 +234,45 @@ fn nobody_passes_while_anothers_command_runs() {
     assert_highest(&place, 8);
 }
 
-/// Waits until the process waits for the kernel's lock on a file: proc(5), `/proc/locks`.
+/// Waits until the process is blocked in `flock(2)`: proc(5), `/proc/PID/syscall`.
+///
+/// In a PID namespace `/proc/locks` omits a lock whose taker has ended, and all its waiters.
 fn waits(process: &Started) {
-    let id = process.id().to_string();
+    let path = format!("/proc/{}/syscall", process.id());
     eventually("it waits", || {
-        let locks = fs::read_to_string("/proc/locks").unwrap();
-        let mut waiting = locks.lines().filter(|line| line.contains("->"));
-        waiting.any(|line| line.split_whitespace().any(|word| word == id))
+        let call = fs::read_to_string(&path).unwrap();
+        let words: Vec<_> = call.split_whitespace().collect();
+        let flock = libc::SYS_flock.to_string();
+        matches!(words[..], [call, _, operation, ..] if call == flock && operation == "0x2")
     });
+}
+
+/// As in containers: there the kernel does not list a lock whose taker has ended.
+#[test]
+fn command_outlives_its_check_in_a_pid_namespace() {
+    let mut unshare = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        unshare.args(["--user", "--map-root-user"]);
+    }
+    unshare.args(["--pid", "--fork", "--mount-proc"]);
+    let possible = Command::new("unshare")
+        .args(unshare.get_args())
+        .arg("true")
+        .output()
+        .expect("unshare(1) is there");
+    if !possible.status.success() {
+        let why = stderr(&possible);
+        eprintln!("this user cannot make PID namespaces: checks in them are not shown: {why}");
+        return;
+    }
+    let output = unshare
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "nobody_passes_while_anothers_command_runs"])
+        .output()
+        .expect("unshare(1) is there");
+    let said = stdout(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
 }
 
 #[test]
