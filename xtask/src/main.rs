@@ -89,9 +89,7 @@ const WITHOUT_SERVERS: &str =
 /// Every check, in the order in which a mistake is cheapest to find.
 fn test(shell: &Shell) -> ExitCode {
     let mut report = Report::default();
-    let has_servers = report.step("servers, and what their clients take", || {
-        servers::find(shell)
-    });
+    let has_servers = report.step("servers", || servers::find(shell));
     let features = if has_servers {
         "--all-features".to_owned()
     } else {

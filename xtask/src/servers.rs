@@ -1,9 +1,9 @@
-//! The servers that the tests start, and what it takes to build their clients.
+//! The servers that the tests start.
 
 use std::env;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use xshell::Shell;
 
 use crate::programs;
@@ -34,11 +34,5 @@ pub(crate) fn find(shell: &Shell) -> Result<()> {
         folders.extend(folder.filter(|folder| !folders.contains(folder)));
     }
     shell.set_var("PATH", env::join_paths(folders)?);
-    // That of the machine, or of the one who runs this.
-    if env::var_os("PROTOC").is_none() {
-        let protoc = programs::find_or_unpack(shell, "protoc", "protobuf-compiler")
-            .context("the client of etcd needs protoc to be built")?;
-        shell.set_var("PROTOC", protoc);
-    }
     Ok(())
 }

@@ -2,6 +2,8 @@
 
 use std::env;
 use std::sync::Arc;
+#[cfg(feature = "etcd")]
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use verrou::nonblocking::{Lock, LockFactory};
@@ -9,6 +11,14 @@ use verrou_host::{ServerStore, StoreOptions, StoreUrl, Tokio};
 
 use crate::Result;
 use crate::exclusion::Exclusion;
+
+#[cfg(feature = "etcd")]
+#[path = "../../src/server/etcd_client.rs"]
+#[expect(dead_code, reason = "it has what the store needs")]
+mod etcd_client;
+
+#[cfg(feature = "etcd")]
+use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Error, Range, Txn, TxnOp};
 
 /// The one of that kind, if there is one.
 pub(crate) fn exclusion(kind: &str) -> Result<Option<Box<dyn Exclusion>>> {
@@ -259,7 +269,7 @@ impl Exclusion for Advisory {
 #[cfg(feature = "etcd")]
 struct EtcdCalls {
     runtime: Runtime,
-    client: etcd_client::Client,
+    client: Client,
     lease: i64,
 }
 
@@ -269,8 +279,13 @@ impl EtcdCalls {
     const KEY: &str = "calls/lock/00112233445566778899aabbccddeeff";
 
     fn new(runtime: Runtime) -> Result<Self> {
-        let url = url("etcd")?.replace("etcd://", "");
-        let client = runtime.block_on(etcd_client::Client::connect([url], None))?;
+        let member = url("etcd")?.replace("etcd://", "http://");
+        let options = ConnectOptions {
+            timeout: Duration::from_secs(2),
+            user: None,
+            tls: None,
+        };
+        let client = runtime.block_on(Client::connect(&[member], &options))?;
         Ok(Self {
             runtime,
             client,
@@ -282,30 +297,23 @@ impl EtcdCalls {
 #[cfg(feature = "etcd")]
 impl Exclusion for EtcdCalls {
     fn acquire(&mut self) -> Result<()> {
-        use etcd_client::{Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp};
-
-        let client = &mut self.client;
+        let client = &self.client;
         self.lease = self.runtime.block_on(async {
-            let first = GetOptions::new().with_prefix().with_limit(1);
-            let look = [
-                TxnOp::get(Self::RANGE, Some(first)),
-                TxnOp::get(Self::KEY, None),
-            ];
+            let first = Range::prefix(Self::RANGE);
+            let look = [TxnOp::range(first.limit(1)), TxnOp::get(Self::KEY)];
             client.txn(Txn::new().and_then(look)).await?;
-            let lease = client.lease_grant(11, None).await?.id();
+            let lease = client.lease_grant(11).await?;
             let free = Compare::create_revision(Self::RANGE, CompareOp::Equal, 0).with_prefix();
-            let put = TxnOp::put(Self::KEY, "{}", Some(PutOptions::new().with_lease(lease)));
+            let put = TxnOp::put(Self::KEY, "{}", lease);
             client.txn(Txn::new().when([free]).and_then([put])).await?;
-            Ok::<_, etcd_client::Error>(lease)
+            Ok::<_, Error>(lease)
         })?;
         Ok(())
     }
     fn release(&mut self) -> Result<()> {
-        use etcd_client::{Txn, TxnOp};
-
-        let (client, lease) = (&mut self.client, self.lease);
+        let (client, lease) = (&self.client, self.lease);
         self.runtime.block_on(async {
-            let gone = [TxnOp::get(Self::KEY, None), TxnOp::delete(Self::KEY, None)];
+            let gone = [TxnOp::get(Self::KEY), TxnOp::delete(Self::KEY)];
             client.txn(Txn::new().and_then(gone)).await?;
             client.lease_revoke(lease).await
         })?;

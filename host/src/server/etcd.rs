@@ -14,22 +14,22 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use etcd_client::{
-    Certificate, Client, Compare, CompareOp, ConnectOptions, Error, GetOptions, KeyValue,
-    LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, TlsOptions, Txn, TxnOp,
-    TxnOpResponse, TxnResponse, WatchOptions,
-};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::{Certificate, ClientTlsConfig};
 use verrou::blocking::Host;
 use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError, Ttl,
 };
 
+use super::etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, Error, KeyValue, OperationResponse, Order, Range,
+    Txn, TxnOp, TxnResponse,
+};
 use super::given_back::{GivenBack, Unanswered};
 use super::store::{ABILITIES, About, kept, patience};
 use super::{ServerError, ServerUrl};
@@ -145,19 +145,17 @@ impl EtcdStore {
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let shared = &self.shared;
         let asked = shared.within(shared.timeout, async {
-            let got = shared.asked(|mut client| async move {
-                let everything = GetOptions::new().with_prefix();
-                client.get(&*self.prefix, Some(everything)).await
-            });
+            let got = shared
+                .asked(|client| async move { client.range(Range::prefix(&*self.prefix)).await });
             got.await
         });
         let mut firsts = BTreeMap::<Name, KeyValue>::new();
-        for found in asked.await?.take_kvs() {
-            let Some(name) = self.name_of(found.key()) else {
+        for found in asked.await?.kvs {
+            let Some(name) = self.name_of(&found.key) else {
                 continue;
             };
             let first = firsts.entry(name).or_insert_with(|| found.clone());
-            if found.create_revision() < first.create_revision() {
+            if found.create_revision < first.create_revision {
                 *first = found;
             }
         }
@@ -183,7 +181,7 @@ impl EtcdStore {
     fn give_back(&self, claim: &Claim) {
         let (shared, key) = (Arc::clone(&self.shared), self.key(claim));
         self.given_back.later(claim.owner, shared.timeout, move || {
-            let (shared, delete) = (Arc::clone(&shared), TxnOp::delete(&*key, None));
+            let (shared, delete) = (Arc::clone(&shared), TxnOp::delete(&*key));
             async move {
                 let delete = Txn::new().and_then([delete]);
                 let _ = shared.within(shared.timeout, shared.txn(delete)).await;
@@ -231,19 +229,19 @@ impl EtcdStore {
     async fn try_acquire(&self, claim: &Claim) -> Result<Reply, ServerError> {
         let (range, key) = (self.range(&claim.name), self.key(claim));
         loop {
-            let look = [TxnOp::get(&*range, first()), TxnOp::get(&*key, None)];
+            let look = [first(&range), TxnOp::get(&*key)];
             let mut seen = found(&self.shared.txn(Txn::new().and_then(look)).await?);
             let (own, first) = (seen.pop().flatten(), seen.pop().flatten());
             let free = match (first, &own) {
                 (None, _) => vec![none(&range)],
-                (Some(first), Some(own)) if first.key() == own.key() => {
+                (Some(first), Some(own)) if first.key == own.key => {
                     if let Some(record) = record_of(own) {
                         if self.renewed(claim, own, record).await? {
-                            return Ok(granted(own.create_revision()));
+                            return Ok(granted(own.create_revision));
                         }
                         continue;
                     }
-                    let made = own.create_revision();
+                    let made = own.create_revision;
                     // A place that is still there, and nobody before it.
                     vec![
                         Compare::create_revision(&*key, CompareOp::Equal, made),
@@ -258,14 +256,14 @@ impl EtcdStore {
                 self.attempts().entry(claim.owner).or_default().push(lease);
             }
             let value = as_json(&self.record(claim.ttl));
-            let put = TxnOp::put(&*key, value, Some(PutOptions::new().with_lease(lease)));
+            let put = TxnOp::put(&*key, value, lease);
             let taken = self
                 .shared
                 .txn(Txn::new().when(free).and_then([put]))
                 .await?;
-            if taken.succeeded() {
+            if taken.succeeded {
                 self.attempts().remove(&claim.owner);
-                let made = own.map_or_else(|| revision(&taken), |own| own.create_revision());
+                let made = own.map_or_else(|| revision(&taken), |own| own.create_revision);
                 return Ok(granted(made));
             }
             self.revoke_attempts(claim).await;
@@ -281,7 +279,7 @@ impl EtcdStore {
         record: Record,
     ) -> Result<bool, ServerError> {
         if record.ttl == claim.ttl.duration().map(millis) {
-            return match own.lease() {
+            return match own.lease {
                 0 => Ok(true),
                 lease => self.shared.keep_alive(lease).await,
             };
@@ -291,12 +289,12 @@ impl EtcdStore {
             ttl: claim.ttl.duration().map(millis),
             ..record
         });
-        let unchanged = Compare::mod_revision(own.key(), CompareOp::Equal, own.mod_revision());
-        let put = TxnOp::put(own.key(), value, Some(PutOptions::new().with_lease(lease)));
+        let unchanged = Compare::mod_revision(&*own.key, CompareOp::Equal, own.mod_revision);
+        let put = TxnOp::put(&*own.key, value, lease);
         let moved = Txn::new().when([unchanged]).and_then([put]);
-        let is_moved = self.shared.txn(moved).await?.succeeded();
+        let is_moved = self.shared.txn(moved).await?.succeeded;
         self.shared
-            .revoke(if is_moved { own.lease() } else { lease })
+            .revoke(if is_moved { own.lease } else { lease })
             .await;
         Ok(is_moved)
     }
@@ -304,7 +302,7 @@ impl EtcdStore {
     async fn try_extend(&self, claim: &Claim) -> Result<Reply, ServerError> {
         let key = self.key(claim);
         loop {
-            let look = Txn::new().and_then([TxnOp::get(&*key, None)]);
+            let look = Txn::new().and_then([TxnOp::get(&*key)]);
             let own = found(&self.shared.txn(look).await?).pop().flatten();
             let Some((own, record)) = own.and_then(|own| record_of(&own).map(|it| (own, it)))
             else {
@@ -318,14 +316,14 @@ impl EtcdStore {
 
     async fn try_release(&self, claim: &Claim) -> Result<Reply, ServerError> {
         let key = self.key(claim);
-        let delete = Txn::new().and_then([TxnOp::get(&*key, None), TxnOp::delete(&*key, None)]);
+        let delete = Txn::new().and_then([TxnOp::get(&*key), TxnOp::delete(&*key)]);
         let own = found(&self.shared.txn(delete).await?).swap_remove(0);
         // An attempt that is still on its way finds its lease gone.
         self.revoke_attempts(claim).await;
         let Some(own) = own.filter(|own| record_of(own).is_some()) else {
             return Ok(Reply::REFUSED);
         };
-        self.shared.revoke(own.lease()).await;
+        self.shared.revoke(own.lease).await;
         Ok(Reply::Granted { fence: None })
     }
 
@@ -337,7 +335,7 @@ impl EtcdStore {
     }
 
     async fn first_of(&self, name: &Name) -> Result<Option<KeyValue>, ServerError> {
-        let look = Txn::new().and_then([TxnOp::get(self.range(name), first())]);
+        let look = Txn::new().and_then([first(&self.range(name))]);
         Ok(found(&self.shared.txn(look).await?).pop().flatten())
     }
 
@@ -345,18 +343,18 @@ impl EtcdStore {
         let Some(held) = self.first_of(name).await? else {
             return Ok(Reply::REFUSED);
         };
-        let made = held.create_revision();
+        let made = held.create_revision;
         let is_meant = only.is_none_or(|only| Some(only) == fence(made));
         if !is_meant || record_of(&held).is_none() {
             return Ok(Reply::REFUSED);
         }
-        let unchanged = Compare::create_revision(held.key(), CompareOp::Equal, made);
-        let delete = TxnOp::delete(held.key(), None);
+        let unchanged = Compare::create_revision(&*held.key, CompareOp::Equal, made);
+        let delete = TxnOp::delete(&*held.key);
         let freed = Txn::new().when([unchanged]).and_then([delete]);
-        if !self.shared.txn(freed).await?.succeeded() {
+        if !self.shared.txn(freed).await?.succeeded {
             return Ok(Reply::REFUSED);
         }
-        self.shared.revoke(held.lease()).await;
+        self.shared.revoke(held.lease).await;
         Ok(Reply::Granted { fence: None })
     }
 
@@ -365,14 +363,14 @@ impl EtcdStore {
         let Some(record) = record_of(first) else {
             return Ok(None);
         };
-        let remaining = match (first.lease(), record.ttl) {
+        let remaining = match (first.lease, record.ttl) {
             (0, _) | (_, None) => None,
             (lease, Some(ttl)) => Some(self.remaining(lease, Duration::from_millis(ttl)).await?),
         };
-        let key = first.key_str().unwrap_or_default();
+        let key = str::from_utf8(&first.key).unwrap_or_default();
         Ok(Some(Holder {
             owner: key.rsplit('/').next().and_then(|owner| owner.parse().ok()),
-            fence: fence(first.create_revision()),
+            fence: fence(first.create_revision),
             since: Some(Duration::from_millis(record.since)),
             remaining,
             process: About::process_of(&record.about.to_string()),
@@ -383,11 +381,11 @@ impl EtcdStore {
     async fn remaining(&self, lease: i64, ttl: Duration) -> Result<Duration, ServerError> {
         let left = self
             .shared
-            .asked(|mut client| async move { client.lease_time_to_live(lease, None).await });
+            .asked(|client| async move { client.lease_time_to_live(lease, false).await });
         let left = left.await?;
         let whole = |seconds: i64| Duration::from_secs(seconds.try_into().unwrap_or(0));
-        let longer = whole(left.granted_ttl()).saturating_sub(ttl);
-        let left = whole(left.ttl()).saturating_sub(longer).min(ttl);
+        let longer = whole(left.granted_ttl).saturating_sub(ttl);
+        let left = whole(left.ttl).saturating_sub(longer).min(ttl);
         Ok(left.max(Duration::from_millis(1)))
     }
 
@@ -437,21 +435,22 @@ impl EtcdStore {
         let range = self.range(&claim.name);
         loop {
             let lease = self.shared.presence().await?;
-            let put = TxnOp::put(key, WAITS, Some(PutOptions::new().with_lease(lease)));
+            let put = TxnOp::put(key, WAITS, lease);
             let missing = Compare::create_revision(key, CompareOp::Equal, 0);
             let place = Txn::new()
                 .when([missing])
                 .and_then([put])
-                .or_else([TxnOp::get(key, None)]);
+                .or_else([TxnOp::get(key)]);
             let taken = Txn::new().when([none(&range)]).or_else([TxnOp::txn(place)]);
-            let taken = self.shared.txn(taken).await?;
-            if taken.succeeded() {
+            let mut taken = self.shared.txn(taken).await?;
+            if taken.succeeded {
                 return Ok(None);
             }
-            let Some(TxnOpResponse::Txn(place)) = taken.op_responses().pop() else {
+            let place = taken.responses.pop().and_then(|place| place.response);
+            let Some(OperationResponse::Txn(place)) = place else {
                 return Ok(None);
             };
-            if place.succeeded() {
+            if place.succeeded {
                 return Ok(Some(revision(&taken)));
             }
             let Some(own) = found(&place).pop().flatten() else {
@@ -460,12 +459,12 @@ impl EtcdStore {
             if record_of(&own).is_some() {
                 return Ok(None);
             }
-            if own.lease() == lease {
-                return Ok(Some(own.create_revision()));
+            if own.lease == lease {
+                return Ok(Some(own.create_revision));
             }
             // It was to end with another lease.
-            let unchanged = Compare::mod_revision(key, CompareOp::Equal, own.mod_revision());
-            let put = TxnOp::put(key, WAITS, Some(PutOptions::new().with_lease(lease)));
+            let unchanged = Compare::mod_revision(key, CompareOp::Equal, own.mod_revision);
+            let put = TxnOp::put(key, WAITS, lease);
             self.shared
                 .txn(Txn::new().when([unchanged]).and_then([put]))
                 .await?;
@@ -476,37 +475,32 @@ impl EtcdStore {
     async fn turn(&self, claim: &Claim, key: &str, made: i64) -> Result<bool, ServerError> {
         let (shared, range) = (&self.shared, self.range(&claim.name));
         loop {
-            let before = GetOptions::new()
-                .with_prefix()
-                .with_max_create_revision(made - 1)
-                .with_sort(SortTarget::Create, SortOrder::Descend)
-                .with_limit(1);
-            let look = Txn::new().and_then([
-                TxnOp::get(key, None),
-                TxnOp::get(&*range, Some(before)),
-                TxnOp::get(&*range, first()),
-            ]);
+            let before = Range::prefix(&*range)
+                .created_by(made - 1)
+                .by_creation(Order::Descending)
+                .limit(1);
+            let look = Txn::new().and_then([TxnOp::get(key), TxnOp::range(before), first(&range)]);
             let seen = shared.within(shared.timeout, shared.txn(look)).await?;
             let [own, before, first] = &found(&seen)[..] else {
                 return Ok(false);
             };
-            if own.as_ref().map(KeyValue::create_revision) != Some(made) {
+            if own.as_ref().map(|own| own.create_revision) != Some(made) {
                 return Ok(false);
             }
             let (Some(before), Some(first)) = (before, first) else {
                 return Ok(true);
             };
-            let changed = shared.changed(before.key(), revision(&seen) + 1);
-            if before.key() != first.key() || record_of(before).is_some() {
+            let changed = shared.changed(&before.key, revision(&seen) + 1);
+            if before.key != first.key || record_of(before).is_some() {
                 changed.await?;
                 continue;
             }
             // It is free, and kept for the one before.
-            let passed = before.mod_revision();
+            let passed = before.mod_revision;
             let left = shared.kept_for(claim.owner, passed);
             if timeout(left, changed).await.is_err() {
-                let unchanged = Compare::mod_revision(before.key(), CompareOp::Equal, passed);
-                let delete = TxnOp::delete(before.key(), None);
+                let unchanged = Compare::mod_revision(&*before.key, CompareOp::Equal, passed);
+                let delete = TxnOp::delete(&*before.key);
                 let pass = Txn::new().when([unchanged]).and_then([delete]);
                 shared.within(shared.timeout, shared.txn(pass)).await?;
             }
@@ -555,7 +549,7 @@ impl Shared {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse, ServerError> {
-        self.asked(|mut client| {
+        self.asked(|client| {
             let txn = txn.clone();
             async move { client.txn(txn).await }
         })
@@ -563,27 +557,20 @@ impl Shared {
     }
 
     async fn grant(&self, seconds: i64) -> Result<i64, ServerError> {
-        let granted =
-            self.asked(|mut client| async move { client.lease_grant(seconds, None).await });
-        Ok(granted.await?.id())
+        let granted = self.asked(|client| async move { client.lease_grant(seconds).await });
+        granted.await
     }
 
     /// Whether the lease was there to be kept alive.
     async fn keep_alive(&self, lease: i64) -> Result<bool, ServerError> {
-        let kept = self.asked(|mut client| async move {
-            match client.lease_keep_alive(lease).await {
-                Ok(_) => Ok(true),
-                Err(Error::LeaseKeepAliveError(_)) => Ok(false),
-                Err(err) => Err(err),
-            }
-        });
-        kept.await
+        self.asked(|client| async move { client.lease_keep_alive(lease).await })
+            .await
     }
 
     /// Ends a lease that nobody needs; otherwise it ends by itself.
     async fn revoke(&self, lease: i64) {
         if lease != 0 {
-            let revoked = self.asked(|mut client| async move { client.lease_revoke(lease).await });
+            let revoked = self.asked(|client| async move { client.lease_revoke(lease).await });
             let _ = timeout(self.timeout / 4, revoked).await;
         }
     }
@@ -592,23 +579,19 @@ impl Shared {
     async fn leave(&self, key: impl Into<Vec<u8>>) {
         let key = key.into();
         let waits = Compare::value(key.clone(), CompareOp::Equal, WAITS);
-        let left = Txn::new()
-            .when([waits])
-            .and_then([TxnOp::delete(key, None)]);
+        let left = Txn::new().when([waits]).and_then([TxnOp::delete(key)]);
         // Otherwise it ends with its process.
         let _ = self.within(self.timeout, self.txn(left)).await;
     }
 
     /// Gives up the places that end with `lease`, and that nobody here waits in any more.
     async fn leave_forgotten(&self, lease: i64) -> Result<(), ServerError> {
-        let with_keys = || LeaseTimeToLiveOptions::new().with_keys();
-        let asked = self.asked(|mut client| async move {
-            client.lease_time_to_live(lease, Some(with_keys())).await
-        });
-        for key in asked.await?.keys() {
+        let asked =
+            self.asked(|client| async move { client.lease_time_to_live(lease, true).await });
+        for key in asked.await?.keys {
             let is_kept = |place: &Place| place.key.as_bytes() == key;
             if !self.places().values().any(is_kept) {
-                self.leave(key.clone()).await;
+                self.leave(key).await;
             }
         }
         Ok(())
@@ -616,16 +599,14 @@ impl Shared {
 
     /// Ends when something has happened to `key` since `revision`, or that cannot be told.
     async fn changed(&self, key: &[u8], revision: i64) -> Result<(), ServerError> {
-        let watching = self.asked(|mut client| async move {
-            let since = WatchOptions::new().with_start_revision(revision);
-            client.watch(key, Some(since)).await
-        });
+        let watching =
+            self.asked(|client| async move { client.watch(key.to_vec(), revision).await });
         let mut watch = self.within(self.timeout, watching).await?;
         while let Ok(Some(said)) = watch.message().await {
-            if !said.events().is_empty() {
+            if !said.events.is_empty() {
                 return Ok(());
             }
-            if said.canceled() {
+            if said.canceled {
                 break;
             }
         }
@@ -732,7 +713,7 @@ impl AsyncStore for EtcdStore {
 
         let (shared, key) = (&self.shared, self.key(claim));
         loop {
-            let look = Txn::new().and_then([TxnOp::get(&*key, None)]);
+            let look = Txn::new().and_then([TxnOp::get(&*key)]);
             let seen = shared.within(shared.timeout, shared.txn(look)).await;
             let Ok(seen) = seen else {
                 // Nothing says when the server can be reached again.
@@ -743,11 +724,7 @@ impl AsyncStore for EtcdStore {
             let Some(own) = own.filter(|own| record_of(own).is_some()) else {
                 return;
             };
-            if shared
-                .changed(own.key(), revision(&seen) + 1)
-                .await
-                .is_err()
-            {
+            if shared.changed(&own.key, revision(&seen) + 1).await.is_err() {
                 sleep(PAUSE).await;
             }
         }
@@ -788,13 +765,9 @@ impl fmt::Debug for EtcdStore {
 }
 
 /// The first of a range, in the order in which they were made.
-#[expect(clippy::unnecessary_wraps, reason = "so it is asked for")]
-fn first() -> Option<GetOptions> {
-    let first = GetOptions::new()
-        .with_prefix()
-        .with_sort(SortTarget::Create, SortOrder::Ascend)
-        .with_limit(1);
-    Some(first)
+fn first(range: &str) -> TxnOp {
+    let range = Range::prefix(range).by_creation(Order::Ascending);
+    TxnOp::range(range.limit(1))
 }
 
 /// That there is no key in the range.
@@ -804,23 +777,22 @@ fn none(range: &str) -> Compare {
 
 /// What each `get` of a transaction has found.
 fn found(done: &TxnResponse) -> Vec<Option<KeyValue>> {
-    let answers = done.op_responses().into_iter();
+    let answers = done.responses.iter();
     answers
-        .filter_map(|answer| match answer {
-            TxnOpResponse::Get(mut got) => Some(got.take_kvs().pop()),
+        .filter_map(|answer| match &answer.response {
+            Some(OperationResponse::Range(got)) => Some(got.kvs.last().cloned()),
             _ => None,
         })
         .collect()
 }
 
 fn revision(done: &TxnResponse) -> i64 {
-    done.header()
-        .map_or(0, etcd_client::ResponseHeader::revision)
+    done.header.as_ref().map_or(0, |header| header.revision)
 }
 
 /// What a key says, if it is a holder's.
 fn record_of(found: &KeyValue) -> Option<Record> {
-    serde_json::from_slice(found.value()).ok()
+    serde_json::from_slice(&found.value).ok()
 }
 
 fn as_json(record: &Record) -> String {
@@ -866,50 +838,46 @@ async fn checked_client(
         .into_iter()
         .map(|(host, port)| format!("{scheme}://{host}:{}", port.unwrap_or(2379)))
         .collect();
-    let mut options = ConnectOptions::new()
-        .with_connect_timeout(url.timeout())
-        // Servers take asking more often, or without need, for an attack.
-        .with_keep_alive(Duration::from_secs(10), url.timeout())
-        .with_keep_alive_while_idle(false)
-        // A member that is cut off does not know.
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
-    if let Some(user) = url.user() {
-        let password = url.password().map_err(unread)?.unwrap_or_default();
-        options = options.with_user(user, password);
-    }
-    if url.is_encrypted() {
-        let trusted = match url.authorities().map_err(unread)? {
-            Some(pem) => TlsOptions::new().ca_certificate(Certificate::from_pem(pem)),
-            None => TlsOptions::new().with_enabled_roots(),
-        };
-        options = options.with_tls(trusted);
-    }
+    let user = match url.user() {
+        Some(user) => {
+            let password = url.password().map_err(unread)?.unwrap_or_default();
+            Some((user, password))
+        }
+        None => None,
+    };
+    let tls = if url.is_encrypted() {
+        Some(match url.authorities().map_err(unread)? {
+            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
+            None => ClientTlsConfig::new().with_enabled_roots(),
+        })
+    } else {
+        None
+    };
+    let options = ConnectOptions {
+        timeout: url.timeout(),
+        user,
+        tls,
+    };
     let refused = |err| not_fit(server, prefix, err);
     let count = members.len();
     // Where there is a user, one of them is asked for a token.
-    let connecting = of_any(count, &(), |()| {
-        Client::connect(members.clone(), Some(options.clone()))
-    });
+    let connecting = of_any(count, &(), |()| Client::connect(&members, &options));
     let client = connecting.await.map_err(refused)?;
     let status = of_any(
         count,
         &client,
-        |mut client| async move { client.status().await },
+        |client| async move { client.status().await },
     );
     let status = status.await.map_err(refused)?;
-    if is_too_old(status.version()) {
+    if is_too_old(&status.version) {
         return Err(setup(
-            format!("it is etcd {}", status.version()),
+            format!("it is etcd {}", status.version),
             "use etcd 3.4 or later",
         ));
     }
-    let look = of_any(count, &client, |mut client| async move {
-        let one = GetOptions::new()
-            .with_prefix()
-            .with_keys_only()
-            .with_limit(1);
-        client.get(prefix, Some(one)).await
+    let look = of_any(count, &client, |client| async move {
+        let one = Range::prefix(prefix).keys_only().limit(1);
+        client.range(one).await
     });
     look.await.map_err(refused)?;
     Ok(client)
@@ -967,7 +935,7 @@ fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
         why,
         advice,
     };
-    let Error::GRpcStatus(status) = &err else {
+    let Error::Status(status) = &err else {
         return failed(server, err);
     };
     let said = status.message().to_owned();
@@ -994,7 +962,7 @@ fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
 
 /// Why there was no connection at all, where there was none, without the wrappings.
 fn unreached(err: &Error) -> Option<String> {
-    let Error::GRpcStatus(status) = err else {
+    let Error::Status(status) = err else {
         return None;
     };
     let causes = || iter::successors(status.source(), |err| (*err).source());
@@ -1019,7 +987,7 @@ fn unreached(err: &Error) -> Option<String> {
 /// What a request that failed means.
 fn failed(server: &str, err: Error) -> ServerError {
     let server = server.to_owned();
-    let Error::GRpcStatus(status) = &err else {
+    let Error::Status(status) = &err else {
         return ServerError::Disconnected {
             server,
             source: err.into(),

@@ -7,6 +7,8 @@ mod driven;
 mod error;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "etcd")]
+mod etcd_client;
 #[cfg(feature = "server")]
 mod given_back;
 #[cfg(any(feature = "redis", feature = "postgres"))]

@@ -5,11 +5,11 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use etcd_client::{Client, Compare, CompareOp, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
 use verrou::{Claim, Fence, Name, Store, Ttl};
 
 use crate::cases::{self, Kind, refused};
 use crate::certificate::certificate;
+use crate::etcd_client::{Client, Compare, CompareOp, ConnectOptions, Order, Range, Txn, TxnOp};
 use crate::fixture::Place;
 use crate::running::Running;
 
@@ -84,23 +84,31 @@ fn many_clients_count() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let add = |port: u16, fence: Fence| {
         runtime.block_on(async {
-            let connecting = Client::connect([format!("127.0.0.1:{port}")], None);
-            let mut client = connecting.await.expect("the server is there");
-            let got = client.get("number", None).await.expect("an answer");
-            let before = got.kvs().first().map_or("0", |it| it.value_str().unwrap());
-            let number = before.parse::<u32>().expect("a number") + 1;
-            let first = GetOptions::new()
-                .with_prefix()
-                .with_sort(SortTarget::Create, SortOrder::Ascend)
-                .with_limit(1);
-            let lock = client.get("count/lock/", Some(first)).await.unwrap();
-            let lock = lock.kvs()[0].key();
+            let options = ConnectOptions {
+                timeout: Duration::from_secs(10),
+                user: None,
+                tls: None,
+            };
+            let members = [format!("http://127.0.0.1:{port}")];
+            let connecting = Client::connect(&members, &options);
+            let client = connecting.await.expect("the server is there");
+            let got = client.range(Range::prefix("number")).await;
+            let got = got.expect("an answer").kvs.pop();
+            let before = got.map_or(0, |it| {
+                str::from_utf8(&it.value)
+                    .unwrap()
+                    .parse()
+                    .expect("a number")
+            });
+            let number: u32 = before + 1;
+            let first = Range::prefix("count/lock/").by_creation(Order::Ascending);
+            let lock = client.range(first.limit(1)).await.unwrap().kvs.remove(0);
             let made = i64::try_from(fence.get()).expect("a revision");
             let write = Txn::new()
-                .when([Compare::create_revision(lock, CompareOp::Equal, made)])
-                .and_then([TxnOp::put("number", number.to_string(), None)]);
+                .when([Compare::create_revision(lock.key, CompareOp::Equal, made)])
+                .and_then([TxnOp::put("number", number.to_string(), 0)]);
             let written = client.txn(write).await.expect("an answer");
-            assert!(written.succeeded(), "the lock is held under {fence}");
+            assert!(written.succeeded, "the lock is held under {fence}");
         });
     };
     let server = cases::many_clients_count(&Etcd, CLIENTS, |_| {}, add);

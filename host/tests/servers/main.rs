@@ -9,6 +9,10 @@ mod running;
 
 #[cfg(feature = "etcd")]
 mod etcd;
+#[cfg(feature = "etcd")]
+#[path = "../../src/server/etcd_client.rs"]
+#[expect(dead_code, reason = "it has what the store needs")]
+mod etcd_client;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]
