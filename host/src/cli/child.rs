@@ -193,6 +193,8 @@ impl Job {
         if self.ended.is_some() {
             return Event::Nothing;
         }
+        #[cfg(target_os = "linux")]
+        self.reap_orphans();
         let any = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
         let Some(status) = self.wait_for(any) else {
             return Event::Nothing;
@@ -223,6 +225,23 @@ impl Job {
                 }
                 Event::Ended
             }
+        }
+    }
+
+    /// Reaps what other processes left to this one if it is the first of its PID namespace.
+    #[cfg(target_os = "linux")]
+    fn reap_orphans(&self) {
+        use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+        if !getpid().is_init() {
+            return;
+        }
+        let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+        while let Ok(status) = waitid(Id::All, ended | WaitPidFlag::WNOWAIT)
+            && let Some(orphan) = status.pid()
+            && orphan.as_raw() != self.leader.as_raw_pid()
+        {
+            let _ = waitid(Id::Pid(orphan), ended);
         }
     }
 

@@ -45,6 +45,8 @@ pub(crate) fn main() -> ExitCode {
         Err(err) => return refuse(&without_password(err)),
     };
     #[cfg(unix)]
+    signals::end_by_signals();
+    #[cfg(unix)]
     signals::report_file_size_limit();
     let place = &arguments.place;
     let done = match &arguments.command {

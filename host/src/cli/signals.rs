@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, kill_current_process_group};
+use rustix::process::{Signal, WaitOptions, getpid, kill_current_process_group, wait};
+use signal_hook::flag::register_conditional_shutdown;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -46,11 +47,34 @@ pub(crate) fn report_file_size_limit() {
     }
 }
 
+/// Whether a signal that ends programs ends this one, the first process of its PID namespace.
+static ENDS_FIRST_PROCESS: AtomicBool = AtomicBool::new(true);
+
+/// Lets signals end this process until a command runs to which they are handed on. They may have been
+/// blocked by its parent; and for the first process of a PID namespace, such as a container's, they do
+/// nothing by default, and orphans are not reaped.
+pub(crate) fn end_by_signals() {
+    // Without it they do what they would do in any other program.
+    let _ = unblock();
+    if !getpid().is_init() {
+        return;
+    }
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        if !disposition::is_ignored(signal) {
+            let signal = signal.as_raw();
+            // What is not registered cannot end it.
+            let _ = register_conditional_shutdown(signal, 128 + signal, &ENDS_FIRST_PROCESS);
+        }
+    }
+    disposition::ignore(Signal::CHILD);
+    // Those that ended before that.
+    while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
+}
+
 impl Signals {
     /// Listens for the end of children, and for what stops jobs: we alone are not to be stopped.
     /// All other signals do what they do by default, or nothing if they are ignored.
     pub(crate) fn new() -> io::Result<Self> {
-        unblock()?;
         let (read, write) = UnixStream::pair()?;
         let stops = STOPS
             .into_iter()
@@ -71,7 +95,9 @@ impl Signals {
                 handle.add_signal(signal.as_raw())?;
             }
         }
-        handle.add_signal(Signal::CONT.as_raw())
+        handle.add_signal(Signal::CONT.as_raw())?;
+        ENDS_FIRST_PROCESS.store(false, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Waits for a signal, or until `news` is readable, but at most this long, also while the
@@ -176,6 +202,14 @@ mod disposition {
         action(signal, None).is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
     }
 
+    /// Ignores `signal`. Children whose end is not asked for leave nothing to be reaped.
+    pub(super) fn ignore(signal: Signal) {
+        // SAFETY: all-zero is a valid `sigaction`: the default action, no flags, no mask.
+        let mut ignore: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
+        ignore.sa_sigaction = libc::SIG_IGN;
+        action(signal, Some(&ignore));
+    }
+
     /// A signal that does what it does by default, until this is dropped.
     pub(super) struct Default {
         signal: Signal,
@@ -205,8 +239,8 @@ mod disposition {
     fn action(signal: Signal, next: Option<&libc::sigaction>) -> Option<libc::sigaction> {
         let mut before = MaybeUninit::uninit();
         let next = next.map_or(ptr::null(), ptr::from_ref);
-        // SAFETY: both pointers are null or valid; the action set is the default one, or one
-        // that was set before. When the call succeeds, `before` is written.
+        // SAFETY: both pointers are null or valid; the action set runs nothing, or is one that
+        // was set before. When the call succeeds, `before` is written.
         unsafe {
             (libc::sigaction(signal.as_raw(), next, before.as_mut_ptr()) == 0)
                 .then(|| before.assume_init())

@@ -1,0 +1,170 @@
+//! `verrou run` as the first process of a PID namespace, as in a container, where signals do nothing
+//! by default and orphans are to be reaped; and signals that end it while it waits.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::process::Command;
+
+use common::{KINDS, Place, Started, code, ends_with, eventually, stderr};
+use rustix::process::{Pid, Signal, kill_process};
+
+const STAY: &str = "echo $$ > pid; exec sleep 1000";
+
+const FIRST: [&str; 6] = [
+    "--user",
+    "--map-root-user",
+    "--pid",
+    "--fork",
+    "--mount-proc",
+    "--kill-child",
+];
+
+/// Returns `command` as the first process of a PID namespace; nothing where that is not allowed.
+fn first(place: &Place, command: &Command) -> Option<Command> {
+    let may = Command::new("unshare").args(FIRST).arg("true").output();
+    if !may.is_ok_and(|output| output.status.success()) {
+        eprintln!("no user namespaces here: what happens in a container is not shown");
+        return None;
+    }
+    let mut unshare = Command::new("unshare");
+    unshare.args(FIRST);
+    unshare.arg(command.get_program()).args(command.get_args());
+    unshare.current_dir(place.path(""));
+    unshare.env("VERROU_STORE", place.store());
+    Some(unshare)
+}
+
+/// A field behind the name in brackets: `proc_pid_stat(5)`.
+fn field(process: Pid, number: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    fields.nth(number).map(str::to_owned)
+}
+
+/// The processes whose parent is `parent`, zombies too.
+fn children(parent: Pid) -> Vec<Pid> {
+    let number = parent.to_string();
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
+        .filter(|process| field(*process, 1).as_deref() == Some(&number))
+        .collect()
+}
+
+/// Waits until the process that `unshare` started is `verrou`, and has a handler for `signal`.
+fn handling(unshare: &Started, signal: Signal) -> Pid {
+    let mut found = None;
+    eventually("it handles a signal", || {
+        found = children(unshare.pid()).pop();
+        let status = found.and_then(|one| fs::read_to_string(format!("/proc/{one}/status")).ok());
+        let status = status.unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.map(|mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+        status.starts_with("Name:\tverrou\n")
+            && caught.is_some_and(|mask| mask & 1 << (signal.as_raw() - 1) != 0)
+    });
+    found.unwrap()
+}
+
+/// Waits until a process sleeps in the queue of a lock.
+fn waits(process: Pid) {
+    eventually("it waits", || {
+        let place = fs::read_to_string(format!("/proc/{process}/wchan"));
+        place.is_ok_and(|place| place.contains("poll"))
+    });
+}
+
+#[test]
+fn waiting_first_process_is_ended_by_signals() {
+    for kind in KINDS {
+        for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+            let place = Place::new(kind);
+            let (holder, sleep) = place.start(&[], STAY);
+            let Some(mut waiter) = first(&place, &place.run(&[], "touch ran")) else {
+                return;
+            };
+            let waiter = Started::new(&mut waiter);
+            let process = handling(&waiter, signal);
+            waits(process);
+            let next = Started::new(&mut place.run(&["--wait", "50s"], "test ! -e ran"));
+            waits(next.pid());
+            kill_process(process, signal).unwrap();
+            let output = waiter.end();
+            assert_eq!(code(&output), 128 + signal.as_raw(), "{}", stderr(&output));
+            kill_process(sleep, Signal::TERM).unwrap();
+            holder.end();
+            let output = next.end();
+            assert_eq!(code(&output), 0, "{}", stderr(&output));
+            assert!(!place.path("ran").exists());
+        }
+    }
+}
+
+#[test]
+fn first_process_hands_signals_on_to_its_command() {
+    let place = Place::new("lease");
+    let script = "trap 'exit 9' TERM; echo > pid; while :; do sleep 0.05; done";
+    let Some(mut unshare) = first(&place, &place.run(&[], script)) else {
+        return;
+    };
+    let unshare = Started::new(&mut unshare);
+    eventually("the command runs", || place.path("pid").exists());
+    // The last of those that it asks for.
+    let process = handling(&unshare, Signal::CONT);
+    kill_process(process, Signal::TERM).unwrap();
+    let output = unshare.end();
+    assert_eq!(code(&output), 9, "{}", stderr(&output));
+}
+
+#[test]
+fn first_process_reaps_orphans_and_ends_as_its_command() {
+    let place = Place::new("lease");
+    let script = "for i in 1 2 3; do sh -c 'sleep 0.05 & echo $! > orphan'
+            while test -e /proc/$(cat orphan); do sleep 0.02; done; done; exit 7";
+    let Some(mut unshare) = first(&place, &place.run(&[], script)) else {
+        return;
+    };
+    ends_with(&mut unshare, 7);
+}
+
+#[test]
+fn waiting_first_process_reaps_orphans() {
+    let place = Place::new("lease");
+    let (_holder, _) = place.start(&[], STAY);
+    let run = place.run(&[], "true");
+    let mut shell = Command::new("sh");
+    // One ends before it is the first process's, one after.
+    let script = "sh -c 'exit' & sleep 0.5 & sleep 0.1; exec \"$@\"";
+    shell.args(["-c", script, "sh"]);
+    shell.arg(run.get_program()).args(run.get_args());
+    let Some(mut unshare) = first(&place, &shell) else {
+        return;
+    };
+    let unshare = Started::new(&mut unshare);
+    let process = handling(&unshare, Signal::TERM);
+    waits(process);
+    eventually("it has no children", || children(process).is_empty());
+}
+
+/// Runs its arguments with a signal blocked.
+const BLOCKED: &str = "import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.execv(sys.argv[1], sys.argv[1:])";
+
+#[test]
+fn waiting_process_is_ended_by_a_signal_that_was_blocked_before_it() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let place = Place::new("lease");
+    let (_holder, _) = place.start(&[], STAY);
+    let run = place.run(&[], "true");
+    let mut python = Command::new("python3");
+    python.args(["-c", BLOCKED]).arg(run.get_program());
+    python.args(run.get_args()).current_dir(place.path(""));
+    let waiter = Started::new(python.env("VERROU_STORE", place.store()));
+    waits(waiter.pid());
+    waiter.signal(Signal::TERM);
+    assert_eq!(waiter.end().status.signal(), Some(Signal::TERM.as_raw()));
+}
