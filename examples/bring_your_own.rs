@@ -118,6 +118,7 @@ impl<C: Clock> Store for VecStore<C> {
             since: None,
             remaining: record.until.map(|until| until.saturating_since(now)),
             process: None,
+            detached: false,
         }))
     }
 

@@ -106,6 +106,7 @@ impl Store for MapStore {
                 since: None,
                 remaining: until.map(|until| until.saturating_duration_since(Instant::now())),
                 process: None,
+                detached: false,
             })
         }))
     }

@@ -270,6 +270,7 @@ impl Store for Imported {
             since: None,
             remaining: duration(holder.remaining),
             process: None,
+            detached: false,
         }))
     }
 

@@ -197,6 +197,7 @@ impl<C: Clock> MemoryStore<C> {
                 since: None,
                 remaining: record.until.map(|until| until.saturating_since(now)),
                 process: None,
+                detached: false,
             })
         })
     }

@@ -264,6 +264,9 @@ pub struct Holder {
     pub remaining: Option<Duration>,
     /// The process that asked for it, from a store that knows.
     pub process: Option<Process>,
+    /// Whether the lease was [detached](Store::detach), so that `process` may have ended long ago; from
+    /// a store that binds leases to processes.
+    pub detached: bool,
 }
 
 /// A process, as people recognise it.

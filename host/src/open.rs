@@ -706,6 +706,18 @@ impl AnyStore {
         }
     }
 
+    /// Lets `label` say of this process what it holds locks for, in the grants from now on; `None` ends
+    /// that. A store on a server says what it was opened with.
+    pub fn set_label(&self, label: Option<&str>) {
+        match self {
+            Self::Files(FileStore::Lease(store)) => store.set_label(label),
+            Self::Files(FileStore::Lock(store)) => store.set_label(label),
+            Self::Bare(_) => {}
+            #[cfg(feature = "server")]
+            Self::Server(_) => {}
+        }
+    }
+
     /// [`FileStore::lifeline`]; nothing that a process has keeps a lock on a server.
     ///
     /// # Errors

@@ -224,6 +224,7 @@ impl AsyncStore for Store {
                     since: None,
                     remaining: None,
                     process: None,
+                    detached: false,
                 }))
             }
         }

@@ -148,6 +148,19 @@ test('the command sees and acts on the same leases', options, async (t) => {
   assert.equal(await verrou('run', 'x', '--no-wait', '--', 'echo', 'free'), 'free')
 })
 
+test('a label says what a lock is held for', options, async (t) => {
+  const { open, verrou } = await place(t)
+  const label = async () => JSON.parse(await verrou('show', 'x', '--json')).process.command
+  const owner = newOwner()
+  for (const [options, said] of [[{ label: '--nightly report' }, '--nightly report'], [{}, 'verrou serve']]) {
+    const store = open(options)
+    await store.save('x', owner, HOUR)
+    assert.equal(await label(), said)
+    await store.delete('x', owner)
+  }
+  assert.throws(() => open({ label: 7 }), TypeError)
+})
+
 test('a lease ends when its time has passed', options, async (t) => {
   const { open } = await place(t)
   const [one, two] = [open(), open()]

@@ -129,7 +129,7 @@ pub(crate) enum Command {
     /// command, write a request on its standard input, and read its answer, until they end the
     /// input. Leases taken as ephemeral end with this command, however it ends.
     #[command(after_help = SERVE_HELP)]
-    Serve,
+    Serve(Serve),
 }
 
 /// What the resource does with a fence.
@@ -278,6 +278,9 @@ pub(crate) struct Taking {
     /// them to end
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     zombie: Zombie,
+    /// What the lock is held for, as `show` and `list` say it, instead of the command's words
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
     /// Ends with N instead of 75 when the lock was not acquired in time
     #[arg(short = 'E', long, allow_hyphen_values = true, value_name = "N")]
     pub(crate) conflict_exit_code: Option<u8>,
@@ -297,6 +300,11 @@ impl Taking {
             Some(wait) => retry.timeout(wait),
             None => retry,
         })
+    }
+
+    /// What to say of the holder: the label, or else `command`.
+    pub(crate) fn described(&self, command: String) -> String {
+        self.label.clone().unwrap_or(command)
     }
 
     pub(crate) fn zombies(&self) -> Zombies {
@@ -377,6 +385,14 @@ pub(crate) struct ForceRelease {
 pub(crate) struct Show {
     #[command(flatten)]
     pub(crate) target: Target,
+}
+
+/// `verrou serve`.
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    /// What the program holds locks for, as `show` and `list` say it, unless a request says more
+    #[arg(long, default_value = "verrou serve", value_name = "TEXT")]
+    pub(crate) label: String,
 }
 
 /// `verrou fence check`.

@@ -116,12 +116,14 @@ fn table(held: &[(Name, Holder)]) -> String {
             or_dash(holder.fence.map(|fence| fence.to_string())),
             or_dash(report::age(holder).map(report::length)),
             or_dash(holder.remaining.map(report::length)),
-            or_dash(
-                holder
-                    .process
-                    .as_ref()
-                    .map(|it| report::one_line(&it.to_string())),
-            ),
+            or_dash(holder.process.as_ref().map(|process| {
+                let detached = if holder.detached {
+                    "detached, acquired by "
+                } else {
+                    ""
+                };
+                report::one_line(&format!("{detached}{process}"))
+            })),
         ]
     });
     let rows: Vec<_> = std::iter::once(titles).chain(rows).collect();

@@ -59,7 +59,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Fence(FenceCommand::Check(wish)) => fence::check(place, wish),
         Command::List => holders::list(place).map(|()| 0),
         Command::Store => holders::store(place).map(|()| 0),
-        Command::Serve => serve::serve(place).map(|()| 0),
+        Command::Serve(wish) => serve::serve(place, wish).map(|()| 0),
     };
     let code = done.unwrap_or_else(|failure: Failure| {
         failure.report(place.json);

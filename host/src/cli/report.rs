@@ -231,11 +231,20 @@ pub(crate) fn unwritten(why: &io::Error) -> Failure {
 /// Who holds a lock, in a few words: `held by process 12 on web1 (sleep 9) for 3s, fence 7, …`.
 pub(crate) fn holder(holder: &Holder) -> String {
     let mut text = match &holder.process {
+        Some(process) if holder.detached => {
+            format!("held by a detached lease, acquired by {process}")
+        }
         Some(process) => format!("held by {process}"),
         None => "held by an unknown process".to_owned(),
     };
-    if let Some(age) = age(holder) {
-        let _ = write!(text, " for {}", length(age));
+    match age(holder) {
+        Some(age) if holder.detached => {
+            let _ = write!(text, " {} ago", length(age));
+        }
+        Some(age) => {
+            let _ = write!(text, " for {}", length(age));
+        }
+        None => {}
     }
     if let Some(fence) = holder.fence {
         let _ = write!(text, ", fence {fence}");
@@ -267,6 +276,7 @@ pub(crate) fn holder_json(name: &Name, holder: Option<&Holder>) -> Value {
         "since": holder.since.map(millis),
         "remaining": holder.remaining.map(millis),
         "process": process,
+        "detached": holder.detached,
     })
 }
 

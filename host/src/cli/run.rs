@@ -46,7 +46,7 @@ impl Default for Ending {
 pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     let words = wish.command.iter().map(|word| word.to_string_lossy());
     let options = verrou_host::StoreOptions {
-        command: Some(words.collect::<Vec<_>>().join(" ")),
+        command: Some(wish.taking.described(words.collect::<Vec<_>>().join(" "))),
         zombies: wish.taking.zombies(),
         handed_on: true,
         ..store::options(place)

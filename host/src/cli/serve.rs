@@ -10,7 +10,7 @@ use verrou::{
 };
 use verrou_host::{AnyStore, StoreOptions};
 
-use super::arguments::Place;
+use super::arguments::{Place, Serve};
 use super::exit::Exit;
 use super::report::{self, Failure};
 use super::store;
@@ -22,11 +22,11 @@ const LONGEST: u64 = 64 * 1024;
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Answers the requests on the standard input, until it ends.
-pub(crate) fn serve(place: &Place) -> Result<(), Failure> {
+pub(crate) fn serve(place: &Place, wish: &Serve) -> Result<(), Failure> {
     // Each lease keeps a file open, and this process starts no other that would inherit the limit.
     raise_descriptor_limit();
     let options = StoreOptions {
-        command: Some("verrou serve".to_owned()),
+        command: Some(wish.label.clone()),
         ..store::options(place)
     };
     let (opened, _) = store::open_with(place, &options)?;
@@ -107,6 +107,9 @@ struct Claimed {
     #[serde(deserialize_with = "Option::deserialize")]
     ttl: Option<u64>,
     ephemeral: bool,
+    /// For people, of an acquisition.
+    #[serde(default)]
+    label: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -291,7 +294,10 @@ fn answer(store: &AnyStore, request: Request) -> Answer {
 /// Takes one step; an error is an answer, too.
 fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
     Ok(match request {
-        Request::Acquire(claimed) => store.acquire(&claimed.try_into()?)?.into(),
+        Request::Acquire(claimed) => {
+            store.set_label(claimed.label.as_deref());
+            store.acquire(&claimed.try_into()?)?.into()
+        }
         Request::Extend(claimed) => store.extend(&claimed.try_into()?)?.into(),
         Request::Renew(Renewal {
             name,
@@ -305,6 +311,7 @@ fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
                 owner,
                 ttl,
                 ephemeral,
+                label: None,
             };
             let fence = granted_fence("fencing_token", fencing_token)?;
             store.renew(&claimed.try_into()?, fence)?.into()

@@ -125,7 +125,7 @@ pub(crate) fn open_to_take(
     command: String,
 ) -> Result<AnyStore, Failure> {
     let options = StoreOptions {
-        command: Some(command),
+        command: Some(taking.described(command)),
         zombies: taking.zombies(),
         ..options(place)
     };

@@ -374,6 +374,7 @@ impl EtcdStore {
             since: Some(Duration::from_millis(record.since)),
             remaining,
             process: About::process_of(&record.about.to_string()),
+            detached: false,
         }))
     }
 

@@ -852,6 +852,7 @@ fn holder(row: &Row) -> Option<Holder> {
             .try_get::<_, Option<&str>>("about")
             .ok()?
             .and_then(About::process_of),
+        detached: false,
     })
 }
 

@@ -416,6 +416,7 @@ impl AsyncStore for RedisStore {
             since: number(since).map(Duration::from_millis),
             remaining,
             process: about.as_deref().and_then(About::process_of),
+            detached: false,
         }))
     }
 

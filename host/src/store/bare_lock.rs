@@ -195,6 +195,7 @@ impl Store for BareLockStore {
             since: None,
             remaining: None,
             process: process.map(|id| Machine::this().other_process(id)),
+            detached: false,
         }))
     }
 

@@ -24,6 +24,7 @@ use super::trusted_file;
 use super::{Listed, StoreOptions};
 use crate::System;
 use crate::process::{self, PerProcess};
+use crate::sync::Mutex;
 
 /// A folder of lock files of one kind.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub(crate) struct Directory {
     /// What this process is said to run.
     command: Option<String>,
     process: PerProcess<Arc<Process>>,
+    /// This process with the label of its next grants, if they have one of their own.
+    labelled: PerProcess<Mutex<Option<Arc<Process>>>>,
 }
 
 /// What a file says.
@@ -81,6 +84,7 @@ impl Directory {
             files: OpenFiles::new(),
             command: options.command.clone(),
             process: PerProcess::new(),
+            labelled: PerProcess::new(),
         })
     }
 
@@ -233,8 +237,20 @@ impl Directory {
         })
     }
 
+    /// Lets the records of grants from now on say `label` of this process, or what the store was opened
+    /// with.
+    pub(crate) fn set_label(&self, label: Option<&str>) {
+        let this = label.map(|label| Arc::new(Machine::this().process(process::id(), Some(label))));
+        *self.labelled.lock() = this;
+    }
+
     /// This process, for a record.
     pub(crate) fn process(&self) -> Arc<Process> {
+        if self.labelled.get().is_some()
+            && let Some(process) = &*self.labelled.lock()
+        {
+            return Arc::clone(process);
+        }
         let process = self.process.get_or_init(|| {
             let id = process::id();
             Arc::new(Machine::this().process(id, self.command.as_deref()))

@@ -198,6 +198,12 @@ impl FileLockStore {
         }
     }
 
+    /// Lets `label` say of this process what it holds locks for, in the grants from now on, in place of
+    /// what `StoreOptions::command` says; `None` ends that.
+    pub fn set_label(&self, label: Option<&str>) {
+        self.directory.set_label(label);
+    }
+
     /// The names that are held now, and by whom; an error for each file of which that cannot be
     /// told.
     ///
@@ -520,6 +526,7 @@ impl FileLockStore {
                 since: None,
                 remaining: None,
                 process: process.map(|id| Machine::this().other_process(id)),
+                detached: false,
             },
         }))
     }

@@ -164,6 +164,12 @@ impl LeaseFileStore {
         }
     }
 
+    /// Lets `label` say of this process what it holds locks for, in the grants from now on, in place of
+    /// what `StoreOptions::command` says; `None` ends that.
+    pub fn set_label(&self, label: Option<&str>) {
+        self.directory.set_label(label);
+    }
+
     /// The names that are held now, and by whom; an error for each file of which that cannot be
     /// told.
     ///
@@ -982,5 +988,6 @@ pub(super) fn holder(record: &Record, remaining: Option<Duration>) -> Holder {
         since: Some(record.since_wall),
         remaining,
         process: Some(Process::clone(&record.process)),
+        detached: liveness::AVAILABLE && !record.ephemeral,
     }
 }

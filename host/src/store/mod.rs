@@ -55,7 +55,8 @@ pub struct StoreOptions {
     pub group: Option<String>,
     /// Trusts whatever file system the folder is on.
     pub any_file_system: bool,
-    /// What people are told that a holder runs; by default how this process was started.
+    /// A label for people: what a holder runs, or holds the lock for; by default how this process was
+    /// started.
     pub command: Option<String>,
     /// What to do with a lease that has ended by time while processes of its holder live.
     pub zombies: Zombies,

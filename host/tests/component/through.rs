@@ -86,6 +86,7 @@ macro_rules! calls {
                     since: None,
                     remaining: holder.remaining.map(Duration::from_nanos),
                     process: None,
+                    detached: false,
                 }))
             }
             fn serialize(&mut self, lock: LockHandle) -> Said<String> {

@@ -194,6 +194,7 @@ impl Store for Client {
             since: None,
             remaining: number(&holder["remaining"]).map(Duration::from_nanos),
             process: None,
+            detached: false,
         }))
     }
 

@@ -62,8 +62,12 @@ export class CommandStore {
   #closed = false
 
   /** The store that `args` and the variables of `env` tell the command of. */
-  constructor(args, env, { command, idle = IDLE }) {
+  constructor(args, env, { command, idle = IDLE, label }) {
     if (!(idle >= 0)) throw new TypeError('`idle` is a number of milliseconds')
+    if (label !== undefined) {
+      if (typeof label !== 'string') throw new TypeError('`label` is text')
+      args = [...args, `--label=${label}`]
+    }
     this.#start = () => {
       if (this.#closed) throw new CommandStoreError('this store is closed')
       return new Served(command ?? (process.env.VERROU_COMMAND || 'verrou'), args, env, idle)

@@ -12,6 +12,8 @@ export interface FileStoreOptions {
   group?: string
   /** Uses the folder whatever file system it is on. Locks on a network's do not exclude everybody. */
   anyFileSystem?: boolean
+  /** What this program holds locks for, as `verrou show` and `verrou list` say it. */
+  label?: string
   /**
    * After how many milliseconds without use a child process is ended. One that keeps a lease alive
    * is in use.

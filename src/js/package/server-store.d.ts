@@ -3,7 +3,7 @@ import type { CommandStoreError, FileStore, FileStoreOptions } from './file-stor
 export { CommandStoreError } from './file-store.js'
 
 /** What a {@link serverStore} can be told. */
-export type ServerStoreOptions = Pick<FileStoreOptions, 'command' | 'idle'>
+export type ServerStoreOptions = Pick<FileStoreOptions, 'command' | 'idle' | 'label'>
 
 /**
  * Leases on a server, for the processes of many machines. They end by their ttl, and not with this

@@ -279,6 +279,7 @@ impl Store for Liar {
                 since: None,
                 remaining: None,
                 process: None,
+                detached: false,
             })),
             Lie::InspectsNonsense => Ok(Some(Holder {
                 owner: None,
@@ -290,6 +291,7 @@ impl Store for Liar {
                     host: "\0".repeat(1 << 16),
                     command: "\u{1b}[31m".repeat(1 << 16),
                 }),
+                detached: true,
             })),
             _ => Store::inspect(&self.truth, name),
         }

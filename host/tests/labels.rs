@@ -1,0 +1,139 @@
+//! What is said of a holder: what it holds the lock for, and whether its process need still live.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+use common::{KINDS, Place, ends_with, stderr, stdout};
+use serde_json::{Value, json};
+use verrou::{Claim, Name, Owner, Store, Ttl};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl};
+
+fn shown(place: &Place, name: &str) -> Value {
+    let output = ends_with(&mut place.verrou(["show", "--json", name]), 0);
+    serde_json::from_str(stdout(&output)).unwrap()
+}
+
+#[test]
+fn detached_lease_is_described_as_such() {
+    let place = Place::new("lease");
+    ends_with(&mut place.verrou(["acquire", "k", "--ttl", "1h"]), 0);
+    let json = shown(&place, "k");
+    assert_eq!(json["detached"], true);
+    let taker = json["process"]["id"].as_u64().unwrap();
+    let show = ends_with(&mut place.verrou(["show", "k"]), 0);
+    let refused = ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+    for text in [stdout(&show), stderr(&refused)] {
+        let taker = format!("held by a detached lease, acquired by process {taker} on ");
+        assert!(text.contains(&taker), "{text}");
+        assert!(
+            text.contains("(verrou acquire k)") && text.contains(" ago, fence 1"),
+            "{text}"
+        );
+        assert!(text.contains("its lease lasts 59m"), "{text}");
+    }
+    let list = ends_with(&mut place.verrou(["list"]), 0);
+    assert!(
+        stdout(&list).contains("detached, acquired by process"),
+        "{list:?}"
+    );
+
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (_holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
+        assert_eq!(shown(&place, "k")["detached"], false);
+        let list = ends_with(&mut place.verrou(["list"]), 0);
+        assert!(!stdout(&list).contains("detached"), "{list:?}");
+    }
+}
+
+#[test]
+fn label_says_what_a_lock_is_held_for() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let options = ["--label", "nightly\nreport", "--ttl", "1h"];
+        let (_holder, _) = place.start(&options, "echo $$ > pid; exec sleep 1000");
+        for words in [&["show", "k"][..], &["list"]] {
+            let output = ends_with(&mut place.verrou(words), 0);
+            assert!(stdout(&output).contains("(nightly\\nreport)"), "{output:?}");
+            assert!(!stdout(&output).contains("sleep"), "{output:?}");
+        }
+        assert_eq!(shown(&place, "k")["process"]["command"], "nightly\nreport");
+    }
+    let place = Place::new("lease");
+    ends_with(
+        &mut place.verrou(["acquire", "k", "--label", "deploy 7"]),
+        0,
+    );
+    assert_eq!(shown(&place, "k")["process"]["command"], "deploy 7");
+}
+
+#[test]
+fn requests_can_have_labels() {
+    let place = Place::new("lease");
+    let mut serve = place.verrou(["serve", "--label", "web shop"]);
+    let serve = serve.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = serve.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("protocol"));
+    let claim = |name: &str| {
+        let owner = "00112233445566778899aabbccddeeff";
+        json!({ "name": name, "owner": owner, "ttl": 60_000_000_000_u64, "ephemeral": true })
+    };
+    let mut ask = |request: Value| {
+        writeln!(input, "{request}").unwrap();
+        serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap()
+    };
+    for (name, label, said) in [
+        ("a", Some(json!("invoice 12")), "invoice 12"),
+        ("b", None, "web shop"),
+        ("c", Some(Value::Null), "web shop"),
+        ("d", Some(json!("invoice 13")), "invoice 13"),
+    ] {
+        let mut claim = claim(name);
+        if let Some(label) = label {
+            claim["label"] = label;
+        }
+        let answer = ask(json!({ "acquire": claim }));
+        assert!(answer["granted"].is_u64(), "{answer}");
+        let shown = shown(&place, name);
+        assert_eq!(shown["process"]["command"], said);
+        assert_eq!(shown["process"]["id"], child.id());
+        assert_eq!(shown["detached"], false);
+    }
+    assert_eq!(shown(&place, "a")["process"]["command"], "invoice 12");
+    ask(json!({ "detach": claim("a") }));
+    assert_eq!(shown(&place, "a")["detached"], true);
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn programs_can_label_their_grants() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let url: StoreUrl = place.store().parse().unwrap();
+        let options = StoreOptions {
+            command: Some("the program".to_owned()),
+            ..StoreOptions::default()
+        };
+        let store = AnyStore::open(&url, &options).unwrap();
+        for (name, label, said) in [
+            ("a", Some("invoice 12"), "invoice 12"),
+            ("b", None, "the program"),
+        ] {
+            store.set_label(label);
+            let claim = Claim {
+                name: Name::new(name).unwrap(),
+                owner: Owner::from_bytes([7; 16]),
+                ttl: Ttl::DEFAULT,
+                ephemeral: true,
+            };
+            assert!(store.acquire(&claim).unwrap().is_granted());
+            assert_eq!(shown(&place, name)["process"]["command"], said);
+        }
+    }
+}
