@@ -988,6 +988,32 @@ fn a_replaced_lock_file_makes_no_second_holder() {
 }
 
 /// Four threads count under the lock, while somebody removes the lock's file whenever it is free.
+/// What a process has open by then is the file that was moved.
+#[test]
+fn a_handed_over_lease_is_released_also_after_its_file_or_folder_was_moved() {
+    let place = folder();
+    let (path, moved) = (place.path().join("store"), place.path().join("moved"));
+    let long_lived = leases(&path);
+    let use_it = || {
+        granted(long_lived.acquire(&claim(1)));
+        granted(long_lived.release(&claim(1)));
+    };
+    let hand_over = |owner| {
+        let other = leases(&path);
+        granted(other.acquire(&claim(owner)));
+        granted(other.detach(&claim(owner)));
+    };
+    use_it();
+    fs::rename(only_file(&path, "lease"), place.path().join("lock.lease")).unwrap();
+    hand_over(2);
+    granted(long_lived.release(&detached(2)));
+    use_it();
+    fs::rename(&path, moved).unwrap();
+    hand_over(3);
+    granted(long_lived.release(&detached(3)));
+    refused(&long_lived.release(&detached(3)));
+}
+
 fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path) -> S + Sync) {
     const THREADS: u8 = 4;
     const TURNS: u32 = 250;

@@ -242,10 +242,14 @@ impl LeaseFileStore {
 
     /// Whether the record says that the lease of `claim` is held, or cannot be read now.
     pub(crate) fn holds(&self, claim: &Claim) -> bool {
-        let file = match self.directory.take(&claim.name) {
-            Ok(Some(file)) => file,
-            Ok(None) => return false,
-            Err(_) => return true,
+        let file = loop {
+            match self.directory.take(&claim.name) {
+                // Another file counts now.
+                Ok(Some(file)) if matches!(file.is_current(), Ok(false)) => {}
+                Ok(Some(file)) => break file,
+                Ok(None) => return false,
+                Err(_) => return true,
+            }
         };
         let says_so = self
             .directory
@@ -257,9 +261,8 @@ impl LeaseFileStore {
                 };
                 record.is_some_and(|record| record.held && is_of(&record))
             });
-        let holds = says_so && !matches!(file.is_current(), Ok(false));
         self.directory.put(&claim.name, file);
-        holds
+        says_so
     }
 
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
@@ -824,7 +827,7 @@ impl Store for LeaseFileStore {
             has_waited = grant.has_waited;
             lives = grant.lives().then_some(grant.fence);
         }
-        let reply = self.with_record(&claim.name, Which::Held, |lease, view| match view.record {
+        let step = |lease: &LeaseFile<'_>, view: View| match view.record {
             Some(record)
                 if record.held && (lease.is_of(&record, claim) || mutant!(ReleasedByAnybody)) =>
             {
@@ -844,7 +847,12 @@ impl Store for LeaseFileStore {
                 })
             }
             _ => Ok(Reply::REFUSED),
-        });
+        };
+        let mut reply = self.with_record(&claim.name, Which::Held, step);
+        if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) {
+            // It may be in the file that is in that one's place now.
+            reply = self.with_record(&claim.name, Which::There, step);
+        }
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.
         if reply.is_ok() || !mutant!(FailedReleaseKeepsLease) {
