@@ -4,6 +4,8 @@
 //! allotted to whom-ever; it is written through to the disk before a block is used, so that no
 //! number comes twice, whatever a loss of power, or a user, does to the other files.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::FileError;
@@ -17,6 +19,8 @@ use super::{os, trusted_file};
 pub(crate) struct Counter {
     path: PathBuf,
     group: Option<u32>,
+    /// What puts a number on the disk.
+    sync: fn(&File) -> io::Result<()>,
 }
 
 const MAGIC: Magic = *b"VERROUF\n";
@@ -27,7 +31,11 @@ const BLOCK: u64 = 16_384;
 
 impl Counter {
     pub(crate) fn new(path: PathBuf, group: Option<u32>) -> Self {
-        Self { path, group }
+        Self {
+            path,
+            group,
+            sync: number::sync,
+        }
     }
 
     /// Allots numbers greater than all that were allotted, and than `at_least`; returns the first
@@ -45,28 +53,35 @@ impl Counter {
                     .map_err(failed("create the fence counter"))?;
                 continue;
             };
-            let _guarded = Guarded::new(&file, path)?;
+            // Nothing that waits for the disk is done while others wait for the file.
+            let read = || number::read(&file, MAGIC).map_err(failed("read the fence counter"));
+            let mut in_use = None;
+            if read()? == Some(0) {
+                // Whoever made it may have been killed before its name was on the disk.
+                let folder = path.parent().unwrap_or(Path::new("."));
+                mutant!(FolderNotOnDisk, Ok(()), os::sync_directory(folder))
+                    .map_err(failed("create the fence counter"))?;
+                in_use = Some(mutant!(CounterBeginsAnew, 0, greatest()?));
+            }
+            let guarded = Guarded::new(&file, path)?;
             if !kernel_lock::is_current(&file, path)? {
                 continue;
             }
-            let read = number::read(&file, MAGIC).map_err(failed("read the fence counter"))?;
             let damaged = || FileError::Counter { path: path.clone() };
-            let allotted = match read.ok_or_else(damaged)? {
-                // Whoever made it may have been killed before its name was on the disk.
-                0 => {
-                    let folder = path.parent().unwrap_or(Path::new("."));
-                    mutant!(FolderNotOnDisk, Ok(()), os::sync_directory(folder))
-                        .map_err(failed("create the fence counter"))?;
-                    mutant!(CounterBeginsAnew, 0, greatest()?)
-                }
-                allotted => allotted,
+            let allotted = match (read()?.ok_or_else(damaged)?, in_use) {
+                (0, None) => continue,
+                (0, Some(in_use)) => in_use,
+                (allotted, _) => allotted,
             };
             let allotted = allotted.max(mutant!(CounterAloneCounts, 0, at_least));
             let last = allotted.saturating_add(BLOCK);
             if COUNTED <= last {
                 return Err(damaged());
             }
-            number::write(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
+            number::put(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
+            // Others may have their numbers on the disk first: all that were allotted before are less.
+            drop(guarded);
+            (self.sync)(&file).map_err(failed("write the fence counter"))?;
             return Ok((allotted + 1, last));
         }
     }
@@ -74,6 +89,10 @@ impl Counter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
     use super::*;
 
     #[test]
@@ -85,6 +104,35 @@ mod tests {
         std::fs::write(&path, golden).unwrap();
         let allotted = Counter::new(path, None).allot(0, || Ok(0));
         assert_eq!(allotted.unwrap().0, 0x0123_4567_89ab_cdf0);
+    }
+
+    #[test]
+    fn a_disk_that_is_slow_for_one_holds_up_no_other() {
+        static IS_SLOW: Mutex<()> = Mutex::new(());
+        static BEGUN: AtomicBool = AtomicBool::new(false);
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fences");
+        let unused = || Ok(0);
+        let slow = Counter {
+            sync: |_| {
+                BEGUN.store(true, Ordering::Release);
+                drop(IS_SLOW.lock());
+                Ok(())
+            },
+            ..Counter::new(path.clone(), None)
+        };
+        let is_slow = IS_SLOW.lock();
+        thread::scope(|threads| {
+            let waiting = threads.spawn(|| slow.allot(0, unused));
+            while !BEGUN.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            let other = Counter::new(path, None).allot(0, unused);
+            assert_eq!(other.unwrap(), (BLOCK + 1, 2 * BLOCK));
+            drop(is_slow);
+            assert_eq!(waiting.join().unwrap().unwrap(), (1, BLOCK));
+        });
     }
 
     #[test]

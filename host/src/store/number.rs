@@ -21,7 +21,17 @@ pub(crate) fn read(file: &File, magic: Magic) -> io::Result<Option<u64>> {
 
 /// Lets `file` say `number`, also when the machine loses power after this has returned.
 pub(crate) fn write(file: &File, magic: Magic, number: u64) -> io::Result<()> {
-    os::write_at(file, &encode(magic, number), 0)?;
+    put(file, magic, number)?;
+    sync(file)
+}
+
+/// Lets `file` say `number`, until the machine loses power.
+pub(crate) fn put(file: &File, magic: Magic, number: u64) -> io::Result<()> {
+    os::write_at(file, &encode(magic, number), 0)
+}
+
+/// Puts what `file` says on the disk.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
     mutant!(FencesNotOnDisk, Ok(()), file.sync_data())
 }
 
