@@ -2,9 +2,10 @@
 #![cfg(unix)]
 
 use std::fs::{self, File, Permissions};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -1312,6 +1313,69 @@ fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
         let output = hidden("file");
         assert!(output.status.success(), "{output:?}");
     }
+}
+
+/// As LXC, Incus and systemd-nspawn do it, which give each container a `boot_id` of its own.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
+    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+    let place = folder();
+    let own = place.path().join("boot_id");
+    fs::write(&own, "01234567-89ab-cdef-0123-456789abcdef\n").unwrap();
+    let inside = |script: &str| {
+        let script = format!("mount --bind \"$0\" {BOOT_ID} && echo mounted && {script}");
+        let url = format!("lease:{}", place.path().join("store").display());
+        let mut command = Command::new("unshare");
+        command
+            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+            .arg(&own)
+            .env("VERROU", env!("CARGO_BIN_EXE_verrou"))
+            .env("VERROU_STORE", url);
+        command
+    };
+    let tried = inside("true").output().expect("unshare(1) is there");
+    if tried.stdout != b"mounted\n" {
+        eprintln!("no file can be mounted over {BOOT_ID} here: what is done then is not shown");
+        return;
+    }
+    let ends_with = |code: i32, script: &str| {
+        let output = inside(script).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(code != 74 || said.contains("boot_id"), "{said}");
+    };
+    let try_to_run = "\"$VERROU\" run lock --no-wait -- true";
+    let store = leases(&place.path().join("store"));
+
+    // A lease of no process, taken outside.
+    granted(store.acquire(&detached(1)));
+    ends_with(74, try_to_run);
+    granted(store.release(&detached(1)));
+    ends_with(0, try_to_run);
+    granted(store.acquire(&detached(1)));
+    ends_with(0, "\"$VERROU\" force-release lock");
+    refused(&store.release(&detached(1)));
+
+    // One taken inside would be free outside, so there is none.
+    ends_with(74, "\"$VERROU\" acquire lock");
+    granted(store.acquire(&claim(2)));
+    ends_with(75, try_to_run);
+    granted(store.release(&claim(2)));
+
+    // A lease of living processes is held on both sides.
+    let mut runs = inside("exec \"$VERROU\" run lock -- sh -c 'echo runs; read line'")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(runs.stdout.take().unwrap()).lines();
+    assert_eq!(lines.map_while(Result::ok).nth(1).as_deref(), Some("runs"));
+    refused(&store.acquire(&claim(3)));
+    drop(runs.stdin.take());
+    runs.wait().unwrap();
+    granted(store.acquire(&claim(3)));
 }
 
 /// Which nobody sets, and which goes on while the machine is suspended.

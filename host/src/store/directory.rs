@@ -196,7 +196,7 @@ impl Directory {
         };
         // A forked child may be in another time namespace than when the store was opened.
         Machine::learn().map_err(FileError::io("compare clocks for this file", file.path()))?;
-        let runs_since = |boot| Machine::this().runs_since(boot);
+        let runs_since = |boot| Machine::this().may_run_since(boot);
         let mut buffer = [0; FILE_BYTES + 1];
         let bytes = os::read_at(file.file(), &mut buffer, 0).map_err(failed())?;
         let mut remembered = file.remembered();
@@ -372,7 +372,7 @@ impl Directory {
     /// The greatest fence that any file here may have granted, of whichever kind, for a counter that
     /// was lost.
     fn greatest_fence(&self) -> Result<u64, FileError> {
-        let runs_since = |boot| Machine::this().runs_since(boot);
+        let runs_since = |boot| Machine::this().may_run_since(boot);
         let mut greatest = 0;
         for kind in [Kind::Lease, Kind::Lock] {
             for path in self.files(kind)? {

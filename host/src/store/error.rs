@@ -47,6 +47,26 @@ pub enum FileError {
         /// Which lock.
         name: Name,
     },
+    /// The lease was taken before this container was started, or outside of it.
+    #[error(
+        "the lock `{name}` was taken outside this container, or before it was started, and which \
+         cannot be determined here: /proc/sys/kernel/random/boot_id is the container's own; release \
+         it there, or `verrou force-release` it"
+    )]
+    ForeignBoot {
+        /// Which lock.
+        name: Name,
+    },
+    /// A lease that is to outlive its process cannot be recorded in this container.
+    #[error(
+        "the lock `{name}` cannot outlive its process in this container: \
+         /proc/sys/kernel/random/boot_id is the container's own, so that processes outside would \
+         take the lock over; `umount` that file, or use a store on a server"
+    )]
+    ContainersBoot {
+        /// Which lock.
+        name: Name,
+    },
     /// The counter has run out of numbers, or is damaged.
     #[error("{}: the fence counter is damaged; restore it, or start a new folder", path.display())]
     Counter {

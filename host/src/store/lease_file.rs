@@ -569,12 +569,14 @@ impl LeaseFile<'_> {
     fn state_of_living(&self, record: &Record) -> Result<State, FileError> {
         let machine = Machine::this();
         if !machine.runs_since(record.boot) {
-            // Whatever a file says, one who lives is one who holds.
-            return Ok(if record.ephemeral {
-                State::Held { remaining: None }
-            } else {
-                State::Free
-            });
+            return match record.ephemeral {
+                // Whatever a file says, one who lives is one who holds.
+                true => Ok(State::Held { remaining: None }),
+                false if machine.is_containers() => Err(FileError::ForeignBoot {
+                    name: self.name.clone(),
+                }),
+                false => Ok(State::Free),
+            };
         }
         if record.ttl.is_none() {
             return Ok(State::Held { remaining: None });
@@ -644,6 +646,9 @@ impl LeaseFile<'_> {
             return Ok(None);
         };
         record.ephemeral &= liveness::AVAILABLE;
+        if !record.ephemeral {
+            self.may_outlive_its_process()?;
+        }
         let fence = record.fence;
         let mut lifeline = None;
         if record.ephemeral && !mutant!(NoLivenessByte) {
@@ -698,7 +703,7 @@ impl LeaseFile<'_> {
         record: &Record,
     ) -> Result<Renewed, FileError> {
         let is_its = fence.is_none_or(|fence| fence.get() == record.fence);
-        if !record.held || record.owner != claim.owner || !is_its {
+        if !record.held || !self.is_of(record, claim) || !is_its {
             return Ok(match fence {
                 Some(fence) if self.was_released(fence.get())? => Renewed::Released,
                 _ => Renewed::Lost,
@@ -734,6 +739,16 @@ impl LeaseFile<'_> {
         let read = os::read_at(self.file.file(), &mut buffer, record::released_at(fence));
         let read = read.map_err(FileError::io("read this file", self.file.path()))?;
         Ok(*read == fence.to_le_bytes())
+    }
+
+    /// Refuses a lease that ends by its time alone where others could not tell when that is.
+    fn may_outlive_its_process(&self) -> Result<(), FileError> {
+        if Machine::this().is_containers() {
+            return Err(FileError::ContainersBoot {
+                name: self.name.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// Lets the grant in `record` last from now as long as `claim` asks.
@@ -891,7 +906,7 @@ impl Store for LeaseFileStore {
                     }
                     // Nobody can tell whether its time has passed; now it has.
                     Ok(State::Held { .. } | State::Zombie)
-                    | Err(FileError::ForeignClock { .. }) => {
+                    | Err(FileError::ForeignClock { .. } | FileError::ForeignBoot { .. }) => {
                         lease.free(&record, false)?;
                         Ok(granted(&record))
                     }
@@ -926,6 +941,7 @@ impl Store for LeaseFileStore {
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
                 Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
                     State::Held { .. } => {
+                        lease.may_outlive_its_process()?;
                         let sequence = record.sequence + 1;
                         lease.write(Record {
                             sequence,

@@ -1,11 +1,12 @@
 //! Which machine, since which start, and which process this is.
 
 use std::env;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
 
 use verrou::Process;
 
+use super::os;
 use crate::process::PerProcess;
 
 /// What a record says of where it was written.
@@ -13,6 +14,8 @@ use crate::process::PerProcess;
 pub(crate) struct Machine {
     /// A number of its own for each start of the machine, where it can be read.
     boot: Option<[u8; 16]>,
+    /// Whether that is a container's own, which tells nothing of what others wrote.
+    is_containers: bool,
     /// Which `CLOCK_BOOTTIME` this process sees; zero where there is only one. Two that have the same
     /// number here see the same.
     pub(crate) time_namespace: u64,
@@ -34,12 +37,16 @@ impl Machine {
         if let Some(this) = THIS.get() {
             return Ok(this);
         }
-        let boot = where_it_is_told(boot_id())?;
+        let told = where_it_is_told(boot_id())?;
         let time_namespace = where_it_is_told(time_namespace())?;
         // Where nothing is told any more, as in a folder that is the root now, it is as before.
         let parent = THIS.of_parent();
         Ok(THIS.get_or_init(|| Self {
-            boot: boot.or_else(|| parent?.boot),
+            boot: told.map(|told| told.id).or_else(|| parent?.boot),
+            is_containers: match told {
+                Some(told) => told.is_containers,
+                None => parent.is_some_and(|parent| parent.is_containers),
+            },
             time_namespace: time_namespace
                 .or_else(|| Some(parent?.time_namespace))
                 .unwrap_or_default(),
@@ -52,6 +59,7 @@ impl Machine {
     pub(crate) fn this() -> &'static Self {
         THIS.get_or_init(|| Self {
             boot: None,
+            is_containers: false,
             time_namespace: 0,
             host: host_name(),
             command: command_line(),
@@ -71,6 +79,18 @@ impl Machine {
     /// Whether the machine has been running since a record said `boot` of its start.
     pub(crate) fn runs_since(&self, boot: [u8; 16]) -> bool {
         self.boot == Some(boot) || mutant!(StartIgnored)
+    }
+
+    /// Whether the machine may have been running since a record said `boot` of its start.
+    pub(crate) fn may_run_since(&self, boot: [u8; 16]) -> bool {
+        self.runs_since(boot) || self.is_containers
+    }
+
+    /// Whether what a record says of the machine's start is a container's own: LXC, Incus and
+    /// systemd-nspawn mount a file over the kernel's. Others would take the record for one of an earlier
+    /// start.
+    pub(crate) fn is_containers(&self) -> bool {
+        self.is_containers
     }
 
     /// Another process of this machine.
@@ -131,12 +151,24 @@ fn where_it_is_told<T>(told: io::Result<Option<T>>) -> io::Result<Option<T>> {
     }
 }
 
+/// What says when the machine was started.
+#[derive(Clone, Copy)]
+struct BootId {
+    id: [u8; 16],
+    is_containers: bool,
+}
+
 /// `random(4)`: "a random UUID generated once at boot".
-fn boot_id() -> io::Result<Option<[u8; 16]>> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+fn boot_id() -> io::Result<Option<BootId>> {
+    let mut file = File::open("/proc/sys/kernel/random/boot_id")?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     let number = u128::from_str_radix(&digits, 16).ok();
-    Ok(number.map(u128::to_be_bytes))
+    Ok(number.map(|number| BootId {
+        id: number.to_be_bytes(),
+        is_containers: !os::is_kernels(&file),
+    }))
 }
 
 /// Which `CLOCK_BOOTTIME` this process sees, of this start of the machine: see `FORMAT.md`.

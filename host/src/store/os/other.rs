@@ -129,3 +129,7 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     file.seek(SeekFrom::Start(offset))?;
     file.write_all(bytes)
 }
+
+pub(crate) fn is_kernels(_file: &File) -> bool {
+    true
+}

@@ -424,6 +424,20 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
     Ok(Some(name))
 }
 
+/// Whether a file of /proc is what the kernel says there, and not one that was mounted in its place.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_kernels(file: &File) -> bool {
+    const PROC: i64 = 0x9fa0;
+
+    // Where that cannot be told, it is believed.
+    rustix::fs::fstatfs(file).map_or(true, |found| kind_of(&found) == PROC)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_kernels(_file: &File) -> bool {
+    true
+}
+
 #[cfg(target_os = "linux")]
 const BTRFS: i64 = 0x9123_683e;
 
