@@ -20,7 +20,7 @@ use crate::time::Timestamp;
 /// |---|---|---|
 /// | [`Acquire`](AcquireStep::Acquire) | [`Store::acquire`](crate::Store::acquire) | [`heard`](Self::heard) with what the store said |
 /// | [`Release`](AcquireStep::Release) | [`Store::release`](crate::Store::release) | [`heard`](Self::heard) with what the store said |
-/// | [`Wait`](AcquireStep::Wait) | [`Store::wait`](crate::Store::wait), or let this long pass | [`waited`](Self::waited) |
+/// | [`Wait`](AcquireStep::Wait) | [`Store::wait`](crate::Store::wait), or let this long pass; a store that notifies may wait for [`longest_wait`](Self::longest_wait) | [`waited`](Self::waited) |
 /// | [`Sleep`](AcquireStep::Sleep) | let this long pass | [`waited`](Self::waited) |
 /// | [`Done`](AcquireStep::Done) | nothing: this is the end | |
 ///
@@ -85,8 +85,11 @@ impl fmt::Debug for Extra {
 
 #[derive(Clone, Debug)]
 enum State {
-    /// Another holds the lock: the next attempt is due at `due`, worth a look at `look`.
-    Waiting { due: Timestamp, look: Timestamp },
+    /// Another holds the lock, until `ends` at most: the next attempt is due at `due`.
+    Waiting {
+        due: Timestamp,
+        ends: Option<Timestamp>,
+    },
     /// The next attempt is due at `due`, and none is made before `until`: the store failed, or lets
     /// nobody wait.
     Pausing { due: Timestamp, until: Timestamp },
@@ -145,7 +148,8 @@ impl Acquire {
             self.state = State::Asking { sent: now, due };
         }
         match &self.state {
-            State::Waiting { look, .. } => {
+            State::Waiting { due, ends } => {
+                let look = ends.map_or(*due, |ends| ends.min(*due));
                 AcquireStep::Wait(&self.claim, look.saturating_since(now))
             }
             State::Pausing { until, .. } => AcquireStep::Sleep(until.saturating_since(now)),
@@ -153,6 +157,27 @@ impl Acquire {
             State::Undoing { .. } => AcquireStep::Release(&self.claim),
             State::Over(end) => AcquireStep::Done(end.clone()),
         }
+    }
+
+    /// Returns how long the wait that [`next`](Self::next) asks for may last in a store that
+    /// [notifies](crate::Store::notifies): longer than the pause between two attempts, unless the
+    /// policy counts attempts, but not beyond the policy's deadline.
+    pub fn longest_wait(&self, now: Timestamp) -> Duration {
+        /// Notifications may be lost.
+        const SAFETY_LOOK: Duration = Duration::from_secs(10);
+
+        let State::Waiting { due, ends } = self.state else {
+            return Duration::ZERO;
+        };
+        let mut until = due;
+        if self.retry.most_attempts().is_none() {
+            until = until.max(now.saturating_add(SAFETY_LOOK));
+            if let Some(timeout) = self.retry.longest() {
+                until = until.min(self.began.saturating_add(timeout));
+            }
+        }
+        ends.map_or(until, |ends| ends.min(until))
+            .saturating_since(now)
     }
 
     /// The wait or the sleep ended.
@@ -246,13 +271,8 @@ impl Acquire {
             now.saturating_add(pause)
         };
         // A record that ends any moment now is looked at again in a moment, not at once.
-        let look = remaining.map_or(due, |left| {
-            now.saturating_add(left.max(Retry::SHORTEST_PAUSE))
-        });
-        self.state = State::Waiting {
-            due,
-            look: look.min(due),
-        };
+        let ends = remaining.map(|left| now.saturating_add(left.max(Retry::SHORTEST_PAUSE)));
+        self.state = State::Waiting { due, ends };
     }
 
     /// Whether waits end so early that the store would be asked without a break.

@@ -72,6 +72,11 @@ pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Re
         match stepped::advance(store, host, &mut machine) {
             Halt::Wait(at_most) => {
                 waited = true;
+                let at_most = if store.notifies() {
+                    machine.longest_wait(host.now())
+                } else {
+                    at_most
+                };
                 if store.wait(machine.claim(), at_most) == Waited::Unable {
                     host.sleep(at_most);
                 }

@@ -116,8 +116,14 @@ pub async fn acquire(
         let reply = match wish.machine.next(host.now()) {
             AcquireStep::Acquire(claim) => store.acquire(claim).await,
             AcquireStep::Release(claim) => store.release(claim).await,
-            AcquireStep::Wait(claim, at_most) => {
+            AcquireStep::Wait(_, at_most) => {
                 wish.waits = true;
+                let at_most = if store.notifies() {
+                    wish.machine.longest_wait(host.now())
+                } else {
+                    at_most
+                };
+                let claim = wish.machine.claim();
                 either(store.wait(claim, at_most), host.sleep(at_most)).await;
                 wish.machine.waited(host.now());
                 continue;

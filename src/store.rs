@@ -112,6 +112,13 @@ pub trait Store {
         Waited::Unable
     }
 
+    /// Returns whether [`wait`](Self::wait) ends when the claim may be granted, so that the caller
+    /// need not ask in between: it may wait longer than its retry delay then. The default is
+    /// `false`.
+    fn notifies(&self) -> bool {
+        false
+    }
+
     /// Waits until the record that `claim.owner` holds may be gone before its time, or it
     /// [gives up](Self::give_up), but at most `at_most`. Promises nothing.
     ///
@@ -176,6 +183,11 @@ pub trait AsyncStore {
     fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
         let _ = (claim, at_most);
         future::pending()
+    }
+
+    /// [`Store::notifies`].
+    fn notifies(&self) -> bool {
+        false
     }
 
     /// Ends when the record that `claim.owner` holds may be gone before its time; being dropped, it
@@ -402,6 +414,9 @@ macro_rules! forward_store {
         fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
             (**self).wait(claim, at_most)
         }
+        fn notifies(&self) -> bool {
+            (**self).notifies()
+        }
         fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
             (**self).lost(claim, at_most)
         }
@@ -454,6 +469,9 @@ impl<S: AsyncStore + ?Sized> AsyncStore for Arc<S> {
     }
     fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
         (**self).wait(claim, at_most)
+    }
+    fn notifies(&self) -> bool {
+        (**self).notifies()
     }
     fn lost(&self, claim: &Claim) -> impl Future<Output = ()> {
         (**self).lost(claim)

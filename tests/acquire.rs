@@ -557,3 +557,82 @@ fn a_fence_that_went_back_is_no_grant() {
         assert!(told.starts_with(&why), "{told}");
     }
 }
+
+/// Plays `script` to a lock of one second in a store that notifies, through the drivers that wait.
+#[track_caller]
+fn check_notified(retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[&str]) {
+    let machine = |world: &World| Acquire::new(claim(second()), retry.clone(), world.now());
+
+    let world = World::notifying(script());
+    let end = blocking::acquire(&world, &world, machine(&world));
+    world.note(told(&end));
+    assert_eq!(world.log(), expected, "blocking");
+
+    let world = World::notifying(script());
+    let end = pollster::block_on(nonblocking::acquire(&world, &world, machine(&world)));
+    world.note(told(&end));
+    assert_eq!(world.log(), expected, "nonblocking");
+}
+
+#[test]
+fn a_waiter_that_is_notified_asks_every_ten_seconds() {
+    check_notified(
+        &retry(),
+        || vec![held(), held(), held(), woken(3), granted(7)],
+        &[
+            "acquire@0ns",
+            "wait 10s",
+            "acquire@10s",
+            "wait 10s",
+            "acquire@20s",
+            "wait 10s",
+            "acquire@20.003s",
+            "held until 21.003s, fence 7",
+        ],
+    );
+    let seldom = Retry::default().delay(ms(20_000)).expect("a delay");
+    check_notified(
+        &seldom,
+        || vec![held(), granted(7)],
+        &[
+            "acquire@0ns",
+            "wait 20s",
+            "acquire@20s",
+            "held until 21s, fence 7",
+        ],
+    );
+}
+
+#[test]
+fn a_notified_waiter_makes_all_counted_attempts_at_their_time() {
+    check_notified(
+        &retry().attempts(3).expect("attempts"),
+        || vec![held(), woken(30), held(), held(), held()],
+        &[
+            "acquire@0ns",
+            "wait 100ms",
+            "acquire@30ms",
+            "wait 70ms",
+            "acquire@100ms",
+            "wait 100ms",
+            "acquire@200ms",
+            "timeout after 3",
+        ],
+    );
+}
+
+#[test]
+fn a_notified_waiter_looks_at_the_deadline_and_when_the_lease_expires() {
+    check_notified(
+        &retry().timeout(ms(2500)),
+        || vec![held_for(700), held(), held()],
+        &[
+            "acquire@0ns",
+            "wait 700ms",
+            "acquire@700ms",
+            "wait 1.8s",
+            "acquire@2.5s",
+            "timeout after 3",
+        ],
+    );
+}

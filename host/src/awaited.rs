@@ -43,6 +43,9 @@ macro_rules! awaited {
             async fn wait(&self, claim: &Claim, _at_most: Duration) {
                 self.waited(claim).await;
             }
+            fn notifies(&self) -> bool {
+                Store::notifies(self)
+            }
             async fn lost(&self, claim: &Claim) {
                 self.awaited_loss(claim).await;
             }

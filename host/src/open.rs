@@ -532,6 +532,8 @@ impl LossWatch<'_> {
 struct FileWatch<'a> {
     #[cfg(target_os = "linux")]
     listener: Listener,
+    #[cfg(target_os = "linux")]
+    descriptor: Option<std::sync::Arc<std::os::fd::OwnedFd>>,
     store: &'a FileStore,
     claim: Claim,
 }
@@ -543,8 +545,10 @@ impl<'a> FileWatch<'a> {
             FileStore::Lease(store) => store.loss_listener(claim),
             FileStore::Lock(store) => store.loss_listener(claim),
         };
+        let listener = listener?;
         Ok(Self {
-            listener: listener?,
+            descriptor: listener.descriptor(),
+            listener,
             store,
             claim: claim.clone(),
         })
@@ -567,7 +571,7 @@ impl<'a> FileWatch<'a> {
     #[cfg(unix)]
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         #[cfg(target_os = "linux")]
-        let descriptor = Some(self.listener.as_fd());
+        let descriptor = self.descriptor.as_ref().map(|it| it.as_fd());
         #[cfg(not(target_os = "linux"))]
         let descriptor = None;
         descriptor
@@ -805,6 +809,9 @@ macro_rules! steps_of_one {
             }
             fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
                 self.store().wait(claim, at_most)
+            }
+            fn notifies(&self) -> bool {
+                self.store().notifies()
             }
             fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
                 self.store().lost(claim, at_most)

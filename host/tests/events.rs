@@ -3,12 +3,18 @@
 
 mod common;
 
+use std::future::pending;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Waker};
 use std::thread;
+use std::time::Duration;
 
 use common::{KINDS, Place, ends_with};
 use rustix::fs::inotify::{CreateFlags, init};
-use verrou::blocking::LockFactory;
+use verrou::blocking::{Host, LockFactory};
+use verrou::nonblocking::{self, AsyncHost};
+use verrou::{Clock, Retry, Timestamp};
 use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
 /// One test: what it uses up is the whole user's.
@@ -52,6 +58,63 @@ fn waiting_goes_on_without_events() {
         let (holder, _) = place.start(&[], "echo $$ > pid; sleep 0.2");
         ends_with(&mut place.run(&["--wait", "30s"], "true"), 0);
         drop(holder);
+        tasks_are_woken(&url);
     }
     drop(used_up);
+}
+
+/// A host whose sleeps do not end: tasks that wait are woken by the store, or never.
+#[derive(Clone)]
+struct Sleepless;
+
+impl Clock for Sleepless {
+    fn now(&self) -> Timestamp {
+        System.now()
+    }
+}
+
+impl AsyncHost for Sleepless {
+    fn sleep(&self, _pause: Duration) -> impl Future<Output = ()> {
+        pending()
+    }
+    fn random(&self) -> [u8; 16] {
+        System.random()
+    }
+    fn wall_clock(&self) -> Duration {
+        System.wall_clock()
+    }
+}
+
+/// Tasks in two processes, as far as the store knows, wait for a lock that is given back.
+fn tasks_are_woken(url: &StoreUrl) {
+    let url = url.clone();
+    let (told, ended) = mpsc::channel();
+    thread::spawn(move || {
+        let open = || Arc::new(FileStore::open(&url, &StoreOptions::default()).unwrap());
+        let locks = [(); 4].map(|()| {
+            let retry = Retry::default().delay(Duration::from_hours(1)).unwrap();
+            let locks = nonblocking::LockFactory::new(open(), Sleepless).retry(retry);
+            locks.create_lock("tasks", "none").unwrap()
+        });
+        let [held, waiting @ ..] = &locks;
+        pollster::block_on(held.acquire()).unwrap();
+        let mut waits: Vec<_> = waiting
+            .iter()
+            .map(|lock| Box::pin(lock.acquire()))
+            .collect();
+        for wait in &mut waits {
+            let began = wait.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(began.is_pending());
+        }
+        let mut holder = held;
+        for (wait, lock) in waits.into_iter().zip(waiting) {
+            pollster::block_on(holder.release()).unwrap();
+            pollster::block_on(wait).unwrap();
+            holder = lock;
+        }
+        pollster::block_on(holder.release()).unwrap();
+        told.send(()).unwrap();
+    });
+    let ended = ended.recv_timeout(Duration::from_secs(30));
+    assert_eq!(ended, Ok(()), "all tasks have had the lock");
 }

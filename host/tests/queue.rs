@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{KINDS, Place, Started, ends_with, eventually};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use verrou::blocking::{Host, LockFactory};
 use verrou::{Claim, Name, Owner, Retry, Store, Ttl};
 use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
@@ -344,6 +344,76 @@ fn what_others_put_in_place_of_bells_keeps_nobody_from_the_lock() {
     }
 }
 
+/// Without one to wake it, each looks by itself, in time to have its turn.
+#[test]
+fn waiters_are_served_in_order_without_wake_pipes() {
+    const WAITERS: usize = 5;
+
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        for bell in 0..4096 {
+            fs::create_dir(folder.path().join(format!("{bell:04}.bell"))).unwrap();
+        }
+        let stores = [(); WAITERS + 1].map(|()| open(kind, folder.path()));
+        let held = claim("lock");
+        assert!(is_granted(&stores[0], &held));
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for (waiter, store) in stores[1..].iter().enumerate() {
+                let claim = claim("lock");
+                queue(store, &claim);
+                let order = &order;
+                scope.spawn(move || {
+                    take(store, &claim);
+                    order.lock().unwrap().push(waiter);
+                    store.release(&claim).unwrap();
+                });
+            }
+            stores[0].release(&held).unwrap();
+        });
+        let expected: Vec<_> = (0..WAITERS).collect();
+        assert_eq!(order.into_inner().unwrap(), expected, "{kind}");
+    }
+}
+
+/// How many wake pipes in `folder` some process keeps for itself.
+fn kept_bells(folder: &Path) -> usize {
+    let files = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path());
+    let bells = files.filter(|it| it.extension().is_some_and(|it| it == "bell"));
+    let is_kept = |bell: &PathBuf| {
+        let opened = File::options().read(true).write(true).open(bell).unwrap();
+        opened.try_lock().is_err()
+    };
+    bells.filter(is_kept).count()
+}
+
+/// There are 4,096 for all processes that use the folder.
+#[test]
+fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let names = (0..64).map(|number| format!("lock {number}"));
+        let all: Vec<_> = names.map(|name| (claim(&name), claim(&name))).collect();
+        for (held, waiting) in &all {
+            assert!(is_granted(&here, held));
+            queue(&there, waiting);
+            there.give_up(waiting);
+        }
+        // A child that another test has just forked may have them open for a moment.
+        eventually("it keeps one", || kept_bells(folder.path()) == 1);
+        for (_, waiting) in &all {
+            queue(&there, waiting);
+        }
+        let kept = kept_bells(folder.path());
+        assert!((2..=16).contains(&kept), "{kind}: {kept}");
+        for (_, waiting) in &all {
+            there.give_up(waiting);
+        }
+        eventually("it keeps one", || kept_bells(folder.path()) == 1);
+    }
+}
+
 #[test]
 fn many_threads_and_stores_hold_it_one_at_a_time() {
     const THREADS: usize = 8;
@@ -481,5 +551,83 @@ fn who_is_killed_or_stopped_in_the_queue_holds_nobody_up() {
         assert_eq!(order(), "3\n4\n2\n", "{kind}");
         assert_eq!(waiting(&place), 0);
         ends_with(&mut place.run(&["--no-wait"], "true"), 0);
+    }
+}
+
+/// What the waiters have cost so far: how often they fell asleep.
+fn switches(waiters: &[Started]) -> u64 {
+    let of = |waiter: &Started| -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", waiter.id())).unwrap();
+        let mut lines = status.lines();
+        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse().unwrap()
+    };
+    waiters.iter().map(of).sum()
+}
+
+/// How many instances of inotify(7) the waiters have.
+fn instances(waiters: &[Started]) -> usize {
+    let of = |waiter: &Started| {
+        let files = fs::read_dir(format!("/proc/{}/fd", waiter.id())).unwrap();
+        let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+        targets
+            .filter(|to| to.ends_with("anon_inode:inotify"))
+            .count()
+    };
+    waiters.iter().map(of).sum()
+}
+
+/// Of more waiters than a user has instances of inotify(7) two have one, all others sleep, and they
+/// are served in order.
+#[test]
+fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
+    const WAITERS: u32 = 150;
+    const LENGTH: Duration = Duration::from_secs(4);
+
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
+        let mut waiters: Vec<_> = (0..WAITERS).map(|number| waits(&place, number)).collect();
+        // The latest have looked once, and sleep since.
+        eventually("all sleep", || {
+            let before = switches(&waiters);
+            thread::sleep(Duration::from_millis(200));
+            switches(&waiters) - before < u64::from(WAITERS) / 3
+        });
+        assert_eq!(instances(&waiters), 2, "{kind}");
+        let before = switches(&waiters);
+        thread::sleep(LENGTH);
+        let looks = switches(&waiters) - before;
+        // Each four times a second, that is, 2,400.
+        assert!(looks < 100 * LENGTH.as_secs(), "{kind}: {looks}");
+        drop(holder);
+        for waiter in &mut waiters {
+            assert!(waiter.wait().unwrap().success());
+        }
+        let order = place.read("order");
+        let order: Vec<u32> = order.lines().map(|line| line.parse().unwrap()).collect();
+        // On a busy machine a waiter may have no core for the 200 ms that the lock is kept for it.
+        let passed = (0..WAITERS).zip(&order).filter(|(place, it)| place != *it);
+        let passed = passed.count();
+        assert!(order.len() == 150 && passed <= 10, "{kind}: {order:?}");
+    }
+}
+
+/// Those behind are woken by the end of the process before them, whoever it is.
+#[test]
+fn the_next_waiter_is_served_when_the_holder_and_those_before_it_are_killed() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (mut holder, command) = place.start(&[], "echo $$ > pid; exec sleep 1000");
+        let mut killed: Vec<_> = (0..20).map(|number| waits(&place, number)).collect();
+        let mut next = waits(&place, 20);
+        is_quiet(&next);
+        for process in &mut killed {
+            process.kill().unwrap();
+        }
+        holder.kill().unwrap();
+        kill_process(command, Signal::KILL).unwrap();
+        assert!(next.wait().unwrap().success());
+        assert_eq!(place.read("order"), "20\n", "{kind}");
     }
 }

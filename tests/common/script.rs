@@ -77,7 +77,7 @@ pub(crate) fn claim(ttl: Ttl) -> Claim {
 }
 
 #[derive(Debug)]
-pub(crate) struct World(RefCell<State>);
+pub(crate) struct World(RefCell<State>, bool);
 
 #[derive(Debug)]
 struct State {
@@ -89,12 +89,20 @@ struct State {
 
 impl World {
     pub(crate) fn new(script: Vec<In>) -> Self {
-        Self(RefCell::new(State {
-            now: Duration::ZERO,
-            script: script.into(),
-            log: Vec::new(),
-            stopped: false,
-        }))
+        Self(
+            RefCell::new(State {
+                now: Duration::ZERO,
+                script: script.into(),
+                log: Vec::new(),
+                stopped: false,
+            }),
+            false,
+        )
+    }
+
+    /// Whose store notifies those who wait.
+    pub(crate) fn notifying(script: Vec<In>) -> Self {
+        Self(Self::new(script).0, true)
     }
 
     /// What happened; the script must have been played to its end.
@@ -214,6 +222,9 @@ impl Store for World {
         self.rest("wait", at_most);
         Waited::Done
     }
+    fn notifies(&self) -> bool {
+        self.1
+    }
     fn abilities(&self) -> Abilities {
         Abilities::default()
     }
@@ -248,6 +259,9 @@ impl AsyncStore for World {
     }
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         Store::wait(self, claim, at_most);
+    }
+    fn notifies(&self) -> bool {
+        Store::notifies(self)
     }
     fn abilities(&self) -> Abilities {
         Abilities::default()

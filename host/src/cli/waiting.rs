@@ -89,6 +89,9 @@ impl<S: Store> Store for Announced<'_, S> {
         let at_most = self.announce(&claim.name).min(at_most);
         self.store.wait(claim, at_most)
     }
+    fn notifies(&self) -> bool {
+        self.store.notifies()
+    }
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.store.lost(claim, at_most)
     }

@@ -3,7 +3,7 @@
 //! A pipe and not a file that inotify(7) tells of, for who writes to it and then goes to sleep
 //! leaves its core to the one it wakes.
 
-use std::collections::hash_map::{Entry, HashMap};
+use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::num::NonZeroUsize;
@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crc32c::crc32c;
 use lru::LruCache;
@@ -72,8 +73,19 @@ impl Bell {
 /// How many bells a folder has.
 pub(crate) const BELLS: u32 = 4096;
 
-/// How many bells of a folder are one process's: each name has one of them.
+/// How many bells of a folder are one process's at most, and no more than names it waits for at the
+/// same time: each name has one of them.
 const BELLS_OF_ONE: u32 = 16;
+
+/// How many bells are tried to find one that nobody has: these fail where fifty of fifty-one are
+/// taken, once in a hundred times.
+const TRIES: u32 = 256;
+
+/// How far apart those are: a number that has no factor in common with [`BELLS`].
+const STRIDE: u32 = 1021;
+
+/// After how long it is tried again to find one.
+const TRIED_AGAIN: Duration = Duration::from_secs(10);
 
 /// How many bells of others stay open to be rung again.
 const OTHERS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
@@ -81,10 +93,20 @@ const OTHERS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 /// The bells of a folder that this process has open.
 #[derive(Debug)]
 pub(crate) struct Bells {
-    /// Ours, each for some of all names, and their numbers. Whoever listens hears them being closed
-    /// when this process ends.
-    ours: HashMap<u32, (u32, Arc<Bell>)>,
+    /// Ours, each for some of all names. Whoever waits behind us is woken when one is closed.
+    ours: HashMap<u32, Own>,
     others: LruCache<u32, Bell>,
+    /// When it was last tried in vain to find one that nobody has.
+    tried: Option<Instant>,
+}
+
+/// A bell of this process.
+#[derive(Debug)]
+struct Own {
+    number: u32,
+    bell: Arc<Bell>,
+    /// Of how many names somebody waits.
+    names: usize,
 }
 
 impl Default for Bells {
@@ -92,35 +114,90 @@ impl Default for Bells {
         Self {
             ours: HashMap::new(),
             others: LruCache::new(OTHERS),
+            tried: None,
         }
     }
 }
 
 impl Bells {
     /// Where the bell of that number is in the folder of `directory`.
-    pub(crate) fn path(directory: &Directory, number: u32) -> PathBuf {
+    fn path(directory: &Directory, number: u32) -> PathBuf {
         let (folder, _) = directory.place();
         folder.join(format!("{number:04}.bell"))
     }
 
-    /// This process's bell for the lock `name`, and its number.
-    pub(crate) fn of_name(
-        &mut self,
-        directory: &Directory,
-        name: &Name,
-    ) -> Result<(u32, Arc<Bell>), FileError> {
-        let some_names = crc32c(name.as_str().as_bytes()) % BELLS_OF_ONE;
-        match self.ours.entry(some_names) {
-            Entry::Occupied(bell) => Ok(bell.get().clone()),
-            Entry::Vacant(bell) => Ok(bell.insert(free_bell(directory, some_names)?).clone()),
+    /// This process's bell for the lock `name`, if there is any to be had, until
+    /// [`put`](Self::put) is called; and a number for its tickets.
+    pub(crate) fn take(&mut self, directory: &Directory, name: &Name) -> (u32, Option<Arc<Bell>>) {
+        let some_names = some_names(name);
+        if !self.ours.contains_key(&some_names) {
+            match self.find(directory, some_names) {
+                Some(own) => self.ours.insert(some_names, own),
+                None => return (first_number(some_names), None),
+            };
         }
+        match self.ours.get_mut(&some_names) {
+            Some(own) => {
+                own.names += 1;
+                (own.number, Some(Arc::clone(&own.bell)))
+            }
+            None => (first_number(some_names), None),
+        }
+    }
+
+    /// A bell for `some_names`: one of ours that is idle, one that nobody has, or one that we have for
+    /// other names.
+    fn find(&mut self, directory: &Directory, some_names: u32) -> Option<Own> {
+        let idle = self.ours.iter().find(|(_, own)| own.names == 0);
+        if let Some(&idle) = idle.map(|(idle, _)| idle) {
+            return self.ours.remove(&idle);
+        }
+        let is_first = self.ours.is_empty();
+        if is_first && self.tried.is_some_and(|it| it.elapsed() < TRIED_AGAIN) {
+            return None;
+        }
+        // There are fewer than processes could have.
+        let tries = if is_first { TRIES } else { 1 };
+        if let Some((number, bell)) = free_bell(directory, some_names, tries) {
+            return Some(Own {
+                number,
+                bell: Arc::new(bell),
+                names: 0,
+            });
+        }
+        self.tried = Some(Instant::now());
+        self.ours.values().next().map(|own| Own {
+            number: own.number,
+            bell: Arc::clone(&own.bell),
+            names: 0,
+        })
+    }
+
+    /// The end of a [`take`](Self::take) that returned a bell; whether that is closed, when nobody
+    /// listens to it any more: one that is idle is kept, and no others.
+    pub(crate) fn put(&mut self, name: &Name) -> bool {
+        let some_names = some_names(name);
+        let Some(own) = self.ours.get_mut(&some_names) else {
+            return false;
+        };
+        own.names -= 1;
+        if own.names > 0 || self.ours.len() == 1 {
+            return false;
+        }
+        let ended = self.ours.remove(&some_names);
+        ended.is_some_and(|ended| {
+            !self
+                .ours
+                .values()
+                .any(|own| Arc::ptr_eq(&own.bell, &ended.bell))
+        })
     }
 
     /// Rings the bell of that number. Whoever does not hear it looks by itself.
     pub(crate) fn ring(&mut self, directory: &Directory, number: u32) {
         let mut ours = self.ours.values();
-        if let Some((_, bell)) = ours.find(|(ours, _)| *ours == number) {
-            bell.ring();
+        if let Some(own) = ours.find(|own| own.number == number) {
+            own.bell.ring();
         } else if let Some(bell) = self.others.get(&number) {
             bell.ring();
         } else if let Ok(opened) = open_bell(directory, number) {
@@ -128,6 +205,36 @@ impl Bells {
             self.others.push(number, opened);
         }
     }
+
+    /// Closes the bells of others: as long as they are open here, nobody is woken by the end of their
+    /// processes.
+    pub(crate) fn close_others(&mut self) {
+        self.others.clear();
+    }
+
+    /// The end to write to of the bell of that number, which is an error for poll(2) when nobody reads
+    /// it any more; `None` when that is so already, or cannot be told.
+    pub(crate) fn end(directory: &Directory, number: u32) -> Option<File> {
+        let (_, group) = directory.place();
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let mut options = File::options();
+        options.write(true).custom_flags(flags.bits().cast_signed());
+        let file = options.open(Self::path(directory, number)).ok()?;
+        let metadata = file.metadata().ok()?;
+        let is_bell = metadata.file_type().is_fifo() && os::is_trusted(&metadata, group);
+        is_bell.then_some(file)
+    }
+}
+
+/// Which of the names share a bell with `name`.
+fn some_names(name: &Name) -> u32 {
+    crc32c(name.as_str().as_bytes()) % BELLS_OF_ONE
+}
+
+/// The bell of this process for `some_names`, if nobody has it.
+fn first_number(some_names: u32) -> u32 {
+    let first = process::id().wrapping_mul(BELLS_OF_ONE);
+    first.wrapping_add(some_names) % BELLS
 }
 
 impl AsFd for Bell {
@@ -176,30 +283,98 @@ fn let_us_open(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A bell that nobody has, for `some_names` of all, and its number.
-fn free_bell(directory: &Directory, some_names: u32) -> Result<(u32, Arc<Bell>), FileError> {
-    let first = process::id()
-        .wrapping_mul(BELLS_OF_ONE)
-        .wrapping_add(some_names);
-    for next in 0..BELLS {
-        let number = first.wrapping_add(next) % BELLS;
+/// A bell that nobody has, for `some_names` of all, and its number, after so many tries.
+fn free_bell(directory: &Directory, some_names: u32, tries: u32) -> Option<(u32, Bell)> {
+    for next in 0..tries {
+        let number = (first_number(some_names) + next * STRIDE) % BELLS;
         match open_bell(directory, number) {
-            Ok(bell) if bell.claim() => return Ok((number, Arc::new(bell))),
+            Ok(bell) if bell.claim() => return Some((number, bell)),
             // It is another's, or somebody has put something else there.
             Ok(_) | Err(FileError::Suspicious { .. }) => {}
             Err(FileError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied => {}
-            Err(err) => return Err(err),
+            Err(_) => return None,
         }
     }
-    let (folder, _) = directory.place();
-    Err(FileError::io(
-        "find a pipe of its own in this folder",
-        folder,
-    )(io::ErrorKind::ResourceBusy.into()))
+    None
 }
 
 fn open_bell(directory: &Directory, number: u32) -> Result<Bell, FileError> {
     let (_, group) = directory.place();
     Bell::open(Bells::path(directory, number), group)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::StoreOptions;
+    use super::super::file_events::{Listener, News};
+    use super::super::record::Kind;
+    use super::*;
+
+    fn directory(folder: &Path) -> Directory {
+        Directory::open(folder, Kind::Lease, &StoreOptions::default()).unwrap()
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    /// Also when another process has rung it.
+    #[test]
+    fn the_end_of_the_process_that_reads_a_wake_pipe_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = directory(folder.path());
+        let mut bells = Bells::default();
+        let (number, bell) = bells.take(&directory, &name("lock"));
+        let mut others = Bells::default();
+        others.ring(&directory, number);
+        let listener = Listener::new().unwrap();
+        listener.watch_end(Bells::end(&directory, number));
+        others.close_others();
+        assert_eq!(listener.wait(Instant::now()), None, "it is read");
+        drop((bells, bell));
+        let soon = || Instant::now() + Duration::from_secs(30);
+        assert_eq!(listener.wait(soon()), Some(News::Ended));
+        assert!(Bells::end(&directory, number).is_none());
+    }
+
+    #[test]
+    fn a_wake_pipe_that_nobody_has_is_not_looked_for_again_and_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = directory(folder.path());
+        let path = |number| Bells::path(&directory, number);
+        for number in 0..BELLS {
+            fs::create_dir(path(number)).unwrap();
+        }
+        let mut bells = Bells::default();
+        let (number, bell) = bells.take(&directory, &name("lock"));
+        assert!(number < BELLS && bell.is_none());
+        for number in 0..BELLS {
+            fs::remove_dir(path(number)).unwrap();
+        }
+        assert!(bells.take(&directory, &name("lock")).1.is_none());
+        bells.tried = bells.tried.and_then(|it| it.checked_sub(TRIED_AGAIN));
+        assert!(bells.take(&directory, &name("lock")).1.is_some());
+    }
+
+    /// 4,096 pipes are enough for as many processes.
+    #[test]
+    fn where_pipes_are_scarce_a_process_has_one_for_all_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = directory(folder.path());
+        let mut bells = Bells::default();
+        bells.take(&directory, &name("lock")).1.unwrap();
+        for number in 0..BELLS {
+            let _ = fs::create_dir(Bells::path(&directory, number));
+        }
+        for number in 0..64 {
+            bells
+                .take(&directory, &name(&format!("lock {number}")))
+                .1
+                .unwrap();
+        }
+        let mut ours: Vec<_> = bells.ours.values().map(|own| own.number).collect();
+        ours.dedup();
+        assert_eq!(ours.len(), 1);
+    }
 }

@@ -1,14 +1,18 @@
-//! The kernel's word that a file was written, closed or removed: inotify(7), of which a process
-//! has one instance for all who wait, made when the first of them does. Closing one takes the
-//! kernel milliseconds, so it stays open until the process ends.
+//! What wakes those who wait: their bells, the end of the process before them, and the kernel's
+//! word that a file was written, closed or removed.
+//!
+//! That word is inotify(7)'s, of which a user has 128 instances. So a process has one for all who
+//! wait, made when the first of them watches a file. Closing it takes the kernel milliseconds, so that
+//! is done only by a process that has slept for long without needing it.
 //!
 //! No thread serves threads that wait: one of them reads the events for all, and hands that on
 //! when it goes. Tasks are served by one thread, which ends when there have been none for a while.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -56,7 +60,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What the operating system says when the process, or its user, has no more such instances.
+    /// What the operating system says when the process has no more descriptors.
     pub(crate) fn new() -> io::Result<Self> {
         let events = FileEvents::of_this_process()?;
         let id = events.state().add();
@@ -102,12 +106,45 @@ impl Listener {
         state.deafen(&bell, self.id);
     }
 
-    /// Listens to what happens to the files at `paths` from now on, and, but for its bell, to no
-    /// others.
+    /// Listens for the end of the process that reads the other end of `bell`, too, or, with `None`,
+    /// of no process.
+    pub(crate) fn watch_end(&self, bell: Option<File>) {
+        let is_any = bell.is_some();
+        let mut state = self.events.state();
+        let previous = match bell {
+            Some(bell) => state.ends.insert(self.id, Arc::new(bell)),
+            None => state.ends.remove(&self.id),
+        };
+        if is_any || previous.is_some() {
+            self.events.interrupt(&state);
+        }
+        drop(state);
+        drop(previous);
+    }
+
+    /// Closes the process's instance of inotify(7) if nobody watches a file.
+    pub(crate) fn close_idle_instance(&self) {
+        let mut state = self.events.state();
+        if state.watched_by.is_empty() {
+            let idle = state.inotify.take();
+            drop(state);
+            drop(idle);
+        }
+    }
+
+    /// Readable when something has happened to a file that a listener of this process watches, and
+    /// nobody reads that; `None` when nobody watches a file.
+    pub(crate) fn descriptor(&self) -> Option<Arc<OwnedFd>> {
+        self.events.state().inotify.clone()
+    }
+
+    /// Listens to what happens to the files at `paths` from now on, and, but for its bell and the
+    /// end of a process, to no others.
     ///
     /// # Errors
     ///
-    /// What the operating system says when a file is gone, or the user has too many watches.
+    /// What the operating system says when a file is gone, or the user has too many watches, or too
+    /// many instances of inotify(7).
     pub(crate) fn watch<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
         let mut state = self.events.state();
         let listener = state.listener(self.id);
@@ -219,13 +256,6 @@ impl Listener {
     }
 }
 
-/// Readable when there is news for some listener of this process, and nobody reads it.
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.events.inotify.as_fd()
-    }
-}
-
 impl Drop for Listener {
     fn drop(&mut self) {
         let mut state = self.events.state();
@@ -238,12 +268,13 @@ impl Drop for Listener {
         if let Some(bell) = listener.bell.take() {
             state.deafen(&bell, self.id);
         }
+        let end = state.ends.remove(&self.id);
         if let Some(alarm) = listener.alarm.take() {
             state.alarms.remove(&(alarm, self.id));
         }
         // A waker is a stranger's code.
         drop(state);
-        drop(listener);
+        drop((listener, end));
     }
 }
 
@@ -252,7 +283,6 @@ impl Drop for Listener {
 struct FileEvents {
     /// A forked child shares the instance with it.
     process: u32,
-    inotify: OwnedFd,
     /// Ends the reader's wait.
     interruption: OwnedFd,
     /// A forked child listens to nothing.
@@ -262,10 +292,14 @@ struct FileEvents {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
+    /// While somebody watches a file, and for some time after that.
+    inotify: Option<Arc<OwnedFd>>,
     listeners: HashMap<u64, Listening>,
     watched_by: HashMap<i32, Vec<u64>>,
     /// The bells that somebody listens to, and who.
     bells: Vec<(Arc<Bell>, Vec<u64>)>,
+    /// Who listens for the end of which bell's reader, by the end of it that is written to.
+    ends: BTreeMap<u64, Arc<File>>,
     /// When tasks are to be woken.
     alarms: BTreeSet<(Instant, u64)>,
     /// Whether some thread reads the events.
@@ -319,7 +353,6 @@ impl FileEvents {
     fn new() -> io::Result<Self> {
         Ok(Self {
             process: process::this(),
-            inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
             interruption: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             state: PerProcess::new(),
         })
@@ -342,35 +375,42 @@ impl FileEvents {
     ) -> MutexGuard<'a, State> {
         state.is_read = true;
         let bells: Vec<_> = state.bells.iter().map(|(it, _)| Arc::clone(it)).collect();
+        let inotify = state.inotify.clone();
+        let ends = state.ends.clone();
         drop(state);
-        let mut ready = Vec::with_capacity(2 + bells.len());
-        ready.push(PollFd::new(&self.inotify, PollFlags::IN));
+        let mut ready = Vec::with_capacity(2 + bells.len() + ends.len());
         ready.push(PollFd::new(&self.interruption, PollFlags::IN));
         ready.extend(bells.iter().map(|bell| PollFd::new(bell, PollFlags::IN)));
+        // A pipe that nobody reads any more is an error, which need not be asked for.
+        ready.extend(
+            ends.values()
+                .map(|end| PollFd::new(end, PollFlags::empty())),
+        );
+        ready.extend(inotify.iter().map(|it| PollFd::new(it, PollFlags::IN)));
         let timeout = Timespec::try_from(at_most).ok();
         // Interrupted by a signal or not, what has come is read.
         let _ = poll(&mut ready, timeout.as_ref());
         let mut is_ready = ready.iter().map(|it| !it.revents().is_empty());
-        let has_events = is_ready.next() == Some(true);
         if is_ready.next() == Some(true) {
             let _ = rustix::io::read(&self.interruption, &mut [0; 8]);
         }
         let mut wakes = Vec::new();
         let mut state = self.state();
         state.is_read = false;
-        for bell in bells
-            .iter()
-            .zip(is_ready)
-            .filter_map(|(it, is)| is.then_some(it))
-        {
+        for (bell, _) in bells.iter().zip(&mut is_ready).filter(|(_, is)| *is) {
             if bell.was_rung() {
                 for id in state.hearers(bell) {
                     wakes.extend(state.ring(id, News::Written));
                 }
             }
         }
-        if has_events {
-            self.read_events(&mut state, &mut wakes);
+        for ((id, end), _) in ends.iter().zip(&mut is_ready).filter(|(_, is)| *is) {
+            wakes.extend(state.ended(*id, end));
+        }
+        if let Some(inotify) = &inotify
+            && is_ready.next() == Some(true)
+        {
+            Self::read_events(inotify, &mut state, &mut wakes);
         }
         if wakes.is_empty() {
             return state;
@@ -381,9 +421,9 @@ impl FileEvents {
     }
 
     /// Reads what the kernel tells of, and says whom to wake for it.
-    fn read_events(&self, state: &mut State, wakes: &mut Vec<Wakes>) {
+    fn read_events(inotify: &OwnedFd, state: &mut State, wakes: &mut Vec<Wakes>) {
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
-        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        let mut reader = inotify::Reader::new(inotify, &mut buffer);
         while let Ok(event) = reader.next() {
             let ids = if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 state.listeners.keys().copied().collect()
@@ -417,7 +457,14 @@ impl FileEvents {
 
     /// Begins a watch for `id`.
     fn watch(&self, state: &mut State, path: &Path, id: u64) -> io::Result<i32> {
-        let watch = inotify::add_watch(&self.inotify, path, CHANGES)?;
+        let inotify = if let Some(inotify) = &state.inotify {
+            Arc::clone(inotify)
+        } else {
+            let new = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+            self.interrupt(state);
+            Arc::clone(state.inotify.insert(Arc::new(new)))
+        };
+        let watch = inotify::add_watch(&inotify, path, CHANGES)?;
         state.watched_by.entry(watch).or_default().push(id);
         Ok(watch)
     }
@@ -433,8 +480,10 @@ impl FileEvents {
         if ids.is_empty() {
             state.watched_by.remove(&watch);
             // It is gone already when its file is. A forked child has only a copy.
-            if self.is_ours() {
-                let _ = inotify::remove_watch(&self.inotify, watch);
+            if self.is_ours()
+                && let Some(inotify) = &state.inotify
+            {
+                let _ = inotify::remove_watch(inotify, watch);
             }
         }
     }
@@ -512,6 +561,16 @@ impl State {
     fn hearers(&self, bell: &Arc<Bell>) -> Vec<u64> {
         let known = self.bells.iter().find(|(it, _)| Arc::ptr_eq(it, bell));
         known.map(|(_, ids)| ids.clone()).unwrap_or_default()
+    }
+
+    /// Notes for the listener `id` that nobody reads `end` any more; returns whom to wake.
+    fn ended(&mut self, id: u64, end: &Arc<File>) -> Option<Wakes> {
+        // It would be said again and again.
+        if !Arc::ptr_eq(self.ends.get(&id)?, end) {
+            return None;
+        }
+        self.ends.remove(&id);
+        self.ring(id, News::Ended)
     }
 
     /// What the listener `id` has not heard yet.

@@ -160,7 +160,7 @@ impl FileLockStore {
             clock: Arc::new(System),
             process: process::this(),
             grants: PerProcess::new(),
-            queue: Queue::new(None),
+            queue: Queue::new(None, false),
         })
     }
 
@@ -179,7 +179,7 @@ impl FileLockStore {
     ) -> Result<(Self, Name), OpenError> {
         let (exact, name) = exact(path, options)?;
         let store = Self {
-            queue: Queue::new(Some(exact.clone())),
+            queue: Queue::new(Some(exact.clone()), false),
             exact: Some(Exact {
                 path: exact,
                 files: OpenFiles::new(),
@@ -237,10 +237,9 @@ impl FileLockStore {
     /// `at_most`; for those who are not to have a place among the ones who wait.
     pub fn watch(&self, name: &Name, at_most: Duration) {
         // Who gives a lock back that nobody waits for changes nothing in its file.
-        self.queue
-            .overhear(&self.directory, name, at_most, false, || {
-                !matches!(self.inspect(name), Ok(Some(_)))
-            });
+        self.queue.overhear(&self.directory, name, at_most, || {
+            !matches!(self.inspect(name), Ok(Some(_)))
+        });
     }
 
     /// [`Store::wait`], for a task.
@@ -831,6 +830,10 @@ impl Store for FileLockStore {
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.queue.wait(&self.directory, claim, at_most);
         Waited::Done
+    }
+
+    fn notifies(&self) -> bool {
+        Queue::NOTIFIES
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {

@@ -150,7 +150,7 @@ impl LeaseFileStore {
             process: process::this(),
             grants: PerProcess::new(),
             most_grants: AtomicUsize::new(GRANTS),
-            queue: Queue::new(None),
+            queue: Queue::new(None, true),
         })
     }
 
@@ -217,10 +217,9 @@ impl LeaseFileStore {
     /// Waits until nobody holds `name`, or something keeps that from being told, but at most
     /// `at_most`; for those who are not to have a place among the ones who wait.
     pub fn watch(&self, name: &Name, at_most: Duration) {
-        self.queue
-            .overhear(&self.directory, name, at_most, true, || {
-                !matches!(self.inspect(name), Ok(Some(_)))
-            });
+        self.queue.overhear(&self.directory, name, at_most, || {
+            !matches!(self.inspect(name), Ok(Some(_)))
+        });
     }
 
     /// [`Store::wait`], for a task.
@@ -964,6 +963,10 @@ impl Store for LeaseFileStore {
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.queue.wait(&self.directory, claim, at_most);
         Waited::Done
+    }
+
+    fn notifies(&self) -> bool {
+        Queue::NOTIFIES
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {

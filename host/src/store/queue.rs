@@ -5,8 +5,10 @@
 //!
 //! The first in the queue looks at the lock's file for some microseconds, for that is when locks that
 //! are held for moments are given back, and listens to it then. Everyone else sleeps until its *bell*
-//! is rung, a pipe that its process reads. Whoever gives a lock back rings for the second, so that it
-//! is awake when it is the first. So what gives a lock back wakes one process. See `FORMAT.md`.
+//! is rung, a pipe that its process reads, or the process before it ends. Whoever gives a lock back
+//! rings for the second, so that it is awake when it is the first. So what gives a lock back wakes one
+//! process. Should nobody be woken, each looks from time to time, the seldomer the more are before it.
+//! See `FORMAT.md`.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
@@ -36,8 +38,14 @@ use crate::sync::{Mutex, MutexGuard, thread};
 /// For how long a lock that was given back is kept for the first in its queue.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// How long is waited at most without a look, should an event be lost.
+/// How long the first waits at most without a look, should an event be lost.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// How long it does so where other programs may unlock the file, of which the kernel does not tell.
+const FOREIGN_WAIT: Duration = Duration::from_millis(250);
+
+/// How long anybody waits at most without a look.
+const SAFETY_LOOK: Duration = Duration::from_secs(10);
 
 /// How long is waited between looks where the kernel tells of no events.
 const BLIND_WAIT: Duration = Duration::from_millis(10);
@@ -60,6 +68,8 @@ const SPARES: usize = 16;
 pub(crate) struct Queue {
     /// A file that is locked by programs that know of no queue.
     foreign: Option<PathBuf>,
+    /// Whether the lock's file tells of everything that happens to the lock.
+    tells_all: bool,
     /// Whether anybody has ever waited, or watched.
     is_used: AtomicBool,
     /// A forked child is not in the queue.
@@ -128,8 +138,8 @@ struct State {
 struct Line {
     /// The lock's file, whose open file description has their bytes locked.
     file: Arc<OpenFile>,
-    /// The bell of all of them, and its number.
-    bell: Arc<Bell>,
+    /// The bell of all of them, if there was any to be had, and its number.
+    bell: Option<Arc<Bell>>,
     number: u32,
     /// By ticket.
     places: BTreeMap<u64, Place>,
@@ -154,7 +164,7 @@ enum Stage {
     Inside,
     /// It is the first of this process, and listens to its bell.
     Outside { since: Instant },
-    /// It listens to the bell before it, too, that of this ticket.
+    /// It listens for the end of the process that has this ticket, too.
     Long { before: u64 },
     /// It has heard a bell.
     Told,
@@ -201,11 +211,16 @@ enum Then {
 }
 
 impl Queue {
+    /// Whether those who wait are woken when the lock may be free.
+    pub(crate) const NOTIFIES: bool = true;
+
     /// A queue for locks of this software's files, or for the lock of a file that is locked by
-    /// programs, too, that know of no queue.
-    pub(crate) fn new(foreign: Option<PathBuf>) -> Self {
+    /// programs, too, that know of no queue. `tells_all` says whether the lock's file tells of
+    /// everything that happens to the lock.
+    pub(crate) fn new(foreign: Option<PathBuf>, tells_all: bool) -> Self {
         Self {
             foreign,
+            tells_all,
             is_used: AtomicBool::new(false),
             state: PerProcess::new(),
         }
@@ -269,10 +284,14 @@ impl Queue {
             tickets::unlock(&line.file, lost);
         }
         line.granted.insert(claim.owner, ticket);
-        let bell = Arc::clone(&line.bell);
+        let bell = line.bell.clone();
         let first = line.first_after(ticket, is_next_told);
-        state.keep_spare(own.map(|own| (bell, own)));
+        state.keep_spare(bell.zip(own));
         let here = state.tell(directory, first);
+        if here.is_none() && !is_next_told {
+            // It may be long until it is told again, and be the next to end.
+            state.bells.close_others();
+        }
         drop(state);
         if let Some(listener) = here {
             listener.ring();
@@ -324,6 +343,7 @@ impl Queue {
             // Whoever is told too soon looks, and waits.
             let next = line.first_after(ticket, false);
             first = state.tell(directory, next);
+            state.bells.close_others();
             state.remove_line_if_empty(directory, &claim.name);
         }
         drop(state);
@@ -345,7 +365,7 @@ impl Queue {
 
     /// Waits until the lock of `claim` may be free for its owner, but at most `at_most`.
     pub(crate) fn wait(&self, directory: &Directory, claim: &Claim, at_most: Duration) {
-        let end = Instant::now() + at_most.min(LONGEST_WAIT);
+        let end = Instant::now() + at_most.min(SAFETY_LOOK);
         loop {
             match self.next(directory, claim) {
                 Next::Look => return,
@@ -383,8 +403,7 @@ impl Queue {
         }
     }
 
-    /// [`wait`](Self::wait), for a task; where the kernel tells of no events this does not end,
-    /// and time has to.
+    /// [`wait`](Self::wait), for a task.
     pub(crate) async fn waited(&self, directory: &Directory, claim: &Claim) {
         loop {
             match self.next(directory, claim) {
@@ -411,20 +430,26 @@ impl Queue {
                         return;
                     }
                 }
-                Next::Pause(_) => future::pending().await,
+                Next::Pause(pause) => {
+                    // Where there are no more descriptors, its driver's time has to end it.
+                    let Ok(alarm) = Listener::new() else {
+                        return future::pending().await;
+                    };
+                    let until = Instant::now() + pause;
+                    future::poll_fn(|context| alarm.poll(context, until)).await;
+                    return;
+                }
             }
         }
     }
 
     /// Waits until something happens to the lock `name`, but at most `at_most`, without a place.
-    /// `is_over` is asked when it can be told what happens, and `hears_all` says whether the file tells
-    /// of everything that happens to the lock.
+    /// `is_over` is asked when it can be told what happens.
     pub(crate) fn overhear(
         &self,
         directory: &Directory,
         name: &Name,
         at_most: Duration,
-        hears_all: bool,
         is_over: impl Fn() -> bool,
     ) {
         let end = Instant::now() + at_most.min(LONGEST_WAIT);
@@ -433,8 +458,8 @@ impl Queue {
         while !is_over() && Instant::now() < end {
             let pause = match pause_after(looks) {
                 Some(pause) => pause,
-                None if hears_all && listener.is_ok() => LONGEST_WAIT,
-                None => jitter(BLIND_WAIT),
+                None if listener.is_err() || self.foreign.is_some() => jitter(BLIND_WAIT),
+                None => self.longest_wait(),
             };
             looks = looks.saturating_add(1);
             let until = end.min(Instant::now() + pause);
@@ -497,12 +522,25 @@ impl Queue {
         }
     }
 
+    /// How long to wait at most without a look where the lock's file is watched.
+    fn longest_wait(&self) -> Duration {
+        if self.tells_all {
+            LONGEST_WAIT
+        } else {
+            FOREIGN_WAIT
+        }
+    }
+
     /// What the owner of `claim` is to do next.
     fn next(&self, directory: &Directory, claim: &Claim) -> Next {
+        let longest_wait = match &self.foreign {
+            Some(_) => jitter(BLIND_WAIT),
+            None => self.longest_wait(),
+        };
         let mut state = self.state();
         // What keeps it from listening keeps it from nothing else.
         let next = state
-            .next(directory, self.foreign.is_some(), claim)
+            .next(directory, longest_wait, claim)
             .unwrap_or_else(|_| Next::Pause(jitter(BLIND_WAIT)));
         let displaced = std::mem::take(&mut state.displaced);
         drop(state);
@@ -585,9 +623,10 @@ impl State {
     fn next(
         &mut self,
         directory: &Directory,
-        has_foreign: bool,
+        longest_wait: Duration,
         claim: &Claim,
     ) -> Result<Next, FileError> {
+        let mut has_slept = true;
         let ticket = self.join(directory, claim)?;
         let Some(line) = self.lines.get_mut(&claim.name) else {
             return Ok(Next::Look);
@@ -598,35 +637,8 @@ impl State {
                 return Ok(Next::Look);
             };
             let stage = place.stage;
-            match stage {
-                Stage::Blind => return Ok(Next::Pause(jitter(BLIND_WAIT))),
-                Stage::Staring(version) => return Ok(Next::Stare(Arc::clone(&line.file), version)),
-                Stage::Listening { version, looks } => {
-                    let Some(to) = line.listener_of(ticket, &mut self.spare) else {
-                        return Ok(Next::Pause(jitter(BLIND_WAIT)));
-                    };
-                    let looks_again = looks.saturating_add(1);
-                    line.set(
-                        ticket,
-                        Stage::Listening {
-                            version,
-                            looks: looks_again,
-                        },
-                    );
-                    let pause = match pause_after(looks) {
-                        Some(pause) => pause,
-                        None if has_foreign => jitter(BLIND_WAIT),
-                        None if line.is_first(ticket, version.served())? => LONGEST_WAIT,
-                        None => PATIENCE,
-                    };
-                    return Ok(Next::Listen {
-                        to,
-                        pause,
-                        on_news: Then::Look,
-                        then: Then::Look,
-                    });
-                }
-                Stage::Inside | Stage::Outside { .. } | Stage::Long { .. } | Stage::Told => {}
+            if let Some(next) = line.next_look(ticket, stage, longest_wait, &mut self.spare)? {
+                return Ok(next);
             }
             let Some(listener) = line.listener_of(ticket, &mut self.spare) else {
                 return Ok(Next::Pause(jitter(BLIND_WAIT)));
@@ -637,15 +649,25 @@ impl State {
                 on_news: Then::Ask,
                 then,
             };
-            // Should the first not take the lock, the second does.
-            let at_most = |is_second| if is_second { PATIENCE } else { LONGEST_WAIT };
             let version = directory::version(&line.file)?;
             let served = version.served();
+            // Should the first not take the lock, the second does, and so on.
+            let rings = line.bell.is_some() || ahead_here.is_some();
+            let at_most = |is_second| {
+                let before = if is_second {
+                    1
+                } else {
+                    tickets::most_between(served, ticket)
+                };
+                pause_behind(before, rings)
+            };
             if let Some(ahead) = ahead_here {
                 return Ok(listen(at_most(line.is_first(ahead, served)?), Then::Look));
             }
-            if stage == Stage::Inside {
-                listener.listen_to_bell(&line.bell);
+            if stage == Stage::Inside
+                && let Some(bell) = &line.bell
+            {
+                listener.listen_to_bell(bell);
             }
             let is_first = line.is_first(ticket, served)?;
             if let Some(place) = line.places.get_mut(&ticket) {
@@ -673,16 +695,19 @@ impl State {
             let Some(ahead) = tickets::nearest_before(&line.file, ticket, served)? else {
                 continue;
             };
+            let is_second = line.is_first(ahead, served)?;
             if stage == (Stage::Long { before: ahead }) {
-                return Ok(listen(at_most(line.is_first(ahead, served)?), Then::Look));
+                if has_slept && !is_second {
+                    listener.close_idle_instance();
+                }
+                return Ok(listen(at_most(is_second), Then::Look));
             }
-            // It is closed when that one's process ends.
-            let path = Bells::path(directory, tickets::bell_of(ahead));
-            listener
-                .watch([path.as_path()].into_iter())
-                .map_err(FileError::io("watch this pipe", &path))?;
+            listener.watch(std::iter::empty()).ok();
+            self.bells.close_others();
+            listener.watch_end(Bells::end(directory, tickets::bell_of(ahead)));
             // It may have gone before that.
             line.set(ticket, Stage::Long { before: ahead });
+            has_slept = false;
         }
     }
 
@@ -701,7 +726,13 @@ impl State {
                     return Ok(ticket);
                 }
             } else {
-                // Another file counts now, and so does its queue.
+                // Another file counts now, and so does its queue. Those behind are told that.
+                let first = line.places.first_key_value().map(|(&first, _)| first);
+                let next =
+                    first.and_then(|first| tickets::first_from(&line.file, first + 1).ok()?);
+                if let Some(next) = next {
+                    self.bells.ring(directory, tickets::bell_of(next));
+                }
                 let displaced = self.remove_line(directory, &claim.name);
                 self.displaced.extend(displaced);
             }
@@ -709,8 +740,8 @@ impl State {
         let line = match self.lines.entry(claim.name.clone()) {
             Entry::Occupied(line) => line.into_mut(),
             Entry::Vacant(vacant) => {
-                let (number, bell) = self.bells.of_name(directory, &claim.name)?;
                 let file = directory.take_or_create(&claim.name)?;
+                let (number, bell) = self.bells.take(directory, &claim.name);
                 directory.want(&claim.name);
                 vacant.insert(Line {
                     file: Arc::new(file),
@@ -754,9 +785,13 @@ impl State {
 
     /// Keeps a listener, and the bell that it listens to, for another who waits.
     fn keep_spare(&mut self, listener: Option<(Arc<Bell>, Arc<Listener>)>) {
-        self.spare.extend(
-            listener.filter(|(_, listener)| listener.hears_bell() && self.spare.len() < SPARES),
-        );
+        if let Some((bell, listener)) = listener
+            && listener.hears_bell()
+            && self.spare.len() < SPARES
+        {
+            listener.watch_end(None);
+            self.spare.push((bell, listener));
+        }
     }
 
     fn remove_line_if_empty(&mut self, directory: &Directory, name: &Name) {
@@ -771,6 +806,11 @@ impl State {
         let Some(line) = self.lines.remove(name) else {
             return Vec::new();
         };
+        if let Some(bell) = &line.bell
+            && self.bells.put(name)
+        {
+            self.spare.retain(|(spare, _)| !Arc::ptr_eq(spare, bell));
+        }
         let mut listeners = Vec::new();
         if line.places.is_empty() && line.granted.is_empty() {
             // Unless somebody still looks at it.
@@ -809,7 +849,11 @@ impl Line {
         {
             match &own {
                 Some(own) if own.hears_bell() => own.hand_bell_to(listener),
-                _ => listener.listen_to_bell(&self.bell),
+                _ => {
+                    if let Some(bell) = &self.bell {
+                        listener.listen_to_bell(bell);
+                    }
+                }
             }
             next.get_mut().stage = Stage::Outside {
                 since: Instant::now(),
@@ -858,6 +902,49 @@ impl Line {
         }
     }
 
+    /// What `ticket` is to do next if it is the first, or the second that was told.
+    fn next_look(
+        &mut self,
+        ticket: u64,
+        stage: Stage,
+        longest_wait: Duration,
+        spare: &mut Vec<(Arc<Bell>, Arc<Listener>)>,
+    ) -> Result<Option<Next>, FileError> {
+        let pause = match stage {
+            Stage::Staring(version) => {
+                return Ok(Some(Next::Stare(Arc::clone(&self.file), version)));
+            }
+            Stage::Blind => jitter(BLIND_WAIT),
+            Stage::Listening { version, looks } => {
+                let looks_again = looks.saturating_add(1);
+                self.set(
+                    ticket,
+                    Stage::Listening {
+                        version,
+                        looks: looks_again,
+                    },
+                );
+                match pause_after(looks) {
+                    Some(pause) => pause,
+                    None if self.is_first(ticket, version.served())? => longest_wait,
+                    None => PATIENCE.min(longest_wait),
+                }
+            }
+            Stage::Inside | Stage::Outside { .. } | Stage::Long { .. } | Stage::Told => {
+                return Ok(None);
+            }
+        };
+        Ok(Some(match self.listener_of(ticket, spare) {
+            Some(to) => Next::Listen {
+                to,
+                pause,
+                on_news: Then::Look,
+                then: Then::Look,
+            },
+            None => Next::Pause(jitter(BLIND_WAIT)),
+        }))
+    }
+
     fn set(&mut self, ticket: u64, stage: Stage) {
         if let Some(place) = self.places.get_mut(&ticket) {
             place.stage = stage;
@@ -872,9 +959,8 @@ impl Line {
     ) -> Option<Arc<Listener>> {
         let place = self.places.get_mut(&ticket)?;
         if place.listener.is_none() {
-            let fitting = spare
-                .iter()
-                .position(|(bell, _)| Arc::ptr_eq(bell, &self.bell));
+            let fits = |bell| self.bell.as_ref().is_some_and(|own| Arc::ptr_eq(bell, own));
+            let fitting = spare.iter().position(|(bell, _)| fits(bell));
             let new = || Listener::new().ok().map(Arc::new);
             place.listener = match fitting {
                 Some(at) => Some(spare.swap_remove(at).1),
@@ -917,10 +1003,30 @@ impl Place {
         paths: impl Iterator<Item = &'a Path>,
     ) -> Result<Version, FileError> {
         let listener = self.listener.as_ref();
-        let watched = listener.map_or(Err(io::ErrorKind::Other.into()), |it| it.watch(paths));
+        let watched = listener.map_or(Err(io::ErrorKind::Other.into()), |it| {
+            it.watch_end(None);
+            it.watch(paths)
+        });
         watched.map_err(FileError::io("watch this file", file.path()))?;
         directory::version(file)
     }
+}
+
+/// How long somebody sleeps at most who waits behind so many others. Those whose bell `rings` are
+/// rung for when it is time, so they look only for those who are stopped, and for what was lost.
+fn pause_behind(others: u64, rings: bool) -> Duration {
+    /// Before the lock is kept for it no more.
+    const IN_TIME: Duration = Duration::from_millis(100);
+
+    let (each, most) = if rings {
+        (PATIENCE, SAFETY_LOOK)
+    } else {
+        (BLIND_WAIT, IN_TIME)
+    };
+    let pause = u32::try_from(others).map_or(most, |others| each.saturating_mul(others));
+    // Those who begin to wait at the same time do not march in step.
+    let pause = pause.min(most);
+    pause.saturating_sub(jitter(pause / 10))
 }
 
 /// As long from now as is asked, or as makes no difference.

@@ -41,7 +41,9 @@ impl Standing {
 }
 
 impl Queue {
-    pub(crate) fn new(_foreign: Option<PathBuf>) -> Self {
+    pub(crate) const NOTIFIES: bool = false;
+
+    pub(crate) fn new(_foreign: Option<PathBuf>, _tells_all: bool) -> Self {
         Self
     }
 
@@ -111,7 +113,6 @@ impl Queue {
         _directory: &Directory,
         _name: &Name,
         at_most: Duration,
-        _hears_all: bool,
         is_over: impl Fn() -> bool,
     ) {
         let began = Instant::now();

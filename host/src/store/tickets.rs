@@ -84,6 +84,15 @@ pub(crate) fn bell_of(ticket: u64) -> u32 {
     u32::try_from(ticket % u64::from(BELLS)).unwrap_or_default()
 }
 
+/// How many tickets there were at most after `served` and before `ticket`, and at least one.
+pub(crate) fn most_between(served: u64, ticket: u64) -> u64 {
+    let place = |ticket| ticket / u64::from(BELLS);
+    place(ticket)
+        .saturating_sub(place(served))
+        .saturating_sub(1)
+        .max(1)
+}
+
 /// The nearest ticket before `ticket`, and after `served`, of another open file description than
 /// `file`'s.
 pub(crate) fn nearest_before(
