@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Place, code, done, ends_with, eventually, stderr, stdout};
+use common::{KINDS, Place, Started, code, done, ends_with, eventually, stderr, stdout};
 use serde_json::{Value, json};
 
 const ONE: &str = "00112233445566778899aabbccddeeff";
@@ -316,7 +316,7 @@ fn an_ephemeral_lease_ends_with_the_input() {
 
 #[test]
 fn an_ephemeral_lease_ends_with_a_killed_process() {
-    for kind in common::KINDS {
+    for kind in KINDS {
         let place = Place::new(kind);
         let mut served = Served::new(&place);
         assert_eq!(served.step("acquire", ONE, Value::Null), granted(1));
@@ -366,6 +366,66 @@ fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
     let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
     assert_eq!(waited, json!({ "waited": true }));
     assert_eq!(two.step("acquire", TWO, MINUTE), granted(2));
+}
+
+/// How often a process has fallen asleep.
+fn switches(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let mut lines = status.lines();
+    let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    count.unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn a_wait_sleeps_and_wakes_nobody() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+        one.step("acquire", ONE, Value::Null);
+        let mut other = Started::new(&mut place.verrou(["run", "x", "--", "true"]));
+        let id = other.id();
+        eventually("it waits", || {
+            let before = switches(id);
+            std::thread::sleep(Duration::from_millis(300));
+            (1..5).contains(&(switches(id) - before))
+        });
+        let before = (switches(id), switches(two.child.id()));
+        let began = Instant::now();
+        for _ in 0..5 {
+            let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
+            assert_eq!(waited, json!({ "waited": true }));
+        }
+        let turns = u64::try_from(began.elapsed().as_millis() / 250).unwrap();
+        assert!(turns >= 16, "{kind}: the lock is not free");
+        // Once for the request, and at each look; the other at its own looks.
+        let woken = (switches(id) - before.0, switches(two.child.id()) - before.1);
+        assert!(
+            woken.0 <= turns + 2 && woken.1 <= turns + 30,
+            "{kind}: {woken:?}"
+        );
+        one.step("release", ONE, Value::Null);
+        assert!(other.wait().unwrap().success());
+    }
+}
+
+/// Whoever gives back a lock that nobody waits for changes nothing in its file, but for those who
+/// watch it.
+#[test]
+fn a_wait_ends_with_the_release() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+        for _ in 0..5 {
+            one.step("acquire", ONE, Value::Null);
+            let before = switches(two.child.id());
+            let wait = json!({ "wait": { "name": "x", "at_most": u64::MAX } });
+            two.tell(format!("{wait}\n"));
+            eventually("it waits", || switches(two.child.id()) > before);
+            one.step("release", ONE, Value::Null);
+            two.hear();
+            assert_eq!(two.holder(), Value::Null, "{kind}");
+        }
+    }
 }
 
 #[test]

@@ -236,10 +236,37 @@ impl FileLockStore {
     /// Waits until nobody holds `name`, or something keeps that from being told, but at most
     /// `at_most`; for those who are not to have a place among the ones who wait.
     pub fn watch(&self, name: &Name, at_most: Duration) {
-        // Who gives a lock back that nobody waits for changes nothing in its file.
-        self.queue.overhear(&self.directory, name, at_most, || {
-            !matches!(self.inspect(name), Ok(Some(_)))
-        });
+        let _ = self.watch_open(name, at_most);
+    }
+
+    /// [`watch`](Self::watch), of files that stay open meanwhile: all who wait look when one is closed.
+    fn watch_open(&self, name: &Name, at_most: Duration) -> Result<(), FileError> {
+        // None is made for those who only watch.
+        let Some(recorded) = self.directory.take(name)? else {
+            return Ok(());
+        };
+        let exact = match &self.exact {
+            Some(_) => Some(self.take_file(name)?),
+            None => None,
+        };
+        let locked = exact.as_ref().unwrap_or(&recorded);
+        // Who gives a lock back that nobody waits for changes nothing in its file otherwise.
+        Queue::watch(&recorded)?;
+        let is_over = || {
+            !matches!(kernel_lock::is_locked(locked.file()), Ok(true))
+                || !matches!(locked.is_current(), Ok(true))
+        };
+        self.queue.overhear(&self.directory, name, at_most, is_over);
+        Queue::ignore(&recorded);
+        if recorded.is_current()? {
+            self.directory.put(name, recorded);
+        }
+        if let Some(exact) = exact
+            && exact.is_current()?
+        {
+            self.put(name, exact);
+        }
+        Ok(())
     }
 
     /// [`Store::wait`], for a task.

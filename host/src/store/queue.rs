@@ -522,6 +522,17 @@ impl Queue {
         }
     }
 
+    /// Lets whoever gives back the lock of `file`, and did not know of anybody who waits, change the
+    /// file, until `file` is [ignored](Self::ignore) or closed.
+    pub(crate) fn watch(file: &OpenFile) -> Result<(), FileError> {
+        tickets::watch(file)
+    }
+
+    /// The end of a [`watch`](Self::watch).
+    pub(crate) fn ignore(file: &OpenFile) {
+        tickets::unlock(file, tickets::WATCHER);
+    }
+
     /// How long to wait at most without a look where the lock's file is watched.
     fn longest_wait(&self) -> Duration {
         if self.tells_all {

@@ -66,6 +66,12 @@ impl Queue {
         Ok(())
     }
 
+    pub(crate) fn watch(_file: &OpenFile) -> Result<(), FileError> {
+        Ok(())
+    }
+
+    pub(crate) fn ignore(_file: &OpenFile) {}
+
     #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
     pub(crate) fn granted(&self, _directory: &Directory, _claim: &Claim, _is_next_told: bool) {}
 

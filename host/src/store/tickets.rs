@@ -73,6 +73,18 @@ fn ticket_after(last: u64, bell: u32) -> Option<u64> {
     start.checked_add(bell.into())
 }
 
+/// The ticket of those who do not wait, but want to be told when the lock is given back: all have it
+/// together.
+pub(crate) const WATCHER: u64 = 0;
+
+/// Locks the [`WATCHER`]'s ticket.
+pub(crate) fn watch(file: &OpenFile) -> Result<(), FileError> {
+    // Somebody who has it alone is told, too, and so are we.
+    byte_lock::try_lock_shared(file.file(), byte_of(WATCHER).start)
+        .map(drop)
+        .map_err(FileError::io("lock a byte of this file", file.path()))
+}
+
 /// Unlocks a ticket.
 pub(crate) fn unlock(file: &OpenFile, ticket: u64) {
     // An error leaves it locked until the file is closed; those behind look by themselves.
