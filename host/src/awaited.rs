@@ -1,5 +1,5 @@
-//! The stores of this machine for tasks: a step takes microseconds, and is taken at once; only
-//! waiting is awaited.
+//! The stores of this machine for tasks: a step takes microseconds, and is taken at once; waiting is
+//! awaited, for a lock and for a file that another process keeps locked.
 
 use std::time::Duration;
 
@@ -8,37 +8,59 @@ use verrou::{
 };
 
 use crate::open::FileStore;
-use crate::store::{FileLockStore, LeaseFileStore};
+use crate::store::{FileLockStore, LeaseFileStore, at_once, patiently};
+
+/// A release that has not come to its end.
+struct Dropped<'a, S: Store> {
+    store: &'a S,
+    claim: Option<&'a Claim>,
+}
+
+impl<S: Store> Drop for Dropped<'_, S> {
+    fn drop(&mut self) {
+        if let Some(claim) = self.claim {
+            // There is nobody to tell of a failure.
+            let _ = at_once(|| self.store.release(claim));
+        }
+    }
+}
 
 macro_rules! awaited {
     ($store:ty) => {
         /// Steps are taken at once, in the thread that polls: each takes microseconds. Waiting
-        /// keeps no thread: one serves all tasks of the process that wait.
+        /// keeps no thread: one serves all tasks of the process that wait. A release that is dropped
+        /// while it waits ends an ephemeral lease all the same.
         impl AsyncStore for $store {
             async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-                Store::acquire(self, claim)
+                patiently(|| Store::acquire(self, claim)).await
             }
             async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-                Store::extend(self, claim)
+                patiently(|| Store::extend(self, claim)).await
             }
             async fn renew(
                 &self,
                 claim: &Claim,
                 fence: Option<Fence>,
             ) -> Result<Renewed, StoreError> {
-                Store::renew(self, claim, fence)
+                patiently(|| Store::renew(self, claim, fence)).await
             }
             async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-                Store::release(self, claim)
+                let mut dropped = Dropped {
+                    store: self,
+                    claim: Some(claim),
+                };
+                let released = patiently(|| Store::release(self, claim)).await;
+                dropped.claim = None;
+                released
             }
             async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-                Store::evict(self, name, only)
+                patiently(|| Store::evict(self, name, only)).await
             }
             async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-                Store::inspect(self, name)
+                patiently(|| Store::inspect(self, name)).await
             }
             async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-                Store::detach(self, claim)
+                patiently(|| Store::detach(self, claim)).await
             }
             async fn wait(&self, claim: &Claim, _at_most: Duration) {
                 self.waited(claim).await;

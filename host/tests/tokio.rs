@@ -177,3 +177,74 @@ async fn thousands_of_tasks_wait_without_threads_and_in_order() {
     }
     assert!(fences.is_sorted(), "who came first was served first");
 }
+
+/// Another process is stopped inside an operation on one name's file: operations on that name wait, and
+/// the thread goes on with other names.
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_busy_lease_file_holds_up_no_other_task() {
+    use std::fs::File;
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::Poll;
+
+    use rustix::fs::{FlockOperation, flock};
+    use verrou::{AsyncStore, Claim, Name, Owner, Store, Ttl};
+    use verrou_host::FileError;
+
+    macro_rules! is_pending {
+        ($future:expr) => {
+            poll_fn(|context| Poll::Ready($future.as_mut().poll(context).is_pending())).await
+        };
+    }
+    let claim = |name: &str, owner| Claim {
+        name: Name::new(name).unwrap(),
+        owner: Owner::from_bytes([owner; 16]),
+        ttl: Ttl::NEVER,
+        ephemeral: true,
+    };
+    let (busy, other) = (claim("busy", 1), claim("other", 1));
+    let folder = tempfile::tempdir().unwrap();
+    let open = || LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let store = open();
+    assert!(Store::acquire(&store, &busy).unwrap().is_granted());
+    assert!(Store::release(&store, &busy).unwrap().is_granted());
+    let file = std::fs::read_dir(folder.path()).unwrap();
+    let mut files = file.map(|entry| entry.unwrap().path());
+    let path = files.find(|path| path.extension().is_some_and(|it| it == "lease"));
+    let stopped = File::open(path.unwrap()).unwrap();
+    let stop = || flock(&stopped, FlockOperation::LockExclusive).unwrap();
+    let go_on = || flock(&stopped, FlockOperation::Unlock).unwrap();
+
+    stop();
+    let mut acquired = pin!(AsyncStore::acquire(&store, &busy));
+    assert!(is_pending!(acquired));
+    assert!(
+        AsyncStore::acquire(&store, &other)
+            .await
+            .unwrap()
+            .is_granted()
+    );
+    assert!(is_pending!(acquired));
+    go_on();
+    assert!(acquired.await.unwrap().is_granted());
+
+    stop();
+    let mut extended = pin!(AsyncStore::extend(&store, &busy));
+    assert!(is_pending!(extended));
+    let failed = extended.await.unwrap_err();
+    assert!(failed.is_temporary());
+    let waited = match failed.get_ref().downcast_ref() {
+        Some(FileError::Busy { waited, .. }) => *waited,
+        _ => panic!("{failed:?}"),
+    };
+    assert!(Duration::from_millis(200) <= waited, "{waited:?}");
+
+    // Dropped, it is a release all the same.
+    let mut released = Box::pin(AsyncStore::release(&store, &busy));
+    assert!(is_pending!(released));
+    drop(released);
+    go_on();
+    let next = Store::acquire(&open(), &claim("busy", 2));
+    assert!(next.unwrap().is_granted());
+}

@@ -1,5 +1,6 @@
 //! The kernel's lock on a file, `flock(2)`: the one place where it is taken and given back.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::mem;
@@ -62,11 +63,12 @@ fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool
     }
 }
 
+/// For how long a busy file is tried all the time: falling asleep takes longer than a step.
+const AWAKE: Duration = Duration::from_micros(20);
+
 /// Takes the kernel's lock on `file` when it becomes free, unless that takes longer than `patience`.
 pub(crate) fn try_lock_within(file: &File, patience: Duration) -> io::Result<bool> {
     const LONGEST_PAUSE: Duration = Duration::from_millis(2);
-    // Falling asleep takes longer than a step.
-    const AWAKE: Duration = Duration::from_micros(20);
 
     if try_lock(file)? {
         return Ok(true);
@@ -105,6 +107,45 @@ pub(crate) fn unlock(file: &File) -> io::Result<()> {
     FileExt::unlock(file)
 }
 
+/// How long a step waits for a file that another process keeps locked.
+///
+/// Who is stopped in the middle of a step may hold up others no longer than this at a time, for they
+/// have deadlines and leases to look after; it is asked again by those who wait.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
+
+/// One of the attempts that a task makes instead of waiting in its thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    /// How long it has waited.
+    pub(crate) waited: Duration,
+    /// Whether no other follows.
+    pub(crate) is_last: bool,
+}
+
+thread_local! {
+    static ATTEMPT: Cell<Option<Attempt>> = const { Cell::new(None) };
+}
+
+impl Attempt {
+    /// Does `step`, which finds a file [busy](FileError::Busy) at once that another process keeps locked.
+    pub(crate) fn make<T>(self, step: impl FnOnce() -> T) -> T {
+        struct Restored(Option<Attempt>);
+        impl Drop for Restored {
+            fn drop(&mut self) {
+                ATTEMPT.set(self.0);
+            }
+        }
+
+        let _restored = Restored(ATTEMPT.replace(Some(self)));
+        step()
+    }
+
+    /// Whether the step that this thread does is tried again if a file is busy.
+    pub(crate) fn is_to_be_repeated() -> bool {
+        ATTEMPT.get().is_some_and(|attempt| !attempt.is_last)
+    }
+}
+
 /// A file that no other process of ours reads or writes while this exists.
 #[derive(Debug)]
 pub(crate) struct Guarded<'a>(&'a File);
@@ -112,17 +153,15 @@ pub(crate) struct Guarded<'a>(&'a File);
 impl<'a> Guarded<'a> {
     /// Waits for the kernel's lock on `file`, which others keep for microseconds only.
     pub(crate) fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
-        // Who is stopped in the middle of a step may hold up others no longer than this at a time,
-        // for they have deadlines and leases to look after; it is asked again by those who wait.
-        const PATIENCE: Duration = Duration::from_millis(200);
-
-        let locked = mutant!(NoGuard, Ok(true), try_lock_within(file, PATIENCE));
+        let attempt = ATTEMPT.get();
+        let patience = attempt.map_or(PATIENCE, |_| AWAKE);
+        let locked = mutant!(NoGuard, Ok(true), try_lock_within(file, patience));
         if locked.map_err(FileError::io("lock this file", path))? {
             return Ok(Self(file));
         }
         Err(FileError::Busy {
             path: path.to_owned(),
-            waited: PATIENCE,
+            waited: attempt.map_or(PATIENCE, |attempt| attempt.waited),
         })
     }
 

@@ -23,7 +23,7 @@ use super::directory::{self, Directory, View, wall_clock};
 use super::error::{FileError, OpenError};
 #[cfg(target_os = "linux")]
 use super::file_events::Listener;
-use super::kernel_lock::Guarded;
+use super::kernel_lock::{self, Guarded};
 use super::machine::Machine;
 use super::open_files::OpenFile;
 use super::queue::{Queue, Standing};
@@ -866,6 +866,10 @@ impl Store for LeaseFileStore {
         if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) {
             // It may be in the file that is in that one's place now.
             reply = self.with_record(&claim.name, Which::There, step);
+        }
+        if matches!(reply, Err(FileError::Busy { .. })) && kernel_lock::Attempt::is_to_be_repeated()
+        {
+            return Ok(reply?.unwrap_or(Reply::REFUSED));
         }
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.

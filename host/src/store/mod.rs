@@ -27,8 +27,10 @@ mod record;
 mod tickets;
 mod trusted_file;
 
+use std::future;
 use std::path::Path;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use verrou::{Holder, Name, StoreError};
 
@@ -38,6 +40,7 @@ pub use fence_gate::{Checked, FenceError, FenceGate};
 #[cfg(target_os = "linux")]
 pub(crate) use file_events::Listener;
 pub use file_lock::FileLockStore;
+use kernel_lock::{Attempt, PATIENCE};
 pub use lease_file::LeaseFileStore;
 #[cfg(feature = "server")]
 pub(crate) use machine::this_process;
@@ -107,6 +110,73 @@ impl StoreOptions {
 /// root's.
 pub(crate) fn group_of(path: &Path) -> Option<String> {
     os::group_of_directory(path).map(|group| group.to_string())
+}
+
+/// Lets `pause` pass, for a task.
+#[cfg(target_os = "linux")]
+async fn pass(pause: Duration) {
+    let until = Instant::now() + pause;
+    match Listener::new() {
+        Ok(listener) => {
+            future::poll_fn(|context| listener.poll(context, until)).await;
+        }
+        Err(_) => others_first().await,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+async fn pass(_pause: Duration) {
+    others_first().await;
+}
+
+/// Lets other tasks of this thread have their turn.
+async fn others_first() {
+    let mut had_theirs = false;
+    future::poll_fn(|context| {
+        if std::mem::replace(&mut had_theirs, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Does `step`, as long as it finds a file busy again and again after pauses, for as long as a thread would
+/// wait for that file. Whoever keeps it locked keeps no thread with its other tasks.
+pub(crate) async fn patiently<T>(
+    step: impl Fn() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+
+    let began = Instant::now();
+    let mut pause = Duration::from_micros(50);
+    loop {
+        let waited = began.elapsed();
+        let attempt = Attempt {
+            waited,
+            is_last: PATIENCE <= waited,
+        };
+        match attempt.make(&step) {
+            Err(err) if is_busy(&err) && !attempt.is_last => pass(pause).await,
+            done => return done,
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Does `step` without waiting for a file at all.
+pub(crate) fn at_once<T>(step: impl FnOnce() -> T) -> T {
+    let only = Attempt {
+        waited: Duration::ZERO,
+        is_last: true,
+    };
+    only.make(step)
+}
+
+fn is_busy(err: &StoreError) -> bool {
+    let err = err.get_ref().downcast_ref();
+    matches!(err, Some(FileError::Busy { .. }))
 }
 
 /// Between half of `pause` and all of it, so that those who wait do not march in step.
