@@ -192,3 +192,24 @@ fn the_readmes_report_is_published_only_when_it_was_made() {
     assert_eq!(code(&report(&place, "echo new")), 0);
     assert_eq!(place.read("report"), "new\n");
 }
+
+/// Without `--wait` there is no end to waiting: what cannot go away by itself is not waited for.
+#[test]
+fn a_process_without_descriptors_ends() {
+    for kind in KINDS {
+        for limit in 4..13 {
+            let place = Place::new(kind);
+            let limited = |options: &str| {
+                let line = format!("exec \"$1\" run {options} -- true");
+                let output = shell(&place, &format!("ulimit -n {limit}; {line}"));
+                let code = code(&output);
+                assert!([0, 73, 74, 126, 127].contains(&code), "{limit}: {output:?}");
+            };
+            // Of a store that has to be made, one that is there, and one file.
+            limited("k");
+            ends_with(&mut place.run(&[], "true"), 0);
+            limited("k");
+            limited("--file x");
+        }
+    }
+}

@@ -195,8 +195,9 @@ Requests, and their answers:
   Whatever cannot be done, or is no request:
       {\"error\":{\"temporary\":false,\"message\":\"...\"}}
 
-An owner is 32 hexadecimal digits, drawn anew for every acquisition. Lengths of time are whole
-nanoseconds; null is one without an end, or unknown. host/SERVE.md says more.
+An owner is 32 hexadecimal digits, drawn anew for every acquisition. A \"label\" in an acquire
+request says what the lock is held for. Lengths of time are whole nanoseconds; null is one without an
+end, or unknown. host/SERVE.md says more.
 
 Exit codes: 0 at the end of the input; 73 no store, 74 input or output failed, 64 usage.";
 
