@@ -59,16 +59,10 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
 }
 
 /// Builds the package and runs its tests: in Node.js, packed and installed, beside the machine's own
-/// locks, and in a browser if there is one.
+/// locks, whose programs must have been built, and in a browser if there is one.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
     javascript::ensure_recent(shell)?;
     build(shell)?;
-    // The stores in files are this machine's.
-    cmd!(
-        shell,
-        "cargo build --package verrou-host --features redis --bin verrou --example count --locked"
-    )
-    .run()?;
     let tests = javascript::install(shell, &project().join("tests/js"))?;
     shell.remove_path(report())?;
     let command = project().join("target/debug/verrou");

@@ -143,35 +143,14 @@ fn test(shell: &Shell) -> ExitCode {
     }
     report.run("documentation", documented);
     report.step("the component's pages", wit_docs::check);
-    let built = components(shell, &mut report);
-    if built {
-        report.step("Python", || python::test(shell));
-        report.step("JavaScript", || javascript::test(shell));
-        report.step("the JavaScript package", || js::test(shell));
-        report.run(
-            "tests",
-            cmd!(shell, "cargo test --workspace {features...} --locked"),
-        );
-        report.run(
-            "the component in a Rust program",
-            cmd!(
-                shell,
-                "cargo run --package verrou-host --features wasmtime --example embed --locked"
-            ),
-        );
+    if components(shell, &mut report) {
+        tests(shell, &mut report, features);
     } else {
-        let features = "verrou/conformance,verrou-host/tokio";
-        report.run(
-            "tests that need no component",
-            cmd!(
-                shell,
-                "cargo test --workspace --features {features} --locked"
-            ),
-        );
+        tests_without_component(shell, &mut report);
     }
     report.step("the other examples in Rust", || {
         for example in ["blocking", "bring_your_own", "steps"] {
-            cmd!(shell, "cargo run --quiet --example {example} --locked").run()?;
+            cmd!(shell, "target/debug/examples/{example}").run()?;
         }
         Ok(())
     });
@@ -186,6 +165,49 @@ fn test(shell: &Shell) -> ExitCode {
         report.step("the torture, in short", || torture::torture(shell, &[]));
     }
     report.end()
+}
+
+/// What starts programs of the project, and all tests.
+fn tests(shell: &Shell, report: &mut Report, features: &[String]) {
+    // The steps below start what this builds: other features would be another build of everything.
+    report.step("the tests' programs", || {
+        cmd!(
+            shell,
+            "cargo test --workspace {features...} --no-run --locked"
+        )
+        .run()?;
+        let examples = ["--examples", "--locked"];
+        Ok(cmd!(shell, "cargo build --workspace {features...} {examples...}").run()?)
+    });
+    report.step("Python", || python::test(shell));
+    report.step("JavaScript", || javascript::test(shell));
+    report.step("the JavaScript package", || js::test(shell));
+    report.run(
+        "tests",
+        cmd!(shell, "cargo test --workspace {features...} --locked"),
+    );
+    report.run(
+        "the component in a Rust program",
+        cmd!(shell, "target/debug/examples/embed"),
+    );
+}
+
+fn tests_without_component(shell: &Shell, report: &mut Report) {
+    let features = "verrou/conformance,verrou-host/tokio";
+    report.run(
+        "tests that need no component",
+        cmd!(
+            shell,
+            "cargo test --workspace --features {features} --locked"
+        ),
+    );
+    report.run(
+        "the other examples in Rust, built",
+        cmd!(
+            shell,
+            "cargo build --workspace --features {features} --examples --locked"
+        ),
+    );
 }
 
 /// Builds every component, and the lock component twice: whether they are there now.

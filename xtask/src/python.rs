@@ -12,7 +12,7 @@ use crate::{component, project};
 /// The version that the examples' README names.
 const WASMTIME: &str = "50.0.1";
 
-/// Runs the tests of `examples/python`.
+/// Runs the tests of `examples/python`, which start the command that the tests' programs come with.
 ///
 /// Afterwards `VERROU_PYTHON` is set for the shell's commands, as `host/tests/component_python.rs`
 /// needs it: so `cargo test` comes after this. It is set as soon as there is an interpreter, even
@@ -23,11 +23,6 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     if !component::folder().join("verrou.wasm").exists() {
         component::build(shell)?;
     }
-    cmd!(
-        shell,
-        "cargo build --package verrou-host --bin verrou --locked"
-    )
-    .run()?;
     let verrou = project().join("target/debug/verrou");
     let example = project().join("examples/python/example.py");
     cmd!(shell, "{python} {example}").run()?;

@@ -163,7 +163,8 @@ fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
     if !program.exists() {
         let mut install = cargo();
         install
-            .args(["install", "cargo-fuzz", "--locked", "--root"])
+            // It does nothing but start compilers: unoptimized, it is there much sooner.
+            .args(["install", "cargo-fuzz", "--debug", "--locked", "--root"])
             .arg(&tools);
         if let Err(why) = said(&mut install)? {
             return Ok(Err(why));
