@@ -222,6 +222,8 @@ impl Job {
                 self.guardian.dismiss();
                 if self.lent || self.has_terminal() {
                     take_back(self.terminal.as_ref());
+                    // A neighbour that asked for it before that is stopped.
+                    self.hand_on();
                 }
                 Event::Ended
             }
@@ -360,7 +362,8 @@ impl Job {
 
     /// The end, when all is done: a Ctrl-C that ended the command was meant for everything that
     /// was started with it, such as the script that runs us.
-    pub(crate) fn end(&self) -> u8 {
+    pub(crate) fn end(mut self) -> u8 {
+        self.hand_on();
         self.wait_for(WaitIdOptions::EXITED);
         let signal = self.ended.and_then(|status| status.terminating_signal());
         if self.lent && signal == Some(Signal::INT.as_raw()) {

@@ -109,7 +109,7 @@ impl Job {
     }
 
     /// The end, when all is done.
-    pub(crate) fn end(&self) -> u8 {
+    pub(crate) fn end(self) -> u8 {
         self.code()
     }
 }
