@@ -219,7 +219,8 @@ fn open_any(path: &Path, flags: OFlags) -> io::Result<File> {
 /// Puts a whole file with these bytes at `path`, for this user or this group alone; leaves what
 /// is there already.
 ///
-/// The file has no name until it is whole and written to the disk.
+/// The file has no name until it is whole and written to the disk, or, where the system has no such
+/// files, one of its own.
 pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Result<()> {
     let finish = |file: &mut File| {
         let mode = if group.is_some() { 0o660 } else { 0o600 };
@@ -232,15 +233,24 @@ pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Resul
     if mutant!(FilesReplacedByCreating) {
         fs::remove_file(path).ok();
     }
-    let linked = if let Some(mut file) = nameless(path)? {
-        finish(&mut file)?;
-        link_nameless(&file, path)
-    } else {
+    let named = || {
         let mut file = tempfile::NamedTempFile::new_in(parent(path))?;
         finish(file.as_file_mut())?;
         file.persist_noclobber(path)
             .map(drop)
             .map_err(|err| err.error)
+    };
+    let linked = if let Some(mut file) = nameless(path)? {
+        finish(&mut file)?;
+        match link_nameless(&file, path) {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            // Without /proc, as in a chroot, it gets no name: linkat(2) by descriptor alone needs a
+            // capability, or Linux 6.10.
+            Err(_) => named(),
+            linked => linked,
+        }
+    } else {
+        named()
     };
     match linked {
         Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),

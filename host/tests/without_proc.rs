@@ -1,0 +1,92 @@
+//! Processes that see no `/proc`, as in a chroot that a build makes (mock, debootstrap).
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Output};
+
+use common::{Place, code, done, stderr, stdout};
+
+/// What `script` says and ends with in a root of its own, with the folder of `place` and without
+/// `/proc`; nothing where this user may make no namespaces.
+fn without_proc(place: &Place, script: &str) -> Option<Output> {
+    let root = place.path("root");
+    fs::create_dir_all(&root).unwrap();
+    let inside = |words: &str| {
+        let chroot =
+            "mount --rbind / \"$0\" && mount -t tmpfs none \"$0/proc\" && chroot \"$0\" \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount", "sh", "-ec", chroot]);
+        command.arg(&root).args(["sh", "-c", words]);
+        done(&mut command)
+    };
+    let probe = inside("test -d / && ! test -e /proc/self");
+    if code(&probe) != 0 {
+        eprintln!("no namespaces here: what is done without /proc is not shown");
+        return None;
+    }
+    let folder = place.path("");
+    let verrou = env!("CARGO_BIN_EXE_verrou");
+    let state = place.path("state");
+    Some(inside(&format!(
+        "cd {} && export XDG_STATE_HOME={} && verrou() {{ {verrou} \"$@\"; }} && {script}",
+        folder.display(),
+        state.display(),
+    )))
+}
+
+#[test]
+fn locks_of_the_kernel_and_gates_make_their_files_without_proc() {
+    let place = Place::new("file");
+    let stores = [
+        ("verrou --store file:locks run k --no-wait", "locks"),
+        ("verrou run --file lock --no-wait", "state/verrou/paths"),
+    ];
+    for (run, folder) in stores {
+        let script = format!("for i in 1 2 3; do {run} -- sh -c 'echo $VERROU_FENCE'; done");
+        let Some(output) = without_proc(&place, &script) else {
+            return;
+        };
+        assert_eq!(code(&output), 0, "{run}: {}", stderr(&output));
+        let fences: Vec<u64> = stdout(&output)
+            .lines()
+            .map(|line| line.parse().unwrap())
+            .collect();
+        assert!(
+            fences.len() == 3 && fences.is_sorted_by(|a, b| a < b),
+            "{fences:?}"
+        );
+        for entry in fs::read_dir(place.path(folder)).unwrap() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            let is_ours = path.extension().is_none_or(|found| found == "lock");
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(is_ours && !name.starts_with('.'), "{name} is left behind");
+            assert_eq!(entry.metadata().unwrap().mode() & 0o7777, 0o600, "{name}");
+        }
+    }
+    let check = "verrou fence check --file gate 7 && verrou fence check --file gate 6";
+    let output = without_proc(&place, check).unwrap();
+    assert_eq!(code(&output), 78, "{}", stderr(&output));
+}
+
+/// What is advised has to work there.
+#[test]
+fn leases_without_proc_are_refused_with_a_way_out_that_works() {
+    let place = Place::new("lease");
+    let lease = "verrou --store lease:locks run k --no-wait -- true";
+    let Some(output) = without_proc(&place, lease) else {
+        return;
+    };
+    assert_eq!(code(&output), 73, "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("`file:` store"),
+        "{}",
+        stderr(&output)
+    );
+    let advised = "verrou --store file:locks run k --no-wait -- true";
+    let output = without_proc(&place, advised).unwrap();
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+}
