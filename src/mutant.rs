@@ -58,6 +58,7 @@ mutants! {
     LinksFollowed
     LookedOnceAfterNews
     LowerFenceAccepted
+    MovedNotNoticed
     NameNotCompared
     NobodyWoken
     NoGuard

@@ -4,7 +4,9 @@
 mod common;
 
 use std::fmt::Display;
+use std::fs::{DirBuilder, File};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,8 +24,12 @@ struct Served {
     answers: BufReader<ChildStdout>,
 }
 
+/// What the fences of a new store begin with: a counter that says that so many were allotted.
+const FIRST: u64 = 101;
+
 impl Served {
     fn new(place: &Place) -> Self {
+        count_from_first(place);
         Self::of(place.verrou(["serve"]))
     }
 
@@ -114,6 +120,25 @@ impl Drop for Served {
     }
 }
 
+/// Lets the fences of the store begin with [`FIRST`] if there is no store yet: a new counter begins by
+/// the clock.
+fn count_from_first(place: &Place) {
+    if place.locks().exists() {
+        return;
+    }
+    let mut counter = [0; 24];
+    counter[..8].copy_from_slice(b"VERROUF\n");
+    counter[12] = 1;
+    counter[16..].copy_from_slice(&(FIRST - 1).to_le_bytes());
+    let checksum = crc32c::crc32c(&counter[12..]);
+    counter[8..12].copy_from_slice(&checksum.to_le_bytes());
+    DirBuilder::new().mode(0o700).create(place.locks()).unwrap();
+    let mut options = File::options();
+    let options = options.write(true).create_new(true).mode(0o600);
+    let mut file = options.open(place.locks().join("fences")).unwrap();
+    file.write_all(&counter).unwrap();
+}
+
 fn granted(token: u64) -> Value {
     json!({ "granted": token })
 }
@@ -134,14 +159,14 @@ fn every_step_of_a_lease_store_is_served() {
     assert_eq!(one.ask(json!({ "abilities": {} }))["abilities"], all);
     assert_eq!(one.holder(), Value::Null);
 
-    assert_eq!(one.step("acquire", ONE, MINUTE), granted(1));
+    assert_eq!(one.step("acquire", ONE, MINUTE), granted(FIRST));
     let refused = two.step("acquire", TWO, MINUTE);
     let left = refused["refused"].as_u64().unwrap();
     assert!(0 < left && left <= MINUTE, "{left}");
     let holder = two.holder();
     assert_eq!(
         (&holder["owner"], &holder["fencing_token"]),
-        (&json!(ONE), &json!(1))
+        (&json!(ONE), &json!(FIRST))
     );
     assert!(holder["remaining"].as_u64().unwrap() <= MINUTE);
 
@@ -152,21 +177,30 @@ fn every_step_of_a_lease_store_is_served() {
             "name": "x", "owner": ONE, "ttl": ttl, "ephemeral": true, "fencing_token": token,
         } })
     };
-    assert_eq!(one.ask(renew(MINUTE, 1)), json!({ "renewed": "granted" }));
+    assert_eq!(
+        one.ask(renew(MINUTE, FIRST)),
+        json!({ "renewed": "granted" })
+    );
     assert_eq!(two.holder()["remaining"], Value::Null, "it is no shorter");
-    assert_eq!(one.ask(renew(MINUTE, 2)), json!({ "renewed": "lost" }));
+    assert_eq!(
+        one.ask(renew(MINUTE, FIRST + 1)),
+        json!({ "renewed": "lost" })
+    );
     assert!(one.complaint(renew(MINUTE, 0)).contains("fencing_token"));
     assert!(two.step("extend", TWO, MINUTE).get("refused").is_some());
     assert!(two.step("release", TWO, MINUTE).get("refused").is_some());
     assert!(is_granted(&two.step("release", ONE, MINUTE)));
-    assert_eq!(one.ask(renew(MINUTE, 1)), json!({ "renewed": "released" }));
-    assert_eq!(two.step("acquire", TWO, MINUTE), granted(2));
+    assert_eq!(
+        one.ask(renew(MINUTE, FIRST)),
+        json!({ "renewed": "released" })
+    );
+    assert_eq!(two.step("acquire", TWO, MINUTE), granted(FIRST + 1));
 
     let evict = |only: Value| json!({ "evict": { "name": "x", "only": only } });
-    assert!(one.ask(evict(json!(1))).get("refused").is_some());
-    assert!(is_granted(&one.ask(evict(json!(2)))));
+    assert!(one.ask(evict(json!(FIRST))).get("refused").is_some());
+    assert!(is_granted(&one.ask(evict(json!(FIRST + 1)))));
     assert!(one.ask(evict(Value::Null)).get("refused").is_some());
-    assert_eq!(one.step("acquire", ONE, MINUTE), granted(3));
+    assert_eq!(one.step("acquire", ONE, MINUTE), granted(FIRST + 2));
     one.end();
     two.end();
 }
@@ -180,7 +214,7 @@ fn a_file_store_says_what_it_cannot_do() {
         (&can["evicts"], &can["transfers"]),
         (&json!(false), &json!(false))
     );
-    assert_eq!(served.step("acquire", ONE, MINUTE), granted(1));
+    assert_eq!(served.step("acquire", ONE, MINUTE), granted(FIRST));
     let said = served.complaint(json!({ "evict": { "name": "x", "only": null } }));
     assert!(!said.is_empty());
     assert!(
@@ -260,7 +294,7 @@ fn nonsense_is_refused_by_name_and_serving_goes_on() {
         );
     }
     assert_eq!(served.holder(), Value::Null, "none of them did anything");
-    assert_eq!(served.step("acquire", ONE, MINUTE), granted(1));
+    assert_eq!(served.step("acquire", ONE, MINUTE), granted(FIRST));
     served.end();
 }
 
@@ -297,7 +331,10 @@ fn many_requests_at_once_are_answered_in_order() {
         ];
         served.tell(requests.concat().repeat(20));
         for _ in 0..20 {
-            assert_eq!(served.hear()["holder"]["fencing_token"], json!(round + 1));
+            assert_eq!(
+                served.hear()["holder"]["fencing_token"],
+                json!(FIRST + round)
+            );
             assert_eq!(served.hear()["holder"], Value::Null);
         }
         served.step("release", ONE, MINUTE);
@@ -309,9 +346,12 @@ fn many_requests_at_once_are_answered_in_order() {
 fn an_ephemeral_lease_ends_with_the_input() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
-    assert_eq!(served.step("acquire", ONE, Value::Null), granted(1));
+    assert_eq!(served.step("acquire", ONE, Value::Null), granted(FIRST));
     served.end();
-    assert_eq!(Served::new(&place).step("acquire", TWO, MINUTE), granted(2));
+    assert_eq!(
+        Served::new(&place).step("acquire", TWO, MINUTE),
+        granted(FIRST + 1)
+    );
 }
 
 #[test]
@@ -319,14 +359,16 @@ fn an_ephemeral_lease_ends_with_a_killed_process() {
     for kind in KINDS {
         let place = Place::new(kind);
         let mut served = Served::new(&place);
-        assert_eq!(served.step("acquire", ONE, Value::Null), granted(1));
+        assert_eq!(served.step("acquire", ONE, Value::Null), granted(FIRST));
         let mut other = Served::new(&place);
         assert!(other.step("acquire", TWO, MINUTE).get("refused").is_some());
         served.child.kill().unwrap();
         served.child.wait().unwrap();
         eventually("the kernel has let go of it", || {
             let answer = other.step("acquire", TWO, MINUTE);
-            answer["granted"].as_u64().is_some_and(|token| token > 1)
+            answer["granted"]
+                .as_u64()
+                .is_some_and(|token| token > FIRST)
         });
     }
 }
@@ -335,7 +377,7 @@ fn an_ephemeral_lease_ends_with_a_killed_process() {
 fn a_detached_lease_and_a_lasting_one_outlive_the_process() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
-    assert_eq!(served.step("acquire", ONE, MINUTE), granted(1));
+    assert_eq!(served.step("acquire", ONE, MINUTE), granted(FIRST));
     assert!(is_granted(&served.step("detach", ONE, MINUTE)));
     assert!(served.step("detach", TWO, MINUTE).get("refused").is_some());
     let lasting = json!({ "name": "y", "owner": TWO, "ttl": null, "ephemeral": false });
@@ -365,7 +407,7 @@ fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
     one.step("release", ONE, Value::Null);
     let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
     assert_eq!(waited, json!({ "waited": true }));
-    assert_eq!(two.step("acquire", TWO, MINUTE), granted(2));
+    assert_eq!(two.step("acquire", TWO, MINUTE), granted(FIRST + 1));
 }
 
 /// How often a process has fallen asleep.
@@ -441,7 +483,7 @@ fn the_command_line_sees_what_is_served() {
     );
 
     let text = json!({
-        "version": 1, "name": "x", "owner": ONE, "ttl": 60_000, "expires": null, "fence": 1,
+        "version": 1, "name": "x", "owner": ONE, "ttl": 60_000, "expires": null, "fence": FIRST,
     });
     ends_with(&mut place.verrou(["release", &text.to_string()]), 0);
     assert_eq!(served.holder(), Value::Null);

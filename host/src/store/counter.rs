@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::directory::wall_clock;
 use super::error::FileError;
 use super::kernel_lock::{self, Guarded};
 use super::number::{self, Magic};
@@ -61,7 +62,7 @@ impl Counter {
                 let folder = path.parent().unwrap_or(Path::new("."));
                 mutant!(FolderNotOnDisk, Ok(()), os::sync_directory(folder))
                     .map_err(failed("create the fence counter"))?;
-                in_use = Some(mutant!(CounterBeginsAnew, 0, greatest()?));
+                in_use = Some(mutant!(CounterBeginsAnew, 0, greatest()?.max(by_now())));
             }
             let guarded = Guarded::new(&file, path)?;
             if !kernel_lock::is_current(&file, path)? {
@@ -85,6 +86,19 @@ impl Counter {
             return Ok((allotted + 1, last));
         }
     }
+}
+
+/// Where a counter begins that is made now: beyond what is likely to have been allotted by one that was
+/// at its path before, with a folder that was moved away or removed.
+fn by_now() -> u64 {
+    /// So many numbers for each millisecond, which is 62 blocks a second for as long as a folder
+    /// exists; and JavaScript's numbers tell them apart until the year 2248.
+    const PER_MILLISECOND: u64 = 1024;
+    /// Wherever the clock is, there are numbers left.
+    const MOST: u64 = COUNTED / 2;
+
+    let now = u64::try_from(wall_clock().as_millis()).unwrap_or(u64::MAX);
+    now.saturating_mul(PER_MILLISECOND).min(MOST)
 }
 
 #[cfg(test)]
@@ -128,10 +142,10 @@ mod tests {
             while !BEGUN.load(Ordering::Acquire) {
                 thread::yield_now();
             }
-            let other = Counter::new(path, None).allot(0, unused);
-            assert_eq!(other.unwrap(), (BLOCK + 1, 2 * BLOCK));
+            let (first, last) = Counter::new(path, None).allot(0, unused).unwrap();
             drop(is_slow);
-            assert_eq!(waiting.join().unwrap().unwrap(), (1, BLOCK));
+            let before = waiting.join().unwrap().unwrap();
+            assert_eq!((first, last), (before.1 + 1, before.1 + BLOCK));
         });
     }
 
@@ -140,23 +154,30 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let counter = Counter::new(folder.path().join("fences"), None);
         let unused = || Ok(0);
-        assert_eq!(counter.allot(0, unused).unwrap(), (1, BLOCK));
-        assert_eq!(counter.allot(0, unused).unwrap(), (BLOCK + 1, 2 * BLOCK));
-        assert_eq!(
-            counter.allot(50_000, unused).unwrap(),
-            (50_001, 50_000 + BLOCK)
-        );
+        let (first, last) = counter.allot(0, unused).unwrap();
+        assert_eq!(last - first, BLOCK - 1);
+        let next = last + 1;
+        assert_eq!(counter.allot(0, unused).unwrap(), (next, last + BLOCK));
+        // Beyond what the clock says.
+        let far = 1 << 60;
+        assert_eq!(counter.allot(far, unused).unwrap(), (far + 1, far + BLOCK));
         std::fs::remove_file(folder.path().join("fences")).unwrap();
+        let further = far + 50_000;
         assert_eq!(
-            counter.allot(0, || Ok(70_000)).unwrap(),
-            (70_001, 70_000 + BLOCK)
+            counter.allot(0, || Ok(further)).unwrap(),
+            (further + 1, further + BLOCK)
         );
         // Its maker was killed before it did more.
         std::fs::write(folder.path().join("fences"), number::encode(MAGIC, 0)).unwrap();
+        let further = further + 50_000;
         assert_eq!(
-            counter.allot(0, || Ok(90_000)).unwrap(),
-            (90_001, 90_000 + BLOCK)
+            counter.allot(0, || Ok(further)).unwrap(),
+            (further + 1, further + BLOCK)
         );
+        // With all files that could tell what was allotted.
+        std::fs::remove_file(folder.path().join("fences")).unwrap();
+        let now = by_now();
+        assert!(now > BLOCK && counter.allot(0, unused).unwrap().0 > now);
         std::fs::write(folder.path().join("fences"), "VERROUF").unwrap();
         assert!(matches!(
             counter.allot(0, unused),

@@ -115,6 +115,8 @@ struct Grant {
     /// Where its record is, when that is another file.
     recorded: Option<OpenFile>,
     record: Arc<Record>,
+    /// When it was granted.
+    since: Duration,
     /// Whether others have a duplicate of the locked descriptor.
     is_shared: bool,
     /// How it stood to those who waited when it was granted.
@@ -129,6 +131,7 @@ struct Grant {
 enum Attempt {
     Granted {
         record: Arc<Record>,
+        since: Duration,
         standing: Standing,
         is_next_told: bool,
     },
@@ -392,6 +395,7 @@ impl FileLockStore {
             match self.grant(claim, &locked, recorded.as_ref())? {
                 Attempt::Granted {
                     record,
+                    since,
                     standing,
                     is_next_told,
                 } => {
@@ -399,6 +403,7 @@ impl FileLockStore {
                         locked,
                         recorded,
                         record,
+                        since,
                         is_shared: false,
                         standing,
                         is_next_told,
@@ -464,6 +469,7 @@ impl FileLockStore {
         };
         Ok(Attempt::Granted {
             record: directory::write_grant(file, record, &before)?,
+            since: now,
             standing,
             is_next_told: before.record.is_some_and(|record| record.tells),
         })
@@ -695,11 +701,6 @@ impl Locked {
         self.file.as_ref().map_or(Ok(false), OpenFile::is_current)
     }
 
-    /// Whether the file is still at its path, or another.
-    fn is_linked(&self) -> Result<bool, FileError> {
-        self.file.as_ref().map_or(Ok(false), OpenFile::is_linked)
-    }
-
     /// Unlocks the file by name, for children may have it open; but not in a forked child, which
     /// shares the lock with the holder. Returns the file if all went well.
     fn unlock(&mut self) -> Option<OpenFile> {
@@ -810,8 +811,11 @@ impl Store for FileLockStore {
         let Slot::Held(mut grant) = grant else {
             return Ok(Reply::REFUSED);
         };
-        let expired = grant.is_expired(self.now());
-        let current = grant.locked.is_linked();
+        let now = self.now();
+        let expired = grant.is_expired(now);
+        let held_for = now.saturating_sub(grant.since);
+        let file = grant.locked.file.as_ref();
+        let current = file.map_or(Ok(false), |file| file.is_still_there(held_for));
         // With another file at its path, the record may be another's by now. Those who do not wait
         // need not know: the lock is free when the kernel says so.
         if grant.standing != Standing::Alone && matches!(current, Ok(true)) {

@@ -96,6 +96,8 @@ struct Grant {
     process: u32,
     /// Whether it had waited.
     has_waited: bool,
+    /// When it was granted.
+    since: Duration,
 }
 
 /// Which file a step is about.
@@ -105,8 +107,7 @@ enum Which<'a> {
     Wanted(&'a Claim),
     /// The one at its path, if there is one.
     There,
-    /// That of a lease that is to end: also one that somebody has moved, for less than it costs to
-    /// tell.
+    /// That of a lease that is to end, wherever it is by now.
     Held,
 }
 
@@ -264,6 +265,11 @@ impl LeaseFileStore {
         says_so
     }
 
+    fn now(&self) -> Duration {
+        let now = self.clock.now().since_start();
+        mutant!(LeasesEndByWallClock, wall_clock(), now)
+    }
+
     fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
         self.grants.lock()
     }
@@ -334,14 +340,18 @@ impl LeaseFileStore {
             return Ok(Attempt::Done(Ok(None)));
         }
         let guarded = Guarded::new(file.file(), file.path())?;
-        let counts = match which {
+        let mut counts = match which {
             Which::Wanted(_) | Which::There => file.is_current()?,
-            Which::Held => file.is_linked()?,
+            Which::Held => true,
         };
+        let view = self.directory.read(file, name);
+        if matches!(which, Which::Held) && view.is_err() {
+            // Whoever finds a damaged file moves it away.
+            counts = file.is_current()?;
+        }
         let Some(step) = step.take_if(|_| counts) else {
             return Ok(Attempt::Again);
         };
-        let view = self.directory.read(file, name);
         let done = view.and_then(|view| step(&lease, view)).map(Some);
         Ok(match guarded.end() {
             Ok(()) => Attempt::Done(done),
@@ -640,7 +650,8 @@ impl LeaseFile<'_> {
         }
         let directory = &self.store.directory;
         let served = standing.served(before);
-        let new = directory.new_record(self.file, claim, before, served, self.now())?;
+        let now = self.now();
+        let new = directory.new_record(self.file, claim, before, served, now)?;
         let Some(mut record) = new else {
             return Ok(None);
         };
@@ -670,6 +681,7 @@ impl LeaseFile<'_> {
             taken_over,
             process,
             has_waited: standing.waits(),
+            since: now,
         };
         let ended = self.store.grants().insert(self.name.clone(), grant);
         if let Some(ended) = ended {
@@ -768,8 +780,7 @@ impl LeaseFile<'_> {
     }
 
     fn now(&self) -> Duration {
-        let now = self.store.clock.now().since_start();
-        mutant!(LeasesEndByWallClock, wall_clock(), now)
+        self.store.now()
     }
 }
 
@@ -835,32 +846,39 @@ impl Store for LeaseFileStore {
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let mut has_waited = false;
         let mut lives = None;
+        let mut held_for = Duration::MAX;
         if let Some(grant) = self.grants().get(&claim.name)
             && grant.owner == claim.owner
         {
             has_waited = grant.has_waited;
+            held_for = self.now().saturating_sub(grant.since);
             lives = grant.lives().then_some(grant.fence);
         }
-        let step = |lease: &LeaseFile<'_>, view: View| match view.record {
-            Some(record)
-                if record.held && (lease.is_of(&record, claim) || mutant!(ReleasedByAnybody)) =>
-            {
-                let state = if lives == Some(record.fence) {
-                    lease.state_of_living(&record)?
-                } else {
-                    lease.state(&record)?
-                };
-                if lives.is_none() {
-                    lease.note_release(record.fence);
+        let step = |lease: &LeaseFile<'_>, view: View| {
+            // Others may have taken the lease by the file that is at the path now.
+            let is_there = lease.file.is_still_there(held_for);
+            match view.record {
+                Some(record)
+                    if record.held
+                        && (lease.is_of(&record, claim) || mutant!(ReleasedByAnybody)) =>
+                {
+                    let state = if lives == Some(record.fence) {
+                        lease.state_of_living(&record)?
+                    } else {
+                        lease.state(&record)?
+                    };
+                    if lives.is_none() {
+                        lease.note_release(record.fence);
+                    }
+                    lease.free(&record, has_waited)?;
+                    Ok(if matches!(state, State::Held { .. }) && is_there? {
+                        granted(&record)
+                    } else {
+                        Reply::REFUSED
+                    })
                 }
-                lease.free(&record, has_waited)?;
-                Ok(if matches!(state, State::Held { .. }) {
-                    granted(&record)
-                } else {
-                    Reply::REFUSED
-                })
+                _ => Ok(Reply::REFUSED),
             }
-            _ => Ok(Reply::REFUSED),
         };
         let mut reply = self.with_record(&claim.name, Which::Held, step);
         if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) {

@@ -97,7 +97,14 @@ pub(crate) fn names(path: &Path) -> io::Result<Vec<OsString>> {
 pub(crate) fn id_at(path: &Path) -> io::Result<Option<FileId>> {
     match id_of(path) {
         Ok(id) => Ok(Some(id)),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err)
+            if matches!(
+                err.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
         Err(err) => Err(err),
     }
 }

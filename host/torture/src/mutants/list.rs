@@ -475,6 +475,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 host("files", "fences_grow_when_files_are_removed"),
             ),
             mutant(
+                "MovedNotNoticed",
+                "a lock counts as given back whose folder was moved away",
+                host(
+                    "moved_store",
+                    "holder_in_a_moved_folder_has_lost_the_lock_and_the_next_fence_is_greater",
+                ),
+            ),
+            mutant(
                 "CounterAloneCounts",
                 "the counter allots what a lock's file has granted already",
                 host("files", "a_counter_that_was_put_back_grants_nothing_twice"),

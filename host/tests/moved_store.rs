@@ -1,0 +1,103 @@
+//! Folders of locks that are moved away, or made anew, while a lock in them is held.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+
+use common::{KINDS, Place, Started, code, ends_with, eventually, stderr};
+use rustix::process::Pid;
+
+/// Says its fence and its number, and stays until there is a file `end`.
+const STAY: &str =
+    "echo $VERROU_FENCE > first; echo $$ > pid; until test -e end; do sleep 0.01; done";
+
+fn held(place: &Place) -> (Started, Pid) {
+    place.start(&["--ttl=1h"], STAY)
+}
+
+/// The fence of one more grant, by `options`.
+#[track_caller]
+fn next_fence(place: &Place, options: &[&str]) -> u64 {
+    ends_with(&mut place.run(options, "echo $VERROU_FENCE > next"), 0);
+    number(place, "next")
+}
+
+fn number(place: &Place, file: &str) -> u64 {
+    place.read(file).trim().parse().unwrap()
+}
+
+#[test]
+fn holder_in_a_moved_folder_has_lost_the_lock_and_the_next_fence_is_greater() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (first, _) = held(&place);
+        let moved = format!("--store={kind}:{}", place.path("moved").display());
+        fs::rename(place.locks(), place.path("moved")).unwrap();
+        // By its new path it is held; by its old one there is none.
+        ends_with(&mut place.run(&[&moved, "--no-wait"], "true"), 75);
+        let anew = next_fence(&place, &["--no-wait"]);
+        let before = number(&place, "first");
+        assert!(anew > before, "{kind}: {anew} after {before}");
+        assert!(next_fence(&place, &["--no-wait"]) > anew);
+        fs::write(place.path("end"), "").unwrap();
+        let output = first.end();
+        let said = stderr(&output);
+        assert_eq!(code(&output), 76, "{kind}: {said}");
+        assert!(said.contains("E_LOCK_LOST"), "{kind}: {said}");
+        assert!(next_fence(&place, &[&moved, "--no-wait"]) > before);
+    }
+}
+
+#[test]
+fn folder_that_is_moved_and_moved_back_loses_no_lock() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (first, _) = held(&place);
+        fs::rename(place.locks(), place.path("moved")).unwrap();
+        fs::rename(place.path("moved"), place.locks()).unwrap();
+        ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+        fs::write(place.path("end"), "").unwrap();
+        let output = first.end();
+        assert_eq!(code(&output), 0, "{kind}: {}", stderr(&output));
+    }
+}
+
+/// Nothing is left that knows what was granted before.
+#[test]
+fn fences_of_a_folder_that_was_removed_grow() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let mut last = 0;
+        for _ in 0..3 {
+            for _ in 0..3 {
+                let fence = next_fence(&place, &["--no-wait"]);
+                assert!(fence > last, "{kind}: {fence} after {last}");
+                last = fence;
+            }
+            // JavaScript's numbers tell it from its neighbours.
+            assert!(last < 1 << 53);
+            fs::remove_dir_all(place.locks()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn lease_of_a_moved_folder_is_free_at_its_new_path_when_it_was_released() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (first, _) = held(&place);
+        fs::rename(place.locks(), place.path("moved")).unwrap();
+        fs::write(place.path("end"), "").unwrap();
+        assert_eq!(code(&first.end()), 76);
+        let moved = format!("{kind}:{}", place.path("moved").display());
+        eventually("it is free", || {
+            let shown = place
+                .verrou(["show", "k", "--json", "--store", &moved])
+                .output();
+            String::from_utf8(shown.unwrap().stdout)
+                .unwrap()
+                .contains("\"held\":false")
+        });
+    }
+}
