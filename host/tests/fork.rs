@@ -207,6 +207,8 @@ fn a_child_with_its_parents_number_is_another_process() {
         .create_lock("lock", "none")
         .unwrap();
     let (lease_held, lock_held) = (lease.guard().unwrap(), lock.guard().unwrap());
+    let gate = || FenceGate::open(Path::new(&folder).join("gate"), &options).unwrap();
+    let checked = gate().check(Fence::FIRST).unwrap();
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     // SAFETY: as below.
     match unsafe { fork() }.unwrap() {
@@ -215,7 +217,7 @@ fn a_child_with_its_parents_number_is_another_process() {
 
             let has_number = std::process::id() == 1;
             let is_held = lease.release().is_ok() || lock.release().is_ok();
-            drop((lease_held, lock_held));
+            drop((lease_held, lock_held, checked));
             writer.write_all(&System.random()).unwrap();
             // SAFETY: as below.
             unsafe { nix::libc::_exit(i32::from(is_held) + 2 * i32::from(!has_number)) }
@@ -234,8 +236,11 @@ fn a_child_with_its_parents_number_is_another_process() {
     assert!(taken.unwrap().try_acquire().is_err());
     let taken = LockFactory::new(&other, System).create_lock("lock", "none");
     assert!(taken.unwrap().try_acquire().is_err());
+    let passed = gate().check_within(Fence::FIRST, Duration::ZERO);
+    assert!(passed.is_err(), "the child's copy was dropped, and no more");
     lease_held.release().unwrap();
     lock_held.release().unwrap();
+    drop(checked);
 }
 
 /// A process forks into a time namespace, where leases that others took seem to have ended.
