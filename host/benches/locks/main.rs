@@ -21,9 +21,12 @@ mod servers;
 #[cfg(feature = "postgres")]
 use std::cell::LazyCell;
 use std::env;
+use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +35,7 @@ use exclusion::open;
 use report::{Report, Unit};
 #[cfg(feature = "postgres")]
 use running::Running;
+use rustix::process::{Pid, Signal, kill_process_group};
 use servers::Server;
 use verrou::blocking::Host;
 use verrou::{Claim, Name, Owner, Store, Ttl};
@@ -64,7 +68,7 @@ fn main() -> Result<()> {
 
 /// What is measured, and what to call it if it is to be measured alone:
 /// `cargo bench --package verrou-host --bench locks -- hand-over`.
-const PARTS: [(&str, Part); 12] = [
+const PARTS: [(&str, Part); 13] = [
     ("uncontended", Bench::uncontended),
     ("start-up", |bench| {
         bench.start_up();
@@ -79,6 +83,10 @@ const PARTS: [(&str, Part); 12] = [
     ("storm-8", |bench| bench.storm(8)),
     ("storm-64", |bench| bench.storm(64)),
     ("crowds", Bench::crowds),
+    ("idle", |bench| {
+        bench.idle();
+        Ok(())
+    }),
     ("names", Bench::names),
     ("growth", Bench::growth),
     ("servers", Bench::servers),
@@ -233,8 +241,7 @@ impl Bench {
         let title = "Start-up: a command that does nothing, under a lock";
         self.report.begin(title, Unit::Nanoseconds);
         let file = self.folder.join("start-up");
-        let program = env::var_os("VERROU_BENCH_COMMAND")
-            .unwrap_or_else(|| env!("CARGO_BIN_EXE_verrou").into());
+        let program = our_command();
         let verrou = |kind: &str| {
             let mut command = Command::new(&program);
             let store = format!("{kind}:{}", self.folder.join(kind).display());
@@ -557,6 +564,41 @@ impl Bench {
         Ok(())
     }
 
+    /// What those who wait cost while nothing happens.
+    fn idle(&mut self) {
+        const WAITERS: usize = 400;
+
+        let title = format!("{WAITERS} commands wait for one name: how often one falls asleep");
+        self.report.begin(&title, Unit::PerSecond);
+        let file = self.folder.join("idle");
+        let program = our_command();
+        for (name, kind) in [
+            ("flock f true", None),
+            ("verrou run k -- true, file lock", Some("file")),
+            ("verrou run k -- true, lease file", Some("lease")),
+        ] {
+            let waiter = |command: &[&str]| {
+                let Some(kind) = kind else {
+                    let mut flock = Command::new("flock");
+                    flock.arg(&file).args(command);
+                    return flock;
+                };
+                let store = format!("{kind}:{}", self.folder.join("idle-store").display());
+                let mut verrou = Command::new(&program);
+                verrou.args(["run", "k", "--store", &store, "--"]);
+                verrou.args(command);
+                verrou
+            };
+            match idle(waiter, WAITERS) {
+                Ok((switches, percent)) => {
+                    let note = format!("{percent:.2} % of a core");
+                    self.report.add(name, vec![switches], note);
+                }
+                Err(err) => self.report.miss(name, &err),
+            }
+        }
+    }
+
     /// Whether a folder of many files makes a step dearer.
     fn names(&mut self) -> Result<()> {
         // Of so many, far from one another: all are read from memory, not from the disk, and more than
@@ -684,6 +726,67 @@ fn pair(store: &FileStore, number: u32) -> Result<()> {
         return Err("a free lock was refused".into());
     }
     Ok(())
+}
+
+/// Our command, as it is released if that is there.
+fn our_command() -> OsString {
+    env::var_os("VERROU_BENCH_COMMAND").unwrap_or_else(|| env!("CARGO_BIN_EXE_verrou").into())
+}
+
+/// How often one of so many processes falls asleep in a second, and what part of a core all of them
+/// take, in percent, that wait by `waiter` for a lock that is held.
+fn idle(waiter: impl Fn(&[&str]) -> Command, count: usize) -> Result<(f64, f64)> {
+    const SETTLED: Duration = Duration::from_secs(15);
+    const LENGTH: Duration = Duration::from_secs(20);
+
+    let mut all = Processes(Vec::new());
+    let mut holder = waiter(&["sh", "-c", "echo held; exec sleep 1000"]);
+    let mut holder = holder.process_group(0).stdout(Stdio::piped()).spawn()?;
+    let held = holder.stdout.take().ok_or("no output")?;
+    all.0.push(holder);
+    BufReader::new(held).read_line(&mut String::new())?;
+    for _ in 0..count {
+        all.0.push(waiter(&["true"]).process_group(0).spawn()?);
+    }
+    thread::sleep(SETTLED);
+    let before = all.cost()?;
+    thread::sleep(LENGTH);
+    let after = all.cost()?;
+    let seconds = LENGTH.as_secs_f64();
+    let nanoseconds = float(after.1 - before.1);
+    let switches = float(after.0 - before.0);
+    Ok((switches / seconds, nanoseconds / seconds / 1e7))
+}
+
+/// Processes, each in a group of its own, that end with this: the first holds a lock.
+struct Processes(Vec<Child>);
+
+impl Processes {
+    /// How often those who wait have fallen asleep, and for how many nanoseconds they have run.
+    fn cost(&self) -> Result<(u64, u64)> {
+        let (mut switches, mut ran) = (0, 0);
+        for process in &self.0[1..] {
+            let of = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", process.id()));
+            let (status, times) = (of("status")?, of("schedstat")?);
+            let mut lines = status.lines();
+            let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            switches += count.ok_or("no switches")?.trim().parse::<u64>()?;
+            ran += times.split(' ').next().ok_or("no times")?.parse::<u64>()?;
+        }
+        Ok((switches, ran))
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        // The last first, so that none is granted the lock.
+        for process in self.0.iter_mut().rev() {
+            if let Some(group) = i32::try_from(process.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+            let _ = process.wait();
+        }
+    }
 }
 
 /// This process's memory in KiB, and how many descriptors it has.

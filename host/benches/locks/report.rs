@@ -42,6 +42,8 @@ pub(crate) enum Unit {
     Nanoseconds,
     #[serde(rename = "grants per second")]
     GrantsPerSecond,
+    #[serde(rename = "times per second")]
+    PerSecond,
     #[serde(rename = "KiB")]
     Kibibytes,
     #[serde(rename = "pairs")]
@@ -162,7 +164,7 @@ fn show(value: f64, unit: Unit) -> String {
         Unit::Nanoseconds if value < 1e6 => format!("{:.2} µs", value / 1e3),
         Unit::Nanoseconds if value < 1e9 => format!("{:.2} ms", value / 1e6),
         Unit::Nanoseconds => format!("{:.2} s", value / 1e9),
-        Unit::GrantsPerSecond => format!("{value:.0} /s"),
+        Unit::GrantsPerSecond | Unit::PerSecond => format!("{value:.0} /s"),
         Unit::Kibibytes => format!("{value:.0} KiB"),
         Unit::Pairs => format!("{value:.0} pairs"),
     }
