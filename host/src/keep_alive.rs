@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 use verrou::blocking::{Held, Host};
 use verrou::{Claim, Error, Health, Loss, RunError, Store, Waited};
 
-use crate::sync::mpsc::{self, RecvTimeoutError, Sender};
+use crate::alarm::{self, Ender};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread;
-
-/// A watch for a loss that ends sooner is made this long.
-const SHORTEST_WATCH: Duration = Duration::from_millis(1);
 
 /// Keeps the lease of `held` alive, from a thread of its own, while `body` works.
 ///
@@ -47,44 +45,54 @@ where
     S: Store + Sync,
     H: Host + Sync,
 {
-    let (working, done) = mpsc::channel::<()>();
     let (store, claim) = (held.store(), held.lease().claim().clone());
-    // From now on no loss is missed, nor the end of the work.
+    let (ender, rest) = alarm::rests();
+    // From now on no loss is missed.
     let tells = store.lost(&claim, Duration::ZERO) == Waited::Done;
-    let watched = &claim;
+    let work = Work {
+        store,
+        claim: &claim,
+        ender,
+        is_done: AtomicBool::new(false),
+        is_kept: AtomicBool::new(true),
+        is_lost: AtomicBool::new(false),
+        is_watched: AtomicBool::new(tells),
+    };
+    let work = &work;
     let kept = thread::scope(|scope| {
+        if tells {
+            scope.spawn(move || work.watch());
+        }
         let keeper = scope.spawn(move || {
-            held.keep(|machine, at_most| {
-                let mut pause = at_most;
-                let began = Instant::now();
+            let kept = held.keep(|machine, at_most| {
                 let is_released = matches!(machine.health(), Health::Released);
-                if tells && !is_released && store.lost(watched, at_most) == Waited::Done {
+                if is_released {
+                    work.is_kept.store(false, Ordering::SeqCst);
+                } else if work.is_lost.swap(false, Ordering::SeqCst) {
                     machine.suspect();
-                    // A store that tells of losses all the time is not asked as often.
-                    pause = if began.elapsed() < SHORTEST_WATCH {
-                        SHORTEST_WATCH
-                    } else {
-                        Duration::ZERO
-                    };
+                    return ControlFlow::Continue(());
                 }
-                match done.recv_timeout(pause) {
-                    Err(RecvTimeoutError::Timeout) => ControlFlow::Continue(()),
-                    Ok(()) | Err(RecvTimeoutError::Disconnected) => ControlFlow::Break(()),
+                if !work.is_done.load(Ordering::SeqCst) {
+                    rest.take(at_most);
                 }
-            })
+                if work.is_done.load(Ordering::SeqCst) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            work.is_kept.store(false, Ordering::SeqCst);
+            kept
         });
-        let working = Working {
-            _until_dropped: working,
-            ended: Ended(store, watched),
-        };
+        let ends = Ends(work);
         let value = body();
-        drop(working);
+        drop(ends);
         match keeper.join() {
             // Its time may have passed while the store was asked to renew it.
             Ok(Ok(())) if held.is_expired() && !held.is_released() => Err(RunError::Ended {
                 value,
                 error: Error::Lost {
-                    name: watched.name.clone(),
+                    name: claim.name.clone(),
                     loss: Loss::Expired,
                     source: None,
                 },
@@ -94,30 +102,82 @@ where
             Err(panic) => std::panic::resume_unwind(panic),
         }
     });
-    // It may have begun to watch once more just then.
     store.give_up(&claim);
     kept
 }
 
-/// The work, which wakes who watches the lease when it ends, however it does.
-struct Working<'a, S: Store> {
-    /// Dropped first: so whoever is woken knows.
-    _until_dropped: Sender<()>,
-    #[expect(dead_code, reason = "it is there to be dropped")]
-    ended: Ended<'a, S>,
+/// What the threads of a [`keep_alive`] have in common: the one that works, the one that keeps the
+/// lease, and, where the store tells of losses, the one that waits for those. (A store waits by a clock
+/// that stands still while the machine is suspended.)
+struct Work<'a, S> {
+    store: &'a S,
+    claim: &'a Claim,
+    /// Of the rests of the one that keeps the lease.
+    ender: Ender,
+    is_done: AtomicBool,
+    /// Whether a loss makes a difference.
+    is_kept: AtomicBool,
+    /// Whether the lease may be lost.
+    is_lost: AtomicBool,
+    /// Whether losses are waited for.
+    is_watched: AtomicBool,
 }
 
-struct Ended<'a, S: Store>(&'a S, &'a Claim);
+impl<S: Store> Work<'_, S> {
+    /// Waits for losses, until the work is done.
+    fn watch(&self) {
+        /// What ends sooner is made this long: a store that tells of losses all the time is not asked as
+        /// often.
+        const SHORTEST: Duration = Duration::from_millis(1);
+        /// Nothing is due then.
+        const LONGEST: Duration = Duration::from_hours(1);
 
-impl<S: Store> Drop for Ended<'_, S> {
+        let goes_on =
+            || self.is_kept.load(Ordering::SeqCst) && !self.is_done.load(Ordering::SeqCst);
+        while goes_on() {
+            let began = Instant::now();
+            if self.store.lost(self.claim, LONGEST) == Waited::Unable {
+                break;
+            }
+            if !goes_on() {
+                break;
+            }
+            self.is_lost.store(true, Ordering::SeqCst);
+            self.ender.end();
+            if began.elapsed() < SHORTEST {
+                thread::sleep(SHORTEST);
+            }
+        }
+        self.is_watched.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Ends the work, however it does.
+struct Ends<'a, S: Store>(&'a Work<'a, S>);
+
+impl<S: Store> Drop for Ends<'_, S> {
     fn drop(&mut self) {
-        self.0.give_up(self.1);
+        const LOOK: Duration = Duration::from_micros(50);
+
+        let work = self.0;
+        work.is_done.store(true, Ordering::SeqCst);
+        work.ender.end();
+        work.store.give_up(work.claim);
+        let mut looks = 0;
+        while work.is_watched.load(Ordering::SeqCst) {
+            thread::sleep(LOOK);
+            looks += 1;
+            // It may have begun to wait once more just then.
+            if looks % 20 == 0 {
+                work.store.give_up(work.claim);
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     use verrou::blocking::LockFactory;
     use verrou::{Abilities, Fence, Holder, MemoryStore, Name, Renewed, Reply, StoreError};

@@ -30,6 +30,7 @@ macro_rules! mutant {
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
 extern crate self as verrou_host;
 
+mod alarm;
 mod awaited;
 #[cfg(all(
     feature = "server",
@@ -53,6 +54,8 @@ mod system;
 #[cfg(feature = "tokio")]
 mod tokio;
 
+#[doc(hidden)]
+pub use alarm::Alarm;
 pub use keep_alive::keep_alive;
 pub use open::{
     AnyStore, FileStore, InvalidStoreUrl, LossWatch, OpenedPath, StoreFolder, StoreUrl,

@@ -1,7 +1,7 @@
 //! The signals that come in while a command runs.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use rustix::process::{Signal, WaitOptions, getpid, kill_current_process_group, w
 use signal_hook::flag::register_conditional_shutdown;
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
+use verrou_host::Alarm;
 
 /// What is handed on to the command.
 const FORWARDED: [Signal; 7] = [
@@ -34,7 +35,7 @@ const STOPS: [Signal; 3] = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
 #[derive(Debug)]
 pub(crate) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
-    alarm: Option<OwnedFd>,
+    alarm: Option<Alarm>,
 }
 
 /// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, instead of ending this process by
@@ -82,7 +83,7 @@ impl Signals {
         let listened = stops.chain([Signal::CHILD]).map(Signal::as_raw);
         Ok(Self {
             delivery: SignalDelivery::with_pipe(read, write, SignalOnly, listened)?,
-            alarm: alarm(),
+            alarm: Alarm::new(),
         })
     }
 
@@ -108,8 +109,8 @@ impl Signals {
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut awaited = vec![readable(self.delivery.get_read().as_fd())];
         awaited.extend(news.map(readable));
-        if let (Some(alarm), Some(length)) = (&self.alarm, timeout)
-            && set(alarm, length)
+        if let Some(alarm) = &self.alarm
+            && alarm.set(at_most)
         {
             awaited.push(readable(alarm.as_fd()));
             timeout = None;
@@ -139,38 +140,6 @@ fn unblock() -> io::Result<()> {
 fn set_of(signals: impl IntoIterator<Item = Signal>) -> SigSet {
     let signals = signals.into_iter().map(Signal::as_raw);
     signals.map_while(|signal| signal.try_into().ok()).collect()
-}
-
-/// A timer that goes on while the machine is suspended, as leases do.
-#[cfg(target_os = "linux")]
-fn alarm() -> Option<OwnedFd> {
-    use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
-
-    timerfd_create(TimerfdClockId::Boottime, TimerfdFlags::CLOEXEC).ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn alarm() -> Option<OwnedFd> {
-    None
-}
-
-/// Lets `alarm` go off after `timeout`, if it can.
-#[cfg(target_os = "linux")]
-fn set(alarm: &OwnedFd, timeout: Timespec) -> bool {
-    use rustix::time::{Itimerspec, TimerfdTimerFlags, timerfd_settime};
-
-    let once = Itimerspec {
-        it_interval: Timespec::default(),
-        it_value: timeout,
-    };
-    // Zero would turn it off.
-    timeout != Timespec::default()
-        && timerfd_settime(alarm, TimerfdTimerFlags::empty(), &once).is_ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn set(_alarm: &OwnedFd, _timeout: Timespec) -> bool {
-    false
 }
 
 /// Does to this process's whole group what `signal` does by default, as a terminal would have

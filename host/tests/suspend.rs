@@ -1,0 +1,158 @@
+//! What waits to renew a lease waits by `CLOCK_BOOTTIME`, which counts while the machine is suspended.
+//!
+//! No test can suspend the machine. The kernel tells by which clock a timer goes, and when it is due:
+//! `timerfd_create(2)`.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::time::Duration;
+
+use common::{Place, eventually};
+use rustix::process::{Signal, kill_process};
+use verrou::blocking::LockFactory;
+use verrou_host::{LeaseFileStore, StoreOptions, System, keep_alive};
+
+/// `CLOCK_BOOTTIME`, as the kernel numbers its clocks.
+const BOOTTIME: &str = "clockid: 7";
+
+/// When the timers of the process `id` are due that go by `CLOCK_BOOTTIME` and are set, in seconds.
+fn due(id: &str) -> Vec<u64> {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{id}/fdinfo")) else {
+        return Vec::new();
+    };
+    let told = descriptors.filter_map(|it| fs::read_to_string(it.ok()?.path()).ok());
+    let due = |told: String| {
+        told.lines().any(|line| line == BOOTTIME).then_some(())?;
+        let value = told
+            .lines()
+            .find_map(|line| line.strip_prefix("it_value: ("))?;
+        value.split(',').next()?.parse().ok()
+    };
+    told.filter_map(due).filter(|&due| due > 0).collect()
+}
+
+/// Whether a timer is set to the first renewal of a lease of so many hours.
+fn is_set(id: &str, hours: u64) -> bool {
+    let third = hours * 1_200;
+    due(id)
+        .iter()
+        .any(|due| (third - 100..=third).contains(due))
+}
+
+fn store(folder: &tempfile::TempDir) -> LeaseFileStore {
+    LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap()
+}
+
+#[test]
+fn keep_alive_waits_by_the_clock_of_leases() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(&folder);
+    let locks = LockFactory::new(&store, System);
+    let long = locks.create_lock("long", "1h").unwrap();
+    let held = long.guard().unwrap();
+    keep_alive(&held, || {
+        eventually("its timer is set", || is_set("self", 1));
+    })
+    .unwrap();
+    // And the timer rings.
+    let short = locks.create_lock("short", "300ms").unwrap();
+    let held = short.guard().unwrap();
+    let first_end = held.lease().ends();
+    let is_renewed = || eventually("it is renewed", || held.lease().ends() > first_end);
+    keep_alive(&held, is_renewed).unwrap();
+}
+
+#[test]
+#[cfg(feature = "tokio")]
+fn tasks_wait_by_the_clock_of_leases() {
+    use std::sync::Arc;
+    use verrou::nonblocking;
+    use verrou_host::Tokio;
+
+    let folder = tempfile::tempdir().unwrap();
+    let locks = nonblocking::LockFactory::new(Arc::new(store(&folder)), Tokio);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build();
+    runtime.unwrap().block_on(async {
+        let long = locks.create_lock("long", "2h").unwrap();
+        let work = async {
+            // The timer is set before the work goes on.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            eventually("its timer is set", || is_set("self", 2));
+        };
+        let ran = long.run(async |held| held.keep(work).await);
+        ran.await.unwrap().unwrap();
+
+        let short = locks.create_lock("short", "300ms").unwrap();
+        let ran = short.run(async |held| {
+            let first_end = held.lease().ends();
+            let is_renewed = async {
+                while held.lease().ends() == first_end {
+                    tokio::task::yield_now().await;
+                }
+            };
+            held.keep(is_renewed).await
+        });
+        ran.await.unwrap().unwrap();
+    });
+    // Not beside it, for the timer is the same.
+    sleeping_tasks_share_one_timer();
+}
+
+/// Many tasks that sleep have one timer, and it rings for each of them in its time.
+#[cfg(feature = "tokio")]
+fn sleeping_tasks_share_one_timer() {
+    use verrou::nonblocking::AsyncHost;
+    use verrou::{Clock, Timestamp};
+    use verrou_host::Tokio;
+
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build();
+    runtime.unwrap().block_on(async {
+        let long: Vec<_> = (0..1_000)
+            .map(|_| tokio::spawn(Tokio.sleep(MINUTE)))
+            .collect();
+        let short = (0..100_u64).rev().map(|at| {
+            tokio::spawn(async move {
+                let pause = Duration::from_millis(at);
+                let end = Tokio.now().saturating_add(pause);
+                Tokio.sleep(pause).await;
+                assert!(end <= Tokio.now(), "it is not woken early");
+            })
+        });
+        for task in short.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        let began: Timestamp = Tokio.now();
+        assert_eq!(
+            due("self")
+                .iter()
+                .filter(|&&due| 50 < due && due <= 60)
+                .count(),
+            1
+        );
+        for task in &long {
+            assert!(!task.is_finished());
+            task.abort();
+        }
+        assert!(Tokio.now().saturating_since(began) < MINUTE);
+    });
+}
+
+#[test]
+fn the_command_waits_by_the_clock_of_leases() {
+    let place = Place::new("lease");
+    let (holder, sleeper) = place.start(&["--ttl", "1h"], "echo $$ > pid; exec sleep 1000");
+    eventually("its timer is set", || is_set(&holder.id().to_string(), 1));
+    kill_process(sleeper, Signal::TERM).unwrap();
+    holder.end();
+}
