@@ -50,12 +50,24 @@ pub(crate) struct View {
     pub(crate) mark: u64,
     /// The number that tells the file from its copies; zero where nothing does.
     pub(crate) file: u64,
+    /// The greatest fence that this process has read from the file; greater than the record's if an
+    /// older copy was written into it.
+    pub(crate) greatest: u64,
 }
 
 impl View {
     /// The greatest ticket of those who do not wait any more.
     pub(crate) fn served(&self) -> u64 {
         self.record.as_ref().map_or(0, |record| record.served)
+    }
+
+    /// The same, when more fences are known to have been granted than it says.
+    pub(crate) fn of_older_copy(&self) -> Self {
+        Self {
+            record: self.record.clone(),
+            greatest: u64::MAX,
+            ..*self
+        }
     }
 }
 
@@ -199,6 +211,12 @@ impl Directory {
         let runs_since = |boot| Machine::this().may_run_since(boot);
         let mut buffer = [0; FILE_BYTES + 1];
         let bytes = os::read_at(file.file(), &mut buffer, 0).map_err(failed())?;
+        let view = |record: Option<Arc<Record>>| View {
+            mark: record::mark_of(bytes),
+            file: file.number(),
+            greatest: file.note_fence(record.as_ref().map_or(0, |record| record.fence)),
+            record,
+        };
         let mut remembered = file.remembered();
         // But for what concerns those who wait.
         let is_as_before = |before: &[u8; FILE_BYTES], bytes: &[u8]| {
@@ -215,11 +233,7 @@ impl Directory {
                 if file.is_contended() {
                     // It will have changed until it is read again.
                     *remembered = None;
-                    return Ok(View {
-                        record,
-                        mark: record::mark_of(bytes),
-                        file: file.number(),
-                    });
+                    return Ok(view(record));
                 }
                 let mut known = Box::new([0; FILE_BYTES]);
                 known.copy_from_slice(bytes);
@@ -230,11 +244,7 @@ impl Directory {
                 record
             }
         };
-        Ok(View {
-            record,
-            mark: record::mark_of(bytes),
-            file: file.number(),
-        })
+        Ok(view(record))
     }
 
     /// Lets the records of grants from now on say `label` of this process, or what the store was opened
@@ -309,6 +319,7 @@ impl Directory {
                 if (Machine::this().runs_since(record.boot)
                     || mutant!(FencesGoOnAfterPowerLoss))
                     && [0, before.file].contains(&record.file)
+                    && before.greatest <= record.fence
                     && record.fence < record.last_fence =>
             {
                 Ok((record.fence + 1, record.last_fence))

@@ -140,6 +140,11 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// Whether something that is to be locked is another's.
+    pub(crate) fn is_resource_busy(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
+    }
+
     /// What makes an error of one of the operating system's; the path is copied only then.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| {

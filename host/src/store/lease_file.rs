@@ -651,22 +651,37 @@ impl LeaseFile<'_> {
         let directory = &self.store.directory;
         let served = standing.served(before);
         let now = self.now();
-        let new = directory.new_record(self.file, claim, before, served, now)?;
-        let Some(mut record) = new else {
+        let new = |before: &View| {
+            let new = directory.new_record(self.file, claim, before, served, now)?;
+            Ok::<_, FileError>(new.map(|record| Record {
+                ephemeral: record.ephemeral && liveness::AVAILABLE,
+                ..record
+            }))
+        };
+        let Some(mut record) = new(before)? else {
             return Ok(None);
         };
-        record.ephemeral &= liveness::AVAILABLE;
         if !record.ephemeral {
             self.may_outlive_its_process()?;
         }
-        let fence = record.fence;
         let mut lifeline = None;
         if record.ephemeral && !mutant!(NoLivenessByte) {
-            lifeline = self.lifeline(fence)?;
+            let mut held = self.lifeline(record.fence);
+            // Another process has locked its byte: the fence was granted before, to one that has the
+            // file open still, and an older copy was written into it since.
+            if held.as_ref().is_err_and(FileError::is_resource_busy) {
+                match new(&before.of_older_copy())? {
+                    Some(anew) => record = anew,
+                    None => return Ok(None),
+                }
+                held = self.lifeline(record.fence);
+            }
+            lifeline = held?;
             if lifeline.is_none() {
                 return Ok(None);
             }
         }
+        let fence = record.fence;
         let ends = record.ttl.map(|_| record.ends);
         directory::write_grant(self.file, record, before)?;
         let process = self.file.process();

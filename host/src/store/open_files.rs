@@ -20,7 +20,7 @@ use super::error::FileError;
 use super::os::{self, FileId};
 use super::record::{FILE_BYTES, Record};
 use crate::process::{self, PerProcess};
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
 /// A lock's file, open.
@@ -40,6 +40,8 @@ pub(crate) struct OpenFile {
     /// The grants of whose processes the kernel says, for this, that they live.
     lived: Range<u64>,
     is_contended: AtomicBool,
+    /// The greatest fence that was read from it.
+    greatest: AtomicU64,
     remembered: Mutex<Option<Remembered>>,
 }
 
@@ -65,6 +67,7 @@ impl OpenFile {
             forks: process::forks(),
             lived: 0..0,
             is_contended: AtomicBool::new(false),
+            greatest: AtomicU64::new(0),
             remembered: Mutex::new(None),
         })
     }
@@ -85,6 +88,15 @@ impl OpenFile {
 
     pub(crate) fn set_contended(&self, is_contended: bool) {
         self.is_contended.store(is_contended, Ordering::Relaxed);
+    }
+
+    /// Notes that `fence` was read from it; returns the greatest one that ever was.
+    pub(crate) fn note_fence(&self, fence: u64) -> u64 {
+        let before = self.greatest.load(Ordering::Relaxed);
+        if before < fence {
+            self.greatest.store(fence, Ordering::Relaxed);
+        }
+        before.max(fence)
     }
 
     pub(crate) fn remembered(&self) -> MutexGuard<'_, Option<Remembered>> {

@@ -1,0 +1,132 @@
+//! An older copy that `cp` writes into a lock's file, which stays the same file.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{KINDS, Place, ends_with};
+use verrou::{Claim, Fence, Name, Owner, Reply, Store, StoreError, Ttl};
+use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
+
+fn open(place: &Place, kind: &str) -> Box<dyn Store> {
+    let options = StoreOptions::default();
+    match kind {
+        "lease" => Box::new(LeaseFileStore::open(place.locks(), &options).unwrap()),
+        _ => Box::new(FileLockStore::open(place.locks(), &options).unwrap()),
+    }
+}
+
+fn claim(owner: u8) -> Claim {
+    Claim {
+        name: Name::new("k").unwrap(),
+        owner: Owner::from_bytes([owner; 16]),
+        ttl: Ttl::NEVER,
+        ephemeral: true,
+    }
+}
+
+#[track_caller]
+fn fence_of(reply: Result<Reply, StoreError>) -> u64 {
+    match reply {
+        Ok(Reply::Granted { fence }) => fence.map_or(0, Fence::get),
+        other => panic!("expected a grant, got {other:?}"),
+    }
+}
+
+fn grant(store: &dyn Store, owner: u8) -> u64 {
+    let fence = fence_of(store.acquire(&claim(owner)));
+    fence_of(store.release(&claim(owner)));
+    fence
+}
+
+fn file_of_the_lock(folder: &Path) -> PathBuf {
+    let files = fs::read_dir(folder).unwrap();
+    let mut files = files.map(|entry| entry.unwrap().path());
+    let file = files.find(|path| {
+        path.extension()
+            .is_some_and(|it| it == "lease" || it == "lock")
+    });
+    file.unwrap()
+}
+
+#[test]
+fn process_that_has_the_file_open_grants_no_fence_twice() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let store = open(&place, kind);
+        grant(&*store, 1);
+        let path = file_of_the_lock(&place.locks());
+        fs::copy(&path, place.path("copy")).unwrap();
+        let mut last = 0;
+        for _ in 0..3 {
+            last = grant(&*store, 2);
+        }
+        fs::copy(place.path("copy"), &path).unwrap();
+        // Looking at it makes no difference.
+        assert_eq!(store.inspect(&claim(1).name).unwrap(), None);
+        let next = grant(&*store, 3);
+        assert!(next > last, "{kind}: {next} after {last}");
+        assert_eq!(
+            grant(&*store, 4),
+            next + 1,
+            "{kind}: the counter is asked once"
+        );
+    }
+}
+
+/// An idle process has bytes of the file locked for the grants that it released.
+#[test]
+fn idle_process_keeps_nobody_from_a_restored_file() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let idle = open(&place, kind);
+        grant(&*idle, 1);
+        let path = file_of_the_lock(&place.locks());
+        fs::copy(&path, place.path("copy")).unwrap();
+        let mut last = 0;
+        for _ in 0..3 {
+            last = grant(&*idle, 1);
+        }
+        fs::copy(place.path("copy"), &path).unwrap();
+        for _ in 0..5 {
+            ends_with(
+                &mut place.run(&["--no-wait"], "echo $VERROU_FENCE > fence"),
+                0,
+            );
+        }
+        let fence: u64 = place.read("fence").trim().parse().unwrap();
+        if kind == "lease" {
+            assert!(fence > last, "{fence} after {last}");
+        }
+        assert!(grant(&*idle, 1) > last, "{kind}");
+    }
+}
+
+/// The kernel's lock is held on, and what is recorded of it is in step again.
+#[test]
+fn restored_file_of_a_held_lock_is_no_damage() {
+    let place = Place::new("file");
+    let (holder, other) = (open(&place, "file"), open(&place, "file"));
+    grant(&*holder, 1);
+    let path = file_of_the_lock(&place.locks());
+    for extensions in 0..4 {
+        fs::copy(&path, place.path("copy")).unwrap();
+        for _ in 0..3 {
+            grant(&*holder, 1);
+        }
+        let held = fence_of(holder.acquire(&claim(1)));
+        fs::copy(place.path("copy"), &path).unwrap();
+        for _ in 0..extensions {
+            fence_of(holder.extend(&claim(1)));
+        }
+        other.wait(&claim(2), std::time::Duration::ZERO);
+        fence_of(holder.release(&claim(1)));
+        let next = fence_of(other.acquire(&claim(2)));
+        if extensions > 0 {
+            assert!(next > held, "{next} after {held}");
+        }
+        fence_of(other.release(&claim(2)));
+    }
+}
