@@ -361,11 +361,12 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
     Ok(())
 }
 
-/// As a terminal may see it.
+/// As a terminal may see it, on one line and in its order.
 fn escaped(text: impl Iterator<Item = char>) -> String {
     let mut safe = String::new();
     for char in text {
-        if char.is_control() && char != '\n' {
+        let turns = matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if char.is_control() || turns {
             safe.extend(char.escape_default());
         } else {
             safe.push(char);
@@ -881,7 +882,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
             words.args(["run", "k"]).args(options).args(end);
             let ended = programs::run(&mut words)?;
             let described = || format!("verrou run k {}", options.join(" "));
-            if end.len() > 2 && ended.code() != Some(64) {
+            if end.len() > 2 {
                 // One line of JSON instead.
                 let lines: Vec<_> = ended.err.lines().collect();
                 let is_json = lines
