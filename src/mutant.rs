@@ -30,6 +30,7 @@ mutants! {
     AskingAgainRefused
     ChecksumNotChecked
     CommandInheritsNoLock
+    ContainersBootBelieved
     CounterAloneCounts
     CounterBeginsAnew
     DamageTakenForFree
@@ -38,6 +39,7 @@ mutants! {
     ErrorTakenForRefusal
     EvictionIgnoresFence
     ExpiredGrantAccepted
+    ExpiredLeasesKept
     ExtensionCountedFromReply
     FailedReleaseKeepsLease
     FenceGrowsWithExtension
@@ -49,6 +51,7 @@ mutants! {
     FilesTruncatedByOpening
     FolderNotOnDisk
     ForkNotNoticed
+    ForkedFilesUsed
     HardLinksAccepted
     InodeNotChecked
     InterruptedTakenForFailure
@@ -58,6 +61,7 @@ mutants! {
     LinksFollowed
     LookedOnceAfterNews
     LowerFenceAccepted
+    MovedFileBelieved
     MovedNotNoticed
     NameNotCompared
     NobodyWoken

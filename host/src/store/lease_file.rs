@@ -419,7 +419,7 @@ impl LeaseFileStore {
     /// Looks for grants that have expired whenever there are twice as many as were left by the last look.
     fn keep_few_expired(&self) {
         let count = |store: &Self| store.grants().len();
-        if count(self) > self.most_grants.load(Ordering::Relaxed) {
+        if count(self) > self.most_grants.load(Ordering::Relaxed) && !mutant!(ExpiredLeasesKept) {
             self.end_expired(false);
             let most = GRANTS.max(2 * count(self));
             self.most_grants.store(most, Ordering::Relaxed);
@@ -896,7 +896,8 @@ impl Store for LeaseFileStore {
             }
         };
         let mut reply = self.with_record(&claim.name, Which::Held, step);
-        if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) {
+        if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) && !mutant!(MovedFileBelieved)
+        {
             // It may be in the file that is in that one's place now.
             reply = self.with_record(&claim.name, Which::There, step);
         }

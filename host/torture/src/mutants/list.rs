@@ -97,6 +97,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 host("files", "a_replaced_lock_file_makes_no_second_holder"),
             ),
             mutant(
+                "MovedFileBelieved",
+                "a release is refused by a file that was moved away",
+                host(
+                    "files",
+                    "a_handed_over_lease_is_released_also_after_its_file_or_folder_was_moved",
+                ),
+            ),
+            mutant(
                 "InodeNotChecked",
                 "a file that was just locked is not compared with the one at its path",
                 host("files", "a_replaced_lease_file_makes_no_second_holder"),
@@ -123,6 +131,11 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "ForkNotNoticed",
                 "a forked child takes its parent's locks for its own",
+                host("fork", "a_forked_child_releases_nothing_and_keeps_nothing"),
+            ),
+            mutant(
+                "ForkedFilesUsed",
+                "a step locks a file that a forked child has open, too",
                 host("fork", "a_forked_child_releases_nothing_and_keeps_nothing"),
             ),
             mutant(
@@ -201,6 +214,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 host(
                     "files",
                     "a_lease_ends_with_the_machines_run_and_its_fence_does_not",
+                ),
+            ),
+            mutant(
+                "ContainersBootBelieved",
+                "a container's own boot ID is taken for the machine's",
+                host(
+                    "files",
+                    "a_container_with_a_boot_id_of_its_own_makes_no_second_holder",
                 ),
             ),
             mutant(
@@ -294,11 +315,18 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
     },
     Pitfall {
         what: "the system has no descriptors, locks or memory left",
-        mutants: &[mutant(
-            "ErrorTakenForRefusal",
-            "a store that could not tell counts as one that said no",
-            core("acquire", "trouble_is_slept_through"),
-        )],
+        mutants: &[
+            mutant(
+                "ErrorTakenForRefusal",
+                "a store that could not tell counts as one that said no",
+                core("acquire", "trouble_is_slept_through"),
+            ),
+            mutant(
+                "ExpiredLeasesKept",
+                "leases that were left to expire keep their files open",
+                host("descriptors", "expired_leases_keep_few_descriptors"),
+            ),
+        ],
         otherwise: "",
     },
     Pitfall {
