@@ -542,7 +542,7 @@ impl<S: Store, H: Host> Held<'_, S, H> {
         }
         let loss = hold.loss(lock.host.now());
         let released = lock.release_hold(hold);
-        if may_be_released(&released, loss)
+        if may_be_released(&released, loss, lock.store.abilities())
             && let Ok(Renewed::Released) = lock.store.renew(lease.claim(), lease.fence())
         {
             return Ok(());

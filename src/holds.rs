@@ -447,7 +447,12 @@ pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Err
 }
 
 /// Whether a guard whose release was refused, and that would have lost the lock by `loss`, is to ask
-/// the store if its owner has released it before.
-pub(crate) fn may_be_released(released: &Result<(), Error>, loss: Loss) -> bool {
-    matches!(released, Err(Error::NotOwner { .. })) && loss == Loss::Revoked
+/// the store, which has these abilities, if its owner has released it before.
+pub(crate) fn may_be_released(
+    released: &Result<(), Error>,
+    loss: Loss,
+    abilities: Abilities,
+) -> bool {
+    let is_refused = matches!(released, Err(Error::NotOwner { .. }));
+    is_refused && loss == Loss::Revoked && abilities.revives
 }

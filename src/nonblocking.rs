@@ -608,7 +608,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         }
         let loss = hold.loss(self.host.now());
         let released = self.release_hold(hold).await;
-        if may_be_released(&released, loss)
+        if may_be_released(&released, loss, self.store.abilities())
             && let Ok(Renewed::Released) = self.store.renew(lease.claim(), lease.fence()).await
         {
             return Ok(());

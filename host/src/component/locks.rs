@@ -320,6 +320,8 @@ impl wit::HostRenewal for Locks {
                 wait: nanos(wait),
                 why: why.to_string(),
             }),
+            // There is no word of its own for that here.
+            Keeping::Released => wit::Keeping::Lost(wit::Loss::Revoked),
             Keeping::Lost(loss) => wit::Keeping::Lost(match loss {
                 Loss::Revoked => wit::Loss::Revoked,
                 _ => wit::Loss::Expired,
