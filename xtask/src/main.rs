@@ -179,7 +179,9 @@ fn test(shell: &Shell) -> ExitCode {
 /// they wait; nothing where the system has no such class of time.
 fn build_ahead(shell: &Shell) -> Option<Child> {
     let torture = torture::BUILD;
-    let script = format!("cargo build --release --locked && cargo {torture}");
+    let script = format!(
+        "cargo build --release --locked && cargo {torture} && target/release/verrou-torture --build"
+    );
     let mut command = Command::from(cmd!(shell, "chrt --idle 0 sh -c {script}"));
     command
         .stdin(Stdio::null())

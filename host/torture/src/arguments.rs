@@ -31,6 +31,10 @@ pub(crate) struct Arguments {
     )]
     pub(crate) report: PathBuf,
 
+    /// Build the programs that the parts start, and do nothing else
+    #[arg(long)]
+    pub(crate) build: bool,
+
     /// Name the parts, and do nothing
     #[arg(long)]
     pub(crate) list: bool,

@@ -51,6 +51,9 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         }
     };
     findings.building = began.elapsed();
+    if setting.only_build {
+        return Ok(());
+    }
 
     let length = SHORTEST.max(setting.length);
     setting.progress.set_length(length.as_secs());

@@ -55,6 +55,9 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(built.status.success(), "it cannot be built: {said}");
     findings.building = began.elapsed();
+    if setting.only_build {
+        return Ok(());
+    }
 
     setting.progress.set_message("running");
     let began = Instant::now();

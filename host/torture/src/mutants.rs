@@ -50,6 +50,9 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     setting.progress.set_message("building");
     let programs = build(&project.canonicalize()?)?;
     findings.building = began.elapsed();
+    if setting.only_build {
+        return Ok(());
+    }
 
     let began = Instant::now();
     setting.progress.set_message("");

@@ -84,6 +84,12 @@ fn torture(arguments: &Arguments) -> Result<bool> {
         }
         return Ok(true);
     }
+    if arguments.build {
+        for part in [mutants::PART, interleavings::PART, fuzz::PART] {
+            one(&part, arguments, 0, Duration::ZERO)?;
+        }
+        return Ok(true);
+    }
     for name in &arguments.only {
         let known = PARTS.iter().any(|part| part.name == name);
         ensure!(known, "there is no part `{name}`; --list names them");
@@ -107,8 +113,7 @@ fn torture(arguments: &Arguments) -> Result<bool> {
             share => left.mul_f64(f64::from(share) / f64::from(shares)),
         };
         shares -= part.share;
-        let is_long = arguments.length >= LONG;
-        let outcome = one(part, seed, length, is_long)?;
+        let outcome = one(part, arguments, seed, length)?;
         building += outcome.findings.building;
         outcome.print(part.name);
         report.parts.push(outcome);
@@ -119,7 +124,7 @@ fn torture(arguments: &Arguments) -> Result<bool> {
     Ok(report.violations() == 0)
 }
 
-fn one(part: &Part, seed: u64, length: Duration, is_long: bool) -> Result<Outcome> {
+fn one(part: &Part, arguments: &Arguments, seed: u64, length: Duration) -> Result<Outcome> {
     let folder = tempfile::tempdir().context("a folder for temporary files")?;
     let progress = ProgressBar::new_spinner().with_prefix(part.name);
     progress.set_style(
@@ -130,7 +135,8 @@ fn one(part: &Part, seed: u64, length: Duration, is_long: bool) -> Result<Outcom
     let setting = Setting {
         seed,
         length,
-        is_long,
+        is_long: arguments.length >= LONG,
+        only_build: arguments.build,
         folder: folder.path().to_owned(),
         progress,
     };
