@@ -60,9 +60,7 @@ where
     };
     let work = &work;
     let kept = thread::scope(|scope| {
-        if tells {
-            scope.spawn(move || work.watch());
-        }
+        let watcher = tells.then(|| scope.spawn(move || work.watch()));
         let keeper = scope.spawn(move || {
             let kept = held.keep(|machine, at_most| {
                 let is_released = matches!(machine.health(), Health::Released);
@@ -87,6 +85,11 @@ where
         let ends = Ends(work);
         let value = body();
         drop(ends);
+        if let Some(watcher) = watcher
+            && let Err(panic) = watcher.join()
+        {
+            std::panic::resume_unwind(panic);
+        }
         match keeper.join() {
             // Its time may have passed while the store was asked to renew it.
             Ok(Ok(())) if held.is_expired() && !held.is_released() => Err(RunError::Ended {
@@ -132,6 +135,8 @@ impl<S: Store> Work<'_, S> {
         /// Nothing is due then.
         const LONGEST: Duration = Duration::from_hours(1);
 
+        // Also when the store panics.
+        let _watched = Watched(&self.is_watched);
         let goes_on =
             || self.is_kept.load(Ordering::SeqCst) && !self.is_done.load(Ordering::SeqCst);
         while goes_on() {
@@ -148,7 +153,15 @@ impl<S: Store> Work<'_, S> {
                 thread::sleep(SHORTEST);
             }
         }
-        self.is_watched.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Losses are waited for until this is dropped.
+struct Watched<'a>(&'a AtomicBool);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
     }
 }
 
@@ -257,8 +270,8 @@ mod tests {
         };
     }
 
-    /// A store that tells of a loss all the time, and extends the lease each time.
-    struct Anxious(MemoryStore<System>, AtomicU64);
+    /// A store that tells of a loss in this way when it is waited for, and extends the lease each time.
+    struct Anxious(MemoryStore<System>, AtomicU64, fn() -> Waited);
 
     impl Store for Anxious {
         fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
@@ -280,8 +293,12 @@ mod tests {
         fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
             Store::inspect(&self.0, name)
         }
-        fn lost(&self, _claim: &Claim, _at_most: Duration) -> Waited {
-            Waited::Done
+        fn lost(&self, _claim: &Claim, at_most: Duration) -> Waited {
+            if at_most.is_zero() {
+                Waited::Done
+            } else {
+                (self.2)()
+            }
         }
         fn abilities(&self) -> Abilities {
             Store::abilities(&self.0)
@@ -290,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_store_that_tells_of_losses_all_the_time_is_not_asked_as_often() {
-        let store = Anxious(MemoryStore::new(System), AtomicU64::new(0));
+        let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || Waited::Done);
         let lock = LockFactory::new(&store, System).create_lock("lock", "1h");
         let lock = lock.unwrap();
         let held = lock.guard().unwrap();
@@ -299,6 +316,18 @@ mod tests {
         let most = began.elapsed().as_millis() + 2;
         let extensions = u128::from(store.1.load(Ordering::Relaxed));
         assert!(0 < extensions && extensions <= most, "{extensions}, {most}");
+    }
+
+    #[test]
+    #[should_panic(expected = "the store failed")]
+    fn panic_of_the_store_ends_the_keeping() {
+        let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || {
+            panic!("the store failed")
+        });
+        let lock = LockFactory::new(&store, System).create_lock("lock", "1h");
+        let lock = lock.unwrap();
+        let held = lock.guard().unwrap();
+        let _ = keep_alive(&held, || thread::sleep(Duration::from_millis(20)));
     }
 
     #[test]
