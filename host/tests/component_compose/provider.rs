@@ -102,6 +102,7 @@ impl Store for Provider {
             since: None,
             remaining: holder.remaining.map(instances::length),
             process: None,
+            detached: false,
         }))
     }
 
