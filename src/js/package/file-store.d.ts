@@ -12,7 +12,7 @@ export interface FileStoreOptions {
   group?: string
   /** Uses the folder whatever file system it is on. Locks on a network's do not exclude everybody. */
   anyFileSystem?: boolean
-  /** What this program holds locks for, as `verrou show` and `verrou list` say it. */
+  /** Names the purpose of this program's locks; `verrou show` and `verrou list` print it. */
   label?: string
   /**
    * After how many milliseconds without use a child process is ended. One that keeps a lease alive
@@ -75,7 +75,7 @@ export interface FileStore extends LockStore {
   extend(key: string, owner: string, ttl: number | null): Promise<void>
   /**
    * Renews the lease that `owner` was granted under `fence`: it lasts at least `ttl` milliseconds from now, also
-   * if its time has passed and nobody else was granted it since. On servers it is only extended.
+   * after it has expired, unless `key` was granted to another owner or freed since. On servers this only extends.
    */
   renew(
     key: string,

@@ -37,8 +37,8 @@ export interface AcquireOptions {
 export interface RunOptions extends AcquireOptions {
   /**
    * Renews the lease again and again while the work goes on, so that it lasts as long as the work.
-   * Without it the lease lasts as long as its ttl. A longer extension is left as it is. Where a lease has
-   * expired, as after a suspension, a store that can takes it back if nobody else was granted it.
+   * Without it the lease lasts as long as its ttl. A renewal never shortens a longer extension. A store with
+   * `renew` takes an expired lease back, as after a suspension, if no other owner was granted it.
    */
   renew?: boolean
 }
@@ -256,8 +256,8 @@ export interface LockStore {
   extend(key: string, owner: string, ttl: number | null): Awaitable<void>
   /**
    * Renews the lease of `owner`, granted under `fence`: its record lasts at least `ttl` milliseconds from now,
-   * is never made shorter, and is taken back when its time has passed, unless `key` was granted to another
-   * owner or freed since. `'released'` says that `owner` has deleted it. Without this, `extend` renews.
+   * is never made shorter, and is taken back after it has expired, unless `key` was granted to another
+   * owner or freed since. `'released'` means that `owner` has deleted it. Without this method, `extend` renews.
    */
   renew?(
     key: string,
