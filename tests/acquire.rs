@@ -558,7 +558,7 @@ fn a_fence_that_went_back_is_no_grant() {
     }
 }
 
-/// Plays `script` to a lock of one second in a store that notifies, through the drivers that wait.
+/// Runs `script` against a lock of one second in a store that notifies, through the drivers that wait.
 #[track_caller]
 fn check_notified(retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[&str]) {
     let machine = |world: &World| Acquire::new(claim(second()), retry.clone(), world.now());

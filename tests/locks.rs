@@ -390,7 +390,7 @@ fn a_lease_is_kept_alive_awaited() -> Result<(), Error> {
     })
 }
 
-/// The machine was suspended for longer than the ttl, and nobody else wanted the lock.
+/// The machine was suspended for longer than the ttl, and no other process requested the lock.
 #[test]
 fn a_lease_that_is_kept_outlasts_a_suspension() -> Result<(), Error> {
     let World {
@@ -407,7 +407,7 @@ fn a_lease_that_is_kept_outlasts_a_suspension() -> Result<(), Error> {
         pauses += 1;
         clock.advance(ms(60_000));
         assert!(held.is_expired(), "nobody protects it now");
-        // It is taken back after each of them, also the last.
+        // The lease is taken back after each suspension, including the last.
         if pauses < 3 {
             ControlFlow::Continue(())
         } else {
@@ -416,7 +416,7 @@ fn a_lease_that_is_kept_outlasts_a_suspension() -> Result<(), Error> {
     })?;
     assert_eq!((held.fence(), held.remaining()), (fence, Some(ms(3000))));
     assert!(other.try_acquire().is_err());
-    // An extension takes nothing back.
+    // An extension does not take an expired lease back.
     clock.advance(ms(60_000));
     assert!(matches!(held.extend(None), Err(Error::NotOwner { .. })));
     other.try_acquire()?;
@@ -480,7 +480,7 @@ fn the_owner_may_release_what_is_kept() -> Result<(), Error> {
         held.release()?;
         other.release()?;
 
-        // Nothing kept it.
+        // The lease was not renewed.
         let ran = lock.run(|_| {
             release().expect("my lock");
             other.try_acquire().expect("a free lock");
@@ -536,7 +536,7 @@ fn a_renewal_leaves_a_longer_extension_alone() -> Result<(), Error> {
             ControlFlow::Break(())
         }
     })?;
-    // Nobody renews it any more.
+    // The lease is no longer renewed.
     let left = end.saturating_sub(clock.elapsed());
     clock.advance(left.saturating_sub(ms(1)));
     assert!(lock.is_locked()?);

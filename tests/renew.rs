@@ -304,7 +304,7 @@ fn a_renewal_never_shortens() {
     }
 }
 
-/// As where the machine was suspended.
+/// The machine was suspended for longer than the ttl.
 #[test]
 fn an_expired_lease_is_taken_back_by_a_store_that_can() {
     let reviving = || Renew::new(lease(ttl()), ttl(), Timestamp::default()).reviving(true);
@@ -325,7 +325,7 @@ fn an_expired_lease_is_taken_back_by_a_store_that_can() {
         || vec![woken(9000), held()],
         &["held", "sleep 800ms", "renew@9s", "lost: Expired"],
     );
-    // It is asked once, and an error is no word that the lock is still held.
+    // The store is asked once; an error does not prove that the lock is still held.
     check_for(
         reviving,
         || vec![woken(9000), trouble()],

@@ -141,7 +141,7 @@ fn a_renewal_goes_on_from_other_extensions() {
     clock.advance(ms(40_000));
     assert!(matches!(renewal.poll(), Keeping::Held(_)));
 
-    // Shortened and forgotten: it has ended, whatever it was before, but nobody else wanted it.
+    // A shortened lease has expired, and no other owner was granted it.
     lock.extend(Some(second)).expect("my lock");
     clock.advance(ms(1_000));
     assert!(lock.is_expired());
@@ -149,7 +149,7 @@ fn a_renewal_goes_on_from_other_extensions() {
     assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(10_000)));
     assert_eq!(lock.remaining(), Some(ms(30_000)));
 
-    // Once another has had it, it is lost.
+    // After another owner's grant the lease is lost.
     clock.advance(ms(30_000));
     let other = Lock::new(store, clock, "lock", ms(30_000)).expect("a lock");
     other.try_acquire([8; 16]).expect("a free lock");
@@ -159,7 +159,7 @@ fn a_renewal_goes_on_from_other_extensions() {
     }
 }
 
-/// Whoever releases a lock that is being kept has not lost it.
+/// A release by the owner during renewals is not a loss.
 #[test]
 fn a_renewal_ends_with_the_owners_release() {
     let clock = TestClock::still();
@@ -176,7 +176,7 @@ fn a_renewal_ends_with_the_owners_release() {
             restored.release().expect("my lock");
             let other = Lock::new(Arc::clone(&store), clock.clone(), "lock", None).expect("a lock");
             other.try_acquire([8; 16]).expect("a free lock");
-            // That shows when it is asked about.
+            // The next renewal notices the release.
             while let Keeping::Held(wait) = renewal.poll() {
                 clock.advance(wait);
             }

@@ -283,7 +283,7 @@ fn ttls_are_written_as_people_write_them() {
     assert_eq!(Ttl::try_from(None), Ok(Ttl::NEVER));
 }
 
-/// Each unit of lukeed/ms, which `@verrou/core` reads lengths of time with, in milliseconds.
+/// The units of lukeed/ms, by which `@verrou/core` parses durations, in milliseconds.
 const MS_UNITS: [(&str, f64); 8] = [
     ("", 1.0),
     ("ms msec msecs millisecond milliseconds", 1.0),

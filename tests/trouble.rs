@@ -93,7 +93,7 @@ fn assert_storage<T: std::fmt::Debug>(end: Result<T, Error>) {
     assert_eq!(source.to_string(), "the disk is on fire");
 }
 
-/// The holder's clock says it all, whatever the store would say; but why it does not is told, too.
+/// The holder's clock decides that the lease has expired; the store's error is the cause.
 #[test]
 fn work_whose_lease_has_expired_has_lost_it_in_a_failing_store_too() -> Result<(), Error> {
     let (clock, store) = fragile();
@@ -119,7 +119,7 @@ fn work_whose_lease_has_expired_has_lost_it_in_a_failing_store_too() -> Result<(
     assert_eq!(value, "done");
     assert_lost(&error);
 
-    // Before that the store alone can tell.
+    // Before the expiry only the store's answer counts.
     store.fails.store(false, Ordering::Relaxed);
     let lock = locks.create_lock("two", "10s")?;
     let ran = lock.run(|_| {
@@ -131,7 +131,7 @@ fn work_whose_lease_has_expired_has_lost_it_in_a_failing_store_too() -> Result<(
     };
     assert_storage(Err::<(), _>(error));
 
-    // So it is where it is kept.
+    // The same holds for a renewed lease.
     store.fails.store(false, Ordering::Relaxed);
     let held = locks.create_lock("three", "10s")?;
     let held = held.guard()?;

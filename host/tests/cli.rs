@@ -214,7 +214,7 @@ fn a_name_that_is_more_likely_a_file_is_refused() {
             }
         }
     }
-    // Usual names for the job that works in a folder, or makes a file.
+    // A lock is often named after the directory or the file that its job works on.
     fs::write(place.path("report"), "").unwrap();
     for name in ["folder", "report", "a/b", "other.lock"] {
         ends_with(&mut place.verrou(["run", name, "--", "true"]), 0);

@@ -1,4 +1,4 @@
-//! Lengths of time on the command line.
+//! Durations on the command line.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use common::{Place, ends_with, stderr, stdout};
 use serde_json::Value;
 
-/// The `ttl` that `verrou acquire --ttl text` prints, in milliseconds.
+/// Returns the `ttl` that `verrou acquire --ttl text` prints, in milliseconds.
 fn acquired_for(place: &Place, text: &str) -> Value {
     let output = ends_with(&mut place.verrou(["acquire", text, "--ttl", text]), 0);
     serde_json::from_str::<Value>(stdout(&output)).unwrap()["ttl"].clone()

@@ -1,4 +1,4 @@
-//! What the command prints, where it cannot, and how errors look.
+//! The command's output, output that cannot be written, and the format of errors.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use common::{KINDS, Place, code, ends_with, stderr, stdout};
 use serde_json::Value;
 
-/// A shell's command in the folder of `place`, with `verrou` in its PATH; its output are pipes.
+/// Runs `script` in a shell in the directory of `place`, with `verrou` as `$1` and pipes for its output.
 fn shell(place: &Place, script: &str) -> Output {
     let like = place.verrou::<&str>([]);
     let program = like.get_program();
@@ -44,9 +44,9 @@ fn a_closed_output_is_no_place_for_a_lock() {
         let output = shell(&place, &format!("exec \"$1\" {line} >&-"));
         assert_eq!(code(&output), 74, "{line}: {output:?}");
     }
-    // What a command writes is its own affair.
+    // A closed output of the command of `run` is not an error of `verrou`.
     assert_eq!(code(&shell(&place, "exec \"$1\" run k -- true >&-")), 0);
-    // Where the text is not wanted, it need not be read.
+    // A standard output that discards the text is accepted.
     let output = shell(&place, "exec \"$1\" acquire k --ttl 1h 1<>/dev/null");
     assert_eq!(code(&output), 0, "{output:?}");
     assert!(place.is_held());
@@ -63,7 +63,7 @@ fn a_limit_of_file_sizes_is_an_error_and_no_signal() {
             "{output:?}"
         );
         assert!(!place.path("ran").exists());
-        // The command is ended as without us, and ignores it as without us.
+        // SIGXFSZ ends the command, or is ignored by it, as without `verrou`.
         let big = "head -c 200000 /dev/zero > big";
         let limited = format!("ulimit -f 100; exec \"$1\" run k -- sh -c '{big}'");
         assert_eq!(code(&shell(&place, &limited)), 128 + 25);
@@ -96,7 +96,7 @@ fn a_command_of_several_lines_is_one_line() {
     assert!(command.contains(script), "{command:?}");
     drop(holder);
 
-    // A name, too.
+    // A name with control characters is one line, too.
     let name = "a\nb\u{202e}c";
     let mut run = place.verrou(["run", name, "--no-wait", "--", "sh", "-c"]);
     let script = "verrou=$1; shift; \"$verrou\" run \"$VERROU_NAME\" --no-wait -- true";
@@ -140,7 +140,7 @@ fn a_wrong_command_line_is_json_where_that_is_wanted() {
         assert_eq!(line["error"].as_str().unwrap_or_default(), error, "{text}");
         assert!(line["message"].as_str().unwrap().contains(said), "{text}");
     }
-    // It may be the command's own.
+    // A `--json` behind `--` belongs to the command.
     let output = ends_with(
         &mut place.verrou(["run", "k", "--wait", "10", "--", "x", "--json"]),
         64,
@@ -159,7 +159,7 @@ fn a_file_that_is_removed_or_replaced_is_said_so() {
         assert!(text.contains("`x` was removed or replaced"), "{text}");
         assert!(text.contains("E_LOCK_LOST"), "{text}");
     }
-    // What is taken away by force was not.
+    // A force-released lock is not reported as removed.
     let place = Place::new("lease");
     let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
     ends_with(&mut place.verrou(["force-release", "k"]), 0);
@@ -168,7 +168,7 @@ fn a_file_that_is_removed_or_replaced_is_said_so() {
     assert!(!stderr(&output).contains("removed"), "{output:?}");
 }
 
-/// Runs the README's example, with `make-report` as a script.
+/// Runs the README's example with `make_report` as the script `make-report`.
 fn report(place: &Place, make_report: &str) -> Output {
     let page = include_str!("../../README.md");
     let mut blocks = page.split("```").skip(1).step_by(2);
@@ -193,7 +193,7 @@ fn the_readmes_report_is_published_only_when_it_was_made() {
     assert_eq!(place.read("report"), "new\n");
 }
 
-/// Without `--wait` there is no end to waiting: what cannot go away by itself is not waited for.
+/// A missing descriptor is a permanent failure, so a `run` without `--wait` must not wait for one.
 #[test]
 fn a_process_without_descriptors_ends() {
     for kind in KINDS {
@@ -205,7 +205,7 @@ fn a_process_without_descriptors_ends() {
                 let code = code(&output);
                 assert!([0, 73, 74, 126, 127].contains(&code), "{limit}: {output:?}");
             };
-            // Of a store that has to be made, one that is there, and one file.
+            // The store has to be created, or exists; then the lock of `--file`.
             limited("k");
             ends_with(&mut place.run(&[], "true"), 0);
             limited("k");

@@ -1,4 +1,4 @@
-//! Which store the command uses, what it makes of it, and the lock on exactly one file.
+//! The command's choice of a store, the files that it creates, and the lock of `--file`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -12,14 +12,14 @@ use std::process::Command;
 use common::{KINDS, Place, Started, code, done, ends_with, stderr, stdout};
 use serde_json::Value;
 
-/// A folder that nobody can make.
+/// A directory that no user can create.
 const NOWHERE: &str = "/proc/nowhere";
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// `verrou run --file path [options] -- sh -c script`.
+/// Returns the command `verrou run --file path [options] -- sh -c script`.
 fn run_file(place: &Place, path: &OsStr, options: &[&str], script: &str) -> Command {
     let mut words: Vec<OsString> = vec!["run".into(), "--file".into(), path.into()];
     words.extend(options.iter().map(OsString::from));
@@ -27,7 +27,7 @@ fn run_file(place: &Place, path: &OsStr, options: &[&str], script: &str) -> Comm
     place.verrou(words)
 }
 
-/// Whether `flock -n path true` finds the file locked.
+/// Returns whether `flock -n path true` finds the file locked.
 fn is_flocked(place: &Place, path: &OsStr) -> bool {
     let mut flock = Command::new("flock");
     flock.arg("-n").arg(place.path("").join(path)).arg("true");
@@ -116,7 +116,7 @@ fn a_default_store_that_cannot_be_opened_says_how_to_name_another() {
     assert!(!stderr(&output).contains("default store"));
 }
 
-/// As a system user's, who has no home.
+/// A system user has no home directory.
 #[test]
 fn a_file_is_locked_where_nothing_can_be_recorded() {
     let place = Place::new("lease");
@@ -133,7 +133,7 @@ fn a_file_is_locked_where_nothing_can_be_recorded() {
     let output = ends_with(run.env("XDG_STATE_HOME", NOWHERE), 0);
     assert!(json(stderr(&output))["warning"].is_string());
 
-    // Who records and who cannot exclude each other, both ways.
+    // A process with a record and a process without one exclude each other, in both orders.
     for (holder, waiter) in [("state", NOWHERE), (NOWHERE, "state")] {
         let _ = fs::remove_file(place.path("pid"));
         let place_of = |state: &str| place.path("").join(state);
@@ -151,7 +151,7 @@ fn a_file_is_locked_where_nothing_can_be_recorded() {
         assert_eq!(code(&waiter.end()), 0);
     }
 
-    // A group that is meant, and a file that cannot be locked, are not passed over.
+    // An explicit group, and a file that cannot be locked, are errors.
     let mut run = run_file(&place, file, &["--group", "no such group"], "true");
     ends_with(run.env("XDG_STATE_HOME", NOWHERE), 73);
     let mut run = run_file(&place, OsStr::new("no/such/folder"), &[], "true");
@@ -220,7 +220,7 @@ fn a_files_holder_is_shown() {
     );
     assert!(!place.path("app.lock").exists() && !place.path("state").exists());
 
-    // Of a program that knows nothing of records.
+    // The holder is flock(1), which keeps no record.
     let mut flock = Command::new("flock");
     flock.args(["app.lock", "sh", "-c", "echo $$ > pid; exec sleep 1000"]);
     let flock = Started::new(flock.current_dir(place.path("")));
@@ -246,20 +246,20 @@ fn a_files_holder_is_shown() {
     ends_with(&mut place.verrou(["show", "k", "--file", "app.lock"]), 64);
 }
 
-/// This process's group, as people write it.
+/// Returns the name, or the number as text, and the number of this process's group.
 fn own_group() -> (String, u32) {
     let number = rustix::process::getegid().as_raw();
     let name = done(Command::new("id").arg("-gn"));
     (stdout(&name).trim_end().to_owned(), number)
 }
 
-/// Mode and group of what is at `path`.
+/// Returns the mode and the group of the file at `path`.
 fn shared_with(path: &std::path::Path) -> (u32, u32) {
     let metadata = fs::metadata(path).unwrap();
     (metadata.mode() & 0o7777, metadata.gid())
 }
 
-/// The files of the locks in the store, by name.
+/// Returns the files of the locks in the store, in the order of their names.
 fn lock_files(place: &Place) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(place.locks()).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -321,13 +321,13 @@ fn a_forgotten_group_locks_nobody_out() {
         }
         assert_eq!(shared_with(&place.locks().join("fences")), (0o660, number));
 
-        // And the records of exactly one file.
+        // The records of `--file` have the group, too.
         let file = OsStr::new("app.lock");
         let store = place.store();
         ends_with(&mut run_file(&place, file, &["--store", &store], "true"), 0);
         assert_eq!(shared_with(&place.locks().join("paths")), (0o2770, number));
 
-        // A folder that was not made for a group is still this user's alone.
+        // A directory that was not made for a group stays private to this user.
         let place = Place::new(kind);
         ends_with(&mut place.run(&[], "true"), 0);
         assert_eq!(shared_with(&lock_files(&place)[0]).0, 0o600);
@@ -343,14 +343,14 @@ fn a_members_lock_can_be_extended_inside() {
     let place = Place::new("lease");
     let member = Some(12_345);
     ends_with(&mut place.run(&["--group", "daemon"], "true"), 0);
-    // As if another member had made it.
+    // Another member of the group owns the lock's file.
     std::os::unix::fs::chown(&lock_files(&place)[0], member, None).unwrap();
     let script = "\"$0\" extend";
     let program = place.verrou::<&str>([]).get_program().to_owned();
     let mut run = place.verrou(["run", "k", "--group", "daemon", "--", "sh", "-c", script]);
     ends_with(run.arg(program), 0);
 
-    // Another user's folder is not trusted for being set-group-ID.
+    // A set-group-ID directory of another user is not trusted.
     std::os::unix::fs::chown(place.locks(), member, None).unwrap();
     let output = ends_with(&mut place.run(&[], "true"), 73);
     assert!(stderr(&output).contains("12345"), "{output:?}");

@@ -1,4 +1,4 @@
-//! How many descriptors locks take, and what happens when a process has none left.
+//! The number of descriptors that locks take, and the behaviour of a process that has none left.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -11,7 +11,7 @@ use verrou::conformance::TestClock;
 use verrou::{Claim, Name, Owner, Store};
 use verrou_host::{FileError, FileLockStore, LeaseFileStore, StoreOptions, System};
 
-/// One test at a time: the limit, and the descriptors, are the whole process's.
+/// Serializes the tests: the limit and the descriptors are those of the whole process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     static FIRST: Once = Once::new();
@@ -20,7 +20,7 @@ fn alone() -> MutexGuard<'static, ()> {
     alone
 }
 
-/// Before all tests, for nothing is known of the machine yet.
+/// Runs before all other tests, because the host identity must not be cached yet.
 fn what_cannot_be_learnt_now_can_be_later() {
     let folder = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
@@ -36,7 +36,7 @@ fn what_cannot_be_learnt_now_can_be_later() {
 
 fn open_descriptors() -> u64 {
     let descriptors = fs::read_dir("/proc/self/fd").unwrap();
-    // One of them is that of the folder itself.
+    // One of them is the descriptor of the directory.
     descriptors.count() as u64 - 1
 }
 
@@ -60,7 +60,7 @@ fn expired_leases_keep_few_descriptors() {
     };
     let store = open();
     assert!(store.acquire(&claim("extended", 1)).unwrap().is_granted());
-    // As a command that is told the owner does.
+    // A second process that has the owner token extends the lease in this way.
     let extended = open().extend(&claim("extended", 1_000_000));
     assert!(extended.unwrap().is_granted());
     let before = open_descriptors();
@@ -69,7 +69,7 @@ fn expired_leases_keep_few_descriptors() {
         assert!(store.acquire(&claim).unwrap().is_granted());
         clock.advance(Duration::from_secs(1));
     }
-    // 64 of expired leases, and one more for each of the 64 names that were used last.
+    // 64 descriptors of expired leases, and one for each of the 64 names that were used last.
     let after = open_descriptors();
     assert!(after <= before + 128, "{before}, then {after}");
     let late = store.extend(&claim("left 0", 1)).unwrap();
@@ -106,7 +106,7 @@ fn idle_files_are_closed_before_an_acquire_request_fails() {
     let released: Vec<_> = claims.iter().map(|claim| store.release(claim)).collect();
     setrlimit(Resource::Nofile, usual).unwrap();
 
-    // One is for the step that takes the last of them.
+    // The acquire operation itself needs a descriptor.
     assert!(LEFT - 2 < held, "{held}");
     assert!(
         matches!(

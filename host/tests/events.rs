@@ -63,7 +63,7 @@ fn waiting_goes_on_without_events() {
     drop(used_up);
 }
 
-/// A host whose sleeps do not end: tasks that wait are woken by the store, or never.
+/// A host whose sleeps never end, so that only the store can wake a waiting task.
 #[derive(Clone)]
 struct Sleepless;
 
@@ -85,7 +85,7 @@ impl AsyncHost for Sleepless {
     }
 }
 
-/// Tasks in two processes, as far as the store knows, wait for a lock that is given back.
+/// Tasks of two stores, which stand for two processes, wait for a lock that is released.
 fn tasks_are_woken(url: &StoreUrl) {
     let url = url.clone();
     let (told, ended) = mpsc::channel();

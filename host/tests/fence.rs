@@ -235,9 +235,9 @@ fn nobody_passes_while_anothers_command_runs() {
     assert_highest(&place, 8);
 }
 
-/// Waits until the process is blocked in `flock(2)`: proc(5), `/proc/PID/syscall`.
+/// Waits until the process is blocked in `flock(2)`, by `/proc/PID/syscall` (proc(5)).
 ///
-/// In a PID namespace `/proc/locks` omits a lock whose taker has ended, and all its waiters.
+/// In a PID namespace `/proc/locks` omits a lock whose first holder has ended, and all its waiters.
 fn waits(process: &Started) {
     let path = format!("/proc/{}/syscall", process.id());
     eventually("it waits", || {
@@ -248,7 +248,7 @@ fn waits(process: &Started) {
     });
 }
 
-/// As in containers: there the kernel does not list a lock whose taker has ended.
+/// In a PID namespace, as in a container, `/proc/locks` omits a lock whose first holder has ended.
 #[test]
 fn command_outlives_its_check_in_a_pid_namespace() {
     let mut unshare = Command::new("unshare");

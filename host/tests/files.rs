@@ -523,7 +523,7 @@ fn a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more() {
     });
 }
 
-/// Lets the fence counter at `path` say that `last` is the last number that was allotted.
+/// Sets the last allotted number of the fence counter at `path` to `last`.
 fn set_counter(path: &Path, last: u64) {
     let mut counter = fs::read(path).unwrap();
     counter[16..].copy_from_slice(&last.to_le_bytes());
@@ -616,7 +616,7 @@ fn a_lost_counter_is_made_anew_from_locks_of_both_kinds() {
         };
         let before = granted(lost.acquire(&lost_claim));
         granted(lost.release(&lost_claim));
-        // What the clock says is less than what the files say.
+        // The fences in the files are greater than the start by the clock.
         set_counter(&folder.path().join("fences"), before + (1 << 60));
         let before = granted(witness.acquire(&claim(2)));
         let files = fs::read_dir(folder.path()).unwrap();
@@ -997,7 +997,7 @@ fn a_replaced_lock_file_makes_no_second_holder() {
 }
 
 /// Four threads count under the lock, while somebody removes the lock's file whenever it is free.
-/// What a process has open by then is the file that was moved.
+/// The releasing process still has the moved file open.
 #[test]
 fn a_handed_over_lease_is_released_also_after_its_file_or_folder_was_moved() {
     let place = folder();
@@ -1162,7 +1162,7 @@ fn a_release_frees_the_lock_also_when_its_path_cannot_be_looked_at() {
     granted(store.acquire(&claim(1)));
     fs::rename(&there, &away).unwrap();
     fs::write(&there, "not a folder").unwrap();
-    // Others could have made the folder anew, and taken the lock there.
+    // Other processes may have recreated the directory, and acquired the lock there.
     refused(&store.release(&claim(1)));
     fs::remove_file(&there).unwrap();
     fs::rename(&away, &there).unwrap();
@@ -1324,7 +1324,7 @@ fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
     }
 }
 
-/// As LXC, Incus and systemd-nspawn do it, which give each container a `boot_id` of its own.
+/// LXC, Incus and systemd-nspawn mount a `boot_id` of its own into each container.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
@@ -1358,7 +1358,7 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
     let try_to_run = "\"$VERROU\" run lock --no-wait -- true";
     let store = leases(&place.path().join("store"));
 
-    // A lease of no process, taken outside.
+    // A detached lease, acquired outside.
     granted(store.acquire(&detached(1)));
     ends_with(74, try_to_run);
     granted(store.release(&detached(1)));
@@ -1367,13 +1367,13 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
     ends_with(0, "\"$VERROU\" force-release lock");
     refused(&store.release(&detached(1)));
 
-    // One taken inside would be free outside, so there is none.
+    // A detached lease acquired inside would look free outside, so it is refused.
     ends_with(74, "\"$VERROU\" acquire lock");
     granted(store.acquire(&claim(2)));
     ends_with(75, try_to_run);
     granted(store.release(&claim(2)));
 
-    // A lease of living processes is held on both sides.
+    // An ephemeral lease is held on both sides for as long as its processes live.
     let mut runs = inside("exec \"$VERROU\" run lock -- sh -c 'echo runs; read line'")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -1,5 +1,5 @@
-//! `verrou run` as the first process of a PID namespace, as in a container, where signals do nothing
-//! by default and orphans are to be reaped; and signals that end it while it waits.
+//! `verrou run` as the first process of a PID namespace, as in a container. There the default disposition
+//! ignores signals, and the first process reaps orphans. Also: signals end a waiting `verrou run`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -21,7 +21,7 @@ const FIRST: [&str; 6] = [
     "--kill-child",
 ];
 
-/// Returns `command` as the first process of a PID namespace; nothing where that is not allowed.
+/// Returns `command` as the first process of a PID namespace, or `None` where that is not allowed.
 fn first(place: &Place, command: &Command) -> Option<Command> {
     let may = Command::new("unshare").args(FIRST).arg("true").output();
     if !may.is_ok_and(|output| output.status.success()) {
@@ -36,14 +36,14 @@ fn first(place: &Place, command: &Command) -> Option<Command> {
     Some(unshare)
 }
 
-/// A field behind the name in brackets: `proc_pid_stat(5)`.
+/// Returns a field of `proc_pid_stat(5)`, counted from the name in brackets.
 fn field(process: Pid, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     fields.nth(number).map(str::to_owned)
 }
 
-/// The processes whose parent is `parent`, zombies too.
+/// Returns the processes whose parent is `parent`, including zombies.
 fn children(parent: Pid) -> Vec<Pid> {
     let number = parent.to_string();
     fs::read_dir("/proc")
@@ -111,7 +111,7 @@ fn first_process_hands_signals_on_to_its_command() {
     };
     let unshare = Started::new(&mut unshare);
     eventually("the command runs", || place.path("pid").exists());
-    // The last of those that it asks for.
+    // SIGCONT is the last signal for which `verrou` installs a handler.
     let process = handling(&unshare, Signal::CONT);
     kill_process(process, Signal::TERM).unwrap();
     let output = unshare.end();
@@ -135,7 +135,7 @@ fn waiting_first_process_reaps_orphans() {
     let (_holder, _) = place.start(&[], STAY);
     let run = place.run(&[], "true");
     let mut shell = Command::new("sh");
-    // One ends before it is the first process's, one after.
+    // One orphan ends before it is reparented to the first process, one after.
     let script = "sh -c 'exit' & sleep 0.5 & sleep 0.1; exec \"$@\"";
     shell.args(["-c", script, "sh"]);
     shell.arg(run.get_program()).args(run.get_args());

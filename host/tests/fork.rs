@@ -44,7 +44,7 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     }
 }
 
-/// The machine's clock, which kills who asks it when it is armed.
+/// The system clock, which kills the calling process once it is armed.
 #[derive(Clone)]
 struct DeadlyClock(Arc<AtomicBool>);
 
@@ -57,8 +57,8 @@ impl Clock for DeadlyClock {
     }
 }
 
-/// A process uses the lock, forks, and is killed inside a step, in which the time is asked for: its
-/// child, which has what was open by the fork, keeps nobody from the lock.
+/// A process uses the lock, forks, and is killed inside an operation, which reads the clock. Its child has
+/// inherited the open files; the lock must be free for other processes all the same.
 fn is_free_when_its_process_is_killed_inside_a_step<S: Store>(open: impl Fn(DeadlyClock) -> S) {
     use std::io::Read;
 
@@ -76,7 +76,7 @@ fn is_free_when_its_process_is_killed_inside_a_step<S: Store>(open: impl Fn(Dead
             lock.release().unwrap();
             // SAFETY: as above.
             if let ForkResult::Child = unsafe { fork() }.unwrap() {
-                // Until the test has ended, however it does.
+                // This child waits until the test has ended.
                 let _ = reader.read(&mut [0]);
             } else {
                 clock.0.store(true, Ordering::Relaxed);
@@ -98,8 +98,8 @@ fn is_free_when_its_process_is_killed_inside_a_step<S: Store>(open: impl Fn(Dead
     }
 }
 
-/// A program forks while its threads use the store: the child takes locks by its copy of the store's
-/// value, one that nobody else wants and one that it has to wait for.
+/// A program forks while its threads use the store. The child acquires two locks through its copy of the
+/// store: a free one, and one that it has to wait for.
 fn threads_of_the_parent_hang_no_child<S: Store + Sync>(open: impl Fn() -> S) {
     const CHILDREN: usize = 60;
 
@@ -122,8 +122,8 @@ fn threads_of_the_parent_hang_no_child<S: Store + Sync>(open: impl Fn() -> S) {
         }
         let mut hung = 0;
         for _ in 0..CHILDREN {
-            // SAFETY: the child uses this software, which is to be usable there, and the allocator, which
-            // the C library makes usable there; it ends without returning.
+            // SAFETY: the child uses this library, which supports that, and the allocator, which the C
+            // library makes usable after a fork; the child ends without returning.
             match unsafe { fork() }.unwrap() {
                 ForkResult::Child => {
                     let done = use_lock("of a child").and_then(|()| use_lock("wanted by all"));
@@ -139,7 +139,7 @@ fn threads_of_the_parent_hang_no_child<S: Store + Sync>(open: impl Fn() -> S) {
     assert_eq!(hung, 0, "of {CHILDREN}");
 }
 
-/// Whether `child` ends with 0, and not only because it is killed here after a while.
+/// Returns whether `child` ends with 0 within the deadline; kills it afterwards.
 fn ends_well(child: Pid) -> bool {
     const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -159,10 +159,10 @@ fn ends_well(child: Pid) -> bool {
     }
 }
 
-/// Where what [`in_namespaces`] starts finds its folder.
+/// The variable that names the directory to the test that [`in_namespaces`] starts.
 const FOLDER: &str = "VERROU_TEST_FOLDER";
 
-/// Starts the test `name` of this program once more, by `unshare(1)` with `options`; whether it can be.
+/// Runs the test `name` of this program once more, by `unshare(1)` with `options`, if it is run by root.
 #[cfg(target_os = "linux")]
 fn in_namespaces(name: &str, options: &[&str]) {
     if !nix::unistd::geteuid().is_root() {
@@ -198,7 +198,7 @@ fn a_child_with_its_parents_number_is_another_process() {
     // SAFETY: it changes where this process's children are, and nothing else.
     let unshared = unsafe { nix::libc::unshare(nix::libc::CLONE_NEWPID) };
     assert_eq!(unshared, 0);
-    // The first child is the first process there, and there are no others once it has ended.
+    // The first child is the first process of the namespace. After its end, none can be created there.
     let (store, other) = (leases(), locks());
     let lease = LockFactory::new(&store, System)
         .create_lock("lock", "none")
@@ -243,7 +243,7 @@ fn a_child_with_its_parents_number_is_another_process() {
     drop(checked);
 }
 
-/// A process forks into a time namespace, where leases that others took seem to have ended.
+/// A process forks into a time namespace, where the leases of other processes seem to have expired.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_child_in_another_time_namespace_takes_no_lease_for_ended() {
@@ -257,12 +257,12 @@ fn a_child_in_another_time_namespace_takes_no_lease_for_ended() {
         .create_lock("lock", "1h")
         .unwrap();
     lock.acquire().unwrap();
-    // Of no process any more.
+    // Serializing detaches the lease.
     lock.serialize().unwrap();
     // SAFETY: it changes which clock this process's children see, and nothing else.
     let unshared = unsafe { nix::libc::unshare(nix::libc::CLONE_NEWTIME) };
     assert_eq!(unshared, 0);
-    // This thread's, which is not the first of the process.
+    // The offsets are those of this thread, which is not the main thread.
     let offsets = format!("/proc/{}/timens_offsets", nix::unistd::gettid());
     fs::write(offsets, "boottime 100000 0").unwrap();
     // SAFETY: as below.
@@ -423,8 +423,8 @@ fn stays_closed(path: &Path) {
     drop(other.check_within(Fence::FIRST, Duration::ZERO).unwrap());
 }
 
-/// Forks; the child drops its copies of a guard and of its store, having asked them: it is not the holder,
-/// and gets that answer from all.
+/// Forks. In the child every method of the guard's copy answers that the child is not the holder; then
+/// the child drops its copies of the guard and the store.
 fn stays_taken<S: Store>(open: impl Fn() -> S) {
     let store = open();
     let lock = LockFactory::new(&store, System)

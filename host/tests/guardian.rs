@@ -1,4 +1,4 @@
-//! A killed `verrou` leaves nothing of its command: the guardian in the command's group.
+//! The guardian in the command's group ends the command's processes when `verrou` is killed.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -12,22 +12,22 @@ use std::process::{Command, Stdio};
 use common::{KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stopped};
 use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
 
-/// Starts two workers, and says its own number and theirs, and waits for them.
+/// Starts two workers, writes its own process ID and theirs to files, and waits for them.
 const WORKERS: &str = "sleep 1000 & echo $! > one; sleep 1000 & echo $! > two; echo $$ > pid; wait";
 
-/// A worker that is not ended by SIGTERM, and says when it gets that; and a leader that ends.
+/// A worker that handles SIGTERM by creating a file, and a group leader that ends.
 const STUBBORN: &str = "
 sh -c 'trap \": > asked\" TERM; echo $$ > one; while :; do sleep 0.05; done' &
 until test -s one; do sleep 0.01; done
 echo $$ > pid
 wait";
 
-/// The number in a file.
+/// Returns the process ID in a file.
 fn number(place: &Place, file: &str) -> Pid {
     Pid::from_raw(place.read(file).trim().parse().unwrap()).unwrap()
 }
 
-/// `proc_pid_stat(5)`: a process's program and group.
+/// Returns a process's program and group, by `proc_pid_stat(5)`.
 fn program_and_group(process: &Path) -> Option<(String, i32)> {
     let stat = fs::read_to_string(process.join("stat")).ok()?;
     let (before, rest) = stat.rsplit_once(") ")?;
@@ -44,7 +44,7 @@ fn find_guardian(group: Pid) -> Option<Pid> {
         .and_then(|path| Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?))
 }
 
-/// The guardian of a command, as soon as it has closed what it inherited.
+/// Waits until the guardian of a command has closed its inherited descriptors, and returns it.
 fn guardian_of(group: Pid) -> Pid {
     let mut found = None;
     eventually("there is a guardian", || {
@@ -54,7 +54,7 @@ fn guardian_of(group: Pid) -> Pid {
     found.unwrap()
 }
 
-/// What a process has open.
+/// Returns the targets of a process's open descriptors.
 fn open(process: Pid) -> Vec<String> {
     let Ok(open) = fs::read_dir(format!("/proc/{process}/fd")) else {
         return Vec::new();
@@ -72,7 +72,7 @@ fn gone(what: &str, process: Pid) {
 fn workers_end_when_the_group_of_the_wrapper_is_killed() {
     for kind in KINDS {
         let place = Place::new(kind);
-        // As a CI runner starts a step, and ends it.
+        // A CI runner starts a step in a process group, and kills the group.
         let mut run = place.run(&["--ttl", "1h", "--grace", "1h"], WORKERS);
         let wrapper = Started::new(run.process_group(0));
         let guardian = guardian_of(place.pid());
@@ -161,7 +161,7 @@ fn lost_command_is_gone_though_it_had_a_guardian() {
     assert!(!lives(guardian) && !lives(number(&place, "one")));
 }
 
-/// Says its number, and is ended by SIGKILL alone.
+/// Writes its process ID to a file, and ignores every signal but SIGKILL.
 const DEAF: &str = "trap '' HUP INT QUIT TERM USR1 USR2 TSTP; echo $$ > pid; \
                     while :; do sleep 0.05; done";
 
@@ -201,7 +201,7 @@ fn stopped_command_of_a_killed_wrapper_ends() {
     }
     wrapper.signal(Signal::KILL);
     wrapper.end();
-    // Without a terminal nobody else continues them.
+    // Without a terminal no shell continues the stopped processes.
     let _ = kill_process(guardian, Signal::CONT);
     for process in [command, guardian].into_iter().chain(workers) {
         gone("all of it ends", process);
@@ -231,11 +231,11 @@ fn command_that_changed_its_user_ends_with_its_wrapper() {
     gone("its worker ends", number(&place, "one"));
 }
 
-/// The user that `verrou` runs as where its command changes to root.
+/// The user of a `verrou` whose command changes to root.
 const UNPRIVILEGED: u32 = 65_534;
 
-/// `verrou` as a user that may not signal its command, which becomes root by a set-user-ID program, and
-/// says its number; `None` where that cannot be.
+/// Returns `verrou run` as a user that may not signal the command: the command becomes root by a set-user-ID
+/// program, and writes its process ID to a file. Returns `None` where this test cannot run.
 fn run_as_other_user(place: &Place, options: &[&str]) -> Option<Command> {
     if !geteuid().is_root() {
         eprintln!("only root can change its user: what is said of such a command is not shown");

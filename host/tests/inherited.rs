@@ -1,4 +1,4 @@
-//! What the command of `verrou run` inherits, and what it can do with that.
+//! The descriptors that the command of `verrou run` inherits, and their possible uses.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -14,8 +14,8 @@ use verrou::Store;
 use verrou::blocking::LockFactory;
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System, Zombies};
 
-/// Writes to all descriptors but the standard streams, as a stray `echo debug >&5` does, and says
-/// which are open: `NUMBER TARGET`, each.
+/// Writes to all descriptors but the standard streams, as a stray `echo debug >&5` does, and prints
+/// `NUMBER TARGET` of each open one.
 const SCRIBBLE: &str = "
 import os
 for fd in sorted(set(range(3, 21)) | set(map(int, os.listdir('/proc/self/fd')))):
@@ -51,7 +51,7 @@ fn is_high(said: &str, suffix: &str, least: u32) {
     assert!(found[0] >= least, "{said}");
 }
 
-/// Where the descriptor is to be found.
+/// The least number that the descriptor may have.
 const LEAST: u32 = 256;
 
 #[test]
@@ -129,7 +129,7 @@ fn descriptor_is_as_high_as_the_limit_allows() {
     }
 }
 
-/// Unlocks every byte of every file that is inherited; then is stopped until it is killed.
+/// Unlocks every byte of every inherited file, and then waits until it is killed.
 const UNLOCK: &str = "
 import fcntl, os, signal, struct
 F_OFD_SETLK = 37
@@ -154,7 +154,7 @@ fn command_cannot_unlock_the_lease_of_its_wrapper() {
     assert_eq!(code(&holder.end()), 137);
 }
 
-/// Says its fence and its number, and is not ended by SIGTERM.
+/// Writes its fencing token and its process ID to files, and ignores SIGTERM.
 const REMAIN: &str = "
 import os, signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -163,7 +163,7 @@ open('pid', 'w').write('%d\\n' % os.getpid())
 signal.pause()
 ";
 
-/// Asks as `FORMAT.md` has it, and as every version did, whether a holder lives.
+/// Tests whether a holder lives, as `FORMAT.md` specifies and as every version does.
 const ASK: &str = "
 import fcntl, os, struct, sys
 F_OFD_GETLK = 36
@@ -267,7 +267,7 @@ fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
     }
 }
 
-/// Runs its arguments with SIGPIPE ignored, or not.
+/// Runs its arguments with SIGPIPE ignored or with its default disposition.
 const WITH_SIGPIPE: &str = "
 import os, signal, sys
 signal.signal(signal.SIGPIPE, getattr(signal, sys.argv[1]))

@@ -20,14 +20,14 @@ fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
     });
     ends_with(&mut place.verrou(["force-release", "k"]), 0);
     eventually("the leader has ended", || state(leader) == Some('Z'));
-    // The command line has looked for what is left behind by then, more than once.
+    // By then `verrou` has looked for remaining processes more than once.
     for _ in 0..5 {
         assert!(!place.is_held());
     }
     assert_eq!(state(leader), Some('Z'), "it is not reaped");
     let left = Pid::from_raw(place.read("left").trim().parse().unwrap()).unwrap();
     kill_process(left, Signal::KILL).unwrap();
-    // Not after the grace of an hour.
+    // The end does not take the grace of an hour.
     let output = holder.end();
     assert_eq!(code(&output), 76, "{}", stderr(&output));
     assert_eq!(state(leader), None);
@@ -41,7 +41,7 @@ fn store_that_cannot_answer_is_not_polled() {
         eprintln!("strace(1) does not work here: how often the kernel is asked is not shown");
         return;
     }
-    // The lock's file is replaced by something else as soon as changes to it are watched.
+    // The lock's file is replaced as soon as `verrou` watches it.
     let script = "until ls -l /proc/$PPID/fd | grep -q inotify; do sleep 0.02; done
         echo garbage > garbage
         for file in locks/*.lease; do ln $file kept; mv garbage $file; done

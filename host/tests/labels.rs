@@ -1,4 +1,4 @@
-//! What is said of a holder: what it holds the lock for, and whether its process need still live.
+//! The description of a holder: the label, and whether the lease is detached from its process.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -16,14 +16,14 @@ use common::{Place, Started, code, ends_with, eventually, stderr};
 use verrou::{Claim, Fence, Owner, Reply, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, StoreOptions};
 
-/// `verrou run --file lock [options] -- sh -c script`.
+/// Returns the command `verrou run --file lock [options] -- sh -c script`.
 fn run(place: &Place, options: &[&str], script: &str) -> Command {
     let command = ["--", "sh", "-c", script];
     let words = ["run", "--file", "lock"].iter().chain(options);
     place.verrou(words.chain(&command))
 }
 
-/// `command`, run by strace(1) with these options; nothing where that does not work.
+/// Returns `command`, run by strace(1) with `options`, or `None` where strace(1) does not work.
 fn traced(command: &Command, options: &[&str]) -> Option<Command> {
     let works = Command::new("strace")
         .args(["-o", "/dev/null", "true"])
@@ -37,7 +37,7 @@ fn traced(command: &Command, options: &[&str]) -> Option<Command> {
     Some(through(strace, command))
 }
 
-/// `command`, run by `program`.
+/// Returns `command`, run by `program`.
 fn through(mut program: Command, command: &Command) -> Command {
     program.arg(command.get_program()).args(command.get_args());
     program.current_dir(command.get_current_dir().unwrap());
@@ -50,7 +50,7 @@ fn through(mut program: Command, command: &Command) -> Command {
     program
 }
 
-/// Whether `flock --nonblock` gets the lock on `file`.
+/// Returns whether `flock --nonblock` gets the lock on `file`.
 fn is_free_for_flock(place: &Place, file: &str) -> bool {
     let mut flock = Command::new("flock");
     flock.arg("--nonblock").arg(place.path(file)).arg("true");
@@ -70,7 +70,7 @@ fn target_of_dangling_link_is_created_and_locked() {
         assert_eq!(made.mode() & 0o7777, 0o600, "it is for its user alone");
         assert!(is_free_for_flock(&place, "target"));
     }
-    // As flock(1) does with the same links.
+    // flock(1) fails on the same links.
     for (target, verrou, flock) in [("no/where", 73, 66), ("lock", 73, 66)] {
         fs::remove_file(place.path("lock")).unwrap();
         symlink(target, place.path("lock")).unwrap();
@@ -82,7 +82,7 @@ fn target_of_dangling_link_is_created_and_locked() {
     }
 }
 
-/// `fs.protected_regular` looks at calls with `O_CREAT` alone.
+/// `fs.protected_regular` applies to calls with `O_CREAT` only.
 #[test]
 fn every_open_of_the_locked_file_is_protected_by_the_kernel() {
     let place = Place::new("file");
@@ -108,7 +108,8 @@ fn every_open_of_the_locked_file_is_protected_by_the_kernel() {
     }
 }
 
-/// A store of the lock on `path`, with its records beside it, and a claim of each owner.
+/// Opens a store of the lock on `path`, with its records beside it. Returns it, and a function that makes
+/// the claim of an owner.
 fn open(path: &Path) -> (FileLockStore, impl Fn(u8) -> Claim + use<>) {
     let records = path.with_file_name("records");
     let (store, name) = FileLockStore::open_path(path, &records, &StoreOptions::default()).unwrap();
@@ -133,7 +134,7 @@ fn refused(reply: &Result<Reply, StoreError>) {
     assert!(matches!(reply, Ok(Reply::Refused { .. })), "{reply:?}");
 }
 
-/// How a file is replaced: as by `rm -f`, logrotate(8), an editor, and `mv` of another file.
+/// Ways to replace a file: `rm -f`, logrotate(8), an editor, and `mv` of another file.
 const REPLACED: [fn(&Path); 4] = [
     |path| fs::remove_file(path).unwrap(),
     |path| fs::rename(path, path.with_extension("1")).unwrap(),
@@ -179,7 +180,7 @@ fn replaced_file_is_locked_with_greater_fence() {
     }
 }
 
-/// Its holder of before writes into the record, which the next ones count in.
+/// The holder of the replaced file must not write into the record of later grants.
 #[test]
 fn holder_of_replaced_file_leaves_record_alone() {
     for replace in REPLACED {
@@ -189,7 +190,7 @@ fn holder_of_replaced_file_leaves_record_alone() {
             let (first, claim) = open(&path);
             let (second, _) = open(&path);
             fence_of(second.acquire(&claim(1)));
-            // With somebody waiting, the end of a grant is recorded.
+            // With a waiter, the end of a grant is recorded.
             first.wait(&claim(2), Duration::ZERO);
             fence_of(second.release(&claim(1)));
             let mut last = fence_of(first.acquire(&claim(2)));
@@ -218,7 +219,7 @@ fn holder_of_replaced_file_leaves_record_alone() {
 fn holders_of_two_files_never_have_the_same_fence() {
     let place = Place::new("file");
     ends_with(&mut run(&place, &["--no-wait"], "true"), 0);
-    // Between reading the record and writing it.
+    // The process is stopped between reading and writing the record.
     let plain = run(&place, &["--no-wait"], "echo $VERROU_FENCE > first");
     let log = place.path("log");
     let late = [
@@ -231,7 +232,7 @@ fn holders_of_two_files_never_have_the_same_fence() {
         return;
     };
     let first = Started::new(&mut late);
-    // Without trying the lock, for that would keep the first from it.
+    // The test must not try the lock, because that would exclude the first process.
     let inode = fs::metadata(place.path("lock")).unwrap().ino();
     let place_of_lock = format!(":{inode} 0 EOF");
     eventually("the first locks the file, or has had it", || {
@@ -284,7 +285,7 @@ fn no_fence_is_granted_twice_while_the_file_is_replaced() {
                     Err(err) if err.is_temporary() => {}
                     reply => {
                         fences.push(fence_of(reply));
-                        // Whether the file was replaced meanwhile does not matter.
+                        // The extension fails if the file was replaced meanwhile, which is allowed.
                         let _ = store.extend(&claim);
                         store.release(&claim).unwrap();
                     }
@@ -318,7 +319,7 @@ fn no_fence_is_granted_twice_while_the_file_is_replaced() {
     assert_eq!(granted.iter().collect::<HashSet<_>>().len(), 4 * GRANTS);
 }
 
-/// As two containers do that share the user's folder of records, and have a `/run` of their own.
+/// Two containers share the user's directory of records, and each has a `/run` of its own.
 #[test]
 fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
     let place = Place::new("file");

@@ -1,4 +1,4 @@
-//! Folders of locks that are moved away, or made anew, while a lock in them is held.
+//! Store directories that are moved away, or recreated, while a lock in them is held.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -8,7 +8,7 @@ use std::fs;
 use common::{KINDS, Place, Started, code, ends_with, eventually, stderr};
 use rustix::process::Pid;
 
-/// Says its fence and its number, and stays until there is a file `end`.
+/// Writes its fencing token and its process ID to files, and runs until there is a file `end`.
 const STAY: &str =
     "echo $VERROU_FENCE > first; echo $$ > pid; until test -e end; do sleep 0.01; done";
 
@@ -16,7 +16,7 @@ fn held(place: &Place) -> (Started, Pid) {
     place.start(&["--ttl=1h"], STAY)
 }
 
-/// The fence of one more grant, by `options`.
+/// Acquires the lock once more with `options`, and returns the fencing token.
 #[track_caller]
 fn next_fence(place: &Place, options: &[&str]) -> u64 {
     ends_with(&mut place.run(options, "echo $VERROU_FENCE > next"), 0);
@@ -34,12 +34,12 @@ fn holder_in_a_moved_folder_has_lost_the_lock_and_the_next_fence_is_greater() {
         let (first, _) = held(&place);
         let moved = format!("--store={kind}:{}", place.path("moved").display());
         fs::rename(place.locks(), place.path("moved")).unwrap();
-        // By its new path it is held; by its old one there is none.
+        // The lock is held under the new path; under the old path there is no lock.
         ends_with(&mut place.run(&[&moved, "--no-wait"], "true"), 75);
-        let anew = next_fence(&place, &["--no-wait"]);
+        let recreated = next_fence(&place, &["--no-wait"]);
         let before = number(&place, "first");
-        assert!(anew > before, "{kind}: {anew} after {before}");
-        assert!(next_fence(&place, &["--no-wait"]) > anew);
+        assert!(recreated > before, "{kind}: {recreated} after {before}");
+        assert!(next_fence(&place, &["--no-wait"]) > recreated);
         fs::write(place.path("end"), "").unwrap();
         let output = first.end();
         let said = stderr(&output);
@@ -63,7 +63,7 @@ fn folder_that_is_moved_and_moved_back_loses_no_lock() {
     }
 }
 
-/// Nothing is left that knows what was granted before.
+/// No record of the earlier grants is left.
 #[test]
 fn fences_of_a_folder_that_was_removed_grow() {
     for kind in KINDS {
@@ -75,7 +75,7 @@ fn fences_of_a_folder_that_was_removed_grow() {
                 assert!(fence > last, "{kind}: {fence} after {last}");
                 last = fence;
             }
-            // JavaScript's numbers tell it from its neighbours.
+            // Numbers in JavaScript are exact below 2⁵³.
             assert!(last < 1 << 53);
             fs::remove_dir_all(place.locks()).unwrap();
         }

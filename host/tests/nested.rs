@@ -1,4 +1,4 @@
-//! A lock that is asked for under the process that holds it.
+//! A process that requests a lock which its ancestor holds.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -7,7 +7,7 @@ use std::fs;
 
 use common::{KINDS, Place, Started, code, ends_with, eventually, stderr, stdout};
 
-/// `sh -c script` under the lock `a`, with `verrou` as `$0`.
+/// Returns the command that runs `sh -c script` under the lock `a`, with `verrou` as `$0`.
 fn under_a(place: &Place, script: &str) -> std::process::Command {
     let program = place.verrou::<&str>([]).get_program().to_owned();
     let mut run = place.verrou(["run", "a", "--", "sh", "-c", script]);
@@ -21,7 +21,7 @@ fn nested_run_of_the_same_lock_is_refused_at_once() {
         let place = Place::new(kind);
         for script in [
             "echo $PPID; \"$0\" run a -- touch ran",
-            // At any depth, however long it would wait.
+            // At any depth, whatever `--wait` is.
             "echo $PPID; \"$0\" run b -- \"$0\" run c -- \"$0\" run a --wait 1h -- touch ran",
             "echo $PPID; cd / && env -u VERROU_FENCE -u VERROU_NAME \"$0\" run a -- touch ran",
         ] {
@@ -41,7 +41,7 @@ fn nested_run_of_the_same_lock_is_refused_at_once() {
 
 #[test]
 fn nested_lock_on_the_same_file_is_refused_at_once() {
-    // Also where nothing can be recorded.
+    // The same without a directory for records.
     for state in ["state", "/proc/nowhere"] {
         let place = Place::new("lease");
         let program = place.verrou::<&str>([]).get_program().to_owned();
@@ -66,7 +66,7 @@ fn other_locks_can_be_nested() {
         "\"$0\" run b -- true && \"$0\" --store {other} run a -- true && \"$0\" run --file a -- true"
     );
     ends_with(&mut under_a(&place, &script), 0);
-    // Nonsense in the environment says nothing.
+    // Invalid values of the variable are ignored.
     for nonsense in ["", "[", "{}", "[1]", "[{\"name\":\"a\"}]"] {
         let mut run = place.verrou(["run", "a", "--", "true"]);
         ends_with(run.env("VERROU_HELD", nonsense), 0);
@@ -80,7 +80,7 @@ fn lock_of_an_ancestor_that_has_ended_can_be_waited_for() {
         let script = "\
             (until test -e go; do sleep 0.01; done; \"$0\" run a -- touch ran) <&- >&- 2>&- &";
         assert_eq!(code(&common::done(&mut under_a(&place, script))), 0);
-        // Another has it by then.
+        // The ancestor has ended, and another process holds the lock.
         let holder = place.verrou(["run", "a", "--", "sh", "-c", "echo $$ > pid; cat fifo"]);
         let mut holder = holder;
         rustix::fs::mkfifoat(rustix::fs::CWD, place.path("fifo"), 0o600.into()).unwrap();

@@ -1,4 +1,4 @@
-//! An older copy that `cp` writes into a lock's file, which stays the same file.
+//! An older copy that `cp` writes into a lock's file: the inode stays the same.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -64,7 +64,7 @@ fn process_that_has_the_file_open_grants_no_fence_twice() {
             last = grant(&*store, 2);
         }
         fs::copy(place.path("copy"), &path).unwrap();
-        // Looking at it makes no difference.
+        // `inspect` changes nothing.
         assert_eq!(store.inspect(&claim(1).name).unwrap(), None);
         let next = grant(&*store, 3);
         assert!(next > last, "{kind}: {next} after {last}");
@@ -76,7 +76,7 @@ fn process_that_has_the_file_open_grants_no_fence_twice() {
     }
 }
 
-/// An idle process has bytes of the file locked for the grants that it released.
+/// An idle process keeps bytes of the file locked for the grants that it released.
 #[test]
 fn idle_process_keeps_nobody_from_a_restored_file() {
     for kind in KINDS {
@@ -104,7 +104,7 @@ fn idle_process_keeps_nobody_from_a_restored_file() {
     }
 }
 
-/// The kernel's lock is held on, and what is recorded of it is in step again.
+/// The kernel lock stays held, and its record is corrected.
 #[test]
 fn restored_file_of_a_held_lock_is_no_damage() {
     let place = Place::new("file");

@@ -344,7 +344,7 @@ fn what_others_put_in_place_of_bells_keeps_nobody_from_the_lock() {
     }
 }
 
-/// Without one to wake it, each looks by itself, in time to have its turn.
+/// A waiter without a wake pipe polls often enough to be served in order.
 #[test]
 fn waiters_are_served_in_order_without_wake_pipes() {
     const WAITERS: usize = 5;
@@ -376,7 +376,7 @@ fn waiters_are_served_in_order_without_wake_pipes() {
     }
 }
 
-/// How many wake pipes in `folder` some process keeps for itself.
+/// Returns the number of wake pipes in `folder` that a process has locked.
 fn kept_bells(folder: &Path) -> usize {
     let files = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path());
     let bells = files.filter(|it| it.extension().is_some_and(|it| it == "bell"));
@@ -387,7 +387,7 @@ fn kept_bells(folder: &Path) -> usize {
     bells.filter(is_kept).count()
 }
 
-/// There are 4,096 for all processes that use the folder.
+/// All processes that use the directory share 4,096 wake pipes.
 #[test]
 fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
     for kind in KINDS {
@@ -400,7 +400,7 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
             queue(&there, waiting);
             there.give_up(waiting);
         }
-        // A child that another test has just forked may have them open for a moment.
+        // A child that another test has just forked may keep them open for a moment.
         eventually("it keeps one", || kept_bells(folder.path()) == 1);
         for (_, waiting) in &all {
             queue(&there, waiting);
@@ -554,7 +554,7 @@ fn who_is_killed_or_stopped_in_the_queue_holds_nobody_up() {
     }
 }
 
-/// What the waiters have cost so far: how often they fell asleep.
+/// Returns the number of context switches of the waiters so far.
 fn switches(waiters: &[Started]) -> u64 {
     let of = |waiter: &Started| -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", waiter.id())).unwrap();
@@ -565,7 +565,7 @@ fn switches(waiters: &[Started]) -> u64 {
     waiters.iter().map(of).sum()
 }
 
-/// How many instances of inotify(7) the waiters have.
+/// Returns the number of inotify(7) instances that the waiters have.
 fn instances(waiters: &[Started]) -> usize {
     let of = |waiter: &Started| {
         let files = fs::read_dir(format!("/proc/{}/fd", waiter.id())).unwrap();
@@ -577,8 +577,8 @@ fn instances(waiters: &[Started]) -> usize {
     waiters.iter().map(of).sum()
 }
 
-/// Of more waiters than a user has instances of inotify(7) two have one, all others sleep, and they
-/// are served in order.
+/// With more waiters than the user's limit of inotify(7) instances, two waiters have an instance, all others
+/// sleep, and all are served in order.
 #[test]
 fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
     const WAITERS: u32 = 150;
@@ -588,7 +588,7 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
         let place = Place::new(kind);
         let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
         let mut waiters: Vec<_> = (0..WAITERS).map(|number| waits(&place, number)).collect();
-        // The latest have looked once, and sleep since.
+        // The last waiters have tried the lock once, and sleep.
         eventually("all sleep", || {
             let before = switches(&waiters);
             thread::sleep(Duration::from_millis(200));
@@ -598,7 +598,7 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
         let before = switches(&waiters);
         thread::sleep(LENGTH);
         let looks = switches(&waiters) - before;
-        // Each four times a second, that is, 2,400.
+        // Polling by the retry delay would be four wake-ups of each waiter a second.
         assert!(looks < 100 * LENGTH.as_secs(), "{kind}: {looks}");
         drop(holder);
         for waiter in &mut waiters {
@@ -606,14 +606,14 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
         }
         let order = place.read("order");
         let order: Vec<u32> = order.lines().map(|line| line.parse().unwrap()).collect();
-        // On a busy machine a waiter may have no core for the 200 ms that the lock is kept for it.
+        // On a busy machine a waiter may not run within its hand-off reservation of 200 ms.
         let passed = (0..WAITERS).zip(&order).filter(|(place, it)| place != *it);
         let passed = passed.count();
         assert!(order.len() == 150 && passed <= 10, "{kind}: {order:?}");
     }
 }
 
-/// Those behind are woken by the end of the process before them, whoever it is.
+/// The end of a waiter's process wakes the waiter behind it.
 #[test]
 fn the_next_waiter_is_served_when_the_holder_and_those_before_it_are_killed() {
     for kind in KINDS {

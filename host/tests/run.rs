@@ -307,7 +307,7 @@ fn a_wrapper_that_slept_too_long_goes_on_if_nobody_wanted_its_lock() {
     assert!(fence < stdout(&next).trim_end().parse().unwrap());
 }
 
-/// The wrapper sleeps until after the end of its command.
+/// The wrapper is stopped until after the end of its command.
 #[test]
 fn a_command_that_ends_while_its_wrapper_sleeps_has_lost_nothing() {
     for kind in KINDS {
@@ -365,7 +365,7 @@ fn a_kernel_lock_outlasts_its_lease() {
         stopped(holder.pid());
         ends_with(&mut run(&["--wait", "1s"], "true"), 75);
         holder.signal(Signal::CONT);
-        // It has renewed its lease by then.
+        // By then the wrapper has renewed its lease.
         ends_with(&mut run(&["--wait", "1s"], "true"), 75);
         assert!(lives(sleeper));
         kill(sleeper, Signal::TERM);
@@ -463,7 +463,7 @@ fn a_lock_released_from_within_is_not_lost() {
     let output = ends_with(&mut place.run(&[], &script), 0);
     assert_eq!((stdout(&output), stderr(&output)), ("0\n", ""));
 
-    // Others have had it since, and the command goes on through some renewals.
+    // Other processes have held the lock since, and the command runs through several renewals.
     let script = format!(
         "echo $$ > pid; {} release; until test -e go; do sleep 0.02; done; exit 3",
         env!("CARGO_BIN_EXE_verrou")
@@ -488,7 +488,7 @@ fn a_command_can_extend_its_own_lease() {
     let output = ends_with(&mut place.run(&[], &script), 0);
     assert!(stdout(&output).starts_with("{\"version\":1"));
 
-    // No renewal undoes that: it would be over long before it is looked at.
+    // If a renewal shortened the lease, it would expire before the check below.
     let script = format!("{script}; sleep 0.4; echo $$ > pid; exec sleep 1000");
     let (holder, sleeper) = place.start(&["--ttl", "300ms"], &script);
     holder.signal(Signal::STOP);

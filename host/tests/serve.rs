@@ -24,7 +24,7 @@ struct Served {
     answers: BufReader<ChildStdout>,
 }
 
-/// What the fences of a new store begin with: a counter that says that so many were allotted.
+/// The first fence of a store whose counter [`count_from_first`] has set.
 const FIRST: u64 = 101;
 
 impl Served {
@@ -33,7 +33,7 @@ impl Served {
         Self::of(place.verrou(["serve"]))
     }
 
-    /// `verrou serve` with a limit that ulimit(1) sets by `limit`.
+    /// Starts `verrou serve` with the options `limit` of the shell's `ulimit`.
     fn limited(place: &Place, limit: &str) -> Self {
         let verrou = place.verrou(["serve"]);
         let mut shell = Command::new("sh");
@@ -120,8 +120,8 @@ impl Drop for Served {
     }
 }
 
-/// Lets the fences of the store begin with [`FIRST`] if there is no store yet: a new counter begins by
-/// the clock.
+/// Makes the fences of the store begin with [`FIRST`] if there is no store yet. A new counter would begin
+/// by the clock.
 fn count_from_first(place: &Place) {
     if place.locks().exists() {
         return;
@@ -410,7 +410,7 @@ fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
     assert_eq!(two.step("acquire", TWO, MINUTE), granted(FIRST + 1));
 }
 
-/// How often a process has fallen asleep.
+/// Returns the number of voluntary context switches of a process.
 fn switches(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let mut lines = status.lines();
@@ -439,7 +439,7 @@ fn a_wait_sleeps_and_wakes_nobody() {
         }
         let turns = u64::try_from(began.elapsed().as_millis() / 250).unwrap();
         assert!(turns >= 16, "{kind}: the lock is not free");
-        // Once for the request, and at each look; the other at its own looks.
+        // One wakes up for the request and at each look; the other at its own looks.
         let woken = (switches(id) - before.0, switches(two.child.id()) - before.1);
         assert!(
             woken.0 <= turns + 2 && woken.1 <= turns + 30,
@@ -450,8 +450,7 @@ fn a_wait_sleeps_and_wakes_nobody() {
     }
 }
 
-/// Whoever gives back a lock that nobody waits for changes nothing in its file, but for those who
-/// watch it.
+/// A release without waiters changes the lock's file only if a process watches it.
 #[test]
 fn a_wait_ends_with_the_release() {
     for kind in KINDS {
@@ -534,7 +533,7 @@ fn the_limit_of_open_files_is_raised_and_is_named_when_it_is_reached() {
             "acquire": { "name": name, "owner": ONE, "ttl": MINUTE, "ephemeral": true }
         }))
     };
-    // The soft limit alone, which is there for programs that use select(2).
+    // Only the soft limit, which exists for programs that use select(2).
     let mut served = Served::limited(&place, "-S -n 64");
     for number in 0..200 {
         let answer = acquire(&mut served, number);

@@ -1,6 +1,6 @@
-//! What waits to renew a lease waits by `CLOCK_BOOTTIME`, which counts while the machine is suspended.
+//! The waits for the next renewal use `CLOCK_BOOTTIME`, which counts while the machine is suspended.
 //!
-//! No test can suspend the machine. The kernel tells by which clock a timer goes, and when it is due:
+//! No test can suspend the machine. `/proc/PID/fdinfo` lists the clock and the due time of a timer:
 //! `timerfd_create(2)`.
 #![cfg(target_os = "linux")]
 
@@ -14,10 +14,10 @@ use rustix::process::{Signal, kill_process};
 use verrou::blocking::LockFactory;
 use verrou_host::{LeaseFileStore, StoreOptions, System, keep_alive};
 
-/// `CLOCK_BOOTTIME`, as the kernel numbers its clocks.
+/// The kernel's number of `CLOCK_BOOTTIME`.
 const BOOTTIME: &str = "clockid: 7";
 
-/// When the timers of the process `id` are due that go by `CLOCK_BOOTTIME` and are set, in seconds.
+/// Returns the seconds until each armed timer of `CLOCK_BOOTTIME` of the process `id` is due.
 fn due(id: &str) -> Vec<u64> {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{id}/fdinfo")) else {
         return Vec::new();
@@ -33,7 +33,7 @@ fn due(id: &str) -> Vec<u64> {
     told.filter_map(due).filter(|&due| due > 0).collect()
 }
 
-/// Whether a timer is set to the first renewal of a lease of so many hours.
+/// Returns whether a timer is set to the first renewal of a lease of `hours` hours.
 fn is_set(id: &str, hours: u64) -> bool {
     let third = hours * 1_200;
     due(id)
@@ -56,7 +56,7 @@ fn keep_alive_waits_by_the_clock_of_leases() {
         eventually("its timer is set", || is_set("self", 1));
     })
     .unwrap();
-    // And the timer rings.
+    // The timer expires.
     let short = locks.create_lock("short", "300ms").unwrap();
     let held = short.guard().unwrap();
     let first_end = held.lease().ends();
@@ -79,7 +79,7 @@ fn tasks_wait_by_the_clock_of_leases() {
     runtime.unwrap().block_on(async {
         let long = locks.create_lock("long", "2h").unwrap();
         let work = async {
-            // The timer is set before the work goes on.
+            // The timer is set before the work continues.
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
@@ -100,11 +100,11 @@ fn tasks_wait_by_the_clock_of_leases() {
         });
         ran.await.unwrap().unwrap();
     });
-    // Not beside it, for the timer is the same.
+    // This part must not run in parallel, because the timer is the same.
     sleeping_tasks_share_one_timer();
 }
 
-/// Many tasks that sleep have one timer, and it rings for each of them in its time.
+/// Many sleeping tasks share one timer, which wakes each of them in its time.
 #[cfg(feature = "tokio")]
 fn sleeping_tasks_share_one_timer() {
     use verrou::nonblocking::AsyncHost;

@@ -15,10 +15,10 @@ use common::{Place, eventually, lives, state, stopped};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-/// The prompt of a shell.
+/// The shell's prompt.
 const READY: &str = "ready> ";
 
-/// Shells that control jobs, each in its own way.
+/// Shells with job control.
 const SHELLS: [&[&str]; 2] = [&["sh", "-i"], &["bash", "--norc", "--noprofile", "-i"]];
 
 /// A shell with a terminal, and a person at it.
@@ -35,7 +35,7 @@ impl Terminal {
         terminal
     }
 
-    /// Starts `program`, with a terminal of its own.
+    /// Starts `program` with a terminal of its own.
     fn of(place: &Place, program: &[&str]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
@@ -197,7 +197,7 @@ fn group(process: Pid) -> Pid {
     number(process, 2)
 }
 
-/// A field behind the name in brackets: `proc_pid_stat(5)`.
+/// Returns a field of `proc_pid_stat(5)`, counted from the name in brackets.
 fn number(process: Pid, field: usize) -> Pid {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let number = stat.rsplit_once(") ").unwrap().1.split(' ').nth(field);
@@ -285,7 +285,7 @@ fn a_script_keeps_its_terminal_from_what_it_runs_in_the_background() {
     assert!(!lives(sleep));
 }
 
-/// Commands that hold a lock while another runs: ours, and flock(1).
+/// Commands that hold a lock while another command runs: `verrou run`, and flock(1).
 const HOLDERS: [&str; 3] = [
     "\"$verrou\" run k --",
     "\"$verrou\" fence check --file fence 7 --",
@@ -309,7 +309,7 @@ fn redirected_command_is_lent_the_terminal_it_asks_for() {
                 terminal.shows("got words\r\n");
                 terminal.shows(READY);
             }
-            // It sets the terminal, and asks for nothing.
+            // `stty` configures the terminal, and reads nothing.
             terminal.types(&format!("{holder} stty -echo | cat\n"));
             terminal.shows(READY);
         }
@@ -363,7 +363,7 @@ fn command_that_was_lent_the_terminal_is_stopped_and_continued_with_its_pipeline
         terminal.types(&format!("{} | {reader}\n", run("--ttl 1h", asks)));
         let asking = place.pid();
         let job = [asking, parent(asking), place.pid_in("reader")];
-        // SIGCONT, which follows, would undo a stop that is typed before.
+        // The SIGCONT that follows would undo an earlier stop from the terminal.
         eventually("it reads from the terminal", || {
             terminal.listens_to(asking) && state(asking) == Some('S')
         });
@@ -395,7 +395,7 @@ fn neighbour_of_a_command_gets_the_terminal_back() {
 #[test]
 fn two_commands_of_a_pipeline_share_the_terminal() {
     let place = Place::new("lease");
-    // dash counts one that was stopped and continued as stopped when the others have ended.
+    // dash counts a process that was stopped and continued as stopped once the others have ended.
     let terminal = Terminal::of(&place, SHELLS[1]);
     terminal.shows(READY);
     let first = "\"$verrou\" run a -- sh -c 'read x; echo $x; read z; echo $z'";
@@ -479,7 +479,7 @@ fn background_command_that_nobody_could_continue_is_left_stopped() {
         assert!(place.is_held());
     }
     assert_eq!(state(asking), Some('T'));
-    // All that it writes is one byte, to its guardian.
+    // The wrapper writes one byte, to its guardian.
     assert!(writes(wrapper) <= before + 1, "nothing has changed");
     kill_process(wrapper, Signal::TERM).unwrap();
     eventually("they end", || !lives(asking) && !lives(wrapper));
@@ -516,14 +516,14 @@ fn background_job_ends_its_command_also_where_it_may_not_write() {
     eventually("it ends", || !lives(sleep));
 }
 
-/// How often a process has written: `proc_pid_io(5)`.
+/// Returns the number of write calls of a process, by `proc_pid_io(5)`.
 fn writes(process: Pid) -> u64 {
     let counts = fs::read_to_string(format!("/proc/{process}/io")).unwrap();
     let count = counts.lines().find_map(|line| line.strip_prefix("syscw: "));
     count.unwrap().parse().unwrap()
 }
 
-/// Waits until a wrapper waits for what becomes of its command.
+/// Waits until a wrapper waits for an event of its command.
 fn waits(wrapper: Pid) {
     eventually("the wrapper waits", || {
         let place = fs::read_to_string(format!("/proc/{wrapper}/wchan"));

@@ -179,7 +179,7 @@ async fn thousands_of_tasks_wait_without_threads_and_in_order() {
 }
 
 /// Another process is stopped inside an operation on one name's file: operations on that name wait, and
-/// the thread goes on with other names.
+/// the thread continues with other names.
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn a_busy_lease_file_holds_up_no_other_task() {
@@ -240,7 +240,7 @@ async fn a_busy_lease_file_holds_up_no_other_task() {
     };
     assert!(Duration::from_millis(200) <= waited, "{waited:?}");
 
-    // Dropped, it is a release all the same.
+    // Dropping the future still releases the lock.
     let mut released = Box::pin(AsyncStore::release(&store, &busy));
     assert!(is_pending!(released));
     drop(released);

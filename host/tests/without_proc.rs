@@ -1,4 +1,4 @@
-//! Processes that see no `/proc`, as in a chroot that a build makes (mock, debootstrap).
+//! Processes without `/proc`, as in the chroot of a build (mock, debootstrap).
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 
 use common::{Place, code, done, stderr, stdout};
 
-/// What `script` says and ends with in a root of its own, with the folder of `place` and without
-/// `/proc`; nothing where this user may make no namespaces.
+/// Runs `script` in a root of its own, with the directory of `place` and without `/proc`, and returns its
+/// output; `None` where this user may not create namespaces.
 fn without_proc(place: &Place, script: &str) -> Option<Output> {
     let root = place.path("root");
     fs::create_dir_all(&root).unwrap();
@@ -72,7 +72,7 @@ fn locks_of_the_kernel_and_gates_make_their_files_without_proc() {
     assert_eq!(code(&output), 78, "{}", stderr(&output));
 }
 
-/// What is advised has to work there.
+/// The store that the error advises works without `/proc`.
 #[test]
 fn leases_without_proc_are_refused_with_a_way_out_that_works() {
     let place = Place::new("lease");

@@ -100,7 +100,7 @@ impl World {
         )
     }
 
-    /// Whose store notifies those who wait.
+    /// Returns a script whose store notifies waiters.
     pub(crate) fn notifying(script: Vec<In>) -> Self {
         Self(Self::new(script).0, true)
     }

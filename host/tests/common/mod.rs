@@ -97,7 +97,7 @@ impl Place {
         self.pid_in("pid")
     }
 
-    /// The number in a file, as soon as there is one.
+    /// Waits until the file contains a process ID, and returns it.
     pub(crate) fn pid_in(&self, name: &str) -> Pid {
         let mut found = None;
         eventually("a process has written its number", || {
@@ -241,7 +241,7 @@ pub(crate) fn stopped(pid: Pid) {
     eventually("it is stopped", || state(pid) == Some('T'));
 }
 
-/// Returns the state of a process by `proc_pid_stat(5)`: the letter behind the name in brackets.
+/// Returns the state of a process by `proc_pid_stat(5)`: the letter after the name in brackets.
 pub(crate) fn state(pid: Pid) -> Option<char> {
     let path = Path::new("/proc").join(pid.to_string()).join("stat");
     let stat = fs::read_to_string(path).ok()?;
