@@ -35,6 +35,7 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     is_free_when_it_is_released(locks);
     stays_closed(&folder.path().join("gate"));
     if cfg!(target_os = "linux") {
+        detached_lease_is_held_for_a_child_that_sets_a_label(&leases());
         ends_with_its_process(leases);
         ends_with_its_process(locks);
         is_free_when_its_process_is_killed_inside_a_step(|clock| leases().with_clock(clock));
@@ -42,6 +43,30 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
         threads_of_the_parent_hang_no_child(leases);
         threads_of_the_parent_hang_no_child(locks);
     }
+}
+
+/// Forks; the child sets its label before it reads a lock's file.
+fn detached_lease_is_held_for_a_child_that_sets_a_label(store: &LeaseFileStore) {
+    let create = || LockFactory::new(store, System).create_lock("detached", "none");
+    let lock = create().unwrap();
+    lock.acquire().unwrap();
+    // Serializing detaches the lease.
+    lock.serialize().unwrap();
+    // SAFETY: as below.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            store.set_label(Some("child"));
+            let taken = create().and_then(|other| other.try_acquire());
+            let is_refused = matches!(taken, Err(Error::Timeout { .. }));
+            // SAFETY: as below.
+            unsafe { nix::libc::_exit(i32::from(!is_refused)) }
+        }
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).unwrap();
+            assert_eq!(ended, WaitStatus::Exited(child, 0), "one holder");
+        }
+    }
+    lock.release().unwrap();
 }
 
 /// The system clock, which kills the calling process once it is armed.

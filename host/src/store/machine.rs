@@ -55,14 +55,19 @@ impl Machine {
         }))
     }
 
-    /// This one, as was [learnt](Self::learn) when a store was opened.
+    /// Returns the host identity that [`learn`](Self::learn) returns, or one without a boot where that fails.
     pub(crate) fn this() -> &'static Self {
-        THIS.get_or_init(|| Self {
-            boot: None,
-            is_containers: false,
-            time_namespace: 0,
-            host: host_name(),
-            command: command_line(),
+        /// Not stored as [`THIS`]: a later call may succeed, and leases are compared with its result.
+        static WITHOUT_BOOT: PerProcess<Machine> = PerProcess::new();
+
+        Self::learn().unwrap_or_else(|_| {
+            WITHOUT_BOOT.get_or_init(|| Self {
+                boot: None,
+                is_containers: false,
+                time_namespace: 0,
+                host: host_name(),
+                command: command_line(),
+            })
         })
     }
 
