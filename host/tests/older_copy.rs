@@ -76,6 +76,22 @@ fn process_that_has_the_file_open_grants_no_fence_twice() {
     }
 }
 
+/// The process has read a smaller fence than the one that it granted last.
+#[test]
+fn process_that_granted_the_last_fence_grants_it_once() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let store = open(&place, kind);
+        grant(&*store, 1);
+        let path = file_of_the_lock(&place.locks());
+        fs::copy(&path, place.path("copy")).unwrap();
+        let last = grant(&*store, 2);
+        fs::copy(place.path("copy"), &path).unwrap();
+        let next = grant(&*store, 3);
+        assert!(next > last, "{kind}: {next} after {last}");
+    }
+}
+
 /// An idle process keeps bytes of the file locked for the grants that it released.
 #[test]
 fn idle_process_keeps_nobody_from_a_restored_file() {

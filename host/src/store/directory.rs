@@ -50,8 +50,8 @@ pub(crate) struct View {
     pub(crate) mark: u64,
     /// The number that tells the file from its copies; zero where nothing does.
     pub(crate) file: u64,
-    /// The greatest fence that this process has read from the file; greater than the record's if an
-    /// older copy was written into it.
+    /// The greatest fence that this process has read from the file or written to it; greater than the
+    /// record's if an older copy was written into it.
     pub(crate) greatest: u64,
 }
 
@@ -448,6 +448,9 @@ pub(crate) fn write(file: &OpenFile, record: &Arc<Record>) -> Result<(), FileErr
     let (offset, slot) = record::write(record);
     let mut remembered = file.remembered();
     let written = os::write_at(file.file(), &slot, offset as u64);
+    if written.is_ok() {
+        file.note_fence(record.fence);
+    }
     match (&written, &mut *remembered) {
         (Ok(()), Some(remembered)) => {
             remembered.bytes[offset..offset + slot.len()].copy_from_slice(&slot);

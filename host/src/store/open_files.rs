@@ -40,7 +40,7 @@ pub(crate) struct OpenFile {
     /// The grants of whose processes the kernel says, for this, that they live.
     lived: Range<u64>,
     is_contended: AtomicBool,
-    /// The greatest fence that was read from it.
+    /// The greatest fence that was read from it or written to it.
     greatest: AtomicU64,
     remembered: Mutex<Option<Remembered>>,
 }
@@ -90,7 +90,7 @@ impl OpenFile {
         self.is_contended.store(is_contended, Ordering::Relaxed);
     }
 
-    /// Notes that `fence` was read from it; returns the greatest one that ever was.
+    /// Notes that `fence` was read from it or written to it; returns the greatest one that ever was.
     pub(crate) fn note_fence(&self, fence: u64) -> u64 {
         let before = self.greatest.load(Ordering::Relaxed);
         if before < fence {
