@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use verrou::blocking::LockFactory;
 use verrou::conformance::TestClock;
-use verrou::{Claim, Name, Owner, Store};
+use verrou::{Claim, Name, Owner, Renewed, Store};
 use verrou_host::{FileError, FileLockStore, LeaseFileStore, StoreOptions, System};
 
 /// Serializes the tests: the limit and the descriptors are those of the whole process.
@@ -76,6 +76,27 @@ fn expired_leases_keep_few_descriptors() {
     assert!(!late.is_granted(), "its lease has expired");
     let holder = open().inspect(&claim("extended", 1).name).unwrap();
     assert!(holder.is_some(), "its lease was extended");
+}
+
+/// What renews the lease has not done so yet when the machine continues.
+#[test]
+fn lease_of_a_suspended_process_is_not_ended_before_its_first_renewal() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let clock = TestClock::still();
+    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let store = store.with_clock(clock.clone());
+    let kept = claim("kept", 30);
+    assert!(store.acquire(&kept).unwrap().is_granted());
+    for number in 0..63 {
+        let claim = claim(&format!("other {number}"), 1_000_000);
+        assert!(store.acquire(&claim).unwrap().is_granted());
+    }
+    clock.advance(Duration::from_hours(8));
+    // Expired leases are looked for from the 65th on.
+    assert!(store.acquire(&claim("next", 1)).unwrap().is_granted());
+    assert!(store.acquire(&claim("last", 1)).unwrap().is_granted());
+    assert_eq!(store.renew(&kept, None).unwrap(), Renewed::Granted);
 }
 
 #[test]

@@ -88,6 +88,8 @@ struct Grant {
     ends: Option<Duration>,
     /// Whether something renews it, and will again: the machine may have been suspended.
     is_renewed: bool,
+    /// Until when it is not ended although it was seen to have expired: its first renewal may be due.
+    spared_until: Option<Duration>,
     /// Whether others have a duplicate of that descriptor.
     is_shared: bool,
     /// Whose lease had ended by time while its processes still lived.
@@ -109,6 +111,17 @@ enum Which<'a> {
     There,
     /// That of a lease that is to end, wherever it is by now.
     Held,
+}
+
+/// Which of this process's grants that have expired are ended.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Expired {
+    /// Those that were not renewed in the ttl after they were first seen to have expired. A process that
+    /// was suspended has that time for the first renewal.
+    Abandoned,
+    /// Those that were never renewed.
+    Unrenewed,
+    All,
 }
 
 /// How a step with a file went.
@@ -383,9 +396,8 @@ impl LeaseFileStore {
     }
 
     /// Ends the grants of this process that have expired and were not given back, each of which keeps
-    /// a file open; returns whether there were any. Those that are renewed are left alone, unless
-    /// `also_renewed`.
-    fn end_expired(&self, also_renewed: bool) -> bool {
+    /// a file open; returns whether there were any.
+    fn end_expired(&self, which: Expired) -> bool {
         let now = self.clock.now().since_start();
         let expired: Vec<_> = self
             .grants()
@@ -394,12 +406,18 @@ impl LeaseFileStore {
                     && grant.is_ours()
                     && !grant.is_shared
                     && !grant.is_lent
-                    && (also_renewed || !grant.is_renewed)
+                    && match which {
+                        Expired::Abandoned => {
+                            !grant.is_renewed && grant.spared_until.is_none_or(|it| it <= now)
+                        }
+                        Expired::Unrenewed => !grant.is_renewed,
+                        Expired::All => true,
+                    }
             })
             .collect();
         let mut has_ended = false;
         for (name, mut grant) in expired {
-            if self.has_expired(&name, &mut grant, now) {
+            if self.has_ended(&name, &mut grant, which, now) {
                 has_ended = true;
                 let claim = Claim {
                     name,
@@ -416,19 +434,22 @@ impl LeaseFileStore {
         has_ended
     }
 
-    /// Looks for grants that have expired whenever there are twice as many as were left by the last look.
+    /// Looks for grants that have expired whenever there are twice as many as were left by the last look,
+    /// apart from those that it spared.
     fn keep_few_expired(&self) {
-        let count = |store: &Self| store.grants().len();
-        if count(self) > self.most_grants.load(Ordering::Relaxed) && !mutant!(ExpiredLeasesKept) {
-            self.end_expired(false);
-            let most = GRANTS.max(2 * count(self));
+        let count = self.grants().len();
+        if count > self.most_grants.load(Ordering::Relaxed) && !mutant!(ExpiredLeasesKept) {
+            self.end_expired(Expired::Abandoned);
+            let grants = self.grants();
+            let left = grants.values().filter(|grant| grant.spared_until.is_none());
+            let most = GRANTS.max(2 * left.count());
             self.most_grants.store(most, Ordering::Relaxed);
         }
     }
 
     /// Whether the lease of `grant` has expired, and was recorded as ended, so that it cannot be extended
     /// any more.
-    fn has_expired(&self, name: &Name, grant: &mut Grant, now: Duration) -> bool {
+    fn has_ended(&self, name: &Name, grant: &mut Grant, which: Expired, now: Duration) -> bool {
         let Some(file) = &grant.lifeline else {
             return true;
         };
@@ -441,6 +462,11 @@ impl LeaseFileStore {
         match record.filter(|record| record.held && record.fence == grant.fence) {
             Some(record) if record.ttl.is_none() || now < record.ends => {
                 grant.ends = record.ttl.map(|_| record.ends);
+                grant.spared_until = None;
+                false
+            }
+            Some(record) if which == Expired::Abandoned && grant.spared_until.is_none() => {
+                grant.spared_until = record.ttl.map(|ttl| now.saturating_add(ttl));
                 false
             }
             Some(record) => directory::write(file, &Arc::new(record.ended(now))).is_ok(),
@@ -692,6 +718,7 @@ impl LeaseFile<'_> {
             is_lent: false,
             ends,
             is_renewed: false,
+            spared_until: None,
             is_shared: false,
             taken_over,
             process,
@@ -810,7 +837,8 @@ impl Store for LeaseFileStore {
             let reply = match reply {
                 Err(err)
                     if err.is_for_want_of_descriptors()
-                        && (self.end_expired(false) || self.end_expired(true)) =>
+                        && (self.end_expired(Expired::Unrenewed)
+                            || self.end_expired(Expired::All)) =>
                 {
                     continue;
                 }
@@ -849,6 +877,7 @@ impl Store for LeaseFileStore {
             && grant.owner == claim.owner
         {
             grant.is_renewed = true;
+            grant.spared_until = None;
         }
         let renewed = self.with_record(&claim.name, Which::There, |lease, view| {
             view.record.map_or(Ok(Renewed::Lost), |record| {
