@@ -114,7 +114,7 @@ pub fn keep<B>(
     keep_asking(store, clock, machine, |_| {}, pause)
 }
 
-/// [`keep`], which tells `asking` before each renewal.
+/// [`keep`], which calls `asking` before each renewal, and after its reply.
 fn keep_asking<B>(
     store: &impl Store,
     clock: &impl Clock,

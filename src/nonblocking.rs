@@ -188,7 +188,7 @@ pub async fn keep<T>(
     keep_asking(store, host, machine, |_| {}, noted, waited, work).await
 }
 
-/// [`keep`], which tells `asking` before each renewal.
+/// [`keep`], which calls `asking` before each renewal, and after its reply.
 async fn keep_asking<T>(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
@@ -206,6 +206,7 @@ async fn keep_asking<T>(
                     asking(machine);
                     let reply = store.renew(&claim, fence).await;
                     machine.heard(host.now(), reply);
+                    asking(machine);
                 }
                 RenewStep::Wait(at_most) => {
                     noted(machine);
@@ -244,6 +245,7 @@ async fn keep_asking<T>(
         asking(machine);
         let reply = store.renew(&claim, fence).await;
         machine.heard(host.now(), reply);
+        asking(machine);
         noted(machine);
     }
     Ok(done)

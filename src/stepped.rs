@@ -63,7 +63,7 @@ pub(crate) fn advance(store: &impl Store, clock: &impl Clock, machine: &mut Acqu
 }
 
 /// Drives `machine` until it has to wait, and says how long at most, or until the lock is lost.
-/// `asking` is told before each renewal.
+/// `asking` is called before each renewal, and after its reply.
 pub(crate) fn renew(
     store: &impl Store,
     clock: &impl Clock,
@@ -77,6 +77,7 @@ pub(crate) fn renew(
                 asking(machine);
                 let reply = store.renew(&claim, fence);
                 machine.heard(clock.now(), reply);
+                asking(machine);
             }
             RenewStep::Wait(at_most) => return Ok(at_most),
             RenewStep::Released => return Ok(Duration::MAX),

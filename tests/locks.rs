@@ -5,15 +5,17 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::script::ms;
-use common::world::{World, world};
+use common::world::{Memory, World, world};
 use common::yield_now;
 use pollster::block_on;
 use verrou::conformance::TestClock;
 use verrou::{
-    Error, Fence, Health, Locks, Loss, MemoryStore, Name, Retry, RunError, Store, Ttl, blocking,
+    Abilities, Claim, Error, Fence, Health, Holder, Locks, Loss, MemoryStore, Name, Renewed, Reply,
+    Retry, RunError, Store, StoreError, Ttl, blocking, nonblocking,
 };
 
 /// How the documentation retries.
@@ -442,6 +444,97 @@ fn a_lease_that_is_kept_outlasts_a_suspension_awaited() -> Result<(), Error> {
             Ok::<_, Error>(())
         });
         assert!(matches!(ran.await, Ok(Ok(()))));
+        Ok(())
+    })
+}
+
+/// A memory store whose next renewal takes this many milliseconds of the clock.
+#[derive(Clone)]
+struct Slow {
+    memory: Memory,
+    clock: TestClock,
+    takes: Arc<AtomicU64>,
+}
+
+impl Store for Slow {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::acquire(&self.memory, claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::extend(&self.memory, claim)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let reply = Store::renew(&self.memory, claim, fence);
+        let takes = self.takes.swap(0, Ordering::Relaxed);
+        self.clock.advance(ms(takes));
+        reply
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::release(&self.memory, claim)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Store::evict(&self.memory, name, only)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        Store::inspect(&self.memory, name)
+    }
+    fn abilities(&self) -> Abilities {
+        Store::abilities(&self.memory)
+    }
+}
+
+fn slow() -> (Slow, TestClock) {
+    let World { clock, memory, .. } = world();
+    let store = Slow {
+        memory,
+        clock: clock.clone(),
+        takes: Arc::default(),
+    };
+    (store, clock)
+}
+
+/// The machine was suspended while the store answered the first renewal, and a second one followed.
+#[test]
+fn a_late_renewal_does_not_shorten_the_one_after_it() -> Result<(), Error> {
+    let (store, clock) = slow();
+    let locks = blocking::LockFactory::new(store.clone(), clock.clone());
+    let lock = locks.create_lock("my-resource", "3s")?;
+    let held = lock.guard()?;
+    let mut pauses = 0;
+    held.keep(|_, at_most| {
+        pauses += 1;
+        if pauses == 1 {
+            store.takes.store(3000, Ordering::Relaxed);
+            clock.advance(at_most);
+            return ControlFlow::Continue(());
+        }
+        assert_eq!(clock.elapsed(), ms(4000));
+        assert_eq!(
+            (held.is_expired(), held.remaining()),
+            (false, Some(ms(3000)))
+        );
+        ControlFlow::Break(())
+    })?;
+    held.release()
+}
+
+#[test]
+fn a_late_renewal_does_not_shorten_the_one_after_it_awaited() -> Result<(), Error> {
+    let (store, clock) = slow();
+    let locks = nonblocking::LockFactory::new(nonblocking::Inline(store.clone()), clock.clone());
+    block_on(async {
+        let lock = locks.create_lock("my-resource", "3s")?;
+        let ran = lock.run(async |held| {
+            store.takes.store(3000, Ordering::Relaxed);
+            let work = async {
+                while clock.elapsed() < ms(4000) {
+                    yield_now().await;
+                }
+                held.is_expired()
+            };
+            held.keep(work).await
+        });
+        assert!(matches!(ran.await, Ok(Ok(false))));
         Ok(())
     })
 }
