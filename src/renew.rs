@@ -34,7 +34,8 @@ use crate::ttl::Ttl;
 /// - An error makes its state [`Unknown`](Health::Unknown). Only the clock, or the store's word,
 ///   makes that [`Lost`](Health::Lost).
 /// - A lease whose time has passed, as after the machine was suspended, is [lost](Health::Lost),
-///   unless its store [takes it back](Self::reviving).
+///   unless its store [takes it back](Self::reviving). A lease is lost, too, when two grants in
+///   succession arrive after the time they were granted for: the store is too slow for the ttl.
 #[derive(Clone, Debug)]
 pub struct Renew {
     ttl: Ttl,
@@ -44,6 +45,8 @@ pub struct Renew {
     due: Timestamp,
     asked: Option<Timestamp>,
     health: Health,
+    /// Whether the last grant arrived after its own time had passed.
+    was_late: bool,
     failure: Option<StoreError>,
 }
 
@@ -97,6 +100,7 @@ impl Renew {
             revives: false,
             asked: None,
             health: Health::Held,
+            was_late: false,
             failure: None,
         }
     }
@@ -147,12 +151,21 @@ impl Renew {
             Ok(Renewed::Granted) => {
                 let from = mutant!(ExtensionCountedFromReply, now, sent);
                 self.lease.extend(self.request.ttl, from);
-                self.due = sent.saturating_add(interval);
+                // Each renewal is followed by a wait, in which its driver can end the keeping.
+                let rest = interval / 8;
+                let rest = self
+                    .lease
+                    .remaining(now)
+                    .map_or(rest, |left| rest.min(left / 2));
+                self.due = sent.saturating_add(interval).max(now.saturating_add(rest));
                 self.health = Health::Renewed;
-                // Where it came too late, a store that takes leases back is asked again.
-                if self.lease.is_expired(now) && !self.revives {
+                // Where it came too late, a store that takes leases back is asked again, once: it
+                // could be late each time.
+                let is_late = self.lease.is_expired(now);
+                if is_late && (self.was_late || !self.revives) {
                     self.expire();
                 }
+                self.was_late = is_late;
             }
             Ok(Renewed::Released) => self.health = Health::Released,
             Ok(Renewed::Lost) if self.lease.is_expired(sent) => self.expire(),

@@ -216,9 +216,30 @@ fn an_extension_that_is_heard_of_too_late_is_none() {
             "held",
             "sleep 800ms",
             "renew@800ms",
-            "renew@3.199s",
+            "renewed",
+            "sleep 500µs",
+            "renew@3.1995s",
             "renewed",
             "sleep 800ms",
+            "stopped",
+        ],
+    );
+}
+
+/// Otherwise the driver of a slow store would never see that the work has ended.
+#[test]
+fn renewals_that_take_longer_than_a_third_of_the_ttl_have_a_wait_between_them() {
+    check(
+        || vec![granted(0).after(900), granted(0).after(750), In::Stop],
+        &[
+            "held",
+            "sleep 800ms",
+            "renew@800ms",
+            "renewed",
+            "sleep 100ms",
+            "renew@1.8s",
+            "renewed",
+            "sleep 100ms",
             "stopped",
         ],
     );
@@ -358,6 +379,71 @@ fn an_expired_lease_is_taken_back_by_a_store_that_can() {
             "stopped",
         ],
     );
+}
+
+/// Each renewal takes at least the ttl.
+#[test]
+fn a_store_that_is_too_slow_for_the_ttl_loses_the_lease() {
+    let reviving = || Renew::new(lease(ttl()), ttl(), Timestamp::default()).reviving(true);
+    check_for(
+        reviving,
+        || vec![granted(0).after(2400), granted(0).after(2400)],
+        &[
+            "held",
+            "sleep 800ms",
+            "renew@800ms",
+            "renew@3.2s",
+            "lost: Expired",
+        ],
+    );
+    // A grant in time lies between two late ones.
+    check_for(
+        reviving,
+        || {
+            vec![
+                granted(0).after(2400),
+                granted(0),
+                granted(0).after(2400),
+                granted(0),
+                In::Stop,
+            ]
+        },
+        &[
+            "held",
+            "sleep 800ms",
+            "renew@800ms",
+            "renew@3.2s",
+            "renewed",
+            "sleep 800ms",
+            "renew@4s",
+            "renew@6.4s",
+            "renewed",
+            "sleep 800ms",
+            "stopped",
+        ],
+    );
+}
+
+/// The lease's time has passed when the work is done.
+#[test]
+fn the_final_renewal_makes_at_most_two_requests() {
+    let late = || vec![granted(0).after(2400), granted(0).after(2400)];
+    let reviving = || Renew::new(lease(ttl()), ttl(), Timestamp::default()).reviving(true);
+
+    let world = World::new(std::iter::once(woken(2400)).chain(late()).collect());
+    let kept = blocking::keep(&world, &world, &mut reviving(), |_, at_most| {
+        world.rest("sleep", at_most);
+        ControlFlow::Break(())
+    });
+    assert_eq!(kept, Ok(()));
+    assert_eq!(world.log(), ["sleep 800ms", "renew@2.4s", "renew@4.8s"]);
+
+    let world = World::new(std::iter::once(woken(2400)).chain(late()).collect());
+    let work = async { world.rest("work", ms(0)) };
+    let mut machine = reviving();
+    let kept = nonblocking::keep(&world, &world, &mut machine, |_| {}, |_| {}, work);
+    assert_eq!(pollster::block_on(kept), Ok(true));
+    assert_eq!(world.log(), ["work 0ns", "renew@2.4s", "renew@4.8s"]);
 }
 
 #[test]
