@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use verrou::conformance::TestClock;
-use verrou::{Claim, Fence, Holder, Name, Owner, Reply, Store, StoreError, Ttl};
+use verrou::{Claim, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError, Ttl};
 use verrou_host::{
     Damage, FileError, FileLockStore, LeaseFileStore, OpenError, StoreOptions, Zombies,
 };
@@ -889,6 +889,38 @@ fn whoever_locks_the_file_excludes_and_is_excluded() {
         "",
         "nothing is written to it"
     );
+}
+
+/// As where a process is stopped while it guards the record, or the file system is full.
+#[test]
+fn a_kernels_lock_is_renewed_when_its_record_cannot_be_written() {
+    let folder = folder();
+    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let clock = TestClock::still();
+    let (store, name) =
+        FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
+    let store = store.with_clock(clock.clone());
+    let claim = Claim {
+        name: name.clone(),
+        ttl: Ttl::new(SECOND).unwrap(),
+        ..claim(1)
+    };
+    granted(store.acquire(&claim));
+    let guard = File::open(only_file(&records, "lock")).unwrap();
+    guard.lock().unwrap();
+    let err = store.extend(&claim).unwrap_err();
+    assert!(matches!(file_error(&err), FileError::Busy { .. }), "{err}");
+    clock.advance(2 * SECOND);
+    let renewed = store.renew(&claim, None).unwrap();
+    assert_eq!(renewed, Renewed::Granted);
+    let left = || store.inspect(&name).unwrap().unwrap().remaining;
+    assert_eq!(left(), Some(SECOND));
+    granted(store.release(&claim));
+    guard.unlock().unwrap();
+
+    granted(store.acquire(&claim));
+    fs::rename(&path, path.with_extension("old")).unwrap();
+    assert_eq!(store.renew(&claim, None).unwrap(), Renewed::Lost);
 }
 
 #[cfg(target_os = "linux")]

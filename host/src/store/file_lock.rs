@@ -796,7 +796,18 @@ impl Store for FileLockStore {
             return Ok(Renewed::Lost);
         }
         if let Some(renewed) = grant.record.renewed(claim.ttl, self.now(), wall_clock()) {
-            grant.set(&self.directory, &claim.name, renewed)?;
+            // The kernel's lock lasts whatever becomes of the record, for which nobody waits long.
+            let soon = kernel_lock::Attempt {
+                waited: Duration::ZERO,
+                is_last: true,
+            };
+            let record = Arc::new(renewed.clone());
+            if soon
+                .make(|| grant.set(&self.directory, &claim.name, renewed))
+                .is_err()
+            {
+                grant.record = record;
+            }
         }
         Ok(Renewed::Granted)
     }
