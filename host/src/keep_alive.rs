@@ -7,6 +7,7 @@ use verrou::blocking::{Held, Host};
 use verrou::{Claim, Error, Health, Loss, RunError, Store, Waited};
 
 use crate::alarm::{self, Ender};
+use crate::sync;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread;
 
@@ -36,7 +37,7 @@ use crate::sync::thread;
 ///
 /// # Panics
 ///
-/// When `body` does.
+/// When `body` does, or the system has no thread to give; `body` is not run then.
 pub fn keep_alive<S, H, T>(
     held: &Held<'_, S, H>,
     body: impl FnOnce() -> T,
@@ -60,8 +61,14 @@ where
     };
     let work = &work;
     let kept = thread::scope(|scope| {
-        let watcher = tells.then(|| scope.spawn(move || work.watch()));
-        let keeper = scope.spawn(move || {
+        // It ends the threads also where this one panics.
+        let ends = Ends(work);
+        let watcher = tells.then(|| sync::spawn_scoped(scope, move || work.watch()).ok());
+        let watcher = watcher.flatten();
+        if watcher.is_none() {
+            work.is_watched.store(false, Ordering::SeqCst);
+        }
+        let keeper = sync::spawn_scoped(scope, move || {
             let kept = held.keep(|machine, at_most| {
                 let is_released = matches!(machine.health(), Health::Released);
                 if is_released {
@@ -82,7 +89,7 @@ where
             work.is_kept.store(false, Ordering::SeqCst);
             kept
         });
-        let ends = Ends(work);
+        let keeper = keeper.expect("a thread that keeps the lease");
         let value = body();
         drop(ends);
         if let Some(watcher) = watcher
@@ -328,6 +335,41 @@ mod tests {
         let lock = lock.unwrap();
         let held = lock.guard().unwrap();
         let _ = keep_alive(&held, || thread::sleep(Duration::from_millis(20)));
+    }
+
+    /// Keeps a lease for three times its ttl while the system gives threads by this plan; returns
+    /// whether that panicked.
+    fn keep_with_threads(plan: &'static [bool]) -> bool {
+        let (sender, ended) = std::sync::mpsc::channel();
+        let keeping = thread::spawn(move || {
+            let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || {
+                thread::sleep(Duration::from_millis(1));
+                Waited::Done
+            });
+            let lock = LockFactory::new(&store, System).create_lock("lock", "200ms");
+            let lock = lock.unwrap();
+            let held = lock.guard().unwrap();
+            sync::spawns::plan(plan);
+            let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                keep_alive(&held, || thread::sleep(Duration::from_millis(600))).unwrap();
+            }));
+            sender.send(kept.is_err()).unwrap();
+        });
+        let panicked = ended.recv_timeout(Duration::from_secs(20));
+        let panicked = panicked.expect("the keeping ends");
+        keeping.join().unwrap();
+        panicked
+    }
+
+    #[test]
+    fn keeping_without_a_thread_for_the_keeper_panics() {
+        assert!(keep_with_threads(&[true, false]));
+        assert!(keep_with_threads(&[false, false]));
+    }
+
+    #[test]
+    fn keeping_needs_no_thread_that_watches_for_losses() {
+        assert!(!keep_with_threads(&[false, true]));
     }
 
     #[test]

@@ -10,12 +10,53 @@ pub(crate) use std::{
     thread,
 };
 
+/// Starts a thread in `scope`, if the system has one to give.
+#[cfg(not(verrou_shuttle))]
+pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> std::io::Result<thread::ScopedJoinHandle<'scope, T>> {
+    #[cfg(test)]
+    if !spawns::take() {
+        return Err(std::io::ErrorKind::WouldBlock.into());
+    }
+    thread::Builder::new().spawn_scoped(scope, work)
+}
+
+/// Starts a thread in `scope`.
+#[cfg(verrou_shuttle)]
+pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> std::io::Result<thread::ScopedJoinHandle<'scope, T>> {
+    Ok(scope.spawn(work))
+}
+
+/// Which of the threads that a test starts the system has none to give for.
+#[cfg(all(test, not(verrou_shuttle)))]
+pub(crate) mod spawns {
+    use std::cell::RefCell;
+
+    thread_local! {
+        static NEXT: RefCell<Vec<bool>> = const { RefCell::new(Vec::new()) };
+    }
+
+    /// Lets the next threads that this one starts in a scope start or fail to, in this order.
+    pub(crate) fn plan(next: &[bool]) {
+        NEXT.set(next.iter().rev().copied().collect());
+    }
+
+    pub(super) fn take() -> bool {
+        NEXT.with_borrow_mut(|next| next.pop().unwrap_or(true))
+    }
+}
+
 /// Threads that sleep as long as others have something to do.
 #[cfg(verrou_shuttle)]
 pub(crate) mod thread {
     use std::time::Duration;
 
-    pub(crate) use shuttle::thread::{scope, yield_now};
+    pub(crate) use shuttle::thread::{Scope, ScopedJoinHandle, scope, yield_now};
 
     /// Those who try again and again would otherwise try for ever where others are thought slower.
     pub(crate) fn sleep(_pause: Duration) {
