@@ -107,8 +107,9 @@ impl Directory {
             return Ok(Some(file));
         }
         let path = self.path_of(name);
+        let forks = process::forks();
         match self.with_room(|| self.open_file(&path))? {
-            Some(file) => OpenFile::new(file, path).map(Some),
+            Some(file) => OpenFile::new(file, path, forks).map(Some),
             None => Ok(None),
         }
     }
@@ -132,8 +133,9 @@ impl Directory {
             return Ok(file);
         }
         let path = self.path_of(name);
+        let forks = process::forks();
         let file = self.with_room(|| self.open_or_create(&path, name))?;
-        OpenFile::new(file, path)
+        OpenFile::new(file, path, forks)
     }
 
     /// Another open file description of `file`, which is the lock `name`'s, and which no forked child
@@ -148,10 +150,11 @@ impl Directory {
                 return Ok(Some(another));
             }
         }
+        let forks = process::forks();
         let Some(opened) = self.with_room(|| self.open_file(file.path()))? else {
             return Ok(None);
         };
-        let another = OpenFile::new(opened, file.path().to_owned())?;
+        let another = OpenFile::new(opened, file.path().to_owned(), forks)?;
         Ok(another.is_same(file).then_some(another))
     }
 

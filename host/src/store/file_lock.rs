@@ -317,8 +317,9 @@ impl FileLockStore {
         if let Some(file) = files.take(name) {
             return Ok(file);
         }
+        let forks = process::forks();
         let open = || os::open_to_lock(path).map_err(FileError::io("open this to lock it", path));
-        OpenFile::new(self.directory.with_room(open)?, path.clone())
+        OpenFile::new(self.directory.with_room(open)?, path.clone(), forks)
     }
 
     /// The end of a [`take_file`](Self::take_file).
@@ -495,8 +496,9 @@ impl FileLockStore {
     /// Who has the kernel's lock of `name` that this value does not hold.
     fn other_holder(&self, name: &Name) -> Result<Option<Holder>, FileError> {
         let in_directory = self.directory.path_of(name);
+        let forks = process::forks();
         let recorded = match self.directory.open_file(&in_directory)? {
-            Some(file) => Some(OpenFile::new(file, in_directory)?),
+            Some(file) => Some(OpenFile::new(file, in_directory, forks)?),
             None => None,
         };
         let (path, locked);

@@ -35,7 +35,7 @@ pub(crate) struct OpenFile {
     number: u64,
     /// Whoever is forked from it shares the open file description, and must not use it.
     process: u32,
-    /// By then.
+    /// Before it was opened.
     forks: u32,
     /// The grants of whose processes the kernel says, for this, that they live.
     lived: Range<u64>,
@@ -53,8 +53,9 @@ pub(crate) struct Remembered {
 }
 
 impl OpenFile {
-    /// `file`, which was opened at `path`.
-    pub(crate) fn new(file: File, path: PathBuf) -> Result<Self, FileError> {
+    /// `file`, which was opened at `path` after [`process::forks`] had returned `forks`: another thread may
+    /// have forked since, and the child has the file then.
+    pub(crate) fn new(file: File, path: PathBuf, forks: u32) -> Result<Self, FileError> {
         let identity = os::id(&file).and_then(|id| Ok((id, os::number(&file)?)));
         let (id, number) = identity.map_err(FileError::io("inspect this file", &path))?;
         Ok(Self {
@@ -64,7 +65,7 @@ impl OpenFile {
             id,
             number,
             process: process::this(),
-            forks: process::forks(),
+            forks,
             lived: 0..0,
             is_contended: AtomicBool::new(false),
             greatest: AtomicU64::new(0),
@@ -300,7 +301,8 @@ mod tests {
 
     fn open(folder: &Path, name: &str) -> OpenFile {
         let path = folder.join(name);
-        OpenFile::new(File::create(&path).unwrap(), path).unwrap()
+        let forks = process::forks();
+        OpenFile::new(File::create(&path).unwrap(), path, forks).unwrap()
     }
 
     #[test]
