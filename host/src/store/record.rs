@@ -176,6 +176,7 @@ impl Record {
             held: false,
             fence: mutant!(FenceResetByRelease, 0, self.fence),
             ends: now,
+            time_namespace: Machine::this().time_namespace,
             ..self.clone()
         }
     }
@@ -188,6 +189,7 @@ impl Record {
             fence: self.fence + u64::from(mutant!(FenceGrowsWithExtension)),
             ttl,
             ends: ttl.map_or(Duration::ZERO, |ttl| now.saturating_add(ttl)),
+            time_namespace: Machine::this().time_namespace,
             ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall.saturating_add(ttl)),
             ..self
         }
@@ -612,6 +614,23 @@ mod tests {
         };
         assert_eq!(golden[..], file(&[&before, &numbered]));
         assert_eq!(read_lease(golden), Ok(Some(numbered)));
+    }
+
+    /// The holder may have been in another time namespace.
+    #[test]
+    fn end_is_recorded_with_the_clock_that_it_goes_by() {
+        let now = Duration::from_hours(1);
+        let elsewhere = Record {
+            time_namespace: 1,
+            ..record()
+        };
+        for next in [
+            elsewhere.ended(now),
+            elsewhere.renewed(Ttl::DEFAULT, now, now).unwrap(),
+            elsewhere.clone().lasting(Ttl::DEFAULT, now, now),
+        ] {
+            assert_eq!(next.time_namespace, Machine::this().time_namespace);
+        }
     }
 
     #[test]
