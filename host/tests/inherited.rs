@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::process::{Signal, kill_process};
 use verrou::Store;
 use verrou::blocking::LockFactory;
-use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System, Zombies};
+use verrou_host::{BareLockStore, FileLockStore, LeaseFileStore, StoreOptions, System, Zombies};
 
 /// Writes to all descriptors but the standard streams, as a stray `echo debug >&5` does, and prints
 /// `NUMBER TARGET` of each open one.
@@ -265,6 +265,19 @@ fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
             lifelines.push(lifeline);
         }
     }
+}
+
+#[test]
+fn descriptor_of_a_bare_lock_that_a_program_inherits_has_a_high_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lock");
+    let (store, name) = BareLockStore::open(&path, &StoreOptions::default()).unwrap();
+    let lock = LockFactory::new(&store, System)
+        .create_lock(name.as_str(), "none")
+        .unwrap();
+    let held = lock.guard().unwrap();
+    let lifeline = store.lifeline(held.lease().claim()).unwrap().unwrap();
+    assert!(lifeline.as_raw_fd() >= 256);
 }
 
 /// Runs its arguments with SIGPIPE ignored or with its default disposition.

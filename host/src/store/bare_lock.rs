@@ -51,8 +51,8 @@ impl BareLockStore {
         Ok((store, name))
     }
 
-    /// A duplicate of the locked descriptor of `claim`'s lock; `None` when this value does not hold
-    /// that lock.
+    /// A duplicate of the locked descriptor of `claim`'s lock, with a high number; `None` when this value
+    /// does not hold that lock.
     ///
     /// # Errors
     ///
@@ -60,7 +60,8 @@ impl BareLockStore {
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         let grant = self.grant.lock();
         let mine = grant.as_ref().filter(|grant| grant.is_of(claim.owner));
-        mine.map(|grant| grant.file.try_clone()).transpose()
+        mine.map(|grant| os::duplicate_to_inherit(&grant.file))
+            .transpose()
     }
 
     /// Waits until nobody holds the lock, or that cannot be told, but at most `at_most`.
