@@ -668,12 +668,14 @@ impl Grant {
     /// Records, for people, that a lock is given back. Whether that can be written does not
     /// matter: the lock itself is the kernel's.
     fn record_end(&mut self, directory: &Directory, name: &Name, now: Duration) {
-        self.recorded_end = Some(Instant::now());
+        let began = Instant::now();
         let record = Record {
             tells: self.standing.waits(),
             ..self.record.ended(now)
         };
-        let _ = self.write(directory, name, &record);
+        if matches!(self.write(directory, name, &record), Ok(Some(_))) {
+            self.recorded_end = Some(began);
+        }
     }
 
     /// How long the lease still lasts for those who hold it, zero once its time has passed;
