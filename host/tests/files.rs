@@ -968,6 +968,21 @@ fn a_folder_can_be_locked_and_a_missing_file_is_made() {
 }
 
 #[test]
+fn watching_does_not_recreate_a_removed_file() {
+    let folder = folder();
+    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let open = || FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
+    let ((holder, name), (watcher, _)) = (open(), open());
+    granted(holder.acquire(&Claim {
+        name: name.clone(),
+        ..claim(1)
+    }));
+    fs::remove_file(&path).unwrap();
+    watcher.watch(&name, SECOND);
+    assert!(!path.exists());
+}
+
+#[test]
 fn a_kernels_lock_cannot_be_taken_from_its_holder() {
     let folder = folder();
     let (one, two) = (locks(folder.path()), locks(folder.path()));

@@ -77,6 +77,21 @@ struct Exact {
     files: OpenFiles,
 }
 
+impl Exact {
+    /// The file, if it is there, for the caller alone.
+    fn take(&self, name: &Name) -> Result<Option<OpenFile>, FileError> {
+        if let Some(file) = self.files.take(name) {
+            return Ok(Some(file));
+        }
+        let forks = process::forks();
+        let opened = os::open_to_look(&self.path);
+        match opened.map_err(FileError::io("open this file", &self.path))? {
+            Some(file) => OpenFile::new(file, self.path.clone(), forks).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
 /// What this value does with a name.
 #[expect(
     clippy::large_enum_variant,
@@ -249,7 +264,11 @@ impl FileLockStore {
             return Ok(());
         };
         let exact = match &self.exact {
-            Some(_) => Some(self.take_file(name)?),
+            Some(exact) => match exact.take(name)? {
+                Some(file) => Some(file),
+                // Nobody holds the lock on a file that is gone.
+                None => return Ok(()),
+            },
             None => None,
         };
         let locked = exact.as_ref().unwrap_or(&recorded);
