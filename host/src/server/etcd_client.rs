@@ -238,7 +238,7 @@ impl Client {
 
     /// Returns whether a request failed because its token has expired.
     fn is_expired(&self, status: &Status) -> bool {
-        self.user.is_some() && status.code() == Code::Unauthenticated
+        self.user.is_some() && needs_new_token(status)
     }
 
     /// Replaces the `expired` token, unless a concurrent request has done so.
@@ -268,6 +268,17 @@ impl Client {
         let token = token.map_err(|err| Status::from_error(Box::new(err)))?;
         *user.token.write().unwrap_or_else(PoisonError::into_inner) = Some(token);
         Ok(())
+    }
+}
+
+/// Returns whether a request that failed with `status` can succeed with a new token. etcd's own client
+/// (`clientv3`, `shouldRefreshToken`) gets a new one in these cases.
+fn needs_new_token(status: &Status) -> bool {
+    match status.code() {
+        Code::Unauthenticated => true,
+        // With `--auth-token jwt`, after a change of users or roles.
+        Code::InvalidArgument => status.message() == "etcdserver: revision of auth store is old",
+        _ => false,
     }
 }
 
@@ -685,6 +696,21 @@ pub(crate) enum OperationResponse {
     Range(RangeResponse),
     #[prost(message, tag = "4")]
     Txn(TxnResponse),
+}
+
+#[test]
+fn token_is_renewed_when_it_has_expired_or_users_have_changed() {
+    let old = "etcdserver: revision of auth store is old";
+    assert!(needs_new_token(&Status::unauthenticated(
+        "etcdserver: invalid auth token"
+    )));
+    assert!(needs_new_token(&Status::invalid_argument(old)));
+    assert!(!needs_new_token(&Status::invalid_argument(
+        "etcdserver: user name is empty"
+    )));
+    assert!(!needs_new_token(&Status::permission_denied(
+        "etcdserver: permission denied"
+    )));
 }
 
 #[test]
