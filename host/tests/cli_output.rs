@@ -149,6 +149,33 @@ fn a_wrong_command_line_is_json_where_that_is_wanted() {
 }
 
 #[test]
+fn wrong_command_line_repeats_no_password() {
+    let place = Place::new("lease");
+    for words in [
+        &["list", "redis://u:s3cret@h"][..],
+        &["show", "k", "redis://u:s3cret@h"],
+        &["redis://u:s3cret@h"],
+        &["fence", "redis://u:s3cret@h"],
+        &["list", "--url=redis://u:s3cret@h"],
+        &["list", "--redis://u:s3cret@h"],
+        &["run", "k", "--redis://u:s3cret@h", "--", "true"],
+        &["run", "k", "--ttl", "redis://u:s3cret@h", "--", "true"],
+        &["run", "k", "--no-wait=redis://u:s3cret@h", "--", "true"],
+        &["show", "--redis://u:s3cret@h"],
+    ] {
+        for json in [&[][..], &["--json"]] {
+            let words = json.iter().chain(words);
+            let output = ends_with(&mut place.verrou(words.clone()), 64);
+            let text = stderr(&output);
+            assert!(!text.contains("s3cret"), "{words:?}: {text}");
+        }
+    }
+    let output = ends_with(&mut place.verrou(["list", "redis://u:s3cret@h"]), 64);
+    let text = stderr(&output);
+    assert!(text.contains("'redis://…'"), "{text}");
+}
+
+#[test]
 fn a_file_that_is_removed_or_replaced_is_said_so() {
     for end in ["rm x", "echo > y; mv y x"] {
         let place = Place::new("lease");

@@ -31,7 +31,7 @@ use std::env;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
 use arguments::{Arguments, Command, FenceCommand};
@@ -42,7 +42,7 @@ use report::Failure;
 pub(crate) fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(err) => return refuse(&without_password(err)),
+        Err(err) => return refuse(&err),
     };
     #[cfg(unix)]
     signals::end_by_signals();
@@ -68,20 +68,21 @@ pub(crate) fn main() -> ExitCode {
     code.into()
 }
 
-/// `err`, which may repeat a server's URL, without what may be a password in it.
-fn without_password(mut err: clap::Error) -> clap::Error {
-    if let Some(ContextValue::String(value)) = err.get(ContextKind::InvalidValue)
-        && let Some((scheme, _)) = value.split_once("://")
-    {
-        let shortened = format!("{scheme}://…");
-        err.insert(ContextKind::InvalidValue, ContextValue::String(shortened));
+/// `text`, which may repeat a typed URL of a server, without what may be a password in it.
+fn without_password(mut text: String) -> String {
+    for word in env::args_os().skip(1) {
+        if let Some((_, rest)) = word.to_string_lossy().split_once("://")
+            && !rest.is_empty()
+        {
+            text = text.replace(&format!("://{rest}"), "://…");
+        }
     }
-    err
+    text
 }
 
 /// Prints the help or the version that was asked for, or what is wrong with the command line.
 fn refuse(err: &clap::Error) -> ExitCode {
-    let text = err.render().to_string();
+    let text = without_password(err.render().to_string());
     let help = match err.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             return match report::answer_lines(text.trim_end()) {
