@@ -88,6 +88,13 @@ fn programs_are_told_whether_it_passed() {
     assert_eq!(error["error"], "E_FENCE_REFUSED");
     assert_eq!(error["exit"], 78);
 
+    // Characters that could mislead at a terminal are escaped as JSON has it.
+    let name = "g\u{200e}\u{202e}\u{85}";
+    let words = ["fence", "check", "--file", name, "7", "--json"];
+    let output = ends_with(&mut place.verrou(words), 0);
+    assert!(stdout(&output).is_ascii(), "{output:?}");
+    assert_eq!(json(stdout(&output))["file"], name);
+
     // What a command prints is its own.
     let output = ends_with(&mut check(&place, &["9", "--json", "--", "echo", "x"]), 0);
     assert_eq!(stdout(&output), "x\n");

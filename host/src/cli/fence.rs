@@ -97,7 +97,7 @@ fn tell(
         "passed": passed,
         "highest": highest.get(),
     });
-    report::answer(&answer.to_string())
+    report::answer_json(&answer)
 }
 
 /// Runs the command to its end, which inherits what keeps others from passing: should this process be
