@@ -557,7 +557,8 @@ fn flock_and_verrou_exclude_each_other() {
     let said = stdout(&output);
     assert!(said.contains("VERROU_FENCE="), "{said}");
     assert!(said.contains(&format!("VERROU_NAME={path}")), "{said}");
-    assert!(!said.contains("VERROU_STORE="), "{said}");
+    let store = format!("VERROU_STORE={}\n", place.store());
+    assert!(said.contains(&store), "{said}");
     assert!(!said.contains("VERROU_LOCK="), "{said}");
     assert_eq!(fs::read(path).unwrap(), b"", "nothing is written to it");
     assert_eq!(

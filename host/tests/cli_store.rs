@@ -180,6 +180,28 @@ fn a_store_that_is_named_has_the_records_of_a_file() {
 }
 
 #[test]
+fn command_under_a_file_finds_the_store_of_the_environment() {
+    let place = Place::new("lease");
+    let file = OsStr::new("app.lock");
+    // Relative to this directory, but not to the command's.
+    for store in [place.store(), "lease:locks".to_owned()] {
+        let script = "cd / && \"$0\" store";
+        let mut run = run_file(&place, file, &[], script);
+        run.arg(env!("CARGO_BIN_EXE_verrou"));
+        let output = ends_with(run.env("VERROU_STORE", store), 0);
+        assert_eq!(stdout(&output), format!("{}\n", place.store()));
+    }
+    // A variable that is not set or invalid is left as it is.
+    let show = "echo \"${VERROU_STORE-unset}\"";
+    let mut run = run_file(&place, file, &[], show);
+    let output = ends_with(run.env_remove("VERROU_STORE"), 0);
+    assert_eq!(stdout(&output), "unset\n");
+    let mut run = run_file(&place, file, &[], show);
+    let output = ends_with(run.env("VERROU_STORE", "nonsense"), 0);
+    assert_eq!(stdout(&output), "nonsense\n");
+}
+
+#[test]
 fn a_file_whose_path_is_no_text_can_be_locked() {
     let place = Place::new("lease");
     for (path, name) in [

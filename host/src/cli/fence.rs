@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use verrou::Fence;
-use verrou_host::{Checked, FenceError, FenceGate, FileError, StoreUrl};
+use verrou_host::{Checked, FenceError, FenceGate, FileError};
 
 use super::arguments::{self, FenceCheck, Place};
 use super::child::Job;
@@ -19,9 +19,6 @@ use super::store;
 
 /// Where `verrou run` tells its command the fence.
 const VARIABLE: &str = "VERROU_FENCE";
-
-/// Where the store may be named.
-const STORE: &str = "VERROU_STORE";
 
 /// Checks a fence, and runs the command, if there is one, before another passes; returns what to end
 /// with.
@@ -111,9 +108,8 @@ fn run(
     let mut command = Command::new(program);
     command.args(arguments).env(VARIABLE, fence.to_string());
     // As `run` does: without its password.
-    let url = env::var_os(STORE).and_then(|url| StoreUrl::try_from(&*url).ok());
-    if let Some(url) = url {
-        command.env(STORE, OsString::from(&url));
+    if let Some(url) = store::inherited() {
+        command.env("VERROU_STORE", OsString::from(&url));
     }
     let started = checked
         .lifeline()

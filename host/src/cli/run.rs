@@ -54,7 +54,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     let (opened, name, url) = match (&wish.target.file, wish.target.name()) {
         (Some(path), _) => {
             let (opened, name) = store::open_path(place, path, &options)?;
-            (opened, name, None)
+            (opened, name, store::inherited())
         }
         (None, Some(name)) => {
             let (opened, url) = store::open_with(place, &options)?;
@@ -133,10 +133,10 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
         transfers.then(|| held.describe().to_string().into()),
     );
     set(nested::VARIABLE, Some(nested::with(&lease).into()));
-    set(
-        "VERROU_STORE",
-        url.map(|url| (&url.clone().absolute()).into()),
-    );
+    // With `--file` it is that of the environment, if any.
+    if let Some(url) = url {
+        command.env("VERROU_STORE", OsString::from(&url.clone().absolute()));
+    }
     command
 }
 

@@ -48,6 +48,11 @@ fn variable() -> Option<OsString> {
     env::var_os(VARIABLE).filter(|text| !text.is_empty())
 }
 
+/// Returns the store that `VERROU_STORE` names; passed on, it has no password.
+pub(crate) fn inherited() -> Option<StoreUrl> {
+    StoreUrl::try_from(&*variable()?).ok()
+}
+
 fn is_default(place: &Place) -> bool {
     place.store.is_none() && variable().is_none()
 }

@@ -731,8 +731,10 @@ pub(crate) fn a_command_is_not_told_the_password(url: &str) {
     let scheme = url.split("://").next().expect("a scheme");
     let folder = tempfile::tempdir().expect("there is room for a folder");
     let file = folder.path().join("fence").display().to_string();
+    let lock = folder.path().join("lock").display().to_string();
     for words in [
         &["run", "lock", "--", "env"][..],
+        &["run", "--file", &lock, "--", "env"],
         &["fence", "check", "--file", &file, "1", "--", "env"],
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
