@@ -189,6 +189,31 @@ fn a_command_that_was_stopped_too_long_is_not_continued() {
     assert!(!lives(command) && !place.path("went-on").exists());
 }
 
+#[test]
+fn command_that_was_stopped_too_long_goes_on_where_the_loss_is_ignored() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let options = "--ttl 300ms --on-lost ignore";
+    terminal.types(&format!("{}\n", run(options, CAT)));
+    let cat = place.pid();
+    terminal.types("first\n");
+    terminal.shows("first\r\nfirst");
+    terminal.types("\x1a");
+    terminal.shows(READY);
+    stopped(cat);
+    common::ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
+    terminal.types("fg\n");
+    terminal.shows("goes on without it");
+    eventually("it has the terminal again", || terminal.listens_to(cat));
+    terminal.types("second\n");
+    terminal.shows("second\r\nsecond");
+    terminal.types("\x04");
+    terminal.shows(READY);
+    terminal.types("echo code=$?\n");
+    terminal.shows("\ncode=76");
+    assert!(!lives(cat));
+}
+
 fn parent(process: Pid) -> Pid {
     number(process, 1)
 }

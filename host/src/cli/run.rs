@@ -247,7 +247,13 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job, obstacle: Option<
 /// Waits until the command has ended, or cannot be ended.
 fn bring_to_end(wish: &Run, job: &mut Job) {
     match wish.on_lost {
-        OnLost::Ignore => return wait_for_end(job),
+        OnLost::Ignore => {
+            // After a stop of both, the loss is found before the command continues.
+            if !job.has_ended() {
+                job.resume();
+            }
+            return wait_for_end(job);
+        }
         OnLost::Term => {
             let began = Instant::now();
             loop {
