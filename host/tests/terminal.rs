@@ -214,6 +214,30 @@ fn command_that_was_stopped_too_long_goes_on_where_the_loss_is_ignored() {
     assert!(!lives(cat));
 }
 
+#[test]
+fn command_that_ends_while_we_are_stopped_leaves_the_terminal_to_the_shell() {
+    for shell in SHELLS {
+        let place = Place::new("lease");
+        let terminal = Terminal::of(&place, shell);
+        terminal.shows(READY);
+        let waits_for_it = "sh -c 'echo $$ > pid; until test -e go; do sleep 0.02; done'";
+        terminal.types(&format!("{}\n", run("--ttl 1h", waits_for_it)));
+        let command = place.pid();
+        let wrapper = parent(command);
+        waits(wrapper);
+        assert!(terminal.listens_to(command));
+        kill_process(wrapper, Signal::STOP).unwrap();
+        terminal.shows(READY);
+        fs::write(place.path("go"), "").unwrap();
+        eventually("it has ended", || state(command) == Some('Z'));
+        kill_process(wrapper, Signal::CONT).unwrap();
+        eventually("the wrapper ends", || !lives(wrapper));
+        terminal.types("echo $((6 * 7)) > answer; cat answer\n");
+        terminal.shows("42\r\n");
+        terminal.shows(READY);
+    }
+}
+
 fn parent(process: Pid) -> Pid {
     number(process, 1)
 }

@@ -120,14 +120,17 @@ impl Job {
 
     /// [`wait`](Self::wait), which ends, too, when there is something to be read from `news`.
     pub(crate) fn wait_with(&mut self, news: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
+        // First the signals: after a SIGCONT, the terminal may not be lent any more.
+        let mut is_continued = self.hand_on();
         // The child may have changed before the first signal was listened for.
         let mut event = self.look();
-        if event == Event::Nothing {
+        if event == Event::Nothing && !is_continued {
             let at_most = at_most.min(self.guardian.start_when_due(self.leader));
             self.signals
                 .wait(news.and_then(LossWatch::descriptor), at_most);
         }
-        if self.hand_on() && event == Event::Nothing {
+        is_continued |= self.hand_on();
+        if is_continued && event == Event::Nothing {
             event = Event::Continued;
         }
         match self.look() {
@@ -142,7 +145,11 @@ impl Job {
         let pending: Vec<_> = self.signals.pending().collect();
         for signal in pending {
             match signal {
-                Signal::CONT => is_continued = true,
+                Signal::CONT => {
+                    is_continued = true;
+                    // While we were stopped, a shell may have taken the terminal back.
+                    self.lent &= self.is_in_foreground() || self.has_terminal();
+                }
                 Signal::CHILD => {}
                 Signal::TTIN | Signal::TTOU if self.return_terminal() => {}
                 _ => {
