@@ -238,6 +238,24 @@ fn command_that_ends_while_we_are_stopped_leaves_the_terminal_to_the_shell() {
     }
 }
 
+#[test]
+fn interrupt_after_a_loss_does_not_replace_the_exit_code() {
+    let place = Place::new("lease");
+    let terminal = Terminal::new(&place);
+    let ignores = "sh -c 'trap \"\" TERM; echo $$ > pid; exec sleep 1000'";
+    let options = "--ttl 1h --grace 1h --on-lost term";
+    terminal.types(&format!("{}\n", run(options, ignores)));
+    let sleep = place.pid();
+    eventually("it has the terminal", || terminal.listens_to(sleep));
+    common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    terminal.shows("SIGTERM");
+    terminal.types("\x03");
+    terminal.shows(READY);
+    terminal.types("echo code=$?\n");
+    terminal.shows("\ncode=76");
+    assert!(!lives(sleep));
+}
+
 fn parent(process: Pid) -> Pid {
     number(process, 1)
 }

@@ -367,11 +367,16 @@ impl Job {
         code.try_into().unwrap_or(u8::MAX)
     }
 
+    /// Reaps the command if it has ended.
+    pub(crate) fn reap(&mut self) {
+        self.hand_on();
+        self.wait_for(WaitIdOptions::EXITED);
+    }
+
     /// The end, when all is done: a Ctrl-C that ended the command was meant for everything that
     /// was started with it, such as the script that runs us.
     pub(crate) fn end(mut self) -> u8 {
-        self.hand_on();
-        self.wait_for(WaitIdOptions::EXITED);
+        self.reap();
         let signal = self.ended.and_then(|status| status.terminating_signal());
         if self.lent && signal == Some(Signal::INT.as_raw()) {
             signals::signal_own_group(Signal::INT);

@@ -108,6 +108,9 @@ impl Job {
         code.unwrap_or_default().try_into().unwrap_or(u8::MAX)
     }
 
+    /// Nothing here.
+    pub(crate) fn reap(&mut self) {}
+
     /// The end, when all is done.
     pub(crate) fn end(self) -> u8 {
         self.code()

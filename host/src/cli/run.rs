@@ -62,7 +62,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
         }
         (None, None) => return Err(Failure::new(Exit::Usage, "neither NAME nor --file")),
     };
-    let (job, lost) = store::with_lock(&opened, &name, &wish.taking, |_, held| {
+    let (mut job, lost) = store::with_lock(&opened, &name, &wish.taking, |_, held| {
         let command = command(wish, &held, &opened, url.as_ref());
         let lifeline = match opened.lifeline(held.lease().claim()) {
             Ok(lifeline) => lifeline,
@@ -106,8 +106,12 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
         }
     })?;
     // Only now, when the lock is free, may this be the end of this process.
-    let code = job.end();
-    Ok(if lost { Exit::Lost.code() } else { code })
+    Ok(if lost {
+        job.reap();
+        Exit::Lost.code()
+    } else {
+        job.end()
+    })
 }
 
 /// The command, with what it is to know of its lock.
