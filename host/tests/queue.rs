@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Barrier, Mutex};
+use std::sync::{Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -629,5 +629,118 @@ fn the_next_waiter_is_served_when_the_holder_and_those_before_it_are_killed() {
         kill_process(command, Signal::KILL).unwrap();
         assert!(next.wait().unwrap().success());
         assert_eq!(place.read("order"), "20\n", "{kind}");
+    }
+}
+
+/// The longest that a waiter may sleep that misses its notification is 10 s.
+const WELL_BEFORE_ITS_LOOK: Duration = Duration::from_secs(3);
+
+/// Adds so many abandoned tickets to the queue of the lock `k` that a waiter behind them sleeps for
+/// 10 s.
+fn lengthen_queue(store: &FileStore) {
+    for _ in 0..60 {
+        let abandoned = claim("k");
+        queue(store, &abandoned);
+        store.give_up(&abandoned);
+    }
+}
+
+/// Starts a thread that takes and releases `claim`; returns when it sleeps.
+fn sleeps<'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    store: &'scope FileStore,
+    claim: Claim,
+) -> thread::ScopedJoinHandle<'scope, ()> {
+    let (sender, receiver) = mpsc::channel();
+    let waiter = scope.spawn(move || {
+        sender.send(rustix::thread::gettid()).unwrap();
+        take(store, &claim);
+        store.release(&claim).unwrap();
+    });
+    let status = format!("/proc/self/task/{}/status", receiver.recv().unwrap());
+    let mut since = Instant::now();
+    eventually("the thread sleeps", || {
+        if !fs::read_to_string(&status).unwrap().contains("State:\tS") {
+            since = Instant::now();
+        }
+        since.elapsed() > Duration::from_millis(50)
+    });
+    waiter
+}
+
+/// A waiter behind another one of its process watches the waiter before it from the moment on at
+/// which it is the first of its process.
+#[test]
+fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
+    for kind in KINDS {
+        for has_wake_pipes in [true, false] {
+            let place = Place::new(kind);
+            fs::create_dir_all(place.locks()).unwrap();
+            for bell in 0..if has_wake_pipes { 0 } else { 4096 } {
+                fs::create_dir(place.locks().join(format!("{bell:04}.bell"))).unwrap();
+            }
+            let (here, there) = (open(kind, &place.locks()), open(kind, &place.locks()));
+            let (held, ahead) = (claim("k"), claim("k"));
+            let (first, second) = (claim("k"), claim("k"));
+            assert!(is_granted(&there, &held));
+            // A waiter right behind the head waiter would not sleep for long.
+            queue(&there, &ahead);
+            queue(&here, &first);
+            queue(&there, &second);
+            lengthen_queue(&there);
+            let mut killed = waits(&place, 1);
+            let last = claim("k");
+            queue(&here, &last);
+            thread::scope(|scope| {
+                let last = sleeps(scope, &here, last);
+                there.release(&held).unwrap();
+                take(&there, &ahead);
+                // It reads its notification, so that the one behind it does not.
+                here.wait(&first, SOON);
+                there.release(&ahead).unwrap();
+                take(&here, &first);
+                here.release(&first).unwrap();
+                take(&there, &second);
+                killed.kill().unwrap();
+                killed.wait().unwrap();
+                let released = Instant::now();
+                there.release(&second).unwrap();
+                last.join().unwrap();
+                let after = released.elapsed();
+                assert!(
+                    after < WELL_BEFORE_ITS_LOOK,
+                    "{kind}, {has_wake_pipes}: {after:?}"
+                );
+            });
+        }
+    }
+}
+
+/// A process that has notified a waiter does not keep that waiter's wake pipe open.
+#[test]
+fn death_of_a_notified_waiter_is_noticed_while_the_notifying_process_lives() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let (here, there) = (open(kind, &place.locks()), open(kind, &place.locks()));
+        let (held, lasting, first) = (claim("k"), claim("k"), claim("k"));
+        assert!(is_granted(&there, &held));
+        queue(&here, &lasting);
+        queue(&there, &first);
+        let mut killed = waits(&place, 1);
+        lengthen_queue(&there);
+        let mut last = waits(&place, 2);
+        is_quiet(&last);
+        there.release(&held).unwrap();
+        take(&here, &lasting);
+        // It notifies the second waiter, which is killed.
+        here.release(&lasting).unwrap();
+        take(&there, &first);
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        let released = Instant::now();
+        there.release(&first).unwrap();
+        assert!(last.wait().unwrap().success());
+        let after = released.elapsed();
+        assert!(after < WELL_BEFORE_ITS_LOOK, "{kind}: {after:?}");
     }
 }

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -14,7 +13,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crc32c::crc32c;
-use lru::LruCache;
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::process::geteuid;
 use verrou::Name;
@@ -87,15 +85,11 @@ const STRIDE: u32 = 1021;
 /// After how long it is tried again to find one.
 const TRIED_AGAIN: Duration = Duration::from_secs(10);
 
-/// How many bells of others stay open to be rung again.
-const OTHERS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
-
 /// The bells of a folder that this process has open.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Bells {
     /// Ours, each for some of all names. Whoever waits behind us is woken when one is closed.
     ours: HashMap<u32, Own>,
-    others: LruCache<u32, Bell>,
     /// When it was last tried in vain to find one that nobody has.
     tried: Option<Instant>,
 }
@@ -107,16 +101,6 @@ struct Own {
     bell: Arc<Bell>,
     /// Of how many names somebody waits.
     names: usize,
-}
-
-impl Default for Bells {
-    fn default() -> Self {
-        Self {
-            ours: HashMap::new(),
-            others: LruCache::new(OTHERS),
-            tried: None,
-        }
-    }
 }
 
 impl Bells {
@@ -194,22 +178,15 @@ impl Bells {
     }
 
     /// Rings the bell of that number. Whoever does not hear it looks by itself.
-    pub(crate) fn ring(&mut self, directory: &Directory, number: u32) {
+    ///
+    /// The bell is closed at once: as long as it is open for reading, its owner's end wakes nobody.
+    pub(crate) fn ring(&self, directory: &Directory, number: u32) {
         let mut ours = self.ours.values();
         if let Some(own) = ours.find(|own| own.number == number) {
             own.bell.ring();
-        } else if let Some(bell) = self.others.get(&number) {
-            bell.ring();
         } else if let Ok(opened) = open_bell(directory, number) {
             opened.ring();
-            self.others.push(number, opened);
         }
-    }
-
-    /// Closes the bells of others: as long as they are open here, nobody is woken by the end of their
-    /// processes.
-    pub(crate) fn close_others(&mut self) {
-        self.others.clear();
     }
 
     /// The end to write to of the bell of that number, which is an error for poll(2) when nobody reads
@@ -326,11 +303,10 @@ mod tests {
         let directory = directory(folder.path());
         let mut bells = Bells::default();
         let (number, bell) = bells.take(&directory, &name("lock"));
-        let mut others = Bells::default();
+        let others = Bells::default();
         others.ring(&directory, number);
         let listener = Listener::new().unwrap();
         listener.watch_end(Bells::end(&directory, number));
-        others.close_others();
         assert_eq!(listener.wait(Instant::now()), None, "it is read");
         drop((bells, bell));
         let soon = || Instant::now() + Duration::from_secs(30);

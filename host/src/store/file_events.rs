@@ -41,6 +41,8 @@ const IDLE: Duration = Duration::from_secs(2);
 /// What somebody has heard.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum News {
+    /// The waiter before this one in this process has left the queue.
+    Advanced,
     /// A file was written, or somebody here said so.
     Written,
     /// A file was closed, moved or removed, perhaps by the end of a process, whose other files may
@@ -246,8 +248,13 @@ impl Listener {
 
     /// Is news for this listener by itself.
     pub(crate) fn ring(&self) {
+        self.notify(News::Written);
+    }
+
+    /// Wakes this listener with `news`.
+    pub(crate) fn notify(&self, news: News) {
         let mut state = self.events.state();
-        let wakes = state.ring(self.id, News::Written);
+        let wakes = state.ring(self.id, news);
         self.events.interrupt(&state);
         drop(state);
         if let Some(wakes) = wakes {

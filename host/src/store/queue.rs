@@ -275,7 +275,7 @@ impl Queue {
         let Some(line) = state.lines.get_mut(&claim.name) else {
             return;
         };
-        let Some((ticket, own)) = line.end_place(claim.owner) else {
+        let Some(Ended { ticket, own, next }) = line.end_place(claim.owner) else {
             return;
         };
         // Who has not given it back has lost it.
@@ -288,14 +288,8 @@ impl Queue {
         let first = line.first_after(ticket, is_next_told);
         state.keep_spare(bell.zip(own));
         let here = state.tell(directory, first);
-        if here.is_none() && !is_next_told {
-            // It may be long until it is told again, and be the next to end.
-            state.bells.close_others();
-        }
         drop(state);
-        if let Some(listener) = here {
-            listener.ring();
-        }
+        notify_next(here, next);
     }
 
     /// Ends the ticket of `claim`, which has given back the lock that it was granted, and tells the
@@ -332,22 +326,22 @@ impl Queue {
             return;
         };
         let guard = state.guards.remove(&claim.owner);
-        let (mut own, mut first) = (None, None);
+        let (mut own, mut first, mut next) = (None, None, None);
         if let Some(line) = state.lines.get_mut(&claim.name)
-            && let Some((ticket, listener)) = line.end_place(claim.owner)
+            && let Some(ended) = line.end_place(claim.owner)
         {
             if !mutant!(PlaceKeptByGivingUp) {
-                tickets::unlock(&line.file, ticket);
+                tickets::unlock(&line.file, ended.ticket);
             }
-            own = listener;
+            (own, next) = (ended.own, ended.next);
             // Whoever is told too soon looks, and waits.
-            let next = line.first_after(ticket, false);
-            first = state.tell(directory, next);
-            state.bells.close_others();
+            let told = line.first_after(ended.ticket, false);
+            first = state.tell(directory, told);
             state.remove_line_if_empty(directory, &claim.name);
         }
         drop(state);
-        for listener in [own, first, guard].into_iter().flatten() {
+        notify_next(first, next);
+        for listener in [own, guard].into_iter().flatten() {
             listener.ring();
         }
     }
@@ -590,14 +584,15 @@ impl Queue {
             return then;
         };
         let Stage::Listening { version, looks } = &mut place.stage else {
-            if matches!(place.stage, Stage::Outside { .. } | Stage::Long { .. }) {
+            let is_outside = matches!(place.stage, Stage::Outside { .. } | Stage::Long { .. });
+            if is_outside && news != News::Advanced {
                 place.stage = Stage::Told;
             }
             return then;
         };
         match directory::version(&file) {
             // Somebody has joined the queue.
-            Ok(now) if now == *version && news == News::Written => Then::Ask,
+            Ok(now) if now == *version && news != News::Ended => Then::Ask,
             now => {
                 *version = now.unwrap_or(*version);
                 *looks = 0;
@@ -714,10 +709,15 @@ impl State {
                 return Ok(listen(at_most(is_second), Then::Look));
             }
             listener.watch(std::iter::empty()).ok();
-            self.bells.close_others();
-            listener.watch_end(Bells::end(directory, tickets::bell_of(ahead)));
-            // It may have gone before that.
+            let end = Bells::end(directory, tickets::bell_of(ahead));
+            let is_watched = end.is_some();
+            listener.watch_end(end);
             line.set(ticket, Stage::Long { before: ahead });
+            if !is_watched {
+                // A process that ends may close its wake pipe before its ticket is unlocked.
+                return Ok(listen(SHORT_WAIT, Then::Ask));
+            }
+            // It may have gone before that.
             has_slept = false;
         }
     }
@@ -844,20 +844,42 @@ enum First {
     Elsewhere(u64),
 }
 
+/// A place that has ended.
+struct Ended {
+    ticket: u64,
+    /// The listener of the waiter that left the place.
+    own: Option<Arc<Listener>>,
+    /// The listener of the waiter that is the first of this process from now on. It sleeps until it
+    /// is notified.
+    next: Option<Arc<Listener>>,
+}
+
+/// Notifies `first`, the first of all waiters, if it is in this process, or else `next`, the first
+/// waiter of this process, which has to watch the waiter before it from now on.
+fn notify_next(first: Option<Arc<Listener>>, next: Option<Arc<Listener>>) {
+    if let Some(first) = first {
+        first.ring();
+    } else if let Some(next) = next {
+        next.notify(News::Advanced);
+    }
+}
+
 impl Line {
     fn ticket_of(&self, owner: Owner) -> Option<u64> {
         self.tickets.get(&owner).copied()
     }
 
-    /// Ends a place, of which only the ticket stays locked, and says who listened.
-    fn end_place(&mut self, owner: Owner) -> Option<(u64, Option<Arc<Listener>>)> {
+    /// Ends a place, of which only the ticket stays locked.
+    fn end_place(&mut self, owner: Owner) -> Option<Ended> {
         let ticket = self.tickets.remove(&owner)?;
         let own = self.places.remove(&ticket).and_then(|place| place.listener);
+        let mut first = None;
         // Whoever is the first of this process now hears its bell.
         if let Some(mut next) = self.places.first_entry()
             && ticket < *next.key()
             && let Some(listener) = &next.get().listener
         {
+            first = Some(Arc::clone(listener));
             match &own {
                 Some(own) if own.hears_bell() => own.hand_bell_to(listener),
                 _ => {
@@ -870,7 +892,11 @@ impl Line {
                 since: Instant::now(),
             };
         }
-        Some((ticket, own))
+        Some(Ended {
+            ticket,
+            own,
+            next: first,
+        })
     }
 
     /// The ticket of the first of those who wait when the lock that was granted to `ticket` has been
@@ -1084,5 +1110,46 @@ fn pause_after(looks: u32) -> Option<Duration> {
         None => Some(Duration::ZERO),
         Some(doubled) if doubled < TIMED_LOOKS => Some(Duration::from_micros(50 << doubled)),
         Some(_) => None,
+    }
+}
+
+#[cfg(all(test, not(verrou_shuttle)))]
+mod tests {
+    use verrou::Ttl;
+
+    use super::super::StoreOptions;
+    use super::super::record::Kind;
+    use super::*;
+
+    /// A process that ends may close its wake pipe some time before its ticket is unlocked.
+    #[test]
+    fn a_waiter_looks_again_soon_when_the_wake_pipe_before_it_has_no_reader() {
+        const WITHOUT_PIPE: u32 = 7;
+
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open(folder.path(), Kind::Lease, &StoreOptions::default());
+        let directory = directory.unwrap();
+        let claim = Claim {
+            name: Name::new("lock").unwrap(),
+            owner: Owner::from_bytes([1; 16]),
+            ttl: Ttl::NEVER,
+            ephemeral: true,
+        };
+        let others = [(); 3].map(|()| directory.take_or_create(&claim.name).unwrap());
+        for file in &others {
+            tickets::append(file, WITHOUT_PIPE, 0).unwrap();
+        }
+        let queue = Queue::new(None, true);
+        let next = || match queue.next(&directory, &claim) {
+            Next::Listen { pause, then, .. } => (pause, then),
+            next => panic!("{next:?}"),
+        };
+        assert_eq!(next(), (SHORT_WAIT, Then::Ask));
+        thread::sleep(SHORT_WAIT);
+        assert_eq!(next(), (SHORT_WAIT, Then::Ask), "its process may be ending");
+        let (pause, then) = next();
+        assert!(pause > SHORT_WAIT && then == Then::Look, "{pause:?}");
+        drop(others);
+        assert!(matches!(queue.next(&directory, &claim), Next::Look));
     }
 }
