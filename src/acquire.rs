@@ -85,7 +85,7 @@ impl fmt::Debug for Extra {
 
 #[derive(Clone, Debug)]
 enum State {
-    /// Another holds the lock, until `ends` at most: the next attempt is due at `due`.
+    /// Another owner holds the lock, until `ends` at most; the next attempt is due at `due`.
     Waiting {
         due: Timestamp,
         ends: Option<Timestamp>,
@@ -159,11 +159,11 @@ impl Acquire {
         }
     }
 
-    /// Returns how long the wait that [`next`](Self::next) asks for may last in a store that
-    /// [notifies](crate::Store::notifies): longer than the pause between two attempts, unless the
-    /// policy counts attempts, but not beyond the policy's deadline.
+    /// Returns the longest time for the wait that [`next`](Self::next) requests, in a store that
+    /// [notifies](crate::Store::notifies). It is longer than the pause between two attempts, unless the
+    /// policy counts attempts, and ends at the policy's deadline at the latest.
     pub fn longest_wait(&self, now: Timestamp) -> Duration {
-        /// Notifications may be lost.
+        /// A notification may be lost.
         const SAFETY_LOOK: Duration = Duration::from_secs(10);
 
         let State::Waiting { due, ends } = self.state else {

@@ -99,8 +99,8 @@ pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Re
 /// that it waits for, and breaks to end the keeping. What else happened to the lease by then, it lets
 /// the machine [`adopt`](Renew::adopt), or [`suspect`](Renew::suspect).
 ///
-/// A lease whose time has passed by the end is renewed once more, where its store
-/// [takes it back](Renew::reviving).
+/// If the lease has expired by the end, it is renewed once more if its store [takes it
+/// back](Renew::reviving).
 ///
 /// # Errors
 ///
@@ -126,7 +126,7 @@ fn keep_asking<B>(
         let at_most = stepped::renew(store, clock, machine, &mut asking)?;
         if let ControlFlow::Break(end) = pause(machine, at_most) {
             if machine.is_late(clock.now()) {
-                // If it is lost, whoever uses it is told by its end.
+                // The error can be dropped: the caller sees a loss as the expiry of the lease.
                 let _ = stepped::renew(store, clock, machine, &mut asking);
             }
             return Ok(end);
@@ -520,13 +520,13 @@ impl<S: Store, H: Host> Held<'_, S, H> {
         })
     }
 
-    /// Whether the lock's owner has released it already, as far as is known here: in this process
-    /// through its lock, or elsewhere as the store has told since. That is no loss.
+    /// Returns whether the lock's owner has released it already, as far as is known in this process:
+    /// through this lock, or elsewhere if the store has reported it since. A release is no loss.
     pub fn is_released(&self) -> bool {
         self.hold.is_released()
     }
 
-    /// Gives the lock back, unless its owner [has done so](Self::is_released) already.
+    /// Releases the lock, unless its owner [has released it](Self::is_released) already.
     ///
     /// # Errors
     ///

@@ -220,7 +220,7 @@ impl GuestRenewal for Renewal {
                 wait: nanos(wait),
                 why: why.to_string(),
             }),
-            // There is no word of its own for that here.
+            // The WIT interface has no value for this.
             Keeping::Released => wit::Keeping::Lost(wit::Loss::Revoked),
             Keeping::Lost(loss) => wit::Keeping::Lost(loss.into()),
         }

@@ -34,7 +34,7 @@ pub enum Error {
         name: Name,
         /// How it was lost.
         loss: Loss,
-        /// Why the store could not keep it, where that is how it was lost.
+        /// Why the store could not renew the lease, if the lock was lost for that reason.
         source: Option<StoreError>,
     },
     /// The lock is not, or no longer, held by this owner.

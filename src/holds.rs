@@ -25,7 +25,7 @@ pub(crate) struct Hold(Arc<Shared<Known>>);
 #[derive(Debug)]
 struct Known {
     lease: Lease,
-    /// Whether its owner has released it.
+    /// Whether the owner has released the lock.
     is_released: bool,
     /// How often an extension was asked for, or was over.
     steps: u64,
@@ -100,12 +100,12 @@ impl Hold {
         self.0.with(|known| known.lease.end(loss));
     }
 
-    /// Takes note that its owner has released it.
+    /// Records that the owner has released the lock.
     pub(crate) fn note_release(&self) {
         self.0.with(|known| known.is_released = true);
     }
 
-    /// Whether its owner has released it, as far as is known here.
+    /// Returns whether the owner has released the lock, as far as is known in this process.
     pub(crate) fn is_released(&self) -> bool {
         self.0.with(|known| known.is_released)
     }
@@ -167,7 +167,7 @@ impl Hold {
         }
     }
 
-    /// The keeping alive of this hold by a lock of `ttl`, in a store that `revives` or does not.
+    /// Returns the renewal of this hold by a lock of `ttl`, in a store that `revives` or does not.
     pub(crate) fn renew(&self, ttl: Ttl, revives: bool, now: Timestamp) -> (Renew, Exchange) {
         let mut machine = Renew::new(self.lease(), ttl, now).reviving(revives);
         if self.is_released() {
@@ -425,8 +425,8 @@ impl Holds {
     }
 }
 
-/// What a guard's failure to release `hold` means for those who counted on the lock until then:
-/// that they have lost it, by `loss` where the store says so, or by what is known at `now`.
+/// Converts a guard's failure to release `hold` into a loss of the lock, for the code that the lock
+/// protected: by `loss` if the store reported one, or by the expiry at `now`.
 pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Error {
     let lease = hold.lease();
     let name = lease.name().clone();
@@ -436,7 +436,7 @@ pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Err
             loss,
             source: None,
         },
-        // What the store would say makes no difference any more.
+        // The lease has expired, so the store's answer makes no difference.
         Error::Storage(why) if lease.is_expired(now) => Error::Lost {
             name,
             loss: hold.loss(now),
@@ -446,8 +446,8 @@ pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Err
     }
 }
 
-/// Whether a guard whose release was refused, and that would have lost the lock by `loss`, is to ask
-/// the store, which has these abilities, if its owner has released it before.
+/// Returns whether a guard whose release was refused, and would be reported as `loss`, must query the
+/// store, which has these abilities, whether the owner has released the lock before.
 pub(crate) fn may_be_released(
     released: &Result<(), Error>,
     loss: Loss,

@@ -19,8 +19,8 @@ use crate::time::{Clock, Timestamp};
 /// Leases in this process's memory, for its threads and tasks.
 ///
 /// Put it in an [`Arc`](std::sync::Arc) to share it. One counter numbers the grants of all
-/// names, so that a name that is free costs nothing; but how the latest 1,024 grants ended is kept, for
-/// those who [renew](Store::renew) them.
+/// names, so that a free name costs nothing. How the latest 1,024 grants ended is kept for
+/// [renewals](Store::renew).
 pub struct MemoryStore<C> {
     clock: C,
     state: Mutex<State>,
@@ -30,7 +30,7 @@ pub struct MemoryStore<C> {
 #[derive(Default)]
 struct State {
     records: HashMap<Name, Record>,
-    /// The latest grants that have ended, the last one last.
+    /// The latest grants that have ended, in the order of their ends.
     ended: VecDeque<Ended>,
     ends: BTreeSet<(Timestamp, Name)>,
     grants: u64,
@@ -178,7 +178,7 @@ impl<C: Clock> MemoryStore<C> {
                 state.end(name, how);
                 return Reply::Granted { fence: None };
             }
-            // Nobody renews it after this.
+            // The expired lease cannot be renewed after this.
             if let Some(end) = state.last_end(name)
                 && matches!(end.how, End::Expired)
                 && condition(end.owner, end.fence)
@@ -268,7 +268,7 @@ impl State {
 
     /// Ends the record of `name`.
     fn end(&mut self, name: &Name, how: End) {
-        /// Of so many grants that have ended it is known how.
+        /// The number of ended grants that are kept.
         const KNOWN: usize = 1024;
 
         if let Some(Record { owner, fence, .. }) = self.remove(name) {
@@ -285,7 +285,7 @@ impl State {
         self.note_freed(name);
     }
 
-    /// How the latest grant of `name` has ended, if that is known.
+    /// Returns how the latest grant of `name` has ended, if that is still recorded.
     fn last_end(&mut self, name: &Name) -> Option<&mut Ended> {
         self.ended.iter_mut().rev().find(|end| end.name == *name)
     }

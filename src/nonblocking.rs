@@ -171,8 +171,8 @@ fn poll_once<T>(step: impl Future<Output = T>) {
 /// Drives `machine` until the lock is lost, or `work` is done; returns what that returned.
 ///
 /// `noted` is told how things stand before each wait; after it, `waited` lets the machine
-/// [`adopt`](Renew::adopt) what else happened to the lease by then. A lease whose time has passed by
-/// the end is renewed once more, where its store [takes it back](Renew::reviving).
+/// [`adopt`](Renew::adopt) what else happened to the lease by then. If the lease has expired by the
+/// end, it is renewed once more if its store [takes it back](Renew::reviving).
 ///
 /// # Errors
 ///
@@ -238,7 +238,7 @@ async fn keep_asking<T>(
     };
     waited(machine);
     while machine.is_late(host.now())
-        // If it is lost, whoever uses it is told by its end.
+        // A failure can be ignored: the caller sees a loss as the expiry of the lease.
         && let RenewStep::Renew(claim, fence) = machine.next(host.now())
     {
         let claim = claim.clone();
@@ -601,7 +601,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         self.holds.released(hold, reply)
     }
 
-    /// Gives back what a guard has held, unless its owner has done so already.
+    /// Releases the lock of a guard, unless its owner has released it already.
     pub(crate) async fn end_hold(&self, hold: &Hold) -> Result<(), Error> {
         let lease = hold.lease();
         if hold.is_released() {

@@ -28,8 +28,8 @@ use crate::ttl::Ttl;
 ///
 /// # What it sees to
 ///
-/// - The lease is renewed when a third of its ttl has passed, so that two renewals can fail
-///   before it expires. One that does not end by itself is confirmed every ten seconds.
+/// - The lease is renewed when a third of its ttl has passed, so that two renewals can fail before it
+///   expires. A lease without an expiry is confirmed every ten seconds.
 /// - A renewal never shortens the lease: one that was extended for longer is only confirmed.
 /// - An error makes its state [`Unknown`](Health::Unknown). Only the clock, or the store's word,
 ///   makes that [`Lost`](Health::Lost).
@@ -54,11 +54,11 @@ pub struct Renew {
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_enums, reason = "a driver has to know every step")]
 pub enum RenewStep<'a> {
-    /// Ask the store to renew this claim, which was granted under this fence.
+    /// Request the store to renew this claim, which was granted under this fence.
     Renew(&'a Claim, Option<Fence>),
     /// Wait this long.
     Wait(Duration),
-    /// Nothing is left to keep: the owner has released the lock itself.
+    /// Stop: the owner has released the lock itself.
     Released,
     /// The lock is lost.
     Lost(Loss),
@@ -71,13 +71,13 @@ pub enum RenewStep<'a> {
     reason = "whoever keeps a lease has to know every state"
 )]
 pub enum Health {
-    /// It is held, and has not been renewed yet.
+    /// The lock is held, and has not been renewed yet.
     Held,
-    /// It is held: the store has renewed it.
+    /// The lock is held: the store has renewed it.
     Renewed,
-    /// Its time has not passed, but the last renewal failed: it may not be recorded any more.
+    /// The lease has not expired, but the last renewal failed: it may not be recorded any more.
     Unknown(StoreError),
-    /// Its owner has released it. That is no loss.
+    /// The owner has released the lock. That is no loss.
     Released,
     /// It is not held any more.
     Lost(Loss),
@@ -87,7 +87,7 @@ impl Renew {
     /// Every lease without an end is confirmed this often.
     const CONFIRM: Duration = Duration::from_secs(10);
 
-    /// Keeps `lease`, renewing it for `ttl` each time.
+    /// Returns a machine that renews `lease` for `ttl` each time.
     ///
     /// The first renewal is due when a third of `ttl`, or half of what is left at `now`, has
     /// passed, whichever is sooner.
@@ -105,8 +105,8 @@ impl Renew {
         }
     }
 
-    /// Asks the store once more where the lease's time has passed before it is lost: for a store
-    /// with `revives` among its [`Abilities`](crate::Abilities).
+    /// Makes the machine retry the renewal once after the lease has expired, before the lease is lost:
+    /// for a store with `revives` among its [`Abilities`](crate::Abilities).
     #[must_use]
     pub fn reviving(self, revives: bool) -> Self {
         Self { revives, ..self }
@@ -141,7 +141,7 @@ impl Renew {
         RenewStep::Renew(&self.request, self.lease.fence())
     }
 
-    /// What the store said to a renewal, heard at `now`.
+    /// Records the store's reply to a renewal, received at `now`.
     pub fn heard(&mut self, now: Timestamp, reply: Result<Renewed, StoreError>) {
         let Some(sent) = self.asked.take() else {
             return;
@@ -186,7 +186,7 @@ impl Renew {
         self.lease = lease;
     }
 
-    /// Takes note that the owner has released the lock.
+    /// Records that the owner has released the lock.
     pub(crate) fn release(&mut self) {
         self.health = Health::Released;
     }
@@ -196,18 +196,19 @@ impl Renew {
         self.due = Timestamp::default();
     }
 
-    /// For how long the store is being asked to renew the lease, and when that request left.
+    /// Returns the ttl of the renewal in flight, and the time at which it was sent.
     pub(crate) fn asks(&self) -> Option<(Ttl, Timestamp)> {
         Some((self.request.ttl, self.asked?))
     }
 
-    /// Whether the lease's time has passed at `now`, but the store can take it back.
+    /// Returns whether the lease has expired at `now`, but the store can take it back.
     pub(crate) fn is_late(&self, now: Timestamp) -> bool {
         let is_over = matches!(self.health, Health::Lost(_) | Health::Released);
         self.revives && !is_over && self.lease.is_expired(now)
     }
 
-    /// Why the store could not renew the lease before that was [lost](Health::Lost) by its time.
+    /// Returns the store's error that prevented a renewal before the lease was [lost](Health::Lost) by
+    /// expiry.
     pub fn failure(&self) -> Option<&StoreError> {
         self.failure.as_ref()
     }
@@ -222,7 +223,7 @@ impl Renew {
         &self.lease
     }
 
-    /// Takes note that the lease was lost by its time.
+    /// Records that the lease was lost by expiry.
     fn expire(&mut self) {
         let before = mem::replace(&mut self.health, Health::Lost(Loss::Expired));
         if let Health::Unknown(why) = before {
@@ -230,7 +231,8 @@ impl Renew {
         }
     }
 
-    /// For how long a renewal at `now` asks: the ttl, or what is left if that is longer.
+    /// Returns the ttl to request in a renewal at `now`: the lock's ttl, or the remaining time if that
+    /// is longer.
     fn longest(&self, now: Timestamp) -> Ttl {
         match (self.ttl.duration(), self.lease.remaining(now)) {
             (Some(ttl), Some(left)) => Ttl::new(ttl.max(left)).unwrap_or(self.ttl),
@@ -238,7 +240,7 @@ impl Renew {
         }
     }
 
-    /// When to renew `lease` for the first time.
+    /// Returns the time of the first renewal of `lease`.
     fn due(lease: &Lease, ttl: Ttl, now: Timestamp) -> Timestamp {
         let mut first = Self::interval(ttl);
         if let Some(left) = lease.remaining(now) {

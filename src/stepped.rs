@@ -357,16 +357,16 @@ pub enum Keeping {
         /// What the store said.
         why: StoreError,
     },
-    /// Its owner has released it: there is nothing left to keep.
+    /// The owner has released the lock. Nothing is left to renew.
     Released,
     /// It is not held any more.
     Lost(Loss),
 }
 
-/// The keeping alive of one lease: it is renewed when a third of the lock's ttl has passed.
+/// The auto-renewal of one lease: it is renewed when a third of the lock's ttl has passed.
 ///
-/// To end the keeping, drop it; the lock keeps the lease. What is done to that in other ways, each poll
-/// takes into account; that it was released elsewhere, not before the next renewal.
+/// To end the auto-renewal, drop it; the lock keeps the lease. Each poll takes into account what else
+/// was done to the lease through the lock. A release elsewhere is detected by the next renewal.
 #[derive(Debug)]
 #[must_use = "it does nothing unless polled"]
 pub struct Renewal<S, C> {
@@ -377,7 +377,7 @@ pub struct Renewal<S, C> {
 }
 
 impl<S: Store, C: Clock> Renewal<S, C> {
-    /// Renews the lease if that is due. After [`Keeping::Lost`] it repeats itself.
+    /// Renews the lease if that is due. After [`Keeping::Lost`] each further call returns the same.
     pub fn poll(&mut self) -> Keeping {
         self.with.teach(&mut self.machine, self.clock.now());
         let learn = |machine: &Renew| self.with.learn(machine);

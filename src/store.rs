@@ -43,17 +43,16 @@ pub trait Store {
     /// Renews the lease that `claim.owner` was granted under `fence`: its record lasts at least
     /// `claim.ttl` from now, under the same fence.
     ///
-    /// A store with `revives` among its [`Abilities`] never shortens the record by that, and takes
-    /// back, in the same atomic operation, a record whose ttl has passed, unless the name was granted
-    /// or freed since. A store without does what [`extend`](Self::extend) does.
+    /// A store with `revives` among its [`Abilities`] never shortens the record by a renewal. It also
+    /// takes an expired record back, in the same atomic operation, unless the name was granted or freed
+    /// since. A store without it does what [`extend`](Self::extend) does.
     ///
-    /// Only what keeps a lease alive calls this. An expired lease that nothing kept alive stays
-    /// expired.
+    /// Only auto-renewal calls this. An expired lease without auto-renewal stays expired.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell. The record lasts as long as it did before, or
-    /// `claim.ttl`.
+    /// Returns a [`StoreError`] when the outcome is unknown. The record then lasts as long as before,
+    /// or `claim.ttl`.
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError>;
 
     /// Frees the name that `claim.owner` holds.
@@ -112,9 +111,8 @@ pub trait Store {
         Waited::Unable
     }
 
-    /// Returns whether [`wait`](Self::wait) ends when the claim may be granted, so that the caller
-    /// need not ask in between: it may wait longer than its retry delay then. The default is
-    /// `false`.
+    /// Returns whether [`wait`](Self::wait) ends when the claim may be granted. The caller may then
+    /// wait longer than its retry delay without a request in between. The default is `false`.
     fn notifies(&self) -> bool {
         false
     }
@@ -151,7 +149,7 @@ pub trait AsyncStore {
     /// [`Store::extend`].
     fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
 
-    /// [`Store::renew`].
+    /// Renews the lease; see [`Store::renew`].
     fn renew(
         &self,
         claim: &Claim,
@@ -185,7 +183,7 @@ pub trait AsyncStore {
         future::pending()
     }
 
-    /// [`Store::notifies`].
+    /// Returns whether waits end by notification; see [`Store::notifies`].
     fn notifies(&self) -> bool {
         false
     }
@@ -235,23 +233,23 @@ impl Reply {
     }
 }
 
-/// What a store says to a [renewal](Store::renew).
+/// A store's reply to a [renewal](Store::renew).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[expect(
     clippy::exhaustive_enums,
     reason = "a fourth answer would be a new contract"
 )]
 pub enum Renewed {
-    /// The record lasts at least as long as was asked.
+    /// The record lasts at least as long as requested.
     Granted,
     /// The owner has released the lease itself, perhaps through another client. A store that cannot
-    /// tell says [`Lost`](Self::Lost).
+    /// determine this returns [`Lost`](Self::Lost).
     Released,
-    /// The name is another's, or was freed by force, or there is nothing to renew.
+    /// The name was granted to another owner, was force-released, or has no record to renew.
     Lost,
 }
 
-/// The answer of a store that renews as it extends.
+/// Returns the reply of a store whose renewal is an extension.
 impl From<Reply> for Renewed {
     fn from(reply: Reply) -> Self {
         match reply {
@@ -276,8 +274,8 @@ pub struct Holder {
     pub remaining: Option<Duration>,
     /// The process that asked for it, from a store that knows.
     pub process: Option<Process>,
-    /// Whether the lease was [detached](Store::detach), so that `process` may have ended long ago; from
-    /// a store that binds leases to processes.
+    /// Whether the lease was [detached](Store::detach), so that `process` may have ended long ago. Set
+    /// only by a store that binds leases to processes.
     pub detached: bool,
 }
 

@@ -132,9 +132,9 @@ impl Ttl {
     /// A length of time, in the manner of [humantime](https://docs.rs/humantime): no time at all is
     /// one, too, and so is what is too long for a lease.
     ///
-    /// Upper case means the same as lower case, and `.5m` the same as `0.5m`, as
-    /// [lukeed/ms](https://github.com/lukeed/ms) has it. `1M`, a minute there and a month in
-    /// humantime, is refused.
+    /// Case makes no difference, and `.5m` means `0.5m`, as in
+    /// [lukeed/ms](https://github.com/lukeed/ms). `1M` is rejected: it is a minute there, and a month
+    /// in humantime.
     ///
     /// ```
     /// use std::time::Duration;
@@ -158,7 +158,7 @@ impl Ttl {
         };
         if let Some(number) = spans(text).find_map(ambiguous) {
             return Err(unreadable(alloc::format!(
-                "`M` is a minute to some and a month to others: write {number}m or {number}month"
+                "`M` is ambiguous (minute or month): write {number}m or {number}month"
             )));
         }
         let mut lower = text.to_ascii_lowercase();
@@ -212,7 +212,7 @@ fn spans(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The number of a span whose unit is `M`.
+/// Returns the number of a span whose unit is `M`.
 #[cfg(feature = "std")]
 fn ambiguous(span: &str) -> Option<&str> {
     let number = span.strip_suffix('M')?.trim();

@@ -1,5 +1,5 @@
-//! Waiting by the clock that leases go by, which counts while the machine is suspended. The waits of the
-//! standard library and of tokio go by one that does not.
+//! Timers and sleeps on the clock that leases use. That clock advances while the machine is suspended;
+//! the waits of the standard library and of tokio use a clock that does not.
 
 #[cfg(target_os = "linux")]
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use crate::sync::mpsc::{self, Receiver, Sender};
 
-/// A timer that can be polled, and goes on while the machine is suspended: a timerfd(2) of
-/// `CLOCK_BOOTTIME`.
+/// A pollable timer that advances while the machine is suspended: a timerfd(2) on `CLOCK_BOOTTIME`.
 #[doc(hidden)]
 #[derive(Debug)]
 #[cfg(target_os = "linux")]
 pub struct Alarm(OwnedFd);
 
-/// There is none on this system.
+/// A type without values: this system has no such timer.
 #[doc(hidden)]
 #[derive(Debug)]
 #[expect(clippy::exhaustive_enums, reason = "there is none")]
@@ -23,7 +22,7 @@ pub enum Alarm {}
 
 #[cfg(target_os = "linux")]
 impl Alarm {
-    /// A timer that is not set; `None` where the system has none to give.
+    /// Returns a disarmed timer; `None` where the system cannot create one.
     pub fn new() -> Option<Self> {
         use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
@@ -31,11 +30,11 @@ impl Alarm {
         timer.ok().map(Self)
     }
 
-    /// Lets the descriptor be readable after `length`, and not before; returns whether it can.
+    /// Makes the descriptor readable after `length`, and not before. Returns whether the timer was set.
     pub fn set(&self, length: Duration) -> bool {
         use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
 
-        // Zero would turn it off.
+        // A zero value would disarm the timer.
         let length = length.max(Duration::from_nanos(1));
         let Ok(it_value) = Timespec::try_from(length) else {
             return false;
@@ -57,12 +56,12 @@ impl AsFd for Alarm {
 
 #[cfg(not(target_os = "linux"))]
 impl Alarm {
-    /// `None`.
+    /// Returns `None`.
     pub fn new() -> Option<Self> {
         None
     }
 
-    /// Is never called.
+    /// Is never called, as no value of this type exists.
     pub fn set(&self, _length: Duration) -> bool {
         match *self {}
     }
@@ -75,10 +74,10 @@ impl std::os::fd::AsFd for Alarm {
     }
 }
 
-/// The rests of one thread.
+/// The interruptible sleep of one thread.
 pub(crate) struct Rest(Inner<Receiver<()>>);
 
-/// Ends the rest of a thread, or the next one.
+/// Interrupts the current sleep of a thread, or the next one.
 #[derive(Clone)]
 pub(crate) struct Ender(Inner<Sender<()>>);
 
@@ -89,7 +88,7 @@ enum Inner<T> {
     Channel(T),
 }
 
-/// Rests for a thread, and what ends them.
+/// Returns an interruptible sleep for a thread, and the handle that interrupts it.
 pub(crate) fn rests() -> (Ender, Rest) {
     #[cfg(all(target_os = "linux", not(verrou_shuttle)))]
     if let Some(polled) = Polled::new() {
@@ -105,7 +104,8 @@ pub(crate) fn rests() -> (Ender, Rest) {
 }
 
 impl Rest {
-    /// Rests until it is ended, but at most this long, also while the machine is suspended.
+    /// Sleeps until interrupted, but at most for `at_most`, including time for which the machine is
+    /// suspended.
     pub(crate) fn take(&self, at_most: Duration) {
         match &self.0 {
             #[cfg(all(target_os = "linux", not(verrou_shuttle)))]
@@ -120,7 +120,7 @@ impl Ender {
         match &self.0 {
             #[cfg(all(target_os = "linux", not(verrou_shuttle)))]
             Inner::Polled(polled) => polled.end(),
-            // Nobody rests any more where that fails.
+            // Sending fails only when the receiver is dropped: then no thread sleeps.
             Inner::Channel(rest) => drop(rest.send(())),
         }
     }
@@ -149,22 +149,23 @@ impl Polled {
 
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut awaited = vec![readable(self.ended.as_fd())];
-        // Longer than the kernel can count is for ever.
+        // If the length is too long for the kernel, sleep without a time limit.
         if self.alarm.set(at_most) {
             awaited.push(readable(self.alarm.as_fd()));
         }
-        // Interrupted, it ends early.
+        // A signal ends the sleep early.
         let _ = poll(&mut awaited, None);
         let _ = rustix::io::read(&self.ended, &mut [0; 8]);
     }
 
     fn end(&self) {
-        // It fails only where it was ended very often already.
+        // Writing fails only when the counter is near its maximum: then the sleep is interrupted
+        // already.
         let _ = rustix::io::write(&self.ended, &1_u64.to_ne_bytes());
     }
 }
 
-/// Sleeps of tasks: one thread serves them all.
+/// Sleeps of tasks. One thread wakes all of them.
 #[cfg(all(target_os = "linux", feature = "tokio"))]
 pub(crate) mod tasks {
     use std::collections::BTreeMap;
@@ -182,7 +183,7 @@ pub(crate) mod tasks {
     use crate::System;
     use crate::process::PerProcess;
 
-    /// The thread stays for so long when nobody sleeps.
+    /// How long the thread stays alive without sleeping tasks.
     const LINGER: Duration = Duration::from_secs(1);
 
     static SLEEPERS: PerProcess<Option<Sleepers>> = PerProcess::new();
@@ -194,7 +195,7 @@ pub(crate) mod tasks {
 
     #[derive(Default)]
     struct State {
-        /// By when each is to be woken.
+        /// The wakers, by the time at which each is due.
         ends: BTreeMap<(Timestamp, u64), Waker>,
         last: u64,
         is_served: bool,
@@ -214,11 +215,11 @@ pub(crate) mod tasks {
             self.state.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        /// Lets the thread go on when the first is to be woken, of those that are there at `now`.
+        /// Sets the timer to the first end among `state`, as seen from `now`.
         fn set(&self, state: &State, now: Timestamp) {
             let first = state.ends.keys().next();
             let length = first.map_or(LINGER, |(end, _)| end.saturating_since(now));
-            // What is too long for it is for ever.
+            // A longer time makes no difference: cap it at a length that the timer accepts.
             let _ = self.alarm.set(length.min(Duration::from_secs(1 << 32)));
         }
 
@@ -244,11 +245,11 @@ pub(crate) mod tasks {
         }
     }
 
-    /// Ends when `pause` has passed, also while the machine is suspended.
+    /// Completes when `pause` has passed, including time for which the machine is suspended.
     ///
     /// # Errors
     ///
-    /// What the system says when it has no timer, or no thread, to give.
+    /// Returns the operating system's error when it cannot create a timer or a thread.
     pub(crate) fn sleep(pause: Duration) -> impl Future<Output = io::Result<()>> {
         Sleep {
             end: System.now().saturating_add(pause),
@@ -258,7 +259,7 @@ pub(crate) mod tasks {
 
     struct Sleep {
         end: Timestamp,
-        /// Which of the sleepers it is.
+        /// The number of this sleep in the map of wakers.
         number: Option<u64>,
     }
 
@@ -273,7 +274,7 @@ pub(crate) mod tasks {
             let Some(sleepers) = Sleepers::of_this_process() else {
                 return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
             };
-            // Cloned, and the one before dropped, while nothing is locked: both may be anyone's code.
+            // Clone the waker, and drop the old one, outside the lock: both run foreign code.
             let waker = context.waker().clone();
             let mut state = sleepers.state();
             let number = self.number.unwrap_or_else(|| {

@@ -1,5 +1,6 @@
-//! The stores of this machine for tasks: a step takes microseconds, and is taken at once; waiting is
-//! awaited, for a lock and for a file that another process keeps locked.
+//! Async implementations of the stores of this machine. An operation takes microseconds and runs in the
+//! polling thread; waiting for a lock, or for a file that another process keeps locked, is
+//! asynchronous.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use verrou::{
 use crate::open::FileStore;
 use crate::store::{FileLockStore, LeaseFileStore, at_once, patiently};
 
-/// A release that has not come to its end.
+/// A release in progress, completed on drop.
 struct Dropped<'a, S: Store> {
     store: &'a S,
     claim: Option<&'a Claim>,
@@ -19,7 +20,7 @@ struct Dropped<'a, S: Store> {
 impl<S: Store> Drop for Dropped<'_, S> {
     fn drop(&mut self) {
         if let Some(claim) = self.claim {
-            // There is nobody to tell of a failure.
+            // A failure cannot be reported from here.
             let _ = at_once(|| self.store.release(claim));
         }
     }
@@ -27,9 +28,9 @@ impl<S: Store> Drop for Dropped<'_, S> {
 
 macro_rules! awaited {
     ($store:ty) => {
-        /// Steps are taken at once, in the thread that polls: each takes microseconds. Waiting
-        /// keeps no thread: one serves all tasks of the process that wait. A release that is dropped
-        /// while it waits ends an ephemeral lease all the same.
+        /// Operations run in the polling thread: each takes microseconds. Waiting occupies no thread
+        /// per task: one thread serves all waiting tasks of the process. A release that is dropped
+        /// while it waits still ends an ephemeral lease.
         impl AsyncStore for $store {
             async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
                 patiently(|| Store::acquire(self, claim)).await

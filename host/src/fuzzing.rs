@@ -162,7 +162,7 @@ pub fn duration(bytes: &[u8]) -> bool {
         (Err(why), Ok(length)) => panic!("{text:?} is {length:?}, and no ttl: {why}"),
         (_, Err(why)) => assert!(why.contains(text.trim()), "{why}"),
     }
-    // The command line reads no number without a unit.
+    // The command line rejects a number without a unit.
     let is_bare =
         matches!(text.trim().parse::<f64>(), Ok(number) if 0.0 < number && number.is_finite());
     let is_long_enough = |ttl: &Ttl| ttl.duration().is_none_or(|it| it.as_millis() >= 10);

@@ -48,7 +48,7 @@ where
 {
     let (store, claim) = (held.store(), held.lease().claim().clone());
     let (ender, rest) = alarm::rests();
-    // From now on no loss is missed.
+    // After this call no loss goes unnoticed.
     let tells = store.lost(&claim, Duration::ZERO) == Waited::Done;
     let work = Work {
         store,
@@ -98,7 +98,7 @@ where
             std::panic::resume_unwind(panic);
         }
         match keeper.join() {
-            // Its time may have passed while the store was asked to renew it.
+            // The lease may have expired while the renewal was in flight.
             Ok(Ok(())) if held.is_expired() && !held.is_released() => Err(RunError::Ended {
                 value,
                 error: Error::Lost {
@@ -116,33 +116,33 @@ where
     kept
 }
 
-/// What the threads of a [`keep_alive`] have in common: the one that works, the one that keeps the
-/// lease, and, where the store tells of losses, the one that waits for those. (A store waits by a clock
-/// that stands still while the machine is suspended.)
+/// The state shared by the threads of a [`keep_alive`]: the one that does the work, the one that renews
+/// the lease, and, where the store notifies of losses, the one that waits for these notifications. (A
+/// store's wait uses a clock that stops while the machine is suspended.)
 struct Work<'a, S> {
     store: &'a S,
     claim: &'a Claim,
-    /// Of the rests of the one that keeps the lease.
+    /// Interrupts the sleep of the renewing thread.
     ender: Ender,
     is_done: AtomicBool,
-    /// Whether a loss makes a difference.
+    /// Whether a loss still matters.
     is_kept: AtomicBool,
     /// Whether the lease may be lost.
     is_lost: AtomicBool,
-    /// Whether losses are waited for.
+    /// Whether a thread waits for loss notifications.
     is_watched: AtomicBool,
 }
 
 impl<S: Store> Work<'_, S> {
-    /// Waits for losses, until the work is done.
+    /// Waits for loss notifications until the work is done.
     fn watch(&self) {
-        /// What ends sooner is made this long: a store that tells of losses all the time is not asked as
-        /// often.
+        /// The minimum time between two notifications, so that a store that notifies constantly is not
+        /// queried as often.
         const SHORTEST: Duration = Duration::from_millis(1);
-        /// Nothing is due then.
+        /// The maximum length of one wait; nothing is due when it ends.
         const LONGEST: Duration = Duration::from_hours(1);
 
-        // Also when the store panics.
+        // Reset the flag also when the store panics.
         let _watched = Watched(&self.is_watched);
         let goes_on =
             || self.is_kept.load(Ordering::SeqCst) && !self.is_done.load(Ordering::SeqCst);
@@ -163,7 +163,7 @@ impl<S: Store> Work<'_, S> {
     }
 }
 
-/// Losses are waited for until this is dropped.
+/// Clears the flag of a waiting thread when dropped.
 struct Watched<'a>(&'a AtomicBool);
 
 impl Drop for Watched<'_> {
@@ -172,7 +172,7 @@ impl Drop for Watched<'_> {
     }
 }
 
-/// Ends the work, however it does.
+/// Ends the work when dropped, also by a panic.
 struct Ends<'a, S: Store>(&'a Work<'a, S>);
 
 impl<S: Store> Drop for Ends<'_, S> {
@@ -187,7 +187,7 @@ impl<S: Store> Drop for Ends<'_, S> {
         while work.is_watched.load(Ordering::SeqCst) {
             thread::sleep(LOOK);
             looks += 1;
-            // It may have begun to wait once more just then.
+            // The thread may have started another wait just before the cancellation.
             if looks % 20 == 0 {
                 work.store.give_up(work.claim);
             }
@@ -277,7 +277,7 @@ mod tests {
         };
     }
 
-    /// A store that tells of a loss in this way when it is waited for, and extends the lease each time.
+    /// A store whose loss watch ends with the given result, while every renewal succeeds.
     struct Anxious(MemoryStore<System>, AtomicU64, fn() -> Waited);
 
     impl Store for Anxious {

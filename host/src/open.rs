@@ -26,12 +26,12 @@ use crate::store::{
     self, BareLockStore, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions,
 };
 
-/// Where a store is, as one line of text: `lease:DIR` or `file:DIR`, or, with the features for them,
-/// `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`. A folder that is shared with a group is
-/// `lease:DIR?group=G`, or `file:DIR?group=G`.
+/// The location of a store as one line of text: `lease:DIR` or `file:DIR`, or, with the features for
+/// them, `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`. A directory that is shared with a
+/// group is `lease:DIR?group=G` or `file:DIR?group=G`.
 ///
-/// A folder need not be Unicode: of an [`OsStr`], and as an [`OsString`], it is what it is; as text,
-/// what it looks like.
+/// A directory need not be Unicode: an [`OsStr`] is parsed, and an [`OsString`] returned, without loss.
+/// The text form is lossy.
 ///
 /// ```
 /// use verrou_host::StoreUrl;
@@ -53,25 +53,25 @@ pub enum StoreUrl {
     Server(Box<ServerUrl>),
 }
 
-/// The folder of a store of files.
+/// The directory of a store of files.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "callers build it")]
 pub struct StoreFolder {
-    /// Where it is.
+    /// The path of the directory.
     pub path: PathBuf,
-    /// The group whose members share it, by name or number; otherwise it is this user's alone, or,
-    /// if it is there already, of the group that it was made for.
+    /// The group whose members share the directory, by name or number. With `None`, a new directory
+    /// belongs to this user alone, and an existing one keeps the group for which it was created.
     pub group: Option<String>,
 }
 
-/// Of no group.
+/// Returns the directory without a group.
 impl<P: AsRef<Path> + ?Sized> From<&P> for StoreFolder {
     fn from(path: &P) -> Self {
         path.as_ref().to_owned().into()
     }
 }
 
-/// Of no group.
+/// Returns the directory without a group.
 impl From<PathBuf> for StoreFolder {
     fn from(path: PathBuf) -> Self {
         Self { path, group: None }
@@ -79,10 +79,10 @@ impl From<PathBuf> for StoreFolder {
 }
 
 impl StoreFolder {
-    /// What goes between the folder and its group.
+    /// The separator between the directory and its group.
     const GROUP: &str = "?group=";
 
-    /// Of what stands behind the colon.
+    /// Parses the text behind the scheme and its colon.
     fn parse(text: &OsStr) -> Self {
         match split_last(text, Self::GROUP) {
             Some((path, group)) if !group.contains('/') => Self {
@@ -93,7 +93,7 @@ impl StoreFolder {
         }
     }
 
-    /// `options`, with the group that shares this folder.
+    /// Returns `options` with the group that shares this directory.
     fn shared(&self, options: &StoreOptions) -> StoreOptions {
         let mut options = options.clone();
         options.group = options.group.or_else(|| self.group.clone());
@@ -102,7 +102,7 @@ impl StoreFolder {
 }
 
 impl StoreUrl {
-    /// The folder of a store of files.
+    /// Returns the directory of a store of files; `None` for a store on a server.
     pub fn folder(&self) -> Option<&StoreFolder> {
         match self {
             Self::Lease(folder) | Self::File(folder) => Some(folder),
@@ -120,7 +120,7 @@ impl StoreUrl {
         self
     }
 
-    /// The same store, also from another working folder.
+    /// Returns the same store with an absolute path, valid in any working directory.
     #[must_use]
     pub fn absolute(self) -> Self {
         self.with_folder(|folder| {
@@ -130,7 +130,7 @@ impl StoreUrl {
         })
     }
 
-    /// The same store, shared with `group`; one on a server is shared by its own means.
+    /// Returns the same store, shared with `group`. A store on a server is returned unchanged.
     #[must_use]
     pub fn shared_with(self, group: &str) -> Self {
         self.with_folder(|folder| folder.group = Some(group.to_owned()))
@@ -243,7 +243,7 @@ impl From<&StoreUrl> for OsString {
     }
 }
 
-/// What is before the last `mark`, and the text behind it.
+/// Splits `text` at the last `mark`: returns the part before it, and the part behind it.
 #[cfg(unix)]
 fn split_last<'a>(text: &'a OsStr, mark: &str) -> Option<(&'a OsStr, &'a str)> {
     use std::os::unix::ffi::OsStrExt;
@@ -320,13 +320,14 @@ pub enum InvalidStoreUrl {
         /// What is missing.
         feature: &'static str,
     },
-    /// A shell expands `~` only at the start of a word, and nothing else does.
+    /// The path begins with `~`. A shell expands `~` only at the start of a word, and this library does
+    /// not.
     #[error(
         "`{url}` would be a folder named `~`; write \"$HOME\" or the whole path instead, or `./~` if \
          it is meant"
     )]
     Tilde {
-        /// The text.
+        /// The URL as it was given.
         url: String,
     },
     /// The URL of a server makes no sense. It may have a password, so it is not repeated.
@@ -396,7 +397,7 @@ impl FileStore {
         Self::open_path_in(path, &records.into(), options)
     }
 
-    /// [`open_path`](Self::open_path), recorded in the folder of a store, `folder`.
+    /// Opens the lock as [`open_path`](Self::open_path) does, recorded in the store directory `folder`.
     fn open_path_in(
         path: &Path,
         folder: &StoreFolder,
@@ -588,22 +589,22 @@ impl<'a> FileWatch<'a> {
 pub enum AnyStore {
     /// Of files.
     Files(FileStore),
-    /// The kernel's lock on one file, where there is nowhere to record its grants.
+    /// The kernel's lock on one file, without a directory for records of its grants.
     Bare(BareLockStore),
     /// On a server.
     #[cfg(feature = "server")]
     Server(Driven),
 }
 
-/// The kernel's lock on exactly one file: [`AnyStore::open_path`].
+/// The kernel's lock on exactly one file, as [`AnyStore::open_path`] returns it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct OpenedPath {
-    /// The store whose one lock it is.
+    /// The store that has this one lock.
     pub store: AnyStore,
     /// The lock's name.
     pub name: Name,
-    /// Why nothing can be recorded, so that its grants have no fencing token.
+    /// Why grants cannot be recorded, and therefore have no fencing token.
     pub unrecorded: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -621,14 +622,15 @@ impl AnyStore {
         }
     }
 
-    /// The kernel's lock on exactly the file or folder `path`, as `flock(1)` takes it. Its grants are
-    /// recorded in the folder of the store `records`, or in this user's default folder; without a
-    /// default folder that can be used they are not recorded.
+    /// Opens the kernel's lock on exactly the file or directory `path`, as `flock(1)` takes it. Its
+    /// grants are recorded in the directory of the store `records`, or in this user's default
+    /// directory. If `records` is `None` and the default directory cannot be used, grants are not
+    /// recorded.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the path, or with the folder of `records`, and what to do
-    /// about it.
+    /// Returns an [`OpenError`] that names the problem with the path or with the directory of
+    /// `records`, and what to do about it.
     pub fn open_path(
         path: &Path,
         records: Option<&StoreUrl>,
@@ -667,12 +669,12 @@ impl AnyStore {
         })
     }
 
-    /// [`open_path`](Self::open_path), of a file that is there, to look at its lock: creates nothing.
-    /// `None` when there is no such file.
+    /// Opens the lock on an existing file, as [`open_path`](Self::open_path) does, to inspect it.
+    /// Creates nothing. Returns `None` if there is no such file.
     ///
     /// # Errors
     ///
-    /// As `open_path`.
+    /// Returns the errors of `open_path`.
     pub fn find_path(
         path: &Path,
         records: Option<&StoreUrl>,
@@ -710,8 +712,8 @@ impl AnyStore {
         }
     }
 
-    /// Lets `label` say of this process what it holds locks for, in the grants from now on; `None` ends
-    /// that. A store on a server says what it was opened with.
+    /// Records `label` as the label of this process in grants from now on; `None` restores the default.
+    /// A store on a server keeps the label with which it was opened.
     pub fn set_label(&self, label: Option<&str>) {
         match self {
             Self::Files(FileStore::Lease(store)) => store.set_label(label),

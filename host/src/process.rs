@@ -10,13 +10,13 @@ use once_cell::race::OnceBox;
 
 use crate::sync::{Mutex, MutexGuard};
 
-/// This process's number, for people: a forked child in a PID namespace of its own may have its
-/// parent's.
+/// Returns this process's ID, for display: a forked child in its own PID namespace may have the same ID
+/// as its parent.
 pub(crate) fn id() -> u32 {
     imp::id()
 }
 
-/// A number that no process has from which this one was forked.
+/// Returns a number that identifies this process among all processes that it was forked from.
 pub(crate) fn this() -> u32 {
     imp::this()
 }
@@ -27,18 +27,18 @@ pub(crate) fn forks() -> u32 {
     imp::forks()
 }
 
-/// A value of which a forked child makes one of its own. It never looks at its parent's, which another
-/// thread of the parent may have been changing: of the mutexes that were locked then, the child's
-/// copies stay locked.
+/// A value that is separate in each forked child. A child never accesses its parent's value, which
+/// another thread of the parent may have been changing during the fork: a mutex that was locked at that
+/// time stays locked in the child.
 pub(crate) struct PerProcess<T> {
-    /// Whose it is.
+    /// The number of the process that the value belongs to.
     process: u32,
     value: OnceBox<T>,
     childs: OnceBox<Self>,
 }
 
 impl<T> PerProcess<T> {
-    /// One that no process has a value of yet.
+    /// Returns an empty value, which no process has initialized.
     pub(crate) const fn new() -> Self {
         Self::of(0)
     }
@@ -51,18 +51,18 @@ impl<T> PerProcess<T> {
         }
     }
 
-    /// This process's value, if there is one.
+    /// Returns this process's value, if it is initialized.
     pub(crate) fn get(&self) -> Option<&T> {
         self.own().value.get()
     }
 
-    /// This process's value, which `make` makes if there is none.
+    /// Returns this process's value, initialized by `make` if there is none.
     pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
         self.own().value.get_or_init(|| Box::new(make()))
     }
 
-    /// The value of the process that was forked last of those that this one was forked from, and that
-    /// have one.
+    /// Returns the value of the nearest ancestor, among the processes that this one was forked from,
+    /// that has initialized one.
     pub(crate) fn of_parent(&self) -> Option<&T> {
         let this = this();
         self.chain()
@@ -86,7 +86,7 @@ impl<T> PerProcess<T> {
 }
 
 impl<T: Default> PerProcess<Mutex<T>> {
-    /// This process's value, for the caller alone.
+    /// Locks this process's value.
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         let mutex = self.get_or_init(Mutex::default);
         mutex
@@ -94,8 +94,9 @@ impl<T: Default> PerProcess<Mutex<T>> {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// [`lock`](Self::lock), of a value that has files open: the copies of the parent's are closed, unless
-    /// it was changing them at the fork.
+    /// Locks this process's value as [`lock`](Self::lock) does, for a value that owns open files.
+    /// Closes the copies inherited from the parent, unless the parent was changing them during the
+    /// fork.
     pub(crate) fn lock_instead_of_parents(&self) -> MutexGuard<'_, T> {
         if self.get().is_none()
             && let Some(parents) = self.of_parent()
@@ -148,15 +149,16 @@ mod imp {
         FORKS.load(Ordering::Relaxed)
     }
 
-    /// Begins to listen. Two threads may do so at once, and the numbers grow twice as fast then; were
-    /// one to wait for the other, a child that is forked meanwhile would wait for ever.
+    /// Registers the fork handlers. Two threads may do so concurrently; the counter then grows by two
+    /// for each fork. If one thread waited for the other, a child that is forked meanwhile would wait
+    /// forever.
     #[cold]
     fn first() -> u32 {
-        // SAFETY: all three functions do nothing but what pthread_atfork(3) allows: they change
-        // atomics, and ask for the process's number.
+        // SAFETY: all three functions do only what pthread_atfork(3) allows: they change atomics, and
+        // get the process ID.
         #[expect(
             unsafe_code,
-            reason = "nothing else tells of a fork without being asked"
+            reason = "no other mechanism reports a fork without a system call"
         )]
         let listens = unsafe { libc::pthread_atfork(Some(forked), Some(forked), Some(is_child)) };
         if listens != 0 {

@@ -28,8 +28,8 @@ impl Host for System {
     ///
     /// When the operating system has no random numbers to give: there is no safe lock without.
     fn random(&self) -> [u8; 16] {
-        // None is drawn in advance: it would be copied with the process, by whatever copies that, or
-        // with the machine, and two with one owner would both hold.
+        // Owner tokens are never generated in advance: a copy of the process or of the machine would
+        // contain the same token, and both copies would hold the lock.
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).expect("the operating system gives random numbers");
         bits

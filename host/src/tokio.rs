@@ -39,7 +39,7 @@ impl Clock for Tokio {
 }
 
 impl AsyncHost for Tokio {
-    /// Sleeps by the clock that leases go by, on Linux: it counts while the machine is suspended.
+    /// Sleeps, on Linux by the clock that leases use, which advances while the machine is suspended.
     async fn sleep(&self, pause: Duration) {
         #[cfg(target_os = "linux")]
         if crate::alarm::tasks::sleep(pause).await.is_ok() {

@@ -67,8 +67,9 @@ pub fn another_client_can_release_a_transferable_lease(fixture: &impl Fixture) {
     assert_eq!(is_granted(store.release(&one)), !transfers);
 }
 
-/// What the owner releases through another client is no loss to the one that keeps it alive, also when
-/// others have held it since; a store that cannot tell says that it is.
+/// Checks that a release by the owner through another client is not reported as a loss to the client
+/// that renews the lease, even if other owners have held the lock since. A store that cannot determine
+/// this reports a loss.
 pub fn a_renewal_tells_that_the_owner_has_released(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let ephemeral = true;
@@ -98,7 +99,7 @@ pub fn a_renewal_tells_that_the_owner_has_released(fixture: &impl Fixture) {
         granted(elsewhere.release(&other));
         assert_eq!(renewed(store.renew(&one, fence)), expected);
     }
-    // That is nothing that another has done, or done to another.
+    // Here no other owner was involved.
     let two = claim_for(Ttl::NEVER, "lock", 6);
     let fence = granted(store.acquire(&two));
     if store.abilities().evicts {

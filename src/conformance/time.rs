@@ -100,7 +100,8 @@ pub fn a_late_extension_is_refused(fixture: &impl Fixture) {
     refused(store.extend(&claim_for(Ttl::NEVER, "lock", 1)));
 }
 
-/// A renewal counts from itself, and never shortens, in a store that can see to that.
+/// Checks that the ttl of a renewal counts from the renewal, and never shortens the lease, in a store
+/// that supports this.
 pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -118,7 +119,7 @@ pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
     } = store.abilities();
     assert_eq!(is_held, revives || !expires);
     assert_eq!(is_granted(store.extend(&one)), revives);
-    // An end that was taken away is not given back either.
+    // A lease without an expiry does not get one by a renewal either.
     let other = claim_for(Ttl::NEVER, "other", 1);
     let fence = granted(store.acquire(&other));
     let short = claim(fixture, "other", 1);
@@ -127,8 +128,8 @@ pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
     assert_eq!(is_granted(store.extend(&other)), revives);
 }
 
-/// A lease whose time has passed is taken back by a renewal, under the same fence, and by nothing else,
-/// in a store that can see to that.
+/// Checks that an expired lease is taken back by a renewal, under the same fence, and by no other
+/// operation, in a store that supports this.
 pub fn a_late_renewal_takes_the_lease_back(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
@@ -152,15 +153,15 @@ pub fn a_late_renewal_takes_the_lease_back(fixture: &impl Fixture) {
     }
 }
 
-/// Not, however, after it was granted to another, even if that one has released it since; nor under
-/// another fence than its own.
+/// Checks that a late renewal fails after another owner was granted the lock, even if that owner has
+/// released it since, and under any fence but its own.
 pub fn a_late_renewal_takes_nothing_from_others(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     let fence = granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
     if !store.abilities().expires {
-        // Nobody else can have had it.
+        // No other owner can have held the lock.
         return;
     }
     let later = granted(elsewhere.acquire(&two));
@@ -169,7 +170,7 @@ pub fn a_late_renewal_takes_nothing_from_others(fixture: &impl Fixture) {
     granted(elsewhere.release(&two));
     assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost);
     assert_eq!(holder(&elsewhere, &one), None);
-    // The same owner's later grant is another.
+    // A later grant of the same owner is a different grant.
     let again = granted(store.acquire(&one));
     assert_grows(&store, later, again);
     fixture.pass(fixture.ttl());
@@ -179,7 +180,7 @@ pub fn a_late_renewal_takes_nothing_from_others(fixture: &impl Fixture) {
     }
 }
 
-/// Nor after somebody freed it by force, before its time had passed or since.
+/// Checks that a late renewal fails after a force-release, before the expiry or after it.
 pub fn a_late_renewal_undoes_no_eviction(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     if !store.abilities().evicts {
@@ -200,7 +201,7 @@ pub fn a_late_renewal_undoes_no_eviction(fixture: &impl Fixture) {
     }
 }
 
-/// Nor after its owner has released it, late or not.
+/// Checks that a renewal fails after a release by the owner, before the expiry or after it.
 pub fn a_late_renewal_undoes_no_release(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     for (name, is_late) in [("in time", false), ("late", true)] {

@@ -160,7 +160,7 @@ impl AsyncStore for Store {
                     Some("released") => Ok(Renewed::Released),
                     Some("lost") => Ok(Renewed::Lost),
                     _ => Err(StoreError::permanent(
-                        "what the store told of a renewal is none of `granted`, `released` and `lost`",
+                        "the store's reply to a renewal is none of `granted`, `released` and `lost`",
                     )),
                 }
             }

@@ -58,8 +58,8 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     Ok(package)
 }
 
-/// Builds the package and runs its tests: in Node.js, packed and installed, beside the machine's own
-/// locks, whose programs must have been built, and in a browser if there is one.
+/// Builds the package and runs its tests: in Node.js, packed and installed, together with the locks of
+/// this machine, whose programs must have been built, and in a browser if there is one.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
     javascript::ensure_recent(shell)?;
     build(shell)?;

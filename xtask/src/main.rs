@@ -156,7 +156,7 @@ fn test(shell: &Shell) -> ExitCode {
         Ok(())
     });
     if let Some(mut built_ahead) = built_ahead {
-        // Should it have failed, the steps below say why.
+        // If this build failed, the steps below report why.
         report.step("the rest of the release build", || {
             built_ahead.wait()?;
             Ok(())
@@ -175,8 +175,8 @@ fn test(shell: &Shell) -> ExitCode {
     report.end()
 }
 
-/// Starts to build what the last steps run, by the processor time that the steps before them leave while
-/// they wait; nothing where the system has no such class of time.
+/// Starts to build the programs of the last steps, with the processor time that the steps before them
+/// leave idle. Returns `None` on a system without an idle scheduling class.
 fn build_ahead(shell: &Shell) -> Option<Child> {
     let torture = torture::BUILD;
     let script = format!(
@@ -190,9 +190,9 @@ fn build_ahead(shell: &Shell) -> Option<Child> {
     command.spawn().ok()
 }
 
-/// What starts programs of the project, and all tests.
+/// Runs the steps that start programs of the project, and all tests.
 fn tests(shell: &Shell, report: &mut Report, features: &[String]) {
-    // The steps below start what this builds: other features would be another build of everything.
+    // The steps below start these programs: a build with other features would rebuild everything.
     report.step("the tests' programs", || {
         cmd!(
             shell,

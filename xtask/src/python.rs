@@ -12,7 +12,7 @@ use crate::{component, project};
 /// The version that the examples' README names.
 const WASMTIME: &str = "50.0.1";
 
-/// Runs the tests of `examples/python`, which start the command that the tests' programs come with.
+/// Runs the tests of `examples/python`, which start the command that is built with the tests.
 ///
 /// Afterwards `VERROU_PYTHON` is set for the shell's commands, as `host/tests/component_python.rs`
 /// needs it: so `cargo test` comes after this. It is set as soon as there is an interpreter, even

@@ -3,11 +3,11 @@
 use anyhow::Result;
 use xshell::{Shell, cmd};
 
-/// What `cargo` does to build the torture and the command, as released.
+/// The arguments of `cargo` that build the torture program and the command, as released.
 pub(crate) const BUILD: &str = "build --release --package verrou-host \
     --package verrou-torture --bin verrou --bin verrou-torture --locked";
 
-/// Builds the torture and the command, and runs it.
+/// Builds the torture program and the command, and runs the torture.
 pub(crate) fn torture(shell: &Shell, arguments: &[&str]) -> Result<()> {
     let build = BUILD.split_whitespace();
     cmd!(shell, "cargo {build...}").run()?;

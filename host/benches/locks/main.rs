@@ -564,7 +564,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What those who wait cost while nothing happens.
+    /// Measures the cost of waiters while the lock stays held.
     fn idle(&mut self) {
         const WAITERS: usize = 400;
 
@@ -728,13 +728,15 @@ fn pair(store: &FileStore, number: u32) -> Result<()> {
     Ok(())
 }
 
-/// Our command, as it is released if that is there.
+/// Returns the path of the `verrou` command: the release build named by `VERROU_BENCH_COMMAND`, or the
+/// build of this test run.
 fn our_command() -> OsString {
     env::var_os("VERROU_BENCH_COMMAND").unwrap_or_else(|| env!("CARGO_BIN_EXE_verrou").into())
 }
 
-/// How often one of so many processes falls asleep in a second, and what part of a core all of them
-/// take, in percent, that wait by `waiter` for a lock that is held.
+/// Starts `count` processes that wait, by the command of `waiter`, for a held lock. Returns the
+/// voluntary context switches per second of one process, and the CPU time of all of them in percent of
+/// a core.
 fn idle(waiter: impl Fn(&[&str]) -> Command, count: usize) -> Result<(f64, f64)> {
     const SETTLED: Duration = Duration::from_secs(15);
     const LENGTH: Duration = Duration::from_secs(20);
@@ -758,11 +760,13 @@ fn idle(waiter: impl Fn(&[&str]) -> Command, count: usize) -> Result<(f64, f64)>
     Ok((switches / seconds, nanoseconds / seconds / 1e7))
 }
 
-/// Processes, each in a group of its own, that end with this: the first holds a lock.
+/// Processes, each in its own process group, that are killed when this is dropped. The first one holds
+/// the lock.
 struct Processes(Vec<Child>);
 
 impl Processes {
-    /// How often those who wait have fallen asleep, and for how many nanoseconds they have run.
+    /// Returns the total voluntary context switches of the waiters, and their total CPU time in
+    /// nanoseconds.
     fn cost(&self) -> Result<(u64, u64)> {
         let (mut switches, mut ran) = (0, 0);
         for process in &self.0[1..] {
@@ -779,7 +783,7 @@ impl Processes {
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        // The last first, so that none is granted the lock.
+        // Kill the waiters before the holder, so that no waiter is granted the lock.
         for process in self.0.iter_mut().rev() {
             if let Some(group) = i32::try_from(process.id()).ok().and_then(Pid::from_raw) {
                 let _ = kill_process_group(group, Signal::KILL);

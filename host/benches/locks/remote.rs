@@ -14,7 +14,7 @@ use crate::exclusion::Exclusion;
 
 #[cfg(feature = "etcd")]
 #[path = "../../src/server/etcd_client.rs"]
-#[expect(dead_code, reason = "it has what the store needs")]
+#[expect(dead_code, reason = "the store uses all of it")]
 mod etcd_client;
 
 #[cfg(feature = "etcd")]

@@ -195,7 +195,7 @@ Requests, and their answers:
   Whatever cannot be done, or is no request:
       {\"error\":{\"temporary\":false,\"message\":\"...\"}}
 
-An owner is 32 hexadecimal digits, drawn anew for every acquisition. A \"label\" in an acquire
+An owner is 32 hexadecimal digits, generated for each acquisition. A \"label\" in an acquire
 request says what the lock is held for. Lengths of time are whole nanoseconds; null is one without an
 end, or unknown. host/SERVE.md says more.
 
@@ -213,7 +213,7 @@ pub(crate) struct Named {
 }
 
 impl Named {
-    /// The name, which every command line has that was accepted.
+    /// Returns the name; every accepted command line has one.
     pub(crate) fn name(&self) -> Option<&Name> {
         self.name.as_ref().or(self.exact_name.as_ref())
     }
@@ -279,7 +279,7 @@ pub(crate) struct Taking {
     /// them to end
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     zombie: Zombie,
-    /// What the lock is held for, as `show` and `list` say it, instead of the command's words
+    /// Label of the holder, shown by `show` and `list` instead of the command line
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
     /// Ends with N instead of 75 when the lock was not acquired in time
@@ -303,7 +303,7 @@ impl Taking {
         })
     }
 
-    /// What to say of the holder: the label, or else `command`.
+    /// Returns the label of the holder: the given one, or else `command`.
     pub(crate) fn described(&self, command: String) -> String {
         self.label.clone().unwrap_or(command)
     }
@@ -391,7 +391,7 @@ pub(crate) struct Show {
 /// `verrou serve`.
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
-    /// What the program holds locks for, as `show` and `list` say it, unless a request says more
+    /// Label of the program as a holder, shown by `show` and `list`; a request can replace it
     #[arg(long, default_value = "verrou serve", value_name = "TEXT")]
     pub(crate) label: String,
 }
@@ -430,10 +430,11 @@ pub(crate) fn name(text: &str) -> Result<Name, String> {
     text.parse().map_err(coded)
 }
 
-/// Refuses what is more likely a file for `--file`: a lock of that name excludes no other program.
+/// Rejects a name that is more likely meant as a file for `--file`: a lock of that name would not
+/// exclude other programs that lock the file.
 ///
-/// A word that happens to be a file's name is none of these: a lock is often called like what its
-/// holder makes (`verrou run report -- make report`).
+/// A plain word is accepted even if a file of that name exists: a lock is often named after the output
+/// of its holder (`verrou run report -- make report`).
 fn likely_name(text: &str) -> Result<Name, String> {
     let name = name(text)?;
     let path = Path::new(text);
@@ -518,7 +519,7 @@ pub(crate) fn length(text: &str) -> Result<Duration, String> {
     })
 }
 
-/// Refuses a number without a unit, which means seconds to `flock`, `timeout` and `sleep`, and
+/// Rejects a number without a unit: it means seconds to `flock`, `timeout` and `sleep`, and
 /// milliseconds to the libraries.
 fn with_unit(text: &str, code: &str) -> Result<(), String> {
     let number = text.trim();

@@ -1,5 +1,6 @@
-//! SIGPIPE, which Rust's runtime ignores in every program and lets every command take by default:
-//! whether it was ignored before that, so that it is in the command, too.
+//! Restores the disposition of SIGPIPE in commands. Rust's runtime ignores SIGPIPE in every program,
+//! and resets it to the default in every child; this module records whether the signal was ignored
+//! before, and makes the command ignore it then.
 #![expect(
     unsafe_code,
     reason = "nothing safe runs before Rust's runtime does, or changes what becomes of a signal"
@@ -12,14 +13,14 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 static WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
-/// The C library calls this before it calls `main`.
+/// Makes the C library call [`ask`] before `main`.
 // SAFETY: `.init_array` is made of such functions.
 #[cfg(target_os = "linux")]
 #[unsafe(link_section = ".init_array")]
 #[used]
 static ASK: extern "C" fn() = ask;
 
-/// Notes whether SIGPIPE is ignored, and ignores it, as the runtime is about to.
+/// Records whether SIGPIPE is ignored, then ignores it, as the runtime does later.
 #[cfg(target_os = "linux")]
 extern "C" fn ask() {
     if let Ok(before) = ignore() {
@@ -28,8 +29,8 @@ extern "C" fn ask() {
     }
 }
 
-/// Lets the command ignore SIGPIPE if this process was started so. Makes nothing but a system call:
-/// for the child between fork(2) and exec(2).
+/// Makes the command ignore SIGPIPE if this process was started so. Makes only a system call, as the
+/// child between fork(2) and exec(2) requires.
 pub(crate) fn hand_on() -> io::Result<()> {
     if WAS_IGNORED.load(Ordering::Relaxed) {
         ignore()?;

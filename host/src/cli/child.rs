@@ -26,8 +26,9 @@ use super::terminal::Terminal;
 pub(crate) struct Job {
     /// Reaped by number, for the standard library does not tell of a stop.
     _child: Child,
-    /// Its number, which is its group's, too. It is not reaped before [`end`](Self::end): until
-    /// then the kernel gives that number to nothing else, and the group can be signalled.
+    /// The process ID of the command, which is also its process group ID. The process is not reaped
+    /// before [`end`](Self::end): until then the kernel does not reuse the number, and the group can be
+    /// signalled.
     leader: Pid,
     ended: Option<WaitIdStatus>,
     /// A process of the group that outlived the leader.
@@ -35,12 +36,12 @@ pub(crate) struct Job {
     stopped_by: Option<Signal>,
     signals: Signals,
     terminal: Option<Terminal>,
-    /// Whether the command uses the terminal: it began at it, or asked for it since.
+    /// Whether the command uses the terminal: from its start, or since it requested the terminal.
     uses_terminal: bool,
     /// Whether the terminal listens to the command because we let it.
     lent: bool,
     guardian: Guardian,
-    /// Whether it was stopped, and this process with its group could not be.
+    /// Whether the command was stopped while this process and its group could not be stopped.
     left_stopped: bool,
 }
 
@@ -60,8 +61,8 @@ pub(crate) enum Event {
 impl Job {
     /// Starts `command` in a group of its own, with the terminal if it is ours.
     ///
-    /// It inherits `lifeline`, and should this process die before it, it is ended as `ending` says:
-    /// by the kernel, and soon by a [`Guardian`], too.
+    /// The command inherits `lifeline`. If this process dies first, the command is ended as `ending`
+    /// specifies: by the kernel, and also by a [`Guardian`] once that is running.
     pub(crate) fn start(
         mut command: Command,
         lifeline: Option<File>,
@@ -139,7 +140,7 @@ impl Job {
         }
     }
 
-    /// Hands on what signals have come in; returns whether SIGCONT is one of them.
+    /// Forwards pending signals to the command; returns whether SIGCONT was among them.
     fn hand_on(&mut self) -> bool {
         let mut is_continued = false;
         let pending: Vec<_> = self.signals.pending().collect();
@@ -159,7 +160,7 @@ impl Job {
                     {
                         report::say(&obstacle);
                     }
-                    // Nobody else continues it.
+                    // No other process continues the command.
                     if self.left_stopped && matches!(signal, Signal::TERM | Signal::HUP) {
                         self.resume();
                     }
@@ -169,8 +170,8 @@ impl Job {
         is_continued
     }
 
-    /// Returns the terminal to our own group, whose processes were stopped when one of them asked
-    /// for it, and continues them; returns false if the group is in the background.
+    /// Returns the terminal to this process's group, whose processes were stopped when one of them
+    /// requested it, and continues them. Returns false if the group is in the background.
     fn return_terminal(&mut self) -> bool {
         if self.has_terminal() {
             take_back(self.terminal.as_ref());
@@ -183,14 +184,14 @@ impl Job {
         true
     }
 
-    /// Whether the terminal listens to the command.
+    /// Returns whether the command's group is the foreground group of the terminal.
     fn has_terminal(&self) -> bool {
         self.terminal
             .as_ref()
             .is_some_and(|terminal| terminal.listens_to(self.leader))
     }
 
-    /// Whether the terminal listens to our own group.
+    /// Returns whether this process's own group is the foreground group of the terminal.
     fn is_in_foreground(&self) -> bool {
         self.terminal.as_ref().is_some_and(Terminal::is_ours)
     }
@@ -207,7 +208,7 @@ impl Job {
             return Event::Nothing;
         };
         if status.stopped() {
-            // A stop is reported until it is taken; a zombie is left.
+            // `waitid` reports a stop until it is consumed. A zombie is not reaped here.
             self.wait_for(WaitIdOptions::STOPPED);
         }
         match status.stopping_signal().and_then(Signal::from_named_raw) {
@@ -217,19 +218,20 @@ impl Job {
                 self.stopped_by = Some(signal);
                 Event::Stopped
             }
-            // Nobody else could use the terminal until it goes on.
+            // No other process could use the terminal until the command continues.
             Some(signal @ Signal::STOP) if self.has_terminal() => {
                 self.stopped_by = Some(signal);
                 Event::Stopped
             }
-            // Whoever stopped it in another way goes on with it alone, and we go on renewing.
+            // Any other stop concerns the command alone: the process that stopped it continues it, and
+            // renewal goes on meanwhile.
             Some(_) => Event::Nothing,
             None => {
                 self.ended = Some(status);
                 self.guardian.dismiss();
                 if self.lent || self.has_terminal() {
                     take_back(self.terminal.as_ref());
-                    // A neighbour that asked for it before that is stopped.
+                    // A process of this group that requested the terminal before that is stopped.
                     self.hand_on();
                 }
                 Event::Ended
@@ -237,7 +239,7 @@ impl Job {
         }
     }
 
-    /// Reaps what other processes left to this one if it is the first of its PID namespace.
+    /// Reaps orphans, if this process is the first one of its PID namespace.
     #[cfg(target_os = "linux")]
     fn reap_orphans(&self) {
         use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -264,12 +266,13 @@ impl Job {
         self.ended.is_some()
     }
 
-    /// Whether the command has ended, and all that it left in its group, as far as can be seen.
+    /// Returns whether the command and all processes of its group have ended, as far as this system
+    /// shows.
     pub(crate) fn is_gone(&mut self) -> bool {
         if !self.has_ended() {
             return false;
         }
-        // To look at one process takes much less than to look for one.
+        // To check one known process costs much less than to search for one.
         if self
             .left_behind
             .is_some_and(|one| group::has(self.leader, one))
@@ -285,11 +288,11 @@ impl Job {
         }
     }
 
-    /// Stops this process and its group as the command was stopped, until they are continued;
-    /// returns whether the command is to go on, too.
+    /// Stops this process and its group, as the command was stopped, until they are continued. Returns
+    /// whether the command must be continued, too.
     ///
-    /// If nobody could continue them the kernel does not stop them. In the foreground the command
-    /// goes on then, as it would have in that group; in the background it is left stopped.
+    /// The kernel does not stop an orphaned process group. In that case the command continues in the
+    /// foreground, as it would have in that group, and stays stopped in the background.
     pub(crate) fn stop(&mut self) -> bool {
         if self.asks_for_terminal() {
             return true;
@@ -310,14 +313,15 @@ impl Job {
         !self.left_stopped
     }
 
-    /// Whether the command was stopped because it asks for the terminal, which it can have.
+    /// Returns whether the command was stopped because it requests the terminal, and may have it.
     pub(crate) fn asks_for_terminal(&mut self) -> bool {
         let asks = matches!(self.stopped_by, Some(Signal::TTIN | Signal::TTOU));
         self.uses_terminal |= asks;
         asks && (self.is_in_foreground() || self.has_terminal())
     }
 
-    /// Lets the command go on, with the terminal if it uses it and it is ours.
+    /// Continues the command, and gives it the terminal if it uses that and this process's group has
+    /// it.
     pub(crate) fn resume(&mut self) {
         if let Some(terminal) = &self.terminal {
             self.lent = if terminal.is_ours() {
@@ -331,14 +335,15 @@ impl Job {
         let _ = kill_process_group(self.leader, Signal::CONT);
     }
 
-    /// Why what runs of the command cannot be signalled, if so, and what to do about it: it has
-    /// changed its user.
+    /// Returns why the remaining processes of the command cannot be signalled, and what to do about it:
+    /// they have changed their user. Returns `None` if they can be signalled.
     pub(crate) fn obstacle(&self) -> Option<String> {
         let process = match self.ended {
             Some(_) => self.left_behind?,
             None => self.leader,
         };
-        // Its group can be signalled if one process of it can: ours, for one, the guardian.
+        // A group can be signalled if one of its processes can: for example the guardian, which has
+        // this process's user.
         (test_kill_process(process) == Err(Errno::PERM)).then(|| {
             format!(
                 "process {process} cannot be signalled: Operation not permitted; use `sudo verrou …`"
@@ -385,8 +390,9 @@ impl Job {
     }
 }
 
-/// Whether the command has the terminal from the beginning. In a pipeline others of our group may
-/// listen, too, and what a script runs in the background reads from nowhere: it has to ask.
+/// Returns whether the command gets the terminal at its start. In a pipeline other processes of this
+/// group may read from the terminal, too, and a background job of a script reads from /dev/null: such a
+/// command has to request the terminal.
 fn is_at_it() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }
@@ -406,11 +412,13 @@ mod group {
 
     use rustix::process::{Pid, getpid};
 
-    /// Returns a process of `group` that runs. `kill(2)` cannot tell: it finds the leader.
+    /// Returns a running process of `group`. `kill(2)` cannot be used for that: it also finds the
+    /// zombie leader.
     ///
     /// # Errors
     ///
-    /// When this system does not show its processes, or numbers them in another way.
+    /// Fails when this system does not show its processes, or numbers them differently, as in another
+    /// PID namespace.
     pub(super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
         let number = |name: &str| Pid::from_raw(name.parse().ok()?);
         let ourselves = fs::read_link("/proc/self")?;
@@ -426,7 +434,7 @@ mod group {
         Ok(None)
     }
 
-    /// Whether `process` runs, and is one of `group`: `proc_pid_stat(5)`.
+    /// Returns whether `process` runs and is a member of `group`, by `proc_pid_stat(5)`.
     pub(super) fn has(group: Pid, process: Pid) -> bool {
         let Ok(stat) = fs::read(format!("/proc/{process}/stat")) else {
             return false;
@@ -446,12 +454,12 @@ mod group {
 
     use rustix::process::{Pid, test_kill_process_group};
 
-    /// Returns a number if a process of `group` runs: `kill(2)` does not find a zombie here.
+    /// Returns a number if a process of `group` runs: on this system `kill(2)` does not find zombies.
     pub(super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
         Ok(test_kill_process_group(group).is_ok().then_some(group))
     }
 
-    /// Unknown.
+    /// Returns false: membership cannot be determined on this system.
     pub(super) fn has(_group: Pid, _process: Pid) -> bool {
         false
     }
@@ -485,8 +493,8 @@ impl Preparation {
     fn run(&self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
         rustix::process::set_parent_process_death_signal(Some(self.last_will))?;
-        // It may have died before that. In a PID namespace that begins with this child, the parent
-        // has no number.
+        // The parent may have died before the death signal was set. In a PID namespace that begins with
+        // this child, the parent has no process ID.
         if getppid().is_some_and(|parent| parent != self.parent) {
             return Err(Errno::SRCH.into());
         }

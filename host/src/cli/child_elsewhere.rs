@@ -77,7 +77,7 @@ impl Job {
         false
     }
 
-    /// Never here.
+    /// Returns false: a command never requests the terminal on this system.
     pub(crate) fn asks_for_terminal(&mut self) -> bool {
         false
     }
@@ -85,8 +85,8 @@ impl Job {
     /// Nothing here.
     pub(crate) fn resume(&mut self) {}
 
-    /// Nothing here.
-    #[expect(clippy::unused_self, reason = "it is a question elsewhere")]
+    /// Returns `None`.
+    #[expect(clippy::unused_self, reason = "other systems read a field")]
     pub(crate) fn obstacle(&self) -> Option<String> {
         None
     }

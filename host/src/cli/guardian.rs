@@ -1,8 +1,8 @@
 //! The guardian: a process in the command's group that ends the group when `verrou` is killed.
 //!
-//! The kernel's death signal reaches the command alone, not what it has started, and not a command
-//! that has changed its user. The guardian is forked, runs no other program, and has nothing open but
-//! a pipe whose other end is `verrou`'s: its end of file is the end of `verrou`.
+//! The kernel's death signal reaches only the command, not its children, and not a command that has
+//! changed its user. The guardian is forked without exec(2). Its only open descriptor is a pipe whose
+//! other end is open in `verrou`: end of file means that `verrou` has ended.
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::os::fd::AsRawFd;
@@ -18,11 +18,11 @@ use rustix::process::{
 
 use super::run::Ending;
 
-/// From when on a running command has a guardian: starting one would be a good part of what a short
-/// command takes.
+/// The time after which a running command gets a guardian. Starting one earlier would slow down short
+/// commands noticeably.
 const STARTED_AFTER: Duration = Duration::from_millis(100);
 
-/// The guardian of a command, from when it is due until the command has ended.
+/// The guardian of a command, from the time it is due until the command has ended.
 #[derive(Debug)]
 pub(crate) struct Guardian {
     began: Instant,
@@ -34,21 +34,21 @@ pub(crate) struct Guardian {
 enum Stage {
     NotDue,
     Running(Running),
-    /// The command has ended, or no process is to be had.
+    /// The command has ended, or the guardian could not be started.
     Over,
 }
 
 #[derive(Debug)]
 struct Running {
     process: Pid,
-    /// Closed by the kernel when this process ends, however.
+    /// The kernel closes it however this process ends.
     alive: PipeWriter,
-    /// Its number may be another's then.
+    /// Once the process is reaped, its number may belong to another process.
     is_reaped: bool,
 }
 
 impl Guardian {
-    /// The guardian of a command that is started now, and is to be ended in that way.
+    /// Returns the guardian of a command that starts now, and must be ended as `ending` specifies.
     pub(crate) fn new(ending: Ending) -> Self {
         Self {
             began: Instant::now(),
@@ -57,13 +57,13 @@ impl Guardian {
         }
     }
 
-    /// Starts the guardian in `group` if it is due; returns for how long it is not.
+    /// Starts the guardian in `group` if it is due; returns the time until it is due.
     pub(crate) fn start_when_due(&mut self, group: Pid) -> Duration {
         match &mut self.stage {
             Stage::NotDue => {}
             Stage::Running(running) => {
-                // A PID namespace whose first process is the command does not end before all in it
-                // are reaped.
+                // A PID namespace whose first process is the command does not end before all its
+                // processes are reaped.
                 if running.has_ended() {
                     self.stage = Stage::Over;
                 }
@@ -75,12 +75,12 @@ impl Guardian {
         if !left.is_zero() {
             return left;
         }
-        // Without one the kernel's death signal is what there is.
+        // If it cannot be started, the kernel's death signal alone ends the command.
         self.stage = Running::start(group, self.ending).map_or(Stage::Over, Stage::Running);
         Duration::MAX
     }
 
-    /// Ends the guardian, for the command has ended. None is started later.
+    /// Ends the guardian, as the command has ended. No guardian is started after that.
     pub(crate) fn dismiss(&mut self) {
         self.stage = Stage::Over;
     }
@@ -89,7 +89,8 @@ impl Guardian {
 impl Running {
     fn start(group: Pid, ending: Ending) -> io::Result<Self> {
         let (ended, alive) = io::pipe()?;
-        // The guardian is ended by what cannot be blocked alone, and runs none of our handlers.
+        // Block all signals: only those that cannot be blocked end the guardian, and it runs none of
+        // this process's handlers.
         let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
         let forked = process::fork(|| {
             process::close_all_but(ended.as_raw_fd());
@@ -101,13 +102,13 @@ impl Running {
             alive,
             is_reaped: false,
         };
-        // If this fails it is ended again: in our own group it must not do anything.
+        // On failure the guardian is ended: in this process's own group it must not signal anything.
         setpgid(Some(running.process), Some(group))?;
         (&running.alive).write_all(b"!")?;
         Ok(running)
     }
 
-    /// Whether it has ended before its time, or somebody else has reaped it.
+    /// Returns whether the guardian has ended early, or was reaped elsewhere.
     fn has_ended(&mut self) -> bool {
         self.is_reaped |= !matches!(
             waitpid(Some(self.process), WaitOptions::NOHANG),
@@ -119,7 +120,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It is stopped, perhaps, and is to leave the group before anybody looks whether that is gone.
+        // The guardian may be stopped. It must leave the group before this process checks whether the
+        // group is empty.
         if !self.has_ended() {
             let _ = kill_process(self.process, Signal::KILL);
             while let Err(Errno::INTR) = waitpid(Some(self.process), WaitOptions::empty()) {}
@@ -127,12 +129,12 @@ impl Drop for Running {
     }
 }
 
-/// Waits in the guardian until `verrou` has ended, and ends the group then. Makes nothing but system
-/// calls: other threads of `verrou` may have been anywhere when it was forked.
+/// Waits, in the guardian, until `verrou` has ended, then ends the group. Makes only system calls,
+/// since another thread of `verrou` may have held a mutex at the time of the fork.
 fn guard(ended: &PipeReader, ending: Ending) {
     #[cfg(target_os = "linux")]
     let _ = rustix::thread::set_name(c"verrou-guardian");
-    // Until this is said it may be in the group of `verrou`.
+    // Before this byte arrives, the guardian may still be in the group of `verrou`.
     if next(ended) != Ok(1) || next(ended) != Ok(0) {
         return;
     }
@@ -155,14 +157,14 @@ fn next(pipe: &PipeReader) -> Result<usize, Errno> {
     }
 }
 
-/// Returns whether other processes are in this one's group for all of `grace`.
+/// Returns whether the group of this process contains other processes for all of `grace`.
 fn others_within(grace: Duration) -> bool {
     const LOOK: Duration = Duration::from_millis(20);
 
     let group = getpgrp();
     let began = Instant::now();
     loop {
-        // Outside of it, for kill(2) does not leave out the one that asks.
+        // Check from outside of the group, as kill(2) counts the calling process, too.
         let is_empty = setpgid(None, None).is_ok()
             && (test_kill_process_group(group) == Err(Errno::SRCH)
                 || setpgid(None, Some(group)).is_err());
@@ -177,7 +179,7 @@ fn others_within(grace: Duration) -> bool {
     }
 }
 
-/// What the standard library has no safe call for.
+/// System calls for which the standard library has no safe function.
 mod process {
     #![expect(
         unsafe_code,
@@ -191,15 +193,15 @@ mod process {
     use nix::libc;
     use rustix::process::{Pid, Resource, getrlimit};
 
-    /// Makes a process that does `work`, and ends. `work` makes nothing but system calls, on values
-    /// that exist already; it neither allocates nor locks anything.
+    /// Forks a process that runs `work` and exits. `work` must make only system calls, on existing
+    /// values: it must not allocate, nor lock a mutex.
     pub(super) fn fork(work: impl FnOnce()) -> io::Result<Pid> {
-        // SAFETY: the child does what is allowed between fork(2) and exec(2), as `work` promises,
-        // and ends without returning to its caller, or running what was to be run at the end.
+        // SAFETY: the child does only what is allowed between fork(2) and exec(2), as `work` promises.
+        // It exits without returning to its caller, and without running exit handlers.
         match unsafe { libc::fork() } {
             0 => {
                 work();
-                // SAFETY: it has no conditions, and does nothing but to end the process.
+                // SAFETY: `_exit` has no preconditions; it only ends the process.
                 unsafe { libc::_exit(0) }
             }
             number => Pid::from_raw(number)
@@ -208,14 +210,14 @@ mod process {
         }
     }
 
-    /// Closes all descriptors but `kept`, in a process that uses no other from then on.
+    /// Closes all descriptors but `kept`. The process must not use any other descriptor after that.
     pub(super) fn close_all_but(kept: RawFd) {
         let kept = kept.cast_unsigned();
         let before = kept == 0 || close_range(0, kept - 1);
         if before && close_range(kept + 1, u32::MAX) {
             return;
         }
-        // Where that is missing (before Linux 5.9): as many as there usually can be.
+        // Without close_range(2) (before Linux 5.9), close as many numbers as a process usually has.
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         for number in (0..65_536).take_while(|number| u64::from(*number) < limit) {
             if number != kept {

@@ -86,7 +86,7 @@ fn granted(
     }
 }
 
-/// The store, if its locks can be written down at all, and there is one.
+/// Opens the store of `serialized`, if its locks can be serialized and the store exists.
 fn open_for(place: &Place, serialized: &SerializedLock) -> Result<verrou_host::AnyStore, Failure> {
     let name = serialized.name().clone();
     let url = store::url(place)?;

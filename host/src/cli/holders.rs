@@ -12,7 +12,7 @@ use super::exit::Exit;
 use super::report::{self, Failure};
 use super::store;
 
-/// Prints the store that is used.
+/// Prints the URL of the store that is used.
 pub(crate) fn store(place: &Place) -> Result<(), Failure> {
     let url = store::url(place)?.absolute().to_string();
     if place.json {
@@ -21,7 +21,7 @@ pub(crate) fn store(place: &Place) -> Result<(), Failure> {
     report::answer(&url)
 }
 
-/// Says who holds a lock. Creates nothing.
+/// Prints the holder of a lock. Creates nothing.
 pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
     if let Some(path) = &wish.target.file {
         return show_file(place, path);
@@ -45,7 +45,7 @@ pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
     })
 }
 
-/// Says who holds the kernel's lock on a file.
+/// Prints the holder of the kernel's lock on a file.
 fn show_file(place: &Place, path: &Path) -> Result<(), Failure> {
     let found = AnyStore::find_path(path, place.store.as_ref(), &store::options(place))?;
     let shown = path.display().to_string();
@@ -173,7 +173,7 @@ pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Fa
     })
 }
 
-/// Says that there is no store of which a lock could be freed.
+/// Reports that the store does not exist, so that no lock was force-released.
 fn nobody_evicted(place: &Place, wish: &ForceRelease, name: &Name) -> Result<(), Failure> {
     let missing = store::missing(&store::url(place)?);
     if let Some(fence) = wish.fence {
@@ -200,8 +200,8 @@ fn evict_anyone(
                     return Ok((true, who.fence, Some(who)));
                 }
             }
-            // A lease that has expired is not renewed after this; and some locks can be freed although
-            // nobody can tell how they stand.
+            // An expired lease cannot be renewed after a force-release. Some locks can be
+            // force-released although their state cannot be read.
             Ok(None) | Err(_) => return Ok((evict(store, name, None)?, None, None)),
         }
     }
@@ -211,7 +211,7 @@ fn evict(store: &AnyStore, name: &Name, only: Option<Fence>) -> Result<bool, Fai
     match store.evict(name, only) {
         Ok(reply) => Ok(reply.is_granted()),
         Err(err) => Err(match err.get_ref().downcast_ref() {
-            // The store has no such operation.
+            // The store does not support force-release.
             Some(err @ FileError::NotEvictable { .. }) => {
                 Failure::new(Exit::Usage, err.to_string())
             }

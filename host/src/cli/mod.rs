@@ -110,13 +110,14 @@ fn refuse(err: &clap::Error) -> ExitCode {
     Exit::Usage.into()
 }
 
-/// Whether errors are to be JSON, on a command line that makes no sense.
+/// Returns whether a command line that cannot be parsed asks for errors as JSON.
 fn wants_json() -> bool {
     let mut words = env::args_os().skip(1).take_while(|word| word != "--");
     words.any(|word| word == "--json")
 }
 
-/// What clap says, without its hints, and with the code that it ends with as such.
+/// Returns the failure for an error text of clap, without its hints. An error code in parentheses at
+/// the end of the text becomes the code of the failure.
 fn usage_failure(text: &str) -> Failure {
     let what = text.split("\n\n").next().unwrap_or_default();
     let what = what.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,5 +1,5 @@
-//! A lock that one of this process's ancestors holds, and waits for this process to end: which locks
-//! these are, `VERROU_HELD` says.
+//! Detection of self-deadlock: a lock that is held by an ancestor of this process, which waits for this
+//! process to end. `VERROU_HELD` lists these locks.
 
 use std::env;
 
@@ -12,7 +12,8 @@ use super::report::{self, Failure};
 /// A JSON array of objects with the `name`, the `fence` and the `process` of a grant.
 pub(crate) const VARIABLE: &str = "VERROU_HELD";
 
-/// What `VERROU_HELD` is to a command that runs under `lease`, too.
+/// Returns the value of `VERROU_HELD` for a command that runs under `lease`, in addition to the locks
+/// listed so far.
 pub(crate) fn with(lease: &Lease) -> String {
     let mut held = held();
     held.push(json!({
@@ -23,14 +24,14 @@ pub(crate) fn with(lease: &Lease) -> String {
     Value::Array(held).to_string()
 }
 
-/// Refuses to wait for the lock `name` when an ancestor holds it.
+/// Fails if an ancestor holds the lock `name`: waiting for it would never end.
 pub(crate) fn refuse(store: &impl Store, name: &Name) -> Result<(), Failure> {
     let mut held = held();
     held.retain(|grant| grant["name"] == name.as_str());
     if held.is_empty() {
         return Ok(());
     }
-    // What was said when a process was started need not be true any more.
+    // The variable was set when the process was started and may be outdated: check the store.
     match store.inspect(name) {
         Ok(Some(holder)) if held.iter().any(|grant| is_of(&holder, grant)) => Err(Failure::coded(
             Exit::NotAcquired,

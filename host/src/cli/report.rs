@@ -113,17 +113,17 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
     line
 }
 
-/// Says `what` on the standard error, as one line.
+/// Prints `what` to standard error, as one line.
 pub(crate) fn say(what: &str) {
     to_stderr(&format!("verrou: {}", one_line(what)));
 }
 
-/// [`say`], of several lines.
+/// Prints `what` to standard error, as one or several lines.
 pub(crate) fn say_lines(what: &str) {
     to_stderr(&format!("verrou: {}", printable(what)));
 }
 
-/// Says `what`, which does not keep the command from doing its work, on the standard error.
+/// Prints the warning `what` to standard error. The command still does its work.
 pub(crate) fn warn(json: bool, what: &str) {
     if json {
         to_stderr(&in_json(&json!({ "warning": what })));
@@ -137,7 +137,7 @@ fn printable(text: &str) -> String {
     escaped(text, |char| char != '\n' && is_harmful(char))
 }
 
-/// [`printable`], as one line.
+/// Returns `text` as [`printable`] does, on one line.
 pub(crate) fn one_line(text: &str) -> String {
     escaped(text, is_harmful)
 }
@@ -154,8 +154,8 @@ fn escaped(text: &str, is_harmful: impl Fn(char) -> bool) -> String {
     safe
 }
 
-/// Whether `char` controls a terminal, ends a line, or changes the direction in which the others are
-/// shown.
+/// Returns whether `char` is a terminal control character, a line break, or a character that changes
+/// the direction of the text.
 fn is_harmful(char: char) -> bool {
     char.is_control()
         || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -167,7 +167,7 @@ fn in_json(value: &Value) -> String {
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
         if is_harmful(char) {
-            // In a string: nowhere else is there any. None is longer than four digits.
+            // Such characters occur only in JSON strings. None has more than four hexadecimal digits.
             let _ = write!(safe, "\\u{:04x}", u32::from(char));
         } else {
             safe.push(char);
@@ -176,7 +176,7 @@ fn in_json(value: &Value) -> String {
     safe
 }
 
-/// The stable name of an error that `text` is, if it is one.
+/// Returns the stable error code whose text is `text`, if there is one.
 pub(crate) fn code(text: &str) -> Option<&'static str> {
     const CODES: [&str; 5] = [
         "E_INVALID_NAME",
@@ -202,12 +202,12 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints what the command was asked for, as one line. A reader that has gone away has had enough.
+/// Prints the result of the command, as one line. A closed pipe at the reader's end is no failure.
 pub(crate) fn answer(text: &str) -> Result<(), Failure> {
     answer_lines(&one_line(text))
 }
 
-/// [`answer`], of several lines.
+/// Prints the result of the command, as one or several lines.
 pub(crate) fn answer_lines(text: &str) -> Result<(), Failure> {
     match print(&printable(text)) {
         Err(err) if err.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(&err)),

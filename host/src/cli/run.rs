@@ -26,12 +26,12 @@ const LOOK: Duration = Duration::from_millis(10);
 /// down, would be most of what a short one takes.
 const WATCHED_AFTER: Duration = Duration::from_millis(100);
 
-/// How a command is ended when this process is killed.
+/// How the command is ended when this process is killed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Ending {
     /// By SIGKILL, at once.
     Kill,
-    /// By SIGTERM, and SIGKILL if it takes longer than this.
+    /// By SIGTERM, and by SIGKILL after `grace`.
     Terminate { grace: Duration },
 }
 
@@ -85,10 +85,11 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
         if let Err(lost) = keep(&held, &opened, &mut job) {
             end_lost(place, wish, lost, &mut job);
             if job.has_ended() {
-                // Not sooner: what the kernel locks for us excludes others until the command is gone.
+                // Not earlier: the kernel's lock excludes other processes until the command is gone.
                 drop(held);
             } else {
-                // It excludes others until then by what it has inherited.
+                // The descriptor inherited by the command excludes other processes until the command is
+                // gone.
                 mem::forget(held);
             }
             return Ok((job, true));
@@ -152,7 +153,7 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
 fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
     let began = Instant::now();
     let mut watch = None;
-    // Nobody has renewed the lease for as long as we were stopped, or may have been.
+    // The lease was not renewed while this process was stopped, or may have been.
     let mut was_stopped = false;
     let mut is_confirmed = true;
     loop {
@@ -163,7 +164,8 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
                 return ControlFlow::Continue(());
             }
             if !is_confirmed {
-                // When the store cannot tell, it is asked again soon; until then the time counts.
+                // If the store fails, the renewal is retried soon; until then the lease's own expiry
+                // counts.
                 is_confirmed = true;
                 job.resume();
             }
@@ -183,7 +185,7 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
                 }
             }
             let watch = watch.as_ref().and_then(Option::as_ref);
-            // Read in any case: a descriptor that stays readable ends every wait at once.
+            // Read the descriptor in any case: if it stayed readable, every wait would end at once.
             let is_lost = watch.is_some_and(LossWatch::is_lost);
             // When the store cannot tell, it is asked again soon anyway.
             let can_tell = !matches!(machine.health(), Health::Unknown(_));
@@ -199,7 +201,7 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
         match event {
             Event::Nothing => {}
             Event::Ended => return Ok(()),
-            // It goes on when it is sure that the lock is still held.
+            // The command continues when the lock is confirmed to be still held.
             Event::Stopped => {
                 if job.stop() {
                     (was_stopped, is_confirmed) = (true, false);
@@ -210,15 +212,15 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
     }
 }
 
-/// Says that the lock is lost, and sees to it that nothing of the command goes on without it, unless
-/// it is wished.
+/// Reports that the lock is lost, and ends all processes of the command, unless `--on-lost ignore` was
+/// given.
 fn end_lost(place: &Place, wish: &Run, lost: Error, job: &mut Job) {
     match wish.on_lost {
         OnLost::Ignore => {}
         OnLost::Term => job.terminate(),
         OnLost::Kill => job.kill(),
     }
-    // Also what has outlived it.
+    // This includes processes that outlived the command itself.
     let is_gone = job.is_gone();
     let obstacle = job.obstacle().filter(|_| wish.on_lost != OnLost::Ignore);
     say_lost(place, wish, lost, job, obstacle);
@@ -241,7 +243,7 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job, obstacle: Option<
     });
     let is_revoked = matches!(&lost, Error::Lost { loss, .. } if *loss == Loss::Revoked);
     let mut failure = Failure::from(lost);
-    // The kernel's lock on a file is taken from nobody.
+    // The kernel's lock on a file cannot be force-released.
     if let (Some(path), true) = (&wish.target.file, is_revoked) {
         failure = failure.advising(&format!("`{}` was removed or replaced", path.display()));
     }
@@ -270,7 +272,7 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
                 } else {
                     left
                 });
-                // It may ask how to end.
+                // The command may prompt on the terminal before it ends.
                 if event == Event::Stopped && job.asks_for_terminal() {
                     job.resume();
                 }

@@ -23,7 +23,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Answers the requests on the standard input, until it ends.
 pub(crate) fn serve(place: &Place, wish: &Serve) -> Result<(), Failure> {
-    // Each lease keeps a file open, and this process starts no other that would inherit the limit.
+    // Each lease keeps a file open. This process starts no other process that would inherit the limit.
     raise_descriptor_limit();
     let options = StoreOptions {
         command: Some(wish.label.clone()),
@@ -49,7 +49,7 @@ pub(crate) fn serve(place: &Place, wish: &Serve) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lets this process open as many files as it may allow itself: setrlimit(2).
+/// Raises this process's soft limit of open files to the hard limit, by setrlimit(2).
 fn raise_descriptor_limit() {
     #[cfg(unix)]
     {
@@ -60,7 +60,7 @@ fn raise_descriptor_limit() {
             current: limit.maximum,
             ..limit
         };
-        // Should the system refuse, the limit stays as it is.
+        // If the system refuses, the limit stays unchanged.
         let _ = setrlimit(Resource::Nofile, raised);
     }
 }
@@ -107,7 +107,7 @@ struct Claimed {
     #[serde(deserialize_with = "Option::deserialize")]
     ttl: Option<u64>,
     ephemeral: bool,
-    /// For people, of an acquisition.
+    /// The label of an acquisition, for people.
     #[serde(default)]
     label: Option<String>,
 }
@@ -120,7 +120,7 @@ struct Renewal {
     #[serde(deserialize_with = "Option::deserialize")]
     ttl: Option<u64>,
     ephemeral: bool,
-    /// To leave it out is not to say that any grant of the owner is meant.
+    /// A mandatory member: an absent one must not be read as any grant of the owner.
     #[serde(deserialize_with = "Option::deserialize")]
     fencing_token: Option<u64>,
 }
@@ -343,7 +343,7 @@ fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
     })
 }
 
-/// The fencing token that the member `member` has.
+/// Returns the fencing token in the member `member` of the request.
 fn granted_fence(member: &str, token: Option<u64>) -> Result<Option<Fence>, Answer> {
     match token.map(Fence::new) {
         Some(None) => Err(Answer::wrong(&format!(

@@ -15,7 +15,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use verrou_host::Alarm;
 
-/// What is handed on to the command.
+/// The signals that are forwarded to the command.
 const FORWARDED: [Signal; 7] = [
     Signal::INT,
     Signal::TERM,
@@ -26,9 +26,9 @@ const FORWARDED: [Signal; 7] = [
     Signal::WINCH,
 ];
 
-/// What stops jobs. It comes from a terminal to the command by itself if that has the terminal, and
-/// here only if it is meant for all of us, or another process of our group asks for the terminal.
-/// The command stops then, and we see that.
+/// The job-control stop signals. If the command has the terminal, the terminal sends them to the
+/// command directly. This process receives them only if they are sent to all processes, or if another
+/// process of its group requests the terminal. The command stops then, and this process observes that.
 const STOPS: [Signal; 3] = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
 
 /// Signals, as something that can be waited for.
@@ -38,24 +38,25 @@ pub(crate) struct Signals {
     alarm: Option<Alarm>,
 }
 
-/// Lets a write beyond the limit of a file's size (`ulimit -f`) fail, instead of ending this process by
-/// SIGXFSZ. A command that is started is ended by it as before: a handler is not inherited.
+/// Makes a write beyond the file size limit (`ulimit -f`) fail, instead of ending this process by
+/// SIGXFSZ. Commands started by this process are still ended by the signal, as handlers are not
+/// inherited.
 pub(crate) fn report_file_size_limit() {
     if !disposition::is_ignored(Signal::XFSZ) {
         let noticed = Arc::new(AtomicBool::new(false));
-        // Without it, the signal does what it does by default.
+        // On failure the signal keeps its default action.
         let _ = signal_hook::flag::register(Signal::XFSZ.as_raw(), noticed);
     }
 }
 
-/// Whether a signal that ends programs ends this one, the first process of its PID namespace.
+/// Whether a terminating signal ends this process, if it is the first one of its PID namespace.
 static ENDS_FIRST_PROCESS: AtomicBool = AtomicBool::new(true);
 
-/// Lets signals end this process until a command runs to which they are handed on. They may have been
-/// blocked by its parent; and for the first process of a PID namespace, such as a container's, they do
-/// nothing by default, and orphans are not reaped.
+/// Makes signals end this process until a command runs to which they are forwarded. The parent may have
+/// blocked them. For the first process of a PID namespace, such as a container's, their default action
+/// is to do nothing, and orphans are not reaped by default.
 pub(crate) fn end_by_signals() {
-    // Without it they do what they would do in any other program.
+    // On failure the signal mask stays as inherited.
     let _ = unblock();
     if !getpid().is_init() {
         return;
@@ -63,18 +64,18 @@ pub(crate) fn end_by_signals() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
         if !disposition::is_ignored(signal) {
             let signal = signal.as_raw();
-            // What is not registered cannot end it.
+            // On failure this signal cannot end the process.
             let _ = register_conditional_shutdown(signal, 128 + signal, &ENDS_FIRST_PROCESS);
         }
     }
     disposition::ignore(Signal::CHILD);
-    // Those that ended before that.
+    // Reap the children that ended before that.
     while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
 }
 
 impl Signals {
-    /// Listens for the end of children, and for what stops jobs: we alone are not to be stopped.
-    /// All other signals do what they do by default, or nothing if they are ignored.
+    /// Installs handlers for the end of children, and for the stop signals, which must not stop this
+    /// process alone. All other signals keep their default action, or stay ignored.
     pub(crate) fn new() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         let stops = STOPS
@@ -119,7 +120,7 @@ impl Signals {
         let _ = output.thread_unblock();
         // An interruption is a signal; whatever else fails, the caller looks at its clock.
         let _ = poll(&mut awaited, timeout.as_ref());
-        // A write to the terminal from the background would be interrupted again and again.
+        // Otherwise a write to the terminal from the background would be interrupted repeatedly.
         let _ = output.thread_block();
     }
 
@@ -171,7 +172,7 @@ mod disposition {
         action(signal, None).is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
     }
 
-    /// Ignores `signal`. Children whose end is not asked for leave nothing to be reaped.
+    /// Ignores `signal`. If SIGCHLD is ignored, children leave no zombies.
     pub(super) fn ignore(signal: Signal) {
         // SAFETY: all-zero is a valid `sigaction`: the default action, no flags, no mask.
         let mut ignore: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -208,8 +209,8 @@ mod disposition {
     fn action(signal: Signal, next: Option<&libc::sigaction>) -> Option<libc::sigaction> {
         let mut before = MaybeUninit::uninit();
         let next = next.map_or(ptr::null(), ptr::from_ref);
-        // SAFETY: both pointers are null or valid; the action set runs nothing, or is one that
-        // was set before. When the call succeeds, `before` is written.
+        // SAFETY: both pointers are null or valid; the new action has no handler, or was installed
+        // before. If the call succeeds, `before` is written.
         unsafe {
             (libc::sigaction(signal.as_raw(), next, before.as_mut_ptr()) == 0)
                 .then(|| before.assume_init())

@@ -1,5 +1,5 @@
-//! Whether there is a standard output: Rust's runtime puts `/dev/null` in the place of one that is
-//! closed, which takes all that is written to it.
+//! Detects a closed standard output. Rust's runtime replaces a closed one by `/dev/null`, which accepts
+//! and discards all output.
 #![cfg_attr(
     target_os = "linux",
     expect(unsafe_code, reason = "nothing safe runs before Rust's runtime does")
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// The C library calls this before it calls `main`.
+/// Makes the C library call [`ask`] before `main`.
 // SAFETY: `.init_array` is made of such functions.
 #[cfg(target_os = "linux")]
 #[unsafe(link_section = ".init_array")]
@@ -19,7 +19,7 @@ static ASK: extern "C" fn() = ask;
 
 #[cfg(target_os = "linux")]
 extern "C" fn ask() {
-    // SAFETY: descriptor 1 is borrowed for this call alone, which only asks whether it is open.
+    // SAFETY: descriptor 1 is borrowed for this call only, which checks whether it is open.
     let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(1) };
     WAS_CLOSED.store(
         rustix::io::fcntl_getfd(descriptor).is_err(),
@@ -27,7 +27,7 @@ extern "C" fn ask() {
     );
 }
 
-/// Fails when there was no standard output when this process was started.
+/// Fails if standard output was closed when this process was started.
 pub(crate) fn check() -> io::Result<()> {
     if WAS_CLOSED.load(Ordering::Relaxed) {
         return Err(io::Error::other("it is closed"));

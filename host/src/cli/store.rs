@@ -15,7 +15,7 @@ use super::nested;
 use super::report::{self, Failure, say};
 use super::waiting::Announced;
 
-/// Names the store where `--store` does not.
+/// The environment variable that names the store if `--store` is not given.
 const VARIABLE: &str = "VERROU_STORE";
 
 /// A lock of the store.
@@ -24,7 +24,7 @@ pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, AnyStore>, System>;
 /// Such a lock, held.
 pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, AnyStore>, System>;
 
-/// The lock's name.
+/// Returns the lock's name, or a usage error if there is none.
 pub(crate) fn name(given: Option<&Name>) -> Result<&Name, Failure> {
     given.ok_or_else(|| Failure::new(Exit::Usage, "no NAME was given"))
 }
@@ -71,7 +71,7 @@ pub(crate) fn open(place: &Place) -> Result<AnyStore, Failure> {
     open_with(place, &options(place)).map(|(store, _)| store)
 }
 
-/// The store, opened, and where it is.
+/// Opens the store, and returns it with its URL.
 pub(crate) fn open_with(
     place: &Place,
     options: &StoreOptions,
@@ -87,7 +87,7 @@ pub(crate) fn open_with(
     }
 }
 
-/// The store, unless it would have to be made first.
+/// Opens the store; returns `None` if its directory does not exist.
 pub(crate) fn open_existing(place: &Place) -> Result<Option<AnyStore>, Failure> {
     let is_missing = url(place)?.folder().is_some_and(|folder| {
         matches!(folder.path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
@@ -98,12 +98,12 @@ pub(crate) fn open_existing(place: &Place) -> Result<Option<AnyStore>, Failure> 
     open(place).map(Some)
 }
 
-/// What to say of a store that would have to be made first.
+/// Returns the message for a store that does not exist.
 pub(crate) fn missing(url: &StoreUrl) -> String {
     format!("there is no store {}", url.clone().absolute())
 }
 
-/// The kernel's lock on the file `path`, of which there may be no records.
+/// Opens the kernel's lock on the file `path`, for which grants may be unrecorded.
 pub(crate) fn open_path(
     place: &Place,
     path: &Path,
@@ -162,7 +162,7 @@ pub(crate) fn with_lock<T>(
 }
 
 impl Taking {
-    /// `failure`, ending with what `-E` says.
+    /// Returns `failure` with the exit code of `-E`.
     fn not_acquired(&self, failure: Failure) -> Failure {
         match self.conflict_exit_code {
             Some(code) => failure.exiting(code),

@@ -320,7 +320,7 @@ impl wit::HostRenewal for Locks {
                 wait: nanos(wait),
                 why: why.to_string(),
             }),
-            // There is no word of its own for that here.
+            // The WIT interface has no value for this.
             Keeping::Released => wit::Keeping::Lost(wit::Loss::Revoked),
             Keeping::Lost(loss) => wit::Keeping::Lost(match loss {
                 Loss::Revoked => wit::Loss::Revoked,

@@ -1,8 +1,8 @@
-//! A client of etcd, for the requests that [`EtcdStore`](super::EtcdStore) makes.
+//! A client of etcd for the requests of [`EtcdStore`](super::EtcdStore).
 //!
-//! It declares the messages of etcd's protocol (`etcdserverpb/rpc.proto`, version 3.4) that it sends and
-//! reads, and no fields that it does not use, so that no compiler of `.proto` files is needed. Numbers are
-//! those of that file; fields that are not declared are skipped when they are read.
+//! The messages of etcd's protocol (`etcdserverpb/rpc.proto`, version 3.4) are declared here by hand,
+//! so that no compiler of `.proto` files is needed. Only the fields in use are declared; all other
+//! fields are skipped when a message is read. Field numbers are those of that file.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,24 +16,24 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-/// A failed request or a server that cannot be connected to.
+/// A failed request, or a failed connection to a server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Status(#[from] Status),
-    /// An address or certificates that cannot be used.
+    /// An invalid address or certificate.
     #[error(transparent)]
     Endpoint(#[from] tonic::transport::Error),
 }
 
 pub(crate) struct ConnectOptions {
-    /// For connecting, and for each answer to a keep-alive ping.
+    /// The timeout for a connection attempt, and for each answer to a keep-alive ping.
     pub(crate) timeout: Duration,
     pub(crate) user: Option<(String, String)>,
     pub(crate) tls: Option<ClientTlsConfig>,
 }
 
-/// One connection to each member, shared by all clones.
+/// A client with one connection to each member, shared by all clones.
 #[derive(Clone)]
 pub(crate) struct Client {
     grpc: Grpc<Channel>,
@@ -44,7 +44,7 @@ struct User {
     name: String,
     password: String,
     token: RwLock<Option<Token>>,
-    /// Held by the request that renews the token, so that concurrent requests do so once.
+    /// Locked by the request that renews the token, so that concurrent requests renew it only once.
     renewing: tokio::sync::Mutex<()>,
 }
 
@@ -58,8 +58,8 @@ impl User {
 }
 
 impl Client {
-    /// Connects to the cluster with these members, as URLs. With a user, one of them is asked for a token;
-    /// otherwise the first request connects.
+    /// Connects to the cluster with these members, given as URLs. With a user, this requests a token
+    /// from one member; otherwise the first request connects.
     pub(crate) async fn connect(
         members: &[String],
         options: &ConnectOptions,
@@ -68,7 +68,8 @@ impl Client {
         for member in members {
             let mut endpoint = Endpoint::from_shared(member.clone())?
                 .connect_timeout(options.timeout)
-                // Servers take more frequent pings, or those without a request, for an attack.
+                // Servers close connections with more frequent pings, or with pings while no request is
+                // open.
                 .http2_keep_alive_interval(Duration::from_secs(10))
                 .keep_alive_timeout(options.timeout)
                 .keep_alive_while_idle(false);
@@ -108,7 +109,7 @@ impl Client {
         self.ask("/etcdserverpb.KV/Txn", txn).await
     }
 
-    /// Returns the number of a new lease.
+    /// Creates a lease, and returns its number.
     pub(crate) async fn lease_grant(&self, seconds: i64) -> Result<i64, Error> {
         let request = LeaseGrantRequest { ttl: seconds };
         let granted: Lease = self.ask("/etcdserverpb.Lease/LeaseGrant", request).await?;
@@ -121,7 +122,7 @@ impl Client {
         Ok(())
     }
 
-    /// Returns whether the lease was there to be kept alive.
+    /// Keeps a lease alive; returns whether the lease still exists.
     pub(crate) async fn lease_keep_alive(&self, id: i64) -> Result<bool, Error> {
         let path = "/etcdserverpb.Lease/LeaseKeepAlive";
         let mut answers: Streaming<Lease> = self.open(path, LeaseRequest { id }).await?;
@@ -143,7 +144,7 @@ impl Client {
             .await
     }
 
-    /// Returns what happens to `key` from the revision `since` on.
+    /// Returns the stream of events of `key`, beginning with the revision `since`.
     pub(crate) async fn watch(
         &self,
         key: Vec<u8>,
@@ -159,7 +160,7 @@ impl Client {
         self.open("/etcdserverpb.Watch/Watch", request).await
     }
 
-    /// Makes a request that has one answer.
+    /// Sends a request that has one answer.
     async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Error>
     where
         Q: Message + Clone + 'static,
@@ -175,7 +176,7 @@ impl Client {
         }
     }
 
-    /// Makes a request whose answers come until they are dropped.
+    /// Sends a request that has a stream of answers, which ends when the stream is dropped.
     async fn open<Q, A>(&self, path: &'static str, request: Q) -> Result<Streaming<A>, Error>
     where
         Q: Message + Clone + 'static,
@@ -218,7 +219,7 @@ impl Client {
         A: Message + Default + 'static,
     {
         let (mut grpc, path) = (self.ready().await?, PathAndQuery::from_static(path));
-        // The end of the requests would be the end of the answers.
+        // Keep the request stream open: its end would end the answer stream.
         let requests = tokio_stream::once(request).chain(tokio_stream::pending());
         let requests = with_metadata(requests, token);
         let answers = grpc.streaming(requests, path, ProstCodec::default());
@@ -241,7 +242,7 @@ impl Client {
         self.user.is_some() && needs_new_token(status)
     }
 
-    /// Replaces the `expired` token, unless a concurrent request has done so.
+    /// Replaces the `expired` token, unless a concurrent request has replaced it already.
     async fn renew(&self, expired: Option<Token>) -> Result<(), Status> {
         if let Some(user) = &self.user {
             let _renewing = user.renewing.lock().await;
@@ -252,7 +253,7 @@ impl Client {
         Ok(())
     }
 
-    /// Gets a new token for `user`.
+    /// Requests a new token for `user`.
     async fn authenticate(&self, user: &User) -> Result<(), Status> {
         let request = AuthenticateRequest {
             name: user.name.clone(),
@@ -285,7 +286,7 @@ fn needs_new_token(status: &Status) -> bool {
 /// Makes a request of a message.
 fn with_metadata<T>(message: T, token: Option<Token>) -> Request<T> {
     let mut request = Request::new(message);
-    // A member that is cut off from the majority refuses it.
+    // A member that is separated from the majority rejects a request with this metadata.
     let required = MetadataValue::from_static("true");
     request.metadata_mut().insert("hasleader", required);
     if let Some(token) = token {
@@ -294,7 +295,7 @@ fn with_metadata<T>(message: T, token: Option<Token>) -> Request<T> {
     request
 }
 
-/// A message of which no field is used.
+/// A message without any field in use.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Nothing {}
 
@@ -330,7 +331,7 @@ struct LeaseGrantRequest {
     ttl: i64,
 }
 
-/// To keep a lease alive, or to revoke it.
+/// A request to keep a lease alive, or to revoke it.
 #[derive(Clone, PartialEq, Message)]
 struct LeaseRequest {
     #[prost(int64, tag = "1")]
@@ -342,7 +343,7 @@ struct LeaseRequest {
 struct Lease {
     #[prost(int64, tag = "2")]
     id: i64,
-    /// Seconds; none of a lease that is not there.
+    /// In seconds; zero if the lease does not exist.
     #[prost(int64, tag = "3")]
     ttl: i64,
 }
@@ -357,7 +358,7 @@ struct TimeToLiveRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct TimeToLiveResponse {
-    /// Seconds.
+    /// In seconds.
     #[prost(int64, tag = "3")]
     pub(crate) ttl: i64,
     #[prost(int64, tag = "4")]
@@ -398,7 +399,7 @@ pub(crate) struct KeyValue {
     pub(crate) mod_revision: i64,
     #[prost(bytes = "vec", tag = "5")]
     pub(crate) value: Vec<u8>,
-    /// 0 of a key that has none.
+    /// The number of the key's lease; 0 if the key has none.
     #[prost(int64, tag = "6")]
     pub(crate) lease: i64,
 }
@@ -424,14 +425,14 @@ pub(crate) struct Range {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Enumeration)]
 #[repr(i32)]
 pub(crate) enum Order {
-    /// That of the keys.
+    /// The order of the keys.
     None = 0,
     Ascending = 1,
     Descending = 2,
 }
 
 impl Range {
-    /// All keys that begin with `prefix`.
+    /// Selects all keys that begin with `prefix`.
     pub(crate) fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
         let key = prefix.into();
         Self {
@@ -441,12 +442,12 @@ impl Range {
         }
     }
 
-    /// The first `limit` of them.
+    /// Limits the result to the first `limit` keys.
     pub(crate) fn limit(self, limit: i64) -> Self {
         Self { limit, ..self }
     }
 
-    /// Sorts them by the revision that created them.
+    /// Sorts the keys by the revision that created them.
     pub(crate) fn by_creation(self, order: Order) -> Self {
         const CREATE: i32 = 2;
 
@@ -457,7 +458,7 @@ impl Range {
         }
     }
 
-    /// Those that were created by then.
+    /// Limits the result to keys created at `revision` or before.
     pub(crate) fn created_by(self, revision: i64) -> Self {
         Self {
             max_create_revision: revision,
@@ -473,7 +474,7 @@ impl Range {
     }
 }
 
-/// The first key after all those that begin with `prefix`, as etcd has it.
+/// Returns the end of the range of all keys that begin with `prefix`, as etcd defines it.
 fn end_of(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -650,7 +651,7 @@ impl Compare {
         Self::of(key.into(), compare, Target::Value(value.into()))
     }
 
-    /// Compares all keys that begin with this one.
+    /// Extends the comparison to all keys that begin with this one.
     pub(crate) fn with_prefix(self) -> Self {
         Self {
             end: end_of(&self.key),
@@ -685,7 +686,7 @@ pub(crate) struct TxnResponse {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct TxnOpResponse {
-    /// Nothing of a put or delete.
+    /// `None` for a put or a delete.
     #[prost(oneof = "OperationResponse", tags = "1, 4")]
     pub(crate) response: Option<OperationResponse>,
 }

@@ -176,7 +176,7 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     transfers: true,
     evicts: true,
     fences: true,
-    // What has expired there is gone, or does not tell of another's grant since.
+    // An expired record on a server is deleted, or does not show whether another grant followed.
     revives: false,
 };
 

@@ -1,4 +1,4 @@
-//! The kernel's lock on exactly one file, where there is nowhere to record its grants.
+//! The kernel's lock on exactly one file, without a directory for records of its grants.
 
 use std::fs::File;
 use std::io;
@@ -17,8 +17,8 @@ use super::{StoreOptions, kernel_lock, os};
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 
-/// The kernel's lock (`flock(2)`) on one file: exclusion and nothing else. Grants have no fencing
-/// token, and waiters poll, in no order.
+/// The kernel's lock (`flock(2)`) on one file: mutual exclusion only. Grants have no fencing token, and
+/// waiters poll, in no order.
 #[derive(Debug)]
 pub struct BareLockStore {
     name: Name,
@@ -30,17 +30,18 @@ pub struct BareLockStore {
 struct Grant {
     owner: Owner,
     file: File,
-    /// A forked child has a copy of this value, but is not the holder.
+    /// The number of the holding process. A forked child has a copy of this value, but is not the
+    /// holder.
     process: u32,
 }
 
 impl BareLockStore {
-    /// Opens the lock on exactly the file or folder `path`, and returns its name, too. An empty file
-    /// is created where there is nothing.
+    /// Opens the lock on exactly the file or directory `path`, and returns it with its name. Creates an
+    /// empty file if nothing exists at `path`.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the path, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the path, and what to do about it.
     pub fn open(path: &Path, options: &StoreOptions) -> Result<(Self, Name), OpenError> {
         let (path, name) = file_lock::exact(path, options)?;
         let store = Self {
@@ -56,7 +57,7 @@ impl BareLockStore {
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot duplicate it.
+    /// Returns the operating system's error if the descriptor cannot be duplicated.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         let grant = self.grant.lock();
         let mine = grant.as_ref().filter(|grant| grant.is_of(claim.owner));
@@ -64,7 +65,7 @@ impl BareLockStore {
             .transpose()
     }
 
-    /// Waits until nobody holds the lock, or that cannot be told, but at most `at_most`.
+    /// Waits until the lock is free, or its state cannot be determined, but at most for `at_most`.
     pub fn watch(&self, name: &Name, at_most: Duration) {
         const PAUSE: Duration = Duration::from_millis(50);
 
@@ -147,7 +148,7 @@ impl Store for BareLockStore {
         })
     }
 
-    /// Time ends no lock of the kernel's.
+    /// Renews the lease. The kernel's lock does not expire.
     fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
         Ok(self.extend(claim)?.into())
     }
@@ -158,7 +159,8 @@ impl Store for BareLockStore {
             return Ok(Reply::REFUSED);
         };
         let is_current = self.is_current(&ended.file);
-        // By name, for children may have it open. It fails for a bad descriptor alone.
+        // Unlock explicitly, as children may have the description open. This fails only for a bad
+        // descriptor.
         kernel_lock::unlock(&ended.file).map_err(FileError::io("unlock this file", &self.path))?;
         Ok(if is_current? {
             Reply::Granted { fence: None }
@@ -200,7 +202,7 @@ impl Store for BareLockStore {
         }))
     }
 
-    /// Refuses: a lock of the kernel's cannot outlive its processes.
+    /// Returns [`Reply::REFUSED`]: a lock of the kernel cannot outlive the processes that hold it.
     fn detach(&self, _claim: &Claim) -> Result<Reply, StoreError> {
         Ok(Reply::REFUSED)
     }

@@ -71,35 +71,35 @@ impl Bell {
 /// How many bells a folder has.
 pub(crate) const BELLS: u32 = 4096;
 
-/// How many bells of a folder are one process's at most, and no more than names it waits for at the
-/// same time: each name has one of them.
+/// The maximum number of wake pipes of a directory that one process uses. It uses no more than the
+/// number of names that it waits for at the same time, as each name has one of them.
 const BELLS_OF_ONE: u32 = 16;
 
-/// How many bells are tried to find one that nobody has: these fail where fifty of fifty-one are
-/// taken, once in a hundred times.
+/// The number of wake pipes tried to find an unused one. If 50 of 51 pipes are taken, all tries fail in
+/// about one of 100 cases.
 const TRIES: u32 = 256;
 
-/// How far apart those are: a number that has no factor in common with [`BELLS`].
+/// The distance between the tried numbers, coprime to [`BELLS`].
 const STRIDE: u32 = 1021;
 
-/// After how long it is tried again to find one.
+/// The time after which a process without a wake pipe tries again to find one.
 const TRIED_AGAIN: Duration = Duration::from_secs(10);
 
 /// The bells of a folder that this process has open.
 #[derive(Debug, Default)]
 pub(crate) struct Bells {
-    /// Ours, each for some of all names. Whoever waits behind us is woken when one is closed.
+    /// This process's wake pipes, by group of names. Closing one wakes the waiters behind this process.
     ours: HashMap<u32, Own>,
     /// When it was last tried in vain to find one that nobody has.
     tried: Option<Instant>,
 }
 
-/// A bell of this process.
+/// A wake pipe of this process.
 #[derive(Debug)]
 struct Own {
     number: u32,
     bell: Arc<Bell>,
-    /// Of how many names somebody waits.
+    /// The number of names of this group with a waiter.
     names: usize,
 }
 
@@ -110,8 +110,8 @@ impl Bells {
         folder.join(format!("{number:04}.bell"))
     }
 
-    /// This process's bell for the lock `name`, if there is any to be had, until
-    /// [`put`](Self::put) is called; and a number for its tickets.
+    /// Returns this process's wake pipe for the lock `name`, if one is available, until
+    /// [`put`](Self::put) is called, and the number for the waiter's tickets.
     pub(crate) fn take(&mut self, directory: &Directory, name: &Name) -> (u32, Option<Arc<Bell>>) {
         let some_names = some_names(name);
         if !self.ours.contains_key(&some_names) {
@@ -129,8 +129,8 @@ impl Bells {
         }
     }
 
-    /// A bell for `some_names`: one of ours that is idle, one that nobody has, or one that we have for
-    /// other names.
+    /// Returns a wake pipe for the group `some_names`: an idle one of this process, an unused one, or
+    /// one that this process uses for another group.
     fn find(&mut self, directory: &Directory, some_names: u32) -> Option<Own> {
         let idle = self.ours.iter().find(|(_, own)| own.names == 0);
         if let Some(&idle) = idle.map(|(idle, _)| idle) {
@@ -140,7 +140,7 @@ impl Bells {
         if is_first && self.tried.is_some_and(|it| it.elapsed() < TRIED_AGAIN) {
             return None;
         }
-        // There are fewer than processes could have.
+        // A directory has fewer wake pipes than a machine may have processes.
         let tries = if is_first { TRIES } else { 1 };
         if let Some((number, bell)) = free_bell(directory, some_names, tries) {
             return Some(Own {
@@ -157,8 +157,8 @@ impl Bells {
         })
     }
 
-    /// The end of a [`take`](Self::take) that returned a bell; whether that is closed, when nobody
-    /// listens to it any more: one that is idle is kept, and no others.
+    /// Undoes a [`take`](Self::take) that returned a wake pipe. Returns whether the pipe is closed once
+    /// the last listener drops it: a process keeps one idle pipe, and no more.
     pub(crate) fn put(&mut self, name: &Name) -> bool {
         let some_names = some_names(name);
         let Some(own) = self.ours.get_mut(&some_names) else {
@@ -203,12 +203,12 @@ impl Bells {
     }
 }
 
-/// Which of the names share a bell with `name`.
+/// Returns the group of names that share a wake pipe with `name`.
 fn some_names(name: &Name) -> u32 {
     crc32c(name.as_str().as_bytes()) % BELLS_OF_ONE
 }
 
-/// The bell of this process for `some_names`, if nobody has it.
+/// Returns the preferred number of this process's wake pipe for the group `some_names`.
 fn first_number(some_names: u32) -> u32 {
     let first = process::id().wrapping_mul(BELLS_OF_ONE);
     first.wrapping_add(some_names) % BELLS
@@ -260,7 +260,7 @@ fn let_us_open(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A bell that nobody has, for `some_names` of all, and its number, after so many tries.
+/// Returns an unused wake pipe for the group `some_names`, and its number; makes at most `tries` tries.
 fn free_bell(directory: &Directory, some_names: u32, tries: u32) -> Option<(u32, Bell)> {
     for next in 0..tries {
         let number = (first_number(some_names) + next * STRIDE) % BELLS;
@@ -296,7 +296,7 @@ mod tests {
         Name::new(text).unwrap()
     }
 
-    /// Also when another process has rung it.
+    /// This includes a pipe to which another process has written.
     #[test]
     fn the_end_of_the_process_that_reads_a_wake_pipe_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
@@ -333,7 +333,7 @@ mod tests {
         assert!(bells.take(&directory, &name("lock")).1.is_some());
     }
 
-    /// 4,096 pipes are enough for as many processes.
+    /// 4,096 pipes are enough for 4,096 processes.
     #[test]
     fn where_pipes_are_scarce_a_process_has_one_for_all_names() {
         let folder = tempfile::tempdir().unwrap();

@@ -13,8 +13,8 @@ pub(crate) fn try_lock(file: &File, at: u64) -> io::Result<bool> {
     imp::try_lock(file, at)
 }
 
-/// Locks the byte `at` for `file`'s open file description, together with others that do so; in place of
-/// [its own lock](try_lock), without a moment between, if it has one.
+/// Takes a shared lock on the byte `at` for `file`'s open file description. Atomically replaces [its
+/// exclusive lock](try_lock) if it has one.
 pub(crate) fn try_lock_shared(file: &File, at: u64) -> io::Result<bool> {
     imp::try_lock_shared(file, at)
 }

@@ -20,7 +20,7 @@ use super::{os, trusted_file};
 pub(crate) struct Counter {
     path: PathBuf,
     group: Option<u32>,
-    /// What puts a number on the disk.
+    /// The function that syncs a number to the disk.
     sync: fn(&File) -> io::Result<()>,
 }
 
@@ -54,11 +54,12 @@ impl Counter {
                     .map_err(failed("create the fence counter"))?;
                 continue;
             };
-            // Nothing that waits for the disk is done while others wait for the file.
+            // Do not wait for the disk while other processes wait for the file.
             let read = || number::read(&file, MAGIC).map_err(failed("read the fence counter"));
             let mut in_use = None;
             if read()? == Some(0) {
-                // Whoever made it may have been killed before its name was on the disk.
+                // The creating process may have been killed before the file's name was synced to the
+                // disk.
                 let folder = path.parent().unwrap_or(Path::new("."));
                 mutant!(FolderNotOnDisk, Ok(()), os::sync_directory(folder))
                     .map_err(failed("create the fence counter"))?;
@@ -80,7 +81,7 @@ impl Counter {
                 return Err(damaged());
             }
             number::put(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
-            // Others may have their numbers on the disk first: all that were allotted before are less.
+            // Other processes may sync their numbers first: all numbers allotted before are smaller.
             drop(guarded);
             (self.sync)(&file).map_err(failed("write the fence counter"))?;
             return Ok((allotted + 1, last));
@@ -88,13 +89,13 @@ impl Counter {
     }
 }
 
-/// Where a counter begins that is made now: beyond what is likely to have been allotted by one that was
-/// at its path before, with a folder that was moved away or removed.
+/// Returns the first number of a new counter. It is beyond all numbers that a previous counter at the
+/// same path is likely to have allotted, before its directory was removed or moved away.
 fn by_now() -> u64 {
-    /// So many numbers for each millisecond, which is 62 blocks a second for as long as a folder
-    /// exists; and JavaScript's numbers tell them apart until the year 2248.
+    /// Numbers per millisecond. This allows 62 blocks per second for as long as a directory exists, and
+    /// stays exact as a JavaScript number until the year 2248.
     const PER_MILLISECOND: u64 = 1024;
-    /// Wherever the clock is, there are numbers left.
+    /// The maximum result: it leaves enough numbers for any value of the clock.
     const MOST: u64 = COUNTED / 2;
 
     let now = u64::try_from(wall_clock().as_millis()).unwrap_or(u64::MAX);
@@ -158,7 +159,7 @@ mod tests {
         assert_eq!(last - first, BLOCK - 1);
         let next = last + 1;
         assert_eq!(counter.allot(0, unused).unwrap(), (next, last + BLOCK));
-        // Beyond what the clock says.
+        // A number greater than the clock gives.
         let far = 1 << 60;
         assert_eq!(counter.allot(far, unused).unwrap(), (far + 1, far + BLOCK));
         std::fs::remove_file(folder.path().join("fences")).unwrap();
@@ -174,7 +175,7 @@ mod tests {
             counter.allot(0, || Ok(further)).unwrap(),
             (further + 1, further + BLOCK)
         );
-        // With all files that could tell what was allotted.
+        // Remove all files that record what was allotted.
         std::fs::remove_file(folder.path().join("fences")).unwrap();
         let now = by_now();
         assert!(now > BLOCK && counter.allot(0, unused).unwrap().0 > now);

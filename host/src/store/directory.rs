@@ -37,7 +37,7 @@ pub(crate) struct Directory {
     /// What this process is said to run.
     command: Option<String>,
     process: PerProcess<Arc<Process>>,
-    /// This process with the label of its next grants, if they have one of their own.
+    /// This process with the label for its next grants, if they have their own label.
     labelled: PerProcess<Mutex<Option<Arc<Process>>>>,
 }
 
@@ -61,7 +61,8 @@ impl View {
         self.record.as_ref().map_or(0, |record| record.served)
     }
 
-    /// The same, when more fences are known to have been granted than it says.
+    /// Returns the same view for a file with an older copy: a greater fence than the recorded one was
+    /// granted.
     pub(crate) fn of_older_copy(&self) -> Self {
         Self {
             record: self.record.clone(),
@@ -114,7 +115,7 @@ impl Directory {
         }
     }
 
-    /// What `open` opens. Where no descriptor is left for that, files that nobody uses are closed first.
+    /// Returns what `open` returns. If the process has no free descriptor, closes unused files first.
     pub(crate) fn with_room<T>(
         &self,
         open: impl Fn() -> Result<T, FileError>,
@@ -127,7 +128,7 @@ impl Directory {
         }
     }
 
-    /// [`take`](Self::take), of a file that is made if need be.
+    /// Takes the file of the lock `name` as [`take`](Self::take) does; creates it if necessary.
     pub(crate) fn take_or_create(&self, name: &Name) -> Result<OpenFile, FileError> {
         if let Some(file) = self.files.take(name) {
             return Ok(file);
@@ -209,7 +210,7 @@ impl Directory {
             damage,
             name: name.clone(),
         };
-        // A forked child may be in another time namespace than when the store was opened.
+        // A forked child may be in a different time namespace from the process that opened the store.
         Machine::learn().map_err(FileError::io("compare clocks for this file", file.path()))?;
         let runs_since = |boot| Machine::this().may_run_since(boot);
         let mut buffer = [0; FILE_BYTES + 1];
@@ -250,8 +251,8 @@ impl Directory {
         Ok(view(record))
     }
 
-    /// Lets the records of grants from now on say `label` of this process, or what the store was opened
-    /// with.
+    /// Records `label` as the label of this process in grants from now on; `None` restores the label
+    /// with which the store was opened.
     pub(crate) fn set_label(&self, label: Option<&str>) {
         let this = label.map(|label| Arc::new(Machine::this().process(process::id(), Some(label))));
         *self.labelled.lock() = this;
@@ -483,7 +484,7 @@ pub(crate) fn write_grant(
     Ok(record)
 }
 
-/// Lets both slots of `file` say `record`, whatever they say, and returns the later one.
+/// Writes `record` to both slots of `file`, whatever their contents, and returns the later record.
 pub(crate) fn write_both(file: &OpenFile, record: Record) -> Result<Arc<Record>, FileError> {
     let again = Arc::new(Record {
         sequence: record.sequence + 1,

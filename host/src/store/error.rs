@@ -47,24 +47,24 @@ pub enum FileError {
         /// Which lock.
         name: Name,
     },
-    /// The lease was taken before this container was started, or outside of it.
+    /// The lease was acquired before this container was started, or outside of it.
     #[error(
         "the lock `{name}` was taken outside this container, or before it was started, and which \
          cannot be determined here: /proc/sys/kernel/random/boot_id is the container's own; release \
          it there, or `verrou force-release` it"
     )]
     ForeignBoot {
-        /// Which lock.
+        /// The lock's name.
         name: Name,
     },
-    /// A lease that is to outlive its process cannot be recorded in this container.
+    /// A lease that must outlive its process cannot be recorded in this container.
     #[error(
         "the lock `{name}` cannot outlive its process in this container: \
          /proc/sys/kernel/random/boot_id is the container's own, so that processes outside would \
          take the lock over; `umount` that file, or use a store on a server"
     )]
     ContainersBoot {
-        /// Which lock.
+        /// The lock's name.
         name: Name,
     },
     /// The counter has run out of numbers, or is damaged.
@@ -122,7 +122,7 @@ pub enum FileError {
         /// What is wrong with it.
         why: String,
     },
-    /// This process has as many files open as its limit allows.
+    /// This process has as many open files as its limit allows.
     #[error(
         "{}: cannot {action}: too many open files; raise the limit of this process{} \
          (`ulimit -n`), or hold fewer locks at a time",
@@ -130,17 +130,17 @@ pub enum FileError {
         limit.map(|limit| format!(", {limit}")).unwrap_or_default()
     )]
     TooManyOpenFiles {
-        /// What was to be done.
+        /// The operation that failed.
         action: &'static str,
-        /// With which file.
+        /// The path of the file.
         path: PathBuf,
-        /// The limit, if there is one.
+        /// The limit of open files, if there is one.
         limit: Option<u64>,
     },
 }
 
 impl FileError {
-    /// Whether something that is to be locked is another's.
+    /// Returns whether another process has locked the object that was to be locked.
     pub(crate) fn is_resource_busy(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
     }
@@ -165,7 +165,7 @@ impl FileError {
         }
     }
 
-    /// Whether it is one that closing another file helps against.
+    /// Returns whether the operation may succeed after another file is closed.
     pub(crate) fn is_for_want_of_descriptors(&self) -> bool {
         matches!(self, Self::TooManyOpenFiles { .. })
     }
@@ -193,7 +193,7 @@ impl From<FileError> for StoreError {
     }
 }
 
-/// Whether a table of the kernel's, which all processes share, was full: open files, locks.
+/// Returns whether a table that all processes share, such as that of open files or of locks, is full.
 #[cfg(unix)]
 fn is_table_full(err: &io::Error) -> bool {
     use rustix::io::Errno;
@@ -201,13 +201,13 @@ fn is_table_full(err: &io::Error) -> bool {
     matches!(Errno::from_io_error(err), Some(Errno::NFILE | Errno::NOLCK))
 }
 
-/// Whether this process may open no more files.
+/// Returns whether this process has reached its limit of open files.
 #[cfg(unix)]
 fn is_limit_reached(err: &io::Error) -> bool {
     rustix::io::Errno::from_io_error(err) == Some(rustix::io::Errno::MFILE)
 }
 
-/// How many files this process may have open.
+/// Returns this process's limit of open files.
 #[cfg(unix)]
 fn descriptor_limit() -> Option<u64> {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current

@@ -56,7 +56,7 @@ const MAGIC: Magic = *b"VERROUG\n";
 pub struct FenceGate {
     path: PathBuf,
     group: Option<u32>,
-    /// Whether the file is locked by a description that cannot write it.
+    /// Whether the locked descriptor is read-only.
     read_only: bool,
     /// A fence that this value has put on the disk, and in which file.
     durable: PerProcess<Mutex<Option<(FileId, Fence)>>>,
@@ -130,7 +130,7 @@ impl FenceGate {
         Ok(Self {
             path: folder.join(name),
             group,
-            // On other file systems, as NFS, only a description that can write may be locked.
+            // On other file systems, such as NFS, only a writable descriptor can be locked.
             read_only: cfg!(unix) && !options.any_file_system,
             durable: PerProcess::new(),
         })
@@ -201,7 +201,8 @@ impl FenceGate {
         }
     }
 
-    /// Makes the gate's file say `fence`, on the disk, too; returns whether it is still at its path.
+    /// Records `fence` in the gate's file, and syncs it to the disk. Returns whether the file is still
+    /// at its path.
     fn record(&self, file: &File, before: Option<Fence>, fence: Fence) -> Result<bool, FileError> {
         let failed = || FileError::io("write this file", &self.path);
         if before.is_none() {
@@ -238,13 +239,13 @@ impl Checked {
         self.before
     }
 
-    /// A duplicate of the locked descriptor, for a process that writes what the gate guards: should
-    /// this process be killed, the gate stays closed until that one has ended, too. It has a high
-    /// number, and cannot write the gate's file.
+    /// Returns a duplicate of the locked descriptor, for a process that writes the guarded resource: if
+    /// this process is killed, the gate stays closed until that process has ended, too. The descriptor
+    /// has a high number, and cannot write the gate's file.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot duplicate it.
+    /// Returns the operating system's error if the descriptor cannot be duplicated.
     pub fn lifeline(&self) -> io::Result<File> {
         os::duplicate_to_inherit(&self.closed.file)
     }

@@ -1,12 +1,12 @@
-//! What wakes those who wait: their bells, the end of the process before them, and the kernel's
-//! word that a file was written, closed or removed.
+//! The events that wake waiters: notifications through their wake pipes, the end of the process before
+//! them, and inotify(7) events for a file that was written, closed or removed.
 //!
-//! That word is inotify(7)'s, of which a user has 128 instances. So a process has one for all who
-//! wait, made when the first of them watches a file. Closing it takes the kernel milliseconds, so that
-//! is done only by a process that has slept for long without needing it.
+//! A user has 128 instances of inotify(7). So a process has one instance for all its waiters, created
+//! when the first of them watches a file. Closing an instance takes the kernel milliseconds: only a
+//! process that has slept for long without using it closes it.
 //!
-//! No thread serves threads that wait: one of them reads the events for all, and hands that on
-//! when it goes. Tasks are served by one thread, which ends when there have been none for a while.
+//! Waiting threads use no additional thread: one of them reads the events for all, and passes this role
+//! on when it leaves. Waiting tasks share one thread, which ends when there have been none for a while.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -62,7 +62,7 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// What the operating system says when the process has no more descriptors.
+    /// Returns the operating system's error if the process has no free descriptor.
     pub(crate) fn new() -> io::Result<Self> {
         let events = FileEvents::of_this_process()?;
         let id = events.state().add();
@@ -108,8 +108,8 @@ impl Listener {
         state.deafen(&bell, self.id);
     }
 
-    /// Listens for the end of the process that reads the other end of `bell`, too, or, with `None`,
-    /// of no process.
+    /// Also waits for the end of the process that reads the other end of `bell`; with `None`, for the
+    /// end of no process.
     pub(crate) fn watch_end(&self, bell: Option<File>) {
         let is_any = bell.is_some();
         let mut state = self.events.state();
@@ -124,7 +124,7 @@ impl Listener {
         drop(previous);
     }
 
-    /// Closes the process's instance of inotify(7) if nobody watches a file.
+    /// Closes the process's inotify(7) instance if no file is watched.
     pub(crate) fn close_idle_instance(&self) {
         let mut state = self.events.state();
         if state.watched_by.is_empty() {
@@ -134,19 +134,19 @@ impl Listener {
         }
     }
 
-    /// Readable when something has happened to a file that a listener of this process watches, and
-    /// nobody reads that; `None` when nobody watches a file.
+    /// Returns a descriptor that is readable when a watched file of this process has an unread event;
+    /// `None` when no file is watched.
     pub(crate) fn descriptor(&self) -> Option<Arc<OwnedFd>> {
         self.events.state().inotify.clone()
     }
 
-    /// Listens to what happens to the files at `paths` from now on, and, but for its bell and the
-    /// end of a process, to no others.
+    /// Watches the files at `paths` from now on. All other files are no longer watched; the wake pipe
+    /// and the end of a process still are.
     ///
     /// # Errors
     ///
-    /// What the operating system says when a file is gone, or the user has too many watches, or too
-    /// many instances of inotify(7).
+    /// Returns the operating system's error if a file does not exist, or if the user has too many
+    /// watches or too many inotify(7) instances.
     pub(crate) fn watch<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
         let mut state = self.events.state();
         let listener = state.listener(self.id);
@@ -292,20 +292,20 @@ struct FileEvents {
     process: u32,
     /// Ends the reader's wait.
     interruption: OwnedFd,
-    /// A forked child listens to nothing.
+    /// Separate in each forked child: a child inherits no listeners.
     state: PerProcess<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    /// While somebody watches a file, and for some time after that.
+    /// Present while a file is watched, and for some time after that.
     inotify: Option<Arc<OwnedFd>>,
     listeners: HashMap<u64, Listening>,
     watched_by: HashMap<i32, Vec<u64>>,
     /// The bells that somebody listens to, and who.
     bells: Vec<(Arc<Bell>, Vec<u64>)>,
-    /// Who listens for the end of which bell's reader, by the end of it that is written to.
+    /// The write ends of the wake pipes whose readers' end is awaited, by listener.
     ends: BTreeMap<u64, Arc<File>>,
     /// When tasks are to be woken.
     alarms: BTreeSet<(Instant, u64)>,
@@ -388,7 +388,7 @@ impl FileEvents {
         let mut ready = Vec::with_capacity(2 + bells.len() + ends.len());
         ready.push(PollFd::new(&self.interruption, PollFlags::IN));
         ready.extend(bells.iter().map(|bell| PollFd::new(bell, PollFlags::IN)));
-        // A pipe that nobody reads any more is an error, which need not be asked for.
+        // poll(2) always reports the error of a pipe without a reader; it need not be requested.
         ready.extend(
             ends.values()
                 .map(|end| PollFd::new(end, PollFlags::empty())),
@@ -570,9 +570,10 @@ impl State {
         known.map(|(_, ids)| ids.clone()).unwrap_or_default()
     }
 
-    /// Notes for the listener `id` that nobody reads `end` any more; returns whom to wake.
+    /// Records for the listener `id` that the pipe `end` has no reader any more; returns the waiters to
+    /// wake.
     fn ended(&mut self, id: u64, end: &Arc<File>) -> Option<Wakes> {
-        // It would be said again and again.
+        // Otherwise poll(2) would report the same error again and again.
         if !Arc::ptr_eq(self.ends.get(&id)?, end) {
             return None;
         }

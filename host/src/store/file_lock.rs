@@ -31,15 +31,16 @@ use crate::sync::{Mutex, MutexGuard};
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
 ///
-/// A lock is free when it is released or the processes that hold it are gone, and cannot be taken
-/// from them before: its ttl ends the lease for those who hold it, who can no longer extend it, but
-/// only [renew](Store::renew) it, and for nobody else. It cannot be serialized, nor its holder be evicted.
+/// A lock is free when it is released, or when the processes that hold it have ended; it cannot be
+/// taken over before. After its ttl the lease is expired only for its holder, which can then no longer
+/// extend it, but only [renew](Store::renew) it. For all other processes the lock stays held. The lock
+/// cannot be serialized, and its holder cannot be force-released.
 ///
 /// Any program that locks the same file with flock(2) is excluded, and excludes.
 ///
-/// A forked child may use its copy of this value. It holds none of its parent's locks: of those,
-/// [`is_held`](verrou::blocking::Lock::is_held) is false there, and they can be neither extended nor
-/// released.
+/// A forked child may use its copy of this value. The child does not hold its parent's locks:
+/// [`is_held`](verrou::blocking::Lock::is_held) returns false for them, and they can be neither
+/// extended nor released.
 ///
 /// ```
 /// use verrou::blocking::LockFactory;
@@ -63,10 +64,10 @@ pub struct FileLockStore {
     directory: Directory,
     /// The one file that is locked, and never written.
     exact: Option<Exact>,
-    /// Whether locks are taken on a description that cannot write the file.
+    /// Whether locks are taken on a read-only descriptor.
     read_only: bool,
     clock: Arc<dyn Clock + Send + Sync>,
-    /// Which process opened it.
+    /// The number of the process that opened the store.
     process: u32,
     grants: PerProcess<Mutex<HashMap<Name, Slot>>>,
     queue: Queue,
@@ -130,7 +131,7 @@ struct Grant {
     /// Where its record is, when that is another file.
     recorded: Option<OpenFile>,
     record: Arc<Record>,
-    /// When it was granted.
+    /// When the lock was granted.
     since: Duration,
     /// Whether others have a duplicate of the locked descriptor.
     is_shared: bool,
@@ -142,7 +143,7 @@ struct Grant {
     recorded_end: Option<Instant>,
 }
 
-/// What came of recording a grant of a lock that the kernel has just given.
+/// The result of recording a grant, after the kernel's lock was taken.
 enum Attempt {
     Granted {
         record: Arc<Record>,
@@ -150,9 +151,9 @@ enum Attempt {
         standing: Standing,
         is_next_told: bool,
     },
-    /// The lock is kept for another, who came before.
+    /// The lock is reserved for an earlier waiter.
     Kept,
-    /// The file at one of the paths is another by now.
+    /// The file at one of the paths was replaced.
     Replaced,
 }
 
@@ -173,7 +174,7 @@ impl FileLockStore {
         Ok(Self {
             directory: Directory::open(path.as_ref(), Kind::Lock, options)?,
             exact: None,
-            // On other file systems, as NFS, only a description that can write may be locked.
+            // On other file systems, such as NFS, only a writable descriptor can be locked.
             read_only: cfg!(unix) && options.handed_on && !options.any_file_system,
             clock: Arc::new(System),
             process: process::this(),
@@ -182,10 +183,10 @@ impl FileLockStore {
         })
     }
 
-    /// A store whose one lock is the kernel's lock on exactly the file or folder `path`, and that
-    /// lock's name: its absolute path, escaped where it is not UTF-8. An empty file is created where there is nothing; nothing
-    /// is ever written to it. Fences, and who holds the lock, are recorded in the folder
-    /// `records`.
+    /// Opens a store whose only lock is the kernel's lock on exactly the file or directory `path`.
+    /// Returns it with the lock's name: the absolute path, escaped if it is not UTF-8. Creates an empty
+    /// file if nothing exists at `path`, and never writes to it. Fences and the holder are recorded in
+    /// the directory `records`.
     ///
     /// # Errors
     ///
@@ -216,8 +217,8 @@ impl FileLockStore {
         }
     }
 
-    /// Lets `label` say of this process what it holds locks for, in the grants from now on, in place of
-    /// what `StoreOptions::command` says; `None` ends that.
+    /// Records `label` as the label of this process in grants from now on, in place of
+    /// `StoreOptions::command`; `None` restores that.
     pub fn set_label(&self, label: Option<&str>) {
         self.directory.set_label(label);
     }
@@ -232,14 +233,14 @@ impl FileLockStore {
         self.directory.held(|name| self.inspect(name))
     }
 
-    /// A duplicate of the locked descriptor of `claim`'s lock, for a program that inherits it: the
-    /// lock is free when it is released, or when all duplicates are closed. It has a high number, and
-    /// cannot write the lock's file if [`StoreOptions::handed_on`] was set. `None` when this value does
-    /// not hold that lock.
+    /// Returns a duplicate of the locked descriptor of `claim`'s lock, for a program that inherits it.
+    /// The lock is free when it is released, or when all duplicates are closed. The descriptor has a
+    /// high number, and cannot write the lock's file if [`StoreOptions::handed_on`] was set. Returns
+    /// `None` if this value does not hold that lock.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot duplicate it.
+    /// Returns the operating system's error if the descriptor cannot be duplicated.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         let mut grants = self.grants();
         let grant = match grants.get_mut(&claim.name) {
@@ -257,9 +258,10 @@ impl FileLockStore {
         let _ = self.watch_open(name, at_most);
     }
 
-    /// [`watch`](Self::watch), of files that stay open meanwhile: all who wait look when one is closed.
+    /// Watches the lock as [`watch`](Self::watch) does, with files that stay open meanwhile: closing
+    /// one would wake all waiters.
     fn watch_open(&self, name: &Name, at_most: Duration) -> Result<(), FileError> {
-        // None is made for those who only watch.
+        // Do not create a file only to watch it.
         let Some(recorded) = self.directory.take(name)? else {
             return Ok(());
         };
@@ -272,7 +274,7 @@ impl FileLockStore {
             None => None,
         };
         let locked = exact.as_ref().unwrap_or(&recorded);
-        // Who gives a lock back that nobody waits for changes nothing in its file otherwise.
+        // Without this, a release without waiters changes nothing in the file.
         Queue::watch(&recorded)?;
         let is_over = || {
             !matches!(kernel_lock::is_locked(locked.file()), Ok(true))
@@ -381,8 +383,8 @@ impl FileLockStore {
         }
     }
 
-    /// Takes the kernel's lock for `claim`, and records that; `None` when it is taken, or kept for
-    /// another.
+    /// Takes the kernel's lock for `claim`, and records the grant. Returns `None` if the lock is held,
+    /// or reserved for another waiter.
     fn take(&self, claim: &Claim) -> Result<Option<Grant>, FileError> {
         let name = &claim.name;
         loop {
@@ -398,7 +400,7 @@ impl FileLockStore {
                 || !kernel_lock::try_lock_despite_lookers(file.inheritable())
                     .map_err(FileError::io("lock this file", file.path()))?;
             if is_taken {
-                // Who has locked a file that was replaced keeps nobody from the one in its place.
+                // A lock on a replaced file does not exclude processes that lock the file in its place.
                 let is_current = file.is_current()?;
                 if is_current {
                     self.put(name, file);
@@ -446,8 +448,8 @@ impl FileLockStore {
 
     /// Records a grant of the lock that was just `locked` for `claim`.
     ///
-    /// A record in a file of its own is guarded: when the locked file is replaced, others lock the
-    /// one in its place, and all of them count on in the same record.
+    /// A record in a separate file is guarded: after the locked file is replaced, other processes lock
+    /// the new file, and all of them write the same record.
     fn grant(
         &self,
         claim: &Claim,
@@ -471,7 +473,7 @@ impl FileLockStore {
             && (record.held || record.ended_within(patience, now))
         {
             if record.held {
-                // Its holder could not say so, or knew of nobody who waits.
+                // The holder could not record its release, or saw no waiter.
                 directory::write(file, &Arc::new(record.ended(now)))?;
             }
             return Ok(Attempt::Kept);
@@ -527,7 +529,7 @@ impl FileLockStore {
                 let opened = os::open_to_look(path);
                 match opened.map_err(FileError::io("open this file", path))? {
                     Some(file) => locked = file,
-                    // Whoever has locked a file that is gone excludes nobody.
+                    // A lock on a removed file excludes no process.
                     None => return Ok(None),
                 }
                 &locked
@@ -566,7 +568,7 @@ impl FileLockStore {
         Ok(Some(match current {
             Some(record) => {
                 let left = record.ttl.map(|_| record.ends.saturating_sub(self.now()));
-                // Its parent's owner is not the child's to act for.
+                // The child must not act with its parent's owner token.
                 let is_told = self.process == process::this();
                 Holder {
                     owner: is_told.then_some(record.owner),
@@ -585,8 +587,8 @@ impl FileLockStore {
     }
 }
 
-/// Where exactly `path` leads, which is created as an empty file where there is nothing, and the name
-/// of the lock on it.
+/// Resolves `path`, creating an empty file if nothing exists there. Returns the resolved path, and the
+/// name of its lock.
 pub(super) fn exact(path: &Path, options: &StoreOptions) -> Result<(PathBuf, Name), OpenError> {
     let failed = |why: String| OpenError::Path {
         path: path.to_owned(),
@@ -601,8 +603,9 @@ pub(super) fn exact(path: &Path, options: &StoreOptions) -> Result<(PathBuf, Nam
     Ok((exact, name))
 }
 
-/// The name of the lock on `path`: the path itself if it is UTF-8; otherwise `bytes:` and the path with
-/// `%` and all that is not UTF-8 written as `%XX`, which is the name of no other path.
+/// Returns the name of the lock on `path`: the path itself if it is UTF-8, and otherwise `bytes:` and
+/// the path with `%` and all bytes that are not UTF-8 escaped as `%XX`. The escaped name is unique to
+/// the path.
 fn name_of(path: &Path) -> Cow<'_, str> {
     if let Some(text) = path.to_str() {
         return text.into();
@@ -617,7 +620,8 @@ fn name_of(path: &Path) -> Cow<'_, str> {
     name.into()
 }
 
-/// Keeps others from a record in a file of its own; the kernel's lock itself guards any other.
+/// Guards a record in a separate file against other processes. Any other record is guarded by the
+/// kernel's lock itself.
 fn guard(recorded: Option<&OpenFile>) -> Result<Option<Guarded<'_>>, FileError> {
     recorded
         .filter(|_| !mutant!(RecordNotGuarded))
@@ -643,9 +647,9 @@ impl Grant {
         Ok(())
     }
 
-    /// Lets the file of the lock `name` say `record`, the next one of this grant, and returns what it
-    /// says then; `None` when it says by now that the lock was granted once more, on the file that
-    /// has taken the place of the locked one.
+    /// Writes `record`, the next record of this grant, to the file of the lock `name`, and returns the
+    /// written record. Returns `None` if the file records a later grant, on the file that replaced the
+    /// locked one.
     fn write(
         &self,
         directory: &Directory,
@@ -658,7 +662,7 @@ impl Grant {
         let _guarded = guard(self.recorded.as_ref())?;
         let found = match directory.read(file, name) {
             Ok(view) => view.record,
-            // The lock is the kernel's; whoever asks for it next is told of the damage.
+            // The kernel's lock is held in any case; the next acquire request reports the corrupt file.
             Err(FileError::Damaged { .. }) => return Ok(None),
             Err(err) => return Err(err),
         };
@@ -806,7 +810,8 @@ impl Store for FileLockStore {
         Ok(granted(&grant.record))
     }
 
-    /// Also after its time has passed: the kernel's lock cannot have been another's since.
+    /// Renews the lease, also after it has expired: the kernel's lock cannot have been granted to
+    /// another owner meanwhile.
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         let mut grants = self.grants();
         let Some(Slot::Held(grant)) = grants.get_mut(&claim.name) else {
@@ -814,7 +819,7 @@ impl Store for FileLockStore {
         };
         let is_its = fence.is_none_or(|fence| fence.get() == grant.record.fence);
         let mine = grant.record.owner == claim.owner && grant.locked.is_ours();
-        // With another file at its path, others lock that one.
+        // If the file at the path was replaced, other processes lock the new file.
         if !mine || !is_its || !grant.locked.is_current()? {
             return Ok(Renewed::Lost);
         }

@@ -63,7 +63,7 @@ fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool
     }
 }
 
-/// For how long a busy file is tried all the time: falling asleep takes longer than a step.
+/// How long an operation spins on a busy file: to fall asleep takes longer than an operation.
 const AWAKE: Duration = Duration::from_micros(20);
 
 /// Takes the kernel's lock on `file` when it becomes free, unless that takes longer than `patience`.
@@ -107,18 +107,18 @@ pub(crate) fn unlock(file: &File) -> io::Result<()> {
     FileExt::unlock(file)
 }
 
-/// How long a step waits for a file that another process keeps locked.
+/// How long an operation waits for a file that another process keeps locked.
 ///
-/// Who is stopped in the middle of a step may hold up others no longer than this at a time, for they
-/// have deadlines and leases to look after; it is asked again by those who wait.
+/// The limit bounds the delay by a process that is stopped in the middle of an operation, as waiters
+/// have deadlines to meet and leases to renew. Waiters then repeat the operation.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
 
-/// One of the attempts that a task makes instead of waiting in its thread.
+/// One of the attempts of a task, which must not block its thread.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempt {
-    /// How long it has waited.
+    /// How long the task has waited so far.
     pub(crate) waited: Duration,
-    /// Whether no other follows.
+    /// Whether this is the last attempt.
     pub(crate) is_last: bool,
 }
 
@@ -127,7 +127,8 @@ thread_local! {
 }
 
 impl Attempt {
-    /// Does `step`, which finds a file [busy](FileError::Busy) at once that another process keeps locked.
+    /// Runs `step`, in which a file that another process keeps locked is [busy](FileError::Busy) at
+    /// once.
     pub(crate) fn make<T>(self, step: impl FnOnce() -> T) -> T {
         struct Restored(Option<Attempt>);
         impl Drop for Restored {
@@ -140,7 +141,7 @@ impl Attempt {
         step()
     }
 
-    /// Whether the step that this thread does is tried again if a file is busy.
+    /// Returns whether the current operation of this thread is repeated if a file is busy.
     pub(crate) fn is_to_be_repeated() -> bool {
         ATTEMPT.get().is_some_and(|attempt| !attempt.is_last)
     }
@@ -165,7 +166,7 @@ impl<'a> Guarded<'a> {
         })
     }
 
-    /// Takes the kernel's lock on `file` if it is free now.
+    /// Takes the kernel's lock on `file` if it is free.
     pub(crate) fn try_new(file: &'a File) -> io::Result<Option<Self>> {
         Ok(try_lock(file)?.then_some(Self(file)))
     }

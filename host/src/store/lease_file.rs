@@ -36,9 +36,9 @@ use crate::sync::{Mutex, MutexGuard};
 
 /// Leases in the files of a folder, for the processes of one machine.
 ///
-/// A forked child may use its copy of this value. It holds none of its parent's locks: of those,
-/// [`is_held`](verrou::blocking::Lock::is_held) is false there, and they can be neither extended nor
-/// released.
+/// A forked child may use its copy of this value. The child does not hold its parent's locks:
+/// [`is_held`](verrou::blocking::Lock::is_held) returns false for them, and they can be neither
+/// extended nor released.
 ///
 /// ```
 /// use verrou::blocking::LockFactory;
@@ -60,16 +60,16 @@ pub struct LeaseFileStore {
     directory: Directory,
     clock: Arc<dyn Clock + Send + Sync>,
     zombies: Zombies,
-    /// Which process opened it.
+    /// The number of the process that opened the store.
     process: u32,
     grants: PerProcess<Mutex<HashMap<Name, Grant>>>,
-    /// At how many grants those that have expired are looked for.
+    /// The number of grants at which the store next looks for expired ones.
     most_grants: AtomicUsize,
     queue: Queue,
 }
 
-/// How many grants of this process are kept, each with an open file, before the expired ones among
-/// them are looked for.
+/// The number of grants of this process, each with an open file, that are kept without looking for
+/// expired ones among them.
 const GRANTS: usize = 64;
 
 /// What this process keeps of a grant it asked for.
@@ -82,11 +82,12 @@ struct Grant {
     fence: u64,
     /// The file whose open file description has the grant's byte locked.
     lifeline: Option<OpenFile>,
-    /// Whether a step uses that file meanwhile.
+    /// Whether an operation uses that file at present.
     is_lent: bool,
     /// When the lease expires, unless it was extended since.
     ends: Option<Duration>,
-    /// Whether something renews it, and will again: the machine may have been suspended.
+    /// Whether the lease is auto-renewed. It may then be renewed even after it has expired, as after a
+    /// suspension of the machine.
     is_renewed: bool,
     /// Until when it is not ended although it was seen to have expired: its first renewal may be due.
     spared_until: Option<Duration>,
@@ -98,7 +99,7 @@ struct Grant {
     process: u32,
     /// Whether it had waited.
     has_waited: bool,
-    /// When it was granted.
+    /// When the lease was granted.
     since: Duration,
 }
 
@@ -109,7 +110,7 @@ enum Which<'a> {
     Wanted(&'a Claim),
     /// The one at its path, if there is one.
     There,
-    /// That of a lease that is to end, wherever it is by now.
+    /// The file of a lease that is to end, wherever the file is now.
     Held,
 }
 
@@ -126,11 +127,11 @@ enum Expired {
 
 /// How a step with a file went.
 enum Attempt<T> {
-    /// The step was done, or was not for this claim.
+    /// The operation was done, or did not apply to this claim.
     Done(Result<Option<T>, FileError>),
-    /// That, and the file is to be closed.
+    /// As `Done`, and the file must be closed.
     Closing(Result<Option<T>, FileError>),
-    /// Another file counts now.
+    /// The file was replaced: the operation must be repeated.
     Again,
 }
 
@@ -178,8 +179,8 @@ impl LeaseFileStore {
         }
     }
 
-    /// Lets `label` say of this process what it holds locks for, in the grants from now on, in place of
-    /// what `StoreOptions::command` says; `None` ends that.
+    /// Records `label` as the label of this process in grants from now on, in place of
+    /// `StoreOptions::command`; `None` restores that.
     pub fn set_label(&self, label: Option<&str>) {
         self.directory.set_label(label);
     }
@@ -194,13 +195,13 @@ impl LeaseFileStore {
         self.directory.held(|name| self.inspect(name))
     }
 
-    /// A descriptor that keeps the ephemeral lease of `claim` alive, for a program that inherits it:
-    /// the lease ends when all its duplicates are closed. It has a high number, and cannot write the
-    /// lease's file. `None` when this process keeps no such lease alive.
+    /// Returns a descriptor that keeps the ephemeral lease of `claim` alive, for a program that
+    /// inherits it. The lease ends when all duplicates are closed. The descriptor has a high number,
+    /// and cannot write the lease's file. Returns `None` if this process keeps no such lease alive.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot open or duplicate it.
+    /// Returns the operating system's error if the descriptor cannot be opened or duplicated.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         let mut grants = self.grants();
         let grant = grants.get_mut(&claim.name);
@@ -211,7 +212,7 @@ impl LeaseFileStore {
             return Ok(None);
         };
         grant.is_shared = true;
-        // If its file was moved away, there is the one description alone.
+        // If its file was moved away, only the first description exists.
         if lifeline.open_read_only().map_err(io::Error::other)? {
             liveness::share(lifeline, grant.fence)?;
         }
@@ -257,7 +258,7 @@ impl LeaseFileStore {
     pub(crate) fn holds(&self, claim: &Claim) -> bool {
         let file = loop {
             match self.directory.take(&claim.name) {
-                // Another file counts now.
+                // The file was replaced: open the new one.
                 Ok(Some(file)) if matches!(file.is_current(), Ok(false)) => {}
                 Ok(Some(file)) => break file,
                 Ok(None) => return false,
@@ -330,7 +331,7 @@ impl LeaseFileStore {
         }
     }
 
-    /// Does `step`, which is there until it is done, with `file`.
+    /// Runs `step`, which is `Some` until then, on `file`.
     fn attempt<T, S>(
         &self,
         file: &OpenFile,
@@ -346,7 +347,7 @@ impl LeaseFileStore {
             file,
             name,
         };
-        // Whoever is behind others keeps none of them from the file.
+        // A waiter that is not at the head must not contend for the file lock.
         if let Which::Wanted(claim) = which
             && lease.is_anothers(claim)?
         {
@@ -359,7 +360,7 @@ impl LeaseFileStore {
         };
         let view = self.directory.read(file, name);
         if matches!(which, Which::Held) && view.is_err() {
-            // Whoever finds a damaged file moves it away.
+            // Reading a corrupt file moves it away.
             counts = file.is_current()?;
         }
         let Some(step) = step.take_if(|_| counts) else {
@@ -368,12 +369,12 @@ impl LeaseFileStore {
         let done = view.and_then(|view| step(&lease, view)).map(Some);
         Ok(match guarded.end() {
             Ok(()) => Attempt::Done(done),
-            // Closing it does.
+            // Closing the file unlocks it, too.
             Err(_) => Attempt::Closing(done),
         })
     }
 
-    /// The file of a grant of this process, for a step that no other file can be opened for.
+    /// Lends the file of a grant of this process, for an operation that cannot open another descriptor.
     fn lend(&self, name: &Name) -> Option<OpenFile> {
         let mut grants = self.grants();
         let grant = grants.get_mut(name).filter(|grant| grant.is_ours())?;
@@ -382,7 +383,7 @@ impl LeaseFileStore {
         Some(lent)
     }
 
-    /// The end of a [`lend`](Self::lend).
+    /// Takes the file back that [`lend`](Self::lend) returned.
     fn take_back(&self, name: &Name, mut lent: OpenFile) {
         let mut grants = self.grants();
         match grants.get_mut(name) {
@@ -390,7 +391,7 @@ impl LeaseFileStore {
                 grant.is_lent = false;
                 grant.lifeline = Some(lent);
             }
-            // It was given back meanwhile. Closing the file unlocks the byte, too.
+            // The lease was released meanwhile. Closing the file unlocks the byte, too.
             _ => drop(liveness::let_go(&mut lent)),
         }
     }
@@ -481,8 +482,8 @@ impl LeaseFileStore {
         })
     }
 
-    /// Whether the lease in `record` ends with a process that this one was forked from, as far as can
-    /// be told: a forked child is no holder.
+    /// Returns whether the lease in `record` is bound to a process that this one was forked from, as
+    /// far as can be determined. A forked child is not its holder.
     fn is_parents(&self, name: &Name, record: &Record) -> bool {
         let is_own = |grant: &Grant| grant.owner == record.owner && grant.fence == record.fence;
         self.process != process::this()
@@ -529,7 +530,7 @@ impl Grant {
         gone.then_some(lifeline)
     }
 
-    /// Whether this process keeps it alive.
+    /// Returns whether this process keeps the lease alive.
     fn lives(&self) -> bool {
         self.lifeline.is_some() || self.is_lent
     }
@@ -577,7 +578,8 @@ impl LeaseFile<'_> {
             && self.file.is_current()?)
     }
 
-    /// Whether the lease in `record` is that of `claim`, and this process may act for its holder.
+    /// Returns whether the lease in `record` is that of `claim`, and this process may act for its
+    /// holder.
     fn is_of(&self, record: &Record, claim: &Claim) -> bool {
         record.owner == claim.owner && !self.store.is_parents(self.name, record)
     }
@@ -605,7 +607,7 @@ impl LeaseFile<'_> {
         let machine = Machine::this();
         if !machine.runs_since(record.boot) {
             return match record.ephemeral {
-                // Whatever a file says, one who lives is one who holds.
+                // A live process holds its lease, whatever its record contains.
                 true => Ok(State::Held { remaining: None }),
                 false if machine.is_containers() => Err(FileError::ForeignBoot {
                     name: self.name.clone(),
@@ -693,11 +695,11 @@ impl LeaseFile<'_> {
         let mut lifeline = None;
         if record.ephemeral && !mutant!(NoLivenessByte) {
             let mut held = self.lifeline(record.fence);
-            // Another process has locked its byte: the fence was granted before, to one that has the
-            // file open still, and an older copy was written into it since.
+            // Another process has locked the byte of this fence: the fence was granted before, to a
+            // process that still has the file open, and an older copy was written into the file since.
             if held.as_ref().is_err_and(FileError::is_resource_busy) {
                 match new(&before.of_older_copy())? {
-                    Some(anew) => record = anew,
+                    Some(later) => record = later,
                     None => return Ok(None),
                 }
                 held = self.lifeline(record.fence);
@@ -747,8 +749,8 @@ impl LeaseFile<'_> {
         Ok(Some(lifeline))
     }
 
-    /// Renews the lease of `claim`, granted under `fence`, if `record` is still its record: also if
-    /// its time has passed.
+    /// Renews the lease of `claim`, granted under `fence`, if `record` is still its record, even if it
+    /// has expired.
     fn renew(
         &self,
         claim: &Claim,
@@ -775,15 +777,16 @@ impl LeaseFile<'_> {
         Ok(Renewed::Granted)
     }
 
-    /// Whether nothing but time has ended the lease in `record`, which is free.
+    /// Returns whether the lease in `record`, which is free, has ended only by expiry.
     fn is_merely_expired(record: &Record) -> bool {
         record.held && !record.ephemeral && Machine::this().runs_since(record.boot)
     }
 
-    /// Records that the owner of the grant `fence` has released it, and not the process that keeps it.
+    /// Records that the owner of the grant `fence` has released it through another process than the one
+    /// that keeps it alive.
     fn note_release(&self, fence: u64) {
         let at = record::released_at(fence);
-        // Without it, that process takes its lock for lost.
+        // If this fails, the process that keeps the lease alive reports it as lost.
         let _ = os::write_at(self.file.file(), &fence.to_le_bytes(), at);
     }
 
@@ -794,7 +797,7 @@ impl LeaseFile<'_> {
         Ok(*read == fence.to_le_bytes())
     }
 
-    /// Refuses a lease that ends by its time alone where others could not tell when that is.
+    /// Rejects a lease that ends only by expiry, if other processes could not determine that expiry.
     fn may_outlive_its_process(&self) -> Result<(), FileError> {
         if Machine::this().is_containers() {
             return Err(FileError::ContainersBoot {
@@ -899,7 +902,7 @@ impl Store for LeaseFileStore {
             lives = grant.lives().then_some(grant.fence);
         }
         let step = |lease: &LeaseFile<'_>, view: View| {
-            // Others may have taken the lease by the file that is at the path now.
+            // Other processes may have acquired the lease through the file that is now at the path.
             let is_there = lease.file.is_still_there(held_for);
             match view.record {
                 Some(record)
@@ -927,7 +930,7 @@ impl Store for LeaseFileStore {
         let mut reply = self.with_record(&claim.name, Which::Held, step);
         if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) && !mutant!(MovedFileBelieved)
         {
-            // It may be in the file that is in that one's place now.
+            // The lease may be in the file that replaced this one.
             reply = self.with_record(&claim.name, Which::There, step);
         }
         if matches!(reply, Err(FileError::Busy { .. })) && kernel_lock::Attempt::is_to_be_repeated()
@@ -959,7 +962,7 @@ impl Store for LeaseFileStore {
                         || mutant!(EvictionIgnoresFence)) =>
             {
                 match lease.state(&record) {
-                    // From now on it is not to be renewed any more, either.
+                    // From now on the lease must not be renewed any more.
                     Ok(State::Free) if LeaseFile::is_merely_expired(&record) => {
                         lease.free(&record, false)?;
                         Ok(Reply::REFUSED)
@@ -987,7 +990,7 @@ impl Store for LeaseFileStore {
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         let found = self.with_record(name, Which::There, |lease, view| match view.record {
             Some(record) => Ok(match lease.state(&record)? {
-                // Its parent's owner is not the child's to act for.
+                // The child must not act with its parent's owner token.
                 State::Held { remaining } => Some(Holder {
                     owner: (!self.is_parents(name, &record)).then_some(record.owner),
                     ..holder(&record, remaining)

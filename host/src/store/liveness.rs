@@ -37,8 +37,8 @@ pub(crate) fn hold(file: &mut OpenFile, fence: u64) -> io::Result<()> {
 }
 
 /// Lets a program that inherits the [read-only](OpenFile::read_only) description of `file` keep the
-/// grant `fence` alive, too. Both descriptions lock its byte for reading, which those who
-/// [ask](is_held) cannot tell from a lock for writing; the inherited one cannot unlock the other's.
+/// grant `fence` alive, too. Both descriptions take a shared lock on its byte, which [`is_held`] does
+/// not distinguish from an exclusive one. The inherited description cannot unlock the other's lock.
 pub(crate) fn share(file: &OpenFile, fence: u64) -> io::Result<()> {
     for description in [Some(file.file()), file.read_only()].into_iter().flatten() {
         if !byte_lock::try_lock_shared(description, byte_of(fence))? {
@@ -48,7 +48,7 @@ pub(crate) fn share(file: &OpenFile, fence: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Unlocks the bytes of all grants that `file` has locked, for all who share its open file
+/// Unlocks the bytes of all grants that `file` has locked, for all processes that share its open file
 /// descriptions.
 ///
 /// A grant that is recorded as given back can do without: one who takes the next number locks the

@@ -14,7 +14,8 @@ use crate::process::PerProcess;
 pub(crate) struct Machine {
     /// A number of its own for each start of the machine, where it can be read.
     boot: Option<[u8; 16]>,
-    /// Whether that is a container's own, which tells nothing of what others wrote.
+    /// Whether that boot ID is a container's own, which cannot be compared with the boot IDs in records
+    /// of other processes.
     is_containers: bool,
     /// Which `CLOCK_BOOTTIME` this process sees; zero where there is only one. Two that have the same
     /// number here see the same.
@@ -23,7 +24,7 @@ pub(crate) struct Machine {
     command: String,
 }
 
-/// A forked child may be in other namespaces.
+/// Separate in each forked child, which may be in other namespaces.
 static THIS: PerProcess<Machine> = PerProcess::new();
 
 impl Machine {
@@ -39,7 +40,7 @@ impl Machine {
         }
         let told = where_it_is_told(boot_id())?;
         let time_namespace = where_it_is_told(time_namespace())?;
-        // Where nothing is told any more, as in a folder that is the root now, it is as before.
+        // If the value cannot be read any more, as after chroot(2), the parent's value is used.
         let parent = THIS.of_parent();
         Ok(THIS.get_or_init(|| Self {
             boot: told.map(|told| told.id).or_else(|| parent?.boot),
@@ -86,14 +87,15 @@ impl Machine {
         self.boot == Some(boot) || mutant!(StartIgnored)
     }
 
-    /// Whether the machine may have been running since a record said `boot` of its start.
+    /// Returns whether the machine may have been running without a reboot since the boot `boot` of a
+    /// record.
     pub(crate) fn may_run_since(&self, boot: [u8; 16]) -> bool {
         self.runs_since(boot) || self.is_containers
     }
 
-    /// Whether what a record says of the machine's start is a container's own: LXC, Incus and
-    /// systemd-nspawn mount a file over the kernel's. Others would take the record for one of an earlier
-    /// start.
+    /// Returns whether the boot ID in this process's records is a container's own: LXC, Incus and
+    /// systemd-nspawn mount a file over the kernel's. Processes outside would take such a record for
+    /// one of an earlier boot.
     pub(crate) fn is_containers(&self) -> bool {
         self.is_containers
     }
@@ -156,7 +158,7 @@ fn where_it_is_told<T>(told: io::Result<Option<T>>) -> io::Result<Option<T>> {
     }
 }
 
-/// What says when the machine was started.
+/// The boot ID, and whether it is a container's own.
 #[derive(Clone, Copy)]
 struct BootId {
     id: [u8; 16],

@@ -53,18 +53,19 @@ pub type Listed = Result<(Name, Holder), StoreError>;
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "callers build it")]
 pub struct StoreOptions {
-    /// Lets all members of this group, by its name or number, use the store; otherwise it is this
-    /// user's alone, or, if its folder is there already, of the group that it was made for.
+    /// Lets all members of this group, given by name or number, use the store. With `None`, a new
+    /// directory belongs to this user alone, and an existing one keeps the group for which it was
+    /// created.
     pub group: Option<String>,
     /// Trusts whatever file system the folder is on.
     pub any_file_system: bool,
-    /// A label for people: what a holder runs, or holds the lock for; by default how this process was
-    /// started.
+    /// The label of the holder, for people: the command that runs, or the purpose of the lock. The
+    /// default is the command line of this process.
     pub command: Option<String>,
     /// What to do with a lease that has ended by time while processes of its holder live.
     pub zombies: Zombies,
-    /// Lets programs that inherit a lock's descriptor not write the lock's file: a lock of the kernel
-    /// is taken on a second, read-only one for that.
+    /// Makes the descriptors that programs inherit unable to write the lock's file: a lock of the
+    /// kernel is then taken on a second, read-only descriptor.
     pub handed_on: bool,
 }
 
@@ -87,7 +88,7 @@ impl StoreOptions {
         };
         match nix::unistd::Group::from_name(group) {
             Ok(Some(found)) => Ok(Some(found.gid.as_raw())),
-            // As chown(1) has it: a name that is made of digits comes first.
+            // As in chown(1), a group name that consists of digits takes precedence over a number.
             _ if let Ok(number) = group.parse() => Ok(Some(number)),
             _ => Err(OpenError::UnknownGroup {
                 group: group.clone(),
@@ -106,13 +107,13 @@ impl StoreOptions {
     }
 }
 
-/// The number of the group that the folder at `path` was made for, if it is there, and this user's or
-/// root's.
+/// Returns the number of the group for which the directory at `path` was created, if it exists, and
+/// belongs to this user or root.
 pub(crate) fn group_of(path: &Path) -> Option<String> {
     os::group_of_directory(path).map(|group| group.to_string())
 }
 
-/// Lets `pause` pass, for a task.
+/// Waits for `pause`, in a task.
 #[cfg(target_os = "linux")]
 async fn pass(pause: Duration) {
     let until = Instant::now() + pause;
@@ -129,7 +130,7 @@ async fn pass(_pause: Duration) {
     others_first().await;
 }
 
-/// Lets other tasks of this thread have their turn.
+/// Lets other tasks of this thread run first.
 async fn others_first() {
     let mut had_theirs = false;
     future::poll_fn(|context| {
@@ -142,8 +143,8 @@ async fn others_first() {
     .await;
 }
 
-/// Does `step`, as long as it finds a file busy again and again after pauses, for as long as a thread would
-/// wait for that file. Whoever keeps it locked keeps no thread with its other tasks.
+/// Runs `step`, and repeats it after pauses while it finds a file busy, for as long as a thread would
+/// wait for that file. A process that keeps the file locked does not block this thread's other tasks.
 pub(crate) async fn patiently<T>(
     step: impl Fn() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
@@ -165,7 +166,7 @@ pub(crate) async fn patiently<T>(
     }
 }
 
-/// Does `step` without waiting for a file at all.
+/// Runs `step` without waiting for a file.
 pub(crate) fn at_once<T>(step: impl FnOnce() -> T) -> T {
     let only = Attempt {
         waited: Duration::ZERO,

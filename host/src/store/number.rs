@@ -25,12 +25,12 @@ pub(crate) fn write(file: &File, magic: Magic, number: u64) -> io::Result<()> {
     sync(file)
 }
 
-/// Lets `file` say `number`, until the machine loses power.
+/// Writes `number` to `file`, without a sync: a power failure may undo it.
 pub(crate) fn put(file: &File, magic: Magic, number: u64) -> io::Result<()> {
     os::write_at(file, &encode(magic, number), 0)
 }
 
-/// Puts what `file` says on the disk.
+/// Syncs the number in `file` to the disk.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
     mutant!(FencesNotOnDisk, Ok(()), file.sync_data())
 }

@@ -27,7 +27,7 @@ use crate::sync::{Mutex, MutexGuard};
 #[derive(Debug)]
 pub(crate) struct OpenFile {
     file: File,
-    /// A second open file description of the file, which cannot write it.
+    /// A second, read-only open file description of the file.
     read_only: Option<File>,
     path: PathBuf,
     id: FileId,
@@ -125,19 +125,19 @@ impl OpenFile {
         &self.file
     }
 
-    /// The second open file description, which cannot write the file, if one was opened.
+    /// Returns the second, read-only open file description, if one was opened.
     pub(crate) fn read_only(&self) -> Option<&File> {
         self.read_only.as_ref()
     }
 
-    /// The open file description that another program may inherit: the one that cannot write the
-    /// file, if one was opened.
+    /// Returns the open file description that another program may inherit: the read-only one, if one
+    /// was opened.
     pub(crate) fn inheritable(&self) -> &File {
         self.read_only.as_ref().unwrap_or(&self.file)
     }
 
-    /// Opens the second open file description, which cannot write the file; returns whether the file
-    /// is still at its path.
+    /// Opens the second, read-only open file description. Returns whether the file is still at its
+    /// path.
     pub(crate) fn open_read_only(&mut self) -> Result<bool, FileError> {
         if self.read_only.is_some() {
             return Ok(true);
@@ -159,8 +159,9 @@ impl OpenFile {
         self.id == other.id
     }
 
-    /// [`is_current`](Self::is_current), for the end of a grant after `held_for`; when that is very short,
-    /// whether it is at any path, which costs less to tell.
+    /// Returns whether the file is still at its path, as [`is_current`](Self::is_current) does, for the
+    /// end of a grant after `held_for`. If that time is very short, returns whether the file is at any
+    /// path, which costs less to determine.
     pub(crate) fn is_still_there(&self, held_for: Duration) -> Result<bool, FileError> {
         const VERY_SHORT: Duration = Duration::from_millis(1);
 
@@ -190,7 +191,8 @@ type Files = [Option<OpenFile>; 2];
 #[derive(Debug)]
 pub(crate) struct OpenFiles(PerProcess<Mutex<State>>);
 
-/// Open file descriptions are shared with a forked child, which must use its own.
+/// Separate in each forked child: open file descriptions are shared with the parent, so a child must
+/// open its own.
 #[derive(Debug)]
 struct State {
     recent: LruCache<Name, Files>,
@@ -203,8 +205,9 @@ impl OpenFiles {
         Self(PerProcess::new())
     }
 
-    /// A file of the lock `name` for its taker alone, if one is open that no forked child has, too: what
-    /// the kernel locks for it ends with this process, also if that is killed in the middle of a step.
+    /// Returns an open file of the lock `name`, for exclusive use, if this process has one that no
+    /// forked child shares: its kernel locks then end with this process, even if it is killed in the
+    /// middle of an operation.
     pub(crate) fn take(&self, name: &Name) -> Option<OpenFile> {
         iter::from_fn(|| self.take_any(name)).find(OpenFile::is_own)
     }
@@ -226,7 +229,7 @@ impl OpenFiles {
         drop(state);
     }
 
-    /// Closes the files that nobody uses or waits for; returns whether there were any.
+    /// Closes all files that are neither in use nor waited for; returns whether there were any.
     pub(crate) fn close_idle(&self) -> bool {
         let mut state = self.state();
         let idle = mem::replace(&mut state.recent, LruCache::new(NAMES));

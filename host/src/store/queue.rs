@@ -3,12 +3,12 @@
 //! A place in the queue is a byte of the lock's file, far past its end, locked for as long as its
 //! owner waits: a byte after all that are locked. The kernel unlocks it when the process ends.
 //!
-//! The first in the queue looks at the lock's file for some microseconds, for that is when locks that
-//! are held for moments are given back, and listens to it then. Everyone else sleeps until its *bell*
-//! is rung, a pipe that its process reads, or the process before it ends. Whoever gives a lock back
-//! rings for the second, so that it is awake when it is the first. So what gives a lock back wakes one
-//! process. Should nobody be woken, each looks from time to time, the seldomer the more are before it.
-//! See `FORMAT.md`.
+//! The head waiter first spins on the lock's file for some microseconds, as a lock that is held only
+//! briefly is released in that time, and then waits for events of the file. Every other waiter sleeps
+//! until its *bell*, a wake pipe that its process reads, is written to, or until the process before it
+//! ends. The releasing process notifies the second waiter, so that this one is awake when it becomes
+//! the head waiter. So a release wakes one process. If a notification is lost, each waiter still checks
+//! from time to time, less often the more waiters are before it. See `FORMAT.md`.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
@@ -38,13 +38,13 @@ use crate::sync::{Mutex, MutexGuard, thread};
 /// For how long a lock that was given back is kept for the first in its queue.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// How long the first waits at most without a look, should an event be lost.
+/// The longest time that the head waiter sleeps without a check, in case an event is lost.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// How long it does so where other programs may unlock the file, of which the kernel does not tell.
+/// The same, if other programs may unlock the file, of which the kernel does not notify.
 const FOREIGN_WAIT: Duration = Duration::from_millis(250);
 
-/// How long anybody waits at most without a look.
+/// The longest time that any waiter sleeps without a check.
 const SAFETY_LOOK: Duration = Duration::from_secs(10);
 
 /// How long is waited between looks where the kernel tells of no events.
@@ -68,11 +68,11 @@ const SPARES: usize = 16;
 pub(crate) struct Queue {
     /// A file that is locked by programs that know of no queue.
     foreign: Option<PathBuf>,
-    /// Whether the lock's file tells of everything that happens to the lock.
+    /// Whether every change of the lock causes an event of its file.
     tells_all: bool,
     /// Whether anybody has ever waited, or watched.
     is_used: AtomicBool,
-    /// A forked child is not in the queue.
+    /// Separate in each forked child: a child is not in the queue.
     state: PerProcess<Mutex<State>>,
 }
 
@@ -138,7 +138,7 @@ struct State {
 struct Line {
     /// The lock's file, whose open file description has their bytes locked.
     file: Arc<OpenFile>,
-    /// The bell of all of them, if there was any to be had, and its number.
+    /// The wake pipe of all of them, if one was available, and its number.
     bell: Option<Arc<Bell>>,
     number: u32,
     /// By ticket.
@@ -164,7 +164,7 @@ enum Stage {
     Inside,
     /// It is the first of this process, and listens to its bell.
     Outside { since: Instant },
-    /// It listens for the end of the process that has this ticket, too.
+    /// It also waits for the end of the process with this ticket.
     Long { before: u64 },
     /// It has heard a bell.
     Told,
@@ -211,12 +211,12 @@ enum Then {
 }
 
 impl Queue {
-    /// Whether those who wait are woken when the lock may be free.
+    /// Whether waiters are notified when the lock may be free.
     pub(crate) const NOTIFIES: bool = true;
 
-    /// A queue for locks of this software's files, or for the lock of a file that is locked by
-    /// programs, too, that know of no queue. `tells_all` says whether the lock's file tells of
-    /// everything that happens to the lock.
+    /// Returns a queue for locks of this software's files, or for the lock of the file `foreign`, which
+    /// programs without the queue also lock. `tells_all` says whether every change of the lock causes
+    /// an event of its file.
     pub(crate) fn new(foreign: Option<PathBuf>, tells_all: bool) -> Self {
         Self {
             foreign,
@@ -397,7 +397,7 @@ impl Queue {
         }
     }
 
-    /// [`wait`](Self::wait), for a task.
+    /// Waits as [`wait`](Self::wait) does, in a task.
     pub(crate) async fn waited(&self, directory: &Directory, claim: &Claim) {
         loop {
             match self.next(directory, claim) {
@@ -425,7 +425,8 @@ impl Queue {
                     }
                 }
                 Next::Pause(pause) => {
-                    // Where there are no more descriptors, its driver's time has to end it.
+                    // If the process has no free descriptor, the timeout of the caller must end the
+                    // wait.
                     let Ok(alarm) = Listener::new() else {
                         return future::pending().await;
                     };
@@ -437,8 +438,8 @@ impl Queue {
         }
     }
 
-    /// Waits until something happens to the lock `name`, but at most `at_most`, without a place.
-    /// `is_over` is asked when it can be told what happens.
+    /// Waits until something happens to the lock `name`, but at most `at_most`, without a place. Calls
+    /// `is_over` once events are being watched.
     pub(crate) fn overhear(
         &self,
         directory: &Directory,
@@ -516,18 +517,18 @@ impl Queue {
         }
     }
 
-    /// Lets whoever gives back the lock of `file`, and did not know of anybody who waits, change the
-    /// file, until `file` is [ignored](Self::ignore) or closed.
+    /// Makes a process that releases the lock of `file` change the file even if it saw no waiter, until
+    /// `file` is [ignored](Self::ignore) or closed.
     pub(crate) fn watch(file: &OpenFile) -> Result<(), FileError> {
         tickets::watch(file)
     }
 
-    /// The end of a [`watch`](Self::watch).
+    /// Ends a [`watch`](Self::watch).
     pub(crate) fn ignore(file: &OpenFile) {
         tickets::unlock(file, tickets::WATCHER);
     }
 
-    /// How long to wait at most without a look where the lock's file is watched.
+    /// Returns the longest time to wait without a check while the lock's file is watched.
     fn longest_wait(&self) -> Duration {
         if self.tells_all {
             LONGEST_WAIT
@@ -657,7 +658,7 @@ impl State {
             };
             let version = directory::version(&line.file)?;
             let served = version.served();
-            // Should the first not take the lock, the second does, and so on.
+            // If the head waiter does not take the lock, the second waiter does, and so on.
             let rings = line.bell.is_some() || ahead_here.is_some();
             let at_most = |is_second| {
                 let before = if is_second {
@@ -737,7 +738,7 @@ impl State {
                     return Ok(ticket);
                 }
             } else {
-                // Another file counts now, and so does its queue. Those behind are told that.
+                // The file was replaced, and so was its queue: notify the waiters behind this one.
                 let first = line.places.first_key_value().map(|(&first, _)| first);
                 let next =
                     first.and_then(|first| tickets::first_from(&line.file, first + 1).ok()?);
@@ -939,7 +940,8 @@ impl Line {
         }
     }
 
-    /// What `ticket` is to do next if it is the first, or the second that was told.
+    /// Returns what `ticket` must do next if it is the head waiter, or the second waiter and was
+    /// notified.
     fn next_look(
         &mut self,
         ticket: u64,
@@ -1049,10 +1051,11 @@ impl Place {
     }
 }
 
-/// How long somebody sleeps at most who waits behind so many others. Those whose bell `rings` are
-/// rung for when it is time, so they look only for those who are stopped, and for what was lost.
+/// Returns the longest time that a waiter behind `others` waiters sleeps. A waiter with a wake pipe
+/// (`rings`) is notified in time, so that it checks only in case other waiters are stopped or a
+/// notification is lost.
 fn pause_behind(others: u64, rings: bool) -> Duration {
-    /// Before the lock is kept for it no more.
+    /// Shorter than the hand-off reservation of the waiter.
     const IN_TIME: Duration = Duration::from_millis(100);
 
     let (each, most) = if rings {
@@ -1061,7 +1064,7 @@ fn pause_behind(others: u64, rings: bool) -> Duration {
         (BLIND_WAIT, IN_TIME)
     };
     let pause = u32::try_from(others).map_or(most, |others| each.saturating_mul(others));
-    // Those who begin to wait at the same time do not march in step.
+    // Spread the checks of waiters that began to wait at the same time.
     let pause = pause.min(most);
     pause.saturating_sub(jitter(pause / 10))
 }
@@ -1076,7 +1079,7 @@ fn after(length: Duration) -> Instant {
 /// Looks at `file` until the lock may be free that was not when the file was like `version`, and
 /// returns what it is like then; but not for long, and not beyond `end`.
 fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
-    // A forked child waits for no thread of its parent that counts them.
+    // A forked child must not wait for a thread of its parent that initializes this.
     static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
 
     // With one core nothing would happen meanwhile.

@@ -55,17 +55,17 @@ pub(crate) const MARK_AT: usize = RECORD_BYTES;
 /// Where a number is that changes when a lock is given back without a record.
 pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
 
-/// Where the released fences are: numbers of grants that their owners have released through another
-/// process than the one that kept them, each at its own place.
+/// The offset of the table of released fences: those of grants that their owners released through
+/// another process than the one that kept them alive. Each fence has a fixed slot.
 const RELEASED_AT: u64 = 3584;
 const RELEASED: u64 = 64;
 
-/// Where in a file it says that the grant `fence` was released so, if it says that number.
+/// Returns the offset at which the fence `fence` is written when its grant was released so.
 pub(crate) fn released_at(fence: u64) -> u64 {
     RELEASED_AT + fence % RELEASED * 8
 }
 
-/// All that ever changes with a grant, and what is before it.
+/// The length of the part of a file that grants can change, with all bytes before it.
 pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
 
 /// Every sequence and every fence is less than this, so that there is a next one.
@@ -195,7 +195,8 @@ impl Record {
         }
     }
 
-    /// The next record if the grant is to last at least `ttl` from `now`: nothing if it does already.
+    /// Returns the next record if the grant must last at least `ttl` from `now`; `None` if it already
+    /// does.
     pub(crate) fn renewed(&self, ttl: Ttl, now: Duration, wall: Duration) -> Option<Self> {
         let is_comparable = self.time_namespace == Machine::this().time_namespace;
         let lasts = match (self.ttl, ttl.duration()) {

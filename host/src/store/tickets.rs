@@ -73,13 +73,14 @@ fn ticket_after(last: u64, bell: u32) -> Option<u64> {
     start.checked_add(bell.into())
 }
 
-/// The ticket of those who do not wait, but want to be told when the lock is given back: all have it
-/// together.
+/// The ticket of processes that do not wait for the lock, but must be notified of its release. All of
+/// them lock its byte together.
 pub(crate) const WATCHER: u64 = 0;
 
-/// Locks the [`WATCHER`]'s ticket.
+/// Takes a shared lock on the [`WATCHER`]'s ticket.
 pub(crate) fn watch(file: &OpenFile) -> Result<(), FileError> {
-    // Somebody who has it alone is told, too, and so are we.
+    // If another process has locked the byte exclusively, a release notifies that process and this one,
+    // too.
     byte_lock::try_lock_shared(file.file(), byte_of(WATCHER).start)
         .map(drop)
         .map_err(FileError::io("lock a byte of this file", file.path()))
@@ -96,7 +97,7 @@ pub(crate) fn bell_of(ticket: u64) -> u32 {
     u32::try_from(ticket % u64::from(BELLS)).unwrap_or_default()
 }
 
-/// How many tickets there were at most after `served` and before `ticket`, and at least one.
+/// Returns the largest possible number of tickets after `served` and before `ticket`, and at least one.
 pub(crate) fn most_between(served: u64, ticket: u64) -> u64 {
     let place = |ticket| ticket / u64::from(BELLS);
     place(ticket)

@@ -12,7 +12,7 @@ pub(crate) fn open(path: &Path, group: Option<u32>) -> Result<Option<File>, File
     trusted(os::open(path), path, group)
 }
 
-/// [`open`], for reading and locking alone.
+/// Opens the file as [`open`] does, read-only, to read and to lock it.
 pub(crate) fn open_read_only(path: &Path, group: Option<u32>) -> Result<Option<File>, FileError> {
     trusted(os::open_read_only(path), path, group)
 }

@@ -29,7 +29,7 @@ pub(crate) struct Setting {
     pub(crate) length: Duration,
     /// Whether everything is to be tried, and not only some of it.
     pub(crate) is_long: bool,
-    /// Whether the part ends when the programs are built that it starts.
+    /// Whether the part ends as soon as the programs that it starts are built.
     pub(crate) only_build: bool,
     /// An empty folder of its own, on the disk that temporary files are on.
     pub(crate) folder: PathBuf,

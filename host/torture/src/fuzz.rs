@@ -166,7 +166,7 @@ fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
     if !program.exists() {
         let mut install = cargo();
         install
-            // It does nothing but start compilers: unoptimized, it is there much sooner.
+            // The tool only starts compilers: an unoptimized build is available much sooner.
             .args(["install", "cargo-fuzz", "--debug", "--locked", "--root"])
             .arg(&tools);
         if let Err(why) = said(&mut install)? {

@@ -156,7 +156,7 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 });
             }
             other.release()?;
-            // What keeps it alive takes it back, unless another was granted it meanwhile.
+            // The auto-renewal takes the lease back, unless another owner was granted it meanwhile.
             for is_wanted in [false, true] {
                 let guard = held.guard()?;
                 let fence = guard.fence();
@@ -178,15 +178,15 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 };
                 findings.check(is_right, || {
                     format!(
-                        "{what}: what keeps it alive, taken meanwhile: {taken}, is told {kept:?}"
+                        "{what}: auto-renewal, lock granted meanwhile: {taken}, returned {kept:?}"
                     )
                 });
                 findings.check(taken == (is_wanted && may_be_taken), || {
-                    format!("{what}: another has had it: {taken}")
+                    format!("{what}: another owner was granted it: {taken}")
                 });
                 let released = guard.release();
                 findings.check(released.is_ok() != taken, || {
-                    format!("{what}: what kept it alive gives it back: {released:?}")
+                    format!("{what}: release after auto-renewal: {released:?}")
                 });
             }
             findings.count("suspended machines", 1);

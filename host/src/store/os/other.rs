@@ -42,7 +42,7 @@ pub(crate) fn open_read_only(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// No program inherits it here.
+/// Returns a duplicate; descriptors are not inherited on this system.
 pub(crate) fn duplicate_to_inherit(file: &File) -> io::Result<File> {
     file.try_clone()
 }

@@ -154,7 +154,7 @@ pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
     open_for(path, true)
 }
 
-/// [`open`], for reading and locking alone.
+/// Opens the file as [`open`] does, read-only, to read and to lock it.
 pub(crate) fn open_read_only(path: &Path) -> io::Result<Option<File>> {
     open_for(path, false)
 }
@@ -176,35 +176,35 @@ fn open_for(path: &Path, writing: bool) -> io::Result<Option<File>> {
     }
 }
 
-/// Duplicates the descriptor of `file` for a program that is to inherit it, at a high number: scripts
-/// choose low ones for their own redirections, and 100, 200 and 255.
+/// Duplicates the descriptor of `file`, for a program that inherits it, at a high number: scripts use
+/// low ones, and 100, 200 and 255, for their own redirections.
 pub(crate) fn duplicate_to_inherit(file: &File) -> io::Result<File> {
-    // select(2) knows no greater ones.
+    // select(2) does not support greater numbers.
     const MOST: u64 = 1024;
 
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(MOST);
     let least = i32::try_from(limit.min(MOST) * 7 / 8).unwrap_or_default();
     match fcntl_dupfd_cloexec(file, least) {
         Ok(duplicate) => Ok(duplicate.into()),
-        // Any number is better than none.
+        // If no such number is free, any other will do.
         Err(_) => file.try_clone(),
     }
 }
 
-/// Opens any file or folder, to lock it and nothing else; creates an empty file for this user alone
-/// where there is nothing. Links are followed, also one whose target is missing, as flock(1) does.
+/// Opens any file or directory, only to lock it. Creates an empty file for this user alone if nothing
+/// exists at `path`. Follows symbolic links, also one whose target is missing, as flock(1) does.
 ///
-/// The first attempt has `O_CREAT`, as flock(1)'s has, so that `fs.protected_regular` (proc(5))
-/// refuses another user's file in a folder with the sticky bit.
+/// The first attempt has `O_CREAT`, as in flock(1), so that `fs.protected_regular` (proc(5)) rejects
+/// another user's file in a directory with the sticky bit.
 pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
     match open_any(path, OFlags::CREATE) {
-        // open(2) refuses to create what is a folder.
+        // open(2) with `O_CREAT` fails for a directory.
         Err(err) if err.kind() == io::ErrorKind::IsADirectory => open_any(path, OFlags::empty()),
         opened => opened,
     }
 }
 
-/// [`open_to_lock`], of what is there; `None` where there is nothing.
+/// Opens an existing file as [`open_to_lock`] does; returns `None` if nothing exists at `path`.
 pub(crate) fn open_to_look(path: &Path) -> io::Result<Option<File>> {
     match open_any(path, OFlags::empty()) {
         Ok(file) => Ok(Some(file)),
@@ -223,11 +223,11 @@ fn open_any(path: &Path, flags: OFlags) -> io::Result<File> {
         .open(path)
 }
 
-/// Puts a whole file with these bytes at `path`, for this user or this group alone; leaves what
-/// is there already.
+/// Creates a complete file with these bytes at `path`, for this user or this group alone. Leaves an
+/// existing file as it is.
 ///
-/// The file has no name until it is whole and written to the disk, or, where the system has no such
-/// files, one of its own.
+/// The file gets its name only after its contents are synced to the disk. Where the system has no
+/// unnamed files, it has a temporary name until then.
 pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Result<()> {
     let finish = |file: &mut File| {
         let mode = if group.is_some() { 0o660 } else { 0o600 };
@@ -251,8 +251,8 @@ pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Resul
         finish(&mut file)?;
         match link_nameless(&file, path) {
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            // Without /proc, as in a chroot, it gets no name: linkat(2) by descriptor alone needs a
-            // capability, or Linux 6.10.
+            // Without /proc, as after chroot(2), an unnamed file cannot be linked: linkat(2) by
+            // descriptor alone needs a capability, or Linux 6.10.
             Err(_) => named(),
             linked => linked,
         }
@@ -346,8 +346,8 @@ pub(crate) fn create_directory(path: &Path, group: Option<u32>) -> io::Result<()
     directory.set_permissions(Permissions::from_mode(0o2770))
 }
 
-/// The group that the folder at `path` was [made](create_directory) for by this user or root, so that
-/// what is made in it without a group does not lock out the members.
+/// Returns the group for which this user or root [created](create_directory) the directory at `path`,
+/// so that files created in it without a group do not lock out the members.
 pub(crate) fn group_of_directory(path: &Path) -> Option<u32> {
     let metadata = fs::metadata(path).ok()?;
     let is_shared = metadata.is_dir() && metadata.mode() & 0o7777 == 0o2770;
@@ -441,12 +441,12 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
     Ok(Some(name))
 }
 
-/// Whether a file of /proc is what the kernel says there, and not one that was mounted in its place.
+/// Returns whether a file of /proc is the kernel's own, and not one that was mounted over it.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_kernels(file: &File) -> bool {
     const PROC: i64 = 0x9fa0;
 
-    // Where that cannot be told, it is believed.
+    // If this cannot be determined, assume the kernel's own file.
     rustix::fs::fstatfs(file).map_or(true, |found| kind_of(&found) == PROC)
 }
 

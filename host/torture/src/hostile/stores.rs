@@ -545,7 +545,8 @@ pub(super) fn lies_to_keepers(_setting: &Setting, findings: &mut Findings) -> Re
         let calls = store.calls() - before;
         let is_right = match (lie, &end) {
             (_, Err(panic)) => lie.panics() && panic == "the store fell over",
-            // A renewal names the fencing token of its grant, which is not the one that it was given.
+            // With `CountsDown`, a renewal contains the changed fencing token, which is not that of the
+            // grant.
             (Lie::ExtendsNothing | Lie::ErrsAtExtensions | Lie::CountsDown, Ok(is_kept)) => {
                 !is_kept
             }

@@ -311,7 +311,7 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
             .iter()
             .any(|it| name.as_bytes().starts_with(it.as_bytes()));
         for command in ["acquire", "show"] {
-            // As it is, and where nothing else can be meant.
+            // Try the name as a plain argument, and as one that can only be a name.
             for insisted in [false, true] {
                 let mut words = verrou(&program, &folder);
                 words.arg(command);
@@ -361,7 +361,7 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
     Ok(())
 }
 
-/// As a terminal may see it, on one line and in its order.
+/// Escapes text as the command does for a terminal: one line, without changes of direction.
 fn escaped(text: impl Iterator<Item = char>) -> String {
     let mut safe = String::new();
     for char in text {

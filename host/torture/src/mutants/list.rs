@@ -98,7 +98,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "MovedFileBelieved",
-                "a release is refused by a file that was moved away",
+                "a release fails for a lock file that was moved away",
                 host(
                     "files",
                     "a_handed_over_lease_is_released_also_after_its_file_or_folder_was_moved",
@@ -135,7 +135,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "ForkedFilesUsed",
-                "a step locks a file that a forked child has open, too",
+                "an operation locks a file that a forked child also has open",
                 host("fork", "a_forked_child_releases_nothing_and_keeps_nothing"),
             ),
             mutant(
@@ -318,12 +318,12 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[
             mutant(
                 "ErrorTakenForRefusal",
-                "a store that could not tell counts as one that said no",
+                "a failed request counts as a refused one",
                 core("acquire", "trouble_is_slept_through"),
             ),
             mutant(
                 "ExpiredLeasesKept",
-                "leases that were left to expire keep their files open",
+                "expired leases without a release keep their files open",
                 host("descriptors", "expired_leases_keep_few_descriptors"),
             ),
         ],
@@ -504,7 +504,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "MovedNotNoticed",
-                "a lock counts as given back whose folder was moved away",
+                "a lock counts as released after its directory was moved away",
                 host(
                     "moved_store",
                     "holder_in_a_moved_folder_has_lost_the_lock_and_the_next_fence_is_greater",
