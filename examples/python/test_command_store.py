@@ -92,11 +92,14 @@ class CommandStoreTest(unittest.TestCase):
     def test_a_lock_ends_with_a_killed_process(self):
         holder = [sys.executable, "-c", HOLDER, self.url, VERROU]
         environment = {**os.environ, "PYTHONPATH": str(HERE)}
-        with subprocess.Popen(holder, stdout=subprocess.PIPE, env=environment) as process:
-            self.assertEqual(process.stdout.readline(), b"1\n")
-            self.assertFalse(self.locks.lock("x").try_acquire())
-            process.kill()
-            self.assertGreater(self.locks.lock("x").acquire(timeout=60, delay=0.01), 1)
+        process = subprocess.Popen(holder, stdout=subprocess.PIPE, env=environment)
+        # The last one is the first to be called.
+        for cleanup in (process.stdout.close, process.wait, process.kill):
+            self.addCleanup(cleanup)
+        token = int(process.stdout.readline())
+        self.assertFalse(self.locks.lock("x").try_acquire())
+        process.kill()
+        self.assertGreater(self.locks.lock("x").acquire(timeout=60, delay=0.01), token)
 
     def test_processes_exclude_each_other(self):
         example = [sys.executable, HERE / "example.py", self.url, VERROU]
