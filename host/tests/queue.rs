@@ -252,9 +252,11 @@ fn who_gives_up_leaves_nothing_behind() {
                 before = Some((descriptors(), threads()));
             }
         }
-        // Other tests open files, too.
+        // Other tests of this process have files and threads, too, but not for long.
         let (files, tasks) = before.unwrap();
-        assert!(descriptors() < files + 100 && threads() < tasks + 100);
+        eventually("nothing is left", || {
+            descriptors() < files + 100 && threads() < tasks + 100
+        });
         here.release(&held).unwrap();
         assert!(is_granted(&here, &held), "{kind}: nobody waits any more");
     }
@@ -279,9 +281,11 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
                 before = Some((descriptors(), threads()));
             }
         }
-        // Other tests open files, too.
+        // Other tests of this process have files and threads, too, but not for long.
         let (files, tasks) = before.unwrap();
-        assert!(descriptors() < files + 100 && threads() < tasks + 100);
+        eventually("nothing is left", || {
+            descriptors() < files + 100 && threads() < tasks + 100
+        });
         here.release(&held).unwrap();
         let last = claim("lock");
         assert!(is_granted(&there, &last), "{kind}: nobody waits any more");
