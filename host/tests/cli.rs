@@ -116,7 +116,8 @@ fn an_option_wins_over_the_environment() {
         "memory:",
         "nonsense",
         "",
-        "redis://user:secret@localhost",
+        // Without a client of Redis, and with one.
+        "redis://user:secret@localhost:port",
         "lease:~/x",
     ] {
         let mut run = place.verrou(["--store", &elsewhere, "run", "k", "--", "true"]);
