@@ -1384,8 +1384,12 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
         let script = format!("mount --bind \"$0\" {BOOT_ID} && echo mounted && {script}");
         let url = format!("lease:{}", place.path().join("store").display());
         let mut command = Command::new("unshare");
+        // In a chroot there are no user namespaces, and root needs none.
+        if !rustix::process::geteuid().is_root() {
+            command.args(["--user", "--map-root-user"]);
+        }
         command
-            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+            .args(["--mount", "sh", "-c", &script])
             .arg(&own)
             .env("VERROU", env!("CARGO_BIN_EXE_verrou"))
             .env("VERROU_STORE", url);
@@ -1534,8 +1538,9 @@ fn whoever_is_told_looks_again_and_again() {
     for _ in 0..LOOKS {
         look();
     }
-    // Each that is not to be soon takes a second.
-    assert!(began.elapsed() < LOOKS / 2 * SECOND);
+    // Each wait that is not ended soon takes a quarter of a second: programs that know nothing of the
+    // queue may have unlocked the file.
+    assert!(began.elapsed() < LOOKS / 2 * SECOND / 4);
     file.unlock().unwrap();
     granted(store.acquire(&claim(2)));
 }
