@@ -436,7 +436,11 @@ impl<I: Calls> Store for Through<I> {
         self.store.give_up(claim);
     }
 
+    /// A component renews its leases by `extend`, so none is taken back.
     fn abilities(&self) -> Abilities {
-        self.store.abilities()
+        Abilities {
+            revives: false,
+            ..self.store.abilities()
+        }
     }
 }
