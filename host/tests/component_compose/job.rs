@@ -116,7 +116,7 @@ fn jobs_and_commands_exclude_each_other() {
 fn a_job_that_runs_elsewhere_is_not_run() {
     let place = Place::new("lease");
     let first = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
-    logged(&place, "begin 1");
+    logged(&place, "begin ");
 
     let second = done(&mut job(&place, &built("cron-job"), 1, 0));
     assert_eq!(code(&second), 1);
@@ -142,7 +142,7 @@ fn a_job_that_runs_elsewhere_is_not_run() {
 fn a_job_that_is_evicted_says_so() {
     let place = Place::new("lease");
     let evicted = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
-    logged(&place, "begin 1");
+    logged(&place, "begin ");
     ends_with(&mut place.verrou(["force-release", "nightly"]), 0);
     let output = evicted.end();
     assert_eq!(code(&output), 1);
@@ -151,7 +151,8 @@ fn a_job_that_is_evicted_says_so() {
         "{}",
         stderr(&output)
     );
-    assert_eq!(place.read("log"), "begin 1\n");
+    let log = place.read("log");
+    assert!(log.starts_with("begin ") && log.lines().count() == 1, "{log}");
 }
 
 #[test]
