@@ -152,7 +152,10 @@ fn a_job_that_is_evicted_says_so() {
         stderr(&output)
     );
     let log = place.read("log");
-    assert!(log.starts_with("begin ") && log.lines().count() == 1, "{log}");
+    assert!(
+        log.starts_with("begin ") && log.lines().count() == 1,
+        "{log}"
+    );
 }
 
 #[test]
