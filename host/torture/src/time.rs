@@ -942,15 +942,7 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 }
             }
             drop(store);
-            let run = [
-                "run",
-                "lock",
-                "--no-wait",
-                "--",
-                "sh",
-                "-c",
-                "echo $VERROU_FENCE",
-            ];
+            let run = printing_its_fence("lock");
             // A mounted boot ID is a container's own, which does not tell whether a detached lease has
             // ended: there it is refused. What another start of the machine finds is forged instead.
             let is_detached = kind == Kind::Lease && !ephemeral;
@@ -983,16 +975,7 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
             // As if the counter, too, had been lost with the power.
             let counter = folder.join("fences");
             fs::remove_file(&counter).or_else(absent)?;
-            let words = [
-                "run",
-                "another",
-                "--no-wait",
-                "--",
-                "sh",
-                "-c",
-                "echo $VERROU_FENCE",
-            ];
-            let asked = neighbours.inside(folder, &words)?;
+            let asked = neighbours.inside(folder, &printing_its_fence("another"))?;
             neighbours.check(findings, "a new lock, the counter lost", &asked, 0);
             let next: u64 = asked.out.trim().parse().unwrap_or_default();
             findings.check(next > fence, || {
@@ -1001,6 +984,19 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the arguments of a `verrou run` that prints its fence, if the lock is free.
+const fn printing_its_fence(name: &str) -> [&str; 7] {
+    [
+        "run",
+        name,
+        "--no-wait",
+        "--",
+        "sh",
+        "-c",
+        "echo $VERROU_FENCE",
+    ]
 }
 
 /// In a PID namespace, where it does not take as long as there are numbers.
