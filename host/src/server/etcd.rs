@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::Streaming;
 use tonic::transport::{Certificate, ClientTlsConfig};
 use verrou::blocking::Host;
 use verrou::{
@@ -28,7 +29,7 @@ use verrou::{
 
 use super::etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, Error, KeyValue, OperationResponse, Order, Range,
-    Txn, TxnOp, TxnResponse,
+    Txn, TxnOp, TxnResponse, WatchResponse,
 };
 use super::given_back::{GivenBack, Unanswered};
 use super::store::{ABILITIES, About, kept, patience};
@@ -475,6 +476,7 @@ impl EtcdStore {
     /// Ends with true when the place that `made` made is the first, with false if it is gone.
     async fn turn(&self, claim: &Claim, key: &str, made: i64) -> Result<bool, ServerError> {
         let (shared, range) = (&self.shared, self.range(&claim.name));
+        let mut watch = None::<Watch>;
         loop {
             let before = Range::prefix(&*range)
                 .created_by(made - 1)
@@ -491,19 +493,29 @@ impl EtcdStore {
             let (Some(before), Some(first)) = (before, first) else {
                 return Ok(true);
             };
-            let changed = shared.changed(&before.key, revision(&seen) + 1);
+            let Some(begun) = watch.as_mut().filter(|watch| watch.key == before.key) else {
+                watch = Some(shared.watch(&before.key).await?);
+                // An event before the watch began is not reported.
+                continue;
+            };
             if before.key != first.key || record_of(before).is_some() {
-                changed.await?;
+                if !begun.changed().await {
+                    watch = None;
+                }
                 continue;
             }
             // It is free, and kept for the one before.
             let passed = before.mod_revision;
             let left = shared.kept_for(claim.owner, passed);
-            if timeout(left, changed).await.is_err() {
-                let unchanged = Compare::mod_revision(&*before.key, CompareOp::Equal, passed);
-                let delete = TxnOp::delete(&*before.key);
-                let pass = Txn::new().when([unchanged]).and_then([delete]);
-                shared.within(shared.timeout, shared.txn(pass)).await?;
+            match timeout(left, begun.changed()).await {
+                Ok(true) => {}
+                Ok(false) => watch = None,
+                Err(_) => {
+                    let unchanged = Compare::mod_revision(&*before.key, CompareOp::Equal, passed);
+                    let delete = TxnOp::delete(&*before.key);
+                    let pass = Txn::new().when([unchanged]).and_then([delete]);
+                    shared.within(shared.timeout, shared.txn(pass)).await?;
+                }
             }
         }
     }
@@ -598,22 +610,19 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends when something has happened to `key` since `revision`, or that cannot be told.
-    async fn changed(&self, key: &[u8], revision: i64) -> Result<(), ServerError> {
-        let watching =
-            self.asked(|client| async move { client.watch(key.to_vec(), revision).await });
-        let mut watch = self.within(self.timeout, watching).await?;
-        while let Ok(Some(said)) = watch.message().await {
-            if !said.events.is_empty() {
-                return Ok(());
-            }
-            if said.canceled {
-                break;
-            }
-        }
-        // It may be so again.
-        sleep(Duration::from_millis(100)).await;
-        Ok(())
+    /// Watches `key` from now on.
+    async fn watch(&self, key: &[u8]) -> Result<Watch, ServerError> {
+        let watching = async {
+            let opened = self.asked(|client| async move { client.watch(key.to_vec()).await });
+            let mut watch = Watch {
+                key: key.to_vec(),
+                messages: opened.await?,
+            };
+            // The first message confirms that the watch has begun.
+            watch.next().await;
+            Ok(watch)
+        };
+        self.within(self.timeout, watching).await
     }
 
     /// The lease of all places of this process, which is kept alive as long as there are some.
@@ -713,6 +722,7 @@ impl AsyncStore for EtcdStore {
         const PAUSE: Duration = Duration::from_millis(100);
 
         let (shared, key) = (&self.shared, self.key(claim));
+        let mut watch = None::<Watch>;
         loop {
             let look = Txn::new().and_then([TxnOp::get(&*key)]);
             let seen = shared.within(shared.timeout, shared.txn(look)).await;
@@ -725,8 +735,16 @@ impl AsyncStore for EtcdStore {
             let Some(own) = own.filter(|own| record_of(own).is_some()) else {
                 return;
             };
-            if shared.changed(&own.key, revision(&seen) + 1).await.is_err() {
-                sleep(PAUSE).await;
+            if let Some(begun) = &mut watch {
+                if !begun.changed().await {
+                    watch = None;
+                }
+                continue;
+            }
+            // The next look notices an event before the watch began.
+            match shared.watch(&own.key).await {
+                Ok(begun) => watch = Some(begun),
+                Err(_) => sleep(PAUSE).await,
             }
         }
     }
@@ -762,6 +780,36 @@ impl fmt::Debug for EtcdStore {
         f.debug_struct("EtcdStore")
             .field("server", &self.shared.server)
             .finish_non_exhaustive()
+    }
+}
+
+/// A watch of one key, from the time it was created.
+///
+/// It does not begin with an older revision: etcd would then send the events in rounds, 100 ms apart
+/// (`syncWatchersLoop` in `mvcc/watchable_store.go`), instead of at once.
+struct Watch {
+    key: Vec<u8>,
+    messages: Streaming<WatchResponse>,
+}
+
+impl Watch {
+    /// Waits until the key has changed since the last call, or since the watch began. Returns false,
+    /// after a pause, if the watch has ended.
+    async fn changed(&mut self) -> bool {
+        while let Some(message) = self.next().await {
+            if !message.events.is_empty() {
+                return true;
+            }
+        }
+        // A new watch may end, too.
+        sleep(Duration::from_millis(100)).await;
+        false
+    }
+
+    /// Returns the next message; `None` if the watch has ended.
+    async fn next(&mut self) -> Option<WatchResponse> {
+        let message = self.messages.message().await.ok().flatten();
+        message.filter(|message| !message.canceled)
     }
 }
 

@@ -144,16 +144,10 @@ impl Client {
             .await
     }
 
-    /// Returns the stream of events of `key`, beginning with the revision `since`.
-    pub(crate) async fn watch(
-        &self,
-        key: Vec<u8>,
-        since: i64,
-    ) -> Result<Streaming<WatchResponse>, Error> {
-        let create = WatchCreateRequest {
-            key,
-            start_revision: since,
-        };
+    /// Returns the stream of events of `key` from now on. Its first message has no event; it confirms
+    /// that the watch has begun.
+    pub(crate) async fn watch(&self, key: Vec<u8>) -> Result<Streaming<WatchResponse>, Error> {
+        let create = WatchCreateRequest { key };
         let request = WatchRequest {
             create: Some(create),
         };
@@ -377,8 +371,6 @@ struct WatchRequest {
 struct WatchCreateRequest {
     #[prost(bytes = "vec", tag = "1")]
     key: Vec<u8>,
-    #[prost(int64, tag = "3")]
-    start_revision: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
