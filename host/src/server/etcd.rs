@@ -437,25 +437,21 @@ impl EtcdStore {
         let range = self.range(&claim.name);
         loop {
             let lease = self.shared.presence().await?;
+            // etcd reads the whole range for a comparison with it, so a place that exists is looked up first.
+            let exists = Compare::create_revision(key, CompareOp::Greater, 0);
             let put = TxnOp::put(key, WAITS, lease);
-            let missing = Compare::create_revision(key, CompareOp::Equal, 0);
-            let place = Txn::new()
-                .when([missing])
-                .and_then([put])
-                .or_else([TxnOp::get(key)]);
-            let taken = Txn::new().when([none(&range)]).or_else([TxnOp::txn(place)]);
+            let new = Txn::new().when([none(&range)]).or_else([put]);
+            let taken = Txn::new()
+                .when([exists])
+                .and_then([TxnOp::get(key)])
+                .or_else([TxnOp::txn(new)]);
             let mut taken = self.shared.txn(taken).await?;
-            if taken.succeeded {
-                return Ok(None);
+            if !taken.succeeded {
+                let new = taken.responses.pop().and_then(|new| new.response);
+                let is_free = !matches!(new, Some(OperationResponse::Txn(new)) if !new.succeeded);
+                return Ok((!is_free).then(|| revision(&taken)));
             }
-            let place = taken.responses.pop().and_then(|place| place.response);
-            let Some(OperationResponse::Txn(place)) = place else {
-                return Ok(None);
-            };
-            if place.succeeded {
-                return Ok(Some(revision(&taken)));
-            }
-            let Some(own) = found(&place).pop().flatten() else {
+            let Some(own) = found(&taken).pop().flatten() else {
                 continue;
             };
             if record_of(&own).is_some() {
@@ -482,23 +478,28 @@ impl EtcdStore {
                 .created_by(made - 1)
                 .by_creation(Order::Descending)
                 .limit(1);
-            let look = Txn::new().and_then([TxnOp::get(key), TxnOp::range(before), first(&range)]);
+            let look = Txn::new().and_then([TxnOp::get(key), TxnOp::range(before)]);
             let seen = shared.within(shared.timeout, shared.txn(look)).await?;
-            let [own, before, first] = &found(&seen)[..] else {
+            let [own, before] = &found(&seen)[..] else {
                 return Ok(false);
             };
             if own.as_ref().map(|own| own.create_revision) != Some(made) {
                 return Ok(false);
             }
-            let (Some(before), Some(first)) = (before, first) else {
+            let Some(before) = before else {
                 return Ok(true);
             };
-            let Some(begun) = watch.as_mut().filter(|watch| watch.key == before.key) else {
-                watch = Some(shared.watch(&before.key).await?);
-                // An event before the watch began is not reported.
-                continue;
-            };
-            if before.key != first.key || record_of(before).is_some() {
+            if watch.as_ref().is_none_or(|watch| watch.key != before.key) {
+                let begun = shared.watch(&before.key).await?;
+                let may_be_late = begun.since > revision(&seen);
+                watch = Some(begun);
+                if may_be_late {
+                    continue;
+                }
+            }
+            let Some(begun) = &mut watch else { continue };
+            let is_first = !has_more(&seen);
+            if !is_first || record_of(before).is_some() {
                 if !begun.changed().await {
                     watch = None;
                 }
@@ -616,10 +617,17 @@ impl Shared {
             let opened = self.asked(|client| async move { client.watch(key.to_vec()).await });
             let mut watch = Watch {
                 key: key.to_vec(),
+                since: i64::MAX,
                 messages: opened.await?,
             };
             // The first message confirms that the watch has begun.
-            watch.next().await;
+            if let Some(WatchResponse {
+                header: Some(header),
+                ..
+            }) = watch.next().await
+            {
+                watch.since = header.revision;
+            }
             Ok(watch)
         };
         self.within(self.timeout, watching).await
@@ -789,6 +797,8 @@ impl fmt::Debug for EtcdStore {
 /// (`syncWatchersLoop` in `mvcc/watchable_store.go`), instead of at once.
 struct Watch {
     key: Vec<u8>,
+    /// The revision after which all events are reported.
+    since: i64,
     messages: Streaming<WatchResponse>,
 }
 
@@ -833,6 +843,14 @@ fn found(done: &TxnResponse) -> Vec<Option<KeyValue>> {
             _ => None,
         })
         .collect()
+}
+
+/// Returns whether the range of a `get` contains more keys than its limit, after the limit by revision.
+fn has_more(done: &TxnResponse) -> bool {
+    done.responses.iter().any(|answer| match &answer.response {
+        Some(OperationResponse::Range(got)) => got.more,
+        _ => false,
+    })
 }
 
 fn revision(done: &TxnResponse) -> i64 {

@@ -375,6 +375,8 @@ struct WatchCreateRequest {
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct WatchResponse {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) header: Option<ResponseHeader>,
     #[prost(bool, tag = "4")]
     pub(crate) canceled: bool,
     #[prost(message, repeated, tag = "11")]
@@ -482,6 +484,9 @@ fn end_of(prefix: &[u8]) -> Vec<u8> {
 pub(crate) struct RangeResponse {
     #[prost(message, repeated, tag = "2")]
     pub(crate) kvs: Vec<KeyValue>,
+    /// Whether the limit left keys out.
+    #[prost(bool, tag = "3")]
+    pub(crate) more: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
