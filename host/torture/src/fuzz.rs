@@ -156,6 +156,9 @@ fn cargo() -> Command {
     cargo
 }
 
+/// Its `Cargo.lock` pins what it is built of.
+const CARGO_FUZZ: &str = "cargo-fuzz@=0.13.2";
+
 /// Where cargo-fuzz is: in `PATH`, or else installed in `target/tools`.
 fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
     if let Some(found) = find("cargo-fuzz") {
@@ -167,7 +170,7 @@ fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
         let mut install = cargo();
         install
             // The tool only starts compilers: an unoptimized build is available much sooner.
-            .args(["install", "cargo-fuzz", "--debug", "--locked", "--root"])
+            .args(["install", CARGO_FUZZ, "--debug", "--locked", "--root"])
             .arg(&tools);
         if let Err(why) = said(&mut install)? {
             return Ok(Err(why));
