@@ -29,13 +29,7 @@ fn locks(shell: &Shell) -> Result<()> {
         None => "tokio",
     };
     let here = project().join("host/benches/locks");
-    let requirements = shell.read_file(here.join("requirements.txt"))?;
-    let packages: Vec<String> = requirements
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(str::to_owned)
-        .collect();
-    let python = python::interpreter(shell, "python-bench", &packages);
+    let python = python::interpreter(shell, "python-bench", &here.join("requirements.txt"));
     let _python = available("Python's locks", python)
         .map(|python| shell.push_env("VERROU_BENCH_PYTHON", python));
     let packages =

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use wasm_encoder::RawSection;
@@ -14,10 +14,7 @@ use wit_parser::WorldKey;
 use xshell::{Shell, cmd};
 
 use crate::wasm::Toolchain;
-use crate::{NotHere, project};
-
-/// Newer ones may write what the runtimes do not read yet.
-const BINARYEN: &str = "132.0.0";
+use crate::{NotHere, javascript, project};
 
 /// Where components are put.
 pub(crate) fn folder() -> PathBuf {
@@ -89,29 +86,31 @@ fn without_names(component: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// `wasm-opt`, of its package on npm.
+/// Returns the path of `wasm-opt`, of its package on npm, in `target/tools`.
 pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
-    let folder = project()
-        .join("target/tools")
-        .join(format!("binaryen-{BINARYEN}"));
-    let optimizer = folder.join("node_modules/binaryen/bin/wasm-opt");
-    if !optimizer.exists() {
+    let packages = project().join("xtask/tools/binaryen");
+    let folder = project().join("target/tools/binaryen");
+    let (installed, wanted) = (
+        folder.join("installed.json"),
+        shell.read_file(packages.join("package-lock.json"))?,
+    );
+    if !shell
+        .read_file(&installed)
+        .is_ok_and(|installed| installed == wanted)
+    {
         let npm = cmd!(shell, "npm --version").quiet().ignore_stdout();
         ensure!(
             npm.ignore_stderr().run().is_ok(),
             NotHere("there is no npm here, which brings the optimizer `wasm-opt`".into())
         );
         shell.create_dir(&folder)?;
-        let package = format!("binaryen@{BINARYEN}");
-        let arguments = ["--no-save", "--no-audit", "--no-fund", "--loglevel=error"];
-        cmd!(
-            shell,
-            "npm install {arguments...} --prefix {folder} {package}"
-        )
-        .run()
-        .context("npm is needed, for the optimizer `wasm-opt`")?;
+        for file in ["package.json", "package-lock.json"] {
+            shell.copy_file(packages.join(file), folder.join(file))?;
+        }
+        javascript::install(shell, &folder)?;
+        shell.write_file(installed, wanted)?;
     }
-    Ok(optimizer)
+    Ok(folder.join("node_modules/binaryen/bin/wasm-opt"))
 }
 
 /// A component's size, what it imports and what it exports.

@@ -1,14 +1,16 @@
 //! JavaScript with npm's packages, and the tests that need them.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
 use xshell::{Shell, cmd};
 
 use crate::NotHere;
-use crate::programs::{find, succeeds};
+use crate::programs::{apt, find, succeeds};
 use crate::{component, project};
 
 /// Runs the tests of `examples/javascript`: those of Node.js, and those of the page if there is a
@@ -34,16 +36,61 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     run(shell, &provider, "transpile")
 }
 
-/// Installs what the lock file in `folder` names, and says where that is.
+/// Installs the packages of the lock file in `folder`, without running their code, and returns `folder`.
 pub(crate) fn install(shell: &Shell, folder: &Path) -> Result<PathBuf> {
+    let lock_file = folder.join("package-lock.json");
+    check_lock_file(&shell.read_file(&lock_file)?)
+        .with_context(|| format!("{} is refused", lock_file.display()))?;
+    install_locked(shell, folder)?;
+    Ok(folder.to_owned())
+}
+
+fn install_locked(shell: &Shell, folder: &Path) -> Result<()> {
     let quietly = ["--no-audit", "--no-fund", "--loglevel=error"];
     cmd!(
         shell,
-        "npm ci --prefer-offline {quietly...} --prefix {folder}"
+        "npm ci --ignore-scripts --prefer-offline {quietly...} --prefix {folder}"
     )
     .run()
-    .with_context(|| format!("npm could not install the packages of {}", folder.display()))?;
-    Ok(folder.to_owned())
+    .with_context(|| format!("npm could not install the packages of {}", folder.display()))
+}
+
+/// Checks that every package has a hash and comes from npm's registry: npm would accept others.
+fn check_lock_file(text: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct LockFile {
+        packages: BTreeMap<String, Package>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Package {
+        #[serde(default)]
+        link: bool,
+        integrity: Option<String>,
+        resolved: Option<String>,
+    }
+
+    let LockFile { packages } = serde_json::from_str(text)?;
+    for (path, package) in packages {
+        // Links lead to this repository, and other paths are in it.
+        if package.link || !path.contains("node_modules/") {
+            continue;
+        }
+        ensure!(
+            package
+                .integrity
+                .is_some_and(|hashes| hashes.split(' ').all(|hash| hash.starts_with("sha512-"))),
+            "`{path}` has no SHA-512 hash"
+        );
+        if let Some(source) = package.resolved {
+            ensure!(
+                source.starts_with("https://registry.npmjs.org/"),
+                "`{path}` comes from {source}, and not from npm's registry"
+            );
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn run(shell: &Shell, folder: &Path, script: &str) -> Result<()> {
@@ -105,9 +152,9 @@ pub(crate) fn chromium(shell: &Shell) -> Result<PathBuf> {
     if !succeeds(cmd!(shell, "apt-get --version")) {
         bail!("there is no Chromium in PATH; `CHROMIUM` may name one");
     }
-    let installed = cmd!(shell, "apt-get update --quiet")
+    let installed = apt(shell, &["update", "--quiet"])
         .run()
-        .and_then(|()| cmd!(shell, "apt-get install --quiet --yes chromium").run());
+        .and_then(|()| apt(shell, &["install", "--quiet", "--yes", "chromium"]).run());
     installed
         .context("there is no Chromium; `apt-get install chromium`, as root, would bring it")?;
     find_chromium().context("the package `chromium` brought no Chromium")
@@ -115,4 +162,95 @@ pub(crate) fn chromium(shell: &Shell) -> Result<PathBuf> {
 
 fn find_chromium() -> Option<PathBuf> {
     find(&["chromium", "chromium-browser", "google-chrome"])
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn packages_without_hashes_and_from_elsewhere_are_refused() {
+        let checked = |path: &str, package: &str| {
+            check_lock_file(&format!(r#"{{"packages":{{"":{{}},"{path}":{package}}}}}"#))
+                .map_err(|error| error.to_string())
+        };
+        let accepted = r#"{"integrity":"sha512-eA=="}"#;
+        checked("node_modules/a", accepted).unwrap();
+        checked("node_modules/a", r#"{"resolved":"../ours","link":true}"#).unwrap();
+        checked("../ours", "{}").unwrap();
+
+        for package in ["{}", r#"{"integrity":"sha1-eA=="}"#] {
+            let error = checked("node_modules/a/node_modules/b", package).unwrap_err();
+            assert!(error.contains("has no SHA-512 hash"), "{error}");
+        }
+        let git = r#"{"resolved":"git+ssh://git@example.org/a.git","integrity":"sha512-eA=="}"#;
+        let error = checked("node_modules/a", git).unwrap_err();
+        assert!(error.contains("not from npm's registry"), "{error}");
+    }
+
+    #[test]
+    fn lock_files_are_accepted() {
+        for folder in [
+            "examples/javascript",
+            "examples/node",
+            "examples/provider-javascript",
+            "host/benches/locks",
+            "tests/js",
+            "xtask/tools/binaryen",
+        ] {
+            let lock_file = project().join(folder).join("package-lock.json");
+            check_lock_file(&fs::read_to_string(lock_file).unwrap()).unwrap();
+        }
+    }
+
+    #[test]
+    fn changed_packages_are_refused_and_install_scripts_are_not_run() {
+        let shell = Shell::new().unwrap();
+        if !is_recent(&shell) {
+            eprintln!("NOT RUN: there is no Node.js of version 20 or newer here");
+            return;
+        }
+        let folder = TempDir::new().unwrap();
+        shell.change_dir(folder.path());
+        shell.set_var("npm_config_offline", "true");
+        shell.set_var("npm_config_cache", folder.path().join("cache"));
+        let script = folder.path().join("script-ran");
+        shell
+            .write_file(
+                "package/package.json",
+                format!(
+                    r#"{{"name":"sample","version":"1.0.0","scripts":{{"install":"touch {}"}}}}"#,
+                    script.display()
+                ),
+            )
+            .unwrap();
+        cmd!(shell, "npm pack ./package")
+            .quiet()
+            .ignore_stderr()
+            .run()
+            .unwrap();
+        let manifest = r#"{"dependencies":{"sample":"file:../sample-1.0.0.tgz"}}"#;
+        shell.write_file("user/package.json", manifest).unwrap();
+        let user = folder.path().join("user");
+        cmd!(shell, "npm install --package-lock-only --prefix {user}")
+            .run()
+            .unwrap();
+        let installed = user.join("node_modules/sample/package.json");
+
+        install_locked(&shell, &user).unwrap();
+        assert!(installed.exists());
+        assert!(!script.exists(), "the package's script has run");
+
+        let lock_file = user.join("package-lock.json");
+        let text = shell.read_file(&lock_file).unwrap();
+        let (_, hash) = text.split_once("sha512-").unwrap();
+        let (hash, _) = hash.split_once("==").unwrap();
+        let other = text.replace(hash, &"A".repeat(hash.len()));
+        shell.write_file(&lock_file, other).unwrap();
+        shell.remove_path(user.join("node_modules")).unwrap();
+        install_locked(&shell, &user).unwrap_err();
+        assert!(!installed.exists());
+    }
 }

@@ -14,6 +14,18 @@ pub(crate) fn succeeds(command: Cmd<'_>) -> bool {
     command.run().is_ok()
 }
 
+/// Returns `apt-get` with `arguments`. It refuses packages without a repository's signature, even if the
+/// machine's settings allow them; a source that is marked `trusted=yes` remains an exception.
+pub(crate) fn apt<'a>(shell: &'a Shell, arguments: &[&str]) -> Cmd<'a> {
+    const SIGNED: [&str; 4] = [
+        "--option=APT::Get::AllowUnauthenticated=false",
+        "--option=Acquire::AllowInsecureRepositories=false",
+        "--option=Acquire::AllowWeakRepositories=false",
+        "--option=Acquire::AllowDowngradeToInsecureRepositories=false",
+    ];
+    cmd!(shell, "apt-get {arguments...} {SIGNED...}")
+}
+
 /// Where the first of `names` in `PATH` is.
 pub(crate) fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
@@ -77,24 +89,27 @@ fn unpack(shell: &Shell, package: &str, folder: &Path) -> Result<()> {
             "--yes",
             "--no-install-recommends",
         ];
-        let list = cmd!(shell, "apt-get install {options...} {package}");
+        let list = apt(shell, &["install"]).args(options).arg(package);
         list.quiet().ignore_stderr().read()
     };
     let list = wanted().or_else(|_| {
         // It may not know of any packages yet.
-        cmd!(shell, "apt-get update --quiet=2").run()?;
+        apt(shell, &["update", "--quiet=2"]).run()?;
         wanted()
     })?;
+    // Each line is an address, and a name of the form `package_version_machine.deb`.
+    let packages = list.lines().filter_map(|line| {
+        let archive = line.split_whitespace().nth(1)?;
+        archive.split_once('_').map(|(package, _)| package)
+    });
+    // An interrupted run may have left archives that apt has not checked.
+    shell.remove_path(folder)?;
     let archives = folder.join("archives");
     shell.create_dir(&archives)?;
     let _there = shell.push_dir(&archives);
-    // Each line is an address, and a name of the form `package_version_machine.deb`.
-    for line in list.lines() {
-        let archive = line.split_whitespace().nth(1);
-        if let Some((package, _)) = archive.and_then(|archive| archive.split_once('_')) {
-            cmd!(shell, "apt-get download --quiet=2 {package}").run()?;
-        }
-    }
+    apt(shell, &["download", "--quiet=2"])
+        .args(packages)
+        .run()?;
     for archive in shell.read_dir(&archives)? {
         cmd!(shell, "dpkg-deb --extract {archive} {folder}").run()?;
     }
@@ -110,4 +125,77 @@ fn libraries(shell: &Shell, folder: &Path) -> Result<Vec<String>> {
     let folders = shell.read_dir(all)?;
     let names = folders.iter().map(|folder| folder.display().to_string());
     Ok(names.filter(|name| name.ends_with("-linux-gnu")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// A repository with one package and no signature.
+    fn unsigned_repository(shell: &Shell) -> TempDir {
+        let folder = TempDir::new().unwrap();
+        let root = folder.path().display();
+        shell.change_dir(folder.path());
+        for place in ["state/lists/partial", "cache/archives/partial", "here"] {
+            shell.create_dir(place).unwrap();
+        }
+        shell.write_file("status", "").unwrap();
+        shell
+            .write_file("repository/sample_1_all.deb", "sample\n")
+            .unwrap();
+        let hash = cmd!(shell, "sha256sum repository/sample_1_all.deb")
+            .read()
+            .unwrap();
+        let hash = hash.split(' ').next().unwrap();
+        shell
+            .write_file(
+                "repository/Packages",
+                format!(
+                    "Package: sample\nVersion: 1\nArchitecture: all\nMaintainer: x\n\
+                     Filename: ./sample_1_all.deb\nSize: 7\nSHA256: {hash}\nDescription: x\n"
+                ),
+            )
+            .unwrap();
+        let source = format!("deb file:{root}/repository ./\n");
+        shell.write_file("sources.list", source).unwrap();
+        shell
+            .write_file(
+                "apt.conf",
+                format!(
+                    "Dir::Etc::SourceList \"{root}/sources.list\";\n\
+                     Dir::Etc::SourceParts \"/dev/null\";\n\
+                     Dir::State \"{root}/state\";\n\
+                     Dir::State::status \"{root}/status\";\n\
+                     Dir::Cache \"{root}/cache\";\n\
+                     APT::Sandbox::User \"root\";\n\
+                     APT::Get::AllowUnauthenticated \"true\";\n\
+                     Acquire::AllowInsecureRepositories \"true\";\n"
+                ),
+            )
+            .unwrap();
+        shell.set_var("APT_CONFIG", folder.path().join("apt.conf"));
+        folder
+    }
+
+    #[test]
+    fn unsigned_debian_packages_are_refused() {
+        let shell = Shell::new().unwrap();
+        if !succeeds(cmd!(shell, "apt-get --version")) {
+            eprintln!("NOT RUN: there is no `apt-get` here");
+            return;
+        }
+        let folder = unsigned_repository(&shell);
+        shell.change_dir(folder.path().join("here"));
+        let archive = folder.path().join("here/sample_1_all.deb");
+
+        assert!(!succeeds(apt(&shell, &["update"])));
+        // This machine's settings would allow it.
+        assert!(succeeds(cmd!(shell, "apt-get update")));
+        assert!(!succeeds(apt(&shell, &["download", "sample"])));
+        assert!(!archive.exists());
+        assert!(succeeds(cmd!(shell, "apt-get download sample")));
+        assert!(archive.exists());
+    }
 }

@@ -1,6 +1,6 @@
 //! Python with the package `wasmtime`, and the tests that need it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use xshell::{Shell, cmd};
@@ -9,16 +9,14 @@ use crate::NotHere;
 use crate::programs::succeeds;
 use crate::{component, project};
 
-/// The version that the examples' README names.
-const WASMTIME: &str = "50.0.1";
-
 /// Runs the tests of `examples/python`, which start the command that is built with the tests.
 ///
 /// Afterwards `VERROU_PYTHON` is set for the shell's commands, as `host/tests/component_python.rs`
 /// needs it: so `cargo test` comes after this. It is set as soon as there is an interpreter, even
 /// if tests fail.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
-    let python = interpreter(shell, "python", &[format!("wasmtime=={WASMTIME}")])?;
+    let requirements = project().join("examples/python/requirements.txt");
+    let python = interpreter(shell, "python", &requirements)?;
     shell.set_var("VERROU_PYTHON", &python);
     if !component::folder().join("verrou.wasm").exists() {
         component::build(shell)?;
@@ -42,16 +40,21 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
         .context("the tests of examples/python failed")
 }
 
-/// An interpreter that has `packages`, each `name==version`, in `target/tools` and the folder `name`.
-pub(crate) fn interpreter(shell: &Shell, name: &str, packages: &[String]) -> Result<PathBuf> {
+/// Returns an interpreter in `target/tools/NAME` with the packages that the file `requirements` lists.
+pub(crate) fn interpreter(shell: &Shell, name: &str, requirements: &Path) -> Result<PathBuf> {
     let folder = project().join("target/tools").join(name);
     let python = folder.join(if cfg!(windows) {
         "Scripts/python.exe"
     } else {
         "bin/python"
     });
-    let (list, has) = (folder.join("packages.txt"), packages.join("\n"));
-    if shell.read_file(&list).is_ok_and(|list| list == has)
+    let (installed, wanted) = (
+        folder.join("requirements.txt"),
+        shell.read_file(requirements)?,
+    );
+    if shell
+        .read_file(&installed)
+        .is_ok_and(|installed| installed == wanted)
         && succeeds(cmd!(shell, "{python} --version"))
     {
         return Ok(python);
@@ -69,12 +72,101 @@ pub(crate) fn interpreter(shell: &Shell, name: &str, packages: &[String]) -> Res
     cmd!(shell, "{system} -m venv --clear {folder}")
         .run()
         .context("Python makes no virtual environment: on Debian, install `python3-venv`")?;
+    install(shell, &python, requirements)?;
+    shell.write_file(installed, wanted)?;
+    Ok(python)
+}
+
+/// Installs the packages that the file `requirements` lists, each with its version and hashes.
+///
+/// pip refuses a file with another hash, and a package that the list lacks. Only wheels are installed:
+/// building a package would run its code.
+fn install(shell: &Shell, python: &Path, requirements: &Path) -> Result<()> {
+    let checked = ["--require-hashes", "--only-binary=:all:"];
+    let quietly = ["--quiet", "--disable-pip-version-check"];
     cmd!(
         shell,
-        "{python} -m pip install --quiet --disable-pip-version-check {packages...}"
+        "{python} -m pip install {checked...} {quietly...} --requirement {requirements}"
     )
     .run()
-    .with_context(|| format!("pip could not install {}", packages.join(", ")))?;
-    shell.write_file(list, has)?;
-    Ok(python)
+    .with_context(|| {
+        format!(
+            "pip could not install the packages of {}",
+            requirements.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Makes the wheels `sample` and `needy`, which needs `sample`, and the source package `scripted`, whose
+    /// `setup.py` writes a file. Prints their hashes.
+    const PACKAGES: &str = r#"
+import hashlib, io, tarfile, zipfile
+
+def wheel(name, needs):
+    info = f"{name}-1.0.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}"
+    with zipfile.ZipFile(f"{name}-1.0-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", "")
+        file.writestr(f"{info}/METADATA", metadata)
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return file.filename
+
+def source(name):
+    script = f"open({(name + '-ran')!r}, 'w')\nfrom setuptools import setup\nsetup(name={name!r}, version='1.0')\n"
+    with tarfile.open(f"{name}-1.0.tar.gz", "w:gz") as file:
+        entry = tarfile.TarInfo(f"{name}-1.0/setup.py")
+        entry.size = len(script)
+        file.addfile(entry, io.BytesIO(script.encode()))
+    return f"{name}-1.0.tar.gz"
+
+for file in wheel("sample", ""), wheel("needy", "Requires-Dist: sample\n"), source("scripted"):
+    print(hashlib.sha256(open(file, "rb").read()).hexdigest())
+"#;
+
+    #[test]
+    fn only_wheels_with_the_listed_hashes_are_installed() {
+        let shell = Shell::new().unwrap();
+        if !succeeds(cmd!(shell, "python3 --version")) {
+            eprintln!("NOT RUN: there is no `python3` here");
+            return;
+        }
+        let folder = TempDir::new().unwrap();
+        shell.change_dir(folder.path());
+        let hashes = cmd!(shell, "python3 -c {PACKAGES}").read().unwrap();
+        let [sample, needy, scripted] = hashes.lines().collect::<Vec<_>>()[..] else {
+            panic!("{hashes}");
+        };
+        cmd!(shell, "python3 -m venv venv").run().unwrap();
+        let python = folder.path().join("venv/bin/python");
+        shell.set_var("PIP_NO_INDEX", "1");
+        shell.set_var("PIP_FIND_LINKS", folder.path());
+        let requirements = folder.path().join("requirements.txt");
+        let installed = |list: &str| {
+            shell.write_file(&requirements, list).unwrap();
+            install(&shell, &python, &requirements).is_ok()
+        };
+        let has = |package: &str| succeeds(cmd!(shell, "{python} -c {package}"));
+
+        let other = "0".repeat(64);
+        assert!(!installed(&format!("sample==1.0 --hash=sha256:{other}")));
+        assert!(!installed("sample==1.0"));
+        assert!(!installed(&format!("needy==1.0 --hash=sha256:{needy}")));
+        assert!(!has("import sample") && !has("import needy"));
+        assert!(!installed(&format!(
+            "scripted==1.0 --hash=sha256:{scripted}"
+        )));
+        assert!(!folder.path().join("scripted-ran").exists());
+
+        assert!(installed(&format!(
+            "needy==1.0 --hash=sha256:{needy}\nsample==1.0 --hash=sha256:{sample}"
+        )));
+        assert!(has("import sample, needy"));
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use xshell::{Shell, cmd};
 
-use crate::programs::succeeds;
+use crate::programs::{apt, succeeds};
 use crate::project;
 
 const TARGET: &str = "wasm32-unknown-unknown";
@@ -157,9 +157,11 @@ fn install_debian(shell: &Shell) -> Result<()> {
     if !succeeds(cmd!(shell, "apt-get --version")) {
         bail!("this is not Debian");
     }
-    cmd!(shell, "apt-get update --quiet").run()?;
-    let packages = ["rustc-web", "cargo-web", "rust-web-src"];
-    cmd!(shell, "apt-get install --quiet --yes {packages...}").run()?;
+    apt(shell, &["update", "--quiet"]).run()?;
+    let install = apt(shell, &["install", "--quiet", "--yes"]);
+    install
+        .args(["rustc-web", "cargo-web", "rust-web-src"])
+        .run()?;
     if has_debian(shell) {
         Ok(())
     } else {
@@ -177,7 +179,7 @@ fn linker(shell: &Shell) -> Result<PathBuf> {
     }
     let linker = PathBuf::from("/usr/bin/wasm-ld-22");
     if !linker.exists() {
-        cmd!(shell, "apt-get install --quiet --yes lld-22").run()?;
+        apt(shell, &["install", "--quiet", "--yes", "lld-22"]).run()?;
     }
     Ok(linker)
 }
