@@ -3,6 +3,7 @@
 mod bench;
 mod component;
 mod compose;
+mod crates;
 mod guest;
 mod javascript;
 mod js;
@@ -114,6 +115,12 @@ fn test(shell: &Shell) -> ExitCode {
             cmd!(shell, "cargo fmt --manifest-path {project} --all --check"),
         );
     }
+    report.step("licences and sources of the crates", || {
+        crates::check(shell)
+    });
+    report.step("known vulnerabilities of the crates", || {
+        crates::check_vulnerabilities(shell)
+    });
     report.run_if(
         shell,
         "cargo-clippy",
