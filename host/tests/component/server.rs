@@ -67,6 +67,7 @@ fn the_example_has_the_locks_of_the_command() {
     let example = || {
         let mut program = Command::new(&example);
         program.arg(&store);
+        program.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         program.output().expect("`cargo build --examples` makes it")
     };
     let shown = example();
