@@ -1,7 +1,6 @@
 //! What JavaScript brings: its clocks, its timers, its randomness.
 
 use alloc::boxed::Box;
-use core::cell::RefCell;
 use core::future::Future;
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
@@ -50,36 +49,14 @@ impl AsyncHost for JavaScript {
     }
 
     fn random(&self) -> [u8; 16] {
-        RANDOMNESS.with_borrow_mut(Randomness::draw)
+        // None is drawn in advance: a copy of the memory, as a snapshot makes it, would use the same.
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).expect("the runtime has randomness");
+        bits
     }
 
     fn wall_clock(&self) -> Duration {
         duration(date_now())
-    }
-}
-
-/// Drawn many at a time: each call out costs more than the drawing.
-struct Randomness {
-    bits: [[u8; 16]; Self::MANY],
-    left: usize,
-}
-
-std::thread_local! {
-    static RANDOMNESS: RefCell<Randomness> = const {
-        RefCell::new(Randomness { bits: [[0; 16]; Randomness::MANY], left: 0 })
-    };
-}
-
-impl Randomness {
-    const MANY: usize = 64;
-
-    fn draw(&mut self) -> [u8; 16] {
-        if self.left == 0 {
-            getrandom::fill(self.bits.as_flattened_mut()).expect("the runtime has randomness");
-            self.left = Self::MANY;
-        }
-        self.left -= 1;
-        core::mem::take(&mut self.bits[self.left])
     }
 }
 

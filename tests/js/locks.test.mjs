@@ -419,3 +419,22 @@ test('a store that never answers can be left', async () => {
   const retry = { timeout: 20, delay: 5 }
   await assert.rejects(factory.createLock('one').acquire({ retry }), coded('E_LOCK_TIMEOUT'))
 })
+
+test('each acquire request draws its own owner token', async () => {
+  // One that is drawn in advance is in every copy of the memory, as a snapshot makes it.
+  const drawn = []
+  crypto.getRandomValues = function (bytes) {
+    drawn.push(bytes.byteLength)
+    return Object.getPrototypeOf(this).getRandomValues.call(this, bytes)
+  }
+  try {
+    const lock = memory().createLock('one')
+    for (let i = 0; i < 2; i++) {
+      await lock.acquire()
+      await lock.release()
+    }
+  } finally {
+    delete crypto.getRandomValues
+  }
+  assert.deepEqual(drawn, [16, 16])
+})
