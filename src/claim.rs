@@ -80,6 +80,12 @@ impl Fence {
     /// The first number there is.
     pub const FIRST: Self = Self(NonZeroU64::MIN);
 
+    /// The greatest number that a store grants, 2⁶² − 1.
+    pub const LAST: Self = match Self::new((1 << 62) - 1) {
+        Some(last) => last,
+        None => Self::FIRST,
+    };
+
     /// The fence with this number; `None` for zero.
     pub const fn new(number: u64) -> Option<Self> {
         match NonZeroU64::new(number) {

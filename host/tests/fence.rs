@@ -59,7 +59,7 @@ fn a_fence_passes_unless_a_greater_one_has() {
         let output = ends_with(&mut check(&place, &[passing]), 0);
         assert_eq!((stdout(&output), stderr(&output)), ("", ""));
     }
-    let greatest = u64::MAX.to_string();
+    let greatest = Fence::LAST.to_string();
     for refused in ["8", "1"] {
         let output = ends_with(&mut check(&place, &[refused]), 78);
         let said = stderr(&output);
@@ -69,7 +69,7 @@ fn a_fence_passes_unless_a_greater_one_has() {
         assert!(said.contains("E_FENCE_REFUSED"), "{said}");
     }
     ends_with(&mut check(&place, &[&greatest]), 0);
-    assert_highest(&place, u64::MAX);
+    assert_highest(&place, Fence::LAST.get());
     let metadata = fs::metadata(place.path("gate")).unwrap();
     assert_eq!(metadata.mode() & 0o7777, 0o600, "it is for its user alone");
     assert!(!place.locks().exists(), "no store is needed");
@@ -132,11 +132,18 @@ fn the_fence_is_that_of_the_lock_it_runs_under() {
 #[test]
 fn nonsense_is_refused_by_name() {
     let place = Place::new("lease");
-    let over = "18446744073709551616";
-    for number in ["0", "-1", "", "7x", "1.5", "0x7", over] {
+    // 2^62, 2^63, 2^64 - 1 and 2^64.
+    let over = [
+        "4611686018427387904",
+        "9223372036854775808",
+        "18446744073709551615",
+        "18446744073709551616",
+    ];
+    for number in ["0", "-1", "", "7x", "1.5", "0x7"].into_iter().chain(over) {
         let output = ends_with(&mut check(&place, &[number]), 64);
         let said = stderr(&output);
         assert!(said.contains(&format!("`{number}` is no fence")), "{said}");
+        assert!(said.contains("from 1 to 4611686018427387903"), "{said}");
         assert!(said.starts_with("verrou: "), "{said}");
 
         let output = ends_with(check(&place, &[]).env("VERROU_FENCE", number), 64);
@@ -163,6 +170,112 @@ fn nonsense_is_refused_by_name() {
     }
     assert!(!place.path("gate").exists(), "nothing was made");
     assert!(!place.path("ran").exists());
+}
+
+/// Writes a gate's file with `number`, as `FORMAT.md` specifies and as earlier versions did.
+fn write_gate(place: &Place, number: u64) {
+    let mut bytes = [0; 24];
+    bytes[..8].copy_from_slice(b"VERROUG\n");
+    bytes[12] = 1;
+    bytes[16..].copy_from_slice(&number.to_le_bytes());
+    let checksum = crc32c::crc32c(&bytes[12..]);
+    bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(place.path("gate"), bytes).unwrap();
+    fs::set_permissions(place.path("gate"), Permissions::from_mode(0o600)).unwrap();
+}
+
+/// `verrou fence reset --file gate …`.
+fn reset(place: &Place, words: &[&str]) -> Command {
+    place.verrou(["fence", "reset", "--file", "gate"].iter().chain(words))
+}
+
+#[test]
+fn poisoned_gate_is_reset_by_its_owner() {
+    let place = Place::new("lease");
+    for poison in [1 << 63, u64::MAX] {
+        write_gate(&place, poison);
+        let refused = ends_with(&mut check(&place, &["7"]), 78);
+        let said = stderr(&refused);
+        assert!(said.contains("verrou fence reset --file gate"), "{said}");
+        let output = ends_with(&mut reset(&place, &["--to", "7"]), 0);
+        let said = stdout(&output);
+        assert!(said.contains(&format!("was {poison}, and is 7")), "{said}");
+        assert!(said.contains("earlier holder"), "{said}");
+        ends_with(&mut check(&place, &["6"]), 78);
+        ends_with(&mut check(&place, &["7"]), 0);
+    }
+    let output = ends_with(&mut reset(&place, &["--to", "9", "--json"]), 0);
+    let told = r#"{"before":7,"file":"gate","highest":9}"#;
+    assert_eq!(stdout(&output), format!("{told}\n"));
+    // Overwritten by a stray write.
+    let mut bytes = fs::read(place.path("gate")).unwrap();
+    bytes[17] ^= 8;
+    fs::write(place.path("gate"), bytes).unwrap();
+    let refused = ends_with(&mut check(&place, &["9"]), 74);
+    assert!(stderr(&refused).contains("verrou fence reset"));
+    ends_with(&mut reset(&place, &["--to", "9"]), 0);
+    assert_highest(&place, 9);
+}
+
+#[test]
+fn reset_needs_a_number_and_a_gate_that_is_not_in_use() {
+    let place = Place::new("lease");
+    ends_with(&mut reset(&place, &["--to", "7"]), 74);
+    assert!(!place.path("gate").exists(), "nothing was made");
+    let stay = ["9", "--", "sh", "-c", "echo $$ > pid; exec sleep 1000"];
+    let holder = Started::new(&mut check(&place, &stay));
+    let command = place.pid();
+    let output = ends_with(&mut reset(&place, &["--to", "7"]), 75);
+    assert!(stderr(&output).contains("gate"), "{}", stderr(&output));
+    kill_process(command, Signal::KILL).unwrap();
+    holder.end();
+    for words in [
+        &[][..],
+        &["7"],
+        &["--to", "4611686018427387904"],
+        &["--to", "0"],
+    ] {
+        ends_with(&mut reset(&place, words), 64);
+    }
+    assert_highest(&place, 9);
+    // A typing mistake destroys no file.
+    fs::write(place.path("gate"), "24 bytes of another file").unwrap();
+    ends_with(&mut reset(&place, &["--to", "7"]), 74);
+    assert_eq!(place.read("gate"), "24 bytes of another file");
+}
+
+#[test]
+fn only_the_owner_of_a_gate_resets_it() {
+    const MEMBER: u32 = 65_534;
+
+    if !is_root() {
+        eprintln!("only root can change its user: that others cannot reset a gate is not shown");
+        return;
+    }
+    let place = Place::new("lease");
+    fs::set_permissions(place.path(""), Permissions::from_mode(0o770)).unwrap();
+    chown(place.path(""), None, Some(MEMBER)).unwrap();
+    let number = MEMBER.to_string();
+    ends_with(&mut check(&place, &["9", "--group", &number]), 0);
+    let as_member = |words: &[&str]| {
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--reuid", &number, "--regid", &number, "--clear-groups"]);
+        setpriv.arg(VERROU).args(words).current_dir(place.path(""));
+        setpriv
+    };
+    // A member may check, and so write the file.
+    let words = ["fence", "check", "--file", "gate", "10", "--group", &number];
+    ends_with(&mut as_member(&words), 0);
+    let words = [
+        "fence", "reset", "--file", "gate", "--to", "7", "--group", &number,
+    ];
+    let output = ends_with(&mut as_member(&words), 74);
+    assert!(
+        stderr(&output).contains("only its owner"),
+        "{}",
+        stderr(&output)
+    );
+    ends_with(&mut reset(&place, &["--to", "7", "--group", &number]), 0);
 }
 
 #[test]
@@ -606,7 +719,7 @@ fn a_damaged_file_lets_nobody_pass() {
     let checked = gate(&path);
     for bytes in &damaged {
         fs::write(&path, bytes).unwrap();
-        let err = checked.check(fence(u64::MAX)).unwrap_err();
+        let err = checked.check(Fence::LAST).unwrap_err();
         assert!(
             matches!(&err, FenceError::File(FileError::Gate { path: named }) if *named == path),
             "{err}"

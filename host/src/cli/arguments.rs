@@ -145,7 +145,24 @@ pub(crate) enum FenceCommand {
     /// and is then stopped can still write after the next.
     #[command(after_help = FENCE_CHECK_HELP, override_usage = FENCE_CHECK_USAGE)]
     Check(FenceCheck),
+    /// Set the greatest fence of a gate's FILE, for one that refuses every holder
+    ///
+    /// For a FILE that was damaged, or that has let a number pass that no store has granted.
+    ///
+    /// DANGER: with N less than the fence of the last holder, holders that have lost the lock pass,
+    /// and overwrite newer work. End them first. N is right if it is the fence that `verrou show`
+    /// prints for the present holder, or that VERROU_FENCE has under a new `verrou run`.
+    ///
+    /// Only FILE's owner, or root, can do this, and only while no `fence check` runs a CMD. It says
+    /// which fence FILE had.
+    #[command(after_help = FENCE_RESET_HELP)]
+    Reset(FenceReset),
 }
+
+const FENCE_RESET_HELP: &str = "\
+Exit codes: 0; 75 a CMD of `fence check` runs, 74 FILE is not there, is another user's, is not of
+`fence check`, or cannot be read or written, 73 its folder is not there, or no place for it,
+64 usage.";
 
 const FENCE_CHECK_USAGE: &str = "verrou fence check [OPTIONS] --file <FILE> [FENCE] [-- <CMD>...]";
 
@@ -416,6 +433,17 @@ pub(crate) struct FenceCheck {
     pub(crate) command: Vec<OsString>,
 }
 
+/// `verrou fence reset`.
+#[derive(Args, Debug)]
+pub(crate) struct FenceReset {
+    /// The file of `fence check`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The smallest fence that passes from now on
+    #[arg(long, value_parser = fence, allow_hyphen_values = true, value_name = "N")]
+    pub(crate) to: Fence,
+}
+
 impl FenceCheck {
     /// How long to wait; nothing if for ever.
     pub(crate) fn at_most(&self) -> Option<Duration> {
@@ -535,9 +563,9 @@ fn with_unit(text: &str, code: &str) -> Result<(), String> {
 /// As `verrou run` writes it.
 pub(crate) fn fence(text: &str) -> Result<Fence, String> {
     let number = text.parse().ok().and_then(Fence::new);
-    number.ok_or_else(|| {
-        let greatest = u64::MAX;
-        format!("`{text}` is no fence; fences are whole numbers from 1 to {greatest}")
+    number.filter(|fence| *fence <= Fence::LAST).ok_or_else(|| {
+        let last = Fence::LAST;
+        format!("`{text}` is no fence; fences are whole numbers from 1 to {last}")
     })
 }
 

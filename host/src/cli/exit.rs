@@ -46,6 +46,7 @@ impl From<&FenceError> for Exit {
     fn from(error: &FenceError) -> Self {
         match error {
             FenceError::Refused { .. } => Self::Refused,
+            FenceError::OutOfRange { .. } => Self::Usage,
             FenceError::File(FileError::Busy { .. }) => Self::NotAcquired,
             _ => Self::Storage,
         }

@@ -10,7 +10,7 @@ use serde_json::json;
 use verrou::Fence;
 use verrou_host::{Checked, FenceError, FenceGate, FileError};
 
-use super::arguments::{self, FenceCheck, Place};
+use super::arguments::{self, FenceCheck, FenceReset, Place};
 use super::child::Job;
 use super::exit::Exit;
 use super::report::{self, Failure, say};
@@ -33,14 +33,51 @@ pub(crate) fn check(place: &Place, wish: &FenceCheck) -> Result<u8, Failure> {
         if place.json {
             tell(wish, fence, &checked)?;
         }
-        drop(checked?);
+        drop(checked.map_err(|err| failure(wish, err))?);
         return Ok(0);
     };
-    let checked = checked?;
+    let checked = checked.map_err(|err| failure(wish, err))?;
     let job = run(program, arguments, fence, &checked)?;
     drop(checked);
     // Only now, when others may pass, may this be the end of this process.
     Ok(job.end())
+}
+
+/// Returns the failure of a check, with a way out if the file's number is one that no store grants.
+fn failure(wish: &FenceCheck, err: FenceError) -> Failure {
+    let is_poisoned = matches!(&err, FenceError::Refused { highest, .. } if *highest > Fence::LAST);
+    let failure = Failure::from(err);
+    if is_poisoned {
+        let file = wish.file.display();
+        return failure.advising(&format!(
+            "no store grants that fence; its file's owner can set another one with `verrou fence reset --file {file} \
+             --to N`"
+        ));
+    }
+    failure
+}
+
+/// Sets the number in a gate's file.
+pub(crate) fn reset(place: &Place, wish: &FenceReset) -> Result<(), Failure> {
+    let gate = FenceGate::open(&wish.file, &store::options(place))?;
+    let before = gate.reset(wish.to)?;
+    if place.json {
+        return report::answer_json(&json!({
+            "file": wish.file.to_string_lossy(),
+            "before": before.map(Fence::get),
+            "highest": wish.to.get(),
+        }));
+    }
+    let before = match before {
+        Some(before) => format!("was {before}"),
+        None => "was not set, or damaged".to_owned(),
+    };
+    report::answer_lines(&format!(
+        "{}: the greatest fence {before}, and is {} now; every fence from there on passes, also one of an earlier \
+         holder that has lost the lock",
+        wish.file.display(),
+        wish.to,
+    ))
 }
 
 fn from_environment(value: Option<OsString>) -> Result<Fence, Failure> {

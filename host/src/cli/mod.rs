@@ -57,6 +57,7 @@ pub(crate) fn main() -> ExitCode {
         Command::ForceRelease(wish) => holders::force_release(place, wish).map(|()| 0),
         Command::Show(wish) => holders::show(place, wish).map(|()| 0),
         Command::Fence(FenceCommand::Check(wish)) => fence::check(place, wish),
+        Command::Fence(FenceCommand::Reset(wish)) => fence::reset(place, wish).map(|()| 0),
         Command::List => holders::list(place).map(|()| 0),
         Command::Store => holders::store(place).map(|()| 0),
         Command::Serve(wish) => serve::serve(place, wish).map(|()| 0),

@@ -76,8 +76,8 @@ pub enum FileError {
     /// The file of a [`FenceGate`](crate::FenceGate) is damaged, or another's. It is never taken for
     /// one that has let nobody through.
     #[error(
-        "{}: this is no file of `verrou fence check`, or it is damaged; restore it, or, when nobody \
-         who has lost the lock can still come, move it away and try again",
+        "{}: this is no file of `verrou fence check`, or it is damaged; restore it, or, when no \
+         earlier holder of the lock is left, use `verrou fence reset`, or move it away",
         path.display()
     )]
     Gate {

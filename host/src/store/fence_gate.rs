@@ -96,6 +96,12 @@ pub enum FenceError {
         /// The greatest that was let through.
         highest: Fence,
     },
+    /// No store grants such a number: it is greater than [`Fence::LAST`].
+    #[error("fence {fence} is out of range: the greatest is {}", Fence::LAST)]
+    OutOfRange {
+        /// The fence that was to be checked.
+        fence: Fence,
+    },
     /// The gate's file does not work, or another check keeps it locked for too long
     /// ([`FileError::Busy`]).
     #[error(transparent)]
@@ -142,7 +148,8 @@ impl FenceGate {
     /// # Errors
     ///
     /// [`FenceError::Refused`] when a greater one was let through, [`FenceError::File`] when nobody can
-    /// tell: what the gate guards must not be written then.
+    /// tell, [`FenceError::OutOfRange`] for a number that no store grants: what the gate guards must not be
+    /// written then.
     pub fn check(&self, fence: Fence) -> Result<Checked, FenceError> {
         self.let_through(fence, None)
     }
@@ -157,7 +164,57 @@ impl FenceGate {
         self.let_through(fence, Some(at_most))
     }
 
+    /// Sets the greatest fence that was let through to `to`, whatever it was before; returns what it was before,
+    /// or `None` if nothing was, or the file was damaged.
+    ///
+    /// This is for a gate that refuses all holders, because a number was checked that no store has granted, or
+    /// because its file was overwritten. **It is dangerous.** If `to` is less than the fence of the last holder,
+    /// the gate lets earlier holders through, which have lost the lock: none of them may be left. Only the
+    /// file's owner, or root, can do this, and only while no check keeps the gate closed.
+    ///
+    /// # Errors
+    ///
+    /// [`FenceError::OutOfRange`] for a number that no store grants. [`FenceError::File`] with
+    /// [`FileError::Busy`] when a check keeps the gate closed, with [`FileError::Suspicious`] when the file
+    /// belongs to another user, with [`FileError::Gate`] when it is not the file of a gate, and when it cannot be
+    /// read or written, or is not there.
+    pub fn reset(&self, to: Fence) -> Result<Option<Fence>, FenceError> {
+        if to > Fence::LAST {
+            return Err(FenceError::OutOfRange { fence: to });
+        }
+        let path = &self.path;
+        let failed = |action| FileError::io(action, path);
+        let file = trusted_file::open(path, self.group)?
+            .ok_or_else(|| failed("open this file")(io::ErrorKind::NotFound.into()))?;
+        if !os::is_owned(&file).map_err(failed("inspect this file"))? {
+            return Err(FenceError::File(FileError::Suspicious {
+                path: path.clone(),
+                why: "only its owner, or root, can reset it".to_owned(),
+            }));
+        }
+        let busy = || FileError::Busy {
+            path: path.clone(),
+            waited: Duration::ZERO,
+        };
+        let closed = Closed::new(file, Some(Duration::ZERO)).map_err(failed("lock this file"))?;
+        let closed = closed.ok_or_else(busy)?;
+        if !kernel_lock::is_current(&closed.file, path)? {
+            return Err(busy().into());
+        }
+        let before = number::read(&closed.file, MAGIC).map_err(failed("read this file"))?;
+        let is_gate = number::is_kind(&closed.file, MAGIC).map_err(failed("read this file"))?;
+        if !is_gate {
+            return Err(FenceError::File(FileError::Gate { path: path.clone() }));
+        }
+        *self.durable.lock() = None;
+        number::write(&closed.file, MAGIC, to.get()).map_err(failed("write this file"))?;
+        Ok(before.and_then(Fence::new))
+    }
+
     fn let_through(&self, fence: Fence, at_most: Option<Duration>) -> Result<Checked, FenceError> {
+        if fence > Fence::LAST {
+            return Err(FenceError::OutOfRange { fence });
+        }
         let path = &self.path;
         let began = Instant::now();
         loop {
@@ -285,6 +342,65 @@ fn folder_of(path: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gate_accepts_no_number_that_no_store_grants() {
+        let folder = tempfile::tempdir().unwrap();
+        let gate = FenceGate::open(folder.path().join("gate"), &StoreOptions::default()).unwrap();
+        let beyond = Fence::new(Fence::LAST.get() + 1).unwrap();
+        for fence in [beyond, Fence::new(u64::MAX).unwrap()] {
+            let refused = [gate.check(fence).map(drop), gate.reset(fence).map(drop)];
+            for refused in refused {
+                assert!(
+                    matches!(refused, Err(FenceError::OutOfRange { fence: it }) if it == fence),
+                    "{refused:?}"
+                );
+            }
+        }
+        drop(gate.check(Fence::FIRST).unwrap());
+        drop(gate.check(Fence::LAST).unwrap());
+    }
+
+    #[test]
+    fn reset_gate_accepts_the_fences_from_there_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gate");
+        let fence = |number| Fence::new(number).unwrap();
+        let open = || FenceGate::open(&path, &StoreOptions::default()).unwrap();
+        let gate = open();
+        assert!(gate.reset(fence(7)).is_err(), "there is no file");
+        assert!(!path.exists());
+        let checked = gate.check(Fence::LAST).unwrap();
+        let busy = open().reset(fence(7));
+        assert!(
+            matches!(busy, Err(FenceError::File(FileError::Busy { .. }))),
+            "{busy:?}"
+        );
+        drop(checked);
+        assert_eq!(gate.reset(fence(7)).unwrap(), Some(Fence::LAST));
+        assert!(gate.check(fence(6)).is_err());
+        drop(gate.check(fence(7)).unwrap());
+        // As a descriptor that could write was misused.
+        let mut damaged = fs::read(&path).unwrap();
+        damaged[20] ^= 1;
+        fs::write(&path, &damaged).unwrap();
+        assert!(gate.check(fence(8)).is_err());
+        assert_eq!(gate.reset(fence(8)).unwrap(), None);
+        drop(gate.check(fence(8)).unwrap());
+        for other in [
+            &b"24 bytes of another file"[..],
+            b"VERROUG\n, and more than a gate has",
+            b"",
+        ] {
+            fs::write(&path, other).unwrap();
+            let refused = gate.reset(fence(8));
+            assert!(
+                matches!(refused, Err(FenceError::File(FileError::Gate { .. }))),
+                "{refused:?}"
+            );
+            assert_eq!(fs::read(&path).unwrap(), other);
+        }
+    }
 
     #[test]
     fn files_of_version_1_stay_readable() {

@@ -48,6 +48,13 @@ pub(crate) fn encode(magic: Magic, number: u64) -> [u8; BYTES] {
     bytes
 }
 
+/// Returns whether `file` is as long as a file of this kind, and begins like one, whatever its number.
+pub(crate) fn is_kind(file: &File, magic: Magic) -> io::Result<bool> {
+    let mut buffer = [0; BYTES + 1];
+    let bytes = os::read_at(file, &mut buffer, 0)?;
+    Ok(bytes.len() == BYTES && bytes.starts_with(&magic))
+}
+
 /// The number in these bytes, if they are what [`encode`] makes of one.
 pub(super) fn decode(magic: Magic, bytes: &[u8]) -> Option<u64> {
     let number = bytes.get(16..BYTES)?.try_into().ok()?;

@@ -11,6 +11,7 @@ mod imp;
 pub(crate) use imp::is_trusted;
 pub(crate) use imp::{
     FileId, create, create_directory, duplicate_to_inherit, group_of_directory, id, id_at,
-    is_kernels, is_linked, locker, names, number, open, open_read_only, open_to_lock, open_to_look,
-    read_at, suspicion, suspicious_directory, sync_directory, unsuitable_file_system, write_at,
+    is_kernels, is_linked, is_owned, locker, names, number, open, open_read_only, open_to_lock,
+    open_to_look, read_at, suspicion, suspicious_directory, sync_directory, unsuitable_file_system,
+    write_at,
 };

@@ -376,6 +376,12 @@ pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<St
     )
 }
 
+/// Returns whether `file` belongs to this user, or this user is root.
+pub(crate) fn is_owned(file: &File) -> io::Result<bool> {
+    let user = rustix::process::geteuid();
+    Ok(user.is_root() || file.metadata()?.uid() == user.as_raw())
+}
+
 /// Why a folder is no place for a store, if so.
 pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Result<Option<String>> {
     const WORLD_WRITABLE: u32 = 0o002;
