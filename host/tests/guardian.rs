@@ -44,12 +44,12 @@ fn find_guardian(group: Pid) -> Option<Pid> {
         .and_then(|path| Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?))
 }
 
-/// Waits until the guardian of a command has closed its inherited descriptors, and returns it.
+/// Waits until the guardian of a command has closed all descriptors but its three, and returns it.
 fn guardian_of(group: Pid) -> Pid {
     let mut found = None;
     eventually("there is a guardian", || {
         found = find_guardian(group);
-        found.is_some_and(|guardian| open(guardian).len() == 1)
+        found.is_some_and(|guardian| open(guardian).len() == 3)
     });
     found.unwrap()
 }
@@ -128,12 +128,15 @@ fn command_of_a_killed_fence_check_ends() {
 }
 
 #[test]
-fn guardian_has_nothing_open_but_its_pipe() {
+fn guardian_has_nothing_open_but_the_lock_a_socket_and_a_pipe() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (_wrapper, command) = place.start(&[], WORKERS);
-        let open = open(guardian_of(command));
-        assert!(open[0].starts_with("pipe:"), "{open:?}");
+        let mut open = open(guardian_of(command));
+        open.sort();
+        assert!(open[0].ends_with(&format!(".{}", if kind == "file" { "lock" } else { kind })));
+        assert!(open[1].starts_with("pipe:"), "{open:?}");
+        assert!(open[2].starts_with("socket:"), "{open:?}");
     }
 }
 

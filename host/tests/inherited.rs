@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs::{self, File};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
@@ -37,22 +38,23 @@ for fd in sorted(set(range(3, 21)) | set(map(int, os.listdir('/proc/self/fd'))))
             pass
 ";
 
-/// Asserts that `said` names the descriptor of a file that ends with `suffix`, with a number of at
-/// least `least`, and none below that.
+/// Asserts that `said` names one descriptor with one of these `numbers`, which is a pipe's, and none of a file in
+/// `place`.
 #[track_caller]
-fn is_high(said: &str, suffix: &str, least: u32) {
-    let found: Vec<u32> = said
+fn is_high_pipe(place: &Place, said: &str, numbers: Range<u32>) {
+    let folder = place.path("").display().to_string();
+    assert!(!said.contains(&folder), "no file is inherited: {said}");
+    let high: Vec<_> = said
         .lines()
         .filter_map(|line| line.split_once(' '))
-        .filter(|(_, target)| target.ends_with(suffix))
-        .map(|(number, _)| number.parse().unwrap())
+        .filter(|(number, _)| numbers.contains(&number.parse().unwrap()))
         .collect();
-    assert_eq!(found.len(), 1, "one descriptor of it is inherited: {said}");
-    assert!(found[0] >= least, "{said}");
+    assert_eq!(high.len(), 1, "one descriptor is inherited: {said}");
+    assert!(high[0].1.starts_with("pipe:"), "{said}");
 }
 
-/// The least number that the descriptor may have.
-const LEAST: u32 = 256;
+/// The numbers that the descriptor may have.
+const NUMBERS: Range<u32> = 256..1024;
 
 #[test]
 fn stray_write_does_not_reach_the_lock_file() {
@@ -61,11 +63,7 @@ fn stray_write_does_not_reach_the_lock_file() {
         for _ in 0..2 {
             let scribble = ["run", "k", "--no-wait", "--", "python3", "-c", SCRIBBLE];
             let output = ends_with(&mut place.verrou(scribble), 0);
-            is_high(
-                stdout(&output),
-                if kind == "lease" { ".lease" } else { ".lock" },
-                LEAST,
-            );
+            is_high_pipe(&place, stdout(&output), NUMBERS);
         }
         ends_with(&mut place.run(&["--no-wait"], "true"), 0);
     }
@@ -87,7 +85,7 @@ fn stray_write_does_not_reach_the_file_of_an_exact_lock() {
             SCRIBBLE,
         ];
         let output = ends_with(&mut place.verrou(scribble), 0);
-        is_high(stdout(&output), "/exact", LEAST);
+        is_high_pipe(&place, stdout(&output), NUMBERS);
         assert_eq!(place.read("exact"), "mine");
     }
 }
@@ -100,7 +98,7 @@ fn stray_write_does_not_reach_the_file_of_a_gate() {
             "fence", "check", "--file", "gate", fence, "--", "python3", "-c", SCRIBBLE,
         ];
         let output = ends_with(&mut place.verrou(check), 0);
-        is_high(stdout(&output), "/gate", LEAST);
+        is_high_pipe(&place, stdout(&output), NUMBERS);
     }
     ends_with(
         &mut place.verrou(["fence", "check", "--file", "gate", "7"]),
@@ -121,11 +119,7 @@ fn descriptor_is_as_high_as_the_limit_allows() {
             .current_dir(place.path(""))
             .env("VERROU_STORE", place.store());
         let output = ends_with(&mut limited, 0);
-        is_high(
-            stdout(&output),
-            if kind == "lease" { ".lease" } else { ".lock" },
-            35,
-        );
+        is_high_pipe(&place, stdout(&output), 35..40);
     }
 }
 

@@ -269,6 +269,13 @@ pub(crate) struct Run {
     /// How long CMD may take to end, before it is killed
     #[arg(long, default_value = "5s", value_parser = length, value_name = "TIME")]
     pub(crate) grace: Duration,
+    /// Lets CMD inherit nothing: the lock does not outlive this process and CMD's process group
+    ///
+    /// As flock(1) has it. Without it, CMD inherits the write end of a pipe. If this process is
+    /// killed, the lock is held until every process that has inherited that end has closed it,
+    /// also one that left CMD's process group.
+    #[arg(short = 'o', long)]
+    pub(crate) close: bool,
     /// The command to run, and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
@@ -428,6 +435,9 @@ pub(crate) struct FenceCheck {
     /// Gives up at once when another's CMD runs
     #[arg(long, conflicts_with = "wait")]
     no_wait: bool,
+    /// Lets CMD inherit nothing, as `--close` of `verrou run`
+    #[arg(short = 'o', long)]
+    pub(crate) close: bool,
     /// A command that writes, and its arguments: run only if the fence passes
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,

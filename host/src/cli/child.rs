@@ -1,12 +1,12 @@
 //! The command that runs under a lock: a group of processes with a life of its own.
 
-use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, getpgrp, getpid, getppid,
     kill_current_process_group, kill_process_group, test_kill_process, waitid,
@@ -15,9 +15,9 @@ use rustix::process::{
 use verrou_host::LossWatch;
 
 use super::broken_pipe;
-use super::guardian::Guardian;
+use super::guardian::{Guardian, Post};
 use super::report;
-use super::run::Ending;
+use super::run::{Ending, Lifeline};
 use super::signals::{self, Signals};
 use super::terminal::Terminal;
 
@@ -61,11 +61,11 @@ pub(crate) enum Event {
 impl Job {
     /// Starts `command` in a group of its own, with the terminal if it is ours.
     ///
-    /// The command inherits `lifeline`. If this process dies first, the command is ended as `ending`
-    /// specifies: by the kernel, and also by a [`Guardian`] once that is running.
+    /// If this process dies first, the command is ended as `ending` specifies, and `lifeline` keeps the lock
+    /// until then: a [`Guardian`] does both.
     pub(crate) fn start(
         mut command: Command,
-        lifeline: Option<File>,
+        lifeline: Option<Lifeline>,
         ending: Ending,
     ) -> io::Result<Self> {
         // Before there is a child whose end could be missed; the others when there is one to
@@ -76,25 +76,30 @@ impl Job {
         let ours = terminal
             .as_ref()
             .filter(|terminal| uses_terminal && terminal.is_ours());
+        let post = Arc::new(Post::new(ending, lifeline)?);
         let preparation = Preparation {
             parent: getpid(),
             last_will: match ending {
                 Ending::Kill => Signal::KILL,
                 Ending::Terminate { .. } => Signal::TERM,
             },
-            lifeline,
+            post: Arc::clone(&post),
             terminal: ours.map(Terminal::try_clone).transpose()?,
         };
         let lent = preparation.terminal.is_some();
         command.process_group(0);
         preparation.attach(&mut command);
         let spawned = command.spawn();
-        if spawned.is_err() && lent {
-            take_back(terminal.as_ref());
+        if spawned.is_err() {
+            Guardian::cancel(&post);
+            if lent {
+                take_back(terminal.as_ref());
+            }
         }
         let child = spawned?;
+        let leader = Pid::from_child(&child);
         let job = Self {
-            leader: Pid::from_child(&child),
+            leader,
             _child: child,
             ended: None,
             left_behind: None,
@@ -103,7 +108,7 @@ impl Job {
             terminal,
             uses_terminal,
             lent,
-            guardian: Guardian::new(ending),
+            guardian: Guardian::of(leader, &post),
             left_stopped: false,
         };
         if let Err(err) = job.signals.listen() {
@@ -126,7 +131,7 @@ impl Job {
         // The child may have changed before the first signal was listened for.
         let mut event = self.look();
         if event == Event::Nothing && !is_continued {
-            let at_most = at_most.min(self.guardian.start_when_due(self.leader));
+            self.guardian.reap_if_ended();
             self.signals
                 .wait(news.and_then(LossWatch::descriptor), at_most);
         }
@@ -272,6 +277,7 @@ impl Job {
         if !self.has_ended() {
             return false;
         }
+        self.guardian.wait();
         // To check one known process costs much less than to search for one.
         if self
             .left_behind
@@ -359,7 +365,14 @@ impl Job {
 
     /// Ends all processes of the command.
     pub(crate) fn kill(&self) {
+        self.guardian.step_aside();
         let _ = kill_process_group(self.leader, Signal::KILL);
+    }
+
+    /// Leaves a command that cannot be ended running when this process ends, and its lock held until the
+    /// command ends.
+    pub(crate) fn leave(&mut self) {
+        self.guardian.leave();
     }
 
     /// What the command ended with, as a shell has it.
@@ -406,7 +419,7 @@ fn take_back(terminal: Option<&Terminal>) {
 
 /// The processes of a group whose leader has ended and is not reaped.
 #[cfg(target_os = "linux")]
-mod group {
+pub(super) mod group {
     use std::fs;
     use std::io;
 
@@ -419,7 +432,7 @@ mod group {
     ///
     /// Fails when this system does not show its processes, or numbers them differently, as in another
     /// PID namespace.
-    pub(super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
+    pub(in super::super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
         let number = |name: &str| Pid::from_raw(name.parse().ok()?);
         let ourselves = fs::read_link("/proc/self")?;
         if ourselves.to_str().and_then(number) != Some(getpid()) {
@@ -449,13 +462,13 @@ mod group {
 
 /// The processes of a group whose leader has ended and is not reaped.
 #[cfg(not(target_os = "linux"))]
-mod group {
+pub(super) mod group {
     use std::io;
 
     use rustix::process::{Pid, test_kill_process_group};
 
     /// Returns a number if a process of `group` runs: on this system `kill(2)` does not find zombies.
-    pub(super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
+    pub(in super::super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
         Ok(test_kill_process_group(group).is_ok().then_some(group))
     }
 
@@ -473,7 +486,7 @@ struct Preparation {
         expect(dead_code, reason = "only Linux sends one when a parent dies")
     )]
     last_will: Signal,
-    lifeline: Option<File>,
+    post: Arc<Post>,
     terminal: Option<Terminal>,
 }
 
@@ -495,13 +508,12 @@ impl Preparation {
         rustix::process::set_parent_process_death_signal(Some(self.last_will))?;
         // The parent may have died before the death signal was set. In a PID namespace that begins with
         // this child, the parent has no process ID.
-        if getppid().is_some_and(|parent| parent != self.parent) {
+        let parent = getppid();
+        if parent.is_some_and(|parent| parent != self.parent) {
             return Err(Errno::SRCH.into());
         }
         broken_pipe::hand_on()?;
-        if let Some(lifeline) = &self.lifeline {
-            fcntl_setfd(lifeline, FdFlags::empty())?;
-        }
+        self.post.start_in_child(parent.is_none())?;
         if let Some(terminal) = &self.terminal {
             terminal.give_to(getpid())?;
         }

@@ -1,6 +1,5 @@
 //! The command that runs under a lock, on systems without groups of processes and signals.
 
-use std::fs::File;
 use std::io;
 use std::process::{Child, Command, ExitStatus};
 use std::thread;
@@ -8,7 +7,7 @@ use std::time::Duration;
 
 use verrou_host::LossWatch;
 
-use super::run::Ending;
+use super::run::{Ending, Lifeline};
 
 /// A running command.
 #[derive(Debug)]
@@ -38,7 +37,7 @@ impl Job {
     /// Starts `command`.
     pub(crate) fn start(
         mut command: Command,
-        _lifeline: Option<File>,
+        _lifeline: Option<Lifeline>,
         _ending: Ending,
     ) -> io::Result<Self> {
         let child = command.spawn()?;
@@ -101,6 +100,9 @@ impl Job {
         // It fails when the command has ended already.
         let _ = self.child.kill();
     }
+
+    /// Does nothing: a command can always be ended on this system.
+    pub(crate) fn leave(&mut self) {}
 
     /// What the command ended with, as far as it fits.
     pub(crate) fn code(&self) -> u8 {

@@ -14,7 +14,7 @@ use super::arguments::{self, FenceCheck, FenceReset, Place};
 use super::child::Job;
 use super::exit::Exit;
 use super::report::{self, Failure, say};
-use super::run::{Ending, not_started, wait_for_end};
+use super::run::{Ending, Lifeline, not_started, wait_for_end};
 use super::store;
 
 /// Where `verrou run` tells its command the fence.
@@ -37,7 +37,7 @@ pub(crate) fn check(place: &Place, wish: &FenceCheck) -> Result<u8, Failure> {
         return Ok(0);
     };
     let checked = checked.map_err(|err| failure(wish, err))?;
-    let job = run(program, arguments, fence, &checked)?;
+    let job = run(wish, program, arguments, fence, &checked)?;
     drop(checked);
     // Only now, when others may pass, may this be the end of this process.
     Ok(job.end())
@@ -134,9 +134,9 @@ fn tell(
     report::answer_json(&answer)
 }
 
-/// Runs the command to its end, which inherits what keeps others from passing: should this process be
-/// killed, they wait for the command all the same.
+/// Runs the command to its end. If this process is killed, other checks wait for the command all the same.
 fn run(
+    wish: &FenceCheck,
     program: &OsStr,
     arguments: &[OsString],
     fence: Fence,
@@ -150,6 +150,10 @@ fn run(
     }
     let started = checked
         .lifeline()
+        .map(|file| Lifeline {
+            file,
+            is_inherited: !wish.close,
+        })
         .and_then(|lifeline| Job::start(command, Some(lifeline), Ending::default()));
     let mut job = started.map_err(|err| not_started(program, &err))?;
     wait_for_end(&mut job);

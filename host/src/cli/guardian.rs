@@ -1,113 +1,201 @@
-//! The guardian: a process in the command's group that ends the group when `verrou` is killed.
+//! The guardian: a process in the command's group that ends the group when `verrou` is killed, and keeps the
+//! lock until the command's processes have ended.
 //!
 //! The kernel's death signal reaches only the command, not its children, and not a command that has
-//! changed its user. The guardian is forked without exec(2). Its only open descriptor is a pipe whose
-//! other end is open in `verrou`: end of file means that `verrou` has ended.
+//! changed its user. A command that has given up root must not have a descriptor of the lock's file either:
+//! with it, it can unlock the file, or lock it against all other processes. So the guardian has that
+//! descriptor, and the command inherits the write end of a pipe. When the last copy of that is closed, the
+//! lock of a killed `verrou` ends.
+//!
+//! The process that is about to become the command makes the guardian, without exec(2). Sharing that process's
+//! memory (`CLONE_VM`) costs a tenth of copying `verrou`'s, and exec(2) ends the sharing a moment later. So the
+//! guardian is in the command's group from the start. It is a child of `verrou` (`CLONE_PARENT`).
 
-use std::io::{self, PipeReader, PipeWriter, Write};
-use std::os::fd::AsRawFd;
+use std::fs::File;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
-use rustix::io::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::process::{
-    Pid, Signal, WaitOptions, getpgrp, kill_current_process_group, kill_process, setpgid,
+    Pid, Signal, WaitOptions, getpgrp, kill_process, kill_process_group, setpgid,
     test_kill_process_group, waitpid,
 };
 
-use super::run::Ending;
+use super::child::group;
+use super::run::{Ending, Lifeline};
 
-/// The time after which a running command gets a guardian. Starting one earlier would slow down short
-/// commands noticeably.
-const STARTED_AFTER: Duration = Duration::from_millis(100);
+/// How long the guardian waits for processes of the group that have closed the pipe: they end soon, or cannot be
+/// ended.
+const DYING: Duration = Duration::from_secs(1);
 
-/// The guardian of a command, from the time it is due until the command has ended.
+/// Tells a guardian that `verrou` has forked: it is in the command's group from now on.
+const MOVED: u8 = b'm';
+
+/// Tells the guardian that `verrou` ends and leaves the command running.
+const LEFT: u8 = b'l';
+
+/// What a guardian needs, from before the command is started.
 #[derive(Debug)]
-pub(crate) struct Guardian {
-    began: Instant,
+pub(crate) struct Post {
     ending: Ending,
-    stage: Stage,
+    /// What `verrou` has. The kernel closes it however `verrou` ends.
+    ours: UnixStream,
+    /// What the guardian has: at end of file, `verrou` has ended.
+    theirs: UnixStream,
+    /// Keeps the lock.
+    kept: Option<File>,
+    closes_ranges: bool,
+    /// The end that the guardian has, and the end that the command inherits.
+    pipe: Option<(PipeReader, PipeWriter)>,
 }
 
+/// The guardian of a command, until the command has ended. There is none if it could not be started: then
+/// the kernel's death signal alone ends the command.
 #[derive(Debug)]
-enum Stage {
-    NotDue,
-    Running(Running),
-    /// The command has ended, or the guardian could not be started.
-    Over,
-}
+pub(crate) struct Guardian(Option<Running>);
 
 #[derive(Debug)]
 struct Running {
     process: Pid,
-    /// The kernel closes it however this process ends.
-    alive: PipeWriter,
+    alive: UnixStream,
     /// Once the process is reaped, its number may belong to another process.
     is_reaped: bool,
 }
 
-impl Guardian {
-    /// Returns the guardian of a command that starts now, and must be ended as `ending` specifies.
-    pub(crate) fn new(ending: Ending) -> Self {
-        Self {
-            began: Instant::now(),
+impl Post {
+    /// Prepares the guardian of a command that must be ended as `ending` specifies, and whose lock `lifeline`
+    /// keeps.
+    pub(crate) fn new(ending: Ending, lifeline: Option<Lifeline>) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // What the child writes is there when the child has become the command.
+        ours.set_nonblocking(true)?;
+        let is_inherited = lifeline.as_ref().is_some_and(|it| it.is_inherited);
+        Ok(Self {
             ending,
-            stage: Stage::NotDue,
-        }
+            ours,
+            theirs,
+            kept: lifeline.map(|lifeline| lifeline.file),
+            closes_ranges: process::closes_ranges(),
+            pipe: is_inherited.then(io::pipe).transpose()?,
+        })
     }
 
-    /// Starts the guardian in `group` if it is due; returns the time until it is due.
-    pub(crate) fn start_when_due(&mut self, group: Pid) -> Duration {
-        match &mut self.stage {
-            Stage::NotDue => {}
-            Stage::Running(running) => {
-                // A PID namespace whose first process is the command does not end before all its
-                // processes are reaped.
-                if running.has_ended() {
-                    self.stage = Stage::Over;
-                }
-                return Duration::MAX;
+    /// Starts the guardian, in the process that is about to become the command, and is the leader of its group.
+    /// Makes only system calls, as the child between fork(2) and exec(2) requires.
+    ///
+    /// In a PID namespace that begins with this process, or where the system makes no such process, `verrou`
+    /// starts the guardian [afterwards](Guardian::of). The command then inherits the descriptor of the lock's
+    /// file itself.
+    pub(crate) fn start_in_child(&self, is_in_other_namespace: bool) -> io::Result<()> {
+        let guardian = if is_in_other_namespace {
+            None
+        } else {
+            with_signals_blocked(|| process::start_sibling(self, guard))?
+        };
+        let number = guardian.map_or(0, Pid::as_raw_pid);
+        (&self.theirs).write_all(&number.to_ne_bytes())?;
+        match (&self.pipe, &self.kept) {
+            (Some((_, inherited)), Some(kept)) if guardian.is_some() => {
+                // A high number, as that of `kept`.
+                let inherited = fcntl_dupfd_cloexec(inherited, kept.as_raw_fd())?;
+                fcntl_setfd(&inherited, FdFlags::empty())?;
+                let _open = inherited.into_raw_fd();
             }
-            Stage::Over => return Duration::MAX,
+            (Some(_), Some(kept)) => fcntl_setfd(kept, FdFlags::empty())?,
+            _ => {}
         }
-        let left = STARTED_AFTER.saturating_sub(self.began.elapsed());
-        if !left.is_zero() {
-            return left;
-        }
-        // If it cannot be started, the kernel's death signal alone ends the command.
-        self.stage = Running::start(group, self.ending).map_or(Stage::Over, Stage::Running);
-        Duration::MAX
+        Ok(())
     }
 
-    /// Ends the guardian, as the command has ended. No guardian is started after that.
-    pub(crate) fn dismiss(&mut self) {
-        self.stage = Stage::Over;
+    /// Returns the process that [`start_in_child`](Self::start_in_child) has started, in `verrou`.
+    fn started_in_child(&self) -> Option<Pid> {
+        let mut number = [0; 4];
+        (&self.ours).read_exact(&mut number).ok()?;
+        Pid::from_raw(i32::from_ne_bytes(number))
     }
-}
 
-impl Running {
-    fn start(group: Pid, ending: Ending) -> io::Result<Self> {
-        let (ended, alive) = io::pipe()?;
-        // Block all signals: only those that cannot be blocked end the guardian, and it runs none of
-        // this process's handlers.
-        let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
-        let forked = process::fork(|| {
-            process::close_all_but(ended.as_raw_fd());
-            guard(&ended, ending);
-        });
-        before.thread_set_mask()?;
-        let running = Self {
-            process: forked?,
-            alive,
+    fn start_in(&self, group: Pid) -> io::Result<Running> {
+        let running = Running {
+            process: with_signals_blocked(|| process::fork(|| guard_when_moved(self)))??,
+            alive: self.ours.try_clone()?,
             is_reaped: false,
         };
         // On failure the guardian is ended: in this process's own group it must not signal anything.
         setpgid(Some(running.process), Some(group))?;
-        (&running.alive).write_all(b"!")?;
+        (&running.alive).write_all(&[MOVED])?;
         Ok(running)
     }
+}
 
+impl Guardian {
+    /// Returns the guardian of `group`, whose leader has started it, or starts it.
+    pub(crate) fn of(group: Pid, post: &Post) -> Self {
+        let running = match post.started_in_child() {
+            Some(process) => post.ours.try_clone().map(|alive| Running {
+                process,
+                alive,
+                is_reaped: false,
+            }),
+            None => post.start_in(group),
+        };
+        Self(running.ok())
+    }
+
+    /// Ends the guardian of a command that could not be started, if there is one.
+    pub(crate) fn cancel(post: &Post) {
+        if let (Some(process), Ok(alive)) = (post.started_in_child(), post.ours.try_clone()) {
+            drop(Running {
+                process,
+                alive,
+                is_reaped: false,
+            });
+        }
+    }
+
+    /// Reaps the guardian if it has ended: a PID namespace whose first process is the command does not end
+    /// before all its processes are reaped.
+    pub(crate) fn reap_if_ended(&mut self) {
+        if self.0.as_mut().is_some_and(Running::has_ended) {
+            self.0 = None;
+        }
+    }
+
+    /// Begins to end the guardian, as the command has ended.
+    pub(crate) fn dismiss(&mut self) {
+        if let Some(running) = &mut self.0 {
+            running.kill();
+        }
+    }
+
+    /// Waits until the dismissed guardian has ended.
+    pub(crate) fn wait(&mut self) {
+        self.0 = None;
+    }
+
+    /// Takes the guardian out of the command's group, so that a signal to all of the group does not end it.
+    pub(crate) fn step_aside(&self) {
+        if let Some(running) = &self.0 {
+            let _ = setpgid(Some(running.process), Some(running.process));
+        }
+    }
+
+    /// Leaves the command to the guardian, which keeps the lock until the command's processes have ended.
+    pub(crate) fn leave(&mut self) {
+        if let Some(running) = &self.0
+            && (&running.alive).write_all(&[LEFT]).is_ok()
+        {
+            // It must not be ended.
+            std::mem::forget(self.0.take());
+        }
+    }
+}
+
+impl Running {
     /// Returns whether the guardian has ended early, or was reaped elsewhere.
     fn has_ended(&mut self) -> bool {
         self.is_reaped |= !matches!(
@@ -116,66 +204,143 @@ impl Running {
         );
         self.is_reaped
     }
+
+    fn kill(&mut self) {
+        if !self.has_ended() {
+            let _ = kill_process(self.process, Signal::KILL);
+        }
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
         // The guardian may be stopped. It must leave the group before this process checks whether the
         // group is empty.
-        if !self.has_ended() {
-            let _ = kill_process(self.process, Signal::KILL);
-            while let Err(Errno::INTR) = waitpid(Some(self.process), WaitOptions::empty()) {}
+        self.kill();
+        while !self.is_reaped
+            && let Err(Errno::INTR) = waitpid(Some(self.process), WaitOptions::empty())
+        {}
+    }
+}
+
+/// Calls `start` with all signals blocked: only those that cannot be blocked end the guardian, and it runs
+/// none of `verrou`'s handlers.
+fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> nix::Result<T> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    let started = start();
+    before.thread_set_mask()?;
+    Ok(started)
+}
+
+/// Does the guardian's work. Makes only system calls until `verrou` has ended: it may share its memory
+/// with the process that becomes the command, and another thread of `verrou` may have held a mutex at the
+/// time of the fork.
+fn guard(post: &Post) {
+    let group = getpgrp();
+    enter(post);
+    work(post, group, post.pipe.as_ref().map(|(read, _)| read));
+}
+
+/// Does the work of a guardian that `verrou` has forked, from when it is in the command's group.
+fn guard_when_moved(post: &Post) {
+    enter(post);
+    if next(&post.theirs) == Some(MOVED) {
+        work(post, getpgrp(), None);
+    }
+}
+
+fn enter(post: &Post) {
+    let kept = [
+        Some(post.theirs.as_raw_fd()),
+        post.kept.as_ref().map(AsRawFd::as_raw_fd),
+        post.pipe.as_ref().map(|(read, _)| read.as_raw_fd()),
+    ];
+    process::close_all_but(kept, post.closes_ranges);
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::set_name(c"verrou-guardian");
+}
+
+fn work(post: &Post, group: Pid, pipe: Option<&PipeReader>) {
+    if next(&post.theirs).is_none() {
+        end(group, post.ending);
+    }
+    if post.kept.is_some() {
+        // A signal to all of the group must not end the lock.
+        let _ = setpgid(None, None);
+        match pipe {
+            Some(pipe) => {
+                wait_for_end_of(pipe);
+                // A killed process closes its files before it has ended.
+                others_within(group, DYING);
+            }
+            None => {
+                others_within(group, Duration::MAX);
+            }
         }
     }
 }
 
-/// Waits, in the guardian, until `verrou` has ended, then ends the group. Makes only system calls,
-/// since another thread of `verrou` may have held a mutex at the time of the fork.
-fn guard(ended: &PipeReader, ending: Ending) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::thread::set_name(c"verrou-guardian");
-    // Before this byte arrives, the guardian may still be in the group of `verrou`.
-    if next(ended) != Ok(1) || next(ended) != Ok(0) {
+/// Returns the next byte from `verrou`, or `None` when `verrou` has ended. If it was killed before it had read
+/// everything, that is an error (`ECONNRESET`).
+fn next(verrou: &UnixStream) -> Option<u8> {
+    let mut byte = [0];
+    loop {
+        match rustix::io::read(verrou, &mut byte) {
+            Err(Errno::INTR) => {}
+            read => return (read == Ok(1)).then_some(byte[0]),
+        }
+    }
+}
+
+/// Ends all other processes of `group`.
+fn end(group: Pid, ending: Ending) {
+    // As a member of the group, the guardian keeps its number from being used again. `verrou` may have
+    // moved it out.
+    if setpgid(None, Some(group)).is_err() {
         return;
     }
     if let Ending::Terminate { grace } = ending {
-        let _ = kill_current_process_group(Signal::TERM);
-        let _ = kill_current_process_group(Signal::CONT);
-        if !others_within(grace) {
+        let _ = kill_process_group(group, Signal::TERM);
+        let _ = kill_process_group(group, Signal::CONT);
+        if !others_within(group, grace) {
             return;
         }
     }
-    let _ = kill_current_process_group(Signal::KILL);
+    // The guardian must not end itself.
+    let _ = setpgid(None, None);
+    let _ = kill_process_group(group, Signal::KILL);
 }
 
-fn next(pipe: &PipeReader) -> Result<usize, Errno> {
-    loop {
-        match rustix::io::read(pipe, &mut [0_u8]) {
-            Err(Errno::INTR) => {}
-            read => return read,
-        }
-    }
+/// Waits until no process has the other end of `pipe` open, whatever they write to it.
+fn wait_for_end_of(pipe: &PipeReader) {
+    let mut ends = [PollFd::new(pipe, PollFlags::empty())];
+    while let Err(Errno::INTR) = poll(&mut ends, None) {}
 }
 
-/// Returns whether the group of this process contains other processes for all of `grace`.
-fn others_within(grace: Duration) -> bool {
-    const LOOK: Duration = Duration::from_millis(20);
+/// Returns whether `group` contains other processes for all of `at_most`.
+fn others_within(group: Pid, at_most: Duration) -> bool {
+    const SHORTEST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(50);
 
-    let group = getpgrp();
+    let is_member = getpgrp() == group;
     let began = Instant::now();
+    let mut pause = SHORTEST;
     loop {
-        // Check from outside of the group, as kill(2) counts the calling process, too.
-        let is_empty = setpgid(None, None).is_ok()
-            && (test_kill_process_group(group) == Err(Errno::SRCH)
-                || setpgid(None, Some(group)).is_err());
+        // Check from outside of the group, as kill(2) counts the calling process, too. A zombie is not
+        // always reaped.
+        let is_empty = (is_member && setpgid(None, None).is_err())
+            || test_kill_process_group(group) == Err(Errno::SRCH)
+            || matches!(group::find_member(group), Ok(None))
+            || (is_member && setpgid(None, Some(group)).is_err());
         if is_empty {
             return false;
         }
-        let left = grace.saturating_sub(began.elapsed());
+        let left = at_most.saturating_sub(began.elapsed());
         if left.is_zero() {
             return true;
         }
-        thread::sleep(left.min(LOOK));
+        thread::sleep(left.min(pause));
+        pause = (pause * 2).min(LONGEST);
     }
 }
 
@@ -183,8 +348,8 @@ fn others_within(grace: Duration) -> bool {
 mod process {
     #![expect(
         unsafe_code,
-        reason = "a process that outlives ours and runs no other program is made by fork(2) alone, \
-                  and it must have no descriptor of ours"
+        reason = "a process that outlives ours and runs no other program is made by fork(2) or clone(2), \
+                  and it must have no descriptor of ours but some"
     )]
 
     use std::io;
@@ -192,6 +357,8 @@ mod process {
 
     use nix::libc;
     use rustix::process::{Pid, Resource, getrlimit};
+
+    use super::Post;
 
     /// Forks a process that runs `work` and exits. `work` must make only system calls, on existing
     /// values: it must not allocate, nor lock a mutex.
@@ -210,21 +377,93 @@ mod process {
         }
     }
 
+    /// Starts a process that runs `work` with `post`, and exits. It has the same parent as this process, and
+    /// shares its memory until this process executes another program. Returns `None` if the system makes no such
+    /// process; then `work` is not run.
+    ///
+    /// Only the child between fork(2) and exec(2) may call this, once, and must not change `post` after it.
+    /// `work` must make only system calls at first. Those that may fail then must be rustix's, which write no
+    /// `errno`: this process uses the same one.
+    #[cfg(target_os = "linux")]
+    pub(super) fn start_sibling(post: &Post, work: fn(&Post)) -> Option<Pid> {
+        use std::cell::UnsafeCell;
+        use std::ffi::c_void;
+
+        #[repr(C, align(16))]
+        struct Memory {
+            stack: [u8; 128 * 1024],
+            start: Option<Start>,
+        }
+        struct Start {
+            post: *const Post,
+            work: fn(&Post),
+        }
+        struct Shared(UnsafeCell<Memory>);
+        // SAFETY: `start_sibling` writes `start`, and then only the process that it starts uses it and the stack.
+        unsafe impl Sync for Shared {}
+        static SHARED: Shared = Shared(UnsafeCell::new(Memory {
+            stack: [0; 128 * 1024],
+            start: None,
+        }));
+        extern "C" fn run(start: *mut c_void) -> i32 {
+            // SAFETY: it points to what `start_sibling` has written, and `post` to what that was called with.
+            // Both exist as long as the memory does: this process keeps the memory, and the other one leaves it by
+            // exec(2) or ends.
+            if let Some(Start { post, work }) = unsafe { &*start.cast::<Option<Start>>() } {
+                work(unsafe { &**post });
+            }
+            // SAFETY: `_exit` has no preconditions; it only ends the process.
+            unsafe { libc::_exit(0) }
+        }
+
+        let flags = libc::CLONE_VM | libc::CLONE_PARENT | libc::SIGCHLD;
+        let memory = SHARED.0.get();
+        // SAFETY: the new process's stack is what is below `start`, which no other process uses. Except for that
+        // and `start`, neither process writes what the other uses: this one makes only system calls, and
+        // then leaves the memory.
+        let number = unsafe {
+            (*memory).start = Some(Start { post, work });
+            let start = (&raw mut (*memory).start).cast();
+            libc::clone(run, start, flags, start)
+        };
+        Pid::from_raw(number).filter(|_| number > 0)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn start_sibling(_post: &Post, _work: fn(&Post)) -> Option<Pid> {
+        None
+    }
+
     /// Closes all descriptors but `kept`. The process must not use any other descriptor after that.
-    pub(super) fn close_all_but(kept: RawFd) {
-        let kept = kept.cast_unsigned();
-        let before = kept == 0 || close_range(0, kept - 1);
-        if before && close_range(kept + 1, u32::MAX) {
+    pub(super) fn close_all_but<const N: usize>(kept: [Option<RawFd>; N], closes_ranges: bool) {
+        let mut kept = kept.map(|number| number.map_or(u32::MAX, RawFd::cast_unsigned));
+        if closes_ranges {
+            kept.sort_unstable();
+            let mut first = 0;
+            for number in kept {
+                if first < number {
+                    close_range(first, number - 1);
+                }
+                first = number.saturating_add(1);
+            }
+            if first < u32::MAX {
+                close_range(first, u32::MAX);
+            }
             return;
         }
-        // Without close_range(2) (before Linux 5.9), close as many numbers as a process usually has.
+        // Close as many numbers as a process usually has.
         let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         for number in (0..65_536).take_while(|number| u64::from(*number) < limit) {
-            if number != kept {
+            if !kept.contains(&number) {
                 // SAFETY: nothing here uses this descriptor any more.
-                unsafe { libc::close(number.cast_signed()) };
+                unsafe { rustix::io::close(number.cast_signed()) };
             }
         }
+    }
+
+    /// Returns whether the system closes ranges of descriptors: Linux since 5.9.
+    pub(super) fn closes_ranges() -> bool {
+        close_range(u32::MAX, u32::MAX)
     }
 
     #[cfg(target_os = "linux")]

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::mem;
 use std::ops::ControlFlow;
@@ -35,6 +36,20 @@ pub(crate) enum Ending {
     Terminate { grace: Duration },
 }
 
+/// What keeps the lock when this process is killed.
+#[derive(Debug)]
+#[cfg_attr(
+    not(unix),
+    expect(dead_code, reason = "commands are not guarded there")
+)]
+pub(crate) struct Lifeline {
+    /// A descriptor of the locked file.
+    pub(crate) file: File,
+    /// Whether the lock lasts as long as any process that the command leaves has what it inherits, and not
+    /// only as long as the command's group.
+    pub(crate) is_inherited: bool,
+}
+
 impl Default for Ending {
     fn default() -> Self {
         let grace = Duration::from_secs(5);
@@ -65,7 +80,10 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     let (mut job, lost) = store::with_lock(&opened, &name, &wish.taking, |_, held| {
         let command = command(wish, &held, &opened, url.as_ref());
         let lifeline = match opened.lifeline(held.lease().claim()) {
-            Ok(lifeline) => lifeline,
+            Ok(file) => file.map(|file| Lifeline {
+                file,
+                is_inherited: !wish.close,
+            }),
             Err(err) => {
                 held.release()?;
                 return Err(not_started(&wish.command[0], &err));
@@ -88,8 +106,8 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
                 // Not earlier: the kernel's lock excludes other processes until the command is gone.
                 drop(held);
             } else {
-                // The descriptor inherited by the command excludes other processes until the command is
-                // gone.
+                // The guardian excludes other processes until the command is gone.
+                job.leave();
                 mem::forget(held);
             }
             return Ok((job, true));
