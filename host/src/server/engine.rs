@@ -49,7 +49,14 @@ impl Engine {
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
             Self::Redis | Self::Etcd => &["prefix", "timeout", "password-file", "ca-file"],
-            Self::Postgres => &["schema", "timeout", "password-file", "ca-file", "sslmode"],
+            Self::Postgres => &[
+                "schema",
+                "schema-owner",
+                "timeout",
+                "password-file",
+                "ca-file",
+                "sslmode",
+            ],
         }
     }
 }

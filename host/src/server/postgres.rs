@@ -89,6 +89,51 @@ const SCHEMA: &str = include_str!("postgres/schema.sql");
 /// What the schema's comment says.
 const VERSION: &str = "Verrou 1";
 
+/// The first statement of each session: no operator and no function of another schema is called.
+const SEARCH_PATH: &str = "set search_path = pg_catalog, pg_temp";
+
+/// Selects what in schema `$1` an untrusted role controls, one row each: the kind of the object, its
+/// name, and the role. Trusted roles are superusers, the current user, the owner of the database, and
+/// `$2`. Only catalogs are read, so that nothing of the schema is executed.
+///
+/// The owner of a schema or an object can replace it. A role that can create objects in the schema can
+/// overload its functions, and one that can create triggers on a table executes code as all who write it.
+const UNTRUSTED: &str = "
+with space as (
+  select oid, nspname, nspowner, coalesce(nspacl, acldefault('n', nspowner)) as acl
+  from pg_namespace where nspname = $1
+), relation as (
+  select c.oid, c.relname, c.relowner, c.relkind, c.relacl
+  from pg_class as c join space on c.relnamespace = space.oid where c.relkind not in ('i', 'I', 'c')
+), object (rank, kind, name, role) as (
+  select 1, 'its owner', '', nspowner from space
+  union all select 2, 'the owner of its table', relname::text, relowner from relation
+  union all select 3, 'the owner of its function', p.oid::regprocedure::text, p.proowner
+    from pg_proc as p join space on p.pronamespace = space.oid
+  union all select 4, 'may create objects in it', '', entry.grantee
+    from space, aclexplode(acl) as entry where entry.privilege_type = 'CREATE'
+  union all select 5, 'may create triggers on', r.relname::text, entry.grantee
+    from relation as r, aclexplode(r.relacl) as entry where entry.privilege_type = 'TRIGGER'
+  union all select 6, 'the owner of the trigger on', r.relname::text, p.proowner
+    from relation as r join pg_trigger as t on t.tgrelid = r.oid join pg_proc as p on p.oid = t.tgfoid
+    where not t.tgisinternal
+)
+select object.kind, object.name, coalesce(role.rolname::text, 'PUBLIC')
+from object left join pg_roles as role on role.oid = object.role
+where not coalesce(role.rolsuper, false)
+  and object.role <> (select datdba from pg_database where datname = current_database())
+  and coalesce(role.rolname::text not in (current_user::text, 'pg_database_owner', $2), true)
+order by object.rank, object.name limit 1";
+
+/// Selects one statement for each function of schema `$1` that does not set `search_path`: schemas that
+/// earlier versions made have such functions. Sessions of this version set it for them.
+const UNSET: &str = "
+select format('alter function %s set search_path = pg_catalog, pg_temp', p.oid::regprocedure)
+from pg_proc as p join pg_namespace as n on n.oid = p.pronamespace
+where n.nspname = $1 and p.prokind = 'f'
+  and not coalesce(p.proconfig, '{}') @> '{\"search_path=pg_catalog, pg_temp\"}'
+  and pg_has_role(p.proowner, 'usage')";
+
 impl PostgresStore {
     /// The store at `url`, whose tables and functions are made if need be.
     ///
@@ -155,7 +200,13 @@ impl PostgresStore {
             return Err(shared_connections(&server));
         }
         drop(heard);
-        prepare(&client, &server, &schema).await?;
+        let schema = Schema {
+            name: &schema,
+            trusted: url.option("schema-owner"),
+            server: &server,
+        };
+        schema.prepare(&client, url.timeout() / 2).await?;
+        let steps = Steps::new(&quoted(schema.name));
         drop(client);
         let runtime = Handle::current();
         let listener = {
@@ -175,7 +226,7 @@ impl PostgresStore {
         Ok(Self(Arc::new(Shared {
             pool,
             server,
-            steps: Steps::new(&quoted(&schema)),
+            steps,
             timeout: url.timeout(),
             about: About::this(options).to_json(),
             channel,
@@ -570,8 +621,10 @@ impl Steps {
         // As much of a holder as people are told.
         let columns = "name, owner, fence, ttl, about, \
                        (extract(epoch from since) * 1000000)::bigint as since, \
-                       (extract(epoch from expires - clock_timestamp()) * 1000000)::bigint as remaining";
-        let held = "owner is not null and (expires is null or expires > clock_timestamp())";
+                       (extract(epoch from expires - pg_catalog.clock_timestamp()) * 1000000)::bigint \
+                       as remaining";
+        let held =
+            "owner is not null and (expires is null or expires > pg_catalog.clock_timestamp())";
         Self {
             acquire: format!(
                 "select granted, number from {schema}.acquire($1, $2, $3, $4, $5, $6, $7)"
@@ -614,7 +667,8 @@ impl Settings {
                 }
             }
         });
-        let listened = client.batch_execute(&format!("listen \"{channel}\"")).await;
+        let listened = format!("{SEARCH_PATH}; listen \"{channel}\"");
+        let listened = client.batch_execute(&listened).await;
         listened.map_err(|err| failed(server, err))?;
         Ok((client, task))
     }
@@ -641,10 +695,11 @@ fn session(timeout: Duration) -> String {
     // What takes longer has nobody left who waits for it. What was promised is on the disk, even where
     // the server would forget it.
     format!(
-        "set statement_timeout = {}; \
+        "{SEARCH_PATH}; \
+         set statement_timeout = {}; \
          set default_transaction_isolation = 'read committed'; \
-         select set_config('synchronous_commit', 'on', false) \
-         where current_setting('synchronous_commit') = 'off'",
+         select pg_catalog.set_config('synchronous_commit', 'on', false) \
+         where pg_catalog.current_setting('synchronous_commit') = 'off'",
         timeout.as_millis().max(1)
     )
 }
@@ -652,7 +707,8 @@ fn session(timeout: Duration) -> String {
 /// Whether locks can be kept there at all.
 async fn look(client: &Client, server: &str) -> Result<(), ServerError> {
     let get = |err| failed(server, err);
-    let statement = "select current_setting('server_version_num')::int, pg_is_in_recovery()";
+    let statement = "select pg_catalog.current_setting('server_version_num')::int, \
+         pg_catalog.pg_is_in_recovery()";
     let row = client.query_typed_one(statement, &[]).await.map_err(get)?;
     let version: i32 = row.try_get(0).map_err(get)?;
     if version < 120_000 {
@@ -672,61 +728,160 @@ async fn look(client: &Client, server: &str) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// Makes what the schema has, unless it is there.
-async fn prepare(client: &Object, server: &str, schema: &str) -> Result<(), ServerError> {
-    let get = |err| failed(server, err);
-    let found = client
-        .query_typed(
-            "select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1",
-            &[(&schema, Type::TEXT)],
-        )
-        .await
-        .map_err(get)?;
-    if let Some(row) = found.first() {
-        let comment: Option<String> = row.try_get(0).map_err(get)?;
-        return match comment.unwrap_or_default() {
-            comment if comment == VERSION => Ok(()),
-            other => Err(setup(
-                server,
-                &format!("the schema `{schema}` is another's, or of another version (`{other}`)"),
-                "name a schema of its own: ?schema=NAME",
-            )),
-        };
-    }
-    let made = async {
-        // Of all who start at once, one makes it. The number means nothing.
-        let begin = "begin; select pg_advisory_xact_lock(8105262917346521)";
-        client.batch_execute(begin).await?;
-        // What is known of names may be older than the lock; what the table says is not.
-        let there = client
-            .query_typed(
-                "select from pg_namespace where nspname = $1",
-                &[(&schema, Type::TEXT)],
-            )
-            .await?;
-        if there.is_empty() {
-            let statements = SCHEMA.replace("SCHEMA", &quoted(schema));
-            client.batch_execute(&statements).await?;
+/// The schema of a store.
+struct Schema<'a> {
+    name: &'a str,
+    /// The role of the option `schema-owner`.
+    trusted: Option<String>,
+    server: &'a str,
+}
+
+impl Schema<'_> {
+    /// Checks the schema, and creates it if it does not exist.
+    ///
+    /// The unique name of a schema decides which of several concurrent sessions creates it. No role that
+    /// may not create it can delay that, as it could by a lock that every role can acquire.
+    async fn prepare(&self, client: &Object, at_most: Duration) -> Result<(), ServerError> {
+        while !self.is_usable(client).await? {
+            let Err(err) = self.create(client, at_most).await else {
+                return Ok(());
+            };
+            let _ = client.batch_execute("rollback").await;
+            match err.code() {
+                Some(&SqlState::DUPLICATE_SCHEMA | &SqlState::UNIQUE_VIOLATION) => {}
+                Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                    return Err(self.setup(
+                        &format!(
+                            "there is no schema `{}`, and this user may not make it",
+                            self.name
+                        ),
+                        "let an administrator run schema.sql, as POSTGRES.md says",
+                    ));
+                }
+                Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    let why = format!(
+                        "another session creates a schema `{}` and has not committed that within \
+                         {}; pg_stat_activity shows it",
+                        self.name,
+                        humantime::format_duration(at_most)
+                    );
+                    return Err(ServerError::Unavailable {
+                        server: self.server.to_owned(),
+                        source: why.into(),
+                    });
+                }
+                _ => return Err(self.failed(err)),
+            }
         }
-        client.batch_execute("commit").await
-    };
-    let Err(err) = made.await else {
-        return Ok(());
-    };
-    let _ = client.batch_execute("rollback").await;
-    match err.code() {
-        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Err(setup(
-            server,
-            &format!("there is no schema `{schema}`, and this user may not make it"),
-            "let an administrator run schema.sql, as POSTGRES.md says",
-        )),
-        _ => Err(failed(server, err)),
+        Ok(())
+    }
+
+    async fn create(
+        &self,
+        client: &Object,
+        at_most: Duration,
+    ) -> Result<(), tokio_postgres::Error> {
+        let statements = SCHEMA.replace("SCHEMA", &quoted(self.name));
+        let millis = at_most.as_millis().max(1);
+        let statements = format!("begin; set local lock_timeout = {millis}; {statements}; commit");
+        client.batch_execute(&statements).await
+    }
+
+    /// Returns whether the schema exists.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error if it exists, and is not one of this version, or an untrusted role controls it.
+    async fn is_usable(&self, client: &Object) -> Result<bool, ServerError> {
+        let described = client
+            .query_typed(
+                "select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1",
+                &[(&self.name, Type::TEXT)],
+            )
+            .await
+            .map_err(|err| self.failed(err))?;
+        let Some(described) = described.first() else {
+            return Ok(false);
+        };
+        self.check_owners(client).await?;
+        let comment: Option<String> = described.try_get(0).map_err(|err| self.failed(err))?;
+        let comment = comment.unwrap_or_default();
+        if comment != VERSION {
+            return Err(self.setup(
+                &format!(
+                    "the schema `{}` is another's, or of another version (`{comment}`)",
+                    self.name
+                ),
+                "name a schema of its own: ?schema=NAME",
+            ));
+        }
+        self.set_search_path(client).await?;
+        Ok(true)
+    }
+
+    /// Checks that trusted roles alone control the schema and all that is in it.
+    async fn check_owners(&self, client: &Object) -> Result<(), ServerError> {
+        let parameters: &[(&(dyn ToSql + Sync), Type)] =
+            &[(&self.name, Type::TEXT), (&self.trusted, Type::TEXT)];
+        let found = client.query_typed(UNTRUSTED, parameters).await;
+        let found = found.map_err(|err| self.failed(err))?;
+        let Some(row) = found.first() else {
+            return Ok(());
+        };
+        let column = |index| row.try_get(index).map_err(|err| self.failed(err));
+        let (kind, name, role): (String, String, String) = (column(0)?, column(1)?, column(2)?);
+        let object = Some(name).filter(|name| !name.is_empty());
+        let object = object.map_or_else(String::new, |name| format!(" `{name}`"));
+        let what = if kind.starts_with("may ") {
+            format!("`{role}` {kind}{object}")
+        } else {
+            format!("`{role}` is {kind}{object}")
+        };
+        Err(self.setup(
+            &format!(
+                "the schema `{}` is not trusted: {what}, so this role could execute code as each user of \
+                 the schema, and it is neither this user, nor the database's owner, nor a superuser",
+                self.name
+            ),
+            &format!(
+                "name another schema (?schema=NAME); or let an administrator change the owner or revoke the \
+                 privilege; or, if you trust the role, add schema-owner={role}"
+            ),
+        ))
+    }
+
+    /// Lets each function of the schema set `search_path`, where this user may change the function.
+    ///
+    /// A failure is passed over: the sessions of this store are safe without it, and the next store that
+    /// is opened tries again. It fails if several stores are opened at the same time.
+    async fn set_search_path(&self, client: &Object) -> Result<(), ServerError> {
+        let unset = client
+            .query_typed(UNSET, &[(&self.name, Type::TEXT)])
+            .await
+            .map_err(|err| self.failed(err))?;
+        for row in unset {
+            let statement: String = row.try_get(0).map_err(|err| self.failed(err))?;
+            if client.batch_execute(&statement).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn setup(&self, why: &str, advice: &str) -> ServerError {
+        setup(self.server, why, advice)
+    }
+
+    fn failed(&self, err: tokio_postgres::Error) -> ServerError {
+        failed(self.server, err)
     }
 }
 
 /// Which of the server's processes answers.
 async fn backend(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
-    let said = client.simple_query("select pg_backend_pid()").await?;
+    let said = client
+        .simple_query("select pg_catalog.pg_backend_pid()")
+        .await?;
     let number = said.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,

@@ -152,6 +152,20 @@ pub(crate) fn in_the_end<T>(step: impl Fn() -> Result<T, StoreError>) -> T {
     }
 }
 
+/// Acquires the lock, when its reservation for a waiter that has left has ended.
+#[cfg(feature = "postgres")]
+#[track_caller]
+pub(crate) fn until_granted(store: &AnyStore, claim: &Claim) -> Result<Reply, StoreError> {
+    let began = Instant::now();
+    loop {
+        let reply = store.acquire(claim);
+        if reply.as_ref().map_or(true, |reply| reply.is_granted()) || began.elapsed() > LONG {
+            return reply;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Waiters of several stores, each of which comes when the one before it has its place, are served in
 /// that order; one of them who gives up is passed at once, and no newcomer passes them.
 pub(crate) fn waiters_are_served_in_their_order(kind: &impl Kind) {

@@ -47,14 +47,272 @@ impl Kind for Postgres {
 }
 
 /// What `psql` answers.
+#[track_caller]
 fn psql(port: u16, statements: &str) -> String {
-    let mut command = Command::new("psql");
-    let url = format!("postgres://verrou@127.0.0.1:{port}/postgres");
-    command.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align"]);
-    command.args(["--set", "ON_ERROR_STOP=1", &url, "--command", statements]);
-    let output = command.output().expect("psql is installed");
+    psql_as("verrou", port, statements)
+}
+
+/// What `psql` answers the role `role`.
+#[track_caller]
+fn psql_as(role: &str, port: u16, statements: &str) -> String {
+    let output = psql_command(role, port, statements).output();
+    let output = output.expect("psql is installed");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn psql_command(role: &str, port: u16, statements: &str) -> Command {
+    let mut command = Command::new("psql");
+    let url = format!("postgres://{role}@127.0.0.1:{port}/postgres");
+    command.args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align"]);
+    command.args(["--set", "ON_ERROR_STOP=1", &url, "--command", statements]);
+    command
+}
+
+/// The statements of `schema.sql` for a schema of that name.
+fn schema(name: &str) -> String {
+    include_str!("../../src/server/postgres/schema.sql").replace("SCHEMA", name)
+}
+
+/// What functions set since they were first released without it.
+const SEARCH_PATH: &str = " set search_path = pg_catalog, pg_temp as $$";
+
+/// The statements that an earlier version made such a schema by.
+fn earlier_schema(name: &str) -> String {
+    let earlier = schema(name).replace(SEARCH_PATH, " as $$");
+    assert!(!earlier.contains(SEARCH_PATH) && earlier != schema(name));
+    earlier
+}
+
+/// A role that may create objects in `public`, as every role may by the default of versions 12 to 14.
+fn hostile_role(port: u16) {
+    psql(
+        port,
+        "create role mallory login; grant create on schema public to mallory",
+    );
+}
+
+#[track_caller]
+fn is_no_superuser(port: u16) {
+    let is_superuser = "select rolsuper from pg_roles where rolname = 'mallory'";
+    assert_eq!(psql(port, is_superuser), "f", "mallory's code was executed");
+}
+
+/// Uses every function of a schema.
+fn use_all(store: &AnyStore) {
+    let minute = Ttl::new(Duration::from_mins(1)).expect("a ttl");
+    let (one, two) = (cases::claim(1, minute), cases::claim(2, minute));
+    cases::granted(store.acquire(&one));
+    assert!(!store.acquire(&two).expect("an answer").is_granted());
+    store.wait(&two, Duration::ZERO);
+    cases::granted(store.extend(&one));
+    assert_eq!(store.list().expect("an answer").len(), 1);
+    cases::granted(store.release(&one));
+    assert!(!store.acquire(&one).expect("an answer").is_granted());
+    store.wait(&one, Duration::ZERO);
+    store.give_up(&two);
+    cases::granted(cases::until_granted(store, &one));
+    cases::granted(store.evict(&one.name, None));
+}
+
+/// Operators and functions of other roles in `public` that fit the arguments better than those of the
+/// system are not executed: neither by a store, whose session does not search `public`, nor by another
+/// caller of a store's functions.
+#[test]
+fn operators_of_other_roles_are_not_executed() {
+    let server = Postgres.start();
+    let port = server.port;
+    hostile_role(port);
+    for (left, right, result) in [
+        ("bigint", "interval", "interval"),
+        ("numeric", "integer", "numeric"),
+        ("double precision", "integer", "double precision"),
+        ("timestamptz", "bigint", "timestamptz"),
+    ] {
+        let name = format!("planted_{}", left.replace(' ', "_"));
+        psql_as(
+            "mallory",
+            port,
+            &format!(
+                "create function public.{name}({left}, {right}) returns {result} language plpgsql as $$ \
+                 begin execute 'alter role mallory superuser'; return null; end $$; \
+                 create operator public.* (function = public.{name}, leftarg = {left}, rightarg = {right})"
+            ),
+        );
+    }
+    psql(port, &earlier_schema("earlier"));
+    psql(
+        port,
+        "create role guest login; grant usage on schema earlier to guest; \
+         grant select, insert, update, delete on all tables in schema earlier to guest",
+    );
+    let unset = "select count(*) from pg_proc where pronamespace = 'earlier'::regnamespace \
+        and proconfig is null";
+    // A user who may not change the functions uses them safely.
+    let guests = format!("postgres://guest@127.0.0.1:{port}/postgres?schema=earlier");
+    use_all(&cases::open(&guests));
+    assert_eq!(psql(port, unset), "13");
+    // The owner of the functions changes them.
+    use_all(&cases::open(&Postgres.url(port, "earlier")));
+    assert_eq!(psql(port, unset), "0");
+    use_all(&cases::open(&Postgres.url(port, "fresh")));
+    is_no_superuser(port);
+    for schema in ["fresh", "earlier"] {
+        psql(
+            port,
+            &format!(
+                "select {schema}.acquire('a', '1', 1000000, 1, '', 'c', 1); \
+                 select {schema}.acquire('a', '2', 1000000, 1, '', 'c', 1); \
+                 select {schema}.wait('a', '2', 1000000, 'c', false); \
+                 select {schema}.extend('a', '1', 1000000, 1, 'c'); \
+                 select {schema}.release('a', '1', 1000000); \
+                 select {schema}.after(now(), 1), {schema}.length_until(now(), now())"
+            ),
+        );
+    }
+    is_no_superuser(port);
+}
+
+/// A role that may create a schema cannot make one by the name and the comment of a store's, so that its
+/// code is executed by all users of the store.
+#[test]
+fn schema_that_an_untrusted_role_controls_is_refused() {
+    let server = Postgres.start();
+    let port = server.port;
+    hostile_role(port);
+    psql(port, "grant create on database postgres to mallory");
+    let hostile = "returns trigger language plpgsql as $$ \
+        begin execute 'alter role mallory superuser'; return null; end $$";
+    let planted = schema("verrou").replace(
+        "  it SCHEMA.lock := SCHEMA.locked(_name);"
+            .replace("SCHEMA", "verrou")
+            .as_str(),
+        "  it verrou.lock := verrou.locked(_name || case when current_user = 'verrou' then \
+         query_to_xml('alter role mallory superuser', true, true, '')::text else '' end);",
+    );
+    psql_as("mallory", port, &planted);
+    psql_as(
+        "mallory",
+        port,
+        &format!("create function public.planted() {hostile}"),
+    );
+    psql(port, &schema("ours"));
+    psql(port, "create role guest login");
+
+    let all_of =
+        |schema: &str| format!("postgres://verrou@127.0.0.1:{port}/postgres?schema={schema}");
+    for (schema, before, said, after) in [
+        ("verrou", "", "`mallory` is its owner", ""),
+        (
+            "ours",
+            "alter table ours.waiter owner to mallory",
+            "`mallory` is the owner of its table `waiter`",
+            "alter table ours.waiter owner to verrou",
+        ),
+        (
+            "ours",
+            "alter function ours.first owner to mallory",
+            "`mallory` is the owner of its function `ours.first(text,timestamp with time zone)`",
+            "alter function ours.first owner to verrou",
+        ),
+        (
+            "ours",
+            "grant create on schema ours to guest",
+            "`guest` may create objects in it",
+            "revoke create on schema ours from guest",
+        ),
+        (
+            "ours",
+            "grant create on schema ours to public",
+            "`PUBLIC` may create objects in it",
+            "revoke create on schema ours from public",
+        ),
+        (
+            "ours",
+            "grant all on ours.lock to guest",
+            "`guest` may create triggers on `lock`",
+            "revoke all on ours.lock from guest",
+        ),
+        (
+            "ours",
+            "create trigger planted after insert on ours.lock execute function public.planted()",
+            "`mallory` is the owner of the trigger on `lock`",
+            "drop trigger planted on ours.lock",
+        ),
+    ] {
+        psql(port, before);
+        let why = refused(&all_of(schema));
+        for said in [
+            said,
+            &format!("schema `{schema}`"),
+            "?schema=NAME",
+            "schema-owner=",
+        ] {
+            assert!(why.contains(said), "{before}: {why}");
+        }
+        psql(port, after);
+    }
+    is_no_superuser(port);
+    use_all(&cases::open(&all_of("ours")));
+
+    // Trusted: a role that was named, this user, and the owner of the database.
+    psql_as("mallory", port, "drop schema verrou cascade");
+    psql_as("mallory", port, &schema("verrou"));
+    use_all(&cases::open(&all_of("verrou&schema-owner=mallory")));
+    let why = refused(&all_of("verrou&schema-owner=guest"));
+    assert!(why.contains("`mallory` is its owner"), "{why}");
+    use_all(&cases::open(
+        &all_of("verrou").replace("//verrou@", "//mallory@"),
+    ));
+    psql(port, "alter database postgres owner to mallory");
+    use_all(&cases::open(&all_of("verrou")));
+}
+
+/// A role that may create no schema cannot delay its creation, and the wait for one that may is bounded.
+#[test]
+fn creation_of_the_schema_waits_for_no_other_role() {
+    let server = Postgres.start();
+    let port = server.port;
+    psql(
+        port,
+        "create role guest login; create role mallory login; \
+         grant create on database postgres to mallory",
+    );
+    let holds = |role: &str, statement: &str| {
+        let statement = format!("begin; {statement}; select pg_sleep(60)");
+        let session = psql_command(role, port, &statement).spawn();
+        let sleeps = format!(
+            "select count(*) from pg_stat_activity where usename = '{role}' and wait_event = 'PgSleep'"
+        );
+        cases::in_time(|| psql(port, &sleeps) == "1");
+        session.expect("psql is installed")
+    };
+    let ends = |mut session: std::process::Child| {
+        session.kill().expect("it runs");
+        session.wait().expect("it ends");
+        psql(
+            port,
+            "select pg_terminate_backend(pid) from pg_stat_activity where wait_event = 'PgSleep'",
+        );
+    };
+    // The lock that earlier versions acquired first.
+    let session = holds("guest", "select pg_advisory_lock(8105262917346521)");
+    use_all(&cases::open(&Postgres.url(port, "free")));
+    ends(session);
+
+    let session = holds("mallory", "create schema taken");
+    let began = Instant::now();
+    let why = refused(&format!("{}&timeout=5s", Postgres.url(port, "taken")));
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "the wait is bounded"
+    );
+    assert!(
+        why.contains("`taken`") && why.contains("has not committed"),
+        "{why}"
+    );
+    ends(session);
+    use_all(&cases::open(&Postgres.url(port, "taken")));
 }
 
 #[test]
@@ -157,8 +415,7 @@ fn a_server_that_is_not_fit_is_refused() {
         assert!(why.contains(said), "{url}: {why}");
     }
     // By hand, with what the guide says.
-    let schema = include_str!("../../src/server/postgres/schema.sql").replace("SCHEMA", "byhand");
-    psql(port, &schema);
+    psql(port, &schema("byhand"));
     psql(
         port,
         "grant usage on schema byhand to guest; \

@@ -5,6 +5,11 @@
 -- Every step is one function, and begins by locking the row of its name, so that the steps on a name have
 -- one order. Rows are never removed: a fence has to be greater than all before it. Times are the server's
 -- clock's (clock_timestamp(), for a step may have waited), lengths are microseconds.
+--
+-- Each function sets search_path, so that no operator or function of another schema runs with the rights of its
+-- caller. Without it, `public.*(bigint, interval)` would be a better match than pg_catalog's.
+
+set local search_path = pg_catalog, pg_temp;
 
 create schema SCHEMA;
 
@@ -37,7 +42,8 @@ create table SCHEMA.waiter (
 create index waiter_in_order on SCHEMA.waiter (name, ticket);
 
 -- The row of a name, locked until the step has ended.
-create function SCHEMA.locked(_name text) returns SCHEMA.lock language plpgsql as $$
+create function SCHEMA.locked(_name text) returns SCHEMA.lock
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   it SCHEMA.lock;
 begin
@@ -48,20 +54,24 @@ begin
   end loop;
 end $$;
 
-create function SCHEMA.is_held(it SCHEMA.lock, _now timestamptz) returns boolean language sql immutable as $$
+create function SCHEMA.is_held(it SCHEMA.lock, _now timestamptz) returns boolean
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select it.owner is not null and (it.expires is null or it.expires > _now)
 $$;
 
-create function SCHEMA.after(_now timestamptz, _length bigint) returns timestamptz language sql immutable as $$
+create function SCHEMA.after(_now timestamptz, _length bigint) returns timestamptz
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select _now + _length * interval '1 microsecond'
 $$;
 
-create function SCHEMA.length_until(_end timestamptz, _now timestamptz) returns bigint language sql immutable as $$
+create function SCHEMA.length_until(_end timestamptz, _now timestamptz) returns bigint
+language sql immutable set search_path = pg_catalog, pg_temp as $$
   select ceil(extract(epoch from _end - _now) * 1000000)::bigint
 $$;
 
 -- The first of those who wait and are believed to be there.
-create function SCHEMA.first(_name text, _now timestamptz) returns text language plpgsql as $$
+create function SCHEMA.first(_name text, _now timestamptz) returns text
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   head SCHEMA.waiter;
 begin
@@ -76,7 +86,8 @@ end $$;
 -- Tells the first of those who wait that the lock is free, and keeps it for them for a while; and the second,
 -- who looks for itself when that has passed. Nobody is told where nobody waits: all transactions that tell
 -- something wait for each other.
-create function SCHEMA.hand_over(_name text, _now timestamptz, _kept bigint) returns void language plpgsql as $$
+create function SCHEMA.hand_over(_name text, _now timestamptz, _kept bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   head text := SCHEMA.first(_name, _now);
 begin
@@ -87,7 +98,8 @@ begin
 end $$;
 
 -- Where nobody held it: who was told is not told again, nor given more time.
-create function SCHEMA.hand_on(it SCHEMA.lock, _now timestamptz, _kept bigint) returns void language plpgsql as $$
+create function SCHEMA.hand_on(it SCHEMA.lock, _now timestamptz, _kept bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if it.kept_for is distinct from SCHEMA.first(it.name, _now) then
     perform SCHEMA.hand_over(it.name, _now, _kept);
@@ -98,7 +110,8 @@ end $$;
 create function SCHEMA.acquire(
   _name text, _owner text, _lasts bigint, _ttl bigint, _about text, _channel text, _kept bigint,
   out granted boolean, out number bigint
-) language plpgsql as $$
+)
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   it SCHEMA.lock := SCHEMA.locked(_name);
   _now timestamptz := clock_timestamp();
@@ -140,7 +153,8 @@ end $$;
 
 -- Lets a record last from now on.
 create function SCHEMA.extend(_name text, _owner text, _lasts bigint, _ttl bigint, _channel text)
-returns boolean language plpgsql as $$
+returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   it SCHEMA.lock := SCHEMA.locked(_name);
   _now timestamptz := clock_timestamp();
@@ -152,7 +166,8 @@ begin
 end $$;
 
 -- Frees a name, and leaves nothing of its owner.
-create function SCHEMA.release(_name text, _owner text, _kept bigint) returns boolean language plpgsql as $$
+create function SCHEMA.release(_name text, _owner text, _kept bigint) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   it SCHEMA.lock := SCHEMA.locked(_name);
   _now timestamptz := clock_timestamp();
@@ -169,7 +184,8 @@ begin
 end $$;
 
 -- Frees a name, whoever holds it, or only if it is held under that fence, and tells its holder.
-create function SCHEMA.evict(_name text, _only bigint, _kept bigint) returns boolean language plpgsql as $$
+create function SCHEMA.evict(_name text, _only bigint, _kept bigint) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   it SCHEMA.lock := SCHEMA.locked(_name);
   _now timestamptz := clock_timestamp();
@@ -184,7 +200,8 @@ end $$;
 -- Takes a place among those who wait, or only keeps the one it has: whether its owner is to ask for the lock now,
 -- as who has lost its place is.
 create function SCHEMA.wait(_name text, _owner text, _believed bigint, _channel text, _only_keep boolean)
-returns boolean language plpgsql as $$
+returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   it SCHEMA.lock := SCHEMA.locked(_name);
   _now timestamptz := clock_timestamp();
@@ -206,7 +223,8 @@ begin
 end $$;
 
 -- Gives a place up.
-create function SCHEMA.leave(_name text, _owner text, _kept bigint) returns void language plpgsql as $$
+create function SCHEMA.leave(_name text, _owner text, _kept bigint) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   it SCHEMA.lock := SCHEMA.locked(_name);
   _now timestamptz := clock_timestamp();
