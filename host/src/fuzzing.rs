@@ -260,7 +260,7 @@ pub fn store_url(bytes: &[u8]) -> bool {
         }
         Err(why) => {
             let shown = typed.display().to_string();
-            let shown = shown.split_inclusive("://").next().unwrap_or_default();
+            let shown = shown.split([':', '%', '@']).next().unwrap_or_default();
             assert!(why.to_string().contains(shown), "{why}");
         }
     }

@@ -59,6 +59,7 @@ pub use alarm::Alarm;
 pub use keep_alive::keep_alive;
 pub use open::{
     AnyStore, FileStore, InvalidStoreUrl, LossWatch, OpenedPath, StoreFolder, StoreUrl,
+    password_range,
 };
 pub use open_locks::{OpenLocks, OpenLocksError};
 pub use server::Engine;

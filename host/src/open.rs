@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 #[cfg(target_os = "linux")]
 use std::os::fd::AsFd;
 #[cfg(unix)]
@@ -166,15 +167,8 @@ impl TryFrom<&OsStr> for StoreUrl {
     type Error = InvalidStoreUrl;
 
     fn try_from(text: &OsStr) -> Result<Self, InvalidStoreUrl> {
-        let url = || text.display().to_string();
-        // What is behind it may be a password.
-        let unknown = || InvalidStoreUrl::Unknown {
-            url: url()
-                .split_inclusive("://")
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-        };
+        let url = || shown(&text.display().to_string());
+        let unknown = || InvalidStoreUrl::unknown(&text.display().to_string());
         let (kind, folder) = split(text).ok_or_else(unknown)?;
         if let Some(engine) = Engine::of_scheme(kind) {
             return on_server(engine, kind, text);
@@ -185,6 +179,9 @@ impl TryFrom<&OsStr> for StoreUrl {
             "memory" => return Err(InvalidStoreUrl::Memory),
             _ => return Err(unknown()),
         };
+        if is_misplaced_url(&folder.display().to_string()) {
+            return Err(unknown());
+        }
         if folder.as_encoded_bytes().starts_with(b"~") {
             return Err(InvalidStoreUrl::Tilde { url: url() });
         }
@@ -194,6 +191,60 @@ impl TryFrom<&OsStr> for StoreUrl {
         }
         Ok(store(folder))
     }
+}
+
+/// Returns where the password of a URL may be in `text`, also if the URL is malformed: from the first colon to
+/// the last `@`. Both may be percent-encoded, also repeatedly.
+///
+/// ```
+/// use verrou_host::password_range;
+///
+/// assert_eq!(password_range("redis//app:secret@host"), Some(10..18));
+/// assert_eq!(password_range("app%3Asecret%40host"), Some(3..15));
+/// assert_eq!(password_range("lease:/var/lib/verrou"), None);
+/// ```
+pub fn password_range(text: &str) -> Option<Range<usize>> {
+    let colon = marks(text, b':', b"3a").next()?;
+    let at = marks(text, b'@', b"40").last()?;
+    (colon.start < at.start).then_some(colon.start..at.end)
+}
+
+/// Returns where `text` has the character `plain`, or `encoded` with a percent sign before it, which may itself
+/// be encoded.
+pub(crate) fn marks(
+    text: &str,
+    plain: u8,
+    encoded: &'static [u8],
+) -> impl Iterator<Item = Range<usize>> {
+    let bytes = text.as_bytes();
+    (0..bytes.len()).filter_map(move |start| match bytes[start] {
+        byte if byte == plain => Some(start..start + 1),
+        b'%' => {
+            let mut digits = start + 1;
+            while bytes[digits..].starts_with(b"25") {
+                digits += 2;
+            }
+            let end = digits + encoded.len();
+            let found = bytes.get(digits..end)?;
+            found.eq_ignore_ascii_case(encoded).then_some(start..end)
+        }
+        _ => None,
+    })
+}
+
+/// Returns `text`, or only its scheme if there may be a password behind it.
+fn shown(text: &str) -> String {
+    match password_range(text) {
+        Some(password) => format!("{}:…", &text[..password.start]),
+        None => text.to_owned(),
+    }
+}
+
+/// Returns whether the text behind `lease:` or `file:` looks like the URL of a server with a password.
+/// Messages would name it as a path. A path that begins with one `/`, or with a `.`, is taken as it is.
+fn is_misplaced_url(folder: &str) -> bool {
+    let is_path = folder.starts_with('.') || folder.starts_with('/') && !folder.starts_with("//");
+    !is_path && password_range(folder).is_some()
 }
 
 #[cfg(feature = "server")]
@@ -288,6 +339,15 @@ impl fmt::Display for StoreUrl {
     }
 }
 
+impl InvalidStoreUrl {
+    /// Returns the error for `text`, of which it keeps no more than what is before the first colon.
+    pub(crate) fn unknown(text: &str) -> Self {
+        let scheme = text.find([':', '%', '@']);
+        let url = scheme.map_or_else(|| text.to_owned(), |end| format!("{}:…", &text[..end]));
+        Self::Unknown { url }
+    }
+}
+
 /// Why a text says of no store where it is.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -344,7 +404,7 @@ pub enum InvalidStoreUrl {
          `postgres://HOST/DATABASE`, `etcd://HOST`"
     )]
     Unknown {
-        /// The text.
+        /// The text, up to its first colon: what is behind it may be a password.
         url: String,
     },
 }

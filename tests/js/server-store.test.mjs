@@ -116,3 +116,24 @@ test('what is wrong is said', options, async (t) => {
     return true
   })
 })
+
+test('the password of a malformed URL is not repeated', options, async (t) => {
+  for (const url of [
+    `redis//app:${PASSWORD}@h://`,
+    `app:${PASSWORD}@redis://h`,
+    `lease:redis://app:${PASSWORD}@h`,
+    `redis://app%3A${PASSWORD}@h`,
+    `redis://app%3A${PASSWORD}%40h`,
+    `redis://h/app:${PASSWORD}%40x`,
+    `redis://app:x@${PASSWORD}@h?wrong`,
+  ]) {
+    const store = serverStore(url)
+    t.after(() => store.close())
+    await assert.rejects(store.exists('lock'), (error) => {
+      for (let it = error; it; it = it.cause) {
+        assert.ok(!`${it.stack} ${JSON.stringify(it)}`.includes(PASSWORD), it.stack)
+      }
+      return true
+    })
+  }
+})

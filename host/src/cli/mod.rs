@@ -33,6 +33,7 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use verrou_host::password_range;
 
 use arguments::{Arguments, Command, FenceCommand};
 use exit::Exit;
@@ -72,6 +73,10 @@ pub(crate) fn main() -> ExitCode {
 /// `text`, which may repeat a typed URL of a server, without what may be a password in it.
 fn without_password(mut text: String) -> String {
     for word in env::args_os().skip(1) {
+        let shown = word.to_string_lossy();
+        if let Some(password) = password_range(&shown) {
+            text = text.replace(&shown[password], ":…@");
+        }
         if let Some((_, rest)) = word.to_string_lossy().split_once("://")
             && !rest.is_empty()
         {

@@ -44,11 +44,22 @@ impl Engine {
         }
     }
 
+    /// Returns the scheme of a URL that asks for TLS.
+    #[cfg(feature = "server")]
+    pub(crate) fn encrypted_scheme(self) -> &'static str {
+        match self {
+            Self::Redis => "rediss",
+            // By an option.
+            Self::Postgres => "postgres",
+            Self::Etcd => "etcds",
+        }
+    }
+
     /// What can be said of it in a URL.
     #[cfg(feature = "server")]
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
-            Self::Redis | Self::Etcd => &["prefix", "timeout", "password-file", "ca-file"],
+            Self::Redis | Self::Etcd => &["prefix", "timeout", "password-file", "ca-file", "tls"],
             Self::Postgres => &[
                 "schema",
                 "schema-owner",

@@ -907,7 +907,7 @@ async fn checked_client(
         .collect();
     let user = match url.user() {
         Some(user) => {
-            let password = url.password().map_err(unread)?.unwrap_or_default();
+            let password = url.password()?.unwrap_or_default();
             Some((user, password))
         }
         None => None,

@@ -896,8 +896,6 @@ fn quoted(identifier: &str) -> String {
 
 fn config(url: &ServerUrl) -> Result<Config, ServerError> {
     let server = url.to_string();
-    let unread =
-        |err: std::io::Error| setup(&server, &err.to_string(), "name a file that can be read");
     let mut config = Config::new();
     for (host, port) in url.hosts() {
         config.host(host.trim_matches(['[', ']']));
@@ -906,15 +904,14 @@ fn config(url: &ServerUrl) -> Result<Config, ServerError> {
     if let Some(user) = url.user() {
         config.user(user);
     }
-    if let Some(password) = url.password().map_err(unread)? {
+    if let Some(password) = url.password()? {
         config.password(password);
     }
     if let Some(database) = url.database() {
         config.dbname(database);
     }
-    config.ssl_mode(match url.option("sslmode").as_deref() {
-        None | Some("disable") => SslMode::Disable,
-        Some("require" | "verify-full") => SslMode::Require,
+    match url.option("sslmode").as_deref() {
+        None | Some("disable" | "require" | "verify-full") => {}
         Some(other) => {
             return Err(setup(
                 &server,
@@ -922,6 +919,12 @@ fn config(url: &ServerUrl) -> Result<Config, ServerError> {
                 "write sslmode=verify-full, or disable",
             ));
         }
+    }
+    // Never `prefer`: whoever is on the way to the server could choose that there is no TLS.
+    config.ssl_mode(if url.is_encrypted() {
+        SslMode::Require
+    } else {
+        SslMode::Disable
     });
     if url.hosts().len() > 1 {
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
@@ -952,7 +955,7 @@ fn tls(url: &ServerUrl) -> Result<MakeRustlsConnect, ServerError> {
             }
         }
         // Those that the system trusts; without any, no server is.
-        None if url.option("sslmode").is_some() => {
+        None if url.is_encrypted() => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         None => {}
@@ -1031,6 +1034,9 @@ fn not_connected(server: &str, err: PoolError) -> ServerError {
     }
 }
 
+/// What `tokio-postgres` says of a server without TLS, or whose certificate is refused.
+const NO_TLS: &str = "error performing TLS handshake";
+
 /// Why a connection was not made.
 fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
     let Some(code) = err.code() else {
@@ -1047,6 +1053,14 @@ fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
             return failed(server, err);
         }
         let why = told.unwrap_or_else(|| err.to_string());
+        if err.to_string().starts_with(NO_TLS) {
+            return setup(
+                server,
+                &format!("there is no TLS connection to it ({why})"),
+                "let it have a certificate for its name, of an authority that the system or ca-file=FILE names; \
+                 or, where nobody else can read or change what is sent, add sslmode=disable",
+            );
+        }
         return setup(
             server,
             &format!("it does not answer as PostgreSQL does ({why})"),

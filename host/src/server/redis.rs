@@ -570,7 +570,7 @@ fn client(
     if let Some(user) = url.user() {
         settings = settings.set_username(user);
     }
-    if let Some(password) = url.password().map_err(unread)? {
+    if let Some(password) = url.password()? {
         settings = settings.set_password(password);
     }
     let tcp = TcpSettings::default().set_nodelay(true);

@@ -2,17 +2,17 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
-use std::fs;
-use std::io;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
 use url::Url;
 use verrou::Ttl;
 
-use super::Engine;
-use crate::open::{InvalidStoreUrl, StoreUrl};
+use super::{Engine, ServerError};
+use crate::open::{InvalidStoreUrl, StoreUrl, marks, password_range};
 
 /// A lock server, as one line of text: `redis://`, `rediss://`, `postgres://` or `etcd://`, a user and
 /// a password, hosts, and options.
@@ -40,6 +40,40 @@ pub struct ServerUrl {
     password: Option<String>,
 }
 
+/// Returns the user with its password and an `@`, and the hosts, or why a part that is printed may have a
+/// password.
+fn checked_parts<'a>(authority: &'a str, tail: &str) -> Result<(String, &'a str), String> {
+    // What ends here may be the beginning of a password, and the rest of it would be printed.
+    if tail.contains('@') {
+        return Err(
+            "an `@` is written as %40 behind the hosts, and a `/`, `?` or `#` of a password as \
+                    %2F, %3F, %23"
+                .to_owned(),
+        );
+    }
+    if password_range(tail).is_some() {
+        return Err(
+            "behind the hosts, what is between a `:` and an `@` may be a password, and would be \
+                    printed"
+                .to_owned(),
+        );
+    }
+    let (user, hosts) = match authority.rsplit_once('@') {
+        Some((user, hosts)) => (format!("{user}@"), hosts),
+        None => (String::new(), authority),
+    };
+    let name = user.split(':').next().unwrap_or_default();
+    if marks(name, b':', b"3a").next().is_some() {
+        return Err(
+            "a user's name has no `:`; the one before a password is not written as %3A".to_owned(),
+        );
+    }
+    if hosts.contains('%') {
+        return Err("a host has no `%`; the `@` before it is not written as %40".to_owned());
+    }
+    Ok((user, hosts))
+}
+
 /// How long a server is given to answer, unless the option `timeout` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -65,16 +99,7 @@ impl ServerUrl {
             .ok_or_else(|| format!("write {}://HOST", engine.feature()))?;
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, tail) = rest.split_at(end);
-        // What ends here may be the beginning of a password, and the rest of it would be printed.
-        if tail.contains('@') {
-            return Err("an `@` is written as %40 behind the hosts, and a `/`, `?` or `#` of a password as \
-                        %2F, %3F, %23"
-                .to_owned());
-        }
-        let (user, hosts) = match authority.rsplit_once('@') {
-            Some((user, hosts)) => (format!("{user}@"), hosts),
-            None => (String::new(), authority),
-        };
+        let (user, hosts) = checked_parts(authority, tail)?;
         let mut hosts = hosts.split(',');
         let parsed = |text: &str| Url::parse(text).map_err(|why| why.to_string());
         let first = hosts.next().unwrap_or_default();
@@ -128,6 +153,16 @@ impl ServerUrl {
             password,
         };
         parsed.timeout_or_why()?;
+        match parsed.option("tls").as_deref() {
+            None => {}
+            Some("off") if !parsed.is_encrypted() => {}
+            Some(_) => {
+                return Err(format!(
+                    "`tls` can only be `off`, which permits a password without TLS; write {}:// for TLS",
+                    engine.encrypted_scheme()
+                ));
+            }
+        }
         Ok(parsed)
     }
 
@@ -136,10 +171,34 @@ impl ServerUrl {
         self.engine
     }
 
-    /// Whether the scheme asks for TLS.
-    #[cfg(any(feature = "redis", feature = "etcd", test))]
+    /// Returns whether connections use TLS: by the scheme, or for `PostgreSQL` by `sslmode`, without which
+    /// they do unless all hosts are this machine.
     pub(crate) fn is_encrypted(&self) -> bool {
-        matches!(self.url.scheme(), "rediss" | "etcds")
+        match self.engine {
+            Engine::Redis | Engine::Etcd => matches!(self.url.scheme(), "rediss" | "etcds"),
+            Engine::Postgres => match self.option("sslmode") {
+                Some(mode) => mode != "disable",
+                None => !self.is_local(),
+            },
+        }
+    }
+
+    /// Returns whether all hosts are this machine, by a name or an address that is reserved for it.
+    fn is_local(&self) -> bool {
+        self.hosts().iter().all(|(host, _)| {
+            let host = host.trim_matches(['[', ']']);
+            let address = host.parse::<IpAddr>().map(|address| address.to_canonical());
+            host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|it| it.is_loopback())
+        })
+    }
+
+    /// Returns whether a password may be sent without TLS: to this machine, or where the URL permits it.
+    fn permits_clear_password(&self) -> bool {
+        let (option, value) = match self.engine {
+            Engine::Redis | Engine::Etcd => ("tls", "off"),
+            Engine::Postgres => ("sslmode", "disable"),
+        };
+        self.is_local() || self.option(option).as_deref() == Some(value)
     }
 
     /// All hosts, and their ports where they are named.
@@ -161,15 +220,27 @@ impl ServerUrl {
     ///
     /// # Errors
     ///
-    /// That the file cannot be read.
-    pub(crate) fn password(&self) -> io::Result<Option<String>> {
-        match self.option("password-file") {
-            Some(file) => {
-                let text = fs::read_to_string(Path::new(&file)).map_err(|err| {
-                    io::Error::new(err.kind(), format!("the password's file {file}: {err}"))
-                })?;
-                Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
-            }
+    /// That it would be sent without TLS to another machine, that the file cannot be read, or that other
+    /// users can read it.
+    pub(crate) fn password(&self) -> Result<Option<String>, ServerError> {
+        let refused = |(why, advice): (String, String)| ServerError::Setup {
+            server: self.to_string(),
+            why,
+            advice,
+        };
+        let file = self.option("password-file");
+        let has_password = file.is_some() || self.password.is_some();
+        if has_password && !self.is_encrypted() && !self.permits_clear_password() {
+            return Err(refused((
+                "its password would be sent unencrypted".to_owned(),
+                format!(
+                    "write {}:// for TLS; or, where nobody else can read what is sent, add tls=off",
+                    self.engine.encrypted_scheme()
+                ),
+            )));
+        }
+        match file {
+            Some(file) => password_of(&file).map(Some).map_err(refused),
             None => Ok(self.password.clone()),
         }
     }
@@ -242,6 +313,43 @@ impl ServerUrl {
     }
 }
 
+/// Returns the first line of a file that this user alone can read, or why it is refused, and what to do.
+fn password_of(file: &str) -> Result<String, (String, String)> {
+    let unread = |err: io::Error| {
+        (
+            format!("the password's file {file}: {err}"),
+            "name a file that can be read".to_owned(),
+        )
+    };
+    let mut opened = File::open(file).map_err(unread)?;
+    if let Some(mode) = mode_for_others(&opened).map_err(unread)? {
+        return Err((
+            format!("other users may read the password's file {file} (its mode is {mode:04o})"),
+            format!("chmod 600 {file}"),
+        ));
+    }
+    let mut text = String::new();
+    opened.read_to_string(&mut text).map_err(unread)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// Returns the mode of `file` if it permits other users more than libpq does for a file with a secret: a group
+/// may read a file of root, and nothing else is permitted.
+#[cfg(unix)]
+fn mode_for_others(file: &File) -> io::Result<Option<u32>> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let metadata = file.metadata()?;
+    let refused = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+    let mode = metadata.mode() & 0o7777;
+    Ok((mode & refused != 0).then_some(mode))
+}
+
+#[cfg(not(unix))]
+fn mode_for_others(_: &File) -> io::Result<Option<u32>> {
+    Ok(None)
+}
+
 impl FromStr for ServerUrl {
     type Err = InvalidStoreUrl;
 
@@ -249,9 +357,7 @@ impl FromStr for ServerUrl {
     fn from_str(text: &str) -> Result<Self, InvalidStoreUrl> {
         match text.parse()? {
             StoreUrl::Server(url) => Ok(*url),
-            files => Err(InvalidStoreUrl::Unknown {
-                url: files.to_string(),
-            }),
+            files => Err(InvalidStoreUrl::unknown(&files.to_string())),
         }
     }
 }
@@ -304,9 +410,9 @@ mod tests {
     #[test]
     fn a_password_is_not_printed() {
         for text in [
-            "redis://:hidden@host",
+            "rediss://:hidden@host",
             "postgres://user:hidden@one:1,two:2/db?schema=s",
-            "etcd://user:hidden@one,two",
+            "etcds://user:hidden@one,two",
         ] {
             let url = parse(text).unwrap();
             let printed = format!("{url} {url:?}");
@@ -320,11 +426,90 @@ mod tests {
     fn a_password_can_be_in_a_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "s@cret\r\nno password\n").unwrap();
-        let text = format!("redis://host?password-file={}", file.path().display());
+        let text = format!("redis://localhost?password-file={}", file.path().display());
         let url = parse(&text).unwrap();
         assert_eq!(url.password().unwrap().as_deref(), Some("s@cret"));
         file.close().unwrap();
         assert!(url.password().unwrap_err().to_string().contains("password"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn password_file_that_others_may_read_is_refused() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "hidden\n").unwrap();
+        let text = format!("redis://localhost?password-file={}", file.path().display());
+        let url = parse(&text).unwrap();
+        let is_roots = file.path().metadata().unwrap().uid() == 0;
+        for (mode, is_permitted) in [
+            (0o600, true),
+            (0o400, true),
+            (0o640, is_roots),
+            (0o440, is_roots),
+            (0o644, false),
+            (0o604, false),
+            (0o620, false),
+            (0o660, false),
+            (0o601, false),
+        ] {
+            fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+            match url.password() {
+                Ok(password) => {
+                    assert_eq!((password.as_deref(), is_permitted), (Some("hidden"), true));
+                }
+                Err(why) => {
+                    let why = why.to_string();
+                    assert!(!is_permitted, "{mode:o}: {why}");
+                    assert!(why.contains(&format!("{mode:04o}); chmod 600")), "{why}");
+                    assert!(!why.contains("hidden"), "{why}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn password_is_not_sent_unencrypted_to_another_machine() {
+        for (text, is_encrypted, is_permitted) in [
+            ("redis://:hidden@host", false, false),
+            ("redis://:hidden@localhost.example", false, false),
+            ("redis://:hidden@0.0.0.0", false, false),
+            ("redis://:hidden@[fe80::1]", false, false),
+            ("redis://:hidden@host?tls=off", false, true),
+            ("redis://:hidden@localhost", false, true),
+            ("redis://:hidden@127.9.9.9:1", false, true),
+            ("redis://:hidden@[::ffff:127.0.0.1]", false, true),
+            ("rediss://:hidden@host", true, true),
+            ("etcd://u:hidden@[::1],host", false, false),
+            ("etcd://u:hidden@[::1],LOCALHOST:3", false, true),
+            ("etcds://u:hidden@host", true, true),
+            ("postgres://u:hidden@host", true, true),
+            ("postgres://u:hidden@127.0.0.1,host", true, true),
+            ("postgres://u:hidden@host,127.0.0.1", true, true),
+            ("postgres://u:hidden@127.0.0.1,localhost", false, true),
+            ("postgres://u:hidden@host?sslmode=disable", false, true),
+            ("postgres://u:hidden@[::1]?sslmode=verify-full", true, true),
+        ] {
+            let url = parse(text).unwrap();
+            assert_eq!(url.is_encrypted(), is_encrypted, "{text}");
+            match url.password() {
+                Ok(password) => {
+                    assert_eq!((password.as_deref(), is_permitted), (Some("hidden"), true));
+                }
+                Err(why) => {
+                    assert!(!is_permitted, "{text}: {why}");
+                    let why = why.to_string();
+                    assert!(why.contains("tls=off") && !why.contains("hidden"), "{why}");
+                }
+            }
+        }
+        for (text, said) in [
+            ("redis://host?tls=on", "rediss://"),
+            ("etcds://host?tls=off", "etcds://"),
+        ] {
+            assert!(parse(text).unwrap_err().contains(said), "{text}");
+        }
     }
 
     #[test]
@@ -348,11 +533,130 @@ mod tests {
             ("redis://a?schema=x", "`schema` is no option"),
             ("postgres://a?timeout=soon", "timeout=2s"),
             ("postgres://a#b", "%23"),
+            ("redis://app%3Ahidden@host", "%3A"),
+            ("redis://app%253ahidden@host", "%3A"),
+            ("redis://app%3Ahidden%40host", "%40"),
+            ("redis://host/app:hidden%40host", "behind the hosts"),
+            (
+                "postgres://host/db?schema=app%3Ahidden%2540host",
+                "behind the hosts",
+            ),
         ] {
             let engine = Engine::of_scheme(text.split(':').next().unwrap()).unwrap();
             let why = ServerUrl::parse(engine, text).unwrap_err();
             assert!(why.contains(said), "{text}: {why}");
             assert!(!why.contains("hidden"), "{why}");
+        }
+    }
+
+    /// Marks the password, in a form that percent-encoding leaves as it is.
+    const SECRET: &str = "hunter2hunter2";
+
+    /// Returns whether the [`SECRET`] in `text` is behind a colon and before an `@` that could separate it
+    /// from a user and a host: in one part of a URL, or anywhere in a text that is none.
+    fn is_password(text: &str) -> bool {
+        let schemes = ["redis", "rediss", "postgres", "etcd", "etcds"];
+        let rest = text
+            .split_once("://")
+            .filter(|(scheme, _)| schemes.contains(scheme))
+            .map(|(_, rest)| rest);
+        let has_secret = |text: &str| {
+            let range = password_range(text);
+            range.is_some_and(|range| text[range].contains(SECRET))
+        };
+        let Some(rest) = rest else {
+            return has_secret(text);
+        };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, tail) = rest.split_at(end);
+        let parts = if tail.contains('@') {
+            [rest, ""]
+        } else {
+            [authority, tail]
+        };
+        parts.into_iter().any(has_secret)
+    }
+
+    /// Asserts that nothing that is printed of `text` has its password.
+    fn assert_hidden(text: &str) {
+        let parsed = text.parse::<StoreUrl>();
+        let printed = match &parsed {
+            // A path, which begins as one does.
+            Ok(StoreUrl::Lease(_) | StoreUrl::File(_)) => return,
+            Ok(url) => format!("{url} {url:?} {:?}", text.parse::<ServerUrl>()),
+            Err(why) => format!("{why} {why:?} {:?}", text.parse::<ServerUrl>()),
+        };
+        assert!(
+            !is_password(text) || !printed.to_lowercase().contains(SECRET),
+            "{text}: {printed}"
+        );
+    }
+
+    #[test]
+    fn password_of_malformed_url_is_not_printed() {
+        for text in [
+            "redis//app:hunter2hunter2@h",
+            "app:hunter2hunter2@h",
+            "redis:/app:hunter2hunter2@h",
+            "redis:app:hunter2hunter2@h",
+            "REDIS://app:hunter2hunter2@h",
+            "redis%3A%2F%2Fapp%3Ahunter2hunter2%40h",
+            "redis%253A//app%253ahunter2hunter2%2540h",
+            "redis://app%3Ahunter2hunter2@h",
+            "redis://app%3Ahunter2hunter2%40h",
+            "redis://app:hunter2hunter2@x@h",
+            "redis://app@x:hunter2hunter2@h",
+            "redis://h/app:hunter2hunter2%40x",
+            "redis://h?prefix=app:hunter2hunter2%40x",
+            "redis://h?app:hunter2hunter2%40x",
+            "redis://h?timeout=1:hunter2hunter2%40x",
+            "postgres://h/db?sslmode=a:hunter2hunter2%40x",
+            "lease:redis://app:hunter2hunter2@h",
+            "lease://app:hunter2hunter2@h",
+            "file:app:hunter2hunter2@h",
+            "lease:~app:hunter2hunter2@h",
+            "memory:app:hunter2hunter2@h",
+        ] {
+            assert!(is_password(text), "{text}");
+            assert_hidden(text);
+        }
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+
+        /// Up to five characters of a URL around its password are removed, replaced or inserted.
+        #[test]
+        fn password_of_mutated_url_is_not_printed(
+            base in proptest::sample::select(&[
+                ("redis://app:", "@h"),
+                ("redis://:", "@localhost:6379/0?prefix=shop:&timeout=1s"),
+                ("rediss://app:x", "y@h?ca-file=/a"),
+                ("postgres://app:", "@one:5432,two/db?schema=s&sslmode=disable"),
+                ("etcds://app:", "@one:1,two:2?prefix=a%2F"),
+                ("lease:redis://app:", "@h"),
+            ][..]),
+            mutations in proptest::collection::vec(
+                (
+                    proptest::bool::ANY,
+                    proptest::num::usize::ANY,
+                    0_u8..3,
+                    proptest::sample::select(&[
+                        ":", "/", "@", "?", "#", "%", "&", "=", ",", " ", ".", "~", "[", "]", "\\", "\n", "a",
+                        "%3A", "%3a", "%40", "%2F", "%253A", "%2540", "://",
+                    ][..]),
+                ),
+                0..5,
+            ),
+        ) {
+            let mut parts = [base.0.to_owned(), base.1.to_owned()];
+            for (is_first, at, kind, inserted) in mutations {
+                let part = &mut parts[usize::from(is_first)];
+                let at = at % (part.len() + 1);
+                let end = if kind == 2 { at } else { (at + 1).min(part.len()) };
+                part.replace_range(at..end, if kind == 0 { "" } else { inserted });
+            }
+            assert_hidden(&format!("{}{SECRET}{}", parts[0], parts[1]));
         }
     }
 }

@@ -643,6 +643,45 @@ pub(crate) fn what_is_no_server_is_told_apart(kind: &impl Kind) {
     assert!(!said.contains("what answers"), "{said}");
 }
 
+/// A store at that URL, of a server at that port, does not send its password `s3cret`.
+#[cfg(any(feature = "redis", feature = "etcd"))]
+pub(crate) fn password_is_not_sent_unencrypted(url: impl Fn(u16) -> String) {
+    let (port, received) = recorded(|_| Vec::new());
+    let why = refused(&url(port));
+    assert!(why.contains("tls=off") && why.contains("s://"), "{why}");
+    assert!(!why.contains("s3cret"), "{why}");
+    let received = received.lock().unwrap();
+    assert!(
+        received.is_empty(),
+        "{:?}",
+        String::from_utf8_lossy(&received)
+    );
+}
+
+/// A server that records what it receives, and answers what `answer` returns for all that it has received on
+/// a connection: its port, and the record.
+pub(crate) fn recorded(
+    answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static,
+) -> (u16, Arc<Mutex<Vec<u8>>>) {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let port = listener.local_addr().expect("it has an address").port();
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let record = Arc::clone(&received);
+    thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let (mut all, mut bytes) = (Vec::new(), [0; 4096]);
+            while let Ok(length @ 1..) = client.read(&mut bytes) {
+                all.extend_from_slice(&bytes[..length]);
+                record.lock().unwrap().extend_from_slice(&bytes[..length]);
+                if std::io::Write::write_all(&mut client, &answer(&all)).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    (port, received)
+}
+
 fn verrou(url: &str, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
     command.args(["--store", url]).args(words);

@@ -298,6 +298,7 @@ fn a_server_that_is_not_fit_is_refused() {
         "{why}"
     );
     assert!(!why.contains("s3cret"), "{why}");
+    cases::open(&format!("etcd://app:s3cret@0.0.0.0:{port}?tls=off"));
     // The role that the guide names is enough.
     let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
     let claim = cases::claim(1, Ttl::new(Duration::from_mins(1)).expect("a ttl"));
@@ -352,6 +353,14 @@ fn a_command_is_not_told_the_password() {
     }
     let url = format!("etcd://root:s3cret@127.0.0.1:{}", server.port);
     cases::a_command_is_not_told_the_password(&url);
+}
+
+/// A password is not sent without TLS to another machine, unless the URL says so.
+#[test]
+fn password_is_not_sent_unencrypted() {
+    cases::password_is_not_sent_unencrypted(|port| {
+        format!("etcd://app:s3cret@127.0.0.1:{port},0.0.0.0:{port}")
+    });
 }
 
 /// Of several members one that is away is passed.

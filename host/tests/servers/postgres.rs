@@ -551,7 +551,65 @@ fn a_connection_can_be_encrypted_and_ask_for_a_password() {
     let file = folder.path().join("password");
     std::fs::write(&file, "s3cret\n").expect("there is room for it");
     let named = format!("{trusted}&password-file={}", file.display());
-    cases::open(&good.replace(":s3cret", "").replace(&trusted, &named));
+    let named = good.replace(":s3cret", "").replace(&trusted, &named);
+    let mode = |mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&file, mode).expect("it is ours");
+    };
+    mode(0o644);
+    let why = refused(&named);
+    assert!(why.contains("0644") && why.contains("chmod 600"), "{why}");
+    mode(0o600);
+    cases::open(&named);
+    // By its name alone it is another machine, for which TLS is the default.
+    let by_default = named
+        .replace("sslmode=verify-full&", "")
+        .replace("localhost", "0.0.0.0");
+    let why = refused(&by_default);
+    assert!(
+        why.contains("certificate") && why.contains("sslmode=disable"),
+        "{why}"
+    );
+}
+
+/// The password is not sent without TLS to another machine, unless the URL says so: neither to a server that
+/// asks for it, nor to one that says that it has no TLS.
+#[test]
+fn password_is_not_sent_unencrypted() {
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+    let (port, received) = cases::recorded(|received| match received {
+        _ if received == SSL_REQUEST => b"N".to_vec(),
+        // It asks for a password in clear.
+        _ => b"R\0\0\0\x08\0\0\0\x03".to_vec(),
+    });
+    for url in [
+        // For the client, this is another machine.
+        format!("postgres://app:s3cret@0.0.0.0:{port}/db"),
+        format!("postgres://app:s3cret@127.0.0.1:{port},0.0.0.0:{port}/db"),
+        format!("postgres://app:s3cret@127.0.0.1:{port}/db?sslmode=require"),
+    ] {
+        let why = refused(&url);
+        assert!(
+            why.contains("no TLS") && why.contains("sslmode=disable"),
+            "{why}"
+        );
+    }
+    let received = received.lock().unwrap();
+    assert!(!received.is_empty());
+    assert_eq!(received.len() % SSL_REQUEST.len(), 0, "{received:?}");
+    assert!(
+        received
+            .chunks(SSL_REQUEST.len())
+            .all(|it| it == SSL_REQUEST),
+        "{received:?}"
+    );
+
+    let server = Postgres.start();
+    cases::open(&format!(
+        "postgres://verrou:s3cret@0.0.0.0:{}/postgres?sslmode=disable",
+        server.port
+    ));
 }
 
 /// What a server was set to forget when it is killed it does not forget of locks.

@@ -177,12 +177,23 @@ fn the_command_repeats_no_password() {
         "redis://:s3cret@host/?timeout=never".to_owned(),
         "redis://s3cret:s3cret@[::1".to_owned(),
         "redos://:s3cret@host".to_owned(),
+        "redis//app:s3cret@host".to_owned(),
+        "app:s3cret@host".to_owned(),
+        "redis:/app:s3cret@host".to_owned(),
+        "redis%3A%2F%2Fapp%3As3cret%40host".to_owned(),
+        "redis://app%3As3cret@host".to_owned(),
+        "redis://app:x@s3cret@host/?wrong=1".to_owned(),
+        "redis://host/app:s3cret%40other".to_owned(),
+        "lease:redis://app:s3cret@host".to_owned(),
+        "file://app:s3cret@host".to_owned(),
         format!("redis://:s3cret@127.0.0.1:{nobody}"),
     ] {
         for words in [&["list"] as &[_], &["list", "--json"], &["list", "--help"]] {
             for is_typed in [true, false] {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
-                if is_typed {
+                if is_typed && words.len() > 1 {
+                    command.arg(format!("--store={url}"));
+                } else if is_typed {
                     command.args(["--store", &url]);
                 } else {
                     command.env("VERROU_STORE", &url);
@@ -194,6 +205,34 @@ fn the_command_repeats_no_password() {
             }
         }
     }
+}
+
+/// A URL in the place of another argument is not repeated either.
+#[test]
+fn misplaced_url_is_repeated_without_its_password() {
+    for words in [
+        &["redis//app:s3cret@host"][..],
+        &["list", "redis://app:s3cret@host"],
+        &["list", "--wrong=redis//app:s3cret@host"],
+        &["run", "k", "--ttl", "app:s3cret@host", "--", "true"],
+        &["list", "--json", "app%3As3cret%40host"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+        let output = command.args(words).output().expect("it can be run");
+        assert_eq!(output.status.code(), Some(64), "{words:?}: {output:?}");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(!said.contains("s3cret"), "{words:?}: {said}");
+    }
+}
+
+/// A password is not sent without TLS to another machine, unless the URL says so. For the client, 0.0.0.0 is
+/// another machine.
+#[test]
+fn password_is_not_sent_unencrypted() {
+    cases::password_is_not_sent_unencrypted(|port| format!("redis://app:s3cret@0.0.0.0:{port}"));
+    let closed = Running::redis(&["--requirepass", "s3cret"]);
+    cases::open(&format!("redis://:s3cret@0.0.0.0:{}?tls=off", closed.port));
 }
 
 /// Encrypted, with a certificate of an authority of one's own.
