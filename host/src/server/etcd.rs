@@ -258,11 +258,9 @@ impl EtcdStore {
             }
             let value = as_json(&self.record(claim.ttl));
             let put = TxnOp::put(&*key, value, lease);
-            let taken = self
-                .shared
-                .txn(Txn::new().when(free).and_then([put]))
-                .await?;
-            if taken.succeeded {
+            let taken = Txn::new().when(free).and_then([put]);
+            let taken = self.attach(lease, taken).await?;
+            if let Some(taken) = taken.filter(|taken| taken.succeeded) {
                 self.attempts().remove(&claim.owner);
                 let made = own.map_or_else(|| revision(&taken), |own| own.create_revision);
                 return Ok(granted(made));
@@ -293,7 +291,8 @@ impl EtcdStore {
         let unchanged = Compare::mod_revision(&*own.key, CompareOp::Equal, own.mod_revision);
         let put = TxnOp::put(&*own.key, value, lease);
         let moved = Txn::new().when([unchanged]).and_then([put]);
-        let is_moved = self.shared.txn(moved).await?.succeeded;
+        let moved = self.attach(lease, moved).await?;
+        let is_moved = moved.is_some_and(|moved| moved.succeeded);
         self.shared
             .revoke(if is_moved { own.lease } else { lease })
             .await;
@@ -445,7 +444,10 @@ impl EtcdStore {
                 .when([exists])
                 .and_then([TxnOp::get(key)])
                 .or_else([TxnOp::txn(new)]);
-            let mut taken = self.shared.txn(taken).await?;
+            let Some(mut taken) = self.attach(lease, taken).await? else {
+                self.shared.abandon_presence(lease).await;
+                continue;
+            };
             if !taken.succeeded {
                 let new = taken.responses.pop().and_then(|new| new.response);
                 let is_free = !matches!(new, Some(OperationResponse::Txn(new)) if !new.succeeded);
@@ -463,9 +465,19 @@ impl EtcdStore {
             // It was to end with another lease.
             let unchanged = Compare::mod_revision(key, CompareOp::Equal, own.mod_revision);
             let put = TxnOp::put(key, WAITS, lease);
-            self.shared
-                .txn(Txn::new().when([unchanged]).and_then([put]))
-                .await?;
+            let moved = Txn::new().when([unchanged]).and_then([put]);
+            if self.attach(lease, moved).await?.is_none() {
+                self.shared.abandon_presence(lease).await;
+            }
+        }
+    }
+
+    /// Commits a transaction that attaches a key to `lease`. Returns `None` if another user of etcd has made
+    /// that impossible; a new lease is to be used then.
+    async fn attach(&self, lease: i64, txn: Txn) -> Result<Option<TxnResponse>, ServerError> {
+        match self.shared.txn(txn).await {
+            Err(_) if lease != 0 && self.shared.is_spoilt(lease, &self.prefix).await => Ok(None),
+            committed => committed.map(Some),
         }
     }
 
@@ -586,6 +598,33 @@ impl Shared {
         if lease != 0 {
             let revoked = self.asked(|client| async move { client.lease_revoke(lease).await });
             let _ = timeout(self.timeout / 4, revoked).await;
+        }
+    }
+
+    /// Returns whether another user of etcd keeps keys that begin with `prefix` from being attached to `lease`.
+    ///
+    /// etcd lists all leases to every user. While a lease has no key, every user can revoke it, or attach a key
+    /// to it, and etcd then refuses the keys of users who may not write that key.
+    async fn is_spoilt(&self, lease: i64, prefix: &str) -> bool {
+        let asked = self
+            .asked(|client| async move { client.lease_time_to_live(lease, true).await })
+            .await;
+        match asked {
+            Ok(left) => {
+                let mut keys = left.keys.iter();
+                left.ttl <= 0 || keys.any(|key| !key.starts_with(prefix.as_bytes()))
+            }
+            // Since etcd 3.4.26 and 3.5.9, the keys of other users are not listed.
+            Err(err) => matches!(err, ServerError::Refused { .. }),
+        }
+    }
+
+    /// Lets all places of this process end with a new lease instead of `lease`.
+    async fn abandon_presence(&self, lease: i64) {
+        let mut presence = self.presence.lock().await;
+        if let Some(abandoned) = presence.take_if(|presence| presence.lease == lease) {
+            abandoned.task.abort();
+            self.anew.notify_waiters();
         }
     }
 

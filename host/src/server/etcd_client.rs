@@ -155,7 +155,7 @@ impl Client {
     }
 
     /// Sends a request that has one answer.
-    async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Error>
+    pub(crate) async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Error>
     where
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,

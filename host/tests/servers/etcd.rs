@@ -1,15 +1,19 @@
 //! etcd.
 
+use std::collections::HashSet;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Claim, Fence, Name, Store, Ttl};
+use verrou::{Claim, Fence, Name, Store, Ttl, Waited};
 
 use crate::cases::{self, Kind, refused};
 use crate::certificate::certificate;
-use crate::etcd_client::{Client, Compare, CompareOp, ConnectOptions, Order, Range, Txn, TxnOp};
+use crate::etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, Nothing, Order, Range, Txn, TxnOp,
+};
 use crate::fixture::Place;
 use crate::running::Running;
 
@@ -361,6 +365,258 @@ fn password_is_not_sent_unencrypted() {
     cases::password_is_not_sent_unencrypted(|port| {
         format!("etcd://app:s3cret@127.0.0.1:{port},0.0.0.0:{port}")
     });
+}
+
+/// A server with users: `app` may use the locks, and `mallory` the keys that begin with `other/`.
+fn server_with_users() -> Running {
+    let server = Etcd.start();
+    let permit = |role, prefix| {
+        answer(server.port, &["role", "add", role]);
+        let words = [
+            "role",
+            "grant-permission",
+            role,
+            "readwrite",
+            "--prefix=true",
+            prefix,
+        ];
+        answer(server.port, &words);
+    };
+    permit("locks", "verrou/");
+    permit("others", "other/");
+    for (user, role) in [("root", "root"), ("app", "locks"), ("mallory", "others")] {
+        answer(server.port, &["user", "add", &format!("{user}:s3cret")]);
+        answer(server.port, &["user", "grant-role", user, role]);
+    }
+    answer(server.port, &["auth", "enable"]);
+    server
+}
+
+/// What `etcdctl` does for that user.
+fn etcdctl_as(user: &str, port: u16, words: &[&str]) -> Output {
+    let user = format!("--user={user}:s3cret");
+    etcdctl(port, &[&[&*user][..], words].concat())
+}
+
+/// What it answers that user, which it must.
+#[track_caller]
+fn answer_as(user: &str, port: u16, words: &[&str]) -> String {
+    let output = etcdctl_as(user, port, words);
+    assert!(output.status.success(), "{words:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// The leases that `mallory` sees.
+fn leases_seen(port: u16) -> Vec<String> {
+    let listed = answer_as("mallory", port, &["lease", "list"]);
+    listed.lines().skip(1).map(str::to_owned).collect()
+}
+
+/// A user whose role is for other keys can neither read, write, watch nor compare a lock's keys, nor end or
+/// take over the lease of a holder or a waiter, also if that user knows the owner and the lease.
+#[test]
+fn role_on_another_prefix_cannot_change_a_lock() {
+    let server = server_with_users();
+    let port = server.port;
+    let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
+    let one = cases::claim(1, Ttl::new(Duration::from_mins(10)).expect("a ttl"));
+    let two = cases::claim(2, one.ttl);
+    let fence = cases::granted(store.acquire(&one));
+    store.wait(&two, Duration::ZERO);
+    let key = format!("verrou/lock/{}", one.owner);
+    let leases = leases_seen(port);
+    assert_eq!(leases.len(), 2, "{leases:?}");
+    let mut refused = vec![
+        vec!["get", &key],
+        vec!["get", "--prefix", ""],
+        vec!["put", &key, "x"],
+        vec!["put", "verrou/lock/00000000000000000000000000000000", "x"],
+        vec!["del", &key],
+        vec!["del", "--prefix", "verrou/"],
+        vec!["watch", &key],
+        vec![
+            "role",
+            "grant-permission",
+            "others",
+            "readwrite",
+            "--prefix=true",
+            "verrou/",
+        ],
+        vec!["user", "grant-role", "mallory", "locks"],
+        vec!["user", "delete", "app"],
+        vec!["auth", "disable"],
+        vec!["snapshot", "save", "/dev/null"],
+    ];
+    let attached: Vec<_> = leases
+        .iter()
+        .map(|lease| format!("--lease={lease}"))
+        .collect();
+    for (lease, attached) in leases.iter().zip(&attached) {
+        refused.push(vec!["lease", "revoke", lease]);
+        refused.push(vec!["put", "other/key", "x", attached]);
+    }
+    for words in refused {
+        let output = etcdctl_as("mallory", port, &words);
+        assert!(!output.status.success(), "{words:?}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("permission denied"), "{words:?}: {said}");
+    }
+    // A comparison would tell what is in a key.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let compare = Compare::create_revision(&*key, CompareOp::Greater, 0);
+        let compared = Txn::new()
+            .when([compare])
+            .and_then([TxnOp::put("other/key", "x", 0)]);
+        let compared = mallory(port).await.txn(compared).await;
+        let why = format!("{:?}", compared.expect_err("it may not"));
+        assert!(why.contains("permission denied"), "{why}");
+    });
+    // This every user may do.
+    answer_as("mallory", port, &["compaction", "3"]);
+    for lease in &leases {
+        answer_as("mallory", port, &["lease", "keep-alive", "--once", lease]);
+    }
+    let holder = store
+        .inspect(&one.name)
+        .expect("an answer")
+        .expect("it is held");
+    assert_eq!((holder.owner, holder.fence), (Some(one.owner), fence));
+    cases::granted(store.extend(&one));
+    cases::granted(store.release(&one));
+    cases::granted(store.acquire(&two));
+}
+
+/// A client of the user `mallory`.
+async fn mallory(port: u16) -> Client {
+    let options = ConnectOptions {
+        timeout: Duration::from_secs(10),
+        user: Some(("mallory".to_owned(), "s3cret".to_owned())),
+        tls: None,
+    };
+    let members = [format!("http://127.0.0.1:{port}")];
+    let connecting = Client::connect(&members, &options);
+    connecting.await.expect("the server is there")
+}
+
+/// The answer to `LeaseLeases`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Leases {
+    #[prost(message, repeated, tag = "2")]
+    leases: Vec<LeaseStatus>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct LeaseStatus {
+    #[prost(int64, tag = "1")]
+    id: i64,
+}
+
+/// A user whose role is for other keys sees each new lease before a key is attached to it, and revokes it, or
+/// attaches a key that the owner of the lease may not write. That delays a grant, and fails none.
+#[test]
+fn new_leases_that_another_user_spoils_are_replaced() {
+    /// How many leases are to be spoilt in each way.
+    const SPOILT: u32 = 5;
+
+    let server = server_with_users();
+    let port = server.port;
+    let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}?timeout=10s"));
+    let (revoked, attached) = (AtomicU32::new(0), AtomicU32::new(0));
+    let is_over = || {
+        [&revoked, &attached]
+            .iter()
+            .all(|it| it.load(Ordering::Relaxed) >= SPOILT)
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(async {
+                let (client, mut seen) = (mallory(port).await, HashSet::new());
+                while !is_over() {
+                    let listed = client.ask("/etcdserverpb.Lease/LeaseLeases", Nothing {});
+                    let listed: Leases = listed.await.expect("every user may list them");
+                    for LeaseStatus { id } in listed.leases {
+                        if !seen.insert(id) {
+                            continue;
+                        }
+                        if revoked.load(Ordering::Relaxed) < attached.load(Ordering::Relaxed) {
+                            let is_done = client.lease_revoke(id).await.is_ok();
+                            revoked.fetch_add(u32::from(is_done), Ordering::Relaxed);
+                        } else {
+                            let put = TxnOp::put(format!("other/{id}"), "x", id);
+                            let put = client.txn(Txn::new().and_then([put])).await;
+                            attached.fetch_add(u32::from(put.is_ok()), Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        });
+        let began = Instant::now();
+        while !is_over() {
+            assert!(began.elapsed() < Duration::from_mins(2), "the attack fails");
+            for minutes in [1, 2] {
+                let claim = cases::claim(1, Ttl::new(Duration::from_mins(minutes)).expect("a ttl"));
+                assert!(cases::in_the_end(|| store.acquire(&claim)).is_granted());
+            }
+            let claim = cases::claim(1, Ttl::new(Duration::from_mins(3)).expect("a ttl"));
+            assert!(cases::in_the_end(|| store.extend(&claim)).is_granted());
+            assert!(cases::in_the_end(|| store.release(&claim)).is_granted());
+        }
+    });
+}
+
+/// The lease of a process whose waiters have left has no key for a while. If another user attaches a key to it,
+/// the next waiter gets a place all the same.
+#[test]
+fn lease_of_waiters_that_another_user_spoils_is_replaced() {
+    let server = server_with_users();
+    let port = server.port;
+    let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
+    let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
+    cases::granted(store.acquire(&one));
+    let places = || {
+        let words = ["get", "--prefix", "--keys-only", "verrou/lock/"];
+        answer_as("app", port, &words)
+            .matches("verrou/lock/")
+            .count()
+    };
+    cases::in_time(|| {
+        assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
+        store.give_up(&two);
+        cases::in_time(|| places() == 1);
+        let leases = leases_seen(port);
+        let attach = |lease: &String| {
+            let attached = format!("--lease={lease}");
+            etcdctl_as("mallory", port, &["put", "other/key", "x", &attached])
+        };
+        let is_spoilt = leases.iter().any(|lease| attach(lease).status.success());
+        assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
+        assert_eq!(places(), 2);
+        is_spoilt
+    });
+    cases::granted(store.release(&one));
+    cases::granted(store.acquire(&two));
+}
+
+/// etcd lets every user keep every lease alive, so another user can let a lock outlive its holder. It can be
+/// released by force.
+#[test]
+fn lock_that_another_user_keeps_alive_can_be_force_released() {
+    let server = server_with_users();
+    let port = server.port;
+    let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
+    let one = cases::claim(1, Ttl::new(Etcd.ttl()).expect("a ttl"));
+    let two = cases::claim(2, Ttl::NEVER);
+    cases::granted(store.acquire(&one));
+    let lease = leases_seen(port).remove(0);
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        answer_as("mallory", port, &["lease", "keep-alive", "--once", &lease]);
+    }
+    assert!(!store.acquire(&two).expect("an answer").is_granted());
+    cases::granted(store.evict(&one.name, None));
+    cases::granted(store.acquire(&two));
 }
 
 /// Of several members one that is away is passed.
