@@ -113,7 +113,6 @@ impl<C: Clock> Store for VecStore<C> {
         let (records, now) = self.open();
         let found = records.1.iter().find(|record| record.claim.name == *name);
         Ok(found.map(|record| Holder {
-            owner: Some(record.claim.owner),
             fence: record.fence,
             since: None,
             remaining: record.until.map(|until| until.saturating_since(now)),

@@ -100,8 +100,7 @@ impl Store for MapStore {
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         Ok(self.step(|records| {
-            records.held.get(name).map(|(claim, fence, until)| Holder {
-                owner: Some(claim.owner),
+            records.held.get(name).map(|(_, fence, until)| Holder {
                 fence: Some(*fence),
                 since: None,
                 remaining: until.map(|until| until.saturating_duration_since(Instant::now())),

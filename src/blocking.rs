@@ -384,9 +384,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell.
     pub fn is_held(&self) -> Result<bool, Error> {
-        Ok(self
-            .holds
-            .is_mine(self.store.inspect(&self.holds.name)?.as_ref()))
+        self.holds.is_held(&self.store)
     }
 
     /// Writes the lease down, to be handed to another process. From then on it outlives this

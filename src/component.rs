@@ -13,7 +13,7 @@ use self::bindings::exports::verrou::lock::locks::{
 use self::bindings::verrou::lock::store as backend;
 use self::bindings::wasi::clocks::monotonic_clock;
 use self::bindings::wasi::random::random;
-use crate::claim::{Claim, Fence, InvalidOwner};
+use crate::claim::{Claim, Fence};
 use crate::error::Error;
 use crate::lease::Loss;
 use crate::name::Name;
@@ -177,7 +177,6 @@ impl GuestLock for Lock {
     fn holder(&self) -> Result<Option<wit::Holder>, LockError> {
         let holder = self.0.holder()?;
         Ok(holder.map(|holder| wit::Holder {
-            owner: holder.owner.map(|owner| owner.to_string()),
             fencing_token: holder.fence.map(Fence::get),
             remaining: holder.remaining.map(nanos),
         }))
@@ -262,10 +261,7 @@ impl Store for Imported {
         let Some(holder) = backend::inspect(name.as_str())? else {
             return Ok(None);
         };
-        let wrong = |why: InvalidOwner| StoreError::permanent(Message(why.to_string()));
-        let owner = holder.owner.map(|owner| owner.parse()).transpose();
         Ok(Some(Holder {
-            owner: owner.map_err(wrong)?,
             fence: fence(holder.fencing_token)?,
             since: None,
             remaining: duration(holder.remaining),

@@ -13,7 +13,7 @@ use crate::renew::{Health, Renew};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
 use crate::shared::Shared;
-use crate::store::{Abilities, Holder, Reply, Store, StoreError};
+use crate::store::{Abilities, Reply, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
 
@@ -399,12 +399,13 @@ impl Holds {
         Ok(lease)
     }
 
-    /// Whether `holder` is the latest hold of this lock.
-    pub(crate) fn is_mine(&self, holder: Option<&Holder>) -> bool {
-        match (self.latest(), holder) {
-            (Some(hold), Some(holder)) => Some(hold.lease().owner()) == holder.owner,
-            _ => false,
-        }
+    /// Asks `store` whether the latest hold is what is recorded.
+    pub(crate) fn is_held(&self, store: &impl Store) -> Result<bool, Error> {
+        let Some(hold) = self.latest() else {
+            return Ok(false);
+        };
+        let lease = hold.lease();
+        Ok(store.holds(lease.claim(), lease.fence())?)
     }
 
     /// The latest hold, if a store of such abilities lets it be handed to another client.

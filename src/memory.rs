@@ -192,13 +192,20 @@ impl<C: Clock> MemoryStore<C> {
     fn holder(&self, name: &Name) -> Option<Holder> {
         self.step(|state, now| {
             state.records.get(name).map(|record| Holder {
-                owner: Some(record.owner),
                 fence: Some(record.fence),
                 since: None,
                 remaining: record.until.map(|until| until.saturating_since(now)),
                 process: None,
                 detached: false,
             })
+        })
+    }
+
+    /// Returns whether `claim.owner` holds the name of `claim`.
+    fn is_owner(&self, claim: &Claim) -> bool {
+        self.step(|state, _| {
+            let record = state.records.get(&claim.name);
+            record.is_some_and(|record| record.owner == claim.owner)
         })
     }
 
@@ -326,11 +333,12 @@ impl<C: Clock> Store for MemoryStore<C> {
         Ok(self.holder(name))
     }
 
+    fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        Ok(self.is_owner(claim))
+    }
+
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let held = self
-            .holder(&claim.name)
-            .is_some_and(|holder| holder.owner == Some(claim.owner));
-        Ok(if held {
+        Ok(if self.is_owner(claim) {
             Reply::Granted { fence: None }
         } else {
             Reply::REFUSED
@@ -405,6 +413,14 @@ impl<C: Clock> AsyncStore for MemoryStore<C> {
 
     fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
         future::ready(Store::inspect(self, name))
+    }
+
+    fn holds(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<bool, StoreError>> {
+        future::ready(Store::holds(self, claim, fence))
     }
 
     fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {

@@ -85,6 +85,14 @@ impl<S: Store> AsyncStore for Inline<S> {
     fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
         future::ready(self.0.inspect(name))
     }
+
+    fn holds(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<bool, StoreError>> {
+        future::ready(self.0.holds(claim, fence))
+    }
     fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         future::ready(self.0.detach(claim))
     }
@@ -490,7 +498,11 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store could not tell.
     pub async fn is_held(&self) -> Result<bool, Error> {
-        Ok(self.holds.is_mine(self.holder().await?.as_ref()))
+        let Some(hold) = self.holds.latest() else {
+            return Ok(false);
+        };
+        let lease = hold.lease();
+        Ok(self.store.holds(lease.claim(), lease.fence()).await?)
     }
 
     /// Writes the lease down, to be handed to another process. From then on it outlives this

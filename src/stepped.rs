@@ -238,7 +238,7 @@ impl<S: Store, C: Clock> Lock<S, C> {
     ///
     /// [`Error::Storage`] when the store could not tell.
     pub fn is_held(&self) -> Result<bool, Error> {
-        Ok(self.holds.is_mine(self.holder()?.as_ref()))
+        self.holds.is_held(&self.store)
     }
 
     /// Who holds the lock, as the store says.

@@ -6,7 +6,7 @@ use core::fmt;
 use core::future::{self, Future};
 use core::time::Duration;
 
-use crate::claim::{Claim, Fence, Owner};
+use crate::claim::{Claim, Fence};
 use crate::name::Name;
 
 /// A place where leases are recorded, each by one atomic step.
@@ -78,10 +78,27 @@ pub trait Store {
 
     /// Who holds `name` now, if anyone does. Changes nothing.
     ///
+    /// No part of the reply is an owner token: the token of a grant stays with the process that was
+    /// granted it.
+    ///
     /// # Errors
     ///
     /// [`StoreError`] when the store cannot tell.
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError>;
+
+    /// Returns whether the name is held under the grant of `claim.owner`, which had the fencing token
+    /// `fence`. Changes nothing.
+    ///
+    /// The default compares fencing tokens, so it returns `false` for a grant without one. A store that
+    /// records owners compares those.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot tell.
+    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        let holder = self.inspect(&claim.name)?;
+        Ok(holder.is_some_and(|holder| holder.has(fence)))
+    }
 
     /// Lets the record that `claim.owner` holds outlive the client that made it: from now on it
     /// ends by its ttl alone.
@@ -168,6 +185,16 @@ pub trait AsyncStore {
 
     /// [`Store::inspect`].
     fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>>;
+
+    /// Returns whether the name is held under that grant; see [`Store::holds`].
+    fn holds(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<bool, StoreError>> {
+        let holder = self.inspect(&claim.name);
+        async move { Ok(holder.await?.is_some_and(|holder| holder.has(fence))) }
+    }
 
     /// [`Store::detach`].
     fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
@@ -263,10 +290,8 @@ impl From<Reply> for Renewed {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "stores build it")]
 pub struct Holder {
-    /// The owner it was granted to; `None` when the store cannot tell, as when a program that
-    /// knows nothing of owners holds the kernel's lock.
-    pub owner: Option<Owner>,
-    /// The grant's fencing token, from a store that counts.
+    /// The grant's fencing token, from a store that counts. It identifies the grant; the owner token,
+    /// which can release the lock, is not told.
     pub fence: Option<Fence>,
     /// When it was granted, as time since the start of 1970 (UTC), from a store that knows.
     pub since: Option<Duration>,
@@ -277,6 +302,13 @@ pub struct Holder {
     /// Whether the lease was [detached](Store::detach), so that `process` may have ended long ago. Set
     /// only by a store that binds leases to processes.
     pub detached: bool,
+}
+
+impl Holder {
+    /// Returns whether this is the grant with the fencing token `fence`.
+    fn has(&self, fence: Option<Fence>) -> bool {
+        fence.is_some() && self.fence == fence
+    }
 }
 
 /// A process, as people recognise it.
@@ -406,6 +438,9 @@ macro_rules! forward_store {
         fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
             (**self).inspect(name)
         }
+        fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+            (**self).holds(claim, fence)
+        }
         fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
             (**self).detach(claim)
         }
@@ -461,6 +496,13 @@ impl<S: AsyncStore + ?Sized> AsyncStore for Arc<S> {
     }
     fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
         (**self).inspect(name)
+    }
+    fn holds(
+        &self,
+        claim: &Claim,
+        fence: Option<Fence>,
+    ) -> impl Future<Output = Result<bool, StoreError>> {
+        (**self).holds(claim, fence)
     }
     fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         (**self).detach(claim)

@@ -199,20 +199,19 @@ mod mutants {
         }
 
         fn as_holder(&self, claim: &Claim) -> Claim {
-            let holder = Store::inspect(&self.0, &claim.name).expect("an answer");
-            let owner = holder.and_then(|holder| holder.owner);
-            Claim {
-                owner: owner.unwrap_or(claim.owner),
+            let holder = (0..=u8::MAX).map(|number| Claim {
+                owner: Owner::from_bytes([number; 16]),
                 ..claim.clone()
-            }
+            });
+            let mut holder = holder.filter(|it| self.0.holds(it, None).is_ok_and(|held| held));
+            holder.next().unwrap_or_else(|| claim.clone())
         }
     }
 
     impl Store for Faulty {
         fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
             let claim = self.claim(claim);
-            let held = Store::inspect(&self.0, &claim.name)?;
-            let mine = held.and_then(|holder| holder.owner) == Some(claim.owner);
+            let mine = Store::holds(&self.0, &claim, None)?;
             let reply = match Store::acquire(&self.0, &claim)? {
                 Reply::Granted { .. } if self.1 == Fault::CountsNothing => Reply::Granted {
                     fence: Some(Fence::FIRST),
@@ -256,15 +255,13 @@ mod mutants {
         }
         fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
             let holder = Store::inspect(&self.0, &self.name(name))?;
-            if let (Fault::InspectingExtends, Some(Some(owner))) =
-                (self.1, holder.as_ref().map(|holder| holder.owner))
-            {
-                let claim = Claim {
+            if self.1 == Fault::InspectingExtends && holder.is_some() {
+                let claim = self.as_holder(&Claim {
                     name: name.clone(),
-                    owner,
+                    owner: Owner::from_bytes([0; 16]),
                     ttl: Ttl::DEFAULT,
                     ephemeral: false,
-                };
+                });
                 Store::extend(&self.0, &claim)?;
             }
             Ok(holder)

@@ -148,6 +148,16 @@ impl Far {
     fn holder(&self) -> Option<Holder> {
         Store::inspect(&self.memory, &name()).unwrap()
     }
+
+    fn is_held_by(&self, owner: Owner) -> bool {
+        let claim = Claim {
+            name: name(),
+            owner,
+            ttl: Ttl::NEVER,
+            ephemeral: false,
+        };
+        Store::holds(&self.memory, &claim, None).unwrap()
+    }
 }
 
 impl AsyncStore for Far {
@@ -200,8 +210,7 @@ impl AsyncStore for Far {
     async fn lost(&self, claim: &Claim) {
         let _waiting = Waiting::new(&self.waiting);
         poll_fn(|_| {
-            let owner = self.holder().and_then(|holder| holder.owner);
-            if owner == Some(claim.owner) {
+            if self.is_held_by(claim.owner) {
                 Poll::Pending
             } else {
                 Poll::Ready(())
@@ -266,7 +275,7 @@ impl Stage {
         }
         let holder = self.store.holder();
         let holder = holder.unwrap_or_else(|| panic!("{lease:?} is recorded, after {doubts:?}"));
-        assert_eq!(holder.owner, Some(lease.owner()), "after {doubts:?}");
+        assert!(self.store.is_held_by(lease.owner()), "after {doubts:?}");
         if let Some(recorded) = holder.remaining {
             let counted = lease.remaining(now).expect("what ends there ends here");
             assert!(
@@ -288,16 +297,17 @@ impl Stage {
         }
         self.counts_on_what_is();
         if let Some(holder) = self.store.holder() {
-            let owner = holder.owner;
-            if owner == self.other.lease().map(|lease| lease.owner()) {
+            let is_its = |owner: Option<Owner>| owner.is_some_and(|it| self.store.is_held_by(it));
+            if is_its(self.other.lease().map(|lease| lease.owner())) {
                 block_on(self.other.release()).unwrap();
             } else {
-                let in_doubt = doubts.iter().any(|(of, _)| *of == owner);
+                let in_doubt = doubts.iter().any(|(of, _)| is_its(*of));
+                let is_known = is_its(self.knows());
                 assert!(
-                    in_doubt || owner == self.knows(),
-                    "nobody knows of {owner:?}, after {doubts:?}"
+                    in_doubt || is_known,
+                    "nobody knows of {holder:?}, after {doubts:?}"
                 );
-                if owner == self.knows() {
+                if is_known {
                     block_on(self.lock.release()).unwrap();
                 } else {
                     let left = holder.remaining.expect("an end");

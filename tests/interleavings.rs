@@ -266,7 +266,7 @@ fn whoever_waits_is_told_of_an_end_that_another_notes() {
 
 /// What a lock counts on is so, unless it was freed.
 fn assert_counts_on_what_is(clock: &Still, store: &Memory, lease: &verrou::Lease) {
-    let Some(held) = holder(store).filter(|held| held.owner == Some(lease.owner())) else {
+    let Some(held) = holder(store).filter(|held| held.fence == lease.fence()) else {
         return;
     };
     if let Some(recorded) = held.remaining {

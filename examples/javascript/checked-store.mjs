@@ -40,11 +40,11 @@ function asReply(said) {
 
 function asHolder(said) {
   if (said === undefined || said === null) return undefined;
-  const { owner, fencingToken, remaining, then } = said;
-  if (typeof said !== 'object' || then || !['string', 'undefined'].includes(typeof owner)) {
-    misspoke(said, 'undefined or { owner, fencingToken, remaining }');
+  const { fencingToken, remaining, then } = said;
+  if (typeof said !== 'object' || then) {
+    misspoke(said, 'undefined or { fencingToken, remaining }');
   }
-  return { owner, fencingToken: asInteger(fencingToken), remaining: asInteger(remaining) };
+  return { fencingToken: asInteger(fencingToken), remaining: asInteger(remaining) };
 }
 
 function asInteger(said) {

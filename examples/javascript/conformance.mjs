@@ -67,8 +67,8 @@ class Client {
   inspect({ name }) {
     const holder = new this.#locks.Lock(name).holder();
     if (!holder) return { holder: null };
-    const { owner = null, fencingToken = null, remaining = null } = holder;
-    return { holder: { owner, fencing_token: fencingToken, remaining } };
+    const { fencingToken = null, remaining = null } = holder;
+    return { holder: { fencing_token: fencingToken, remaining } };
   }
 
   abilities() {

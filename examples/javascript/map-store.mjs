@@ -43,7 +43,7 @@ export class MapStore {
   inspect(name) {
     const now = this.#now();
     const record = this.#record(name, now);
-    return record && { ...record, remaining: left(record, now) };
+    return record && { fencingToken: record.fencingToken, remaining: left(record, now) };
   }
 
   detach({ name, owner }) {

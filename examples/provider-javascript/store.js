@@ -67,8 +67,7 @@ export const store = {
     const time = now();
     const record = recorded(name, time);
     if (!record) return undefined;
-    const { owner, fencingToken } = record;
-    return { owner, fencingToken, remaining: left(record, time) };
+    return { fencingToken: record.fencingToken, remaining: left(record, time) };
   },
 
   detach({ name, owner }) {

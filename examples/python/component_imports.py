@@ -66,10 +66,8 @@ def reply(said) -> Variant:
 def holder(said) -> Record | None:
     if said is None:
         return None
-    owner, token, remaining = checked(said, Holder)
-    if owner is not None:
-        owner = encodable(checked(owner, str))
-    return record(owner=owner, fencing_token=u64(token), remaining=u64(remaining))
+    token, remaining = checked(said, Holder)
+    return record(fencing_token=u64(token), remaining=u64(remaining))
 
 
 def checked(said, kind):

@@ -65,7 +65,7 @@ class DictionaryStore:
         with self._step:
             now = self._now()
             record = self._held(name, now)
-            return record and Holder(record.owner, record.token, record.left(now))
+            return record and Holder(record.token, record.left(now))
 
     def detach(self, claim: Claim):
         return Granted()

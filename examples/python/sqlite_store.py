@@ -44,8 +44,8 @@ class SqliteStore:
 
     def acquire(self, claim: Claim):
         with self._transaction():
-            holder = self._inspect(claim.name)
-            if holder and holder.owner != claim.owner:
+            owner, holder = self._held(claim.name)
+            if holder and owner != claim.owner:
                 return Refused(holder.remaining)
             token = holder.fencing_token if holder else self._last_token(claim.name) + 1
             self._file.execute(
@@ -67,7 +67,7 @@ class SqliteStore:
 
     def inspect(self, name: str):
         with self._step, reported():
-            return self._inspect(name)
+            return self._held(name)[1]
 
     def detach(self, claim: Claim):
         return Granted()
@@ -87,14 +87,15 @@ class SqliteStore:
                 if self._file.in_transaction:
                     self._file.execute("ROLLBACK")
 
-    def _inspect(self, name: str) -> Holder | None:
+    def _held(self, name: str) -> tuple[str | None, Holder | None]:
+        """The owner, which is told to nobody, and what may be told."""
         now = self._now()
         query = f"SELECT owner, token, ends FROM locks WHERE name = :name AND {HELD}"
         row = self._file.execute(query, {"name": name, "now": now}).fetchone()
         if row is None:
-            return None
+            return None, None
         owner, token, ends = row
-        return Holder(owner, token, None if ends is None else ends - now)
+        return owner, Holder(token, None if ends is None else ends - now)
 
     def _last_token(self, name: str) -> int:
         row = self._file.execute("SELECT token FROM locks WHERE name = ?", (name,)).fetchone()

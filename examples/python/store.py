@@ -33,9 +33,8 @@ class Refused(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """Who holds a name."""
+    """Who holds a name. The owner is no part of it: whoever has that can release the lock."""
 
-    owner: str | None
     fencing_token: int | None
     remaining: int | None
 

@@ -60,6 +60,9 @@ macro_rules! awaited {
             async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
                 patiently(|| Store::inspect(self, name)).await
             }
+            async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+                patiently(|| Store::holds(self, claim, fence)).await
+            }
             async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
                 patiently(|| Store::detach(self, claim)).await
             }

@@ -624,8 +624,8 @@ impl<'a> FileWatch<'a> {
         #[cfg(target_os = "linux")]
         self.listener.has_news();
         !match self.store {
-            FileStore::Lease(store) => store.holds(&self.claim),
-            FileStore::Lock(store) => store.holds(&self.claim),
+            FileStore::Lease(store) => store.may_hold(&self.claim),
+            FileStore::Lock(store) => store.may_hold(&self.claim),
         }
     }
 
@@ -865,6 +865,9 @@ macro_rules! steps_of_one {
             }
             fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
                 self.store().inspect(name)
+            }
+            fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+                self.store().holds(claim, fence)
             }
             fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
                 self.store().detach(claim)

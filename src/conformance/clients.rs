@@ -10,23 +10,23 @@ use super::{
     renewed,
 };
 use crate::claim::{Claim, Fence};
-use crate::store::{Abilities, Renewed, Store};
+use crate::store::{Abilities, Renewed, Reply, Store};
 use crate::ttl::Ttl;
 
 /// What one client records, all of them see.
 pub fn clients_see_the_same_records(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
-    granted(store.acquire(&one));
-    assert_held(&elsewhere, &one);
+    let fence = granted(store.acquire(&one));
+    assert_held(&elsewhere, &one, fence);
     refused(elsewhere.acquire(&two));
     granted(store.release(&one));
     assert_eq!(holder(&elsewhere, &one), None);
-    granted(elsewhere.acquire(&two));
-    assert_held(&store, &two);
+    let fence = granted(elsewhere.acquire(&two));
+    assert_held(&store, &two, fence);
     refused(store.acquire(&one));
     // A client that comes later sees it, too.
-    assert_held(&fixture.client(), &two);
+    assert_held(&fixture.client(), &two, fence);
 }
 
 /// All clients can do the same; one whose leases cannot leave it takes them along when it goes.
@@ -185,7 +185,7 @@ pub fn of_many_clients_one_is_granted(fixture: &impl Fixture) {
         let claims: Vec<_> = (1..=CLIENTS)
             .map(|number| claim_for(Ttl::NEVER, "lock", round * CLIENTS + number))
             .collect();
-        let granted: Vec<bool> = thread::scope(|scope| {
+        let replies: Vec<Reply> = thread::scope(|scope| {
             let askers: Vec<_> = clients
                 .iter()
                 .zip(&claims)
@@ -193,7 +193,7 @@ pub fn of_many_clients_one_is_granted(fixture: &impl Fixture) {
                     let start = &start;
                     scope.spawn(move || {
                         start.wait();
-                        is_granted(client.acquire(claim))
+                        client.acquire(claim).expect("the store answers")
                     })
                 })
                 .collect();
@@ -202,12 +202,12 @@ pub fn of_many_clients_one_is_granted(fixture: &impl Fixture) {
                 .map(|asker| asker.join().expect("an asker"))
                 .collect()
         });
-        assert_eq!(granted.iter().filter(|granted| **granted).count(), 1);
-        for ((client, claim), granted) in clients.iter().zip(&claims).zip(granted) {
-            if granted {
-                assert_held(client, claim);
+        assert_eq!(replies.iter().filter(|it| it.is_granted()).count(), 1);
+        for ((client, claim), reply) in clients.iter().zip(&claims).zip(replies) {
+            if let Reply::Granted { fence } = reply {
+                assert_held(client, claim, fence);
             }
-            assert_eq!(is_granted(client.release(claim)), granted);
+            assert_eq!(is_granted(client.release(claim)), reply.is_granted());
         }
     }
 }

@@ -249,11 +249,6 @@ pub struct Holder(crate::store::Holder);
 #[allow(missing_docs, reason = "called by the package alone")]
 impl Holder {
     #[wasm_bindgen(getter)]
-    pub fn owner(&self) -> Option<String> {
-        Some(self.0.owner?.to_string())
-    }
-
-    #[wasm_bindgen(getter)]
     pub fn fence(&self) -> Option<u64> {
         self.0.fence.map(Fence::get)
     }

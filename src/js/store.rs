@@ -219,7 +219,6 @@ impl AsyncStore for Store {
             Kind::Object(store) => {
                 let exists = asking(awaited(store.methods.exists(name.as_str()))).await;
                 Ok(exists.map_err(store_error)?.is_truthy().then_some(Holder {
-                    owner: None,
                     fence: None,
                     since: None,
                     remaining: None,

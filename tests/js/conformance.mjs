@@ -59,8 +59,8 @@ const steps = {
   async inspect({ name }) {
     const holder = await new Lock(store, name, null).holder()
     if (holder === undefined) return { holder: null }
-    const { owner = null, fence = null, remaining } = holder
-    return { holder: { owner, fencing_token: fence, remaining: nanos(remaining) } }
+    const { fence = null, remaining } = holder
+    return { holder: { fencing_token: fence, remaining: nanos(remaining) } }
   },
   abilities: () => ({
     abilities: { expires: true, ephemeral: false, transfers: true, evicts: true, fences: true },

@@ -127,6 +127,26 @@ test('a lease is taken, looked at, extended and given back', options, async (t) 
   await assert.rejects(two.delete('x', other), NOT_OWNER)
 })
 
+test('the owner token is told to nobody', options, async (t) => {
+  const { open, verrou } = await place(t)
+  const [one, two] = [open(), open()]
+  const owner = newOwner()
+  await one.save('x', owner, HOUR)
+  const { LockFactory } = await import('../../target/js/node.js')
+  const told = [
+    await new LockFactory(two).createLock('x').holder(),
+    await two.exists('x'),
+    await two.fence('x', newOwner()),
+    await two.save('x', newOwner(), HOUR),
+    await verrou('show', 'x', '--json'),
+    await verrou('list', '--json'),
+    await verrou('list'),
+  ]
+  assert.doesNotMatch(JSON.stringify(told), new RegExp(owner))
+  await assert.rejects(two.delete('x', told[0].owner ?? newOwner()), NOT_OWNER)
+  assert.equal(await one.exists('x'), true)
+})
+
 test('the command sees and acts on the same leases', options, async (t) => {
   const { open, verrou } = await place(t)
   const store = open()

@@ -110,7 +110,7 @@ for (const [step, asks] of Object.entries(ASKING)) {
   test(`a store that returns no reply to ${step} has failed, and that is all`, async () => {
     const reply = (val) => ({ tag: 'granted', val });
     const garbage = step === 'inspect'
-      ? ['x', 1, true, () => {}, { owner: 7 }, { owner: 'no owner' }, { owner: 'g'.repeat(32) }, { owner: '' }, { fencingToken: 7 },
+      ? ['x', 1, true, () => {}, { fencingToken: 7 },
         { fencingToken: 0n }, { fencingToken: 2n ** 64n }, { remaining: -1n }, { remaining: 1.5 }, Promise.resolve()]
       : [undefined, null, true, 'granted', 7n, {}, [], { tag: 'lent' }, Promise.resolve(reply(1n)), reply(-1n), reply(1),
         reply('1'), reply(2n ** 64n), reply({}), { tag: 'refused', val: NaN }, { tag: 'refused', val: -1n }];

@@ -120,7 +120,6 @@ impl Guest for Provider {
     fn inspect(name: String) -> Result<Option<Holder>, StoreError> {
         step(&name, |record, held, now| {
             let holder = held.map(|held| Holder {
-                owner: Some(held.owner),
                 fencing_token: Some(record.token),
                 remaining: held.until.map(|until| until - now),
             });

@@ -119,7 +119,6 @@ impl Guest for Provider {
     fn inspect(name: String) -> Result<Option<Holder>, StoreError> {
         Ok(step(|records, now| {
             records.by_name.get(&name).map(|record| Holder {
-                owner: Some(record.owner.clone()),
                 fencing_token: Some(record.token),
                 remaining: record.until.map(|until| until - now),
             })

@@ -91,7 +91,7 @@ enum Request {
     Release(Claimed),
     Detach(Claimed),
     Evict(Eviction),
-    Inspect(Named),
+    Inspect(Inspection),
     Abilities(Nothing),
     Wait(Wait),
     Queue(Claimed),
@@ -136,8 +136,11 @@ struct Eviction {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Named {
+struct Inspection {
     name: String,
+    /// An owner of which the answer says whether it is the holder.
+    #[serde(default)]
+    owner: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -166,9 +169,11 @@ enum Answer {
 
 #[derive(Serialize)]
 struct Holding {
-    owner: Option<String>,
     fencing_token: Option<u64>,
     remaining: Option<u64>,
+    /// Whether the owner of the request is the holder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mine: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -245,9 +250,9 @@ impl From<Renewed> for Answer {
 impl From<Option<Holder>> for Answer {
     fn from(holder: Option<Holder>) -> Self {
         Self::Holder(holder.map(|holder| Holding {
-            owner: holder.owner.map(|owner| owner.to_string()),
             fencing_token: holder.fence.map(Fence::get),
             remaining: holder.remaining.map(nanos),
+            mine: None,
         }))
     }
 }
@@ -322,7 +327,10 @@ fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
             let only = granted_fence("only", only)?;
             store.evict(&name(&text)?, only)?.into()
         }
-        Request::Inspect(Named { name: text }) => store.inspect(&name(&text)?)?.into(),
+        Request::Inspect(Inspection { name: text, owner }) => match owner {
+            None => store.inspect(&name(&text)?)?.into(),
+            Some(owner) => inspected_for(store, &name(&text)?, &owner)?,
+        },
         Request::Abilities(Nothing {}) => store.abilities().into(),
         Request::Wait(Wait {
             name: text,
@@ -341,6 +349,25 @@ fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
             Answer::Queued(false)
         }
     })
+}
+
+/// Answers an inspection for `owner`, which the answer does not name.
+fn inspected_for(store: &AnyStore, name: &Name, owner: &str) -> Result<Answer, Answer> {
+    let claim = Claim {
+        name: name.clone(),
+        owner: owner.parse::<Owner>()?,
+        ttl: Ttl::NEVER,
+        ephemeral: false,
+    };
+    // The owner has one grant. If it is the holder before and after, it is the one that is seen.
+    let before = store.holds(&claim, None)?;
+    let found = store.inspect(name)?;
+    let mine = before && store.holds(&claim, None)?;
+    let Answer::Holder(Some(holding)) = found.into() else {
+        return Ok(Answer::Holder(None));
+    };
+    let mine = Some(mine);
+    Ok(Answer::Holder(Some(Holding { mine, ..holding })))
 }
 
 /// Returns the fencing token in the member `member` of the request.

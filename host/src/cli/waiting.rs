@@ -82,6 +82,9 @@ impl<S: Store> Store for Announced<'_, S> {
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         self.store.inspect(name)
     }
+    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        self.store.holds(claim, fence)
+    }
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.store.detach(claim)
     }

@@ -39,7 +39,6 @@ pub(super) fn holder(
 ) -> Result<Option<store::Holder>, store::StoreError> {
     let holder = holder.map_err(|err| error(&err))?;
     Ok(holder.map(|holder| store::Holder {
-        owner: holder.owner.map(|owner| owner.to_string()),
         fencing_token: holder.fence.map(Fence::get),
         remaining: holder.remaining.map(nanos),
     }))

@@ -253,7 +253,6 @@ impl wit::HostLock for Locks {
         let holder = self.lock(&lock)?.holder();
         Ok(said(holder.map(|holder| {
             holder.map(|holder| wit::Holder {
-                owner: holder.owner.map(|owner| owner.to_string()),
                 fencing_token: holder.fence.map(Fence::get),
                 remaining: holder.remaining.map(nanos),
             })

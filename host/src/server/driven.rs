@@ -139,12 +139,9 @@ impl Driven {
         Ok(watch)
     }
 
-    /// Whether `claim` is still recorded, as far as can be told.
-    fn holds(&self, claim: &Claim) -> bool {
-        match self.inspect(&claim.name) {
-            Ok(holder) => holder.and_then(|holder| holder.owner) == Some(claim.owner),
-            Err(_) => true,
-        }
+    /// Returns whether `claim` is still recorded, as far as can be determined.
+    fn may_hold(&self, claim: &Claim) -> bool {
+        self.holds(claim, None).unwrap_or(true)
     }
 
     /// Does `step` in the thread that serves the connections.
@@ -204,6 +201,11 @@ impl Store for Driven {
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         let (store, name) = (Arc::clone(&self.store), name.clone());
         self.step(async move { store.inspect(&name).await })
+    }
+
+    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        let (store, claim) = (Arc::clone(&self.store), claim.clone());
+        self.step(async move { store.holds(&claim, fence).await })
     }
 
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
@@ -309,7 +311,7 @@ impl ServerWatch<'_> {
         }
         // One that has told has ended; without another it is asked from time to time.
         let _ = self.listen();
-        !self.driven.holds(&self.claim)
+        !self.driven.may_hold(&self.claim)
     }
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {

@@ -367,9 +367,7 @@ impl EtcdStore {
             (0, _) | (_, None) => None,
             (lease, Some(ttl)) => Some(self.remaining(lease, Duration::from_millis(ttl)).await?),
         };
-        let key = str::from_utf8(&first.key).unwrap_or_default();
         Ok(Some(Holder {
-            owner: key.rsplit('/').next().and_then(|owner| owner.parse().ok()),
             fence: fence(first.create_revision),
             since: Some(Duration::from_millis(record.since)),
             remaining,
@@ -756,6 +754,16 @@ impl AsyncStore for EtcdStore {
             }
         });
         Ok(inspected.await?)
+    }
+
+    async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        let shared = &self.shared;
+        let first = shared.within(shared.timeout, self.first_of(&claim.name));
+        let first = first.await?;
+        // The name of a holder's key ends with its owner.
+        Ok(first.is_some_and(|first| {
+            first.key == self.key(claim).as_bytes() && record_of(&first).is_some()
+        }))
     }
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {

@@ -7,7 +7,6 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::future::poll_fn;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -576,6 +575,17 @@ impl AsyncStore for PostgresStore {
         Ok(rows.first().and_then(holder))
     }
 
+    async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        let shared = &self.0;
+        let rows = shared
+            .rows(&shared.steps.inspect, &[&text(&claim.name)], shared.timeout)
+            .await?;
+        let owner = rows
+            .first()
+            .and_then(|row| row.try_get::<_, &str>("owner").ok());
+        Ok(owner == Some(claim.owner.to_string().as_str()))
+    }
+
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         if self.waited(claim, at_most).await.is_err() {
             // Whoever asks next is told why.
@@ -585,10 +595,8 @@ impl AsyncStore for PostgresStore {
 
     async fn lost(&self, claim: &Claim) {
         let listening = self.0.news.listen(claim.owner);
-        let holder = self.inspect(&claim.name).await;
         // What cannot be told now is asked by whoever keeps the lease.
-        let is_held = holder.map_or(true, |it| it.and_then(|it| it.owner) == Some(claim.owner));
-        if is_held {
+        if self.holds(claim, None).await.unwrap_or(true) {
             listening.heard().await;
         }
     }
@@ -1002,7 +1010,6 @@ fn holder(row: &Row) -> Option<Holder> {
         left.saturating_sub(drift).max(Duration::from_micros(1))
     });
     Some(Holder {
-        owner: Owner::from_str(row.try_get("owner").ok()?).ok(),
         fence: number("fence").and_then(Fence::new),
         since: micros("since"),
         remaining,

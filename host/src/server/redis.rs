@@ -189,6 +189,39 @@ impl RedisStore {
         Ok(listed)
     }
 
+    /// Returns the owner that is recorded for `name`, and what may be told of its grant.
+    async fn found(&self, name: &Name) -> Result<Option<(String, Holder)>, StoreError> {
+        let key = self.key(name);
+        let mut both = ::redis::pipe();
+        both.atomic();
+        both.cmd("HMGET").arg(&key);
+        for field in ["owner", "fence", "ttl", "since", "about"] {
+            both.arg(field);
+        }
+        both.cmd("PTTL").arg(&key);
+        let mut connection = self.connection.clone();
+        let asked = both.query_async(&mut connection);
+        let (found, left): (Vec<Option<String>>, i64) = self.answered(self.timeout, asked).await?;
+        let [Some(owner), fence, ttl, since, about] = &found[..] else {
+            return Ok(None);
+        };
+        let number = |text: &Option<String>| text.as_ref()?.parse::<u64>().ok();
+        // Less what it is kept for longer than its holder counts on it, and never nothing.
+        let remaining = u64::try_from(left).ok().map(|left| {
+            let drift = number(ttl).map_or(Duration::ZERO, |ttl| drift(Duration::from_millis(ttl)));
+            let left = Duration::from_millis(left).saturating_sub(drift);
+            left.max(Duration::from_millis(1))
+        });
+        let holder = Holder {
+            fence: number(fence).and_then(Fence::new),
+            since: number(since).map(Duration::from_millis),
+            remaining,
+            process: about.as_deref().and_then(About::process_of),
+            detached: false,
+        };
+        Ok(Some((owner.clone(), holder)))
+    }
+
     /// [`AsyncStore::give_up`], awaited.
     pub(crate) async fn leave(&self, claim: &Claim) {
         if !self.places.remove(&claim.owner) {
@@ -389,35 +422,12 @@ impl AsyncStore for RedisStore {
     }
 
     async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let key = self.key(name);
-        let mut both = ::redis::pipe();
-        both.atomic();
-        both.cmd("HMGET").arg(&key);
-        for field in ["owner", "fence", "ttl", "since", "about"] {
-            both.arg(field);
-        }
-        both.cmd("PTTL").arg(&key);
-        let mut connection = self.connection.clone();
-        let asked = both.query_async(&mut connection);
-        let (found, left): (Vec<Option<String>>, i64) = self.answered(self.timeout, asked).await?;
-        let [Some(owner), fence, ttl, since, about] = &found[..] else {
-            return Ok(None);
-        };
-        let number = |text: &Option<String>| text.as_ref()?.parse::<u64>().ok();
-        // Less what it is kept for longer than its holder counts on it, and never nothing.
-        let remaining = u64::try_from(left).ok().map(|left| {
-            let drift = number(ttl).map_or(Duration::ZERO, |ttl| drift(Duration::from_millis(ttl)));
-            let left = Duration::from_millis(left).saturating_sub(drift);
-            left.max(Duration::from_millis(1))
-        });
-        Ok(Some(Holder {
-            owner: owner.parse().ok(),
-            fence: number(fence).and_then(Fence::new),
-            since: number(since).map(Duration::from_millis),
-            remaining,
-            process: about.as_deref().and_then(About::process_of),
-            detached: false,
-        }))
+        Ok(self.found(name).await?.map(|(_, holder)| holder))
+    }
+
+    async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        let found = self.found(&claim.name).await?;
+        Ok(found.is_some_and(|(owner, _)| owner == claim.owner.to_string()))
     }
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
@@ -434,10 +444,8 @@ impl AsyncStore for RedisStore {
         while self.subscribe().await.is_err() {
             sleep(PAUSE).await;
         }
-        let holder = self.inspect(&claim.name).await;
         // What cannot be told now is asked by whoever keeps the lease.
-        let is_held = holder.map_or(true, |it| it.and_then(|it| it.owner) == Some(claim.owner));
-        if is_held {
+        if self.holds(claim, None).await.unwrap_or(true) {
             listening.heard().await;
         }
     }

@@ -152,6 +152,9 @@ impl AsyncStore for ServerStore {
     async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         with_engine!(self, store => Box::pin(store.inspect(name)).await)
     }
+    async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        with_engine!(self, store => Box::pin(store.holds(claim, fence)).await)
+    }
     async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         with_engine!(self, store => Box::pin(store.detach(claim)).await)
     }

@@ -193,13 +193,18 @@ impl Store for BareLockStore {
         }
         let process = os::locker(&file).map_err(failed("find out who locked this file"))?;
         Ok(Some(Holder {
-            owner: None,
             fence: None,
             since: None,
             remaining: None,
             process: process.map(|id| Machine::this().other_process(id)),
             detached: false,
         }))
+    }
+
+    fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        let grant = self.grant.lock();
+        let mine = grant.as_ref().filter(|grant| grant.is_of(claim.owner));
+        Ok(claim.name == self.name && mine.is_some())
     }
 
     /// Returns [`Reply::REFUSED`]: a lock of the kernel cannot outlive the processes that hold it.

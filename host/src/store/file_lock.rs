@@ -300,7 +300,7 @@ impl FileLockStore {
 
     /// [`Store::lost`], for a task.
     pub(crate) async fn awaited_loss(&self, claim: &Claim) {
-        let holds = || self.holds(claim);
+        let holds = || self.may_hold(claim);
         self.queue.awaited_loss(&self.directory, claim, holds).await;
     }
 
@@ -311,7 +311,7 @@ impl FileLockStore {
     }
 
     /// Whether this process holds the lock of `claim`, and not on a file that was replaced.
-    pub(crate) fn holds(&self, claim: &Claim) -> bool {
+    pub(crate) fn may_hold(&self, claim: &Claim) -> bool {
         match self.grants().get(&claim.name) {
             Some(Slot::Held(grant))
                 if grant.record.owner == claim.owner && grant.locked.is_ours() =>
@@ -514,8 +514,9 @@ impl FileLockStore {
         Ok(ended.is_some_and(|record| record.ended_within(standing.patience(), self.now())))
     }
 
-    /// Who has the kernel's lock of `name` that this value does not hold.
-    fn other_holder(&self, name: &Name) -> Result<Option<Holder>, FileError> {
+    /// Returns the holder of the kernel's lock of `name`, which this value does not hold, and the owner in
+    /// its record.
+    fn other_holder(&self, name: &Name) -> Result<Option<(Option<Owner>, Holder)>, FileError> {
         let in_directory = self.directory.path_of(name);
         let forks = process::forks();
         let recorded = match self.directory.open_file(&in_directory)? {
@@ -565,25 +566,19 @@ impl FileLockStore {
                 && Machine::this().runs_since(record.boot)
                 && process.is_none_or(|process| process == record.process.id)
         });
-        Ok(Some(match current {
-            Some(record) => {
-                let left = record.ttl.map(|_| record.ends.saturating_sub(self.now()));
-                // The child must not act with its parent's owner token.
-                let is_told = self.process == process::this();
-                Holder {
-                    owner: is_told.then_some(record.owner),
-                    ..holder(&record, left)
-                }
-            }
-            None => Holder {
-                owner: None,
-                fence: None,
-                since: None,
-                remaining: None,
-                process: process.map(|id| Machine::this().other_process(id)),
-                detached: false,
-            },
-        }))
+        if let Some(record) = current {
+            let left = record.ttl.map(|_| record.ends.saturating_sub(self.now()));
+            return Ok(Some((Some(record.owner), holder(&record, left))));
+        }
+        let process = process.map(|id| Machine::this().other_process(id));
+        let unknown = Holder {
+            fence: None,
+            since: None,
+            remaining: None,
+            process,
+            detached: false,
+        };
+        Ok(Some((None, unknown)))
     }
 }
 
@@ -889,7 +884,18 @@ impl Store for FileLockStore {
         {
             return Ok(Some(holder(&grant.record, grant.remaining(self.now()))));
         }
-        Ok(self.other_holder(name)?)
+        Ok(self.other_holder(name)?.map(|(_, holder)| holder))
+    }
+
+    /// Returns `false` in a forked child for a lock of its parent.
+    fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        if let Some(slot @ Slot::Held(_)) = self.grants().get(&claim.name)
+            && slot.is_ours()
+        {
+            return Ok(slot.is_ours_for(claim.owner));
+        }
+        let owner = self.other_holder(&claim.name)?.and_then(|(owner, _)| owner);
+        Ok(self.process == process::this() && owner == Some(claim.owner))
     }
 
     /// Refuses: a lock of the kernel's cannot outlive its processes.
@@ -907,7 +913,7 @@ impl Store for FileLockStore {
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let holds = || self.holds(claim);
+        let holds = || self.may_hold(claim);
         if self.queue.lost(&self.directory, claim, at_most, holds) {
             Waited::Done
         } else {

@@ -275,7 +275,8 @@ fn are_granted(claims: &[Claim; 3], stores: &[&dyn Store; 3]) -> Result<(), Stor
     };
     fences.insert(fence);
     let holder = stores[1].inspect(name)?.expect("a holder");
-    assert_eq!((holder.owner, holder.fence), (Some(first.owner), fence));
+    assert_eq!(holder.fence, fence);
+    assert!(stores[1].holds(first, fence)?);
     let mut waiting = vec![(stores[1], second), (stores[2], third)];
     for (store, claim) in &waiting {
         assert!(!store.acquire(claim)?.is_granted());

@@ -244,7 +244,7 @@ impl LeaseFileStore {
 
     /// [`Store::lost`], for a task.
     pub(crate) async fn awaited_loss(&self, claim: &Claim) {
-        let holds = || self.holds(claim);
+        let holds = || self.may_hold(claim);
         self.queue.awaited_loss(&self.directory, claim, holds).await;
     }
 
@@ -255,7 +255,7 @@ impl LeaseFileStore {
     }
 
     /// Whether the record says that the lease of `claim` is held, or cannot be read now.
-    pub(crate) fn holds(&self, claim: &Claim) -> bool {
+    pub(crate) fn may_hold(&self, claim: &Claim) -> bool {
         let file = loop {
             match self.directory.take(&claim.name) {
                 // The file was replaced: open the new one.
@@ -480,6 +480,22 @@ impl LeaseFileStore {
         self.grants().get(name).is_some_and(|grant| {
             grant.owner == record.owner && grant.fence == record.fence && grant.lives()
         })
+    }
+
+    /// Returns the record under which `name` is held now.
+    fn held_record(&self, name: &Name) -> Result<Option<HeldRecord>, StoreError> {
+        let found = self.with_record(name, Which::There, |lease, view| match view.record {
+            Some(record) => Ok(match lease.state(&record)? {
+                State::Held { remaining } => Some(HeldRecord { record, remaining }),
+                State::Zombie if self.zombies == Zombies::Wait => Some(HeldRecord {
+                    record,
+                    remaining: Some(Duration::ZERO),
+                }),
+                State::Free | State::Zombie => None,
+            }),
+            None => Ok(None),
+        })?;
+        Ok(found.flatten())
     }
 
     /// Returns whether the lease in `record` is bound to a process that this one was forked from, as
@@ -988,21 +1004,15 @@ impl Store for LeaseFileStore {
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let found = self.with_record(name, Which::There, |lease, view| match view.record {
-            Some(record) => Ok(match lease.state(&record)? {
-                // The child must not act with its parent's owner token.
-                State::Held { remaining } => Some(Holder {
-                    owner: (!self.is_parents(name, &record)).then_some(record.owner),
-                    ..holder(&record, remaining)
-                }),
-                State::Zombie if self.zombies == Zombies::Wait => {
-                    Some(holder(&record, Some(Duration::ZERO)))
-                }
-                State::Free | State::Zombie => None,
-            }),
-            None => Ok(None),
-        })?;
-        Ok(found.flatten())
+        let found = self.held_record(name)?;
+        Ok(found.map(|held| holder(&held.record, held.remaining)))
+    }
+
+    fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        let found = self.held_record(&claim.name)?;
+        Ok(found.is_some_and(|HeldRecord { record, .. }| {
+            record.owner == claim.owner && !self.is_parents(&claim.name, &record)
+        }))
     }
 
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
@@ -1040,7 +1050,7 @@ impl Store for LeaseFileStore {
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let holds = || self.holds(claim);
+        let holds = || self.may_hold(claim);
         if self.queue.lost(&self.directory, claim, at_most, holds) {
             Waited::Done
         } else {
@@ -1072,6 +1082,12 @@ impl fmt::Debug for LeaseFileStore {
     }
 }
 
+/// A record under which a lock is held now, and for how much longer.
+struct HeldRecord {
+    record: Arc<Record>,
+    remaining: Option<Duration>,
+}
+
 pub(super) fn granted(record: &Record) -> Reply {
     Reply::Granted {
         fence: Fence::new(record.fence),
@@ -1080,7 +1096,6 @@ pub(super) fn granted(record: &Record) -> Reply {
 
 pub(super) fn holder(record: &Record, remaining: Option<Duration>) -> Holder {
     Holder {
-        owner: Some(record.owner),
         fence: Fence::new(record.fence),
         since: Some(record.since_wall),
         remaining,

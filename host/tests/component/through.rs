@@ -81,7 +81,6 @@ macro_rules! calls {
             fn holder(&mut self, lock: LockHandle) -> Said<Option<Holder>> {
                 let holder = $wait(self.holder(lock))?;
                 Ok(holder.map(|holder| Holder {
-                    owner: holder.owner.map(|owner| owner.parse().expect("an owner")),
                     fence: holder.fencing_token.and_then(Fence::new),
                     since: None,
                     remaining: holder.remaining.map(Duration::from_nanos),

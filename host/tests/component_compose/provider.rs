@@ -97,7 +97,6 @@ impl Store for Provider {
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         let holder = self.ask(|store, wasm| store.call_inspect(wasm, name.as_str()))?;
         Ok(holder.map(|holder| Holder {
-            owner: holder.owner.map(|owner| owner.parse().expect("an owner")),
             fence: holder.fencing_token.and_then(Fence::new),
             since: None,
             remaining: holder.remaining.map(instances::length),

@@ -123,8 +123,8 @@ export class CommandStore {
       this.#fences.delete(name)
       return fence
     }
-    const { holder } = await this.#served().ask('inspect', { name: key })
-    return holder?.owner === ownerOf(owner) ? holder.fencing_token : null
+    const { holder } = await this.#served().ask('inspect', { name: key, owner: ownerOf(owner) })
+    return holder?.mine === true ? holder.fencing_token : null
   }
 
   async wait(key, atMost, signal, owner) {

@@ -58,8 +58,6 @@ export interface Lease {
 
 /** Who holds a lock. */
 export interface Holder {
-  /** 32 hexadecimal digits, drawn for each acquisition; `null` when the store does not tell. */
-  owner: string | null
   /** The fencing token of what is held; `null` when the store does not tell. */
   fence: bigint | null
   /** How much of the lease is left, in milliseconds; `null` when it does not end, or is not told. */

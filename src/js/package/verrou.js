@@ -228,9 +228,9 @@ export class Lock {
     assertUsable()
     const holder = await this.#core.holder()
     if (holder === undefined) return null
-    const { owner = null, fence = null, remaining = null } = holder
+    const { fence = null, remaining = null } = holder
     holder.free()
-    return { owner, fence, remaining }
+    return { fence, remaining }
   }
 
   serialize() {

@@ -10,9 +10,7 @@ export interface WebStoreOptions {
 export interface HeldLock {
   /** The lock's name. */
   key: string
-  /** 32 hexadecimal digits, drawn for each acquisition. */
-  owner: string
-  /** The fencing token. */
+  /** The fencing token, which identifies the grant. */
   fence: number
   /** When it was acquired, in milliseconds since 1970 (UTC). */
   since: number

@@ -149,7 +149,7 @@ class WebStore {
     const living = new Set(held.map((lock) => lock.name))
     return records
       .filter((record) => isHeld(record) && (record.client === null || living.has(record.client)))
-      .map(({ key, owner, fence, since, ends }) => ({ key, owner, fence, since, ends }))
+      .map(({ key, fence, since, ends }) => ({ key, fence, since, ends }))
   }
 
   close() {

@@ -269,12 +269,21 @@ impl Store for Liar {
         Store::evict(&self.truth, name, only)
     }
 
+    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        match self.lie {
+            Lie::ErrsAtInspections | Lie::InspectsAnother | Lie::InspectsNonsense => {
+                let holder = self.inspect(&claim.name)?;
+                Ok(holder.is_some_and(|holder| fence.is_some() && holder.fence == fence))
+            }
+            _ => Store::holds(&self.truth, claim, fence),
+        }
+    }
+
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         self.called();
         match self.lie {
             Lie::ErrsAtInspections => Err(temporary()),
             Lie::InspectsAnother => Ok(Some(Holder {
-                owner: Some(Owner::from_bytes([9; 16])),
                 fence: Some(Fence::FIRST),
                 since: None,
                 remaining: None,
@@ -282,7 +291,6 @@ impl Store for Liar {
                 detached: false,
             })),
             Lie::InspectsNonsense => Ok(Some(Holder {
-                owner: None,
                 fence: Fence::new(u64::MAX),
                 since: Some(Duration::MAX),
                 remaining: Some(Duration::MAX),

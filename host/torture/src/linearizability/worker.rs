@@ -90,7 +90,24 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
     }
 }
 
-fn run(script: &Script, store: &impl Store) -> Result<()> {
+/// A store that shows the owner of a grant as its label, so that other workers can act for that owner.
+trait Labelled: Store {
+    fn label(&self, text: &str);
+}
+
+impl Labelled for LeaseFileStore {
+    fn label(&self, text: &str) {
+        self.set_label(Some(text));
+    }
+}
+
+impl Labelled for FileLockStore {
+    fn label(&self, text: &str) {
+        self.set_label(Some(text));
+    }
+}
+
+fn run(script: &Script, store: &impl Labelled) -> Result<()> {
     let mut worker = Worker {
         log: Log::new(&script.log)?,
         store,
@@ -126,7 +143,7 @@ struct Worker<'a, S> {
     random: Rng,
 }
 
-impl<S: Store> Worker<'_, S> {
+impl<S: Labelled> Worker<'_, S> {
     fn step(&mut self) -> Result<()> {
         let at = self.random.usize(..self.names.len());
         let roll = self.random.u8(..100);
@@ -227,6 +244,7 @@ impl<S: Store> Worker<'_, S> {
     }
 
     fn acquire(&mut self, at: usize, claim: &Claim) -> Result<bool> {
+        self.store.label(&number_of(claim.owner).to_string());
         let asked = Asked::Acquire {
             owner: number_of(claim.owner),
             is_ephemeral: claim.ephemeral,
@@ -286,7 +304,7 @@ impl<S: Store> Worker<'_, S> {
             Ok(match store.inspect(&name)? {
                 None => Reply::Free,
                 Some(holder) => Reply::Held {
-                    owner: holder.owner.map(number_of),
+                    owner: holder.process.and_then(|it| it.command.parse().ok()),
                     fence: holder.fence.map(Fence::get),
                 },
             })
