@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use js_sys::Reflect;
+use js_sys::{Object, Reflect};
 use send_wrapper::SendWrapper;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
@@ -100,7 +100,15 @@ fn message(thrown: &JsValue) -> String {
         .unwrap_or_else(|| "what was thrown is no error".into())
 }
 
-/// What is called `name` in `value`: nothing, where that cannot be asked.
+/// Returns what is called `name` in `value`; nothing where that cannot be read, or where every object
+/// has the same, because some code has written to `Object.prototype`.
 pub(super) fn property(value: &JsValue, name: &str) -> JsValue {
-    Reflect::get(value, &name.into()).unwrap_or_default()
+    let name = name.into();
+    let found = Reflect::get(value, &name).unwrap_or_default();
+    let every_object = Object::get_prototype_of(&Object::new());
+    let common = Reflect::get(&every_object, &name).unwrap_or_default();
+    if Object::is(&found, &common) {
+        return JsValue::UNDEFINED;
+    }
+    found
 }

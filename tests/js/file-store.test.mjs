@@ -127,6 +127,20 @@ test('a lease is taken, looked at, extended and given back', options, async (t) 
   await assert.rejects(two.delete('x', other), NOT_OWNER)
 })
 
+test('owners and keys with spaces are told apart', options, async (t) => {
+  const { open, verrou } = await place(t)
+  const store = open()
+  const pairs = [['a b', 'c'], ['a', 'b c'], ['["a', 'b"]'], ['1', '0 x'], ['1 0', 'x']]
+  for (const [owner, key] of pairs) assert.equal(await store.save(key, owner, HOUR), true)
+  const fences = []
+  for (const [owner, key] of pairs) {
+    const fence = await store.fence(key, owner)
+    assert.equal(fence, JSON.parse(await verrou('show', '--name', key, '--json')).fence, `${owner}, ${key}`)
+    fences.push(fence)
+  }
+  assert.equal(new Set(fences).size, pairs.length)
+})
+
 test('the owner token is told to nobody', options, async (t) => {
   const { open, verrou } = await place(t)
   const [one, two] = [open(), open()]

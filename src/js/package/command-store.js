@@ -8,6 +8,8 @@
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 
+import { own, pairOf } from './options.js'
+
 const GREETING = { protocol: 'verrou serve', version: 1 }
 
 /** What can be asked, and of what kind the answer is. */
@@ -62,7 +64,8 @@ export class CommandStore {
   #closed = false
 
   /** The store that `args` and the variables of `env` tell the command of. */
-  constructor(args, env, { command, idle = IDLE, label }) {
+  constructor(args, env, options) {
+    const { command = ofEnvironment() || 'verrou', idle = IDLE, label } = own(options)
     if (!(idle >= 0)) throw new TypeError('`idle` is a number of milliseconds')
     if (label !== undefined) {
       if (typeof label !== 'string') throw new TypeError('`label` is text')
@@ -70,7 +73,7 @@ export class CommandStore {
     }
     this.#start = () => {
       if (this.#closed) throw new CommandStoreError('this store is closed')
-      return new Served(command ?? (process.env.VERROU_COMMAND || 'verrou'), args, env, idle)
+      return new Served(command, args, env, idle)
     }
     this.#waits = new Waits(this.#start)
   }
@@ -187,7 +190,12 @@ export class CommandStore {
 
 /** What is kept for an owner at a key goes by this. */
 function placeOf(key, owner) {
-  return `${owner} ${key}`
+  return pairOf(owner, key)
+}
+
+/** Returns the command that the environment names. */
+function ofEnvironment() {
+  return own(process.env).VERROU_COMMAND
 }
 
 function claim(key, owner, ttl) {
@@ -246,13 +254,14 @@ class Served {
     })
     this.#timer = setTimeout(() => this.#unused(), Math.min(idle, LONGEST_TIMER)).unref()
     try {
-      this.#child = spawn(command, ['serve', ...args], {
-        env: { ...process.env, ...env },
+      const options = {
+        env: own({ ...process.env, ...env }),
         // Ctrl-C in the terminal is not for it: it is needed to give locks back.
         detached: true,
         stdio: 'pipe',
         windowsHide: true,
-      })
+      }
+      this.#child = spawn(command, ['serve', ...args], own(options))
     } catch (error) {
       // The caller is not told in the middle of its question.
       process.nextTick(() => this.#over(this.#unstarted(error)))
@@ -343,7 +352,7 @@ class Served {
     if (this.#why !== undefined) return
     let answer
     try {
-      answer = Object(JSON.parse(line))
+      answer = own(JSON.parse(line))
     } catch {
       return this.#misunderstood(line)
     }

@@ -7,6 +7,7 @@ import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import { CommandStore, CommandStoreError } from './command-store.js'
+import { own } from './options.js'
 
 export { CommandStoreError }
 
@@ -15,7 +16,8 @@ export function fileStore(dir, options = {}) {
 }
 
 class FileStore extends CommandStore {
-  constructor(dir, { group, anyFileSystem = false, ...options }) {
+  constructor(dir, options) {
+    const { group, anyFileSystem = false } = own(options)
     const folder = dir instanceof URL ? fileURLToPath(dir) : dir
     if (typeof folder !== 'string' || folder === '') {
       throw new TypeError('a file store needs the path of a folder')

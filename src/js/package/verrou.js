@@ -1,5 +1,6 @@
 import { Lock as CoreLock, Retry, Store } from './core/verrou.js'
 import { assertUsable, errors } from './errors.js'
+import { hasMethod, own } from './options.js'
 
 const METHODS = ['save', 'delete', 'forceDelete', 'exists', 'extend']
 
@@ -20,7 +21,7 @@ export function memoryStore() {
 export function coreStore(store) {
   const known = inCore.get(store)
   if (known !== undefined) return known
-  const missing = METHODS.filter((method) => typeof store?.[method] !== 'function')
+  const missing = METHODS.filter((method) => !hasMethod(store, method))
   if (missing.length > 0) {
     throw new errors.E_INVALID_STORE(
       `a store is an object with the methods ${METHODS.join(', ')}: this one lacks ${missing.join(', ')}`
@@ -33,7 +34,8 @@ export function coreStore(store) {
 
 function policy(base, retry) {
   if (retry === undefined) return base
-  return base.with(retry.attempts, retry.delay, retry.maxDelay, retry.timeout)
+  const { attempts, delay, maxDelay, timeout } = own(retry)
+  return base.with(attempts, delay, maxDelay, timeout)
 }
 
 /** Waits for what `ask` asks, which is given a promise of the abortion; throws the signal's reason. */
@@ -44,7 +46,7 @@ async function unlessAborted(signal, ask) {
   const aborted = new Promise((resolve) => {
     abort = () => resolve()
   })
-  signal.addEventListener('abort', abort, { once: true })
+  signal.addEventListener('abort', abort, own({ once: true }))
   try {
     const held = await ask(aborted)
     if (held === undefined) throw signal.reason
@@ -167,8 +169,9 @@ export class Lock {
     if (options === undefined) {
       await this.#core.acquire(this.#retry, false)
     } else {
-      const retry = policy(this.#retry, options.retry)
-      await unlessAborted(options.signal, (aborted) => this.#core.acquire(retry, false, aborted))
+      const { retry: wanted, signal } = own(options)
+      const retry = policy(this.#retry, wanted)
+      await unlessAborted(signal, (aborted) => this.#core.acquire(retry, false, aborted))
     }
     this.#disposable = true
     return this
@@ -183,9 +186,10 @@ export class Lock {
 
   async run(callback, options = {}) {
     assertUsable()
-    const retry = policy(this.#retry, options.retry)
+    const { retry: wanted, signal, renew = false } = own(options)
+    const retry = policy(this.#retry, wanted)
     const hold = (aborted) => this.#core.acquire(retry, true, aborted)
-    return during(await unlessAborted(options.signal, hold), callback, options)
+    return during(await unlessAborted(signal, hold), callback, renew)
   }
 
   async runImmediately(callback, options = {}) {
@@ -251,7 +255,7 @@ export class Lock {
 }
 
 /** Does the work, then gives the lock back: what either threw is kept. */
-async function during(held, callback, { renew = false }) {
+async function during(held, callback, renew) {
   const lease = new Lease(held)
   if (renew) Lease.renew(lease)
   let value, failure
@@ -283,7 +287,7 @@ export class LockFactory {
   constructor(store, options = {}) {
     assertUsable()
     this.#store = coreStore(store)
-    this.#retry = policy(new Retry(), options.retry)
+    this.#retry = policy(new Retry(), own(options).retry)
   }
 
   createLock(name, ttl) {
@@ -302,7 +306,8 @@ export class Verrou {
   #factories = new Map()
 
   constructor(config) {
-    const { default: byDefault, stores } = config ?? {}
+    config = own(config)
+    const { default: byDefault, stores } = config
     if (stores === null || typeof stores !== 'object') {
       throw new errors.E_INVALID_STORE('`stores` is an object with a store for each name')
     }
@@ -338,6 +343,6 @@ export class Verrou {
 
 /** A store, or what Verrou's configuration has around it. */
 function driver(configured) {
-  const store = configured?.driver ?? configured
-  return typeof store?.factory === 'function' ? store.factory() : store
+  const store = own(configured).driver ?? configured
+  return hasMethod(store, 'factory') ? store.factory() : store
 }

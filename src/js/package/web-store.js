@@ -4,6 +4,7 @@
  * may be free, by a BroadcastChannel.
  */
 import { errors } from './errors.js'
+import { own, pairOf } from './options.js'
 
 const TABLE = 'locks'
 
@@ -26,7 +27,8 @@ class WebStore {
   #end
   #closed = false
 
-  constructor({ name = 'verrou' } = {}) {
+  constructor(options) {
+    const { name = 'verrou' } = own(options)
     assertPresent()
     this.#name = name
     this.#channel = new BroadcastChannel(`verrou:${name}`)
@@ -54,7 +56,7 @@ class WebStore {
         return { put: granted, answer: { fence: granted.fence } }
       })
       if (fence !== undefined) {
-        this.#granted.set(owner, fence)
+        this.#granted.set(pairOf(owner, key), fence)
         return true
       }
       if (holder === null || (await this.#lives(holder))) return false
@@ -63,7 +65,7 @@ class WebStore {
   }
 
   async delete(key, owner) {
-    this.#granted.delete(owner)
+    this.#granted.delete(pairOf(owner, key))
     const held = await this.#step(key, (record) =>
       record.owner === owner ? { put: freed(record), answer: isHeld(record) } : { answer: false }
     )
@@ -93,8 +95,9 @@ class WebStore {
   }
 
   fence(key, owner) {
-    const fence = this.#granted.get(owner)
-    this.#granted.delete(owner)
+    const grant = pairOf(owner, key)
+    const fence = this.#granted.get(grant)
+    this.#granted.delete(grant)
     return fence ?? null
   }
 
@@ -122,7 +125,7 @@ class WebStore {
       })
       const end = () => over.abort()
       if (signal.aborted) return end()
-      signal.addEventListener('abort', end, { once: true })
+      signal.addEventListener('abort', end, own({ once: true }))
       over.signal.addEventListener('abort', () => signal.removeEventListener('abort', end))
     })
     try {
@@ -133,7 +136,7 @@ class WebStore {
       const waits = [woken]
       if (record.client !== null && record.client !== this.#client) {
         // Granted when whoever holds it is gone.
-        const options = { mode: 'shared', signal: over.signal }
+        const options = own({ mode: 'shared', signal: over.signal })
         waits.push(navigator.locks.request(record.client, options, () => {}).catch(() => woken))
       }
       await Promise.race(waits)
@@ -171,7 +174,7 @@ class WebStore {
     this.#assertOpen()
     this.#opening ??= new Promise((resolve, reject) => {
       const request = indexedDB.open(`verrou:${this.#name}`, 1)
-      request.onupgradeneeded = () => request.result.createObjectStore(TABLE, { keyPath: 'key' })
+      request.onupgradeneeded = () => request.result.createObjectStore(TABLE, own({ keyPath: 'key' }))
       request.onsuccess = () => {
         this.#database = request.result
         // Another version of this wants to change it, or somebody deletes it.
@@ -191,7 +194,7 @@ class WebStore {
     this.#assertOpen()
     this.#living ??= new Promise((resolve, reject) => {
       const client = `verrou:${this.#name}:${crypto.randomUUID()}`
-      const held = navigator.locks.request(client, () => {
+      const held = navigator.locks.request(client, own({ mode: 'exclusive' }), () => {
         this.#client = client
         resolve(client)
         return new Promise((end) => {

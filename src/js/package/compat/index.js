@@ -1,5 +1,6 @@
 import { Lock as CoreLock, Retry } from '../core/verrou.js'
 import { assertUsable } from '../errors.js'
+import { hasMethod, own } from '../options.js'
 import { millis, ttlOf } from './duration.js'
 import {
   E_LOCK_NOT_OWNED,
@@ -21,7 +22,8 @@ const MOST_ATTEMPTS = 2 ** 32 - 1
 
 const FOR_EVER = new Retry()
 
-function policy(base, { attempts, delay, timeout } = {}) {
+function policy(base, retry) {
+  const { attempts, delay, timeout } = own(retry)
   const most = Number.isInteger(attempts) && attempts > MOST_ATTEMPTS ? Infinity : attempts
   return inOurWords(() => base.with(most, pause(delay), undefined, limit(timeout)))
 }
@@ -80,8 +82,8 @@ export class Lock {
     this.#key = key
     this.#store = lockStore
     this.#ttl = ttlOf(ttl ?? null)
-    this.#policy = config instanceof Resolved ? config.policy : policy(FOR_EVER, config?.retry)
-    this.#logger = config?.logger ?? SILENT
+    this.#policy = config instanceof Resolved ? config.policy : policy(FOR_EVER, own(config).retry)
+    this.#logger = own(config).logger ?? SILENT
     this.#isGiven = owner !== undefined && owner !== null
     if (this.#isGiven) {
       this.#expirationTime = instant(expirationTime)
@@ -101,7 +103,7 @@ export class Lock {
     assertUsable()
     const owner = this.getOwner()
     // In a store whose leases end with their process, this one is not to do so any more.
-    if (typeof this.#store.detach === 'function' && this.#latest.owner !== undefined) {
+    if (hasMethod(this.#store, 'detach') && this.#latest.owner !== undefined) {
       inOurWords(() => this.#latest.serialize(false))
     }
     const expirationTime = this.#latest.remaining() === undefined ? null : this.#expirationTime
@@ -109,7 +111,8 @@ export class Lock {
   }
 
   async acquire(options) {
-    const retry = options?.retry === undefined ? this.#policy : policy(this.#policy, options.retry)
+    const wanted = own(options).retry
+    const retry = wanted === undefined ? this.#policy : policy(this.#policy, wanted)
     return this.#acquire(retry, false, 'Lock acquired')
   }
 
@@ -257,14 +260,16 @@ export class LockFactory {
   constructor(store, options = {}) {
     coreStore(store)
     this.#store = store
-    this.#config = new Resolved(policy(FOR_EVER, options.retry), ours(options.logger))
+    const { retry, logger } = own(options)
+    this.#config = new Resolved(policy(FOR_EVER, retry), ours(logger))
   }
 
   createLock(name, ttl = DEFAULT_TTL) {
     return new Lock(name, this.#store, this.#config, undefined, ttlOf(ttl))
   }
 
-  restoreLock({ key, owner, ttl, expirationTime }) {
+  restoreLock(serialized) {
+    const { key, owner, ttl, expirationTime } = own(serialized)
     if (owner === undefined || owner === null) {
       throw new InvalidArgumentsException('What is to be restored has no owner')
     }
@@ -278,8 +283,8 @@ export class Verrou {
   #factories = new Map()
 
   constructor(config) {
-    this.#config = config
-    this.#logger = ours(config.logger)
+    this.#config = own(config)
+    this.#logger = ours(this.#config.logger)
   }
 
   use(store) {
@@ -292,7 +297,7 @@ export class Verrou {
       const names = Object.keys(stores).join(', ')
       throw new InvalidArgumentsException(`No store is called \`${name}\`: there are ${names}`)
     }
-    const factory = new LockFactory(stores[name].driver.factory(), { logger: this.#logger })
+    const factory = new LockFactory(own(stores[name]).driver.factory(), { logger: this.#logger })
     this.#factories.set(name, factory)
     return factory
   }

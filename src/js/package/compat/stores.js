@@ -3,6 +3,7 @@
 import 'verrou-wasm'
 
 import { Lock as CoreLock, Retry, Store } from '../core/verrou.js'
+import { hasMethod } from '../options.js'
 import { coreStore as storeOf } from '../verrou.js'
 import { E_LOCK_NOT_OWNED, InvalidArgumentsException, inOurWords } from './errors.js'
 import { ttlOf } from './duration.js'
@@ -129,7 +130,7 @@ class NotReentrant {
     this.#store = store
     // The core looks which of these are there.
     for (const method of ['fence', 'wait', 'detach']) {
-      if (typeof store[method] === 'function') this[method] = (...args) => store[method](...args)
+      if (hasMethod(store, method)) this[method] = (...args) => store[method](...args)
     }
   }
 
@@ -211,14 +212,14 @@ export class OwnedStore {
   /** `grant` is the core's owner of what is held already. */
   constructor(store, owner, grant) {
     // Those that wait are this package's; those of `@verrou/core` refuse by themselves.
-    this.#store = typeof store.wait === 'function' ? refusing(store) : store
+    this.#store = hasMethod(store, 'wait') ? refusing(store) : store
     this.#owner = owner
     this.#grant = grant
-    if (typeof store.fence === 'function') this.fence = (key) => store.fence(key, owner)
-    if (typeof store.wait === 'function') {
+    if (hasMethod(store, 'fence')) this.fence = (key) => store.fence(key, owner)
+    if (hasMethod(store, 'wait')) {
       this.wait = (key, atMost, signal) => store.wait(key, atMost, signal)
     }
-    if (typeof store.detach === 'function') {
+    if (hasMethod(store, 'detach')) {
       this.detach = (key, grant) => {
         this.#assertGrant(grant)
         return store.detach(key, owner)

@@ -1,0 +1,53 @@
+/** Code that writes to `Object.prototype` changes nothing of what the package does. */
+import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+
+process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))
+
+/** Every name that the package reads of what it is passed, and of what the command answers. */
+const NAMES = [
+  // Options.
+  'anyFileSystem', 'attempts', 'command', 'default', 'delay', 'driver', 'factory', 'group', 'idle', 'label',
+  'logger', 'maxDelay', 'name', 'renew', 'retry', 'signal', 'stores', 'timeout',
+  // Methods that a store need not have, and members of errors.
+  'detach', 'fence', 'giveUp', 'wait', 'code', 'temporary',
+  // Serialized locks, answers, and the environment.
+  'expirationTime', 'owner', 'ttl', 'error', 'granted', 'holder', 'mine', 'queued', 'refused', 'renewed', 'waited',
+  'VERROU_COMMAND', 'VERROU_STORE',
+  // Options of what the package calls.
+  'argv0', 'cwd', 'env', 'shell',
+]
+
+const folder = await mkdtemp(join(tmpdir(), 'verrou-'))
+after(() => rm(folder, { recursive: true }))
+
+/** What came of all functions, with `name` written to `Object.prototype`, or nothing. */
+async function used(...name) {
+  const script = fileURLToPath(new URL('polluted.mjs', import.meta.url))
+  const { stdout } = await promisify(execFile)(process.execPath, [script, join(folder, 'locks'), ...name])
+  return JSON.parse(stdout)
+}
+
+const clean = await used()
+
+test('the functions do something', () => {
+  const of = new Map(clean.map(([what, ...said]) => [what, said]))
+  assert.deepEqual(of.get('memory runs'), ['done'])
+  assert.deepEqual(of.get('plain runs'), ['done'])
+  assert.deepEqual(of.get('compat runs')?.[0], [true, 'done'])
+  assert.deepEqual(of.get('files save'), [true])
+  assert.deepEqual(of.get('files refuse'), [false])
+  assert.equal(of.get('memory is refused')[1], 'E_LOCK_TIMEOUT')
+})
+
+for (const name of NAMES) {
+  test(`nothing is read from a polluted Object.prototype.${name}`, { timeout: 120_000 }, async () => {
+    assert.deepEqual(await used(name), clean)
+  })
+}
