@@ -258,7 +258,7 @@ fn a_files_holder_is_shown() {
     let holder = Started::new(&mut run_file(&place, OsStr::new("app.lock"), &[], script));
     place.pid();
     let shown = show();
-    assert!(stdout(&shown).contains("exec sleep 1000"), "{shown:?}");
+    assert!(stdout(&shown).contains("(sh)"), "{shown:?}");
     assert!(stdout(&shown).contains("fence 1"), "{shown:?}");
     let shown = ends_with(
         &mut place.verrou(["show", "--json", "--file", "app.lock"]),

@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use common::{KINDS, Place, ends_with, stderr, stdout};
+use common::{KINDS, Place, Started, code, ends_with, stderr, stdout};
 use serde_json::{Value, json};
 use verrou::{Claim, Name, Owner, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl};
@@ -29,7 +31,7 @@ fn detached_lease_is_described_as_such() {
         let taker = format!("held by a detached lease, acquired by process {taker} on ");
         assert!(text.contains(&taker), "{text}");
         assert!(
-            text.contains("(verrou acquire k)") && text.contains(" ago, fence 1"),
+            text.contains("(verrou acquire)") && text.contains(" ago, fence 1"),
             "{text}"
         );
         assert!(text.contains("its lease lasts 59m"), "{text}");
@@ -136,4 +138,64 @@ fn programs_can_label_their_grants() {
             assert_eq!(shown(&place, name)["process"]["command"], said);
         }
     }
+}
+
+/// Returns all bytes of all files in the directory of the store.
+fn recorded(place: &Place) -> String {
+    let files = fs::read_dir(place.locks()).unwrap();
+    let texts = files.map(|entry| fs::read(entry.unwrap().path()).unwrap());
+    texts
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .collect()
+}
+
+#[test]
+fn arguments_are_not_recorded() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let script = "echo $$ > pid; until test -e end; do sleep 0.01; done";
+        let arguments = ["run", "k", "--", "/bin/sh", "-c", script, "sh", "-pSECRET"];
+        let holder = Started::new(&mut place.verrou(arguments));
+        place.pid();
+        assert_eq!(shown(&place, "k")["process"]["command"], "sh");
+        for words in [&["show", "k"][..], &["list"], &["list", "--json"]] {
+            let output = ends_with(&mut place.verrou(words), 0);
+            assert!(!stdout(&output).contains("SECRET"), "{output:?}");
+        }
+        let refused = ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+        assert!(stderr(&refused).contains("(sh)"), "{refused:?}");
+        assert!(!recorded(&place).contains("SECRET"));
+        fs::write(place.path("end"), "").unwrap();
+        assert_eq!(code(&holder.end()), 0);
+        assert!(!recorded(&place).contains("SECRET"));
+
+        // A program that uses the library.
+        let store = AnyStore::open(&place.store().parse().unwrap(), &StoreOptions::default());
+        let claim = Claim {
+            name: Name::new("k").unwrap(),
+            owner: Owner::from_bytes([7; 16]),
+            ttl: Ttl::DEFAULT,
+            ephemeral: true,
+        };
+        let store = store.unwrap();
+        assert!(store.acquire(&claim).unwrap().is_granted());
+        let program = std::env::args_os().next().unwrap();
+        let name = Path::new(&program).file_name().unwrap().to_str().unwrap();
+        assert_eq!(shown(&place, "k")["process"]["command"], name);
+    }
+}
+
+#[test]
+fn program_that_locks_a_file_is_shown_without_its_arguments() {
+    let place = Place::new("file");
+    let path = place.path("data");
+    fs::write(&path, "").unwrap();
+    let script = "echo $$ > pid; exec sleep 1000";
+    let mut flock = Command::new("flock");
+    let flock = flock.args(["data", "sh", "-c", script, "sh", "-pSECRET"]);
+    let _holder = Started::new(flock.current_dir(place.path("")));
+    place.pid();
+    let output = ends_with(&mut place.verrou(["show", "--file", "data"]), 0);
+    assert!(stdout(&output).contains("(flock)"), "{output:?}");
+    assert!(!stdout(&output).contains("SECRET"), "{output:?}");
 }

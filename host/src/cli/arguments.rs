@@ -5,7 +5,7 @@
     reason = "these comments are the help, which is plain text"
 )]
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ Examples:
       Gives up at once when the lock is taken, with exit code 75.
   verrou run --file /var/lock/app.lock -- ./deploy
       Excludes, and is excluded by, every program that uses flock(1) on that file.
-  lock=$(verrou acquire deploy --ttl 10m)
-  verrou extend --ttl 10m \"$lock\"; verrou release \"$lock\"
+  export VERROU_LOCK; VERROU_LOCK=$(verrou acquire deploy --ttl 10m)
+  verrou extend --ttl 10m; verrou release
       Takes a lock that outlives the command, and gives it back later, from anywhere.
   verrou list; verrou show backup; verrou force-release backup
       Who holds what, and how to end it.
@@ -303,7 +303,7 @@ pub(crate) struct Taking {
     /// them to end
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     zombie: Zombie,
-    /// Label of the holder, shown by `show` and `list` instead of the command line
+    /// Label of the holder, shown by `show` and `list` instead of the program's name
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
     /// Ends with N instead of 75 when the lock was not acquired in time
@@ -327,9 +327,12 @@ impl Taking {
         })
     }
 
-    /// Returns the label of the holder: the given one, or else `command`.
-    pub(crate) fn described(&self, command: String) -> String {
-        self.label.clone().unwrap_or(command)
+    /// Returns the label of the holder: the given one, or else the name of `program`. Arguments may be
+    /// secret, and records outlive their locks.
+    pub(crate) fn described(&self, program: &OsStr) -> String {
+        let name = || Path::new(program).file_name().unwrap_or(program);
+        let label = self.label.clone();
+        label.unwrap_or_else(|| name().to_string_lossy().into_owned())
     }
 
     pub(crate) fn zombies(&self) -> Zombies {
@@ -390,7 +393,8 @@ pub(crate) struct Release {
 /// A lock as `verrou acquire` prints it.
 #[derive(Args, Debug)]
 pub(crate) struct Serialized {
-    /// What `acquire` printed; `-` reads it from the standard input; without it, VERROU_LOCK
+    /// What `acquire` printed, which others can read as an argument; `-` reads it from the standard input;
+    /// without it, VERROU_LOCK
     #[arg(value_name = "LOCK")]
     pub(crate) text: Option<String>,
 }

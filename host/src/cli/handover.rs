@@ -18,8 +18,7 @@ const LONGEST: u64 = 64 * 1024;
 /// Takes a lock, prints it, and leaves it taken.
 pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
     let name = store::name(wish.name.name())?;
-    let command = format!("verrou acquire {name}");
-    let opened = store::open_to_take(place, &wish.taking, command)?;
+    let opened = store::open_to_take(place, &wish.taking, "verrou acquire")?;
     if !opened.abilities().transfers {
         let name = name.clone();
         return Err(Failure::from(Error::NotSerializable { name })

@@ -59,9 +59,9 @@ impl Default for Ending {
 
 /// Takes the lock, runs the command, gives the lock back; returns what to end with.
 pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
-    let words = wish.command.iter().map(|word| word.to_string_lossy());
+    let label = wish.command.first().map(OsString::as_os_str);
     let options = verrou_host::StoreOptions {
-        command: Some(wish.taking.described(words.collect::<Vec<_>>().join(" "))),
+        command: Some(wish.taking.described(label.unwrap_or_default())),
         zombies: wish.taking.zombies(),
         handed_on: true,
         ..store::options(place)

@@ -127,10 +127,10 @@ pub(crate) fn open_path(
 pub(crate) fn open_to_take(
     place: &Place,
     taking: &Taking,
-    command: String,
+    command: &str,
 ) -> Result<AnyStore, Failure> {
     let options = StoreOptions {
-        command: Some(taking.described(command)),
+        command: Some(taking.described(command.as_ref())),
         zombies: taking.zombies(),
         ..options(place)
     };

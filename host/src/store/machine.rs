@@ -52,7 +52,7 @@ impl Machine {
                 .or_else(|| Some(parent?.time_namespace))
                 .unwrap_or_default(),
             host: host_name(),
-            command: command_line(),
+            command: own_program(),
         }))
     }
 
@@ -67,7 +67,7 @@ impl Machine {
                 is_containers: false,
                 time_namespace: 0,
                 host: host_name(),
-                command: command_line(),
+                command: own_program(),
             })
         })
     }
@@ -103,18 +103,15 @@ impl Machine {
     /// Another process of this machine.
     pub(crate) fn other_process(&self, id: u32) -> Process {
         let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        let words = command
-            .split(|&byte| byte == 0)
-            .map(String::from_utf8_lossy);
-        let command = words.collect::<Vec<_>>().join(" ").trim_end().to_owned();
+        let program = command.split(|&byte| byte == 0).next().unwrap_or_default();
         Process {
             id,
             host: self.host.clone(),
-            command,
+            command: program_name(&String::from_utf8_lossy(program)),
         }
     }
 
-    /// This process, whose number is `id`, and which runs `command`, or what it was started with.
+    /// This process, whose number is `id`, with the label `command`, or the name of its program.
     pub(crate) fn process(&self, id: u32, command: Option<&str>) -> Process {
         Process {
             id,
@@ -124,21 +121,28 @@ impl Machine {
     }
 }
 
-/// This process, which runs `command`, or what it was started with; for stores that need to know nothing
+/// This process, with the label `command`, or the name of its program; for stores that need to know nothing
 /// else of the machine.
 #[cfg(feature = "server")]
 pub(crate) fn this_process(command: Option<&str>) -> Process {
     Process {
         id: crate::process::id(),
         host: host_name(),
-        command: command.map_or_else(command_line, str::to_owned),
+        command: command.map_or_else(own_program, str::to_owned),
     }
 }
 
-/// How this process was started.
-fn command_line() -> String {
-    let words = env::args_os().map(|word| word.to_string_lossy().into_owned());
-    words.collect::<Vec<_>>().join(" ")
+/// Returns the name of this process's program. Its arguments may be secret, and records outlive their
+/// locks.
+fn own_program() -> String {
+    let program = env::args_os().next().unwrap_or_default();
+    program_name(&program.to_string_lossy())
+}
+
+/// Returns the last part of the path `program`.
+fn program_name(program: &str) -> String {
+    let name = program.rsplit(std::path::is_separator).next();
+    name.unwrap_or_default().to_owned()
 }
 
 /// Nothing where the system does not tell such things, or hides them.

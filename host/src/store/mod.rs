@@ -59,8 +59,8 @@ pub struct StoreOptions {
     pub group: Option<String>,
     /// Trusts whatever file system the folder is on.
     pub any_file_system: bool,
-    /// The label of the holder, for people: the command that runs, or the purpose of the lock. The
-    /// default is the command line of this process.
+    /// The label of the holder, for people: the program that runs, or the purpose of the lock. The
+    /// default is the name of this process's program. The label stays in the record after the release.
     pub command: Option<String>,
     /// What to do with a lease that has ended by time while processes of its holder live.
     pub zombies: Zombies,
