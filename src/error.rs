@@ -4,6 +4,7 @@ use alloc::string::String;
 
 use crate::lease::Loss;
 use crate::name::{InvalidName, Name};
+use crate::printable::Printable;
 use crate::retry::InvalidRetry;
 use crate::serialized::InvalidSerializedLock;
 use crate::store::StoreError;
@@ -28,7 +29,7 @@ pub enum Error {
     #[error("invalid ttl")]
     InvalidTtl(#[from] InvalidTtl),
     /// The lease came to an end while its holder counted on it.
-    #[error("the lock `{name}` was lost: {loss}")]
+    #[error("the lock `{}` was lost: {loss}", Printable(.name.as_str()))]
     Lost {
         /// Which lock.
         name: Name,
@@ -38,14 +39,15 @@ pub enum Error {
         source: Option<StoreError>,
     },
     /// The lock is not, or no longer, held by this owner.
-    #[error("the lock `{name}` is not held by this owner")]
+    #[error("the lock `{}` is not held by this owner", Printable(.name.as_str()))]
     NotOwner {
         /// Which lock.
         name: Name,
     },
     /// Leases of this store are tied to the client that took them.
     #[error(
-        "the lock `{name}` cannot be serialized: its store ties a lease to the client that took it"
+        "the lock `{}` cannot be serialized: its store ties a lease to the client that took it",
+        Printable(.name.as_str())
     )]
     NotSerializable {
         /// Which lock.
@@ -55,7 +57,10 @@ pub enum Error {
     #[error("the lock store could not answer")]
     Storage(#[from] StoreError),
     /// Another owner held the lock for as long as was waited.
-    #[error("the lock `{name}` was held by another owner through {attempts} attempt(s)")]
+    #[error(
+        "the lock `{}` was held by another owner through {attempts} attempt(s)",
+        Printable(.name.as_str())
+    )]
     Timeout {
         /// How many attempts counted.
         attempts: u32,
@@ -63,7 +68,7 @@ pub enum Error {
         name: Name,
     },
     /// No store goes by this name.
-    #[error("no store is called `{store}`")]
+    #[error("no store is called `{}`", Printable(.store))]
     UnknownStore {
         /// The name asked for.
         store: String,

@@ -64,6 +64,7 @@ macro_rules! mutant {
 mod mutant;
 #[cfg(feature = "std")]
 mod sync;
+mod printable;
 mod time;
 mod name;
 mod ttl;
@@ -102,6 +103,7 @@ pub use memory::MemoryStore;
 #[doc(hidden)]
 pub use mutant::Mutant;
 pub use name::{InvalidName, Name};
+pub use printable::{Printable, is_hidden};
 pub use renew::{Health, Renew, RenewStep};
 pub use retry::{Backoff, InvalidRetry, Retry};
 pub use serialized::{InvalidSerializedLock, SerializedLock};

@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use crate::claim::{Claim, Fence};
 use crate::name::Name;
+use crate::printable::Printable;
 
 /// A place where leases are recorded, each by one atomic step.
 ///
@@ -319,14 +320,14 @@ pub struct Process {
     pub id: u32,
     /// The machine's name.
     pub host: String,
-    /// What it runs, shortened.
+    /// Its label, shortened: the program that runs, or the purpose of the lock.
     pub command: String,
 }
 
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, host, command } = self;
-        write!(f, "process {id} on {host} ({command})")
+        let (host, command) = (Printable(&self.host), Printable(&self.command));
+        write!(f, "process {} on {host} ({command})", self.id)
     }
 }
 

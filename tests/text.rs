@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use verrou::{
-    Claim, Fence, InvalidName, InvalidOwner, InvalidSerializedLock, InvalidTtl, Lease, Name, Owner,
-    SerializedLock, Timestamp, Ttl,
+    Claim, Error, Fence, InvalidName, InvalidOwner, InvalidSerializedLock, InvalidTtl, Lease, Loss,
+    Name, Owner, Printable, Process, SerializedLock, Timestamp, Ttl,
 };
 
 /// Texts that look a little like durations.
@@ -531,4 +531,89 @@ fn what_is_nested_too_deeply_is_refused() {
         let end = nested(depth).parse::<SerializedLock>();
         assert!(matches!(end, Err(InvalidSerializedLock::Unreadable { .. })));
     }
+}
+
+#[test]
+fn hidden_characters_are_escaped_and_all_others_are_not() {
+    let hidden = [
+        '\0',
+        '\n',
+        '\r',
+        '\t',
+        '\u{1b}',
+        '\u{7f}',
+        '\u{85}',
+        '\u{ad}',
+        '\u{61c}',
+        '\u{180e}',
+        '\u{200b}',
+        '\u{200c}',
+        '\u{200d}',
+        '\u{200e}',
+        '\u{200f}',
+        '\u{2028}',
+        '\u{2029}',
+        '\u{202a}',
+        '\u{202b}',
+        '\u{202c}',
+        '\u{202d}',
+        '\u{202e}',
+        '\u{2060}',
+        '\u{2066}',
+        '\u{2067}',
+        '\u{2068}',
+        '\u{2069}',
+        '\u{3164}',
+        '\u{fe0f}',
+        '\u{feff}',
+        '\u{fff9}',
+        '\u{e0001}',
+        '\u{e0041}',
+        '\u{e0100}',
+    ];
+    for char in hidden {
+        let text = Printable(&format!("a{char}b")).to_string();
+        assert_eq!(text, format!("a{}b", char.escape_default()));
+    }
+    for text in [
+        "",
+        "nightly/backup of ‘web1’",
+        "e\u{301}",
+        "日本語",
+        "עברית",
+        "🔒",
+        r"C:\x",
+    ] {
+        assert_eq!(Printable(text).to_string(), text);
+    }
+}
+
+/// All errors that name a lock do so on one line.
+#[test]
+fn errors_escape_the_name_of_a_lock() {
+    let name: Name = "a\nb\u{202e}\u{200b}c".parse().expect("a name");
+    let errors = [
+        Error::NotOwner { name: name.clone() },
+        Error::NotSerializable { name: name.clone() },
+        Error::Lost {
+            name: name.clone(),
+            loss: Loss::Expired,
+            source: None,
+        },
+        Error::Timeout { attempts: 1, name },
+        Error::UnknownStore {
+            store: "a\nb\u{202e}\u{200b}c".to_owned(),
+        },
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(text.contains(r"`a\nb\u{202e}\u{200b}c`"), "{text}");
+        assert!(!text.contains(verrou::is_hidden), "{text:?}");
+    }
+    let process = Process {
+        id: 7,
+        host: "web\n1".to_owned(),
+        command: "sh\u{202e}".to_owned(),
+    };
+    assert_eq!(process.to_string(), r"process 7 on web\n1 (sh\u{202e})");
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use verrou::{Error, Holder, InvalidSerializedLock, Name};
+use verrou::{Error, Holder, InvalidSerializedLock, Name, Printable, is_hidden};
 use verrou_host::{FenceError, FileError, OpenError};
 
 use super::exit::Exit;
@@ -132,33 +132,16 @@ pub(crate) fn warn(json: bool, what: &str) {
     }
 }
 
-/// `text` without what could do things to a terminal: names and commands are other people's.
+/// Returns `text` with hidden characters escaped, but for the ends of its lines: names and labels are
+/// other people's.
 fn printable(text: &str) -> String {
-    escaped(text, |char| char != '\n' && is_harmful(char))
+    let lines: Vec<_> = text.split('\n').map(one_line).collect();
+    lines.join("\n")
 }
 
 /// Returns `text` as [`printable`] does, on one line.
 pub(crate) fn one_line(text: &str) -> String {
-    escaped(text, is_harmful)
-}
-
-fn escaped(text: &str, is_harmful: impl Fn(char) -> bool) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for char in text.chars() {
-        if is_harmful(char) {
-            safe.extend(char.escape_default());
-        } else {
-            safe.push(char);
-        }
-    }
-    safe
-}
-
-/// Returns whether `char` is a terminal control character, a line break, or a character that changes
-/// the direction of the text.
-fn is_harmful(char: char) -> bool {
-    char.is_control()
-        || matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    Printable(text).to_string()
 }
 
 /// `value` as one line that is JSON, and that can do nothing to a terminal either.
@@ -166,9 +149,11 @@ fn in_json(value: &Value) -> String {
     let text = value.to_string();
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
-        if is_harmful(char) {
-            // Such characters occur only in JSON strings. None has more than four hexadecimal digits.
-            let _ = write!(safe, "\\u{:04x}", u32::from(char));
+        if is_hidden(char) {
+            // Such characters occur only in JSON strings.
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                let _ = write!(safe, "\\u{unit:04x}");
+            }
         } else {
             safe.push(char);
         }
