@@ -25,6 +25,10 @@ export interface HeldLock {
  * fencing token grows for as long as the browser keeps the origin's data; "relaxed" is what
  * IndexedDB promises of power failures.
  *
+ * All scripts of an origin are one user: each can read the records, release and forge them, and steal the Web Lock
+ * that says that a tab lives. The holder's next renewal then fails with `E_LOCK_LOST`, and the next holder has a greater
+ * fencing token unless the records were forged. Other origins can do none of that.
+ *
  * The time is the wall clock's, for tabs share no other: when that is set, leases end sooner or later.
  * Browsers slow the timers of hidden tabs down to one in a minute: renew there with a ttl of some
  * minutes.

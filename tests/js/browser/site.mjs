@@ -29,10 +29,12 @@ export async function open() {
   return {
     context,
     origin,
+    /** The same files at another origin. */
+    elsewhere: origin.replace('127.0.0.1', 'localhost'),
     /** A tab with `locks`, a LockFactory of the web store. */
-    async tab(path = '/') {
+    async tab(path = '/', at = origin) {
       const page = await context.newPage()
-      await page.goto(origin + path)
+      await page.goto(at + path)
       if (path === '/') {
         await page.evaluate(async () => {
           const { LockFactory, errors } = await import('/target/js/browser.js')
