@@ -26,6 +26,7 @@ macro_rules! mutants {
 }
 
 mutants! {
+    AncestorsTrusted
     AnyFileSystem
     AskingAgainRefused
     ChecksumNotChecked
@@ -61,6 +62,8 @@ mutants! {
     LinksFollowed
     LookedOnceAfterNews
     LowerFenceAccepted
+    MadeBellNotExamined
+    MadeFolderNotExamined
     MovedFileBelieved
     MovedNotNoticed
     NameNotCompared
@@ -69,6 +72,7 @@ mutants! {
     NoLivenessByte
     OneSlotOverwritten
     OpenFoldersAccepted
+    OthersFolderLinksFollowed
     OthersTrusted
     PipesWaitedFor
     PlaceKeptByGivingUp
@@ -79,9 +83,11 @@ mutants! {
     ReleasedByAnybody
     RenewedTooLate
     StartIgnored
+    StickyFoldersAccepted
     TimeNamespaceIgnored
     TimeToldByWallClock
     UndoForgotten
+    UnmappedUsersTrusted
     UnlockedByClosingAlone
 }
 

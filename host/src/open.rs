@@ -24,7 +24,7 @@ use crate::server::{Driven, ServerUrl};
 #[cfg(target_os = "linux")]
 use crate::store::Listener;
 use crate::store::{
-    self, BareLockStore, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions,
+    BareLockStore, FileLockStore, LeaseFileStore, Listed, OpenError, StoreOptions, os,
 };
 
 /// The location of a store as one line of text: `lease:DIR` or `file:DIR`, or, with the features for
@@ -139,11 +139,13 @@ impl StoreUrl {
 
     /// Leases (on systems other than Linux, the kernel's locks) in this user's folder for such
     /// things: `$XDG_STATE_HOME/verrou`; without that
-    /// variable `/var/lib/verrou` for root, and `~/.local/state/verrou` for others.
+    /// variable `/var/lib/verrou` for root, and `~/.local/state/verrou` for others. A program that runs
+    /// with more rights than its caller, such as one that is set-user-ID, uses neither variable.
     ///
     /// # Errors
     ///
-    /// [`InvalidStoreUrl::NoHome`] when the environment names none of them.
+    /// [`InvalidStoreUrl::NoHome`] when the environment names none of them, and
+    /// [`InvalidStoreUrl::SecureExecution`] when it must not be used and the user is not root.
     pub fn default_location() -> Result<Self, InvalidStoreUrl> {
         // Elsewhere nothing says when the machine was started.
         let store = if cfg!(target_os = "linux") {
@@ -370,6 +372,13 @@ pub enum InvalidStoreUrl {
          one with --store or VERROU_STORE"
     )]
     NoHome,
+    /// The program is set-user-ID or set-group-ID, or has file capabilities (`AT_SECURE` of
+    /// `getauxval(3)`): its caller chose the environment.
+    #[error(
+        "this program runs with more rights than its caller, so XDG_STATE_HOME and HOME are not used, and \
+         there is no default store; name one with --store or VERROU_STORE"
+    )]
+    SecureExecution,
     /// This program cannot speak to such servers.
     #[error(
         "`{scheme}:` needs a program that is built with the feature `{feature}`, and this one is not"
@@ -463,8 +472,7 @@ impl FileStore {
         folder: &StoreFolder,
         options: &StoreOptions,
     ) -> Result<(Self, Name), OpenError> {
-        let mut options = folder.shared(options);
-        options.group = options.group.or_else(|| store::group_of(&folder.path));
+        let options = folder.shared(options);
         // Apart from a `file:` store there, whose names could be the same.
         let records = folder.path.join("paths");
         let (store, name) = FileLockStore::open_path(path, &records, &options)?;
@@ -894,8 +902,16 @@ macro_rules! steps_of_one {
 steps_of_one!(FileStore);
 steps_of_one!(AnyStore);
 
-/// The XDG Base Directory Specification's place for state, or root's.
+/// The XDG Base Directory Specification's place for state, or root's. In a program that runs with more
+/// rights than its caller has, the environment is the caller's, and is not read.
 fn default_folder() -> Result<PathBuf, InvalidStoreUrl> {
+    if os::is_secure_execution() {
+        return if is_root() {
+            Ok("/var/lib/verrou".into())
+        } else {
+            Err(InvalidStoreUrl::SecureExecution)
+        };
+    }
     // The specification: "All paths must be absolute … consider the path invalid and ignore it".
     let absolute = |variable| {
         env::var_os(variable)

@@ -675,9 +675,8 @@ fn what_the_disk_refuses_does_not_pass() {
         ("fdatasync", "EIO", "nput/output error"),
     ] {
         let inject = format!("inject={call}:error={error}");
-        let options =
-            ["-e", &inject, "-P", place.path("gate").to_str().unwrap()].map(str::to_owned);
-        let options = options.each_ref().map(String::as_str);
+        // As the name of the file in its directory, and as its path.
+        let options = ["-e", &inject, "-P", "gate"];
         let output = done(&mut traced(&place, &options, &["7", "--", "touch", "ran"]));
         let text = stderr(&output);
         assert_eq!(code(&output), 74, "{call} {error}: {text}");

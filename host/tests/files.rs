@@ -250,7 +250,15 @@ fn a_folder_that_everybody_may_clear_is_refused() {
     fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(open().unwrap_err(), OpenError::Suspicious { .. }));
     fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
-    open().expect("nobody can remove another's files there");
+    // Whoever is the first to make the file of a lock keeps it from all others.
+    let err = open().unwrap_err();
+    assert!(matches!(err, OpenError::Suspicious { .. }), "{err}");
+    for way_out in ["folder of your own", "--group"] {
+        assert!(err.to_string().contains(way_out), "{err}");
+    }
+    LeaseFileStore::open(folder.path().join("own"), &StoreOptions::default())
+        .expect("nobody can remove another's folder there");
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
     if is_root() {
         chown(folder.path(), Some(4711), None).unwrap();
         let err = open().unwrap_err();
@@ -1587,7 +1595,7 @@ fn fences_are_on_the_disk_before_one_is_granted() {
             at.unwrap_or_else(|| panic!("no {call} of {of} in {log}"))
         };
         let in_folder = |file: &str| format!("<{path}/{file}");
-        let named = at("linkat(", &format!("\"{path}/fences\""));
+        let named = at("linkat(", &format!("<{path}>, \"fences\""));
         let folder_written = at("fsync(", &format!("<{path}>"));
         let counted = at("pwrite64(", &in_folder("fences>"));
         let count_written = at("fdatasync(", &in_folder("fences>"));

@@ -4,21 +4,22 @@
 //! leaves its core to the one it wakes.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, fchown};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crc32c::crc32c;
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::fs::{FileType, Mode, OFlags, mknodat, openat};
+use rustix::io::Errno;
 use rustix::process::geteuid;
 use verrou::Name;
 
 use super::directory::Directory;
 use super::error::FileError;
+use super::os::OpenDirectory;
 use super::{kernel_lock, os};
 use crate::process;
 
@@ -27,27 +28,27 @@ use crate::process;
 pub(crate) struct Bell(File);
 
 impl Bell {
-    /// The bell at `path`, made if need be, for this user or this group alone.
-    pub(crate) fn open(path: PathBuf, group: Option<u32>) -> Result<Self, FileError> {
+    /// The bell `name` in `directory`, made if need be, for this user or this group alone.
+    fn open(directory: &OpenDirectory, name: &str) -> Result<Self, FileError> {
+        let path = || directory.path().join(name);
+        let failed = |action| move |err| FileError::io(action, &path())(err);
         let file = loop {
-            match open_both_ways(&path) {
+            match open_pipe(directory, name, OFlags::RDWR) {
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                    make(&path, group).map_err(FileError::io("make this pipe", &path))?;
+                    make(directory, name).map_err(failed("make this pipe"))?;
                 }
-                opened => break opened.map_err(FileError::io("open this pipe", &path))?,
+                opened => break opened.map_err(failed("open this pipe"))?,
             }
         };
-        let metadata = file
-            .metadata()
-            .map_err(FileError::io("inspect this pipe", &path))?;
+        let metadata = file.metadata().map_err(failed("inspect this pipe"))?;
         let why = if !metadata.file_type().is_fifo() {
             "it is not a pipe".to_owned()
-        } else if !os::is_trusted(&metadata, group) {
+        } else if !os::is_trusted(&metadata, directory.group()) {
             format!("it belongs to user {}", metadata.uid())
         } else {
             return Ok(Self(file));
         };
-        Err(FileError::Suspicious { path, why })
+        Err(FileError::Suspicious { path: path(), why })
     }
 
     /// Keeps it for this value, whose process alone reads it, as long as this is open; `false` when
@@ -104,12 +105,6 @@ struct Own {
 }
 
 impl Bells {
-    /// Where the bell of that number is in the folder of `directory`.
-    fn path(directory: &Directory, number: u32) -> PathBuf {
-        let (folder, _) = directory.place();
-        folder.join(format!("{number:04}.bell"))
-    }
-
     /// Returns this process's wake pipe for the lock `name`, if one is available, until
     /// [`put`](Self::put) is called, and the number for the waiter's tickets.
     pub(crate) fn take(&mut self, directory: &Directory, name: &Name) -> (u32, Option<Arc<Bell>>) {
@@ -192,13 +187,11 @@ impl Bells {
     /// The end to write to of the bell of that number, which is an error for poll(2) when nobody reads
     /// it any more; `None` when that is so already, or cannot be told.
     pub(crate) fn end(directory: &Directory, number: u32) -> Option<File> {
-        let (_, group) = directory.place();
-        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let mut options = File::options();
-        options.write(true).custom_flags(flags.bits().cast_signed());
-        let file = options.open(Self::path(directory, number)).ok()?;
+        let directory = directory.known();
+        let file = open_pipe(&directory, &name_of(number), OFlags::WRONLY).ok()?;
         let metadata = file.metadata().ok()?;
-        let is_bell = metadata.file_type().is_fifo() && os::is_trusted(&metadata, group);
+        let is_bell =
+            metadata.file_type().is_fifo() && os::is_trusted(&metadata, directory.group());
         is_bell.then_some(file)
     }
 }
@@ -220,40 +213,48 @@ impl AsFd for Bell {
     }
 }
 
-/// Opened for both, it waits for nobody at the other end.
-fn open_both_ways(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
+/// Returns the name of the wake pipe of that number.
+fn name_of(number: u32) -> String {
+    format!("{number:04}.bell")
 }
 
-fn make(path: &Path, group: Option<u32>) -> io::Result<()> {
-    match mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
-        Err(rustix::io::Errno::EXIST) => return Ok(()),
+/// Opens the wake pipe `name`. Opened for reading and writing, it waits for nobody at the other end.
+fn open_pipe(directory: &OpenDirectory, name: &str, access: OFlags) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(openat(directory, name, access | flags, Mode::empty())?.into())
+}
+
+fn make(directory: &OpenDirectory, name: &str) -> io::Result<()> {
+    match mknodat(directory, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Err(Errno::EXIST) => return Ok(()),
         made => made?,
     }
-    let_us_open(path)?;
-    if group.is_some() {
-        let file = open_both_ways(path)?;
-        fchown(&file, None, group)?;
-        file.set_permissions(Permissions::from_mode(0o660))?;
+    let_us_open(directory, name)?;
+    if let Some(group) = directory.group() {
+        let file = open_pipe(directory, name, OFlags::RDWR)?;
+        // Another member may have put another file in its place.
+        if is_our_pipe(&file.metadata()?) || mutant!(MadeBellNotExamined) {
+            fchown(&file, None, Some(group))?;
+            file.set_permissions(Permissions::from_mode(0o660))?;
+        }
     }
     Ok(())
 }
 
-/// Lets this user open the pipe at `path` that it made, if its umask does not.
-fn let_us_open(path: &Path) -> io::Result<()> {
+/// Returns whether it is a pipe that this user has made, and has no second name.
+fn is_our_pipe(metadata: &Metadata) -> bool {
+    metadata.file_type().is_fifo() && metadata.uid() == geteuid().as_raw() && metadata.nlink() == 1
+}
+
+/// Lets this user open the pipe `name` that it made, if its umask does not.
+fn let_us_open(directory: &OpenDirectory, name: &str) -> io::Result<()> {
     const OURS: u32 = 0o600;
 
     // The pipe itself, for a member of a group could put a link to another file in its place.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let pipe = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let pipe = File::from(openat(directory, name, flags, Mode::empty())?);
     let found = pipe.metadata()?;
-    let is_our_pipe = found.file_type().is_fifo() && found.uid() == geteuid().as_raw();
-    if is_our_pipe && found.mode() & OURS != OURS {
+    if is_our_pipe(&found) && found.mode() & OURS != OURS {
         let itself = format!("/proc/self/fd/{}", pipe.as_raw_fd());
         fs::set_permissions(itself, Permissions::from_mode(OURS))?;
     }
@@ -277,19 +278,22 @@ fn free_bell(directory: &Directory, some_names: u32, tries: u32) -> Option<(u32,
 }
 
 fn open_bell(directory: &Directory, number: u32) -> Result<Bell, FileError> {
-    let (_, group) = directory.place();
-    Bell::open(Bells::path(directory, number), group)
+    Bell::open(&directory.known(), &name_of(number))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::StoreOptions;
+    use std::path::Path;
+
     use super::super::file_events::{Listener, News};
+    use super::super::os::Purpose;
     use super::super::record::Kind;
     use super::*;
 
     fn directory(folder: &Path) -> Directory {
-        Directory::open(folder, Kind::Lease, &StoreOptions::default()).unwrap()
+        let options = StoreOptions::default();
+        Directory::open(folder, Kind::Lease, Purpose::Store, &options).unwrap()
     }
 
     fn name(text: &str) -> Name {
@@ -318,7 +322,7 @@ mod tests {
     fn a_wake_pipe_that_nobody_has_is_not_looked_for_again_and_again() {
         let folder = tempfile::tempdir().unwrap();
         let directory = directory(folder.path());
-        let path = |number| Bells::path(&directory, number);
+        let path = |number| folder.path().join(name_of(number));
         for number in 0..BELLS {
             fs::create_dir(path(number)).unwrap();
         }
@@ -341,7 +345,7 @@ mod tests {
         let mut bells = Bells::default();
         bells.take(&directory, &name("lock")).1.unwrap();
         for number in 0..BELLS {
-            let _ = fs::create_dir(Bells::path(&directory, number));
+            let _ = fs::create_dir(folder.path().join(name_of(number)));
         }
         for number in 0..64 {
             bells
@@ -352,5 +356,67 @@ mod tests {
         let mut ours: Vec<_> = bells.ours.values().map(|own| own.number).collect();
         ours.dedup();
         assert_eq!(ours.len(), 1);
+    }
+
+    /// A member of the group may write the directory, and puts a file of this user's in the place of the
+    /// pipe that was just made.
+    #[test]
+    fn no_other_file_is_given_to_a_group_in_a_race() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use rustix::process::{Gid, Uid};
+        use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+        const MEMBER: u32 = 4712;
+        const GROUP: u32 = 4713;
+        const TRIES: usize = 3000;
+
+        if !geteuid().is_root() {
+            eprintln!("only root can be other users: what root gives to a group is not shown");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (path, group) = (folder.path().join("shared"), GROUP.to_string());
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let options = StoreOptions {
+            group: Some(group),
+            ..StoreOptions::default()
+        };
+        let directory = Directory::open(&path, Kind::Lease, Purpose::Store, &options).unwrap();
+        let directory = directory.known();
+        let (secret, bell) = (path.join("secret"), path.join("0000.bell"));
+        let is_over = AtomicBool::new(false);
+        let rights = |metadata: &Metadata| (metadata.mode() & 0o7777, metadata.gid());
+        let make_secret = || {
+            let _ = fs::remove_file(&bell);
+            let new = folder.path().join("new");
+            let made = File::create(&new)?;
+            made.set_permissions(Permissions::from_mode(0o600))?;
+            fs::rename(new, &secret)?;
+            io::Result::Ok(made)
+        };
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let (user, group) = (Uid::from_raw(MEMBER), Gid::from_raw(GROUP));
+                set_thread_groups(&[]).unwrap();
+                set_thread_res_gid(group, group, group).unwrap();
+                set_thread_res_uid(user, user, user).unwrap();
+                while !is_over.load(Ordering::Relaxed) {
+                    if fs::symlink_metadata(&bell).is_ok_and(|it| it.file_type().is_fifo()) {
+                        let _ = fs::rename(&secret, &bell);
+                    }
+                }
+            });
+            let attempt = || {
+                let kept = make_secret()?;
+                let _ = make(&directory, "0000.bell");
+                Ok(rights(&kept.metadata()?))
+            };
+            let given = (0..TRIES)
+                .map(|_| attempt())
+                .find(|found: &io::Result<_>| !matches!(found, Ok((0o600, 0))));
+            is_over.store(true, Ordering::Relaxed);
+            assert!(given.is_none(), "{given:?}");
+        });
     }
 }

@@ -6,52 +6,52 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::directory::wall_clock;
 use super::error::FileError;
-use super::kernel_lock::{self, Guarded};
+use super::kernel_lock::Guarded;
 use super::number::{self, Magic};
+use super::os::OpenDirectory;
 use super::record::COUNTED;
-use super::{os, trusted_file};
+use super::trusted_file;
 
 /// The counter of a folder.
 #[derive(Debug)]
 pub(crate) struct Counter {
-    path: PathBuf,
-    group: Option<u32>,
     /// The function that syncs a number to the disk.
     sync: fn(&File) -> io::Result<()>,
 }
 
 const MAGIC: Magic = *b"VERROUF\n";
 
+/// The name of its file.
+const FILE: &str = "fences";
+
 /// How many numbers a file gets at once: so many that writing through to the disk once for them
 /// costs next to nothing for each.
 const BLOCK: u64 = 16_384;
 
 impl Counter {
-    pub(crate) fn new(path: PathBuf, group: Option<u32>) -> Self {
-        Self {
-            path,
-            group,
-            sync: number::sync,
-        }
+    pub(crate) fn new() -> Self {
+        Self { sync: number::sync }
     }
 
-    /// Allots numbers greater than all that were allotted, and than `at_least`; returns the first
+    /// Allots, in `directory`, numbers greater than all that were allotted, and than `at_least`; returns the first
     /// and the last. `greatest` finds the greatest in use when the counter is new.
     pub(crate) fn allot(
         &self,
+        directory: &OpenDirectory,
         at_least: u64,
         greatest: impl Fn() -> Result<u64, FileError>,
     ) -> Result<(u64, u64), FileError> {
-        let failed = |action| FileError::io(action, &self.path);
-        let path = &self.path;
+        let name = Path::new(FILE);
+        let path = &directory.path().join(name);
+        let failed = |action| FileError::io(action, path);
         loop {
-            let Some(file) = trusted_file::open(path, self.group)? else {
-                os::create(path, &number::encode(MAGIC, 0), self.group)
-                    .map_err(failed("create the fence counter"))?;
+            let Some(file) = trusted_file::open(directory, name)? else {
+                let created = directory.create(name, &number::encode(MAGIC, 0));
+                created.map_err(failed("create the fence counter"))?;
                 continue;
             };
             // Do not wait for the disk while other processes wait for the file.
@@ -60,13 +60,12 @@ impl Counter {
             if read()? == Some(0) {
                 // The creating process may have been killed before the file's name was synced to the
                 // disk.
-                let folder = path.parent().unwrap_or(Path::new("."));
-                mutant!(FolderNotOnDisk, Ok(()), os::sync_directory(folder))
+                mutant!(FolderNotOnDisk, Ok(()), directory.sync())
                     .map_err(failed("create the fence counter"))?;
                 in_use = Some(mutant!(CounterBeginsAnew, 0, greatest()?.max(by_now())));
             }
             let guarded = Guarded::new(&file, path)?;
-            if !kernel_lock::is_current(&file, path)? {
+            if !trusted_file::is_current(&file, directory, name)? {
                 continue;
             }
             let damaged = || FileError::Counter { path: path.clone() };
@@ -108,7 +107,19 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
+    use super::super::os::{DirectoryAccess, Purpose};
     use super::*;
+
+    fn opened(folder: &tempfile::TempDir) -> OpenDirectory {
+        let access = DirectoryAccess {
+            purpose: Purpose::Store,
+            group: None,
+            create: false,
+        };
+        OpenDirectory::open(folder.path(), &access)
+            .unwrap()
+            .unwrap()
+    }
 
     #[test]
     fn files_of_version_1_stay_readable() {
@@ -117,7 +128,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("fences");
         std::fs::write(&path, golden).unwrap();
-        let allotted = Counter::new(path, None).allot(0, || Ok(0));
+        let allotted = Counter::new().allot(&opened(&folder), 0, || Ok(0));
         assert_eq!(allotted.unwrap().0, 0x0123_4567_89ab_cdf0);
     }
 
@@ -127,7 +138,7 @@ mod tests {
         static BEGUN: AtomicBool = AtomicBool::new(false);
 
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("fences");
+        let directory = opened(&folder);
         let unused = || Ok(0);
         let slow = Counter {
             sync: |_| {
@@ -135,15 +146,14 @@ mod tests {
                 drop(IS_SLOW.lock());
                 Ok(())
             },
-            ..Counter::new(path.clone(), None)
         };
         let is_slow = IS_SLOW.lock();
         thread::scope(|threads| {
-            let waiting = threads.spawn(|| slow.allot(0, unused));
+            let waiting = threads.spawn(|| slow.allot(&directory, 0, unused));
             while !BEGUN.load(Ordering::Acquire) {
                 thread::yield_now();
             }
-            let (first, last) = Counter::new(path, None).allot(0, unused).unwrap();
+            let (first, last) = Counter::new().allot(&directory, 0, unused).unwrap();
             drop(is_slow);
             let before = waiting.join().unwrap().unwrap();
             assert_eq!((first, last), (before.1 + 1, before.1 + BLOCK));
@@ -153,35 +163,42 @@ mod tests {
     #[test]
     fn blocks_never_overlap_even_when_the_counter_is_lost() {
         let folder = tempfile::tempdir().unwrap();
-        let counter = Counter::new(folder.path().join("fences"), None);
+        let directory = opened(&folder);
+        let counter = Counter::new();
         let unused = || Ok(0);
-        let (first, last) = counter.allot(0, unused).unwrap();
+        let (first, last) = counter.allot(&directory, 0, unused).unwrap();
         assert_eq!(last - first, BLOCK - 1);
         let next = last + 1;
-        assert_eq!(counter.allot(0, unused).unwrap(), (next, last + BLOCK));
+        assert_eq!(
+            counter.allot(&directory, 0, unused).unwrap(),
+            (next, last + BLOCK)
+        );
         // A number greater than the clock gives.
         let far = 1 << 60;
-        assert_eq!(counter.allot(far, unused).unwrap(), (far + 1, far + BLOCK));
+        assert_eq!(
+            counter.allot(&directory, far, unused).unwrap(),
+            (far + 1, far + BLOCK)
+        );
         std::fs::remove_file(folder.path().join("fences")).unwrap();
         let further = far + 50_000;
         assert_eq!(
-            counter.allot(0, || Ok(further)).unwrap(),
+            counter.allot(&directory, 0, || Ok(further)).unwrap(),
             (further + 1, further + BLOCK)
         );
         // Its maker was killed before it did more.
         std::fs::write(folder.path().join("fences"), number::encode(MAGIC, 0)).unwrap();
         let further = further + 50_000;
         assert_eq!(
-            counter.allot(0, || Ok(further)).unwrap(),
+            counter.allot(&directory, 0, || Ok(further)).unwrap(),
             (further + 1, further + BLOCK)
         );
         // Remove all files that record what was allotted.
         std::fs::remove_file(folder.path().join("fences")).unwrap();
         let now = by_now();
-        assert!(now > BLOCK && counter.allot(0, unused).unwrap().0 > now);
+        assert!(now > BLOCK && counter.allot(&directory, 0, unused).unwrap().0 > now);
         std::fs::write(folder.path().join("fences"), "VERROUF").unwrap();
         assert!(matches!(
-            counter.allot(0, unused),
+            counter.allot(&directory, 0, unused),
             Err(FileError::Counter { .. })
         ));
     }

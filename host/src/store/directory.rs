@@ -1,6 +1,5 @@
 //! A folder of lock files: which file is whose, and opening one safely.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,12 +13,13 @@ use verrou::{Claim, Clock, Holder, Name, Process, StoreError};
 use super::counter::Counter;
 use super::error::{FileError, OpenError};
 use super::machine::Machine;
-use super::open_files::{OpenFile, OpenFiles, Remembered};
-use super::os;
+use super::open_files::{Location, OpenFile, OpenFiles, Remembered};
+use super::os::{self, OpenDirectory, Purpose};
 use super::record::{
     self, CHANGING_BYTES, COUNTED, FILE_BYTES, Kind, MARK_AT, RECORD_BYTES, Record, TOUCH_AT,
     Version,
 };
+use super::store_directory::StoreDirectory;
 use super::trusted_file;
 use super::{Listed, StoreOptions};
 use crate::System;
@@ -29,9 +29,8 @@ use crate::sync::Mutex;
 /// A folder of lock files of one kind.
 #[derive(Debug)]
 pub(crate) struct Directory {
-    path: PathBuf,
+    store: StoreDirectory,
     kind: Kind,
-    group: Option<u32>,
     counter: Counter,
     files: OpenFiles,
     /// What this process is said to run.
@@ -74,26 +73,21 @@ impl View {
 
 impl Directory {
     /// The folder at `path`, made if need be.
-    pub(crate) fn open(path: &Path, kind: Kind, options: &StoreOptions) -> Result<Self, OpenError> {
-        let failed = |action| {
-            move |source| OpenError::Directory {
-                action,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        Machine::learn().map_err(failed("learn when this machine was started"))?;
-        let group = options.group_id()?.or_else(|| os::group_of_directory(path));
-        os::create_directory(path, group).map_err(failed("create this folder"))?;
-        // One spelling for all, whatever the working folder is later.
-        let path = &fs::canonicalize(path).map_err(failed("read this folder"))?;
-        refuse_unsafe(path, group, options)?;
-        let counter = Counter::new(path.join("fences"), group);
+    pub(crate) fn open(
+        path: &Path,
+        kind: Kind,
+        purpose: Purpose,
+        options: &StoreOptions,
+    ) -> Result<Self, OpenError> {
+        Machine::learn().map_err(|source| OpenError::Directory {
+            action: "learn when this machine was started",
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(Self {
-            path: path.clone(),
+            store: StoreDirectory::open(path, purpose, options)?,
             kind,
-            group,
-            counter,
+            counter: Counter::new(),
             files: OpenFiles::new(),
             command: options.command.clone(),
             process: PerProcess::new(),
@@ -107,10 +101,18 @@ impl Directory {
         if let Some(file) = self.files.take(name) {
             return Ok(Some(file));
         }
-        let path = self.path_of(name);
+        self.with_room(|| self.open_another(name))
+    }
+
+    /// Opens the file of the lock `name`, if there is one, whether it is open already or not.
+    pub(crate) fn open_another(&self, name: &Name) -> Result<Option<OpenFile>, FileError> {
+        let Some(directory) = self.store.current()? else {
+            return Ok(None);
+        };
+        let name = PathBuf::from(file_name(self.kind, name));
         let forks = process::forks();
-        match self.with_room(|| self.open_file(&path))? {
-            Some(file) => OpenFile::new(file, path, forks).map(Some),
+        match trusted_file::open(&directory, &name)? {
+            Some(file) => OpenFile::new(file, Location::new(directory, name), forks).map(Some),
             None => Ok(None),
         }
     }
@@ -133,10 +135,7 @@ impl Directory {
         if let Some(file) = self.files.take(name) {
             return Ok(file);
         }
-        let path = self.path_of(name);
-        let forks = process::forks();
-        let file = self.with_room(|| self.open_or_create(&path, name))?;
-        OpenFile::new(file, path, forks)
+        self.with_room(|| self.open_or_create(name))
     }
 
     /// Another open file description of `file`, which is the lock `name`'s, and which no forked child
@@ -151,12 +150,7 @@ impl Directory {
                 return Ok(Some(another));
             }
         }
-        let forks = process::forks();
-        let Some(opened) = self.with_room(|| self.open_file(file.path()))? else {
-            return Ok(None);
-        };
-        let another = OpenFile::new(opened, file.path().to_owned(), forks)?;
-        Ok(another.is_same(file).then_some(another))
+        self.with_room(|| file.another())
     }
 
     /// Keeps the files of the lock `name` open until [`unwant`](Self::unwant).
@@ -169,10 +163,18 @@ impl Directory {
         self.files.unwant(name);
     }
 
-    /// Where it is, and whose.
+    /// The open directory, for its wake pipes.
     #[cfg(target_os = "linux")]
-    pub(crate) fn place(&self) -> (&Path, Option<u32>) {
-        (&self.path, self.group)
+    pub(crate) fn known(&self) -> Arc<OpenDirectory> {
+        self.store.known()
+    }
+
+    /// A path by which the kernel finds the file of the lock `name`, to watch it.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn path_to_watch(&self, name: &Name) -> io::Result<PathBuf> {
+        let current = self.store.current().map_err(io::Error::other)?;
+        let directory = current.ok_or(io::ErrorKind::NotFound)?;
+        Ok(directory.path_for_kernel(Path::new(&file_name(self.kind, name))))
     }
 
     /// The end of a [`take`](Self::take).
@@ -180,25 +182,20 @@ impl Directory {
         self.files.put(name, file);
     }
 
-    /// The file of the lock `name`.
-    pub(crate) fn path_of(&self, name: &Name) -> PathBuf {
-        self.path.join(file_name(self.kind, name))
-    }
-
-    /// The file at `path`, if there is one and it is to be trusted.
-    pub(crate) fn open_file(&self, path: &Path) -> Result<Option<File>, FileError> {
-        trusted_file::open(path, self.group)
-    }
-
-    /// The file of the lock `name`, made if need be.
-    pub(crate) fn open_or_create(&self, path: &Path, name: &Name) -> Result<File, FileError> {
+    /// Opens the file of the lock `name`, made if need be.
+    fn open_or_create(&self, name: &Name) -> Result<OpenFile, FileError> {
         loop {
-            if let Some(file) = self.open_file(path)? {
+            if let Some(file) = self.open_another(name)? {
                 return Ok(file);
             }
             let bytes = record::new_file(self.kind, name);
-            os::create(path, &bytes, self.group)
-                .map_err(FileError::io("create this file", path))?;
+            let directory = self.store.current_to_create()?;
+            let name = PathBuf::from(file_name(self.kind, name));
+            let created = directory.create(&name, &bytes);
+            created.map_err(FileError::io(
+                "create this file",
+                &directory.path().join(name),
+            ))?;
         }
     }
 
@@ -330,7 +327,11 @@ impl Directory {
             }
             _ => {
                 let at_least = record.map_or(0, |record| record.last_fence);
-                self.with_room(|| self.counter.allot(at_least, || self.greatest_fence()))
+                self.with_room(|| {
+                    let directory = self.store.current_to_create()?;
+                    let greatest = || greatest_fence(&directory);
+                    self.counter.allot(&directory, at_least, greatest)
+                })
             }
         }
     }
@@ -351,71 +352,75 @@ impl Directory {
 
     /// The names that have a file here, in their order; an error for each file that has none.
     fn names(&self) -> Result<Vec<Result<Name, FileError>>, FileError> {
-        let mut names: Vec<_> = self
-            .files(self.kind)?
+        let Some(directory) = self.store.current()? else {
+            return Err(FileError::io("list this folder", self.store.path())(
+                io::ErrorKind::NotFound.into(),
+            ));
+        };
+        let mut names: Vec<_> = files(&directory, self.kind)?
             .into_iter()
-            .filter_map(|path| self.name_of(&path).transpose())
+            .filter_map(|file| {
+                let whole = whole(&directory, self.kind, &file);
+                whole.map(|whole| whole.map(|(name, _)| name)).transpose()
+            })
             .collect();
         names.sort_by(|one, two| one.as_ref().ok().cmp(&two.as_ref().ok()));
         Ok(names)
     }
+}
 
-    /// The name in the file at `path`; `None` when it has just been removed.
-    fn name_of(&self, path: &Path) -> Result<Option<Name>, FileError> {
-        let whole = self.whole(self.kind, path)?;
-        Ok(whole.map(|(name, _)| name))
-    }
-
-    /// The name in the file at `path`, of any lock of that kind, and what it says; `None` when it has
-    /// just been removed.
-    fn whole(&self, kind: Kind, path: &Path) -> Result<Option<(Name, Vec<u8>)>, FileError> {
-        let Some(file) = self.open_file(path)? else {
-            return Ok(None);
-        };
-        let mut buffer = [0; FILE_BYTES + 1];
-        let bytes =
-            os::read_at(&file, &mut buffer, 0).map_err(FileError::io("read this file", path))?;
-        match record::name_of(kind, bytes) {
-            Ok(name) => Ok(Some((name, bytes.to_vec()))),
-            Err(damage) => Err(FileError::Nameless {
-                path: path.to_owned(),
+/// The greatest fence that any file in `directory` may have granted, of whichever kind, for a counter that
+/// was lost.
+fn greatest_fence(directory: &OpenDirectory) -> Result<u64, FileError> {
+    let runs_since = |boot| Machine::this().may_run_since(boot);
+    let mut greatest = 0;
+    for kind in [Kind::Lease, Kind::Lock] {
+        for file in files(directory, kind)? {
+            let Some((name, bytes)) = whole(directory, kind, &file)? else {
+                continue;
+            };
+            let record = record::read(kind, &name, &bytes, runs_since);
+            let record = record.map_err(|damage| FileError::Damaged {
+                path: directory.path().join(&file),
                 damage,
-            }),
+                name,
+            })?;
+            greatest = greatest.max(record.map_or(0, |record| record.last_fence));
         }
     }
+    Ok(greatest)
+}
 
-    /// The greatest fence that any file here may have granted, of whichever kind, for a counter that
-    /// was lost.
-    fn greatest_fence(&self) -> Result<u64, FileError> {
-        let runs_since = |boot| Machine::this().may_run_since(boot);
-        let mut greatest = 0;
-        for kind in [Kind::Lease, Kind::Lock] {
-            for path in self.files(kind)? {
-                let Some((name, bytes)) = self.whole(kind, &path)? else {
-                    continue;
-                };
-                let record = record::read(kind, &name, &bytes, runs_since);
-                let record = record.map_err(|damage| FileError::Damaged { path, damage, name })?;
-                greatest = greatest.max(record.map_or(0, |record| record.last_fence));
-            }
-        }
-        Ok(greatest)
+/// The name in the file `file`, of any lock of that kind, and what it says; `None` when it has just been
+/// removed.
+fn whole(
+    directory: &OpenDirectory,
+    kind: Kind,
+    file: &Path,
+) -> Result<Option<(Name, Vec<u8>)>, FileError> {
+    let Some(opened) = trusted_file::open(directory, file)? else {
+        return Ok(None);
+    };
+    let path = directory.path().join(file);
+    let mut buffer = [0; FILE_BYTES + 1];
+    let bytes =
+        os::read_at(&opened, &mut buffer, 0).map_err(FileError::io("read this file", &path))?;
+    match record::name_of(kind, bytes) {
+        Ok(name) => Ok(Some((name, bytes.to_vec()))),
+        Err(damage) => Err(FileError::Nameless { path, damage }),
     }
+}
 
-    fn files(&self, kind: Kind) -> Result<Vec<PathBuf>, FileError> {
-        let failed = FileError::io("list this folder", &self.path);
-        let mut files = Vec::new();
-        for name in os::names(&self.path).map_err(failed)? {
-            let path = self.path.join(name);
-            if path
-                .extension()
-                .is_some_and(|extension| extension == kind.extension())
-            {
-                files.push(path);
-            }
-        }
-        Ok(files)
-    }
+/// The names of the files of all locks of that kind.
+fn files(directory: &OpenDirectory, kind: Kind) -> Result<Vec<PathBuf>, FileError> {
+    let names = directory.names();
+    let names = names.map_err(FileError::io("list this folder", directory.path()))?;
+    let is_of_kind = |name: &PathBuf| {
+        name.extension()
+            .is_some_and(|extension| extension == kind.extension())
+    };
+    let names = names.into_iter().map(PathBuf::from);
+    Ok(names.filter(is_of_kind).collect())
 }
 
 /// What the file of the lock `name` is called.
@@ -540,30 +545,6 @@ fn changing_bytes<'a>(
 pub(super) fn wall_clock() -> Duration {
     let now = System.wall_clock().as_millis();
     Duration::from_millis(now.try_into().unwrap_or(u64::MAX))
-}
-
-/// Refuses a folder in which others could tamper with a file, or on whose file system locks are not
-/// to be trusted.
-pub(crate) fn refuse_unsafe(
-    path: &Path,
-    group: Option<u32>,
-    options: &StoreOptions,
-) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Directory {
-        action: "read this folder",
-        path: path.to_owned(),
-        source,
-    };
-    if let Some(why) = os::suspicious_directory(path, group).map_err(failed)? {
-        return Err(OpenError::Suspicious {
-            path: path.to_owned(),
-            why,
-        });
-    }
-    if !options.any_file_system && !mutant!(AnyFileSystem) {
-        refuse_unsuitable(path)?;
-    }
-    Ok(())
 }
 
 /// Refuses a folder on whose file system locks are not to be trusted.

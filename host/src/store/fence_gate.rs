@@ -1,16 +1,16 @@
 //! The resource's side of fencing: the greatest fence that it has seen, in a file beside it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use verrou::Fence;
 
-use super::directory;
 use super::error::{FileError, OpenError};
 use super::number::{self, Magic};
-use super::os::FileId;
+use super::os::{FileId, OpenDirectory, Purpose};
+use super::store_directory::StoreDirectory;
 use super::{StoreOptions, kernel_lock, os, trusted_file};
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
@@ -54,8 +54,10 @@ const MAGIC: Magic = *b"VERROUG\n";
 /// ```
 #[derive(Debug)]
 pub struct FenceGate {
+    directory: StoreDirectory,
+    /// The name of its file.
+    name: PathBuf,
     path: PathBuf,
-    group: Option<u32>,
     /// Whether the locked descriptor is read-only.
     read_only: bool,
     /// A fence that this value has put on the disk, and in which file.
@@ -124,18 +126,11 @@ impl FenceGate {
                 why: "this is not a file's name".to_owned(),
             });
         };
-        let group = options.group_id()?;
-        let folder = folder_of(path);
-        // One spelling for all, whatever the working folder is later.
-        let folder = fs::canonicalize(folder).map_err(|source| OpenError::Directory {
-            action: "read this folder",
-            path: folder.to_owned(),
-            source,
-        })?;
-        directory::refuse_unsafe(&folder, group, options)?;
+        let directory = StoreDirectory::open(folder_of(path), Purpose::Gate, options)?;
         Ok(Self {
-            path: folder.join(name),
-            group,
+            path: directory.path().join(name),
+            name: name.into(),
+            directory,
             // On other file systems, such as NFS, only a writable descriptor can be locked.
             read_only: cfg!(unix) && !options.any_file_system,
             durable: PerProcess::new(),
@@ -184,7 +179,8 @@ impl FenceGate {
         }
         let path = &self.path;
         let failed = |action| FileError::io(action, path);
-        let file = trusted_file::open(path, self.group)?
+        let directory = self.directory.current_to_create()?;
+        let file = trusted_file::open(&directory, &self.name)?
             .ok_or_else(|| failed("open this file")(io::ErrorKind::NotFound.into()))?;
         if !os::is_owned(&file).map_err(failed("inspect this file"))? {
             return Err(FenceError::File(FileError::Suspicious {
@@ -198,7 +194,7 @@ impl FenceGate {
         };
         let closed = Closed::new(file, Some(Duration::ZERO)).map_err(failed("lock this file"))?;
         let closed = closed.ok_or_else(busy)?;
-        if !kernel_lock::is_current(&closed.file, path)? {
+        if !trusted_file::is_current(&closed.file, &directory, &self.name)? {
             return Err(busy().into());
         }
         let before = number::read(&closed.file, MAGIC).map_err(failed("read this file"))?;
@@ -218,14 +214,15 @@ impl FenceGate {
         let path = &self.path;
         let began = Instant::now();
         loop {
+            let directory = self.directory.current_to_create()?;
             let opened = if self.read_only {
-                trusted_file::open_read_only(path, self.group)?
+                trusted_file::open_read_only(&directory, &self.name)?
             } else {
-                trusted_file::open(path, self.group)?
+                trusted_file::open(&directory, &self.name)?
             };
             let Some(file) = opened else {
-                os::create(path, &number::encode(MAGIC, 0), self.group)
-                    .map_err(FileError::io("create this file", path))?;
+                let created = directory.create(&self.name, &number::encode(MAGIC, 0));
+                created.map_err(FileError::io("create this file", path))?;
                 continue;
             };
             let left = at_most.map(|at_most| at_most.saturating_sub(began.elapsed()));
@@ -236,7 +233,7 @@ impl FenceGate {
                     waited: began.elapsed(),
                 }));
             };
-            if !kernel_lock::is_current(&closed.file, path)? {
+            if !trusted_file::is_current(&closed.file, &directory, &self.name)? {
                 continue;
             }
             let read = number::read(&closed.file, MAGIC)
@@ -252,7 +249,7 @@ impl FenceGate {
                     highest,
                 });
             }
-            if self.record(&closed.file, before, fence)? {
+            if self.record(&directory, &closed.file, before, fence)? {
                 return Ok(Checked { closed, before });
             }
         }
@@ -260,11 +257,17 @@ impl FenceGate {
 
     /// Records `fence` in the gate's file, and syncs it to the disk. Returns whether the file is still
     /// at its path.
-    fn record(&self, file: &File, before: Option<Fence>, fence: Fence) -> Result<bool, FileError> {
+    fn record(
+        &self,
+        directory: &OpenDirectory,
+        file: &File,
+        before: Option<Fence>,
+        fence: Fence,
+    ) -> Result<bool, FileError> {
         let failed = || FileError::io("write this file", &self.path);
         if before.is_none() {
             // Whoever made the file may have been killed before its name was on the disk.
-            os::sync_directory(folder_of(&self.path)).map_err(failed())?;
+            directory.sync().map_err(failed())?;
         }
         // Whoever wrote the same number before may have been killed before it was on the disk.
         let id = os::id(file).map_err(failed())?;
@@ -275,7 +278,7 @@ impl FenceGate {
         }
         *durable = None;
         if self.read_only {
-            match trusted_file::open(&self.path, self.group)? {
+            match trusted_file::open(directory, &self.name)? {
                 Some(writable) if os::id(&writable).map_err(failed())? == id => {
                     number::write(&writable, MAGIC, fence.get())
                 }
@@ -341,6 +344,8 @@ fn folder_of(path: &Path) -> &Path {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -21,7 +21,8 @@ use super::file_events::Listener;
 use super::kernel_lock::{self, Guarded};
 use super::lease_file::{granted, holder};
 use super::machine::Machine;
-use super::open_files::{OpenFile, OpenFiles};
+use super::open_files::{Location, OpenFile, OpenFiles};
+use super::os::Purpose;
 use super::queue::{Queue, Standing};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, os};
@@ -87,7 +88,7 @@ impl Exact {
         let forks = process::forks();
         let opened = os::open_to_look(&self.path);
         match opened.map_err(FileError::io("open this file", &self.path))? {
-            Some(file) => OpenFile::new(file, self.path.clone(), forks).map(Some),
+            Some(file) => OpenFile::new(file, Location::AtPath(self.path.clone()), forks).map(Some),
             None => Ok(None),
         }
     }
@@ -171,8 +172,12 @@ impl FileLockStore {
     ///
     /// [`OpenError`] says what is wrong with the folder, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
+        Self::open_for(path.as_ref(), Purpose::Store, options)
+    }
+
+    fn open_for(path: &Path, purpose: Purpose, options: &StoreOptions) -> Result<Self, OpenError> {
         Ok(Self {
-            directory: Directory::open(path.as_ref(), Kind::Lock, options)?,
+            directory: Directory::open(path, Kind::Lock, purpose, options)?,
             exact: None,
             // On other file systems, such as NFS, only a writable descriptor can be locked.
             read_only: cfg!(unix) && options.handed_on && !options.any_file_system,
@@ -186,7 +191,7 @@ impl FileLockStore {
     /// Opens a store whose only lock is the kernel's lock on exactly the file or directory `path`.
     /// Returns it with the lock's name: the absolute path, escaped if it is not UTF-8. Creates an empty
     /// file if nothing exists at `path`, and never writes to it. Fences and the holder are recorded in
-    /// the directory `records`.
+    /// the directory `records`, which is shared with a group if the directory above was created for it.
     ///
     /// # Errors
     ///
@@ -203,7 +208,7 @@ impl FileLockStore {
                 path: exact,
                 files: OpenFiles::new(),
             }),
-            ..Self::open(records, options)?
+            ..Self::open_for(records, Purpose::Records, options)?
         };
         Ok((store, name))
     }
@@ -340,7 +345,8 @@ impl FileLockStore {
         }
         let forks = process::forks();
         let open = || os::open_to_lock(path).map_err(FileError::io("open this to lock it", path));
-        OpenFile::new(self.directory.with_room(open)?, path.clone(), forks)
+        let location = Location::AtPath(path.clone());
+        OpenFile::new(self.directory.with_room(open)?, location, forks)
     }
 
     /// The end of a [`take_file`](Self::take_file).
@@ -517,12 +523,7 @@ impl FileLockStore {
     /// Returns the holder of the kernel's lock of `name`, which this value does not hold, and the owner in
     /// its record.
     fn other_holder(&self, name: &Name) -> Result<Option<(Option<Owner>, Holder)>, FileError> {
-        let in_directory = self.directory.path_of(name);
-        let forks = process::forks();
-        let recorded = match self.directory.open_file(&in_directory)? {
-            Some(file) => Some(OpenFile::new(file, in_directory, forks)?),
-            None => None,
-        };
+        let recorded = self.directory.open_another(name)?;
         let (path, locked);
         let file = match (&self.exact, &recorded) {
             (Some(exact), _) => {

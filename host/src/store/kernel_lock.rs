@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use fs4::FileExt;
 
 use super::error::FileError;
-use super::os;
 use crate::sync::thread;
 
 /// Takes the kernel's lock on `file` if it is free.
@@ -185,12 +184,4 @@ impl Drop for Guarded<'_> {
         // the descriptor open for a moment longer.
         let _ = unlock(self.0);
     }
-}
-
-/// Whether `file` is what `path` still leads to: whoever removes or replaces files must not make
-/// two locks of one.
-pub(crate) fn is_current(file: &File, path: &Path) -> Result<bool, FileError> {
-    let same = os::id_at(path)
-        .and_then(|there| Ok(there == Some(os::id(file)?) || mutant!(InodeNotChecked)));
-    same.map_err(FileError::io("inspect this file", path))
 }

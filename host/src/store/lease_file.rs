@@ -26,6 +26,7 @@ use super::file_events::Listener;
 use super::kernel_lock::{self, Guarded};
 use super::machine::Machine;
 use super::open_files::OpenFile;
+use super::os::Purpose;
 use super::queue::{Queue, Standing};
 use super::record::{self, Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness, os};
@@ -152,7 +153,7 @@ impl LeaseFileStore {
     ///
     /// [`OpenError`] says what is wrong with the folder, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
-        let directory = Directory::open(path.as_ref(), Kind::Lease, options)?;
+        let directory = Directory::open(path.as_ref(), Kind::Lease, Purpose::Store, options)?;
         if !Machine::this().knows_its_start() {
             return Err(OpenError::UnknownStart {
                 path: path.as_ref().to_owned(),

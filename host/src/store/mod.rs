@@ -19,16 +19,16 @@ mod liveness;
 mod machine;
 mod number;
 mod open_files;
-mod os;
+pub(crate) mod os;
 #[cfg_attr(not(target_os = "linux"), path = "queue_elsewhere.rs")]
 mod queue;
 mod record;
+mod store_directory;
 #[cfg(target_os = "linux")]
 mod tickets;
 mod trusted_file;
 
 use std::future;
-use std::path::Path;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -105,12 +105,6 @@ impl StoreOptions {
             None => Ok(None),
         }
     }
-}
-
-/// Returns the number of the group for which the directory at `path` was created, if it exists, and
-/// belongs to this user or root.
-pub(crate) fn group_of(path: &Path) -> Option<String> {
-    os::group_of_directory(path).map(|group| group.to_string())
 }
 
 /// Waits for `pause`, in a task.

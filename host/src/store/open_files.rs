@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::iter;
 use std::mem;
 use std::num::NonZeroUsize;
@@ -17,8 +18,10 @@ use lru::LruCache;
 use verrou::Name;
 
 use super::error::FileError;
-use super::os::{self, FileId};
+use super::os::{self, FileId, OpenDirectory};
 use super::record::{FILE_BYTES, Record};
+use super::store_directory::WALKED_AGAIN;
+use super::trusted_file;
 use crate::process::{self, PerProcess};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
@@ -29,7 +32,7 @@ pub(crate) struct OpenFile {
     file: File,
     /// A second, read-only open file description of the file.
     read_only: Option<File>,
-    path: PathBuf,
+    location: Location,
     id: FileId,
     /// Tells it from its copies; zero where nothing does.
     number: u64,
@@ -45,6 +48,53 @@ pub(crate) struct OpenFile {
     remembered: Mutex<Option<Remembered>>,
 }
 
+/// Where a file was opened, to determine whether it is still there, and to open it once more.
+#[derive(Debug)]
+pub(crate) enum Location {
+    /// The file of a store, by descriptors.
+    InDirectory {
+        directory: Arc<OpenDirectory>,
+        name: PathBuf,
+        /// From the directory above.
+        below_parent: PathBuf,
+        /// For messages.
+        path: PathBuf,
+    },
+    /// A file that its user named.
+    AtPath(PathBuf),
+}
+
+impl Location {
+    pub(crate) fn new(directory: Arc<OpenDirectory>, name: PathBuf) -> Self {
+        Self::InDirectory {
+            below_parent: directory.path_below_parent(&name),
+            path: directory.path().join(&name),
+            directory,
+            name,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::InDirectory { path, .. } | Self::AtPath(path) => path,
+        }
+    }
+
+    /// Returns whether the file `id` is there. Directories above that of a store are looked at if no
+    /// operation did so for `at_most`.
+    fn leads_to(&self, id: FileId, at_most: Duration) -> io::Result<bool> {
+        match self {
+            Self::InDirectory {
+                directory,
+                below_parent,
+                ..
+            } => Ok(directory.id_below_parent(below_parent)? == Some(id)
+                && directory.is_parent_there(at_most)?),
+            Self::AtPath(path) => Ok(os::id_at(path)? == Some(id)),
+        }
+    }
+}
+
 /// What was last read from a file, or written to it: bytes that are still the same say the same.
 #[derive(Debug)]
 pub(crate) struct Remembered {
@@ -53,15 +103,16 @@ pub(crate) struct Remembered {
 }
 
 impl OpenFile {
-    /// `file`, which was opened at `path` after [`process::forks`] had returned `forks`: another thread may
-    /// have forked since, and the child has the file then.
-    pub(crate) fn new(file: File, path: PathBuf, forks: u32) -> Result<Self, FileError> {
+    /// `file`, which was opened at `location` after [`process::forks`] had returned `forks`: another
+    /// thread may have forked since, and the child has the file then.
+    pub(crate) fn new(file: File, location: Location, forks: u32) -> Result<Self, FileError> {
         let identity = os::id(&file).and_then(|id| Ok((id, os::number(&file)?)));
-        let (id, number) = identity.map_err(FileError::io("inspect this file", &path))?;
+        let failed = FileError::io("inspect this file", location.path());
+        let (id, number) = identity.map_err(failed)?;
         Ok(Self {
             file,
             read_only: None,
-            path,
+            location,
             id,
             number,
             process: process::this(),
@@ -142,16 +193,44 @@ impl OpenFile {
         if self.read_only.is_some() {
             return Ok(true);
         }
-        let opened = os::open_read_only(&self.path).and_then(|opened| match opened {
-            Some(file) if os::id(&file)? == self.id => Ok(Some(file)),
-            _ => Ok(None),
-        });
-        self.read_only = opened.map_err(FileError::io("open this file", &self.path))?;
+        let opened = self.opened_again(trusted_file::open_read_only)?;
+        self.read_only = opened.filter(|file| matches!(os::id(file), Ok(id) if id == self.id));
         Ok(self.read_only.is_some())
     }
 
+    /// Returns another open file description of it, which no forked child has; `None` when there is
+    /// another file in its place.
+    pub(crate) fn another(&self) -> Result<Option<Self>, FileError> {
+        let forks = process::forks();
+        let Some(file) = self.opened_again(trusted_file::open)? else {
+            return Ok(None);
+        };
+        let location = match &self.location {
+            Location::InDirectory {
+                directory, name, ..
+            } => Location::new(Arc::clone(directory), name.clone()),
+            Location::AtPath(path) => Location::AtPath(path.clone()),
+        };
+        let another = Self::new(file, location, forks)?;
+        Ok(another.is_same(self).then_some(another))
+    }
+
+    fn opened_again(
+        &self,
+        open: fn(&OpenDirectory, &Path) -> Result<Option<File>, FileError>,
+    ) -> Result<Option<File>, FileError> {
+        match &self.location {
+            Location::InDirectory {
+                directory, name, ..
+            } => open(directory, name),
+            Location::AtPath(path) => {
+                os::open_to_look(path).map_err(FileError::io("open this file", path))
+            }
+        }
+    }
+
     pub(crate) fn path(&self) -> &Path {
-        &self.path
+        self.location.path()
     }
 
     /// Whether `other` is the same file, opened once more.
@@ -165,19 +244,20 @@ impl OpenFile {
     pub(crate) fn is_still_there(&self, held_for: Duration) -> Result<bool, FileError> {
         const VERY_SHORT: Duration = Duration::from_millis(1);
 
+        let failed = FileError::io("inspect this file", self.path());
         if held_for < VERY_SHORT {
-            return os::is_linked(&self.file)
-                .map_err(FileError::io("inspect this file", &self.path));
+            return os::is_linked(&self.file).map_err(failed);
         }
-        Ok(mutant!(MovedNotNoticed) || self.is_current()?)
+        let is_there = self.location.leads_to(self.id, Duration::ZERO);
+        Ok(mutant!(MovedNotNoticed) || is_there.map_err(failed)?)
     }
 
-    /// Whether its path still leads to it: whoever removes or replaces files must not make two
-    /// locks of one.
+    /// Returns whether the file is still at its path: whoever removes or replaces files must not make two
+    /// locks of one. The move of a directory above that of a store is noticed after [`WALKED_AGAIN`].
     pub(crate) fn is_current(&self) -> Result<bool, FileError> {
-        let there =
-            os::id_at(&self.path).map_err(FileError::io("inspect this file", &self.path))?;
-        Ok(there == Some(self.id) || mutant!(InodeNotChecked))
+        let is_there = self.location.leads_to(self.id, WALKED_AGAIN);
+        let is_there = is_there.map_err(FileError::io("inspect this file", self.path()))?;
+        Ok(is_there || mutant!(InodeNotChecked))
     }
 }
 
@@ -305,7 +385,8 @@ mod tests {
     fn open(folder: &Path, name: &str) -> OpenFile {
         let path = folder.join(name);
         let forks = process::forks();
-        OpenFile::new(File::create(&path).unwrap(), path, forks).unwrap()
+        let file = File::create(&path).unwrap();
+        OpenFile::new(file, Location::AtPath(path), forks).unwrap()
     }
 
     #[test]

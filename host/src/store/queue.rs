@@ -471,7 +471,7 @@ impl Queue {
 
     /// One who listens to what happens to the lock `name`.
     pub(crate) fn listen(&self, directory: &Directory, name: &Name) -> io::Result<Listener> {
-        let path = directory.path_of(name);
+        let path = directory.path_to_watch(name)?;
         let paths = [Some(path.as_path()), self.foreign.as_deref()];
         let listener = Listener::new()?;
         listener.watch(paths.into_iter().flatten())?;
@@ -566,11 +566,13 @@ impl Queue {
         place.stage = if let Some(version) = seen {
             Stage::Staring(version)
         } else {
-            let path = directory.path_of(&claim.name);
-            let paths = [Some(path.as_path()), self.foreign.as_deref()];
-            match place.listen(&file, paths.into_iter().flatten()) {
-                Ok(version) => Stage::Listening { version, looks: 0 },
-                Err(_) => Stage::Blind,
+            let listening = directory.path_to_watch(&claim.name).map(|path| {
+                let paths = [Some(path.as_path()), self.foreign.as_deref()];
+                place.listen(&file, paths.into_iter().flatten())
+            });
+            match listening {
+                Ok(Ok(version)) => Stage::Listening { version, looks: 0 },
+                _ => Stage::Blind,
             }
         };
         // What has happened by now is not heard of.
@@ -1121,6 +1123,7 @@ mod tests {
     use verrou::Ttl;
 
     use super::super::StoreOptions;
+    use super::super::os::Purpose;
     use super::super::record::Kind;
     use super::*;
 
@@ -1130,7 +1133,12 @@ mod tests {
         const WITHOUT_PIPE: u32 = 7;
 
         let folder = tempfile::tempdir().unwrap();
-        let directory = Directory::open(folder.path(), Kind::Lease, &StoreOptions::default());
+        let directory = Directory::open(
+            folder.path(),
+            Kind::Lease,
+            Purpose::Store,
+            &StoreOptions::default(),
+        );
         let directory = directory.unwrap();
         let claim = Claim {
             name: Name::new("lock").unwrap(),

@@ -3,7 +3,10 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{DirectoryAccess, DirectoryError};
 
 /// Which file it is. Locked files cannot be replaced here, so one is as good as another.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -26,20 +29,116 @@ pub(crate) fn is_linked(_file: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
-    match File::options().read(true).write(true).open(path) {
+/// A directory, known by its path.
+#[derive(Debug)]
+pub(crate) struct OpenDirectory {
+    path: PathBuf,
+    access: DirectoryAccess,
+}
+
+impl OpenDirectory {
+    /// Opens the directory at `path`, and creates it if `access` says so; `None` if there is none.
+    pub(crate) fn open(
+        path: &Path,
+        access: &DirectoryAccess,
+    ) -> Result<Option<Self>, DirectoryError> {
+        if access.create {
+            fs::create_dir_all(path).map_err(DirectoryError::io("create this folder"))?;
+        }
+        match fs::canonicalize(path) {
+            Ok(path) => Ok(Some(Self {
+                path,
+                access: DirectoryAccess {
+                    create: false,
+                    ..access.clone()
+                },
+            })),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(DirectoryError::io("open this folder")(err)),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn group(&self) -> Option<u32> {
+        self.access.group
+    }
+
+    pub(crate) fn access(&self) -> &DirectoryAccess {
+        &self.access
+    }
+
+    pub(crate) fn path_below_parent(&self, name: &Path) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(crate) fn id_below_parent(&self, path: &Path) -> io::Result<Option<FileId>> {
+        id_at(path)
+    }
+
+    pub(crate) fn is_there(&self, _at_most: Duration) -> io::Result<bool> {
+        self.path.try_exists()
+    }
+
+    pub(crate) fn is_parent_there(&self, _at_most: Duration) -> io::Result<bool> {
+        Ok(true)
+    }
+
+    pub(crate) fn open_file(&self, name: &Path) -> io::Result<Option<File>> {
+        if_there(
+            File::options()
+                .read(true)
+                .write(true)
+                .open(self.path.join(name)),
+        )
+    }
+
+    pub(crate) fn open_read_only(&self, name: &Path) -> io::Result<Option<File>> {
+        if_there(File::open(self.path.join(name)))
+    }
+
+    pub(crate) fn is_no_file(&self, name: &Path) -> bool {
+        fs::symlink_metadata(self.path.join(name)).is_ok_and(|found| !found.is_file())
+    }
+
+    pub(crate) fn create(&self, name: &Path, bytes: &[u8]) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_data()?;
+        match file.persist_noclobber(self.path.join(name)) {
+            Err(err) if err.error.kind() != io::ErrorKind::AlreadyExists => Err(err.error),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+        fs::read_dir(&self.path)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect()
+    }
+
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub(crate) fn unsuitable_file_system(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+fn if_there(opened: io::Result<File>) -> io::Result<Option<File>> {
+    match opened {
         Ok(file) => Ok(Some(file)),
         Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(err) => Err(err),
     }
 }
 
-pub(crate) fn open_read_only(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(file)),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(err),
-    }
+/// Programs do not run with more rights than their caller has.
+pub(crate) fn is_secure_execution() -> bool {
+    false
 }
 
 /// Returns a duplicate; descriptors are not inherited on this system.
@@ -57,37 +156,7 @@ pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
 }
 
 pub(crate) fn open_to_look(path: &Path) -> io::Result<Option<File>> {
-    open(path)
-}
-
-pub(crate) fn create(path: &Path, bytes: &[u8], _group: Option<u32>) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(parent)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_data()?;
-    match file.persist_noclobber(path) {
-        Err(err) if err.error.kind() != io::ErrorKind::AlreadyExists => Err(err.error),
-        _ => Ok(()),
-    }
-}
-
-/// What the files in a folder are called.
-pub(crate) fn names(path: &Path) -> io::Result<Vec<OsString>> {
-    fs::read_dir(path)?
-        .map(|entry| Ok(entry?.file_name()))
-        .collect()
-}
-
-pub(crate) fn sync_directory(_path: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-pub(crate) fn create_directory(path: &Path, _group: Option<u32>) -> io::Result<()> {
-    fs::create_dir_all(path)
-}
-
-pub(crate) fn group_of_directory(_path: &Path) -> Option<u32> {
-    None
+    if_there(File::options().read(true).write(true).open(path))
 }
 
 pub(crate) fn suspicion(file: &File, _group: Option<u32>) -> io::Result<Option<String>> {

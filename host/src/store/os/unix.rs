@@ -1,20 +1,25 @@
 //! Files as Unix has them.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, Metadata, Permissions};
+use std::fs::{File, Metadata, Permissions};
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{
-    DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
+    FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
 };
-use std::path::Path;
-use std::time::UNIX_EPOCH;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use rustix::fs::{Dir, Mode, OFlags};
-#[cfg(target_os = "linux")]
-use rustix::io::Errno;
-use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::{Resource, getrlimit};
+use data_encoding::BASE32_NOPAD;
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, linkat, openat, unlinkat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::process::{Resource, geteuid, getrlimit};
+
+use super::{DirectoryAccess, DirectoryError};
+
+mod walk;
 
 /// Which file it is, whatever it is called.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -78,13 +83,13 @@ fn generation(_file: &File) -> u64 {
     0
 }
 
-/// What the files in a folder are called. The standard library would panic when the folder could not
-/// be closed.
-pub(crate) fn names(path: &Path) -> io::Result<Vec<OsString>> {
+/// Returns the names of the entries of `directory`. The standard library would panic when the directory
+/// could not be closed.
+fn names_in(directory: &File) -> io::Result<Vec<OsString>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(path, flags, Mode::empty())?;
+    let listed = openat(directory, c".", flags, Mode::empty())?;
     let mut names = Vec::new();
-    for entry in Dir::new(folder)? {
+    for entry in Dir::new(listed)? {
         let name = entry?.file_name().to_bytes().to_owned();
         if name != b"." && name != b".." {
             names.push(OsString::from_vec(name));
@@ -95,7 +100,11 @@ pub(crate) fn names(path: &Path) -> io::Result<Vec<OsString>> {
 
 /// The file that is at `path` now, or where a symbolic link there leads.
 pub(crate) fn id_at(path: &Path) -> io::Result<Option<FileId>> {
-    match id_of(path) {
+    found(id_of(rustix::fs::CWD, path, AtFlags::empty()))
+}
+
+fn found(id: io::Result<FileId>) -> io::Result<Option<FileId>> {
+    match id {
         Ok(id) => Ok(Some(id)),
         Err(err)
             if matches!(
@@ -112,24 +121,42 @@ pub(crate) fn id_at(path: &Path) -> io::Result<Option<FileId>> {
 /// Asks for the number alone: who asks for a file's times makes the next write to it update them on
 /// the disk, which costs several times what the write does (multigrain timestamps, Linux 6.13).
 #[cfg(target_os = "linux")]
-fn id_of(path: &Path) -> io::Result<FileId> {
-    use rustix::fs::{AtFlags, CWD, StatxFlags, makedev, statx};
+fn id_of(directory: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> io::Result<FileId> {
+    use rustix::fs::{StatxFlags, makedev, statx};
 
-    match statx(CWD, path, AtFlags::empty(), StatxFlags::INO) {
+    match statx(directory, path, flags, StatxFlags::INO) {
         Ok(found) => Ok(FileId {
             device: makedev(found.stx_dev_major, found.stx_dev_minor),
             inode: found.stx_ino,
         }),
         // Older than Linux 4.11, or forbidden by a sandbox.
-        Err(Errno::NOSYS | Errno::PERM) => Ok((&fs::metadata(path)?).into()),
+        Err(Errno::NOSYS | Errno::PERM) => id_by_stat(directory, path, flags),
         Err(err) => Err(err.into()),
     }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn id_of(directory: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> io::Result<FileId> {
+    id_by_stat(directory, path, flags)
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_sign_loss,
+    reason = "the types of the fields differ by system"
+)]
+fn id_by_stat(directory: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> io::Result<FileId> {
+    let found = rustix::fs::statat(directory, path, flags)?;
+    Ok(FileId {
+        device: found.st_dev as u64,
+        inode: found.st_ino as u64,
+    })
 }
 
 /// Whether the file still has a name.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
-    use rustix::fs::{AtFlags, StatxFlags, statx};
+    use rustix::fs::{StatxFlags, statx};
 
     match statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::NLINK) {
         Ok(found) => Ok(found.stx_nlink > 0),
@@ -143,36 +170,242 @@ pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.nlink() > 0)
 }
 
-#[cfg(not(target_os = "linux"))]
-fn id_of(path: &Path) -> io::Result<FileId> {
-    Ok((&fs::metadata(path)?).into())
+/// A directory that is held open, and whose files are opened relative to its descriptor: its path is
+/// resolved once.
+#[derive(Debug)]
+pub(crate) struct OpenDirectory {
+    /// The directory above, in which this one must still have its name.
+    parent: File,
+    parent_id: FileId,
+    directory: File,
+    id: FileId,
+    name: PathBuf,
+    path: PathBuf,
+    group: Option<u32>,
+    access: DirectoryAccess,
+    opened: Instant,
+    /// When the path was walked last, in milliseconds after `opened`.
+    walked: AtomicU64,
 }
 
-/// Opens one of a store's files, without following a link, waiting for a pipe's other end,
-/// taking over a terminal or changing anything; `None` when there is none.
-pub(crate) fn open(path: &Path) -> io::Result<Option<File>> {
-    open_for(path, true)
+impl OpenDirectory {
+    /// Opens the directory at `path`, and creates it if `access` says so; `None` if there is none.
+    pub(crate) fn open(
+        path: &Path,
+        access: &DirectoryAccess,
+    ) -> Result<Option<Self>, DirectoryError> {
+        let opening = DirectoryError::io("open this folder");
+        // Valid whatever the working directory is later.
+        let path = std::path::absolute(path).map_err(&opening)?;
+        let opened = Instant::now();
+        let Some(walked) = walk::open(&path, access)? else {
+            return Ok(None);
+        };
+        let parent_id = id(&walked.parent).map_err(&opening)?;
+        let id = id(&walked.directory).map_err(&opening)?;
+        Ok(Some(Self {
+            parent: walked.parent,
+            parent_id,
+            directory: walked.directory,
+            id,
+            name: walked.name,
+            path: walked.path,
+            group: walked.group,
+            access: DirectoryAccess {
+                create: false,
+                ..access.clone()
+            },
+            opened,
+            walked: AtomicU64::new(0),
+        }))
+    }
+
+    /// Its path, without links.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The group that shares it.
+    pub(crate) fn group(&self) -> Option<u32> {
+        self.group
+    }
+
+    /// How it was opened, to open it again.
+    pub(crate) fn access(&self) -> &DirectoryAccess {
+        &self.access
+    }
+
+    /// The path of the file `name` from the directory above.
+    pub(crate) fn path_below_parent(&self, name: &Path) -> PathBuf {
+        self.name.join(name)
+    }
+
+    /// The file that is now at this path from the directory above.
+    pub(crate) fn id_below_parent(&self, path: &Path) -> io::Result<Option<FileId>> {
+        found(id_of(self.parent.as_fd(), path, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    /// Returns whether the directory is still at its path. Directories above its parent are looked at if
+    /// that was not done for `at_most`.
+    pub(crate) fn is_there(&self, at_most: Duration) -> io::Result<bool> {
+        Ok(self.id_below_parent(&self.name)? == Some(self.id) && self.is_parent_there(at_most)?)
+    }
+
+    /// Returns whether the path still leads to the directory above this one, as far as is known: it is
+    /// walked again if that was not done for `at_most`.
+    pub(crate) fn is_parent_there(&self, at_most: Duration) -> io::Result<bool> {
+        let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let walked = self.walked.load(Ordering::Relaxed);
+        if u128::from(now.saturating_sub(walked)) < at_most.as_millis() {
+            return Ok(true);
+        }
+        let is_there = match walk::open(&self.path, &self.access) {
+            Ok(Some(found)) => id(&found.parent)? == self.parent_id,
+            // Who opens it again learns why.
+            Ok(None) | Err(DirectoryError::Untrusted { .. }) => false,
+            Err(DirectoryError::Io { source, .. }) => match Errno::from_io_error(&source) {
+                Some(Errno::NOTDIR) => false,
+                // A process that has no descriptor left keeps its locks.
+                Some(Errno::MFILE | Errno::NFILE) => true,
+                _ => return Err(source),
+            },
+        };
+        if is_there {
+            self.walked.store(now, Ordering::Relaxed);
+        }
+        Ok(is_there)
+    }
+
+    /// Opens one of a store's files, without following a link, waiting for a pipe's other end,
+    /// taking over a terminal or changing anything; `None` when there is none.
+    pub(crate) fn open_file(&self, name: &Path) -> io::Result<Option<File>> {
+        self.open_for(name, true)
+    }
+
+    /// Opens the file as [`open_file`](Self::open_file) does, read-only, to read and to lock it.
+    pub(crate) fn open_read_only(&self, name: &Path) -> io::Result<Option<File>> {
+        self.open_for(name, false)
+    }
+
+    fn open_for(&self, name: &Path, writing: bool) -> io::Result<Option<File>> {
+        let flags = if writing {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        let follow = mutant!(LinksFollowed, OFlags::empty(), OFlags::NOFOLLOW);
+        let truncate = mutant!(FilesTruncatedByOpening, OFlags::TRUNC, OFlags::empty());
+        let truncate = if writing { truncate } else { OFlags::empty() };
+        let flags = flags | follow | truncate | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        match openat(&self.directory, name, flags, Mode::empty()) {
+            Ok(file) if mutant!(FilesInherited) => Ok(Some(rustix::io::dup(file)?.into())),
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Returns whether there is an entry `name` that is no regular file.
+    pub(crate) fn is_no_file(&self, name: &Path) -> bool {
+        use rustix::fs::{FileType, statat};
+
+        statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|found| FileType::from_raw_mode(found.st_mode) != FileType::RegularFile)
+    }
+
+    /// Creates a complete file `name` with these bytes, for this user or this group alone. Leaves an
+    /// existing file as it is.
+    ///
+    /// The file gets its name only after its contents are synced to the disk. Where the system has no
+    /// unnamed files, it has a temporary name until then.
+    pub(crate) fn create(&self, name: &Path, bytes: &[u8]) -> io::Result<()> {
+        let finish = |file: &mut File| {
+            let mode = if self.group.is_some() { 0o660 } else { 0o600 };
+            fchown(&*file, None, self.group)?;
+            file.set_permissions(Permissions::from_mode(mode))?;
+            let_be_written_in_place(file);
+            file.write_all(bytes)?;
+            file.sync_data()
+        };
+        if mutant!(FilesReplacedByCreating) {
+            unlinkat(&self.directory, name, AtFlags::empty()).ok();
+        }
+        let named = || {
+            let (mut file, temporary) = self.temporary()?;
+            let linked = finish(&mut file).and_then(|()| {
+                let (from, to) = (&self.directory, &self.directory);
+                Ok(linkat(from, &*temporary, to, name, AtFlags::empty())?)
+            });
+            let removed = unlinkat(&self.directory, &*temporary, AtFlags::empty());
+            linked.and(Ok(removed?))
+        };
+        let linked = if let Some(mut file) = nameless(&self.directory)? {
+            finish(&mut file)?;
+            match link_nameless(&file, &self.directory, name) {
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+                // Without /proc, as after chroot(2), an unnamed file cannot be linked: linkat(2) by
+                // descriptor alone needs a capability, or Linux 6.10.
+                Err(_) => named(),
+                linked => linked,
+            }
+        } else {
+            named()
+        };
+        match linked {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        }
+    }
+
+    /// Creates an empty file with a name that cannot be guessed; returns it with its name.
+    fn temporary(&self) -> io::Result<(File, String)> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        loop {
+            let number = getrandom::u64().map_err(io::Error::other)?;
+            let name = format!(".tmp{}", BASE32_NOPAD.encode(&number.to_le_bytes()));
+            match openat(&self.directory, &*name, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => return Ok((file.into(), name)),
+                Err(Errno::EXIST) => {}
+                Err(err) => return Err(err.into()),
+            }
+        }
+    }
+
+    /// Returns the names of its entries.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+        names_in(&self.directory)
+    }
+
+    /// Makes the names in it survive a loss of power.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        File::from(openat(&self.directory, c".", flags, Mode::empty())?).sync_all()
+    }
+
+    /// Why locks do not work on its file system, if that is to be feared.
+    pub(crate) fn unsuitable_file_system(&self) -> io::Result<Option<String>> {
+        unsuitable_file_system_of(&self.directory)
+    }
+
+    /// A path by which the kernel finds the file `name` through the open directory, for calls that take
+    /// no descriptor.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn path_for_kernel(&self, name: &Path) -> PathBuf {
+        use std::os::fd::AsRawFd;
+
+        let directory = PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd()));
+        // Without /proc, as after chroot(2).
+        if matches!(id_at(&directory), Ok(Some(found)) if found == self.id) {
+            directory.join(name)
+        } else {
+            self.path.join(name)
+        }
+    }
 }
 
-/// Opens the file as [`open`] does, read-only, to read and to lock it.
-pub(crate) fn open_read_only(path: &Path) -> io::Result<Option<File>> {
-    open_for(path, false)
-}
-
-fn open_for(path: &Path, writing: bool) -> io::Result<Option<File>> {
-    let follow = mutant!(LinksFollowed, OFlags::empty(), OFlags::NOFOLLOW);
-    let flags = follow | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::options()
-        .read(true)
-        .write(writing)
-        .truncate(writing && mutant!(FilesTruncatedByOpening))
-        .custom_flags(flag_bits(flags))
-        .open(path);
-    match file {
-        Ok(file) if mutant!(FilesInherited) => Ok(Some(rustix::io::dup(file)?.into())),
-        Ok(file) => Ok(Some(file)),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(err),
+impl AsFd for OpenDirectory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.directory.as_fd()
     }
 }
 
@@ -223,48 +456,6 @@ fn open_any(path: &Path, flags: OFlags) -> io::Result<File> {
         .open(path)
 }
 
-/// Creates a complete file with these bytes at `path`, for this user or this group alone. Leaves an
-/// existing file as it is.
-///
-/// The file gets its name only after its contents are synced to the disk. Where the system has no
-/// unnamed files, it has a temporary name until then.
-pub(crate) fn create(path: &Path, bytes: &[u8], group: Option<u32>) -> io::Result<()> {
-    let finish = |file: &mut File| {
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
-        fchown(&*file, None, group)?;
-        file.set_permissions(Permissions::from_mode(mode))?;
-        let_be_written_in_place(file);
-        file.write_all(bytes)?;
-        file.sync_data()
-    };
-    if mutant!(FilesReplacedByCreating) {
-        fs::remove_file(path).ok();
-    }
-    let named = || {
-        let mut file = tempfile::NamedTempFile::new_in(parent(path))?;
-        finish(file.as_file_mut())?;
-        file.persist_noclobber(path)
-            .map(drop)
-            .map_err(|err| err.error)
-    };
-    let linked = if let Some(mut file) = nameless(path)? {
-        finish(&mut file)?;
-        match link_nameless(&file, path) {
-            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            // Without /proc, as after chroot(2), an unnamed file cannot be linked: linkat(2) by
-            // descriptor alone needs a capability, or Linux 6.10.
-            Err(_) => named(),
-            linked => linked,
-        }
-    } else {
-        named()
-    };
-    match linked {
-        Err(err) if err.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        linked => linked,
-    }
-}
-
 /// Lets later writes to `file`, which is empty, need no space, where a file system copies what is
 /// written: btrfs(5), `chattr +C`. Without that all goes well, too, until the disk is full.
 #[cfg(target_os = "linux")]
@@ -281,77 +472,41 @@ fn let_be_written_in_place(file: &File) {
 #[cfg(not(target_os = "linux"))]
 fn let_be_written_in_place(_file: &File) {}
 
-/// A file without a name beside `path`, where the file system has such.
+/// A file without a name in `directory`, where the file system has such.
 #[cfg(target_os = "linux")]
-fn nameless(path: &Path) -> io::Result<Option<File>> {
-    let flags = flag_bits(OFlags::TMPFILE | OFlags::CLOEXEC);
-    let opened = File::options()
-        .write(true)
-        .mode(0o600)
-        .custom_flags(flags)
-        .open(parent(path));
-    match opened {
-        Ok(file) => Ok(Some(file)),
-        Err(err)
-            if matches!(
-                err.kind(),
-                io::ErrorKind::Unsupported | io::ErrorKind::IsADirectory
-            ) =>
-        {
-            Ok(None)
-        }
-        Err(err) => Err(err),
+fn nameless(directory: &File) -> io::Result<Option<File>> {
+    let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+    match openat(directory, c".", flags, Mode::RUSR | Mode::WUSR) {
+        Ok(file) => Ok(Some(file.into())),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => Ok(None),
+        Err(err) => Err(err.into()),
     }
 }
 
 /// open(2), on `O_TMPFILE`: the way that needs no privilege.
 #[cfg(target_os = "linux")]
-fn link_nameless(file: &File, path: &Path) -> io::Result<()> {
-    use rustix::fs::{AtFlags, CWD, linkat};
+fn link_nameless(file: &File, directory: &File, name: &Path) -> io::Result<()> {
+    use rustix::fs::CWD;
     use std::os::fd::AsRawFd;
 
     let source = format!("/proc/self/fd/{}", file.as_raw_fd());
-    Ok(linkat(CWD, source, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    Ok(linkat(
+        CWD,
+        source,
+        directory,
+        name,
+        AtFlags::SYMLINK_FOLLOW,
+    )?)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn nameless(_path: &Path) -> io::Result<Option<File>> {
+fn nameless(_directory: &File) -> io::Result<Option<File>> {
     Ok(None)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn link_nameless(_file: &File, _path: &Path) -> io::Result<()> {
+fn link_nameless(_file: &File, _directory: &File, _name: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
-}
-
-/// Makes the names in a folder survive a loss of power.
-pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// Creates a folder and those above it, for this user or this group alone.
-pub(crate) fn create_directory(path: &Path, group: Option<u32>) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    let Some(group) = group else {
-        return DirBuilder::new().recursive(true).mode(0o700).create(path);
-    };
-    // The group has to come by.
-    fs::create_dir_all(parent(path))?;
-    DirBuilder::new().mode(0o700).create(path)?;
-    let directory = File::open(path)?;
-    fchown(&directory, None, Some(group))?;
-    // New files are the group's, too.
-    directory.set_permissions(Permissions::from_mode(0o2770))
-}
-
-/// Returns the group for which this user or root [created](create_directory) the directory at `path`,
-/// so that files created in it without a group do not lock out the members.
-pub(crate) fn group_of_directory(path: &Path) -> Option<u32> {
-    let metadata = fs::metadata(path).ok()?;
-    let is_shared = metadata.is_dir() && metadata.mode() & 0o7777 == 0o2770;
-    (is_shared && is_trusted(&metadata, None)).then(|| metadata.gid())
 }
 
 /// Why a file in a store's folder is not to be trusted, if so.
@@ -378,37 +533,35 @@ pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<St
 
 /// Returns whether `file` belongs to this user, or this user is root.
 pub(crate) fn is_owned(file: &File) -> io::Result<bool> {
-    let user = rustix::process::geteuid();
+    let user = geteuid();
     Ok(user.is_root() || file.metadata()?.uid() == user.as_raw())
-}
-
-/// Why a folder is no place for a store, if so.
-pub(crate) fn suspicious_directory(path: &Path, group: Option<u32>) -> io::Result<Option<String>> {
-    const WORLD_WRITABLE: u32 = 0o002;
-    const STICKY: u32 = 0o1000;
-
-    let metadata = fs::metadata(path)?;
-    let mode = metadata.mode();
-    let is_open = mode & WORLD_WRITABLE != 0 && mode & STICKY == 0;
-    Ok(if is_open && !mutant!(OpenFoldersAccepted) {
-        Some("every user may remove files from it (chmod o-w, or +t)".to_owned())
-    } else if mode & WORLD_WRITABLE != 0 && group.is_some() {
-        // In a folder that is set-group-ID, whoever makes a file.
-        Some("every user may make files of the group in it (chmod o-w)".to_owned())
-    } else if !is_trusted(&metadata, group) {
-        Some(format!("it belongs to user {}", metadata.uid()))
-    } else {
-        None
-    })
 }
 
 /// Whether it belongs to this user, to root, or to this group.
 pub(crate) fn is_trusted(metadata: &Metadata, group: Option<u32>) -> bool {
-    let user = rustix::process::geteuid().as_raw();
-    metadata.uid() == user
-        || metadata.uid() == 0
-        || group == Some(metadata.gid())
-        || mutant!(OthersTrusted)
+    walk::is_trusted_by(metadata, geteuid().as_raw(), group)
+}
+
+/// Returns whether this program runs with more rights than its caller has, who chose the environment:
+/// set-user-ID, set-group-ID, or with capabilities of its file.
+#[cfg(target_os = "linux")]
+#[expect(
+    unsafe_code,
+    reason = "rustix offers this only as an experimental part of a runtime"
+)]
+pub(crate) fn is_secure_execution() -> bool {
+    use nix::libc;
+
+    // SAFETY: getauxval(3) takes any number, and changes nothing but `errno`.
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) };
+    secure != 0
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_secure_execution() -> bool {
+    use rustix::process::{getegid, getgid, getuid};
+
+    getuid() != geteuid() || getgid() != getegid()
 }
 
 /// Why locks do not work on the file system of `path`, if that is to be feared.
@@ -417,6 +570,16 @@ pub(crate) fn is_trusted(metadata: &Metadata, group: Option<u32>) -> bool {
 /// flock(2) is kept by each client for itself, or is lost with a connection.
 #[cfg(target_os = "linux")]
 pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> {
+    Ok(unsuitable(&rustix::fs::statfs(path)?))
+}
+
+#[cfg(target_os = "linux")]
+fn unsuitable_file_system_of(directory: &File) -> io::Result<Option<String>> {
+    Ok(unsuitable(&rustix::fs::fstatfs(directory)?))
+}
+
+#[cfg(target_os = "linux")]
+fn unsuitable(found: &rustix::fs::StatFs) -> Option<String> {
     const LOCAL: [i64; 14] = [
         0x0000_ef53, // ext2, ext3, ext4
         0x5846_5342, // xfs
@@ -433,9 +596,9 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
         0x2405_1905, // ubifs
         0x0000_4d44, // vfat
     ];
-    let kind = kind_of(&rustix::fs::statfs(path)?);
+    let kind = kind_of(found);
     let name = match kind {
-        _ if LOCAL.contains(&kind) => return Ok(None),
+        _ if LOCAL.contains(&kind) => return None,
         0x0000_6969 => "NFS".to_owned(),
         0x6573_5546 => "FUSE".to_owned(),
         0xff53_4d42 | 0xfe53_4d42 | 0x0000_517b => "SMB".to_owned(),
@@ -444,7 +607,7 @@ pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> 
         0x0bd0_0bd0 => "Lustre".to_owned(),
         _ => format!("an unknown file system ({kind:#x})"),
     };
-    Ok(Some(name))
+    Some(name)
 }
 
 /// Returns whether a file of /proc is the kernel's own, and not one that was mounted over it.
@@ -478,6 +641,11 @@ fn kind_of(found: &rustix::fs::StatFs) -> i64 {
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>> {
+    Ok(None)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unsuitable_file_system_of(_directory: &File) -> io::Result<Option<String>> {
     Ok(None)
 }
 
@@ -560,28 +728,32 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     file.write_all_at(bytes, offset)
 }
 
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
 fn flag_bits(flags: OFlags) -> i32 {
     flags.bits().cast_signed()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use super::super::Purpose;
     use super::*;
 
     #[test]
     fn creating_leaves_what_is_there_already() {
         let folder = tempfile::tempdir().unwrap();
+        let access = DirectoryAccess {
+            purpose: Purpose::Store,
+            group: None,
+            create: false,
+        };
+        let directory = OpenDirectory::open(folder.path(), &access)
+            .unwrap()
+            .unwrap();
         let path = folder.path().join("file");
-        create(&path, b"first", None).unwrap();
+        directory.create(Path::new("file"), b"first").unwrap();
         let first = id_at(&path).unwrap();
-        create(&path, b"second", None).unwrap();
+        directory.create(Path::new("file"), b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"first");
         assert_eq!(id_at(&path).unwrap(), first);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -23,6 +23,9 @@ const ATTACKER: u32 = 1234;
 /// Who uses the store, besides root.
 const USER: u32 = 65534;
 
+/// The group that shares a store with both of them.
+const GROUP: u32 = 4242;
+
 /// No answer takes longer, of a store that nobody waits for.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -49,6 +52,34 @@ fn verrou(program: &Path, kind: Kind, folder: &Path, user: u32, words: &[&str]) 
     command.args(["--store", &kind.url(folder)]).args(words);
     command.current_dir("/").stdin(Stdio::null());
     as_user(&mut command, user, user);
+    command
+}
+
+/// A folder that a group shares.
+fn shared_folder(setting: &Setting, name: &str) -> Result<PathBuf> {
+    let folder = folder(setting, name, 0o700)?;
+    share(&folder)?;
+    Ok(folder)
+}
+
+fn share(folder: &Path) -> Result<()> {
+    chown(folder, None, Some(GROUP))?;
+    Ok(fs::set_permissions(folder, Permissions::from_mode(0o2770))?)
+}
+
+/// `verrou` with a store that the group shares, for `user`, a member of it.
+fn verrou_of_group(
+    program: &Path,
+    kind: Kind,
+    folder: &Path,
+    user: u32,
+    words: &[&str],
+) -> Command {
+    let mut command = Command::new(program);
+    let store = format!("{}?group={GROUP}", kind.url(folder));
+    command.args(["--store", &store]).args(words);
+    command.current_dir("/").stdin(Stdio::null());
+    as_user(&mut command, user, GROUP);
     command
 }
 
@@ -116,7 +147,7 @@ fn plant(what: &str, path: &Path, victim: &Path, right: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// In a folder where everybody may put files.
+/// In a folder where members of a group may put files.
 pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> {
     if !has_users(findings, "files planted by another user") {
         return Ok(());
@@ -138,14 +169,14 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
             for what in PLANTS {
                 for user in [0, USER] {
                     number += 1;
-                    let shared = folder(setting, &format!("planted-{number}"), 0o1777)?;
+                    let shared = shared_folder(setting, &format!("planted-{number}"))?;
                     fs::write(&victim, "precious")?;
                     chown(&victim, Some(user), Some(user))?;
                     let path = shared.join(name);
                     plant(what, &path, &victim, &fs::read(right)?)?;
                     let before = fs::symlink_metadata(&path)?;
                     let words = ["run", "lock", "--wait", "2s", "--", "true"];
-                    let mut command = verrou(&program, kind, &shared, user, &words);
+                    let mut command = verrou_of_group(&program, kind, &shared, user, &words);
                     let ended = Running::start(&mut command)?.end()?;
                     let place = format!("{what} in place of {} for user {user}", path.display());
                     check_end(findings, &place, &ended, &[74], &path);
@@ -165,7 +196,7 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
         // Nor are names used that could be guessed, for files that are on their way.
         for user in [0, USER] {
             number += 1;
-            let shared = folder(setting, &format!("planted-{number}"), 0o1777)?;
+            let shared = shared_folder(setting, &format!("planted-{number}"))?;
             fs::write(&victim, "precious")?;
             for right in [&file, &counter] {
                 let name = right.file_name().context("a name")?.to_string_lossy();
@@ -184,8 +215,8 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
                 }
             }
             let words = ["run", "lock", "--wait", "2s", "--", "true"];
-            let ended =
-                Running::start(&mut verrou(&program, kind, &shared, user, &words))?.end()?;
+            let mut command = verrou_of_group(&program, kind, &shared, user, &words);
+            let ended = Running::start(&mut command)?.end()?;
             check_end(findings, "planted temporary files", &ended, &[0], &shared);
             let is_kept = fs::read(&victim)? == b"precious";
             findings.check(is_kept, || {
@@ -220,7 +251,7 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
         for (kind, user) in [(Kind::Lease, 0), (Kind::File, USER)] {
             let shared = quick(setting)?;
             let shared = shared.path();
-            fs::set_permissions(shared, Permissions::from_mode(0o1777))?;
+            share(shared)?;
             for number in 0..BELLS {
                 let path = shared.join(format!("{number:04}.bell"));
                 if number == 0 || what == "a folder" {
@@ -230,11 +261,12 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
                 }
             }
             let hold = ["run", "lock", "--", "sh", "-c", "echo held; sleep 0.1"];
-            let mut holder = Running::start(&mut verrou(&program, kind, shared, user, &hold))?;
+            let mut holder =
+                Running::start(&mut verrou_of_group(&program, kind, shared, user, &hold))?;
             holder.says("held")?;
             let words = ["run", "lock", "--wait", "20s", "--", "true"];
-            let waits =
-                (0..2).map(|_| Running::start(&mut verrou(&program, kind, shared, user, &words)));
+            let wait = || verrou_of_group(&program, kind, shared, user, &words);
+            let waits = (0..2).map(|_| Running::start(&mut wait()));
             let waits = waits.collect::<Result<Vec<_>>>()?;
             let ended = holder.end()?;
             check_end(
@@ -282,7 +314,7 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
     let acquire = ["run", "lock", "--", "true"];
     for kind in Kind::BOTH {
         // The mode, the owner, who comes, and what it ends with.
-        let folders: [(u32, u32, u32, i32); 11] = [
+        let folders: [(u32, u32, u32, i32); 14] = [
             (0o700, ATTACKER, USER, 73),
             (0o700, ATTACKER, 0, 73),
             (0o755, ATTACKER, USER, 73),
@@ -293,7 +325,10 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
             (0o777, USER, USER, 73),
             (0o1777, ATTACKER, USER, 73),
             (0o1777, ATTACKER, 0, 73),
-            (0o1777, 0, USER, 0),
+            (0o1777, 0, USER, 73),
+            (0o1777, 0, 0, 73),
+            (0o1777, USER, USER, 73),
+            (0o775, USER, USER, 73),
         ];
         for (mode, owner, user, code) in folders {
             let name = format!("of-{kind}-{mode:o}-{owner}-{user}");
@@ -308,49 +343,42 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
             });
             findings.count("folders of others", 1);
         }
-        // A file of another, where both may.
-        let shared = folder(setting, &format!("of-others-{kind}"), 0o1777)?;
+        // A file of another that is not the group's.
+        let shared = shared_folder(setting, &format!("of-others-{kind}"))?;
+        let in_group = |folder: &Path, user, words: &[&str]| {
+            Running::start(&mut verrou_of_group(&program, kind, folder, user, words))?.end()
+        };
         for _ in 0..2 {
-            let ended =
-                Running::start(&mut verrou(&program, kind, &shared, ATTACKER, &acquire))?.end()?;
-            check_end(findings, "a store of one's own", &ended, &[0], &shared);
+            let ended = in_group(&shared, ATTACKER, &acquire)?;
+            check_end(findings, "a store of a group's", &ended, &[0], &shared);
         }
         let path = kind.only_file(&shared)?;
-        let is_private = fs::metadata(&path)?.mode() & 0o7777 == 0o600;
+        let is_private = fs::metadata(&path)?.mode() & 0o7777 == 0o660;
         findings.check(is_private, || {
             format!("{}: others can read it", path.display())
         });
+        chown(&path, Some(ATTACKER), Some(ATTACKER))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o666))?;
         for user in [0, USER] {
             for words in [&words[..], &["show", "lock"], &acquire[..]] {
-                let ended =
-                    Running::start(&mut verrou(&program, kind, &shared, user, words))?.end()?;
-                check_end(
-                    findings,
-                    &format!("another's file ({kind})"),
-                    &ended,
-                    &[74],
-                    &path,
-                );
+                let ended = in_group(&shared, user, words)?;
+                let what = format!("another's file ({kind})");
+                check_end(findings, &what, &ended, &[74], &path);
                 findings.count("files of others", 1);
             }
         }
         // Root's files, which a user may read at most.
-        let roots = folder(setting, &format!("roots-{kind}"), 0o1777)?;
-        let ended = Running::start(&mut verrou(&program, kind, &roots, 0, &acquire))?.end()?;
+        let roots = shared_folder(setting, &format!("roots-{kind}"))?;
+        let ended = in_group(&roots, 0, &acquire)?;
         check_end(findings, "a store of root's", &ended, &[0], &roots);
         let path = kind.only_file(&roots)?;
+        chown(&path, Some(0), Some(0))?;
         for mode in [0o600, 0o644, 0o444] {
             fs::set_permissions(&path, Permissions::from_mode(mode))?;
             for words in [&words[..], &["show", "lock"]] {
-                let ended =
-                    Running::start(&mut verrou(&program, kind, &roots, USER, words))?.end()?;
-                check_end(
-                    findings,
-                    &format!("root's file ({kind})"),
-                    &ended,
-                    &[74],
-                    &path,
-                );
+                let ended = in_group(&roots, USER, words)?;
+                let what = format!("root's file ({kind})");
+                check_end(findings, &what, &ended, &[74], &path);
                 findings.count("files of others", 1);
             }
         }

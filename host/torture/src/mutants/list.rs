@@ -366,6 +366,69 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a folder is used that everybody may remove files from",
                 host("files", "a_folder_that_everybody_may_clear_is_refused"),
             ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "StickyFoldersAccepted",
+                    "a folder is used in which everybody may make files",
+                    host(
+                        "hostile_paths",
+                        "store_in_a_sticky_directory_is_refused_with_ways_out",
+                    ),
+                ),
+            ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "AncestorsTrusted",
+                    "directories above a store are not examined",
+                    host(
+                        "hostile_paths",
+                        "path_through_another_users_directory_is_refused",
+                    ),
+                ),
+            ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "OthersFolderLinksFollowed",
+                    "a link of another user leads to the store",
+                    host("hostile_paths", "link_of_another_user_is_not_followed"),
+                ),
+            ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "MadeFolderNotExamined",
+                    "what is in the place of a new folder is given to the group",
+                    host(
+                        "hostile_paths",
+                        "no_other_directory_is_given_to_a_group_in_a_race",
+                    ),
+                ),
+            ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "MadeBellNotExamined",
+                    "what is in the place of a new wake pipe is given to the group",
+                    host(
+                        "lib",
+                        "store::bell::tests::no_other_file_is_given_to_a_group_in_a_race",
+                    ),
+                ),
+            ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "UnmappedUsersTrusted",
+                    "all users outside a user namespace count as one",
+                    host(
+                        "hostile_paths",
+                        "users_outside_a_user_namespace_are_not_one_user",
+                    ),
+                ),
+            ),
             mutant(
                 "FilesTruncatedByOpening",
                 "files are opened with O_TRUNC",

@@ -1,0 +1,486 @@
+//! Opening a directory by descriptors, from the root down, and refusing a path that others can change.
+//!
+//! Each component is opened relative to the one before, with `O_NOFOLLOW`, and is examined through its
+//! own descriptor, so that what is examined is what is used. A symbolic link is read and followed only
+//! if it and its directory are trusted. The rules are those of systemd's `CHASE_SAFE` and of OpenSSH's
+//! `StrictModes`.
+//!
+//! Why no crate does this: `fs-mistrust` examines names, not descriptors (its documentation refers to
+//! openat(2) for that); `cap-std` and `pathrs` keep a resolution below a directory, and examine no owner.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, Metadata, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, readlinkat};
+use rustix::process::geteuid;
+
+use super::super::{DirectoryAccess, DirectoryError, Purpose};
+use super::names_in;
+
+const STICKY: u32 = 0o1000;
+const GROUP_WRITABLE: u32 = 0o020;
+const WORLD_WRITABLE: u32 = 0o002;
+
+/// The permissions of a directory that is shared with a group. Files in it belong to the group, too.
+const SHARED: u32 = 0o2770;
+
+/// The number that stands for all users, or groups, that a user namespace does not map: see
+/// `user_namespaces(7)`.
+const OVERFLOW: u32 = 65_534;
+
+/// A descriptor that only names a directory needs no permission to read it.
+#[cfg(target_os = "linux")]
+const NAMED: OFlags = OFlags::PATH;
+#[cfg(not(target_os = "linux"))]
+const NAMED: OFlags = OFlags::DIRECTORY;
+
+/// A directory at the end of a walk.
+pub(super) struct Walked {
+    pub(super) parent: File,
+    pub(super) directory: File,
+    /// Its name in `parent`.
+    pub(super) name: PathBuf,
+    /// Its path, without links.
+    pub(super) path: PathBuf,
+    /// The group that shares it.
+    pub(super) group: Option<u32>,
+}
+
+/// What a component of a path is.
+enum Entry {
+    Directory(File, Metadata),
+    Link { target: OsString, owner: u32 },
+}
+
+/// A directory on the way, and who may change it besides its owner.
+struct Way<'a> {
+    access: &'a DirectoryAccess,
+    user: u32,
+    current: File,
+    metadata: Metadata,
+    /// The directory that `current` is in, if it was entered from there.
+    parent: Option<File>,
+    path: PathBuf,
+    /// Whether all directories so far belong to users that this user namespace does not map.
+    is_unmapped: bool,
+    /// A directory that a group may write, and the group. It is trusted if the store's directory is
+    /// shared with this group.
+    group_writable: Option<(PathBuf, u32)>,
+}
+
+/// Opens the directory at `path`, an absolute path, and creates it if `access` says so. Returns `None` if
+/// it does not exist.
+pub(super) fn open(
+    path: &Path,
+    access: &DirectoryAccess,
+) -> Result<Option<Walked>, DirectoryError> {
+    /// As many links as the kernel follows in one path (`path_resolution(7)`).
+    const MOST_LINKS: usize = 40;
+    /// Each attempt fails only if another process removes what this one has just made.
+    const MOST_ATTEMPTS: usize = 100;
+
+    let opening = DirectoryError::io("open this folder");
+    let mut way = Way::from_root(access)?;
+    let mut left = components(path);
+    let (mut links, mut attempts) = (0, 0);
+    way.check_ancestor(left.is_empty())?;
+    while let Some(name) = left.pop() {
+        if name == ".." {
+            way.leave().map_err(&opening)?;
+            way.check_ancestor(left.is_empty())?;
+            continue;
+        }
+        match entry(&way.current, &name) {
+            Ok(Entry::Directory(directory, metadata)) => {
+                way.enter(&name, directory, metadata);
+                way.check_ancestor(left.is_empty())?;
+            }
+            Ok(Entry::Link { target, owner }) => {
+                way.check_link(&name, owner)?;
+                links += 1;
+                if links > MOST_LINKS {
+                    let endless = io::Error::from(rustix::io::Errno::LOOP);
+                    return Err(opening(endless));
+                }
+                let target = Path::new(&target);
+                if target.is_absolute() {
+                    way = Way {
+                        group_writable: way.group_writable,
+                        ..Way::from_root(access)?
+                    };
+                }
+                left.extend(components(target));
+            }
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                attempts += 1;
+                if !access.create || attempts > MOST_ATTEMPTS {
+                    return Ok(None);
+                }
+                way.make(&name, left.is_empty())?;
+                left.push(name);
+            }
+            Err(err) => return Err(opening(err)),
+        }
+    }
+    let group = way.check_last()?;
+    way.walked(group).map(Some).map_err(opening)
+}
+
+/// The components of `path`, the first one last.
+fn components(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::Prefix(_) | Component::RootDir | Component::CurDir => None,
+    });
+    let mut names: Vec<_> = names.collect();
+    names.reverse();
+    names
+}
+
+fn named(directory: &File, name: &OsStr) -> io::Result<File> {
+    let flags = NAMED | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(directory, name, flags, Mode::empty())?.into())
+}
+
+/// Opens the entry `name` of `directory`, which may be a link.
+#[cfg(target_os = "linux")]
+fn entry(directory: &File, name: &OsStr) -> io::Result<Entry> {
+    let file = named(directory, name)?;
+    let metadata = file.metadata()?;
+    let kind = metadata.file_type();
+    if kind.is_symlink() {
+        let target = readlinkat(&file, c"", Vec::new())?;
+        return Ok(Entry::Link {
+            target: OsString::from_vec(target.into_bytes()),
+            owner: metadata.uid(),
+        });
+    }
+    if kind.is_dir() {
+        return Ok(Entry::Directory(file, metadata));
+    }
+    Err(io::ErrorKind::NotADirectory.into())
+}
+
+/// Opens the entry `name` of `directory`. A link cannot be opened here: its owner is that of the link at
+/// the time before it was read.
+#[cfg(not(target_os = "linux"))]
+fn entry(directory: &File, name: &OsStr) -> io::Result<Entry> {
+    use rustix::fs::{AtFlags, FileType, statat};
+
+    let found = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    if FileType::from_raw_mode(found.st_mode) == FileType::Symlink {
+        let target = readlinkat(directory, name, Vec::new())?;
+        return Ok(Entry::Link {
+            target: OsString::from_vec(target.into_bytes()),
+            owner: found.st_uid,
+        });
+    }
+    let file = named(directory, name)?;
+    let metadata = file.metadata()?;
+    Ok(Entry::Directory(file, metadata))
+}
+
+impl<'a> Way<'a> {
+    fn from_root(access: &'a DirectoryAccess) -> Result<Self, DirectoryError> {
+        let opening = DirectoryError::io("open this folder");
+        let flags = NAMED | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = openat(CWD, c"/", flags, Mode::empty()).map_err(|err| opening(err.into()))?;
+        let root = File::from(root);
+        let metadata = root.metadata().map_err(opening)?;
+        Ok(Self {
+            access,
+            user: geteuid().as_raw(),
+            is_unmapped: metadata.uid() == OVERFLOW && !is_mapped(Numbers::Users, OVERFLOW),
+            current: root,
+            metadata,
+            parent: None,
+            path: "/".into(),
+            group_writable: None,
+        })
+    }
+
+    fn enter(&mut self, name: &OsStr, directory: File, metadata: Metadata) {
+        self.is_unmapped = self.is_unmapped && metadata.uid() == OVERFLOW;
+        self.parent = Some(std::mem::replace(&mut self.current, directory));
+        self.metadata = metadata;
+        self.path.push(name);
+    }
+
+    /// Goes back to the directory above.
+    fn leave(&mut self) -> io::Result<()> {
+        let above = named(&self.current, OsStr::new(".."))?;
+        self.metadata = above.metadata()?;
+        self.is_unmapped = self.is_unmapped && self.metadata.uid() == OVERFLOW;
+        self.current = above;
+        self.parent = None;
+        self.path.pop();
+        Ok(())
+    }
+
+    /// Creates the directory `name`, the last one of the path or one on the way, for this user or for the
+    /// group alone.
+    fn make(&self, name: &OsStr, is_last: bool) -> Result<(), DirectoryError> {
+        let creating = DirectoryError::io("create this folder");
+        let group = self.access.group.or_else(|| self.group_of_records());
+        self.refuse_group_writable(group)?;
+        // The group needs to pass through a directory on the way, and nobody needs to write there.
+        let mode = if group.is_some() && !is_last {
+            0o755
+        } else {
+            0o700
+        };
+        match mkdirat(&self.current, name, Mode::from_raw_mode(mode)) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            Err(err) => return Err(creating(err.into())),
+        }
+        match group {
+            Some(group) if is_last => self.share(name, group).map_err(creating),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the directory `name`, which this process has just made, to `group`. Whoever may write the
+    /// directory above may have put something else in its place: only an empty directory of this user is
+    /// given away.
+    fn share(&self, name: &OsStr, group: u32) -> io::Result<()> {
+        let follow = mutant!(MadeFolderNotExamined, OFlags::empty(), OFlags::NOFOLLOW);
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | follow;
+        let made = match openat(&self.current, name, flags, Mode::empty()) {
+            Ok(made) => File::from(made),
+            // The walk examines what is there.
+            Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOTDIR | rustix::io::Errno::NOENT) => {
+                return Ok(());
+            }
+            Err(err) => return Err(err.into()),
+        };
+        let metadata = made.metadata()?;
+        let is_ours = metadata.uid() == self.user && names_in(&made)?.is_empty();
+        if is_ours || mutant!(MadeFolderNotExamined) {
+            fchown(&made, None, Some(group))?;
+            made.set_permissions(Permissions::from_mode(SHARED))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a directory on the way in which others can put something else in the place of the next
+    /// one.
+    fn check_ancestor(&mut self, is_last: bool) -> Result<(), DirectoryError> {
+        if is_last || mutant!(AncestorsTrusted) {
+            return Ok(());
+        }
+        let mode = self.metadata.mode();
+        if !self.is_unmapped && !self.has_trusted_owner() {
+            return self.refuse(belongs_to(self.metadata.uid()));
+        }
+        if mode & STICKY != 0 {
+            return Ok(());
+        }
+        if mode & WORLD_WRITABLE != 0 {
+            return self.refuse(
+                "every user may put another in the place of what is in it (chmod o-w, or +t)"
+                    .to_owned(),
+            );
+        }
+        let group = self.metadata.gid();
+        if mode & GROUP_WRITABLE != 0 && !self.is_trusted_group(group) {
+            match &self.group_writable {
+                Some((_, other)) if *other != group => {
+                    return self.refuse(writable_by_group(group));
+                }
+                Some(_) => {}
+                None => self.group_writable = Some((self.path.clone(), group)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses the link `name` of this directory if another user has made it. A group's member is
+    /// another user.
+    fn check_link(&self, name: &OsStr, owner: u32) -> Result<(), DirectoryError> {
+        let is_trusted = owner == 0 || self.is_us(owner) || (self.is_unmapped && owner == OVERFLOW);
+        if is_trusted || mutant!(OthersFolderLinksFollowed) {
+            return Ok(());
+        }
+        Err(DirectoryError::Untrusted {
+            path: self.path.join(name),
+            why: format!("it is a link, and {}", belongs_to(owner)),
+        })
+    }
+
+    /// Refuses the last directory if others can write it, and returns the group that shares it.
+    fn check_last(&self) -> Result<Option<u32>, DirectoryError> {
+        let mode = self.metadata.mode();
+        let group = self.group();
+        if mode & WORLD_WRITABLE != 0 && mode & STICKY == 0 && !mutant!(OpenFoldersAccepted) {
+            return self.refuse("every user may remove files from it (chmod o-w)".to_owned());
+        }
+        if mode & WORLD_WRITABLE != 0 && group.is_some() {
+            // In a folder that is set-group-ID, whoever makes a file.
+            return self
+                .refuse("every user may make files of the group in it (chmod o-w)".to_owned());
+        }
+        if !self.has_trusted_owner() {
+            return self.refuse(belongs_to(self.metadata.uid()));
+        }
+        let is_store = self.access.purpose != Purpose::Gate;
+        if mode & WORLD_WRITABLE != 0 && is_store && !mutant!(StickyFoldersAccepted) {
+            return self.refuse(
+                "every user may make files in it, and so keep every lock from all others; use a folder \
+                 of your own, such as one that is made in it, or one of a group with --group"
+                    .to_owned(),
+            );
+        }
+        let owners = self.metadata.gid();
+        if mode & GROUP_WRITABLE != 0 && group != Some(owners) && !self.is_trusted_group(owners) {
+            return self.refuse(writable_by_group(owners));
+        }
+        self.refuse_group_writable(group)?;
+        Ok(group)
+    }
+
+    /// Refuses a directory on the way that a group other than `group` may write.
+    fn refuse_group_writable(&self, group: Option<u32>) -> Result<(), DirectoryError> {
+        match &self.group_writable {
+            Some((path, writer)) if Some(*writer) != group => Err(DirectoryError::Untrusted {
+                path: path.clone(),
+                why: writable_by_group(*writer),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn refuse<T>(&self, why: String) -> Result<T, DirectoryError> {
+        Err(DirectoryError::Untrusted {
+            path: self.path.clone(),
+            why,
+        })
+    }
+
+    /// The group of the last directory: the one that was named, or for which this user or root made the
+    /// directory, so that members are not locked out of new files.
+    fn group(&self) -> Option<u32> {
+        let implied = || self.shared_group(&self.metadata);
+        let of_parent = || {
+            let parent = self.parent.as_ref()?.metadata().ok()?;
+            let is_records = self.access.purpose == Purpose::Records;
+            self.shared_group(&parent).filter(|_| is_records)
+        };
+        self.access.group.or_else(implied).or_else(of_parent)
+    }
+
+    /// The group of a directory of records that is made in this directory, which is that of a store.
+    fn group_of_records(&self) -> Option<u32> {
+        let is_records = self.access.purpose == Purpose::Records;
+        self.shared_group(&self.metadata).filter(|_| is_records)
+    }
+
+    /// The group for which this user or root made a directory.
+    fn shared_group(&self, metadata: &Metadata) -> Option<u32> {
+        let is_shared = metadata.mode() & 0o7777 == SHARED;
+        let is_ours = metadata.uid() == 0 || self.is_us(metadata.uid());
+        (is_shared && is_ours).then(|| metadata.gid())
+    }
+
+    fn is_us(&self, user: u32) -> bool {
+        user == self.user && is_mapped(Numbers::Users, user)
+    }
+
+    fn has_trusted_owner(&self) -> bool {
+        is_trusted_by(&self.metadata, self.user, self.access.group)
+    }
+
+    /// Whether all members of `group` are trusted: it was named, or is root's, or this user's own.
+    fn is_trusted_group(&self, group: u32) -> bool {
+        let is_named = self.access.group == Some(group) && is_mapped(Numbers::Groups, group);
+        is_named || group == 0 || is_private_group(self.user, group)
+    }
+
+    fn walked(self, group: Option<u32>) -> io::Result<Walked> {
+        let (parent, name) = match (self.parent, self.path.file_name()) {
+            (_, None) => (self.current.try_clone()?, ".".into()),
+            (Some(parent), Some(name)) => (parent, name.into()),
+            (None, Some(name)) => (named(&self.current, OsStr::new(".."))?, name.into()),
+        };
+        Ok(Walked {
+            parent,
+            directory: self.current,
+            name,
+            path: self.path,
+            group,
+        })
+    }
+}
+
+fn belongs_to(user: u32) -> String {
+    if user == OVERFLOW && !is_mapped(Numbers::Users, user) {
+        return format!(
+            "it belongs to user {user}, which stands for users outside this user namespace"
+        );
+    }
+    format!("it belongs to user {user}")
+}
+
+fn writable_by_group(group: u32) -> String {
+    format!("group {group} may remove files from it (chmod g-w, or share it: --group {group})")
+}
+
+/// Returns whether a file belongs to root, to `user`, which is this process's, or to `group`.
+pub(super) fn is_trusted_by(metadata: &Metadata, user: u32, group: Option<u32>) -> bool {
+    metadata.uid() == 0
+        || metadata.uid() == user && is_mapped(Numbers::Users, user)
+        || group == Some(metadata.gid()) && is_mapped(Numbers::Groups, metadata.gid())
+        || mutant!(OthersTrusted)
+}
+
+/// What a user namespace maps.
+#[derive(Clone, Copy)]
+enum Numbers {
+    Users,
+    Groups,
+}
+
+/// Returns whether `number` is one user, or one group. The overflow number is not, unless this user
+/// namespace maps all numbers; if that cannot be determined, it is not either.
+#[cfg(target_os = "linux")]
+fn is_mapped(numbers: Numbers, number: u32) -> bool {
+    if number != OVERFLOW || mutant!(UnmappedUsersTrusted) {
+        return true;
+    }
+    let map = match numbers {
+        Numbers::Users => "/proc/self/uid_map",
+        Numbers::Groups => "/proc/self/gid_map",
+    };
+    let Ok(map) = fs::read_to_string(map) else {
+        return false;
+    };
+    let words: Vec<_> = map.split_whitespace().collect();
+    words == ["0", "0", "4294967295"]
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_mapped(_numbers: Numbers, _number: u32) -> bool {
+    true
+}
+
+/// Returns whether `group` is the private group of `user`, as most distributions create one: it has the
+/// user's name, and no other member.
+fn is_private_group(user: u32, group: u32) -> bool {
+    use nix::unistd::{Gid, Group, Uid, User};
+
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(user)) else {
+        return false;
+    };
+    if user.gid.as_raw() != group {
+        return false;
+    }
+    let Ok(Some(group)) = Group::from_gid(Gid::from_raw(group)) else {
+        return false;
+    };
+    group.name == user.name && group.mem.iter().all(|member| *member == user.name)
+}

@@ -1,0 +1,114 @@
+//! The directory of a store, or of a gate, held open; opened again when it was moved or recreated.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::StoreOptions;
+use super::error::{FileError, OpenError};
+use super::os::{DirectoryAccess, DirectoryError, OpenDirectory, Purpose};
+use crate::process::PerProcess;
+use crate::sync::Mutex;
+
+/// The time after which an operation walks the path of its directory again, to notice that a directory
+/// above was moved.
+pub(crate) const WALKED_AGAIN: Duration = Duration::from_secs(1);
+
+/// A directory that is open.
+#[derive(Debug)]
+pub(crate) struct StoreDirectory {
+    first: Arc<OpenDirectory>,
+    /// The directory that was found in its place.
+    later: PerProcess<Mutex<Option<Arc<OpenDirectory>>>>,
+}
+
+impl StoreDirectory {
+    /// Opens the directory at `path`; creates it, if it is not a gate's and does not exist.
+    pub(crate) fn open(
+        path: &Path,
+        purpose: Purpose,
+        options: &StoreOptions,
+    ) -> Result<Self, OpenError> {
+        let io = |action, source| OpenError::Directory {
+            action,
+            path: path.to_owned(),
+            source,
+        };
+        let access = DirectoryAccess {
+            purpose,
+            group: options.group_id()?,
+            create: purpose != Purpose::Gate,
+        };
+        let opened = match OpenDirectory::open(path, &access) {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                let missing = std::io::ErrorKind::NotFound.into();
+                return Err(io("open this folder", missing));
+            }
+            Err(DirectoryError::Untrusted { path, why }) => {
+                return Err(OpenError::Suspicious { path, why });
+            }
+            Err(DirectoryError::Io { action, source }) => return Err(io(action, source)),
+        };
+        if !options.any_file_system && !mutant!(AnyFileSystem) {
+            let unsuitable = opened.unsuitable_file_system();
+            let unsuitable =
+                unsuitable.map_err(|err| io("tell the file system of this folder", err))?;
+            if let Some(kind) = unsuitable {
+                return Err(OpenError::UnsuitableFileSystem {
+                    path: opened.path().to_owned(),
+                    kind,
+                });
+            }
+        }
+        Ok(Self {
+            first: Arc::new(opened),
+            later: PerProcess::new(),
+        })
+    }
+
+    /// Its path, without links.
+    pub(crate) fn path(&self) -> &Path {
+        self.first.path()
+    }
+
+    /// Returns the directory as it was found last.
+    pub(crate) fn known(&self) -> Arc<OpenDirectory> {
+        let later = self
+            .later
+            .get()
+            .is_some()
+            .then(|| self.later.lock().clone());
+        later.flatten().unwrap_or_else(|| Arc::clone(&self.first))
+    }
+
+    /// Returns the directory that is now at the path; `None` if there is none.
+    pub(crate) fn current(&self) -> Result<Option<Arc<OpenDirectory>>, FileError> {
+        let known = self.known();
+        let inspect = FileError::io("inspect this folder", self.path());
+        if known.is_there(WALKED_AGAIN).map_err(inspect)? {
+            return Ok(Some(known));
+        }
+        match OpenDirectory::open(self.path(), known.access()) {
+            Ok(None) => Ok(None),
+            Ok(Some(found)) => {
+                let found = Arc::new(found);
+                *self.later.lock() = Some(Arc::clone(&found));
+                Ok(Some(found))
+            }
+            Err(DirectoryError::Untrusted { path, why }) => {
+                Err(FileError::Suspicious { path, why })
+            }
+            Err(DirectoryError::Io { action, source }) => {
+                Err(FileError::io(action, self.path())(source))
+            }
+        }
+    }
+
+    /// Returns the directory that is now at the path, to create a file in it.
+    pub(crate) fn current_to_create(&self) -> Result<Arc<OpenDirectory>, FileError> {
+        let missing = || std::io::ErrorKind::NotFound.into();
+        let create = FileError::io("create a file in this folder", self.path());
+        self.current()?.ok_or_else(|| create(missing()))
+    }
+}

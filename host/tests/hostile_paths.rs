@@ -1,0 +1,444 @@
+//! Paths that another user can change: links, directories and files put in their place.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use common::{KINDS, Place, code, done, ends_with, eventually, stderr, stdout};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use verrou::{Claim, Name, Owner, Store, Ttl};
+use verrou_host::{FileLockStore, LeaseFileStore, OpenError, StoreOptions};
+
+/// An honest user.
+const ALICE: u32 = 4711;
+/// A user who attacks.
+const MALLORY: u32 = 4712;
+/// A group, of which both may be members.
+const GROUP: u32 = 4713;
+
+/// Returns whether other users can be had; says so if not.
+fn has_users(what: &str) -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        eprintln!("only root can be other users: {what} is not shown");
+    }
+    is_root
+}
+
+/// A directory that all users can pass through, with the command in it.
+fn place(kind: &'static str) -> Place {
+    let place = Place::new(kind);
+    set_mode(&place.path(""), 0o755);
+    let program = place.path("verrou");
+    fs::copy(env!("CARGO_BIN_EXE_verrou"), &program).unwrap();
+    set_mode(&program, 0o755);
+    place
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// Creates a directory of this mode, owner and group.
+fn directory(path: PathBuf, mode: u32, owner: u32, group: u32) -> PathBuf {
+    fs::create_dir(&path).unwrap();
+    chown(&path, Some(owner), Some(group)).unwrap();
+    set_mode(&path, mode);
+    path
+}
+
+/// `verrou` with these arguments, for a user and a group.
+fn verrou<I: AsRef<OsStr>>(
+    place: &Place,
+    user: u32,
+    group: u32,
+    words: impl IntoIterator<Item = I>,
+) -> Command {
+    let mut command = Command::new(place.path("verrou"));
+    command.args(words).current_dir("/").stdin(Stdio::null());
+    for variable in ["VERROU_STORE", "VERROU_LOCK", "XDG_STATE_HOME", "HOME"] {
+        command.env_remove(variable);
+    }
+    command.uid(user).gid(group);
+    command
+}
+
+/// `verrou run k -- true` with the store `url`.
+fn run(place: &Place, user: u32, group: u32, url: &str) -> Command {
+    verrou(
+        place,
+        user,
+        group,
+        ["run", "--store", url, "k", "--", "true"],
+    )
+}
+
+fn of_group(kind: &str, path: &Path) -> String {
+    format!("{kind}:{}?group={GROUP}", path.display())
+}
+
+/// Asserts that the store is refused because of `path`, for a reason that contains `why`.
+#[track_caller]
+fn refused(command: &mut Command, path: &Path, why: &str) {
+    let output = ends_with(command, 73);
+    let said = stderr(&output);
+    assert!(
+        said.contains(path.to_str().unwrap()),
+        "{}: {said}",
+        path.display()
+    );
+    assert!(said.contains(why), "{why}: {said}");
+}
+
+fn entries(path: &Path) -> usize {
+    fs::read_dir(path).unwrap().count()
+}
+
+/// Mode, owner and group.
+fn rights(path: &Path) -> (u32, u32, u32) {
+    let found = fs::symlink_metadata(path).unwrap();
+    (found.mode() & 0o7777, found.uid(), found.gid())
+}
+
+#[test]
+fn link_of_another_user_is_not_followed() {
+    if !has_users("that another user's link is refused") {
+        return;
+    }
+    for kind in KINDS {
+        let place = place(kind);
+        let victim = directory(place.path("victim"), 0o755, 0, 0);
+        let open = directory(place.path("open"), 0o1777, 0, 0);
+        let groups = directory(place.path("groups"), 0o2775, 0, GROUP);
+        for parent in [&open, &groups] {
+            let link = parent.join("locks");
+            symlink(&victim, &link).unwrap();
+            lchown(&link, Some(MALLORY), Some(GROUP)).unwrap();
+            for url in [format!("{kind}:{}", link.display()), of_group(kind, &link)] {
+                if parent == &groups && !url.contains("group=") {
+                    refused(&mut run(&place, 0, 0, &url), &link, "it is a link");
+                    continue;
+                }
+                refused(&mut run(&place, 0, 0, &url), &link, "it is a link");
+                // Also as a directory on the way.
+                let below = url.replace("/locks", "/locks/below");
+                refused(&mut run(&place, 0, 0, &below), &link, "it is a link");
+            }
+        }
+        assert_eq!(entries(&victim), 0);
+        // A link of one's own, or of root's, is followed.
+        let link = place.path("link");
+        symlink(&victim, &link).unwrap();
+        let url = format!("{kind}:{}", link.join("locks").display());
+        ends_with(&mut run(&place, 0, 0, &url), 0);
+        assert!(victim.join("locks").is_dir());
+    }
+}
+
+#[test]
+fn path_through_another_users_directory_is_refused() {
+    if !has_users("that another user's directory is refused") {
+        return;
+    }
+    for kind in KINDS {
+        let place = place(kind);
+        for (name, mode, owner, group, why) in [
+            ("others", 0o755, MALLORY, MALLORY, "user 4712"),
+            ("sticky", 0o1777, MALLORY, MALLORY, "user 4712"),
+            ("open", 0o777, 0, 0, "every user"),
+            ("groups", 0o775, 0, GROUP, "group 4713"),
+            ("own", 0o775, ALICE, GROUP, "group 4713"),
+        ] {
+            let parent = directory(place.path(name), mode, owner, group);
+            let inner = directory(parent.join("inner"), 0o755, ALICE, ALICE);
+            for locks in [inner.join("locks"), inner.join("a/b/locks")] {
+                let url = format!("{kind}:{}", locks.display());
+                refused(&mut run(&place, ALICE, ALICE, &url), &parent, why);
+            }
+            assert_eq!(entries(&inner), 0, "{name}");
+        }
+        // A directory with the sticky bit, and a group that is named, are no obstacle.
+        let tmp = directory(place.path("tmp"), 0o1777, 0, 0);
+        let own = directory(tmp.join("own"), 0o700, ALICE, ALICE);
+        let url = format!("{kind}:{}", own.join("locks").display());
+        ends_with(&mut run(&place, ALICE, ALICE, &url), 0);
+        let shared = of_group(kind, &place.path("groups/locks"));
+        ends_with(&mut run(&place, ALICE, GROUP, &shared), 0);
+        // Nor is the group for which the directory was made.
+        let shared = format!("{kind}:{}", place.path("groups/locks").display());
+        ends_with(&mut run(&place, ALICE, GROUP, &shared), 0);
+    }
+}
+
+/// One planted file would keep a lock from everybody, and 4,096 pipes would make all waiters poll.
+#[test]
+fn store_in_a_sticky_directory_is_refused_with_ways_out() {
+    if !has_users("that a sticky directory is refused") {
+        return;
+    }
+    for kind in KINDS {
+        let place = place(kind);
+        let sticky = directory(place.path("locks"), 0o1777, 0, 0);
+        let url = format!("{kind}:{}", sticky.display());
+        for user in [0, ALICE] {
+            for way_out in ["folder of your own", "--group"] {
+                refused(&mut run(&place, user, user, &url), &sticky, way_out);
+            }
+        }
+        assert_eq!(entries(&sticky), 0);
+        let own = format!("{kind}:{}", sticky.join("alice").display());
+        ends_with(&mut run(&place, ALICE, ALICE, &own), 0);
+        let shared = of_group(kind, &sticky.join("shared"));
+        for member in [ALICE, MALLORY] {
+            ends_with(&mut run(&place, member, GROUP, &shared), 0);
+        }
+    }
+}
+
+/// As `sudo -E` and `su` leave the environment.
+#[test]
+fn default_store_of_root_is_not_in_another_users_home() {
+    if !has_users("what root does with another user's home") {
+        return;
+    }
+    let place = place("lease");
+    let home = directory(place.path("alice"), 0o755, ALICE, ALICE);
+    let victim = directory(place.path("victim"), 0o755, 0, 0);
+    let linked = directory(place.path("bob"), 0o755, ALICE, ALICE);
+    symlink(&victim, linked.join("state")).unwrap();
+    lchown(linked.join("state"), Some(ALICE), Some(ALICE)).unwrap();
+    for state in [home.join(".local/state"), linked.join("state")] {
+        for words in [
+            &["run", "k", "--", "true"][..],
+            &["acquire", "k"],
+            &["serve"],
+        ] {
+            let mut root = verrou(&place, 0, 0, words);
+            let output = ends_with(root.env("XDG_STATE_HOME", &state), 73);
+            for part in ["user 4711", "--store", "VERROU_STORE"] {
+                assert!(stderr(&output).contains(part), "{}", stderr(&output));
+            }
+        }
+        // `--file` works, and says that it records nothing.
+        let file = place.path("app.lock");
+        let words = ["run", "--file", file.to_str().unwrap(), "--", "true"];
+        let mut root = verrou(&place, 0, 0, words);
+        let output = ends_with(root.env("XDG_STATE_HOME", &state), 0);
+        let said = stderr(&output);
+        assert!(said.contains("without a fencing token"), "{said}");
+    }
+    assert_eq!((entries(&home), entries(&victim)), (0, 0));
+}
+
+/// A program that has more rights than its caller, who chooses the environment.
+#[test]
+fn default_store_of_a_set_user_id_program_is_not_from_the_environment() {
+    if !has_users("what a set-user-ID program does") {
+        return;
+    }
+    let place = place("lease");
+    let program = place.path("verrou");
+    let home = place.path("chosen");
+    let store = |user| {
+        let mut command = verrou(&place, user, user, ["store"]);
+        command.env("XDG_STATE_HOME", &home).env("HOME", &home);
+        done(&mut command)
+    };
+    let chosen = format!("lease:{}\n", home.join("verrou").display());
+    assert_eq!(stdout(&store(MALLORY)), chosen);
+    chown(&program, Some(0), Some(0)).unwrap();
+    set_mode(&program, 0o4755);
+    let output = store(MALLORY);
+    if stdout(&output) == chosen {
+        let mounts = done(Command::new("findmnt").arg("--target").arg(&program));
+        assert!(stdout(&mounts).contains("nosuid"), "{}", stdout(&mounts));
+        eprintln!("no set-user-ID programs here: what they do is not shown");
+        return;
+    }
+    assert_eq!(stdout(&output), "lease:/var/lib/verrou\n");
+    chown(&program, Some(ALICE), Some(ALICE)).unwrap();
+    set_mode(&program, 0o4755);
+    let output = store(MALLORY);
+    assert_eq!(code(&output), 64, "{}", stderr(&output));
+    assert!(stderr(&output).contains("more rights than its caller"));
+    // Its own caller is nobody else.
+    assert_eq!(stdout(&store(ALICE)), chosen);
+}
+
+/// All of them have the number 65534 there.
+#[test]
+fn users_outside_a_user_namespace_are_not_one_user() {
+    if !has_users("what a user namespace does not map") {
+        return;
+    }
+    for kind in KINDS {
+        let place = place(kind);
+        let locks = directory(place.path("locks"), 0o755, MALLORY, MALLORY);
+        let url = format!("{kind}:{}", locks.display());
+        // Without a mapping, this process has the number 65534, too.
+        let inside = |options: &[&str], url: &str| {
+            let mut unshare = Command::new("unshare");
+            unshare
+                .arg("--user")
+                .args(options)
+                .arg(place.path("verrou"));
+            unshare.args(["list", "--store", url]).current_dir("/");
+            unshare
+        };
+        let probe = Command::new("unshare").args(["--user", "true"]).status();
+        if !probe.is_ok_and(|status| status.success()) {
+            eprintln!("no user namespaces here: what they do not map is not shown");
+            return;
+        }
+        refused(
+            &mut inside(&[], &url),
+            &locks,
+            "outside this user namespace",
+        );
+        let mapped = ["--map-root-user"];
+        refused(
+            &mut inside(&mapped, &url),
+            &locks,
+            "outside this user namespace",
+        );
+        // A directory of one's own is below those of root, which is not mapped either.
+        let own = directory(place.path("own"), 0o700, ALICE, ALICE);
+        let url = format!("{kind}:{}", own.join("locks").display());
+        let mut as_alice = Command::new("unshare");
+        as_alice
+            .args(["--user", "--map-root-user"])
+            .arg(place.path("verrou"));
+        as_alice.args(["run", "--store", &url, "k", "--", "true"]);
+        as_alice.current_dir("/").uid(ALICE).gid(ALICE);
+        ends_with(&mut as_alice, 0);
+        assert_eq!(rights(&own.join("locks")), (0o700, ALICE, ALICE));
+    }
+}
+
+#[test]
+fn directories_above_a_groups_store_are_written_by_no_other() {
+    if !has_users("what is made for a group") {
+        return;
+    }
+    for umask in ["000", "022"] {
+        let place = place("lease");
+        let locks = place.path("a/b/locks");
+        let script = format!("umask {umask}; exec \"$@\"");
+        let run = run(&place, 0, 0, &of_group("lease", &locks));
+        let mut sh = Command::new("sh");
+        sh.args(["-c", &script, "sh"])
+            .arg(run.get_program())
+            .args(run.get_args());
+        ends_with(&mut sh, 0);
+        assert_eq!(rights(&place.path("a")), (0o755, 0, 0), "umask {umask}");
+        assert_eq!(rights(&place.path("a/b")), (0o755, 0, 0), "umask {umask}");
+        assert_eq!(rights(&locks), (0o2770, 0, GROUP), "umask {umask}");
+    }
+}
+
+/// Lets this thread alone be a member of the group.
+fn be_a_member() {
+    let (user, group) = (Uid::from_raw(MALLORY), Gid::from_raw(GROUP));
+    set_thread_groups(&[]).unwrap();
+    set_thread_res_gid(group, group, group).unwrap();
+    set_thread_res_uid(user, user, user).unwrap();
+}
+
+/// A member may write the directory above, and puts something else in the place of the directory that
+/// root has just made.
+#[test]
+fn no_other_directory_is_given_to_a_group_in_a_race() {
+    const TRIES: usize = 20_000;
+
+    if !has_users("what root gives to a group") {
+        return;
+    }
+    let place = place("lease");
+    let parent = directory(place.path("shared"), 0o2775, 0, GROUP);
+    let victim = directory(place.path("victim"), 0o755, 0, 0);
+    fs::write(victim.join("code"), "that root runs").unwrap();
+    let (is_over, mut unexpected) = (AtomicBool::new(false), None);
+    let locks = parent.join("locks");
+    let options = StoreOptions {
+        group: Some(GROUP.to_string()),
+        ..StoreOptions::default()
+    };
+    thread::scope(|threads| {
+        threads.spawn(|| {
+            be_a_member();
+            let trap = parent.join("trap");
+            while !is_over.load(Ordering::Relaxed) {
+                let _ = symlink(&victim, &trap);
+                while !is_over.load(Ordering::Relaxed) {
+                    if renameat_with(CWD, &trap, CWD, &locks, RenameFlags::EXCHANGE).is_ok() {
+                        break;
+                    }
+                }
+                let _ = fs::remove_dir(&trap);
+                let _ = fs::remove_file(&locks);
+            }
+        });
+        for _ in 0..TRIES {
+            let opened = LeaseFileStore::open(&locks, &options);
+            let is_expected = matches!(
+                opened,
+                Ok(_) | Err(OpenError::Suspicious { .. } | OpenError::Directory { .. })
+            );
+            if !is_expected || rights(&victim) != (0o755, 0, 0) {
+                unexpected = Some(opened);
+                break;
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(rights(&victim), (0o755, 0, 0));
+    assert!(unexpected.is_none(), "{unexpected:?}");
+    assert_eq!(entries(&victim), 1);
+}
+
+fn claim(owner: u8) -> Claim {
+    Claim {
+        name: Name::new("k").unwrap(),
+        owner: Owner::from_bytes([owner; 16]),
+        ttl: Ttl::NEVER,
+        ephemeral: true,
+    }
+}
+
+/// The path of the store leads to another directory then, in which others take the lock.
+#[test]
+fn move_of_a_directory_above_a_store_is_noticed() {
+    let place = Place::new("lease");
+    let locks = place.path("a/b/locks");
+    let options = StoreOptions::default();
+    let moved = |store: &dyn Store, extension: &str| {
+        assert!(store.acquire(&claim(1)).unwrap().is_granted());
+        let _ = fs::remove_dir_all(place.path("moved"));
+        fs::rename(place.path("a"), place.path("moved")).unwrap();
+        fs::create_dir_all(&locks).unwrap();
+        // The lock was held for a while.
+        thread::sleep(std::time::Duration::from_millis(2));
+        assert!(!store.release(&claim(1)).unwrap().is_granted());
+        // Within a second, the lock is taken where its path leads.
+        eventually("the store is found again", || {
+            let granted = store.acquire(&claim(2)).unwrap().is_granted();
+            assert!(granted);
+            store.release(&claim(2)).unwrap();
+            let files = fs::read_dir(&locks).into_iter().flatten();
+            let mut names = files.map(|file| file.unwrap().path());
+            names.any(|path| path.extension().is_some_and(|it| it == extension))
+        });
+    };
+    moved(&LeaseFileStore::open(&locks, &options).unwrap(), "lease");
+    moved(&FileLockStore::open(&locks, &options).unwrap(), "lock");
+}
