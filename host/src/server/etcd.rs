@@ -470,11 +470,11 @@ impl EtcdStore {
         }
     }
 
-    /// Commits a transaction that attaches a key to `lease`. Returns `None` if another user of etcd has made
-    /// that impossible; a new lease is to be used then.
+    /// Commits a transaction that attaches a key to `lease`. Returns `None` if another user of etcd has revoked
+    /// the lease; a new one is to be used then.
     async fn attach(&self, lease: i64, txn: Txn) -> Result<Option<TxnResponse>, ServerError> {
         match self.shared.txn(txn).await {
-            Err(_) if lease != 0 && self.shared.is_spoilt(lease, &self.prefix).await => Ok(None),
+            Err(_) if lease != 0 && self.shared.is_gone(lease).await => Ok(None),
             committed => committed.map(Some),
         }
     }
@@ -599,22 +599,12 @@ impl Shared {
         }
     }
 
-    /// Returns whether another user of etcd keeps keys that begin with `prefix` from being attached to `lease`.
-    ///
-    /// etcd lists all leases to every user. While a lease has no key, every user can revoke it, or attach a key
-    /// to it, and etcd then refuses the keys of users who may not write that key.
-    async fn is_spoilt(&self, lease: i64, prefix: &str) -> bool {
-        let asked = self
-            .asked(|client| async move { client.lease_time_to_live(lease, true).await })
-            .await;
-        match asked {
-            Ok(left) => {
-                let mut keys = left.keys.iter();
-                left.ttl <= 0 || keys.any(|key| !key.starts_with(prefix.as_bytes()))
-            }
-            // Since etcd 3.4.26 and 3.5.9, the keys of other users are not listed.
-            Err(err) => matches!(err, ServerError::Refused { .. }),
-        }
+    /// Returns whether the new lease `lease` is gone. etcd lists all leases to every user, and every user can
+    /// revoke a lease that has no key yet.
+    async fn is_gone(&self, lease: i64) -> bool {
+        let asked =
+            self.asked(|client| async move { client.lease_time_to_live(lease, false).await });
+        asked.await.is_ok_and(|left| left.ttl <= 0)
     }
 
     /// Lets all places of this process end with a new lease instead of `lease`.
