@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use verrou::blocking::LockFactory;
-use verrou::{Claim, Name, SerializedLock, Ttl};
+use verrou::{Claim, Name, Printable, SerializedLock, Ttl, is_hidden};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
 use crate::attempts::{Kind, Told, caught, claim};
@@ -256,7 +256,7 @@ fn check_end(
     );
     let raw = ended.err.chars().chain(ended.out.chars());
     let raw: Vec<_> = raw
-        .filter(|char| char.is_control() && !"\n\t".contains(*char))
+        .filter(|char| is_hidden(*char) && !"\n\t".contains(*char))
         .collect();
     findings.check(raw.is_empty(), || {
         format!("{}: lets {raw:?} through to the terminal", typed())
@@ -361,18 +361,9 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
     Ok(())
 }
 
-/// Escapes text as the command does for a terminal: one line, without changes of direction.
+/// Escapes text as the command does for a terminal: one line, without hidden characters.
 fn escaped(text: impl Iterator<Item = char>) -> String {
-    let mut safe = String::new();
-    for char in text {
-        let turns = matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if char.is_control() || turns {
-            safe.extend(char.escape_default());
-        } else {
-            safe.push(char);
-        }
-    }
-    safe
+    Printable(&text.collect::<String>()).to_string()
 }
 
 /// The beginning of a word.
