@@ -141,6 +141,14 @@ pub(crate) fn run_in_browser(shell: &Shell, folder: &Path) -> Result<()> {
     }
 }
 
+/// Finds the browser of two steps, or installs it.
+pub(crate) fn find_browser(shell: &Shell) -> Result<()> {
+    ensure_recent(shell)?;
+    let found = chromium(shell).map_err(|why| NotHere(format!("{why:#}")))?;
+    println!("{}", found.display());
+    Ok(())
+}
+
 /// Where Chromium is.
 pub(crate) fn chromium(shell: &Shell) -> Result<PathBuf> {
     if let Some(named) = env::var_os("CHROMIUM") {

@@ -7,6 +7,7 @@ mod crates;
 mod guest;
 mod javascript;
 mod js;
+mod meanwhile;
 mod programs;
 mod python;
 mod servers;
@@ -21,11 +22,12 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use xshell::{Cmd, Shell, cmd};
 
+use meanwhile::{Meanwhile, Priority, REASON, UNAVAILABLE};
 use wasm::Toolchain;
 
 const USAGE: &str = "\
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         shell.change_dir(project());
         match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["test"] => Ok(test(&shell)),
+            ["step", step, ref arguments @ ..] => Ok(one_step(&shell, step, arguments)),
             ["component"] => component::build(&shell).map(|_| ExitCode::SUCCESS),
             ["component", folder] => guest::build(&shell, folder).map(|_| ExitCode::SUCCESS),
             ["compose", ref arguments @ ..] => {
@@ -99,12 +102,14 @@ fn test(shell: &Shell) -> ExitCode {
         format!("--features={WITHOUT_SERVERS}")
     };
     let features = &[features];
+    let has_wasm = has_wasm(shell, &mut report);
+    let components = if has_wasm {
+        report.start(shell, COMPONENTS, &[], Priority::Normal)
+    } else {
+        None
+    };
+    let browser = report.start(shell, BROWSER, &[], Priority::Normal);
     let built_ahead = build_ahead(shell);
-    let documented = cmd!(
-        shell,
-        "cargo doc --workspace --no-deps {features...} --locked"
-    )
-    .env("RUSTDOCFLAGS", "--deny warnings");
     for (what, project) in [
         ("formatting", "Cargo.toml"),
         ("formatting of the components", "examples/Cargo.toml"),
@@ -139,24 +144,24 @@ fn test(shell: &Shell) -> ExitCode {
             "cargo check --package verrou --no-default-features --locked"
         ),
     );
-    if has_servers {
-        report.step("each engine alone", || {
-            for engine in ["redis", "postgres", "etcd"] {
-                cmd!(
-                    shell,
-                    "cargo check --package verrou-host --features {engine} --locked"
-                )
-                .run()?;
-            }
-            Ok(())
-        });
-    }
-    report.run("documentation", documented);
     report.step("the component's pages", wit_docs::check);
-    if components(shell, &mut report) {
+    if has_wasm {
+        build_tests(shell, &mut report, features);
+    }
+    // Their compilers use the time in which the tests wait.
+    let mut checks = vec![report.start(shell, DOCUMENTATION, features, Priority::Idle)];
+    if has_servers {
+        checks.push(report.start(shell, ENGINES, &[], Priority::Idle));
+    }
+    // It may be installed, which two steps must not do at once.
+    report.join(browser);
+    if report.join(components) {
         tests(shell, &mut report, features, has_servers);
     } else {
         tests_without_component(shell, &mut report);
+    }
+    for check in checks {
+        report.join(check);
     }
     report.step("the other examples in Rust", || {
         for example in ["blocking", "bring_your_own", "steps"] {
@@ -199,8 +204,8 @@ fn build_ahead(shell: &Shell) -> Option<Child> {
     command.spawn().ok()
 }
 
-/// Runs the steps that start programs of the project, and all tests.
-fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: bool) {
+/// Builds the tests, and the programs that the steps after them start.
+fn build_tests(shell: &Shell, report: &mut Report, features: &[String]) {
     // The steps below start these programs: a build with other features would rebuild everything.
     report.step("the tests' programs", || {
         cmd!(
@@ -211,9 +216,14 @@ fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: b
         let examples = ["--examples", "--locked"];
         Ok(cmd!(shell, "cargo build --workspace {features...} {examples...}").run()?)
     });
+}
+
+/// Runs the steps that start programs of the project, and all tests.
+fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: bool) {
+    let package = report.start(shell, JAVASCRIPT_PACKAGE, &[], Priority::Normal);
     report.step("Python", || python::test(shell));
     report.step("JavaScript", || javascript::test(shell));
-    report.step("the JavaScript package", || js::test(shell));
+    report.join(package);
     report.run(
         "tests",
         cmd!(
@@ -238,19 +248,6 @@ fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: b
     );
 }
 
-/// The tests that keep all processors busy with a thousand threads, and check the order in which those are
-/// served: they run alone.
-const A_THOUSAND: &str = "a_thousand_wait_on_few_connections";
-
-/// Returns how many tests run at once: three for each core, because most of them wait for processes and for
-/// leases to expire. On two cores the component's tests take 37 s, of which each core computes 25 s.
-fn test_threads() -> String {
-    env::var("RUST_TEST_THREADS").unwrap_or_else(|_| {
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        (3 * cores).to_string()
-    })
-}
-
 fn tests_without_component(shell: &Shell, report: &mut Report) {
     let features = "verrou/conformance,verrou-host/tokio";
     report.run(
@@ -269,28 +266,89 @@ fn tests_without_component(shell: &Shell, report: &mut Report) {
     );
 }
 
-/// Builds every component, and the lock component twice: whether they are there now.
-fn components(shell: &Shell, report: &mut Report) -> bool {
-    if let Err(why) = Toolchain::find(shell) {
+/// The tests that keep all processors busy with a thousand threads, and check the order in which those are
+/// served: they run alone.
+const A_THOUSAND: &str = "a_thousand_wait_on_few_connections";
+
+/// Returns how many tests run at once: three for each core, because most of them wait for processes and for
+/// leases to expire. On two cores the component's tests take 37 s, of which each core computes 25 s.
+fn test_threads() -> String {
+    env::var("RUST_TEST_THREADS").unwrap_or_else(|_| {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        (3 * cores).to_string()
+    })
+}
+
+/// Whether components can be built here.
+fn has_wasm(shell: &Shell, report: &mut Report) -> bool {
+    let found = Toolchain::find(shell);
+    if let Err(why) = &found {
         let what = "the component, and all that needs it";
         report.lines.push(format!("NOT RUN  {what}: {why:#}"));
-        return false;
     }
-    report.step("the component", || {
-        let component = component::build(shell)?;
-        let before = fs::read(&component)?;
-        component::clean(shell)?;
-        ensure!(
-            fs::read(component::build(shell)?)? == before,
-            "the component was built twice, and its bytes are not the same"
-        );
-        Ok(())
-    }) && report.step("components that are examples", || {
-        for example in ["provider-rust", "provider-keyvalue", "cron-job"] {
-            guest::build(shell, &format!("examples/{example}"))?;
-        }
-        Ok(())
-    })
+    found.is_ok()
+}
+
+const BROWSER: &str = "a browser";
+const COMPONENTS: &str = "the components";
+const DOCUMENTATION: &str = "documentation";
+const ENGINES: &str = "each engine alone";
+const JAVASCRIPT_PACKAGE: &str = "the JavaScript package";
+
+/// Runs one of the steps that [`Report::start`] starts.
+fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
+    let ended = match step {
+        BROWSER => javascript::find_browser(shell),
+        COMPONENTS => build_components(shell),
+        DOCUMENTATION => document(shell, arguments),
+        ENGINES => check_engines(shell),
+        JAVASCRIPT_PACKAGE => js::test(shell),
+        _ => Err(anyhow!("there is no step `{step}`")),
+    };
+    let Err(err) = ended else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("{REASON}{err:#}");
+    if err.is::<NotHere>() {
+        return ExitCode::from(UNAVAILABLE);
+    }
+    ExitCode::FAILURE
+}
+
+/// Builds every component, and the lock component twice.
+fn build_components(shell: &Shell) -> Result<()> {
+    let component = component::build(shell)?;
+    let before = fs::read(&component)?;
+    component::clean(shell)?;
+    ensure!(
+        fs::read(component::build(shell)?)? == before,
+        "the component was built twice, and its bytes are not the same"
+    );
+    for example in ["provider-rust", "provider-keyvalue", "cron-job"] {
+        guest::build(shell, &format!("examples/{example}"))?;
+    }
+    Ok(())
+}
+
+fn document(shell: &Shell, features: &[&str]) -> Result<()> {
+    cmd!(
+        shell,
+        "cargo doc --workspace --no-deps {features...} --locked"
+    )
+    .env("RUSTDOCFLAGS", "--deny warnings")
+    .run()?;
+    Ok(())
+}
+
+fn check_engines(shell: &Shell) -> Result<()> {
+    for engine in ["redis", "postgres", "etcd"] {
+        cmd!(
+            shell,
+            "cargo check --package verrou-host --features {engine} --locked"
+        )
+        .run()?;
+    }
+    Ok(())
 }
 
 /// Something that this machine has not, and that could not be fetched: no mistake of the project's.
@@ -324,9 +382,40 @@ impl Report {
         println!("\n== {what}");
         let began = Instant::now();
         let ended = step();
-        let seconds = began.elapsed().as_secs();
         let (what, _) = what.split_once(": ").unwrap_or((what, ""));
-        match &ended {
+        self.ended(what, began.elapsed(), &ended)
+    }
+
+    /// Starts the step `what` in a process of its own, while others go on.
+    fn start(
+        &mut self,
+        shell: &Shell,
+        what: &'static str,
+        arguments: &[String],
+        priority: Priority,
+    ) -> Option<Meanwhile> {
+        let started = Meanwhile::start(shell, what, arguments, priority);
+        started
+            .map_err(|err| self.ended(what, Duration::ZERO, &Err(err)))
+            .ok()
+    }
+
+    /// Waits for a step that was started. Returns whether it went well.
+    fn join(&mut self, started: Option<Meanwhile>) -> bool {
+        let Some(started) = started else {
+            return false;
+        };
+        let what = started.what;
+        println!("\n== {what}, which began before");
+        match started.join() {
+            Ok((took, ended)) => self.ended(what, took, &ended),
+            Err(err) => self.ended(what, Duration::ZERO, &Err(err)),
+        }
+    }
+
+    fn ended(&mut self, what: &str, took: Duration, ended: &Result<()>) -> bool {
+        let seconds = took.as_secs();
+        match ended {
             Ok(()) => self.lines.push(format!("ok       {what} ({seconds} s)")),
             Err(err) if err.is::<NotHere>() => {
                 self.lines.push(format!("NOT RUN  {what}: {err:#}"));
