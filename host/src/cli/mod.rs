@@ -74,13 +74,13 @@ pub(crate) fn main() -> ExitCode {
 fn without_password(mut text: String) -> String {
     for word in env::args_os().skip(1) {
         let shown = word.to_string_lossy();
-        if let Some(password) = password_range(&shown) {
-            text = text.replace(&shown[password], ":…@");
-        }
-        if let Some((_, rest)) = word.to_string_lossy().split_once("://")
+        if let Some((_, rest)) = shown.split_once("://")
             && !rest.is_empty()
         {
             text = text.replace(&format!("://{rest}"), "://…");
+        }
+        if let Some(password) = password_range(&shown) {
+            text = text.replace(&shown[password], ":…@");
         }
     }
     text
