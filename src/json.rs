@@ -7,6 +7,8 @@
 use alloc::string::String;
 use core::fmt;
 
+use crate::printable::is_hidden;
+
 /// What a member of an object is.
 #[derive(Debug)]
 pub(crate) enum Value {
@@ -45,8 +47,12 @@ impl fmt::Display for Quoted<'_> {
                     f.write_char('\\')?;
                     f.write_char(c)?;
                 }
-                // Those behind 7f need not be, but could do things to a terminal.
-                '\0'..='\x1f' | '\x7f'..='\u{9f}' => write!(f, "\\u{:04x}", u32::from(c))?,
+                // JSON requires this only below 20; the others change what a terminal displays.
+                _ if is_hidden(c) => {
+                    for unit in c.encode_utf16(&mut [0; 2]) {
+                        write!(f, "\\u{unit:04x}")?;
+                    }
+                }
                 _ => f.write_char(c)?,
             }
         }

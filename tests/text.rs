@@ -394,6 +394,26 @@ fn the_first_version_can_be_read_for_ever() {
     assert!(unfenced.lease(now, expires).is_expired(now));
 }
 
+#[test]
+fn serialized_lock_escapes_hidden_characters_and_is_read_back() {
+    for name in [
+        "\u{202e}txt.exe",
+        "👩\u{200d}👧",
+        "\u{e0041}\u{1d173}",
+        "a\u{85}\u{feff}b",
+    ] {
+        let held = golden("held");
+        let text = held.to_string().replace("nightly/backup of ‘web1’", name);
+        let read: SerializedLock = text.parse().expect("a serialized lock");
+        assert_eq!(read.name().as_str(), name);
+        let written = read.to_string();
+        assert!(!written.contains(verrou::is_hidden), "{written:?}");
+        assert_eq!(written.parse(), Ok(read));
+        let json: serde_json::Value = serde_json::from_str(&written).expect("JSON");
+        assert_eq!(json["name"], name);
+    }
+}
+
 /// No whole number of milliseconds is as long as the longest ttl, and the next one is none.
 #[test]
 fn the_longest_ttl_can_be_written_down() {
