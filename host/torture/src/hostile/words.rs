@@ -737,7 +737,7 @@ const TAKING: [Line<'static>; 64] = [
 ];
 
 /// Everything else.
-const OTHERS: [Line<'static>; 24] = [
+const OTHERS: [Line<'static>; 25] = [
     (&[], &[64], &[]),
     (&[""], &[64], &[]),
     (&["runs"], &[64], &["runs"]),
@@ -760,9 +760,14 @@ const OTHERS: [Line<'static>; 24] = [
     (&["force-release", "k", "--fence", "0"], &[64], &["--fence"]),
     (&["force-release", "k", "--fence", "-1"], &[64], &["-1"]),
     (
-        &["force-release", "k", "--fence", "18446744073709551615"],
+        &["force-release", "k", "--fence", "4611686018427387903"],
         &[77],
-        &["18446744073709551615", "k"],
+        &["4611686018427387903", "k"],
+    ),
+    (
+        &["force-release", "k", "--fence", "4611686018427387904"],
+        &[64],
+        &["--fence"],
     ),
     (
         &["force-release", "k", "--fence", "18446744073709551616"],
@@ -835,7 +840,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         (
             &["--store", "http://[::1]:99999/"],
             &[64],
-            &["`http://` is no store"],
+            &["`http:…` is no store"],
         ),
         (&["--store", "\u{1b}[31m:x"], &[64], &["--store"]),
         (&["--store", "lease:/dev/null"], &[73], &["/dev/null"]),
