@@ -534,7 +534,7 @@ pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<St
 /// Returns whether `file` belongs to this user, or this user is root.
 pub(crate) fn is_owned(file: &File) -> io::Result<bool> {
     let user = geteuid();
-    Ok(user.is_root() || file.metadata()?.uid() == user.as_raw())
+    Ok(user.is_root() || walk::is_one_user(file.metadata()?.uid(), user.as_raw()))
 }
 
 /// Whether it belongs to this user, to root, or to this group.

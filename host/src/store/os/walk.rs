@@ -388,7 +388,7 @@ impl<'a> Way<'a> {
     }
 
     fn is_us(&self, user: u32) -> bool {
-        user == self.user && is_mapped(Numbers::Users, user)
+        is_one_user(user, self.user)
     }
 
     fn has_trusted_owner(&self) -> bool {
@@ -433,9 +433,15 @@ fn writable_by_group(group: u32) -> String {
 /// Returns whether a file belongs to root, to `user`, which is this process's, or to `group`.
 pub(super) fn is_trusted_by(metadata: &Metadata, user: u32, group: Option<u32>) -> bool {
     metadata.uid() == 0
-        || metadata.uid() == user && is_mapped(Numbers::Users, user)
+        || is_one_user(metadata.uid(), user)
         || group == Some(metadata.gid()) && is_mapped(Numbers::Groups, metadata.gid())
         || mutant!(OthersTrusted)
+}
+
+/// Returns whether `owner` is `user`, and not only the number for all users that this user namespace does
+/// not map.
+pub(super) fn is_one_user(owner: u32, user: u32) -> bool {
+    owner == user && is_mapped(Numbers::Users, user)
 }
 
 /// What a user namespace maps.
