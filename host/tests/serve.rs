@@ -562,7 +562,12 @@ fn it_ends_when_nobody_reads() {
     let mut served = Served::new(&place);
     let pipe = std::mem::replace(&mut served.answers, BufReader::new(silent()));
     drop(pipe);
-    served.tell("{\"abilities\":{}}\n");
+    // A process that another test is just starting has a copy of the pipe until it executes its program.
+    let mut requests = served.requests.take().unwrap();
+    eventually("it ends", || {
+        let _ = requests.write_all(b"{\"abilities\":{}}\n");
+        served.child.try_wait().unwrap().is_some()
+    });
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
 }
 
