@@ -720,7 +720,7 @@ pub(crate) fn the_command_does_the_same(kind: &impl Kind) {
     assert_eq!(held.status.code(), Some(75), "{}", said(&held));
     let listed = ended(verrou(&url, &["list"]));
     assert!(
-        text(&listed).contains("verrou acquire lock"),
+        text(&listed).contains("(verrou acquire)"),
         "{}",
         text(&listed)
     );
