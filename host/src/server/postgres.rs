@@ -13,7 +13,7 @@ use std::time::Duration;
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod,
 };
-use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
@@ -91,38 +91,52 @@ const VERSION: &str = "Verrou 1";
 /// The first statement of each session: no operator and no function of another schema is called.
 const SEARCH_PATH: &str = "set search_path = pg_catalog, pg_temp";
 
-/// Selects what in schema `$1` an untrusted role controls, one row each: the kind of the object, its
-/// name, and the role. Trusted roles are superusers, the current user, the owner of the database, and
-/// `$2`. Only catalogs are read, so that nothing of the schema is executed.
+/// Selects the comment of schema `$1`, and the first object in it that an untrusted role controls: the kind of
+/// control, the object's name, the role, and the statement that revokes it if it is a privilege. Returns no row
+/// if there is no such schema. Trusted roles are superusers, the current user, the owner of the database, and
+/// those in `$2`. Only catalogs are read, so that nothing of the schema is executed.
+///
+/// It is one statement, which has one snapshot: between two of them a role could rename its schema, so that the
+/// first finds the schema and the second nothing in it.
 ///
 /// The owner of a schema or an object can replace it. A role that can create objects in the schema can
 /// overload its functions, and one that can create triggers on a table executes code as all who write it.
-const UNTRUSTED: &str = "
+const EXAMINED: &str = "
 with space as (
   select oid, nspname, nspowner, coalesce(nspacl, acldefault('n', nspowner)) as acl
   from pg_namespace where nspname = $1
 ), relation as (
   select c.oid, c.relname, c.relowner, c.relkind, c.relacl
   from pg_class as c join space on c.relnamespace = space.oid where c.relkind not in ('i', 'I', 'c')
-), object (rank, kind, name, role) as (
-  select 1, 'its owner', '', nspowner from space
-  union all select 2, 'the owner of its table', relname::text, relowner from relation
-  union all select 3, 'the owner of its function', p.oid::regprocedure::text, p.proowner
+), object (rank, kind, name, role, revoke) as (
+  select 1, 'is its owner', '', nspowner, null from space
+  union all select 2, 'is the owner of its table', relname::text, relowner, null from relation
+  union all select 3, 'is the owner of its function', p.oid::regprocedure::text, p.proowner, null
     from pg_proc as p join space on p.pronamespace = space.oid
-  union all select 4, 'may create objects in it', '', entry.grantee
-    from space, aclexplode(acl) as entry where entry.privilege_type = 'CREATE'
-  union all select 5, 'may create triggers on', r.relname::text, entry.grantee
-    from relation as r, aclexplode(r.relacl) as entry where entry.privilege_type = 'TRIGGER'
-  union all select 6, 'the owner of the trigger on', r.relname::text, p.proowner
+  union all select 4, 'is the owner of the trigger on', r.relname::text, p.proowner, null
     from relation as r join pg_trigger as t on t.tgrelid = r.oid join pg_proc as p on p.oid = t.tgfoid
     where not t.tgisinternal
+  union all select 5, 'may create objects in it', '', entry.grantee,
+    format('revoke create on schema %I', nspname)
+    from space, aclexplode(acl) as entry where entry.privilege_type = 'CREATE'
+  union all select 6, 'may create triggers on', r.relname::text, entry.grantee,
+    format('revoke trigger on %I.%I', nspname, r.relname)
+    from space, relation as r, aclexplode(r.relacl) as entry where entry.privilege_type = 'TRIGGER'
+), untrusted as (
+  select object.kind, object.name, role.rolname::text as role,
+    object.revoke || ' from ' || coalesce(quote_ident(role.rolname), 'public') as revoke
+  from object left join pg_roles as role on role.oid = object.role
+  where not coalesce(role.rolsuper, false)
+    and object.role <> (select datdba from pg_database where datname = current_database())
+    and coalesce(role.rolname::text <> all (array[current_user::text, 'pg_database_owner'] || $2), true)
+  order by object.rank, object.name limit 1
 )
-select object.kind, object.name, coalesce(role.rolname::text, 'PUBLIC')
-from object left join pg_roles as role on role.oid = object.role
-where not coalesce(role.rolsuper, false)
-  and object.role <> (select datdba from pg_database where datname = current_database())
-  and coalesce(role.rolname::text not in (current_user::text, 'pg_database_owner', $2), true)
-order by object.rank, object.name limit 1";
+select d.description, untrusted.kind, untrusted.name, untrusted.role, untrusted.revoke
+from space left join untrusted on true left join pg_description as d
+  on d.objoid = space.oid and d.classoid = 'pg_namespace'::regclass and d.objsubid = 0";
+
+/// What a role's name in a URL leaves as it is.
+const ROLE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 /// Selects one statement for each function of schema `$1` that does not set `search_path`: schemas that
 /// earlier versions made have such functions. Sessions of this version set it for them.
@@ -201,7 +215,7 @@ impl PostgresStore {
         drop(heard);
         let schema = Schema {
             name: &schema,
-            trusted: url.option("schema-owner"),
+            trusted: url.options("schema-owner"),
             server: &server,
         };
         schema.prepare(&client, url.timeout() / 2).await?;
@@ -739,20 +753,37 @@ async fn look(client: &Client, server: &str) -> Result<(), ServerError> {
 /// The schema of a store.
 struct Schema<'a> {
     name: &'a str,
-    /// The role of the option `schema-owner`.
-    trusted: Option<String>,
+    /// The roles of the options `schema-owner`.
+    trusted: Vec<String>,
     server: &'a str,
 }
 
+/// What the catalogs say of a schema.
+struct Examined {
+    comment: Option<String>,
+    untrusted: Option<Untrusted>,
+}
+
+/// That an untrusted role controls a schema.
+struct Untrusted {
+    kind: String,
+    /// What the role controls, or nothing if that is the schema.
+    object: String,
+    /// `None` is every role.
+    role: Option<String>,
+    /// The statement that ends it, if it is a privilege.
+    revoke: Option<String>,
+}
+
 impl Schema<'_> {
-    /// Checks the schema, and creates it if it does not exist.
+    /// Checks the schema, after creating it if it does not exist.
     ///
     /// The unique name of a schema decides which of several concurrent sessions creates it. No role that
     /// may not create it can delay that, as it could by a lock that every role can acquire.
     async fn prepare(&self, client: &Object, at_most: Duration) -> Result<(), ServerError> {
         while !self.is_usable(client).await? {
             let Err(err) = self.create(client, at_most).await else {
-                return Ok(());
+                continue;
             };
             let _ = client.batch_execute("rollback").await;
             match err.code() {
@@ -784,6 +815,7 @@ impl Schema<'_> {
         Ok(())
     }
 
+    /// Creates the schema, and revokes what untrusted roles would get by default privileges, in one transaction.
     async fn create(
         &self,
         client: &Object,
@@ -791,8 +823,48 @@ impl Schema<'_> {
     ) -> Result<(), tokio_postgres::Error> {
         let statements = SCHEMA.replace("SCHEMA", &quoted(self.name));
         let millis = at_most.as_millis().max(1);
-        let statements = format!("begin; set local lock_timeout = {millis}; {statements}; commit");
-        client.batch_execute(&statements).await
+        let statements = format!("begin; set local lock_timeout = {millis}; {statements}");
+        client.batch_execute(&statements).await?;
+        let mut revoked = HashSet::new();
+        while let Some(revoke) = self.excessive_privilege(client).await? {
+            client.batch_execute(&revoke).await?;
+            if !revoked.insert(revoke) {
+                break;
+            }
+        }
+        client.batch_execute("commit").await
+    }
+
+    /// Returns the statement that revokes a privilege by which an untrusted role controls the schema.
+    async fn excessive_privilege(
+        &self,
+        client: &Object,
+    ) -> Result<Option<String>, tokio_postgres::Error> {
+        let untrusted = self.examine(client).await?.and_then(|it| it.untrusted);
+        Ok(untrusted.and_then(|untrusted| untrusted.revoke))
+    }
+
+    /// Returns what the catalogs say of the schema, in one snapshot, or `None` if there is none.
+    async fn examine(&self, client: &Object) -> Result<Option<Examined>, tokio_postgres::Error> {
+        let parameters: &[(&(dyn ToSql + Sync), Type)] =
+            &[(&self.name, Type::TEXT), (&self.trusted, Type::TEXT_ARRAY)];
+        let rows = client.query_typed(EXAMINED, parameters).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        let untrusted = match row.try_get::<_, Option<String>>(1)? {
+            Some(kind) => Some(Untrusted {
+                kind,
+                object: row.try_get(2)?,
+                role: row.try_get(3)?,
+                revoke: row.try_get(4)?,
+            }),
+            None => None,
+        };
+        Ok(Some(Examined {
+            comment: row.try_get(0)?,
+            untrusted,
+        }))
     }
 
     /// Returns whether the schema exists.
@@ -801,19 +873,14 @@ impl Schema<'_> {
     ///
     /// Returns an error if it exists, and is not one of this version, or an untrusted role controls it.
     async fn is_usable(&self, client: &Object) -> Result<bool, ServerError> {
-        let described = client
-            .query_typed(
-                "select obj_description(oid, 'pg_namespace') from pg_namespace where nspname = $1",
-                &[(&self.name, Type::TEXT)],
-            )
-            .await
-            .map_err(|err| self.failed(err))?;
-        let Some(described) = described.first() else {
+        let examined = self.examine(client).await;
+        let Some(examined) = examined.map_err(|err| self.failed(err))? else {
             return Ok(false);
         };
-        self.check_owners(client).await?;
-        let comment: Option<String> = described.try_get(0).map_err(|err| self.failed(err))?;
-        let comment = comment.unwrap_or_default();
+        if let Some(untrusted) = examined.untrusted {
+            return Err(self.untrusted(&untrusted));
+        }
+        let comment = examined.comment.unwrap_or_default();
         if comment != VERSION {
             return Err(self.setup(
                 &format!(
@@ -827,35 +894,42 @@ impl Schema<'_> {
         Ok(true)
     }
 
-    /// Checks that trusted roles alone control the schema and all that is in it.
-    async fn check_owners(&self, client: &Object) -> Result<(), ServerError> {
-        let parameters: &[(&(dyn ToSql + Sync), Type)] =
-            &[(&self.name, Type::TEXT), (&self.trusted, Type::TEXT)];
-        let found = client.query_typed(UNTRUSTED, parameters).await;
-        let found = found.map_err(|err| self.failed(err))?;
-        let Some(row) = found.first() else {
-            return Ok(());
+    /// Returns the error that an untrusted role controls the schema.
+    fn untrusted(&self, untrusted: &Untrusted) -> ServerError {
+        let Untrusted {
+            kind,
+            object,
+            role,
+            revoke,
+        } = untrusted;
+        let object = match object.as_str() {
+            "" => String::new(),
+            object => format!(" `{object}`"),
         };
-        let column = |index| row.try_get(index).map_err(|err| self.failed(err));
-        let (kind, name, role): (String, String, String) = (column(0)?, column(1)?, column(2)?);
-        let object = Some(name).filter(|name| !name.is_empty());
-        let object = object.map_or_else(String::new, |name| format!(" `{name}`"));
-        let what = if kind.starts_with("may ") {
-            format!("`{role}` {kind}{object}")
-        } else {
-            format!("`{role}` is {kind}{object}")
+        // An owner may have planted code in the schema, which another owner would not remove.
+        let mut advice = match revoke {
+            Some(revoke) => format!(
+                "let an administrator execute `{revoke}`, or name another schema (?schema=NAME)"
+            ),
+            None => format!(
+                "name another schema (?schema=NAME), or let an administrator drop this one, whose code may be \
+                 hostile (`drop schema {} cascade`)",
+                quoted(self.name)
+            ),
         };
-        Err(self.setup(
+        if let Some(role) = role {
+            let role = utf8_percent_encode(role, ROLE);
+            advice = format!("{advice}; or, if you trust the role, add schema-owner={role}");
+        }
+        self.setup(
             &format!(
-                "the schema `{}` is not trusted: {what}, so this role could execute code as each user of \
-                 the schema, and it is neither this user, nor the database's owner, nor a superuser",
-                self.name
+                "the schema `{}` is not trusted: `{}` {kind}{object}, so this role could execute code as each \
+                 user of the schema, and it is neither this user, nor the database's owner, nor a superuser",
+                self.name,
+                role.as_deref().unwrap_or("PUBLIC")
             ),
-            &format!(
-                "name another schema (?schema=NAME); or let an administrator change the owner or revoke the \
-                 privilege; or, if you trust the role, add schema-owner={role}"
-            ),
-        ))
+            &advice,
+        )
     }
 
     /// Lets each function of the schema set `search_path`, where this user may change the function.

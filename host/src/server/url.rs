@@ -255,8 +255,21 @@ impl ServerUrl {
 
     /// The value of an option, if it is there; the last, if it is there several times.
     pub(crate) fn option(&self, name: &str) -> Option<String> {
-        let values = self.url.query_pairs().filter(|(option, _)| option == name);
-        values.map(|(_, value)| value.into_owned()).last()
+        self.values(name).last()
+    }
+
+    /// The values of an option, in their order.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn options(&self, name: &str) -> Vec<String> {
+        self.values(name).collect()
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = String> {
+        let values = self
+            .url
+            .query_pairs()
+            .filter(move |(option, _)| option == name);
+        values.map(|(_, value)| value.into_owned())
     }
 
     /// How long the server is given to answer.

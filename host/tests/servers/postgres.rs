@@ -242,23 +242,54 @@ fn schema_that_an_untrusted_role_controls_is_refused() {
     ] {
         psql(port, before);
         let why = refused(&all_of(schema));
-        for said in [
-            said,
-            &format!("schema `{schema}`"),
-            "?schema=NAME",
-            "schema-owner=",
-        ] {
+        for said in [said, &format!("schema `{schema}`"), "?schema=NAME"] {
             assert!(why.contains(said), "{before}: {why}");
         }
+        assert_eq!(
+            why.contains("schema-owner="),
+            !said.contains("PUBLIC"),
+            "{why}"
+        );
+        // Another owner would make hostile code trusted.
+        let advice = match after.split_once(" on ") {
+            Some((revoke, _)) if revoke.starts_with("revoke") => format!("execute `{revoke}"),
+            None | Some(_) => format!("drop schema \"{schema}\" cascade"),
+        };
+        let advice = advice.replace("all", "trigger");
+        assert!(why.contains(&advice), "{advice}: {why}");
         psql(port, after);
     }
     is_no_superuser(port);
     use_all(&cases::open(&all_of("ours")));
+}
 
-    // Trusted: a role that was named, this user, and the owner of the database.
-    psql_as("mallory", port, "drop schema verrou cascade");
+/// The roles of `schema-owner`, the user itself and the owner of the database are trusted.
+#[test]
+fn schema_of_a_trusted_role_is_used() {
+    let server = Postgres.start();
+    let port = server.port;
+    hostile_role(port);
+    psql(
+        port,
+        "grant create on database postgres to mallory; create role guest login",
+    );
+    let all_of =
+        |schema: &str| format!("postgres://verrou@127.0.0.1:{port}/postgres?schema={schema}");
     psql_as("mallory", port, &schema("verrou"));
     use_all(&cases::open(&all_of("verrou&schema-owner=mallory")));
+    use_all(&cases::open(&all_of(
+        "verrou&schema-owner=mallory&schema-owner=guest",
+    )));
+    psql(
+        port,
+        "create role \"Odd & Co\"; grant create on schema verrou to \"Odd & Co\"",
+    );
+    let why = refused(&all_of("verrou&schema-owner=mallory"));
+    let added = "schema-owner=Odd%20%26%20Co";
+    assert!(why.ends_with(added), "{why}");
+    let both = format!("verrou&schema-owner=mallory&{added}");
+    use_all(&cases::open(&all_of(&both)));
+    psql(port, "revoke create on schema verrou from \"Odd & Co\"");
     let why = refused(&all_of("verrou&schema-owner=guest"));
     assert!(why.contains("`mallory` is its owner"), "{why}");
     use_all(&cases::open(
@@ -266,6 +297,113 @@ fn schema_that_an_untrusted_role_controls_is_refused() {
     ));
     psql(port, "alter database postgres owner to mallory");
     use_all(&cases::open(&all_of("verrou")));
+}
+
+/// A role that renames its schema while a store is opened cannot have it trusted: its existence and its owners
+/// are read in one snapshot.
+#[test]
+fn schema_that_is_renamed_during_the_check_is_refused() {
+    /// How often the store is opened.
+    const ATTEMPTS: u32 = 60;
+
+    let server = Postgres.start();
+    let port = server.port;
+    psql(
+        port,
+        "create role mallory login; create role guest login; \
+         grant create on database postgres to mallory; \
+         revoke create on database postgres from public; \
+         create sequence public.renamed; grant all on sequence public.renamed to mallory",
+    );
+    psql_as("mallory", port, &schema("verrou"));
+    psql_as(
+        "mallory",
+        port,
+        "grant usage on schema verrou to guest; \
+         grant select, insert, update, delete on all tables in schema verrou to guest",
+    );
+    let statement = "do $$ begin for number in 1..2000000000 loop \
+        alter schema verrou rename to hidden; commit; \
+        alter schema hidden rename to verrou; perform nextval('public.renamed'); commit; \
+        end loop; end $$";
+    let mut renaming = psql_command("mallory", port, statement)
+        .spawn()
+        .expect("psql is installed");
+    let renamed = || -> u64 {
+        let count = psql(port, "select last_value from public.renamed");
+        count.parse().expect("a number")
+    };
+    cases::in_time(|| renamed() > 1);
+    let before = renamed();
+    let url = format!("postgres://guest@127.0.0.1:{port}/postgres");
+    let refusals: Vec<_> = (0..ATTEMPTS)
+        .map(|_| {
+            let url = url.parse().expect("a URL");
+            let opened = AnyStore::open(&url, &StoreOptions::default());
+            opened.map(drop).map_err(|why| why.to_string())
+        })
+        .collect();
+    let is_renaming = renamed() > before + u64::from(ATTEMPTS);
+    psql(
+        port,
+        "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'mallory'",
+    );
+    let _ = renaming.kill();
+    renaming.wait().expect("it ends");
+    assert!(is_renaming, "the schema is renamed all the time");
+    for why in &refusals {
+        let why = why.as_ref().expect_err("a hostile schema is refused");
+        assert!(
+            why.contains("`mallory` is its owner") || why.contains("there is no schema `verrou`"),
+            "{why}"
+        );
+    }
+    let is_said = |said| {
+        let mut refusals = refusals.iter().filter_map(|why| why.as_ref().err());
+        refusals.any(|why| why.contains(said))
+    };
+    assert!(
+        is_said("is its owner") && is_said("there is no schema"),
+        "{refusals:?}"
+    );
+}
+
+/// Privileges that an untrusted role would get by default privileges are revoked when the schema is created, so
+/// that it can be opened again. Those of a role that is trusted, and those that control nothing, are left.
+#[test]
+fn default_privileges_do_not_let_other_roles_control_a_new_schema() {
+    let server = Postgres.start();
+    let port = server.port;
+    psql(
+        port,
+        "create role guest login; create role trusty login; create role \"Odd & Co\"; \
+         alter default privileges grant all on tables to public, guest, \"Odd & Co\", trusty; \
+         alter default privileges grant all on schemas to public, guest, \"Odd & Co\", trusty",
+    );
+    let url = Postgres.url(port, "fresh&schema-owner=trusty");
+    use_all(&cases::open(&url));
+    use_all(&cases::open(&url));
+    let why = refused(&Postgres.url(port, "fresh"));
+    assert!(why.contains("`trusty` may create objects in it"), "{why}");
+    for (privilege, is_kept) in [
+        ("has_schema_privilege('guest', 'fresh', 'create')", "f"),
+        ("has_schema_privilege('guest', 'fresh', 'usage')", "t"),
+        ("has_table_privilege('guest', 'fresh.lock', 'trigger')", "f"),
+        ("has_table_privilege('guest', 'fresh.lock', 'update')", "t"),
+        (
+            "has_table_privilege('trusty', 'fresh.lock', 'trigger')",
+            "t",
+        ),
+    ] {
+        assert_eq!(
+            psql(port, &format!("select {privilege}")),
+            is_kept,
+            "{privilege}"
+        );
+    }
+    // Another user whom the rows are granted to opens it as well.
+    let guests = url.replace("//verrou@", "//guest@");
+    use_all(&cases::open(&format!("{guests}&schema-owner=verrou")));
 }
 
 /// A role that may create no schema cannot delay its creation, and the wait for one that may is bounded.
