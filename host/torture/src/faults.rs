@@ -47,7 +47,7 @@ const ERRORS: [Errno; 10] = [
 ];
 
 /// Calls of which no program survives the failure, or that cannot fail.
-const BEYOND_US: [Sysno; 12] = [
+const BEYOND_US: [Sysno; 13] = [
     Sysno::brk,
     Sysno::mmap,
     Sysno::mprotect,
@@ -58,6 +58,7 @@ const BEYOND_US: [Sysno; 12] = [
     Sysno::rt_sigaction,
     Sysno::sched_yield,
     Sysno::getpid,
+    Sysno::geteuid,
     // A lock without randomness is none, as the documentation says.
     Sysno::getrandom,
     Sysno::clock_nanosleep,

@@ -86,15 +86,18 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
 /// The mutants whose tests can show something here.
 fn feasible(findings: &mut Findings) -> Vec<&'static Mutant> {
     let is_root = geteuid().is_root();
-    let traces = Command::new("strace")
-        .args(["--output", "/dev/null", "true"])
-        .output()
-        .is_ok_and(|output| output.status.success());
+    let works = |program: &str, arguments: &[&str]| {
+        let output = Command::new(program).args(arguments).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    let traces = works("strace", &["--output", "/dev/null", "true"]);
+    let has_user_namespaces = is_root && works("unshare", &["--user", "true"]);
     let mut mutants = Vec::new();
     for mutant in PITFALLS.iter().flat_map(|pitfall| pitfall.mutants) {
         let lacking = match mutant.needs {
             Needs::Root if !is_root => "root",
             Needs::Strace if !traces => "a strace(1) that works",
+            Needs::UserNamespace if !has_user_namespaces => "root, and user namespaces",
             _ => {
                 mutants.push(mutant);
                 continue;

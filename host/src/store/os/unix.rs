@@ -242,7 +242,8 @@ impl OpenDirectory {
 
     /// The file that is now at this path from the directory above.
     pub(crate) fn id_below_parent(&self, path: &Path) -> io::Result<Option<FileId>> {
-        found(id_of(self.parent.as_fd(), path, AtFlags::SYMLINK_NOFOLLOW))
+        let follow = mutant!(LinksFollowed, AtFlags::empty(), AtFlags::SYMLINK_NOFOLLOW);
+        found(id_of(self.parent.as_fd(), path, follow))
     }
 
     /// Returns whether the directory is still at its path. Directories above its parent are looked at if

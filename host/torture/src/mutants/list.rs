@@ -43,6 +43,8 @@ pub(crate) enum Needs {
     Nothing,
     Root,
     Strace,
+    /// Root, and user namespaces, which a chroot(2) environment does not have: unshare(2).
+    UserNamespace,
 }
 
 const fn mutant(name: &'static str, about: &'static str, noticed_by: Test) -> Mutant {
@@ -364,7 +366,8 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "OpenFoldersAccepted",
                 "a folder is used that everybody may remove files from",
-                host("files", "a_folder_that_everybody_may_clear_is_refused"),
+                // Without this rule a store is still refused, because all users may make files in it.
+                host("fence", "a_folder_that_is_not_there_or_not_safe_is_73"),
             ),
             needing(
                 Needs::Root,
@@ -419,7 +422,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 ),
             ),
             needing(
-                Needs::Root,
+                Needs::UserNamespace,
                 mutant(
                     "UnmappedUsersTrusted",
                     "all users outside a user namespace count as one",
