@@ -71,6 +71,9 @@ fn checked_parts<'a>(authority: &'a str, tail: &str) -> Result<(String, &'a str)
     if hosts.contains('%') {
         return Err("a host has no `%`; the `@` before it is not written as %40".to_owned());
     }
+    if !hosts.is_ascii() {
+        return Err("a host's name is ASCII: write it as `xn--…`, RFC 5891".to_owned());
+    }
     Ok((user, hosts))
 }
 
@@ -396,6 +399,19 @@ mod tests {
     fn parse(text: &str) -> Result<ServerUrl, String> {
         let engine = Engine::of_scheme(text.split("://").next().unwrap()).unwrap();
         ServerUrl::parse(engine, text)
+    }
+
+    #[test]
+    fn host_that_is_not_ascii_is_refused() {
+        for text in [
+            "rediss://a\u{fffd}re//c://hosvy",
+            "redis://bücher.example",
+            "etcd://one,zwö",
+        ] {
+            let why = parse(text).unwrap_err();
+            assert!(why.contains("xn--"), "{text}: {why}");
+        }
+        parse("redis://xn--bcher-kva.example").unwrap();
     }
 
     #[test]
