@@ -55,7 +55,10 @@ fn explore_some(name: &str, schedules: usize, scene: impl Fn() + Send + Sync + '
     let scene = Arc::new(scene);
     let run = |scheduler: Box<dyn Scheduler + Send>| {
         let scene = Arc::clone(&scene);
-        Runner::new(scheduler, Config::new()).run(move || scene())
+        let mut config = Config::new();
+        // Shuttle's default of 32 KiB is too small for the stores in files.
+        config.stack_size = 256 * 1024;
+        Runner::new(scheduler, config).run(move || scene())
     };
     let done = run(Box::new(RandomScheduler::new_from_seed(seed, schedules)))
         + run(Box::new(PctScheduler::new_from_seed(seed, 3, schedules)));
