@@ -1046,7 +1046,9 @@ fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
     match i32::from(status.code()) {
         code::INVALID_ARGUMENT | code::UNAUTHENTICATED => setup(
             format!("it refuses the user or the password ({said})"),
-            "write etcd://USER:PASSWORD@HOST, or password-file=FILE".to_owned(),
+            "write etcd://USER:PASSWORD@HOST, or password-file=FILE; on another machine write etcds:// for TLS, \
+             or add tls=off"
+                .to_owned(),
         ),
         code::FAILED_PRECONDITION => setup(
             format!("it knows no users ({said})"),

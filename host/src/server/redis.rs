@@ -547,7 +547,7 @@ fn client(
     let wrong = |err: RedisError| {
         setup(
             err.to_string(),
-            "write redis://USER:PASSWORD@HOST:PORT/DATABASE",
+            "write rediss://USER:PASSWORD@HOST:PORT/DATABASE, or redis:// on this machine",
         )
     };
     let (host, port) = url.hosts().swap_remove(0);
@@ -611,7 +611,8 @@ fn not_connected(server: &str, err: RedisError) -> ServerError {
         ErrorKind::RESP3NotSupported => setup("it is too old", "use Redis 6 or later"),
         kind if is_unknown_user || kind == ErrorKind::AuthenticationFailed => setup(
             "it refuses the user or the password",
-            "write redis://USER:PASSWORD@HOST, or password-file=FILE",
+            "write redis://USER:PASSWORD@HOST, or password-file=FILE; on another machine write rediss:// for \
+             TLS, or add tls=off",
         ),
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => setup(
             "what answers there is no Redis",

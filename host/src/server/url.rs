@@ -25,8 +25,8 @@ use crate::open::{InvalidStoreUrl, StoreUrl, marks, password_range};
 /// # {
 /// use verrou_host::StoreUrl;
 ///
-/// let url: StoreUrl = "redis://app:secret@locks.example:6379/0?prefix=shop:".parse()?;
-/// assert_eq!(url.to_string(), "redis://app@locks.example:6379/0?prefix=shop:");
+/// let url: StoreUrl = "rediss://app:secret@locks.example:6379/0?prefix=shop:".parse()?;
+/// assert_eq!(url.to_string(), "rediss://app@locks.example:6379/0?prefix=shop:");
 /// # }
 /// # Ok::<(), verrou_host::InvalidStoreUrl>(())
 /// ```
@@ -341,7 +341,10 @@ fn password_of(file: &str) -> Result<String, (String, String)> {
     if let Some(mode) = mode_for_others(&opened).map_err(unread)? {
         return Err((
             format!("other users may read the password's file {file} (its mode is {mode:04o})"),
-            format!("chmod 600 {file}"),
+            format!(
+                "chmod 600 {file}; or, if it is a secret of a container, let it be mounted with defaultMode: \
+                 0400 (Kubernetes; 0440 with fsGroup) or mode: 0400 (Compose, Swarm)"
+            ),
         ));
     }
     let mut text = String::new();
@@ -492,6 +495,8 @@ mod tests {
                     let why = why.to_string();
                     assert!(!is_permitted, "{mode:o}: {why}");
                     assert!(why.contains(&format!("{mode:04o}); chmod 600")), "{why}");
+                    assert!(why.contains("defaultMode: 0400"), "{why}");
+                    assert!(why.contains(" mode: 0400"), "{why}");
                     assert!(!why.contains("hidden"), "{why}");
                 }
             }

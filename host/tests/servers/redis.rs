@@ -132,7 +132,7 @@ fn a_server_that_is_not_fit_is_refused() {
         format!("redis://somebody:wr0ng@127.0.0.1:{port}"),
     ] {
         let why = refused(&url);
-        assert!(why.contains("password"), "{why}");
+        assert!(why.contains("password") && why.contains("tls=off"), "{why}");
         assert!(!why.contains("wr0ng"), "{why}");
     }
     cases::open(&format!("redis://:s3cret@127.0.0.1:{port}"));
