@@ -343,6 +343,9 @@ impl EtcdStore {
         let Some(held) = self.first_of(name).await? else {
             return Ok(Reply::REFUSED);
         };
+        if only.is_none() && record_of(&held).is_none() {
+            return self.skip_process(name, held).await;
+        }
         let made = held.create_revision;
         let is_meant = only.is_none_or(|only| Some(only) == fence(made));
         if !is_meant || record_of(&held).is_none() {
@@ -355,6 +358,23 @@ impl EtcdStore {
             return Ok(Reply::REFUSED);
         }
         self.shared.revoke(held.lease).await;
+        Ok(Reply::Granted { fence: None })
+    }
+
+    /// Skips `head`, the head waiter of a free lock, if it does not acquire the lock while that is reserved for
+    /// it, and with it all waiters behind it whose places end with the same lease. Any user of etcd can keep that
+    /// lease alive after the waiters' process was killed. A process that still waits takes new places.
+    async fn skip_process(&self, name: &Name, head: KeyValue) -> Result<Reply, ServerError> {
+        sleep(KEPT_FOR_THE_FIRST).await;
+        if !self.shared.skip(&head).await? {
+            return Ok(Reply::REFUSED);
+        }
+        while let Some(next) = self.first_of(name).await? {
+            if next.lease != head.lease || record_of(&next).is_some() {
+                break;
+            }
+            self.shared.skip(&next).await?;
+        }
         Ok(Reply::Granted { fence: None })
     }
 
@@ -522,10 +542,7 @@ impl EtcdStore {
                 Ok(true) => {}
                 Ok(false) => watch = None,
                 Err(_) => {
-                    let unchanged = Compare::mod_revision(&*before.key, CompareOp::Equal, passed);
-                    let delete = TxnOp::delete(&*before.key);
-                    let pass = Txn::new().when([unchanged]).and_then([delete]);
-                    shared.within(shared.timeout, shared.txn(pass)).await?;
+                    shared.within(shared.timeout, shared.skip(before)).await?;
                 }
             }
         }
@@ -614,6 +631,14 @@ impl Shared {
             abandoned.task.abort();
             self.anew.notify_waiters();
         }
+    }
+
+    /// Deletes a place as it was seen. Returns false if it has changed: it may have become a holder's.
+    async fn skip(&self, place: &KeyValue) -> Result<bool, ServerError> {
+        let unchanged = Compare::mod_revision(&*place.key, CompareOp::Equal, place.mod_revision);
+        let delete = TxnOp::delete(&*place.key);
+        let skip = Txn::new().when([unchanged]).and_then([delete]);
+        Ok(self.txn(skip).await?.succeeded)
     }
 
     /// Gives up a place, unless it has become a holder's.
@@ -730,9 +755,8 @@ impl AsyncStore for EtcdStore {
     }
 
     async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let evicted = self
-            .shared
-            .within(self.shared.timeout, self.try_evict(name, only));
+        let patience = self.shared.timeout + KEPT_FOR_THE_FIRST;
+        let evicted = self.shared.within(patience, self.try_evict(name, only));
         Ok(evicted.await?)
     }
 
