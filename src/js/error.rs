@@ -4,7 +4,6 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::fmt;
 
-use js_sys::{Object, Reflect};
 use send_wrapper::SendWrapper;
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
@@ -21,6 +20,12 @@ extern "C" {
     /// Says that this module is not to be used any more.
     #[wasm_bindgen(js_name = corePanicked)]
     fn core_panicked(message: &str);
+}
+
+#[wasm_bindgen(raw_module = "../options.js")]
+extern "C" {
+    #[wasm_bindgen(catch)]
+    fn member(value: &JsValue, name: &str) -> Result<JsValue, JsValue>;
 }
 
 /// Lets a panic be told by whatever is asked next, instead of the trap that it ends in.
@@ -100,15 +105,8 @@ fn message(thrown: &JsValue) -> String {
         .unwrap_or_else(|| "what was thrown is no error".into())
 }
 
-/// Returns what is called `name` in `value`; nothing where that cannot be read, or where every object
-/// has the same, because some code has written to `Object.prototype`.
+/// Returns what is called `name` in `value`; `undefined` where that cannot be read, or where only
+/// `Object.prototype` has it.
 pub(super) fn property(value: &JsValue, name: &str) -> JsValue {
-    let name = name.into();
-    let found = Reflect::get(value, &name).unwrap_or_default();
-    let every_object = Object::get_prototype_of(&Object::new());
-    let common = Reflect::get(&every_object, &name).unwrap_or_default();
-    if Object::is(&found, &common) {
-        return JsValue::UNDEFINED;
-    }
-    found
+    member(value, name).unwrap_or_default()
 }

@@ -1,6 +1,6 @@
 /**
- * What `polluted.test.mjs` runs in a process of its own: `node polluted.mjs FOLDER [NAME]` writes NAME to
- * `Object.prototype`, uses every function of the package that takes options, and prints what came of it.
+ * What `polluted.test.mjs` runs in a process of its own: `node polluted.mjs FOLDER [NAME [getter]]` writes NAME to
+ * `Object.prototype`, or a getter that returns a new function each time, uses every function of the package that takes options, and prints what came of it.
  */
 import { Lock as CompatLock, LockFactory as CompatFactory, Verrou as CompatVerrou } from '../../target/js/compat/index.js'
 import { memoryStore as compatMemory } from '../../target/js/compat/drivers/memory.js'
@@ -31,11 +31,12 @@ const EVIL = {
   stores: { evil: memoryStore() },
   temporary: true,
   timeout: 1,
+  toJSON: () => ({ evil: 1 }),
   ttl: 1,
   wait: () => { throw new Error('evil') },
 }
 
-const [, , folder, name] = process.argv
+const [, , folder, name, how] = process.argv
 const value = Object.hasOwn(EVIL, name) ? EVIL[name] : '/nonexistent/evil'
 
 const said = []
@@ -59,7 +60,18 @@ const plain = (held = new Map()) => ({
   },
 })
 
-if (name !== undefined) Object.prototype[name] = value
+if (how === 'getter') {
+  Object.defineProperty(Object.prototype, name, {
+    configurable: true,
+    get: () => () => { throw new Error('evil') },
+    // As an assignment does where there is no getter.
+    set(own) {
+      Object.defineProperty(this, name, { value: own, configurable: true, enumerable: true, writable: true })
+    },
+  })
+} else if (name !== undefined) {
+  Object.prototype[name] = value
+}
 
 for (const [kind, store] of [['memory', memoryStore()], ['plain', plain()]]) {
   const verrou = new Verrou({ default: 'one', stores: { one: store } })

@@ -22,15 +22,20 @@ const NAMES = [
   'VERROU_COMMAND', 'VERROU_STORE',
   // Options of what the package calls.
   'argv0', 'cwd', 'env', 'shell',
+  // What `JSON.stringify` calls.
+  'toJSON',
 ]
+
+/** The methods that a store need not have. */
+const METHODS = ['detach', 'fence', 'giveUp', 'renew', 'wait']
 
 const folder = await mkdtemp(join(tmpdir(), 'verrou-'))
 after(() => rm(folder, { recursive: true }))
 
-/** What came of all functions, with `name` written to `Object.prototype`, or nothing. */
-async function used(...name) {
+/** What came of all functions, with the name of `args` written to `Object.prototype`, or nothing. */
+async function used(...args) {
   const script = fileURLToPath(new URL('polluted.mjs', import.meta.url))
-  const { stdout } = await promisify(execFile)(process.execPath, [script, join(folder, 'locks'), ...name])
+  const { stdout } = await promisify(execFile)(process.execPath, [script, join(folder, 'locks'), ...args])
   return JSON.parse(stdout)
 }
 
@@ -49,5 +54,11 @@ test('the functions do something', () => {
 for (const name of NAMES) {
   test(`nothing is read from a polluted Object.prototype.${name}`, { timeout: 120_000 }, async () => {
     assert.deepEqual(await used(name), clean)
+  })
+}
+
+for (const name of METHODS) {
+  test(`nothing is read by a getter of Object.prototype.${name}`, { timeout: 120_000 }, async () => {
+    assert.deepEqual(await used(name, 'getter'), clean)
   })
 }

@@ -8,7 +8,7 @@
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 
-import { own, pairOf } from './options.js'
+import { jsonOf, own, pairOf } from './options.js'
 
 const GREETING = { protocol: 'verrou serve', version: 1 }
 
@@ -292,7 +292,7 @@ class Served {
   /** Takes a step, and returns the answer; what has to be asked is sent before this returns. */
   ask(step, members) {
     if (this.#why !== undefined) throw this.#why
-    const line = `${JSON.stringify({ [step]: members })}\n`
+    const line = `{"${step}":${jsonOf(members)}}\n`
     if (Buffer.byteLength(line) > LONGEST) {
       throw new CommandStoreError(`a request has at most ${LONGEST} bytes: the key is too long`)
     }

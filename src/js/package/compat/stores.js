@@ -3,7 +3,7 @@
 import 'verrou-wasm'
 
 import { Lock as CoreLock, Retry, Store } from '../core/verrou.js'
-import { hasMethod } from '../options.js'
+import { hasMethod, jsonOf } from '../options.js'
 import { coreStore as storeOf } from '../verrou.js'
 import { E_LOCK_NOT_OWNED, InvalidArgumentsException, inOurWords } from './errors.js'
 import { ttlOf } from './duration.js'
@@ -22,7 +22,7 @@ export function drawnOwner() {
 export function heldLock(core, key, owner, ttl, expirationTime = null) {
   const expires = expirationTime === null ? null : Math.max(0, Math.ceil(expirationTime))
   const text = { version: 1, name: key, owner, ttl, expires, fence: null }
-  return CoreLock.restore(core, JSON.stringify(text))
+  return CoreLock.restore(core, jsonOf(text))
 }
 
 /** The core's store in memory, with the methods of a store. */
