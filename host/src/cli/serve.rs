@@ -171,7 +171,7 @@ enum Answer {
 struct Holding {
     fencing_token: Option<u64>,
     remaining: Option<u64>,
-    /// Whether the owner of the request is the holder.
+    /// Whether the owner of the request is the holder; `None` where the holder changed meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     mine: Option<bool>,
 }
@@ -352,21 +352,23 @@ fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
 }
 
 /// Answers an inspection for `owner`, which the answer does not name.
-fn inspected_for(store: &AnyStore, name: &Name, owner: &str) -> Result<Answer, Answer> {
+fn inspected_for(store: &impl Store, name: &Name, owner: &str) -> Result<Answer, Answer> {
     let claim = Claim {
         name: name.clone(),
         owner: owner.parse::<Owner>()?,
         ttl: Ttl::NEVER,
         ephemeral: false,
     };
-    // The owner has one grant. If it is the holder before and after, it is the one that is seen.
-    let before = store.holds(&claim, None)?;
+    // Equal fencing tokens before and after are those of one grant, which `holds` is then about. An owner
+    // may have several grants, one after the other.
+    let before = store.inspect(name)?;
+    let held = store.holds(&claim, None)?;
     let found = store.inspect(name)?;
-    let mine = before && store.holds(&claim, None)?;
+    let fence = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.fence);
+    let mine = (fence(&before) == fence(&found)).then_some(held);
     let Answer::Holder(Some(holding)) = found.into() else {
         return Ok(Answer::Holder(None));
     };
-    let mine = Some(mine);
     Ok(Answer::Holder(Some(Holding { mine, ..holding })))
 }
 
@@ -423,4 +425,69 @@ fn unread(why: &io::Error) -> Failure {
         Exit::Storage,
         format!("cannot read from the standard input: {why}"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const OWNER: &str = "00112233445566778899aabbccddeeff";
+
+    /// A store that grants the lock anew before each request: to `OWNER` and to another, by turns.
+    struct Hurried(Cell<u64>);
+
+    impl Hurried {
+        fn grant(&self) -> u64 {
+            self.0.set(self.0.get() + 1);
+            self.0.get()
+        }
+    }
+
+    impl Store for Hurried {
+        fn inspect(&self, _: &Name) -> Result<Option<Holder>, StoreError> {
+            Ok(Some(Holder {
+                fence: Fence::new(self.grant()),
+                since: None,
+                remaining: None,
+                process: None,
+                detached: false,
+            }))
+        }
+        fn holds(&self, _: &Claim, _: Option<Fence>) -> Result<bool, StoreError> {
+            Ok(self.grant().is_multiple_of(2))
+        }
+        fn acquire(&self, _: &Claim) -> Result<Reply, StoreError> {
+            Ok(Reply::REFUSED)
+        }
+        fn extend(&self, _: &Claim) -> Result<Reply, StoreError> {
+            Ok(Reply::REFUSED)
+        }
+        fn renew(&self, _: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
+            Ok(Renewed::Lost)
+        }
+        fn release(&self, _: &Claim) -> Result<Reply, StoreError> {
+            Ok(Reply::REFUSED)
+        }
+        fn evict(&self, _: &Name, _: Option<Fence>) -> Result<Reply, StoreError> {
+            Ok(Reply::REFUSED)
+        }
+        fn abilities(&self) -> Abilities {
+            Abilities::default()
+        }
+    }
+
+    #[test]
+    fn fence_of_another_grant_is_not_mine() {
+        let name = Name::new("x").unwrap();
+        for grants in 1..=4 {
+            let store = Hurried(Cell::new(grants));
+            let answer = inspected_for(&store, &name, OWNER).ok().unwrap();
+            let Answer::Holder(Some(holding)) = answer else {
+                panic!("there is a holder");
+            };
+            assert_eq!(holding.mine, None, "{:?}", holding.fencing_token);
+        }
+    }
 }
