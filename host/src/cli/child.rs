@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -308,6 +308,10 @@ impl Job {
             take_back(self.terminal.as_ref());
             self.lent = false;
         }
+        if matches!(signal, Signal::TTIN | Signal::TTOU) && self.neighbour_returns_terminal(signal)
+        {
+            return true;
+        }
         signals::signal_own_group(match signal {
             Signal::STOP => Signal::TSTP,
             signal => signal,
@@ -317,6 +321,26 @@ impl Job {
             self.left_stopped = false;
         }
         !self.left_stopped
+    }
+
+    /// Requests the terminal from another `verrou` of this process's group, which may have lent it to its
+    /// own command; returns whether this group has it then.
+    ///
+    /// This process is not stopped meanwhile. Two that request the terminal at the same time would both be
+    /// stopped, and none could continue the other.
+    fn neighbour_returns_terminal(&mut self, signal: Signal) -> bool {
+        const AT_MOST: Duration = Duration::from_millis(100);
+
+        let began = Instant::now();
+        let _ = kill_current_process_group(signal);
+        loop {
+            self.hand_on();
+            let left = AT_MOST.saturating_sub(began.elapsed());
+            if self.is_in_foreground() || left.is_zero() {
+                return self.is_in_foreground();
+            }
+            self.signals.wait(None, left.min(Duration::from_millis(5)));
+        }
     }
 
     /// Returns whether the command was stopped because it requests the terminal, and may have it.
