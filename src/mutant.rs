@@ -91,6 +91,7 @@ mutants! {
     UnlockedByClosingAlone
 }
 
+    UntrustedPathLost
 impl Mutant {
     /// Whether it is the one that is switched on.
     ///

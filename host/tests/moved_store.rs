@@ -3,7 +3,10 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::thread;
+use std::time::Duration;
 
 use common::{KINDS, Place, Started, code, ends_with, eventually, stderr};
 use rustix::process::Pid;
@@ -57,6 +60,26 @@ fn folder_that_is_moved_and_moved_back_loses_no_lock() {
         fs::rename(place.locks(), place.path("moved")).unwrap();
         fs::rename(place.path("moved"), place.locks()).unwrap();
         ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+        fs::write(place.path("end"), "").unwrap();
+        let output = first.end();
+        assert_eq!(code(&output), 0, "{kind}: {}", stderr(&output));
+    }
+}
+
+/// Nothing has moved, although the store would not be opened any more.
+#[test]
+fn changed_permissions_above_a_held_store_lose_no_lock() {
+    for kind in KINDS {
+        let place = Place::new(kind);
+        let above = place.path("above");
+        fs::create_dir(&above).unwrap();
+        let url = format!("{kind}:{}", above.join("locks").display());
+        let store = format!("--store={url}");
+        // Renewals look at the path, too.
+        let (first, _) = place.start(&[&store, "--ttl=2s"], STAY);
+        fs::set_permissions(&above, Permissions::from_mode(0o777)).unwrap();
+        ends_with(&mut place.run(&[&store, "--no-wait"], "true"), 73);
+        thread::sleep(Duration::from_secs(3));
         fs::write(place.path("end"), "").unwrap();
         let output = first.end();
         assert_eq!(code(&output), 0, "{kind}: {}", stderr(&output));

@@ -254,6 +254,9 @@ impl OpenDirectory {
 
     /// Returns whether the path still leads to the directory above this one, as far as is known: it is
     /// walked again if that was not done for `at_most`.
+    ///
+    /// If that fails, for example because a group may write a directory on the path since, the path as a
+    /// whole is resolved: a lock is lost only if the path leads elsewhere.
     pub(crate) fn is_parent_there(&self, at_most: Duration) -> io::Result<bool> {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         let walked = self.walked.load(Ordering::Relaxed);
@@ -262,14 +265,12 @@ impl OpenDirectory {
         }
         let is_there = match walk::open(&self.path, &self.access) {
             Ok(Some(found)) => id(&found.parent)? == self.parent_id,
-            // Who opens it again learns why.
-            Ok(None) | Err(DirectoryError::Untrusted { .. }) => false,
-            Err(DirectoryError::Io { source, .. }) => match Errno::from_io_error(&source) {
-                Some(Errno::NOTDIR) => false,
-                // A process that has no descriptor left keeps its locks.
-                Some(Errno::MFILE | Errno::NFILE) => true,
-                _ => return Err(source),
-            },
+            Ok(None) => false,
+            Err(DirectoryError::Untrusted { .. }) if mutant!(UntrustedPathLost) => false,
+            Err(_) => {
+                let parent = self.path.parent().unwrap_or(&self.path);
+                id_at(parent)? == Some(self.parent_id)
+            }
         };
         if is_there {
             self.walked.store(now, Ordering::Relaxed);

@@ -433,6 +433,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 ),
             ),
             mutant(
+                "UntrustedPathLost",
+                "a lock is lost when others may write a directory above it",
+                host(
+                    "moved_store",
+                    "changed_permissions_above_a_held_store_lose_no_lock",
+                ),
+            ),
+            mutant(
                 "FilesTruncatedByOpening",
                 "files are opened with O_TRUNC",
                 host("files", "a_hard_link_to_another_file_is_refused"),
