@@ -76,6 +76,7 @@ mutants! {
     OthersTrusted
     PipesWaitedFor
     PlaceKeptByGivingUp
+    PlantedDirectoriesLocked
     PosixLocks
     QueueIgnored
     RecordNotGuarded

@@ -325,6 +325,37 @@ fn users_outside_a_user_namespace_are_not_one_user() {
     }
 }
 
+/// The kernel refuses a file there: `fs.protected_regular`.
+#[test]
+fn directory_of_another_user_in_a_sticky_one_is_not_locked() {
+    if !has_users("another user's directory") {
+        return;
+    }
+    let place = place("file");
+    let sticky = directory(place.path("sticky"), 0o1777, 0, 0);
+    let lock = |user, path: &Path| {
+        let records = format!("lease:{}", path.with_extension("records").display());
+        let path = path.to_str().unwrap();
+        let words = ["run", "--store", &records, "--file", path, "--", "true"];
+        done(&mut verrou(&place, user, user, words))
+    };
+    let theirs = directory(sticky.join("theirs"), 0o755, MALLORY, MALLORY);
+    for user in [0, ALICE] {
+        let output = lock(user, &theirs);
+        assert_eq!(code(&output), 73, "{}", stderr(&output));
+        assert!(stderr(&output).contains("denied"), "{}", stderr(&output));
+    }
+    let own = directory(sticky.join("own"), 0o755, ALICE, ALICE);
+    let roots = directory(sticky.join("roots"), 0o755, 0, 0);
+    let elsewhere = directory(place.path("elsewhere"), 0o755, MALLORY, MALLORY);
+    for path in [&own, &roots] {
+        let output = lock(ALICE, path);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+    }
+    let output = lock(0, &elsewhere);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+}
+
 #[test]
 fn directories_above_a_groups_store_are_written_by_no_other() {
     if !has_users("what is made for a group") {

@@ -163,25 +163,27 @@ fn no_path_of_a_store_is_resolved_as_a_whole() {
     }
 }
 
-/// `fs.protected_regular` (proc(5)) applies to calls with `O_CREAT` only.
+/// `fs.protected_regular` (proc(5)) applies to calls with `O_CREAT` only. A directory is opened by another
+/// call, which opens no file that was put in its place.
 #[test]
 fn file_is_opened_as_flock_does() {
     let place = Place::new("file");
-    let file = place.path("app.lock");
-    for _ in 0..2 {
+    let (file, directory) = (place.path("app.lock"), place.path("directory"));
+    std::fs::create_dir(&directory).unwrap();
+    for file in [&file, &file, &directory] {
         let words = format!("run --file {} -- true", file.display());
         let Some(calls) = calls(&place, &words) else {
             return;
         };
         let opened = calls.iter().filter(|call| {
             call.number == libc::SYS_openat
-                && call.paths.iter().any(|path| OsStr::new(path) == file)
+                && call.paths.iter().any(|path| OsStr::new(path) == *file)
         });
         let opened: Vec<_> = opened.collect();
         assert!(!opened.is_empty());
         for call in opened {
-            let create = u64::from(libc::O_CREAT.unsigned_abs());
-            assert!(call.flags & create == create, "{call:?}");
+            let safe = u64::from((libc::O_CREAT | libc::O_DIRECTORY).unsigned_abs());
+            assert!(call.flags & safe != 0, "{call:?}");
         }
     }
 }

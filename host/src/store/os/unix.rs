@@ -434,9 +434,30 @@ pub(crate) fn duplicate_to_inherit(file: &File) -> io::Result<File> {
 pub(crate) fn open_to_lock(path: &Path) -> io::Result<File> {
     match open_any(path, OFlags::CREATE) {
         // open(2) with `O_CREAT` fails for a directory.
-        Err(err) if err.kind() == io::ErrorKind::IsADirectory => open_any(path, OFlags::empty()),
+        Err(err) if err.kind() == io::ErrorKind::IsADirectory => {
+            let directory = open_any(path, OFlags::DIRECTORY)?;
+            if is_planted(&directory)? && !mutant!(PlantedDirectoriesLocked) {
+                return Err(Errno::ACCESS.into());
+            }
+            Ok(directory)
+        }
         opened => opened,
     }
+}
+
+/// Returns whether `directory` belongs to another user, and is in a directory with the sticky bit that
+/// all users may write: the files for which `fs.protected_regular` was made.
+fn is_planted(directory: &File) -> io::Result<bool> {
+    const OPEN_TO_ALL: u32 = 0o1002;
+
+    if is_trusted(&directory.metadata()?, None) {
+        return Ok(false);
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    #[cfg(target_os = "linux")]
+    let flags = flags | OFlags::PATH;
+    let parent = File::from(openat(directory, c"..", flags, Mode::empty())?);
+    Ok(parent.metadata()?.mode() & OPEN_TO_ALL == OPEN_TO_ALL)
 }
 
 /// Opens an existing file as [`open_to_lock`] does; returns `None` if nothing exists at `path`.

@@ -432,6 +432,17 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                     ),
                 ),
             ),
+            needing(
+                Needs::Root,
+                mutant(
+                    "PlantedDirectoriesLocked",
+                    "`--file` locks another user's directory in /tmp",
+                    host(
+                        "hostile_paths",
+                        "directory_of_another_user_in_a_sticky_one_is_not_locked",
+                    ),
+                ),
+            ),
             mutant(
                 "UntrustedPathLost",
                 "a lock is lost when others may write a directory above it",
