@@ -150,6 +150,17 @@ fn no_path_of_a_store_is_resolved_as_a_whole() {
             let Some(calls) = calls(&place, &words) else {
                 return;
             };
+            // Otherwise, an automount point would not be mounted.
+            let path = u64::from(libc::O_PATH.unsigned_abs());
+            let directory = u64::from(libc::O_DIRECTORY.unsigned_abs());
+            let walked = calls
+                .iter()
+                .filter(|call| call.number == libc::SYS_openat && call.flags & path != 0);
+            let walked: Vec<_> = walked.collect();
+            assert!(!walked.is_empty());
+            for call in walked {
+                assert!(call.flags & directory != 0, "{call:?}");
+            }
             let named: Vec<_> = calls.iter().flat_map(|call| &call.paths).collect();
             assert!(named.contains(&&"locks".to_owned()), "{named:?}");
             for path in named {

@@ -142,15 +142,26 @@ fn components(path: &Path) -> Vec<OsString> {
     names
 }
 
-fn named(directory: &File, name: &OsStr) -> io::Result<File> {
-    let flags = NAMED | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+fn named(directory: &File, name: &OsStr, flags: OFlags) -> io::Result<File> {
+    let flags = flags | NAMED | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(directory, name, flags, Mode::empty())?.into())
 }
 
-/// Opens the entry `name` of `directory`, which may be a link.
+#[cfg(target_os = "linux")]
+fn is_no_directory(err: &io::Error) -> bool {
+    use rustix::io::Errno;
+
+    matches!(Errno::from_io_error(err), Some(Errno::NOTDIR | Errno::LOOP))
+}
+
+/// Opens the entry `name` of `directory`, which may be a link. Only the attempt to open a directory has an
+/// automount point mounted (`automount(8)`, `systemd.automount(5)`).
 #[cfg(target_os = "linux")]
 fn entry(directory: &File, name: &OsStr) -> io::Result<Entry> {
-    let file = named(directory, name)?;
+    let file = match named(directory, name, OFlags::DIRECTORY) {
+        Err(err) if is_no_directory(&err) => named(directory, name, OFlags::empty())?,
+        named => named?,
+    };
     let metadata = file.metadata()?;
     let kind = metadata.file_type();
     if kind.is_symlink() {
@@ -180,7 +191,7 @@ fn entry(directory: &File, name: &OsStr) -> io::Result<Entry> {
             owner: found.st_uid,
         });
     }
-    let file = named(directory, name)?;
+    let file = named(directory, name, OFlags::DIRECTORY)?;
     let metadata = file.metadata()?;
     Ok(Entry::Directory(file, metadata))
 }
@@ -213,7 +224,7 @@ impl<'a> Way<'a> {
 
     /// Goes back to the directory above.
     fn leave(&mut self) -> io::Result<()> {
-        let above = named(&self.current, OsStr::new(".."))?;
+        let above = named(&self.current, OsStr::new(".."), OFlags::DIRECTORY)?;
         self.metadata = above.metadata()?;
         self.is_unmapped = self.is_unmapped && self.metadata.uid() == OVERFLOW;
         self.current = above;
@@ -405,7 +416,10 @@ impl<'a> Way<'a> {
         let (parent, name) = match (self.parent, self.path.file_name()) {
             (_, None) => (self.current.try_clone()?, ".".into()),
             (Some(parent), Some(name)) => (parent, name.into()),
-            (None, Some(name)) => (named(&self.current, OsStr::new(".."))?, name.into()),
+            (None, Some(name)) => (
+                named(&self.current, OsStr::new(".."), OFlags::DIRECTORY)?,
+                name.into(),
+            ),
         };
         Ok(Walked {
             parent,
