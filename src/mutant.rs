@@ -88,11 +88,12 @@ mutants! {
     TimeNamespaceIgnored
     TimeToldByWallClock
     UndoForgotten
+    UnmappedTrustedInTmp
     UnmappedUsersTrusted
     UnlockedByClosingAlone
+    UntrustedPathLost
 }
 
-    UntrustedPathLost
 impl Mutant {
     /// Whether it is the one that is switched on.
     ///

@@ -281,47 +281,176 @@ fn users_outside_a_user_namespace_are_not_one_user() {
     if !has_users("what a user namespace does not map") {
         return;
     }
+    if !has_user_namespaces() {
+        return;
+    }
     for kind in KINDS {
         let place = place(kind);
+        let top = place.path("");
         let locks = directory(place.path("locks"), 0o755, MALLORY, MALLORY);
         let url = format!("{kind}:{}", locks.display());
-        // Without a mapping, this process has the number 65534, too.
-        let inside = |options: &[&str], url: &str| {
+        let inside = |user: u32, options: &[&str], words: &[&str]| {
             let mut unshare = Command::new("unshare");
             unshare
                 .arg("--user")
                 .args(options)
-                .arg(place.path("verrou"));
-            unshare.args(["list", "--store", url]).current_dir("/");
+                .arg(place.path("verrou"))
+                .args(words)
+                .current_dir("/")
+                .uid(user)
+                .gid(user);
             unshare
         };
-        let probe = Command::new("unshare").args(["--user", "true"]).status();
-        if !probe.is_ok_and(|status| status.success()) {
-            eprintln!("no user namespaces here: what they do not map is not shown");
+        let outside = "outside this user namespace";
+        let list = ["list", "--store", &url];
+        let mapped = ["--map-root-user"];
+        // Without a mapping, this process has the number 65534, too.
+        let top_name = Path::new(top.to_str().unwrap().trim_end_matches('/'));
+        refused(&mut inside(0, &[], &list), top_name, outside);
+        refused(&mut inside(0, &mapped, &list), &locks, outside);
+        // A directory of one's own is below those of root, which is not mapped either.
+        chown(&top, Some(ALICE), Some(ALICE)).unwrap();
+        let own = directory(place.path("own"), 0o700, ALICE, ALICE);
+        let run = |path: &Path| {
+            let url = format!("{kind}:{}", path.display());
+            inside(ALICE, &mapped, &["run", "--store", &url, "k", "--", "true"])
+        };
+        ends_with(&mut run(&own.join("locks")), 0);
+        assert_eq!(rights(&own.join("locks")), (0o700, ALICE, ALICE));
+        // In a directory that all users may write, as /tmp is, those are other users'.
+        let tmp = top_name.parent().unwrap();
+        if fs::metadata(tmp).unwrap().mode() & 0o002 == 0 {
+            eprintln!("{} is not /tmp: what is in it is not shown", tmp.display());
+            continue;
+        }
+        let link = top_name.with_extension("link");
+        symlink(&own, &link).unwrap();
+        lchown(&link, Some(MALLORY), Some(MALLORY)).unwrap();
+        let output = done(&mut run(&link.join("locks")));
+        fs::remove_file(&link).unwrap();
+        assert_eq!(code(&output), 73, "{}", stderr(&output));
+        assert!(stderr(&output).contains("it is a link"));
+        chown(&top, Some(MALLORY), Some(MALLORY)).unwrap();
+        refused(&mut run(&own.join("locks")), top_name, outside);
+    }
+}
+
+fn has_user_namespaces() -> bool {
+    let probe = Command::new("unshare").args(["--user", "true"]).status();
+    let has = probe.is_ok_and(|status| status.success());
+    if !has {
+        eprintln!("no user namespaces here: what they do not map is not shown");
+    }
+    has
+}
+
+/// As bubblewrap and Flatpak make one: the root directory is the user's own, and those of root below it
+/// are not mapped.
+#[test]
+fn home_in_a_sandbox_with_its_own_root_is_accepted() {
+    if !has_users("a sandbox") || !has_user_namespaces() {
+        return;
+    }
+    let place = place("lease");
+    let top = place.path("");
+    let home = directory(place.path("home"), 0o755, 0, 0);
+    let own = directory(home.join("alice"), 0o700, ALICE, ALICE);
+    fs::copy(place.path("verrou"), home.join("verrou")).unwrap();
+    let root = directory(place.path("root"), 0o755, ALICE, ALICE);
+    let enter = "set -e; mount -t tmpfs -o mode=0755 none root; cd root
+        for name in usr bin lib lib64 proc dev; do
+            if test -L /$name; then cp -P /$name .
+            elif test -d /$name; then mkdir $name; mount --rbind /$name $name
+            fi
+        done
+        mkdir home; mount --bind \"$1/home\" home";
+    let inside = |script: &str| {
+        let mut unshare = Command::new("unshare");
+        let script = format!("{enter}\n{script}");
+        unshare.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]);
+        unshare.arg("sh").arg(&top).current_dir(&top);
+        unshare.uid(ALICE).gid(ALICE);
+        unshare
+    };
+    let probe = done(&mut inside("chroot . /bin/true"));
+    if !probe.status.success() {
+        eprintln!("no sandboxes here: {}", stderr(&probe));
+        return;
+    }
+    let run = "exec chroot . /home/verrou run --store lease:/home/alice/locks k -- true";
+    ends_with(&mut inside(run), 0);
+    assert_eq!(rights(&own.join("locks")), (0o700, ALICE, ALICE));
+    assert_eq!(entries(&root), 0);
+}
+
+/// What any user makes in such a directory is the group's.
+#[test]
+fn open_directory_of_the_group_above_its_store_is_refused() {
+    if !has_users("that a directory of a group is refused") {
+        return;
+    }
+    for kind in KINDS {
+        let place = place(kind);
+        let open = directory(place.path("open"), 0o3777, 0, GROUP);
+        let theirs = directory(open.join("theirs"), 0o2770, MALLORY, GROUP);
+        let locks = directory(theirs.join("locks"), 0o2770, MALLORY, GROUP);
+        let url = of_group(kind, &locks);
+        refused(&mut run(&place, ALICE, GROUP, &url), &open, "every user");
+        assert_eq!(entries(&locks), 0);
+    }
+}
+
+/// A command as a user with a passwd(5) and group(5) of these lines.
+fn with_accounts(place: &Place, passwd: &str, groups: &str, run: &Command) -> Command {
+    fs::write(place.path("passwd"), passwd).unwrap();
+    fs::write(place.path("group"), groups).unwrap();
+    let script = format!(
+        "mount --bind passwd /etc/passwd && mount --bind group /etc/group && exec setpriv \
+         --reuid={ALICE} --regid={ALICE} --clear-groups \"$@\""
+    );
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "sh", "-c", &script, "sh"]);
+    unshare.arg(run.get_program()).args(run.get_args());
+    unshare.current_dir(place.path(""));
+    unshare
+}
+
+#[test]
+fn home_of_a_private_group_is_accepted_unless_others_have_the_group() {
+    if !has_users("what a private group is") {
+        return;
+    }
+    let root = "root:x:0:0::/root:/bin/sh\n";
+    let alice = format!("{root}alice:x:{ALICE}:{ALICE}::/:/bin/sh\n");
+    let primary = format!("{alice}mallory:x:{MALLORY}:{ALICE}::/:/bin/sh\n");
+    let alone = format!("alice:x:{ALICE}:\n");
+    let member = format!("alice:x:{ALICE}:mallory\n");
+    let named = format!("staff:x:{ALICE}:\n");
+    for kind in KINDS {
+        let place = place(kind);
+        let home = directory(place.path("home"), 0o775, ALICE, ALICE);
+        let url = format!("{kind}:{}", home.join("locks").display());
+        let run = run(&place, ALICE, ALICE, &url);
+        let run = |passwd: &str, groups: &str| with_accounts(&place, passwd, groups, &run);
+        let probe = done(&mut with_accounts(&place, root, "", &Command::new("true")));
+        if !probe.status.success() {
+            eprintln!(
+                "no mounts here: private groups are not shown: {}",
+                stderr(&probe)
+            );
             return;
         }
-        refused(
-            &mut inside(&[], &url),
-            &locks,
-            "outside this user namespace",
-        );
-        let mapped = ["--map-root-user"];
-        refused(
-            &mut inside(&mapped, &url),
-            &locks,
-            "outside this user namespace",
-        );
-        // A directory of one's own is below those of root, which is not mapped either.
-        let own = directory(place.path("own"), 0o700, ALICE, ALICE);
-        let url = format!("{kind}:{}", own.join("locks").display());
-        let mut as_alice = Command::new("unshare");
-        as_alice
-            .args(["--user", "--map-root-user"])
-            .arg(place.path("verrou"));
-        as_alice.args(["run", "--store", &url, "k", "--", "true"]);
-        as_alice.current_dir("/").uid(ALICE).gid(ALICE);
-        ends_with(&mut as_alice, 0);
-        assert_eq!(rights(&own.join("locks")), (0o700, ALICE, ALICE));
+        ends_with(&mut run(&alice, &alone), 0);
+        // As `docker run --user 4711:4711`.
+        ends_with(&mut run(root, ""), 0);
+        for (passwd, groups) in [
+            (&primary, &alone),
+            (&alice, &member),
+            (&alice, &named),
+            (&root.to_owned(), &member),
+        ] {
+            refused(&mut run(passwd, groups), &home, "group 4711");
+        }
     }
 }
 

@@ -16,12 +16,13 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, readlinkat};
-use rustix::process::geteuid;
+use rustix::process::{getegid, geteuid};
 
 use super::super::{DirectoryAccess, DirectoryError, Purpose};
 use super::names_in;
 
 const STICKY: u32 = 0o1000;
+const SET_GROUP_ID: u32 = 0o2000;
 const GROUP_WRITABLE: u32 = 0o020;
 const WORLD_WRITABLE: u32 = 0o002;
 
@@ -31,6 +32,8 @@ const SHARED: u32 = 0o2770;
 /// The number that stands for all users, or groups, that a user namespace does not map: see
 /// `user_namespaces(7)`.
 const OVERFLOW: u32 = 65_534;
+
+const OPEN_TO_ALL_FOR_GROUP: &str = "every user may make files of the group in it (chmod o-w)";
 
 /// A descriptor that only names a directory needs no permission to read it.
 #[cfg(target_os = "linux")]
@@ -65,8 +68,10 @@ struct Way<'a> {
     /// The directory that `current` is in, if it was entered from there.
     parent: Option<File>,
     path: PathBuf,
-    /// Whether all directories so far belong to users that this user namespace does not map.
-    is_unmapped: bool,
+    /// Whether all directories so far belong to this user, to root, or to users that this user namespace
+    /// does not map, and no other user may write any of them: one that is not mapped is root's then, as
+    /// far as can be known.
+    trusts_unmapped: bool,
     /// A directory that a group may write, and the group. It is trusted if the store's directory is
     /// shared with this group.
     group_writable: Option<(PathBuf, u32)>,
@@ -206,7 +211,7 @@ impl<'a> Way<'a> {
         Ok(Self {
             access,
             user: geteuid().as_raw(),
-            is_unmapped: metadata.uid() == OVERFLOW && !is_mapped(Numbers::Users, OVERFLOW),
+            trusts_unmapped: true,
             current: root,
             metadata,
             parent: None,
@@ -216,7 +221,6 @@ impl<'a> Way<'a> {
     }
 
     fn enter(&mut self, name: &OsStr, directory: File, metadata: Metadata) {
-        self.is_unmapped = self.is_unmapped && metadata.uid() == OVERFLOW;
         self.parent = Some(std::mem::replace(&mut self.current, directory));
         self.metadata = metadata;
         self.path.push(name);
@@ -226,7 +230,6 @@ impl<'a> Way<'a> {
     fn leave(&mut self) -> io::Result<()> {
         let above = named(&self.current, OsStr::new(".."), OFlags::DIRECTORY)?;
         self.metadata = above.metadata()?;
-        self.is_unmapped = self.is_unmapped && self.metadata.uid() == OVERFLOW;
         self.current = above;
         self.parent = None;
         self.path.pop();
@@ -286,8 +289,18 @@ impl<'a> Way<'a> {
             return Ok(());
         }
         let mode = self.metadata.mode();
-        if !self.is_unmapped && !self.has_trusted_owner() {
-            return self.refuse(belongs_to(self.metadata.uid()));
+        let (owner, group) = (self.metadata.uid(), self.metadata.gid());
+        if !self.is_trusted_unmapped(owner) && !self.has_trusted_owner() {
+            return self.refuse(belongs_to(owner));
+        }
+        let gives_group = mode & SET_GROUP_ID != 0 || cfg!(not(target_os = "linux"));
+        if mode & WORLD_WRITABLE != 0 && gives_group && self.access.group == Some(group) {
+            // What any user makes in it is the group's, and so would be trusted.
+            return self.refuse(OPEN_TO_ALL_FOR_GROUP.to_owned());
+        }
+        let is_others = owner != 0 && !self.is_us(owner) && owner != OVERFLOW;
+        if is_others || mode & (WORLD_WRITABLE | GROUP_WRITABLE) != 0 {
+            self.trusts_unmapped &= mutant!(UnmappedTrustedInTmp);
         }
         if mode & STICKY != 0 {
             return Ok(());
@@ -298,11 +311,10 @@ impl<'a> Way<'a> {
                     .to_owned(),
             );
         }
-        let group = self.metadata.gid();
-        if mode & GROUP_WRITABLE != 0 && !self.is_trusted_group(group) {
+        if mode & GROUP_WRITABLE != 0 && !self.is_trusted_group(group)? {
             match &self.group_writable {
                 Some((_, other)) if *other != group => {
-                    return self.refuse(writable_by_group(group));
+                    return self.refuse(writable_by_group(group, ""));
                 }
                 Some(_) => {}
                 None => self.group_writable = Some((self.path.clone(), group)),
@@ -314,7 +326,7 @@ impl<'a> Way<'a> {
     /// Refuses the link `name` of this directory if another user has made it. A group's member is
     /// another user.
     fn check_link(&self, name: &OsStr, owner: u32) -> Result<(), DirectoryError> {
-        let is_trusted = owner == 0 || self.is_us(owner) || (self.is_unmapped && owner == OVERFLOW);
+        let is_trusted = owner == 0 || self.is_us(owner) || self.is_trusted_unmapped(owner);
         if is_trusted || mutant!(OthersFolderLinksFollowed) {
             return Ok(());
         }
@@ -333,8 +345,7 @@ impl<'a> Way<'a> {
         }
         if mode & WORLD_WRITABLE != 0 && group.is_some() {
             // In a folder that is set-group-ID, whoever makes a file.
-            return self
-                .refuse("every user may make files of the group in it (chmod o-w)".to_owned());
+            return self.refuse(OPEN_TO_ALL_FOR_GROUP.to_owned());
         }
         if !self.has_trusted_owner() {
             return self.refuse(belongs_to(self.metadata.uid()));
@@ -348,8 +359,9 @@ impl<'a> Way<'a> {
             );
         }
         let owners = self.metadata.gid();
-        if mode & GROUP_WRITABLE != 0 && group != Some(owners) && !self.is_trusted_group(owners) {
-            return self.refuse(writable_by_group(owners));
+        if mode & GROUP_WRITABLE != 0 && group != Some(owners) && !self.is_trusted_group(owners)? {
+            let share = format!(", or share it: --group {owners}");
+            return self.refuse(writable_by_group(owners, &share));
         }
         self.refuse_group_writable(group)?;
         Ok(group)
@@ -360,7 +372,7 @@ impl<'a> Way<'a> {
         match &self.group_writable {
             Some((path, writer)) if Some(*writer) != group => Err(DirectoryError::Untrusted {
                 path: path.clone(),
-                why: writable_by_group(*writer),
+                why: writable_by_group(*writer, ""),
             }),
             _ => Ok(()),
         }
@@ -402,14 +414,25 @@ impl<'a> Way<'a> {
         is_one_user(user, self.user)
     }
 
+    /// Whether `owner` stands for users that are not mapped, and is root, as far as can be known.
+    fn is_trusted_unmapped(&self, owner: u32) -> bool {
+        self.trusts_unmapped && owner == OVERFLOW && !is_mapped(Numbers::Users, owner)
+    }
+
     fn has_trusted_owner(&self) -> bool {
         is_trusted_by(&self.metadata, self.user, self.access.group)
     }
 
     /// Whether all members of `group` are trusted: it was named, or is root's, or this user's own.
-    fn is_trusted_group(&self, group: u32) -> bool {
-        let is_named = self.access.group == Some(group) && is_mapped(Numbers::Groups, group);
-        is_named || group == 0 || is_private_group(self.user, group)
+    fn is_trusted_group(&self, group: u32) -> Result<bool, DirectoryError> {
+        if !is_mapped(Numbers::Groups, group) {
+            return Ok(false);
+        }
+        if group == 0 || self.access.group == Some(group) {
+            return Ok(true);
+        }
+        is_private_group(self.user, group)
+            .map_err(DirectoryError::io("look up the group of this folder"))
     }
 
     fn walked(self, group: Option<u32>) -> io::Result<Walked> {
@@ -434,14 +457,17 @@ impl<'a> Way<'a> {
 fn belongs_to(user: u32) -> String {
     if user == OVERFLOW && !is_mapped(Numbers::Users, user) {
         return format!(
-            "it belongs to user {user}, which stands for users outside this user namespace"
+            "it belongs to user {user}, which stands for users outside this user namespace; use a directory \
+             of your own with --store"
         );
     }
-    format!("it belongs to user {user}")
+    format!(
+        "it belongs to user {user}; use a directory of your own with --store, or run as that user"
+    )
 }
 
-fn writable_by_group(group: u32) -> String {
-    format!("group {group} may remove files from it (chmod g-w, or share it: --group {group})")
+fn writable_by_group(group: u32, way_out: &str) -> String {
+    format!("group {group} may remove files from it (chmod g-w{way_out})")
 }
 
 /// Returns whether a file belongs to root, to `user`, which is this process's, or to `group`.
@@ -488,19 +514,116 @@ fn is_mapped(_numbers: Numbers, _number: u32) -> bool {
     true
 }
 
-/// Returns whether `group` is the private group of `user`, as most distributions create one: it has the
-/// user's name, and no other member.
-fn is_private_group(user: u32, group: u32) -> bool {
+/// Returns whether `group` is the private group of `user`, as most distributions create one.
+///
+/// Users of which `group` is the primary group are not among a group's members. getpwent(3) would list
+/// them, but no two threads may use it at a time, and directory services (LDAP) usually list none:
+/// /etc/passwd is read instead. Such users of a directory service are not noticed.
+fn is_private_group(user: u32, group: u32) -> io::Result<bool> {
     use nix::unistd::{Gid, Group, Uid, User};
 
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(user)) else {
-        return false;
-    };
-    if user.gid.as_raw() != group {
-        return false;
+    let account = known(User::from_uid(Uid::from_raw(user)))?;
+    let account = account.map(|account| Account {
+        name: account.name,
+        group: account.gid.as_raw(),
+    });
+    let is_own = account.as_ref().map_or_else(
+        || user == group && group == getegid().as_raw(),
+        |account| account.group == group,
+    );
+    if !is_own {
+        return Ok(false);
     }
-    let Ok(Some(group)) = Group::from_gid(Gid::from_raw(group)) else {
-        return false;
+    let members = known(Group::from_gid(Gid::from_raw(group)))?.map(|entry| Members {
+        name: entry.name,
+        users: entry.mem,
+    });
+    let users = match fs::read("/etc/passwd") {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
+        users => users?,
     };
-    group.name == user.name && group.mem.iter().all(|member| *member == user.name)
+    let users = String::from_utf8_lossy(&users);
+    Ok(is_of_user_alone(account.as_ref(), members.as_ref())
+        && !is_primary_of_other(&users, group, user))
+}
+
+/// What was looked up, or `None` if there is no such: getpwnam(3) lists how this is reported.
+fn known<T>(found: nix::Result<Option<T>>) -> io::Result<Option<T>> {
+    use nix::errno::Errno;
+
+    match found {
+        Err(Errno::ENOENT | Errno::ESRCH) => Ok(None),
+        found => Ok(found?),
+    }
+}
+
+struct Account {
+    name: String,
+    group: u32,
+}
+
+struct Members {
+    name: String,
+    users: Vec<String>,
+}
+
+/// Returns whether a group, which is the user's own, has the user's name and no other member. A user
+/// without an account, as by `docker run --user 1000:1000`, has no name.
+fn is_of_user_alone(account: Option<&Account>, group: Option<&Members>) -> bool {
+    match (account, group) {
+        (Some(account), Some(group)) => {
+            group.name == account.name && group.users.iter().all(|user| *user == account.name)
+        }
+        (Some(_), None) => false,
+        (None, group) => group.is_none_or(|group| group.users.is_empty()),
+    }
+}
+
+/// Returns whether `group` is the primary group of a user in `users`, which is passwd(5), other than
+/// `user`.
+fn is_primary_of_other(users: &str, group: u32, user: u32) -> bool {
+    users.lines().any(|line| {
+        let mut fields = line.split(':').skip(2);
+        let numbers = (fields.next(), fields.next());
+        let (Some(other), Some(primary)) = numbers else {
+            return false;
+        };
+        primary.parse() == Ok(group) && other.parse() != Ok(user)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_group_has_the_users_name_and_no_other_member() {
+        let alice = Account {
+            name: "alice".to_owned(),
+            group: 1000,
+        };
+        let group = |name: &str, users: &[&str]| Members {
+            name: name.to_owned(),
+            users: users.iter().map(|&user| user.to_owned()).collect(),
+        };
+        let is_private = |members| is_of_user_alone(Some(&alice), Some(&members));
+        assert!(is_private(group("alice", &[])));
+        assert!(is_private(group("alice", &["alice"])));
+        assert!(!is_private(group("alice", &["mallory"])));
+        assert!(!is_private(group("staff", &[])));
+        assert!(!is_of_user_alone(Some(&alice), None));
+        assert!(is_of_user_alone(None, None));
+        assert!(is_of_user_alone(None, Some(&group("staff", &[]))));
+        assert!(!is_of_user_alone(None, Some(&group("staff", &["mallory"]))));
+    }
+
+    #[test]
+    fn users_of_a_primary_group_are_its_members() {
+        let users =
+            "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n\n+\nbob:x:1001:1001\n";
+        assert!(!is_primary_of_other(users, 1000, 1000));
+        let mallory = format!("{users}mallory:x:1002:1000::/:/bin/sh\n");
+        assert!(is_primary_of_other(&mallory, 1000, 1000));
+        assert!(!is_primary_of_other(&mallory, 1001, 1001));
+    }
 }

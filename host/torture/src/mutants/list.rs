@@ -435,6 +435,17 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             needing(
                 Needs::Root,
                 mutant(
+                    "UnmappedTrustedInTmp",
+                    "users outside a user namespace are trusted in /tmp",
+                    host(
+                        "hostile_paths",
+                        "users_outside_a_user_namespace_are_not_one_user",
+                    ),
+                ),
+            ),
+            needing(
+                Needs::Root,
+                mutant(
                     "PlantedDirectoriesLocked",
                     "`--file` locks another user's directory in /tmp",
                     host(
