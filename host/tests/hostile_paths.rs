@@ -39,10 +39,16 @@ fn has_users(what: &str) -> bool {
 fn place(kind: &'static str) -> Place {
     let place = Place::new(kind);
     set_mode(&place.path(""), 0o755);
-    let program = place.path("verrou");
-    fs::copy(env!("CARGO_BIN_EXE_verrou"), &program).unwrap();
-    set_mode(&program, 0o755);
+    copy_program(&place.path("verrou"));
     place
+}
+
+/// Copies the command by another process: as long as a child that another test has just started has a
+/// descriptor to write the copy, it cannot be executed (`ETXTBSY`).
+fn copy_program(path: &Path) {
+    let mut copy = Command::new("cp");
+    ends_with(copy.arg(env!("CARGO_BIN_EXE_verrou")).arg(path), 0);
+    set_mode(path, 0o755);
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -355,7 +361,7 @@ fn home_in_a_sandbox_with_its_own_root_is_accepted() {
     let top = place.path("");
     let home = directory(place.path("home"), 0o755, 0, 0);
     let own = directory(home.join("alice"), 0o700, ALICE, ALICE);
-    fs::copy(place.path("verrou"), home.join("verrou")).unwrap();
+    copy_program(&home.join("verrou"));
     let root = directory(place.path("root"), 0o755, ALICE, ALICE);
     let enter = "set -e; mount -t tmpfs -o mode=0755 none root; cd root
         for name in usr bin lib lib64 proc dev; do
