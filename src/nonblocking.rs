@@ -496,7 +496,8 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell.
+    /// [`Error::Storage`] when the store could not tell, as one without fencing tokens that does not
+    /// implement [`holds`](crate::Store::holds).
     pub async fn is_held(&self) -> Result<bool, Error> {
         let Some(hold) = self.holds.latest() else {
             return Ok(false);

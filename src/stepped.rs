@@ -236,7 +236,8 @@ impl<S: Store, C: Clock> Lock<S, C> {
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell.
+    /// [`Error::Storage`] when the store could not tell, as one without fencing tokens that does not
+    /// implement [`holds`](crate::Store::holds).
     pub fn is_held(&self) -> Result<bool, Error> {
         self.holds.is_held(&self.store)
     }

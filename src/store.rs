@@ -90,15 +90,14 @@ pub trait Store {
     /// Returns whether the name is held under the grant of `claim.owner`, which had the fencing token
     /// `fence`. Changes nothing.
     ///
-    /// The default compares fencing tokens, so it returns `false` for a grant without one. A store that
-    /// records owners compares those.
+    /// The default compares fencing tokens. A store that grants none, but records owners, compares those.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell.
+    /// [`StoreError`] when the outcome is unknown. The default returns a permanent one if the name is held
+    /// and either grant has no fencing token.
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
-        let holder = self.inspect(&claim.name)?;
-        Ok(holder.is_some_and(|holder| holder.has(fence)))
+        is_grant(self.inspect(&claim.name)?, fence)
     }
 
     /// Lets the record that `claim.owner` holds outlive the client that made it: from now on it
@@ -194,7 +193,7 @@ pub trait AsyncStore {
         fence: Option<Fence>,
     ) -> impl Future<Output = Result<bool, StoreError>> {
         let holder = self.inspect(&claim.name);
-        async move { Ok(holder.await?.is_some_and(|holder| holder.has(fence))) }
+        async move { is_grant(holder.await?, fence) }
     }
 
     /// [`Store::detach`].
@@ -305,12 +304,31 @@ pub struct Holder {
     pub detached: bool,
 }
 
-impl Holder {
-    /// Returns whether this is the grant with the fencing token `fence`.
-    fn has(&self, fence: Option<Fence>) -> bool {
-        fence.is_some() && self.fence == fence
+/// Returns whether `holder` is the grant with the fencing token `fence`.
+fn is_grant(holder: Option<Holder>, fence: Option<Fence>) -> Result<bool, StoreError> {
+    let Some(holder) = holder else {
+        return Ok(false);
+    };
+    match (holder.fence, fence) {
+        (Some(held), Some(fence)) => Ok(held == fence),
+        _ => Err(StoreError::permanent(NoFence)),
     }
 }
+
+/// The error of a comparison of two grants that lacks a fencing token.
+#[derive(Debug)]
+struct NoFence;
+
+impl fmt::Display for NoFence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "cannot determine which acquisition holds the lock: a grant has no fencing token (the \
+             store's ability `fences`)",
+        )
+    }
+}
+
+impl core::error::Error for NoFence {}
 
 /// A process, as people recognise it.
 #[derive(Clone, Debug, Eq, PartialEq)]

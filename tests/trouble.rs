@@ -93,6 +93,69 @@ fn assert_storage<T: std::fmt::Debug>(end: Result<T, Error>) {
     assert_eq!(source.to_string(), "the disk is on fire");
 }
 
+/// A store without fencing tokens that does not implement `holds`.
+struct Uncounted(Memory);
+
+impl Uncounted {
+    fn uncounted(reply: Reply) -> Reply {
+        match reply {
+            Reply::Granted { .. } => Reply::Granted { fence: None },
+            refused @ Reply::Refused { .. } => refused,
+        }
+    }
+}
+
+impl Store for Uncounted {
+    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::acquire(&self.0, claim).map(Self::uncounted)
+    }
+    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::extend(&self.0, claim).map(Self::uncounted)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Store::renew(&self.0, claim, fence)
+    }
+    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        Store::release(&self.0, claim).map(Self::uncounted)
+    }
+    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        Store::evict(&self.0, name, only).map(Self::uncounted)
+    }
+    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let holder = Store::inspect(&self.0, name)?;
+        Ok(holder.map(|holder| Holder {
+            fence: None,
+            ..holder
+        }))
+    }
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            fences: false,
+            ..Store::abilities(&self.0)
+        }
+    }
+}
+
+/// Another grant looks the same there, so that neither `true` nor `false` is known.
+#[test]
+fn is_held_is_an_error_in_a_store_without_fencing_tokens() -> Result<(), Error> {
+    let World { clock, memory, .. } = world();
+    let locks = blocking::LockFactory::new(Arc::new(Uncounted(memory)), clock);
+    let (lock, other) = (locks.create_lock("x", None)?, locks.create_lock("x", None)?);
+    lock.acquire()?;
+    let err = lock.is_held().expect_err("it is unknown");
+    assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
+    assert!(!err.is_temporary());
+    let source = err.source().expect("what the store said");
+    assert!(source.to_string().contains("no fencing token"), "{source}");
+
+    // What needs no comparison is known.
+    assert!(!other.is_held()?);
+    other.force_release()?;
+    assert!(!lock.is_held()?);
+    Ok(())
+}
+
 /// The holder's clock decides that the lease has expired; the store's error is the cause.
 #[test]
 fn work_whose_lease_has_expired_has_lost_it_in_a_failing_store_too() -> Result<(), Error> {

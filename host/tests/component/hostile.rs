@@ -378,7 +378,7 @@ fn a_store_that_grants_twice_is_found_out_at_the_release() {
     let [one, two] = [(); 2].map(|()| instance.create_lock("lock", None).expect("a lock"));
     assert!(instance.try_acquire(one).expect("an answer"));
     assert!(instance.try_acquire(two).expect("an answer"));
-    assert!(!instance.is_held(two).expect("an answer"));
+    assert_eq!(code(instance.is_held(two)), "E_LOCK_STORAGE_ERROR");
     assert_eq!(code(instance.release(two)), "E_LOCK_NOT_OWNER");
     instance.release(one).expect("my lock");
 }
@@ -476,4 +476,34 @@ fn garbage_from_a_store_is_named() {
     );
     let released = locks.call_release(&mut wasm, lock).expect("an instance");
     assert_eq!(released.expect_err("refused").code, ErrorCode::NotOwner);
+}
+
+#[test]
+fn is_held_is_unknown_in_a_store_without_fencing_tokens() {
+    let engine = Engine::default();
+    let component = Component::new(&engine, component()).expect("the component");
+    let mut linker = Linker::new(&engine);
+    LockManager::add_to_linker::<_, HasSelf<Garbage>>(&mut linker, |state| state).expect("imports");
+    let holder = wit::Holder {
+        fencing_token: None,
+        remaining: None,
+    };
+    let mut wasm = wasmtime::Store::new(&engine, Garbage(holder, None));
+    let manager = LockManager::instantiate(&mut wasm, &component, &linker).expect("an instance");
+    let locks = manager.verrou_lock_locks().lock();
+    let lock = locks.call_constructor(&mut wasm, "lock", None);
+    let lock: ResourceAny = lock.expect("an instance").expect("a lock");
+    assert_eq!(
+        locks
+            .call_is_held(&mut wasm, lock)
+            .expect("an instance")
+            .ok(),
+        Some(false)
+    );
+    let acquired = locks.call_try_acquire(&mut wasm, lock);
+    assert!(acquired.expect("an instance").expect("an answer"));
+    let answer = locks.call_is_held(&mut wasm, lock).expect("an instance");
+    let err = answer.expect_err("another grant looks the same");
+    assert_eq!((err.code, err.temporary), (ErrorCode::Storage, false));
+    assert!(err.message.contains("no fencing token"), "{}", err.message);
 }

@@ -419,8 +419,8 @@ impl<I: Calls> Store for Through<I> {
             return Ok(Reply::REFUSED);
         }
         self.with(claim, |instance, lock| {
-            // A lock that was restored was detached when it was written down.
-            if !instance.is_held(lock)? {
+            // A lock that was restored was detached when it was written down, here without a fencing token.
+            if instance.fence(lock)?.is_none() || !instance.is_held(lock)? {
                 return Ok(false);
             }
             instance.serialize(lock).map(|_| true)
