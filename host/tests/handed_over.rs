@@ -10,11 +10,12 @@ use std::process::Command;
 use common::{KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stdout};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-/// Gives up root, as a daemon's worker does, and attacks the lock by every inherited descriptor, and the guardian.
-/// With the argument `daemon` it goes on to do so in a process of another session. Prints `done` then. Ends with
-/// 7 when it is sent SIGTERM, unless it has the argument `stubborn`.
+/// Gives up root, as a daemon's worker does, and attacks the lock by every inherited descriptor of a pipe or file, and
+/// the guardian. With the argument `daemon` a process of another session does so, too, and prints
+/// its process ID then; it ends when the directory of the test is removed. Prints `done`. Ends with 7 when it is
+/// sent SIGTERM, unless it has the argument `stubborn`.
 const ATTACK: &str = r"
-import ctypes, fcntl, os, signal, struct, sys, time
+import ctypes, fcntl, os, signal, stat, struct, sys, time
 libc = ctypes.CDLL(None)
 F_OFD_SETLK, PTRACE_ATTACH, PR_SET_DUMPABLE = 37, 16, 4
 os.setgroups([])
@@ -25,8 +26,9 @@ libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 fds = []
 for fd in map(int, os.listdir('/proc/self/fd')):
     try:
-        if fd >= 3:
-            os.fstat(fd)
+        # A lock on a device, such as /dev/null, would block other programs.
+        kind = stat.S_IFMT(os.fstat(fd).st_mode)
+        if fd >= 3 and kind in (stat.S_IFREG, stat.S_IFIFO):
             fds.append(fd)
     except OSError:
         pass
@@ -81,8 +83,11 @@ sys.argv[1:] = [str(os.getpid())] + sys.argv[1:]
 attack()
 if sys.argv[2:] == ['daemon'] and os.fork() == 0:
     os.setsid()
-    print('daemon', os.getpid(), flush=True)
     attack(keeps=True)
+    print('daemon', os.getpid(), flush=True)
+    while os.path.exists('said'):
+        time.sleep(0.1)
+    os._exit(0)
 print('done', flush=True)
 while True:
     signal.pause()
