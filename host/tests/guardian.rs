@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -10,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stopped};
-use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process};
 
 /// Starts two workers, writes its own process ID and theirs to files, and waits for them.
 const WORKERS: &str = "sleep 1000 & echo $! > one; sleep 1000 & echo $! > two; echo $$ > pid; wait";
@@ -46,10 +47,14 @@ fn find_guardian(group: Pid) -> Option<Pid> {
 
 /// Waits until the guardian of a command has closed all descriptors but its three, and returns it.
 fn guardian_of(group: Pid) -> Pid {
+    guardian_with(group, 3)
+}
+
+fn guardian_with(group: Pid, descriptors: usize) -> Pid {
     let mut found = None;
     eventually("there is a guardian", || {
         found = find_guardian(group);
-        found.is_some_and(|guardian| open(guardian).len() == 3)
+        found.is_some_and(|guardian| open(guardian).len() == descriptors)
     });
     found.unwrap()
 }
@@ -240,6 +245,11 @@ const UNPRIVILEGED: u32 = 65_534;
 /// Returns `verrou run` as a user that may not signal the command: the command becomes root by a set-user-ID
 /// program, and writes its process ID to a file. Returns `None` where this test cannot run.
 fn run_as_other_user(place: &Place, options: &[&str]) -> Option<Command> {
+    let stay = "echo $$ > pid; exec sleep 1000";
+    run_script_as_other_user(place, options, stay)
+}
+
+fn run_script_as_other_user(place: &Place, options: &[&str], script: &str) -> Option<Command> {
     if !geteuid().is_root() {
         eprintln!("only root can change its user: what is said of such a command is not shown");
         return None;
@@ -248,7 +258,7 @@ fn run_as_other_user(place: &Place, options: &[&str]) -> Option<Command> {
     fs::copy("/usr/bin/setpriv", &become_root).unwrap();
     fs::set_permissions(&become_root, fs::Permissions::from_mode(0o4755)).unwrap();
     chown(place.path(""), Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
-    let command = ["--reuid", "0", "sh", "-c", "echo $$ > pid; exec sleep 1000"];
+    let command = ["--reuid", "0", "sh", "-c", script];
     let run = ["run", "k", "--ttl", "1h"].iter().chain(options);
     let run = run.chain(&["--", "./setpriv"]).chain(&command);
     let mut proved = as_other_user(place, ["./setpriv", "--reuid", "0", "true"]);
@@ -261,7 +271,11 @@ fn run_as_other_user(place: &Place, options: &[&str]) -> Option<Command> {
 }
 
 fn as_other_user<'a>(place: &Place, words: impl IntoIterator<Item = &'a str>) -> Command {
-    let user = UNPRIVILEGED.to_string();
+    as_user(UNPRIVILEGED, place, words)
+}
+
+fn as_user<'a>(user: u32, place: &Place, words: impl IntoIterator<Item = &'a str>) -> Command {
+    let user = user.to_string();
     let mut setpriv = Command::new("setpriv");
     setpriv
         .args(["--reuid", &user, "--regid", &user, "--clear-groups"])
@@ -317,4 +331,133 @@ fn signal_that_the_command_cannot_be_sent_is_reported() {
     let said = stderr(&output);
     assert!(said.contains("Operation not permitted"), "{said}");
     assert!(said.contains("sudo verrou"), "{said}");
+}
+
+/// A command of another user can be neither signalled nor, with `hidepid`, seen by the guardian.
+#[test]
+fn lock_of_a_killed_wrapper_lasts_as_long_as_its_group_of_another_user() {
+    // The command closes what it inherited.
+    let script = "exec python3 -c 'import os
+os.closerange(3, 65536)
+open(\"pid\", \"w\").write(str(os.getpid()) + chr(10))
+os.execvp(\"sleep\", [\"sleep\", \"1000\"])'";
+    let hidden = "mount -t proc -o hidepid=2 proc /proc && exec \"$@\"";
+    let hidden = ["unshare", "--mount", "sh", "-c", hidden, "sh"];
+    let before = if may_run(&hidden) && orphans_are_reaped() {
+        &hidden[..]
+    } else {
+        eprintln!(
+            "no proc to mount, or no init: how a guardian waits for hidden processes is not shown"
+        );
+        &[]
+    };
+    for kind in KINDS {
+        for (options, descriptors) in [
+            (&["--grace", "100ms"][..], 3),
+            (&["--grace", "100ms", "--close"], 2),
+        ] {
+            let place = Place::new(kind);
+            let Some(run) = run_script_as_other_user(&place, options, script) else {
+                return;
+            };
+            let wrapper = Started::new(&mut prefixed(before, &run));
+            let command = place.pid();
+            guardian_with(command, descriptors);
+            wrapper.signal(Signal::KILL);
+            wrapper.end();
+            let next = |wait: &[&'static str]| {
+                let next = ["run", "k", "--ttl", "1h", "--zombie", "wait"];
+                let next = next.iter().chain(wait).chain(&["--", "true"]).copied();
+                let verrou = [env!("CARGO_BIN_EXE_verrou")];
+                as_other_user(&place, verrou.into_iter().chain(next))
+            };
+            // Longer than the grace.
+            ends_with(&mut next(&["--wait", "2s"]), 75);
+            assert!(lives(command));
+            kill_process(command, Signal::KILL).unwrap();
+            ends_with(&mut next(&["--wait", "50s"]), 0);
+        }
+    }
+}
+
+/// Returns `command` as the last arguments of the command `before`.
+fn prefixed(before: &[&str], command: &Command) -> Command {
+    let words = before.iter().map(OsStr::new);
+    let mut words = words
+        .chain([command.get_program()])
+        .chain(command.get_args());
+    let mut prefixed = Command::new(words.next().unwrap());
+    prefixed.args(words).stdin(Stdio::null());
+    if let Some(directory) = command.get_current_dir() {
+        prefixed.current_dir(directory);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => prefixed.env(name, value),
+            None => prefixed.env_remove(name),
+        };
+    }
+    prefixed
+}
+
+/// Returns whether the first process reaps orphans. A hidden zombie cannot be told from a running process.
+fn orphans_are_reaped() -> bool {
+    let place = Place::new("file");
+    let orphan = "(sleep 0.1 & echo $! > pid)";
+    let mut shell = Command::new("sh");
+    done(shell.args(["-c", orphan]).current_dir(place.path("")));
+    let orphan = place.pid();
+    eventually("the orphan ends", || !lives(orphan));
+    (0..100).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        test_kill_process(orphan).is_err()
+    })
+}
+
+fn may_run(before: &[&str]) -> bool {
+    code(&done(&mut prefixed(before, &Command::new("true")))) == 0
+}
+
+/// A limit that stops the guardian must not stop the protection of the lock.
+#[test]
+fn command_whose_guardian_cannot_be_started_is_not_run() {
+    if !geteuid().is_root() {
+        eprintln!("only root can become a user without processes: what a limit does is not shown");
+        return;
+    }
+    // Another test's processes must not count.
+    let user = 10_000 + std::process::id() % 50_000;
+    let namespace = ["unshare", "--pid"];
+    for kind in KINDS {
+        for close in [&[][..], &["--close"]] {
+            for before in [&[][..], &namespace] {
+                let place = Place::new(kind);
+                chown(place.path(""), Some(user), Some(user)).unwrap();
+                let limited = |processes: &str, script: &str| {
+                    let limit = format!("--nproc={processes}");
+                    let verrou = env!("CARGO_BIN_EXE_verrou");
+                    let run = ["prlimit", &limit, verrou, "run", "k", "--ttl", "1h"];
+                    let run = run.iter().chain(&["--no-wait"]).chain(close);
+                    let command = ["--", "sh", "-c", script];
+                    let run = run.chain(&command);
+                    prefixed(before, &as_user(user, &place, run.copied()))
+                };
+                if !may_run(before) {
+                    eprintln!("no PID namespaces: what a limit does in one is not shown");
+                    continue;
+                }
+                let stay = "echo $$ > pid; exec sleep 1000";
+                // Too few for the command, and for its guardian.
+                for processes in ["1", "2"] {
+                    let said = ends_with(&mut limited(processes, stay), 126);
+                    assert!(
+                        stderr(&said).contains("temporarily unavailable"),
+                        "{said:?}"
+                    );
+                    assert!(!before.is_empty() || !place.path("pid").exists());
+                }
+                ends_with(&mut limited("3", "true"), 0);
+            }
+        }
+    }
 }

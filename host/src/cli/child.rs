@@ -98,7 +98,7 @@ impl Job {
         }
         let child = spawned?;
         let leader = Pid::from_child(&child);
-        let job = Self {
+        let mut job = Self {
             leader,
             _child: child,
             ended: None,
@@ -108,11 +108,13 @@ impl Job {
             terminal,
             uses_terminal,
             lent,
-            guardian: Guardian::of(leader, &post),
+            guardian: Guardian::default(),
             left_stopped: false,
         };
-        if let Err(err) = job.signals.listen() {
-            job.kill();
+        let guarded = Guardian::of(leader, &post).map(|guardian| job.guardian = guardian);
+        if let Err(err) = guarded.and_then(|()| job.signals.listen())
+            && !job.abandon()
+        {
             return Err(err);
         }
         Ok(job)
@@ -285,10 +287,14 @@ impl Job {
         {
             return false;
         }
-        match group::find_member(self.leader) {
-            Ok(found) => {
-                self.left_behind = found;
-                found.is_none()
+        match group::members(self.leader) {
+            Ok(Members::Running(process)) => {
+                self.left_behind = Some(process);
+                false
+            }
+            Ok(Members::Zombies | Members::Unseen) => {
+                self.left_behind = None;
+                true
             }
             Err(_) => false,
         }
@@ -393,6 +399,33 @@ impl Job {
         let _ = kill_process_group(self.leader, Signal::KILL);
     }
 
+    /// Ends a command that must not run. Returns whether it had ended by itself: no process can be started in
+    /// a PID namespace whose first process has ended.
+    fn abandon(&mut self) -> bool {
+        self.kill();
+        // A PID namespace that begins with the command ends after the guardian in it is reaped.
+        self.guardian.wait();
+        let status = loop {
+            // What cannot be signalled may never end.
+            if test_kill_process(self.leader).is_err() {
+                break None;
+            }
+            let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            match waitid(WaitId::Pid(self.leader), ended) {
+                Err(Errno::INTR) => {}
+                status => break status.unwrap_or_default(),
+            }
+        };
+        if status.is_some_and(|status| status.terminating_signal() != Some(Signal::KILL.as_raw())) {
+            return true;
+        }
+        self.reap();
+        if self.lent {
+            take_back(self.terminal.as_ref());
+        }
+        false
+    }
+
     /// Leaves a command that cannot be ended running when this process ends, and its lock held until the
     /// command ends.
     pub(crate) fn leave(&mut self) {
@@ -441,6 +474,21 @@ fn take_back(terminal: Option<&Terminal>) {
     }
 }
 
+/// What the system shows of a process group.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Members {
+    /// This process runs.
+    Running(Pid),
+    /// Processes that have ended and are not reaped.
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "there kill(2) does not find zombies")
+    )]
+    Zombies,
+    /// None: the group is empty, or its processes are hidden (`hidepid`, `proc(5)`).
+    Unseen,
+}
+
 /// The processes of a group whose leader has ended and is not reaped.
 #[cfg(target_os = "linux")]
 pub(super) mod group {
@@ -449,38 +497,54 @@ pub(super) mod group {
 
     use rustix::process::{Pid, getpid};
 
-    /// Returns a running process of `group`. `kill(2)` cannot be used for that: it also finds the
+    use super::Members;
+
+    /// Returns what the system shows of `group`. `kill(2)` cannot be used for that: it also finds the
     /// zombie leader.
     ///
     /// # Errors
     ///
     /// Fails when this system does not show its processes, or numbers them differently, as in another
     /// PID namespace.
-    pub(in super::super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
+    pub(in super::super) fn members(group: Pid) -> io::Result<Members> {
         let number = |name: &str| Pid::from_raw(name.parse().ok()?);
         let ourselves = fs::read_link("/proc/self")?;
         if ourselves.to_str().and_then(number) != Some(getpid()) {
             return Err(io::ErrorKind::Unsupported.into());
         }
+        let mut seen = Members::Unseen;
         for entry in fs::read_dir("/proc")? {
             let process = entry?.file_name().to_str().and_then(number);
-            if let Some(process) = process.filter(|process| has(group, *process)) {
-                return Ok(Some(process));
+            match process.map_or(Members::Unseen, |process| look_at(group, process)) {
+                Members::Unseen => {}
+                Members::Zombies => seen = Members::Zombies,
+                running @ Members::Running(_) => return Ok(running),
             }
         }
-        Ok(None)
+        Ok(seen)
     }
 
-    /// Returns whether `process` runs and is a member of `group`, by `proc_pid_stat(5)`.
-    pub(super) fn has(group: Pid, process: Pid) -> bool {
+    /// Returns whether `process` runs and is a member of `group`.
+    pub(in super::super) fn has(group: Pid, process: Pid) -> bool {
+        look_at(group, process) == Members::Running(process)
+    }
+
+    /// Returns what `process` is in `group`, by `proc_pid_stat(5)`.
+    fn look_at(group: Pid, process: Pid) -> Members {
         let Ok(stat) = fs::read(format!("/proc/{process}/stat")) else {
-            return false;
+            return Members::Unseen;
         };
         let stat = String::from_utf8_lossy(&stat);
         let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
-        let runs = !matches!(fields.next(), None | Some("Z" | "X" | "x"));
+        let state = fields.next();
         let of = fields.nth(1).and_then(|of| of.parse().ok());
-        runs && of == Some(group.as_raw_pid())
+        if of != Some(group.as_raw_pid()) {
+            return Members::Unseen;
+        }
+        match state {
+            None | Some("Z" | "X" | "x") => Members::Zombies,
+            Some(_) => Members::Running(process),
+        }
     }
 }
 
@@ -491,13 +555,18 @@ pub(super) mod group {
 
     use rustix::process::{Pid, test_kill_process_group};
 
+    use super::Members;
+
     /// Returns a number if a process of `group` runs: on this system `kill(2)` does not find zombies.
-    pub(in super::super) fn find_member(group: Pid) -> io::Result<Option<Pid>> {
-        Ok(test_kill_process_group(group).is_ok().then_some(group))
+    pub(in super::super) fn members(group: Pid) -> io::Result<Members> {
+        Ok(match test_kill_process_group(group) {
+            Ok(()) => Members::Running(group),
+            Err(_) => Members::Unseen,
+        })
     }
 
     /// Returns false: membership cannot be determined on this system.
-    pub(super) fn has(_group: Pid, _process: Pid) -> bool {
+    pub(in super::super) fn has(_group: Pid, _process: Pid) -> bool {
         false
     }
 }

@@ -26,12 +26,8 @@ use rustix::process::{
     test_kill_process_group, waitpid,
 };
 
-use super::child::group;
+use super::child::{Members, group};
 use super::run::{Ending, Lifeline};
-
-/// How long the guardian waits for processes of the group that have closed the pipe: they end soon, or cannot be
-/// ended.
-const DYING: Duration = Duration::from_secs(1);
 
 /// Tells a guardian that `verrou` has forked: it is in the command's group from now on.
 const MOVED: u8 = b'm';
@@ -54,9 +50,8 @@ pub(crate) struct Post {
     pipe: Option<(PipeReader, PipeWriter)>,
 }
 
-/// The guardian of a command, until the command has ended. There is none if it could not be started: then
-/// the kernel's death signal alone ends the command.
-#[derive(Debug)]
+/// The guardian of a command, until the command has ended.
+#[derive(Debug, Default)]
 pub(crate) struct Guardian(Option<Running>);
 
 #[derive(Debug)]
@@ -91,11 +86,16 @@ impl Post {
     /// In a PID namespace that begins with this process, or where the system makes no such process, `verrou`
     /// starts the guardian [afterwards](Guardian::of). The command then inherits the descriptor of the lock's
     /// file itself.
+    ///
+    /// # Errors
+    ///
+    /// Fails when the guardian cannot be started for another reason, such as a limit of processes. The command
+    /// must not be started then: it would inherit a descriptor with which it can unlock the file.
     pub(crate) fn start_in_child(&self, is_in_other_namespace: bool) -> io::Result<()> {
         let guardian = if is_in_other_namespace {
             None
         } else {
-            with_signals_blocked(|| process::start_sibling(self, guard))?
+            with_signals_blocked(|| process::start_sibling(self, guard))??
         };
         let number = guardian.map_or(0, Pid::as_raw_pid);
         (&self.theirs).write_all(&number.to_ne_bytes())?;
@@ -134,16 +134,20 @@ impl Post {
 
 impl Guardian {
     /// Returns the guardian of `group`, whose leader has started it, or starts it.
-    pub(crate) fn of(group: Pid, post: &Post) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// Fails when there is no guardian. The command must be ended then.
+    pub(crate) fn of(group: Pid, post: &Post) -> io::Result<Self> {
         let running = match post.started_in_child() {
-            Some(process) => post.ours.try_clone().map(|alive| Running {
+            Some(process) => Running {
                 process,
-                alive,
+                alive: post.ours.try_clone()?,
                 is_reaped: false,
-            }),
-            None => post.start_in(group),
+            },
+            None => post.start_in(group)?,
         };
-        Self(running.ok())
+        Ok(Self(Some(running)))
     }
 
     /// Ends the guardian of a command that could not be started, if there is one.
@@ -267,16 +271,11 @@ fn work(post: &Post, group: Pid, pipe: Option<&PipeReader>) {
     if post.kept.is_some() {
         // A signal to all of the group must not end the lock.
         let _ = setpgid(None, None);
-        match pipe {
-            Some(pipe) => {
-                wait_for_end_of(pipe);
-                // A killed process closes its files before it has ended.
-                others_within(group, DYING);
-            }
-            None => {
-                others_within(group, Duration::MAX);
-            }
+        if let Some(pipe) = pipe {
+            wait_for_end_of(pipe);
         }
+        // A process of the group may have closed the pipe, as a killed one does before it has ended.
+        others_within(group, Duration::MAX);
     }
 }
 
@@ -325,12 +324,11 @@ fn others_within(group: Pid, at_most: Duration) -> bool {
     let is_member = getpgrp() == group;
     let began = Instant::now();
     let mut pause = SHORTEST;
+    let mut known = None;
     loop {
-        // Check from outside of the group, as kill(2) counts the calling process, too. A zombie is not
-        // always reaped.
+        // Check from outside of the group, as kill(2) counts the calling process, too.
         let is_empty = (is_member && setpgid(None, None).is_err())
-            || test_kill_process_group(group) == Err(Errno::SRCH)
-            || matches!(group::find_member(group), Ok(None))
+            || !contains_any(group, &mut known)
             || (is_member && setpgid(None, Some(group)).is_err());
         if is_empty {
             return false;
@@ -341,6 +339,27 @@ fn others_within(group: Pid, at_most: Duration) -> bool {
         }
         thread::sleep(left.min(pause));
         pause = (pause * 2).min(LONGEST);
+    }
+}
+
+/// Returns whether `group`, of which this process is not a member, contains a running process. `known` is one that
+/// was found before: checking it costs much less than a search.
+fn contains_any(group: Pid, known: &mut Option<Pid>) -> bool {
+    if test_kill_process_group(group) == Err(Errno::SRCH) {
+        return false;
+    }
+    if known.is_some_and(|one| group::has(group, one)) {
+        return true;
+    }
+    match group::members(group) {
+        Ok(Members::Running(one)) => {
+            *known = Some(one);
+            true
+        }
+        // A container's first process does not always reap zombies.
+        Ok(Members::Zombies) => false,
+        // There is one, as kill(2) found it.
+        Ok(Members::Unseen) | Err(_) => true,
     }
 }
 
@@ -371,21 +390,21 @@ mod process {
                 // SAFETY: `_exit` has no preconditions; it only ends the process.
                 unsafe { libc::_exit(0) }
             }
-            number => Pid::from_raw(number)
-                .filter(|_| number > 0)
-                .ok_or_else(io::Error::last_os_error),
+            // `Pid::from_raw` must not be called with a negative number.
+            number if number < 0 => Err(io::Error::last_os_error()),
+            number => Pid::from_raw(number).ok_or_else(io::Error::last_os_error),
         }
     }
 
     /// Starts a process that runs `work` with `post`, and exits. It has the same parent as this process, and
     /// shares its memory until this process executes another program. Returns `None` if the system makes no such
-    /// process; then `work` is not run.
+    /// process, as an emulator of Linux may not; then `work` is not run.
     ///
     /// Only the child between fork(2) and exec(2) may call this, once, and must not change `post` after it.
     /// `work` must make only system calls at first. Those that may fail then must be rustix's, which write no
     /// `errno`: this process uses the same one.
     #[cfg(target_os = "linux")]
-    pub(super) fn start_sibling(post: &Post, work: fn(&Post)) -> Option<Pid> {
+    pub(super) fn start_sibling(post: &Post, work: fn(&Post)) -> io::Result<Option<Pid>> {
         use std::cell::UnsafeCell;
         use std::ffi::c_void;
 
@@ -426,12 +445,20 @@ mod process {
             let start = (&raw mut (*memory).start).cast();
             libc::clone(run, start, flags, start)
         };
-        Pid::from_raw(number).filter(|_| number > 0)
+        if number > 0 {
+            return Ok(Pid::from_raw(number));
+        }
+        let err = io::Error::last_os_error();
+        if err.raw_os_error() == Some(libc::EINVAL) {
+            return Ok(None);
+        }
+        Err(err)
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn start_sibling(_post: &Post, _work: fn(&Post)) -> Option<Pid> {
-        None
+    #[expect(clippy::unnecessary_wraps, reason = "on Linux it can fail")]
+    pub(super) fn start_sibling(_post: &Post, _work: fn(&Post)) -> io::Result<Option<Pid>> {
+        Ok(None)
     }
 
     /// Closes all descriptors but `kept`. The process must not use any other descriptor after that.
