@@ -314,9 +314,14 @@ impl Job {
             take_back(self.terminal.as_ref());
             self.lent = false;
         }
-        if matches!(signal, Signal::TTIN | Signal::TTOU) && self.neighbour_returns_terminal(signal)
-        {
-            return true;
+        if matches!(signal, Signal::TTIN | Signal::TTOU) {
+            // A signal to end the command continues it, also meanwhile.
+            self.left_stopped = true;
+            let is_returned = self.neighbour_returns_terminal(signal);
+            let is_stopped = std::mem::take(&mut self.left_stopped);
+            if is_returned || !is_stopped {
+                return is_stopped;
+            }
         }
         signals::signal_own_group(match signal {
             Signal::STOP => Signal::TSTP,
@@ -342,7 +347,7 @@ impl Job {
         loop {
             self.hand_on();
             let left = AT_MOST.saturating_sub(began.elapsed());
-            if self.is_in_foreground() || left.is_zero() {
+            if self.is_in_foreground() || left.is_zero() || !self.left_stopped {
                 return self.is_in_foreground();
             }
             self.signals.wait(None, left.min(Duration::from_millis(5)));
