@@ -17,10 +17,12 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     taken(|| FileExt::try_lock(file))
 }
 
-/// [`try_lock`], which those who only [look](is_locked) do not keep anybody from.
+/// [`try_lock`], which does not fail because another process [looks](is_locked) at the lock.
 pub(crate) fn try_lock_despite_lookers(file: &File) -> io::Result<bool> {
-    // Programs of others may share it for longer.
-    const PATIENCE: Duration = Duration::from_millis(1);
+    // A looking process shares the lock for a microsecond, or for a time slice if it is preempted then.
+    // Other programs may share it for longer.
+    const PATIENCE: Duration = Duration::from_millis(20);
+    const SPINS: Duration = Duration::from_micros(100);
 
     if try_lock(file)? {
         return Ok(true);
@@ -30,7 +32,11 @@ pub(crate) fn try_lock_despite_lookers(file: &File) -> io::Result<bool> {
         if try_lock(file)? {
             return Ok(true);
         }
-        thread::yield_now();
+        if began.elapsed() < SPINS {
+            thread::yield_now();
+        } else {
+            thread::sleep(SPINS);
+        }
     }
     Ok(false)
 }
