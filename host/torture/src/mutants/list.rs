@@ -433,7 +433,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 ),
             ),
             needing(
-                Needs::Root,
+                Needs::UserNamespace,
                 mutant(
                     "UnmappedTrustedInTmp",
                     "users outside a user namespace are trusted in /tmp",
