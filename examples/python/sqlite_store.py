@@ -88,7 +88,7 @@ class SqliteStore:
                     self._file.execute("ROLLBACK")
 
     def _held(self, name: str) -> tuple[str | None, Holder | None]:
-        """The owner, which is told to nobody, and what may be told."""
+        """Returns the owner token, which is in no answer, and what an answer may have."""
         now = self._now()
         query = f"SELECT owner, token, ends FROM locks WHERE name = :name AND {HELD}"
         row = self._file.execute(query, {"name": name, "now": now}).fetchone()

@@ -33,7 +33,7 @@ class Refused(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """Who holds a name. The owner is no part of it: whoever has that can release the lock."""
+    """The holder of a name, without the owner token: with that token the lock can be released."""
 
     fencing_token: int | None
     remaining: int | None
