@@ -8,8 +8,9 @@ mod list;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -62,7 +63,10 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         logs: setting.folder.clone(),
         setting,
     };
+    // All users can reach it, as they can reach /tmp: tests that start programs as other users need that.
     fs::create_dir(&bench.temporary)?;
+    fs::set_permissions(&bench.temporary, Permissions::from_mode(0o1777))?;
+    fs::set_permissions(&setting.folder, Permissions::from_mode(0o755))?;
     let mutants = feasible(findings);
     let tests: BTreeSet<_> = mutants.iter().map(|mutant| mutant.noticed_by).collect();
     setting
