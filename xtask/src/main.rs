@@ -1,6 +1,7 @@
 //! What it takes to build and to check the project: `cargo xtask help`.
 
 mod bench;
+mod cargo_test;
 mod component;
 mod compose;
 mod crates;
@@ -224,7 +225,7 @@ fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: b
     report.step("Python", || python::test(shell));
     report.step("JavaScript", || javascript::test(shell));
     report.join(package);
-    report.run(
+    report.run_tests(
         "tests",
         cmd!(
             shell,
@@ -233,7 +234,7 @@ fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: b
         .env("RUST_TEST_THREADS", test_threads()),
     );
     if has_servers {
-        report.run(
+        report.run_tests(
             "tests with a thousand waiters",
             cmd!(
                 shell,
@@ -250,7 +251,7 @@ fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: b
 
 fn tests_without_component(shell: &Shell, report: &mut Report) {
     let features = "verrou/conformance,verrou-host/tokio";
-    report.run(
+    report.run_tests(
         "tests that need no component",
         cmd!(
             shell,
@@ -375,6 +376,10 @@ impl Report {
         self.step(&format!("{what}: {command}"), || {
             Ok(command.quiet().run()?)
         });
+    }
+
+    fn run_tests(&mut self, what: &str, command: Cmd<'_>) {
+        self.step(&format!("{what}: {command}"), || cargo_test::run(command));
     }
 
     /// Whether it went well.

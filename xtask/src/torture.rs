@@ -1,15 +1,53 @@
 //! Puts the locks in files through what they have to survive.
 
-use anyhow::Result;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use serde::Deserialize;
 use xshell::{Shell, cmd};
 
 /// The arguments of `cargo` that build the torture program and the command, as released.
 pub(crate) const BUILD: &str = "build --release --package verrou-host \
     --package verrou-torture --bin verrou --bin verrou-torture --locked";
 
+/// The report of the torture program.
+#[derive(Deserialize)]
+struct Report {
+    parts: Vec<Part>,
+}
+
+#[derive(Deserialize)]
+struct Part {
+    name: String,
+    violations: Vec<String>,
+}
+
 /// Builds the torture program and the command, and runs the torture.
+///
+/// # Errors
+///
+/// Lists the violations of a run that found some.
 pub(crate) fn torture(shell: &Shell, arguments: &[&str]) -> Result<()> {
+    let report = Path::new("target/torture/report.json");
     let build = BUILD.split_whitespace();
     cmd!(shell, "cargo {build...}").run()?;
-    Ok(cmd!(shell, "target/release/verrou-torture {arguments...}").run()?)
+    shell.remove_path(report)?;
+    let ended = cmd!(shell, "target/release/verrou-torture {arguments...}").run();
+    ended.map_err(|err| {
+        let violations = violations(&shell.current_dir().join(report)).unwrap_or_default();
+        violations
+            .into_iter()
+            .fold(anyhow!(err), anyhow::Error::context)
+    })
+}
+
+fn violations(report: &Path) -> Result<Vec<String>> {
+    let Report { parts } = serde_json::from_slice(&fs::read(report)?)?;
+    let of = |part: Part| {
+        let name = part.name;
+        let violations = part.violations.into_iter();
+        violations.map(move |violation| format!("{name}: {violation}"))
+    };
+    Ok(parts.into_iter().flat_map(of).collect())
 }
