@@ -26,9 +26,12 @@ use crate::process::{self, PerProcess};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
-/// A lock's file, open.
+/// A lock's file, open. It is moved several times in each operation, so it is one pointer.
 #[derive(Debug)]
-pub(crate) struct OpenFile {
+pub(crate) struct OpenFile(Box<Opened>);
+
+#[derive(Debug)]
+struct Opened {
     file: File,
     /// A second, read-only open file description of the file.
     read_only: Option<File>,
@@ -109,7 +112,7 @@ impl OpenFile {
         let identity = os::id(&file).and_then(|id| Ok((id, os::number(&file)?)));
         let failed = FileError::io("inspect this file", location.path());
         let (id, number) = identity.map_err(failed)?;
-        Ok(Self {
+        Ok(Self(Box::new(Opened {
             file,
             read_only: None,
             location,
@@ -121,81 +124,82 @@ impl OpenFile {
             is_contended: AtomicBool::new(false),
             greatest: AtomicU64::new(0),
             remembered: Mutex::new(None),
-        })
+        })))
     }
 
     /// The fences whose bytes are locked; see [`liveness`](super::liveness).
     pub(crate) fn lived(&self) -> Range<u64> {
-        self.lived.clone()
+        self.0.lived.clone()
     }
 
     pub(crate) fn set_lived(&mut self, fences: Range<u64>) {
-        self.lived = fences;
+        self.0.lived = fences;
     }
 
     /// Whether several wanted the lock when somebody looked last.
     pub(crate) fn is_contended(&self) -> bool {
-        self.is_contended.load(Ordering::Relaxed)
+        self.0.is_contended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_contended(&self, is_contended: bool) {
-        self.is_contended.store(is_contended, Ordering::Relaxed);
+        self.0.is_contended.store(is_contended, Ordering::Relaxed);
     }
 
     /// Notes that `fence` was read from it or written to it; returns the greatest one that ever was.
     pub(crate) fn note_fence(&self, fence: u64) -> u64 {
-        let before = self.greatest.load(Ordering::Relaxed);
+        let before = self.0.greatest.load(Ordering::Relaxed);
         if before < fence {
-            self.greatest.store(fence, Ordering::Relaxed);
+            self.0.greatest.store(fence, Ordering::Relaxed);
         }
         before.max(fence)
     }
 
     pub(crate) fn remembered(&self) -> MutexGuard<'_, Option<Remembered>> {
-        self.remembered
+        self.0
+            .remembered
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no process forked from this one has it.
     fn is_own(&self) -> bool {
-        self.forks == process::forks() || mutant!(ForkedFilesUsed)
+        self.0.forks == process::forks() || mutant!(ForkedFilesUsed)
     }
 
     /// The process that opened it.
     pub(crate) fn process(&self) -> u32 {
-        self.process
+        self.0.process
     }
 
     /// A number that tells it from its copies; zero where nothing does.
     pub(crate) fn number(&self) -> u64 {
-        self.number
+        self.0.number
     }
 
     pub(crate) fn file(&self) -> &File {
-        &self.file
+        &self.0.file
     }
 
     /// Returns the second, read-only open file description, if one was opened.
     pub(crate) fn read_only(&self) -> Option<&File> {
-        self.read_only.as_ref()
+        self.0.read_only.as_ref()
     }
 
     /// Returns the open file description that another program may inherit: the read-only one, if one
     /// was opened.
     pub(crate) fn inheritable(&self) -> &File {
-        self.read_only.as_ref().unwrap_or(&self.file)
+        self.0.read_only.as_ref().unwrap_or(&self.0.file)
     }
 
     /// Opens the second, read-only open file description. Returns whether the file is still at its
     /// path.
     pub(crate) fn open_read_only(&mut self) -> Result<bool, FileError> {
-        if self.read_only.is_some() {
+        if self.0.read_only.is_some() {
             return Ok(true);
         }
         let opened = self.opened_again(trusted_file::open_read_only)?;
-        self.read_only = opened.filter(|file| matches!(os::id(file), Ok(id) if id == self.id));
-        Ok(self.read_only.is_some())
+        self.0.read_only = opened.filter(|file| matches!(os::id(file), Ok(id) if id == self.0.id));
+        Ok(self.0.read_only.is_some())
     }
 
     /// Returns another open file description of it, which no forked child has; `None` when there is
@@ -205,7 +209,7 @@ impl OpenFile {
         let Some(file) = self.opened_again(trusted_file::open)? else {
             return Ok(None);
         };
-        let location = match &self.location {
+        let location = match &self.0.location {
             Location::InDirectory {
                 directory, name, ..
             } => Location::new(Arc::clone(directory), name.clone()),
@@ -219,7 +223,7 @@ impl OpenFile {
         &self,
         open: fn(&OpenDirectory, &Path) -> Result<Option<File>, FileError>,
     ) -> Result<Option<File>, FileError> {
-        match &self.location {
+        match &self.0.location {
             Location::InDirectory {
                 directory, name, ..
             } => open(directory, name),
@@ -230,12 +234,12 @@ impl OpenFile {
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.location.path()
+        self.0.location.path()
     }
 
     /// Whether `other` is the same file, opened once more.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.id == other.id
+        self.0.id == other.0.id
     }
 
     /// Returns whether the file is still at its path, as [`is_current`](Self::is_current) does, for the
@@ -246,16 +250,16 @@ impl OpenFile {
 
         let failed = FileError::io("inspect this file", self.path());
         if held_for < VERY_SHORT {
-            return os::is_linked(&self.file).map_err(failed);
+            return os::is_linked(&self.0.file).map_err(failed);
         }
-        let is_there = self.location.leads_to(self.id, Duration::ZERO);
+        let is_there = self.0.location.leads_to(self.0.id, Duration::ZERO);
         Ok(mutant!(MovedNotNoticed) || is_there.map_err(failed)?)
     }
 
     /// Returns whether the file is still at its path: whoever removes or replaces files must not make two
     /// locks of one. The move of a directory above that of a store is noticed after [`WALKED_AGAIN`].
     pub(crate) fn is_current(&self) -> Result<bool, FileError> {
-        let is_there = self.location.leads_to(self.id, WALKED_AGAIN);
+        let is_there = self.0.location.leads_to(self.0.id, WALKED_AGAIN);
         let is_there = is_there.map_err(FileError::io("inspect this file", self.path()))?;
         Ok(is_there || mutant!(InodeNotChecked))
     }
@@ -362,7 +366,7 @@ impl Default for State {
 impl State {
     /// Returns what is not kept any more, to be closed.
     fn put(&mut self, name: &Name, file: OpenFile) -> Option<(Name, Files)> {
-        if file.process != process::this() {
+        if file.process() != process::this() {
             return Some((name.clone(), [Some(file), None]));
         }
         let files = match self.wanted.get_mut(name) {
