@@ -74,6 +74,11 @@ fn checked_parts<'a>(authority: &'a str, tail: &str) -> Result<(String, &'a str)
     if !hosts.is_ascii() {
         return Err("a host's name is ASCII: write it as `xn--…`, RFC 5891".to_owned());
     }
+    // A parser of URLs ends the hosts at some others, such as a backslash behind a port.
+    let is_of_a_host = |it: char| it.is_ascii_alphanumeric() || "-._[]:,".contains(it);
+    if let Some(found) = hosts.chars().find(|it| !is_of_a_host(*it)) {
+        return Err(format!("a host has no `{found}`"));
+    }
     Ok((user, hosts))
 }
 
@@ -415,6 +420,20 @@ mod tests {
             assert!(why.contains("xn--"), "{text}: {why}");
         }
         parse("redis://xn--bcher-kva.example").unwrap();
+    }
+
+    #[test]
+    fn hosts_end_only_at_a_slash_question_mark_or_hash() {
+        for text in [
+            r"rediss://user@[::1]:6\a:b%40c",
+            r"redis://host\path",
+            "etcd://one;two",
+            "postgres://host:5432=x",
+        ] {
+            let why = parse(text).unwrap_err();
+            assert!(why.contains("a host has no `"), "{text}: {why}");
+        }
+        parse("postgres://db_1.example:5432,[::1]:5433/locks").unwrap();
     }
 
     #[test]
