@@ -306,38 +306,41 @@ mod mutants {
         use Fault::*;
         let cases: &[(Fault, Case)] = &[
             (CountsNothing, steps::fences_grow_with_every_grant),
-            (DeclaresTooLittle, steps::an_eviction_frees_the_name),
+            (DeclaresTooLittle, steps::a_force_release_frees_the_name),
             (
                 DeclaresTooMuch,
                 clients::an_ephemeral_record_ends_with_its_client,
             ),
-            (
-                EvictsAnyGrant,
-                steps::an_eviction_can_be_meant_for_one_grant,
-            ),
+            (EvictsAnyGrant, steps::a_force_release_can_require_a_fence),
             (ExtendsTheDead, time::a_late_extension_is_refused),
-            (FoldsCase, steps::spellings_are_names_of_their_own),
-            (ForgetsTheOwnerOnExtend, steps::a_stranger_cannot_extend),
-            (ForgetsTheOwnerOnRelease, steps::a_stranger_cannot_release),
-            (InspectingExtends, steps::inspecting_changes_nothing),
+            (FoldsCase, steps::spellings_are_different_names),
+            (ForgetsTheOwnerOnExtend, steps::another_owner_cannot_extend),
+            (
+                ForgetsTheOwnerOnRelease,
+                steps::another_owner_cannot_release,
+            ),
+            (InspectingExtends, steps::inspect_changes_nothing),
             (
                 RenewsAsItExtends,
                 time::a_renewal_prolongs_and_never_shortens,
             ),
-            (RenewsAsItExtends, time::a_late_renewal_takes_the_lease_back),
+            (RenewsAsItExtends, time::a_late_renewal_revives_the_lease),
             (
                 RenewsForAnyone,
-                time::a_late_renewal_takes_nothing_from_others,
+                time::a_late_renewal_fails_after_another_grant,
             ),
-            (RenewsForAnyone, time::a_late_renewal_undoes_no_eviction),
             (
                 RenewsForAnyone,
-                clients::a_renewal_tells_that_the_owner_has_released,
+                time::a_late_renewal_fails_after_a_force_release,
             ),
-            (RefusesToAskAgain, steps::asking_again_changes_nothing),
+            (
+                RenewsForAnyone,
+                clients::a_renewal_reports_a_release_by_the_owner,
+            ),
+            (RefusesToAskAgain, steps::repeated_acquire_is_idempotent),
             (
                 TellsTooMuchRemaining,
-                time::a_refusal_tells_no_more_than_is_left,
+                time::a_refusal_never_overstates_the_remaining_time,
             ),
         ];
         for (fault, case) in cases {

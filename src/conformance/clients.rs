@@ -70,7 +70,7 @@ pub fn another_client_can_release_a_transferable_lease(fixture: &impl Fixture) {
 /// Checks that a release by the owner through another client is not reported as a loss to the client
 /// that renews the lease, even if other owners have held the lock since. A store that cannot determine
 /// this reports a loss.
-pub fn a_renewal_tells_that_the_owner_has_released(fixture: &impl Fixture) {
+pub fn a_renewal_reports_a_release_by_the_owner(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let ephemeral = true;
     let one = Claim {
@@ -134,7 +134,7 @@ pub fn a_detached_record_outlives_its_client(fixture: &impl Fixture) {
 }
 
 /// A stranger's word does not make a record outlive its client.
-pub fn only_the_holder_detaches(fixture: &impl Fixture) {
+pub fn only_the_holder_can_detach(fixture: &impl Fixture) {
     let ephemeral = true;
     let one = dropped(fixture, ephemeral, |store, _| {
         let reply = store.detach(&claim_for(Ttl::NEVER, "lock", 2));
@@ -149,7 +149,7 @@ pub fn only_the_holder_detaches(fixture: &impl Fixture) {
 }
 
 /// A fence is greater than that of a holder that is gone.
-pub fn fences_grow_over_a_dropped_client(fixture: &impl Fixture) {
+pub fn fences_grow_after_a_client_is_dropped(fixture: &impl Fixture) {
     let before = fence_of(fixture, 1);
     let after = fence_of(fixture, 2);
     assert_grows(&fixture.client(), before, after);
@@ -177,7 +177,7 @@ fn fence_of(fixture: &impl Fixture, number: u8) -> Option<Fence> {
 }
 
 /// Of many who ask at once, one is granted.
-pub fn of_many_clients_one_is_granted(fixture: &impl Fixture) {
+pub fn one_of_many_concurrent_clients_is_granted(fixture: &impl Fixture) {
     const CLIENTS: u8 = 8;
     let clients: Vec<_> = (1..=CLIENTS).map(|_| fixture.client()).collect();
     for round in 0..10 {

@@ -92,7 +92,7 @@ pub fn a_new_lock_is_not_locked(fixture: &impl Fixture) {
 }
 
 /// It is locked from its acquisition to its release.
-pub fn acquiring_makes_it_locked(fixture: &impl Fixture) {
+pub fn a_lock_is_locked_from_acquire_to_release(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     let lease = lock.acquire().expect("a free lock");
     assert!(lock.is_locked().expect("an answer"));
@@ -131,7 +131,7 @@ pub fn only_the_holder_can_release(fixture: &impl Fixture) {
 }
 
 /// What is released is not held any more.
-pub fn a_second_release_is_not_the_owners(fixture: &impl Fixture) {
+pub fn a_second_release_fails(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, None));
     one.acquire().expect("a free lock");
@@ -168,7 +168,7 @@ pub fn a_held_lock_times_out(fixture: &impl Fixture) {
 }
 
 /// Trying does not wait, in any of its forms.
-pub fn a_held_lock_is_not_waited_for_when_trying(fixture: &impl Fixture) {
+pub fn trying_does_not_wait_for_a_held_lock(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, None));
     let held = one.try_guard().expect("a free lock");
@@ -200,7 +200,7 @@ pub fn run_returns_the_bodys_error(fixture: &impl Fixture) {
 }
 
 /// It is held inside, and free afterwards.
-pub fn run_holds_the_lock_and_gives_it_back(fixture: &impl Fixture) {
+pub fn run_holds_and_releases_the_lock(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
     let seen = lock.run(|held| {
@@ -272,7 +272,7 @@ fn alone(inside: &AtomicU32) {
 }
 
 /// Work that outlasts its lease was not protected: its result comes with that fact.
-pub fn run_says_that_the_lease_ran_out(fixture: &impl Fixture) {
+pub fn run_reports_an_expired_lease(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
     let ran = lock.run(|held| {
@@ -295,7 +295,7 @@ pub fn run_says_that_the_lease_ran_out(fixture: &impl Fixture) {
 }
 
 /// Work whose holder was evicted was not protected either; where nobody can be evicted, it was.
-pub fn run_says_that_the_lease_was_revoked(fixture: &impl Fixture) {
+pub fn run_reports_a_revoked_lease(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, None), lock(&locks, None));
     let evicts = abilities(fixture).evicts;
@@ -318,7 +318,7 @@ pub fn run_says_that_the_lease_was_revoked(fixture: &impl Fixture) {
 }
 
 /// A run that outlasts its lease does not release a later hold of the same value.
-pub fn an_overtaken_run_leaves_the_next_hold_alone(fixture: &impl Fixture) {
+pub fn an_expired_run_does_not_release_the_next_hold(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let lock = lock(&locks, fixture.ttl());
     let expires = abilities(fixture).expires;
@@ -369,7 +369,7 @@ pub fn many_threads_can_share_one_lock(fixture: &impl Fixture) {
 }
 
 /// A hundred takers on ten threads, each with its own client, count by reading and writing.
-pub fn a_hundred_takers_count_to_a_hundred(fixture: &impl Fixture) {
+pub fn a_hundred_acquisitions_count_to_a_hundred(fixture: &impl Fixture) {
     let count = AtomicU32::new(0);
     let fences = Mutex::new(Vec::new());
     let factories: Vec<_> = (0..10).map(|_| locks(fixture)).collect();
@@ -518,7 +518,7 @@ pub fn a_lock_without_ttl_does_not_expire(fixture: &impl Fixture) {
 }
 
 /// A lock can be taken from its holder by force, where the store lets it.
-pub fn anyone_can_force_a_release(fixture: &impl Fixture) {
+pub fn any_client_can_force_release(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let (one, two) = (lock(&here, None), lock(&there, None));
     one.acquire().expect("a free lock");
@@ -540,7 +540,7 @@ pub fn anyone_can_force_a_release(fixture: &impl Fixture) {
 }
 
 /// Extended half-way, it lasts a whole ttl from there; not a moment more.
-pub fn extending_lets_a_lock_last_longer(fixture: &impl Fixture) {
+pub fn extend_restarts_the_ttl(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     lock.acquire().expect("a free lock");
     fixture.pass(fixture.ttl() / 2);
@@ -598,7 +598,7 @@ pub fn a_dropped_guard_frees_the_lock(fixture: &impl Fixture) {
 }
 
 /// Whoever forgets a lock blocks its name until the ttl has passed, where records end.
-pub fn an_abandoned_lock_frees_itself(fixture: &impl Fixture) {
+pub fn a_leaked_guard_blocks_the_lock_until_its_ttl_has_passed(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let (one, two) = (lock(&here, fixture.ttl()), lock(&there, fixture.ttl()));
     mem::forget(one.guard().expect("a free lock"));

@@ -55,7 +55,7 @@ pub fn names_are_independent(fixture: &impl Fixture) {
 }
 
 /// Names that differ only in case, or in Unicode form, are two names.
-pub fn spellings_are_names_of_their_own(fixture: &impl Fixture) {
+pub fn spellings_are_different_names(fixture: &impl Fixture) {
     all_apart(
         fixture,
         &[
@@ -73,7 +73,7 @@ pub fn spellings_are_names_of_their_own(fixture: &impl Fixture) {
 }
 
 /// Any text is a name, and none is taken for another.
-pub fn odd_names_are_names(fixture: &impl Fixture) {
+pub fn unusual_names_are_accepted(fixture: &impl Fixture) {
     let full = "x".repeat(Name::MAX_BYTES);
     let mut full_too = String::from(&full[1..]);
     full_too.push('y');
@@ -132,7 +132,7 @@ fn all_apart(fixture: &impl Fixture, names: &[&str]) {
 }
 
 /// The same owner asking again is the retry of a lost reply: granted, under the same fence.
-pub fn asking_again_changes_nothing(fixture: &impl Fixture) {
+pub fn repeated_acquire_is_idempotent(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
     let first = granted(store.acquire(&one));
@@ -167,7 +167,7 @@ pub fn a_second_release_is_refused(fixture: &impl Fixture) {
 }
 
 /// A release by anyone else is refused, and harmless.
-pub fn a_stranger_cannot_release(fixture: &impl Fixture) {
+pub fn another_owner_cannot_release(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
         claim_for(Ttl::NEVER, "lock", 1),
@@ -183,7 +183,7 @@ pub fn a_stranger_cannot_release(fixture: &impl Fixture) {
 }
 
 /// An extension by anyone else is refused, and harmless.
-pub fn a_stranger_cannot_extend(fixture: &impl Fixture) {
+pub fn another_owner_cannot_extend(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);
     let two = claim(fixture, "lock", 2);
@@ -197,7 +197,7 @@ pub fn a_stranger_cannot_extend(fixture: &impl Fixture) {
 }
 
 /// There is nothing to extend, to release or to evict where nobody holds anything.
-pub fn nothing_can_be_done_to_a_free_name(fixture: &impl Fixture) {
+pub fn a_free_name_refuses_extend_release_and_force_release(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
     for used in [false, true] {
@@ -250,7 +250,7 @@ pub fn an_extension_keeps_the_fence(fixture: &impl Fixture) {
 
 /// Every client reads the holder's fence, and nothing of a free name. Whether the grant is its own it
 /// asks by its claim.
-pub fn inspecting_tells_who_holds_it(fixture: &impl Fixture) {
+pub fn inspect_returns_the_holders_fence(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     assert_eq!(holder(&elsewhere, &one), None);
@@ -276,7 +276,7 @@ pub fn inspecting_tells_who_holds_it(fixture: &impl Fixture) {
 }
 
 /// Looking takes nothing and frees nothing.
-pub fn inspecting_changes_nothing(fixture: &impl Fixture) {
+pub fn inspect_changes_nothing(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
         claim_for(Ttl::NEVER, "lock", 1),
@@ -300,7 +300,7 @@ pub fn inspecting_changes_nothing(fixture: &impl Fixture) {
 
 /// An eviction frees the name, whoever holds it; a store that evicts nobody says so for good, and
 /// changes nothing.
-pub fn an_eviction_frees_the_name(fixture: &impl Fixture) {
+pub fn a_force_release_frees_the_name(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
         claim_for(Ttl::NEVER, "lock", 1),
@@ -327,7 +327,7 @@ pub fn an_eviction_frees_the_name(fixture: &impl Fixture) {
 }
 
 /// Whoever means one grant evicts no other.
-pub fn an_eviction_can_be_meant_for_one_grant(fixture: &impl Fixture) {
+pub fn a_force_release_can_require_a_fence(fixture: &impl Fixture) {
     let store = fixture.client();
     let (one, two) = (
         claim_for(Ttl::NEVER, "lock", 1),
@@ -359,7 +359,7 @@ pub fn an_eviction_can_be_meant_for_one_grant(fixture: &impl Fixture) {
 }
 
 /// Whoever was evicted, or could not be, does nothing to whoever holds it now.
-pub fn an_evicted_owner_disturbs_nobody(fixture: &impl Fixture) {
+pub fn a_force_released_owner_cannot_affect_the_next_holder(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
         claim_for(Ttl::NEVER, "lock", 1),
@@ -386,7 +386,7 @@ pub fn an_evicted_owner_disturbs_nobody(fixture: &impl Fixture) {
 const PROMPT: Duration = Duration::from_secs(20);
 
 /// A wait for a free name ends at once, or the store cannot wait.
-pub fn nobody_waits_for_a_free_name(fixture: &impl Fixture) {
+pub fn a_wait_for_a_free_name_ends_at_once(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
     let began = Instant::now();
@@ -399,7 +399,7 @@ pub fn nobody_waits_for_a_free_name(fixture: &impl Fixture) {
 }
 
 /// A wait for a name that stays taken ends all the same; nobody is disturbed by it.
-pub fn a_wait_ends_and_changes_nothing(fixture: &impl Fixture) {
+pub fn a_wait_for_a_held_name_ends_and_changes_nothing(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);
     granted(store.acquire(&one));

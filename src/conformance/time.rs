@@ -28,7 +28,7 @@ pub fn a_record_ends_with_its_ttl(fixture: &impl Fixture) {
 }
 
 /// Until then it is not.
-pub fn a_record_stands_until_its_ttl_has_passed(fixture: &impl Fixture) {
+pub fn a_record_lasts_until_its_ttl_has_passed(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     let fence = granted(store.acquire(&one));
@@ -40,7 +40,7 @@ pub fn a_record_stands_until_its_ttl_has_passed(fixture: &impl Fixture) {
 }
 
 /// The same owner asking again gets the whole ttl again.
-pub fn asking_again_restarts_the_ttl(fixture: &impl Fixture) {
+pub fn a_repeated_acquire_restarts_the_ttl(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     let fence = granted(store.acquire(&one));
@@ -54,7 +54,7 @@ pub fn asking_again_restarts_the_ttl(fixture: &impl Fixture) {
 }
 
 /// An extension counts from itself, not from the grant.
-pub fn an_extension_prolongs(fixture: &impl Fixture) {
+pub fn an_extension_restarts_the_ttl(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     let fence = granted(store.acquire(&one));
@@ -82,7 +82,7 @@ pub fn an_extension_can_shorten(fixture: &impl Fixture) {
 }
 
 /// Two extensions at once are one.
-pub fn an_extension_sets_and_never_adds(fixture: &impl Fixture) {
+pub fn extensions_do_not_add_up(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     granted(store.acquire(&one));
@@ -134,7 +134,7 @@ pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
 
 /// Checks that an expired lease is taken back by a renewal, under the same fence, and by no other
 /// operation, in a store that supports this.
-pub fn a_late_renewal_takes_the_lease_back(fixture: &impl Fixture) {
+pub fn a_late_renewal_revives_the_lease(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     let Abilities {
@@ -159,7 +159,7 @@ pub fn a_late_renewal_takes_the_lease_back(fixture: &impl Fixture) {
 
 /// Checks that a late renewal fails after another owner was granted the lock, even if that owner has
 /// released it since, and under any fence but its own.
-pub fn a_late_renewal_takes_nothing_from_others(fixture: &impl Fixture) {
+pub fn a_late_renewal_fails_after_another_grant(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     let fence = granted(store.acquire(&one));
@@ -185,7 +185,7 @@ pub fn a_late_renewal_takes_nothing_from_others(fixture: &impl Fixture) {
 }
 
 /// Checks that a late renewal fails after a force-release, before the expiry or after it.
-pub fn a_late_renewal_undoes_no_eviction(fixture: &impl Fixture) {
+pub fn a_late_renewal_fails_after_a_force_release(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     if !store.abilities().evicts {
         return;
@@ -206,7 +206,7 @@ pub fn a_late_renewal_undoes_no_eviction(fixture: &impl Fixture) {
 }
 
 /// Checks that a renewal fails after a release by the owner, before the expiry or after it.
-pub fn a_late_renewal_undoes_no_release(fixture: &impl Fixture) {
+pub fn a_late_renewal_fails_after_a_release(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     for (name, is_late) in [("in time", false), ("late", true)] {
         let one = claim(fixture, name, 1);
@@ -226,7 +226,7 @@ pub fn a_late_renewal_undoes_no_release(fixture: &impl Fixture) {
 
 /// Once its time has passed a record cannot be released; but nothing of it is left then, in any
 /// store.
-pub fn a_late_release_is_refused_and_frees(fixture: &impl Fixture) {
+pub fn a_late_release_is_refused_and_frees_the_name(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     granted(store.acquire(&one));
@@ -237,7 +237,7 @@ pub fn a_late_release_is_refused_and_frees(fixture: &impl Fixture) {
 }
 
 /// Whoever comes too late does nothing to whoever holds it by then.
-pub fn latecomers_leave_the_next_holder_alone(fixture: &impl Fixture) {
+pub fn an_expired_owner_cannot_affect_the_next_holder(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     let two = claim_for(Ttl::NEVER, "lock", 2);
@@ -257,7 +257,7 @@ pub fn latecomers_leave_the_next_holder_alone(fixture: &impl Fixture) {
 }
 
 /// An owner whose time has passed may ask again; where the name was free that is a new grant.
-pub fn the_same_owner_can_come_back(fixture: &impl Fixture) {
+pub fn an_expired_owner_can_acquire_again(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
     let before = granted(store.acquire(&one));
@@ -273,7 +273,7 @@ pub fn the_same_owner_can_come_back(fixture: &impl Fixture) {
 }
 
 /// A fence is greater than that of a holder whose time has passed.
-pub fn fences_grow_over_an_expiry(fixture: &impl Fixture) {
+pub fn fences_grow_after_an_expiry(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     let before = granted(store.acquire(&one));
@@ -304,7 +304,7 @@ pub fn a_record_without_ttl_does_not_end(fixture: &impl Fixture) {
 }
 
 /// An extension can take a record's end away, and give it one again.
-pub fn an_end_can_be_taken_away_and_given_back(fixture: &impl Fixture) {
+pub fn an_extension_can_remove_and_restore_the_expiry(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (some, never) = (claim(fixture, "lock", 1), claim_for(Ttl::NEVER, "lock", 1));
     let fence = granted(store.acquire(&some));
@@ -319,7 +319,7 @@ pub fn an_end_can_be_taken_away_and_given_back(fixture: &impl Fixture) {
 }
 
 /// What is left of a record is told, and gets less.
-pub fn inspecting_tells_what_is_left(fixture: &impl Fixture) {
+pub fn inspect_returns_the_remaining_time(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     let expires = store.abilities().expires;
@@ -336,7 +336,7 @@ pub fn inspecting_tells_what_is_left(fixture: &impl Fixture) {
 
 /// Who is refused is told how long the name stays taken at most, or nothing: never more than is
 /// left, and nothing by a store whose records do not end.
-pub fn a_refusal_tells_no_more_than_is_left(fixture: &impl Fixture) {
+pub fn a_refusal_never_overstates_the_remaining_time(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     granted(store.acquire(&one));

@@ -654,7 +654,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             "who asks again for what it was granted is refused",
             host(
                 "conformance",
-                "lease_files::steps::asking_again_changes_nothing",
+                "lease_files::steps::repeated_acquire_is_idempotent",
             ),
         )],
         otherwise: "",
@@ -667,7 +667,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a release does not compare the owner",
                 host(
                     "conformance",
-                    "lease_files::steps::a_stranger_cannot_release",
+                    "lease_files::steps::another_owner_cannot_release",
                 ),
             ),
             mutant(
