@@ -246,7 +246,7 @@ pub fn store_url(bytes: &[u8]) -> bool {
                 assert_eq!(text.parse().as_ref(), Ok(url));
             }
             if bytes.contains(&0) {
-                // No folder is called so, and none is made.
+                // No directory is called so, and none is made.
                 let opened = FileStore::open(url, &StoreOptions::default());
                 assert!(opened.is_err(), "{opened:?}");
             }
@@ -305,13 +305,13 @@ mod tests {
         }
     }
 
-    fn files(folder: &str) -> Vec<PathBuf> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-        let entries = fs::read_dir(&folder).expect("a folder");
+    fn files(directory: &str) -> Vec<PathBuf> {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+        let entries = fs::read_dir(&directory).expect("a directory");
         let files: Vec<_> = entries
             .map(|entry| entry.expect("an entry").path())
             .collect();
-        assert!(!files.is_empty(), "{}", folder.display());
+        assert!(!files.is_empty(), "{}", directory.display());
         files
     }
 

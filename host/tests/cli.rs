@@ -184,7 +184,7 @@ fn a_leading_tilde_is_refused() {
 fn a_name_that_is_more_likely_a_file_is_refused() {
     let place = Place::new("lease");
     fs::write(place.path("app.lock"), "").unwrap();
-    fs::create_dir(place.path("folder")).unwrap();
+    fs::create_dir(place.path("directory")).unwrap();
     let absolute = place.path("absolute");
     let absolute = absolute.to_str().unwrap();
     for name in [
@@ -192,7 +192,7 @@ fn a_name_that_is_more_likely_a_file_is_refused() {
         "./x",
         "../x",
         "app.lock",
-        "folder/../app.lock",
+        "directory/../app.lock",
         absolute,
     ] {
         for command in [&["run"][..], &["acquire"], &["show"], &["force-release"]] {
@@ -217,7 +217,7 @@ fn a_name_that_is_more_likely_a_file_is_refused() {
     }
     // A lock is often named after the directory or the file that its job works on.
     fs::write(place.path("report"), "").unwrap();
-    for name in ["folder", "report", "a/b", "other.lock"] {
+    for name in ["directory", "report", "a/b", "other.lock"] {
         ends_with(&mut place.verrou(["run", name, "--", "true"]), 0);
     }
 }
@@ -254,7 +254,7 @@ fn a_store_that_cannot_be_opened_is_73() {
         ends_with(&mut place.run(&["--group", "no such group"], "true"), 73);
         fs::write(place.locks(), "a file").unwrap();
         let output = ends_with(&mut place.run(&[], "true"), 73);
-        assert!(stderr(&output).contains("locks"), "it names the folder");
+        assert!(stderr(&output).contains("locks"), "it names the directory");
     }
 }
 

@@ -210,8 +210,8 @@ fn report(place: &Place, make_report: &str) -> Output {
     let tool = place.path("bin/make-report");
     fs::write(&tool, format!("#!/bin/sh\n{make_report}\n")).unwrap();
     fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
-    let folder = "PATH=$PWD/bin:${1%/*}:$PATH\n";
-    shell(place, &format!("{folder}{script}"))
+    let directory = "PATH=$PWD/bin:${1%/*}:$PATH\n";
+    shell(place, &format!("{directory}{script}"))
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn the_place_is_printed() {
 
     let output = ends_with(&mut place.verrou(["--store", "lease:here", "store"]), 0);
     let here = format!("lease:{}\n", place.path("here").display());
-    assert_eq!(stdout(&output), here, "the same from any folder");
+    assert_eq!(stdout(&output), here, "the same from any directory");
 
     let mut by_default = place.verrou(["store"]);
     let output = ends_with(by_default.env_remove("VERROU_STORE"), 0);
@@ -154,7 +154,7 @@ fn a_file_is_locked_where_nothing_can_be_recorded() {
     // An explicit group, and a file that cannot be locked, are errors.
     let mut run = run_file(&place, file, &["--group", "no such group"], "true");
     ends_with(run.env("XDG_STATE_HOME", NOWHERE), 73);
-    let mut run = run_file(&place, OsStr::new("no/such/folder"), &[], "true");
+    let mut run = run_file(&place, OsStr::new("no/such/directory"), &[], "true");
     ends_with(run.env("XDG_STATE_HOME", NOWHERE), 73);
 }
 
@@ -212,10 +212,10 @@ fn a_file_whose_path_is_no_text_can_be_locked() {
         let file = OsStr::from_bytes(path);
         let mut run = run_file(&place, file, &[], "printf %s \"$VERROU_NAME\"");
         let output = ends_with(&mut run, 0);
-        let folder = place.path("").canonicalize().unwrap();
+        let directory = place.path("").canonicalize().unwrap();
         let expected = match name {
-            Some(name) => format!("bytes:{}/{name}", folder.display()),
-            None => folder.join(file).display().to_string(),
+            Some(name) => format!("bytes:{}/{name}", directory.display()),
+            None => directory.join(file).display().to_string(),
         };
         assert_eq!(stdout(&output), expected);
         fs::remove_file(place.path("pid")).ok();

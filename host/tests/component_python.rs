@@ -18,7 +18,7 @@ use verrou::conformance;
 use verrou::conformance::{Fixture, TestClock};
 
 conformance!(dictionary, Foreign::new(python().arg("dictionary")));
-conformance!(sqlite, InFolder::new());
+conformance!(sqlite, InDirectory::new());
 
 /// The script, to be told which store.
 fn python() -> Command {
@@ -34,24 +34,24 @@ fn python() -> Command {
     command
 }
 
-/// A place in a folder of its own.
-struct InFolder {
+/// A place in a directory of its own.
+struct InDirectory {
     place: Foreign,
-    _folder: TempDir,
+    _directory: TempDir,
 }
 
-impl InFolder {
+impl InDirectory {
     fn new() -> Self {
-        let folder = tempfile::tempdir().expect("there is room for a folder");
-        let file = folder.path().join("locks.sqlite");
+        let directory = tempfile::tempdir().expect("there is room for a directory");
+        let file = directory.path().join("locks.sqlite");
         Self {
             place: Foreign::new(python().arg("sqlite").arg(file)),
-            _folder: folder,
+            _directory: directory,
         }
     }
 }
 
-impl Fixture for InFolder {
+impl Fixture for InDirectory {
     type Store = Client;
     type Host = TestClock;
 

@@ -2,8 +2,8 @@
 
 mod places;
 
-use places::{Folder, file_lock, lease_file};
+use places::{Directory, file_lock, lease_file};
 use verrou::conformance;
 
-conformance!(lease_files, Folder::new(lease_file));
-conformance!(file_locks, Folder::new(file_lock));
+conformance!(lease_files, Directory::new(lease_file));
+conformance!(file_locks, Directory::new(file_lock));

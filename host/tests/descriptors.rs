@@ -22,15 +22,15 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// Runs before all other tests, because the host identity must not be cached yet.
 fn what_cannot_be_learnt_now_can_be_later() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
     without_descriptors(|| {
-        let failed = LeaseFileStore::open(folder.path(), &options).unwrap_err();
+        let failed = LeaseFileStore::open(directory.path(), &options).unwrap_err();
         assert!(
             matches!(failed, verrou_host::OpenError::Directory { .. }),
             "{failed}"
         );
-        FileLockStore::open(folder.path(), &options).unwrap_err();
+        FileLockStore::open(directory.path(), &options).unwrap_err();
     });
 }
 
@@ -52,10 +52,10 @@ fn claim(name: &str, seconds: u64) -> Claim {
 #[test]
 fn expired_leases_keep_few_descriptors() {
     let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let clock = TestClock::still();
     let open = || {
-        let store = LeaseFileStore::open(folder.path(), &StoreOptions::default());
+        let store = LeaseFileStore::open(directory.path(), &StoreOptions::default());
         store.unwrap().with_clock(clock.clone())
     };
     let store = open();
@@ -82,9 +82,9 @@ fn expired_leases_keep_few_descriptors() {
 #[test]
 fn lease_of_a_suspended_process_is_not_ended_before_its_first_renewal() {
     let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let clock = TestClock::still();
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let store = store.with_clock(clock.clone());
     let kept = claim("kept", 30);
     assert!(store.acquire(&kept).unwrap().is_granted());
@@ -104,8 +104,8 @@ fn idle_files_are_closed_before_an_acquire_request_fails() {
     const LEFT: u64 = 40;
 
     let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let usual = getrlimit(Resource::Nofile);
     let limit = open_descriptors() + LEFT;
     let low = Rlimit {
@@ -147,10 +147,10 @@ fn idle_files_are_closed_before_an_acquire_request_fails() {
 #[test]
 fn a_release_needs_no_new_descriptor() {
     let _alone = alone();
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
-    let leases = || LeaseFileStore::open(folder.path(), &options).unwrap();
-    let locks = || FileLockStore::open(folder.path(), &options).unwrap();
+    let leases = || LeaseFileStore::open(directory.path(), &options).unwrap();
+    let locks = || FileLockStore::open(directory.path(), &options).unwrap();
 
     let store = leases();
     let lock = LockFactory::new(&store, System)

@@ -222,10 +222,10 @@ fn left() -> (usize, usize) {
 #[test]
 fn whoever_is_dropped_while_it_waits_leaves_nothing() {
     fn everything<S: AsyncStore>(open: impl Fn(&Path) -> S) {
-        let folder = tempfile::tempdir().unwrap();
-        one_who_waits(|| open(folder.path()));
-        one_of_three_who_wait(|| open(folder.path()));
-        one_who_keeps_it_alive(|| open(folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        one_who_waits(|| open(directory.path()));
+        one_of_three_who_wait(|| open(directory.path()));
+        one_who_keeps_it_alive(|| open(directory.path()));
     }
 
     let options = StoreOptions::default();

@@ -754,7 +754,7 @@ fn what_others_put_in_its_place_is_refused() {
             "not a regular file",
         ),
         (
-            "a folder",
+            "a directory",
             &|path| fs::create_dir(path).unwrap(),
             "not a regular file",
         ),
@@ -886,7 +886,7 @@ fn a_full_disk_makes_no_half_file_and_a_read_only_one_lets_nobody_pass() {
 
 #[test]
 fn a_gate_is_found_from_another_working_folder() {
-    // What a relative path means must not change with the working folder; a link in the middle of
+    // What a relative path means must not change with the working directory; a link in the middle of
     // the path is the user's own.
     let place = Place::new("lease");
     fs::create_dir(place.path("real")).unwrap();
@@ -939,10 +939,10 @@ fn the_example_on_the_page_of_security_does_what_it_says() {
     let scripts = blocks(page, "sh");
     assert_eq!(scripts.len(), 2, "each is run here");
     let place = Place::new("lease");
-    let folders = [Path::new(VERROU).parent().unwrap()];
+    let directories = [Path::new(VERROU).parent().unwrap()];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(
-        folders
+        directories
             .into_iter()
             .map(Path::to_owned)
             .chain(std::env::split_paths(&path)),

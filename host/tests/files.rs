@@ -20,16 +20,16 @@ use verrou_host::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn folder() -> TempDir {
-    tempfile::tempdir().expect("there is room for a folder")
+fn directory() -> TempDir {
+    tempfile::tempdir().expect("there is room for a directory")
 }
 
-fn leases(folder: &Path) -> LeaseFileStore {
-    LeaseFileStore::open(folder, &StoreOptions::default()).expect("the folder can be opened")
+fn leases(directory: &Path) -> LeaseFileStore {
+    LeaseFileStore::open(directory, &StoreOptions::default()).expect("the directory can be opened")
 }
 
-fn locks(folder: &Path) -> FileLockStore {
-    FileLockStore::open(folder, &StoreOptions::default()).expect("the folder can be opened")
+fn locks(directory: &Path) -> FileLockStore {
+    FileLockStore::open(directory, &StoreOptions::default()).expect("the directory can be opened")
 }
 
 fn claim(owner: u8) -> Claim {
@@ -69,9 +69,9 @@ fn file_error(err: &StoreError) -> &FileError {
         .expect("these stores' errors are about files")
 }
 
-/// The one file of this kind in the folder.
-fn only_file(folder: &Path, extension: &str) -> PathBuf {
-    let files = fs::read_dir(folder)
+/// The one file of this kind in the directory.
+fn only_file(directory: &Path, extension: &str) -> PathBuf {
+    let files = fs::read_dir(directory)
         .unwrap()
         .map(|entry| entry.unwrap().path());
     let mut files = files.filter(|path| path.extension().is_some_and(|found| found == extension));
@@ -84,19 +84,19 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The file of `claim`'s lock in a new folder, put there by `plant` instead of by a store.
+/// The file of `claim`'s lock in a new directory, put there by `plant` instead of by a store.
 fn planted(plant: impl Fn(&Path)) -> (TempDir, PathBuf) {
-    let folder = folder();
-    granted(leases(folder.path()).acquire(&claim(1)));
-    let path = only_file(folder.path(), "lease");
+    let directory = directory();
+    granted(leases(directory.path()).acquire(&claim(1)));
+    let path = only_file(directory.path(), "lease");
     fs::remove_file(&path).unwrap();
     plant(&path);
-    (folder, path)
+    (directory, path)
 }
 
-fn assert_refused_as_suspicious(folder: &Path, path: &Path, reason: &str) {
+fn assert_refused_as_suspicious(directory: &Path, path: &Path, reason: &str) {
     let began = Instant::now();
-    let err = leases(folder)
+    let err = leases(directory)
         .acquire(&claim(2))
         .expect_err("the file is not to be trusted");
     assert!(began.elapsed() < 2 * SECOND, "nothing is waited for");
@@ -112,33 +112,33 @@ fn assert_refused_as_suspicious(folder: &Path, path: &Path, reason: &str) {
 
 #[test]
 fn a_planted_symbolic_link_is_not_followed() {
-    let victim = folder();
+    let victim = directory();
     let victim = victim.path().join("victim");
     fs::write(&victim, "precious").unwrap();
-    let (folder, path) = planted(|path| symlink(&victim, path).unwrap());
-    assert_refused_as_suspicious(folder.path(), &path, "not a regular file");
+    let (directory, path) = planted(|path| symlink(&victim, path).unwrap());
+    assert_refused_as_suspicious(directory.path(), &path, "not a regular file");
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
 #[test]
 fn a_planted_pipe_is_not_waited_for() {
-    let (folder, path) = planted(|path| {
+    let (directory, path) = planted(|path| {
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         let kind = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
     });
-    assert_refused_as_suspicious(folder.path(), &path, "not a regular file");
+    assert_refused_as_suspicious(directory.path(), &path, "not a regular file");
 }
 
 /// `verrou run --file` may be told to lock one.
 #[test]
 fn a_pipe_is_locked_without_waiting_for_its_other_end() {
-    let folder = folder();
-    let pipe = folder.path().join("pipe");
+    let directory = directory();
+    let pipe = directory.path().join("pipe");
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     let kind = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).unwrap();
-    let records = folder.path().join("records");
+    let records = directory.path().join("records");
     let (done, is_done) = mpsc::channel();
     thread::spawn(move || {
         let (store, name) =
@@ -153,17 +153,17 @@ fn a_pipe_is_locked_without_waiting_for_its_other_end() {
 
 #[test]
 fn a_planted_folder_is_no_lock() {
-    let (folder, path) = planted(|path| fs::create_dir(path).unwrap());
-    assert_refused_as_suspicious(folder.path(), &path, "not a regular file");
+    let (directory, path) = planted(|path| fs::create_dir(path).unwrap());
+    assert_refused_as_suspicious(directory.path(), &path, "not a regular file");
 }
 
 #[test]
 fn a_hard_link_to_another_file_is_refused() {
-    let victim = folder();
+    let victim = directory();
     let victim = victim.path().join("victim");
     fs::write(&victim, "precious").unwrap();
-    let (folder, path) = planted(|path| fs::hard_link(&victim, path).unwrap());
-    assert_refused_as_suspicious(folder.path(), &path, "hard link");
+    let (directory, path) = planted(|path| fs::hard_link(&victim, path).unwrap());
+    assert_refused_as_suspicious(directory.path(), &path, "hard link");
     assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
 }
 
@@ -173,17 +173,17 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
         eprintln!("only root can make a file another user's: what a user is refused is not shown");
         return;
     }
-    let folder = folder();
-    granted(leases(folder.path()).acquire(&claim(1)));
-    let path = only_file(folder.path(), "lease");
+    let directory = directory();
+    granted(leases(directory.path()).acquire(&claim(1)));
+    let path = only_file(directory.path(), "lease");
     chown(&path, Some(4711), Some(4711)).unwrap();
-    assert_refused_as_suspicious(folder.path(), &path, "user 4711");
+    assert_refused_as_suspicious(directory.path(), &path, "user 4711");
 
     let group = StoreOptions {
         group: Some("daemon".to_owned()),
         ..StoreOptions::default()
     };
-    let shared = folder.path().join("shared");
+    let shared = directory.path().join("shared");
     let store = LeaseFileStore::open(&shared, &group).unwrap();
     granted(store.acquire(&claim(1)));
     let path = only_file(&shared, "lease");
@@ -197,11 +197,11 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
 #[test]
 fn a_groups_folder_in_which_everybody_may_make_files_is_refused() {
     if !is_root() {
-        eprintln!("only root can give a folder to a group: that it is refused is not shown");
+        eprintln!("only root can give a directory to a group: that it is refused is not shown");
         return;
     }
-    let folder = folder();
-    let shared = folder.path().join("shared");
+    let directory = directory();
+    let shared = directory.path().join("shared");
     let group = StoreOptions {
         group: Some("daemon".to_owned()),
         ..StoreOptions::default()
@@ -224,7 +224,7 @@ fn an_unknown_group_is_named() {
         group: Some("no such group".to_owned()),
         ..StoreOptions::default()
     };
-    let err = LeaseFileStore::open(folder().path(), &options).unwrap_err();
+    let err = LeaseFileStore::open(directory().path(), &options).unwrap_err();
     assert!(
         matches!(&err, OpenError::UnknownGroup { group } if group == "no such group"),
         "{err}"
@@ -233,8 +233,8 @@ fn an_unknown_group_is_named() {
 
 #[test]
 fn folders_and_files_are_for_their_user_alone() {
-    let folder = folder();
-    let deep = folder.path().join("a/b");
+    let directory = directory();
+    let deep = directory.path().join("a/b");
     granted(leases(&deep).acquire(&claim(1)));
     granted(locks(&deep).acquire(&claim(1)));
     assert_eq!(fs::metadata(&deep).unwrap().mode() & 0o777, 0o700);
@@ -245,22 +245,22 @@ fn folders_and_files_are_for_their_user_alone() {
 
 #[test]
 fn a_folder_that_everybody_may_clear_is_refused() {
-    let folder = folder();
-    let open = || LeaseFileStore::open(folder.path(), &StoreOptions::default());
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let directory = directory();
+    let open = || LeaseFileStore::open(directory.path(), &StoreOptions::default());
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(open().unwrap_err(), OpenError::Suspicious { .. }));
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).unwrap();
     // Whoever is the first to make the file of a lock keeps it from all others.
     let err = open().unwrap_err();
     assert!(matches!(err, OpenError::Suspicious { .. }), "{err}");
     for way_out in ["folder of your own", "--group"] {
         assert!(err.to_string().contains(way_out), "{err}");
     }
-    LeaseFileStore::open(folder.path().join("own"), &StoreOptions::default())
-        .expect("nobody can remove another's folder there");
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
+    LeaseFileStore::open(directory.path().join("own"), &StoreOptions::default())
+        .expect("nobody can remove another's directory there");
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
     if is_root() {
-        chown(folder.path(), Some(4711), None).unwrap();
+        chown(directory.path(), Some(4711), None).unwrap();
         let err = open().unwrap_err();
         assert!(
             err.to_string().contains("user 4711"),
@@ -271,8 +271,8 @@ fn a_folder_that_everybody_may_clear_is_refused() {
 
 #[test]
 fn a_folder_that_cannot_be_made_is_named() {
-    let folder = folder();
-    let file = folder.path().join("file");
+    let directory = directory();
+    let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
     for path in [file.clone(), file.join("below")] {
         let err = LeaseFileStore::open(&path, &StoreOptions::default()).unwrap_err();
@@ -303,11 +303,11 @@ fn a_file_system_of_unknown_ways_is_refused_unless_overridden() {
 
 #[test]
 fn a_damaged_file_is_never_taken_for_a_free_lock() {
-    let folder = folder();
-    let store = leases(folder.path());
+    let directory = directory();
+    let store = leases(directory.path());
     granted(store.acquire(&detached(1)));
     granted(store.extend(&detached(1)));
-    let path = only_file(folder.path(), "lease");
+    let path = only_file(directory.path(), "lease");
     let whole = fs::read(&path).unwrap();
     let damaged = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
@@ -349,28 +349,28 @@ fn a_damaged_file_is_never_taken_for_a_free_lock() {
 fn a_first_grant_is_not_lost_with_one_slot() {
     type Open = fn(&Path) -> Box<dyn Store>;
     let kinds: [(&str, Open); 2] = [
-        ("lease", |folder| Box::new(leases(folder))),
-        ("lock", |folder| Box::new(locks(folder))),
+        ("lease", |directory| Box::new(leases(directory))),
+        ("lock", |directory| Box::new(locks(directory))),
     ];
     for (extension, open) in kinds {
         for is_new in [true, false] {
-            let folder = folder();
-            let store = open(folder.path());
+            let directory = directory();
+            let store = open(directory.path());
             if !is_new {
                 granted(store.acquire(&detached(1)));
                 granted(store.release(&detached(1)));
-                let path = only_file(folder.path(), extension);
+                let path = only_file(directory.path(), extension);
                 rewrite(&path, 48, &[0xab; 16]);
             }
-            let fence = granted(open(folder.path()).acquire(&detached(1)));
-            let path = only_file(folder.path(), extension);
+            let fence = granted(open(directory.path()).acquire(&detached(1)));
+            let path = only_file(directory.path(), extension);
             let whole = fs::read(&path).unwrap();
             for slot in [512..1024, 1024..1536] {
                 for damage in [0, 0xff] {
                     let mut bytes = whole.clone();
                     bytes[slot.clone()].fill(damage);
                     fs::write(&path, bytes).unwrap();
-                    match open(folder.path()).acquire(&detached(2)) {
+                    match open(directory.path()).acquire(&detached(2)) {
                         // A lock of the kernel ended with its store.
                         Ok(Reply::Granted { fence: Some(next) }) if extension == "lock" => {
                             assert!(next.get() > fence);
@@ -386,16 +386,16 @@ fn a_first_grant_is_not_lost_with_one_slot() {
 
 #[test]
 fn another_locks_file_is_told_apart() {
-    let folder = folder();
-    let store = leases(folder.path());
+    let directory = directory();
+    let store = leases(directory.path());
     granted(store.acquire(&claim(1)));
-    let path = only_file(folder.path(), "lease");
+    let path = only_file(directory.path(), "lease");
     let other = Claim {
         name: Name::new("other").unwrap(),
         ..claim(1)
     };
     granted(store.acquire(&other));
-    let files = fs::read_dir(folder.path())
+    let files = fs::read_dir(directory.path())
         .unwrap()
         .map(|entry| entry.unwrap().path());
     let others = files
@@ -417,8 +417,8 @@ fn another_locks_file_is_told_apart() {
 #[test]
 fn fences_grow_when_files_are_removed() {
     for remove in ["lease", "", "all but one"] {
-        let folder = folder();
-        let store = leases(folder.path());
+        let directory = directory();
+        let store = leases(directory.path());
         let witness = Claim {
             name: Name::new("witness").unwrap(),
             ..detached(9)
@@ -432,7 +432,7 @@ fn fences_grow_when_files_are_removed() {
             last = next;
         }
         granted(store.release(&claim(1)));
-        for entry in fs::read_dir(folder.path()).unwrap() {
+        for entry in fs::read_dir(directory.path()).unwrap() {
             let path = entry.unwrap().path();
             let is_counter = path.extension().is_none();
             let is_witness = path.to_string_lossy().contains("witness");
@@ -456,16 +456,16 @@ fn fences_grow_when_files_are_removed() {
 #[test]
 fn fences_grow_when_a_copy_is_put_back() {
     fn check<S: Store>(extension: &str, open: impl Fn(&Path) -> S) {
-        let folder = folder();
+        let directory = directory();
         let grant = |owner| {
-            let store = open(folder.path());
+            let store = open(directory.path());
             let fence = granted(store.acquire(&claim(owner)));
             granted(store.release(&claim(owner)));
             fence
         };
         grant(1);
-        let path = only_file(folder.path(), extension);
-        let copy = folder.path().join("copy");
+        let path = only_file(directory.path(), extension);
+        let copy = directory.path().join("copy");
         fs::copy(&path, &copy).unwrap();
         let before = grant(2);
         fs::rename(&copy, &path).unwrap();
@@ -485,9 +485,9 @@ fn fences_grow_when_a_copy_is_put_back() {
 
 #[test]
 fn a_counter_that_was_put_back_grants_nothing_twice() {
-    let folder = folder();
-    let store = leases(folder.path());
-    let counter = folder.path().join("fences");
+    let directory = directory();
+    let store = leases(directory.path());
+    let counter = directory.path().join("fences");
     let other = Claim {
         name: Name::new("other").unwrap(),
         ..claim(1)
@@ -497,7 +497,7 @@ fn a_counter_that_was_put_back_grants_nothing_twice() {
     let fence = granted(store.acquire(&detached(1)));
     fs::write(&counter, before).unwrap();
     // As after a new start of the machine, when a file asks the counter again.
-    let files = fs::read_dir(folder.path()).unwrap();
+    let files = fs::read_dir(directory.path()).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path());
     let file = files.find(|path| path.to_string_lossy().contains("/lock."));
     rewrite(&file.unwrap(), 48, &[0xab; 16]);
@@ -509,10 +509,10 @@ fn a_counter_that_was_put_back_grants_nothing_twice() {
 fn a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more() {
     const LAST: u64 = 1 << 60;
 
-    let folder = folder();
-    let store = leases(folder.path());
+    let directory = directory();
+    let store = leases(directory.path());
     granted(store.acquire(&claim(1)));
-    let path = folder.path().canonicalize().unwrap().join("fences");
+    let path = directory.path().canonicalize().unwrap().join("fences");
     let file = File::open(&path).unwrap();
     file.lock().unwrap();
     let other = Claim {
@@ -522,7 +522,7 @@ fn a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more() {
     thread::scope(|scope| {
         let asking = scope.spawn(|| granted_in_time(&store, &other));
         wait_until_open(&path, 2);
-        let next = folder.path().join("next");
+        let next = directory.path().join("next");
         fs::copy(&path, &next).unwrap();
         set_counter(&next, LAST);
         fs::rename(&next, &path).unwrap();
@@ -569,14 +569,14 @@ fn granted_in_time(store: &dyn Store, claim: &Claim) -> u64 {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
-    let folder = folder();
-    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    let directory = directory();
+    let (leases, locks) = (leases(directory.path()), locks(directory.path()));
     let other = Claim {
         name: Name::new("other").unwrap(),
         ..claim(1)
     };
     granted(leases.acquire(&other));
-    let counter = folder.path().canonicalize().unwrap().join("fences");
+    let counter = directory.path().canonicalize().unwrap().join("fences");
     for (extension, store, claim) in [
         ("lease", &leases as &(dyn Store + Sync), detached(2)),
         ("lease", &leases, claim(2)),
@@ -587,7 +587,7 @@ fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
         thread::scope(|scope| {
             let asking = scope.spawn(|| granted_in_time(store, &claim));
             wait_until_open(&counter, 2);
-            let files = fs::read_dir(folder.path()).unwrap();
+            let files = fs::read_dir(directory.path()).unwrap();
             let mut paths = files.map(|entry| entry.unwrap().path());
             let path = paths.find(|path| {
                 let name = path.file_name().unwrap().to_string_lossy();
@@ -599,7 +599,7 @@ fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
         });
         assert!(store.holds(&claim, None).unwrap(), "{extension}");
         granted(store.release(&claim));
-        for entry in fs::read_dir(folder.path()).unwrap() {
+        for entry in fs::read_dir(directory.path()).unwrap() {
             let path = entry.unwrap().path();
             if path.to_string_lossy().contains("/lock.") {
                 fs::remove_file(path).unwrap();
@@ -608,11 +608,11 @@ fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
     }
 }
 
-/// One folder can have locks of both kinds, and has one counter for all.
+/// One directory can have locks of both kinds, and has one counter for all.
 #[test]
 fn a_lost_counter_is_made_anew_from_locks_of_both_kinds() {
-    let folder = folder();
-    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    let directory = directory();
+    let (leases, locks) = (leases(directory.path()), locks(directory.path()));
     for (extension, lost, witness) in [
         ("lease", &leases as &dyn Store, &locks as &dyn Store),
         ("lock", &locks, &leases),
@@ -624,9 +624,9 @@ fn a_lost_counter_is_made_anew_from_locks_of_both_kinds() {
         let before = granted(lost.acquire(&lost_claim));
         granted(lost.release(&lost_claim));
         // The fences in the files are greater than the start by the clock.
-        set_counter(&folder.path().join("fences"), before + (1 << 60));
+        set_counter(&directory.path().join("fences"), before + (1 << 60));
         let before = granted(witness.acquire(&claim(2)));
-        let files = fs::read_dir(folder.path()).unwrap();
+        let files = fs::read_dir(directory.path()).unwrap();
         for path in files.map(|entry| entry.unwrap().path()) {
             if path.extension().is_none_or(|found| found == extension) {
                 fs::remove_file(&path).unwrap();
@@ -641,8 +641,11 @@ fn a_lost_counter_is_made_anew_from_locks_of_both_kinds() {
 
 #[test]
 fn fences_grow_without_end() {
-    let folder = folder();
-    for store in [&leases(folder.path()) as &dyn Store, &locks(folder.path())] {
+    let directory = directory();
+    for store in [
+        &leases(directory.path()) as &dyn Store,
+        &locks(directory.path()),
+    ] {
         let mut last = 0;
         for _ in 0..2500 {
             let fence = granted(store.acquire(&claim(1)));
@@ -669,10 +672,10 @@ fn rewrite(path: &Path, at: usize, value: &[u8]) {
 
 #[test]
 fn a_lease_ends_with_the_machines_run_and_its_fence_does_not() {
-    let folder = folder();
-    let store = leases(folder.path());
+    let directory = directory();
+    let store = leases(directory.path());
     let before = granted(store.acquire(&detached(1)));
-    let path = only_file(folder.path(), "lease");
+    let path = only_file(directory.path(), "lease");
     let last_allotted = u64::from_le_bytes(
         fs::read(&path).unwrap()[1024 + 24..][..8]
             .try_into()
@@ -691,15 +694,15 @@ fn a_lease_ends_with_the_machines_run_and_its_fence_does_not() {
 
 #[test]
 fn a_lease_of_another_time_namespace_is_never_taken_for_ended() {
-    let folder = folder();
+    let directory = directory();
     let clock = TestClock::running();
     let (one, two) = (
-        leases(folder.path()).with_clock(clock.clone()),
-        leases(folder.path()).with_clock(clock.clone()),
+        leases(directory.path()).with_clock(clock.clone()),
+        leases(directory.path()).with_clock(clock.clone()),
     );
     let ttl = Ttl::new(SECOND).unwrap();
     granted(one.acquire(&Claim { ttl, ..claim(1) }));
-    let path = only_file(folder.path(), "lease");
+    let path = only_file(directory.path(), "lease");
     rewrite(&path, 64, &4711u64.to_le_bytes());
     clock.advance(2 * SECOND);
     refused(&two.acquire(&claim(2)));
@@ -718,10 +721,10 @@ fn a_lease_of_another_time_namespace_is_never_taken_for_ended() {
 /// Numbers come again, and are others in other namespaces.
 #[test]
 fn whether_a_holder_lives_is_not_told_by_its_process_number() {
-    let folder = folder();
-    let (one, two) = (leases(folder.path()), leases(folder.path()));
+    let directory = directory();
+    let (one, two) = (leases(directory.path()), leases(directory.path()));
     granted(one.acquire(&claim(1)));
-    let path = only_file(folder.path(), "lease");
+    let path = only_file(directory.path(), "lease");
     rewrite(&path, 104, &u32::MAX.to_le_bytes());
     refused(&two.acquire(&claim(2)));
     rewrite(&path, 104, &std::process::id().to_le_bytes());
@@ -732,20 +735,20 @@ fn whether_a_holder_lives_is_not_told_by_its_process_number() {
 /// As locks of fcntl(2) that belong to a process would be lost.
 #[test]
 fn a_lease_is_not_lost_when_its_file_is_opened_and_closed_elsewhere() {
-    let folder = folder();
-    let (one, two) = (leases(folder.path()), leases(folder.path()));
+    let directory = directory();
+    let (one, two) = (leases(directory.path()), leases(directory.path()));
     granted(one.acquire(&claim(1)));
-    drop(File::open(only_file(folder.path(), "lease")).unwrap());
+    drop(File::open(only_file(directory.path(), "lease")).unwrap());
     refused(&two.acquire(&claim(2)));
     granted(one.release(&claim(1)));
 }
 
 #[test]
 fn a_lease_that_cannot_be_recorded_as_given_back_ends_all_the_same() {
-    let folder = folder();
-    let (one, two) = (leases(folder.path()), leases(folder.path()));
+    let directory = directory();
+    let (one, two) = (leases(directory.path()), leases(directory.path()));
     granted(one.acquire(&claim(1)));
-    let path = only_file(folder.path(), "lease");
+    let path = only_file(directory.path(), "lease");
     let whole = fs::read(&path).unwrap();
     fs::write(&path, "damaged").unwrap();
     one.release(&claim(1)).expect_err("the file is damaged");
@@ -755,7 +758,7 @@ fn a_lease_that_cannot_be_recorded_as_given_back_ends_all_the_same() {
 
 #[test]
 fn a_zombie_is_taken_over_or_waited_for() {
-    let folder = folder();
+    let directory = directory();
     let clock = TestClock::running();
     let options = |zombies| StoreOptions {
         zombies,
@@ -763,7 +766,7 @@ fn a_zombie_is_taken_over_or_waited_for() {
         ..StoreOptions::default()
     };
     let open = |zombies| {
-        let opened = LeaseFileStore::open(folder.path(), &options(zombies));
+        let opened = LeaseFileStore::open(directory.path(), &options(zombies));
         opened.unwrap().with_clock(clock.clone())
     };
     let (zombie, patient, bold) = (
@@ -799,14 +802,14 @@ fn a_zombie_is_taken_over_or_waited_for() {
 
 #[test]
 fn a_zombie_is_nobody_who_could_be_evicted_but_for_those_who_wait_for_it() {
-    let folder = folder();
+    let directory = directory();
     let clock = TestClock::running();
     let open = |zombies| {
         let options = StoreOptions {
             zombies,
             ..StoreOptions::default()
         };
-        let opened = LeaseFileStore::open(folder.path(), &options);
+        let opened = LeaseFileStore::open(directory.path(), &options);
         opened.unwrap().with_clock(clock.clone())
     };
     let (patient, bold) = (open(Zombies::Wait), open(Zombies::Take));
@@ -828,8 +831,8 @@ fn a_zombie_is_nobody_who_could_be_evicted_but_for_those_who_wait_for_it() {
 
 #[test]
 fn a_holder_is_evicted_by_the_fence_that_was_seen() {
-    let folder = folder();
-    let store = leases(folder.path());
+    let directory = directory();
+    let store = leases(directory.path());
     let seen = granted(store.acquire(&claim(1)));
     granted(store.release(&claim(1)));
     let now = granted(store.acquire(&claim(2)));
@@ -842,10 +845,10 @@ fn a_holder_is_evicted_by_the_fence_that_was_seen() {
 
 #[test]
 fn a_guard_that_is_kept_is_said_so_and_may_be_tried_again() {
-    let folder = folder();
-    let store = leases(folder.path());
+    let directory = directory();
+    let store = leases(directory.path());
     granted(store.acquire(&claim(1)));
-    let file = File::open(only_file(folder.path(), "lease")).unwrap();
+    let file = File::open(only_file(directory.path(), "lease")).unwrap();
     file.lock().unwrap();
     let err = store.extend(&claim(1)).expect_err("the file stays locked");
     assert!(matches!(file_error(&err), FileError::Busy { .. }), "{err}");
@@ -856,8 +859,11 @@ fn a_guard_that_is_kept_is_said_so_and_may_be_tried_again() {
 
 #[test]
 fn whoever_locks_the_file_excludes_and_is_excluded() {
-    let folder = folder();
-    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let directory = directory();
+    let (records, path) = (
+        directory.path().join("records"),
+        directory.path().join("data"),
+    );
     fs::write(&path, "precious").unwrap();
     let (store, name) =
         FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
@@ -901,8 +907,11 @@ fn whoever_locks_the_file_excludes_and_is_excluded() {
 /// As where a process is stopped while it guards the record, or the file system is full.
 #[test]
 fn a_kernels_lock_is_renewed_when_its_record_cannot_be_written() {
-    let folder = folder();
-    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let directory = directory();
+    let (records, path) = (
+        directory.path().join("records"),
+        directory.path().join("data"),
+    );
     let clock = TestClock::still();
     let (store, name) =
         FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
@@ -933,8 +942,11 @@ fn a_kernels_lock_is_renewed_when_its_record_cannot_be_written() {
 #[cfg(target_os = "linux")]
 #[test]
 fn who_locked_the_file_is_known_while_others_lock_theirs() {
-    let folder = folder();
-    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let directory = directory();
+    let (records, path) = (
+        directory.path().join("records"),
+        directory.path().join("data"),
+    );
     let (store, name) =
         FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
     let file = File::open(&path).unwrap();
@@ -942,7 +954,7 @@ fn who_locked_the_file_is_known_while_others_lock_theirs() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for number in 0..2 {
-            let other = File::create(folder.path().join(format!("other-{number}"))).unwrap();
+            let other = File::create(directory.path().join(format!("other-{number}"))).unwrap();
             let over = &over;
             scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
@@ -960,24 +972,27 @@ fn who_locked_the_file_is_known_while_others_lock_theirs() {
 
 #[test]
 fn a_folder_can_be_locked_and_a_missing_file_is_made() {
-    let folder = folder();
-    let records = folder.path().join("records");
+    let directory = directory();
+    let records = directory.path().join("records");
     let options = StoreOptions::default();
-    let (store, name) = FileLockStore::open_path(folder.path(), &records, &options).unwrap();
+    let (store, name) = FileLockStore::open_path(directory.path(), &records, &options).unwrap();
     granted(store.acquire(&Claim { name, ..claim(1) }));
-    let missing = folder.path().join("missing");
+    let missing = directory.path().join("missing");
     let (store, name) = FileLockStore::open_path(&missing, &records, &options).unwrap();
     granted(store.acquire(&Claim { name, ..claim(1) }));
     assert_eq!(fs::metadata(&missing).unwrap().len(), 0);
-    let nowhere = folder.path().join("no/where");
+    let nowhere = directory.path().join("no/where");
     let err = FileLockStore::open_path(&nowhere, &records, &options).unwrap_err();
     assert!(err.to_string().contains(nowhere.to_str().unwrap()), "{err}");
 }
 
 #[test]
 fn watching_does_not_recreate_a_removed_file() {
-    let folder = folder();
-    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let directory = directory();
+    let (records, path) = (
+        directory.path().join("records"),
+        directory.path().join("data"),
+    );
     let open = || FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
     let ((holder, name), (watcher, _)) = (open(), open());
     granted(holder.acquire(&Claim {
@@ -991,8 +1006,8 @@ fn watching_does_not_recreate_a_removed_file() {
 
 #[test]
 fn a_kernels_lock_cannot_be_taken_from_its_holder() {
-    let folder = folder();
-    let (one, two) = (locks(folder.path()), locks(folder.path()));
+    let directory = directory();
+    let (one, two) = (locks(directory.path()), locks(directory.path()));
     granted(one.acquire(&claim(1)));
     let err = two.evict(&claim(1).name, None).unwrap_err();
     assert!(
@@ -1008,14 +1023,14 @@ fn a_kernels_lock_cannot_be_taken_from_its_holder() {
 fn a_holder_whose_file_was_replaced_is_told_so() {
     type Open = fn(&Path) -> Box<dyn Store>;
     let kinds: [(&str, Open); 2] = [
-        ("lease", |folder| Box::new(leases(folder))),
-        ("lock", |folder| Box::new(locks(folder))),
+        ("lease", |directory| Box::new(leases(directory))),
+        ("lock", |directory| Box::new(locks(directory))),
     ];
     for (extension, open) in kinds {
-        let folder = folder();
-        let (one, two) = (open(folder.path()), open(folder.path()));
+        let directory = directory();
+        let (one, two) = (open(directory.path()), open(directory.path()));
         let before = granted(one.acquire(&claim(1)));
-        fs::remove_file(only_file(folder.path(), extension)).unwrap();
+        fs::remove_file(only_file(directory.path(), extension)).unwrap();
         refused(&one.extend(&claim(1)));
         let after = granted(two.acquire(&claim(2)));
         assert!(
@@ -1029,11 +1044,11 @@ fn a_holder_whose_file_was_replaced_is_told_so() {
 
 /// A store keeps the file open that somebody removes.
 fn replaced_while_it_stays_open(extension: &str, open: impl Fn(&Path) -> Box<dyn Store>) {
-    let folder = folder();
-    let (one, two) = (open(folder.path()), open(folder.path()));
+    let directory = directory();
+    let (one, two) = (open(directory.path()), open(directory.path()));
     granted(one.acquire(&claim(1)));
     granted(one.release(&claim(1)));
-    fs::remove_file(only_file(folder.path(), extension)).unwrap();
+    fs::remove_file(only_file(directory.path(), extension)).unwrap();
     granted(two.acquire(&claim(2)));
     refused(&one.acquire(&claim(1)));
     granted(two.release(&claim(2)));
@@ -1042,19 +1057,19 @@ fn replaced_while_it_stays_open(extension: &str, open: impl Fn(&Path) -> Box<dyn
 
 #[test]
 fn a_replaced_lease_file_makes_no_second_holder() {
-    replaced_while_it_stays_open("lease", |folder| Box::new(leases(folder)));
+    replaced_while_it_stays_open("lease", |directory| Box::new(leases(directory)));
 }
 
 #[test]
 fn a_replaced_lock_file_makes_no_second_holder() {
-    replaced_while_it_stays_open("lock", |folder| Box::new(locks(folder)));
+    replaced_while_it_stays_open("lock", |directory| Box::new(locks(directory)));
 }
 
 /// Four threads count under the lock, while somebody removes the lock's file whenever it is free.
 /// The releasing process still has the moved file open.
 #[test]
 fn a_handed_over_lease_is_released_also_after_its_file_or_folder_was_moved() {
-    let place = folder();
+    let place = directory();
     let (path, moved) = (place.path().join("store"), place.path().join("moved"));
     let long_lived = leases(&path);
     let use_it = || {
@@ -1081,8 +1096,8 @@ fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path)
     const THREADS: u8 = 4;
     const TURNS: u32 = 250;
 
-    let folder = folder();
-    let folder = folder.path();
+    let directory = directory();
+    let directory = directory.path();
     let (inside, count, done) = (
         AtomicBool::new(false),
         AtomicU32::new(0),
@@ -1107,7 +1122,7 @@ fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path)
             .map(|owner| {
                 let (open, take, give, count) = (&open, &take, &give, &count);
                 scope.spawn(move || {
-                    let store = open(folder);
+                    let store = open(directory);
                     for _ in 0..TURNS {
                         take(&store, owner);
                         let seen = count.load(Ordering::Relaxed);
@@ -1120,12 +1135,12 @@ fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path)
             .collect();
         let (open, take, inside, done) = (&open, &take, &inside, &done);
         scope.spawn(move || {
-            let store = open(folder);
+            let store = open(directory);
             while !done.load(Ordering::Relaxed) {
                 take(&store, 100);
                 // With its file goes the lock.
                 inside.store(false, Ordering::SeqCst);
-                fs::remove_file(only_file(folder, extension)).unwrap();
+                fs::remove_file(only_file(directory, extension)).unwrap();
                 refused(&store.release(&claim(100)));
             }
         });
@@ -1151,8 +1166,8 @@ fn removing_free_lock_files_never_makes_two_holders() {
 
 #[test]
 fn the_held_names_are_listed() {
-    let folder = folder();
-    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    let directory = directory();
+    let (leases, locks) = (leases(directory.path()), locks(directory.path()));
     let names = ["b", "a", "c"].map(|name| Name::new(name).unwrap());
     for name in &names {
         granted(leases.acquire(&Claim {
@@ -1181,8 +1196,11 @@ fn the_held_names_are_listed() {
 
 #[test]
 fn whoever_holds_a_replaced_file_leaves_the_next_ones_record_alone() {
-    let folder = folder();
-    let (records, path) = (folder.path().join("records"), folder.path().join("data"));
+    let directory = directory();
+    let (records, path) = (
+        directory.path().join("records"),
+        directory.path().join("data"),
+    );
     let open = || {
         let opened = FileLockStore::open_path(&path, &records, &StoreOptions::default());
         opened.expect("the path can be locked")
@@ -1210,12 +1228,15 @@ fn whoever_holds_a_replaced_file_leaves_the_next_ones_record_alone() {
 
 #[test]
 fn a_release_frees_the_lock_also_when_its_path_cannot_be_looked_at() {
-    let folder = folder();
-    let (there, away) = (folder.path().join("there"), folder.path().join("away"));
+    let directory = directory();
+    let (there, away) = (
+        directory.path().join("there"),
+        directory.path().join("away"),
+    );
     let store = locks(&there);
     granted(store.acquire(&claim(1)));
     fs::rename(&there, &away).unwrap();
-    fs::write(&there, "not a folder").unwrap();
+    fs::write(&there, "not a directory").unwrap();
     // The path of a lock that was held for less than 1 ms is not looked at.
     thread::sleep(Duration::from_millis(2));
     // Other processes may have recreated the directory, and acquired the lock there.
@@ -1227,10 +1248,10 @@ fn a_release_frees_the_lock_also_when_its_path_cannot_be_looked_at() {
 
 #[test]
 fn a_slow_counter_holds_up_no_other_name() {
-    let folder = folder();
-    let store = locks(folder.path());
+    let directory = directory();
+    let store = locks(directory.path());
     granted(store.acquire(&claim(1)));
-    let counter = File::open(folder.path().join("fences")).unwrap();
+    let counter = File::open(directory.path().join("fences")).unwrap();
     counter.lock().unwrap();
     let other = Claim {
         name: Name::new("other").unwrap(),
@@ -1256,8 +1277,8 @@ fn a_slow_counter_holds_up_no_other_name() {
 
 #[test]
 fn looking_at_a_free_lock_refuses_it_to_nobody() {
-    let folder = folder();
-    let (store, watcher) = (locks(folder.path()), locks(folder.path()));
+    let directory = directory();
+    let (store, watcher) = (locks(directory.path()), locks(directory.path()));
     granted(store.acquire(&claim(1)));
     granted(store.release(&claim(1)));
     let done = AtomicBool::new(false);
@@ -1283,10 +1304,10 @@ fn looking_at_a_free_lock_refuses_it_to_nobody() {
 
 #[test]
 fn a_bad_file_hides_no_other_from_the_list() {
-    let folder = folder();
-    let store = leases(folder.path());
+    let directory = directory();
+    let store = leases(directory.path());
     granted(store.acquire(&claim(1)));
-    symlink("/nowhere", folder.path().join("zzz.lease")).unwrap();
+    symlink("/nowhere", directory.path().join("zzz.lease")).unwrap();
     let listed = store.list().unwrap();
     let held: Vec<_> = listed
         .iter()
@@ -1300,17 +1321,17 @@ fn a_bad_file_hides_no_other_from_the_list() {
 #[test]
 fn a_groups_folder_is_made_where_the_group_comes_by() {
     if !is_root() {
-        eprintln!("only root can give a folder to a group: that it can be reached is not shown");
+        eprintln!("only root can give a directory to a group: that it can be reached is not shown");
         return;
     }
-    let folder = folder();
-    let deep = folder.path().join("parent/store");
+    let directory = directory();
+    let deep = directory.path().join("parent/store");
     let group = StoreOptions {
         group: Some("daemon".to_owned()),
         ..StoreOptions::default()
     };
     LeaseFileStore::open(&deep, &group).unwrap();
-    let parent = fs::metadata(folder.path().join("parent")).unwrap();
+    let parent = fs::metadata(directory.path().join("parent")).unwrap();
     assert_ne!(parent.mode() & 0o011, 0, "{:o}", parent.mode());
 }
 
@@ -1322,8 +1343,8 @@ fn a_lease_of_a_time_namespace_that_has_ended_is_not_taken_for_ended() {
         eprintln!("only root can make time namespaces: what is said of their leases is not shown");
         return;
     }
-    let folder = folder();
-    let url = format!("lease:{}", folder.path().display());
+    let directory = directory();
+    let url = format!("lease:{}", directory.path().display());
     let verrou = |ahead: &str, wish: &[&str]| {
         let mut command = Command::new("unshare");
         command.args(["--time", "--boottime", ahead, "--fork", "--"]);
@@ -1344,7 +1365,7 @@ fn a_lease_of_a_time_namespace_that_has_ended_is_not_taken_for_ended() {
     assert_eq!(verrou("10", &["force-release", "lock"]).0, Some(0));
     // And where the clock is the machine's, the namespace does not matter.
     assert_eq!(verrou("0", &["acquire", "lock", "--ttl", "1h"]).0, Some(0));
-    refused(&leases(folder.path()).acquire(&claim(1)));
+    refused(&leases(directory.path()).acquire(&claim(1)));
 }
 
 /// As in some containers, and under systemd's `ProcSubset=pid`.
@@ -1357,12 +1378,12 @@ fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
         );
         return;
     }
-    let folder = folder();
-    granted(leases(folder.path()).acquire(&detached(1)));
+    let directory = directory();
+    granted(leases(directory.path()).acquire(&detached(1)));
     let hidden = |store: &str| {
         let script = "mount -t tmpfs none /proc/sys && exec \"$@\"";
         let verrou = env!("CARGO_BIN_EXE_verrou");
-        let url = format!("{store}:{}", folder.path().display());
+        let url = format!("{store}:{}", directory.path().display());
         let wish = ["--store", &url, "run", "lock", "--no-wait", "--", "true"];
         let mut command = Command::new("unshare");
         command
@@ -1386,7 +1407,7 @@ fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
 fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
     const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-    let place = folder();
+    let place = directory();
     let own = place.path().join("boot_id");
     fs::write(&own, "01234567-89ab-cdef-0123-456789abcdef\n").unwrap();
     let inside = |script: &str| {
@@ -1463,30 +1484,30 @@ fn the_machines_clock_is_the_time_since_it_was_started() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_program_that_is_started_inherits_no_file_of_a_store() {
-    let folder = folder();
-    let (leases, locks) = (leases(folder.path()), locks(folder.path()));
+    let directory = directory();
+    let (leases, locks) = (leases(directory.path()), locks(directory.path()));
     granted(leases.acquire(&claim(1)));
     granted(locks.acquire(&claim(1)));
     let output = Command::new("ls").args(["-l", "/proc/self/fd"]).output();
     let open = String::from_utf8(output.expect("ls(1) is there").stdout).unwrap();
     assert!(open.contains(" 0 -> "), "{open}");
-    assert!(!open.contains(folder.path().to_str().unwrap()), "{open}");
+    assert!(!open.contains(directory.path().to_str().unwrap()), "{open}");
 }
 
 /// Stores of both kinds, two of each, that go by one clock.
 #[cfg(target_os = "linux")]
-fn pairs(folder: &Path, clock: &TestClock) -> [[Box<dyn Store>; 2]; 2] {
+fn pairs(directory: &Path, clock: &TestClock) -> [[Box<dyn Store>; 2]; 2] {
     [
-        [(); 2].map(|()| Box::new(leases(folder).with_clock(clock.clone())) as Box<dyn Store>),
-        [(); 2].map(|()| Box::new(locks(folder).with_clock(clock.clone())) as Box<dyn Store>),
+        [(); 2].map(|()| Box::new(leases(directory).with_clock(clock.clone())) as Box<dyn Store>),
+        [(); 2].map(|()| Box::new(locks(directory).with_clock(clock.clone())) as Box<dyn Store>),
     ]
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_lock_that_was_given_back_is_kept_for_the_first_for_a_while() {
-    let (folder, clock) = (folder(), TestClock::still());
-    for [here, there] in pairs(folder.path(), &clock) {
+    let (directory, clock) = (directory(), TestClock::still());
+    for [here, there] in pairs(directory.path(), &clock) {
         let [held, first, second, newcomer] = [1, 2, 3, 4].map(claim);
         granted(here.acquire(&held));
         there.wait(&first, Duration::ZERO);
@@ -1509,10 +1530,10 @@ fn a_lock_that_was_given_back_is_kept_for_the_first_for_a_while() {
 #[cfg(target_os = "linux")]
 #[test]
 fn who_gives_a_lock_back_that_somebody_waits_for_changes_its_file() {
-    let folder = folder();
-    let (here, there) = (locks(folder.path()), locks(folder.path()));
+    let directory = directory();
+    let (here, there) = (locks(directory.path()), locks(directory.path()));
     granted(here.acquire(&claim(1)));
-    let path = only_file(folder.path(), "lock");
+    let path = only_file(directory.path(), "lock");
     there.wait(&claim(2), Duration::ZERO);
     let touch = || fs::read(&path).unwrap()[1544..1552].to_owned();
     let before = touch();
@@ -1527,11 +1548,11 @@ fn who_gives_a_lock_back_that_somebody_waits_for_changes_its_file() {
 fn whoever_is_told_looks_again_and_again() {
     const LOOKS: u32 = 10;
 
-    let folder = folder();
-    let store = locks(folder.path());
+    let directory = directory();
+    let store = locks(directory.path());
     granted(store.acquire(&claim(1)));
     granted(store.release(&claim(1)));
-    let path = only_file(folder.path(), "lock");
+    let path = only_file(directory.path(), "lock");
     let file = File::options().read(true).write(true).open(&path).unwrap();
     file.lock().unwrap();
     let look = || {
@@ -1558,8 +1579,8 @@ fn whoever_is_told_looks_again_and_again() {
 /// where strace(1) is missing, or not allowed to look.
 #[cfg(target_os = "linux")]
 fn traced(store: &str, options: &[&str]) -> Option<(String, std::process::ExitStatus)> {
-    let folder = folder();
-    let log = folder.path().join("log");
+    let directory = directory();
+    let log = directory.path().join("log");
     let strace = || {
         let mut strace = Command::new("strace");
         strace.args(["--follow-forks", "--decode-fds=path", "--output"]);
@@ -1584,8 +1605,8 @@ fn traced(store: &str, options: &[&str]) -> Option<(String, std::process::ExitSt
 #[test]
 fn fences_are_on_the_disk_before_one_is_granted() {
     for kind in ["lease", "file"] {
-        let folder = folder();
-        let path = folder.path().to_str().unwrap();
+        let directory = directory();
+        let path = directory.path().to_str().unwrap();
         let calls = ["--trace=fdatasync,fsync,linkat,pwrite64"];
         let Some((log, ended)) = traced(&format!("{kind}:{path}"), &calls) else {
             return;
@@ -1596,13 +1617,13 @@ fn fences_are_on_the_disk_before_one_is_granted() {
             let at = log.lines().position(found);
             at.unwrap_or_else(|| panic!("no {call} of {of} in {log}"))
         };
-        let in_folder = |file: &str| format!("<{path}/{file}");
+        let in_directory = |file: &str| format!("<{path}/{file}");
         let named = at("linkat(", &format!("<{path}>, \"fences\""));
-        let folder_written = at("fsync(", &format!("<{path}>"));
-        let counted = at("pwrite64(", &in_folder("fences>"));
-        let count_written = at("fdatasync(", &in_folder("fences>"));
-        let granted = at("pwrite64(", &in_folder("lock."));
-        let order = [named, folder_written, counted, count_written, granted];
+        let directory_written = at("fsync(", &format!("<{path}>"));
+        let counted = at("pwrite64(", &in_directory("fences>"));
+        let count_written = at("fdatasync(", &in_directory("fences>"));
+        let granted = at("pwrite64(", &in_directory("lock."));
+        let order = [named, directory_written, counted, count_written, granted];
         assert!(order.is_sorted(), "{order:?} of {log}");
     }
 }
@@ -1611,8 +1632,8 @@ fn fences_are_on_the_disk_before_one_is_granted() {
 #[test]
 fn a_call_that_was_interrupted_is_made_again() {
     for kind in ["lease", "file"] {
-        let folder = folder();
-        let store = format!("{kind}:{}", folder.path().display());
+        let directory = directory();
+        let store = format!("{kind}:{}", directory.path().display());
         let interrupted = ["--trace=flock", "--inject=flock:error=EINTR:when=1+2"];
         let Some((log, ended)) = traced(&store, &interrupted) else {
             return;

@@ -23,17 +23,17 @@ use verrou_host::{
 /// One test for all: this is the only thread that does anything when it forks.
 #[test]
 fn a_forked_child_releases_nothing_and_keeps_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
-    let leases = || LeaseFileStore::open(folder.path(), &options).unwrap();
-    let locks = || FileLockStore::open(folder.path(), &options).unwrap();
+    let leases = || LeaseFileStore::open(directory.path(), &options).unwrap();
+    let locks = || FileLockStore::open(directory.path(), &options).unwrap();
     stays_taken(leases);
     stays_taken(locks);
     can_be_had_by_the_child(leases);
     can_be_had_by_the_child(locks);
     is_free_when_it_is_released(leases);
     is_free_when_it_is_released(locks);
-    stays_closed(&folder.path().join("gate"));
+    stays_closed(&directory.path().join("gate"));
     if cfg!(target_os = "linux") {
         detached_lease_is_held_for_a_child_that_sets_a_label(&leases());
         ends_with_its_process(leases);
@@ -185,7 +185,7 @@ fn ends_well(child: Pid) -> bool {
 }
 
 /// The variable that names the directory to the test that [`in_namespaces`] starts.
-const FOLDER: &str = "VERROU_TEST_FOLDER";
+const DIRECTORY: &str = "VERROU_TEST_DIRECTORY";
 
 /// Runs the test `name` of this program once more, by `unshare(1)` with `options`, if it is run by root.
 #[cfg(target_os = "linux")]
@@ -194,14 +194,14 @@ fn in_namespaces(name: &str, options: &[&str]) {
         eprintln!("only root can make namespaces: what forked children do there is not shown");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let mut command = Command::new("unshare");
     command
         .args(options)
         .arg("--")
         .arg(env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
-    let output = command.env(FOLDER, folder.path()).output();
+    let output = command.env(DIRECTORY, directory.path()).output();
     let output = output.expect("unshare(1) is there");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
@@ -212,13 +212,13 @@ fn in_namespaces(name: &str, options: &[&str]) {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_child_with_its_parents_number_is_another_process() {
-    let Some(folder) = env::var_os(FOLDER) else {
+    let Some(directory) = env::var_os(DIRECTORY) else {
         let name = "a_child_with_its_parents_number_is_another_process";
         return in_namespaces(name, &["--pid", "--fork"]);
     };
     let options = StoreOptions::default();
-    let leases = || LeaseFileStore::open(&folder, &options).unwrap();
-    let locks = || FileLockStore::open(&folder, &options).unwrap();
+    let leases = || LeaseFileStore::open(&directory, &options).unwrap();
+    let locks = || FileLockStore::open(&directory, &options).unwrap();
     assert_eq!(std::process::id(), 1);
     // SAFETY: it changes where this process's children are, and nothing else.
     let unshared = unsafe { nix::libc::unshare(nix::libc::CLONE_NEWPID) };
@@ -232,7 +232,7 @@ fn a_child_with_its_parents_number_is_another_process() {
         .create_lock("lock", "none")
         .unwrap();
     let (lease_held, lock_held) = (lease.guard().unwrap(), lock.guard().unwrap());
-    let gate = || FenceGate::open(Path::new(&folder).join("gate"), &options).unwrap();
+    let gate = || FenceGate::open(Path::new(&directory).join("gate"), &options).unwrap();
     let checked = gate().check(Fence::FIRST).unwrap();
     let (mut reader, mut writer) = std::io::pipe().unwrap();
     // SAFETY: as below.
@@ -272,12 +272,12 @@ fn a_child_with_its_parents_number_is_another_process() {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_child_in_another_time_namespace_takes_no_lease_for_ended() {
-    let Some(folder) = env::var_os(FOLDER) else {
+    let Some(directory) = env::var_os(DIRECTORY) else {
         let name = "a_child_in_another_time_namespace_takes_no_lease_for_ended";
         return in_namespaces(name, &["--mount"]);
     };
     let options = StoreOptions::default();
-    let store = LeaseFileStore::open(&folder, &options).unwrap();
+    let store = LeaseFileStore::open(&directory, &options).unwrap();
     let lock = LockFactory::new(&store, System)
         .create_lock("lock", "1h")
         .unwrap();

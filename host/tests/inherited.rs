@@ -42,8 +42,8 @@ for fd in sorted(set(range(3, 21)) | set(map(int, os.listdir('/proc/self/fd'))))
 /// `place`.
 #[track_caller]
 fn is_high_pipe(place: &Place, said: &str, numbers: Range<u32>) {
-    let folder = place.path("").display().to_string();
-    assert!(!said.contains(&folder), "no file is inherited: {said}");
+    let directory = place.path("").display().to_string();
+    assert!(!said.contains(&directory), "no file is inherited: {said}");
     let high: Vec<_> = said
         .lines()
         .filter_map(|line| line.split_once(' '))
@@ -201,12 +201,12 @@ fn is_read_only(file: &File) -> bool {
 
 #[test]
 fn handed_on_lease_ends_by_name_though_its_descriptor_lives() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions {
         zombies: Zombies::Wait,
         ..StoreOptions::default()
     };
-    let open = || LeaseFileStore::open(folder.path(), &options).unwrap();
+    let open = || LeaseFileStore::open(directory.path(), &options).unwrap();
     for released in [true, false] {
         let store = open();
         let lock = LockFactory::new(&store, System)
@@ -235,14 +235,14 @@ fn handed_on_lease_ends_by_name_though_its_descriptor_lives() {
 
 #[test]
 fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     for handed_on in [false, true] {
         let options = StoreOptions {
             handed_on,
             ..StoreOptions::default()
         };
-        let store = FileLockStore::open(folder.path(), &options).unwrap();
-        let other = FileLockStore::open(folder.path(), &options).unwrap();
+        let store = FileLockStore::open(directory.path(), &options).unwrap();
+        let other = FileLockStore::open(directory.path(), &options).unwrap();
         let lock = LockFactory::new(&store, System)
             .create_lock("lock", "none")
             .unwrap();
@@ -263,8 +263,8 @@ fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
 
 #[test]
 fn descriptor_of_a_bare_lock_that_a_program_inherits_has_a_high_number() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("lock");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lock");
     let (store, name) = BareLockStore::open(&path, &StoreOptions::default()).unwrap();
     let lock = LockFactory::new(&store, System)
         .create_lock(name.as_str(), "none")

@@ -41,8 +41,8 @@ fn grant(store: &dyn Store, owner: u8) -> u64 {
     fence
 }
 
-fn file_of_the_lock(folder: &Path) -> PathBuf {
-    let files = fs::read_dir(folder).unwrap();
+fn file_of_the_lock(directory: &Path) -> PathBuf {
+    let files = fs::read_dir(directory).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path());
     let file = files.find(|path| {
         path.extension()

@@ -22,8 +22,8 @@ use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
 const SOON: Duration = Duration::from_secs(30);
 
-fn open(kind: &str, folder: &Path) -> FileStore {
-    let url: StoreUrl = format!("{kind}:{}", folder.display()).parse().unwrap();
+fn open(kind: &str, directory: &Path) -> FileStore {
+    let url: StoreUrl = format!("{kind}:{}", directory.display()).parse().unwrap();
     FileStore::open(&url, &StoreOptions::default()).unwrap()
 }
 
@@ -67,8 +67,8 @@ fn who_comes_first_is_served_first() {
     const WAITERS: usize = 12;
 
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let stores = [(); 3].map(|()| open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let stores = [(); 3].map(|()| open(kind, directory.path()));
         let held = claim("lock");
         assert!(is_granted(&stores[0], &held));
         let order = Mutex::new(Vec::new());
@@ -99,12 +99,14 @@ fn a_damaged_mark_holds_nobody_up() {
 
     for kind in KINDS {
         for mark in [u64::MAX, (1 << 60) - 1, (1 << 60) - 4096, (1 << 59) - 1] {
-            let folder = tempfile::tempdir().unwrap();
-            let stores = [(); 4].map(|()| open(kind, folder.path()));
+            let directory = tempfile::tempdir().unwrap();
+            let stores = [(); 4].map(|()| open(kind, directory.path()));
             let held = claim("lock");
             assert!(is_granted(&stores[0], &held));
             stores[0].release(&held).unwrap();
-            let file = File::options().write(true).open(lock_file(folder.path()));
+            let file = File::options()
+                .write(true)
+                .open(lock_file(directory.path()));
             file.unwrap()
                 .write_all_at(&mark.to_le_bytes(), MARK_AT)
                 .unwrap();
@@ -130,11 +132,13 @@ fn a_damaged_mark_holds_nobody_up() {
 #[test]
 fn somebody_elses_locks_on_bytes_hold_nobody_up() {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, other) = (open(kind, folder.path()), open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let (store, other) = (open(kind, directory.path()), open(kind, directory.path()));
         let held = claim("lock");
         assert!(is_granted(&store, &held));
-        let file = File::options().write(true).open(lock_file(folder.path()));
+        let file = File::options()
+            .write(true)
+            .open(lock_file(directory.path()));
         let file = file.unwrap();
         let all_tickets = libc::flock {
             l_type: i16::try_from(libc::F_WRLCK).unwrap(),
@@ -152,9 +156,11 @@ fn somebody_elses_locks_on_bytes_hold_nobody_up() {
     }
 }
 
-/// The one file of a lock in `folder`.
-fn lock_file(folder: &Path) -> PathBuf {
-    let files = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path());
+/// The one file of a lock in `directory`.
+fn lock_file(directory: &Path) -> PathBuf {
+    let files = fs::read_dir(directory)
+        .unwrap()
+        .map(|it| it.unwrap().path());
     let mut files = files.filter(|it| {
         it.extension()
             .is_some_and(|it| it == "lease" || it == "lock")
@@ -186,8 +192,8 @@ fn within(deadline: Duration, work: impl FnOnce() + Send) {
 #[test]
 fn a_lock_is_kept_for_the_first_but_not_for_long() {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
         let (held, first, second) = (claim("lock"), claim("lock"), claim("lock"));
         assert!(is_granted(&here, &held));
         queue(&there, &first);
@@ -210,8 +216,8 @@ fn a_lock_is_kept_for_the_first_but_not_for_long() {
 #[test]
 fn should_the_first_two_not_come_anybody_has_the_lock_later() {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
         let waiting = [(); 3].map(|()| claim("lock"));
         let held = claim("lock");
         assert!(is_granted(&here, &held));
@@ -235,8 +241,8 @@ fn should_the_first_two_not_come_anybody_has_the_lock_later() {
 #[test]
 fn who_gives_up_leaves_nothing_behind() {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
         let held = claim("lock");
         let patient = Retry::default().timeout(Duration::from_micros(200));
         let lock = LockFactory::new(&there, System)
@@ -267,8 +273,8 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
     const WAITS: usize = 100_000;
 
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
         let held = claim("lock");
         assert!(is_granted(&here, &held));
         let mut before = None;
@@ -327,10 +333,10 @@ fn bells_can_be_opened_whatever_the_umask() {
 #[test]
 fn what_others_put_in_place_of_bells_keeps_nobody_from_the_lock() {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
         for bell in 0..4096 {
-            let path = folder.path().join(format!("{bell:04}.bell"));
+            let path = directory.path().join(format!("{bell:04}.bell"));
             match bell % 3 {
                 0 => fs::write(path, "").unwrap(),
                 1 => fs::create_dir(path).unwrap(),
@@ -354,11 +360,11 @@ fn waiters_are_served_in_order_without_wake_pipes() {
     const WAITERS: usize = 5;
 
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         for bell in 0..4096 {
-            fs::create_dir(folder.path().join(format!("{bell:04}.bell"))).unwrap();
+            fs::create_dir(directory.path().join(format!("{bell:04}.bell"))).unwrap();
         }
-        let stores = [(); WAITERS + 1].map(|()| open(kind, folder.path()));
+        let stores = [(); WAITERS + 1].map(|()| open(kind, directory.path()));
         let held = claim("lock");
         assert!(is_granted(&stores[0], &held));
         let order = Mutex::new(Vec::new());
@@ -380,9 +386,11 @@ fn waiters_are_served_in_order_without_wake_pipes() {
     }
 }
 
-/// Returns the number of wake pipes in `folder` that a process has locked.
-fn kept_bells(folder: &Path) -> usize {
-    let files = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path());
+/// Returns the number of wake pipes in `directory` that a process has locked.
+fn kept_bells(directory: &Path) -> usize {
+    let files = fs::read_dir(directory)
+        .unwrap()
+        .map(|it| it.unwrap().path());
     let bells = files.filter(|it| it.extension().is_some_and(|it| it == "bell"));
     let is_kept = |bell: &PathBuf| {
         let opened = File::options().read(true).write(true).open(bell).unwrap();
@@ -395,8 +403,8 @@ fn kept_bells(folder: &Path) -> usize {
 #[test]
 fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let (here, there) = (open(kind, folder.path()), open(kind, folder.path()));
+        let directory = tempfile::tempdir().unwrap();
+        let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
         let names = (0..64).map(|number| format!("lock {number}"));
         let all: Vec<_> = names.map(|name| (claim(&name), claim(&name))).collect();
         for (held, waiting) in &all {
@@ -405,16 +413,16 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
             there.give_up(waiting);
         }
         // A child that another test has just forked may keep them open for a moment.
-        eventually("it keeps one", || kept_bells(folder.path()) == 1);
+        eventually("it keeps one", || kept_bells(directory.path()) == 1);
         for (_, waiting) in &all {
             queue(&there, waiting);
         }
-        let kept = kept_bells(folder.path());
+        let kept = kept_bells(directory.path());
         assert!((2..=16).contains(&kept), "{kind}: {kept}");
         for (_, waiting) in &all {
             there.give_up(waiting);
         }
-        eventually("it keeps one", || kept_bells(folder.path()) == 1);
+        eventually("it keeps one", || kept_bells(directory.path()) == 1);
     }
 }
 
@@ -424,8 +432,8 @@ fn many_threads_and_stores_hold_it_one_at_a_time() {
     const ROUNDS: u32 = 100;
 
     for kind in KINDS {
-        let folder = tempfile::tempdir().unwrap();
-        let stores: Vec<_> = (0..3).map(|_| open(kind, folder.path())).collect();
+        let directory = tempfile::tempdir().unwrap();
+        let stores: Vec<_> = (0..3).map(|_| open(kind, directory.path())).collect();
         let (inside, done) = (AtomicU32::new(0), AtomicU32::new(0));
         let start = Barrier::new(THREADS);
         thread::scope(|scope| {

@@ -63,23 +63,23 @@ fn a_command_that_does_not_start_gives_the_lock_back() {
 fn the_command_finds_a_store_whose_folder_is_not_unicode() {
     for kind in KINDS {
         let place = Place::new(kind);
-        let folder = place.path("").join(OsStr::from_bytes(b"\xff:\xfe"));
-        fs::create_dir(&folder).unwrap();
+        let directory = place.path("").join(OsStr::from_bytes(b"\xff:\xfe"));
+        fs::create_dir(&directory).unwrap();
         let ask = format!("{} show k", env!("CARGO_BIN_EXE_verrou"));
         let mut store = OsString::from(format!("{kind}:"));
-        store.push(folder.join("locks"));
-        for (folder, store) in [
+        store.push(directory.join("locks"));
+        for (directory, store) in [
             (place.path(""), store),
-            (folder, format!("{kind}:locks").into()),
+            (directory, format!("{kind}:locks").into()),
         ] {
             let mut run = place.run(&[], &ask);
-            let run = run.current_dir(folder).env("VERROU_STORE", store);
+            let run = run.current_dir(directory).env("VERROU_STORE", store);
             let output = ends_with(run, 0);
             let said = stdout(&output);
             assert!(said.starts_with("the lock `k` is held by"), "{said}");
         }
         let there = fs::read_dir(place.path("")).unwrap().count();
-        assert_eq!(there, 1, "no other folder is made");
+        assert_eq!(there, 1, "no other directory is made");
     }
 }
 
@@ -87,7 +87,7 @@ fn the_command_finds_a_store_whose_folder_is_not_unicode() {
 fn the_command_knows_its_lock() {
     for kind in KINDS {
         let place = Place::new(kind);
-        // Relative to this folder, but not to the command's.
+        // Relative to this directory, but not to the command's.
         let mut command = place.run(
             &["--store", &format!("{kind}:locks")],
             "cd / && echo \"$VERROU_NAME|$VERROU_FENCE|$VERROU_STORE|${VERROU_LOCK-unset}\"",
@@ -595,8 +595,8 @@ fn signals_that_were_blocked_before_us_are_heard() {
             None => command.env_remove(variable),
         };
     }
-    if let Some(folder) = verrou.get_current_dir() {
-        command.current_dir(folder);
+    if let Some(directory) = verrou.get_current_dir() {
+        command.current_dir(directory);
     }
     let started = Started::new(&mut command);
     eventually("it holds the lock", || place.is_held());

@@ -41,14 +41,14 @@ fn is_set(id: &str, hours: u64) -> bool {
         .any(|due| (third - 100..=third).contains(due))
 }
 
-fn store(folder: &tempfile::TempDir) -> LeaseFileStore {
-    LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap()
+fn store(directory: &tempfile::TempDir) -> LeaseFileStore {
+    LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap()
 }
 
 #[test]
 fn keep_alive_waits_by_the_clock_of_leases() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = store(&folder);
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory);
     let locks = LockFactory::new(&store, System);
     let long = locks.create_lock("long", "1h").unwrap();
     let held = long.guard().unwrap();
@@ -71,8 +71,8 @@ fn tasks_wait_by_the_clock_of_leases() {
     use verrou::nonblocking;
     use verrou_host::Tokio;
 
-    let folder = tempfile::tempdir().unwrap();
-    let locks = nonblocking::LockFactory::new(Arc::new(store(&folder)), Tokio);
+    let directory = tempfile::tempdir().unwrap();
+    let locks = nonblocking::LockFactory::new(Arc::new(store(&directory)), Tokio);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build();

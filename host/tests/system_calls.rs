@@ -142,8 +142,8 @@ fn calls(place: &Place, words: &str) -> Option<Vec<Call>> {
 fn no_path_of_a_store_is_resolved_as_a_whole() {
     for kind in KINDS {
         let place = Place::new(kind);
-        let folder = place.path("");
-        let folder = folder.to_str().unwrap().trim_end_matches('/');
+        let directory = place.path("");
+        let directory = directory.to_str().unwrap().trim_end_matches('/');
         // A store that is made, and one that is there.
         for _ in 0..2 {
             let words = format!("run --store {} k -- true", place.store());
@@ -152,19 +152,19 @@ fn no_path_of_a_store_is_resolved_as_a_whole() {
             };
             // Otherwise, an automount point would not be mounted.
             let path = u64::from(libc::O_PATH.unsigned_abs());
-            let directory = u64::from(libc::O_DIRECTORY.unsigned_abs());
+            let must_be_directory = u64::from(libc::O_DIRECTORY.unsigned_abs());
             let walked = calls
                 .iter()
                 .filter(|call| call.number == libc::SYS_openat && call.flags & path != 0);
             let walked: Vec<_> = walked.collect();
             assert!(!walked.is_empty());
             for call in walked {
-                assert!(call.flags & directory != 0, "{call:?}");
+                assert!(call.flags & must_be_directory != 0, "{call:?}");
             }
             let named: Vec<_> = calls.iter().flat_map(|call| &call.paths).collect();
             assert!(named.contains(&&"locks".to_owned()), "{named:?}");
             for path in named {
-                assert!(!path.starts_with(folder), "{path}: {calls:#?}");
+                assert!(!path.starts_with(directory), "{path}: {calls:#?}");
                 let is_two = path.starts_with("locks/") && path.matches('/').count() == 1;
                 let is_one = !path.trim_matches('/').contains('/');
                 let is_elsewhere = path.starts_with('/');

@@ -42,17 +42,17 @@ macro_rules! hundred_tasks_count {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundred_tasks_count_with_every_store() {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
     hundred_tasks_count!(MemoryStore::new(System));
-    hundred_tasks_count!(LeaseFileStore::open(folder.path(), &options).unwrap());
-    hundred_tasks_count!(FileLockStore::open(folder.path(), &options).unwrap());
+    hundred_tasks_count!(LeaseFileStore::open(directory.path(), &options).unwrap());
+    hundred_tasks_count!(FileLockStore::open(directory.path(), &options).unwrap());
 }
 
 #[tokio::test]
 async fn a_kept_lease_outlives_its_ttl_and_a_lost_one_ends_the_work() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let locks = LockFactory::new(Arc::new(store), Tokio);
     let lock = locks.create_lock("lock", "600ms").unwrap();
     let other = locks.create_lock("lock", "1s").unwrap();
@@ -88,8 +88,8 @@ async fn a_kept_lease_outlives_its_ttl_and_a_lost_one_ends_the_work() {
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn a_loss_is_heard_of_at_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let locks = LockFactory::new(Arc::new(store), Tokio);
     // Nobody waits for a third of that.
     let lock = locks.create_lock("lock", "1h").unwrap();
@@ -132,10 +132,10 @@ async fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() {
             }
         }};
     }
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
-    given_up!(LeaseFileStore::open(folder.path(), &options).unwrap());
-    given_up!(FileLockStore::open(folder.path(), &options).unwrap());
+    given_up!(LeaseFileStore::open(directory.path(), &options).unwrap());
+    given_up!(FileLockStore::open(directory.path(), &options).unwrap());
 }
 
 #[tokio::test]
@@ -144,8 +144,8 @@ async fn thousands_of_tasks_wait_without_threads_and_in_order() {
     const TASKS: usize = 3_000;
 
     let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
-    let folder = tempfile::tempdir().unwrap();
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     // No test waits for that long: who waits is woken.
     let retry = Retry::default().delay(Duration::from_mins(1)).unwrap();
     let locks = LockFactory::new(Arc::new(store), Tokio).retry(retry);
@@ -204,12 +204,12 @@ async fn a_busy_lease_file_holds_up_no_other_task() {
         ephemeral: true,
     };
     let (busy, other) = (claim("busy", 1), claim("other", 1));
-    let folder = tempfile::tempdir().unwrap();
-    let open = || LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let open = || LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let store = open();
     assert!(Store::acquire(&store, &busy).unwrap().is_granted());
     assert!(Store::release(&store, &busy).unwrap().is_granted());
-    let file = std::fs::read_dir(folder.path()).unwrap();
+    let file = std::fs::read_dir(directory.path()).unwrap();
     let mut files = file.map(|entry| entry.unwrap().path());
     let path = files.find(|path| path.extension().is_some_and(|it| it == "lease"));
     let stopped = File::open(path.unwrap()).unwrap();

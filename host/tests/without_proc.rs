@@ -27,12 +27,12 @@ fn without_proc(place: &Place, script: &str) -> Option<Output> {
         eprintln!("no namespaces here: what is done without /proc is not shown");
         return None;
     }
-    let folder = place.path("");
+    let directory = place.path("");
     let verrou = env!("CARGO_BIN_EXE_verrou");
     let state = place.path("state");
     Some(inside(&format!(
         "cd {} && export XDG_STATE_HOME={} && verrou() {{ {verrou} \"$@\"; }} && {script}",
-        folder.display(),
+        directory.display(),
         state.display(),
     )))
 }
@@ -44,7 +44,7 @@ fn locks_of_the_kernel_and_gates_make_their_files_without_proc() {
         ("verrou --store file:locks run k --no-wait", "locks"),
         ("verrou run --file lock --no-wait", "state/verrou/paths"),
     ];
-    for (run, folder) in stores {
+    for (run, directory) in stores {
         let script = format!("for i in 1 2 3; do {run} -- sh -c 'echo $VERROU_FENCE'; done");
         let Some(output) = without_proc(&place, &script) else {
             return;
@@ -58,7 +58,7 @@ fn locks_of_the_kernel_and_gates_make_their_files_without_proc() {
             fences.len() == 3 && fences.is_sorted_by(|a, b| a < b),
             "{fences:?}"
         );
-        for entry in fs::read_dir(place.path(folder)).unwrap() {
+        for entry in fs::read_dir(place.path(directory)).unwrap() {
             let entry = entry.unwrap();
             let path = entry.path();
             let is_ours = path.extension().is_none_or(|found| found == "lock");

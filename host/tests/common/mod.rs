@@ -1,4 +1,4 @@
-//! Real processes of the `verrou` command, each test with a folder of its own.
+//! Real processes of the `verrou` command, each test with a directory of its own.
 #![allow(
     dead_code,
     reason = "every test file uses its own part of this, and Cargo builds it for each"
@@ -37,24 +37,24 @@ fn hear_signals() {
 /// The kinds of store.
 pub(crate) const KINDS: [&str; 2] = ["lease", "file"];
 
-/// A folder with a store in it.
+/// A directory with a store in it.
 pub(crate) struct Place {
-    folder: tempfile::TempDir,
+    directory: tempfile::TempDir,
     kind: &'static str,
 }
 
 impl Place {
     pub(crate) fn new(kind: &'static str) -> Self {
         hear_signals();
-        let folder = tempfile::tempdir().unwrap();
-        Self { folder, kind }
+        let directory = tempfile::tempdir().unwrap();
+        Self { directory, kind }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.directory.path().join(name)
     }
 
-    /// The folder of the store.
+    /// The directory of the store.
     pub(crate) fn locks(&self) -> PathBuf {
         self.path("locks")
     }
@@ -63,7 +63,7 @@ impl Place {
         format!("{}:{}", self.kind, self.locks().display())
     }
 
-    /// `verrou`, in this folder, with this store.
+    /// `verrou`, in this directory, with this store.
     pub(crate) fn verrou<I: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = I>,
@@ -71,7 +71,7 @@ impl Place {
         let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
         command
             .args(arguments)
-            .current_dir(self.folder.path())
+            .current_dir(self.directory.path())
             .env("VERROU_STORE", self.store())
             .env("XDG_STATE_HOME", self.path("state"))
             .env_remove("VERROU_LOCK")

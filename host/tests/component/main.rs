@@ -23,11 +23,11 @@ mod through;
 mod uses;
 mod world;
 
-use places::{Folder, Memory, file_lock, lease_file};
+use places::{Directory, Memory, file_lock, lease_file};
 use through::{Awaited, Component};
 use verrou::conformance;
 
 conformance!(memory, Component(Memory::new()));
 conformance!(memory_awaited, Awaited(Memory::new()));
-conformance!(lease_files, Component(Folder::new(lease_file)));
-conformance!(file_locks, Component(Folder::new(file_lock)));
+conformance!(lease_files, Component(Directory::new(lease_file)));
+conformance!(file_locks, Component(Directory::new(file_lock)));

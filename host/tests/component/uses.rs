@@ -15,7 +15,7 @@ use verrou::{
 use verrou_host::System;
 use verrou_host::component::{ComponentError, Instance, Limits, Runner};
 
-use crate::places::{AnyStore, Folder, lease_file};
+use crate::places::{AnyStore, Directory, lease_file};
 use crate::through::component;
 use verrou::conformance::Fixture;
 
@@ -180,7 +180,7 @@ fn a_lease_can_be_kept_for_longer_than_a_call_may_take() {
 /// way round: the text is the same.
 #[test]
 fn a_lease_is_handed_over_in_both_directions() {
-    let place = Folder::new(lease_file);
+    let place = Directory::new(lease_file);
     let ttl = Duration::from_mins(1);
     let native = || LockFactory::new(Arc::new(place.client()), place.host());
     let runner = Runner::new(&component(), &Limits::default()).expect("the component");

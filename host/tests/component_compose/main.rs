@@ -1,7 +1,7 @@
 //! Stores that are components: each passes the suite for stores, and plugged into the lock
 //! component it makes locks.
 //!
-//! They have to be there: `cargo xtask component FOLDER` builds the one in a folder.
+//! They have to be there: `cargo xtask component DIRECTORY` builds the one in a directory.
 #![cfg(feature = "wasmtime")]
 
 #[cfg(unix)]
@@ -86,8 +86,8 @@ fn succeeded(output: &Output) {
 
 /// The lock component with a store inside.
 fn with_store(store: &str) -> Component {
-    let folder = TempDir::new().unwrap();
-    let composed = folder.path().join("composed.wasm");
+    let directory = TempDir::new().unwrap();
+    let composed = directory.path().join("composed.wasm");
     built("verrou");
     let output = compose(&[
         "--store".as_ref(),
@@ -176,8 +176,8 @@ fn the_lock_component_with_a_store_over_keyvalue_locks() {
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let folder = TempDir::new().unwrap();
-    let output = folder.path().join("composed.wasm");
+    let directory = TempDir::new().unwrap();
+    let output = directory.path().join("composed.wasm");
     let (store, locks) = (built("provider-rust"), built("verrou"));
     for (arguments, words) in [
         (

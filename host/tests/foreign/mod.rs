@@ -25,17 +25,17 @@ pub(crate) fn not_run(why: &str) -> ! {
     process::exit(0);
 }
 
-/// The folder of an example in JavaScript, if `made` was made in its `component`.
+/// The directory of an example in JavaScript, if `made` was made in its `component`.
 pub(crate) fn built(example: &str, made: &str) -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folder = package.with_file_name("examples").join(example);
-    if !folder.join("component").join(made).exists() {
+    let directory = package.with_file_name("examples").join(example);
+    if !directory.join("component").join(made).exists() {
         not_run(&format!(
             "the tests of stores in JavaScript, for nothing was built in examples/{example}; \
              `cargo xtask test` does that, and runs them"
         ));
     }
-    folder
+    directory
 }
 
 /// A place in a process of its own. There the time is what the test's clock shows.

@@ -13,16 +13,16 @@ use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
 pub(crate) type AnyStore = Arc<dyn Store + Send + Sync>;
 
-/// A folder of its own, and a clock that only the test moves.
-pub(crate) struct Folder<S> {
+/// A directory of its own, and a clock that only the test moves.
+pub(crate) struct Directory<S> {
     path: TempDir,
     clock: TestClock,
     open: fn(&Path, TestClock) -> S,
 }
 
-impl<S> Folder<S> {
+impl<S> Directory<S> {
     pub(crate) fn new(open: fn(&Path, TestClock) -> S) -> Self {
-        let path = tempfile::tempdir().expect("there is room for a folder");
+        let path = tempfile::tempdir().expect("there is room for a directory");
         Self {
             path,
             clock: TestClock::running(),
@@ -31,7 +31,7 @@ impl<S> Folder<S> {
     }
 }
 
-impl<S: Store + Send + Sync + 'static> Fixture for Folder<S> {
+impl<S: Store + Send + Sync + 'static> Fixture for Directory<S> {
     type Store = S;
     type Host = TestClock;
 
@@ -48,14 +48,18 @@ impl<S: Store + Send + Sync + 'static> Fixture for Folder<S> {
     }
 }
 
-pub(crate) fn lease_file(folder: &Path, clock: TestClock) -> LeaseFileStore {
-    let opened = LeaseFileStore::open(folder, &StoreOptions::default());
-    opened.expect("the folder can be opened").with_clock(clock)
+pub(crate) fn lease_file(directory: &Path, clock: TestClock) -> LeaseFileStore {
+    let opened = LeaseFileStore::open(directory, &StoreOptions::default());
+    opened
+        .expect("the directory can be opened")
+        .with_clock(clock)
 }
 
-pub(crate) fn file_lock(folder: &Path, clock: TestClock) -> FileLockStore {
-    let opened = FileLockStore::open(folder, &StoreOptions::default());
-    opened.expect("the folder can be opened").with_clock(clock)
+pub(crate) fn file_lock(directory: &Path, clock: TestClock) -> FileLockStore {
+    let opened = FileLockStore::open(directory, &StoreOptions::default());
+    opened
+        .expect("the directory can be opened")
+        .with_clock(clock)
 }
 
 /// A memory store that all clients share.
