@@ -45,7 +45,7 @@ fn help_and_version_are_no_errors() {
 }
 
 #[test]
-fn nonsense_is_refused_by_name() {
+fn invalid_argument_is_named_in_the_error() {
     let place = Place::new("lease");
     let long = "n".repeat(1025);
     let run = |options: &[&str]| {
@@ -181,7 +181,7 @@ fn a_leading_tilde_is_refused() {
 }
 
 #[test]
-fn a_name_that_is_more_likely_a_file_is_refused() {
+fn name_that_looks_like_a_path_is_refused() {
     let place = Place::new("lease");
     fs::write(place.path("app.lock"), "").unwrap();
     fs::create_dir(place.path("directory")).unwrap();
@@ -248,7 +248,7 @@ fn a_name_that_begins_with_a_hyphen_can_be_written() {
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_is_73() {
+fn store_that_cannot_be_opened_exits_73() {
     for kind in KINDS {
         let place = Place::new(kind);
         ends_with(&mut place.run(&["--group", "no such group"], "true"), 73);
@@ -259,7 +259,7 @@ fn a_store_that_cannot_be_opened_is_73() {
 }
 
 #[test]
-fn a_damaged_file_is_74_and_never_free() {
+fn corrupt_file_exits_74_and_is_never_free() {
     for kind in KINDS {
         let place = Place::new(kind);
         ends_with(&mut place.run(&[], "true"), 0);
@@ -276,7 +276,7 @@ fn a_damaged_file_is_74_and_never_free() {
 }
 
 #[test]
-fn a_lock_is_handed_from_process_to_process() {
+fn lock_is_transferred_between_processes() {
     let place = Place::new("lease");
     let first = acquired(&place, &["--ttl", "10m"]);
     ends_with(&mut place.run(&["--no-wait"], "true"), 75);
@@ -308,7 +308,7 @@ fn a_lock_is_handed_from_process_to_process() {
 }
 
 #[test]
-fn a_strangers_lock_is_77() {
+fn wrong_owner_token_exits_77() {
     let place = Place::new("lease");
     let mine = acquired(&place, &[]);
     let owner = json(&mine)["owner"].as_str().unwrap().to_owned();
@@ -321,7 +321,7 @@ fn a_strangers_lock_is_77() {
 }
 
 #[test]
-fn an_acquired_lock_ends_by_its_ttl() {
+fn acquired_lock_expires_by_its_ttl() {
     let place = Place::new("lease");
     let mine = acquired(&place, &["--ttl", "100ms"]);
     ends_with(&mut place.run(&["--wait", "30s"], "true"), 0);
@@ -330,7 +330,7 @@ fn an_acquired_lock_ends_by_its_ttl() {
 }
 
 #[test]
-fn the_kernels_locks_cannot_be_handed_over() {
+fn kernel_locks_cannot_be_transferred() {
     let place = Place::new("file");
     let output = ends_with(&mut place.verrou(["acquire", "k"]), 64);
     assert!(stderr(&output).contains("E_LOCK_NOT_SERIALIZABLE"));
@@ -345,7 +345,7 @@ fn the_kernels_locks_cannot_be_handed_over() {
 }
 
 #[test]
-fn a_lock_that_cannot_be_printed_is_given_back() {
+fn lock_that_cannot_be_printed_is_released() {
     let place = Place::new("lease");
     let full = File::options().write(true).open("/dev/full").unwrap();
     let mut command = place.verrou(["acquire", "k", "--ttl", "1h"]);
@@ -370,7 +370,7 @@ fn unread() -> std::io::PipeWriter {
 }
 
 #[test]
-fn a_reader_that_has_gone_away_is_no_reason_to_panic() {
+fn closed_reader_causes_no_panic() {
     let place = Place::new("lease");
     acquired(&place, &[]);
     for arguments in [
@@ -391,7 +391,7 @@ fn a_reader_that_has_gone_away_is_no_reason_to_panic() {
 }
 
 #[test]
-fn anyone_can_be_evicted_from_a_lease() {
+fn any_lease_can_be_force_released() {
     let place = Place::new("lease");
     ends_with(&mut place.run(&[], "true"), 0);
     let output = ends_with(&mut place.verrou(["force-release", "k"]), 0);
@@ -424,7 +424,7 @@ fn anyone_can_be_evicted_from_a_lease() {
 }
 
 #[test]
-fn the_kernels_locks_have_no_eviction() {
+fn kernel_locks_cannot_be_force_released() {
     let place = Place::new("file");
     let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
     let output = ends_with(&mut place.verrou(["force-release", "k"]), 64);
@@ -438,7 +438,7 @@ fn the_kernels_locks_have_no_eviction() {
 }
 
 #[test]
-fn holders_are_shown_but_not_their_secrets() {
+fn holders_are_shown_without_owner_tokens() {
     for kind in KINDS {
         let place = Place::new(kind);
         ends_with(&mut place.run(&[], "true"), 0);
@@ -488,7 +488,7 @@ fn holders_are_shown_but_not_their_secrets() {
 
 /// JSON lets them stand as they are, a terminal does what they say.
 #[test]
-fn whatever_is_said_to_programs_is_json_and_nothing_to_a_terminal() {
+fn json_output_contains_no_control_characters() {
     let place = Place::new("lease");
     let name = "a\u{7f}b\u{85}c\u{9b}31md\u{1b}[31me\n";
     let mut said = vec![stdout(&ends_with(&mut place.verrou(["acquire", name]), 0)).to_owned()];
@@ -513,7 +513,7 @@ fn whatever_is_said_to_programs_is_json_and_nothing_to_a_terminal() {
 }
 
 #[test]
-fn a_lock_in_the_environment_that_is_no_text_is_named() {
+fn lock_in_the_environment_that_is_not_utf_8_is_an_error() {
     let place = Place::new("lease");
     let no_text = OsStr::from_bytes(b"\xff");
     for command in ["extend", "release"] {
@@ -581,7 +581,7 @@ fn a_bad_file_hides_no_other_from_the_list() {
 }
 
 #[test]
-fn a_lease_that_cannot_be_kept_is_refused() {
+fn ttl_too_short_to_renew_is_refused() {
     let place = Place::new("lease");
     let output = ends_with(&mut place.run(&["--ttl", "9ms"], "true"), 64);
     assert!(stderr(&output).contains("E_INVALID_TTL"));

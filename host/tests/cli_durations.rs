@@ -66,7 +66,7 @@ fn a_capital_m_is_refused_with_both_readings() {
 }
 
 #[test]
-fn a_number_with_a_unit_is_what_it_says() {
+fn number_with_a_unit_is_accepted() {
     let place = Place::new("lease");
     for (text, millis) in [
         ("10s", 10_000),

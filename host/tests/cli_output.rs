@@ -26,7 +26,7 @@ fn shell(place: &Place, script: &str) -> Output {
 }
 
 #[test]
-fn a_closed_output_is_no_place_for_a_lock() {
+fn closed_output_is_an_error_and_the_lock_is_released() {
     let place = Place::new("lease");
     let output = shell(&place, "exec \"$1\" acquire k --ttl 1h >&-");
     assert_eq!(code(&output), 74, "{output:?}");
@@ -112,7 +112,7 @@ fn label_with_hidden_characters_is_one_line() {
 }
 
 #[test]
-fn a_wrong_command_line_is_json_where_that_is_wanted() {
+fn usage_errors_are_json_with_the_json_option() {
     let place = Place::new("lease");
     for (words, error, said) in [
         (
@@ -181,7 +181,7 @@ fn wrong_command_line_repeats_no_password() {
 }
 
 #[test]
-fn a_file_that_is_removed_or_replaced_is_said_so() {
+fn removed_or_replaced_file_is_reported() {
     for end in ["rm x", "echo > y; mv y x"] {
         let place = Place::new("lease");
         let script = format!("{end}; exec sleep 1000");
@@ -215,7 +215,7 @@ fn report(place: &Place, make_report: &str) -> Output {
 }
 
 #[test]
-fn the_readmes_report_is_published_only_when_it_was_made() {
+fn readme_example_publishes_only_complete_reports() {
     let place = Place::new("lease");
     assert_eq!(code(&report(&place, "echo whole")), 0);
     assert_eq!(place.read("report"), "whole\n");

@@ -35,7 +35,7 @@ fn is_flocked(place: &Place, path: &OsStr) -> bool {
 }
 
 #[test]
-fn looking_makes_nothing_and_names_the_store() {
+fn commands_that_only_inspect_create_nothing_and_name_the_store() {
     let place = Place::new("lease");
     let missing = format!("there is no store {}", place.store());
     let lock = ends_with(
@@ -73,7 +73,7 @@ fn looking_makes_nothing_and_names_the_store() {
 }
 
 #[test]
-fn the_place_is_printed() {
+fn store_url_is_printed() {
     let place = Place::new("file");
     let output = ends_with(&mut place.verrou(["store"]), 0);
     assert_eq!(stdout(&output), format!("{}\n", place.store()));
@@ -92,7 +92,7 @@ fn the_place_is_printed() {
 }
 
 #[test]
-fn a_default_store_that_cannot_be_opened_says_how_to_name_another() {
+fn error_of_the_default_store_names_the_alternatives() {
     let place = Place::new("lease");
     for words in [
         &["run", "k", "--", "true"][..],
@@ -118,7 +118,7 @@ fn a_default_store_that_cannot_be_opened_says_how_to_name_another() {
 
 /// A system user has no home directory.
 #[test]
-fn a_file_is_locked_where_nothing_can_be_recorded() {
+fn file_is_locked_without_a_directory_for_records() {
     let place = Place::new("lease");
     let file = OsStr::new("app.lock");
     let script = "echo ${VERROU_FENCE-no fence}; flock -n app.lock true; echo $?";
@@ -159,7 +159,7 @@ fn a_file_is_locked_where_nothing_can_be_recorded() {
 }
 
 #[test]
-fn a_store_that_is_named_has_the_records_of_a_file() {
+fn explicit_store_has_the_records_of_file_locks() {
     let place = Place::new("lease");
     let records = format!("lease:{}", place.path("records").display());
     let file = OsStr::new("app.lock");
@@ -202,7 +202,7 @@ fn command_under_a_file_finds_the_store_of_the_environment() {
 }
 
 #[test]
-fn a_file_whose_path_is_no_text_can_be_locked() {
+fn file_whose_path_is_not_unicode_can_be_locked() {
     let place = Place::new("lease");
     for (path, name) in [
         (&b"caf\xe9"[..], Some("caf%E9")),
@@ -233,7 +233,7 @@ fn a_file_whose_path_is_no_text_can_be_locked() {
 }
 
 #[test]
-fn a_files_holder_is_shown() {
+fn holder_of_a_file_is_shown() {
     let place = Place::new("lease");
     let show = || ends_with(&mut place.verrou(["show", "--file", "app.lock"]), 0);
     assert_eq!(
@@ -330,7 +330,7 @@ fn a_group_can_be_named_in_the_url_and_by_number() {
 }
 
 #[test]
-fn a_forgotten_group_locks_nobody_out() {
+fn omitted_group_option_keeps_the_group() {
     let (name, number) = own_group();
     for kind in KINDS {
         let place = Place::new(kind);
@@ -357,7 +357,7 @@ fn a_forgotten_group_locks_nobody_out() {
 }
 
 #[test]
-fn a_members_lock_can_be_extended_inside() {
+fn command_extends_lock_whose_file_another_member_owns() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("only root can give files away: that a member's can be extended is not shown");
         return;

@@ -220,7 +220,7 @@ fn left() -> (usize, usize) {
 
 /// One test for all: what is open is the whole process's.
 #[test]
-fn whoever_is_dropped_while_it_waits_leaves_nothing() {
+fn waiter_dropped_while_it_waits_leaves_nothing() {
     fn everything<S: AsyncStore>(open: impl Fn(&Path) -> S) {
         let directory = tempfile::tempdir().unwrap();
         one_who_waits(|| open(directory.path()));

@@ -19,7 +19,7 @@ use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
 /// One test: what it uses up is the whole user's.
 #[test]
-fn waiting_goes_on_without_events() {
+fn waiters_are_served_without_inotify_instances() {
     const THREADS: u32 = 4;
     const ROUNDS: u32 = 50;
 

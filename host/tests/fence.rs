@@ -76,7 +76,7 @@ fn a_fence_passes_unless_a_greater_one_has() {
 }
 
 #[test]
-fn programs_are_told_whether_it_passed() {
+fn json_output_says_whether_the_token_passed() {
     let place = Place::new("lease");
     let output = ends_with(&mut check(&place, &["9", "--json"]), 0);
     let passed = r#"{"fence":9,"file":"gate","highest":9,"passed":true}"#;
@@ -101,7 +101,7 @@ fn programs_are_told_whether_it_passed() {
 }
 
 #[test]
-fn the_fence_is_that_of_the_lock_it_runs_under() {
+fn default_token_is_that_of_the_enclosing_run() {
     for kind in common::KINDS {
         let place = Place::new(kind);
         ends_with(&mut place.run(&[], "true"), 0);
@@ -130,7 +130,7 @@ fn the_fence_is_that_of_the_lock_it_runs_under() {
 }
 
 #[test]
-fn nonsense_is_refused_by_name() {
+fn invalid_argument_is_named_in_the_error() {
     let place = Place::new("lease");
     // 2^62, 2^63, 2^64 - 1 and 2^64.
     let over = [
@@ -290,7 +290,7 @@ fn help_names_every_exit_code() {
 }
 
 #[test]
-fn the_end_of_the_command_is_ours() {
+fn exit_code_is_that_of_the_command() {
     let place = Place::new("lease");
     fs::write(place.path("text"), "not a program").unwrap();
     for (words, expected) in [
@@ -310,7 +310,7 @@ fn the_end_of_the_command_is_ours() {
 }
 
 #[test]
-fn nobody_passes_while_anothers_command_runs() {
+fn no_check_passes_while_the_command_of_another_runs() {
     let place = Place::new("lease");
     let stay = "trap '' HUP TERM; echo $$ > pid; exec sleep 1000";
     let holder = Started::new(&mut check(&place, &["7", "--", "sh", "-c", stay]));
@@ -388,7 +388,10 @@ fn command_outlives_its_check_in_a_pid_namespace() {
     }
     let output = unshare
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "nobody_passes_while_anothers_command_runs"])
+        .args([
+            "--exact",
+            "no_check_passes_while_the_command_of_another_runs",
+        ])
         .output()
         .expect("unshare(1) is there");
     let said = stdout(&output);
@@ -397,7 +400,7 @@ fn command_outlives_its_check_in_a_pid_namespace() {
 }
 
 #[test]
-fn who_waited_for_a_file_that_was_replaced_looks_at_the_new_one() {
+fn waiter_checks_the_file_that_replaced_the_gate() {
     let place = Place::new("lease");
     let stay = ["7", "--", "sh", "-c", "echo $$ > pid; exec sleep 1000"];
     let holder = Started::new(&mut check(&place, &stay));
@@ -414,7 +417,7 @@ fn who_waited_for_a_file_that_was_replaced_looks_at_the_new_one() {
 }
 
 #[test]
-fn who_has_lost_the_lock_is_refused() {
+fn process_that_lost_the_lock_is_rejected() {
     let place = Place::new("lease");
     let write = |what: &str| {
         format!("{VERROU} fence check --file gate -- sh -c 'echo {what} > data'; echo $? > {what}")
@@ -436,7 +439,7 @@ fn who_has_lost_the_lock_is_refused() {
 }
 
 #[test]
-fn of_many_at_once_the_greatest_wins_and_no_smaller_one_comes_after_it() {
+fn greatest_of_concurrent_tokens_wins_and_no_smaller_one_follows() {
     const PROCESSES: u64 = 8;
     const EACH: u64 = 15;
 
@@ -498,7 +501,7 @@ fn no_thread_passes_after_a_greater_one_has() {
 }
 
 #[test]
-fn who_is_killed_forgets_nothing() {
+fn killed_check_loses_no_accepted_token() {
     let place = Place::new("lease");
     let log = "echo $VERROU_FENCE >> log; sleep 0.01";
     for number in 1..=40 {
@@ -545,7 +548,7 @@ fn is_traced() -> bool {
 }
 
 #[test]
-fn who_is_killed_at_any_system_call_leaves_a_whole_file_and_nothing_else() {
+fn check_killed_at_any_system_call_leaves_one_valid_file() {
     if !is_traced() {
         return;
     }
@@ -657,7 +660,7 @@ fn the_stores_counter_is_on_the_disk_before_a_fence_is_granted() {
 }
 
 #[test]
-fn what_the_disk_refuses_does_not_pass() {
+fn token_that_cannot_be_written_does_not_pass() {
     if !is_traced() {
         return;
     }
@@ -695,7 +698,7 @@ fn what_the_disk_refuses_does_not_pass() {
 }
 
 #[test]
-fn a_damaged_file_lets_nobody_pass() {
+fn corrupt_gate_accepts_no_token() {
     let place = Place::new("lease");
     let path = place.path("gate");
     ends_with(&mut check(&place, &["7"]), 0);
@@ -739,7 +742,7 @@ fn a_damaged_file_lets_nobody_pass() {
 type Plant<'a> = &'a dyn Fn(&Path);
 
 #[test]
-fn what_others_put_in_its_place_is_refused() {
+fn planted_file_in_place_of_a_gate_is_refused() {
     let place = Place::new("lease");
     let victim = place.path("victim");
     let planted: [(&str, Plant<'_>, &str); 6] = [
@@ -812,7 +815,7 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
 }
 
 #[test]
-fn a_folder_that_is_not_there_or_not_safe_is_73() {
+fn missing_or_unsafe_directory_exits_73() {
     let place = Place::new("lease");
     let file = |path: &str| {
         let mut command = place.verrou(["fence", "check", "7", "--file", path]);
@@ -844,7 +847,7 @@ fn a_folder_that_is_not_there_or_not_safe_is_73() {
 }
 
 #[test]
-fn a_full_disk_makes_no_half_file_and_a_read_only_one_lets_nobody_pass() {
+fn full_disk_leaves_no_partial_file_and_read_only_disk_accepts_no_token() {
     if !is_root() {
         eprintln!("only root can mount a small disk: what a full one does is not shown");
         return;
@@ -885,7 +888,7 @@ fn a_full_disk_makes_no_half_file_and_a_read_only_one_lets_nobody_pass() {
 }
 
 #[test]
-fn a_gate_is_found_from_another_working_folder() {
+fn gate_is_found_by_a_relative_path_through_a_link() {
     // What a relative path means must not change with the working directory; a link in the middle of
     // the path is the user's own.
     let place = Place::new("lease");
@@ -902,7 +905,7 @@ fn a_gate_is_found_from_another_working_folder() {
 }
 
 #[test]
-fn a_gate_is_closed_until_what_was_checked_is_dropped() {
+fn gate_is_locked_until_the_checked_token_is_dropped() {
     let place = Place::new("lease");
     let path = place.path("gate");
     let (one, other) = (gate(&path), gate(&path));
@@ -934,7 +937,7 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
 }
 
 #[test]
-fn the_example_on_the_page_of_security_does_what_it_says() {
+fn example_in_security_md_works() {
     let page = include_str!("../../SECURITY.md");
     let scripts = blocks(page, "sh");
     assert_eq!(scripts.len(), 2, "each is run here");

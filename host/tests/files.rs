@@ -152,7 +152,7 @@ fn a_pipe_is_locked_without_waiting_for_its_other_end() {
 }
 
 #[test]
-fn a_planted_folder_is_no_lock() {
+fn planted_directory_is_refused() {
     let (directory, path) = planted(|path| fs::create_dir(path).unwrap());
     assert_refused_as_suspicious(directory.path(), &path, "not a regular file");
 }
@@ -195,7 +195,7 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
 }
 
 #[test]
-fn a_groups_folder_in_which_everybody_may_make_files_is_refused() {
+fn group_directory_that_all_users_may_write_is_refused() {
     if !is_root() {
         eprintln!("only root can give a directory to a group: that it is refused is not shown");
         return;
@@ -232,7 +232,7 @@ fn an_unknown_group_is_named() {
 }
 
 #[test]
-fn folders_and_files_are_for_their_user_alone() {
+fn directories_and_files_are_private_to_their_user() {
     let directory = directory();
     let deep = directory.path().join("a/b");
     granted(leases(&deep).acquire(&claim(1)));
@@ -244,7 +244,7 @@ fn folders_and_files_are_for_their_user_alone() {
 }
 
 #[test]
-fn a_folder_that_everybody_may_clear_is_refused() {
+fn directory_that_all_users_may_write_is_refused() {
     let directory = directory();
     let open = || LeaseFileStore::open(directory.path(), &StoreOptions::default());
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
@@ -270,7 +270,7 @@ fn a_folder_that_everybody_may_clear_is_refused() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_is_named() {
+fn directory_that_cannot_be_created_is_named() {
     let directory = directory();
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
@@ -281,7 +281,7 @@ fn a_folder_that_cannot_be_made_is_named() {
 }
 
 #[test]
-fn a_file_system_of_unknown_ways_is_refused_unless_overridden() {
+fn unknown_file_system_is_refused_unless_overridden() {
     let proc = Path::new("/proc/self");
     if !proc.exists() {
         return;
@@ -302,7 +302,7 @@ fn a_file_system_of_unknown_ways_is_refused_unless_overridden() {
 }
 
 #[test]
-fn a_damaged_file_is_never_taken_for_a_free_lock() {
+fn corrupt_file_is_never_a_free_lock() {
     let directory = directory();
     let store = leases(directory.path());
     granted(store.acquire(&detached(1)));
@@ -385,7 +385,7 @@ fn a_first_grant_is_not_lost_with_one_slot() {
 }
 
 #[test]
-fn another_locks_file_is_told_apart() {
+fn file_of_another_lock_is_an_error() {
     let directory = directory();
     let store = leases(directory.path());
     granted(store.acquire(&claim(1)));
@@ -454,7 +454,7 @@ fn fences_grow_when_files_are_removed() {
 
 /// As a program does that restores files, or edits them.
 #[test]
-fn fences_grow_when_a_copy_is_put_back() {
+fn fences_grow_when_an_older_copy_is_restored() {
     fn check<S: Store>(extension: &str, open: impl Fn(&Path) -> S) {
         let directory = directory();
         let grant = |owner| {
@@ -484,7 +484,7 @@ fn fences_grow_when_a_copy_is_put_back() {
 }
 
 #[test]
-fn a_counter_that_was_put_back_grants_nothing_twice() {
+fn restored_counter_grants_no_fence_twice() {
     let directory = directory();
     let store = leases(directory.path());
     let counter = directory.path().join("fences");
@@ -506,7 +506,7 @@ fn a_counter_that_was_put_back_grants_nothing_twice() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more() {
+fn counter_replaced_while_it_is_waited_for_is_not_used() {
     const LAST: u64 = 1 << 60;
 
     let directory = directory();
@@ -610,7 +610,7 @@ fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
 
 /// One directory can have locks of both kinds, and has one counter for all.
 #[test]
-fn a_lost_counter_is_made_anew_from_locks_of_both_kinds() {
+fn lost_counter_is_recreated_from_locks_of_both_kinds() {
     let directory = directory();
     let (leases, locks) = (leases(directory.path()), locks(directory.path()));
     for (extension, lost, witness) in [
@@ -671,7 +671,7 @@ fn rewrite(path: &Path, at: usize, value: &[u8]) {
 }
 
 #[test]
-fn a_lease_ends_with_the_machines_run_and_its_fence_does_not() {
+fn lease_ends_with_the_boot_and_its_fence_does_not() {
     let directory = directory();
     let store = leases(directory.path());
     let before = granted(store.acquire(&detached(1)));
@@ -693,7 +693,7 @@ fn a_lease_ends_with_the_machines_run_and_its_fence_does_not() {
 }
 
 #[test]
-fn a_lease_of_another_time_namespace_is_never_taken_for_ended() {
+fn lease_of_another_time_namespace_never_counts_as_expired() {
     let directory = directory();
     let clock = TestClock::running();
     let (one, two) = (
@@ -720,7 +720,7 @@ fn a_lease_of_another_time_namespace_is_never_taken_for_ended() {
 
 /// Numbers come again, and are others in other namespaces.
 #[test]
-fn whether_a_holder_lives_is_not_told_by_its_process_number() {
+fn liveness_of_a_holder_does_not_depend_on_its_process_id() {
     let directory = directory();
     let (one, two) = (leases(directory.path()), leases(directory.path()));
     granted(one.acquire(&claim(1)));
@@ -744,7 +744,7 @@ fn a_lease_is_not_lost_when_its_file_is_opened_and_closed_elsewhere() {
 }
 
 #[test]
-fn a_lease_that_cannot_be_recorded_as_given_back_ends_all_the_same() {
+fn lease_whose_release_cannot_be_recorded_ends_anyway() {
     let directory = directory();
     let (one, two) = (leases(directory.path()), leases(directory.path()));
     granted(one.acquire(&claim(1)));
@@ -801,7 +801,7 @@ fn a_zombie_is_taken_over_or_waited_for() {
 }
 
 #[test]
-fn a_zombie_is_nobody_who_could_be_evicted_but_for_those_who_wait_for_it() {
+fn force_release_of_zombie_depends_on_zombie_policy() {
     let directory = directory();
     let clock = TestClock::running();
     let open = |zombies| {
@@ -830,7 +830,7 @@ fn a_zombie_is_nobody_who_could_be_evicted_but_for_those_who_wait_for_it() {
 }
 
 #[test]
-fn a_holder_is_evicted_by_the_fence_that_was_seen() {
+fn force_release_with_a_fence_affects_only_that_grant() {
     let directory = directory();
     let store = leases(directory.path());
     let seen = granted(store.acquire(&claim(1)));
@@ -844,7 +844,7 @@ fn a_holder_is_evicted_by_the_fence_that_was_seen() {
 }
 
 #[test]
-fn a_guard_that_is_kept_is_said_so_and_may_be_tried_again() {
+fn operation_on_a_locked_file_fails_as_busy_and_can_be_repeated() {
     let directory = directory();
     let store = leases(directory.path());
     granted(store.acquire(&claim(1)));
@@ -858,7 +858,7 @@ fn a_guard_that_is_kept_is_said_so_and_may_be_tried_again() {
 }
 
 #[test]
-fn whoever_locks_the_file_excludes_and_is_excluded() {
+fn store_and_flock_on_the_same_file_exclude_each_other() {
     let directory = directory();
     let (records, path) = (
         directory.path().join("records"),
@@ -906,7 +906,7 @@ fn whoever_locks_the_file_excludes_and_is_excluded() {
 
 /// As where a process is stopped while it guards the record, or the file system is full.
 #[test]
-fn a_kernels_lock_is_renewed_when_its_record_cannot_be_written() {
+fn kernel_lock_is_renewed_when_its_record_cannot_be_written() {
     let directory = directory();
     let (records, path) = (
         directory.path().join("records"),
@@ -941,7 +941,7 @@ fn a_kernels_lock_is_renewed_when_its_record_cannot_be_written() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn who_locked_the_file_is_known_while_others_lock_theirs() {
+fn holder_of_a_file_is_found_while_other_files_are_locked() {
     let directory = directory();
     let (records, path) = (
         directory.path().join("records"),
@@ -971,7 +971,7 @@ fn who_locked_the_file_is_known_while_others_lock_theirs() {
 }
 
 #[test]
-fn a_folder_can_be_locked_and_a_missing_file_is_made() {
+fn directory_can_be_locked_and_missing_file_is_created() {
     let directory = directory();
     let records = directory.path().join("records");
     let options = StoreOptions::default();
@@ -1005,7 +1005,7 @@ fn watching_does_not_recreate_a_removed_file() {
 }
 
 #[test]
-fn a_kernels_lock_cannot_be_taken_from_its_holder() {
+fn kernel_lock_cannot_be_force_released() {
     let directory = directory();
     let (one, two) = (locks(directory.path()), locks(directory.path()));
     granted(one.acquire(&claim(1)));
@@ -1020,7 +1020,7 @@ fn a_kernels_lock_cannot_be_taken_from_its_holder() {
 }
 
 #[test]
-fn a_holder_whose_file_was_replaced_is_told_so() {
+fn holder_whose_file_was_replaced_has_lost_the_lock() {
     type Open = fn(&Path) -> Box<dyn Store>;
     let kinds: [(&str, Open); 2] = [
         ("lease", |directory| Box::new(leases(directory))),
@@ -1068,7 +1068,7 @@ fn a_replaced_lock_file_makes_no_second_holder() {
 /// Four threads count under the lock, while somebody removes the lock's file whenever it is free.
 /// The releasing process still has the moved file open.
 #[test]
-fn a_handed_over_lease_is_released_also_after_its_file_or_folder_was_moved() {
+fn detached_lease_is_released_after_its_file_or_directory_was_moved() {
     let place = directory();
     let (path, moved) = (place.path().join("store"), place.path().join("moved"));
     let long_lived = leases(&path);
@@ -1195,7 +1195,7 @@ fn the_held_names_are_listed() {
 }
 
 #[test]
-fn whoever_holds_a_replaced_file_leaves_the_next_ones_record_alone() {
+fn holder_of_replaced_file_leaves_the_next_record_alone() {
     let directory = directory();
     let (records, path) = (
         directory.path().join("records"),
@@ -1227,7 +1227,7 @@ fn whoever_holds_a_replaced_file_leaves_the_next_ones_record_alone() {
 }
 
 #[test]
-fn a_release_frees_the_lock_also_when_its_path_cannot_be_looked_at() {
+fn release_frees_the_lock_when_its_path_cannot_be_examined() {
     let directory = directory();
     let (there, away) = (
         directory.path().join("there"),
@@ -1276,7 +1276,7 @@ fn a_slow_counter_holds_up_no_other_name() {
 }
 
 #[test]
-fn looking_at_a_free_lock_refuses_it_to_nobody() {
+fn inspecting_a_free_lock_delays_no_acquire() {
     let directory = directory();
     let (store, watcher) = (locks(directory.path()), locks(directory.path()));
     granted(store.acquire(&claim(1)));
@@ -1319,7 +1319,7 @@ fn a_bad_file_hides_no_other_from_the_list() {
 }
 
 #[test]
-fn a_groups_folder_is_made_where_the_group_comes_by() {
+fn parent_directories_of_a_group_store_can_be_passed_by_the_group() {
     if !is_root() {
         eprintln!("only root can give a directory to a group: that it can be reached is not shown");
         return;
@@ -1338,7 +1338,7 @@ fn a_groups_folder_is_made_where_the_group_comes_by() {
 /// The kernel calls each of them by the number of the one before, which has ended.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_lease_of_a_time_namespace_that_has_ended_is_not_taken_for_ended() {
+fn lease_of_a_removed_time_namespace_does_not_count_as_expired() {
     if !is_root() {
         eprintln!("only root can make time namespaces: what is said of their leases is not shown");
         return;
@@ -1371,7 +1371,7 @@ fn a_lease_of_a_time_namespace_that_has_ended_is_not_taken_for_ended() {
 /// As in some containers, and under systemd's `ProcSubset=pid`.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_process_that_cannot_tell_the_machines_start_takes_no_lease_for_ended() {
+fn lease_is_not_expired_for_a_process_without_boot_id() {
     if !is_root() {
         eprintln!(
             "only root can hide files of /proc: what a process without them does is not shown"
@@ -1471,7 +1471,7 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
 /// Which nobody sets, and which goes on while the machine is suspended.
 #[cfg(target_os = "linux")]
 #[test]
-fn the_machines_clock_is_the_time_since_it_was_started() {
+fn system_clock_is_the_time_since_boot() {
     use rustix::time::{ClockId, clock_gettime};
     use verrou::Clock;
 
@@ -1505,7 +1505,7 @@ fn pairs(directory: &Path, clock: &TestClock) -> [[Box<dyn Store>; 2]; 2] {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_lock_that_was_given_back_is_kept_for_the_first_for_a_while() {
+fn released_lock_is_reserved_for_the_head_waiter() {
     let (directory, clock) = (directory(), TestClock::still());
     for [here, there] in pairs(directory.path(), &clock) {
         let [held, first, second, newcomer] = [1, 2, 3, 4].map(claim);
@@ -1529,7 +1529,7 @@ fn a_lock_that_was_given_back_is_kept_for_the_first_for_a_while() {
 /// Who listens to the file hears of it; the lock itself is the kernel's, and changes no file.
 #[cfg(target_os = "linux")]
 #[test]
-fn who_gives_a_lock_back_that_somebody_waits_for_changes_its_file() {
+fn release_with_a_waiter_changes_the_file() {
     let directory = directory();
     let (here, there) = (locks(directory.path()), locks(directory.path()));
     granted(here.acquire(&claim(1)));
@@ -1545,7 +1545,7 @@ fn who_gives_a_lock_back_that_somebody_waits_for_changes_its_file() {
 /// The kernel tells of a write, and of a process's end, a moment before the lock is free.
 #[cfg(target_os = "linux")]
 #[test]
-fn whoever_is_told_looks_again_and_again() {
+fn notified_waiter_retries_until_lock_is_free() {
     const LOOKS: u32 = 10;
 
     let directory = directory();
@@ -1630,7 +1630,7 @@ fn fences_are_on_the_disk_before_one_is_granted() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_call_that_was_interrupted_is_made_again() {
+fn interrupted_system_call_is_repeated() {
     for kind in ["lease", "file"] {
         let directory = directory();
         let store = format!("{kind}:{}", directory.path().display());

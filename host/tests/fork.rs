@@ -211,9 +211,9 @@ fn in_namespaces(name: &str, options: &[&str]) {
 /// The first process of a PID namespace forks into another: parent and child have the number 1.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_child_with_its_parents_number_is_another_process() {
+fn child_with_its_parents_process_id_is_another_process() {
     let Some(directory) = env::var_os(DIRECTORY) else {
-        let name = "a_child_with_its_parents_number_is_another_process";
+        let name = "child_with_its_parents_process_id_is_another_process";
         return in_namespaces(name, &["--pid", "--fork"]);
     };
     let options = StoreOptions::default();
@@ -271,9 +271,9 @@ fn a_child_with_its_parents_number_is_another_process() {
 /// A process forks into a time namespace, where the leases of other processes seem to have expired.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_child_in_another_time_namespace_takes_no_lease_for_ended() {
+fn child_in_another_time_namespace_takes_no_lease_for_expired() {
     let Some(directory) = env::var_os(DIRECTORY) else {
-        let name = "a_child_in_another_time_namespace_takes_no_lease_for_ended";
+        let name = "child_in_another_time_namespace_takes_no_lease_for_expired";
         return in_namespaces(name, &["--mount"]);
     };
     let options = StoreOptions::default();

@@ -168,7 +168,7 @@ print('free' if struct.unpack('hhqqi4x', lock)[0] == fcntl.F_UNLCK else 'held')
 ";
 
 #[test]
-fn shared_liveness_byte_is_held_for_those_who_ask_for_writing() {
+fn shared_liveness_byte_conflicts_with_a_write_lock() {
     let place = Place::new("lease");
     let run = ["run", "k", "--ttl", "1h", "--", "python3", "-c", REMAIN];
     let holder = Started::new(&mut place.verrou(run));

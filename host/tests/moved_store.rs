@@ -31,7 +31,7 @@ fn number(place: &Place, file: &str) -> u64 {
 }
 
 #[test]
-fn holder_in_a_moved_folder_has_lost_the_lock_and_the_next_fence_is_greater() {
+fn holder_in_a_moved_directory_has_lost_the_lock_and_the_next_fence_is_greater() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (first, _) = held(&place);
@@ -53,7 +53,7 @@ fn holder_in_a_moved_folder_has_lost_the_lock_and_the_next_fence_is_greater() {
 }
 
 #[test]
-fn folder_that_is_moved_and_moved_back_loses_no_lock() {
+fn directory_that_is_moved_and_moved_back_loses_no_lock() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (first, _) = held(&place);
@@ -88,7 +88,7 @@ fn changed_permissions_above_a_held_store_lose_no_lock() {
 
 /// No record of the earlier grants is left.
 #[test]
-fn fences_of_a_folder_that_was_removed_grow() {
+fn fences_of_a_directory_that_was_removed_grow() {
     for kind in KINDS {
         let place = Place::new(kind);
         let mut last = 0;
@@ -106,7 +106,7 @@ fn fences_of_a_folder_that_was_removed_grow() {
 }
 
 #[test]
-fn lease_of_a_moved_folder_is_free_at_its_new_path_when_it_was_released() {
+fn lease_of_a_moved_directory_is_free_at_its_new_path_when_it_was_released() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (first, _) = held(&place);

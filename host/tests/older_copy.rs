@@ -94,7 +94,7 @@ fn process_that_granted_the_last_fence_grants_it_once() {
 
 /// An idle process keeps bytes of the file locked for the grants that it released.
 #[test]
-fn idle_process_keeps_nobody_from_a_restored_file() {
+fn idle_process_does_not_block_a_restored_file() {
     for kind in KINDS {
         let place = Place::new(kind);
         let idle = open(&place, kind);
@@ -122,7 +122,7 @@ fn idle_process_keeps_nobody_from_a_restored_file() {
 
 /// The kernel lock stays held, and its record is corrected.
 #[test]
-fn restored_file_of_a_held_lock_is_no_damage() {
+fn restored_file_of_a_held_lock_is_not_corrupt() {
     let place = Place::new("file");
     let (holder, other) = (open(&place, "file"), open(&place, "file"));
     grant(&*holder, 1);

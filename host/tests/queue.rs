@@ -63,7 +63,7 @@ fn threads() -> usize {
 }
 
 #[test]
-fn who_comes_first_is_served_first() {
+fn waiters_are_served_in_order_of_arrival() {
     const WAITERS: usize = 12;
 
     for kind in KINDS {
@@ -94,7 +94,7 @@ fn who_comes_first_is_served_first() {
 
 /// It has no checksum.
 #[test]
-fn a_damaged_mark_holds_nobody_up() {
+fn corrupt_mark_delays_no_waiter() {
     const MARK_AT: u64 = 1536;
 
     for kind in KINDS {
@@ -130,7 +130,7 @@ fn a_damaged_mark_holds_nobody_up() {
 
 /// Nor does a program that locks all bytes there are.
 #[test]
-fn somebody_elses_locks_on_bytes_hold_nobody_up() {
+fn foreign_byte_locks_delay_no_waiter() {
     for kind in KINDS {
         let directory = tempfile::tempdir().unwrap();
         let (store, other) = (open(kind, directory.path()), open(kind, directory.path()));
@@ -190,7 +190,7 @@ fn within(deadline: Duration, work: impl FnOnce() + Send) {
 }
 
 #[test]
-fn a_lock_is_kept_for_the_first_but_not_for_long() {
+fn hand_off_reservation_of_the_head_waiter_ends() {
     for kind in KINDS {
         let directory = tempfile::tempdir().unwrap();
         let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
@@ -214,7 +214,7 @@ fn a_lock_is_kept_for_the_first_but_not_for_long() {
 }
 
 #[test]
-fn should_the_first_two_not_come_anybody_has_the_lock_later() {
+fn third_waiter_is_granted_when_the_first_two_do_not_come() {
     for kind in KINDS {
         let directory = tempfile::tempdir().unwrap();
         let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
@@ -239,7 +239,7 @@ fn should_the_first_two_not_come_anybody_has_the_lock_later() {
 }
 
 #[test]
-fn who_gives_up_leaves_nothing_behind() {
+fn waiter_that_times_out_leaves_nothing_behind() {
     for kind in KINDS {
         let directory = tempfile::tempdir().unwrap();
         let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
@@ -300,7 +300,7 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
 
 /// A process that may not open what it makes would make bell after bell.
 #[test]
-fn bells_can_be_opened_whatever_the_umask() {
+fn wake_pipes_can_be_opened_whatever_the_umask() {
     for kind in KINDS {
         let place = Place::new(kind);
         let store = open(kind, &place.locks());
@@ -331,7 +331,7 @@ fn bells_can_be_opened_whatever_the_umask() {
 }
 
 #[test]
-fn what_others_put_in_place_of_bells_keeps_nobody_from_the_lock() {
+fn planted_files_in_place_of_wake_pipes_block_no_waiter() {
     for kind in KINDS {
         let directory = tempfile::tempdir().unwrap();
         let (here, there) = (open(kind, directory.path()), open(kind, directory.path()));
@@ -427,7 +427,7 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
 }
 
 #[test]
-fn many_threads_and_stores_hold_it_one_at_a_time() {
+fn threads_of_several_stores_hold_the_lock_one_at_a_time() {
     const THREADS: usize = 8;
     const ROUNDS: u32 = 100;
 
@@ -540,7 +540,7 @@ fn is_quiet(process: &Started) {
 }
 
 #[test]
-fn who_is_killed_or_stopped_in_the_queue_holds_nobody_up() {
+fn killed_and_stopped_waiters_are_skipped() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
@@ -627,7 +627,7 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
 
 /// The end of a waiter's process wakes the waiter behind it.
 #[test]
-fn the_next_waiter_is_served_when_the_holder_and_those_before_it_are_killed() {
+fn next_waiter_is_served_when_the_holder_and_all_earlier_waiters_are_killed() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (mut holder, command) = place.start(&[], "echo $$ > pid; exec sleep 1000");

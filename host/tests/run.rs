@@ -21,7 +21,7 @@ fn kill(pid: Pid, signal: Signal) {
 }
 
 #[test]
-fn the_end_of_the_command_is_ours() {
+fn exit_code_is_that_of_the_command() {
     for kind in KINDS {
         let place = Place::new(kind);
         for (script, expected) in [
@@ -41,7 +41,7 @@ fn the_end_of_the_command_is_ours() {
 }
 
 #[test]
-fn a_command_that_does_not_start_gives_the_lock_back() {
+fn lock_of_a_command_that_does_not_start_is_released() {
     for kind in KINDS {
         let place = Place::new(kind);
         fs::write(place.path("text"), "not a program").unwrap();
@@ -60,7 +60,7 @@ fn a_command_that_does_not_start_gives_the_lock_back() {
 
 /// Whoever asks in the command asks the same store.
 #[test]
-fn the_command_finds_a_store_whose_folder_is_not_unicode() {
+fn command_finds_a_store_whose_directory_is_not_unicode() {
     for kind in KINDS {
         let place = Place::new(kind);
         let directory = place.path("").join(OsStr::from_bytes(b"\xff:\xfe"));
@@ -84,7 +84,7 @@ fn the_command_finds_a_store_whose_folder_is_not_unicode() {
 }
 
 #[test]
-fn the_command_knows_its_lock() {
+fn command_gets_its_lock_in_the_environment() {
     for kind in KINDS {
         let place = Place::new(kind);
         // Relative to this directory, but not to the command's.
@@ -119,7 +119,7 @@ fn fences_grow() {
 }
 
 #[test]
-fn a_taken_lock_is_waited_for_as_long_as_was_said() {
+fn held_lock_is_waited_for_as_long_as_requested() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (holder, sleeper) = place.start(&[], STAY);
@@ -154,7 +154,7 @@ fn a_taken_lock_is_waited_for_as_long_as_was_said() {
 }
 
 #[test]
-fn signals_are_handed_on() {
+fn signals_are_forwarded_to_the_command() {
     let place = Place::new("lease");
     let script = |signal: &str| {
         format!("trap 'exit 7' {signal}; echo $$ > pid; while :; do sleep 0.05; done")
@@ -265,7 +265,7 @@ fn a_lease_is_renewed_while_the_command_runs() {
 }
 
 #[test]
-fn a_wrapper_that_slept_too_long_ends_its_command() {
+fn wrapper_stopped_past_its_ttl_ends_its_command() {
     let place = Place::new("lease");
     let (holder, sleeper) = place.start(&["--ttl", "200ms"], STAY);
     holder.signal(Signal::STOP);
@@ -289,7 +289,7 @@ fn a_wrapper_that_slept_too_long_ends_its_command() {
 }
 
 #[test]
-fn a_wrapper_that_slept_too_long_goes_on_if_nobody_wanted_its_lock() {
+fn wrapper_stopped_past_its_ttl_revives_a_lease_that_was_not_taken() {
     let place = Place::new("lease");
     let script = "echo $$ > pid; until test -e go; do sleep 0.02; done; echo $VERROU_FENCE";
     let (holder, _) = place.start(&["--ttl", "300ms"], script);
@@ -309,7 +309,7 @@ fn a_wrapper_that_slept_too_long_goes_on_if_nobody_wanted_its_lock() {
 
 /// The wrapper is stopped until after the end of its command.
 #[test]
-fn a_command_that_ends_while_its_wrapper_sleeps_has_lost_nothing() {
+fn command_that_ends_while_its_wrapper_is_stopped_has_lost_nothing() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (holder, sleeper) =
@@ -325,7 +325,7 @@ fn a_command_that_ends_while_its_wrapper_sleeps_has_lost_nothing() {
 }
 
 #[test]
-fn a_late_wrapper_does_not_undo_a_release_by_force() {
+fn late_wrapper_does_not_undo_a_force_release() {
     let place = Place::new("lease");
     let (holder, sleeper) = place.start(&["--ttl", "300ms"], STAY);
     holder.signal(Signal::STOP);
@@ -402,7 +402,7 @@ fn evicted(place: &Place, options: &[&str], script: &str) -> (std::process::Outp
 }
 
 #[test]
-fn a_lost_command_is_asked_to_end() {
+fn command_that_lost_its_lock_gets_sigterm() {
     let place = Place::new("lease");
     let script = "trap ': > asked; exit 0' TERM; echo $$ > pid; while :; do sleep 0.05; done";
     evicted(&place, &["--grace", "1h"], script);
@@ -410,7 +410,7 @@ fn a_lost_command_is_asked_to_end() {
 }
 
 #[test]
-fn a_lost_command_that_does_not_end_is_killed() {
+fn command_that_lost_its_lock_is_killed_after_the_grace() {
     let place = Place::new("lease");
     // Its leader ends at once, what it started does not.
     let script = "(trap '' TERM; sleep 1000; sleep 1000) & echo $! > pid; exec sleep 1000";
@@ -419,7 +419,7 @@ fn a_lost_command_that_does_not_end_is_killed() {
 }
 
 #[test]
-fn a_lost_command_that_is_stopped_is_ended() {
+fn stopped_command_that_lost_its_lock_is_ended() {
     let place = Place::new("lease");
     let options = ["--ttl", "300ms", "--grace", "1h"];
     let (holder, sleeper) = place.start(&options, STAY);
@@ -433,7 +433,7 @@ fn a_lost_command_that_is_stopped_is_ended() {
 }
 
 #[test]
-fn a_lost_command_is_killed_if_wished() {
+fn command_that_lost_its_lock_is_killed_with_on_lost_kill() {
     let place = Place::new("lease");
     let script = "trap ': > asked' TERM; echo $$ > pid; while :; do sleep 0.05; done";
     let (_, pid) = evicted(&place, &["--on-lost", "kill"], script);
@@ -441,7 +441,7 @@ fn a_lost_command_is_killed_if_wished() {
 }
 
 #[test]
-fn a_lost_command_goes_on_if_wished() {
+fn command_that_lost_its_lock_continues_with_on_lost_ignore() {
     let place = Place::new("lease");
     // It goes on until somebody else has had the lock.
     let script = "echo $$ > pid; until test -e go; do sleep 0.02; done; : > end";
@@ -500,7 +500,7 @@ fn a_command_can_extend_its_own_lease() {
 }
 
 #[test]
-fn a_killed_wrapper_takes_its_command_along() {
+fn command_of_a_killed_wrapper_is_ended() {
     for kind in KINDS {
         let place = Place::new(kind);
         let script = "trap ': > asked' TERM; echo $$ > pid; while :; do sleep 0.05; done";
@@ -581,7 +581,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
 os.execv(sys.argv[1], sys.argv[1:])";
 
 #[test]
-fn signals_that_were_blocked_before_us_are_heard() {
+fn signals_that_were_blocked_before_the_start_are_handled() {
     let place = Place::new("lease");
     let verrou = place.run(&["--ttl", "1h"], "exec sleep 1000");
     let mut command = std::process::Command::new("python3");

@@ -200,7 +200,7 @@ fn other_client_reads_no_owner_token_and_cannot_release() {
 }
 
 #[test]
-fn every_step_of_a_lease_store_is_served() {
+fn every_operation_of_a_lease_store_is_served() {
     let place = Place::new("lease");
     let (mut one, mut two) = (Served::new(&place), Served::new(&place));
     let all = json!({
@@ -255,7 +255,7 @@ fn every_step_of_a_lease_store_is_served() {
 }
 
 #[test]
-fn a_file_store_says_what_it_cannot_do() {
+fn file_store_declares_its_missing_capabilities() {
     let place = Place::new("file");
     let mut served = Served::new(&place);
     let can = served.ask(json!({ "abilities": {} }))["abilities"].take();
@@ -277,7 +277,7 @@ fn a_file_store_says_what_it_cannot_do() {
 }
 
 #[test]
-fn nonsense_is_refused_by_name_and_serving_goes_on() {
+fn invalid_request_is_an_error_and_serving_continues() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
     let claim = |member: &str, value: Value| {
@@ -348,7 +348,7 @@ fn nonsense_is_refused_by_name_and_serving_goes_on() {
 }
 
 #[test]
-fn a_line_that_is_too_long_or_no_text_is_one_line() {
+fn line_that_is_too_long_or_not_utf_8_fails_alone() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
     let name = "n".repeat(1 << 20);
@@ -423,7 +423,7 @@ fn an_ephemeral_lease_ends_with_a_killed_process() {
 }
 
 #[test]
-fn a_detached_lease_and_a_lasting_one_outlive_the_process() {
+fn detached_and_non_ephemeral_leases_outlive_the_process() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
     assert_eq!(served.step("acquire", ONE, MINUTE), granted(FIRST));
@@ -468,7 +468,7 @@ fn switches(process: u32) -> u64 {
 }
 
 #[test]
-fn a_wait_sleeps_and_wakes_nobody() {
+fn wait_sleeps_and_wakes_no_other_process() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (mut one, mut two) = (Served::new(&place), Served::new(&place));
@@ -519,7 +519,7 @@ fn a_wait_ends_with_the_release() {
 }
 
 #[test]
-fn the_command_line_sees_what_is_served() {
+fn commands_see_the_locks_of_serve() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
     served.step("acquire", ONE, MINUTE);
@@ -539,7 +539,7 @@ fn the_command_line_sees_what_is_served() {
 }
 
 #[test]
-fn a_store_that_cannot_be_opened_is_no_greeting() {
+fn store_that_cannot_be_opened_ends_serve_without_a_greeting() {
     let place = Place::new("lease");
     for (store, exit, said) in [
         ("memory:", 64, "E_INVALID_STORE"),
@@ -557,7 +557,7 @@ fn a_store_that_cannot_be_opened_is_no_greeting() {
 }
 
 #[test]
-fn it_ends_when_nobody_reads() {
+fn serve_ends_when_its_output_is_closed() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
     let pipe = std::mem::replace(&mut served.answers, BufReader::new(silent()));

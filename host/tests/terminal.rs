@@ -215,7 +215,7 @@ fn command_that_was_stopped_too_long_goes_on_where_the_loss_is_ignored() {
 }
 
 #[test]
-fn command_that_ends_while_we_are_stopped_leaves_the_terminal_to_the_shell() {
+fn command_that_ends_while_the_wrapper_is_stopped_leaves_the_terminal_to_the_shell() {
     for shell in SHELLS {
         let place = Place::new("lease");
         let terminal = Terminal::of(&place, shell);
@@ -272,7 +272,7 @@ fn number(process: Pid, field: usize) -> Pid {
 }
 
 #[test]
-fn a_stop_that_is_sent_to_us_stops_both() {
+fn stop_signal_to_the_wrapper_stops_both() {
     let place = Place::new("lease");
     let terminal = Terminal::new(&place);
     terminal.types(&format!("{}\n", run("--ttl 1h", CAT)));
@@ -311,7 +311,7 @@ fn an_interrupted_command_ends_the_script_that_runs_it() {
 }
 
 #[test]
-fn a_person_is_told_what_is_waited_for() {
+fn wait_notice_is_shown_at_a_terminal() {
     let place = Place::new("lease");
     let script = "echo $$ > pid; until test -e go; do sleep 0.02; done";
     let (holder, _) = place.start(&[], script);
@@ -499,7 +499,7 @@ fn command_is_stopped_with_a_neighbour_that_asks_from_the_background() {
 }
 
 #[test]
-fn command_that_suspends_itself_gives_the_terminal_back() {
+fn command_that_suspends_itself_returns_the_terminal() {
     let place = Place::new("lease");
     let terminal = Terminal::new(&place);
     let suspends = "sh -c 'echo $$ > pid; kill -STOP $$; echo went on'";
@@ -512,7 +512,7 @@ fn command_that_suspends_itself_gives_the_terminal_back() {
 }
 
 #[test]
-fn foreground_command_that_nobody_could_continue_is_not_stopped() {
+fn foreground_command_without_a_shell_is_not_stopped() {
     let place = Place::new("lease");
     let program = [env!("CARGO_BIN_EXE_verrou"), "run", "k", "--", "sh", "-c"];
     let script = "echo $$ > pid; exec cat";
@@ -527,7 +527,7 @@ fn foreground_command_that_nobody_could_continue_is_not_stopped() {
 }
 
 #[test]
-fn background_command_that_nobody_could_continue_is_left_stopped() {
+fn background_command_without_a_shell_is_left_stopped() {
     let place = Place::new("lease");
     let terminal = Terminal::new(&place);
     let asks = "sh -c 'echo $$ > pid; read a < /dev/tty'";

@@ -50,7 +50,7 @@ async fn hundred_tasks_count_with_every_store() {
 }
 
 #[tokio::test]
-async fn a_kept_lease_outlives_its_ttl_and_a_lost_one_ends_the_work() {
+async fn renewed_lease_outlives_its_ttl_and_lost_lease_ends_the_work() {
     let directory = tempfile::tempdir().unwrap();
     let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let locks = LockFactory::new(Arc::new(store), Tokio);
@@ -87,7 +87,7 @@ async fn a_kept_lease_outlives_its_ttl_and_a_lost_one_ends_the_work() {
 
 #[tokio::test]
 #[cfg(target_os = "linux")]
-async fn a_loss_is_heard_of_at_once() {
+async fn loss_is_notified_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let locks = LockFactory::new(Arc::new(store), Tokio);

@@ -38,7 +38,7 @@ fn without_proc(place: &Place, script: &str) -> Option<Output> {
 }
 
 #[test]
-fn locks_of_the_kernel_and_gates_make_their_files_without_proc() {
+fn kernel_locks_and_gates_create_their_files_without_proc() {
     let place = Place::new("file");
     let stores = [
         ("verrou --store file:locks run k --no-wait", "locks"),
@@ -74,7 +74,7 @@ fn locks_of_the_kernel_and_gates_make_their_files_without_proc() {
 
 /// The store that the error advises works without `/proc`.
 #[test]
-fn leases_without_proc_are_refused_with_a_way_out_that_works() {
+fn error_of_leases_without_proc_advises_a_store_that_works() {
     let place = Place::new("lease");
     let lease = "verrou --store lease:locks run k --no-wait -- true";
     let Some(output) = without_proc(&place, lease) else {

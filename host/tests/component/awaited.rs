@@ -62,7 +62,7 @@ fn sendable<F: Send>(future: F) -> F {
 }
 
 #[test]
-fn a_release_wakes_who_awaits_the_lock_in_the_component() {
+fn release_wakes_future_that_waits_in_the_component() {
     let store = Arc::new(MemoryStore::new(System));
     let natively = LockFactory::new(Arc::clone(&store), Sleepless);
     let held = natively.create_lock("lock", "none").expect("a lock");
@@ -114,7 +114,7 @@ fn a_wait_can_be_dropped() {
 
 /// A lease is kept for as long as the work takes, and lost with it when it is lost.
 #[test]
-fn a_lease_is_kept_during_the_work() {
+fn lease_is_renewed_during_the_work() {
     let clock = TestClock::still();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let mut instance = instance(&store, clock.clone());

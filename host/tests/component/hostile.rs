@@ -42,7 +42,7 @@ fn assert_usable(instance: &mut Instance<AnyStore, System>) {
 }
 
 #[test]
-fn bad_input_is_named() {
+fn invalid_input_is_an_error() {
     let mut instance = instance(Arc::new(MemoryStore::new(System)));
     let long = "x".repeat(1 << 20);
     for name in ["", &long, &"é".repeat(513)] {
@@ -82,7 +82,7 @@ fn bad_input_is_named() {
 }
 
 #[test]
-fn bad_calls_are_named() {
+fn invalid_calls_are_errors() {
     let mut instance = instance(Arc::new(MemoryStore::new(System)));
     let lock = instance.create_lock("lock", None).expect("a lock");
     assert_eq!(code(instance.release(lock)), "E_LOCK_NOT_OWNER");
@@ -104,7 +104,7 @@ fn bad_calls_are_named() {
 /// A policy that makes no sense, which no policy of this program can be, and a token that no grant
 /// has.
 #[test]
-fn bad_numbers_are_named() {
+fn invalid_numbers_are_errors() {
     use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::Retry;
 
     let mut instance = instance(Arc::new(MemoryStore::new(System)));
@@ -328,7 +328,7 @@ fn faulty(fault: Fault) -> Instance<AnyStore, System> {
 }
 
 #[test]
-fn a_store_that_errs_is_quoted() {
+fn error_of_a_store_keeps_its_message() {
     let texts = [
         (Fault::ErrsForGood, "the disk is gone", false),
         (Fault::ErrsForNow, "the network is down", true),
@@ -357,7 +357,7 @@ fn a_store_that_errs_is_quoted() {
 
 /// A store that lost count protects nothing: its grant is given back.
 #[test]
-fn a_store_whose_tokens_go_down_is_found_out() {
+fn grant_with_a_smaller_fencing_token_is_an_error_and_released() {
     let mut instance = faulty(Fault::CountsDown);
     let lock = instance.create_lock("lock", None).expect("a lock");
     instance.acquire(lock, &Retry::NEVER).expect("the first");
@@ -373,7 +373,7 @@ fn a_store_whose_tokens_go_down_is_found_out() {
 
 /// A store that grants to everyone cannot be found out; whose lock it is not, is told at the end.
 #[test]
-fn a_store_that_grants_twice_is_found_out_at_the_release() {
+fn double_grant_is_noticed_at_the_release() {
     let mut instance = faulty(Fault::GrantsTwice);
     let [one, two] = [(); 2].map(|()| instance.create_lock("lock", None).expect("a lock"));
     assert!(instance.try_acquire(one).expect("an answer"));
@@ -384,7 +384,7 @@ fn a_store_that_grants_twice_is_found_out_at_the_release() {
 }
 
 #[test]
-fn a_store_that_never_grants_is_waited_for_no_longer_than_wanted() {
+fn store_that_never_grants_is_waited_for_until_the_timeout() {
     let mut instance = faulty(Fault::TellsNothing);
     let lock = instance.create_lock("lock", None).expect("a lock");
     let soon = Retry::default().timeout(Duration::from_millis(5));
@@ -440,7 +440,7 @@ impl random::random::Host for Garbage {
 }
 
 #[test]
-fn garbage_from_a_store_is_named() {
+fn invalid_reply_of_a_store_is_an_error() {
     let engine = Engine::default();
     let component = Component::new(&engine, component()).expect("the component");
     let mut linker = Linker::new(&engine);

@@ -53,7 +53,7 @@ conformance!(through, Component(Beside::new()));
 
 /// What the example shows: its lock excludes the command's.
 #[test]
-fn the_example_has_the_locks_of_the_command() {
+fn example_shares_its_locks_with_the_command() {
     let store = format!("{}?prefix=example:", redis());
     let verrou = |words: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));

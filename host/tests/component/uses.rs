@@ -66,7 +66,7 @@ impl Store for Watched {
 
 /// Whoever waits in the component is woken by the release, long before its policy would look.
 #[test]
-fn a_release_wakes_who_waits_in_the_component() {
+fn release_wakes_waiter_in_the_component() {
     let (waiting, waits) = mpsc::sync_channel(1);
     let store: AnyStore = Arc::new(Watched {
         store: MemoryStore::new(System),
@@ -93,7 +93,7 @@ fn a_release_wakes_who_waits_in_the_component() {
 }
 
 #[test]
-fn a_policy_ends_in_the_component_as_it_does_natively() {
+fn retry_policy_ends_in_the_component_as_natively() {
     let store = memory();
     let mut instance = instance(store);
     let [one, two] = [(); 2].map(|()| instance.create_lock("lock", None).expect("a lock"));
@@ -125,7 +125,7 @@ fn a_policy_ends_in_the_component_as_it_does_natively() {
 
 /// A lease that is kept lasts for longer than its ttl, and its loss is said.
 #[test]
-fn a_lease_is_kept_by_polling() {
+fn lease_is_renewed_by_polling() {
     let clock = TestClock::still();
     let store: AnyStore = Arc::new(MemoryStore::new(clock.clone()));
     let runner = Runner::new(&component(), &Limits::default()).expect("the component");
@@ -161,7 +161,7 @@ fn a_lease_is_kept_by_polling() {
 
 /// What the component may take in a call is not what passes between two calls.
 #[test]
-fn a_lease_can_be_kept_for_longer_than_a_call_may_take() {
+fn lease_can_be_renewed_for_longer_than_a_call_may_take() {
     let time = Duration::from_secs(1);
     let runner = Runner::new(&component(), &Limits::default().time(time)).expect("the component");
     let mut instance = runner.instance(memory(), System).expect("an instance");
@@ -179,7 +179,7 @@ fn a_lease_can_be_kept_for_longer_than_a_call_may_take() {
 /// A lease that was taken in the component is released by the machine's own lock, and the other
 /// way round: the text is the same.
 #[test]
-fn a_lease_is_handed_over_in_both_directions() {
+fn lease_is_transferred_in_both_directions() {
     let place = Directory::new(lease_file);
     let ttl = Duration::from_mins(1);
     let native = || LockFactory::new(Arc::new(place.client()), place.host());
@@ -224,7 +224,7 @@ fn a_lease_is_handed_over_in_both_directions() {
 
 /// Instances come from the pool, and go back to it.
 #[test]
-fn instances_are_taken_from_a_pool_and_given_back() {
+fn instances_are_taken_from_a_pool_and_returned() {
     let limits = Limits::default().pool(2).memory(1 << 20);
     let runner = Runner::<AnyStore, System>::new(&component(), &limits).expect("the component");
     let store = memory();

@@ -6,7 +6,7 @@ use wasmtime::component::Component;
 use crate::through::component;
 
 #[test]
-fn it_imports_a_store_a_clock_and_randomness_and_nothing_else() {
+fn component_imports_a_store_a_clock_and_randomness_and_nothing_else() {
     let engine = Engine::default();
     let component = Component::new(&engine, component()).expect("a component");
     let world = component.component_type();

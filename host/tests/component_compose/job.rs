@@ -139,7 +139,7 @@ fn a_job_that_runs_elsewhere_is_not_run() {
 }
 
 #[test]
-fn a_job_that_is_evicted_says_so() {
+fn force_released_job_reports_the_loss() {
     let place = Place::new("lease");
     let evicted = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
     logged(&place, "begin ");

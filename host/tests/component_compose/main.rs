@@ -175,7 +175,7 @@ fn the_lock_component_with_a_store_over_keyvalue_locks() {
 }
 
 #[test]
-fn what_does_not_fit_is_named() {
+fn component_without_the_required_interface_is_named() {
     let directory = TempDir::new().unwrap();
     let output = directory.path().join("composed.wasm");
     let (store, locks) = (built("provider-rust"), built("verrou"));

@@ -57,7 +57,7 @@ fn claim(owner: u8) -> Claim {
 }
 
 #[test]
-fn who_is_overtaken_between_look_and_swap_is_refused() {
+fn client_overtaken_between_read_and_swap_is_refused() {
     let place = OverKeyValue::new();
     let (slow, fast) = (place.client(), Arc::new(place.client()));
     let overtaker = Arc::clone(&fast);
@@ -71,7 +71,7 @@ fn who_is_overtaken_between_look_and_swap_is_refused() {
 }
 
 #[test]
-fn what_is_released_stays_in_the_bucket_with_its_fencing_token() {
+fn released_lock_keeps_its_fencing_token_in_the_bucket() {
     let place = OverKeyValue::new();
     place.bucket.set("verrou:n", "verrou1 41");
     let store = place.client();
@@ -89,7 +89,7 @@ fn what_is_released_stays_in_the_bucket_with_its_fencing_token() {
 }
 
 #[test]
-fn what_cannot_be_read_is_not_taken_for_free() {
+fn invalid_record_is_an_error_and_not_a_free_lock() {
     let place = OverKeyValue::new();
     for value in [
         "verrou2 7",
@@ -108,7 +108,7 @@ fn what_cannot_be_read_is_not_taken_for_free() {
 }
 
 #[test]
-fn a_bucket_in_trouble_is_an_error_that_says_whether_to_ask_again() {
+fn bucket_error_is_temporary_or_permanent() {
     let place = OverKeyValue::new();
     for (trouble, temporary) in [
         (Trouble::NoSuchStore, false),

@@ -103,7 +103,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a release fails for a lock file that was moved away",
                 host(
                     "files",
-                    "a_handed_over_lease_is_released_also_after_its_file_or_folder_was_moved",
+                    "detached_lease_is_released_after_its_file_or_directory_was_moved",
                 ),
             ),
             mutant(
@@ -116,7 +116,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a file that was just locked is not compared with the one at its path",
                 host(
                     "files",
-                    "a_counter_that_is_replaced_while_it_is_waited_for_counts_no_more",
+                    "counter_replaced_while_it_is_waited_for_is_not_used",
                 ),
             ),
         ],
@@ -156,10 +156,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "AnyFileSystem",
             "every file system is trusted",
-            host(
-                "files",
-                "a_file_system_of_unknown_ways_is_refused_unless_overridden",
-            ),
+            host("files", "unknown_file_system_is_refused_unless_overridden"),
         )],
         otherwise: "",
     },
@@ -177,7 +174,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a holder lives if there is a process of its number",
                 host(
                     "files",
-                    "whether_a_holder_lives_is_not_told_by_its_process_number",
+                    "liveness_of_a_holder_does_not_depend_on_its_process_id",
                 ),
             ),
             mutant(
@@ -185,7 +182,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "the holder of a lease locks no byte",
                 host(
                     "files",
-                    "whether_a_holder_lives_is_not_told_by_its_process_number",
+                    "liveness_of_a_holder_does_not_depend_on_its_process_id",
                 ),
             ),
         ],
@@ -197,10 +194,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "TimeToldByWallClock",
                 "the machine's time is the one that people set",
-                host(
-                    "files",
-                    "the_machines_clock_is_the_time_since_it_was_started",
-                ),
+                host("files", "system_clock_is_the_time_since_boot"),
             ),
             mutant(
                 "LeasesEndByWallClock",
@@ -213,10 +207,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "StartIgnored",
                 "what was recorded before the machine was started still counts",
-                host(
-                    "files",
-                    "a_lease_ends_with_the_machines_run_and_its_fence_does_not",
-                ),
+                host("files", "lease_ends_with_the_boot_and_its_fence_does_not"),
             ),
             mutant(
                 "ContainersBootBelieved",
@@ -231,7 +222,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "ends are compared that go by two clocks",
                 host(
                     "files",
-                    "a_lease_of_another_time_namespace_is_never_taken_for_ended",
+                    "lease_of_another_time_namespace_never_counts_as_expired",
                 ),
             ),
             mutant(
@@ -271,12 +262,12 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "ChecksumNotChecked",
                 "a record counts that does not fit its checksum",
-                host("files", "a_damaged_file_is_never_taken_for_a_free_lock"),
+                host("files", "corrupt_file_is_never_a_free_lock"),
             ),
             mutant(
                 "DamageTakenForFree",
                 "a damaged record is none, and the lock free",
-                host("files", "a_damaged_file_is_never_taken_for_a_free_lock"),
+                host("files", "corrupt_file_is_never_a_free_lock"),
             ),
         ],
         otherwise: "",
@@ -295,10 +286,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "FencesGoOnAfterPowerLoss",
                 "a file goes on with its fences after a start, of which it may have lost some",
-                host(
-                    "files",
-                    "a_lease_ends_with_the_machines_run_and_its_fence_does_not",
-                ),
+                host("files", "lease_ends_with_the_boot_and_its_fence_does_not"),
             ),
         ],
         otherwise: "",
@@ -310,7 +298,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             "who cannot record that a lease was given back keeps its byte locked",
             host(
                 "files",
-                "a_lease_that_cannot_be_recorded_as_given_back_ends_all_the_same",
+                "lease_whose_release_cannot_be_recorded_ends_anyway",
             ),
         )],
         otherwise: "that a file's bytes are there before they are needed takes a full disk to show",
@@ -367,7 +355,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "OpenFoldersAccepted",
                 "a folder is used that everybody may remove files from",
                 // Without this rule a store is still refused, because all users may make files in it.
-                host("fence", "a_folder_that_is_not_there_or_not_safe_is_73"),
+                host("fence", "missing_or_unsafe_directory_exits_73"),
             ),
             needing(
                 Needs::Root,
@@ -483,7 +471,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "NameNotCompared",
             "whose file it is is not read in the file",
-            host("files", "another_locks_file_is_told_apart"),
+            host("files", "file_of_another_lock_is_an_error"),
         )],
         otherwise: "",
     },
@@ -506,7 +494,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             "a lease's file is read and written without being locked",
             host(
                 "files",
-                "a_guard_that_is_kept_is_said_so_and_may_be_tried_again",
+                "operation_on_a_locked_file_fails_as_busy_and_can_be_repeated",
             ),
         )],
         otherwise: "",
@@ -517,18 +505,12 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "QueueIgnored",
                 "a free lock is anybody's, whoever waits",
-                host(
-                    "files",
-                    "a_lock_that_was_given_back_is_kept_for_the_first_for_a_while",
-                ),
+                host("files", "released_lock_is_reserved_for_the_head_waiter"),
             ),
             mutant(
                 "NobodyWoken",
                 "who gives a lock of the kernel back tells nobody",
-                host(
-                    "files",
-                    "who_gives_a_lock_back_that_somebody_waits_for_changes_its_file",
-                ),
+                host("files", "release_with_a_waiter_changes_the_file"),
             ),
         ],
         otherwise: "",
@@ -545,7 +527,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "InterruptedTakenForFailure",
                 "a call that was interrupted has failed",
-                host("files", "a_call_that_was_interrupted_is_made_again"),
+                host("files", "interrupted_system_call_is_repeated"),
             ),
         )],
         otherwise: "",
@@ -556,7 +538,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "PlaceKeptByGivingUp",
                 "who gives up keeps the ticket locked",
-                host("queue", "who_gives_up_leaves_nothing_behind"),
+                host("queue", "waiter_that_times_out_leaves_nothing_behind"),
             ),
             mutant(
                 "UndoForgotten",
@@ -603,13 +585,13 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a lock counts as released after its directory was moved away",
                 host(
                     "moved_store",
-                    "holder_in_a_moved_folder_has_lost_the_lock_and_the_next_fence_is_greater",
+                    "holder_in_a_moved_directory_has_lost_the_lock_and_the_next_fence_is_greater",
                 ),
             ),
             mutant(
                 "CounterAloneCounts",
                 "the counter allots what a lock's file has granted already",
-                host("files", "a_counter_that_was_put_back_grants_nothing_twice"),
+                host("files", "restored_counter_grants_no_fence_twice"),
             ),
             mutant(
                 "ReplacedWhileAllotted",
@@ -643,7 +625,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "CommandInheritsNoLock",
             "the command does not have the lock open",
-            host("run", "a_killed_wrapper_takes_its_command_along"),
+            host("run", "command_of_a_killed_wrapper_is_ended"),
         )],
         otherwise: "",
     },
@@ -673,7 +655,10 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "EvictionIgnoresFence",
                 "an eviction meant for one grant ends another",
-                host("files", "a_holder_is_evicted_by_the_fence_that_was_seen"),
+                host(
+                    "files",
+                    "force_release_with_a_fence_affects_only_that_grant",
+                ),
             ),
         ],
         otherwise: "",
@@ -683,10 +668,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "EndlessPatience",
             "a free lock is kept for the first for ever",
-            host(
-                "files",
-                "a_lock_that_was_given_back_is_kept_for_the_first_for_a_while",
-            ),
+            host("files", "released_lock_is_reserved_for_the_head_waiter"),
         )],
         otherwise: "",
     },
@@ -695,7 +677,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "LookedOnceAfterNews",
             "who was told, and finds the lock taken, waits to be told again",
-            host("files", "whoever_is_told_looks_again_and_again"),
+            host("files", "notified_waiter_retries_until_lock_is_free"),
         )],
         otherwise: "",
     },
