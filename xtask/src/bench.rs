@@ -37,7 +37,7 @@ fn locks(shell: &Shell) -> Result<()> {
     available("npm's locks", packages);
 
     let path = shell.var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<_> = env::split_paths(&path).collect();
+    let mut directories: Vec<_> = env::split_paths(&path).collect();
     for (program, package) in [
         ("redis-server", "redis-server"),
         ("etcd", "etcd-server"),
@@ -46,9 +46,9 @@ fn locks(shell: &Shell) -> Result<()> {
     ] {
         let found = programs::find_or_unpack(shell, program, package);
         let found = available(program, found);
-        folders.extend(found.as_deref().and_then(Path::parent).map(Path::to_owned));
+        directories.extend(found.as_deref().and_then(Path::parent).map(Path::to_owned));
     }
-    let _path = shell.push_env("PATH", env::join_paths(folders)?);
+    let _path = shell.push_env("PATH", env::join_paths(directories)?);
 
     // As it is released, which benchmarks are not built like.
     cmd!(

@@ -17,7 +17,7 @@ use crate::wasm::Toolchain;
 use crate::{NotHere, javascript, project};
 
 /// Where components are put.
-pub(crate) fn folder() -> PathBuf {
+pub(crate) fn directory() -> PathBuf {
     project().join("target/component")
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     println!("building with {} compiler", toolchain.name());
     let features = ["--no-default-features", "--features", "component"];
     let module = toolchain.build(shell, "verrou", &features)?;
-    let component = folder().join("verrou.wasm");
+    let component = directory().join("verrou.wasm");
     componentize(shell, &module, &component)?;
     println!("{}", describe(&component)?);
     Ok(component)
@@ -40,7 +40,7 @@ pub(crate) fn clean(shell: &Shell) -> Result<()> {
 
 /// Makes the component at `component` of the core module at `module`.
 pub(crate) fn componentize(shell: &Shell, module: &Path, component: &Path) -> Result<()> {
-    shell.create_dir(folder())?;
+    shell.create_dir(directory())?;
     let optimized = component.with_extension("core.wasm");
     let optimize = optimizer(shell)?;
     // Which features may be used is in the module. With all of them on, it writes what the runtimes
@@ -89,9 +89,9 @@ fn without_names(component: &[u8]) -> Result<Vec<u8>> {
 /// Returns the path of `wasm-opt`, of its package on npm, in `target/tools`.
 pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
     let packages = project().join("xtask/tools/binaryen");
-    let folder = project().join("target/tools/binaryen");
+    let directory = project().join("target/tools/binaryen");
     let (installed, wanted) = (
-        folder.join("installed.json"),
+        directory.join("installed.json"),
         shell.read_file(packages.join("package-lock.json"))?,
     );
     if !shell
@@ -103,14 +103,14 @@ pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
             npm.ignore_stderr().run().is_ok(),
             NotHere("there is no npm here, which brings the optimizer `wasm-opt`".into())
         );
-        shell.create_dir(&folder)?;
+        shell.create_dir(&directory)?;
         for file in ["package.json", "package-lock.json"] {
-            shell.copy_file(packages.join(file), folder.join(file))?;
+            shell.copy_file(packages.join(file), directory.join(file))?;
         }
-        javascript::install(shell, &folder)?;
+        javascript::install(shell, &directory)?;
         shell.write_file(installed, wanted)?;
     }
-    Ok(folder.join("node_modules/binaryen/bin/wasm-opt"))
+    Ok(directory.join("node_modules/binaryen/bin/wasm-opt"))
 }
 
 /// A component's size, what it imports and what it exports.

@@ -29,7 +29,7 @@ pub(crate) fn compose(shell: &Shell, arguments: &[&str]) -> Result<()> {
     if store.is_none() && into.is_none() {
         bail!("there is nothing to compose: give a --store, an application (--into), or both");
     }
-    let locks = component::folder().join("verrou.wasm");
+    let locks = component::directory().join("verrou.wasm");
     if !locks.exists() {
         component::build(shell)?;
     }
@@ -89,7 +89,7 @@ impl Component {
         let name = path.display().to_string();
         let bytes = fs::read(path).with_context(|| {
             format!(
-                "{name} cannot be read: `cargo xtask component FOLDER` builds target/component/*.wasm"
+                "{name} cannot be read: `cargo xtask component DIRECTORY` builds target/component/*.wasm"
             )
         })?;
         Ok(Self { name, bytes })

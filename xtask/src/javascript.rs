@@ -16,11 +16,11 @@ use crate::{component, project};
 /// Runs the tests of `examples/javascript`: those of Node.js, and those of the page if there is a
 /// Chromium, which is installed if this user may.
 ///
-/// Afterwards there is, in that folder and in `examples/provider-javascript`, what the tests
+/// Afterwards there is, in that directory and in `examples/provider-javascript`, what the tests
 /// `host/tests/component_javascript*.rs` need: so `cargo test` comes after this.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
     ensure_recent(shell)?;
-    if !component::folder().join("verrou.wasm").exists() {
+    if !component::directory().join("verrou.wasm").exists() {
         component::build(shell)?;
     }
     let examples = project().join("examples");
@@ -32,27 +32,32 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
 
     let provider = install(shell, &examples.join("provider-javascript"))?;
     run(shell, &provider, "build")?;
-    exports_a_store(&component::folder().join("provider-javascript.wasm"))?;
+    exports_a_store(&component::directory().join("provider-javascript.wasm"))?;
     run(shell, &provider, "transpile")
 }
 
-/// Installs the packages of the lock file in `folder`, without running their code, and returns `folder`.
-pub(crate) fn install(shell: &Shell, folder: &Path) -> Result<PathBuf> {
-    let lock_file = folder.join("package-lock.json");
+/// Installs the packages of the lock file in `directory`, without running their code, and returns `directory`.
+pub(crate) fn install(shell: &Shell, directory: &Path) -> Result<PathBuf> {
+    let lock_file = directory.join("package-lock.json");
     check_lock_file(&shell.read_file(&lock_file)?)
         .with_context(|| format!("{} is refused", lock_file.display()))?;
-    install_locked(shell, folder)?;
-    Ok(folder.to_owned())
+    install_locked(shell, directory)?;
+    Ok(directory.to_owned())
 }
 
-fn install_locked(shell: &Shell, folder: &Path) -> Result<()> {
+fn install_locked(shell: &Shell, directory: &Path) -> Result<()> {
     let quietly = ["--no-audit", "--no-fund", "--loglevel=error"];
     cmd!(
         shell,
-        "npm ci --ignore-scripts --prefer-offline {quietly...} --prefix {folder}"
+        "npm ci --ignore-scripts --prefer-offline {quietly...} --prefix {directory}"
     )
     .run()
-    .with_context(|| format!("npm could not install the packages of {}", folder.display()))
+    .with_context(|| {
+        format!(
+            "npm could not install the packages of {}",
+            directory.display()
+        )
+    })
 }
 
 /// Checks that every package has a hash and comes from npm's registry: npm would accept others.
@@ -93,10 +98,10 @@ fn check_lock_file(text: &str) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn run(shell: &Shell, folder: &Path, script: &str) -> Result<()> {
-    cmd!(shell, "npm run {script} --silent --prefix {folder}")
+pub(crate) fn run(shell: &Shell, directory: &Path, script: &str) -> Result<()> {
+    cmd!(shell, "npm run {script} --silent --prefix {directory}")
         .run()
-        .with_context(|| format!("`npm run {script}` failed in {}", folder.display()))
+        .with_context(|| format!("`npm run {script}` failed in {}", directory.display()))
 }
 
 fn exports_a_store(provider: &Path) -> Result<()> {
@@ -127,15 +132,15 @@ fn is_recent(shell: &Shell) -> bool {
     succeeds(cmd!(shell, "node --eval {recent}")) && succeeds(cmd!(shell, "npm --version"))
 }
 
-/// Runs what a folder's `package.json` calls `test:browser`, if there is a browser.
-pub(crate) fn run_in_browser(shell: &Shell, folder: &Path) -> Result<()> {
+/// Runs what a directory's `package.json` calls `test:browser`, if there is a browser.
+pub(crate) fn run_in_browser(shell: &Shell, directory: &Path) -> Result<()> {
     match chromium(shell) {
         Ok(chromium) => {
             let _chromium = shell.push_env("CHROMIUM", chromium);
-            run(shell, folder, "test:browser")
+            run(shell, directory, "test:browser")
         }
         Err(why) => {
-            println!("NOT RUN  {} in a browser: {why:#}", folder.display());
+            println!("NOT RUN  {} in a browser: {why:#}", directory.display());
             Ok(())
         }
     }
@@ -200,7 +205,7 @@ mod tests {
 
     #[test]
     fn lock_files_are_accepted() {
-        for folder in [
+        for directory in [
             "examples/javascript",
             "examples/node",
             "examples/provider-javascript",
@@ -208,7 +213,7 @@ mod tests {
             "tests/js",
             "xtask/tools/binaryen",
         ] {
-            let lock_file = project().join(folder).join("package-lock.json");
+            let lock_file = project().join(directory).join("package-lock.json");
             check_lock_file(&fs::read_to_string(lock_file).unwrap()).unwrap();
         }
     }
@@ -220,11 +225,11 @@ mod tests {
             eprintln!("NOT RUN: there is no Node.js of version 20 or newer here");
             return;
         }
-        let folder = TempDir::new().unwrap();
-        shell.change_dir(folder.path());
+        let directory = TempDir::new().unwrap();
+        shell.change_dir(directory.path());
         shell.set_var("npm_config_offline", "true");
-        shell.set_var("npm_config_cache", folder.path().join("cache"));
-        let script = folder.path().join("script-ran");
+        shell.set_var("npm_config_cache", directory.path().join("cache"));
+        let script = directory.path().join("script-ran");
         shell
             .write_file(
                 "package/package.json",
@@ -241,7 +246,7 @@ mod tests {
             .unwrap();
         let manifest = r#"{"dependencies":{"sample":"file:../sample-1.0.0.tgz"}}"#;
         shell.write_file("user/package.json", manifest).unwrap();
-        let user = folder.path().join("user");
+        let user = directory.path().join("user");
         cmd!(shell, "npm install --package-lock-only --prefix {user}")
             .run()
             .unwrap();

@@ -11,7 +11,7 @@ use crate::wasm::Toolchain;
 use crate::{component, javascript, project};
 
 /// Where the package is put.
-pub(crate) fn folder() -> PathBuf {
+pub(crate) fn directory() -> PathBuf {
     project().join("target/js")
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     let features = ["--no-default-features", "--features", "js"];
     let module = toolchain.build(shell, "verrou", &features)?;
 
-    let package = folder();
+    let package = directory();
     shell.remove_path(&package)?;
     let core = package.join("core");
     shell.create_dir(&core)?;
@@ -97,7 +97,7 @@ pub(crate) fn bench(shell: &Shell) -> Result<()> {
     javascript::run(shell, &tests, "bench")
 }
 
-/// Copies what is in `from`, and in its folders.
+/// Copies what is in `from`, and in its directories.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from).with_context(|| format!("no {}", from.display()))? {

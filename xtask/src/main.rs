@@ -32,7 +32,7 @@ use meanwhile::{Meanwhile, Priority, REASON, UNAVAILABLE};
 use wasm::Toolchain;
 
 const USAGE: &str = "\
-usage: cargo xtask test | bench | torture OPTIONS | component [FOLDER] | compose OPTIONS | js
+usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | compose OPTIONS | js
                  | wit-docs [--check]
 
   test         run every check and every test there is, and say what could not be run
@@ -40,8 +40,8 @@ usage: cargo xtask test | bench | torture OPTIONS | component [FOLDER] | compose
   torture [--for 10m] [--seed N] [--only PART]
                put the locks in files through all that they have to survive; --list names the parts
   component    build target/component/verrou.wasm, and say what it imports and exports
-  component FOLDER
-               the same for the component in FOLDER, such as examples/cron-job
+  component DIRECTORY
+               the same for the component in DIRECTORY, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
                plug a store into verrou.wasm, and verrou.wasm into an application
   js           build the npm package: target/js
@@ -50,13 +50,13 @@ usage: cargo xtask test | bench | torture OPTIONS | component [FOLDER] | compose
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let ended = Shell::new().map_err(Into::into).and_then(|shell| {
-        // A folder that this is called in does not matter.
+        // A directory that this is called in does not matter.
         shell.change_dir(project());
         match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["test"] => Ok(test(&shell)),
             ["step", step, ref arguments @ ..] => Ok(one_step(&shell, step, arguments)),
             ["component"] => component::build(&shell).map(|_| ExitCode::SUCCESS),
-            ["component", folder] => guest::build(&shell, folder).map(|_| ExitCode::SUCCESS),
+            ["component", directory] => guest::build(&shell, directory).map(|_| ExitCode::SUCCESS),
             ["compose", ref arguments @ ..] => {
                 compose::compose(&shell, arguments).map(|()| ExitCode::SUCCESS)
             }
@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The project's folder.
+/// The project's directory.
 fn project() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package).to_owned()

@@ -30,7 +30,7 @@ pub(crate) fn apt<'a>(shell: &'a Shell, arguments: &[&str]) -> Cmd<'a> {
 pub(crate) fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
-        .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
+        .flat_map(|directory| names.iter().map(move |name| directory.join(name)))
         .find(|program| program.exists())
 }
 
@@ -42,13 +42,13 @@ pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result
         return Ok(found);
     }
     let tools = project().join("target/tools/debian");
-    let (program, folder) = (tools.join("bin").join(name), tools.join(package));
+    let (program, directory) = (tools.join("bin").join(name), tools.join(package));
     if !program.exists() {
-        unpack(shell, package, &folder)
+        unpack(shell, package, &directory)
             .with_context(|| format!("there is no `{name}` in PATH, nor Debian's `{package}`"))?;
-        let unpacked = in_package(shell, &folder, name)?;
+        let unpacked = in_package(shell, &directory, name)?;
         shell.create_dir(tools.join("bin"))?;
-        let libraries = libraries(shell, &folder)?;
+        let libraries = libraries(shell, &directory)?;
         if libraries.is_empty() {
             cmd!(shell, "ln --symbolic {unpacked} {program}").run()?;
         } else {
@@ -64,24 +64,24 @@ pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result
     Ok(program)
 }
 
-/// Where the program `name` is among what was unpacked into `folder`. `PostgreSQL` has a folder for each
+/// Where the program `name` is among what was unpacked into `directory`. `PostgreSQL` has a directory for each
 /// of its versions.
-fn in_package(shell: &Shell, folder: &Path, name: &str) -> Result<PathBuf> {
-    let mut folders = Vec::new();
-    let versions = folder.join("usr/lib/postgresql");
+fn in_package(shell: &Shell, directory: &Path, name: &str) -> Result<PathBuf> {
+    let mut directories = Vec::new();
+    let versions = directory.join("usr/lib/postgresql");
     if versions.exists() {
         let versions = shell.read_dir(versions)?;
-        folders.extend(versions.into_iter().map(|version| version.join("bin")));
+        directories.extend(versions.into_iter().map(|version| version.join("bin")));
     }
-    folders.extend(["usr/bin", "usr/sbin"].map(|bin| folder.join(bin)));
-    let mut programs = folders.iter().map(|folder| folder.join(name));
+    directories.extend(["usr/bin", "usr/sbin"].map(|bin| directory.join(bin)));
+    let mut programs = directories.iter().map(|directory| directory.join(name));
     programs
         .find(|program| program.exists())
         .with_context(|| format!("Debian's package brought no `{name}`"))
 }
 
-/// Puts all files of `package`, and of what it needs and this machine has not, into `folder`.
-fn unpack(shell: &Shell, package: &str, folder: &Path) -> Result<()> {
+/// Puts all files of `package`, and of what it needs and this machine has not, into `directory`.
+fn unpack(shell: &Shell, package: &str, directory: &Path) -> Result<()> {
     let wanted = || {
         let options = [
             "--print-uris",
@@ -103,27 +103,29 @@ fn unpack(shell: &Shell, package: &str, folder: &Path) -> Result<()> {
         archive.split_once('_').map(|(package, _)| package)
     });
     // An interrupted run may have left archives that apt has not checked.
-    shell.remove_path(folder)?;
-    let archives = folder.join("archives");
+    shell.remove_path(directory)?;
+    let archives = directory.join("archives");
     shell.create_dir(&archives)?;
     let _there = shell.push_dir(&archives);
     apt(shell, &["download", "--quiet=2"])
         .args(packages)
         .run()?;
     for archive in shell.read_dir(&archives)? {
-        cmd!(shell, "dpkg-deb --extract {archive} {folder}").run()?;
+        cmd!(shell, "dpkg-deb --extract {archive} {directory}").run()?;
     }
     Ok(())
 }
 
-/// The folders of libraries among what was unpacked into `folder`.
-fn libraries(shell: &Shell, folder: &Path) -> Result<Vec<String>> {
-    let all = folder.join("usr/lib");
+/// The directories of libraries among what was unpacked into `directory`.
+fn libraries(shell: &Shell, directory: &Path) -> Result<Vec<String>> {
+    let all = directory.join("usr/lib");
     if !all.exists() {
         return Ok(Vec::new());
     }
-    let folders = shell.read_dir(all)?;
-    let names = folders.iter().map(|folder| folder.display().to_string());
+    let directories = shell.read_dir(all)?;
+    let names = directories
+        .iter()
+        .map(|directory| directory.display().to_string());
     Ok(names.filter(|name| name.ends_with("-linux-gnu")).collect())
 }
 
@@ -135,9 +137,9 @@ mod tests {
 
     /// A repository with one package and no signature.
     fn unsigned_repository(shell: &Shell) -> TempDir {
-        let folder = TempDir::new().unwrap();
-        let root = folder.path().display();
-        shell.change_dir(folder.path());
+        let directory = TempDir::new().unwrap();
+        let root = directory.path().display();
+        shell.change_dir(directory.path());
         for place in ["state/lists/partial", "cache/archives/partial", "here"] {
             shell.create_dir(place).unwrap();
         }
@@ -175,8 +177,8 @@ mod tests {
                 ),
             )
             .unwrap();
-        shell.set_var("APT_CONFIG", folder.path().join("apt.conf"));
-        folder
+        shell.set_var("APT_CONFIG", directory.path().join("apt.conf"));
+        directory
     }
 
     #[test]
@@ -186,9 +188,9 @@ mod tests {
             eprintln!("NOT RUN: there is no `apt-get` here");
             return;
         }
-        let folder = unsigned_repository(&shell);
-        shell.change_dir(folder.path().join("here"));
-        let archive = folder.path().join("here/sample_1_all.deb");
+        let directory = unsigned_repository(&shell);
+        shell.change_dir(directory.path().join("here"));
+        let archive = directory.path().join("here/sample_1_all.deb");
 
         assert!(!succeeds(apt(&shell, &["update"])));
         // This machine's settings would allow it.

@@ -18,14 +18,14 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     let requirements = project().join("examples/python/requirements.txt");
     let python = interpreter(shell, "python", &requirements)?;
     shell.set_var("VERROU_PYTHON", &python);
-    if !component::folder().join("verrou.wasm").exists() {
+    if !component::directory().join("verrou.wasm").exists() {
         component::build(shell)?;
     }
     let verrou = project().join("target/debug/verrou");
     let example = project().join("examples/python/example.py");
     cmd!(shell, "{python} {example}").run()?;
     let tests = project().join("examples/python");
-    // What is not closed is a mistake, and folders of examples stay as they are.
+    // What is not closed is a mistake, and directories of examples stay as they are.
     let options = [
         "-B",
         "-W",
@@ -42,14 +42,14 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
 
 /// Returns an interpreter in `target/tools/NAME` with the packages that the file `requirements` lists.
 pub(crate) fn interpreter(shell: &Shell, name: &str, requirements: &Path) -> Result<PathBuf> {
-    let folder = project().join("target/tools").join(name);
-    let python = folder.join(if cfg!(windows) {
+    let directory = project().join("target/tools").join(name);
+    let python = directory.join(if cfg!(windows) {
         "Scripts/python.exe"
     } else {
         "bin/python"
     });
     let (installed, wanted) = (
-        folder.join("requirements.txt"),
+        directory.join("requirements.txt"),
         shell.read_file(requirements)?,
     );
     if shell
@@ -69,7 +69,7 @@ pub(crate) fn interpreter(shell: &Shell, name: &str, requirements: &Path) -> Res
                 .into()
         )
     );
-    cmd!(shell, "{system} -m venv --clear {folder}")
+    cmd!(shell, "{system} -m venv --clear {directory}")
         .run()
         .context("Python makes no virtual environment: on Debian, install `python3-venv`")?;
     install(shell, &python, requirements)?;
@@ -137,17 +137,17 @@ for file in wheel("sample", ""), wheel("needy", "Requires-Dist: sample\n"), sour
             eprintln!("NOT RUN: there is no `python3` here");
             return;
         }
-        let folder = TempDir::new().unwrap();
-        shell.change_dir(folder.path());
+        let directory = TempDir::new().unwrap();
+        shell.change_dir(directory.path());
         let hashes = cmd!(shell, "python3 -c {PACKAGES}").read().unwrap();
         let [sample, needy, scripted] = hashes.lines().collect::<Vec<_>>()[..] else {
             panic!("{hashes}");
         };
         cmd!(shell, "python3 -m venv venv").run().unwrap();
-        let python = folder.path().join("venv/bin/python");
+        let python = directory.path().join("venv/bin/python");
         shell.set_var("PIP_NO_INDEX", "1");
-        shell.set_var("PIP_FIND_LINKS", folder.path());
-        let requirements = folder.path().join("requirements.txt");
+        shell.set_var("PIP_FIND_LINKS", directory.path());
+        let requirements = directory.path().join("requirements.txt");
         let installed = |list: &str| {
             shell.write_file(&requirements, list).unwrap();
             install(&shell, &python, &requirements).is_ok()
@@ -162,7 +162,7 @@ for file in wheel("sample", ""), wheel("needy", "Requires-Dist: sample\n"), sour
         assert!(!installed(&format!(
             "scripted==1.0 --hash=sha256:{scripted}"
         )));
-        assert!(!folder.path().join("scripted-ran").exists());
+        assert!(!directory.path().join("scripted-ran").exists());
 
         assert!(installed(&format!(
             "needy==1.0 --hash=sha256:{needy}\nsample==1.0 --hash=sha256:{sample}"

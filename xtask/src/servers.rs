@@ -27,12 +27,12 @@ const PROGRAMS: [(&str, &str); 11] = [
 /// started but by the tests.
 pub(crate) fn find(shell: &Shell) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<_> = env::split_paths(&path).collect();
+    let mut directories: Vec<_> = env::split_paths(&path).collect();
     for (program, package) in PROGRAMS {
         let found = programs::find_or_unpack(shell, program, package)?;
-        let folder = found.parent().map(Path::to_owned);
-        folders.extend(folder.filter(|folder| !folders.contains(folder)));
+        let directory = found.parent().map(Path::to_owned);
+        directories.extend(directory.filter(|directory| !directories.contains(directory)));
     }
-    shell.set_var("PATH", env::join_paths(folders)?);
+    shell.set_var("PATH", env::join_paths(directories)?);
     Ok(())
 }

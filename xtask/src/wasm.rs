@@ -48,8 +48,8 @@ impl Toolchain {
         }
     }
 
-    /// The folder for what it builds: two compilers must not share one.
-    fn folder(&self) -> PathBuf {
+    /// The directory for what it builds: two compilers must not share one.
+    fn directory(&self) -> PathBuf {
         let compiler = match self {
             Self::Rustup => "rustup",
             Self::Debian { .. } => "debian",
@@ -99,11 +99,11 @@ impl Toolchain {
             .env_remove("RUSTC_WRAPPER"),
         };
         command
-            .env("CARGO_TARGET_DIR", self.folder())
+            .env("CARGO_TARGET_DIR", self.directory())
             .env("CARGO_ENCODED_RUSTFLAGS", flags)
             .run()?;
         let module = format!("{}.wasm", package.replace('-', "_"));
-        Ok(self.folder().join(TARGET).join("component").join(module))
+        Ok(self.directory().join(TARGET).join("component").join(module))
     }
 
     /// Forgets what was built of `package`, but not of what it uses.
@@ -117,7 +117,7 @@ impl Toolchain {
             "component",
         ];
         cmd!(shell, "cargo clean {arguments...}")
-            .env("CARGO_TARGET_DIR", self.folder())
+            .env("CARGO_TARGET_DIR", self.directory())
             .run()?;
         Ok(())
     }
@@ -127,7 +127,7 @@ fn cargo_home() -> Result<PathBuf> {
     if let Some(home) = env::var_os("CARGO_HOME") {
         return Ok(home.into());
     }
-    let home = env::home_dir().context("there is no home folder, nor CARGO_HOME")?;
+    let home = env::home_dir().context("there is no home directory, nor CARGO_HOME")?;
     Ok(home.join(".cargo"))
 }
 
@@ -135,7 +135,7 @@ fn cargo_home() -> Result<PathBuf> {
 fn has_target(shell: &Shell) -> bool {
     let libraries = cmd!(shell, "rustc --print target-libdir --target {TARGET}");
     let libraries = libraries.quiet().ignore_stderr().read();
-    libraries.is_ok_and(|folder| Path::new(&folder).exists())
+    libraries.is_ok_and(|directory| Path::new(&directory).exists())
 }
 
 fn add_target(shell: &Shell) -> bool {
@@ -171,8 +171,8 @@ fn install_debian(shell: &Shell) -> Result<()> {
 
 /// The linker that comes with rustup's compilers, or Debian's newest.
 fn linker(shell: &Shell) -> Result<PathBuf> {
-    if let Ok(folder) = cmd!(shell, "rustc --print target-libdir").quiet().read() {
-        let linker = Path::new(&folder).with_file_name("bin").join("rust-lld");
+    if let Ok(directory) = cmd!(shell, "rustc --print target-libdir").quiet().read() {
+        let linker = Path::new(&directory).with_file_name("bin").join("rust-lld");
         if linker.exists() {
             return Ok(linker);
         }
