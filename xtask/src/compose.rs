@@ -19,7 +19,7 @@ const STORE: &str = "verrou:lock/store";
 /// The interface that the lock component exports and an application imports.
 const LOCKS: &str = "verrou:lock/locks";
 
-/// Composes what `arguments` name, and says what came out.
+/// Composes the components that `arguments` name, and prints the result's size, imports and exports.
 pub(crate) fn compose(shell: &Shell, arguments: &[&str]) -> Result<()> {
     let Arguments {
         store,
@@ -27,7 +27,7 @@ pub(crate) fn compose(shell: &Shell, arguments: &[&str]) -> Result<()> {
         output,
     } = Arguments::parse(arguments)?;
     if store.is_none() && into.is_none() {
-        bail!("there is nothing to compose: give a --store, an application (--into), or both");
+        bail!("nothing to compose: give a --store, an application (--into), or both");
     }
     let locks = component::directory().join("verrou.wasm");
     if !locks.exists() {
@@ -42,7 +42,7 @@ pub(crate) fn compose(shell: &Shell, arguments: &[&str]) -> Result<()> {
     }
     let output = Path::new(output);
     fs::write(output, composed.bytes)
-        .with_context(|| format!("{} cannot be written", output.display()))?;
+        .with_context(|| format!("cannot write {}", output.display()))?;
     println!("{}", component::describe(output)?);
     Ok(())
 }
@@ -64,10 +64,10 @@ impl<'a> Arguments<'a> {
                 "--store" => store.replace(value),
                 "--into" => into.replace(value),
                 "--output" => output.replace(value),
-                _ => bail!("`{option}` is no option: {USAGE}"),
+                _ => bail!("unknown option `{option}`: {USAGE}"),
             };
             if before.is_some() {
-                bail!("`{option}` is there twice: {USAGE}");
+                bail!("`{option}` is given twice: {USAGE}");
             }
         }
         Ok(Self {
@@ -78,7 +78,7 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// A component and what to call it in an error.
+/// A component and its name in errors.
 struct Component {
     name: String,
     bytes: Vec<u8>,
@@ -89,19 +89,19 @@ impl Component {
         let name = path.display().to_string();
         let bytes = fs::read(path).with_context(|| {
             format!(
-                "{name} cannot be read: `cargo xtask component DIRECTORY` builds target/component/*.wasm"
+                "cannot read {name}: `cargo xtask component DIRECTORY` builds target/component/*.wasm"
             )
         })?;
         Ok(Self { name, bytes })
     }
 
-    /// What `socket` becomes when it has this component inside for its import of `interface`.
+    /// Returns `socket` with this component plugged into its import of `interface`.
     fn plug(&self, interface: &str, socket: &Self) -> Result<Self> {
         let mut graph = CompositionGraph::new();
         let inner = self.register(&mut graph, "plug")?;
         let outer = socket.register(&mut graph, "socket")?;
         self.check(interface, socket, &graph, inner, outer)?;
-        let failed = || format!("{} does not go into {}", self.name, socket.name);
+        let failed = || format!("cannot plug {} into {}", self.name, socket.name);
         wac_graph::plug(&mut graph, vec![inner], outer).with_context(failed)?;
         let bytes = graph
             .encode(EncodeOptions::default())
@@ -112,15 +112,15 @@ impl Component {
         })
     }
 
-    /// Gives it to `graph` as its `part`: of one file there can be two.
+    /// Adds the component to `graph` under the name `part`, because one file can be added twice.
     fn register(&self, graph: &mut CompositionGraph, part: &str) -> Result<PackageId> {
-        let wrong = || format!("{} is no component that can be composed", self.name);
+        let wrong = || format!("{} is not a component that can be composed", self.name);
         let bytes = self.bytes.clone();
         let package = Package::from_bytes(part, None, bytes, graph.types_mut());
         Ok(graph.register_package(package.with_context(wrong)?)?)
     }
 
-    /// Plugging passes over in silence what does not fit. Here is said what it is.
+    /// Checks that the component fits into `socket`: `wac_graph::plug` ignores interfaces that do not fit.
     fn check(
         &self,
         interface: &str,
@@ -132,16 +132,16 @@ impl Component {
         let types = graph.types();
         let exported = find(interface, types[graph[inner].ty()].exports.iter());
         let imported = find(interface, types[graph[outer].ty()].imports.iter());
-        let Some((exported, offer)) = exported else {
+        let Some((exported, offered)) = exported else {
             bail!(
-                "{} does not export {interface}, which {} is to get from it",
+                "{} does not export {interface}, which {} needs",
                 self.name,
                 socket.name
             );
         };
-        let Some((imported, wish)) = imported else {
+        let Some((imported, required)) = imported else {
             bail!(
-                "{} does not import {interface}, which {} is there to give it",
+                "{} does not import {interface}, which {} exports",
                 socket.name,
                 self.name
             );
@@ -156,7 +156,7 @@ impl Component {
         }
         let mut cache = HashSet::new();
         SubtypeChecker::new(&mut cache)
-            .is_subtype(offer, types, wish, types)
+            .is_subtype(offered, types, required, types)
             .with_context(|| {
                 format!(
                     "the {exported} of {} is not the {imported} that {} imports: build both from \
@@ -167,7 +167,7 @@ impl Component {
     }
 }
 
-/// The interface of any version among `items`, with its whole name.
+/// Returns the interface `interface` of any version among `items`, with its whole name.
 fn find<'a>(
     interface: &str,
     items: impl Iterator<Item = (&'a String, &'a ItemKind)>,
@@ -185,8 +185,8 @@ mod tests {
 
     use super::*;
 
-    /// A component called `name` of a world with `item`, and nothing inside; the interface is the
-    /// `version` of a store in which names are of the type `kind`.
+    /// Returns an empty component called `name` of a world with `item`. Its interfaces have the version
+    /// `version`, and names of the type `kind`.
     fn component(name: &str, item: &str, version: &str, kind: &str) -> Component {
         let wit = format!(
             "package verrou:lock@{version};
@@ -219,11 +219,11 @@ mod tests {
     }
 
     fn refusal(composed: Result<Component>) -> String {
-        format!("{:#}", composed.err().expect("this does not fit"))
+        format!("{:#}", composed.err().expect("components that do not fit"))
     }
 
     #[test]
-    fn what_fits_is_inside_and_no_import_any_more() {
+    fn plugged_component_is_no_longer_an_import() {
         let store = component("store.wasm", "export store;", "0.1.0", "string");
         let composed = store.plug(STORE, &locks()).unwrap();
         let (imports, exports) = component::interfaces(&composed.bytes).unwrap();
@@ -237,13 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn a_later_version_that_is_compatible_fits() {
+    fn later_compatible_version_fits() {
         let store = component("store.wasm", "export store;", "0.1.7", "string");
         store.plug(STORE, &locks()).unwrap();
     }
 
     #[test]
-    fn another_version_is_named() {
+    fn incompatible_version_is_reported() {
         let store = component("store.wasm", "export store;", "0.2.0", "string");
         assert_eq!(
             refusal(store.plug(STORE, &locks())),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn another_type_is_named() {
+    fn incompatible_type_is_reported() {
         let store = component("store.wasm", "export store;", "0.1.0", "u64");
         let why = refusal(store.plug(STORE, &locks()));
         let start = "the verrou:lock/store@0.1.0 of store.wasm is not the \
@@ -263,32 +263,32 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_the_interface_is_named() {
+    fn missing_interface_is_reported() {
         let (application, locks) = (component("job.wasm", "", "0.1.0", "string"), locks());
         assert_eq!(
             refusal(application.plug(STORE, &locks)),
-            "job.wasm does not export verrou:lock/store, which locks.wasm is to get from it"
+            "job.wasm does not export verrou:lock/store, which locks.wasm needs"
         );
         assert_eq!(
             refusal(locks.plug(LOCKS, &application)),
-            "job.wasm does not import verrou:lock/locks, which locks.wasm is there to give it"
+            "job.wasm does not import verrou:lock/locks, which locks.wasm exports"
         );
         let text = Component {
             name: "notes.txt".to_owned(),
             bytes: b"text".to_vec(),
         };
         let why = refusal(text.plug(STORE, &locks));
-        assert!(why.starts_with("notes.txt is no component"), "{why}");
+        assert!(why.starts_with("notes.txt is not a component"), "{why}");
     }
 
     #[test]
-    fn arguments_that_make_no_sense_are_named() {
+    fn invalid_arguments_are_reported() {
         for (arguments, words) in [
             (&["--output"][..], "`--output` lacks its value"),
-            (&["--stor", "a"], "`--stor` is no option"),
+            (&["--stor", "a"], "unknown option `--stor`"),
             (
                 &["--store", "a", "--store", "b"],
-                "`--store` is there twice",
+                "`--store` is given twice",
             ),
             (&["--store", "a"], "--output is missing"),
         ] {
