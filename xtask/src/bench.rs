@@ -1,4 +1,4 @@
-//! Measures, always beside something else, and draws what was measured.
+//! Runs the benchmarks, each beside its peers, and draws the figures.
 
 mod chart;
 
@@ -22,7 +22,7 @@ pub(crate) fn bench(shell: &Shell) -> Result<()> {
     js::bench(shell)
 }
 
-/// Measures the locks in files beside their peers, as far as those are to be had.
+/// Measures the locks in files beside their peers, as far as these can be installed.
 fn locks(shell: &Shell) -> Result<()> {
     let features = match available("locks on servers", servers::find(shell)) {
         Some(()) => "tokio,redis,postgres,etcd",
@@ -50,7 +50,7 @@ fn locks(shell: &Shell) -> Result<()> {
     }
     let _path = shell.push_env("PATH", env::join_paths(directories)?);
 
-    // As it is released, which benchmarks are not built like.
+    // The command with the release profile: the benchmarks are built with another.
     cmd!(
         shell,
         "cargo build --release --package verrou-host --bin verrou --locked"
@@ -70,7 +70,7 @@ fn locks(shell: &Shell) -> Result<()> {
     chart::draw(&figures, &here.join("figures.svg"))
 }
 
-/// What was found, or nothing, and then says why.
+/// Returns the value of `found`, or prints why `what` is not measured.
 fn available<T>(what: &str, found: Result<T>) -> Option<T> {
     found
         .inspect_err(|err| println!("NOT MEASURED  {what}: {err:#}"))

@@ -1,4 +1,4 @@
-//! Runs `cargo test`, and names the tests that failed.
+//! Runs `cargo test`, and lists the tests that failed.
 
 use std::io::{BufRead, BufReader, Write, stdout};
 use std::process::{Command, Stdio};

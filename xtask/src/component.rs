@@ -1,4 +1,4 @@
-//! From the core to `target/component/verrou.wasm`.
+//! Builds `target/component/verrou.wasm` from the core.
 
 use std::fs;
 use std::io::Write;
@@ -16,12 +16,12 @@ use xshell::{Shell, cmd};
 use crate::wasm::Toolchain;
 use crate::{NotHere, javascript, project};
 
-/// Where components are put.
+/// Returns the directory of the built components.
 pub(crate) fn directory() -> PathBuf {
     project().join("target/component")
 }
 
-/// Builds the lock component, and says what it is.
+/// Builds the lock component, and prints its size, imports and exports.
 pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     let toolchain = Toolchain::find(shell)?;
     println!("building with {} compiler", toolchain.name());
@@ -33,18 +33,18 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     Ok(component)
 }
 
-/// Forgets what [`build`] built of this project, but not of the libraries.
+/// Removes the core that [`build`] built, but not the libraries.
 pub(crate) fn clean(shell: &Shell) -> Result<()> {
     Toolchain::find(shell)?.clean(shell, "verrou")
 }
 
-/// Makes the component at `component` of the core module at `module`.
+/// Writes the component of the core module `module` to `component`.
 pub(crate) fn componentize(shell: &Shell, module: &Path, component: &Path) -> Result<()> {
     shell.create_dir(directory())?;
     let optimized = component.with_extension("core.wasm");
     let optimize = optimizer(shell)?;
-    // Which features may be used is in the module. With all of them on, it writes what the runtimes
-    // refuse.
+    // The module lists the features that may be used. With `--all-features`, wasm-opt would write instructions
+    // that the runtimes reject.
     cmd!(
         shell,
         "{optimize} -Oz --converge --strip-debug --strip-producers {module} --output {optimized}"
@@ -61,7 +61,7 @@ pub(crate) fn componentize(shell: &Shell, module: &Path, component: &Path) -> Re
     Ok(())
 }
 
-/// The component without the names that only debuggers read, which are a tenth of it.
+/// Returns the component without the names that only debuggers read: a tenth of its size.
 fn without_names(component: &[u8]) -> Result<Vec<u8>> {
     let mut named = wasm_encoder::Component::new();
     let mut end = 0;
@@ -72,7 +72,7 @@ fn without_names(component: &[u8]) -> Result<Vec<u8>> {
         {
             continue;
         }
-        // What is inside a module has been copied with it.
+        // The sections inside a module have been copied with the module.
         if let Some((id, range)) = payload.as_section()
             && range.start >= end
         {
@@ -86,7 +86,7 @@ fn without_names(component: &[u8]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns the path of `wasm-opt`, of its package on npm, in `target/tools`.
+/// Returns the path of `wasm-opt`, and installs its npm package in `target/tools` first if needed.
 pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
     let packages = project().join("xtask/tools/binaryen");
     let directory = project().join("target/tools/binaryen");
@@ -101,7 +101,7 @@ pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
         let npm = cmd!(shell, "npm --version").quiet().ignore_stdout();
         ensure!(
             npm.ignore_stderr().run().is_ok(),
-            NotHere("there is no npm here, which brings the optimizer `wasm-opt`".into())
+            NotHere("`npm` is not installed, which fetches the optimizer `wasm-opt`".into())
         );
         shell.create_dir(&directory)?;
         for file in ["package.json", "package-lock.json"] {
@@ -113,7 +113,7 @@ pub(crate) fn optimizer(shell: &Shell) -> Result<PathBuf> {
     Ok(directory.join("node_modules/binaryen/bin/wasm-opt"))
 }
 
-/// A component's size, what it imports and what it exports.
+/// Returns a text with the component's size, imports and exports.
 pub(crate) fn describe(component: &Path) -> Result<String> {
     let bytes = fs::read(component)?;
     let compressed = gzipped(&bytes)?;
@@ -127,17 +127,17 @@ pub(crate) fn describe(component: &Path) -> Result<String> {
     ))
 }
 
-/// How many bytes these would be, compressed.
+/// Returns the compressed size of `bytes`.
 pub(crate) fn gzipped(bytes: &[u8]) -> Result<usize> {
     let mut compressed = GzEncoder::new(Vec::new(), Compression::best());
     compressed.write_all(bytes)?;
     Ok(compressed.finish()?.len())
 }
 
-/// The names of what a component imports and exports, in order.
+/// Returns the names of the interfaces that a component imports and exports, in order.
 pub(crate) fn interfaces(component: &[u8]) -> Result<(Vec<String>, Vec<String>)> {
     let DecodedWasm::Component(resolve, world) = wit_component::decode(component)? else {
-        anyhow::bail!("this is not a component");
+        anyhow::bail!("not a WebAssembly component, but a package of WIT");
     };
     let world = &resolve.worlds[world];
     let names = |keys: &mut dyn Iterator<Item = &WorldKey>| {

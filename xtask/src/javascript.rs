@@ -1,4 +1,4 @@
-//! JavaScript with npm's packages, and the tests that need them.
+//! Installs npm's packages, and runs the tests in JavaScript that need them.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -13,11 +13,11 @@ use crate::NotHere;
 use crate::programs::{apt, find, succeeds};
 use crate::{component, project};
 
-/// Runs the tests of `examples/javascript`: those of Node.js, and those of the page if there is a
-/// Chromium, which is installed if this user may.
+/// Runs the tests of `examples/javascript`: in Node.js, and in Chromium if it is there or this user can
+/// install it.
 ///
-/// Afterwards there is, in that directory and in `examples/provider-javascript`, what the tests
-/// `host/tests/component_javascript*.rs` need: so `cargo test` comes after this.
+/// Builds the files in that directory and in `examples/provider-javascript` that the tests
+/// `host/tests/component_javascript*.rs` need: so `cargo test` comes after this step.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
     ensure_recent(shell)?;
     if !component::directory().join("verrou.wasm").exists() {
@@ -40,7 +40,7 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
 pub(crate) fn install(shell: &Shell, directory: &Path) -> Result<PathBuf> {
     let lock_file = directory.join("package-lock.json");
     check_lock_file(&shell.read_file(&lock_file)?)
-        .with_context(|| format!("{} is refused", lock_file.display()))?;
+        .with_context(|| format!("refused the lock file {}", lock_file.display()))?;
     install_locked(shell, directory)?;
     Ok(directory.to_owned())
 }
@@ -52,15 +52,10 @@ fn install_locked(shell: &Shell, directory: &Path) -> Result<()> {
         "npm ci --ignore-scripts --prefer-offline {quietly...} --prefix {directory}"
     )
     .run()
-    .with_context(|| {
-        format!(
-            "npm could not install the packages of {}",
-            directory.display()
-        )
-    })
+    .with_context(|| format!("npm cannot install the packages of {}", directory.display()))
 }
 
-/// Checks that every package has a hash and comes from npm's registry: npm would accept others.
+/// Checks that every package has a hash and comes from npm's registry: npm would also accept others.
 fn check_lock_file(text: &str) -> Result<()> {
     #[derive(Deserialize)]
     struct LockFile {
@@ -78,7 +73,7 @@ fn check_lock_file(text: &str) -> Result<()> {
 
     let LockFile { packages } = serde_json::from_str(text)?;
     for (path, package) in packages {
-        // Links lead to this repository, and other paths are in it.
+        // Links, and paths outside `node_modules`, are of this repository.
         if package.link || !path.contains("node_modules/") {
             continue;
         }
@@ -108,7 +103,7 @@ fn exports_a_store(provider: &Path) -> Result<()> {
     let (_, exports) = component::interfaces(&fs::read(provider)?)?;
     ensure!(
         exports == ["verrou:lock/store@0.1.0"],
-        "{} exports {exports:?}, and not a store",
+        "{} exports {exports:?}, but must export a store",
         provider.display()
     );
     println!("{}", component::describe(provider)?);
@@ -119,8 +114,7 @@ pub(crate) fn ensure_recent(shell: &Shell) -> Result<()> {
     ensure!(
         is_recent(shell),
         NotHere(
-            "there is no Node.js of version 20 or newer here, with npm: install it, on Debian 13 by \
-             `apt-get install nodejs npm`"
+            "Node.js 20 or newer, with npm, is not installed; on Debian 13: `apt-get install nodejs npm`"
                 .into()
         )
     );
@@ -132,7 +126,7 @@ fn is_recent(shell: &Shell) -> bool {
     succeeds(cmd!(shell, "node --eval {recent}")) && succeeds(cmd!(shell, "npm --version"))
 }
 
-/// Runs what a directory's `package.json` calls `test:browser`, if there is a browser.
+/// Runs the script `test:browser` of `package.json` in `directory`, if there is a browser.
 pub(crate) fn run_in_browser(shell: &Shell, directory: &Path) -> Result<()> {
     match chromium(shell) {
         Ok(chromium) => {
@@ -146,7 +140,7 @@ pub(crate) fn run_in_browser(shell: &Shell, directory: &Path) -> Result<()> {
     }
 }
 
-/// Finds the browser of two steps, or installs it.
+/// Finds the browser, which two steps need, or installs it.
 pub(crate) fn find_browser(shell: &Shell) -> Result<()> {
     ensure_recent(shell)?;
     let found = chromium(shell).map_err(|why| NotHere(format!("{why:#}")))?;
@@ -154,7 +148,7 @@ pub(crate) fn find_browser(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// Where Chromium is.
+/// Returns the path of Chromium, and installs it first if needed.
 pub(crate) fn chromium(shell: &Shell) -> Result<PathBuf> {
     if let Some(named) = env::var_os("CHROMIUM") {
         return Ok(named.into());
@@ -163,14 +157,13 @@ pub(crate) fn chromium(shell: &Shell) -> Result<PathBuf> {
         return Ok(found);
     }
     if !succeeds(cmd!(shell, "apt-get --version")) {
-        bail!("there is no Chromium in PATH; `CHROMIUM` may name one");
+        bail!("no Chromium in PATH; set `CHROMIUM` to its path");
     }
     let installed = apt(shell, &["update", "--quiet"])
         .run()
         .and_then(|()| apt(shell, &["install", "--quiet", "--yes", "chromium"]).run());
-    installed
-        .context("there is no Chromium; `apt-get install chromium`, as root, would bring it")?;
-    find_chromium().context("the package `chromium` brought no Chromium")
+    installed.context("no Chromium in PATH; as root, run `apt-get install chromium`")?;
+    find_chromium().context("the package `chromium` contains no Chromium")
 }
 
 fn find_chromium() -> Option<PathBuf> {
@@ -222,7 +215,7 @@ mod tests {
     fn changed_packages_are_refused_and_install_scripts_are_not_run() {
         let shell = Shell::new().unwrap();
         if !is_recent(&shell) {
-            eprintln!("NOT RUN: there is no Node.js of version 20 or newer here");
+            eprintln!("NOT RUN: Node.js 20 or newer is not installed");
             return;
         }
         let directory = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! From the core and `src/js/package/` to the npm package in `target/js`.
+//! Builds the npm package in `target/js` from the core and `src/js/package/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use xshell::{Shell, cmd};
 use crate::wasm::Toolchain;
 use crate::{component, javascript, project};
 
-/// Where the package is put.
+/// Returns the directory of the built package.
 pub(crate) fn directory() -> PathBuf {
     project().join("target/js")
 }
 
-/// Builds the package, and says what it is.
+/// Builds the package, and prints the core's size.
 pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     let toolchain = Toolchain::find(shell)?;
     println!("building with {} compiler", toolchain.name());
@@ -26,7 +26,7 @@ pub(crate) fn build(shell: &Shell) -> Result<PathBuf> {
     shell.remove_path(&package)?;
     let core = package.join("core");
     shell.create_dir(&core)?;
-    // For browsers; in Node.js it is handed the module's bytes.
+    // The bindings for browsers; in Node.js the package passes them the module's bytes.
     Bindgen::new()
         .input_path(&module)
         .out_name("verrou")
@@ -75,12 +75,12 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
         })
 }
 
-/// Where the last tests' report is: `tests/js/package.json` names it as well.
+/// Returns the path of the last tests' report, which `tests/js/package.json` names, too.
 fn report() -> PathBuf {
     project().join("target/js-tests.txt")
 }
 
-/// What the last tests say of those that failed, at the end of their report.
+/// Returns the list of failed tests at the end of the last report.
 fn failing() -> Option<String> {
     let report = fs::read_to_string(report()).ok()?;
     let (_, failing) = report.split_once("failing tests:")?;
@@ -97,10 +97,10 @@ pub(crate) fn bench(shell: &Shell) -> Result<()> {
     javascript::run(shell, &tests, "bench")
 }
 
-/// Copies what is in `from`, and in its directories.
+/// Copies the contents of `from`, with its subdirectories, to `to`.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from).with_context(|| format!("no {}", from.display()))? {
+    for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
         let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
         if path.is_dir() {
             copy(&path, &to.join(name))?;

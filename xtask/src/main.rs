@@ -1,4 +1,4 @@
-//! What it takes to build and to check the project: `cargo xtask help`.
+//! Builds and checks the project: see `cargo xtask help`.
 
 mod bench;
 mod cargo_test;
@@ -35,11 +35,11 @@ const USAGE: &str = "\
 usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | compose OPTIONS | js
                  | wit-docs [--check]
 
-  test         run every check and every test there is, and say what could not be run
-  bench        measure, always beside something else
+  test         run all checks and tests; NOT RUN marks the steps that need a missing tool
+  bench        measure the locks, each beside its peers
   torture [--for 10m] [--seed N] [--only PART]
-               put the locks in files through all that they have to survive; --list names the parts
-  component    build target/component/verrou.wasm, and say what it imports and exports
+               test the locks in files under faults, kills, corruption and hostile users; --list lists the parts
+  component    build target/component/verrou.wasm, and print its imports and exports
   component DIRECTORY
                the same for the component in DIRECTORY, such as examples/cron-job
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
@@ -50,7 +50,7 @@ usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | comp
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let ended = Shell::new().map_err(Into::into).and_then(|shell| {
-        // A directory that this is called in does not matter.
+        // `cargo xtask` may be called in any directory.
         shell.change_dir(project());
         match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["test"] => Ok(test(&shell)),
@@ -83,17 +83,17 @@ fn main() -> ExitCode {
     })
 }
 
-/// The project's directory.
+/// Returns the project's directory.
 fn project() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package).to_owned()
 }
 
-/// All features but those that need a server's client.
+/// All features except for the servers' clients.
 const WITHOUT_SERVERS: &str =
     "verrou/component,verrou/conformance,verrou/js,verrou-host/tokio,verrou-host/wasmtime";
 
-/// Every check, in the order in which a mistake is cheapest to find.
+/// Runs all checks, the cheapest first.
 fn test(shell: &Shell) -> ExitCode {
     let mut report = Report::default();
     let has_servers = report.step("servers", || servers::find(shell));
@@ -149,12 +149,12 @@ fn test(shell: &Shell) -> ExitCode {
     if has_wasm {
         build_tests(shell, &mut report, features);
     }
-    // Their compilers use the time in which the tests wait.
+    // Their compilers use the processor time that waiting tests leave idle.
     let mut checks = vec![report.start(shell, DOCUMENTATION, features, Priority::Idle)];
     if has_servers {
         checks.push(report.start(shell, ENGINES, &[], Priority::Idle));
     }
-    // It may be installed, which two steps must not do at once.
+    // The step may install the browser, which must not run twice at once.
     report.join(browser);
     if report.join(components) {
         tests(shell, &mut report, features, has_servers);
@@ -207,7 +207,7 @@ fn build_ahead(shell: &Shell) -> Option<Child> {
 
 /// Builds the tests, and the programs that the steps after them start.
 fn build_tests(shell: &Shell, report: &mut Report, features: &[String]) {
-    // The steps below start these programs: a build with other features would rebuild everything.
+    // The steps below start these programs: a build with other features would rebuild all crates.
     report.step("the tests' programs", || {
         cmd!(
             shell,
@@ -280,11 +280,11 @@ fn test_threads() -> String {
     })
 }
 
-/// Whether components can be built here.
+/// Returns whether components can be built on this machine; if not, reports why.
 fn has_wasm(shell: &Shell, report: &mut Report) -> bool {
     let found = Toolchain::find(shell);
     if let Err(why) = &found {
-        let what = "the component, and all that needs it";
+        let what = "the component, and all steps that need it";
         report.lines.push(format!("NOT RUN  {what}: {why:#}"));
     }
     found.is_ok()
@@ -296,7 +296,7 @@ const DOCUMENTATION: &str = "documentation";
 const ENGINES: &str = "each engine alone";
 const JAVASCRIPT_PACKAGE: &str = "the JavaScript package";
 
-/// Runs one of the steps that [`Report::start`] starts.
+/// Runs a step that [`Report::start`] has started as a process.
 fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
     let ended = match step {
         BROWSER => javascript::find_browser(shell),
@@ -316,14 +316,14 @@ fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Builds every component, and the lock component twice.
+/// Builds all components. Checks that two builds of the lock component have the same bytes.
 fn build_components(shell: &Shell) -> Result<()> {
     let component = component::build(shell)?;
     let before = fs::read(&component)?;
     component::clean(shell)?;
     ensure!(
         fs::read(component::build(shell)?)? == before,
-        "the component was built twice, and its bytes are not the same"
+        "two builds of the component differ: the build is not reproducible"
     );
     for example in ["provider-rust", "provider-keyvalue", "cron-job"] {
         guest::build(shell, &format!("examples/{example}"))?;
@@ -352,7 +352,7 @@ fn check_engines(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// Something that this machine has not, and that could not be fetched: no mistake of the project's.
+/// A tool that is missing on this machine and could not be fetched. The step is NOT RUN, which is no failure.
 #[derive(Debug)]
 struct NotHere(String);
 
@@ -364,7 +364,7 @@ impl fmt::Display for NotHere {
 
 impl std::error::Error for NotHere {}
 
-/// What was run, and what came of it.
+/// The results of the steps.
 #[derive(Default)]
 struct Report {
     lines: Vec<String>,
@@ -382,7 +382,7 @@ impl Report {
         self.step(&format!("{what}: {command}"), || cargo_test::run(command));
     }
 
-    /// Whether it went well.
+    /// Runs `step`, and records its result. Returns whether it succeeded.
     fn step(&mut self, what: &str, step: impl FnOnce() -> Result<()>) -> bool {
         println!("\n== {what}");
         let began = Instant::now();
@@ -391,7 +391,7 @@ impl Report {
         self.ended(what, began.elapsed(), &ended)
     }
 
-    /// Starts the step `what` in a process of its own, while others go on.
+    /// Starts the step `what` in a process of its own, concurrently with the steps below.
     fn start(
         &mut self,
         shell: &Shell,
@@ -405,13 +405,13 @@ impl Report {
             .ok()
     }
 
-    /// Waits for a step that was started. Returns whether it went well.
+    /// Waits for a started step to end. Returns whether it succeeded.
     fn join(&mut self, started: Option<Meanwhile>) -> bool {
         let Some(started) = started else {
             return false;
         };
         let what = started.what;
-        println!("\n== {what}, which began before");
+        println!("\n== {what} (started earlier)");
         match started.join() {
             Ok((took, ended)) => self.ended(what, took, &ended),
             Err(err) => self.ended(what, Duration::ZERO, &Err(err)),
@@ -435,7 +435,7 @@ impl Report {
         ended.is_ok()
     }
 
-    /// Runs `command` if there is a program called `tool`, and says so if there is not.
+    /// Runs `command` if the program `tool` is installed, and otherwise reports NOT RUN.
     fn run_if(&mut self, shell: &Shell, tool: &str, what: &str, command: Cmd<'_>) {
         match cmd!(shell, "{tool} --version")
             .quiet()
@@ -446,7 +446,7 @@ impl Report {
             Ok(()) => self.run(what, command),
             Err(_) => self
                 .lines
-                .push(format!("NOT RUN  {what}: there is no `{tool}` here")),
+                .push(format!("NOT RUN  {what}: `{tool}` is not installed")),
         }
     }
 

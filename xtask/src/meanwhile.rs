@@ -1,4 +1,4 @@
-//! Steps of `cargo xtask test` in processes of their own, which run while other steps wait.
+//! Runs steps of `cargo xtask test` in processes of their own, concurrently with other steps.
 
 use std::env;
 use std::fs::{self, File};
@@ -65,7 +65,7 @@ impl Meanwhile {
         Ok(Self { what, log, ended })
     }
 
-    /// Waits for its end, and prints its output. Returns how long it took.
+    /// Waits for the step to end, and prints its output. Returns its duration and its result.
     pub(crate) fn join(self) -> Result<(Duration, Result<()>)> {
         let ended = self.ended.join();
         let (status, took) = ended.unwrap_or_else(|panicked| panic::resume_unwind(panicked))?;

@@ -1,4 +1,4 @@
-//! Programs that the checks and the benchmarks start.
+//! Finds, and unpacks, the programs that the checks and the benchmarks start.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use xshell::{Cmd, Shell, cmd};
 
 use crate::project;
 
-/// Whether `command` ends well; what it says is nobody's business.
+/// Runs `command` without its output. Returns whether it succeeded.
 pub(crate) fn succeeds(command: Cmd<'_>) -> bool {
     let command = command.quiet().ignore_stdout().ignore_stderr();
     command.run().is_ok()
@@ -26,7 +26,7 @@ pub(crate) fn apt<'a>(shell: &'a Shell, arguments: &[&str]) -> Cmd<'a> {
     cmd!(shell, "apt-get {arguments...} {SIGNED...}")
 }
 
-/// Where the first of `names` in `PATH` is.
+/// Returns the path of the first program in `PATH` with one of these `names`.
 pub(crate) fn find(names: &[&str]) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
@@ -34,8 +34,8 @@ pub(crate) fn find(names: &[&str]) -> Option<PathBuf> {
         .find(|program| program.exists())
 }
 
-/// Where the program `name` is: in `PATH`, or else unpacked from Debian's `package`, which takes no
-/// root, and starts no server as installing one would.
+/// Returns the path of the program `name`: in `PATH`, or else unpacked from Debian's `package`. Unpacking
+/// needs no root, and starts no server, unlike an installation.
 pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result<PathBuf> {
     let installed = || in_package(shell, Path::new("/"), name).ok();
     if let Some(found) = find(&[name]).or_else(installed) {
@@ -44,8 +44,9 @@ pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result
     let tools = project().join("target/tools/debian");
     let (program, directory) = (tools.join("bin").join(name), tools.join(package));
     if !program.exists() {
-        unpack(shell, package, &directory)
-            .with_context(|| format!("there is no `{name}` in PATH, nor Debian's `{package}`"))?;
+        unpack(shell, package, &directory).with_context(|| {
+            format!("no `{name}` in PATH, and cannot unpack Debian's `{package}`")
+        })?;
         let unpacked = in_package(shell, &directory, name)?;
         shell.create_dir(tools.join("bin"))?;
         let libraries = libraries(shell, &directory)?;
@@ -64,8 +65,8 @@ pub(crate) fn find_or_unpack(shell: &Shell, name: &str, package: &str) -> Result
     Ok(program)
 }
 
-/// Where the program `name` is among what was unpacked into `directory`. `PostgreSQL` has a directory for each
-/// of its versions.
+/// Returns the path of the program `name` of a package that was unpacked into `directory`. `PostgreSQL` has a
+/// directory for each of its versions.
 fn in_package(shell: &Shell, directory: &Path, name: &str) -> Result<PathBuf> {
     let mut directories = Vec::new();
     let versions = directory.join("usr/lib/postgresql");
@@ -77,10 +78,10 @@ fn in_package(shell: &Shell, directory: &Path, name: &str) -> Result<PathBuf> {
     let mut programs = directories.iter().map(|directory| directory.join(name));
     programs
         .find(|program| program.exists())
-        .with_context(|| format!("Debian's package brought no `{name}`"))
+        .with_context(|| format!("Debian's package contains no `{name}`"))
 }
 
-/// Puts all files of `package`, and of what it needs and this machine has not, into `directory`.
+/// Unpacks `package`, and its dependencies that are not installed, into `directory`.
 fn unpack(shell: &Shell, package: &str, directory: &Path) -> Result<()> {
     let wanted = || {
         let options = [
@@ -93,11 +94,11 @@ fn unpack(shell: &Shell, package: &str, directory: &Path) -> Result<()> {
         list.quiet().ignore_stderr().read()
     };
     let list = wanted().or_else(|_| {
-        // It may not know of any packages yet.
+        // apt may have no list of packages yet.
         apt(shell, &["update", "--quiet=2"]).run()?;
         wanted()
     })?;
-    // Each line is an address, and a name of the form `package_version_machine.deb`.
+    // Each line has an address, and a name of the form `package_version_machine.deb`.
     let packages = list.lines().filter_map(|line| {
         let archive = line.split_whitespace().nth(1)?;
         archive.split_once('_').map(|(package, _)| package)
@@ -116,7 +117,7 @@ fn unpack(shell: &Shell, package: &str, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The directories of libraries among what was unpacked into `directory`.
+/// Returns the directories of libraries of the packages that were unpacked into `directory`.
 fn libraries(shell: &Shell, directory: &Path) -> Result<Vec<String>> {
     let all = directory.join("usr/lib");
     if !all.exists() {
@@ -135,7 +136,7 @@ mod tests {
 
     use super::*;
 
-    /// A repository with one package and no signature.
+    /// Creates a repository with one package and no signature.
     fn unsigned_repository(shell: &Shell) -> TempDir {
         let directory = TempDir::new().unwrap();
         let root = directory.path().display();
@@ -185,7 +186,7 @@ mod tests {
     fn unsigned_debian_packages_are_refused() {
         let shell = Shell::new().unwrap();
         if !succeeds(cmd!(shell, "apt-get --version")) {
-            eprintln!("NOT RUN: there is no `apt-get` here");
+            eprintln!("NOT RUN: `apt-get` is not installed");
             return;
         }
         let directory = unsigned_repository(&shell);

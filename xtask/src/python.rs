@@ -1,4 +1,4 @@
-//! Python with the package `wasmtime`, and the tests that need it.
+//! Installs Python packages, and runs the tests in Python that need them.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,8 @@ use crate::{component, project};
 
 /// Runs the tests of `examples/python`, which start the command that is built with the tests.
 ///
-/// Afterwards `VERROU_PYTHON` is set for the shell's commands, as `host/tests/component_python.rs`
-/// needs it: so `cargo test` comes after this. It is set as soon as there is an interpreter, even
+/// Sets `VERROU_PYTHON` for the shell's commands, which `host/tests/component_python.rs` needs: so
+/// `cargo test` comes after this step. The variable is set as soon as there is an interpreter, even
 /// if tests fail.
 pub(crate) fn test(shell: &Shell) -> Result<()> {
     let requirements = project().join("examples/python/requirements.txt");
@@ -25,7 +25,7 @@ pub(crate) fn test(shell: &Shell) -> Result<()> {
     let example = project().join("examples/python/example.py");
     cmd!(shell, "{python} {example}").run()?;
     let tests = project().join("examples/python");
-    // What is not closed is a mistake, and directories of examples stay as they are.
+    // A resource that is not closed is an error, and no byte code is written into the examples.
     let options = [
         "-B",
         "-W",
@@ -64,14 +64,14 @@ pub(crate) fn interpreter(shell: &Shell, name: &str, requirements: &Path) -> Res
     ensure!(
         succeeds(cmd!(shell, "{system} -c {recent}")),
         NotHere(
-            "there is no `python3` of version 3.11 or newer here: install it, on Debian by \
-             `apt-get install python3 python3-venv`"
+            "`python3`, version 3.11 or newer, is not installed; on Debian: `apt-get install python3 \
+             python3-venv`"
                 .into()
         )
     );
     cmd!(shell, "{system} -m venv --clear {directory}")
         .run()
-        .context("Python makes no virtual environment: on Debian, install `python3-venv`")?;
+        .context("Python cannot create a virtual environment; on Debian, install `python3-venv`")?;
     install(shell, &python, requirements)?;
     shell.write_file(installed, wanted)?;
     Ok(python)
@@ -91,7 +91,7 @@ fn install(shell: &Shell, python: &Path, requirements: &Path) -> Result<()> {
     .run()
     .with_context(|| {
         format!(
-            "pip could not install the packages of {}",
+            "pip cannot install the packages of {}",
             requirements.display()
         )
     })
@@ -103,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    /// Makes the wheels `sample` and `needy`, which needs `sample`, and the source package `scripted`, whose
+    /// Creates the wheels `sample` and `needy`, which needs `sample`, and the source package `scripted`, whose
     /// `setup.py` writes a file. Prints their hashes.
     const PACKAGES: &str = r#"
 import hashlib, io, tarfile, zipfile
@@ -134,7 +134,7 @@ for file in wheel("sample", ""), wheel("needy", "Requires-Dist: sample\n"), sour
     fn only_wheels_with_the_listed_hashes_are_installed() {
         let shell = Shell::new().unwrap();
         if !succeeds(cmd!(shell, "python3 --version")) {
-            eprintln!("NOT RUN: there is no `python3` here");
+            eprintln!("NOT RUN: `python3` is not installed");
             return;
         }
         let directory = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! The servers that the tests start.
+//! Finds the servers that the tests start.
 
 use std::env;
 use std::path::Path;
@@ -8,7 +8,7 @@ use xshell::Shell;
 
 use crate::programs;
 
-/// What is started, or started by what is, and Debian's package of it.
+/// The programs that the tests, or these programs, start, each with its Debian package.
 const PROGRAMS: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
@@ -23,8 +23,8 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("openssl", "openssl"),
 ];
 
-/// Lets `shell` find all of them, unpacked if they are not there: nothing is installed, and no server is
-/// started but by the tests.
+/// Adds all of [`PROGRAMS`] to the `PATH` of `shell`, and unpacks the missing ones. Installs nothing, and starts
+/// no server.
 pub(crate) fn find(shell: &Shell) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut directories: Vec<_> = env::split_paths(&path).collect();

@@ -1,4 +1,4 @@
-//! Puts the locks in files through what they have to survive.
+//! Runs the torture of the locks in files.
 
 use std::fs;
 use std::path::Path;

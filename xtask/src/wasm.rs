@@ -1,4 +1,4 @@
-//! Rust for `wasm32-unknown-unknown`, by whichever toolchain of this machine can.
+//! Builds for `wasm32-unknown-unknown`, with the first toolchain of this machine that supports it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,15 @@ const TARGET: &str = "wasm32-unknown-unknown";
 
 /// A compiler that builds for WebAssembly.
 pub(crate) enum Toolchain {
-    /// The one in use, with the target's libraries by rustup.
+    /// The compiler in use, with the target's libraries from rustup.
     Rustup,
-    /// Debian's, which has the sources of those libraries, and a linker for it.
+    /// Debian's compiler, with the sources of those libraries, and a linker.
     Debian { linker: PathBuf },
 }
 
 impl Toolchain {
-    /// The first that works here; what is missing is installed if this user may.
-    /// `VERROU_TOOLCHAIN=debian` leaves rustup's out.
+    /// Returns the first toolchain that works, and installs missing parts if this user may do so.
+    /// `VERROU_TOOLCHAIN=debian` skips rustup's.
     pub(crate) fn find(shell: &Shell) -> Result<Self> {
         let wanted = env::var("VERROU_TOOLCHAIN").ok();
         if wanted.as_deref() != Some("debian") && (has_target(shell) || add_target(shell)) {
@@ -30,8 +30,8 @@ impl Toolchain {
         if !has_debian(shell) {
             install_debian(shell).with_context(|| {
                 format!(
-                    "there is no Rust for {TARGET} here: `rustup target add {TARGET}` would bring \
-                     it; so would, on Debian 12, `apt-get install rustc-web cargo-web rust-web-src`"
+                    "Rust for {TARGET} is not installed: run `rustup target add {TARGET}` or, on Debian 12, \
+                     `apt-get install rustc-web cargo-web rust-web-src`"
                 )
             })?;
         }
@@ -40,7 +40,7 @@ impl Toolchain {
         })
     }
 
-    /// What it is, for people.
+    /// Returns the toolchain's name for messages.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Rustup => "rustup's",
@@ -48,7 +48,7 @@ impl Toolchain {
         }
     }
 
-    /// The directory for what it builds: two compilers must not share one.
+    /// Returns the directory of the toolchain's builds: two compilers must not share one.
     fn directory(&self) -> PathBuf {
         let compiler = match self {
             Self::Rustup => "rustup",
@@ -57,8 +57,8 @@ impl Toolchain {
         project().join("target/wasm").join(compiler)
     }
 
-    /// Builds `package`'s library by `cargo rustc` with `arguments` as a module of a component, and
-    /// says where it is.
+    /// Builds `package`'s library by `cargo rustc` with `arguments`, as a module for a component. Returns
+    /// the module's path.
     pub(crate) fn build(
         &self,
         shell: &Shell,
@@ -66,9 +66,9 @@ impl Toolchain {
         arguments: &[&str],
     ) -> Result<PathBuf> {
         let flags = [
-            // A megabyte of stack, the default, would be sixteen more pages for each instance.
+            // The default, a megabyte of stack, would take sixteen more pages of each instance.
             "-Clink-arg=-zstack-size=65536",
-            // The bytes must not tell where they were made.
+            // The bytes must not depend on the directory of the build.
             &format!("--remap-path-prefix={}=.", project().display()),
             &format!("--remap-path-prefix={}=cargo", cargo_home()?.display()),
         ]
@@ -106,7 +106,7 @@ impl Toolchain {
         Ok(self.directory().join(TARGET).join("component").join(module))
     }
 
-    /// Forgets what was built of `package`, but not of what it uses.
+    /// Removes the build of `package`, but not of its dependencies.
     pub(crate) fn clean(&self, shell: &Shell, package: &str) -> Result<()> {
         let arguments = [
             "--package",
@@ -127,11 +127,12 @@ fn cargo_home() -> Result<PathBuf> {
     if let Some(home) = env::var_os("CARGO_HOME") {
         return Ok(home.into());
     }
-    let home = env::home_dir().context("there is no home directory, nor CARGO_HOME")?;
+    let home =
+        env::home_dir().context("cannot find cargo's home: neither CARGO_HOME nor HOME is set")?;
     Ok(home.join(".cargo"))
 }
 
-/// Whether the compiler in use has the target's libraries.
+/// Returns whether the compiler in use has the target's libraries.
 fn has_target(shell: &Shell) -> bool {
     let libraries = cmd!(shell, "rustc --print target-libdir --target {TARGET}");
     let libraries = libraries.quiet().ignore_stderr().read();
@@ -165,11 +166,11 @@ fn install_debian(shell: &Shell) -> Result<()> {
     if has_debian(shell) {
         Ok(())
     } else {
-        bail!("its packages brought no compiler with sources")
+        bail!("Debian's packages contain no compiler with sources")
     }
 }
 
-/// The linker that comes with rustup's compilers, or Debian's newest.
+/// Returns the linker of rustup's compiler, or else Debian's `wasm-ld-22`, which is installed if needed.
 fn linker(shell: &Shell) -> Result<PathBuf> {
     if let Ok(directory) = cmd!(shell, "rustc --print target-libdir").quiet().read() {
         let linker = Path::new(&directory).with_file_name("bin").join("rust-lld");

@@ -1,4 +1,4 @@
-//! From the comments in `wit/` to `wit/README.md`, which is for those who read it on a page.
+//! Generates the page `wit/README.md` from the comments in `wit/`.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -38,16 +38,16 @@ This page is written by `cargo xtask wit-docs`. To change it, change the comment
 pub(crate) fn write() -> Result<()> {
     let path = path();
     let text = render()?;
-    fs::write(&path, text).with_context(|| format!("{} cannot be written", path.display()))
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Fails when `wit/README.md` is not what [`write()`] would write.
+/// Fails if `wit/README.md` differs from the page that [`write()`] would write.
 pub(crate) fn check() -> Result<()> {
     let path = path();
     let text = render()?;
     if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
         bail!(
-            "{} does not say what the `.wit` files beside it say: run `cargo xtask wit-docs`",
+            "{} differs from the `.wit` files beside it: run `cargo xtask wit-docs`",
             path.display()
         );
     }
@@ -61,7 +61,7 @@ fn path() -> PathBuf {
 fn render() -> Result<String> {
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_dir(project().join("wit"))?;
-    // The same on every item: the introduction says it.
+    // Every item has the same version: the introduction states it.
     for (_, kind) in &mut resolve.types {
         kind.stability = Stability::Unknown;
     }
@@ -101,7 +101,9 @@ impl Page<'_> {
             .chain(world.exports.iter().map(|item| ("export", item)));
         for (direction, (key, item)) in items {
             let (WorldKey::Interface(_), WorldItem::Interface { .. }) = (key, item) else {
-                bail!("a world with anything but interfaces is new here: teach this to show it");
+                bail!(
+                    "cannot render a world with items other than interfaces: extend `Page::world`"
+                );
             };
             let name = self.resolve.name_world_key(key);
             writeln!(code, "  {direction} {name};")?;
@@ -132,7 +134,7 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// What a record, a variant or an enumeration consists of, and what it says of it.
+    /// Writes the list of the parts of a record, a variant or an enumeration, with their documentation.
     fn parts(&mut self, kind: &TypeDef) -> Result<()> {
         let parts: Vec<(&str, &Docs)> = match &kind.kind {
             TypeDefKind::Record(record) => {
@@ -172,11 +174,11 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// The type as `wit/` declares it, without its comments and functions.
+    /// Returns the declaration of the type in `wit/`, without its comments and functions.
     fn declaration(&self, id: TypeId) -> Result<String> {
         let kind = &self.resolve.types[id];
         let TypeOwner::Interface(_) = kind.owner else {
-            bail!("a type outside an interface is new here: teach this to show it");
+            bail!("cannot render a type outside an interface: extend `Page::declaration`");
         };
         let name = kind.name.as_deref().unwrap_or_default();
         let mut printer = WitPrinter::default();
@@ -195,7 +197,7 @@ impl Page<'_> {
             FunctionKind::Method(_) => (format!("{}: func", function.item_name()), 1),
             FunctionKind::Static(_) => (format!("{}: static func", function.item_name()), 0),
             FunctionKind::Constructor(_) => ("constructor".to_owned(), 0),
-            ref kind => bail!("{kind:?} is new here: teach this to show it"),
+            ref kind => bail!("cannot render {kind:?}: extend `Page::signature`"),
         };
         let parameters = function.params.iter().skip(receivers);
         let parameters = parameters
@@ -251,7 +253,7 @@ fn capitalized(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_page_says_what_the_interfaces_say() {
+    fn page_matches_the_interfaces() {
         super::check().unwrap();
     }
 }

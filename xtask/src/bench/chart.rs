@@ -1,4 +1,4 @@
-//! The figures as a picture: a bar for each subject, whose length is the logarithm of what it took.
+//! Draws the figures as a chart: a bar for each subject, with the logarithm of its median as length.
 
 use std::fs::File;
 use std::path::Path;
@@ -11,7 +11,7 @@ use plotters::prelude::{
 };
 use serde::Deserialize;
 
-/// What is drawn of the figures: `host/benches/locks/report.rs` writes them.
+/// The part of the figures that is drawn: `host/benches/locks/report.rs` writes them.
 #[derive(Deserialize)]
 struct Figures {
     machine: Machine,
@@ -43,7 +43,7 @@ struct Row {
 const WIDTH: u32 = 860;
 const LINE: i32 = 20;
 const LABELS: i32 = 290;
-/// The longest bar.
+/// The length of the longest bar.
 const BARS: f64 = 380.0;
 
 const OURS: RGBColor = RGBColor(0xc2, 0x41, 0x0c);
@@ -51,10 +51,10 @@ const OTHERS: RGBColor = RGBColor(0x94, 0xa3, 0xb8);
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
-/// Draws what `figures` has into `picture`.
+/// Draws the tables of the file `figures` into the file `picture`.
 pub(crate) fn draw(figures: &Path, picture: &Path) -> Result<()> {
     let Figures { machine, tables } = serde_json::from_reader(File::open(figures)?)?;
-    // Those that compare with others.
+    // Only the tables that compare with other locks.
     let tables: Vec<_> = tables
         .iter()
         .filter(|table| table.rows.len() > 2 && table.unit != "pairs")
@@ -86,7 +86,7 @@ pub(crate) fn draw(figures: &Path, picture: &Path) -> Result<()> {
         for row in &table.rows {
             at += LINE;
             write(&area, &row.name, 24, at, &plain)?;
-            // The shortest bar is there, too.
+            // Twice the median, so that the shortest bar has a length, too.
             let share = (2.0 * row.median / least).ln() / (2.0 * most / least).ln();
             let end = LABELS + pixels(BARS * share);
             let color = if row.name.to_lowercase().starts_with("verrou") {
@@ -110,7 +110,7 @@ fn write(area: &Area<'_>, text: &str, left: i32, top: i32, style: &TextStyle<'_>
         .map_err(broken)
 }
 
-/// Its errors borrow the picture.
+/// Converts an error of plotters, which borrows the picture.
 fn broken(err: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("the chart was not drawn: {err}")
 }
