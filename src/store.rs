@@ -1,4 +1,4 @@
-//! What a backend is: the one boundary between this crate and the world.
+//! The interface of a store: the only boundary between this crate and its backends.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -10,43 +10,44 @@ use crate::claim::{Claim, Fence};
 use crate::name::Name;
 use crate::printable::Printable;
 
-/// A place where leases are recorded, each by one atomic step.
+/// A backend that records leases by atomic operations.
 ///
-/// The steps on one name have one order that all clients of the store agree on. A name is *free*
-/// when it has no record, or one whose time has passed (it has passed from the instant it ends).
+/// The operations on one name are linearizable: they have one order, the same for all clients of the
+/// store. A name is *free* when it has no record, or an expired one. A record expires at the instant
+/// its ttl has passed.
 ///
-/// A reply is a fact, an error is the lack of one: after an error the step may or may not have
-/// been taken, except where it says otherwise. Someone else holding the lock is a reply, never an
-/// error.
+/// After an error the outcome is unknown: the operation may or may not have taken effect, except where
+/// a method states otherwise. A lock that is held by another owner is a reply, never an error.
 pub trait Store {
     /// Records `claim` if its name is free.
     ///
-    /// Afterwards the name is `claim.owner`'s for `claim.ttl`, under a [`Fence`] greater than any
-    /// it was ever held under. If `claim.owner` holds it already, this is the retry of a request
-    /// whose reply was lost: the record lasts `claim.ttl` from now and keeps its fence.
+    /// Afterwards `claim.owner` holds the name for `claim.ttl`, with a [`Fence`] greater than that of
+    /// each earlier grant of the name. If `claim.owner` holds it already, this is the retry of a request
+    /// whose reply was lost: the record lasts `claim.ttl` from now and keeps its fencing token.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell. The claim may have been recorded all the same;
-    /// asking again, or releasing, with the same owner is safe.
+    /// [`StoreError`] when the outcome is unknown. The claim may have been recorded; a retry, or a
+    /// release, with the same owner is safe.
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError>;
 
-    /// Lets the record that `claim.owner` holds last `claim.ttl` from now, under the same fence.
+    /// Extends the lease of `claim.owner`: its record lasts `claim.ttl` from now, under the same fencing
+    /// token.
     ///
-    /// Refused when that owner does not hold the name, or its time has passed.
+    /// Refused when that owner does not hold the name, or its lease has expired.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell. The record lasts as long as it did before, or
+    /// [`StoreError`] when the outcome is unknown. The record then lasts as long as before, or
     /// `claim.ttl`.
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError>;
 
     /// Renews the lease that `claim.owner` was granted under `fence`: its record lasts at least
-    /// `claim.ttl` from now, under the same fence.
+    /// `claim.ttl` from now, under the same fencing token.
     ///
     /// A store with `revives` among its [`Abilities`] never shortens the record by a renewal. It also
     /// takes an expired record back, in the same atomic operation, unless the name was granted or freed
-    /// since. A store without it does what [`extend`](Self::extend) does.
+    /// since. A store without it renews as [`extend`](Self::extend) does.
     ///
     /// Only auto-renewal calls this. An expired lease without auto-renewal stays expired.
     ///
@@ -58,39 +59,40 @@ pub trait Store {
 
     /// Frees the name that `claim.owner` holds.
     ///
-    /// Refused when that owner does not hold it, or its time has passed; the name may be free or
-    /// another's then. Nothing of `claim.owner` is left in either case.
+    /// Refused when that owner does not hold it, or its lease has expired; the name is then free, or held
+    /// by another owner. In either case no record of `claim.owner` is left.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell. The name may have been freed all the same;
-    /// asking again is safe, and may then be refused.
+    /// [`StoreError`] when the outcome is unknown. The name may have been freed; a retry is safe, and may
+    /// then be refused.
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError>;
 
-    /// Frees `name`, whoever holds it, or only if it is held under the fence `only`.
+    /// Force-releases `name`: frees it regardless of its holder, or only if it is held under the fencing
+    /// token `only`.
     ///
-    /// Refused when nobody holds it, or it is held under another fence.
+    /// Refused when it is free, or held under another fencing token.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell, or, permanently, when its
-    /// [`Abilities`] lack `evicts`; the latter changes nothing.
+    /// [`StoreError`] when the outcome is unknown; a permanent one, and nothing is changed, when the
+    /// store's [`Abilities`] lack `evicts`.
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError>;
 
-    /// Who holds `name` now, if anyone does. Changes nothing.
+    /// Returns the current holder of `name`, if it is held. Changes nothing.
     ///
-    /// No part of the reply is an owner token: the token of a grant stays with the process that was
+    /// The reply contains no owner token: the token of a grant stays with the process that was
     /// granted it.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell.
+    /// [`StoreError`] when the store cannot determine the holder.
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError>;
 
     /// Returns whether the name is held under the grant of `claim.owner`, which had the fencing token
     /// `fence`. Changes nothing.
     ///
-    /// The default compares fencing tokens. A store that grants none, but records owners, compares those.
+    /// The default compares fencing tokens. A store that grants none, but records owners, compares owners.
     ///
     /// # Errors
     ///
@@ -100,70 +102,71 @@ pub trait Store {
         is_grant(self.inspect(&claim.name)?, fence)
     }
 
-    /// Lets the record that `claim.owner` holds outlive the client that made it: from now on it
-    /// ends by its ttl alone.
+    /// Detaches the record of `claim.owner` from the client that made it: from now on it ends by its ttl
+    /// alone.
     ///
-    /// Refused as [`extend`](Self::extend) is. The default is for stores without `ephemeral`
-    /// among their [`Abilities`], whose records have always outlived their clients.
+    /// Refused in the same cases as [`extend`](Self::extend). The default is for stores without
+    /// `ephemeral` among their [`Abilities`], whose records always outlive their clients.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the store cannot tell; the record may have been detached all the same.
+    /// [`StoreError`] when the outcome is unknown; the record may have been detached.
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let _ = claim;
         Ok(Reply::Granted { fence: None })
     }
 
-    /// Waits until `claim`, which was refused, may be granted, but at most `at_most`. Promises
-    /// nothing.
+    /// Waits until `claim`, which was refused, may be granted, but at most `at_most`. The end of the wait
+    /// guarantees nothing.
     ///
-    /// May end early for no reason, but not always: each return costs an attempt to acquire. A
-    /// store that cannot wait says so at once, and the caller pauses by itself; that is the
-    /// default.
+    /// The wait may end early without a reason, but must not always: each return costs an attempt to
+    /// acquire. A store that cannot wait returns [`Waited::Unable`] at once, and the caller sleeps
+    /// instead; that is the default.
     ///
-    /// A store that serves those who wait in their order keeps a place for `claim.owner` from its
-    /// first wait until it is granted the name, or [gives up](Self::give_up).
+    /// A store with a wait queue keeps a ticket for `claim.owner` from its first wait until the name is
+    /// granted to it, or the waiter [stops waiting](Self::give_up).
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         let _ = (claim, at_most);
         Waited::Unable
     }
 
-    /// Returns whether [`wait`](Self::wait) ends when the claim may be granted. The caller may then
-    /// wait longer than its retry delay without a request in between. The default is `false`.
+    /// Returns whether the store notifies waiters: [`wait`](Self::wait) ends when the claim may be granted.
+    /// The caller may then wait longer than its retry delay without a request in between. The default is
+    /// `false`.
     fn notifies(&self) -> bool {
         false
     }
 
-    /// Waits until the record that `claim.owner` holds may be gone before its time, or it
-    /// [gives up](Self::give_up), but at most `at_most`. Promises nothing.
+    /// Waits until the record of `claim.owner` may have ended before its expiry, or the watch is
+    /// [cancelled](Self::give_up), but at most `at_most`. The end of the wait guarantees nothing.
     ///
-    /// The first call returns at once. From then on, until `claim.owner` gives up, nothing is
-    /// missed that happens between two calls. A store that cannot tell says so at once; that is the
-    /// default.
+    /// The first call starts the watch, and returns at once. From then on, until the watch is cancelled, no
+    /// loss between two calls is missed. A store that does not notify of losses returns
+    /// [`Waited::Unable`] at once; that is the default.
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
         let _ = (claim, at_most);
         Waited::Unable
     }
 
-    /// Takes note that `claim.owner`, which has waited, does so no more: it keeps no place among
-    /// those who do. Whoever waits calls this at the end, unless granted the name; a place whose
-    /// client is gone ends by itself. Ends, too, its wait for a [loss](Self::lost).
+    /// Removes `claim.owner`, which has stopped waiting, from the wait queue. A waiter calls this when it
+    /// stops waiting without a grant; the ticket of a client that has ended is removed without a call.
+    /// Also cancels the owner's watch for a [loss](Self::lost).
     fn give_up(&self, claim: &Claim) {
         let _ = claim;
     }
 
-    /// What this store can do that others cannot.
+    /// Returns the capabilities of this store.
     fn abilities(&self) -> Abilities;
 }
 
-/// [`Store`], for backends whose steps are awaited. Each method means what it means there.
+/// The async form of [`Store`]. Each method has the semantics of its counterpart there.
 ///
-/// A future that is dropped half-way leaves its step in doubt, as an error does.
+/// Dropping a future before its end leaves the outcome of its operation unknown, as an error does.
 pub trait AsyncStore {
-    /// [`Store::acquire`].
+    /// Records `claim` if its name is free; see [`Store::acquire`].
     fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
 
-    /// [`Store::extend`].
+    /// Extends the lease; see [`Store::extend`].
     fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
 
     /// Renews the lease; see [`Store::renew`].
@@ -173,17 +176,17 @@ pub trait AsyncStore {
         fence: Option<Fence>,
     ) -> impl Future<Output = Result<Renewed, StoreError>>;
 
-    /// [`Store::release`].
+    /// Frees the name that `claim.owner` holds; see [`Store::release`].
     fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
 
-    /// [`Store::evict`].
+    /// Force-releases `name`; see [`Store::evict`].
     fn evict(
         &self,
         name: &Name,
         only: Option<Fence>,
     ) -> impl Future<Output = Result<Reply, StoreError>>;
 
-    /// [`Store::inspect`].
+    /// Returns the current holder of `name`; see [`Store::inspect`].
     fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>>;
 
     /// Returns whether the name is held under that grant; see [`Store::holds`].
@@ -196,65 +199,66 @@ pub trait AsyncStore {
         async move { is_grant(holder.await?, fence) }
     }
 
-    /// [`Store::detach`].
+    /// Detaches the lease from its client; see [`Store::detach`].
     fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
         let _ = claim;
         future::ready(Ok(Reply::Granted { fence: None }))
     }
 
-    /// Ends when `claim`, which was refused, may be granted. The caller drops it after `at_most`,
-    /// so it need not end by itself, and the default never does; being dropped, it leaves nothing
-    /// behind but the place that [`Store::wait`] speaks of.
+    /// Waits until `claim`, which was refused, may be granted. The caller drops the future after
+    /// `at_most`, so it need not end by itself, and the default never does. Dropping it leaves nothing
+    /// behind but the ticket of [`Store::wait`].
     fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
         let _ = (claim, at_most);
         future::pending()
     }
 
-    /// Returns whether waits end by notification; see [`Store::notifies`].
+    /// Returns whether the store notifies waiters; see [`Store::notifies`].
     fn notifies(&self) -> bool {
         false
     }
 
-    /// Ends when the record that `claim.owner` holds may be gone before its time; being dropped, it
+    /// Waits until the record of `claim.owner` may have ended before its expiry. Dropping the future
     /// leaves nothing behind. The default never ends.
     fn lost(&self, claim: &Claim) -> impl Future<Output = ()> {
         let _ = claim;
         future::pending()
     }
 
-    /// [`Store::give_up`], at once: this is called where nothing can be awaited.
+    /// Removes `claim.owner` from the wait queue, as [`Store::give_up`]. This is not async, because it is
+    /// called on drop.
     fn give_up(&self, claim: &Claim) {
         let _ = claim;
     }
 
-    /// [`Store::abilities`].
+    /// Returns the capabilities of this store; see [`Store::abilities`].
     fn abilities(&self) -> Abilities;
 }
 
-/// What a store says to a request.
+/// A store's reply to a request.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[expect(
     clippy::exhaustive_enums,
     reason = "a third answer would be a new contract"
 )]
 pub enum Reply {
-    /// Done as asked.
+    /// The operation was done.
     Granted {
-        /// The grant's fencing token, when an acquisition was asked for and the store counts.
+        /// The grant's fencing token, in the reply to an acquire request, if the store counts grants.
         fence: Option<Fence>,
     },
-    /// Not done: the name is another's, or there is nothing to act on.
+    /// The operation was not done: another owner holds the name, or there is no record to act on.
     Refused {
-        /// For how long at most the name stays taken, as far as the store knows.
+        /// The maximum time for which the name stays held, if the store has recorded it.
         remaining: Option<Duration>,
     },
 }
 
 impl Reply {
-    /// Not done, and nothing is known about when it could be.
+    /// A refusal without a remaining time.
     pub const REFUSED: Self = Self::Refused { remaining: None };
 
-    /// Whether it was done.
+    /// Returns whether the operation was done.
     pub const fn is_granted(self) -> bool {
         matches!(self, Self::Granted { .. })
     }
@@ -276,7 +280,7 @@ pub enum Renewed {
     Lost,
 }
 
-/// Returns the reply of a store whose renewal is an extension.
+/// Converts the reply of a store whose renewal is an extension.
 impl From<Reply> for Renewed {
     fn from(reply: Reply) -> Self {
         match reply {
@@ -286,18 +290,18 @@ impl From<Reply> for Renewed {
     }
 }
 
-/// Who holds a name.
+/// The holder of a name.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "stores build it")]
 pub struct Holder {
-    /// The grant's fencing token, from a store that counts. It identifies the grant; the owner token,
-    /// which can release the lock, is not told.
+    /// The grant's fencing token, if the store counts grants. It identifies the grant; the owner token,
+    /// which can release the lock, is not included.
     pub fence: Option<Fence>,
-    /// When it was granted, as time since the start of 1970 (UTC), from a store that knows.
+    /// The time of the grant since the start of 1970 (UTC), if the store records it.
     pub since: Option<Duration>,
-    /// How long it will still be held unless extended; `None` when it does not end by itself.
+    /// The remaining time of the lease, unless it is extended; `None` when it does not end by itself.
     pub remaining: Option<Duration>,
-    /// The process that asked for it, from a store that knows.
+    /// The process that acquired the lock, if the store records it.
     pub process: Option<Process>,
     /// Whether the lease was [detached](Store::detach), so that `process` may have ended long ago. Set
     /// only by a store that binds leases to processes.
@@ -323,22 +327,22 @@ impl fmt::Display for NoFence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "cannot determine which acquisition holds the lock: a grant has no fencing token (the \
-             store's ability `fences`)",
+             store's capability `fences`)",
         )
     }
 }
 
 impl core::error::Error for NoFence {}
 
-/// A process, as people recognise it.
+/// A human-readable description of a process.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "stores build it")]
 pub struct Process {
-    /// Its number on its machine.
+    /// The process id on its machine.
     pub id: u32,
     /// The machine's name.
     pub host: String,
-    /// Its label, shortened: the program that runs, or the purpose of the lock.
+    /// The process's label, shortened: the program that runs, or the purpose of the lock.
     pub command: String,
 }
 
@@ -349,42 +353,42 @@ impl fmt::Display for Process {
     }
 }
 
-/// How a [`Store::wait`] went.
+/// The result of a [`Store::wait`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "either it waited or it did not")]
 pub enum Waited {
     /// The store waited, and the name may be free now.
     Done,
-    /// The store cannot wait, and has not.
+    /// The store cannot wait, and has not waited.
     Unable,
 }
 
-/// What some stores can do and others cannot.
+/// The capabilities of a store, which some stores have and others lack.
 ///
-/// The conformance suite asserts each of these both ways: that the store does what it declares,
-/// and that it does not do what it does not declare.
+/// The conformance suite asserts each of these both ways: that the store has each capability it declares,
+/// and lacks each it does not declare.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "stores build it")]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "abilities are independent of each other"
+    reason = "capabilities are independent of each other"
 )]
 pub struct Abilities {
-    /// A record ends, and its name is free to all, when its ttl has passed.
+    /// A record ends, and its name is free to all clients, when its ttl has passed.
     pub expires: bool,
-    /// An ephemeral record ends, and its name is free to all, when its client is gone.
+    /// An ephemeral record ends, and its name is free to all clients, when its client has ended.
     pub ephemeral: bool,
-    /// A lease can be extended and released by another client that knows its owner.
+    /// Another client that has the owner token can extend and release the lease.
     pub transfers: bool,
-    /// A holder can be evicted.
+    /// A lock can be force-released.
     pub evicts: bool,
     /// Grants carry a [`Fence`].
     pub fences: bool,
-    /// A [renewal](Store::renew) never shortens a record, and takes back one whose ttl has passed.
+    /// A [renewal](Store::renew) never shortens a record, and takes back an expired one.
     pub revives: bool,
 }
 
-/// A store that could not tell.
+/// The error of a store operation whose outcome is unknown, or that the store cannot perform.
 #[derive(Clone, Debug)]
 pub struct StoreError {
     temporary: bool,
@@ -392,7 +396,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// An error that may go away by itself: asking again may help.
+    /// Returns a temporary error: a retry may succeed.
     pub fn temporary(
         source: impl Into<alloc::boxed::Box<dyn core::error::Error + Send + Sync>>,
     ) -> Self {
@@ -402,7 +406,7 @@ impl StoreError {
         }
     }
 
-    /// An error that stays until somebody does something about it.
+    /// Returns a permanent error: it remains until its cause is fixed.
     pub fn permanent(
         source: impl Into<alloc::boxed::Box<dyn core::error::Error + Send + Sync>>,
     ) -> Self {
@@ -412,18 +416,18 @@ impl StoreError {
         }
     }
 
-    /// What the backend said, for those who know its error types.
+    /// Returns the backend's error, for callers that can downcast it.
     pub fn get_ref(&self) -> &(dyn core::error::Error + Send + Sync + 'static) {
         &*self.source
     }
 
-    /// Whether asking again may help.
+    /// Returns whether a retry may succeed.
     pub fn is_temporary(&self) -> bool {
         self.temporary
     }
 }
 
-/// The text of what the backend said.
+/// Writes the text of the backend's error.
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.source.fmt(f)
@@ -436,7 +440,7 @@ impl core::error::Error for StoreError {
     }
 }
 
-/// Every method of [`Store`], as the store behind a pointer has it.
+/// Implements every method of [`Store`] for a pointer, by a call of the store behind it.
 macro_rules! forward_store {
     () => {
         fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
