@@ -1,4 +1,4 @@
-//! Taking a lock, as a value: what to do next, never the doing of it.
+//! The acquire state machine: it returns the next step, and performs none.
 
 use core::fmt;
 use core::time::Duration;
@@ -10,37 +10,38 @@ use crate::retry::Retry;
 use crate::store::{Reply, StoreError};
 use crate::time::Timestamp;
 
-/// One wish to hold a lock, from the first request to the lease, or to why there is none.
+/// One acquire request, from the first attempt to the lease or the error.
 ///
 /// # Driving it
 ///
-/// Ask [`next`](Self::next) what to do, do it, say how it went, and ask again:
+/// A driver calls [`next`](Self::next), performs the step that it returns, passes the result back, and
+/// repeats this:
 ///
-/// | step | do | then |
+/// | step | perform | then call |
 /// |---|---|---|
-/// | [`Acquire`](AcquireStep::Acquire) | [`Store::acquire`](crate::Store::acquire) | [`heard`](Self::heard) with what the store said |
-/// | [`Release`](AcquireStep::Release) | [`Store::release`](crate::Store::release) | [`heard`](Self::heard) with what the store said |
-/// | [`Wait`](AcquireStep::Wait) | [`Store::wait`](crate::Store::wait), or let this long pass; a store that notifies may wait for [`longest_wait`](Self::longest_wait) | [`waited`](Self::waited) |
-/// | [`Sleep`](AcquireStep::Sleep) | let this long pass | [`waited`](Self::waited) |
+/// | [`Acquire`](AcquireStep::Acquire) | [`Store::acquire`](crate::Store::acquire) | [`heard`](Self::heard) with the store's reply |
+/// | [`Release`](AcquireStep::Release) | [`Store::release`](crate::Store::release) | [`heard`](Self::heard) with the store's reply |
+/// | [`Wait`](AcquireStep::Wait) | [`Store::wait`](crate::Store::wait), or sleep this long; with a store that notifies, the wait may last for [`longest_wait`](Self::longest_wait) | [`waited`](Self::waited) |
+/// | [`Sleep`](AcquireStep::Sleep) | sleep this long | [`waited`](Self::waited) |
 /// | [`Done`](AcquireStep::Done) | nothing: this is the end | |
 ///
-/// `next` repeats itself until it is told how the step went. Each call takes the time of the
-/// call, by one clock; a wait may end early. A request that is never answered is an error for
-/// [`heard`](Self::heard): the machine then asks again with the same owner, or gives back what it
-/// may have been granted.
+/// `next` returns the same step until the result of that step is passed back. Each call takes the
+/// current time, by one clock; a wait may end early. A request without a reply is an error for
+/// [`heard`](Self::heard): the machine then retries with the same owner, or releases the grant that it
+/// may have.
 ///
 /// [`blocking::acquire`](crate::blocking::acquire) is such a driver in 20 lines.
 ///
-/// # What it sees to
+/// # Guarantees
 ///
-/// - The lease is counted from before the request left.
-/// - A grant that has run out by the time it is heard is no grant.
-/// - Whoever stops asking gives back what it may hold: after an error, or a late grant, the last
-///   step is a release.
+/// - The lease is counted from before the request was sent.
+/// - A grant that has expired when its reply arrives is not used.
+/// - A request that ends without a lease leaves no grant behind: after an error, or a late grant, the
+///   last step is a release.
 /// - The last attempt is made at the deadline of the [`Retry`] policy.
-/// - A grant whose fence is not greater than that of an earlier grant is given back.
+/// - A grant whose fencing token is not greater than that of an earlier grant is released.
 /// - An attempt that is made because a wait ended early counts toward no limit. A store whose waits
-///   end at once, again and again, is asked once in a millisecond.
+///   repeatedly end at once gets at most one request per millisecond.
 #[derive(Clone, Debug)]
 pub struct Acquire {
     claim: Claim,
@@ -54,26 +55,26 @@ pub struct Acquire {
     state: State,
 }
 
-/// What the driver of an [`Acquire`] is to do next.
+/// The next step for the driver of an [`Acquire`].
 #[derive(Clone, Debug)]
-#[expect(clippy::exhaustive_enums, reason = "a driver has to know every step")]
+#[expect(clippy::exhaustive_enums, reason = "a driver has to handle every step")]
 pub enum AcquireStep<'a> {
-    /// Ask the store to record this claim.
+    /// Request the store to record this claim.
     Acquire(&'a Claim),
-    /// Ask the store to release this claim, in case it was granted.
+    /// Request the store to release this claim, in case it was granted.
     Release(&'a Claim),
     /// Wait until this claim may be granted, but at most this long.
     Wait(&'a Claim, Duration),
-    /// Let this long pass: the store is in trouble, or its waits are.
+    /// Sleep this long: the store failed, or its waits end too early.
     Sleep(Duration),
-    /// It is over: this is the lease, or why there is none.
+    /// The request has ended with this lease or error.
     Done(Result<Lease, Error>),
 }
 
-/// How many attempts were made because a wait ended early.
+/// The number of attempts that were made because a wait ended early.
 ///
-/// Two machines that differ in this alone look the same: unless the store is out of order, it makes no
-/// difference to what they do.
+/// Its `Debug` text is constant, because two machines that differ only in this behave in the same way,
+/// unless the store is faulty.
 #[derive(Clone)]
 struct Extra(u32);
 
@@ -90,23 +91,23 @@ enum State {
         due: Timestamp,
         ends: Option<Timestamp>,
     },
-    /// The next attempt is due at `due`, and none is made before `until`: the store failed, or lets
-    /// nobody wait.
+    /// The next attempt is due at `due`, and none is made before `until`: the store failed, or its waits
+    /// end too early.
     Pausing { due: Timestamp, until: Timestamp },
-    /// The store is to be asked; not counted when it is before the time.
+    /// The next attempt can be made; one before `due` is not counted.
     Ready { due: Timestamp },
-    /// The store is being asked.
+    /// An acquire request is in flight.
     Asking { sent: Timestamp, due: Timestamp },
-    /// The store is being asked to take back what it may have granted.
+    /// A release of a possible grant is in flight.
     Undoing { why: Error },
-    /// It is over.
+    /// The request has ended.
     Over(Result<Lease, Error>),
 }
 
 impl Acquire {
-    /// Starts, at `now`, to ask for `claim` as `retry` says.
+    /// Returns a machine that requests `claim` from `now` on, by the policy `retry`.
     ///
-    /// The owner's random bits are the source of the jitter, too.
+    /// The owner token's random bits are the source of the jitter, too.
     pub fn new(claim: Claim, retry: Retry, now: Timestamp) -> Self {
         let random = u128::from_le_bytes(*claim.owner.as_bytes());
         Self {
@@ -122,24 +123,25 @@ impl Acquire {
         }
     }
 
-    /// Takes no grant whose fence is not greater than `seen`, that of an earlier grant of the
-    /// name: whoever holds both would be refused by what the lock guards.
+    /// Makes the machine reject a grant whose fencing token is not greater than `seen`, that of an earlier
+    /// grant of the name: the resource that the lock guards would reject such a token.
     #[must_use]
     pub fn after(self, seen: Option<Fence>) -> Self {
         Self { seen, ..self }
     }
 
-    /// What is asked for.
+    /// Returns the requested claim.
     pub fn claim(&self) -> &Claim {
         &self.claim
     }
 
-    /// Whether it may hold the lock without knowing, but for what the store is being asked.
+    /// Returns whether the store may have granted the lock without a usable reply. A request in flight is
+    /// not counted.
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.in_doubt && !matches!(self.state, State::Over(_))
     }
 
-    /// What to do at `now`.
+    /// Returns the step to perform at `now`.
     pub fn next(&mut self, now: Timestamp) -> AcquireStep<'_> {
         if let State::Ready { due } = self.state {
             if due <= now {
@@ -180,7 +182,7 @@ impl Acquire {
             .saturating_since(now)
     }
 
-    /// The wait or the sleep ended.
+    /// Records that the wait or the sleep has ended.
     pub fn waited(&mut self, now: Timestamp) {
         match self.state {
             State::Waiting { due, .. } => self.state = State::Ready { due },
@@ -189,7 +191,7 @@ impl Acquire {
         }
     }
 
-    /// What the store said, heard at `now`.
+    /// Records the store's reply, received at `now`.
     pub fn heard(&mut self, now: Timestamp, reply: Result<Reply, StoreError>) {
         match &self.state {
             State::Asking { sent, due } => self.answered(*sent, *due, now, reply),
@@ -244,7 +246,7 @@ impl Acquire {
         }
     }
 
-    /// Another holds the lock, for `remaining` at most.
+    /// Enters a wait: another owner holds the lock, for `remaining` at most.
     fn wait(
         &mut self,
         sent: Timestamp,
@@ -253,7 +255,7 @@ impl Acquire {
         remaining: Option<Duration>,
     ) {
         let due = if sent < due {
-            // This was an extra attempt; the pause it interrupted goes on.
+            // This was an extra attempt; the pause that it interrupted continues.
             self.extra.0 = self.extra.0.saturating_add(1);
             if self.is_hasty(now) {
                 let until = now.saturating_add(Retry::SHORTEST_PAUSE).min(due);
@@ -270,21 +272,21 @@ impl Acquire {
             };
             now.saturating_add(pause)
         };
-        // A record that ends any moment now is looked at again in a moment, not at once.
+        // A record that is about to expire is requested again after the shortest pause, not at once.
         let ends = remaining.map(|left| now.saturating_add(left.max(Retry::SHORTEST_PAUSE)));
         self.state = State::Waiting { due, ends };
     }
 
-    /// Whether waits end so early that the store would be asked without a break.
+    /// Returns whether waits end so early that attempts would be made in a busy loop.
     fn is_hasty(&self, now: Timestamp) -> bool {
-        /// So many are made in a row where the lock changes hands quickly.
+        /// The number of extra attempts without a pause, as when the lock's holder changes quickly.
         const AT_ONCE: u128 = 100;
 
         let pauses = now.saturating_since(self.began).as_nanos() / Retry::SHORTEST_PAUSE.as_nanos();
         u128::from(self.extra.0) > AT_ONCE + pauses
     }
 
-    /// The store is in trouble: ask again later, or stop with `why`.
+    /// Pauses before the next attempt after a failure of the store, or stops with `why`.
     fn pause(&mut self, now: Timestamp, why: Error) {
         match self.next_pause(now) {
             Some(pause) => {
@@ -304,7 +306,7 @@ impl Acquire {
     }
 
     fn next_pause(&mut self, now: Timestamp) -> Option<Duration> {
-        // SplitMix64 (Steele, Lea, Flood 2014): enough for a jitter.
+        // SplitMix64 (Steele, Lea, Flood 2014) is enough for jitter.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut roll = self.random;
         roll = (roll ^ (roll >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -317,18 +319,19 @@ impl Acquire {
     }
 }
 
-/// What a store said that has forgotten, or never counted, its grants.
+/// The error for a store whose fencing tokens went back, because it lost, or never had, its count of
+/// grants.
 #[derive(Clone, Copy, thiserror::Error)]
 #[error(
-    "the store granted the lock under fencing token {fence}, after {seen}: it has lost count, and \
-     the token protects nothing"
+    "the store granted the lock under fencing token {fence} after token {seen}: its count of grants \
+     went back, so the token protects nothing"
 )]
 struct FenceWentBack {
     fence: Fence,
     seen: Fence,
 }
 
-/// In the words for people: those for programmers would be two kilobytes of the component.
+/// Writes the `Display` text: the derived `Debug` would add two kilobytes to the component.
 impl fmt::Debug for FenceWentBack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)

@@ -1,4 +1,4 @@
-//! Keeping a lease alive, as a value: what to do next, never the doing of it.
+//! The auto-renewal state machine: it returns the next step, and performs none.
 
 use core::mem;
 use core::time::Duration;
@@ -9,33 +9,33 @@ use crate::store::{Renewed, StoreError};
 use crate::time::Timestamp;
 use crate::ttl::Ttl;
 
-/// The keeping alive of one lease, until it is given up or lost.
+/// The auto-renewal of one lease, until it is ended or the lease is lost.
 ///
 /// # Driving it
 ///
-/// Ask [`next`](Self::next) what to do, do it, say how it went, and ask again:
+/// A driver calls [`next`](Self::next), performs the step that it returns, passes the result back, and
+/// repeats this:
 ///
-/// | step | do | then |
+/// | step | perform | then call |
 /// |---|---|---|
-/// | [`Renew`](RenewStep::Renew) | [`Store::renew`](crate::Store::renew) | [`heard`](Self::heard) with what the store said |
-/// | [`Wait`](RenewStep::Wait) | wait this long, or end the keeping | |
-/// | [`Released`](RenewStep::Released) | nothing: its owner needs the lock no more | |
+/// | [`Renew`](RenewStep::Renew) | [`Store::renew`](crate::Store::renew) | [`heard`](Self::heard) with the store's reply |
+/// | [`Wait`](RenewStep::Wait) | wait this long, or end the auto-renewal | |
+/// | [`Released`](RenewStep::Released) | nothing: the owner has released the lock | |
 /// | [`Lost`](RenewStep::Lost) | nothing: the lock is no longer held | |
 ///
-/// A wait may end early, and may last longer than it should: what has become of the lease is
-/// asked of the time given to `next`. To end the keeping, stop driving; the lease is
-/// [`lease`](Self::lease).
+/// A wait may end early, and may last too long: the state of the lease is computed from the time that is
+/// passed to `next`. To end the auto-renewal, stop calling it; [`lease`](Self::lease) returns the lease.
 ///
-/// # What it sees to
+/// # Guarantees
 ///
 /// - The lease is renewed when a third of its ttl has passed, so that two renewals can fail before it
 ///   expires. A lease without an expiry is confirmed every ten seconds.
 /// - A renewal never shortens the lease: one that was extended for longer is only confirmed.
-/// - An error makes its state [`Unknown`](Health::Unknown). Only the clock, or the store's word,
-///   makes that [`Lost`](Health::Lost).
-/// - A lease whose time has passed, as after the machine was suspended, is [lost](Health::Lost),
+/// - An error makes the lease's state [`Unknown`](Health::Unknown). Only its expiry, or the store's
+///   reply, makes that [`Lost`](Health::Lost).
+/// - A lease that has expired, as after a suspension of the machine, is [lost](Health::Lost),
 ///   unless its store [takes it back](Self::reviving). A lease is lost, too, when two grants in
-///   succession arrive after the time they were granted for: the store is too slow for the ttl.
+///   succession arrive after their own expiry: the store is too slow for the ttl.
 #[derive(Clone, Debug)]
 pub struct Renew {
     ttl: Ttl,
@@ -45,51 +45,51 @@ pub struct Renew {
     due: Timestamp,
     asked: Option<Timestamp>,
     health: Health,
-    /// Whether the last grant arrived after its own time had passed.
+    /// Whether the last grant arrived after its own expiry.
     was_late: bool,
     failure: Option<StoreError>,
 }
 
-/// What the driver of a [`Renew`] is to do next.
+/// The next step for the driver of a [`Renew`].
 #[derive(Clone, Debug)]
-#[expect(clippy::exhaustive_enums, reason = "a driver has to know every step")]
+#[expect(clippy::exhaustive_enums, reason = "a driver has to handle every step")]
 pub enum RenewStep<'a> {
-    /// Request the store to renew this claim, which was granted under this fence.
+    /// Request the store to renew this claim, which was granted under this fencing token.
     Renew(&'a Claim, Option<Fence>),
     /// Wait this long.
     Wait(Duration),
     /// Stop: the owner has released the lock itself.
     Released,
-    /// The lock is lost.
+    /// Stop: the lock is lost.
     Lost(Loss),
 }
 
-/// What is known of a lease that is being kept.
+/// The state of a lease under auto-renewal.
 #[derive(Clone, Debug)]
 #[expect(
     clippy::exhaustive_enums,
-    reason = "whoever keeps a lease has to know every state"
+    reason = "a caller has to handle every state"
 )]
 pub enum Health {
     /// The lock is held, and has not been renewed yet.
     Held,
     /// The lock is held: the store has renewed it.
     Renewed,
-    /// The lease has not expired, but the last renewal failed: it may not be recorded any more.
+    /// The lease has not expired, but the last renewal failed: the store may no longer record it.
     Unknown(StoreError),
-    /// The owner has released the lock. That is no loss.
+    /// The owner has released the lock. That is not a loss.
     Released,
-    /// It is not held any more.
+    /// The lock is no longer held.
     Lost(Loss),
 }
 
 impl Renew {
-    /// Every lease without an end is confirmed this often.
+    /// The interval at which a lease without an expiry is confirmed.
     const CONFIRM: Duration = Duration::from_secs(10);
 
     /// Returns a machine that renews `lease` for `ttl` each time.
     ///
-    /// The first renewal is due when a third of `ttl`, or half of what is left at `now`, has
+    /// The first renewal is due when a third of `ttl`, or half of the remaining time at `now`, has
     /// passed, whichever is sooner.
     pub fn new(lease: Lease, ttl: Ttl, now: Timestamp) -> Self {
         Self {
@@ -112,7 +112,7 @@ impl Renew {
         Self { revives, ..self }
     }
 
-    /// What to do at `now`.
+    /// Returns the step to perform at `now`.
     pub fn next(&mut self, now: Timestamp) -> RenewStep<'_> {
         if let Some(loss) = self.lease.loss() {
             self.health = Health::Lost(loss);
@@ -151,7 +151,7 @@ impl Renew {
             Ok(Renewed::Granted) => {
                 let from = mutant!(ExtensionCountedFromReply, now, sent);
                 self.lease.extend(self.request.ttl, from);
-                // Each renewal is followed by a wait, in which its driver can end the keeping.
+                // Each renewal is followed by a wait, in which the driver can end the auto-renewal.
                 let rest = interval / 8;
                 let rest = self
                     .lease
@@ -159,8 +159,8 @@ impl Renew {
                     .map_or(rest, |left| rest.min(left / 2));
                 self.due = sent.saturating_add(interval).max(now.saturating_add(rest));
                 self.health = Health::Renewed;
-                // Where it came too late, a store that takes leases back is asked again, once: it
-                // could be late each time.
+                // After a late grant, a store that takes leases back gets one more request: it could
+                // be late each time.
                 let is_late = self.lease.is_expired(now);
                 if is_late && (self.was_late || !self.revives) {
                     self.expire();
@@ -180,7 +180,7 @@ impl Renew {
         }
     }
 
-    /// Goes on with `lease`, which somebody else has extended, or let outlive its client, by `now`.
+    /// Continues at `now` with `lease`, which other code has extended or detached.
     pub fn adopt(&mut self, lease: Lease, now: Timestamp) {
         self.due = Self::due(&lease, self.ttl, now);
         self.lease = lease;
@@ -191,7 +191,7 @@ impl Renew {
         self.health = Health::Released;
     }
 
-    /// Asks the store at once: something happened that the lease may not have outlived.
+    /// Makes a renewal due at once, after an event that may have ended the lease.
     pub fn suspect(&mut self) {
         self.due = Timestamp::default();
     }
@@ -213,12 +213,12 @@ impl Renew {
         self.failure.as_ref()
     }
 
-    /// What was known of the lease when a step last said or heard something of it.
+    /// Returns the state of the lease after the last call that changed it.
     pub fn health(&self) -> &Health {
         &self.health
     }
 
-    /// The lease as it stands.
+    /// Returns the lease in its current state.
     pub fn lease(&self) -> &Lease {
         &self.lease
     }

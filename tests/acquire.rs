@@ -553,7 +553,7 @@ fn a_fence_that_went_back_is_no_grant() {
         };
         assert_eq!([asked, undone], ["acquire@0ns", "release@0ns"]);
         let why =
-            format!("storage: the store granted the lock under fencing token 7, after {seen}");
+            format!("storage: the store granted the lock under fencing token 7 after token {seen}");
         assert!(told.starts_with(&why), "{told}");
     }
 }

@@ -455,7 +455,7 @@ fn check_end(
                     false
                 }
                 Lie::CountsDown | Lie::CountsTheSame => {
-                    matches!(err, Error::Storage(said) if said.to_string().contains("lost count"))
+                    matches!(err, Error::Storage(said) if said.to_string().contains("went back"))
                 }
                 Lie::RefusesAll
                 | Lie::RefusesForAges
