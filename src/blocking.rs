@@ -1,7 +1,7 @@
-//! Locks for programs that wait on a thread.
+//! Blocking locks, for programs that wait on a thread.
 //!
-//! [`LockFactory`] makes the locks of one store, [`Lock`] is one of them, [`Held`] gives it back
-//! when dropped. [`Locks`] names several stores.
+//! A [`LockFactory`] creates the [`Lock`]s of one store. A [`Held`] is a guard: dropping it releases the
+//! lock. [`Locks`] names several stores.
 
 use alloc::sync::Arc;
 use core::cell::RefCell;
@@ -23,16 +23,16 @@ use crate::store::{Renewed, Store, Waited};
 use crate::time::Clock;
 use crate::ttl::Ttl;
 
-/// What a blocking caller brings besides a store.
+/// The functions that a blocking caller provides besides a store.
 pub trait Host: Clock {
-    /// Blocks for `pause`; may end a little later, never much earlier.
+    /// Blocks for `pause`. It may return a little later, but never much earlier.
     fn sleep(&self, pause: Duration);
 
-    /// 128 bits that no one can guess.
+    /// Returns 128 unpredictable bits.
     fn random(&self) -> [u8; 16];
 
-    /// The time that people agree on, since the start of 1970 (UTC). Nothing is decided by it
-    /// but how much of a serialized lock is left.
+    /// Returns the wall-clock time since the start of 1970 (UTC). It decides only the remaining time of a
+    /// serialized lock.
     fn wall_clock(&self) -> Duration;
 }
 
@@ -64,8 +64,8 @@ impl<H: Host + ?Sized> Host for Arc<H> {
 ///
 /// # Errors
 ///
-/// Whatever the machine ends with: [`Error::Timeout`], [`Error::Storage`], or [`Error::Lost`] when
-/// grants kept coming too late.
+/// The machine's error: [`Error::Timeout`], [`Error::Storage`], or [`Error::Lost`] when grants
+/// repeatedly arrived after their expiry.
 pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Result<Lease, Error> {
     let mut waited = false;
     loop {
@@ -95,16 +95,16 @@ pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Re
 
 /// Drives `machine` until the lock is lost, or `pause` breaks.
 ///
-/// `pause` is told how things stand, waits as long as it is told, or until something happens
-/// that it waits for, and breaks to end the keeping. What else happened to the lease by then, it lets
-/// the machine [`adopt`](Renew::adopt), or [`suspect`](Renew::suspect).
+/// `pause` is called with the machine and the maximum time to wait. It returns after that time, or
+/// earlier after an event that it waits for, and breaks to end the auto-renewal. If the lease was changed
+/// elsewhere in the meantime, `pause` calls [`adopt`](Renew::adopt) or [`suspect`](Renew::suspect).
 ///
-/// If the lease has expired by the end, it is renewed once more if its store [takes it
+/// If the lease has expired at the end, it is renewed once more if its store [takes it
 /// back](Renew::reviving).
 ///
 /// # Errors
 ///
-/// How the lock was lost.
+/// The way in which the lock was lost.
 pub fn keep<B>(
     store: &impl Store,
     clock: &impl Clock,
@@ -114,7 +114,7 @@ pub fn keep<B>(
     keep_asking(store, clock, machine, |_| {}, pause)
 }
 
-/// [`keep`], which calls `asking` before each renewal, and after its reply.
+/// Does what [`keep`] does, and calls `asking` before each renewal and after its reply.
 fn keep_asking<B>(
     store: &impl Store,
     clock: &impl Clock,
@@ -126,7 +126,7 @@ fn keep_asking<B>(
         let at_most = stepped::renew(store, clock, machine, &mut asking)?;
         if let ControlFlow::Break(end) = pause(machine, at_most) {
             if machine.is_late(clock.now()) {
-                // The error can be dropped: the caller sees a loss as the expiry of the lease.
+                // The error can be ignored: the caller sees a loss as the expiry of the lease.
                 let _ = stepped::renew(store, clock, machine, &mut asking);
             }
             return Ok(end);
@@ -134,7 +134,7 @@ fn keep_asking<B>(
     }
 }
 
-/// Makes the locks of one store.
+/// A factory of the locks of one store.
 #[derive(Clone, Debug)]
 pub struct LockFactory<S, H> {
     store: S,
@@ -143,7 +143,7 @@ pub struct LockFactory<S, H> {
 }
 
 impl<S: Store + Clone, H: Host + Clone> LockFactory<S, H> {
-    /// Makes locks in `store`, waiting as `host` waits.
+    /// Returns a factory of locks in `store` that wait by `host`.
     pub fn new(store: S, host: H) -> Self {
         Self {
             store,
@@ -152,13 +152,13 @@ impl<S: Store + Clone, H: Host + Clone> LockFactory<S, H> {
         }
     }
 
-    /// Lets every lock retry as `retry` says, unless told otherwise.
+    /// Sets the default retry policy of the factory's locks.
     #[must_use]
     pub fn retry(self, retry: Retry) -> Self {
         Self { retry, ..self }
     }
 
-    /// A lock called `name`, whose leases last `ttl`. Nothing is asked of the store yet.
+    /// Returns a lock named `name`, whose leases last `ttl`. Sends no request to the store.
     ///
     /// # Errors
     ///
@@ -172,8 +172,8 @@ impl<S: Store + Clone, H: Host + Clone> LockFactory<S, H> {
         Ok(self.lock(holds))
     }
 
-    /// The lock that [`Lock::serialize`] wrote down, perhaps in another process. Nothing is asked
-    /// of the store yet.
+    /// Returns the lock that [`Lock::serialize`] serialized, perhaps in another process. Sends no request
+    /// to the store.
     pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
         let (now, wall) = (self.host.now(), self.host.wall_clock());
         self.lock(Holds::restored(serialized, self.retry.clone(), now, wall))
@@ -189,11 +189,11 @@ impl<S: Store + Clone, H: Host + Clone> LockFactory<S, H> {
 }
 
 impl<S: Store + Clone, H: Host + Clone> Locks<LockFactory<S, H>> {
-    /// [`LockFactory::create_lock`] of the default store.
+    /// Returns a lock in the default store; see [`LockFactory::create_lock`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of [`LockFactory::create_lock`].
     pub fn create_lock<T>(&self, name: &str, ttl: T) -> Result<Lock<S, H>, Error>
     where
         T: TryInto<Ttl>,
@@ -202,17 +202,17 @@ impl<S: Store + Clone, H: Host + Clone> Locks<LockFactory<S, H>> {
         self.default_factory().create_lock(name, ttl)
     }
 
-    /// [`LockFactory::restore_lock`] of the default store.
+    /// Restores a lock in the default store; see [`LockFactory::restore_lock`].
     pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
         self.default_factory().restore_lock(serialized)
     }
 }
 
-/// A lock that may be taken.
+/// A blocking lock.
 ///
-/// Every acquisition has an owner of its own, so a lock is not reentrant: taken twice, it waits
-/// like a stranger. What is said of *the lease* is said of the latest acquisition made through
-/// this value; a [`Held`] stays with the acquisition that made it.
+/// Every acquisition has its own owner token, so a lock is not reentrant: a second acquisition waits for
+/// the first. *The lease* is that of the latest acquisition made through this value; a [`Held`] stays
+/// bound to its own acquisition.
 #[derive(Debug)]
 pub struct Lock<S, H> {
     store: S,
@@ -221,10 +221,10 @@ pub struct Lock<S, H> {
 }
 
 impl<S: Store, H: Host> Lock<S, H> {
-    /// Takes the lock, waiting as the factory's retry policy says: by default, for ever.
+    /// Acquires the lock, waiting by the factory's retry policy: by default, without end.
     ///
-    /// It is held until it is released or its time has passed; dropping this value releases
-    /// nothing. [`guard`](Self::guard) and [`run`](Self::run) see to that by themselves.
+    /// The lock is held until it is released or its lease has expired; dropping this value does not
+    /// release it. [`guard`](Self::guard) and [`run`](Self::run) release it automatically.
     ///
     /// # Errors
     ///
@@ -233,39 +233,40 @@ impl<S: Store, H: Host> Lock<S, H> {
         self.acquire_with(&self.holds.retry)
     }
 
-    /// Takes the lock, waiting as `retry` says.
+    /// Acquires the lock, waiting by the policy `retry`.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// The errors of [`acquire`](Self::acquire).
     pub fn acquire_with(&self, retry: &Retry) -> Result<Lease, Error> {
         Ok(self.guard_with(retry)?.leave())
     }
 
-    /// Takes the lock if it is free now.
+    /// Acquires the lock if it is free now.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// The errors of [`acquire`](Self::acquire).
     pub fn try_acquire(&self) -> Result<Lease, Error> {
         self.acquire_with(&Retry::NEVER)
     }
 
-    /// Takes the lock as [`acquire`](Self::acquire) does, to be given back when the guard is
-    /// dropped.
+    /// Acquires the lock as [`acquire`](Self::acquire) does, and returns a guard that releases it when it
+    /// is dropped.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// The errors of [`acquire`](Self::acquire).
     pub fn guard(&self) -> Result<Held<'_, S, H>, Error> {
         self.guard_with(&self.holds.retry)
     }
 
-    /// Takes the lock, waiting as `retry` says, to be given back when the guard is dropped.
+    /// Acquires the lock, waiting by the policy `retry`, and returns a guard that releases it when it is
+    /// dropped.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// The errors of [`acquire`](Self::acquire).
     pub fn guard_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
         let machine = self
             .holds
@@ -278,30 +279,30 @@ impl<S: Store, H: Host> Lock<S, H> {
         })
     }
 
-    /// Takes the lock if it is free now, to be given back when the guard is dropped.
+    /// Acquires the lock if it is free now, and returns a guard that releases it when it is dropped.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// The errors of [`acquire`](Self::acquire).
     pub fn try_guard(&self) -> Result<Held<'_, S, H>, Error> {
         self.guard_with(&Retry::NEVER)
     }
 
-    /// Takes the lock, does `body`, and releases the lock, also when `body` panics.
+    /// Acquires the lock, runs `body`, and releases the lock, also when `body` panics.
     ///
     /// # Errors
     ///
-    /// [`RunError::NotAcquired`] when `body` was not run, [`RunError::Ended`] with what it
-    /// returned when the lock did not last as long as it did, or could not be given back.
+    /// [`RunError::NotAcquired`] when `body` was not run, [`RunError::Ended`] with the value that it
+    /// returned when the lock was lost before `body` ended, or could not be released.
     pub fn run<T>(&self, body: impl FnOnce(&Held<'_, S, H>) -> T) -> Result<T, RunError<T>> {
         self.run_with(&self.holds.retry, body)
     }
 
-    /// [`run`](Self::run), waiting for the lock as `retry` says.
+    /// Does what [`run`](Self::run) does, waiting for the lock by the policy `retry`.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
+    /// The errors of [`run`](Self::run).
     pub fn run_with<T>(
         &self,
         retry: &Retry,
@@ -315,102 +316,101 @@ impl<S: Store, H: Host> Lock<S, H> {
         }
     }
 
-    /// [`run`](Self::run), if the lock is free now.
+    /// Does what [`run`](Self::run) does, if the lock is free now.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
+    /// The errors of [`run`](Self::run).
     pub fn try_run<T>(&self, body: impl FnOnce(&Held<'_, S, H>) -> T) -> Result<T, RunError<T>> {
         self.run_with(&Retry::NEVER, body)
     }
 
-    /// Gives the lock back.
+    /// Releases the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] when it was never acquired here, or is lost; [`Error::Storage`] when the
-    /// store could not tell, and then it may be tried again.
+    /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
+    /// when the outcome is unknown, and the release may be retried.
     pub fn release(&self) -> Result<(), Error> {
         self.release_hold(&self.holds.held()?)
     }
 
-    /// Frees the lock, whoever holds it.
+    /// Force-releases the lock: frees it regardless of its holder.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
+    /// [`Error::Storage`] when the outcome is unknown, or the store cannot force-release.
     pub fn force_release(&self) -> Result<(), Error> {
         let before = self.holds.latest();
         let reply = self.store.evict(&self.holds.name, None);
         self.holds.evicted(None, before.as_ref(), reply).map(drop)
     }
 
-    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become
-    /// shorter by that.
+    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl. This may shorten the
+    /// lease.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] when the lock was never acquired here, or is lost, or its time has
-    /// passed; [`Error::Storage`] when the store could not tell: the lease counts as
-    /// lasting as long as before, or `ttl`, whichever is shorter.
+    /// [`Error::NotOwner`] when the lock was never acquired through this value, is lost, or its lease has
+    /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
+    /// as before, or `ttl`, whichever is shorter.
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.extend_hold(&self.holds.held()?, ttl)
     }
 
-    /// Whether the lease has run out. Not when there is none, or it does not end by itself.
+    /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
     pub fn is_expired(&self) -> bool {
         self.lease()
             .is_some_and(|lease| lease.is_expired(self.host.now()))
     }
 
-    /// How much of the lease is left, zero once it has run out; `None` when there is none, or it
+    /// Returns the lease's remaining time, zero once it has expired; `None` when there is none, or it
     /// does not end by itself.
     pub fn remaining(&self) -> Option<Duration> {
         self.lease()?.remaining(self.host.now())
     }
 
-    /// Whether anyone holds the lock, as the store says.
+    /// Returns whether the store records a holder of the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell.
+    /// [`Error::Storage`] when the store cannot determine the holder.
     pub fn is_locked(&self) -> Result<bool, Error> {
         Ok(self.store.inspect(&self.holds.name)?.is_some())
     }
 
-    /// Whether this lock's latest acquisition holds it, as the store says.
+    /// Returns whether the store records this value's latest acquisition as the lock's holder.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell, as one without fencing tokens that does not
-    /// implement [`holds`](crate::Store::holds).
+    /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
+    /// not implement [`holds`](crate::Store::holds).
     pub fn is_held(&self) -> Result<bool, Error> {
         self.holds.is_held(&self.store)
     }
 
-    /// Writes the lease down, to be handed to another process. From then on it outlives this
-    /// process, and ends by its ttl alone.
+    /// Serializes the lease, for its transfer to another process. Detaches it: from then on it outlives
+    /// this process, and ends by its ttl alone.
     ///
     /// # Errors
     ///
-    /// [`Error::NotSerializable`] when the store ties leases to the client that took them;
-    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the store could not
-    /// tell.
+    /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
+    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub fn serialize(&self) -> Result<SerializedLock, Error> {
         Ok(self.written_down(&self.holds.detach(&self.store)?))
     }
 
-    /// The latest acquisition's lease, whatever has become of it since.
+    /// Returns the latest acquisition's lease, which may have ended since.
     pub fn lease(&self) -> Option<Lease> {
         Some(self.holds.latest()?.lease())
     }
 
-    /// The lock's name.
+    /// Returns the lock's name.
     pub fn name(&self) -> &Name {
         &self.holds.name
     }
 
-    /// How long the lock's leases last.
+    /// Returns the length of the lock's leases.
     pub fn ttl(&self) -> Ttl {
         self.holds.ttl
     }
@@ -433,11 +433,11 @@ impl<S: Store, H: Host> Lock<S, H> {
     }
 }
 
-/// A lock that is held: given back when this is dropped.
+/// A guard of a held lock: dropping it releases the lock.
 ///
-/// A drop cannot say that it failed; [`release`](Self::release) can.
+/// A drop cannot return an error; [`release`](Self::release) can.
 #[derive(Debug)]
-#[must_use = "the lock is given back at once"]
+#[must_use = "an unused guard releases the lock at once"]
 pub struct Held<'a, S: Store, H: Host> {
     lock: &'a Lock<S, H>,
     hold: Hold,
@@ -445,53 +445,53 @@ pub struct Held<'a, S: Store, H: Host> {
 }
 
 impl<S: Store, H: Host> Held<'_, S, H> {
-    /// The store that the lock is recorded in.
+    /// Returns the store in which the lock is recorded.
     pub fn store(&self) -> &S {
         &self.lock.store
     }
 
-    /// The grant's fencing token; `None` from a store that does not count.
+    /// Returns the grant's fencing token; `None` from a store that does not count grants.
     pub fn fence(&self) -> Option<Fence> {
         self.lease().fence()
     }
 
-    /// How much of the lease is left, zero once it has run out; `None` when it does not end by
+    /// Returns the lease's remaining time, zero once it has expired; `None` when it does not end by
     /// itself.
     pub fn remaining(&self) -> Option<Duration> {
         self.lease().remaining(self.lock.host.now())
     }
 
-    /// Whether the lease has run out.
+    /// Returns whether the lease has expired.
     pub fn is_expired(&self) -> bool {
         self.lease().is_expired(self.lock.host.now())
     }
 
-    /// The lease as it stands.
+    /// Returns the lease in its current state.
     pub fn lease(&self) -> Lease {
         self.hold.lease()
     }
 
-    /// Writes the lease down without letting it outlive this process: for those who are given it
-    /// while this process goes on holding it.
+    /// Serializes the lease without detaching it, for other processes that receive it while this process
+    /// still holds it.
     pub fn describe(&self) -> SerializedLock {
         self.lock.written_down(&self.lease())
     }
 
-    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl.
+    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl.
     ///
     /// # Errors
     ///
-    /// As [`Lock::extend`].
+    /// The errors of [`Lock::extend`].
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.lock.extend_hold(&self.hold, ttl)
     }
 
-    /// Keeps the lease alive until `pause` breaks, as [`keep`] does; returns what it broke with.
+    /// Renews the lease until `pause` breaks, as [`keep`] does, and returns the value of the break.
     ///
     /// # Errors
     ///
     /// [`Error::Lost`] as soon as the lock is lost; the lease [is expired](Self::is_expired) then,
-    /// whatever was left of it.
+    /// regardless of its remaining time.
     pub fn keep<B>(
         &self,
         mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
@@ -519,8 +519,8 @@ impl<S: Store, H: Host> Held<'_, S, H> {
         })
     }
 
-    /// Returns whether the lock's owner has released it already, as far as is known in this process:
-    /// through this lock, or elsewhere if the store has reported it since. A release is no loss.
+    /// Returns whether this process has recorded that the lock's owner released it: through this lock, or
+    /// elsewhere if the store has reported it since. A release is not a loss.
     pub fn is_released(&self) -> bool {
         self.hold.is_released()
     }
@@ -529,8 +529,7 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] when it was no longer held; [`Error::Storage`] when the store could not
-    /// tell.
+    /// [`Error::Lost`] when it was no longer held; [`Error::Storage`] when the outcome is unknown.
     pub fn release(mut self) -> Result<(), Error> {
         self.ended = true;
         let (hold, lock) = (&self.hold, self.lock);
@@ -549,7 +548,8 @@ impl<S: Store, H: Host> Held<'_, S, H> {
         released.map_err(|error| lost(error, hold, loss, lock.host.now()))
     }
 
-    /// Leaves the lock taken: it is held until its lock is released or its time has passed.
+    /// Ends the guard without a release: the lock is held until it is released through its [`Lock`], or
+    /// its lease has expired.
     pub fn leave(mut self) -> Lease {
         self.ended = true;
         self.lease()
@@ -559,7 +559,7 @@ impl<S: Store, H: Host> Held<'_, S, H> {
 impl<S: Store, H: Host> Drop for Held<'_, S, H> {
     fn drop(&mut self) {
         if !self.ended {
-            // There is nobody to tell of a failure; the lease runs out by itself.
+            // A drop cannot report an error; the lease expires by itself.
             let _ = self.lock.release_hold(&self.hold);
         }
     }

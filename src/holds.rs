@@ -1,4 +1,4 @@
-//! What a lock of either colour knows of itself, and what replies make of it.
+//! The state of a blocking, async or polled lock, and the effects of a store's replies on it.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -17,29 +17,29 @@ use crate::store::{Abilities, Reply, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
 
-/// One acquisition's lease, shared by the lock that made it and the guard that holds it.
+/// One acquisition's lease, shared by the lock that acquired it and its guard.
 #[derive(Clone, Debug)]
 pub(crate) struct Hold(Arc<Shared<Known>>);
 
-/// What is known of a lease.
+/// The state of a lease, as recorded in this process.
 #[derive(Debug)]
 struct Known {
     lease: Lease,
     /// Whether the owner has released the lock.
     is_released: bool,
-    /// How often an extension was asked for, or was over.
+    /// The number of extensions that were sent, plus the number that ended.
     steps: u64,
-    /// The extensions of which the store may have taken any last.
+    /// The extensions any of which the store may have applied last.
     asked: Vec<Asked>,
 }
 
-/// An extension that was asked for.
+/// An extension that was sent.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     began: u64,
-    /// When its reply was heard, or not waited for any more.
+    /// The step at which its reply was received, or the wait for the reply ended.
     over: Option<u64>,
-    /// When the lease ends if it is the last.
+    /// The lease's expiry if this extension was applied last.
     until: Option<Timestamp>,
 }
 
@@ -49,8 +49,9 @@ impl Known {
         self.steps
     }
 
-    /// The extension that began at `began` was granted. So whatever was over by then is of no
-    /// account; of all others the one that ends the lease soonest may have been the last.
+    /// Records that the extension that began at `began` was granted. The extensions that ended before that
+    /// step have no effect any more. Any of the others may have been applied last, so the lease ends by
+    /// the soonest of their expiries.
     fn granted(&mut self, began: u64) {
         let step = self.step();
         self.asked
@@ -62,8 +63,9 @@ impl Known {
         self.lease.end_at(ends.min());
     }
 
-    /// The extension that began at `began` is not waited for any more, unless it is over. All that
-    /// are become one: a store may be in trouble for long.
+    /// Records that the outcome of the extension that began at `began` stays unknown, unless its reply was
+    /// received. All extensions that have ended are merged into one, because a store may fail for a long
+    /// time.
     fn doubted(&mut self, began: u64) {
         let step = self.step();
         let is_on_its_way = |it: &Asked| it.began == began && it.over.is_none();
@@ -95,7 +97,7 @@ impl Hold {
         self.0.with(|known| known.lease.clone())
     }
 
-    /// Takes note that it was lost.
+    /// Records that the lease was lost.
     pub(crate) fn end(&self, loss: Loss) {
         self.0.with(|known| known.lease.end(loss));
     }
@@ -105,12 +107,12 @@ impl Hold {
         self.0.with(|known| known.is_released = true);
     }
 
-    /// Returns whether the owner has released the lock, as far as is known in this process.
+    /// Returns whether this process has recorded that the owner released the lock.
     pub(crate) fn is_released(&self) -> bool {
         self.0.with(|known| known.is_released)
     }
 
-    /// How it was lost if that shows at `now` only by its not being held any more.
+    /// Returns the loss to report at `now` for a lock that the store reports as no longer held.
     pub(crate) fn loss(&self, now: Timestamp) -> Loss {
         let lease = self.lease();
         lease.loss().unwrap_or(if lease.is_expired(now) {
@@ -120,7 +122,11 @@ impl Hold {
         })
     }
 
-    /// The request that extends this hold by `ttl` at `now`, unless its time has passed.
+    /// Returns the request that extends this lease to `ttl` from `now`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOwner`] when the lease has expired.
     pub(crate) fn extension(&self, ttl: Ttl, now: Timestamp) -> Result<Extension, Error> {
         let lease = self.lease();
         if lease.is_over(now) {
@@ -135,7 +141,7 @@ impl Hold {
         Ok(self.extending(request, now))
     }
 
-    /// Takes note that `request`, to extend this hold, leaves at `sent`.
+    /// Records that `request`, to extend this lease, is sent at `sent`.
     fn extending(&self, request: Claim, sent: Timestamp) -> Extension {
         let began = self.0.with(|known| {
             known.lease.doubt(request.ttl, sent);
@@ -154,7 +160,7 @@ impl Hold {
         }
     }
 
-    /// What the store said to a request to let the lease outlive its client.
+    /// Records the store's reply to a request to detach the lease from its client.
     pub(crate) fn detached(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
         match reply? {
             Reply::Granted { .. } => {
@@ -167,7 +173,7 @@ impl Hold {
         }
     }
 
-    /// Returns the renewal of this hold by a lock of `ttl`, in a store that `revives` or does not.
+    /// Returns the auto-renewal of this lease for a lock of `ttl`, in a store with or without `revives`.
     pub(crate) fn renew(&self, ttl: Ttl, revives: bool, now: Timestamp) -> (Renew, Exchange) {
         let mut machine = Renew::new(self.lease(), ttl, now).reviving(revives);
         if self.is_released() {
@@ -184,8 +190,8 @@ impl Hold {
     }
 }
 
-/// A request to extend a hold that is on its way. Dropped without a reply, it stays in doubt until
-/// one that left later is granted.
+/// A request in flight that extends a lease. If it is dropped without a reply, its outcome stays unknown
+/// until a request that was sent later is granted.
 #[derive(Debug)]
 pub(crate) struct Extension {
     hold: Hold,
@@ -198,7 +204,7 @@ impl Extension {
         &self.request
     }
 
-    /// What the store said to it.
+    /// Records the store's reply.
     pub(crate) fn heard(self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
         match reply? {
             Reply::Granted { .. } => {
@@ -218,16 +224,17 @@ impl Drop for Extension {
     }
 }
 
-/// What passes between a hold and the machine that keeps it: each extension of one is the other's.
+/// The synchronization of a shared lease with its auto-renewal machine: an extension of either is applied
+/// to the other.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     hold: Hold,
-    /// The machine's, that is on its way.
+    /// The machine's renewal in flight.
     extension: Option<Extension>,
 }
 
 impl Exchange {
-    /// Tells `machine` at `now` what else was done to the hold.
+    /// Updates `machine` at `now` with the changes that were made to the lease elsewhere.
     pub(crate) fn teach(&mut self, machine: &mut Renew, now: Timestamp) {
         let held = self.hold.lease();
         if held != *machine.lease() {
@@ -238,7 +245,7 @@ impl Exchange {
         }
     }
 
-    /// Tells the hold what `machine` asks for, before it is asked for, or what came of that.
+    /// Records the renewal that `machine` is about to send in the lease, or the result of that renewal.
     pub(crate) fn learn(&mut self, machine: &Renew) {
         if let Some((ttl, sent)) = machine.asks() {
             let request = Claim {
@@ -256,14 +263,14 @@ impl Exchange {
     }
 }
 
-/// What a lock of either colour knows: what it is, and its latest hold.
+/// The state of a blocking, async or polled lock: its parameters, and its latest acquisition.
 #[derive(Debug)]
 pub(crate) struct Holds {
     pub(crate) name: Name,
     pub(crate) ttl: Ttl,
     pub(crate) retry: Retry,
     latest: Shared<Option<Hold>>,
-    /// The greatest that was granted here.
+    /// The greatest fencing token that was granted to this lock.
     fence: Shared<Option<Fence>>,
 }
 
@@ -289,7 +296,7 @@ impl Holds {
         holds
     }
 
-    /// A new wish to hold this lock, by an owner made of `random`.
+    /// Returns a new acquire request for this lock, with the owner token `random`.
     pub(crate) fn acquire(&self, retry: &Retry, random: [u8; 16], now: Timestamp) -> Acquire {
         let claim = Claim {
             name: self.name.clone(),
@@ -297,7 +304,7 @@ impl Holds {
             ttl: self.ttl,
             ephemeral: true,
         };
-        // Whoever holds it already, and asks again, gets the same grant.
+        // A repeated request of the current holder gets the same grant.
         let again = self
             .latest()
             .is_some_and(|hold| hold.lease().owner() == claim.owner);
@@ -305,7 +312,7 @@ impl Holds {
         Acquire::new(claim, retry.clone(), now).after(before)
     }
 
-    /// Notes that `lease` was granted, unless a later one is known already.
+    /// Records that `lease` was granted, and makes it the latest unless a later one was granted already.
     pub(crate) fn add(&self, lease: Lease) -> Hold {
         let fence = lease.fence();
         self.fence.with(|greatest| *greatest = fence.max(*greatest));
@@ -319,23 +326,23 @@ impl Holds {
         hold
     }
 
-    /// The latest hold, whatever has become of it since.
+    /// Returns the latest acquisition's lease, which may have ended since.
     pub(crate) fn latest(&self) -> Option<Hold> {
         self.latest.with(|latest| latest.clone())
     }
 
-    /// The latest hold, for something that needs one.
+    /// Returns the latest acquisition's lease, or an error if there is none.
     pub(crate) fn held(&self) -> Result<Hold, Error> {
         self.latest().ok_or_else(|| self.not_owner())
     }
 
-    /// Notes that `owner` holds the lock no more.
+    /// Records that `owner` no longer holds the lock.
     pub(crate) fn remove(&self, owner: Owner) {
         self.latest
             .with(|latest| latest.take_if(|hold| hold.lease().owner() == owner));
     }
 
-    /// What the store said to a release; after an error the hold is kept, to try again.
+    /// Records the store's reply to a release. After an error the lease is kept, for a retry.
     pub(crate) fn released(
         &self,
         hold: &Hold,
@@ -352,8 +359,8 @@ impl Holds {
         }
     }
 
-    /// What the store said to an eviction, of whoever held it or `only` of one grant, when the latest
-    /// hold was `before`: whether there was somebody to evict.
+    /// Records the store's reply to a force-release, of any holder or `only` of one grant, requested when
+    /// the latest lease was `before`. Returns whether a lock was force-released.
     pub(crate) fn evicted(
         &self,
         only: Option<Fence>,
@@ -364,18 +371,18 @@ impl Holds {
         if let Some(before) = before
             && (evicted || only.is_none())
         {
-            // Not a later one, which another thread was granted since.
+            // A later lease, which another thread was granted since, is kept.
             self.remove(before.lease().owner());
         }
         Ok(evicted)
     }
 
-    /// Asks `store` to free what `hold` holds.
+    /// Requests `store` to release `hold`.
     pub(crate) fn release(&self, store: &impl Store, hold: &Hold) -> Result<(), Error> {
         self.released(hold, store.release(hold.lease().claim()))
     }
 
-    /// Asks `store` to let `hold` last `ttl`, or the lock's own ttl, from now.
+    /// Requests `store` to extend `hold` to `ttl`, or the lock's own ttl, from now.
     pub(crate) fn extend(
         &self,
         store: &impl Store,
@@ -389,7 +396,7 @@ impl Holds {
         extension.heard(reply)
     }
 
-    /// Asks `store` to let the latest hold outlive this client, and tells what it is.
+    /// Requests `store` to detach the latest lease from this client, and returns that lease.
     pub(crate) fn detach(&self, store: &impl Store) -> Result<Lease, Error> {
         let hold = self.transferable(store.abilities())?;
         let lease = hold.lease();
@@ -399,7 +406,7 @@ impl Holds {
         Ok(lease)
     }
 
-    /// Asks `store` whether the latest hold is what is recorded.
+    /// Returns whether `store` records the latest acquisition as the holder.
     pub(crate) fn is_held(&self, store: &impl Store) -> Result<bool, Error> {
         let Some(hold) = self.latest() else {
             return Ok(false);
@@ -408,7 +415,8 @@ impl Holds {
         Ok(store.holds(lease.claim(), lease.fence())?)
     }
 
-    /// The latest hold, if a store of such abilities lets it be handed to another client.
+    /// Returns the latest acquisition's lease, if a store with these capabilities allows its transfer to
+    /// another client.
     pub(crate) fn transferable(&self, abilities: Abilities) -> Result<Hold, Error> {
         let hold = self.held()?;
         if !abilities.transfers {
@@ -448,7 +456,7 @@ pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Err
 }
 
 /// Returns whether a guard whose release was refused, and would be reported as `loss`, must query the
-/// store, which has these abilities, whether the owner has released the lock before.
+/// store, which has these capabilities, whether the owner has released the lock before.
 pub(crate) fn may_be_released(
     released: &Result<(), Error>,
     loss: Loss,

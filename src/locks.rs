@@ -32,11 +32,12 @@ pub struct Locks<F> {
 }
 
 impl<F: Clone> Locks<F> {
-    /// The factories by name, and the name of the one that is meant when none is named.
+    /// Returns the locks of these factories, each with the name of its store; `default` names the
+    /// default store.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownStore`] when none is called `default`.
+    /// [`Error::UnknownStore`] when no factory has the name `default`.
     pub fn new<'a>(
         default: &str,
         factories: impl IntoIterator<Item = (&'a str, F)>,
@@ -49,7 +50,8 @@ impl<F: Clone> Locks<F> {
 }
 
 impl<F> Locks<F> {
-    /// The factory called `store`. (`use`, elsewhere: a word Rust keeps for itself.)
+    /// Returns the factory of the store named `store`. (It is called `use` in other languages; that is a
+    /// keyword of Rust.)
     ///
     /// # Errors
     ///
@@ -58,7 +60,7 @@ impl<F> Locks<F> {
         find(&self.factories, store)
     }
 
-    /// The factory that is meant when none is named.
+    /// Returns the factory of the default store.
     pub fn default_factory(&self) -> &F {
         &self.default
     }

@@ -1,8 +1,9 @@
-//! Locks for programs that wait in futures, on any executor.
+//! Async locks, for programs that wait in futures, on any executor.
 //!
-//! The same words as in [`blocking`](crate::blocking), awaited. There is no `Drop` that awaits:
-//! where a [`Lock::run`] panics or is dropped half-way, its lock is given back if the store does
-//! that at once, as [`Inline`] stores and memory do, and else is taken until its time has passed.
+//! The functions are those of [`blocking`](crate::blocking), awaited. There is no async `Drop`: if a
+//! [`Lock::run`] panics or is dropped before its end, its lock is released only by a store whose release
+//! completes in one poll, as in [`Inline`] stores and in memory. In other stores it is held until its
+//! lease expires.
 
 use alloc::sync::Arc;
 use core::future::{self, Future};
@@ -25,16 +26,16 @@ use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, Store, StoreEr
 use crate::time::Clock;
 use crate::ttl::Ttl;
 
-/// What an asynchronous caller brings besides a store.
+/// The functions that an async caller provides besides a store.
 pub trait AsyncHost: Clock {
-    /// Ends when `pause` has passed.
+    /// Waits until `pause` has passed.
     fn sleep(&self, pause: Duration) -> impl Future<Output = ()>;
 
-    /// 128 bits that no one can guess.
+    /// Returns 128 unpredictable bits.
     fn random(&self) -> [u8; 16];
 
-    /// The time that people agree on, since the start of 1970 (UTC). Nothing is decided by it
-    /// but how much of a serialized lock is left.
+    /// Returns the wall-clock time since the start of 1970 (UTC). It decides only the remaining time of a
+    /// serialized lock.
     fn wall_clock(&self) -> Duration;
 }
 
@@ -50,10 +51,10 @@ impl<H: AsyncHost + ?Sized> AsyncHost for Arc<H> {
     }
 }
 
-/// A blocking store whose steps take microseconds, for asynchronous callers: each step is taken
-/// at once, on the caller's thread. Right for memory and for files on a local disk.
+/// An async store whose operations are blocking calls of another store, on the caller's thread. It suits
+/// stores whose operations take microseconds: memory, and files on a local disk.
 ///
-/// Its wait is the caller's sleep.
+/// Its waits are the host's sleeps.
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "a wrapper is what it wraps")]
 pub struct Inline<S>(pub S);
@@ -103,13 +104,13 @@ impl<S: Store> AsyncStore for Inline<S> {
 
 /// Drives `machine` to its end, as [`blocking::acquire`](crate::blocking::acquire) does.
 ///
-/// Being dropped while the store is asked leaves that request in doubt; at any other time it
-/// leaves nothing behind, but where a request failed, and the store does not release at once what
-/// that may have recorded.
+/// **Cancel safety.** Dropping the future while a request is in flight leaves its outcome unknown.
+/// Dropping it at another time leaves nothing behind, unless a request has failed, and the store's
+/// release does not complete in one poll.
 ///
 /// # Errors
 ///
-/// As there.
+/// The errors of [`blocking::acquire`](crate::blocking::acquire).
 pub async fn acquire(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
@@ -150,12 +151,12 @@ pub async fn acquire(
     }
 }
 
-/// A wish to hold a lock. Dropped before its end, it gives up its place among those who wait, and
-/// what it may have been granted.
+/// An acquire request. Dropping it before its end removes its ticket from the wait queue, and releases the
+/// grant that it may have.
 struct Wish<'a, S: AsyncStore> {
     store: &'a S,
     machine: Acquire,
-    /// Whether it may have a place.
+    /// Whether it may have a ticket.
     waits: bool,
 }
 
@@ -171,20 +172,20 @@ impl<S: AsyncStore> Drop for Wish<'_, S> {
     }
 }
 
-/// Begins `step`, which nobody can wait for.
+/// Polls `step` once, for a caller that cannot await it.
 fn poll_once<T>(step: impl Future<Output = T>) {
     let _ = pin!(step).poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// Drives `machine` until the lock is lost, or `work` is done; returns what that returned.
+/// Drives `machine` until the lock is lost, or `work` ends, and returns the value of `work`.
 ///
-/// `noted` is told how things stand before each wait; after it, `waited` lets the machine
-/// [`adopt`](Renew::adopt) what else happened to the lease by then. If the lease has expired by the
-/// end, it is renewed once more if its store [takes it back](Renew::reviving).
+/// `noted` is called with the machine before each wait, and `waited` after it: `waited` calls
+/// [`adopt`](Renew::adopt) if the lease was changed elsewhere in the meantime. If the lease has expired at
+/// the end, it is renewed once more if its store [takes it back](Renew::reviving).
 ///
 /// # Errors
 ///
-/// How the lock was lost; `work` is dropped then.
+/// The way in which the lock was lost; `work` is dropped then.
 pub async fn keep<T>(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
@@ -196,7 +197,7 @@ pub async fn keep<T>(
     keep_asking(store, host, machine, |_| {}, noted, waited, work).await
 }
 
-/// [`keep`], which calls `asking` before each renewal, and after its reply.
+/// Does what [`keep`] does, and calls `asking` before each renewal and after its reply.
 async fn keep_asking<T>(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
@@ -223,7 +224,7 @@ async fn keep_asking<T>(
                     match either(host.sleep(at_most), store.lost(&claim)).await {
                         Either::First(()) => waited(machine),
                         Either::Second(()) => {
-                            // A store that tells of losses all the time is not asked as often.
+                            // A store that notifies of losses all the time gets fewer requests.
                             if host.now().saturating_since(began) < SHORTEST_WATCH {
                                 host.sleep(SHORTEST_WATCH).await;
                             }
@@ -259,7 +260,7 @@ async fn keep_asking<T>(
     Ok(done)
 }
 
-/// A watch for a loss that ends sooner is made this long.
+/// The minimum length of a watch for a loss; one that ends sooner is prolonged.
 const SHORTEST_WATCH: Duration = Duration::from_millis(1);
 
 enum Either<A, B> {
@@ -267,7 +268,7 @@ enum Either<A, B> {
     Second(B),
 }
 
-/// Whichever of the two ends first; the other is dropped.
+/// Awaits both futures until one ends, and returns its value; the other is dropped.
 async fn either<A, B>(
     first: impl Future<Output = A>,
     second: impl Future<Output = B>,
@@ -282,7 +283,7 @@ async fn either<A, B>(
     .await
 }
 
-/// Makes the locks of one store.
+/// A factory of the locks of one store.
 #[derive(Clone, Debug)]
 pub struct LockFactory<S, H> {
     store: S,
@@ -291,7 +292,7 @@ pub struct LockFactory<S, H> {
 }
 
 impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
-    /// Makes locks in `store`, waiting as `host` waits.
+    /// Returns a factory of locks in `store` that wait by `host`.
     pub fn new(store: S, host: H) -> Self {
         Self {
             store,
@@ -300,13 +301,13 @@ impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
         }
     }
 
-    /// Lets every lock retry as `retry` says, unless told otherwise.
+    /// Sets the default retry policy of the factory's locks.
     #[must_use]
     pub fn retry(self, retry: Retry) -> Self {
         Self { retry, ..self }
     }
 
-    /// A lock called `name`, whose leases last `ttl`. Nothing is asked of the store yet.
+    /// Returns a lock named `name`, whose leases last `ttl`. Sends no request to the store.
     ///
     /// # Errors
     ///
@@ -320,8 +321,8 @@ impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
         Ok(self.lock(holds))
     }
 
-    /// The lock that [`Lock::serialize`] wrote down, perhaps in another process. Nothing is asked
-    /// of the store yet.
+    /// Returns the lock that [`Lock::serialize`] serialized, perhaps in another process. Sends no request
+    /// to the store.
     pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
         let (now, wall) = (self.host.now(), self.host.wall_clock());
         self.lock(Holds::restored(serialized, self.retry.clone(), now, wall))
@@ -337,11 +338,11 @@ impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
 }
 
 impl<S: AsyncStore + Clone, H: AsyncHost + Clone> Locks<LockFactory<S, H>> {
-    /// [`LockFactory::create_lock`] of the default store.
+    /// Returns a lock in the default store; see [`LockFactory::create_lock`].
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of [`LockFactory::create_lock`].
     pub fn create_lock<T>(&self, name: &str, ttl: T) -> Result<Lock<S, H>, Error>
     where
         T: TryInto<Ttl>,
@@ -350,13 +351,13 @@ impl<S: AsyncStore + Clone, H: AsyncHost + Clone> Locks<LockFactory<S, H>> {
         self.default_factory().create_lock(name, ttl)
     }
 
-    /// [`LockFactory::restore_lock`] of the default store.
+    /// Restores a lock in the default store; see [`LockFactory::restore_lock`].
     pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
         self.default_factory().restore_lock(serialized)
     }
 }
 
-/// A lock that may be taken: [`blocking::Lock`](crate::blocking::Lock), awaited.
+/// An async lock: the counterpart of [`blocking::Lock`](crate::blocking::Lock).
 #[derive(Debug)]
 pub struct Lock<S, H> {
     store: S,
@@ -365,9 +366,9 @@ pub struct Lock<S, H> {
 }
 
 impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
-    /// Takes the lock, waiting as the factory's retry policy says: by default, for ever.
+    /// Acquires the lock, waiting by the factory's retry policy: by default, without end.
     ///
-    /// It is held until it is released or its time has passed.
+    /// The lock is held until it is released or its lease has expired.
     ///
     /// # Errors
     ///
@@ -376,33 +377,33 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         self.acquire_with(&self.holds.retry).await
     }
 
-    /// Takes the lock, waiting as `retry` says.
+    /// Acquires the lock, waiting by the policy `retry`.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// The errors of [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, retry: &Retry) -> Result<Lease, Error> {
         Ok(self.held_with(retry).await?.leave())
     }
 
-    /// Takes the lock if it is free now.
+    /// Acquires the lock if it is free now.
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// The errors of [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Lease, Error> {
         self.acquire_with(&Retry::NEVER).await
     }
 
-    /// Takes the lock, does `body`, and releases the lock.
+    /// Acquires the lock, runs `body`, and releases the lock.
     ///
-    /// Where `body` panics, or this is dropped half-way, the lock is given back by a store that does
-    /// so at once; in any other it stays taken until its time has passed.
+    /// If `body` panics, or the future is dropped before its end, the lock is released by a store whose
+    /// release completes in one poll. In other stores it is held until its lease expires.
     ///
     /// # Errors
     ///
-    /// [`RunError::NotAcquired`] when `body` was not run, [`RunError::Ended`] with what it
-    /// returned when the lock did not last as long as it did, or could not be given back.
+    /// [`RunError::NotAcquired`] when `body` was not run, [`RunError::Ended`] with the value that it
+    /// returned when the lock was lost before `body` ended, or could not be released.
     pub async fn run<T>(
         &self,
         body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
@@ -410,11 +411,11 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         self.run_with(&self.holds.retry, body).await
     }
 
-    /// [`run`](Self::run), waiting for the lock as `retry` says.
+    /// Does what [`run`](Self::run) does, waiting for the lock by the policy `retry`.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
+    /// The errors of [`run`](Self::run).
     pub async fn run_with<T>(
         &self,
         retry: &Retry,
@@ -428,11 +429,11 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         }
     }
 
-    /// [`run`](Self::run), if the lock is free now.
+    /// Does what [`run`](Self::run) does, if the lock is free now.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run).
+    /// The errors of [`run`](Self::run).
     pub async fn try_run<T>(
         &self,
         body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
@@ -440,64 +441,64 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         self.run_with(&Retry::NEVER, body).await
     }
 
-    /// Gives the lock back.
+    /// Releases the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] when it was never acquired here, or is lost; [`Error::Storage`] when the
-    /// store could not tell, and then it may be tried again.
+    /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
+    /// when the outcome is unknown, and the release may be retried.
     pub async fn release(&self) -> Result<(), Error> {
         self.release_hold(&self.holds.held()?).await
     }
 
-    /// Frees the lock, whoever holds it.
+    /// Force-releases the lock: frees it regardless of its holder.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
+    /// [`Error::Storage`] when the outcome is unknown, or the store cannot force-release.
     pub async fn force_release(&self) -> Result<(), Error> {
         self.evict(None).await.map(drop)
     }
 
-    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become
-    /// shorter by that.
+    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl. This may shorten the
+    /// lease.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] when the lock was never acquired here, or is lost, or its time has
-    /// passed; [`Error::Storage`] when the store could not tell: the lease counts as
-    /// lasting as long as before, or `ttl`, whichever is shorter.
+    /// [`Error::NotOwner`] when the lock was never acquired through this value, is lost, or its lease has
+    /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
+    /// as before, or `ttl`, whichever is shorter.
     pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.extend_hold(&self.holds.held()?, ttl).await
     }
 
-    /// Whether the lease has run out. Not when there is none, or it does not end by itself.
+    /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
     pub fn is_expired(&self) -> bool {
         self.lease()
             .is_some_and(|lease| lease.is_expired(self.host.now()))
     }
 
-    /// How much of the lease is left, zero once it has run out; `None` when there is none, or it
+    /// Returns the lease's remaining time, zero once it has expired; `None` when there is none, or it
     /// does not end by itself.
     pub fn remaining(&self) -> Option<Duration> {
         self.lease()?.remaining(self.host.now())
     }
 
-    /// Whether anyone holds the lock, as the store says.
+    /// Returns whether the store records a holder of the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell.
+    /// [`Error::Storage`] when the store cannot determine the holder.
     pub async fn is_locked(&self) -> Result<bool, Error> {
         Ok(self.holder().await?.is_some())
     }
 
-    /// Whether this lock's latest acquisition holds it, as the store says.
+    /// Returns whether the store records this value's latest acquisition as the lock's holder.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell, as one without fencing tokens that does not
-    /// implement [`holds`](crate::Store::holds).
+    /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
+    /// not implement [`holds`](crate::Store::holds).
     pub async fn is_held(&self) -> Result<bool, Error> {
         let Some(hold) = self.holds.latest() else {
             return Ok(false);
@@ -506,14 +507,13 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         Ok(self.store.holds(lease.claim(), lease.fence()).await?)
     }
 
-    /// Writes the lease down, to be handed to another process. From then on it outlives this
-    /// process, and ends by its ttl alone.
+    /// Serializes the lease, for its transfer to another process. Detaches it: from then on it outlives
+    /// this process, and ends by its ttl alone.
     ///
     /// # Errors
     ///
-    /// [`Error::NotSerializable`] when the store ties leases to the client that took them;
-    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the store could not
-    /// tell.
+    /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
+    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub async fn serialize(&self) -> Result<SerializedLock, Error> {
         let hold = self.holds.transferable(self.store.abilities())?;
         let lease = hold.lease();
@@ -523,23 +523,22 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         Ok(self.write_down(&lease))
     }
 
-    /// The latest acquisition's lease, whatever has become of it since.
+    /// Returns the latest acquisition's lease, which may have ended since.
     pub fn lease(&self) -> Option<Lease> {
         Some(self.holds.latest()?.lease())
     }
 
-    /// The lock's name.
+    /// Returns the lock's name.
     pub fn name(&self) -> &Name {
         &self.holds.name
     }
 
-    /// How long the lock's leases last.
+    /// Returns the length of the lock's leases.
     pub fn ttl(&self) -> Ttl {
         self.holds.ttl
     }
 
-    /// What [`serialize`](Self::serialize) writes, whether or not the store lets the lease outlive
-    /// this process.
+    /// Returns the text of [`serialize`](Self::serialize) without detaching the lease.
     #[cfg(feature = "js")]
     pub(crate) fn written(&self) -> Result<SerializedLock, Error> {
         let hold = self.holds.transferable(self.store.abilities())?;
@@ -586,7 +585,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ) -> Result<T, Error> {
         let revives = self.store.abilities().revives;
         let (mut machine, with) = hold.renew(self.holds.ttl, revives, self.host.now());
-        // A task may go on in another thread.
+        // A task may continue on another thread.
         let with = Shared::new(with);
         let learn = |machine: &Renew| with.with(|with| with.learn(machine));
         let teach = |machine: &mut Renew| with.with(|with| with.teach(machine, self.host.now()));
@@ -632,7 +631,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     }
 }
 
-/// A lock that is held by a [`Lock::run`].
+/// The guard of a lock that is held by a [`Lock::run`].
 #[derive(Debug)]
 pub struct Held<'a, S: AsyncStore, H: AsyncHost> {
     lock: &'a Lock<S, H>,
@@ -641,37 +640,37 @@ pub struct Held<'a, S: AsyncStore, H: AsyncHost> {
 }
 
 impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
-    /// The grant's fencing token; `None` from a store that does not count.
+    /// Returns the grant's fencing token; `None` from a store that does not count grants.
     pub fn fence(&self) -> Option<Fence> {
         self.lease().fence()
     }
 
-    /// How much of the lease is left, zero once it has run out; `None` when it does not end by
+    /// Returns the lease's remaining time, zero once it has expired; `None` when it does not end by
     /// itself.
     pub fn remaining(&self) -> Option<Duration> {
         self.lease().remaining(self.lock.host.now())
     }
 
-    /// Whether the lease has run out.
+    /// Returns whether the lease has expired.
     pub fn is_expired(&self) -> bool {
         self.lease().is_expired(self.lock.host.now())
     }
 
-    /// The lease as it stands.
+    /// Returns the lease in its current state.
     pub fn lease(&self) -> Lease {
         self.hold.lease()
     }
 
-    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl.
+    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl.
     ///
     /// # Errors
     ///
-    /// As [`Lock::extend`].
+    /// The errors of [`Lock::extend`].
     pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.lock.extend_hold(&self.hold, ttl).await
     }
 
-    /// Keeps the lease alive while `work` is done; returns what that returned.
+    /// Renews the lease until `work` ends, and returns the value of `work`.
     ///
     /// # Errors
     ///
@@ -684,7 +683,7 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
         self.into_hold().lease()
     }
 
-    /// What is held, from now on without a guard.
+    /// Ends the guard without a release, and returns its lease.
     pub(crate) fn into_hold(mut self) -> Hold {
         self.ended = true;
         self.hold.clone()
@@ -700,7 +699,7 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
 impl<S: AsyncStore, H: AsyncHost> Drop for Held<'_, S, H> {
     fn drop(&mut self) {
         if !self.ended {
-            // There is nobody to wait for it, or to tell of a failure.
+            // A drop cannot await the release, or report an error.
             poll_once(self.lock.release_hold(&self.hold));
         }
     }

@@ -1,7 +1,7 @@
 //! A value that several handles share.
 
-/// A value that is looked at and changed by one at a time: a mutex where there is `std`, and so
-/// may be threads.
+/// A value with exclusive access: a mutex with the feature `std`, where there may be threads, and a
+/// `RefCell` without it.
 #[derive(Debug, Default)]
 pub(crate) struct Shared<T>(Inner<T>);
 
@@ -15,7 +15,7 @@ impl<T> Shared<T> {
         Self(Inner::new(value))
     }
 
-    /// What `look` makes of the value; it must not come back here.
+    /// Returns the result of `look`, called with the value. `look` must not call this again.
     #[cfg(feature = "std")]
     pub(crate) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
         look(
@@ -26,7 +26,7 @@ impl<T> Shared<T> {
         )
     }
 
-    /// What `look` makes of the value; it must not come back here.
+    /// Returns the result of `look`, called with the value. `look` must not call this again.
     #[cfg(not(feature = "std"))]
     pub(crate) fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> R {
         look(&mut self.0.borrow_mut())

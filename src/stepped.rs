@@ -1,8 +1,8 @@
-//! Locks for programs that do their own waiting.
+//! Polled locks, for programs that do their own waiting.
 //!
-//! Nothing here waits: an [`Attempt`] and a [`Renewal`] say for how long to wait, in whatever way
-//! the program has, before they are polled again. So one thread serves any number of waits. The
-//! WebAssembly component is these locks behind an interface.
+//! No function here waits: an [`Attempt`] and a [`Renewal`] return how long the program may wait, by its
+//! own means, before it polls them again. So one thread serves any number of waits. The WebAssembly
+//! component exports these locks.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -41,14 +41,14 @@ use crate::store::{Holder, Store, StoreError};
 use crate::time::Clock;
 use crate::ttl::Ttl;
 
-/// Where an [`Acquire`] cannot go on at once.
+/// The point at which an [`Acquire`] has to wait, or has ended.
 pub(crate) enum Halt {
     Wait(Duration),
     Sleep(Duration),
     Done(Result<Lease, Error>),
 }
 
-/// Drives `machine` until it has to wait, or to its end.
+/// Drives `machine` until it has to wait, or has ended.
 pub(crate) fn advance(store: &impl Store, clock: &impl Clock, machine: &mut Acquire) -> Halt {
     loop {
         let reply = match machine.next(clock.now()) {
@@ -62,8 +62,8 @@ pub(crate) fn advance(store: &impl Store, clock: &impl Clock, machine: &mut Acqu
     }
 }
 
-/// Drives `machine` until it has to wait, and says how long at most, or until the lock is lost.
-/// `asking` is called before each renewal, and after its reply.
+/// Drives `machine` until it has to wait, or the lock is lost. Returns the maximum time to wait. Calls
+/// `asking` before each renewal, and after its reply.
 pub(crate) fn renew(
     store: &impl Store,
     clock: &impl Clock,
@@ -86,8 +86,8 @@ pub(crate) fn renew(
     }
 }
 
-/// A lock that may be taken: [`blocking::Lock`](crate::blocking::Lock), for programs that do their
-/// own waiting.
+/// A polled lock: the counterpart of [`blocking::Lock`](crate::blocking::Lock) for programs that do
+/// their own waiting.
 #[derive(Debug)]
 pub struct Lock<S, C> {
     store: S,
@@ -96,8 +96,7 @@ pub struct Lock<S, C> {
 }
 
 impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
-    /// A lock in `store`, called `name`, whose leases last `ttl`. Nothing is asked of the store
-    /// yet.
+    /// Returns a lock in `store`, named `name`, whose leases last `ttl`. Sends no request to the store.
     ///
     /// # Errors
     ///
@@ -115,9 +114,8 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
         })
     }
 
-    /// The lock that [`serialize`](Self::serialize) wrote down, perhaps in another process, when
-    /// the wall clock shows `wall` since the start of 1970 (UTC). Nothing is asked of the store
-    /// yet.
+    /// Returns the lock that [`serialize`](Self::serialize) serialized, perhaps in another process, when
+    /// the wall clock shows `wall` since the start of 1970 (UTC). Sends no request to the store.
     pub fn restored(store: S, clock: C, serialized: &SerializedLock, wall: Duration) -> Self {
         let holds = Holds::restored(serialized, Retry::NEVER, clock.now(), wall);
         Self {
@@ -127,9 +125,9 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
         }
     }
 
-    /// Begins to ask for the lock, as `retry` says; the first poll makes the first request.
+    /// Starts an acquisition with the policy `retry`; its first poll sends the first request.
     ///
-    /// `random` are 128 bits that no one can guess: the owner of this acquisition.
+    /// `random` is the owner token of this acquisition: 128 unpredictable bits.
     pub fn acquire(&self, retry: &Retry, random: [u8; 16]) -> Attempt<S, C> {
         let machine = self.holds.acquire(retry, random, self.clock.now());
         Attempt {
@@ -141,12 +139,12 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
         }
     }
 
-    /// Takes the lock if it is free now, for an owner made of `random` as in
+    /// Acquires the lock if it is free now, with the owner token `random` as in
     /// [`acquire`](Self::acquire).
     ///
     /// # Errors
     ///
-    /// As [`Attempt::poll`].
+    /// The errors of [`Attempt::poll`].
     pub fn try_acquire(&self, random: [u8; 16]) -> Result<Lease, Error> {
         let mut attempt = self.acquire(&Retry::NEVER, random);
         loop {
@@ -157,11 +155,11 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
         }
     }
 
-    /// Begins to keep the lease alive.
+    /// Starts the auto-renewal of the lease.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] when the lock was never acquired here, or is given back.
+    /// [`Error::NotOwner`] when the lock was never acquired through this value, or is released.
     pub fn keep(&self) -> Result<Renewal<S, C>, Error> {
         let hold = self.holds.held()?;
         let revives = self.store.abilities().revives;
@@ -176,131 +174,131 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
 }
 
 impl<S: Store, C: Clock> Lock<S, C> {
-    /// Gives the lock back.
+    /// Releases the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] when it was never acquired here, or is lost; [`Error::Storage`] when the
-    /// store could not tell, and then it may be tried again.
+    /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
+    /// when the outcome is unknown, and the release may be retried.
     pub fn release(&self) -> Result<(), Error> {
         self.holds.release(&self.store, &self.holds.held()?)
     }
 
-    /// Frees the lock, whoever holds it, or only if it is held under the fence `only`: whether
-    /// there was somebody to evict.
+    /// Force-releases the lock: frees it regardless of its holder, or only if it is held under the fencing
+    /// token `only`. Returns whether it was held, under that token if one was given.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell, or lets nobody be evicted.
+    /// [`Error::Storage`] when the outcome is unknown, or the store cannot force-release.
     pub fn force_release(&self, only: Option<Fence>) -> Result<bool, Error> {
         let before = self.holds.latest();
         let reply = self.store.evict(&self.holds.name, only);
         self.holds.evicted(only, before.as_ref(), reply)
     }
 
-    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl. It may become
-    /// shorter by that.
+    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl. This may shorten the
+    /// lease.
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] when the lock was never acquired here, or is lost, or its time has
-    /// passed; [`Error::Storage`] when the store could not tell: the lease counts as
-    /// lasting as long as before, or `ttl`, whichever is shorter.
+    /// [`Error::NotOwner`] when the lock was never acquired through this value, is lost, or its lease has
+    /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
+    /// as before, or `ttl`, whichever is shorter.
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
         self.holds
             .extend(&self.store, &self.clock, &self.holds.held()?, ttl)
     }
 
-    /// Whether the lease has run out. Not when there is none, or it does not end by itself.
+    /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
     pub fn is_expired(&self) -> bool {
         self.lease()
             .is_some_and(|lease| lease.is_expired(self.clock.now()))
     }
 
-    /// How much of the lease is left, zero once it has run out; `None` when there is none, or it
+    /// Returns the lease's remaining time, zero once it has expired; `None` when there is none, or it
     /// does not end by itself.
     pub fn remaining(&self) -> Option<Duration> {
         self.lease()?.remaining(self.clock.now())
     }
 
-    /// Whether anyone holds the lock, as the store says.
+    /// Returns whether the store records a holder of the lock.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell.
+    /// [`Error::Storage`] when the store cannot determine the holder.
     pub fn is_locked(&self) -> Result<bool, Error> {
         Ok(self.holder()?.is_some())
     }
 
-    /// Whether this lock's latest acquisition holds it, as the store says.
+    /// Returns whether the store records this value's latest acquisition as the lock's holder.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell, as one without fencing tokens that does not
-    /// implement [`holds`](crate::Store::holds).
+    /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
+    /// not implement [`holds`](crate::Store::holds).
     pub fn is_held(&self) -> Result<bool, Error> {
         self.holds.is_held(&self.store)
     }
 
-    /// Who holds the lock, as the store says.
+    /// Returns the lock's holder, as the store records it.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store could not tell.
+    /// [`Error::Storage`] when the store cannot determine the holder.
     pub fn holder(&self) -> Result<Option<Holder>, Error> {
         Ok(self.store.inspect(&self.holds.name)?)
     }
 
-    /// Writes the lease down, to be handed to another process, when the wall clock shows `wall`
-    /// since the start of 1970 (UTC). From then on it outlives this process, and ends by its ttl
-    /// alone.
+    /// Serializes the lease, for its transfer to another process, when the wall clock shows `wall`
+    /// since the start of 1970 (UTC). Detaches it: from then on it outlives this process, and ends by its
+    /// ttl alone.
     ///
     /// # Errors
     ///
-    /// [`Error::NotSerializable`] when the store ties leases to the client that took them;
-    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the store could not
-    /// tell.
+    /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
+    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub fn serialize(&self, wall: Duration) -> Result<SerializedLock, Error> {
         let lease = self.holds.detach(&self.store)?;
         let now = self.clock.now();
         Ok(SerializedLock::new(&lease, self.holds.ttl, now, wall))
     }
 
-    /// The latest acquisition's lease, whatever has become of it since.
+    /// Returns the latest acquisition's lease, which may have ended since.
     pub fn lease(&self) -> Option<Lease> {
         Some(self.holds.latest()?.lease())
     }
 
-    /// The lock's name.
+    /// Returns the lock's name.
     pub fn name(&self) -> &Name {
         &self.holds.name
     }
 
-    /// How long the lock's leases last.
+    /// Returns the length of the lock's leases.
     pub fn ttl(&self) -> Ttl {
         self.holds.ttl
     }
 }
 
-/// How far an [`Attempt`] has come.
+/// The progress of an [`Attempt`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(
     clippy::exhaustive_enums,
-    reason = "whoever waits has to know every step"
+    reason = "a caller has to handle every state"
 )]
 pub enum Progress {
     /// The lock is held.
     Acquired(Lease),
-    /// Another holds it: poll again as soon as it may be free, and after this long at the latest.
+    /// Another owner holds the lock: poll again as soon as it may be free, and after this long at the
+    /// latest.
     Wait(Duration),
-    /// The store is in trouble: poll again after this long, not before.
+    /// The store failed: poll again after this long, not before.
     Pause(Duration),
 }
 
-/// One wish to hold a lock, from the first request to the lease.
+/// One acquire request, from the first attempt to the lease.
 ///
-/// To stop wishing, drop it. If the store was in trouble by then, what it may have recorded stays
-/// until its ttl has passed.
+/// To cancel it, drop it. If an attempt has failed by then, a claim that the store may have recorded
+/// stays until its ttl has passed.
 #[derive(Debug)]
 #[must_use = "it does nothing unless polled"]
 pub struct Attempt<S, C> {
@@ -312,19 +310,19 @@ pub struct Attempt<S, C> {
 }
 
 impl<S: Store, C: Clock> Attempt<S, C> {
-    /// What is asked for: to wait as the store does, by [`Store::wait`]. Whoever does so says when
-    /// it stops, by [`Store::give_up`].
+    /// Returns the requested claim, for a wait by [`Store::wait`]. A caller of that function calls
+    /// [`Store::give_up`] when it stops waiting.
     pub fn claim(&self) -> &Claim {
         self.machine.claim()
     }
 
-    /// Does what is to be done now: at most a few requests to the store. At the end it repeats
-    /// itself.
+    /// Sends the requests to the store that are due now, at most a few. After the end, each further call
+    /// returns the same.
     ///
     /// # Errors
     ///
     /// [`Error::Timeout`] when the policy ended, [`Error::Storage`] when the store failed,
-    /// [`Error::Lost`] when grants kept coming too late.
+    /// [`Error::Lost`] when grants repeatedly arrived after their expiry.
     pub fn poll(&mut self) -> Result<Progress, Error> {
         self.machine.waited(self.clock.now());
         Ok(match advance(&self.store, &self.clock, &mut self.machine) {
@@ -342,32 +340,32 @@ impl<S: Store, C: Clock> Attempt<S, C> {
     }
 }
 
-/// What is known of a lease that is being kept.
+/// The state of a lease under auto-renewal.
 #[derive(Clone, Debug)]
 #[expect(
     clippy::exhaustive_enums,
-    reason = "whoever keeps a lease has to know every state"
+    reason = "a caller has to handle every state"
 )]
 pub enum Keeping {
-    /// It is held: poll again after this long.
+    /// The lock is held: poll again after this long.
     Held(Duration),
-    /// Its time has not passed, but the last extension failed: it may not be recorded any more.
+    /// The lease has not expired, but the last renewal failed: the store may no longer record it.
     Unknown {
-        /// Poll again after this long.
+        /// The time after which to poll again.
         wait: Duration,
-        /// What the store said.
+        /// The store's error.
         why: StoreError,
     },
     /// The owner has released the lock. Nothing is left to renew.
     Released,
-    /// It is not held any more.
+    /// The lock is no longer held.
     Lost(Loss),
 }
 
 /// The auto-renewal of one lease: it is renewed when a third of the lock's ttl has passed.
 ///
-/// To end the auto-renewal, drop it; the lock keeps the lease. Each poll takes into account what else
-/// was done to the lease through the lock. A release elsewhere is detected by the next renewal.
+/// To end the auto-renewal, drop it; the lock keeps the lease. Each poll takes into account the other
+/// operations on the lease through the lock. A release elsewhere is detected by the next renewal.
 #[derive(Debug)]
 #[must_use = "it does nothing unless polled"]
 pub struct Renewal<S, C> {
