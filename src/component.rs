@@ -1,5 +1,5 @@
-//! The core as a WebAssembly component: [`stepped`](crate::stepped) locks in the store, by the
-//! clock and with the randomness that it imports. Nothing but conversions.
+//! The core as a WebAssembly component: [`stepped`](crate::stepped) locks with an imported store, clock
+//! and source of randomness. This module only converts types.
 
 use alloc::string::{String, ToString};
 use core::cell::RefCell;
@@ -31,7 +31,7 @@ use crate::ttl::Ttl;
     clippy::pedantic,
     unused_qualifications,
     unreachable_pub,
-    reason = "generated from `wit/`, and what crosses a component's boundary is raw memory"
+    reason = "generated from `wit/`, and calls across a component's boundary pass raw memory"
 )]
 mod bindings {
     wit_bindgen::generate!({
@@ -44,8 +44,8 @@ mod bindings {
     export!(Component with_types_in self);
 }
 
-/// What this component is when nothing else is in its module: its own allocator, and no words for
-/// a panic, of which there is none that the core knows of.
+/// The runtime of a module that contains only this component: its own allocator, and a panic handler
+/// without a message, because the core has no known panic.
 #[cfg(target_family = "wasm")]
 mod alone {
     #[global_allocator]
@@ -67,11 +67,11 @@ impl Guest for Component {
 
 static ALIVE: AtomicU32 = AtomicU32::new(0);
 
-/// Something that its user has a handle on.
+/// The count of one resource for which the component's user has a handle.
 struct Handle;
 
 impl Handle {
-    /// This many can be alive: enough for any use, and they fit in 128 MiB.
+    /// The maximum number of handles: enough for any use, and their resources fit into 128 MiB.
     const MAX: u32 = 1 << 15;
     fn new() -> Result<Self, LockError> {
         if ALIVE.load(Ordering::Relaxed) >= Self::MAX {
@@ -219,14 +219,14 @@ impl GuestRenewal for Renewal {
                 wait: nanos(wait),
                 why: why.to_string(),
             }),
-            // The WIT interface has no value for this.
+            // The WIT interface has no value for a release.
             Keeping::Released => wit::Keeping::Lost(wit::Loss::Revoked),
             Keeping::Lost(loss) => wit::Keeping::Lost(loss.into()),
         }
     }
 }
 
-/// What the component imports: a store, a clock, and randomness.
+/// The imports of the component: a store, a clock, and randomness.
 #[derive(Clone, Copy, Debug)]
 struct Imported;
 
@@ -287,7 +287,7 @@ impl Store for Imported {
     }
 }
 
-/// A step of the store, as it is imported.
+/// An operation of the imported store.
 type Step = fn(&backend::Claim) -> Result<backend::Reply, backend::StoreError>;
 
 fn ask(step: Step, claim: &Claim) -> Result<Reply, StoreError> {
@@ -329,7 +329,8 @@ impl From<Error> for LockError {
             Error::NotOwner { .. } => (ErrorCode::NotOwner, &error),
             Error::NotSerializable { .. } => (ErrorCode::NotSerializable, &error),
             Error::Storage(why) => (ErrorCode::Storage, why),
-            // Neither comes here: an attempt says that it gave up, and there is one store.
+            // Neither reaches this function: an attempt returns `gave-up` on a timeout, and there is
+            // only one store.
             Error::Timeout { .. } | Error::UnknownStore { .. } => (ErrorCode::Storage, &error),
         };
         Self {
@@ -340,7 +341,7 @@ impl From<Error> for LockError {
     }
 }
 
-/// What the store says is the matter, or what is the matter with what it says.
+/// The message of an error that the store returned, or of an invalid reply.
 struct Message(String);
 
 impl fmt::Display for Message {
@@ -349,7 +350,7 @@ impl fmt::Display for Message {
     }
 }
 
-/// Without the tables that tell which characters to escape: they would be a tenth of the component.
+/// Writes the text unescaped: the tables of characters to escape would be a tenth of the component.
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -358,7 +359,7 @@ impl fmt::Debug for Message {
 
 impl core::error::Error for Message {}
 
-/// 128 bits that no one can guess.
+/// Returns 128 unpredictable bits.
 fn owner() -> [u8; 16] {
     let mut bits = [0; 16];
     for half in bits.as_chunks_mut::<8>().0 {
@@ -381,7 +382,7 @@ fn reply(said: Result<backend::Reply, backend::StoreError>) -> Result<Reply, Sto
 fn fence(token: Option<u64>) -> Result<Option<Fence>, StoreError> {
     let zero = || {
         StoreError::permanent(Message(
-            "the store said fencing token 0, which no grant has".into(),
+            "the store returned fencing token 0, which no grant has".into(),
         ))
     };
     token
@@ -402,7 +403,7 @@ fn duration(nanos: Option<u64>) -> Option<Duration> {
     nanos.map(Duration::from_nanos)
 }
 
-/// As nanoseconds: no lease and no pause is longer than they can say.
+/// Returns the length in nanoseconds, of which 64 bits hold every lease and pause.
 fn nanos(length: Duration) -> u64 {
     length
         .as_secs()

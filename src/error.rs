@@ -1,4 +1,4 @@
-//! Why an operation failed, for callers.
+//! The errors of lock operations.
 
 use alloc::string::String;
 
@@ -10,73 +10,73 @@ use crate::serialized::InvalidSerializedLock;
 use crate::store::StoreError;
 use crate::ttl::InvalidTtl;
 
-/// Why a lock operation failed.
+/// The error of a lock operation.
 ///
 /// [`code`](Self::code) is the same on every host.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No lock can have this name.
+    /// The lock's name is invalid.
     #[error("invalid lock name")]
     InvalidName(#[from] InvalidName),
-    /// No lock can be asked for in this way.
+    /// The retry policy is invalid.
     #[error("invalid retry policy")]
     InvalidRetry(#[from] InvalidRetry),
-    /// This text is no serialized lock.
+    /// The text is not a serialized lock.
     #[error("invalid serialized lock")]
     InvalidSerializedLock(#[from] InvalidSerializedLock),
-    /// No lease can last this long.
+    /// The length of the lease is invalid.
     #[error("invalid ttl")]
     InvalidTtl(#[from] InvalidTtl),
-    /// The lease came to an end while its holder counted on it.
+    /// The lease ended while its holder relied on it.
     #[error("the lock `{}` was lost: {loss}", Printable(.name.as_str()))]
     Lost {
-        /// Which lock.
+        /// The lock's name.
         name: Name,
-        /// How it was lost.
+        /// The way in which it was lost.
         loss: Loss,
-        /// Why the store could not renew the lease, if the lock was lost for that reason.
+        /// The store's error that prevented the renewal, if the lock was lost for that reason.
         source: Option<StoreError>,
     },
-    /// The lock is not, or no longer, held by this owner.
+    /// This owner does not, or no longer, hold the lock.
     #[error("the lock `{}` is not held by this owner", Printable(.name.as_str()))]
     NotOwner {
-        /// Which lock.
+        /// The lock's name.
         name: Name,
     },
-    /// Leases of this store are tied to the client that took them.
+    /// The store ties a lease to the client that acquired it.
     #[error(
-        "the lock `{}` cannot be serialized: its store ties a lease to the client that took it",
+        "the lock `{}` cannot be serialized: its store ties a lease to the client that acquired it",
         Printable(.name.as_str())
     )]
     NotSerializable {
-        /// Which lock.
+        /// The lock's name.
         name: Name,
     },
-    /// The store could not answer.
+    /// The store failed, or the outcome of its operation is unknown.
     #[error("the lock store could not answer")]
     Storage(#[from] StoreError),
-    /// Another owner held the lock for as long as was waited.
+    /// Another owner held the lock until the retry policy ended.
     #[error(
         "the lock `{}` was held by another owner through {attempts} attempt(s)",
         Printable(.name.as_str())
     )]
     Timeout {
-        /// How many attempts counted.
+        /// The number of attempts, without extra ones.
         attempts: u32,
-        /// Which lock.
+        /// The lock's name.
         name: Name,
     },
-    /// No store goes by this name.
+    /// No store has this name.
     #[error("no store is called `{}`", Printable(.store))]
     UnknownStore {
-        /// The name asked for.
+        /// The requested name.
         store: String,
     },
 }
 
 impl Error {
-    /// The error's name, the same on every host and in every version.
+    /// Returns the error's code, the same on every host and in every version.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::InvalidName(_) => "E_INVALID_NAME",
@@ -92,7 +92,7 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later with nothing changed by the caller.
+    /// Returns whether the same call may succeed later with nothing changed by the caller.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Timeout { .. } => true,
@@ -102,26 +102,26 @@ impl Error {
     }
 }
 
-/// So that text and durations can be given wherever a checked value is asked for.
+/// Allows a checked value to be passed where text or a duration is accepted, too.
 impl From<core::convert::Infallible> for Error {
     fn from(never: core::convert::Infallible) -> Self {
         match never {}
     }
 }
 
-/// Why [`run`](crate::blocking::Lock::run) cannot simply hand out what its body returned.
+/// The error of [`run`](crate::blocking::Lock::run).
 #[derive(Clone, Debug, thiserror::Error)]
 #[expect(clippy::exhaustive_enums, reason = "either the body ran or it did not")]
 pub enum RunError<T> {
     /// The lock was not acquired, and the body did not run.
     #[error(transparent)]
     NotAcquired(Error),
-    /// The body ran to its end, but the lock was lost meanwhile or could not be given back.
-    #[error("the work was done, but the lock did not last or was not given back")]
+    /// The body ran to its end, but the lock was lost meanwhile or could not be released.
+    #[error("the work completed, but the lock was lost or could not be released")]
     Ended {
-        /// What the body returned.
+        /// The value that the body returned.
         value: T,
-        /// What happened to the lock: [`Error::Lost`] or [`Error::Storage`].
+        /// The cause: [`Error::Lost`] or [`Error::Storage`].
         #[source]
         error: Error,
     },

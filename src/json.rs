@@ -1,26 +1,26 @@
-//! As much of JSON ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)) as a serialized lock has: an
-//! object of texts, whole numbers and `null`, beside members that are skipped.
+//! The subset of JSON ([RFC 8259](https://www.rfc-editor.org/rfc/rfc8259)) that a serialized lock uses: an
+//! object of texts, whole numbers and `null`. Members with other values are skipped.
 //!
 //! The libraries for this are twice as large as the rest of the component, or lose control
-//! characters. `tests/text.rs` holds this one to what `serde_json` says.
+//! characters. `tests/text.rs` compares this reader with `serde_json`.
 
 use alloc::string::String;
 use core::fmt;
 
 use crate::printable::is_hidden;
 
-/// What a member of an object is.
+/// The value of an object's member.
 #[derive(Debug)]
 pub(crate) enum Value {
     Null,
-    /// A whole number that 64 bits hold.
+    /// A whole number that fits into 64 bits.
     Number(u64),
     Text(String),
-    /// Anything else.
+    /// Any other value.
     Other,
 }
 
-/// What is wrong with a text, and where.
+/// A syntax error, and its position.
 #[derive(Debug)]
 pub(crate) struct Unexpected {
     at: usize,
@@ -29,11 +29,11 @@ pub(crate) struct Unexpected {
 
 impl fmt::Display for Unexpected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "at byte {}, there is no {}", self.at, self.wanted)
+        write!(f, "expected {} at byte {}", self.wanted, self.at)
     }
 }
 
-/// `text` in quotes.
+/// A text, displayed as a JSON string.
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -47,7 +47,7 @@ impl fmt::Display for Quoted<'_> {
                     f.write_char('\\')?;
                     f.write_char(c)?;
                 }
-                // JSON requires this only below 20; the others change what a terminal displays.
+                // JSON requires this only below U+0020; the others change what a terminal displays.
                 _ if is_hidden(c) => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         write!(f, "\\u{unit:04x}")?;
@@ -67,10 +67,10 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// No text that anybody means is nested as deeply.
+    /// The maximum depth of nesting; no valid text is nested as deeply.
     const DEEPEST: u32 = 100;
 
-    /// Tells `member` of every member of the object that is `text`, and of nothing else.
+    /// Calls `member` for each member of the object that `text` is; members of nested objects are skipped.
     pub(crate) fn read(
         text: &'a str,
         mut member: impl FnMut(&str, Value),
@@ -118,7 +118,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// From behind the brace on, to behind the other.
+    /// Reads an object's members, after its opening brace, and its closing brace.
     fn members(
         &mut self,
         depth: u32,
@@ -141,7 +141,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether more comes, or `end`.
+    /// Reads a comma or `end`; returns whether it was a comma.
     fn comma(&mut self, end: u8) -> Result<bool, Unexpected> {
         self.space();
         if self.take(end) {
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
     fn value(&mut self, depth: u32) -> Result<Value, Unexpected> {
         self.space();
         if depth > Self::DEEPEST {
-            return Err(self.unexpected("end to what is nested"));
+            return Err(self.unexpected("less deep nesting"));
         }
         match self.peek() {
             Some(b'"') => Ok(Value::Text(self.string()?)),
@@ -214,7 +214,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// One digit at least, each of which `number` gets at its end.
+    /// Reads at least one digit, and appends each digit to `number`.
     fn digits(&mut self, number: &mut Option<u64>) -> Result<(), Unexpected> {
         let from = self.at;
         while let Some(digit @ b'0'..=b'9') = self.peek() {
@@ -236,7 +236,7 @@ impl<'a> Reader<'a> {
             while !matches!(self.peek(), None | Some(b'"' | b'\\' | 0..=0x1f)) {
                 self.at += 1;
             }
-            // The bytes were a text's, and it was cut at characters of one byte.
+            // The bytes come from a `str`, cut at one-byte characters, so they are valid UTF-8.
             if let Ok(part) = core::str::from_utf8(&self.text[from..self.at]) {
                 text.push_str(part);
             }
@@ -248,7 +248,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What is behind a backslash.
+    /// Reads an escape sequence after its backslash.
     fn escaped(&mut self) -> Result<char, Unexpected> {
         let byte = self.peek();
         self.at += 1;
@@ -277,7 +277,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Four hexadecimal digits.
+    /// Reads four hexadecimal digits.
     fn unit(&mut self) -> Result<u32, Unexpected> {
         let mut unit = 0;
         for _ in 0..4 {

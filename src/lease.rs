@@ -1,4 +1,4 @@
-//! A granted claim, when it runs out, and how it was lost.
+//! Leases, their expiry and their losses.
 
 use core::time::Duration;
 
@@ -7,10 +7,10 @@ use crate::name::Name;
 use crate::time::Timestamp;
 use crate::ttl::Ttl;
 
-/// A granted claim, as its holder has to count it.
+/// A granted claim, from its holder's point of view.
 ///
-/// Its time is counted from *before* the request left, so that it ends here no later than in the
-/// store, whatever the way of request and reply took.
+/// Its time is counted from *before* the request was sent, so that it expires here no later than in the
+/// store, however long the request and the reply took.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Lease {
     claim: Claim,
@@ -21,7 +21,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// What a store granted to the request for `claim` that left at `sent`.
+    /// Returns the lease that a store granted in reply to the request for `claim` sent at `sent`.
     pub fn granted(claim: Claim, fence: Option<Fence>, sent: Timestamp) -> Self {
         let until = claim.ttl.duration().map(|ttl| sent.saturating_add(ttl));
         Self {
@@ -33,7 +33,7 @@ impl Lease {
         }
     }
 
-    /// A lease that somebody else was granted, and that ends at about `until`.
+    /// Returns a lease that was granted to another process, and that expires at about `until`.
     pub(crate) fn about(claim: Claim, fence: Option<Fence>, until: Option<Timestamp>) -> Self {
         Self {
             claim,
@@ -44,20 +44,20 @@ impl Lease {
         }
     }
 
-    /// Lets it last `ttl` from `sent`, when the granted request for that left.
+    /// Extends the lease to `ttl` from `sent`, the time at which the granted request was sent.
     pub fn extend(&mut self, ttl: Ttl, sent: Timestamp) {
         self.until = ttl.duration().map(|ttl| sent.saturating_add(ttl));
         self.estimated = false;
     }
 
-    /// Lets it end at `until`, by what the store granted.
+    /// Sets the expiry to `until`, which the store granted.
     pub(crate) fn end_at(&mut self, until: Option<Timestamp>) {
         self.until = until;
         self.estimated = false;
     }
 
-    /// Lets it last no longer than `ttl` from `sent`, when a request for that leaves: as long as its
-    /// reply is not heard, it may end by that.
+    /// Limits the lease to `ttl` from `sent`, the time at which an extension is requested: until its
+    /// reply arrives, the lease may have either length.
     pub(crate) fn doubt(&mut self, ttl: Ttl, sent: Timestamp) {
         if let Some(ttl) = ttl.duration() {
             let until = sent.saturating_add(ttl);
@@ -65,61 +65,61 @@ impl Lease {
         }
     }
 
-    /// Notes that it was lost.
+    /// Records that the lease was lost.
     pub(crate) fn end(&mut self, loss: Loss) {
         self.lost = Some(loss);
         self.estimated = false;
     }
 
-    /// How it was lost, as far as was noted.
+    /// Returns how the lease was lost, if a loss was recorded.
     pub(crate) fn loss(&self) -> Option<Loss> {
         self.lost
     }
 
-    /// Notes that it outlives its client.
+    /// Records that the lease outlives its client.
     pub(crate) fn detach(&mut self) {
         self.claim.ephemeral = false;
     }
 
-    /// What was granted.
+    /// Returns the claim that was granted.
     pub fn claim(&self) -> &Claim {
         &self.claim
     }
 
-    /// Which lock it is.
+    /// Returns the lock's name.
     pub fn name(&self) -> &Name {
         &self.claim.name
     }
 
-    /// Whose it is.
+    /// Returns the owner token.
     pub fn owner(&self) -> Owner {
         self.claim.owner
     }
 
-    /// The grant's fencing token; `None` from a store that does not count.
+    /// Returns the grant's fencing token; `None` from a store that does not count grants.
     pub fn fence(&self) -> Option<Fence> {
         self.fence
     }
 
-    /// When it runs out; `None` when it does not end by itself.
+    /// Returns the time at which the lease expires; `None` when it does not end by itself.
     pub fn ends(&self) -> Option<Timestamp> {
         self.until
     }
 
-    /// Whether its time has passed at `now`, or whoever keeps it alive knows that it is lost. Its
-    /// time has passed from the instant it ends.
+    /// Returns whether the lease has expired at `now`, or its auto-renewal has recorded a loss. It is
+    /// expired from the instant its ttl has passed.
     pub fn is_expired(&self, now: Timestamp) -> bool {
         self.lost.is_some() || self.until.is_some_and(|until| until <= now)
     }
 
-    /// Whether its time has certainly passed at `now`. Of a lease that was restored from text
-    /// only the store can tell, for its end goes by wall clocks, and it may have been extended
-    /// since.
+    /// Returns whether the lease has certainly expired at `now`. For a lease that was restored from text
+    /// only the store can determine that: its expiry was computed from wall clocks, and it may have been
+    /// extended since.
     pub(crate) fn is_over(&self, now: Timestamp) -> bool {
         !self.estimated && self.is_expired(now)
     }
 
-    /// How much of it is left at `now`, zero once its time has passed or it is known to be lost;
+    /// Returns the remaining time at `now`, zero once the lease has expired or its loss was recorded;
     /// `None` when it does not end by itself.
     pub fn remaining(&self, now: Timestamp) -> Option<Duration> {
         match self.lost {
@@ -129,14 +129,14 @@ impl Lease {
     }
 }
 
-/// How a lease was lost.
+/// The way in which a lease was lost.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Loss {
-    /// Its time passed before it was extended; another may hold the lock.
-    #[error("its time ran out before it was extended")]
+    /// The lease expired before it was extended; another owner may hold the lock.
+    #[error("its lease expired before it was extended")]
     Expired,
-    /// The store says that this owner no longer holds it: it was evicted, or taken over.
+    /// The store no longer records this owner: the lock was force-released, or taken over.
     #[error("the store no longer records it for this owner")]
     Revoked,
 }

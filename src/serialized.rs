@@ -1,4 +1,4 @@
-//! A lease as text, and back.
+//! The serialization of leases.
 
 use alloc::string::{String, ToString};
 use core::fmt;
@@ -12,8 +12,8 @@ use crate::name::{InvalidName, Name};
 use crate::time::Timestamp;
 use crate::ttl::{InvalidTtl, Ttl};
 
-/// A lease, written down to be handed to another process: whoever has it can extend and release
-/// the lock.
+/// A serialized lease, for its transfer to another process: a process that has it can extend and
+/// release the lock.
 ///
 /// Its text is one line of JSON, the same on every host. Version 1 has these members:
 ///
@@ -24,10 +24,9 @@ use crate::ttl::{InvalidTtl, Ttl};
 /// | `owner` | 32 hexadecimal digits, a string |
 /// | `ttl` | the ttl the lock was created with, in whole milliseconds; `null` for never |
 /// | `expires` | when the lease ends, in whole milliseconds since 1970 (UTC); `null` for never |
-/// | `fence` | the fencing token; `null` from a store that does not count |
+/// | `fence` | the fencing token; `null` from a store that does not count grants |
 ///
-/// Members that a reader does not know are ignored; a change that old readers would misread gets
-/// a new version.
+/// A reader ignores unknown members; a change that old readers would misread gets a new version.
 ///
 /// ```
 /// use verrou::SerializedLock;
@@ -47,10 +46,10 @@ pub struct SerializedLock {
 }
 
 impl SerializedLock {
-    /// The version this crate writes.
+    /// The version that this crate writes.
     pub const VERSION: u64 = 1;
 
-    /// `lease` at `now`, when the wall clock shows `wall` since the start of 1970 (UTC).
+    /// Serializes `lease` at `now`, when the wall clock shows `wall` since the start of 1970 (UTC).
     ///
     /// `ttl` is the one the lock was created with, which extensions do not change.
     pub fn new(lease: &Lease, ttl: Ttl, now: Timestamp, wall: Duration) -> Self {
@@ -65,36 +64,36 @@ impl SerializedLock {
         }
     }
 
-    /// Which lock it is.
+    /// Returns the lock's name.
     pub fn name(&self) -> &Name {
         &self.name
     }
 
-    /// Whose it is.
+    /// Returns the owner token.
     pub fn owner(&self) -> Owner {
         self.owner
     }
 
-    /// The ttl the lock was created with.
+    /// Returns the ttl that the lock was created with.
     pub fn ttl(&self) -> Ttl {
         self.ttl
     }
 
-    /// When the lease ends, as time since the start of 1970 (UTC); `None` when it does not end
-    /// by itself.
+    /// Returns the time at which the lease ends, since the start of 1970 (UTC); `None` when it does not
+    /// end by itself.
     pub fn expires(&self) -> Option<Duration> {
         self.expires
     }
 
-    /// The grant's fencing token.
+    /// Returns the grant's fencing token.
     pub fn fence(&self) -> Option<Fence> {
         self.fence
     }
 
-    /// The lease that was written down, at `now`, when the wall clock shows `wall`.
+    /// Returns the lease that was serialized, at `now`, when the wall clock shows `wall`.
     ///
-    /// What is left of it goes by the two wall clocks; the store, which goes by its own clock,
-    /// has the last word.
+    /// Its remaining time is computed from the two wall clocks; the store's own clock decides when it
+    /// ends.
     pub fn lease(&self, now: Timestamp, wall: Duration) -> Lease {
         let claim = Claim {
             name: self.name.clone(),
@@ -109,7 +108,7 @@ impl SerializedLock {
     }
 }
 
-/// As text: one line of JSON.
+/// Writes the text: one line of JSON.
 impl fmt::Display for SerializedLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -136,7 +135,7 @@ impl fmt::Display for OrNull {
     }
 }
 
-/// Rounded up, so that no lease becomes none.
+/// Rounds up, so that no lease becomes zero.
 fn whole_millis(length: Duration) -> u64 {
     length
         .as_secs()
@@ -144,7 +143,7 @@ fn whole_millis(length: Duration) -> u64 {
         .saturating_add(length.subsec_nanos().div_ceil(1_000_000).into())
 }
 
-/// Rounded up, too, but for what would be longer than a lease may last.
+/// Rounds up, too, but to at most the maximum length of a lease.
 fn whole_millis_of_ttl(length: Duration) -> u64 {
     const LONGEST: u64 = Ttl::MAX.as_secs() * 1_000 + Ttl::MAX.subsec_millis() as u64;
 
@@ -173,7 +172,7 @@ impl FromStr for SerializedLock {
     }
 }
 
-/// What the text says for each of [`Members::NAMES`].
+/// The values of the members in [`Members::NAMES`].
 #[derive(Default)]
 struct Members([Option<Value>; 6]);
 
@@ -201,7 +200,8 @@ impl Members {
         }
     }
 
-    /// One that may be `null` may not be left out: a text that lost its end is not one without.
+    /// Returns a member that may be `null`, but must be present: a truncated text is not one without the
+    /// member.
     fn number(&self, member: usize) -> Result<Option<u64>, InvalidSerializedLock> {
         match self.0[member] {
             Some(Value::Null) => Ok(None),
@@ -214,7 +214,7 @@ impl Members {
 fn wrong(member: usize) -> InvalidSerializedLock {
     let member = Members::NAMES[member];
     unreadable(&format_args!(
-        "its member `{member}` is missing, there twice, or of the wrong kind"
+        "its member `{member}` is missing, is present twice, or has the wrong type"
     ))
 }
 
@@ -224,17 +224,17 @@ fn unreadable(why: &dyn fmt::Display) -> InvalidSerializedLock {
     }
 }
 
-/// Why a text is no [`SerializedLock`].
+/// The error for a text that is not a [`SerializedLock`].
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidSerializedLock {
-    /// Its name names no lock.
+    /// Its name is not a lock's name.
     #[error("its name is wrong: {0}")]
     Name(#[from] InvalidName),
-    /// Its owner is none.
+    /// Its owner is not an owner token.
     #[error("its owner is wrong: {0}")]
     Owner(#[from] InvalidOwner),
-    /// Its ttl is none.
+    /// Its ttl is not the length of a lease.
     #[error("its ttl is wrong: {0}")]
     Ttl(#[from] InvalidTtl),
     /// It was written by a newer version of this software.
@@ -243,16 +243,16 @@ pub enum InvalidSerializedLock {
         SerializedLock::VERSION
     )]
     UnknownVersion {
-        /// Its version.
+        /// The text's version.
         version: u64,
     },
-    /// It is no JSON text with the members of a serialized lock.
+    /// It is not a JSON text with the members of a serialized lock.
     #[error("it is not what `serialize` writes: {why}")]
     Unreadable {
-        /// What is wrong, and where.
+        /// The error, and its position.
         why: String,
     },
-    /// Its fence is zero, which no grant has.
+    /// Its fencing token is zero, which no grant has.
     #[error("its fence is zero")]
     ZeroFence,
 }

@@ -15,7 +15,7 @@ export class LockError extends Error {
 
   static lost(name, loss) {
     const how = loss === 'expired'
-      ? 'its time ran out before it was extended'
+      ? 'its lease expired before it was extended'
       : 'the store no longer records it for this owner';
     return new LockError('E_LOCK_LOST', `the lock \`${name}\` was lost: ${how}`);
   }

@@ -62,7 +62,7 @@ test('the page says what the program says', { timeout: 60_000 }, async () => {
     'E_LOCK_TIMEOUT: the lock `payment` was held by another owner through 3 attempt(s)',
     'whoever has the text has the lock, for 90 s',
     'anyone holds it now: false',
-    'E_LOCK_LOST: the lock `slow` was lost: its time ran out before it was extended',
+    'E_LOCK_LOST: the lock `slow` was lost: its lease expired before it was extended',
   ]);
   assert.deepEqual(complaints, []);
 });

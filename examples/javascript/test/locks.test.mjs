@@ -69,7 +69,7 @@ test('run says how the lock was lost, and what came of the work', async (t) => {
   const { createLock } = await time.locks();
   const lock = createLock('lost', 50);
   const late = lock.run(async () => { await time.pass(50); return 'late'; });
-  await assert.rejects(late, { code: 'E_LOCK_LOST', outcome: 'late', message: /its time ran out/ });
+  await assert.rejects(late, { code: 'E_LOCK_LOST', outcome: 'late', message: /its lease expired/ });
   const evicted = lock.run(async () => createLock('lost').forceRelease() && 'evicted');
   await assert.rejects(evicted, { code: 'E_LOCK_LOST', outcome: 'evicted', message: /no longer records it/ });
   const both = lock.run(async () => { await time.pass(50); throw new RangeError('its own'); });

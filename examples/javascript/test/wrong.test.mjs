@@ -133,7 +133,7 @@ test('a store is told what it got wrong', async () => {
   const says = (failing, message) => assert.throws(() => ASKING.acquire(failing), code('E_LOCK_STORAGE_ERROR', message));
   says(wrong, "the store's `acquire` returned 7 where there has to be undefined or a bigint of 64 bits");
   says(promised, /returned a promise \(the steps are synchronous\)/);
-  says(zero, 'the store said fencing token 0, which no grant has');
+  says(zero, 'the store returned fencing token 0, which no grant has');
 });
 
 test('a store that cannot say what it can is not opened', async () => {
