@@ -1,4 +1,4 @@
-//! What every store must do, as tests.
+//! The conformance suite: tests that every store must pass.
 //!
 //! Write a [`Fixture`] for your store and name it in one line:
 //!
@@ -40,18 +40,18 @@
 //! # fn main() {}
 //! ```
 //!
-//! That makes a `#[test]` of every case. What a store cannot do by its
-//! [`Abilities`](crate::Abilities) is not skipped: the case asserts that it does not do it.
+//! This makes a `#[test]` of every case. A capability that a store lacks by its
+//! [`Abilities`](crate::Abilities) is not skipped: the case asserts that the store lacks it.
 //!
-//! A store is asked for nothing that [`Store`] does not say, and for one thing that it says
-//! between the lines: a store without `transfers` ties a lease to the client that took it, so the
-//! lease ends with that client, whatever the claim says.
+//! The suite requires what the documentation of [`Store`] states, and one consequence of it: a store
+//! without `transfers` ties a lease to the client that acquired it, so the lease ends with that client,
+//! even if the claim is not ephemeral.
 //!
 //! The suite may grow with any version of this crate.
 
 #![expect(
     clippy::missing_panics_doc,
-    reason = "to panic is how a case says that a store fails it"
+    reason = "a case panics if a store fails it"
 )]
 
 use core::time::Duration;
@@ -70,39 +70,38 @@ pub mod time;
 
 pub use clock::TestClock;
 
-/// One place where leases are recorded, and the time there.
+/// One backend under test, and its time.
 ///
-/// Each case makes a fixture of its own: two of them share no record.
+/// Each case creates its own fixture: two fixtures share no record.
 pub trait Fixture {
     /// The store under test.
     type Store: Store + Send + Sync + 'static;
-    /// What its callers wait by.
+    /// The host by which its callers wait.
     type Host: Host + Clone + Send + Sync + 'static;
 
-    /// One more client of the same place: all clients see the same records.
+    /// Returns a new client of the same backend: all clients see the same records.
     fn client(&self) -> Self::Store;
 
-    /// The host of the store's callers; all of a fixture's hosts agree on the time.
+    /// Returns the host of the store's callers; all hosts of a fixture have the same time.
     fn host(&self) -> Self::Host;
 
-    /// Lets `time` pass for the store and the host: a test clock is moved, a real server is
-    /// waited for.
+    /// Advances the store and the host by `time`: moves a test clock, or sleeps for a real server.
     fn pass(&self, time: Duration);
 
-    /// The ttl of most claims: so long that a handful of steps takes less than a quarter of it,
-    /// even on a busy machine.
+    /// Returns the ttl of most claims: so long that a handful of operations takes less than a quarter of
+    /// it, even on a busy machine.
     fn ttl(&self) -> Duration {
         Duration::from_secs(2)
     }
 }
 
-/// Makes a module of tests: every case of the [conformance suite](mod@crate::conformance), on the
-/// [`Fixture`](crate::conformance::Fixture) that the expression makes anew for each of them.
+/// Generates a module of tests: every case of the [conformance suite](mod@crate::conformance), on the
+/// [`Fixture`](crate::conformance::Fixture) that the expression creates for each of them.
 #[macro_export]
 macro_rules! conformance {
     ($module:ident, $fixture:expr $(,)?) => {
         mod $module {
-            #[allow(unused_imports, reason = "the expression may need nothing from around it")]
+            #[allow(unused_imports, reason = "the expression may use nothing from its parent module")]
             use super::*;
 
             $crate::conformance! { @tests $fixture;
@@ -199,7 +198,7 @@ macro_rules! conformance {
     (@tests $fixture:expr; $($topic:ident: $($case:ident),+;)+) => {
         $(
             mod $topic {
-                #[allow(unused_imports, reason = "the expression may need nothing from around it")]
+                #[allow(unused_imports, reason = "the expression may use nothing from its parent module")]
                 use super::*;
 
                 $(
@@ -213,12 +212,12 @@ macro_rules! conformance {
     };
 }
 
-/// A claim on `name` by the `number`th owner, for the fixture's ttl.
+/// Returns a claim on `name` by the `number`th owner, for the fixture's ttl.
 fn claim(fixture: &impl Fixture, name: &str, number: u8) -> Claim {
     claim_for(ttl(fixture.ttl()), name, number)
 }
 
-/// A claim on `name` by the `number`th owner, for `ttl`.
+/// Returns a claim on `name` by the `number`th owner, for `ttl`.
 fn claim_for(ttl: Ttl, name: &str, number: u8) -> Claim {
     Claim {
         name: self::name(name),
@@ -236,7 +235,7 @@ fn ttl(length: Duration) -> Ttl {
     Ttl::new(length).expect("a ttl")
 }
 
-/// The fence of what has to be a grant.
+/// Returns the fencing token of a reply, which must be a grant.
 #[track_caller]
 fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
     match reply.expect("the store answers") {
@@ -245,7 +244,7 @@ fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
     }
 }
 
-/// What is said to be left to wait by what has to be a refusal.
+/// Returns the remaining time of a reply, which must be a refusal.
 #[track_caller]
 fn refused(reply: Result<Reply, StoreError>) -> Option<Duration> {
     match reply.expect("the store answers") {
@@ -269,21 +268,24 @@ fn holder(store: &impl Store, claim: &Claim) -> Option<Holder> {
     store.inspect(&claim.name).expect("the store answers")
 }
 
-/// Asserts that the grant with `fence` of `claim` is what is recorded. In a store without fences, any
-/// grant will do.
+/// Asserts that the grant of `claim` with `fence` is recorded. In a store without fencing tokens, any
+/// grant passes.
 #[track_caller]
 fn assert_held(store: &impl Store, claim: &Claim, fence: Option<Fence>) {
     let found = holder(store, claim).map(|holder| holder.fence);
-    assert_eq!(found, Some(fence), "who holds {:?}", claim.name);
+    assert_eq!(found, Some(fence), "holder of {:?}", claim.name);
 }
 
-/// Asserts that the second grant's fence is greater, in a store that counts.
+/// Asserts that the second grant's fencing token is greater, in a store that counts grants.
 #[track_caller]
 fn assert_grows(store: &impl Store, before: Option<Fence>, after: Option<Fence>) {
     if store.abilities().fences {
         let (before, after) = (before.expect("a fence"), after.expect("a fence"));
-        assert!(before < after, "fence {after} does not follow {before}");
+        assert!(
+            before < after,
+            "fencing token {after} does not follow {before}"
+        );
     } else {
-        assert_eq!((before, after), (None, None), "fences");
+        assert_eq!((before, after), (None, None), "fencing tokens");
     }
 }
