@@ -1,4 +1,4 @@
-//! Who wants which lock, and for how long.
+//! The record of an acquire request: its lock, its owner token and its lease's length.
 
 use core::fmt;
 use core::num::NonZeroU64;
@@ -7,20 +7,20 @@ use core::str::FromStr;
 use crate::name::Name;
 use crate::ttl::Ttl;
 
-/// Who holds, or wants to hold, a lock: 128 random bits, drawn anew for every acquisition.
+/// An owner token: 128 random bits that identify one acquisition, drawn for each of them.
 ///
-/// Whoever knows an owner can extend and release its lease, so it is shown in full only by
-/// [`Display`](fmt::Display): 32 lower-case hexadecimal digits.
+/// A process that has the token can extend and release the lease, so only
+/// [`Display`](fmt::Display) shows it in full: 32 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Owner([u8; 16]);
 
 impl Owner {
-    /// The owner made of these 128 random bits.
+    /// Returns the owner token with these 128 random bits.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
 
-    /// The 128 bits.
+    /// Returns the 128 bits.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -63,30 +63,30 @@ impl FromStr for Owner {
     }
 }
 
-/// A text that is no [`Owner`].
+/// The error for a text that is not an [`Owner`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("an owner is written as 32 hexadecimal digits")]
 pub struct InvalidOwner;
 
 /// A fencing token: the number of a grant, which grows with each new grant of a name.
 ///
-/// It grows by at least one, never with an extension, and is never zero. Hand it to the resource
-/// that the lock guards, which then refuses whoever comes with a smaller number than it has seen
+/// It grows by at least one, never with an extension, and is never zero. Send it to the resource that
+/// the lock guards, which then rejects each token smaller than the greatest it has accepted
 /// ([Kleppmann 2016](https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html)).
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Fence(NonZeroU64);
 
 impl Fence {
-    /// The first number there is.
+    /// The smallest fencing token.
     pub const FIRST: Self = Self(NonZeroU64::MIN);
 
-    /// The greatest number that a store grants, 2⁶² − 1.
+    /// The greatest fencing token that a store grants, 2⁶² − 1.
     pub const LAST: Self = match Self::new((1 << 62) - 1) {
         Some(last) => last,
         None => Self::FIRST,
     };
 
-    /// The fence with this number; `None` for zero.
+    /// Returns the fencing token with this number, or `None` for zero.
     pub const fn new(number: u64) -> Option<Self> {
         match NonZeroU64::new(number) {
             Some(number) => Some(Self(number)),
@@ -94,7 +94,7 @@ impl Fence {
         }
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u64 {
         self.0.get()
     }
@@ -106,19 +106,19 @@ impl fmt::Display for Fence {
     }
 }
 
-/// Who wants which lock, and for how long: what a store is asked to record.
+/// The record of an acquire request that is sent to a store.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Claim {
-    /// Which lock.
+    /// The lock's name.
     pub name: Name,
-    /// For whom.
+    /// The owner token of the acquisition.
     pub owner: Owner,
-    /// For how long, from the moment the store records it.
+    /// The length of the lease, from the moment the store records it.
     pub ttl: Ttl,
-    /// Whether the record is to end, too, with the client that made it.
+    /// Whether the lease is ephemeral: its record also ends with the client that made it.
     ///
-    /// A store whose [`Abilities`](crate::Abilities) lack `ephemeral` takes no notice. Only
-    /// [`Store::acquire`](crate::Store::acquire) looks at it;
-    /// [`Store::detach`](crate::Store::detach) takes it back.
+    /// A store whose [`Abilities`](crate::Abilities) lack `ephemeral` ignores this. Only
+    /// [`Store::acquire`](crate::Store::acquire) reads it;
+    /// [`Store::detach`](crate::Store::detach) unbinds the lease from its client.
     pub ephemeral: bool,
 }

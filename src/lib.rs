@@ -1,13 +1,14 @@
 //! Named locks with leases: one core, every host.
 //!
-//! A lock has a [`Name`]. Whoever acquires it gets a [`Lease`]: the lock is theirs until they
-//! release it or until the lease's [`Ttl`] has passed, so that a crash never blocks a name for
-//! ever. Every grant carries a [`Fence`], a number that grows with each grant of the name; hand
-//! it to the resource the lock guards, and a holder that was paused for too long can do no harm.
+//! A lock has a [`Name`]. A successful acquisition returns a [`Lease`]: the lock is held until its
+//! holder releases it or until the lease's [`Ttl`] has passed, so that a crash never blocks a name
+//! forever. Every grant carries a [`Fence`], a fencing token that grows with each grant of the name.
+//! The resource that the lock guards can check the token, and reject a holder that was paused past
+//! the end of its lease.
 //!
-//! This crate is the part that knows no host: it reads no clock, never sleeps and does no I/O.
-//! It is told the time and says what to do next. `verrou-host` brings the machine: its clock,
-//! stores made of files, and the `verrou` command.
+//! This crate is independent of the host: it reads no clock, never sleeps and does no I/O. Its
+//! functions take the time as an argument, and return what to do next. `verrou-host` provides the
+//! system's clock, stores made of files, and the `verrou` command.
 //!
 //! # Taking a lock
 //!
@@ -27,9 +28,10 @@
 //! # Ok::<(), verrou::Error>(())
 //! ```
 //!
-//! [`blocking`] and [`nonblocking`] hold the same lock in two colours. A backend of your own is
-//! one implementation of [`Store`] or [`AsyncStore`]; the feature `conformance` brings the tests
-//! it has to pass. Hosts that do their own waiting drive [`Acquire`] and [`Renew`] by hand.
+//! [`blocking`] and [`nonblocking`] provide the same lock for threads and for futures. A backend of
+//! your own is one implementation of [`Store`] or [`AsyncStore`]; the feature `conformance` provides
+//! the tests that it has to pass. Hosts that do their own waiting drive [`Acquire`] and [`Renew`]
+//! themselves.
 
 #![no_std]
 
@@ -37,8 +39,9 @@ extern crate alloc;
 #[cfg(any(feature = "std", verrou_mutants))]
 extern crate std;
 
-/// Whether a deliberate bug is switched on, and what is wrong then, and right: nothing is wrong but
-/// in programs that are built with `--cfg verrou_mutants`.
+/// Evaluates to whether a deliberate bug is switched on, or to the wrong one of two values if it is,
+/// and to the right one otherwise. A bug can be switched on only in programs that are built with
+/// `--cfg verrou_mutants`.
 #[cfg(not(verrou_mutants))]
 macro_rules! mutant {
     ($name:ident) => {
@@ -58,8 +61,8 @@ macro_rules! mutant {
     };
 }
 
-// Arrows point up this list: a module may use those above it, never those below.
-// `tests/layers.rs` holds it to that.
+// The order of dependence: a module may use modules above it in this list, never modules below it.
+// `tests/layers.rs` checks that.
 #[cfg(verrou_mutants)]
 mod mutant;
 #[cfg(feature = "std")]

@@ -19,7 +19,7 @@ use crate::time::{Clock, Timestamp};
 /// Leases in this process's memory, for its threads and tasks.
 ///
 /// Put it in an [`Arc`](std::sync::Arc) to share it. One counter numbers the grants of all
-/// names, so that a free name costs nothing. How the latest 1,024 grants ended is kept for
+/// names, so that a free name takes no memory. The ends of the latest 1,024 grants are kept for
 /// [renewals](Store::renew).
 pub struct MemoryStore<C> {
     clock: C,
@@ -30,13 +30,13 @@ pub struct MemoryStore<C> {
 #[derive(Default)]
 struct State {
     records: HashMap<Name, Record>,
-    /// The latest grants that have ended, in the order of their ends.
+    /// The latest grants that have ended, oldest end first.
     ended: VecDeque<Ended>,
     ends: BTreeSet<(Timestamp, Name)>,
     grants: u64,
     waiters: HashMap<Name, BTreeMap<u64, Waker>>,
     next_waiter: u64,
-    /// Whom to wake, if a name has become free.
+    /// The waiters to wake, if a name has become free.
     freed: Option<Vec<Waker>>,
 }
 
@@ -62,7 +62,7 @@ enum End {
 }
 
 impl<C: Clock> MemoryStore<C> {
-    /// An empty store whose leases end by `clock`.
+    /// Returns an empty store whose leases expire by `clock`.
     pub fn new(clock: C) -> Self {
         Self {
             clock,
@@ -71,10 +71,10 @@ impl<C: Clock> MemoryStore<C> {
         }
     }
 
-    /// Takes one step with the records whose time has not passed, at the time given.
+    /// Performs one operation on the unexpired records, at the current time.
     ///
-    /// Whoever waits for a name that has become free is woken when the step is done and nothing is
-    /// locked: what wakes may well ask again at once.
+    /// The waiters of names that have become free are woken after the operation, when the mutex is
+    /// unlocked: a waker may call the store at once.
     fn step<T>(&self, step: impl FnOnce(&mut State, Timestamp) -> T) -> T {
         let mut state = self.lock();
         let now = self.clock.now();
@@ -90,7 +90,7 @@ impl<C: Clock> MemoryStore<C> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A poisoned mutex still holds whole records: each change is one step.
+        // A poisoned mutex still protects consistent records: each change is one operation.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -209,9 +209,11 @@ impl<C: Clock> MemoryStore<C> {
         })
     }
 
-    /// Whether `name` is free; if not, the waker is called once when that may have changed.
+    /// Polls whether `name` is free; if not, registers the waker, to be called once when that may have
+    /// changed.
     fn poll_free(&self, name: &Name, ticket: &mut Option<u64>, context: &Context<'_>) -> Poll<()> {
-        // Cloned, and the one before dropped, while nothing is locked: both may be anyone's code.
+        // The waker is cloned, and the previous one dropped, while the mutex is unlocked: both may run
+        // arbitrary code.
         let waker = context.waker().clone();
         let (free, before) = self.step(|state, _| {
             if !state.records.contains_key(name) {
@@ -263,7 +265,7 @@ impl State {
         Some(record)
     }
 
-    /// Drops the records whose time has passed at `now`.
+    /// Drops the records that have expired at `now`.
     fn drop_ended(&mut self, now: Timestamp) {
         while self.ends.first().is_some_and(|(until, _)| *until <= now) {
             let Some((_, name)) = self.ends.pop_first() else {
@@ -292,12 +294,12 @@ impl State {
         self.note_freed(name);
     }
 
-    /// Returns how the latest grant of `name` has ended, if that is still recorded.
+    /// Returns the end of the latest grant of `name`, if it is still recorded.
     fn last_end(&mut self, name: &Name) -> Option<&mut Ended> {
         self.ended.iter_mut().rev().find(|end| end.name == *name)
     }
 
-    /// Notes whom to wake because `name` is free.
+    /// Records the waiters to wake because `name` is free.
     fn note_freed(&mut self, name: &Name) {
         let waiters = self.waiters.remove(name).unwrap_or_default();
         self.freed
@@ -345,7 +347,7 @@ impl<C: Clock> Store for MemoryStore<C> {
         })
     }
 
-    /// Ends when the name is released, when its record ends, or after `at_most`.
+    /// Waits until the name is released or its record ends, at most `at_most`.
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         let name = &claim.name;
         let held = |state: &mut State, now| {
@@ -442,7 +444,7 @@ impl<C: Clock> AsyncStore for MemoryStore<C> {
     }
 }
 
-/// Takes its waker along when it is dropped.
+/// A waiter's registration, which removes its waker when it is dropped.
 struct Waiter<'a, C: Clock> {
     store: &'a MemoryStore<C>,
     name: &'a Name,

@@ -1,7 +1,7 @@
-//! Deliberate bugs, each for a test to notice: `cargo xtask torture --only mutants`.
+//! Deliberate bugs, each of which a test must detect: `cargo xtask torture --only mutants`.
 //!
-//! They are in no program but those built with `--cfg verrou_mutants`, of which the environment
-//! variable `VERROU_MUTANT` switches one on.
+//! They exist only in programs built with `--cfg verrou_mutants`. The environment variable
+//! `VERROU_MUTANT` switches one of them on.
 
 use std::io::{self, Write};
 use std::string::String;
@@ -12,9 +12,10 @@ use std::{env, format, process};
 macro_rules! mutants {
     ($($name:ident)+) => {
         #[doc(hidden)]
-        /// A deliberate bug; what each does is said where the tests that notice it are listed.
+        /// A deliberate bug; `host/torture/src/mutants/list.rs` describes each, and names the test that
+        /// detects it.
         #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-        #[expect(clippy::exhaustive_enums, reason = "nobody matches on it")]
+        #[expect(clippy::exhaustive_enums, reason = "no code matches on it")]
         pub enum Mutant {
             $($name,)+
         }
@@ -95,10 +96,10 @@ mutants! {
 }
 
 impl Mutant {
-    /// Whether it is the one that is switched on.
+    /// Returns whether this is the bug that is switched on.
     ///
-    /// Ends the process where that is none of them: a failed test must not look like one that
-    /// noticed something.
+    /// Aborts the process if `VERROU_MUTANT` names an unknown bug: a test that fails for that reason must
+    /// not look like one that detected the bug.
     pub fn is_on(self) -> bool {
         static SWITCHED_ON: OnceLock<Option<Mutant>> = OnceLock::new();
 
@@ -114,7 +115,7 @@ impl Mutant {
                 "VERROU_MUTANT={} is none of the mutants:\n",
                 wanted.display()
             );
-            // Tests keep to themselves what is printed.
+            // The test harness captures what `eprintln!` prints.
             let _ = io::stderr().write_all((said + &names.collect::<String>()).as_bytes());
             process::abort();
         };

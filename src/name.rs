@@ -1,4 +1,4 @@
-//! What a lock is called.
+//! Names of locks.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -6,7 +6,7 @@ use core::str::FromStr;
 
 /// The name of a lock: any non-empty UTF-8 text of at most [`Name::MAX_BYTES`] bytes.
 ///
-/// Names are compared byte by byte. Nothing is normalised: two spellings are two names.
+/// Names are compared byte by byte, without normalisation: two spellings are two names.
 ///
 /// ```
 /// use verrou::Name;
@@ -20,10 +20,10 @@ use core::str::FromStr;
 pub struct Name(Arc<str>);
 
 impl Name {
-    /// The longest a name may be, in bytes.
+    /// The maximum length of a name, in bytes.
     pub const MAX_BYTES: usize = 1024;
 
-    /// Checks that `text` can name a lock.
+    /// Returns the name that `text` spells.
     ///
     /// # Errors
     ///
@@ -36,7 +36,7 @@ impl Name {
         }
     }
 
-    /// The name as it was given.
+    /// Returns the name as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -70,7 +70,7 @@ impl fmt::Debug for Name {
     }
 }
 
-/// Why a text cannot name a lock.
+/// The error for a text that cannot name a lock.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidName {
@@ -83,7 +83,7 @@ pub enum InvalidName {
         Name::MAX_BYTES
     )]
     TooLong {
-        /// How many bytes it has.
+        /// The text's length in bytes.
         bytes: usize,
     },
 }

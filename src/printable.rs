@@ -1,10 +1,10 @@
-//! Text of other people, to be shown to people.
+//! The display of text from untrusted sources.
 
 use core::fmt;
 
 /// Displays a text on one line: escapes each character that [`is_hidden`].
 ///
-/// Names, labels and host names are other people's. Printed as they are, they could end a line, move
+/// Names, labels and host names come from other users. Printed unescaped, they could end a line, move
 /// a terminal's cursor, or look like another text.
 ///
 /// ```
@@ -15,7 +15,7 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(
     clippy::exhaustive_structs,
-    reason = "it is a text, seen in another way"
+    reason = "it wraps a text, and nothing else"
 )]
 pub struct Printable<'a>(pub &'a str);
 
@@ -36,12 +36,12 @@ impl fmt::Display for Printable<'_> {
 }
 
 /// Returns whether `char` is a control character, breaks a line, changes the direction of text, or is
-/// not to be seen.
+/// invisible.
 ///
 /// These are Unicode's control characters, its line and paragraph separators, its interlinear
-/// annotations, and what has the property `Default_Ignorable_Code_Point`, which includes all bidirectional
-/// controls. The list is written out because the tables of a library, or of `char::escape_debug`, are a tenth
-/// of the component.
+/// annotations, and the characters with the property `Default_Ignorable_Code_Point`, which include all
+/// bidirectional controls. The list is written out because the tables of a library, or of
+/// `char::escape_debug`, would be a tenth of the component's size.
 pub fn is_hidden(char: char) -> bool {
     char.is_control()
         || matches!(

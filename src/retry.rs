@@ -1,12 +1,13 @@
-//! When to ask again for a lock that another holds, and when to stop.
+//! Retry policies: the times at which to request a held lock again, and when to stop.
 
 use core::num::NonZeroU32;
 use core::time::Duration;
 
-/// How long, how often and how soon to ask again for a lock that another owner holds.
+/// A retry policy: the number of attempts to acquire a held lock, the pauses between them, and the
+/// timeout.
 ///
-/// The default asks every 250 ms for ever. A store that can wait for a name wakes the asker
-/// sooner; attempts it makes then are extra and count toward no limit.
+/// The default makes an attempt every 250 ms without end. A store that can wait for a name wakes the
+/// waiter sooner; the attempts it makes then are extra and count toward no limit.
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,7 +28,7 @@ pub struct Retry {
     timeout: Option<Duration>,
 }
 
-/// How pauses grow from one attempt to the next.
+/// The growth of pauses from one attempt to the next.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum Backoff {
@@ -36,40 +37,39 @@ pub enum Backoff {
     /// A random part of a time that doubles from `first` up to `cap`: "full jitter", as in
     /// [Brooker 2015](https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
     Jittered {
-        /// The longest the first pause can be.
+        /// The maximum length of the first pause.
         first: Duration,
-        /// The longest any pause can be.
+        /// The maximum length of any pause.
         cap: Duration,
     },
 }
 
 impl Retry {
-    /// How long the default policy pauses between two attempts.
+    /// The default policy's pause between two attempts.
     pub const DEFAULT_DELAY: Duration = Duration::from_millis(250);
 
-    /// One attempt, at once.
+    /// A policy of one attempt, without a pause.
     pub const NEVER: Self = Self {
         attempts: Some(NonZeroU32::MIN),
         ..Self::FOR_EVER
     };
 
-    /// An attempt every 250 ms, without end: the default.
+    /// A policy of an attempt every 250 ms, without end: the default.
     pub const FOR_EVER: Self = Self {
         attempts: None,
         backoff: Backoff::Constant(Self::DEFAULT_DELAY),
         timeout: None,
     };
 
-    /// No pause is shorter: a shorter one would ask the store without a break.
+    /// The minimum length of a pause: a shorter one would send requests in a busy loop.
     pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 
-    /// What four lengths and numbers say, each of which may be left to the default: how many attempts
-    /// to make at most, for how long to pause between two, up to which length pauses grow, and for
-    /// how long to try in all.
+    /// Returns the policy with at most `attempts` attempts, pauses of `delay` that grow up to `max_delay`,
+    /// and a limit of `timeout` in all. Each `None` means the default.
     ///
     /// # Errors
     ///
-    /// As [`attempts`](Self::attempts) and [`backoff`](Self::backoff).
+    /// The errors of [`attempts`](Self::attempts) and [`backoff`](Self::backoff).
     pub fn new(
         attempts: Option<u32>,
         delay: Option<Duration>,
@@ -88,7 +88,7 @@ impl Retry {
         Ok(policy)
     }
 
-    /// Makes `attempts` attempts in all, the first one included.
+    /// Limits the policy to `attempts` attempts in all, including the first.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl Retry {
         Ok(self)
     }
 
-    /// Pauses for `delay` between two attempts.
+    /// Sets the pause between two attempts to `delay`.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Retry {
         self.backoff(Backoff::Constant(delay))
     }
 
-    /// Pauses between two attempts as `backoff` says.
+    /// Sets the pauses between two attempts to `backoff`.
     ///
     /// # Errors
     ///
@@ -127,31 +127,31 @@ impl Retry {
         Ok(self)
     }
 
-    /// Stops `timeout` after the first attempt; the last attempt is made at that moment.
+    /// Limits the policy to `timeout` from the first attempt; the last attempt is made at that moment.
     ///
-    /// Zero makes one attempt, at once.
+    /// Zero means one attempt, without a pause.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// How many attempts are made at most; `None` for any number.
+    /// Returns the maximum number of attempts; `None` for any number.
     pub fn most_attempts(&self) -> Option<NonZeroU32> {
         self.attempts
     }
 
-    /// How long the pauses are.
+    /// Returns the lengths of the pauses.
     pub fn pauses(&self) -> Backoff {
         self.backoff
     }
 
-    /// How long after the first attempt the last one is made; `None` for no limit.
+    /// Returns the time from the first attempt to the last one; `None` for no limit.
     pub fn longest(&self) -> Option<Duration> {
         self.timeout
     }
 
-    /// The pause after `attempts` attempts in `waited` time, or `None` to stop; `roll` is any
-    /// number, for the jitter.
+    /// Returns the pause after `attempts` attempts in `waited` time, or `None` to stop; `roll` is a
+    /// random number, for the jitter.
     pub fn pause(&self, attempts: u32, waited: Duration, roll: u32) -> Option<Duration> {
         if self.attempts.is_some_and(|most| most.get() <= attempts) {
             return None;
@@ -161,7 +161,7 @@ impl Retry {
             Backoff::Jittered { first, cap } => {
                 let doublings = attempts.saturating_sub(1).min(31);
                 let ceiling = first.saturating_mul(1 << doublings).min(cap);
-                // Sixteen bits of chance are enough for a jitter.
+                // Sixteen random bits are enough for jitter.
                 ceiling / 0xffff * (roll >> 16)
             }
         };
@@ -182,17 +182,17 @@ impl Default for Retry {
     }
 }
 
-/// Why a retry policy makes no sense.
+/// The error for an invalid retry policy.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidRetry {
-    /// The longest pause is shorter than the first.
+    /// The maximum pause is shorter than the first.
     #[error("the longest pause between attempts must not be shorter than the first")]
     CapBelowFirst,
-    /// Not even one attempt.
+    /// The number of attempts is zero.
     #[error("at least one attempt must be made; leave `attempts` out to make any number")]
     NoAttempts,
-    /// No pause at all.
+    /// The delay is zero.
     #[error("the delay between attempts must be longer than zero")]
     NoDelay,
 }

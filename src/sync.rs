@@ -1,5 +1,5 @@
-//! What threads share and wait by: the standard library's, or under `cfg(verrou_shuttle)` that of
-//! shuttle, which tries one interleaving of them after the other. `tests/interleavings.rs` says how.
+//! Synchronization primitives: the standard library's, or under `cfg(verrou_shuttle)` shuttle's, which
+//! run the threads in one interleaving after another. `tests/interleavings.rs` explains how.
 
 #[cfg(verrou_shuttle)]
 pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};

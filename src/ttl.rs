@@ -1,13 +1,14 @@
-//! How long a lease lasts.
+//! The length of a lease.
 
 use core::time::Duration;
 
 #[cfg(feature = "std")]
 use alloc::string::{String, ToString};
 
-/// How long a lease lasts from its grant: a length of time, or never ending by itself.
+/// The length of a lease, from its grant: a duration, or [`NEVER`](Self::NEVER) for a lease without an
+/// expiry.
 ///
-/// As text, in the manner of [humantime](https://docs.rs/humantime): `1s`, `1m 30s`, `500ms`; a
+/// Its text is in the format of [humantime](https://docs.rs/humantime): `1s`, `1m 30s`, `500ms`. A
 /// bare number is milliseconds; `none` and `null` mean that the lease does not end by itself.
 ///
 /// ```
@@ -24,19 +25,18 @@ use alloc::string::{String, ToString};
 pub struct Ttl(Option<Duration>);
 
 impl Ttl {
-    /// What a lock gets when nobody says otherwise: 30 seconds.
+    /// The default of a lock: 30 seconds.
     pub const DEFAULT: Self = Self(Some(Duration::from_secs(30)));
 
-    /// The longest a lease may last: 2⁶³ − 1 nanoseconds, some 292 years.
+    /// The maximum length of a lease: 2⁶³ − 1 nanoseconds, about 292 years.
     ///
-    /// Any point in time plus such a length still fits the 64-bit nanoseconds in which stores
-    /// and hosts count.
+    /// Any point in time plus this length still fits the 64-bit nanoseconds of stores and hosts.
     pub const MAX: Duration = Duration::from_nanos(i64::MAX.unsigned_abs());
 
     /// The lease does not end by itself.
     pub const NEVER: Self = Self(None);
 
-    /// The lease lasts `length`.
+    /// Returns the ttl of a lease that lasts `length`.
     ///
     /// # Errors
     ///
@@ -51,11 +51,11 @@ impl Ttl {
         }
     }
 
-    /// The lease lasts `millis` milliseconds, as a JavaScript number has them.
+    /// Returns the ttl of a lease that lasts `millis` milliseconds, a JavaScript number.
     ///
     /// # Errors
     ///
-    /// [`InvalidTtl`] names what is wrong: zero, negative, not a number, too long.
+    /// [`InvalidTtl`] when `millis` is zero, negative, not a number, or too long.
     pub fn from_millis_f64(millis: f64) -> Result<Self, InvalidTtl> {
         if millis.is_nan() {
             Err(InvalidTtl::NotANumber)
@@ -67,7 +67,7 @@ impl Ttl {
         }
     }
 
-    /// The length of time, or `None` when the lease does not end by itself.
+    /// Returns the length, or `None` when the lease does not end by itself.
     pub const fn duration(self) -> Option<Duration> {
         self.0
     }
@@ -87,7 +87,7 @@ impl TryFrom<Duration> for Ttl {
     }
 }
 
-/// `None` is [`Ttl::NEVER`].
+/// Converts `None` to [`Ttl::NEVER`].
 impl TryFrom<Option<Duration>> for Ttl {
     type Error = InvalidTtl;
 
@@ -107,8 +107,8 @@ impl core::str::FromStr for Ttl {
 
 #[cfg(feature = "std")]
 impl Ttl {
-    /// Of `text`, with numbers that are no whole ones read by `number`: in JavaScript they need
-    /// none of this crate's tables.
+    /// Parses `text`, with `number` as the parser of fractional numbers: JavaScript's own needs none of
+    /// the tables that the Rust parser adds to the module.
     pub(crate) fn read(
         text: &str,
         number: impl FnOnce(&str) -> Option<f64>,
@@ -129,12 +129,12 @@ impl Ttl {
         Self::parse_length(text).and_then(Self::new)
     }
 
-    /// A length of time, in the manner of [humantime](https://docs.rs/humantime): no time at all is
-    /// one, too, and so is what is too long for a lease.
+    /// Parses a duration in the format of [humantime](https://docs.rs/humantime). Zero, and durations
+    /// that are too long for a lease, are accepted, too.
     ///
     /// Case makes no difference, and `.5m` means `0.5m`, as in
-    /// [lukeed/ms](https://github.com/lukeed/ms). `1M` is rejected: it is a minute there, and a month
-    /// in humantime.
+    /// [lukeed/ms](https://github.com/lukeed/ms). `1M` is rejected: it is a minute in lukeed/ms, and a
+    /// month in humantime.
     ///
     /// ```
     /// use std::time::Duration;
@@ -147,8 +147,8 @@ impl Ttl {
     ///
     /// # Errors
     ///
-    /// [`InvalidTtl::TooLong`] for what no [`Duration`] can hold, [`InvalidTtl::Unreadable`] for what
-    /// is no length of time.
+    /// [`InvalidTtl::TooLong`] for a length that a [`Duration`] cannot hold, [`InvalidTtl::Unreadable`]
+    /// for a text that is not a duration.
     pub fn parse_length(text: &str) -> Result<Duration, InvalidTtl> {
         use humantime::{DurationError, parse_duration};
 
@@ -165,7 +165,7 @@ impl Ttl {
         if lower.starts_with('.') {
             lower.insert(0, '0');
         }
-        // humantime 2.4 panics where fractions of seconds add up to one second too many.
+        // humantime 2.4 panics if the fractions of seconds overflow the sum by one second.
         let mut spans = spans(&lower).filter_map(|span| parse_duration(span).ok());
         if spans
             .try_fold(Duration::ZERO, Duration::checked_add)
@@ -199,7 +199,7 @@ impl core::fmt::Display for Ttl {
     }
 }
 
-/// The parts of `text` that are a number and its unit, and end with it.
+/// Returns the parts of `text` that consist of a number and its unit.
 #[cfg(feature = "std")]
 fn spans(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
@@ -221,20 +221,20 @@ fn ambiguous(span: &str) -> Option<&str> {
         .then_some(number)
 }
 
-/// Why something cannot be the length of a lease.
+/// The error for a value that cannot be the length of a lease.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidTtl {
-    /// Less than nothing.
+    /// The length is negative.
     #[error("a lease must not last a negative time")]
     Negative,
-    /// NaN.
+    /// The length is NaN.
     #[error("a lease's length must be a number, not NaN")]
     NotANumber,
-    /// Longer than [`Ttl::MAX`].
+    /// The length exceeds [`Ttl::MAX`].
     #[error("a lease must last less than 292 years; `none` makes one that does not end by itself")]
     TooLong,
-    /// Not the text of a duration.
+    /// The text is not a duration.
     #[cfg(feature = "std")]
     #[error(
         "`{text}` is no length of time ({why}); write it like `1s`, `1m 30s`, `500ms`, a number of milliseconds, or `none`"
@@ -242,10 +242,10 @@ pub enum InvalidTtl {
     Unreadable {
         /// The text.
         text: String,
-        /// What is wrong with it.
+        /// The reason.
         why: String,
     },
-    /// No time at all.
+    /// The length is zero.
     #[error("a lease must last longer than zero; `none` makes one that does not end by itself")]
     Zero,
 }
