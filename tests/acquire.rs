@@ -77,7 +77,7 @@ fn told(end: &Result<Lease, Error>) -> String {
 }
 
 #[test]
-fn a_free_lock_is_taken_at_once() {
+fn free_lock_is_acquired_at_once() {
     let at_once = ["acquire@0ns", "held until 1s, fence 7"];
     check(&retry(), || vec![granted(7)], &at_once);
     check(&Retry::NEVER, || vec![granted(7)], &at_once);
@@ -142,7 +142,7 @@ fn the_last_attempt_can_succeed() {
 }
 
 #[test]
-fn a_slow_store_cannot_push_the_deadline() {
+fn slow_store_does_not_delay_the_deadline() {
     check(
         &retry().timeout(ms(300)),
         || vec![held().after(290), held()],
@@ -175,7 +175,7 @@ fn a_timeout_of_zero_is_one_attempt() {
 }
 
 #[test]
-fn a_timeout_beyond_all_time_is_none() {
+fn maximum_timeout_is_no_timeout() {
     check(
         &retry().timeout(Duration::MAX),
         || vec![held(), granted(7)],
@@ -259,7 +259,7 @@ fn an_attempt_after_an_early_wake_can_succeed() {
 }
 
 #[test]
-fn a_wait_that_lasts_too_long_is_one_wait() {
+fn overlong_wait_counts_as_one() {
     check(
         &retry().attempts(3).expect("attempts"),
         || vec![held(), woken(5000), held(), held()],
@@ -275,7 +275,7 @@ fn a_wait_that_lasts_too_long_is_one_wait() {
 }
 
 #[test]
-fn it_looks_again_when_the_record_ends() {
+fn waiter_retries_when_the_record_expires() {
     check(
         &retry().attempts(2).expect("attempts"),
         || vec![held_for(40), held_for(20), held(), held_for(1000)],
@@ -293,7 +293,7 @@ fn it_looks_again_when_the_record_ends() {
 }
 
 #[test]
-fn it_does_not_look_again_without_a_break() {
+fn waiter_does_not_retry_in_a_busy_loop() {
     check(
         &retry().timeout(ms(100)),
         || vec![held_for(0), granted(7)],
@@ -307,7 +307,7 @@ fn it_does_not_look_again_without_a_break() {
 }
 
 #[test]
-fn trouble_is_slept_through() {
+fn temporary_errors_are_retried_after_a_pause() {
     check(
         &retry(),
         || vec![trouble(), trouble(), granted(7)],
@@ -323,7 +323,7 @@ fn trouble_is_slept_through() {
 }
 
 #[test]
-fn a_store_in_trouble_is_left_alone_for_the_whole_pause() {
+fn failing_store_gets_no_request_during_a_pause() {
     check(
         &retry(),
         || vec![trouble(), woken(30), woken(30), granted(7)],
@@ -339,7 +339,7 @@ fn a_store_in_trouble_is_left_alone_for_the_whole_pause() {
 }
 
 #[test]
-fn trouble_to_the_end_is_undone_and_told() {
+fn last_error_is_returned_after_a_release() {
     check(
         &retry().attempts(2).expect("attempts"),
         || vec![trouble(), trouble(), held()],
@@ -354,7 +354,7 @@ fn trouble_to_the_end_is_undone_and_told() {
 }
 
 #[test]
-fn whoever_was_in_trouble_once_undoes_when_it_gives_up() {
+fn timeout_after_an_error_sends_a_release() {
     check(
         &retry().attempts(2).expect("attempts"),
         || vec![trouble(), held(), granted(0)],
@@ -369,7 +369,7 @@ fn whoever_was_in_trouble_once_undoes_when_it_gives_up() {
 }
 
 #[test]
-fn whoever_was_only_refused_has_nothing_to_undo() {
+fn timeout_after_refusals_sends_no_release() {
     check(
         &Retry::NEVER,
         || vec![held_for(500)],
@@ -378,7 +378,7 @@ fn whoever_was_only_refused_has_nothing_to_undo() {
 }
 
 #[test]
-fn a_broken_store_is_asked_once_and_undone() {
+fn permanent_error_is_returned_after_a_release() {
     for undone in [granted, |_| held(), |_| trouble(), |_| broken()] {
         check(
             &retry(),
@@ -389,7 +389,7 @@ fn a_broken_store_is_asked_once_and_undone() {
 }
 
 #[test]
-fn a_grant_that_is_dead_on_arrival_is_asked_for_again() {
+fn grant_received_after_expiry_is_requested_again() {
     check(
         &retry(),
         || vec![granted(7).after(1000), granted(8)],
@@ -403,7 +403,7 @@ fn a_grant_that_is_dead_on_arrival_is_asked_for_again() {
 }
 
 #[test]
-fn a_grant_that_is_dead_on_arrival_is_undone() {
+fn grant_received_after_expiry_is_released() {
     check(
         &Retry::NEVER,
         || vec![granted(7).after(1000), held()],
@@ -432,7 +432,7 @@ fn a_grant_that_is_dead_on_arrival_is_undone() {
 }
 
 #[test]
-fn a_grant_that_is_just_alive_is_a_grant() {
+fn grant_received_just_before_expiry_is_accepted() {
     check(
         &Retry::NEVER,
         || vec![granted(7).after(999)],
@@ -495,7 +495,7 @@ fn jitter_never_overflows() {
 }
 
 #[test]
-fn every_step_is_repeated_until_it_is_done() {
+fn step_is_repeated_until_its_result_is_recorded() {
     let zero = Timestamp::default();
     let mut machine = Acquire::new(
         claim(second()),
@@ -536,7 +536,7 @@ fn every_step_is_repeated_until_it_is_done() {
 
 /// A store that lost count protects nothing: its grant is given back, and that is said.
 #[test]
-fn a_fence_that_went_back_is_no_grant() {
+fn grant_with_a_smaller_fencing_token_is_released() {
     let after = |seen, script| {
         let world = World::new(script);
         let machine = Acquire::new(claim(second()), retry(), world.now());
@@ -575,7 +575,7 @@ fn check_notified(retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[&str]
 }
 
 #[test]
-fn a_waiter_that_is_notified_asks_every_ten_seconds() {
+fn waiter_of_a_notifying_store_retries_every_ten_seconds() {
     check_notified(
         &retry(),
         || vec![held(), held(), held(), woken(3), granted(7)],
@@ -604,7 +604,7 @@ fn a_waiter_that_is_notified_asks_every_ten_seconds() {
 }
 
 #[test]
-fn a_notified_waiter_makes_all_counted_attempts_at_their_time() {
+fn waiter_of_a_notifying_store_makes_counted_attempts_on_time() {
     check_notified(
         &retry().attempts(3).expect("attempts"),
         || vec![held(), woken(30), held(), held(), held()],
@@ -622,7 +622,7 @@ fn a_notified_waiter_makes_all_counted_attempts_at_their_time() {
 }
 
 #[test]
-fn a_notified_waiter_looks_at_the_deadline_and_when_the_lease_expires() {
+fn waiter_of_a_notifying_store_retries_at_expiry_and_deadline() {
     check_notified(
         &retry().timeout(ms(2500)),
         || vec![held_for(700), held(), held()],

@@ -108,7 +108,7 @@ fn every_case_is_listed() {
 
 /// Not a nanosecond sooner, not a nanosecond later.
 #[test]
-fn a_record_ends_at_the_very_instant() {
+fn record_expires_at_the_exact_instant() {
     let (clock, ttl) = (TestClock::still(), Duration::from_micros(1));
     let store = MemoryStore::new(clock.clone());
     let claim = |number| Claim {
@@ -128,7 +128,7 @@ fn a_record_ends_at_the_very_instant() {
 
 /// Whoever waits is woken by the release, long before the wait would end.
 #[test]
-fn a_release_wakes_who_waits() {
+fn release_wakes_the_waiter() {
     let place = waiting();
     let claim = |number| Claim {
         name: Name::new("lock").expect("a name"),

@@ -400,7 +400,7 @@ fn is_well<T: std::fmt::Debug>(ended: Option<Result<T, Error>>) {
 }
 
 #[test]
-fn an_acquisition_of_a_free_lock() {
+fn dropped_acquisition_of_a_free_lock() {
     let waits = at_every_wait(
         nothing,
         async |stage| stage.lock.acquire().await,
@@ -418,7 +418,7 @@ fn an_acquisition_of_a_free_lock() {
 }
 
 #[test]
-fn an_acquisition_that_is_refused() {
+fn dropped_acquisition_that_is_refused() {
     let is_refused = |ended: Option<Result<_, Error>>| {
         if let Some(ended) = ended {
             assert!(matches!(ended, Err(Error::Timeout { .. })), "{ended:?}");
@@ -445,7 +445,7 @@ fn an_acquisition_that_is_refused() {
 
 /// It is given back at any moment, also the one before the drop.
 #[test]
-fn an_acquisition_that_waits() {
+fn dropped_acquisition_that_waits() {
     let mut waits = 0;
     for freed in 0..8 {
         waits += at_every_wait(
@@ -464,7 +464,7 @@ fn an_acquisition_that_waits() {
 
 /// Another gets it as soon as whoever was first has gone, and the one after that.
 #[test]
-fn one_of_several_who_wait() {
+fn dropped_acquisition_with_several_waiters() {
     for freed in 0..6 {
         at_every_wait(
             held_by_another,
@@ -503,7 +503,7 @@ fn one_of_several_who_wait() {
 
 /// Replies are lost: whoever stops asking gives back what it may have been granted.
 #[test]
-fn an_acquisition_whose_replies_are_lost() {
+fn dropped_acquisition_whose_replies_are_lost() {
     let lost = || StoreError::temporary("the reply was lost");
     let waits = at_every_wait(
         |stage| stage.store.fail([lost(), lost()]),
@@ -532,7 +532,7 @@ fn an_acquisition_whose_replies_are_lost() {
 }
 
 #[test]
-fn an_extension() {
+fn dropped_extension() {
     for ttl in [None, Some(ms(100)), Some(ms(60_000))] {
         let ttl = ttl.map(|ttl| Ttl::new(ttl).unwrap());
         let waits = at_every_wait(
@@ -557,7 +557,7 @@ fn an_extension() {
 }
 
 #[test]
-fn a_release() {
+fn dropped_release() {
     let waits = at_every_wait(
         held,
         async |stage| stage.lock.release().await,
@@ -573,7 +573,7 @@ fn a_release() {
 }
 
 #[test]
-fn a_forced_release() {
+fn dropped_force_release() {
     for before in [held, held_by_another] {
         let waits = at_every_wait(
             before,
@@ -591,7 +591,7 @@ fn a_forced_release() {
 }
 
 #[test]
-fn a_serialization() {
+fn dropped_serialization() {
     let waits = at_every_wait(
         held,
         async |stage| stage.lock.serialize().await,
@@ -602,7 +602,7 @@ fn a_serialization() {
 }
 
 #[test]
-fn a_question() {
+fn dropped_query() {
     let waits = at_every_wait(
         held,
         async |stage| stage.lock.is_locked().await,
@@ -631,7 +631,7 @@ fn is_given_back<T>(stage: &Stage, waits: Waits, ended: Option<&T>) {
 }
 
 #[test]
-fn a_run() {
+fn dropped_run() {
     let waits = at_every_wait(
         nothing,
         async |stage| {
@@ -667,7 +667,7 @@ async fn outlast(stage: &Stage, ttls: u32) {
 }
 
 #[test]
-fn a_run_that_keeps_its_lease_alive() {
+fn dropped_run_with_auto_renewal() {
     let waits = at_every_wait(
         nothing,
         async |stage| {
@@ -692,7 +692,7 @@ fn a_run_that_keeps_its_lease_alive() {
 
 /// The keeping sets the lock's own ttl again, which is a shorter one.
 #[test]
-fn a_run_that_keeps_a_lease_alive_that_was_longer() {
+fn dropped_run_with_auto_renewal_of_a_longer_lease() {
     let longer = Ttl::new(ms(60_000)).unwrap();
     let waits = at_every_wait(
         nothing,
@@ -716,7 +716,7 @@ fn a_run_that_keeps_a_lease_alive_that_was_longer() {
 
 /// The work ends at each moment of the keeping; the lease is held on.
 #[test]
-fn a_keeping_that_ends_with_its_work() {
+fn dropped_run_whose_work_ends_during_auto_renewal() {
     let longer = Ttl::new(ms(60_000)).unwrap();
     for extended in [None, Some(longer)] {
         for yields in 0..12 {
@@ -752,7 +752,7 @@ fn a_keeping_that_ends_with_its_work() {
 }
 
 #[test]
-fn a_run_that_loses_its_lease() {
+fn dropped_run_that_loses_its_lease() {
     for revoked in 0..8 {
         at_every_wait(
             nothing,

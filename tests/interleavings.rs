@@ -184,7 +184,7 @@ fn threads_and_tasks_exclude_and_wake_each_other() {
 
 /// Those who wait for one lock are not taken for those who wait for another.
 #[test]
-fn whoever_waits_for_one_of_two_locks_is_woken() {
+fn waiter_for_one_of_two_locks_is_woken() {
     explore("two locks", || {
         let (clock, store) = memory();
         let locks = blocking_locks(&clock, &store);
@@ -208,7 +208,7 @@ fn whoever_waits_for_one_of_two_locks_is_woken() {
 
 /// One is polled, perhaps woken, and dropped; the other gets the lock all the same.
 #[test]
-fn a_future_that_is_dropped_takes_nobodys_turn() {
+fn dropped_future_consumes_no_wake_up() {
     explore("dropped futures", || {
         let (clock, store) = memory();
         let lock = || {
@@ -243,7 +243,7 @@ fn a_future_that_is_dropped_takes_nobodys_turn() {
 
 /// A lease ends while others wait for it; anybody's next question tells them.
 #[test]
-fn whoever_waits_is_told_of_an_end_that_another_notes() {
+fn waiters_are_woken_by_an_expiry_that_another_client_detects() {
     explore("ends", || {
         let (clock, store) = memory();
         let claim = |number, ttl| Claim {
@@ -281,7 +281,7 @@ fn assert_counts_on_what_is(clock: &Still, store: &Memory, lease: &verrou::Lease
 }
 
 #[test]
-fn extensions_at_the_same_time_leave_no_lease_longer_than_its_record() {
+fn concurrent_extensions_leave_no_lease_longer_than_its_record() {
     explore("extensions", || {
         let (clock, store) = memory();
         let lock = blocking_locks(&clock, &store)
@@ -300,7 +300,7 @@ fn extensions_at_the_same_time_leave_no_lease_longer_than_its_record() {
 }
 
 #[test]
-fn a_lease_that_is_kept_and_extended_is_no_longer_than_its_record() {
+fn renewed_and_extended_lease_is_no_longer_than_its_record() {
     explore("keeping and extending", || {
         let (clock, store) = memory();
         let lock = blocking_locks(&clock, &store)
@@ -335,7 +335,7 @@ fn a_lease_that_is_kept_and_extended_is_no_longer_than_its_record() {
 }
 
 #[test]
-fn a_guard_that_is_dropped_while_another_extends_leaves_nothing() {
+fn guard_dropped_during_an_extension_leaves_nothing() {
     explore("a guard and an extension", || {
         let (clock, store) = memory();
         let lock = blocking_locks(&clock, &store)
@@ -356,7 +356,7 @@ fn a_guard_that_is_dropped_while_another_extends_leaves_nothing() {
 }
 
 #[test]
-fn of_two_releases_one_is_the_owners() {
+fn only_one_of_two_releases_succeeds() {
     explore("releases", || {
         let (clock, store) = memory();
         let lock = blocking_locks(&clock, &store)
@@ -376,7 +376,7 @@ fn of_two_releases_one_is_the_owners() {
 
 /// Somebody frees the lock while others take it: the lock of those who have it last gives it back.
 #[test]
-fn a_forced_release_forgets_no_later_hold() {
+fn force_release_keeps_a_later_acquisition() {
     explore("forced releases", || {
         let (clock, store) = memory();
         let lock = blocking_locks(&clock, &store)
@@ -478,7 +478,7 @@ impl Store for Watched {
 
 /// The work ends, or the lock is lost, at any moment of the keeping: both are heard of.
 #[test]
-fn the_keeping_of_a_lease_ends_with_the_work_and_hears_of_a_loss() {
+fn keep_alive_ends_with_the_work_and_detects_a_loss() {
     explore("keep_alive, told of losses", || {
         let (clock, memory) = memory();
         let store = Watched::new(&memory);
@@ -517,7 +517,7 @@ fn the_keeping_of_a_lease_ends_with_the_work_and_hears_of_a_loss() {
 }
 
 #[test]
-fn a_lease_that_is_kept_in_a_thread_of_its_own_is_no_longer_than_its_record() {
+fn lease_renewed_in_its_own_thread_is_no_longer_than_its_record() {
     explore("keep_alive", || {
         let (clock, store) = memory();
         let lock = blocking_locks(&clock, &store)
@@ -597,7 +597,7 @@ fn threads_share_files<S: Store + Sync>(open: impl Fn() -> S) {
 const FEWER: usize = 20;
 
 #[test]
-fn threads_share_a_store_of_leases_in_files() {
+fn threads_share_a_lease_file_store() {
     explore_some("leases in files", schedules() / FEWER, || {
         let folder = tempfile::tempdir().unwrap();
         threads_share_files(|| {
@@ -607,7 +607,7 @@ fn threads_share_a_store_of_leases_in_files() {
 }
 
 #[test]
-fn threads_share_a_store_of_locks_of_the_kernel() {
+fn threads_share_a_file_lock_store() {
     explore_some("locks of the kernel", schedules() / FEWER, || {
         let folder = tempfile::tempdir().unwrap();
         threads_share_files(|| {
@@ -618,18 +618,18 @@ fn threads_share_a_store_of_locks_of_the_kernel() {
 
 /// What is found here is found: a lock that is none, and one who is never woken.
 #[test]
-fn what_is_wrong_is_found() {
-    let is_found = |scene: fn()| {
+fn faults_are_detected() {
+    let is_detected = |scene: fn()| {
         let explored = AssertUnwindSafe(|| explore("what is wrong", scene));
         catch_unwind(explored).is_err()
     };
-    assert!(is_found(|| {
+    assert!(is_detected(|| {
         let count = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&count);
         together(2, move |_| add_one(&counted));
         assert_eq!(count.load(Ordering::SeqCst), 2);
     }));
-    assert!(is_found(|| {
+    assert!(is_detected(|| {
         let (clock, store) = memory();
         let lock = blocking_locks(&clock, &store)
             .create_lock("lock", "none")

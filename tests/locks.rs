@@ -28,7 +28,7 @@ fn five_times() -> Retry {
 }
 
 #[test]
-fn by_hand() -> Result<(), Error> {
+fn acquire_and_release() -> Result<(), Error> {
     let World { blocking, .. } = world();
     let lock = blocking.create_lock("my-resource", None)?;
     lock.acquire()?;
@@ -39,7 +39,7 @@ fn by_hand() -> Result<(), Error> {
 }
 
 #[test]
-fn by_hand_awaited() -> Result<(), Error> {
+fn acquire_and_release_async() -> Result<(), Error> {
     let World { awaited, .. } = world();
     block_on(async {
         let lock = awaited.create_lock("my-resource", None)?;
@@ -52,7 +52,7 @@ fn by_hand_awaited() -> Result<(), Error> {
 }
 
 #[test]
-fn by_a_guard_that_an_early_return_drops() -> Result<(), Error> {
+fn guard_dropped_by_an_early_return_releases() -> Result<(), Error> {
     let World { blocking, .. } = world();
     let lock = blocking.create_lock("my-resource", "2s")?;
     let work = || -> Result<(), Error> {
@@ -67,7 +67,7 @@ fn by_a_guard_that_an_early_return_drops() -> Result<(), Error> {
 }
 
 #[test]
-fn by_run() -> Result<(), Error> {
+fn run_holds_and_releases() -> Result<(), Error> {
     let World { blocking, .. } = world();
     let lock = blocking.create_lock("my-resource", "2s")?;
     let answer = lock.run(|held| {
@@ -81,7 +81,7 @@ fn by_run() -> Result<(), Error> {
 }
 
 #[test]
-fn by_run_awaited() -> Result<(), Error> {
+fn run_holds_and_releases_async() -> Result<(), Error> {
     let World { awaited, .. } = world();
     block_on(async {
         let lock = awaited.create_lock("my-resource", "2s")?;
@@ -132,7 +132,7 @@ fn a_retry_policy_limits_the_wait() -> Result<(), Error> {
 }
 
 #[test]
-fn a_retry_policy_limits_the_wait_awaited() -> Result<(), Error> {
+fn a_retry_policy_limits_the_wait_async() -> Result<(), Error> {
     let World { clock, awaited, .. } = world();
     block_on(async {
         let (one, two) = (
@@ -160,7 +160,7 @@ fn a_retry_policy_limits_the_wait_awaited() -> Result<(), Error> {
 }
 
 #[test]
-fn waiting_ends_when_the_lease_does() -> Result<(), Error> {
+fn waiting_ends_when_the_lease_expires() -> Result<(), Error> {
     let World {
         clock,
         blocking,
@@ -202,7 +202,7 @@ fn only_the_lock_that_acquired_can_release() -> Result<(), Error> {
 }
 
 #[test]
-fn a_lock_is_handed_over_as_text() -> Result<(), Error> {
+fn lock_is_transferred_as_text() -> Result<(), Error> {
     let World {
         clock,
         blocking,
@@ -237,7 +237,7 @@ fn a_lock_is_handed_over_as_text() -> Result<(), Error> {
 }
 
 #[test]
-fn a_lock_is_handed_over_too_late() -> Result<(), Error> {
+fn lock_transferred_after_expiry_is_not_owned() -> Result<(), Error> {
     let World {
         clock, blocking, ..
     } = world();
@@ -256,7 +256,7 @@ fn a_lock_is_handed_over_too_late() -> Result<(), Error> {
 }
 
 #[test]
-fn a_description_outlives_nothing() -> Result<(), Error> {
+fn describe_does_not_detach() -> Result<(), Error> {
     let World { blocking, .. } = world();
     let lock = blocking.create_lock("my-resource", "2s")?;
     let held = lock.guard()?;
@@ -296,7 +296,7 @@ fn a_lease_is_extended() -> Result<(), Error> {
 }
 
 #[test]
-fn a_lease_is_extended_awaited() -> Result<(), Error> {
+fn a_lease_is_extended_async() -> Result<(), Error> {
     let World { clock, awaited, .. } = world();
     block_on(async {
         let lock = awaited.create_lock("my-resource", "10s")?;
@@ -325,7 +325,7 @@ fn a_lease_is_extended_awaited() -> Result<(), Error> {
 }
 
 #[test]
-fn a_lease_is_kept_alive() -> Result<(), Error> {
+fn auto_renewal_keeps_the_lease_until_a_force_release() -> Result<(), Error> {
     let World {
         clock, blocking, ..
     } = world();
@@ -360,7 +360,7 @@ fn a_lease_is_kept_alive() -> Result<(), Error> {
 }
 
 #[test]
-fn a_lease_is_kept_alive_awaited() -> Result<(), Error> {
+fn auto_renewal_keeps_the_lease_until_a_force_release_async() -> Result<(), Error> {
     let World {
         clock,
         awaited,
@@ -394,7 +394,7 @@ fn a_lease_is_kept_alive_awaited() -> Result<(), Error> {
 
 /// The machine was suspended for longer than the ttl, and no other process requested the lock.
 #[test]
-fn a_lease_that_is_kept_outlasts_a_suspension() -> Result<(), Error> {
+fn renewed_lease_survives_a_suspension() -> Result<(), Error> {
     let World {
         clock, blocking, ..
     } = world();
@@ -430,7 +430,7 @@ fn a_lease_that_is_kept_outlasts_a_suspension() -> Result<(), Error> {
 }
 
 #[test]
-fn a_lease_that_is_kept_outlasts_a_suspension_awaited() -> Result<(), Error> {
+fn renewed_lease_survives_a_suspension_async() -> Result<(), Error> {
     let World { clock, awaited, .. } = world();
     block_on(async {
         let lock = awaited.create_lock("my-resource", "3s")?;
@@ -519,7 +519,7 @@ fn a_late_renewal_does_not_shorten_the_one_after_it() -> Result<(), Error> {
 }
 
 #[test]
-fn a_late_renewal_does_not_shorten_the_one_after_it_awaited() -> Result<(), Error> {
+fn a_late_renewal_does_not_shorten_the_one_after_it_async() -> Result<(), Error> {
     let (store, clock) = slow();
     let locks = nonblocking::LockFactory::new(nonblocking::Inline(store.clone()), clock.clone());
     block_on(async {
@@ -540,7 +540,7 @@ fn a_late_renewal_does_not_shorten_the_one_after_it_awaited() -> Result<(), Erro
 }
 
 #[test]
-fn the_owner_may_release_what_is_kept() -> Result<(), Error> {
+fn owner_may_release_during_auto_renewal() -> Result<(), Error> {
     let World {
         clock, blocking, ..
     } = world();
@@ -586,7 +586,7 @@ fn the_owner_may_release_what_is_kept() -> Result<(), Error> {
 }
 
 #[test]
-fn the_owner_may_release_what_is_kept_awaited() -> Result<(), Error> {
+fn owner_may_release_during_auto_renewal_async() -> Result<(), Error> {
     let World { clock, awaited, .. } = world();
     block_on(async {
         for is_elsewhere in [false, true] {
@@ -612,7 +612,7 @@ fn the_owner_may_release_what_is_kept_awaited() -> Result<(), Error> {
 }
 
 #[test]
-fn a_renewal_leaves_a_longer_extension_alone() -> Result<(), Error> {
+fn renewal_does_not_shorten_a_longer_extension() -> Result<(), Error> {
     let World {
         clock, blocking, ..
     } = world();
@@ -666,7 +666,7 @@ fn a_program_can_have_several_stores() -> Result<(), Error> {
 }
 
 #[test]
-fn a_program_can_have_several_stores_awaited() -> Result<(), Error> {
+fn a_program_can_have_several_stores_async() -> Result<(), Error> {
     let (here, there) = (world(), world());
     let locks = Locks::new(
         "here",
@@ -697,7 +697,7 @@ fn a_program_can_have_several_stores_awaited() -> Result<(), Error> {
 }
 
 #[test]
-fn bad_names_and_ttls_are_refused_before_anything_is_asked() {
+fn invalid_names_and_ttls_are_rejected_without_a_request() {
     let World {
         blocking, awaited, ..
     } = world();

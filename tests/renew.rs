@@ -81,7 +81,7 @@ fn told(end: Result<(), Loss>) -> String {
 }
 
 #[test]
-fn it_is_extended_at_every_third() {
+fn lease_is_renewed_at_every_third_of_the_ttl() {
     check(
         || vec![granted(0), granted(0).after(50), In::Stop],
         &[
@@ -100,7 +100,7 @@ fn it_is_extended_at_every_third() {
 }
 
 #[test]
-fn nothing_is_asked_before_it_is_needed() {
+fn no_renewal_is_sent_before_it_is_due() {
     check(
         || vec![woken(100), woken(300), In::Stop],
         &[
@@ -116,7 +116,7 @@ fn nothing_is_asked_before_it_is_needed() {
 }
 
 #[test]
-fn what_is_left_of_an_old_lease_is_halved() {
+fn old_lease_is_renewed_after_half_of_its_remaining_time() {
     check_for(
         || Renew::new(lease(ttl()), ttl(), Timestamp::new(ms(2000))),
         || vec![granted(0), In::Stop],
@@ -133,7 +133,7 @@ fn what_is_left_of_an_old_lease_is_halved() {
 }
 
 #[test]
-fn trouble_makes_it_unknown_and_success_renews_it() {
+fn error_makes_the_lease_unknown_and_success_renews_it() {
     check(
         || vec![trouble(), broken(), granted(0), In::Stop],
         &[
@@ -154,7 +154,7 @@ fn trouble_makes_it_unknown_and_success_renews_it() {
 }
 
 #[test]
-fn it_stays_unknown_until_the_clock_says_lost() {
+fn lease_stays_unknown_until_it_expires() {
     check(
         || vec![trouble().after(700), trouble().after(700)],
         &[
@@ -188,7 +188,7 @@ fn it_stays_unknown_until_the_clock_says_lost() {
 }
 
 #[test]
-fn a_refusal_is_the_end() {
+fn refused_renewal_loses_the_lease() {
     check(
         || vec![granted(0), held()],
         &[
@@ -204,7 +204,7 @@ fn a_refusal_is_the_end() {
 }
 
 #[test]
-fn an_extension_that_is_heard_of_too_late_is_none() {
+fn renewal_received_after_its_expiry_is_lost() {
     check(
         || vec![granted(0).after(2400)],
         &["held", "sleep 800ms", "renew@800ms", "lost: Expired"],
@@ -228,7 +228,7 @@ fn an_extension_that_is_heard_of_too_late_is_none() {
 
 /// Otherwise the driver of a slow store would never see that the work has ended.
 #[test]
-fn renewals_that_take_longer_than_a_third_of_the_ttl_have_a_wait_between_them() {
+fn slow_renewals_have_a_wait_between_them() {
     check(
         || vec![granted(0).after(900), granted(0).after(750), In::Stop],
         &[
@@ -246,7 +246,7 @@ fn renewals_that_take_longer_than_a_third_of_the_ttl_have_a_wait_between_them() 
 }
 
 #[test]
-fn whoever_was_stopped_for_too_long_is_told_without_asking() {
+fn expired_lease_is_lost_without_a_request() {
     check(
         || vec![woken(2400)],
         &["held", "sleep 800ms", "lost: Expired"],
@@ -292,7 +292,7 @@ fn a_lease_without_ttl_is_confirmed() {
 }
 
 #[test]
-fn a_renewal_gives_no_end_to_a_lease_that_has_none() {
+fn renewal_adds_no_expiry_to_a_lease_without_one() {
     check_for(
         || Renew::new(lease(Ttl::NEVER), ttl(), Timestamp::default()),
         || vec![granted(0), woken(2400), granted(0), In::Stop],
@@ -327,7 +327,7 @@ fn a_renewal_never_shortens() {
 
 /// The machine was suspended for longer than the ttl.
 #[test]
-fn an_expired_lease_is_taken_back_by_a_store_that_can() {
+fn expired_lease_is_taken_back_by_a_store_that_revives() {
     let reviving = || Renew::new(lease(ttl()), ttl(), Timestamp::default()).reviving(true);
     check_for(
         reviving,
@@ -447,7 +447,7 @@ fn the_final_renewal_makes_at_most_two_requests() {
 }
 
 #[test]
-fn why_a_lease_could_not_be_renewed_is_known() {
+fn cause_of_a_failed_renewal_is_recorded() {
     let at = |millis| Timestamp::new(ms(millis));
     for revives in [false, true] {
         let mut machine = Renew::new(lease(ttl()), ttl(), at(0)).reviving(revives);
@@ -468,7 +468,7 @@ fn why_a_lease_could_not_be_renewed_is_known() {
 }
 
 #[test]
-fn the_owners_release_is_no_loss() {
+fn release_by_the_owner_is_not_a_loss() {
     let at = |millis| Timestamp::new(ms(millis));
     let mut machine = Renew::new(lease(ttl()), ttl(), at(0)).reviving(true);
     assert!(matches!(machine.next(at(800)), RenewStep::Renew(..)));
@@ -480,7 +480,7 @@ fn the_owners_release_is_no_loss() {
 }
 
 #[test]
-fn what_is_heard_too_late_is_known_at_once() {
+fn late_reply_loses_the_lease_at_once() {
     let at = |millis| Timestamp::new(ms(millis));
     for reply in [
         Ok(Renewed::Granted),
@@ -494,7 +494,7 @@ fn what_is_heard_too_late_is_known_at_once() {
 }
 
 #[test]
-fn every_step_is_repeated_until_it_is_done() {
+fn step_is_repeated_until_its_result_is_recorded() {
     let at = |millis| Timestamp::new(ms(millis));
     let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
     // Nobody was asked.

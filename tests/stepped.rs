@@ -20,7 +20,7 @@ fn retry() -> Retry {
 
 /// Whoever is woken early looks again, and goes on waiting for as long as before.
 #[test]
-fn an_early_poll_asks_again() {
+fn early_poll_retries() {
     let world = World::new(vec![held(), held(), granted(3)]);
     let lock = lock(&world);
     let mut attempt = lock.acquire(&retry(), [7; 16]);
@@ -40,7 +40,7 @@ fn an_early_poll_asks_again() {
 
 /// A store in trouble is not asked before it is time, however often it is polled.
 #[test]
-fn a_pause_is_kept() {
+fn poll_during_a_pause_sends_no_request() {
     let world = World::new(vec![trouble(), granted(3)]);
     let lock = lock(&world);
     let mut attempt = lock.acquire(&retry(), [7; 16]);
@@ -70,7 +70,7 @@ fn attempts_take_turns() {
 
 /// A dropped attempt is forgotten, and what it would have got is free for others.
 #[test]
-fn a_dropped_attempt_takes_nothing() {
+fn dropped_attempt_acquires_nothing() {
     let clock = TestClock::still();
     let store = MemoryStore::new(clock.clone());
     let lock = |ttl: Option<Duration>| Lock::new(&store, &clock, "lock", ttl).expect("a lock");
@@ -85,7 +85,7 @@ fn a_dropped_attempt_takes_nothing() {
 
 /// A lease is extended in time, its doubt is said, and so is its loss.
 #[test]
-fn a_renewal_says_how_things_stand() {
+fn renewal_returns_the_state_of_the_lease() {
     let script = vec![granted(3), granted(0), trouble(), granted(0), held()];
     let world = World::new(script);
     let lock = lock(&world);
@@ -118,7 +118,7 @@ fn a_renewal_says_how_things_stand() {
 
 /// What else is done to a lease is known to who keeps it.
 #[test]
-fn a_renewal_goes_on_from_other_extensions() {
+fn renewal_continues_from_other_extensions() {
     let clock = TestClock::still();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let lock = Lock::new(Arc::clone(&store), clock.clone(), "lock", ms(30_000)).expect("a lock");
@@ -192,7 +192,7 @@ fn a_renewal_ends_with_the_owners_release() {
 
 /// Whoever holds a lock and asks for it again with the same owner keeps it.
 #[test]
-fn the_same_owner_may_ask_again() {
+fn repeated_request_of_the_owner_returns_the_same_grant() {
     let clock = TestClock::still();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let lock = Lock::new(store, clock, "lock", None).expect("a lock");
@@ -217,7 +217,7 @@ fn a_late_renewal_is_lost() {
 
 /// A failure is told with its code, and the lock can be used again.
 #[test]
-fn a_broken_store_is_said() {
+fn store_error_is_returned_and_lock_stays_usable() {
     let world = World::new(vec![broken(), granted(0), granted(4)]);
     let lock = lock(&world);
     let err = lock.try_acquire([7; 16]).expect_err("a broken store");
@@ -232,7 +232,7 @@ fn a_broken_store_is_said() {
 
 /// A lock that is written down can be released elsewhere, also by a lock of another colour.
 #[test]
-fn a_lock_is_handed_over_as_text() {
+fn lock_is_transferred_as_text() {
     let clock = TestClock::still();
     let store = MemoryStore::new(clock.clone());
     let wall = Duration::from_secs(1_700_000_000);
@@ -253,7 +253,7 @@ fn a_lock_is_handed_over_as_text() {
 
 /// Only the grant that is meant is evicted.
 #[test]
-fn a_release_can_be_forced_for_one_grant() {
+fn force_release_of_one_grant() {
     let clock = TestClock::still();
     let store = MemoryStore::new(clock.clone());
     let lock = |name| Lock::new(&store, &clock, name, None).expect("a lock");

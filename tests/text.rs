@@ -63,7 +63,7 @@ fn leases() -> impl Strategy<Value = (Lease, Ttl)> {
 
 proptest! {
     #[test]
-    fn any_text_is_a_ttl_or_is_not(text in nearly_a_ttl()) {
+    fn parsing_a_ttl_never_panics_and_stays_in_range(text in nearly_a_ttl()) {
         if let Ok(ttl) = text.parse::<Ttl>() {
             prop_assert!(ttl.duration().is_none_or(|length| !length.is_zero()));
             prop_assert!(ttl.duration().is_none_or(|length| length <= Ttl::MAX));
@@ -71,7 +71,7 @@ proptest! {
     }
 
     #[test]
-    fn others_read_what_is_written(lease in leases()) {
+    fn serialized_lock_is_valid_json(lease in leases()) {
         let (lease, ttl) = lease;
         let written = SerializedLock::new(&lease, ttl, Timestamp::default(), Duration::ZERO);
         let value: serde_json::Value = serde_json::from_str(&written.to_string()).expect("JSON");
@@ -82,7 +82,7 @@ proptest! {
 
     /// What is not known is skipped if it is JSON, and nothing else is.
     #[test]
-    fn a_member_that_is_not_known_is_json(junk in nearly_json()) {
+    fn unknown_member_must_be_json(junk in nearly_json()) {
         let known = golden("never").to_string();
         let text = known.replacen('{', &format!("{{\"unknown\":{junk},"), 1);
         let is_json = serde_json::from_str::<serde_json::Value>(&text).is_ok();
@@ -93,7 +93,7 @@ proptest! {
     }
 
     #[test]
-    fn what_a_ttl_looks_like_is_that_ttl(ttl in ttls()) {
+    fn displayed_ttl_parses_to_the_same_ttl(ttl in ttls()) {
         prop_assert_eq!(ttl.to_string().parse(), Ok(ttl));
     }
 
@@ -105,7 +105,7 @@ proptest! {
     }
 
     #[test]
-    fn a_javascript_number_is_a_ttl_or_is_not(millis in any::<f64>()) {
+    fn javascript_number_out_of_range_is_rejected(millis in any::<f64>()) {
         let made = Ttl::from_millis_f64(millis);
         if millis.is_nan() {
             prop_assert_eq!(made, Err(InvalidTtl::NotANumber));
@@ -125,7 +125,7 @@ proptest! {
     }
 
     #[test]
-    fn a_length_is_a_ttl_or_is_not(length in any::<Duration>()) {
+    fn length_out_of_range_is_rejected(length in any::<Duration>()) {
         let expected = if length.is_zero() {
             Err(InvalidTtl::Zero)
         } else if length > Ttl::MAX {
@@ -153,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn what_an_owner_looks_like_is_that_owner(bytes in any::<[u8; 16]>()) {
+    fn displayed_owner_parses_to_the_same_owner(bytes in any::<[u8; 16]>()) {
         let owner = Owner::from_bytes(bytes);
         let text = owner.to_string();
         prop_assert_eq!(text.len(), 32);
@@ -165,7 +165,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_an_owner_or_is_not(text in "[+-]?[0-9a-fA-Fg]{30,34}|\\PC*") {
+    fn text_other_than_32_hex_digits_is_no_owner(text in "[+-]?[0-9a-fA-Fg]{30,34}|\\PC*") {
         let hex = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         match text.parse::<Owner>() {
             Ok(owner) => {
@@ -177,7 +177,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_serialized_is_read_again(
+    fn serialized_lock_is_restored(
         (lease, ttl) in leases(),
         now in 0..10_000_000_u64,
         wall in 0..4_000_000_000_000_u64,
@@ -206,12 +206,12 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_a_serialized_lock_or_is_not(text in any::<String>()) {
+    fn arbitrary_text_is_no_serialized_lock(text in any::<String>()) {
         prop_assert!(text.parse::<SerializedLock>().is_err());
     }
 
     #[test]
-    fn a_serialized_lock_survives_no_cut(cut in 0..GOLDEN[0].1.trim_end().len()) {
+    fn truncated_serialized_lock_is_rejected(cut in 0..GOLDEN[0].1.trim_end().len()) {
         let text = GOLDEN[0].1;
         if let Some(part) = text.get(..cut) {
             let end = part.parse::<SerializedLock>();
@@ -221,7 +221,7 @@ proptest! {
 }
 
 #[test]
-fn each_bad_ttl_has_its_own_reason() {
+fn each_invalid_ttl_has_its_own_error() {
     use InvalidTtl::{Negative, NotANumber, TooLong, Zero};
     let bad = [
         ("0", Zero),
@@ -261,7 +261,7 @@ fn each_bad_ttl_has_its_own_reason() {
 }
 
 #[test]
-fn ttls_are_written_as_people_write_them() {
+fn human_readable_ttls_are_parsed() {
     let good = [
         ("1s", Some(1_000_000)),
         ("1m 30s", Some(90_000_000)),
@@ -296,7 +296,7 @@ const MS_UNITS: [(&str, f64); 8] = [
 ];
 
 #[test]
-fn text_that_ms_reads_is_read_alike_or_refused() {
+fn text_of_lukeed_ms_is_parsed_alike_or_rejected() {
     let mut read = Vec::new();
     for (units, millis) in MS_UNITS {
         for unit in units.split(' ') {
@@ -368,7 +368,7 @@ fn golden(which: &str) -> SerializedLock {
 }
 
 #[test]
-fn the_first_version_can_be_read_for_ever() {
+fn first_version_is_still_read() {
     let held = golden("held");
     assert_eq!(held.name().as_str(), "nightly/backup of ‘web1’");
     let owner: [u8; 16] = std::array::from_fn(|at| u8::try_from(at).expect("a small number"));
@@ -416,7 +416,7 @@ fn serialized_lock_escapes_hidden_characters_and_is_read_back() {
 
 /// No whole number of milliseconds is as long as the longest ttl, and the next one is none.
 #[test]
-fn the_longest_ttl_can_be_written_down() {
+fn maximum_ttl_can_be_serialized() {
     let longest = Ttl::new(Ttl::MAX).expect("a ttl");
     let claim = Claim {
         name: Name::new("demo").expect("a name"),
@@ -432,7 +432,7 @@ fn the_longest_ttl_can_be_written_down() {
 }
 
 #[test]
-fn the_first_version_is_what_is_written() {
+fn first_version_is_still_written() {
     for (which, text) in GOLDEN {
         assert_eq!(golden(which).to_string(), text.trim_end(), "{which}");
     }
@@ -447,7 +447,7 @@ fn members_can_be_added_and_come_in_any_order() {
 }
 
 #[test]
-fn each_damage_has_its_own_reason() {
+fn each_corruption_has_its_own_error() {
     use InvalidSerializedLock as Why;
     let damaged = |from: &str, to: &str| {
         let text = GOLDEN[0].1;
@@ -505,7 +505,7 @@ fn each_damage_has_its_own_reason() {
 
 /// A text that lost its end is not that of a lease without one.
 #[test]
-fn what_may_be_null_may_not_be_left_out() {
+fn nullable_members_are_required() {
     for member in [
         r#""ttl":2000,"#,
         r#""expires":1763892001500,"#,
@@ -539,7 +539,7 @@ fn control_characters_are_as_in_json() {
 }
 
 #[test]
-fn what_is_nested_too_deeply_is_refused() {
+fn too_deep_nesting_is_rejected() {
     let nested = |depth| {
         let value = format!("{}0{}", "[".repeat(depth), "]".repeat(depth));
         golden("held")
@@ -554,7 +554,7 @@ fn what_is_nested_too_deeply_is_refused() {
 }
 
 #[test]
-fn hidden_characters_are_escaped_and_all_others_are_not() {
+fn only_hidden_characters_are_escaped() {
     let hidden = [
         '\0',
         '\n',

@@ -158,7 +158,7 @@ fn is_held_is_an_error_in_a_store_without_fencing_tokens() -> Result<(), Error> 
 
 /// The holder's clock decides that the lease has expired; the store's error is the cause.
 #[test]
-fn work_whose_lease_has_expired_has_lost_it_in_a_failing_store_too() -> Result<(), Error> {
+fn expired_lease_is_lost_in_a_failing_store_too() -> Result<(), Error> {
     let (clock, store) = fragile();
     let fail = || store.fails.store(true, Ordering::Relaxed);
     let assert_lost = |error: &Error| {
@@ -220,7 +220,7 @@ fn work_whose_lease_has_expired_has_lost_it_in_a_failing_store_too() -> Result<(
 }
 
 #[test]
-fn a_failing_store_is_told_and_leaves_things_as_they_were() -> Result<(), Error> {
+fn store_error_is_returned_and_changes_nothing() -> Result<(), Error> {
     let (clock, store) = fragile();
     let fail = |fails| store.fails.store(fails, Ordering::Relaxed);
     let locks = blocking::LockFactory::new(store.clone(), clock.clone());
@@ -286,7 +286,7 @@ fn run_keeps_the_result_and_the_failure_to_release() -> Result<(), Error> {
 
 /// The way to the store took time: its record lasts longer than its holder may count on.
 #[test]
-fn a_lease_that_is_over_for_its_holder_is_not_extended() -> Result<(), Error> {
+fn lease_expired_at_its_holder_is_not_extended() -> Result<(), Error> {
     let World { clock, memory, .. } = world();
     let far = Far(memory, clock.clone());
     let locks = blocking::LockFactory::new(far, clock.clone());
@@ -411,7 +411,7 @@ impl AsyncStore for Noting {
 }
 
 #[test]
-fn an_acquisition_that_is_dropped_while_it_waits_gives_up_its_place() -> Result<(), Error> {
+fn acquisition_dropped_in_the_queue_removes_its_ticket() -> Result<(), Error> {
     for times in 0..8 {
         for freed_first in [false, true] {
             let World { clock, memory, .. } = world();
@@ -443,7 +443,7 @@ fn an_acquisition_that_is_dropped_while_it_waits_gives_up_its_place() -> Result<
 }
 
 #[test]
-fn an_acquisition_that_is_dropped_takes_its_waker_along() -> Result<(), Error> {
+fn dropped_acquisition_removes_its_waker() -> Result<(), Error> {
     struct Nobody;
     impl Wake for Nobody {
         fn wake(self: Arc<Self>) {}
@@ -465,8 +465,7 @@ fn an_acquisition_that_is_dropped_takes_its_waker_along() -> Result<(), Error> {
 }
 
 #[test]
-fn an_acquisition_that_is_dropped_while_the_store_is_asked_leaves_its_ttl_at_most()
--> Result<(), Error> {
+fn acquisition_dropped_in_flight_leaves_at_most_one_ttl() -> Result<(), Error> {
     let mut ended = false;
     let mut in_doubt = 0;
     for times in 0..8 {
@@ -567,7 +566,7 @@ mod crowd {
     }
 
     #[test]
-    fn a_release_wakes_whoever_is_next() {
+    fn release_wakes_the_next_waiter() {
         const TASKS: usize = 16;
         let World { clock, memory, .. } = world();
         let locks = nonblocking::LockFactory::new(memory, Sleeper(clock));
@@ -591,7 +590,7 @@ mod crowd {
 }
 
 #[test]
-fn codes_are_the_same_for_ever() {
+fn error_codes_are_stable() {
     let name = || Name::new("lock").expect("a name");
     let loss = Loss::Expired;
     let codes = [
@@ -661,7 +660,7 @@ fn codes_are_the_same_for_ever() {
 
 /// A serialized lock of another program, as it comes over a queue.
 #[test]
-fn a_damaged_text_is_told_apart() {
+fn corrupt_text_has_its_own_error() {
     let end: Result<SerializedLock, Error> = "{}".parse::<SerializedLock>().map_err(Error::from);
     let err = end.expect_err("no lock");
     assert_eq!(err.code(), "E_INVALID_SERIALIZED_LOCK");
@@ -691,7 +690,7 @@ impl Host for AnotherWall {
 }
 
 #[test]
-fn only_the_store_can_tell_that_a_restored_lease_has_ended() {
+fn expiry_of_a_restored_lease_is_decided_by_the_store() {
     let clock = TestClock::still();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let here = blocking::LockFactory::new(Arc::clone(&store), clock.clone());
@@ -722,7 +721,7 @@ impl Wake for AskAtOnce {
 }
 
 #[test]
-fn whoever_is_woken_may_ask_at_once() {
+fn woken_waiter_may_send_a_request_at_once() {
     let clock = TestClock::still();
     let store = Arc::new(MemoryStore::new(clock.clone()));
     let locks = blocking::LockFactory::new(Arc::clone(&store), clock);
@@ -743,7 +742,7 @@ fn whoever_is_woken_may_ask_at_once() {
 }
 
 #[test]
-fn a_run_that_is_dropped_half_way_gives_its_lock_back() {
+fn dropped_run_releases_its_lock() {
     let clock = TestClock::still();
     let locks = nonblocking::LockFactory::new(Arc::new(MemoryStore::new(clock.clone())), clock);
     let lock = locks.create_lock("lock", "none").unwrap();

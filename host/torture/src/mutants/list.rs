@@ -233,17 +233,17 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "ExtensionCountedFromReply",
                 "an extension is counted from the reply, and not from before its request",
-                core("renew", "every_step_is_repeated_until_it_is_done"),
+                core("renew", "step_is_repeated_until_its_result_is_recorded"),
             ),
             mutant(
                 "ExpiredGrantAccepted",
                 "a grant counts that had run out when it was heard of",
-                core("acquire", "a_grant_that_is_dead_on_arrival_is_undone"),
+                core("acquire", "grant_received_after_expiry_is_released"),
             ),
             mutant(
                 "RenewedTooLate",
                 "a lease is extended when its whole time has passed",
-                core("renew", "it_is_extended_at_every_third"),
+                core("renew", "lease_is_renewed_at_every_third_of_the_ttl"),
             ),
         ],
         otherwise: "",
@@ -309,7 +309,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "ErrorTakenForRefusal",
                 "a failed request counts as a refused one",
-                core("acquire", "trouble_is_slept_through"),
+                core("acquire", "temporary_errors_are_retried_after_a_pause"),
             ),
             mutant(
                 "ExpiredLeasesKept",
@@ -543,14 +543,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "UndoForgotten",
                 "who gives up after an error, or a late grant, does not release",
-                core("acquire", "trouble_to_the_end_is_undone_and_told"),
+                core("acquire", "last_error_is_returned_after_a_release"),
             ),
             mutant(
                 "DroppedWaitKeepsPlace",
                 "a future that is dropped while it waits does not give up",
                 core(
                     "trouble",
-                    "an_acquisition_that_is_dropped_while_it_waits_gives_up_its_place",
+                    "acquisition_dropped_in_the_queue_removes_its_ticket",
                 ),
             ),
         ],
@@ -615,7 +615,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "LowerFenceAccepted",
                 "a grant counts whose fence is not greater than an earlier one's",
-                core("acquire", "a_fence_that_went_back_is_no_grant"),
+                core("acquire", "grant_with_a_smaller_fencing_token_is_released"),
             ),
         ],
         otherwise: "",
