@@ -1,4 +1,5 @@
-//! Taking a lock, as scripts: what the store says, and which steps follow, through both drivers.
+//! The acquire state machine, by scripts: the store's replies, and the steps that follow, through all
+//! three drivers.
 
 mod common;
 
@@ -11,7 +12,7 @@ use verrou::{
     Timestamp, Ttl, blocking, nonblocking, stepped,
 };
 
-/// Every 100 ms.
+/// Returns a policy of an attempt every 100 ms.
 fn retry() -> Retry {
     Retry::default().delay(ms(100)).expect("a delay")
 }
@@ -32,12 +33,12 @@ fn check_for(ttl: Ttl, retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[
 
     let world = World::new(script());
     let end = blocking::acquire(&world, &world, machine(&world));
-    world.note(told(&end));
+    world.note(describe(&end));
     assert_eq!(world.log(), expected, "blocking");
 
     let world = World::new(script());
     let end = pollster::block_on(nonblocking::acquire(&world, &world, machine(&world)));
-    world.note(told(&end));
+    world.note(describe(&end));
     assert_eq!(world.log(), expected, "nonblocking");
 
     let world = World::new(script());
@@ -45,7 +46,7 @@ fn check_for(ttl: Ttl, retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[
     let end = drive(&world, lock.acquire(retry, [7; 16]));
     assert_eq!(lock.lease().as_ref(), end.as_ref().ok());
     drop(lock);
-    world.note(told(&end));
+    world.note(describe(&end));
     assert_eq!(world.log(), expected, "stepped");
 }
 
@@ -60,7 +61,7 @@ fn drive(world: &World, mut attempt: stepped::Attempt<&World, &World>) -> Result
     }
 }
 
-fn told(end: &Result<Lease, Error>) -> String {
+fn describe(end: &Result<Lease, Error>) -> String {
     match end {
         Ok(lease) => {
             let fence = lease.fence().map_or(0, Fence::get);
@@ -227,7 +228,7 @@ fn an_attempt_after_an_early_wake_does_not_count() {
     );
 }
 
-/// A store that says each time that the lock may be free is not asked without a break.
+/// A store that ends each wait at once gets no requests in a busy loop.
 #[test]
 fn waits_that_end_at_once_become_pauses() {
     let script = || {
@@ -440,7 +441,7 @@ fn grant_received_just_before_expiry_is_accepted() {
     );
 }
 
-/// The pauses of one machine that is only ever refused.
+/// Returns the pauses of one machine whose attempts are all refused.
 fn pauses(owner: u128, backoff: Backoff, count: usize) -> Vec<Duration> {
     let mut claim = claim(second());
     claim.owner = Owner::from_bytes(owner.to_be_bytes());
@@ -509,12 +510,12 @@ fn step_is_repeated_until_its_result_is_recorded() {
         steps.push(step.split(['(', ' ']).next().unwrap_or_default().to_owned());
     };
     step(&mut machine, zero);
-    // Nobody waited; that is not how an attempt went.
+    // No wait is under way; an attempt ends only with its reply.
     machine.waited(zero);
     step(&mut machine, zero);
     machine.heard(zero, Err(StoreError::temporary("in trouble")));
     step(&mut machine, zero);
-    // Nobody was asked.
+    // No request is in flight.
     machine.heard(zero, Ok(Reply::REFUSED));
     step(&mut machine, zero);
     let later = Timestamp::new(ms(100));
@@ -534,27 +535,28 @@ fn step_is_repeated_until_its_result_is_recorded() {
     );
 }
 
-/// A store that lost count protects nothing: its grant is given back, and that is said.
+/// A store whose count of grants went back protects nothing: its grant is released, and an error is
+/// returned.
 #[test]
 fn grant_with_a_smaller_fencing_token_is_released() {
     let after = |seen, script| {
         let world = World::new(script);
         let machine = Acquire::new(claim(second()), retry(), world.now());
         let end = blocking::acquire(&world, &world, machine.after(Fence::new(seen)));
-        world.note(told(&end));
+        world.note(describe(&end));
         world.log()
     };
     let greater = after(6, vec![granted(7)]);
     assert_eq!(greater, ["acquire@0ns", "held until 1s, fence 7"]);
     for seen in [7, 8, u64::MAX] {
         let log = after(seen, vec![granted(7), granted(0)]);
-        let [asked, undone, told] = &log[..] else {
+        let [asked, undone, end] = &log[..] else {
             panic!("{log:?}");
         };
         assert_eq!([asked, undone], ["acquire@0ns", "release@0ns"]);
         let why =
             format!("storage: the store granted the lock under fencing token 7 after token {seen}");
-        assert!(told.starts_with(&why), "{told}");
+        assert!(end.starts_with(&why), "{end}");
     }
 }
 
@@ -565,12 +567,12 @@ fn check_notified(retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[&str]
 
     let world = World::notifying(script());
     let end = blocking::acquire(&world, &world, machine(&world));
-    world.note(told(&end));
+    world.note(describe(&end));
     assert_eq!(world.log(), expected, "blocking");
 
     let world = World::notifying(script());
     let end = pollster::block_on(nonblocking::acquire(&world, &world, machine(&world)));
-    world.note(told(&end));
+    world.note(describe(&end));
     assert_eq!(world.log(), expected, "nonblocking");
 }
 

@@ -1,5 +1,5 @@
-//! The conformance suite on the memory store: its blocking and its asynchronous side, with a
-//! store that waits and with one that cannot.
+//! The conformance suite on the memory store: its blocking and its async interface, with a store that
+//! waits and with one that cannot.
 
 mod common;
 
@@ -14,7 +14,7 @@ use verrou::{Claim, MemoryStore, Name, Owner, Renewed, Reply, Store, Ttl, confor
 type Memory = Arc<MemoryStore<TestClock>>;
 type AnyStore = Arc<dyn Store + Send + Sync>;
 
-/// A memory store, and how its clients see it.
+/// A memory store, and the constructor of its clients.
 struct Place<S> {
     clock: TestClock,
     memory: Memory,
@@ -48,7 +48,7 @@ impl<S: Store + Send + Sync + 'static> Fixture for Place<S> {
         self.clock.advance(time);
     }
 
-    /// It costs nothing: no time passes but what is let pass.
+    /// A long ttl costs nothing: the time passes only by `pass`.
     fn ttl(&self) -> Duration {
         Duration::from_mins(1)
     }
@@ -106,7 +106,7 @@ fn every_case_is_listed() {
     }
 }
 
-/// Not a nanosecond sooner, not a nanosecond later.
+/// The record expires at neither a nanosecond sooner nor a nanosecond later.
 #[test]
 fn record_expires_at_the_exact_instant() {
     let (clock, ttl) = (TestClock::still(), Duration::from_micros(1));
@@ -126,7 +126,7 @@ fn record_expires_at_the_exact_instant() {
     assert!(acquire(2).is_granted());
 }
 
-/// Whoever waits is woken by the release, long before the wait would end.
+/// The release wakes the waiter long before its wait would end.
 #[test]
 fn release_wakes_the_waiter() {
     let place = waiting();
@@ -154,7 +154,7 @@ fn release_wakes_the_waiter() {
 }
 
 mod mutants {
-    //! Stores with one fault each: the suite has to find it.
+    //! Stores with one fault each, which the suite has to detect.
 
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -349,7 +349,10 @@ mod mutants {
                 catch_unwind(AssertUnwindSafe(|| case(&ward))).is_err()
             };
             assert!(found(*fault), "{fault:?} was not found");
-            assert!(!found(Nothing), "the case for {fault:?} finds one anywhere");
+            assert!(
+                !found(Nothing),
+                "the case for {fault:?} fails without a fault"
+            );
         }
     }
 }

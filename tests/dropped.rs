@@ -1,8 +1,8 @@
 //! Every future of a lock, dropped at every point at which it waits.
 //!
-//! Each thing that can be awaited of a lock is done again and again, and dropped at its first wait,
-//! at its second, and so on until it comes to its end. Afterwards nothing may be left of it but what
-//! a request in doubt leaves: a lease that ends by its ttl.
+//! Each async operation of a lock is repeated, and dropped at its first wait, at its second, and so on
+//! until it completes. Afterwards it may have left nothing but the grant of a request whose outcome is
+//! unknown: a lease that ends by its ttl.
 
 mod common;
 
@@ -24,47 +24,47 @@ use verrou::{
     Renewed, Reply, Retry, RunError, Store, StoreError, Ttl,
 };
 
-/// How long the leases of the locks under test last.
+/// The length of the leases of the locks under test.
 const TTL: Duration = Duration::from_secs(2);
 
-/// Where a step of the store has something to wait for.
+/// The points at which an operation of the store waits.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Waits {
-    /// Nowhere: it is done as soon as it is asked for.
+    /// It does not wait: it completes in one poll.
     Nowhere,
-    /// On the way to the store.
+    /// Before the store performs it.
     Before,
-    /// On the way back.
+    /// After the store has performed it.
     After,
-    /// On both ways.
+    /// Before and after.
     Both,
 }
 
-/// A store that is waited for, and knows what was left in it.
-struct Far {
+/// A store whose operations may wait, and which records the tickets and unknown outcomes that are left.
+struct WaitingStore {
     memory: Memory,
     waits: Waits,
-    known: Mutex<Known>,
-    /// How many wait for a lock, or for its loss, at this moment.
+    recorded: Mutex<Recorded>,
+    /// The number of current waits for a lock, or for its loss.
     waiting: AtomicUsize,
 }
 
 #[derive(Default)]
-struct Known {
-    /// Who has a place among those who wait.
-    places: Vec<Owner>,
-    /// Whose requests were dropped before their reply, and which.
-    doubts: Vec<(Option<Owner>, Step)>,
-    /// Whether anybody asked for an end of the lease.
+struct Recorded {
+    /// The owners that have a ticket in the wait queue.
+    tickets: Vec<Owner>,
+    /// The requests that were dropped before their reply, and their owners.
+    unknown: Vec<(Option<Owner>, Operation)>,
+    /// Whether a release or force-release was requested.
     is_ended: bool,
-    /// The fence of the latest grant.
+    /// The fencing token of the latest grant.
     fence: Option<Fence>,
-    /// What the store says to the next steps instead of their replies, after having done them.
-    troubles: Vec<StoreError>,
+    /// The errors that the store returns for the next operations after performing them.
+    errors: Vec<StoreError>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Step {
+enum Operation {
     Acquire,
     Extend,
     Release,
@@ -73,24 +73,24 @@ enum Step {
     Detach,
 }
 
-/// Notes the doubt when it is dropped before its reply.
-struct Asking<'a> {
-    store: &'a Far,
+/// A request in flight, which records its outcome as unknown when it is dropped before its reply.
+struct InFlight<'a> {
+    store: &'a WaitingStore,
     owner: Option<Owner>,
-    step: Step,
+    operation: Operation,
     is_answered: bool,
 }
 
-impl Drop for Asking<'_> {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         if !self.is_answered {
-            let doubt = (self.owner, self.step);
-            self.store.known.lock().unwrap().doubts.push(doubt);
+            let outcome = (self.owner, self.operation);
+            self.store.recorded.lock().unwrap().unknown.push(outcome);
         }
     }
 }
 
-/// Counts one who waits until it is dropped.
+/// A wait, which is counted until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
@@ -106,43 +106,43 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Far {
-    async fn step<T>(
+impl WaitingStore {
+    async fn operate<T>(
         &self,
         owner: Option<Owner>,
-        step: Step,
-        take: impl FnOnce() -> Result<T, StoreError>,
+        operation: Operation,
+        perform: impl FnOnce() -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut asking = Asking {
+        let mut request = InFlight {
             store: self,
             owner,
-            step,
+            operation,
             is_answered: false,
         };
-        if matches!(step, Step::Release | Step::Evict) {
-            self.known.lock().unwrap().is_ended = true;
+        if matches!(operation, Operation::Release | Operation::Evict) {
+            self.recorded.lock().unwrap().is_ended = true;
         }
         if matches!(self.waits, Waits::Before | Waits::Both) {
             yield_now().await;
         }
-        let reply = take();
+        let reply = perform();
         if matches!(self.waits, Waits::After | Waits::Both) {
             yield_now().await;
         }
-        asking.is_answered = true;
-        match self.known.lock().unwrap().troubles.pop() {
-            Some(trouble) => Err(trouble),
+        request.is_answered = true;
+        match self.recorded.lock().unwrap().errors.pop() {
+            Some(error) => Err(error),
             None => reply,
         }
     }
 
-    /// Lets the next replies be lost; the last of these is said first.
-    fn fail(&self, troubles: impl IntoIterator<Item = StoreError>) {
-        self.known.lock().unwrap().troubles = troubles.into_iter().collect();
+    /// Makes the next operations return these errors, the last one first.
+    fn fail(&self, errors: impl IntoIterator<Item = StoreError>) {
+        self.recorded.lock().unwrap().errors = errors.into_iter().collect();
     }
 
-    fn doubts(&self) -> Vec<(Option<Owner>, Step)> {
-        self.known.lock().unwrap().doubts.clone()
+    fn unknown(&self) -> Vec<(Option<Owner>, Operation)> {
+        self.recorded.lock().unwrap().unknown.clone()
     }
 
     fn holder(&self) -> Option<Holder> {
@@ -160,49 +160,54 @@ impl Far {
     }
 }
 
-impl AsyncStore for Far {
+impl AsyncStore for WaitingStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let take = || {
+        let perform = || {
             let reply = Store::acquire(&self.memory, claim);
             if let Ok(Reply::Granted { fence }) = reply {
-                let mut known = self.known.lock().unwrap();
-                known.places.retain(|place| *place != claim.owner);
-                known.fence = fence;
+                let mut recorded = self.recorded.lock().unwrap();
+                recorded.tickets.retain(|ticket| *ticket != claim.owner);
+                recorded.fence = fence;
             }
             reply
         };
-        self.step(Some(claim.owner), Step::Acquire, take).await
+        self.operate(Some(claim.owner), Operation::Acquire, perform)
+            .await
     }
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let take = || Store::extend(&self.memory, claim);
-        self.step(Some(claim.owner), Step::Extend, take).await
+        let perform = || Store::extend(&self.memory, claim);
+        self.operate(Some(claim.owner), Operation::Extend, perform)
+            .await
     }
     async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        let take = || Store::renew(&self.memory, claim, fence);
-        self.step(Some(claim.owner), Step::Extend, take).await
+        let perform = || Store::renew(&self.memory, claim, fence);
+        self.operate(Some(claim.owner), Operation::Extend, perform)
+            .await
     }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let take = || Store::release(&self.memory, claim);
-        self.step(Some(claim.owner), Step::Release, take).await
+        let perform = || Store::release(&self.memory, claim);
+        self.operate(Some(claim.owner), Operation::Release, perform)
+            .await
     }
     async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let take = || Store::evict(&self.memory, name, only);
-        self.step(None, Step::Evict, take).await
+        let perform = || Store::evict(&self.memory, name, only);
+        self.operate(None, Operation::Evict, perform).await
     }
     async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let take = || Store::inspect(&self.memory, name);
-        self.step(None, Step::Inspect, take).await
+        let perform = || Store::inspect(&self.memory, name);
+        self.operate(None, Operation::Inspect, perform).await
     }
     async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let take = || Store::detach(&self.memory, claim);
-        self.step(Some(claim.owner), Step::Detach, take).await
+        let perform = || Store::detach(&self.memory, claim);
+        self.operate(Some(claim.owner), Operation::Detach, perform)
+            .await
     }
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         let _waiting = Waiting::new(&self.waiting);
         {
-            let mut known = self.known.lock().unwrap();
-            if !known.places.contains(&claim.owner) {
-                known.places.push(claim.owner);
+            let mut recorded = self.recorded.lock().unwrap();
+            if !recorded.tickets.contains(&claim.owner) {
+                recorded.tickets.push(claim.owner);
             }
         }
         AsyncStore::wait(&self.memory, claim, at_most).await;
@@ -219,8 +224,8 @@ impl AsyncStore for Far {
         .await;
     }
     fn give_up(&self, claim: &Claim) {
-        let mut known = self.known.lock().unwrap();
-        known.places.retain(|place| *place != claim.owner);
+        let mut recorded = self.recorded.lock().unwrap();
+        recorded.tickets.retain(|ticket| *ticket != claim.owner);
     }
     fn abilities(&self) -> Abilities {
         Store::abilities(&self.memory)
@@ -231,22 +236,22 @@ fn name() -> Name {
     Name::new("lock").unwrap()
 }
 
-/// A lock under test, and somebody else who wants it.
-struct Stage {
+/// A lock under test, and another client that requests it.
+struct Fixture {
     clock: TestClock,
-    store: Arc<Far>,
-    lock: Lock<Arc<Far>, TestClock>,
+    store: Arc<WaitingStore>,
+    lock: Lock<Arc<WaitingStore>, TestClock>,
     other: Lock<Memory, TestClock>,
 }
 
-impl Stage {
+impl Fixture {
     fn new(waits: Waits) -> Self {
         let clock = TestClock::still();
         let memory = Arc::new(MemoryStore::new(clock.clone()));
-        let store = Arc::new(Far {
+        let store = Arc::new(WaitingStore {
             memory: Arc::clone(&memory),
             waits,
-            known: Mutex::default(),
+            recorded: Mutex::default(),
             waiting: AtomicUsize::new(0),
         });
         let locks = LockFactory::new(Arc::clone(&store), clock.clone());
@@ -259,118 +264,120 @@ impl Stage {
         }
     }
 
-    fn knows(&self) -> Option<Owner> {
+    fn lease_owner(&self) -> Option<Owner> {
         Some(self.lock.lease()?.owner())
     }
 
-    /// What the lock counts on has to be so, unless somebody was asked to end it.
-    fn counts_on_what_is(&self) {
-        let doubts = self.store.doubts();
+    /// Asserts that the store records the lock's lease, for at least as long, unless its end was requested.
+    fn assert_lease_is_recorded(&self) {
+        let unknown = self.store.unknown();
         let Some(lease) = self.lock.lease() else {
             return;
         };
         let now = self.clock.now();
-        if lease.is_expired(now) || self.store.known.lock().unwrap().is_ended {
+        if lease.is_expired(now) || self.store.recorded.lock().unwrap().is_ended {
             return;
         }
         let holder = self.store.holder();
-        let holder = holder.unwrap_or_else(|| panic!("{lease:?} is recorded, after {doubts:?}"));
-        assert!(self.store.is_held_by(lease.owner()), "after {doubts:?}");
+        let holder = holder.unwrap_or_else(|| panic!("{lease:?} is recorded, after {unknown:?}"));
+        assert!(self.store.is_held_by(lease.owner()), "after {unknown:?}");
         if let Some(recorded) = holder.remaining {
-            let counted = lease.remaining(now).expect("what ends there ends here");
+            let counted = lease
+                .remaining(now)
+                .expect("a lease that expires in the store expires here");
             assert!(
                 counted <= recorded,
-                "{counted:?} is counted on, {recorded:?} recorded, after {doubts:?}"
+                "the lease counts {counted:?}, the store records {recorded:?}, after {unknown:?}"
             );
         }
     }
 
-    /// Nobody waits for the lock; who holds it is known, or in doubt, and then its time passes; then
-    /// anybody gets it.
-    fn leaves_nothing_but_doubts(&self) {
-        assert_eq!(self.store.waiting.load(Ordering::Relaxed), 0, "who waits");
-        let doubts = self.store.doubts();
+    /// Asserts that no waiter is left, that the holder is the lock, the other client, or a request with an
+    /// unknown outcome, whose lease then expires, and that the lock can be acquired afterwards.
+    fn assert_only_unknown_outcomes_are_left(&self) {
+        assert_eq!(self.store.waiting.load(Ordering::Relaxed), 0, "waiters");
+        let unknown = self.store.unknown();
         self.store.fail([]);
         {
-            let known = self.store.known.lock().unwrap();
-            assert_eq!(known.places, [], "a place is left, after {doubts:?}");
+            let recorded = self.store.recorded.lock().unwrap();
+            assert_eq!(recorded.tickets, [], "a ticket is left, after {unknown:?}");
         }
-        self.counts_on_what_is();
+        self.assert_lease_is_recorded();
         if let Some(holder) = self.store.holder() {
             let is_its = |owner: Option<Owner>| owner.is_some_and(|it| self.store.is_held_by(it));
             if is_its(self.other.lease().map(|lease| lease.owner())) {
                 block_on(self.other.release()).unwrap();
             } else {
-                let in_doubt = doubts.iter().any(|(of, _)| is_its(*of));
-                let is_known = is_its(self.knows());
+                let is_unknown = unknown.iter().any(|(of, _)| is_its(*of));
+                let is_the_locks = is_its(self.lease_owner());
                 assert!(
-                    in_doubt || is_known,
-                    "nobody knows of {holder:?}, after {doubts:?}"
+                    is_unknown || is_the_locks,
+                    "{holder:?} belongs to no client, after {unknown:?}"
                 );
-                if is_known {
+                if is_the_locks {
                     block_on(self.lock.release()).unwrap();
                 } else {
                     let left = holder.remaining.expect("an end");
-                    assert!(left <= TTL, "{left:?} are left, after {doubts:?}");
+                    assert!(left <= TTL, "{left:?} are left, after {unknown:?}");
                     self.clock.advance(left);
                 }
             }
         }
         assert_eq!(self.store.holder(), None);
-        block_on(self.other.try_acquire()).expect("anybody gets it");
+        block_on(self.other.try_acquire()).expect("a free lock");
         block_on(self.other.release()).unwrap();
-        // The lock is as good as new.
-        let before = self.store.known.lock().unwrap().fence;
-        let lease = block_on(self.lock.try_acquire()).expect("it can be taken again");
+        // The lock can be used again.
+        let before = self.store.recorded.lock().unwrap().fence;
+        let lease = block_on(self.lock.try_acquire()).expect("it can be acquired again");
         assert!(before < lease.fence(), "{before:?} before {lease:?}");
         assert!(block_on(self.lock.is_held()).unwrap());
-        block_on(self.lock.release()).expect("it can be given back");
+        block_on(self.lock.release()).expect("it can be released");
         assert_eq!(self.store.holder(), None);
     }
 }
 
-struct Nobody;
+struct NoWake;
 
-impl Wake for Nobody {
+impl Wake for NoWake {
     fn wake(self: Arc<Self>) {}
 }
 
-/// Does `what` again and again, each time up to one wait more, and drops it there; `meanwhile`
-/// happens before each poll. Says after how many waits it came to its end, for each way in which the
-/// store can be waited for, with what `what` returned.
+/// Repeats `what`, each time up to one wait more, and drops it there; calls `meanwhile` before each poll,
+/// and `check` with the result of `what`. Returns the number of waits until its completion, summed over
+/// all [`Waits`] of the store.
 #[expect(
     clippy::needless_pass_by_value,
     reason = "each is written where it is passed"
 )]
 fn at_every_wait<T>(
-    before: impl Fn(&Stage),
-    what: impl AsyncFn(&Stage) -> T,
-    meanwhile: impl Fn(&Stage, usize),
-    check: impl Fn(&Stage, Waits, Option<T>),
+    before: impl Fn(&Fixture),
+    what: impl AsyncFn(&Fixture) -> T,
+    meanwhile: impl Fn(&Fixture, usize),
+    check: impl Fn(&Fixture, Waits, Option<T>),
 ) -> usize {
     let mut waited = 0;
     for waits in [Waits::Nowhere, Waits::Before, Waits::After, Waits::Both] {
         for polls in 0.. {
-            assert!(polls < 200, "it comes to its end");
-            let stage = Stage::new(waits);
-            before(&stage);
-            let nobody = Arc::new(Nobody);
+            assert!(polls < 200, "it completes");
+            let fixture = Fixture::new(waits);
+            before(&fixture);
+            let wake = Arc::new(NoWake);
             let ended = {
-                let waker = Waker::from(Arc::clone(&nobody));
+                let waker = Waker::from(Arc::clone(&wake));
                 let mut context = Context::from_waker(&waker);
-                let mut future = pin!(what(&stage));
+                let mut future = pin!(what(&fixture));
                 (0..polls).find_map(|poll| {
-                    meanwhile(&stage, poll);
+                    meanwhile(&fixture, poll);
                     match future.as_mut().poll(&mut context) {
                         Poll::Ready(end) => Some(end),
                         Poll::Pending => None,
                     }
                 })
             };
-            assert_eq!(Arc::strong_count(&nobody), 1, "its waker is gone with it");
+            assert_eq!(Arc::strong_count(&wake), 1, "its waker is dropped with it");
             let is_over = ended.is_some();
-            check(&stage, waits, ended);
-            stage.leaves_nothing_but_doubts();
+            check(&fixture, waits, ended);
+            fixture.assert_only_unknown_outcomes_are_left();
             if is_over {
                 waited += polls - 1;
                 break;
@@ -380,22 +387,22 @@ fn at_every_wait<T>(
     waited
 }
 
-fn nothing(_: &Stage) {}
+fn nothing(_: &Fixture) {}
 
-fn nothing_happens(_: &Stage, _: usize) {}
+fn nothing_happens(_: &Fixture, _: usize) {}
 
-fn held_by_another(stage: &Stage) {
-    block_on(stage.other.acquire()).unwrap();
+fn held_by_another(fixture: &Fixture) {
+    block_on(fixture.other.acquire()).unwrap();
 }
 
-fn held(stage: &Stage) {
-    block_on(stage.lock.acquire()).unwrap();
+fn held(fixture: &Fixture) {
+    block_on(fixture.lock.acquire()).unwrap();
 }
 
-/// Fails when it ended otherwise than well.
-fn is_well<T: std::fmt::Debug>(ended: Option<Result<T, Error>>) {
+/// Panics if it ended with an error.
+fn assert_ok<T: std::fmt::Debug>(ended: Option<Result<T, Error>>) {
     if let Some(ended) = ended {
-        ended.expect("a good end");
+        ended.expect("no error");
     }
 }
 
@@ -403,16 +410,16 @@ fn is_well<T: std::fmt::Debug>(ended: Option<Result<T, Error>>) {
 fn dropped_acquisition_of_a_free_lock() {
     let waits = at_every_wait(
         nothing,
-        async |stage| stage.lock.acquire().await,
+        async |fixture| fixture.lock.acquire().await,
         nothing_happens,
-        |_, _, ended| is_well(ended),
+        |_, _, ended| assert_ok(ended),
     );
     assert_eq!(waits, 4);
     let waits = at_every_wait(
         nothing,
-        async |stage| stage.lock.try_acquire().await,
+        async |fixture| fixture.lock.try_acquire().await,
         nothing_happens,
-        |_, _, ended| is_well(ended),
+        |_, _, ended| assert_ok(ended),
     );
     assert_eq!(waits, 4);
 }
@@ -426,16 +433,16 @@ fn dropped_acquisition_that_is_refused() {
     };
     let waits = at_every_wait(
         held_by_another,
-        async |stage| stage.lock.try_acquire().await,
+        async |fixture| fixture.lock.try_acquire().await,
         nothing_happens,
         |_, _, ended| is_refused(ended),
     );
     assert_eq!(waits, 4);
     let waits = at_every_wait(
         held_by_another,
-        async |stage| {
+        async |fixture| {
             let retry = Retry::default().attempts(4).unwrap();
-            stage.lock.acquire_with(&retry).await
+            fixture.lock.acquire_with(&retry).await
         },
         nothing_happens,
         |_, _, ended| is_refused(ended),
@@ -443,35 +450,35 @@ fn dropped_acquisition_that_is_refused() {
     assert_eq!(waits, 4 * 4 + 3 * 4, "four attempts, and three pauses");
 }
 
-/// It is given back at any moment, also the one before the drop.
+/// The lock is released at any moment, also just before the drop.
 #[test]
 fn dropped_acquisition_that_waits() {
     let mut waits = 0;
     for freed in 0..8 {
         waits += at_every_wait(
             held_by_another,
-            async |stage| stage.lock.acquire().await,
-            |stage, poll| {
+            async |fixture| fixture.lock.acquire().await,
+            |fixture, poll| {
                 if poll == freed {
-                    block_on(stage.other.release()).unwrap();
+                    block_on(fixture.other.release()).unwrap();
                 }
             },
-            |_, _, ended| is_well(ended),
+            |_, _, ended| assert_ok(ended),
         );
     }
     assert!(waits > 80, "{waits}");
 }
 
-/// Another gets it as soon as whoever was first has gone, and the one after that.
+/// The next waiter acquires the lock as soon as the first is dropped, and so does the one after it.
 #[test]
 fn dropped_acquisition_with_several_waiters() {
     for freed in 0..6 {
         at_every_wait(
             held_by_another,
-            async |stage| {
-                let locks = LockFactory::new(Arc::clone(&stage.store), stage.clock.clone());
+            async |fixture| {
+                let locks = LockFactory::new(Arc::clone(&fixture.store), fixture.clock.clone());
                 let second = locks.create_lock("lock", TTL).unwrap();
-                let mut first = pin!(stage.lock.acquire());
+                let mut first = pin!(fixture.lock.acquire());
                 let mut next = pin!(second.acquire());
                 let mut ends = (None, None);
                 poll_fn(|context| {
@@ -491,9 +498,9 @@ fn dropped_acquisition_with_several_waiters() {
                     second.release().await.unwrap();
                 }
             },
-            |stage, poll| {
+            |fixture, poll| {
                 if poll == freed {
-                    block_on(stage.other.release()).unwrap();
+                    block_on(fixture.other.release()).unwrap();
                 }
             },
             |_, _, _| (),
@@ -501,34 +508,34 @@ fn dropped_acquisition_with_several_waiters() {
     }
 }
 
-/// Replies are lost: whoever stops asking gives back what it may have been granted.
+/// After lost replies, a dropped acquisition releases the grant that it may have.
 #[test]
 fn dropped_acquisition_whose_replies_are_lost() {
     let lost = || StoreError::temporary("the reply was lost");
     let waits = at_every_wait(
-        |stage| stage.store.fail([lost(), lost()]),
-        async |stage| stage.lock.acquire().await,
+        |fixture| fixture.store.fail([lost(), lost()]),
+        async |fixture| fixture.lock.acquire().await,
         nothing_happens,
-        |stage, waits, ended| {
+        |fixture, waits, ended| {
             if ended.is_none() && waits == Waits::Nowhere {
-                assert_eq!(stage.store.holder(), None, "dropped in a pause");
+                assert_eq!(fixture.store.holder(), None, "dropped in a pause");
             }
-            is_well(ended);
+            assert_ok(ended);
         },
     );
     assert_eq!(waits, 3 * 4 + 2 * 4, "three attempts, and two pauses");
     let waits = at_every_wait(
-        |stage| stage.store.fail([StoreError::permanent("it is broken")]),
-        async |stage| stage.lock.acquire().await,
+        |fixture| fixture.store.fail([StoreError::permanent("it is broken")]),
+        async |fixture| fixture.lock.acquire().await,
         nothing_happens,
-        |stage, _, ended| {
+        |fixture, _, ended| {
             if let Some(ended) = ended {
                 assert!(matches!(ended, Err(Error::Storage(_))), "{ended:?}");
-                assert_eq!(stage.store.holder(), None, "it was given back");
+                assert_eq!(fixture.store.holder(), None, "it was released");
             }
         },
     );
-    assert_eq!(waits, 2 * 4, "an attempt, and its undoing");
+    assert_eq!(waits, 2 * 4, "an attempt, and a release");
 }
 
 #[test]
@@ -537,19 +544,19 @@ fn dropped_extension() {
         let ttl = ttl.map(|ttl| Ttl::new(ttl).unwrap());
         let waits = at_every_wait(
             held,
-            async |stage| stage.lock.extend(ttl).await,
+            async |fixture| fixture.lock.extend(ttl).await,
             nothing_happens,
-            |_, _, ended| is_well(ended),
+            |_, _, ended| assert_ok(ended),
         );
         assert_eq!(waits, 4);
         at_every_wait(
-            |stage| {
-                held(stage);
-                stage
+            |fixture| {
+                held(fixture);
+                fixture
                     .store
                     .fail([StoreError::temporary("the reply was lost")]);
             },
-            async |stage| stage.lock.extend(ttl).await,
+            async |fixture| fixture.lock.extend(ttl).await,
             nothing_happens,
             |_, _, _| (),
         );
@@ -560,13 +567,13 @@ fn dropped_extension() {
 fn dropped_release() {
     let waits = at_every_wait(
         held,
-        async |stage| stage.lock.release().await,
+        async |fixture| fixture.lock.release().await,
         nothing_happens,
-        |stage, waits, ended| {
-            if ended.is_some() || waits == Waits::After && !stage.store.doubts().is_empty() {
-                assert_eq!(stage.store.holder(), None);
+        |fixture, waits, ended| {
+            if ended.is_some() || waits == Waits::After && !fixture.store.unknown().is_empty() {
+                assert_eq!(fixture.store.holder(), None);
             }
-            is_well(ended);
+            assert_ok(ended);
         },
     );
     assert_eq!(waits, 4);
@@ -577,13 +584,13 @@ fn dropped_force_release() {
     for before in [held, held_by_another] {
         let waits = at_every_wait(
             before,
-            async |stage| stage.lock.force_release().await,
+            async |fixture| fixture.lock.force_release().await,
             nothing_happens,
-            |stage, _, ended| {
+            |fixture, _, ended| {
                 if ended.is_some() {
-                    assert_eq!(stage.store.holder(), None);
+                    assert_eq!(fixture.store.holder(), None);
                 }
-                is_well(ended);
+                assert_ok(ended);
             },
         );
         assert_eq!(waits, 4);
@@ -594,9 +601,9 @@ fn dropped_force_release() {
 fn dropped_serialization() {
     let waits = at_every_wait(
         held,
-        async |stage| stage.lock.serialize().await,
+        async |fixture| fixture.lock.serialize().await,
         nothing_happens,
-        |_, _, ended| is_well(ended),
+        |_, _, ended| assert_ok(ended),
     );
     assert_eq!(waits, 4);
 }
@@ -605,28 +612,30 @@ fn dropped_serialization() {
 fn dropped_query() {
     let waits = at_every_wait(
         held,
-        async |stage| stage.lock.is_locked().await,
+        async |fixture| fixture.lock.is_locked().await,
         nothing_happens,
-        |_, _, ended| is_well(ended),
+        |_, _, ended| assert_ok(ended),
     );
     assert_eq!(waits, 4);
     let waits = at_every_wait(
         held,
-        async |stage| stage.lock.is_held().await,
+        async |fixture| fixture.lock.is_held().await,
         nothing_happens,
-        |_, _, ended| is_well(ended),
+        |_, _, ended| assert_ok(ended),
     );
     assert_eq!(waits, 4);
 }
 
-/// After a `run` that is dropped, the lock is free at once in a store that gives it back at once; no
-/// longer taken than its ttl in any other.
-fn is_given_back<T>(stage: &Stage, waits: Waits, ended: Option<&T>) {
-    let doubts = stage.store.doubts();
-    let was_acquiring = doubts.iter().any(|(_, step)| *step == Step::Acquire);
+/// Asserts that after a dropped `run` the lock is free at once in a store whose release completes in one
+/// poll. In other stores it is held for at most its ttl.
+fn assert_released<T>(fixture: &Fixture, waits: Waits, ended: Option<&T>) {
+    let unknown = fixture.store.unknown();
+    let was_acquiring = unknown
+        .iter()
+        .any(|(_, operation)| *operation == Operation::Acquire);
     let at_once = matches!(waits, Waits::Nowhere | Waits::After);
     if ended.is_some() || (at_once && !was_acquiring) {
-        assert_eq!(stage.store.holder(), None, "after {doubts:?}");
+        assert_eq!(fixture.store.holder(), None, "after {unknown:?}");
     }
 }
 
@@ -634,8 +643,8 @@ fn is_given_back<T>(stage: &Stage, waits: Waits, ended: Option<&T>) {
 fn dropped_run() {
     let waits = at_every_wait(
         nothing,
-        async |stage| {
-            let ran = stage.lock.run(async |held| {
+        async |fixture| {
+            let ran = fixture.lock.run(async |held| {
                 yield_now().await;
                 held.extend(None).await.unwrap();
                 yield_now().await;
@@ -644,8 +653,8 @@ fn dropped_run() {
             ran.await
         },
         nothing_happens,
-        |stage, waits, ended| {
-            is_given_back(stage, waits, ended.as_ref());
+        |fixture, waits, ended| {
+            assert_released(fixture, waits, ended.as_ref());
             if let Some(ended) = ended {
                 assert_eq!(ended.unwrap(), "done");
             }
@@ -654,14 +663,14 @@ fn dropped_run() {
     assert_eq!(
         waits,
         3 * 4 + 2 * 4,
-        "three steps, and two waits of its own"
+        "three operations, and two waits of its own"
     );
 }
 
-/// Lets the time of the machine that keeps a lease pass.
-async fn outlast(stage: &Stage, ttls: u32) {
-    let end = stage.clock.elapsed() + ttls * TTL;
-    while stage.clock.elapsed() < end {
+/// Yields until the clock has advanced by this many ttls.
+async fn outlast(fixture: &Fixture, ttls: u32) {
+    let end = fixture.clock.elapsed() + ttls * TTL;
+    while fixture.clock.elapsed() < end {
         yield_now().await;
     }
 }
@@ -670,15 +679,15 @@ async fn outlast(stage: &Stage, ttls: u32) {
 fn dropped_run_with_auto_renewal() {
     let waits = at_every_wait(
         nothing,
-        async |stage| {
-            let ran = stage
+        async |fixture| {
+            let ran = fixture
                 .lock
-                .run(async |held| held.keep(outlast(stage, 2)).await);
+                .run(async |held| held.keep(outlast(fixture, 2)).await);
             ran.await
         },
-        |stage, _| stage.counts_on_what_is(),
-        |stage, waits, ended| {
-            is_given_back(stage, waits, ended.as_ref());
+        |fixture, _| fixture.assert_lease_is_recorded(),
+        |fixture, waits, ended| {
+            assert_released(fixture, waits, ended.as_ref());
             if let Some(ended) = ended {
                 ended.unwrap().unwrap();
             }
@@ -686,26 +695,26 @@ fn dropped_run_with_auto_renewal() {
     );
     assert!(
         waits > 2 * 4 + 5 * 8,
-        "{waits}: two steps, and five extensions"
+        "{waits}: two operations, and five renewals"
     );
 }
 
-/// The keeping sets the lock's own ttl again, which is a shorter one.
+/// The lease was extended for longer than the lock's own ttl before.
 #[test]
 fn dropped_run_with_auto_renewal_of_a_longer_lease() {
     let longer = Ttl::new(ms(60_000)).unwrap();
     let waits = at_every_wait(
         nothing,
-        async |stage| {
-            let ran = stage.lock.run(async |held| {
+        async |fixture| {
+            let ran = fixture.lock.run(async |held| {
                 held.extend(Some(longer)).await?;
-                held.keep(outlast(stage, 1)).await
+                held.keep(outlast(fixture, 1)).await
             });
             ran.await
         },
-        |stage, _| stage.counts_on_what_is(),
-        |stage, waits, ended| {
-            is_given_back(stage, waits, ended.as_ref());
+        |fixture, _| fixture.assert_lease_is_recorded(),
+        |fixture, waits, ended| {
+            assert_released(fixture, waits, ended.as_ref());
             if let Some(ended) = ended {
                 ended.unwrap().unwrap();
             }
@@ -714,7 +723,7 @@ fn dropped_run_with_auto_renewal_of_a_longer_lease() {
     assert!(waits > 0);
 }
 
-/// The work ends at each moment of the keeping; the lease is held on.
+/// The work ends at each moment of the auto-renewal; the lease stays held.
 #[test]
 fn dropped_run_whose_work_ends_during_auto_renewal() {
     let longer = Ttl::new(ms(60_000)).unwrap();
@@ -722,8 +731,8 @@ fn dropped_run_whose_work_ends_during_auto_renewal() {
         for yields in 0..12 {
             at_every_wait(
                 nothing,
-                async |stage| {
-                    let ran = stage.lock.run(async |held| {
+                async |fixture| {
+                    let ran = fixture.lock.run(async |held| {
                         held.extend(extended).await?;
                         let kept = held.keep(async {
                             for _ in 0..yields {
@@ -731,17 +740,17 @@ fn dropped_run_whose_work_ends_during_auto_renewal() {
                             }
                         });
                         kept.await?;
-                        // However the last extension went.
-                        stage.counts_on_what_is();
+                        // Regardless of the outcome of the last renewal.
+                        fixture.assert_lease_is_recorded();
                         yield_now().await;
-                        stage.counts_on_what_is();
+                        fixture.assert_lease_is_recorded();
                         Ok::<_, Error>(())
                     });
                     ran.await
                 },
-                |stage, _| stage.counts_on_what_is(),
-                |stage, waits, ended| {
-                    is_given_back(stage, waits, ended.as_ref());
+                |fixture, _| fixture.assert_lease_is_recorded(),
+                |fixture, waits, ended| {
+                    assert_released(fixture, waits, ended.as_ref());
                     if let Some(ended) = ended {
                         ended.unwrap().unwrap();
                     }
@@ -756,19 +765,19 @@ fn dropped_run_that_loses_its_lease() {
     for revoked in 0..8 {
         at_every_wait(
             nothing,
-            async |stage| {
-                let ran = stage
+            async |fixture| {
+                let ran = fixture
                     .lock
-                    .run(async |held| held.keep(outlast(stage, 3)).await);
+                    .run(async |held| held.keep(outlast(fixture, 3)).await);
                 ran.await
             },
-            |stage, poll| {
+            |fixture, poll| {
                 if poll == revoked {
-                    block_on(stage.other.force_release()).unwrap();
+                    block_on(fixture.other.force_release()).unwrap();
                 }
             },
             |_, _, ended| match ended {
-                // It was dropped, or revoked before it was granted.
+                // The run was dropped, or the lock was force-released before the grant.
                 None | Some(Ok(Ok(()))) => {}
                 Some(Err(RunError::Ended {
                     value: Err(Error::Lost { loss, .. }),

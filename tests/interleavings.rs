@@ -1,8 +1,8 @@
-//! Threads and tasks that share locks, in one interleaving after the other.
+//! Threads and tasks that share locks, in one interleaving after another.
 //!
-//! Built with `--cfg verrou_shuttle`, what they share and wait by is
-//! [shuttle](https://docs.rs/shuttle)'s: one of them runs at a time, and which one, at each step, is a
-//! matter of chance. Nobody's time is ever over, so whoever is not woken hangs, and that is found.
+//! Built with `--cfg verrou_shuttle`, their synchronization primitives are those of
+//! [shuttle](https://docs.rs/shuttle): one of them runs at a time, chosen at random at each step. No wait
+//! times out, so a waiter that is not woken hangs, and shuttle detects that.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg verrou_shuttle" VERROU_SCHEDULES=100000 VERROU_SEED=7 \
@@ -38,13 +38,13 @@ use verrou::{
 };
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, keep_alive};
 
-/// How many interleavings are tried by each of two ways of choosing them.
+/// Returns the number of interleavings that each of the two schedulers tries.
 fn schedules() -> usize {
     let given = env::var("VERROU_SCHEDULES").ok();
     given.map_or(2_000, |given| given.parse().expect("a number of schedules"))
 }
 
-/// Does `scene` in one interleaving after the other.
+/// Runs `scene` in one interleaving after another.
 fn explore(name: &str, scene: impl Fn() + Send + Sync + 'static) {
     explore_some(name, schedules(), scene);
 }
@@ -65,7 +65,7 @@ fn explore_some(name: &str, schedules: usize, scene: impl Fn() + Send + Sync + '
     println!("schedules of {name}: {done}, seed {seed}");
 }
 
-/// A clock that stands still until it is moved, or somebody sleeps; tasks that sleep are not woken.
+/// A clock that stands still until it is moved, or a thread sleeps; tasks that sleep are not woken.
 #[derive(Clone, Debug)]
 struct Still(TestClock);
 
@@ -125,14 +125,14 @@ fn holder(store: &Memory) -> Option<Holder> {
     Store::inspect(store, &Name::new("lock").unwrap()).unwrap()
 }
 
-/// Adds one in two steps, which only a lock makes one.
+/// Adds one in two steps, which only a lock makes atomic.
 fn add_one(count: &AtomicU64) {
     let seen = count.load(Ordering::SeqCst);
     thread::yield_now();
     count.store(seen + 1, Ordering::SeqCst);
 }
 
-/// Lets `work` be done by so many threads at once.
+/// Runs `work` in this many threads at once.
 fn together(threads: u64, work: impl Fn(u64) + Sync) {
     let work = &work;
     thread::scope(|scope| {
@@ -160,7 +160,7 @@ fn threads_that_share_one_lock_exclude_each_other() {
     });
 }
 
-/// Threads and tasks, each with a lock of its own: whoever waits is woken.
+/// Threads and tasks, each with its own lock: each waiter is woken.
 #[test]
 fn threads_and_tasks_exclude_and_wake_each_other() {
     explore("threads and tasks", || {
@@ -182,7 +182,7 @@ fn threads_and_tasks_exclude_and_wake_each_other() {
     });
 }
 
-/// Those who wait for one lock are not taken for those who wait for another.
+/// The waiters for one lock are not confused with those for another.
 #[test]
 fn waiter_for_one_of_two_locks_is_woken() {
     explore("two locks", || {
@@ -206,7 +206,7 @@ fn waiter_for_one_of_two_locks_is_woken() {
     });
 }
 
-/// One is polled, perhaps woken, and dropped; the other gets the lock all the same.
+/// One future is polled, perhaps woken, and dropped; the other waiter still acquires the lock.
 #[test]
 fn dropped_future_consumes_no_wake_up() {
     explore("dropped futures", || {
@@ -241,7 +241,7 @@ fn dropped_future_consumes_no_wake_up() {
     });
 }
 
-/// A lease ends while others wait for it; anybody's next question tells them.
+/// A lease expires while others wait for it; the next operation of any client wakes them.
 #[test]
 fn waiters_are_woken_by_an_expiry_that_another_client_detects() {
     explore("ends", || {
@@ -267,15 +267,15 @@ fn waiters_are_woken_by_an_expiry_that_another_client_detects() {
     });
 }
 
-/// What a lock counts on is so, unless it was freed.
-fn assert_counts_on_what_is(clock: &Still, store: &Memory, lease: &verrou::Lease) {
+/// Asserts that the store records the lease for at least as long as it counts, unless the lock was freed.
+fn assert_lease_is_recorded(clock: &Still, store: &Memory, lease: &verrou::Lease) {
     let Some(held) = holder(store).filter(|held| held.fence == lease.fence()) else {
         return;
     };
     if let Some(recorded) = held.remaining {
         let counted = lease
             .remaining(clock.now())
-            .expect("what ends there ends here");
+            .expect("a lease that expires in the store expires here");
         assert!(counted <= recorded, "{counted:?} of {recorded:?}");
     }
 }
@@ -292,8 +292,8 @@ fn concurrent_extensions_leave_no_lease_longer_than_its_record() {
             let ttl = Ttl::new(Duration::from_secs(1 + 10 * number)).unwrap();
             lock.extend(Some(ttl)).unwrap();
         });
-        assert_counts_on_what_is(&clock, &store, &lock.lease().unwrap());
-        // The next one alone is what counts.
+        assert_lease_is_recorded(&clock, &store, &lock.lease().unwrap());
+        // Only the next extension counts.
         lock.extend(None).unwrap();
         assert_eq!(lock.remaining(), Some(Duration::from_secs(2)));
     });
@@ -328,7 +328,7 @@ fn renewed_and_extended_lease_is_no_longer_than_its_record() {
                 }
             }
         });
-        assert_counts_on_what_is(&clock, &store, &held.lease());
+        assert_lease_is_recorded(&clock, &store, &held.lease());
         held.release().unwrap();
         assert_eq!(holder(&store), None);
     });
@@ -374,7 +374,7 @@ fn only_one_of_two_releases_succeeds() {
     });
 }
 
-/// Somebody frees the lock while others take it: the lock of those who have it last gives it back.
+/// One thread force-releases the lock while others acquire it: the latest holder can release it.
 #[test]
 fn force_release_keeps_a_later_acquisition() {
     explore("forced releases", || {
@@ -386,19 +386,22 @@ fn force_release_keeps_a_later_acquisition() {
             if number == 0 {
                 lock.force_release().unwrap();
             } else {
-                // One of them may be refused until the other was evicted.
+                // One of them may be refused until the other was force-released.
                 let _ = lock.try_acquire();
             }
         });
         if holder(&store).is_some() {
-            assert!(lock.is_held().unwrap(), "the latest hold is known");
+            assert!(
+                lock.is_held().unwrap(),
+                "the latest acquisition is recorded"
+            );
             lock.release().unwrap();
         }
         assert_eq!(holder(&store), None);
     });
 }
 
-/// A memory store that tells of losses.
+/// A memory store that notifies of losses.
 #[derive(Clone)]
 struct Watched {
     store: Memory,
@@ -413,14 +416,14 @@ impl Watched {
         }
     }
 
-    /// Lets those who watch look.
-    fn tell(&self) {
+    /// Notifies the watches.
+    fn notify(&self) {
         let (watched, changed) = &*self.watched;
         watched
             .lock()
             .unwrap()
             .values_mut()
-            .for_each(|news| *news = true);
+            .for_each(|is_notified| *is_notified = true);
         changed.notify_all();
     }
 }
@@ -437,12 +440,12 @@ impl Store for Watched {
     }
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let released = Store::release(&self.store, claim);
-        self.tell();
+        self.notify();
         released
     }
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
         let evicted = Store::evict(&self.store, name, only);
-        self.tell();
+        self.notify();
         evicted
     }
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
@@ -461,8 +464,8 @@ impl Store for Watched {
         state = changed
             .wait_while(state, |state| state.get(&claim.owner) == Some(&false))
             .unwrap();
-        if let Some(news) = state.get_mut(&claim.owner) {
-            *news = false;
+        if let Some(is_notified) = state.get_mut(&claim.owner) {
+            *is_notified = false;
         }
         Waited::Done
     }
@@ -476,10 +479,10 @@ impl Store for Watched {
     }
 }
 
-/// The work ends, or the lock is lost, at any moment of the keeping: both are heard of.
+/// The work ends, or the lock is lost, at any moment of the auto-renewal: both are detected.
 #[test]
 fn keep_alive_ends_with_the_work_and_detects_a_loss() {
-    explore("keep_alive, told of losses", || {
+    explore("keep_alive with notifications of losses", || {
         let (clock, memory) = memory();
         let store = Watched::new(&memory);
         let locks = blocking::LockFactory::new(store, clock.clone());
@@ -531,7 +534,7 @@ fn lease_renewed_in_its_own_thread_is_no_longer_than_its_record() {
             thread::yield_now();
         };
         keep_alive(&held, work).unwrap();
-        assert_counts_on_what_is(&clock, &store, &held.lease());
+        assert_lease_is_recorded(&clock, &store, &held.lease());
         held.release().unwrap();
         assert_eq!(holder(&store), None);
     });
@@ -567,7 +570,7 @@ impl<S: Store> Store for Polled<S> {
     }
 }
 
-/// Threads of one process, and of what stands for two, take turns without a queue.
+/// Threads of one store, and of two stores that stand for two processes, take turns without a queue.
 fn threads_share_files<S: Store + Sync>(open: impl Fn() -> S) {
     let stores = [Polled(open()), Polled(open())];
     let clock = Still::new();
@@ -599,9 +602,9 @@ const FEWER: usize = 20;
 #[test]
 fn threads_share_a_lease_file_store() {
     explore_some("leases in files", schedules() / FEWER, || {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         threads_share_files(|| {
-            LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap()
+            LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap()
         });
     });
 }
@@ -609,18 +612,18 @@ fn threads_share_a_lease_file_store() {
 #[test]
 fn threads_share_a_file_lock_store() {
     explore_some("locks of the kernel", schedules() / FEWER, || {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         threads_share_files(|| {
-            FileLockStore::open(folder.path(), &StoreOptions::default()).unwrap()
+            FileLockStore::open(directory.path(), &StoreOptions::default()).unwrap()
         });
     });
 }
 
-/// What is found here is found: a lock that is none, and one who is never woken.
+/// Both kinds of faults are detected: a missing mutual exclusion, and a waiter that is never woken.
 #[test]
 fn faults_are_detected() {
     let is_detected = |scene: fn()| {
-        let explored = AssertUnwindSafe(|| explore("what is wrong", scene));
+        let explored = AssertUnwindSafe(|| explore("faults", scene));
         catch_unwind(explored).is_err()
     };
     assert!(is_detected(|| {
@@ -635,7 +638,7 @@ fn faults_are_detected() {
             .create_lock("lock", "none")
             .unwrap();
         lock.acquire().unwrap();
-        // Nobody gives it back.
+        // The lock is never released.
         together(2, |_| drop(lock.guard().unwrap()));
     }));
 }

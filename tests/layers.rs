@@ -1,14 +1,13 @@
-//! The arrows of the architecture: `src/lib.rs` lists the modules so that each may use those
-//! above it and none below, and none names the world but the conformance suite, and what is in no
-//! program that anybody uses.
+//! The layers of the architecture: `src/lib.rs` lists the modules so that each may use those above it,
+//! and none below it. Only the conformance suite, and modules in no released program, use host modules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What only a host may name.
+/// The modules of `std` that only a host may use.
 const WORLD: [&str; 6] = ["env", "fs", "net", "process", "thread", "time"];
 
-/// The modules, in the order in which `src/lib.rs` lists them.
+/// Returns the modules, in the order of `src/lib.rs`.
 fn modules() -> Vec<String> {
     let text = fs::read_to_string(source("lib.rs")).expect("lib.rs");
     let names = text.lines().filter_map(|line| {
@@ -22,11 +21,11 @@ fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(path)
 }
 
-/// Each file of `module`, with what it says outside comments.
+/// Returns each file of `module`, with its text outside comments.
 fn files(module: &str) -> Vec<(PathBuf, String)> {
     let mut paths = vec![source(&format!("{module}.rs"))];
-    if let Ok(folder) = fs::read_dir(source(module)) {
-        let inside = folder.map(|entry| entry.expect("an entry").path());
+    if let Ok(directory) = fs::read_dir(source(module)) {
+        let inside = directory.map(|entry| entry.expect("an entry").path());
         paths.extend(inside.filter(|path| path.extension().is_some_and(|end| end == "rs")));
     }
     let read = |path: PathBuf| {
@@ -40,7 +39,7 @@ fn files(module: &str) -> Vec<(PathBuf, String)> {
     paths.into_iter().map(read).collect()
 }
 
-/// The names that follow `prefix` in `code`: one, or each of a `{list}`.
+/// Returns the names that follow `prefix` in `code`: one, or each of a `{list}`.
 fn names_after<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let word = |text: &'a str| text.split(|c| !is_word(c)).next().unwrap_or_default();

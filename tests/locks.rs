@@ -1,5 +1,5 @@
-//! Locks as they are used, blocking and awaited: by hand, by `run`, with a retry policy, handed
-//! over, extended, and in several stores.
+//! Blocking and async locks in use: acquired and released directly, by a guard or by `run`, with a retry
+//! policy, transferred, extended, and in several stores.
 
 mod common;
 
@@ -18,7 +18,7 @@ use verrou::{
     Retry, RunError, Store, StoreError, Ttl, blocking, nonblocking,
 };
 
-/// How the documentation retries.
+/// Returns the retry policy of the documentation's examples.
 fn five_times() -> Retry {
     Retry::default()
         .attempts(5)
@@ -59,7 +59,7 @@ fn guard_dropped_by_an_early_return_releases() -> Result<(), Error> {
         let _held = lock.guard()?;
         assert!(lock.is_held()?);
         Name::new("").map_err(Error::from)?;
-        unreachable!("an empty name is none");
+        unreachable!("an empty name is invalid");
     };
     assert_eq!(work().map_err(|err| err.code()), Err("E_INVALID_NAME"));
     assert!(!lock.is_locked()?);
@@ -118,7 +118,7 @@ fn a_retry_policy_limits_the_wait() -> Result<(), Error> {
     };
     assert_eq!(name.as_str(), "my-resource");
     assert_eq!(clock.elapsed(), ms(1400));
-    // A factory's policy is its locks'.
+    // A factory's policy is the default of its locks.
     let impatient = blocking
         .retry(five_times())
         .create_lock("my-resource", "1s")?;
@@ -209,12 +209,12 @@ fn lock_is_transferred_as_text() -> Result<(), Error> {
         awaited,
         ..
     } = world();
-    // A blocking program takes it, ...
+    // A blocking program acquires the lock.
     let lock = blocking.create_lock("my-resource", "2s")?;
     let lease = lock.acquire()?;
     clock.advance(ms(500));
     let text = lock.serialize()?.to_string();
-    // ... a worker that awaits finishes the work.
+    // An async worker takes the lease over and completes the work.
     let restored = awaited.restore_lock(&text.parse()?);
     assert_eq!(restored.remaining(), Some(ms(1500)));
     assert_eq!(restored.name(), lock.name());
@@ -249,7 +249,7 @@ fn lock_transferred_after_expiry_is_not_owned() -> Result<(), Error> {
     assert!(restored.is_expired());
     assert!(matches!(restored.extend(None), Err(Error::NotOwner { .. })));
     assert!(matches!(restored.release(), Err(Error::NotOwner { .. })));
-    // It is a lock like any other, and can be acquired again.
+    // The restored lock can be acquired again, like any other.
     restored.acquire()?;
     assert_eq!(restored.remaining(), Some(ms(2000)));
     Ok(())
@@ -315,7 +315,7 @@ fn a_lease_is_extended_async() -> Result<(), Error> {
             held.extend(None).await
         });
         let Err(RunError::Ended { value, error }) = ran.await else {
-            panic!("a lease that ran out");
+            panic!("a lease that expired");
         };
         assert!(matches!(value, Err(Error::NotOwner { .. })));
         let loss = Loss::Expired;
@@ -347,7 +347,7 @@ fn auto_renewal_keeps_the_lease_until_a_force_release() -> Result<(), Error> {
     assert_eq!(kept, "done");
     assert_eq!(health, [[false].as_slice(), &[true; 9]].concat());
     assert!(other.try_acquire().is_err());
-    // The guard knows of the extensions.
+    // The guard has recorded the renewals.
     assert_eq!(held.remaining(), Some(ms(2000)));
     other.force_release()?;
     let lost = held.keep(|_, at_most| -> ControlFlow<()> {
@@ -408,7 +408,7 @@ fn renewed_lease_survives_a_suspension() -> Result<(), Error> {
     held.keep(|_, _| {
         pauses += 1;
         clock.advance(ms(60_000));
-        assert!(held.is_expired(), "nobody protects it now");
+        assert!(held.is_expired(), "the lock protects nothing now");
         // The lease is taken back after each suspension, including the last.
         if pauses < 3 {
             ControlFlow::Continue(())
@@ -448,7 +448,7 @@ fn renewed_lease_survives_a_suspension_async() -> Result<(), Error> {
     })
 }
 
-/// A memory store whose next renewal takes this many milliseconds of the clock.
+/// A memory store whose next renewal takes `takes` milliseconds of the clock.
 #[derive(Clone)]
 struct Slow {
     memory: Memory,
@@ -563,7 +563,7 @@ fn owner_may_release_during_auto_renewal() -> Result<(), Error> {
             }
             pauses += 1;
             if matches!(machine.health(), Health::Released) {
-                assert!(pauses < 5, "it shows in time");
+                assert!(pauses < 5, "the release is detected in time");
                 return ControlFlow::Break(());
             }
             clock.advance(at_most);

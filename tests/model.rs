@@ -1,17 +1,17 @@
-//! Every interleaving of two askers, a store and a clock, walked breadth-first: requests and
-//! replies take their time, get lost or turn into errors, waits end early or late, holders
-//! release, or stop for as long as it takes.
+//! A model checker: it walks every interleaving of two clients, a store and a clock, breadth-first.
+//! Requests and replies are delayed, get lost or turn into errors, waits end early or late, holders
+//! release the lock, or stop for any length of time.
 //!
-//! In every state of it
+//! In every state
 //!
-//! - a lease that its holder counts as alive is recorded in the store, for at least as long; so
-//!   at most one lease is alive;
-//! - the store holds nothing of an asker that has given up, unless its undoing was lost, too;
-//! - a lease was alive when it was handed out, under a fence greater than any before.
+//! - a lease that its holder counts as unexpired is recorded in the store, for at least as long; so
+//!   at most one lease is unexpired;
+//! - the store has no record of a client that has failed, unless its final release was lost, too;
+//! - a lease is unexpired when it is returned, with a fencing token greater than any before.
 //!
-//! Tried with seeded bugs in `src/acquire.rs`, each of which it finds in every policy: a lease
-//! counted from the reply, or for a tick too long; an undo forgotten altogether, after an error,
-//! or after a grant that came too late; a lease handed out when its time has passed.
+//! It was tested with seeded bugs in `src/acquire.rs`, each of which it detects with every policy: a lease
+//! counted from the reply, or for a tick too long; a final release omitted in all cases, after an error,
+//! or after a grant that arrived too late; a lease returned after its expiry.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt::{self, Debug, Write};
@@ -30,11 +30,11 @@ const END: u64 = 5;
 #[derive(Clone, Debug)]
 struct State {
     now: u64,
-    /// How many requests and replies may still get lost.
+    /// The number of requests and replies that may still get lost.
     faults: u8,
     record: Option<Record>,
     grants: u64,
-    askers: [Asker; 2],
+    clients: [Client; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -45,15 +45,15 @@ struct Record {
 }
 
 #[derive(Clone)]
-struct Asker {
+struct Client {
     machine: Acquire,
     at: At,
-    /// The request to undo never reached the store.
+    /// Whether the final release never reached the store.
     undo_lost: bool,
 }
 
-/// All that makes a difference from here on: a machine at its end is asked for nothing more.
-impl Debug for Asker {
+/// Writes the parts that affect the states that follow: a machine at its end has no effect.
+impl Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ended = matches!(self.at, At::Holding(_) | At::Left | At::Failed { .. });
         let machine = (!ended).then_some(&self.machine);
@@ -61,22 +61,22 @@ impl Debug for Asker {
     }
 }
 
-/// Where an asker is.
+/// The state of a client.
 #[derive(Clone, Debug)]
 enum At {
-    /// It has not begun to ask.
+    /// It has not sent a request.
     Ready,
     /// It waits or sleeps until then; a wait may end early.
     Resting { until: u64, early: bool },
-    /// Its request is on its way.
+    /// Its request is in flight.
     Asking(Request),
-    /// The reply is on its way.
+    /// The reply is in flight.
     Answered(Reply),
-    /// It was granted the lock.
+    /// It holds the lock.
     Holding(Lease),
-    /// It released the lock it had.
+    /// It has released the lock.
     Left,
-    /// It gave up.
+    /// Its acquisition has failed.
     Failed { timeout: bool },
 }
 
@@ -105,7 +105,7 @@ fn claim(number: u8) -> Claim {
 
 impl State {
     fn first(retry: &Retry, faults: u8) -> Self {
-        let asker = |number| Asker {
+        let client = |number| Client {
             machine: Acquire::new(claim(number), retry.clone(), at(0)),
             at: At::Ready,
             undo_lost: false,
@@ -115,14 +115,14 @@ impl State {
             faults,
             record: None,
             grants: 0,
-            askers: [asker(1), asker(2)],
+            clients: [client(1), client(2)],
         };
-        // One of them asks first, and then it is time zero.
+        // One of them sends the first request, at time zero.
         first.turn(0);
         first
     }
 
-    /// Every state that can follow.
+    /// Returns every state that can follow.
     fn followers(&self) -> Vec<Self> {
         let mut all = Vec::new();
         if self.now < END {
@@ -130,46 +130,46 @@ impl State {
             later.now += 1;
             all.push(later);
         }
-        for who in 0..self.askers.len() {
+        for index in 0..self.clients.len() {
             let mut follows = |change: &dyn Fn(&mut Self)| {
                 let mut next = self.clone();
                 change(&mut next);
                 all.push(next);
             };
-            match &self.askers[who].at {
-                At::Ready => follows(&|next| next.turn(who)),
+            match &self.clients[index].at {
+                At::Ready => follows(&|next| next.turn(index)),
                 At::Resting { until, early } => {
                     if *early || *until <= self.now {
-                        follows(&|next| next.wake(who));
+                        follows(&|next| next.wake(index));
                     }
                 }
                 At::Asking(request) => {
                     let request = *request;
                     follows(&|next| {
-                        let reply = next.answer(who, request);
-                        next.askers[who].at = At::Answered(reply);
+                        let reply = next.answer(index, request);
+                        next.clients[index].at = At::Answered(reply);
                     });
                     if self.faults > 0 {
                         for error in [lost(), broken()] {
                             follows(&|next| {
-                                next.askers[who].undo_lost |= request == Request::Release;
-                                next.fail(who, &error);
+                                next.clients[index].undo_lost |= request == Request::Release;
+                                next.fail(index, &error);
                             });
                         }
                     }
                 }
                 At::Answered(reply) => {
                     let reply = *reply;
-                    follows(&|next| next.hear(who, Ok(reply)));
+                    follows(&|next| next.receive(index, Ok(reply)));
                     if self.faults > 0 {
                         for error in [lost(), broken()] {
-                            follows(&|next| next.fail(who, &error));
+                            follows(&|next| next.fail(index, &error));
                         }
                     }
                 }
                 At::Holding(_) => follows(&|next| {
-                    next.answer(who, Request::Release);
-                    next.askers[who].at = At::Left;
+                    next.answer(index, Request::Release);
+                    next.clients[index].at = At::Left;
                 }),
                 At::Left | At::Failed { .. } => {}
             }
@@ -177,11 +177,11 @@ impl State {
         all
     }
 
-    /// The asker's machine says what it does now.
-    fn turn(&mut self, who: usize) {
+    /// Performs the next step of the client's machine.
+    fn turn(&mut self, index: usize) {
         let now = self.now;
-        let asker = &mut self.askers[who];
-        asker.at = match asker.machine.next(at(now)) {
+        let client = &mut self.clients[index];
+        client.at = match client.machine.next(at(now)) {
             AcquireStep::Acquire(_) => At::Asking(Request::Acquire),
             AcquireStep::Release(_) => At::Asking(Request::Release),
             AcquireStep::Wait(_, pause) => At::Resting {
@@ -195,7 +195,7 @@ impl State {
             AcquireStep::Done(Ok(lease)) => {
                 assert!(
                     !lease.is_expired(at(now)),
-                    "dead when handed out: {lease:?}"
+                    "expired when returned: {lease:?}"
                 );
                 At::Holding(lease)
             }
@@ -205,27 +205,27 @@ impl State {
         };
     }
 
-    fn wake(&mut self, who: usize) {
+    fn wake(&mut self, index: usize) {
         let now = at(self.now);
-        self.askers[who].machine.waited(now);
-        self.turn(who);
+        self.clients[index].machine.waited(now);
+        self.turn(index);
     }
 
-    fn hear(&mut self, who: usize, reply: Result<Reply, StoreError>) {
+    fn receive(&mut self, index: usize, reply: Result<Reply, StoreError>) {
         let now = at(self.now);
-        self.askers[who].machine.heard(now, reply);
-        // What it makes of that it says at once: no time passes inside of it.
-        self.turn(who);
+        self.clients[index].machine.heard(now, reply);
+        // The machine's next step follows at once: no time passes inside the machine.
+        self.turn(index);
     }
 
-    fn fail(&mut self, who: usize, error: &StoreError) {
+    fn fail(&mut self, index: usize, error: &StoreError) {
         self.faults -= 1;
-        self.hear(who, Err(error.clone()));
+        self.receive(index, Err(error.clone()));
     }
 
-    /// The reference store: one step.
-    fn answer(&mut self, who: usize, request: Request) -> Reply {
-        let owner = owner(who);
+    /// Performs one operation of the reference store.
+    fn answer(&mut self, index: usize, request: Request) -> Reply {
+        let owner = owner(index);
         let now = self.now;
         self.record.take_if(|record| record.until <= now);
         let mine = self
@@ -260,16 +260,16 @@ impl State {
         }
     }
 
-    /// What is wrong with this state.
+    /// Returns the invariant that this state violates, if any.
     fn fault(&self) -> Option<String> {
         let record = self
             .record
             .as_ref()
             .filter(|record| self.now < record.until);
         let mut alive = 0;
-        for (who, asker) in self.askers.iter().enumerate() {
-            let recorded = record.filter(|record| record.owner == owner(who));
-            match &asker.at {
+        for (index, client) in self.clients.iter().enumerate() {
+            let recorded = record.filter(|record| record.owner == owner(index));
+            match &client.at {
                 At::Holding(lease) if !lease.is_expired(at(self.now)) => {
                     alive += 1;
                     let covered = recorded.is_some_and(|record| {
@@ -277,21 +277,23 @@ impl State {
                             && lease.fence() == Some(record.fence)
                     });
                     if !covered {
-                        return Some(format!("asker {who} counts on a lease it has not"));
+                        return Some(format!(
+                            "client {index} counts a lease that is not recorded"
+                        ));
                     }
                 }
-                At::Failed { .. } if recorded.is_some() && !asker.undo_lost => {
-                    return Some(format!("asker {who} gave up and left its record"));
+                At::Failed { .. } if recorded.is_some() && !client.undo_lost => {
+                    return Some(format!("client {index} failed and left its record"));
                 }
                 _ => {}
             }
         }
-        (alive > 1).then(|| "two hold it".to_owned())
+        (alive > 1).then(|| "two clients hold the lock".to_owned())
     }
 }
 
-fn owner(who: usize) -> Owner {
-    claim(u8::try_from(who + 1).expect("a small number")).owner
+fn owner(index: usize) -> Owner {
+    claim(u8::try_from(index + 1).expect("a small number")).owner
 }
 
 fn lost() -> StoreError {
@@ -302,7 +304,7 @@ fn broken() -> StoreError {
     StoreError::permanent("broken")
 }
 
-/// A hash of what something looks like.
+/// Returns a hash of the state's `Debug` text.
 fn key(state: &impl Debug) -> u64 {
     struct Sink(DefaultHasher);
     impl Write for Sink {
@@ -316,7 +318,7 @@ fn key(state: &impl Debug) -> u64 {
     sink.0.finish()
 }
 
-/// What a walk came across.
+/// The numbers of states and events that a walk visited.
 #[derive(Debug, Default)]
 struct Seen {
     states: usize,
@@ -326,7 +328,7 @@ struct Seen {
     orphans: usize,
 }
 
-/// Walks all states that can follow from the first; panics at the first that is wrong.
+/// Walks all states that can follow from the first; panics at the first that violates an invariant.
 fn walk(retry: &Retry, faults: u8) -> Seen {
     let first = State::first(retry, faults);
     let mut known = HashSet::from([key(&first)]);
@@ -337,14 +339,14 @@ fn walk(retry: &Retry, faults: u8) -> Seen {
             panic!("{fault}: {state:#?}");
         }
         seen.states += 1;
-        for asker in &state.askers {
-            match &asker.at {
+        for client in &state.clients {
+            match &client.at {
                 At::Holding(_) => seen.holders += 1,
                 At::Failed { timeout: true } => seen.timeouts += 1,
                 At::Failed { timeout: false } => seen.errors += 1,
                 _ => {}
             }
-            seen.orphans += usize::from(asker.undo_lost);
+            seen.orphans += usize::from(client.undo_lost);
         }
         queue.extend(
             state
@@ -358,7 +360,7 @@ fn walk(retry: &Retry, faults: u8) -> Seen {
 
 fn check(retry: &Retry, faults: u8) {
     let seen = walk(retry, faults);
-    // A walk that comes across nothing proves nothing.
+    // A walk that visits no such state proves nothing.
     let Seen {
         states,
         holders,

@@ -1,5 +1,4 @@
-//! Keeping a lease alive, as scripts: what the store says, and which steps follow, through both
-//! drivers.
+//! Auto-renewal, by scripts: the store's replies, and the steps that follow, through both drivers.
 
 mod common;
 
@@ -13,7 +12,7 @@ use verrou::{
     nonblocking,
 };
 
-/// Its third is 800 ms, and an eighth of that is 100 ms.
+/// Returns a ttl whose third is 800 ms; an eighth of that is 100 ms.
 fn ttl() -> Ttl {
     Ttl::new(ms(2400)).expect("a ttl")
 }
@@ -22,7 +21,7 @@ fn lease(ttl: Ttl) -> Lease {
     Lease::granted(claim(ttl), Some(Fence::FIRST), Timestamp::default())
 }
 
-/// Plays `script` to the keeping of a lease of 2.4 s that was just granted.
+/// Plays `script` to the auto-renewal of a lease of 2.4 s that was just granted.
 #[track_caller]
 fn check(script: impl Fn() -> Vec<In>, expected: &[&str]) {
     check_for(
@@ -44,7 +43,7 @@ fn check_for(machine: impl Fn() -> Renew, script: impl Fn() -> Vec<In>, expected
             ControlFlow::Break(())
         }
     });
-    world.note(told(end));
+    world.note(describe(end));
     assert_eq!(world.log(), expected, "blocking");
 
     let world = World::new(script());
@@ -59,7 +58,7 @@ fn check_for(machine: impl Fn() -> Renew, script: impl Fn() -> Vec<In>, expected
     let noted = |machine: &Renew| world.note(health(machine));
     let end = nonblocking::keep(&world, &world, &mut keeping, noted, |_| {}, stopped);
     let end = pollster::block_on(end);
-    world.note(told(end));
+    world.note(describe(end));
     assert_eq!(world.log(), expected, "nonblocking");
 }
 
@@ -73,7 +72,7 @@ fn health(machine: &Renew) -> &'static str {
     }
 }
 
-fn told(end: Result<(), Loss>) -> String {
+fn describe(end: Result<(), Loss>) -> String {
     match end {
         Ok(()) => "stopped".into(),
         Err(loss) => format!("lost: {loss:?}"),
@@ -92,7 +91,7 @@ fn lease_is_renewed_at_every_third_of_the_ttl() {
             "sleep 800ms",
             "renew@1.6s",
             "renewed",
-            // From before the request, not from its reply.
+            // Counted from before the request, not from its reply.
             "sleep 750ms",
             "stopped",
         ],
@@ -121,7 +120,7 @@ fn old_lease_is_renewed_after_half_of_its_remaining_time() {
         || Renew::new(lease(ttl()), ttl(), Timestamp::new(ms(2000))),
         || vec![granted(0), In::Stop],
         &[
-            // The world's clock starts at zero, the lease's remainder was taken at two seconds.
+            // The world's clock starts at zero, but the remaining time was computed at two seconds.
             "held",
             "sleep 2.2s",
             "renew@2.2s",
@@ -209,7 +208,7 @@ fn renewal_received_after_its_expiry_is_lost() {
         || vec![granted(0).after(2400)],
         &["held", "sleep 800ms", "renew@800ms", "lost: Expired"],
     );
-    // Past the old end, but within the new one: the store extended it in time.
+    // After the old expiry, but before the new one: the store extended it in time.
     check(
         || vec![granted(0).after(2399), granted(0), In::Stop],
         &[
@@ -226,7 +225,7 @@ fn renewal_received_after_its_expiry_is_lost() {
     );
 }
 
-/// Otherwise the driver of a slow store would never see that the work has ended.
+/// Without a wait, the driver of a slow store would never detect that the work has ended.
 #[test]
 fn slow_renewals_have_a_wait_between_them() {
     check(
@@ -346,7 +345,7 @@ fn expired_lease_is_taken_back_by_a_store_that_revives() {
         || vec![woken(9000), held()],
         &["held", "sleep 800ms", "renew@9s", "lost: Expired"],
     );
-    // The store is asked once; an error does not prove that the lock is still held.
+    // The store gets one request; an error does not prove that the lock is still held.
     check_for(
         reviving,
         || vec![woken(9000), trouble()],
@@ -424,7 +423,7 @@ fn a_store_that_is_too_slow_for_the_ttl_loses_the_lease() {
     );
 }
 
-/// The lease's time has passed when the work is done.
+/// The lease has expired when the work is done.
 #[test]
 fn the_final_renewal_makes_at_most_two_requests() {
     let late = || vec![granted(0).after(2400), granted(0).after(2400)];
@@ -497,7 +496,7 @@ fn late_reply_loses_the_lease_at_once() {
 fn step_is_repeated_until_its_result_is_recorded() {
     let at = |millis| Timestamp::new(ms(millis));
     let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
-    // Nobody was asked.
+    // No request is in flight.
     machine.heard(at(0), Ok(Renewed::Lost));
     for _ in 0..2 {
         assert!(matches!(machine.next(at(0)), RenewStep::Wait(pause) if pause == ms(800)));
@@ -505,7 +504,7 @@ fn step_is_repeated_until_its_result_is_recorded() {
     for _ in 0..2 {
         assert!(matches!(machine.next(at(900)), RenewStep::Renew(..)));
     }
-    // It left at 900 ms; asked about again at a later time, it is still that request.
+    // The request was sent at 900 ms; a later call of `next` returns the same request.
     machine.next(at(1000));
     machine.heard(at(1100), Ok(Renewed::Granted));
     assert_eq!(machine.lease().ends(), Some(at(3300)));
@@ -515,7 +514,7 @@ fn step_is_repeated_until_its_result_is_recorded() {
             RenewStep::Lost(Loss::Expired)
         ));
     }
-    // Lost is lost, whatever is heard or asked later.
+    // A lost lease stays lost, regardless of later replies and calls.
     machine.heard(at(3300), Ok(Renewed::Granted));
     assert!(matches!(
         machine.next(at(0)),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 const EXTENSIONS: [&str; 3] = ["rs", "mjs", "py"];
 
-/// Returns all source files below `directory`.
+/// Appends all source files below `directory` to `found`.
 fn sources(directory: &Path, found: &mut Vec<(PathBuf, String)>) {
     for entry in fs::read_dir(directory).expect("a directory") {
         let path = entry.expect("an entry").path();
@@ -32,7 +32,7 @@ fn has_word(text: &str, word: &str) -> bool {
     })
 }
 
-/// Returns whether the test `place::name` exists in `sources`: in a file or directory called `place`,
+/// Returns whether the test `place::name` exists in `sources`: in a file or directory named `place`,
 /// or as the file `name` of the directory `place`.
 fn exists(sources: &[(PathBuf, String)], place: &str, name: &str) -> bool {
     sources.iter().any(|(path, text)| {
@@ -87,11 +87,11 @@ fn each_promise_of_the_security_page_has_its_tests() {
 }
 
 #[test]
-fn missing_tests_are_noticed() {
+fn missing_tests_are_detected() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let mut all = Vec::new();
     sources(&here, &mut all);
-    let this = concat!("missing_tests", "_are_noticed");
+    let this = concat!("missing_tests", "_are_detected");
     assert!(exists(&all, "security_page", this));
     assert!(!exists(&all, "acquire", this));
     assert!(!exists(&all, "security_page", &this[1..]));

@@ -1,4 +1,4 @@
-//! Locks that are polled, beyond what `acquire.rs` shows of all drivers.
+//! Polled locks, beyond the behaviour of all drivers in `acquire.rs`.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn retry() -> Retry {
     Retry::default().delay(ms(100)).expect("a delay")
 }
 
-/// Whoever is woken early looks again, and goes on waiting for as long as before.
+/// A waiter that is woken early retries, and then continues its wait to the same end.
 #[test]
 fn early_poll_retries() {
     let world = World::new(vec![held(), held(), granted(3)]);
@@ -34,11 +34,11 @@ fn early_poll_retries() {
     world.rest("woken", ms(40));
     let acquired = attempt.poll().expect("an answer");
     assert!(matches!(&acquired, Progress::Acquired(lease) if Some(lease) == lock.lease().as_ref()));
-    // The end repeats itself.
+    // After the end, each poll returns the same.
     assert_eq!(attempt.poll().expect("an answer"), acquired);
 }
 
-/// A store in trouble is not asked before it is time, however often it is polled.
+/// A failing store gets no request before the end of the pause, however often the attempt is polled.
 #[test]
 fn poll_during_a_pause_sends_no_request() {
     let world = World::new(vec![trouble(), granted(3)]);
@@ -68,7 +68,7 @@ fn attempts_take_turns() {
     assert!(!lock.is_locked().expect("an answer"));
 }
 
-/// A dropped attempt is forgotten, and what it would have got is free for others.
+/// After the drop of an attempt, the lock is free for others.
 #[test]
 fn dropped_attempt_acquires_nothing() {
     let clock = TestClock::still();
@@ -83,7 +83,7 @@ fn dropped_attempt_acquires_nothing() {
     assert!(!one.is_locked().expect("an answer"));
 }
 
-/// A lease is extended in time, its doubt is said, and so is its loss.
+/// The lease is renewed in time, and an unknown state and a loss are returned.
 #[test]
 fn renewal_returns_the_state_of_the_lease() {
     let script = vec![granted(3), granted(0), trouble(), granted(0), held()];
@@ -94,14 +94,14 @@ fn renewal_returns_the_state_of_the_lease() {
     let mut renewal = lock.keep().expect("a lease");
     let held_for = |keeping: Keeping, wait: u64| {
         assert!(
-            matches!(keeping, Keeping::Held(told) if told == ms(wait)),
+            matches!(keeping, Keeping::Held(pause) if pause == ms(wait)),
             "{keeping:?}"
         );
         world.rest("wait", ms(wait));
     };
     held_for(renewal.poll(), 800);
     held_for(renewal.poll(), 800);
-    // The extension reached the lock.
+    // The renewal extended the lock's lease.
     assert_eq!(lock.remaining(), Some(ms(1600)));
     match renewal.poll() {
         Keeping::Unknown { wait, why } => {
@@ -116,7 +116,7 @@ fn renewal_returns_the_state_of_the_lease() {
     }
 }
 
-/// What else is done to a lease is known to who keeps it.
+/// The auto-renewal takes extensions of the lease through the lock into account.
 #[test]
 fn renewal_continues_from_other_extensions() {
     let clock = TestClock::still();
@@ -126,7 +126,7 @@ fn renewal_continues_from_other_extensions() {
     let mut renewal = lock.keep().expect("a lease");
     assert!(matches!(renewal.poll(), Keeping::Held(_)));
 
-    // Made shorter: the next extension is due sooner, and what is left is not told longer.
+    // A shorter lease: the next renewal is due sooner, and the remaining time is not overstated.
     let second = Ttl::new(ms(1_000)).expect("a ttl");
     lock.extend(Some(second)).expect("my lock");
     assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(500)));
@@ -135,7 +135,7 @@ fn renewal_continues_from_other_extensions() {
     assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(10_000)));
     assert_eq!(lock.remaining(), Some(ms(30_000)));
 
-    // Made longer: it is not lost when its former end comes.
+    // A longer lease: it is not lost at its former expiry.
     let hour = Ttl::new(ms(3_600_000)).expect("a ttl");
     lock.extend(Some(hour)).expect("my lock");
     clock.advance(ms(40_000));
@@ -176,7 +176,7 @@ fn a_renewal_ends_with_the_owners_release() {
             restored.release().expect("my lock");
             let other = Lock::new(Arc::clone(&store), clock.clone(), "lock", None).expect("a lock");
             other.try_acquire([8; 16]).expect("a free lock");
-            // The next renewal notices the release.
+            // The next renewal detects the release.
             while let Keeping::Held(wait) = renewal.poll() {
                 clock.advance(wait);
             }
@@ -190,7 +190,7 @@ fn a_renewal_ends_with_the_owners_release() {
     }
 }
 
-/// Whoever holds a lock and asks for it again with the same owner keeps it.
+/// A holder that repeats its acquire request with the same owner token keeps the lock.
 #[test]
 fn repeated_request_of_the_owner_returns_the_same_grant() {
     let clock = TestClock::still();
@@ -203,7 +203,7 @@ fn repeated_request_of_the_owner_returns_the_same_grant() {
     lock.release().expect("my lock");
 }
 
-/// A lease that was not renewed in time is lost, without asking the store.
+/// A lease that was not renewed in time is lost, without a request to the store.
 #[test]
 fn a_late_renewal_is_lost() {
     let world = World::new(vec![granted(3)]);
@@ -215,7 +215,7 @@ fn a_late_renewal_is_lost() {
     assert!(lock.is_expired());
 }
 
-/// A failure is told with its code, and the lock can be used again.
+/// The error has its code, and the lock can be used again.
 #[test]
 fn store_error_is_returned_and_lock_stays_usable() {
     let world = World::new(vec![broken(), granted(0), granted(4)]);
@@ -230,7 +230,7 @@ fn store_error_is_returned_and_lock_stays_usable() {
     assert_eq!(world.log(), ["acquire@0ns", "release@0ns", "acquire@0ns"]);
 }
 
-/// A lock that is written down can be released elsewhere, also by a lock of another colour.
+/// A serialized lock can be restored, extended and released elsewhere.
 #[test]
 fn lock_is_transferred_as_text() {
     let clock = TestClock::still();
@@ -251,7 +251,7 @@ fn lock_is_transferred_as_text() {
     );
 }
 
-/// Only the grant that is meant is evicted.
+/// A force-release of one grant does not release another.
 #[test]
 fn force_release_of_one_grant() {
     let clock = TestClock::still();

@@ -1,5 +1,5 @@
-//! What is read from text: names, owners, ttls and serialized locks. Whatever is written can be
-//! read again, in every later version, and nothing else is taken for it.
+//! The parsing of text: names, owner tokens, ttls and serialized locks. All text that is written can be
+//! read again, in every later version, and no other text is accepted.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use verrou::{
     Name, Owner, Printable, Process, SerializedLock, Timestamp, Ttl,
 };
 
-/// Texts that look a little like durations.
+/// Generates texts that resemble durations.
 fn nearly_a_ttl() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
@@ -27,13 +27,13 @@ fn ttls() -> impl Strategy<Value = Ttl> {
 }
 
 fn names() -> impl Strategy<Value = Name> {
-    // Control characters among them, which `any::<String>()` leaves out.
+    // They include control characters, which `any::<String>()` omits.
     let characters = prop_oneof![any::<char>(), (0_u8..0x30).prop_map(char::from)];
     let texts = proptest::collection::vec(characters, 1..40).prop_map(String::from_iter);
     texts.prop_filter_map("a name", |text: String| Name::new(&text).ok())
 }
 
-/// What JSON is made of, in any order.
+/// Generates the parts of JSON in any order.
 fn nearly_json() -> impl Strategy<Value = String> {
     let pieces = [
         "{", "}", "[", "]", ",", ":", "\"", "\\", "null", "true", "fals", "e", "0", "12", "-",
@@ -80,7 +80,7 @@ proptest! {
         prop_assert_eq!(read.to_string(), written.to_string());
     }
 
-    /// What is not known is skipped if it is JSON, and nothing else is.
+    /// An unknown member is skipped if it is JSON, and rejected otherwise.
     #[test]
     fn unknown_member_must_be_json(junk in nearly_json()) {
         let known = golden("never").to_string();
@@ -159,7 +159,7 @@ proptest! {
         prop_assert_eq!(text.len(), 32);
         prop_assert_eq!(text.parse(), Ok(owner));
         prop_assert_eq!(text.to_uppercase().parse(), Ok(owner));
-        // A log line does not give it away.
+        // A log line does not disclose the token.
         let logged = format!("{owner:?}");
         prop_assert!(!logged.contains(&text[..7]), "{}", logged);
     }
@@ -191,7 +191,7 @@ proptest! {
         prop_assert_eq!(read.owner(), lease.owner());
         prop_assert_eq!(read.fence(), lease.fence());
         prop_assert_eq!(&read.to_string(), &text);
-        // Whole milliseconds, rounded up, so that nothing becomes no time at all.
+        // Whole milliseconds, rounded up, so that no length becomes zero.
         let rounded = |read: Option<Duration>, written: Option<Duration>| match (read, written) {
             (Some(read), Some(written)) => {
                 (written..written + Duration::from_millis(1)).contains(&read)
@@ -254,7 +254,7 @@ fn each_invalid_ttl_has_its_own_error() {
     for text in ["", " ", "soon", "1 parsec", "s", "1s1", "None", "1,5s"] {
         let end = text.parse::<Ttl>();
         assert!(
-            matches!(&end, Err(InvalidTtl::Unreadable { text: told, .. }) if *told == text.trim()),
+            matches!(&end, Err(InvalidTtl::Unreadable { text: named, .. }) if *named == text.trim()),
             "{text}: {end:?}"
         );
     }
@@ -349,7 +349,7 @@ fn a_capital_m_is_neither_minutes_nor_months() {
     assert_eq!("1month".parse(), Ttl::new(Duration::from_secs(2_630_016)));
 }
 
-/// Written by the first version, to be read for ever.
+/// Texts that the first version wrote, which every later version must read.
 const GOLDEN: [(&str, &str); 3] = [
     ("held", include_str!("golden/serialized-v1.json")),
     ("never", include_str!("golden/serialized-v1-never.json")),
@@ -414,7 +414,7 @@ fn serialized_lock_escapes_hidden_characters_and_is_read_back() {
     }
 }
 
-/// No whole number of milliseconds is as long as the longest ttl, and the next one is none.
+/// The maximum ttl is not a whole number of milliseconds, and the next whole number is not a ttl.
 #[test]
 fn maximum_ttl_can_be_serialized() {
     let longest = Ttl::new(Ttl::MAX).expect("a ttl");
@@ -449,13 +449,13 @@ fn members_can_be_added_and_come_in_any_order() {
 #[test]
 fn each_corruption_has_its_own_error() {
     use InvalidSerializedLock as Why;
-    let damaged = |from: &str, to: &str| {
+    let corrupted = |from: &str, to: &str| {
         let text = GOLDEN[0].1;
         assert!(text.contains(from), "{from}");
         text.replace(from, to).parse::<SerializedLock>()
     };
     assert_eq!(
-        damaged(r#""version":1"#, r#""version":2"#),
+        corrupted(r#""version":1"#, r#""version":2"#),
         Err(Why::UnknownVersion { version: 2 })
     );
     assert_eq!(
@@ -463,18 +463,21 @@ fn each_corruption_has_its_own_error() {
         Err(Why::UnknownVersion { version: 3 })
     );
     assert_eq!(
-        damaged("nightly/backup of ‘web1’", ""),
+        corrupted("nightly/backup of ‘web1’", ""),
         Err(Why::Name(InvalidName::Empty))
     );
-    assert_eq!(damaged("0e0f", "0e"), Err(Why::Owner(InvalidOwner)));
-    assert_eq!(damaged("0e0f", "0e0g"), Err(Why::Owner(InvalidOwner)));
-    assert_eq!(damaged("0001", "+001"), Err(Why::Owner(InvalidOwner)));
-    assert_eq!(damaged("2000", "0"), Err(Why::Ttl(InvalidTtl::Zero)));
+    assert_eq!(corrupted("0e0f", "0e"), Err(Why::Owner(InvalidOwner)));
+    assert_eq!(corrupted("0e0f", "0e0g"), Err(Why::Owner(InvalidOwner)));
+    assert_eq!(corrupted("0001", "+001"), Err(Why::Owner(InvalidOwner)));
+    assert_eq!(corrupted("2000", "0"), Err(Why::Ttl(InvalidTtl::Zero)));
     assert_eq!(
-        damaged("2000", "9223372036855"),
+        corrupted("2000", "9223372036855"),
         Err(Why::Ttl(InvalidTtl::TooLong))
     );
-    assert_eq!(damaged(r#""fence":7"#, r#""fence":0"#), Err(Why::ZeroFence));
+    assert_eq!(
+        corrupted(r#""fence":7"#, r#""fence":0"#),
+        Err(Why::ZeroFence)
+    );
     for (from, to) in [
         (r#""version":1"#, r#""version":"1""#),
         (r#""version":1"#, r#""version":-1"#),
@@ -488,22 +491,22 @@ fn each_corruption_has_its_own_error() {
         ("}", "} and more"),
         ("{", "[{"),
     ] {
-        let end = damaged(from, to);
+        let end = corrupted(from, to);
         assert!(
             matches!(&end, Err(Why::Unreadable { why }) if !why.is_empty()),
             "{from} → {to}: {end:?}"
         );
     }
     for err in [
-        damaged(r#""version":1"#, r#""version":2"#),
-        damaged("0e0f", "0e"),
+        corrupted(r#""version":1"#, r#""version":2"#),
+        corrupted("0e0f", "0e"),
     ] {
-        let text = err.expect_err("a damaged text").to_string();
+        let text = err.expect_err("a corrupt text").to_string();
         assert!(text.starts_with("it") && !text.ends_with('.'), "{text}");
     }
 }
 
-/// A text that lost its end is not that of a lease without one.
+/// A truncated text is not that of a lease without an expiry.
 #[test]
 fn nullable_members_are_required() {
     for member in [
@@ -521,7 +524,7 @@ fn nullable_members_are_required() {
     }
 }
 
-/// Each has a short form, a long form, or both.
+/// Each control character has a short escape, a long escape, or both.
 #[test]
 fn control_characters_are_as_in_json() {
     for code in (0..0x20_u8).chain(0x7f..0xa0) {
@@ -608,7 +611,7 @@ fn only_hidden_characters_are_escaped() {
     }
 }
 
-/// All errors that name a lock do so on one line.
+/// All errors that contain a lock's name are one line.
 #[test]
 fn errors_escape_the_name_of_a_lock() {
     let name: Name = "a\nb\u{202e}\u{200b}c".parse().expect("a name");

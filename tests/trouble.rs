@@ -1,5 +1,5 @@
-//! What becomes of a lock when something goes wrong: a store that fails or is far away, futures
-//! that are dropped, many who wait; and what is said of it.
+//! Locks under failures: a store that fails or is slow, futures that are dropped, many waiters; and the
+//! errors that are returned.
 
 mod common;
 
@@ -136,7 +136,7 @@ impl Store for Uncounted {
     }
 }
 
-/// Another grant looks the same there, so that neither `true` nor `false` is known.
+/// The store cannot distinguish two grants, so neither `true` nor `false` is certain.
 #[test]
 fn is_held_is_an_error_in_a_store_without_fencing_tokens() -> Result<(), Error> {
     let World { clock, memory, .. } = world();
@@ -149,7 +149,7 @@ fn is_held_is_an_error_in_a_store_without_fencing_tokens() -> Result<(), Error> 
     let source = err.source().expect("what the store said");
     assert!(source.to_string().contains("no fencing token"), "{source}");
 
-    // What needs no comparison is known.
+    // Results that need no comparison are certain.
     assert!(!other.is_held()?);
     other.force_release()?;
     assert!(!lock.is_held()?);
@@ -241,7 +241,7 @@ fn store_error_is_returned_and_changes_nothing() -> Result<(), Error> {
     assert_eq!(lock.lease(), Some(lease));
     assert_eq!(lock.remaining(), Some(ms(9000)));
     fail(false);
-    // It can be tried again.
+    // The release can be retried.
     lock.release()?;
     assert!(!lock.is_locked()?);
     Ok(())
@@ -284,12 +284,12 @@ fn run_keeps_the_result_and_the_failure_to_release() -> Result<(), Error> {
     Ok(())
 }
 
-/// The way to the store took time: its record lasts longer than its holder may count on.
+/// The request took time to reach the store: the record lasts longer than the lease at its holder.
 #[test]
 fn lease_expired_at_its_holder_is_not_extended() -> Result<(), Error> {
     let World { clock, memory, .. } = world();
-    let far = Far(memory, clock.clone());
-    let locks = blocking::LockFactory::new(far, clock.clone());
+    let delayed = DelayedStore(memory, clock.clone());
+    let locks = blocking::LockFactory::new(delayed, clock.clone());
     let lock = locks.create_lock("my-resource", "2s")?;
     lock.acquire()?;
     assert_eq!(lock.remaining(), Some(ms(1500)));
@@ -300,11 +300,11 @@ fn lease_expired_at_its_holder_is_not_extended() -> Result<(), Error> {
     lock.release()
 }
 
-/// A store that is half a second away.
+/// A store whose requests take half a second to arrive.
 #[derive(Clone)]
-struct Far(Memory, TestClock);
+struct DelayedStore(Memory, TestClock);
 
-impl Store for Far {
+impl Store for DelayedStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.1.advance(ms(500));
         Store::acquire(&self.0, claim)
@@ -331,7 +331,7 @@ impl Store for Far {
     }
 }
 
-/// Polls it so many times; whether it came to its end.
+/// Polls the future at most `times` times; returns whether it completed.
 fn poll_times<T>(future: impl Future<Output = T>, times: usize) -> bool {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
@@ -353,7 +353,7 @@ fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() -> Result<(), 
                 let mut waiting = pin!(two.acquire());
                 assert!(!poll_times(waiting.as_mut(), times));
                 if freed_first {
-                    // Its turn has come, and it never takes it.
+                    // The lock is free for the waiter, which is never polled again.
                     block_on(one.release())?;
                 }
             }
@@ -368,13 +368,13 @@ fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() -> Result<(), 
     Ok(())
 }
 
-/// A memory store that notes who waits, and who gives up.
-struct Noting {
+/// A memory store that records its waiters, until they acquire the lock or stop waiting.
+struct RecordingStore {
     memory: Memory,
     waiting: Mutex<HashSet<Owner>>,
 }
 
-impl AsyncStore for Noting {
+impl AsyncStore for RecordingStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let reply = Store::acquire(&self.memory, claim)?;
         if reply.is_granted() {
@@ -403,7 +403,7 @@ impl AsyncStore for Noting {
     }
     fn give_up(&self, claim: &Claim) {
         let waited = self.waiting.lock().unwrap().remove(&claim.owner);
-        assert!(waited, "who did not wait has nothing to give up");
+        assert!(waited, "only a waiter has a ticket to remove");
     }
     fn abilities(&self) -> Abilities {
         Store::abilities(&self.memory)
@@ -415,7 +415,7 @@ fn acquisition_dropped_in_the_queue_removes_its_ticket() -> Result<(), Error> {
     for times in 0..8 {
         for freed_first in [false, true] {
             let World { clock, memory, .. } = world();
-            let store = Arc::new(Noting {
+            let store = Arc::new(RecordingStore {
                 memory,
                 waiting: Mutex::default(),
             });
@@ -444,30 +444,30 @@ fn acquisition_dropped_in_the_queue_removes_its_ticket() -> Result<(), Error> {
 
 #[test]
 fn dropped_acquisition_removes_its_waker() -> Result<(), Error> {
-    struct Nobody;
-    impl Wake for Nobody {
+    struct NoWake;
+    impl Wake for NoWake {
         fn wake(self: Arc<Self>) {}
     }
 
     let World { awaited, .. } = world();
     let lock = awaited.create_lock("my-resource", None)?;
     block_on(lock.acquire())?;
-    let nobody = Arc::new(Nobody);
+    let wake = Arc::new(NoWake);
     {
-        let waker = Arc::clone(&nobody).into();
+        let waker = Arc::clone(&wake).into();
         let mut waiting = pin!(lock.acquire());
         let poll = waiting.as_mut().poll(&mut Context::from_waker(&waker));
         assert!(poll.is_pending());
-        assert!(Arc::strong_count(&nobody) > 2, "the store remembers it");
+        assert!(Arc::strong_count(&wake) > 2, "the store keeps the waker");
     }
-    assert_eq!(Arc::strong_count(&nobody), 1);
+    assert_eq!(Arc::strong_count(&wake), 1);
     Ok(())
 }
 
 #[test]
 fn acquisition_dropped_in_flight_leaves_at_most_one_ttl() -> Result<(), Error> {
     let mut ended = false;
-    let mut in_doubt = 0;
+    let mut unknown = 0;
     for times in 0..8 {
         let World {
             clock,
@@ -481,22 +481,22 @@ fn acquisition_dropped_in_flight_leaves_at_most_one_ttl() -> Result<(), Error> {
         ended = poll_times(lock.acquire(), times);
         let next = awaited.create_lock("my-resource", "2s")?;
         if block_on(next.try_acquire()).is_err() {
-            in_doubt += usize::from(!ended);
+            unknown += usize::from(!ended);
             clock.advance(ms(2000));
             block_on(next.try_acquire())?;
         }
         assert!(block_on(next.is_held())?);
     }
-    assert!(ended, "it comes to its end when polled often enough");
+    assert!(ended, "it completes when polled often enough");
     assert!(
-        in_doubt > 0,
+        unknown > 0,
         "it was dropped between its grant and the reply"
     );
     Ok(())
 }
 
 mod slow {
-    //! A store whose steps have something to wait for before and after.
+    //! A store whose acquisitions wait before and after.
 
     use verrou::AsyncStore;
 
@@ -533,7 +533,7 @@ mod slow {
 }
 
 mod crowd {
-    //! Many who wait, and whom only the store can wake.
+    //! Many waiters that only the store can wake.
 
     use std::sync::mpsc;
     use std::thread;
@@ -579,7 +579,7 @@ mod crowd {
                 for _ in 0..10 {
                     block_on(lock.run(async |_| yield_now().await)).expect("a body that ran");
                 }
-                done.send(()).expect("somebody who counts");
+                done.send(()).expect("the receiver is alive");
             });
         }
         for task in 0..TASKS {
@@ -658,7 +658,7 @@ fn error_codes_are_stable() {
     );
 }
 
-/// A serialized lock of another program, as it comes over a queue.
+/// A serialized lock from another program, as received over a message queue.
 #[test]
 fn corrupt_text_has_its_own_error() {
     let end: Result<SerializedLock, Error> = "{}".parse::<SerializedLock>().map_err(Error::from);
@@ -705,15 +705,15 @@ fn expiry_of_a_restored_lease_is_decided_by_the_store() {
     assert!(restored.is_expired(), "by this wall clock");
     assert!(restored.is_held().unwrap());
     restored.extend(None).unwrap();
-    assert!(!restored.is_expired(), "its end is known now");
+    assert!(!restored.is_expired(), "its expiry is certain now");
     clock.advance(Duration::from_secs(10));
     assert!(matches!(restored.extend(None), Err(Error::NotOwner { .. })));
 }
 
-/// Asks the store from within its wake-up, as an executor that polls at once does.
-struct AskAtOnce(Arc<MemoryStore<TestClock>>);
+/// Calls the store from within its wake-up, as an executor that polls at once does.
+struct InspectOnWake(Arc<MemoryStore<TestClock>>);
 
-impl Wake for AskAtOnce {
+impl Wake for InspectOnWake {
     fn wake(self: Arc<Self>) {
         let name = Name::new("lock").unwrap();
         assert_eq!(Store::inspect(&self.0, &name).unwrap(), None);
@@ -727,7 +727,7 @@ fn woken_waiter_may_send_a_request_at_once() {
     let locks = blocking::LockFactory::new(Arc::clone(&store), clock);
     let lock = locks.create_lock("lock", "none").unwrap();
     lock.acquire().unwrap();
-    let waker = Arc::new(AskAtOnce(Arc::clone(&store))).into();
+    let waker = Arc::new(InspectOnWake(Arc::clone(&store))).into();
     let mut context = Context::from_waker(&waker);
     let claim = Claim {
         name: lock.name().clone(),
@@ -757,20 +757,20 @@ fn dropped_run_releases_its_lock() {
 
 /// A store whose wait for a loss ends at once, each time.
 #[derive(Clone)]
-struct Anxious(Memory, Arc<AtomicU32>);
+struct SpuriousLossStore(Memory, Arc<AtomicU32>);
 
-impl AsyncStore for Anxious {
+impl AsyncStore for SpuriousLossStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         Store::acquire(&self.0, claim)
     }
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let extensions = self.1.fetch_add(1, Ordering::Relaxed);
-        assert!(extensions < 10_000, "it is asked without a break");
+        assert!(extensions < 10_000, "it gets requests in a busy loop");
         Store::extend(&self.0, claim)
     }
     async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         let renewals = self.1.fetch_add(1, Ordering::Relaxed);
-        assert!(renewals < 10_000, "it is asked without a break");
+        assert!(renewals < 10_000, "it gets requests in a busy loop");
         Store::renew(&self.0, claim, fence)
     }
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
@@ -789,9 +789,9 @@ impl AsyncStore for Anxious {
 }
 
 #[test]
-fn a_store_that_tells_of_losses_all_the_time_is_not_asked_as_often() {
+fn spurious_notifications_of_losses_are_rate_limited() {
     let clock = TestClock::still();
-    let store = Anxious(Arc::new(MemoryStore::new(clock.clone())), Arc::default());
+    let store = SpuriousLossStore(Arc::new(MemoryStore::new(clock.clone())), Arc::default());
     let locks = nonblocking::LockFactory::new(store.clone(), clock.clone());
     let lock = locks.create_lock("lock", "1h").expect("a lock");
     let began = clock.elapsed();

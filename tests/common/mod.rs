@@ -1,6 +1,6 @@
-//! What several test files need.
+//! Helpers of several test files.
 
-#![allow(dead_code, reason = "no test file needs all of it")]
+#![allow(dead_code, reason = "no test file uses all of it")]
 
 pub(crate) mod script;
 pub(crate) mod world;
@@ -46,7 +46,7 @@ impl<S: Store> Store for Polled<S> {
     }
 }
 
-/// An asynchronous store for blocking callers.
+/// An async store for blocking callers.
 #[derive(Clone, Debug)]
 pub(crate) struct BlockOn<S, H> {
     pub(crate) store: S,
@@ -90,7 +90,7 @@ impl<S: AsyncStore, H: AsyncHost> Store for BlockOn<S, H> {
     }
 }
 
-/// Ends when either of the two does.
+/// Waits until either future ends.
 pub(crate) async fn first(one: impl Future<Output = ()>, two: impl Future<Output = ()>) {
     let (mut one, mut two) = (pin!(one), pin!(two));
     poll_fn(|context| {
@@ -102,7 +102,7 @@ pub(crate) async fn first(one: impl Future<Output = ()>, two: impl Future<Output
     .await;
 }
 
-/// Lets others go first, once.
+/// Yields to other tasks once.
 pub(crate) async fn yield_now() {
     let mut yielded = false;
     poll_fn(|context| {

@@ -1,5 +1,5 @@
-//! A world that goes by a script: what the store says and how long it takes, and when waits end.
-//! It logs what it was asked, and is store and host of both colours.
+//! A scripted world: the store's replies and their durations, and the ends of waits. It logs the
+//! requests, and is both the store and the host, blocking and async.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -17,20 +17,20 @@ use verrou::{
 /// One line of a script.
 #[derive(Debug)]
 pub(crate) enum In {
-    /// The next request is answered with this, after so long.
+    /// The next request gets this reply, after this time.
     Reply(Duration, Result<Reply, StoreError>),
-    /// The next wait ends after so long, whatever was asked.
+    /// The next wait ends after this time, regardless of its requested length.
     Wake(Duration),
-    /// What is kept is no longer needed when the next wait begins.
+    /// The auto-renewal ends when the next wait begins.
     Stop,
 }
 
 impl In {
-    /// The same reply, after `millis` milliseconds.
+    /// Returns the same reply, after `millis` milliseconds.
     pub(crate) fn after(self, millis: u64) -> Self {
         match self {
             Self::Reply(_, reply) => Self::Reply(ms(millis), reply),
-            other => panic!("{other:?} is no reply"),
+            other => panic!("{other:?} is not a reply"),
         }
     }
 }
@@ -53,12 +53,12 @@ pub(crate) fn held_for(millis: u64) -> In {
     In::Reply(Duration::ZERO, Ok(Reply::Refused { remaining }))
 }
 
-/// An error that may go away.
+/// Returns a temporary error.
 pub(crate) fn trouble() -> In {
     In::Reply(Duration::ZERO, Err(StoreError::temporary("in trouble")))
 }
 
-/// An error that stays.
+/// Returns a permanent error.
 pub(crate) fn broken() -> In {
     In::Reply(Duration::ZERO, Err(StoreError::permanent("broken")))
 }
@@ -100,12 +100,12 @@ impl World {
         )
     }
 
-    /// Returns a script whose store notifies waiters.
+    /// Returns a world whose store notifies waiters.
     pub(crate) fn notifying(script: Vec<In>) -> Self {
         Self(Self::new(script).0, true)
     }
 
-    /// What happened; the script must have been played to its end.
+    /// Returns the log; the script must have been played to its end.
     pub(crate) fn log(self) -> Vec<String> {
         let state = self.0.into_inner();
         assert!(
@@ -126,7 +126,7 @@ impl World {
     }
 
     fn answer(&self, step: &str, asked: &Claim) -> Result<Reply, StoreError> {
-        // A retry is one only with the same owner.
+        // A retry must have the same owner.
         assert_eq!(asked.owner, claim(asked.ttl).owner);
         let mut state = self.0.borrow_mut();
         let line = format!("{step}@{:?}", state.now);
@@ -140,7 +140,7 @@ impl World {
         }
     }
 
-    /// Lets a wait or a sleep happen; false when the script stops there.
+    /// Performs a wait or a sleep; returns `false` when the script stops there.
     pub(crate) fn rest(&self, kind: &str, at_most: Duration) -> bool {
         let mut state = self.0.borrow_mut();
         state.log.push(format!("{kind} {at_most:?}"));

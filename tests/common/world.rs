@@ -1,4 +1,4 @@
-//! One memory store, and locks of both colours in it.
+//! One memory store with blocking and async locks.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::Polled;
 
 pub(crate) type Memory = Arc<MemoryStore<TestClock>>;
 
-/// One store, and factories of both colours that share it.
+/// One store, with a blocking and an async factory of its locks.
 pub(crate) struct World {
     pub(crate) clock: TestClock,
     pub(crate) memory: Memory,
