@@ -215,7 +215,7 @@ pub(crate) mod tasks {
             self.state.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        /// Sets the timer to the first end among `state`, as seen from `now`.
+        /// Sets the timer to the earliest due time in `state`, as seen from `now`.
         fn set(&self, state: &State, now: Timestamp) {
             let first = state.ends.keys().next();
             let length = first.map_or(LINGER, |(end, _)| end.saturating_since(now));

@@ -1,5 +1,6 @@
-//! A doorway for fuzzers to what reads bytes and texts: each function takes any bytes, says whether
-//! they were accepted, and panics when what must be true of them is not. `host/fuzz` calls them.
+//! Entry points of the fuzzers to the parsers of bytes and texts. Each function takes any bytes,
+//! returns whether they were accepted, and panics when an invariant is violated. `host/fuzz` calls
+//! them.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -17,20 +18,21 @@ use crate::{FileStore, InvalidStoreUrl, StoreOptions, StoreUrl};
 
 #[expect(
     dead_code,
-    reason = "of the command, only how it reads words is fuzzed"
+    reason = "only the parsers of the command's arguments are fuzzed"
 )]
 #[path = "cli/arguments.rs"]
 mod arguments;
 
-/// The bytes of a lock's file, or of a file with one number in it: the counter of fences, or a gate's.
+/// Parses a lock's file, or a file with one number in it: the fence counter, or a gate's file.
 ///
-/// A file that is accepted is one on which both stores can do all that they do. Checksums are put
-/// right, too: whoever can write a file can write those.
+/// On an accepted file, both stores must support all their operations. The input is also tried with
+/// correct checksums, because a process that can write a file can write valid checksums.
 pub fn record(bytes: &[u8]) -> bool {
     number(bytes) || file(bytes)
 }
 
-/// The text of a serialized lock: read again, it is the same, and `serde_json` reads it so, too.
+/// Parses the text of a serialized lock. Written and parsed again, the lock must be equal, and
+/// `serde_json` must parse it to the same result.
 pub fn serialized(bytes: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(bytes) else {
         return false;
@@ -40,13 +42,13 @@ pub fn serialized(bytes: &[u8]) -> bool {
         Ok(lock) => {
             reads_back(lock);
             let json = serde_json::from_str::<IgnoredAny>(text);
-            assert!(json.is_ok(), "{text} is no JSON: {json:?}");
+            assert!(json.is_ok(), "{text} is not JSON: {json:?}");
         }
         Err(why) => assert!(!why.to_string().is_empty()),
     }
     if let Ok(Value::Object(members)) = serde_json::from_str(text) {
         let members = Value::Object(members);
-        // No member is there twice any more.
+        // The value has no duplicate members.
         let written = members.to_string();
         let again = written.parse::<SerializedLock>();
         let expected = depth(&members) <= 100 && is_lock(&members);
@@ -68,7 +70,7 @@ fn reads_back(lock: &SerializedLock) {
     assert!(!lease.claim().ephemeral);
 }
 
-/// Whether `members` are those of a serialized lock, by the table in its documentation.
+/// Returns whether `members` are those of a serialized lock, by the table in its documentation.
 fn is_lock(members: &Value) -> bool {
     let text = |member| members.get(member).and_then(Value::as_str);
     let number_or_null = |member, fits: fn(u64) -> bool| match members.get(member) {
@@ -88,7 +90,7 @@ fn is_lock(members: &Value) -> bool {
         && number_or_null("fence", |number| number != 0)
 }
 
-/// How deeply the values in `value` are nested; a text in an object is at depth 1.
+/// Returns how deeply the values in `value` are nested; a text in an object is at depth 1.
 fn depth(value: &Value) -> usize {
     let deepest = |values: &mut dyn Iterator<Item = &Value>| values.map(depth).max();
     match value {
@@ -98,8 +100,8 @@ fn depth(value: &Value) -> usize {
     }
 }
 
-/// Two names, with a line's end between them: different ones never have the same file. Accepted if
-/// the first is a name.
+/// Parses two names, separated by a line feed: different names must not have the same file. Returns
+/// whether the first is a name.
 pub fn name(bytes: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(bytes) else {
         return false;
@@ -133,8 +135,8 @@ pub fn name(bytes: &[u8]) -> bool {
     names[0].is_ok()
 }
 
-/// A length of time, as people type it: of a lease, of a pause, of all the time to wait. Accepted if
-/// one of them is.
+/// Parses a length of time, as users type it: a ttl, a retry delay, or a timeout. Returns whether one of
+/// these parsers accepts it.
 pub fn duration(bytes: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(bytes) else {
         return false;
@@ -148,7 +150,7 @@ pub fn duration(bytes: &[u8]) -> bool {
         let now = Timestamp::new(NOW);
         let written = SerializedLock::new(&lease, ttl, now, NOW);
         let text = written.to_string();
-        // Whole milliseconds, rounded up: the longest is no ttl any more.
+        // The text has whole milliseconds, rounded up, so the longest ttl may exceed the maximum.
         match text.parse::<SerializedLock>() {
             Ok(read) => reads_back(&read),
             Err(why) => panic!("{text}: {why}"),
@@ -159,7 +161,7 @@ pub fn duration(bytes: &[u8]) -> bool {
         (Ok(ttl), Ok(length)) => assert_eq!(ttl.duration(), Some(*length), "{text}"),
         (Err(InvalidTtl::Zero), Ok(length)) => assert!(length.is_zero(), "{text}"),
         (Err(InvalidTtl::TooLong), Ok(length)) => assert!(*length > Ttl::MAX, "{text}"),
-        (Err(why), Ok(length)) => panic!("{text:?} is {length:?}, and no ttl: {why}"),
+        (Err(why), Ok(length)) => panic!("{text:?} is {length:?}, but not a ttl: {why}"),
         (_, Err(why)) => assert!(why.contains(text.trim()), "{why}"),
     }
     // The command line rejects a number without a unit.
@@ -180,7 +182,7 @@ pub fn duration(bytes: &[u8]) -> bool {
     ttl.is_ok() || delay.is_some()
 }
 
-/// A lock is waited for, with `length` for each length that there is.
+/// Waits for a lock, with `length` as each duration of the retry policy.
 fn waits(length: Duration) {
     let now = Timestamp::new(NOW);
     let claim = Claim {
@@ -213,13 +215,13 @@ fn waits(length: Duration) {
                     waiting.heard(now, Ok(Reply::Refused { remaining }));
                 }
                 AcquireStep::Done(Err(_)) => break,
-                other => panic!("refused, and yet {other:?}"),
+                other => panic!("{other:?} after a refusal"),
             }
         }
     }
 }
 
-/// Where a store is, as people type it: written, it is the same again.
+/// Parses a store URL, as users type it. Written and parsed again, it must be equal.
 pub fn store_url(bytes: &[u8]) -> bool {
     let typed = OsStr::from_bytes(bytes);
     let url = StoreUrl::try_from(typed);
@@ -246,13 +248,13 @@ pub fn store_url(bytes: &[u8]) -> bool {
                 assert_eq!(text.parse().as_ref(), Ok(url));
             }
             if bytes.contains(&0) {
-                // No directory is called so, and none is made.
+                // No directory can have this name, so none is created.
                 let opened = FileStore::open(url, &StoreOptions::default());
                 assert!(opened.is_err(), "{opened:?}");
             }
         }
         Err(InvalidStoreUrl::Memory) => assert!(bytes.starts_with(b"memory:")),
-        // What is wrong with it may be beside a password.
+        // The error does not repeat the text, which may contain a password.
         Err(
             InvalidStoreUrl::Server { scheme, .. } | InvalidStoreUrl::NotBuiltIn { scheme, .. },
         ) => {
@@ -268,10 +270,10 @@ pub fn store_url(bytes: &[u8]) -> bool {
     url.is_ok()
 }
 
-/// The time since the machine was started, in all of this.
+/// The time since boot in all of these functions.
 pub(crate) const NOW: Duration = Duration::from_secs(100_000);
 
-/// A lease of `name` that was granted at [`NOW`].
+/// Returns a lease of `name` that was granted at [`NOW`].
 fn lease_of(name: Name, ttl: Ttl) -> Lease {
     let claim = Claim {
         name,
@@ -287,9 +289,9 @@ mod tests {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    /// Of what each fuzzer starts with, that whose name begins with `good` is accepted, or with
-    /// `redis-good` by whoever speaks it, and nothing else.
-    fn each_seed_is_as_it_is_called(target: &str, read: fn(&[u8]) -> bool) {
+    /// Asserts that `read` accepts exactly those seeds of `target` whose names begin with `good`, or,
+    /// with the feature `redis`, with `redis-good`.
+    fn assert_seeds(target: &str, read: fn(&[u8]) -> bool) {
         let seeds = files(&format!("fuzz/seeds/{target}"));
         for seed in &seeds {
             let called = seed.file_name().and_then(|name| name.to_str());
@@ -317,7 +319,7 @@ mod tests {
 
     #[test]
     fn seeds_of_records() {
-        each_seed_is_as_it_is_called("record", super::record);
+        assert_seeds("record", super::record);
         for golden in files("tests/golden") {
             let bytes = fs::read(&golden).expect("a file");
             assert!(super::record(&bytes), "{}", golden.display());
@@ -326,7 +328,7 @@ mod tests {
 
     #[test]
     fn seeds_of_serialized_locks() {
-        each_seed_is_as_it_is_called("serialized", super::serialized);
+        assert_seeds("serialized", super::serialized);
         for golden in files("../tests/golden") {
             let bytes = fs::read(&golden).expect("a file");
             assert!(super::serialized(&bytes), "{}", golden.display());
@@ -335,16 +337,16 @@ mod tests {
 
     #[test]
     fn seeds_of_names() {
-        each_seed_is_as_it_is_called("name", super::name);
+        assert_seeds("name", super::name);
     }
 
     #[test]
     fn seeds_of_durations() {
-        each_seed_is_as_it_is_called("duration", super::duration);
+        assert_seeds("duration", super::duration);
     }
 
     #[test]
     fn seeds_of_store_urls() {
-        each_seed_is_as_it_is_called("store_url", super::store_url);
+        assert_seeds("store_url", super::store_url);
     }
 }

@@ -1,4 +1,4 @@
-//! A lease that lasts as long as the work.
+//! Renewal of a lease for as long as some work runs.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -11,19 +11,19 @@ use crate::sync;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread;
 
-/// Keeps the lease of `held` alive, from a thread of its own, while `body` works.
+/// Renews the lease of `held`, in a separate thread, while `body` runs.
 ///
-/// Nobody can stop `body` from outside when the lock is lost meanwhile; it can ask
-/// [`Held::is_expired`], and the resource it works on can refuse its [fence](Held::fence).
+/// A loss of the lock does not interrupt `body`. `body` can check [`Held::is_expired`], and the resource
+/// that it writes to can reject its [fencing token](Held::fence).
 ///
 /// ```
 /// use std::{thread, time::Duration};
 /// use verrou::blocking::LockFactory;
 /// use verrou_host::{LeaseFileStore, StoreOptions, System, keep_alive};
 ///
-/// # let folder = tempfile::tempdir()?;
-/// # let folder = folder.path();
-/// let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
+/// let store = LeaseFileStore::open(directory, &StoreOptions::default())?;
 /// let lock = LockFactory::new(&store, System).create_lock("my-resource", "300ms")?;
 /// let held = lock.guard()?;
 /// keep_alive(&held, || thread::sleep(Duration::from_millis(700)))?;
@@ -33,11 +33,12 @@ use crate::sync::thread;
 ///
 /// # Errors
 ///
-/// [`RunError::Ended`], with what `body` returned, when the lock was lost before it did.
+/// Returns [`RunError::Ended`], with the value that `body` returned, when the lock was lost before
+/// `body` returned.
 ///
 /// # Panics
 ///
-/// When `body` does, or the system has no thread to give; `body` is not run then.
+/// Panics when `body` panics, and when the system cannot create a thread; `body` is not run then.
 pub fn keep_alive<S, H, T>(
     held: &Held<'_, S, H>,
     body: impl FnOnce() -> T,
@@ -49,7 +50,7 @@ where
     let (store, claim) = (held.store(), held.lease().claim().clone());
     let (ender, rest) = alarm::rests();
     // After this call no loss goes unnoticed.
-    let tells = store.lost(&claim, Duration::ZERO) == Waited::Done;
+    let notifies = store.lost(&claim, Duration::ZERO) == Waited::Done;
     let work = Work {
         store,
         claim: &claim,
@@ -57,13 +58,13 @@ where
         is_done: AtomicBool::new(false),
         is_kept: AtomicBool::new(true),
         is_lost: AtomicBool::new(false),
-        is_watched: AtomicBool::new(tells),
+        is_watched: AtomicBool::new(notifies),
     };
     let work = &work;
     let kept = thread::scope(|scope| {
-        // It ends the threads also where this one panics.
+        // Its destructor ends the threads, also if this thread panics.
         let ends = Ends(work);
-        let watcher = tells.then(|| sync::spawn_scoped(scope, move || work.watch()).ok());
+        let watcher = notifies.then(|| sync::spawn_scoped(scope, move || work.watch()).ok());
         let watcher = watcher.flatten();
         if watcher.is_none() {
             work.is_watched.store(false, Ordering::SeqCst);
@@ -89,7 +90,7 @@ where
             work.is_kept.store(false, Ordering::SeqCst);
             kept
         });
-        let keeper = keeper.expect("a thread that keeps the lease");
+        let keeper = keeper.expect("a thread that renews the lease");
         let value = body();
         drop(ends);
         if let Some(watcher) = watcher
@@ -206,7 +207,7 @@ mod tests {
     use crate::{LeaseFileStore, StoreOptions, System};
 
     #[test]
-    fn work_outlives_its_ttl_and_learns_of_a_loss() {
+    fn work_outlives_ttl_and_detects_loss() {
         let store = MemoryStore::new(System);
         let locks = LockFactory::new(&store, System);
         let (lock, other) = (
@@ -245,18 +246,18 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn a_loss_is_heard_of_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let open = || LeaseFileStore::open(folder.path(), &StoreOptions::default()).unwrap();
+    fn loss_is_detected_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
         let (here, there) = (open(), open());
-        // Nobody waits for a third of that.
+        // The next renewal, after a third of that, is too late for this test.
         let lock = LockFactory::new(&here, System).create_lock("lock", "1h");
         let other = LockFactory::new(&there, System).create_lock("lock", "1h");
         let (lock, other) = (lock.unwrap(), other.unwrap());
         let held = lock.guard().unwrap();
         assert!(
             keep_alive(&held, || !held.is_expired()).unwrap(),
-            "its end is heard of, too"
+            "the end of the work is detected at once, too"
         );
         let revoked = keep_alive(&held, || {
             other.force_release().unwrap();
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_tells_of_losses_all_the_time_is_not_asked_as_often() {
+    fn rate_of_renewals_is_limited_under_constant_loss_notifications() {
         let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || Waited::Done);
         let lock = LockFactory::new(&store, System).create_lock("lock", "1h");
         let lock = lock.unwrap();
@@ -327,7 +328,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "the store failed")]
-    fn panic_of_the_store_ends_the_keeping() {
+    fn panic_of_store_ends_keep_alive() {
         let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || {
             panic!("the store failed")
         });
@@ -337,8 +338,8 @@ mod tests {
         let _ = keep_alive(&held, || thread::sleep(Duration::from_millis(20)));
     }
 
-    /// Keeps a lease for three times its ttl while the system gives threads by this plan; returns
-    /// whether that panicked.
+    /// Renews a lease for three times its ttl while the creation of threads succeeds or fails by `plan`;
+    /// returns whether that panicked.
     fn keep_with_threads(plan: &'static [bool]) -> bool {
         let (sender, ended) = std::sync::mpsc::channel();
         let keeping = thread::spawn(move || {
@@ -356,25 +357,25 @@ mod tests {
             sender.send(kept.is_err()).unwrap();
         });
         let panicked = ended.recv_timeout(Duration::from_secs(20));
-        let panicked = panicked.expect("the keeping ends");
+        let panicked = panicked.expect("`keep_alive` returns or panics");
         keeping.join().unwrap();
         panicked
     }
 
     #[test]
-    fn keeping_without_a_thread_for_the_keeper_panics() {
+    fn keep_alive_without_renewing_thread_panics() {
         assert!(keep_with_threads(&[true, false]));
         assert!(keep_with_threads(&[false, false]));
     }
 
     #[test]
-    fn keeping_needs_no_thread_that_watches_for_losses() {
+    fn keep_alive_works_without_watching_thread() {
         assert!(!keep_with_threads(&[false, true]));
     }
 
     #[test]
     #[should_panic(expected = "the work failed")]
-    fn a_panic_of_the_work_ends_the_keeping() {
+    fn panic_of_work_ends_keep_alive() {
         let store = MemoryStore::new(System);
         let lock = LockFactory::new(&store, System)
             .create_lock("lock", "none")

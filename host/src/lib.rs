@@ -1,12 +1,13 @@
-//! The machine under [`verrou`]: its clock, and lock stores made of its files.
+//! Hosts and stores for [`verrou`]: this machine's clock, and lock stores in files and on servers.
 //!
-//! [`System`] is the machine as a lock's host. [`LeaseFileStore`] and [`FileLockStore`] are for
-//! the processes of one machine; [`FileStore`] is whichever of them a [`StoreUrl`] names.
-//! [`FenceGate`] is for what a lock guards: it refuses those who have lost the lock. The files are
-//! described byte by byte in `FORMAT.md`.
+//! [`System`] implements a lock's host with this machine's clock, sleep and randomness.
+//! [`LeaseFileStore`] and [`FileLockStore`] exclude processes of one machine from each other;
+//! [`FileStore`] is either of them, as a [`StoreUrl`] specifies. [`FenceGate`] protects the resource
+//! that a lock guards: it rejects the writes of processes that have lost the lock. `FORMAT.md`
+//! specifies the files byte by byte.
 
-/// Whether a deliberate bug is switched on, and what is wrong then, and right: nothing is wrong but
-/// in programs that are built with `--cfg verrou_mutants`.
+/// Returns whether a deliberate bug is switched on, or selects between the wrong and the right
+/// behaviour. No bug is ever on except in programs that are built with `--cfg verrou_mutants`.
 #[cfg(not(verrou_mutants))]
 macro_rules! mutant {
     ($name:ident) => {
@@ -26,7 +27,7 @@ macro_rules! mutant {
     };
 }
 
-// What is compiled of the command for the fuzzers calls this library by its name.
+// The fuzzers compile a module of the command, which refers to this library by its name.
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
 extern crate self as verrou_host;
 
@@ -79,12 +80,12 @@ pub use system::System;
 #[cfg(feature = "tokio")]
 pub use tokio::Tokio;
 
-/// The README's Rust is tested.
+/// Tests the Rust examples of the README.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
-/// And that of the guides to servers.
+/// Tests the Rust examples of the server guides.
 #[cfg(all(doctest, feature = "redis", feature = "postgres", feature = "etcd"))]
 mod guides {
     #[doc = include_str!("../REDIS.md")]
@@ -95,7 +96,7 @@ mod guides {
     struct Etcd;
 }
 
-/// And that of the page on security.
+/// Tests the Rust examples of the security page.
 #[cfg(doctest)]
 #[doc = include_str!("../../SECURITY.md")]
 struct Security;

@@ -1,4 +1,4 @@
-//! Which store is meant: a line of text to a store.
+//! Store URLs, and the stores that they open.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -45,11 +45,11 @@ use crate::store::{
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum StoreUrl {
-    /// Leases in the files of a folder: [`LeaseFileStore`].
+    /// Leases in the files of a directory: [`LeaseFileStore`].
     Lease(StoreFolder),
-    /// The kernel's locks on the files of a folder: [`FileLockStore`].
+    /// The kernel's locks on the files of a directory: [`FileLockStore`].
     File(StoreFolder),
-    /// On a server.
+    /// Leases on a server.
     #[cfg(feature = "server")]
     Server(Box<ServerUrl>),
 }
@@ -137,17 +137,18 @@ impl StoreUrl {
         self.with_folder(|folder| folder.group = Some(group.to_owned()))
     }
 
-    /// Leases (on systems other than Linux, the kernel's locks) in this user's folder for such
-    /// things: `$XDG_STATE_HOME/verrou`; without that
-    /// variable `/var/lib/verrou` for root, and `~/.local/state/verrou` for others. A program that runs
-    /// with more rights than its caller, such as one that is set-user-ID, uses neither variable.
+    /// Returns the location of this user's default store: leases (on systems other than Linux, the
+    /// kernel's locks) in `$XDG_STATE_HOME/verrou`; without that variable in `/var/lib/verrou` for
+    /// root, and in `~/.local/state/verrou` for other users. A program that runs with more rights than
+    /// its caller, such as one that is set-user-ID, does not read `XDG_STATE_HOME` or `HOME`.
     ///
     /// # Errors
     ///
-    /// [`InvalidStoreUrl::NoHome`] when the environment names none of them, and
-    /// [`InvalidStoreUrl::SecureExecution`] when it must not be used and the user is not root.
+    /// Returns [`InvalidStoreUrl::NoHome`] if the environment names no directory, and
+    /// [`InvalidStoreUrl::SecureExecution`] if the environment must not be used and the user is not
+    /// root.
     pub fn default_location() -> Result<Self, InvalidStoreUrl> {
-        // Elsewhere nothing says when the machine was started.
+        // Other systems have no identifier of a boot, which leases in files need.
         let store = if cfg!(target_os = "linux") {
             Self::Lease
         } else {
@@ -277,7 +278,7 @@ fn not_built_in(engine: Engine, kind: &str) -> InvalidStoreUrl {
     }
 }
 
-/// Of a server without its password.
+/// Returns the URL as text; that of a server without its password.
 impl From<&StoreUrl> for OsString {
     fn from(url: &StoreUrl) -> Self {
         let (kind, folder) = match url {
@@ -314,7 +315,7 @@ fn split_last<'a>(text: &'a OsStr, mark: &str) -> Option<(&'a OsStr, &'a str)> {
     Some((OsStr::new(before), behind))
 }
 
-/// What is before the first colon, and what is behind it.
+/// Splits `text` at the first colon: returns the part before it, and the part behind it.
 #[cfg(unix)]
 fn split(text: &OsStr) -> Option<(&str, &OsStr)> {
     use std::os::unix::ffi::OsStrExt;
@@ -342,7 +343,7 @@ impl fmt::Display for StoreUrl {
 }
 
 impl InvalidStoreUrl {
-    /// Returns the error for `text`, of which it keeps no more than what is before the first colon.
+    /// Returns the error for `text`. The error contains only the part before the first colon.
     pub(crate) fn unknown(text: &str) -> Self {
         let scheme = text.find([':', '%', '@']);
         let url = scheme.map_or_else(|| text.to_owned(), |end| format!("{}:…", &text[..end]));
@@ -350,23 +351,23 @@ impl InvalidStoreUrl {
     }
 }
 
-/// Why a text says of no store where it is.
+/// The reason why a text is not the URL of a store.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidStoreUrl {
-    /// Memory is shared with nobody.
+    /// The URL `memory:`: a process shares no memory with other processes.
     #[error(
-        "`memory:` would be this process's own memory, which no other process sees; \
+        "`memory:` would be this process's own memory, which no other process can access; \
          use `lease:DIR` or `file:DIR`"
     )]
     Memory,
-    /// The folder is missing.
-    #[error("`{url}` names no folder")]
+    /// The directory is missing.
+    #[error("`{url}` names no directory")]
     NoFolder {
-        /// The text.
+        /// The URL as it was given.
         url: String,
     },
-    /// There is no home to keep anything in.
+    /// The environment names no directory for the default store.
     #[error(
         "neither XDG_STATE_HOME nor HOME is set to an absolute path, so there is no default store; name \
          one with --store or VERROU_STORE"
@@ -379,61 +380,61 @@ pub enum InvalidStoreUrl {
          there is no default store; name one with --store or VERROU_STORE"
     )]
     SecureExecution,
-    /// This program cannot speak to such servers.
+    /// This program was built without support for this kind of server.
     #[error(
         "`{scheme}:` needs a program that is built with the feature `{feature}`, and this one is not"
     )]
     NotBuiltIn {
-        /// Of the URL.
+        /// The scheme of the URL.
         scheme: String,
-        /// What is missing.
+        /// The missing Cargo feature.
         feature: &'static str,
     },
     /// The path begins with `~`. A shell expands `~` only at the start of a word, and this library does
     /// not.
     #[error(
-        "`{url}` would be a folder named `~`; write \"$HOME\" or the whole path instead, or `./~` if \
-         it is meant"
+        "`{url}` would be a directory named `~`; write \"$HOME\" or the whole path instead, or `./~` \
+         for a directory with that name"
     )]
     Tilde {
         /// The URL as it was given.
         url: String,
     },
-    /// The URL of a server makes no sense. It may have a password, so it is not repeated.
-    #[error("this `{scheme}:` URL is no store: {why}")]
+    /// The URL of a server is invalid. It may contain a password, so the error does not repeat it.
+    #[error("this `{scheme}:` URL is invalid: {why}")]
     Server {
-        /// Of the URL.
+        /// The scheme of the URL.
         scheme: String,
-        /// What is wrong with it.
+        /// The reason, which contains no password.
         why: String,
     },
-    /// Some other text.
+    /// The text is not the URL of a store.
     #[error(
-        "`{url}` is no store; write `lease:DIR` or `file:DIR`, or the URL of a server: `redis://HOST`, \
-         `postgres://HOST/DATABASE`, `etcd://HOST`"
+        "`{url}` is not the URL of a store; write `lease:DIR` or `file:DIR`, or the URL of a server: \
+         `redis://HOST`, `postgres://HOST/DATABASE`, `etcd://HOST`"
     )]
     Unknown {
-        /// The text, up to its first colon: what is behind it may be a password.
+        /// The text up to its first colon: the rest may contain a password.
         url: String,
     },
 }
 
-/// A store of files, of whichever kind.
+/// A store of files, of either kind.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum FileStore {
     /// Leases in files.
     Lease(LeaseFileStore),
-    /// The kernel's locks.
+    /// The kernel's locks on files.
     Lock(FileLockStore),
 }
 
 impl FileStore {
-    /// The store at `url`, made if need be.
+    /// Opens the store at `url`; creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with its folder, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the directory, and what to do about it.
     pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
         Ok(match url {
             StoreUrl::Lease(folder) => {
@@ -451,16 +452,19 @@ impl FileStore {
         })
     }
 
-    /// The kernel's lock on exactly the file or folder `path`, and its name; what is known of it
-    /// is recorded in this user's default folder.
+    /// Opens the kernel's lock on exactly the file or directory `path`, and returns it with the lock's
+    /// name. Its grants are recorded in this user's default directory.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the path or the folder, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the path or the directory, and what to do
+    /// about it.
     pub fn open_path(path: &Path, options: &StoreOptions) -> Result<(Self, Name), OpenError> {
         let no_home = |_| OpenError::Path {
             path: path.to_owned(),
-            why: "nowhere to record who holds its lock: set XDG_STATE_HOME or HOME".to_owned(),
+            why:
+                "there is no directory to record the holder of its lock: set XDG_STATE_HOME or HOME"
+                    .to_owned(),
         };
         let records = default_folder().map_err(no_home)?;
         Self::open_path_in(path, &records.into(), options)
@@ -473,18 +477,18 @@ impl FileStore {
         options: &StoreOptions,
     ) -> Result<(Self, Name), OpenError> {
         let options = folder.shared(options);
-        // Apart from a `file:` store there, whose names could be the same.
+        // A subdirectory, because a `file:` store in the directory may have the same names.
         let records = folder.path.join("paths");
         let (store, name) = FileLockStore::open_path(path, &records, &options)?;
         Ok((Self::Lock(store), name))
     }
 
-    /// The names that are held now, and by whom; an error for each file of which that cannot be
-    /// told.
+    /// Returns the locks that are held now, with their holders, and an error for each file whose state
+    /// cannot be determined.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the folder cannot be read.
+    /// Returns a [`StoreError`] when the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         match self {
             Self::Lease(store) => store.list(),
@@ -492,12 +496,12 @@ impl FileStore {
         }
     }
 
-    /// A duplicate of the descriptor that keeps the kernel's lock for the grant of `claim`, if
+    /// Returns a duplicate of the descriptor that keeps the kernel's lock for the grant of `claim`, if
     /// this process has one.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot duplicate it.
+    /// Returns the operating system's error when the descriptor cannot be duplicated.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         if mutant!(CommandInheritsNoLock) {
             return Ok(None);
@@ -508,7 +512,8 @@ impl FileStore {
         }
     }
 
-    /// From whom the lease of `claim` was taken although processes of theirs still live.
+    /// Returns the previous holder from which the lease of `claim` was taken over although processes
+    /// of that holder were still alive.
     pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
         match self {
             Self::Lease(store) => store.taken_over(claim),
@@ -516,10 +521,10 @@ impl FileStore {
         }
     }
 
-    /// Waits until nobody holds `name`, or that cannot be told, but at most `at_most`.
+    /// Waits until `name` is free, or its state cannot be determined, but at most for `at_most`.
     ///
-    /// Unlike [`Store::wait`] it makes nobody one of those who wait for their turn: for programs
-    /// that only want to know.
+    /// Unlike [`Store::wait`], it does not enter the wait queue: it is for programs that observe a lock
+    /// without acquiring it.
     pub fn watch(&self, name: &Name, at_most: Duration) {
         match self {
             Self::Lease(store) => store.watch(name, at_most),
@@ -543,12 +548,13 @@ impl FileStore {
         }
     }
 
-    /// What tells, to those who poll descriptors, that the lease of `claim` may be gone before its
-    /// time.
+    /// Returns a watch for the loss of the lease of `claim` before its expiry, for programs that poll
+    /// descriptors.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it has no more of what that takes, or cannot tell.
+    /// Returns the operating system's error when its resources are exhausted, or when it cannot notify
+    /// of losses.
     pub fn loss_watch(&self, claim: &Claim) -> io::Result<LossWatch<'_>> {
         FileWatch::new(self, claim).map(|watch| LossWatch(Watch::File(watch)))
     }
@@ -561,8 +567,8 @@ impl FileStore {
     }
 }
 
-/// Tells when a lease may be gone before its time: released by force, taken over, or kept in a file
-/// that was replaced.
+/// A notification that a lease may be lost before its expiry: it was force-released or taken over, or
+/// its file was replaced.
 #[derive(Debug)]
 pub struct LossWatch<'a>(Watch<'a>);
 
@@ -574,8 +580,8 @@ enum Watch<'a> {
 }
 
 impl LossWatch<'_> {
-    /// Whether the lease is gone. Takes note of what has happened, so that the descriptor is not
-    /// readable before something else does.
+    /// Returns whether the lease is lost. Consumes pending notifications: the descriptor is not
+    /// readable again before the next one.
     pub fn is_lost(&self) -> bool {
         match &self.0 {
             Watch::File(watch) => watch.is_lost(),
@@ -584,8 +590,8 @@ impl LossWatch<'_> {
         }
     }
 
-    /// A descriptor that is readable when something has happened to a lock that somebody in this
-    /// process listens to: this one, in a program of which no other thread waits for locks.
+    /// Returns a descriptor that is readable when a notification is pending for any lock that this
+    /// process watches: only for this one if no other thread of the program waits for locks.
     #[cfg(unix)]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
@@ -647,7 +653,7 @@ impl<'a> FileWatch<'a> {
     }
 }
 
-/// A store of whichever kind, as a [`StoreUrl`] names it, for programs that block.
+/// A store of any kind, as a [`StoreUrl`] specifies it, for programs that block.
 #[derive(Debug)]
 #[non_exhaustive]
 #[allow(
@@ -655,11 +661,11 @@ impl<'a> FileWatch<'a> {
     reason = "a program has few of them; without servers the difference is large"
 )]
 pub enum AnyStore {
-    /// Of files.
+    /// A store of files.
     Files(FileStore),
     /// The kernel's lock on one file, without a directory for records of its grants.
     Bare(BareLockStore),
-    /// On a server.
+    /// A store on a server.
     #[cfg(feature = "server")]
     Server(Driven),
 }
@@ -677,11 +683,12 @@ pub struct OpenedPath {
 }
 
 impl AnyStore {
-    /// The store at `url`, made if need be.
+    /// Opens the store at `url`; creates it if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with its folder or its server, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the directory or the server, and what to do
+    /// about it.
     pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
         match url {
             #[cfg(feature = "server")]
@@ -766,11 +773,12 @@ impl AnyStore {
         }))
     }
 
-    /// The names that are held now, and by whom; an error for each of which that cannot be told.
+    /// Returns the locks that are held now, with their holders, and an error for each lock whose state
+    /// cannot be determined.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when that cannot be told of any.
+    /// Returns a [`StoreError`] when the store cannot list its locks.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         match self {
             Self::Files(store) => store.list(),
@@ -792,11 +800,12 @@ impl AnyStore {
         }
     }
 
-    /// [`FileStore::lifeline`]; nothing that a process has keeps a lock on a server.
+    /// Returns the descriptor that [`FileStore::lifeline`] returns; `None` for a store on a server,
+    /// whose locks no descriptor keeps.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it cannot duplicate it.
+    /// Returns the operating system's error when the descriptor cannot be duplicated.
     pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
         match self {
             Self::Files(store) => store.lifeline(claim),
@@ -806,7 +815,8 @@ impl AnyStore {
         }
     }
 
-    /// [`FileStore::taken_over`]; a server knows nothing of processes.
+    /// Returns the previous holder that [`FileStore::taken_over`] returns; `None` for a store on a
+    /// server, which does not track processes.
     pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
         match self {
             Self::Files(store) => store.taken_over(claim),
@@ -816,7 +826,7 @@ impl AnyStore {
         }
     }
 
-    /// Waits until nobody holds `name`, or that cannot be told, but at most `at_most`.
+    /// Waits until `name` is free, or its state cannot be determined, but at most for `at_most`.
     pub fn watch(&self, name: &Name, at_most: Duration) {
         match self {
             Self::Files(store) => store.watch(name, at_most),
@@ -826,11 +836,12 @@ impl AnyStore {
         }
     }
 
-    /// [`FileStore::loss_watch`].
+    /// Returns a watch for the loss of the lease of `claim`, as [`FileStore::loss_watch`] does.
     ///
     /// # Errors
     ///
-    /// What the operating system says when it has no more of what that takes, or cannot tell.
+    /// Returns the operating system's error when its resources are exhausted, or when it cannot notify
+    /// of losses.
     pub fn loss_watch(&self, claim: &Claim) -> io::Result<LossWatch<'_>> {
         match self {
             Self::Files(store) => store.loss_watch(claim),
@@ -852,8 +863,8 @@ impl AnyStore {
     }
 }
 
-/// All steps of a store that is one of several.
-macro_rules! steps_of_one {
+/// Implements [`Store`] by delegation to the `store` method.
+macro_rules! delegate_store {
     ($store:ty) => {
         impl Store for $store {
             fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
@@ -899,11 +910,12 @@ macro_rules! steps_of_one {
     };
 }
 
-steps_of_one!(FileStore);
-steps_of_one!(AnyStore);
+delegate_store!(FileStore);
+delegate_store!(AnyStore);
 
-/// The XDG Base Directory Specification's place for state, or root's. In a program that runs with more
-/// rights than its caller has, the environment is the caller's, and is not read.
+/// Returns the default store directory: below the state directory of the XDG Base Directory
+/// Specification, or below `/var/lib` for root. A program that runs with more rights than its caller
+/// does not read the environment, which its caller controls.
 fn default_folder() -> Result<PathBuf, InvalidStoreUrl> {
     if os::is_secure_execution() {
         return if is_root() {

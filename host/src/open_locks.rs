@@ -1,4 +1,4 @@
-//! The locks of a program, by one line of text.
+//! A program's locks, opened by a store URL.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use crate::{AnyStore, InvalidStoreUrl, OpenError, StoreOptions, StoreUrl, System
 /// use verrou::Locks;
 /// use verrou_host::OpenLocks;
 ///
-/// # let folder = tempfile::tempdir()?;
-/// # let url = format!("lease:{}", folder.path().display());
+/// # let directory = tempfile::tempdir()?;
+/// # let url = format!("lease:{}", directory.path().display());
 /// // `lease:DIR`, `file:DIR`, `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`
 /// let locks = Locks::open(&url)?;
 /// let lock = locks.create_lock("my-resource", "10s")?;
@@ -22,19 +22,20 @@ use crate::{AnyStore, InvalidStoreUrl, OpenError, StoreOptions, StoreUrl, System
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait OpenLocks: Sized {
-    /// The locks of the store at `url`, which is made if need be.
+    /// Opens the store at `url`, and returns its locks. Creates the store if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`OpenLocksError`] says what is wrong with the URL or the store, and what to do about it.
+    /// Returns an [`OpenLocksError`] that names the problem with the URL or the store, and what to do
+    /// about it.
     fn open(url: &str) -> Result<Self, OpenLocksError>;
 }
 
-/// Why the store at a URL cannot be opened.
+/// The reason why the store at a URL cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenLocksError {
-    /// The URL makes no sense.
+    /// The URL is invalid.
     #[error(transparent)]
     Url(#[from] InvalidStoreUrl),
     /// The store cannot be opened.

@@ -1,8 +1,8 @@
-//! Which process this is, told without asking the system each time: that would be a tenth of what
-//! taking a free lock costs.
+//! The identity of this process, and values that are separate in each forked child. The process ID is
+//! cached: the system call takes a tenth of the time that acquiring a free lock takes.
 //!
-//! The C library tells of its fork(2), not of a bare clone(2): who makes a process by that, and does
-//! not execute another program in it, must not use this process's locks there.
+//! The C library calls the fork handlers for fork(2), not for a bare clone(2). A child that a program
+//! creates by clone(2) must not use this process's locks unless it executes another program.
 
 use std::fmt;
 
@@ -21,8 +21,8 @@ pub(crate) fn this() -> u32 {
     imp::this()
 }
 
-/// A number that changes in a process that forks, and in the child: what was open before is shared
-/// by both from then on.
+/// Returns a number that changes in a process that forks, and in the child: from then on they share
+/// all files that were open before.
 pub(crate) fn forks() -> u32 {
     imp::forks()
 }
@@ -122,7 +122,7 @@ mod imp {
 
     use nix::libc;
 
-    /// Zero until it is asked for, and where nobody would say that the process has forked.
+    /// The process ID; zero before the first use, and where no fork handler is registered.
     static ID: AtomicU32 = AtomicU32::new(0);
     static THIS: AtomicU32 = AtomicU32::new(0);
     static FORKS: AtomicU32 = AtomicU32::new(0);
@@ -143,7 +143,7 @@ mod imp {
 
     pub(super) fn forks() -> u32 {
         if THIS.load(Ordering::Relaxed) == 0 && first() != THIS.load(Ordering::Relaxed) {
-            // Nobody would say that the process has forked, but its children differ.
+            // No fork handler is registered. The process ID differs in a child.
             return std::process::id();
         }
         FORKS.load(Ordering::Relaxed)
@@ -160,8 +160,8 @@ mod imp {
             unsafe_code,
             reason = "no other mechanism reports a fork without a system call"
         )]
-        let listens = unsafe { libc::pthread_atfork(Some(forked), Some(forked), Some(is_child)) };
-        if listens != 0 {
+        let result = unsafe { libc::pthread_atfork(Some(forked), Some(forked), Some(is_child)) };
+        if result != 0 {
             return std::process::id();
         }
         ID.store(std::process::id(), Ordering::Relaxed);
@@ -171,7 +171,8 @@ mod imp {
         }
     }
 
-    /// Before and after, for other threads open files meanwhile.
+    /// Counts a fork. Runs before the fork and after it in the parent, because other threads may open
+    /// files in between.
     extern "C" fn forked() {
         FORKS.fetch_add(1, Ordering::Relaxed);
     }

@@ -1,6 +1,6 @@
-//! What threads share and wait by: the standard library's, or under `cfg(verrou_shuttle)` that of
-//! shuttle, which tries one interleaving of them after the other. `tests/interleavings.rs` of the core
-//! says how.
+//! Synchronization primitives of threads: those of the standard library, or under
+//! `cfg(verrou_shuttle)` those of shuttle, which runs one interleaving of the threads after the other.
+//! `tests/interleavings.rs` of the core describes how.
 
 #[cfg(verrou_shuttle)]
 pub(crate) use shuttle::sync::{Mutex, MutexGuard, atomic};
@@ -10,7 +10,7 @@ pub(crate) use std::{
     thread,
 };
 
-/// Starts a thread in `scope`, if the system has one to give.
+/// Starts a thread in `scope`, if the system can create one.
 #[cfg(not(verrou_shuttle))]
 pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
@@ -32,7 +32,7 @@ pub(crate) fn spawn_scoped<'scope, T: Send + 'scope>(
     Ok(scope.spawn(work))
 }
 
-/// Which of the threads that a test starts the system has none to give for.
+/// Simulated failures to create a thread.
 #[cfg(all(test, not(verrou_shuttle)))]
 pub(crate) mod spawns {
     use std::cell::RefCell;
@@ -41,7 +41,7 @@ pub(crate) mod spawns {
         static NEXT: RefCell<Vec<bool>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// Lets the next threads that this one starts in a scope start or fail to, in this order.
+    /// Makes the next starts of scoped threads by this thread succeed or fail, in the order of `next`.
     pub(crate) fn plan(next: &[bool]) {
         NEXT.set(next.iter().rev().copied().collect());
     }
@@ -51,20 +51,20 @@ pub(crate) mod spawns {
     }
 }
 
-/// Threads that sleep as long as others have something to do.
+/// Threads whose sleep yields to other threads.
 #[cfg(verrou_shuttle)]
 pub(crate) mod thread {
     use std::time::Duration;
 
     pub(crate) use shuttle::thread::{Scope, ScopedJoinHandle, scope, yield_now};
 
-    /// Those who try again and again would otherwise try for ever where others are thought slower.
+    /// Yields to other threads: a thread that retries would otherwise never let them run.
     pub(crate) fn sleep(_pause: Duration) {
         yield_now();
     }
 }
 
-/// Channels whose time may be over, which shuttle's never is.
+/// Channels with receive timeouts, which shuttle's channels do not have.
 #[cfg(verrou_shuttle)]
 pub(crate) mod mpsc {
     use std::time::Duration;
@@ -82,9 +82,9 @@ pub(crate) mod mpsc {
     }
 
     impl<T> Receiver<T> {
-        /// Whether the time is over before something comes is a matter of chance.
+        /// Receives a value, or times out, at random.
         pub(crate) fn recv_timeout(&self, at_most: Duration) -> Result<T, RecvTimeoutError> {
-            // A pause for breath ends whatever others do.
+            // A short pause ends whether or not other threads send.
             if Duration::from_millis(1) < at_most && thread_rng().r#gen() {
                 return self.0.recv_timeout(at_most);
             }

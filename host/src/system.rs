@@ -8,8 +8,8 @@ use verrou::{Clock, Timestamp};
 
 /// This machine, as a lock's [`Host`].
 ///
-/// Its [`Clock`] is the time since the machine started, suspend included (`CLOCK_BOOTTIME`), on
-/// Linux; elsewhere it is the nearest the standard library has.
+/// On Linux its [`Clock`] is the time since boot, including time for which the machine was suspended
+/// (`CLOCK_BOOTTIME`); on other systems it is the monotonic clock of the standard library.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct System;
 
@@ -26,14 +26,14 @@ impl Host for System {
 
     /// # Panics
     ///
-    /// When the operating system has no random numbers to give: there is no safe lock without.
+    /// Panics when the operating system provides no random numbers: without them, no lock is safe.
     fn random(&self) -> [u8; 16] {
         // Owner tokens are never generated in advance: a copy of the process or of the machine would
         // contain the same token, and both copies would hold the lock. A system call costs 0.3 µs more than
         // a token from a buffer would, of the 6.2 µs that a file lock takes; from Linux 6.11 with
         // glibc 2.41 on, it is no system call.
         let mut bits = [0; 16];
-        getrandom::fill(&mut bits).expect("the operating system gives random numbers");
+        getrandom::fill(&mut bits).expect("random numbers from the operating system");
         bits
     }
 

@@ -14,14 +14,14 @@ use crate::System;
 /// use verrou::nonblocking::LockFactory;
 /// use verrou_host::{LeaseFileStore, StoreOptions, Tokio};
 ///
-/// # let folder = tempfile::tempdir()?;
-/// # let folder = folder.path();
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
-/// let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// let store = LeaseFileStore::open(directory, &StoreOptions::default())?;
 /// let locks = LockFactory::new(Arc::new(store), Tokio);
 /// let lock = locks.create_lock("my-resource", "2s")?;
 /// let answer = lock.run(async |held| {
-///     // Keeps the lease alive for as long as the work takes.
+///     // Renews the lease for as long as the work takes.
 ///     held.keep(async { 6 * 7 }).await
 /// });
 /// assert_eq!(answer.await.ok().and_then(Result::ok), Some(42));

@@ -840,7 +840,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         (
             &["--store", "http://[::1]:99999/"],
             &[64],
-            &["`http:…` is no store"],
+            &["`http:…` is not the URL of a store"],
         ),
         (&["--store", "\u{1b}[31m:x"], &[64], &["--store"]),
         (&["--store", "lease:/dev/null"], &[73], &["/dev/null"]),
