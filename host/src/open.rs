@@ -106,15 +106,15 @@ impl StoreUrl {
     /// Returns the directory of a store of files; `None` for a store on a server.
     pub fn folder(&self) -> Option<&StoreFolder> {
         match self {
-            Self::Lease(folder) | Self::File(folder) => Some(folder),
+            Self::Lease(directory) | Self::File(directory) => Some(directory),
             #[cfg(feature = "server")]
             Self::Server(_) => None,
         }
     }
 
-    fn with_folder(mut self, change: impl FnOnce(&mut StoreFolder)) -> Self {
+    fn map_directory(mut self, change: impl FnOnce(&mut StoreFolder)) -> Self {
         match &mut self {
-            Self::Lease(folder) | Self::File(folder) => change(folder),
+            Self::Lease(directory) | Self::File(directory) => change(directory),
             #[cfg(feature = "server")]
             Self::Server(_) => {}
         }
@@ -124,9 +124,9 @@ impl StoreUrl {
     /// Returns the same store with an absolute path, valid in any working directory.
     #[must_use]
     pub fn absolute(self) -> Self {
-        self.with_folder(|folder| {
-            if let Ok(path) = std::path::absolute(&folder.path) {
-                folder.path = path;
+        self.map_directory(|directory| {
+            if let Ok(path) = std::path::absolute(&directory.path) {
+                directory.path = path;
             }
         })
     }
@@ -134,7 +134,7 @@ impl StoreUrl {
     /// Returns the same store, shared with `group`. A store on a server is returned unchanged.
     #[must_use]
     pub fn shared_with(self, group: &str) -> Self {
-        self.with_folder(|folder| folder.group = Some(group.to_owned()))
+        self.map_directory(|directory| directory.group = Some(group.to_owned()))
     }
 
     /// Returns the location of this user's default store: leases (on systems other than Linux, the
@@ -154,7 +154,7 @@ impl StoreUrl {
         } else {
             Self::File
         };
-        default_folder().map(|folder| store(folder.into()))
+        default_directory().map(|directory| store(directory.into()))
     }
 }
 
@@ -172,7 +172,7 @@ impl TryFrom<&OsStr> for StoreUrl {
     fn try_from(text: &OsStr) -> Result<Self, InvalidStoreUrl> {
         let url = || shown(&text.display().to_string());
         let unknown = || InvalidStoreUrl::unknown(&text.display().to_string());
-        let (kind, folder) = split(text).ok_or_else(unknown)?;
+        let (kind, directory) = split(text).ok_or_else(unknown)?;
         if let Some(engine) = Engine::of_scheme(kind) {
             return on_server(engine, kind, text);
         }
@@ -182,17 +182,17 @@ impl TryFrom<&OsStr> for StoreUrl {
             "memory" => return Err(InvalidStoreUrl::Memory),
             _ => return Err(unknown()),
         };
-        if is_misplaced_url(&folder.display().to_string()) {
+        if is_misplaced_url(&directory.display().to_string()) {
             return Err(unknown());
         }
-        if folder.as_encoded_bytes().starts_with(b"~") {
+        if directory.as_encoded_bytes().starts_with(b"~") {
             return Err(InvalidStoreUrl::Tilde { url: url() });
         }
-        let folder = StoreFolder::parse(folder);
-        if folder.path.as_os_str().is_empty() {
+        let directory = StoreFolder::parse(directory);
+        if directory.path.as_os_str().is_empty() {
             return Err(InvalidStoreUrl::NoFolder { url: url() });
         }
-        Ok(store(folder))
+        Ok(store(directory))
     }
 }
 
@@ -245,9 +245,10 @@ fn shown(text: &str) -> String {
 
 /// Returns whether the text behind `lease:` or `file:` looks like the URL of a server with a password.
 /// Messages would name it as a path. A path that begins with one `/`, or with a `.`, is taken as it is.
-fn is_misplaced_url(folder: &str) -> bool {
-    let is_path = folder.starts_with('.') || folder.starts_with('/') && !folder.starts_with("//");
-    !is_path && password_range(folder).is_some()
+fn is_misplaced_url(directory: &str) -> bool {
+    let is_path =
+        directory.starts_with('.') || directory.starts_with('/') && !directory.starts_with("//");
+    !is_path && password_range(directory).is_some()
 }
 
 #[cfg(feature = "server")]
@@ -281,15 +282,15 @@ fn not_built_in(engine: Engine, kind: &str) -> InvalidStoreUrl {
 /// Returns the URL as text; that of a server without its password.
 impl From<&StoreUrl> for OsString {
     fn from(url: &StoreUrl) -> Self {
-        let (kind, folder) = match url {
-            StoreUrl::Lease(folder) => ("lease:", folder),
-            StoreUrl::File(folder) => ("file:", folder),
+        let (kind, directory) = match url {
+            StoreUrl::Lease(directory) => ("lease:", directory),
+            StoreUrl::File(directory) => ("file:", directory),
             #[cfg(feature = "server")]
             StoreUrl::Server(url) => return url.to_string().into(),
         };
         let mut text = Self::from(kind);
-        text.push(&folder.path);
-        if let Some(group) = &folder.group {
+        text.push(&directory.path);
+        if let Some(group) = &directory.group {
             text.push(StoreFolder::GROUP);
             text.push(group);
         }
@@ -328,8 +329,8 @@ fn split(text: &OsStr) -> Option<(&str, &OsStr)> {
 
 #[cfg(not(unix))]
 fn split(text: &OsStr) -> Option<(&str, &OsStr)> {
-    let (kind, folder) = text.to_str()?.split_once(':')?;
-    Some((kind, OsStr::new(folder)))
+    let (kind, directory) = text.to_str()?.split_once(':')?;
+    Some((kind, OsStr::new(directory)))
 }
 
 impl fmt::Display for StoreUrl {
@@ -437,12 +438,14 @@ impl FileStore {
     /// Returns an [`OpenError`] that names the problem with the directory, and what to do about it.
     pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
         Ok(match url {
-            StoreUrl::Lease(folder) => {
-                Self::Lease(LeaseFileStore::open(&folder.path, &folder.shared(options))?)
-            }
-            StoreUrl::File(folder) => {
-                Self::Lock(FileLockStore::open(&folder.path, &folder.shared(options))?)
-            }
+            StoreUrl::Lease(directory) => Self::Lease(LeaseFileStore::open(
+                &directory.path,
+                &directory.shared(options),
+            )?),
+            StoreUrl::File(directory) => Self::Lock(FileLockStore::open(
+                &directory.path,
+                &directory.shared(options),
+            )?),
             #[cfg(feature = "server")]
             StoreUrl::Server(url) => {
                 return Err(OpenError::NoFolder {
@@ -466,19 +469,19 @@ impl FileStore {
                 "there is no directory to record the holder of its lock: set XDG_STATE_HOME or HOME"
                     .to_owned(),
         };
-        let records = default_folder().map_err(no_home)?;
+        let records = default_directory().map_err(no_home)?;
         Self::open_path_in(path, &records.into(), options)
     }
 
-    /// Opens the lock as [`open_path`](Self::open_path) does, recorded in the store directory `folder`.
+    /// Opens the lock as [`open_path`](Self::open_path) does, recorded in the store directory `directory`.
     fn open_path_in(
         path: &Path,
-        folder: &StoreFolder,
+        directory: &StoreFolder,
         options: &StoreOptions,
     ) -> Result<(Self, Name), OpenError> {
-        let options = folder.shared(options);
+        let options = directory.shared(options);
         // A subdirectory, because a `file:` store in the directory may have the same names.
-        let records = folder.path.join("paths");
+        let records = directory.path.join("paths");
         let (store, name) = FileLockStore::open_path(path, &records, &options)?;
         Ok((Self::Lock(store), name))
     }
@@ -717,16 +720,16 @@ impl AnyStore {
             unrecorded: None,
         };
         let why = match records {
-            Some(StoreUrl::Lease(folder) | StoreUrl::File(folder)) => {
-                return FileStore::open_path_in(path, folder, options).map(recorded);
+            Some(StoreUrl::Lease(directory) | StoreUrl::File(directory)) => {
+                return FileStore::open_path_in(path, directory, options).map(recorded);
             }
             #[cfg(feature = "server")]
             Some(url @ StoreUrl::Server(_)) => {
                 let url = url.to_string();
                 return Err(OpenError::NoFolder { url });
             }
-            None => match default_folder() {
-                Ok(folder) => match FileStore::open_path_in(path, &folder.into(), options) {
+            None => match default_directory() {
+                Ok(directory) => match FileStore::open_path_in(path, &directory.into(), options) {
                     Err(err @ (OpenError::Path { .. } | OpenError::UnknownGroup { .. })) => {
                         return Err(err);
                     }
@@ -758,11 +761,11 @@ impl AnyStore {
         if matches!(path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
-        let folder = match records {
-            Some(url) => url.folder().map(|folder| folder.path.clone()),
-            None => default_folder().ok(),
+        let directory = match records {
+            Some(url) => url.folder().map(|directory| directory.path.clone()),
+            None => default_directory().ok(),
         };
-        if folder.is_some_and(|folder| folder.join("paths").is_dir()) {
+        if directory.is_some_and(|directory| directory.join("paths").is_dir()) {
             return Self::open_path(path, records, options).map(Some);
         }
         let (store, name) = BareLockStore::open(path, options)?;
@@ -916,7 +919,7 @@ delegate_store!(AnyStore);
 /// Returns the default store directory: below the state directory of the XDG Base Directory
 /// Specification, or below `/var/lib` for root. A program that runs with more rights than its caller
 /// does not read the environment, which its caller controls.
-fn default_folder() -> Result<PathBuf, InvalidStoreUrl> {
+fn default_directory() -> Result<PathBuf, InvalidStoreUrl> {
     if os::is_secure_execution() {
         return if is_root() {
             Ok("/var/lib/verrou".into())
