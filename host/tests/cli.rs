@@ -65,15 +65,15 @@ fn invalid_argument_is_named_in_the_error() {
         (run(&["--attempts", "0"]), "E_INVALID_RETRY"),
         (run(&["--attempts", "-1"]), "E_INVALID_RETRY"),
         (run(&["--retry-delay", "0"]), "E_INVALID_RETRY"),
-        (run(&["--wait", "soon"]), "no length of time"),
+        (run(&["--wait", "soon"]), "not a length of time"),
         (run(&["--wait", "1s", "--no-wait"]), "cannot be used with"),
-        (run(&["--grace", "later"]), "no length of time"),
+        (run(&["--grace", "later"]), "not a length of time"),
         (run(&["--on-lost", "cry"]), "possible values"),
         (run(&["--file", "x"]), "cannot be used with"),
         (run(&["-E", "256"]), "0..=255"),
         (run(&["-E", "-1"]), "0..=255"),
         (run(&["--store", "memory:"]), "no other process"),
-        (run(&["--store", "lease:"]), "no folder"),
+        (run(&["--store", "lease:"]), "no directory"),
         (run(&["--store", "redis"]), "E_INVALID_STORE"),
         (words(&["run", "k"]), "<CMD>"),
         (words(&["run", "--", "true"]), "<NAME>"),
@@ -355,7 +355,7 @@ fn lock_that_cannot_be_printed_is_released() {
         .output()
         .unwrap();
     assert_eq!(code(&output), 74);
-    assert!(stderr(&output).contains("given back"));
+    assert!(stderr(&output).contains("was released"));
     assert!(!place.is_held());
 
     let mut command = place.verrou(["acquire", "k", "--ttl", "1h"]);
@@ -395,7 +395,7 @@ fn any_lease_can_be_force_released() {
     let place = Place::new("lease");
     ends_with(&mut place.run(&[], "true"), 0);
     let output = ends_with(&mut place.verrou(["force-release", "k"]), 0);
-    assert_eq!(stdout(&output), "nobody holds the lock `k`\n");
+    assert_eq!(stdout(&output), "the lock `k` is not held\n");
     ends_with(
         &mut place.verrou(["force-release", "k", "--fence", "1"]),
         77,

@@ -31,7 +31,7 @@ fn closed_output_is_an_error_and_the_lock_is_released() {
     let output = shell(&place, "exec \"$1\" acquire k --ttl 1h >&-");
     assert_eq!(code(&output), 74, "{output:?}");
     assert!(stderr(&output).contains("it is closed"), "{output:?}");
-    assert!(stderr(&output).contains("given back"), "{output:?}");
+    assert!(stderr(&output).contains("was released"), "{output:?}");
     assert!(!place.is_held());
     for line in [
         "store",

@@ -142,7 +142,10 @@ fn invalid_argument_is_named_in_the_error() {
     for number in ["0", "-1", "", "7x", "1.5", "0x7"].into_iter().chain(over) {
         let output = ends_with(&mut check(&place, &[number]), 64);
         let said = stderr(&output);
-        assert!(said.contains(&format!("`{number}` is no fence")), "{said}");
+        assert!(
+            said.contains(&format!("`{number}` is not a fencing token")),
+            "{said}"
+        );
         assert!(said.contains("from 1 to 4611686018427387903"), "{said}");
         assert!(said.starts_with("verrou: "), "{said}");
 
@@ -157,8 +160,8 @@ fn invalid_argument_is_named_in_the_error() {
     assert!(stderr(&output).contains("verrou run"), "a way out");
     for (words, said) in [
         (&["7", "touch", "ran"][..], "touch"),
-        (&["touch", "--", "ran"], "`touch` is no fence"),
-        (&["7", "--wait", "soon"], "no length of time"),
+        (&["touch", "--", "ran"], "`touch` is not a fencing token"),
+        (&["7", "--wait", "soon"], "not a length of time"),
         (&["7", "--wait", "1s", "--no-wait"], "cannot be used with"),
     ] {
         let output = ends_with(&mut check(&place, words), 64);

@@ -305,9 +305,9 @@ fn lost_command_of_another_user_is_waited_for_no_longer_than_the_grace() {
         assert_eq!(code(&output), 76, "{said}");
         assert!(said.contains("Operation not permitted"), "{said}");
         assert!(said.contains("sudo verrou"), "{said}");
-        assert!(said.contains("goes on without the lock"), "{said}");
+        assert!(said.contains("continues without the lock"), "{said}");
         assert!(
-            !said.contains("is asked") && !said.contains("is killed"),
+            !said.contains("is sent") && !said.contains("is killed"),
             "{said}"
         );
         assert!(lives(command));

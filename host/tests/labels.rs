@@ -34,7 +34,7 @@ fn detached_lease_is_described_as_such() {
             text.contains("(verrou acquire)") && text.contains(" ago, fence 1"),
             "{text}"
         );
-        assert!(text.contains("its lease lasts 59m"), "{text}");
+        assert!(text.contains("its lease expires in 59m"), "{text}");
     }
     let list = ends_with(&mut place.verrou(["list"]), 0);
     assert!(

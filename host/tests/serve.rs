@@ -292,17 +292,17 @@ fn invalid_request_is_an_error_and_serving_continues() {
     };
     let long = "n".repeat(1025);
     let cases = [
-        (String::new(), "this is no request"),
+        (String::new(), "invalid request"),
         ("{".to_owned(), "`verrou serve --help`"),
-        ("[]".to_owned(), "this is no request"),
-        ("{}".to_owned(), "this is no request"),
-        ("\"abilities\"".to_owned(), "this is no request"),
+        ("[]".to_owned(), "invalid request"),
+        ("{}".to_owned(), "invalid request"),
+        ("\"abilities\"".to_owned(), "invalid request"),
         ("{\"abilities\":{}} {}".to_owned(), "trailing characters"),
         ("{\"steal\":{}}".to_owned(), "`steal`"),
         ("{\"abilities\":{\"x\":1}}".to_owned(), "`x`"),
         (
             "{\"abilities\":{},\"inspect\":{\"name\":\"x\"}}".to_owned(),
-            "this is no request",
+            "invalid request",
         ),
         (claim("name", json!("")), "E_INVALID_NAME"),
         (claim("name", json!(long)), "E_INVALID_NAME"),
@@ -327,13 +327,13 @@ fn invalid_request_is_an_error_and_serving_continues() {
         ),
         (
             "{\"inspect\":{\"name\":\"\\ud800\"}}".to_owned(),
-            "this is no request",
+            "invalid request",
         ),
         (
             "{\"wait\":{\"name\":\"\",\"at_most\":0}}".to_owned(),
             "E_INVALID_NAME",
         ),
-        ("[".repeat(60_000), "this is no request"),
+        ("[".repeat(60_000), "invalid request"),
     ];
     for (request, expected) in &cases {
         let said = served.complaint(request);
@@ -356,7 +356,7 @@ fn line_that_is_too_long_or_not_utf_8_fails_alone() {
     assert!(said.contains("65536 bytes"), "{said}");
     served.tell(b"{\"inspect\":{\"name\":\"\xff\"}}\n");
     let said = served.hear()["error"]["message"].to_string();
-    assert!(said.contains("this is no request"), "{said}");
+    assert!(said.contains("invalid request"), "{said}");
     // The longest name there is, in its longest spelling.
     let name = "\\u0001".repeat(1024);
     let holder = served.ask(format!("{{\"inspect\":{{\"name\":\"{name}\"}}}}"));

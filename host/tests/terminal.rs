@@ -203,7 +203,7 @@ fn command_that_was_stopped_too_long_goes_on_where_the_loss_is_ignored() {
     stopped(cat);
     common::ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
     terminal.types("fg\n");
-    terminal.shows("goes on without it");
+    terminal.shows("continues without it");
     eventually("it has the terminal again", || terminal.listens_to(cat));
     terminal.types("second\n");
     terminal.shows("second\r\nsecond");

@@ -56,7 +56,7 @@ test('the hand-over does what its README says', options, async (t) => {
     if (said.length === output.length) break
   }
   assert.deepEqual(said, output, complaints)
-  assert.match(complaints, /^verrou: the lock `payment-123` is taken: .*\n$/)
+  assert.match(complaints, /^verrou: cannot acquire the lock `payment-123`: .*\n$/)
   shell.kill('SIGINT')
   assert.deepEqual(await ended, [0, null], complaints)
   assert.deepEqual(await readdir(join(copy, 'examples', 'node', 'jobs')), [])

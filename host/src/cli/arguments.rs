@@ -1,4 +1,4 @@
-//! What was typed.
+//! The command line, as clap parses it.
 
 #![expect(
     clippy::doc_markdown,
@@ -17,27 +17,27 @@ use verrou_host::{StoreUrl, Zombies};
 const EXAMPLES: &str = "\
 Examples:
   verrou run backup -- rsync -a /home /mnt/backup
-      Runs rsync while no other `verrou run backup` runs; waits for its turn.
-  verrou run backup --no-wait -- ./backup.sh || echo 'it runs already'
-      Gives up at once when the lock is taken, with exit code 75.
+      Runs rsync while no other `verrou run backup` runs; waits until the lock is granted.
+  verrou run backup --no-wait -- ./backup.sh || echo 'it is running already'
+      Fails at once with exit code 75 if the lock is held.
   verrou run --file /var/lock/app.lock -- ./deploy
-      Excludes, and is excluded by, every program that uses flock(1) on that file.
+      Excludes, and is excluded by, every program that locks that file with flock(1).
   export VERROU_LOCK; VERROU_LOCK=$(verrou acquire deploy --ttl 10m)
   verrou extend --ttl 10m; verrou release
-      Takes a lock that outlives the command, and gives it back later, from anywhere.
+      Acquires a lock that outlives the command; any process can release it later.
   verrou list; verrou show backup; verrou force-release backup
-      Who holds what, and how to end it.
+      Prints the held locks and their holders; ends a lock that another process holds.
   verrou fence check --file app.fence -- ./write
       Under `verrou run`: writes, unless a later holder of the lock has written already.
 
-Where the locks are (--store or VERROU_STORE):
-  lease:DIR  leases in files: they end by their ttl, and when their processes are gone;
-             they can be handed to other processes
-  file:DIR   the kernel's locks (flock) on files: they end when their processes are gone
+Stores (--store or VERROU_STORE):
+  lease:DIR  leases in files: they end by their ttl, and when their processes have ended;
+             they can be transferred to other processes
+  file:DIR   the kernel's locks (flock) on files: they end when their processes have ended
   redis://HOST, postgres://HOST/DATABASE, etcd://HOST
              leases on a server, for the processes of many machines, if this program is built with
-             the feature for it; they end by their ttl. In a URL, a password is seen by everyone
-             who can list processes: have it in VERROU_STORE, or add ?password-file=FILE
+             the feature for it; they end by their ttl. All users who can list processes can read
+             a password in a URL: put it into VERROU_STORE, or add ?password-file=FILE
   lease:DIR?group=G, file:DIR?group=G
              shared with the members of a group, as with --group
   The default is lease:$XDG_STATE_HOME/verrou, for root lease:/var/lib/verrou, else
@@ -46,21 +46,21 @@ Where the locks are (--store or VERROU_STORE):
 Lengths of time are written like 500ms, 10s, 1m 30s, each number with its unit.
 
 Exit codes:
-  of CMD   what CMD ended with; 128+n when signal n ended it
-  64       the command line makes no sense, or asks a `file:` store for what it cannot do
-  73       the store cannot be made or opened, or its server not be reached
+  of CMD   the exit code of CMD; 128+n when signal n ended it
+  64       the command line is invalid, or the store does not support the operation
+  73       the store cannot be created or opened, or its server cannot be reached
   74       the store failed, or the output could not be written
-  75       the lock was not acquired in time (or what -E says)
-  76       the lock was lost while CMD ran, whatever CMD ended with
-  77       not the owner: the lock was released, evicted, or its time has passed
-  78       `fence check`: a greater fence has passed
+  75       the lock was not acquired in time (or the code of -E)
+  76       the lock was lost while CMD ran, whatever the exit code of CMD
+  77       not the owner: the lock was released or force-released, or its lease has expired
+  78       `fence check`: a greater fencing token has been accepted
   126      CMD could not be started
   127      CMD was not found";
 
 /// Runs a command while holding a named lock, so that it never runs twice at once.
 ///
-/// A lock is a name. Whoever holds it has a lease that is renewed while they live and that ends
-/// by itself when they do not.
+/// A lock is a name. Its holder has a lease, which is renewed while the holder runs, and expires
+/// after the holder has ended.
 #[derive(Debug, Parser)]
 #[command(name = "verrou", version, after_help = EXAMPLES, max_term_width = 100)]
 #[command(disable_help_subcommand = true, subcommand_required = true)]
@@ -71,17 +71,17 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// Which store, and how to speak.
+/// The options of all subcommands: the store, and the format of the output.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Place {
-    /// Where the locks are: `lease:DIR`, `file:DIR`, or a server; without it, VERROU_STORE
+    /// The store: `lease:DIR`, `file:DIR`, or a server; without it, VERROU_STORE
     #[arg(long, global = true, value_name = "URL", value_parser = OsStringValueParser::new().try_map(store))]
     pub(crate) store: Option<StoreUrl>,
     /// Shares the store with all members of GROUP, a name or number, as `lease:DIR?group=GROUP` does
     #[arg(long, global = true, value_name = "GROUP")]
     pub(crate) group: Option<String>,
-    /// Trusts whatever file system the store is on
+    /// Accepts any file system for the store
     #[arg(long, global = true)]
     pub(crate) any_file_system: bool,
     /// Prints results and errors as JSON, one value per line
@@ -89,80 +89,81 @@ pub(crate) struct Place {
     pub(crate) json: bool,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a command while holding a lock
     ///
-    /// Takes the lock NAME, runs CMD, renews the lease while CMD runs, and gives the lock back
-    /// when CMD ends. CMD finds VERROU_NAME, VERROU_FENCE, VERROU_LOCK, VERROU_STORE and
-    /// VERROU_HELD in its environment, and gets the signals INT, TERM, HUP, QUIT, USR1, USR2 and
-    /// WINCH that this process gets.
+    /// Acquires the lock NAME, runs CMD, renews the lease while CMD runs, and releases the lock
+    /// when CMD ends. CMD has VERROU_NAME, VERROU_FENCE, VERROU_LOCK, VERROU_STORE and
+    /// VERROU_HELD in its environment, and is sent the signals INT, TERM, HUP, QUIT, USR1, USR2
+    /// and WINCH that this process receives.
     #[command(after_help = RUN_HELP, override_usage = RUN_USAGE)]
     Run(Run),
-    /// Take a lock that outlives this command, and print it
+    /// Acquire a lock that outlives this command, and print it
     ///
-    /// What is printed is all that `extend` and `release` need, from any process: keep it
+    /// The printed text is all that `extend` and `release` need, from any process: keep it
     /// secret. The lease ends by its ttl unless it is extended.
     Acquire(Acquire),
-    /// Let an acquired lock last longer, and print it
+    /// Extend the lease of an acquired lock, and print it
     Extend(Extend),
-    /// Give an acquired lock back
+    /// Release an acquired lock
     Release(Release),
-    /// Free a lock, whoever holds it
+    /// Release a lock, even if another process holds it
     ///
-    /// The holder's `verrou run` notices, at its next renewal at the latest, and ends its command.
-    /// Exit code 77 when --fence is given and the lock is not held under it.
+    /// The holder's `verrou run` detects this, at its next renewal at the latest, and ends its
+    /// command. Exit code 77 if --fence is given and the lock is not held under it.
     ForceRelease(ForceRelease),
-    /// Show who holds a lock
+    /// Show the holder of a lock
     Show(Show),
     /// List the locks that are held
     List,
-    /// Print the store that is used
+    /// Print the URL of the store that is used
     Store,
-    /// Refuse those who have lost the lock, where they write what it guards
+    /// Reject writes of processes that have lost the lock
     #[command(subcommand, disable_help_subcommand = true)]
     Fence(FenceCommand),
     /// Answer a program's requests to the store, one line of JSON each
     ///
-    /// For programs in any language that are to have this machine's locks: they start this
-    /// command, write a request on its standard input, and read its answer, until they end the
-    /// input. Leases taken as ephemeral end with this command, however it ends.
+    /// For programs in any language that use this machine's locks: they start this command, write
+    /// each request to its standard input, and read the answer, until they close the input.
+    /// Ephemeral leases end with this command, however it ends.
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
 }
 
-/// What the resource does with a fence.
+/// The resource's operations on fencing tokens.
 #[derive(Debug, Subcommand)]
 pub(crate) enum FenceCommand {
-    /// Let a fence pass, unless a greater one has
+    /// Accept a fencing token, unless a greater one has been accepted
     ///
-    /// FILE keeps the greatest fence that has passed. The fence of a later grant of the lock is
-    /// greater, so whoever has lost the lock without noticing, as who was stopped for longer
-    /// than its lease lasts, is refused: exit code 78.
+    /// FILE keeps the greatest accepted token. The token of a later grant of the lock is greater,
+    /// so a holder that has lost the lock without noticing, for example because it was stopped for
+    /// longer than its lease lasts, is rejected: exit code 78.
     ///
-    /// With CMD, no other fence passes FILE before CMD has ended. Without it, somebody who passes
-    /// and is then stopped can still write after the next.
+    /// With CMD, FILE accepts no other token before CMD has ended. Without it, a process that is
+    /// stopped after the check can still write after the next holder.
     #[command(after_help = FENCE_CHECK_HELP, override_usage = FENCE_CHECK_USAGE)]
     Check(FenceCheck),
-    /// Set the greatest fence of a gate's FILE, for one that refuses every holder
+    /// Set the greatest token of a gate's FILE that rejects every holder
     ///
-    /// For a FILE that was damaged, or that has let a number pass that no store has granted.
+    /// For a FILE that is corrupt, or that has accepted a number that no store has granted.
     ///
-    /// DANGER: with N less than the fence of the last holder, holders that have lost the lock pass,
-    /// and overwrite newer work. End them first. N is right if it is the fence that `verrou show`
-    /// prints for the present holder, or that VERROU_FENCE has under a new `verrou run`.
+    /// DANGER: with N less than the fencing token of the last holder, FILE accepts holders that have
+    /// lost the lock, and they overwrite newer work. End them first. N is right if it is the token
+    /// that `verrou show` prints for the present holder, or that VERROU_FENCE has under a new
+    /// `verrou run`.
     ///
-    /// Only FILE's owner, or root, can do this, and only while no `fence check` runs a CMD. It says
-    /// which fence FILE had.
+    /// Only FILE's owner, or root, can do this, and only while no `fence check` runs a CMD. The
+    /// previous token of FILE is printed.
     #[command(after_help = FENCE_RESET_HELP)]
     Reset(FenceReset),
 }
 
 const FENCE_RESET_HELP: &str = "\
-Exit codes: 0; 75 a CMD of `fence check` runs, 74 FILE is not there, is another user's, is not of
-`fence check`, or cannot be read or written, 73 its folder is not there, or no place for it,
-64 usage.";
+Exit codes: 0; 75 a CMD of `fence check` runs, 74 FILE does not exist, belongs to another user, is
+not a file of `fence check`, or cannot be read or written, 73 its directory does not exist or is
+refused, 64 usage.";
 
 const FENCE_CHECK_USAGE: &str = "verrou fence check [OPTIONS] --file <FILE> [FENCE] [-- <CMD>...]";
 
@@ -172,34 +173,34 @@ Example:
       make-report > report.$VERROU_FENCE &&
       verrou fence check --file report.fence -- mv report.$VERROU_FENCE report'
 
-One FILE is for one thing, and for the fences of one lock. It is made if it is not there; its
-folder is not. Whoever removes it forgets what has passed.
+One FILE is for one resource, and for the fencing tokens of one lock. If it does not exist, it is
+created; its directory is not. Removing FILE discards the greatest accepted token.
 
-Exit codes: 0, or those of CMD, 128+n when signal n ended it; 78 a greater fence has passed,
-75 another's CMD kept FILE for too long, 74 FILE cannot be opened, read or written, or is
-damaged, 73 its folder is not there, or no place for it, 64 usage, 126/127 CMD could not be
-started / was not found. Only if the fence passes is CMD run.";
+Exit codes: 0, or those of CMD, 128+n when signal n ended it; 78 a greater token was accepted,
+75 the CMD of another check kept FILE for too long, 74 FILE cannot be opened, read or written, or
+is corrupt, 73 its directory does not exist or is refused, 64 usage, 126/127 CMD could not be
+started / was not found. CMD is run only if the token is accepted.";
 
 const RUN_USAGE: &str = "\
 verrou run [OPTIONS] <NAME> -- <CMD>...
        verrou run [OPTIONS] --file <PATH> -- <CMD>...";
 
 const RUN_HELP: &str = "\
-Exit codes: those of CMD, 128+n when signal n ended it; 75 not acquired in time (or what -E
-says), 76 lost while CMD ran, 77 not the owner, 74 the store failed, 73 no store, 64 usage,
+Exit codes: those of CMD, 128+n when signal n ended it; 75 not acquired in time (or the code of
+-E), 76 lost while CMD ran, 77 not the owner, 74 the store failed, 73 no store, 64 usage,
 126/127 CMD could not be started / was not found.";
 
 const SERVE_HELP: &str = "\
-Says {\"protocol\":\"verrou serve\",\"version\":1} first, and then one line for each line of input.
+Prints {\"protocol\":\"verrou serve\",\"version\":1} first, and then one line for each line of input.
 Requests, and their answers:
   {\"acquire\":{\"name\":\"x\",\"owner\":\"00112233445566778899aabbccddeeff\",\"ttl\":30000000000,
               \"ephemeral\":true}}
       {\"granted\":7}, with the fencing token; {\"refused\":29000000000}, the time left, or null
   {\"extend\":{...}}, {\"release\":{...}}, {\"detach\":{...}}, with the members of `acquire`
       {\"granted\":7} or {\"granted\":null}; {\"refused\":null}
-  {\"renew\":{...}}, with those and \"fencing_token\": what keeps a lease alive asks this
+  {\"renew\":{...}}, with those and \"fencing_token\": for a client that keeps a lease alive
       {\"renewed\":\"granted\"}, \"released\" or \"lost\"
-  {\"evict\":{\"name\":\"x\",\"only\":7}}, with null for whoever holds it
+  {\"evict\":{\"name\":\"x\",\"only\":7}}, with null for any holder
       {\"granted\":7} or {\"granted\":null}; {\"refused\":null}
   {\"inspect\":{\"name\":\"x\"}}
       {\"holder\":{\"owner\":\"0011...\",\"fencing_token\":7,\"remaining\":29000000000}};
@@ -209,16 +210,16 @@ Requests, and their answers:
                     \"fences\":true,\"revives\":true}}
   {\"wait\":{\"name\":\"x\",\"at_most\":500000000}}
       {\"waited\":true}; {\"waited\":false} from a store that cannot wait
-  Whatever cannot be done, or is no request:
+  A request that fails, or an invalid one:
       {\"error\":{\"temporary\":false,\"message\":\"...\"}}
 
 An owner is 32 hexadecimal digits, generated for each acquisition. A \"label\" in an acquire
-request says what the lock is held for. Lengths of time are whole nanoseconds; null is one without an
-end, or unknown. host/SERVE.md says more.
+request is the purpose of the lock. Lengths of time are whole nanoseconds; null is one without an
+end, or unknown. host/SERVE.md specifies the protocol.
 
 Exit codes: 0 at the end of the input; 73 no store, 74 input or output failed, 64 usage.";
 
-/// A lock by its name.
+/// The name of a lock.
 #[derive(Args, Debug)]
 pub(crate) struct Named {
     /// The lock's name: any text of 1 to 1024 bytes
@@ -236,7 +237,7 @@ impl Named {
     }
 }
 
-/// A lock by its name, or by the file that is locked.
+/// The name of a lock, or the file that is locked.
 #[derive(Args, Debug)]
 pub(crate) struct Target {
     /// The lock's name: any text of 1 to 1024 bytes
@@ -263,17 +264,17 @@ pub(crate) struct Run {
     pub(crate) target: Target,
     #[command(flatten)]
     pub(crate) taking: Taking,
-    /// What to do with CMD when the lock is lost while it runs
+    /// The action on CMD when the lock is lost while it runs
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     pub(crate) on_lost: OnLost,
-    /// How long CMD may take to end, before it is killed
+    /// How long CMD may take to end before it is killed
     #[arg(long, default_value = "5s", value_parser = length, value_name = "TIME")]
     pub(crate) grace: Duration,
     /// Lets CMD inherit nothing: the lock does not outlive this process and CMD's process group
     ///
-    /// As flock(1) has it. Without it, CMD inherits the write end of a pipe. If this process is
-    /// killed, the lock is held until every process that has inherited that end has closed it,
-    /// also one that left CMD's process group.
+    /// Like the option of flock(1). Without it, CMD inherits the write end of a pipe. If this
+    /// process is killed, the lock is held until every process that has inherited that end has
+    /// closed it, also one that left CMD's process group.
     #[arg(short = 'o', long)]
     pub(crate) close: bool,
     /// The command to run, and its arguments
@@ -281,38 +282,38 @@ pub(crate) struct Run {
     pub(crate) command: Vec<OsString>,
 }
 
-/// How a lock is to be taken.
+/// The options of acquiring a lock.
 #[derive(Args, Debug)]
 pub(crate) struct Taking {
-    /// How long the lease lasts unless it is renewed; `none` for one without an end
+    /// How long the lease lasts unless it is renewed; `none` for a lease without an end
     #[arg(long, default_value = "30s", allow_hyphen_values = true, value_parser = ttl, value_name = "TIME")]
     pub(crate) ttl: Ttl,
-    /// How long to wait for the lock; without it, for ever [0: one attempt]
+    /// How long to wait for the lock; without it, forever [0: one attempt]
     #[arg(long, value_parser = length, allow_hyphen_values = true, value_name = "TIME")]
     wait: Option<Duration>,
-    /// Gives up at once when the lock is taken
+    /// Fails at once if the lock is held
     #[arg(long, conflicts_with_all = ["wait", "attempts"])]
     no_wait: bool,
-    /// How many times to ask for the lock at most
+    /// The maximum number of attempts to acquire the lock
     #[arg(long, value_parser = attempts, allow_hyphen_values = true, value_name = "N")]
     attempts: Option<u32>,
-    /// How long to pause between two attempts, unless the lock is seen to be free sooner
+    /// How long to pause between two attempts, unless the store notifies of a release sooner
     #[arg(long, default_value = "250ms", value_parser = delay, allow_hyphen_values = true, value_name = "TIME")]
     retry_delay: Duration,
-    /// A lease that has ended while processes of its holder still live: take it, or wait for
+    /// The action on an expired lease whose holder's processes still run: take it over, or wait for
     /// them to end
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     zombie: Zombie,
-    /// Label of the holder, shown by `show` and `list` instead of the program's name
+    /// Label of the holder, which `show` and `list` print instead of the program's name
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
-    /// Ends with N instead of 75 when the lock was not acquired in time
+    /// Exits with N instead of 75 when the lock was not acquired in time
     #[arg(short = 'E', long, allow_hyphen_values = true, value_name = "N")]
     pub(crate) conflict_exit_code: Option<u8>,
 }
 
 impl Taking {
-    /// When to ask again.
+    /// Returns the retry policy.
     pub(crate) fn retry(&self) -> Result<Retry, InvalidRetry> {
         if self.no_wait {
             return Ok(Retry::NEVER);
@@ -343,7 +344,7 @@ impl Taking {
     }
 }
 
-/// What becomes of the command when its lock is lost.
+/// The action on the command when its lock is lost.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub(crate) enum OnLost {
     /// SIGTERM, and SIGKILL after the grace
@@ -351,16 +352,16 @@ pub(crate) enum OnLost {
     Term,
     /// SIGKILL at once
     Kill,
-    /// Nothing: it goes on
+    /// None: CMD continues
     Ignore,
 }
 
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 enum Zombie {
-    /// Take it over, and warn
+    /// Take the lease over, and print a warning
     #[default]
     Take,
-    /// Wait until they are gone
+    /// Wait until the processes have ended
     Wait,
 }
 
@@ -376,7 +377,7 @@ pub(crate) struct Acquire {
 /// `verrou extend`.
 #[derive(Args, Debug)]
 pub(crate) struct Extend {
-    /// How long the lease lasts from now; without it, as long as the lock was acquired for
+    /// How long the lease lasts from now; without it, the ttl with which the lock was acquired
     #[arg(long, allow_hyphen_values = true, value_parser = ttl, value_name = "TIME")]
     pub(crate) ttl: Option<Ttl>,
     #[command(flatten)]
@@ -393,8 +394,8 @@ pub(crate) struct Release {
 /// A lock as `verrou acquire` prints it.
 #[derive(Args, Debug)]
 pub(crate) struct Serialized {
-    /// What `acquire` printed, which others can read as an argument; `-` reads it from the standard input;
-    /// without it, VERROU_LOCK
+    /// The text that `acquire` printed; other users can read it in an argument; `-` reads it from
+    /// standard input; without it, VERROU_LOCK
     #[arg(value_name = "LOCK")]
     pub(crate) text: Option<String>,
 }
@@ -404,7 +405,7 @@ pub(crate) struct Serialized {
 pub(crate) struct ForceRelease {
     #[command(flatten)]
     pub(crate) name: Named,
-    /// Only if it is held under this fence, as `show` prints it
+    /// Releases the lock only if it is held under this fencing token, as `show` prints it
     #[arg(long, value_parser = fence, value_name = "N")]
     pub(crate) fence: Option<Fence>,
 }
@@ -419,7 +420,7 @@ pub(crate) struct Show {
 /// `verrou serve`.
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
-    /// Label of the program as a holder, shown by `show` and `list`; a request can replace it
+    /// Label of the holder, which `show` and `list` print; a request can replace it
     #[arg(long, default_value = "verrou serve", value_name = "TEXT")]
     pub(crate) label: String,
 }
@@ -427,22 +428,22 @@ pub(crate) struct Serve {
 /// `verrou fence check`.
 #[derive(Args, Debug)]
 pub(crate) struct FenceCheck {
-    /// Where the greatest fence is kept: a file of its own, beside what is written
+    /// The file that keeps the greatest token: a separate file, next to the resource
     #[arg(long, value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// The fence to check; without it, VERROU_FENCE, which `verrou run` sets
+    /// The fencing token to check; without it, VERROU_FENCE, which `verrou run` sets
     #[arg(value_parser = fence, allow_hyphen_values = true, value_name = "FENCE")]
     pub(crate) fence: Option<Fence>,
-    /// How long to wait while another's CMD runs; without it, for ever [0: one attempt]
+    /// How long to wait while the CMD of another check runs; without it, forever [0: one attempt]
     #[arg(long, value_parser = length, allow_hyphen_values = true, value_name = "TIME")]
     wait: Option<Duration>,
-    /// Gives up at once when another's CMD runs
+    /// Fails at once if the CMD of another check runs
     #[arg(long, conflicts_with = "wait")]
     no_wait: bool,
     /// Lets CMD inherit nothing, as `--close` of `verrou run`
     #[arg(short = 'o', long)]
     pub(crate) close: bool,
-    /// A command that writes, and its arguments: run only if the fence passes
+    /// A command that writes, and its arguments; run only if the token is accepted
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
 }
@@ -453,13 +454,13 @@ pub(crate) struct FenceReset {
     /// The file of `fence check`
     #[arg(long, value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// The smallest fence that passes from now on
+    /// The smallest fencing token that is accepted from now on
     #[arg(long, value_parser = fence, allow_hyphen_values = true, value_name = "N")]
     pub(crate) to: Fence,
 }
 
 impl FenceCheck {
-    /// How long to wait; nothing if for ever.
+    /// Returns how long to wait at most; `None` for no limit.
     pub(crate) fn at_most(&self) -> Option<Duration> {
         if self.no_wait {
             return Some(Duration::ZERO);
@@ -483,7 +484,7 @@ fn likely_name(text: &str) -> Result<Name, String> {
     let is_path = ["/", "./", "../"].iter().any(|it| text.starts_with(it));
     let is_likely = text.contains('/') || path.extension().is_some_and(|it| it == "lock");
     let is_file = || is_likely && path.metadata().is_ok_and(|it| !it.is_dir());
-    let what = if is_path {
+    let reason = if is_path {
         "looks like a path"
     } else if is_file() {
         "is a file"
@@ -491,19 +492,19 @@ fn likely_name(text: &str) -> Result<Name, String> {
         return Ok(name);
     };
     Err(format!(
-        "`{text}` {what}; did you mean `verrou run --file {text}`? For a lock of that name, write \
+        "`{text}` {reason}; did you mean `verrou run --file {text}`? For a lock of that name, write \
          `--name {text}` (E_INVALID_NAME)"
     ))
 }
 
 pub(crate) fn ttl(text: &str) -> Result<Ttl, String> {
-    /// No shorter lease outlives the processes that would have to renew or release it.
+    /// A shorter lease would expire before a process could renew or release it.
     const SHORTEST: Duration = Duration::from_millis(10);
 
     with_unit(text, "E_INVALID_TTL")?;
     let ttl: Ttl = text.parse().map_err(|why| match why {
         InvalidTtl::Unreadable { why, .. } => format!(
-            "`{text}` is no length of time ({why}); write it like `10s`, `1m 30s`, `500ms`, or \
+            "`{text}` is not a length of time ({why}); write it like `10s`, `1m 30s`, `500ms`, or \
              `none` (E_INVALID_TTL)"
         ),
         why => coded(why),
@@ -518,7 +519,7 @@ pub(crate) fn ttl(text: &str) -> Result<Ttl, String> {
 
 #[expect(
     clippy::needless_pass_by_value,
-    reason = "clap's parsers get what was typed for themselves"
+    reason = "clap passes owned values to its parsers"
 )]
 pub(crate) fn store(text: OsString) -> Result<StoreUrl, String> {
     StoreUrl::try_from(&*text).map_err(|why| format!("{why} (E_INVALID_STORE)"))
@@ -526,7 +527,9 @@ pub(crate) fn store(text: OsString) -> Result<StoreUrl, String> {
 
 pub(crate) fn attempts(text: &str) -> Result<u32, String> {
     let attempts = text.parse().map_err(|_| {
-        format!("`{text}` is no number of attempts; write a whole number from 1 (E_INVALID_RETRY)")
+        format!(
+            "`{text}` is not a number of attempts; write a whole number from 1 (E_INVALID_RETRY)"
+        )
     })?;
     match Retry::default().attempts(attempts) {
         Ok(_) => Ok(attempts),
@@ -542,7 +545,7 @@ pub(crate) fn delay(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// In the manner of [`Ttl`], but zero is a length, too.
+/// Parses a length of time as [`Ttl`] does, but accepts zero.
 pub(crate) fn length(text: &str) -> Result<Duration, String> {
     const CODE: &str = "E_INVALID_RETRY";
 
@@ -556,7 +559,8 @@ pub(crate) fn length(text: &str) -> Result<Duration, String> {
             _ => "it is too long".to_owned(),
         };
         format!(
-            "`{text}` is no length of time ({why}); write it like `10s`, `1m 30s`, `500ms` ({CODE})"
+            "`{text}` is not a length of time ({why}); write it like `10s`, `1m 30s`, `500ms` \
+             ({CODE})"
         )
     })
 }
@@ -574,18 +578,18 @@ fn with_unit(text: &str, code: &str) -> Result<(), String> {
     }
 }
 
-/// As `verrou run` writes it.
+/// Parses a fencing token as `verrou run` passes it.
 pub(crate) fn fence(text: &str) -> Result<Fence, String> {
     let number = text.parse().ok().and_then(Fence::new);
     number.filter(|fence| *fence <= Fence::LAST).ok_or_else(|| {
         let last = Fence::LAST;
-        format!("`{text}` is no fence; fences are whole numbers from 1 to {last}")
+        format!("`{text}` is not a fencing token; write a whole number from 1 to {last}")
     })
 }
 
-/// What is wrong, with its code.
+/// Returns the message of an error, followed by its code.
 fn coded(why: impl std::error::Error + Into<Error>) -> String {
-    let what = why.to_string();
+    let message = why.to_string();
     let code = why.into().code();
-    format!("{what} ({code})")
+    format!("{message} ({code})")
 }

@@ -3,7 +3,7 @@
 //! before, and makes the command ignore it then.
 #![expect(
     unsafe_code,
-    reason = "nothing safe runs before Rust's runtime does, or changes what becomes of a signal"
+    reason = "no safe code runs before Rust's runtime, or changes the disposition of a signal"
 )]
 
 use std::io;

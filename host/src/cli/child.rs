@@ -1,4 +1,4 @@
-//! The command that runs under a lock: a group of processes with a life of its own.
+//! The command that runs under a lock, in its own process group.
 
 use std::io::{self, IsTerminal};
 use std::os::unix::process::CommandExt;
@@ -24,7 +24,7 @@ use super::terminal::Terminal;
 /// A running command.
 #[derive(Debug)]
 pub(crate) struct Job {
-    /// Reaped by number, for the standard library does not tell of a stop.
+    /// Not waited for by the standard library, which does not report stops.
     _child: Child,
     /// The process ID of the command, which is also its process group ID. The process is not reaped
     /// before [`end`](Self::end): until then the kernel does not reuse the number, and the group can be
@@ -38,28 +38,29 @@ pub(crate) struct Job {
     terminal: Option<Terminal>,
     /// Whether the command uses the terminal: from its start, or since it requested the terminal.
     uses_terminal: bool,
-    /// Whether the terminal listens to the command because we let it.
+    /// Whether this process has made the command's group the foreground group of the terminal.
     lent: bool,
     guardian: Guardian,
     /// Whether the command was stopped while this process and its group could not be stopped.
     left_stopped: bool,
 }
 
-/// What has become of a [`Job`].
+/// A change of the state of a [`Job`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Event {
-    /// Nothing that matters.
+    /// No relevant change.
     Nothing,
-    /// It ended.
+    /// The command ended.
     Ended,
-    /// The person at the terminal, or the terminal itself, stopped it.
+    /// The user at the terminal, or the terminal itself, stopped the command.
     Stopped,
-    /// We were stopped, and go on.
+    /// This process was stopped and has been continued.
     Continued,
 }
 
 impl Job {
-    /// Starts `command` in a group of its own, with the terminal if it is ours.
+    /// Starts `command` in a separate process group, which becomes the foreground group if this
+    /// process's group is.
     ///
     /// If this process dies first, the command is ended as `ending` specifies, and `lifeline` keeps the lock
     /// until then: a [`Guardian`] does both.
@@ -68,8 +69,9 @@ impl Job {
         lifeline: Option<Lifeline>,
         ending: Ending,
     ) -> io::Result<Self> {
-        // Before there is a child whose end could be missed; the others when there is one to
-        // hand them on to. Until then they end us, and the lock and the child end with us.
+        // Handle SIGCHLD before a child exists whose end could be missed. The forwarded signals are
+        // handled once the child exists. Until then they end this process, and the lock and the child
+        // end with it.
         let signals = Signals::new()?;
         let terminal = Terminal::open();
         let uses_terminal = terminal.is_some() && is_at_it();
@@ -120,22 +122,22 @@ impl Job {
         Ok(job)
     }
 
-    /// Waits until something happens to the command, but at most this long, and hands on what
-    /// signals come in.
+    /// Waits until the state of the command changes, but at most for `at_most`, and forwards received
+    /// signals.
     pub(crate) fn wait(&mut self, at_most: Duration) -> Event {
         self.wait_with(None, at_most)
     }
 
-    /// [`wait`](Self::wait), which ends, too, when there is something to be read from `news`.
-    pub(crate) fn wait_with(&mut self, news: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
+    /// Waits as [`wait`](Self::wait) does, and also returns when a notification of `loss` is pending.
+    pub(crate) fn wait_with(&mut self, loss: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
         // First the signals: after a SIGCONT, the terminal may not be lent any more.
         let mut is_continued = self.hand_on();
-        // The child may have changed before the first signal was listened for.
+        // The child may have changed its state before the signal handler was installed.
         let mut event = self.look();
         if event == Event::Nothing && !is_continued {
             self.guardian.reap_if_ended();
             self.signals
-                .wait(news.and_then(LossWatch::descriptor), at_most);
+                .wait(loss.and_then(LossWatch::descriptor), at_most);
         }
         is_continued |= self.hand_on();
         if is_continued && event == Event::Nothing {
@@ -143,7 +145,7 @@ impl Job {
         }
         match self.look() {
             Event::Nothing => event,
-            news => news,
+            change => change,
         }
     }
 
@@ -155,7 +157,7 @@ impl Job {
             match signal {
                 Signal::CONT => {
                     is_continued = true;
-                    // While we were stopped, a shell may have taken the terminal back.
+                    // While this process was stopped, a shell may have taken the terminal back.
                     self.lent &= self.is_in_foreground() || self.has_terminal();
                 }
                 Signal::CHILD => {}
@@ -203,7 +205,7 @@ impl Job {
         self.terminal.as_ref().is_some_and(Terminal::is_ours)
     }
 
-    /// What the kernel has to say of the command that it has not said before.
+    /// Returns the change of the command's state since the last call.
     fn look(&mut self) -> Event {
         if self.ended.is_some() {
             return Event::Nothing;
@@ -268,7 +270,7 @@ impl Job {
         waitid(WaitId::Pid(self.leader), options | WaitIdOptions::NOHANG).unwrap_or_default()
     }
 
-    /// Whether the command has ended.
+    /// Returns whether the command has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.is_some()
     }
@@ -361,8 +363,8 @@ impl Job {
         asks && (self.is_in_foreground() || self.has_terminal())
     }
 
-    /// Continues the command, and gives it the terminal if it uses that and this process's group has
-    /// it.
+    /// Continues the command. Makes its group the foreground group of the terminal if the command uses
+    /// the terminal and this process's group is the foreground group.
     pub(crate) fn resume(&mut self) {
         if let Some(terminal) = &self.terminal {
             self.lent = if terminal.is_ours() {
@@ -392,13 +394,13 @@ impl Job {
         })
     }
 
-    /// Asks all processes of the command to end, also those that are stopped.
+    /// Sends SIGTERM to all processes of the command, and continues stopped ones.
     pub(crate) fn terminate(&self) {
         let _ = kill_process_group(self.leader, Signal::TERM);
         let _ = kill_process_group(self.leader, Signal::CONT);
     }
 
-    /// Ends all processes of the command.
+    /// Sends SIGKILL to all processes of the command.
     pub(crate) fn kill(&self) {
         self.guardian.step_aside();
         let _ = kill_process_group(self.leader, Signal::KILL);
@@ -411,7 +413,7 @@ impl Job {
         // A PID namespace that begins with the command ends after the guardian in it is reaped.
         self.guardian.wait();
         let status = loop {
-            // What cannot be signalled may never end.
+            // A process that cannot be signalled may never end.
             if test_kill_process(self.leader).is_err() {
                 break None;
             }
@@ -437,7 +439,7 @@ impl Job {
         self.guardian.leave();
     }
 
-    /// What the command ended with, as a shell has it.
+    /// Returns the exit code of the command, as a shell reports it.
     pub(crate) fn code(&self) -> u8 {
         let Some(status) = self.ended else { return 0 };
         let code = match status.terminating_signal() {
@@ -453,8 +455,9 @@ impl Job {
         self.wait_for(WaitIdOptions::EXITED);
     }
 
-    /// The end, when all is done: a Ctrl-C that ended the command was meant for everything that
-    /// was started with it, such as the script that runs us.
+    /// Reaps the command, and returns its exit code. A Ctrl-C that ended the command also ends this
+    /// process's group: the user meant everything that was started with the command, such as the
+    /// script that runs this process.
     pub(crate) fn end(mut self) -> u8 {
         self.reap();
         let signal = self.ended.and_then(|status| status.terminating_signal());
@@ -474,12 +477,12 @@ fn is_at_it() -> bool {
 
 fn take_back(terminal: Option<&Terminal>) {
     if let Some(terminal) = terminal {
-        // It is lost with its session only, and then there is nobody at it.
+        // This fails only if the terminal has lost its session; then no user is at it.
         let _ = terminal.give_to(getpgrp());
     }
 }
 
-/// What the system shows of a process group.
+/// The members of a process group, as far as the system shows them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Members {
     /// This process runs.
@@ -576,7 +579,7 @@ pub(super) mod group {
     }
 }
 
-/// What a child does before it becomes the command.
+/// The work of a child before it executes the command.
 struct Preparation {
     parent: Pid,
     #[cfg_attr(

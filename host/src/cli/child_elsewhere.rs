@@ -1,4 +1,4 @@
-//! The command that runs under a lock, on systems without groups of processes and signals.
+//! The command that runs under a lock, on systems without process groups and signals.
 
 use std::io;
 use std::process::{Child, Command, ExitStatus};
@@ -16,22 +16,22 @@ pub(crate) struct Job {
     ended: Option<ExitStatus>,
 }
 
-/// What has become of a [`Job`].
+/// A change of the state of a [`Job`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(dead_code, reason = "nothing is stopped or continued here")]
 pub(crate) enum Event {
-    /// Nothing that matters.
+    /// No relevant change.
     Nothing,
-    /// It ended.
+    /// The command ended.
     Ended,
-    /// Never here.
+    /// Does not occur on this system.
     Stopped,
-    /// Never here.
+    /// Does not occur on this system.
     Continued,
 }
 
 impl Job {
-    /// How late the end of the command may be noticed.
+    /// The interval of the checks whether the command has ended.
     const LOOK: Duration = Duration::from_millis(20);
 
     /// Starts `command`.
@@ -44,7 +44,7 @@ impl Job {
         Ok(Self { child, ended: None })
     }
 
-    /// Waits until the command ends, but at most this long.
+    /// Waits until the command ends, but at most for `at_most`.
     pub(crate) fn wait(&mut self, at_most: Duration) -> Event {
         thread::sleep(at_most.min(Self::LOOK));
         if self.ended.is_none()
@@ -56,22 +56,22 @@ impl Job {
         Event::Nothing
     }
 
-    /// [`wait`](Self::wait): nothing here tells of a loss.
-    pub(crate) fn wait_with(&mut self, _news: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
+    /// Waits as [`wait`](Self::wait) does: this system does not notify of losses.
+    pub(crate) fn wait_with(&mut self, _loss: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
         self.wait(at_most)
     }
 
-    /// Whether the command has ended.
+    /// Returns whether the command has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.is_some()
     }
 
-    /// Whether the command has ended.
+    /// Returns whether the command has ended.
     pub(crate) fn is_gone(&self) -> bool {
         self.has_ended()
     }
 
-    /// Nothing here.
+    /// Does nothing: processes cannot be stopped on this system.
     pub(crate) fn stop(&mut self) -> bool {
         false
     }
@@ -81,7 +81,7 @@ impl Job {
         false
     }
 
-    /// Nothing here.
+    /// Does nothing: processes cannot be stopped on this system.
     pub(crate) fn resume(&mut self) {}
 
     /// Returns `None`.
@@ -90,30 +90,30 @@ impl Job {
         None
     }
 
-    /// Ends the command: there is no way to ask it.
+    /// Ends the command: this system has no request to terminate.
     pub(crate) fn terminate(&mut self) {
         self.kill();
     }
 
     /// Ends the command.
     pub(crate) fn kill(&mut self) {
-        // It fails when the command has ended already.
+        // This fails if the command has ended already.
         let _ = self.child.kill();
     }
 
     /// Does nothing: a command can always be ended on this system.
     pub(crate) fn leave(&mut self) {}
 
-    /// What the command ended with, as far as it fits.
+    /// Returns the exit code of the command, at most 255.
     pub(crate) fn code(&self) -> u8 {
         let code = self.ended.and_then(|status| status.code());
         code.unwrap_or_default().try_into().unwrap_or(u8::MAX)
     }
 
-    /// Nothing here.
+    /// Does nothing: ended processes need not be reaped on this system.
     pub(crate) fn reap(&mut self) {}
 
-    /// The end, when all is done.
+    /// Returns the exit code of the command.
     pub(crate) fn end(self) -> u8 {
         self.code()
     }

@@ -1,36 +1,36 @@
-//! What the command ends with.
+//! The exit codes of the command.
 
 use std::process::ExitCode;
 
 use verrou_host::{FenceError, FileError};
 
-/// Why `verrou` itself ends, as opposed to the program that it runs.
+/// An exit code of `verrou` itself, as opposed to those of the program that it runs.
 ///
-/// The numbers are those of `sysexits.h` where it has one, and a shell's.
+/// The numbers are those of `sysexits.h` where it has one, or else those of a shell.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Exit {
-    /// It could not be understood, or asks for what cannot be: `EX_USAGE`.
+    /// The command line is invalid, or the store does not support the operation: `EX_USAGE`.
     Usage = 64,
-    /// The store cannot be made or opened: `EX_CANTCREAT`.
+    /// The store cannot be created or opened: `EX_CANTCREAT`.
     NoStore = 73,
-    /// The store failed, or the result could not be handed over: `EX_IOERR`.
+    /// The store failed, or the result could not be written: `EX_IOERR`.
     Storage = 74,
-    /// Another held the lock for as long as was waited: `EX_TEMPFAIL`.
+    /// The lock was not acquired in time: `EX_TEMPFAIL`.
     NotAcquired = 75,
     /// The lock was lost while the program ran.
     Lost = 76,
-    /// The lock is not, or no longer, this owner's.
+    /// This owner does not, or no longer, hold the lock.
     NotOwner = 77,
-    /// What the lock guards has seen a greater fence.
+    /// The guarded resource has accepted a greater fencing token.
     Refused = 78,
     /// The program cannot be started.
     NotStarted = 126,
-    /// There is no such program.
+    /// The program was not found.
     NotFound = 127,
 }
 
 impl Exit {
-    /// Its number.
+    /// Returns the number.
     pub(crate) const fn code(self) -> u8 {
         self as u8
     }

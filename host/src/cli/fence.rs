@@ -1,4 +1,4 @@
-//! The resource's side of fencing: `fence check`.
+//! The resource's side of fencing: `fence check` and `fence reset`.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -17,11 +17,11 @@ use super::report::{self, Failure, say};
 use super::run::{Ending, Lifeline, not_started, wait_for_end};
 use super::store;
 
-/// Where `verrou run` tells its command the fence.
+/// The environment variable in which `verrou run` passes the fencing token to its command.
 const VARIABLE: &str = "VERROU_FENCE";
 
-/// Checks a fence, and runs the command, if there is one, before another passes; returns what to end
-/// with.
+/// Checks a fencing token, and runs the command, if there is one, before another token can be accepted.
+/// Returns the exit code.
 pub(crate) fn check(place: &Place, wish: &FenceCheck) -> Result<u8, Failure> {
     let fence = match wish.fence {
         Some(fence) => fence,
@@ -31,7 +31,7 @@ pub(crate) fn check(place: &Place, wish: &FenceCheck) -> Result<u8, Failure> {
     let checked = wait(&gate, wish, fence);
     let [program, arguments @ ..] = &wish.command[..] else {
         if place.json {
-            tell(wish, fence, &checked)?;
+            print_result(wish, fence, &checked)?;
         }
         drop(checked.map_err(|err| failure(wish, err))?);
         return Ok(0);
@@ -39,18 +39,18 @@ pub(crate) fn check(place: &Place, wish: &FenceCheck) -> Result<u8, Failure> {
     let checked = checked.map_err(|err| failure(wish, err))?;
     let job = run(wish, program, arguments, fence, &checked)?;
     drop(checked);
-    // Only now, when others may pass, may this be the end of this process.
+    // Not earlier: this may end this process, and other checks wait until the gate is unlocked.
     Ok(job.end())
 }
 
-/// Returns the failure of a check, with a way out if the file's number is one that no store grants.
+/// Returns the failure of a check, with advice if the file's number is one that no store grants.
 fn failure(wish: &FenceCheck, err: FenceError) -> Failure {
     let is_poisoned = matches!(&err, FenceError::Refused { highest, .. } if *highest > Fence::LAST);
     let failure = Failure::from(err);
     if is_poisoned {
         let file = wish.file.display();
         return failure.advising(&format!(
-            "no store grants that fence; its file's owner can set another one with `verrou fence reset --file {file} \
+            "no store grants that token; the file's owner can set another one with `verrou fence reset --file {file} \
              --to N`"
         ));
     }
@@ -70,11 +70,11 @@ pub(crate) fn reset(place: &Place, wish: &FenceReset) -> Result<(), Failure> {
     }
     let before = match before {
         Some(before) => format!("was {before}"),
-        None => "was not set, or damaged".to_owned(),
+        None => "was not set, or corrupt".to_owned(),
     };
     report::answer_lines(&format!(
-        "{}: the greatest fence {before}, and is {} now; every fence from there on passes, also one of an earlier \
-         holder that has lost the lock",
+        "{}: the greatest fencing token {before}, and is {} now; every token from there on is accepted, also that of \
+         an earlier holder that has lost the lock",
         wish.file.display(),
         wish.to,
     ))
@@ -85,7 +85,7 @@ fn from_environment(value: Option<OsString>) -> Result<Fence, Failure> {
         return Err(Failure::new(
             Exit::Usage,
             format!(
-                "no fence was given: write one, or run this under `verrou run`, which sets {VARIABLE}"
+                "no fencing token was given: write one, or run this under `verrou run`, which sets {VARIABLE}"
             ),
         ));
     };
@@ -93,8 +93,8 @@ fn from_environment(value: Option<OsString>) -> Result<Fence, Failure> {
         .map_err(|why| Failure::new(Exit::Usage, format!("{VARIABLE}: {why}")))
 }
 
-/// Checks the fence; tells the person at the terminal what is waited for, if it takes long enough for
-/// a person to notice.
+/// Checks the fencing token. If that takes long enough for a user to notice, prints to a terminal what
+/// the check waits for.
 fn wait(gate: &FenceGate, wish: &FenceCheck, fence: Fence) -> Result<Checked, FenceError> {
     const NOTICED: Duration = Duration::from_millis(200);
 
@@ -114,8 +114,8 @@ fn wait(gate: &FenceGate, wish: &FenceCheck, fence: Fence) -> Result<Checked, Fe
     }
 }
 
-/// Says whether the fence has passed, for programs.
-fn tell(
+/// Prints as JSON whether the fencing token was accepted.
+fn print_result(
     wish: &FenceCheck,
     fence: Fence,
     checked: &Result<Checked, FenceError>,
@@ -134,7 +134,7 @@ fn tell(
     report::answer_json(&answer)
 }
 
-/// Runs the command to its end. If this process is killed, other checks wait for the command all the same.
+/// Runs the command to its end. Other checks wait for the command even if this process is killed.
 fn run(
     wish: &FenceCheck,
     program: &OsStr,
@@ -144,7 +144,7 @@ fn run(
 ) -> Result<Job, Failure> {
     let mut command = Command::new(program);
     command.args(arguments).env(VARIABLE, fence.to_string());
-    // As `run` does: without its password.
+    // The URL without its password, as `verrou run` passes it.
     if let Some(url) = store::inherited() {
         command.env("VERROU_STORE", OsString::from(&url));
     }

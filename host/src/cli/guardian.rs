@@ -2,8 +2,8 @@
 //! lock until the command's processes have ended.
 //!
 //! The kernel's death signal reaches only the command, not its children, and not a command that has
-//! changed its user. A command that has given up root must not have a descriptor of the lock's file either:
-//! with it, it can unlock the file, or lock it against all other processes. So the guardian has that
+//! changed its user. A command that has dropped root privileges must not have a descriptor of the lock's file
+//! either: with it, it can unlock the file, or lock it against all other processes. So the guardian has that
 //! descriptor, and the command inherits the write end of a pipe. When the last copy of that is closed, the
 //! lock of a killed `verrou` ends.
 //!
@@ -29,24 +29,24 @@ use rustix::process::{
 use super::child::{Members, group};
 use super::run::{Ending, Lifeline};
 
-/// Tells a guardian that `verrou` has forked: it is in the command's group from now on.
+/// The message to a guardian that `verrou` has forked: it is in the command's group from now on.
 const MOVED: u8 = b'm';
 
-/// Tells the guardian that `verrou` ends and leaves the command running.
+/// The message to the guardian that `verrou` ends and leaves the command running.
 const LEFT: u8 = b'l';
 
-/// What a guardian needs, from before the command is started.
+/// The resources of a guardian, prepared before the command is started.
 #[derive(Debug)]
 pub(crate) struct Post {
     ending: Ending,
-    /// What `verrou` has. The kernel closes it however `verrou` ends.
+    /// The end of `verrou`. The kernel closes it however `verrou` ends.
     ours: UnixStream,
-    /// What the guardian has: at end of file, `verrou` has ended.
+    /// The guardian's end: at end of file, `verrou` has ended.
     theirs: UnixStream,
-    /// Keeps the lock.
+    /// The descriptor that keeps the lock.
     kept: Option<File>,
     closes_ranges: bool,
-    /// The end that the guardian has, and the end that the command inherits.
+    /// The guardian's end, and the end that the command inherits.
     pipe: Option<(PipeReader, PipeWriter)>,
 }
 
@@ -67,7 +67,7 @@ impl Post {
     /// keeps.
     pub(crate) fn new(ending: Ending, lifeline: Option<Lifeline>) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        // What the child writes is there when the child has become the command.
+        // The child writes its message before it executes the command, so reading it never has to wait.
         ours.set_nonblocking(true)?;
         let is_inherited = lifeline.as_ref().is_some_and(|it| it.is_inherited);
         Ok(Self {
@@ -227,8 +227,8 @@ impl Drop for Running {
     }
 }
 
-/// Calls `start` with all signals blocked: only those that cannot be blocked end the guardian, and it runs
-/// none of `verrou`'s handlers.
+/// Calls `start` with all signals blocked: the guardian is ended only by signals that cannot be blocked, and
+/// it runs none of `verrou`'s handlers.
 fn with_signals_blocked<T>(start: impl FnOnce() -> T) -> nix::Result<T> {
     let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
     let started = start();
@@ -367,8 +367,8 @@ fn contains_any(group: Pid, known: &mut Option<Pid>) -> bool {
 mod process {
     #![expect(
         unsafe_code,
-        reason = "a process that outlives ours and runs no other program is made by fork(2) or clone(2), \
-                  and it must have no descriptor of ours but some"
+        reason = "only fork(2) or clone(2) creates a process that outlives this one and runs no other program, \
+                  and it must close all inherited descriptors but some"
     )]
 
     use std::io;
@@ -401,7 +401,7 @@ mod process {
     /// process, as an emulator of Linux may not; then `work` is not run.
     ///
     /// Only the child between fork(2) and exec(2) may call this, once, and must not change `post` after it.
-    /// `work` must make only system calls at first. Those that may fail then must be rustix's, which write no
+    /// `work` must make only system calls at first. Calls that may fail then must be rustix's, which write no
     /// `errno`: this process uses the same one.
     #[cfg(target_os = "linux")]
     pub(super) fn start_sibling(post: &Post, work: fn(&Post)) -> io::Result<Option<Pid>> {
@@ -425,9 +425,9 @@ mod process {
             start: None,
         }));
         extern "C" fn run(start: *mut c_void) -> i32 {
-            // SAFETY: it points to what `start_sibling` has written, and `post` to what that was called with.
-            // Both exist as long as the memory does: this process keeps the memory, and the other one leaves it by
-            // exec(2) or ends.
+            // SAFETY: `start` points to the value that `start_sibling` has written, and `post` to the argument of
+            // `start_sibling`. Both exist as long as the memory does: this process keeps the memory, and the other
+            // one leaves it by exec(2) or ends.
             if let Some(Start { post, work }) = unsafe { &*start.cast::<Option<Start>>() } {
                 work(unsafe { &**post });
             }
@@ -437,9 +437,9 @@ mod process {
 
         let flags = libc::CLONE_VM | libc::CLONE_PARENT | libc::SIGCHLD;
         let memory = SHARED.0.get();
-        // SAFETY: the new process's stack is what is below `start`, which no other process uses. Except for that
-        // and `start`, neither process writes what the other uses: this one makes only system calls, and
-        // then leaves the memory.
+        // SAFETY: the new process's stack is the memory below `start`, which no other process uses. Except for
+        // that and `start`, neither process writes memory that the other uses: this one makes only system calls,
+        // and then leaves the memory.
         let number = unsafe {
             (*memory).start = Some(Start { post, work });
             let start = (&raw mut (*memory).start).cast();

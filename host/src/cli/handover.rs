@@ -1,4 +1,4 @@
-//! Locks that outlive the command: `acquire`, `extend`, `release`.
+//! The subcommands on locks that outlive the command: `acquire`, `extend`, `release`.
 
 use std::env::{self, VarError};
 use std::io;
@@ -12,10 +12,10 @@ use super::exit::Exit;
 use super::report::{self, Failure};
 use super::store;
 
-/// A serialized lock is longer than its name, but not by this much.
+/// The maximum length of a serialized lock in bytes: that of its name, and less than this for the rest.
 const LONGEST: u64 = 64 * 1024;
 
-/// Takes a lock, prints it, and leaves it taken.
+/// Acquires a lock, prints it, and leaves it held.
 pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
     let name = store::name(wish.name.name())?;
     let opened = store::open_to_take(place, &wish.taking, "verrou acquire")?;
@@ -25,17 +25,17 @@ pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
             .advising("use `verrou run`, which holds the lock itself, or a `lease:` store"));
     }
     store::with_lock(&opened, name, &wish.taking, |lock, held| {
-        // Printed first: as long as nobody has it, the lock must not outlive this process.
+        // Print first: until the text is written, the lock must not outlive this process.
         if let Err(err) = report::print(&held.describe().to_string()) {
             let failure = report::unwritten(&err);
             return Err(match held.release() {
-                Ok(()) => failure.advising("the lock was given back"),
+                Ok(()) => failure.advising("the lock was released"),
                 Err(err) => failure.advising(&report::chain(&err)),
             });
         }
         held.leave();
         lock.serialize().map_err(|err| {
-            // Whoever reads it may have given it back already; otherwise it goes now.
+            // The reader of the text may have released the lock already; otherwise release it now.
             let _ = lock.release();
             Failure::from(err)
         })?;
@@ -43,7 +43,7 @@ pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
     })
 }
 
-/// Lets a lock last longer, and prints what it has become.
+/// Extends a lease, and prints the lock with its new end.
 pub(crate) fn extend(place: &Place, wish: &Extend) -> Result<(), Failure> {
     let serialized = read(&wish.lock)?;
     let opened = open_for(place, &serialized)?;
@@ -63,7 +63,7 @@ pub(crate) fn extend(place: &Place, wish: &Extend) -> Result<(), Failure> {
     })
 }
 
-/// Gives a lock back.
+/// Releases a lock.
 pub(crate) fn release(place: &Place, wish: &Release) -> Result<(), Failure> {
     let serialized = read(&wish.lock)?;
     let opened = open_for(place, &serialized)?;
@@ -80,7 +80,7 @@ fn granted(
         Reply::Refused { .. } => {
             let name = serialized.name().clone();
             Err(Failure::from(Error::NotOwner { name })
-                .advising("it was released or evicted, or its time has passed"))
+                .advising("it was released or force-released, or its lease has expired"))
         }
     }
 }
@@ -95,11 +95,11 @@ fn open_for(place: &Place, serialized: &SerializedLock) -> Result<verrou_host::A
             Err(Failure::from(Error::NotOwner { name }).advising(&store::missing(&url)))
         }
         _ => Err(Failure::from(Error::NotSerializable { name })
-            .advising("name the `lease:` store it was acquired in")),
+            .advising("name the `lease:` store in which it was acquired")),
     }
 }
 
-/// The lock that is meant: from the command line, the standard input, or the environment.
+/// Reads the serialized lock from the command line, standard input, or the environment.
 fn read(lock: &Serialized) -> Result<SerializedLock, Failure> {
     let text = match lock.text.as_deref() {
         Some("-") => {
@@ -108,7 +108,7 @@ fn read(lock: &Serialized) -> Result<SerializedLock, Failure> {
                 .map_err(|err| {
                     Failure::new(
                         Exit::Usage,
-                        format!("cannot read the lock from the standard input: {err}"),
+                        format!("cannot read the lock from standard input: {err}"),
                     )
                 })?;
             text
@@ -122,8 +122,8 @@ fn read(lock: &Serialized) -> Result<SerializedLock, Failure> {
             Err(VarError::NotPresent) => {
                 return Err(Failure::new(
                     Exit::Usage,
-                    "no lock was given: write what `verrou acquire` printed, or `-` to read it \
-                     from the standard input, or set VERROU_LOCK",
+                    "no lock was given: write the text that `verrou acquire` printed, or `-` to read it \
+                     from standard input, or set VERROU_LOCK",
                 ));
             }
         },

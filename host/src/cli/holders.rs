@@ -1,4 +1,4 @@
-//! Who holds what: `show`, `list`, `force-release`.
+//! The subcommands on holders: `show`, `list`, `force-release`, and `store`.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -66,7 +66,7 @@ fn show_file(place: &Place, path: &Path) -> Result<(), Failure> {
     })
 }
 
-/// Lists the locks that are held, and says of which that cannot be told.
+/// Prints the locks that are held, and reports those whose state cannot be determined.
 pub(crate) fn list(place: &Place) -> Result<(), Failure> {
     let url = store::url(place)?.absolute();
     let opened = store::open_existing(place)?;
@@ -106,7 +106,7 @@ pub(crate) fn list(place: &Place) -> Result<(), Failure> {
     Err(last)
 }
 
-/// Name, fence, for how long, how long still, and who: each column as wide as it has to be.
+/// Returns a table of the held locks, with columns as wide as their contents.
 fn table(held: &[(Name, Holder)]) -> String {
     let titles = ["NAME", "FENCE", "HELD FOR", "LEFT", "HOLDER"].map(str::to_owned);
     let rows = held.iter().map(|(name, holder)| {
@@ -142,7 +142,7 @@ fn table(held: &[(Name, Holder)]) -> String {
     text.trim_end().to_owned()
 }
 
-/// Frees a lock, whoever holds it, and says whose it was.
+/// Force-releases a lock, and prints its previous holder.
 pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Failure> {
     let name = store::name(wish.name.name())?;
     let Some(opened) = store::open_existing(place)? else {
@@ -169,7 +169,7 @@ pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Fa
             report::holder(&who)
         ),
         _ if freed => format!("freed the lock `{name}`"),
-        _ => format!("nobody holds the lock `{name}`"),
+        _ => format!("the lock `{name}` is not held"),
     })
 }
 
@@ -184,11 +184,11 @@ fn nobody_evicted(place: &Place, wish: &ForceRelease, name: &Name) -> Result<(),
         let answer = json!({ "name": name.as_str(), "freed": false, "fence": Value::Null });
         return report::answer_json(&answer);
     }
-    report::answer(&format!("nobody holds the lock `{name}`: {missing}"))
+    report::answer(&format!("the lock `{name}` is not held: {missing}"))
 }
 
-/// Evicts exactly the grant that is seen, until one was evicted or none is left: what is said to
-/// have been freed is what was freed.
+/// Force-releases exactly the grant that was inspected. Repeats that until one was force-released or the
+/// lock is free, so that the command reports the holder that was in fact released.
 fn evict_anyone(
     store: &AnyStore,
     name: &Name,

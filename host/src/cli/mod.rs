@@ -1,4 +1,4 @@
-//! The command: what was typed, and the doing of it.
+//! The `verrou` command: parses the command line, and runs the subcommand.
 
 mod exit;
 mod standard_output;
@@ -19,7 +19,7 @@ mod broken_pipe;
 mod guardian;
 #[cfg(unix)]
 mod child;
-// The one split by system: elsewhere there are no signals, groups or terminals to look after.
+// The command's only split by system: other systems have no signals, process groups or terminals.
 #[cfg(not(unix))]
 #[path = "child_elsewhere.rs"]
 mod child;
@@ -39,7 +39,7 @@ use arguments::{Arguments, Command, FenceCommand};
 use exit::Exit;
 use report::Failure;
 
-/// Does what the command line says.
+/// Runs the subcommand of the command line, and returns its exit code.
 pub(crate) fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
@@ -70,7 +70,8 @@ pub(crate) fn main() -> ExitCode {
     code.into()
 }
 
-/// `text`, which may repeat a typed URL of a server, without what may be a password in it.
+/// Returns `text`, which may repeat the URL of a server from the command line, with possible passwords
+/// removed.
 fn without_password(mut text: String) -> String {
     for word in env::args_os().skip(1) {
         let shown = word.to_string_lossy();
@@ -86,7 +87,7 @@ fn without_password(mut text: String) -> String {
     text
 }
 
-/// Prints the help or the version that was asked for, or what is wrong with the command line.
+/// Prints the requested help or version, or the error in the command line.
 fn refuse(err: &clap::Error) -> ExitCode {
     let text = without_password(err.render().to_string());
     let help = match err.kind() {
@@ -97,7 +98,7 @@ fn refuse(err: &clap::Error) -> ExitCode {
             };
         }
         ErrorKind::MissingSubcommand => Some(Arguments::command().render_help().to_string()),
-        // Of a command's commands.
+        // The help of a subcommand that has subcommands.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Some(text.clone()),
         _ => None,
     };

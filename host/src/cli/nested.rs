@@ -9,7 +9,8 @@ use verrou::{Holder, Lease, Name, Store};
 use super::exit::Exit;
 use super::report::{self, Failure};
 
-/// A JSON array of objects with the `name`, the `fence` and the `process` of a grant.
+/// The environment variable with a JSON array of objects, which have the `name`, the `fence` and the
+/// `process` of a grant.
 pub(crate) const VARIABLE: &str = "VERROU_HELD";
 
 /// Returns the value of `VERROU_HELD` for a command that runs under `lease`, in addition to the locks
@@ -37,7 +38,7 @@ pub(crate) fn refuse(store: &impl Store, name: &Name) -> Result<(), Failure> {
             Exit::NotAcquired,
             "E_LOCK_TIMEOUT",
             format!(
-                "the lock `{name}` is {}, and this process runs under that one: waiting would not end",
+                "the lock `{name}` is {}, and this process runs under that one: waiting would never end",
                 report::holder(&holder)
             ),
         )),

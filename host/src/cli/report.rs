@@ -1,4 +1,4 @@
-//! What people and programs are told.
+//! The output of the command, for users and for programs.
 
 use std::error::Error as StdError;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use verrou_host::{FenceError, FileError, OpenError};
 use super::exit::Exit;
 use super::standard_output;
 
-/// Why the command ends without having done what it was asked to do.
+/// The reason why the command failed.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: u8,
@@ -21,7 +21,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Ends with `exit` because of `what`.
+    /// Returns a failure with the exit code `exit` and the message `what`.
     pub(crate) fn new(exit: Exit, what: impl Into<String>) -> Self {
         Self {
             exit: exit.code(),
@@ -30,7 +30,7 @@ impl Failure {
         }
     }
 
-    /// The same, with the stable name of what went wrong.
+    /// Returns a failure with a stable error code.
     pub(crate) fn coded(exit: Exit, code: &'static str, what: impl Into<String>) -> Self {
         Self {
             code: Some(code),
@@ -38,24 +38,24 @@ impl Failure {
         }
     }
 
-    /// The same failure, ending with another number.
+    /// Returns the same failure with another exit code.
     pub(crate) fn exiting(self, exit: u8) -> Self {
         Self { exit, ..self }
     }
 
-    /// The same failure, and how to get out of it.
-    pub(crate) fn advising(mut self, way_out: &str) -> Self {
+    /// Returns the same failure, with `advice` appended to its message.
+    pub(crate) fn advising(mut self, advice: &str) -> Self {
         self.what.push_str("; ");
-        self.what.push_str(way_out);
+        self.what.push_str(advice);
         self
     }
 
-    /// What the command ends with.
+    /// Returns the exit code.
     pub(crate) fn exit(&self) -> u8 {
         self.exit
     }
 
-    /// Says on the standard error what went wrong.
+    /// Prints the failure to standard error.
     pub(crate) fn report(&self, json: bool) {
         if json {
             let line = json!({ "error": self.code, "message": self.what, "exit": self.exit });
@@ -97,13 +97,13 @@ impl From<InvalidSerializedLock> for Failure {
     }
 }
 
-/// `error` and all that caused it, as one line.
+/// Returns the messages of `error` and its causes, as one line.
 pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = error.to_string();
-        // Some say their cause's words themselves.
+        // Some errors repeat the message of their cause.
         if !line.ends_with(&text) {
             line.push_str(": ");
             line.push_str(&text);
@@ -132,8 +132,7 @@ pub(crate) fn warn(json: bool, what: &str) {
     }
 }
 
-/// Returns `text` with hidden characters escaped, but for the ends of its lines: names and labels are
-/// other people's.
+/// Returns `text` with hidden characters escaped, except for line feeds: names and labels are not trusted.
 fn printable(text: &str) -> String {
     let lines: Vec<_> = text.split('\n').map(one_line).collect();
     lines.join("\n")
@@ -144,7 +143,7 @@ pub(crate) fn one_line(text: &str) -> String {
     Printable(text).to_string()
 }
 
-/// `value` as one line that is JSON, and that can do nothing to a terminal either.
+/// Returns `value` as one line of JSON that is safe to print to a terminal.
 fn in_json(value: &Value) -> String {
     let text = value.to_string();
     let mut safe = String::with_capacity(text.len());
@@ -173,12 +172,12 @@ pub(crate) fn code(text: &str) -> Option<&'static str> {
     CODES.into_iter().find(|&code| code == text)
 }
 
-/// There is nobody left to tell when this fails.
+/// Writes `line` to standard error. A failure cannot be reported.
 fn to_stderr(line: &str) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// Writes `text` and a line's end to the standard output, all of it, now.
+/// Writes `text` and a line feed to standard output, and flushes it.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     standard_output::check()?;
     let mut out = io::stdout().lock();
@@ -187,7 +186,7 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
-/// Prints the result of the command, as one line. A closed pipe at the reader's end is no failure.
+/// Prints the result of the command, as one line. A pipe that its reader has closed is not a failure.
 pub(crate) fn answer(text: &str) -> Result<(), Failure> {
     answer_lines(&one_line(text))
 }
@@ -200,20 +199,20 @@ pub(crate) fn answer_lines(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// [`answer`], for programs.
+/// Prints the result of the command as JSON.
 pub(crate) fn answer_json(value: &Value) -> Result<(), Failure> {
     answer(&in_json(value))
 }
 
-/// The result could not be handed over.
+/// Returns the failure for a result that could not be written.
 pub(crate) fn unwritten(why: &io::Error) -> Failure {
     Failure::new(
         Exit::Storage,
-        format!("cannot write to the standard output: {why}"),
+        format!("cannot write to standard output: {why}"),
     )
 }
 
-/// Who holds a lock, in a few words: `held by process 12 on web1 (sleep 9) for 3s, fence 7, …`.
+/// Returns a description of the holder: `held by process 12 on web1 (sleep 9) for 3s, fence 7, …`.
 pub(crate) fn holder(holder: &Holder) -> String {
     let mut text = match &holder.process {
         Some(process) if holder.detached => {
@@ -236,17 +235,18 @@ pub(crate) fn holder(holder: &Holder) -> String {
     }
     match holder.remaining {
         Some(left) if left.is_zero() => {
-            text.push_str(", its lease has ended but its processes live");
+            text.push_str(", its lease has expired but its processes still run");
         }
         Some(left) => {
-            let _ = write!(text, ", its lease lasts {} more", length(left));
+            let _ = write!(text, ", its lease expires in {}", length(left));
         }
         None => {}
     }
     text
 }
 
-/// Who holds the lock `name`, for programs. Never the owner: whoever knows it can release.
+/// Returns the holder of the lock `name` as JSON, without its owner token: with the token, any process
+/// can release the lock.
 pub(crate) fn holder_json(name: &Name, holder: Option<&Holder>) -> Value {
     let Some(holder) = holder else {
         return json!({ "name": name.as_str(), "held": false });
@@ -269,13 +269,13 @@ fn millis(length: Duration) -> u64 {
     length.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-/// How long it has been held, by the wall clock.
+/// Returns how long the lock has been held, by the wall clock.
 pub(crate) fn age(holder: &Holder) -> Option<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     now.checked_sub(holder.since?)
 }
 
-/// A length of time as people say it: no finer than it matters.
+/// Returns a length of time for users: in whole seconds from 10 s, in milliseconds below.
 pub(crate) fn length(length: Duration) -> String {
     let rounded = if length >= Duration::from_secs(10) {
         Duration::from_secs(length.as_secs())

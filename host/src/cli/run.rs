@@ -20,11 +20,11 @@ use super::nested;
 use super::report::{Failure, say};
 use super::store::{self, Held};
 
-/// How often is looked whether what a command left behind is gone.
+/// The interval of the checks whether the processes that a command left behind have ended.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// From when on a running command's lease is watched: setting that up, and the kernel's taking it
-/// down, would be most of what a short one takes.
+/// The time after which a running command's lease is watched: for a shorter command, the setup and
+/// removal of the watch would take most of the time.
 const WATCHED_AFTER: Duration = Duration::from_millis(100);
 
 /// How the command is ended when this process is killed.
@@ -36,7 +36,7 @@ pub(crate) enum Ending {
     Terminate { grace: Duration },
 }
 
-/// What keeps the lock when this process is killed.
+/// The descriptor that keeps the lock when this process is killed.
 #[derive(Debug)]
 #[cfg_attr(
     not(unix),
@@ -45,8 +45,8 @@ pub(crate) enum Ending {
 pub(crate) struct Lifeline {
     /// A descriptor of the locked file.
     pub(crate) file: File,
-    /// Whether the lock lasts as long as any process that the command leaves has what it inherits, and not
-    /// only as long as the command's group.
+    /// Whether the lock lasts until every process that the command leaves behind has closed the pipe that
+    /// it inherits, and not only as long as the command's group.
     pub(crate) is_inherited: bool,
 }
 
@@ -57,7 +57,7 @@ impl Default for Ending {
     }
 }
 
-/// Takes the lock, runs the command, gives the lock back; returns what to end with.
+/// Acquires the lock, runs the command, and releases the lock. Returns the exit code.
 pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     let label = wish.command.first().map(OsString::as_os_str);
     let options = verrou_host::StoreOptions {
@@ -124,7 +124,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
             }
         }
     })?;
-    // Only now, when the lock is free, may this be the end of this process.
+    // Not earlier: this may end this process, and the lock must be free before.
     Ok(if lost {
         job.reap();
         Exit::Lost.code()
@@ -133,7 +133,7 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
     })
 }
 
-/// The command, with what it is to know of its lock.
+/// Returns the command, with its lock in its environment.
 fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl>) -> Command {
     let mut command = Command::new(&wish.command[0]);
     command.args(&wish.command[1..]);
@@ -142,7 +142,7 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
     let mut set = |variable: &str, value: Option<OsString>| {
         match value {
             Some(value) => command.env(variable, value),
-            // What an outer `verrou run` said is not true of this lock.
+            // The value of an outer `verrou run` is that of another lock.
             None => command.env_remove(variable),
         };
     };
@@ -156,7 +156,7 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
         transfers.then(|| held.describe().to_string().into()),
     );
     set(nested::VARIABLE, Some(nested::with(&lease).into()));
-    // With `--file` it is that of the environment, if any.
+    // With `--file`, this is the URL from the environment, if any.
     if let Some(url) = url {
         command.env("VERROU_STORE", OsString::from(&url.clone().absolute()));
     }
@@ -167,7 +167,7 @@ fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
 ///
 /// # Errors
 ///
-/// [`Error::Lost`].
+/// Returns [`Error::Lost`] when the lock is lost.
 fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
     let began = Instant::now();
     let mut watch = None;
@@ -196,7 +196,7 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
             if watch.is_none() {
                 let left = WATCHED_AFTER.saturating_sub(began.elapsed());
                 if left.is_zero() {
-                    // Without one it is asked from time to time.
+                    // Without a watch, the renewals detect a loss.
                     watch = Some(store.loss_watch(held.lease().claim()).ok());
                 } else {
                     at_most = at_most.min(left);
@@ -205,9 +205,9 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
             let watch = watch.as_ref().and_then(Option::as_ref);
             // Read the descriptor in any case: if it stayed readable, every wait would end at once.
             let is_lost = watch.is_some_and(LossWatch::is_lost);
-            // When the store cannot tell, it is asked again soon anyway.
-            let can_tell = !matches!(machine.health(), Health::Unknown(_));
-            if can_tell && is_lost {
+            // While the state of the lease is unknown, the renewal is retried soon anyway.
+            let is_known = !matches!(machine.health(), Health::Unknown(_));
+            if is_known && is_lost {
                 machine.suspect();
                 return ControlFlow::Continue(());
             }
@@ -251,12 +251,12 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job, obstacle: Option<
     let program = program(wish);
     let fate = obstacle.unwrap_or_else(|| match wish.on_lost {
         OnLost::Ignore if job.has_ended() => format!("{program} had ended with {}", job.code()),
-        OnLost::Ignore => format!("{program} goes on without it"),
+        OnLost::Ignore => format!("{program} continues without it"),
         _ if job.has_ended() => format!(
-            "{program} had ended with {}; what it left behind is ended",
+            "{program} had ended with {}; the processes it left behind are ended",
             job.code()
         ),
-        OnLost::Term => format!("{program} is asked to end (SIGTERM)"),
+        OnLost::Term => format!("{program} is sent SIGTERM"),
         OnLost::Kill => format!("{program} is killed"),
     });
     let is_revoked = matches!(&lost, Error::Lost { loss, .. } if *loss == Loss::Revoked);
@@ -302,7 +302,7 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
     while !job.has_ended() {
         if job.obstacle().is_some() {
             let program = program(wish);
-            return say(&format!("{program} goes on without the lock"));
+            return say(&format!("{program} continues without the lock"));
         }
         job.wait(Duration::MAX);
     }
@@ -323,12 +323,12 @@ pub(super) fn wait_for_end(job: &mut Job) {
     }
 }
 
-/// As a shell tells it.
+/// Returns the failure to start `program`, with the exit code of a shell.
 pub(super) fn not_started(program: &OsStr, why: &io::Error) -> Failure {
     let exit = match why.kind() {
         io::ErrorKind::NotFound => Exit::NotFound,
-        // A folder of PATH that may not be searched, execvp(3) tells like a program that may not
-        // be run.
+        // execvp(3) reports a directory of PATH that may not be searched like a program that may not be
+        // executed.
         io::ErrorKind::PermissionDenied if !is_found(program) => Exit::NotFound,
         _ => Exit::NotStarted,
     };
@@ -338,11 +338,11 @@ pub(super) fn not_started(program: &OsStr, why: &io::Error) -> Failure {
     )
 }
 
-/// Whether `program` is a path, or there is such a file in a folder of PATH.
+/// Returns whether `program` is a path, or is in a directory of PATH.
 fn is_found(program: &OsStr) -> bool {
-    let folders = env::var_os("PATH").unwrap_or_default();
+    let directories = env::var_os("PATH").unwrap_or_default();
     let is_path = Path::new(program).components().count() > 1;
-    is_path || env::split_paths(&folders).any(|folder| folder.join(program).exists())
+    is_path || env::split_paths(&directories).any(|directory| directory.join(program).exists())
 }
 
 fn program(wish: &Run) -> String {

@@ -1,4 +1,4 @@
-//! `verrou serve`: the steps of a store, one line of JSON each. `SERVE.md` describes them.
+//! `verrou serve`: the operations of a store, one line of JSON each. `SERVE.md` specifies them.
 
 use std::io::{self, BufRead, Read};
 use std::time::Duration;
@@ -15,13 +15,13 @@ use super::exit::Exit;
 use super::report::{self, Failure};
 use super::store;
 
-/// No request is this long, whatever its name is made of.
+/// The maximum length of a request in bytes, more than any valid request has.
 const LONGEST: u64 = 64 * 1024;
 
-/// No wait takes longer: as long as it does, nobody sees whether the client is still there.
+/// The maximum length of one wait: during a wait, the end of the client is not detected.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// Answers the requests on the standard input, until it ends.
+/// Answers the requests on standard input, until its end.
 pub(crate) fn serve(place: &Place, wish: &Serve) -> Result<(), Failure> {
     // Each lease keeps a file open. This process starts no other process that would inherit the limit.
     raise_descriptor_limit();
@@ -32,19 +32,19 @@ pub(crate) fn serve(place: &Place, wish: &Serve) -> Result<(), Failure> {
     let (opened, _) = store::open_with(place, &options)?;
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
-    let mut heard = tell(&Greeting::default())?;
-    while heard {
+    let mut has_reader = write_line(&Greeting::default())?;
+    while has_reader {
         let answer = match read_line(&mut input, &mut line).map_err(|err| unread(&err))? {
             Line::End => return Ok(()),
             Line::TooLong => Answer::wrong(&format!("a request has at most {LONGEST} bytes")),
             Line::Whole => match serde_json::from_slice(line.trim_ascii_end()) {
                 Ok(request) => answer(&opened, request),
                 Err(why) => Answer::wrong(&format!(
-                    "this is no request: {why}; `verrou serve --help` shows all there are"
+                    "invalid request: {why}; `verrou serve --help` lists the valid ones"
                 )),
             },
         };
-        heard = tell(&answer)?;
+        has_reader = write_line(&answer)?;
     }
     Ok(())
 }
@@ -65,7 +65,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-/// What is said first: to a client that speaks something else, that it does.
+/// The first line of the output, from which a client detects another protocol or version.
 #[derive(Serialize)]
 struct Greeting {
     protocol: &'static str,
@@ -81,7 +81,7 @@ impl Default for Greeting {
     }
 }
 
-/// A member that is not known could be one that matters, so it is refused.
+/// A request. Unknown members are rejected, because they could change its meaning.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Request {
@@ -103,11 +103,12 @@ enum Request {
 struct Claimed {
     name: String,
     owner: String,
-    /// In nanoseconds. To leave it out is not to say that the lease is to last for ever.
+    /// The ttl in nanoseconds. A mandatory member: an absent one must not be read as a lease without
+    /// an end.
     #[serde(deserialize_with = "Option::deserialize")]
     ttl: Option<u64>,
     ephemeral: bool,
-    /// The label of an acquisition, for people.
+    /// The label of an acquisition, for display.
     #[serde(default)]
     label: Option<String>,
 }
@@ -129,7 +130,7 @@ struct Renewal {
 #[serde(deny_unknown_fields)]
 struct Eviction {
     name: String,
-    /// To leave it out is not to say that anyone is meant.
+    /// A mandatory member: an absent one must not be read as any grant.
     #[serde(deserialize_with = "Option::deserialize")]
     only: Option<u64>,
 }
@@ -138,7 +139,7 @@ struct Eviction {
 #[serde(deny_unknown_fields)]
 struct Inspection {
     name: String,
-    /// An owner of which the answer says whether it is the holder.
+    /// An owner token: the answer states whether that owner is the holder.
     #[serde(default)]
     owner: Option<String>,
 }
@@ -179,7 +180,7 @@ struct Holding {
 #[derive(Serialize)]
 #[expect(
     clippy::struct_excessive_bools,
-    reason = "abilities are independent of each other"
+    reason = "capabilities are independent of each other"
 )]
 struct Able {
     expires: bool,
@@ -197,7 +198,7 @@ struct Trouble {
 }
 
 impl Answer {
-    /// To a request that makes no sense.
+    /// Returns the answer to an invalid request.
     fn wrong(why: &str) -> Self {
         Self::Error(Trouble {
             temporary: false,
@@ -224,7 +225,7 @@ impl From<Error> for Answer {
 
 impl From<InvalidOwner> for Answer {
     fn from(why: InvalidOwner) -> Self {
-        Self::wrong(&format!("`owner` is wrong: {why}"))
+        Self::wrong(&format!("`owner` is invalid: {why}"))
     }
 }
 
@@ -293,11 +294,11 @@ impl TryFrom<Claimed> for Claim {
 }
 
 fn answer(store: &AnyStore, request: Request) -> Answer {
-    taken(store, request).unwrap_or_else(|refusal| refusal)
+    perform(store, request).unwrap_or_else(|refusal| refusal)
 }
 
-/// Takes one step; an error is an answer, too.
-fn taken(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
+/// Performs one operation. Errors are answers, too.
+fn perform(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
     Ok(match request {
         Request::Acquire(claimed) => {
             store.set_label(claimed.label.as_deref());
@@ -390,7 +391,7 @@ fn nanos(length: Duration) -> u64 {
     length.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
-/// What came on the standard input.
+/// A line of standard input.
 enum Line {
     Whole,
     TooLong,
@@ -410,8 +411,8 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Line> {
     })
 }
 
-/// Says `what`: whether anyone is there to hear it.
-fn tell(what: &impl Serialize) -> Result<bool, Failure> {
+/// Writes `what` as one line; returns whether standard output still has a reader.
+fn write_line(what: &impl Serialize) -> Result<bool, Failure> {
     let line = serde_json::to_string(what).map_err(|err| report::unwritten(&err.into()))?;
     match report::print(&line) {
         Ok(()) => Ok(true),
@@ -423,7 +424,7 @@ fn tell(what: &impl Serialize) -> Result<bool, Failure> {
 fn unread(why: &io::Error) -> Failure {
     Failure::new(
         Exit::Storage,
-        format!("cannot read from the standard input: {why}"),
+        format!("cannot read from standard input: {why}"),
     )
 }
 
@@ -435,7 +436,7 @@ mod tests {
 
     const OWNER: &str = "00112233445566778899aabbccddeeff";
 
-    /// A store that grants the lock anew before each request: to `OWNER` and to another, by turns.
+    /// A store whose lock has a new grant at each request: to `OWNER` and to another owner, alternately.
     struct Hurried(Cell<u64>);
 
     impl Hurried {

@@ -1,4 +1,4 @@
-//! The signals that come in while a command runs.
+//! The signals that this process receives while a command runs.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -31,7 +31,7 @@ const FORWARDED: [Signal; 7] = [
 /// process of its group requests the terminal. The command stops then, and this process observes that.
 const STOPS: [Signal; 3] = [Signal::TSTP, Signal::TTIN, Signal::TTOU];
 
-/// Signals, as something that can be waited for.
+/// The signals that this process handles, and a wait for them.
 #[derive(Debug)]
 pub(crate) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
@@ -81,14 +81,14 @@ impl Signals {
         let stops = STOPS
             .into_iter()
             .filter(|signal| !disposition::is_ignored(*signal));
-        let listened = stops.chain([Signal::CHILD]).map(Signal::as_raw);
+        let handled = stops.chain([Signal::CHILD]).map(Signal::as_raw);
         Ok(Self {
-            delivery: SignalDelivery::with_pipe(read, write, SignalOnly, listened)?,
+            delivery: SignalDelivery::with_pipe(read, write, SignalOnly, handled)?,
             alarm: Alarm::new(),
         })
     }
 
-    /// Listens for all that is to be handed on, too; what is ignored stays ignored, as under
+    /// Installs handlers for the forwarded signals, too. An ignored signal stays ignored, as under
     /// nohup(1).
     pub(crate) fn listen(&self) -> io::Result<()> {
         let handle = self.delivery.handle();
@@ -102,14 +102,14 @@ impl Signals {
         Ok(())
     }
 
-    /// Waits for a signal, or until `news` is readable, but at most this long, also while the
-    /// machine is suspended.
-    pub(crate) fn wait(&self, news: Option<BorrowedFd<'_>>, at_most: Duration) {
-        // Longer than the kernel can count is for ever.
+    /// Waits for a signal, or until `loss` is readable, but at most for `at_most`, including time for
+    /// which the machine is suspended.
+    pub(crate) fn wait(&self, loss: Option<BorrowedFd<'_>>, at_most: Duration) {
+        // If the time is too long for the kernel, wait without a limit.
         let mut timeout = Timespec::try_from(at_most).ok();
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut awaited = vec![readable(self.delivery.get_read().as_fd())];
-        awaited.extend(news.map(readable));
+        awaited.extend(loss.map(readable));
         if let Some(alarm) = &self.alarm
             && alarm.set(at_most)
         {
@@ -118,24 +118,24 @@ impl Signals {
         }
         let output = set_of([Signal::TTOU]);
         let _ = output.thread_unblock();
-        // An interruption is a signal; whatever else fails, the caller looks at its clock.
+        // A signal interrupts the call. After any other failure, the caller checks its clock.
         let _ = poll(&mut awaited, timeout.as_ref());
         // Otherwise a write to the terminal from the background would be interrupted repeatedly.
         let _ = output.thread_block();
     }
 
-    /// What has come in since this was asked last.
+    /// Returns the signals received since the last call.
     pub(crate) fn pending(&mut self) -> impl Iterator<Item = Signal> {
         self.delivery.pending().filter_map(Signal::from_named_raw)
     }
 }
 
-/// Lets through what is listened for: whoever started this process may have blocked it, and that
-/// is inherited.
+/// Unblocks the handled signals: the parent process may have blocked them, and a child inherits its
+/// parent's signal mask.
 fn unblock() -> io::Result<()> {
-    let listened = FORWARDED.into_iter().chain(STOPS);
-    let listened = listened.chain([Signal::CHILD, Signal::CONT]);
-    Ok(set_of(listened).thread_unblock()?)
+    let handled = FORWARDED.into_iter().chain(STOPS);
+    let handled = handled.chain([Signal::CHILD, Signal::CONT]);
+    Ok(set_of(handled).thread_unblock()?)
 }
 
 fn set_of(signals: impl IntoIterator<Item = Signal>) -> SigSet {
@@ -143,8 +143,8 @@ fn set_of(signals: impl IntoIterator<Item = Signal>) -> SigSet {
     signals.map_while(|signal| signal.try_into().ok()).collect()
 }
 
-/// Does to this process's whole group what `signal` does by default, as a terminal would have
-/// done had the command been in it. Returns when it does nothing, or has been undone.
+/// Sends `signal`, with its default action, to this process's whole group, as a terminal would have done
+/// if the command were in the group. Returns if the signal has no effect, or when the group is continued.
 pub(crate) fn signal_own_group(signal: Signal) {
     let _by_default = disposition::Default::set(signal);
     let before = set_of([signal]).thread_swap_mask(SigmaskHow::SIG_UNBLOCK);
@@ -154,11 +154,11 @@ pub(crate) fn signal_own_group(signal: Signal) {
     }
 }
 
-/// What becomes of a signal. The standard library has no word for it.
+/// The dispositions of signals, for which the standard library has no functions.
 mod disposition {
     #![expect(
         unsafe_code,
-        reason = "sigaction(2) has no safe wrapper, for handlers can be unsafe; none is set here"
+        reason = "sigaction(2) has no safe wrapper, because handlers can be unsafe; none is set here"
     )]
 
     use std::mem::MaybeUninit;
@@ -167,7 +167,7 @@ mod disposition {
     use nix::libc;
     use rustix::process::Signal;
 
-    /// Whether `signal` is ignored.
+    /// Returns whether `signal` is ignored.
     pub(super) fn is_ignored(signal: Signal) -> bool {
         action(signal, None).is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
     }
@@ -180,7 +180,7 @@ mod disposition {
         action(signal, Some(&ignore));
     }
 
-    /// A signal that does what it does by default, until this is dropped.
+    /// A guard that gives a signal its default action until dropped.
     pub(super) struct Default {
         signal: Signal,
         before: Option<libc::sigaction>,
@@ -205,7 +205,7 @@ mod disposition {
         }
     }
 
-    /// The action of `signal`, which `next` replaces.
+    /// Returns the action of `signal`, and replaces it by `next`, if that is given.
     fn action(signal: Signal, next: Option<&libc::sigaction>) -> Option<libc::sigaction> {
         let mut before = MaybeUninit::uninit();
         let next = next.map_or(ptr::null(), ptr::from_ref);

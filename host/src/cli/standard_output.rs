@@ -2,7 +2,7 @@
 //! and discards all output.
 #![cfg_attr(
     target_os = "linux",
-    expect(unsafe_code, reason = "nothing safe runs before Rust's runtime does")
+    expect(unsafe_code, reason = "no safe code runs before Rust's runtime")
 )]
 
 use std::io;

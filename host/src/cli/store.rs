@@ -1,4 +1,4 @@
-//! The store that was asked for, and a lock of it.
+//! The store that the command line specifies, and a lock of it.
 
 use std::env;
 use std::ffi::OsString;
@@ -21,7 +21,7 @@ const VARIABLE: &str = "VERROU_STORE";
 /// A lock of the store.
 pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, AnyStore>, System>;
 
-/// Such a lock, held.
+/// A held lock of the store.
 pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, AnyStore>, System>;
 
 /// Returns the lock's name, or a usage error if there is none.
@@ -29,7 +29,7 @@ pub(crate) fn name(given: Option<&Name>) -> Result<&Name, Failure> {
     given.ok_or_else(|| Failure::new(Exit::Usage, "no NAME was given"))
 }
 
-/// Where the store is.
+/// Returns the URL of the store.
 pub(crate) fn url(place: &Place) -> Result<StoreUrl, Failure> {
     let invalid = |why| Failure::coded(Exit::Usage, "E_INVALID_STORE", why);
     let url = match (&place.store, variable()) {
@@ -48,7 +48,7 @@ fn variable() -> Option<OsString> {
     env::var_os(VARIABLE).filter(|text| !text.is_empty())
 }
 
-/// Returns the store that `VERROU_STORE` names; passed on, it has no password.
+/// Returns the store that `VERROU_STORE` names. Its text, which commands inherit, has no password.
 pub(crate) fn inherited() -> Option<StoreUrl> {
     StoreUrl::try_from(&*variable()?).ok()
 }
@@ -57,7 +57,7 @@ fn is_default(place: &Place) -> bool {
     place.store.is_none() && variable().is_none()
 }
 
-/// What the store is to do beyond its defaults.
+/// Returns the options with which the store is opened.
 pub(crate) fn options(place: &Place) -> StoreOptions {
     StoreOptions {
         group: place.group.clone(),
@@ -66,7 +66,7 @@ pub(crate) fn options(place: &Place) -> StoreOptions {
     }
 }
 
-/// The store, opened.
+/// Opens the store.
 pub(crate) fn open(place: &Place) -> Result<AnyStore, Failure> {
     open_with(place, &options(place)).map(|(store, _)| store)
 }
@@ -80,8 +80,8 @@ pub(crate) fn open_with(
     match AnyStore::open(&url, options) {
         Ok(store) => Ok((store, url)),
         Err(err) if is_default(place) => Err(Failure::from(err).advising(
-            "this is the default store; name another with --store or VERROU_STORE, or its folder with \
-             XDG_STATE_HOME",
+            "this is the default store; name another with --store or VERROU_STORE, or its directory \
+             with XDG_STATE_HOME",
         )),
         Err(err) => Err(err.into()),
     }
@@ -89,8 +89,8 @@ pub(crate) fn open_with(
 
 /// Opens the store; returns `None` if its directory does not exist.
 pub(crate) fn open_existing(place: &Place) -> Result<Option<AnyStore>, Failure> {
-    let is_missing = url(place)?.folder().is_some_and(|folder| {
-        matches!(folder.path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
+    let is_missing = url(place)?.folder().is_some_and(|directory| {
+        matches!(directory.path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
     });
     if is_missing {
         return Ok(None);
@@ -114,8 +114,8 @@ pub(crate) fn open_path(
         report::warn(
             place.json,
             &format!(
-                "locked without a fencing token, because nothing can be recorded: {}; name a folder for \
-                 that with --store",
+                "locked without a fencing token, because grants cannot be recorded: {}; name a \
+                 directory for records with --store",
                 report::chain(&*why),
             ),
         );
@@ -123,7 +123,7 @@ pub(crate) fn open_path(
     Ok((opened.store, opened.name))
 }
 
-/// The store, opened to take a lock as `taking` says, for `command`.
+/// Opens the store to acquire a lock with the options `taking`, for `command`.
 pub(crate) fn open_to_take(
     place: &Place,
     taking: &Taking,
@@ -137,7 +137,7 @@ pub(crate) fn open_to_take(
     open_with(place, &options).map(|(store, _)| store)
 }
 
-/// Takes the lock `name` as `taking` says, and does `work` with it.
+/// Acquires the lock `name` with the options `taking`, and calls `work` with it.
 pub(crate) fn with_lock<T>(
     store: &AnyStore,
     name: &Name,
@@ -153,8 +153,8 @@ pub(crate) fn with_lock<T>(
         .map_err(|err| not_acquired(err, store, taking))?;
     if let Some(before) = store.taken_over(held.lease().claim()) {
         say(&format!(
-            "warning: the lock `{name}` was taken over from a holder whose lease has ended but \
-             whose processes still live: {}",
+            "warning: the lock `{name}` was taken over from a holder whose lease has expired but \
+             whose processes still run: {}",
             report::holder(&before),
         ));
     }
@@ -171,23 +171,26 @@ impl Taking {
     }
 }
 
-/// Says who has the lock instead.
+/// Returns the failure to acquire the lock, with the present holder.
 fn not_acquired(err: Error, store: &AnyStore, taking: &Taking) -> Failure {
     let failure = match &err {
         Error::Timeout { name, .. } => match store.inspect(name) {
             Ok(Some(found)) => Failure::coded(
                 Exit::NotAcquired,
                 err.code(),
-                format!("the lock `{name}` is taken: {}", report::holder(&found)),
+                format!(
+                    "cannot acquire the lock `{name}`: {}",
+                    report::holder(&found)
+                ),
             ),
-            // It has just been given back, or the store fails now.
+            // The lock has been released since, or the store fails now.
             _ => err.into(),
         },
-        // Nothing was done under it yet, so nothing is lost but time.
+        // The command has not been started, so another attempt is safe.
         Error::Lost { name, .. } => Failure::coded(
             Exit::NotAcquired,
             err.code(),
-            format!("the lock `{name}` was granted too late: its ttl had passed by then"),
+            format!("the lock `{name}` was granted too late: its lease had expired by then"),
         ),
         _ => return err.into(),
     };

@@ -1,4 +1,4 @@
-//! The terminal, and which group of processes it listens to.
+//! The terminal, and its foreground process group.
 
 use std::fs::File;
 use std::io;
@@ -14,32 +14,33 @@ pub(crate) struct Terminal {
 }
 
 impl Terminal {
-    /// The terminal, if there is one.
+    /// Opens the terminal, if there is one.
     pub(crate) fn open() -> Option<Self> {
-        // Whatever the standard streams are, this is it (tty(4)).
+        // The controlling terminal, also if the standard streams are redirected (tty(4)).
         let file = File::open("/dev/tty").ok()?;
         Some(Self { file })
     }
 
-    /// A second value for the same terminal.
+    /// Returns a second value for the same terminal.
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
         let file = self.file.try_clone()?;
         Ok(Self { file })
     }
 
-    /// Whether it listens to `group`.
+    /// Returns whether `group` is the foreground process group.
     pub(crate) fn listens_to(&self, group: Pid) -> bool {
         tcgetpgrp(&self.file).is_ok_and(|foreground| foreground == group)
     }
 
-    /// Whether it listens to this process's group.
+    /// Returns whether this process's group is the foreground process group.
     pub(crate) fn is_ours(&self) -> bool {
         self.listens_to(getpgrp())
     }
 
-    /// Lets it listen to `group`. Calls only what is safe between fork(2) and exec(2).
+    /// Makes `group` the foreground process group. Calls only functions that are safe between fork(2) and
+    /// exec(2).
     pub(crate) fn give_to(&self, group: Pid) -> io::Result<()> {
-        // Who asks for this without being listened to is stopped, unless the signal is blocked.
+        // The kernel stops a background process that makes this call, unless it blocks SIGTTOU.
         let mut stop = SigSet::empty();
         stop.add(signal::SIGTTOU);
         let before = stop.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;

@@ -1,4 +1,4 @@
-//! Saying, once, what is waited for.
+//! A notice on the terminal that the command waits for a lock.
 
 use std::cell::Cell;
 use std::io::{self, IsTerminal};
@@ -8,48 +8,51 @@ use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Store, Store
 
 use super::report::{holder, say};
 
-/// A store that tells the person at the terminal who holds the lock, if it takes long enough
-/// for a person to notice.
+/// A store that prints the holder of the lock to the terminal, once, if the wait takes long enough for
+/// a user to notice.
 #[derive(Debug)]
 pub(crate) struct Announced<'a, S> {
     store: &'a S,
-    said: Cell<Said>,
+    notice: Cell<Notice>,
 }
 
+/// The state of the notice.
 #[derive(Clone, Copy, Debug)]
-enum Said {
-    Nothing,
-    /// Since when is waited.
-    Waiting(Instant),
-    All,
+enum Notice {
+    /// The wait has not begun.
+    Initial,
+    /// The wait began at this time, and the notice is not printed yet.
+    Pending(Instant),
+    /// The notice is printed, or will never be.
+    Done,
 }
 
 impl<'a, S: Store> Announced<'a, S> {
-    /// No shorter wait is worth a word.
+    /// The time after which the notice is printed.
     const NOTICED: Duration = Duration::from_millis(200);
 
-    /// `store`, telling only a terminal.
+    /// Returns `store` with a notice, which is printed only to a terminal.
     pub(crate) fn new(store: &'a S) -> Self {
         Self {
             store,
-            said: Cell::new(Said::Nothing),
+            notice: Cell::new(Notice::Initial),
         }
     }
 
-    /// How long to wait at most before the next word is due, having said what was due.
+    /// Prints the notice if it is due. Returns how long to wait at most until it is due.
     fn announce(&self, name: &Name) -> Duration {
-        let since = match self.said.get() {
-            Said::All => return Duration::MAX,
-            Said::Nothing if !io::stderr().is_terminal() => {
-                self.said.set(Said::All);
+        let since = match self.notice.get() {
+            Notice::Done => return Duration::MAX,
+            Notice::Initial if !io::stderr().is_terminal() => {
+                self.notice.set(Notice::Done);
                 return Duration::MAX;
             }
-            Said::Nothing => Instant::now(),
-            Said::Waiting(since) => since,
+            Notice::Initial => Instant::now(),
+            Notice::Pending(since) => since,
         };
         let left = Self::NOTICED.saturating_sub(since.elapsed());
         if left.is_zero() {
-            self.said.set(Said::All);
+            self.notice.set(Notice::Done);
             if let Ok(Some(found)) = self.store.inspect(name) {
                 say(&format!(
                     "waiting for the lock `{name}`: {}",
@@ -58,7 +61,7 @@ impl<'a, S: Store> Announced<'a, S> {
             }
             return Duration::MAX;
         }
-        self.said.set(Said::Waiting(since));
+        self.notice.set(Notice::Pending(since));
         left
     }
 }
