@@ -1,4 +1,4 @@
-//! The lock component, with a store behind it whose steps are awaited.
+//! The lock component with an async store.
 
 use std::fmt;
 use std::fs;
@@ -24,10 +24,10 @@ use super::engine::{Limits, State};
 use super::error::ComponentError;
 use super::instance::LockHandle;
 
-/// [`Runner`](super::Runner), for stores whose steps are awaited.
+/// The counterpart of [`Runner`](super::Runner) for async stores.
 ///
-/// The futures of an [`AsyncInstance`] do the store's steps themselves, so they can be sent between
-/// threads if the store's can. Nothing is spawned, and no executor is asked for.
+/// The futures of an [`AsyncInstance`] perform the store's operations themselves, so they are `Send` if
+/// the store's futures are. They spawn nothing, and need no particular executor.
 pub struct AsyncRunner<H: 'static> {
     engine: Engine,
     component: LockManagerPre<State<Exchange, H>>,
@@ -39,7 +39,7 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
     ///
     /// # Errors
     ///
-    /// As [`Runner::load`](super::Runner::load).
+    /// Returns the errors of [`Runner::load`](super::Runner::load).
     pub fn load(path: impl AsRef<Path>, limits: &Limits) -> Result<Self> {
         let path = path.as_ref();
         let component = fs::read(path).map_err(|err| {
@@ -48,11 +48,11 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
         Self::new(&component, limits)
     }
 
-    /// Loads the component of these bytes.
+    /// Loads the component from its bytes.
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load).
+    /// Returns the errors of [`load`](Self::load).
     pub fn new(component: &[u8], limits: &Limits) -> Result<Self> {
         let engine = limits.engine()?;
         let component = Component::new(&engine, component)?;
@@ -67,11 +67,11 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
         })
     }
 
-    /// An instance with locks in `store`.
+    /// Creates an instance with locks in `store`.
     ///
     /// # Errors
     ///
-    /// What wasmtime says: there is no memory left, or none in the pool.
+    /// Returns wasmtime's error when there is no memory left, or none in the pool.
     pub async fn instance<S: AsyncStore>(&self, store: S, host: H) -> Result<AsyncInstance<S, H>> {
         let exchange = Exchange::new(store.abilities());
         let mut wasm =
@@ -97,14 +97,15 @@ impl<H> fmt::Debug for AsyncRunner<H> {
     }
 }
 
-/// [`Instance`](super::Instance), for stores whose steps are awaited.
+/// The counterpart of [`Instance`](super::Instance) for async stores.
 ///
-/// A future that is dropped while it waits leaves nothing behind. One that is dropped while the store
-/// is asked leaves that step in doubt, so that a lock may stay taken until its ttl has passed, and the
-/// instance unusable: its calls say [`ComponentError::Stopped`] then.
+/// **Cancel safety.** A future that is dropped while it waits for the lock leaves nothing behind. A
+/// future that is dropped during an operation of the store leaves the outcome of that operation
+/// unknown, so that a lock may stay held until its ttl has passed. It also leaves the instance
+/// unusable: all later calls return [`ComponentError::Stopped`].
 ///
-/// The component's code runs on the thread that polls, for as long as [`Limits::time`] lets it: the
-/// lock component's for microseconds.
+/// The component's code runs on the polling thread, at most for [`Limits::time`]. The lock component
+/// runs for microseconds.
 pub struct AsyncInstance<S, H: 'static> {
     wasm: wasmtime::Store<State<Exchange, H>>,
     component: LockManager,
@@ -114,19 +115,20 @@ pub struct AsyncInstance<S, H: 'static> {
 }
 
 impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
-    /// The store behind the component.
+    /// Returns the store of the component.
     pub fn store(&self) -> &S {
         &self.store
     }
 
     calls!([async] [.await] resource_drop_async);
 
-    /// Keeps the lease alive while `work` is done; returns what that returned.
+    /// Renews the lease while `work` runs; returns the output of `work`.
+    ///
+    /// Waits for the store's answer to a pending extension, also when `work` has completed.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_LOST` as soon as the lock is lost; `work` is dropped then. The store's answer to an
-    /// extension is waited for, also when the work is done.
+    /// Returns `E_LOCK_LOST` as soon as the lock is lost; `work` is dropped then.
     pub async fn keep<T>(
         &mut self,
         lock: LockHandle,
@@ -138,7 +140,7 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
         self.open = Some(renewal);
         let end = self.keep_by(renewal, work).await;
         let closed = self.close().await;
-        // What went wrong first is what went wrong.
+        // The first error is the cause of the others.
         end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
@@ -179,7 +181,7 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
         }
     }
 
-    /// Calls the component, and does the steps that it asks of its store.
+    /// Calls the component, and performs the operations that it requests of its store.
     async fn call<T>(
         &mut self,
         call: impl AsyncFnOnce(&wit::Guest, &mut wasmtime::Store<State<Exchange, H>>) -> Result<T>,
@@ -219,7 +221,7 @@ impl<S, H> fmt::Debug for AsyncInstance<S, H> {
 
 policies!(wit);
 
-/// What `first` came to, unless `second` ended sooner.
+/// Returns the output of `first`, or `None` if `second` completes sooner.
 async fn sooner<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> Option<T> {
     let (mut first, mut second) = (pin!(first), pin!(second));
     poll_fn(|context| {
@@ -231,10 +233,10 @@ async fn sooner<T>(first: impl Future<Output = T>, second: impl Future<Output = 
     .await
 }
 
-/// Where the component's imports put what they ask, and find the answer.
+/// The exchange of requests and answers between the component's imports and its caller.
 ///
-/// An import's future has to be one that can be sent between threads, and not every store's can:
-/// so whoever calls the component does the asking.
+/// The future of an import has to be `Send`, and not every store's futures are. So the caller of the
+/// component performs the operations.
 #[derive(Clone)]
 pub(super) struct Exchange {
     slot: Arc<Mutex<Slot>>,
@@ -245,7 +247,7 @@ pub(super) struct Exchange {
 struct Slot {
     request: Option<Request>,
     answer: Option<Answer>,
-    /// What was asked for last, and refused.
+    /// The claim of the latest acquire request, if it was refused.
     refused: Option<Claim>,
 }
 
@@ -264,7 +266,7 @@ enum Answer {
 }
 
 impl Request {
-    async fn ask(self, store: &impl AsyncStore) -> Answer {
+    async fn perform(self, store: &impl AsyncStore) -> Answer {
         Answer::Reply(match self {
             Self::Acquire(claim) => store.acquire(&claim).await,
             Self::Extend(claim) => store.extend(&claim).await,
@@ -288,7 +290,7 @@ impl Exchange {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for `call`, and does the steps that it asks of `store` meanwhile.
+    /// Awaits `call`, and performs the operations that it requests of `store` meanwhile.
     async fn serve<T>(
         &self,
         store: &impl AsyncStore,
@@ -306,14 +308,14 @@ impl Exchange {
             match request.await {
                 Err(end) => return end,
                 Ok(request) => {
-                    let asked_for = match &request {
+                    let acquired = match &request {
                         Request::Acquire(claim) => Some(claim.clone()),
                         _ => None,
                     };
-                    let answer = request.ask(store).await;
-                    if asked_for.is_some() {
+                    let answer = request.perform(store).await;
+                    if acquired.is_some() {
                         let refused = matches!(answer, Answer::Reply(Ok(Reply::Refused { .. })));
-                        self.slot().refused = asked_for.filter(|_| refused);
+                        self.slot().refused = acquired.filter(|_| refused);
                     }
                     self.answer(answer);
                 }
@@ -329,7 +331,7 @@ impl Exchange {
         self.slot().answer = Some(answer);
     }
 
-    /// Whoever polls this polls again when there is an answer.
+    /// Passes `request` to the caller, which polls this future again when there is an answer.
     async fn ask(&self, request: Request) -> Answer {
         self.slot().request = Some(request);
         poll_fn(|_| match self.slot().answer.take() {
@@ -339,14 +341,14 @@ impl Exchange {
         .await
     }
 
-    async fn step(
+    async fn reply(
         &self,
         request: Result<Request, StoreError>,
     ) -> Result<backend::Reply, backend::StoreError> {
         let reply = match request {
             Ok(request) => match self.ask(request).await {
                 Answer::Reply(reply) => reply,
-                Answer::Holder(_) => Err(StoreError::permanent("another question's answer")),
+                Answer::Holder(_) => Err(StoreError::permanent("answer to another request")),
             },
             Err(err) => Err(err),
         };
@@ -360,7 +362,7 @@ impl Exchange {
         let holder = match name {
             Ok(name) => match self.ask(Request::Inspect(name)).await {
                 Answer::Holder(holder) => holder,
-                Answer::Reply(_) => Err(StoreError::permanent("another question's answer")),
+                Answer::Reply(_) => Err(StoreError::permanent("answer to another request")),
             },
             Err(err) => Err(err),
         };
@@ -374,14 +376,14 @@ impl fmt::Debug for Exchange {
     }
 }
 
-type Said<'a, T> = Box<dyn Future<Output = Result<(T,)>> + Send + 'a>;
-type Step = Result<backend::Reply, backend::StoreError>;
+type Returned<'a, T> = Box<dyn Future<Output = Result<(T,)>> + Send + 'a>;
+type Replied = Result<backend::Reply, backend::StoreError>;
 
-/// Lets the component's store be whatever answers its [`Exchange`].
+/// Implements the component's `store` import by its [`Exchange`].
 fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Result<()> {
     type Caller<'a, H> = StoreContextMut<'a, State<Exchange, H>>;
 
-    fn said<'a, H: Send, T>(
+    fn exchanged<'a, H: Send, T>(
         mut caller: Caller<'a, H>,
         ask: impl for<'b> FnOnce(
             &'b Exchange,
@@ -389,37 +391,37 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
         ) -> Pin<Box<dyn Future<Output = T> + Send + 'b>>
         + Send
         + 'a,
-    ) -> Said<'a, T> {
+    ) -> Returned<'a, T> {
         Box::new(async move {
             let exchange = caller.data().store.clone();
             let left = caller.data_mut().leave();
-            let (left, may) = match left {
+            let (left, allowed) = match left {
                 Ok(left) => (Some(left), Ok(())),
                 Err(err) => (None, Err(err)),
             };
-            let said = ask(&exchange, may).await;
+            let answer = ask(&exchange, allowed).await;
             if let Some(left) = left {
                 caller.data_mut().come_back(left);
             }
-            Ok((said,))
+            Ok((answer,))
         })
     }
 
     let mut store = linker.instance("verrou:lock/store@0.1.0")?;
-    let steps: [(_, fn(Claim) -> _); 4] = [
+    let operations: [(_, fn(Claim) -> _); 4] = [
         ("acquire", Request::Acquire),
         ("extend", Request::Extend),
         ("release", Request::Release),
         ("detach", Request::Detach),
     ];
-    for (name, request) in steps {
+    for (name, request) in operations {
         store.func_wrap_async(
             name,
-            move |caller: Caller<'_, H>, (claim,): (backend::Claim,)| -> Said<'_, Step> {
-                said(caller, move |exchange, may| {
+            move |caller: Caller<'_, H>, (claim,): (backend::Claim,)| -> Returned<'_, Replied> {
+                exchanged(caller, move |exchange, allowed| {
                     Box::pin(async move {
                         exchange
-                            .step(may.and_then(|()| convert::claim(&claim)).map(request))
+                            .reply(allowed.and_then(|()| convert::claim(&claim)).map(request))
                             .await
                     })
                 })
@@ -428,17 +430,17 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
     }
     store.func_wrap_async(
         "evict",
-        |caller: Caller<'_, H>, (name, only): (String, Option<u64>)| -> Said<'_, Step> {
-            said(caller, move |exchange, may| {
+        |caller: Caller<'_, H>, (name, only): (String, Option<u64>)| -> Returned<'_, Replied> {
+            exchanged(caller, move |exchange, allowed| {
                 Box::pin(async move {
                     let only = match only.map(Fence::new) {
                         // No grant has the token zero.
                         Some(None) => return Ok(backend::Reply::Refused(None)),
                         only => only.flatten(),
                     };
-                    let request = may.and_then(|()| convert::name(&name));
+                    let request = allowed.and_then(|()| convert::name(&name));
                     let request = request.map(|name| Request::Evict(name, only));
-                    exchange.step(request).await
+                    exchange.reply(request).await
                 })
             })
         },
@@ -447,11 +449,11 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
         "inspect",
         |caller: Caller<'_, H>,
          (name,): (String,)|
-         -> Said<'_, Result<Option<backend::Holder>, backend::StoreError>> {
-            said(caller, move |exchange, may| {
+         -> Returned<'_, Result<Option<backend::Holder>, backend::StoreError>> {
+            exchanged(caller, move |exchange, allowed| {
                 Box::pin(async move {
                     exchange
-                        .holder(may.and_then(|()| convert::name(&name)))
+                        .holder(allowed.and_then(|()| convert::name(&name)))
                         .await
                 })
             })

@@ -1,14 +1,14 @@
-//! What can be asked of an instance, written once for both colours.
+//! The methods of an instance, written once for blocking and async stores.
 
-/// The methods of an instance: `calls!([] [] resource_drop)`, or
+/// Defines the methods of an instance: `calls!([] [] resource_drop)`, or
 /// `calls!([async] [.await] resource_drop_async)`.
 macro_rules! calls {
     ([$($async:tt)*] [$($await:tt)*] $resource_drop:ident) => {
-    /// A lock called `name`, whose leases last `ttl`. Nothing is asked of the store yet.
+    /// Creates a lock with the name `name`, whose leases last for `ttl`. Sends no request to the store.
     ///
     /// # Errors
     ///
-    /// `E_INVALID_NAME`, `E_INVALID_TTL`, `E_TOO_MANY_HANDLES`.
+    /// Returns `E_INVALID_NAME`, `E_INVALID_TTL` or `E_TOO_MANY_HANDLES`.
     pub $($async)* fn create_lock(
         &mut self,
         name: &str,
@@ -21,12 +21,12 @@ macro_rules! calls {
         Ok(LockHandle(made $($await)* ??))
     }
 
-    /// The lock that [`serialize`](Self::serialize) wrote down, here or on any other host. Nothing
-    /// is asked of the store yet.
+    /// Restores the lock that [`serialize`](Self::serialize) returned, here or on any other host. Sends
+    /// no request to the store.
     ///
     /// # Errors
     ///
-    /// `E_INVALID_SERIALIZED_LOCK`, `E_TOO_MANY_HANDLES`.
+    /// Returns `E_INVALID_SERIALIZED_LOCK` or `E_TOO_MANY_HANDLES`.
     pub $($async)* fn restore_lock(&mut self, serialized: &str) -> Result<LockHandle, ComponentError> {
         let now = convert::nanos(self.wasm.data().host.wall_clock());
         let made = self.call($($async)* |locks, wasm| {
@@ -35,13 +35,14 @@ macro_rules! calls {
         Ok(LockHandle(made $($await)* ??))
     }
 
-    /// Takes the lock, waiting as `retry` says, and as the store waits: whoever waits here wakes as
-    /// soon as one that waits without a component. Its fencing token, from a store that counts.
+    /// Acquires the lock by the policy `retry`; returns its fencing token if the store issues them.
+    ///
+    /// Waits by the store's notifications, so that it wakes as soon as a waiter without a component.
     ///
     /// # Errors
     ///
-    /// [`ComponentError::Timeout`] when the policy ended first; `E_LOCK_STORAGE_ERROR` when the
-    /// store failed.
+    /// Returns [`ComponentError::Timeout`] when the policy ended first, and `E_LOCK_STORAGE_ERROR` when
+    /// the store failed.
     pub $($async)* fn acquire(
         &mut self,
         lock: LockHandle,
@@ -56,11 +57,11 @@ macro_rules! calls {
         self.open = Some(attempt);
         let end = self.wait_for(attempt) $($await)*;
         let closed = self.close() $($await)*;
-        // What went wrong first is what went wrong.
+        // The first error is the cause of the others.
         end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
-    /// Drops the attempt or the renewal that is open: this one, or that of a call that was given up.
+    /// Drops the open attempt or renewal: that of this call, or of a call that was cancelled.
     $($async)* fn close(&mut self) -> Result<()> {
         self.give_up();
         let Some(open) = self.open.take() else {
@@ -91,81 +92,81 @@ macro_rules! calls {
         }
     }
 
-    /// Takes the lock if it is free now: whether it was.
+    /// Acquires the lock if it is free now; returns whether it was.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_STORAGE_ERROR`.
+    /// Returns `E_LOCK_STORAGE_ERROR` when the store failed.
     pub $($async)* fn try_acquire(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_try_acquire(wasm, lock.0) $($await)*
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// Gives the lock back.
+    /// Releases the lock.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_NOT_OWNER`, `E_LOCK_STORAGE_ERROR`.
+    /// Returns `E_LOCK_NOT_OWNER` or `E_LOCK_STORAGE_ERROR`.
     pub $($async)* fn release(&mut self, lock: LockHandle) -> Result<(), ComponentError> {
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_release(wasm, lock.0) $($await)*
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// Frees the lock, whoever holds it, or only if it is held under the fence `only`: whether
-    /// there was somebody to evict.
+    /// Force-releases the lock, or does so only if it is held under the fencing token `only`; returns
+    /// whether it was held.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_STORAGE_ERROR`, also when the store lets nobody be evicted.
+    /// Returns `E_LOCK_STORAGE_ERROR`, also when the store does not support force-release.
     pub $($async)* fn force_release(
         &mut self,
         lock: LockHandle,
         only: Option<Fence>,
     ) -> Result<bool, ComponentError> {
         let only = only.map(Fence::get);
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_force_release(wasm, lock.0, only) $($await)*
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// Lets the lease last `ttl` from now, or with `None` the lock's own ttl.
+    /// Extends the lease to last for `ttl` from now; `None` is the lock's own ttl.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_NOT_OWNER`, `E_LOCK_STORAGE_ERROR`.
+    /// Returns `E_LOCK_NOT_OWNER` or `E_LOCK_STORAGE_ERROR`.
     pub $($async)* fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Result<(), ComponentError> {
-        let said = self.call($($async)* |locks, wasm| match ttl {
+        let answer = self.call($($async)* |locks, wasm| match ttl {
             None => locks.lock().call_extend(wasm, lock.0) $($await)*,
             Some(ttl) => {
                 let ttl = ttl.duration().map(convert::nanos);
                 locks.lock().call_extend_for(wasm, lock.0, ttl) $($await)*
             }
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// Whether the lease has run out.
+    /// Returns whether the lease has expired.
     ///
     /// # Errors
     ///
-    /// [`ComponentError::Stopped`].
+    /// Returns [`ComponentError::Stopped`] when the component has stopped.
     pub $($async)* fn is_expired(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_is_expired(wasm, lock.0) $($await)*
         });
-        Ok(said $($await)* ?)
+        Ok(answer $($await)* ?)
     }
 
-    /// How much of the lease is left; `None` when there is none, or it does not end by itself.
+    /// Returns how long the lease still lasts; `None` when there is no lease, or the lease has no end.
     ///
     /// # Errors
     ///
-    /// [`ComponentError::Stopped`].
+    /// Returns [`ComponentError::Stopped`] when the component has stopped.
     pub $($async)* fn remaining(&mut self, lock: LockHandle) -> Result<Option<Duration>, ComponentError> {
         let left = self.call($($async)* |locks, wasm| {
             locks.lock().call_remaining(wasm, lock.0) $($await)*
@@ -173,61 +174,61 @@ macro_rules! calls {
         Ok(convert::duration(left $($await)* ?))
     }
 
-    /// Whether anyone holds the lock, as the store says.
+    /// Returns whether the lock has a holder, by the store's record.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_STORAGE_ERROR`.
+    /// Returns `E_LOCK_STORAGE_ERROR` when the store failed.
     pub $($async)* fn is_locked(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_is_locked(wasm, lock.0) $($await)*
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// Whether this lock's latest acquisition holds it, as the store says.
+    /// Returns whether this lock's latest acquisition still holds it, by the store's record.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_STORAGE_ERROR`.
+    /// Returns `E_LOCK_STORAGE_ERROR` when the store failed.
     pub $($async)* fn is_held(&mut self, lock: LockHandle) -> Result<bool, ComponentError> {
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_is_held(wasm, lock.0) $($await)*
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// Who holds the lock, as the store says.
+    /// Returns the lock's holder, by the store's record.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_STORAGE_ERROR`.
+    /// Returns `E_LOCK_STORAGE_ERROR` when the store failed.
     pub $($async)* fn holder(&mut self, lock: LockHandle) -> Result<Option<wit::Holder>, ComponentError> {
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_holder(wasm, lock.0) $($await)*
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// Writes the lease down, to be handed to another process: the text of
+    /// Serializes the lease, for a transfer to another process: returns the text of
     /// [`SerializedLock`](verrou::SerializedLock).
     ///
     /// # Errors
     ///
-    /// `E_LOCK_NOT_OWNER`, `E_LOCK_NOT_SERIALIZABLE`, `E_LOCK_STORAGE_ERROR`.
+    /// Returns `E_LOCK_NOT_OWNER`, `E_LOCK_NOT_SERIALIZABLE` or `E_LOCK_STORAGE_ERROR`.
     pub $($async)* fn serialize(&mut self, lock: LockHandle) -> Result<String, ComponentError> {
         let now = convert::nanos(self.wasm.data().host.wall_clock());
-        let said = self.call($($async)* |locks, wasm| {
+        let answer = self.call($($async)* |locks, wasm| {
             locks.lock().call_serialize(wasm, lock.0, now) $($await)*
         });
-        Ok(said $($await)* ??)
+        Ok(answer $($await)* ??)
     }
 
-    /// The fencing token of the latest acquisition, from a store that counts.
+    /// Returns the fencing token of the latest acquisition, if the store issues them.
     ///
     /// # Errors
     ///
-    /// [`ComponentError::Stopped`].
+    /// Returns [`ComponentError::Stopped`] when the component has stopped.
     pub $($async)* fn fence(&mut self, lock: LockHandle) -> Result<Option<Fence>, ComponentError> {
         let token = self.call($($async)* |locks, wasm| {
             locks.lock().call_fencing_token(wasm, lock.0) $($await)*
@@ -235,11 +236,11 @@ macro_rules! calls {
         Ok((token $($await)* ?).and_then(Fence::new))
     }
 
-    /// Drops the lock, which releases nothing: its lease runs out.
+    /// Drops the lock without releasing it: its lease ends when it expires.
     ///
     /// # Errors
     ///
-    /// [`ComponentError::Stopped`].
+    /// Returns [`ComponentError::Stopped`] when the component has stopped.
     pub $($async)* fn forget(&mut self, lock: LockHandle) -> Result<(), ComponentError> {
         let dropped = self.call($($async)* |_, wasm| lock.0.$resource_drop(wasm) $($await)*);
         Ok(dropped $($await)* ?)

@@ -1,4 +1,4 @@
-//! Between the words of `wit/` and this program's.
+//! Conversions between the types of `wit/` and this program's types.
 
 use std::time::Duration;
 
@@ -69,8 +69,8 @@ pub(super) fn abilities(abilities: Abilities) -> store::Abilities {
     }
 }
 
-/// What one set of bindings has for policies and errors: each has types of its own for what is
-/// exported.
+/// Implements the conversions of policies and errors for one set of bindings: each set has its own types
+/// for the exports.
 macro_rules! policies {
     ($wit:ident) => {
         fn policy(retry: &verrou::Retry) -> $wit::Retry {
@@ -118,7 +118,7 @@ macro_rules! policies {
 
 pub(super) use policies;
 
-/// The pause between two attempts, and with back-off the longest, in nanoseconds.
+/// Returns the pause between two attempts, and with back-off the longest pause, in nanoseconds.
 pub(super) fn delays(retry: &Retry) -> (u64, Option<u64>) {
     match retry.pauses() {
         Backoff::Jittered { first, cap } => (nanos(first), Some(nanos(cap))),

@@ -1,4 +1,4 @@
-//! The wasmtime engine, and what a component may take.
+//! The wasmtime engine, and the limits of a component.
 
 use std::fmt;
 use std::thread;
@@ -13,19 +13,20 @@ use wasmtime::{
 use super::bindings::blocking::wasi::{clocks, random};
 use super::convert;
 
-/// What one instance of a component may take, so that none hangs or exhausts its host.
+/// The limits of one instance of a component, so that no instance blocks or exhausts its host.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Limits {
-    /// How much memory, in bytes, all of its memories together: 128 MiB unless told otherwise, in
-    /// which the lock component has room for all the handles that it gives out.
+    /// The maximum size of all memories of the instance together, in bytes; by default 128 MiB, which is
+    /// enough for all handles of the lock component.
     pub memory: usize,
-    /// For how long its code may run in one call; ten seconds unless told otherwise. What its host's
-    /// store takes is not counted, but that is asked a thousand times in one call at most.
+    /// The maximum time for which the component's code may run in one call; by default ten seconds. The
+    /// time of the store's operations is not counted, but one call may request at most a thousand of
+    /// them.
     pub time: Duration,
-    /// With `Some`, addresses for the memory of this many instances are reserved beforehand, and used
-    /// again and again, which makes instances cheap: for servers. More cannot be alive at a time. Each
-    /// takes 64 GiB of addresses, for it may be composed of sixteen modules; a process has 128 TiB.
+    /// With `Some`, addresses for the memory of this many instances are reserved in advance and reused,
+    /// which makes instances cheap, as servers need. No more instances can exist at a time. Each takes
+    /// 64 GiB of addresses, because it may be composed of sixteen modules; a process has 128 TiB.
     pub pool: Option<u32>,
 }
 
@@ -40,19 +41,19 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// How often code that runs is looked at.
+    /// The interval at which running code is interrupted to check its time.
     const TICK: Duration = Duration::from_millis(50);
 
-    /// How often a component may ask its store in one call: the lock component asks three times.
-    const STEPS: u32 = 1_000;
+    /// The maximum number of store operations in one call; the lock component needs three.
+    const OPERATIONS: u32 = 1_000;
 
-    /// So many bytes of an instance's memory stay with the pool when the instance goes.
+    /// How many bytes of an instance's memory stay in the pool when the instance is dropped.
     const KEPT: usize = 1 << 18;
 
-    /// A component that is composed of several has so many modules and memories at most.
+    /// The maximum number of modules, and of memories, in a composed component.
     const MODULES: u32 = 16;
 
-    /// For `instances` instances, whose memory is reserved beforehand: see [`Limits::pool`].
+    /// Returns the limits with a pool of `instances` instances: see [`Limits::pool`].
     #[must_use]
     pub fn pool(self, instances: u32) -> Self {
         Self {
@@ -61,7 +62,7 @@ impl Limits {
         }
     }
 
-    /// At most `bytes` of memory for an instance.
+    /// Returns the limits with at most `bytes` of memory for an instance.
     #[must_use]
     pub fn memory(self, bytes: usize) -> Self {
         Self {
@@ -70,18 +71,17 @@ impl Limits {
         }
     }
 
-    /// At most `time` in one call.
+    /// Returns the limits with at most `time` in one call.
     #[must_use]
     pub fn time(self, time: Duration) -> Self {
         Self { time, ..self }
     }
 
-    /// An engine that stops to look at what runs, for as long as it is used.
+    /// Creates an engine that interrupts running code at each tick, until the engine is dropped.
     pub(super) fn engine(&self) -> wasmtime::Result<Engine> {
         let mut config = Config::new();
         config.epoch_interruption(true);
-        // Nothing is awaited inside a component here, and being able to would cost each call
-        // twice its time.
+        // These components do not await inside, and support for it would double the time of each call.
         config.concurrency_support(false);
         if let Some(instances) = self.pool {
             let modules = instances.saturating_mul(Self::MODULES);
@@ -95,7 +95,7 @@ impl Limits {
                 .max_memories_per_component(Self::MODULES)
                 .max_tables_per_component(Self::MODULES)
                 .max_memory_size(self.memory)
-                // What was used little is cleared, which takes less than giving it back.
+                // Clearing a small memory takes less time than unmapping it.
                 .linear_memory_keep_resident(Self::KEPT)
                 .table_keep_resident(Self::KEPT)
                 .pagemap_scan(Enabled::Auto);
@@ -115,8 +115,8 @@ impl Limits {
         Ok(engine)
     }
 
-    /// Somewhere to instantiate a component that imports the store `store`, and whatever `host`
-    /// tells of time and chance.
+    /// Creates the wasmtime store for an instance of a component that imports `store`, and the clock and
+    /// randomness of `host`.
     pub(super) fn wasm_store<S: 'static, H: 'static>(
         &self,
         engine: &Engine,
@@ -136,7 +136,7 @@ impl Limits {
                 elements: 1 << 17,
             },
             entered: Instant::now(),
-            steps: 0,
+            operations: 0,
         };
         let mut wasm = wasmtime::Store::new(engine, state);
         wasm.limiter(|state| &mut state.budget);
@@ -155,17 +155,17 @@ impl Limits {
     }
 }
 
-/// What an instance's imports are made of.
+/// The state of an instance, from which its imports are implemented.
 pub struct State<S, H> {
     pub(super) store: S,
     pub(super) host: H,
-    /// What was asked for last, and refused.
+    /// The claim of the latest acquire request, if it was refused.
     pub(super) refused: Option<Claim>,
     now: fn(&H) -> Timestamp,
     random: fn(&H) -> [u8; 16],
     budget: Budget,
     entered: Instant,
-    steps: u32,
+    operations: u32,
 }
 
 impl<S, H> fmt::Debug for State<S, H> {
@@ -175,35 +175,36 @@ impl<S, H> fmt::Debug for State<S, H> {
 }
 
 impl<S, H> State<S, H> {
-    /// Notes that the component is called from here on.
+    /// Records the start of a call of the component.
     pub(super) fn enter(&mut self) {
         self.entered = Instant::now();
-        self.steps = 0;
+        self.operations = 0;
     }
 
-    /// Notes that the component asks its store, if it may.
+    /// Records the start of a store operation, if the component may request one.
     pub(super) fn leave(&mut self) -> Result<Left, StoreError> {
-        self.steps += 1;
-        if self.steps > Limits::STEPS {
+        self.operations += 1;
+        if self.operations > Limits::OPERATIONS {
             return Err(StoreError::permanent(format!(
-                "the component asked its store {} times in one call",
-                Limits::STEPS
+                "the component requested more than {} store operations in one call",
+                Limits::OPERATIONS
             )));
         }
         Ok(Left(Instant::now()))
     }
 
-    /// Notes that its store has answered.
+    /// Records the end of a store operation.
     pub(super) fn come_back(&mut self, left: Left) {
         self.entered += left.0.elapsed();
     }
 }
 
-/// When a component asked its store.
+/// The start of a store operation.
 #[derive(Clone, Copy)]
 pub(super) struct Left(Instant);
 
-/// What an instance may take yet. Nothing of it is given back before the instance goes.
+/// The memory and table elements that an instance may still allocate. None are freed before the instance is
+/// dropped.
 #[derive(Debug)]
 struct Budget {
     memory: usize,
@@ -274,7 +275,7 @@ mod tests {
         limits.wasm_store(engine, (), System, now, Host::random)
     }
 
-    /// Runs what `text` exports as `run`.
+    /// Runs the export `run` of the component `text`.
     fn run(limits: &Limits, text: &str) -> wasmtime::Result<()> {
         let engine = limits.engine()?;
         let component = Component::new(&engine, wat::parse_str(text)?)?;
@@ -287,9 +288,9 @@ mod tests {
         run.call(&mut wasm, ())
     }
 
-    /// Calls to the host are no excuse.
+    /// The time of calls to the host's clock is counted.
     #[test]
-    fn code_that_asks_the_time_for_ever_is_stopped() {
+    fn endless_loop_that_reads_the_clock_is_stopped() {
         let text = r#"(component
             (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
                 (export "now" (func (result u64)))))
@@ -308,9 +309,9 @@ mod tests {
         );
     }
 
-    /// Many memories take together what one may take.
+    /// The limit is that of all memories together.
     #[test]
-    fn memories_count_together() {
+    fn memory_limit_is_that_of_all_memories() {
         let with = |pages: u32| {
             let module = format!("(core module $m (memory {pages}) (func (export \"run\")))");
             format!(
@@ -325,15 +326,15 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_asked_a_thousand_times_in_one_call() {
+    fn store_operations_in_one_call_are_limited() {
         let limits = Limits::default();
         let engine = limits.engine().expect("an engine");
         let mut wasm = store(&limits, &engine);
         let state = wasm.data_mut();
         for _ in 0..2 {
             state.enter();
-            for _ in 0..Limits::STEPS {
-                let left = state.leave().expect("a step");
+            for _ in 0..Limits::OPERATIONS {
+                let left = state.leave().expect("an operation");
                 state.come_back(left);
             }
             let Err(err) = state.leave() else {

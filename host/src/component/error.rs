@@ -1,50 +1,49 @@
-//! Why a lock operation in the component failed.
+//! Errors of lock operations in the component.
 
 use verrou::Loss;
 use wasmtime::{Trap, WasmBacktrace};
 
-/// Why a lock operation in a component failed.
+/// The reason why a lock operation in a component failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ComponentError {
-    /// The component says so.
+    /// The component returned an error.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The lease came to an end while it was kept.
+    /// The lease was lost during its renewal.
     #[error("the lock was lost: {0}")]
     Lost(Loss),
-    /// Another owner held the lock for as long as was waited.
+    /// The lock was not acquired in time: another owner held it.
     #[error("the lock was held by another owner through {attempts} attempt(s)")]
     Timeout {
-        /// How many attempts counted.
+        /// The number of attempts.
         attempts: u32,
     },
-    /// It was asked for something that cannot be asked: of a handle that was dropped, or that is
-    /// another instance's. The instance goes on.
+    /// The handle was dropped, or belongs to another instance. The instance stays usable.
     #[error("there is no such handle in the lock component")]
     Handle(#[source] wasmtime::Error),
-    /// The component stopped, and so did its instance: make another. What its store recorded
-    /// stays until its time has passed.
+    /// The component stopped, and its instance is unusable: create another. Leases that its store has
+    /// recorded last until they expire.
     #[error("the lock component stopped")]
     Stopped(#[source] wasmtime::Error),
 }
 
-/// What the component says is the matter.
+/// An error that the component returned.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 #[non_exhaustive]
 pub struct LockError {
-    /// The error's name, the same on every host: that of [`verrou::Error::code`].
+    /// The error code, the same on every host: that of [`verrou::Error::code`].
     pub code: &'static str,
-    /// What is the matter, and with what.
+    /// The error and the object that it concerns.
     pub message: String,
-    /// Whether the same call may succeed later with nothing changed by the caller.
+    /// Whether the same call may succeed later without a change by the caller.
     pub temporary: bool,
 }
 
 impl ComponentError {
-    /// The error's name, the same on every host; `E_COMPONENT_STOPPED` when there is no component
-    /// any more that could tell.
+    /// Returns the error code, the same on every host; `E_COMPONENT_STOPPED` when the component has
+    /// stopped.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Lock(err) => err.code,
@@ -58,7 +57,7 @@ impl ComponentError {
 
 impl From<wasmtime::Error> for ComponentError {
     fn from(err: wasmtime::Error) -> Self {
-        // Whatever goes wrong in a component's code comes with where it was.
+        // An error in the component's code has a backtrace.
         if err.is::<Trap>() || err.downcast_ref::<WasmBacktrace>().is_some() {
             Self::Stopped(err)
         } else {

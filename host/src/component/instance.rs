@@ -1,4 +1,4 @@
-//! The lock component, with a store of this program behind it.
+//! The lock component with a blocking store of this program.
 
 use std::fmt;
 use std::fs;
@@ -21,7 +21,7 @@ use super::error::ComponentError;
 
 /// The lock component, loaded once, to be instantiated for each use.
 ///
-/// `S` is the store behind its import, `H` where it gets time and chance from.
+/// `S` is the type of the store that it imports, `H` that of the host with its clock and randomness.
 pub struct Runner<S: 'static, H: 'static> {
     engine: Engine,
     component: LockManagerPre<State<S, H>>,
@@ -33,8 +33,8 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
     ///
     /// # Errors
     ///
-    /// What wasmtime says: there is no such file, it is no component, or it imports something
-    /// else than the world `lock-manager` does.
+    /// Returns an error when the file cannot be read, is not a component, or has other imports than the
+    /// world `lock-manager`.
     pub fn load(path: impl AsRef<Path>, limits: &Limits) -> Result<Self> {
         let path = path.as_ref();
         let component = fs::read(path).map_err(|err| {
@@ -43,11 +43,11 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
         Self::new(&component, limits)
     }
 
-    /// Loads the component of these bytes.
+    /// Loads the component from its bytes.
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load).
+    /// Returns the errors of [`load`](Self::load).
     pub fn new(component: &[u8], limits: &Limits) -> Result<Self> {
         let engine = limits.engine()?;
         let component = Component::new(&engine, component)?;
@@ -60,11 +60,11 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
         })
     }
 
-    /// An instance with locks in `store`.
+    /// Creates an instance with locks in `store`.
     ///
     /// # Errors
     ///
-    /// What wasmtime says: there is no memory left, or none in the pool.
+    /// Returns wasmtime's error when there is no memory left, or none in the pool.
     pub fn instance(&self, store: S, host: H) -> Result<Instance<S, H>> {
         let mut wasm = self
             .limits
@@ -86,14 +86,14 @@ impl<S, H> fmt::Debug for Runner<S, H> {
     }
 }
 
-/// A lock in an instance of the component: drop it there by [`Instance::forget`].
+/// A handle on a lock in an instance of the component; [`Instance::forget`] drops that lock.
 #[derive(Clone, Copy, Debug)]
 pub struct LockHandle(pub(super) ResourceAny);
 
 /// An instance of the lock component: the locks of one store.
 ///
-/// It is called from one thread at a time. Whoever has several waits in it polls attempts of its
-/// own, by [`call`](Self::call); [`acquire`](Self::acquire) keeps it for one.
+/// One thread at a time can call it, and [`acquire`](Self::acquire) occupies it for one wait. A host with
+/// several concurrent waits polls its own attempts, by [`call`](Self::call).
 pub struct Instance<S: 'static, H: 'static> {
     wasm: wasmtime::Store<State<S, H>>,
     component: LockManager,
@@ -101,11 +101,11 @@ pub struct Instance<S: 'static, H: 'static> {
 }
 
 impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
-    /// Calls the component's own functions, for as long as [`Limits::time`] lets it run.
+    /// Calls the component's own functions, at most for [`Limits::time`].
     ///
     /// # Errors
     ///
-    /// What `call` says.
+    /// Returns the error of `call`.
     pub fn call<T>(
         &mut self,
         call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State<S, H>>) -> Result<T>,
@@ -114,21 +114,21 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         call(self.component.verrou_lock_locks(), &mut self.wasm)
     }
 
-    /// The store behind the component.
+    /// Returns the store of the component.
     pub fn store(&self) -> &S {
         &self.wasm.data().store
     }
 
     calls!([] [] resource_drop);
 
-    /// Keeps the lease alive until `pause` breaks; returns what it broke with.
+    /// Renews the lease until `pause` breaks; returns the value of the break.
     ///
-    /// `pause` waits as long as it is told, or until something happens that it waits for. The error
-    /// it is told with is that of the last extension, when that failed.
+    /// `pause` waits for the given time, or until an event for which it waits. Its second argument is the
+    /// error of the last extension, if that failed.
     ///
     /// # Errors
     ///
-    /// `E_LOCK_LOST` as soon as the lock is lost.
+    /// Returns `E_LOCK_LOST` as soon as the lock is lost.
     pub fn keep<B>(
         &mut self,
         lock: LockHandle,
@@ -150,7 +150,7 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
             }
         };
         let closed = self.close();
-        // What went wrong first is what went wrong.
+        // The first error is the cause of the others.
         end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
@@ -188,23 +188,23 @@ impl<S, H> fmt::Debug for Instance<S, H> {
 }
 
 impl<S: Store, H> State<S, H> {
-    fn ask<T>(
+    fn perform<T>(
         &mut self,
-        question: impl FnOnce(&S) -> Result<T, StoreError>,
+        operation: impl FnOnce(&S) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let left = self.leave()?;
-        let answer = question(&self.store);
+        let answer = operation(&self.store);
         self.come_back(left);
         answer
     }
 
-    fn step(
+    fn perform_with(
         &mut self,
         claim: &backend::Claim,
-        step: impl FnOnce(&S, &verrou::Claim) -> Result<verrou::Reply, StoreError>,
+        operation: impl FnOnce(&S, &verrou::Claim) -> Result<verrou::Reply, StoreError>,
     ) -> Result<backend::Reply, backend::StoreError> {
         convert::reply(
-            convert::claim(claim).and_then(|claim| self.ask(|store| step(store, &claim))),
+            convert::claim(claim).and_then(|claim| self.perform(|store| operation(store, &claim))),
         )
     }
 }
@@ -214,7 +214,7 @@ impl<S: Store, H> backend::Host for State<S, H> {
         let claim = convert::claim(&claim);
         let reply = claim
             .clone()
-            .and_then(|claim| self.ask(|store| store.acquire(&claim)));
+            .and_then(|claim| self.perform(|store| store.acquire(&claim)));
         self.refused = match reply {
             Ok(verrou::Reply::Refused { .. }) => claim.ok(),
             _ => None,
@@ -223,11 +223,11 @@ impl<S: Store, H> backend::Host for State<S, H> {
     }
 
     fn extend(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
-        self.step(&claim, S::extend)
+        self.perform_with(&claim, S::extend)
     }
 
     fn release(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
-        self.step(&claim, S::release)
+        self.perform_with(&claim, S::release)
     }
 
     fn evict(
@@ -241,18 +241,18 @@ impl<S: Store, H> backend::Host for State<S, H> {
             only => only.flatten(),
         };
         convert::reply(
-            convert::name(&name).and_then(|name| self.ask(|store| store.evict(&name, only))),
+            convert::name(&name).and_then(|name| self.perform(|store| store.evict(&name, only))),
         )
     }
 
     fn inspect(&mut self, name: String) -> Result<Option<backend::Holder>, backend::StoreError> {
         convert::holder(
-            convert::name(&name).and_then(|name| self.ask(|store| store.inspect(&name))),
+            convert::name(&name).and_then(|name| self.perform(|store| store.inspect(&name))),
         )
     }
 
     fn detach(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
-        self.step(&claim, S::detach)
+        self.perform_with(&claim, S::detach)
     }
 
     fn can(&mut self) -> backend::Abilities {

@@ -1,4 +1,4 @@
-//! Locks for guests: the interface `verrou:lock/locks`, answered by this program.
+//! Locks for guests: an implementation of the interface `verrou:lock/locks` by this program.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,14 +14,13 @@ use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable, ResourceTabl
 use super::bindings::guest::verrou::lock::locks as wit;
 use super::convert::{duration, nanos};
 
-/// Gives the guests of `linker` the interface `verrou:lock/locks`, as wasmtime's own
-/// `add_to_linker` functions do: `locks` finds a guest's [`Locks`] in its state.
+/// Adds the interface `verrou:lock/locks` to `linker`, as wasmtime's own `add_to_linker` functions do:
+/// `locks` returns a guest's [`Locks`] from its state.
 ///
-/// A guest can do with the store's locks what any program can that has the store: it can also free,
-/// by force, what others hold. Give guests that should not a store of their own.
+/// A guest can do with the store's locks all that a program with the store can do: it can also
+/// force-release locks of other holders. Provide a separate store to guests that must not.
 ///
-/// A guest that asks is answered on its own thread, which a slow store blocks, also in hosts that are
-/// asynchronous.
+/// Calls of a guest run on the guest's thread, and a slow store blocks that thread, also in async hosts.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -48,7 +47,7 @@ use super::convert::{duration, nanos};
 ///
 /// # Errors
 ///
-/// What wasmtime says: the interface is there already.
+/// Returns wasmtime's error when `linker` has the interface already.
 pub fn add_to_linker<T: 'static>(
     linker: &mut Linker<T>,
     locks: fn(&mut T) -> &mut Locks,
@@ -65,16 +64,16 @@ pub struct Locks {
     handles: ResourceTable,
 }
 
-/// A lock that a guest has a handle on.
+/// A lock to which a guest has a handle.
 pub struct Lock(stepped::Lock<AnyStore, SharedHost>);
 
-/// An acquisition that a guest has a handle on.
+/// An attempt to acquire a lock, to which a guest has a handle.
 pub struct Attempt(stepped::Attempt<AnyStore, SharedHost>);
 
-/// The keeping alive of a lease that a guest has a handle on.
+/// The renewal of a lease, to which a guest has a handle.
 pub struct Renewal(stepped::Renewal<AnyStore, SharedHost>);
 
-/// A store need not say what it is, so what is made of one cannot either.
+/// Implements `Debug` without fields: a store need not implement `Debug`.
 macro_rules! opaque {
     ($($name:ident),+) => {
         $(impl fmt::Debug for $name {
@@ -88,10 +87,10 @@ macro_rules! opaque {
 opaque!(Lock, Attempt, Renewal, Locks, SharedHost);
 
 impl Locks {
-    /// As many handles as the lock component gives out.
+    /// The maximum number of handles of a guest, as in the lock component.
     const HANDLES: usize = 1 << 15;
 
-    /// Locks in `store`, by the time and chance of `host`, which a guest does the waiting for.
+    /// Creates locks in `store`, with the clock and randomness of `host`. The guest waits by itself.
     pub fn new(
         store: Arc<dyn Store + Send + Sync>,
         host: impl Host + Send + Sync + 'static,
@@ -193,7 +192,7 @@ impl wit::HostLock for Locks {
     }
 
     fn release(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
-        Ok(said(self.lock(&lock)?.release()))
+        Ok(converted(self.lock(&lock)?.release()))
     }
 
     fn force_release(
@@ -206,11 +205,11 @@ impl wit::HostLock for Locks {
             Some(None) => return Ok(Ok(false)),
             only => only.flatten(),
         };
-        Ok(said(self.lock(&lock)?.force_release(only)))
+        Ok(converted(self.lock(&lock)?.force_release(only)))
     }
 
     fn extend(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
-        Ok(said(self.lock(&lock)?.extend(None)))
+        Ok(converted(self.lock(&lock)?.extend(None)))
     }
 
     fn extend_for(
@@ -220,7 +219,7 @@ impl wit::HostLock for Locks {
     ) -> Result<Result<(), wit::LockError>> {
         let lock = self.lock(&lock)?;
         let ttl = Ttl::try_from(duration(ttl)).map_err(Error::from);
-        Ok(said(ttl.and_then(|ttl| lock.extend(Some(ttl)))))
+        Ok(converted(ttl.and_then(|ttl| lock.extend(Some(ttl)))))
     }
 
     fn keep(&mut self, lock: Resource<Lock>) -> Result<Result<Resource<Renewal>, wit::LockError>> {
@@ -239,11 +238,11 @@ impl wit::HostLock for Locks {
     }
 
     fn is_locked(&mut self, lock: Resource<Lock>) -> Result<Result<bool, wit::LockError>> {
-        Ok(said(self.lock(&lock)?.is_locked()))
+        Ok(converted(self.lock(&lock)?.is_locked()))
     }
 
     fn is_held(&mut self, lock: Resource<Lock>) -> Result<Result<bool, wit::LockError>> {
-        Ok(said(self.lock(&lock)?.is_held()))
+        Ok(converted(self.lock(&lock)?.is_held()))
     }
 
     fn holder(
@@ -251,7 +250,7 @@ impl wit::HostLock for Locks {
         lock: Resource<Lock>,
     ) -> Result<Result<Option<wit::Holder>, wit::LockError>> {
         let holder = self.lock(&lock)?.holder();
-        Ok(said(holder.map(|holder| {
+        Ok(converted(holder.map(|holder| {
             holder.map(|holder| wit::Holder {
                 fencing_token: holder.fence.map(Fence::get),
                 remaining: holder.remaining.map(nanos),
@@ -265,7 +264,7 @@ impl wit::HostLock for Locks {
         now: u64,
     ) -> Result<Result<String, wit::LockError>> {
         let text = self.lock(&lock)?.serialize(Duration::from_nanos(now));
-        Ok(said(text.map(|text| text.to_string())))
+        Ok(converted(text.map(|text| text.to_string())))
     }
 
     fn fencing_token(&mut self, lock: Resource<Lock>) -> Result<Option<u64>> {
@@ -334,7 +333,7 @@ impl wit::HostRenewal for Locks {
     }
 }
 
-fn said<T>(end: Result<T, Error>) -> Result<T, wit::LockError> {
+fn converted<T>(end: Result<T, Error>) -> Result<T, wit::LockError> {
     end.map_err(Into::into)
 }
 
