@@ -66,7 +66,7 @@ Exit codes:
 #[command(disable_help_subcommand = true, subcommand_required = true)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    pub(crate) place: Place,
+    pub(crate) global: GlobalOptions,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -74,7 +74,7 @@ pub(crate) struct Arguments {
 /// The options of all subcommands: the store, and the format of the output.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
-pub(crate) struct Place {
+pub(crate) struct GlobalOptions {
     /// The store: `lease:DIR`, `file:DIR`, or a server; without it, VERROU_STORE
     #[arg(long, global = true, value_name = "URL", value_parser = OsStringValueParser::new().try_map(store))]
     pub(crate) store: Option<StoreUrl>,

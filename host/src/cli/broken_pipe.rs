@@ -31,7 +31,7 @@ extern "C" fn ask() {
 
 /// Makes the command ignore SIGPIPE if this process was started so. Makes only a system call, as the
 /// child between fork(2) and exec(2) requires.
-pub(crate) fn hand_on() -> io::Result<()> {
+pub(crate) fn restore() -> io::Result<()> {
     if WAS_IGNORED.load(Ordering::Relaxed) {
         ignore()?;
     }

@@ -74,14 +74,14 @@ impl Job {
         // end with it.
         let signals = Signals::new()?;
         let terminal = Terminal::open();
-        let uses_terminal = terminal.is_some() && is_at_it();
+        let uses_terminal = terminal.is_some() && has_terminal_streams();
         let ours = terminal
             .as_ref()
             .filter(|terminal| uses_terminal && terminal.is_ours());
         let post = Arc::new(Post::new(ending, lifeline)?);
         let preparation = Preparation {
             parent: getpid(),
-            last_will: match ending {
+            death_signal: match ending {
                 Ending::Kill => Signal::KILL,
                 Ending::Terminate { .. } => Signal::TERM,
             },
@@ -131,7 +131,7 @@ impl Job {
     /// Waits as [`wait`](Self::wait) does, and also returns when a notification of `loss` is pending.
     pub(crate) fn wait_with(&mut self, loss: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
         // First the signals: after a SIGCONT, the terminal may not be lent any more.
-        let mut is_continued = self.hand_on();
+        let mut is_continued = self.forward_signals();
         // The child may have changed its state before the signal handler was installed.
         let mut event = self.look();
         if event == Event::Nothing && !is_continued {
@@ -139,7 +139,7 @@ impl Job {
             self.signals
                 .wait(loss.and_then(LossWatch::descriptor), at_most);
         }
-        is_continued |= self.hand_on();
+        is_continued |= self.forward_signals();
         if is_continued && event == Event::Nothing {
             event = Event::Continued;
         }
@@ -150,7 +150,7 @@ impl Job {
     }
 
     /// Forwards pending signals to the command; returns whether SIGCONT was among them.
-    fn hand_on(&mut self) -> bool {
+    fn forward_signals(&mut self) -> bool {
         let mut is_continued = false;
         let pending: Vec<_> = self.signals.pending().collect();
         for signal in pending {
@@ -197,7 +197,7 @@ impl Job {
     fn has_terminal(&self) -> bool {
         self.terminal
             .as_ref()
-            .is_some_and(|terminal| terminal.listens_to(self.leader))
+            .is_some_and(|terminal| terminal.is_foreground(self.leader))
     }
 
     /// Returns whether this process's own group is the foreground group of the terminal.
@@ -241,7 +241,7 @@ impl Job {
                 if self.lent || self.has_terminal() {
                     take_back(self.terminal.as_ref());
                     // A process of this group that requested the terminal before that is stopped.
-                    self.hand_on();
+                    self.forward_signals();
                 }
                 Event::Ended
             }
@@ -308,7 +308,7 @@ impl Job {
     /// The kernel does not stop an orphaned process group. In that case the command continues in the
     /// foreground, as it would have in that group, and stays stopped in the background.
     pub(crate) fn stop(&mut self) -> bool {
-        if self.asks_for_terminal() {
+        if self.requests_terminal() {
             return true;
         }
         let signal = self.stopped_by.take().unwrap_or(Signal::TSTP);
@@ -329,7 +329,7 @@ impl Job {
             Signal::STOP => Signal::TSTP,
             signal => signal,
         });
-        self.left_stopped = !self.hand_on();
+        self.left_stopped = !self.forward_signals();
         if self.left_stopped && signal == Signal::TSTP && self.is_in_foreground() {
             self.left_stopped = false;
         }
@@ -347,7 +347,7 @@ impl Job {
         let began = Instant::now();
         let _ = kill_current_process_group(signal);
         loop {
-            self.hand_on();
+            self.forward_signals();
             let left = AT_MOST.saturating_sub(began.elapsed());
             if self.is_in_foreground() || left.is_zero() || !self.left_stopped {
                 return self.is_in_foreground();
@@ -357,10 +357,10 @@ impl Job {
     }
 
     /// Returns whether the command was stopped because it requests the terminal, and may have it.
-    pub(crate) fn asks_for_terminal(&mut self) -> bool {
-        let asks = matches!(self.stopped_by, Some(Signal::TTIN | Signal::TTOU));
-        self.uses_terminal |= asks;
-        asks && (self.is_in_foreground() || self.has_terminal())
+    pub(crate) fn requests_terminal(&mut self) -> bool {
+        let requests = matches!(self.stopped_by, Some(Signal::TTIN | Signal::TTOU));
+        self.uses_terminal |= requests;
+        requests && (self.is_in_foreground() || self.has_terminal())
     }
 
     /// Continues the command. Makes its group the foreground group of the terminal if the command uses
@@ -368,9 +368,9 @@ impl Job {
     pub(crate) fn resume(&mut self) {
         if let Some(terminal) = &self.terminal {
             self.lent = if terminal.is_ours() {
-                self.uses_terminal && terminal.give_to(self.leader).is_ok()
+                self.uses_terminal && terminal.set_foreground(self.leader).is_ok()
             } else {
-                terminal.listens_to(self.leader)
+                terminal.is_foreground(self.leader)
             };
         }
         self.stopped_by = None;
@@ -451,7 +451,7 @@ impl Job {
 
     /// Reaps the command if it has ended.
     pub(crate) fn reap(&mut self) {
-        self.hand_on();
+        self.forward_signals();
         self.wait_for(WaitIdOptions::EXITED);
     }
 
@@ -471,14 +471,14 @@ impl Job {
 /// Returns whether the command gets the terminal at its start. In a pipeline other processes of this
 /// group may read from the terminal, too, and a background job of a script reads from /dev/null: such a
 /// command has to request the terminal.
-fn is_at_it() -> bool {
+fn has_terminal_streams() -> bool {
     io::stdin().is_terminal() && io::stdout().is_terminal()
 }
 
 fn take_back(terminal: Option<&Terminal>) {
     if let Some(terminal) = terminal {
         // This fails only if the terminal has lost its session; then no user is at it.
-        let _ = terminal.give_to(getpgrp());
+        let _ = terminal.set_foreground(getpgrp());
     }
 }
 
@@ -586,7 +586,7 @@ struct Preparation {
         not(target_os = "linux"),
         expect(dead_code, reason = "only Linux sends one when a parent dies")
     )]
-    last_will: Signal,
+    death_signal: Signal,
     post: Arc<Post>,
     terminal: Option<Terminal>,
 }
@@ -606,17 +606,17 @@ impl Preparation {
 
     fn run(&self) -> io::Result<()> {
         #[cfg(target_os = "linux")]
-        rustix::process::set_parent_process_death_signal(Some(self.last_will))?;
+        rustix::process::set_parent_process_death_signal(Some(self.death_signal))?;
         // The parent may have died before the death signal was set. In a PID namespace that begins with
         // this child, the parent has no process ID.
         let parent = getppid();
         if parent.is_some_and(|parent| parent != self.parent) {
             return Err(Errno::SRCH.into());
         }
-        broken_pipe::hand_on()?;
+        broken_pipe::restore()?;
         self.post.start_in_child(parent.is_none())?;
         if let Some(terminal) = &self.terminal {
-            terminal.give_to(getpid())?;
+            terminal.set_foreground(getpid())?;
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ impl Job {
     }
 
     /// Returns false: a command never requests the terminal on this system.
-    pub(crate) fn asks_for_terminal(&mut self) -> bool {
+    pub(crate) fn requests_terminal(&mut self) -> bool {
         false
     }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use verrou::Fence;
 use verrou_host::{Checked, FenceError, FenceGate, FileError};
 
-use super::arguments::{self, FenceCheck, FenceReset, Place};
+use super::arguments::{self, FenceCheck, FenceReset, GlobalOptions};
 use super::child::Job;
 use super::exit::Exit;
 use super::report::{self, Failure, say};
@@ -22,33 +22,33 @@ const VARIABLE: &str = "VERROU_FENCE";
 
 /// Checks a fencing token, and runs the command, if there is one, before another token can be accepted.
 /// Returns the exit code.
-pub(crate) fn check(place: &Place, wish: &FenceCheck) -> Result<u8, Failure> {
-    let fence = match wish.fence {
+pub(crate) fn check(global: &GlobalOptions, args: &FenceCheck) -> Result<u8, Failure> {
+    let fence = match args.fence {
         Some(fence) => fence,
         None => from_environment(env::var_os(VARIABLE))?,
     };
-    let gate = FenceGate::open(&wish.file, &store::options(place))?;
-    let checked = wait(&gate, wish, fence);
-    let [program, arguments @ ..] = &wish.command[..] else {
-        if place.json {
-            print_result(wish, fence, &checked)?;
+    let gate = FenceGate::open(&args.file, &store::options(global))?;
+    let checked = wait(&gate, args, fence);
+    let [program, arguments @ ..] = &args.command[..] else {
+        if global.json {
+            print_result(args, fence, &checked)?;
         }
-        drop(checked.map_err(|err| failure(wish, err))?);
+        drop(checked.map_err(|err| failure(args, err))?);
         return Ok(0);
     };
-    let checked = checked.map_err(|err| failure(wish, err))?;
-    let job = run(wish, program, arguments, fence, &checked)?;
+    let checked = checked.map_err(|err| failure(args, err))?;
+    let job = run(args, program, arguments, fence, &checked)?;
     drop(checked);
     // Not earlier: this may end this process, and other checks wait until the gate is unlocked.
     Ok(job.end())
 }
 
 /// Returns the failure of a check, with advice if the file's number is one that no store grants.
-fn failure(wish: &FenceCheck, err: FenceError) -> Failure {
+fn failure(args: &FenceCheck, err: FenceError) -> Failure {
     let is_poisoned = matches!(&err, FenceError::Refused { highest, .. } if *highest > Fence::LAST);
     let failure = Failure::from(err);
     if is_poisoned {
-        let file = wish.file.display();
+        let file = args.file.display();
         return failure.advising(&format!(
             "no store grants that token; the file's owner can set another one with `verrou fence reset --file {file} \
              --to N`"
@@ -58,14 +58,14 @@ fn failure(wish: &FenceCheck, err: FenceError) -> Failure {
 }
 
 /// Sets the number in a gate's file.
-pub(crate) fn reset(place: &Place, wish: &FenceReset) -> Result<(), Failure> {
-    let gate = FenceGate::open(&wish.file, &store::options(place))?;
-    let before = gate.reset(wish.to)?;
-    if place.json {
+pub(crate) fn reset(global: &GlobalOptions, args: &FenceReset) -> Result<(), Failure> {
+    let gate = FenceGate::open(&args.file, &store::options(global))?;
+    let before = gate.reset(args.to)?;
+    if global.json {
         return report::answer_json(&json!({
-            "file": wish.file.to_string_lossy(),
+            "file": args.file.to_string_lossy(),
             "before": before.map(Fence::get),
-            "highest": wish.to.get(),
+            "highest": args.to.get(),
         }));
     }
     let before = match before {
@@ -75,8 +75,8 @@ pub(crate) fn reset(place: &Place, wish: &FenceReset) -> Result<(), Failure> {
     report::answer_lines(&format!(
         "{}: the greatest fencing token {before}, and is {} now; every token from there on is accepted, also that of \
          an earlier holder that has lost the lock",
-        wish.file.display(),
-        wish.to,
+        args.file.display(),
+        args.to,
     ))
 }
 
@@ -95,10 +95,10 @@ fn from_environment(value: Option<OsString>) -> Result<Fence, Failure> {
 
 /// Checks the fencing token. If that takes long enough for a user to notice, prints to a terminal what
 /// the check waits for.
-fn wait(gate: &FenceGate, wish: &FenceCheck, fence: Fence) -> Result<Checked, FenceError> {
+fn wait(gate: &FenceGate, args: &FenceCheck, fence: Fence) -> Result<Checked, FenceError> {
     const NOTICED: Duration = Duration::from_millis(200);
 
-    let mut at_most = wish.at_most();
+    let mut at_most = args.at_most();
     if at_most.is_none_or(|at_most| at_most > NOTICED) && io::stderr().is_terminal() {
         match gate.check_within(fence, NOTICED) {
             Err(FenceError::File(err @ FileError::Busy { .. })) => {
@@ -116,7 +116,7 @@ fn wait(gate: &FenceGate, wish: &FenceCheck, fence: Fence) -> Result<Checked, Fe
 
 /// Prints as JSON whether the fencing token was accepted.
 fn print_result(
-    wish: &FenceCheck,
+    args: &FenceCheck,
     fence: Fence,
     checked: &Result<Checked, FenceError>,
 ) -> Result<(), Failure> {
@@ -126,7 +126,7 @@ fn print_result(
         Err(_) => return Ok(()),
     };
     let answer = json!({
-        "file": wish.file.to_string_lossy(),
+        "file": args.file.to_string_lossy(),
         "fence": fence.get(),
         "passed": passed,
         "highest": highest.get(),
@@ -136,7 +136,7 @@ fn print_result(
 
 /// Runs the command to its end. Other checks wait for the command even if this process is killed.
 fn run(
-    wish: &FenceCheck,
+    args: &FenceCheck,
     program: &OsStr,
     arguments: &[OsString],
     fence: Fence,
@@ -152,7 +152,7 @@ fn run(
         .lifeline()
         .map(|file| Lifeline {
             file,
-            is_inherited: !wish.close,
+            is_inherited: !args.close,
         })
         .and_then(|lifeline| Job::start(command, Some(lifeline), Ending::default()));
     let mut job = started.map_err(|err| not_started(program, &err))?;

@@ -7,7 +7,7 @@ use verrou::blocking::Host;
 use verrou::{Claim, Clock, Error, Reply, SerializedLock, Store};
 use verrou_host::{StoreUrl, System};
 
-use super::arguments::{Acquire, Extend, Place, Release, Serialized};
+use super::arguments::{Acquire, Extend, GlobalOptions, Release, Serialized};
 use super::exit::Exit;
 use super::report::{self, Failure};
 use super::store;
@@ -16,15 +16,15 @@ use super::store;
 const LONGEST: u64 = 64 * 1024;
 
 /// Acquires a lock, prints it, and leaves it held.
-pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
-    let name = store::name(wish.name.name())?;
-    let opened = store::open_to_take(place, &wish.taking, "verrou acquire")?;
+pub(crate) fn acquire(global: &GlobalOptions, args: &Acquire) -> Result<(), Failure> {
+    let name = store::name(args.name.name())?;
+    let opened = store::open_to_take(global, &args.taking, "verrou acquire")?;
     if !opened.abilities().transfers {
         let name = name.clone();
         return Err(Failure::from(Error::NotSerializable { name })
             .advising("use `verrou run`, which holds the lock itself, or a `lease:` store"));
     }
-    store::with_lock(&opened, name, &wish.taking, |lock, held| {
+    store::with_lock(&opened, name, &args.taking, |lock, held| {
         // Print first: until the text is written, the lock must not outlive this process.
         if let Err(err) = report::print(&held.describe().to_string()) {
             let failure = report::unwritten(&err);
@@ -44,13 +44,13 @@ pub(crate) fn acquire(place: &Place, wish: &Acquire) -> Result<(), Failure> {
 }
 
 /// Extends a lease, and prints the lock with its new end.
-pub(crate) fn extend(place: &Place, wish: &Extend) -> Result<(), Failure> {
-    let serialized = read(&wish.lock)?;
-    let opened = open_for(place, &serialized)?;
+pub(crate) fn extend(global: &GlobalOptions, args: &Extend) -> Result<(), Failure> {
+    let serialized = read(&args.lock)?;
+    let opened = open_for(global, &serialized)?;
     // The text may be older than the last extension, so the store is asked whether it has ended.
     let (now, wall) = (System.now(), System.wall_clock());
     let mut lease = serialized.lease(now, wall);
-    let ttl = wish.ttl.unwrap_or(serialized.ttl());
+    let ttl = args.ttl.unwrap_or(serialized.ttl());
     let claim = Claim {
         ttl,
         ..lease.claim().clone()
@@ -64,9 +64,9 @@ pub(crate) fn extend(place: &Place, wish: &Extend) -> Result<(), Failure> {
 }
 
 /// Releases a lock.
-pub(crate) fn release(place: &Place, wish: &Release) -> Result<(), Failure> {
-    let serialized = read(&wish.lock)?;
-    let opened = open_for(place, &serialized)?;
+pub(crate) fn release(global: &GlobalOptions, args: &Release) -> Result<(), Failure> {
+    let serialized = read(&args.lock)?;
+    let opened = open_for(global, &serialized)?;
     let lease = serialized.lease(System.now(), System.wall_clock());
     granted(opened.release(lease.claim()), &serialized)
 }
@@ -86,10 +86,13 @@ fn granted(
 }
 
 /// Opens the store of `serialized`, if its locks can be serialized and the store exists.
-fn open_for(place: &Place, serialized: &SerializedLock) -> Result<verrou_host::AnyStore, Failure> {
+fn open_for(
+    global: &GlobalOptions,
+    serialized: &SerializedLock,
+) -> Result<verrou_host::AnyStore, Failure> {
     let name = serialized.name().clone();
-    let url = store::url(place)?;
-    match store::open_existing(place)? {
+    let url = store::url(global)?;
+    match store::open_existing(global)? {
         Some(opened) if opened.abilities().transfers => Ok(opened),
         None if !matches!(url, StoreUrl::File(_)) => {
             Err(Failure::from(Error::NotOwner { name }).advising(&store::missing(&url)))

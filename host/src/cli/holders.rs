@@ -7,33 +7,33 @@ use serde_json::{Value, json};
 use verrou::{Error, Fence, Holder, Name, Store};
 use verrou_host::{AnyStore, FileError};
 
-use super::arguments::{ForceRelease, Place, Show};
+use super::arguments::{ForceRelease, GlobalOptions, Show};
 use super::exit::Exit;
 use super::report::{self, Failure};
 use super::store;
 
 /// Prints the URL of the store that is used.
-pub(crate) fn store(place: &Place) -> Result<(), Failure> {
-    let url = store::url(place)?.absolute().to_string();
-    if place.json {
+pub(crate) fn store(global: &GlobalOptions) -> Result<(), Failure> {
+    let url = store::url(global)?.absolute().to_string();
+    if global.json {
         return report::answer_json(&json!({ "store": url }));
     }
     report::answer(&url)
 }
 
 /// Prints the holder of a lock. Creates nothing.
-pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
-    if let Some(path) = &wish.target.file {
-        return show_file(place, path);
+pub(crate) fn show(global: &GlobalOptions, args: &Show) -> Result<(), Failure> {
+    if let Some(path) = &args.target.file {
+        return show_file(global, path);
     }
-    let name = store::name(wish.target.name())?;
-    let url = store::url(place)?.absolute();
-    let opened = store::open_existing(place)?;
+    let name = store::name(args.target.name())?;
+    let url = store::url(global)?.absolute();
+    let opened = store::open_existing(global)?;
     let found = match &opened {
         Some(opened) => opened.inspect(name).map_err(Error::from)?,
         None => None,
     };
-    if place.json {
+    if global.json {
         let mut answer = report::holder_json(name, found.as_ref());
         answer["store"] = url.to_string().into();
         return report::answer_json(&answer);
@@ -46,18 +46,18 @@ pub(crate) fn show(place: &Place, wish: &Show) -> Result<(), Failure> {
 }
 
 /// Prints the holder of the kernel's lock on a file.
-fn show_file(place: &Place, path: &Path) -> Result<(), Failure> {
-    let found = AnyStore::find_path(path, place.store.as_ref(), &store::options(place))?;
+fn show_file(global: &GlobalOptions, path: &Path) -> Result<(), Failure> {
+    let found = AnyStore::find_path(path, global.store.as_ref(), &store::options(global))?;
     let shown = path.display().to_string();
     let Some(opened) = found else {
-        if place.json {
+        if global.json {
             return report::answer_json(&json!({ "name": shown, "held": false }));
         }
         return report::answer(&format!("`{shown}` is free: there is no such file"));
     };
     let name = opened.name;
     let holder = opened.store.inspect(&name).map_err(Error::from)?;
-    if place.json {
+    if global.json {
         return report::answer_json(&report::holder_json(&name, holder.as_ref()));
     }
     report::answer(&match holder {
@@ -67,21 +67,21 @@ fn show_file(place: &Place, path: &Path) -> Result<(), Failure> {
 }
 
 /// Prints the locks that are held, and reports those whose state cannot be determined.
-pub(crate) fn list(place: &Place) -> Result<(), Failure> {
-    let url = store::url(place)?.absolute();
-    let opened = store::open_existing(place)?;
+pub(crate) fn list(global: &GlobalOptions) -> Result<(), Failure> {
+    let url = store::url(global)?.absolute();
+    let opened = store::open_existing(global)?;
     let listed = match &opened {
         Some(opened) => opened.list().map_err(Error::from)?,
         None => Vec::new(),
     };
-    let (mut held, mut untold) = (Vec::new(), Vec::new());
+    let (mut held, mut unknown) = (Vec::new(), Vec::new());
     for one in listed {
         match one {
             Ok(row) => held.push(row),
-            Err(err) => untold.push(Failure::from(Error::from(err))),
+            Err(err) => unknown.push(Failure::from(Error::from(err))),
         }
     }
-    if place.json {
+    if global.json {
         if opened.is_none() {
             report::warn(true, &store::missing(&url));
         }
@@ -91,17 +91,17 @@ pub(crate) fn list(place: &Place) -> Result<(), Failure> {
         report::answer_json(&Value::Array(list.collect()))?;
     } else if !held.is_empty() {
         report::answer_lines(&table(&held))?;
-    } else if untold.is_empty() {
+    } else if unknown.is_empty() {
         report::say(&match &opened {
             Some(_) => format!("no lock is held in {url}"),
             None => format!("no lock is held: {}", store::missing(&url)),
         });
     }
-    let Some(last) = untold.pop() else {
+    let Some(last) = unknown.pop() else {
         return Ok(());
     };
-    for failure in untold {
-        failure.report(place.json);
+    for failure in unknown {
+        failure.report(global.json);
     }
     Err(last)
 }
@@ -143,30 +143,30 @@ fn table(held: &[(Name, Holder)]) -> String {
 }
 
 /// Force-releases a lock, and prints its previous holder.
-pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Failure> {
-    let name = store::name(wish.name.name())?;
-    let Some(opened) = store::open_existing(place)? else {
-        return nobody_evicted(place, wish, name);
+pub(crate) fn force_release(global: &GlobalOptions, args: &ForceRelease) -> Result<(), Failure> {
+    let name = store::name(args.name.name())?;
+    let Some(opened) = store::open_existing(global)? else {
+        return nothing_released(global, args, name);
     };
-    let (freed, fence, who) = match wish.fence {
+    let (freed, fence, holder) = match args.fence {
         Some(fence) => {
-            let who = opened.inspect(name).ok().flatten();
+            let holder = opened.inspect(name).ok().flatten();
             if !evict(&opened, name, Some(fence))? {
-                return Err(mismatch(name, fence, who.as_ref()));
+                return Err(mismatch(name, fence, holder.as_ref()));
             }
-            (true, Some(fence), who)
+            (true, Some(fence), holder)
         }
-        None => evict_anyone(&opened, name)?,
+        None => release_any_holder(&opened, name)?,
     };
-    if place.json {
+    if global.json {
         let fence = fence.map(Fence::get);
         let answer = json!({ "name": name.as_str(), "freed": freed, "fence": fence });
         return report::answer_json(&answer);
     }
-    report::answer(&match who {
-        Some(who) if freed => format!(
+    report::answer(&match holder {
+        Some(holder) if freed => format!(
             "freed the lock `{name}`, which was {}",
-            report::holder(&who)
+            report::holder(&holder)
         ),
         _ if freed => format!("freed the lock `{name}`"),
         _ => format!("the lock `{name}` is not held"),
@@ -174,12 +174,16 @@ pub(crate) fn force_release(place: &Place, wish: &ForceRelease) -> Result<(), Fa
 }
 
 /// Reports that the store does not exist, so that no lock was force-released.
-fn nobody_evicted(place: &Place, wish: &ForceRelease, name: &Name) -> Result<(), Failure> {
-    let missing = store::missing(&store::url(place)?);
-    if let Some(fence) = wish.fence {
+fn nothing_released(
+    global: &GlobalOptions,
+    args: &ForceRelease,
+    name: &Name,
+) -> Result<(), Failure> {
+    let missing = store::missing(&store::url(global)?);
+    if let Some(fence) = args.fence {
         return Err(mismatch(name, fence, None).advising(&missing));
     }
-    if place.json {
+    if global.json {
         report::warn(true, &missing);
         let answer = json!({ "name": name.as_str(), "freed": false, "fence": Value::Null });
         return report::answer_json(&answer);
@@ -189,15 +193,15 @@ fn nobody_evicted(place: &Place, wish: &ForceRelease, name: &Name) -> Result<(),
 
 /// Force-releases exactly the grant that was inspected. Repeats that until one was force-released or the
 /// lock is free, so that the command reports the holder that was in fact released.
-fn evict_anyone(
+fn release_any_holder(
     store: &AnyStore,
     name: &Name,
 ) -> Result<(bool, Option<Fence>, Option<Holder>), Failure> {
     loop {
         match store.inspect(name) {
-            Ok(Some(who)) => {
-                if evict(store, name, who.fence)? {
-                    return Ok((true, who.fence, Some(who)));
+            Ok(Some(holder)) => {
+                if evict(store, name, holder.fence)? {
+                    return Ok((true, holder.fence, Some(holder)));
                 }
             }
             // An expired lease cannot be renewed after a force-release. Some locks can be
@@ -220,9 +224,9 @@ fn evict(store: &AnyStore, name: &Name, only: Option<Fence>) -> Result<bool, Fai
     }
 }
 
-fn mismatch(name: &Name, fence: Fence, who: Option<&Holder>) -> Failure {
-    let now = match who {
-        Some(who) => report::holder(who),
+fn mismatch(name: &Name, fence: Fence, holder: Option<&Holder>) -> Failure {
+    let now = match holder {
+        Some(holder) => report::holder(holder),
         None => "free".to_owned(),
     };
     Failure::coded(

@@ -49,22 +49,22 @@ pub(crate) fn main() -> ExitCode {
     signals::end_by_signals();
     #[cfg(unix)]
     signals::report_file_size_limit();
-    let place = &arguments.place;
+    let global = &arguments.global;
     let done = match &arguments.command {
-        Command::Run(wish) => run::run(place, wish),
-        Command::Acquire(wish) => handover::acquire(place, wish).map(|()| 0),
-        Command::Extend(wish) => handover::extend(place, wish).map(|()| 0),
-        Command::Release(wish) => handover::release(place, wish).map(|()| 0),
-        Command::ForceRelease(wish) => holders::force_release(place, wish).map(|()| 0),
-        Command::Show(wish) => holders::show(place, wish).map(|()| 0),
-        Command::Fence(FenceCommand::Check(wish)) => fence::check(place, wish),
-        Command::Fence(FenceCommand::Reset(wish)) => fence::reset(place, wish).map(|()| 0),
-        Command::List => holders::list(place).map(|()| 0),
-        Command::Store => holders::store(place).map(|()| 0),
-        Command::Serve(wish) => serve::serve(place, wish).map(|()| 0),
+        Command::Run(args) => run::run(global, args),
+        Command::Acquire(args) => handover::acquire(global, args).map(|()| 0),
+        Command::Extend(args) => handover::extend(global, args).map(|()| 0),
+        Command::Release(args) => handover::release(global, args).map(|()| 0),
+        Command::ForceRelease(args) => holders::force_release(global, args).map(|()| 0),
+        Command::Show(args) => holders::show(global, args).map(|()| 0),
+        Command::Fence(FenceCommand::Check(args)) => fence::check(global, args),
+        Command::Fence(FenceCommand::Reset(args)) => fence::reset(global, args).map(|()| 0),
+        Command::List => holders::list(global).map(|()| 0),
+        Command::Store => holders::store(global).map(|()| 0),
+        Command::Serve(args) => serve::serve(global, args).map(|()| 0),
     };
     let code = done.unwrap_or_else(|failure: Failure| {
-        failure.report(place.json);
+        failure.report(global.json);
         failure.exit()
     });
     code.into()

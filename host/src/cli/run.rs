@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use verrou::{Error, Health, Loss, Store};
 use verrou_host::{AnyStore, LossWatch, StoreUrl};
 
-use super::arguments::{OnLost, Place, Run};
+use super::arguments::{GlobalOptions, OnLost, Run};
 use super::child::{Event, Job};
 use super::exit::Exit;
 use super::nested;
@@ -58,50 +58,50 @@ impl Default for Ending {
 }
 
 /// Acquires the lock, runs the command, and releases the lock. Returns the exit code.
-pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
-    let label = wish.command.first().map(OsString::as_os_str);
+pub(crate) fn run(global: &GlobalOptions, args: &Run) -> Result<u8, Failure> {
+    let label = args.command.first().map(OsString::as_os_str);
     let options = verrou_host::StoreOptions {
-        command: Some(wish.taking.described(label.unwrap_or_default())),
-        zombies: wish.taking.zombies(),
+        command: Some(args.taking.described(label.unwrap_or_default())),
+        zombies: args.taking.zombies(),
         handed_on: true,
-        ..store::options(place)
+        ..store::options(global)
     };
-    let (opened, name, url) = match (&wish.target.file, wish.target.name()) {
+    let (opened, name, url) = match (&args.target.file, args.target.name()) {
         (Some(path), _) => {
-            let (opened, name) = store::open_path(place, path, &options)?;
+            let (opened, name) = store::open_path(global, path, &options)?;
             (opened, name, store::inherited())
         }
         (None, Some(name)) => {
-            let (opened, url) = store::open_with(place, &options)?;
+            let (opened, url) = store::open_with(global, &options)?;
             (opened, name.clone(), Some(url))
         }
         (None, None) => return Err(Failure::new(Exit::Usage, "neither NAME nor --file")),
     };
-    let (mut job, lost) = store::with_lock(&opened, &name, &wish.taking, |_, held| {
-        let command = command(wish, &held, &opened, url.as_ref());
+    let (mut job, lost) = store::with_lock(&opened, &name, &args.taking, |_, held| {
+        let command = command(args, &held, &opened, url.as_ref());
         let lifeline = match opened.lifeline(held.lease().claim()) {
             Ok(file) => file.map(|file| Lifeline {
                 file,
-                is_inherited: !wish.close,
+                is_inherited: !args.close,
             }),
             Err(err) => {
                 held.release()?;
-                return Err(not_started(&wish.command[0], &err));
+                return Err(not_started(&args.command[0], &err));
             }
         };
-        let ending = match wish.on_lost {
+        let ending = match args.on_lost {
             OnLost::Kill => Ending::Kill,
-            OnLost::Term | OnLost::Ignore => Ending::Terminate { grace: wish.grace },
+            OnLost::Term | OnLost::Ignore => Ending::Terminate { grace: args.grace },
         };
         let mut job = match Job::start(command, lifeline, ending) {
             Ok(job) => job,
             Err(err) => {
                 held.release()?;
-                return Err(not_started(&wish.command[0], &err));
+                return Err(not_started(&args.command[0], &err));
             }
         };
         if let Err(lost) = keep(&held, &opened, &mut job) {
-            end_lost(place, wish, lost, &mut job);
+            end_lost(global, args, lost, &mut job);
             if job.has_ended() {
                 // Not earlier: the kernel's lock excludes other processes until the command is gone.
                 drop(held);
@@ -115,11 +115,11 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
         match held.release() {
             Ok(()) => Ok((job, false)),
             Err(lost @ Error::Lost { .. }) => {
-                end_lost(place, wish, lost, &mut job);
+                end_lost(global, args, lost, &mut job);
                 Ok((job, true))
             }
             Err(err) => {
-                let ended = format!("{} had ended with {}", program(wish), job.code());
+                let ended = format!("{} had ended with {}", program(args), job.code());
                 Err(Failure::from(err).advising(&ended))
             }
         }
@@ -134,9 +134,9 @@ pub(crate) fn run(place: &Place, wish: &Run) -> Result<u8, Failure> {
 }
 
 /// Returns the command, with its lock in its environment.
-fn command(wish: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl>) -> Command {
-    let mut command = Command::new(&wish.command[0]);
-    command.args(&wish.command[1..]);
+fn command(args: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl>) -> Command {
+    let mut command = Command::new(&args.command[0]);
+    command.args(&args.command[1..]);
     let lease = held.lease();
     let transfers = opened.abilities().transfers;
     let mut set = |variable: &str, value: Option<OsString>| {
@@ -232,24 +232,24 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
 
 /// Reports that the lock is lost, and ends all processes of the command, unless `--on-lost ignore` was
 /// given.
-fn end_lost(place: &Place, wish: &Run, lost: Error, job: &mut Job) {
-    match wish.on_lost {
+fn end_lost(global: &GlobalOptions, args: &Run, lost: Error, job: &mut Job) {
+    match args.on_lost {
         OnLost::Ignore => {}
         OnLost::Term => job.terminate(),
         OnLost::Kill => job.kill(),
     }
     // This includes processes that outlived the command itself.
     let is_gone = job.is_gone();
-    let obstacle = job.obstacle().filter(|_| wish.on_lost != OnLost::Ignore);
-    say_lost(place, wish, lost, job, obstacle);
+    let obstacle = job.obstacle().filter(|_| args.on_lost != OnLost::Ignore);
+    say_lost(global, args, lost, job, obstacle);
     if !is_gone {
-        bring_to_end(wish, job);
+        bring_to_end(args, job);
     }
 }
 
-fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job, obstacle: Option<String>) {
-    let program = program(wish);
-    let fate = obstacle.unwrap_or_else(|| match wish.on_lost {
+fn say_lost(global: &GlobalOptions, args: &Run, lost: Error, job: &Job, obstacle: Option<String>) {
+    let program = program(args);
+    let fate = obstacle.unwrap_or_else(|| match args.on_lost {
         OnLost::Ignore if job.has_ended() => format!("{program} had ended with {}", job.code()),
         OnLost::Ignore => format!("{program} continues without it"),
         _ if job.has_ended() => format!(
@@ -262,15 +262,15 @@ fn say_lost(place: &Place, wish: &Run, lost: Error, job: &Job, obstacle: Option<
     let is_revoked = matches!(&lost, Error::Lost { loss, .. } if *loss == Loss::Revoked);
     let mut failure = Failure::from(lost);
     // The kernel's lock on a file cannot be force-released.
-    if let (Some(path), true) = (&wish.target.file, is_revoked) {
+    if let (Some(path), true) = (&args.target.file, is_revoked) {
         failure = failure.advising(&format!("`{}` was removed or replaced", path.display()));
     }
-    failure.advising(&fate).report(place.json);
+    failure.advising(&fate).report(global.json);
 }
 
 /// Waits until the command has ended, or cannot be ended.
-fn bring_to_end(wish: &Run, job: &mut Job) {
-    match wish.on_lost {
+fn bring_to_end(args: &Run, job: &mut Job) {
+    match args.on_lost {
         OnLost::Ignore => {
             // After a stop of both, the loss is found before the command continues.
             if !job.has_ended() {
@@ -281,7 +281,7 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
         OnLost::Term => {
             let began = Instant::now();
             loop {
-                let left = wish.grace.saturating_sub(began.elapsed());
+                let left = args.grace.saturating_sub(began.elapsed());
                 if job.is_gone() || left.is_zero() {
                     break;
                 }
@@ -291,7 +291,7 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
                     left
                 });
                 // The command may prompt on the terminal before it ends.
-                if event == Event::Stopped && job.asks_for_terminal() {
+                if event == Event::Stopped && job.requests_terminal() {
                     job.resume();
                 }
             }
@@ -301,7 +301,7 @@ fn bring_to_end(wish: &Run, job: &mut Job) {
     job.kill();
     while !job.has_ended() {
         if job.obstacle().is_some() {
-            let program = program(wish);
+            let program = program(args);
             return say(&format!("{program} continues without the lock"));
         }
         job.wait(Duration::MAX);
@@ -345,6 +345,6 @@ fn is_found(program: &OsStr) -> bool {
     is_path || env::split_paths(&directories).any(|directory| directory.join(program).exists())
 }
 
-fn program(wish: &Run) -> String {
-    format!("`{}`", wish.command[0].to_string_lossy())
+fn program(args: &Run) -> String {
+    format!("`{}`", args.command[0].to_string_lossy())
 }

@@ -10,7 +10,7 @@ use verrou::{
 };
 use verrou_host::{AnyStore, StoreOptions};
 
-use super::arguments::{Place, Serve};
+use super::arguments::{GlobalOptions, Serve};
 use super::exit::Exit;
 use super::report::{self, Failure};
 use super::store;
@@ -22,14 +22,14 @@ const LONGEST: u64 = 64 * 1024;
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Answers the requests on standard input, until its end.
-pub(crate) fn serve(place: &Place, wish: &Serve) -> Result<(), Failure> {
+pub(crate) fn serve(global: &GlobalOptions, args: &Serve) -> Result<(), Failure> {
     // Each lease keeps a file open. This process starts no other process that would inherit the limit.
     raise_descriptor_limit();
     let options = StoreOptions {
-        command: Some(wish.label.clone()),
-        ..store::options(place)
+        command: Some(args.label.clone()),
+        ..store::options(global)
     };
-    let (opened, _) = store::open_with(place, &options)?;
+    let (opened, _) = store::open_with(global, &options)?;
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
     let mut has_reader = write_line(&Greeting::default())?;

@@ -9,7 +9,7 @@ use verrou::blocking::{self, LockFactory};
 use verrou::{Error, Name, Store};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
-use super::arguments::{Place, Taking};
+use super::arguments::{GlobalOptions, Taking};
 use super::exit::Exit;
 use super::nested;
 use super::report::{self, Failure, say};
@@ -30,15 +30,15 @@ pub(crate) fn name(given: Option<&Name>) -> Result<&Name, Failure> {
 }
 
 /// Returns the URL of the store.
-pub(crate) fn url(place: &Place) -> Result<StoreUrl, Failure> {
+pub(crate) fn url(global: &GlobalOptions) -> Result<StoreUrl, Failure> {
     let invalid = |why| Failure::coded(Exit::Usage, "E_INVALID_STORE", why);
-    let url = match (&place.store, variable()) {
+    let url = match (&global.store, variable()) {
         (Some(url), _) => url.clone(),
         (None, Some(text)) => StoreUrl::try_from(&*text)
             .map_err(|why| invalid(format!("the environment variable {VARIABLE}: {why}")))?,
         (None, None) => StoreUrl::default_location().map_err(|why| invalid(why.to_string()))?,
     };
-    Ok(match &place.group {
+    Ok(match &global.group {
         Some(group) => url.shared_with(group),
         None => url,
     })
@@ -53,33 +53,33 @@ pub(crate) fn inherited() -> Option<StoreUrl> {
     StoreUrl::try_from(&*variable()?).ok()
 }
 
-fn is_default(place: &Place) -> bool {
-    place.store.is_none() && variable().is_none()
+fn is_default(global: &GlobalOptions) -> bool {
+    global.store.is_none() && variable().is_none()
 }
 
 /// Returns the options with which the store is opened.
-pub(crate) fn options(place: &Place) -> StoreOptions {
+pub(crate) fn options(global: &GlobalOptions) -> StoreOptions {
     StoreOptions {
-        group: place.group.clone(),
-        any_file_system: place.any_file_system,
+        group: global.group.clone(),
+        any_file_system: global.any_file_system,
         ..StoreOptions::default()
     }
 }
 
 /// Opens the store.
-pub(crate) fn open(place: &Place) -> Result<AnyStore, Failure> {
-    open_with(place, &options(place)).map(|(store, _)| store)
+pub(crate) fn open(global: &GlobalOptions) -> Result<AnyStore, Failure> {
+    open_with(global, &options(global)).map(|(store, _)| store)
 }
 
 /// Opens the store, and returns it with its URL.
 pub(crate) fn open_with(
-    place: &Place,
+    global: &GlobalOptions,
     options: &StoreOptions,
 ) -> Result<(AnyStore, StoreUrl), Failure> {
-    let url = url(place)?;
+    let url = url(global)?;
     match AnyStore::open(&url, options) {
         Ok(store) => Ok((store, url)),
-        Err(err) if is_default(place) => Err(Failure::from(err).advising(
+        Err(err) if is_default(global) => Err(Failure::from(err).advising(
             "this is the default store; name another with --store or VERROU_STORE, or its directory \
              with XDG_STATE_HOME",
         )),
@@ -88,14 +88,14 @@ pub(crate) fn open_with(
 }
 
 /// Opens the store; returns `None` if its directory does not exist.
-pub(crate) fn open_existing(place: &Place) -> Result<Option<AnyStore>, Failure> {
-    let is_missing = url(place)?.folder().is_some_and(|directory| {
+pub(crate) fn open_existing(global: &GlobalOptions) -> Result<Option<AnyStore>, Failure> {
+    let is_missing = url(global)?.folder().is_some_and(|directory| {
         matches!(directory.path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
     });
     if is_missing {
         return Ok(None);
     }
-    open(place).map(Some)
+    open(global).map(Some)
 }
 
 /// Returns the message for a store that does not exist.
@@ -105,14 +105,14 @@ pub(crate) fn missing(url: &StoreUrl) -> String {
 
 /// Opens the kernel's lock on the file `path`, for which grants may be unrecorded.
 pub(crate) fn open_path(
-    place: &Place,
+    global: &GlobalOptions,
     path: &Path,
     options: &StoreOptions,
 ) -> Result<(AnyStore, Name), Failure> {
-    let opened = AnyStore::open_path(path, place.store.as_ref(), options)?;
+    let opened = AnyStore::open_path(path, global.store.as_ref(), options)?;
     if let Some(why) = opened.unrecorded {
         report::warn(
-            place.json,
+            global.json,
             &format!(
                 "locked without a fencing token, because grants cannot be recorded: {}; name a \
                  directory for records with --store",
@@ -125,16 +125,16 @@ pub(crate) fn open_path(
 
 /// Opens the store to acquire a lock with the options `taking`, for `command`.
 pub(crate) fn open_to_take(
-    place: &Place,
+    global: &GlobalOptions,
     taking: &Taking,
     command: &str,
 ) -> Result<AnyStore, Failure> {
     let options = StoreOptions {
         command: Some(taking.described(command.as_ref())),
         zombies: taking.zombies(),
-        ..options(place)
+        ..options(global)
     };
-    open_with(place, &options).map(|(store, _)| store)
+    open_with(global, &options).map(|(store, _)| store)
 }
 
 /// Acquires the lock `name` with the options `taking`, and calls `work` with it.

@@ -28,18 +28,18 @@ impl Terminal {
     }
 
     /// Returns whether `group` is the foreground process group.
-    pub(crate) fn listens_to(&self, group: Pid) -> bool {
+    pub(crate) fn is_foreground(&self, group: Pid) -> bool {
         tcgetpgrp(&self.file).is_ok_and(|foreground| foreground == group)
     }
 
     /// Returns whether this process's group is the foreground process group.
     pub(crate) fn is_ours(&self) -> bool {
-        self.listens_to(getpgrp())
+        self.is_foreground(getpgrp())
     }
 
     /// Makes `group` the foreground process group. Calls only functions that are safe between fork(2) and
     /// exec(2).
-    pub(crate) fn give_to(&self, group: Pid) -> io::Result<()> {
+    pub(crate) fn set_foreground(&self, group: Pid) -> io::Result<()> {
         // The kernel stops a background process that makes this call, unless it blocks SIGTTOU.
         let mut stop = SigSet::empty();
         stop.add(signal::SIGTTOU);
