@@ -25,9 +25,9 @@ use crate::process;
 
 /// A pipe, open for reading and writing.
 #[derive(Debug)]
-pub(crate) struct Bell(File);
+pub(crate) struct WakePipe(File);
 
-impl Bell {
+impl WakePipe {
     /// The bell `name` in `directory`, made if need be, for this user or this group alone.
     fn open(directory: &OpenDirectory, name: &str) -> Result<Self, FileError> {
         let path = || directory.path().join(name);
@@ -53,42 +53,42 @@ impl Bell {
 
     /// Keeps it for this value, whose process alone reads it, as long as this is open; `false` when
     /// it is another's.
-    pub(crate) fn claim(&self) -> bool {
+    pub(crate) fn try_own(&self) -> bool {
         kernel_lock::try_lock(&self.0).unwrap_or(false)
     }
 
     /// Wakes whoever listens.
-    pub(crate) fn ring(&self) {
+    pub(crate) fn wake(&self) {
         // One that is full has been rung.
         let _ = rustix::io::write(&self.0, &[0]);
     }
 
     /// Whether it was rung since this was asked last.
-    pub(crate) fn was_rung(&self) -> bool {
+    pub(crate) fn take_wakes(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 64]).is_ok_and(|bytes| bytes > 0)
     }
 }
 
 /// How many bells a folder has.
-pub(crate) const BELLS: u32 = 4096;
+pub(crate) const WAKE_PIPES: u32 = 4096;
 
 /// The maximum number of wake pipes of a directory that one process uses. It uses no more than the
 /// number of names that it waits for at the same time, as each name has one of them.
-const BELLS_OF_ONE: u32 = 16;
+const PIPES_PER_PROCESS: u32 = 16;
 
 /// The number of wake pipes tried to find an unused one. If 50 of 51 pipes are taken, all tries fail in
 /// about one of 100 cases.
 const TRIES: u32 = 256;
 
-/// The distance between the tried numbers, coprime to [`BELLS`].
+/// The distance between the tried numbers, coprime to [`WAKE_PIPES`].
 const STRIDE: u32 = 1021;
 
 /// The time after which a process without a wake pipe tries again to find one.
-const TRIED_AGAIN: Duration = Duration::from_secs(10);
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 /// The bells of a folder that this process has open.
 #[derive(Debug, Default)]
-pub(crate) struct Bells {
+pub(crate) struct WakePipes {
     /// This process's wake pipes, by group of names. Closing one wakes the waiters behind this process.
     ours: HashMap<u32, Own>,
     /// When it was last tried in vain to find one that nobody has.
@@ -99,55 +99,59 @@ pub(crate) struct Bells {
 #[derive(Debug)]
 struct Own {
     number: u32,
-    bell: Arc<Bell>,
+    pipe: Arc<WakePipe>,
     /// The number of names of this group with a waiter.
     names: usize,
 }
 
-impl Bells {
+impl WakePipes {
     /// Returns this process's wake pipe for the lock `name`, if one is available, until
     /// [`put`](Self::put) is called, and the number for the waiter's tickets.
-    pub(crate) fn take(&mut self, directory: &Directory, name: &Name) -> (u32, Option<Arc<Bell>>) {
-        let some_names = some_names(name);
-        if !self.ours.contains_key(&some_names) {
-            match self.find(directory, some_names) {
-                Some(own) => self.ours.insert(some_names, own),
-                None => return (first_number(some_names), None),
+    pub(crate) fn take(
+        &mut self,
+        directory: &Directory,
+        name: &Name,
+    ) -> (u32, Option<Arc<WakePipe>>) {
+        let name_group = name_group(name);
+        if !self.ours.contains_key(&name_group) {
+            match self.find(directory, name_group) {
+                Some(own) => self.ours.insert(name_group, own),
+                None => return (first_number(name_group), None),
             };
         }
-        match self.ours.get_mut(&some_names) {
+        match self.ours.get_mut(&name_group) {
             Some(own) => {
                 own.names += 1;
-                (own.number, Some(Arc::clone(&own.bell)))
+                (own.number, Some(Arc::clone(&own.pipe)))
             }
-            None => (first_number(some_names), None),
+            None => (first_number(name_group), None),
         }
     }
 
-    /// Returns a wake pipe for the group `some_names`: an idle one of this process, an unused one, or
+    /// Returns a wake pipe for the group `name_group`: an idle one of this process, an unused one, or
     /// one that this process uses for another group.
-    fn find(&mut self, directory: &Directory, some_names: u32) -> Option<Own> {
+    fn find(&mut self, directory: &Directory, name_group: u32) -> Option<Own> {
         let idle = self.ours.iter().find(|(_, own)| own.names == 0);
         if let Some(&idle) = idle.map(|(idle, _)| idle) {
             return self.ours.remove(&idle);
         }
         let is_first = self.ours.is_empty();
-        if is_first && self.tried.is_some_and(|it| it.elapsed() < TRIED_AGAIN) {
+        if is_first && self.tried.is_some_and(|it| it.elapsed() < RETRY_AFTER) {
             return None;
         }
         // A directory has fewer wake pipes than a machine may have processes.
         let tries = if is_first { TRIES } else { 1 };
-        if let Some((number, bell)) = free_bell(directory, some_names, tries) {
+        if let Some((number, pipe)) = unused_pipe(directory, name_group, tries) {
             return Some(Own {
                 number,
-                bell: Arc::new(bell),
+                pipe: Arc::new(pipe),
                 names: 0,
             });
         }
         self.tried = Some(Instant::now());
         self.ours.values().next().map(|own| Own {
             number: own.number,
-            bell: Arc::clone(&own.bell),
+            pipe: Arc::clone(&own.pipe),
             names: 0,
         })
     }
@@ -155,32 +159,32 @@ impl Bells {
     /// Undoes a [`take`](Self::take) that returned a wake pipe. Returns whether the pipe is closed once
     /// the last listener drops it: a process keeps one idle pipe, and no more.
     pub(crate) fn put(&mut self, name: &Name) -> bool {
-        let some_names = some_names(name);
-        let Some(own) = self.ours.get_mut(&some_names) else {
+        let name_group = name_group(name);
+        let Some(own) = self.ours.get_mut(&name_group) else {
             return false;
         };
         own.names -= 1;
         if own.names > 0 || self.ours.len() == 1 {
             return false;
         }
-        let ended = self.ours.remove(&some_names);
+        let ended = self.ours.remove(&name_group);
         ended.is_some_and(|ended| {
             !self
                 .ours
                 .values()
-                .any(|own| Arc::ptr_eq(&own.bell, &ended.bell))
+                .any(|own| Arc::ptr_eq(&own.pipe, &ended.pipe))
         })
     }
 
     /// Rings the bell of that number. Whoever does not hear it looks by itself.
     ///
     /// The bell is closed at once: as long as it is open for reading, its owner's end wakes nobody.
-    pub(crate) fn ring(&self, directory: &Directory, number: u32) {
+    pub(crate) fn wake(&self, directory: &Directory, number: u32) {
         let mut ours = self.ours.values();
         if let Some(own) = ours.find(|own| own.number == number) {
-            own.bell.ring();
-        } else if let Ok(opened) = open_bell(directory, number) {
-            opened.ring();
+            own.pipe.wake();
+        } else if let Ok(opened) = open_numbered(directory, number) {
+            opened.wake();
         }
     }
 
@@ -190,24 +194,24 @@ impl Bells {
         let directory = directory.known();
         let file = open_pipe(&directory, &name_of(number), OFlags::WRONLY).ok()?;
         let metadata = file.metadata().ok()?;
-        let is_bell =
+        let is_wake_pipe =
             metadata.file_type().is_fifo() && os::is_trusted(&metadata, directory.group());
-        is_bell.then_some(file)
+        is_wake_pipe.then_some(file)
     }
 }
 
 /// Returns the group of names that share a wake pipe with `name`.
-fn some_names(name: &Name) -> u32 {
-    crc32c(name.as_str().as_bytes()) % BELLS_OF_ONE
+fn name_group(name: &Name) -> u32 {
+    crc32c(name.as_str().as_bytes()) % PIPES_PER_PROCESS
 }
 
-/// Returns the preferred number of this process's wake pipe for the group `some_names`.
-fn first_number(some_names: u32) -> u32 {
-    let first = process::id().wrapping_mul(BELLS_OF_ONE);
-    first.wrapping_add(some_names) % BELLS
+/// Returns the preferred number of this process's wake pipe for the group `name_group`.
+fn first_number(name_group: u32) -> u32 {
+    let first = process::id().wrapping_mul(PIPES_PER_PROCESS);
+    first.wrapping_add(name_group) % WAKE_PIPES
 }
 
-impl AsFd for Bell {
+impl AsFd for WakePipe {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
@@ -229,7 +233,7 @@ fn make(directory: &OpenDirectory, name: &str) -> io::Result<()> {
         Err(Errno::EXIST) => return Ok(()),
         made => made?,
     }
-    let_us_open(directory, name)?;
+    allow_own_access(directory, name)?;
     if let Some(group) = directory.group() {
         let file = open_pipe(directory, name, OFlags::RDWR)?;
         // Another member may have put another file in its place.
@@ -247,7 +251,7 @@ fn is_our_pipe(metadata: &Metadata) -> bool {
 }
 
 /// Lets this user open the pipe `name` that it made, if its umask does not.
-fn let_us_open(directory: &OpenDirectory, name: &str) -> io::Result<()> {
+fn allow_own_access(directory: &OpenDirectory, name: &str) -> io::Result<()> {
     const OURS: u32 = 0o600;
 
     // The pipe itself, for a member of a group could put a link to another file in its place.
@@ -261,12 +265,12 @@ fn let_us_open(directory: &OpenDirectory, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns an unused wake pipe for the group `some_names`, and its number; makes at most `tries` tries.
-fn free_bell(directory: &Directory, some_names: u32, tries: u32) -> Option<(u32, Bell)> {
+/// Returns an unused wake pipe for the group `name_group`, and its number; makes at most `tries` tries.
+fn unused_pipe(directory: &Directory, name_group: u32, tries: u32) -> Option<(u32, WakePipe)> {
     for next in 0..tries {
-        let number = (first_number(some_names) + next * STRIDE) % BELLS;
-        match open_bell(directory, number) {
-            Ok(bell) if bell.claim() => return Some((number, bell)),
+        let number = (first_number(name_group) + next * STRIDE) % WAKE_PIPES;
+        match open_numbered(directory, number) {
+            Ok(pipe) if pipe.try_own() => return Some((number, pipe)),
             // It is another's, or somebody has put something else there.
             Ok(_) | Err(FileError::Suspicious { .. }) => {}
             Err(FileError::Io { source, .. })
@@ -277,8 +281,8 @@ fn free_bell(directory: &Directory, some_names: u32, tries: u32) -> Option<(u32,
     None
 }
 
-fn open_bell(directory: &Directory, number: u32) -> Result<Bell, FileError> {
-    Bell::open(&directory.known(), &name_of(number))
+fn open_numbered(directory: &Directory, number: u32) -> Result<WakePipe, FileError> {
+    WakePipe::open(&directory.known(), &name_of(number))
 }
 
 #[cfg(test)]
@@ -305,17 +309,17 @@ mod tests {
     fn the_end_of_the_process_that_reads_a_wake_pipe_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let directory = directory(folder.path());
-        let mut bells = Bells::default();
-        let (number, bell) = bells.take(&directory, &name("lock"));
-        let others = Bells::default();
-        others.ring(&directory, number);
+        let mut pipes = WakePipes::default();
+        let (number, pipe) = pipes.take(&directory, &name("lock"));
+        let others = WakePipes::default();
+        others.wake(&directory, number);
         let listener = Listener::new().unwrap();
-        listener.watch_end(Bells::end(&directory, number));
+        listener.watch_end(WakePipes::end(&directory, number));
         assert_eq!(listener.wait(Instant::now()), None, "it is read");
-        drop((bells, bell));
+        drop((pipes, pipe));
         let soon = || Instant::now() + Duration::from_secs(30);
         assert_eq!(listener.wait(soon()), Some(News::Ended));
-        assert!(Bells::end(&directory, number).is_none());
+        assert!(WakePipes::end(&directory, number).is_none());
     }
 
     #[test]
@@ -323,18 +327,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = directory(folder.path());
         let path = |number| folder.path().join(name_of(number));
-        for number in 0..BELLS {
+        for number in 0..WAKE_PIPES {
             fs::create_dir(path(number)).unwrap();
         }
-        let mut bells = Bells::default();
-        let (number, bell) = bells.take(&directory, &name("lock"));
-        assert!(number < BELLS && bell.is_none());
-        for number in 0..BELLS {
+        let mut pipes = WakePipes::default();
+        let (number, pipe) = pipes.take(&directory, &name("lock"));
+        assert!(number < WAKE_PIPES && pipe.is_none());
+        for number in 0..WAKE_PIPES {
             fs::remove_dir(path(number)).unwrap();
         }
-        assert!(bells.take(&directory, &name("lock")).1.is_none());
-        bells.tried = bells.tried.and_then(|it| it.checked_sub(TRIED_AGAIN));
-        assert!(bells.take(&directory, &name("lock")).1.is_some());
+        assert!(pipes.take(&directory, &name("lock")).1.is_none());
+        pipes.tried = pipes.tried.and_then(|it| it.checked_sub(RETRY_AFTER));
+        assert!(pipes.take(&directory, &name("lock")).1.is_some());
     }
 
     /// 4,096 pipes are enough for 4,096 processes.
@@ -342,18 +346,18 @@ mod tests {
     fn where_pipes_are_scarce_a_process_has_one_for_all_names() {
         let folder = tempfile::tempdir().unwrap();
         let directory = directory(folder.path());
-        let mut bells = Bells::default();
-        bells.take(&directory, &name("lock")).1.unwrap();
-        for number in 0..BELLS {
+        let mut pipes = WakePipes::default();
+        pipes.take(&directory, &name("lock")).1.unwrap();
+        for number in 0..WAKE_PIPES {
             let _ = fs::create_dir(folder.path().join(name_of(number)));
         }
         for number in 0..64 {
-            bells
+            pipes
                 .take(&directory, &name(&format!("lock {number}")))
                 .1
                 .unwrap();
         }
-        let mut ours: Vec<_> = bells.ours.values().map(|own| own.number).collect();
+        let mut ours: Vec<_> = pipes.ours.values().map(|own| own.number).collect();
         ours.dedup();
         assert_eq!(ours.len(), 1);
     }
@@ -384,11 +388,11 @@ mod tests {
         };
         let directory = Directory::open(&path, Kind::Lease, Purpose::Store, &options).unwrap();
         let directory = directory.known();
-        let (secret, bell) = (path.join("secret"), path.join("0000.bell"));
+        let (secret, pipe) = (path.join("secret"), path.join("0000.bell"));
         let is_over = AtomicBool::new(false);
         let rights = |metadata: &Metadata| (metadata.mode() & 0o7777, metadata.gid());
         let make_secret = || {
-            let _ = fs::remove_file(&bell);
+            let _ = fs::remove_file(&pipe);
             let new = folder.path().join("new");
             let made = File::create(&new)?;
             made.set_permissions(Permissions::from_mode(0o600))?;
@@ -402,8 +406,8 @@ mod tests {
                 set_thread_res_gid(group, group, group).unwrap();
                 set_thread_res_uid(user, user, user).unwrap();
                 while !is_over.load(Ordering::Relaxed) {
-                    if fs::symlink_metadata(&bell).is_ok_and(|it| it.file_type().is_fifo()) {
-                        let _ = fs::rename(&secret, &bell);
+                    if fs::symlink_metadata(&pipe).is_ok_and(|it| it.file_type().is_fifo()) {
+                        let _ = fs::rename(&secret, &pipe);
                     }
                 }
             });

@@ -23,7 +23,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::time::Timespec;
 
-use super::bell::Bell;
+use super::bell::WakePipe;
 use crate::process::{self, PerProcess};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -69,52 +69,52 @@ impl Listener {
         Ok(Self { events, id })
     }
 
-    /// Listens to `bell` from now on, whatever else it listens to.
-    pub(crate) fn listen_to_bell(&self, bell: &Arc<Bell>) {
+    /// Listens to `pipe` from now on, whatever else it listens to.
+    pub(crate) fn subscribe_to_pipe(&self, pipe: &Arc<WakePipe>) {
         let mut state = self.events.state();
         let Some(listener) = state.listener(self.id) else {
             return;
         };
-        match listener.bell.replace(Arc::clone(bell)) {
-            Some(previous) if Arc::ptr_eq(&previous, bell) => return,
+        match listener.pipe.replace(Arc::clone(pipe)) {
+            Some(previous) if Arc::ptr_eq(&previous, pipe) => return,
             Some(previous) => state.deafen(&previous, self.id),
             None => {}
         }
-        if state.attune(bell, self.id) {
+        if state.attune(pipe, self.id) {
             self.events.interrupt(&state);
         }
     }
 
     /// Whether it listens to a bell.
-    pub(crate) fn hears_bell(&self) -> bool {
+    pub(crate) fn has_pipe(&self) -> bool {
         let mut state = self.events.state();
         let listener = state.listener(self.id);
-        listener.is_some_and(|listener| listener.bell.is_some())
+        listener.is_some_and(|listener| listener.pipe.is_some())
     }
 
     /// Lets `other` listen to the bell instead.
-    pub(crate) fn hand_bell_to(&self, other: &Self) {
+    pub(crate) fn hand_pipe_to(&self, other: &Self) {
         let mut state = self.events.state();
-        let Some(bell) = state.listener(self.id).and_then(|it| it.bell.take()) else {
+        let Some(pipe) = state.listener(self.id).and_then(|it| it.pipe.take()) else {
             return;
         };
         let previous = state
             .listener(other.id)
-            .and_then(|it| it.bell.replace(Arc::clone(&bell)));
+            .and_then(|it| it.pipe.replace(Arc::clone(&pipe)));
         if let Some(previous) = previous {
             state.deafen(&previous, other.id);
         }
-        state.attune(&bell, other.id);
-        state.deafen(&bell, self.id);
+        state.attune(&pipe, other.id);
+        state.deafen(&pipe, self.id);
     }
 
-    /// Also waits for the end of the process that reads the other end of `bell`; with `None`, for the
+    /// Also waits for the end of the process that reads the other end of `pipe`; with `None`, for the
     /// end of no process.
-    pub(crate) fn watch_end(&self, bell: Option<File>) {
-        let is_any = bell.is_some();
+    pub(crate) fn watch_end(&self, pipe: Option<File>) {
+        let is_any = pipe.is_some();
         let mut state = self.events.state();
-        let previous = match bell {
-            Some(bell) => state.ends.insert(self.id, Arc::new(bell)),
+        let previous = match pipe {
+            Some(pipe) => state.ends.insert(self.id, Arc::new(pipe)),
             None => state.ends.remove(&self.id),
         };
         if is_any || previous.is_some() {
@@ -247,14 +247,14 @@ impl Listener {
     }
 
     /// Is news for this listener by itself.
-    pub(crate) fn ring(&self) {
+    pub(crate) fn wake(&self) {
         self.notify(News::Written);
     }
 
     /// Wakes this listener with `news`.
     pub(crate) fn notify(&self, news: News) {
         let mut state = self.events.state();
-        let wakes = state.ring(self.id, news);
+        let wakes = state.notify(self.id, news);
         self.events.interrupt(&state);
         drop(state);
         if let Some(wakes) = wakes {
@@ -272,8 +272,8 @@ impl Drop for Listener {
         for watch in std::mem::take(&mut listener.watches) {
             self.events.forget(&mut state, watch, self.id);
         }
-        if let Some(bell) = listener.bell.take() {
-            state.deafen(&bell, self.id);
+        if let Some(pipe) = listener.pipe.take() {
+            state.deafen(&pipe, self.id);
         }
         let end = state.ends.remove(&self.id);
         if let Some(alarm) = listener.alarm.take() {
@@ -304,7 +304,7 @@ struct State {
     listeners: HashMap<u64, Listening>,
     watched_by: HashMap<i32, Vec<u64>>,
     /// The bells that somebody listens to, and who.
-    bells: Vec<(Arc<Bell>, Vec<u64>)>,
+    pipes: Vec<(Arc<WakePipe>, Vec<u64>)>,
     /// The write ends of the wake pipes whose readers' end is awaited, by listener.
     ends: BTreeMap<u64, Arc<File>>,
     /// When tasks are to be woken.
@@ -319,7 +319,7 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Listening {
-    bell: Option<Arc<Bell>>,
+    pipe: Option<Arc<WakePipe>>,
     watches: Vec<i32>,
     news: Option<News>,
     waker: Option<Waker>,
@@ -381,13 +381,13 @@ impl FileEvents {
         at_most: Duration,
     ) -> MutexGuard<'a, State> {
         state.is_read = true;
-        let bells: Vec<_> = state.bells.iter().map(|(it, _)| Arc::clone(it)).collect();
+        let pipes: Vec<_> = state.pipes.iter().map(|(it, _)| Arc::clone(it)).collect();
         let inotify = state.inotify.clone();
         let ends = state.ends.clone();
         drop(state);
-        let mut ready = Vec::with_capacity(2 + bells.len() + ends.len());
+        let mut ready = Vec::with_capacity(2 + pipes.len() + ends.len());
         ready.push(PollFd::new(&self.interruption, PollFlags::IN));
-        ready.extend(bells.iter().map(|bell| PollFd::new(bell, PollFlags::IN)));
+        ready.extend(pipes.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         // poll(2) always reports the error of a pipe without a reader; it need not be requested.
         ready.extend(
             ends.values()
@@ -404,10 +404,10 @@ impl FileEvents {
         let mut wakes = Vec::new();
         let mut state = self.state();
         state.is_read = false;
-        for (bell, _) in bells.iter().zip(&mut is_ready).filter(|(_, is)| *is) {
-            if bell.was_rung() {
-                for id in state.hearers(bell) {
-                    wakes.extend(state.ring(id, News::Written));
+        for (pipe, _) in pipes.iter().zip(&mut is_ready).filter(|(_, is)| *is) {
+            if pipe.take_wakes() {
+                for id in state.hearers(pipe) {
+                    wakes.extend(state.notify(id, News::Written));
                 }
             }
         }
@@ -443,7 +443,7 @@ impl FileEvents {
             } else {
                 News::Ended
             };
-            wakes.extend(ids.into_iter().filter_map(|id| state.ring(id, news)));
+            wakes.extend(ids.into_iter().filter_map(|id| state.notify(id, news)));
             // What one read leaves is there for the next.
             if reader.is_buffer_empty() {
                 break;
@@ -543,30 +543,30 @@ impl State {
         self.listeners.get_mut(&id)
     }
 
-    /// Lets `id` hear `bell`; returns whether it is the first to.
-    fn attune(&mut self, bell: &Arc<Bell>, id: u64) -> bool {
-        let known = self.bells.iter_mut().find(|(it, _)| Arc::ptr_eq(it, bell));
+    /// Lets `id` hear `pipe`; returns whether it is the first to.
+    fn attune(&mut self, pipe: &Arc<WakePipe>, id: u64) -> bool {
+        let known = self.pipes.iter_mut().find(|(it, _)| Arc::ptr_eq(it, pipe));
         if let Some((_, ids)) = known {
             ids.push(id);
             return false;
         }
-        self.bells.push((Arc::clone(bell), vec![id]));
+        self.pipes.push((Arc::clone(pipe), vec![id]));
         true
     }
 
-    /// Lets `id` hear `bell` no more.
-    fn deafen(&mut self, bell: &Arc<Bell>, id: u64) {
-        self.bells.retain_mut(|(it, ids)| {
-            if Arc::ptr_eq(it, bell) {
+    /// Lets `id` hear `pipe` no more.
+    fn deafen(&mut self, pipe: &Arc<WakePipe>, id: u64) {
+        self.pipes.retain_mut(|(it, ids)| {
+            if Arc::ptr_eq(it, pipe) {
                 ids.retain(|&other| other != id);
             }
             !ids.is_empty()
         });
     }
 
-    /// Who hears `bell`.
-    fn hearers(&self, bell: &Arc<Bell>) -> Vec<u64> {
-        let known = self.bells.iter().find(|(it, _)| Arc::ptr_eq(it, bell));
+    /// Who hears `pipe`.
+    fn hearers(&self, pipe: &Arc<WakePipe>) -> Vec<u64> {
+        let known = self.pipes.iter().find(|(it, _)| Arc::ptr_eq(it, pipe));
         known.map(|(_, ids)| ids.clone()).unwrap_or_default()
     }
 
@@ -578,7 +578,7 @@ impl State {
             return None;
         }
         self.ends.remove(&id);
-        self.ring(id, News::Ended)
+        self.notify(id, News::Ended)
     }
 
     /// What the listener `id` has not heard yet.
@@ -587,7 +587,7 @@ impl State {
     }
 
     /// Notes `news` for the listener `id`; returns whom to wake.
-    fn ring(&mut self, id: u64, news: News) -> Option<Wakes> {
+    fn notify(&mut self, id: u64, news: News) -> Option<Wakes> {
         let listener = self.listeners.get_mut(&id)?;
         listener.news = listener.news.max(Some(news));
         let task = listener.waker.take().map(Wakes::Task);

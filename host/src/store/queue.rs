@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use once_cell::race::OnceNonZeroUsize;
 use verrou::{Claim, Name, Owner};
 
-use super::bell::{Bell, Bells};
+use super::bell::{WakePipe, WakePipes};
 use super::directory::{self, Directory, View};
 use super::error::FileError;
 use super::file_events::{Listener, News};
@@ -125,12 +125,12 @@ struct State {
     lines: HashMap<Name, Line>,
     /// Of those who have just left, with the bell that each listens to, to be used again: beginning
     /// to listen, and ending it, takes the kernel longer than a grant.
-    spare: Vec<(Arc<Bell>, Arc<Listener>)>,
+    spare: Vec<(Arc<WakePipe>, Arc<Listener>)>,
     /// Of those whose file was replaced, to be told.
     displaced: Vec<Arc<Listener>>,
     /// Those who hold a lock and want to know should they lose it.
     guards: HashMap<Owner, Arc<Listener>>,
-    bells: Bells,
+    pipes: WakePipes,
 }
 
 /// Those of this process who wait for one lock.
@@ -139,7 +139,7 @@ struct Line {
     /// The lock's file, whose open file description has their bytes locked.
     file: Arc<OpenFile>,
     /// The wake pipe of all of them, if one was available, and its number.
-    bell: Option<Arc<Bell>>,
+    pipe: Option<Arc<WakePipe>>,
     number: u32,
     /// By ticket.
     places: BTreeMap<u64, Place>,
@@ -284,9 +284,9 @@ impl Queue {
             tickets::unlock(&line.file, lost);
         }
         line.granted.insert(claim.owner, ticket);
-        let bell = line.bell.clone();
+        let pipe = line.pipe.clone();
         let first = line.first_after(ticket, is_next_told);
-        state.keep_spare(bell.zip(own));
+        state.keep_spare(pipe.zip(own));
         let here = state.tell(directory, first);
         drop(state);
         notify_next(here, next);
@@ -315,7 +315,7 @@ impl Queue {
         state.remove_line_if_empty(directory, &claim.name);
         drop(state);
         for listener in [first, second].into_iter().flatten() {
-            listener.ring();
+            listener.wake();
         }
     }
 
@@ -342,7 +342,7 @@ impl Queue {
         drop(state);
         notify_next(first, next);
         for listener in [own, guard].into_iter().flatten() {
-            listener.ring();
+            listener.wake();
         }
     }
 
@@ -551,7 +551,7 @@ impl Queue {
         let displaced = std::mem::take(&mut state.displaced);
         drop(state);
         for listener in displaced {
-            listener.ring();
+            listener.wake();
         }
         next
     }
@@ -661,22 +661,22 @@ impl State {
             let version = directory::version(&line.file)?;
             let served = version.served();
             // If the head waiter does not take the lock, the second waiter does, and so on.
-            let rings = line.bell.is_some() || ahead_here.is_some();
+            let has_pipe = line.pipe.is_some() || ahead_here.is_some();
             let at_most = |is_second| {
                 let before = if is_second {
                     1
                 } else {
                     tickets::most_between(served, ticket)
                 };
-                pause_behind(before, rings)
+                pause_behind(before, has_pipe)
             };
             if let Some(ahead) = ahead_here {
                 return Ok(listen(at_most(line.is_first(ahead, served)?), Then::Look));
             }
             if stage == Stage::Inside
-                && let Some(bell) = &line.bell
+                && let Some(pipe) = &line.pipe
             {
-                listener.listen_to_bell(bell);
+                listener.subscribe_to_pipe(pipe);
             }
             let is_first = line.is_first(ticket, served)?;
             if let Some(place) = line.places.get_mut(&ticket) {
@@ -712,7 +712,7 @@ impl State {
                 return Ok(listen(at_most(is_second), Then::Look));
             }
             listener.watch(std::iter::empty()).ok();
-            let end = Bells::end(directory, tickets::bell_of(ahead));
+            let end = WakePipes::end(directory, tickets::pipe_of(ahead));
             let is_watched = end.is_some();
             listener.watch_end(end);
             line.set(ticket, Stage::Long { before: ahead });
@@ -745,7 +745,7 @@ impl State {
                 let next =
                     first.and_then(|first| tickets::first_from(&line.file, first + 1).ok()?);
                 if let Some(next) = next {
-                    self.bells.ring(directory, tickets::bell_of(next));
+                    self.pipes.wake(directory, tickets::pipe_of(next));
                 }
                 let displaced = self.remove_line(directory, &claim.name);
                 self.displaced.extend(displaced);
@@ -755,11 +755,11 @@ impl State {
             Entry::Occupied(line) => line.into_mut(),
             Entry::Vacant(vacant) => {
                 let file = directory.take_or_create(&claim.name)?;
-                let (number, bell) = self.bells.take(directory, &claim.name);
+                let (number, pipe) = self.pipes.take(directory, &claim.name);
                 directory.want(&claim.name);
                 vacant.insert(Line {
                     file: Arc::new(file),
-                    bell,
+                    pipe,
                     number,
                     places: BTreeMap::new(),
                     tickets: HashMap::new(),
@@ -791,20 +791,20 @@ impl State {
         match whom? {
             First::Here(listener) => Some(listener),
             First::Elsewhere(ticket) => {
-                self.bells.ring(directory, tickets::bell_of(ticket));
+                self.pipes.wake(directory, tickets::pipe_of(ticket));
                 None
             }
         }
     }
 
     /// Keeps a listener, and the bell that it listens to, for another who waits.
-    fn keep_spare(&mut self, listener: Option<(Arc<Bell>, Arc<Listener>)>) {
-        if let Some((bell, listener)) = listener
-            && listener.hears_bell()
+    fn keep_spare(&mut self, listener: Option<(Arc<WakePipe>, Arc<Listener>)>) {
+        if let Some((pipe, listener)) = listener
+            && listener.has_pipe()
             && self.spare.len() < SPARES
         {
             listener.watch_end(None);
-            self.spare.push((bell, listener));
+            self.spare.push((pipe, listener));
         }
     }
 
@@ -820,10 +820,10 @@ impl State {
         let Some(line) = self.lines.remove(name) else {
             return Vec::new();
         };
-        if let Some(bell) = &line.bell
-            && self.bells.put(name)
+        if let Some(pipe) = &line.pipe
+            && self.pipes.put(name)
         {
-            self.spare.retain(|(spare, _)| !Arc::ptr_eq(spare, bell));
+            self.spare.retain(|(spare, _)| !Arc::ptr_eq(spare, pipe));
         }
         let mut listeners = Vec::new();
         if line.places.is_empty() && line.granted.is_empty() {
@@ -861,7 +861,7 @@ struct Ended {
 /// waiter of this process, which has to watch the waiter before it from now on.
 fn notify_next(first: Option<Arc<Listener>>, next: Option<Arc<Listener>>) {
     if let Some(first) = first {
-        first.ring();
+        first.wake();
     } else if let Some(next) = next {
         next.notify(News::Advanced);
     }
@@ -884,10 +884,10 @@ impl Line {
         {
             first = Some(Arc::clone(listener));
             match &own {
-                Some(own) if own.hears_bell() => own.hand_bell_to(listener),
+                Some(own) if own.has_pipe() => own.hand_pipe_to(listener),
                 _ => {
-                    if let Some(bell) = &self.bell {
-                        listener.listen_to_bell(bell);
+                    if let Some(pipe) = &self.pipe {
+                        listener.subscribe_to_pipe(pipe);
                     }
                 }
             }
@@ -949,7 +949,7 @@ impl Line {
         ticket: u64,
         stage: Stage,
         longest_wait: Duration,
-        spare: &mut Vec<(Arc<Bell>, Arc<Listener>)>,
+        spare: &mut Vec<(Arc<WakePipe>, Arc<Listener>)>,
     ) -> Result<Option<Next>, FileError> {
         let pause = match stage {
             Stage::Staring(version) => {
@@ -996,12 +996,12 @@ impl Line {
     fn listener_of(
         &mut self,
         ticket: u64,
-        spare: &mut Vec<(Arc<Bell>, Arc<Listener>)>,
+        spare: &mut Vec<(Arc<WakePipe>, Arc<Listener>)>,
     ) -> Option<Arc<Listener>> {
         let place = self.places.get_mut(&ticket)?;
         if place.listener.is_none() {
-            let fits = |bell| self.bell.as_ref().is_some_and(|own| Arc::ptr_eq(bell, own));
-            let fitting = spare.iter().position(|(bell, _)| fits(bell));
+            let fits = |pipe| self.pipe.as_ref().is_some_and(|own| Arc::ptr_eq(pipe, own));
+            let fitting = spare.iter().position(|(pipe, _)| fits(pipe));
             let new = || Listener::new().ok().map(Arc::new);
             place.listener = match fitting {
                 Some(at) => Some(spare.swap_remove(at).1),
@@ -1054,13 +1054,13 @@ impl Place {
 }
 
 /// Returns the longest time that a waiter behind `others` waiters sleeps. A waiter with a wake pipe
-/// (`rings`) is notified in time, so that it checks only in case other waiters are stopped or a
+/// (`has_pipe`) is notified in time, so that it checks only in case other waiters are stopped or a
 /// notification is lost.
-fn pause_behind(others: u64, rings: bool) -> Duration {
+fn pause_behind(others: u64, has_pipe: bool) -> Duration {
     /// Shorter than the hand-off reservation of the waiter.
     const IN_TIME: Duration = Duration::from_millis(100);
 
-    let (each, most) = if rings {
+    let (each, most) = if has_pipe {
         (PATIENCE, SAFETY_LOOK)
     } else {
         (BLIND_WAIT, IN_TIME)

@@ -4,7 +4,7 @@
 use std::io;
 use std::ops::Range;
 
-use super::bell::BELLS;
+use super::bell::WAKE_PIPES;
 use super::error::FileError;
 use super::open_files::OpenFile;
 use super::{byte_lock, directory};
@@ -17,12 +17,12 @@ const LAST_TICKET: u64 = 1 << 60;
 
 /// Locks a ticket for a process with that bell, after all others and after `here`, which is this
 /// process's last, and notes that there is one.
-pub(crate) fn append(file: &OpenFile, bell: u32, here: u64) -> Result<u64, FileError> {
+pub(crate) fn append(file: &OpenFile, pipe: u32, here: u64) -> Result<u64, FileError> {
     let mut last = here.max(directory::last_ticket(file)?);
     loop {
         let failed = || FileError::io("lock a byte of this file", file.path());
         // As of a damaged mark, or of somebody else's locks.
-        let ticket = ticket_after(last, bell)
+        let ticket = ticket_after(last, pipe)
             .filter(|&ticket| ticket <= LAST_TICKET)
             .ok_or_else(|| failed()(io::ErrorKind::QuotaExceeded.into()))?;
         if !byte_lock::try_lock(file.file(), byte_of(ticket).start).map_err(failed())? {
@@ -67,10 +67,10 @@ fn mark(file: &OpenFile, ticket: u64) -> Result<Option<u64>, FileError> {
 }
 
 /// The next ticket after `last` of a process with that bell, if there is one.
-fn ticket_after(last: u64, bell: u32) -> Option<u64> {
-    let bells = u64::from(BELLS);
-    let start = (last / bells + 1).checked_mul(bells)?;
-    start.checked_add(bell.into())
+fn ticket_after(last: u64, pipe: u32) -> Option<u64> {
+    let pipes = u64::from(WAKE_PIPES);
+    let start = (last / pipes + 1).checked_mul(pipes)?;
+    start.checked_add(pipe.into())
 }
 
 /// The ticket of processes that do not wait for the lock, but must be notified of its release. All of
@@ -93,13 +93,13 @@ pub(crate) fn unlock(file: &OpenFile, ticket: u64) {
 }
 
 /// The number of the bell of whoever has `ticket`.
-pub(crate) fn bell_of(ticket: u64) -> u32 {
-    u32::try_from(ticket % u64::from(BELLS)).unwrap_or_default()
+pub(crate) fn pipe_of(ticket: u64) -> u32 {
+    u32::try_from(ticket % u64::from(WAKE_PIPES)).unwrap_or_default()
 }
 
 /// Returns the largest possible number of tickets after `served` and before `ticket`, and at least one.
 pub(crate) fn most_between(served: u64, ticket: u64) -> u64 {
-    let place = |ticket| ticket / u64::from(BELLS);
+    let place = |ticket| ticket / u64::from(WAKE_PIPES);
     place(ticket)
         .saturating_sub(place(served))
         .saturating_sub(1)
@@ -117,7 +117,7 @@ pub(crate) fn nearest_before(
         return Ok(None);
     };
     // Mostly it is not far before it.
-    let mut reach = u64::from(BELLS);
+    let mut reach = u64::from(WAKE_PIPES);
     while let Some(start) = ticket.checked_sub(reach).filter(|&start| ahead.end < start) {
         if let Some(nearer) = any(file, start, Some(ticket))? {
             ahead = nearer;
