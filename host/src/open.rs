@@ -639,7 +639,7 @@ impl<'a> FileWatch<'a> {
 
     fn is_lost(&self) -> bool {
         #[cfg(target_os = "linux")]
-        self.listener.has_news();
+        self.listener.has_notification();
         !match self.store {
             FileStore::Lease(store) => store.may_hold(&self.claim),
             FileStore::Lock(store) => store.may_hold(&self.claim),

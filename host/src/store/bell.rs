@@ -290,7 +290,7 @@ mod tests {
     use super::super::StoreOptions;
     use std::path::Path;
 
-    use super::super::file_events::{Listener, News};
+    use super::super::file_events::{Listener, Notification};
     use super::super::os::Purpose;
     use super::super::record::Kind;
     use super::*;
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(listener.wait(Instant::now()), None, "it is read");
         drop((pipes, pipe));
         let soon = || Instant::now() + Duration::from_secs(30);
-        assert_eq!(listener.wait(soon()), Some(News::Ended));
+        assert_eq!(listener.wait(soon()), Some(Notification::Ended));
         assert!(WakePipes::end(&directory, number).is_none());
     }
 

@@ -40,7 +40,7 @@ const IDLE: Duration = Duration::from_secs(2);
 
 /// What somebody has heard.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(crate) enum News {
+pub(crate) enum Notification {
     /// The waiter before this one in this process has left the queue.
     Advanced,
     /// A file was written, or somebody here said so.
@@ -77,10 +77,10 @@ impl Listener {
         };
         match listener.pipe.replace(Arc::clone(pipe)) {
             Some(previous) if Arc::ptr_eq(&previous, pipe) => return,
-            Some(previous) => state.deafen(&previous, self.id),
+            Some(previous) => state.unsubscribe(&previous, self.id),
             None => {}
         }
-        if state.attune(pipe, self.id) {
+        if state.subscribe(pipe, self.id) {
             self.events.interrupt(&state);
         }
     }
@@ -102,10 +102,10 @@ impl Listener {
             .listener(other.id)
             .and_then(|it| it.pipe.replace(Arc::clone(&pipe)));
         if let Some(previous) = previous {
-            state.deafen(&previous, other.id);
+            state.unsubscribe(&previous, other.id);
         }
-        state.attune(&pipe, other.id);
-        state.deafen(&pipe, self.id);
+        state.subscribe(&pipe, other.id);
+        state.unsubscribe(&pipe, self.id);
     }
 
     /// Also waits for the end of the process that reads the other end of `pipe`; with `None`, for the
@@ -164,13 +164,13 @@ impl Listener {
         }
         // Last, so that a file that is watched on is watched all the time.
         for watch in previous.into_iter().flatten() {
-            self.events.forget(&mut state, watch, self.id);
+            self.events.end_watch(&mut state, watch, self.id);
         }
         result
     }
 
     /// Waits until there is news, but until `until` at most.
-    pub(crate) fn wait(&self, until: Instant) -> Option<News> {
+    pub(crate) fn wait(&self, until: Instant) -> Option<Notification> {
         let mut state = self.events.state();
         // Of a task that has given up.
         let waker = state.listener(self.id).and_then(|it| it.waker.take());
@@ -179,10 +179,10 @@ impl Listener {
             drop(waker);
             state = self.events.state();
         }
-        let news = loop {
-            let news = state.take_news(self.id);
-            if news.is_some() {
-                break news;
+        let notification = loop {
+            let notification = state.take_notification(self.id);
+            if notification.is_some() {
+                break notification;
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -198,27 +198,27 @@ impl Listener {
                 state = self.events.read(state, left);
             }
         };
-        state.hand_on();
-        news
+        state.wake_next_reader();
+        notification
     }
 
     /// Whether there is news, now.
-    pub(crate) fn has_news(&self) -> bool {
+    pub(crate) fn has_notification(&self) -> bool {
         let mut state = self.events.state();
         if !state.is_read {
             state = self.events.read(state, Duration::ZERO);
         }
-        let has_news = state.take_news(self.id).is_some();
-        state.hand_on();
-        has_news
+        let has_notification = state.take_notification(self.id).is_some();
+        state.wake_next_reader();
+        has_notification
     }
 
     /// [`wait`](Self::wait), for a task.
-    pub(crate) fn poll(&self, context: &Context<'_>, until: Instant) -> Poll<Option<News>> {
+    pub(crate) fn poll(&self, context: &Context<'_>, until: Instant) -> Poll<Option<Notification>> {
         let mut state = self.events.state();
-        let news = state.take_news(self.id);
-        if news.is_some() || until <= Instant::now() {
-            return Poll::Ready(news);
+        let notification = state.take_notification(self.id);
+        if notification.is_some() || until <= Instant::now() {
+            return Poll::Ready(notification);
         }
         let first = state.alarms.first().map(|(due, _)| *due);
         let mut before = None;
@@ -248,17 +248,17 @@ impl Listener {
 
     /// Is news for this listener by itself.
     pub(crate) fn wake(&self) {
-        self.notify(News::Written);
+        self.notify(Notification::Written);
     }
 
-    /// Wakes this listener with `news`.
-    pub(crate) fn notify(&self, news: News) {
+    /// Wakes this listener with `notification`.
+    pub(crate) fn notify(&self, notification: Notification) {
         let mut state = self.events.state();
-        let wakes = state.notify(self.id, news);
+        let to_wake = state.notify(self.id, notification);
         self.events.interrupt(&state);
         drop(state);
-        if let Some(wakes) = wakes {
-            wakes.wake();
+        if let Some(to_wake) = to_wake {
+            to_wake.wake();
         }
     }
 }
@@ -270,10 +270,10 @@ impl Drop for Listener {
             return;
         };
         for watch in std::mem::take(&mut listener.watches) {
-            self.events.forget(&mut state, watch, self.id);
+            self.events.end_watch(&mut state, watch, self.id);
         }
         if let Some(pipe) = listener.pipe.take() {
-            state.deafen(&pipe, self.id);
+            state.unsubscribe(&pipe, self.id);
         }
         let end = state.ends.remove(&self.id);
         if let Some(alarm) = listener.alarm.take() {
@@ -301,7 +301,7 @@ struct State {
     next: u64,
     /// Present while a file is watched, and for some time after that.
     inotify: Option<Arc<OwnedFd>>,
-    listeners: HashMap<u64, Listening>,
+    listeners: HashMap<u64, Subscription>,
     watched_by: HashMap<i32, Vec<u64>>,
     /// The bells that somebody listens to, and who.
     pipes: Vec<(Arc<WakePipe>, Vec<u64>)>,
@@ -318,21 +318,21 @@ struct State {
 }
 
 #[derive(Debug, Default)]
-struct Listening {
+struct Subscription {
     pipe: Option<Arc<WakePipe>>,
     watches: Vec<i32>,
-    news: Option<News>,
+    notification: Option<Notification>,
     waker: Option<Waker>,
     alarm: Option<Instant>,
 }
 
 /// Whom to wake.
-enum Wakes {
+enum ToWake {
     Thread(Thread),
     Task(Waker),
 }
 
-impl Wakes {
+impl ToWake {
     fn wake(self) {
         match self {
             Self::Thread(thread) => thread.unpark(),
@@ -401,34 +401,34 @@ impl FileEvents {
         if is_ready.next() == Some(true) {
             let _ = rustix::io::read(&self.interruption, &mut [0; 8]);
         }
-        let mut wakes = Vec::new();
+        let mut to_wake = Vec::new();
         let mut state = self.state();
         state.is_read = false;
         for (pipe, _) in pipes.iter().zip(&mut is_ready).filter(|(_, is)| *is) {
             if pipe.take_wakes() {
-                for id in state.hearers(pipe) {
-                    wakes.extend(state.notify(id, News::Written));
+                for id in state.subscribers(pipe) {
+                    to_wake.extend(state.notify(id, Notification::Written));
                 }
             }
         }
         for ((id, end), _) in ends.iter().zip(&mut is_ready).filter(|(_, is)| *is) {
-            wakes.extend(state.ended(*id, end));
+            to_wake.extend(state.ended(*id, end));
         }
         if let Some(inotify) = &inotify
             && is_ready.next() == Some(true)
         {
-            Self::read_events(inotify, &mut state, &mut wakes);
+            Self::read_events(inotify, &mut state, &mut to_wake);
         }
-        if wakes.is_empty() {
+        if to_wake.is_empty() {
             return state;
         }
         drop(state);
-        wakes.into_iter().for_each(Wakes::wake);
+        to_wake.into_iter().for_each(ToWake::wake);
         self.state()
     }
 
     /// Reads what the kernel tells of, and says whom to wake for it.
-    fn read_events(inotify: &OwnedFd, state: &mut State, wakes: &mut Vec<Wakes>) {
+    fn read_events(inotify: &OwnedFd, state: &mut State, to_wake: &mut Vec<ToWake>) {
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
         let mut reader = inotify::Reader::new(inotify, &mut buffer);
         while let Ok(event) = reader.next() {
@@ -438,12 +438,15 @@ impl FileEvents {
                 let watch = event.wd();
                 state.watched_by.get(&watch).cloned().unwrap_or_default()
             };
-            let news = if event.events() == ReadFlags::MODIFY {
-                News::Written
+            let notification = if event.events() == ReadFlags::MODIFY {
+                Notification::Written
             } else {
-                News::Ended
+                Notification::Ended
             };
-            wakes.extend(ids.into_iter().filter_map(|id| state.notify(id, news)));
+            to_wake.extend(
+                ids.into_iter()
+                    .filter_map(|id| state.notify(id, notification)),
+            );
             // What one read leaves is there for the next.
             if reader.is_buffer_empty() {
                 break;
@@ -477,7 +480,7 @@ impl FileEvents {
     }
 
     /// Ends the watch of `id`, and the kernel's if there is no other.
-    fn forget(&self, state: &mut State, watch: i32, id: u64) {
+    fn end_watch(&self, state: &mut State, watch: i32, id: u64) {
         let Some(ids) = state.watched_by.get_mut(&watch) else {
             return;
         };
@@ -500,10 +503,10 @@ impl FileEvents {
         let mut idle_since = None;
         loop {
             let now = Instant::now();
-            let wakes: Vec<_> = state.due(now);
-            if !wakes.is_empty() {
+            let to_wake: Vec<_> = state.due(now);
+            if !to_wake.is_empty() {
                 drop(state);
-                wakes.into_iter().for_each(Wakes::wake);
+                to_wake.into_iter().for_each(ToWake::wake);
                 state = self.state();
                 continue;
             }
@@ -528,23 +531,23 @@ impl FileEvents {
             }
         }
         state.serves_tasks = false;
-        state.hand_on();
+        state.wake_next_reader();
     }
 }
 
 impl State {
     fn add(&mut self) -> u64 {
         self.next += 1;
-        self.listeners.insert(self.next, Listening::default());
+        self.listeners.insert(self.next, Subscription::default());
         self.next
     }
 
-    fn listener(&mut self, id: u64) -> Option<&mut Listening> {
+    fn listener(&mut self, id: u64) -> Option<&mut Subscription> {
         self.listeners.get_mut(&id)
     }
 
     /// Lets `id` hear `pipe`; returns whether it is the first to.
-    fn attune(&mut self, pipe: &Arc<WakePipe>, id: u64) -> bool {
+    fn subscribe(&mut self, pipe: &Arc<WakePipe>, id: u64) -> bool {
         let known = self.pipes.iter_mut().find(|(it, _)| Arc::ptr_eq(it, pipe));
         if let Some((_, ids)) = known {
             ids.push(id);
@@ -555,7 +558,7 @@ impl State {
     }
 
     /// Lets `id` hear `pipe` no more.
-    fn deafen(&mut self, pipe: &Arc<WakePipe>, id: u64) {
+    fn unsubscribe(&mut self, pipe: &Arc<WakePipe>, id: u64) {
         self.pipes.retain_mut(|(it, ids)| {
             if Arc::ptr_eq(it, pipe) {
                 ids.retain(|&other| other != id);
@@ -565,52 +568,52 @@ impl State {
     }
 
     /// Who hears `pipe`.
-    fn hearers(&self, pipe: &Arc<WakePipe>) -> Vec<u64> {
+    fn subscribers(&self, pipe: &Arc<WakePipe>) -> Vec<u64> {
         let known = self.pipes.iter().find(|(it, _)| Arc::ptr_eq(it, pipe));
         known.map(|(_, ids)| ids.clone()).unwrap_or_default()
     }
 
     /// Records for the listener `id` that the pipe `end` has no reader any more; returns the waiters to
     /// wake.
-    fn ended(&mut self, id: u64, end: &Arc<File>) -> Option<Wakes> {
+    fn ended(&mut self, id: u64, end: &Arc<File>) -> Option<ToWake> {
         // Otherwise poll(2) would report the same error again and again.
         if !Arc::ptr_eq(self.ends.get(&id)?, end) {
             return None;
         }
         self.ends.remove(&id);
-        self.notify(id, News::Ended)
+        self.notify(id, Notification::Ended)
     }
 
     /// What the listener `id` has not heard yet.
-    fn take_news(&mut self, id: u64) -> Option<News> {
-        self.listener(id)?.news.take()
+    fn take_notification(&mut self, id: u64) -> Option<Notification> {
+        self.listener(id)?.notification.take()
     }
 
-    /// Notes `news` for the listener `id`; returns whom to wake.
-    fn notify(&mut self, id: u64, news: News) -> Option<Wakes> {
+    /// Notes `notification` for the listener `id`; returns whom to wake.
+    fn notify(&mut self, id: u64, notification: Notification) -> Option<ToWake> {
         let listener = self.listeners.get_mut(&id)?;
-        listener.news = listener.news.max(Some(news));
-        let task = listener.waker.take().map(Wakes::Task);
-        task.or_else(|| self.parked.get(&id).cloned().map(Wakes::Thread))
+        listener.notification = listener.notification.max(Some(notification));
+        let task = listener.waker.take().map(ToWake::Task);
+        task.or_else(|| self.parked.get(&id).cloned().map(ToWake::Thread))
     }
 
     /// The tasks whose time has come.
-    fn due(&mut self, now: Instant) -> Vec<Wakes> {
-        let mut wakes = Vec::new();
+    fn due(&mut self, now: Instant) -> Vec<ToWake> {
+        let mut to_wake = Vec::new();
         while let Some(&(due, id)) = self.alarms.first()
             && due <= now
         {
             self.alarms.pop_first();
             if let Some(listener) = self.listener(id) {
                 listener.alarm = None;
-                wakes.extend(listener.waker.take().map(Wakes::Task));
+                to_wake.extend(listener.waker.take().map(ToWake::Task));
             }
         }
-        wakes
+        to_wake
     }
 
     /// Lets another thread read the events.
-    fn hand_on(&mut self) {
+    fn wake_next_reader(&mut self) {
         if !self.is_read
             && let Some((_, next)) = self.parked.first_key_value()
         {

@@ -26,7 +26,7 @@ use verrou::{Claim, Name, Owner};
 use super::bell::{WakePipe, WakePipes};
 use super::directory::{self, Directory, View};
 use super::error::FileError;
-use super::file_events::{Listener, News};
+use super::file_events::{Listener, Notification};
 use super::jitter;
 use super::open_files::OpenFile;
 use super::record::Version;
@@ -190,11 +190,11 @@ enum Next {
     /// Look at the file, which was like this, until the lock may be free, but not for long; then try,
     /// or ask again.
     Stare(Arc<OpenFile>, Version),
-    /// Wait until there is news, or as long as `pause`; then do what `on_news` or `then` says.
+    /// Wait until there is news, or as long as `pause`; then do what `on_notification` or `then` says.
     Listen {
         to: Arc<Listener>,
         pause: Duration,
-        on_news: Then,
+        on_notification: Then,
         then: Then,
     },
     /// Let this long pass, and try to take the lock.
@@ -372,17 +372,17 @@ impl Queue {
                 Next::Listen {
                     to,
                     pause,
-                    on_news,
+                    on_notification,
                     then,
                 } => {
-                    let news = if pause.is_zero() {
+                    let notification = if pause.is_zero() {
                         thread::yield_now();
                         None
                     } else {
                         to.wait(end.min(Instant::now() + pause))
                     };
-                    let then = match news {
-                        Some(news) => self.heard(claim, news, on_news),
+                    let then = match notification {
+                        Some(notification) => self.heard(claim, notification, on_notification),
                         None => then,
                     };
                     if then == Then::Look || end <= Instant::now() {
@@ -411,13 +411,13 @@ impl Queue {
                 Next::Listen {
                     to,
                     pause,
-                    on_news,
+                    on_notification,
                     then,
                 } => {
                     let until = Instant::now() + pause.max(SHORTEST_ALARM);
-                    let news = future::poll_fn(|context| to.poll(context, until)).await;
-                    let then = match news {
-                        Some(news) => self.heard(claim, news, on_news),
+                    let notification = future::poll_fn(|context| to.poll(context, until)).await;
+                    let then = match notification {
+                        Some(notification) => self.heard(claim, notification, on_notification),
                         None => then,
                     };
                     if then == Then::Look {
@@ -579,23 +579,23 @@ impl Queue {
         Then::Look
     }
 
-    /// What to do now that the owner of `claim` has heard `news`, if `then` when it is not the
+    /// What to do now that the owner of `claim` has heard `notification`, if `then` when it is not the
     /// first.
-    fn heard(&self, claim: &Claim, news: News, then: Then) -> Then {
+    fn heard(&self, claim: &Claim, notification: Notification, then: Then) -> Then {
         let mut state = self.state();
         let Some((file, place)) = state.place_mut(claim) else {
             return then;
         };
         let Stage::Listening { version, looks } = &mut place.stage else {
             let is_outside = matches!(place.stage, Stage::Outside { .. } | Stage::Long { .. });
-            if is_outside && news != News::Advanced {
+            if is_outside && notification != Notification::Advanced {
                 place.stage = Stage::Told;
             }
             return then;
         };
         match directory::version(&file) {
             // Somebody has joined the queue.
-            Ok(now) if now == *version && news != News::Ended => Then::Ask,
+            Ok(now) if now == *version && notification != Notification::Ended => Then::Ask,
             now => {
                 *version = now.unwrap_or(*version);
                 *looks = 0;
@@ -655,7 +655,7 @@ impl State {
             let listen = |pause, then| Next::Listen {
                 to: Arc::clone(&listener),
                 pause,
-                on_news: Then::Ask,
+                on_notification: Then::Ask,
                 then,
             };
             let version = directory::version(&line.file)?;
@@ -863,7 +863,7 @@ fn notify_next(first: Option<Arc<Listener>>, next: Option<Arc<Listener>>) {
     if let Some(first) = first {
         first.wake();
     } else if let Some(next) = next {
-        next.notify(News::Advanced);
+        next.notify(Notification::Advanced);
     }
 }
 
@@ -979,7 +979,7 @@ impl Line {
             Some(to) => Next::Listen {
                 to,
                 pause,
-                on_news: Then::Look,
+                on_notification: Then::Look,
                 then: Then::Look,
             },
             None => Next::Pause(jitter(BLIND_WAIT)),
