@@ -303,7 +303,7 @@ impl Directory {
             since_wall: wall,
             process: self.process(),
             served,
-            tells: false,
+            notifies: false,
             file: before.file,
         };
         Ok(Some(record.lasting(claim.ttl, now, wall)))

@@ -23,7 +23,7 @@ use super::lease_file::{granted, holder};
 use super::machine::Machine;
 use super::open_files::{Location, OpenFile, OpenFiles};
 use super::os::Purpose;
-use super::queue::{Queue, Standing};
+use super::queue::{Position, Queue};
 use super::record::{Kind, Record};
 use super::{Listed, StoreOptions, os};
 use crate::System;
@@ -137,9 +137,9 @@ struct Grant {
     /// Whether others have a duplicate of the locked descriptor.
     is_shared: bool,
     /// How it stood to those who waited when it was granted.
-    standing: Standing,
+    position: Position,
     /// Whether who gave it back before tells the one who is first now.
-    is_next_told: bool,
+    is_next_notified: bool,
     /// When its end was recorded.
     recorded_end: Option<Instant>,
 }
@@ -149,8 +149,8 @@ enum Attempt {
     Granted {
         record: Arc<Record>,
         since: Duration,
-        standing: Standing,
-        is_next_told: bool,
+        position: Position,
+        is_next_notified: bool,
     },
     /// The lock is reserved for an earlier waiter.
     Kept,
@@ -285,7 +285,8 @@ impl FileLockStore {
             !matches!(kernel_lock::is_locked(locked.file()), Ok(true))
                 || !matches!(locked.is_current(), Ok(true))
         };
-        self.queue.overhear(&self.directory, name, at_most, is_over);
+        self.queue
+            .watch_changes(&self.directory, name, at_most, is_over);
         Queue::ignore(&recorded);
         if recorded.is_current()? {
             self.directory.put(name, recorded);
@@ -366,14 +367,14 @@ impl FileLockStore {
             mut locked,
             recorded,
             is_shared,
-            standing,
+            position,
             recorded_end,
             ..
         } = grant;
         let file = locked.unlock();
         // Who was woken by the record may have looked in vain since.
         let is_late = || recorded_end.is_none_or(|it| it.elapsed() > LATE);
-        if (standing == Standing::Alone || is_late())
+        if (position == Position::NoWaiters || is_late())
             && let Some(file) = recorded.as_ref().or(file.as_ref())
         {
             // What cannot be told now, those who wait find out by themselves.
@@ -424,8 +425,8 @@ impl FileLockStore {
                 Attempt::Granted {
                     record,
                     since,
-                    standing,
-                    is_next_told,
+                    position,
+                    is_next_notified,
                 } => {
                     return Ok(Some(Grant {
                         locked,
@@ -433,8 +434,8 @@ impl FileLockStore {
                         record,
                         since,
                         is_shared: false,
-                        standing,
-                        is_next_told,
+                        position,
+                        is_next_notified,
                         recorded_end: None,
                     }));
                 }
@@ -471,12 +472,12 @@ impl FileLockStore {
             return Ok(Attempt::Replaced);
         }
         let before = self.directory.read(file, &claim.name)?;
-        let standing = self.queue.standing(claim, file, &before)?;
-        file.set_contended(standing != Standing::Alone);
-        let (patience, now) = (standing.patience(), self.now());
-        if !patience.is_zero()
+        let position = self.queue.position(claim, file, &before)?;
+        file.set_contended(position != Position::NoWaiters);
+        let (reservation, now) = (position.reservation(), self.now());
+        if !reservation.is_zero()
             && let Some(record) = &before.record
-            && (record.held || record.ended_within(patience, now))
+            && (record.held || record.ended_within(reservation, now))
         {
             if record.held {
                 // The holder could not record its release, or saw no waiter.
@@ -484,7 +485,7 @@ impl FileLockStore {
             }
             return Ok(Attempt::Kept);
         }
-        let served = standing.served(&before);
+        let served = position.served(&before);
         let new = self
             .directory
             .new_record(file, claim, &before, served, now)?;
@@ -498,15 +499,15 @@ impl FileLockStore {
         Ok(Attempt::Granted {
             record: directory::write_grant(file, record, &before)?,
             since: now,
-            standing,
-            is_next_told: before.record.is_some_and(|record| record.tells),
+            position,
+            is_next_notified: before.record.is_some_and(|record| record.notifies),
         })
     }
 
     /// Whether the lock is free, but kept for another than the owner of `claim`, who would keep
     /// that one from it by asking the kernel.
     fn is_kept_for_another(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
-        match self.queue.place(claim) {
+        match self.queue.is_known_head(claim) {
             None if !file.is_contended() => return Ok(false),
             Some(true) => return Ok(false),
             _ => {}
@@ -515,9 +516,9 @@ impl FileLockStore {
         let Ok(view) = self.directory.read(file, &claim.name) else {
             return Ok(false);
         };
-        let standing = self.queue.standing(claim, file, &view)?;
+        let position = self.queue.position(claim, file, &view)?;
         let ended = view.record.filter(|record| !record.held);
-        Ok(ended.is_some_and(|record| record.ended_within(standing.patience(), self.now())))
+        Ok(ended.is_some_and(|record| record.ended_within(position.reservation(), self.now())))
     }
 
     /// Returns the holder of the kernel's lock of `name`, which this value does not hold, and the owner in
@@ -689,7 +690,7 @@ impl Grant {
     fn record_end(&mut self, directory: &Directory, name: &Name, now: Duration) {
         let began = Instant::now();
         let record = Record {
-            tells: self.standing.waits(),
+            notifies: self.position.has_ticket(),
             ..self.record.ended(now)
         };
         if matches!(self.write(directory, name, &record), Ok(Some(_))) {
@@ -773,9 +774,9 @@ impl Store for FileLockStore {
         match self.take(claim) {
             Ok(Some(grant)) => {
                 let reply = granted(&grant.record);
-                let is_next_told = grant.is_next_told;
+                let is_next_notified = grant.is_next_notified;
                 self.grants().insert(claim.name.clone(), Slot::Held(grant));
-                self.queue.granted(&self.directory, claim, is_next_told);
+                self.queue.granted(&self.directory, claim, is_next_notified);
                 Ok(reply)
             }
             Ok(None) => {
@@ -853,7 +854,7 @@ impl Store for FileLockStore {
         let current = file.map_or(Ok(false), |file| file.is_still_there(held_for));
         // With another file at its path, the record may be another's by now. Those who do not wait
         // need not know: the lock is free when the kernel says so.
-        if grant.standing != Standing::Alone && matches!(current, Ok(true)) {
+        if grant.position != Position::NoWaiters && matches!(current, Ok(true)) {
             grant.record_end(&self.directory, &claim.name, self.now());
         }
         // Whatever else fails, it is unlocked.

@@ -27,7 +27,7 @@ use super::kernel_lock::{self, Guarded};
 use super::machine::Machine;
 use super::open_files::OpenFile;
 use super::os::Purpose;
-use super::queue::{Queue, Standing};
+use super::queue::{Position, Queue};
 use super::record::{self, Kind, Record};
 use super::{Listed, StoreOptions, Zombies, liveness, os};
 use crate::System;
@@ -233,9 +233,10 @@ impl LeaseFileStore {
     /// Waits until nobody holds `name`, or something keeps that from being told, but at most
     /// `at_most`; for those who are not to have a place among the ones who wait.
     pub fn watch(&self, name: &Name, at_most: Duration) {
-        self.queue.overhear(&self.directory, name, at_most, || {
-            !matches!(self.inspect(name), Ok(Some(_)))
-        });
+        self.queue
+            .watch_changes(&self.directory, name, at_most, || {
+                !matches!(self.inspect(name), Ok(Some(_)))
+            });
     }
 
     /// [`Store::wait`], for a task.
@@ -575,7 +576,7 @@ impl LeaseFile<'_> {
     /// keep anybody from the file then; as far as that can be told in passing.
     fn is_anothers(&self, claim: &Claim) -> Result<bool, FileError> {
         let queue = &self.store.queue;
-        match queue.place(claim) {
+        match queue.is_known_head(claim) {
             None if !self.file.is_contended() => return Ok(false),
             Some(true) => return Ok(false),
             _ => {}
@@ -584,14 +585,14 @@ impl LeaseFile<'_> {
         let Ok(view) = self.store.directory.read(self.file, self.name) else {
             return Ok(false);
         };
-        let patience = queue.standing(claim, self.file, &view)?.patience();
+        let reservation = queue.position(claim, self.file, &view)?.reservation();
         let Some(record) = &view.record else {
             return Ok(false);
         };
-        Ok(!patience.is_zero()
+        Ok(!reservation.is_zero()
             && record.owner != claim.owner
             && (matches!(self.state(record), Ok(State::Held { .. }))
-                || record.ended_within(patience, self.now()))
+                || record.ended_within(reservation, self.now()))
             && self.file.is_current()?)
     }
 
@@ -665,8 +666,8 @@ impl LeaseFile<'_> {
                 }
                 // Only the first in the queue is to look again when the time has passed.
                 State::Held { remaining } => {
-                    let standing = queue.standing(claim, self.file, before)?;
-                    let is_behind = standing.waits() && !standing.patience().is_zero();
+                    let position = queue.position(claim, self.file, before)?;
+                    let is_behind = position.has_ticket() && !position.reservation().is_zero();
                     let remaining = remaining.filter(|_| !is_behind);
                     return Ok(Some(Reply::Refused { remaining }));
                 }
@@ -677,10 +678,10 @@ impl LeaseFile<'_> {
                 State::Free => {}
             }
         }
-        let standing = queue.standing(claim, self.file, before)?;
-        self.file.set_contended(standing != Standing::Alone);
-        let patience = standing.patience();
-        if !patience.is_zero()
+        let position = queue.position(claim, self.file, before)?;
+        self.file.set_contended(position != Position::NoWaiters);
+        let reservation = position.reservation();
+        if !reservation.is_zero()
             && let Some(record) = &before.record
         {
             let now = self.now();
@@ -689,12 +690,12 @@ impl LeaseFile<'_> {
                 self.free(record, false)?;
                 return Ok(Some(Reply::REFUSED));
             }
-            if record.ended_within(patience, now) {
+            if record.ended_within(reservation, now) {
                 return Ok(Some(Reply::REFUSED));
             }
         }
         let directory = &self.store.directory;
-        let served = standing.served(before);
+        let served = position.served(before);
         let now = self.now();
         let new = |before: &View| {
             let new = directory.new_record(self.file, claim, before, served, now)?;
@@ -741,7 +742,7 @@ impl LeaseFile<'_> {
             is_shared: false,
             taken_over,
             process,
-            has_waited: standing.waits(),
+            has_waited: position.has_ticket(),
             since: now,
         };
         let ended = self.store.grants().insert(self.name.clone(), grant);
@@ -833,10 +834,10 @@ impl LeaseFile<'_> {
         directory::write(self.file, &Arc::new(record))
     }
 
-    /// `tells` says whether this process tells the second of those who wait.
-    fn free(&self, record: &Record, tells: bool) -> Result<(), FileError> {
+    /// `notifies` says whether this process tells the second of those who wait.
+    fn free(&self, record: &Record, notifies: bool) -> Result<(), FileError> {
         self.write(Record {
-            tells,
+            notifies,
             ..record.ended(self.now())
         })
     }
@@ -849,9 +850,9 @@ impl LeaseFile<'_> {
 impl Store for LeaseFileStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         loop {
-            let mut is_next_told = false;
+            let mut is_next_notified = false;
             let reply = self.with_record(&claim.name, Which::Wanted(claim), |lease, view| {
-                is_next_told = view.record.as_ref().is_some_and(|record| record.tells);
+                is_next_notified = view.record.as_ref().is_some_and(|record| record.notifies);
                 lease.acquire(claim, &view)
             });
             let reply = match reply {
@@ -869,7 +870,7 @@ impl Store for LeaseFileStore {
             };
             if let Some(reply) = reply {
                 if reply.is_granted() {
-                    self.queue.granted(&self.directory, claim, is_next_told);
+                    self.queue.granted(&self.directory, claim, is_next_notified);
                     self.keep_few_expired();
                 }
                 return Ok(reply);

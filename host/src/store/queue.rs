@@ -36,7 +36,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, thread};
 
 /// For how long a lock that was given back is kept for the first in its queue.
-const PATIENCE: Duration = Duration::from_millis(200);
+const RESERVATION: Duration = Duration::from_millis(200);
 
 /// The longest time that the head waiter sleeps without a check, in case an event is lost.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -45,14 +45,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const FOREIGN_WAIT: Duration = Duration::from_millis(250);
 
 /// The longest time that any waiter sleeps without a check.
-const SAFETY_LOOK: Duration = Duration::from_secs(10);
+const SAFETY_CHECK: Duration = Duration::from_secs(10);
 
 /// How long is waited between looks where the kernel tells of no events.
 const BLIND_WAIT: Duration = Duration::from_millis(10);
 
 /// For how long the first looks at the file all the time before it listens: about as long as
 /// falling asleep and being woken takes.
-const STARE: Duration = Duration::from_micros(50);
+const SPIN: Duration = Duration::from_micros(50);
 
 /// After how long in the queue it is worth listening, too, for the end of the process before.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
@@ -69,33 +69,33 @@ pub(crate) struct Queue {
     /// A file that is locked by programs that know of no queue.
     foreign: Option<PathBuf>,
     /// Whether every change of the lock causes an event of its file.
-    tells_all: bool,
+    reports_all_changes: bool,
     /// Whether anybody has ever waited, or watched.
     is_used: AtomicBool,
     /// Separate in each forked child: a child is not in the queue.
-    state: PerProcess<Mutex<State>>,
+    state: PerProcess<Mutex<QueueState>>,
 }
 
 /// How somebody who asks for a lock stands to those who wait for it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Standing {
+pub(crate) enum Position {
     /// Nobody waits.
-    Alone,
+    NoWaiters,
     /// It waits, with this ticket, and nobody before it.
-    First(u64),
+    Head(u64),
     /// It waits, with this ticket, and one came before.
     Second(u64),
     /// Others came before; its ticket, if it waits.
     Behind(Option<u64>),
 }
 
-impl Standing {
+impl Position {
     /// The greatest ticket of all that do not wait any more, if this one is granted the lock, whose
     /// file says `before`.
     pub(crate) fn served(self, before: &View) -> u64 {
         match self {
-            Self::Alone => before.mark.max(before.served()),
-            Self::First(ticket) | Self::Second(ticket) | Self::Behind(Some(ticket)) => {
+            Self::NoWaiters => before.mark.max(before.served()),
+            Self::Head(ticket) | Self::Second(ticket) | Self::Behind(Some(ticket)) => {
                 ticket.max(before.served())
             }
             Self::Behind(None) => before.served(),
@@ -103,82 +103,82 @@ impl Standing {
     }
 
     /// Whether it waits.
-    pub(crate) fn waits(self) -> bool {
-        !matches!(self, Self::Alone | Self::Behind(None))
+    pub(crate) fn has_ticket(self) -> bool {
+        !matches!(self, Self::NoWaiters | Self::Behind(None))
     }
 
     /// For how long a lock that was given back is kept from it. Should the first not come, the second
     /// takes it; should that one not come either, anybody does.
-    pub(crate) fn patience(self) -> Duration {
+    pub(crate) fn reservation(self) -> Duration {
         match self {
-            Self::Alone | Self::First(_) => Duration::ZERO,
+            Self::NoWaiters | Self::Head(_) => Duration::ZERO,
             _ if mutant!(QueueIgnored) => Duration::ZERO,
             _ if mutant!(EndlessPatience) => Duration::MAX,
-            Self::Second(_) => PATIENCE,
-            Self::Behind(_) => 2 * PATIENCE,
+            Self::Second(_) => RESERVATION,
+            Self::Behind(_) => 2 * RESERVATION,
         }
     }
 }
 
 #[derive(Debug, Default)]
-struct State {
-    lines: HashMap<Name, Line>,
+struct QueueState {
+    local_queues: HashMap<Name, LocalQueue>,
     /// Of those who have just left, with the bell that each listens to, to be used again: beginning
     /// to listen, and ending it, takes the kernel longer than a grant.
     spare: Vec<(Arc<WakePipe>, Arc<Listener>)>,
     /// Of those whose file was replaced, to be told.
     displaced: Vec<Arc<Listener>>,
     /// Those who hold a lock and want to know should they lose it.
-    guards: HashMap<Owner, Arc<Listener>>,
+    loss_listeners: HashMap<Owner, Arc<Listener>>,
     pipes: WakePipes,
 }
 
 /// Those of this process who wait for one lock.
 #[derive(Debug)]
-struct Line {
+struct LocalQueue {
     /// The lock's file, whose open file description has their bytes locked.
     file: Arc<OpenFile>,
     /// The wake pipe of all of them, if one was available, and its number.
     pipe: Option<Arc<WakePipe>>,
     number: u32,
     /// By ticket.
-    places: BTreeMap<u64, Place>,
+    waiters: BTreeMap<u64, Waiter>,
     tickets: HashMap<Owner, u64>,
     /// The tickets of those who were granted the lock, until they give it back.
     granted: HashMap<Owner, u64>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct Waiter {
     /// `None` when there are no more to be had: then the place is looked after from time to time.
     listener: Option<Arc<Listener>>,
     stage: Stage,
     /// Once it is so, it stays so.
-    is_first: bool,
+    is_head: bool,
 }
 
 /// How far somebody has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Stage {
     /// Others of this process are before it, and tell it when they leave.
-    Inside,
+    BehindLocal,
     /// It is the first of this process, and listens to its bell.
-    Outside { since: Instant },
+    OnPipe { since: Instant },
     /// It also waits for the end of the process with this ticket.
-    Long { before: u64 },
+    WatchingProcess { before: u64 },
     /// It has heard a bell.
-    Told,
+    Notified,
     /// It is the first, or the second and was told, and looks at the file, which was like this before
     /// it tried the lock.
-    Staring(Version),
+    Spinning(Version),
     /// As that, and there is nothing to listen with.
-    Blind,
+    Polling,
     /// As that, and listens to the lock's file.
-    Listening {
+    Watching {
         /// What the file was like when there was news.
         version: Version,
         /// How often was looked since then.
-        looks: u32,
+        tries: u32,
     },
 }
 
@@ -186,28 +186,28 @@ enum Stage {
 #[derive(Debug)]
 enum Next {
     /// Try to take the lock.
-    Look,
+    TryLock,
     /// Look at the file, which was like this, until the lock may be free, but not for long; then try,
     /// or ask again.
-    Stare(Arc<OpenFile>, Version),
+    Spin(Arc<OpenFile>, Version),
     /// Wait until there is news, or as long as `pause`; then do what `on_notification` or `then` says.
-    Listen {
+    Wait {
         to: Arc<Listener>,
         pause: Duration,
-        on_notification: Then,
-        then: Then,
+        on_notification: AfterWait,
+        then: AfterWait,
     },
     /// Let this long pass, and try to take the lock.
-    Pause(Duration),
+    Sleep(Duration),
 }
 
 /// What one who has waited is to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Then {
+enum AfterWait {
     /// Try to take the lock.
-    Look,
+    TryLock,
     /// Ask again.
-    Ask,
+    AskAgain,
 }
 
 impl Queue {
@@ -215,47 +215,47 @@ impl Queue {
     pub(crate) const NOTIFIES: bool = true;
 
     /// Returns a queue for locks of this software's files, or for the lock of the file `foreign`, which
-    /// programs without the queue also lock. `tells_all` says whether every change of the lock causes
+    /// programs without the queue also lock. `reports_all_changes` says whether every change of the lock causes
     /// an event of its file.
-    pub(crate) fn new(foreign: Option<PathBuf>, tells_all: bool) -> Self {
+    pub(crate) fn new(foreign: Option<PathBuf>, reports_all_changes: bool) -> Self {
         Self {
             foreign,
-            tells_all,
+            reports_all_changes,
             is_used: AtomicBool::new(false),
             state: PerProcess::new(),
         }
     }
 
     /// How the owner of `claim` stands. `file` is the lock's file, and `view` what it says.
-    pub(crate) fn standing(
+    pub(crate) fn position(
         &self,
         claim: &Claim,
         file: &OpenFile,
         view: &View,
-    ) -> Result<Standing, FileError> {
+    ) -> Result<Position, FileError> {
         if let Some(state) = self.state_if_used()
-            && let Some((line, ticket)) = state.place_of(claim)
+            && let Some((local, ticket)) = state.find(claim)
         {
             let served = view.served();
-            return Ok(if line.is_first(ticket, served)? {
-                Standing::First(ticket)
-            } else if line.is_second(ticket, served)? {
-                Standing::Second(ticket)
+            return Ok(if local.is_head(ticket, served)? {
+                Position::Head(ticket)
+            } else if local.is_second(ticket, served)? {
+                Position::Second(ticket)
             } else {
-                Standing::Behind(Some(ticket))
+                Position::Behind(Some(ticket))
             });
         }
         if view.mark == view.served() || tickets::any(file, view.served() + 1, None)?.is_none() {
-            return Ok(Standing::Alone);
+            return Ok(Position::NoWaiters);
         }
-        Ok(Standing::Behind(None))
+        Ok(Position::Behind(None))
     }
 
     /// Whether the owner of `claim` waits, and if so, whether it is known to be the first.
-    pub(crate) fn place(&self, claim: &Claim) -> Option<bool> {
+    pub(crate) fn is_known_head(&self, claim: &Claim) -> Option<bool> {
         let state = self.state_if_used()?;
-        let (line, ticket) = state.place_of(claim)?;
-        Some(line.places.get(&ticket)?.is_first)
+        let (local, ticket) = state.find(claim)?;
+        Some(local.waiters.get(&ticket)?.is_head)
     }
 
     /// Lets the first of those who wait look at `file`, the lock's file, if anybody waits.
@@ -266,28 +266,28 @@ impl Queue {
         }
     }
 
-    /// Takes note that `claim`, if it has a place, was granted. `is_next_told` says whether who gave
+    /// Takes note that `claim`, if it has a place, was granted. `is_next_notified` says whether who gave
     /// the lock back tells the one who is first now.
-    pub(crate) fn granted(&self, directory: &Directory, claim: &Claim, is_next_told: bool) {
+    pub(crate) fn granted(&self, directory: &Directory, claim: &Claim, is_next_notified: bool) {
         let Some(mut state) = self.state_if_used() else {
             return;
         };
-        let Some(line) = state.lines.get_mut(&claim.name) else {
+        let Some(local) = state.local_queues.get_mut(&claim.name) else {
             return;
         };
-        let Some(Ended { ticket, own, next }) = line.end_place(claim.owner) else {
+        let Some(Removed { ticket, own, next }) = local.remove_waiter(claim.owner) else {
             return;
         };
         // Who has not given it back has lost it.
-        let lost = line.granted.extract_if(|_, lost| *lost < ticket);
+        let lost = local.granted.extract_if(|_, lost| *lost < ticket);
         for (_, lost) in lost.collect::<Vec<_>>() {
-            tickets::unlock(&line.file, lost);
+            tickets::unlock(&local.file, lost);
         }
-        line.granted.insert(claim.owner, ticket);
-        let pipe = line.pipe.clone();
-        let first = line.first_after(ticket, is_next_told);
+        local.granted.insert(claim.owner, ticket);
+        let pipe = local.pipe.clone();
+        let first = local.next_after(ticket, is_next_notified);
         state.keep_spare(pipe.zip(own));
-        let here = state.tell(directory, first);
+        let here = state.notify(directory, first);
         drop(state);
         notify_next(here, next);
     }
@@ -300,19 +300,19 @@ impl Queue {
         let Some(mut state) = self.state_if_used() else {
             return;
         };
-        let Some(line) = state.lines.get_mut(&claim.name) else {
+        let Some(local) = state.local_queues.get_mut(&claim.name) else {
             return;
         };
-        let Some(ticket) = line.granted.remove(&claim.owner) else {
+        let Some(ticket) = local.granted.remove(&claim.owner) else {
             return;
         };
-        tickets::unlock(&line.file, ticket);
+        tickets::unlock(&local.file, ticket);
         // Whoever is not told looks by itself.
-        let (first, second) = line.two_after(ticket).unwrap_or_default();
+        let (first, second) = local.next_two(ticket).unwrap_or_default();
         // One of this process may have come first when another process ended, which tells nobody.
-        let first = first.and_then(|first| line.places.get(&first)?.listener.clone());
-        let second = state.tell(directory, second);
-        state.remove_line_if_empty(directory, &claim.name);
+        let first = first.and_then(|first| local.waiters.get(&first)?.listener.clone());
+        let second = state.notify(directory, second);
+        state.remove_if_empty(directory, &claim.name);
         drop(state);
         for listener in [first, second].into_iter().flatten() {
             listener.wake();
@@ -325,23 +325,23 @@ impl Queue {
         let Some(mut state) = self.state_if_used() else {
             return;
         };
-        let guard = state.guards.remove(&claim.owner);
+        let listener = state.loss_listeners.remove(&claim.owner);
         let (mut own, mut first, mut next) = (None, None, None);
-        if let Some(line) = state.lines.get_mut(&claim.name)
-            && let Some(ended) = line.end_place(claim.owner)
+        if let Some(local) = state.local_queues.get_mut(&claim.name)
+            && let Some(ended) = local.remove_waiter(claim.owner)
         {
             if !mutant!(PlaceKeptByGivingUp) {
-                tickets::unlock(&line.file, ended.ticket);
+                tickets::unlock(&local.file, ended.ticket);
             }
             (own, next) = (ended.own, ended.next);
             // Whoever is told too soon looks, and waits.
-            let told = line.first_after(ended.ticket, false);
-            first = state.tell(directory, told);
-            state.remove_line_if_empty(directory, &claim.name);
+            let head = local.next_after(ended.ticket, false);
+            first = state.notify(directory, head);
+            state.remove_if_empty(directory, &claim.name);
         }
         drop(state);
         notify_next(first, next);
-        for listener in [own, guard].into_iter().flatten() {
+        for listener in [own, listener].into_iter().flatten() {
             listener.wake();
         }
     }
@@ -359,17 +359,17 @@ impl Queue {
 
     /// Waits until the lock of `claim` may be free for its owner, but at most `at_most`.
     pub(crate) fn wait(&self, directory: &Directory, claim: &Claim, at_most: Duration) {
-        let end = Instant::now() + at_most.min(SAFETY_LOOK);
+        let end = Instant::now() + at_most.min(SAFETY_CHECK);
         loop {
             match self.next(directory, claim) {
-                Next::Look => return,
-                Next::Stare(file, version) => {
-                    let seen = stare(&file, version, end);
-                    if self.has_stared(directory, claim, seen) == Then::Look {
+                Next::TryLock => return,
+                Next::Spin(file, version) => {
+                    let seen = spin(&file, version, end);
+                    if self.after_spin(directory, claim, seen) == AfterWait::TryLock {
                         return;
                     }
                 }
-                Next::Listen {
+                Next::Wait {
                     to,
                     pause,
                     on_notification,
@@ -382,14 +382,16 @@ impl Queue {
                         to.wait(end.min(Instant::now() + pause))
                     };
                     let then = match notification {
-                        Some(notification) => self.heard(claim, notification, on_notification),
+                        Some(notification) => {
+                            self.after_notification(claim, notification, on_notification)
+                        }
                         None => then,
                     };
-                    if then == Then::Look || end <= Instant::now() {
+                    if then == AfterWait::TryLock || end <= Instant::now() {
                         return;
                     }
                 }
-                Next::Pause(pause) => {
+                Next::Sleep(pause) => {
                     thread::sleep(pause.min(end.saturating_duration_since(Instant::now())));
                     return;
                 }
@@ -401,14 +403,14 @@ impl Queue {
     pub(crate) async fn waited(&self, directory: &Directory, claim: &Claim) {
         loop {
             match self.next(directory, claim) {
-                Next::Look => return,
+                Next::TryLock => return,
                 // Others on this thread have their turn meanwhile.
-                Next::Stare(..) => {
-                    if self.has_stared(directory, claim, None) == Then::Look {
+                Next::Spin(..) => {
+                    if self.after_spin(directory, claim, None) == AfterWait::TryLock {
                         return;
                     }
                 }
-                Next::Listen {
+                Next::Wait {
                     to,
                     pause,
                     on_notification,
@@ -417,14 +419,16 @@ impl Queue {
                     let until = Instant::now() + pause.max(SHORTEST_ALARM);
                     let notification = future::poll_fn(|context| to.poll(context, until)).await;
                     let then = match notification {
-                        Some(notification) => self.heard(claim, notification, on_notification),
+                        Some(notification) => {
+                            self.after_notification(claim, notification, on_notification)
+                        }
                         None => then,
                     };
-                    if then == Then::Look {
+                    if then == AfterWait::TryLock {
                         return;
                     }
                 }
-                Next::Pause(pause) => {
+                Next::Sleep(pause) => {
                     // If the process has no free descriptor, the timeout of the caller must end the
                     // wait.
                     let Ok(alarm) = Listener::new() else {
@@ -440,7 +444,7 @@ impl Queue {
 
     /// Waits until something happens to the lock `name`, but at most `at_most`, without a place. Calls
     /// `is_over` once events are being watched.
-    pub(crate) fn overhear(
+    pub(crate) fn watch_changes(
         &self,
         directory: &Directory,
         name: &Name,
@@ -449,19 +453,19 @@ impl Queue {
     ) {
         let end = Instant::now() + at_most.min(LONGEST_WAIT);
         let listener = self.listen(directory, name);
-        let mut looks = u32::MAX;
+        let mut tries = u32::MAX;
         while !is_over() && Instant::now() < end {
-            let pause = match pause_after(looks) {
+            let pause = match pause_after(tries) {
                 Some(pause) => pause,
                 None if listener.is_err() || self.foreign.is_some() => jitter(BLIND_WAIT),
                 None => self.longest_wait(),
             };
-            looks = looks.saturating_add(1);
+            tries = tries.saturating_add(1);
             let until = end.min(Instant::now() + pause);
             match &listener {
                 Ok(listener) => {
                     if listener.wait(until).is_some() {
-                        looks = 0;
+                        tries = 0;
                     }
                 }
                 Err(_) => thread::sleep(until.saturating_duration_since(Instant::now())),
@@ -487,17 +491,23 @@ impl Queue {
         at_most: Duration,
         holds: impl Fn() -> bool,
     ) -> bool {
-        let guard = self.state().guards.get(&claim.owner).map(Arc::clone);
-        let Some(guard) = guard else {
+        let listener = self
+            .state()
+            .loss_listeners
+            .get(&claim.owner)
+            .map(Arc::clone);
+        let Some(listener) = listener else {
             let Ok(listener) = self.listen(directory, &claim.name) else {
                 return false;
             };
-            self.state().guards.insert(claim.owner, Arc::new(listener));
+            self.state()
+                .loss_listeners
+                .insert(claim.owner, Arc::new(listener));
             return true;
         };
         let end = after(at_most);
-        let is_guarded = || self.state().guards.contains_key(&claim.owner);
-        while is_guarded() && guard.wait(end).is_some() && holds() {}
+        let is_registered = || self.state().loss_listeners.contains_key(&claim.owner);
+        while is_registered() && listener.wait(end).is_some() && holds() {}
         true
     }
 
@@ -530,7 +540,7 @@ impl Queue {
 
     /// Returns the longest time to wait without a check while the lock's file is watched.
     fn longest_wait(&self) -> Duration {
-        if self.tells_all {
+        if self.reports_all_changes {
             LONGEST_WAIT
         } else {
             FOREIGN_WAIT
@@ -547,7 +557,7 @@ impl Queue {
         // What keeps it from listening keeps it from nothing else.
         let next = state
             .next(directory, longest_wait, claim)
-            .unwrap_or_else(|_| Next::Pause(jitter(BLIND_WAIT)));
+            .unwrap_or_else(|_| Next::Sleep(jitter(BLIND_WAIT)));
         let displaced = std::mem::take(&mut state.displaced);
         drop(state);
         for listener in displaced {
@@ -558,75 +568,85 @@ impl Queue {
 
     /// The owner of `claim` has looked at the file, and `seen` that it is like this now, if it has
     /// changed.
-    fn has_stared(&self, directory: &Directory, claim: &Claim, seen: Option<Version>) -> Then {
+    fn after_spin(&self, directory: &Directory, claim: &Claim, seen: Option<Version>) -> AfterWait {
         let mut state = self.state();
-        let Some((file, place)) = state.place_mut(claim) else {
-            return Then::Ask;
+        let Some((file, waiter)) = state.waiter_mut(claim) else {
+            return AfterWait::AskAgain;
         };
-        place.stage = if let Some(version) = seen {
-            Stage::Staring(version)
+        waiter.stage = if let Some(version) = seen {
+            Stage::Spinning(version)
         } else {
             let listening = directory.path_to_watch(&claim.name).map(|path| {
                 let paths = [Some(path.as_path()), self.foreign.as_deref()];
-                place.listen(&file, paths.into_iter().flatten())
+                waiter.listen(&file, paths.into_iter().flatten())
             });
             match listening {
-                Ok(Ok(version)) => Stage::Listening { version, looks: 0 },
-                _ => Stage::Blind,
+                Ok(Ok(version)) => Stage::Watching { version, tries: 0 },
+                _ => Stage::Polling,
             }
         };
         // What has happened by now is not heard of.
-        Then::Look
+        AfterWait::TryLock
     }
 
     /// What to do now that the owner of `claim` has heard `notification`, if `then` when it is not the
     /// first.
-    fn heard(&self, claim: &Claim, notification: Notification, then: Then) -> Then {
+    fn after_notification(
+        &self,
+        claim: &Claim,
+        notification: Notification,
+        then: AfterWait,
+    ) -> AfterWait {
         let mut state = self.state();
-        let Some((file, place)) = state.place_mut(claim) else {
+        let Some((file, waiter)) = state.waiter_mut(claim) else {
             return then;
         };
-        let Stage::Listening { version, looks } = &mut place.stage else {
-            let is_outside = matches!(place.stage, Stage::Outside { .. } | Stage::Long { .. });
+        let Stage::Watching { version, tries } = &mut waiter.stage else {
+            let is_outside = matches!(
+                waiter.stage,
+                Stage::OnPipe { .. } | Stage::WatchingProcess { .. }
+            );
             if is_outside && notification != Notification::Advanced {
-                place.stage = Stage::Told;
+                waiter.stage = Stage::Notified;
             }
             return then;
         };
         match directory::version(&file) {
             // Somebody has joined the queue.
-            Ok(now) if now == *version && notification != Notification::Ended => Then::Ask,
+            Ok(now) if now == *version && notification != Notification::Ended => {
+                AfterWait::AskAgain
+            }
             now => {
                 *version = now.unwrap_or(*version);
-                *looks = 0;
-                Then::Look
+                *tries = 0;
+                AfterWait::TryLock
             }
         }
     }
 
     /// Nothing when nobody has ever waited or watched.
-    fn state_if_used(&self) -> Option<MutexGuard<'_, State>> {
+    fn state_if_used(&self) -> Option<MutexGuard<'_, QueueState>> {
         // Who has a place has set it itself.
         self.is_used.load(Ordering::Relaxed).then(|| self.state())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QueueState> {
         self.is_used.store(true, Ordering::Relaxed);
         self.state.lock_instead_of_parents()
     }
 }
 
-impl State {
-    fn place_of(&self, claim: &Claim) -> Option<(&Line, u64)> {
-        let line = self.lines.get(&claim.name)?;
-        Some((line, line.ticket_of(claim.owner)?))
+impl QueueState {
+    fn find(&self, claim: &Claim) -> Option<(&LocalQueue, u64)> {
+        let local = self.local_queues.get(&claim.name)?;
+        Some((local, local.ticket_of(claim.owner)?))
     }
 
-    fn place_mut(&mut self, claim: &Claim) -> Option<(Arc<OpenFile>, &mut Place)> {
-        let line = self.lines.get_mut(&claim.name)?;
-        let ticket = line.ticket_of(claim.owner)?;
-        let file = Arc::clone(&line.file);
-        Some((file, line.places.get_mut(&ticket)?))
+    fn waiter_mut(&mut self, claim: &Claim) -> Option<(Arc<OpenFile>, &mut Waiter)> {
+        let local = self.local_queues.get_mut(&claim.name)?;
+        let ticket = local.ticket_of(claim.owner)?;
+        let file = Arc::clone(&local.file);
+        Some((file, local.waiters.get_mut(&ticket)?))
     }
 
     fn next(
@@ -637,31 +657,31 @@ impl State {
     ) -> Result<Next, FileError> {
         let mut has_slept = true;
         let ticket = self.join(directory, claim)?;
-        let Some(line) = self.lines.get_mut(&claim.name) else {
-            return Ok(Next::Look);
+        let Some(local) = self.local_queues.get_mut(&claim.name) else {
+            return Ok(Next::TryLock);
         };
         loop {
-            let ahead_here = line.places.range(..ticket).next_back().map(|(&it, _)| it);
-            let Some(place) = line.places.get(&ticket) else {
-                return Ok(Next::Look);
+            let ahead_here = local.waiters.range(..ticket).next_back().map(|(&it, _)| it);
+            let Some(waiter) = local.waiters.get(&ticket) else {
+                return Ok(Next::TryLock);
             };
-            let stage = place.stage;
-            if let Some(next) = line.next_look(ticket, stage, longest_wait, &mut self.spare)? {
+            let stage = waiter.stage;
+            if let Some(next) = local.next_as_head(ticket, stage, longest_wait, &mut self.spare)? {
                 return Ok(next);
             }
-            let Some(listener) = line.listener_of(ticket, &mut self.spare) else {
-                return Ok(Next::Pause(jitter(BLIND_WAIT)));
+            let Some(listener) = local.listener_of(ticket, &mut self.spare) else {
+                return Ok(Next::Sleep(jitter(BLIND_WAIT)));
             };
-            let listen = |pause, then| Next::Listen {
+            let listen = |pause, then| Next::Wait {
                 to: Arc::clone(&listener),
                 pause,
-                on_notification: Then::Ask,
+                on_notification: AfterWait::AskAgain,
                 then,
             };
-            let version = directory::version(&line.file)?;
+            let version = directory::version(&local.file)?;
             let served = version.served();
             // If the head waiter does not take the lock, the second waiter does, and so on.
-            let has_pipe = line.pipe.is_some() || ahead_here.is_some();
+            let has_pipe = local.pipe.is_some() || ahead_here.is_some();
             let at_most = |is_second| {
                 let before = if is_second {
                     1
@@ -671,54 +691,57 @@ impl State {
                 pause_behind(before, has_pipe)
             };
             if let Some(ahead) = ahead_here {
-                return Ok(listen(at_most(line.is_first(ahead, served)?), Then::Look));
+                return Ok(listen(
+                    at_most(local.is_head(ahead, served)?),
+                    AfterWait::TryLock,
+                ));
             }
-            if stage == Stage::Inside
-                && let Some(pipe) = &line.pipe
+            if stage == Stage::BehindLocal
+                && let Some(pipe) = &local.pipe
             {
                 listener.subscribe_to_pipe(pipe);
             }
-            let is_first = line.is_first(ticket, served)?;
-            if let Some(place) = line.places.get_mut(&ticket) {
-                place.is_first = is_first;
+            let is_head = local.is_head(ticket, served)?;
+            if let Some(waiter) = local.waiters.get_mut(&ticket) {
+                waiter.is_head = is_head;
             }
-            let is_told = matches!(stage, Stage::Inside | Stage::Told);
-            if is_first || (is_told && line.is_second(ticket, served)?) {
-                line.set(ticket, Stage::Staring(version));
-                if stage == Stage::Told && version.is_held() {
+            let is_notified = matches!(stage, Stage::BehindLocal | Stage::Notified);
+            if is_head || (is_notified && local.is_second(ticket, served)?) {
+                local.set(ticket, Stage::Spinning(version));
+                if stage == Stage::Notified && version.is_held() {
                     // By the one before, who has just been granted it, or is the last to be.
                     continue;
                 }
-                return Ok(Next::Look);
+                return Ok(Next::TryLock);
             }
             match stage {
-                Stage::Outside { since } if SHORT_WAIT <= since.elapsed() => {}
-                Stage::Long { .. } => {}
-                Stage::Outside { .. } => return Ok(listen(SHORT_WAIT, Then::Ask)),
+                Stage::OnPipe { since } if SHORT_WAIT <= since.elapsed() => {}
+                Stage::WatchingProcess { .. } => {}
+                Stage::OnPipe { .. } => return Ok(listen(SHORT_WAIT, AfterWait::AskAgain)),
                 _ => {
                     let since = Instant::now();
-                    line.set(ticket, Stage::Outside { since });
-                    return Ok(listen(SHORT_WAIT, Then::Ask));
+                    local.set(ticket, Stage::OnPipe { since });
+                    return Ok(listen(SHORT_WAIT, AfterWait::AskAgain));
                 }
             }
-            let Some(ahead) = tickets::nearest_before(&line.file, ticket, served)? else {
+            let Some(ahead) = tickets::nearest_before(&local.file, ticket, served)? else {
                 continue;
             };
-            let is_second = line.is_first(ahead, served)?;
-            if stage == (Stage::Long { before: ahead }) {
+            let is_second = local.is_head(ahead, served)?;
+            if stage == (Stage::WatchingProcess { before: ahead }) {
                 if has_slept && !is_second {
                     listener.close_idle_instance();
                 }
-                return Ok(listen(at_most(is_second), Then::Look));
+                return Ok(listen(at_most(is_second), AfterWait::TryLock));
             }
             listener.watch(std::iter::empty()).ok();
             let end = WakePipes::end(directory, tickets::pipe_of(ahead));
             let is_watched = end.is_some();
             listener.watch_end(end);
-            line.set(ticket, Stage::Long { before: ahead });
+            local.set(ticket, Stage::WatchingProcess { before: ahead });
             if !is_watched {
                 // A process that ends may close its wake pipe before its ticket is unlocked.
-                return Ok(listen(SHORT_WAIT, Then::Ask));
+                return Ok(listen(SHORT_WAIT, AfterWait::AskAgain));
             }
             // It may have gone before that.
             has_slept = false;
@@ -727,70 +750,70 @@ impl State {
 
     /// The ticket of the owner of `claim`, who gets the last place in the queue if it has none.
     fn join(&mut self, directory: &Directory, claim: &Claim) -> Result<u64, FileError> {
-        if let Some(line) = self.lines.get(&claim.name) {
-            let ticket = line.ticket_of(claim.owner);
-            let place = ticket.and_then(|ticket| line.places.get(&ticket));
+        if let Some(local) = self.local_queues.get(&claim.name) {
+            let ticket = local.ticket_of(claim.owner);
+            let waiter = ticket.and_then(|ticket| local.waiters.get(&ticket));
             if let Some(ticket) = ticket
-                && place.is_some_and(|place| place.stage == Stage::Told)
+                && waiter.is_some_and(|waiter| waiter.stage == Stage::Notified)
             {
                 return Ok(ticket);
             }
-            if line.file.is_current()? {
+            if local.file.is_current()? {
                 if let Some(ticket) = ticket {
                     return Ok(ticket);
                 }
             } else {
                 // The file was replaced, and so was its queue: notify the waiters behind this one.
-                let first = line.places.first_key_value().map(|(&first, _)| first);
+                let first = local.waiters.first_key_value().map(|(&first, _)| first);
                 let next =
-                    first.and_then(|first| tickets::first_from(&line.file, first + 1).ok()?);
+                    first.and_then(|first| tickets::first_from(&local.file, first + 1).ok()?);
                 if let Some(next) = next {
                     self.pipes.wake(directory, tickets::pipe_of(next));
                 }
-                let displaced = self.remove_line(directory, &claim.name);
+                let displaced = self.remove_queue(directory, &claim.name);
                 self.displaced.extend(displaced);
             }
         }
-        let line = match self.lines.entry(claim.name.clone()) {
-            Entry::Occupied(line) => line.into_mut(),
+        let local = match self.local_queues.entry(claim.name.clone()) {
+            Entry::Occupied(local) => local.into_mut(),
             Entry::Vacant(vacant) => {
                 let file = directory.take_or_create(&claim.name)?;
                 let (number, pipe) = self.pipes.take(directory, &claim.name);
                 directory.want(&claim.name);
-                vacant.insert(Line {
+                vacant.insert(LocalQueue {
                     file: Arc::new(file),
                     pipe,
                     number,
-                    places: BTreeMap::new(),
+                    waiters: BTreeMap::new(),
                     tickets: HashMap::new(),
                     granted: HashMap::new(),
                 })
             }
         };
-        let here = line.places.last_key_value().map_or(0, |(&last, _)| last);
-        match tickets::append(&line.file, line.number, here) {
+        let here = local.waiters.last_key_value().map_or(0, |(&last, _)| last);
+        match tickets::append(&local.file, local.number, here) {
             Ok(ticket) => {
-                let place = Place {
+                let waiter = Waiter {
                     listener: None,
-                    stage: Stage::Inside,
-                    is_first: false,
+                    stage: Stage::BehindLocal,
+                    is_head: false,
                 };
-                line.places.insert(ticket, place);
-                line.tickets.insert(claim.owner, ticket);
+                local.waiters.insert(ticket, waiter);
+                local.tickets.insert(claim.owner, ticket);
                 Ok(ticket)
             }
             Err(err) => {
-                self.remove_line_if_empty(directory, &claim.name);
+                self.remove_if_empty(directory, &claim.name);
                 Err(err)
             }
         }
     }
 
     /// Tells one who waits; returns whom to ring, if it is of this process.
-    fn tell(&mut self, directory: &Directory, whom: Option<First>) -> Option<Arc<Listener>> {
+    fn notify(&mut self, directory: &Directory, whom: Option<NextWaiter>) -> Option<Arc<Listener>> {
         match whom? {
-            First::Here(listener) => Some(listener),
-            First::Elsewhere(ticket) => {
+            NextWaiter::Local(listener) => Some(listener),
+            NextWaiter::OtherProcess(ticket) => {
                 self.pipes.wake(directory, tickets::pipe_of(ticket));
                 None
             }
@@ -808,31 +831,36 @@ impl State {
         }
     }
 
-    fn remove_line_if_empty(&mut self, directory: &Directory, name: &Name) {
-        let line = self.lines.get(name);
-        if line.is_some_and(|line| line.places.is_empty() && line.granted.is_empty()) {
-            self.remove_line(directory, name);
+    fn remove_if_empty(&mut self, directory: &Directory, name: &Name) {
+        let local = self.local_queues.get(name);
+        if local.is_some_and(|local| local.waiters.is_empty() && local.granted.is_empty()) {
+            self.remove_queue(directory, name);
         }
     }
 
     /// Ends the line of the lock `name`; returns the listeners of those who were in it.
-    fn remove_line(&mut self, directory: &Directory, name: &Name) -> Vec<Arc<Listener>> {
-        let Some(line) = self.lines.remove(name) else {
+    fn remove_queue(&mut self, directory: &Directory, name: &Name) -> Vec<Arc<Listener>> {
+        let Some(local) = self.local_queues.remove(name) else {
             return Vec::new();
         };
-        if let Some(pipe) = &line.pipe
+        if let Some(pipe) = &local.pipe
             && self.pipes.put(name)
         {
             self.spare.retain(|(spare, _)| !Arc::ptr_eq(spare, pipe));
         }
         let mut listeners = Vec::new();
-        if line.places.is_empty() && line.granted.is_empty() {
+        if local.waiters.is_empty() && local.granted.is_empty() {
             // Unless somebody still looks at it.
-            if let Some(file) = Arc::into_inner(line.file) {
+            if let Some(file) = Arc::into_inner(local.file) {
                 directory.put(name, file);
             }
         } else {
-            listeners.extend(line.places.into_values().filter_map(|place| place.listener));
+            listeners.extend(
+                local
+                    .waiters
+                    .into_values()
+                    .filter_map(|waiter| waiter.listener),
+            );
         }
         directory.unwant(name);
         listeners
@@ -840,15 +868,15 @@ impl State {
 }
 
 /// Who comes first.
-enum First {
+enum NextWaiter {
     /// One of this process.
-    Here(Arc<Listener>),
+    Local(Arc<Listener>),
     /// One of another process, with this ticket.
-    Elsewhere(u64),
+    OtherProcess(u64),
 }
 
 /// A place that has ended.
-struct Ended {
+struct Removed {
     ticket: u64,
     /// The listener of the waiter that left the place.
     own: Option<Arc<Listener>>,
@@ -867,18 +895,21 @@ fn notify_next(first: Option<Arc<Listener>>, next: Option<Arc<Listener>>) {
     }
 }
 
-impl Line {
+impl LocalQueue {
     fn ticket_of(&self, owner: Owner) -> Option<u64> {
         self.tickets.get(&owner).copied()
     }
 
     /// Ends a place, of which only the ticket stays locked.
-    fn end_place(&mut self, owner: Owner) -> Option<Ended> {
+    fn remove_waiter(&mut self, owner: Owner) -> Option<Removed> {
         let ticket = self.tickets.remove(&owner)?;
-        let own = self.places.remove(&ticket).and_then(|place| place.listener);
+        let own = self
+            .waiters
+            .remove(&ticket)
+            .and_then(|waiter| waiter.listener);
         let mut first = None;
         // Whoever is the first of this process now hears its bell.
-        if let Some(mut next) = self.places.first_entry()
+        if let Some(mut next) = self.waiters.first_entry()
             && ticket < *next.key()
             && let Some(listener) = &next.get().listener
         {
@@ -891,11 +922,11 @@ impl Line {
                     }
                 }
             }
-            next.get_mut().stage = Stage::Outside {
+            next.get_mut().stage = Stage::OnPipe {
                 since: Instant::now(),
             };
         }
-        Some(Ended {
+        Some(Removed {
             ticket,
             own,
             next: first,
@@ -904,14 +935,14 @@ impl Line {
 
     /// The ticket of the first of those who wait when the lock that was granted to `ticket` has been
     /// given back, and who is the second.
-    fn two_after(&self, ticket: u64) -> Result<(Option<u64>, Option<First>), FileError> {
+    fn next_two(&self, ticket: u64) -> Result<(Option<u64>, Option<NextWaiter>), FileError> {
         loop {
             let served = directory::version(&self.file)?.served();
             // Who was the first may have been granted it already, and given it back.
             let first = if served > ticket {
                 Some(served)
             } else {
-                let here = self.places.range(ticket..).next();
+                let here = self.waiters.range(ticket..).next();
                 let here = here.map(|(&here, _)| here);
                 let elsewhere = tickets::first_from(&self.file, ticket + 1)?;
                 here.into_iter().chain(elsewhere).min()
@@ -919,32 +950,32 @@ impl Line {
             if directory::version(&self.file)?.served() != served {
                 continue;
             }
-            let second = first.and_then(|first| self.first_after(first, false));
+            let second = first.and_then(|first| self.next_after(first, false));
             return Ok((first, second));
         }
     }
 
-    /// Who is the first of those who wait behind `ticket`; only of this process if `is_told` says
+    /// Who is the first of those who wait behind `ticket`; only of this process if `is_notified` says
     /// that any other was told.
-    fn first_after(&self, ticket: u64, is_told: bool) -> Option<First> {
-        let here = self.places.range(ticket + 1..).next();
-        if here.is_none() && is_told {
+    fn next_after(&self, ticket: u64, is_notified: bool) -> Option<NextWaiter> {
+        let here = self.waiters.range(ticket + 1..).next();
+        if here.is_none() && is_notified {
             return None;
         }
         // Whoever is not told looks by itself.
         let elsewhere = tickets::first_from(&self.file, ticket + 1).ok().flatten();
         match (here, elsewhere) {
-            (Some((&here, place)), elsewhere) if elsewhere.is_none_or(|it| here < it) => {
-                place.listener.clone().map(First::Here)
+            (Some((&here, waiter)), elsewhere) if elsewhere.is_none_or(|it| here < it) => {
+                waiter.listener.clone().map(NextWaiter::Local)
             }
-            (_, Some(_)) if is_told => None,
-            (_, elsewhere) => elsewhere.map(First::Elsewhere),
+            (_, Some(_)) if is_notified => None,
+            (_, elsewhere) => elsewhere.map(NextWaiter::OtherProcess),
         }
     }
 
     /// Returns what `ticket` must do next if it is the head waiter, or the second waiter and was
     /// notified.
-    fn next_look(
+    fn next_as_head(
         &mut self,
         ticket: u64,
         stage: Stage,
@@ -952,43 +983,46 @@ impl Line {
         spare: &mut Vec<(Arc<WakePipe>, Arc<Listener>)>,
     ) -> Result<Option<Next>, FileError> {
         let pause = match stage {
-            Stage::Staring(version) => {
-                return Ok(Some(Next::Stare(Arc::clone(&self.file), version)));
+            Stage::Spinning(version) => {
+                return Ok(Some(Next::Spin(Arc::clone(&self.file), version)));
             }
-            Stage::Blind => jitter(BLIND_WAIT),
-            Stage::Listening { version, looks } => {
-                let looks_again = looks.saturating_add(1);
+            Stage::Polling => jitter(BLIND_WAIT),
+            Stage::Watching { version, tries } => {
+                let tries_after = tries.saturating_add(1);
                 self.set(
                     ticket,
-                    Stage::Listening {
+                    Stage::Watching {
                         version,
-                        looks: looks_again,
+                        tries: tries_after,
                     },
                 );
-                match pause_after(looks) {
+                match pause_after(tries) {
                     Some(pause) => pause,
-                    None if self.is_first(ticket, version.served())? => longest_wait,
-                    None => PATIENCE.min(longest_wait),
+                    None if self.is_head(ticket, version.served())? => longest_wait,
+                    None => RESERVATION.min(longest_wait),
                 }
             }
-            Stage::Inside | Stage::Outside { .. } | Stage::Long { .. } | Stage::Told => {
+            Stage::BehindLocal
+            | Stage::OnPipe { .. }
+            | Stage::WatchingProcess { .. }
+            | Stage::Notified => {
                 return Ok(None);
             }
         };
         Ok(Some(match self.listener_of(ticket, spare) {
-            Some(to) => Next::Listen {
+            Some(to) => Next::Wait {
                 to,
                 pause,
-                on_notification: Then::Look,
-                then: Then::Look,
+                on_notification: AfterWait::TryLock,
+                then: AfterWait::TryLock,
             },
-            None => Next::Pause(jitter(BLIND_WAIT)),
+            None => Next::Sleep(jitter(BLIND_WAIT)),
         }))
     }
 
     fn set(&mut self, ticket: u64, stage: Stage) {
-        if let Some(place) = self.places.get_mut(&ticket) {
-            place.stage = stage;
+        if let Some(waiter) = self.waiters.get_mut(&ticket) {
+            waiter.stage = stage;
         }
     }
 
@@ -998,32 +1032,32 @@ impl Line {
         ticket: u64,
         spare: &mut Vec<(Arc<WakePipe>, Arc<Listener>)>,
     ) -> Option<Arc<Listener>> {
-        let place = self.places.get_mut(&ticket)?;
-        if place.listener.is_none() {
+        let waiter = self.waiters.get_mut(&ticket)?;
+        if waiter.listener.is_none() {
             let fits = |pipe| self.pipe.as_ref().is_some_and(|own| Arc::ptr_eq(pipe, own));
             let fitting = spare.iter().position(|(pipe, _)| fits(pipe));
             let new = || Listener::new().ok().map(Arc::new);
-            place.listener = match fitting {
+            waiter.listener = match fitting {
                 Some(at) => Some(spare.swap_remove(at).1),
                 None => new(),
             };
         }
-        place.listener.clone()
+        waiter.listener.clone()
     }
 
     /// Whether nobody is before `ticket`, in this process or another, if all up to `served` do not
     /// wait any more. Who comes at the same time as the first may believe so, too.
-    fn is_first(&self, ticket: u64, served: u64) -> Result<bool, FileError> {
-        let is_known = |place: &Place| place.is_first;
-        Ok(self.places.get(&ticket).is_some_and(is_known)
-            || (self.places.range(..ticket).next().is_none()
+    fn is_head(&self, ticket: u64, served: u64) -> Result<bool, FileError> {
+        let is_known = |waiter: &Waiter| waiter.is_head;
+        Ok(self.waiters.get(&ticket).is_some_and(is_known)
+            || (self.waiters.range(..ticket).next().is_none()
                 && tickets::any(&self.file, served + 1, Some(ticket))?.is_none()))
     }
 
     /// Whether no more than one, of another process, is before `ticket`, which is the first of this
     /// one.
     fn is_second(&self, ticket: u64, served: u64) -> Result<bool, FileError> {
-        if self.places.range(..ticket).next().is_some() {
+        if self.waiters.range(..ticket).next().is_some() {
             return Ok(false);
         }
         match tickets::any(&self.file, served + 1, Some(ticket))? {
@@ -1036,7 +1070,7 @@ impl Line {
     }
 }
 
-impl Place {
+impl Waiter {
     /// Listens to what happens to the files at `paths`; returns what `file` is like by then.
     fn listen<'a>(
         &self,
@@ -1061,7 +1095,7 @@ fn pause_behind(others: u64, has_pipe: bool) -> Duration {
     const IN_TIME: Duration = Duration::from_millis(100);
 
     let (each, most) = if has_pipe {
-        (PATIENCE, SAFETY_LOOK)
+        (RESERVATION, SAFETY_CHECK)
     } else {
         (BLIND_WAIT, IN_TIME)
     };
@@ -1080,7 +1114,7 @@ fn after(length: Duration) -> Instant {
 
 /// Looks at `file` until the lock may be free that was not when the file was like `version`, and
 /// returns what it is like then; but not for long, and not beyond `end`.
-fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
+fn spin(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
     // A forked child must not wait for a thread of its parent that initializes this.
     static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
 
@@ -1089,7 +1123,7 @@ fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
     if cores == NonZeroUsize::MIN {
         return None;
     }
-    let end = end.min(Instant::now() + STARE);
+    let end = end.min(Instant::now() + SPIN);
     while Instant::now() < end {
         match directory::version(file) {
             Ok(now) if !now.may_be_free(version) => {}
@@ -1102,18 +1136,18 @@ fn stare(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
 }
 
 /// How often to look without a pause in between.
-const LOOKS_AT_ONCE: u32 = 2;
+const IMMEDIATE_TRIES: u32 = 2;
 
 /// How often to look after pauses, of which each is twice as long as the one before.
-const TIMED_LOOKS: u32 = 10;
+const TIMED_TRIES: u32 = 10;
 
 /// How long to wait before the next look after so many: the kernel tells of a write, or of a
 /// process's end, a moment before the lock is free.
-fn pause_after(looks: u32) -> Option<Duration> {
-    match looks.checked_sub(LOOKS_AT_ONCE) {
-        _ if mutant!(LookedOnceAfterNews) && looks > 0 => None,
+fn pause_after(tries: u32) -> Option<Duration> {
+    match tries.checked_sub(IMMEDIATE_TRIES) {
+        _ if mutant!(LookedOnceAfterNews) && tries > 0 => None,
         None => Some(Duration::ZERO),
-        Some(doubled) if doubled < TIMED_LOOKS => Some(Duration::from_micros(50 << doubled)),
+        Some(doubled) if doubled < TIMED_TRIES => Some(Duration::from_micros(50 << doubled)),
         Some(_) => None,
     }
 }
@@ -1152,15 +1186,22 @@ mod tests {
         }
         let queue = Queue::new(None, true);
         let next = || match queue.next(&directory, &claim) {
-            Next::Listen { pause, then, .. } => (pause, then),
+            Next::Wait { pause, then, .. } => (pause, then),
             next => panic!("{next:?}"),
         };
-        assert_eq!(next(), (SHORT_WAIT, Then::Ask));
+        assert_eq!(next(), (SHORT_WAIT, AfterWait::AskAgain));
         thread::sleep(SHORT_WAIT);
-        assert_eq!(next(), (SHORT_WAIT, Then::Ask), "its process may be ending");
+        assert_eq!(
+            next(),
+            (SHORT_WAIT, AfterWait::AskAgain),
+            "its process may be ending"
+        );
         let (pause, then) = next();
-        assert!(pause > SHORT_WAIT && then == Then::Look, "{pause:?}");
+        assert!(
+            pause > SHORT_WAIT && then == AfterWait::TryLock,
+            "{pause:?}"
+        );
         drop(others);
-        assert!(matches!(queue.next(&directory, &claim), Next::Look));
+        assert!(matches!(queue.next(&directory, &claim), Next::TryLock));
     }
 }

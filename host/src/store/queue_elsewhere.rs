@@ -19,23 +19,23 @@ pub(crate) struct Queue;
 /// How somebody who asks for a lock stands to those who wait for it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(dead_code, reason = "where there is a queue, all of them are so")]
-pub(crate) enum Standing {
-    Alone,
-    First(u64),
+pub(crate) enum Position {
+    NoWaiters,
+    Head(u64),
     Second(u64),
     Behind(Option<u64>),
 }
 
-impl Standing {
+impl Position {
     pub(crate) fn served(self, before: &View) -> u64 {
         before.served()
     }
 
-    pub(crate) fn waits(self) -> bool {
+    pub(crate) fn has_ticket(self) -> bool {
         false
     }
 
-    pub(crate) fn patience(self) -> Duration {
+    pub(crate) fn reservation(self) -> Duration {
         Duration::ZERO
     }
 }
@@ -48,17 +48,17 @@ impl Queue {
     }
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
-    pub(crate) fn standing(
+    pub(crate) fn position(
         &self,
         _claim: &Claim,
         _file: &OpenFile,
         _view: &View,
-    ) -> Result<Standing, FileError> {
-        Ok(Standing::Alone)
+    ) -> Result<Position, FileError> {
+        Ok(Position::NoWaiters)
     }
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
-    pub(crate) fn place(&self, _claim: &Claim) -> Option<bool> {
+    pub(crate) fn is_known_head(&self, _claim: &Claim) -> Option<bool> {
         None
     }
 
@@ -114,7 +114,7 @@ impl Queue {
     }
 
     #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
-    pub(crate) fn overhear(
+    pub(crate) fn watch_changes(
         &self,
         _directory: &Directory,
         _name: &Name,

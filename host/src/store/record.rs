@@ -79,7 +79,7 @@ const HELD: u32 = 1;
 const EPHEMERAL: u32 = 1 << 1;
 /// The bytes from [`SERVED_AT`] on are no text.
 const EXTENDED: u32 = 1 << 2;
-const TELLS: u32 = 1 << 3;
+const NOTIFIES: u32 = 1 << 3;
 /// The bytes from [`FILE_AT`] on have a meaning.
 const NUMBERED: u32 = 1 << 4;
 
@@ -115,7 +115,7 @@ pub(crate) struct Record {
     /// The greatest ticket of those who do not wait any more.
     pub(crate) served: u64,
     /// Whether the one who gave it back tells those who wait, all but the first.
-    pub(crate) tells: bool,
+    pub(crate) notifies: bool,
     /// The number of the file that the fences up to the last one were allotted to; zero where files
     /// have none.
     pub(crate) file: u64,
@@ -352,7 +352,7 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
         (HELD, record.held),
         (EPHEMERAL, record.ephemeral),
         (EXTENDED, record.served != 0),
-        (TELLS, record.tells),
+        (NOTIFIES, record.notifies),
         (NUMBERED, record.file != 0),
     ];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set);
@@ -447,7 +447,7 @@ fn decode(slot: &[u8]) -> Record {
             command: text(command),
         }),
         served: served_of(slot),
-        tells: flags & TELLS != 0,
+        notifies: flags & NOTIFIES != 0,
         file: match flags & NUMBERED {
             0 => 0,
             _ => get_u64(slot, FILE_AT),
@@ -540,7 +540,7 @@ mod tests {
                 command: "rsync -a /srv /backup".to_owned(),
             }),
             served: 0,
-            tells: false,
+            notifies: false,
             file: 0,
         }
     }
@@ -585,7 +585,7 @@ mod tests {
             ephemeral: false,
             fence: 1041,
             served: 8195,
-            tells: true,
+            notifies: true,
             ..record()
         };
         let held = Record {
@@ -781,7 +781,7 @@ mod tests {
             sequence in 0..COUNTED, held: bool, ephemeral: bool, last_fence in 0..COUNTED,
             before_it in 0..COUNTED, owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
             id: u32, host in ".{0,16}", command in ".{0,80}",
-            served in 0..TICKETS, tells: bool, file: u64,
+            served in 0..TICKETS, notifies: bool, file: u64,
         ) {
             let written = Record {
                 sequence, held, ephemeral, last_fence, boot, time_namespace,
@@ -790,7 +790,7 @@ mod tests {
                 ttl: Some(Duration::from_nanos(ttl)),
                 ends: Duration::from_nanos(ends),
                 process: Arc::new(Process { id, host, command }),
-                served, tells, file,
+                served, notifies, file,
                 ..record()
             };
             let slot = encode(&written);
