@@ -79,7 +79,7 @@ impl Directory {
         purpose: Purpose,
         options: &StoreOptions,
     ) -> Result<Self, OpenError> {
-        Machine::learn().map_err(|source| OpenError::Directory {
+        Machine::detect().map_err(|source| OpenError::Directory {
             action: "learn when this machine was started",
             path: path.to_owned(),
             source,
@@ -208,7 +208,7 @@ impl Directory {
             name: name.clone(),
         };
         // A forked child may be in a different time namespace from the process that opened the store.
-        Machine::learn().map_err(FileError::io("compare clocks for this file", file.path()))?;
+        Machine::detect().map_err(FileError::io("compare clocks for this file", file.path()))?;
         let runs_since = |boot| Machine::this().may_run_since(boot);
         let mut buffer = [0; FILE_BYTES + 1];
         let bytes = os::read_at(file.file(), &mut buffer, 0).map_err(failed())?;

@@ -24,14 +24,14 @@ const KINDS: [Kind; 2] = [Kind::Lease, Kind::Lock];
 
 /// The bytes of a file with one number in it, as they are and with the right checksum.
 pub(crate) fn number(bytes: &[u8]) -> bool {
-    let mut mended = bytes.to_vec();
-    if let Some((head, number)) = mended.split_at_mut_checked(12) {
+    let mut fixed = bytes.to_vec();
+    if let Some((head, number)) = fixed.split_at_mut_checked(12) {
         head[8..].copy_from_slice(&crc32c(number).to_le_bytes());
     }
     // Those of the counter of fences, and of those that check them.
     let magics = [*b"VERROUF\n", *b"VERROUG\n"];
     let read = |bytes| magics.map(|magic| number::decode(magic, bytes));
-    for bytes in [bytes, &mended] {
+    for bytes in [bytes, &fixed] {
         for (magic, number) in magics.into_iter().zip(read(bytes)) {
             if let Some(number) = number {
                 assert_eq!(number::encode(magic, number), bytes);
@@ -44,10 +44,10 @@ pub(crate) fn number(bytes: &[u8]) -> bool {
 /// The bytes of a lock's file, as they are and with the right checksums.
 pub(crate) fn file(bytes: &[u8]) -> bool {
     let accepted = KINDS.map(|kind| is_accepted(kind, bytes));
-    let mended = mended(bytes);
+    let fixed = fixed(bytes);
     for kind in KINDS {
-        if is_accepted(kind, &mended) {
-            is_usable(kind, &mended);
+        if is_accepted(kind, &fixed) {
+            is_usable(kind, &fixed);
         }
     }
     accepted.contains(&true)
@@ -152,7 +152,7 @@ fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
 
 /// With the checksums that these bytes should have, and as if written since this machine was started
 /// if they say that of the machine with the number 7.
-fn mended(bytes: &[u8]) -> Vec<u8> {
+fn fixed(bytes: &[u8]) -> Vec<u8> {
     let mut file = bytes.to_vec();
     if file.len() != FILE_BYTES {
         return file;
@@ -163,7 +163,7 @@ fn mended(bytes: &[u8]) -> Vec<u8> {
         let checksum = crc32c_append(crc32c(name), &file[..20]);
         file[20..24].copy_from_slice(&checksum.to_le_bytes());
     }
-    let machine = Machine::learn().expect("to know the machine");
+    let machine = Machine::detect().expect("to know the machine");
     for slot in [512..1024, 1024..RECORD_BYTES] {
         let slot = &mut file[slot];
         if slot.iter().any(|&byte| byte != 0) {

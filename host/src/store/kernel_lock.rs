@@ -21,14 +21,14 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
 pub(crate) fn try_lock_despite_lookers(file: &File) -> io::Result<bool> {
     // A looking process shares the lock for a microsecond, or for a time slice if it is preempted then.
     // Other programs may share it for longer.
-    const PATIENCE: Duration = Duration::from_millis(20);
+    const TIMEOUT: Duration = Duration::from_millis(20);
     const SPINS: Duration = Duration::from_micros(100);
 
     if try_lock(file)? {
         return Ok(true);
     }
     let began = Instant::now();
-    while !is_locked(file)? && began.elapsed() < PATIENCE {
+    while !is_locked(file)? && began.elapsed() < TIMEOUT {
         if try_lock(file)? {
             return Ok(true);
         }
@@ -71,8 +71,8 @@ fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool
 /// How long an operation spins on a busy file: to fall asleep takes longer than an operation.
 const AWAKE: Duration = Duration::from_micros(20);
 
-/// Takes the kernel's lock on `file` when it becomes free, unless that takes longer than `patience`.
-pub(crate) fn try_lock_within(file: &File, patience: Duration) -> io::Result<bool> {
+/// Takes the kernel's lock on `file` when it becomes free, unless that takes longer than `timeout`.
+pub(crate) fn try_lock_within(file: &File, timeout: Duration) -> io::Result<bool> {
     const LONGEST_PAUSE: Duration = Duration::from_millis(2);
 
     if try_lock(file)? {
@@ -81,7 +81,7 @@ pub(crate) fn try_lock_within(file: &File, patience: Duration) -> io::Result<boo
     let began = Instant::now();
     let mut pause = Duration::from_micros(10);
     loop {
-        let left = patience.saturating_sub(began.elapsed());
+        let left = timeout.saturating_sub(began.elapsed());
         if left.is_zero() {
             return Ok(false);
         }
@@ -116,7 +116,7 @@ pub(crate) fn unlock(file: &File) -> io::Result<()> {
 ///
 /// The limit bounds the delay by a process that is stopped in the middle of an operation, as waiters
 /// have deadlines to meet and leases to renew. Waiters then repeat the operation.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(200);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// One of the attempts of a task, which must not block its thread.
 #[derive(Clone, Copy, Debug)]
@@ -160,14 +160,14 @@ impl<'a> Guarded<'a> {
     /// Waits for the kernel's lock on `file`, which others keep for microseconds only.
     pub(crate) fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
         let attempt = ATTEMPT.get();
-        let patience = attempt.map_or(PATIENCE, |_| AWAKE);
-        let locked = mutant!(NoGuard, Ok(true), try_lock_within(file, patience));
+        let timeout = attempt.map_or(BUSY_TIMEOUT, |_| AWAKE);
+        let locked = mutant!(NoGuard, Ok(true), try_lock_within(file, timeout));
         if locked.map_err(FileError::io("lock this file", path))? {
             return Ok(Self(file));
         }
         Err(FileError::Busy {
             path: path.to_owned(),
-            waited: attempt.map_or(PATIENCE, |attempt| attempt.waited),
+            waited: attempt.map_or(BUSY_TIMEOUT, |attempt| attempt.waited),
         })
     }
 

@@ -137,7 +137,7 @@ enum Attempt<T> {
 }
 
 /// What a record means now.
-enum State {
+enum LeaseState {
     Free,
     Held {
         remaining: Option<Duration>,
@@ -154,7 +154,7 @@ impl LeaseFileStore {
     /// [`OpenError`] says what is wrong with the folder, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
         let directory = Directory::open(path.as_ref(), Kind::Lease, Purpose::Store, options)?;
-        if !Machine::this().knows_its_start() {
+        if !Machine::this().has_boot_id() {
             return Err(OpenError::UnknownStart {
                 path: path.as_ref().to_owned(),
             });
@@ -351,7 +351,7 @@ impl LeaseFileStore {
         };
         // A waiter that is not at the head must not contend for the file lock.
         if let Which::Wanted(claim) = which
-            && lease.is_anothers(claim)?
+            && lease.is_held_or_reserved_for_other(claim)?
         {
             return Ok(Attempt::Done(Ok(None)));
         }
@@ -394,7 +394,7 @@ impl LeaseFileStore {
                 grant.lifeline = Some(lent);
             }
             // The lease was released meanwhile. Closing the file unlocks the byte, too.
-            _ => drop(liveness::let_go(&mut lent)),
+            _ => drop(liveness::unlock_all(&mut lent)),
         }
     }
 
@@ -488,12 +488,12 @@ impl LeaseFileStore {
     fn held_record(&self, name: &Name) -> Result<Option<HeldRecord>, StoreError> {
         let found = self.with_record(name, Which::There, |lease, view| match view.record {
             Some(record) => Ok(match lease.state(&record)? {
-                State::Held { remaining } => Some(HeldRecord { record, remaining }),
-                State::Zombie if self.zombies == Zombies::Wait => Some(HeldRecord {
+                LeaseState::Held { remaining } => Some(HeldRecord { record, remaining }),
+                LeaseState::Zombie if self.zombies == Zombies::Wait => Some(HeldRecord {
                     record,
                     remaining: Some(Duration::ZERO),
                 }),
-                State::Free | State::Zombie => None,
+                LeaseState::Free | LeaseState::Zombie => None,
             }),
             None => Ok(None),
         })?;
@@ -511,7 +511,7 @@ impl LeaseFileStore {
 
     /// Ends what this process keeps of the grant of `claim`, of which the file says that it was
     /// given back, or does not.
-    fn forget(&self, claim: &Claim, is_recorded: bool) {
+    fn drop_grant(&self, claim: &Claim, is_recorded: bool) {
         let mut grants = self.grants();
         let ended = match grants.entry(claim.name.clone()) {
             Entry::Occupied(grant) if grant.get().owner == claim.owner => grant.remove(),
@@ -526,7 +526,7 @@ impl LeaseFileStore {
         let lifeline = if is_recorded && !grant.is_shared && grant.is_ours() {
             grant.lifeline.take()
         } else {
-            grant.let_go().filter(|_| !grant.is_shared)
+            grant.unlock().filter(|_| !grant.is_shared)
         };
         if let Some(lifeline) = lifeline {
             self.directory.put(name, lifeline);
@@ -541,10 +541,10 @@ impl Grant {
 
     /// Unlocks the grant's byte by name, for children may have the descriptor open; but not in a
     /// forked child, which shares it with the holder. Returns the file if all went well.
-    fn let_go(&mut self) -> Option<OpenFile> {
+    fn unlock(&mut self) -> Option<OpenFile> {
         let mut lifeline = self.lifeline.take()?;
         // Closing it ends it, too, at the latest with the last process that has it open.
-        let gone = self.is_ours() && liveness::let_go(&mut lifeline).is_ok();
+        let gone = self.is_ours() && liveness::unlock_all(&mut lifeline).is_ok();
         gone.then_some(lifeline)
     }
 
@@ -560,7 +560,7 @@ impl Grant {
 
 impl Drop for Grant {
     fn drop(&mut self) {
-        drop(self.let_go());
+        drop(self.unlock());
     }
 }
 
@@ -574,7 +574,7 @@ struct LeaseFile<'a> {
 impl LeaseFile<'_> {
     /// Whether the lease is another's, or kept for another than the owner of `claim`, who need not
     /// keep anybody from the file then; as far as that can be told in passing.
-    fn is_anothers(&self, claim: &Claim) -> Result<bool, FileError> {
+    fn is_held_or_reserved_for_other(&self, claim: &Claim) -> Result<bool, FileError> {
         let queue = &self.store.queue;
         match queue.is_known_head(claim) {
             None if !self.file.is_contended() => return Ok(false),
@@ -591,7 +591,7 @@ impl LeaseFile<'_> {
         };
         Ok(!reservation.is_zero()
             && record.owner != claim.owner
-            && (matches!(self.state(record), Ok(State::Held { .. }))
+            && (matches!(self.state(record), Ok(LeaseState::Held { .. }))
                 || record.ended_within(reservation, self.now()))
             && self.file.is_current()?)
     }
@@ -602,9 +602,9 @@ impl LeaseFile<'_> {
         record.owner == claim.owner && !self.store.is_parents(self.name, record)
     }
 
-    fn state(&self, record: &Record) -> Result<State, FileError> {
+    fn state(&self, record: &Record) -> Result<LeaseState, FileError> {
         if !record.held {
-            return Ok(State::Free);
+            return Ok(LeaseState::Free);
         }
         if record.ephemeral && !self.store.keeps_alive(self.name, record) {
             let asked = mutant!(
@@ -613,7 +613,7 @@ impl LeaseFile<'_> {
                 liveness::is_held(self.file.file(), record.fence)
             );
             if !asked.map_err(FileError::io("ask who lives", self.file.path()))? {
-                return Ok(State::Free);
+                return Ok(LeaseState::Free);
             }
         }
         self.state_of_living(record)
@@ -621,24 +621,24 @@ impl LeaseFile<'_> {
 
     /// [`state`](Self::state), of a record of a lease that is held, and by processes that live if it
     /// ends with them.
-    fn state_of_living(&self, record: &Record) -> Result<State, FileError> {
+    fn state_of_living(&self, record: &Record) -> Result<LeaseState, FileError> {
         let machine = Machine::this();
         if !machine.runs_since(record.boot) {
             return match record.ephemeral {
                 // A live process holds its lease, whatever its record contains.
-                true => Ok(State::Held { remaining: None }),
+                true => Ok(LeaseState::Held { remaining: None }),
                 false if machine.is_containers() => Err(FileError::ForeignBoot {
                     name: self.name.clone(),
                 }),
-                false => Ok(State::Free),
+                false => Ok(LeaseState::Free),
             };
         }
         if record.ttl.is_none() {
-            return Ok(State::Held { remaining: None });
+            return Ok(LeaseState::Held { remaining: None });
         }
         if record.time_namespace != machine.time_namespace && !mutant!(TimeNamespaceIgnored) {
             if record.ephemeral {
-                return Ok(State::Held { remaining: None });
+                return Ok(LeaseState::Held { remaining: None });
             }
             return Err(FileError::ForeignClock {
                 name: self.name.clone(),
@@ -646,11 +646,11 @@ impl LeaseFile<'_> {
         }
         let now = self.now();
         match record.ends.checked_sub(now).filter(|left| !left.is_zero()) {
-            Some(left) => Ok(State::Held {
+            Some(left) => Ok(LeaseState::Held {
                 remaining: Some(left),
             }),
-            None if record.ephemeral => Ok(State::Zombie),
-            None => Ok(State::Free),
+            None if record.ephemeral => Ok(LeaseState::Zombie),
+            None => Ok(LeaseState::Free),
         }
     }
 
@@ -660,22 +660,24 @@ impl LeaseFile<'_> {
         let queue = &self.store.queue;
         if let Some(record) = &before.record {
             match self.state(record)? {
-                State::Held { .. } if self.is_of(record, claim) && !mutant!(AskingAgainRefused) => {
+                LeaseState::Held { .. }
+                    if self.is_of(record, claim) && !mutant!(AskingAgainRefused) =>
+                {
                     self.extend(record, claim)?;
                     return Ok(Some(granted(record)));
                 }
                 // Only the first in the queue is to look again when the time has passed.
-                State::Held { remaining } => {
+                LeaseState::Held { remaining } => {
                     let position = queue.position(claim, self.file, before)?;
                     let is_behind = position.has_ticket() && !position.reservation().is_zero();
                     let remaining = remaining.filter(|_| !is_behind);
                     return Ok(Some(Reply::Refused { remaining }));
                 }
-                State::Zombie if self.store.zombies == Zombies::Wait => {
+                LeaseState::Zombie if self.store.zombies == Zombies::Wait => {
                     return Ok(Some(Reply::REFUSED));
                 }
-                State::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
-                State::Free => {}
+                LeaseState::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
+                LeaseState::Free => {}
             }
         }
         let position = queue.position(claim, self.file, before)?;
@@ -783,8 +785,8 @@ impl LeaseFile<'_> {
             });
         }
         let is_held = match self.state(record)? {
-            State::Held { .. } | State::Zombie => true,
-            State::Free => Self::is_merely_expired(record),
+            LeaseState::Held { .. } | LeaseState::Zombie => true,
+            LeaseState::Free => Self::is_merely_expired(record),
         };
         if !is_held {
             return Ok(Renewed::Lost);
@@ -882,11 +884,11 @@ impl Store for LeaseFileStore {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
                 Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
-                    State::Held { .. } => {
+                    LeaseState::Held { .. } => {
                         lease.extend(&record, claim)?;
                         Ok(granted(&record))
                     }
-                    State::Free | State::Zombie => Ok(Reply::REFUSED),
+                    LeaseState::Free | LeaseState::Zombie => Ok(Reply::REFUSED),
                 },
                 _ => Ok(Reply::REFUSED),
             })?;
@@ -936,7 +938,7 @@ impl Store for LeaseFileStore {
                         lease.note_release(record.fence);
                     }
                     lease.free(&record, has_waited)?;
-                    Ok(if matches!(state, State::Held { .. }) && is_there? {
+                    Ok(if matches!(state, LeaseState::Held { .. }) && is_there? {
                         granted(&record)
                     } else {
                         Reply::REFUSED
@@ -958,7 +960,7 @@ impl Store for LeaseFileStore {
         // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
         // ephemeral lease is over all the same without its byte, and the name not held by nobody.
         if reply.is_ok() || !mutant!(FailedReleaseKeepsLease) {
-            self.forget(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
+            self.drop_grant(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
         }
         if reply.is_err()
             && let Ok(Some(file)) = self.directory.take(&claim.name)
@@ -981,18 +983,18 @@ impl Store for LeaseFileStore {
             {
                 match lease.state(&record) {
                     // From now on the lease must not be renewed any more.
-                    Ok(State::Free) if LeaseFile::is_merely_expired(&record) => {
+                    Ok(LeaseState::Free) if LeaseFile::is_merely_expired(&record) => {
                         lease.free(&record, false)?;
                         Ok(Reply::REFUSED)
                     }
-                    Ok(State::Free) => Ok(Reply::REFUSED),
+                    Ok(LeaseState::Free) => Ok(Reply::REFUSED),
                     // It was free already, but for those who choose to wait for its processes.
-                    Ok(State::Zombie) if self.zombies == Zombies::Take => {
+                    Ok(LeaseState::Zombie) if self.zombies == Zombies::Take => {
                         lease.free(&record, false)?;
                         Ok(Reply::REFUSED)
                     }
                     // Nobody can tell whether its time has passed; now it has.
-                    Ok(State::Held { .. } | State::Zombie)
+                    Ok(LeaseState::Held { .. } | LeaseState::Zombie)
                     | Err(FileError::ForeignClock { .. } | FileError::ForeignBoot { .. }) => {
                         lease.free(&record, false)?;
                         Ok(granted(&record))
@@ -1021,7 +1023,7 @@ impl Store for LeaseFileStore {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
                 Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
-                    State::Held { .. } => {
+                    LeaseState::Held { .. } => {
                         lease.may_outlive_its_process()?;
                         let sequence = record.sequence + 1;
                         lease.write(Record {
@@ -1031,13 +1033,13 @@ impl Store for LeaseFileStore {
                         })?;
                         Ok(granted(&record))
                     }
-                    State::Free | State::Zombie => Ok(Reply::REFUSED),
+                    LeaseState::Free | LeaseState::Zombie => Ok(Reply::REFUSED),
                 },
                 _ => Ok(Reply::REFUSED),
             })?;
         if reply.is_some_and(Reply::is_granted) {
             self.queue.released(&self.directory, claim);
-            self.forget(claim, false);
+            self.drop_grant(claim, false);
         }
         Ok(reply.unwrap_or(Reply::REFUSED))
     }

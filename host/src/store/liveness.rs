@@ -22,7 +22,7 @@ const FIRST_BYTE: u64 = 1 << 40;
 pub(crate) fn hold(file: &mut OpenFile, fence: u64) -> io::Result<()> {
     let earlier = file.lived();
     if earlier.end != fence {
-        let_go(file)?;
+        unlock_all(file)?;
     }
     if !byte_lock::try_lock(file.file(), byte_of(fence))? {
         return Err(io::ErrorKind::ResourceBusy.into());
@@ -53,7 +53,7 @@ pub(crate) fn share(file: &OpenFile, fence: u64) -> io::Result<()> {
 ///
 /// A grant that is recorded as given back can do without: one who takes the next number locks the
 /// byte beside it, and there is one lock as before.
-pub(crate) fn let_go(file: &mut OpenFile) -> io::Result<()> {
+pub(crate) fn unlock_all(file: &mut OpenFile) -> io::Result<()> {
     let Range { start, end } = file.lived();
     if start < end {
         let bytes = byte_of(start)..byte_of(start) + (end - start);

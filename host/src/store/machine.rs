@@ -34,18 +34,18 @@ impl Machine {
     ///
     /// What keeps a system that can tell from doing so: this process may have no descriptor left. Who
     /// went on without would write records that others cannot compare with theirs.
-    pub(crate) fn learn() -> io::Result<&'static Self> {
+    pub(crate) fn detect() -> io::Result<&'static Self> {
         if let Some(this) = THIS.get() {
             return Ok(this);
         }
-        let told = where_it_is_told(boot_id())?;
-        let time_namespace = where_it_is_told(time_namespace())?;
+        let found = if_available(boot_id())?;
+        let time_namespace = if_available(time_namespace())?;
         // If the value cannot be read any more, as after chroot(2), the parent's value is used.
         let parent = THIS.of_parent();
         Ok(THIS.get_or_init(|| Self {
-            boot: told.map(|told| told.id).or_else(|| parent?.boot),
-            is_containers: match told {
-                Some(told) => told.is_containers,
+            boot: found.map(|found| found.id).or_else(|| parent?.boot),
+            is_containers: match found {
+                Some(found) => found.is_containers,
                 None => parent.is_some_and(|parent| parent.is_containers),
             },
             time_namespace: time_namespace
@@ -56,12 +56,12 @@ impl Machine {
         }))
     }
 
-    /// Returns the host identity that [`learn`](Self::learn) returns, or one without a boot where that fails.
+    /// Returns the host identity that [`detect`](Self::detect) returns, or one without a boot where that fails.
     pub(crate) fn this() -> &'static Self {
         /// Not stored as [`THIS`]: a later call may succeed, and leases are compared with its result.
         static WITHOUT_BOOT: PerProcess<Machine> = PerProcess::new();
 
-        Self::learn().unwrap_or_else(|_| {
+        Self::detect().unwrap_or_else(|_| {
             WITHOUT_BOOT.get_or_init(|| Self {
                 boot: None,
                 is_containers: false,
@@ -78,7 +78,7 @@ impl Machine {
     }
 
     /// Whether it can be told when the machine was started.
-    pub(crate) fn knows_its_start(&self) -> bool {
+    pub(crate) fn has_boot_id(&self) -> bool {
         self.boot.is_some()
     }
 
@@ -146,10 +146,10 @@ fn program_name(program: &str) -> String {
 }
 
 /// Nothing where the system does not tell such things, or hides them.
-fn where_it_is_told<T>(told: io::Result<Option<T>>) -> io::Result<Option<T>> {
+fn if_available<T>(found: io::Result<Option<T>>) -> io::Result<Option<T>> {
     use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, Unsupported};
 
-    match told {
+    match found {
         Err(err)
             if matches!(
                 err.kind(),
@@ -158,7 +158,7 @@ fn where_it_is_told<T>(told: io::Result<Option<T>>) -> io::Result<Option<T>> {
         {
             Ok(None)
         }
-        told => told,
+        found => found,
     }
 }
 
@@ -195,9 +195,9 @@ fn time_namespace() -> io::Result<Option<u64>> {
     }
     // The number of a namespace that has ended is used again; how far its clock is ahead is what
     // matters, and is told of the namespace that new children get.
-    let is_childrens = where_it_is_told(namespace("time_for_children"))? == Some(number);
+    let is_childrens = if_available(namespace("time_for_children"))? == Some(number);
     let offsets = fs::read_to_string("/proc/self/timens_offsets").map(Some);
-    let offsets = where_it_is_told(offsets)?.filter(|_| is_childrens);
+    let offsets = if_available(offsets)?.filter(|_| is_childrens);
     Ok(Some(match offsets.as_deref().and_then(nanos_ahead) {
         Some(0) => FIRST,
         Some(nanos) => 1 << 63 | nanos.cast_unsigned(),

@@ -40,7 +40,7 @@ pub use fence_gate::{Checked, FenceError, FenceGate};
 #[cfg(target_os = "linux")]
 pub(crate) use file_events::Listener;
 pub use file_lock::FileLockStore;
-use kernel_lock::{Attempt, PATIENCE};
+use kernel_lock::{Attempt, BUSY_TIMEOUT};
 pub use lease_file::LeaseFileStore;
 #[cfg(feature = "server")]
 pub(crate) use machine::this_process;
@@ -150,7 +150,7 @@ pub(crate) async fn patiently<T>(
         let waited = began.elapsed();
         let attempt = Attempt {
             waited,
-            is_last: PATIENCE <= waited,
+            is_last: BUSY_TIMEOUT <= waited,
         };
         match attempt.make(&step) {
             Err(err) if is_busy(&err) && !attempt.is_last => pass(pause).await,

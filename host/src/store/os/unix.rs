@@ -325,7 +325,7 @@ impl OpenDirectory {
             let mode = if self.group.is_some() { 0o660 } else { 0o600 };
             fchown(&*file, None, self.group)?;
             file.set_permissions(Permissions::from_mode(mode))?;
-            let_be_written_in_place(file);
+            disable_copy_on_write(file);
             file.write_all(bytes)?;
             file.sync_data()
         };
@@ -341,9 +341,9 @@ impl OpenDirectory {
             let removed = unlinkat(&self.directory, &*temporary, AtFlags::empty());
             linked.and(Ok(removed?))
         };
-        let linked = if let Some(mut file) = nameless(&self.directory)? {
+        let linked = if let Some(mut file) = unnamed(&self.directory)? {
             finish(&mut file)?;
-            match link_nameless(&file, &self.directory, name) {
+            match link_unnamed(&file, &self.directory, name) {
                 Err(err) if err.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
                 // Without /proc, as after chroot(2), an unnamed file cannot be linked: linkat(2) by
                 // descriptor alone needs a capability, or Linux 6.10.
@@ -482,7 +482,7 @@ fn open_any(path: &Path, flags: OFlags) -> io::Result<File> {
 /// Lets later writes to `file`, which is empty, need no space, where a file system copies what is
 /// written: btrfs(5), `chattr +C`. Without that all goes well, too, until the disk is full.
 #[cfg(target_os = "linux")]
-fn let_be_written_in_place(file: &File) {
+fn disable_copy_on_write(file: &File) {
     use rustix::fs::{IFlags, fstatfs, ioctl_getflags, ioctl_setflags};
 
     if fstatfs(file).is_ok_and(|found| kind_of(&found) == BTRFS)
@@ -493,11 +493,11 @@ fn let_be_written_in_place(file: &File) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn let_be_written_in_place(_file: &File) {}
+fn disable_copy_on_write(_file: &File) {}
 
 /// A file without a name in `directory`, where the file system has such.
 #[cfg(target_os = "linux")]
-fn nameless(directory: &File) -> io::Result<Option<File>> {
+fn unnamed(directory: &File) -> io::Result<Option<File>> {
     let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
     match openat(directory, c".", flags, Mode::RUSR | Mode::WUSR) {
         Ok(file) => Ok(Some(file.into())),
@@ -508,7 +508,7 @@ fn nameless(directory: &File) -> io::Result<Option<File>> {
 
 /// open(2), on `O_TMPFILE`: the way that needs no privilege.
 #[cfg(target_os = "linux")]
-fn link_nameless(file: &File, directory: &File, name: &Path) -> io::Result<()> {
+fn link_unnamed(file: &File, directory: &File, name: &Path) -> io::Result<()> {
     use rustix::fs::CWD;
     use std::os::fd::AsRawFd;
 
@@ -523,12 +523,12 @@ fn link_nameless(file: &File, directory: &File, name: &Path) -> io::Result<()> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn nameless(_directory: &File) -> io::Result<Option<File>> {
+fn unnamed(_directory: &File) -> io::Result<Option<File>> {
     Ok(None)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn link_nameless(_file: &File, _directory: &File, _name: &Path) -> io::Result<()> {
+fn link_unnamed(_file: &File, _directory: &File, _name: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
