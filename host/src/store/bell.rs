@@ -1,7 +1,7 @@
-//! What wakes a process that waits: a named pipe, fifo(7), that it reads.
+//! Wake pipes: the named pipes, fifo(7), through which waiting processes are woken.
 //!
-//! A pipe and not a file that inotify(7) tells of, for who writes to it and then goes to sleep
-//! leaves its core to the one it wakes.
+//! A pipe is used instead of a file with an inotify(7) watch because the kernel runs the woken reader on
+//! the core of the writer, which becomes free when the writer sleeps.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Metadata, Permissions};
@@ -28,14 +28,15 @@ use crate::process;
 pub(crate) struct WakePipe(File);
 
 impl WakePipe {
-    /// The bell `name` in `directory`, made if need be, for this user or this group alone.
+    /// Opens the wake pipe `name` in `directory`; creates it if necessary, for this user or this group
+    /// alone.
     fn open(directory: &OpenDirectory, name: &str) -> Result<Self, FileError> {
         let path = || directory.path().join(name);
         let failed = |action| move |err| FileError::io(action, &path())(err);
         let file = loop {
             match open_pipe(directory, name, OFlags::RDWR) {
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                    make(directory, name).map_err(failed("make this pipe"))?;
+                    make(directory, name).map_err(failed("create this pipe"))?;
                 }
                 opened => break opened.map_err(failed("open this pipe"))?,
             }
@@ -51,25 +52,25 @@ impl WakePipe {
         Err(FileError::Suspicious { path: path(), why })
     }
 
-    /// Keeps it for this value, whose process alone reads it, as long as this is open; `false` when
-    /// it is another's.
+    /// Reserves the pipe for this value until it is dropped, so that no other process reads it. Returns
+    /// `false` if another process has reserved it.
     pub(crate) fn try_own(&self) -> bool {
         kernel_lock::try_lock(&self.0).unwrap_or(false)
     }
 
-    /// Wakes whoever listens.
+    /// Wakes the process that reads the pipe.
     pub(crate) fn wake(&self) {
-        // One that is full has been rung.
+        // A write to a full pipe fails, and its reader has been woken before.
         let _ = rustix::io::write(&self.0, &[0]);
     }
 
-    /// Whether it was rung since this was asked last.
+    /// Reads the pipe; returns whether a process has written to it since the last call.
     pub(crate) fn take_wakes(&self) -> bool {
         rustix::io::read(&self.0, &mut [0; 64]).is_ok_and(|bytes| bytes > 0)
     }
 }
 
-/// How many bells a folder has.
+/// The number of wake pipes of a directory.
 pub(crate) const WAKE_PIPES: u32 = 4096;
 
 /// The maximum number of wake pipes of a directory that one process uses. It uses no more than the
@@ -86,12 +87,12 @@ const STRIDE: u32 = 1021;
 /// The time after which a process without a wake pipe tries again to find one.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// The bells of a folder that this process has open.
+/// The wake pipes of a directory that this process has open.
 #[derive(Debug, Default)]
 pub(crate) struct WakePipes {
     /// This process's wake pipes, by group of names. Closing one wakes the waiters behind this process.
     ours: HashMap<u32, Own>,
-    /// When it was last tried in vain to find one that nobody has.
+    /// When the last search for an unused pipe failed.
     tried: Option<Instant>,
 }
 
@@ -176,9 +177,11 @@ impl WakePipes {
         })
     }
 
-    /// Rings the bell of that number. Whoever does not hear it looks by itself.
+    /// Wakes the process that reads the pipe of that number. A waiter that misses this notification still
+    /// checks the lock from time to time.
     ///
-    /// The bell is closed at once: as long as it is open for reading, its owner's end wakes nobody.
+    /// Another process's pipe is closed at once: while this process has it open for reading, the end of that
+    /// process wakes no waiter.
     pub(crate) fn wake(&self, directory: &Directory, number: u32) {
         let mut ours = self.ours.values();
         if let Some(own) = ours.find(|own| own.number == number) {
@@ -188,8 +191,8 @@ impl WakePipes {
         }
     }
 
-    /// The end to write to of the bell of that number, which is an error for poll(2) when nobody reads
-    /// it any more; `None` when that is so already, or cannot be told.
+    /// Opens the pipe of that number for writing. poll(2) reports an error for the returned file once
+    /// the pipe has no reader. Returns `None` if it has none already, or if that cannot be determined.
     pub(crate) fn end(directory: &Directory, number: u32) -> Option<File> {
         let directory = directory.known();
         let file = open_pipe(&directory, &name_of(number), OFlags::WRONLY).ok()?;
@@ -222,7 +225,8 @@ fn name_of(number: u32) -> String {
     format!("{number:04}.bell")
 }
 
-/// Opens the wake pipe `name`. Opened for reading and writing, it waits for nobody at the other end.
+/// Opens the wake pipe `name`. Opening it for reading and writing does not wait for another process to
+/// open it.
 fn open_pipe(directory: &OpenDirectory, name: &str, access: OFlags) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     Ok(openat(directory, name, access | flags, Mode::empty())?.into())
@@ -245,16 +249,16 @@ fn make(directory: &OpenDirectory, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether it is a pipe that this user has made, and has no second name.
+/// Returns whether the file is a pipe that this user has created, and has no second name.
 fn is_our_pipe(metadata: &Metadata) -> bool {
     metadata.file_type().is_fifo() && metadata.uid() == geteuid().as_raw() && metadata.nlink() == 1
 }
 
-/// Lets this user open the pipe `name` that it made, if its umask does not.
+/// Gives this user access to the pipe `name` that it has created, if its umask does not.
 fn allow_own_access(directory: &OpenDirectory, name: &str) -> io::Result<()> {
     const OURS: u32 = 0o600;
 
-    // The pipe itself, for a member of a group could put a link to another file in its place.
+    // Open the pipe itself: a member of a group could put a link to another file in its place.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let pipe = File::from(openat(directory, name, flags, Mode::empty())?);
     let found = pipe.metadata()?;
@@ -271,7 +275,7 @@ fn unused_pipe(directory: &Directory, name_group: u32, tries: u32) -> Option<(u3
         let number = (first_number(name_group) + next * STRIDE) % WAKE_PIPES;
         match open_numbered(directory, number) {
             Ok(pipe) if pipe.try_own() => return Some((number, pipe)),
-            // It is another's, or somebody has put something else there.
+            // Another process has reserved it, or another user has put something else there.
             Ok(_) | Err(FileError::Suspicious { .. }) => {}
             Err(FileError::Io { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied => {}
@@ -295,9 +299,9 @@ mod tests {
     use super::super::record::Kind;
     use super::*;
 
-    fn directory(folder: &Path) -> Directory {
+    fn directory(temp_dir: &Path) -> Directory {
         let options = StoreOptions::default();
-        Directory::open(folder, Kind::Lease, Purpose::Store, &options).unwrap()
+        Directory::open(temp_dir, Kind::Lease, Purpose::Store, &options).unwrap()
     }
 
     fn name(text: &str) -> Name {
@@ -306,9 +310,9 @@ mod tests {
 
     /// This includes a pipe to which another process has written.
     #[test]
-    fn the_end_of_the_process_that_reads_a_wake_pipe_is_noticed() {
-        let folder = tempfile::tempdir().unwrap();
-        let directory = directory(folder.path());
+    fn end_of_wake_pipe_reader_is_reported() {
+        let temp_dir = tempfile::tempdir().unwrap();
+        let directory = directory(temp_dir.path());
         let mut pipes = WakePipes::default();
         let (number, pipe) = pipes.take(&directory, &name("lock"));
         let others = WakePipes::default();
@@ -323,10 +327,10 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_pipe_that_nobody_has_is_not_looked_for_again_and_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let directory = directory(folder.path());
-        let path = |number| folder.path().join(name_of(number));
+    fn failed_search_for_unused_wake_pipe_is_not_repeated_at_once() {
+        let temp_dir = tempfile::tempdir().unwrap();
+        let directory = directory(temp_dir.path());
+        let path = |number| temp_dir.path().join(name_of(number));
         for number in 0..WAKE_PIPES {
             fs::create_dir(path(number)).unwrap();
         }
@@ -343,13 +347,13 @@ mod tests {
 
     /// 4,096 pipes are enough for 4,096 processes.
     #[test]
-    fn where_pipes_are_scarce_a_process_has_one_for_all_names() {
-        let folder = tempfile::tempdir().unwrap();
-        let directory = directory(folder.path());
+    fn process_uses_one_wake_pipe_for_all_names_when_pipes_are_scarce() {
+        let temp_dir = tempfile::tempdir().unwrap();
+        let directory = directory(temp_dir.path());
         let mut pipes = WakePipes::default();
         pipes.take(&directory, &name("lock")).1.unwrap();
         for number in 0..WAKE_PIPES {
-            let _ = fs::create_dir(folder.path().join(name_of(number)));
+            let _ = fs::create_dir(temp_dir.path().join(name_of(number)));
         }
         for number in 0..64 {
             pipes
@@ -362,10 +366,10 @@ mod tests {
         assert_eq!(ours.len(), 1);
     }
 
-    /// A member of the group may write the directory, and puts a file of this user's in the place of the
-    /// pipe that was just made.
+    /// A member of the group may write the directory, and puts a file of this user in the place of the pipe
+    /// that was just created.
     #[test]
-    fn no_other_file_is_given_to_a_group_in_a_race() {
+    fn file_swapped_for_new_wake_pipe_is_not_given_to_group() {
         use std::sync::atomic::{AtomicBool, Ordering};
 
         use rustix::process::{Gid, Uid};
@@ -376,12 +380,12 @@ mod tests {
         const TRIES: usize = 3000;
 
         if !geteuid().is_root() {
-            eprintln!("only root can be other users: what root gives to a group is not shown");
+            eprintln!("skipped: only root can act as other users");
             return;
         }
-        let folder = tempfile::tempdir().unwrap();
-        let (path, group) = (folder.path().join("shared"), GROUP.to_string());
-        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let temp_dir = tempfile::tempdir().unwrap();
+        let (path, group) = (temp_dir.path().join("shared"), GROUP.to_string());
+        fs::set_permissions(temp_dir.path(), Permissions::from_mode(0o755)).unwrap();
         let options = StoreOptions {
             group: Some(group),
             ..StoreOptions::default()
@@ -393,7 +397,7 @@ mod tests {
         let rights = |metadata: &Metadata| (metadata.mode() & 0o7777, metadata.gid());
         let make_secret = || {
             let _ = fs::remove_file(&pipe);
-            let new = folder.path().join("new");
+            let new = temp_dir.path().join("new");
             let made = File::create(&new)?;
             made.set_permissions(Permissions::from_mode(0o600))?;
             fs::rename(new, &secret)?;

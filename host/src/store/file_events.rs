@@ -1,5 +1,5 @@
-//! The events that wake waiters: notifications through their wake pipes, the end of the process before
-//! them, and inotify(7) events for a file that was written, closed or removed.
+//! The events that wake waiters: writes to their wake pipes, the end of the process before them, and
+//! inotify(7) events for a file that was written, closed or removed.
 //!
 //! A user has 128 instances of inotify(7). So a process has one instance for all its waiters, created
 //! when the first of them watches a file. Closing an instance takes the kernel milliseconds: only a
@@ -27,7 +27,7 @@ use super::bell::WakePipe;
 use crate::process::{self, PerProcess};
 use crate::sync::{Mutex, MutexGuard};
 
-/// What happens to a file when a lock is given back, or its holder ends, or somebody moves it.
+/// The events of a file when a lock is released, its holder ends, or a user moves the file.
 const CHANGES: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::CLOSE_WRITE)
     .union(WatchFlags::CLOSE_NOWRITE)
@@ -35,22 +35,22 @@ const CHANGES: WatchFlags = WatchFlags::MODIFY
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF);
 
-/// How long the thread that serves tasks stays without any.
+/// The time after which the thread that serves tasks ends if there are none.
 const IDLE: Duration = Duration::from_secs(2);
 
-/// What somebody has heard.
+/// The reason why a listener is woken. A greater one replaces a smaller one.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Notification {
     /// The waiter before this one in this process has left the queue.
     Advanced,
-    /// A file was written, or somebody here said so.
+    /// A file or a wake pipe was written, or another thread of this process woke the listener.
     Written,
-    /// A file was closed, moved or removed, perhaps by the end of a process, whose other files may
-    /// still be open; or some news was lost.
+    /// A file was closed, moved or removed, perhaps by the end of a process, whose other files may still
+    /// be open; or a notification was lost.
     Ended,
 }
 
-/// Somebody in this process who waits for a file to change.
+/// A waiter of this process that waits for notifications.
 #[derive(Debug)]
 pub(crate) struct Listener {
     events: Arc<FileEvents>,
@@ -58,7 +58,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// One who listens to nothing yet.
+    /// Creates a listener without subscriptions.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Listener {
         Ok(Self { events, id })
     }
 
-    /// Listens to `pipe` from now on, whatever else it listens to.
+    /// Subscribes this listener to `pipe`, in place of another wake pipe; other subscriptions stay.
     pub(crate) fn subscribe_to_pipe(&self, pipe: &Arc<WakePipe>) {
         let mut state = self.events.state();
         let Some(listener) = state.listener(self.id) else {
@@ -85,14 +85,14 @@ impl Listener {
         }
     }
 
-    /// Whether it listens to a bell.
+    /// Returns whether this listener is subscribed to a wake pipe.
     pub(crate) fn has_pipe(&self) -> bool {
         let mut state = self.events.state();
         let listener = state.listener(self.id);
         listener.is_some_and(|listener| listener.pipe.is_some())
     }
 
-    /// Lets `other` listen to the bell instead.
+    /// Moves this listener's subscription to its wake pipe to `other`.
     pub(crate) fn hand_pipe_to(&self, other: &Self) {
         let mut state = self.events.state();
         let Some(pipe) = state.listener(self.id).and_then(|it| it.pipe.take()) else {
@@ -108,8 +108,8 @@ impl Listener {
         state.unsubscribe(&pipe, self.id);
     }
 
-    /// Also waits for the end of the process that reads the other end of `pipe`; with `None`, for the
-    /// end of no process.
+    /// Also waits for the end of the process that reads the other end of `pipe`, in place of another process;
+    /// with `None`, waits for the end of no process.
     pub(crate) fn watch_end(&self, pipe: Option<File>) {
         let is_any = pipe.is_some();
         let mut state = self.events.state();
@@ -162,17 +162,17 @@ impl Listener {
                 Err(err) => result = Err(err),
             }
         }
-        // Last, so that a file that is watched on is watched all the time.
+        // End the previous watches last, so that a file that stays watched is watched all the time.
         for watch in previous.into_iter().flatten() {
             self.events.end_watch(&mut state, watch, self.id);
         }
         result
     }
 
-    /// Waits until there is news, but until `until` at most.
+    /// Waits for a notification, but at most until `until`.
     pub(crate) fn wait(&self, until: Instant) -> Option<Notification> {
         let mut state = self.events.state();
-        // Of a task that has given up.
+        // The waker of a task that does not wait any more.
         let waker = state.listener(self.id).and_then(|it| it.waker.take());
         if waker.is_some() {
             drop(state);
@@ -202,7 +202,7 @@ impl Listener {
         notification
     }
 
-    /// Whether there is news, now.
+    /// Returns whether there is a notification now, and removes it.
     pub(crate) fn has_notification(&self) -> bool {
         let mut state = self.events.state();
         if !state.is_read {
@@ -213,7 +213,7 @@ impl Listener {
         has_notification
     }
 
-    /// [`wait`](Self::wait), for a task.
+    /// Waits as [`wait`](Self::wait) does, in a task.
     pub(crate) fn poll(&self, context: &Context<'_>, until: Instant) -> Poll<Option<Notification>> {
         let mut state = self.events.state();
         let notification = state.take_notification(self.id);
@@ -235,18 +235,19 @@ impl Listener {
         if !state.serves_tasks {
             let events = Arc::clone(&self.events);
             let named = thread::Builder::new().name("verrou-events".to_owned());
-            // Without one the task still wakes when a thread waits, or its driver's time is over.
+            // Without this thread, the task is still woken while a thread waits, or by the timer of its
+            // driver.
             state.serves_tasks = named.spawn(move || events.serve_tasks()).is_ok();
         } else if first.is_none_or(|first| until < first) {
             self.events.interrupt(&state);
         }
-        // A waker is a stranger's code.
+        // Dropping a waker runs foreign code, so the mutex must be unlocked.
         drop(state);
         drop(before);
         Poll::Pending
     }
 
-    /// Is news for this listener by itself.
+    /// Wakes this listener.
     pub(crate) fn wake(&self) {
         self.notify(Notification::Written);
     }
@@ -279,16 +280,16 @@ impl Drop for Listener {
         if let Some(alarm) = listener.alarm.take() {
             state.alarms.remove(&(alarm, self.id));
         }
-        // A waker is a stranger's code.
+        // Dropping a waker runs foreign code, so the mutex must be unlocked.
         drop(state);
         drop((listener, end));
     }
 }
 
-/// The events of this process.
+/// The listeners of this process, and the events for which they wait.
 #[derive(Debug)]
 struct FileEvents {
-    /// A forked child shares the instance with it.
+    /// The process that created this value. A forked child shares the inotify(7) instance with it.
     process: u32,
     /// Ends the reader's wait.
     interruption: OwnedFd,
@@ -303,17 +304,17 @@ struct State {
     inotify: Option<Arc<OwnedFd>>,
     listeners: HashMap<u64, Subscription>,
     watched_by: HashMap<i32, Vec<u64>>,
-    /// The bells that somebody listens to, and who.
+    /// The wake pipes with subscribers, and these.
     pipes: Vec<(Arc<WakePipe>, Vec<u64>)>,
     /// The write ends of the wake pipes whose readers' end is awaited, by listener.
     ends: BTreeMap<u64, Arc<File>>,
-    /// When tasks are to be woken.
+    /// The times at which tasks are woken.
     alarms: BTreeSet<(Instant, u64)>,
-    /// Whether some thread reads the events.
+    /// Whether a thread currently reads the events.
     is_read: bool,
-    /// The threads that do not.
+    /// The waiting threads that do not read the events.
     parked: BTreeMap<u64, Thread>,
-    /// Whether there is a thread for tasks.
+    /// Whether there is a thread that serves tasks.
     serves_tasks: bool,
 }
 
@@ -326,7 +327,7 @@ struct Subscription {
     alarm: Option<Instant>,
 }
 
-/// Whom to wake.
+/// A thread or a task to wake.
 enum ToWake {
     Thread(Thread),
     Task(Waker),
@@ -342,7 +343,7 @@ impl ToWake {
 }
 
 impl FileEvents {
-    /// The number of the thread that serves tasks among those that are parked.
+    /// The key of the thread that serves tasks among the parked threads.
     const TASKS: u64 = 0;
 
     fn of_this_process() -> io::Result<Arc<Self>> {
@@ -373,8 +374,8 @@ impl FileEvents {
         self.state.lock()
     }
 
-    /// Waits for events, for `at_most`, while others may use the state, and tells those whom they
-    /// concern.
+    /// Waits for events, for at most `at_most`, and wakes their listeners. Other threads may use the state
+    /// meanwhile.
     fn read<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
@@ -395,7 +396,7 @@ impl FileEvents {
         );
         ready.extend(inotify.iter().map(|it| PollFd::new(it, PollFlags::IN)));
         let timeout = Timespec::try_from(at_most).ok();
-        // Interrupted by a signal or not, what has come is read.
+        // Read the events that have occurred even if a signal has interrupted the call.
         let _ = poll(&mut ready, timeout.as_ref());
         let mut is_ready = ready.iter().map(|it| !it.revents().is_empty());
         if is_ready.next() == Some(true) {
@@ -427,7 +428,7 @@ impl FileEvents {
         self.state()
     }
 
-    /// Reads what the kernel tells of, and says whom to wake for it.
+    /// Reads the events of the kernel, and adds the threads and tasks to wake to `to_wake`.
     fn read_events(inotify: &OwnedFd, state: &mut State, to_wake: &mut Vec<ToWake>) {
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
         let mut reader = inotify::Reader::new(inotify, &mut buffer);
@@ -447,17 +448,17 @@ impl FileEvents {
                 ids.into_iter()
                     .filter_map(|id| state.notify(id, notification)),
             );
-            // What one read leaves is there for the next.
+            // The next call reads the remaining events.
             if reader.is_buffer_empty() {
                 break;
             }
         }
     }
 
-    /// Ends the reader's wait, so that it sees what has changed.
+    /// Ends the wait of the reading thread, so that it uses the changed state.
     fn interrupt(&self, state: &State) {
         if state.is_read {
-            // It can only fail when it is interrupted already.
+            // This can only fail if the thread is interrupted already.
             let _ = rustix::io::write(&self.interruption, &1u64.to_ne_bytes());
         }
         if let Some(thread) = state.parked.get(&Self::TASKS) {
@@ -489,7 +490,8 @@ impl FileEvents {
         }
         if ids.is_empty() {
             state.watched_by.remove(&watch);
-            // It is gone already when its file is. A forked child has only a copy.
+            // The kernel removes the watch of a removed file by itself. A forked child has only a copy of
+            // this state.
             if self.is_ours()
                 && let Some(inotify) = &state.inotify
             {
@@ -546,7 +548,7 @@ impl State {
         self.listeners.get_mut(&id)
     }
 
-    /// Lets `id` hear `pipe`; returns whether it is the first to.
+    /// Subscribes the listener `id` to `pipe`; returns whether it is the first subscriber.
     fn subscribe(&mut self, pipe: &Arc<WakePipe>, id: u64) -> bool {
         let known = self.pipes.iter_mut().find(|(it, _)| Arc::ptr_eq(it, pipe));
         if let Some((_, ids)) = known {
@@ -557,7 +559,7 @@ impl State {
         true
     }
 
-    /// Lets `id` hear `pipe` no more.
+    /// Unsubscribes the listener `id` from `pipe`.
     fn unsubscribe(&mut self, pipe: &Arc<WakePipe>, id: u64) {
         self.pipes.retain_mut(|(it, ids)| {
             if Arc::ptr_eq(it, pipe) {
@@ -567,7 +569,7 @@ impl State {
         });
     }
 
-    /// Who hears `pipe`.
+    /// Returns the subscribers of `pipe`.
     fn subscribers(&self, pipe: &Arc<WakePipe>) -> Vec<u64> {
         let known = self.pipes.iter().find(|(it, _)| Arc::ptr_eq(it, pipe));
         known.map(|(_, ids)| ids.clone()).unwrap_or_default()
@@ -584,12 +586,12 @@ impl State {
         self.notify(id, Notification::Ended)
     }
 
-    /// What the listener `id` has not heard yet.
+    /// Removes and returns the notification of the listener `id`.
     fn take_notification(&mut self, id: u64) -> Option<Notification> {
         self.listener(id)?.notification.take()
     }
 
-    /// Notes `notification` for the listener `id`; returns whom to wake.
+    /// Records `notification` for the listener `id`; returns the thread or task to wake.
     fn notify(&mut self, id: u64, notification: Notification) -> Option<ToWake> {
         let listener = self.listeners.get_mut(&id)?;
         listener.notification = listener.notification.max(Some(notification));
@@ -597,7 +599,7 @@ impl State {
         task.or_else(|| self.parked.get(&id).cloned().map(ToWake::Thread))
     }
 
-    /// The tasks whose time has come.
+    /// Removes and returns the tasks whose timers have expired.
     fn due(&mut self, now: Instant) -> Vec<ToWake> {
         let mut to_wake = Vec::new();
         while let Some(&(due, id)) = self.alarms.first()
@@ -612,7 +614,7 @@ impl State {
         to_wake
     }
 
-    /// Lets another thread read the events.
+    /// Wakes a parked thread, to read the events, if no thread reads them.
     fn wake_next_reader(&mut self) {
         if !self.is_read
             && let Some((_, next)) = self.parked.first_key_value()

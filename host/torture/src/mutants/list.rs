@@ -405,7 +405,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                     "what is in the place of a new wake pipe is given to the group",
                     host(
                         "lib",
-                        "store::bell::tests::no_other_file_is_given_to_a_group_in_a_race",
+                        "store::bell::tests::file_swapped_for_new_wake_pipe_is_not_given_to_group",
                     ),
                 ),
             ),
