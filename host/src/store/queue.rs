@@ -1,14 +1,14 @@
-//! Who waits for a lock, in the order in which they came.
+//! The wait queue of a lock, in the order in which the waiters joined it.
 //!
-//! A place in the queue is a byte of the lock's file, far past its end, locked for as long as its
-//! owner waits: a byte after all that are locked. The kernel unlocks it when the process ends.
+//! A waiter's *ticket* is a byte of the lock's file, far past its end, which stays locked while the waiter
+//! waits. A new ticket is after all locked tickets. The kernel unlocks it when the process ends.
 //!
 //! The head waiter first spins on the lock's file for some microseconds, as a lock that is held only
 //! briefly is released in that time, and then waits for events of the file. Every other waiter sleeps
-//! until its *bell*, a wake pipe that its process reads, is written to, or until the process before it
-//! ends. The releasing process notifies the second waiter, so that this one is awake when it becomes
-//! the head waiter. So a release wakes one process. If a notification is lost, each waiter still checks
-//! from time to time, less often the more waiters are before it. See `FORMAT.md`.
+//! until the *wake pipe* that its process reads is written to, or until the process before it ends. The
+//! releasing process notifies the second waiter, so that this one is awake when it becomes the head
+//! waiter. So a release wakes one process. If a notification is lost, each waiter still checks from time
+//! to time, less often the more waiters are before it. See `FORMAT.md`.
 
 use std::collections::BTreeMap;
 use std::collections::hash_map::{Entry, HashMap};
@@ -35,7 +35,7 @@ use crate::process::PerProcess;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, thread};
 
-/// For how long a lock that was given back is kept for the first in its queue.
+/// The hand-off reservation: the time for which a released lock is reserved for the head waiter.
 const RESERVATION: Duration = Duration::from_millis(200);
 
 /// The longest time that the head waiter sleeps without a check, in case an event is lost.
@@ -47,51 +47,51 @@ const FOREIGN_WAIT: Duration = Duration::from_millis(250);
 /// The longest time that any waiter sleeps without a check.
 const SAFETY_CHECK: Duration = Duration::from_secs(10);
 
-/// How long is waited between looks where the kernel tells of no events.
+/// The time between the checks of a waiter that cannot watch the lock's file.
 const BLIND_WAIT: Duration = Duration::from_millis(10);
 
-/// For how long the first looks at the file all the time before it listens: about as long as
-/// falling asleep and being woken takes.
+/// The time for which the head waiter spins on the file before it watches the file: about the time that it
+/// takes to fall asleep and to be woken.
 const SPIN: Duration = Duration::from_micros(50);
 
-/// After how long in the queue it is worth listening, too, for the end of the process before.
+/// The time in the queue after which a waiter also watches the end of the process before it.
 const SHORT_WAIT: Duration = Duration::from_millis(20);
 
-/// How soon a task that is to look again at once does so.
+/// The shortest timer of a task, which is used for an immediate check.
 const SHORTEST_ALARM: Duration = Duration::from_micros(20);
 
-/// How many of those who have left are kept to be used again.
+/// The number of listeners of former waiters that are kept for reuse.
 const SPARES: usize = 16;
 
-/// Those of this process who wait, and whom they wait behind.
+/// The waiters of this process, and the waiters before them.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    /// A file that is locked by programs that know of no queue.
+    /// A file that is also locked by programs without this queue.
     foreign: Option<PathBuf>,
     /// Whether every change of the lock causes an event of its file.
     reports_all_changes: bool,
-    /// Whether anybody has ever waited, or watched.
+    /// Whether this process has ever waited for a lock, or for a loss.
     is_used: AtomicBool,
     /// Separate in each forked child: a child is not in the queue.
     state: PerProcess<Mutex<QueueState>>,
 }
 
-/// How somebody who asks for a lock stands to those who wait for it.
+/// The position of the owner of an acquire request in the wait queue.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Position {
-    /// Nobody waits.
+    /// There are no waiters.
     NoWaiters,
-    /// It waits, with this ticket, and nobody before it.
+    /// The owner is the head waiter, with this ticket.
     Head(u64),
-    /// It waits, with this ticket, and one came before.
+    /// The owner is the second waiter, with this ticket.
     Second(u64),
-    /// Others came before; its ticket, if it waits.
+    /// Other waiters are before the owner; its ticket, if it is a waiter.
     Behind(Option<u64>),
 }
 
 impl Position {
-    /// The greatest ticket of all that do not wait any more, if this one is granted the lock, whose
-    /// file says `before`.
+    /// Returns the greatest ticket that does not wait any more once the owner is granted the lock, whose file
+    /// contains `before`.
     pub(crate) fn served(self, before: &View) -> u64 {
         match self {
             Self::NoWaiters => before.mark.max(before.served()),
@@ -102,13 +102,13 @@ impl Position {
         }
     }
 
-    /// Whether it waits.
+    /// Returns whether the owner is a waiter.
     pub(crate) fn has_ticket(self) -> bool {
         !matches!(self, Self::NoWaiters | Self::Behind(None))
     }
 
-    /// For how long a lock that was given back is kept from it. Should the first not come, the second
-    /// takes it; should that one not come either, anybody does.
+    /// Returns for how long a released lock is reserved for waiters before the owner. If the head waiter does
+    /// not take the lock, the second waiter may; if that one does not either, any process may.
     pub(crate) fn reservation(self) -> Duration {
         match self {
             Self::NoWaiters | Self::Head(_) => Duration::ZERO,
@@ -123,20 +123,20 @@ impl Position {
 #[derive(Debug, Default)]
 struct QueueState {
     local_queues: HashMap<Name, LocalQueue>,
-    /// Of those who have just left, with the bell that each listens to, to be used again: beginning
-    /// to listen, and ending it, takes the kernel longer than a grant.
+    /// The listeners of former waiters, each with its wake pipe, for reuse: to begin and to end a
+    /// subscription takes the kernel longer than a grant.
     spare: Vec<(Arc<WakePipe>, Arc<Listener>)>,
-    /// Of those whose file was replaced, to be told.
+    /// The listeners of waiters whose file was replaced, which are still to be notified.
     displaced: Vec<Arc<Listener>>,
-    /// Those who hold a lock and want to know should they lose it.
+    /// The listeners of holders that wait for the loss of their lock.
     loss_listeners: HashMap<Owner, Arc<Listener>>,
     pipes: WakePipes,
 }
 
-/// Those of this process who wait for one lock.
+/// The waiters of this process for one lock.
 #[derive(Debug)]
 struct LocalQueue {
-    /// The lock's file, whose open file description has their bytes locked.
+    /// The lock's file, whose open file description keeps the tickets locked.
     file: Arc<OpenFile>,
     /// The wake pipe of all of them, if one was available, and its number.
     pipe: Option<Arc<WakePipe>>,
@@ -144,69 +144,70 @@ struct LocalQueue {
     /// By ticket.
     waiters: BTreeMap<u64, Waiter>,
     tickets: HashMap<Owner, u64>,
-    /// The tickets of those who were granted the lock, until they give it back.
+    /// The tickets of owners that were granted the lock, until they release it.
     granted: HashMap<Owner, u64>,
 }
 
 #[derive(Debug)]
 struct Waiter {
-    /// `None` when there are no more to be had: then the place is looked after from time to time.
+    /// `None` if no descriptor is free: then the waiter polls.
     listener: Option<Arc<Listener>>,
     stage: Stage,
-    /// Once it is so, it stays so.
+    /// Whether the waiter is known to be the head waiter, which it then stays.
     is_head: bool,
 }
 
-/// How far somebody has come.
+/// The progress of a waiter.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Stage {
-    /// Others of this process are before it, and tell it when they leave.
+    /// Other waiters of this process are before this one, and notify it when they leave.
     BehindLocal,
-    /// It is the first of this process, and listens to its bell.
+    /// The waiter is the first of this process, and waits for a write to its wake pipe.
     OnPipe { since: Instant },
-    /// It also waits for the end of the process with this ticket.
+    /// The waiter also waits for the end of the process with the ticket `before`.
     WatchingProcess { before: u64 },
-    /// It has heard a bell.
+    /// The waiter was woken through its wake pipe.
     Notified,
-    /// It is the first, or the second and was told, and looks at the file, which was like this before
-    /// it tried the lock.
+    /// The waiter is the head waiter, or the second waiter and was notified. It spins on the file, which had
+    /// this version before it tried the lock.
     Spinning(Version),
-    /// As that, and there is nothing to listen with.
+    /// The waiter has spun, and polls, because it cannot watch the lock's file.
     Polling,
-    /// As that, and listens to the lock's file.
+    /// The waiter has spun, and watches the lock's file.
     Watching {
-        /// What the file was like when there was news.
+        /// The version of the file at the last notification.
         version: Version,
-        /// How often was looked since then.
+        /// The number of tries since then.
         tries: u32,
     },
 }
 
-/// What one who waits is to do.
+/// The next action of a waiter.
 #[derive(Debug)]
 enum Next {
     /// Try to take the lock.
     TryLock,
-    /// Look at the file, which was like this, until the lock may be free, but not for long; then try,
-    /// or ask again.
+    /// Spin for a short time on the file, which had this version, until the lock may be free; then call
+    /// [`Queue::after_spin`].
     Spin(Arc<OpenFile>, Version),
-    /// Wait until there is news, or as long as `pause`; then do what `on_notification` or `then` says.
+    /// Wait for a notification, but at most for `pause`; then do `on_notification`, or `then` if there was
+    /// none.
     Wait {
         to: Arc<Listener>,
         pause: Duration,
         on_notification: AfterWait,
         then: AfterWait,
     },
-    /// Let this long pass, and try to take the lock.
+    /// Sleep for this time, and try to take the lock.
     Sleep(Duration),
 }
 
-/// What one who has waited is to do.
+/// The action of a waiter after it has waited.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum AfterWait {
     /// Try to take the lock.
     TryLock,
-    /// Ask again.
+    /// Ask for the next action again.
     AskAgain,
 }
 
@@ -215,8 +216,8 @@ impl Queue {
     pub(crate) const NOTIFIES: bool = true;
 
     /// Returns a queue for locks of this software's files, or for the lock of the file `foreign`, which
-    /// programs without the queue also lock. `reports_all_changes` says whether every change of the lock causes
-    /// an event of its file.
+    /// programs without the queue also lock. `reports_all_changes` states whether every change of the lock
+    /// causes an event of its file.
     pub(crate) fn new(foreign: Option<PathBuf>, reports_all_changes: bool) -> Self {
         Self {
             foreign,
@@ -226,7 +227,7 @@ impl Queue {
         }
     }
 
-    /// How the owner of `claim` stands. `file` is the lock's file, and `view` what it says.
+    /// Returns the position of the owner of `claim`. `file` is the lock's file, and `view` its contents.
     pub(crate) fn position(
         &self,
         claim: &Claim,
@@ -251,14 +252,14 @@ impl Queue {
         Ok(Position::Behind(None))
     }
 
-    /// Whether the owner of `claim` waits, and if so, whether it is known to be the first.
+    /// Returns whether the owner of `claim` is known to be the head waiter; `None` if it is not a waiter.
     pub(crate) fn is_known_head(&self, claim: &Claim) -> Option<bool> {
         let state = self.state_if_used()?;
         let (local, ticket) = state.find(claim)?;
         Some(local.waiters.get(&ticket)?.is_head)
     }
 
-    /// Lets the first of those who wait look at `file`, the lock's file, if anybody waits.
+    /// Notifies the head waiter through `file`, the lock's file, if there are waiters.
     pub(crate) fn wake(file: &OpenFile) -> Result<(), FileError> {
         match tickets::any(file, 0, None)? {
             Some(_) if !mutant!(NobodyWoken) => directory::touch(file),
@@ -266,8 +267,8 @@ impl Queue {
         }
     }
 
-    /// Takes note that `claim`, if it has a place, was granted. `is_next_notified` says whether who gave
-    /// the lock back tells the one who is first now.
+    /// Records that `claim`, if its owner is a waiter, was granted. `is_next_notified` states whether
+    /// the process that released the lock notifies the new head waiter.
     pub(crate) fn granted(&self, directory: &Directory, claim: &Claim, is_next_notified: bool) {
         let Some(mut state) = self.state_if_used() else {
             return;
@@ -278,7 +279,7 @@ impl Queue {
         let Some(Removed { ticket, own, next }) = local.remove_waiter(claim.owner) else {
             return;
         };
-        // Who has not given it back has lost it.
+        // An owner with an earlier ticket that has not released the lock has lost it.
         let lost = local.granted.extract_if(|_, lost| *lost < ticket);
         for (_, lost) in lost.collect::<Vec<_>>() {
             tickets::unlock(&local.file, lost);
@@ -292,10 +293,10 @@ impl Queue {
         notify_next(here, next);
     }
 
-    /// Ends the ticket of `claim`, which has given back the lock that it was granted, and tells the
-    /// second of those who wait that it is soon to be the first, which the first was told before.
+    /// Ends the ticket of `claim`, whose owner has released the lock that it was granted, and notifies the
+    /// second waiter that it will soon be the head waiter. The current head waiter was notified before.
     ///
-    /// Whoever gives a lock back has nothing more to do, and its core is free for the one it wakes.
+    /// The releasing process has nothing more to do, so its core is free for the waiter that it wakes.
     pub(crate) fn released(&self, directory: &Directory, claim: &Claim) {
         let Some(mut state) = self.state_if_used() else {
             return;
@@ -307,9 +308,10 @@ impl Queue {
             return;
         };
         tickets::unlock(&local.file, ticket);
-        // Whoever is not told looks by itself.
+        // A waiter that is not notified still checks from time to time.
         let (first, second) = local.next_two(ticket).unwrap_or_default();
-        // One of this process may have come first when another process ended, which tells nobody.
+        // A waiter of this process may have become the head waiter by the end of another process, of which no
+        // process notifies it.
         let first = first.and_then(|first| local.waiters.get(&first)?.listener.clone());
         let second = state.notify(directory, second);
         state.remove_if_empty(directory, &claim.name);
@@ -319,8 +321,7 @@ impl Queue {
         }
     }
 
-    /// Ends the place of `claim`, if it has one; whoever is first then is told, and its own wait
-    /// ends.
+    /// Ends the ticket of `claim`, if its owner is a waiter, and its wait; notifies the new head waiter.
     pub(crate) fn leave(&self, directory: &Directory, claim: &Claim) {
         let Some(mut state) = self.state_if_used() else {
             return;
@@ -334,7 +335,7 @@ impl Queue {
                 tickets::unlock(&local.file, ended.ticket);
             }
             (own, next) = (ended.own, ended.next);
-            // Whoever is told too soon looks, and waits.
+            // A waiter that is notified too early tries the lock, and waits again.
             let head = local.next_after(ended.ticket, false);
             first = state.notify(directory, head);
             state.remove_if_empty(directory, &claim.name);
@@ -346,10 +347,10 @@ impl Queue {
         }
     }
 
-    /// Lets those who were granted a lock listen to their bells alone, now that nobody waits for
-    /// that.
+    /// Ends the file watches of the spare listeners, after a release, so that no waiter is delayed by
+    /// it. Their subscriptions to wake pipes stay.
     pub(crate) fn tidy(&self) {
-        // Nobody takes them meanwhile.
+        // The mutex keeps waiters from taking these listeners meanwhile.
         if let Some(state) = self.state_if_used() {
             for (_, listener) in &state.spare {
                 listener.watch(std::iter::empty()).ok();
@@ -357,7 +358,7 @@ impl Queue {
         }
     }
 
-    /// Waits until the lock of `claim` may be free for its owner, but at most `at_most`.
+    /// Waits until the lock of `claim` may be free for its owner, but at most for `at_most`.
     pub(crate) fn wait(&self, directory: &Directory, claim: &Claim, at_most: Duration) {
         let end = Instant::now() + at_most.min(SAFETY_CHECK);
         loop {
@@ -404,7 +405,7 @@ impl Queue {
         loop {
             match self.next(directory, claim) {
                 Next::TryLock => return,
-                // Others on this thread have their turn meanwhile.
+                // Do not spin: other tasks of this thread run meanwhile.
                 Next::Spin(..) => {
                     if self.after_spin(directory, claim, None) == AfterWait::TryLock {
                         return;
@@ -442,8 +443,9 @@ impl Queue {
         }
     }
 
-    /// Waits until something happens to the lock `name`, but at most `at_most`, without a place. Calls
-    /// `is_over` once events are being watched.
+    /// Waits until `is_over` returns true, but at most for `at_most`; calls it again after each change
+    /// of the lock `name`. Does not join the queue. First calls `is_over` once events are being
+    /// watched.
     pub(crate) fn watch_changes(
         &self,
         directory: &Directory,
@@ -473,7 +475,7 @@ impl Queue {
         }
     }
 
-    /// One who listens to what happens to the lock `name`.
+    /// Returns a listener that watches the lock `name`.
     pub(crate) fn listen(&self, directory: &Directory, name: &Name) -> io::Result<Listener> {
         let path = directory.path_to_watch(name)?;
         let paths = [Some(path.as_path()), self.foreign.as_deref()];
@@ -482,8 +484,9 @@ impl Queue {
         Ok(listener)
     }
 
-    /// Waits until `holds` is false of the owner of `claim`, or it leaves, but at most `at_most`;
-    /// at the first time only begins to listen. Says whether that can be told.
+    /// Waits until `holds` returns false for the owner of `claim`, or the owner [leaves](Self::leave), but at
+    /// most for `at_most`. The first call only begins to watch the lock. Returns whether the loss of the lock
+    /// can be noticed.
     pub(crate) fn lost(
         &self,
         directory: &Directory,
@@ -511,7 +514,7 @@ impl Queue {
         true
     }
 
-    /// [`lost`](Self::lost), for a task; where that cannot be told, this does not end.
+    /// Waits as [`lost`](Self::lost) does, in a task. Never ends if the loss of the lock cannot be noticed.
     pub(crate) async fn awaited_loss(
         &self,
         directory: &Directory,
@@ -547,14 +550,14 @@ impl Queue {
         }
     }
 
-    /// What the owner of `claim` is to do next.
+    /// Returns the next action of the owner of `claim`.
     fn next(&self, directory: &Directory, claim: &Claim) -> Next {
         let longest_wait = match &self.foreign {
             Some(_) => jitter(BLIND_WAIT),
             None => self.longest_wait(),
         };
         let mut state = self.state();
-        // What keeps it from listening keeps it from nothing else.
+        // A waiter that cannot watch the file for any reason polls.
         let next = state
             .next(directory, longest_wait, claim)
             .unwrap_or_else(|_| Next::Sleep(jitter(BLIND_WAIT)));
@@ -566,8 +569,8 @@ impl Queue {
         next
     }
 
-    /// The owner of `claim` has looked at the file, and `seen` that it is like this now, if it has
-    /// changed.
+    /// Records that the owner of `claim` has spun on the file, and that the file has the version `seen`
+    /// now, if it has changed. Returns the next action.
     fn after_spin(&self, directory: &Directory, claim: &Claim, seen: Option<Version>) -> AfterWait {
         let mut state = self.state();
         let Some((file, waiter)) = state.waiter_mut(claim) else {
@@ -585,12 +588,11 @@ impl Queue {
                 _ => Stage::Polling,
             }
         };
-        // What has happened by now is not heard of.
+        // Changes before the watch began cause no notification.
         AfterWait::TryLock
     }
 
-    /// What to do now that the owner of `claim` has heard `notification`, if `then` when it is not the
-    /// first.
+    /// Returns the action of the owner of `claim` after `notification`: `then` if it does not watch the file.
     fn after_notification(
         &self,
         claim: &Claim,
@@ -612,7 +614,7 @@ impl Queue {
             return then;
         };
         match directory::version(&file) {
-            // Somebody has joined the queue.
+            // A waiter has joined the queue.
             Ok(now) if now == *version && notification != Notification::Ended => {
                 AfterWait::AskAgain
             }
@@ -624,9 +626,9 @@ impl Queue {
         }
     }
 
-    /// Nothing when nobody has ever waited or watched.
+    /// Returns the state, or `None` if this process has never waited or watched.
     fn state_if_used(&self) -> Option<MutexGuard<'_, QueueState>> {
-        // Who has a place has set it itself.
+        // A waiter has set the flag itself.
         self.is_used.load(Ordering::Relaxed).then(|| self.state())
     }
 
@@ -709,7 +711,7 @@ impl QueueState {
             if is_head || (is_notified && local.is_second(ticket, served)?) {
                 local.set(ticket, Stage::Spinning(version));
                 if stage == Stage::Notified && version.is_held() {
-                    // By the one before, who has just been granted it, or is the last to be.
+                    // The holder is the waiter before this one, or the last one before it.
                     continue;
                 }
                 return Ok(Next::TryLock);
@@ -743,12 +745,12 @@ impl QueueState {
                 // A process that ends may close its wake pipe before its ticket is unlocked.
                 return Ok(listen(SHORT_WAIT, AfterWait::AskAgain));
             }
-            // It may have gone before that.
+            // The process may have ended before its end was watched.
             has_slept = false;
         }
     }
 
-    /// The ticket of the owner of `claim`, who gets the last place in the queue if it has none.
+    /// Returns the ticket of the owner of `claim`; appends it to the queue if it has none.
     fn join(&mut self, directory: &Directory, claim: &Claim) -> Result<u64, FileError> {
         if let Some(local) = self.local_queues.get(&claim.name) {
             let ticket = local.ticket_of(claim.owner);
@@ -809,7 +811,7 @@ impl QueueState {
         }
     }
 
-    /// Tells one who waits; returns whom to ring, if it is of this process.
+    /// Notifies a waiter of another process; returns the listener to wake for a waiter of this process.
     fn notify(&mut self, directory: &Directory, whom: Option<NextWaiter>) -> Option<Arc<Listener>> {
         match whom? {
             NextWaiter::Local(listener) => Some(listener),
@@ -820,7 +822,7 @@ impl QueueState {
         }
     }
 
-    /// Keeps a listener, and the bell that it listens to, for another who waits.
+    /// Keeps a listener, and its wake pipe, for another waiter.
     fn keep_spare(&mut self, listener: Option<(Arc<WakePipe>, Arc<Listener>)>) {
         if let Some((pipe, listener)) = listener
             && listener.has_pipe()
@@ -838,7 +840,7 @@ impl QueueState {
         }
     }
 
-    /// Ends the line of the lock `name`; returns the listeners of those who were in it.
+    /// Removes this process's queue for the lock `name`; returns the listeners of its waiters.
     fn remove_queue(&mut self, directory: &Directory, name: &Name) -> Vec<Arc<Listener>> {
         let Some(local) = self.local_queues.remove(name) else {
             return Vec::new();
@@ -850,7 +852,7 @@ impl QueueState {
         }
         let mut listeners = Vec::new();
         if local.waiters.is_empty() && local.granted.is_empty() {
-            // Unless somebody still looks at it.
+            // A waiter may still spin on the file.
             if let Some(file) = Arc::into_inner(local.file) {
                 directory.put(name, file);
             }
@@ -867,18 +869,18 @@ impl QueueState {
     }
 }
 
-/// Who comes first.
+/// The next waiter.
 enum NextWaiter {
-    /// One of this process.
+    /// A waiter of this process.
     Local(Arc<Listener>),
-    /// One of another process, with this ticket.
+    /// A waiter of another process, with this ticket.
     OtherProcess(u64),
 }
 
-/// A place that has ended.
+/// A waiter that was removed from the queue.
 struct Removed {
     ticket: u64,
-    /// The listener of the waiter that left the place.
+    /// The listener of the removed waiter.
     own: Option<Arc<Listener>>,
     /// The listener of the waiter that is the first of this process from now on. It sleeps until it
     /// is notified.
@@ -900,7 +902,7 @@ impl LocalQueue {
         self.tickets.get(&owner).copied()
     }
 
-    /// Ends a place, of which only the ticket stays locked.
+    /// Removes the waiter `owner`. Its ticket stays locked.
     fn remove_waiter(&mut self, owner: Owner) -> Option<Removed> {
         let ticket = self.tickets.remove(&owner)?;
         let own = self
@@ -908,7 +910,7 @@ impl LocalQueue {
             .remove(&ticket)
             .and_then(|waiter| waiter.listener);
         let mut first = None;
-        // Whoever is the first of this process now hears its bell.
+        // Subscribe the new first waiter of this process to its wake pipe.
         if let Some(mut next) = self.waiters.first_entry()
             && ticket < *next.key()
             && let Some(listener) = &next.get().listener
@@ -933,12 +935,12 @@ impl LocalQueue {
         })
     }
 
-    /// The ticket of the first of those who wait when the lock that was granted to `ticket` has been
-    /// given back, and who is the second.
+    /// Returns the ticket of the head waiter after the release of the lock that was granted to
+    /// `ticket`, and the second waiter.
     fn next_two(&self, ticket: u64) -> Result<(Option<u64>, Option<NextWaiter>), FileError> {
         loop {
             let served = directory::version(&self.file)?.served();
-            // Who was the first may have been granted it already, and given it back.
+            // The head waiter may already have been granted the lock, and have released it.
             let first = if served > ticket {
                 Some(served)
             } else {
@@ -955,14 +957,14 @@ impl LocalQueue {
         }
     }
 
-    /// Who is the first of those who wait behind `ticket`; only of this process if `is_notified` says
-    /// that any other was told.
+    /// Returns the first waiter behind `ticket`. If `is_notified`, a waiter of another process has been
+    /// notified already, and only one of this process is returned.
     fn next_after(&self, ticket: u64, is_notified: bool) -> Option<NextWaiter> {
         let here = self.waiters.range(ticket + 1..).next();
         if here.is_none() && is_notified {
             return None;
         }
-        // Whoever is not told looks by itself.
+        // A waiter that is not notified still checks from time to time.
         let elsewhere = tickets::first_from(&self.file, ticket + 1).ok().flatten();
         match (here, elsewhere) {
             (Some((&here, waiter)), elsewhere) if elsewhere.is_none_or(|it| here < it) => {
@@ -1026,7 +1028,7 @@ impl LocalQueue {
         }
     }
 
-    /// The listener of a place, if there are any to be had.
+    /// Returns the listener of a waiter; creates it if necessary. Returns `None` if that fails.
     fn listener_of(
         &mut self,
         ticket: u64,
@@ -1045,8 +1047,9 @@ impl LocalQueue {
         waiter.listener.clone()
     }
 
-    /// Whether nobody is before `ticket`, in this process or another, if all up to `served` do not
-    /// wait any more. Who comes at the same time as the first may believe so, too.
+    /// Returns whether no waiter is before `ticket`, in this process or another. The tickets up to
+    /// `served` do not wait any more. A waiter that joins at the same time as the head waiter may get
+    /// the same result.
     fn is_head(&self, ticket: u64, served: u64) -> Result<bool, FileError> {
         let is_known = |waiter: &Waiter| waiter.is_head;
         Ok(self.waiters.get(&ticket).is_some_and(is_known)
@@ -1054,8 +1057,8 @@ impl LocalQueue {
                 && tickets::any(&self.file, served + 1, Some(ticket))?.is_none()))
     }
 
-    /// Whether no more than one, of another process, is before `ticket`, which is the first of this
-    /// one.
+    /// Returns whether `ticket` is the first of this process, and at most one waiter, of another
+    /// process, is before it.
     fn is_second(&self, ticket: u64, served: u64) -> Result<bool, FileError> {
         if self.waiters.range(..ticket).next().is_some() {
             return Ok(false);
@@ -1071,7 +1074,7 @@ impl LocalQueue {
 }
 
 impl Waiter {
-    /// Listens to what happens to the files at `paths`; returns what `file` is like by then.
+    /// Watches the files at `paths`; returns the version of `file` after the watch has begun.
     fn listen<'a>(
         &self,
         file: &OpenFile,
@@ -1105,20 +1108,20 @@ fn pause_behind(others: u64, has_pipe: bool) -> Duration {
     pause.saturating_sub(jitter(pause / 10))
 }
 
-/// As long from now as is asked, or as makes no difference.
+/// Returns the instant that is `length` from now, or one year if `length` is longer.
 fn after(length: Duration) -> Instant {
     const AGES: Duration = Duration::from_hours(24 * 365);
 
     Instant::now() + length.min(AGES)
 }
 
-/// Looks at `file` until the lock may be free that was not when the file was like `version`, and
-/// returns what it is like then; but not for long, and not beyond `end`.
+/// Spins on `file` until the lock, which was held in the version `version`, may be free; returns the
+/// version of the file then. Returns `None` after [`SPIN`], or at `end`.
 fn spin(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
     // A forked child must not wait for a thread of its parent that initializes this.
     static CORES: OnceNonZeroUsize = OnceNonZeroUsize::new();
 
-    // With one core nothing would happen meanwhile.
+    // With one core, the holder cannot run meanwhile.
     let cores = CORES.get_or_init(|| available_parallelism().unwrap_or(NonZeroUsize::MIN));
     if cores == NonZeroUsize::MIN {
         return None;
@@ -1129,20 +1132,20 @@ fn spin(file: &OpenFile, version: Version, end: Instant) -> Option<Version> {
             Ok(now) if !now.may_be_free(version) => {}
             changed => return changed.ok(),
         }
-        // Whoever has the lock may need this core.
+        // The holder may need this core.
         thread::yield_now();
     }
     None
 }
 
-/// How often to look without a pause in between.
+/// The number of tries after a notification without a pause.
 const IMMEDIATE_TRIES: u32 = 2;
 
-/// How often to look after pauses, of which each is twice as long as the one before.
+/// The number of further tries, after pauses that double each time.
 const TIMED_TRIES: u32 = 10;
 
-/// How long to wait before the next look after so many: the kernel tells of a write, or of a
-/// process's end, a moment before the lock is free.
+/// Returns the pause before the next try after `tries` tries, or `None` after the last one. The kernel
+/// reports a write, or the end of a process, shortly before the lock is free.
 fn pause_after(tries: u32) -> Option<Duration> {
     match tries.checked_sub(IMMEDIATE_TRIES) {
         _ if mutant!(LookedOnceAfterNews) && tries > 0 => None,
@@ -1163,12 +1166,12 @@ mod tests {
 
     /// A process that ends may close its wake pipe some time before its ticket is unlocked.
     #[test]
-    fn a_waiter_looks_again_soon_when_the_wake_pipe_before_it_has_no_reader() {
+    fn waiter_checks_again_soon_if_wake_pipe_before_it_has_no_reader() {
         const WITHOUT_PIPE: u32 = 7;
 
-        let folder = tempfile::tempdir().unwrap();
+        let temp_dir = tempfile::tempdir().unwrap();
         let directory = Directory::open(
-            folder.path(),
+            temp_dir.path(),
             Kind::Lease,
             Purpose::Store,
             &StoreOptions::default(),

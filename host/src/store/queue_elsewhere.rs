@@ -1,4 +1,4 @@
-//! Who waits for a lock, where the kernel tells of no changes: in no order, each looking by itself.
+//! The wait queue of systems without notifications of changed files: waiters poll, in no order.
 
 use std::future;
 use std::path::PathBuf;
@@ -12,13 +12,13 @@ use super::error::FileError;
 use super::jitter;
 use super::open_files::OpenFile;
 
-/// Those who wait, of whom nothing is known.
+/// A queue that keeps no waiters.
 #[derive(Debug)]
 pub(crate) struct Queue;
 
-/// How somebody who asks for a lock stands to those who wait for it.
+/// The position of the owner of an acquire request in the wait queue.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[expect(dead_code, reason = "where there is a queue, all of them are so")]
+#[expect(dead_code, reason = "systems with a queue use all variants")]
 pub(crate) enum Position {
     NoWaiters,
     Head(u64),
@@ -43,11 +43,11 @@ impl Position {
 impl Queue {
     pub(crate) const NOTIFIES: bool = false;
 
-    pub(crate) fn new(_foreign: Option<PathBuf>, _tells_all: bool) -> Self {
+    pub(crate) fn new(_foreign: Option<PathBuf>, _reports_all_changes: bool) -> Self {
         Self
     }
 
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    #[expect(clippy::unused_self, reason = "systems with a queue read it")]
     pub(crate) fn position(
         &self,
         _claim: &Claim,
@@ -57,7 +57,7 @@ impl Queue {
         Ok(Position::NoWaiters)
     }
 
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    #[expect(clippy::unused_self, reason = "systems with a queue read it")]
     pub(crate) fn is_known_head(&self, _claim: &Claim) -> Option<bool> {
         None
     }
@@ -72,26 +72,26 @@ impl Queue {
 
     pub(crate) fn ignore(_file: &OpenFile) {}
 
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
-    pub(crate) fn granted(&self, _directory: &Directory, _claim: &Claim, _is_next_told: bool) {}
+    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
+    pub(crate) fn granted(&self, _directory: &Directory, _claim: &Claim, _is_next_notified: bool) {}
 
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
+    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
     pub(crate) fn released(&self, _directory: &Directory, _claim: &Claim) {}
 
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is left")]
+    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
     pub(crate) fn leave(&self, _directory: &Directory, _claim: &Claim) {}
 
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is tidied")]
+    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
     pub(crate) fn tidy(&self) {}
 
-    /// Lets time pass for those who have a timer.
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is joined")]
+    /// Never ends: the caller has a timer.
+    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
     pub(crate) async fn waited(&self, _directory: &Directory, _claim: &Claim) {
         future::pending().await
     }
 
-    /// Nobody can tell.
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    /// Returns `false`: this system does not report losses.
+    #[expect(clippy::unused_self, reason = "systems with a queue read it")]
     pub(crate) fn lost(
         &self,
         _directory: &Directory,
@@ -102,8 +102,8 @@ impl Queue {
         false
     }
 
-    /// Lets time pass for those who have a timer.
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    /// Never ends: the caller has a timer.
+    #[expect(clippy::unused_self, reason = "systems with a queue read it")]
     pub(crate) async fn awaited_loss(
         &self,
         _directory: &Directory,
@@ -113,7 +113,7 @@ impl Queue {
         future::pending().await
     }
 
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is asked")]
+    #[expect(clippy::unused_self, reason = "systems with a queue read it")]
     pub(crate) fn watch_changes(
         &self,
         _directory: &Directory,
@@ -128,8 +128,8 @@ impl Queue {
         }
     }
 
-    /// Lets the next attempt look again, every few milliseconds.
-    #[expect(clippy::unused_self, reason = "where there is a queue, it is joined")]
+    /// Waits for some milliseconds, but at most for `at_most`; then the next attempt is due.
+    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
     pub(crate) fn wait(&self, _directory: &Directory, _claim: &Claim, at_most: Duration) {
         thread::sleep(jitter(Duration::from_millis(10)).min(at_most));
     }

@@ -1,5 +1,5 @@
-//! The tickets of those who wait for a lock: locked bytes of the lock's file, in the order in which
-//! their owners came. See `FORMAT.md`.
+//! The tickets of the waiters for a lock: locked bytes of the lock's file, in the order in which the
+//! waiters joined the queue. See `FORMAT.md`.
 
 use std::io;
 use std::ops::Range;
@@ -9,19 +9,19 @@ use super::error::FileError;
 use super::open_files::OpenFile;
 use super::{byte_lock, directory};
 
-/// The byte of the ticket 0: past those of all grants.
+/// The offset of the byte of ticket 0, after the bytes of all grants.
 const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
 
-/// The last that is ever given.
+/// The greatest ticket.
 const LAST_TICKET: u64 = 1 << 60;
 
-/// Locks a ticket for a process with that bell, after all others and after `here`, which is this
-/// process's last, and notes that there is one.
+/// Locks a ticket for a process with the wake pipe `pipe`, and records it as the queue's mark. The ticket is
+/// greater than all others, and than `here`, the last ticket of this process.
 pub(crate) fn append(file: &OpenFile, pipe: u32, here: u64) -> Result<u64, FileError> {
     let mut last = here.max(directory::last_ticket(file)?);
     loop {
         let failed = || FileError::io("lock a byte of this file", file.path());
-        // As of a damaged mark, or of somebody else's locks.
+        // This is the result of a corrupt mark, or of locks of other software.
         let ticket = ticket_after(last, pipe)
             .filter(|&ticket| ticket <= LAST_TICKET)
             .ok_or_else(|| failed()(io::ErrorKind::QuotaExceeded.into()))?;
@@ -32,7 +32,7 @@ pub(crate) fn append(file: &OpenFile, pipe: u32, here: u64) -> Result<u64, FileE
         }
         match mark(file, ticket) {
             Ok(None) => return Ok(ticket),
-            // Others came meanwhile.
+            // Other waiters have joined the queue meanwhile.
             Ok(Some(later)) => {
                 unlock(file, ticket);
                 last = later;
@@ -45,8 +45,8 @@ pub(crate) fn append(file: &OpenFile, pipe: u32, here: u64) -> Result<u64, FileE
     }
 }
 
-/// Lets the queue's mark be `ticket`, or a later one that is there when it is written; returns
-/// instead a later one that was there before.
+/// Sets the queue's mark to `ticket`, or to a later ticket that is locked by then. Returns a later
+/// ticket that was there before instead, if there is one.
 fn mark(file: &OpenFile, ticket: u64) -> Result<Option<u64>, FileError> {
     let last = directory::last_ticket(file)?;
     if ticket <= last {
@@ -59,14 +59,14 @@ fn mark(file: &OpenFile, ticket: u64) -> Result<Option<u64>, FileError> {
     loop {
         directory::mark_queue(file, last)?;
         match any(file, last + 1, None)? {
-            // Its mark may have been written before.
+            // The mark of the later ticket may have been overwritten.
             Some(later) => last = LAST_TICKET.min(later.end - 1),
             None => return Ok(None),
         }
     }
 }
 
-/// The next ticket after `last` of a process with that bell, if there is one.
+/// Returns the next ticket after `last` of a process with the wake pipe `pipe`, if there is one.
 fn ticket_after(last: u64, pipe: u32) -> Option<u64> {
     let pipes = u64::from(WAKE_PIPES);
     let start = (last / pipes + 1).checked_mul(pipes)?;
@@ -88,25 +88,25 @@ pub(crate) fn watch(file: &OpenFile) -> Result<(), FileError> {
 
 /// Unlocks a ticket.
 pub(crate) fn unlock(file: &OpenFile, ticket: u64) {
-    // An error leaves it locked until the file is closed; those behind look by themselves.
+    // After an error it stays locked until the file is closed; the waiters behind it check from time to time.
     let _ = byte_lock::unlock(file.file(), byte_of(ticket));
 }
 
-/// The number of the bell of whoever has `ticket`.
+/// Returns the number of the wake pipe of the process that owns `ticket`.
 pub(crate) fn pipe_of(ticket: u64) -> u32 {
     u32::try_from(ticket % u64::from(WAKE_PIPES)).unwrap_or_default()
 }
 
 /// Returns the largest possible number of tickets after `served` and before `ticket`, and at least one.
 pub(crate) fn most_between(served: u64, ticket: u64) -> u64 {
-    let place = |ticket| ticket / u64::from(WAKE_PIPES);
-    place(ticket)
-        .saturating_sub(place(served))
+    let sequence = |ticket| ticket / u64::from(WAKE_PIPES);
+    sequence(ticket)
+        .saturating_sub(sequence(served))
         .saturating_sub(1)
         .max(1)
 }
 
-/// The nearest ticket before `ticket`, and after `served`, of another open file description than
+/// Returns the nearest ticket before `ticket`, and after `served`, of an open file description other than
 /// `file`'s.
 pub(crate) fn nearest_before(
     file: &OpenFile,
@@ -116,7 +116,7 @@ pub(crate) fn nearest_before(
     let Some(mut ahead) = any(file, served + 1, Some(ticket))? else {
         return Ok(None);
     };
-    // Mostly it is not far before it.
+    // The nearest ticket is usually not far before.
     let mut reach = u64::from(WAKE_PIPES);
     while let Some(start) = ticket.checked_sub(reach).filter(|&start| ahead.end < start) {
         if let Some(nearer) = any(file, start, Some(ticket))? {
@@ -131,25 +131,25 @@ pub(crate) fn nearest_before(
     Ok(Some(ahead.end - 1))
 }
 
-/// Some tickets side by side of another open file description than `file`'s, from `from` on and
-/// before `end`.
+/// Returns contiguous tickets of an open file description other than `file`'s, from `from` on and before
+/// `end`.
 pub(crate) fn any(
     file: &OpenFile,
     from: u64,
     end: Option<u64>,
 ) -> Result<Option<Range<u64>>, FileError> {
-    // What somebody else has locked behind them is no ticket.
+    // Bytes after the last ticket can only be locked by other software.
     if from > LAST_TICKET || end.is_some_and(|end| end <= from) {
         return Ok(None);
     }
     let length = end.map(|end| end - from);
     let found = byte_lock::find(file.file(), FIRST_TICKET + from, length)
-        .map_err(FileError::io("ask who waits for this file", file.path()))?;
+        .map_err(FileError::io("look for waiters of this file", file.path()))?;
     let ticket = |byte: u64| byte.saturating_sub(FIRST_TICKET);
     Ok(found.map(|bytes| ticket(bytes.start)..ticket(bytes.end)))
 }
 
-/// The smallest ticket of another open file description than `file`'s, from `from` on.
+/// Returns the smallest ticket of an open file description other than `file`'s, from `from` on.
 pub(crate) fn first_from(file: &OpenFile, from: u64) -> Result<Option<u64>, FileError> {
     let mut first = None;
     while let Some(tickets) = any(file, from, first)? {
@@ -158,7 +158,7 @@ pub(crate) fn first_from(file: &OpenFile, from: u64) -> Result<Option<u64>, File
     Ok(first)
 }
 
-/// The byte of `ticket`.
+/// Returns the range with the byte of `ticket`.
 fn byte_of(ticket: u64) -> Range<u64> {
     FIRST_TICKET + ticket..FIRST_TICKET + ticket + 1
 }
