@@ -1,8 +1,9 @@
-//! Fences that never come again: blocks of numbers, allotted to the files of a folder.
+//! The fence counter, which never allots a number twice: it allots blocks of numbers to the files of a
+//! directory.
 //!
-//! A file grants from a block of its own without asking. The counter says which numbers have been
-//! allotted to whom-ever; it is written through to the disk before a block is used, so that no
-//! number comes twice, whatever a loss of power, or a user, does to the other files.
+//! A file grants from its own block without reading the counter. The counter records which numbers have
+//! been allotted to any file. It is synced to the disk before a block is used, so that no number is granted
+//! twice, whatever a loss of power, or a user, does to the other files.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +17,7 @@ use super::os::OpenDirectory;
 use super::record::COUNTED;
 use super::trusted_file;
 
-/// The counter of a folder.
+/// The fence counter of a directory.
 #[derive(Debug)]
 pub(crate) struct Counter {
     /// The function that syncs a number to the disk.
@@ -25,11 +26,11 @@ pub(crate) struct Counter {
 
 const MAGIC: Magic = *b"VERROUF\n";
 
-/// The name of its file.
+/// The name of the counter's file.
 const FILE: &str = "fences";
 
-/// How many numbers a file gets at once: so many that writing through to the disk once for them
-/// costs next to nothing for each.
+/// How many numbers a file is allotted at once. The cost of one sync to the disk per block is negligible
+/// per number.
 const BLOCK: u64 = 16_384;
 
 impl Counter {
@@ -37,8 +38,9 @@ impl Counter {
         Self { sync: number::sync }
     }
 
-    /// Allots, in `directory`, numbers greater than all that were allotted, and than `at_least`; returns the first
-    /// and the last. `greatest` finds the greatest in use when the counter is new.
+    /// Allots, in `directory`, numbers greater than `at_least` and than all that were allotted before;
+    /// returns the first and the last. `greatest` returns the greatest number in use, which is needed
+    /// for a new counter.
     pub(crate) fn allot(
         &self,
         directory: &OpenDirectory,
@@ -68,8 +70,8 @@ impl Counter {
             if !trusted_file::is_current(&file, directory, name)? {
                 continue;
             }
-            let damaged = || FileError::Counter { path: path.clone() };
-            let allotted = match (read()?.ok_or_else(damaged)?, in_use) {
+            let corrupt = || FileError::Counter { path: path.clone() };
+            let allotted = match (read()?.ok_or_else(corrupt)?, in_use) {
                 (0, None) => continue,
                 (0, Some(in_use)) => in_use,
                 (allotted, _) => allotted,
@@ -77,7 +79,7 @@ impl Counter {
             let allotted = allotted.max(mutant!(CounterAloneCounts, 0, at_least));
             let last = allotted.saturating_add(BLOCK);
             if COUNTED <= last {
-                return Err(damaged());
+                return Err(corrupt());
             }
             number::put(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
             // Other processes may sync their numbers first: all numbers allotted before are smaller.
@@ -110,13 +112,13 @@ mod tests {
     use super::super::os::{DirectoryAccess, Purpose};
     use super::*;
 
-    fn opened(folder: &tempfile::TempDir) -> OpenDirectory {
+    fn opened(temp_dir: &tempfile::TempDir) -> OpenDirectory {
         let access = DirectoryAccess {
             purpose: Purpose::Store,
             group: None,
             create: false,
         };
-        OpenDirectory::open(folder.path(), &access)
+        OpenDirectory::open(temp_dir.path(), &access)
             .unwrap()
             .unwrap()
     }
@@ -125,20 +127,20 @@ mod tests {
     fn files_of_version_1_stay_readable() {
         let golden = include_bytes!("../../tests/golden/counter-v1.fences");
         assert_eq!(golden[..], number::encode(MAGIC, 0x0123_4567_89ab_cdef));
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("fences");
+        let temp_dir = tempfile::tempdir().unwrap();
+        let path = temp_dir.path().join("fences");
         std::fs::write(&path, golden).unwrap();
-        let allotted = Counter::new().allot(&opened(&folder), 0, || Ok(0));
+        let allotted = Counter::new().allot(&opened(&temp_dir), 0, || Ok(0));
         assert_eq!(allotted.unwrap().0, 0x0123_4567_89ab_cdf0);
     }
 
     #[test]
-    fn a_disk_that_is_slow_for_one_holds_up_no_other() {
+    fn slow_disk_of_one_process_does_not_delay_others() {
         static IS_SLOW: Mutex<()> = Mutex::new(());
         static BEGUN: AtomicBool = AtomicBool::new(false);
 
-        let folder = tempfile::tempdir().unwrap();
-        let directory = opened(&folder);
+        let temp_dir = tempfile::tempdir().unwrap();
+        let directory = opened(&temp_dir);
         let unused = || Ok(0);
         let slow = Counter {
             sync: |_| {
@@ -162,8 +164,8 @@ mod tests {
 
     #[test]
     fn blocks_never_overlap_even_when_the_counter_is_lost() {
-        let folder = tempfile::tempdir().unwrap();
-        let directory = opened(&folder);
+        let temp_dir = tempfile::tempdir().unwrap();
+        let directory = opened(&temp_dir);
         let counter = Counter::new();
         let unused = || Ok(0);
         let (first, last) = counter.allot(&directory, 0, unused).unwrap();
@@ -179,24 +181,24 @@ mod tests {
             counter.allot(&directory, far, unused).unwrap(),
             (far + 1, far + BLOCK)
         );
-        std::fs::remove_file(folder.path().join("fences")).unwrap();
+        std::fs::remove_file(temp_dir.path().join("fences")).unwrap();
         let further = far + 50_000;
         assert_eq!(
             counter.allot(&directory, 0, || Ok(further)).unwrap(),
             (further + 1, further + BLOCK)
         );
-        // Its maker was killed before it did more.
-        std::fs::write(folder.path().join("fences"), number::encode(MAGIC, 0)).unwrap();
+        // The process that created the file was killed before it wrote a number.
+        std::fs::write(temp_dir.path().join("fences"), number::encode(MAGIC, 0)).unwrap();
         let further = further + 50_000;
         assert_eq!(
             counter.allot(&directory, 0, || Ok(further)).unwrap(),
             (further + 1, further + BLOCK)
         );
         // Remove all files that record what was allotted.
-        std::fs::remove_file(folder.path().join("fences")).unwrap();
+        std::fs::remove_file(temp_dir.path().join("fences")).unwrap();
         let now = by_now();
         assert!(now > BLOCK && counter.allot(&directory, 0, unused).unwrap().0 > now);
-        std::fs::write(folder.path().join("fences"), "VERROUF").unwrap();
+        std::fs::write(temp_dir.path().join("fences"), "VERROUF").unwrap();
         assert!(matches!(
             counter.allot(&directory, 0, unused),
             Err(FileError::Counter { .. })

@@ -1,4 +1,4 @@
-//! A file with one number in it, which must not be lost with the machine's power.
+//! A file that contains one number, which must survive a loss of power.
 
 use std::fs::File;
 use std::io;
@@ -7,25 +7,25 @@ use crc32c::crc32c;
 
 use super::os;
 
-/// What the number is, as the first bytes of its file.
+/// The first bytes of a file, which identify the kind of its number.
 pub(crate) type Magic = [u8; 8];
 
 pub(crate) const BYTES: usize = 24;
 
-/// The number in `file`; `None` when that is no whole file of this kind.
+/// Returns the number in `file`, or `None` if it is not a complete file of this kind.
 pub(crate) fn read(file: &File, magic: Magic) -> io::Result<Option<u64>> {
     let mut buffer = [0; BYTES + 1];
     let bytes = os::read_at(file, &mut buffer, 0)?;
     Ok(decode(magic, bytes))
 }
 
-/// Lets `file` say `number`, also when the machine loses power after this has returned.
+/// Writes `number` to `file`. The number survives a loss of power after this has returned.
 pub(crate) fn write(file: &File, magic: Magic, number: u64) -> io::Result<()> {
     put(file, magic, number)?;
     sync(file)
 }
 
-/// Writes `number` to `file`, without a sync: a power failure may undo it.
+/// Writes `number` to `file` without a sync: a loss of power may undo the write.
 pub(crate) fn put(file: &File, magic: Magic, number: u64) -> io::Result<()> {
     os::write_at(file, &encode(magic, number), 0)
 }
@@ -35,7 +35,8 @@ pub(crate) fn sync(file: &File) -> io::Result<()> {
     mutant!(FencesNotOnDisk, Ok(()), file.sync_data())
 }
 
-/// Magic, checksum of the rest, version, number: 24 bytes, of which no sector's edge cuts any.
+/// Returns the contents of a file: magic, checksum of the rest, version, number. They are 24 bytes, which
+/// lie within one sector.
 pub(crate) fn encode(magic: Magic, number: u64) -> [u8; BYTES] {
     const VERSION: u32 = 1;
 
@@ -55,7 +56,7 @@ pub(crate) fn is_kind(file: &File, magic: Magic) -> io::Result<bool> {
     Ok(bytes.len() == BYTES && bytes.starts_with(&magic))
 }
 
-/// The number in these bytes, if they are what [`encode`] makes of one.
+/// Returns the number in `bytes`, if they are a result of [`encode`].
 pub(super) fn decode(magic: Magic, bytes: &[u8]) -> Option<u64> {
     let number = bytes.get(16..BYTES)?.try_into().ok()?;
     let number = u64::from_le_bytes(number);
@@ -69,15 +70,15 @@ mod tests {
     const MAGIC: Magic = *b"VERROU?\n";
 
     #[test]
-    fn what_was_written_is_read_and_nothing_else() {
+    fn only_encoded_bytes_decode() {
         let bytes = encode(MAGIC, 4096);
         assert_eq!(decode(MAGIC, &bytes), Some(4096));
         assert_eq!(decode(*b"VERROU!\n", &bytes), None);
-        for damaged in 0..BYTES {
+        for corrupt in 0..BYTES {
             for bit in 0..8 {
                 let mut bytes = bytes;
-                bytes[damaged] ^= 1 << bit;
-                assert_eq!(decode(MAGIC, &bytes), None, "byte {damaged}, bit {bit}");
+                bytes[corrupt] ^= 1 << bit;
+                assert_eq!(decode(MAGIC, &bytes), None, "byte {corrupt}, bit {bit}");
             }
         }
         for length in 0..BYTES {

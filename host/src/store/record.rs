@@ -1,4 +1,4 @@
-//! The bytes of a lock's file: who holds it, and what it has been through. See `FORMAT.md`.
+//! The format of a lock's file, which records the holder and the latest grant. See `FORMAT.md`.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,11 +9,11 @@ use verrou::{Name, Owner, Process, Ttl};
 
 use super::machine::Machine;
 
-/// How many bytes a lock's file has. All of them are written when it is created, so that later
-/// writes need no space.
+/// The size of a lock's file. All bytes are written when the file is created, so that later writes need no
+/// disk space.
 pub(crate) const FILE_BYTES: usize = 4096;
 
-/// What a lock's file is for; the number stands in its header.
+/// The kind of a lock's file, whose number is in the file's header.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub(crate) enum Kind {
@@ -22,7 +22,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// What the names of its files end with.
+    /// Returns the extension of the names of such files.
     pub(crate) fn extension(self) -> &'static str {
         match self {
             Self::Lease => "lease",
@@ -46,13 +46,13 @@ const COMMAND_BYTES: usize = 320;
 const SERVED_AT: usize = 496;
 const FILE_AT: usize = 504;
 
-/// The bytes that change from one record to the next, and what is before them.
+/// The length of the part of a file that records can change, with all bytes before it.
 pub(crate) const RECORD_BYTES: usize = 1536;
 
-/// Where the queue's mark is: the ticket that was last given to somebody.
+/// The offset of the queue's mark: the ticket that was last given to a waiter.
 pub(crate) const MARK_AT: usize = RECORD_BYTES;
 
-/// Where a number is that changes when a lock is given back without a record.
+/// The offset of the touch: a number that changes when a lock is released without a record.
 pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
 
 /// The offset of the table of released fences: those of grants that their owners released through
@@ -60,7 +60,7 @@ pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
 const RELEASED_AT: u64 = 3584;
 const RELEASED: u64 = 64;
 
-/// Returns the offset at which the fence `fence` is written when its grant was released so.
+/// Returns the offset at which the fence `fence` is written when its grant is released in this way.
 pub(crate) fn released_at(fence: u64) -> u64 {
     RELEASED_AT + fence % RELEASED * 8
 }
@@ -68,71 +68,72 @@ pub(crate) fn released_at(fence: u64) -> u64 {
 /// The length of the part of a file that grants can change, with all bytes before it.
 pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
 
-/// Every sequence and every fence is less than this, so that there is a next one.
+/// Every sequence number and every fence is less than this, so that each has a successor.
 pub(super) const COUNTED: u64 = 1 << 62;
 
-/// Whatever a file says, the ticket that it names is less than this: half of all there are, so that
-/// those after it are tickets, too.
+/// Every ticket that is read from a file is less than this, half of the greatest ticket, so that its
+/// successors are tickets, too.
 pub(crate) const TICKETS: u64 = 1 << 59;
 
 const HELD: u32 = 1;
 const EPHEMERAL: u32 = 1 << 1;
-/// The bytes from [`SERVED_AT`] on are no text.
+/// The bytes from [`SERVED_AT`] on are not text.
 const EXTENDED: u32 = 1 << 2;
 const NOTIFIES: u32 = 1 << 3;
 /// The bytes from [`FILE_AT`] on have a meaning.
 const NUMBERED: u32 = 1 << 4;
 
-/// What one slot says.
+/// The contents of one slot.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Record {
-    /// Grows by one with each write; the valid slot with the greater one is the record.
+    /// The sequence number, which grows by one with each write. The valid slot with the greater sequence
+    /// number is the record.
     pub(crate) sequence: u64,
-    /// Whether the latest grant has not been given back.
+    /// Whether the latest grant has not been released.
     pub(crate) held: bool,
-    /// Whether it ends with the processes that hold its byte locked.
+    /// Whether the lease ends with the processes that keep its byte locked.
     pub(crate) ephemeral: bool,
-    /// The latest grant's fence.
+    /// The fence of the latest grant.
     pub(crate) fence: u64,
-    /// The last fence this file may grant before it asks the counter for more.
+    /// The last fence that this file may grant before the counter allots more.
     pub(crate) last_fence: u64,
-    /// To whom the latest grant was made.
+    /// The owner of the latest grant.
     pub(crate) owner: Owner,
-    /// When the machine that wrote this was started: `/proc/sys/kernel/random/boot_id`.
+    /// The boot ID of the machine that wrote the record: `/proc/sys/kernel/random/boot_id`.
     pub(crate) boot: [u8; 16],
-    /// By which `CLOCK_BOOTTIME`: that of [`Machine::time_namespace`].
+    /// The `CLOCK_BOOTTIME` of `ends`: see [`Machine::time_namespace`].
     pub(crate) time_namespace: u64,
-    /// For how long it was last asked for; `None` for never ending.
+    /// The ttl that was last requested; `None` for a lease that never expires.
     pub(crate) ttl: Option<Duration>,
-    /// When it ends by `CLOCK_BOOTTIME`, if its ttl ends at all.
+    /// When the lease expires by `CLOCK_BOOTTIME`, if it has a ttl; when it ended, if it is not held.
     pub(crate) ends: Duration,
-    /// When it ends by the wall clock, since the start of 1970, for people.
+    /// When the lease expires by the wall clock, since the start of 1970, for people.
     pub(crate) ends_wall: Duration,
-    /// When it was granted by the wall clock, since the start of 1970, for people.
+    /// When the lease was granted by the wall clock, since the start of 1970, for people.
     pub(crate) since_wall: Duration,
-    /// Who asked for it, for people.
+    /// The process that acquired the lock, for people.
     pub(crate) process: Arc<Process>,
-    /// The greatest ticket of those who do not wait any more.
+    /// The greatest ticket that does not wait any more.
     pub(crate) served: u64,
-    /// Whether the one who gave it back tells those who wait, all but the first.
+    /// Whether the releasing process notifies the waiters other than the head waiter.
     pub(crate) notifies: bool,
-    /// The number of the file that the fences up to the last one were allotted to; zero where files
-    /// have none.
+    /// The number of the file to which the fences up to the last one were allotted; zero on systems
+    /// without such numbers.
     pub(crate) file: u64,
 }
 
-/// What of a file changes with each record, and with what concerns those who wait for one.
+/// The part of a file that changes with each record, and with each notification of its waiters.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Version {
     sequences: [u64; 2],
     touched: u64,
-    /// Whether the latest grant has not been recorded as given back.
+    /// Whether the latest grant has not been recorded as released.
     held: bool,
     served: u64,
 }
 
 impl Version {
-    /// Of a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
+    /// Returns the version of a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let sequences = SLOTS.map(|slot| get_u64(bytes, slot.start + SEQUENCE_AT));
         let latest = &SLOTS[usize::from(sequences[0] < sequences[1])];
@@ -144,32 +145,32 @@ impl Version {
         }
     }
 
-    /// The greatest ticket of those who do not wait any more.
+    /// Returns the greatest ticket that does not wait any more.
     pub(crate) fn served(self) -> u64 {
         self.served
     }
 
-    /// Whether the lock may be free now, if it was like `before` and could not be had.
+    /// Returns whether the lock may be free in this version, if it was held in the version `before`.
     pub(crate) fn may_be_free(self, before: Self) -> bool {
         self != before && (!self.held || self.touched != before.touched)
     }
 
-    /// Whether the latest grant has not been recorded as given back.
+    /// Returns whether the latest grant has not been recorded as released.
     pub(crate) fn is_held(self) -> bool {
         self.held
     }
 }
 
-/// The queue's mark in a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
+/// Returns the queue's mark in a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
 pub(crate) fn mark_of(bytes: &[u8]) -> u64 {
-    // It has no checksum: a damaged one must not use up the tickets.
+    // The mark has no checksum: a corrupt mark must not use up the tickets.
     Some(get_u64(bytes, MARK_AT))
         .filter(|&mark| mark < TICKETS)
         .unwrap_or_default()
 }
 
 impl Record {
-    /// The next record: the same grant, given back, or taken from its holder, at `now`.
+    /// Returns the next record: the same grant, released or force-released at `now`.
     pub(crate) fn ended(&self, now: Duration) -> Self {
         Self {
             sequence: self.sequence + 1,
@@ -181,7 +182,8 @@ impl Record {
         }
     }
 
-    /// The next record: the same grant, lasting `ttl` from `now`, which is `wall` by the wall clock.
+    /// Returns the next record: the same grant, which lasts `ttl` from `now`, the time `wall` of the
+    /// wall clock.
     pub(crate) fn lasting(self, ttl: Ttl, now: Duration, wall: Duration) -> Self {
         let ttl = ttl.duration();
         Self {
@@ -207,8 +209,8 @@ impl Record {
         (!lasts).then(|| self.clone().lasting(ttl, now, wall))
     }
 
-    /// Whether it ended less than `length` before `now`, since the machine started, by being
-    /// given back or by its time.
+    /// Returns whether the lease was released or expired less than `length` before `now`, in the
+    /// current boot.
     pub(crate) fn ended_within(&self, length: Duration, now: Duration) -> bool {
         let machine = Machine::this();
         machine.runs_since(self.boot)
@@ -220,40 +222,40 @@ impl Record {
     }
 }
 
-/// Why bytes are no lock's file.
+/// The kind of corruption of a lock's file.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Damage {
-    /// It does not begin like one, or is of another kind.
+    /// The file does not begin like a lock's file, or is of another kind.
     #[error("it is not one of this store's files")]
     Foreign,
-    /// Its header does not fit its checksum.
-    #[error("its header is damaged")]
+    /// The header does not match its checksum.
+    #[error("its header is corrupt")]
     Header,
-    /// It was written by a newer version of this software.
+    /// The file was written by a newer version of this software.
     #[error("it has version {version}, and this program reads version {VERSION}")]
     Newer {
-        /// Its version.
+        /// The file's version.
         version: u32,
     },
-    /// It is another lock's: two names whose hashes agree, or a file that was renamed.
+    /// The file belongs to another lock: it was renamed, or the hashes of two names are equal.
     #[error("it belongs to the lock `{name}`")]
     OtherName {
-        /// That lock's name.
+        /// The name of that lock.
         name: String,
     },
-    /// A record does not fit its checksum, or says what cannot be.
-    #[error("its record is damaged")]
+    /// A record does not match its checksum, or has an impossible value.
+    #[error("its record is corrupt")]
     Record,
-    /// It has the wrong number of bytes.
+    /// The file has the wrong number of bytes.
     #[error("it has {bytes} bytes instead of {FILE_BYTES}")]
     Size {
-        /// How many it has, as far as was read.
+        /// The number of bytes that were read.
         bytes: usize,
     },
 }
 
-/// A whole file for a lock that was never granted.
+/// Returns the complete file of a lock that was never granted.
 pub(crate) fn new_file(kind: Kind, name: &Name) -> Vec<u8> {
     let name = name.as_str().as_bytes();
     let mut file = vec![0; FILE_BYTES];
@@ -267,7 +269,7 @@ pub(crate) fn new_file(kind: Kind, name: &Name) -> Vec<u8> {
     file
 }
 
-/// The name in the header of a whole file of this kind.
+/// Returns the name in the header of a complete file of this kind.
 pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Damage> {
     if file.len() != FILE_BYTES {
         return Err(Damage::Size { bytes: file.len() });
@@ -296,12 +298,12 @@ pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Damage> {
         .ok_or(Damage::Header)
 }
 
-/// The record in a whole file of the lock `name`; `None` when it was never granted.
+/// Returns the record in a complete file of the lock `name`; `None` if the lock was never granted.
 ///
-/// A slot that does not fit its checksum, or the other slot, was on its way to the disk when the
-/// machine lost power, or is damaged. The former is certain only if the machine has been started
-/// anew since, which ended every lease anyway; otherwise this is damage. `runs_since` says
-/// whether it was not.
+/// A slot that does not match its checksum, or the other slot, was either being written when the machine
+/// lost power, or is corrupt. A loss of power is certain only if the machine has rebooted since, which ended
+/// every lease anyway; otherwise the slot is corrupt. `runs_since` returns whether the machine has not
+/// rebooted since a boot ID.
 pub(crate) fn read(
     kind: Kind,
     name: &Name,
@@ -315,7 +317,7 @@ pub(crate) fn read(
         });
     }
     let slots = [0, 1].map(|at| match checked(&file[SLOTS[at].clone()]) {
-        // What is written next would be written over the newer one.
+        // The next write would overwrite the newer record.
         Ok(Some(slot)) if slot_of(sequence_of(slot)) != at => Err(Damage::Record),
         slot => slot,
     });
@@ -335,13 +337,13 @@ pub(crate) fn read(
     }
 }
 
-/// What to write to let the file say `record`, and where: over the older slot.
+/// Returns the offset and the bytes to write for `record`: they overwrite the older slot.
 pub(crate) fn write(record: &Record) -> (usize, [u8; SLOT_BYTES]) {
     let slot = mutant!(OneSlotOverwritten, 1, slot_of(record.sequence));
     (SLOTS[slot].start, encode(record))
 }
 
-/// In which slot the record with this sequence is.
+/// Returns the slot of the record with this sequence number.
 fn slot_of(sequence: u64) -> usize {
     usize::from(sequence % 2 == 1)
 }
@@ -381,16 +383,16 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
     slot
 }
 
-/// A slot that fits its checksum, and says what can be; nothing when it was never written.
+/// Returns a slot that matches its checksum and has possible values; `None` if it was never written.
 fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Damage> {
-    let can_be = |slot| {
+    let is_possible = |slot| {
         let (fence, last_fence) = (get_u64(slot, FENCE_AT), get_u64(slot, LAST_FENCE_AT));
         sequence_of(slot) < COUNTED
             && fence <= last_fence
             && last_fence < COUNTED
             && text_of(slot).is_some()
     };
-    if get_u32(slot, 0) == crc32c(&slot[4..]) && can_be(slot) {
+    if get_u32(slot, 0) == crc32c(&slot[4..]) && is_possible(slot) {
         return Ok(Some(slot));
     }
     if slot.iter().all(|&byte| byte == 0) {
@@ -409,19 +411,19 @@ fn sequence_of(slot: &[u8]) -> u64 {
 fn served_of(slot: &[u8]) -> u64 {
     match get_u32(slot, FLAGS_AT) & EXTENDED {
         0 => 0,
-        // A forged one must not use up the tickets.
+        // A forged number must not use up the tickets.
         _ => get_u64(slot, SERVED_AT) % TICKETS,
     }
 }
 
-/// Host and command.
+/// Returns the host and the command.
 fn text_of(slot: &[u8]) -> Option<(&[u8], &[u8])> {
     let (host_bytes, command_bytes) = (get_u16(slot, 108), get_u16(slot, 110));
     let text = slot.get(TEXT_AT..TEXT_AT + host_bytes + command_bytes)?;
     (host_bytes <= HOST_BYTES).then(|| text.split_at(host_bytes))
 }
 
-/// What a slot says that fits its checksum.
+/// Decodes a slot that matches its checksum.
 fn decode(slot: &[u8]) -> Record {
     let flags = get_u32(slot, FLAGS_AT);
     let (host, command) = text_of(slot).unwrap_or_default();
@@ -460,7 +462,7 @@ fn header_checksum(file: &[u8], name_bytes: usize) -> u32 {
     crc32c::crc32c_append(name_checksum, &file[..20])
 }
 
-/// As much of `text` as `bytes` bytes hold, in whole characters.
+/// Returns the longest prefix of `text` of at most `bytes` bytes that ends with a complete character.
 fn shortened(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }
@@ -545,7 +547,7 @@ mod tests {
         }
     }
 
-    /// A file whose slots say these records.
+    /// Returns a file whose slots contain these records.
     fn file(records: &[&Record]) -> Vec<u8> {
         let mut file = new_file(Kind::Lease, &name());
         for record in records {
@@ -577,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_version_1_that_were_waited_for_stay_readable() {
+    fn files_of_version_1_with_waiters_stay_readable() {
         let golden = include_bytes!("../../tests/golden/lease-v1-waited-for.lease");
         let before = Record {
             sequence: 40,
@@ -603,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_version_1_that_have_a_number_stay_readable() {
+    fn files_of_version_1_with_file_number_stay_readable() {
         let golden = include_bytes!("../../tests/golden/lease-v1-numbered.lease");
         let numbered = Record {
             file: 0x0123_4567_89ab_cdef,
@@ -619,7 +621,7 @@ mod tests {
 
     /// The holder may have been in another time namespace.
     #[test]
-    fn end_is_recorded_with_the_clock_that_it_goes_by() {
+    fn end_is_recorded_with_its_time_namespace() {
         let now = Duration::from_hours(1);
         let elsewhere = Record {
             time_namespace: 1,
@@ -635,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn the_record_with_the_greater_sequence_counts() {
+    fn record_with_greater_sequence_is_current() {
         let free = Record {
             sequence: 42,
             held: false,
@@ -649,7 +651,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_slot_counts_as_torn_only_after_a_new_start() {
+    fn corrupt_slot_is_taken_for_torn_write_only_after_reboot() {
         let free = Record {
             sequence: 40,
             held: false,
@@ -660,22 +662,22 @@ mod tests {
         assert_eq!(
             read_lease(&file),
             Err(Damage::Record),
-            "never free by mistake"
+            "not taken for a free lock"
         );
-        let started_anew = [8; 16];
+        let rebooted = [8; 16];
         assert_eq!(
-            read(Kind::Lease, &name(), &file, |boot| boot == started_anew),
+            read(Kind::Lease, &name(), &file, |boot| boot == rebooted),
             Ok(Some(free))
         );
         file[SLOTS[0].start + 200] ^= 1;
         assert_eq!(
-            read(Kind::Lease, &name(), &file, |boot| boot == started_anew),
+            read(Kind::Lease, &name(), &file, |boot| boot == rebooted),
             Err(Damage::Record)
         );
     }
 
     #[test]
-    fn foreign_files_are_told_apart() {
+    fn foreign_files_are_rejected() {
         let whole = file(&[&record()]);
         let other = Name::new("other").unwrap();
         let other_name = Damage::OtherName {
@@ -700,7 +702,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_in_each_others_place_are_damage() {
+    fn swapped_slots_are_corrupt() {
         let before = Record {
             sequence: 40,
             ..record()
@@ -710,13 +712,13 @@ mod tests {
         first[SLOTS[0].clone()].swap_with_slice(&mut second[..SLOT_BYTES]);
         assert_eq!(read_lease(&swapped), Err(Damage::Record));
         let ended = read(Kind::Lease, &name(), &swapped, |_| false);
-        assert_eq!(ended, Err(Damage::Record), "also after a new start");
+        assert_eq!(ended, Err(Damage::Record), "also after a reboot");
     }
 
-    /// Whoever can write a file can write the checksum of what nobody could have written.
+    /// A user who can write the file can also write a valid checksum for an impossible number.
     #[test]
-    fn numbers_after_which_none_comes_are_damage() {
-        let says = |change: fn(&mut Record)| {
+    fn numbers_without_successor_are_corrupt() {
+        let read_with = |change: fn(&mut Record)| {
             let before = Record {
                 sequence: COUNTED - 2,
                 fence: 0,
@@ -731,20 +733,20 @@ mod tests {
             change(&mut record);
             read_lease(&file(&[&before, &record]))
         };
-        assert!(matches!(says(|_| {}), Ok(Some(_))));
-        let damaging: [fn(&mut Record); 4] = [
+        assert!(matches!(read_with(|_| {}), Ok(Some(_))));
+        let corruptions: [fn(&mut Record); 4] = [
             |record| record.sequence = COUNTED,
             |record| record.sequence = u64::MAX,
             |record| record.last_fence = COUNTED,
             |record| record.last_fence = record.fence - 1,
         ];
-        for change in damaging {
-            assert_eq!(says(change), Err(Damage::Record));
+        for change in corruptions {
+            assert_eq!(read_with(change), Err(Damage::Record));
         }
     }
 
     #[test]
-    fn text_that_does_not_fit_is_cut_between_characters() {
+    fn long_text_is_cut_at_character_boundary() {
         let long = Record {
             sequence: 1,
             process: Arc::new(Process {
@@ -760,24 +762,24 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever one byte is changed to, the file is refused, or says what it said before.
+        /// A file with one changed byte is rejected, or still contains the same record.
         #[test]
-        fn no_damaged_byte_changes_the_record(at in 0..FILE_BYTES, to: u8) {
+        fn corrupt_byte_never_changes_the_record(at in 0..FILE_BYTES, to: u8) {
             let whole = file(&[&Record { sequence: 40, ..record() }, &record()]);
-            let mut damaged = whole.clone();
-            damaged[at] = to;
-            if let Ok(read) = read_lease(&damaged) {
+            let mut corrupt = whole.clone();
+            corrupt[at] = to;
+            if let Ok(read) = read_lease(&corrupt) {
                 prop_assert_eq!(read, Some(record()));
             }
         }
 
         #[test]
-        fn arbitrary_bytes_are_no_file(bytes in prop::collection::vec(any::<u8>(), FILE_BYTES)) {
+        fn arbitrary_bytes_are_rejected(bytes in prop::collection::vec(any::<u8>(), FILE_BYTES)) {
             prop_assert!(read_lease(&bytes).is_err());
         }
 
         #[test]
-        fn a_slot_says_what_was_written(
+        fn slot_round_trips(
             sequence in 0..COUNTED, held: bool, ephemeral: bool, last_fence in 0..COUNTED,
             before_it in 0..COUNTED, owner: [u8; 16], boot: [u8; 16], time_namespace: u64, ttl in 1u64.., ends: u64,
             id: u32, host in ".{0,16}", command in ".{0,80}",

@@ -256,7 +256,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "the newer of two records is overwritten, and not the older",
                 host(
                     "lib",
-                    "store::record::tests::a_damaged_slot_counts_as_torn_only_after_a_new_start",
+                    "store::record::tests::corrupt_slot_is_taken_for_torn_write_only_after_reboot",
                 ),
             ),
             mutant(
