@@ -63,8 +63,11 @@ fn a_fence_passes_unless_a_greater_one_has() {
     for refused in ["8", "1"] {
         let output = ends_with(&mut check(&place, &[refused]), 78);
         let said = stderr(&output);
-        assert!(said.contains(&format!("fence {refused} ")), "{said}");
-        assert!(said.contains("fence 9 "), "{said}");
+        assert!(
+            said.contains(&format!("fencing token {refused} ")),
+            "{said}"
+        );
+        assert!(said.contains("token 9 "), "{said}");
         assert!(said.contains(place.path("gate").to_str().unwrap()));
         assert!(said.contains("E_FENCE_REFUSED"), "{said}");
     }
@@ -122,7 +125,7 @@ fn default_token_is_that_of_the_enclosing_run() {
         let greater = (said[0] + 99_999).to_string();
         let words = ["1", "--", "sh", "-c", "echo $VERROU_FENCE"];
         let output = ends_with(check(&place, &words).env("VERROU_FENCE", &greater), 78);
-        assert!(stderr(&output).contains("fence 1 "));
+        assert!(stderr(&output).contains("fencing token 1 "));
         let words = [&greater, "--", "sh", "-c", "echo $VERROU_FENCE"];
         let output = ends_with(check(&place, &words).env("VERROU_FENCE", "1"), 0);
         assert_eq!(stdout(&output), format!("{greater}\n"));

@@ -1,4 +1,4 @@
-//! The resource's side of fencing: the greatest fence that it has seen, in a file beside it.
+//! Fencing at the guarded resource: the greatest accepted fencing token, in a file next to the resource.
 
 use std::fs::File;
 use std::io;
@@ -17,35 +17,35 @@ use crate::sync::Mutex;
 
 const MAGIC: Magic = *b"VERROUG\n";
 
-/// Refuses, at a resource that a lock guards, whoever has lost that lock.
+/// A fence gate: rejects former holders of a lock at the resource that the lock guards.
 ///
-/// A holder that was stopped for longer than its lease lasts does not know that another has the lock
-/// by now. The resource can: the other came with a greater fencing token. A gate keeps the greatest
-/// one that it has let through, in a small file that belongs to the resource, and refuses smaller
-/// ones. That file is written through to the disk before a fence is let through, so that the greatest
-/// one is not forgotten, whoever is killed, and when the machine loses power.
+/// A holder that was stopped for longer than its lease cannot detect at once that another process holds
+/// the lock by now. The resource can detect it, because the new holder has a greater fencing token. A gate
+/// records the greatest token that it has accepted in a small file that belongs to the resource, and
+/// rejects smaller tokens. The file is synced to the disk before a token is accepted, so that the greatest
+/// token survives killed processes and a loss of power.
 ///
-/// One gate is for one resource, and all who write that take the same lock: fences of different
-/// locks are not to be compared.
+/// A gate is for one resource, and all its writers must acquire the same lock: the fencing tokens of
+/// different locks cannot be compared.
 ///
-/// Whoever writes the resource [checks](Self::check) its fence first, and keeps the answer until it
-/// has written: nobody else is let through meanwhile. So who is stopped between the check and the
-/// write holds the next one up, and does not write after it.
+/// A writer first [checks](Self::check) its fencing token, and keeps the returned value until it has
+/// written. The gate accepts no other token meanwhile. So a writer that is stopped between the check and
+/// the write delays the next writer, and does not write after it.
 ///
 /// ```
 /// use verrou::Fence;
 /// use verrou_host::{FenceError, FenceGate, StoreOptions};
 ///
-/// # let folder = tempfile::tempdir()?;
-/// # let folder = folder.path();
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
 /// # let fence = |number| Fence::new(number).unwrap();
-/// let gate = FenceGate::open(folder.join("report.fence"), &StoreOptions::default())?;
+/// let gate = FenceGate::open(directory.join("report.fence"), &StoreOptions::default())?;
 ///
 /// let checked = gate.check(fence(8))?; // in practice that of `held.fence()`
-/// std::fs::write(folder.join("report"), "by the holder")?;
-/// drop(checked); // now the next may write
+/// std::fs::write(directory.join("report"), "by the holder")?;
+/// drop(checked); // now the next writer may write
 ///
-/// // Whoever had the lock before, and was stopped until now:
+/// // A former holder that was stopped until now:
 /// match gate.check(fence(7)) {
 ///     Err(FenceError::Refused { highest, .. }) => assert_eq!(highest, fence(8)),
 ///     other => panic!("{other:?}"),
@@ -55,18 +55,18 @@ const MAGIC: Magic = *b"VERROUG\n";
 #[derive(Debug)]
 pub struct FenceGate {
     directory: StoreDirectory,
-    /// The name of its file.
+    /// The name of the gate's file.
     name: PathBuf,
     path: PathBuf,
     /// Whether the locked descriptor is read-only.
     read_only: bool,
-    /// A fence that this value has put on the disk, and in which file.
+    /// The fence that this value has last synced to the disk, and the file that contains it.
     durable: PerProcess<Mutex<Option<(FileId, Fence)>>>,
 }
 
-/// A fence that was let through; until this is dropped, the gate lets no other pass.
+/// An accepted fencing token. Until this value is dropped, the gate accepts no other token.
 #[derive(Debug)]
-#[must_use = "as soon as this is dropped another is let through, whatever is still to be written"]
+#[must_use = "as soon as this is dropped, another writer is accepted, even if the write is not complete"]
 pub struct Checked {
     closed: Closed,
     before: Option<Fence>,
@@ -80,44 +80,47 @@ struct Closed {
     process: u32,
 }
 
-/// Why a [`FenceGate`] does not let a fence through.
+/// An error of a [`FenceGate`], which has not accepted the fencing token.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FenceError {
-    /// A greater one has been let through: the lock was granted anew since this one was, and whoever
-    /// has this one must not write.
+    /// A greater token has been accepted: the lock was granted again after the grant of this token, whose
+    /// holder must not write.
     #[error(
-        "{}: fence {fence} is refused, for fence {highest} of a later grant has been here",
+        "{}: fencing token {fence} rejected: token {highest} has already been accepted",
         path.display()
     )]
     Refused {
         /// The gate's file.
         path: PathBuf,
-        /// The fence that was to be checked.
+        /// The rejected fencing token.
         fence: Fence,
-        /// The greatest that was let through.
+        /// The greatest accepted fencing token.
         highest: Fence,
     },
-    /// No store grants such a number: it is greater than [`Fence::LAST`].
-    #[error("fence {fence} is out of range: the greatest is {}", Fence::LAST)]
+    /// No store grants this number: it is greater than [`Fence::LAST`].
+    #[error(
+        "fencing token {fence} is out of range: the greatest is {}",
+        Fence::LAST
+    )]
     OutOfRange {
-        /// The fence that was to be checked.
+        /// The rejected fencing token.
         fence: Fence,
     },
-    /// The gate's file does not work, or another check keeps it locked for too long
+    /// The gate's file cannot be used, or another check keeps it locked for too long
     /// ([`FileError::Busy`]).
     #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl FenceGate {
-    /// The gate whose file is `path`, which the first check makes, for this user or `options.group`
-    /// alone. Its folder must be there; whoever can write that folder, or the file, can do anything
-    /// to the gate. Of the options, `command` and `zombies` mean nothing here.
+    /// Opens the gate whose file is `path`. The first check creates the file, for this user or
+    /// `options.group` alone. Its directory must exist. A user who can write that directory, or the file, can
+    /// make the gate accept any token. The options `command` and `zombies` have no effect.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the folder, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the directory, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let Some(name) = path.file_name() else {
@@ -126,7 +129,7 @@ impl FenceGate {
                 why: "this is not a file's name".to_owned(),
             });
         };
-        let directory = StoreDirectory::open(folder_of(path), Purpose::Gate, options)?;
+        let directory = StoreDirectory::open(parent_of(path), Purpose::Gate, options)?;
         Ok(Self {
             path: directory.path().join(name),
             name: name.into(),
@@ -137,42 +140,44 @@ impl FenceGate {
         })
     }
 
-    /// Lets `fence` through if none was let through that is greater; waits for as long as another
-    /// check keeps the gate closed.
+    /// Accepts `fence` if no greater token was accepted before. Waits while another check keeps the gate
+    /// closed.
     ///
     /// # Errors
     ///
-    /// [`FenceError::Refused`] when a greater one was let through, [`FenceError::File`] when nobody can
-    /// tell, [`FenceError::OutOfRange`] for a number that no store grants: what the gate guards must not be
-    /// written then.
+    /// After any error the guarded resource must not be written. Returns [`FenceError::Refused`] if a greater
+    /// token was accepted before, [`FenceError::File`] if that cannot be determined, and
+    /// [`FenceError::OutOfRange`] for a number that no store grants.
     pub fn check(&self, fence: Fence) -> Result<Checked, FenceError> {
-        self.let_through(fence, None)
+        self.accept(fence, None)
     }
 
-    /// [`check`](Self::check), which waits for at most this long.
+    /// Checks `fence` as [`check`](Self::check) does, but waits for at most `at_most`.
     ///
     /// # Errors
     ///
-    /// Those of [`check`](Self::check), and [`FenceError::File`] with [`FileError::Busy`] when another
-    /// check keeps the gate closed for longer.
+    /// Returns the errors of [`check`](Self::check), and [`FenceError::File`] with [`FileError::Busy`] if
+    /// another check keeps the gate closed for longer.
     pub fn check_within(&self, fence: Fence, at_most: Duration) -> Result<Checked, FenceError> {
-        self.let_through(fence, Some(at_most))
+        self.accept(fence, Some(at_most))
     }
 
-    /// Sets the greatest fence that was let through to `to`, whatever it was before; returns what it was before,
-    /// or `None` if nothing was, or the file was damaged.
+    /// Sets the greatest accepted fencing token to `to`, even if it was greater before. Returns the previous
+    /// one, or `None` if no token was accepted before, or the file was corrupt.
     ///
-    /// This is for a gate that refuses all holders, because a number was checked that no store has granted, or
-    /// because its file was overwritten. **It is dangerous.** If `to` is less than the fence of the last holder,
-    /// the gate lets earlier holders through, which have lost the lock: none of them may be left. Only the
-    /// file's owner, or root, can do this, and only while no check keeps the gate closed.
+    /// This is for a gate that rejects all holders, because a number was checked that no store has
+    /// granted, or because its file was overwritten. **It is dangerous.** If `to` is less than the
+    /// fencing token of the last holder, the gate accepts earlier holders, which have lost the lock:
+    /// none of them may be left. Only the file's owner, or root, can reset a gate, and only while no
+    /// check keeps it closed.
     ///
     /// # Errors
     ///
-    /// [`FenceError::OutOfRange`] for a number that no store grants. [`FenceError::File`] with
-    /// [`FileError::Busy`] when a check keeps the gate closed, with [`FileError::Suspicious`] when the file
-    /// belongs to another user, with [`FileError::Gate`] when it is not the file of a gate, and when it cannot be
-    /// read or written, or is not there.
+    /// Returns [`FenceError::OutOfRange`] for a number that no store grants. Returns
+    /// [`FenceError::File`] with [`FileError::Busy`] if a check keeps the gate closed, with
+    /// [`FileError::Suspicious`] if the file belongs to another user, with [`FileError::Gate`] if it is
+    /// not the file of a gate, and with another error if it does not exist, or cannot be read or
+    /// written.
     pub fn reset(&self, to: Fence) -> Result<Option<Fence>, FenceError> {
         if to > Fence::LAST {
             return Err(FenceError::OutOfRange { fence: to });
@@ -207,7 +212,7 @@ impl FenceGate {
         Ok(before.and_then(Fence::new))
     }
 
-    fn let_through(&self, fence: Fence, at_most: Option<Duration>) -> Result<Checked, FenceError> {
+    fn accept(&self, fence: Fence, at_most: Option<Duration>) -> Result<Checked, FenceError> {
         if fence > Fence::LAST {
             return Err(FenceError::OutOfRange { fence });
         }
@@ -266,10 +271,10 @@ impl FenceGate {
     ) -> Result<bool, FileError> {
         let failed = || FileError::io("write this file", &self.path);
         if before.is_none() {
-            // Whoever made the file may have been killed before its name was on the disk.
+            // The process that created the file may have been killed before its name was synced to the disk.
             directory.sync().map_err(failed())?;
         }
-        // Whoever wrote the same number before may have been killed before it was on the disk.
+        // A process that wrote the same number before may have been killed before it was synced to the disk.
         let id = os::id(file).map_err(failed())?;
         let written = Some((id, fence));
         let mut durable = self.durable.lock();
@@ -294,7 +299,7 @@ impl FenceGate {
 }
 
 impl Checked {
-    /// The greatest fence that was let through before; `None` for the first ever.
+    /// Returns the greatest fencing token that was accepted before; `None` for the first one.
     pub fn before(&self) -> Option<Fence> {
         self.before
     }
@@ -327,17 +332,17 @@ impl Closed {
 
 impl Drop for Closed {
     fn drop(&mut self) {
-        // By name, not by closing alone, for children may have the descriptor open; but not in a
-        // forked child, which shares the lock. It can only fail for a bad descriptor.
+        // Unlock explicitly, not only by closing, because children may have the descriptor open; but not in a
+        // forked child, which shares the lock. This can only fail for a bad descriptor.
         if self.process == process::this() {
             let _ = kernel_lock::unlock(&self.file);
         }
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+fn parent_of(path: &Path) -> &Path {
     match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
 }
@@ -349,9 +354,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gate_accepts_no_number_that_no_store_grants() {
-        let folder = tempfile::tempdir().unwrap();
-        let gate = FenceGate::open(folder.path().join("gate"), &StoreOptions::default()).unwrap();
+    fn gate_rejects_fences_out_of_range() {
+        let temp_dir = tempfile::tempdir().unwrap();
+        let gate = FenceGate::open(temp_dir.path().join("gate"), &StoreOptions::default()).unwrap();
         let beyond = Fence::new(Fence::LAST.get() + 1).unwrap();
         for fence in [beyond, Fence::new(u64::MAX).unwrap()] {
             let refused = [gate.check(fence).map(drop), gate.reset(fence).map(drop)];
@@ -367,9 +372,9 @@ mod tests {
     }
 
     #[test]
-    fn reset_gate_accepts_the_fences_from_there_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("gate");
+    fn reset_gate_accepts_fences_from_the_new_value_on() {
+        let temp_dir = tempfile::tempdir().unwrap();
+        let path = temp_dir.path().join("gate");
         let fence = |number| Fence::new(number).unwrap();
         let open = || FenceGate::open(&path, &StoreOptions::default()).unwrap();
         let gate = open();
@@ -385,10 +390,10 @@ mod tests {
         assert_eq!(gate.reset(fence(7)).unwrap(), Some(Fence::LAST));
         assert!(gate.check(fence(6)).is_err());
         drop(gate.check(fence(7)).unwrap());
-        // As a descriptor that could write was misused.
-        let mut damaged = fs::read(&path).unwrap();
-        damaged[20] ^= 1;
-        fs::write(&path, &damaged).unwrap();
+        // Corrupt the file, as a misused writable descriptor would.
+        let mut corrupt = fs::read(&path).unwrap();
+        corrupt[20] ^= 1;
+        fs::write(&path, &corrupt).unwrap();
         assert!(gate.check(fence(8)).is_err());
         assert_eq!(gate.reset(fence(8)).unwrap(), None);
         drop(gate.check(fence(8)).unwrap());
@@ -411,8 +416,8 @@ mod tests {
     fn files_of_version_1_stay_readable() {
         let golden = include_bytes!("../../tests/golden/gate-v1.fence");
         assert_eq!(golden[..], number::encode(MAGIC, 0x0123_4567_89ab_cdef));
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("gate");
+        let temp_dir = tempfile::tempdir().unwrap();
+        let path = temp_dir.path().join("gate");
         let fence = |number| Fence::new(number).unwrap();
         fs::write(&path, golden).unwrap();
         let gate = FenceGate::open(&path, &StoreOptions::default()).unwrap();
