@@ -253,7 +253,7 @@ fn directory_that_all_users_may_write_is_refused() {
     // Whoever is the first to make the file of a lock keeps it from all others.
     let err = open().unwrap_err();
     assert!(matches!(err, OpenError::Suspicious { .. }), "{err}");
-    for way_out in ["folder of your own", "--group"] {
+    for way_out in ["directory of your own", "--group"] {
         assert!(err.to_string().contains(way_out), "{err}");
     }
     LeaseFileStore::open(directory.path().join("own"), &StoreOptions::default())

@@ -197,7 +197,7 @@ fn store_in_a_sticky_directory_is_refused_with_ways_out() {
         let sticky = directory(place.path("locks"), 0o1777, 0, 0);
         let url = format!("{kind}:{}", sticky.display());
         for user in [0, ALICE] {
-            for way_out in ["folder of your own", "--group"] {
+            for way_out in ["directory of your own", "--group"] {
                 refused(&mut run(&place, user, user, &url), &sticky, way_out);
             }
         }

@@ -376,7 +376,7 @@ test('a folder that is none is refused', options, async (t) => {
   const file = join(folder, 'file')
   await writeFile(file, '')
   const store = fileStore(file)
-  const refused = { temporary: false, message: /did not start: .*cannot open this folder: not a directory/ }
+  const refused = { temporary: false, message: /did not start: .*cannot open this directory: not a directory/ }
   await assert.rejects(store.save('x', newOwner(), HOUR), refused)
   await assert.rejects(store.exists('x'), refused)
   await assert.rejects(store.wait('x', HOUR), refused)

@@ -1,4 +1,4 @@
-//! A folder of lock files: which file is whose, and opening one safely.
+//! A directory of lock files: the file name of each lock, and opening such a file safely.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,28 +26,28 @@ use crate::System;
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 
-/// A folder of lock files of one kind.
+/// A directory of lock files of one kind.
 #[derive(Debug)]
 pub(crate) struct Directory {
     store: StoreDirectory,
     kind: Kind,
     counter: Counter,
     files: OpenFiles,
-    /// What this process is said to run.
+    /// The label of this process.
     command: Option<String>,
     process: PerProcess<Arc<Process>>,
     /// This process with the label for its next grants, if they have their own label.
     labelled: PerProcess<Mutex<Option<Arc<Process>>>>,
 }
 
-/// What a file says.
+/// The contents of a lock's file.
 #[derive(Debug)]
 pub(crate) struct View {
-    /// Nothing when the lock was never granted.
+    /// The current record; `None` if the lock was never granted.
     pub(crate) record: Option<Arc<Record>>,
     /// The queue's mark.
     pub(crate) mark: u64,
-    /// The number that tells the file from its copies; zero where nothing does.
+    /// A number that distinguishes the file from its copies; zero if there is none.
     pub(crate) file: u64,
     /// The greatest fence that this process has read from the file or written to it; greater than the
     /// record's if an older copy was written into it.
@@ -55,7 +55,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// The greatest ticket of those who do not wait any more.
+    /// Returns the greatest ticket that does not wait any more.
     pub(crate) fn served(&self) -> u64 {
         self.record.as_ref().map_or(0, |record| record.served)
     }
@@ -72,7 +72,7 @@ impl View {
 }
 
 impl Directory {
-    /// The folder at `path`, made if need be.
+    /// Opens the directory at `path`; creates it if necessary.
     pub(crate) fn open(
         path: &Path,
         kind: Kind,
@@ -80,7 +80,7 @@ impl Directory {
         options: &StoreOptions,
     ) -> Result<Self, OpenError> {
         Machine::detect().map_err(|source| OpenError::Directory {
-            action: "learn when this machine was started",
+            action: "read the boot ID of this machine",
             path: path.to_owned(),
             source,
         })?;
@@ -95,7 +95,7 @@ impl Directory {
         })
     }
 
-    /// The file of the lock `name`, if there is one, for the caller alone, who
+    /// Returns the file of the lock `name`, if there is one, for exclusive use until the caller
     /// [puts](Self::put) it back.
     pub(crate) fn take(&self, name: &Name) -> Result<Option<OpenFile>, FileError> {
         if let Some(file) = self.files.take(name) {
@@ -104,7 +104,7 @@ impl Directory {
         self.with_room(|| self.open_another(name))
     }
 
-    /// Opens the file of the lock `name`, if there is one, whether it is open already or not.
+    /// Opens the file of the lock `name` again, if there is one, even if it is already open.
     pub(crate) fn open_another(&self, name: &Name) -> Result<Option<OpenFile>, FileError> {
         let Some(directory) = self.store.current()? else {
             return Ok(None);
@@ -138,8 +138,8 @@ impl Directory {
         self.with_room(|| self.open_or_create(name))
     }
 
-    /// Another open file description of `file`, which is the lock `name`'s, and which no forked child
-    /// has; `None` when there is another file at its path.
+    /// Returns another open file description of `file`, the file of the lock `name`, which no forked
+    /// child has. Returns `None` if the file at its path was replaced.
     pub(crate) fn take_another(
         &self,
         name: &Name,
@@ -158,18 +158,18 @@ impl Directory {
         self.files.want(name);
     }
 
-    /// The end of a [`want`](Self::want).
+    /// Ends a [`want`](Self::want).
     pub(crate) fn unwant(&self, name: &Name) {
         self.files.unwant(name);
     }
 
-    /// The open directory, for its wake pipes.
+    /// Returns the open directory, for its wake pipes.
     #[cfg(target_os = "linux")]
     pub(crate) fn known(&self) -> Arc<OpenDirectory> {
         self.store.known()
     }
 
-    /// A path by which the kernel finds the file of the lock `name`, to watch it.
+    /// Returns a path by which the kernel finds the file of the lock `name`, to watch it.
     #[cfg(target_os = "linux")]
     pub(crate) fn path_to_watch(&self, name: &Name) -> io::Result<PathBuf> {
         let current = self.store.current().map_err(io::Error::other)?;
@@ -177,12 +177,12 @@ impl Directory {
         Ok(directory.path_for_kernel(Path::new(&file_name(self.kind, name))))
     }
 
-    /// The end of a [`take`](Self::take).
+    /// Puts back a file that [`take`](Self::take) returned.
     pub(crate) fn put(&self, name: &Name, file: OpenFile) {
         self.files.put(name, file);
     }
 
-    /// Opens the file of the lock `name`, made if need be.
+    /// Opens the file of the lock `name`; creates it if necessary.
     fn open_or_create(&self, name: &Name) -> Result<OpenFile, FileError> {
         loop {
             if let Some(file) = self.open_another(name)? {
@@ -199,10 +199,10 @@ impl Directory {
         }
     }
 
-    /// What the file of the lock `name` says.
+    /// Reads `file`, the file of the lock `name`.
     pub(crate) fn read(&self, file: &OpenFile, name: &Name) -> Result<View, FileError> {
         let failed = || FileError::io("read this file", file.path());
-        let damaged = |damage| FileError::Damaged {
+        let corrupt = |damage| FileError::Damaged {
             path: file.path().to_owned(),
             damage,
             name: name.clone(),
@@ -219,7 +219,7 @@ impl Directory {
             record,
         };
         let mut remembered = file.remembered();
-        // But for what concerns those who wait.
+        // The queue's mark and touch may differ: they are not part of the record.
         let is_as_before = |before: &[u8; FILE_BYTES], bytes: &[u8]| {
             bytes.len() == FILE_BYTES
                 && bytes[..RECORD_BYTES] == before[..RECORD_BYTES]
@@ -229,10 +229,10 @@ impl Directory {
             Some(known) if is_as_before(&known.bytes, bytes) => known.record.clone(),
             _ => {
                 let record = record::read(self.kind, name, bytes, runs_since)
-                    .map_err(damaged)?
+                    .map_err(corrupt)?
                     .map(Arc::new);
                 if file.is_contended() {
-                    // It will have changed until it is read again.
+                    // Do not remember a record that will have changed before it is read again.
                     *remembered = None;
                     return Ok(view(record));
                 }
@@ -255,7 +255,7 @@ impl Directory {
         *self.labelled.lock() = this;
     }
 
-    /// This process, for a record.
+    /// Returns this process, for a record.
     pub(crate) fn process(&self) -> Arc<Process> {
         if self.labelled.get().is_some()
             && let Some(process) = &*self.labelled.lock()
@@ -269,8 +269,9 @@ impl Directory {
         Arc::clone(process)
     }
 
-    /// The record of a grant for `claim` at `now`, after what `file` said, when all up to the ticket
-    /// `served` do not wait any more; `None` when the file was replaced meanwhile.
+    /// Returns the record of a grant for `claim` at `now`, as the successor of the contents `before` of
+    /// `file`. The tickets up to `served` do not wait any more. Returns `None` if the file was replaced
+    /// meanwhile.
     pub(crate) fn new_record(
         &self,
         file: &OpenFile,
@@ -282,7 +283,7 @@ impl Directory {
         let before_it = before.record.as_deref();
         let (fence, last_fence) = self.next_fence(before)?;
         let is_allotted = before_it.is_none_or(|record| record.last_fence != last_fence);
-        // Whoever took the lock in the file that replaced this one has been allotted fewer.
+        // A process that acquired the lock in the file that replaced this one was allotted smaller numbers.
         if is_allotted && !mutant!(ReplacedWhileAllotted) && !file.is_current()? {
             return Ok(None);
         }
@@ -309,13 +310,13 @@ impl Directory {
         Ok(Some(record.lasting(claim.ttl, now, wall)))
     }
 
-    /// The fence of a new grant after what the file said, and the last one before the counter
-    /// is to be asked again.
+    /// Returns the fence of a new grant as the successor of the contents `before`, and the last fence
+    /// that may be granted before the counter must be read again.
     fn next_fence(&self, before: &View) -> Result<(u64, u64), FileError> {
         let record = before.record.as_deref();
         match record {
-            // After a new start of the machine, the last writes before it may be gone; and in a copy
-            // that was put back in the file's place, those after it.
+            // After a reboot, the last writes before it may be lost. In a copy that was put back in the
+            // place of the file, the writes after the copy are missing.
             Some(record)
                 if (Machine::this().runs_since(record.boot)
                     || mutant!(FencesGoOnAfterPowerLoss))
@@ -336,8 +337,8 @@ impl Directory {
         }
     }
 
-    /// The names that are held, and by whom, as `inspect` says; an error for each file of which
-    /// that cannot be told.
+    /// Returns the held names and their holders, as `inspect` returns them, and an error for each file that
+    /// cannot be read.
     pub(crate) fn held(
         &self,
         inspect: impl Fn(&Name) -> Result<Option<Holder>, StoreError>,
@@ -350,10 +351,11 @@ impl Directory {
         Ok(names.map(holder).filter_map(Result::transpose).collect())
     }
 
-    /// The names that have a file here, in their order; an error for each file that has none.
+    /// Returns the sorted names of the locks that have a file in this directory, and an error for each file
+    /// without a readable name.
     fn names(&self) -> Result<Vec<Result<Name, FileError>>, FileError> {
         let Some(directory) = self.store.current()? else {
-            return Err(FileError::io("list this folder", self.store.path())(
+            return Err(FileError::io("list this directory", self.store.path())(
                 io::ErrorKind::NotFound.into(),
             ));
         };
@@ -369,8 +371,8 @@ impl Directory {
     }
 }
 
-/// The greatest fence that any file in `directory` may have granted, of whichever kind, for a counter that
-/// was lost.
+/// Returns the greatest fence that any file in `directory`, of either kind, may have granted. This
+/// initializes the counter if it was lost.
 fn greatest_fence(directory: &OpenDirectory) -> Result<u64, FileError> {
     let runs_since = |boot| Machine::this().may_run_since(boot);
     let mut greatest = 0;
@@ -391,8 +393,8 @@ fn greatest_fence(directory: &OpenDirectory) -> Result<u64, FileError> {
     Ok(greatest)
 }
 
-/// The name in the file `file`, of any lock of that kind, and what it says; `None` when it has just been
-/// removed.
+/// Returns the lock's name in the file `file`, which has that kind, and its contents; `None` if the file has
+/// just been removed.
 fn whole(
     directory: &OpenDirectory,
     kind: Kind,
@@ -411,10 +413,10 @@ fn whole(
     }
 }
 
-/// The names of the files of all locks of that kind.
+/// Returns the file names of all locks of that kind.
 fn files(directory: &OpenDirectory, kind: Kind) -> Result<Vec<PathBuf>, FileError> {
     let names = directory.names();
-    let names = names.map_err(FileError::io("list this folder", directory.path()))?;
+    let names = names.map_err(FileError::io("list this directory", directory.path()))?;
     let is_of_kind = |name: &PathBuf| {
         name.extension()
             .is_some_and(|extension| extension == kind.extension())
@@ -423,10 +425,11 @@ fn files(directory: &OpenDirectory, kind: Kind) -> Result<Vec<PathBuf>, FileErro
     Ok(names.filter(is_of_kind).collect())
 }
 
-/// What the file of the lock `name` is called.
+/// Returns the file name of the lock `name`.
 ///
-/// Some of the name, for people, and enough of its SHA-256 that no two names share a file: no name
-/// is too long or too odd, and no file system's view of case or Unicode matters.
+/// It contains the beginning of the lock's name, for people, and enough of the name's SHA-256 that no two
+/// names share a file. So it is valid for any name, whatever a file system's rules for length, case and
+/// Unicode.
 pub(super) fn file_name(kind: Kind, name: &Name) -> String {
     const READABLE: usize = 40;
     const HASHED: usize = 26; // 130 bits
@@ -445,14 +448,15 @@ pub(super) fn file_name(kind: Kind, name: &Name) -> String {
     format!("{readable}.{}.{}", &hash[..HASHED], kind.extension())
 }
 
-/// Lets `file` say `record`, the next after the one that was read.
+/// Writes `record`, the successor of the record that was read, to `file`.
 pub(crate) fn write(file: &OpenFile, record: &Arc<Record>) -> Result<(), FileError> {
     if record.sequence >= COUNTED {
         // Only a forged record has such a predecessor.
         let nothing_left = io::ErrorKind::QuotaExceeded.into();
-        return Err(FileError::io("count on in this file", file.path())(
-            nothing_left,
-        ));
+        return Err(FileError::io(
+            "increase the sequence number of this file",
+            file.path(),
+        )(nothing_left));
     }
     let (offset, slot) = record::write(record);
     let mut remembered = file.remembered();
@@ -470,12 +474,11 @@ pub(crate) fn write(file: &OpenFile, record: &Arc<Record>) -> Result<(), FileErr
     written.map_err(FileError::io("write this file", file.path()))
 }
 
-/// Lets `file` say `record`, that of a grant after what it said `before`, and returns the record that
-/// it says then.
+/// Writes `record`, that of a grant, to `file`, whose contents were `before`; returns the written record.
 ///
-/// Both slots say it, unless the machine has been running since the other was written: damage to the
-/// only one of this run could not be told from a loss of power, nor damage to the only one of all from
-/// a file that was never written.
+/// The record is written to both slots, unless the other slot was written in the current boot. Otherwise
+/// corruption of the only slot of this boot could not be distinguished from a loss of power, nor corruption
+/// of the only written slot from a file that was never written.
 pub(crate) fn write_grant(
     file: &OpenFile,
     record: Record,
@@ -500,25 +503,25 @@ pub(crate) fn write_both(file: &OpenFile, record: Record) -> Result<Arc<Record>,
     Ok(again)
 }
 
-/// What of `file` changes with what happens to its lock.
+/// Reads the part of `file` that changes with its lock.
 pub(crate) fn version(file: &OpenFile) -> Result<Version, FileError> {
     let mut buffer = [0; CHANGING_BYTES];
     Ok(Version::of(changing_bytes(file, &mut buffer)?))
 }
 
-/// The greatest ticket that `file` says was given to somebody.
+/// Returns the greatest ticket that was given to a waiter, according to `file`.
 pub(crate) fn last_ticket(file: &OpenFile) -> Result<u64, FileError> {
     let mut buffer = [0; CHANGING_BYTES];
     let bytes = changing_bytes(file, &mut buffer)?;
     Ok(record::mark_of(bytes).max(Version::of(bytes).served()))
 }
 
-/// Notes that somebody was given `ticket`.
+/// Records that `ticket` was given to a waiter.
 pub(crate) fn mark_queue(file: &OpenFile, ticket: u64) -> Result<(), FileError> {
     put_number(file, ticket, MARK_AT)
 }
 
-/// Changes `file` for those who look at it.
+/// Changes `file`, to notify the waiters that watch it.
 pub(crate) fn touch(file: &OpenFile) -> Result<(), FileError> {
     let now = System.now().since_start().as_nanos();
     put_number(file, u64::try_from(now).unwrap_or(u64::MAX), TOUCH_AT)
@@ -541,16 +544,16 @@ fn changing_bytes<'a>(
     Ok(bytes)
 }
 
-/// The wall clock since the start of 1970, in the milliseconds that a record has.
+/// Returns the time of the wall clock since the start of 1970, with the precision of a record: milliseconds.
 pub(super) fn wall_clock() -> Duration {
     let now = System.wall_clock().as_millis();
     Duration::from_millis(now.try_into().unwrap_or(u64::MAX))
 }
 
-/// Refuses a folder on whose file system locks are not to be trusted.
+/// Rejects a directory on whose file system locks may not exclude all other processes.
 pub(crate) fn refuse_unsuitable(path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::Directory {
-        action: "tell the file system of this folder",
+        action: "determine the file system of this directory",
         path: path.to_owned(),
         source,
     };

@@ -1,4 +1,4 @@
-//! What can go wrong with a lock's file.
+//! The errors of the stores in files.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,50 +8,50 @@ use verrou::{Fence, Name, StoreError};
 
 use super::record::Damage;
 
-/// Why a store of files could not answer: the source of its [`StoreError`]s.
+/// An error of a store in files: the source of its [`StoreError`]s.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// A file is not what this store wrote there. It is never taken for a free lock.
+    /// The contents of a file are not what this store wrote. Such a file is never taken for a free lock.
     #[error(
         "{}: {damage}; if nothing holds the lock `{name}`, move the file away and try again",
         path.display()
     )]
     Damaged {
-        /// Where it is.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The kind of corruption.
         damage: Damage,
-        /// Which lock's file it should be.
+        /// The name of the lock to which the file should belong.
         name: Name,
     },
-    /// Another process keeps a file locked that is only ever locked for microseconds: it is
-    /// stopped, or no program of ours.
+    /// Another process keeps a file locked that this software locks only for microseconds: that process is
+    /// stopped, or runs other software.
     #[error(
         "{}: another process keeps it locked ({waited:?} so far); `lslocks` shows which",
         path.display()
     )]
     Busy {
-        /// Which file.
+        /// The file's path.
         path: PathBuf,
-        /// How long was waited.
+        /// How long this process has waited for it.
         waited: Duration,
     },
-    /// The lease counts time by another clock than this process sees, and no process of its
-    /// holder can be asked.
+    /// The lease expires by the clock of another time namespace than this process's, and is not bound to
+    /// processes of its holder.
     #[error(
-        "the lock `{name}` was taken in another time namespace, so that nobody here can tell \
-         whether its time has passed; release it there, or `verrou force-release` it"
+        "the lock `{name}` was acquired in another time namespace, so this process cannot determine \
+         whether its lease has expired; release it there, or `verrou force-release` it"
     )]
     ForeignClock {
-        /// Which lock.
+        /// The lock's name.
         name: Name,
     },
     /// The lease was acquired before this container was started, or outside of it.
     #[error(
-        "the lock `{name}` was taken outside this container, or before it was started, and which \
-         cannot be determined here: /proc/sys/kernel/random/boot_id is the container's own; release \
-         it there, or `verrou force-release` it"
+        "the lock `{name}` was acquired outside this container, or before the container was started; \
+         this process cannot determine which, because /proc/sys/kernel/random/boot_id is the \
+         container's own; release it there, or `verrou force-release` it"
     )]
     ForeignBoot {
         /// The lock's name.
@@ -61,65 +61,65 @@ pub enum FileError {
     #[error(
         "the lock `{name}` cannot outlive its process in this container: \
          /proc/sys/kernel/random/boot_id is the container's own, so that processes outside would \
-         take the lock over; `umount` that file, or use a store on a server"
+         take over the lock; `umount` that file, or use a store on a server"
     )]
     ContainersBoot {
         /// The lock's name.
         name: Name,
     },
-    /// The counter has run out of numbers, or is damaged.
-    #[error("{}: the fence counter is damaged; restore it, or start a new folder", path.display())]
+    /// The fence counter has no numbers left, or is corrupt.
+    #[error("{}: the fence counter is corrupt; restore it, or use a new directory", path.display())]
     Counter {
-        /// Where the counter is.
+        /// The path of the counter.
         path: PathBuf,
     },
-    /// The file of a [`FenceGate`](crate::FenceGate) is damaged, or another's. It is never taken for
-    /// one that has let nobody through.
+    /// The file of a [`FenceGate`](crate::FenceGate) is corrupt, or not the file of a gate. It is never
+    /// taken for a gate that has accepted no fencing token.
     #[error(
-        "{}: this is no file of `verrou fence check`, or it is damaged; restore it, or, when no \
+        "{}: this is not a file of `verrou fence check`, or it is corrupt; restore it, or, when no \
          earlier holder of the lock is left, use `verrou fence reset`, or move it away",
         path.display()
     )]
     Gate {
-        /// Where it is.
+        /// The file's path.
         path: PathBuf,
     },
-    /// A file does not say whose it is.
+    /// The name of a file's lock cannot be read.
     #[error("{}: {damage}; if nothing holds its lock, move the file away", path.display())]
     Nameless {
-        /// Where it is.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The kind of corruption.
         damage: Damage,
     },
-    /// The kernel's lock cannot be taken from a process.
+    /// The lock is a lock of the kernel, whose holder cannot be force-released.
     #[error(
-        "the lock `{name}` is the kernel's and cannot be taken from the process that holds it{}; \
-         end that process instead",
-        fence.map(|fence| format!(" (fence {fence})")).unwrap_or_default()
+        "cannot force-release the lock `{name}`{}: it is a lock of the kernel; find the process that \
+         holds it, and end that process instead",
+        fence.map(|fence| format!(" (fencing token {fence})")).unwrap_or_default()
     )]
     NotEvictable {
-        /// Which lock.
+        /// The lock's name.
         name: Name,
-        /// The grant that was meant.
+        /// The fencing token of the grant that was to be force-released, if one was given.
         fence: Option<Fence>,
     },
-    /// The operating system refused.
+    /// A system call failed.
     #[error("{}: cannot {action}", path.display())]
     Io {
-        /// What was to be done.
+        /// The operation that failed.
         action: &'static str,
-        /// With which file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Somebody else may have put this file here.
+    /// Another user may have put this file here.
     #[error("{}: refused, because {why}", path.display())]
     Suspicious {
-        /// Where it is.
+        /// The file's path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why the file is not trusted.
         why: String,
     },
     /// This process has as many open files as its limit allows.
@@ -145,7 +145,7 @@ impl FileError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
     }
 
-    /// What makes an error of one of the operating system's; the path is copied only then.
+    /// Returns a function that converts an error of the operating system, and copies the path only then.
     pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self {
         move |source| {
             let path = path.to_owned();
@@ -228,40 +228,40 @@ fn descriptor_limit() -> Option<u64> {
     None
 }
 
-/// Why a store cannot be opened.
+/// An error of opening a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The folder cannot be made or read.
+    /// The directory cannot be created or read.
     #[error("{}: cannot {action}", path.display())]
     Directory {
-        /// What was to be done.
+        /// The operation that failed.
         action: &'static str,
-        /// Which folder.
+        /// The path of the directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The file to be locked cannot be.
+    /// The file at a path cannot be used.
     #[error("{}: {why}", path.display())]
     Path {
-        /// Which file.
+        /// The path of the file.
         path: PathBuf,
-        /// Why not.
+        /// Why the file cannot be used.
         why: String,
     },
-    /// Others could tamper with the files in this folder.
-    #[error("{}: this folder is refused, because {why}", path.display())]
+    /// Other users could tamper with the files in this directory.
+    #[error("{}: this directory is refused, because {why}", path.display())]
     Suspicious {
-        /// Which folder.
+        /// The path of the directory.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why the directory is not trusted.
         why: String,
     },
-    /// It is on a server, and was to be in files.
-    #[error("{url} is on a server, and not in a folder")]
+    /// The store is on a server, where a store in files is required.
+    #[error("{url} is on a server, not in a directory")]
     NoFolder {
-        /// Which store.
+        /// The URL of the store.
         url: String,
     },
     /// The server cannot be used.
@@ -271,30 +271,30 @@ pub enum OpenError {
     /// There is no such group.
     #[error("there is no group `{group}`")]
     UnknownGroup {
-        /// Its name.
+        /// The group's name.
         group: String,
     },
-    /// Nothing says when this machine was started, so that a lease cannot be told from one that
-    /// ended with an earlier run of it.
+    /// The boot ID of this machine cannot be read, so that a lease cannot be distinguished from one that
+    /// ended with an earlier boot.
     #[error(
-        "{}: leases need to know when this machine was started \
-         (/proc/sys/kernel/random/boot_id), and that cannot be read; use a `file:` store",
+        "{}: cannot read /proc/sys/kernel/random/boot_id, without which a lease cannot be \
+         distinguished from one of an earlier boot; use a `file:` store",
         path.display()
     )]
     UnknownStart {
-        /// Which folder.
+        /// The path of the directory.
         path: PathBuf,
     },
-    /// Locks are not to be trusted on this file system.
+    /// Locks on this file system may not exclude all other processes.
     #[error(
         "{}: this is on {kind}, where locks are not known to exclude every process; choose a \
-         folder on a local disk, or allow any file system if you know better",
+         directory on a local disk, or allow any file system if locks are known to work on this one",
         path.display()
     )]
     UnsuitableFileSystem {
-        /// Which folder.
+        /// The path of the directory.
         path: PathBuf,
-        /// What kind of file system.
+        /// The kind of the file system.
         kind: String,
     },
 }

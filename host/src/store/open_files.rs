@@ -1,7 +1,7 @@
-//! The files of a store that stay open between its steps: opening one costs more than a step.
+//! The files of a store that stay open between its operations: opening a file costs more than an operation.
 //!
-//! A file is taken out for a step, so that no two threads have one open file description, which
-//! the kernel's locks would not tell apart.
+//! An operation takes its file out, so that no two threads use one open file description: the kernel's
+//! locks do not distinguish threads with the same description.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,7 +26,7 @@ use crate::process::{self, PerProcess};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
-/// A lock's file, open. It is moved several times in each operation, so it is one pointer.
+/// An open file of a lock. It is moved several times in each operation, so it is one pointer.
 #[derive(Debug)]
 pub(crate) struct OpenFile(Box<Opened>);
 
@@ -37,33 +37,34 @@ struct Opened {
     read_only: Option<File>,
     location: Location,
     id: FileId,
-    /// Tells it from its copies; zero where nothing does.
+    /// A number that distinguishes the file from its copies; zero if there is none.
     number: u64,
-    /// Whoever is forked from it shares the open file description, and must not use it.
+    /// The process that opened the file. A forked child shares the open file description, and must not use
+    /// it.
     process: u32,
-    /// Before it was opened.
+    /// The number of forks before the file was opened.
     forks: u32,
-    /// The grants of whose processes the kernel says, for this, that they live.
+    /// The grants whose bytes are locked for this description; see [`liveness`](super::liveness).
     lived: Range<u64>,
     is_contended: AtomicBool,
-    /// The greatest fence that was read from it or written to it.
+    /// The greatest fence that was read from the file or written to it.
     greatest: AtomicU64,
     remembered: Mutex<Option<Remembered>>,
 }
 
-/// Where a file was opened, to determine whether it is still there, and to open it once more.
+/// The location at which a file was opened, to determine whether it is still there, and to open it again.
 #[derive(Debug)]
 pub(crate) enum Location {
-    /// The file of a store, by descriptors.
+    /// A file of a store, relative to the descriptor of its directory.
     InDirectory {
         directory: Arc<OpenDirectory>,
         name: PathBuf,
-        /// From the directory above.
+        /// The path relative to the parent directory.
         below_parent: PathBuf,
-        /// For messages.
+        /// The absolute path, for messages.
         path: PathBuf,
     },
-    /// A file that its user named.
+    /// A file whose path the user gave.
     AtPath(PathBuf),
 }
 
@@ -98,7 +99,8 @@ impl Location {
     }
 }
 
-/// What was last read from a file, or written to it: bytes that are still the same say the same.
+/// The bytes that were last read from a file or written to it, and the record in them. The record need not be
+/// decoded again while the bytes are the same.
 #[derive(Debug)]
 pub(crate) struct Remembered {
     pub(crate) bytes: Box<[u8; FILE_BYTES]>,
@@ -106,8 +108,8 @@ pub(crate) struct Remembered {
 }
 
 impl OpenFile {
-    /// `file`, which was opened at `location` after [`process::forks`] had returned `forks`: another
-    /// thread may have forked since, and the child has the file then.
+    /// Creates a value for `file`, which was opened at `location` after [`process::forks`] had returned
+    /// `forks`. If another thread has forked since, the child has the file, too.
     pub(crate) fn new(file: File, location: Location, forks: u32) -> Result<Self, FileError> {
         let identity = os::id(&file).and_then(|id| Ok((id, os::number(&file)?)));
         let failed = FileError::io("inspect this file", location.path());
@@ -127,7 +129,7 @@ impl OpenFile {
         })))
     }
 
-    /// The fences whose bytes are locked; see [`liveness`](super::liveness).
+    /// Returns the fences whose bytes are locked; see [`liveness`](super::liveness).
     pub(crate) fn lived(&self) -> Range<u64> {
         self.0.lived.clone()
     }
@@ -136,7 +138,7 @@ impl OpenFile {
         self.0.lived = fences;
     }
 
-    /// Whether several wanted the lock when somebody looked last.
+    /// Returns whether the lock had waiters when an operation last read its queue through this file.
     pub(crate) fn is_contended(&self) -> bool {
         self.0.is_contended.load(Ordering::Relaxed)
     }
@@ -145,7 +147,7 @@ impl OpenFile {
         self.0.is_contended.store(is_contended, Ordering::Relaxed);
     }
 
-    /// Notes that `fence` was read from it or written to it; returns the greatest one that ever was.
+    /// Records that `fence` was read from the file or written to it; returns the greatest such fence so far.
     pub(crate) fn note_fence(&self, fence: u64) -> u64 {
         let before = self.0.greatest.load(Ordering::Relaxed);
         if before < fence {
@@ -161,17 +163,17 @@ impl OpenFile {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether no process forked from this one has it.
+    /// Returns whether no process forked from this one has the file.
     fn is_own(&self) -> bool {
         self.0.forks == process::forks() || mutant!(ForkedFilesUsed)
     }
 
-    /// The process that opened it.
+    /// Returns the ID of the process that opened the file.
     pub(crate) fn process(&self) -> u32 {
         self.0.process
     }
 
-    /// A number that tells it from its copies; zero where nothing does.
+    /// Returns a number that distinguishes the file from its copies; zero if there is none.
     pub(crate) fn number(&self) -> u64 {
         self.0.number
     }
@@ -202,8 +204,8 @@ impl OpenFile {
         Ok(self.0.read_only.is_some())
     }
 
-    /// Returns another open file description of it, which no forked child has; `None` when there is
-    /// another file in its place.
+    /// Returns another open file description of the file, which no forked child has, or `None` if the
+    /// file at its path was replaced.
     pub(crate) fn another(&self) -> Result<Option<Self>, FileError> {
         let forks = process::forks();
         let Some(file) = self.opened_again(trusted_file::open)? else {
@@ -237,7 +239,7 @@ impl OpenFile {
         self.0.location.path()
     }
 
-    /// Whether `other` is the same file, opened once more.
+    /// Returns whether `other` is the same file, opened separately.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.0.id == other.0.id
     }
@@ -256,8 +258,9 @@ impl OpenFile {
         Ok(mutant!(MovedNotNoticed) || is_there.map_err(failed)?)
     }
 
-    /// Returns whether the file is still at its path: whoever removes or replaces files must not make two
-    /// locks of one. The move of a directory above that of a store is noticed after [`WALKED_AGAIN`].
+    /// Returns whether the file is still at its path. Without this check, a user who removes or
+    /// replaces the file would create a second lock of the same name. The move of a directory above
+    /// that of a store is noticed after [`WALKED_AGAIN`].
     pub(crate) fn is_current(&self) -> Result<bool, FileError> {
         let is_there = self.0.location.leads_to(self.0.id, WALKED_AGAIN);
         let is_there = is_there.map_err(FileError::io("inspect this file", self.path()))?;
@@ -265,13 +268,14 @@ impl OpenFile {
     }
 }
 
-/// Of how many names files stay open that nobody uses.
+/// The number of names of which unused files stay open.
 const NAMES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
-/// One for the step, and one that keeps a grant, or a place in the queue, meanwhile.
+/// The files of a name: one for an operation, and one that meanwhile keeps a grant or a ticket.
 type Files = [Option<OpenFile>; 2];
 
-/// Files that stay open: of the names used last, and of those that somebody here waits for.
+/// Files that stay open: those of the most recently used names, and of the names with a waiter in this
+/// process.
 #[derive(Debug)]
 pub(crate) struct OpenFiles(PerProcess<Mutex<State>>);
 
@@ -280,7 +284,7 @@ pub(crate) struct OpenFiles(PerProcess<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     recent: LruCache<Name, Files>,
-    /// How often they are wanted, and they.
+    /// The files of the names that are wanted, with the number of [`OpenFiles::want`] calls.
     wanted: HashMap<Name, (usize, Files)>,
 }
 
@@ -305,10 +309,10 @@ impl OpenFiles {
         files.iter_mut().find_map(Option::take)
     }
 
-    /// Keeps a file of the lock `name` for the next who takes one.
+    /// Keeps a file of the lock `name` for the next call of [`take`](Self::take).
     pub(crate) fn put(&self, name: &Name, file: OpenFile) {
         let mut state = self.state();
-        // Closed when the mutex is free again.
+        // Close the files after the mutex is unlocked.
         let _closed = state.put(name, file);
         drop(state);
     }
@@ -334,7 +338,7 @@ impl OpenFiles {
         state.wanted.insert(name.clone(), (1, files));
     }
 
-    /// The end of a [`want`](Self::want).
+    /// Ends a [`want`](Self::want).
     pub(crate) fn unwant(&self, name: &Name) {
         let mut state = self.state();
         let Some((count, _)) = state.wanted.get_mut(name) else {
@@ -364,7 +368,7 @@ impl Default for State {
 }
 
 impl State {
-    /// Returns what is not kept any more, to be closed.
+    /// Returns the files that are not kept any more, which the caller closes.
     fn put(&mut self, name: &Name, file: OpenFile) -> Option<(Name, Files)> {
         if file.process() != process::this() {
             return Some((name.clone(), [Some(file), None]));
@@ -386,38 +390,38 @@ impl State {
 mod tests {
     use super::*;
 
-    fn open(folder: &Path, name: &str) -> OpenFile {
-        let path = folder.join(name);
+    fn open(temp_dir: &Path, name: &str) -> OpenFile {
+        let path = temp_dir.join(name);
         let forks = process::forks();
         let file = File::create(&path).unwrap();
         OpenFile::new(file, Location::AtPath(path), forks).unwrap()
     }
 
     #[test]
-    fn files_of_few_names_stay_open_and_those_that_are_wanted() {
-        let folder = tempfile::tempdir().unwrap();
+    fn files_of_recent_and_wanted_names_stay_open() {
+        let temp_dir = tempfile::tempdir().unwrap();
         let files = OpenFiles::new();
         let name = |number: usize| Name::new(&format!("lock-{number}")).unwrap();
         files.want(&name(0));
         for number in 0..=NAMES.get() + 1 {
-            files.put(&name(number), open(folder.path(), &number.to_string()));
+            files.put(&name(number), open(temp_dir.path(), &number.to_string()));
         }
         assert!(files.take(&name(0)).is_some(), "it is wanted");
         assert!(files.take(&name(0)).is_none(), "it was taken");
         assert!(files.take(&name(1)).is_none(), "it was used longest ago");
         assert!(files.take(&name(2)).is_some());
-        files.put(&name(0), open(folder.path(), "0"));
+        files.put(&name(0), open(temp_dir.path(), "0"));
         files.unwant(&name(0));
         assert!(files.take(&name(0)).is_some());
     }
 
     #[test]
-    fn two_of_a_name_are_enough() {
-        let folder = tempfile::tempdir().unwrap();
+    fn at_most_two_files_of_a_name_stay_open() {
+        let temp_dir = tempfile::tempdir().unwrap();
         let files = OpenFiles::new();
         let name = Name::new("lock").unwrap();
         for _ in 0..3 {
-            files.put(&name, open(folder.path(), "lock"));
+            files.put(&name, open(temp_dir.path(), "lock"));
         }
         assert!(files.take(&name).is_some());
         assert!(files.take(&name).is_some());

@@ -1,4 +1,4 @@
-//! What the stores ask of the operating system's files: one function each, one split by system.
+//! The functions of the operating system's files that the stores use, in one module per system.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,29 +22,29 @@ pub(crate) use imp::{
 #[derive(Clone, Debug)]
 pub(crate) struct DirectoryAccess {
     pub(crate) purpose: Purpose,
-    /// The group that was named, whose members are trusted.
+    /// The group given by the user, whose members are trusted.
     pub(crate) group: Option<u32>,
     /// Whether the directory, and those above it, are created if they do not exist.
     pub(crate) create: bool,
 }
 
-/// What a directory is for.
+/// The purpose of a directory.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Purpose {
-    /// The files of a store.
+    /// Contains the files of a store.
     Store,
-    /// The records of a lock on another file, in the directory of a store.
+    /// Contains the records of locks on other files, in the directory of a store.
     Records,
-    /// The file of a gate, beside what it guards.
+    /// Contains the file of a fence gate, next to the guarded resource.
     Gate,
 }
 
-/// Why a directory cannot be opened.
+/// An error of opening a directory.
 #[derive(Debug)]
 pub(crate) enum DirectoryError {
-    /// Others can change the directory at `path`, which is the directory or one above it, or a link.
+    /// Other users can change `path`: the directory, a directory above it, or a link to it.
     Untrusted { path: PathBuf, why: String },
-    /// The operating system refused.
+    /// A system call failed.
     Io {
         action: &'static str,
         source: io::Error,

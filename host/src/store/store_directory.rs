@@ -14,11 +14,11 @@ use crate::sync::Mutex;
 /// above was moved.
 pub(crate) const WALKED_AGAIN: Duration = Duration::from_secs(1);
 
-/// A directory that is open.
+/// An open directory.
 #[derive(Debug)]
 pub(crate) struct StoreDirectory {
     first: Arc<OpenDirectory>,
-    /// The directory that was found in its place.
+    /// The directory that was found at the path later.
     later: PerProcess<Mutex<Option<Arc<OpenDirectory>>>>,
 }
 
@@ -43,7 +43,7 @@ impl StoreDirectory {
             Ok(Some(opened)) => opened,
             Ok(None) => {
                 let missing = std::io::ErrorKind::NotFound.into();
-                return Err(io("open this folder", missing));
+                return Err(io("open this directory", missing));
             }
             Err(DirectoryError::Untrusted { path, why }) => {
                 return Err(OpenError::Suspicious { path, why });
@@ -53,7 +53,7 @@ impl StoreDirectory {
         if !options.any_file_system && !mutant!(AnyFileSystem) {
             let unsuitable = opened.unsuitable_file_system();
             let unsuitable =
-                unsuitable.map_err(|err| io("tell the file system of this folder", err))?;
+                unsuitable.map_err(|err| io("determine the file system of this directory", err))?;
             if let Some(kind) = unsuitable {
                 return Err(OpenError::UnsuitableFileSystem {
                     path: opened.path().to_owned(),
@@ -67,12 +67,12 @@ impl StoreDirectory {
         })
     }
 
-    /// Its path, without links.
+    /// Returns the directory's path, without links.
     pub(crate) fn path(&self) -> &Path {
         self.first.path()
     }
 
-    /// Returns the directory as it was found last.
+    /// Returns the directory that was found at the path last.
     pub(crate) fn known(&self) -> Arc<OpenDirectory> {
         let later = self
             .later
@@ -85,7 +85,7 @@ impl StoreDirectory {
     /// Returns the directory that is now at the path; `None` if there is none.
     pub(crate) fn current(&self) -> Result<Option<Arc<OpenDirectory>>, FileError> {
         let known = self.known();
-        let inspect = FileError::io("inspect this folder", self.path());
+        let inspect = FileError::io("inspect this directory", self.path());
         if known.is_there(WALKED_AGAIN).map_err(inspect)? {
             return Ok(Some(known));
         }
@@ -108,7 +108,7 @@ impl StoreDirectory {
     /// Returns the directory that is now at the path, to create a file in it.
     pub(crate) fn current_to_create(&self) -> Result<Arc<OpenDirectory>, FileError> {
         let missing = || std::io::ErrorKind::NotFound.into();
-        let create = FileError::io("create a file in this folder", self.path());
+        let create = FileError::io("create a file in this directory", self.path());
         self.current()?.ok_or_else(|| create(missing()))
     }
 }

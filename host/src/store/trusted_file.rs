@@ -1,4 +1,4 @@
-//! Opening a store's file where others may have put something else.
+//! Opens a file of a store, in whose place another user may have put another file.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::path::Path;
 use super::error::FileError;
 use super::os::{self, OpenDirectory};
 
-/// The file `name` in `directory`, if there is one and it is to be trusted.
+/// Opens the file `name` in `directory`, if it exists. Rejects a file that is not trusted.
 pub(crate) fn open(directory: &OpenDirectory, name: &Path) -> Result<Option<File>, FileError> {
     trusted(directory.open_file(name), directory, name)
 }
@@ -29,7 +29,7 @@ fn trusted(
     let file = match opened {
         Ok(Some(file)) => file,
         Ok(None) => return Ok(None),
-        // What open(2) says of a symbolic link, and of a pipe that nobody reads, needs a word.
+        // The error of open(2) for a symbolic link, or for a pipe without a reader, needs an explanation.
         Err(_) if directory.is_no_file(name) => {
             return Err(FileError::Suspicious {
                 path: path(),
@@ -45,8 +45,8 @@ fn trusted(
     }
 }
 
-/// Returns whether `file` is still the file `name` of `directory`: whoever removes or replaces files must
-/// not make two locks of one.
+/// Returns whether `file` is still the file `name` of `directory`. Without this check, a user who removes or
+/// replaces the file would create a second lock of the same name.
 pub(crate) fn is_current(
     file: &File,
     directory: &OpenDirectory,

@@ -1,4 +1,4 @@
-//! Files where there is no Unix: what the standard library has.
+//! The functions of files that the stores use, on systems other than Unix: those of the standard library.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{DirectoryAccess, DirectoryError};
 
-/// Which file it is. Locked files cannot be replaced here, so one is as good as another.
+/// The identity of a file. Locked files cannot be replaced on this system, so all identities are equal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct FileId;
 
@@ -16,7 +16,7 @@ pub(crate) fn id(_file: &File) -> io::Result<FileId> {
     Ok(FileId)
 }
 
-/// Nothing is known that tells a file from its copies.
+/// Returns zero: this system has no number that distinguishes a file from its copies.
 pub(crate) fn number(_file: &File) -> io::Result<u64> {
     Ok(0)
 }
@@ -29,7 +29,7 @@ pub(crate) fn is_linked(_file: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A directory, known by its path.
+/// A directory, identified by its path.
 #[derive(Debug)]
 pub(crate) struct OpenDirectory {
     path: PathBuf,
@@ -37,13 +37,14 @@ pub(crate) struct OpenDirectory {
 }
 
 impl OpenDirectory {
-    /// Opens the directory at `path`, and creates it if `access` says so; `None` if there is none.
+    /// Opens the directory at `path`, and creates it if `access.create` is set; returns `None` if there
+    /// is none.
     pub(crate) fn open(
         path: &Path,
         access: &DirectoryAccess,
     ) -> Result<Option<Self>, DirectoryError> {
         if access.create {
-            fs::create_dir_all(path).map_err(DirectoryError::io("create this folder"))?;
+            fs::create_dir_all(path).map_err(DirectoryError::io("create this directory"))?;
         }
         match fs::canonicalize(path) {
             Ok(path) => Ok(Some(Self {
@@ -54,7 +55,7 @@ impl OpenDirectory {
                 },
             })),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(err) => Err(DirectoryError::io("open this folder")(err)),
+            Err(err) => Err(DirectoryError::io("open this directory")(err)),
         }
     }
 
@@ -136,7 +137,7 @@ fn if_there(opened: io::Result<File>) -> io::Result<Option<File>> {
     }
 }
 
-/// Programs do not run with more rights than their caller has.
+/// Returns false: programs do not run with more privileges than their caller on this system.
 pub(crate) fn is_secure_execution() -> bool {
     false
 }

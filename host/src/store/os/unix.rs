@@ -1,4 +1,4 @@
-//! Files as Unix has them.
+//! The functions of Unix files that the stores use.
 
 use std::ffi::OsString;
 use std::fs::{File, Metadata, Permissions};
@@ -21,7 +21,7 @@ use super::{DirectoryAccess, DirectoryError};
 
 mod walk;
 
-/// Which file it is, whatever it is called.
+/// The identity of a file, independent of its name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct FileId {
     device: u64,
@@ -37,29 +37,29 @@ impl From<&Metadata> for FileId {
     }
 }
 
-/// The file that was opened.
+/// Returns the identity of the open file.
 pub(crate) fn id(file: &File) -> io::Result<FileId> {
     Ok((&file.metadata()?).into())
 }
 
-/// A number that tells this file from its copies, put back in its place or not: they have other
-/// inodes, or inodes of another generation, or of another time of birth, where the file system has such.
+/// Returns a number that distinguishes this file from its copies, even from one at its path: a copy has
+/// another inode, or, on file systems that support it, another inode generation or time of birth.
 pub(crate) fn number(file: &File) -> io::Result<u64> {
     let metadata = file.metadata()?;
     let born = metadata.created().ok();
     let born = born.and_then(|born| born.duration_since(UNIX_EPOCH).ok());
     let nanos = born.and_then(|born| u64::try_from(born.as_nanos()).ok());
-    // The times of neighbours differ little, and so do their inodes.
+    // The times of birth of files that were created together differ little, and so do their inodes.
     let number = metadata.ino().rotate_left(32) ^ nanos.unwrap_or_default();
     Ok(number ^ generation(file).rotate_left(16))
 }
 
-/// A number that is drawn whenever a file is given the inode of one that is gone, or zero where there
-/// is no such: several of these can be born in one tick of the file system's clock.
+/// Returns the generation of the file's inode, which is drawn at random whenever an inode is reused; zero if
+/// there is none. Several files can reuse an inode in one tick of the file system's clock.
 #[cfg(target_os = "linux")]
 #[expect(
     unsafe_code,
-    reason = "rustix has no call of its own for it, and cannot know what the kernel writes"
+    reason = "rustix has no function for this request, and cannot check what the kernel writes"
 )]
 fn generation(file: &File) -> u64 {
     use rustix::ioctl::{Updater, ioctl, opcode};
@@ -98,7 +98,7 @@ fn names_in(directory: &File) -> io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// The file that is at `path` now, or where a symbolic link there leads.
+/// Returns the identity of the file that is now at `path`, or at the target of a symbolic link there.
 pub(crate) fn id_at(path: &Path) -> io::Result<Option<FileId>> {
     found(id_of(rustix::fs::CWD, path, AtFlags::empty()))
 }
@@ -118,8 +118,9 @@ fn found(id: io::Result<FileId>) -> io::Result<Option<FileId>> {
     }
 }
 
-/// Asks for the number alone: who asks for a file's times makes the next write to it update them on
-/// the disk, which costs several times what the write does (multigrain timestamps, Linux 6.13).
+/// Requests only the inode number. After a request for a file's times, the next write to the file would
+/// update them on the disk, which costs several times as much as the write (multigrain timestamps, Linux
+/// 6.13).
 #[cfg(target_os = "linux")]
 fn id_of(directory: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> io::Result<FileId> {
     use rustix::fs::{StatxFlags, makedev, statx};
@@ -153,7 +154,7 @@ fn id_by_stat(directory: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> io::Res
     })
 }
 
-/// Whether the file still has a name.
+/// Returns whether the file still has a name.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_linked(file: &File) -> io::Result<bool> {
     use rustix::fs::{StatxFlags, statx};
@@ -189,12 +190,13 @@ pub(crate) struct OpenDirectory {
 }
 
 impl OpenDirectory {
-    /// Opens the directory at `path`, and creates it if `access` says so; `None` if there is none.
+    /// Opens the directory at `path`, and creates it if `access.create` is set; returns `None` if there
+    /// is none.
     pub(crate) fn open(
         path: &Path,
         access: &DirectoryAccess,
     ) -> Result<Option<Self>, DirectoryError> {
-        let opening = DirectoryError::io("open this folder");
+        let opening = DirectoryError::io("open this directory");
         // Valid whatever the working directory is later.
         let path = std::path::absolute(path).map_err(&opening)?;
         let opened = Instant::now();
@@ -220,27 +222,27 @@ impl OpenDirectory {
         }))
     }
 
-    /// Its path, without links.
+    /// Returns the directory's path, without links.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The group that shares it.
+    /// Returns the group that shares the directory.
     pub(crate) fn group(&self) -> Option<u32> {
         self.group
     }
 
-    /// How it was opened, to open it again.
+    /// Returns how the directory was opened, to open it again.
     pub(crate) fn access(&self) -> &DirectoryAccess {
         &self.access
     }
 
-    /// The path of the file `name` from the directory above.
+    /// Returns the path of the file `name` relative to the parent directory.
     pub(crate) fn path_below_parent(&self, name: &Path) -> PathBuf {
         self.name.join(name)
     }
 
-    /// The file that is now at this path from the directory above.
+    /// Returns the identity of the file that is now at `path`, relative to the parent directory.
     pub(crate) fn id_below_parent(&self, path: &Path) -> io::Result<Option<FileId>> {
         let follow = mutant!(LinksFollowed, AtFlags::empty(), AtFlags::SYMLINK_NOFOLLOW);
         found(id_of(self.parent.as_fd(), path, follow))
@@ -252,11 +254,11 @@ impl OpenDirectory {
         Ok(self.id_below_parent(&self.name)? == Some(self.id) && self.is_parent_there(at_most)?)
     }
 
-    /// Returns whether the path still leads to the directory above this one, as far as is known: it is
-    /// walked again if that was not done for `at_most`.
+    /// Returns whether the path still leads to the parent directory. Walks the path again only if that
+    /// was not done for `at_most`.
     ///
-    /// If that fails, for example because a group may write a directory on the path since, the path as a
-    /// whole is resolved: a lock is lost only if the path leads elsewhere.
+    /// If the walk fails, for example because a group can now write a directory on the path, resolves
+    /// the path as a whole: a lock is lost only if the path leads elsewhere.
     pub(crate) fn is_parent_there(&self, at_most: Duration) -> io::Result<bool> {
         let now = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
         let walked = self.walked.load(Ordering::Relaxed);
@@ -278,8 +280,8 @@ impl OpenDirectory {
         Ok(is_there)
     }
 
-    /// Opens one of a store's files, without following a link, waiting for a pipe's other end,
-    /// taking over a terminal or changing anything; `None` when there is none.
+    /// Opens the file `name` of a store; returns `None` if there is none. Does not follow a link, wait
+    /// for the other end of a pipe, acquire a controlling terminal, or change anything.
     pub(crate) fn open_file(&self, name: &Path) -> io::Result<Option<File>> {
         self.open_for(name, true)
     }
@@ -307,7 +309,7 @@ impl OpenDirectory {
         }
     }
 
-    /// Returns whether there is an entry `name` that is no regular file.
+    /// Returns whether there is an entry `name` that is not a regular file.
     pub(crate) fn is_no_file(&self, name: &Path) -> bool {
         use rustix::fs::{FileType, statat};
 
@@ -378,19 +380,19 @@ impl OpenDirectory {
         names_in(&self.directory)
     }
 
-    /// Makes the names in it survive a loss of power.
+    /// Syncs the names in the directory to the disk, so that they survive a loss of power.
     pub(crate) fn sync(&self) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         File::from(openat(&self.directory, c".", flags, Mode::empty())?).sync_all()
     }
 
-    /// Why locks do not work on its file system, if that is to be feared.
+    /// Returns the name of the directory's file system, if locks may not work on it.
     pub(crate) fn unsuitable_file_system(&self) -> io::Result<Option<String>> {
         unsuitable_file_system_of(&self.directory)
     }
 
-    /// A path by which the kernel finds the file `name` through the open directory, for calls that take
-    /// no descriptor.
+    /// Returns a path by which the kernel finds the file `name` through the open directory, for system calls
+    /// that do not take a descriptor.
     #[cfg(target_os = "linux")]
     pub(crate) fn path_for_kernel(&self, name: &Path) -> PathBuf {
         use std::os::fd::AsRawFd;
@@ -479,8 +481,8 @@ fn open_any(path: &Path, flags: OFlags) -> io::Result<File> {
         .open(path)
 }
 
-/// Lets later writes to `file`, which is empty, need no space, where a file system copies what is
-/// written: btrfs(5), `chattr +C`. Without that all goes well, too, until the disk is full.
+/// Disables copy-on-write for `file`, which is empty, so that later writes need no disk space: btrfs(5),
+/// `chattr +C`. If this fails, operations fail only when the disk is full.
 #[cfg(target_os = "linux")]
 fn disable_copy_on_write(file: &File) {
     use rustix::fs::{IFlags, fstatfs, ioctl_getflags, ioctl_setflags};
@@ -495,7 +497,7 @@ fn disable_copy_on_write(file: &File) {
 #[cfg(not(target_os = "linux"))]
 fn disable_copy_on_write(_file: &File) {}
 
-/// A file without a name in `directory`, where the file system has such.
+/// Creates an unnamed file in `directory`, if the file system supports it.
 #[cfg(target_os = "linux")]
 fn unnamed(directory: &File) -> io::Result<Option<File>> {
     let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
@@ -506,7 +508,7 @@ fn unnamed(directory: &File) -> io::Result<Option<File>> {
     }
 }
 
-/// open(2), on `O_TMPFILE`: the way that needs no privilege.
+/// Gives an unnamed file a name, in the way that needs no privilege: see `O_TMPFILE` in open(2).
 #[cfg(target_os = "linux")]
 fn link_unnamed(file: &File, directory: &File, name: &Path) -> io::Result<()> {
     use rustix::fs::CWD;
@@ -532,7 +534,7 @@ fn link_unnamed(_file: &File, _directory: &File, _name: &Path) -> io::Result<()>
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Why a file in a store's folder is not to be trusted, if so.
+/// Returns why a file in a store's directory is not trusted; `None` if it is trusted.
 pub(crate) fn suspicion(file: &File, group: Option<u32>) -> io::Result<Option<String>> {
     let metadata = file.metadata()?;
     let kind = metadata.file_type();
@@ -560,13 +562,13 @@ pub(crate) fn is_owned(file: &File) -> io::Result<bool> {
     Ok(user.is_root() || walk::is_one_user(file.metadata()?.uid(), user.as_raw()))
 }
 
-/// Whether it belongs to this user, to root, or to this group.
+/// Returns whether a file belongs to this user, to root, or to `group`.
 pub(crate) fn is_trusted(metadata: &Metadata, group: Option<u32>) -> bool {
     walk::is_trusted_by(metadata, geteuid().as_raw(), group)
 }
 
-/// Returns whether this program runs with more rights than its caller has, who chose the environment:
-/// set-user-ID, set-group-ID, or with capabilities of its file.
+/// Returns whether this program runs with more privileges than its caller, which chose the environment:
+/// set-user-ID, set-group-ID, or with file capabilities.
 #[cfg(target_os = "linux")]
 #[expect(
     unsafe_code,
@@ -587,10 +589,10 @@ pub(crate) fn is_secure_execution() -> bool {
     getuid() != geteuid() || getgid() != getegid()
 }
 
-/// Why locks do not work on the file system of `path`, if that is to be feared.
+/// Returns the name of the file system of `path`, if locks may not work on it.
 ///
-/// Known to work are those that live on this machine alone (statfs(2) has the numbers). On others
-/// flock(2) is kept by each client for itself, or is lost with a connection.
+/// Locks work on file systems that only this machine uses (statfs(2) lists their numbers). On others, each
+/// client may keep its own flock(2) locks, or locks are lost with a connection.
 #[cfg(target_os = "linux")]
 pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> {
     Ok(unsuitable(&rustix::fs::statfs(path)?))
@@ -650,14 +652,14 @@ pub(crate) fn is_kernels(_file: &File) -> bool {
 #[cfg(target_os = "linux")]
 const BTRFS: i64 = 0x9123_683e;
 
-/// What kind of file system it is: statfs(2).
+/// Returns the kind of the file system: statfs(2).
 #[cfg(target_os = "linux")]
 fn kind_of(found: &rustix::fs::StatFs) -> i64 {
     #[allow(
         clippy::useless_conversion,
         reason = "the field's type differs by machine"
     )]
-    // Where it is 32 bits wide, it is negative for large numbers.
+    // A field of 32 bits is negative for large numbers.
     let kind = i64::from(found.f_type) & 0xffff_ffff;
     kind
 }
@@ -672,11 +674,11 @@ fn unsuitable_file_system_of(_directory: &File) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// The process that took the kernel's lock on `file` alone, if the kernel tells: proc(5),
-/// `/proc/locks`. It may have ended, when a child of it keeps the lock.
+/// Returns the process that acquired the kernel's lock on `file` exclusively, if the kernel reports it:
+/// proc(5), `/proc/locks`. The process may have ended if a child of it keeps the lock.
 #[cfg(target_os = "linux")]
 pub(crate) fn locker(file: &File) -> io::Result<Option<u32>> {
-    // What others lock and unlock meanwhile moves the lines about, and one can be missed.
+    // Locks that other processes acquire and release meanwhile move the lines, so a line can be missed.
     const TRIES: usize = 5;
 
     let metadata = file.metadata()?;
@@ -705,7 +707,7 @@ pub(crate) fn locker(file: &File) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// `/proc/locks`, in as few pieces as can be: it may change between them.
+/// Reads `/proc/locks` in as few pieces as possible, because it may change between them.
 #[cfg(target_os = "linux")]
 fn kernel_locks() -> io::Result<String> {
     use std::io::Read;
@@ -734,8 +736,8 @@ pub(crate) fn locker(_file: &File) -> io::Result<Option<u32>> {
     Ok(None)
 }
 
-/// Reads a file from `offset` on into `buffer`; returns as much of that as the file fills. It is a
-/// regular file on this machine, of which a read is short at its end alone.
+/// Reads a file from `offset` on into `buffer`; returns the part that was read. The file is a regular file on
+/// this machine, so that a read is short only at its end.
 pub(crate) fn read_at<'a>(file: &File, buffer: &'a mut [u8], offset: u64) -> io::Result<&'a [u8]> {
     loop {
         match file.read_at(buffer, offset) {
@@ -763,22 +765,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn creating_leaves_what_is_there_already() {
-        let folder = tempfile::tempdir().unwrap();
+    fn create_leaves_existing_file_unchanged() {
+        let temp_dir = tempfile::tempdir().unwrap();
         let access = DirectoryAccess {
             purpose: Purpose::Store,
             group: None,
             create: false,
         };
-        let directory = OpenDirectory::open(folder.path(), &access)
+        let directory = OpenDirectory::open(temp_dir.path(), &access)
             .unwrap()
             .unwrap();
-        let path = folder.path().join("file");
+        let path = temp_dir.path().join("file");
         directory.create(Path::new("file"), b"first").unwrap();
         let first = id_at(&path).unwrap();
         directory.create(Path::new("file"), b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"first");
         assert_eq!(id_at(&path).unwrap(), first);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(temp_dir.path()).unwrap().count(), 1);
     }
 }

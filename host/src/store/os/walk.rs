@@ -1,4 +1,4 @@
-//! Opening a directory by descriptors, from the root down, and refusing a path that others can change.
+//! Opens a directory by descriptors, from the root down, and rejects a path that other users can change.
 //!
 //! Each component is opened relative to the one before, with `O_NOFOLLOW`, and is examined through its
 //! own descriptor, so that what is examined is what is used. A symbolic link is read and followed only
@@ -33,9 +33,9 @@ const SHARED: u32 = 0o2770;
 /// `user_namespaces(7)`.
 const OVERFLOW: u32 = 65_534;
 
-const OPEN_TO_ALL_FOR_GROUP: &str = "every user may make files of the group in it (chmod o-w)";
+const OPEN_TO_ALL_FOR_GROUP: &str = "every user may create files of the group in it (chmod o-w)";
 
-/// A descriptor that only names a directory needs no permission to read it.
+/// The flags of a descriptor that only names a directory, which needs no permission to read it.
 #[cfg(target_os = "linux")]
 const NAMED: OFlags = OFlags::PATH;
 #[cfg(not(target_os = "linux"))]
@@ -53,13 +53,13 @@ pub(super) struct Walked {
     pub(super) group: Option<u32>,
 }
 
-/// What a component of a path is.
+/// A component of a path.
 enum Entry {
     Directory(File, Metadata),
     Link { target: OsString, owner: u32 },
 }
 
-/// A directory on the way, and who may change it besides its owner.
+/// A directory on the path, and the other users that may change it.
 struct Way<'a> {
     access: &'a DirectoryAccess,
     user: u32,
@@ -69,26 +69,26 @@ struct Way<'a> {
     parent: Option<File>,
     path: PathBuf,
     /// Whether all directories so far belong to this user, to root, or to users that this user namespace
-    /// does not map, and no other user may write any of them: one that is not mapped is root's then, as
-    /// far as can be known.
+    /// does not map, and no other user may write any of them. An owner that is not mapped is then root, as
+    /// far as can be determined.
     trusts_unmapped: bool,
     /// A directory that a group may write, and the group. It is trusted if the store's directory is
     /// shared with this group.
     group_writable: Option<(PathBuf, u32)>,
 }
 
-/// Opens the directory at `path`, an absolute path, and creates it if `access` says so. Returns `None` if
-/// it does not exist.
+/// Opens the directory at `path`, an absolute path, and creates it if `access.create` is set. Returns
+/// `None` if it does not exist.
 pub(super) fn open(
     path: &Path,
     access: &DirectoryAccess,
 ) -> Result<Option<Walked>, DirectoryError> {
     /// As many links as the kernel follows in one path (`path_resolution(7)`).
     const MOST_LINKS: usize = 40;
-    /// Each attempt fails only if another process removes what this one has just made.
+    /// Each attempt fails only if another process removes what this one has just created.
     const MOST_ATTEMPTS: usize = 100;
 
-    let opening = DirectoryError::io("open this folder");
+    let opening = DirectoryError::io("open this directory");
     let mut way = Way::from_root(access)?;
     let mut left = components(path);
     let (mut links, mut attempts) = (0, 0);
@@ -135,7 +135,7 @@ pub(super) fn open(
     way.walked(group).map(Some).map_err(opening)
 }
 
-/// The components of `path`, the first one last.
+/// Returns the components of `path`, the last one first.
 fn components(path: &Path) -> Vec<OsString> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -203,7 +203,7 @@ fn entry(directory: &File, name: &OsStr) -> io::Result<Entry> {
 
 impl<'a> Way<'a> {
     fn from_root(access: &'a DirectoryAccess) -> Result<Self, DirectoryError> {
-        let opening = DirectoryError::io("open this folder");
+        let opening = DirectoryError::io("open this directory");
         let flags = NAMED | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = openat(CWD, c"/", flags, Mode::empty()).map_err(|err| opening(err.into()))?;
         let root = File::from(root);
@@ -226,7 +226,7 @@ impl<'a> Way<'a> {
         self.path.push(name);
     }
 
-    /// Goes back to the directory above.
+    /// Returns to the parent directory.
     fn leave(&mut self) -> io::Result<()> {
         let above = named(&self.current, OsStr::new(".."), OFlags::DIRECTORY)?;
         self.metadata = above.metadata()?;
@@ -236,13 +236,13 @@ impl<'a> Way<'a> {
         Ok(())
     }
 
-    /// Creates the directory `name`, the last one of the path or one on the way, for this user or for the
+    /// Creates the directory `name`, the last one of the path or an earlier one, for this user or for the
     /// group alone.
     fn make(&self, name: &OsStr, is_last: bool) -> Result<(), DirectoryError> {
-        let creating = DirectoryError::io("create this folder");
+        let creating = DirectoryError::io("create this directory");
         let group = self.access.group.or_else(|| self.group_of_records());
         self.refuse_group_writable(group)?;
-        // The group needs to pass through a directory on the way, and nobody needs to write there.
+        // The group needs to pass through a directory on the path, and no other user needs to write there.
         let mode = if group.is_some() && !is_last {
             0o755
         } else {
@@ -259,9 +259,9 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Gives the directory `name`, which this process has just made, to `group`. Whoever may write the
-    /// directory above may have put something else in its place: only an empty directory of this user is
-    /// given away.
+    /// Gives the directory `name`, which this process has just created, to `group`. A user that may write the
+    /// parent directory may have put something else in its place, so only an empty directory of this user is
+    /// given to the group.
     fn share(&self, name: &OsStr, group: u32) -> io::Result<()> {
         let follow = mutant!(MadeFolderNotExamined, OFlags::empty(), OFlags::NOFOLLOW);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | follow;
@@ -282,8 +282,7 @@ impl<'a> Way<'a> {
         Ok(())
     }
 
-    /// Refuses a directory on the way in which others can put something else in the place of the next
-    /// one.
+    /// Rejects a directory on the path in which other users can replace the next directory.
     fn check_ancestor(&mut self, is_last: bool) -> Result<(), DirectoryError> {
         if is_last || mutant!(AncestorsTrusted) {
             return Ok(());
@@ -295,7 +294,7 @@ impl<'a> Way<'a> {
         }
         let gives_group = mode & SET_GROUP_ID != 0 || cfg!(not(target_os = "linux"));
         if mode & WORLD_WRITABLE != 0 && gives_group && self.access.group == Some(group) {
-            // What any user makes in it is the group's, and so would be trusted.
+            // A file that any user creates in it belongs to the group, and so would be trusted.
             return self.refuse(OPEN_TO_ALL_FOR_GROUP.to_owned());
         }
         let is_others = owner != 0 && !self.is_us(owner) && owner != OVERFLOW;
@@ -306,10 +305,8 @@ impl<'a> Way<'a> {
             return Ok(());
         }
         if mode & WORLD_WRITABLE != 0 {
-            return self.refuse(
-                "every user may put another in the place of what is in it (chmod o-w, or +t)"
-                    .to_owned(),
-            );
+            return self
+                .refuse("every user may replace what is in it (chmod o-w, or +t)".to_owned());
         }
         if mode & GROUP_WRITABLE != 0 && !self.is_trusted_group(group)? {
             match &self.group_writable {
@@ -323,7 +320,7 @@ impl<'a> Way<'a> {
         Ok(())
     }
 
-    /// Refuses the link `name` of this directory if another user has made it. A group's member is
+    /// Rejects the link `name` in this directory if another user has created it. A member of a group is
     /// another user.
     fn check_link(&self, name: &OsStr, owner: u32) -> Result<(), DirectoryError> {
         let is_trusted = owner == 0 || self.is_us(owner) || self.is_trusted_unmapped(owner);
@@ -336,7 +333,7 @@ impl<'a> Way<'a> {
         })
     }
 
-    /// Refuses the last directory if others can write it, and returns the group that shares it.
+    /// Rejects the last directory if other users can write it; returns the group that shares it.
     fn check_last(&self) -> Result<Option<u32>, DirectoryError> {
         let mode = self.metadata.mode();
         let group = self.group();
@@ -344,7 +341,7 @@ impl<'a> Way<'a> {
             return self.refuse("every user may remove files from it (chmod o-w)".to_owned());
         }
         if mode & WORLD_WRITABLE != 0 && group.is_some() {
-            // In a folder that is set-group-ID, whoever makes a file.
+            // In a set-group-ID directory, a file belongs to the group, whichever user creates it.
             return self.refuse(OPEN_TO_ALL_FOR_GROUP.to_owned());
         }
         if !self.has_trusted_owner() {
@@ -353,8 +350,8 @@ impl<'a> Way<'a> {
         let is_store = self.access.purpose != Purpose::Gate;
         if mode & WORLD_WRITABLE != 0 && is_store && !mutant!(StickyFoldersAccepted) {
             return self.refuse(
-                "every user may make files in it, and so keep every lock from all others; use a folder \
-                 of your own, such as one that is made in it, or one of a group with --group"
+                "every user may create files in it, and so keep every lock from all others; use a directory \
+                 of your own, such as a new one in it, or one of a group with --group"
                     .to_owned(),
             );
         }
@@ -367,7 +364,7 @@ impl<'a> Way<'a> {
         Ok(group)
     }
 
-    /// Refuses a directory on the way that a group other than `group` may write.
+    /// Rejects a directory on the path that a group other than `group` may write.
     fn refuse_group_writable(&self, group: Option<u32>) -> Result<(), DirectoryError> {
         match &self.group_writable {
             Some((path, writer)) if Some(*writer) != group => Err(DirectoryError::Untrusted {
@@ -385,8 +382,8 @@ impl<'a> Way<'a> {
         })
     }
 
-    /// The group of the last directory: the one that was named, or for which this user or root made the
-    /// directory, so that members are not locked out of new files.
+    /// Returns the group of the last directory: the one given by the user, or the one for which this
+    /// user or root created the directory, so that members can open new files.
     fn group(&self) -> Option<u32> {
         let implied = || self.shared_group(&self.metadata);
         let of_parent = || {
@@ -397,13 +394,14 @@ impl<'a> Way<'a> {
         self.access.group.or_else(implied).or_else(of_parent)
     }
 
-    /// The group of a directory of records that is made in this directory, which is that of a store.
+    /// Returns the group of a directory of records that is created in this directory, which is that of
+    /// a store.
     fn group_of_records(&self) -> Option<u32> {
         let is_records = self.access.purpose == Purpose::Records;
         self.shared_group(&self.metadata).filter(|_| is_records)
     }
 
-    /// The group for which this user or root made a directory.
+    /// Returns the group for which this user or root created a directory.
     fn shared_group(&self, metadata: &Metadata) -> Option<u32> {
         let is_shared = metadata.mode() & 0o7777 == SHARED;
         let is_ours = metadata.uid() == 0 || self.is_us(metadata.uid());
@@ -414,7 +412,8 @@ impl<'a> Way<'a> {
         is_one_user(user, self.user)
     }
 
-    /// Whether `owner` stands for users that are not mapped, and is root, as far as can be known.
+    /// Returns whether `owner` stands for users that are not mapped, and is root, as far as can be
+    /// determined.
     fn is_trusted_unmapped(&self, owner: u32) -> bool {
         self.trusts_unmapped && owner == OVERFLOW && !is_mapped(Numbers::Users, owner)
     }
@@ -423,7 +422,8 @@ impl<'a> Way<'a> {
         is_trusted_by(&self.metadata, self.user, self.access.group)
     }
 
-    /// Whether all members of `group` are trusted: it was named, or is root's, or this user's own.
+    /// Returns whether all members of `group` are trusted: the user gave this group, or it is root's or
+    /// this user's own group.
     fn is_trusted_group(&self, group: u32) -> Result<bool, DirectoryError> {
         if !is_mapped(Numbers::Groups, group) {
             return Ok(false);
@@ -432,7 +432,7 @@ impl<'a> Way<'a> {
             return Ok(true);
         }
         is_private_group(self.user, group)
-            .map_err(DirectoryError::io("look up the group of this folder"))
+            .map_err(DirectoryError::io("look up the group of this directory"))
     }
 
     fn walked(self, group: Option<u32>) -> io::Result<Walked> {
@@ -484,7 +484,7 @@ pub(super) fn is_one_user(owner: u32, user: u32) -> bool {
     owner == user && is_mapped(Numbers::Users, user)
 }
 
-/// What a user namespace maps.
+/// The kinds of numbers that a user namespace maps.
 #[derive(Clone, Copy)]
 enum Numbers {
     Users,
@@ -547,7 +547,8 @@ fn is_private_group(user: u32, group: u32) -> io::Result<bool> {
         && !is_primary_of_other(&users, group, user))
 }
 
-/// What was looked up, or `None` if there is no such: getpwnam(3) lists how this is reported.
+/// Returns the result of a lookup, or `None` if there is no such entry: getpwnam(3) lists how this is
+/// reported.
 fn known<T>(found: nix::Result<Option<T>>) -> io::Result<Option<T>> {
     use nix::errno::Errno;
 

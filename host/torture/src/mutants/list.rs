@@ -460,7 +460,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a new file takes the place of one that somebody made meanwhile",
                 host(
                     "lib",
-                    "store::os::imp::tests::creating_leaves_what_is_there_already",
+                    "store::os::imp::tests::create_leaves_existing_file_unchanged",
                 ),
             ),
         ],
