@@ -52,8 +52,8 @@ impl BareLockStore {
         Ok((store, name))
     }
 
-    /// A duplicate of the locked descriptor of `claim`'s lock, with a high number; `None` when this value
-    /// does not hold that lock.
+    /// Returns a duplicate of the locked descriptor of `claim`'s lock, with a high number, or `None` if this
+    /// value does not hold that lock.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ impl BareLockStore {
     }
 
     fn is_current(&self, file: &File) -> Result<bool, FileError> {
-        let failed = || FileError::io("look at this file", &self.path);
+        let failed = || FileError::io("inspect this file", &self.path);
         let at_path = os::id_at(&self.path).map_err(failed())?;
         Ok(at_path == Some(os::id(file).map_err(failed())?))
     }
@@ -191,7 +191,8 @@ impl Store for BareLockStore {
         if !kernel_lock::is_locked(&file).map_err(failed("try this file's lock"))? {
             return Ok(None);
         }
-        let process = os::locker(&file).map_err(failed("find out who locked this file"))?;
+        let process =
+            os::locker(&file).map_err(failed("determine which process locked this file"))?;
         Ok(Some(Holder {
             fence: None,
             since: None,

@@ -1,14 +1,14 @@
-//! Locks on single bytes of a file, which end with the last process that has its open file
-//! description: `F_OFD_SETLK`, fcntl(2). The bytes need not exist.
+//! Locks on single bytes of a file, `F_OFD_SETLK` of fcntl(2). A lock ends with the last process that has
+//! its open file description. The bytes need not exist.
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-/// Whether this system has such locks.
+/// Whether this system supports such locks.
 pub(crate) const AVAILABLE: bool = cfg!(target_os = "linux");
 
-/// Locks the byte `at` for `file`'s open file description, if no other has it locked.
+/// Locks the byte `at` for `file`'s open file description, if no other description has locked it.
 pub(crate) fn try_lock(file: &File, at: u64) -> io::Result<bool> {
     imp::try_lock(file, at)
 }
@@ -19,13 +19,13 @@ pub(crate) fn try_lock_shared(file: &File, at: u64) -> io::Result<bool> {
     imp::try_lock_shared(file, at)
 }
 
-/// Unlocks `bytes`, of which there are some, for all who share `file`'s open file description.
+/// Unlocks `bytes`, a non-empty range, for all processes that share `file`'s open file description.
 pub(crate) fn unlock(file: &File, bytes: Range<u64>) -> io::Result<()> {
     imp::unlock(file, bytes)
 }
 
-/// Some bytes side by side, among `length` from `at` on, or all from there on, that another open
-/// file description than `file`'s has locked.
+/// Finds contiguous bytes that an open file description other than `file`'s has locked. Searches `length`
+/// bytes from `at` on, or all bytes from `at` on.
 pub(crate) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Option<Range<u64>>> {
     imp::find(file, at, length)
 }
@@ -33,7 +33,7 @@ pub(crate) fn find(file: &File, at: u64, length: Option<u64>) -> io::Result<Opti
 #[cfg(target_os = "linux")]
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "the C header has as `int` what its `struct flock` has as `short`"
+    reason = "the C header declares these constants as `int`, and the fields of `struct flock` as `short`"
 )]
 mod imp {
     use std::fs::File;
@@ -80,7 +80,7 @@ mod imp {
         if lock.l_type == UNLOCK {
             return Ok(None);
         }
-        // Neighbours are one lock, which may begin before these bytes, and end after them.
+        // Adjacent locked bytes are one lock, which may begin before the searched bytes, and end after them.
         let [start, locked] = [lock.l_start, lock.l_len].map(i64::cast_unsigned);
         let end = match locked {
             0 => u64::MAX,
@@ -110,7 +110,7 @@ mod imp {
             l_type: kind,
             l_whence: FROM_START,
             l_start: at.cast_signed(),
-            // Zero is all from there on.
+            // Zero stands for all bytes from `at` on.
             l_len: length.unwrap_or_default().cast_signed(),
             l_pid: 0,
         }

@@ -1,4 +1,4 @@
-//! The kernel's own locks: one locked file per name, free as soon as its processes are gone.
+//! Locks of the kernel: one locked file per name. A lock is free as soon as its processes have ended.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -47,13 +47,13 @@ use crate::sync::{Mutex, MutexGuard};
 /// use verrou::blocking::LockFactory;
 /// use verrou_host::{FileLockStore, StoreOptions, System};
 ///
-/// # let folder = tempfile::tempdir()?;
-/// # let folder = folder.path();
-/// let store = FileLockStore::open(folder, &StoreOptions::default())?;
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
+/// let store = FileLockStore::open(directory, &StoreOptions::default())?;
 /// let lock = LockFactory::new(&store, System).create_lock("my-resource", "none")?;
 /// let held = lock.guard()?;
 ///
-/// let other = FileLockStore::open(folder, &StoreOptions::default())?;
+/// let other = FileLockStore::open(directory, &StoreOptions::default())?;
 /// let other = LockFactory::new(&other, System).create_lock("my-resource", "none")?;
 /// assert!(other.try_acquire().is_err());
 /// drop(held);
@@ -61,9 +61,9 @@ use crate::sync::{Mutex, MutexGuard};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct FileLockStore {
-    /// Where the records are, and, unless there is `exact`, the files that are locked.
+    /// The directory of the records, and of the locked files if `exact` is `None`.
     directory: Directory,
-    /// The one file that is locked, and never written.
+    /// The only file that is locked. It is never written.
     exact: Option<Exact>,
     /// Whether locks are taken on a read-only descriptor.
     read_only: bool,
@@ -80,7 +80,7 @@ struct Exact {
 }
 
 impl Exact {
-    /// The file, if it is there, for the caller alone.
+    /// Returns the file, if it exists, for exclusive use.
     fn take(&self, name: &Name) -> Result<Option<OpenFile>, FileError> {
         if let Some(file) = self.files.take(name) {
             return Ok(Some(file));
@@ -94,14 +94,14 @@ impl Exact {
     }
 }
 
-/// What this value does with a name.
+/// The state of a name in this value.
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly all are held, and the others soon are"
 )]
 enum Slot {
-    /// It asks the kernel for it, and others here need not.
-    /// A forked child has a copy of this, but does not ask.
+    /// A thread of this process tries to take the lock, so that other threads need not. A forked child has
+    /// a copy of this value, but does not try.
     Asking {
         process: u32,
     },
@@ -109,7 +109,7 @@ enum Slot {
 }
 
 impl Slot {
-    /// Whether this process holds it for `owner`.
+    /// Returns whether this process holds the lock for `owner`.
     fn is_ours_for(&self, owner: Owner) -> bool {
         match self {
             Self::Asking { .. } => false,
@@ -117,7 +117,7 @@ impl Slot {
         }
     }
 
-    /// Whether the process is this one, and not one that this was forked from.
+    /// Returns whether the value belongs to this process, and not to one that this process was forked from.
     fn is_ours(&self) -> bool {
         match self {
             Self::Asking { process } => *process == process::this(),
@@ -129,18 +129,18 @@ impl Slot {
 /// A lock that this process holds.
 struct Grant {
     locked: Locked,
-    /// Where its record is, when that is another file.
+    /// The file of the record, if that is another file.
     recorded: Option<OpenFile>,
     record: Arc<Record>,
     /// When the lock was granted.
     since: Duration,
-    /// Whether others have a duplicate of the locked descriptor.
+    /// Whether another program may have a duplicate of the locked descriptor.
     is_shared: bool,
-    /// How it stood to those who waited when it was granted.
+    /// The position of the owner in the queue when the lock was granted.
     position: Position,
-    /// Whether who gave it back before tells the one who is first now.
+    /// Whether the process that released the previous grant notifies the new head waiter.
     is_next_notified: bool,
-    /// When its end was recorded.
+    /// When the release was recorded.
     recorded_end: Option<Instant>,
 }
 
@@ -158,7 +158,7 @@ enum Attempt {
     Replaced,
 }
 
-/// A file that is locked until this is dropped.
+/// A file that is locked until this value is dropped.
 struct Locked {
     file: Option<OpenFile>,
     /// A forked child has a copy of this value, but is not the holder.
@@ -166,11 +166,11 @@ struct Locked {
 }
 
 impl FileLockStore {
-    /// The store in the folder `path`, which is created for this user alone if need be.
+    /// Opens the store in the directory `path`; creates the directory for this user alone if necessary.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the folder, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the directory, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
         Self::open_for(path.as_ref(), Purpose::Store, options)
     }
@@ -195,7 +195,8 @@ impl FileLockStore {
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the path or the folder, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the path or the directory, and what to do about
+    /// it.
     pub fn open_path(
         path: &Path,
         records: &Path,
@@ -213,7 +214,7 @@ impl FileLockStore {
         Ok((store, name))
     }
 
-    /// Lets leases end by `clock` instead of the machine's: for tests.
+    /// Lets leases expire by `clock` instead of the machine's clock, for tests.
     #[must_use]
     pub fn with_clock(self, clock: impl Clock + Send + Sync + 'static) -> Self {
         Self {
@@ -228,12 +229,11 @@ impl FileLockStore {
         self.directory.set_label(label);
     }
 
-    /// The names that are held now, and by whom; an error for each file of which that cannot be
-    /// told.
+    /// Returns the names that are held now and their holders, and an error for each file that cannot be read.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the folder cannot be read.
+    /// Returns a [`StoreError`] if the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         self.directory.held(|name| self.inspect(name))
     }
@@ -257,8 +257,8 @@ impl FileLockStore {
         file.map(os::duplicate_to_inherit).transpose()
     }
 
-    /// Waits until nobody holds `name`, or something keeps that from being told, but at most
-    /// `at_most`; for those who are not to have a place among the ones who wait.
+    /// Waits until the lock `name` is free, or its state cannot be determined, but at most for `at_most`. The
+    /// caller does not join the wait queue.
     pub fn watch(&self, name: &Name, at_most: Duration) {
         let _ = self.watch_open(name, at_most);
     }
@@ -273,7 +273,7 @@ impl FileLockStore {
         let exact = match &self.exact {
             Some(exact) => match exact.take(name)? {
                 Some(file) => Some(file),
-                // Nobody holds the lock on a file that is gone.
+                // A lock on a removed file excludes no process.
                 None => return Ok(()),
             },
             None => None,
@@ -299,24 +299,26 @@ impl FileLockStore {
         Ok(())
     }
 
-    /// [`Store::wait`], for a task.
+    /// Waits as [`Store::wait`] does, in a task.
     pub(crate) async fn waited(&self, claim: &Claim) {
         self.queue.waited(&self.directory, claim).await;
     }
 
-    /// [`Store::lost`], for a task.
+    /// Waits as [`Store::lost`] does, in a task.
     pub(crate) async fn awaited_loss(&self, claim: &Claim) {
         let holds = || self.may_hold(claim);
         self.queue.awaited_loss(&self.directory, claim, holds).await;
     }
 
-    /// Tells, by a descriptor that can be polled, when the lease of `claim` may be lost.
+    /// Returns a listener whose descriptor can be polled, and is readable when the lease of `claim` may
+    /// be lost.
     #[cfg(target_os = "linux")]
     pub(crate) fn loss_listener(&self, claim: &Claim) -> io::Result<Listener> {
         self.queue.listen(&self.directory, &claim.name)
     }
 
-    /// Whether this process holds the lock of `claim`, and not on a file that was replaced.
+    /// Returns whether this process may hold the lock of `claim`: it does not if the locked file was
+    /// replaced.
     pub(crate) fn may_hold(&self, claim: &Claim) -> bool {
         match self.grants().get(&claim.name) {
             Some(Slot::Held(grant))
@@ -336,7 +338,7 @@ impl FileLockStore {
         self.clock.now().since_start()
     }
 
-    /// A file to be locked for `name`, for the caller alone, to be [put](Self::put) back.
+    /// Returns the file to lock for `name`, for exclusive use until the caller [puts](Self::put) it back.
     fn take_file(&self, name: &Name) -> Result<OpenFile, FileError> {
         let Some(Exact { path, files }) = &self.exact else {
             return self.directory.take_or_create(name);
@@ -350,7 +352,7 @@ impl FileLockStore {
         OpenFile::new(self.directory.with_room(open)?, location, forks)
     }
 
-    /// The end of a [`take_file`](Self::take_file).
+    /// Puts back a file that [`take_file`](Self::take_file) returned.
     fn put(&self, name: &Name, file: OpenFile) {
         match &self.exact {
             Some(exact) => exact.files.put(name, file),
@@ -358,9 +360,9 @@ impl FileLockStore {
         }
     }
 
-    /// Ends a grant, of which the files are kept for another.
+    /// Ends a grant; keeps its files open for the next one.
     fn end(&self, name: &Name, grant: Grant) {
-        /// After this, who looks again does so after longer and longer pauses.
+        /// The time after which a waiter that tries again pauses longer and longer between its tries.
         const LATE: Duration = Duration::from_micros(50);
 
         let Grant {
@@ -372,12 +374,12 @@ impl FileLockStore {
             ..
         } = grant;
         let file = locked.unlock();
-        // Who was woken by the record may have looked in vain since.
+        // A waiter that was woken by the record may have tried in vain since.
         let is_late = || recorded_end.is_none_or(|it| it.elapsed() > LATE);
         if (position == Position::NoWaiters || is_late())
             && let Some(file) = recorded.as_ref().or(file.as_ref())
         {
-            // What cannot be told now, those who wait find out by themselves.
+            // If this fails, the waiters still check from time to time.
             let _ = Queue::wake(file);
         }
         if let Some(file) = file
@@ -504,15 +506,15 @@ impl FileLockStore {
         })
     }
 
-    /// Whether the lock is free, but kept for another than the owner of `claim`, who would keep
-    /// that one from it by asking the kernel.
+    /// Returns whether the lock is free, but reserved for another waiter than the owner of `claim`. By trying
+    /// the kernel's lock, this owner would keep that waiter from taking it.
     fn is_kept_for_another(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
         match self.queue.is_known_head(claim) {
             None if !file.is_contended() => return Ok(false),
             Some(true) => return Ok(false),
             _ => {}
         }
-        // What cannot be read now is being written.
+        // The file cannot be read while it is being written.
         let Ok(view) = self.directory.read(file, &claim.name) else {
             return Ok(false);
         };
@@ -545,21 +547,25 @@ impl FileLockStore {
         };
         let is_locked =
             || kernel_lock::is_locked(file).map_err(FileError::io("try this file's lock", path));
-        let holder_process =
-            || os::locker(file).map_err(FileError::io("find out who locked this file", path));
+        let holder_process = || {
+            os::locker(file).map_err(FileError::io(
+                "determine which process locked this file",
+                path,
+            ))
+        };
         if !is_locked()? {
             return Ok(None);
         }
         let mut process = holder_process()?;
         if process.is_none() {
-            // It was given back meanwhile, and the record says nothing of that; or its holder is one
-            // that cannot be seen from here.
+            // The lock was released meanwhile without a record, or its holder is not visible from this
+            // process's namespace.
             if !is_locked()? {
                 return Ok(None);
             }
             process = holder_process()?;
         }
-        // Its holder may be writing it: what cannot be read now is not known.
+        // The holder may be writing the record: a record that cannot be read now is ignored.
         let record = recorded
             .as_ref()
             .and_then(|recorded| self.directory.read(recorded, name).ok()?.record);
@@ -627,7 +633,7 @@ fn guard(recorded: Option<&OpenFile>) -> Result<Option<Guarded<'_>>, FileError> 
 }
 
 impl Grant {
-    /// Lets it last from `now` as long as `claim` asks.
+    /// Extends the lease to the ttl of `claim` from `now` on.
     fn extend(
         &mut self,
         directory: &Directory,
@@ -685,8 +691,8 @@ impl Grant {
         }
     }
 
-    /// Records, for people, that a lock is given back. Whether that can be written does not
-    /// matter: the lock itself is the kernel's.
+    /// Records the release of the lock. A failure is ignored, because the kernel's lock is released in any
+    /// case.
     fn record_end(&mut self, directory: &Directory, name: &Name, now: Duration) {
         let began = Instant::now();
         let record = Record {
@@ -698,8 +704,8 @@ impl Grant {
         }
     }
 
-    /// How long the lease still lasts for those who hold it, zero once its time has passed;
-    /// `None` when it does not end by itself.
+    /// Returns how long the lease still lasts for its holder: zero once it has expired, `None` if it never
+    /// expires.
     fn remaining(&self, now: Duration) -> Option<Duration> {
         self.record
             .ttl
@@ -712,7 +718,7 @@ impl Grant {
 }
 
 impl Locked {
-    /// `file`, on which this process has just taken the kernel's lock.
+    /// Creates a value for `file`, on which this process has just taken the kernel's lock.
     fn new(file: OpenFile) -> Self {
         Self {
             process: file.process(),
@@ -720,24 +726,24 @@ impl Locked {
         }
     }
 
-    /// Whether the file's path still leads to it.
+    /// Returns whether the file is still at its path.
     fn is_current(&self) -> Result<bool, FileError> {
         self.file.as_ref().map_or(Ok(false), OpenFile::is_current)
     }
 
-    /// Unlocks the file by name, for children may have it open; but not in a forked child, which
-    /// shares the lock with the holder. Returns the file if all went well.
+    /// Unlocks the file explicitly, because children may have it open; but not in a forked child, which
+    /// shares the lock with the holder. Returns the file if it was unlocked.
     fn unlock(&mut self) -> Option<OpenFile> {
         let file = self.file.take()?;
-        // It can only fail for a bad descriptor; closing unlocks, too, at the latest with the
-        // last process that has it open.
+        // This can only fail for a bad descriptor. Closing the file unlocks it, too, at the latest when the
+        // last process that has it open closes it.
         let unlocked = self.is_ours()
             && !mutant!(UnlockedByClosingAlone)
             && kernel_lock::unlock(file.inheritable()).is_ok();
         unlocked.then_some(file)
     }
 
-    /// Whether this process holds it, and was not just forked from the one that does.
+    /// Returns whether this process holds the lock, and was not forked from the holder.
     fn is_ours(&self) -> bool {
         self.process == process::this()
     }
@@ -760,7 +766,7 @@ impl Store for FileLockStore {
                     grant.extend(&self.directory, claim, self.now())?;
                     return Ok(granted(&grant.record));
                 }
-                // When its holder gives it back, nobody knows.
+                // The time of the release is unknown.
                 Slot::Asking { .. } | Slot::Held(_) => return Ok(Reply::REFUSED),
             },
             Entry::Occupied(mut slot) => {
@@ -770,7 +776,7 @@ impl Store for FileLockStore {
                 slot.insert(asking);
             }
         }
-        // Other names are not held up by what this one's file, or the counter, takes.
+        // Other names do not wait for the file of this one, or for the counter.
         match self.take(claim) {
             Ok(Some(grant)) => {
                 let reply = granted(&grant.record);
@@ -799,7 +805,7 @@ impl Store for FileLockStore {
         if !mine || grant.is_expired(self.now()) {
             return Ok(Reply::REFUSED);
         }
-        // With another file at its path, others lock that one.
+        // If the file at the path was replaced, other processes lock the new file.
         if !grant.locked.is_current()? {
             return Ok(Reply::REFUSED);
         }
@@ -821,7 +827,8 @@ impl Store for FileLockStore {
             return Ok(Renewed::Lost);
         }
         if let Some(renewed) = grant.record.renewed(claim.ttl, self.now(), wall_clock()) {
-            // The kernel's lock lasts whatever becomes of the record, for which nobody waits long.
+            // The kernel's lock stays held even if the record is not written, so do not wait long for the
+            // record's file.
             let soon = kernel_lock::Attempt {
                 waited: Duration::ZERO,
                 is_last: true,
@@ -852,12 +859,12 @@ impl Store for FileLockStore {
         let held_for = now.saturating_sub(grant.since);
         let file = grant.locked.file.as_ref();
         let current = file.map_or(Ok(false), |file| file.is_still_there(held_for));
-        // With another file at its path, the record may be another's by now. Those who do not wait
-        // need not know: the lock is free when the kernel says so.
+        // If the file at the path was replaced, the record may be that of a later grant. Without waiters the
+        // release need not be recorded: the lock is free once the kernel's lock is.
         if grant.position != Position::NoWaiters && matches!(current, Ok(true)) {
             grant.record_end(&self.directory, &claim.name, self.now());
         }
-        // Whatever else fails, it is unlocked.
+        // Unlock the file even if the operations before have failed.
         self.end(&claim.name, grant);
         self.queue.released(&self.directory, claim);
         self.queue.tidy();
@@ -868,7 +875,8 @@ impl Store for FileLockStore {
         })
     }
 
-    /// Refuses to take the kernel's lock from anyone: it would have two holders then.
+    /// Returns [`FileError::NotEvictable`] if the lock is held: the kernel's lock cannot be taken from its
+    /// holder, and the lock would have two holders.
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
         match self.inspect(name)? {
             Some(_) => Err(FileError::NotEvictable {
@@ -900,7 +908,7 @@ impl Store for FileLockStore {
         Ok(self.process == process::this() && owner == Some(claim.owner))
     }
 
-    /// Refuses: a lock of the kernel's cannot outlive its processes.
+    /// Returns [`Reply::REFUSED`]: a lock of the kernel cannot outlive the processes that hold it.
     fn detach(&self, _claim: &Claim) -> Result<Reply, StoreError> {
         Ok(Reply::REFUSED)
     }

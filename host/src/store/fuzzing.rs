@@ -1,4 +1,4 @@
-//! What of stores a fuzzer reaches: the bytes of their files, and what the files are called.
+//! The fuzz targets of the stores in files: the contents and the names of their files.
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -22,13 +22,13 @@ use crate::fuzzing::NOW;
 
 const KINDS: [Kind; 2] = [Kind::Lease, Kind::Lock];
 
-/// The bytes of a file with one number in it, as they are and with the right checksum.
+/// Decodes the bytes of a file with one number in it, unchanged and with the correct checksum.
 pub(crate) fn number(bytes: &[u8]) -> bool {
     let mut fixed = bytes.to_vec();
     if let Some((head, number)) = fixed.split_at_mut_checked(12) {
         head[8..].copy_from_slice(&crc32c(number).to_le_bytes());
     }
-    // Those of the counter of fences, and of those that check them.
+    // Of the fence counter, and of fence gates.
     let magics = [*b"VERROUF\n", *b"VERROUG\n"];
     let read = |bytes| magics.map(|magic| number::decode(magic, bytes));
     for bytes in [bytes, &fixed] {
@@ -41,7 +41,7 @@ pub(crate) fn number(bytes: &[u8]) -> bool {
     read(bytes) != [None; 2]
 }
 
-/// The bytes of a lock's file, as they are and with the right checksums.
+/// Reads the bytes of a lock's file, unchanged and with the correct checksums.
 pub(crate) fn file(bytes: &[u8]) -> bool {
     let accepted = KINDS.map(|kind| is_accepted(kind, bytes));
     let fixed = fixed(bytes);
@@ -53,7 +53,7 @@ pub(crate) fn file(bytes: &[u8]) -> bool {
     accepted.contains(&true)
 }
 
-/// The files of the lock `name`: of each kind, what it is called.
+/// Returns the file names of the lock `name`, one for each kind.
 pub(crate) fn file_names(name: &Name) -> [String; 2] {
     KINDS.map(|kind| {
         let file_name = file_name(kind, name);
@@ -74,7 +74,8 @@ pub(crate) fn file_names(name: &Name) -> [String; 2] {
     })
 }
 
-/// Whether these bytes are a file of this kind. If so, what it says can be written, and is read again.
+/// Returns whether these bytes are a file of this kind. If so, checks that its record can be written and read
+/// again.
 fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
     if bytes.len() >= CHANGING_BYTES {
         let (version, mark) = (Version::of(bytes), record::mark_of(bytes));
@@ -105,7 +106,7 @@ fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
 
     let read = |bytes: &[u8], runs| record::read(kind, &name, bytes, |_| runs);
     let strictly = read(bytes, true);
-    // Who trusts less reads nothing else.
+    // The stricter reading never returns another record.
     match (&strictly, read(bytes, false)) {
         (Ok(strictly), Ok(record)) => assert_eq!(*strictly, record),
         (Ok(strictly), Err(why)) => panic!("{strictly:?} or {why}"),
@@ -114,7 +115,7 @@ fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
     let Ok(Some(record)) = &strictly else {
         return strictly.is_ok();
     };
-    let says = |record: &Record| {
+    let write_and_read = |record: &Record| {
         let mut bytes = bytes.to_vec();
         let (at, slot) = record::write(record);
         bytes[at..at + slot.len()].copy_from_slice(&slot);
@@ -122,15 +123,15 @@ fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
             .expect("what was written")
             .expect("a record")
     };
-    // Texts may be cut, once.
-    let written = says(record);
+    // Texts may be cut by the first write, but not by the second.
+    let written = write_and_read(record);
     let expected = Record {
         process: written.process.clone(),
         ..record.clone()
     };
     assert_eq!(written, expected);
     assert_eq!(written.process.id, record.process.id);
-    assert_eq!(says(&written), written);
+    assert_eq!(write_and_read(&written), written);
     if record.sequence == COUNTED - 1 {
         return true;
     }
@@ -139,7 +140,7 @@ fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
         record.clone().lasting(Ttl::DEFAULT, NOW, NOW),
         record.clone().lasting(Ttl::NEVER, NOW, NOW),
     ] {
-        let read = says(&next);
+        let read = write_and_read(&next);
         let expected = Record {
             process: read.process.clone(),
             ..next
@@ -150,8 +151,8 @@ fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
     true
 }
 
-/// With the checksums that these bytes should have, and as if written since this machine was started
-/// if they say that of the machine with the number 7.
+/// Returns the bytes with the correct checksums. A record of the boot whose ID begins with 7 becomes one of
+/// the current boot.
 fn fixed(bytes: &[u8]) -> Vec<u8> {
     let mut file = bytes.to_vec();
     if file.len() != FILE_BYTES {
@@ -163,7 +164,7 @@ fn fixed(bytes: &[u8]) -> Vec<u8> {
         let checksum = crc32c_append(crc32c(name), &file[..20]);
         file[20..24].copy_from_slice(&checksum.to_le_bytes());
     }
-    let machine = Machine::detect().expect("to know the machine");
+    let machine = Machine::detect().expect("the identity of the host");
     for slot in [512..1024, 1024..RECORD_BYTES] {
         let slot = &mut file[slot];
         if slot.iter().any(|&byte| byte != 0) {
@@ -178,9 +179,9 @@ fn fixed(bytes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// One folder of each kind, and in it what three processes would have of it.
+/// One directory of each kind, each with the stores of three processes.
 struct World {
-    folder: TempDir,
+    temp_dir: TempDir,
     leases: [LeaseFileStore; 3],
     locks: [FileLockStore; 3],
 }
@@ -195,41 +196,41 @@ impl Clock for Standstill {
 
 impl World {
     fn new() -> Self {
-        let folder = TempDir::new().expect("a folder");
+        let temp_dir = TempDir::new().expect("a directory");
         let options = StoreOptions {
             any_file_system: true,
             zombies: Zombies::Take,
             ..StoreOptions::default()
         };
-        let at = |kind| folder.path().join(format!("{kind:?}"));
+        let at = |kind| temp_dir.path().join(format!("{kind:?}"));
         let (leases, locks) = (at(Kind::Lease), at(Kind::Lock));
         let lease = |_| LeaseFileStore::open(&leases, &options).expect("a store");
         let lock = |_| FileLockStore::open(&locks, &options).expect("a store");
         Self {
             leases: [0, 1, 2].map(lease).map(|it| it.with_clock(Standstill)),
             locks: [0, 1, 2].map(lock).map(|it| it.with_clock(Standstill)),
-            folder,
+            temp_dir,
         }
     }
 }
 
-/// Whatever the file says: who asks for its lock gets it, or is told why not, and so do those who wait
-/// for it meanwhile.
+/// Checks that a file with any contents is usable: acquire requests for its lock are granted, or fail with an
+/// error, and so are those of waiters.
 fn is_usable(kind: Kind, bytes: &[u8]) {
     static WORLD: OnceLock<Mutex<World>> = OnceLock::new();
 
     let world = WORLD.get_or_init(|| Mutex::new(World::new()));
     let world = world.lock().unwrap_or_else(PoisonError::into_inner);
     let name = record::name_of(kind, bytes).expect("a file");
-    let folder = world.folder.path().join(format!("{kind:?}"));
-    let path = folder.join(file_name(kind, &name));
+    let directory = world.temp_dir.path().join(format!("{kind:?}"));
+    let path = directory.join(file_name(kind, &name));
     fs::write(&path, bytes).expect("to write the file");
-    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("to make it one's own");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("to set the permissions");
     let claims = [0xa1, 0xa2, 0xa3].map(|number| Claim {
         name: name.clone(),
         owner: Owner::from_bytes([number; 16]),
         ttl: Ttl::DEFAULT,
-        // Any bit that has no meaning.
+        // Chosen by a byte that has no effect on a new grant.
         ephemeral: bytes[TOUCH_AT].is_multiple_of(2),
     });
     let stores: [&dyn Store; 3] = match kind {
@@ -253,12 +254,12 @@ fn is_usable(kind: Kind, bytes: &[u8]) {
     let after = fs::read(&path).expect("to read the file");
     let after = record::read(kind, &name, &after, runs_since);
     assert!(after.is_ok(), "{after:?}");
-    // The next file finds nothing of this one.
+    // Leave nothing for the next file.
     fs::remove_file(&path).expect("to remove the file");
-    let _ = fs::remove_file(folder.join("fences"));
+    let _ = fs::remove_file(directory.join("fences"));
 }
 
-/// Lets the owners of `claims` take the lock one after the other, two of them after having waited.
+/// Acquires the lock for the owners of `claims` one after the other; the second and the third wait for it.
 fn are_granted(claims: &[Claim; 3], stores: &[&dyn Store; 3]) -> Result<(), StoreError> {
     let ([first, second, third], name) = (claims, &claims[0].name);
     let mut fences = BTreeSet::new();
@@ -271,7 +272,7 @@ fn are_granted(claims: &[Claim; 3], stores: &[&dyn Store; 3]) -> Result<(), Stor
         reply = stores[0].acquire(first)?;
     }
     let Reply::Granted { fence } = reply else {
-        panic!("{reply:?}, and nobody has it");
+        panic!("{reply:?}, although the lock is free");
     };
     fences.insert(fence);
     let holder = stores[1].inspect(name)?.expect("a holder");
@@ -284,7 +285,7 @@ fn are_granted(claims: &[Claim; 3], stores: &[&dyn Store; 3]) -> Result<(), Stor
     }
     assert!(stores[0].extend(first)?.is_granted());
     assert!(stores[0].release(first)?.is_granted());
-    // Who came first gets it first, unless the file keeps that from being told.
+    // The waiters are granted the lock in their order, unless the file hides that order.
     for _ in 0..3 {
         let mut left = Vec::new();
         for (store, claim) in waiting {
@@ -298,6 +299,10 @@ fn are_granted(claims: &[Claim; 3], stores: &[&dyn Store; 3]) -> Result<(), Stor
         }
         waiting = left;
     }
-    assert!(waiting.is_empty(), "{} wait in vain", waiting.len());
+    assert!(
+        waiting.is_empty(),
+        "{} were not granted the lock",
+        waiting.len()
+    );
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The kernel's lock on a file, `flock(2)`: the one place where it is taken and given back.
+//! The kernel's lock on a file, `flock(2)`: the only module that acquires and releases it.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -17,10 +17,10 @@ pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     taken(|| FileExt::try_lock(file))
 }
 
-/// [`try_lock`], which does not fail because another process [looks](is_locked) at the lock.
+/// Takes the lock as [`try_lock`] does, and does not fail because another process [tests](is_locked) it.
 pub(crate) fn try_lock_despite_lookers(file: &File) -> io::Result<bool> {
-    // A looking process shares the lock for a microsecond, or for a time slice if it is preempted then.
-    // Other programs may share it for longer.
+    // A process that tests the lock shares it for a microsecond, or for a time slice if it is preempted
+    // meanwhile. Other programs may share it for longer.
     const TIMEOUT: Duration = Duration::from_millis(20);
     const SPINS: Duration = Duration::from_micros(100);
 
@@ -41,7 +41,7 @@ pub(crate) fn try_lock_despite_lookers(file: &File) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Whether somebody has the kernel's lock on `file`, and not only shares it.
+/// Returns whether a process holds the kernel's lock on `file` exclusively.
 pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
     if try_lock_shared(file)? {
         unlock(file)?;
@@ -50,7 +50,7 @@ pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Takes the kernel's lock on `file`, shared with others who do so, if nobody has it alone.
+/// Takes the kernel's lock on `file` in shared mode, if no process holds it exclusively.
 fn try_lock_shared(file: &File) -> io::Result<bool> {
     taken(|| FileExt::try_lock_shared(file))
 }
@@ -68,7 +68,7 @@ fn taken(attempt: impl Fn() -> Result<(), fs4::TryLockError>) -> io::Result<bool
     }
 }
 
-/// How long an operation spins on a busy file: to fall asleep takes longer than an operation.
+/// How long an operation spins on a busy file. Falling asleep takes longer than an operation.
 const AWAKE: Duration = Duration::from_micros(20);
 
 /// Takes the kernel's lock on `file` when it becomes free, unless that takes longer than `timeout`.
@@ -97,7 +97,7 @@ pub(crate) fn try_lock_within(file: &File, timeout: Duration) -> io::Result<bool
     }
 }
 
-/// Takes the kernel's lock on `file`, however long others have it.
+/// Takes the kernel's lock on `file`; waits without a limit while another process holds it.
 pub(crate) fn lock(file: &File) -> io::Result<()> {
     loop {
         match FileExt::lock(file) {
@@ -107,7 +107,7 @@ pub(crate) fn lock(file: &File) -> io::Result<()> {
     }
 }
 
-/// Gives the kernel's lock on `file` back, for all who share its open file description.
+/// Releases the kernel's lock on `file`, for all processes that share its open file description.
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
     FileExt::unlock(file)
 }
@@ -132,8 +132,8 @@ thread_local! {
 }
 
 impl Attempt {
-    /// Runs `step`, in which a file that another process keeps locked is [busy](FileError::Busy) at
-    /// once.
+    /// Runs `step`. In it, an operation on a file that another process keeps locked fails with
+    /// [`FileError::Busy`] at once.
     pub(crate) fn make<T>(self, step: impl FnOnce() -> T) -> T {
         struct Restored(Option<Attempt>);
         impl Drop for Restored {
@@ -152,12 +152,12 @@ impl Attempt {
     }
 }
 
-/// A file that no other process of ours reads or writes while this exists.
+/// A file that no other process of this software reads or writes while this value exists.
 #[derive(Debug)]
 pub(crate) struct Guarded<'a>(&'a File);
 
 impl<'a> Guarded<'a> {
-    /// Waits for the kernel's lock on `file`, which others keep for microseconds only.
+    /// Waits for the kernel's lock on `file`, which other processes keep only for microseconds.
     pub(crate) fn new(file: &'a File, path: &Path) -> Result<Self, FileError> {
         let attempt = ATTEMPT.get();
         let timeout = attempt.map_or(BUSY_TIMEOUT, |_| AWAKE);
@@ -176,7 +176,7 @@ impl<'a> Guarded<'a> {
         Ok(try_lock(file)?.then_some(Self(file)))
     }
 
-    /// Lets others have their turn. After an error they do not, until the file is closed.
+    /// Unlocks the file. After an error the file stays locked until it is closed.
     pub(crate) fn end(self) -> io::Result<()> {
         let file = self.0;
         mem::forget(self);
@@ -186,8 +186,8 @@ impl<'a> Guarded<'a> {
 
 impl Drop for Guarded<'_> {
     fn drop(&mut self) {
-        // Unlocked by name, not by closing: a child that another thread just forked may have
-        // the descriptor open for a moment longer.
+        // Unlock explicitly, not by closing: a child that another thread has just forked may have the
+        // descriptor open for a moment longer.
         let _ = unlock(self.0);
     }
 }

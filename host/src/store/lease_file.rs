@@ -1,9 +1,9 @@
 //! Leases in files: one file per name, read and written under the kernel's lock.
 //!
-//! The kernel's lock on a file is kept for the microseconds of one step only. Who holds the lease
-//! is what the file says, and it ends by the machine's clock. An ephemeral lease ends, too, when
-//! the processes that hold it are gone: they keep one byte of the file locked, and the kernel
-//! unlocks it when the last of them ends. See `FORMAT.md`.
+//! The kernel's lock on a file is kept only for the microseconds of one operation. The file records the
+//! holder of the lease, which expires by the machine's clock. An ephemeral lease also ends when the
+//! processes that hold it have ended: they keep one byte of the file locked, and the kernel unlocks it
+//! when the last of them ends. See `FORMAT.md`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -35,7 +35,7 @@ use crate::process::{self, PerProcess};
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
-/// Leases in the files of a folder, for the processes of one machine.
+/// A store of leases in the files of a directory, for the processes of one machine.
 ///
 /// A forked child may use its copy of this value. The child does not hold its parent's locks:
 /// [`is_held`](verrou::blocking::Lock::is_held) returns false for them, and they can be neither
@@ -45,14 +45,14 @@ use crate::sync::{Mutex, MutexGuard};
 /// use verrou::blocking::LockFactory;
 /// use verrou_host::{LeaseFileStore, StoreOptions, System};
 ///
-/// # let folder = tempfile::tempdir()?;
-/// # let folder = folder.path();
-/// let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// # let directory = tempfile::tempdir()?;
+/// # let directory = directory.path();
+/// let store = LeaseFileStore::open(directory, &StoreOptions::default())?;
 /// let lock = LockFactory::new(&store, System).create_lock("my-resource", "2s")?;
 /// lock.acquire()?;
 ///
-/// // Another process that opens the same folder:
-/// let elsewhere = LeaseFileStore::open(folder, &StoreOptions::default())?;
+/// // Another process that opens the same directory:
+/// let elsewhere = LeaseFileStore::open(directory, &StoreOptions::default())?;
 /// let restored = LockFactory::new(&elsewhere, System).restore_lock(&lock.serialize()?);
 /// restored.release()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -73,7 +73,7 @@ pub struct LeaseFileStore {
 /// expired ones among them.
 const GRANTS: usize = 64;
 
-/// What this process keeps of a grant it asked for.
+/// A grant that was acquired through this value.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "they are independent of each other"
@@ -83,33 +83,35 @@ struct Grant {
     fence: u64,
     /// The file whose open file description has the grant's byte locked.
     lifeline: Option<OpenFile>,
-    /// Whether an operation uses that file at present.
+    /// Whether an operation currently uses that file.
     is_lent: bool,
     /// When the lease expires, unless it was extended since.
     ends: Option<Duration>,
     /// Whether the lease is auto-renewed. It may then be renewed even after it has expired, as after a
     /// suspension of the machine.
     is_renewed: bool,
-    /// Until when it is not ended although it was seen to have expired: its first renewal may be due.
+    /// The time until which the grant is kept although its lease was seen to have expired, because its first
+    /// renewal may be due.
     spared_until: Option<Duration>,
-    /// Whether others have a duplicate of that descriptor.
+    /// Whether another program may have a duplicate of that descriptor.
     is_shared: bool,
-    /// Whose lease had ended by time while its processes still lived.
+    /// The previous holder, if its lease had expired while its processes still lived.
     taken_over: Option<Holder>,
     /// A forked child has a copy of this value, but is not the holder.
     process: u32,
-    /// Whether it had waited.
+    /// Whether the owner had a ticket when the lease was granted.
     has_waited: bool,
     /// When the lease was granted.
     since: Duration,
 }
 
-/// Which file a step is about.
+/// The file that an operation uses.
 #[derive(Clone, Copy)]
 enum Which<'a> {
-    /// The one at its path, made if need be, unless the lease is seen to be another's.
+    /// The file at its path, which is created if necessary, unless the lease is held by, or reserved for,
+    /// another owner.
     Wanted(&'a Claim),
-    /// The one at its path, if there is one.
+    /// The file at its path, if there is one.
     There,
     /// The file of a lease that is to end, wherever the file is now.
     Held,
@@ -118,15 +120,15 @@ enum Which<'a> {
 /// Which of this process's grants that have expired are ended.
 #[derive(Clone, Copy, Eq, PartialEq)]
 enum Expired {
-    /// Those that were not renewed in the ttl after they were first seen to have expired. A process that
+    /// Grants that were not renewed in the ttl after they were first seen to have expired. A process that
     /// was suspended has that time for the first renewal.
     Abandoned,
-    /// Those that were never renewed.
+    /// Grants that were never renewed.
     Unrenewed,
     All,
 }
 
-/// How a step with a file went.
+/// The result of an attempt to run an operation with a file.
 enum Attempt<T> {
     /// The operation was done, or did not apply to this claim.
     Done(Result<Option<T>, FileError>),
@@ -136,22 +138,22 @@ enum Attempt<T> {
     Again,
 }
 
-/// What a record means now.
+/// The current state of the lease in a record.
 enum LeaseState {
     Free,
     Held {
         remaining: Option<Duration>,
     },
-    /// Its time has passed, but processes of its holder are alive.
+    /// The lease has expired, but processes of its holder live.
     Zombie,
 }
 
 impl LeaseFileStore {
-    /// The store in the folder `path`, which is created for this user alone if need be.
+    /// Opens the store in the directory `path`; creates the directory for this user alone if necessary.
     ///
     /// # Errors
     ///
-    /// [`OpenError`] says what is wrong with the folder, and what to do about it.
+    /// Returns an [`OpenError`] that names the problem with the directory, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
         let directory = Directory::open(path.as_ref(), Kind::Lease, Purpose::Store, options)?;
         if !Machine::this().has_boot_id() {
@@ -170,8 +172,8 @@ impl LeaseFileStore {
         })
     }
 
-    /// Lets leases end by `clock` instead of the machine's: for tests. It must be the same for
-    /// all who use the folder.
+    /// Lets leases expire by `clock` instead of the machine's clock, for tests. All users of the
+    /// directory must use the same clock.
     #[must_use]
     pub fn with_clock(self, clock: impl Clock + Send + Sync + 'static) -> Self {
         Self {
@@ -186,12 +188,11 @@ impl LeaseFileStore {
         self.directory.set_label(label);
     }
 
-    /// The names that are held now, and by whom; an error for each file of which that cannot be
-    /// told.
+    /// Returns the names that are held now and their holders, and an error for each file that cannot be read.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the folder cannot be read.
+    /// Returns a [`StoreError`] if the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         self.directory.held(|name| self.inspect(name))
     }
@@ -220,8 +221,8 @@ impl LeaseFileStore {
         os::duplicate_to_inherit(lifeline.inheritable()).map(Some)
     }
 
-    /// From whom the lease of `claim` was taken although processes of theirs still live: their
-    /// time had passed.
+    /// Returns the previous holder from which `claim` took over the lease: its lease had expired, but
+    /// processes of it still lived.
     pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
         self.grants()
             .get(&claim.name)?
@@ -230,8 +231,8 @@ impl LeaseFileStore {
             .clone()
     }
 
-    /// Waits until nobody holds `name`, or something keeps that from being told, but at most
-    /// `at_most`; for those who are not to have a place among the ones who wait.
+    /// Waits until the lock `name` is free, or its state cannot be determined, but at most for `at_most`. The
+    /// caller does not join the wait queue.
     pub fn watch(&self, name: &Name, at_most: Duration) {
         self.queue
             .watch_changes(&self.directory, name, at_most, || {
@@ -239,24 +240,26 @@ impl LeaseFileStore {
             });
     }
 
-    /// [`Store::wait`], for a task.
+    /// Waits as [`Store::wait`] does, in a task.
     pub(crate) async fn waited(&self, claim: &Claim) {
         self.queue.waited(&self.directory, claim).await;
     }
 
-    /// [`Store::lost`], for a task.
+    /// Waits as [`Store::lost`] does, in a task.
     pub(crate) async fn awaited_loss(&self, claim: &Claim) {
         let holds = || self.may_hold(claim);
         self.queue.awaited_loss(&self.directory, claim, holds).await;
     }
 
-    /// Tells, by a descriptor that can be polled, when the lease of `claim` may be lost.
+    /// Returns a listener whose descriptor can be polled, and is readable when the lease of `claim` may
+    /// be lost.
     #[cfg(target_os = "linux")]
     pub(crate) fn loss_listener(&self, claim: &Claim) -> io::Result<Listener> {
         self.queue.listen(&self.directory, &claim.name)
     }
 
-    /// Whether the record says that the lease of `claim` is held, or cannot be read now.
+    /// Returns whether the lease of `claim` is held according to its record, or the record cannot be
+    /// read now.
     pub(crate) fn may_hold(&self, claim: &Claim) -> bool {
         let file = loop {
             match self.directory.take(&claim.name) {
@@ -290,9 +293,10 @@ impl LeaseFileStore {
         self.grants.lock()
     }
 
-    /// Does `step` with the file of `name` and what it says, while nobody else does.
+    /// Runs `step` with the file of `name` and its contents, while no other process reads or writes it.
     ///
-    /// `Ok(None)` when there is no such file and none is to be made, or it is not for this claim.
+    /// Returns `Ok(None)` if there is no such file and `which` does not create one, or if the lease is
+    /// held by, or reserved for, another owner.
     fn with_record<T>(
         &self,
         name: &Name,
@@ -385,7 +389,7 @@ impl LeaseFileStore {
         Some(lent)
     }
 
-    /// Takes the file back that [`lend`](Self::lend) returned.
+    /// Puts back the file that [`lend`](Self::lend) returned.
     fn take_back(&self, name: &Name, mut lent: OpenFile) {
         let mut grants = self.grants();
         match grants.get_mut(name) {
@@ -398,8 +402,8 @@ impl LeaseFileStore {
         }
     }
 
-    /// Ends the grants of this process that have expired and were not given back, each of which keeps
-    /// a file open; returns whether there were any.
+    /// Ends the grants of this process that have expired and were not released, each of which keeps a file
+    /// open; returns whether there were any.
     fn end_expired(&self, which: Expired) -> bool {
         let now = self.clock.now().since_start();
         let expired: Vec<_> = self
@@ -437,8 +441,8 @@ impl LeaseFileStore {
         has_ended
     }
 
-    /// Looks for grants that have expired whenever there are twice as many as were left by the last look,
-    /// apart from those that it spared.
+    /// Ends expired grants whenever there are twice as many grants as the last such search left, apart from
+    /// spared grants.
     fn keep_few_expired(&self) {
         let count = self.grants().len();
         if count > self.most_grants.load(Ordering::Relaxed) && !mutant!(ExpiredLeasesKept) {
@@ -450,8 +454,8 @@ impl LeaseFileStore {
         }
     }
 
-    /// Whether the lease of `grant` has expired, and was recorded as ended, so that it cannot be extended
-    /// any more.
+    /// Returns whether the lease of `grant` has expired. If so, it is recorded as ended, so that it cannot be
+    /// extended any more.
     fn has_ended(&self, name: &Name, grant: &mut Grant, which: Expired, now: Duration) -> bool {
         let Some(file) = &grant.lifeline else {
             return true;
@@ -477,7 +481,7 @@ impl LeaseFileStore {
         }
     }
 
-    /// Whether this process says itself that the holder in `record` lives.
+    /// Returns whether this process keeps the lease in `record` alive.
     fn keeps_alive(&self, name: &Name, record: &Record) -> bool {
         self.grants().get(name).is_some_and(|grant| {
             grant.owner == record.owner && grant.fence == record.fence && grant.lives()
@@ -509,8 +513,7 @@ impl LeaseFileStore {
             && !self.grants().get(name).is_some_and(is_own)
     }
 
-    /// Ends what this process keeps of the grant of `claim`, of which the file says that it was
-    /// given back, or does not.
+    /// Drops this process's grant of `claim`. `is_recorded` states whether the file records its release.
     fn drop_grant(&self, claim: &Claim, is_recorded: bool) {
         let mut grants = self.grants();
         let ended = match grants.entry(claim.name.clone()) {
@@ -521,7 +524,7 @@ impl LeaseFileStore {
         self.end(&claim.name, ended, is_recorded);
     }
 
-    /// Ends what is kept of a grant, of which the file is kept for another.
+    /// Ends a grant; keeps its file open for the next one.
     fn end(&self, name: &Name, mut grant: Grant, is_recorded: bool) {
         let lifeline = if is_recorded && !grant.is_shared && grant.is_ours() {
             grant.lifeline.take()
@@ -539,11 +542,13 @@ impl Grant {
         (self.owner == owner).then_some(self)
     }
 
-    /// Unlocks the grant's byte by name, for children may have the descriptor open; but not in a
-    /// forked child, which shares it with the holder. Returns the file if all went well.
+    /// Unlocks the grant's byte explicitly, because children may have the descriptor open; but not in a
+    /// forked child, which shares the description with the holder. Returns the file if the byte was
+    /// unlocked.
     fn unlock(&mut self) -> Option<OpenFile> {
         let mut lifeline = self.lifeline.take()?;
-        // Closing it ends it, too, at the latest with the last process that has it open.
+        // Closing the file unlocks the byte, too, at the latest when the last process that has it open
+        // closes it.
         let gone = self.is_ours() && liveness::unlock_all(&mut lifeline).is_ok();
         gone.then_some(lifeline)
     }
@@ -564,7 +569,7 @@ impl Drop for Grant {
     }
 }
 
-/// The file of one name, while nobody else reads or writes it.
+/// The file of one name, while no other process reads or writes it.
 struct LeaseFile<'a> {
     store: &'a LeaseFileStore,
     file: &'a OpenFile,
@@ -572,8 +577,9 @@ struct LeaseFile<'a> {
 }
 
 impl LeaseFile<'_> {
-    /// Whether the lease is another's, or kept for another than the owner of `claim`, who need not
-    /// keep anybody from the file then; as far as that can be told in passing.
+    /// Returns whether the lease is held by, or reserved for, an owner other than that of `claim`, as
+    /// far as a reading without the kernel's lock shows. An owner for which this returns true need not
+    /// lock the file.
     fn is_held_or_reserved_for_other(&self, claim: &Claim) -> Result<bool, FileError> {
         let queue = &self.store.queue;
         match queue.is_known_head(claim) {
@@ -581,7 +587,7 @@ impl LeaseFile<'_> {
             Some(true) => return Ok(false),
             _ => {}
         }
-        // What cannot be read now is being written.
+        // The file cannot be read while it is being written.
         let Ok(view) = self.store.directory.read(self.file, self.name) else {
             return Ok(false);
         };
@@ -607,20 +613,21 @@ impl LeaseFile<'_> {
             return Ok(LeaseState::Free);
         }
         if record.ephemeral && !self.store.keeps_alive(self.name, record) {
-            let asked = mutant!(
+            let is_alive = mutant!(
                 LifeToldByProcessNumber,
                 std::fs::exists(format!("/proc/{}", record.process.id)),
                 liveness::is_held(self.file.file(), record.fence)
             );
-            if !asked.map_err(FileError::io("ask who lives", self.file.path()))? {
+            let failed = FileError::io("check whether the holder lives", self.file.path());
+            if !is_alive.map_err(failed)? {
                 return Ok(LeaseState::Free);
             }
         }
         self.state_of_living(record)
     }
 
-    /// [`state`](Self::state), of a record of a lease that is held, and by processes that live if it
-    /// ends with them.
+    /// Returns the [`state`](Self::state) of a record with `held` set, whose processes live if it is
+    /// ephemeral.
     fn state_of_living(&self, record: &Record) -> Result<LeaseState, FileError> {
         let machine = Machine::this();
         if !machine.runs_since(record.boot) {
@@ -654,7 +661,8 @@ impl LeaseFile<'_> {
         }
     }
 
-    /// Nothing is done, and `None` said, when the file was replaced meanwhile.
+    /// Acquires the lease for `claim`; returns `None`, without any change, if the file was replaced
+    /// meanwhile.
     fn acquire(&self, claim: &Claim, before: &View) -> Result<Option<Reply>, FileError> {
         let mut taken_over = None;
         let queue = &self.store.queue;
@@ -666,7 +674,7 @@ impl LeaseFile<'_> {
                     self.extend(record, claim)?;
                     return Ok(Some(granted(record)));
                 }
-                // Only the first in the queue is to look again when the time has passed.
+                // Only the head waiter tries again when the lease expires.
                 LeaseState::Held { remaining } => {
                     let position = queue.position(claim, self.file, before)?;
                     let is_behind = position.has_ticket() && !position.reservation().is_zero();
@@ -688,7 +696,7 @@ impl LeaseFile<'_> {
         {
             let now = self.now();
             if record.held && record.ttl.is_none_or(|_| now < record.ends) {
-                // Its holder has died, and could not say so.
+                // The holder has died without recording the end of its lease.
                 self.free(record, false)?;
                 return Ok(Some(Reply::REFUSED));
             }
@@ -757,8 +765,8 @@ impl LeaseFile<'_> {
         }))
     }
 
-    /// The file once more, for this one is used for other steps, with the grant's byte locked;
-    /// `None` when the file was replaced meanwhile.
+    /// Opens the file again, because this description is used for other operations, and locks the
+    /// grant's byte. Returns `None` if the file was replaced meanwhile.
     fn lifeline(&self, fence: u64) -> Result<Option<OpenFile>, FileError> {
         let directory = &self.store.directory;
         let Some(mut lifeline) = directory.take_another(self.name, self.file)? else {
@@ -827,7 +835,7 @@ impl LeaseFile<'_> {
         Ok(())
     }
 
-    /// Lets the grant in `record` last from now as long as `claim` asks.
+    /// Extends the lease in `record` to the ttl of `claim` from now on.
     fn extend(&self, record: &Record, claim: &Claim) -> Result<(), FileError> {
         self.write(record.clone().lasting(claim.ttl, self.now(), wall_clock()))
     }
@@ -836,7 +844,8 @@ impl LeaseFile<'_> {
         directory::write(self.file, &Arc::new(record))
     }
 
-    /// `notifies` says whether this process tells the second of those who wait.
+    /// Records the end of the lease in `record`. `notifies` states whether this process notifies the second
+    /// waiter.
     fn free(&self, record: &Record, notifies: bool) -> Result<(), FileError> {
         self.write(Record {
             notifies,
@@ -957,15 +966,16 @@ impl Store for LeaseFileStore {
         {
             return Ok(reply?.unwrap_or(Reply::REFUSED));
         }
-        // Also after an error: where no descriptor is to be had, or a disk takes no writes, an
-        // ephemeral lease is over all the same without its byte, and the name not held by nobody.
+        // Drop the grant also after an error: if there is no free descriptor, or the disk rejects writes, an
+        // ephemeral lease still ends when its byte is unlocked, and the name does not stay held without a
+        // holder.
         if reply.is_ok() || !mutant!(FailedReleaseKeepsLease) {
             self.drop_grant(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
         }
         if reply.is_err()
             && let Ok(Some(file)) = self.directory.take(&claim.name)
         {
-            // Nothing else tells who waits.
+            // Nothing else notifies the waiters.
             let _ = Queue::wake(&file);
             self.directory.put(&claim.name, file);
         }
@@ -988,12 +998,13 @@ impl Store for LeaseFileStore {
                         Ok(Reply::REFUSED)
                     }
                     Ok(LeaseState::Free) => Ok(Reply::REFUSED),
-                    // It was free already, but for those who choose to wait for its processes.
+                    // The lease was free already, except for processes that choose to wait for its processes.
                     Ok(LeaseState::Zombie) if self.zombies == Zombies::Take => {
                         lease.free(&record, false)?;
                         Ok(Reply::REFUSED)
                     }
-                    // Nobody can tell whether its time has passed; now it has.
+                    // If the clock or the boot is foreign, whether the lease has expired is unknown;
+                    // now it has ended.
                     Ok(LeaseState::Held { .. } | LeaseState::Zombie)
                     | Err(FileError::ForeignClock { .. } | FileError::ForeignBoot { .. }) => {
                         lease.free(&record, false)?;
@@ -1086,7 +1097,7 @@ impl fmt::Debug for LeaseFileStore {
     }
 }
 
-/// A record under which a lock is held now, and for how much longer.
+/// A record under which a lock is held now, and the remaining time of its lease.
 struct HeldRecord {
     record: Arc<Record>,
     remaining: Option<Duration>,

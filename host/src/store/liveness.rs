@@ -1,9 +1,9 @@
-//! The kernel's word that a grant's processes are alive: one byte of the lock's file, far past
-//! its end, locked for as long as one of them has the descriptor open.
+//! The liveness of a grant's processes: one byte of the lock's file, far past its end, which the kernel
+//! keeps locked as long as one of these processes has the descriptor open.
 //!
-//! The lock is an open file description's: it is inherited by children, ends with the last process
-//! that has it, and is the same from every namespace. Each grant has a byte of its own, so that one
-//! that has outlived its lease does not stand in its successor's way.
+//! The lock belongs to an open file description: children inherit it, it ends with the last process that
+//! has the description, and it is visible from every namespace. Each grant has its own byte, so that the
+//! processes of an expired lease do not block the byte of the next grant.
 
 use std::fs::File;
 use std::io;
@@ -14,11 +14,11 @@ use super::open_files::OpenFile;
 
 pub(crate) use byte_lock::AVAILABLE;
 
-/// The byte of the grant 0. Files of this size do not exist.
+/// The offset of the byte of grant 0. Files of this size do not exist.
 const FIRST_BYTE: u64 = 1 << 40;
 
-/// Locks the byte of the grant `fence` through `file`'s open file description, beside those of
-/// earlier grants that it may have [kept](OpenFile::lived).
+/// Locks the byte of the grant `fence` for `file`'s open file description, next to the bytes of earlier
+/// grants that may still be [locked](OpenFile::lived).
 pub(crate) fn hold(file: &mut OpenFile, fence: u64) -> io::Result<()> {
     let earlier = file.lived();
     if earlier.end != fence {
@@ -51,8 +51,8 @@ pub(crate) fn share(file: &OpenFile, fence: u64) -> io::Result<()> {
 /// Unlocks the bytes of all grants that `file` has locked, for all processes that share its open file
 /// descriptions.
 ///
-/// A grant that is recorded as given back can do without: one who takes the next number locks the
-/// byte beside it, and there is one lock as before.
+/// The byte of a grant that is recorded as released may stay locked: the next grant locks the adjacent
+/// byte, and the kernel merges both into one lock.
 pub(crate) fn unlock_all(file: &mut OpenFile) -> io::Result<()> {
     let Range { start, end } = file.lived();
     if start < end {
@@ -65,12 +65,12 @@ pub(crate) fn unlock_all(file: &mut OpenFile) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether another open file description than `file`'s has the byte of the grant `fence` locked.
+/// Returns whether an open file description other than `file`'s has locked the byte of the grant `fence`.
 pub(crate) fn is_held(file: &File, fence: u64) -> io::Result<bool> {
     Ok(byte_lock::find(file, byte_of(fence), Some(1))?.is_some())
 }
 
 fn byte_of(fence: u64) -> u64 {
-    // Fences are far below this; the remainder keeps a damaged one from other bytes.
+    // Fences are far below this limit; the remainder keeps a corrupt fence from reaching other bytes.
     FIRST_BYTE + fence % (1 << 62)
 }

@@ -1,4 +1,4 @@
-//! Which machine, since which start, and which process this is.
+//! The identity of the host, its boot, and this process.
 
 use std::env;
 use std::fs::{self, File};
@@ -9,16 +9,16 @@ use verrou::Process;
 use super::os;
 use crate::process::PerProcess;
 
-/// What a record says of where it was written.
+/// The identity of the host and boot that is written to records.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    /// A number of its own for each start of the machine, where it can be read.
+    /// The boot ID, which differs for each boot of the machine, if it can be read.
     boot: Option<[u8; 16]>,
     /// Whether that boot ID is a container's own, which cannot be compared with the boot IDs in records
     /// of other processes.
     is_containers: bool,
-    /// Which `CLOCK_BOOTTIME` this process sees; zero where there is only one. Two that have the same
-    /// number here see the same.
+    /// The number of the `CLOCK_BOOTTIME` that this process reads; zero on systems with only one.
+    /// Processes with the same number read the same clock.
     pub(crate) time_namespace: u64,
     host: String,
     command: String,
@@ -28,12 +28,13 @@ pub(crate) struct Machine {
 static THIS: PerProcess<Machine> = PerProcess::new();
 
 impl Machine {
-    /// Asks about this one, once for all that happens later.
+    /// Returns the identity of this host; reads it on the first call.
     ///
     /// # Errors
     ///
-    /// What keeps a system that can tell from doing so: this process may have no descriptor left. Who
-    /// went on without would write records that others cannot compare with theirs.
+    /// Returns the operating system's error if the system provides the identity but it cannot be read, for
+    /// example because this process has no free descriptor. Without this error, the process would write
+    /// records that other processes cannot compare with theirs.
     pub(crate) fn detect() -> io::Result<&'static Self> {
         if let Some(this) = THIS.get() {
             return Ok(this);
@@ -56,7 +57,8 @@ impl Machine {
         }))
     }
 
-    /// Returns the host identity that [`detect`](Self::detect) returns, or one without a boot where that fails.
+    /// Returns the host identity that [`detect`](Self::detect) returns, or one without a boot ID if
+    /// that fails.
     pub(crate) fn this() -> &'static Self {
         /// Not stored as [`THIS`]: a later call may succeed, and leases are compared with its result.
         static WITHOUT_BOOT: PerProcess<Machine> = PerProcess::new();
@@ -72,17 +74,17 @@ impl Machine {
         })
     }
 
-    /// What a record says of when the machine was started; zeros where that cannot be told.
+    /// Returns the boot ID for a record; zeros if it cannot be read.
     pub(crate) fn boot(&self) -> [u8; 16] {
         self.boot.unwrap_or_default()
     }
 
-    /// Whether it can be told when the machine was started.
+    /// Returns whether the boot ID could be read.
     pub(crate) fn has_boot_id(&self) -> bool {
         self.boot.is_some()
     }
 
-    /// Whether the machine has been running since a record said `boot` of its start.
+    /// Returns whether `boot`, the boot ID in a record, is that of the current boot.
     pub(crate) fn runs_since(&self, boot: [u8; 16]) -> bool {
         self.boot == Some(boot) || mutant!(StartIgnored)
     }
@@ -100,7 +102,7 @@ impl Machine {
         self.is_containers
     }
 
-    /// Another process of this machine.
+    /// Returns another process of this machine.
     pub(crate) fn other_process(&self, id: u32) -> Process {
         let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let program = command.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -111,7 +113,7 @@ impl Machine {
         }
     }
 
-    /// This process, whose number is `id`, with the label `command`, or the name of its program.
+    /// Returns this process, whose ID is `id`, with the label `command`, or the name of its program.
     pub(crate) fn process(&self, id: u32, command: Option<&str>) -> Process {
         Process {
             id,
@@ -121,8 +123,8 @@ impl Machine {
     }
 }
 
-/// This process, with the label `command`, or the name of its program; for stores that need to know nothing
-/// else of the machine.
+/// Returns this process, with the label `command`, or the name of its program; for stores that need no other
+/// identity of the host.
 #[cfg(feature = "server")]
 pub(crate) fn this_process(command: Option<&str>) -> Process {
     Process {
@@ -145,7 +147,7 @@ fn program_name(program: &str) -> String {
     name.unwrap_or_default().to_owned()
 }
 
-/// Nothing where the system does not tell such things, or hides them.
+/// Converts the errors of a system that does not provide a value, or hides it, to `None`.
 fn if_available<T>(found: io::Result<Option<T>>) -> io::Result<Option<T>> {
     use io::ErrorKind::{NotADirectory, NotFound, PermissionDenied, Unsupported};
 
@@ -169,7 +171,7 @@ struct BootId {
     is_containers: bool,
 }
 
-/// `random(4)`: "a random UUID generated once at boot".
+/// Reads the boot ID; `random(4)`: "a random UUID generated once at boot".
 fn boot_id() -> io::Result<Option<BootId>> {
     let mut file = File::open("/proc/sys/kernel/random/boot_id")?;
     let mut text = String::new();
@@ -182,7 +184,7 @@ fn boot_id() -> io::Result<Option<BootId>> {
     }))
 }
 
-/// Which `CLOCK_BOOTTIME` this process sees, of this start of the machine: see `FORMAT.md`.
+/// Returns the number of the `CLOCK_BOOTTIME` that this process reads, in this boot: see `FORMAT.md`.
 fn time_namespace() -> io::Result<Option<u64>> {
     /// The number of the first namespace, in which all clocks are the machine's.
     const FIRST: u64 = 4_026_531_834;
@@ -193,8 +195,8 @@ fn time_namespace() -> io::Result<Option<u64>> {
     if number == FIRST {
         return Ok(Some(FIRST));
     }
-    // The number of a namespace that has ended is used again; how far its clock is ahead is what
-    // matters, and is told of the namespace that new children get.
+    // The kernel reuses the number of a namespace that has ended, so the offset of its clock is used instead.
+    // The kernel reports the offset only of the namespace that new children get.
     let is_childrens = if_available(namespace("time_for_children"))? == Some(number);
     let offsets = fs::read_to_string("/proc/self/timens_offsets").map(Some);
     let offsets = if_available(offsets)?.filter(|_| is_childrens);
@@ -205,7 +207,7 @@ fn time_namespace() -> io::Result<Option<u64>> {
     }))
 }
 
-/// `time_namespaces(7)`: the link reads `time:[4026531834]`.
+/// Returns this process's namespace of this kind; `time_namespaces(7)`: the link reads `time:[4026531834]`.
 fn namespace(kind: &str) -> io::Result<Option<u64>> {
     let link = fs::read_link(format!("/proc/self/ns/{kind}"))?;
     let link = link.to_string_lossy();
@@ -213,7 +215,8 @@ fn namespace(kind: &str) -> io::Result<Option<u64>> {
     Ok(digits.parse().ok())
 }
 
-/// `time_namespaces(7)`: the line reads `boottime SECONDS NANOSECONDS`.
+/// Parses the offset of `CLOCK_BOOTTIME`; `time_namespaces(7)`: the line reads `boottime SECONDS
+/// NANOSECONDS`.
 fn nanos_ahead(offsets: &str) -> Option<i64> {
     let line = offsets
         .lines()
@@ -241,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_are_read_as_the_kernel_writes_them() {
+    fn clock_offset_is_parsed_from_kernel_format() {
         let text = "monotonic           5         0\nboottime          -50  10000000\n";
         assert_eq!(nanos_ahead(text), Some(-49_990_000_000));
         for other in [

@@ -46,10 +46,10 @@ pub use lease_file::LeaseFileStore;
 pub(crate) use machine::this_process;
 pub use record::Damage;
 
-/// A name that is held, and by whom; or why that cannot be told of one file.
+/// A held name and its holder, or the error for one file that could not be read.
 pub type Listed = Result<(Name, Holder), StoreError>;
 
-/// What a store of files is to do beyond its defaults.
+/// Options of a store in files.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::exhaustive_structs, reason = "callers build it")]
 pub struct StoreOptions {
@@ -57,26 +57,26 @@ pub struct StoreOptions {
     /// directory belongs to this user alone, and an existing one keeps the group for which it was
     /// created.
     pub group: Option<String>,
-    /// Trusts whatever file system the folder is on.
+    /// Allows the directory to be on any file system.
     pub any_file_system: bool,
-    /// The label of the holder, for people: the program that runs, or the purpose of the lock. The
+    /// The label of the holder, for display: the program that runs, or the purpose of the lock. The
     /// default is the name of this process's program. The label stays in the record after the release.
     pub command: Option<String>,
-    /// What to do with a lease that has ended by time while processes of its holder live.
+    /// Whether a lease that has expired while processes of its holder still live is free.
     pub zombies: Zombies,
     /// Makes the descriptors that programs inherit unable to write the lock's file: a lock of the
     /// kernel is then taken on a second, read-only descriptor.
     pub handed_on: bool,
 }
 
-/// What to do with a lease that has ended by time while processes of its holder still live.
+/// Whether an expired lease of which processes of the holder still live is free or held.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "it is taken or it is not")]
 pub enum Zombies {
-    /// It is free, as its time has passed.
+    /// The lease is free, because it has expired.
     #[default]
     Take,
-    /// It is held until those processes are gone.
+    /// The lease is held until those processes have ended.
     Wait,
 }
 
@@ -124,7 +124,7 @@ async fn pass(_pause: Duration) {
     others_first().await;
 }
 
-/// Lets other tasks of this thread run first.
+/// Yields to the other tasks of this thread once.
 async fn others_first() {
     let mut had_theirs = false;
     future::poll_fn(|context| {
@@ -137,8 +137,8 @@ async fn others_first() {
     .await;
 }
 
-/// Runs `step`, and repeats it after pauses while it finds a file busy, for as long as a thread would
-/// wait for that file. A process that keeps the file locked does not block this thread's other tasks.
+/// Runs `step`, and repeats it after pauses while a file is busy, for as long as a thread would wait for
+/// that file. So a process that keeps the file locked does not block the other tasks of this thread.
 pub(crate) async fn patiently<T>(
     step: impl Fn() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
@@ -174,7 +174,8 @@ fn is_busy(err: &StoreError) -> bool {
     matches!(err, Some(FileError::Busy { .. }))
 }
 
-/// Between half of `pause` and all of it, so that those who wait do not march in step.
+/// Returns a random duration between half of `pause` and all of it, so that waiters do not check at the
+/// same time.
 fn jitter(pause: Duration) -> Duration {
     let roll = getrandom::u32().unwrap_or_default();
     pause.mul_f64(0.5 + 0.5 * f64::from(roll) / f64::from(u32::MAX))
