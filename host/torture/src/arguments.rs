@@ -1,29 +1,29 @@
-//! What can be typed.
+//! The command line.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
 
-/// Puts locks in files through what they have to survive, and looks for what must not happen.
+/// Stress-tests locks in files, and reports each violation of what a lock promises.
 #[derive(Debug, Parser)]
 #[command(name = "torture")]
 pub(crate) struct Arguments {
-    /// How long all of it is to take, about
+    /// Approximate duration of the whole run
     ///
-    /// What has an end of its own takes what it takes; the storms share the rest.
+    /// Parts of a fixed size take as long as they need; the other parts share the rest.
     #[arg(long = "for", value_name = "DURATION", default_value = "4m", value_parser = humantime::parse_duration)]
     pub(crate) length: Duration,
 
-    /// The number that all that is random follows from; one that is drawn, unless given
+    /// Seed of all random choices; a random one by default
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
 
-    /// Do this part alone; can be given several times
+    /// Run only this part; can be given several times
     #[arg(long, value_name = "NAME")]
     pub(crate) only: Vec<String>,
 
-    /// Where the report goes
+    /// Path of the JSON report
     #[arg(
         long,
         value_name = "FILE",
@@ -31,11 +31,11 @@ pub(crate) struct Arguments {
     )]
     pub(crate) report: PathBuf,
 
-    /// Build the programs that the parts start, and do nothing else
+    /// Build the programs that the parts start, and exit
     #[arg(long)]
     pub(crate) build: bool,
 
-    /// Name the parts, and do nothing
+    /// List the parts, and exit
     #[arg(long)]
     pub(crate) list: bool,
 }

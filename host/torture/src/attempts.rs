@@ -1,4 +1,4 @@
-//! A step of a store, and what came of it.
+//! One operation of a store, and its outcome.
 
 use std::any::Any;
 use std::fmt;
@@ -32,7 +32,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) const BOTH: [Self; 2] = [Self::Lease, Self::File];
 
-    /// What its locks' files end with.
+    /// Returns the extension of the store's lock files.
     pub(crate) fn extension(self) -> &'static str {
         match self {
             Self::Lease => "lease",
@@ -40,12 +40,12 @@ impl Kind {
         }
     }
 
-    /// How the command is told of the one in `folder`.
+    /// Returns the store URL of the store in `directory`.
     pub(crate) fn url(self, folder: &Path) -> String {
         format!("{self}:{}", folder.display())
     }
 
-    /// The one in `folder`.
+    /// Opens the store in `directory`.
     pub(crate) fn open(self, folder: &Path) -> Result<AnyStore> {
         let options = StoreOptions::default();
         Ok(match self {
@@ -54,7 +54,7 @@ impl Kind {
         })
     }
 
-    /// The one file of a lock in `folder`.
+    /// Returns the path of the only lock file in `directory`.
     pub(crate) fn only_file(self, folder: &Path) -> Result<PathBuf> {
         let mut files = Vec::new();
         for entry in fs::read_dir(folder)? {
@@ -65,12 +65,12 @@ impl Kind {
         }
         match <[PathBuf; 1]>::try_from(files) {
             Ok([file]) => Ok(file),
-            Err(files) => bail!("{} has {} such files", folder.display(), files.len()),
+            Err(files) => bail!("{} has {} lock files instead of one", folder.display(), files.len()),
         }
     }
 
-    /// Where the file of the lock `name` is in `folder`: as a store puts it into another, `scratch`,
-    /// which is there for this.
+    /// Returns the path that the file of the lock `name` has in `directory`. Acquires the lock in a
+    /// new store below `scratch` to find out the file's name.
     pub(crate) fn path_of(self, name: &str, folder: &Path, scratch: &Path) -> Result<PathBuf> {
         let scratch = tempfile::tempdir_in(scratch)?;
         let granted = self.open(scratch.path())?.acquire(&claim(name, 1)?)?;
@@ -91,7 +91,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Where files are made quickly: what is on the disk and what is not, is of no matter to damage.
+/// Creates a temporary directory, in memory if possible: corruption does not depend on the disk.
 pub(crate) fn quick(setting: &Setting) -> Result<TempDir> {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() {
@@ -100,7 +100,7 @@ pub(crate) fn quick(setting: &Setting) -> Result<TempDir> {
     Ok(tempfile::tempdir_in(&setting.folder)?)
 }
 
-/// A wish for the lock `name`, for as long as its process lives.
+/// Returns an ephemeral claim without a TTL for the lock `name`.
 pub(crate) fn claim(name: &str, owner: u8) -> Result<Claim> {
     Ok(Claim {
         name: Name::new(name)?,
@@ -110,22 +110,22 @@ pub(crate) fn claim(name: &str, owner: u8) -> Result<Claim> {
     })
 }
 
-/// What came of a step.
+/// The outcome of an operation.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Told {
-    /// It was done, under this fence, or zero.
+    /// The operation was done; with the grant's fencing token, or zero.
     Granted(u64),
     Refused,
-    /// With all that caused it.
+    /// The error, with its chain of causes.
     Error(String),
-    /// Which nothing may do.
+    /// The message of a panic, which is always a violation.
     Panicked(String),
 }
 
 impl Told {
-    /// What comes of `step`.
-    pub(crate) fn by(step: impl FnOnce() -> Result<Reply, StoreError>) -> Self {
-        match caught(step) {
+    /// Runs `operation`, and returns its outcome.
+    pub(crate) fn by(operation: impl FnOnce() -> Result<Reply, StoreError>) -> Self {
+        match caught(operation) {
             Ok(Ok(Reply::Granted { fence })) => Self::Granted(fence.map_or(0, verrou::Fence::get)),
             Ok(Ok(Reply::Refused { .. })) => Self::Refused,
             Ok(Err(err)) => Self::Error(format!("{:#}", anyhow::Error::new(err))),
@@ -133,7 +133,7 @@ impl Told {
         }
     }
 
-    /// The fence of a grant that the rest depends on.
+    /// Returns the fencing token of a grant; any other outcome is an error.
     pub(crate) fn granted(self) -> Result<u64> {
         match self {
             Self::Granted(fence) => Ok(fence),
@@ -142,19 +142,19 @@ impl Told {
     }
 }
 
-/// What comes of asking `store` for the lock `name`.
+/// Sends one acquire request for the lock `name` to `store`.
 pub(crate) fn asked(store: &dyn Store, name: &str, owner: u8) -> Result<Told> {
     let wanted = claim(name, owner)?;
     Ok(Told::by(|| store.acquire(&wanted)))
 }
 
-/// What `work` returns, or what it said when it panicked.
+/// Runs `work`, and returns its result, or the message of its panic.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| said(&*panic))
 }
 
-/// Does `work`, which nothing can end from outside: if it takes minutes, this program ends, having said
-/// that it was `what`.
+/// Runs `work`, which cannot be cancelled: after two minutes, reports that `what` hangs and ends
+/// this program.
 pub(crate) fn watched<T>(what: &str, work: impl FnOnce() -> T) -> T {
     const LONGEST: Duration = Duration::from_mins(2);
 
@@ -162,12 +162,12 @@ pub(crate) fn watched<T>(what: &str, work: impl FnOnce() -> T) -> T {
     thread::scope(|scope| {
         scope.spawn(move || {
             if let Err(RecvTimeoutError::Timeout) = done.recv_timeout(LONGEST) {
-                eprintln!("torture: VIOLATION {what}: no end after {LONGEST:?}");
+                eprintln!("torture: VIOLATION {what}: still running after {LONGEST:?}");
                 process::exit(1);
             }
         });
         // Also dropped by a panic.
-        let _until_then = working;
+        let _working = working;
         work()
     })
 }
@@ -175,17 +175,17 @@ pub(crate) fn watched<T>(what: &str, work: impl FnOnce() -> T) -> T {
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "something that is no text".to_owned())
+        .unwrap_or_else(|| "a panic without a text message".to_owned())
 }
 
-/// Lets the file at `path` have these bytes, and stay the same file.
+/// Replaces the contents of the file at `path` in place; the inode stays the same.
 pub(crate) fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let file = File::options().write(true).open(path)?;
     file.set_len(bytes.len() as u64)?;
     file.write_all_at(bytes, 0)
 }
 
-/// That nothing is there to be removed is no error.
+/// Turns the error that a file to be removed does not exist into success.
 pub(crate) fn absent(err: io::Error) -> io::Result<()> {
     match err.kind() {
         io::ErrorKind::NotFound => Ok(()),
@@ -193,20 +193,20 @@ pub(crate) fn absent(err: io::Error) -> io::Result<()> {
     }
 }
 
-/// Where the two slots of a lock's file are.
+/// The offsets of the two slots of a lock file.
 pub(crate) const SLOTS: [usize; 2] = [512, 1024];
 
-/// How many bytes a slot has.
+/// The length of a slot, in bytes.
 pub(crate) const SLOT_BYTES: usize = 512;
 
-/// Changes a slot's bytes from `at` on, with a checksum that fits.
+/// Overwrites a slot's bytes from `at` on, and updates its checksum.
 pub(crate) fn forge(slot: &mut [u8], at: usize, value: &[u8]) {
     slot[at..at + value.len()].copy_from_slice(value);
     let checksum = crc32c::crc32c(&slot[4..]);
     slot[..4].copy_from_slice(&checksum.to_le_bytes());
 }
 
-/// [`forge`], in each slot that was ever written.
+/// Calls [`forge`] for each slot that has been written.
 pub(crate) fn forge_slots(file: &mut [u8], at: usize, value: &[u8]) {
     for start in SLOTS {
         let slot = &mut file[start..start + SLOT_BYTES];

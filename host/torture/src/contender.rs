@@ -1,4 +1,4 @@
-//! One of many processes that want the same lock, until it is told to stop, or killed.
+//! One of many processes that acquire the same lock, until it is stopped or killed.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -15,41 +15,41 @@ use verrou_host::{FileError, FileStore, StoreOptions, StoreUrl, System};
 
 use crate::resource::{Resource, Verdict, Word, now};
 
-/// The lock they all want.
+/// The name of the contended lock.
 pub(crate) const LOCK: &str = "wanted";
 
-/// What a contender is to do.
+/// The configuration of a contending process.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "the options are independent")]
 pub(crate) struct Contender {
-    /// Which one it is: no two have the same number.
+    /// The unique number of the process.
     pub(crate) number: u64,
     pub(crate) seed: u64,
     pub(crate) store: String,
     pub(crate) resource: PathBuf,
-    /// In milliseconds.
+    /// The TTL of its leases, in milliseconds.
     pub(crate) ttl: Option<u64>,
-    /// Whether its leases outlive it.
+    /// Whether it detaches its leases.
     pub(crate) detaches: bool,
-    /// For how long it is inside, at most, in microseconds.
+    /// The longest time that it holds the lock, in microseconds.
     pub(crate) hold: u64,
-    /// For how long it does something else, at most, in microseconds.
+    /// The longest pause between two acquire requests, in microseconds.
     pub(crate) rest: u64,
-    /// For how long it waits, at most, in microseconds; for ever when there is none.
+    /// The longest time that it waits for the lock, in microseconds; `None` is without limit.
     pub(crate) patience: Option<u64>,
-    /// Whether it gives the lock back; if not, it lets its time pass.
+    /// Whether it releases the lock; if not, it holds the lock until its lease has expired.
     pub(crate) releases: bool,
-    /// Whether somebody removes the files of locks that are held, so that another may get in. Then
-    /// who held the lock is to be told.
+    /// Whether the test removes the files of held locks, so that another process may acquire the
+    /// lock. The earlier holder must then get an error.
     pub(crate) files_go: bool,
-    /// Whether somebody renames the folder for moments, in which nothing can be told.
+    /// Whether the test renames the directory for moments, during which every operation may fail.
     pub(crate) folder_goes: bool,
 }
 
 /// The worker `contend`.
 pub(crate) fn contend(arguments: &[String]) -> Result<()> {
     let [text] = arguments else {
-        anyhow::bail!("what to do is one argument")
+        anyhow::bail!("the worker `contend` takes one argument")
     };
     let it: Contender = serde_json::from_str(text)?;
     let store = it.store.parse::<StoreUrl>()?;
@@ -58,7 +58,7 @@ pub(crate) fn contend(arguments: &[String]) -> Result<()> {
 }
 
 impl Contender {
-    /// What must not happen is said on standard error, a line for each.
+    /// Reports each violation as a line on standard error.
     fn run(&self, store: &FileStore) -> Result<()> {
         let resource = Resource::open(&self.resource)?;
         let mut random = Rng::with_seed(self.seed ^ self.number);
@@ -112,7 +112,7 @@ impl Contender {
         Ok(())
     }
 
-    /// What is done with a lock that was just granted.
+    /// Uses the protected resource under a new grant, and releases the lock.
     fn hold(
         &self,
         resource: &Resource,
@@ -142,7 +142,7 @@ impl Contender {
                 spend(stay);
             }
             if !self.releases {
-                // Its time passes while it is inside.
+                // The lease expires while the process uses the resource.
                 while now() < deadline {
                     spend(Duration::from_micros(50));
                 }
@@ -156,11 +156,11 @@ impl Contender {
         }
         match released(release, lease) {
             Ok(()) if was_passed => {
-                self.complain("another got in beside it, and it was told that all was well");
+                self.complain("another process acquired the lock at the same time, and the release succeeded");
             }
             Err(Error::Storage(err)) if self.folder_goes && is_nowhere(&err) => {}
             Err(err) if !was_passed && !came_too_late && !is_over(lease) && !self.files_go => {
-                self.complain(format!("giving it back: {:#}", anyhow::Error::from(err)));
+                self.complain(format!("releasing: {:#}", anyhow::Error::from(err)));
             }
             _ => {}
         }
@@ -169,19 +169,19 @@ impl Contender {
 
     fn complain(&self, what: impl AsRef<str>) {
         let line = format!("number {}: {}\n", self.number, what.as_ref());
-        // In one piece, for others write there, too.
+        // With one write, because other processes write to the same file.
         let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
-/// Whether the folder was not there.
+/// Returns whether the operation failed because the directory was missing.
 fn is_nowhere(err: &StoreError) -> bool {
     let err = err.get_ref().downcast_ref();
     matches!(err, Some(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound)
 }
 
-/// Gives a lock back; asks again where the store says that it may soon be able to: another may be
-/// stopped in the middle of a step.
+/// Releases a lock; retries after temporary errors, because another process may be stopped in the
+/// middle of an operation.
 fn released(release: impl Fn() -> Result<(), Error>, lease: &Lease) -> Result<(), Error> {
     const LONGEST: Duration = Duration::from_secs(2);
 
@@ -195,12 +195,12 @@ fn released(release: impl Fn() -> Result<(), Error>, lease: &Lease) -> Result<()
     }
 }
 
-/// Whether the time of `lease` has passed.
+/// Returns whether `lease` has expired.
 fn is_over(lease: &Lease) -> bool {
     lease.is_expired(System.now())
 }
 
-/// Lets this much time pass: too little to sleep through, or else asleep.
+/// Waits for `length`: spins for short times, and sleeps for longer ones.
 fn spend(length: Duration) {
     if length > Duration::from_micros(300) {
         thread::sleep(length);

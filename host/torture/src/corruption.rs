@@ -1,7 +1,7 @@
-//! Damage to the files of locks, and what is said of it.
+//! Corruption of lock files, and the errors that it causes.
 //!
-//! However a file is damaged, nobody is granted a lock that another holds, no fence comes again, and
-//! whoever asks is told which file it is, or nothing was harmed.
+//! However a file is corrupted, a held lock is granted to no other owner, no fencing token is granted
+//! twice, and each operation either succeeds or names the corrupt file in its error.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,27 +28,27 @@ use crate::programs::{self, Running};
 
 pub(crate) const PART: Part = Part {
     name: "corruption",
-    about: "damages locks' files in every way, byte by byte",
+    about: "corrupts lock files in every way, byte by byte",
     share: 0,
     run,
 };
 
-/// Something in a file's place, and how it gets there.
+/// A description of an object in the place of a lock file, and a function that creates it.
 type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
 
-/// A step of a store.
+/// The name of an operation, and a function that runs it.
 type Step<'a> = (&'a str, &'a dyn Fn() -> Told);
 
-/// How many bytes a lock's file has.
+/// The length of a lock file, in bytes.
 const FILE_BYTES: usize = 4096;
 
-/// Where the queue's mark and touch are: numbers without a checksum.
+/// The range of the queue's mark and touch: numbers without a checksum.
 const QUEUE: Range<usize> = 1536..1552;
 
-/// Where a record says when the machine was started.
+/// The offset of the boot ID in a record.
 const BOOT_AT: usize = 48;
 
-/// How often several bytes at once are changed in each scene.
+/// How often several bytes at once are changed in each situation.
 const RANDOM_DAMAGES: u32 = 1000;
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
@@ -63,7 +63,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         scene.scatter(findings, &mut rng)?;
         scene.replace_bytes(findings)?;
         scene.end(findings)?;
-        // There are no devices where files are made quickly.
+        // A file system in memory may not support devices.
         let scene = Scene::new(situation, &setting.folder.join(format!("{situation:?}")))?;
         scene.replace_file(findings, setting)?;
         scene.end(findings)?;
@@ -81,7 +81,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// What a file says that is to be damaged.
+/// The state of the lock whose file is corrupted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Situation {
     HeldLease,
@@ -119,21 +119,21 @@ impl Situation {
 
     fn words(self) -> &'static str {
         match self {
-            Self::HeldLease => "a lease that is held",
+            Self::HeldLease => "a held lease",
             Self::LeaseHeldFirst => "a lease that is held for the first time",
             Self::LeaseHeldFirstSinceStart => {
-                "a lease that is held for the first time since the machine's start"
+                "a lease that is held for the first time since the boot"
             }
-            Self::DetachedLease => "a lease that outlives its process",
+            Self::DetachedLease => "a detached lease",
             Self::FreeLease => "a free lease",
-            Self::HeldLock => "a lock that is held",
+            Self::HeldLock => "a held lock",
             Self::LockHeldFirst => "a lock that is held for the first time",
             Self::FreeLock => "a free lock",
         }
     }
 }
 
-/// A lock's file, to be damaged again and again.
+/// A lock in a [`Situation`], whose file is corrupted again and again.
 struct Scene {
     situation: Situation,
     folder: PathBuf,
@@ -180,7 +180,7 @@ impl Scene {
         let whole = fs::read(&path)?;
         ensure!(
             whole.len() == FILE_BYTES,
-            "a lock's file has a size of its own"
+            "a lock file does not have {FILE_BYTES} bytes"
         );
         Ok(Self {
             situation,
@@ -195,18 +195,18 @@ impl Scene {
         })
     }
 
-    /// Every length there is.
+    /// Truncates the file to every length.
     fn truncate(&self, findings: &mut Findings) -> Result<()> {
         let mut known = BTreeSet::new();
         for length in 0..self.whole.len() {
-            let damage = || format!("cut to {length} bytes");
+            let damage = || format!("truncated to {length} bytes");
             self.look(findings, &mut known, &damage, &self.whole[..length])?;
         }
-        findings.count("lengths that files were cut to", self.whole.len() as u64);
+        findings.count("lengths that files were truncated to", self.whole.len() as u64);
         Ok(())
     }
 
-    /// Every byte there is.
+    /// Changes every byte alone.
     fn flip(&self, findings: &mut Findings) -> Result<()> {
         let mut known = BTreeSet::new();
         let mut bytes = self.whole.clone();
@@ -218,11 +218,11 @@ impl Scene {
                 bytes[at] = self.whole[at];
             }
         }
-        findings.count("bytes changed alone", 3 * bytes.len() as u64);
+        findings.count("single bytes changed", 3 * bytes.len() as u64);
         Ok(())
     }
 
-    /// Several bytes at once, most of them where something stands.
+    /// Changes several bytes at once, most of them in fields of the file.
     fn scatter(&self, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
         let mut known = BTreeSet::new();
         for _ in 0..RANDOM_DAMAGES {
@@ -246,11 +246,11 @@ impl Scene {
             let damage = || format!("with the bytes {changed:?} changed");
             self.look(findings, &mut known, &damage, &bytes)?;
         }
-        findings.count("times several bytes changed", RANDOM_DAMAGES.into());
+        findings.count("times several bytes were changed", RANDOM_DAMAGES.into());
         Ok(())
     }
 
-    /// Other bytes as a whole: of a newer version, of other programs, of a disk that lost them.
+    /// Replaces the contents by those of other versions, programs and locks, and by lost sectors.
     fn replace_bytes(&self, findings: &mut Findings) -> Result<()> {
         let with = |at: usize, value: &[u8]| {
             let mut bytes = self.whole.clone();
@@ -264,18 +264,18 @@ impl Scene {
         };
         let mut damages = vec![
             ("of version 2", with(8, &2_u32.to_le_bytes())),
-            ("of the greatest version", with(8, &u32::MAX.to_le_bytes())),
+            ("of the maximum version", with(8, &u32::MAX.to_le_bytes())),
             ("of version 0", with(8, &0_u32.to_le_bytes())),
             ("of zeros", vec![0; FILE_BYTES]),
             ("of ones", vec![0xff; FILE_BYTES]),
             ("of another program", b"#!/bin/sh\nexit 1\n".to_vec()),
             (
-                "of another program, as long",
+                "of another program, of the same length",
                 b"another\n".repeat(FILE_BYTES / 8),
             ),
-            ("with a byte more", [self.whole.clone(), vec![0]].concat()),
+            ("with an additional byte", [self.whole.clone(), vec![0]].concat()),
             ("twice as long", self.whole.repeat(2)),
-            ("with both slots bad", {
+            ("with both slots corrupt", {
                 let bytes = with(SLOTS[0] + 200, &[0x5a]);
                 [&bytes[..SLOTS[1] + 200], &[0x5a], &bytes[SLOTS[1] + 201..]].concat()
             }),
@@ -287,31 +287,31 @@ impl Scene {
                 "of another lock",
                 self.bytes_of(self.situation.kind(), "another")?,
             ),
-            ("with the first slot twice", with(SLOTS[1], slot(0))),
-            ("with the second slot twice", with(SLOTS[0], slot(1))),
+            ("with two copies of the first slot", with(SLOTS[1], slot(0))),
+            ("with two copies of the second slot", with(SLOTS[0], slot(1))),
             (
                 "with its slots exchanged",
                 with(SLOTS[0], &[slot(1), slot(0)].concat()),
             ),
-            ("with ones for its mark", with(QUEUE.start, &[0xff; 8])),
+            ("with a mark of ones", with(QUEUE.start, &[0xff; 8])),
             (
-                "with ones for mark and touch",
+                "with mark and touch of ones",
                 with(QUEUE.start, &[0xff; 16]),
             ),
         ];
         for start in (0..FILE_BYTES).step_by(SLOT_BYTES) {
             for (what, byte) in [("a sector of zeros", 0), ("a sector of ones", 0xff)] {
-                // Both of them lost, nothing is left that could be told from a new file; one of two
-                // records is enough.
+                // Only one sector at a time: without both records the file could not be distinguished
+                // from a new one, and one of two records is enough.
                 damages.push((what, with(start, &[byte; SLOT_BYTES])));
             }
         }
-        findings.count("times all bytes changed", damages.len() as u64);
+        findings.count("times the whole contents were changed", damages.len() as u64);
         let mut known = BTreeSet::new();
         for (what, bytes) in damages {
             self.look(findings, &mut known, &|| what.to_owned(), &bytes)?;
         }
-        // A file of holes.
+        // A sparse file.
         let look = |findings: &mut Findings, length: u64| -> Result<()> {
             File::options()
                 .write(true)
@@ -319,7 +319,7 @@ impl Scene {
                 .set_len(length)?;
             let damage = || format!("grown to {length} bytes");
             self.ask(findings, &mut BTreeSet::new(), &damage)?;
-            findings.count("times all bytes changed", 1);
+            findings.count("times the whole contents were changed", 1);
             Ok(overwrite(&self.path, &self.whole)?)
         };
         for length in [FILE_BYTES as u64 + 1, 1 << 20, 2 << 30] {
@@ -328,15 +328,15 @@ impl Scene {
         Ok(())
     }
 
-    /// The file of another lock, in a folder of its own.
+    /// Returns the contents of the file of another lock, from a directory of its own.
     fn bytes_of(&self, kind: Kind, name: &str) -> Result<Vec<u8>> {
-        let folder = tempfile::tempdir_in(self.folder.parent().context("it is in a folder")?)?;
+        let folder = tempfile::tempdir_in(self.folder.parent().context("the directory has a parent")?)?;
         let store = kind.open(folder.path())?;
         asked(&*store, name, 3)?.granted()?;
         Ok(fs::read(kind.only_file(folder.path())?)?)
     }
 
-    /// Other things in the file's place.
+    /// Replaces the file by directories, devices, links and other objects.
     fn replace_file(&self, findings: &mut Findings, setting: &Setting) -> Result<()> {
         let aside = self.folder.join("aside");
         let victim = setting.folder.join("victim");
@@ -359,26 +359,26 @@ impl Scene {
             ("a terminal", &|| {
                 node(FileType::CharacterDevice, makedev(5, 0))
             }),
-            ("a disk that is not there", &|| {
+            ("a block device without a disk", &|| {
                 node(FileType::BlockDevice, makedev(7, 99))
             }),
             ("a socket", &|| {
                 UnixListener::bind(&self.path).map(drop).context("bind")
             }),
-            ("a link to a file", &|| Ok(symlink(&victim, &self.path)?)),
-            ("a link to the lock's own file", &|| {
+            ("a symbolic link to a file", &|| Ok(symlink(&victim, &self.path)?)),
+            ("a symbolic link to the lock's own file", &|| {
                 Ok(symlink(&aside, &self.path)?)
             }),
-            ("a link to nowhere", &|| {
+            ("a symbolic link to nowhere", &|| {
                 Ok(symlink("/nowhere/at/all", &self.path)?)
             }),
-            ("a link to itself", &|| Ok(symlink(&self.path, &self.path)?)),
+            ("a symbolic link to itself", &|| Ok(symlink(&self.path, &self.path)?)),
             ("a hard link", &|| Ok(fs::hard_link(&another, &self.path)?)),
         ];
         for (what, plant) in plants {
             fs::rename(&self.path, &aside)?;
             if let Err(err) = plant() {
-                findings.not_done(format!("{what} in a lock's place: {err:#}"));
+                findings.not_done(format!("{what} in a lock file's place: {err:#}"));
                 fs::rename(&aside, &self.path)?;
                 continue;
             }
@@ -391,18 +391,18 @@ impl Scene {
                 fs::remove_file(&self.path)?;
             }
             fs::rename(&aside, &self.path)?;
-            // Its holder goes on from what it knows.
+            // The holder continues with its original contents.
             overwrite(&self.path, &self.whole)?;
-            findings.count("other things in a file's place", 1);
+            findings.count("other objects in a lock file's place", 1);
         }
         let kept = fs::read_to_string(&victim)?;
         findings.check(kept == "precious", || {
-            format!("{self}: a file that a link led to was written: {kept:?}")
+            format!("{self}: the target of a link was written: {kept:?}")
         });
         Ok(())
     }
 
-    /// Damages the file, asks, and mends it.
+    /// Corrupts the file, checks all operations, and restores the file.
     fn look(
         &self,
         findings: &mut Findings,
@@ -415,8 +415,8 @@ impl Scene {
         Ok(overwrite(&self.path, &self.whole)?)
     }
 
-    /// Asks for the lock while its file is damaged, and tries, once for each kind of error, the way
-    /// out that it names.
+    /// Runs the operations on the corrupt file, and tries, once for each kind of error, the remedy that
+    /// the error names.
     fn ask(
         &self,
         findings: &mut Findings,
@@ -428,14 +428,14 @@ impl Scene {
         match &told {
             Told::Granted(fence) => {
                 findings.check(!is_held, || {
-                    format!("{self}, {}: granted to another", damage())
+                    format!("{self}, {}: granted to another owner", damage())
                 });
                 findings.check(*fence > self.fence, || {
-                    format!("{self}, {}: fence {fence} after {}", damage(), self.fence)
+                    format!("{self}, {}: fencing token {fence} after {}", damage(), self.fence)
                 });
             }
             Told::Refused => findings.check(is_held, || {
-                format!("{self}, {}: refused, and held by nobody", damage())
+                format!("{self}, {}: refused without a holder", damage())
             }),
             _ => {}
         }
@@ -448,14 +448,14 @@ impl Scene {
         let steps: [(&str, Told); 3] = [
             ("extend", Told::by(|| self.holder.extend(&self.held))),
             (
-                "extend by another",
+                "extend by another owner",
                 Told::by(|| self.other.extend(&self.wanted)),
             ),
             (
                 "inspect",
                 Told::by(|| {
                     let held = self.other.inspect(&self.wanted.name)?;
-                    // As a reply, for the one check of them all.
+                    // Converted to a reply, for the common check.
                     Ok(
                         held.map_or(verrou::Reply::REFUSED, |_| verrou::Reply::Granted {
                             fence: None,
@@ -476,7 +476,7 @@ impl Scene {
         Ok(())
     }
 
-    /// No panic, and no error that does not name the file.
+    /// Checks that the operation did not panic, and that its error names the file.
     fn check_words(
         &self,
         findings: &mut Findings,
@@ -490,13 +490,13 @@ impl Scene {
             }
             Told::Error(text) => findings
                 .check(text.contains(&*self.path.to_string_lossy()), || {
-                    format!("{self}, {}: {step} names no file: {text}", damage())
+                    format!("{self}, {}: {step} does not name the file: {text}", damage())
                 }),
             Told::Granted(_) | Told::Refused => {}
         }
     }
 
-    /// "Move the file away and try again."
+    /// Tries the remedy that the errors name: moving the file away, and retrying.
     fn recover(&self, findings: &mut Findings, damage: &dyn Fn() -> String) -> Result<()> {
         let away = self.folder.join("moved");
         fs::rename(&self.path, &away)?;
@@ -504,7 +504,7 @@ impl Scene {
             Told::Granted(fence) => {
                 findings.check(fence > self.fence, || {
                     format!(
-                        "{self}, {}, and moved away: fence {fence} after {}",
+                        "{self}, {}, after moving the file away: fencing token {fence} after {}",
                         damage(),
                         self.fence
                     )
@@ -512,34 +512,34 @@ impl Scene {
                 if self.situation.is_held() {
                     let told = Told::by(|| self.holder.extend(&self.held));
                     findings.check(told == Told::Refused, || {
-                        format!("{self}, {}: its holder learns {told:?}", damage())
+                        format!("{self}, {}, after moving the file away: extend by its holder: {told:?}", damage())
                     });
                 }
                 Told::by(|| self.other.release(&self.wanted)).granted()?;
             }
             told => findings.violation(format!(
-                "{self}, {}: the way out that is named does not help: {told:?}",
+                "{self}, {}: moving the file away does not help: {told:?}",
                 damage()
             )),
         }
         fs::remove_file(&self.path).or_else(absent)?;
         fs::rename(&away, &self.path)?;
-        findings.count("ways out gone", 1);
+        findings.count("remedies tried", 1);
         Ok(())
     }
 
-    /// After all that, it is what it was.
+    /// Checks that the lock is in its original state after the file was restored.
     fn end(&self, findings: &mut Findings) -> Result<()> {
         if self.situation.is_held() {
             let told = Told::by(|| self.other.acquire(&self.wanted));
             findings.check(told == Told::Refused, || {
-                format!("{self}, mended: {told:?} to another")
+                format!("{self}, restored: acquire by another owner: {told:?}")
             });
             Told::by(|| self.holder.release(&self.held)).granted()?;
         }
         let fence = Told::by(|| self.other.acquire(&self.wanted)).granted()?;
         findings.check(fence > self.fence, || {
-            format!("{self}, mended: fence {fence} after {}", self.fence)
+            format!("{self}, restored: fencing token {fence} after {}", self.fence)
         });
         Ok(())
     }
@@ -551,7 +551,7 @@ impl fmt::Display for Scene {
     }
 }
 
-/// Records whose checksum fits, with the most extreme of numbers: nothing may panic, nor hang.
+/// Tests records with extreme numbers and a correct checksum: no operation may panic or hang.
 fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
     const COUNTED: u64 = 1 << 62;
     const NUMBERS: [u64; 9] = [
@@ -565,7 +565,7 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
         COUNTED - 2,
         COUNTED - 3,
     ];
-    // Where, and how wide.
+    // Each field, with its offset and its length in bytes.
     let fields: [(&str, usize, usize); 13] = [
         ("flags", 4, 4),
         ("sequence", 8, 8),
@@ -593,10 +593,10 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
                 let mut bytes = fs::read(&path)?;
                 forge_slots(&mut bytes, at, &number.to_le_bytes()[..width]);
                 if let Some((to, _)) = also {
-                    // As many as there are fences that may be granted, and none.
+                    // The number also as a fencing token.
                     forge_slots(&mut bytes, to, &number.to_le_bytes());
                 }
-                // In step, unless it is the sequence itself.
+                // The sequence numbers of the two slots stay consecutive.
                 if field == "sequence" {
                     let before = number.wrapping_sub(1);
                     let [one, two] = if number % 2 == 1 {
@@ -625,19 +625,19 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
                 for told in steps {
                     let is_named = match &told {
                         Told::Panicked(_) => false,
-                        // One that says in which namespace it was taken names the lock.
+                        // The error about a lease of another time namespace names the lock instead.
                         Told::Error(text) => text.contains(&in_folder) || text.contains("`lock`"),
                         Told::Granted(_) | Told::Refused => true,
                     };
                     findings.check(is_named, || {
-                        format!("a {kind} record with {number:#x} for its {field}: {told:?}")
+                        format!("a {kind} record with {number:#x} as its {field}: {told:?}")
                     });
                 }
-                // What could be read once stays so: a step that cannot count on changes nothing.
+                // A readable record stays readable: an operation whose counter overflows changes nothing.
                 let store = kind.open(folder.path())?;
                 let text = Told::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
                 findings.check(is_bad || !matches!(text, Told::Error(_)), || {
-                    format!("a {kind} record with {number:#x} for its {field}, at last: {text:?}")
+                    format!("a {kind} record with {number:#x} as its {field}, in the end: {text:?}")
                 });
                 findings.count("forged records", 1);
             }
@@ -646,7 +646,7 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
     Ok(())
 }
 
-/// The last write when the power went: any part of it is on the disk, and the machine starts anew.
+/// Tests torn writes at a power loss: any part of the last write is on the disk after the reboot.
 fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: Kind) -> Result<()> {
     let folder = setting.folder.join(format!("lost-power-{kind}"));
     let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
@@ -664,10 +664,10 @@ fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: K
         ("a release", &|| Told::by(|| store.release(&mine))),
         ("a grant", &|| Told::by(|| store.acquire(&mine))),
         ("a second release", &|| Told::by(|| store.release(&mine))),
-        ("a grant that outlives its process", &|| {
+        ("a detached grant", &|| {
             Told::by(|| store.acquire(&detached))
         }),
-        ("an eviction", &|| match kind {
+        ("a force-release", &|| match kind {
             Kind::Lease => Told::by(|| store.evict(&mine.name, None)),
             Kind::File => Told::by(|| store.release(&detached)),
         }),
@@ -683,7 +683,7 @@ fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: K
             .filter(|&at| before[at] != after[at])
             .collect();
         let sectors: BTreeSet<_> = changed.iter().map(|at| at / SLOT_BYTES).collect();
-        // Every choice of sectors, and of the bytes of the write, in either order.
+        // Every subset of the sectors, and prefixes and suffixes of the changed bytes.
         let mut mixes: Vec<(String, Vec<u8>)> = Vec::new();
         for chosen in 0..1_u32 << sectors.len() {
             let mut bytes = before.clone();
@@ -713,7 +713,7 @@ fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: K
             }
         }
         for (mix, mut bytes) in mixes {
-            // The start before: a slot that is whole keeps a checksum that fits.
+            // The record is of the earlier boot; a slot with a correct checksum gets a new one.
             for start in SLOTS {
                 let slot = &mut bytes[start..start + SLOT_BYTES];
                 let is_whole = slot[..4] == crc32c::crc32c(&slot[4..]).to_le_bytes();
@@ -725,47 +725,47 @@ fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: K
             fs::copy(folder.join("fences"), torn.path().join("fences"))?;
             let there = torn.path().join(path.file_name().context("a name")?);
             fs::write(&there, &bytes)?;
-            let anew = kind.open(torn.path())?;
-            match Told::by(|| anew.acquire(&wanted)) {
+            let reopened = kind.open(torn.path())?;
+            match Told::by(|| reopened.acquire(&wanted)) {
                 Told::Granted(granted) => findings.check(granted > fence, || {
-                    format!("power lost in {what} ({kind}), {mix}: fence {granted} after {fence}")
+                    format!("power lost in {what} ({kind}), {mix}: fencing token {granted} after {fence}")
                 }),
                 told => findings.violation(format!(
-                    "power lost in {what} ({kind}), {mix}: {told:?} of a lock that nobody holds"
+                    "power lost in {what} ({kind}), {mix}: acquire of a free lock: {told:?}"
                 )),
             }
-            findings.count("ways to lose power in a write", 1);
+            findings.count("torn writes", 1);
         }
         before = after;
     }
     Ok(())
 }
 
-/// Files that somebody removes.
+/// Tests the removal of lock files and of the fence counter.
 fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
     let other_kind = match kind {
         Kind::Lease => Kind::File,
         Kind::File => Kind::Lease,
     };
-    // What is removed, and in which kind of file another lock has later fences.
+    // What is removed, and the kind of file in which another lock has a later fencing token.
     let cases: [(&str, bool, bool, Option<Kind>); 6] = [
         ("the file", true, false, None),
         ("the counter", false, true, None),
         (
-            "the counter, and a later fence is there",
+            "the counter, with a later fencing token in another lock file",
             false,
             true,
             Some(kind),
         ),
-        ("both, and a later fence is there", true, true, Some(kind)),
+        ("both, with a later fencing token in another lock file", true, true, Some(kind)),
         (
-            "both, and a later fence is there, of the other kind",
+            "both, with a later fencing token in a lock file of the other kind",
             true,
             true,
             Some(other_kind),
         ),
         (
-            "the file, and a later fence is there, of the other kind",
+            "the file, with a later fencing token in a lock file of the other kind",
             true,
             false,
             Some(other_kind),
@@ -800,7 +800,7 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
                 fs::remove_file(folder.path().join("fences"))?;
             }
             let words = if is_held {
-                "under its holder"
+                "of a held lock"
             } else {
                 "of a free lock"
             };
@@ -811,20 +811,20 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
                 Told::Error(_) | Told::Panicked(_) => false,
             };
             findings.check(is_right, || {
-                format!("removed {words}: {what} ({kind}): {told:?} after fence {fence}")
+                format!("removed {words}: {what} ({kind}): acquire: {told:?} after fencing token {fence}")
             });
             if is_held && file {
                 let told = Told::by(|| one.extend(&mine));
                 findings.check(told == Told::Refused, || {
-                    format!("removed {words}: {what} ({kind}): its holder learns {told:?}")
+                    format!("removed {words}: {what} ({kind}): extend by its holder: {told:?}")
                 });
                 let told = Told::by(|| one.release(&mine));
                 findings.check(told == Told::Refused, || {
-                    format!("removed {words}: {what} ({kind}): its holder gives back {told:?}")
+                    format!("removed {words}: {what} ({kind}): release by its holder: {told:?}")
                 });
                 let told = Told::by(|| two.extend(&wanted));
                 findings.check(matches!(told, Told::Granted(_)), || {
-                    format!("removed {words}: {what} ({kind}): the next holder learns {told:?}")
+                    format!("removed {words}: {what} ({kind}): extend by the next holder: {told:?}")
                 });
             }
             drop(witness);
@@ -834,9 +834,9 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
     Ok(())
 }
 
-/// What the queue writes has no checksum: whatever stands there, those who wait have their turn.
+/// Tests a corrupt queue mark, which has no checksum: all waiters must still acquire the lock.
 fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
-    // A turn takes milliseconds, and two stopped neighbours less than a second.
+    // A hand-off takes milliseconds, and skipping two stopped waiters less than a second.
     const TURN: Duration = Duration::from_secs(10);
     const WAITERS: usize = 3;
 
@@ -866,7 +866,7 @@ fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
                 Ok(overwrite(&path, &bytes)?)
             };
             if is_early {
-                // A grant that takes note of it.
+                // The grant reads the corrupt mark.
                 Told::by(|| store.release(&mine)).granted()?;
                 damage()?;
                 Told::by(|| store.acquire(&mine)).granted()?;
@@ -879,20 +879,20 @@ fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
                 command.args(["--store", &kind.url(folder.path())]);
                 command.args(["run", "lock", "--wait", "1m", "--", "true"]);
                 waiters.push(Running::start(command.stdin(Stdio::null()))?);
-                // Where there is no place to be had, it waits all the same.
+                // A waiter that cannot get a ticket waits nevertheless.
                 let began = Instant::now();
                 while tickets(&path)? < number && began.elapsed() < Duration::from_millis(500) {
                     thread::sleep(Duration::from_millis(1));
                 }
             }
-            // Who has had enough can go, however it stands with the others.
+            // A waiter can time out, whatever the state of the others.
             let mut command = Command::new(&verrou);
             command.args(["--store", &kind.url(folder.path())]);
             command.args(["run", "lock", "--wait", "50ms", "--", "true"]);
             let ended = Running::start(command.stdin(Stdio::null()))?.end_within(TURN)?;
             findings.check(ended.code() == Some(75), || {
                 format!(
-                    "a queue's mark damaged to {mark:#x} ({kind}): one who waits for 50 ms ends \
+                    "a queue mark corrupted to {mark:#x} ({kind}): a waiter with a timeout of 50 ms ends \
                      with {:?} after {:?}",
                     ended.code(),
                     ended.took
@@ -905,8 +905,8 @@ fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
                 findings.check(ended.code() == Some(0), || {
                     let when = if is_early { "before" } else { "during" };
                     format!(
-                        "a queue's mark damaged to {mark:#x} {when} a grant ({kind}): \
-                         one who waits ends with {:?} after {:?}: {}",
+                        "a queue mark corrupted to {mark:#x} {when} a grant ({kind}): \
+                         a waiter ends with {:?} after {:?}: {}",
                         ended.code(),
                         ended.took,
                         ended.err.trim_end()
@@ -914,17 +914,17 @@ fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
                 });
             }
             longest = longest.max(began.elapsed());
-            findings.count("queues with a damaged mark", 1);
+            findings.count("queues with a corrupt mark", 1);
         }
     }
     findings.figure(
-        format!("longest until {WAITERS} had their turn in a damaged queue ({kind})"),
+        format!("longest time until {WAITERS} waiters of a corrupt queue were done ({kind})"),
         format!("{} ms", longest.as_millis()),
     );
     Ok(())
 }
 
-/// How many wait for the lock of the file at `path`, as the kernel says: proc(5), `/proc/locks`.
+/// Returns the number of locked tickets of the file at `path`, by `/proc/locks`: proc(5).
 fn tickets(path: &Path) -> Result<usize> {
     const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
 
@@ -941,11 +941,11 @@ fn tickets(path: &Path) -> Result<usize> {
     Ok(waiting.count())
 }
 
-/// Every length, every byte, and what else a counter that was `whole` may be.
+/// Returns corruptions of the counter file `whole`: truncated, changed, forged and foreign contents.
 fn damages_to_counter(whole: &[u8], rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
     let mut damages: Vec<(String, Vec<u8>)> = Vec::new();
     for length in 0..whole.len() {
-        damages.push((format!("cut to {length} bytes"), whole[..length].to_vec()));
+        damages.push((format!("truncated to {length} bytes"), whole[..length].to_vec()));
     }
     for at in 0..whole.len() {
         for pattern in 1..=u8::MAX {
@@ -972,16 +972,16 @@ fn damages_to_counter(whole: &[u8], rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
         bytes
     };
     for number in [u64::MAX, u64::MAX - 16_383] {
-        damages.push((format!("with {number} for its number"), of_number(number)));
+        damages.push((format!("with the number {number}"), of_number(number)));
     }
-    damages.push(("with a byte more".to_owned(), [whole, &[0]].concat()));
+    damages.push(("with an additional byte".to_owned(), [whole, &[0]].concat()));
     damages.push(("of zeros".to_owned(), vec![0; whole.len()]));
-    damages.push(("as long as a lock's file".to_owned(), vec![0; FILE_BYTES]));
+    damages.push(("of the length of a lock file".to_owned(), vec![0; FILE_BYTES]));
     damages.push(("of another program".to_owned(), b"17\n".to_vec()));
     damages
 }
 
-/// The counter, of which all locks of a folder get their fences.
+/// Tests corruption of the counter that allots fencing tokens to all locks of a directory.
 fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
     for kind in Kind::BOTH {
         let place = quick(setting)?;
@@ -997,17 +997,17 @@ fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) ->
             let is_named =
                 matches!(&told, Told::Error(text) if text.contains(&*path.to_string_lossy()));
             findings.check(is_named, || {
-                format!("a fence counter {damage} ({kind}): a new lock is {told:?}")
+                format!("a fence counter {damage} ({kind}): acquire of a new lock: {told:?}")
             });
-            // Those that have fences of their own need it no more.
+            // Locks with an allotment of fencing tokens do not need the counter.
             Told::by(|| store.release(&known)).granted()?;
             match Told::by(|| store.acquire(&known)) {
                 Told::Granted(next) if next > fence => fence = next,
                 told => findings.violation(format!(
-                    "a fence counter {damage} ({kind}): a lock with fences is {told:?} after {fence}"
+                    "a fence counter {damage} ({kind}): acquire with allotted tokens: {told:?} after {fence}"
                 )),
             }
-            findings.count("damages to the fence counter", 1);
+            findings.count("corruptions of the fence counter", 1);
             Ok(())
         };
         for (damage, bytes) in &damages {
@@ -1051,10 +1051,10 @@ fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) ->
             }
         }
 
-        // The way out: it is made anew.
+        // The remedy: the store recreates a counter that was moved away.
         let told = asked(&*store, "new", 2)?;
         findings.check(matches!(told, Told::Granted(next) if next > fence), || {
-            format!("a fence counter moved away ({kind}): a new lock is {told:?} after {fence}")
+            format!("a fence counter moved away ({kind}): acquire of a new lock: {told:?} after {fence}")
         });
     }
     Ok(())

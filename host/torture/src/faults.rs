@@ -1,4 +1,4 @@
-//! A fault at every system call of every step: the process is killed there, or the call fails.
+//! A fault at every system call of every operation: the process is killed there, or the call fails.
 
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -18,21 +18,22 @@ use crate::tracer::{self, Fault};
 
 pub(crate) const CRASH_POINTS: Part = Part {
     name: "crash-points",
-    about: "kill -9 at every system call of every step",
+    about: "kill -9 at every system call of every operation",
     share: 0,
     run: crash_points,
 };
 pub(crate) const FAILING_CALLS: Part = Part {
     name: "failing-calls",
-    about: "every system call of every step fails in every way, or reads and writes half",
+    about: "every system call of every operation fails with every error, or reads and writes half",
     share: 0,
     run: failing_calls,
 };
 
-/// How soon another has the lock of one who is dead: whoever was to be next may have died, too.
+/// The time within which another process acquires the lock of a dead holder; the next waiter may
+/// have died, too.
 const BOUND: Duration = Duration::from_millis(500);
 
-/// How calls fail.
+/// The errors that calls fail with.
 const ERRORS: [Errno; 10] = [
     Errno::ENOSPC,
     Errno::EIO,
@@ -46,7 +47,7 @@ const ERRORS: [Errno; 10] = [
     Errno::EACCES,
 ];
 
-/// Calls of which no program survives the failure, or that cannot fail.
+/// Calls whose failure no program survives, or that cannot fail.
 const BEYOND_US: [Sysno; 13] = [
     Sysno::brk,
     Sysno::mmap,
@@ -59,12 +60,12 @@ const BEYOND_US: [Sysno; 13] = [
     Sysno::sched_yield,
     Sysno::getpid,
     Sysno::geteuid,
-    // A lock without randomness is none, as the documentation says.
+    // Without randomness there are no locks, as documented.
     Sysno::getrandom,
     Sysno::clock_nanosleep,
 ];
 
-/// A fault to be tried.
+/// One fault at one call of an operation.
 struct Trial<'a> {
     stage: &'a Stage,
     at: usize,
@@ -91,13 +92,13 @@ fn crash_points(setting: &Setting, findings: &mut Findings) -> Result<()> {
             });
         }
     }
-    findings.count("steps", stages.len() as u64);
+    findings.count("operations", stages.len() as u64);
     try_all(setting, findings, &trials, |scene, trial| {
         let traced = tracer::trace(&scene.process, Some((trial.at, trial.fault)))?;
         let mut wrong = if traced.is_gone || !traced.was_met {
             Vec::new()
         } else {
-            vec!["it survived".to_owned()]
+            vec!["the process survived SIGKILL".to_owned()]
         };
         scene.end_process()?;
         wrong.extend(scene.others_get_in(BOUND)?);
@@ -133,9 +134,9 @@ fn failing_calls(setting: &Setting, findings: &mut Findings) -> Result<()> {
             }));
         }
     }
-    findings.count("steps", stages.len() as u64);
+    findings.count("operations", stages.len() as u64);
     if !setting.is_long {
-        // Each call fails in some way all the same.
+        // Each call still fails in some way.
         let mut random = Rng::with_seed(setting.seed);
         random.shuffle(&mut trials);
         trials.truncate(trials.len() / 3);
@@ -143,7 +144,7 @@ fn failing_calls(setting: &Setting, findings: &mut Findings) -> Result<()> {
     try_all(setting, findings, &trials, failing_call)
 }
 
-/// Lets one call fail, and the process try again.
+/// Makes one call fail, and lets the process retry the operation.
 fn failing_call(
     scene: &mut Scene,
     trial: &Trial<'_>,
@@ -154,25 +155,25 @@ fn failing_call(
     let mut said = scene.hear()?;
     if let Some(Said::Error { text }) = &said {
         if !text.contains(&*scene.folder.to_string_lossy()) {
-            wrong.push(format!("the error does not say where: {text}"));
+            wrong.push(format!("the error does not name the directory: {text}"));
         }
         if act == Act::Release && !scene.is_free_to_others_soon()? {
-            wrong.push(format!("it is held after a release that failed: {text}"));
+            wrong.push(format!("still held after a failed release: {text}"));
         }
         scene.tell()?;
         said = scene.hear()?;
         if let Some(Said::Error { text }) = &said {
-            wrong.push(format!("it fails for good: {text}"));
+            wrong.push(format!("the retry fails, too: {text}"));
         }
     }
     match &said {
         Some(Said::Granted { fence }) if matches!(act, Act::Acquire | Act::Extend) => {
             if scene.is_free_to_others()? {
-                wrong.push("it was granted to two".to_owned());
+                wrong.push("granted to two owners".to_owned());
             }
             let under = scene.held_under()?;
             if under != *fence {
-                wrong.push(format!("it has {fence:?}, and others see {under:?}"));
+                wrong.push(format!("granted under {fence:?}, and inspected as {under:?}"));
             }
             scene.fence = fence.unwrap_or_default().max(scene.fence);
         }
@@ -180,13 +181,13 @@ fn failing_call(
             wrong.push("a free lock was refused".to_owned());
         }
         Some(Said::Granted { .. }) if act == Act::Wait => {
-            wrong.push("another's lock was granted".to_owned());
+            wrong.push("a lock that another process holds was granted".to_owned());
         }
         _ => {}
     }
     let (errors, ended_well) = scene.end_process()?;
     if !ended_well || !errors.is_empty() {
-        wrong.push(format!("the process did not end well: {errors}"));
+        wrong.push(format!("the process failed: {errors}"));
     }
     wrong.extend(scene.others_get_in(BOUND)?);
     Ok((traced.was_met.then_some("failing calls"), wrong))
@@ -202,7 +203,7 @@ fn stages(setting: &Setting) -> Result<Vec<Stage>> {
     Ok(stages)
 }
 
-/// Which system calls each step makes when all goes well.
+/// Returns the system calls that each operation makes without a fault.
 fn calls(setting: &Setting, stages: &[Stage]) -> Result<Vec<Vec<Sysno>>> {
     let mut all = Vec::new();
     for (number, stage) in stages.iter().enumerate() {
@@ -212,17 +213,17 @@ fn calls(setting: &Setting, stages: &[Stage]) -> Result<Vec<Vec<Sysno>>> {
     Ok(all)
 }
 
-/// What a trial does: what it is counted as, and what was wrong.
+/// Runs a trial; returns the name under which it is counted, and the violations.
 type Try = fn(&mut Scene, &Trial<'_>) -> Result<(Option<&'static str>, Vec<String>)>;
 
-/// Does all trials, as many at once as there are processors.
+/// Runs all trials, as many at once as there are processors.
 fn try_all(
     setting: &Setting,
     findings: &mut Findings,
     trials: &[Trial<'_>],
     attempt: Try,
 ) -> Result<()> {
-    /// More than these say nothing new.
+    /// The number of violations after which the part stops.
     const MOST: usize = 50;
 
     setting.progress.set_length(trials.len() as u64);
@@ -238,9 +239,9 @@ fn try_all(
             let mut scene = trial.stage.scene(folder)?;
             let title = scene.title();
             let (what, wrong) = attempt(&mut scene, trial)
-                .unwrap_or_else(|err| (None, vec![format!("it could not be tried: {err:#}")]));
+                .unwrap_or_else(|err| (None, vec![format!("the trial failed to run: {err:#}")]));
             setting.progress.inc(1);
-            let mut findings = shared.lock().expect("nobody panics with it");
+            let mut findings = shared.lock().expect("no thread panics while it holds this mutex");
             if let Some(what) = what {
                 findings.count(what, 1);
             }
@@ -259,7 +260,7 @@ fn try_all(
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let workers: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
         for worker in workers {
-            worker.join().expect("it returns its errors")?;
+            worker.join().expect("a worker returns its errors")?;
         }
         Ok(())
     })

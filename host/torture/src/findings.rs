@@ -8,72 +8,72 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 use serde::{Serialize, Serializer};
 
-/// One thing that locks are put through.
+/// One part of the torture.
 pub(crate) struct Part {
-    /// What `--only` calls it.
+    /// Its name for `--only`.
     pub(crate) name: &'static str,
-    /// What it does, in a line.
+    /// Its description, in one line.
     pub(crate) about: &'static str,
-    /// Its share of the time that is left for parts without an end of their own; zero for those that
-    /// have one.
+    /// Its share of the time that is left for parts without a fixed size; zero for parts of a fixed
+    /// size.
     pub(crate) share: u32,
-    /// Does it. An error is one of the part's own: it could not be done, and nothing is known.
+    /// Runs it. An error means that the part could not be run, and says nothing about the locks.
     pub(crate) run: fn(&Setting, &mut Findings) -> anyhow::Result<()>,
 }
 
-/// What a part is given.
+/// The configuration of a part's run.
 pub(crate) struct Setting {
-    /// All that is random follows from this.
+    /// The seed of all random choices.
     pub(crate) seed: u64,
-    /// How long a part without an end of its own is to take.
+    /// The duration of a part without a fixed size.
     pub(crate) length: Duration,
-    /// Whether everything is to be tried, and not only some of it.
+    /// Whether the part tries all cases instead of a selection.
     pub(crate) is_long: bool,
     /// Whether the part ends as soon as the programs that it starts are built.
     pub(crate) only_build: bool,
-    /// An empty folder of its own, on the disk that temporary files are on.
+    /// An empty directory for the part, on the disk of the temporary files.
     pub(crate) folder: PathBuf,
-    /// How far it is; a part that knows how much there is to do sets the length.
+    /// The progress bar; a part of a fixed size sets its length.
     pub(crate) progress: ProgressBar,
 }
 
-/// What a part did, and what it found.
+/// The results of a part.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Findings {
-    /// How often it did what.
+    /// How often each thing was done.
     pub(crate) done: BTreeMap<String, u64>,
-    /// The longest that was measured of times, in seconds as JSON has them.
+    /// The longest of each kind of measured time; in seconds in JSON.
     #[serde(serialize_with = "seconds")]
     pub(crate) times: BTreeMap<String, Duration>,
-    /// Whatever else is to be known, with its unit.
+    /// Other figures, with their units.
     pub(crate) figures: BTreeMap<String, String>,
-    /// How long it took to build what it runs, which is not counted.
+    /// The time to build the programs that it runs, which is not part of its duration.
     #[serde(serialize_with = "in_seconds")]
     pub(crate) building: Duration,
-    /// What must not happen, and did.
+    /// The violations that were found.
     pub(crate) violations: Vec<String>,
-    /// What could not be done here, and why.
+    /// What could not be tested on this machine, with the reasons.
     pub(crate) not_done: Vec<String>,
 }
 
 impl Findings {
-    /// Adds `times` to how often `what` was done.
+    /// Adds `times` to the number of times that `what` was done.
     pub(crate) fn count(&mut self, what: impl Into<String>, times: u64) {
         *self.done.entry(what.into()).or_default() += times;
     }
 
-    /// Notes a figure, in words, with its unit.
+    /// Records a figure, with its unit.
     pub(crate) fn figure(&mut self, what: impl Into<String>, value: impl Display) {
         self.figures.insert(what.into(), value.to_string());
     }
 
-    /// Notes the longest time of several.
+    /// Records a time if it is the longest of its kind.
     pub(crate) fn worst(&mut self, what: impl Into<String>, time: Duration) {
         let worst = self.times.entry(what.into()).or_default();
         *worst = time.max(*worst);
     }
 
-    /// The longest times, in words.
+    /// Returns the longest times as text.
     pub(crate) fn longest(&self) -> Vec<String> {
         let times = self.times.iter();
         times
@@ -81,19 +81,19 @@ impl Findings {
             .collect()
     }
 
-    /// Notes that something happened that must not.
+    /// Records a violation.
     pub(crate) fn violation(&mut self, what: impl Display) {
         self.violations.push(what.to_string());
     }
 
-    /// Notes a violation unless `holds`.
+    /// Records a violation unless `holds`.
     pub(crate) fn check(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
         if !holds {
             self.violation(otherwise());
         }
     }
 
-    /// Notes what could not be done on this machine, and why.
+    /// Records what could not be tested on this machine, with the reason.
     pub(crate) fn not_done(&mut self, what: impl Display) {
         self.not_done.push(what.to_string());
     }

@@ -1,4 +1,4 @@
-//! File systems without a free byte or inode, and such as turn read-only.
+//! File systems without a free byte or inode, and file systems that become read-only.
 
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -18,17 +18,17 @@ use crate::storms::{KINDS, strangers};
 
 pub(crate) const PART: Part = Part {
     name: "full-disks",
-    about: "no free byte, no free inode, read-only: what is held can be kept and given back",
+    about: "no free byte, no free inode, read-only: held locks can be extended and released",
     share: 0,
     run,
 };
 
-/// A file system of its own, until this is dropped.
+/// A mounted file system; unmounted when dropped.
 struct Mounted {
     place: PathBuf,
 }
 
-/// A kind of file system, and how large it is.
+/// A kind of file system.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum FileSystem {
     Tmpfs,
@@ -40,7 +40,7 @@ enum FileSystem {
 impl FileSystem {
     const ALL: [Self; 4] = [Self::Tmpfs, Self::Ext4, Self::Xfs, Self::Btrfs];
 
-    /// How its image is made, and of how many bytes.
+    /// Returns the command that creates the file system's image, and the image's size in bytes.
     fn maker(self) -> Option<(&'static [&'static str], u64)> {
         match self {
             Self::Tmpfs => None,
@@ -95,7 +95,7 @@ impl Mounted {
                 Err(err) => return Err(err.into()),
             }
         }
-        bail!("a million inodes, and it is not full")
+        bail!("the file system is not full after a million inodes")
     }
 
     fn make_room(&self) -> Result<()> {
@@ -122,7 +122,7 @@ impl Drop for Mounted {
     }
 }
 
-/// What a program says; the error when it fails.
+/// Runs a program, and returns its standard output; the error has its standard error.
 fn run_it(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("`{program}`"))?;
@@ -133,10 +133,10 @@ fn run_it(command: &mut Command) -> Result<String> {
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in FileSystem::ALL {
-        // Filling those that are not small takes a while.
+        // Filling the large ones takes long.
         if !setting.is_long && matches!(kind, FileSystem::Xfs | FileSystem::Btrfs) {
             findings.not_done(format!(
-                "{kind:?}: there is time for it from ten minutes on"
+                "{kind:?}: tested only with `--for` of 10 minutes or more"
             ));
             continue;
         }
@@ -183,7 +183,7 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
     mounted.fill()?;
 
     let mut check = |what: &str, done: Result<(), Error>| {
-        findings.count("steps without a free byte or inode", 1);
+        findings.count("operations without a free byte or inode", 1);
         if let Err(err) = done {
             let err = anyhow::Error::from(err);
             findings.violation(format!("{title}, full: {what}: {err:#}"));
@@ -198,15 +198,15 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
             other => other.map(|_| ()),
         },
     );
-    // Without room for what wakes those who wait.
-    let patience = Retry::FOR_EVER.timeout(Duration::from_secs(20));
+    // There is no room for the wake pipe of the waiter.
+    let retry = Retry::FOR_EVER.timeout(Duration::from_secs(20));
     let waited = thread::scope(|scope| {
         let waiting = scope.spawn(|| {
-            let lease = other.acquire_with(&patience)?;
+            let lease = other.acquire_with(&retry)?;
             other.release()?;
             Ok::<_, Error>(lease)
         });
-        // It begins to wait, or comes when the lock is free; both are to go well.
+        // It begins to wait, or finds the lock free; both must succeed.
         thread::sleep(Duration::from_millis(50));
         check("releasing", held.release());
         waiting.join().unwrap_or_else(|_| {
@@ -228,7 +228,7 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
 
     let new = ours.create_lock("new", "1h")?;
     match new.try_acquire() {
-        Ok(_) => findings.violation(format!("{title}, full: there was room for a new lock")),
+        Ok(_) => findings.violation(format!("{title}, full: a new lock was granted without room for its file")),
         Err(err) => {
             let text = format!("{:#}", anyhow::Error::from(err));
             let names = text.contains("new.") && text.contains("No space left");
@@ -247,17 +247,17 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
         );
     }
     mounted.make_room()?;
-    new.try_acquire().context("when there is room again")?;
+    new.try_acquire().context("acquiring after room was made")?;
     new.release()?;
     let strangers = strangers(&mounted.place.join("locks"))?;
     findings.check(strangers.is_empty(), || {
-        format!("{title}, full: these files are left: {strangers:?}")
+        format!("{title}, full: these foreign files are left: {strangers:?}")
     });
     Ok(())
 }
 
-/// A disk that turns read-only under a holder, as ext4 makes it after an error: its lock can be given
-/// back, or ends with it.
+/// Makes the file system of a held lock read-only, as ext4 does after an error: the lock can be
+/// released, or ends with its holder.
 fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> Result<()> {
     let store = open(kind, &mounted.place)?;
     let lock = LockFactory::new(&store, System).create_lock("held", "1h")?;
@@ -267,7 +267,7 @@ fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings
     let device = run_it(device.arg(&mounted.place))?;
     let device = device.trim().trim_start_matches("/dev/");
     let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
-    fs::write(&trigger, "an error, on purpose").context(trigger)?;
+    fs::write(&trigger, "an error for a test").context(trigger)?;
 
     let mut complain = |what: &str, err: &dyn Display| {
         findings.violation(format!("{title}, read-only: {what}: {err:#}"));
@@ -278,13 +278,13 @@ fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings
             complain("releasing", &text);
         }
     }
-    // Who can still be asked says that nobody has it.
+    // An operation that still succeeds finds the lock free.
     let other = open(kind, &mounted.place)?;
     let name = lock.name();
     match other.inspect(name) {
         Ok(None) => {}
-        Ok(Some(holder)) => complain("it is held after a release", &format!("{holder:?}")),
-        // A file is opened to be written, or not at all.
+        Ok(Some(holder)) => complain("still held after its release", &format!("{holder:?}")),
+        // A store opens its files only for writing.
         Err(err) => {
             let text = format!("{:#}", anyhow::Error::from(err));
             if !text.contains("held.") || !text.contains("Read-only") {
@@ -294,7 +294,7 @@ fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings
     }
     let other = LockFactory::new(&other, System).create_lock("held", "1h")?;
     match other.try_acquire().map_err(anyhow::Error::from) {
-        Ok(_) => complain("acquiring", &"there was no record of it"),
+        Ok(_) => complain("acquiring", &"granted without a record"),
         Err(err) => {
             let text = format!("{err:#}");
             if !text.contains("held.") || !text.contains("Read-only") {
@@ -302,6 +302,6 @@ fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings
             }
         }
     }
-    findings.count("file systems that turned read-only", 1);
+    findings.count("file systems that became read-only", 1);
     Ok(())
 }

@@ -1,8 +1,8 @@
-//! Bytes that nobody meant, for whatever reads bytes: libFuzzer, through cargo-fuzz.
+//! Fuzzing of all parsers by libFuzzer, through cargo-fuzz.
 //!
-//! What the targets in `host/fuzz` look for is in `host/src/fuzzing.rs`. They start with the seeds
-//! that are kept beside them; what they find on the way goes to a temporary folder, and what breaks
-//! them to `target/torture`.
+//! `host/src/fuzzing.rs` has the properties that the targets in `host/fuzz` check. The targets start
+//! with the seeds in `host/fuzz/seeds`; new inputs go to a temporary directory, and inputs that fail
+//! to `target/torture`.
 
 use std::env;
 use std::ffi::OsStr;
@@ -20,13 +20,12 @@ use crate::findings::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "fuzz",
-    about: "bytes that nobody meant, for all that reads files, serialized locks, names, durations \
-            and store URLs",
+    about: "fuzzes the parsers of lock files, serialized locks, names, durations and store URLs",
     share: 1,
     run,
 };
 
-/// Each target, and where there are more seeds for it than its own.
+/// Each target, with a directory of additional seeds.
 const TARGETS: [(&str, Option<&str>); 5] = [
     ("record", Some("host/tests/golden")),
     ("serialized", Some("tests/golden")),
@@ -35,10 +34,10 @@ const TARGETS: [(&str, Option<&str>); 5] = [
     ("store_url", None),
 ];
 
-/// For how long each is done at least.
+/// The shortest time that each target runs.
 const SHORTEST: Duration = Duration::from_mins(1);
 
-/// After so much more than it was given, a target hangs.
+/// The time beyond its duration after which a target counts as hanging.
 const GRACE: Duration = Duration::from_mins(2);
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
@@ -57,7 +56,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
 
     let length = SHORTEST.max(setting.length);
     setting.progress.set_length(length.as_secs());
-    setting.progress.set_message("s of all targets");
+    setting.progress.set_message("seconds of all targets");
     let work = Work::new(setting)?;
     let start = |(target, more): &(&'static str, _)| {
         Fuzzer::start(&build, &work, target, *more, setting.seed, length)
@@ -81,27 +80,27 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// The project's folder.
+/// Returns the project's directory.
 fn project() -> &'static Path {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.ancestors().nth(2).unwrap_or(package)
 }
 
-/// The targets, built.
+/// The directory of the built targets.
 struct Build {
     programs: PathBuf,
 }
 
 impl Build {
-    /// Or why this machine cannot build them.
+    /// Builds the targets; the inner error is the reason why this machine cannot build them.
     fn new(setting: &Setting) -> Result<Result<Self, String>> {
         setting.progress.set_message("building");
         if env::var_os("CXX").is_none() && find("c++").is_none() {
-            return Ok(Err("there is no `c++` to build libFuzzer with".to_owned()));
+            return Ok(Err("libFuzzer needs a C++ compiler `c++`".to_owned()));
         }
         let cargo_fuzz = match cargo_fuzz()? {
             Ok(program) => program,
-            Err(why) => return Ok(Err(format!("cargo-fuzz cannot be had: {why}"))),
+            Err(why) => return Ok(Err(format!("cannot install cargo-fuzz: {why}"))),
         };
         let mut fetch = cargo();
         fetch.args([
@@ -112,15 +111,15 @@ impl Build {
         ]);
         if let Err(why) = said(&mut fetch)? {
             if why.contains("--locked") {
-                bail!("host/fuzz/Cargo.lock is not what host/Cargo.toml asks for: {why}");
+                bail!("host/fuzz/Cargo.lock is out of date: {why}");
             }
-            return Ok(Err(format!("what `host/fuzz` uses cannot be had: {why}")));
+            return Ok(Err(format!("cannot fetch the dependencies of `host/fuzz`: {why}")));
         }
         let machine = match said(Command::new("rustc").arg("-vV"))? {
             Ok(text) => text
                 .lines()
                 .find_map(|line| line.strip_prefix("host: "))
-                .context("rustc does not say for which machine it is")?
+                .context("`rustc -vV` names no host")?
                 .to_owned(),
             Err(why) => bail!("rustc -vV: {why}"),
         };
@@ -128,19 +127,20 @@ impl Build {
         build
             .arg("build")
             .args(OPTIONS)
-            // One that was built elsewhere may be made for another C library.
+            // A cargo-fuzz that was built elsewhere may have another default target.
             .args(["--target", &machine])
             .current_dir(project())
             .env("CARGO_NET_OFFLINE", "true");
         if let Err(why) = said(&mut build)? {
-            bail!("the targets cannot be built: {why}");
+            bail!("cannot build the targets: {why}");
         }
         let programs = project().join("target/fuzz").join(machine).join("release");
         Ok(Ok(Self { programs }))
     }
 }
 
-/// Stable Rust has no sanitizers; what they find, code without `unsafe` does not do.
+/// The options of cargo-fuzz. Stable Rust has no sanitizers; they find errors that code without
+/// `unsafe` does not have.
 const OPTIONS: [&str; 6] = [
     "--sanitizer",
     "none",
@@ -156,10 +156,10 @@ fn cargo() -> Command {
     cargo
 }
 
-/// Its `Cargo.lock` pins what it is built of.
+/// The version of cargo-fuzz; its `Cargo.lock` pins its dependencies.
 const CARGO_FUZZ: &str = "cargo-fuzz@=0.13.2";
 
-/// Where cargo-fuzz is: in `PATH`, or else installed in `target/tools`.
+/// Returns the path of cargo-fuzz: in `PATH`, or else installed in `target/tools`.
 fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
     if let Some(found) = find("cargo-fuzz") {
         return Ok(Ok(found));
@@ -179,7 +179,7 @@ fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
     Ok(Ok(program))
 }
 
-/// Where the program `name` in `PATH` is.
+/// Returns the path of the program `name` in `PATH`.
 fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
@@ -187,7 +187,7 @@ fn find(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// What `command` said on its standard output, or, if it failed, the end of what it said of that.
+/// Runs `command`, and returns its standard output, or, if it failed, the end of its standard error.
 fn said(command: &mut Command) -> Result<Result<String, String>> {
     let program = command.get_program().to_owned();
     let output = command
@@ -203,10 +203,10 @@ fn said(command: &mut Command) -> Result<Result<String, String>> {
     Ok(Err(format!("{}: {}", output.status, last.join("\n"))))
 }
 
-/// Where the targets keep what they need for this run, and where they leave what broke them.
+/// The directories that the targets use.
 struct Work<'a> {
     folder: &'a Path,
-    /// In memory, if that can be: some make files and have them put on the disk.
+    /// In memory if possible, because some targets create files and call fsync(2).
     quick: TempDir,
     artifacts: PathBuf,
 }
@@ -215,7 +215,7 @@ impl<'a> Work<'a> {
     fn new(setting: &'a Setting) -> Result<Self> {
         let quick = tempfile::tempdir_in("/dev/shm")
             .or_else(|_| tempfile::tempdir_in(&setting.folder))
-            .context("a folder for temporary files")?;
+            .context("cannot create a temporary directory")?;
         let artifacts = project().join("target/torture/fuzz");
         fs::create_dir_all(&artifacts).with_context(|| format!("{}", artifacts.display()))?;
         Ok(Self {
@@ -226,7 +226,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// A target at work.
+/// A running target.
 struct Fuzzer {
     target: &'static str,
     child: Child,
@@ -243,7 +243,7 @@ impl Fuzzer {
         seed: u64,
         length: Duration,
     ) -> Result<Self> {
-        // The first folder is where inputs go that lead somewhere new.
+        // libFuzzer writes new inputs to the first directory.
         let found = work.folder.join(target);
         fs::create_dir(&found)?;
         let log = work.folder.join(target).with_extension("log");
@@ -254,7 +254,7 @@ impl Fuzzer {
         command
             .arg(option("artifact_prefix", &prefix))
             .arg(format!("-max_total_time={}", length.as_secs()))
-            // Zero would be one that is drawn.
+            // With zero, libFuzzer would draw a random seed.
             .arg(format!("-seed={}", seed % u64::from(u32::MAX) + 1))
             .args(["-print_final_stats=1", "-timeout=25", "-rss_limit_mb=2048"])
             .arg(found)
@@ -282,11 +282,11 @@ impl Fuzzer {
         Ok(self.ended.is_some())
     }
 
-    /// Says what it did, and what it found.
+    /// Records the number of its inputs, and its failure.
     fn tell(mut self, build: &Build, findings: &mut Findings) -> Result<()> {
         let target = self.target;
         let ended = self.has_ended()?.then_some(self.ended).flatten();
-        let log = fs::read(&self.log).context("what a target said")?;
+        let log = fs::read(&self.log).context("cannot read the output of a target")?;
         let log = String::from_utf8_lossy(&log);
         let number = |what: &str| {
             let line = log.lines().find_map(|line| line.strip_prefix(what));
@@ -304,9 +304,9 @@ impl Fuzzer {
                 .lines()
                 .find_map(|line| line.split_once("Test unit written to "));
             let again = match input {
-                // Or else it would write the same once more, where it is called.
+                // Without this option it would write the input again, to the current directory.
                 Some((_, input)) => format!(
-                    "; again: {} -exact_artifact_path=/dev/null {input}",
+                    "; to reproduce: {} -exact_artifact_path=/dev/null {input}",
                     build.programs.join(target).display(),
                 ),
                 None => String::new(),
@@ -314,9 +314,9 @@ impl Fuzzer {
             findings.violation(format!("`{target}`, {status}: {what}{again}"));
             return Ok(());
         }
-        let learned = number("stat::new_units_added:").unwrap_or_default();
-        findings.check(learned > 0, || {
-            format!("`{target}` learned nothing from {executed} inputs: does it see what they do?")
+        let new_inputs = number("stat::new_units_added:").unwrap_or_default();
+        findings.check(new_inputs > 0, || {
+            format!("`{target}` found no new input among {executed}: is it built with coverage?")
         });
         Ok(())
     }
@@ -331,14 +331,14 @@ impl Drop for Fuzzer {
     }
 }
 
-/// An option of libFuzzer's with a path.
+/// Returns an option of libFuzzer with a path as its value.
 fn option(name: &str, value: &OsStr) -> std::ffi::OsString {
     let mut option = std::ffi::OsString::from(format!("-{name}="));
     option.push(value);
     option
 }
 
-/// What a target says of why it ended: of a panic, or libFuzzer's word for what else it was.
+/// Returns the reason why a target failed, from its output: a panic, or libFuzzer's error.
 fn reason(log: &str) -> Option<String> {
     let mut lines = log.lines();
     let panic = lines.find(|line| line.contains("panicked at "));
@@ -352,5 +352,5 @@ fn reason(log: &str) -> Option<String> {
 }
 
 fn last_line(log: &str) -> &str {
-    log.lines().next_back().unwrap_or("it said nothing")
+    log.lines().next_back().unwrap_or("no output")
 }

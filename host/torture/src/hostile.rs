@@ -1,4 +1,4 @@
-//! Other users, hostile words, and stores that lie.
+//! Hostile files, users and input, and stores that return wrong replies.
 
 mod files;
 mod stores;
@@ -10,7 +10,7 @@ use crate::findings::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "security",
-    about: "planted files, other users, hostile words, and stores that lie",
+    about: "planted files, other users, hostile input, and stores that return wrong replies",
     share: 0,
     run,
 };
@@ -19,19 +19,19 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     type Section = fn(&Setting, &mut Findings) -> Result<()>;
     let sections: [(&str, Section); 13] = [
         ("planted files", files::planted),
-        ("planted bells", files::planted_bells),
-        ("other users' folders and files", files::of_other_users),
+        ("planted wake pipes", files::planted_bells),
+        ("other users' directories and files", files::of_other_users),
         ("group stores", files::of_groups),
         ("umasks", files::umasks),
-        ("a file that is kept locked", files::denied),
-        ("names in the library", words::names_in_the_library),
-        ("names typed", words::names_typed),
-        ("serialized locks", words::serialized),
-        ("serialized locks typed", words::serialized_typed),
+        ("a file that another process keeps locked", files::denied),
+        ("names through the library", words::names_in_the_library),
+        ("names on the command line", words::names_typed),
+        ("serialized locks through the library", words::serialized),
+        ("serialized locks on the command line", words::serialized_typed),
         ("command lines", words::command_lines),
-        ("stores that lie", stores::lies),
+        ("faulty stores", stores::lies),
         (
-            "stores that lie to those who keep a lease",
+            "faulty stores under auto-renewal",
             stores::lies_to_keepers,
         ),
     ];

@@ -1,5 +1,5 @@
-//! Threads and tasks of one process that share locks, in one interleaving after the other:
-//! `tests/interleavings.rs` of the core, built for that and run.
+//! Interleavings of threads and tasks of one process that share locks: builds the core's
+//! `tests/interleavings.rs` for shuttle, and runs it.
 
 use std::env;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::findings::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "interleavings",
-    about: "threads and tasks that share locks, one schedule after the other",
+    about: "thousands of schedules of threads and tasks that share locks",
     share: 0,
     run,
 };
@@ -22,7 +22,7 @@ pub(crate) const PART: Part = Part {
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     if !workspace.join("tests/interleavings.rs").exists() {
-        findings.not_done("interleavings are tried where the sources are that this was built of");
+        findings.not_done("interleavings need the sources that this program was built from");
         return Ok(());
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -33,7 +33,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         command
             .current_dir(&workspace)
             .args(["test", "--package", "verrou", "--test", "interleavings"])
-            // What is built with other flags is not to be built anew each time.
+            // A separate target directory avoids rebuilds, because the flags differ.
             .args(["--target-dir", "target/interleavings"])
             .args(arguments)
             .env("RUSTFLAGS", &flags)
@@ -46,14 +46,14 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let built = match test(&["--no-run"]).output() {
         Err(err) if err.kind() == ErrorKind::NotFound => {
             findings.not_done(format!(
-                "interleavings need cargo, which is not here: {err}"
+                "interleavings need cargo: {err}"
             ));
             return Ok(());
         }
         built => built.context("cargo")?,
     };
     let said = String::from_utf8_lossy(&built.stderr);
-    ensure!(built.status.success(), "it cannot be built: {said}");
+    ensure!(built.status.success(), "cannot build the tests: {said}");
     findings.building = began.elapsed();
     if setting.only_build {
         return Ok(());
@@ -72,7 +72,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         {
             let count = count.split(',').next().unwrap_or_default();
             findings.count("scenes", 1);
-            schedules += count.parse::<u64>().context("a number of schedules")?;
+            schedules += count.parse::<u64>().context("invalid number of schedules")?;
         }
     }
     findings.count("schedules", schedules);
@@ -81,7 +81,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
         .collect();
     if ran.status.success() {
-        ensure!(schedules > 0, "it was built without `--cfg verrou_shuttle`");
+        ensure!(schedules > 0, "the tests were built without `--cfg verrou_shuttle`");
         return Ok(());
     }
     let folder = workspace.join("target/torture");
@@ -89,7 +89,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     fs::create_dir_all(folder)?;
     fs::write(&file, [&ran.stdout[..], &ran.stderr].concat())?;
     findings.violation(format!(
-        "{}; the schedules that led there are in {}; seed {}",
+        "{}; the failing schedules are in {}; seed {}",
         failed.join(", "),
         file.display(),
         setting.seed

@@ -1,9 +1,8 @@
-//! Histories of what many processes asked of a lock, and what it said, checked against what a lock
-//! may say.
+//! Histories of the requests of many processes, checked for linearizability against a model of a lock.
 //!
-//! The processes write each question down before they ask it, and each reply. Some are killed while
-//! they ask: what they asked for last may have been done or not, and what they held ends between the
-//! kill and the end of the process. Some replies are thrown away.
+//! The processes log each request before they send it, and each reply. Some are killed during a
+//! request: the outcome of their last request is unknown, and their ephemeral leases end between the
+//! kill and the end of the process. Some replies are discarded.
 
 mod model;
 mod worker;
@@ -30,22 +29,22 @@ pub(crate) use self::worker::work;
 
 pub(crate) const PART: Part = Part {
     name: "linearizability",
-    about: "histories of many processes, with kills and lost replies, are those of a lock",
+    about: "histories of many processes, with kills and lost replies, are linearizable",
     share: 1,
     run,
 };
 
-/// How many locks there are in each store.
+/// The number of locks in each store.
 const NAMES: usize = 3;
 
-/// How long the processes of a history may take, which takes milliseconds.
+/// The time within which the processes of a round end; they usually take milliseconds.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// How long it may take to tell whether a history is a lock's, which takes milliseconds if it is; and
-/// then, to make it smaller.
+/// The longest time for checking a history, which takes milliseconds if it is linearizable, and for
+/// then reducing one that is not.
 const LONGEST_CHECK: Duration = Duration::from_secs(30);
 
-/// After how many violations no more are looked for.
+/// The number of violations after which the part stops.
 const ENOUGH: usize = 5;
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
@@ -55,7 +54,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let mut places = [Kind::Leases, Kind::Locks].map(|kind| Place::new(kind, &setting.folder));
     let mut checks = Checks::default();
     let mut round = 0;
-    // All ways are gone at least once.
+    // Every kind of round runs at least once.
     while (round < 8 || began.elapsed() < setting.length) && findings.violations.len() < ENOUGH {
         let place = &mut places[usize::from(round % 4 == 3)];
         let ways = Ways {
@@ -79,12 +78,12 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// A folder with locks.
+/// The locks of one store.
 struct Place {
     kind: Kind,
     folder: PathBuf,
     names: Vec<String>,
-    /// The greatest fence of each name that anybody was told.
+    /// The greatest fencing token of each name that a process has received.
     fences: Vec<u64>,
 }
 
@@ -101,13 +100,13 @@ impl Place {
     fn rules(&self, ways: Ways) -> Rules {
         Rules {
             transfers: self.kind == Kind::Leases,
-            // To see whether the kernel's lock is taken is to take it for a moment, together with
-            // all who look.
+            // Inspecting a flock(2) lock acquires it in shared mode for a moment, during which
+            // acquire requests are refused.
             is_prompt: !ways.waits && (self.kind == Kind::Leases || !ways.looks),
         }
     }
 
-    /// Ends the leases that have outlived all processes.
+    /// Force-releases the leases that have outlived all processes.
     fn free_all(&self) -> Result<()> {
         if self.kind == Kind::Leases {
             let store = LeaseFileStore::open(&self.folder, &StoreOptions::default())?;
@@ -119,13 +118,13 @@ impl Place {
     }
 }
 
-/// What the processes of one round did, by lock.
+/// The histories of one round, by lock.
 struct Records {
     ways: Ways,
     histories: Vec<Vec<Operation>>,
 }
 
-/// Processes that ask for the same locks at the same time.
+/// Processes that request the same locks at the same time.
 struct Round<'a> {
     place: &'a Place,
     ways: Ways,
@@ -133,7 +132,7 @@ struct Round<'a> {
     logs: PathBuf,
     random: Rng,
     clients: u32,
-    /// Those that have not ended yet.
+    /// The processes that have not ended yet.
     running: Vec<Worker>,
     ended: Vec<Ended>,
 }
@@ -146,7 +145,7 @@ struct Worker {
 struct Ended {
     client: u32,
     killed: Option<u64>,
-    /// When its process was known to be gone.
+    /// When its process was reaped.
     gone: u64,
 }
 
@@ -175,7 +174,7 @@ impl<'a> Round<'a> {
         let deadline = Instant::now() + DEADLINE;
         for client in 1..=self.clients {
             while !fs::read(self.log(client)).is_ok_and(|log| log.contains(&b'\n')) {
-                ensure!(Instant::now() < deadline, "a worker does not begin");
+                ensure!(Instant::now() < deadline, "a worker does not start");
                 thread::sleep(Duration::from_micros(200));
             }
         }
@@ -229,7 +228,7 @@ impl<'a> Round<'a> {
             .arg(serde_json::to_string(&script)?)
             .stdin(Stdio::from(gate.try_clone()?))
             .spawn()
-            .context("a worker")?;
+            .context("cannot start a worker")?;
         self.running.push(Worker { client, process });
         Ok(())
     }
@@ -250,7 +249,7 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// Notes which processes have ended by themselves.
+    /// Reaps the processes that have ended by themselves.
     fn reap(&mut self) -> Result<()> {
         let mut at = 0;
         while at < self.running.len() {
@@ -270,24 +269,24 @@ impl<'a> Round<'a> {
         Ok(())
     }
 
-    /// What the processes wrote down.
+    /// Reads the histories from the processes' logs.
     fn records(&self, findings: &mut Findings) -> Result<Records> {
         let mut histories = vec![Vec::new(); self.place.names.len()];
         for ended in &self.ended {
             let log = match fs::read_to_string(self.log(ended.client)) {
-                // It was killed before it began.
+                // The process was killed before it created its log.
                 Err(_) if ended.killed.is_some() => continue,
                 log => log?,
             };
             let mut last = 0;
             let mut is_done = false;
             let mut asking = None;
-            // The last line may be half of one.
+            // The last line may be incomplete.
             for line in log
                 .split_inclusive('\n')
                 .filter(|line| line.ends_with('\n'))
             {
-                let Line { at, what } = serde_json::from_str(line).context("a worker's line")?;
+                let Line { at, what } = serde_json::from_str(line).context("invalid line in a worker's log")?;
                 last = at;
                 is_done |= matches!(what, What::Done);
                 let reply = match what {
@@ -301,16 +300,16 @@ impl<'a> Round<'a> {
                         findings.count("errors", 1);
                         findings.check(is_temporary, || {
                             format!(
-                                "a store that nobody damages said: {text}; seed {}",
+                                "permanent error of an intact store: {text}; seed {}",
                                 self.seed
                             )
                         });
                         Reply::Unknown
                     }
                 };
-                let (name, began, asked) = asking.take().context("a reply to no question")?;
+                let (name, began, asked) = asking.take().context("a reply without a request")?;
                 if reply == Reply::Unknown {
-                    findings.count("replies thrown away", 1);
+                    findings.count("replies discarded", 1);
                 }
                 histories[name].push(Operation {
                     client: ended.client,
@@ -321,7 +320,7 @@ impl<'a> Round<'a> {
                 });
             }
             if let Some((name, began, asked)) = asking {
-                findings.count("operations cut short by a kill", 1);
+                findings.count("operations interrupted by a kill", 1);
                 histories[name].push(Operation {
                     client: ended.client,
                     began,
@@ -333,7 +332,7 @@ impl<'a> Round<'a> {
             for history in &mut histories {
                 history.push(Operation {
                     client: ended.client,
-                    // It may have been killed when it had ended.
+                    // It may have been killed after its last operation.
                     began: ended.killed.filter(|_| !is_done).unwrap_or(last),
                     ended: ended.gone,
                     asked: Asked::Death,
@@ -351,7 +350,7 @@ impl<'a> Round<'a> {
     }
 }
 
-/// What checking took.
+/// Figures about the checks.
 #[derive(Default)]
 struct Checks {
     longest: Duration,
@@ -387,9 +386,9 @@ fn check(
                 None => None,
             };
             let said = if is_sound.is_some() {
-                "no lock could have said that"
+                "the history is not linearizable"
             } else {
-                "nobody can tell in time whether a lock could have said that"
+                "the check for linearizability takes too long"
             };
             let least = least.as_ref().unwrap_or(history);
             let file = format!(
@@ -417,7 +416,7 @@ fn check(
     Ok(())
 }
 
-/// What `work` comes to, if it does in time; else it is left to itself.
+/// Runs `work`, and returns its result if it ends in `time`; otherwise it continues in its thread.
 fn within<T: Send + 'static>(
     time: Duration,
     work: impl FnOnce() -> T + Send + 'static,
@@ -427,12 +426,12 @@ fn within<T: Send + 'static>(
     is_done.recv_timeout(time).ok()
 }
 
-/// A history that no lock could have, for people.
+/// Returns a history that is not linearizable as text.
 fn told(rules: Rules, fence: u64, least: &[Operation], all: &[Operation]) -> String {
     let began = all.first().map_or(0, |first| first.began);
-    let mut text = format!("{rules:?}, granted under {fence} last\n");
-    for (title, operations) in [("The least of it", least), ("All of it", all)] {
-        // A string takes all that is written.
+    let mut text = format!("{rules:?}, last granted with fencing token {fence}\n");
+    for (title, operations) in [("Reduced history", least), ("Full history", all)] {
+        // Writing to a string does not fail.
         let _ = writeln!(text, "\n{title}:");
         for it in operations {
             let from = Duration::from_nanos(it.began.saturating_sub(began));

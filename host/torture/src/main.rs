@@ -1,7 +1,7 @@
-//! The worst days of a lock, one after the other: `cargo xtask torture`.
+//! Stress and fault-injection tests of locks in files: `cargo xtask torture`.
 //!
-//! Each part does something that locks in files have to survive, and looks for what must not
-//! happen. `parts.rs` is the list of them.
+//! Each part exposes locks in files to one kind of load or fault, and reports violations of what
+//! they promise. `parts.rs` lists the parts.
 
 #[cfg(target_os = "linux")]
 mod arguments;
@@ -51,6 +51,6 @@ fn main() -> std::process::ExitCode {
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
-    eprintln!("torture: what this does to processes and file systems needs Linux");
+    eprintln!("torture: not supported on this system: it needs Linux");
     std::process::exit(69);
 }

@@ -1,8 +1,8 @@
-//! Deliberate bugs, each of which a test has to notice: tests that notice nothing prove nothing.
+//! Mutation tests: deliberate bugs, each of which a test has to detect.
 //!
-//! The product is built once with all of them in it, and they are switched on one at a time:
-//! `src/mutant.rs`. `mutants/list.rs` says which they are, what each is about, and by which test it
-//! is noticed.
+//! The product is built once with all mutants in it, and they are switched on one at a time:
+//! `src/mutant.rs`. `mutants/list.rs` lists them, each with a description and the test that detects
+//! it.
 
 mod list;
 
@@ -27,24 +27,24 @@ use crate::findings::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "mutants",
-    about: "deliberate bugs, each noticed by a test",
+    about: "deliberate bugs, each detected by a test",
     share: 0,
     run,
 };
 
-/// No test takes this long.
+/// The time after which a test counts as hanging.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// How many tests run at a time.
+/// The number of tests that run at the same time.
 const AT_ONCE: usize = 2;
 
-/// The variable that switches a mutant on.
+/// The environment variable that switches a mutant on.
 const SWITCH: &str = "VERROU_MUTANT";
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     if !project.join("src/mutant.rs").exists() {
-        findings.not_done("the sources are not where this was built from");
+        findings.not_done("mutants need the sources that this program was built from");
         return Ok(());
     }
     let began = Instant::now();
@@ -63,7 +63,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         logs: setting.folder.clone(),
         setting,
     };
-    // All users can reach it, as they can reach /tmp: tests that start programs as other users need that.
+    // Accessible to all users, like /tmp: some tests start programs as other users.
     fs::create_dir(&bench.temporary)?;
     fs::set_permissions(&bench.temporary, Permissions::from_mode(0o1777))?;
     fs::set_permissions(&setting.folder, Permissions::from_mode(0o755))?;
@@ -87,7 +87,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// The mutants whose tests can show something here.
+/// Returns the mutants whose tests can run on this machine, and records the others.
 fn feasible(findings: &mut Findings) -> Vec<&'static Mutant> {
     let is_root = geteuid().is_root();
     let works = |program: &str, arguments: &[&str]| {
@@ -112,33 +112,33 @@ fn feasible(findings: &mut Findings) -> Vec<&'static Mutant> {
     mutants
 }
 
-/// Whether the list has every mutant of the product, and the product ends a process that is to have
-/// another: a failed test must not look like one that noticed something.
+/// Checks that the list has every mutant of the product, and that the product aborts for an unknown
+/// mutant: a misspelled name must not count as a detected mutant.
 fn know_each_other(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
     const UNKNOWN: &str = "nobody";
 
     let all = || PITFALLS.iter().flat_map(|pitfall| pitfall.mutants);
-    let test = all().next().context("an empty list")?.noticed_by;
+    let test = all().next().context("the list of mutants is empty")?.noticed_by;
     let Run { status, said, .. } = bench.run(test, Some(UNKNOWN))?;
     let aborted = status.and_then(|status| status.signal()) == Some(Signal::ABORT.as_raw());
     let Some((_, known)) = said.split_once(&format!("{SWITCH}={UNKNOWN} is none of the mutants:"))
     else {
         findings.violation(format!(
-            "a mutant of an unknown name is not refused: {said}"
+            "an unknown mutant is not refused: {said}"
         ));
         return Ok(());
     };
-    findings.check(aborted, || format!("an unknown mutant is survived: {said}"));
+    findings.check(aborted, || format!("the process does not abort for an unknown mutant: {said}"));
     let is_name = |line: &&str| !line.is_empty() && line.chars().all(char::is_alphanumeric);
     let known: BTreeSet<_> = known.lines().map(str::trim).filter(is_name).collect();
     let listed: BTreeSet<_> = all().map(|mutant| mutant.name).collect();
     for name in known.symmetric_difference(&listed) {
-        findings.violation(format!("{name} is not both in the product and in the list"));
+        findings.violation(format!("{name} is missing in the product or in the list"));
     }
     Ok(())
 }
 
-/// The tests that pass when nothing is wrong; it is a violation if one does not.
+/// Runs the tests without mutants, and returns those that pass; any other is a violation.
 fn without_mutants(
     bench: &Bench<'_>,
     tests: &BTreeSet<Test>,
@@ -159,7 +159,7 @@ fn without_mutants(
     Ok(sound)
 }
 
-/// Notes which mutants are noticed, by which test, and which are not.
+/// Runs the tests with their mutants, and records which mutants were detected.
 fn with_mutants(
     bench: &Bench<'_>,
     mutants: &[&'static Mutant],
@@ -190,44 +190,44 @@ fn with_mutants(
             End::Odd(why) => {
                 survived.insert(mutant.name);
                 let name = mutant.name;
-                findings.violation(format!("{name} is not noticed by {test}, which {why}"));
+                findings.violation(format!("{name} is not detected by {test}, which {why}"));
             }
         }
     }
     for (name, by) in caught {
-        findings.figure(format!("caught: {name}"), by.join("; "));
-        findings.count("mutants caught", u64::from(!survived.contains(name)));
+        findings.figure(format!("detected: {name}"), by.join("; "));
+        findings.count("mutants detected", u64::from(!survived.contains(name)));
     }
     Ok(())
 }
 
-/// What tests are run with.
+/// The programs and directories with which tests run.
 struct Bench<'a> {
     programs: HashMap<(&'static str, &'static str), PathBuf>,
-    /// Where they make their folders.
+    /// The directory for their temporary directories.
     temporary: PathBuf,
     logs: PathBuf,
     setting: &'a Setting,
 }
 
-/// A test that was run.
+/// A completed run of a test.
 struct Run {
-    /// `None` when it took too long.
+    /// `None` if it was killed after [`DEADLINE`].
     status: Option<ExitStatus>,
     said: String,
 }
 
-/// What a test came to.
+/// The result of a test.
 enum End {
     Passed,
-    /// An assertion failed, there.
+    /// An assertion failed, at this place.
     Failed(String),
-    /// Something else happened.
+    /// Any other end, with a description.
     Odd(String),
 }
 
 impl Bench<'_> {
-    /// Does `each` for all of `tests`, some at a time.
+    /// Runs `each` for all of `tests`, [`AT_ONCE`] at a time.
     fn run_all<T: Copy + Send>(
         &self,
         tests: impl Iterator<Item = T> + Send,
@@ -252,10 +252,10 @@ impl Bench<'_> {
         done.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `test`, with a mutant or without; ends what it leaves behind.
+    /// Runs `test`, with a mutant or without, and kills the processes that it leaves behind.
     fn run(&self, test: Test, mutant: Option<&str>) -> Result<Run> {
         let program = self.programs.get(&(test.package, test.program));
-        let program = program.with_context(|| format!("{test}: there is no such program"))?;
+        let program = program.with_context(|| format!("{test}: no such test program was built"))?;
         let log = self
             .logs
             .join(format!("{}-{}", mutant.unwrap_or("none"), test.name));
@@ -274,7 +274,7 @@ impl Bench<'_> {
             .process_group(0);
         let mut child = command.spawn().with_context(|| format!("{test}"))?;
         let in_time = ends_in_time(&child)?;
-        // Before its number is given to another.
+        // Before the child is reaped, and its process ID can be reused.
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
         let status = child.wait()?;
         let said = fs::read(&log)?;
@@ -285,7 +285,7 @@ impl Bench<'_> {
     }
 }
 
-/// Whether a process ends by itself; it is still to be waited for.
+/// Returns whether a process ends before the deadline; does not reap it.
 fn ends_in_time(child: &Child) -> io::Result<bool> {
     const LOOK: Duration = Duration::from_millis(5);
 
@@ -302,7 +302,7 @@ fn ends_in_time(child: &Child) -> io::Result<bool> {
 
 impl Run {
     fn end(&self, test: Test) -> End {
-        /// What a program of tests ends with when one has failed.
+        /// The exit code of a test program with a failed test.
         const FAILED: i32 = 101;
 
         let Some(status) = self.status else {
@@ -319,15 +319,15 @@ impl Run {
         }
     }
 
-    /// Where the first assertion failed.
+    /// Returns the place of the first failed assertion.
     fn first_panic(&self) -> String {
         let panic = self.said.split_once(" panicked at ");
         let place = panic.and_then(|(_, panic)| panic.lines().next());
-        place.unwrap_or("nowhere").trim_end_matches(':').to_owned()
+        place.unwrap_or("an unknown place").trim_end_matches(':').to_owned()
     }
 }
 
-/// What Cargo says of something it built.
+/// A message of Cargo about an artifact.
 #[derive(Deserialize)]
 struct Artifact {
     reason: String,
@@ -342,7 +342,7 @@ struct Target {
     name: String,
 }
 
-/// Builds the programs of all tests in the list, with the mutants in them; returns where they are.
+/// Builds the programs of all tests in the list, with the mutants in them, and returns their paths.
 fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf>> {
     let all = PITFALLS.iter().flat_map(|pitfall| pitfall.mutants);
     let wanted: BTreeSet<_> = all
@@ -374,7 +374,7 @@ fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf
     let errors = String::from_utf8_lossy(&built.stderr);
     ensure!(
         built.status.success(),
-        "the mutants cannot be built: {errors}"
+        "cannot build the mutants: {errors}"
     );
 
     let mut programs = HashMap::new();
@@ -397,12 +397,12 @@ fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf
         }
     }
     if let Some(missing) = wanted.iter().find(|it| !programs.contains_key(*it)) {
-        bail!("Cargo built no {missing:?}");
+        bail!("Cargo did not build {missing:?}");
     }
     Ok(programs)
 }
 
-/// What the compiler is told, besides what it is told anyway.
+/// Returns the value of `RUSTFLAGS`: the usual flags, and the one that compiles the mutants in.
 fn flags() -> String {
     let usual = env::var("RUSTFLAGS").unwrap_or_default();
     format!("{usual} --cfg verrou_mutants").trim().to_owned()

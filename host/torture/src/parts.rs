@@ -1,4 +1,4 @@
-//! The parts, and doing them one after the other.
+//! The list of all parts, and the loop that runs them.
 
 use std::env;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ use crate::{
     mutants, steps, storms, time,
 };
 
-/// Every part there is, in the order in which they are done: those with an end of their own first.
+/// All parts, in the order in which they run: parts of a fixed size first.
 const PARTS: &[Part] = &[
     faults::CRASH_POINTS,
     faults::FAILING_CALLS,
@@ -37,13 +37,13 @@ const PARTS: &[Part] = &[
     fuzz::PART,
 ];
 
-/// Whoever gives this much time gets all of it done that has an end.
+/// From this duration on, parts of a fixed size try all cases.
 const LONG: Duration = Duration::from_mins(10);
 
-/// What a process that a part starts does.
+/// The function that a worker process runs.
 type Work = fn(&[String]) -> Result<()>;
 
-/// Of which there are these: `torture worker NAME ARGUMENTS`.
+/// The functions of the worker processes that parts start: `torture worker NAME ARGUMENTS`.
 const WORKERS: &[(&str, Work)] = &[
     ("contend", contender::contend),
     ("step", steps::work),
@@ -76,7 +76,7 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Whether nothing was found.
+/// Runs the parts, and returns whether there was no violation.
 fn torture(arguments: &Arguments) -> Result<bool> {
     if arguments.list {
         for part in PARTS {
@@ -92,7 +92,7 @@ fn torture(arguments: &Arguments) -> Result<bool> {
     }
     for name in &arguments.only {
         let known = PARTS.iter().any(|part| part.name == name);
-        ensure!(known, "there is no part `{name}`; --list names them");
+        ensure!(known, "unknown part `{name}`; see --list");
     }
     let chosen: Vec<_> = PARTS
         .iter()
@@ -120,16 +120,16 @@ fn torture(arguments: &Arguments) -> Result<bool> {
     }
     println!("\n{}", report.table());
     report.write(&arguments.report)?;
-    println!("seed {seed}; all of it in {}", arguments.report.display());
+    println!("seed {seed}; full report in {}", arguments.report.display());
     Ok(report.violations() == 0)
 }
 
 fn one(part: &Part, arguments: &Arguments, seed: u64, length: Duration) -> Result<Outcome> {
-    let folder = tempfile::tempdir().context("a folder for temporary files")?;
+    let folder = tempfile::tempdir().context("cannot create a temporary directory")?;
     let progress = ProgressBar::new_spinner().with_prefix(part.name);
     progress.set_style(
         ProgressStyle::with_template("{prefix:20} {wide_bar} {pos}/{len} {msg} {elapsed}")
-            .context("the progress bar's form")?,
+            .context("invalid template of the progress bar")?,
     );
     progress.enable_steady_tick(Duration::from_millis(250));
     let setting = Setting {
@@ -145,7 +145,7 @@ fn one(part: &Part, arguments: &Arguments, seed: u64, length: Duration) -> Resul
     let ended = (part.run)(&setting, &mut findings);
     setting.progress.finish_and_clear();
     if let Err(err) = ended {
-        findings.violation(format!("this part could not be done: {err:#}"));
+        findings.violation(format!("this part failed to run: {err:#}"));
     }
     Ok(Outcome {
         name: part.name,

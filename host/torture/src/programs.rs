@@ -1,4 +1,4 @@
-//! Programs that are started, and how they end.
+//! Child processes: starting them, waiting for their end, and their output.
 
 use std::env;
 use std::fs::{self, File, Permissions};
@@ -13,17 +13,18 @@ use anyhow::{Context, Result, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// No program here takes this long, on however busy a machine.
+/// The time within which every program ends, even on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The `verrou` command that was built with this program, copied to `folder` for every user.
+/// Copies the `verrou` command that was built with this program to `directory`, where every user
+/// can run it, and returns its path.
 pub(crate) fn verrou(folder: &Path) -> Result<PathBuf> {
-    let this = env::current_exe().context("where this program is")?;
+    let this = env::current_exe().context("cannot find the path of this program")?;
     let built = this.with_file_name("verrou");
     ensure!(
         built.exists(),
-        "{} is not there: build it with `cargo build -p verrou-host --bin verrou`, in the same \
-         profile as this",
+        "{} does not exist: build it with `cargo build -p verrou-host --bin verrou`, in the same \
+         profile as this program",
         built.display()
     );
     fs::set_permissions(folder, Permissions::from_mode(0o755))?;
@@ -35,35 +36,36 @@ pub(crate) fn verrou(folder: &Path) -> Result<PathBuf> {
     Ok(copied)
 }
 
-/// How a program ended, and what it said.
+/// The exit status and the output of a program.
 #[derive(Debug)]
 pub(crate) struct Ended {
     status: ExitStatus,
     pub(crate) out: String,
     pub(crate) err: String,
     pub(crate) took: Duration,
-    /// It did not end by itself.
+    /// Whether it had to be killed.
     pub(crate) is_late: bool,
 }
 
 impl Ended {
-    /// What it ended with; `None` when a signal ended it.
+    /// Returns its exit code; `None` if a signal ended it.
     pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()
     }
 
-    /// What nothing that can be typed may lead to: a panic, a signal, no end.
+    /// Returns whether it panicked, was ended by a signal, or did not end: no input may cause that.
     pub(crate) fn is_bad(&self) -> bool {
         self.is_late || self.status.signal().is_some() || self.code() == Some(101)
     }
 }
 
-/// A program that runs.
+/// A running program.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
     began: Instant,
-    /// Files and not pipes, which whoever outlives it could keep open.
+    /// The files of its standard output and error; not pipes, which a surviving child process could
+    /// keep open.
     said: [File; 2],
 }
 
@@ -81,7 +83,7 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
-    /// Whether it ends within `length`.
+    /// Waits for its end, for `length` at most, and returns whether it ended.
     pub(crate) fn ends_within(&mut self, length: Duration) -> Result<bool> {
         let end = Instant::now() + length;
         if self.child.try_wait()?.is_some() {
@@ -108,7 +110,7 @@ impl Running {
         }
     }
 
-    /// Its end, within `deadline`, or by force.
+    /// Waits for its end, and kills it after `deadline`.
     pub(crate) fn end_within(mut self, deadline: Duration) -> Result<Ended> {
         let is_late = !self.ends_within(deadline)?;
         if is_late {
@@ -135,14 +137,14 @@ impl Running {
         self.end_within(DEADLINE)
     }
 
-    /// Ends it by force.
+    /// Kills it, and waits for its end.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// What it has said by now.
+    /// Returns its standard output so far.
     pub(crate) fn has_said(&self) -> Result<String> {
         use std::os::unix::fs::FileExt;
 
@@ -151,14 +153,14 @@ impl Running {
         Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 
-    /// Waits until it has said `word`.
+    /// Waits until its standard output contains `word`.
     pub(crate) fn says(&mut self, word: &str) -> Result<()> {
         let began = Instant::now();
         while !self.has_said()?.contains(word) {
             let is_over = self.child.try_wait()?.is_some() && !self.has_said()?.contains(word);
             ensure!(
                 !is_over && began.elapsed() < DEADLINE,
-                "a program did not say `{word}`"
+                "a program did not print `{word}`"
             );
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -168,18 +170,18 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended already, unless it has no more use.
+        // It has usually ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Runs `command` to its end, with nothing to read.
+/// Runs `command` to its end, with an empty standard input.
 pub(crate) fn run(command: &mut Command) -> Result<Ended> {
     Running::start(command.stdin(Stdio::null()))?.end()
 }
 
-/// Runs `command` to its end, with `input` to read.
+/// Runs `command` to its end, with `input` as its standard input.
 pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Ended> {
     let mut file = tempfile::tempfile()?;
     file.write_all(input)?;
@@ -187,7 +189,7 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Ende
     Running::start(command.stdin(file))?.end()
 }
 
-/// Lets `command` be another user's, of one group.
+/// Makes `command` run as `user`, with `group` as its only group.
 pub(crate) fn as_user(command: &mut Command, user: u32, group: u32) -> &mut Command {
     command.uid(user).gid(group)
 }

@@ -1,4 +1,4 @@
-//! What is said in the end, to people and to programs.
+//! The report: a table on the terminal, and JSON.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::findings::Findings;
 
-/// What came of all parts, as the JSON report has it.
+/// The results of all parts, as in the JSON report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     seed: u64,
@@ -18,7 +18,7 @@ pub(crate) struct Report {
     pub(crate) parts: Vec<Outcome>,
 }
 
-/// What came of one part.
+/// The results of one part, with its name and duration.
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) name: &'static str,
@@ -76,7 +76,7 @@ impl Report {
 }
 
 impl Outcome {
-    /// Says it on the terminal, as soon as it is known.
+    /// Prints the results of the part as soon as it has ended.
     pub(crate) fn print(&self, name: &str) {
         let Findings {
             done,

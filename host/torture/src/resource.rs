@@ -1,6 +1,7 @@
-//! What the locks protect: words that processes share, and that notice what must not happen.
+//! The resource that a lock protects: words of shared memory that detect violations of mutual
+//! exclusion.
 //!
-//! Violations are counted here, at the resource, and not where a store says who holds what.
+//! Violations are detected at the resource, independently of what the stores return.
 
 use std::fs::File;
 use std::path::Path;
@@ -13,84 +14,84 @@ use memmap2::{MmapOptions, MmapRaw};
 use verrou::Clock;
 use verrou_host::System;
 
-/// What each of the first words is.
+/// The meaning of each of the first words.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Word {
-    /// Who is inside; nobody when it is zero.
+    /// The number of the process inside the critical section; zero if there is none.
     Inside,
-    /// The greatest fencing token of those who were.
+    /// The greatest fencing token that has entered.
     Fence,
-    /// Is read, and written one greater, by who is inside.
+    /// A counter that the process inside increments by a read and a write.
     Counter,
-    /// How often somebody has done so.
+    /// The number of increments of that counter.
     Acknowledged,
-    /// How many want to get in, or are.
+    /// The number of processes that are acquiring or holding the lock.
     Wanting,
-    /// How often somebody got in, of whom there were others who wanted to.
+    /// The number of acquisitions while other processes also wanted the lock.
     Contended,
-    /// How often somebody got in.
+    /// The number of acquisitions.
     Entered,
-    /// Since when somebody could have got in.
+    /// The time since which the lock has been free.
     FreeSince,
-    /// For how long, at most, somebody could have got in and nobody did, in nanoseconds.
+    /// The longest time that the lock was free and not acquired, in nanoseconds.
     LongestGap,
-    /// How often somebody got in beside one whose time had passed.
+    /// The number of acquisitions while a process with an expired lease was inside.
     Zombies,
-    /// How often somebody came too late with what had been granted.
+    /// The number of grants whose lease had expired before the process entered.
     Stale,
-    /// How often somebody got in beside one whose lock's file was removed.
+    /// The number of acquisitions while a process was inside whose lock file was removed.
     Displaced,
-    /// How often somebody gave up.
+    /// The number of acquire requests that timed out.
     TimedOut,
-    /// For how long, at most, somebody waited longer than it wanted to, in nanoseconds.
+    /// The longest time that a waiter waited beyond its timeout, in nanoseconds.
     Overshoot,
-    /// How often there was no folder.
+    /// The number of requests that failed because the directory was missing.
     Nowhere,
-    /// Whether all are to stop.
+    /// Whether all processes are to stop.
     Stop,
-    /// The number of these.
+    /// The number of words.
     Count,
 }
 
-/// What is known of each who may get in.
+/// The meaning of each word of a process.
 #[derive(Clone, Copy, Debug)]
 enum Of {
-    /// Whether it was killed.
+    /// Whether the process was killed.
     Dead,
-    /// When its time has passed, in nanoseconds since the machine started; zero once it has left.
+    /// When its lease expires, in nanoseconds since the boot; zero after it has left.
     Deadline,
-    /// Whether another got in beside it.
+    /// Whether another process entered while it was inside.
     Displaced,
-    /// The fence that it got in with last.
+    /// The fencing token that it entered with last.
     Fence,
     Count,
 }
 
-/// How getting in, or leaving, went.
+/// The result of entering or leaving the critical section.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Verdict {
-    /// As it should.
+    /// No violation.
     Fine,
-    /// The caller's own time had passed, so that it is not inside, or another is.
+    /// The caller's lease had expired: it did not enter, or another process may have entered.
     Stale,
-    /// Another was inside, by right.
+    /// Another process with a valid lease was inside.
     Beside(String),
-    /// With a fencing token that is smaller than one before.
+    /// The fencing token is smaller than an earlier one.
     FenceWentBack(String),
-    /// With a fencing token that somebody else had.
+    /// The fencing token is the same as another process's.
     FenceCameAgain(String),
 }
 
-/// Something that only one may use at a time.
+/// A critical section in shared memory.
 pub(crate) struct Resource {
     map: MmapRaw,
 }
 
-/// How many there may be, one after the other.
+/// The greatest number of processes of a run.
 const MOST: usize = 400_000;
 
 impl Resource {
-    /// A new one in the file at `path`.
+    /// Creates a resource in a new file at `path`.
     pub(crate) fn create(path: &Path) -> Result<Self> {
         let file = File::options()
             .read(true)
@@ -102,10 +103,10 @@ impl Resource {
         Self::map(&file)
     }
 
-    /// The one that another process made.
+    /// Opens the resource of another process.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = File::options().read(true).write(true).open(path);
-        Self::map(&file.context("the shared words")?)
+        Self::map(&file.context("cannot open the shared words")?)
     }
 
     fn map(file: &File) -> Result<Self> {
@@ -118,8 +119,8 @@ impl Resource {
         reason = "processes that are killed at any instant can share nothing but memory"
     )]
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is as long as it says, page-aligned, and lives as long as `self`; any
-        // bits are an `AtomicU64`, and no one looks at these as anything else.
+        // SAFETY: the mapping has the length that `len` returns, is page-aligned, and lives as long
+        // as `self`; any bits are a valid `AtomicU64`, and all accesses are to `AtomicU64`s.
         unsafe { slice::from_raw_parts(self.map.as_mut_ptr().cast(), self.map.len() / 8) }
     }
 
@@ -132,18 +133,18 @@ impl Resource {
     }
 
     fn of(&self, who: u64, what: Of) -> &AtomicU64 {
-        let who = usize::try_from(who).expect("it fits") % MOST;
+        let who = usize::try_from(who).expect("a process number fits into usize") % MOST;
         &self.words()[Word::Count as usize + who * Of::Count as usize + what as usize]
     }
 
-    /// `who` gets in with `fence`, until `deadline` at the latest.
+    /// Records that `process` enters with `fence`, under a lease that ends at `deadline`.
     pub(crate) fn enter(&self, who: u64, fence: u64, deadline: u64) -> Verdict {
         self.of(who, Of::Deadline).store(deadline, SeqCst);
         self.of(who, Of::Fence).store(fence, SeqCst);
         let before = self.word(Word::Inside).swap(who, SeqCst);
         let entered = now();
         if entered >= deadline {
-            // Whoever else is inside is so by right.
+            // Another process inside may have a valid lease.
             let inside = self.word(Word::Inside);
             let _ = inside.compare_exchange(who, before, SeqCst, SeqCst);
             self.word(Word::Stale).fetch_add(1, SeqCst);
@@ -151,15 +152,15 @@ impl Resource {
         }
         let mut greatest = self.word(Word::Fence).fetch_max(fence, SeqCst);
         if before != 0 {
-            // It may not have got as far.
+            // The other process may not have stored its token yet.
             greatest = greatest.max(self.of(before, Of::Fence).load(SeqCst));
         }
         if greatest > fence {
-            // Another was granted the lock since: whoever is inside is so by right.
+            // Another process was granted the lock since: the process inside may have a valid lease.
             let inside = self.word(Word::Inside);
             let _ = inside.compare_exchange(who, before, SeqCst, SeqCst);
             return Verdict::FenceWentBack(format!(
-                "number {who} got in with fencing token {fence}, after {greatest}"
+                "process {who} entered with fencing token {fence}, after {greatest}"
             ));
         }
         let since = self.word(Word::FreeSince).load(SeqCst);
@@ -176,9 +177,9 @@ impl Resource {
                 self.of(before, Of::Displaced).store(1, SeqCst);
                 self.word(Word::Displaced).fetch_add(1, SeqCst);
                 return Verdict::Beside(format!(
-                    "number {who} got in, and number {before} was inside and had {} left",
+                    "process {who} entered while process {before} was inside with {} left",
                     if until == u64::MAX {
-                        "no end".to_owned()
+                        "an endless lease".to_owned()
                     } else {
                         format!("{} µs", (until - entered) / 1000)
                     }
@@ -190,13 +191,13 @@ impl Resource {
         }
         if greatest == fence {
             return Verdict::FenceCameAgain(format!(
-                "number {who} got in with fencing token {fence}, which was another's"
+                "process {who} entered with fencing token {fence}, which another process had"
             ));
         }
         Verdict::Fine
     }
 
-    /// `who` leaves.
+    /// Records that `process` leaves.
     pub(crate) fn leave(&self, who: u64) -> Verdict {
         let deadline = self.of(who, Of::Deadline).swap(0, SeqCst);
         let inside = self.word(Word::Inside);
@@ -207,7 +208,7 @@ impl Resource {
                 self.word(Word::FreeSince).store(left, SeqCst);
                 Verdict::Fine
             }
-            // One who came too late, and has not yet gone again.
+            // A process whose lease had expired on entering, and which has not left yet.
             Err(other)
                 if other != 0
                     && other != who
@@ -216,29 +217,30 @@ impl Resource {
                 Verdict::Fine
             }
             Err(_) if left >= deadline => Verdict::Stale,
-            Err(0) => Verdict::Beside(format!("somebody was inside at the same time as {who}")),
+            Err(0) => Verdict::Beside(format!("another process was inside at the same time as process {who}")),
             Err(other) => {
-                Verdict::Beside(format!("number {who} left, and number {other} was inside"))
+                Verdict::Beside(format!("process {who} left, and process {other} was inside"))
             }
         }
     }
 
-    /// Whether another got in while `who` was inside; asked once.
+    /// Returns whether another process entered while `process` was inside, and resets that.
     pub(crate) fn was_displaced(&self, who: u64) -> bool {
         self.of(who, Of::Displaced).swap(0, SeqCst) != 0
     }
 
-    /// `who` is about to be killed.
+    /// Records that `process` is about to be killed.
     pub(crate) fn dies(&self, who: u64) {
         self.of(who, Of::Dead).store(1, SeqCst);
     }
 
-    /// What kept others out until now, does so no more.
+    /// Records that the lock becomes free now.
     pub(crate) fn is_free(&self) {
         self.word(Word::FreeSince).store(now(), SeqCst);
     }
 
-    /// Uses it, as one who is inside.
+    /// Increments the counter, as the process inside, and runs `between` between the read and the
+    /// write.
     pub(crate) fn count(&self, between: impl FnOnce()) {
         let counter = self.word(Word::Counter);
         let before = counter.load(SeqCst);
@@ -248,10 +250,10 @@ impl Resource {
     }
 }
 
-/// Nanoseconds since the machine started.
+/// Returns the nanoseconds since the boot.
 pub(crate) fn now() -> u64 {
     let now = System.now().since_start();
-    u64::try_from(now.as_nanos()).expect("a machine does not run for centuries")
+    u64::try_from(now.as_nanos()).expect("an uptime fits into 64 bits")
 }
 
 #[cfg(test)]

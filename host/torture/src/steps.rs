@@ -1,4 +1,4 @@
-//! The steps of a lock's life, each to be met by a fault at every one of its system calls.
+//! The operations on a lock, each of which is run with a fault at every one of its system calls.
 
 use std::env;
 use std::fs;
@@ -14,30 +14,30 @@ use verrou_host::{FileStore, StoreOptions, StoreUrl};
 
 use crate::tracer;
 
-/// How things are before a step.
+/// The state of the lock before an operation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Before {
-    /// There is nothing at all.
+    /// The lock has no file.
     Nothing,
-    /// The lock was held once.
+    /// The lock is free, and was held once.
     Free,
-    /// Its holder has died.
+    /// The lock's holder has died.
     Dead,
-    /// It is held by nobody alive, and its time has passed.
+    /// The lock has a detached lease that has expired.
     Expired,
-    /// It is held, by nobody alive, for an hour.
+    /// The lock has a detached lease of one hour.
     Detached,
-    /// It is the process's own.
+    /// The process holds the lock.
     Own,
-    /// It is the process's own, and another waits.
+    /// The process holds the lock, and another owner waits.
     OwnAndWaitedFor,
-    /// Another has it.
+    /// Another owner holds the lock.
     Anothers,
-    /// Another has it, and the process waits.
+    /// Another owner holds the lock, and the process waits.
     AnothersAndWaitedFor,
 }
 
-/// What a process does.
+/// The operation that a process performs.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Act {
     Acquire,
@@ -45,16 +45,16 @@ pub(crate) enum Act {
     Release,
     ForceRelease,
     Detach,
-    /// Asks, is refused, and waits for a moment.
+    /// Requests the lock, is refused, and waits for a moment.
     Wait,
-    /// Waits no more.
+    /// Ends its wait.
     GiveUp,
     /// Closes the store.
     CleanUp,
     Inspect,
 }
 
-/// A step: its name, how things are before, what is done, and by which kinds of store.
+/// An operation: its name, the state before it, its action, and the kinds of store that have it.
 pub(crate) struct Step {
     pub(crate) name: &'static str,
     pub(crate) before: Before,
@@ -65,29 +65,29 @@ pub(crate) struct Step {
 const BOTH: &[&str] = &["file", "lease"];
 const LEASE: &[&str] = &["lease"];
 
-/// Every step there is.
+/// All operations.
 #[rustfmt::skip]
 pub(crate) const STEPS: &[Step] = &[
     Step { name: "first acquire", before: Before::Nothing, act: Act::Acquire, kinds: BOTH },
     Step { name: "acquire", before: Before::Free, act: Act::Acquire, kinds: BOTH },
-    Step { name: "take-over of the dead", before: Before::Dead, act: Act::Acquire, kinds: BOTH },
-    Step { name: "take-over of the expired", before: Before::Expired, act: Act::Acquire, kinds: LEASE },
+    Step { name: "take over from a dead holder", before: Before::Dead, act: Act::Acquire, kinds: BOTH },
+    Step { name: "take over an expired lease", before: Before::Expired, act: Act::Acquire, kinds: LEASE },
     Step { name: "extend", before: Before::Own, act: Act::Extend, kinds: BOTH },
     Step { name: "release", before: Before::Own, act: Act::Release, kinds: BOTH },
-    Step { name: "hand-over", before: Before::OwnAndWaitedFor, act: Act::Release, kinds: BOTH },
+    Step { name: "hand-off", before: Before::OwnAndWaitedFor, act: Act::Release, kinds: BOTH },
     Step { name: "force-release", before: Before::Detached, act: Act::ForceRelease, kinds: LEASE },
     Step { name: "detach", before: Before::Own, act: Act::Detach, kinds: LEASE },
     Step { name: "wait", before: Before::Anothers, act: Act::Wait, kinds: BOTH },
-    Step { name: "give up", before: Before::AnothersAndWaitedFor, act: Act::GiveUp, kinds: BOTH },
-    Step { name: "clean up", before: Before::OwnAndWaitedFor, act: Act::CleanUp, kinds: BOTH },
+    Step { name: "end a wait", before: Before::AnothersAndWaitedFor, act: Act::GiveUp, kinds: BOTH },
+    Step { name: "close the store", before: Before::OwnAndWaitedFor, act: Act::CleanUp, kinds: BOTH },
     Step { name: "inspect", before: Before::Detached, act: Act::Inspect, kinds: LEASE },
     Step { name: "inspect", before: Before::Free, act: Act::Inspect, kinds: &["file"] },
 ];
 
-/// How long a lease lasts that its process detaches.
+/// The TTL of a lease that its process detaches.
 pub(crate) const DETACHED_TTL: Duration = Duration::from_millis(200);
 
-/// What the process of a step is asked.
+/// The configuration of the process that performs an operation.
 #[derive(Debug, Deserialize, Serialize)]
 struct Order {
     store: String,
@@ -96,7 +96,7 @@ struct Order {
     waits: bool,
 }
 
-/// What it says of an attempt.
+/// The result of an attempt, as the process reports it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Said {
     Granted {
@@ -106,7 +106,7 @@ pub(crate) enum Said {
     Error {
         text: String,
     },
-    /// Something of which nothing is promised is over.
+    /// The end of an operation without a result.
     Done,
 }
 
@@ -124,11 +124,11 @@ fn open(kind: &str, folder: &Path) -> Result<FileStore> {
     Ok(FileStore::open(&url, &StoreOptions::default())?)
 }
 
-/// The worker `step`: does the step, says how it went, and tries again when it is told to, until
-/// its input ends.
+/// Runs the worker `operation`: performs the operation, reports its result, and repeats it for each
+/// line of its input, until the input ends.
 pub(crate) fn work(arguments: &[String]) -> Result<()> {
     let [text] = arguments else {
-        bail!("what to do is one argument")
+        bail!("the worker `operation` takes one argument")
     };
     let order: Order = serde_json::from_str(text)?;
     let store = FileStore::open(&order.store.parse::<StoreUrl>()?, &StoreOptions::default())?;
@@ -136,7 +136,7 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
     let claim = claim(1, ttl);
     if order.owns {
         tell(&said(store.acquire(&claim)))?;
-        // The other comes to wait.
+        // The other owner begins to wait.
         io::stdin().lines().next();
     }
     if order.waits {
@@ -212,26 +212,26 @@ impl Said {
     }
 }
 
-/// A place where a step can be done again and again.
+/// An operation, and a template of the state before it.
 pub(crate) struct Stage {
     kind: &'static str,
     step: &'static Step,
-    /// What is there before, to be copied.
+    /// The directory of the state before the operation, to be copied.
     template: PathBuf,
-    /// The greatest fence that was granted before.
+    /// The greatest fencing token that was granted before.
     fence: u64,
 }
 
-/// A step that is about to be done.
+/// A process that is about to perform an operation.
 pub(crate) struct Scene {
     pub(crate) folder: PathBuf,
     kind: &'static str,
     step: &'static Step,
-    /// The process, which has come to its step.
+    /// The process, stopped before its operation.
     pub(crate) process: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
-    /// The store of the others, and what one of them has, or waits for.
+    /// The store of the other owners, with a claim that holds the lock, or waits for it.
     other: FileStore,
     has: Option<Claim>,
     waits: Option<Claim>,
@@ -258,7 +258,7 @@ impl Stage {
             fence = granted(store.acquire(&claim))?;
             match step.before {
                 Before::Dead => {
-                    // The copies are of another file, which nobody has locked.
+                    // Copies have other inodes, which no process has locked.
                     copy(&locks, &template.join("dead"))?;
                     fs::remove_dir_all(&locks)?;
                     fs::rename(template.join("dead"), &locks)?;
@@ -277,12 +277,12 @@ impl Stage {
         })
     }
 
-    /// What is done.
+    /// Returns the operation's action.
     pub(crate) fn act(&self) -> Act {
         self.step.act
     }
 
-    /// Lets everything come to the step in the new folder `folder`.
+    /// Starts a process in the new `directory`, and lets it run up to its operation.
     pub(crate) fn scene(&self, folder: PathBuf) -> Result<Scene> {
         copy(&self.template, &folder)?;
         let before = self.step.before;
@@ -307,7 +307,7 @@ impl Stage {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let output = process.stdout.take().context("its output")?;
+        let output = process.stdout.take().context("the process has no standard output")?;
         let mut scene = Scene {
             kind: self.kind,
             step: self.step,
@@ -338,7 +338,7 @@ impl Stage {
 }
 
 impl Scene {
-    /// What the process says; nothing when it is gone.
+    /// Reads the next result of the process; returns `None` if the process is gone.
     pub(crate) fn hear(&mut self) -> Result<Option<Said>> {
         let mut line = String::new();
         match self.output.read_line(&mut line)? {
@@ -347,16 +347,16 @@ impl Scene {
         }
     }
 
-    /// Lets the process go on.
+    /// Lets the process continue.
     pub(crate) fn tell(&mut self) -> Result<()> {
-        let input = self.input.as_mut().context("its input")?;
+        let input = self.input.as_mut().context("the process has no standard input")?;
         Ok(writeln!(input)?)
     }
 
-    /// Ends the process, and says what it said on standard error, and whether it ended well.
+    /// Ends the process, and returns its standard error and whether it succeeded.
     pub(crate) fn end_process(&mut self) -> Result<(String, bool)> {
         drop(self.input.take());
-        // Who traced it may have heard of its end.
+        // The tracer may have reaped it already.
         let ended_well = self.process.wait().is_ok_and(|status| status.success());
         let mut errors = String::new();
         if let Some(mut stderr) = self.process.stderr.take() {
@@ -365,7 +365,7 @@ impl Scene {
         Ok((errors, ended_well))
     }
 
-    /// Whether somebody else can have the lock now, asked once.
+    /// Returns whether another owner can acquire the lock now.
     pub(crate) fn is_free_to_others(&self) -> Result<bool> {
         let claim = claim(4, None);
         let is_granted = self.other.acquire(&claim)?.is_granted();
@@ -375,7 +375,7 @@ impl Scene {
         Ok(is_granted)
     }
 
-    /// Whether one of the others can have the lock in a while.
+    /// Returns whether another owner can acquire the lock within five seconds.
     pub(crate) fn is_free_to_others_soon(&self) -> Result<bool> {
         let claim = self.waits.clone().unwrap_or_else(|| claim(4, None));
         let began = Instant::now();
@@ -391,16 +391,16 @@ impl Scene {
         }
     }
 
-    /// The fence that the lock is held under.
+    /// Returns the fencing token of the lock's holder.
     pub(crate) fn held_under(&self) -> Result<Option<u64>> {
         let holder = self.other.inspect(&claim(1, None).name)?;
         Ok(holder.and_then(|holder| holder.fence).map(Fence::get))
     }
 
-    /// Lets one of the others have the lock, as it must in the end, and says what is wrong.
+    /// Acquires the lock for another owner, which must succeed in the end; returns the violations.
     pub(crate) fn others_get_in(&mut self, bound: Duration) -> Result<Vec<String>> {
         let mut wrong = Vec::new();
-        // Whatever was granted is told by the record.
+        // The record has the fencing token of a grant whose reply was lost.
         if let Ok(Some(fence)) = self.held_under() {
             self.fence = fence.max(self.fence);
         }
@@ -410,7 +410,7 @@ impl Scene {
         let claim = self.waits.take().unwrap_or_else(|| claim(4, None));
         let bound = match (self.step.act, self.step.before) {
             (Act::Detach, _) => bound + DETACHED_TTL,
-            // It lasts for an hour, unless it was force-released.
+            // The lease lasts for an hour, unless it was force-released.
             (Act::ForceRelease | Act::Inspect, Before::Detached) => {
                 self.other.evict(&claim.name, None)?;
                 bound
@@ -428,21 +428,21 @@ impl Scene {
                 }
             }
             if began.elapsed() > Duration::from_secs(10) {
-                wrong.push("nobody gets the lock any more".to_owned());
+                wrong.push("the lock cannot be acquired any more".to_owned());
                 return Ok(wrong);
             }
             self.other.wait(&claim, Duration::from_millis(50));
         };
         let took = began.elapsed();
         if took > bound {
-            wrong.push(format!("the next one got the lock after {took:?}"));
+            wrong.push(format!("the next owner acquired the lock after {took:?}"));
         }
         if fence <= self.fence {
             let before = self.fence;
             wrong.push(format!("fencing token {fence}, after {before}"));
         }
         if !self.other.release(&claim)?.is_granted() {
-            wrong.push("the next one could not give it back".to_owned());
+            wrong.push("the next owner's release was refused".to_owned());
         }
         for listed in self.other.list()? {
             match listed {
@@ -452,12 +452,12 @@ impl Scene {
         }
         let strangers = crate::storms::strangers(&self.folder)?;
         if !strangers.is_empty() {
-            wrong.push(format!("these files are left: {strangers:?}"));
+            wrong.push(format!("these foreign files are left: {strangers:?}"));
         }
         Ok(wrong)
     }
 
-    /// What it is called.
+    /// Returns the operation's name and kind of store.
     pub(crate) fn title(&self) -> String {
         format!("{}, {}", self.step.name, self.kind)
     }

@@ -1,4 +1,4 @@
-//! Many processes that want one lock, and what happens to them.
+//! Many processes that contend for one lock, under kills, stops, removed files and timeouts.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -23,56 +23,56 @@ use crate::resource::{Resource, Word};
 
 pub(crate) const CONTENTION: Part = Part {
     name: "contention",
-    about: "2, 8 and 64 processes want one lock",
+    about: "2, 8 and 64 processes contend for one lock",
     share: 6,
     run: contention,
 };
 pub(crate) const KILLS: Part = Part {
     name: "kills",
-    about: "kill -9 every few milliseconds, holders and those who wait",
+    about: "kill -9 of holders and waiters every few milliseconds",
     share: 7,
     run: kills,
 };
 pub(crate) const STOPS: Part = Part {
     name: "stops",
-    about: "SIGSTOP for up to three times the ttl, holders and those who wait",
+    about: "SIGSTOP of holders and waiters for up to three times the TTL",
     share: 4,
     run: stops,
 };
 pub(crate) const REMOVED_FILES: Part = Part {
     name: "removed-files",
-    about: "the lock's file and its folder are removed, renamed and replaced all the time",
+    about: "the lock file and its directory are removed, renamed and replaced all the time",
     share: 2,
     run: removed_files,
 };
 pub(crate) const CHILDREN: Part = Part {
     name: "children",
-    about: "other threads fork and spawn all the time, and a lock given back is free at once",
+    about: "other threads fork and spawn all the time, and a released lock is free at once",
     share: 1,
     run: children,
 };
 pub(crate) const TIMEOUTS: Part = Part {
     name: "timeouts",
-    about: "those who wait give up at the moment when the lock is handed to them",
+    about: "waiters time out at the moment of the hand-off",
     share: 1,
     run: timeouts,
 };
 pub(crate) const EXPIRIES: Part = Part {
     name: "expiries",
-    about: "leases of a few milliseconds that nobody gives back",
+    about: "leases of a few milliseconds that expire instead of being released",
     share: 1,
     run: expiries,
 };
 
-/// The kinds of store.
+/// The names of the kinds of store.
 pub(crate) const KINDS: [&str; 2] = ["file", "lease"];
 
-/// How long nobody may get in, although somebody could, where the kernel tells who lives.
+/// The longest time that a wanted lock may stay free in a store that detects dead holders.
 const LONGEST_GAP: Duration = Duration::from_millis(500);
 
-/// How the processes of a crowd are, but for their numbers.
+/// The configuration of the processes of a crowd.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "the options are independent")]
 struct Wish {
     kind: &'static str,
     processes: usize,
@@ -103,7 +103,7 @@ impl Wish {
     }
 }
 
-/// Processes that want one lock.
+/// Processes that contend for one lock.
 struct Crowd {
     wish: Wish,
     seed: u64,
@@ -114,7 +114,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Starts them.
+    /// Starts the processes.
     fn new(setting: &Setting, wish: Wish) -> Result<Self> {
         let folder = tempfile::tempdir_in(&setting.folder)?.keep();
         fs::create_dir(folder.join("locks"))?;
@@ -185,21 +185,21 @@ impl Crowd {
         Ok(())
     }
 
-    /// One of them.
+    /// Returns the number of a random process.
     fn any(&self, random: &mut Rng) -> u64 {
         let which = random.usize(..self.members.len());
-        *self.members.keys().nth(which).expect("there are so many")
+        *self.members.keys().nth(which).expect("the index is in range")
     }
 
     fn signal(&self, number: u64, signal: Signal) -> Result<()> {
-        kill_process(self.pid(number), signal).context("to signal one of ours")
+        kill_process(self.pid(number), signal).context("cannot signal a child process")
     }
 
     fn pid(&self, number: u64) -> Pid {
         Pid::from_child(&self.members[&number])
     }
 
-    /// Kills one of them, and starts another for it.
+    /// Kills a process, and starts another in its place.
     fn replace(&mut self, number: u64) -> Result<()> {
         self.resource.dies(number);
         self.signal(number, Signal::KILL)?;
@@ -212,9 +212,9 @@ impl Crowd {
         self.start_one()
     }
 
-    /// Ends them, and says what they did and saw.
+    /// Ends the processes, and records what they did and the violations that they reported.
     fn end(mut self, findings: &mut Findings, longest_gap: Option<Duration>) -> Result<()> {
-        /// However busy the machine is, a process gets the lock in this time, or is stuck.
+        /// The time within which a process acquires the lock, even on a busy machine.
         const STUCK: Duration = Duration::from_secs(20);
 
         let kind = self.wish.kind;
@@ -225,7 +225,7 @@ impl Crowd {
             loop {
                 if let Some(status) = child.try_wait()? {
                     findings.check(status.success(), || {
-                        format!("{kind}: number {number} ended with {status}")
+                        format!("{kind}: process {number} ended with {status}")
                     });
                     break;
                 }
@@ -239,31 +239,31 @@ impl Crowd {
             }
         }
         findings.check(stuck == 0, || {
-            format!("{kind}: {stuck} processes got no lock for {STUCK:?} when all was quiet")
+            format!("{kind}: {stuck} processes did not end within {STUCK:?} without faults")
         });
         let complaints = fs::read_to_string(self.complaints())?;
         let lines = complaints.lines().count();
         for line in complaints.lines().take(20) {
             findings.violation(format!("{kind}: {line}"));
         }
-        findings.check(lines <= 20, || format!("{kind}: and {} more", lines - 20));
+        findings.check(lines <= 20, || format!("{kind}: {} more violations", lines - 20));
 
         let get = |word| self.resource.get(word);
         findings.count("acquisitions", get(Word::Entered));
         findings.count("contended acquisitions", get(Word::Contended));
         let others = [
-            (Word::Zombies, "passed by others after their time"),
-            (Word::Stale, "came too late with a grant"),
-            (Word::TimedOut, "gave up"),
-            (Word::Nowhere, "found no folder"),
-            (Word::Displaced, "got in beside one whose file was gone"),
+            (Word::Zombies, "taken over after expiry"),
+            (Word::Stale, "grants that expired before use"),
+            (Word::TimedOut, "timed out"),
+            (Word::Nowhere, "found no directory"),
+            (Word::Displaced, "acquired beside a holder whose file was removed"),
         ];
         for (word, what) in others {
             if get(word) > 0 {
                 findings.count(what, get(word));
             }
         }
-        findings.check(get(Word::Entered) > 0, || format!("{kind}: nobody got in"));
+        findings.check(get(Word::Entered) > 0, || format!("{kind}: no process acquired the lock"));
         let (counted, acknowledged) = (get(Word::Counter), get(Word::Acknowledged));
         findings.check(counted >= acknowledged, || {
             format!(
@@ -275,7 +275,7 @@ impl Crowd {
         findings.worst(format!("longest gap, {}", self.title()), gap);
         if let Some(longest) = longest_gap {
             findings.check(gap <= longest, || {
-                format!("{}: nobody got in for {gap:?}", self.title())
+                format!("{}: no process acquired the free lock for {gap:?}", self.title())
             });
         }
         self.is_whole(findings);
@@ -291,7 +291,7 @@ impl Crowd {
         format!("{}{lease}", self.wish.kind)
     }
 
-    /// Looks at what they left.
+    /// Checks that the store works after the processes have ended, and has no foreign files.
     fn is_whole(&self, findings: &mut Findings) {
         let kind = self.wish.kind;
         let store = self
@@ -315,15 +315,15 @@ impl Crowd {
         });
         match taken {
             Ok(fence) => findings.check(fence > self.resource.get(Word::Fence), || {
-                format!("{kind}: in the end the fencing token was {fence}, not the greatest")
+                format!("{kind}: after the end: fencing token {fence} is not the greatest")
             }),
-            Err(err) => findings.violation(format!("{kind}: in the end: {err}")),
+            Err(err) => findings.violation(format!("{kind}: after the end: {err}")),
         }
         match strangers(&self.locks()) {
             Ok(names) => findings.check(names.is_empty(), || {
-                format!("{kind}: these files were left: {names:?}")
+                format!("{kind}: these foreign files are left: {names:?}")
             }),
-            Err(err) => findings.violation(format!("{kind}: its folder: {err}")),
+            Err(err) => findings.violation(format!("{kind}: cannot read the directory: {err}")),
         }
     }
 }
@@ -337,7 +337,7 @@ impl Drop for Crowd {
     }
 }
 
-/// The files in the folder of a store that are none of its own.
+/// Returns the names of files in the store's directory that are not the store's.
 pub(crate) fn strangers(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -353,7 +353,7 @@ pub(crate) fn strangers(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// For every kind of store, in equal parts of the time.
+/// Runs `each` for all of `of`, each for an equal part of the time.
 fn for_each<T: Copy>(
     setting: &Setting,
     of: &[T],
@@ -367,7 +367,7 @@ fn for_each<T: Copy>(
 }
 
 fn contention(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    // With how many microseconds of holding it, at most.
+    // The number of processes, and the longest time that they hold the lock, in microseconds.
     let crowds: Vec<_> = KINDS
         .iter()
         .flat_map(|&kind| [(2, 0), (8, 20), (64, 100)].map(|crowd| (kind, crowd)))
@@ -386,7 +386,7 @@ fn contention(setting: &Setting, findings: &mut Findings) -> Result<()> {
     })
 }
 
-/// What is detached lasts this long, in milliseconds.
+/// The TTL of detached leases, in milliseconds.
 const DETACHED_TTL: u64 = 300;
 
 fn kills(setting: &Setting, findings: &mut Findings) -> Result<()> {
@@ -400,8 +400,9 @@ fn kills(setting: &Setting, findings: &mut Findings) -> Result<()> {
             ..Wish::new(kind, 8)
         };
         let longest = if detaches {
-            // One that is killed after its grant and before it has noted that keeps the lock for the ttl,
-            // unseen; two in a row were seen once in 35,000 kills (600.7 ms).
+            // A process that is killed between its grant and its entry keeps the lock for the TTL while
+            // the resource counts it as free. Two such kills in a row occurred once in 35,000 kills
+            // (600.7 ms).
             Duration::from_millis(4 * DETACHED_TTL)
         } else {
             LONGEST_GAP
@@ -411,7 +412,7 @@ fn kills(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let began = Instant::now();
         while began.elapsed() < length {
             thread::sleep(Duration::from_micros(random.u64(300..2000)));
-            // Half of them while they are inside.
+            // Half of the killed processes are inside.
             let inside = crowd.resource.get(Word::Inside);
             let number = if random.bool() && crowd.members.contains_key(&inside) {
                 inside
@@ -452,7 +453,7 @@ fn stops(setting: &Setting, findings: &mut Findings) -> Result<()> {
         while began.elapsed() < length {
             thread::sleep(Duration::from_micros(random.u64(1000..20_000)));
             go_on(&crowd, &mut stopped, |until| until <= Instant::now())?;
-            // Who is inside is stopped half of the time, and never more than half of all.
+            // In half of the cases the process inside is stopped; never more than half of all processes.
             let inside = crowd.resource.get(Word::Inside);
             let number = if random.bool() && crowd.members.contains_key(&inside) {
                 inside
@@ -471,7 +472,7 @@ fn stops(setting: &Setting, findings: &mut Findings) -> Result<()> {
     })
 }
 
-/// Lets those of `stopped` go on of whom `is_over` says so.
+/// Continues those of the `stopped` processes for whose end of the stop `is_over` is true.
 fn go_on(
     crowd: &Crowd,
     stopped: &mut BTreeMap<u64, Instant>,
@@ -484,7 +485,7 @@ fn go_on(
         .collect();
     for number in over {
         stopped.remove(&number);
-        // Nobody gets past a kernel's lock of one who is stopped.
+        // No process can take over a flock(2) lock of a stopped process.
         let kept_others_out = holds_a_file(crowd.pid(number), &crowd.locks())?;
         crowd.signal(number, Signal::CONT)?;
         if kept_others_out {
@@ -494,7 +495,7 @@ fn go_on(
     Ok(())
 }
 
-/// Whether the process has the kernel's lock on a whole file in `folder`, as `/proc/locks` says.
+/// Returns whether the process holds a flock(2) lock on a file in `directory`, by `/proc/locks`.
 fn holds_a_file(process: Pid, folder: &Path) -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
 
@@ -502,7 +503,7 @@ fn holds_a_file(process: Pid, folder: &Path) -> Result<bool> {
     for entry in fs::read_dir(folder)? {
         files.push(entry?.metadata()?.ino().to_string());
     }
-    // In one piece, for it changes between two.
+    // With one read, because the contents change between two.
     let mut locks = vec![0; 1 << 20];
     let length = File::open("/proc/locks")?.read(&mut locks)?;
     let locks = String::from_utf8_lossy(&locks[..length]);
@@ -544,17 +545,17 @@ fn removed_files(setting: &Setting, findings: &mut Findings) -> Result<()> {
             let what = remove(&crowd.locks(), carefully, &mut random)?;
             findings.count(what, 1);
             if carefully {
-                // It is told that its file is gone, or nobody knows that yet.
+                // It returns an error if its file is gone, unless the removal is not visible yet.
                 let _ = lock.release();
                 thread::sleep(Duration::from_micros(random.u64(..1000)));
             }
         }
-        // In between, the folder is not there, which is nothing to be measured.
+        // The directory is missing at times, so the gaps mean nothing.
         crowd.end(findings, None)
     })
 }
 
-/// Removes the lock's file, or replaces it, or renames it or its folder for a moment.
+/// Removes the lock file, or replaces it, or renames it or, for a moment, its directory.
 fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static str> {
     let lock = fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -563,18 +564,18 @@ fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static s
                 .is_some_and(|it| it == "lease" || it == "lock")
         });
     let Some(lock) = lock else {
-        return Ok("times there was nothing to remove");
+        return Ok("times without a file to remove");
     };
     let aside = folder.with_extension("aside");
     match random.u8(..if carefully { 4 } else { 3 }) {
         0 => {
-            // Another may have done so.
+            // The file may have been removed already.
             let _ = fs::remove_file(&lock);
             Ok("files removed")
         }
         1 => {
-            // Of what there is now, which nobody has locked. Half of it is from before a grant and half
-            // from after it if one is made meanwhile: that would be damage, and said.
+            // A copy of the current contents, which no process has locked. A grant between the two reads
+            // would leave a copy with half of its record, which is a corrupt file and an error.
             let copy = folder.with_extension("copy");
             if let (Ok(once), Ok(twice)) = (fs::read(&lock), fs::read(&lock))
                 && once == twice
@@ -589,7 +590,7 @@ fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static s
             fs::rename(folder, &aside)?;
             thread::sleep(Duration::from_micros(random.u64(..500)));
             fs::rename(&aside, folder)?;
-            Ok("folders renamed and put back")
+            Ok("directories renamed and put back")
         }
         _ => {
             let _ = fs::rename(&lock, folder.with_extension("gone"));
@@ -622,7 +623,7 @@ fn children(setting: &Setting, findings: &mut Findings) -> Result<()> {
                             let mut command = Command::new("true");
                             if forks {
                                 use std::os::unix::process::CommandExt;
-                                // With this the library forks.
+                                // This makes the standard library fork.
                                 command.gid(rustix::process::getgid().as_raw());
                             }
                             if command.status().is_ok() {
@@ -643,15 +644,15 @@ fn children(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 };
                 if let Err(err) = one.try_acquire().and_then(|_| one.release()) {
                     findings.violation(format!(
-                        "{kind}: a lock that was given back was not free: {err}"
+                        "{kind}: a released lock was not free: {err}"
                     ));
                 }
                 if let Err(err) = next.try_acquire().and_then(|_| next.release()) {
                     findings.violation(format!(
-                        "{kind}: a lock that was given back was not free: {err}"
+                        "{kind}: a released lock was not free: {err}"
                     ));
                     if findings.violations.len() > 20 {
-                        result = Err(anyhow::anyhow!("too many"));
+                        result = Err(anyhow::anyhow!("too many violations"));
                         break;
                     }
                 }
@@ -680,7 +681,7 @@ fn timeouts(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let crowd = Crowd::new(setting, wish)?;
         thread::sleep(length);
         let over = Duration::from_nanos(crowd.resource.get(Word::Overshoot));
-        findings.worst(format!("waited too long, {kind}"), over);
+        findings.worst(format!("waited beyond the timeout, {kind}"), over);
         crowd.end(findings, Some(LONGEST_GAP))
     })
 }

@@ -1,7 +1,7 @@
-//! Clocks that jump, machines that start anew, and processes that are called the same.
+//! Clocks that jump, reboots, namespaces, and process IDs that are reused.
 //!
-//! The machine's own clocks are left alone: others use them. Processes are shown a wall clock that
-//! is stepped, another start of the machine, and other namespaces.
+//! The machine's own clocks stay unchanged, because other programs use them. The tested processes
+//! see a stepped wall clock, another boot ID, and other namespaces.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use crate::programs::{self, DEADLINE, Ended, Running};
 
 pub(crate) const PART: Part = Part {
     name: "time-and-identity",
-    about: "jumping clocks, new starts, namespaces, and numbers of processes used again",
+    about: "jumping clocks, reboots, namespaces, and reused process IDs",
     share: 0,
     run,
 };
@@ -31,17 +31,17 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     type Section = fn(&Setting, &mut Findings) -> Result<()>;
     let sections: [(&str, Section); 9] = [
         ("a suspended machine", suspend),
-        ("the shortest and the longest ttl", ttls),
+        ("the shortest and the longest TTL", ttls),
         ("wall clocks in a record", recorded_wall_clock),
-        ("a wall clock that is stepped", stepped_wall_clock),
-        ("another start of the machine", new_start),
+        ("a stepped wall clock", stepped_wall_clock),
+        ("another boot of the machine", new_start),
         ("time namespaces", time_namespaces),
         ("other namespaces", namespaces),
         (
-            "another process with the holder's number",
+            "another process with the holder's process ID",
             number_used_again,
         ),
-        ("a record with another process's number", number_of_another),
+        ("a record with another process's ID", number_of_another),
     ];
     setting.progress.set_length(sections.len() as u64);
     for (what, section) in sections {
@@ -52,7 +52,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// The machine's clock, and how far it has been moved ahead.
+/// The machine's clock plus an offset.
 #[derive(Clone, Default)]
 struct Moved(Arc<AtomicU64>);
 
@@ -85,7 +85,7 @@ impl Host for Moved {
     }
 }
 
-/// A store that goes by `clock`.
+/// Opens a store that uses `clock`.
 fn open_with(kind: Kind, folder: &Path, clock: &Moved) -> Result<AnyStore> {
     let options = StoreOptions::default();
     Ok(match kind {
@@ -94,7 +94,8 @@ fn open_with(kind: Kind, folder: &Path, clock: &Moved) -> Result<AnyStore> {
     })
 }
 
-/// `CLOCK_BOOTTIME` goes on meanwhile: what has ended by then has ended, and its holder is told.
+/// Tests suspensions, during which `CLOCK_BOOTTIME` advances: leases expire, and their holders get
+/// an error.
 fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const TTL: Duration = Duration::from_secs(30);
 
@@ -121,42 +122,42 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
             let what = format!("suspended for {jump:?} with a lease of {TTL:?} ({kind})");
             findings.check(held.is_expired() == is_over, || {
                 format!(
-                    "{what}: its holder believes that it has expired: {}",
+                    "{what}: the holder's lease has expired: {}",
                     held.is_expired()
                 )
             });
-            // The kernel's lock stays its holder's until it is given back.
+            // A flock(2) lock stays the holder's until its release.
             let taken = other.try_acquire();
             let may_be_taken = is_over && kind == Kind::Lease;
             findings.check(taken.is_ok() == may_be_taken, || {
-                format!("{what}: another is told {taken:?}")
+                format!("{what}: acquire by another owner: {taken:?}")
             });
             if let Ok(taken) = &taken {
                 findings.check(taken.fence() > fence, || {
-                    format!("{what}: fence {:?} after {fence:?}", taken.fence())
+                    format!("{what}: fencing token {:?} after {fence:?}", taken.fence())
                 });
             }
             let extended = held.extend(None);
             findings.check(extended.is_ok() != is_over, || {
-                format!("{what}: its holder extends it: {extended:?}")
+                format!("{what}: extend by its holder: {extended:?}")
             });
             let released = held.release();
             findings.check(released.is_ok() != is_over, || {
-                format!("{what}: its holder gives it back: {released:?}")
+                format!("{what}: release by its holder: {released:?}")
             });
             if taken.is_ok() {
                 let extended = other.extend(None);
                 findings.check(extended.is_ok(), || {
-                    format!("{what}: the next holder extends it: {extended:?}")
+                    format!("{what}: extend by the next holder: {extended:?}")
                 });
             } else {
                 let taken = other.try_acquire();
                 findings.check(taken.is_ok(), || {
-                    format!("{what}: given back, another is told {taken:?}")
+                    format!("{what}: acquire by another owner after the release: {taken:?}")
                 });
             }
             other.release()?;
-            // The auto-renewal takes the lease back, unless another owner was granted it meanwhile.
+            // The auto-renewal revives the lease, unless another owner was granted the lock meanwhile.
             for is_wanted in [false, true] {
                 let guard = held.guard()?;
                 let fence = guard.fence();
@@ -182,7 +183,7 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     )
                 });
                 findings.check(taken == (is_wanted && may_be_taken), || {
-                    format!("{what}: another owner was granted it: {taken}")
+                    format!("{what}: another owner was granted the lock: {taken}")
                 });
                 let released = guard.release();
                 findings.check(released.is_ok() != taken, || {
@@ -195,21 +196,21 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Each end of a lease's length, and beyond.
+/// Tests the shortest and the longest TTL, and TTLs out of range.
 fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for millis in [0, u64::MAX, 9_223_372_036_855] {
         let refused = Ttl::new(Duration::from_millis(millis));
         findings.check(refused.is_err(), || {
-            format!("a ttl of {millis} ms is {refused:?}")
+            format!("a TTL of {millis} ms: {refused:?}")
         });
         let text = millis.to_string();
         findings.check(text.parse::<Ttl>().is_err(), || {
-            format!("a ttl of `{text}` is one")
+            format!("`{text}` without a unit is accepted as a TTL")
         });
     }
     let longest = Ttl::new(Ttl::MAX)?;
     for kind in Kind::BOTH {
-        // How far the clock is when it is taken: at the end of its numbers, too.
+        // The time of the clock at the grant, up to the end of its range.
         let starts = [
             0,
             u64::MAX / 2,
@@ -232,7 +233,7 @@ fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
                         ..claim("lock", 1)?
                     };
                     let wanted = claim("lock", 2)?;
-                    let what = format!("a ttl of {ttl} after {start} ns ({kind})");
+                    let what = format!("a TTL of {ttl} at {start} ns ({kind})");
                     let fence = Told::by(|| one.acquire(&mine)).granted()?;
                     let is_short = ttl.duration() == Some(Duration::from_millis(1));
                     if is_short {
@@ -247,25 +248,25 @@ fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
                         Told::Refused => !is_free,
                         _ => false,
                     };
-                    findings.check(is_right, || format!("{what}: another is told {told:?}"));
+                    findings.check(is_right, || format!("{what}: acquire by another owner: {told:?}"));
                     let told = Told::by(|| one.extend(&mine));
                     let is_right = match told {
                         Told::Granted(_) => !is_short,
                         Told::Refused => is_short,
                         _ => false,
                     };
-                    findings.check(is_right, || format!("{what}: its holder is told {told:?}"));
+                    findings.check(is_right, || format!("{what}: extend by its holder: {told:?}"));
                     let shown = caught(|| two.inspect(&mine.name));
                     findings.check(matches!(shown, Ok(Ok(_))), || {
-                        format!("{what}: it is shown as {shown:?}")
+                        format!("{what}: inspect: {shown:?}")
                     });
                     for (store, claim) in [(&one, &mine), (&two, &wanted)] {
                         let told = Told::by(|| store.release(claim));
                         findings.check(!matches!(told, Told::Panicked(_) | Told::Error(_)), || {
-                            format!("{what}: given back, {told:?}")
+                            format!("{what}: release: {told:?}")
                         });
                     }
-                    findings.count("ttls", 1);
+                    findings.count("TTLs", 1);
                 }
             }
         }
@@ -273,7 +274,7 @@ fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// What a record says of the wall clock is for people.
+/// Tests that the wall-clock times of a record are only for display.
 fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const ENDS_AT: usize = 88;
     const SINCE_AT: usize = 96;
@@ -303,26 +304,26 @@ fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()>
                 Told::by(|| two.release(&wanted)),
             ];
             findings.check(told.iter().all(|told| *told == Told::Refused), || {
-                format!("with {wall} ms of the wall clock in its record, another is told {told:?}")
+                format!("a wall-clock time of {wall} ms in the record: operations of another owner: {told:?}")
             });
-            let holder = two.inspect(&mine.name)?.context("it is held")?;
+            let holder = two.inspect(&mine.name)?.context("the lock is held")?;
             let left = holder.remaining.unwrap_or_default();
             findings.check(left > Duration::from_mins(59), || {
-                format!("with {wall} ms of the wall clock in its record, {left:?} are left")
+                format!("a wall-clock time of {wall} ms in the record: {left:?} are left")
             });
             let told = Told::by(|| one.extend(&mine));
             findings.check(matches!(told, Told::Granted(_)), || {
                 format!(
-                    "with {wall} ms of the wall clock in its record, its holder is told {told:?}"
+                    "a wall-clock time of {wall} ms in the record: extend by its holder: {told:?}"
                 )
             });
-            findings.count("wall clocks in records", 1);
+            findings.count("wall-clock times in records", 1);
         }
     }
-    // Nor does it matter by whose wall clock a lock was written down.
+    // The wall clock at the serialization of a lock does not matter, either.
     let store = LeaseFileStore::open(folder.path(), &StoreOptions::default())?;
     let locks = LockFactory::new(&store, System);
-    let lock = locks.create_lock("written down", "1h")?;
+    let lock = locks.create_lock("serialized", "1h")?;
     lock.acquire()?;
     let lease = lock.serialize()?.lease(System.now(), System.wall_clock());
     for step in [-3600_i64, 3600, i64::from(i32::MAX), -i64::from(i32::MAX)] {
@@ -331,15 +332,15 @@ fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()>
         let restored = locks.restore_lock(&text.parse()?);
         let extended = restored.extend(None);
         findings.check(extended.is_ok(), || {
-            format!("written down by a wall clock that is {step} s ahead: extended: {extended:?}")
+            format!("serialized with a wall clock that is {step} s ahead: extend: {extended:?}")
         });
-        findings.count("wall clocks in serialized locks", 1);
+        findings.count("wall-clock times in serialized locks", 1);
     }
     lock.release()?;
     Ok(())
 }
 
-/// Processes that see a wall clock that somebody steps.
+/// Runs processes that see a stepped wall clock.
 struct Stepped {
     program: PathBuf,
     library: PathBuf,
@@ -347,7 +348,7 @@ struct Stepped {
 }
 
 impl Stepped {
-    /// Nothing when there is no compiler to make it with.
+    /// Returns `None` if there is no C compiler to build the library with.
     fn new(setting: &Setting) -> Result<Option<Self>> {
         let source = setting.folder.join("wall_clock.c");
         let library = setting.folder.join("wall_clock.so");
@@ -370,9 +371,9 @@ impl Stepped {
         Ok(Some(stepped))
     }
 
-    /// Steps the clock to `seconds` ahead of the machine's.
+    /// Steps the clock to `seconds` ahead of the machine's clock.
     fn step(&self, seconds: i64) -> Result<()> {
-        // Replaced, and never seen half.
+        // Replaced atomically, so that no process reads half of it.
         let new = self.by.with_extension("new");
         fs::write(&new, seconds.to_string())?;
         Ok(fs::rename(&new, &self.by)?)
@@ -389,7 +390,7 @@ impl Stepped {
     }
 }
 
-/// An hour to and fro, while somebody holds a lock.
+/// Steps the wall clock back and forth while locks are held.
 fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const HOUR: i64 = 3600;
 
@@ -399,7 +400,7 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
     };
     let expires = |ended: &Ended| -> Result<u64> {
         let text: serde_json::Value = serde_json::from_str(&ended.out)?;
-        text["expires"].as_u64().context("a lease that ends")
+        text["expires"].as_u64().context("a lease without an end")
     };
     for kind in Kind::BOTH {
         let folder = tempfile::tempdir_in(&setting.folder)?;
@@ -409,17 +410,17 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
         let mut holder = Running::start(&mut stepped.verrou(kind, folder.path(), &hold))?;
         holder.says("held")?;
         let mut number = 0;
-        // Several times its ttl, at each of which it is extended.
+        // For several times the TTL: the holder renews the lease meanwhile.
         while !holder.ends_within(Duration::from_millis(30))? {
             number += 1;
             stepped.step([HOUR, -HOUR, 0, 24 * HOUR, -24 * HOUR][number % 5])?;
             let wish = ["run", "lock", "--no-wait", "--", "echo", "had"];
             let asked = programs::run(&mut stepped.verrou(kind, folder.path(), &wish))?;
-            // It may have given it back meanwhile.
+            // The holder may have released the lock meanwhile.
             let is_over = over.exists();
             findings.check(asked.code() == Some(75) || is_over, || {
                 format!(
-                    "a wall clock stepped while a lock is held ({kind}): another ends with {:?}: {}",
+                    "a wall clock stepped while a lock is held ({kind}): a second process ends with {:?}: {}",
                     asked.code(),
                     asked.err.trim_end()
                 )
@@ -429,13 +430,13 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
         let ended = holder.end()?;
         findings.check(ended.code() == Some(0), || {
             format!(
-                "a wall clock stepped while a lock is held ({kind}): its holder ends with {:?}: {}",
+                "a wall clock stepped while a lock is held ({kind}): the holder ends with {:?}: {}",
                 ended.code(),
                 ended.err.trim_end()
             )
         });
     }
-    // A lease that only its time ends.
+    // A detached lease, which ends only by its TTL.
     for (number, step) in [HOUR, -HOUR, 10 * 365 * 24 * HOUR, -10 * 365 * 24 * HOUR]
         .into_iter()
         .enumerate()
@@ -455,7 +456,7 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
         if before.elapsed() < TTL {
             findings.check(asked.code() == Some(75), || {
                 format!(
-                    "a lease of {TTL:?}, the wall clock stepped by {step} s: {:?}",
+                    "a lease of {TTL:?}, the wall clock stepped by {step} s: an acquire request ends with {:?}",
                     asked.code()
                 )
             });
@@ -464,12 +465,12 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
         let (least, most) = (before.elapsed(), after.elapsed());
         findings.check(waited.code() == Some(0) && least >= TTL, || {
             format!(
-                "a lease of {TTL:?}, the wall clock stepped by {step} s: had after {most:?}, {:?}",
+                "a lease of {TTL:?}, the wall clock stepped by {step} s: a waiter ends after {most:?} with {:?}",
                 waited.code()
             )
         });
-        // The step was seen: what people are told differs by that much. And a text that seems to have
-        // ended long ago, or hardly to have begun, is as good.
+        // The process saw the step: the displayed end of the lease differs by it. A serialized lock
+        // whose wall-clock times are long past, or far ahead, still works.
         let text = verrou(&["acquire", "lock", "--ttl", "1h"])?;
         let seen = expires(&text)?.cast_signed() - first.cast_signed();
         ensure!(
@@ -481,7 +482,7 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
             let ended = verrou(&[command, text.out.trim_end()])?;
             findings.check(ended.code() == Some(0), || {
                 format!(
-                    "a lock taken while the wall clock was {step} s ahead: {command}: {:?} {}",
+                    "a lock acquired while the wall clock was {step} s ahead: {command}: {:?} {}",
                     ended.code(),
                     ended.err.trim_end()
                 )
@@ -492,14 +493,15 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
     Ok(())
 }
 
-/// A command in namespaces of its own; nothing when this machine has none, of which a note is made.
+/// A command that runs programs in new namespaces.
 struct Namespace {
     what: String,
     words: Vec<String>,
 }
 
 impl Namespace {
-    /// What `unshare(1)` makes with `options`, for what `before` ends with.
+    /// Returns a command that runs `unshare(1)` with `options`, and the shell code `before` inside;
+    /// returns `None`, and records why, if this machine does not support these namespaces.
     fn new(findings: &mut Findings, what: &str, options: &[&str], before: &str) -> Option<Self> {
         let mut words: Vec<String> = vec!["unshare".to_owned()];
         words.extend(options.iter().map(ToString::to_string));
@@ -525,7 +527,7 @@ impl Namespace {
         }
     }
 
-    /// `program` with `words` inside.
+    /// Returns a command that runs `program` with `words` inside the namespaces.
     fn command(&self, program: &Path, words: &[&str]) -> Command {
         let mut command = Command::new(&self.words[0]);
         command.args(&self.words[1..]).arg(program).args(words);
@@ -534,7 +536,7 @@ impl Namespace {
     }
 }
 
-/// What must be true of every pair of namespaces, of which one is this one.
+/// Checks of locks between this program's namespaces and another one's.
 struct Neighbours<'a> {
     namespace: &'a Namespace,
     verrou: PathBuf,
@@ -558,7 +560,7 @@ impl Neighbours<'_> {
     fn check(&self, findings: &mut Findings, what: &str, ended: &Ended, code: i32) {
         findings.check(ended.code() == Some(code), || {
             format!(
-                "{} ({}): {what}: ends with {:?} instead of {code}: {}{}",
+                "{} ({}): {what}: ended with {:?} instead of {code}: {}{}",
                 self.namespace.what,
                 self.kind,
                 ended.code(),
@@ -566,17 +568,17 @@ impl Neighbours<'_> {
                 ended.err.trim_end()
             )
         });
-        findings.count("steps from other namespaces", 1);
+        findings.count("operations across namespaces", 1);
     }
 
     fn told(&self, findings: &mut Findings, what: &str, told: &Told, is_right: bool) {
         findings.check(is_right, || {
             format!("{} ({}): {what}: {told:?}", self.namespace.what, self.kind)
         });
-        findings.count("steps from other namespaces", 1);
+        findings.count("operations across namespaces", 1);
     }
 
-    /// A lock of a living process is nobody else's, and one of a dead process is free.
+    /// Checks that the lock of a live process is held for all others, and that of a dead one free.
     fn living(&self, findings: &mut Findings) -> Result<()> {
         let folder = tempfile::tempdir_in(&self.setting.folder)?;
         let folder = folder.path();
@@ -588,19 +590,19 @@ impl Neighbours<'_> {
             };
             let fence = Told::by(|| store.acquire(&mine)).granted()?;
             let asked = self.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
-            self.check(findings, "asked for from inside, held outside", &asked, 75);
+            self.check(findings, "acquire inside, held outside", &asked, 75);
             let shown = self.inside(folder, &["show", "lock", "--json"])?;
-            self.check(findings, "shown inside, held outside", &shown, 0);
+            self.check(findings, "show inside, held outside", &shown, 0);
             findings.check(shown.out.contains("\"held\":true"), || {
                 format!(
-                    "{} ({}): shown inside as {}",
+                    "{} ({}): show inside: {}",
                     self.namespace.what, self.kind, shown.out
                 )
             });
             let told = Told::by(|| store.extend(&mine));
             self.told(
                 findings,
-                "extended outside",
+                "extend outside",
                 &told,
                 told == Told::Granted(fence),
             );
@@ -615,11 +617,11 @@ impl Neighbours<'_> {
                 "echo $VERROU_FENCE",
             ];
             let asked = self.inside(folder, &words)?;
-            self.check(findings, "had from inside, given back outside", &asked, 0);
+            self.check(findings, "acquire inside, released outside", &asked, 0);
             let next: u64 = asked.out.trim().parse().unwrap_or_default();
             findings.check(next > fence, || {
                 format!(
-                    "{} ({}): fence {next} after {fence}",
+                    "{} ({}): fencing token {next} after {fence}",
                     self.namespace.what, self.kind
                 )
             });
@@ -635,18 +637,18 @@ impl Neighbours<'_> {
             let told = Told::by(|| store.acquire(&wanted));
             self.told(
                 findings,
-                "asked for outside, held inside",
+                "acquire outside, held inside",
                 &told,
                 told == Told::Refused,
             );
             let seen = caught(|| store.inspect(&wanted.name));
             findings.check(matches!(&seen, Ok(Ok(Some(_)))), || {
                 format!(
-                    "{} ({}): shown outside as {seen:?}",
+                    "{} ({}): inspect outside: {seen:?}",
                     self.namespace.what, self.kind
                 )
             });
-            // All that is inside ends with it.
+            // All processes inside end with it.
             holder.kill()?;
             let began = Instant::now();
             let told = loop {
@@ -659,7 +661,7 @@ impl Neighbours<'_> {
             let is_right = matches!(told, Told::Granted(fence) if fence > next);
             self.told(
                 findings,
-                "had outside, its holder inside killed",
+                "acquire outside, the holder inside killed",
                 &told,
                 is_right,
             );
@@ -668,7 +670,7 @@ impl Neighbours<'_> {
         Ok(())
     }
 
-    /// A lease that outlives its process, from either side, where both can tell the time.
+    /// Checks detached leases from both sides, for namespaces with the same clock.
     fn detached(&self, findings: &mut Findings) -> Result<()> {
         if self.kind == Kind::File {
             return Ok(());
@@ -685,17 +687,17 @@ impl Neighbours<'_> {
         let asked = self.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
         self.check(
             findings,
-            "asked for from inside, detached outside",
+            "acquire inside, detached outside",
             &asked,
             75,
         );
         Told::by(|| store.release(&mine)).granted()?;
         let taken = self.inside(folder, &["acquire", "lock", "--ttl", "1h"])?;
-        self.check(findings, "acquired inside", &taken, 0);
+        self.check(findings, "acquire inside", &taken, 0);
         let told = Told::by(|| store.acquire(&mine));
         self.told(
             findings,
-            "asked for outside, detached inside",
+            "acquire outside, detached inside",
             &told,
             told == Told::Refused,
         );
@@ -704,17 +706,17 @@ impl Neighbours<'_> {
         let told = Told::by(|| store.extend(lease.claim()));
         self.told(
             findings,
-            "extended outside",
+            "extend outside",
             &told,
             matches!(told, Told::Granted(_)),
         );
         let released = self.inside(folder, &["release", taken.out.trim()])?;
-        self.check(findings, "given back inside", &released, 0);
+        self.check(findings, "release inside", &released, 0);
         Ok(())
     }
 }
 
-/// Those of processes, of users, of names of machines.
+/// Tests PID, user, UTS, IPC and network namespaces.
 fn namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let kinds: [(&str, &[&str], &str); 5] = [
         (
@@ -764,7 +766,7 @@ fn namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Of leases by another `CLOCK_BOOTTIME`.
+/// Checks leases that end by another namespace's `CLOCK_BOOTTIME`.
 fn other_clocks(
     findings: &mut Findings,
     neighbours: &Neighbours<'_>,
@@ -772,7 +774,7 @@ fn other_clocks(
     store: &AnyStore,
     long: &Claim,
 ) -> Result<()> {
-    // One that does not end is held, whatever time it is.
+    // A lease without an end is held at any time.
     let endless = Claim {
         ttl: Ttl::NEVER,
         ..long.clone()
@@ -781,25 +783,25 @@ fn other_clocks(
     let asked = neighbours.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
     neighbours.check(
         findings,
-        "of a lease without a ttl from outside",
+        "acquire inside, an endless lease outside",
         &asked,
         75,
     );
     Told::by(|| store.release(&endless)).granted()?;
     // The other way round.
     let taken = neighbours.inside(folder, &["acquire", "lock", "--ttl", "1h"])?;
-    neighbours.check(findings, "acquired inside", &taken, 0);
+    neighbours.check(findings, "acquire inside", &taken, 0);
     let told = Told::by(|| store.acquire(long));
     let is_right = matches!(&told, Told::Error(text) if text.contains("force-release"));
     neighbours.told(
         findings,
-        "of a lease with a ttl from inside",
+        "acquire outside, a lease with a TTL inside",
         &told,
         is_right,
     );
     let extended = neighbours.inside(folder, &["extend", taken.out.trim()])?;
-    neighbours.check(findings, "extended inside, by the same clock", &extended, 0);
-    // In yet another one, which may be called by the number of the one that has ended.
+    neighbours.check(findings, "extend inside, by the same clock", &extended, 0);
+    // A third time namespace, which may have the inode number of the one that has ended.
     let options = ["--time", "--boottime", "7000000", "--fork", "--kill-child"];
     if let Some(later) = Namespace::new(findings, "a later time namespace", &options, "") {
         let later = Neighbours {
@@ -810,7 +812,7 @@ fn other_clocks(
         let asked = later.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
         later.check(
             findings,
-            "of a lease with a ttl from one that has ended",
+            "acquire, a lease with a TTL of a time namespace that has ended",
             &asked,
             74,
         );
@@ -818,14 +820,14 @@ fn other_clocks(
     let told = Told::by(|| store.evict(&long.name, None));
     neighbours.told(
         findings,
-        "evicted outside",
+        "force-release outside",
         &told,
         matches!(told, Told::Granted(_)),
     );
     Ok(())
 }
 
-/// Where `CLOCK_BOOTTIME` shows something else.
+/// Tests time namespaces, in which `CLOCK_BOOTTIME` has an offset.
 fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for offset in ["100000", "-50", "1000000000"] {
         let what = format!("a time namespace that is {offset} s ahead");
@@ -853,7 +855,7 @@ fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 ephemeral: false,
                 ..claim("lock", 1)?
             };
-            // Nobody can tell whether it has ended, and nobody guesses.
+            // Whether the lease has expired cannot be determined: every operation returns an error.
             Told::by(|| store.acquire(&long)).granted()?;
             for words in [
                 &["run", "lock", "--no-wait", "--", "true"][..],
@@ -861,24 +863,24 @@ fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 &["list"],
             ] {
                 let ended = inside(folder, words)?;
-                neighbours.check(findings, "of a lease with a ttl from outside", &ended, 74);
+                neighbours.check(findings, "an operation inside, a lease with a TTL outside", &ended, 74);
                 findings.check(ended.err.contains("force-release"), || {
-                    format!("{what}: no way out is named: {}", ended.err)
+                    format!("{what}: the error names no remedy: {}", ended.err)
                 });
             }
             let told = Told::by(|| store.extend(&long));
             neighbours.told(
                 findings,
-                "extended outside",
+                "extend outside",
                 &told,
                 matches!(told, Told::Granted(_)),
             );
             let freed = inside(folder, &["force-release", "lock"])?;
-            neighbours.check(findings, "the way out that is named", &freed, 0);
+            neighbours.check(findings, "the remedy that the error names", &freed, 0);
             let told = Told::by(|| store.extend(&long));
             neighbours.told(
                 findings,
-                "extended, and freed inside",
+                "extend outside, force-released inside",
                 &told,
                 told == Told::Refused,
             );
@@ -889,7 +891,7 @@ fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Another start of the machine, as far as a process can tell: another boot id.
+/// Tests another boot of the machine, simulated by another boot ID.
 fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const BOOT_AT: usize = 48;
 
@@ -899,7 +901,7 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
         "mount --bind {} /proc/sys/kernel/random/boot_id &&",
         id.display()
     );
-    let what = "another start of the machine";
+    let what = "another boot of the machine";
     let Some(namespace) = Namespace::new(findings, what, &["--mount"], &before) else {
         return Ok(());
     };
@@ -910,9 +912,9 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
             setting,
             kind,
         };
-        // Whatever a file says, one who lives is one who holds.
+        // The lock of a live process is held, whatever boot ID its record has.
         neighbours.living(findings)?;
-        // Of the dead, nothing is left but the fence; however the record ended.
+        // Of a lease of an earlier boot, only the fencing token remains.
         for (words, ttl, ephemeral, is_released) in [
             (
                 "detached for an hour",
@@ -920,9 +922,9 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 false,
                 false,
             ),
-            ("detached for ever", None, false, false),
-            ("of a process that is gone", None, true, false),
-            ("given back", None, true, true),
+            ("detached without a TTL", None, false, false),
+            ("of a dead process", None, true, false),
+            ("released", None, true, true),
         ] {
             let folder = tempfile::tempdir_in(&setting.folder)?;
             let folder = folder.path();
@@ -943,8 +945,9 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
             }
             drop(store);
             let run = printing_its_fence("lock");
-            // A mounted boot ID is a container's own, which does not tell whether a detached lease has
-            // ended: there it is refused. What another start of the machine finds is forged instead.
+            // A mounted boot ID counts as a container's own, by which a detached lease of another
+            // boot ID may still be valid: the request fails there. The record of an earlier boot is
+            // forged instead.
             let is_detached = kind == Kind::Lease && !ephemeral;
             if is_detached {
                 let asked = neighbours.inside(folder, &run)?;
@@ -968,25 +971,25 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 neighbours.check(findings, &format!("a lock {words}"), &asked, 0);
                 let next: u64 = asked.out.trim().parse().unwrap_or_default();
                 findings.check(next > fence, || {
-                    format!("{what} ({kind}), a lock {words}: fence {next} after {fence}")
+                    format!("{what} ({kind}), a lock {words}: fencing token {next} after {fence}")
                 });
                 fence = next;
             }
-            // As if the counter, too, had been lost with the power.
+            // The counter may be lost by the power loss, too.
             let counter = folder.join("fences");
             fs::remove_file(&counter).or_else(absent)?;
             let asked = neighbours.inside(folder, &printing_its_fence("another"))?;
             neighbours.check(findings, "a new lock, the counter lost", &asked, 0);
             let next: u64 = asked.out.trim().parse().unwrap_or_default();
             findings.check(next > fence, || {
-                format!("{what} ({kind}), the counter lost: fence {next} after {fence}")
+                format!("{what} ({kind}), the counter lost: fencing token {next} after {fence}")
             });
         }
     }
     Ok(())
 }
 
-/// Returns the arguments of a `verrou run` that prints its fence, if the lock is free.
+/// Returns the arguments of a `verrou run` that prints its fencing token if the lock is free.
 const fn printing_its_fence(name: &str) -> [&str; 7] {
     [
         "run",
@@ -999,9 +1002,9 @@ const fn printing_its_fence(name: &str) -> [&str; 7] {
     ]
 }
 
-/// In a PID namespace, where it does not take as long as there are numbers.
+/// Tests the reuse of a process ID, in a PID namespace, where the next ID can be chosen.
 fn number_used_again(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let what = "a process's number used again";
+    let what = "a reused process ID";
     let options = ["--pid", "--fork", "--kill-child", "--mount-proc"];
     let Some(namespace) = Namespace::new(findings, what, &options, "") else {
         return Ok(());
@@ -1013,7 +1016,7 @@ fn number_used_again(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let words = ["worker", "use-number-again", &kind, &in_folder];
         let ended = programs::run(&mut namespace.command(&this, &words))?;
         match ended.code() {
-            Some(0) => findings.count("numbers of processes used again", 1),
+            Some(0) => findings.count("reused process IDs", 1),
             Some(3) if ended.err.contains("NOT DONE") => {
                 findings.not_done(format!("{what}: {}", ended.err.trim_end()));
             }
@@ -1023,8 +1026,8 @@ fn number_used_again(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// `torture worker use-number-again KIND FOLDER`: the lock of a dead process is free, also when another
-/// has its number; and that one's own is kept.
+/// Runs `torture worker reuse-pid KIND DIRECTORY`: checks that the lock of a dead process is free
+/// although another process has its ID, and that a lock of that other process is held.
 pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
     const ATTEMPTS: usize = 100;
 
@@ -1048,7 +1051,7 @@ pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
         let number = holder.pid().as_raw_nonzero().get();
         ensure!(
             Told::by(|| store.acquire(&wanted)) == Told::Refused,
-            "the lock of a living process was granted"
+            "the lock of a live process was granted"
         );
         holder.kill()?;
         fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())
@@ -1058,18 +1061,18 @@ pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
             continue;
         }
         let fence = Told::by(|| store.acquire(&wanted)).granted()?;
-        ensure!(fence > last, "fence {fence} after {last}");
+        ensure!(fence > last, "fencing token {fence} after {last}");
         last = fence;
         Told::by(|| store.release(&wanted)).granted()?;
         drop(stranger);
-        // The same number again, and this time it holds the lock itself.
+        // The next process with the same ID holds the lock itself.
         fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())?;
         let mut holder = hold()?;
         holder.says("held")?;
         let told = Told::by(|| store.acquire(&wanted));
         ensure!(
             told == Told::Refused,
-            "the lock of the next with its number: {told:?}"
+            "acquire of the lock of a live process with a reused ID: {told:?}"
         );
         let is_same = holder.pid().as_raw_nonzero().get() == number;
         holder.kill()?;
@@ -1077,10 +1080,11 @@ pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
             return Ok(());
         }
     }
-    bail!("NOT DONE: no number was used again")
+    bail!("NOT DONE: no process ID was reused")
 }
 
-/// `torture worker hold KIND FOLDER NAME TTL`: takes the lock, says so, and keeps it until its end.
+/// Runs `torture worker hold KIND DIRECTORY NAME TTL`: acquires the lock, prints its fencing token,
+/// and holds it until the process ends.
 pub(crate) fn hold(arguments: &[String]) -> Result<()> {
     let [kind, folder, name, ttl] = arguments else {
         bail!("KIND FOLDER NAME TTL");
@@ -1100,12 +1104,12 @@ pub(crate) fn hold(arguments: &[String]) -> Result<()> {
 
 fn opened(kind: &str, folder: &str) -> Result<(AnyStore, Kind)> {
     let kind = Kind::BOTH.into_iter().find(|it| it.to_string() == kind);
-    let kind = kind.context("no such kind")?;
+    let kind = kind.context("unknown kind of store")?;
     Ok((kind.open(Path::new(folder))?, kind))
 }
 
-/// What a record says of its process is for people: a living one with a dead one's number, and a dead
-/// one with a living one's.
+/// Tests that the process ID in a record is only for display: a live holder's record with another
+/// ID, and a dead holder's record with a live process's ID.
 fn number_of_another(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const PROCESS_AT: usize = 104;
 
@@ -1132,20 +1136,20 @@ fn number_of_another(setting: &Setting, findings: &mut Findings) -> Result<()> {
             overwrite(&path, &bytes)?;
             let told = Told::by(|| store.acquire(&wanted));
             findings.check(told == Told::Refused, || {
-                format!("a lock ({kind}) that process {number} is said to hold: {told:?}")
+                format!("acquire of a held lock ({kind}) whose record has the process ID {number}: {told:?}")
             });
-            findings.count("records of other processes", 1);
+            findings.count("records with other process IDs", 1);
         }
         holder.kill()?;
-        // This one lives.
+        // The ID of this program, which is alive.
         let mut bytes = fs::read(&path)?;
         forge_slots(&mut bytes, PROCESS_AT, &process::id().to_le_bytes());
         overwrite(&path, &bytes)?;
         let told = Told::by(|| store.acquire(&wanted));
         findings.check(matches!(told, Told::Granted(_)), || {
-            format!("a dead process's lock ({kind}), said to be this one's: {told:?}")
+            format!("acquire of a dead process's lock ({kind}) whose record has a live process's ID: {told:?}")
         });
-        findings.count("records of other processes", 1);
+        findings.count("records with other process IDs", 1);
     }
     Ok(())
 }

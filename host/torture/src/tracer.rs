@@ -1,7 +1,7 @@
-//! What happens to a process at one of its system calls: it is killed there, or the call fails.
+//! Fault injection at a system call of a process: the process is killed, or the call fails.
 //!
-//! By ptrace(2), which counts the calls of one step, and can shorten them; strace(1), which can do
-//! most of this, counts those of each name, from the start of the process.
+//! It uses ptrace(2), which can count the calls of one operation, and shorten them. strace(1) can
+//! also inject faults, but counts the calls of each name from the start of the process.
 
 use std::process::Child;
 
@@ -13,29 +13,29 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use syscalls::Sysno;
 
-/// What happens at a system call.
+/// A fault at a system call.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Fault {
-    /// The process is killed before it.
+    /// The process is killed before the call.
     Killed,
-    /// It is not done, and fails.
+    /// The call is skipped, and fails.
     Fails(Errno),
-    /// It is done, and says that it failed.
+    /// The call is made, and its result replaced by an error.
     DoneButFails(Errno),
-    /// It reads or writes half of what was asked for.
+    /// The call reads or writes half of the requested bytes.
     Half,
 }
 
-/// The calls of a step, as far as it came, and whether the fault was met.
+/// The calls of an operation, and whether the fault occurred.
 #[derive(Debug)]
 pub(crate) struct Traced {
     pub(crate) calls: Vec<Sysno>,
     pub(crate) was_met: bool,
-    /// Whether the process is gone.
+    /// Whether the process has ended.
     pub(crate) is_gone: bool,
 }
 
-/// In the process that is to be traced: does its step.
+/// Runs `operation` under the tracer, in the process that is to be traced.
 pub(crate) fn traced<T>(step: impl FnOnce() -> T) -> Result<T> {
     let this = Pid::this();
     ptrace::traceme()?;
@@ -45,14 +45,14 @@ pub(crate) fn traced<T>(step: impl FnOnce() -> T) -> Result<T> {
     Ok(ended)
 }
 
-/// Lets the step of `child` run, with the `fault` at the call of this number, counted from zero.
+/// Traces the operation of `child`, with the `fault` at the call of this number, counted from zero.
 ///
-/// When it has not gone, it goes on after its step by itself.
+/// Detaches from the process after its operation, if the process has not ended.
 pub(crate) fn trace(child: &Child, fault: Option<(usize, Fault)>) -> Result<Traced> {
     let process = Pid::from_raw(i32::try_from(child.id())?);
     match waitpid(process, None)? {
         WaitStatus::Stopped(_, Signal::SIGSTOP) => {}
-        other => bail!("it did not come to its step: {other:?}"),
+        other => bail!("the process did not stop before its operation: {other:?}"),
     }
     let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
     ptrace::setoptions(process, options)?;
@@ -79,8 +79,9 @@ pub(crate) fn trace(child: &Child, fault: Option<(usize, Fault)>) -> Result<Trac
                 let call = call_of(process)?;
                 let number = traced.calls.len();
                 traced.calls.push(call);
-                // A step may make fewer calls than when they were counted, as some depend on the time. No call
-                // of a step is a kill(2): that is how the process says that its step is done.
+                // An operation may make fewer calls than when they were counted, because some depend on
+                // the time. No call of an operation is a kill(2): the process signals with it that its
+                // operation has ended.
                 let is_step = call != Sysno::kill;
                 let Some((_, fault)) = fault.filter(|(at, _)| *at == number && is_step) else {
                     continue;
@@ -99,7 +100,7 @@ pub(crate) fn trace(child: &Child, fault: Option<(usize, Fault)>) -> Result<Trac
                 pending = Some(fault);
             }
             WaitStatus::Stopped(_, Signal::SIGSTOP) => {
-                // The call that told us so is not one of the step's.
+                // The kill(2) that stopped the process is not a call of the operation.
                 traced.calls.pop();
                 ptrace::detach(process, None)?;
                 return Ok(traced);
@@ -109,16 +110,16 @@ pub(crate) fn trace(child: &Child, fault: Option<(usize, Fault)>) -> Result<Trac
                 traced.is_gone = true;
                 return Ok(traced);
             }
-            other => bail!("its step was interrupted: {other:?}"),
+            other => bail!("the operation was interrupted: {other:?}"),
         }
     }
 }
 
-/// Whether this can be done here, or why not.
+/// Returns an error if this machine's registers are not supported.
 pub(crate) fn is_possible() -> Result<()> {
     ensure!(
         cfg!(target_arch = "x86_64"),
-        "the registers of this machine are not known here"
+        "fault injection supports only x86_64"
     );
     Ok(())
 }
@@ -132,14 +133,14 @@ mod registers {
         Sysno::new(call).with_context(|| format!("there is no system call {call}"))
     }
 
-    /// Lets the call not be done.
+    /// Makes the kernel skip the call.
     pub(super) fn skip(process: Pid) -> Result<()> {
         let mut registers = ptrace::getregs(process)?;
         registers.orig_rax = u64::MAX;
         Ok(ptrace::setregs(process, registers)?)
     }
 
-    /// Lets the call ask for half as many bytes: the third argument of those that read and write.
+    /// Halves the number of bytes that the call requests: the third argument of reads and writes.
     pub(super) fn halve(process: Pid) -> Result<()> {
         let mut registers = ptrace::getregs(process)?;
         registers.rdx /= 2;

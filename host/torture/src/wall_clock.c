@@ -1,5 +1,5 @@
-/* Lets a program see a wall clock that somebody steps: by as many seconds as the file says that
-   TORTURE_WALL_CLOCK names. All its other clocks are the machine's. */
+/* An LD_PRELOAD library that steps a program's wall clock: the file that TORTURE_WALL_CLOCK names
+   contains the offset in seconds. All other clocks stay the machine's. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>

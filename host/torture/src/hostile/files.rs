@@ -1,4 +1,4 @@
-//! What others can do to the files of a store, and to whoever uses them.
+//! Attacks by other users on the files of a store, and on the store's users.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
@@ -17,28 +17,28 @@ use crate::attempts::{AnyStore, Kind, Told, absent, claim, quick, watched};
 use crate::findings::{Findings, Setting};
 use crate::programs::{self, Ended, Running, as_user};
 
-/// Who plants things.
+/// The user who plants files.
 const ATTACKER: u32 = 1234;
 
-/// Who uses the store, besides root.
+/// The user of the store, besides root.
 const USER: u32 = 65534;
 
-/// The group that shares a store with both of them.
+/// The group that shares a store with both users.
 const GROUP: u32 = 4242;
 
-/// No answer takes longer, of a store that nobody waits for.
+/// The time within which every operation without a wait returns.
 const SOON: Duration = Duration::from_secs(5);
 
-/// Whether other users can be had; says so if not.
+/// Returns whether programs can run as other users, and records it if not.
 fn has_users(findings: &mut Findings, what: &str) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        findings.not_done(format!("{what}: only root can be other users"));
+        findings.not_done(format!("{what}: only root can start programs as other users"));
     }
     is_root
 }
 
-/// A folder of this mode, root's.
+/// Creates a directory of this mode, which root owns.
 fn folder(setting: &Setting, name: &str, mode: u32) -> Result<PathBuf> {
     let folder = setting.folder.join(name);
     fs::create_dir(&folder)?;
@@ -46,7 +46,7 @@ fn folder(setting: &Setting, name: &str, mode: u32) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// `verrou` with a store, for `user`.
+/// Returns a `verrou` command with a store, run by `user`.
 fn verrou(program: &Path, kind: Kind, folder: &Path, user: u32, words: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(["--store", &kind.url(folder)]).args(words);
@@ -55,7 +55,7 @@ fn verrou(program: &Path, kind: Kind, folder: &Path, user: u32, words: &[&str]) 
     command
 }
 
-/// A folder that a group shares.
+/// Creates a directory that a group shares.
 fn shared_folder(setting: &Setting, name: &str) -> Result<PathBuf> {
     let folder = folder(setting, name, 0o700)?;
     share(&folder)?;
@@ -67,7 +67,7 @@ fn share(folder: &Path) -> Result<()> {
     Ok(fs::set_permissions(folder, Permissions::from_mode(0o2770))?)
 }
 
-/// `verrou` with a store that the group shares, for `user`, a member of it.
+/// Returns a `verrou` command with a store that the group shares, run by `user`, a member.
 fn verrou_of_group(
     program: &Path,
     kind: Kind,
@@ -83,7 +83,7 @@ fn verrou_of_group(
     command
 }
 
-/// Notes a violation unless it ended soon, with one of `codes`, and named `path` if it was no success.
+/// Checks that a program ended soon, with one of `codes`, and named `path` if it failed.
 fn check_end(findings: &mut Findings, what: &str, ended: &Ended, codes: &[i32], path: &Path) {
     let code = ended.code().unwrap_or(-1);
     let is_named = code == 0 || ended.err.contains(&*path.to_string_lossy());
@@ -96,36 +96,36 @@ fn check_end(findings: &mut Findings, what: &str, ended: &Ended, codes: &[i32], 
     });
     findings.check(codes.contains(&code) && is_named, || {
         format!(
-            "{what}: ends with {code} (of {codes:?}), naming {} or not: {}",
+            "{what}: exit code {code} (expected one of {codes:?}, and {} in the error): {}",
             path.display(),
             ended.err.trim_end()
         )
     });
 }
 
-/// Everything that can be planted in place of a file.
+/// The objects that are planted in place of a file.
 const PLANTS: [&str; 11] = [
-    "a link to a file",
-    "a link to nowhere",
-    "a link to a folder",
-    "a link to a device",
+    "a symbolic link to a file",
+    "a symbolic link to nowhere",
+    "a symbolic link to a directory",
+    "a symbolic link to a device",
     "a hard link",
     "a pipe",
     "a socket",
     "a device",
     "a folder",
     "an empty file",
-    "a file that looks right",
+    "a valid file",
 ];
 
-/// Plants it at `path`.
+/// Plants one of [`PLANTS`] at `path`.
 fn plant(what: &str, path: &Path, victim: &Path, right: &[u8]) -> Result<()> {
     let nowhere = victim.with_file_name("nowhere");
     match what {
-        "a link to a file" => symlink(victim, path)?,
-        "a link to nowhere" => symlink(nowhere, path)?,
-        "a link to a folder" => symlink(victim.parent().context("it is in a folder")?, path)?,
-        "a link to a device" => symlink("/dev/zero", path)?,
+        "a symbolic link to a file" => symlink(victim, path)?,
+        "a symbolic link to nowhere" => symlink(nowhere, path)?,
+        "a symbolic link to a directory" => symlink(victim.parent().context("the file has a parent directory")?, path)?,
+        "a symbolic link to a device" => symlink("/dev/zero", path)?,
         "a hard link" => fs::hard_link(victim, path)?,
         "a pipe" => mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0)?,
         "a socket" => drop(UnixListener::bind(path)?),
@@ -140,14 +140,14 @@ fn plant(what: &str, path: &Path, victim: &Path, right: &[u8]) -> Result<()> {
     if what != "a hard link" {
         lchown(path, Some(ATTACKER), Some(ATTACKER))?;
         if fs::symlink_metadata(path)?.is_file() {
-            // What could be read and written, is not refused for that.
+            // The file must not be refused only because of its permissions.
             fs::set_permissions(path, Permissions::from_mode(0o666))?;
         }
     }
     Ok(())
 }
 
-/// In a folder where members of a group may put files.
+/// Plants files in a directory in which members of a group may create files.
 pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> {
     if !has_users(findings, "files planted by another user") {
         return Ok(());
@@ -187,13 +187,13 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
                         && fs::read(&victim)? == b"precious"
                         && fs::read_dir(&safe)?.count() == 1;
                     findings.check(is_kept, || {
-                        format!("{place}: it, or what it leads to, changed")
+                        format!("{place}: it, or its target, was changed")
                     });
                     findings.count("files planted", 1);
                 }
             }
         }
-        // Nor are names used that could be guessed, for files that are on their way.
+        // The store does not create temporary files under predictable names.
         for user in [0, USER] {
             number += 1;
             let shared = shared_folder(setting, &format!("planted-{number}"))?;
@@ -227,26 +227,26 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
     Ok(())
 }
 
-/// In place of the pipes that wake those who wait: the lock is had all the same.
+/// Plants objects in place of all wake pipes: waiters must still acquire the lock.
 pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const BELLS: usize = 4096;
 
-    if !has_users(findings, "bells planted by another user") {
+    if !has_users(findings, "wake pipes planted by another user") {
         return Ok(());
     }
     let program = programs::verrou(&setting.folder)?;
-    let safe = folder(setting, "safe-of-bells", 0o755)?;
+    let safe = folder(setting, "safe-of-wake-pipes", 0o755)?;
     let victim = safe.join("victim");
     fs::write(&victim, "precious")?;
     let mut longest = Duration::ZERO;
     for what in [
-        "a link to a file",
-        "a link to nowhere",
-        "a link to a device",
+        "a symbolic link to a file",
+        "a symbolic link to nowhere",
+        "a symbolic link to a device",
         "a pipe",
         "a socket",
         "a folder",
-        "a file that looks right",
+        "a valid file",
     ] {
         for (kind, user) in [(Kind::Lease, 0), (Kind::File, USER)] {
             let shared = quick(setting)?;
@@ -271,7 +271,7 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
             let ended = holder.end()?;
             check_end(
                 findings,
-                &format!("{what} for all bells"),
+                &format!("{what} in place of all wake pipes"),
                 &ended,
                 &[0],
                 shared,
@@ -281,7 +281,7 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
                 let ended = wait.end()?;
                 check_end(
                     findings,
-                    &format!("{what} for all bells"),
+                    &format!("{what} in place of all wake pipes"),
                     &ended,
                     &[0],
                     shared,
@@ -289,22 +289,22 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
             }
             longest = longest.max(began.elapsed());
             findings.check(fs::read(&victim)? == b"precious", || {
-                format!("{what} for all bells: what it leads to was written")
+                format!("{what} in place of all wake pipes: its target was written")
             });
             findings.check(fs::read_dir(&safe)?.count() == 1, || {
-                format!("{what} for all bells: something was made where it leads to")
+                format!("{what} in place of all wake pipes: a file was created at its target")
             });
-            findings.count("bells planted", BELLS as u64);
+            findings.count("wake pipes planted", BELLS as u64);
         }
     }
     findings.figure(
-        "longest until two had their turn without bells",
+        "longest time until two waiters were done without wake pipes",
         format!("{} ms", longest.as_millis()),
     );
     Ok(())
 }
 
-/// Folders and files that belong to others, or to everybody.
+/// Tests directories and files that belong to other users, or are writable for all.
 pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Result<()> {
     if !has_users(findings, "stores of other users") {
         return Ok(());
@@ -313,7 +313,7 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
     let words = ["run", "lock", "--no-wait", "--", "true"];
     let acquire = ["run", "lock", "--", "true"];
     for kind in Kind::BOTH {
-        // The mode, the owner, who comes, and what it ends with.
+        // The mode, the owner, the user, and the exit code.
         let folders: [(u32, u32, u32, i32); 14] = [
             (0o700, ATTACKER, USER, 73),
             (0o700, ATTACKER, 0, 73),
@@ -335,42 +335,42 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
             let place = folder(setting, &name, mode)?;
             chown(&place, Some(owner), Some(owner))?;
             let ended = Running::start(&mut verrou(&program, kind, &place, user, &words))?.end()?;
-            let what = format!("a {mode:o} folder of {owner} for {user} ({kind})");
+            let what = format!("a directory of mode {mode:o} of user {owner}, used by user {user} ({kind})");
             check_end(findings, &what, &ended, &[code], &place);
             let found = fs::read_dir(&place)?.count();
             findings.check(code == 0 || found == 0, || {
-                format!("{what}: left {found} files")
+                format!("{what}: {found} files were created")
             });
-            findings.count("folders of others", 1);
+            findings.count("directories of others", 1);
         }
-        // A file of another that is not the group's.
+        // Another user's file, which does not belong to the group.
         let shared = shared_folder(setting, &format!("of-others-{kind}"))?;
         let in_group = |folder: &Path, user, words: &[&str]| {
             Running::start(&mut verrou_of_group(&program, kind, folder, user, words))?.end()
         };
         for _ in 0..2 {
             let ended = in_group(&shared, ATTACKER, &acquire)?;
-            check_end(findings, "a store of a group's", &ended, &[0], &shared);
+            check_end(findings, "a group's store", &ended, &[0], &shared);
         }
         let path = kind.only_file(&shared)?;
         let is_private = fs::metadata(&path)?.mode() & 0o7777 == 0o660;
         findings.check(is_private, || {
-            format!("{}: others can read it", path.display())
+            format!("{}: readable for others", path.display())
         });
         chown(&path, Some(ATTACKER), Some(ATTACKER))?;
         fs::set_permissions(&path, Permissions::from_mode(0o666))?;
         for user in [0, USER] {
             for words in [&words[..], &["show", "lock"], &acquire[..]] {
                 let ended = in_group(&shared, user, words)?;
-                let what = format!("another's file ({kind})");
+                let what = format!("another user's file ({kind})");
                 check_end(findings, &what, &ended, &[74], &path);
                 findings.count("files of others", 1);
             }
         }
-        // Root's files, which a user may read at most.
+        // Root's files, which users may at most read.
         let roots = shared_folder(setting, &format!("roots-{kind}"))?;
         let ended = in_group(&roots, 0, &acquire)?;
-        check_end(findings, "a store of root's", &ended, &[0], &roots);
+        check_end(findings, "root's store", &ended, &[0], &roots);
         let path = kind.only_file(&roots)?;
         chown(&path, Some(0), Some(0))?;
         for mode in [0o600, 0o644, 0o444] {
@@ -382,7 +382,7 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
                 findings.count("files of others", 1);
             }
         }
-        // A folder that a link leads to is what it is.
+        // The rules apply to the target of a symbolic link.
         let private = folder(setting, &format!("private-{kind}"), 0o700)?;
         chown(&private, Some(ATTACKER), Some(ATTACKER))?;
         let link = setting.folder.join(format!("link-{kind}"));
@@ -390,7 +390,7 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
         let ended = Running::start(&mut verrou(&program, kind, &link, 0, &words))?.end()?;
         check_end(
             findings,
-            "a link to another's folder",
+            "a symbolic link to another user's directory",
             &ended,
             &[73],
             &private,
@@ -399,7 +399,7 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
     Ok(())
 }
 
-/// Stores that a group shares.
+/// Tests stores that a group shares.
 pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()> {
     if !has_users(findings, "stores of groups") {
         return Ok(());
@@ -428,7 +428,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
         let place = setting.folder.join(format!("group-{kind}"));
         let ended = as_member(kind, &place, 0, 0, "022", "run lock -- true")?.end()?;
         check_end(findings, "a store made for a group", &ended, &[0], &place);
-        // One holds, the other waits, whatever they let others read.
+        // One member holds the lock, and another waits, with any umask.
         for umask in ["022", "077", "000", "777"] {
             let name = format!("lock-{umask}");
             let mut holder = as_member(
@@ -451,7 +451,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
             .end()?;
             check_end(
                 findings,
-                "another member's lock",
+                "a lock that another member holds",
                 &denied,
                 &[75],
                 Path::new(&name),
@@ -464,9 +464,9 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
                 umask,
                 &format!("run {name} --wait 20s -- true"),
             )?;
-            check_end(findings, "a member's lock", &holder.end()?, &[0], &place);
+            check_end(findings, "a member as holder", &holder.end()?, &[0], &place);
             let ended = waiter.end()?;
-            check_end(findings, "a lock waited for", &ended, &[0], &place);
+            check_end(findings, "a member as waiter", &ended, &[0], &place);
             let outsider = as_member(
                 kind,
                 &place,
@@ -494,7 +494,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
     Ok(())
 }
 
-/// All files are the group's alone, and there are no more than it takes.
+/// Checks that all files are accessible only to the group, and that there are few of them.
 fn only_for_group(findings: &mut Findings, place: &Path, members: u32) -> Result<()> {
     let entries = fs::read_dir(place)?.collect::<Result<Vec<_>, _>>()?;
     for entry in &entries {
@@ -510,12 +510,13 @@ fn only_for_group(findings: &mut Findings, place: &Path, members: u32) -> Result
         });
     }
     findings.check(entries.len() < 64, || {
-        format!("{}: {} files for 5 locks", place.display(), entries.len())
+        format!("{}: {} files of 5 locks", place.display(), entries.len())
     });
     Ok(())
 }
 
-/// Where outsiders may make files, those are the group's, too, and nobody trusts them.
+/// Tests a directory in which outsiders may create files, which then belong to the group: such files
+/// are not trusted.
 fn outsiders_file(
     setting: &Setting,
     findings: &mut Findings,
@@ -537,13 +538,13 @@ fn outsiders_file(
     copy.args(["-c", &script]);
     ensure!(
         programs::run(as_user(&mut copy, 4321, 4321))?.code() == Some(0),
-        "an outsider can make files where everybody can"
+        "an outsider cannot create a file in a directory that is writable for all"
     );
     let ended = as_member("run planted --no-wait -- true")?;
     let ended = ended.end()?;
     findings.check(matches!(ended.code(), Some(73 | 74)), || {
         format!(
-            "{}: an outsider's file in a group's folder is trusted: {:?} {}",
+            "{}: an outsider's file in a group's directory is trusted: {:?} {}",
             path.display(),
             ended.code(),
             ended.err.trim_end()
@@ -552,7 +553,7 @@ fn outsiders_file(
     Ok(())
 }
 
-/// What a process lets others do with its files changes nothing.
+/// Tests that the umask of a process does not matter.
 pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let program = programs::verrou(&setting.folder)?;
     let users: &[u32] = if has_users(findings, "umasks of other users") {
@@ -581,7 +582,7 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 };
                 let what = format!("umask {umask} of user {user} ({kind})");
                 let mut holder = start("run lock -- sh -c 'echo held; sleep 0.1'")?;
-                // Who may not use what it makes itself is told so, until the folder is there.
+                // A user without access to the directories that it creates gets an error, until they exist.
                 if ["277", "777"].contains(&umask) && user != 0 {
                     let ended = holder.end()?;
                     check_end(findings, &what, &ended, &[73, 74], &parent);
@@ -599,7 +600,7 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 check_end(findings, &what, &waiter.end()?, &[0], &place);
                 let mode = fs::metadata(&place)?.mode() & 0o7777;
                 findings.check(mode.trailing_zeros() >= 6, || {
-                    format!("{what}: the folder's mode is {mode:o}")
+                    format!("{what}: mode {mode:o} of the directory")
                 });
                 let entries = fs::read_dir(&place)?.collect::<Result<Vec<_>, _>>()?;
                 for entry in &entries {
@@ -618,7 +619,7 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Somebody who may open a file, and keeps it locked for ever.
+/// Tests a process that keeps a lock file locked all the time.
 pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in Kind::BOTH {
         for is_held in [true, false] {
@@ -646,21 +647,21 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
             };
             if kind == Kind::Lease || !is_held {
                 kept.push((
-                    "locked alone",
+                    "locked exclusively",
                     lock(FlockOperation::NonBlockingLockExclusive),
                 ));
                 steps("kept locked", findings);
                 lock(FlockOperation::Unlock);
             }
             if kind == Kind::Lease || !is_held {
-                kept.push(("shared", lock(FlockOperation::NonBlockingLockShared)));
-                steps("kept locked together with others", findings);
+                kept.push(("locked in shared mode", lock(FlockOperation::NonBlockingLockShared)));
+                steps("kept locked in shared mode", findings);
                 lock(FlockOperation::Unlock);
             }
             for (how, is_locked) in kept {
-                ensure!(is_locked, "{} can be {how}", path.display());
+                ensure!(is_locked, "{} cannot be {how}", path.display());
             }
-            // All bytes that are free, by those who know of the lock's own.
+            // Byte ranges that contain the store's own bytes.
             for (start, length) in [(0, 1 << 40), (1 << 40, 0), ((1 << 62) + (1 << 61), 0)] {
                 let bytes = |kind: i32| {
                     anyhow::Ok(libc::flock {
@@ -673,7 +674,7 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 };
                 let locked = fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_WRLCK)?));
                 if locked.is_err() {
-                    // The holder has one of them.
+                    // The holder has locked one of these bytes.
                     continue;
                 }
                 steps(&format!("with its bytes from {start:#x} locked"), findings);
@@ -682,10 +683,10 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
             if is_held {
                 let told = Told::by(|| store.extend(&mine));
                 findings.check(matches!(told, Told::Granted(_)), || {
-                    format!("{}: its holder has lost it: {told:?}", path.display())
+                    format!("{}: extend by its holder: {told:?}", path.display())
                 });
             }
-            // The counter, which a new name needs.
+            // The fence counter, which the first grant of a name needs.
             let counter = folder.path().join("fences");
             let file = File::open(&counter)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
@@ -696,7 +697,7 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 matches!(&told, Told::Error(text) if text.contains(&*counter.to_string_lossy()));
             findings.check(is_right && began.elapsed() < SOON, || {
                 format!(
-                    "a counter that is kept locked: {told:?} after {:?}",
+                    "a locked fence counter: acquire: {told:?} after {:?}",
                     began.elapsed()
                 )
             });
@@ -707,7 +708,8 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Every step while somebody does something to the file: an error that names it, or an answer, soon.
+/// Runs every operation while another process locks the file: each returns soon, with a reply or with
+/// an error that names the file.
 fn each_step(
     findings: &mut Findings,
     store: &dyn Store,
@@ -723,7 +725,7 @@ fn each_step(
         ("inspect", &|| {
             Told::by(|| other.inspect(&mine.name).map(|_| verrou::Reply::REFUSED))
         }),
-        ("evict", &|| {
+        ("force-release", &|| {
             Told::by(|| other.evict(&mine.name, verrou::Fence::new(u64::MAX)))
         }),
         ("wait", &|| {
@@ -732,7 +734,7 @@ fn each_step(
                 Ok(verrou::Reply::REFUSED)
             })
         }),
-        ("give up", &|| {
+        ("end a wait", &|| {
             Told::by(|| {
                 other.give_up(wanted);
                 other.release(wanted)
@@ -752,6 +754,6 @@ fn each_step(
         findings.check(is_right && took < SOON, || {
             format!("{} {how}: {step}: {told:?} after {took:?}", path.display())
         });
-        findings.count("steps with a file that others keep", 1);
+        findings.count("operations on locked files", 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Stores that are wrong: what a lock makes of them.
+//! Locks on stores that return wrong replies, err, or panic.
 
 use std::collections::HashSet;
 use std::panic::resume_unwind;
@@ -18,7 +18,7 @@ use verrou_host::{System, keep_alive};
 use crate::attempts::{caught, watched};
 use crate::findings::{Findings, Setting};
 
-/// How a store is wrong.
+/// A fault of a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Lie {
     None,
@@ -87,7 +87,7 @@ impl Lie {
         Self::CanDoNothing,
     ];
 
-    /// Whether it panics itself.
+    /// Returns whether the store panics.
     fn panics(self) -> bool {
         matches!(
             self,
@@ -98,7 +98,7 @@ impl Lie {
         )
     }
 
-    /// Whether it never says that anybody has the lock.
+    /// Returns whether the store never grants the lock.
     fn grants_nothing(self) -> bool {
         matches!(
             self,
@@ -116,14 +116,14 @@ impl Lie {
     }
 }
 
-/// A store that keeps count of what it is asked, and lies.
+/// A store that counts its calls, and has a fault.
 #[derive(Debug)]
 struct Liar {
     lie: Lie,
     truth: MemoryStore<System>,
     calls: AtomicU64,
     acquired: AtomicU64,
-    /// Who was told that it has the lock, or may believe so, and has not given it back.
+    /// The owners that were, or may have been, granted the lock, and have not released it.
     unreleased: Mutex<HashSet<Owner>>,
     released: AtomicU64,
 }
@@ -165,17 +165,17 @@ impl Liar {
     }
 }
 
-/// Panics without a word on the terminal.
+/// Panics without a message on the terminal.
 fn fall_over() -> ! {
-    resume_unwind(Box::new("the store fell over"))
+    resume_unwind(Box::new("panic of the store"))
 }
 
 fn temporary() -> StoreError {
-    StoreError::temporary("the store is out for lunch")
+    StoreError::temporary("temporary failure of the store")
 }
 
 fn permanent() -> StoreError {
-    StoreError::permanent("the store is gone")
+    StoreError::permanent("permanent failure of the store")
 }
 
 impl Store for Liar {
@@ -196,7 +196,7 @@ impl Store for Liar {
             }
             _ => {}
         }
-        // From here on, it may have been granted.
+        // From here on, the lock may have been granted.
         self.note(claim.owner, true);
         match self.lie {
             Lie::ErrsForNow => return Err(temporary()),
@@ -206,7 +206,7 @@ impl Store for Liar {
             _ => {}
         }
         if self.lie == Lie::GrantsLate {
-            // Later than the lease lasts.
+            // Longer than the TTL.
             thread::sleep(Duration::from_millis(25));
         }
         let reply = Store::acquire(&self.truth, claim)?;
@@ -344,17 +344,17 @@ impl Store for Liar {
     }
 }
 
-/// How long is waited for a lock that a store does not grant.
+/// The timeout of acquire requests.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// More requests in so much time are no waiting: an attempt and a wait for each millisecond, and some
-/// more at the beginning.
+/// Returns the greatest number of calls in a time that does not count as busy waiting: an attempt and
+/// a wait per millisecond, and some more at the beginning.
 fn most_calls(took: Duration) -> u64 {
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     millis.saturating_mul(2).saturating_add(250)
 }
 
-/// What came of asking a liar for a lock, on any of the ways there are.
+/// Uses locks of faulty stores in all ways of the API.
 pub(super) fn lies(_setting: &Setting, findings: &mut Findings) -> Result<()> {
     type Use = fn(&Lock<&Liar, System>) -> Result<(), Error>;
     let uses: [(&str, Use); 5] = [
@@ -405,7 +405,7 @@ pub(super) fn lies(_setting: &Setting, findings: &mut Findings) -> Result<()> {
     for lie in Lie::ALL {
         for (what, attempt) in uses {
             let store = Liar::new(lie);
-            // So short that a late grant is found out.
+            // Shorter than the delay of the late grant.
             let ttl = if lie == Lie::GrantsLate {
                 "20ms"
             } else {
@@ -419,18 +419,18 @@ pub(super) fn lies(_setting: &Setting, findings: &mut Findings) -> Result<()> {
                 .retry(retry)
                 .create_lock("lock", ttl)?;
             let began = Instant::now();
-            let whole = format!("a store that {lie:?}: {what}");
+            let whole = format!("faulty store {lie:?}: {what}");
             let end = watched(&whole, || caught(|| attempt(&lock)));
             let took = began.elapsed();
             check_end(findings, &whole, lie, &store, &end, took);
-            findings.count("uses of stores that lie", 1);
+            findings.count("uses of faulty stores", 1);
         }
     }
     two_at_once(findings)
 }
 
-/// No panic but the store's own, no claim to hold what was never granted, no endless asking, and
-/// nothing left behind.
+/// Checks that only the store panicked, that the result is right for its fault, that it was not called
+/// without end, and that no grant is left.
 fn check_end(
     findings: &mut Findings,
     whole: &str,
@@ -441,13 +441,13 @@ fn check_end(
 ) {
     match end {
         Err(panic) => {
-            findings.check(lie.panics() && panic == "the store fell over", || {
+            findings.check(lie.panics() && panic == "panic of the store", || {
                 format!("{whole}: panic: {panic}")
             });
             return;
         }
         Ok(Ok(())) => findings.check(!lie.grants_nothing(), || {
-            format!("{whole}: a lock that nobody granted")
+            format!("{whole}: returned a lock that was not granted")
         }),
         Ok(Err(err)) => {
             let is_honest = match lie {
@@ -463,7 +463,7 @@ fn check_end(
                 | Lie::WaitsForNoTime
                 | Lie::WaitsAndPanics => matches!(err, Error::Timeout { .. }),
                 Lie::GrantsLate => matches!(err, Error::Lost { .. }),
-                // Nobody is told that a drop fails, but the next finds the lock held.
+                // A failed drop is not reported, but the next acquire request finds the lock held.
                 Lie::ReleasesNothing | Lie::ErrsAtReleases | Lie::ErrsAtReleasesAtFirst
                     if whole.ends_with("drop") =>
                 {
@@ -480,25 +480,25 @@ fn check_end(
                         | Error::NotSerializable { .. }
                 ),
             };
-            // One attempt tells of an error that would go away.
+            // A single attempt returns a temporary error.
             let is_once = lie == Lie::ErrsEverySecondTime && whole.ends_with("everything else");
             findings.check(is_honest || is_once, || format!("{whole}: {err} ({err:?})"));
         }
     }
     let calls = store.calls();
     findings.check(calls < most_calls(took), || {
-        format!("{whole}: the store was asked {calls} times in {took:?}")
+        format!("{whole}: {calls} calls of the store in {took:?}")
     });
     findings.check(took < 20 * PATIENCE, || {
         format!("{whole}: {took:?} instead of {PATIENCE:?}")
     });
     let left = store.unreleased();
     findings.check(left == 0, || {
-        format!("{whole}: {left} owner(s) may hold the lock, and have not given it back")
+        format!("{whole}: {left} owner(s) may hold the lock, and have not released it")
     });
 }
 
-/// A store that grants to all: whoever does not have it is told so when it asks.
+/// Uses a store that grants to all: the second owner's other operations are refused.
 fn two_at_once(findings: &mut Findings) -> Result<()> {
     let store = Liar::new(Lie::GrantsToAll);
     let locks = LockFactory::new(&store, System);
@@ -510,21 +510,21 @@ fn two_at_once(findings: &mut Findings) -> Result<()> {
     two.acquire()?;
     let held = [one.is_held()?, two.is_held()?];
     findings.check(held == [true, false], || {
-        format!("a store that granted to two: they hold it: {held:?}")
+        format!("a store that granted to two: is_held: {held:?}")
     });
     let extended = two.extend(None);
     findings.check(matches!(extended, Err(Error::NotOwner { .. })), || {
-        format!("a store that granted to two: the second extends it: {extended:?}")
+        format!("a store that granted to two: extend by the second: {extended:?}")
     });
     let released = [two.release(), one.release()];
     findings.check(
         matches!(released, [Err(Error::NotOwner { .. }), Ok(())]),
-        || format!("a store that granted to two: they give it back: {released:?}"),
+        || format!("a store that granted to two: releases: {released:?}"),
     );
     Ok(())
 }
 
-/// Whoever keeps a lease alive meanwhile.
+/// Runs auto-renewal on faulty stores.
 pub(super) fn lies_to_keepers(_setting: &Setting, findings: &mut Findings) -> Result<()> {
     const WORK: Duration = Duration::from_millis(200);
 
@@ -533,7 +533,7 @@ pub(super) fn lies_to_keepers(_setting: &Setting, findings: &mut Findings) -> Re
             continue;
         }
         let store = Liar::new(lie);
-        let whole = format!("a store that {lie:?}: kept alive");
+        let whole = format!("faulty store {lie:?}: keep_alive");
         let retry = Retry::default().timeout(Duration::from_secs(1));
         let lock = LockFactory::new(&store, System)
             .retry(retry)
@@ -552,24 +552,24 @@ pub(super) fn lies_to_keepers(_setting: &Setting, findings: &mut Findings) -> Re
         });
         let calls = store.calls() - before;
         let is_right = match (lie, &end) {
-            (_, Err(panic)) => lie.panics() && panic == "the store fell over",
-            // With `CountsDown`, a renewal contains the changed fencing token, which is not that of the
-            // grant.
+            (_, Err(panic)) => lie.panics() && panic == "panic of the store",
+            // With `FencesDecrease`, a renewal contains the changed fencing token, which is not that
+            // of the grant.
             (Lie::ExtendsNothing | Lie::ErrsAtExtensions | Lie::CountsDown, Ok(is_kept)) => {
                 !is_kept
             }
             (_, Ok(is_kept)) => *is_kept,
         };
-        findings.check(is_right, || format!("{whole}: kept: {end:?}"));
+        findings.check(is_right, || format!("{whole}: result: {end:?}"));
         let took = began.elapsed();
         findings.check(calls < most_calls(took), || {
-            format!("{whole}: the store was asked {calls} times in {took:?}")
+            format!("{whole}: {calls} calls of the store in {took:?}")
         });
         let given = caught(|| held.release());
-        findings.check(given.is_ok(), || format!("{whole}: given back: {given:?}"));
+        findings.check(given.is_ok(), || format!("{whole}: release: {given:?}"));
         let left = store.unreleased();
-        findings.check(left == 0, || format!("{whole}: it was not given back"));
-        findings.count("uses of stores that lie", 1);
+        findings.check(left == 0, || format!("{whole}: the lock was not released"));
+        findings.count("uses of faulty stores", 1);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What can be typed, and what can be handed over: each of it works, or is answered by name.
+//! Hostile names, serialized locks and command lines: each works, or is named in an error.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
@@ -18,7 +18,7 @@ use crate::attempts::{Kind, Told, caught, claim};
 use crate::findings::{Findings, Setting};
 use crate::programs::{self, Ended, Running};
 
-/// Names that other software trips over.
+/// Returns names that are known to break software.
 fn names() -> Vec<String> {
     let mut names: Vec<String> = [
         "",
@@ -116,7 +116,7 @@ fn names() -> Vec<String> {
     names
 }
 
-/// As long as may be, a byte more, and far more.
+/// Returns names of the maximum length, a byte more, and many bytes more.
 fn long_names() -> Vec<String> {
     vec![
         "n".repeat(Name::MAX_BYTES),
@@ -126,13 +126,13 @@ fn long_names() -> Vec<String> {
         "é".repeat(Name::MAX_BYTES / 2) + "n",
         "n".repeat(4 << 10),
         "../".repeat(64 << 10),
-        // The same for as long as their files' names tell.
+        // Names that differ only after the part that their files' names contain.
         "n".repeat(40),
         "n".repeat(41),
     ]
 }
 
-/// All that there is in a folder, as deep as it goes.
+/// Returns all paths below a directory.
 fn tree(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
     let mut folders = vec![folder.to_owned()];
@@ -148,7 +148,7 @@ fn tree(folder: &Path) -> Result<BTreeSet<PathBuf>> {
     Ok(found)
 }
 
-/// Each is a lock of its own, with a file of its own, in its folder.
+/// Tests that each name is a separate lock, with its own file in the store's directory.
 pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in Kind::BOTH {
         let outer = setting.folder.join(format!("names-{kind}"));
@@ -162,19 +162,19 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
                 Err(err) => {
                     let is_right = text.is_empty() || text.len() > Name::MAX_BYTES;
                     findings.check(is_right && !err.to_string().is_empty(), || {
-                        format!("the name {text:?} is refused: {err}")
+                        format!("the name {text:?} is rejected: {err}")
                     });
                     continue;
                 }
             };
             let claim = Claim {
                 name,
-                ..claim("of any name", 1)?
+                ..claim("any name", 1)?
             };
             match Told::by(|| store.acquire(&claim)) {
                 Told::Granted(_) => taken.push(claim),
                 told => findings.violation(format!(
-                    "the name {text:?} ({kind}) while {} others are held: {told:?}",
+                    "acquire of the name {text:?} ({kind}) with {} others held: {told:?}",
                     taken.len()
                 )),
             }
@@ -188,7 +188,7 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
             let told = Told::by(|| other.acquire(&wanted));
             findings.check(told == Told::Refused, || {
                 format!(
-                    "the name {:?} ({kind}) is held, and another is told {told:?}",
+                    "acquire of the held name {:?} ({kind}): {told:?}",
                     claim.name
                 )
             });
@@ -197,7 +197,7 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
         new.retain(|path| path.extension().is_some_and(|it| it == kind.extension()));
         let is_inside = new.iter().all(|path| path.parent() == Some(&folder));
         findings.check(new.len() == taken.len() && is_inside, || {
-            format!("{} locks ({kind}) have these files: {new:?}", taken.len())
+            format!("{} locks ({kind}) created these files: {new:?}", taken.len())
         });
         let is_plain = |path: &PathBuf| {
             let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
@@ -207,7 +207,7 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
                 })
         };
         findings.check(new.iter().all(is_plain), || {
-            format!("not all files' names are plain ({kind}): {new:?}")
+            format!("not all file names are plain ({kind}): {new:?}")
         });
         for claim in &taken {
             Told::by(|| store.release(claim)).granted()?;
@@ -216,8 +216,8 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
     Ok(())
 }
 
-/// A program's end: never a panic, a signal or no end, one of `codes`, and an error that says what
-/// it is about.
+/// Checks that a program ended without a panic or a signal, with one of `codes`, and that its error
+/// contains one of `said`.
 fn check_end(
     findings: &mut Findings,
     typed: &dyn Fn() -> String,
@@ -236,19 +236,19 @@ fn check_end(
     });
     findings.check(codes.contains(&code), || {
         format!(
-            "{}: ends with {code}, not {codes:?}: {}",
+            "{}: exit code {code}, expected one of {codes:?}: {}",
             typed(),
             shortened(&ended.err)
         )
     });
-    // What CMD ends with is nothing to talk about.
+    // Exit codes of CMD have no error message.
     let needs_words = ![0, 1].contains(&code);
     let has_words = said.is_empty() || said.iter().any(|said| ended.err.contains(said));
     findings.check(
         !needs_words || (has_words && ended.err.starts_with("verrou: ")),
         || {
             format!(
-                "{}: says none of {said:?}: {}",
+                "{}: the error contains none of {said:?}: {}",
                 typed(),
                 shortened(&ended.err)
             )
@@ -259,7 +259,7 @@ fn check_end(
         .filter(|char| is_hidden(*char) && !"\n\t".contains(*char))
         .collect();
     findings.check(raw.is_empty(), || {
-        format!("{}: lets {raw:?} through to the terminal", typed())
+        format!("{}: prints {raw:?} to the terminal", typed())
     });
 }
 
@@ -268,7 +268,7 @@ fn shortened(text: &str) -> &str {
     &text[..text.floor_char_boundary(300)]
 }
 
-/// `verrou` with a store of leases in `folder`.
+/// Returns a `verrou` command with a store of leases in `directory`.
 fn verrou(program: &Path, folder: &Path) -> Command {
     let mut command = Command::new(program);
     command
@@ -279,7 +279,7 @@ fn verrou(program: &Path, folder: &Path) -> Command {
     command
 }
 
-/// The same by the command.
+/// Tests the names on the command line.
 pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let program = programs::verrou(&setting.folder)?;
     let outer = setting.folder.join("typed-names");
@@ -298,7 +298,7 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
     }
     for name in &typed {
         if name.as_bytes().contains(&0) {
-            // No program can be given such a word.
+            // An argument cannot contain NUL.
             continue;
         }
         if name.len() > 128 << 10 {
@@ -331,10 +331,10 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
                 };
                 let codes: &[i32] = match (is_name, is_option) {
                     (false, _) => &[64],
-                    // An option, perhaps one that there is.
+                    // An option, which may exist.
                     (true, true) if !insisted => &[0, 64],
                     (true, false) if !insisted && is_path => &[64],
-                    // It was taken a moment before.
+                    // The previous command has acquired the lock.
                     (true, false) if command == "acquire" && insisted && !is_path => &[75],
                     (true, _) => &[0],
                 };
@@ -344,7 +344,7 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
                     .chain(["UTF-8", "lock's name", "NAME>", "[NAME]"])
                     .collect();
                 check_end(findings, &described, &ended, codes, &known);
-                findings.count("hostile names typed", 1);
+                findings.count("hostile names on the command line", 1);
             }
         }
         locks += usize::from(is_name);
@@ -356,7 +356,7 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
     let files = files.collect::<Vec<_>>();
     let is_inside = files.iter().all(|path| path.parent() == Some(&folder));
     findings.check(is_inside && files.len() <= locks, || {
-        format!("{locks} names that were typed have these files: {files:?}")
+        format!("{locks} names on the command line created these files: {files:?}")
     });
     Ok(())
 }
@@ -366,7 +366,7 @@ fn escaped(text: impl Iterator<Item = char>) -> String {
     Printable(&text.collect::<String>()).to_string()
 }
 
-/// The beginning of a word.
+/// The beginning of an argument, for messages.
 struct Short<'a>(&'a OsStr);
 
 impl std::fmt::Debug for Short<'_> {
@@ -380,19 +380,19 @@ impl std::fmt::Debug for Short<'_> {
     }
 }
 
-/// A lock that is held and written down: its text, its owner and a store.
+/// Returns a held lock, serialized, as text and parsed.
 fn written_down(folder: &Path) -> Result<(String, SerializedLock)> {
     let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
-    let lock = LockFactory::new(&store, System).create_lock("handed over", "1h")?;
+    let lock = LockFactory::new(&store, System).create_lock("transferred", "1h")?;
     lock.acquire()?;
     let serialized = lock.serialize()?;
     Ok((serialized.to_string(), serialized))
 }
 
-/// Texts that have nothing of a serialized lock.
+/// Texts that are unlike a serialized lock.
 const NO_LOCKS: [&str; 6] = ["", " ", "null", "{}", "[]", "17"];
 
-/// Texts that are no serialized lock, or another's.
+/// Returns texts that are no serialized lock, or one of another owner.
 fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
     let owner = lock.owner().to_string();
     let expires = lock.expires().unwrap_or_default().as_millis();
@@ -407,23 +407,23 @@ fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
         .into();
     texts.extend(
         [
-            ("two", format!("{right}{right}")),
-            ("more behind it", format!("{right} x")),
+            ("two of them", format!("{right}{right}")),
+            ("trailing text", format!("{right} x")),
             ("another owner", with(&owner, &"0".repeat(32))),
             ("a short owner", with(&owner, &owner[1..])),
             ("a long owner", with(&owner, &format!("{owner}0"))),
-            ("an owner that is none", with(&owner, &"g".repeat(32))),
+            ("an invalid owner", with(&owner, &"g".repeat(32))),
             ("an owner as a number", with(&format!("\"{owner}\""), "0")),
-            ("another name", with("handed over", "another")),
-            ("no name", with("handed over", "")),
-            ("a long name", with("handed over", &"n".repeat(1025))),
-            ("a path for a name", with("handed over", "../../etc/passwd")),
-            ("a name with NUL", with("handed over", "a\\u0000b")),
-            ("half a character", with("handed over", "\\ud800")),
+            ("another name", with("transferred", "another")),
+            ("no name", with("transferred", "")),
+            ("a long name", with("transferred", &"n".repeat(1025))),
+            ("a path for a name", with("transferred", "../../etc/passwd")),
+            ("a name with NUL", with("transferred", "a\\u0000b")),
+            ("a lone surrogate", with("transferred", "\\ud800")),
             ("version 0", with("\"version\":1", "\"version\":0")),
             ("version 2", with("\"version\":1", "\"version\":2")),
             (
-                "a great version",
+                "the maximum version",
                 with("\"version\":1", "\"version\":18446744073709551615"),
             ),
             (
@@ -434,59 +434,59 @@ fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
                 "a negative version",
                 with("\"version\":1", "\"version\":-1"),
             ),
-            ("ttl 0", with("\"ttl\":3600000", "\"ttl\":0")),
-            ("ttl 1", with("\"ttl\":3600000", "\"ttl\":1")),
-            ("a negative ttl", with("\"ttl\":3600000", "\"ttl\":-1")),
+            ("TTL 0", with("\"ttl\":3600000", "\"ttl\":0")),
+            ("TTL 1", with("\"ttl\":3600000", "\"ttl\":1")),
+            ("a negative TTL", with("\"ttl\":3600000", "\"ttl\":-1")),
             (
-                "the greatest ttl",
+                "the maximum TTL",
                 with("\"ttl\":3600000", "\"ttl\":18446744073709551615"),
             ),
             (
-                "a ttl beyond",
+                "a TTL out of range",
                 with("\"ttl\":3600000", "\"ttl\":18446744073709551616"),
             ),
-            ("a ttl of 1e308", with("\"ttl\":3600000", "\"ttl\":1e308")),
-            ("a ttl of NaN", with("\"ttl\":3600000", "\"ttl\":NaN")),
-            ("a ttl as text", with("\"ttl\":3600000", "\"ttl\":\"1h\"")),
-            ("fence 0", with(&fence, "\"fence\":0")),
+            ("a TTL of 1e308", with("\"ttl\":3600000", "\"ttl\":1e308")),
+            ("a TTL of NaN", with("\"ttl\":3600000", "\"ttl\":NaN")),
+            ("a TTL as text", with("\"ttl\":3600000", "\"ttl\":\"1h\"")),
+            ("fencing token 0", with(&fence, "\"fence\":0")),
             (
-                "the greatest fence",
+                "the maximum fencing token",
                 with(&fence, "\"fence\":18446744073709551615"),
             ),
             (
-                "a fence beyond",
+                "a fencing token out of range",
                 with(&fence, "\"fence\":18446744073709551616"),
             ),
-            ("a fence with a fraction", with(&fence, "\"fence\":1.5")),
-            ("expired for ever", with(&expires, "\"expires\":0")),
+            ("a fencing token with a fraction", with(&fence, "\"fence\":1.5")),
+            ("expired long ago", with(&expires, "\"expires\":0")),
             (
-                "the greatest end",
+                "the maximum end",
                 with(&expires, "\"expires\":18446744073709551615"),
             ),
             (
-                "an end beyond",
+                "an end out of range",
                 with(&expires, "\"expires\":18446744073709551616"),
             ),
             (
                 "a member twice",
                 with("\"version\":1", "\"version\":1,\"version\":1"),
             ),
-            ("deep", "[".repeat(60_000)),
-            ("deep and unknown", unknown(&deep)),
+            ("deep arrays", "[".repeat(60_000)),
+            ("a deep unknown member", unknown(&deep)),
             ("deep objects", "{\"a\":".repeat(15_000)),
-            ("much that is unknown", unknown(&long)),
+            ("a long unknown member", unknown(&long)),
             ("a byte order mark", format!("\u{feff}{right}")),
             ("quotes", format!("'{right}'")),
-            ("an escape sequence", with("handed over", "\u{1b}[31m")),
+            ("an escape sequence", with("transferred", "\u{1b}[31m")),
         ]
         .map(|(what, text)| (what.to_owned(), text)),
     );
-    let cut = |length| (format!("cut to {length} bytes"), right[..length].to_owned());
+    let cut = |length| (format!("truncated to {length} bytes"), right[..length].to_owned());
     texts.extend((0..right.len()).map(cut));
     texts
 }
 
-/// Whatever text is taken for a serialized lock, only its owner's frees the lock.
+/// Tests that only a serialized lock with the right owner token releases the lock.
 pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let folder = tempfile::tempdir_in(&setting.folder)?;
     let (right, lock) = written_down(folder.path())?;
@@ -522,17 +522,17 @@ pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<(
         match caught(|| text.parse::<SerializedLock>()) {
             Err(panic) => findings.violation(format!("a serialized lock, {what}: panic: {panic}")),
             Ok(Err(err)) => findings.check(!err.to_string().is_empty(), || {
-                format!("a serialized lock, {what}: nothing is said")
+                format!("a serialized lock, {what}: the error is empty")
             }),
             Ok(Ok(read)) => {
                 let again = caught(|| read.to_string().parse::<SerializedLock>());
                 findings.check(again == Ok(Ok(read.clone())), || {
-                    format!("a serialized lock, {what}: it is read as {read:?}, then as {again:?}")
+                    format!("a serialized lock, {what}: parsed as {read:?}, then as {again:?}")
                 });
                 if read.name() == lock.name() && read.owner() == lock.owner() {
                     continue;
                 }
-                // Of another owner or another lock.
+                // It is of another owner, or of another lock.
                 let restored = locks.restore_lock(&read);
                 let tried = caught(|| {
                     (
@@ -550,13 +550,13 @@ pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<(
     findings.count("hostile serialized locks", count);
     let restored = locks.restore_lock(&lock);
     findings.check(restored.is_held()?, || {
-        "hostile serialized locks have freed a lock".to_owned()
+        "a hostile serialized lock released a lock".to_owned()
     });
     restored.release()?;
     Ok(())
 }
 
-/// The same by the command, in each of the ways in which it is given one.
+/// Tests serialized locks on the command line, in the environment and on the standard input.
 pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let program = programs::verrou(&setting.folder)?;
     let folder = tempfile::tempdir_in(&setting.folder)?;
@@ -574,7 +574,7 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
         read.is_ok_and(|read| read.name() == lock.name() && read.owner() == lock.owner())
     };
     let mut texts = hostile_texts(&right, &lock);
-    // The longest word that a program can be given is shorter than this.
+    // The longest possible argument is shorter than this.
     texts.retain(|(_, text)| text.len() < 128 << 10);
     for (number, (what, text)) in texts.iter().enumerate() {
         let codes: &[i32] = if is_its(text) {
@@ -582,7 +582,7 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
         } else {
             &[64, 77]
         };
-        // Its owner's may extend it; releasing it is what the others must not do.
+        // A text with the right owner may extend the lock; the others must not release it, either.
         let commands: &[&str] = if is_its(text) {
             &["extend"]
         } else {
@@ -597,28 +597,28 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
                 "",
                 programs::run(words.args([*command, text]).args(options))?,
             ));
-            if number % 8 == 0 || !what.starts_with("cut") {
+            if number % 8 == 0 || !what.starts_with("truncated") {
                 let mut words = verrou(&program, folder.path());
                 let words = words.arg(command).args(options).env("VERROU_LOCK", text);
-                ways.push(("by the environment", programs::run(words)?));
+                ways.push(("in the environment:", programs::run(words)?));
                 let mut words = verrou(&program, folder.path());
                 let ended = programs::run_with_input(
                     words.args([*command, "-"]).args(options),
                     text.as_bytes(),
                 )?;
-                ways.push(("by the standard input", ended));
+                ways.push(("on the standard input:", ended));
             }
             for (way, ended) in ways {
                 let described = || format!("verrou {command}, {way} {what}");
                 check_end(findings, &described, &ended, codes, &said);
-                findings.count("hostile serialized locks typed", 1);
+                findings.count("hostile serialized locks on the command line", 1);
             }
         }
     }
     for (what, input) in [
         ("10 MiB", vec![b'x'; 10 << 20]),
         ("a deep 10 MiB", vec![b'['; 10 << 20]),
-        ("no UTF-8", vec![0xff; 100]),
+        ("invalid UTF-8", vec![0xff; 100]),
         ("zeros", vec![0; 1 << 20]),
         (
             "the right one after 1 MiB",
@@ -635,12 +635,12 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
             &[64],
             &said,
         );
-        findings.count("hostile serialized locks typed", 1);
+        findings.count("hostile serialized locks on the command line", 1);
     }
     let mut words = verrou(&program, folder.path());
     let not_text = OsString::from_vec(b"\xff{}".to_vec());
     let ended = programs::run(words.arg("release").env("VERROU_LOCK", &not_text))?;
-    let typed = || "verrou release, a VERROU_LOCK that is no UTF-8".to_owned();
+    let typed = || "verrou release, a VERROU_LOCK of invalid UTF-8".to_owned();
     check_end(
         findings,
         &typed,
@@ -651,24 +651,24 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
     let mut words = verrou(&program, folder.path());
     let ended = programs::run(words.arg("release").arg(&not_text))?;
     check_end(findings, &typed, &ended, &[64], &["UTF-8"]);
-    // And the right one does what it says.
+    // The right text releases the lock.
     let mut words = verrou(&program, folder.path());
     let ended = programs::run(words.args(["release", &right]))?;
     ensure!(
         ended.code() == Some(0),
-        "the lock was not there any more: {}",
+        "the lock was lost: {}",
         ended.err
     );
     Ok(())
 }
 
-/// What is typed, what that may end with, and what is said of it.
+/// Arguments, the expected exit codes, and the texts of which the error contains one.
 type Line<'a> = (&'a [&'a str], &'a [i32], &'a [&'a str]);
 
-/// Longer than anything lasts.
+/// A duration that is out of range.
 const HUGE: &str = "500000000000years";
 
-/// How a lock is to be taken, of a lock that is free.
+/// Options of `verrou run` for a free lock.
 const TAKING: [Line<'static>; 64] = [
     (&["--ttl", "0"], &[64], &["--ttl"]),
     (&["--ttl", "0s"], &[64], &["--ttl"]),
@@ -736,7 +736,7 @@ const TAKING: [Line<'static>; 64] = [
     (&["--json=1"], &[64], &["--json"]),
 ];
 
-/// Everything else.
+/// Other command lines.
 const OTHERS: [Line<'static>; 25] = [
     (&[], &[64], &[]),
     (&[""], &[64], &[]),
@@ -783,9 +783,9 @@ const OTHERS: [Line<'static>; 25] = [
         &["--file", ":"],
     ),
     (
-        &["run", "--file", "/no/such/folder/file", "--", "true"],
+        &["run", "--file", "/no/such/directory/file", "--", "true"],
         &[73],
-        &["/no/such/folder/file"],
+        &["/no/such/directory/file"],
     ),
     (
         &["run", "--file", "/proc/self/mem", "--", "true"],
@@ -805,7 +805,7 @@ const OTHERS: [Line<'static>; 25] = [
     ),
 ];
 
-/// Options and stores that make no sense, or nearly none.
+/// Tests hostile options and store URLs.
 pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let program = programs::verrou(&setting.folder)?;
     let folder = setting.folder.join("typed");
@@ -813,7 +813,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
     fs::write(&file, "precious")?;
     let file = file
         .to_str()
-        .context("a path of temporary files is UTF-8")?;
+        .context("the path of temporary files is not UTF-8")?;
     let below = format!("lease:{file}/below");
     let at = format!("lease:{file}");
     let long = format!("lease:{}/{}", setting.folder.display(), "x".repeat(300));
@@ -831,7 +831,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         (&["--store", "file:"], &[64], &["file:"]),
         (&["--store", "LEASE:/tmp"], &[64], &["LEASE:/tmp"]),
         (&["--store", "memory:"], &[64], &["memory:"]),
-        // What is behind the scheme may be a password, which is not repeated.
+        // The text after the scheme may contain a password, which is not printed.
         (
             &["--store", "redis://localhost"],
             &[64],
@@ -879,7 +879,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
             let ended = programs::run(&mut words)?;
             let described = || format!("verrou run k {}", options.join(" "));
             if end.len() > 2 {
-                // One line of JSON instead.
+                // The error is one line of JSON instead.
                 let lines: Vec<_> = ended.err.lines().collect();
                 let is_json = lines
                     .iter()
@@ -894,14 +894,14 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         }
     }
     findings.check(fs::read_to_string(file)? == "precious", || {
-        "a file that was named as a folder was written".to_owned()
+        "a file that was given as a directory was written".to_owned()
     });
     other_lines(setting, findings, &program)?;
     lengths_of_waits(setting, findings, &program)?;
     no_text(setting, findings, &program)
 }
 
-/// Other commands than taking a lock.
+/// Tests [`OTHERS`].
 fn other_lines(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
     let folder = setting.folder.join("typed");
     for (line, codes, said) in OTHERS {
@@ -910,7 +910,7 @@ fn other_lines(setting: &Setting, findings: &mut Findings, program: &Path) -> Re
         let ended = programs::run(words.args(line).env("XDG_STATE_HOME", state))?;
         let described = || format!("verrou {}", line.join(" "));
         if line.is_empty() {
-            findings.check(ended.code() == Some(64), || "verrou alone".to_owned());
+            findings.check(ended.code() == Some(64), || "verrou without arguments".to_owned());
         } else {
             check_end(findings, &described, &ended, codes, said);
         }
@@ -919,10 +919,10 @@ fn other_lines(setting: &Setting, findings: &mut Findings, program: &Path) -> Re
     Ok(())
 }
 
-/// Words and variables that are no text, or no place.
+/// Tests arguments and variables of invalid UTF-8, or with useless paths.
 fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
     let folder = setting.folder.join("typed");
-    // A folder's name need not be text; the kind of a store is.
+    // The name of a directory may be invalid UTF-8; the kind of a store may not.
     let named = setting.folder.join(OsStr::from_bytes(b"\xff"));
     let mut in_it = OsString::from("lease:");
     in_it.push(&named);
@@ -931,22 +931,22 @@ fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result
         let line = ["run", "k", "--", "true"];
         let mut words = verrou(program, &folder);
         let ended = programs::run(words.args(line).env("VERROU_STORE", &store))?;
-        let typed = || "VERROU_STORE that is no UTF-8".to_owned();
+        let typed = || "VERROU_STORE of invalid UTF-8".to_owned();
         check_end(findings, &typed, &ended, &codes, &["store"]);
         let mut words = verrou(program, &folder);
         let ended = programs::run(words.arg("--store").arg(&store).args(line))?;
-        let typed = || "--store that is no UTF-8".to_owned();
+        let typed = || "--store of invalid UTF-8".to_owned();
         check_end(findings, &typed, &ended, &codes, &["store"]);
     }
     findings.check(named.is_dir(), || {
-        "no folder was made whose name is no UTF-8".to_owned()
+        "no directory with a name of invalid UTF-8 was created".to_owned()
     });
     let mut words = verrou(program, &folder);
     let not_text = OsStr::from_bytes(b"\xff\xfe");
     let ended = programs::run(words.args(["run", "k", "--"]).arg(not_text))?;
     check_end(
         findings,
-        &|| "a program that is no UTF-8".to_owned(),
+        &|| "a program name of invalid UTF-8".to_owned(),
         &ended,
         &[127],
         &["cannot run"],
@@ -959,7 +959,7 @@ fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result
         "VERROU_LOCK",
     ] {
         for value in ["", "relative/path", "/dev/null", "/proc/self"] {
-            // The machine's own store is nobody's to be tried.
+            // The machine's default store is not tested.
             if variable == "XDG_STATE_HOME" && !value.starts_with('/') {
                 continue;
             }
@@ -975,7 +975,7 @@ fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result
     Ok(())
 }
 
-/// The longest of times, where they count: while somebody else holds the lock.
+/// Tests extreme durations while another owner holds the lock.
 fn lengths_of_waits(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
     for kind in Kind::BOTH {
         for options in [

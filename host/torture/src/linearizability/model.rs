@@ -1,4 +1,4 @@
-//! What a lock may say, and whether a history of what it said is one that a lock could have.
+//! A model of a lock, and a check whether a history is linearizable with respect to it.
 
 use std::collections::BTreeSet;
 
@@ -7,36 +7,36 @@ use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action, History};
 use todc_utils::specifications::Specification;
 
-/// The number of an owner: the `number`th of `client`.
+/// Returns the number of the `number`th owner of `client`.
 pub(crate) fn owner(client: u32, number: u32) -> u64 {
     (u64::from(client) << 32) | u64::from(number)
 }
 
-/// Whose owner it is.
+/// Returns the client of an owner.
 fn client_of(owner: u64) -> u32 {
     u32::try_from(owner >> 32).unwrap_or(u32::MAX)
 }
 
-/// What was asked of a lock, by whom, when, and what it said.
+/// A request to a lock, with its times and its reply.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Operation {
-    /// The process that asked.
+    /// The process that sent the request.
     pub(crate) client: u32,
-    /// Nanoseconds of `CLOCK_MONOTONIC`, before it was asked.
+    /// The time before the request, in nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) began: u64,
-    /// After the reply; [`NEVER`] where there is none.
+    /// The time after the reply; [`NEVER`] if there is none.
     pub(crate) ended: u64,
     pub(crate) asked: Asked,
     pub(crate) reply: Reply,
 }
 
-/// When what has not ended ends.
+/// The end of an operation that has not ended.
 pub(crate) const NEVER: u64 = u64::MAX;
 
-/// What can be asked of a lock, and what can happen to it.
+/// A request to a lock, or an event that changes it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Asked {
-    /// Nothing: all before it is over, the lock is free, and was granted under `fence` last.
+    /// The start of a history: the lock is free, and its last fencing token is `fence`.
     Begin {
         rules: Rules,
         fence: u64,
@@ -64,39 +64,39 @@ pub(crate) enum Asked {
     Death,
 }
 
-/// What a lock said.
+/// The reply of a lock.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Reply {
     Granted {
         fence: Option<u64>,
     },
     Refused,
-    /// Somebody holds it, and cannot be evicted.
+    /// The lock is held, and cannot be force-released.
     NotEvictable,
     Free,
     Held {
         owner: Option<u64>,
         fence: Option<u64>,
     },
-    /// It is not known what was said, nor whether what was asked for was done.
+    /// The reply was lost: the outcome is unknown.
     Unknown,
 }
 
-/// What is different between stores, and ways to use them.
+/// The differences between stores, and between their uses.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 pub(crate) struct Rules {
-    /// Whoever knows the owner can do what the owner can, and anybody can evict.
+    /// Every process with the owner token acts as the owner, and every process can force-release.
     pub(crate) transfers: bool,
-    /// A lock that is free is never refused, and never said to be held by whoever just tries it:
-    /// nobody waits, for whom it may be kept, and nobody keeps others from it by looking.
+    /// A free lock is never refused, and never inspected as held: there are no waiters, for which it
+    /// may be reserved, and no inspections, which may lock the file for a moment.
     pub(crate) is_prompt: bool,
 }
 
-/// What may be so of a lock.
+/// A possible state of the lock.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Lock {
     rules: Rules,
-    /// No grant from now on has a fence that is not greater.
+    /// The fencing token of every later grant is greater than this one.
     fence: u64,
     held: Option<Held>,
     /// The processes that have ended.
@@ -106,14 +106,14 @@ pub(crate) struct Lock {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 struct Held {
     owner: u64,
-    /// `None` when nobody was told: it is greater than [`Lock::fence`] then, if there is one at all
-    /// yet, for the kernel's lock is taken before that is written.
+    /// `None` while no process has received it: then it is greater than [`Lock::fence`], or not yet
+    /// recorded, because the flock(2) lock is taken before the fencing token is written.
     fence: Option<u64>,
     client: u32,
     is_ephemeral: bool,
-    /// When whoever was granted it heard of that, and had recorded it.
+    /// When the holder had recorded the grant, and received the reply.
     recorded: u64,
-    /// The earliest and the latest that it ends by itself.
+    /// The earliest and the latest time at which it expires.
     ends: Option<(u64, u64)>,
 }
 
@@ -134,7 +134,7 @@ impl Lock {
         }
     }
 
-    /// What may be so when `operation` is done: whether a time has passed by then.
+    /// Returns the possible states at the time of `operation`: the lease may have expired.
     fn by(&self, operation: &Operation) -> Vec<Self> {
         let Some((earliest, latest)) = self.held.as_ref().and_then(|held| held.ends) else {
             return vec![self.clone()];
@@ -149,7 +149,7 @@ impl Lock {
         may_be
     }
 
-    /// What may be so after `operation`; nothing when its reply cannot have been given.
+    /// Returns the possible states after `operation`; none if its reply is impossible in this state.
     fn after(&self, operation: &Operation) -> Vec<Self> {
         let Operation {
             client,
@@ -181,7 +181,7 @@ impl Lock {
                     (true, Some(fence)) => lock.has_fence(*fence),
                     _ => Some(lock),
                 };
-                // Of what was freed, the fence is that of before.
+                // The reply to a release has the fencing token of the ended grant.
                 let was_told = |fence: &u64| self.has_fence(*fence).is_some();
                 if done.iter().any(|lock| lock.held.is_none())
                     && !fence.as_ref().is_none_or(was_told)
@@ -213,7 +213,7 @@ impl Lock {
         }
     }
 
-    /// What is so when what was asked for is done; nothing when it cannot be.
+    /// Returns the state after `operation` was done; none if it cannot be done in this state.
     fn done(&self, operation: &Operation) -> Vec<Self> {
         let client = operation.client;
         let ends = |ttl: Option<u64>| {
@@ -273,13 +273,13 @@ impl Lock {
         }
     }
 
-    /// Whether `operation` may be refused.
+    /// Returns whether `operation` may be refused.
     fn refuses(&self, operation: &Operation) -> bool {
         let knows_fence = |held: &Held| held.fence.is_some();
         match &operation.asked {
             Asked::Acquire { .. } if self.held.is_none() => !self.rules.is_prompt,
             Asked::Evict { .. } if !self.rules.transfers => self.held.is_none(),
-            // It may have another fence than the one that was asked for.
+            // The lock may have another fencing token than the requested one.
             Asked::Evict { only: Some(_) } if !self.held.as_ref().is_none_or(knows_fence) => true,
             Asked::Acquire { .. }
             | Asked::Extend { .. }
@@ -290,13 +290,13 @@ impl Lock {
         }
     }
 
-    /// Whether somebody has the lock of the kernel, who may not have said yet who it is.
+    /// Returns whether a process may have the flock(2) lock without having recorded its grant.
     fn seems_held(&self) -> bool {
         !self.rules.transfers && (self.held.is_some() || !self.rules.is_prompt)
     }
 
-    /// Whether `operation` may be told of an earlier grant instead of this: a lock of the kernel's is
-    /// taken before that is recorded, and a record is believed if it names the right process.
+    /// Returns whether `operation` may return an earlier grant instead of the current one: a flock(2)
+    /// lock is taken before its grant is recorded, and a record counts if it names the right process.
     fn may_say_what_was(
         &self,
         operation: &Operation,
@@ -314,7 +314,7 @@ impl Lock {
         held.owner == owner && (self.rules.transfers || held.client == client)
     }
 
-    /// This lock, if it may be held under `fence`.
+    /// Returns this state with `fence` as the holder's fencing token, if that is possible.
     fn has_fence(&self, fence: u64) -> Option<Self> {
         let held = self.held.as_ref()?;
         match held.fence {
@@ -331,7 +331,7 @@ impl Lock {
     }
 }
 
-/// A lock of which not everything is known: it is in one of the states.
+/// The specification for the checker: the set of all possible states of the lock.
 struct Model;
 
 impl Specification for Model {
@@ -352,8 +352,9 @@ impl Specification for Model {
     }
 }
 
-/// Whether a lock of such `rules`, which was free and granted under `fence` last, could have said
-/// all that, each reply as of one moment between question and reply.
+/// Returns whether a history is linearizable for a lock with these `rules` that was free, with
+/// `fence` as its last fencing token: each operation takes effect at one moment between its request
+/// and its reply.
 pub(crate) fn is_linearizable(rules: Rules, fence: u64, operations: &[Operation]) -> bool {
     let begin = Operation {
         client: 0,
@@ -363,8 +364,8 @@ pub(crate) fn is_linearizable(rules: Rules, fence: u64, operations: &[Operation]
         reply: Reply::Granted { fence: None },
     };
     let mut events = Vec::with_capacity(2 * operations.len());
-    // The end of a process that cannot have held the lock changes nothing, and could have come
-    // anywhere.
+    // The death of a process that cannot have held the lock changes nothing, and fits anywhere in
+    // the history.
     let may_have_held: BTreeSet<_> = operations
         .iter()
         .filter(|it| matches!(it.asked, Asked::Acquire { .. }) && it.reply != Reply::Refused)
@@ -377,7 +378,7 @@ pub(crate) fn is_linearizable(rules: Rules, fence: u64, operations: &[Operation]
         events.push((operation.began, false, number));
         events.push((operation.ended, true, number));
     }
-    // What is of the same moment may have been in either order.
+    // Events of the same moment may have occurred in either order.
     events.sort_unstable();
     let start = [
         (operations.len(), Action::Call(begin.clone())),
@@ -397,13 +398,13 @@ pub(crate) fn is_linearizable(rules: Rules, fence: u64, operations: &[Operation]
     ))
 }
 
-/// As little of a history that no lock could have as still is such a one: up to the first reply that
-/// does not fit, and without what changed nothing, where it is not needed.
+/// Reduces a history that is not linearizable: cuts it after the first impossible reply, and removes
+/// operations that change nothing, as long as it stays not linearizable.
 pub(crate) fn least(rules: Rules, fence: u64, operations: &[Operation]) -> Vec<Operation> {
     let mut ends: Vec<_> = operations.iter().map(|it| it.ended).collect();
     ends.sort_unstable();
     let up_to = |end: u64| -> Vec<_> {
-        // What was only looked at, and nobody knows what was seen, does not matter.
+        // An inspection whose reply is unknown does not matter.
         let matters = |it: &&Operation| it.ended <= end || it.asked != Asked::Inspect;
         let begun = operations.iter().filter(|it| it.began <= end);
         let as_of_then = |it: &Operation| {
@@ -454,7 +455,7 @@ mod tests {
         is_prompt: true,
     };
 
-    /// What `client` asked between `began` and `ended`.
+    /// Returns an operation of `client` between `began` and `ended`.
     fn asked(client: u32, began: u64, ended: u64, asked: Asked, reply: Reply) -> Operation {
         Operation {
             client,
@@ -465,7 +466,7 @@ mod tests {
         }
     }
 
-    /// Each client has one owner.
+    /// Returns an acquire operation; each client has one owner.
     fn acquire(client: u32, began: u64, ended: u64, reply: Reply) -> Operation {
         let acquire = Asked::Acquire {
             owner: owner(client, 0),
@@ -521,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn one_after_the_other() {
+    fn sequential_operations() {
         accepted(&[
             acquire(1, 1, 2, fence(1)),
             acquire(2, 3, 4, Reply::Refused),
@@ -538,7 +539,7 @@ mod tests {
     fn two_holders() {
         refused(&[acquire(1, 1, 2, fence(1)), acquire(2, 3, 4, fence(2))]);
         refused(&[acquire(1, 1, 4, fence(1)), acquire(2, 2, 3, fence(2))]);
-        // The one may have given it back by then.
+        // The first holder may have released the lock before the second grant.
         accepted(&[
             acquire(1, 1, 2, fence(1)),
             acquire(2, 3, 5, fence(2)),
@@ -563,8 +564,8 @@ mod tests {
         accepted(&again([4, 5]));
         refused(&again([4, 4]));
         refused(&again([4, 3]));
-        assert!(!is_linearizable(LEASES, 4, &again([4, 5])), "as before");
-        // The same grant has the same fence.
+        assert!(!is_linearizable(LEASES, 4, &again([4, 5])), "the last fencing token again");
+        // A grant keeps its fencing token.
         refused(&[acquire(1, 1, 2, fence(1)), acquire(1, 3, 4, fence(2))]);
         refused(&[acquire(1, 1, 2, fence(1)), extend(1, 3, 4, None, fence(2))]);
         refused(&[acquire(1, 1, 2, fence(1)), inspect(3, 4, held(1, 2))]);
@@ -586,12 +587,12 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_heard() {
-        // It was granted, or was not.
+    fn unknown_outcomes() {
+        // The lock may have been granted or not.
         for then in [fence(1), Reply::Refused] {
             accepted(&[acquire(1, 1, 2, Reply::Unknown), acquire(2, 3, 4, then)]);
         }
-        // If it is held, the fence is one of its own.
+        // If it was granted, the grant has its own fencing token.
         let unheard = acquire(1, 1, 2, Reply::Unknown);
         accepted(&[
             unheard.clone(),
@@ -605,13 +606,13 @@ mod tests {
             release(1, 5, 6, DONE),
             acquire(2, 7, 8, fence(1)),
         ]);
-        // It cannot be both.
+        // The lock cannot have been both granted and not granted.
         refused(&[
             unheard.clone(),
             inspect(3, 4, held(1, 1)),
             acquire(2, 5, 6, fence(2)),
         ]);
-        // Nor can it be done after its end.
+        // The operation cannot take effect after its end.
         refused(&[
             unheard,
             inspect(3, 4, Reply::Free),
@@ -626,7 +627,7 @@ mod tests {
 
     #[test]
     fn deaths() {
-        // It may be over from the kill on, and is when its process has gone.
+        // The lease may end from the kill on, and has ended when the process is gone.
         let killed = [acquire(1, 1, 2, fence(1)), death(1, 5, 9)];
         let then = |operation: Operation| [&killed[..], &[operation]].concat();
         refused(&then(acquire(2, 3, 4, fence(2))));
@@ -634,7 +635,7 @@ mod tests {
         accepted(&then(acquire(2, 6, 7, Reply::Refused)));
         accepted(&then(acquire(2, 10, 11, fence(2))));
         refused(&then(acquire(2, 10, 11, Reply::Refused)));
-        // What it asked for last may have been done, but not afterwards.
+        // Its last request may have been done, but not after the process was gone.
         let asking = |then: Operation| [acquire(1, 1, 9, Reply::Unknown), death(1, 5, 9), then];
         accepted(&asking(acquire(2, 6, 7, Reply::Refused)));
         accepted(&asking(acquire(2, 6, 7, fence(1))));
@@ -642,17 +643,17 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn expired_leases() {
         let for_ten = extend(1, 3, 5, Some(10), fence(1));
         let then = |operation: Operation| [acquire(1, 1, 2, fence(1)), for_ten.clone(), operation];
-        // It ends between 13 and 15.
+        // The lease ends between 13 and 15.
         accepted(&then(acquire(2, 11, 12, Reply::Refused)));
         refused(&then(acquire(2, 11, 12, fence(2))));
         accepted(&then(acquire(2, 14, 14, fence(2))));
         accepted(&then(acquire(2, 14, 14, Reply::Refused)));
         accepted(&then(acquire(2, 15, 16, fence(2))));
         refused(&then(acquire(2, 15, 16, Reply::Refused)));
-        // Over once, it stays over.
+        // An expired lease stays expired.
         refused(&[
             acquire(1, 1, 2, fence(1)),
             for_ten.clone(),
@@ -662,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn evictions() {
+    fn force_releases() {
         let evict = |only, reply| asked(9, 3, 4, Asked::Evict { only }, reply);
         let taken = acquire(1, 1, 2, fence(1));
         let leases = |operations: &[Operation]| is_linearizable(LEASES, 0, operations);
@@ -687,7 +688,7 @@ mod tests {
     }
 
     #[test]
-    fn others_who_know_the_owner() {
+    fn owner_token_is_transferable_only_for_leases() {
         let by_another = Operation {
             client: 2,
             ..release(1, 3, 4, DONE)
@@ -695,7 +696,7 @@ mod tests {
         let history = [acquire(1, 1, 2, fence(1)), by_another];
         assert!(is_linearizable(LEASES, 0, &history));
         assert!(!is_linearizable(LOCKS, 0, &history));
-        // What was detached outlives its process.
+        // A detached lease outlives its process.
         let detach = asked(1, 3, 4, Asked::Detach { owner: owner(1, 0) }, DONE);
         let detached = |then| {
             [
@@ -717,9 +718,9 @@ mod tests {
         ));
     }
 
-    /// While a process takes a lock of the kernel's again, its record is that of before.
+    /// While a process acquires a flock(2) lock again, the file has the record of its earlier grant.
     #[test]
-    fn what_was_recorded() {
+    fn inspection_may_return_earlier_record_of_flock() {
         let again = |began| {
             let again = Asked::Acquire {
                 owner: owner(1, 1),
@@ -739,7 +740,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_those_who_wait() {
+    fn free_lock_with_waiters_may_be_refused() {
         let refused = [acquire(1, 1, 2, Reply::Refused)];
         let queued = Rules {
             is_prompt: false,
@@ -751,7 +752,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_of_a_history_ends_with_what_does_not_fit() {
+    fn reduced_history_ends_with_impossible_reply() {
         let history = [
             acquire(1, 1, 2, fence(1)),
             inspect(3, 4, held(1, 1)),

@@ -1,5 +1,5 @@
-//! A process that asks for locks at random, and writes down each question before it asks, and each
-//! reply as soon as it has it.
+//! A process that sends random requests, and logs each request before it sends it, and each reply
+//! as soon as it has it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -16,40 +16,40 @@ use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
 use super::model::{self, Asked, Reply};
 
-/// What a worker is to do.
+/// The configuration of a worker.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Script {
     pub(crate) store: Kind,
     pub(crate) folder: PathBuf,
-    /// Where it writes what it did.
+    /// The path of its log.
     pub(crate) log: PathBuf,
     pub(crate) names: Vec<String>,
-    /// Who it is, among all of this history.
+    /// Its number, unique in the history.
     pub(crate) client: u32,
     pub(crate) operations: u32,
     pub(crate) ways: Ways,
     pub(crate) seed: u64,
 }
 
-/// Which store.
+/// The kind of store.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) enum Kind {
     Leases,
     Locks,
 }
 
-/// In which way locks are asked for.
+/// The kinds of requests that the workers send.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Ways {
-    /// Whoever is refused waits a little, with a place in the queue.
+    /// Refused workers wait for a moment, with a ticket of the queue.
     pub(crate) waits: bool,
-    /// Some ask who holds a lock.
+    /// Workers inspect locks, too.
     pub(crate) looks: bool,
-    /// Leases last this long at most, and end; otherwise for ever, or an hour.
+    /// The longest TTL; otherwise leases have no TTL, or one of an hour.
     pub(crate) longest: Option<Duration>,
 }
 
-/// A line of what a worker did.
+/// A line of a worker's log.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Line {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
@@ -59,30 +59,30 @@ pub(crate) struct Line {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) enum What {
-    /// It is ready to begin.
+    /// The worker is ready to start.
     Ready,
-    /// It is about to ask.
+    /// The worker is about to send a request.
     Ask { name: usize, asked: Asked },
-    /// What was said to that.
+    /// The reply to the request.
     Hear(Reply),
-    /// As `Hear` of what is not known, and what the store said instead.
+    /// An error instead of a reply; the outcome of the request is unknown.
     Fail { is_temporary: bool, text: String },
-    /// It is about to end by itself.
+    /// The worker is about to exit.
     Done,
 }
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, which all processes of a machine see alike.
+/// Returns the nanoseconds of `CLOCK_MONOTONIC`, which is the same for all processes.
 pub(crate) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
 }
 
-/// `torture worker linearizability SCRIPT`: waits for the end of its input, and begins.
+/// Runs `torture worker linearizability SCRIPT`: starts as soon as its input ends.
 pub(crate) fn work(arguments: &[String]) -> Result<()> {
     let [script] = arguments else {
-        bail!("it wants a script");
+        bail!("the worker `linearizability` takes one argument");
     };
-    let script: Script = serde_json::from_str(script).context("a script")?;
+    let script: Script = serde_json::from_str(script).context("invalid script")?;
     let options = StoreOptions::default();
     match script.store {
         Kind::Leases => run(&script, &LeaseFileStore::open(&script.folder, &options)?),
@@ -135,9 +135,9 @@ struct Worker<'a, S> {
     store: &'a S,
     script: &'a Script,
     names: Vec<Name>,
-    /// What it believes to hold.
+    /// The claims of the locks that it holds, unless they were lost.
     held: Vec<Option<Claim>>,
-    /// The owner and the fence that it saw last of each name.
+    /// The owner and the fencing token that it saw last of each name.
     seen: Vec<(u64, Option<u64>)>,
     owners: u32,
     random: Rng,

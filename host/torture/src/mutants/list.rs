@@ -1,29 +1,29 @@
-//! What can go wrong with locks on one machine, the bugs that each remedy keeps out, and the tests
-//! that notice when a remedy is missing.
+//! The pitfalls of locks on one machine, a mutant for each remedy, and the tests that detect the
+//! mutants.
 
 use std::fmt;
 
-/// One thing that goes wrong with locks on one machine.
+/// A pitfall of locks on one machine.
 pub(crate) struct Pitfall {
-    /// What it is.
+    /// The description of the pitfall.
     pub(crate) what: &'static str,
-    /// Bugs that let it happen.
+    /// The mutants that fall into it.
     pub(crate) mutants: &'static [Mutant],
-    /// What keeps it out where there is no bug that would let it in, or what there is to be said.
+    /// How the product avoids it, if it has no mutant; or a remark.
     pub(crate) otherwise: &'static str,
 }
 
-/// A deliberate bug, of those in `src/mutant.rs`, and a test that notices it.
+/// A deliberate bug of `src/mutant.rs`, and a test that detects it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mutant {
     pub(crate) name: &'static str,
-    /// What it does.
+    /// The description of the bug.
     pub(crate) about: &'static str,
     pub(crate) noticed_by: Test,
     pub(crate) needs: Needs,
 }
 
-/// A test, by its package, its program (`lib` for the tests inside the package) and its name there.
+/// A test: its package, its program (`lib` for the tests inside the package) and its name.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Test {
     pub(crate) package: &'static str,
@@ -37,7 +37,7 @@ impl fmt::Display for Test {
     }
 }
 
-/// What a test shows nothing without.
+/// A requirement of a test.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Needs {
     Nothing,
@@ -76,7 +76,7 @@ const fn host(program: &'static str, name: &'static str) -> Test {
     }
 }
 
-/// All of them.
+/// All pitfalls.
 pub(crate) const PITFALLS: &[Pitfall] = &[
     Pitfall {
         what: "the kernel has locks that a process loses by closing any descriptor of the file",
@@ -127,12 +127,12 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[
             mutant(
                 "UnlockedByClosingAlone",
-                "a file is given back by closing it, which a forked child has open, too",
+                "a file is unlocked only by closing it, although a forked child has it open, too",
                 host("fork", "a_forked_child_releases_nothing_and_keeps_nothing"),
             ),
             mutant(
                 "ForkNotNoticed",
-                "a forked child takes its parent's locks for its own",
+                "a forked child uses its parent's locks",
                 host("fork", "a_forked_child_releases_nothing_and_keeps_nothing"),
             ),
             mutant(
@@ -152,26 +152,25 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         otherwise: "",
     },
     Pitfall {
-        what: "file systems of several machines lock for one",
+        what: "some file systems of several machines lock only for one machine",
         mutants: &[mutant(
             "AnyFileSystem",
-            "every file system is trusted",
+            "every kind of file system is accepted",
             host("files", "unknown_file_system_is_refused_unless_overridden"),
         )],
         otherwise: "",
     },
     Pitfall {
-        what: "a file system in memory is empty after a start",
+        what: "a file system in memory is empty after a reboot",
         mutants: &[],
-        otherwise: "all that held a lock has ended with the machine's run; where a folder is, is \
-                    its user's choice",
+        otherwise: "all holders have ended with the boot; users choose the directory's file system",
     },
     Pitfall {
-        what: "process numbers come again, and differ between namespaces",
+        what: "process IDs are reused, and differ between namespaces",
         mutants: &[
             mutant(
                 "LifeToldByProcessNumber",
-                "a holder lives if there is a process of its number",
+                "a holder counts as alive if a process with its ID exists",
                 host(
                     "files",
                     "liveness_of_a_holder_does_not_depend_on_its_process_id",
@@ -189,16 +188,16 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         otherwise: "",
     },
     Pitfall {
-        what: "clocks are set, stop, begin anew, and differ between namespaces",
+        what: "clocks are set, stop, restart, and differ between namespaces",
         mutants: &[
             mutant(
                 "TimeToldByWallClock",
-                "the machine's time is the one that people set",
+                "the machine's clock is the wall clock",
                 host("files", "system_clock_is_the_time_since_boot"),
             ),
             mutant(
                 "LeasesEndByWallClock",
-                "leases in files end by the time that people set",
+                "leases in files end by the wall clock",
                 host(
                     "conformance",
                     "lease_files::time::a_record_ends_with_its_ttl",
@@ -206,12 +205,12 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "StartIgnored",
-                "what was recorded before the machine was started still counts",
+                "a record of an earlier boot counts",
                 host("files", "lease_ends_with_the_boot_and_its_fence_does_not"),
             ),
             mutant(
                 "ContainersBootBelieved",
-                "a container's own boot ID is taken for the machine's",
+                "a container's own boot ID counts as the machine's",
                 host(
                     "files",
                     "a_container_with_a_boot_id_of_its_own_makes_no_second_holder",
@@ -219,7 +218,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "TimeNamespaceIgnored",
-                "ends are compared that go by two clocks",
+                "the end of a lease is compared with a clock of another time namespace",
                 host(
                     "files",
                     "lease_of_another_time_namespace_never_counts_as_expired",
@@ -237,19 +236,19 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "ExpiredGrantAccepted",
-                "a grant counts that had run out when it was heard of",
+                "a grant counts that had expired when the reply arrived",
                 core("acquire", "grant_received_after_expiry_is_released"),
             ),
             mutant(
                 "RenewedTooLate",
-                "a lease is extended when its whole time has passed",
+                "a lease is renewed only after its whole TTL",
                 core("renew", "lease_is_renewed_at_every_third_of_the_ttl"),
             ),
         ],
         otherwise: "",
     },
     Pitfall {
-        what: "a record is half written, or damaged",
+        what: "a record is half written, or corrupt",
         mutants: &[
             mutant(
                 "OneSlotOverwritten",
@@ -266,26 +265,26 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "DamageTakenForFree",
-                "a damaged record is none, and the lock free",
+                "a corrupt record counts as a free lock",
                 host("files", "corrupt_file_is_never_a_free_lock"),
             ),
         ],
         otherwise: "",
     },
     Pitfall {
-        what: "what was written is lost with the power",
+        what: "writes are lost by a power loss",
         mutants: &[
             needing(
                 Needs::Strace,
                 mutant(
                     "FencesNotOnDisk",
-                    "fences are granted before the counter is on the disk",
+                    "fencing tokens are granted before the counter is on the disk",
                     host("files", "fences_are_on_the_disk_before_one_is_granted"),
                 ),
             ),
             mutant(
                 "FencesGoOnAfterPowerLoss",
-                "a file goes on with its fences after a start, of which it may have lost some",
+                "a file keeps its allotted fencing tokens after a reboot, despite lost writes",
                 host("files", "lease_ends_with_the_boot_and_its_fence_does_not"),
             ),
         ],
@@ -295,16 +294,16 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         what: "the disk is full",
         mutants: &[mutant(
             "FailedReleaseKeepsLease",
-            "who cannot record that a lease was given back keeps its byte locked",
+            "a release that cannot be recorded keeps the lease's byte locked",
             host(
                 "files",
                 "lease_whose_release_cannot_be_recorded_ends_anyway",
             ),
         )],
-        otherwise: "that a file's bytes are there before they are needed takes a full disk to show",
+        otherwise: "only a full disk shows that a file's blocks are allocated in advance",
     },
     Pitfall {
-        what: "the system has no descriptors, locks or memory left",
+        what: "the system runs out of descriptors, locks or memory",
         mutants: &[
             mutant(
                 "ErrorTakenForRefusal",
@@ -320,7 +319,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         otherwise: "",
     },
     Pitfall {
-        what: "others put something in the place of a lock's file",
+        what: "other users plant something in the place of a lock file",
         mutants: &[
             mutant(
                 "LinksFollowed",
@@ -337,14 +336,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "HardLinksAccepted",
-                "a file counts that has another name, too",
+                "a file with several hard links is accepted",
                 host("files", "a_hard_link_to_another_file_is_refused"),
             ),
             needing(
                 Needs::Root,
                 mutant(
                     "OthersTrusted",
-                    "files and folders of all users are trusted",
+                    "files and directories of all users are trusted",
                     host(
                         "files",
                         "another_users_file_is_refused_unless_it_is_the_groups",
@@ -353,7 +352,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "OpenFoldersAccepted",
-                "a folder is used that everybody may remove files from",
+                "a directory is accepted from which all users may remove files",
                 // Without this rule a store is still refused, because all users may make files in it.
                 host("fence", "missing_or_unsafe_directory_exits_73"),
             ),
@@ -361,7 +360,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 Needs::Root,
                 mutant(
                     "StickyFoldersAccepted",
-                    "a folder is used in which everybody may make files",
+                    "a directory is accepted in which all users may create files",
                     host(
                         "hostile_paths",
                         "store_in_a_sticky_directory_is_refused_with_ways_out",
@@ -383,7 +382,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 Needs::Root,
                 mutant(
                     "OthersFolderLinksFollowed",
-                    "a link of another user leads to the store",
+                    "a symbolic link of another user is followed to the store",
                     host("hostile_paths", "link_of_another_user_is_not_followed"),
                 ),
             ),
@@ -391,7 +390,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 Needs::Root,
                 mutant(
                     "MadeFolderNotExamined",
-                    "what is in the place of a new folder is given to the group",
+                    "a planted object in the place of a new directory is given to the group",
                     host(
                         "hostile_paths",
                         "no_other_directory_is_given_to_a_group_in_a_race",
@@ -402,7 +401,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 Needs::Root,
                 mutant(
                     "MadeBellNotExamined",
-                    "what is in the place of a new wake pipe is given to the group",
+                    "a planted object in the place of a new wake pipe is given to the group",
                     host(
                         "lib",
                         "store::bell::tests::file_swapped_for_new_wake_pipe_is_not_given_to_group",
@@ -457,7 +456,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "FilesReplacedByCreating",
-                "a new file takes the place of one that somebody made meanwhile",
+                "a new file replaces one that another process created meanwhile",
                 host(
                     "lib",
                     "store::os::imp::tests::create_leaves_existing_file_unchanged",
@@ -470,28 +469,28 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         what: "two names have one file",
         mutants: &[mutant(
             "NameNotCompared",
-            "whose file it is is not read in the file",
+            "the name in a lock file is not compared",
             host("files", "file_of_another_lock_is_an_error"),
         )],
         otherwise: "",
     },
     Pitfall {
-        what: "a new file's name is lost with the power",
+        what: "a new file's name is lost by a power loss",
         mutants: &[needing(
             Needs::Strace,
             mutant(
                 "FolderNotOnDisk",
-                "fences are granted before the counter's name is on the disk",
+                "fencing tokens are granted before the counter's name is on the disk",
                 host("files", "fences_are_on_the_disk_before_one_is_granted"),
             ),
         )],
         otherwise: "",
     },
     Pitfall {
-        what: "two take a stale lock over at once",
+        what: "two processes take over a stale lock at once",
         mutants: &[mutant(
             "NoGuard",
-            "a lease's file is read and written without being locked",
+            "a lease file is read and written without its lock",
             host(
                 "files",
                 "operation_on_a_locked_file_fails_as_busy_and_can_be_repeated",
@@ -500,25 +499,25 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         otherwise: "",
     },
     Pitfall {
-        what: "newcomers, and who has just had the lock, pass those who wait",
+        what: "newcomers and the last holder overtake waiters",
         mutants: &[
             mutant(
                 "QueueIgnored",
-                "a free lock is anybody's, whoever waits",
+                "a free lock is granted to any process, although others wait",
                 host("files", "released_lock_is_reserved_for_the_head_waiter"),
             ),
             mutant(
                 "NobodyWoken",
-                "who gives a lock of the kernel back tells nobody",
+                "a process that releases a flock(2) lock notifies no waiter",
                 host("files", "release_with_a_waiter_changes_the_file"),
             ),
         ],
         otherwise: "",
     },
     Pitfall {
-        what: "whom others wait for is not run",
+        what: "the holder of a guard is not scheduled",
         mutants: &[],
-        otherwise: "it is not solved: guards are kept for microseconds",
+        otherwise: "not solved: guards are held for microseconds",
     },
     Pitfall {
         what: "a signal interrupts a system call",
@@ -526,28 +525,28 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             Needs::Strace,
             mutant(
                 "InterruptedTakenForFailure",
-                "a call that was interrupted has failed",
+                "an interrupted call counts as failed",
                 host("files", "interrupted_system_call_is_repeated"),
             ),
         )],
         otherwise: "",
     },
     Pitfall {
-        what: "who gives up leaves a place or a grant behind",
+        what: "a cancelled request leaves a ticket or a grant behind",
         mutants: &[
             mutant(
                 "PlaceKeptByGivingUp",
-                "who gives up keeps the ticket locked",
+                "a waiter that ends its wait keeps its ticket locked",
                 host("queue", "waiter_that_times_out_leaves_nothing_behind"),
             ),
             mutant(
                 "UndoForgotten",
-                "who gives up after an error, or a late grant, does not release",
+                "a request that ends after an error, or a late grant, is not undone by a release",
                 core("acquire", "last_error_is_returned_after_a_release"),
             ),
             mutant(
                 "DroppedWaitKeepsPlace",
-                "a future that is dropped while it waits does not give up",
+                "a future that is dropped while it waits does not leave the queue",
                 core(
                     "trouble",
                     "acquisition_dropped_in_the_queue_removes_its_ticket",
@@ -557,11 +556,11 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         otherwise: "",
     },
     Pitfall {
-        what: "a holder that was stopped goes on, and fences come twice",
+        what: "a stopped holder continues, and fencing tokens repeat",
         mutants: &[
             mutant(
                 "FenceResetByRelease",
-                "fences begin anew when a lock is given back",
+                "a release resets the fencing tokens",
                 host(
                     "conformance",
                     "lease_files::steps::fences_grow_with_every_grant",
@@ -569,7 +568,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "FenceGrowsWithExtension",
-                "an extension changes the fence",
+                "an extension changes the fencing token",
                 host(
                     "conformance",
                     "lease_files::steps::an_extension_keeps_the_fence",
@@ -577,7 +576,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "CounterBeginsAnew",
-                "a counter that was lost begins with the first fence",
+                "a recreated counter begins with the first fencing token",
                 host("files", "fences_grow_when_files_are_removed"),
             ),
             mutant(
@@ -590,12 +589,12 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "CounterAloneCounts",
-                "the counter allots what a lock's file has granted already",
+                "the counter allots fencing tokens that a lock file has granted already",
                 host("files", "restored_counter_grants_no_fence_twice"),
             ),
             mutant(
                 "ReplacedWhileAllotted",
-                "a file counts that was removed while fences were allotted to it",
+                "a file counts that was removed while fencing tokens were allotted to it",
                 host(
                     "files",
                     "a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted",
@@ -605,7 +604,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 Needs::Strace,
                 mutant(
                     "RecordNotGuarded",
-                    "holders of two files that followed each other at one path count at once",
+                    "the holders of two successive files at one path count at the same time",
                     host(
                         "lock_file",
                         "holders_of_two_files_never_have_the_same_fence",
@@ -614,17 +613,17 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "LowerFenceAccepted",
-                "a grant counts whose fence is not greater than an earlier one's",
+                "a grant counts whose fencing token is not greater than an earlier one",
                 core("acquire", "grant_with_a_smaller_fencing_token_is_released"),
             ),
         ],
         otherwise: "",
     },
     Pitfall {
-        what: "a wrapper dies, and its command lives",
+        what: "the `verrou` process dies, and its command lives",
         mutants: &[mutant(
             "CommandInheritsNoLock",
-            "the command does not have the lock open",
+            "the command does not inherit the lock's descriptor",
             host("run", "command_of_a_killed_wrapper_is_ended"),
         )],
         otherwise: "",
@@ -633,7 +632,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         what: "a reply is lost",
         mutants: &[mutant(
             "AskingAgainRefused",
-            "who asks again for what it was granted is refused",
+            "a repeated request of the holder is refused",
             host(
                 "conformance",
                 "lease_files::steps::repeated_acquire_is_idempotent",
@@ -642,7 +641,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         otherwise: "",
     },
     Pitfall {
-        what: "somebody gives back what another holds",
+        what: "a process releases another owner's lock",
         mutants: &[
             mutant(
                 "ReleasedByAnybody",
@@ -654,7 +653,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             ),
             mutant(
                 "EvictionIgnoresFence",
-                "an eviction meant for one grant ends another",
+                "a force-release of one grant ends another",
                 host(
                     "files",
                     "force_release_with_a_fence_affects_only_that_grant",
@@ -664,19 +663,19 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         otherwise: "",
     },
     Pitfall {
-        what: "who is the first to wait is stopped",
+        what: "the head waiter is stopped",
         mutants: &[mutant(
             "EndlessPatience",
-            "a free lock is kept for the first for ever",
+            "the hand-off reservation of a free lock never ends",
             host("files", "released_lock_is_reserved_for_the_head_waiter"),
         )],
         otherwise: "",
     },
     Pitfall {
-        what: "the kernel tells of an end before the lock is free",
+        what: "the kernel notifies before the lock is free",
         mutants: &[mutant(
             "LookedOnceAfterNews",
-            "who was told, and finds the lock taken, waits to be told again",
+            "a notified waiter that finds the lock held waits for the next notification",
             host("files", "notified_waiter_retries_until_lock_is_free"),
         )],
         otherwise: "",
