@@ -20,7 +20,7 @@ use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 use crate::findings::Setting;
 
 /// A store that threads can share.
-pub(crate) type AnyStore = Box<dyn Store + Send + Sync>;
+pub(crate) type BoxedStore = Box<dyn Store + Send + Sync>;
 
 /// A kind of store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -41,23 +41,23 @@ impl Kind {
     }
 
     /// Returns the store URL of the store in `directory`.
-    pub(crate) fn url(self, folder: &Path) -> String {
-        format!("{self}:{}", folder.display())
+    pub(crate) fn url(self, directory: &Path) -> String {
+        format!("{self}:{}", directory.display())
     }
 
     /// Opens the store in `directory`.
-    pub(crate) fn open(self, folder: &Path) -> Result<AnyStore> {
+    pub(crate) fn open(self, directory: &Path) -> Result<BoxedStore> {
         let options = StoreOptions::default();
         Ok(match self {
-            Self::Lease => Box::new(LeaseFileStore::open(folder, &options)?),
-            Self::File => Box::new(FileLockStore::open(folder, &options)?),
+            Self::Lease => Box::new(LeaseFileStore::open(directory, &options)?),
+            Self::File => Box::new(FileLockStore::open(directory, &options)?),
         })
     }
 
     /// Returns the path of the only lock file in `directory`.
-    pub(crate) fn only_file(self, folder: &Path) -> Result<PathBuf> {
+    pub(crate) fn only_file(self, directory: &Path) -> Result<PathBuf> {
         let mut files = Vec::new();
-        for entry in fs::read_dir(folder)? {
+        for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             if path.extension().is_some_and(|it| it == self.extension()) {
                 files.push(path);
@@ -65,20 +65,24 @@ impl Kind {
         }
         match <[PathBuf; 1]>::try_from(files) {
             Ok([file]) => Ok(file),
-            Err(files) => bail!("{} has {} lock files instead of one", folder.display(), files.len()),
+            Err(files) => bail!(
+                "{} has {} lock files instead of one",
+                directory.display(),
+                files.len()
+            ),
         }
     }
 
     /// Returns the path that the file of the lock `name` has in `directory`. Acquires the lock in a
     /// new store below `scratch` to find out the file's name.
-    pub(crate) fn path_of(self, name: &str, folder: &Path, scratch: &Path) -> Result<PathBuf> {
+    pub(crate) fn path_of(self, name: &str, directory: &Path, scratch: &Path) -> Result<PathBuf> {
         let scratch = tempfile::tempdir_in(scratch)?;
         let granted = self.open(scratch.path())?.acquire(&claim(name, 1)?)?;
         if !granted.is_granted() {
-            bail!("the lock `{name}` is not free in an empty folder");
+            bail!("the lock `{name}` is not free in an empty directory");
         }
         let file = self.only_file(scratch.path())?;
-        Ok(folder.join(file.file_name().context("a file has a name")?))
+        Ok(directory.join(file.file_name().context("a file has a name")?))
     }
 }
 
@@ -92,12 +96,12 @@ impl fmt::Display for Kind {
 }
 
 /// Creates a temporary directory, in memory if possible: corruption does not depend on the disk.
-pub(crate) fn quick(setting: &Setting) -> Result<TempDir> {
+pub(crate) fn fast_directory(setting: &Setting) -> Result<TempDir> {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() {
         return Ok(tempfile::tempdir_in(memory)?);
     }
-    Ok(tempfile::tempdir_in(&setting.folder)?)
+    Ok(tempfile::tempdir_in(&setting.directory)?)
 }
 
 /// Returns an ephemeral claim without a TTL for the lock `name`.
@@ -112,7 +116,7 @@ pub(crate) fn claim(name: &str, owner: u8) -> Result<Claim> {
 
 /// The outcome of an operation.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Told {
+pub(crate) enum Outcome {
     /// The operation was done; with the grant's fencing token, or zero.
     Granted(u64),
     Refused,
@@ -122,10 +126,10 @@ pub(crate) enum Told {
     Panicked(String),
 }
 
-impl Told {
+impl Outcome {
     /// Runs `operation`, and returns its outcome.
     pub(crate) fn by(operation: impl FnOnce() -> Result<Reply, StoreError>) -> Self {
-        match caught(operation) {
+        match catch_panic(operation) {
             Ok(Ok(Reply::Granted { fence })) => Self::Granted(fence.map_or(0, verrou::Fence::get)),
             Ok(Ok(Reply::Refused { .. })) => Self::Refused,
             Ok(Err(err)) => Self::Error(format!("{:#}", anyhow::Error::new(err))),
@@ -143,19 +147,19 @@ impl Told {
 }
 
 /// Sends one acquire request for the lock `name` to `store`.
-pub(crate) fn asked(store: &dyn Store, name: &str, owner: u8) -> Result<Told> {
+pub(crate) fn try_acquire(store: &dyn Store, name: &str, owner: u8) -> Result<Outcome> {
     let wanted = claim(name, owner)?;
-    Ok(Told::by(|| store.acquire(&wanted)))
+    Ok(Outcome::by(|| store.acquire(&wanted)))
 }
 
 /// Runs `work`, and returns its result, or the message of its panic.
-pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| said(&*panic))
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_text(&*panic))
 }
 
 /// Runs `work`, which cannot be cancelled: after two minutes, reports that `what` hangs and ends
 /// this program.
-pub(crate) fn watched<T>(what: &str, work: impl FnOnce() -> T) -> T {
+pub(crate) fn with_time_limit<T>(what: &str, work: impl FnOnce() -> T) -> T {
     const LONGEST: Duration = Duration::from_mins(2);
 
     let (working, done) = mpsc::channel::<()>();
@@ -172,7 +176,7 @@ pub(crate) fn watched<T>(what: &str, work: impl FnOnce() -> T) -> T {
     })
 }
 
-fn said(panic: &(dyn Any + Send)) -> String {
+fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a text message".to_owned())
@@ -186,7 +190,7 @@ pub(crate) fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Turns the error that a file to be removed does not exist into success.
-pub(crate) fn absent(err: io::Error) -> io::Result<()> {
+pub(crate) fn ignore_absent(err: io::Error) -> io::Result<()> {
     match err.kind() {
         io::ErrorKind::NotFound => Ok(()),
         _ => Err(err),

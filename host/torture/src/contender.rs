@@ -34,16 +34,16 @@ pub(crate) struct Contender {
     /// The longest time that it holds the lock, in microseconds.
     pub(crate) hold: u64,
     /// The longest pause between two acquire requests, in microseconds.
-    pub(crate) rest: u64,
+    pub(crate) pause: u64,
     /// The longest time that it waits for the lock, in microseconds; `None` is without limit.
-    pub(crate) patience: Option<u64>,
+    pub(crate) timeout: Option<u64>,
     /// Whether it releases the lock; if not, it holds the lock until its lease has expired.
     pub(crate) releases: bool,
     /// Whether the test removes the files of held locks, so that another process may acquire the
     /// lock. The earlier holder must then get an error.
-    pub(crate) files_go: bool,
+    pub(crate) files_are_removed: bool,
     /// Whether the test renames the directory for moments, during which every operation may fail.
-    pub(crate) folder_goes: bool,
+    pub(crate) directory_moves: bool,
 }
 
 /// The worker `contend`.
@@ -71,11 +71,11 @@ impl Contender {
 
         while resource.get(Word::Stop) == 0 {
             let wanting = resource.word(Word::Wanting).fetch_add(1, SeqCst);
-            let patience = self
-                .patience
+            let timeout = self
+                .timeout
                 .map(|most| Duration::from_micros(random.u64(..=most)));
-            let retry = match patience {
-                Some(patience) => Retry::FOR_EVER.timeout(patience),
+            let retry = match timeout {
+                Some(timeout) => Retry::FOR_EVER.timeout(timeout),
                 None => Retry::FOR_EVER,
             };
             let began = Instant::now();
@@ -88,26 +88,26 @@ impl Contender {
                     }
                     if self.detaches
                         && let Err(err) = lock.serialize()
-                        && !is_over(&lease)
+                        && !is_expired(&lease)
                     {
-                        self.complain(format!("detaching: {:#}", anyhow::Error::from(err)));
+                        self.report(format!("detaching: {:#}", anyhow::Error::from(err)));
                     }
                     let stay = Duration::from_micros(random.u64(..=self.hold));
                     self.hold(&resource, &lease, expires, stay, || lock.release())?;
                 }
-                Err(Error::Timeout { .. }) if patience.is_some() => {
+                Err(Error::Timeout { .. }) if timeout.is_some() => {
                     resource.word(Word::TimedOut).fetch_add(1, SeqCst);
-                    let over = waited.saturating_sub(patience.unwrap_or_default());
+                    let over = waited.saturating_sub(timeout.unwrap_or_default());
                     let over = u64::try_from(over.as_nanos())?;
                     resource.word(Word::Overshoot).fetch_max(over, SeqCst);
                 }
-                Err(Error::Storage(err)) if self.folder_goes && is_nowhere(&err) => {
-                    resource.word(Word::Nowhere).fetch_add(1, SeqCst);
+                Err(Error::Storage(err)) if self.directory_moves && is_directory_missing(&err) => {
+                    resource.word(Word::DirectoryMissing).fetch_add(1, SeqCst);
                 }
-                Err(err) => self.complain(format!("acquiring: {:#}", anyhow::Error::from(err))),
+                Err(err) => self.report(format!("acquiring: {:#}", anyhow::Error::from(err))),
             }
             resource.word(Word::Wanting).fetch_sub(1, SeqCst);
-            spend(Duration::from_micros(random.u64(..=self.rest)));
+            spend(Duration::from_micros(random.u64(..=self.pause)));
         }
         Ok(())
     }
@@ -128,15 +128,15 @@ impl Contender {
         };
         let entered = resource.enter(self.number, fence.get(), deadline);
         match &entered {
-            Verdict::Beside(what) if !self.files_go => self.complain(what),
-            Verdict::FenceWentBack(what) if !self.files_go => self.complain(what),
-            Verdict::FenceCameAgain(what) => self.complain(what),
+            Verdict::Overlap(what) if !self.files_are_removed => self.report(what),
+            Verdict::FenceDecreased(what) if !self.files_are_removed => self.report(what),
+            Verdict::FenceRepeated(what) => self.report(what),
             _ => {}
         }
-        let came_too_late = entered == Verdict::Stale;
-        let mut was_passed = matches!(entered, Verdict::FenceWentBack(_));
-        if !came_too_late {
-            if deadline == u64::MAX && !self.files_go {
+        let was_stale = entered == Verdict::Stale;
+        let mut was_displaced = matches!(entered, Verdict::FenceDecreased(_));
+        if !was_stale {
+            if deadline == u64::MAX && !self.files_are_removed {
                 resource.count(|| spend(stay));
             } else {
                 spend(stay);
@@ -148,55 +148,65 @@ impl Contender {
                 }
             }
             match resource.leave(self.number) {
-                Verdict::Beside(what) if !self.files_go => self.complain(what),
+                Verdict::Overlap(what) if !self.files_are_removed => self.report(what),
                 Verdict::Fine => {}
-                _ => was_passed = true,
+                _ => was_displaced = true,
             }
-            was_passed |= resource.was_displaced(self.number);
+            was_displaced |= resource.was_displaced(self.number);
         }
-        match released(release, lease) {
-            Ok(()) if was_passed => {
-                self.complain("another process acquired the lock at the same time, and the release succeeded");
+        match release_with_retries(release, lease) {
+            Ok(()) if was_displaced => {
+                self.report(
+                    "another process acquired the lock at the same time, and the release succeeded",
+                );
             }
-            Err(Error::Storage(err)) if self.folder_goes && is_nowhere(&err) => {}
-            Err(err) if !was_passed && !came_too_late && !is_over(lease) && !self.files_go => {
-                self.complain(format!("releasing: {:#}", anyhow::Error::from(err)));
+            Err(Error::Storage(err)) if self.directory_moves && is_directory_missing(&err) => {}
+            Err(err)
+                if !was_displaced
+                    && !was_stale
+                    && !is_expired(lease)
+                    && !self.files_are_removed =>
+            {
+                self.report(format!("releasing: {:#}", anyhow::Error::from(err)));
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn complain(&self, what: impl AsRef<str>) {
-        let line = format!("number {}: {}\n", self.number, what.as_ref());
+    fn report(&self, what: impl AsRef<str>) {
+        let line = format!("process {}: {}\n", self.number, what.as_ref());
         // With one write, because other processes write to the same file.
         let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
 /// Returns whether the operation failed because the directory was missing.
-fn is_nowhere(err: &StoreError) -> bool {
+fn is_directory_missing(err: &StoreError) -> bool {
     let err = err.get_ref().downcast_ref();
     matches!(err, Some(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// Releases a lock; retries after temporary errors, because another process may be stopped in the
 /// middle of an operation.
-fn released(release: impl Fn() -> Result<(), Error>, lease: &Lease) -> Result<(), Error> {
+fn release_with_retries(
+    release: impl Fn() -> Result<(), Error>,
+    lease: &Lease,
+) -> Result<(), Error> {
     const LONGEST: Duration = Duration::from_secs(2);
 
     let began = Instant::now();
     loop {
         match release() {
             Err(Error::Storage(err))
-                if err.is_temporary() && !is_over(lease) && began.elapsed() < LONGEST => {}
+                if err.is_temporary() && !is_expired(lease) && began.elapsed() < LONGEST => {}
             ended => return ended,
         }
     }
 }
 
 /// Returns whether `lease` has expired.
-fn is_over(lease: &Lease) -> bool {
+fn is_expired(lease: &Lease) -> bool {
     lease.is_expired(System.now())
 }
 

@@ -1,7 +1,7 @@
 //! Corruption of lock files, and the errors that it causes.
 //!
-//! However a file is corrupted, a held lock is granted to no other owner, no fencing token is granted
-//! twice, and each operation either succeeds or names the corrupt file in its error.
+//! However a file is corrupted, a held lock is granted to no other owner, no fencing token is
+//! granted twice, and each operation either succeeds or names the corrupt file in its error.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,8 +20,8 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use verrou::{Claim, Ttl};
 
 use crate::attempts::{
-    AnyStore, Kind, SLOT_BYTES, SLOTS, Told, absent, asked, claim, forge, forge_slots, overwrite,
-    quick,
+    BoxedStore, Kind, Outcome, SLOT_BYTES, SLOTS, claim, fast_directory, forge, forge_slots,
+    ignore_absent, overwrite, try_acquire,
 };
 use crate::findings::{Findings, Part, Setting};
 use crate::programs::{self, Running};
@@ -37,7 +37,7 @@ pub(crate) const PART: Part = Part {
 type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
 
 /// The name of an operation, and a function that runs it.
-type Step<'a> = (&'a str, &'a dyn Fn() -> Told);
+type NamedOperation<'a> = (&'a str, &'a dyn Fn() -> Outcome);
 
 /// The length of a lock file, in bytes.
 const FILE_BYTES: usize = 4096;
@@ -48,23 +48,23 @@ const QUEUE: Range<usize> = 1536..1552;
 /// The offset of the boot ID in a record.
 const BOOT_AT: usize = 48;
 
-/// How often several bytes at once are changed in each situation.
-const RANDOM_DAMAGES: u32 = 1000;
+/// The number of random corruptions in each situation.
+const RANDOM_CORRUPTIONS: u32 = 1000;
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let mut rng = Rng::with_seed(setting.seed);
     setting.progress.set_length(Situation::ALL.len() as u64 + 6);
     for situation in Situation::ALL {
-        setting.progress.set_message(situation.words());
-        let folder = quick(setting)?;
-        let scene = Scene::new(situation, &folder.path().join("locks"))?;
+        setting.progress.set_message(situation.description());
+        let directory = fast_directory(setting)?;
+        let scene = Scene::new(situation, &directory.path().join("locks"))?;
         scene.truncate(findings)?;
         scene.flip(findings)?;
         scene.scatter(findings, &mut rng)?;
         scene.replace_bytes(findings)?;
         scene.end(findings)?;
         // A file system in memory may not support devices.
-        let scene = Scene::new(situation, &setting.folder.join(format!("{situation:?}")))?;
+        let scene = Scene::new(situation, &setting.directory.join(format!("{situation:?}")))?;
         scene.replace_file(findings, setting)?;
         scene.end(findings)?;
         setting.progress.inc(1);
@@ -73,10 +73,10 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         forged_records(setting, findings, kind)?;
         lost_power(setting, findings, &mut rng, kind)?;
         removed_files(setting, findings, kind)?;
-        damaged_queue(setting, findings, kind)?;
+        corrupt_queue(setting, findings, kind)?;
         setting.progress.inc(2);
     }
-    damaged_counter(setting, findings, &mut rng)?;
+    corrupt_counter(setting, findings, &mut rng)?;
     setting.progress.inc(2);
     Ok(())
 }
@@ -117,7 +117,7 @@ impl Situation {
         !matches!(self, Self::FreeLease | Self::FreeLock)
     }
 
-    fn words(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
             Self::HeldLease => "a held lease",
             Self::LeaseHeldFirst => "a lease that is held for the first time",
@@ -136,11 +136,11 @@ impl Situation {
 /// A lock in a [`Situation`], whose file is corrupted again and again.
 struct Scene {
     situation: Situation,
-    folder: PathBuf,
+    directory: PathBuf,
     path: PathBuf,
-    holder: AnyStore,
+    holder: BoxedStore,
     held: Claim,
-    other: AnyStore,
+    other: BoxedStore,
     wanted: Claim,
     /// The last fence that was granted.
     fence: u64,
@@ -148,17 +148,17 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(situation: Situation, folder: &Path) -> Result<Self> {
+    fn new(situation: Situation, directory: &Path) -> Result<Self> {
         let kind = situation.kind();
-        let (mut holder, other) = (kind.open(folder)?, kind.open(folder)?);
+        let (mut holder, other) = (kind.open(directory)?, kind.open(directory)?);
         let held = Claim {
             ephemeral: situation != Situation::DetachedLease,
             ..claim("lock", 1)?
         };
-        let take = |store: &AnyStore| Told::by(|| store.acquire(&held)).granted();
-        let give = |store: &AnyStore| Told::by(|| store.release(&held)).granted();
+        let take = |store: &BoxedStore| Outcome::by(|| store.acquire(&held)).granted();
+        let give = |store: &BoxedStore| Outcome::by(|| store.release(&held)).granted();
         let mut fence = take(&holder)?;
-        let path = kind.only_file(folder)?;
+        let path = kind.only_file(directory)?;
         match situation {
             Situation::LeaseHeldFirst | Situation::LockHeldFirst => {}
             Situation::LeaseHeldFirstSinceStart => {
@@ -166,7 +166,7 @@ impl Scene {
                 let mut earlier = fs::read(&path)?;
                 forge_slots(&mut earlier, BOOT_AT, &[0xab; 16]);
                 overwrite(&path, &earlier)?;
-                holder = kind.open(folder)?;
+                holder = kind.open(directory)?;
                 fence = take(&holder)?;
             }
             _ => {
@@ -184,7 +184,7 @@ impl Scene {
         );
         Ok(Self {
             situation,
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             path,
             holder,
             held,
@@ -197,24 +197,32 @@ impl Scene {
 
     /// Truncates the file to every length.
     fn truncate(&self, findings: &mut Findings) -> Result<()> {
-        let mut known = BTreeSet::new();
+        let mut known_errors = BTreeSet::new();
         for length in 0..self.whole.len() {
-            let damage = || format!("truncated to {length} bytes");
-            self.look(findings, &mut known, &damage, &self.whole[..length])?;
+            let corruption = || format!("truncated to {length} bytes");
+            self.corrupt_and_check(
+                findings,
+                &mut known_errors,
+                &corruption,
+                &self.whole[..length],
+            )?;
         }
-        findings.count("lengths that files were truncated to", self.whole.len() as u64);
+        findings.count(
+            "lengths that files were truncated to",
+            self.whole.len() as u64,
+        );
         Ok(())
     }
 
     /// Changes every byte alone.
     fn flip(&self, findings: &mut Findings) -> Result<()> {
-        let mut known = BTreeSet::new();
+        let mut known_errors = BTreeSet::new();
         let mut bytes = self.whole.clone();
         for at in 0..bytes.len() {
             for pattern in [0x01, 0x80, 0xff] {
                 bytes[at] ^= pattern;
-                let damage = || format!("with byte {at} changed by {pattern:#x}");
-                self.look(findings, &mut known, &damage, &bytes)?;
+                let corruption = || format!("with byte {at} changed by {pattern:#x}");
+                self.corrupt_and_check(findings, &mut known_errors, &corruption, &bytes)?;
                 bytes[at] = self.whole[at];
             }
         }
@@ -224,8 +232,8 @@ impl Scene {
 
     /// Changes several bytes at once, most of them in fields of the file.
     fn scatter(&self, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
-        let mut known = BTreeSet::new();
-        for _ in 0..RANDOM_DAMAGES {
+        let mut known_errors = BTreeSet::new();
+        for _ in 0..RANDOM_CORRUPTIONS {
             let mut bytes = self.whole.clone();
             let mut changed = Vec::new();
             for _ in 0..rng.usize(2..=16) {
@@ -243,10 +251,13 @@ impl Scene {
                 bytes[at] = rng.u8(..);
                 changed.push(at);
             }
-            let damage = || format!("with the bytes {changed:?} changed");
-            self.look(findings, &mut known, &damage, &bytes)?;
+            let corruption = || format!("with the bytes {changed:?} changed");
+            self.corrupt_and_check(findings, &mut known_errors, &corruption, &bytes)?;
         }
-        findings.count("times several bytes were changed", RANDOM_DAMAGES.into());
+        findings.count(
+            "times several bytes were changed",
+            RANDOM_CORRUPTIONS.into(),
+        );
         Ok(())
     }
 
@@ -262,7 +273,7 @@ impl Scene {
             Kind::Lease => Kind::File,
             Kind::File => Kind::Lease,
         };
-        let mut damages = vec![
+        let mut corruptions = vec![
             ("of version 2", with(8, &2_u32.to_le_bytes())),
             ("of the maximum version", with(8, &u32::MAX.to_le_bytes())),
             ("of version 0", with(8, &0_u32.to_le_bytes())),
@@ -273,7 +284,10 @@ impl Scene {
                 "of another program, of the same length",
                 b"another\n".repeat(FILE_BYTES / 8),
             ),
-            ("with an additional byte", [self.whole.clone(), vec![0]].concat()),
+            (
+                "with an additional byte",
+                [self.whole.clone(), vec![0]].concat(),
+            ),
             ("twice as long", self.whole.repeat(2)),
             ("with both slots corrupt", {
                 let bytes = with(SLOTS[0] + 200, &[0x5a]);
@@ -288,7 +302,10 @@ impl Scene {
                 self.bytes_of(self.situation.kind(), "another")?,
             ),
             ("with two copies of the first slot", with(SLOTS[1], slot(0))),
-            ("with two copies of the second slot", with(SLOTS[0], slot(1))),
+            (
+                "with two copies of the second slot",
+                with(SLOTS[0], slot(1)),
+            ),
             (
                 "with its slots exchanged",
                 with(SLOTS[0], &[slot(1), slot(0)].concat()),
@@ -301,15 +318,18 @@ impl Scene {
         ];
         for start in (0..FILE_BYTES).step_by(SLOT_BYTES) {
             for (what, byte) in [("a sector of zeros", 0), ("a sector of ones", 0xff)] {
-                // Only one sector at a time: without both records the file could not be distinguished
-                // from a new one, and one of two records is enough.
-                damages.push((what, with(start, &[byte; SLOT_BYTES])));
+                // Only one sector at a time: without both records the file would look like a new one,
+                // and one of two records is enough.
+                corruptions.push((what, with(start, &[byte; SLOT_BYTES])));
             }
         }
-        findings.count("times the whole contents were changed", damages.len() as u64);
-        let mut known = BTreeSet::new();
-        for (what, bytes) in damages {
-            self.look(findings, &mut known, &|| what.to_owned(), &bytes)?;
+        findings.count(
+            "times the whole contents were changed",
+            corruptions.len() as u64,
+        );
+        let mut known_errors = BTreeSet::new();
+        for (what, bytes) in corruptions {
+            self.corrupt_and_check(findings, &mut known_errors, &|| what.to_owned(), &bytes)?;
         }
         // A sparse file.
         let look = |findings: &mut Findings, length: u64| -> Result<()> {
@@ -317,8 +337,8 @@ impl Scene {
                 .write(true)
                 .open(&self.path)?
                 .set_len(length)?;
-            let damage = || format!("grown to {length} bytes");
-            self.ask(findings, &mut BTreeSet::new(), &damage)?;
+            let corruption = || format!("grown to {length} bytes");
+            self.check_operations(findings, &mut BTreeSet::new(), &corruption)?;
             findings.count("times the whole contents were changed", 1);
             Ok(overwrite(&self.path, &self.whole)?)
         };
@@ -330,25 +350,29 @@ impl Scene {
 
     /// Returns the contents of the file of another lock, from a directory of its own.
     fn bytes_of(&self, kind: Kind, name: &str) -> Result<Vec<u8>> {
-        let folder = tempfile::tempdir_in(self.folder.parent().context("the directory has a parent")?)?;
-        let store = kind.open(folder.path())?;
-        asked(&*store, name, 3)?.granted()?;
-        Ok(fs::read(kind.only_file(folder.path())?)?)
+        let directory = tempfile::tempdir_in(
+            self.directory
+                .parent()
+                .context("the directory has a parent")?,
+        )?;
+        let store = kind.open(directory.path())?;
+        try_acquire(&*store, name, 3)?.granted()?;
+        Ok(fs::read(kind.only_file(directory.path())?)?)
     }
 
     /// Replaces the file by directories, devices, links and other objects.
     fn replace_file(&self, findings: &mut Findings, setting: &Setting) -> Result<()> {
-        let aside = self.folder.join("aside");
-        let victim = setting.folder.join("victim");
+        let aside = self.directory.join("aside");
+        let victim = setting.directory.join("victim");
         fs::write(&victim, "precious")?;
-        let another = self.folder.join("another");
+        let another = self.directory.join("another");
         fs::write(&another, &self.whole)?;
         let node = |kind, device| {
             let mode = Mode::RUSR | Mode::WUSR;
             Ok(mknodat(CWD, &self.path, kind, mode, device)?)
         };
         let plants: [Plant<'_>; 12] = [
-            ("a folder", &|| Ok(fs::create_dir(&self.path)?)),
+            ("a directory", &|| Ok(fs::create_dir(&self.path)?)),
             ("a pipe", &|| node(FileType::Fifo, 0)),
             ("the null device", &|| {
                 node(FileType::CharacterDevice, makedev(1, 3))
@@ -365,14 +389,18 @@ impl Scene {
             ("a socket", &|| {
                 UnixListener::bind(&self.path).map(drop).context("bind")
             }),
-            ("a symbolic link to a file", &|| Ok(symlink(&victim, &self.path)?)),
+            ("a symbolic link to a file", &|| {
+                Ok(symlink(&victim, &self.path)?)
+            }),
             ("a symbolic link to the lock's own file", &|| {
                 Ok(symlink(&aside, &self.path)?)
             }),
             ("a symbolic link to nowhere", &|| {
                 Ok(symlink("/nowhere/at/all", &self.path)?)
             }),
-            ("a symbolic link to itself", &|| Ok(symlink(&self.path, &self.path)?)),
+            ("a symbolic link to itself", &|| {
+                Ok(symlink(&self.path, &self.path)?)
+            }),
             ("a hard link", &|| Ok(fs::hard_link(&another, &self.path)?)),
         ];
         for (what, plant) in plants {
@@ -382,7 +410,7 @@ impl Scene {
                 fs::rename(&aside, &self.path)?;
                 continue;
             }
-            self.ask(findings, &mut BTreeSet::new(), &|| {
+            self.check_operations(findings, &mut BTreeSet::new(), &|| {
                 format!("replaced by {what}")
             })?;
             if fs::symlink_metadata(&self.path)?.is_dir() {
@@ -403,57 +431,61 @@ impl Scene {
     }
 
     /// Corrupts the file, checks all operations, and restores the file.
-    fn look(
+    fn corrupt_and_check(
         &self,
         findings: &mut Findings,
-        known: &mut BTreeSet<String>,
-        damage: &dyn Fn() -> String,
+        known_errors: &mut BTreeSet<String>,
+        corruption: &dyn Fn() -> String,
         bytes: &[u8],
     ) -> Result<()> {
         overwrite(&self.path, bytes)?;
-        self.ask(findings, known, damage)?;
+        self.check_operations(findings, known_errors, corruption)?;
         Ok(overwrite(&self.path, &self.whole)?)
     }
 
-    /// Runs the operations on the corrupt file, and tries, once for each kind of error, the remedy that
-    /// the error names.
-    fn ask(
+    /// Runs the operations on the corrupt file, and tries, once for each kind of error, the remedy
+    /// that the error names.
+    fn check_operations(
         &self,
         findings: &mut Findings,
-        known: &mut BTreeSet<String>,
-        damage: &dyn Fn() -> String,
+        known_errors: &mut BTreeSet<String>,
+        corruption: &dyn Fn() -> String,
     ) -> Result<()> {
         let is_held = self.situation.is_held();
-        let told = Told::by(|| self.other.acquire(&self.wanted));
-        match &told {
-            Told::Granted(fence) => {
+        let outcome = Outcome::by(|| self.other.acquire(&self.wanted));
+        match &outcome {
+            Outcome::Granted(fence) => {
                 findings.check(!is_held, || {
-                    format!("{self}, {}: granted to another owner", damage())
+                    format!("{self}, {}: granted to another owner", corruption())
                 });
                 findings.check(*fence > self.fence, || {
-                    format!("{self}, {}: fencing token {fence} after {}", damage(), self.fence)
+                    format!(
+                        "{self}, {}: fencing token {fence} after {}",
+                        corruption(),
+                        self.fence
+                    )
                 });
             }
-            Told::Refused => findings.check(is_held, || {
-                format!("{self}, {}: refused without a holder", damage())
+            Outcome::Refused => findings.check(is_held, || {
+                format!("{self}, {}: refused without a holder", corruption())
             }),
             _ => {}
         }
-        self.check_words(findings, &told, damage, "acquire");
-        if matches!(told, Told::Granted(_)) {
-            let given = Told::by(|| self.other.release(&self.wanted));
-            self.check_words(findings, &given, damage, "release");
+        self.check_message(findings, &outcome, corruption, "acquire");
+        if matches!(outcome, Outcome::Granted(_)) {
+            let given = Outcome::by(|| self.other.release(&self.wanted));
+            self.check_message(findings, &given, corruption, "release");
             return Ok(());
         }
-        let steps: [(&str, Told); 3] = [
-            ("extend", Told::by(|| self.holder.extend(&self.held))),
+        let operations: [(&str, Outcome); 3] = [
+            ("extend", Outcome::by(|| self.holder.extend(&self.held))),
             (
                 "extend by another owner",
-                Told::by(|| self.other.extend(&self.wanted)),
+                Outcome::by(|| self.other.extend(&self.wanted)),
             ),
             (
                 "inspect",
-                Told::by(|| {
+                Outcome::by(|| {
                     let held = self.other.inspect(&self.wanted.name)?;
                     // Converted to a reply, for the common check.
                     Ok(
@@ -464,65 +496,75 @@ impl Scene {
                 }),
             ),
         ];
-        for (step, told) in &steps {
-            self.check_words(findings, told, damage, step);
+        for (operation, outcome) in &operations {
+            self.check_message(findings, outcome, corruption, operation);
         }
-        if let Told::Error(text) = told {
+        if let Outcome::Error(text) = outcome {
             let sort: String = text.chars().filter(|char| !char.is_ascii_digit()).collect();
-            if known.insert(sort) {
-                self.recover(findings, damage)?;
+            if known_errors.insert(sort) {
+                self.recover(findings, corruption)?;
             }
         }
         Ok(())
     }
 
     /// Checks that the operation did not panic, and that its error names the file.
-    fn check_words(
+    fn check_message(
         &self,
         findings: &mut Findings,
-        told: &Told,
-        damage: &dyn Fn() -> String,
-        step: &str,
+        outcome: &Outcome,
+        corruption: &dyn Fn() -> String,
+        operation: &str,
     ) {
-        match told {
-            Told::Panicked(panic) => {
-                findings.violation(format!("{self}, {}: {step} panicked: {panic}", damage()));
+        match outcome {
+            Outcome::Panicked(panic) => {
+                findings.violation(format!(
+                    "{self}, {}: {operation} panicked: {panic}",
+                    corruption()
+                ));
             }
-            Told::Error(text) => findings
-                .check(text.contains(&*self.path.to_string_lossy()), || {
-                    format!("{self}, {}: {step} does not name the file: {text}", damage())
-                }),
-            Told::Granted(_) | Told::Refused => {}
+            Outcome::Error(text) => {
+                findings.check(text.contains(&*self.path.to_string_lossy()), || {
+                    format!(
+                        "{self}, {}: {operation} does not name the file: {text}",
+                        corruption()
+                    )
+                })
+            }
+            Outcome::Granted(_) | Outcome::Refused => {}
         }
     }
 
     /// Tries the remedy that the errors name: moving the file away, and retrying.
-    fn recover(&self, findings: &mut Findings, damage: &dyn Fn() -> String) -> Result<()> {
-        let away = self.folder.join("moved");
+    fn recover(&self, findings: &mut Findings, corruption: &dyn Fn() -> String) -> Result<()> {
+        let away = self.directory.join("moved");
         fs::rename(&self.path, &away)?;
-        match Told::by(|| self.other.acquire(&self.wanted)) {
-            Told::Granted(fence) => {
+        match Outcome::by(|| self.other.acquire(&self.wanted)) {
+            Outcome::Granted(fence) => {
                 findings.check(fence > self.fence, || {
                     format!(
                         "{self}, {}, after moving the file away: fencing token {fence} after {}",
-                        damage(),
+                        corruption(),
                         self.fence
                     )
                 });
                 if self.situation.is_held() {
-                    let told = Told::by(|| self.holder.extend(&self.held));
-                    findings.check(told == Told::Refused, || {
-                        format!("{self}, {}, after moving the file away: extend by its holder: {told:?}", damage())
+                    let outcome = Outcome::by(|| self.holder.extend(&self.held));
+                    findings.check(outcome == Outcome::Refused, || {
+                        format!(
+                            "{self}, {}, after moving the file away: extend by its holder: {outcome:?}",
+                            corruption()
+                        )
                     });
                 }
-                Told::by(|| self.other.release(&self.wanted)).granted()?;
+                Outcome::by(|| self.other.release(&self.wanted)).granted()?;
             }
-            told => findings.violation(format!(
-                "{self}, {}: moving the file away does not help: {told:?}",
-                damage()
+            outcome => findings.violation(format!(
+                "{self}, {}: moving the file away does not help: {outcome:?}",
+                corruption()
             )),
         }
-        fs::remove_file(&self.path).or_else(absent)?;
+        fs::remove_file(&self.path).or_else(ignore_absent)?;
         fs::rename(&away, &self.path)?;
         findings.count("remedies tried", 1);
         Ok(())
@@ -531,15 +573,18 @@ impl Scene {
     /// Checks that the lock is in its original state after the file was restored.
     fn end(&self, findings: &mut Findings) -> Result<()> {
         if self.situation.is_held() {
-            let told = Told::by(|| self.other.acquire(&self.wanted));
-            findings.check(told == Told::Refused, || {
-                format!("{self}, restored: acquire by another owner: {told:?}")
+            let outcome = Outcome::by(|| self.other.acquire(&self.wanted));
+            findings.check(outcome == Outcome::Refused, || {
+                format!("{self}, restored: acquire by another owner: {outcome:?}")
             });
-            Told::by(|| self.holder.release(&self.held)).granted()?;
+            Outcome::by(|| self.holder.release(&self.held)).granted()?;
         }
-        let fence = Told::by(|| self.other.acquire(&self.wanted)).granted()?;
+        let fence = Outcome::by(|| self.other.acquire(&self.wanted)).granted()?;
         findings.check(fence > self.fence, || {
-            format!("{self}, restored: fencing token {fence} after {}", self.fence)
+            format!(
+                "{self}, restored: fencing token {fence} after {}",
+                self.fence
+            )
         });
         Ok(())
     }
@@ -547,7 +592,7 @@ impl Scene {
 
 impl fmt::Display for Scene {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.situation.words())
+        f.write_str(self.situation.description())
     }
 }
 
@@ -584,12 +629,12 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
     for (field, at, width) in fields {
         for number in NUMBERS {
             for also in [None, Some((16, 24)), Some((24, 16))] {
-                let folder = quick(setting)?;
-                let store = kind.open(folder.path())?;
+                let directory = fast_directory(setting)?;
+                let store = kind.open(directory.path())?;
                 let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
-                Told::by(|| store.acquire(&mine)).granted()?;
-                Told::by(|| store.release(&mine)).granted()?;
-                let path = kind.only_file(folder.path())?;
+                Outcome::by(|| store.acquire(&mine)).granted()?;
+                Outcome::by(|| store.release(&mine)).granted()?;
+                let path = kind.only_file(directory.path())?;
                 let mut bytes = fs::read(&path)?;
                 forge_slots(&mut bytes, at, &number.to_le_bytes()[..width]);
                 if let Some((to, _)) = also {
@@ -608,35 +653,40 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
                     forge(&mut bytes[two..two + SLOT_BYTES], 8, &number.to_le_bytes());
                 }
                 overwrite(&path, &bytes)?;
-                let store = kind.open(folder.path())?;
-                let looked = Told::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
-                let is_bad = matches!(looked, Told::Error(_));
-                let steps = [
-                    Told::by(|| store.extend(&mine)),
-                    Told::by(|| store.acquire(&wanted)),
-                    Told::by(|| store.extend(&wanted)),
-                    Told::by(|| store.inspect(&wanted.name).map(|_| verrou::Reply::REFUSED)),
-                    Told::by(|| store.release(&wanted)),
-                    Told::by(|| store.evict(&wanted.name, None)),
-                    Told::by(|| store.acquire(&mine)),
-                    Told::by(|| store.release(&mine)),
+                let store = kind.open(directory.path())?;
+                let looked =
+                    Outcome::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                let was_corrupt = matches!(looked, Outcome::Error(_));
+                let operations = [
+                    Outcome::by(|| store.extend(&mine)),
+                    Outcome::by(|| store.acquire(&wanted)),
+                    Outcome::by(|| store.extend(&wanted)),
+                    Outcome::by(|| store.inspect(&wanted.name).map(|_| verrou::Reply::REFUSED)),
+                    Outcome::by(|| store.release(&wanted)),
+                    Outcome::by(|| store.evict(&wanted.name, None)),
+                    Outcome::by(|| store.acquire(&mine)),
+                    Outcome::by(|| store.release(&mine)),
                 ];
-                let in_folder = folder.path().to_string_lossy().into_owned();
-                for told in steps {
-                    let is_named = match &told {
-                        Told::Panicked(_) => false,
+                let in_directory = directory.path().to_string_lossy().into_owned();
+                for outcome in operations {
+                    let is_named = match &outcome {
+                        Outcome::Panicked(_) => false,
                         // The error about a lease of another time namespace names the lock instead.
-                        Told::Error(text) => text.contains(&in_folder) || text.contains("`lock`"),
-                        Told::Granted(_) | Told::Refused => true,
+                        Outcome::Error(text) => {
+                            text.contains(&in_directory) || text.contains("`lock`")
+                        }
+                        Outcome::Granted(_) | Outcome::Refused => true,
                     };
                     findings.check(is_named, || {
-                        format!("a {kind} record with {number:#x} as its {field}: {told:?}")
+                        format!("a {kind} record with {number:#x} as its {field}: {outcome:?}")
                     });
                 }
-                // A readable record stays readable: an operation whose counter overflows changes nothing.
-                let store = kind.open(folder.path())?;
-                let text = Told::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
-                findings.check(is_bad || !matches!(text, Told::Error(_)), || {
+                // A readable record stays readable: an operation whose counter would overflow
+                // changes nothing.
+                let store = kind.open(directory.path())?;
+                let text =
+                    Outcome::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                findings.check(was_corrupt || !matches!(text, Outcome::Error(_)), || {
                     format!("a {kind} record with {number:#x} as its {field}, in the end: {text:?}")
                 });
                 findings.count("forged records", 1);
@@ -648,34 +698,34 @@ fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Res
 
 /// Tests torn writes at a power loss: any part of the last write is on the disk after the reboot.
 fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: Kind) -> Result<()> {
-    let folder = setting.folder.join(format!("lost-power-{kind}"));
+    let directory = setting.directory.join(format!("lost-power-{kind}"));
     let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
     let detached = Claim {
         ephemeral: false,
         ttl: Ttl::new(Duration::from_hours(1))?,
         ..claim("lock", 3)?
     };
-    let store = kind.open(&folder)?;
-    let mut fence = Told::by(|| store.acquire(&mine)).granted()?;
-    let path = kind.only_file(&folder)?;
+    let store = kind.open(&directory)?;
+    let mut fence = Outcome::by(|| store.acquire(&mine)).granted()?;
+    let path = kind.only_file(&directory)?;
     let first = fs::read(&path)?;
-    let steps: [Step<'_>; 7] = [
-        ("an extension", &|| Told::by(|| store.extend(&mine))),
-        ("a release", &|| Told::by(|| store.release(&mine))),
-        ("a grant", &|| Told::by(|| store.acquire(&mine))),
-        ("a second release", &|| Told::by(|| store.release(&mine))),
+    let operations: [NamedOperation<'_>; 7] = [
+        ("an extension", &|| Outcome::by(|| store.extend(&mine))),
+        ("a release", &|| Outcome::by(|| store.release(&mine))),
+        ("a grant", &|| Outcome::by(|| store.acquire(&mine))),
+        ("a second release", &|| Outcome::by(|| store.release(&mine))),
         ("a detached grant", &|| {
-            Told::by(|| store.acquire(&detached))
+            Outcome::by(|| store.acquire(&detached))
         }),
         ("a force-release", &|| match kind {
-            Kind::Lease => Told::by(|| store.evict(&mine.name, None)),
-            Kind::File => Told::by(|| store.release(&detached)),
+            Kind::Lease => Outcome::by(|| store.evict(&mine.name, None)),
+            Kind::File => Outcome::by(|| store.release(&detached)),
         }),
-        ("a last grant", &|| Told::by(|| store.acquire(&mine))),
+        ("a last grant", &|| Outcome::by(|| store.acquire(&mine))),
     ];
     let mut before = first;
-    for (number, (what, step)) in steps.into_iter().enumerate() {
-        if let Told::Granted(granted) = step() {
+    for (number, (what, operation)) in operations.into_iter().enumerate() {
+        if let Outcome::Granted(granted) = operation() {
             fence = fence.max(granted);
         }
         let after = fs::read(&path)?;
@@ -721,17 +771,20 @@ fn lost_power(setting: &Setting, findings: &mut Findings, rng: &mut Rng, kind: K
                     forge(slot, BOOT_AT, &[0xab; 16]);
                 }
             }
-            let torn = quick(setting)?;
-            fs::copy(folder.join("fences"), torn.path().join("fences"))?;
+            let torn = fast_directory(setting)?;
+            fs::copy(directory.join("fences"), torn.path().join("fences"))?;
             let there = torn.path().join(path.file_name().context("a name")?);
             fs::write(&there, &bytes)?;
             let reopened = kind.open(torn.path())?;
-            match Told::by(|| reopened.acquire(&wanted)) {
-                Told::Granted(granted) => findings.check(granted > fence, || {
-                    format!("power lost in {what} ({kind}), {mix}: fencing token {granted} after {fence}")
+            match Outcome::by(|| reopened.acquire(&wanted)) {
+                Outcome::Granted(granted) => findings.check(granted > fence, || {
+                    format!(
+                        "power lost in {what} ({kind}), {mix}: fencing token {granted} after \
+                         {fence}"
+                    )
                 }),
-                told => findings.violation(format!(
-                    "power lost in {what} ({kind}), {mix}: acquire of a free lock: {told:?}"
+                outcome => findings.violation(format!(
+                    "power lost in {what} ({kind}), {mix}: acquire of a free lock: {outcome:?}"
                 )),
             }
             findings.count("torn writes", 1);
@@ -757,7 +810,12 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
             true,
             Some(kind),
         ),
-        ("both, with a later fencing token in another lock file", true, true, Some(kind)),
+        (
+            "both, with a later fencing token in another lock file",
+            true,
+            true,
+            Some(kind),
+        ),
         (
             "both, with a later fencing token in a lock file of the other kind",
             true,
@@ -773,22 +831,22 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
     ];
     for (what, file, counter, witness) in cases {
         for is_held in [true, false] {
-            let folder = quick(setting)?;
-            let (one, two) = (kind.open(folder.path())?, kind.open(folder.path())?);
+            let directory = fast_directory(setting)?;
+            let (one, two) = (kind.open(directory.path())?, kind.open(directory.path())?);
             let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
             let mut fence = 0;
             for _ in 0..3 {
-                fence = Told::by(|| one.acquire(&mine)).granted()?;
-                Told::by(|| one.release(&mine)).granted()?;
+                fence = Outcome::by(|| one.acquire(&mine)).granted()?;
+                Outcome::by(|| one.release(&mine)).granted()?;
             }
             if is_held {
-                fence = Told::by(|| one.acquire(&mine)).granted()?;
+                fence = Outcome::by(|| one.acquire(&mine)).granted()?;
             }
-            let path = kind.only_file(folder.path())?;
+            let path = kind.only_file(directory.path())?;
             let witness = match witness {
                 Some(kind) => {
-                    let store = kind.open(folder.path())?;
-                    asked(&*store, "witness", 9)?.granted()?;
+                    let store = kind.open(directory.path())?;
+                    try_acquire(&*store, "witness", 9)?.granted()?;
                     Some(store)
                 }
                 None => None,
@@ -797,34 +855,39 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
                 fs::remove_file(&path)?;
             }
             if counter {
-                fs::remove_file(folder.path().join("fences"))?;
+                fs::remove_file(directory.path().join("fences"))?;
             }
             let words = if is_held {
                 "of a held lock"
             } else {
                 "of a free lock"
             };
-            let told = Told::by(|| two.acquire(&wanted));
-            let is_right = match &told {
-                Told::Granted(next) => (file || !is_held) && *next > fence,
-                Told::Refused => !file && is_held,
-                Told::Error(_) | Told::Panicked(_) => false,
+            let outcome = Outcome::by(|| two.acquire(&wanted));
+            let is_right = match &outcome {
+                Outcome::Granted(next) => (file || !is_held) && *next > fence,
+                Outcome::Refused => !file && is_held,
+                Outcome::Error(_) | Outcome::Panicked(_) => false,
             };
             findings.check(is_right, || {
-                format!("removed {words}: {what} ({kind}): acquire: {told:?} after fencing token {fence}")
+                format!(
+                    "removed {words}: {what} ({kind}): acquire: {outcome:?} after fencing token \
+                     {fence}"
+                )
             });
             if is_held && file {
-                let told = Told::by(|| one.extend(&mine));
-                findings.check(told == Told::Refused, || {
-                    format!("removed {words}: {what} ({kind}): extend by its holder: {told:?}")
+                let outcome = Outcome::by(|| one.extend(&mine));
+                findings.check(outcome == Outcome::Refused, || {
+                    format!("removed {words}: {what} ({kind}): extend by its holder: {outcome:?}")
                 });
-                let told = Told::by(|| one.release(&mine));
-                findings.check(told == Told::Refused, || {
-                    format!("removed {words}: {what} ({kind}): release by its holder: {told:?}")
+                let outcome = Outcome::by(|| one.release(&mine));
+                findings.check(outcome == Outcome::Refused, || {
+                    format!("removed {words}: {what} ({kind}): release by its holder: {outcome:?}")
                 });
-                let told = Told::by(|| two.extend(&wanted));
-                findings.check(matches!(told, Told::Granted(_)), || {
-                    format!("removed {words}: {what} ({kind}): extend by the next holder: {told:?}")
+                let outcome = Outcome::by(|| two.extend(&wanted));
+                findings.check(matches!(outcome, Outcome::Granted(_)), || {
+                    format!(
+                        "removed {words}: {what} ({kind}): extend by the next holder: {outcome:?}"
+                    )
                 });
             }
             drop(witness);
@@ -835,12 +898,12 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
 }
 
 /// Tests a corrupt queue mark, which has no checksum: all waiters must still acquire the lock.
-fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
+fn corrupt_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
     // A hand-off takes milliseconds, and skipping two stopped waiters less than a second.
     const TURN: Duration = Duration::from_secs(10);
     const WAITERS: usize = 3;
 
-    let verrou = programs::verrou(&setting.folder)?;
+    let verrou = programs::verrou(&setting.directory)?;
     let marks: [u64; 9] = [
         u64::MAX,
         (1 << 60) - 1,
@@ -855,28 +918,28 @@ fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
     let mut longest = Duration::ZERO;
     for mark in marks {
         for is_early in [true, false] {
-            let folder = quick(setting)?;
-            let store = kind.open(folder.path())?;
+            let directory = fast_directory(setting)?;
+            let store = kind.open(directory.path())?;
             let mine = claim("lock", 1)?;
-            Told::by(|| store.acquire(&mine)).granted()?;
-            let path = kind.only_file(folder.path())?;
-            let damage = || -> Result<()> {
+            Outcome::by(|| store.acquire(&mine)).granted()?;
+            let path = kind.only_file(directory.path())?;
+            let corruption = || -> Result<()> {
                 let mut bytes = fs::read(&path)?;
                 bytes[QUEUE.start..QUEUE.start + 8].copy_from_slice(&mark.to_le_bytes());
                 Ok(overwrite(&path, &bytes)?)
             };
             if is_early {
                 // The grant reads the corrupt mark.
-                Told::by(|| store.release(&mine)).granted()?;
-                damage()?;
-                Told::by(|| store.acquire(&mine)).granted()?;
+                Outcome::by(|| store.release(&mine)).granted()?;
+                corruption()?;
+                Outcome::by(|| store.acquire(&mine)).granted()?;
             } else {
-                damage()?;
+                corruption()?;
             }
             let mut waiters = Vec::new();
             for number in 1..=WAITERS {
                 let mut command = Command::new(&verrou);
-                command.args(["--store", &kind.url(folder.path())]);
+                command.args(["--store", &kind.url(directory.path())]);
                 command.args(["run", "lock", "--wait", "1m", "--", "true"]);
                 waiters.push(Running::start(command.stdin(Stdio::null()))?);
                 // A waiter that cannot get a ticket waits nevertheless.
@@ -887,18 +950,18 @@ fn damaged_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
             }
             // A waiter can time out, whatever the state of the others.
             let mut command = Command::new(&verrou);
-            command.args(["--store", &kind.url(folder.path())]);
+            command.args(["--store", &kind.url(directory.path())]);
             command.args(["run", "lock", "--wait", "50ms", "--", "true"]);
             let ended = Running::start(command.stdin(Stdio::null()))?.end_within(TURN)?;
             findings.check(ended.code() == Some(75), || {
                 format!(
-                    "a queue mark corrupted to {mark:#x} ({kind}): a waiter with a timeout of 50 ms ends \
-                     with {:?} after {:?}",
+                    "a queue mark corrupted to {mark:#x} ({kind}): a waiter with a timeout of \
+                     50 ms ends with {:?} after {:?}",
                     ended.code(),
                     ended.took
                 )
             });
-            Told::by(|| store.release(&mine)).granted()?;
+            Outcome::by(|| store.release(&mine)).granted()?;
             let began = Instant::now();
             for waiter in waiters {
                 let ended = waiter.end_within(TURN)?;
@@ -941,27 +1004,31 @@ fn tickets(path: &Path) -> Result<usize> {
     Ok(waiting.count())
 }
 
-/// Returns corruptions of the counter file `whole`: truncated, changed, forged and foreign contents.
-fn damages_to_counter(whole: &[u8], rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
-    let mut damages: Vec<(String, Vec<u8>)> = Vec::new();
+/// Returns corruptions of the counter file `whole`: truncated, changed, forged and foreign
+/// contents.
+fn counter_corruptions(whole: &[u8], rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
+    let mut corruptions: Vec<(String, Vec<u8>)> = Vec::new();
     for length in 0..whole.len() {
-        damages.push((format!("truncated to {length} bytes"), whole[..length].to_vec()));
+        corruptions.push((
+            format!("truncated to {length} bytes"),
+            whole[..length].to_vec(),
+        ));
     }
     for at in 0..whole.len() {
         for pattern in 1..=u8::MAX {
             let mut bytes = whole.to_vec();
             bytes[at] ^= pattern;
-            damages.push((format!("with byte {at} changed by {pattern:#x}"), bytes));
+            corruptions.push((format!("with byte {at} changed by {pattern:#x}"), bytes));
         }
     }
-    for _ in 0..RANDOM_DAMAGES {
+    for _ in 0..RANDOM_CORRUPTIONS {
         let mut bytes = whole.to_vec();
         for _ in 0..rng.usize(2..8) {
             let at = rng.usize(..bytes.len());
             bytes[at] = rng.u8(..);
         }
         if bytes != whole {
-            damages.push((format!("changed to {bytes:?}"), bytes));
+            corruptions.push((format!("changed to {bytes:?}"), bytes));
         }
     }
     let of_number = |number: u64| {
@@ -972,57 +1039,61 @@ fn damages_to_counter(whole: &[u8], rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
         bytes
     };
     for number in [u64::MAX, u64::MAX - 16_383] {
-        damages.push((format!("with the number {number}"), of_number(number)));
+        corruptions.push((format!("with the number {number}"), of_number(number)));
     }
-    damages.push(("with an additional byte".to_owned(), [whole, &[0]].concat()));
-    damages.push(("of zeros".to_owned(), vec![0; whole.len()]));
-    damages.push(("of the length of a lock file".to_owned(), vec![0; FILE_BYTES]));
-    damages.push(("of another program".to_owned(), b"17\n".to_vec()));
-    damages
+    corruptions.push(("with an additional byte".to_owned(), [whole, &[0]].concat()));
+    corruptions.push(("of zeros".to_owned(), vec![0; whole.len()]));
+    corruptions.push((
+        "of the length of a lock file".to_owned(),
+        vec![0; FILE_BYTES],
+    ));
+    corruptions.push(("of another program".to_owned(), b"17\n".to_vec()));
+    corruptions
 }
 
 /// Tests corruption of the counter that allots fencing tokens to all locks of a directory.
-fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
+fn corrupt_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) -> Result<()> {
     for kind in Kind::BOTH {
-        let place = quick(setting)?;
-        let folder = place.path().join("locks");
-        let store = kind.open(&folder)?;
+        let place = fast_directory(setting)?;
+        let directory = place.path().join("locks");
+        let store = kind.open(&directory)?;
         let known = claim("known", 1)?;
-        let mut fence = Told::by(|| store.acquire(&known)).granted()?;
-        let path = folder.join("fences");
+        let mut fence = Outcome::by(|| store.acquire(&known)).granted()?;
+        let path = directory.join("fences");
         let whole = fs::read(&path)?;
-        let damages = damages_to_counter(&whole, rng);
-        let mut ask = |findings: &mut Findings, damage: &str| -> Result<()> {
-            let told = asked(&*store, "new", 2)?;
+        let corruptions = counter_corruptions(&whole, rng);
+        let mut check_operations = |findings: &mut Findings, corruption: &str| -> Result<()> {
+            let outcome = try_acquire(&*store, "new", 2)?;
             let is_named =
-                matches!(&told, Told::Error(text) if text.contains(&*path.to_string_lossy()));
+                matches!(&outcome, Outcome::Error(text) if text.contains(&*path.to_string_lossy()));
             findings.check(is_named, || {
-                format!("a fence counter {damage} ({kind}): acquire of a new lock: {told:?}")
+                format!("a fence counter {corruption} ({kind}): acquire of a new lock: {outcome:?}")
             });
             // Locks with an allotment of fencing tokens do not need the counter.
-            Told::by(|| store.release(&known)).granted()?;
-            match Told::by(|| store.acquire(&known)) {
-                Told::Granted(next) if next > fence => fence = next,
-                told => findings.violation(format!(
-                    "a fence counter {damage} ({kind}): acquire with allotted tokens: {told:?} after {fence}"
+            Outcome::by(|| store.release(&known)).granted()?;
+            match Outcome::by(|| store.acquire(&known)) {
+                Outcome::Granted(next) if next > fence => fence = next,
+                outcome => findings.violation(format!(
+                    "a fence counter {corruption} ({kind}): acquire with allotted tokens: \
+                     {outcome:?} after {fence}"
                 )),
             }
             findings.count("corruptions of the fence counter", 1);
             Ok(())
         };
-        for (damage, bytes) in &damages {
+        for (corruption, bytes) in &corruptions {
             overwrite(&path, bytes)?;
-            ask(findings, damage)?;
+            check_operations(findings, corruption)?;
         }
         File::options().write(true).open(&path)?.set_len(2 << 30)?;
-        ask(findings, "grown to 2 GiB")?;
+        check_operations(findings, "grown to 2 GiB")?;
 
-        let aside = folder.join("aside");
+        let aside = directory.join("aside");
         overwrite(&path, &whole)?;
         fs::rename(&path, &aside)?;
         let node = |kind, device| Ok(mknodat(CWD, &path, kind, Mode::RUSR | Mode::WUSR, device)?);
         let plants: [Plant<'_>; 7] = [
-            ("replaced by a folder", &|| Ok(fs::create_dir(&path)?)),
+            ("replaced by a directory", &|| Ok(fs::create_dir(&path)?)),
             ("replaced by a pipe", &|| node(FileType::Fifo, 0)),
             ("replaced by the null device", &|| {
                 node(FileType::CharacterDevice, makedev(1, 3))
@@ -1038,12 +1109,12 @@ fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) ->
             }),
             ("with a hard link", &|| Ok(fs::hard_link(&aside, &path)?)),
         ];
-        for (damage, plant) in plants {
+        for (corruption, plant) in plants {
             if let Err(err) = plant() {
-                findings.not_done(format!("a fence counter {damage}: {err:#}"));
+                findings.not_done(format!("a fence counter {corruption}: {err:#}"));
                 continue;
             }
-            ask(findings, damage)?;
+            check_operations(findings, corruption)?;
             if fs::symlink_metadata(&path)?.is_dir() {
                 fs::remove_dir(&path)?;
             } else {
@@ -1052,10 +1123,16 @@ fn damaged_counter(setting: &Setting, findings: &mut Findings, rng: &mut Rng) ->
         }
 
         // The remedy: the store recreates a counter that was moved away.
-        let told = asked(&*store, "new", 2)?;
-        findings.check(matches!(told, Told::Granted(next) if next > fence), || {
-            format!("a fence counter moved away ({kind}): acquire of a new lock: {told:?} after {fence}")
-        });
+        let outcome = try_acquire(&*store, "new", 2)?;
+        findings.check(
+            matches!(outcome, Outcome::Granted(next) if next > fence),
+            || {
+                format!(
+                    "a fence counter moved away ({kind}): acquire of a new lock: {outcome:?} after \
+                 {fence}"
+                )
+            },
+        );
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use syscalls::Sysno;
 
 use crate::findings::{Findings, Part, Setting};
-use crate::steps::{Act, STEPS, Said, Scene, Stage};
+use crate::steps::{Act, AttemptResult, OPERATIONS, Scene, Stage};
 use crate::tracer::{self, Fault};
 
 pub(crate) const CRASH_POINTS: Part = Part {
@@ -95,14 +95,14 @@ fn crash_points(setting: &Setting, findings: &mut Findings) -> Result<()> {
     findings.count("operations", stages.len() as u64);
     try_all(setting, findings, &trials, |scene, trial| {
         let traced = tracer::trace(&scene.process, Some((trial.at, trial.fault)))?;
-        let mut wrong = if traced.is_gone || !traced.was_met {
+        let mut wrong = if traced.is_gone || !traced.did_occur {
             Vec::new()
         } else {
             vec!["the process survived SIGKILL".to_owned()]
         };
         scene.end_process()?;
         wrong.extend(scene.others_get_in(BOUND)?);
-        Ok((traced.was_met.then_some("crash points"), wrong))
+        Ok((traced.did_occur.then_some("crash points"), wrong))
     })
 }
 
@@ -152,35 +152,35 @@ fn failing_call(
     let act = trial.stage.act();
     let mut wrong = Vec::new();
     let traced = tracer::trace(&scene.process, Some((trial.at, trial.fault)))?;
-    let mut said = scene.hear()?;
-    if let Some(Said::Error { text }) = &said {
-        if !text.contains(&*scene.folder.to_string_lossy()) {
+    let mut result = scene.receive()?;
+    if let Some(AttemptResult::Error { text }) = &result {
+        if !text.contains(&*scene.directory.to_string_lossy()) {
             wrong.push(format!("the error does not name the directory: {text}"));
         }
         if act == Act::Release && !scene.is_free_to_others_soon()? {
             wrong.push(format!("still held after a failed release: {text}"));
         }
-        scene.tell()?;
-        said = scene.hear()?;
-        if let Some(Said::Error { text }) = &said {
+        scene.resume()?;
+        result = scene.receive()?;
+        if let Some(AttemptResult::Error { text }) = &result {
             wrong.push(format!("the retry fails, too: {text}"));
         }
     }
-    match &said {
-        Some(Said::Granted { fence }) if matches!(act, Act::Acquire | Act::Extend) => {
+    match &result {
+        Some(AttemptResult::Granted { fence }) if matches!(act, Act::Acquire | Act::Extend) => {
             if scene.is_free_to_others()? {
                 wrong.push("granted to two owners".to_owned());
             }
             let under = scene.held_under()?;
             if under != *fence {
-                wrong.push(format!("granted under {fence:?}, and inspected as {under:?}"));
+                wrong.push(format!("granted under {fence:?}, inspected as {under:?}"));
             }
             scene.fence = fence.unwrap_or_default().max(scene.fence);
         }
-        Some(Said::Refused) if act == Act::Acquire => {
+        Some(AttemptResult::Refused) if act == Act::Acquire => {
             wrong.push("a free lock was refused".to_owned());
         }
-        Some(Said::Granted { .. }) if act == Act::Wait => {
+        Some(AttemptResult::Granted { .. }) if act == Act::Wait => {
             wrong.push("a lock that another process holds was granted".to_owned());
         }
         _ => {}
@@ -190,14 +190,14 @@ fn failing_call(
         wrong.push(format!("the process failed: {errors}"));
     }
     wrong.extend(scene.others_get_in(BOUND)?);
-    Ok((traced.was_met.then_some("failing calls"), wrong))
+    Ok((traced.did_occur.then_some("failing calls"), wrong))
 }
 
 fn stages(setting: &Setting) -> Result<Vec<Stage>> {
     let mut stages = Vec::new();
-    for step in STEPS {
-        for kind in step.kinds {
-            stages.push(Stage::new(&setting.folder, step, kind)?);
+    for operation in OPERATIONS {
+        for kind in operation.kinds {
+            stages.push(Stage::new(&setting.directory, operation, kind)?);
         }
     }
     Ok(stages)
@@ -207,7 +207,7 @@ fn stages(setting: &Setting) -> Result<Vec<Stage>> {
 fn calls(setting: &Setting, stages: &[Stage]) -> Result<Vec<Vec<Sysno>>> {
     let mut all = Vec::new();
     for (number, stage) in stages.iter().enumerate() {
-        let scene = stage.scene(setting.folder.join(format!("calls-{number}")))?;
+        let scene = stage.scene(setting.directory.join(format!("calls-{number}")))?;
         all.push(tracer::trace(&scene.process, None)?.calls);
     }
     Ok(all)
@@ -235,13 +235,15 @@ fn try_all(
             let Some(trial) = trials.get(number) else {
                 return Ok(());
             };
-            let folder: PathBuf = setting.folder.join(format!("trial-{number}"));
-            let mut scene = trial.stage.scene(folder)?;
+            let directory: PathBuf = setting.directory.join(format!("trial-{number}"));
+            let mut scene = trial.stage.scene(directory)?;
             let title = scene.title();
             let (what, wrong) = attempt(&mut scene, trial)
                 .unwrap_or_else(|err| (None, vec![format!("the trial failed to run: {err:#}")]));
             setting.progress.inc(1);
-            let mut findings = shared.lock().expect("no thread panics while it holds this mutex");
+            let mut findings = shared
+                .lock()
+                .expect("no thread panics while it holds this mutex");
             if let Some(what) = what {
                 findings.count(what, 1);
             }

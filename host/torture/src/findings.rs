@@ -1,4 +1,4 @@
-//! What a part did, and what it found.
+//! The parts of the torture, and their results.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -32,7 +32,7 @@ pub(crate) struct Setting {
     /// Whether the part ends as soon as the programs that it starts are built.
     pub(crate) only_build: bool,
     /// An empty directory for the part, on the disk of the temporary files.
-    pub(crate) folder: PathBuf,
+    pub(crate) directory: PathBuf,
     /// The progress bar; a part of a fixed size sets its length.
     pub(crate) progress: ProgressBar,
 }

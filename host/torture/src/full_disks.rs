@@ -14,7 +14,7 @@ use verrou::{Error, Retry, Store, Ttl};
 use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
 use crate::findings::{Findings, Part, Setting};
-use crate::storms::{KINDS, strangers};
+use crate::storms::{KINDS, foreign_files};
 
 pub(crate) const PART: Part = Part {
     name: "full-disks",
@@ -55,8 +55,8 @@ impl FileSystem {
 }
 
 impl Mounted {
-    fn new(kind: FileSystem, folder: &Path) -> Result<Self> {
-        let place = folder.join(format!("{kind:?}"));
+    fn new(kind: FileSystem, directory: &Path) -> Result<Self> {
+        let place = directory.join(format!("{kind:?}"));
         fs::create_dir(&place)?;
         let mut mount = Command::new("mount");
         match kind.maker() {
@@ -64,7 +64,7 @@ impl Mounted {
                 mount.args(["-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "tmpfs"]);
             }
             Some((maker, bytes)) => {
-                let image = folder.join(format!("{kind:?}.image"));
+                let image = directory.join(format!("{kind:?}.image"));
                 File::create(&image)?.set_len(bytes)?;
                 let (program, options) = maker.split_first().context("a program")?;
                 run_it(Command::new(program).args(options).arg(&image))?;
@@ -126,8 +126,8 @@ impl Drop for Mounted {
 fn run_it(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("`{program}`"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`{program}`: {}", said.trim());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "`{program}`: {}", errors.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -142,8 +142,8 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         }
         for store in KINDS {
             setting.progress.set_message(format!("{kind:?}, {store}"));
-            let folder = tempfile::tempdir_in(&setting.folder)?;
-            let mounted = match Mounted::new(kind, folder.path()) {
+            let directory = tempfile::tempdir_in(&setting.directory)?;
+            let mounted = match Mounted::new(kind, directory.path()) {
                 Ok(mounted) => mounted,
                 Err(err) => {
                     findings.not_done(format!("{kind:?}: {err:#}"));
@@ -228,7 +228,9 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
 
     let new = ours.create_lock("new", "1h")?;
     match new.try_acquire() {
-        Ok(_) => findings.violation(format!("{title}, full: a new lock was granted without room for its file")),
+        Ok(_) => findings.violation(format!(
+            "{title}, full: a new lock was granted without room for its file"
+        )),
         Err(err) => {
             let text = format!("{:#}", anyhow::Error::from(err));
             let names = text.contains("new.") && text.contains("No space left");
@@ -249,9 +251,9 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
     mounted.make_room()?;
     new.try_acquire().context("acquiring after room was made")?;
     new.release()?;
-    let strangers = strangers(&mounted.place.join("locks"))?;
-    findings.check(strangers.is_empty(), || {
-        format!("{title}, full: these foreign files are left: {strangers:?}")
+    let foreign_files = foreign_files(&mounted.place.join("locks"))?;
+    findings.check(foreign_files.is_empty(), || {
+        format!("{title}, full: these foreign files are left: {foreign_files:?}")
     });
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Fuzzing of all parsers by libFuzzer, through cargo-fuzz.
 //!
-//! `host/src/fuzzing.rs` has the properties that the targets in `host/fuzz` check. The targets start
-//! with the seeds in `host/fuzz/seeds`; new inputs go to a temporary directory, and inputs that fail
-//! to `target/torture`.
+//! `host/src/fuzzing.rs` has the properties that the targets in `host/fuzz` check. The targets
+//! start with the seeds in `host/fuzz/seeds`; new inputs go to a temporary directory, and inputs
+//! that fail to `target/torture`.
 
 use std::env;
 use std::ffi::OsStr;
@@ -75,7 +75,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         thread::sleep(Duration::from_millis(250));
     }
     for fuzzer in fuzzers {
-        fuzzer.tell(&build, findings)?;
+        fuzzer.report(&build, findings)?;
     }
     Ok(())
 }
@@ -109,13 +109,15 @@ impl Build {
             "--manifest-path",
             "host/fuzz/Cargo.toml",
         ]);
-        if let Err(why) = said(&mut fetch)? {
+        if let Err(why) = run_command(&mut fetch)? {
             if why.contains("--locked") {
                 bail!("host/fuzz/Cargo.lock is out of date: {why}");
             }
-            return Ok(Err(format!("cannot fetch the dependencies of `host/fuzz`: {why}")));
+            return Ok(Err(format!(
+                "cannot fetch the dependencies of `host/fuzz`: {why}"
+            )));
         }
-        let machine = match said(Command::new("rustc").arg("-vV"))? {
+        let machine = match run_command(Command::new("rustc").arg("-vV"))? {
             Ok(text) => text
                 .lines()
                 .find_map(|line| line.strip_prefix("host: "))
@@ -131,7 +133,7 @@ impl Build {
             .args(["--target", &machine])
             .current_dir(project())
             .env("CARGO_NET_OFFLINE", "true");
-        if let Err(why) = said(&mut build)? {
+        if let Err(why) = run_command(&mut build)? {
             bail!("cannot build the targets: {why}");
         }
         let programs = project().join("target/fuzz").join(machine).join("release");
@@ -172,7 +174,7 @@ fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
             // The tool only starts compilers: an unoptimized build is available much sooner.
             .args(["install", CARGO_FUZZ, "--debug", "--locked", "--root"])
             .arg(&tools);
-        if let Err(why) = said(&mut install)? {
+        if let Err(why) = run_command(&mut install)? {
             return Ok(Err(why));
         }
     }
@@ -183,12 +185,13 @@ fn cargo_fuzz() -> Result<Result<PathBuf, String>> {
 fn find(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path)
-        .map(|folder| folder.join(name))
+        .map(|directory| directory.join(name))
         .find(|program| program.is_file())
 }
 
-/// Runs `command`, and returns its standard output, or, if it failed, the end of its standard error.
-fn said(command: &mut Command) -> Result<Result<String, String>> {
+/// Runs `command`, and returns its standard output, or, if it failed, the end of its standard
+/// error.
+fn run_command(command: &mut Command) -> Result<Result<String, String>> {
     let program = command.get_program().to_owned();
     let output = command
         .stdin(Stdio::null())
@@ -205,7 +208,7 @@ fn said(command: &mut Command) -> Result<Result<String, String>> {
 
 /// The directories that the targets use.
 struct Work<'a> {
-    folder: &'a Path,
+    directory: &'a Path,
     /// In memory if possible, because some targets create files and call fsync(2).
     quick: TempDir,
     artifacts: PathBuf,
@@ -214,12 +217,12 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn new(setting: &'a Setting) -> Result<Self> {
         let quick = tempfile::tempdir_in("/dev/shm")
-            .or_else(|_| tempfile::tempdir_in(&setting.folder))
+            .or_else(|_| tempfile::tempdir_in(&setting.directory))
             .context("cannot create a temporary directory")?;
         let artifacts = project().join("target/torture/fuzz");
         fs::create_dir_all(&artifacts).with_context(|| format!("{}", artifacts.display()))?;
         Ok(Self {
-            folder: &setting.folder,
+            directory: &setting.directory,
             quick,
             artifacts,
         })
@@ -244,9 +247,9 @@ impl Fuzzer {
         length: Duration,
     ) -> Result<Self> {
         // libFuzzer writes new inputs to the first directory.
-        let found = work.folder.join(target);
+        let found = work.directory.join(target);
         fs::create_dir(&found)?;
-        let log = work.folder.join(target).with_extension("log");
+        let log = work.directory.join(target).with_extension("log");
         let file = File::create(&log)?;
         let mut prefix = work.artifacts.join(target).into_os_string();
         prefix.push("-");
@@ -283,7 +286,7 @@ impl Fuzzer {
     }
 
     /// Records the number of its inputs, and its failure.
-    fn tell(mut self, build: &Build, findings: &mut Findings) -> Result<()> {
+    fn report(mut self, build: &Build, findings: &mut Findings) -> Result<()> {
         let target = self.target;
         let ended = self.has_ended()?.then_some(self.ended).flatten();
         let log = fs::read(&self.log).context("cannot read the output of a target")?;

@@ -19,20 +19,29 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     type Section = fn(&Setting, &mut Findings) -> Result<()>;
     let sections: [(&str, Section); 13] = [
         ("planted files", files::planted),
-        ("planted wake pipes", files::planted_bells),
-        ("other users' directories and files", files::of_other_users),
-        ("group stores", files::of_groups),
+        ("planted wake pipes", files::planted_wake_pipes),
+        ("other users' directories and files", files::other_users),
+        ("group stores", files::group_stores),
         ("umasks", files::umasks),
-        ("a file that another process keeps locked", files::denied),
+        (
+            "a file that another process keeps locked",
+            files::locked_files,
+        ),
         ("names through the library", words::names_in_the_library),
-        ("names on the command line", words::names_typed),
+        (
+            "names on the command line",
+            words::names_on_the_command_line,
+        ),
         ("serialized locks through the library", words::serialized),
-        ("serialized locks on the command line", words::serialized_typed),
+        (
+            "serialized locks on the command line",
+            words::serialized_on_the_command_line,
+        ),
         ("command lines", words::command_lines),
-        ("faulty stores", stores::lies),
+        ("faulty stores", stores::faulty_stores),
         (
             "faulty stores under auto-renewal",
-            stores::lies_to_keepers,
+            stores::faulty_stores_under_renewal,
         ),
     ];
     setting.progress.set_length(sections.len() as u64);

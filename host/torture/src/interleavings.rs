@@ -45,15 +45,13 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let began = Instant::now();
     let built = match test(&["--no-run"]).output() {
         Err(err) if err.kind() == ErrorKind::NotFound => {
-            findings.not_done(format!(
-                "interleavings need cargo: {err}"
-            ));
+            findings.not_done(format!("interleavings need cargo: {err}"));
             return Ok(());
         }
         built => built.context("cargo")?,
     };
-    let said = String::from_utf8_lossy(&built.stderr);
-    ensure!(built.status.success(), "cannot build the tests: {said}");
+    let output = String::from_utf8_lossy(&built.stderr);
+    ensure!(built.status.success(), "cannot build the tests: {output}");
     findings.building = began.elapsed();
     if setting.only_build {
         return Ok(());
@@ -63,30 +61,35 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let began = Instant::now();
     let ran = test(&["--", "--show-output"]).output().context("cargo")?;
     findings.figure("time to run", format!("{:.1?}", began.elapsed()));
-    let said = String::from_utf8_lossy(&ran.stdout);
+    let output = String::from_utf8_lossy(&ran.stdout);
     let mut schedules = 0;
-    for line in said.lines() {
+    for line in output.lines() {
         if let Some((_, count)) = line
             .strip_prefix("schedules of ")
             .and_then(|line| line.split_once(": "))
         {
             let count = count.split(',').next().unwrap_or_default();
             findings.count("scenes", 1);
-            schedules += count.parse::<u64>().context("invalid number of schedules")?;
+            schedules += count
+                .parse::<u64>()
+                .context("invalid number of schedules")?;
         }
     }
     findings.count("schedules", schedules);
-    let failed: Vec<_> = said
+    let failed: Vec<_> = output
         .lines()
         .filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"))
         .collect();
     if ran.status.success() {
-        ensure!(schedules > 0, "the tests were built without `--cfg verrou_shuttle`");
+        ensure!(
+            schedules > 0,
+            "the tests were built without `--cfg verrou_shuttle`"
+        );
         return Ok(());
     }
-    let folder = workspace.join("target/torture");
-    let file = folder.join(format!("interleavings-{}.txt", setting.seed));
-    fs::create_dir_all(folder)?;
+    let directory = workspace.join("target/torture");
+    let file = directory.join(format!("interleavings-{}.txt", setting.seed));
+    fs::create_dir_all(directory)?;
     fs::write(&file, [&ran.stdout[..], &ran.stderr].concat())?;
     findings.violation(format!(
         "{}; the failing schedules are in {}; seed {}",

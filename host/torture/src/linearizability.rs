@@ -1,8 +1,8 @@
-//! Histories of the requests of many processes, checked for linearizability against a model of a lock.
+//! Histories of many processes' requests, checked for linearizability against a model of a lock.
 //!
 //! The processes log each request before they send it, and each reply. Some are killed during a
-//! request: the outcome of their last request is unknown, and their ephemeral leases end between the
-//! kill and the end of the process. Some replies are discarded.
+//! request: the outcome of their last request is unknown, and their ephemeral leases end between
+//! the kill and the end of the process. Some replies are discarded.
 
 mod model;
 mod worker;
@@ -21,8 +21,8 @@ use fastrand::Rng;
 use verrou::{Name, Store};
 use verrou_host::{LeaseFileStore, StoreOptions};
 
-use self::model::{Asked, NEVER, Operation, Reply, Rules};
-use self::worker::{Kind, Line, Script, Ways, What, now};
+use self::model::{NEVER, Operation, Reply, Request, Rules};
+use self::worker::{Event, Kind, Line, Script, Usage, now};
 use crate::findings::{Findings, Part, Setting};
 
 pub(crate) use self::worker::work;
@@ -51,22 +51,23 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     setting.progress.set_length(setting.length.as_secs());
     let began = Instant::now();
     let mut random = Rng::with_seed(setting.seed);
-    let mut places = [Kind::Leases, Kind::Locks].map(|kind| Place::new(kind, &setting.folder));
+    let mut lock_sets =
+        [Kind::Leases, Kind::Locks].map(|kind| LockSet::new(kind, &setting.directory));
     let mut checks = Checks::default();
     let mut round = 0;
     // Every kind of round runs at least once.
     while (round < 8 || began.elapsed() < setting.length) && findings.violations.len() < ENOUGH {
-        let place = &mut places[usize::from(round % 4 == 3)];
-        let ways = Ways {
+        let lock_set = &mut lock_sets[usize::from(round % 4 == 3)];
+        let usage = Usage {
             waits: random.u8(..3) == 0,
-            looks: place.kind == Kind::Leases || random.bool(),
-            longest: (place.kind == Kind::Leases && random.u8(..3) == 0)
+            inspects: lock_set.kind == Kind::Leases || random.bool(),
+            longest: (lock_set.kind == Kind::Leases && random.u8(..3) == 0)
                 .then(|| Duration::from_millis(random.u64(1..6))),
         };
         let seed = random.u64(..);
-        let records = Round::new(place, ways, seed, round).run(findings)?;
-        check(setting, place, &records, round, &mut checks, findings)?;
-        place.free_all()?;
+        let records = Round::new(lock_set, usage, seed, round).run(findings)?;
+        check(setting, lock_set, &records, round, &mut checks, findings)?;
+        lock_set.free_all()?;
         setting.progress.set_position(began.elapsed().as_secs());
         round += 1;
     }
@@ -79,37 +80,37 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
 }
 
 /// The locks of one store.
-struct Place {
+struct LockSet {
     kind: Kind,
-    folder: PathBuf,
+    directory: PathBuf,
     names: Vec<String>,
     /// The greatest fencing token of each name that a process has received.
     fences: Vec<u64>,
 }
 
-impl Place {
-    fn new(kind: Kind, folder: &Path) -> Self {
+impl LockSet {
+    fn new(kind: Kind, directory: &Path) -> Self {
         Self {
             kind,
-            folder: folder.join(format!("{kind:?}")),
+            directory: directory.join(format!("{kind:?}")),
             names: (0..NAMES).map(|number| format!("lock-{number}")).collect(),
             fences: vec![0; NAMES],
         }
     }
 
-    fn rules(&self, ways: Ways) -> Rules {
+    fn rules(&self, usage: Usage) -> Rules {
         Rules {
             transfers: self.kind == Kind::Leases,
             // Inspecting a flock(2) lock acquires it in shared mode for a moment, during which
             // acquire requests are refused.
-            is_prompt: !ways.waits && (self.kind == Kind::Leases || !ways.looks),
+            is_prompt: !usage.waits && (self.kind == Kind::Leases || !usage.inspects),
         }
     }
 
     /// Force-releases the leases that have outlived all processes.
     fn free_all(&self) -> Result<()> {
         if self.kind == Kind::Leases {
-            let store = LeaseFileStore::open(&self.folder, &StoreOptions::default())?;
+            let store = LeaseFileStore::open(&self.directory, &StoreOptions::default())?;
             for name in &self.names {
                 store.evict(&Name::new(name)?, None)?;
             }
@@ -120,21 +121,21 @@ impl Place {
 
 /// The histories of one round, by lock.
 struct Records {
-    ways: Ways,
+    usage: Usage,
     histories: Vec<Vec<Operation>>,
 }
 
 /// Processes that request the same locks at the same time.
 struct Round<'a> {
-    place: &'a Place,
-    ways: Ways,
+    lock_set: &'a LockSet,
+    usage: Usage,
     seed: u64,
     logs: PathBuf,
     random: Rng,
     clients: u32,
     /// The processes that have not ended yet.
     running: Vec<Worker>,
-    ended: Vec<Ended>,
+    ended: Vec<EndedWorker>,
 }
 
 struct Worker {
@@ -142,7 +143,7 @@ struct Worker {
     process: Child,
 }
 
-struct Ended {
+struct EndedWorker {
     client: u32,
     killed: Option<u64>,
     /// When its process was reaped.
@@ -150,12 +151,12 @@ struct Ended {
 }
 
 impl<'a> Round<'a> {
-    fn new(place: &'a Place, ways: Ways, seed: u64, number: u64) -> Self {
+    fn new(lock_set: &'a LockSet, usage: Usage, seed: u64, number: u64) -> Self {
         Self {
-            place,
-            ways,
+            lock_set,
+            usage,
             seed,
-            logs: place.folder.with_extension(format!("logs-{number}")),
+            logs: lock_set.directory.with_extension(format!("logs-{number}")),
             random: Rng::with_seed(seed),
             clients: 0,
             running: Vec::new(),
@@ -164,7 +165,7 @@ impl<'a> Round<'a> {
     }
 
     fn run(mut self, findings: &mut Findings) -> Result<Records> {
-        fs::create_dir_all(&self.place.folder)?;
+        fs::create_dir_all(&self.lock_set.directory)?;
         fs::create_dir(&self.logs)?;
         let (gate, opens) = std::io::pipe()?;
         let workers = self.random.usize(8..=16);
@@ -214,13 +215,13 @@ impl<'a> Round<'a> {
         self.clients += 1;
         let client = self.clients;
         let script = Script {
-            store: self.place.kind,
-            folder: self.place.folder.clone(),
+            store: self.lock_set.kind,
+            directory: self.lock_set.directory.clone(),
             log: self.log(client),
-            names: self.place.names.clone(),
+            names: self.lock_set.names.clone(),
             client,
             operations: self.random.u32(20..=40),
-            ways: self.ways,
+            usage: self.usage,
             seed: self.random.u64(..),
         };
         let process = Command::new(std::env::current_exe()?)
@@ -241,7 +242,7 @@ impl<'a> Round<'a> {
         let killed = now();
         process.kill()?;
         process.wait()?;
-        self.ended.push(Ended {
+        self.ended.push(EndedWorker {
             client,
             killed: Some(killed),
             gone: now(),
@@ -260,7 +261,7 @@ impl<'a> Round<'a> {
             let gone = now();
             let client = self.running.swap_remove(at).client;
             ensure!(status.success(), "a worker ended with {status}");
-            self.ended.push(Ended {
+            self.ended.push(EndedWorker {
                 client,
                 killed: None,
                 gone,
@@ -271,7 +272,7 @@ impl<'a> Round<'a> {
 
     /// Reads the histories from the processes' logs.
     fn records(&self, findings: &mut Findings) -> Result<Records> {
-        let mut histories = vec![Vec::new(); self.place.names.len()];
+        let mut histories = vec![Vec::new(); self.lock_set.names.len()];
         for ended in &self.ended {
             let log = match fs::read_to_string(self.log(ended.client)) {
                 // The process was killed before it created its log.
@@ -280,23 +281,24 @@ impl<'a> Round<'a> {
             };
             let mut last = 0;
             let mut is_done = false;
-            let mut asking = None;
+            let mut pending = None;
             // The last line may be incomplete.
             for line in log
                 .split_inclusive('\n')
                 .filter(|line| line.ends_with('\n'))
             {
-                let Line { at, what } = serde_json::from_str(line).context("invalid line in a worker's log")?;
+                let Line { at, what } =
+                    serde_json::from_str(line).context("invalid line in a worker's log")?;
                 last = at;
-                is_done |= matches!(what, What::Done);
+                is_done |= matches!(what, Event::Done);
                 let reply = match what {
-                    What::Ready | What::Done => continue,
-                    What::Ask { name, asked } => {
-                        asking = Some((name, at, asked));
+                    Event::Ready | Event::Done => continue,
+                    Event::Request { name, request } => {
+                        pending = Some((name, at, request));
                         continue;
                     }
-                    What::Hear(reply) => reply,
-                    What::Fail { is_temporary, text } => {
+                    Event::Reply(reply) => reply,
+                    Event::Error { is_temporary, text } => {
                         findings.count("errors", 1);
                         findings.check(is_temporary, || {
                             format!(
@@ -307,7 +309,7 @@ impl<'a> Round<'a> {
                         Reply::Unknown
                     }
                 };
-                let (name, began, asked) = asking.take().context("a reply without a request")?;
+                let (name, began, request) = pending.take().context("a reply without a request")?;
                 if reply == Reply::Unknown {
                     findings.count("replies discarded", 1);
                 }
@@ -315,17 +317,17 @@ impl<'a> Round<'a> {
                     client: ended.client,
                     began,
                     ended: at,
-                    asked,
+                    request,
                     reply,
                 });
             }
-            if let Some((name, began, asked)) = asking {
+            if let Some((name, began, request)) = pending {
                 findings.count("operations interrupted by a kill", 1);
                 histories[name].push(Operation {
                     client: ended.client,
                     began,
                     ended: ended.gone,
-                    asked,
+                    request,
                     reply: Reply::Unknown,
                 });
             }
@@ -335,7 +337,7 @@ impl<'a> Round<'a> {
                     // It may have been killed after its last operation.
                     began: ended.killed.filter(|_| !is_done).unwrap_or(last),
                     ended: ended.gone,
-                    asked: Asked::Death,
+                    request: Request::Death,
                     reply: Reply::Unknown,
                 });
             }
@@ -344,7 +346,7 @@ impl<'a> Round<'a> {
             history.sort_by_key(|operation| operation.began);
         }
         Ok(Records {
-            ways: self.ways,
+            usage: self.usage,
             histories,
         })
     }
@@ -359,24 +361,24 @@ struct Checks {
 
 fn check(
     setting: &Setting,
-    place: &mut Place,
+    lock_set: &mut LockSet,
     records: &Records,
     round: u64,
     checks: &mut Checks,
     findings: &mut Findings,
 ) -> Result<()> {
-    let rules = place.rules(records.ways);
+    let rules = lock_set.rules(records.usage);
     for (at, history) in records.histories.iter().enumerate() {
         let began = Instant::now();
-        let fence = place.fences[at];
+        let fence = lock_set.fences[at];
         let all = history.clone();
         let is_sound = within(LONGEST_CHECK, move || {
             model::is_linearizable(rules, fence, &all)
         });
         checks.longest = checks.longest.max(began.elapsed());
         checks.most = checks.most.max(history.len());
-        let questions = history.iter().filter(|it| it.asked != Asked::Death);
-        let number = u64::try_from(questions.count()).unwrap_or(0);
+        let requests = history.iter().filter(|it| it.request != Request::Death);
+        let number = u64::try_from(requests.count()).unwrap_or(0);
         findings.count("histories", 1);
         findings.count("operations", number);
         if is_sound != Some(true) {
@@ -385,7 +387,7 @@ fn check(
                 Some(_) => within(LONGEST_CHECK, move || model::least(rules, fence, &all)),
                 None => None,
             };
-            let said = if is_sound.is_some() {
+            let why = if is_sound.is_some() {
                 "the history is not linearizable"
             } else {
                 "the check for linearizability takes too long"
@@ -395,23 +397,23 @@ fn check(
                 "target/torture/linearizability-{}-{round}-{at}.txt",
                 setting.seed
             );
-            let text = told(rules, fence, least, history);
+            let text = describe(rules, fence, least, history);
             fs::create_dir_all("target/torture")?;
             fs::write(&file, text)?;
             findings.violation(format!(
-                "{:?}: {said}: {file}; {} operations of {}; seed {}, round \
+                "{:?}: {why}: {file}; {} operations of {}; seed {}, round \
                  {round}",
-                place.kind,
+                lock_set.kind,
                 least.len(),
                 history.len(),
                 setting.seed
             ));
         }
-        let told = history.iter().filter_map(|it| match it.reply {
+        let fences = history.iter().filter_map(|it| match it.reply {
             Reply::Granted { fence } | Reply::Held { fence, .. } => fence,
             _ => None,
         });
-        place.fences[at] = told.max().unwrap_or(0).max(fence);
+        lock_set.fences[at] = fences.max().unwrap_or(0).max(fence);
     }
     Ok(())
 }
@@ -427,7 +429,7 @@ fn within<T: Send + 'static>(
 }
 
 /// Returns a history that is not linearizable as text.
-fn told(rules: Rules, fence: u64, least: &[Operation], all: &[Operation]) -> String {
+fn describe(rules: Rules, fence: u64, least: &[Operation], all: &[Operation]) -> String {
     let began = all.first().map_or(0, |first| first.began);
     let mut text = format!("{rules:?}, last granted with fencing token {fence}\n");
     for (title, operations) in [("Reduced history", least), ("Full history", all)] {
@@ -442,7 +444,7 @@ fn told(rules: Rules, fence: u64, least: &[Operation], all: &[Operation]) -> Str
             let _ = writeln!(
                 text,
                 "process {:>3}  {from:?} to {until}  {:?} -> {:?}",
-                it.client, it.asked, it.reply
+                it.client, it.request, it.reply
             );
         }
     }

@@ -59,20 +59,20 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     setting.progress.set_message("");
     let bench = Bench {
         programs,
-        temporary: setting.folder.join("tmp"),
-        logs: setting.folder.clone(),
+        temporary: setting.directory.join("tmp"),
+        logs: setting.directory.clone(),
         setting,
     };
     // Accessible to all users, like /tmp: some tests start programs as other users.
     fs::create_dir(&bench.temporary)?;
     fs::set_permissions(&bench.temporary, Permissions::from_mode(0o1777))?;
-    fs::set_permissions(&setting.folder, Permissions::from_mode(0o755))?;
-    let mutants = feasible(findings);
-    let tests: BTreeSet<_> = mutants.iter().map(|mutant| mutant.noticed_by).collect();
+    fs::set_permissions(&setting.directory, Permissions::from_mode(0o755))?;
+    let mutants = runnable_mutants(findings);
+    let tests: BTreeSet<_> = mutants.iter().map(|mutant| mutant.detected_by).collect();
     setting
         .progress
         .set_length((tests.len() + mutants.len()) as u64);
-    know_each_other(&bench, findings)?;
+    check_list_is_complete(&bench, findings)?;
     let sound = without_mutants(&bench, &tests, findings)?;
     with_mutants(&bench, &mutants, &sound, findings)?;
     findings.figure("runs", format!("{:.1} s", began.elapsed().as_secs_f64()));
@@ -88,7 +88,7 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
 }
 
 /// Returns the mutants whose tests can run on this machine, and records the others.
-fn feasible(findings: &mut Findings) -> Vec<&'static Mutant> {
+fn runnable_mutants(findings: &mut Findings) -> Vec<&'static Mutant> {
     let is_root = geteuid().is_root();
     let works = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();
@@ -114,21 +114,25 @@ fn feasible(findings: &mut Findings) -> Vec<&'static Mutant> {
 
 /// Checks that the list has every mutant of the product, and that the product aborts for an unknown
 /// mutant: a misspelled name must not count as a detected mutant.
-fn know_each_other(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
-    const UNKNOWN: &str = "nobody";
+fn check_list_is_complete(bench: &Bench<'_>, findings: &mut Findings) -> Result<()> {
+    const UNKNOWN: &str = "NoSuchMutant";
 
     let all = || PITFALLS.iter().flat_map(|pitfall| pitfall.mutants);
-    let test = all().next().context("the list of mutants is empty")?.noticed_by;
-    let Run { status, said, .. } = bench.run(test, Some(UNKNOWN))?;
+    let test = all()
+        .next()
+        .context("the list of mutants is empty")?
+        .detected_by;
+    let Run { status, output, .. } = bench.run(test, Some(UNKNOWN))?;
     let aborted = status.and_then(|status| status.signal()) == Some(Signal::ABORT.as_raw());
-    let Some((_, known)) = said.split_once(&format!("{SWITCH}={UNKNOWN} is none of the mutants:"))
+    let Some((_, known)) =
+        output.split_once(&format!("{SWITCH}={UNKNOWN} is none of the mutants:"))
     else {
-        findings.violation(format!(
-            "an unknown mutant is not refused: {said}"
-        ));
+        findings.violation(format!("an unknown mutant is not refused: {output}"));
         return Ok(());
     };
-    findings.check(aborted, || format!("the process does not abort for an unknown mutant: {said}"));
+    findings.check(aborted, || {
+        format!("the process does not abort for an unknown mutant: {output}")
+    });
     let is_name = |line: &&str| !line.is_empty() && line.chars().all(char::is_alphanumeric);
     let known: BTreeSet<_> = known.lines().map(str::trim).filter(is_name).collect();
     let listed: BTreeSet<_> = all().map(|mutant| mutant.name).collect();
@@ -151,7 +155,7 @@ fn without_mutants(
                 findings.count("tests passed without a mutant", 1);
                 sound.insert(test);
             }
-            End::Failed(why) | End::Odd(why) => {
+            End::Failed(why) | End::Other(why) => {
                 findings.violation(format!("without a mutant, {test}: {why}"));
             }
         }
@@ -166,35 +170,35 @@ fn with_mutants(
     sound: &BTreeSet<Test>,
     findings: &mut Findings,
 ) -> Result<()> {
-    let mut caught = BTreeMap::<_, Vec<_>>::new();
+    let mut detected = BTreeMap::<_, Vec<_>>::new();
     let mut survived = BTreeSet::new();
     let tried = mutants
         .iter()
         .copied()
-        .filter(|it| sound.contains(&it.noticed_by));
+        .filter(|it| sound.contains(&it.detected_by));
     let runs = bench.run_all(tried, |mutant| {
-        bench.run(mutant.noticed_by, Some(mutant.name))
+        bench.run(mutant.detected_by, Some(mutant.name))
     });
     for (mutant, run) in runs {
-        let test = mutant.noticed_by;
+        let test = mutant.detected_by;
         match run?.end(test) {
             End::Failed(why) => {
                 let by = format!("{test} ({why})");
-                caught.entry(mutant.name).or_default().push(by);
+                detected.entry(mutant.name).or_default().push(by);
             }
             End::Passed => {
                 survived.insert(mutant.name);
                 let about = mutant.about;
                 findings.violation(format!("{} ({about}) survives {test}", mutant.name));
             }
-            End::Odd(why) => {
+            End::Other(why) => {
                 survived.insert(mutant.name);
                 let name = mutant.name;
                 findings.violation(format!("{name} is not detected by {test}, which {why}"));
             }
         }
     }
-    for (name, by) in caught {
+    for (name, by) in detected {
         findings.figure(format!("detected: {name}"), by.join("; "));
         findings.count("mutants detected", u64::from(!survived.contains(name)));
     }
@@ -214,7 +218,7 @@ struct Bench<'a> {
 struct Run {
     /// `None` if it was killed after [`DEADLINE`].
     status: Option<ExitStatus>,
-    said: String,
+    output: String,
 }
 
 /// The result of a test.
@@ -223,7 +227,7 @@ enum End {
     /// An assertion failed, at this place.
     Failed(String),
     /// Any other end, with a description.
-    Odd(String),
+    Other(String),
 }
 
 impl Bench<'_> {
@@ -259,7 +263,7 @@ impl Bench<'_> {
         let log = self
             .logs
             .join(format!("{}-{}", mutant.unwrap_or("none"), test.name));
-        let said = File::create(&log)?;
+        let output = File::create(&log)?;
         let mut command = Command::new(program);
         command
             .args(["--exact", test.name])
@@ -269,18 +273,18 @@ impl Bench<'_> {
             .env_remove("RUST_TEST_NOCAPTURE")
             .envs(mutant.map(|mutant| (SWITCH, mutant)))
             .stdin(Stdio::null())
-            .stdout(said.try_clone()?)
-            .stderr(said)
+            .stdout(output.try_clone()?)
+            .stderr(output)
             .process_group(0);
         let mut child = command.spawn().with_context(|| format!("{test}"))?;
         let in_time = ends_in_time(&child)?;
         // Before the child is reaped, and its process ID can be reused.
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
         let status = child.wait()?;
-        let said = fs::read(&log)?;
+        let output = fs::read(&log)?;
         Ok(Run {
             status: in_time.then_some(status),
-            said: String::from_utf8_lossy(&said).into_owned(),
+            output: String::from_utf8_lossy(&output).into_owned(),
         })
     }
 }
@@ -306,24 +310,27 @@ impl Run {
         const FAILED: i32 = 101;
 
         let Some(status) = self.status else {
-            return End::Odd(format!("takes longer than {DEADLINE:?}"));
+            return End::Other(format!("takes longer than {DEADLINE:?}"));
         };
         let failed = format!("test {} ... FAILED", test.name);
-        if status.success() && self.said.contains("test result: ok. 1 passed; 0 failed") {
+        if status.success() && self.output.contains("test result: ok. 1 passed; 0 failed") {
             End::Passed
-        } else if status.code() == Some(FAILED) && self.said.contains(&failed) {
+        } else if status.code() == Some(FAILED) && self.output.contains(&failed) {
             End::Failed(self.first_panic())
         } else {
-            let said: String = self.said.trim().chars().take(500).collect();
-            End::Odd(format!("ends with {status}: {said}"))
+            let output: String = self.output.trim().chars().take(500).collect();
+            End::Other(format!("ends with {status}: {output}"))
         }
     }
 
     /// Returns the place of the first failed assertion.
     fn first_panic(&self) -> String {
-        let panic = self.said.split_once(" panicked at ");
+        let panic = self.output.split_once(" panicked at ");
         let place = panic.and_then(|(_, panic)| panic.lines().next());
-        place.unwrap_or("an unknown place").trim_end_matches(':').to_owned()
+        place
+            .unwrap_or("an unknown place")
+            .trim_end_matches(':')
+            .to_owned()
     }
 }
 
@@ -346,7 +353,7 @@ struct Target {
 fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf>> {
     let all = PITFALLS.iter().flat_map(|pitfall| pitfall.mutants);
     let wanted: BTreeSet<_> = all
-        .map(|mutant| (mutant.noticed_by.package, mutant.noticed_by.program))
+        .map(|mutant| (mutant.detected_by.package, mutant.detected_by.program))
         .collect();
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
@@ -372,10 +379,7 @@ fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf
     }
     let built = command.output().context("cargo")?;
     let errors = String::from_utf8_lossy(&built.stderr);
-    ensure!(
-        built.status.success(),
-        "cannot build the mutants: {errors}"
-    );
+    ensure!(built.status.success(), "cannot build the mutants: {errors}");
 
     let mut programs = HashMap::new();
     for line in String::from_utf8(built.stdout)?.lines() {

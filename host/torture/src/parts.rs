@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::arguments::Arguments;
 use crate::findings::{Findings, Part, Setting};
-use crate::report::{Outcome, Report};
+use crate::report::{PartReport, Report};
 use crate::{
     contender, corruption, faults, full_disks, fuzz, hostile, interleavings, linearizability,
     mutants, steps, storms, time,
@@ -46,10 +46,10 @@ type Work = fn(&[String]) -> Result<()>;
 /// The functions of the worker processes that parts start: `torture worker NAME ARGUMENTS`.
 const WORKERS: &[(&str, Work)] = &[
     ("contend", contender::contend),
-    ("step", steps::work),
+    ("operation", steps::work),
     ("linearizability", linearizability::work),
     ("hold", time::hold),
-    ("use-number-again", time::use_number_again),
+    ("reuse-pid", time::reuse_pid),
 ];
 
 pub(crate) fn main() -> ExitCode {
@@ -113,10 +113,10 @@ fn torture(arguments: &Arguments) -> Result<bool> {
             share => left.mul_f64(f64::from(share) / f64::from(shares)),
         };
         shares -= part.share;
-        let outcome = one(part, arguments, seed, length)?;
-        building += outcome.findings.building;
-        outcome.print(part.name);
-        report.parts.push(outcome);
+        let part_report = one(part, arguments, seed, length)?;
+        building += part_report.findings.building;
+        part_report.print(part.name);
+        report.parts.push(part_report);
     }
     println!("\n{}", report.table());
     report.write(&arguments.report)?;
@@ -124,8 +124,8 @@ fn torture(arguments: &Arguments) -> Result<bool> {
     Ok(report.violations() == 0)
 }
 
-fn one(part: &Part, arguments: &Arguments, seed: u64, length: Duration) -> Result<Outcome> {
-    let folder = tempfile::tempdir().context("cannot create a temporary directory")?;
+fn one(part: &Part, arguments: &Arguments, seed: u64, length: Duration) -> Result<PartReport> {
+    let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
     let progress = ProgressBar::new_spinner().with_prefix(part.name);
     progress.set_style(
         ProgressStyle::with_template("{prefix:20} {wide_bar} {pos}/{len} {msg} {elapsed}")
@@ -137,7 +137,7 @@ fn one(part: &Part, arguments: &Arguments, seed: u64, length: Duration) -> Resul
         length,
         is_long: arguments.length >= LONG,
         only_build: arguments.build,
-        folder: folder.path().to_owned(),
+        directory: directory.path().to_owned(),
         progress,
     };
     let mut findings = Findings::default();
@@ -147,7 +147,7 @@ fn one(part: &Part, arguments: &Arguments, seed: u64, length: Duration) -> Resul
     if let Err(err) = ended {
         findings.violation(format!("this part failed to run: {err:#}"));
     }
-    Ok(Outcome {
+    Ok(PartReport {
         name: part.name,
         about: part.about,
         seconds: began

@@ -18,7 +18,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Copies the `verrou` command that was built with this program to `directory`, where every user
 /// can run it, and returns its path.
-pub(crate) fn verrou(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn verrou(directory: &Path) -> Result<PathBuf> {
     let this = env::current_exe().context("cannot find the path of this program")?;
     let built = this.with_file_name("verrou");
     ensure!(
@@ -27,8 +27,8 @@ pub(crate) fn verrou(folder: &Path) -> Result<PathBuf> {
          profile as this program",
         built.display()
     );
-    fs::set_permissions(folder, Permissions::from_mode(0o755))?;
-    let copied = folder.join("verrou");
+    fs::set_permissions(directory, Permissions::from_mode(0o755))?;
+    let copied = directory.join("verrou");
     if !copied.exists() {
         fs::copy(&built, &copied).with_context(|| format!("copy {}", built.display()))?;
         fs::set_permissions(&copied, Permissions::from_mode(0o755))?;
@@ -54,7 +54,7 @@ impl Ended {
     }
 
     /// Returns whether it panicked, was ended by a signal, or did not end: no input may cause that.
-    pub(crate) fn is_bad(&self) -> bool {
+    pub(crate) fn is_abnormal(&self) -> bool {
         self.is_late || self.status.signal().is_some() || self.code() == Some(101)
     }
 }
@@ -66,17 +66,21 @@ pub(crate) struct Running {
     began: Instant,
     /// The files of its standard output and error; not pipes, which a surviving child process could
     /// keep open.
-    said: [File; 2],
+    output: [File; 2],
 }
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Result<Self> {
-        let said = [tempfile::tempfile()?, tempfile::tempfile()?];
-        let [out, err] = [said[0].try_clone()?, said[1].try_clone()?];
+        let output = [tempfile::tempfile()?, tempfile::tempfile()?];
+        let [out, err] = [output[0].try_clone()?, output[1].try_clone()?];
         let began = Instant::now();
         let child = command.stdout(out).stderr(err).spawn();
         let child = child.with_context(|| format!("start {command:?}"))?;
-        Ok(Self { child, began, said })
+        Ok(Self {
+            child,
+            began,
+            output,
+        })
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -118,7 +122,7 @@ impl Running {
         }
         let status = self.child.wait()?;
         let took = self.began.elapsed();
-        let [out, err] = self.said.each_mut().map(|file| {
+        let [out, err] = self.output.each_mut().map(|file| {
             let mut bytes = Vec::new();
             file.rewind()?;
             file.read_to_end(&mut bytes)?;
@@ -145,19 +149,19 @@ impl Running {
     }
 
     /// Returns its standard output so far.
-    pub(crate) fn has_said(&self) -> Result<String> {
+    pub(crate) fn output_so_far(&self) -> Result<String> {
         use std::os::unix::fs::FileExt;
 
         let mut bytes = vec![0; 1 << 16];
-        let length = self.said[0].read_at(&mut bytes, 0)?;
+        let length = self.output[0].read_at(&mut bytes, 0)?;
         Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
     }
 
     /// Waits until its standard output contains `word`.
-    pub(crate) fn says(&mut self, word: &str) -> Result<()> {
+    pub(crate) fn wait_for_output(&mut self, word: &str) -> Result<()> {
         let began = Instant::now();
-        while !self.has_said()?.contains(word) {
-            let is_over = self.child.try_wait()?.is_some() && !self.has_said()?.contains(word);
+        while !self.output_so_far()?.contains(word) {
+            let is_over = self.child.try_wait()?.is_some() && !self.output_so_far()?.contains(word);
             ensure!(
                 !is_over && began.elapsed() < DEADLINE,
                 "a program did not print `{word}`"

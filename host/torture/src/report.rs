@@ -15,12 +15,12 @@ use crate::findings::Findings;
 pub(crate) struct Report {
     seed: u64,
     asked_for_seconds: f64,
-    pub(crate) parts: Vec<Outcome>,
+    pub(crate) parts: Vec<PartReport>,
 }
 
 /// The results of one part, with its name and duration.
 #[derive(Debug, Serialize)]
-pub(crate) struct Outcome {
+pub(crate) struct PartReport {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
     pub(crate) seconds: f64,
@@ -67,15 +67,15 @@ impl Report {
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
         }
         let text = serde_json::to_string_pretty(self)? + "\n";
         fs::write(path, text).with_context(|| format!("{}", path.display()))
     }
 }
 
-impl Outcome {
+impl PartReport {
     /// Prints the results of the part as soon as it has ended.
     pub(crate) fn print(&self, name: &str) {
         let Findings {

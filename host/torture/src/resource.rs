@@ -46,7 +46,7 @@ pub(crate) enum Word {
     /// The longest time that a waiter waited beyond its timeout, in nanoseconds.
     Overshoot,
     /// The number of requests that failed because the directory was missing.
-    Nowhere,
+    DirectoryMissing,
     /// Whether all processes are to stop.
     Stop,
     /// The number of words.
@@ -55,7 +55,7 @@ pub(crate) enum Word {
 
 /// The meaning of each word of a process.
 #[derive(Clone, Copy, Debug)]
-enum Of {
+enum ProcessWord {
     /// Whether the process was killed.
     Dead,
     /// When its lease expires, in nanoseconds since the boot; zero after it has left.
@@ -75,11 +75,11 @@ pub(crate) enum Verdict {
     /// The caller's lease had expired: it did not enter, or another process may have entered.
     Stale,
     /// Another process with a valid lease was inside.
-    Beside(String),
+    Overlap(String),
     /// The fencing token is smaller than an earlier one.
-    FenceWentBack(String),
+    FenceDecreased(String),
     /// The fencing token is the same as another process's.
-    FenceCameAgain(String),
+    FenceRepeated(String),
 }
 
 /// A critical section in shared memory.
@@ -98,7 +98,7 @@ impl Resource {
             .write(true)
             .create_new(true)
             .open(path)?;
-        let words = Word::Count as usize + MOST * Of::Count as usize;
+        let words = Word::Count as usize + MOST * ProcessWord::Count as usize;
         file.set_len(words as u64 * 8)?;
         Self::map(&file)
     }
@@ -132,35 +132,37 @@ impl Resource {
         self.word(word).load(SeqCst)
     }
 
-    fn of(&self, who: u64, what: Of) -> &AtomicU64 {
-        let who = usize::try_from(who).expect("a process number fits into usize") % MOST;
-        &self.words()[Word::Count as usize + who * Of::Count as usize + what as usize]
+    fn of(&self, process: u64, word: ProcessWord) -> &AtomicU64 {
+        let process = usize::try_from(process).expect("a process number fits into usize") % MOST;
+        &self.words()[Word::Count as usize + process * ProcessWord::Count as usize + word as usize]
     }
 
     /// Records that `process` enters with `fence`, under a lease that ends at `deadline`.
-    pub(crate) fn enter(&self, who: u64, fence: u64, deadline: u64) -> Verdict {
-        self.of(who, Of::Deadline).store(deadline, SeqCst);
-        self.of(who, Of::Fence).store(fence, SeqCst);
-        let before = self.word(Word::Inside).swap(who, SeqCst);
+    pub(crate) fn enter(&self, process: u64, fence: u64, deadline: u64) -> Verdict {
+        self.of(process, ProcessWord::Deadline)
+            .store(deadline, SeqCst);
+        self.of(process, ProcessWord::Fence).store(fence, SeqCst);
+        let before = self.word(Word::Inside).swap(process, SeqCst);
         let entered = now();
         if entered >= deadline {
             // Another process inside may have a valid lease.
             let inside = self.word(Word::Inside);
-            let _ = inside.compare_exchange(who, before, SeqCst, SeqCst);
+            let _ = inside.compare_exchange(process, before, SeqCst, SeqCst);
             self.word(Word::Stale).fetch_add(1, SeqCst);
             return Verdict::Stale;
         }
         let mut greatest = self.word(Word::Fence).fetch_max(fence, SeqCst);
         if before != 0 {
             // The other process may not have stored its token yet.
-            greatest = greatest.max(self.of(before, Of::Fence).load(SeqCst));
+            greatest = greatest.max(self.of(before, ProcessWord::Fence).load(SeqCst));
         }
         if greatest > fence {
-            // Another process was granted the lock since: the process inside may have a valid lease.
+            // Another process was granted the lock since: the process inside may have a valid
+            // lease.
             let inside = self.word(Word::Inside);
-            let _ = inside.compare_exchange(who, before, SeqCst, SeqCst);
-            return Verdict::FenceWentBack(format!(
-                "process {who} entered with fencing token {fence}, after {greatest}"
+            let _ = inside.compare_exchange(process, before, SeqCst, SeqCst);
+            return Verdict::FenceDecreased(format!(
+                "process {process} entered with fencing token {fence}, after {greatest}"
             ));
         }
         let since = self.word(Word::FreeSince).load(SeqCst);
@@ -171,15 +173,16 @@ impl Resource {
         self.word(Word::FreeSince).store(deadline, SeqCst);
         self.word(Word::Entered).fetch_add(1, SeqCst);
 
-        if before != 0 && self.of(before, Of::Dead).load(SeqCst) == 0 {
-            let until = self.of(before, Of::Deadline).load(SeqCst);
+        if before != 0 && self.of(before, ProcessWord::Dead).load(SeqCst) == 0 {
+            let until = self.of(before, ProcessWord::Deadline).load(SeqCst);
             if entered < until {
-                self.of(before, Of::Displaced).store(1, SeqCst);
+                self.of(before, ProcessWord::Displaced).store(1, SeqCst);
                 self.word(Word::Displaced).fetch_add(1, SeqCst);
-                return Verdict::Beside(format!(
-                    "process {who} entered while process {before} was inside with {} left",
+                return Verdict::Overlap(format!(
+                    "process {process} entered while process {before} was inside; lease time \
+                     left: {}",
                     if until == u64::MAX {
-                        "an endless lease".to_owned()
+                        "unlimited".to_owned()
                     } else {
                         format!("{} µs", (until - entered) / 1000)
                     }
@@ -190,18 +193,18 @@ impl Resource {
             }
         }
         if greatest == fence {
-            return Verdict::FenceCameAgain(format!(
-                "process {who} entered with fencing token {fence}, which another process had"
+            return Verdict::FenceRepeated(format!(
+                "process {process} entered with fencing token {fence}, which another process had"
             ));
         }
         Verdict::Fine
     }
 
     /// Records that `process` leaves.
-    pub(crate) fn leave(&self, who: u64) -> Verdict {
-        let deadline = self.of(who, Of::Deadline).swap(0, SeqCst);
+    pub(crate) fn leave(&self, process: u64) -> Verdict {
+        let deadline = self.of(process, ProcessWord::Deadline).swap(0, SeqCst);
         let inside = self.word(Word::Inside);
-        let there = inside.compare_exchange(who, 0, SeqCst, SeqCst);
+        let there = inside.compare_exchange(process, 0, SeqCst, SeqCst);
         let left = now();
         match there {
             Ok(_) => {
@@ -211,31 +214,33 @@ impl Resource {
             // A process whose lease had expired on entering, and which has not left yet.
             Err(other)
                 if other != 0
-                    && other != who
-                    && (1..=left).contains(&self.of(other, Of::Deadline).load(SeqCst)) =>
+                    && other != process
+                    && (1..=left).contains(&self.of(other, ProcessWord::Deadline).load(SeqCst)) =>
             {
                 Verdict::Fine
             }
             Err(_) if left >= deadline => Verdict::Stale,
-            Err(0) => Verdict::Beside(format!("another process was inside at the same time as process {who}")),
-            Err(other) => {
-                Verdict::Beside(format!("process {who} left, and process {other} was inside"))
-            }
+            Err(0) => Verdict::Overlap(format!(
+                "another process was inside at the same time as process {process}"
+            )),
+            Err(other) => Verdict::Overlap(format!(
+                "process {process} left, and process {other} was inside"
+            )),
         }
     }
 
     /// Returns whether another process entered while `process` was inside, and resets that.
-    pub(crate) fn was_displaced(&self, who: u64) -> bool {
-        self.of(who, Of::Displaced).swap(0, SeqCst) != 0
+    pub(crate) fn was_displaced(&self, process: u64) -> bool {
+        self.of(process, ProcessWord::Displaced).swap(0, SeqCst) != 0
     }
 
     /// Records that `process` is about to be killed.
-    pub(crate) fn dies(&self, who: u64) {
-        self.of(who, Of::Dead).store(1, SeqCst);
+    pub(crate) fn mark_dead(&self, process: u64) {
+        self.of(process, ProcessWord::Dead).store(1, SeqCst);
     }
 
     /// Records that the lock becomes free now.
-    pub(crate) fn is_free(&self) {
+    pub(crate) fn mark_free(&self) {
         self.word(Word::FreeSince).store(now(), SeqCst);
     }
 
@@ -261,64 +266,64 @@ mod tests {
     use super::*;
 
     fn resource() -> (tempfile::TempDir, Resource) {
-        let folder = tempfile::tempdir().unwrap();
-        let resource = Resource::create(&folder.path().join("words")).unwrap();
-        (folder, resource)
+        let directory = tempfile::tempdir().unwrap();
+        let resource = Resource::create(&directory.path().join("words")).unwrap();
+        (directory, resource)
     }
 
-    fn is_beside(verdict: &Verdict) -> bool {
-        matches!(verdict, Verdict::Beside(_))
+    fn is_overlap(verdict: &Verdict) -> bool {
+        matches!(verdict, Verdict::Overlap(_))
     }
 
     #[test]
-    fn one_after_the_other_is_fine() {
-        let (_folder, resource) = resource();
-        for who in 1..4 {
-            assert_eq!(resource.enter(who, who, u64::MAX), Verdict::Fine);
-            assert_eq!(resource.leave(who), Verdict::Fine);
+    fn sequential_holders_are_no_violation() {
+        let (_directory, resource) = resource();
+        for process in 1..4 {
+            assert_eq!(resource.enter(process, process, u64::MAX), Verdict::Fine);
+            assert_eq!(resource.leave(process), Verdict::Fine);
         }
         assert_eq!(resource.get(Word::Entered), 3);
     }
 
     #[test]
-    fn two_at_once_are_found_out() {
-        let (_folder, resource) = resource();
+    fn two_holders_at_once_are_detected() {
+        let (_directory, resource) = resource();
         assert_eq!(resource.enter(1, 1, u64::MAX), Verdict::Fine);
-        assert!(is_beside(&resource.enter(2, 2, u64::MAX)));
+        assert!(is_overlap(&resource.enter(2, 2, u64::MAX)));
         assert!(resource.was_displaced(1));
-        assert!(is_beside(&resource.leave(1)));
+        assert!(is_overlap(&resource.leave(1)));
     }
 
     #[test]
-    fn one_who_came_and_went_meanwhile_is_found_out() {
-        let (_folder, resource) = resource();
+    fn second_holder_that_has_left_is_detected() {
+        let (_directory, resource) = resource();
         assert_eq!(resource.enter(1, 1, u64::MAX), Verdict::Fine);
-        assert!(is_beside(&resource.enter(2, 2, u64::MAX)));
+        assert!(is_overlap(&resource.enter(2, 2, u64::MAX)));
         assert_eq!(resource.leave(2), Verdict::Fine);
-        assert!(is_beside(&resource.leave(1)));
+        assert!(is_overlap(&resource.leave(1)));
     }
 
     #[test]
-    fn a_fencing_token_that_does_not_grow_is_found_out() {
-        let (_folder, resource) = resource();
+    fn fencing_token_that_does_not_grow_is_detected() {
+        let (_directory, resource) = resource();
         assert_eq!(resource.enter(1, 7, u64::MAX), Verdict::Fine);
         assert_eq!(resource.leave(1), Verdict::Fine);
         assert!(matches!(
             resource.enter(2, 7, u64::MAX),
-            Verdict::FenceCameAgain(_)
+            Verdict::FenceRepeated(_)
         ));
         assert_eq!(resource.leave(2), Verdict::Fine);
         assert!(matches!(
             resource.enter(3, 6, u64::MAX),
-            Verdict::FenceWentBack(_)
+            Verdict::FenceDecreased(_)
         ));
     }
 
     #[test]
-    fn the_dead_and_those_whose_time_has_passed_are_passed() {
-        let (_folder, resource) = resource();
+    fn dead_and_expired_holders_are_replaced_without_violation() {
+        let (_directory, resource) = resource();
         assert_eq!(resource.enter(1, 1, u64::MAX), Verdict::Fine);
-        resource.dies(1);
+        resource.mark_dead(1);
         let soon = now() + 1_000_000;
         assert_eq!(resource.enter(2, 2, soon), Verdict::Fine);
         while now() < soon {}

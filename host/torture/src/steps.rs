@@ -22,19 +22,19 @@ pub(crate) enum Before {
     /// The lock is free, and was held once.
     Free,
     /// The lock's holder has died.
-    Dead,
+    HolderDead,
     /// The lock has a detached lease that has expired.
     Expired,
     /// The lock has a detached lease of one hour.
     Detached,
     /// The process holds the lock.
-    Own,
+    Held,
     /// The process holds the lock, and another owner waits.
-    OwnAndWaitedFor,
+    HeldWithWaiter,
     /// Another owner holds the lock.
-    Anothers,
+    HeldByOther,
     /// Another owner holds the lock, and the process waits.
-    AnothersAndWaitedFor,
+    WaitingForOther,
 }
 
 /// The operation that a process performs.
@@ -48,14 +48,14 @@ pub(crate) enum Act {
     /// Requests the lock, is refused, and waits for a moment.
     Wait,
     /// Ends its wait.
-    GiveUp,
+    EndWait,
     /// Closes the store.
-    CleanUp,
+    CloseStore,
     Inspect,
 }
 
 /// An operation: its name, the state before it, its action, and the kinds of store that have it.
-pub(crate) struct Step {
+pub(crate) struct TestedOperation {
     pub(crate) name: &'static str,
     pub(crate) before: Before,
     pub(crate) act: Act,
@@ -67,21 +67,21 @@ const LEASE: &[&str] = &["lease"];
 
 /// All operations.
 #[rustfmt::skip]
-pub(crate) const STEPS: &[Step] = &[
-    Step { name: "first acquire", before: Before::Nothing, act: Act::Acquire, kinds: BOTH },
-    Step { name: "acquire", before: Before::Free, act: Act::Acquire, kinds: BOTH },
-    Step { name: "take over from a dead holder", before: Before::Dead, act: Act::Acquire, kinds: BOTH },
-    Step { name: "take over an expired lease", before: Before::Expired, act: Act::Acquire, kinds: LEASE },
-    Step { name: "extend", before: Before::Own, act: Act::Extend, kinds: BOTH },
-    Step { name: "release", before: Before::Own, act: Act::Release, kinds: BOTH },
-    Step { name: "hand-off", before: Before::OwnAndWaitedFor, act: Act::Release, kinds: BOTH },
-    Step { name: "force-release", before: Before::Detached, act: Act::ForceRelease, kinds: LEASE },
-    Step { name: "detach", before: Before::Own, act: Act::Detach, kinds: LEASE },
-    Step { name: "wait", before: Before::Anothers, act: Act::Wait, kinds: BOTH },
-    Step { name: "end a wait", before: Before::AnothersAndWaitedFor, act: Act::GiveUp, kinds: BOTH },
-    Step { name: "close the store", before: Before::OwnAndWaitedFor, act: Act::CleanUp, kinds: BOTH },
-    Step { name: "inspect", before: Before::Detached, act: Act::Inspect, kinds: LEASE },
-    Step { name: "inspect", before: Before::Free, act: Act::Inspect, kinds: &["file"] },
+pub(crate) const OPERATIONS: &[TestedOperation] = &[
+    TestedOperation { name: "first acquire", before: Before::Nothing, act: Act::Acquire, kinds: BOTH },
+    TestedOperation { name: "acquire", before: Before::Free, act: Act::Acquire, kinds: BOTH },
+    TestedOperation { name: "take over from a dead holder", before: Before::HolderDead, act: Act::Acquire, kinds: BOTH },
+    TestedOperation { name: "take over an expired lease", before: Before::Expired, act: Act::Acquire, kinds: LEASE },
+    TestedOperation { name: "extend", before: Before::Held, act: Act::Extend, kinds: BOTH },
+    TestedOperation { name: "release", before: Before::Held, act: Act::Release, kinds: BOTH },
+    TestedOperation { name: "hand-off", before: Before::HeldWithWaiter, act: Act::Release, kinds: BOTH },
+    TestedOperation { name: "force-release", before: Before::Detached, act: Act::ForceRelease, kinds: LEASE },
+    TestedOperation { name: "detach", before: Before::Held, act: Act::Detach, kinds: LEASE },
+    TestedOperation { name: "wait", before: Before::HeldByOther, act: Act::Wait, kinds: BOTH },
+    TestedOperation { name: "end a wait", before: Before::WaitingForOther, act: Act::EndWait, kinds: BOTH },
+    TestedOperation { name: "close the store", before: Before::HeldWithWaiter, act: Act::CloseStore, kinds: BOTH },
+    TestedOperation { name: "inspect", before: Before::Detached, act: Act::Inspect, kinds: LEASE },
+    TestedOperation { name: "inspect", before: Before::Free, act: Act::Inspect, kinds: &["file"] },
 ];
 
 /// The TTL of a lease that its process detaches.
@@ -98,7 +98,7 @@ struct Order {
 
 /// The result of an attempt, as the process reports it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) enum Said {
+pub(crate) enum AttemptResult {
     Granted {
         fence: Option<u64>,
     },
@@ -112,15 +112,15 @@ pub(crate) enum Said {
 
 fn claim(owner: u8, ttl: Option<Duration>) -> Claim {
     Claim {
-        name: Name::new("step").expect("a name"),
+        name: Name::new("lock").expect("a valid name"),
         owner: Owner::from_bytes([owner; 16]),
-        ttl: ttl.map_or(Ttl::NEVER, |ttl| Ttl::new(ttl).expect("a ttl")),
+        ttl: ttl.map_or(Ttl::NEVER, |ttl| Ttl::new(ttl).expect("a valid TTL")),
         ephemeral: true,
     }
 }
 
-fn open(kind: &str, folder: &Path) -> Result<FileStore> {
-    let url: StoreUrl = format!("{kind}:{}", folder.display()).parse()?;
+fn open(kind: &str, directory: &Path) -> Result<FileStore> {
+    let url: StoreUrl = format!("{kind}:{}", directory.display()).parse()?;
     Ok(FileStore::open(&url, &StoreOptions::default())?)
 }
 
@@ -135,76 +135,76 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
     let ttl = (order.act == Act::Detach).then_some(DETACHED_TTL);
     let claim = claim(1, ttl);
     if order.owns {
-        tell(&said(store.acquire(&claim)))?;
+        send(&attempt_result(store.acquire(&claim)))?;
         // The other owner begins to wait.
         io::stdin().lines().next();
     }
     if order.waits {
-        said(store.acquire(&claim));
+        attempt_result(store.acquire(&claim));
         store.wait(&claim, Duration::ZERO);
     }
     let mut store = Some(store);
     let first = tracer::traced(|| act(order.act, &mut store, &claim))?;
-    tell(&first)?;
+    send(&first)?;
     for _ in io::stdin().lines() {
-        tell(&act(order.act, &mut store, &claim))?;
+        send(&act(order.act, &mut store, &claim))?;
     }
     Ok(())
 }
 
-fn tell(said: &Said) -> Result<()> {
+fn send(result: &AttemptResult) -> Result<()> {
     let mut output = io::stdout();
-    writeln!(output, "{}", serde_json::to_string(said)?)?;
+    writeln!(output, "{}", serde_json::to_string(result)?)?;
     Ok(output.flush()?)
 }
 
-fn act(act: Act, store: &mut Option<FileStore>, claim: &Claim) -> Said {
+fn act(act: Act, store: &mut Option<FileStore>, claim: &Claim) -> AttemptResult {
     let Some(there) = store else {
-        return Said::Done;
+        return AttemptResult::Done;
     };
     match act {
-        Act::Acquire => said(there.acquire(claim)),
-        Act::Extend => said(there.extend(claim)),
-        Act::Release => said(there.release(claim)),
-        Act::ForceRelease => said(there.evict(&claim.name, None)),
-        Act::Detach => said(there.detach(claim)),
+        Act::Acquire => attempt_result(there.acquire(claim)),
+        Act::Extend => attempt_result(there.extend(claim)),
+        Act::Release => attempt_result(there.release(claim)),
+        Act::ForceRelease => attempt_result(there.evict(&claim.name, None)),
+        Act::Detach => attempt_result(there.detach(claim)),
         Act::Wait => {
-            let first = said(there.acquire(claim));
+            let first = attempt_result(there.acquire(claim));
             there.wait(claim, Duration::from_millis(5));
             match first {
-                Said::Error { .. } => first,
-                _ => said(there.acquire(claim)),
+                AttemptResult::Error { .. } => first,
+                _ => attempt_result(there.acquire(claim)),
             }
         }
-        Act::GiveUp => {
+        Act::EndWait => {
             there.give_up(claim);
-            Said::Done
+            AttemptResult::Done
         }
-        Act::CleanUp => {
+        Act::CloseStore => {
             *store = None;
-            Said::Done
+            AttemptResult::Done
         }
         Act::Inspect => match there.inspect(&claim.name) {
-            Ok(Some(holder)) => Said::Granted {
+            Ok(Some(holder)) => AttemptResult::Granted {
                 fence: holder.fence.map(Fence::get),
             },
-            Ok(None) => Said::Refused,
-            Err(err) => Said::error(err),
+            Ok(None) => AttemptResult::Refused,
+            Err(err) => AttemptResult::error(err),
         },
     }
 }
 
-fn said(reply: Result<Reply, StoreError>) -> Said {
+fn attempt_result(reply: Result<Reply, StoreError>) -> AttemptResult {
     match reply {
-        Ok(Reply::Granted { fence }) => Said::Granted {
+        Ok(Reply::Granted { fence }) => AttemptResult::Granted {
             fence: fence.map(Fence::get),
         },
-        Ok(Reply::Refused { .. }) => Said::Refused,
-        Err(err) => Said::error(err),
+        Ok(Reply::Refused { .. }) => AttemptResult::Refused,
+        Err(err) => AttemptResult::error(err),
     }
 }
 
-impl Said {
+impl AttemptResult {
     fn error(err: StoreError) -> Self {
         Self::Error {
             text: format!("{:#}", anyhow::Error::from(err)),
@@ -215,7 +215,7 @@ impl Said {
 /// An operation, and a template of the state before it.
 pub(crate) struct Stage {
     kind: &'static str,
-    step: &'static Step,
+    operation: &'static TestedOperation,
     /// The directory of the state before the operation, to be copied.
     template: PathBuf,
     /// The greatest fencing token that was granted before.
@@ -224,9 +224,9 @@ pub(crate) struct Stage {
 
 /// A process that is about to perform an operation.
 pub(crate) struct Scene {
-    pub(crate) folder: PathBuf,
+    pub(crate) directory: PathBuf,
     kind: &'static str,
-    step: &'static Step,
+    operation: &'static TestedOperation,
     /// The process, stopped before its operation.
     pub(crate) process: Child,
     input: Option<ChildStdin>,
@@ -239,14 +239,18 @@ pub(crate) struct Scene {
 }
 
 impl Stage {
-    pub(crate) fn new(folder: &Path, step: &'static Step, kind: &'static str) -> Result<Self> {
-        let template = tempfile::tempdir_in(folder)?.keep();
+    pub(crate) fn new(
+        directory: &Path,
+        operation: &'static TestedOperation,
+        kind: &'static str,
+    ) -> Result<Self> {
+        let template = tempfile::tempdir_in(directory)?.keep();
         let mut fence = 0;
         let locks = template.join("locks");
         fs::create_dir(&locks)?;
-        if step.before != Before::Nothing {
+        if operation.before != Before::Nothing {
             let store = open(kind, &locks)?;
-            let ttl = match step.before {
+            let ttl = match operation.before {
                 Before::Expired => Some(Duration::from_millis(1)),
                 Before::Detached => Some(Duration::from_hours(1)),
                 _ => None,
@@ -256,8 +260,8 @@ impl Stage {
                 ..claim(2, ttl)
             };
             fence = granted(store.acquire(&claim))?;
-            match step.before {
-                Before::Dead => {
+            match operation.before {
+                Before::HolderDead => {
                     // Copies have other inodes, which no process has locked.
                     copy(&locks, &template.join("dead"))?;
                     fs::remove_dir_all(&locks)?;
@@ -271,7 +275,7 @@ impl Stage {
         }
         Ok(Self {
             kind,
-            step,
+            operation,
             template: locks,
             fence,
         })
@@ -279,38 +283,41 @@ impl Stage {
 
     /// Returns the operation's action.
     pub(crate) fn act(&self) -> Act {
-        self.step.act
+        self.operation.act
     }
 
     /// Starts a process in the new `directory`, and lets it run up to its operation.
-    pub(crate) fn scene(&self, folder: PathBuf) -> Result<Scene> {
-        copy(&self.template, &folder)?;
-        let before = self.step.before;
-        let other = open(self.kind, &folder)?;
+    pub(crate) fn scene(&self, directory: PathBuf) -> Result<Scene> {
+        copy(&self.template, &directory)?;
+        let before = self.operation.before;
+        let other = open(self.kind, &directory)?;
         let mut has = None;
         let mut fence = self.fence;
-        if matches!(before, Before::Anothers | Before::AnothersAndWaitedFor) {
+        if matches!(before, Before::HeldByOther | Before::WaitingForOther) {
             let claim = claim(2, None);
             fence = granted(other.acquire(&claim))?;
             has = Some(claim);
         }
-        let owns = matches!(before, Before::Own | Before::OwnAndWaitedFor);
+        let owns = matches!(before, Before::Held | Before::HeldWithWaiter);
         let order = Order {
-            store: format!("{}:{}", self.kind, folder.display()),
-            act: self.step.act,
+            store: format!("{}:{}", self.kind, directory.display()),
+            act: self.operation.act,
             owns,
-            waits: before == Before::AnothersAndWaitedFor,
+            waits: before == Before::WaitingForOther,
         };
         let mut process = Command::new(env::current_exe()?)
-            .args(["worker", "step", &serde_json::to_string(&order)?])
+            .args(["worker", "operation", &serde_json::to_string(&order)?])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let output = process.stdout.take().context("the process has no standard output")?;
+        let output = process
+            .stdout
+            .take()
+            .context("the process has no standard output")?;
         let mut scene = Scene {
             kind: self.kind,
-            step: self.step,
+            operation: self.operation,
             input: process.stdin.take(),
             output: BufReader::new(output),
             process,
@@ -318,20 +325,20 @@ impl Stage {
             has,
             waits: None,
             fence,
-            folder,
+            directory,
         };
         if owns {
-            match scene.hear()? {
-                Some(Said::Granted { fence: Some(fence) }) => scene.fence = fence,
+            match scene.receive()? {
+                Some(AttemptResult::Granted { fence: Some(fence) }) => scene.fence = fence,
                 other => bail!("a free lock was not granted: {other:?}"),
             }
-            if before == Before::OwnAndWaitedFor {
+            if before == Before::HeldWithWaiter {
                 let claim = claim(3, None);
                 scene.other.acquire(&claim)?;
                 scene.other.wait(&claim, Duration::ZERO);
                 scene.waits = Some(claim);
             }
-            scene.tell()?;
+            scene.resume()?;
         }
         Ok(scene)
     }
@@ -339,7 +346,7 @@ impl Stage {
 
 impl Scene {
     /// Reads the next result of the process; returns `None` if the process is gone.
-    pub(crate) fn hear(&mut self) -> Result<Option<Said>> {
+    pub(crate) fn receive(&mut self) -> Result<Option<AttemptResult>> {
         let mut line = String::new();
         match self.output.read_line(&mut line)? {
             0 => Ok(None),
@@ -348,8 +355,11 @@ impl Scene {
     }
 
     /// Lets the process continue.
-    pub(crate) fn tell(&mut self) -> Result<()> {
-        let input = self.input.as_mut().context("the process has no standard input")?;
+    pub(crate) fn resume(&mut self) -> Result<()> {
+        let input = self
+            .input
+            .as_mut()
+            .context("the process has no standard input")?;
         Ok(writeln!(input)?)
     }
 
@@ -408,7 +418,7 @@ impl Scene {
             self.other.release(&claim)?;
         }
         let claim = self.waits.take().unwrap_or_else(|| claim(4, None));
-        let bound = match (self.step.act, self.step.before) {
+        let bound = match (self.operation.act, self.operation.before) {
             (Act::Detach, _) => bound + DETACHED_TTL,
             // The lease lasts for an hour, unless it was force-released.
             (Act::ForceRelease | Act::Inspect, Before::Detached) => {
@@ -450,16 +460,16 @@ impl Scene {
                 Err(err) => wrong.push(format!("listing: {err}")),
             }
         }
-        let strangers = crate::storms::strangers(&self.folder)?;
-        if !strangers.is_empty() {
-            wrong.push(format!("these foreign files are left: {strangers:?}"));
+        let foreign_files = crate::storms::foreign_files(&self.directory)?;
+        if !foreign_files.is_empty() {
+            wrong.push(format!("these foreign files are left: {foreign_files:?}"));
         }
         Ok(wrong)
     }
 
     /// Returns the operation's name and kind of store.
     pub(crate) fn title(&self) -> String {
-        format!("{}, {}", self.step.name, self.kind)
+        format!("{}, {}", self.operation.name, self.kind)
     }
 }
 
@@ -467,7 +477,7 @@ impl Drop for Scene {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 

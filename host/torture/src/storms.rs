@@ -73,20 +73,20 @@ const LONGEST_GAP: Duration = Duration::from_millis(500);
 /// The configuration of the processes of a crowd.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "the options are independent")]
-struct Wish {
+struct Workload {
     kind: &'static str,
     processes: usize,
     ttl: Option<u64>,
     detaches: bool,
     hold: u64,
-    rest: u64,
-    patience: Option<u64>,
+    pause: u64,
+    timeout: Option<u64>,
     releases: bool,
-    files_go: bool,
-    folder_goes: bool,
+    files_are_removed: bool,
+    directory_moves: bool,
 }
 
-impl Wish {
+impl Workload {
     fn new(kind: &'static str, processes: usize) -> Self {
         Self {
             kind,
@@ -94,101 +94,105 @@ impl Wish {
             ttl: None,
             detaches: false,
             hold: 20,
-            rest: 0,
-            patience: None,
+            pause: 0,
+            timeout: None,
             releases: true,
-            files_go: false,
-            folder_goes: false,
+            files_are_removed: false,
+            directory_moves: false,
         }
     }
 }
 
 /// Processes that contend for one lock.
 struct Crowd {
-    wish: Wish,
+    workload: Workload,
     seed: u64,
-    folder: PathBuf,
+    directory: PathBuf,
     resource: Resource,
     members: BTreeMap<u64, Child>,
-    born: u64,
+    started: u64,
 }
 
 impl Crowd {
     /// Starts the processes.
-    fn new(setting: &Setting, wish: Wish) -> Result<Self> {
-        let folder = tempfile::tempdir_in(&setting.folder)?.keep();
-        fs::create_dir(folder.join("locks"))?;
+    fn new(setting: &Setting, workload: Workload) -> Result<Self> {
+        let directory = tempfile::tempdir_in(&setting.directory)?.keep();
+        fs::create_dir(directory.join("locks"))?;
         let mut crowd = Self {
             seed: setting.seed,
-            resource: Resource::create(&folder.join("words"))?,
+            resource: Resource::create(&directory.join("words"))?,
             members: BTreeMap::new(),
-            born: 0,
-            wish,
-            folder,
+            started: 0,
+            workload,
+            directory,
         };
-        while crowd.members.len() < crowd.wish.processes {
+        while crowd.members.len() < crowd.workload.processes {
             crowd.start_one()?;
         }
         Ok(crowd)
     }
 
     fn locks(&self) -> PathBuf {
-        self.folder.join("locks")
+        self.directory.join("locks")
     }
 
     fn store(&self) -> String {
-        format!("{}:{}", self.wish.kind, self.locks().display())
+        format!("{}:{}", self.workload.kind, self.locks().display())
     }
 
-    fn complaints(&self) -> PathBuf {
-        self.folder.join("complaints")
+    fn violations_log(&self) -> PathBuf {
+        self.directory.join("violations")
     }
 
     fn start_one(&mut self) -> Result<()> {
-        self.born += 1;
-        let Wish {
+        self.started += 1;
+        let Workload {
             ttl,
             detaches,
             hold,
-            rest,
-            patience,
+            pause,
+            timeout,
             releases,
-            files_go,
-            folder_goes,
+            files_are_removed,
+            directory_moves,
             ..
-        } = self.wish;
+        } = self.workload;
         let contender = Contender {
-            number: self.born,
+            number: self.started,
             seed: self.seed,
             store: self.store(),
-            resource: self.folder.join("words"),
+            resource: self.directory.join("words"),
             ttl,
             detaches,
             hold,
-            rest,
-            patience,
+            pause,
+            timeout,
             releases,
-            files_go,
-            folder_goes,
+            files_are_removed,
+            directory_moves,
         };
-        let complaints = File::options()
+        let violations_log = File::options()
             .append(true)
             .create(true)
-            .open(self.complaints())?;
+            .open(self.violations_log())?;
         let child = Command::new(env::current_exe()?)
             .args(["worker", "contend", &serde_json::to_string(&contender)?])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(complaints)
+            .stderr(violations_log)
             .spawn()?;
-        self.members.insert(self.born, child);
+        self.members.insert(self.started, child);
         Ok(())
     }
 
     /// Returns the number of a random process.
     fn any(&self, random: &mut Rng) -> u64 {
         let which = random.usize(..self.members.len());
-        *self.members.keys().nth(which).expect("the index is in range")
+        *self
+            .members
+            .keys()
+            .nth(which)
+            .expect("the index is in range")
     }
 
     fn signal(&self, number: u64, signal: Signal) -> Result<()> {
@@ -201,13 +205,13 @@ impl Crowd {
 
     /// Kills a process, and starts another in its place.
     fn replace(&mut self, number: u64) -> Result<()> {
-        self.resource.dies(number);
+        self.resource.mark_dead(number);
         self.signal(number, Signal::KILL)?;
         if let Some(mut child) = self.members.remove(&number) {
             child.wait()?;
         }
         if self.resource.get(Word::Inside) == number {
-            self.resource.is_free();
+            self.resource.mark_free();
         }
         self.start_one()
     }
@@ -217,7 +221,7 @@ impl Crowd {
         /// The time within which a process acquires the lock, even on a busy machine.
         const STUCK: Duration = Duration::from_secs(20);
 
-        let kind = self.wish.kind;
+        let kind = self.workload.kind;
         self.resource.word(Word::Stop).store(1, SeqCst);
         let began = Instant::now();
         let mut stuck = 0;
@@ -241,12 +245,14 @@ impl Crowd {
         findings.check(stuck == 0, || {
             format!("{kind}: {stuck} processes did not end within {STUCK:?} without faults")
         });
-        let complaints = fs::read_to_string(self.complaints())?;
-        let lines = complaints.lines().count();
-        for line in complaints.lines().take(20) {
+        let violations_log = fs::read_to_string(self.violations_log())?;
+        let lines = violations_log.lines().count();
+        for line in violations_log.lines().take(20) {
             findings.violation(format!("{kind}: {line}"));
         }
-        findings.check(lines <= 20, || format!("{kind}: {} more violations", lines - 20));
+        findings.check(lines <= 20, || {
+            format!("{kind}: {} more violations", lines - 20)
+        });
 
         let get = |word| self.resource.get(word);
         findings.count("acquisitions", get(Word::Entered));
@@ -255,15 +261,20 @@ impl Crowd {
             (Word::Zombies, "taken over after expiry"),
             (Word::Stale, "grants that expired before use"),
             (Word::TimedOut, "timed out"),
-            (Word::Nowhere, "found no directory"),
-            (Word::Displaced, "acquired beside a holder whose file was removed"),
+            (Word::DirectoryMissing, "found no directory"),
+            (
+                Word::Displaced,
+                "acquired beside a holder whose file was removed",
+            ),
         ];
         for (word, what) in others {
             if get(word) > 0 {
                 findings.count(what, get(word));
             }
         }
-        findings.check(get(Word::Entered) > 0, || format!("{kind}: no process acquired the lock"));
+        findings.check(get(Word::Entered) > 0, || {
+            format!("{kind}: no process acquired the lock")
+        });
         let (counted, acknowledged) = (get(Word::Counter), get(Word::Acknowledged));
         findings.check(counted >= acknowledged, || {
             format!(
@@ -275,25 +286,28 @@ impl Crowd {
         findings.worst(format!("longest gap, {}", self.title()), gap);
         if let Some(longest) = longest_gap {
             findings.check(gap <= longest, || {
-                format!("{}: no process acquired the free lock for {gap:?}", self.title())
+                format!(
+                    "{}: no process acquired the free lock for {gap:?}",
+                    self.title()
+                )
             });
         }
-        self.is_whole(findings);
+        self.check_store(findings);
         Ok(())
     }
 
     fn title(&self) -> String {
-        let lease = match self.wish.ttl {
-            Some(ttl) if self.wish.detaches => format!(" detached, ttl {ttl} ms"),
+        let lease = match self.workload.ttl {
+            Some(ttl) if self.workload.detaches => format!(" detached, ttl {ttl} ms"),
             Some(ttl) => format!(", ttl {ttl} ms"),
             None => String::new(),
         };
-        format!("{}{lease}", self.wish.kind)
+        format!("{}{lease}", self.workload.kind)
     }
 
     /// Checks that the store works after the processes have ended, and has no foreign files.
-    fn is_whole(&self, findings: &mut Findings) {
-        let kind = self.wish.kind;
+    fn check_store(&self, findings: &mut Findings) {
+        let kind = self.workload.kind;
         let store = self
             .store()
             .parse::<StoreUrl>()
@@ -319,7 +333,7 @@ impl Crowd {
             }),
             Err(err) => findings.violation(format!("{kind}: after the end: {err}")),
         }
-        match strangers(&self.locks()) {
+        match foreign_files(&self.locks()) {
             Ok(names) => findings.check(names.is_empty(), || {
                 format!("{kind}: these foreign files are left: {names:?}")
             }),
@@ -338,9 +352,9 @@ impl Drop for Crowd {
 }
 
 /// Returns the names of files in the store's directory that are not the store's.
-pub(crate) fn strangers(folder: &Path) -> Result<Vec<String>> {
+pub(crate) fn foreign_files(directory: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let is_ours = name == "fences"
             || [".lease", ".lock", ".bell"]
@@ -376,11 +390,11 @@ fn contention(setting: &Setting, findings: &mut Findings) -> Result<()> {
         setting
             .progress
             .set_message(format!("{kind}, {processes} processes"));
-        let wish = Wish {
+        let workload = Workload {
             hold,
-            ..Wish::new(kind, processes)
+            ..Workload::new(kind, processes)
         };
-        let crowd = Crowd::new(setting, wish)?;
+        let crowd = Crowd::new(setting, workload)?;
         thread::sleep(length);
         crowd.end(findings, Some(LONGEST_GAP))
     })
@@ -390,25 +404,25 @@ fn contention(setting: &Setting, findings: &mut Findings) -> Result<()> {
 const DETACHED_TTL: u64 = 300;
 
 fn kills(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let storms = [("file", false), ("lease", false), ("lease", true)];
-    for_each(setting, &storms, |(kind, detaches), length| {
+    let cases = [("file", false), ("lease", false), ("lease", true)];
+    for_each(setting, &cases, |(kind, detaches), length| {
         setting.progress.set_message(kind);
-        let wish = Wish {
+        let workload = Workload {
             hold: 300,
             ttl: detaches.then_some(DETACHED_TTL),
             detaches,
-            ..Wish::new(kind, 8)
+            ..Workload::new(kind, 8)
         };
         let longest = if detaches {
-            // A process that is killed between its grant and its entry keeps the lock for the TTL while
-            // the resource counts it as free. Two such kills in a row occurred once in 35,000 kills
-            // (600.7 ms).
+            // A process that is killed between its grant and its entry keeps the lock for the TTL
+            // while the resource counts it as free. Two such kills in a row occurred once in 35,000
+            // kills (600.7 ms).
             Duration::from_millis(4 * DETACHED_TTL)
         } else {
             LONGEST_GAP
         };
         let mut random = Rng::with_seed(setting.seed);
-        let mut crowd = Crowd::new(setting, wish)?;
+        let mut crowd = Crowd::new(setting, workload)?;
         let began = Instant::now();
         while began.elapsed() < length {
             thread::sleep(Duration::from_micros(random.u64(300..2000)));
@@ -427,18 +441,18 @@ fn kills(setting: &Setting, findings: &mut Findings) -> Result<()> {
 }
 
 fn stops(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let storms = [
+    let cases = [
         ("file", None, false),
         ("lease", Some(60), false),
         ("lease", Some(1000), true),
     ];
-    for_each(setting, &storms, |(kind, ttl, detaches), length| {
+    for_each(setting, &cases, |(kind, ttl, detaches), length| {
         setting.progress.set_message(kind);
-        let wish = Wish {
+        let workload = Workload {
             ttl,
             detaches,
             hold: 3000,
-            ..Wish::new(kind, 8)
+            ..Workload::new(kind, 8)
         };
         let ttl = ttl.unwrap_or(60);
         let longest = if detaches {
@@ -447,13 +461,14 @@ fn stops(setting: &Setting, findings: &mut Findings) -> Result<()> {
             LONGEST_GAP
         };
         let mut random = Rng::with_seed(setting.seed);
-        let crowd = Crowd::new(setting, wish)?;
+        let crowd = Crowd::new(setting, workload)?;
         let began = Instant::now();
         let mut stopped: BTreeMap<u64, Instant> = BTreeMap::new();
         while began.elapsed() < length {
             thread::sleep(Duration::from_micros(random.u64(1000..20_000)));
-            go_on(&crowd, &mut stopped, |until| until <= Instant::now())?;
-            // In half of the cases the process inside is stopped; never more than half of all processes.
+            resume_stopped(&crowd, &mut stopped, |until| until <= Instant::now())?;
+            // In half of the cases the process inside is stopped; never more than half of all
+            // processes are.
             let inside = crowd.resource.get(Word::Inside);
             let number = if random.bool() && crowd.members.contains_key(&inside) {
                 inside
@@ -467,13 +482,13 @@ fn stops(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 findings.count("stops", 1);
             }
         }
-        go_on(&crowd, &mut stopped, |_| true)?;
+        resume_stopped(&crowd, &mut stopped, |_| true)?;
         crowd.end(findings, Some(longest))
     })
 }
 
 /// Continues those of the `stopped` processes for whose end of the stop `is_over` is true.
-fn go_on(
+fn resume_stopped(
     crowd: &Crowd,
     stopped: &mut BTreeMap<u64, Instant>,
     is_over: impl Fn(Instant) -> bool,
@@ -489,18 +504,18 @@ fn go_on(
         let kept_others_out = holds_a_file(crowd.pid(number), &crowd.locks())?;
         crowd.signal(number, Signal::CONT)?;
         if kept_others_out {
-            crowd.resource.is_free();
+            crowd.resource.mark_free();
         }
     }
     Ok(())
 }
 
 /// Returns whether the process holds a flock(2) lock on a file in `directory`, by `/proc/locks`.
-fn holds_a_file(process: Pid, folder: &Path) -> Result<bool> {
+fn holds_a_file(process: Pid, directory: &Path) -> Result<bool> {
     use std::os::unix::fs::MetadataExt;
 
     let mut files = Vec::new();
-    for entry in fs::read_dir(folder)? {
+    for entry in fs::read_dir(directory)? {
         files.push(entry?.metadata()?.ino().to_string());
     }
     // With one read, because the contents change between two.
@@ -519,19 +534,19 @@ fn holds_a_file(process: Pid, folder: &Path) -> Result<bool> {
 }
 
 fn removed_files(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let storms: Vec<_> = KINDS
+    let cases: Vec<_> = KINDS
         .iter()
         .flat_map(|&kind| [(kind, true), (kind, false)])
         .collect();
-    for_each(setting, &storms, |(kind, carefully), length| {
-        let wish = Wish {
-            files_go: !carefully,
-            folder_goes: true,
+    for_each(setting, &cases, |(kind, carefully), length| {
+        let workload = Workload {
+            files_are_removed: !carefully,
+            directory_moves: true,
             hold: 100,
-            ..Wish::new(kind, 6)
+            ..Workload::new(kind, 6)
         };
         let mut random = Rng::with_seed(setting.seed);
-        let crowd = Crowd::new(setting, wish)?;
+        let crowd = Crowd::new(setting, workload)?;
         let url: StoreUrl = crowd.store().parse()?;
         let store = FileStore::open(&url, &StoreOptions::default())?;
         let lock = LockFactory::new(&store, System).create_lock(LOCK, "none")?;
@@ -556,8 +571,8 @@ fn removed_files(setting: &Setting, findings: &mut Findings) -> Result<()> {
 }
 
 /// Removes the lock file, or replaces it, or renames it or, for a moment, its directory.
-fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static str> {
-    let lock = fs::read_dir(folder)?
+fn remove(directory: &Path, carefully: bool, random: &mut Rng) -> Result<&'static str> {
+    let lock = fs::read_dir(directory)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| {
             path.extension()
@@ -566,7 +581,7 @@ fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static s
     let Some(lock) = lock else {
         return Ok("times without a file to remove");
     };
-    let aside = folder.with_extension("aside");
+    let aside = directory.with_extension("aside");
     match random.u8(..if carefully { 4 } else { 3 }) {
         0 => {
             // The file may have been removed already.
@@ -574,26 +589,26 @@ fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static s
             Ok("files removed")
         }
         1 => {
-            // A copy of the current contents, which no process has locked. A grant between the two reads
-            // would leave a copy with half of its record, which is a corrupt file and an error.
-            let copy = folder.with_extension("copy");
+            // A copy of the current contents, which no process has locked. A grant between the two
+            // reads would leave a copy with half of its record, which is a corrupt file and an error.
+            let copy = directory.with_extension("copy");
             if let (Ok(once), Ok(twice)) = (fs::read(&lock), fs::read(&lock))
                 && once == twice
             {
                 fs::write(&copy, twice)?;
-                fs::set_permissions(&copy, fs::metadata(folder)?.permissions())?;
+                fs::set_permissions(&copy, fs::metadata(directory)?.permissions())?;
                 fs::rename(&copy, &lock)?;
             }
             Ok("files replaced by a copy")
         }
         2 => {
-            fs::rename(folder, &aside)?;
+            fs::rename(directory, &aside)?;
             thread::sleep(Duration::from_micros(random.u64(..500)));
-            fs::rename(&aside, folder)?;
+            fs::rename(&aside, directory)?;
             Ok("directories renamed and put back")
         }
         _ => {
-            let _ = fs::rename(&lock, folder.with_extension("gone"));
+            let _ = fs::rename(&lock, directory.with_extension("gone"));
             Ok("files renamed")
         }
     }
@@ -601,8 +616,8 @@ fn remove(folder: &Path, carefully: bool, random: &mut Rng) -> Result<&'static s
 
 fn children(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for_each(setting, &KINDS, |kind, length| {
-        let folder = tempfile::tempdir_in(&setting.folder)?;
-        let url: StoreUrl = format!("{kind}:{}", folder.path().display()).parse()?;
+        let directory = tempfile::tempdir_in(&setting.directory)?;
+        let url: StoreUrl = format!("{kind}:{}", directory.path().display()).parse()?;
         let store = FileStore::open(&url, &StoreOptions::default())?;
         let (other, over) = (
             FileStore::open(&url, &StoreOptions::default())?,
@@ -643,14 +658,10 @@ fn children(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     (&other, &lock)
                 };
                 if let Err(err) = one.try_acquire().and_then(|_| one.release()) {
-                    findings.violation(format!(
-                        "{kind}: a released lock was not free: {err}"
-                    ));
+                    findings.violation(format!("{kind}: a released lock was not free: {err}"));
                 }
                 if let Err(err) = next.try_acquire().and_then(|_| next.release()) {
-                    findings.violation(format!(
-                        "{kind}: a released lock was not free: {err}"
-                    ));
+                    findings.violation(format!("{kind}: a released lock was not free: {err}"));
                     if findings.violations.len() > 20 {
                         result = Err(anyhow::anyhow!("too many violations"));
                         break;
@@ -673,12 +684,12 @@ fn children(setting: &Setting, findings: &mut Findings) -> Result<()> {
 
 fn timeouts(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for_each(setting, &KINDS, |kind, length| {
-        let wish = Wish {
+        let workload = Workload {
             hold: 2000,
-            patience: Some(5000),
-            ..Wish::new(kind, 8)
+            timeout: Some(5000),
+            ..Workload::new(kind, 8)
         };
-        let crowd = Crowd::new(setting, wish)?;
+        let crowd = Crowd::new(setting, workload)?;
         thread::sleep(length);
         let over = Duration::from_nanos(crowd.resource.get(Word::Overshoot));
         findings.worst(format!("waited beyond the timeout, {kind}"), over);
@@ -688,14 +699,14 @@ fn timeouts(setting: &Setting, findings: &mut Findings) -> Result<()> {
 
 fn expiries(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for_each(setting, &[1, 2, 5], |ttl, length| {
-        let wish = Wish {
+        let workload = Workload {
             ttl: Some(ttl),
             detaches: true,
             releases: false,
             hold: 0,
-            ..Wish::new("lease", 6)
+            ..Workload::new("lease", 6)
         };
-        let crowd = Crowd::new(setting, wish)?;
+        let crowd = Crowd::new(setting, workload)?;
         thread::sleep(length);
         crowd.end(findings, Some(LONGEST_GAP))
     })

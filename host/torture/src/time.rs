@@ -16,7 +16,9 @@ use verrou::blocking::{Host, LockFactory};
 use verrou::{Claim, Clock, Error, Loss, SerializedLock, Timestamp, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System};
 
-use crate::attempts::{AnyStore, Kind, Told, absent, caught, claim, forge_slots, overwrite};
+use crate::attempts::{
+    BoxedStore, Kind, Outcome, catch_panic, claim, forge_slots, ignore_absent, overwrite,
+};
 use crate::findings::{Findings, Part, Setting};
 use crate::programs::{self, DEADLINE, Ended, Running};
 
@@ -34,14 +36,11 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         ("the shortest and the longest TTL", ttls),
         ("wall clocks in a record", recorded_wall_clock),
         ("a stepped wall clock", stepped_wall_clock),
-        ("another boot of the machine", new_start),
+        ("another boot of the machine", new_boot),
         ("time namespaces", time_namespaces),
         ("other namespaces", namespaces),
-        (
-            "another process with the holder's process ID",
-            number_used_again,
-        ),
-        ("a record with another process's ID", number_of_another),
+        ("another process with the holder's process ID", reused_pid),
+        ("a record with another process's ID", forged_pid),
     ];
     setting.progress.set_length(sections.len() as u64);
     for (what, section) in sections {
@@ -54,23 +53,23 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
 
 /// The machine's clock plus an offset.
 #[derive(Clone, Default)]
-struct Moved(Arc<AtomicU64>);
+struct ShiftedClock(Arc<AtomicU64>);
 
-impl Moved {
+impl ShiftedClock {
     fn advance(&self, time: Duration) {
         let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.0.fetch_add(nanos, Ordering::SeqCst);
     }
 }
 
-impl Clock for Moved {
+impl Clock for ShiftedClock {
     fn now(&self) -> Timestamp {
         let moved = Duration::from_nanos(self.0.load(Ordering::SeqCst));
         System.now().saturating_add(moved)
     }
 }
 
-impl Host for Moved {
+impl Host for ShiftedClock {
     fn sleep(&self, pause: Duration) {
         self.advance(pause);
         thread::yield_now();
@@ -86,11 +85,13 @@ impl Host for Moved {
 }
 
 /// Opens a store that uses `clock`.
-fn open_with(kind: Kind, folder: &Path, clock: &Moved) -> Result<AnyStore> {
+fn open_with(kind: Kind, directory: &Path, clock: &ShiftedClock) -> Result<BoxedStore> {
     let options = StoreOptions::default();
     Ok(match kind {
-        Kind::Lease => Box::new(LeaseFileStore::open(folder, &options)?.with_clock(clock.clone())),
-        Kind::File => Box::new(FileLockStore::open(folder, &options)?.with_clock(clock.clone())),
+        Kind::Lease => {
+            Box::new(LeaseFileStore::open(directory, &options)?.with_clock(clock.clone()))
+        }
+        Kind::File => Box::new(FileLockStore::open(directory, &options)?.with_clock(clock.clone())),
     })
 }
 
@@ -106,10 +107,10 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
             TTL + Duration::from_nanos(1),
             Duration::from_hours(24 * 365),
         ] {
-            let folder = tempfile::tempdir_in(&setting.folder)?;
-            let clock = Moved::default();
-            let here = open_with(kind, folder.path(), &clock)?;
-            let there = open_with(kind, folder.path(), &clock)?;
+            let directory = tempfile::tempdir_in(&setting.directory)?;
+            let clock = ShiftedClock::default();
+            let here = open_with(kind, directory.path(), &clock)?;
+            let there = open_with(kind, directory.path(), &clock)?;
             let held = LockFactory::new(&*here, clock.clone());
             let other = LockFactory::new(&*there, clock.clone());
             let (held, other) = (
@@ -157,7 +158,8 @@ fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 });
             }
             other.release()?;
-            // The auto-renewal revives the lease, unless another owner was granted the lock meanwhile.
+            // The auto-renewal revives the lease, unless another owner was granted the lock
+            // meanwhile.
             for is_wanted in [false, true] {
                 let guard = held.guard()?;
                 let fence = guard.fence();
@@ -219,11 +221,11 @@ fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
         ];
         for start in starts {
             for ttl in [Ttl::new(Duration::from_millis(1))?, longest, Ttl::NEVER] {
-                let folder = tempfile::tempdir_in(&setting.folder)?;
-                let clock = Moved::default();
+                let directory = tempfile::tempdir_in(&setting.directory)?;
+                let clock = ShiftedClock::default();
                 let (one, two) = (
-                    open_with(kind, folder.path(), &clock)?,
-                    open_with(kind, folder.path(), &clock)?,
+                    open_with(kind, directory.path(), &clock)?,
+                    open_with(kind, directory.path(), &clock)?,
                 );
                 clock.advance(Duration::from_nanos(start));
                 for ephemeral in [true, false] {
@@ -234,37 +236,42 @@ fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     };
                     let wanted = claim("lock", 2)?;
                     let what = format!("a TTL of {ttl} at {start} ns ({kind})");
-                    let fence = Told::by(|| one.acquire(&mine)).granted()?;
+                    let fence = Outcome::by(|| one.acquire(&mine)).granted()?;
                     let is_short = ttl.duration() == Some(Duration::from_millis(1));
                     if is_short {
                         clock.advance(Duration::from_millis(1));
                     } else {
                         clock.advance(Duration::from_secs(1));
                     }
-                    let told = Told::by(|| two.acquire(&wanted));
+                    let outcome = Outcome::by(|| two.acquire(&wanted));
                     let is_free = is_short && kind == Kind::Lease;
-                    let is_right = match &told {
-                        Told::Granted(next) => is_free && *next > fence,
-                        Told::Refused => !is_free,
+                    let is_right = match &outcome {
+                        Outcome::Granted(next) => is_free && *next > fence,
+                        Outcome::Refused => !is_free,
                         _ => false,
                     };
-                    findings.check(is_right, || format!("{what}: acquire by another owner: {told:?}"));
-                    let told = Told::by(|| one.extend(&mine));
-                    let is_right = match told {
-                        Told::Granted(_) => !is_short,
-                        Told::Refused => is_short,
+                    findings.check(is_right, || {
+                        format!("{what}: acquire by another owner: {outcome:?}")
+                    });
+                    let outcome = Outcome::by(|| one.extend(&mine));
+                    let is_right = match outcome {
+                        Outcome::Granted(_) => !is_short,
+                        Outcome::Refused => is_short,
                         _ => false,
                     };
-                    findings.check(is_right, || format!("{what}: extend by its holder: {told:?}"));
-                    let shown = caught(|| two.inspect(&mine.name));
+                    findings.check(is_right, || {
+                        format!("{what}: extend by its holder: {outcome:?}")
+                    });
+                    let shown = catch_panic(|| two.inspect(&mine.name));
                     findings.check(matches!(shown, Ok(Ok(_))), || {
                         format!("{what}: inspect: {shown:?}")
                     });
                     for (store, claim) in [(&one, &mine), (&two, &wanted)] {
-                        let told = Told::by(|| store.release(claim));
-                        findings.check(!matches!(told, Told::Panicked(_) | Told::Error(_)), || {
-                            format!("{what}: release: {told:?}")
-                        });
+                        let outcome = Outcome::by(|| store.release(claim));
+                        findings.check(
+                            !matches!(outcome, Outcome::Panicked(_) | Outcome::Error(_)),
+                            || format!("{what}: release: {outcome:?}"),
+                        );
                     }
                     findings.count("TTLs", 1);
                 }
@@ -279,18 +286,18 @@ fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()>
     const ENDS_AT: usize = 88;
     const SINCE_AT: usize = 96;
 
-    let folder = tempfile::tempdir_in(&setting.folder)?;
+    let directory = tempfile::tempdir_in(&setting.directory)?;
     let (one, two) = (
-        Kind::Lease.open(folder.path())?,
-        Kind::Lease.open(folder.path())?,
+        Kind::Lease.open(directory.path())?,
+        Kind::Lease.open(directory.path())?,
     );
     let mine = Claim {
         ttl: Ttl::new(Duration::from_hours(1))?,
         ephemeral: false,
         ..claim("lock", 1)?
     };
-    Told::by(|| one.acquire(&mine)).granted()?;
-    let path = Kind::Lease.only_file(folder.path())?;
+    Outcome::by(|| one.acquire(&mine)).granted()?;
+    let path = Kind::Lease.only_file(directory.path())?;
     let whole = fs::read(&path)?;
     for at in [ENDS_AT, SINCE_AT] {
         for wall in [0, 1, u64::MAX, u64::MAX / 2, 1_763_892_000_000] {
@@ -298,30 +305,34 @@ fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()>
             forge_slots(&mut bytes, at, &wall.to_le_bytes());
             overwrite(&path, &bytes)?;
             let wanted = claim("lock", 2)?;
-            let told = [
-                Told::by(|| two.acquire(&wanted)),
-                Told::by(|| two.extend(&wanted)),
-                Told::by(|| two.release(&wanted)),
+            let outcome = [
+                Outcome::by(|| two.acquire(&wanted)),
+                Outcome::by(|| two.extend(&wanted)),
+                Outcome::by(|| two.release(&wanted)),
             ];
-            findings.check(told.iter().all(|told| *told == Told::Refused), || {
-                format!("a wall-clock time of {wall} ms in the record: operations of another owner: {told:?}")
+            findings.check(outcome.iter().all(|outcome| *outcome == Outcome::Refused), || {
+                format!(
+                    "a wall-clock time of {wall} ms in the record: operations of another owner: \
+                     {outcome:?}"
+                )
             });
             let holder = two.inspect(&mine.name)?.context("the lock is held")?;
             let left = holder.remaining.unwrap_or_default();
             findings.check(left > Duration::from_mins(59), || {
                 format!("a wall-clock time of {wall} ms in the record: {left:?} are left")
             });
-            let told = Told::by(|| one.extend(&mine));
-            findings.check(matches!(told, Told::Granted(_)), || {
+            let outcome = Outcome::by(|| one.extend(&mine));
+            findings.check(matches!(outcome, Outcome::Granted(_)), || {
                 format!(
-                    "a wall-clock time of {wall} ms in the record: extend by its holder: {told:?}"
+                    "a wall-clock time of {wall} ms in the record: extend by its holder: \
+                     {outcome:?}"
                 )
             });
             findings.count("wall-clock times in records", 1);
         }
     }
     // The wall clock at the serialization of a lock does not matter, either.
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default())?;
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default())?;
     let locks = LockFactory::new(&store, System);
     let lock = locks.create_lock("serialized", "1h")?;
     lock.acquire()?;
@@ -341,17 +352,17 @@ fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()>
 }
 
 /// Runs processes that see a stepped wall clock.
-struct Stepped {
+struct SteppedClock {
     program: PathBuf,
     library: PathBuf,
-    by: PathBuf,
+    offset_file: PathBuf,
 }
 
-impl Stepped {
+impl SteppedClock {
     /// Returns `None` if there is no C compiler to build the library with.
     fn new(setting: &Setting) -> Result<Option<Self>> {
-        let source = setting.folder.join("wall_clock.c");
-        let library = setting.folder.join("wall_clock.so");
+        let source = setting.directory.join("wall_clock.c");
+        let library = setting.directory.join("wall_clock.so");
         fs::write(&source, include_str!("wall_clock.c"))?;
         let mut compiler = Command::new("cc");
         compiler
@@ -363,9 +374,9 @@ impl Stepped {
             _ => return Ok(None),
         }
         let stepped = Self {
-            program: programs::verrou(&setting.folder)?,
+            program: programs::verrou(&setting.directory)?,
             library,
-            by: setting.folder.join("stepped-by"),
+            offset_file: setting.directory.join("stepped-by"),
         };
         stepped.step(0)?;
         Ok(Some(stepped))
@@ -374,17 +385,17 @@ impl Stepped {
     /// Steps the clock to `seconds` ahead of the machine's clock.
     fn step(&self, seconds: i64) -> Result<()> {
         // Replaced atomically, so that no process reads half of it.
-        let new = self.by.with_extension("new");
+        let new = self.offset_file.with_extension("new");
         fs::write(&new, seconds.to_string())?;
-        Ok(fs::rename(&new, &self.by)?)
+        Ok(fs::rename(&new, &self.offset_file)?)
     }
 
-    fn verrou(&self, kind: Kind, folder: &Path, words: &[&str]) -> Command {
+    fn verrou(&self, kind: Kind, directory: &Path, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(["--store", &kind.url(folder)]).args(words);
+        command.args(["--store", &kind.url(directory)]).args(words);
         command
             .env("LD_PRELOAD", &self.library)
-            .env("TORTURE_WALL_CLOCK", &self.by);
+            .env("TORTURE_WALL_CLOCK", &self.offset_file);
         command.stdin(Stdio::null());
         command
     }
@@ -394,7 +405,7 @@ impl Stepped {
 fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const HOUR: i64 = 3600;
 
-    let Some(stepped) = Stepped::new(setting)? else {
+    let Some(stepped) = SteppedClock::new(setting)? else {
         findings.not_done("stepping the wall clock of a process: there is no C compiler `cc`");
         return Ok(());
     };
@@ -403,24 +414,25 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
         text["expires"].as_u64().context("a lease without an end")
     };
     for kind in Kind::BOTH {
-        let folder = tempfile::tempdir_in(&setting.folder)?;
-        let over = folder.path().join("over");
+        let directory = tempfile::tempdir_in(&setting.directory)?;
+        let over = directory.path().join("over");
         let hold = format!("echo held; sleep 1; : > '{}'", over.display());
         let hold = ["run", "lock", "--ttl", "300ms", "--", "sh", "-c", &hold];
-        let mut holder = Running::start(&mut stepped.verrou(kind, folder.path(), &hold))?;
-        holder.says("held")?;
+        let mut holder = Running::start(&mut stepped.verrou(kind, directory.path(), &hold))?;
+        holder.wait_for_output("held")?;
         let mut number = 0;
         // For several times the TTL: the holder renews the lease meanwhile.
         while !holder.ends_within(Duration::from_millis(30))? {
             number += 1;
             stepped.step([HOUR, -HOUR, 0, 24 * HOUR, -24 * HOUR][number % 5])?;
-            let wish = ["run", "lock", "--no-wait", "--", "echo", "had"];
-            let asked = programs::run(&mut stepped.verrou(kind, folder.path(), &wish))?;
+            let words = ["run", "lock", "--no-wait", "--", "echo", "had"];
+            let asked = programs::run(&mut stepped.verrou(kind, directory.path(), &words))?;
             // The holder may have released the lock meanwhile.
             let is_over = over.exists();
             findings.check(asked.code() == Some(75) || is_over, || {
                 format!(
-                    "a wall clock stepped while a lock is held ({kind}): a second process ends with {:?}: {}",
+                    "a wall clock stepped while a lock is held ({kind}): a second process ends \
+                     with {:?}: {}",
                     asked.code(),
                     asked.err.trim_end()
                 )
@@ -443,9 +455,10 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
     {
         const TTL: Duration = Duration::from_millis(700);
 
-        let folder = tempfile::tempdir_in(&setting.folder)?;
-        let verrou =
-            |words: &[&str]| programs::run(&mut stepped.verrou(Kind::Lease, folder.path(), words));
+        let directory = tempfile::tempdir_in(&setting.directory)?;
+        let verrou = |words: &[&str]| {
+            programs::run(&mut stepped.verrou(Kind::Lease, directory.path(), words))
+        };
         stepped.step(0)?;
         let before = Instant::now();
         let taken = verrou(&["acquire", "lock", "--ttl", "700ms"])?;
@@ -456,7 +469,8 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
         if before.elapsed() < TTL {
             findings.check(asked.code() == Some(75), || {
                 format!(
-                    "a lease of {TTL:?}, the wall clock stepped by {step} s: an acquire request ends with {:?}",
+                    "a lease of {TTL:?}, the wall clock stepped by {step} s: an acquire request \
+                     ends with {:?}",
                     asked.code()
                 )
             });
@@ -465,7 +479,8 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
         let (least, most) = (before.elapsed(), after.elapsed());
         findings.check(waited.code() == Some(0) && least >= TTL, || {
             format!(
-                "a lease of {TTL:?}, the wall clock stepped by {step} s: a waiter ends after {most:?} with {:?}",
+                "a lease of {TTL:?}, the wall clock stepped by {step} s: a waiter ends after \
+                 {most:?} with {:?}",
                 waited.code()
             )
         });
@@ -545,14 +560,14 @@ struct Neighbours<'a> {
 }
 
 impl Neighbours<'_> {
-    fn inside(&self, folder: &Path, words: &[&str]) -> Result<Ended> {
-        let store = self.kind.url(folder);
+    fn inside(&self, directory: &Path, words: &[&str]) -> Result<Ended> {
+        let store = self.kind.url(directory);
         let words = [&["--store", &store], words].concat();
         programs::run(&mut self.namespace.command(&self.verrou, &words))
     }
 
-    fn outside(&self, folder: &Path, words: &[&str]) -> Result<Ended> {
-        let store = self.kind.url(folder);
+    fn outside(&self, directory: &Path, words: &[&str]) -> Result<Ended> {
+        let store = self.kind.url(directory);
         let words = [&["--store", &store], words].concat();
         programs::run(Command::new(&self.verrou).args(&words))
     }
@@ -571,27 +586,36 @@ impl Neighbours<'_> {
         findings.count("operations across namespaces", 1);
     }
 
-    fn told(&self, findings: &mut Findings, what: &str, told: &Told, is_right: bool) {
+    fn check_outcome(
+        &self,
+        findings: &mut Findings,
+        what: &str,
+        outcome: &Outcome,
+        is_right: bool,
+    ) {
         findings.check(is_right, || {
-            format!("{} ({}): {what}: {told:?}", self.namespace.what, self.kind)
+            format!(
+                "{} ({}): {what}: {outcome:?}",
+                self.namespace.what, self.kind
+            )
         });
         findings.count("operations across namespaces", 1);
     }
 
     /// Checks that the lock of a live process is held for all others, and that of a dead one free.
-    fn living(&self, findings: &mut Findings) -> Result<()> {
-        let folder = tempfile::tempdir_in(&self.setting.folder)?;
-        let folder = folder.path();
+    fn live_holders(&self, findings: &mut Findings) -> Result<()> {
+        let directory = tempfile::tempdir_in(&self.setting.directory)?;
+        let directory = directory.path();
         for ttl in [Ttl::NEVER, Ttl::new(Duration::from_hours(1))?] {
-            let store = self.kind.open(folder)?;
+            let store = self.kind.open(directory)?;
             let mine = Claim {
                 ttl,
                 ..claim("lock", 1)?
             };
-            let fence = Told::by(|| store.acquire(&mine)).granted()?;
-            let asked = self.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
+            let fence = Outcome::by(|| store.acquire(&mine)).granted()?;
+            let asked = self.inside(directory, &["run", "lock", "--no-wait", "--", "true"])?;
             self.check(findings, "acquire inside, held outside", &asked, 75);
-            let shown = self.inside(folder, &["show", "lock", "--json"])?;
+            let shown = self.inside(directory, &["show", "lock", "--json"])?;
             self.check(findings, "show inside, held outside", &shown, 0);
             findings.check(shown.out.contains("\"held\":true"), || {
                 format!(
@@ -599,14 +623,14 @@ impl Neighbours<'_> {
                     self.namespace.what, self.kind, shown.out
                 )
             });
-            let told = Told::by(|| store.extend(&mine));
-            self.told(
+            let outcome = Outcome::by(|| store.extend(&mine));
+            self.check_outcome(
                 findings,
                 "extend outside",
-                &told,
-                told == Told::Granted(fence),
+                &outcome,
+                outcome == Outcome::Granted(fence),
             );
-            Told::by(|| store.release(&mine)).granted()?;
+            Outcome::by(|| store.release(&mine)).granted()?;
             let words = [
                 "run",
                 "lock",
@@ -616,7 +640,7 @@ impl Neighbours<'_> {
                 "-c",
                 "echo $VERROU_FENCE",
             ];
-            let asked = self.inside(folder, &words)?;
+            let asked = self.inside(directory, &words)?;
             self.check(findings, "acquire inside, released outside", &asked, 0);
             let next: u64 = asked.out.trim().parse().unwrap_or_default();
             findings.check(next > fence, || {
@@ -627,21 +651,21 @@ impl Neighbours<'_> {
             });
             // The other way round.
             let this = std::env::current_exe()?;
-            let in_folder = folder.to_string_lossy();
+            let in_directory = directory.to_string_lossy();
             let ttl = ttl.to_string();
             let kind = self.kind.to_string();
-            let words = ["worker", "hold", &kind, &in_folder, "lock", &ttl];
+            let words = ["worker", "hold", &kind, &in_directory, "lock", &ttl];
             let mut holder = Running::start(&mut self.namespace.command(&this, &words))?;
-            holder.says("held")?;
+            holder.wait_for_output("held")?;
             let wanted = claim("lock", 2)?;
-            let told = Told::by(|| store.acquire(&wanted));
-            self.told(
+            let outcome = Outcome::by(|| store.acquire(&wanted));
+            self.check_outcome(
                 findings,
                 "acquire outside, held inside",
-                &told,
-                told == Told::Refused,
+                &outcome,
+                outcome == Outcome::Refused,
             );
-            let seen = caught(|| store.inspect(&wanted.name));
+            let seen = catch_panic(|| store.inspect(&wanted.name));
             findings.check(matches!(&seen, Ok(Ok(Some(_)))), || {
                 format!(
                     "{} ({}): inspect outside: {seen:?}",
@@ -651,66 +675,61 @@ impl Neighbours<'_> {
             // All processes inside end with it.
             holder.kill()?;
             let began = Instant::now();
-            let told = loop {
-                let told = Told::by(|| store.acquire(&wanted));
-                if told != Told::Refused || began.elapsed() > DEADLINE {
-                    break told;
+            let outcome = loop {
+                let outcome = Outcome::by(|| store.acquire(&wanted));
+                if outcome != Outcome::Refused || began.elapsed() > DEADLINE {
+                    break outcome;
                 }
                 thread::sleep(Duration::from_millis(1));
             };
-            let is_right = matches!(told, Told::Granted(fence) if fence > next);
-            self.told(
+            let is_right = matches!(outcome, Outcome::Granted(fence) if fence > next);
+            self.check_outcome(
                 findings,
                 "acquire outside, the holder inside killed",
-                &told,
+                &outcome,
                 is_right,
             );
-            Told::by(|| store.release(&wanted)).granted()?;
+            Outcome::by(|| store.release(&wanted)).granted()?;
         }
         Ok(())
     }
 
     /// Checks detached leases from both sides, for namespaces with the same clock.
-    fn detached(&self, findings: &mut Findings) -> Result<()> {
+    fn detached_leases(&self, findings: &mut Findings) -> Result<()> {
         if self.kind == Kind::File {
             return Ok(());
         }
-        let folder = tempfile::tempdir_in(&self.setting.folder)?;
-        let folder = folder.path();
-        let store = self.kind.open(folder)?;
+        let directory = tempfile::tempdir_in(&self.setting.directory)?;
+        let directory = directory.path();
+        let store = self.kind.open(directory)?;
         let mine = Claim {
             ttl: Ttl::new(Duration::from_hours(1))?,
             ephemeral: false,
             ..claim("lock", 1)?
         };
-        Told::by(|| store.acquire(&mine)).granted()?;
-        let asked = self.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
-        self.check(
-            findings,
-            "acquire inside, detached outside",
-            &asked,
-            75,
-        );
-        Told::by(|| store.release(&mine)).granted()?;
-        let taken = self.inside(folder, &["acquire", "lock", "--ttl", "1h"])?;
+        Outcome::by(|| store.acquire(&mine)).granted()?;
+        let asked = self.inside(directory, &["run", "lock", "--no-wait", "--", "true"])?;
+        self.check(findings, "acquire inside, detached outside", &asked, 75);
+        Outcome::by(|| store.release(&mine)).granted()?;
+        let taken = self.inside(directory, &["acquire", "lock", "--ttl", "1h"])?;
         self.check(findings, "acquire inside", &taken, 0);
-        let told = Told::by(|| store.acquire(&mine));
-        self.told(
+        let outcome = Outcome::by(|| store.acquire(&mine));
+        self.check_outcome(
             findings,
             "acquire outside, detached inside",
-            &told,
-            told == Told::Refused,
+            &outcome,
+            outcome == Outcome::Refused,
         );
         let lock: SerializedLock = taken.out.trim().parse()?;
         let lease = lock.lease(System.now(), System.wall_clock());
-        let told = Told::by(|| store.extend(lease.claim()));
-        self.told(
+        let outcome = Outcome::by(|| store.extend(lease.claim()));
+        self.check_outcome(
             findings,
             "extend outside",
-            &told,
-            matches!(told, Told::Granted(_)),
+            &outcome,
+            matches!(outcome, Outcome::Granted(_)),
         );
-        let released = self.inside(folder, &["release", taken.out.trim()])?;
+        let released = self.inside(directory, &["release", taken.out.trim()])?;
         self.check(findings, "release inside", &released, 0);
         Ok(())
     }
@@ -755,12 +774,12 @@ fn namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
         for kind in Kind::BOTH {
             let neighbours = Neighbours {
                 namespace: &namespace,
-                verrou: programs::verrou(&setting.folder)?,
+                verrou: programs::verrou(&setting.directory)?,
                 setting,
                 kind,
             };
-            neighbours.living(findings)?;
-            neighbours.detached(findings)?;
+            neighbours.live_holders(findings)?;
+            neighbours.detached_leases(findings)?;
         }
     }
     Ok(())
@@ -770,8 +789,8 @@ fn namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
 fn other_clocks(
     findings: &mut Findings,
     neighbours: &Neighbours<'_>,
-    folder: &Path,
-    store: &AnyStore,
+    directory: &Path,
+    store: &BoxedStore,
     long: &Claim,
 ) -> Result<()> {
     // A lease without an end is held at any time.
@@ -779,27 +798,27 @@ fn other_clocks(
         ttl: Ttl::NEVER,
         ..long.clone()
     };
-    Told::by(|| store.acquire(&endless)).granted()?;
-    let asked = neighbours.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
+    Outcome::by(|| store.acquire(&endless)).granted()?;
+    let asked = neighbours.inside(directory, &["run", "lock", "--no-wait", "--", "true"])?;
     neighbours.check(
         findings,
         "acquire inside, an endless lease outside",
         &asked,
         75,
     );
-    Told::by(|| store.release(&endless)).granted()?;
+    Outcome::by(|| store.release(&endless)).granted()?;
     // The other way round.
-    let taken = neighbours.inside(folder, &["acquire", "lock", "--ttl", "1h"])?;
+    let taken = neighbours.inside(directory, &["acquire", "lock", "--ttl", "1h"])?;
     neighbours.check(findings, "acquire inside", &taken, 0);
-    let told = Told::by(|| store.acquire(long));
-    let is_right = matches!(&told, Told::Error(text) if text.contains("force-release"));
-    neighbours.told(
+    let outcome = Outcome::by(|| store.acquire(long));
+    let is_right = matches!(&outcome, Outcome::Error(text) if text.contains("force-release"));
+    neighbours.check_outcome(
         findings,
         "acquire outside, a lease with a TTL inside",
-        &told,
+        &outcome,
         is_right,
     );
-    let extended = neighbours.inside(folder, &["extend", taken.out.trim()])?;
+    let extended = neighbours.inside(directory, &["extend", taken.out.trim()])?;
     neighbours.check(findings, "extend inside, by the same clock", &extended, 0);
     // A third time namespace, which may have the inode number of the one that has ended.
     let options = ["--time", "--boottime", "7000000", "--fork", "--kill-child"];
@@ -809,7 +828,7 @@ fn other_clocks(
             verrou: neighbours.verrou.clone(),
             ..*neighbours
         };
-        let asked = later.inside(folder, &["run", "lock", "--no-wait", "--", "true"])?;
+        let asked = later.inside(directory, &["run", "lock", "--no-wait", "--", "true"])?;
         later.check(
             findings,
             "acquire, a lease with a TTL of a time namespace that has ended",
@@ -817,12 +836,12 @@ fn other_clocks(
             74,
         );
     }
-    let told = Told::by(|| store.evict(&long.name, None));
-    neighbours.told(
+    let outcome = Outcome::by(|| store.evict(&long.name, None));
+    neighbours.check_outcome(
         findings,
         "force-release outside",
-        &told,
-        matches!(told, Told::Granted(_)),
+        &outcome,
+        matches!(outcome, Outcome::Granted(_)),
     );
     Ok(())
 }
@@ -838,64 +857,69 @@ fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
         for kind in Kind::BOTH {
             let neighbours = Neighbours {
                 namespace: &namespace,
-                verrou: programs::verrou(&setting.folder)?,
+                verrou: programs::verrou(&setting.directory)?,
                 setting,
                 kind,
             };
-            neighbours.living(findings)?;
+            neighbours.live_holders(findings)?;
             if kind == Kind::File {
                 continue;
             }
-            let inside = |folder: &Path, words: &[&str]| neighbours.inside(folder, words);
-            let folder = tempfile::tempdir_in(&setting.folder)?;
-            let folder = folder.path();
-            let store = kind.open(folder)?;
+            let inside = |directory: &Path, words: &[&str]| neighbours.inside(directory, words);
+            let directory = tempfile::tempdir_in(&setting.directory)?;
+            let directory = directory.path();
+            let store = kind.open(directory)?;
             let long = Claim {
                 ttl: Ttl::new(Duration::from_hours(1))?,
                 ephemeral: false,
                 ..claim("lock", 1)?
             };
             // Whether the lease has expired cannot be determined: every operation returns an error.
-            Told::by(|| store.acquire(&long)).granted()?;
+            Outcome::by(|| store.acquire(&long)).granted()?;
             for words in [
                 &["run", "lock", "--no-wait", "--", "true"][..],
                 &["show", "lock"],
                 &["list"],
             ] {
-                let ended = inside(folder, words)?;
-                neighbours.check(findings, "an operation inside, a lease with a TTL outside", &ended, 74);
+                let ended = inside(directory, words)?;
+                neighbours.check(
+                    findings,
+                    "an operation inside, a lease with a TTL outside",
+                    &ended,
+                    74,
+                );
                 findings.check(ended.err.contains("force-release"), || {
                     format!("{what}: the error names no remedy: {}", ended.err)
                 });
             }
-            let told = Told::by(|| store.extend(&long));
-            neighbours.told(
+            let outcome = Outcome::by(|| store.extend(&long));
+            neighbours.check_outcome(
                 findings,
                 "extend outside",
-                &told,
-                matches!(told, Told::Granted(_)),
+                &outcome,
+                matches!(outcome, Outcome::Granted(_)),
             );
-            let freed = inside(folder, &["force-release", "lock"])?;
+            let freed = inside(directory, &["force-release", "lock"])?;
             neighbours.check(findings, "the remedy that the error names", &freed, 0);
-            let told = Told::by(|| store.extend(&long));
-            neighbours.told(
+            let outcome = Outcome::by(|| store.extend(&long));
+            neighbours.check_outcome(
                 findings,
                 "extend outside, force-released inside",
-                &told,
-                told == Told::Refused,
+                &outcome,
+                outcome == Outcome::Refused,
             );
-            other_clocks(findings, &neighbours, folder, &store, &long)?;
-            Told::by(|| store.acquire(&long)).granted()?;
+            other_clocks(findings, &neighbours, directory, &store, &long)?;
+            Outcome::by(|| store.acquire(&long)).granted()?;
         }
     }
     Ok(())
 }
 
 /// Tests another boot of the machine, simulated by another boot ID.
-fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
+fn new_boot(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const BOOT_AT: usize = 48;
 
-    let id = setting.folder.join("boot-id");
+    let id = setting.directory.join("boot-id");
     fs::write(&id, "01234567-89ab-cdef-0123-456789abcdef\n")?;
     let before = format!(
         "mount --bind {} /proc/sys/kernel/random/boot_id &&",
@@ -908,12 +932,12 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in Kind::BOTH {
         let neighbours = Neighbours {
             namespace: &namespace,
-            verrou: programs::verrou(&setting.folder)?,
+            verrou: programs::verrou(&setting.directory)?,
             setting,
             kind,
         };
         // The lock of a live process is held, whatever boot ID its record has.
-        neighbours.living(findings)?;
+        neighbours.live_holders(findings)?;
         // Of a lease of an earlier boot, only the fencing token remains.
         for (words, ttl, ephemeral, is_released) in [
             (
@@ -926,47 +950,47 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
             ("of a dead process", None, true, false),
             ("released", None, true, true),
         ] {
-            let folder = tempfile::tempdir_in(&setting.folder)?;
-            let folder = folder.path();
-            let store = kind.open(folder)?;
+            let directory = tempfile::tempdir_in(&setting.directory)?;
+            let directory = directory.path();
+            let store = kind.open(directory)?;
             let mine = Claim {
                 ttl: ttl.try_into()?,
                 ephemeral,
                 ..claim("lock", 1)?
             };
             let other = claim("other", 3)?;
-            Told::by(|| store.acquire(&other)).granted()?;
+            Outcome::by(|| store.acquire(&other)).granted()?;
             let mut fence = 0;
             for _ in 0..3 {
-                fence = Told::by(|| store.acquire(&mine)).granted()?;
+                fence = Outcome::by(|| store.acquire(&mine)).granted()?;
                 if is_released {
-                    Told::by(|| store.release(&mine)).granted()?;
+                    Outcome::by(|| store.release(&mine)).granted()?;
                 }
             }
             drop(store);
-            let run = printing_its_fence("lock");
+            let run = print_fence_arguments("lock");
             // A mounted boot ID counts as a container's own, by which a detached lease of another
             // boot ID may still be valid: the request fails there. The record of an earlier boot is
             // forged instead.
             let is_detached = kind == Kind::Lease && !ephemeral;
             if is_detached {
-                let asked = neighbours.inside(folder, &run)?;
+                let asked = neighbours.inside(directory, &run)?;
                 neighbours.check(
                     findings,
                     &format!("a lock {words}, in a container"),
                     &asked,
                     74,
                 );
-                let path = kind.path_of("lock", folder, &setting.folder)?;
+                let path = kind.path_of("lock", directory, &setting.directory)?;
                 let mut bytes = fs::read(&path)?;
                 forge_slots(&mut bytes, BOOT_AT, &[7; 16]);
                 overwrite(&path, &bytes)?;
             }
             for _ in 0..2 {
                 let asked = if is_detached {
-                    neighbours.outside(folder, &run)?
+                    neighbours.outside(directory, &run)?
                 } else {
-                    neighbours.inside(folder, &run)?
+                    neighbours.inside(directory, &run)?
                 };
                 neighbours.check(findings, &format!("a lock {words}"), &asked, 0);
                 let next: u64 = asked.out.trim().parse().unwrap_or_default();
@@ -976,9 +1000,9 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 fence = next;
             }
             // The counter may be lost by the power loss, too.
-            let counter = folder.join("fences");
-            fs::remove_file(&counter).or_else(absent)?;
-            let asked = neighbours.inside(folder, &printing_its_fence("another"))?;
+            let counter = directory.join("fences");
+            fs::remove_file(&counter).or_else(ignore_absent)?;
+            let asked = neighbours.inside(directory, &print_fence_arguments("another"))?;
             neighbours.check(findings, "a new lock, the counter lost", &asked, 0);
             let next: u64 = asked.out.trim().parse().unwrap_or_default();
             findings.check(next > fence, || {
@@ -990,7 +1014,7 @@ fn new_start(setting: &Setting, findings: &mut Findings) -> Result<()> {
 }
 
 /// Returns the arguments of a `verrou run` that prints its fencing token if the lock is free.
-const fn printing_its_fence(name: &str) -> [&str; 7] {
+const fn print_fence_arguments(name: &str) -> [&str; 7] {
     [
         "run",
         name,
@@ -1003,7 +1027,7 @@ const fn printing_its_fence(name: &str) -> [&str; 7] {
 }
 
 /// Tests the reuse of a process ID, in a PID namespace, where the next ID can be chosen.
-fn number_used_again(setting: &Setting, findings: &mut Findings) -> Result<()> {
+fn reused_pid(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let what = "a reused process ID";
     let options = ["--pid", "--fork", "--kill-child", "--mount-proc"];
     let Some(namespace) = Namespace::new(findings, what, &options, "") else {
@@ -1011,9 +1035,9 @@ fn number_used_again(setting: &Setting, findings: &mut Findings) -> Result<()> {
     };
     let this = std::env::current_exe()?;
     for kind in Kind::BOTH {
-        let folder = tempfile::tempdir_in(&setting.folder)?;
-        let (kind, in_folder) = (kind.to_string(), folder.path().to_string_lossy());
-        let words = ["worker", "use-number-again", &kind, &in_folder];
+        let directory = tempfile::tempdir_in(&setting.directory)?;
+        let (kind, in_directory) = (kind.to_string(), directory.path().to_string_lossy());
+        let words = ["worker", "reuse-pid", &kind, &in_directory];
         let ended = programs::run(&mut namespace.command(&this, &words))?;
         match ended.code() {
             Some(0) => findings.count("reused process IDs", 1),
@@ -1028,18 +1052,18 @@ fn number_used_again(setting: &Setting, findings: &mut Findings) -> Result<()> {
 
 /// Runs `torture worker reuse-pid KIND DIRECTORY`: checks that the lock of a dead process is free
 /// although another process has its ID, and that a lock of that other process is held.
-pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
+pub(crate) fn reuse_pid(arguments: &[String]) -> Result<()> {
     const ATTEMPTS: usize = 100;
 
-    let [kind, folder] = arguments else {
-        bail!("KIND FOLDER");
+    let [kind, directory] = arguments else {
+        bail!("KIND DIRECTORY");
     };
-    let (store, _) = opened(kind, folder)?;
+    let (store, _) = open_by_kind(kind, directory)?;
     let this = std::env::current_exe()?;
     let hold = || {
         let mut command = Command::new(&this);
         command
-            .args(["worker", "hold", kind, folder, "lock", "none"])
+            .args(["worker", "hold", kind, directory, "lock", "none"])
             .stdin(Stdio::piped());
         Running::start(&mut command)
     };
@@ -1047,32 +1071,32 @@ pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
     let mut last = 0;
     for attempt in 1..=ATTEMPTS {
         let mut holder = hold()?;
-        holder.says("held")?;
+        holder.wait_for_output("held")?;
         let number = holder.pid().as_raw_nonzero().get();
         ensure!(
-            Told::by(|| store.acquire(&wanted)) == Told::Refused,
+            Outcome::by(|| store.acquire(&wanted)) == Outcome::Refused,
             "the lock of a live process was granted"
         );
         holder.kill()?;
         fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())
             .context("NOT DONE: /proc/sys/kernel/ns_last_pid")?;
-        let stranger = Running::start(Command::new("sleep").arg("1000"))?;
-        if stranger.pid().as_raw_nonzero().get() != number {
+        let other = Running::start(Command::new("sleep").arg("1000"))?;
+        if other.pid().as_raw_nonzero().get() != number {
             continue;
         }
-        let fence = Told::by(|| store.acquire(&wanted)).granted()?;
+        let fence = Outcome::by(|| store.acquire(&wanted)).granted()?;
         ensure!(fence > last, "fencing token {fence} after {last}");
         last = fence;
-        Told::by(|| store.release(&wanted)).granted()?;
-        drop(stranger);
+        Outcome::by(|| store.release(&wanted)).granted()?;
+        drop(other);
         // The next process with the same ID holds the lock itself.
         fs::write("/proc/sys/kernel/ns_last_pid", (number - 1).to_string())?;
         let mut holder = hold()?;
-        holder.says("held")?;
-        let told = Told::by(|| store.acquire(&wanted));
+        holder.wait_for_output("held")?;
+        let outcome = Outcome::by(|| store.acquire(&wanted));
         ensure!(
-            told == Told::Refused,
-            "acquire of the lock of a live process with a reused ID: {told:?}"
+            outcome == Outcome::Refused,
+            "acquire of the lock of a live process with a reused ID: {outcome:?}"
         );
         let is_same = holder.pid().as_raw_nonzero().get() == number;
         holder.kill()?;
@@ -1086,57 +1110,60 @@ pub(crate) fn use_number_again(arguments: &[String]) -> Result<()> {
 /// Runs `torture worker hold KIND DIRECTORY NAME TTL`: acquires the lock, prints its fencing token,
 /// and holds it until the process ends.
 pub(crate) fn hold(arguments: &[String]) -> Result<()> {
-    let [kind, folder, name, ttl] = arguments else {
-        bail!("KIND FOLDER NAME TTL");
+    let [kind, directory, name, ttl] = arguments else {
+        bail!("KIND DIRECTORY NAME TTL");
     };
-    let (store, _) = opened(kind, folder)?;
+    let (store, _) = open_by_kind(kind, directory)?;
     let mine = Claim {
         owner: verrou::Owner::from_bytes(System.random()),
         ttl: ttl.parse()?,
         ..claim(name, 0)?
     };
-    let fence = Told::by(|| store.acquire(&mine)).granted()?;
+    let fence = Outcome::by(|| store.acquire(&mine)).granted()?;
     println!("held {fence} {}", process::id());
     loop {
         thread::park();
     }
 }
 
-fn opened(kind: &str, folder: &str) -> Result<(AnyStore, Kind)> {
+fn open_by_kind(kind: &str, directory: &str) -> Result<(BoxedStore, Kind)> {
     let kind = Kind::BOTH.into_iter().find(|it| it.to_string() == kind);
     let kind = kind.context("unknown kind of store")?;
-    Ok((kind.open(Path::new(folder))?, kind))
+    Ok((kind.open(Path::new(directory))?, kind))
 }
 
 /// Tests that the process ID in a record is only for display: a live holder's record with another
 /// ID, and a dead holder's record with a live process's ID.
-fn number_of_another(setting: &Setting, findings: &mut Findings) -> Result<()> {
+fn forged_pid(setting: &Setting, findings: &mut Findings) -> Result<()> {
     const PROCESS_AT: usize = 104;
 
     let this = std::env::current_exe()?;
     for kind in Kind::BOTH {
-        let folder = tempfile::tempdir_in(&setting.folder)?;
-        let store = kind.open(folder.path())?;
-        let in_folder = folder.path().to_string_lossy();
+        let directory = tempfile::tempdir_in(&setting.directory)?;
+        let store = kind.open(directory.path())?;
+        let in_directory = directory.path().to_string_lossy();
         let words = [
             "worker",
             "hold",
             &kind.to_string(),
-            &in_folder,
+            &in_directory,
             "lock",
             "none",
         ];
         let mut holder = Running::start(Command::new(&this).args(words).stdin(Stdio::null()))?;
-        holder.says("held")?;
-        let path = kind.only_file(folder.path())?;
+        holder.wait_for_output("held")?;
+        let path = kind.only_file(directory.path())?;
         let wanted = claim("lock", 2)?;
         for number in [0, 1, process::id(), u32::MAX, 4_000_000] {
             let mut bytes = fs::read(&path)?;
             forge_slots(&mut bytes, PROCESS_AT, &number.to_le_bytes());
             overwrite(&path, &bytes)?;
-            let told = Told::by(|| store.acquire(&wanted));
-            findings.check(told == Told::Refused, || {
-                format!("acquire of a held lock ({kind}) whose record has the process ID {number}: {told:?}")
+            let outcome = Outcome::by(|| store.acquire(&wanted));
+            findings.check(outcome == Outcome::Refused, || {
+                format!(
+                    "acquire of a held lock ({kind}) whose record has the process ID {number}: \
+                     {outcome:?}"
+                )
             });
             findings.count("records with other process IDs", 1);
         }
@@ -1145,9 +1172,12 @@ fn number_of_another(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let mut bytes = fs::read(&path)?;
         forge_slots(&mut bytes, PROCESS_AT, &process::id().to_le_bytes());
         overwrite(&path, &bytes)?;
-        let told = Told::by(|| store.acquire(&wanted));
-        findings.check(matches!(told, Told::Granted(_)), || {
-            format!("acquire of a dead process's lock ({kind}) whose record has a live process's ID: {told:?}")
+        let outcome = Outcome::by(|| store.acquire(&wanted));
+        findings.check(matches!(outcome, Outcome::Granted(_)), || {
+            format!(
+                "acquire of a dead process's lock ({kind}) whose record has a live process's ID: \
+                 {outcome:?}"
+            )
         });
         findings.count("records with other process IDs", 1);
     }

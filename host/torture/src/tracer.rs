@@ -30,17 +30,17 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 pub(crate) struct Traced {
     pub(crate) calls: Vec<Sysno>,
-    pub(crate) was_met: bool,
+    pub(crate) did_occur: bool,
     /// Whether the process has ended.
     pub(crate) is_gone: bool,
 }
 
 /// Runs `operation` under the tracer, in the process that is to be traced.
-pub(crate) fn traced<T>(step: impl FnOnce() -> T) -> Result<T> {
+pub(crate) fn traced<T>(operation: impl FnOnce() -> T) -> Result<T> {
     let this = Pid::this();
     ptrace::traceme()?;
     kill(this, Signal::SIGSTOP)?;
-    let ended = step();
+    let ended = operation();
     kill(this, Signal::SIGSTOP)?;
     Ok(ended)
 }
@@ -59,7 +59,7 @@ pub(crate) fn trace(child: &Child, fault: Option<(usize, Fault)>) -> Result<Trac
 
     let mut traced = Traced {
         calls: Vec::new(),
-        was_met: false,
+        did_occur: false,
         is_gone: false,
     };
     let mut pending = None;
@@ -79,14 +79,14 @@ pub(crate) fn trace(child: &Child, fault: Option<(usize, Fault)>) -> Result<Trac
                 let call = call_of(process)?;
                 let number = traced.calls.len();
                 traced.calls.push(call);
-                // An operation may make fewer calls than when they were counted, because some depend on
-                // the time. No call of an operation is a kill(2): the process signals with it that its
-                // operation has ended.
-                let is_step = call != Sysno::kill;
-                let Some((_, fault)) = fault.filter(|(at, _)| *at == number && is_step) else {
+                // An operation may make fewer calls than when they were counted, because some
+                // depend on the time. No call of an operation is a kill(2): the process signals
+                // with it that its operation has ended.
+                let is_operation = call != Sysno::kill;
+                let Some((_, fault)) = fault.filter(|(at, _)| *at == number && is_operation) else {
                     continue;
                 };
-                traced.was_met = true;
+                traced.did_occur = true;
                 match fault {
                     Fault::Killed => {
                         kill(process, Signal::SIGKILL)?;

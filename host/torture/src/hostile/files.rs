@@ -13,7 +13,9 @@ use nix::libc;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, makedev, mknodat};
 use verrou::{Claim, Store};
 
-use crate::attempts::{AnyStore, Kind, Told, absent, claim, quick, watched};
+use crate::attempts::{
+    BoxedStore, Kind, Outcome, claim, fast_directory, ignore_absent, with_time_limit,
+};
 use crate::findings::{Findings, Setting};
 use crate::programs::{self, Ended, Running, as_user};
 
@@ -27,56 +29,61 @@ const USER: u32 = 65534;
 const GROUP: u32 = 4242;
 
 /// The time within which every operation without a wait returns.
-const SOON: Duration = Duration::from_secs(5);
+const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// Returns whether programs can run as other users, and records it if not.
-fn has_users(findings: &mut Findings, what: &str) -> bool {
+fn can_switch_users(findings: &mut Findings, what: &str) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        findings.not_done(format!("{what}: only root can start programs as other users"));
+        findings.not_done(format!(
+            "{what}: only root can start programs as other users"
+        ));
     }
     is_root
 }
 
 /// Creates a directory of this mode, which root owns.
-fn folder(setting: &Setting, name: &str, mode: u32) -> Result<PathBuf> {
-    let folder = setting.folder.join(name);
-    fs::create_dir(&folder)?;
-    fs::set_permissions(&folder, Permissions::from_mode(mode))?;
-    Ok(folder)
+fn directory(setting: &Setting, name: &str, mode: u32) -> Result<PathBuf> {
+    let directory = setting.directory.join(name);
+    fs::create_dir(&directory)?;
+    fs::set_permissions(&directory, Permissions::from_mode(mode))?;
+    Ok(directory)
 }
 
 /// Returns a `verrou` command with a store, run by `user`.
-fn verrou(program: &Path, kind: Kind, folder: &Path, user: u32, words: &[&str]) -> Command {
+fn verrou(program: &Path, kind: Kind, directory: &Path, user: u32, words: &[&str]) -> Command {
     let mut command = Command::new(program);
-    command.args(["--store", &kind.url(folder)]).args(words);
+    command.args(["--store", &kind.url(directory)]).args(words);
     command.current_dir("/").stdin(Stdio::null());
     as_user(&mut command, user, user);
     command
 }
 
 /// Creates a directory that a group shares.
-fn shared_folder(setting: &Setting, name: &str) -> Result<PathBuf> {
-    let folder = folder(setting, name, 0o700)?;
-    share(&folder)?;
-    Ok(folder)
+fn shared_directory(setting: &Setting, name: &str) -> Result<PathBuf> {
+    let directory = directory(setting, name, 0o700)?;
+    share(&directory)?;
+    Ok(directory)
 }
 
-fn share(folder: &Path) -> Result<()> {
-    chown(folder, None, Some(GROUP))?;
-    Ok(fs::set_permissions(folder, Permissions::from_mode(0o2770))?)
+fn share(directory: &Path) -> Result<()> {
+    chown(directory, None, Some(GROUP))?;
+    Ok(fs::set_permissions(
+        directory,
+        Permissions::from_mode(0o2770),
+    )?)
 }
 
 /// Returns a `verrou` command with a store that the group shares, run by `user`, a member.
 fn verrou_of_group(
     program: &Path,
     kind: Kind,
-    folder: &Path,
+    directory: &Path,
     user: u32,
     words: &[&str],
 ) -> Command {
     let mut command = Command::new(program);
-    let store = format!("{}?group={GROUP}", kind.url(folder));
+    let store = format!("{}?group={GROUP}", kind.url(directory));
     command.args(["--store", &store]).args(words);
     command.current_dir("/").stdin(Stdio::null());
     as_user(&mut command, user, GROUP);
@@ -87,7 +94,7 @@ fn verrou_of_group(
 fn check_end(findings: &mut Findings, what: &str, ended: &Ended, codes: &[i32], path: &Path) {
     let code = ended.code().unwrap_or(-1);
     let is_named = code == 0 || ended.err.contains(&*path.to_string_lossy());
-    findings.check(!ended.is_bad() && ended.took < SOON, || {
+    findings.check(!ended.is_abnormal() && ended.took < TIME_LIMIT, || {
         format!(
             "{what}: {code} after {:?}: {}",
             ended.took,
@@ -113,7 +120,7 @@ const PLANTS: [&str; 11] = [
     "a pipe",
     "a socket",
     "a device",
-    "a folder",
+    "a directory",
     "an empty file",
     "a valid file",
 ];
@@ -124,7 +131,10 @@ fn plant(what: &str, path: &Path, victim: &Path, right: &[u8]) -> Result<()> {
     match what {
         "a symbolic link to a file" => symlink(victim, path)?,
         "a symbolic link to nowhere" => symlink(nowhere, path)?,
-        "a symbolic link to a directory" => symlink(victim.parent().context("the file has a parent directory")?, path)?,
+        "a symbolic link to a directory" => symlink(
+            victim.parent().context("the file has a parent directory")?,
+            path,
+        )?,
         "a symbolic link to a device" => symlink("/dev/zero", path)?,
         "a hard link" => fs::hard_link(victim, path)?,
         "a pipe" => mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0)?,
@@ -133,7 +143,7 @@ fn plant(what: &str, path: &Path, victim: &Path, right: &[u8]) -> Result<()> {
             let mode = Mode::from_raw_mode(0o666);
             mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(1, 5))?;
         }
-        "a folder" => fs::create_dir(path)?,
+        "a directory" => fs::create_dir(path)?,
         "an empty file" => fs::write(path, "")?,
         _ => fs::write(path, right)?,
     }
@@ -149,18 +159,18 @@ fn plant(what: &str, path: &Path, victim: &Path, right: &[u8]) -> Result<()> {
 
 /// Plants files in a directory in which members of a group may create files.
 pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    if !has_users(findings, "files planted by another user") {
+    if !can_switch_users(findings, "files planted by another user") {
         return Ok(());
     }
-    let program = programs::verrou(&setting.folder)?;
-    let safe = folder(setting, "safe", 0o755)?;
+    let program = programs::verrou(&setting.directory)?;
+    let safe = directory(setting, "safe", 0o755)?;
     let victim = safe.join("victim");
     let mut number = 0;
     for kind in Kind::BOTH {
-        let scratch = tempfile::tempdir_in(&setting.folder)?;
+        let scratch = tempfile::tempdir_in(&setting.directory)?;
         let store = kind.open(scratch.path())?;
         let wanted = claim("lock", 1)?;
-        Told::by(|| store.acquire(&wanted)).granted()?;
+        Outcome::by(|| store.acquire(&wanted)).granted()?;
         drop(store);
         let file = kind.only_file(scratch.path())?;
         let counter = scratch.path().join("fences");
@@ -169,7 +179,7 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
             for what in PLANTS {
                 for user in [0, USER] {
                     number += 1;
-                    let shared = shared_folder(setting, &format!("planted-{number}"))?;
+                    let shared = shared_directory(setting, &format!("planted-{number}"))?;
                     fs::write(&victim, "precious")?;
                     chown(&victim, Some(user), Some(user))?;
                     let path = shared.join(name);
@@ -196,7 +206,7 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
         // The store does not create temporary files under predictable names.
         for user in [0, USER] {
             number += 1;
-            let shared = shared_folder(setting, &format!("planted-{number}"))?;
+            let shared = shared_directory(setting, &format!("planted-{number}"))?;
             fs::write(&victim, "precious")?;
             for right in [&file, &counter] {
                 let name = right.file_name().context("a name")?.to_string_lossy();
@@ -228,14 +238,14 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
 }
 
 /// Plants objects in place of all wake pipes: waiters must still acquire the lock.
-pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    const BELLS: usize = 4096;
+pub(super) fn planted_wake_pipes(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    const WAKE_PIPES: usize = 4096;
 
-    if !has_users(findings, "wake pipes planted by another user") {
+    if !can_switch_users(findings, "wake pipes planted by another user") {
         return Ok(());
     }
-    let program = programs::verrou(&setting.folder)?;
-    let safe = folder(setting, "safe-of-wake-pipes", 0o755)?;
+    let program = programs::verrou(&setting.directory)?;
+    let safe = directory(setting, "safe-of-wake-pipes", 0o755)?;
     let victim = safe.join("victim");
     fs::write(&victim, "precious")?;
     let mut longest = Duration::ZERO;
@@ -245,16 +255,16 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
         "a symbolic link to a device",
         "a pipe",
         "a socket",
-        "a folder",
+        "a directory",
         "a valid file",
     ] {
         for (kind, user) in [(Kind::Lease, 0), (Kind::File, USER)] {
-            let shared = quick(setting)?;
+            let shared = fast_directory(setting)?;
             let shared = shared.path();
             share(shared)?;
-            for number in 0..BELLS {
+            for number in 0..WAKE_PIPES {
                 let path = shared.join(format!("{number:04}.bell"));
-                if number == 0 || what == "a folder" {
+                if number == 0 || what == "a directory" {
                     plant(what, &path, &victim, b"")?;
                 } else {
                     fs::hard_link(shared.join("0000.bell"), path)?;
@@ -263,7 +273,7 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
             let hold = ["run", "lock", "--", "sh", "-c", "echo held; sleep 0.1"];
             let mut holder =
                 Running::start(&mut verrou_of_group(&program, kind, shared, user, &hold))?;
-            holder.says("held")?;
+            holder.wait_for_output("held")?;
             let words = ["run", "lock", "--wait", "20s", "--", "true"];
             let wait = || verrou_of_group(&program, kind, shared, user, &words);
             let waits = (0..2).map(|_| Running::start(&mut wait()));
@@ -294,7 +304,7 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
             findings.check(fs::read_dir(&safe)?.count() == 1, || {
                 format!("{what} in place of all wake pipes: a file was created at its target")
             });
-            findings.count("wake pipes planted", BELLS as u64);
+            findings.count("wake pipes planted", WAKE_PIPES as u64);
         }
     }
     findings.figure(
@@ -305,16 +315,16 @@ pub(super) fn planted_bells(setting: &Setting, findings: &mut Findings) -> Resul
 }
 
 /// Tests directories and files that belong to other users, or are writable for all.
-pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    if !has_users(findings, "stores of other users") {
+pub(super) fn other_users(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    if !can_switch_users(findings, "stores of other users") {
         return Ok(());
     }
-    let program = programs::verrou(&setting.folder)?;
+    let program = programs::verrou(&setting.directory)?;
     let words = ["run", "lock", "--no-wait", "--", "true"];
     let acquire = ["run", "lock", "--", "true"];
     for kind in Kind::BOTH {
         // The mode, the owner, the user, and the exit code.
-        let folders: [(u32, u32, u32, i32); 14] = [
+        let directories: [(u32, u32, u32, i32); 14] = [
             (0o700, ATTACKER, USER, 73),
             (0o700, ATTACKER, 0, 73),
             (0o755, ATTACKER, USER, 73),
@@ -330,12 +340,14 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
             (0o1777, USER, USER, 73),
             (0o775, USER, USER, 73),
         ];
-        for (mode, owner, user, code) in folders {
+        for (mode, owner, user, code) in directories {
             let name = format!("of-{kind}-{mode:o}-{owner}-{user}");
-            let place = folder(setting, &name, mode)?;
+            let place = directory(setting, &name, mode)?;
             chown(&place, Some(owner), Some(owner))?;
             let ended = Running::start(&mut verrou(&program, kind, &place, user, &words))?.end()?;
-            let what = format!("a directory of mode {mode:o} of user {owner}, used by user {user} ({kind})");
+            let what = format!(
+                "a directory of mode {mode:o} of user {owner}, used by user {user} ({kind})"
+            );
             check_end(findings, &what, &ended, &[code], &place);
             let found = fs::read_dir(&place)?.count();
             findings.check(code == 0 || found == 0, || {
@@ -344,9 +356,9 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
             findings.count("directories of others", 1);
         }
         // Another user's file, which does not belong to the group.
-        let shared = shared_folder(setting, &format!("of-others-{kind}"))?;
-        let in_group = |folder: &Path, user, words: &[&str]| {
-            Running::start(&mut verrou_of_group(&program, kind, folder, user, words))?.end()
+        let shared = shared_directory(setting, &format!("of-others-{kind}"))?;
+        let in_group = |directory: &Path, user, words: &[&str]| {
+            Running::start(&mut verrou_of_group(&program, kind, directory, user, words))?.end()
         };
         for _ in 0..2 {
             let ended = in_group(&shared, ATTACKER, &acquire)?;
@@ -368,7 +380,7 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
             }
         }
         // Root's files, which users may at most read.
-        let roots = shared_folder(setting, &format!("roots-{kind}"))?;
+        let roots = shared_directory(setting, &format!("roots-{kind}"))?;
         let ended = in_group(&roots, 0, &acquire)?;
         check_end(findings, "root's store", &ended, &[0], &roots);
         let path = kind.only_file(&roots)?;
@@ -383,9 +395,9 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
             }
         }
         // The rules apply to the target of a symbolic link.
-        let private = folder(setting, &format!("private-{kind}"), 0o700)?;
+        let private = directory(setting, &format!("private-{kind}"), 0o700)?;
         chown(&private, Some(ATTACKER), Some(ATTACKER))?;
-        let link = setting.folder.join(format!("link-{kind}"));
+        let link = setting.directory.join(format!("link-{kind}"));
         symlink(&private, &link)?;
         let ended = Running::start(&mut verrou(&program, kind, &link, 0, &words))?.end()?;
         check_end(
@@ -400,8 +412,8 @@ pub(super) fn of_other_users(setting: &Setting, findings: &mut Findings) -> Resu
 }
 
 /// Tests stores that a group shares.
-pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    if !has_users(findings, "stores of groups") {
+pub(super) fn group_stores(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    if !can_switch_users(findings, "stores of groups") {
         return Ok(());
     }
     let Ok(Some(group)) = nix::unistd::Group::from_name("daemon") else {
@@ -409,7 +421,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
         return Ok(());
     };
     let members = group.gid.as_raw();
-    let program = programs::verrou(&setting.folder)?;
+    let program = programs::verrou(&setting.directory)?;
     let as_member = |kind: Kind, place: &Path, user: u32, group: u32, umask: &str, words: &str| {
         let mut command = Command::new("sh");
         let script = format!(
@@ -425,7 +437,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
         Running::start(&mut command)
     };
     for kind in Kind::BOTH {
-        let place = setting.folder.join(format!("group-{kind}"));
+        let place = setting.directory.join(format!("group-{kind}"));
         let ended = as_member(kind, &place, 0, 0, "022", "run lock -- true")?.end()?;
         check_end(findings, "a store made for a group", &ended, &[0], &place);
         // One member holds the lock, and another waits, with any umask.
@@ -439,7 +451,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
                 umask,
                 &format!("run {name} -- sh -c 'echo held; sleep 0.1'"),
             )?;
-            holder.says("held")?;
+            holder.wait_for_output("held")?;
             let denied = as_member(
                 kind,
                 &place,
@@ -485,8 +497,8 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
             );
             findings.count("umasks in a group", 1);
         }
-        only_for_group(findings, &place, members)?;
-        outsiders_file(setting, findings, kind, &place, &|words| {
+        check_group_files(findings, &place, members)?;
+        file_of_outsider(setting, findings, kind, &place, &|words| {
             as_member(kind, &place, USER, members, "022", words)
         })?;
         findings.count("files planted", 1);
@@ -495,7 +507,7 @@ pub(super) fn of_groups(setting: &Setting, findings: &mut Findings) -> Result<()
 }
 
 /// Checks that all files are accessible only to the group, and that there are few of them.
-fn only_for_group(findings: &mut Findings, place: &Path, members: u32) -> Result<()> {
+fn check_group_files(findings: &mut Findings, place: &Path, members: u32) -> Result<()> {
     let entries = fs::read_dir(place)?.collect::<Result<Vec<_>, _>>()?;
     for entry in &entries {
         let metadata = entry.metadata()?;
@@ -515,20 +527,20 @@ fn only_for_group(findings: &mut Findings, place: &Path, members: u32) -> Result
     Ok(())
 }
 
-/// Tests a directory in which outsiders may create files, which then belong to the group: such files
-/// are not trusted.
-fn outsiders_file(
+/// Tests a directory in which outsiders may create files, which then belong to the group: such
+/// files are not trusted.
+fn file_of_outsider(
     setting: &Setting,
     findings: &mut Findings,
     kind: Kind,
     place: &Path,
     as_member: &dyn Fn(&str) -> Result<Running>,
 ) -> Result<()> {
-    let path = kind.path_of("planted", place, &setting.folder)?;
-    let scratch = tempfile::tempdir_in(&setting.folder)?;
+    let path = kind.path_of("planted", place, &setting.directory)?;
+    let scratch = tempfile::tempdir_in(&setting.directory)?;
     let store = kind.open(scratch.path())?;
     let planted = claim("planted", 1)?;
-    Told::by(|| store.acquire(&planted)).granted()?;
+    Outcome::by(|| store.acquire(&planted)).granted()?;
     let right = kind.only_file(scratch.path())?;
     fs::set_permissions(place, Permissions::from_mode(0o3777))?;
     fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
@@ -555,8 +567,8 @@ fn outsiders_file(
 
 /// Tests that the umask of a process does not matter.
 pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let program = programs::verrou(&setting.folder)?;
-    let users: &[u32] = if has_users(findings, "umasks of other users") {
+    let program = programs::verrou(&setting.directory)?;
+    let users: &[u32] = if can_switch_users(findings, "umasks of other users") {
         &[0, USER]
     } else {
         &[0]
@@ -564,7 +576,7 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in Kind::BOTH {
         for umask in ["000", "022", "077", "277", "777"] {
             for &user in users {
-                let parent = folder(setting, &format!("umask-{kind}-{umask}-{user}"), 0o755)?;
+                let parent = directory(setting, &format!("umask-{kind}-{umask}-{user}"), 0o755)?;
                 chown(&parent, Some(user), Some(user))?;
                 let place = parent.join("a/locks");
                 let start = |words: &str| {
@@ -582,11 +594,12 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 };
                 let what = format!("umask {umask} of user {user} ({kind})");
                 let mut holder = start("run lock -- sh -c 'echo held; sleep 0.1'")?;
-                // A user without access to the directories that it creates gets an error, until they exist.
+                // A user without access to the directories that it creates gets an error, until
+                // they exist.
                 if ["277", "777"].contains(&umask) && user != 0 {
                     let ended = holder.end()?;
                     check_end(findings, &what, &ended, &[73, 74], &parent);
-                    fs::remove_dir_all(parent.join("a")).or_else(absent)?;
+                    fs::remove_dir_all(parent.join("a")).or_else(ignore_absent)?;
                     fs::create_dir_all(&place)?;
                     for made in [&parent.join("a"), &place] {
                         fs::set_permissions(made, Permissions::from_mode(0o700))?;
@@ -594,7 +607,9 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     }
                     holder = start("run lock -- sh -c 'echo held; sleep 0.1'")?;
                 }
-                holder.says("held").with_context(|| what.clone())?;
+                holder
+                    .wait_for_output("held")
+                    .with_context(|| what.clone())?;
                 let waiter = start("run lock --wait 20s -- true")?;
                 check_end(findings, &what, &holder.end()?, &[0], &place);
                 check_end(findings, &what, &waiter.end()?, &[0], &place);
@@ -620,22 +635,22 @@ pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
 }
 
 /// Tests a process that keeps a lock file locked all the time.
-pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
+pub(super) fn locked_files(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in Kind::BOTH {
         for is_held in [true, false] {
-            let folder = tempfile::tempdir_in(&setting.folder)?;
-            let (store, other) = (kind.open(folder.path())?, kind.open(folder.path())?);
+            let directory = tempfile::tempdir_in(&setting.directory)?;
+            let (store, other) = (kind.open(directory.path())?, kind.open(directory.path())?);
             let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
-            Told::by(|| store.acquire(&mine)).granted()?;
-            let path = kind.only_file(folder.path())?;
+            Outcome::by(|| store.acquire(&mine)).granted()?;
+            let path = kind.only_file(directory.path())?;
             let file = File::options().read(true).write(true).open(&path)?;
             let lock = |operation| flock(&file, operation).is_ok();
             let mut kept: Vec<(&str, bool)> = Vec::new();
             if !is_held {
-                Told::by(|| store.release(&mine)).granted()?;
+                Outcome::by(|| store.release(&mine)).granted()?;
             }
-            let steps = |how: &str, findings: &mut Findings| {
-                each_step(
+            let operations = |how: &str, findings: &mut Findings| {
+                check_each_operation(
                     findings,
                     &*store,
                     &other,
@@ -650,12 +665,15 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     "locked exclusively",
                     lock(FlockOperation::NonBlockingLockExclusive),
                 ));
-                steps("kept locked", findings);
+                operations("kept locked", findings);
                 lock(FlockOperation::Unlock);
             }
             if kind == Kind::Lease || !is_held {
-                kept.push(("locked in shared mode", lock(FlockOperation::NonBlockingLockShared)));
-                steps("kept locked in shared mode", findings);
+                kept.push((
+                    "locked in shared mode",
+                    lock(FlockOperation::NonBlockingLockShared),
+                ));
+                operations("kept locked in shared mode", findings);
                 lock(FlockOperation::Unlock);
             }
             for (how, is_locked) in kept {
@@ -677,82 +695,86 @@ pub(super) fn denied(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     // The holder has locked one of these bytes.
                     continue;
                 }
-                steps(&format!("with its bytes from {start:#x} locked"), findings);
+                operations(&format!("with its bytes from {start:#x} locked"), findings);
                 fcntl(&file, FcntlArg::F_OFD_SETLK(&bytes(libc::F_UNLCK)?))?;
             }
             if is_held {
-                let told = Told::by(|| store.extend(&mine));
-                findings.check(matches!(told, Told::Granted(_)), || {
-                    format!("{}: extend by its holder: {told:?}", path.display())
+                let outcome = Outcome::by(|| store.extend(&mine));
+                findings.check(matches!(outcome, Outcome::Granted(_)), || {
+                    format!("{}: extend by its holder: {outcome:?}", path.display())
                 });
             }
             // The fence counter, which the first grant of a name needs.
-            let counter = folder.path().join("fences");
+            let counter = directory.path().join("fences");
             let file = File::open(&counter)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             let began = Instant::now();
             let new = claim("new", 3)?;
-            let told = Told::by(|| other.acquire(&new));
-            let is_right =
-                matches!(&told, Told::Error(text) if text.contains(&*counter.to_string_lossy()));
-            findings.check(is_right && began.elapsed() < SOON, || {
+            let outcome = Outcome::by(|| other.acquire(&new));
+            let is_right = matches!(&outcome, Outcome::Error(text) if text.contains(&*counter.to_string_lossy()));
+            findings.check(is_right && began.elapsed() < TIME_LIMIT, || {
                 format!(
-                    "a locked fence counter: acquire: {told:?} after {:?}",
+                    "a locked fence counter: acquire: {outcome:?} after {:?}",
                     began.elapsed()
                 )
             });
             flock(&file, FlockOperation::Unlock)?;
-            Told::by(|| other.acquire(&new)).granted()?;
+            Outcome::by(|| other.acquire(&new)).granted()?;
         }
     }
     Ok(())
 }
 
-/// Runs every operation while another process locks the file: each returns soon, with a reply or with
-/// an error that names the file.
-fn each_step(
+/// Runs every operation while another process locks the file: each returns soon, with a reply or
+/// with an error that names the file.
+fn check_each_operation(
     findings: &mut Findings,
     store: &dyn Store,
-    other: &AnyStore,
+    other: &BoxedStore,
     (mine, wanted): (&Claim, &Claim),
     path: &Path,
     is_held: bool,
     how: &str,
 ) {
-    let steps: [(&str, &dyn Fn() -> Told); 6] = [
-        ("acquire", &|| Told::by(|| other.acquire(wanted))),
-        ("extend", &|| Told::by(|| store.extend(mine))),
+    let operations: [(&str, &dyn Fn() -> Outcome); 6] = [
+        ("acquire", &|| Outcome::by(|| other.acquire(wanted))),
+        ("extend", &|| Outcome::by(|| store.extend(mine))),
         ("inspect", &|| {
-            Told::by(|| other.inspect(&mine.name).map(|_| verrou::Reply::REFUSED))
+            Outcome::by(|| other.inspect(&mine.name).map(|_| verrou::Reply::REFUSED))
         }),
         ("force-release", &|| {
-            Told::by(|| other.evict(&mine.name, verrou::Fence::new(u64::MAX)))
+            Outcome::by(|| other.evict(&mine.name, verrou::Fence::new(u64::MAX)))
         }),
         ("wait", &|| {
-            Told::by(|| {
+            Outcome::by(|| {
                 other.wait(wanted, Duration::from_millis(5));
                 Ok(verrou::Reply::REFUSED)
             })
         }),
         ("end a wait", &|| {
-            Told::by(|| {
+            Outcome::by(|| {
                 other.give_up(wanted);
                 other.release(wanted)
             })
         }),
     ];
-    for (step, ask) in steps {
+    for (operation, ask) in operations {
         let began = Instant::now();
-        let told = watched(&format!("{} {how}: {step}", path.display()), ask);
+        let outcome = with_time_limit(&format!("{} {how}: {operation}", path.display()), ask);
         let took = began.elapsed();
-        let is_right = match &told {
-            Told::Granted(_) => step != "acquire" || !is_held,
-            Told::Refused => true,
-            Told::Error(text) => text.contains(&*path.to_string_lossy()) || text.contains("`lock`"),
-            Told::Panicked(_) => false,
+        let is_right = match &outcome {
+            Outcome::Granted(_) => operation != "acquire" || !is_held,
+            Outcome::Refused => true,
+            Outcome::Error(text) => {
+                text.contains(&*path.to_string_lossy()) || text.contains("`lock`")
+            }
+            Outcome::Panicked(_) => false,
         };
-        findings.check(is_right && took < SOON, || {
-            format!("{} {how}: {step}: {told:?} after {took:?}", path.display())
+        findings.check(is_right && took < TIME_LIMIT, || {
+            format!(
+                "{} {how}: {operation}: {outcome:?} after {took:?}",
+                path.display()
+            )
         });
         findings.count("operations on locked files", 1);
     }

@@ -15,26 +15,26 @@ use verrou::{
 };
 use verrou_host::{System, keep_alive};
 
-use crate::attempts::{caught, watched};
+use crate::attempts::{catch_panic, with_time_limit};
 use crate::findings::{Findings, Setting};
 
 /// A fault of a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Lie {
+enum StoreFault {
     None,
-    CountsDown,
-    CountsNothing,
-    CountsTheSame,
+    FencesDecrease,
+    FencesMissing,
+    FencesRepeat,
     GrantsToAll,
     GrantsLate,
     RefusesAll,
-    RefusesForAges,
-    RefusesForNoTime,
-    ErrsForNow,
-    ErrsForGood,
+    RefusesWithMaxRemaining,
+    RefusesWithZeroRemaining,
+    ErrsTemporarily,
+    ErrsPermanently,
     ErrsEverySecondTime,
     ErrsAfterGranting,
-    WaitsForNoTime,
+    WaitReturnsAtOnce,
     WaitsAndPanics,
     AcquiresAndPanics,
     ExtendsNothing,
@@ -42,33 +42,33 @@ enum Lie {
     ExtendsAndPanics,
     ReleasesNothing,
     ErrsAtReleases,
-    ErrsAtReleasesAtFirst,
-    InspectsAnother,
+    ErrsAtFirstRelease,
+    InspectsOtherHolder,
     InspectsNonsense,
     ErrsAtInspections,
     DetachesNothing,
     ErrsAtDetaching,
-    TellsOfLossesAllTheTime,
-    TellsOfLossesAndPanics,
-    CanDoNothing,
+    ReportsLossesAlways,
+    ReportsLossesAndPanics,
+    HasNoCapabilities,
 }
 
-impl Lie {
+impl StoreFault {
     const ALL: [Self; 30] = [
         Self::None,
-        Self::CountsDown,
-        Self::CountsNothing,
-        Self::CountsTheSame,
+        Self::FencesDecrease,
+        Self::FencesMissing,
+        Self::FencesRepeat,
         Self::GrantsToAll,
         Self::GrantsLate,
         Self::RefusesAll,
-        Self::RefusesForAges,
-        Self::RefusesForNoTime,
-        Self::ErrsForNow,
-        Self::ErrsForGood,
+        Self::RefusesWithMaxRemaining,
+        Self::RefusesWithZeroRemaining,
+        Self::ErrsTemporarily,
+        Self::ErrsPermanently,
         Self::ErrsEverySecondTime,
         Self::ErrsAfterGranting,
-        Self::WaitsForNoTime,
+        Self::WaitReturnsAtOnce,
         Self::WaitsAndPanics,
         Self::AcquiresAndPanics,
         Self::ExtendsNothing,
@@ -76,15 +76,15 @@ impl Lie {
         Self::ExtendsAndPanics,
         Self::ReleasesNothing,
         Self::ErrsAtReleases,
-        Self::ErrsAtReleasesAtFirst,
-        Self::InspectsAnother,
+        Self::ErrsAtFirstRelease,
+        Self::InspectsOtherHolder,
         Self::InspectsNonsense,
         Self::ErrsAtInspections,
         Self::DetachesNothing,
         Self::ErrsAtDetaching,
-        Self::TellsOfLossesAllTheTime,
-        Self::TellsOfLossesAndPanics,
-        Self::CanDoNothing,
+        Self::ReportsLossesAlways,
+        Self::ReportsLossesAndPanics,
+        Self::HasNoCapabilities,
     ];
 
     /// Returns whether the store panics.
@@ -94,7 +94,7 @@ impl Lie {
             Self::WaitsAndPanics
                 | Self::AcquiresAndPanics
                 | Self::ExtendsAndPanics
-                | Self::TellsOfLossesAndPanics
+                | Self::ReportsLossesAndPanics
         )
     }
 
@@ -103,12 +103,12 @@ impl Lie {
         matches!(
             self,
             Self::RefusesAll
-                | Self::RefusesForAges
-                | Self::RefusesForNoTime
-                | Self::WaitsForNoTime
+                | Self::RefusesWithMaxRemaining
+                | Self::RefusesWithZeroRemaining
+                | Self::WaitReturnsAtOnce
                 | Self::WaitsAndPanics
-                | Self::ErrsForNow
-                | Self::ErrsForGood
+                | Self::ErrsTemporarily
+                | Self::ErrsPermanently
                 | Self::ErrsAfterGranting
                 | Self::AcquiresAndPanics
                 | Self::GrantsLate
@@ -118,9 +118,9 @@ impl Lie {
 
 /// A store that counts its calls, and has a fault.
 #[derive(Debug)]
-struct Liar {
-    lie: Lie,
-    truth: MemoryStore<System>,
+struct FaultyStore {
+    fault: StoreFault,
+    inner: MemoryStore<System>,
     calls: AtomicU64,
     acquired: AtomicU64,
     /// The owners that were, or may have been, granted the lock, and have not released it.
@@ -128,11 +128,11 @@ struct Liar {
     released: AtomicU64,
 }
 
-impl Liar {
-    fn new(lie: Lie) -> Self {
+impl FaultyStore {
+    fn new(fault: StoreFault) -> Self {
         Self {
-            lie,
-            truth: MemoryStore::new(System),
+            fault,
+            inner: MemoryStore::new(System),
             calls: AtomicU64::new(0),
             acquired: AtomicU64::new(0),
             unreleased: Mutex::default(),
@@ -166,7 +166,7 @@ impl Liar {
 }
 
 /// Panics without a message on the terminal.
-fn fall_over() -> ! {
+fn panic_silently() -> ! {
     resume_unwind(Box::new("panic of the store"))
 }
 
@@ -178,19 +178,19 @@ fn permanent() -> StoreError {
     StoreError::permanent("permanent failure of the store")
 }
 
-impl Store for Liar {
+impl Store for FaultyStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.called();
         let number = self.acquired.fetch_add(1, Ordering::Relaxed);
-        match self.lie {
-            Lie::RefusesAll | Lie::WaitsForNoTime | Lie::WaitsAndPanics => {
+        match self.fault {
+            StoreFault::RefusesAll | StoreFault::WaitReturnsAtOnce | StoreFault::WaitsAndPanics => {
                 return Ok(Reply::REFUSED);
             }
-            Lie::RefusesForAges => {
+            StoreFault::RefusesWithMaxRemaining => {
                 let remaining = Some(Duration::MAX);
                 return Ok(Reply::Refused { remaining });
             }
-            Lie::RefusesForNoTime => {
+            StoreFault::RefusesWithZeroRemaining => {
                 let remaining = Some(Duration::ZERO);
                 return Ok(Reply::Refused { remaining });
             }
@@ -198,26 +198,26 @@ impl Store for Liar {
         }
         // From here on, the lock may have been granted.
         self.note(claim.owner, true);
-        match self.lie {
-            Lie::ErrsForNow => return Err(temporary()),
-            Lie::ErrsForGood => return Err(permanent()),
-            Lie::ErrsEverySecondTime if number.is_multiple_of(2) => return Err(temporary()),
-            Lie::AcquiresAndPanics => fall_over(),
+        match self.fault {
+            StoreFault::ErrsTemporarily => return Err(temporary()),
+            StoreFault::ErrsPermanently => return Err(permanent()),
+            StoreFault::ErrsEverySecondTime if number.is_multiple_of(2) => return Err(temporary()),
+            StoreFault::AcquiresAndPanics => panic_silently(),
             _ => {}
         }
-        if self.lie == Lie::GrantsLate {
+        if self.fault == StoreFault::GrantsLate {
             // Longer than the TTL.
             thread::sleep(Duration::from_millis(25));
         }
-        let reply = Store::acquire(&self.truth, claim)?;
-        if self.lie == Lie::ErrsAfterGranting {
+        let reply = Store::acquire(&self.inner, claim)?;
+        if self.fault == StoreFault::ErrsAfterGranting {
             return Err(temporary());
         }
-        let fence = match self.lie {
-            Lie::CountsDown => Fence::new(1000 - number.min(999)),
-            Lie::CountsTheSame => Some(Fence::FIRST),
-            Lie::CountsNothing => None,
-            Lie::GrantsToAll => Fence::new(number + 1),
+        let fence = match self.fault {
+            StoreFault::FencesDecrease => Fence::new(1000 - number.min(999)),
+            StoreFault::FencesRepeat => Some(Fence::FIRST),
+            StoreFault::FencesMissing => None,
+            StoreFault::GrantsToAll => Fence::new(number + 1),
             _ => {
                 if !reply.is_granted() {
                     self.note(claim.owner, false);
@@ -225,7 +225,7 @@ impl Store for Liar {
                 return Ok(reply);
             }
         };
-        if reply.is_granted() || self.lie == Lie::GrantsToAll {
+        if reply.is_granted() || self.fault == StoreFault::GrantsToAll {
             return Ok(Reply::Granted { fence });
         }
         self.note(claim.owner, false);
@@ -234,21 +234,21 @@ impl Store for Liar {
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.called();
-        match self.lie {
-            Lie::ExtendsNothing => Ok(Reply::REFUSED),
-            Lie::ErrsAtExtensions => Err(temporary()),
-            Lie::ExtendsAndPanics => fall_over(),
-            _ => Store::extend(&self.truth, claim),
+        match self.fault {
+            StoreFault::ExtendsNothing => Ok(Reply::REFUSED),
+            StoreFault::ErrsAtExtensions => Err(temporary()),
+            StoreFault::ExtendsAndPanics => panic_silently(),
+            _ => Store::extend(&self.inner, claim),
         }
     }
 
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         self.called();
-        match self.lie {
-            Lie::ExtendsNothing => Ok(Renewed::Lost),
-            Lie::ErrsAtExtensions => Err(temporary()),
-            Lie::ExtendsAndPanics => fall_over(),
-            _ => Store::renew(&self.truth, claim, fence),
+        match self.fault {
+            StoreFault::ExtendsNothing => Ok(Renewed::Lost),
+            StoreFault::ErrsAtExtensions => Err(temporary()),
+            StoreFault::ExtendsAndPanics => panic_silently(),
+            _ => Store::renew(&self.inner, claim, fence),
         }
     }
 
@@ -256,41 +256,43 @@ impl Store for Liar {
         self.called();
         let number = self.released.fetch_add(1, Ordering::Relaxed);
         self.note(claim.owner, false);
-        match self.lie {
-            Lie::ReleasesNothing => Ok(Reply::REFUSED),
-            Lie::ErrsAtReleases => Err(permanent()),
-            Lie::ErrsAtReleasesAtFirst if number == 0 => Err(temporary()),
-            _ => Store::release(&self.truth, claim),
+        match self.fault {
+            StoreFault::ReleasesNothing => Ok(Reply::REFUSED),
+            StoreFault::ErrsAtReleases => Err(permanent()),
+            StoreFault::ErrsAtFirstRelease if number == 0 => Err(temporary()),
+            _ => Store::release(&self.inner, claim),
         }
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
         self.called();
-        Store::evict(&self.truth, name, only)
+        Store::evict(&self.inner, name, only)
     }
 
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
-        match self.lie {
-            Lie::ErrsAtInspections | Lie::InspectsAnother | Lie::InspectsNonsense => {
+        match self.fault {
+            StoreFault::ErrsAtInspections
+            | StoreFault::InspectsOtherHolder
+            | StoreFault::InspectsNonsense => {
                 let holder = self.inspect(&claim.name)?;
                 Ok(holder.is_some_and(|holder| fence.is_some() && holder.fence == fence))
             }
-            _ => Store::holds(&self.truth, claim, fence),
+            _ => Store::holds(&self.inner, claim, fence),
         }
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         self.called();
-        match self.lie {
-            Lie::ErrsAtInspections => Err(temporary()),
-            Lie::InspectsAnother => Ok(Some(Holder {
+        match self.fault {
+            StoreFault::ErrsAtInspections => Err(temporary()),
+            StoreFault::InspectsOtherHolder => Ok(Some(Holder {
                 fence: Some(Fence::FIRST),
                 since: None,
                 remaining: None,
                 process: None,
                 detached: false,
             })),
-            Lie::InspectsNonsense => Ok(Some(Holder {
+            StoreFault::InspectsNonsense => Ok(Some(Holder {
                 fence: Fence::new(u64::MAX),
                 since: Some(Duration::MAX),
                 remaining: Some(Duration::MAX),
@@ -301,62 +303,62 @@ impl Store for Liar {
                 }),
                 detached: true,
             })),
-            _ => Store::inspect(&self.truth, name),
+            _ => Store::inspect(&self.inner, name),
         }
     }
 
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.called();
-        match self.lie {
-            Lie::DetachesNothing => Ok(Reply::REFUSED),
-            Lie::ErrsAtDetaching => Err(temporary()),
-            _ => Store::detach(&self.truth, claim),
+        match self.fault {
+            StoreFault::DetachesNothing => Ok(Reply::REFUSED),
+            StoreFault::ErrsAtDetaching => Err(temporary()),
+            _ => Store::detach(&self.inner, claim),
         }
     }
 
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.called();
-        match self.lie {
-            Lie::WaitsForNoTime => Waited::Done,
-            Lie::WaitsAndPanics => fall_over(),
-            _ => Store::wait(&self.truth, claim, at_most),
+        match self.fault {
+            StoreFault::WaitReturnsAtOnce => Waited::Done,
+            StoreFault::WaitsAndPanics => panic_silently(),
+            _ => Store::wait(&self.inner, claim, at_most),
         }
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.called();
-        match self.lie {
-            Lie::TellsOfLossesAndPanics if !at_most.is_zero() => fall_over(),
-            Lie::TellsOfLossesAllTheTime | Lie::TellsOfLossesAndPanics => Waited::Done,
-            _ => Store::lost(&self.truth, claim, at_most),
+        match self.fault {
+            StoreFault::ReportsLossesAndPanics if !at_most.is_zero() => panic_silently(),
+            StoreFault::ReportsLossesAlways | StoreFault::ReportsLossesAndPanics => Waited::Done,
+            _ => Store::lost(&self.inner, claim, at_most),
         }
     }
 
     fn give_up(&self, claim: &Claim) {
-        Store::give_up(&self.truth, claim);
+        Store::give_up(&self.inner, claim);
     }
 
     fn abilities(&self) -> Abilities {
-        match self.lie {
-            Lie::CanDoNothing => Abilities::default(),
-            _ => Store::abilities(&self.truth),
+        match self.fault {
+            StoreFault::HasNoCapabilities => Abilities::default(),
+            _ => Store::abilities(&self.inner),
         }
     }
 }
 
 /// The timeout of acquire requests.
-const PATIENCE: Duration = Duration::from_millis(100);
+const TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Returns the greatest number of calls in a time that does not count as busy waiting: an attempt and
-/// a wait per millisecond, and some more at the beginning.
+/// Returns the greatest number of calls in a time that does not count as busy waiting: an attempt
+/// and a wait per millisecond, and some more at the beginning.
 fn most_calls(took: Duration) -> u64 {
     let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
     millis.saturating_mul(2).saturating_add(250)
 }
 
 /// Uses locks of faulty stores in all ways of the API.
-pub(super) fn lies(_setting: &Setting, findings: &mut Findings) -> Result<()> {
-    type Use = fn(&Lock<&Liar, System>) -> Result<(), Error>;
+pub(super) fn faulty_stores(_setting: &Setting, findings: &mut Findings) -> Result<()> {
+    type Use = fn(&Lock<&FaultyStore, System>) -> Result<(), Error>;
     let uses: [(&str, Use); 5] = [
         ("acquire and release", |lock| {
             for _ in 0..2 {
@@ -398,15 +400,15 @@ pub(super) fn lies(_setting: &Setting, findings: &mut Findings) -> Result<()> {
             let _ = (lock.is_expired(), lock.remaining(), lock.lease());
             let _ = (lock.is_locked(), lock.is_held(), lock.extend(None));
             let _ = lock.serialize();
-            let given = lock.release();
-            taken.and(given)
+            let released = lock.release();
+            taken.and(released)
         }),
     ];
-    for lie in Lie::ALL {
+    for fault in StoreFault::ALL {
         for (what, attempt) in uses {
-            let store = Liar::new(lie);
+            let store = FaultyStore::new(fault);
             // Shorter than the delay of the late grant.
-            let ttl = if lie == Lie::GrantsLate {
+            let ttl = if fault == StoreFault::GrantsLate {
                 "20ms"
             } else {
                 "10s"
@@ -414,62 +416,65 @@ pub(super) fn lies(_setting: &Setting, findings: &mut Findings) -> Result<()> {
             let retry = Retry::default()
                 .delay(Duration::from_millis(10))
                 .map_err(Error::from)?
-                .timeout(PATIENCE);
+                .timeout(TIMEOUT);
             let lock = LockFactory::new(&store, System)
                 .retry(retry)
                 .create_lock("lock", ttl)?;
             let began = Instant::now();
-            let whole = format!("faulty store {lie:?}: {what}");
-            let end = watched(&whole, || caught(|| attempt(&lock)));
+            let title = format!("faulty store {fault:?}: {what}");
+            let end = with_time_limit(&title, || catch_panic(|| attempt(&lock)));
             let took = began.elapsed();
-            check_end(findings, &whole, lie, &store, &end, took);
+            check_end(findings, &title, fault, &store, &end, took);
             findings.count("uses of faulty stores", 1);
         }
     }
     two_at_once(findings)
 }
 
-/// Checks that only the store panicked, that the result is right for its fault, that it was not called
-/// without end, and that no grant is left.
+/// Checks that only the store panicked, that the result is right for its fault, that it was not
+/// called without end, and that no grant is left.
 fn check_end(
     findings: &mut Findings,
-    whole: &str,
-    lie: Lie,
-    store: &Liar,
+    title: &str,
+    fault: StoreFault,
+    store: &FaultyStore,
     end: &Result<Result<(), Error>, String>,
     took: Duration,
 ) {
     match end {
         Err(panic) => {
-            findings.check(lie.panics() && panic == "panic of the store", || {
-                format!("{whole}: panic: {panic}")
+            findings.check(fault.panics() && panic == "panic of the store", || {
+                format!("{title}: panic: {panic}")
             });
             return;
         }
-        Ok(Ok(())) => findings.check(!lie.grants_nothing(), || {
-            format!("{whole}: returned a lock that was not granted")
+        Ok(Ok(())) => findings.check(!fault.grants_nothing(), || {
+            format!("{title}: returned a lock that was not granted")
         }),
         Ok(Err(err)) => {
-            let is_honest = match lie {
-                Lie::None | Lie::CountsNothing | Lie::GrantsToAll | Lie::ErrsEverySecondTime => {
-                    false
+            let is_expected = match fault {
+                StoreFault::None
+                | StoreFault::FencesMissing
+                | StoreFault::GrantsToAll
+                | StoreFault::ErrsEverySecondTime => false,
+                StoreFault::FencesDecrease | StoreFault::FencesRepeat => {
+                    matches!(err, Error::Storage(source) if source.to_string().contains("went back"))
                 }
-                Lie::CountsDown | Lie::CountsTheSame => {
-                    matches!(err, Error::Storage(said) if said.to_string().contains("went back"))
-                }
-                Lie::RefusesAll
-                | Lie::RefusesForAges
-                | Lie::RefusesForNoTime
-                | Lie::WaitsForNoTime
-                | Lie::WaitsAndPanics => matches!(err, Error::Timeout { .. }),
-                Lie::GrantsLate => matches!(err, Error::Lost { .. }),
+                StoreFault::RefusesAll
+                | StoreFault::RefusesWithMaxRemaining
+                | StoreFault::RefusesWithZeroRemaining
+                | StoreFault::WaitReturnsAtOnce
+                | StoreFault::WaitsAndPanics => matches!(err, Error::Timeout { .. }),
+                StoreFault::GrantsLate => matches!(err, Error::Lost { .. }),
                 // A failed drop is not reported, but the next acquire request finds the lock held.
-                Lie::ReleasesNothing | Lie::ErrsAtReleases | Lie::ErrsAtReleasesAtFirst
-                    if whole.ends_with("drop") =>
+                StoreFault::ReleasesNothing
+                | StoreFault::ErrsAtReleases
+                | StoreFault::ErrsAtFirstRelease
+                    if title.ends_with("drop") =>
                 {
                     matches!(err, Error::Timeout { .. })
                 }
-                Lie::ReleasesNothing => {
+                StoreFault::ReleasesNothing => {
                     matches!(err, Error::NotOwner { .. } | Error::Lost { .. })
                 }
                 _ => matches!(
@@ -481,26 +486,29 @@ fn check_end(
                 ),
             };
             // A single attempt returns a temporary error.
-            let is_once = lie == Lie::ErrsEverySecondTime && whole.ends_with("everything else");
-            findings.check(is_honest || is_once, || format!("{whole}: {err} ({err:?})"));
+            let is_once =
+                fault == StoreFault::ErrsEverySecondTime && title.ends_with("everything else");
+            findings.check(is_expected || is_once, || {
+                format!("{title}: {err} ({err:?})")
+            });
         }
     }
     let calls = store.calls();
     findings.check(calls < most_calls(took), || {
-        format!("{whole}: {calls} calls of the store in {took:?}")
+        format!("{title}: {calls} calls of the store in {took:?}")
     });
-    findings.check(took < 20 * PATIENCE, || {
-        format!("{whole}: {took:?} instead of {PATIENCE:?}")
+    findings.check(took < 20 * TIMEOUT, || {
+        format!("{title}: {took:?} instead of {TIMEOUT:?}")
     });
     let left = store.unreleased();
     findings.check(left == 0, || {
-        format!("{whole}: {left} owner(s) may hold the lock, and have not released it")
+        format!("{title}: {left} owner(s) may hold the lock, and have not released it")
     });
 }
 
 /// Uses a store that grants to all: the second owner's other operations are refused.
 fn two_at_once(findings: &mut Findings) -> Result<()> {
-    let store = Liar::new(Lie::GrantsToAll);
+    let store = FaultyStore::new(StoreFault::GrantsToAll);
     let locks = LockFactory::new(&store, System);
     let (one, two) = (
         locks.create_lock("lock", "10s")?,
@@ -525,50 +533,58 @@ fn two_at_once(findings: &mut Findings) -> Result<()> {
 }
 
 /// Runs auto-renewal on faulty stores.
-pub(super) fn lies_to_keepers(_setting: &Setting, findings: &mut Findings) -> Result<()> {
+pub(super) fn faulty_stores_under_renewal(
+    _setting: &Setting,
+    findings: &mut Findings,
+) -> Result<()> {
     const WORK: Duration = Duration::from_millis(200);
 
-    for lie in Lie::ALL {
-        if lie.grants_nothing() {
+    for fault in StoreFault::ALL {
+        if fault.grants_nothing() {
             continue;
         }
-        let store = Liar::new(lie);
-        let whole = format!("faulty store {lie:?}: keep_alive");
+        let store = FaultyStore::new(fault);
+        let title = format!("faulty store {fault:?}: keep_alive");
         let retry = Retry::default().timeout(Duration::from_secs(1));
         let lock = LockFactory::new(&store, System)
             .retry(retry)
             .create_lock("lock", "90ms")?;
-        let held = match caught(|| lock.guard()) {
+        let held = match catch_panic(|| lock.guard()) {
             Ok(Ok(held)) => held,
             end => {
-                findings.violation(format!("{whole}: not granted: {end:?}"));
+                findings.violation(format!("{title}: not granted: {end:?}"));
                 continue;
             }
         };
         let before = store.calls();
         let began = Instant::now();
-        let end = watched(&whole, || {
-            caught(|| keep_alive(&held, || thread::sleep(WORK)).is_ok())
+        let end = with_time_limit(&title, || {
+            catch_panic(|| keep_alive(&held, || thread::sleep(WORK)).is_ok())
         });
         let calls = store.calls() - before;
-        let is_right = match (lie, &end) {
-            (_, Err(panic)) => lie.panics() && panic == "panic of the store",
+        let is_right = match (fault, &end) {
+            (_, Err(panic)) => fault.panics() && panic == "panic of the store",
             // With `FencesDecrease`, a renewal contains the changed fencing token, which is not that
             // of the grant.
-            (Lie::ExtendsNothing | Lie::ErrsAtExtensions | Lie::CountsDown, Ok(is_kept)) => {
-                !is_kept
-            }
+            (
+                StoreFault::ExtendsNothing
+                | StoreFault::ErrsAtExtensions
+                | StoreFault::FencesDecrease,
+                Ok(is_kept),
+            ) => !is_kept,
             (_, Ok(is_kept)) => *is_kept,
         };
-        findings.check(is_right, || format!("{whole}: result: {end:?}"));
+        findings.check(is_right, || format!("{title}: result: {end:?}"));
         let took = began.elapsed();
         findings.check(calls < most_calls(took), || {
-            format!("{whole}: {calls} calls of the store in {took:?}")
+            format!("{title}: {calls} calls of the store in {took:?}")
         });
-        let given = caught(|| held.release());
-        findings.check(given.is_ok(), || format!("{whole}: release: {given:?}"));
+        let released = catch_panic(|| held.release());
+        findings.check(released.is_ok(), || {
+            format!("{title}: release: {released:?}")
+        });
         let left = store.unreleased();
-        findings.check(left == 0, || format!("{whole}: the lock was not released"));
+        findings.check(left == 0, || format!("{title}: the lock was not released"));
         findings.count("uses of faulty stores", 1);
     }
     Ok(())

@@ -14,7 +14,7 @@ use verrou::blocking::LockFactory;
 use verrou::{Claim, Name, Printable, SerializedLock, Ttl, is_hidden};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
-use crate::attempts::{Kind, Told, caught, claim};
+use crate::attempts::{Kind, Outcome, catch_panic, claim};
 use crate::findings::{Findings, Setting};
 use crate::programs::{self, Ended, Running};
 
@@ -133,14 +133,14 @@ fn long_names() -> Vec<String> {
 }
 
 /// Returns all paths below a directory.
-fn tree(folder: &Path) -> Result<BTreeSet<PathBuf>> {
+fn tree(directory: &Path) -> Result<BTreeSet<PathBuf>> {
     let mut found = BTreeSet::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder)? {
+    let mut directories = vec![directory.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
+                directories.push(entry.path());
             }
             found.insert(entry.path());
         }
@@ -151,9 +151,9 @@ fn tree(folder: &Path) -> Result<BTreeSet<PathBuf>> {
 /// Tests that each name is a separate lock, with its own file in the store's directory.
 pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in Kind::BOTH {
-        let outer = setting.folder.join(format!("names-{kind}"));
-        let folder = outer.join("a/b/c/locks");
-        let (store, other) = (kind.open(&folder)?, kind.open(&folder)?);
+        let outer = setting.directory.join(format!("names-{kind}"));
+        let directory = outer.join("a/b/c/locks");
+        let (store, other) = (kind.open(&directory)?, kind.open(&directory)?);
         let before = tree(&outer)?;
         let mut taken = Vec::new();
         for text in names() {
@@ -171,10 +171,10 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
                 name,
                 ..claim("any name", 1)?
             };
-            match Told::by(|| store.acquire(&claim)) {
-                Told::Granted(_) => taken.push(claim),
-                told => findings.violation(format!(
-                    "acquire of the name {text:?} ({kind}) with {} others held: {told:?}",
+            match Outcome::by(|| store.acquire(&claim)) {
+                Outcome::Granted(_) => taken.push(claim),
+                outcome => findings.violation(format!(
+                    "acquire of the name {text:?} ({kind}) with {} others held: {outcome:?}",
                     taken.len()
                 )),
             }
@@ -185,19 +185,22 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
                 owner: verrou::Owner::from_bytes([2; 16]),
                 ..claim.clone()
             };
-            let told = Told::by(|| other.acquire(&wanted));
-            findings.check(told == Told::Refused, || {
+            let outcome = Outcome::by(|| other.acquire(&wanted));
+            findings.check(outcome == Outcome::Refused, || {
                 format!(
-                    "acquire of the held name {:?} ({kind}): {told:?}",
+                    "acquire of the held name {:?} ({kind}): {outcome:?}",
                     claim.name
                 )
             });
         }
         let mut new: Vec<_> = tree(&outer)?.difference(&before).cloned().collect();
         new.retain(|path| path.extension().is_some_and(|it| it == kind.extension()));
-        let is_inside = new.iter().all(|path| path.parent() == Some(&folder));
+        let is_inside = new.iter().all(|path| path.parent() == Some(&directory));
         findings.check(new.len() == taken.len() && is_inside, || {
-            format!("{} locks ({kind}) created these files: {new:?}", taken.len())
+            format!(
+                "{} locks ({kind}) created these files: {new:?}",
+                taken.len()
+            )
         });
         let is_plain = |path: &PathBuf| {
             let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
@@ -210,7 +213,7 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
             format!("not all file names are plain ({kind}): {new:?}")
         });
         for claim in &taken {
-            Told::by(|| store.release(claim)).granted()?;
+            Outcome::by(|| store.release(claim)).granted()?;
         }
     }
     Ok(())
@@ -220,25 +223,25 @@ pub(super) fn names_in_the_library(setting: &Setting, findings: &mut Findings) -
 /// contains one of `said`.
 fn check_end(
     findings: &mut Findings,
-    typed: &dyn Fn() -> String,
+    command_line: &dyn Fn() -> String,
     ended: &Ended,
     codes: &[i32],
     said: &[&str],
 ) {
     let code = ended.code().unwrap_or(-1);
-    findings.check(!ended.is_bad(), || {
+    findings.check(!ended.is_abnormal(), || {
         format!(
             "{}: {code} after {:?}: {}",
-            typed(),
+            command_line(),
             ended.took,
-            shortened(&ended.err)
+            truncated(&ended.err)
         )
     });
     findings.check(codes.contains(&code), || {
         format!(
             "{}: exit code {code}, expected one of {codes:?}: {}",
-            typed(),
-            shortened(&ended.err)
+            command_line(),
+            truncated(&ended.err)
         )
     });
     // Exit codes of CMD have no error message.
@@ -249,8 +252,8 @@ fn check_end(
         || {
             format!(
                 "{}: the error contains none of {said:?}: {}",
-                typed(),
-                shortened(&ended.err)
+                command_line(),
+                truncated(&ended.err)
             )
         },
     );
@@ -259,31 +262,31 @@ fn check_end(
         .filter(|char| is_hidden(*char) && !"\n\t".contains(*char))
         .collect();
     findings.check(raw.is_empty(), || {
-        format!("{}: prints {raw:?} to the terminal", typed())
+        format!("{}: prints {raw:?} to the terminal", command_line())
     });
 }
 
-fn shortened(text: &str) -> &str {
+fn truncated(text: &str) -> &str {
     let text = text.trim_end();
     &text[..text.floor_char_boundary(300)]
 }
 
 /// Returns a `verrou` command with a store of leases in `directory`.
-fn verrou(program: &Path, folder: &Path) -> Command {
+fn verrou(program: &Path, directory: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .current_dir("/")
-        .env("VERROU_STORE", Kind::Lease.url(folder))
+        .env("VERROU_STORE", Kind::Lease.url(directory))
         .env_remove("VERROU_LOCK")
         .stdin(Stdio::null());
     command
 }
 
 /// Tests the names on the command line.
-pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let program = programs::verrou(&setting.folder)?;
-    let outer = setting.folder.join("typed-names");
-    let folder = outer.join("a/b/c/locks");
+pub(super) fn names_on_the_command_line(setting: &Setting, findings: &mut Findings) -> Result<()> {
+    let program = programs::verrou(&setting.directory)?;
+    let outer = setting.directory.join("typed-names");
+    let directory = outer.join("a/b/c/locks");
     let mut locks = 0;
     let mut typed: Vec<OsString> = names().into_iter().map(OsString::from).collect();
     for bytes in [
@@ -312,30 +315,30 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
             .any(|it| name.as_bytes().starts_with(it.as_bytes()));
         for command in ["acquire", "show"] {
             // Try the name as a plain argument, and as one that can only be a name.
-            for insisted in [false, true] {
-                let mut words = verrou(&program, &folder);
+            for is_explicit in [false, true] {
+                let mut words = verrou(&program, &directory);
                 words.arg(command);
                 if command == "acquire" {
                     words.arg("--no-wait");
                 }
-                let mut word = OsString::from(if insisted { "--name=" } else { "" });
+                let mut word = OsString::from(if is_explicit { "--name=" } else { "" });
                 word.push(name);
                 words.arg(word);
                 let ended = programs::run(&mut words)?;
                 let described = || {
                     format!(
                         "verrou {command} {}{:?}",
-                        if insisted { "--name=" } else { "" },
+                        if is_explicit { "--name=" } else { "" },
                         Short(name)
                     )
                 };
                 let codes: &[i32] = match (is_name, is_option) {
                     (false, _) => &[64],
                     // An option, which may exist.
-                    (true, true) if !insisted => &[0, 64],
-                    (true, false) if !insisted && is_path => &[64],
+                    (true, true) if !is_explicit => &[0, 64],
+                    (true, false) if !is_explicit && is_path => &[64],
                     // The previous command has acquired the lock.
-                    (true, false) if command == "acquire" && insisted && !is_path => &[75],
+                    (true, false) if command == "acquire" && is_explicit && !is_path => &[75],
                     (true, _) => &[0],
                 };
                 let known = text.map(|text| escaped(text.chars().take(30)));
@@ -354,7 +357,7 @@ pub(super) fn names_typed(setting: &Setting, findings: &mut Findings) -> Result<
         .iter()
         .filter(|path| path.extension().is_some_and(|it| it == "lease"));
     let files = files.collect::<Vec<_>>();
-    let is_inside = files.iter().all(|path| path.parent() == Some(&folder));
+    let is_inside = files.iter().all(|path| path.parent() == Some(&directory));
     findings.check(is_inside && files.len() <= locks, || {
         format!("{locks} names on the command line created these files: {files:?}")
     });
@@ -381,8 +384,8 @@ impl std::fmt::Debug for Short<'_> {
 }
 
 /// Returns a held lock, serialized, as text and parsed.
-fn written_down(folder: &Path) -> Result<(String, SerializedLock)> {
-    let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+fn serialized_lock(directory: &Path) -> Result<(String, SerializedLock)> {
+    let store = LeaseFileStore::open(directory, &StoreOptions::default())?;
     let lock = LockFactory::new(&store, System).create_lock("transferred", "1h")?;
     lock.acquire()?;
     let serialized = lock.serialize()?;
@@ -390,7 +393,7 @@ fn written_down(folder: &Path) -> Result<(String, SerializedLock)> {
 }
 
 /// Texts that are unlike a serialized lock.
-const NO_LOCKS: [&str; 6] = ["", " ", "null", "{}", "[]", "17"];
+const UNLIKE_LOCKS: [&str; 6] = ["", " ", "null", "{}", "[]", "17"];
 
 /// Returns texts that are no serialized lock, or one of another owner.
 fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
@@ -402,7 +405,7 @@ fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
     let unknown = |value: &str| with("{", &format!("{{\"x\":{value},"));
     let deep = "[".repeat(30_000) + "1" + &"]".repeat(30_000);
     let long = format!("\"{}\"", "x".repeat(100_000));
-    let mut texts: Vec<(String, String)> = NO_LOCKS
+    let mut texts: Vec<(String, String)> = UNLIKE_LOCKS
         .map(|text| (format!("{text:?}"), text.to_owned()))
         .into();
     texts.extend(
@@ -457,7 +460,10 @@ fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
                 "a fencing token out of range",
                 with(&fence, "\"fence\":18446744073709551616"),
             ),
-            ("a fencing token with a fraction", with(&fence, "\"fence\":1.5")),
+            (
+                "a fencing token with a fraction",
+                with(&fence, "\"fence\":1.5"),
+            ),
             ("expired long ago", with(&expires, "\"expires\":0")),
             (
                 "the maximum end",
@@ -481,16 +487,21 @@ fn hostile_texts(right: &str, lock: &SerializedLock) -> Vec<(String, String)> {
         ]
         .map(|(what, text)| (what.to_owned(), text)),
     );
-    let cut = |length| (format!("truncated to {length} bytes"), right[..length].to_owned());
+    let cut = |length| {
+        (
+            format!("truncated to {length} bytes"),
+            right[..length].to_owned(),
+        )
+    };
     texts.extend((0..right.len()).map(cut));
     texts
 }
 
 /// Tests that only a serialized lock with the right owner token releases the lock.
 pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let folder = tempfile::tempdir_in(&setting.folder)?;
-    let (right, lock) = written_down(folder.path())?;
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default())?;
+    let directory = tempfile::tempdir_in(&setting.directory)?;
+    let (right, lock) = serialized_lock(directory.path())?;
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default())?;
     let locks = LockFactory::new(&store, System);
     let mut rng = Rng::with_seed(setting.seed);
     let mut texts = hostile_texts(&right, &lock);
@@ -519,13 +530,13 @@ pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<(
     }
     let count = texts.len() as u64;
     for (what, text) in texts {
-        match caught(|| text.parse::<SerializedLock>()) {
+        match catch_panic(|| text.parse::<SerializedLock>()) {
             Err(panic) => findings.violation(format!("a serialized lock, {what}: panic: {panic}")),
             Ok(Err(err)) => findings.check(!err.to_string().is_empty(), || {
                 format!("a serialized lock, {what}: the error is empty")
             }),
             Ok(Ok(read)) => {
-                let again = caught(|| read.to_string().parse::<SerializedLock>());
+                let again = catch_panic(|| read.to_string().parse::<SerializedLock>());
                 findings.check(again == Ok(Ok(read.clone())), || {
                     format!("a serialized lock, {what}: parsed as {read:?}, then as {again:?}")
                 });
@@ -534,7 +545,7 @@ pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<(
                 }
                 // It is of another owner, or of another lock.
                 let restored = locks.restore_lock(&read);
-                let tried = caught(|| {
+                let tried = catch_panic(|| {
                     (
                         restored.remaining(),
                         restored.extend(None).is_ok(),
@@ -557,10 +568,13 @@ pub(super) fn serialized(setting: &Setting, findings: &mut Findings) -> Result<(
 }
 
 /// Tests serialized locks on the command line, in the environment and on the standard input.
-pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let program = programs::verrou(&setting.folder)?;
-    let folder = tempfile::tempdir_in(&setting.folder)?;
-    let (right, lock) = written_down(folder.path())?;
+pub(super) fn serialized_on_the_command_line(
+    setting: &Setting,
+    findings: &mut Findings,
+) -> Result<()> {
+    let program = programs::verrou(&setting.directory)?;
+    let directory = tempfile::tempdir_in(&setting.directory)?;
+    let (right, lock) = serialized_lock(directory.path())?;
     let said = [
         "E_INVALID_SERIALIZED_LOCK",
         "E_LOCK_NOT_OWNER",
@@ -592,16 +606,16 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
             let mut ways: Vec<(&str, Ended)> = Vec::new();
             let of_its = ["--ttl", "1h"];
             let options = if is_its(text) { &of_its[..] } else { &[] };
-            let mut words = verrou(&program, folder.path());
+            let mut words = verrou(&program, directory.path());
             ways.push((
                 "",
                 programs::run(words.args([*command, text]).args(options))?,
             ));
             if number % 8 == 0 || !what.starts_with("truncated") {
-                let mut words = verrou(&program, folder.path());
+                let mut words = verrou(&program, directory.path());
                 let words = words.arg(command).args(options).env("VERROU_LOCK", text);
                 ways.push(("in the environment:", programs::run(words)?));
-                let mut words = verrou(&program, folder.path());
+                let mut words = verrou(&program, directory.path());
                 let ended = programs::run_with_input(
                     words.args([*command, "-"]).args(options),
                     text.as_bytes(),
@@ -625,7 +639,7 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
             [vec![b' '; 1 << 20], right.clone().into_bytes()].concat(),
         ),
     ] {
-        let mut words = verrou(&program, folder.path());
+        let mut words = verrou(&program, directory.path());
         let ended = programs::run_with_input(words.args(["release", "-"]), &input)?;
         let said = [&said[..], &["standard input"]].concat();
         check_end(
@@ -637,28 +651,24 @@ pub(super) fn serialized_typed(setting: &Setting, findings: &mut Findings) -> Re
         );
         findings.count("hostile serialized locks on the command line", 1);
     }
-    let mut words = verrou(&program, folder.path());
+    let mut words = verrou(&program, directory.path());
     let not_text = OsString::from_vec(b"\xff{}".to_vec());
     let ended = programs::run(words.arg("release").env("VERROU_LOCK", &not_text))?;
-    let typed = || "verrou release, a VERROU_LOCK of invalid UTF-8".to_owned();
+    let command_line = || "verrou release, a VERROU_LOCK of invalid UTF-8".to_owned();
     check_end(
         findings,
-        &typed,
+        &command_line,
         &ended,
         &[64],
         &["UTF-8", "E_INVALID_SERIALIZED_LOCK"],
     );
-    let mut words = verrou(&program, folder.path());
+    let mut words = verrou(&program, directory.path());
     let ended = programs::run(words.arg("release").arg(&not_text))?;
-    check_end(findings, &typed, &ended, &[64], &["UTF-8"]);
+    check_end(findings, &command_line, &ended, &[64], &["UTF-8"]);
     // The right text releases the lock.
-    let mut words = verrou(&program, folder.path());
+    let mut words = verrou(&program, directory.path());
     let ended = programs::run(words.args(["release", &right]))?;
-    ensure!(
-        ended.code() == Some(0),
-        "the lock was lost: {}",
-        ended.err
-    );
+    ensure!(ended.code() == Some(0), "the lock was lost: {}", ended.err);
     Ok(())
 }
 
@@ -807,20 +817,24 @@ const OTHERS: [Line<'static>; 25] = [
 
 /// Tests hostile options and store URLs.
 pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let program = programs::verrou(&setting.folder)?;
-    let folder = setting.folder.join("typed");
-    let file = setting.folder.join("a-file");
+    let program = programs::verrou(&setting.directory)?;
+    let directory = setting.directory.join("typed");
+    let file = setting.directory.join("a-file");
     fs::write(&file, "precious")?;
     let file = file
         .to_str()
         .context("the path of temporary files is not UTF-8")?;
     let below = format!("lease:{file}/below");
     let at = format!("lease:{file}");
-    let long = format!("lease:{}/{}", setting.folder.display(), "x".repeat(300));
-    let longer = format!("lease:{}/{}", setting.folder.display(), "x/".repeat(3000));
+    let long = format!("lease:{}/{}", setting.directory.display(), "x".repeat(300));
+    let longer = format!(
+        "lease:{}/{}",
+        setting.directory.display(),
+        "x/".repeat(3000)
+    );
     let odd = format!(
         "lease:{}/an odd\nfolder\u{1b}[31m",
-        setting.folder.display()
+        setting.directory.display()
     );
 
     let stores: [Line<'_>; 26] = [
@@ -874,7 +888,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
     ];
     for (options, codes, said) in TAKING.into_iter().chain(stores) {
         for end in [&["--", "true"][..], &["--json", "--", "true"]] {
-            let mut words = verrou(&program, &folder);
+            let mut words = verrou(&program, &directory);
             words.args(["run", "k"]).args(options).args(end);
             let ended = programs::run(&mut words)?;
             let described = || format!("verrou run k {}", options.join(" "));
@@ -884,7 +898,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
                 let is_json = lines
                     .iter()
                     .all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok());
-                findings.check(is_json && !ended.is_bad(), || {
+                findings.check(is_json && !ended.is_abnormal(), || {
                     format!("{} --json: {:?}", described(), lines)
                 });
             } else {
@@ -897,20 +911,22 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         "a file that was given as a directory was written".to_owned()
     });
     other_lines(setting, findings, &program)?;
-    lengths_of_waits(setting, findings, &program)?;
-    no_text(setting, findings, &program)
+    extreme_durations(setting, findings, &program)?;
+    invalid_utf8(setting, findings, &program)
 }
 
 /// Tests [`OTHERS`].
 fn other_lines(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
-    let folder = setting.folder.join("typed");
+    let directory = setting.directory.join("typed");
     for (line, codes, said) in OTHERS {
-        let mut words = verrou(program, &folder);
-        let state = setting.folder.join("state");
+        let mut words = verrou(program, &directory);
+        let state = setting.directory.join("state");
         let ended = programs::run(words.args(line).env("XDG_STATE_HOME", state))?;
         let described = || format!("verrou {}", line.join(" "));
         if line.is_empty() {
-            findings.check(ended.code() == Some(64), || "verrou without arguments".to_owned());
+            findings.check(ended.code() == Some(64), || {
+                "verrou without arguments".to_owned()
+            });
         } else {
             check_end(findings, &described, &ended, codes, said);
         }
@@ -920,28 +936,28 @@ fn other_lines(setting: &Setting, findings: &mut Findings, program: &Path) -> Re
 }
 
 /// Tests arguments and variables of invalid UTF-8, or with useless paths.
-fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
-    let folder = setting.folder.join("typed");
+fn invalid_utf8(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
+    let directory = setting.directory.join("typed");
     // The name of a directory may be invalid UTF-8; the kind of a store may not.
-    let named = setting.folder.join(OsStr::from_bytes(b"\xff"));
+    let named = setting.directory.join(OsStr::from_bytes(b"\xff"));
     let mut in_it = OsString::from("lease:");
     in_it.push(&named);
     let no_kind = OsString::from_vec(b"\xff:locks".to_vec());
     for (store, codes) in [(in_it, [0]), (no_kind, [64])] {
         let line = ["run", "k", "--", "true"];
-        let mut words = verrou(program, &folder);
+        let mut words = verrou(program, &directory);
         let ended = programs::run(words.args(line).env("VERROU_STORE", &store))?;
-        let typed = || "VERROU_STORE of invalid UTF-8".to_owned();
-        check_end(findings, &typed, &ended, &codes, &["store"]);
-        let mut words = verrou(program, &folder);
+        let command_line = || "VERROU_STORE of invalid UTF-8".to_owned();
+        check_end(findings, &command_line, &ended, &codes, &["store"]);
+        let mut words = verrou(program, &directory);
         let ended = programs::run(words.arg("--store").arg(&store).args(line))?;
-        let typed = || "--store of invalid UTF-8".to_owned();
-        check_end(findings, &typed, &ended, &codes, &["store"]);
+        let command_line = || "--store of invalid UTF-8".to_owned();
+        check_end(findings, &command_line, &ended, &codes, &["store"]);
     }
     findings.check(named.is_dir(), || {
         "no directory with a name of invalid UTF-8 was created".to_owned()
     });
-    let mut words = verrou(program, &folder);
+    let mut words = verrou(program, &directory);
     let not_text = OsStr::from_bytes(b"\xff\xfe");
     let ended = programs::run(words.args(["run", "k", "--"]).arg(not_text))?;
     check_end(
@@ -963,8 +979,8 @@ fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result
             if variable == "XDG_STATE_HOME" && !value.starts_with('/') {
                 continue;
             }
-            let mut words = verrou(program, &folder);
-            words.env("XDG_STATE_HOME", setting.folder.join("state"));
+            let mut words = verrou(program, &directory);
+            words.env("XDG_STATE_HOME", setting.directory.join("state"));
             words.env_remove("VERROU_STORE").env(variable, value);
             let ended = programs::run(words.args(["run", "k", "--no-wait", "--", "/bin/true"]))?;
             let described = || format!("{variable}={value} verrou run k");
@@ -976,7 +992,7 @@ fn no_text(setting: &Setting, findings: &mut Findings, program: &Path) -> Result
 }
 
 /// Tests extreme durations while another owner holds the lock.
-fn lengths_of_waits(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
+fn extreme_durations(setting: &Setting, findings: &mut Findings, program: &Path) -> Result<()> {
     for kind in Kind::BOTH {
         for options in [
             ["--wait", HUGE],
@@ -986,22 +1002,22 @@ fn lengths_of_waits(setting: &Setting, findings: &mut Findings, program: &Path) 
             ["--retry-delay", "1ns"],
             ["--grace", HUGE],
         ] {
-            let folder = tempfile::tempdir_in(&setting.folder)?;
-            let store = kind.open(folder.path())?;
+            let directory = tempfile::tempdir_in(&setting.directory)?;
+            let store = kind.open(directory.path())?;
             let held = Claim {
                 ttl: Ttl::new(Duration::from_hours(1))?,
                 ..claim("k", 1)?
             };
-            Told::by(|| store.acquire(&held)).granted()?;
+            Outcome::by(|| store.acquire(&held)).granted()?;
             let mut words = Command::new(program);
-            words.args(["--store", &kind.url(folder.path()), "run", "k"]);
+            words.args(["--store", &kind.url(directory.path()), "run", "k"]);
             words
                 .args(options)
                 .args(["--", "true"])
                 .stdin(Stdio::null());
             let mut waiter = Running::start(&mut words)?;
             let ends_early = waiter.ends_within(Duration::from_millis(100))?;
-            Told::by(|| store.release(&held)).granted()?;
+            Outcome::by(|| store.release(&held)).granted()?;
             let ended = waiter.end()?;
             let described =
                 || format!("verrou run k {} ({kind}) of a held lock", options.join(" "));

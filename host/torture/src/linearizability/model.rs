@@ -26,7 +26,7 @@ pub(crate) struct Operation {
     pub(crate) began: u64,
     /// The time after the reply; [`NEVER`] if there is none.
     pub(crate) ended: u64,
-    pub(crate) asked: Asked,
+    pub(crate) request: Request,
     pub(crate) reply: Reply,
 }
 
@@ -35,7 +35,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 
 /// A request to a lock, or an event that changes it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) enum Asked {
+pub(crate) enum Request {
     /// The start of a history: the lock is free, and its last fencing token is `fence`.
     Begin {
         rules: Rules,
@@ -87,8 +87,8 @@ pub(crate) enum Reply {
 pub(crate) struct Rules {
     /// Every process with the owner token acts as the owner, and every process can force-release.
     pub(crate) transfers: bool,
-    /// A free lock is never refused, and never inspected as held: there are no waiters, for which it
-    /// may be reserved, and no inspections, which may lock the file for a moment.
+    /// A free lock is never refused, and never inspected as held: there are no waiters, for which
+    /// it may be reserved, and no inspections, which may lock the file for a moment.
     pub(crate) is_prompt: bool,
 }
 
@@ -135,7 +135,7 @@ impl Lock {
     }
 
     /// Returns the possible states at the time of `operation`: the lease may have expired.
-    fn by(&self, operation: &Operation) -> Vec<Self> {
+    fn at_time_of(&self, operation: &Operation) -> Vec<Self> {
         let Some((earliest, latest)) = self.held.as_ref().and_then(|held| held.ends) else {
             return vec![self.clone()];
         };
@@ -153,11 +153,11 @@ impl Lock {
     fn after(&self, operation: &Operation) -> Vec<Self> {
         let Operation {
             client,
-            asked,
+            request,
             reply,
             ..
         } = operation;
-        if let Asked::Death = asked {
+        if let Request::Death = request {
             let mut after = self.clone();
             after.dead.insert(*client);
             after
@@ -174,7 +174,9 @@ impl Lock {
                 may_be
             }
             _ if is_dead => Vec::new(),
-            Reply::Granted { fence: None } if matches!(asked, Asked::Acquire { .. }) => Vec::new(),
+            Reply::Granted { fence: None } if matches!(request, Request::Acquire { .. }) => {
+                Vec::new()
+            }
             Reply::Granted { fence } => {
                 let done = self.done(operation);
                 let fits = |lock: Self| match (lock.held.is_some(), fence) {
@@ -182,9 +184,9 @@ impl Lock {
                     _ => Some(lock),
                 };
                 // The reply to a release has the fencing token of the ended grant.
-                let was_told = |fence: &u64| self.has_fence(*fence).is_some();
+                let was_received = |fence: &u64| self.has_fence(*fence).is_some();
                 if done.iter().any(|lock| lock.held.is_none())
-                    && !fence.as_ref().is_none_or(was_told)
+                    && !fence.as_ref().is_none_or(was_received)
                 {
                     return Vec::new();
                 }
@@ -198,7 +200,7 @@ impl Lock {
             } if self.seems_held() => vec![self.clone()],
             Reply::Free if self.held.is_none() => vec![self.clone()],
             Reply::Held { owner, fence } => {
-                if self.may_say_what_was(operation, *owner, *fence) {
+                if self.may_return_earlier_grant(operation, *owner, *fence) {
                     return vec![self.clone()];
                 }
                 let is_holder = |held: &Held| *owner == Some(held.owner);
@@ -227,13 +229,15 @@ impl Lock {
                 ..self.clone()
             }]
         };
-        match (&operation.asked, &self.held) {
-            (Asked::Acquire { owner, ttl, .. }, Some(mine)) if mine.owner == *owner => held(Held {
-                ends: ends(*ttl),
-                ..mine.clone()
-            }),
+        match (&operation.request, &self.held) {
+            (Request::Acquire { owner, ttl, .. }, Some(mine)) if mine.owner == *owner => {
+                held(Held {
+                    ends: ends(*ttl),
+                    ..mine.clone()
+                })
+            }
             (
-                &Asked::Acquire {
+                &Request::Acquire {
                     owner,
                     is_ephemeral,
                     ttl,
@@ -250,22 +254,22 @@ impl Lock {
                 }),
                 ..self.clone()
             }],
-            (Asked::Extend { owner, ttl }, Some(it)) if self.is_of(it, *owner, client) => {
+            (Request::Extend { owner, ttl }, Some(it)) if self.is_of(it, *owner, client) => {
                 held(Held {
                     ends: ends(*ttl),
                     ..it.clone()
                 })
             }
-            (Asked::Release { owner }, Some(it)) if self.is_of(it, *owner, client) => {
+            (Request::Release { owner }, Some(it)) if self.is_of(it, *owner, client) => {
                 vec![self.free()]
             }
-            (Asked::Detach { owner }, Some(it)) if self.rules.transfers && it.owner == *owner => {
+            (Request::Detach { owner }, Some(it)) if self.rules.transfers && it.owner == *owner => {
                 held(Held {
                     is_ephemeral: false,
                     ..it.clone()
                 })
             }
-            (Asked::Evict { only }, Some(_)) if self.rules.transfers => match only {
+            (Request::Evict { only }, Some(_)) if self.rules.transfers => match only {
                 Some(only) => self.has_fence(*only).iter().map(Self::free).collect(),
                 None => vec![self.free()],
             },
@@ -275,18 +279,20 @@ impl Lock {
 
     /// Returns whether `operation` may be refused.
     fn refuses(&self, operation: &Operation) -> bool {
-        let knows_fence = |held: &Held| held.fence.is_some();
-        match &operation.asked {
-            Asked::Acquire { .. } if self.held.is_none() => !self.rules.is_prompt,
-            Asked::Evict { .. } if !self.rules.transfers => self.held.is_none(),
+        let is_fence_known = |held: &Held| held.fence.is_some();
+        match &operation.request {
+            Request::Acquire { .. } if self.held.is_none() => !self.rules.is_prompt,
+            Request::Evict { .. } if !self.rules.transfers => self.held.is_none(),
             // The lock may have another fencing token than the requested one.
-            Asked::Evict { only: Some(_) } if !self.held.as_ref().is_none_or(knows_fence) => true,
-            Asked::Acquire { .. }
-            | Asked::Extend { .. }
-            | Asked::Release { .. }
-            | Asked::Detach { .. }
-            | Asked::Evict { .. } => self.done(operation).is_empty(),
-            Asked::Begin { .. } | Asked::Inspect | Asked::Death => false,
+            Request::Evict { only: Some(_) } if !self.held.as_ref().is_none_or(is_fence_known) => {
+                true
+            }
+            Request::Acquire { .. }
+            | Request::Extend { .. }
+            | Request::Release { .. }
+            | Request::Detach { .. }
+            | Request::Evict { .. } => self.done(operation).is_empty(),
+            Request::Begin { .. } | Request::Inspect | Request::Death => false,
         }
     }
 
@@ -297,7 +303,7 @@ impl Lock {
 
     /// Returns whether `operation` may return an earlier grant instead of the current one: a flock(2)
     /// lock is taken before its grant is recorded, and a record counts if it names the right process.
-    fn may_say_what_was(
+    fn may_return_earlier_grant(
         &self,
         operation: &Operation,
         owner: Option<u64>,
@@ -318,7 +324,7 @@ impl Lock {
     fn has_fence(&self, fence: u64) -> Option<Self> {
         let held = self.held.as_ref()?;
         match held.fence {
-            Some(known) => (known == fence).then(|| self.clone()),
+            Some(recorded) => (recorded == fence).then(|| self.clone()),
             None => (self.fence < fence).then(|| Self {
                 fence,
                 held: Some(Held {
@@ -343,11 +349,13 @@ impl Specification for Model {
     }
 
     fn apply(operation: &Operation, state: &Self::State) -> (bool, Self::State) {
-        if let Asked::Begin { rules, fence } = operation.asked {
+        if let Request::Begin { rules, fence } = operation.request {
             return (true, BTreeSet::from([Lock::new(rules, fence)]));
         }
-        let by_then = state.iter().flat_map(|lock| lock.by(operation));
-        let after: Self::State = by_then.flat_map(|lock| lock.after(operation)).collect();
+        let at_that_time = state.iter().flat_map(|lock| lock.at_time_of(operation));
+        let after: Self::State = at_that_time
+            .flat_map(|lock| lock.after(operation))
+            .collect();
         (!after.is_empty(), after)
     }
 }
@@ -360,7 +368,7 @@ pub(crate) fn is_linearizable(rules: Rules, fence: u64, operations: &[Operation]
         client: 0,
         began: 0,
         ended: 0,
-        asked: Asked::Begin { rules, fence },
+        request: Request::Begin { rules, fence },
         reply: Reply::Granted { fence: None },
     };
     let mut events = Vec::with_capacity(2 * operations.len());
@@ -368,11 +376,11 @@ pub(crate) fn is_linearizable(rules: Rules, fence: u64, operations: &[Operation]
     // the history.
     let may_have_held: BTreeSet<_> = operations
         .iter()
-        .filter(|it| matches!(it.asked, Asked::Acquire { .. }) && it.reply != Reply::Refused)
+        .filter(|it| matches!(it.request, Request::Acquire { .. }) && it.reply != Reply::Refused)
         .map(|it| it.client)
         .collect();
     for (number, operation) in operations.iter().enumerate() {
-        if operation.asked == Asked::Death && !may_have_held.contains(&operation.client) {
+        if operation.request == Request::Death && !may_have_held.contains(&operation.client) {
             continue;
         }
         events.push((operation.began, false, number));
@@ -405,9 +413,9 @@ pub(crate) fn least(rules: Rules, fence: u64, operations: &[Operation]) -> Vec<O
     ends.sort_unstable();
     let up_to = |end: u64| -> Vec<_> {
         // An inspection whose reply is unknown does not matter.
-        let matters = |it: &&Operation| it.ended <= end || it.asked != Asked::Inspect;
+        let matters = |it: &&Operation| it.ended <= end || it.request != Request::Inspect;
         let begun = operations.iter().filter(|it| it.began <= end);
-        let as_of_then = |it: &Operation| {
+        let cut_off = |it: &Operation| {
             if it.ended <= end {
                 return it.clone();
             }
@@ -417,7 +425,7 @@ pub(crate) fn least(rules: Rules, fence: u64, operations: &[Operation]) -> Vec<O
                 ..it.clone()
             }
         };
-        begun.filter(matters).map(as_of_then).collect()
+        begun.filter(matters).map(cut_off).collect()
     };
     let first = ends.partition_point(|end| is_linearizable(rules, fence, &up_to(*end)));
     let mut least = ends
@@ -428,7 +436,7 @@ pub(crate) fn least(rules: Rules, fence: u64, operations: &[Operation]) -> Vec<O
         let changed_nothing = matches!(
             least[at].reply,
             Reply::Refused | Reply::NotEvictable | Reply::Free | Reply::Held { .. }
-        ) || (least[at].asked == Asked::Inspect);
+        ) || (least[at].request == Request::Inspect);
         if changed_nothing {
             let mut without = least.clone();
             without.remove(at);
@@ -456,42 +464,42 @@ mod tests {
     };
 
     /// Returns an operation of `client` between `began` and `ended`.
-    fn asked(client: u32, began: u64, ended: u64, asked: Asked, reply: Reply) -> Operation {
+    fn request(client: u32, began: u64, ended: u64, request: Request, reply: Reply) -> Operation {
         Operation {
             client,
             began,
             ended,
-            asked,
+            request,
             reply,
         }
     }
 
     /// Returns an acquire operation; each client has one owner.
     fn acquire(client: u32, began: u64, ended: u64, reply: Reply) -> Operation {
-        let acquire = Asked::Acquire {
+        let acquire = Request::Acquire {
             owner: owner(client, 0),
             is_ephemeral: true,
             ttl: None,
         };
-        asked(client, began, ended, acquire, reply)
+        request(client, began, ended, acquire, reply)
     }
 
     fn release(client: u32, began: u64, ended: u64, reply: Reply) -> Operation {
         let owner = owner(client, 0);
-        asked(client, began, ended, Asked::Release { owner }, reply)
+        request(client, began, ended, Request::Release { owner }, reply)
     }
 
     fn extend(client: u32, began: u64, ended: u64, ttl: Option<u64>, reply: Reply) -> Operation {
         let owner = owner(client, 0);
-        asked(client, began, ended, Asked::Extend { owner, ttl }, reply)
+        request(client, began, ended, Request::Extend { owner, ttl }, reply)
     }
 
     fn inspect(began: u64, ended: u64, reply: Reply) -> Operation {
-        asked(99, began, ended, Asked::Inspect, reply)
+        request(99, began, ended, Request::Inspect, reply)
     }
 
     fn death(client: u32, began: u64, ended: u64) -> Operation {
-        asked(client, began, ended, Asked::Death, Reply::Unknown)
+        request(client, began, ended, Request::Death, Reply::Unknown)
     }
 
     fn fence(fence: u64) -> Reply {
@@ -522,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn sequential_operations() {
+    fn sequential_operations_are_linearizable() {
         accepted(&[
             acquire(1, 1, 2, fence(1)),
             acquire(2, 3, 4, Reply::Refused),
@@ -536,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn two_holders() {
+    fn two_holders_are_not_linearizable() {
         refused(&[acquire(1, 1, 2, fence(1)), acquire(2, 3, 4, fence(2))]);
         refused(&[acquire(1, 1, 4, fence(1)), acquire(2, 2, 3, fence(2))]);
         // The first holder may have released the lock before the second grant.
@@ -553,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn fences() {
+    fn fencing_tokens_grow_and_are_kept_by_extensions() {
         let again = |fences: [u64; 2]| {
             [
                 acquire(1, 1, 2, fence(fences[0])),
@@ -564,7 +572,10 @@ mod tests {
         accepted(&again([4, 5]));
         refused(&again([4, 4]));
         refused(&again([4, 3]));
-        assert!(!is_linearizable(LEASES, 4, &again([4, 5])), "the last fencing token again");
+        assert!(
+            !is_linearizable(LEASES, 4, &again([4, 5])),
+            "the last fencing token again"
+        );
         // A grant keeps its fencing token.
         refused(&[acquire(1, 1, 2, fence(1)), acquire(1, 3, 4, fence(2))]);
         refused(&[acquire(1, 1, 2, fence(1)), extend(1, 3, 4, None, fence(2))]);
@@ -572,7 +583,7 @@ mod tests {
     }
 
     #[test]
-    fn stale_owners() {
+    fn stale_owner_is_refused() {
         let freed = [acquire(1, 1, 2, fence(1)), release(1, 3, 4, DONE)];
         let then = |operation: Operation| [&freed[..], &[operation]].concat();
         accepted(&then(release(1, 5, 6, Reply::Refused)));
@@ -587,34 +598,34 @@ mod tests {
     }
 
     #[test]
-    fn unknown_outcomes() {
+    fn unknown_outcome_is_done_or_not_done() {
         // The lock may have been granted or not.
         for then in [fence(1), Reply::Refused] {
             accepted(&[acquire(1, 1, 2, Reply::Unknown), acquire(2, 3, 4, then)]);
         }
         // If it was granted, the grant has its own fencing token.
-        let unheard = acquire(1, 1, 2, Reply::Unknown);
+        let unknown = acquire(1, 1, 2, Reply::Unknown);
         accepted(&[
-            unheard.clone(),
+            unknown.clone(),
             inspect(3, 4, held(1, 1)),
             release(1, 5, 6, DONE),
             acquire(2, 7, 8, fence(2)),
         ]);
         refused(&[
-            unheard.clone(),
+            unknown.clone(),
             inspect(3, 4, held(1, 1)),
             release(1, 5, 6, DONE),
             acquire(2, 7, 8, fence(1)),
         ]);
         // The lock cannot have been both granted and not granted.
         refused(&[
-            unheard.clone(),
+            unknown.clone(),
             inspect(3, 4, held(1, 1)),
             acquire(2, 5, 6, fence(2)),
         ]);
         // The operation cannot take effect after its end.
         refused(&[
-            unheard,
+            unknown,
             inspect(3, 4, Reply::Free),
             inspect(5, 6, held(1, 1)),
         ]);
@@ -626,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn deaths() {
+    fn ephemeral_lease_ends_with_its_process() {
         // The lease may end from the kill on, and has ended when the process is gone.
         let killed = [acquire(1, 1, 2, fence(1)), death(1, 5, 9)];
         let then = |operation: Operation| [&killed[..], &[operation]].concat();
@@ -636,16 +647,22 @@ mod tests {
         accepted(&then(acquire(2, 10, 11, fence(2))));
         refused(&then(acquire(2, 10, 11, Reply::Refused)));
         // Its last request may have been done, but not after the process was gone.
-        let asking = |then: Operation| [acquire(1, 1, 9, Reply::Unknown), death(1, 5, 9), then];
-        accepted(&asking(acquire(2, 6, 7, Reply::Refused)));
-        accepted(&asking(acquire(2, 6, 7, fence(1))));
-        refused(&asking(acquire(2, 10, 11, Reply::Refused)));
+        let pending = |then: Operation| [acquire(1, 1, 9, Reply::Unknown), death(1, 5, 9), then];
+        accepted(&pending(acquire(2, 6, 7, Reply::Refused)));
+        accepted(&pending(acquire(2, 6, 7, fence(1))));
+        refused(&pending(acquire(2, 10, 11, Reply::Refused)));
     }
 
     #[test]
-    fn expired_leases() {
-        let for_ten = extend(1, 3, 5, Some(10), fence(1));
-        let then = |operation: Operation| [acquire(1, 1, 2, fence(1)), for_ten.clone(), operation];
+    fn lease_expires_between_earliest_and_latest_end() {
+        let extended_for_ten = extend(1, 3, 5, Some(10), fence(1));
+        let then = |operation: Operation| {
+            [
+                acquire(1, 1, 2, fence(1)),
+                extended_for_ten.clone(),
+                operation,
+            ]
+        };
         // The lease ends between 13 and 15.
         accepted(&then(acquire(2, 11, 12, Reply::Refused)));
         refused(&then(acquire(2, 11, 12, fence(2))));
@@ -656,15 +673,15 @@ mod tests {
         // An expired lease stays expired.
         refused(&[
             acquire(1, 1, 2, fence(1)),
-            for_ten.clone(),
+            extended_for_ten.clone(),
             inspect(14, 14, Reply::Free),
             inspect(15, 15, held(1, 1)),
         ]);
     }
 
     #[test]
-    fn force_releases() {
-        let evict = |only, reply| asked(9, 3, 4, Asked::Evict { only }, reply);
+    fn force_release_is_possible_only_for_leases() {
+        let evict = |only, reply| request(9, 3, 4, Request::Evict { only }, reply);
         let taken = acquire(1, 1, 2, fence(1));
         let leases = |operations: &[Operation]| is_linearizable(LEASES, 0, operations);
         let locks = |operations: &[Operation]| is_linearizable(LOCKS, 0, operations);
@@ -697,7 +714,7 @@ mod tests {
         assert!(is_linearizable(LEASES, 0, &history));
         assert!(!is_linearizable(LOCKS, 0, &history));
         // A detached lease outlives its process.
-        let detach = asked(1, 3, 4, Asked::Detach { owner: owner(1, 0) }, DONE);
+        let detach = request(1, 3, 4, Request::Detach { owner: owner(1, 0) }, DONE);
         let detached = |then| {
             [
                 acquire(1, 1, 2, fence(1)),
@@ -722,7 +739,7 @@ mod tests {
     #[test]
     fn inspection_may_return_earlier_record_of_flock() {
         let again = |began| {
-            let again = Asked::Acquire {
+            let again = Request::Acquire {
                 owner: owner(1, 1),
                 is_ephemeral: true,
                 ttl: None,
@@ -730,7 +747,7 @@ mod tests {
             [
                 acquire(1, 1, 2, fence(1)),
                 release(1, 3, 4, DONE),
-                asked(1, 5, 8, again, fence(2)),
+                request(1, 5, 8, again, fence(2)),
                 inspect(began, began, held(1, 1)),
             ]
         };

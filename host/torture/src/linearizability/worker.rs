@@ -14,20 +14,20 @@ use serde::{Deserialize, Serialize};
 use verrou::{Claim, Fence, Name, Owner, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
-use super::model::{self, Asked, Reply};
+use super::model::{self, Reply, Request};
 
 /// The configuration of a worker.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Script {
     pub(crate) store: Kind,
-    pub(crate) folder: PathBuf,
+    pub(crate) directory: PathBuf,
     /// The path of its log.
     pub(crate) log: PathBuf,
     pub(crate) names: Vec<String>,
     /// Its number, unique in the history.
     pub(crate) client: u32,
     pub(crate) operations: u32,
-    pub(crate) ways: Ways,
+    pub(crate) usage: Usage,
     pub(crate) seed: u64,
 }
 
@@ -40,11 +40,11 @@ pub(crate) enum Kind {
 
 /// The kinds of requests that the workers send.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub(crate) struct Ways {
+pub(crate) struct Usage {
     /// Refused workers wait for a moment, with a ticket of the queue.
     pub(crate) waits: bool,
     /// Workers inspect locks, too.
-    pub(crate) looks: bool,
+    pub(crate) inspects: bool,
     /// The longest TTL; otherwise leases have no TTL, or one of an hour.
     pub(crate) longest: Option<Duration>,
 }
@@ -54,19 +54,19 @@ pub(crate) struct Ways {
 pub(crate) struct Line {
     /// Nanoseconds of `CLOCK_MONOTONIC`.
     pub(crate) at: u64,
-    pub(crate) what: What,
+    pub(crate) what: Event,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) enum What {
+pub(crate) enum Event {
     /// The worker is ready to start.
     Ready,
     /// The worker is about to send a request.
-    Ask { name: usize, asked: Asked },
+    Request { name: usize, request: Request },
     /// The reply to the request.
-    Hear(Reply),
+    Reply(Reply),
     /// An error instead of a reply; the outcome of the request is unknown.
-    Fail { is_temporary: bool, text: String },
+    Error { is_temporary: bool, text: String },
     /// The worker is about to exit.
     Done,
 }
@@ -85,12 +85,12 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
     let script: Script = serde_json::from_str(script).context("invalid script")?;
     let options = StoreOptions::default();
     match script.store {
-        Kind::Leases => run(&script, &LeaseFileStore::open(&script.folder, &options)?),
-        Kind::Locks => run(&script, &FileLockStore::open(&script.folder, &options)?),
+        Kind::Leases => run(&script, &LeaseFileStore::open(&script.directory, &options)?),
+        Kind::Locks => run(&script, &FileLockStore::open(&script.directory, &options)?),
     }
 }
 
-/// A store that shows the owner of a grant as its label, so that other workers can act for that owner.
+/// A store that shows the owner token as its label, so that other workers can act for the owner.
 trait Labelled: Store {
     fn label(&self, text: &str);
 }
@@ -122,12 +122,12 @@ fn run(script: &Script, store: &impl Labelled) -> Result<()> {
         owners: 0,
         random: Rng::with_seed(script.seed),
     };
-    worker.log.write(What::Ready)?;
+    worker.log.write(Event::Ready)?;
     io::stdin().read_to_end(&mut Vec::new())?;
     for _ in 0..script.operations {
-        worker.step()?;
+        worker.send_random_request()?;
     }
-    worker.log.write(What::Done)
+    worker.log.write(Event::Done)
 }
 
 struct Worker<'a, S> {
@@ -144,7 +144,7 @@ struct Worker<'a, S> {
 }
 
 impl<S: Labelled> Worker<'_, S> {
-    fn step(&mut self) -> Result<()> {
+    fn send_random_request(&mut self) -> Result<()> {
         let at = self.random.usize(..self.names.len());
         let roll = self.random.u8(..100);
         match (self.held[at].clone(), roll) {
@@ -167,7 +167,7 @@ impl<S: Labelled> Worker<'_, S> {
             (None, 0..60) => {
                 let claim = self.new_claim(at);
                 let mut is_granted = self.acquire(at, &claim)?;
-                if !is_granted && self.script.ways.waits {
+                if !is_granted && self.script.usage.waits {
                     for _ in 0..self.random.u8(..4) {
                         self.store.wait(&claim, Duration::from_millis(2));
                         is_granted = self.acquire(at, &claim)?;
@@ -183,7 +183,7 @@ impl<S: Labelled> Worker<'_, S> {
                     self.held[at] = Some(claim);
                 }
             }
-            // By an owner that it has seen, which may hold it no more.
+            // As an owner that the worker has seen, and which may have lost the lock.
             (None, 60..66) => {
                 let claim = self.seen_claim(at);
                 self.release(at, &claim)?;
@@ -192,7 +192,7 @@ impl<S: Labelled> Worker<'_, S> {
                 let claim = self.seen_claim(at);
                 self.extend(at, &claim)?;
             }
-            _ if !self.script.ways.looks => {}
+            _ if !self.script.usage.inspects => {}
             (_, 84..92) => {
                 let only = self.seen[at].1.filter(|_| self.random.u8(..3) > 0);
                 self.evict(at, only)?;
@@ -205,7 +205,7 @@ impl<S: Labelled> Worker<'_, S> {
         Ok(())
     }
 
-    /// Lets others have their turn.
+    /// Lets other workers run.
     fn pause(&mut self) {
         match self.random.u8(..4) {
             0 => {}
@@ -215,7 +215,7 @@ impl<S: Labelled> Worker<'_, S> {
     }
 
     fn ttl(&mut self) -> Ttl {
-        let length = match self.script.ways.longest {
+        let length = match self.script.usage.longest {
             None if self.random.bool() => return Ttl::NEVER,
             None => Duration::from_hours(1),
             Some(longest) => longest.mul_f64(self.random.f64().max(0.1)),
@@ -245,12 +245,12 @@ impl<S: Labelled> Worker<'_, S> {
 
     fn acquire(&mut self, at: usize, claim: &Claim) -> Result<bool> {
         self.store.label(&number_of(claim.owner).to_string());
-        let asked = Asked::Acquire {
+        let request = Request::Acquire {
             owner: number_of(claim.owner),
             is_ephemeral: claim.ephemeral,
             ttl: nanoseconds(claim.ttl),
         };
-        let reply = self.ask(at, asked, |store| store.acquire(claim).map(Reply::from))?;
+        let reply = self.request(at, request, |store| store.acquire(claim).map(Reply::from))?;
         if let Reply::Granted { fence } = reply {
             self.seen[at] = (number_of(claim.owner), fence);
             return Ok(true);
@@ -259,36 +259,36 @@ impl<S: Labelled> Worker<'_, S> {
     }
 
     fn extend(&mut self, at: usize, claim: &Claim) -> Result<()> {
-        let asked = Asked::Extend {
+        let request = Request::Extend {
             owner: number_of(claim.owner),
             ttl: nanoseconds(claim.ttl),
         };
-        self.ask(at, asked, |store| store.extend(claim).map(Reply::from))?;
+        self.request(at, request, |store| store.extend(claim).map(Reply::from))?;
         Ok(())
     }
 
     fn release(&mut self, at: usize, claim: &Claim) -> Result<()> {
-        let asked = Asked::Release {
+        let request = Request::Release {
             owner: number_of(claim.owner),
         };
-        self.ask(at, asked, |store| store.release(claim).map(Reply::from))?;
+        self.request(at, request, |store| store.release(claim).map(Reply::from))?;
         Ok(())
     }
 
     fn detach(&mut self, at: usize, claim: &Claim) -> Result<()> {
-        let asked = Asked::Detach {
+        let request = Request::Detach {
             owner: number_of(claim.owner),
         };
-        self.ask(at, asked, |store| store.detach(claim).map(Reply::from))?;
+        self.request(at, request, |store| store.detach(claim).map(Reply::from))?;
         Ok(())
     }
 
     fn evict(&mut self, at: usize, only: Option<u64>) -> Result<()> {
         let name = self.names[at].clone();
-        self.ask(at, Asked::Evict { only }, |store| {
+        self.request(at, Request::Evict { only }, |store| {
             let evicted = store.evict(&name, only.and_then(Fence::new));
             match evicted {
-                // The one thing that a store of the kernel's locks says for good.
+                // The only permanent error of a store of flock(2) locks.
                 Err(err) if !err.is_temporary() && !store.abilities().evicts => {
                     Ok(Reply::NotEvictable)
                 }
@@ -300,7 +300,7 @@ impl<S: Labelled> Worker<'_, S> {
 
     fn inspect(&mut self, at: usize) -> Result<()> {
         let name = self.names[at].clone();
-        let reply = self.ask(at, Asked::Inspect, |store| {
+        let reply = self.request(at, Request::Inspect, |store| {
             Ok(match store.inspect(&name)? {
                 None => Reply::Free,
                 Some(holder) => Reply::Held {
@@ -319,23 +319,23 @@ impl<S: Labelled> Worker<'_, S> {
         Ok(())
     }
 
-    /// Asks, and writes down what was asked before, and what was said after; sometimes that it is not
-    /// known, as if the reply had been lost.
-    fn ask(
+    /// Sends a request, and logs it before and its reply after; logs some replies as unknown, as if they
+    /// had been lost.
+    fn request(
         &mut self,
         name: usize,
-        asked: Asked,
-        ask: impl FnOnce(&S) -> Result<Reply, StoreError>,
+        request: Request,
+        send: impl FnOnce(&S) -> Result<Reply, StoreError>,
     ) -> Result<Reply> {
         let is_lost = self.random.u8(..30) == 0;
-        self.log.write(What::Ask { name, asked })?;
-        let reply = ask(self.store);
+        self.log.write(Event::Request { name, request })?;
+        let reply = send(self.store);
         let at = now();
         let (what, reply) = match reply {
-            Ok(reply) if is_lost => (What::Hear(Reply::Unknown), reply),
-            Ok(reply) => (What::Hear(reply.clone()), reply),
+            Ok(reply) if is_lost => (Event::Reply(Reply::Unknown), reply),
+            Ok(reply) => (Event::Reply(reply.clone()), reply),
             Err(err) => (
-                What::Fail {
+                Event::Error {
                     is_temporary: err.is_temporary(),
                     text: err.to_string(),
                 },
@@ -374,8 +374,7 @@ fn nanoseconds(ttl: Ttl) -> Option<u64> {
     Some(u64::try_from(ttl.duration()?.as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// A file that lines are written to, each at once: what is written is there when its process is
-/// killed.
+/// A log file whose lines are each written by one write(2): they persist when the process is killed.
 struct Log(File);
 
 impl Log {
@@ -384,11 +383,11 @@ impl Log {
         Ok(Self(file.with_context(|| path.display().to_string())?))
     }
 
-    fn write(&mut self, what: What) -> Result<()> {
+    fn write(&mut self, what: Event) -> Result<()> {
         self.write_at(now(), what)
     }
 
-    fn write_at(&mut self, at: u64, what: What) -> Result<()> {
+    fn write_at(&mut self, at: u64, what: Event) -> Result<()> {
         let line = serde_json::to_string(&Line { at, what })? + "\n";
         Ok(self.0.write_all(line.as_bytes())?)
     }

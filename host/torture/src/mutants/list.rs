@@ -19,7 +19,7 @@ pub(crate) struct Mutant {
     pub(crate) name: &'static str,
     /// The description of the bug.
     pub(crate) about: &'static str,
-    pub(crate) noticed_by: Test,
+    pub(crate) detected_by: Test,
     pub(crate) needs: Needs,
 }
 
@@ -47,11 +47,11 @@ pub(crate) enum Needs {
     UserNamespace,
 }
 
-const fn mutant(name: &'static str, about: &'static str, noticed_by: Test) -> Mutant {
+const fn mutant(name: &'static str, about: &'static str, detected_by: Test) -> Mutant {
     Mutant {
         name,
         about,
-        noticed_by,
+        detected_by,
         needs: Needs::Nothing,
     }
 }
