@@ -1,4 +1,4 @@
-//! Several clients of one place, and what becomes of a record when its client goes.
+//! Several clients of one store, and the record of a client that is dropped.
 
 use core::time::Duration;
 use std::sync::Barrier;
@@ -13,7 +13,7 @@ use crate::claim::{Claim, Fence};
 use crate::store::{Abilities, Renewed, Reply, Store};
 use crate::ttl::Ttl;
 
-/// What one client records, all of them see.
+/// Checks that all clients see the record that one of them made.
 pub fn clients_see_the_same_records(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
@@ -25,11 +25,12 @@ pub fn clients_see_the_same_records(fixture: &impl Fixture) {
     let fence = granted(elsewhere.acquire(&two));
     assert_held(&store, &two, fence);
     refused(store.acquire(&one));
-    // A client that comes later sees it, too.
+    // A client that is made later sees the record, too.
     assert_held(&fixture.client(), &two, fence);
 }
 
-/// All clients can do the same; one whose leases cannot leave it takes them along when it goes.
+/// Checks that all clients have the same capabilities, and that a store without transfers has
+/// ephemeral records.
 pub fn clients_declare_the_same_abilities(fixture: &impl Fixture) {
     let abilities = fixture.client().abilities();
     assert_eq!(fixture.client().abilities(), abilities);
@@ -44,7 +45,7 @@ pub fn clients_declare_the_same_abilities(fixture: &impl Fixture) {
     );
 }
 
-/// Whoever knows the owner can extend, where leases can be handed over.
+/// Checks that another client with the owner token can extend, if the store transfers leases.
 pub fn another_client_can_extend_a_transferable_lease(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -56,7 +57,7 @@ pub fn another_client_can_extend_a_transferable_lease(fixture: &impl Fixture) {
     assert_eq!(is_granted(store.extend(&one)), transfers);
 }
 
-/// Whoever knows the owner can release, where leases can be handed over.
+/// Checks that another client with the owner token can release, if the store transfers leases.
 pub fn another_client_can_release_a_transferable_lease(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);
@@ -109,21 +110,23 @@ pub fn a_renewal_reports_a_release_by_the_owner(fixture: &impl Fixture) {
     }
 }
 
-/// A record that is to end with its client does, where the store can see to it.
+/// Checks that an ephemeral record ends with its client, if the store has this capability.
 pub fn an_ephemeral_record_ends_with_its_client(fixture: &impl Fixture) {
     let ephemeral = true;
     let one = dropped(fixture, ephemeral, |_, _| {});
     assert_freed(fixture, &one, fixture.client().abilities().ephemeral);
 }
 
-/// A record that is to last does, unless leases are tied to their clients.
+/// Checks that a record that is not ephemeral outlives its client, unless the store ties leases to
+/// clients.
 pub fn a_lasting_record_outlives_its_client(fixture: &impl Fixture) {
     let ephemeral = false;
     let one = dropped(fixture, ephemeral, |_, _| {});
     assert_freed(fixture, &one, !fixture.client().abilities().transfers);
 }
 
-/// So does one that was to end with its client, once it is detached.
+/// Checks that an ephemeral record outlives its client after `detach`, unless the store ties leases to
+/// clients.
 pub fn a_detached_record_outlives_its_client(fixture: &impl Fixture) {
     let ephemeral = true;
     let one = dropped(fixture, ephemeral, |store, one| {
@@ -133,7 +136,7 @@ pub fn a_detached_record_outlives_its_client(fixture: &impl Fixture) {
     assert_freed(fixture, &one, !fixture.client().abilities().transfers);
 }
 
-/// A stranger's word does not make a record outlive its client.
+/// Checks that a `detach` by another owner does not make a record outlive its client.
 pub fn only_the_holder_can_detach(fixture: &impl Fixture) {
     let ephemeral = true;
     let one = dropped(fixture, ephemeral, |store, _| {
@@ -141,21 +144,21 @@ pub fn only_the_holder_can_detach(fixture: &impl Fixture) {
         if store.abilities().ephemeral {
             refused(reply);
         } else {
-            // What is so already can be said by anyone.
+            // Every record outlives its client here, so either reply is correct.
             reply.expect("the store answers");
         }
     });
     assert_freed(fixture, &one, fixture.client().abilities().ephemeral);
 }
 
-/// A fence is greater than that of a holder that is gone.
+/// Checks that a fence is greater than that of a holder whose client was dropped.
 pub fn fences_grow_after_a_client_is_dropped(fixture: &impl Fixture) {
     let before = fence_of(fixture, 1);
     let after = fence_of(fixture, 2);
     assert_grows(&fixture.client(), before, after);
 }
 
-/// The fence of a grant whose client is gone afterwards, and whose name is free.
+/// Returns the fence of a new grant. Its client is dropped, which frees the name.
 fn fence_of(fixture: &impl Fixture, number: u8) -> Option<Fence> {
     let store = fixture.client();
     let claim = Claim {
@@ -176,7 +179,7 @@ fn fence_of(fixture: &impl Fixture, number: u8) -> Option<Fence> {
     fence
 }
 
-/// Of many who ask at once, one is granted.
+/// Checks that exactly one of eight clients that acquire at the same time is granted the lock.
 pub fn one_of_many_concurrent_clients_is_granted(fixture: &impl Fixture) {
     const CLIENTS: u8 = 8;
     let clients: Vec<_> = (1..=CLIENTS).map(|_| fixture.client()).collect();
@@ -212,11 +215,11 @@ pub fn one_of_many_concurrent_clients_is_granted(fixture: &impl Fixture) {
     }
 }
 
-/// How often, and how far apart, it is looked whether a client's end has been noticed.
+/// How often, and with which pause, a case checks whether the store has noticed a client's end.
 const PATIENCE: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a client recorded that is gone now, after it did `last`. It has no end of its own.
+/// Returns a claim that a client recorded, which was dropped after it did `last`. The record has no ttl.
 fn dropped<F: Fixture>(
     fixture: &F,
     ephemeral: bool,
@@ -232,16 +235,16 @@ fn dropped<F: Fixture>(
     claim
 }
 
-/// Asserts that `claim` is recorded no more, now or soon; or that it still is.
+/// Asserts that the record of `claim` has ended, or ends soon, if `expected`; that it stays, otherwise.
 #[track_caller]
 fn assert_freed(fixture: &impl Fixture, claim: &Claim, expected: bool) {
     let store = fixture.client();
     let stranger = claim_for(Ttl::NEVER, claim.name.as_str(), 255);
-    // Only what has to happen is waited for for long.
+    // Waits long only for a change that has to happen.
     let looks = if expected { PATIENCE } else { 5 };
     let freed = (0..looks).any(|_| {
         fixture.pass(PAUSE);
         is_granted(store.acquire(&stranger))
     });
-    assert_eq!(freed, expected, "whether its client took it along");
+    assert_eq!(freed, expected, "whether the record ended with its client");
 }

@@ -1,4 +1,4 @@
-//! A clock that tests move.
+//! A clock that tests advance.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -14,10 +14,10 @@ use crate::blocking::Host;
 use crate::nonblocking::AsyncHost;
 use crate::time::{Clock, Timestamp};
 
-/// A host of either colour for tests: nobody sleeps, the time is moved instead.
+/// A blocking and async host for tests, which advances its time instead of sleeping.
 ///
-/// Its clones are one clock. A sleep moves it to the sleep's end at once, and lets other threads
-/// or tasks go first. Its random numbers are different each time, and that is all.
+/// Clones share one clock. A sleep advances it to the sleep's end at once, after it has yielded to
+/// other threads or tasks. Its random numbers are distinct, but predictable.
 #[derive(Clone)]
 pub struct TestClock(Arc<Inner>);
 
@@ -31,15 +31,14 @@ impl TestClock {
     /// 2025-11-23, 10:00 UTC.
     const WALL_START: Duration = Duration::from_hours(489_970);
 
-    /// A clock that stands still until it is moved.
+    /// Makes a clock that stands still until it is advanced.
     ///
-    /// Not for stores that wait by a clock of their own: they would wait, and no time would have
-    /// passed here.
+    /// Not for stores that wait by a clock of their own: no time would pass here while they wait.
     pub fn still() -> Self {
         Self::with(None)
     }
 
-    /// A clock that runs like the machine's, and can be moved ahead.
+    /// Makes a clock that runs like the machine's, and can be advanced.
     pub fn running() -> Self {
         Self::with(Some(Instant::now()))
     }
@@ -54,12 +53,12 @@ impl TestClock {
         *self.moved() += time;
     }
 
-    /// How much time has passed since this clock was made.
+    /// Returns the time that has passed since this clock was made.
     pub fn elapsed(&self) -> Duration {
         *self.moved() + self.ran()
     }
 
-    /// Lets the time come when `elapsed` has passed, if it has not come yet.
+    /// Advances the clock until `elapsed` has passed, if it has not yet.
     fn reach(&self, elapsed: Duration) {
         let mut moved = self.moved();
         *moved = elapsed.saturating_sub(self.ran()).max(*moved);

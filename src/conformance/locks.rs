@@ -1,4 +1,4 @@
-//! What users of a lock count on, whatever its store.
+//! The contract of a lock, on every store.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -26,7 +26,7 @@ use crate::ttl::Ttl;
 
 type Locks<F> = LockFactory<Arc<<F as Fixture>::Store>, <F as Fixture>::Host>;
 
-/// A client's locks, which ask again soon.
+/// Makes the locks of a new client, with a retry delay of 5 ms.
 fn locks<F: Fixture>(fixture: &F) -> Locks<F> {
     let delay = Duration::from_millis(5);
     let retry = Retry::default().delay(delay).expect("a delay");
@@ -42,7 +42,7 @@ fn lock<S: Store + Clone, H: Host + Clone>(
         .expect("a name and a ttl")
 }
 
-/// Asserts that nobody else can take it now.
+/// Asserts that the lock cannot be acquired now.
 #[track_caller]
 fn assert_taken<S: Store, H: Host>(lock: &Lock<S, H>) {
     let end = lock.try_acquire();
@@ -58,7 +58,7 @@ fn assert_not_owner<T: core::fmt::Debug>(end: Result<T, Error>) {
     assert_eq!(err.code(), "E_LOCK_NOT_OWNER", "{err}");
 }
 
-/// Its second taker, even through the same value, waits for the first to release.
+/// Checks that a second `acquire`, even of the same value, waits for the release.
 pub fn acquiring_is_exclusive(fixture: &impl Fixture) {
     let (refusals, refused) = mpsc::channel();
     let store = Watched {
@@ -82,7 +82,7 @@ pub fn acquiring_is_exclusive(fixture: &impl Fixture) {
     lock.release().expect("the second hold");
 }
 
-/// Nobody holds a lock that was only created.
+/// Checks that a lock is not held after it is created.
 pub fn a_new_lock_is_not_locked(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     assert!(!lock.is_locked().expect("an answer"));
@@ -91,7 +91,7 @@ pub fn a_new_lock_is_not_locked(fixture: &impl Fixture) {
     assert_eq!((lock.lease(), lock.remaining()), (None, None));
 }
 
-/// It is locked from its acquisition to its release.
+/// Checks that a lock is locked from its acquisition to its release.
 pub fn a_lock_is_locked_from_acquire_to_release(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     let lease = lock.acquire().expect("a free lock");
@@ -103,7 +103,7 @@ pub fn a_lock_is_locked_from_acquire_to_release(fixture: &impl Fixture) {
     assert!(!lock.is_held().expect("an answer"));
 }
 
-/// Locks of one name agree on whether it is held, and only one of them on whether it holds it.
+/// Checks that all locks of one name are locked if one of them is, and that only that one is held.
 pub fn two_locks_of_one_name_are_one_lock(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
@@ -116,7 +116,7 @@ pub fn two_locks_of_one_name_are_one_lock(fixture: &impl Fixture) {
     assert!(!other.is_locked().expect("an answer"));
 }
 
-/// A lock that did not acquire it cannot release it.
+/// Checks that a lock value that did not acquire the lock cannot release it.
 pub fn only_the_holder_can_release(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let one = lock(&here, None);
@@ -130,7 +130,7 @@ pub fn only_the_holder_can_release(fixture: &impl Fixture) {
     one.release().expect("my lock");
 }
 
-/// What is released is not held any more.
+/// Checks that a released lock cannot be released again.
 pub fn a_second_release_fails(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, None));
@@ -142,7 +142,7 @@ pub fn a_second_release_fails(fixture: &impl Fixture) {
     assert!(two.is_held().expect("an answer"));
 }
 
-/// Whoever does not get it in time is told so, and left nothing behind.
+/// Checks that an acquire request on a held lock times out, and records nothing.
 pub fn a_held_lock_times_out(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let (one, two) = (lock(&here, None), lock(&there, None));
@@ -167,7 +167,7 @@ pub fn a_held_lock_times_out(fixture: &impl Fixture) {
     assert!(!two.is_locked().expect("an answer"));
 }
 
-/// Trying does not wait, in any of its forms.
+/// Checks that none of the forms of trying waits.
 pub fn trying_does_not_wait_for_a_held_lock(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, None));
@@ -185,13 +185,13 @@ pub fn trying_does_not_wait_for_a_held_lock(fixture: &impl Fixture) {
     assert_eq!(two.try_run(|_| 1).ok(), Some(1));
 }
 
-/// What the body returns is what is returned.
+/// Checks that `run` returns the value of its body.
 pub fn run_returns_what_the_body_returns(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     assert_eq!(lock.run(|_| "done").ok(), Some("done"));
 }
 
-/// A failure of the body is a value like any other.
+/// Checks that `run` returns an error of its body as a value, and releases.
 pub fn run_returns_the_bodys_error(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     let failed: Result<(), _> = lock.run(|_| Err("failed")).expect("a body that ran");
@@ -199,7 +199,7 @@ pub fn run_returns_the_bodys_error(fixture: &impl Fixture) {
     assert!(!lock.is_locked().expect("an answer"));
 }
 
-/// It is held inside, and free afterwards.
+/// Checks that the lock is held while the body of `run` runs, and free afterwards.
 pub fn run_holds_and_releases_the_lock(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
@@ -213,7 +213,7 @@ pub fn run_holds_and_releases_the_lock(fixture: &impl Fixture) {
     assert!(!other.is_locked().expect("an answer"));
 }
 
-/// A panic goes through, and leaves the lock free.
+/// Checks that `run` passes on a panic of its body, and leaves the lock free.
 pub fn run_releases_when_the_body_panics(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, None), lock(&locks, None));
@@ -229,7 +229,7 @@ fn quietly<T>(body: impl FnOnce() -> T) -> thread::Result<T> {
     panic::catch_unwind(AssertUnwindSafe(body))
 }
 
-/// Runs of one value, from many threads, never overlap.
+/// Checks that runs of one lock value, from several threads, never overlap.
 pub fn runs_of_one_lock_exclude_each_other(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), None);
     let (inside, start) = (AtomicU32::new(0), Barrier::new(4));
@@ -244,7 +244,7 @@ pub fn runs_of_one_lock_exclude_each_other(fixture: &impl Fixture) {
     assert!(!lock.is_locked().expect("an answer"));
 }
 
-/// Runs of several locks of one name, each with its own client, never overlap.
+/// Checks that runs of several locks of one name, each with its own client, never overlap.
 pub fn runs_of_two_locks_exclude_each_other(fixture: &impl Fixture) {
     let factories = [locks(fixture), locks(fixture), locks(fixture)];
     let (inside, start) = (AtomicU32::new(0), Barrier::new(factories.len()));
@@ -261,7 +261,7 @@ pub fn runs_of_two_locks_exclude_each_other(fixture: &impl Fixture) {
     assert!(!lock(&factories[0], None).is_locked().expect("an answer"));
 }
 
-/// Panics when another is inside, too.
+/// Panics if another thread is inside at the same time.
 fn alone(inside: &AtomicU32) {
     assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "not alone");
     for _ in 0..20 {
@@ -271,7 +271,7 @@ fn alone(inside: &AtomicU32) {
     inside.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Work that outlasts its lease was not protected: its result comes with that fact.
+/// Checks that `run` returns the value together with `Loss::Expired` if the body outlasts its lease.
 pub fn run_reports_an_expired_lease(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
@@ -294,7 +294,8 @@ pub fn run_reports_an_expired_lease(fixture: &impl Fixture) {
     other.try_acquire().expect("a free lock");
 }
 
-/// Work whose holder was evicted was not protected either; where nobody can be evicted, it was.
+/// Checks that `run` returns the value together with `Loss::Revoked` after a force-release, and succeeds
+/// if the store cannot force-release.
 pub fn run_reports_a_revoked_lease(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, None), lock(&locks, None));
@@ -317,7 +318,7 @@ pub fn run_reports_a_revoked_lease(fixture: &impl Fixture) {
     }
 }
 
-/// A run that outlasts its lease does not release a later hold of the same value.
+/// Checks that a run that outlasts its lease does not release a later grant of the same lock value.
 pub fn an_expired_run_does_not_release_the_next_hold(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let lock = lock(&locks, fixture.ttl());
@@ -327,7 +328,7 @@ pub fn an_expired_run_does_not_release_the_next_hold(fixture: &impl Fixture) {
         let first = first.fence();
         fixture.pass(fixture.ttl());
         if expires {
-            let held = lock.try_guard().expect("a lock whose time has passed");
+            let held = lock.try_guard().expect("an expired lock");
             assert!(first.is_none() || first < held.fence());
             second = Some(held);
         } else {
@@ -349,7 +350,7 @@ pub fn an_expired_run_does_not_release_the_next_hold(fixture: &impl Fixture) {
     assert!(!lock.is_locked().expect("an answer"));
 }
 
-/// Acquiring and releasing one value from several threads: each gets its turn.
+/// Checks that several threads can acquire and release one lock value in turn.
 pub fn many_threads_can_share_one_lock(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), None);
     let start = Barrier::new(3);
@@ -368,7 +369,8 @@ pub fn many_threads_can_share_one_lock(fixture: &impl Fixture) {
     assert_not_owner(lock.release());
 }
 
-/// A hundred takers on ten threads, each with its own client, count by reading and writing.
+/// Checks that a hundred acquisitions by ten threads, each with its own client, lose no increment of a
+/// counter that is read and then written.
 pub fn a_hundred_acquisitions_count_to_a_hundred(fixture: &impl Fixture) {
     let count = AtomicU32::new(0);
     let fences = Mutex::new(Vec::new());
@@ -399,7 +401,7 @@ pub fn a_hundred_acquisitions_count_to_a_hundred(fixture: &impl Fixture) {
     }
 }
 
-/// Two acquisitions never have the same owner, and an owner has a text.
+/// Checks that every acquisition has an owner token of its own, whose text has 32 characters.
 pub fn every_acquisition_has_its_own_owner(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, None));
@@ -414,8 +416,8 @@ pub fn every_acquisition_has_its_own_owner(fixture: &impl Fixture) {
     assert!(owners.iter().all(|owner| owner.len() == 32));
 }
 
-/// Written down, a lock can be extended and released by whoever reads it, where its store lets
-/// leases be handed over; elsewhere it cannot be written down.
+/// Checks that a serialized lock can be restored by another client, extended and released. A store
+/// without transfers must refuse to serialize.
 pub fn a_lock_can_be_restored_elsewhere(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let lock = lock(&here, fixture.ttl());
@@ -437,13 +439,14 @@ pub fn a_lock_can_be_restored_elsewhere(fixture: &impl Fixture) {
     assert_eq!(restored_lease.owner(), lease.owner());
     assert_eq!(restored_lease.fence(), lease.fence());
     assert!(restored.remaining().is_some_and(|left| !left.is_zero()));
-    restored.extend(None).expect("a handed-over lock");
-    restored.release().expect("a handed-over lock");
+    restored.extend(None).expect("a restored lock");
+    restored.release().expect("a restored lock");
     assert!(!restored.is_locked().expect("an answer"));
     assert_not_owner(there.restore_lock(&serialized).release());
 }
 
-/// Once its time has passed it is free, where records end; its holder holds nothing in any case.
+/// Checks that an expired lock is free, if the store's records expire. In every store, its holder has lost
+/// it.
 pub fn an_expired_lock_is_not_locked(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     lock.acquire().expect("a free lock");
@@ -456,13 +459,13 @@ pub fn an_expired_lock_is_not_locked(fixture: &impl Fixture) {
     assert!(!lock.is_locked().expect("an answer"));
 }
 
-/// Whoever held it may take it again when its time has passed.
+/// Checks that the same lock value can acquire an expired lock again.
 pub fn an_expired_lock_can_be_acquired_by_the_same_lock(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     retaken(fixture, &lock, &lock);
 }
 
-/// So may anyone else.
+/// Checks that another client can acquire an expired lock.
 pub fn an_expired_lock_can_be_acquired_by_another_lock(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     retaken(
@@ -480,14 +483,14 @@ fn retaken<S: Store, H: Host>(fixture: &impl Fixture, one: &Lock<S, H>, two: &Lo
         assert_taken(two);
         assert_not_owner(one.release());
     }
-    two.try_acquire().expect("a lock whose time has passed");
+    two.try_acquire().expect("an expired lock");
     assert!(two.is_held().expect("an answer"));
     assert_eq!(one.is_held().expect("an answer"), ptr::eq(one, two));
     assert!(!two.is_expired());
     two.release().expect("my lock");
 }
 
-/// A lock's ttl is its own.
+/// Checks that the ttl of a lock does not change that of another.
 pub fn each_lock_has_its_own_ttl(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (short, long) = (
@@ -506,7 +509,7 @@ pub fn each_lock_has_its_own_ttl(fixture: &impl Fixture) {
     long.release().expect("my lock");
 }
 
-/// A lock without ttl is held until it is released.
+/// Checks that a lock without ttl is held until it is released.
 pub fn a_lock_without_ttl_does_not_expire(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), None);
     lock.acquire().expect("a free lock");
@@ -517,29 +520,29 @@ pub fn a_lock_without_ttl_does_not_expire(fixture: &impl Fixture) {
     lock.release().expect("my lock");
 }
 
-/// A lock can be taken from its holder by force, where the store lets it.
+/// Checks that any client can force-release a lock, if the store has this capability.
 pub fn any_client_can_force_release(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let (one, two) = (lock(&here, None), lock(&there, None));
     one.acquire().expect("a free lock");
     if abilities(fixture).evicts {
-        two.force_release().expect("anybody's lock");
+        two.force_release().expect("another holder's lock");
         assert!(!one.is_held().expect("an answer"));
         assert_not_owner(one.release());
-        two.force_release().expect("nobody's lock");
+        two.force_release().expect("a free lock");
         two.try_acquire().expect("a free lock");
         two.force_release().expect("my own lock");
         assert_eq!(two.lease(), None);
         assert_not_owner(two.release());
     } else {
-        let err = two.force_release().expect_err("no ability");
+        let err = two.force_release().expect_err("no such capability");
         assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
         assert!(one.is_held().expect("an answer"));
         one.release().expect("my lock");
     }
 }
 
-/// Extended half-way, it lasts a whole ttl from there; not a moment more.
+/// Checks that a lock that is extended after half its ttl lasts one ttl from then on, and no longer.
 pub fn extend_restarts_the_ttl(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     lock.acquire().expect("a free lock");
@@ -555,7 +558,7 @@ pub fn extend_restarts_the_ttl(fixture: &impl Fixture) {
     assert_not_owner(lock.extend(None));
 }
 
-/// There is nothing to extend in a lock that is not held.
+/// Checks that a lock that is not held cannot be extended.
 pub fn only_a_holder_can_extend(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, fixture.ttl()));
@@ -569,7 +572,7 @@ pub fn only_a_holder_can_extend(fixture: &impl Fixture) {
     assert_not_owner(one.extend(None));
 }
 
-/// Nor in one whose time has passed, even if nobody has taken it.
+/// Checks that an expired lock cannot be extended, even if no other owner has acquired it.
 pub fn an_expired_lock_cannot_be_extended(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     let held = lock.guard().expect("a free lock");
@@ -581,7 +584,7 @@ pub fn an_expired_lock_cannot_be_extended(fixture: &impl Fixture) {
     assert_eq!(err.code(), "E_LOCK_LOST");
 }
 
-/// A guard that goes out of scope gives the lock back.
+/// Checks that a dropped guard releases the lock.
 pub fn a_dropped_guard_frees_the_lock(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, None));
@@ -591,13 +594,13 @@ pub fn a_dropped_guard_frees_the_lock(fixture: &impl Fixture) {
     }
     let held = two.try_guard().expect("a free lock");
     drop(held);
-    // A guard that was told to leave it taken does not.
+    // `leave` drops the guard without a release.
     one.try_guard().expect("a free lock").leave();
     assert_taken(&two);
     one.release().expect("my lock");
 }
 
-/// Whoever forgets a lock blocks its name until the ttl has passed, where records end.
+/// Checks that a leaked guard blocks its name until the ttl has passed, if the store's records expire.
 pub fn a_leaked_guard_blocks_the_lock_until_its_ttl_has_passed(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let (one, two) = (lock(&here, fixture.ttl()), lock(&there, fixture.ttl()));
@@ -613,7 +616,7 @@ fn abilities(fixture: &impl Fixture) -> Abilities {
     fixture.client().abilities()
 }
 
-/// A store that tells of each refused acquisition.
+/// A store that sends a message for each refused acquire request.
 #[derive(Clone)]
 struct Watched<S> {
     store: S,
@@ -624,7 +627,7 @@ impl<S: Store> Store for Watched<S> {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let reply = self.store.acquire(claim);
         if matches!(reply, Ok(Reply::Refused { .. })) {
-            // Only the first is listened for.
+            // Only the first is received.
             let _ = self.refusals.send(());
         }
         reply

@@ -1,4 +1,4 @@
-//! One client's steps, one after the other.
+//! The operations of a store, one after the other.
 
 use core::time::Duration;
 use std::format;
@@ -12,7 +12,7 @@ use crate::name::Name;
 use crate::store::{Store, Waited};
 use crate::ttl::Ttl;
 
-/// A name that nobody holds is granted, with a fence if the store counts.
+/// Checks that a free name is granted, with a fence if the store has fences.
 pub fn a_free_name_is_granted(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
@@ -22,7 +22,7 @@ pub fn a_free_name_is_granted(fixture: &impl Fixture) {
     assert_held(&store, &one, fence);
 }
 
-/// Whoever else asks is refused, and the holder holds it as before.
+/// Checks that an acquire request of another owner is refused, and does not change the record.
 pub fn another_owner_is_refused_and_changes_nothing(fixture: &impl Fixture) {
     let store = fixture.client();
     let (one, two) = (
@@ -38,7 +38,7 @@ pub fn another_owner_is_refused_and_changes_nothing(fixture: &impl Fixture) {
     granted(store.release(&one));
 }
 
-/// What is done to one name is not done to another.
+/// Checks that an operation on one name does not change another.
 pub fn names_are_independent(fixture: &impl Fixture) {
     let store = fixture.client();
     let (here, there) = (claim(fixture, "here", 1), claim(fixture, "there", 2));
@@ -54,7 +54,7 @@ pub fn names_are_independent(fixture: &impl Fixture) {
     assert_held(&store, &claim(fixture, "elsewhere", 2), elsewhere);
 }
 
-/// Names that differ only in case, or in Unicode form, are two names.
+/// Checks that names that differ only in case, or in Unicode form, are different names.
 pub fn spellings_are_different_names(fixture: &impl Fixture) {
     all_apart(
         fixture,
@@ -72,7 +72,7 @@ pub fn spellings_are_different_names(fixture: &impl Fixture) {
     );
 }
 
-/// Any text is a name, and none is taken for another.
+/// Checks that a name may be any text, and that similar names are different names.
 pub fn unusual_names_are_accepted(fixture: &impl Fixture) {
     let full = "x".repeat(Name::MAX_BYTES);
     let mut full_too = String::from(&full[1..]);
@@ -131,7 +131,8 @@ fn all_apart(fixture: &impl Fixture, names: &[&str]) {
     }
 }
 
-/// The same owner asking again is the retry of a lost reply: granted, under the same fence.
+/// Checks that a repeated acquire request of the same owner is granted under the same fence, as the retry
+/// after a lost reply.
 pub fn repeated_acquire_is_idempotent(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
@@ -143,7 +144,7 @@ pub fn repeated_acquire_is_idempotent(fixture: &impl Fixture) {
     assert_eq!(holder(&store, &one), None);
 }
 
-/// What its holder releases is free to all.
+/// Checks that a released name is free, and granted to another owner.
 pub fn a_release_frees_the_name(fixture: &impl Fixture) {
     let store = fixture.client();
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
@@ -154,7 +155,7 @@ pub fn a_release_frees_the_name(fixture: &impl Fixture) {
     assert_held(&store, &two, fence);
 }
 
-/// Nothing is left to be released a second time.
+/// Checks that a second release is refused, even if another owner holds the lock.
 pub fn a_second_release_is_refused(fixture: &impl Fixture) {
     let store = fixture.client();
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
@@ -166,7 +167,7 @@ pub fn a_second_release_is_refused(fixture: &impl Fixture) {
     assert_held(&store, &two, fence);
 }
 
-/// A release by anyone else is refused, and harmless.
+/// Checks that a release by another owner is refused, and does not change the record.
 pub fn another_owner_cannot_release(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
@@ -182,7 +183,7 @@ pub fn another_owner_cannot_release(fixture: &impl Fixture) {
     granted(store.release(&one));
 }
 
-/// An extension by anyone else is refused, and harmless.
+/// Checks that an extension by another owner is refused, and does not change the record.
 pub fn another_owner_cannot_extend(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);
@@ -190,13 +191,13 @@ pub fn another_owner_cannot_extend(fixture: &impl Fixture) {
     let fence = granted(store.acquire(&one));
     refused(store.extend(&two));
     refused(elsewhere.extend(&two));
-    // Had it set the ttl, it would have an end now.
+    // If the refused extension had set the ttl, the lease would be expired now.
     fixture.pass(fixture.ttl());
     assert_held(&store, &one, fence);
     granted(store.release(&one));
 }
 
-/// There is nothing to extend, to release or to evict where nobody holds anything.
+/// Checks that a free name cannot be extended, released or force-released.
 pub fn a_free_name_refuses_extend_release_and_force_release(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
@@ -216,13 +217,13 @@ pub fn a_free_name_refuses_extend_release_and_force_release(fixture: &impl Fixtu
     granted(fixture.client().acquire(&claim(fixture, "lock", 2)));
 }
 
-/// Each grant has a greater fence than the one before, whoever asks.
+/// Checks that each grant has a greater fence than the one before, for any client and owner.
 pub fn fences_grow_with_every_grant(fixture: &impl Fixture) {
     let clients = [fixture.client(), fixture.client()];
     let mut last = None;
     for round in 1..=6 {
         let store = &clients[usize::from(round % 2)];
-        // The same owner can come back: that is a new grant.
+        // A later acquisition of the same owner is a new grant.
         let claim = claim(fixture, "lock", round % 3);
         let fence = granted(store.acquire(&claim));
         if round > 1 {
@@ -230,14 +231,14 @@ pub fn fences_grow_with_every_grant(fixture: &impl Fixture) {
         }
         last = fence;
         granted(store.release(&claim));
-        // Other names have fences of their own, or share one counter: they never set it back.
+        // Other names may share the counter of fences, but never set it back.
         let other = claim_for(claim.ttl, "other", round);
         granted(store.acquire(&other));
         granted(store.release(&other));
     }
 }
 
-/// Neither an extension nor a repeated request is a new grant.
+/// Checks that neither an extension nor a repeated acquire request is a new grant.
 pub fn an_extension_keeps_the_fence(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
@@ -248,8 +249,8 @@ pub fn an_extension_keeps_the_fence(fixture: &impl Fixture) {
     granted(store.release(&one));
 }
 
-/// Every client reads the holder's fence, and nothing of a free name. Whether the grant is its own it
-/// asks by its claim.
+/// Checks that every client reads the holder's fence, but not its owner token, and that a client can ask by
+/// its claim whether the grant is its own.
 pub fn inspect_returns_the_holders_fence(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -275,7 +276,7 @@ pub fn inspect_returns_the_holders_fence(fixture: &impl Fixture) {
     assert!(!store.holds(&one, fence).expect("the store answers"));
 }
 
-/// Looking takes nothing and frees nothing.
+/// Checks that `inspect` neither acquires nor frees a name.
 pub fn inspect_changes_nothing(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
@@ -298,8 +299,8 @@ pub fn inspect_changes_nothing(fixture: &impl Fixture) {
     granted(store.acquire(&two));
 }
 
-/// An eviction frees the name, whoever holds it; a store that evicts nobody says so for good, and
-/// changes nothing.
+/// Checks that a force-release frees the name. A store without this capability must return a permanent
+/// error, and change nothing.
 pub fn a_force_release_frees_the_name(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
@@ -310,7 +311,9 @@ pub fn a_force_release_frees_the_name(fixture: &impl Fixture) {
     if !store.abilities().evicts {
         for client in [&store, &elsewhere] {
             for only in [None, before, Some(Fence::FIRST)] {
-                let err = client.evict(&one.name, only).expect_err("no ability");
+                let err = client
+                    .evict(&one.name, only)
+                    .expect_err("no such capability");
                 assert!(!err.is_temporary(), "{err}");
             }
         }
@@ -326,7 +329,7 @@ pub fn a_force_release_frees_the_name(fixture: &impl Fixture) {
     assert_grows(&store, before, after);
 }
 
-/// Whoever means one grant evicts no other.
+/// Checks that a force-release of the grant with one fence does not end a grant with another.
 pub fn a_force_release_can_require_a_fence(fixture: &impl Fixture) {
     let store = fixture.client();
     let (one, two) = (
@@ -352,13 +355,14 @@ pub fn a_force_release_can_require_a_fence(fixture: &impl Fixture) {
             assert_held(&store, &two, second);
         }
         (false, _, _) => {
-            evicted(second.or(Some(Fence::FIRST))).expect_err("no ability");
+            evicted(second.or(Some(Fence::FIRST))).expect_err("no such capability");
             assert_held(&store, &two, second);
         }
     }
 }
 
-/// Whoever was evicted, or could not be, does nothing to whoever holds it now.
+/// Checks that a force-released owner can neither extend, release nor acquire while another owner holds the
+/// lock. In a store that cannot force-release, the owner releases instead.
 pub fn a_force_released_owner_cannot_affect_the_next_holder(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
@@ -381,11 +385,11 @@ pub fn a_force_released_owner_cannot_affect_the_next_holder(fixture: &impl Fixtu
     granted(elsewhere.release(&two));
 }
 
-/// How long a step may take that is to be taken at once: an eternity for a machine, and less than
-/// the waits that are asked for here.
+/// The longest time for an operation that must not wait: far more than any machine needs, and less than
+/// the waits that the cases request.
 const PROMPT: Duration = Duration::from_secs(20);
 
-/// A wait for a free name ends at once, or the store cannot wait.
+/// Checks that a wait for a free name ends at once, or that the store cannot wait.
 pub fn a_wait_for_a_free_name_ends_at_once(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
@@ -398,7 +402,7 @@ pub fn a_wait_for_a_free_name_ends_at_once(fixture: &impl Fixture) {
     granted(store.acquire(&one));
 }
 
-/// A wait for a name that stays taken ends all the same; nobody is disturbed by it.
+/// Checks that a wait for a name that stays held ends after its time limit, and does not change the record.
 pub fn a_wait_for_a_held_name_ends_and_changes_nothing(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);

@@ -1,7 +1,7 @@
-//! What time does to a record.
+//! The expiry of records.
 //!
-//! A holder's own time ends with the ttl in every store: it can neither extend nor release any
-//! more. Whether the name is free to others then is what `expires` says.
+//! In every store, a lease expires when its ttl has passed: its owner can neither extend nor release it
+//! any more. The capability `expires` says whether the name is then free to others.
 
 use super::{
     Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, is_granted, refused,
@@ -10,7 +10,7 @@ use super::{
 use crate::store::{Abilities, Renewed, Store};
 use crate::ttl::Ttl;
 
-/// At the instant the ttl has passed the name is free to all, in a store whose records end.
+/// Checks that a name is free at the instant when the ttl has passed, if the store's records expire.
 pub fn a_record_ends_with_its_ttl(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
@@ -27,7 +27,7 @@ pub fn a_record_ends_with_its_ttl(fixture: &impl Fixture) {
     }
 }
 
-/// Until then it is not.
+/// Checks that a name is held until its ttl has passed.
 pub fn a_record_lasts_until_its_ttl_has_passed(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -39,7 +39,7 @@ pub fn a_record_lasts_until_its_ttl_has_passed(fixture: &impl Fixture) {
     granted(store.release(&one));
 }
 
-/// The same owner asking again gets the whole ttl again.
+/// Checks that the ttl counts from the latest acquire request of the same owner.
 pub fn a_repeated_acquire_restarts_the_ttl(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -53,7 +53,7 @@ pub fn a_repeated_acquire_restarts_the_ttl(fixture: &impl Fixture) {
     refused(store.extend(&one));
 }
 
-/// An extension counts from itself, not from the grant.
+/// Checks that the ttl counts from the extension, not from the grant.
 pub fn an_extension_restarts_the_ttl(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -68,7 +68,7 @@ pub fn an_extension_restarts_the_ttl(fixture: &impl Fixture) {
     granted(store.release(&one));
 }
 
-/// An extension may be shorter than what was left.
+/// Checks that an extension can shorten the remaining time.
 pub fn an_extension_can_shorten(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let long = claim_for(ttl(10 * fixture.ttl()), "lock", 1);
@@ -81,7 +81,7 @@ pub fn an_extension_can_shorten(fixture: &impl Fixture) {
     refused(store.extend(&long));
 }
 
-/// Two extensions at once are one.
+/// Checks that two extensions at the same time have the effect of one.
 pub fn extensions_do_not_add_up(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -94,7 +94,7 @@ pub fn extensions_do_not_add_up(fixture: &impl Fixture) {
     refused(store.extend(&one));
 }
 
-/// Once its time has passed a record cannot be extended, in any store.
+/// Checks that an expired record cannot be extended, in any store.
 pub fn a_late_extension_is_refused(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
@@ -132,8 +132,8 @@ pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
     assert_eq!(is_granted(store.extend(&other)), revives);
 }
 
-/// Checks that an expired lease is taken back by a renewal, under the same fence, and by no other
-/// operation, in a store that supports this.
+/// Checks that a renewal revives an expired lease under the same fence, in a store that supports this, and
+/// that no other operation does.
 pub fn a_late_renewal_revives_the_lease(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
@@ -224,8 +224,7 @@ pub fn a_late_renewal_fails_after_a_release(fixture: &impl Fixture) {
     }
 }
 
-/// Once its time has passed a record cannot be released; but nothing of it is left then, in any
-/// store.
+/// Checks that the release of an expired record is refused and nevertheless frees the name, in any store.
 pub fn a_late_release_is_refused_and_frees_the_name(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -236,7 +235,8 @@ pub fn a_late_release_is_refused_and_frees_the_name(fixture: &impl Fixture) {
     granted(elsewhere.acquire(&claim(fixture, "lock", 2)));
 }
 
-/// Whoever comes too late does nothing to whoever holds it by then.
+/// Checks that the owner of an expired lease can neither release, extend nor acquire while another owner
+/// holds the lock.
 pub fn an_expired_owner_cannot_affect_the_next_holder(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -256,7 +256,7 @@ pub fn an_expired_owner_cannot_affect_the_next_holder(fixture: &impl Fixture) {
     granted(elsewhere.release(&two));
 }
 
-/// An owner whose time has passed may ask again; where the name was free that is a new grant.
+/// Checks that the owner of an expired lease can acquire again. If the name was free, that is a new grant.
 pub fn an_expired_owner_can_acquire_again(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
@@ -266,13 +266,13 @@ pub fn an_expired_owner_can_acquire_again(fixture: &impl Fixture) {
     if store.abilities().expires {
         assert_grows(&store, before, after);
     } else {
-        assert!(before <= after, "the fence went back");
+        assert!(before <= after, "the fence decreased");
     }
     granted(store.extend(&one));
     granted(store.release(&one));
 }
 
-/// A fence is greater than that of a holder whose time has passed.
+/// Checks that a fence is greater than that of an expired holder.
 pub fn fences_grow_after_an_expiry(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
@@ -285,7 +285,7 @@ pub fn fences_grow_after_an_expiry(fixture: &impl Fixture) {
     assert_grows(&store, before, after);
 }
 
-/// What has no ttl stays until it is released.
+/// Checks that a record without ttl lasts until it is released.
 pub fn a_record_without_ttl_does_not_end(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);
@@ -293,7 +293,7 @@ pub fn a_record_without_ttl_does_not_end(fixture: &impl Fixture) {
     assert_eq!(
         refused(elsewhere.acquire(&claim(fixture, "lock", 2))),
         None,
-        "nobody knows for how long it stays taken"
+        "the remaining time of a lease without ttl is unknown"
     );
     fixture.pass(2 * fixture.ttl());
     let holder = holder(&elsewhere, &one).expect("a holder");
@@ -303,7 +303,7 @@ pub fn a_record_without_ttl_does_not_end(fixture: &impl Fixture) {
     granted(store.release(&one));
 }
 
-/// An extension can take a record's end away, and give it one again.
+/// Checks that an extension can remove the expiry of a record, and set one again.
 pub fn an_extension_can_remove_and_restore_the_expiry(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (some, never) = (claim(fixture, "lock", 1), claim_for(Ttl::NEVER, "lock", 1));
@@ -318,7 +318,7 @@ pub fn an_extension_can_remove_and_restore_the_expiry(fixture: &impl Fixture) {
     assert_eq!(freed, store.abilities().expires);
 }
 
-/// What is left of a record is told, and gets less.
+/// Checks that `inspect` returns a remaining time that decreases.
 pub fn inspect_returns_the_remaining_time(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
@@ -327,22 +327,25 @@ pub fn inspect_returns_the_remaining_time(fixture: &impl Fixture) {
     for left in [fixture.ttl(), fixture.ttl() / 2] {
         match holder(&elsewhere, &one).expect("a holder").remaining {
             Some(remaining) => assert!(remaining <= left && !remaining.is_zero(), "{remaining:?}"),
-            None => assert!(!expires, "the store knows when the record ends"),
+            None => assert!(
+                !expires,
+                "a store with `expires` returns the remaining time"
+            ),
         }
         fixture.pass(fixture.ttl() / 2);
     }
     assert_eq!(holder(&elsewhere, &one).is_none(), expires);
 }
 
-/// Who is refused is told how long the name stays taken at most, or nothing: never more than is
-/// left, and nothing by a store whose records do not end.
+/// Checks that a refusal reports at most the time that is left, or none, and that a store whose records do
+/// not expire reports none.
 pub fn a_refusal_never_overstates_the_remaining_time(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     granted(store.acquire(&one));
     fixture.pass(fixture.ttl() / 2);
     if let Some(remaining) = refused(elsewhere.acquire(&two)) {
-        assert!(store.abilities().expires, "nobody knows that");
+        assert!(store.abilities().expires, "a lease that does not expire");
         assert!(remaining <= fixture.ttl() / 2, "{remaining:?}");
     }
 }
