@@ -113,7 +113,7 @@ pub fn a_renewal_reports_a_release_by_the_owner(fixture: &impl Fixture) {
 /// Checks that an ephemeral record ends with its client, if the store has this capability.
 pub fn an_ephemeral_record_ends_with_its_client(fixture: &impl Fixture) {
     let ephemeral = true;
-    let one = dropped(fixture, ephemeral, |_, _| {});
+    let one = claim_of_dropped_client(fixture, ephemeral, |_, _| {});
     assert_freed(fixture, &one, fixture.client().abilities().ephemeral);
 }
 
@@ -121,7 +121,7 @@ pub fn an_ephemeral_record_ends_with_its_client(fixture: &impl Fixture) {
 /// clients.
 pub fn a_lasting_record_outlives_its_client(fixture: &impl Fixture) {
     let ephemeral = false;
-    let one = dropped(fixture, ephemeral, |_, _| {});
+    let one = claim_of_dropped_client(fixture, ephemeral, |_, _| {});
     assert_freed(fixture, &one, !fixture.client().abilities().transfers);
 }
 
@@ -129,7 +129,7 @@ pub fn a_lasting_record_outlives_its_client(fixture: &impl Fixture) {
 /// clients.
 pub fn a_detached_record_outlives_its_client(fixture: &impl Fixture) {
     let ephemeral = true;
-    let one = dropped(fixture, ephemeral, |store, one| {
+    let one = claim_of_dropped_client(fixture, ephemeral, |store, one| {
         let detached = is_granted(store.detach(one));
         assert!(detached || !store.abilities().transfers);
     });
@@ -139,7 +139,7 @@ pub fn a_detached_record_outlives_its_client(fixture: &impl Fixture) {
 /// Checks that a `detach` by another owner does not make a record outlive its client.
 pub fn only_the_holder_can_detach(fixture: &impl Fixture) {
     let ephemeral = true;
-    let one = dropped(fixture, ephemeral, |store, _| {
+    let one = claim_of_dropped_client(fixture, ephemeral, |store, _| {
         let reply = store.detach(&claim_for(Ttl::NEVER, "lock", 2));
         if store.abilities().ephemeral {
             refused(reply);
@@ -153,26 +153,26 @@ pub fn only_the_holder_can_detach(fixture: &impl Fixture) {
 
 /// Checks that a fence is greater than that of a holder whose client was dropped.
 pub fn fences_grow_after_a_client_is_dropped(fixture: &impl Fixture) {
-    let before = fence_of(fixture, 1);
-    let after = fence_of(fixture, 2);
+    let before = fence_of_dropped_client(fixture, 1);
+    let after = fence_of_dropped_client(fixture, 2);
     assert_grows(&fixture.client(), before, after);
 }
 
 /// Returns the fence of a new grant. Its client is dropped, which frees the name.
-fn fence_of(fixture: &impl Fixture, number: u8) -> Option<Fence> {
+fn fence_of_dropped_client(fixture: &impl Fixture, number: u8) -> Option<Fence> {
     let store = fixture.client();
     let claim = Claim {
         ephemeral: true,
         ..claim_for(Ttl::NEVER, "lock", number)
     };
-    let tries = (0..PATIENCE).find_map(|_| {
+    let reply = (0..MAX_CHECKS).find_map(|_| {
         let reply = store.acquire(&claim).expect("the store answers");
         if !reply.is_granted() {
-            fixture.pass(PAUSE);
+            fixture.pass(CHECK_PAUSE);
         }
         reply.is_granted().then_some(reply)
     });
-    let fence = granted(Ok(tries.expect("a free name")));
+    let fence = granted(Ok(reply.expect("a free name")));
     if !store.abilities().ephemeral {
         granted(store.release(&claim));
     }
@@ -216,11 +216,11 @@ pub fn one_of_many_concurrent_clients_is_granted(fixture: &impl Fixture) {
 }
 
 /// How often, and with which pause, a case checks whether the store has noticed a client's end.
-const PATIENCE: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(20);
+const MAX_CHECKS: u32 = 100;
+const CHECK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Returns a claim that a client recorded, which was dropped after it did `last`. The record has no ttl.
-fn dropped<F: Fixture>(
+fn claim_of_dropped_client<F: Fixture>(
     fixture: &F,
     ephemeral: bool,
     last: impl FnOnce(&F::Store, &Claim),
@@ -239,12 +239,12 @@ fn dropped<F: Fixture>(
 #[track_caller]
 fn assert_freed(fixture: &impl Fixture, claim: &Claim, expected: bool) {
     let store = fixture.client();
-    let stranger = claim_for(Ttl::NEVER, claim.name.as_str(), 255);
+    let other = claim_for(Ttl::NEVER, claim.name.as_str(), 255);
     // Waits long only for a change that has to happen.
-    let looks = if expected { PATIENCE } else { 5 };
-    let freed = (0..looks).any(|_| {
-        fixture.pass(PAUSE);
-        is_granted(store.acquire(&stranger))
+    let checks = if expected { MAX_CHECKS } else { 5 };
+    let freed = (0..checks).any(|_| {
+        fixture.pass(CHECK_PAUSE);
+        is_granted(store.acquire(&other))
     });
     assert_eq!(freed, expected, "whether the record ended with its client");
 }

@@ -217,7 +217,7 @@ pub fn run_holds_and_releases_the_lock(fixture: &impl Fixture) {
 pub fn run_releases_when_the_body_panics(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, None), lock(&locks, None));
-    let panicked = quietly(|| lock.run(|_| panic::resume_unwind(Box::new(7_u8))));
+    let panicked = catch_panic(|| lock.run(|_| panic::resume_unwind(Box::new(7_u8))));
     let payload = panicked.map(|_: Result<(), _>| ()).expect_err("a panic");
     assert_eq!(payload.downcast_ref(), Some(&7_u8));
     assert!(!other.is_locked().expect("an answer"));
@@ -225,7 +225,7 @@ pub fn run_releases_when_the_body_panics(fixture: &impl Fixture) {
     assert_eq!(other.try_run(|_| 2).ok(), Some(2));
 }
 
-fn quietly<T>(body: impl FnOnce() -> T) -> thread::Result<T> {
+fn catch_panic<T>(body: impl FnOnce() -> T) -> thread::Result<T> {
     panic::catch_unwind(AssertUnwindSafe(body))
 }
 
@@ -237,7 +237,8 @@ pub fn runs_of_one_lock_exclude_each_other(fixture: &impl Fixture) {
         for _ in 0..4 {
             scope.spawn(|| {
                 start.wait();
-                lock.run(|_| alone(&inside)).expect("a body that ran");
+                lock.run(|_| assert_alone(&inside))
+                    .expect("a body that ran");
             });
         }
     });
@@ -254,7 +255,7 @@ pub fn runs_of_two_locks_exclude_each_other(fixture: &impl Fixture) {
             scope.spawn(move || {
                 let lock = lock(locks, None);
                 start.wait();
-                lock.run(|_| alone(inside)).expect("a body that ran");
+                lock.run(|_| assert_alone(inside)).expect("a body that ran");
             });
         }
     });
@@ -262,7 +263,7 @@ pub fn runs_of_two_locks_exclude_each_other(fixture: &impl Fixture) {
 }
 
 /// Panics if another thread is inside at the same time.
-fn alone(inside: &AtomicU32) {
+fn assert_alone(inside: &AtomicU32) {
     assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "not alone");
     for _ in 0..20 {
         thread::yield_now();
@@ -462,20 +463,24 @@ pub fn an_expired_lock_is_not_locked(fixture: &impl Fixture) {
 /// Checks that the same lock value can acquire an expired lock again.
 pub fn an_expired_lock_can_be_acquired_by_the_same_lock(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
-    retaken(fixture, &lock, &lock);
+    assert_reacquired(fixture, &lock, &lock);
 }
 
 /// Checks that another client can acquire an expired lock.
 pub fn an_expired_lock_can_be_acquired_by_another_lock(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
-    retaken(
+    assert_reacquired(
         fixture,
         &lock(&here, fixture.ttl()),
         &lock(&there, fixture.ttl()),
     );
 }
 
-fn retaken<S: Store, H: Host>(fixture: &impl Fixture, one: &Lock<S, H>, two: &Lock<S, H>) {
+fn assert_reacquired<S: Store, H: Host>(
+    fixture: &impl Fixture,
+    one: &Lock<S, H>,
+    two: &Lock<S, H>,
+) {
     one.acquire().expect("a free lock");
     assert_taken(two);
     fixture.pass(fixture.ttl());

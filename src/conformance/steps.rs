@@ -56,7 +56,7 @@ pub fn names_are_independent(fixture: &impl Fixture) {
 
 /// Checks that names that differ only in case, or in Unicode form, are different names.
 pub fn spellings_are_different_names(fixture: &impl Fixture) {
-    all_apart(
+    assert_all_distinct(
         fixture,
         &[
             "strasse",
@@ -78,7 +78,7 @@ pub fn unusual_names_are_accepted(fixture: &impl Fixture) {
     let mut full_too = String::from(&full[1..]);
     full_too.push('y');
     let emoji = "🔒".repeat(Name::MAX_BYTES / 4);
-    all_apart(
+    assert_all_distinct(
         fixture,
         &[
             ".",
@@ -111,8 +111,8 @@ pub fn unusual_names_are_accepted(fixture: &impl Fixture) {
     );
 }
 
-fn all_apart(fixture: &impl Fixture, names: &[&str]) {
-    let (store, stranger) = (fixture.client(), fixture.client());
+fn assert_all_distinct(fixture: &impl Fixture, names: &[&str]) {
+    let (store, other) = (fixture.client(), fixture.client());
     let claims: Vec<_> = (1..)
         .zip(names)
         .map(|(number, name)| claim_for(Ttl::NEVER, name, number))
@@ -122,12 +122,12 @@ fn all_apart(fixture: &impl Fixture, names: &[&str]) {
         .map(|claim| granted(store.acquire(claim)))
         .collect();
     for (claim, fence) in claims.iter().zip(fences) {
-        assert_held(&stranger, claim, fence);
-        refused(stranger.acquire(&claim_for(Ttl::NEVER, claim.name.as_str(), 255)));
+        assert_held(&other, claim, fence);
+        refused(other.acquire(&claim_for(Ttl::NEVER, claim.name.as_str(), 255)));
     }
     for claim in &claims {
         granted(store.release(claim));
-        assert_eq!(holder(&stranger, claim), None, "{:?}", claim.name);
+        assert_eq!(holder(&other, claim), None, "{:?}", claim.name);
     }
 }
 
