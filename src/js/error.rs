@@ -1,4 +1,4 @@
-//! Errors, as `js/package/errors.js` has classes for them.
+//! Conversions between the core's errors and the classes of `js/package/errors.js`.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -13,11 +13,11 @@ use crate::store::StoreError;
 
 #[wasm_bindgen(raw_module = "../errors.js")]
 extern "C" {
-    /// An error of the class that goes by `code`.
+    /// Makes an error of the class with this `code`.
     #[wasm_bindgen(js_name = lockError)]
     pub(super) fn lock_error(code: &str, message: &str, cause: &JsValue) -> JsValue;
 
-    /// Says that this module is not to be used any more.
+    /// Records that this module must not be used any more.
     #[wasm_bindgen(js_name = corePanicked)]
     fn core_panicked(message: &str);
 }
@@ -28,7 +28,7 @@ extern "C" {
     fn member(value: &JsValue, name: &str) -> Result<JsValue, JsValue>;
 }
 
-/// Lets a panic be told by whatever is asked next, instead of the trap that it ends in.
+/// Makes every later call report a panic, instead of the trap that the panic ends in.
 #[wasm_bindgen(start)]
 fn start() {
     std::panic::set_hook(std::boxed::Box::new(|panic| {
@@ -36,7 +36,7 @@ fn start() {
     }));
 }
 
-/// `error`, to be thrown.
+/// Converts `error` to a JavaScript error to throw.
 pub(super) fn thrown(error: &Error) -> JsValue {
     let mut cause = JsValue::UNDEFINED;
     let message = match error {
@@ -62,7 +62,7 @@ pub(super) fn thrown(error: &Error) -> JsValue {
     lock_error(error.code(), &message, &cause)
 }
 
-/// What a store in JavaScript threw.
+/// A value that a store in JavaScript threw.
 struct Thrown(SendWrapper<JsValue>);
 
 impl fmt::Display for Thrown {
@@ -79,7 +79,7 @@ impl fmt::Debug for Thrown {
 
 impl core::error::Error for Thrown {}
 
-/// What was thrown, as the failure of a store; it says itself whether it is temporary.
+/// Converts a thrown value to a store error, which is temporary if the value's `temporary` is true.
 pub(super) fn store_error(thrown: JsValue) -> StoreError {
     let temporary = property(&thrown, "temporary").as_bool() == Some(true);
     let thrown = Thrown(SendWrapper::new(thrown));
@@ -90,7 +90,8 @@ pub(super) fn store_error(thrown: JsValue) -> StoreError {
     }
 }
 
-/// Whether `thrown` says that the lease is somebody else's, in these words or in those of others.
+/// Returns whether the code of `thrown` says that this owner does not hold the lease: this package's code, or
+/// that of `@verrou/core`.
 pub(super) fn is_not_owner(thrown: &JsValue) -> bool {
     let code = property(thrown, "code").as_string();
     matches!(
@@ -100,12 +101,13 @@ pub(super) fn is_not_owner(thrown: &JsValue) -> bool {
 }
 
 fn message(thrown: &JsValue) -> String {
-    let said = property(thrown, "message").as_string();
-    said.or_else(|| thrown.as_string())
-        .unwrap_or_else(|| "what was thrown is no error".into())
+    let message = property(thrown, "message").as_string();
+    message
+        .or_else(|| thrown.as_string())
+        .unwrap_or_else(|| "the store threw a value that is not an error".into())
 }
 
-/// Returns what is called `name` in `value`; `undefined` where that cannot be read, or where only
+/// Returns the member `name` of `value`; `undefined` if it cannot be read, or if only
 /// `Object.prototype` has it.
 pub(super) fn property(value: &JsValue, name: &str) -> JsValue {
     member(value, name).unwrap_or_default()

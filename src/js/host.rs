@@ -1,4 +1,4 @@
-//! What JavaScript brings: its clocks, its timers, its randomness.
+//! The host in JavaScript: its clocks, timers and randomness.
 
 use alloc::boxed::Box;
 use core::future::Future;
@@ -26,7 +26,7 @@ extern "C" {
     fn clear_timeout(timer: &JsValue);
 }
 
-/// The JavaScript runtime that this runs in.
+/// The JavaScript runtime that runs this module.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JavaScript;
 
@@ -49,7 +49,7 @@ impl AsyncHost for JavaScript {
     }
 
     fn random(&self) -> [u8; 16] {
-        // None is drawn in advance: a copy of the memory, as a snapshot makes it, would use the same.
+        // No bits are drawn in advance: a copy of the memory, such as a snapshot, would use the same ones.
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).expect("the runtime has randomness");
         bits
@@ -60,24 +60,26 @@ impl AsyncHost for JavaScript {
     }
 }
 
-/// A timer that is taken back when nobody waits for it any more.
+/// A timer that is cleared when it is dropped.
 struct Timer {
     id: JsValue,
-    rings: JsFuture,
+    elapsed: JsFuture,
 }
 
 impl Timer {
-    /// The longest that timers can be set to.
-    const MOST: f64 = 2_147_483_647.0;
+    /// The longest time of a timer, in milliseconds.
+    const MAX_MILLIS: f64 = 2_147_483_647.0;
 
     fn new(length: Duration) -> Self {
-        // Rounded up: one that rings early would have to be set again.
-        let millis = (length.as_secs_f64() * 1_000.0).ceil().min(Self::MOST);
+        // Rounded up: a timer that fires early would have to be set again.
+        let millis = (length.as_secs_f64() * 1_000.0)
+            .ceil()
+            .min(Self::MAX_MILLIS);
         let mut id = JsValue::UNDEFINED;
-        let rings = Promise::new(&mut |resolve, _| id = set_timeout(&resolve, millis));
+        let elapsed = Promise::new(&mut |resolve, _| id = set_timeout(&resolve, millis));
         Self {
             id,
-            rings: JsFuture::from(rings),
+            elapsed: JsFuture::from(elapsed),
         }
     }
 }
@@ -86,7 +88,7 @@ impl Future for Timer {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        pin!(&mut self.rings).poll(context).map(drop)
+        pin!(&mut self.elapsed).poll(context).map(drop)
     }
 }
 
@@ -96,12 +98,12 @@ impl Drop for Timer {
     }
 }
 
-/// So many milliseconds of a clock, which are no less than zero.
+/// Converts the milliseconds of a clock, which are not negative.
 fn duration(millis: f64) -> Duration {
     Duration::try_from_secs_f64(millis / 1_000.0).unwrap_or_default()
 }
 
-/// As JavaScript has lengths of time: in milliseconds, and whole ones as whole numbers.
+/// Converts a length of time to milliseconds. Whole milliseconds become whole numbers.
 #[expect(
     clippy::cast_precision_loss,
     reason = "JavaScript has no more precise numbers"
@@ -110,18 +112,18 @@ pub(super) fn millis(length: Duration) -> f64 {
     length.as_nanos() as f64 / 1e6
 }
 
-/// What `value` comes to, which may be a promise.
+/// Returns `value`, or the value of the promise that it is.
 pub(super) async fn awaited(value: Result<JsValue, JsValue>) -> Result<JsValue, JsValue> {
     let value = value?;
     if !value.is_object() {
         return Ok(value);
     }
-    // Whatever has a `then` is awaited, as by `await`.
+    // An object with a method `then` is awaited, as by `await`.
     JsFuture::from(Promise::resolve(&value)).await
 }
 
-/// Polls `future` once, and makes a promise of it if that was not enough: a step in memory is done
-/// by then, and a promise costs more than it.
+/// Polls `future` once, and makes a promise of it if it is not ready. An operation in memory is ready after
+/// one poll, and a promise would cost more than the operation.
 pub(super) fn settle(
     future: impl Future<Output = Result<JsValue, JsValue>> + 'static,
 ) -> Result<JsValue, JsValue> {

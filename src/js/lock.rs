@@ -1,4 +1,4 @@
-//! Locks, and what is held.
+//! Locks and grants for JavaScript.
 
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -14,7 +14,7 @@ use wasm_bindgen_futures::{JsFuture, spawn_local};
 use super::error::thrown;
 use super::host::{JavaScript, millis, settle};
 use super::retry::{Retry, ttl};
-use super::store::{Store, asks};
+use super::store::{Store, poll_asking};
 use crate::claim::{Fence, Owner};
 use crate::error::Error;
 use crate::holds::Hold;
@@ -24,7 +24,7 @@ use crate::time::Clock;
 
 type Inner = nonblocking::Lock<Store, JavaScript>;
 
-/// A lock that may be taken.
+/// A lock that can be acquired.
 #[wasm_bindgen]
 #[derive(Clone, Debug)]
 pub struct Lock(Rc<Inner>);
@@ -32,7 +32,7 @@ pub struct Lock(Rc<Inner>);
 #[wasm_bindgen]
 #[allow(missing_docs, reason = "called by the package alone")]
 impl Lock {
-    /// One called `name`, whose leases last `length`.
+    /// Makes a lock called `name`, whose leases last `length`.
     #[wasm_bindgen(constructor)]
     pub fn new(store: &Store, name: &str, length: &JsValue) -> Result<Self, JsValue> {
         let lock = ttl(length).and_then(|ttl| factory(store).create_lock(name, ttl));
@@ -40,15 +40,15 @@ impl Lock {
             .map_err(|err| thrown(&err))
     }
 
-    /// The one that was written down.
+    /// Restores the lock that was serialized as `text`.
     pub fn restore(store: &Store, text: &str) -> Result<Self, JsValue> {
         let serialized: Result<SerializedLock, _> = text.parse();
         let serialized = serialized.map_err(|err| thrown(&err.into()))?;
         Ok(Self(Rc::new(factory(store).restore_lock(&serialized))))
     }
 
-    /// Takes it for `owner`, or one that is drawn, unless `aborted` comes first: what is held then
-    /// if that is `wanted`, or just that it is.
+    /// Acquires the lock for `owner`, or for a new owner token. Returns the grant if that is `wanted`, `true`
+    /// otherwise, and `undefined` if `aborted` resolves first.
     pub fn acquire(
         &self,
         retry: &Retry,
@@ -59,7 +59,7 @@ impl Lock {
         let (lock, retry) = (self.clone(), retry.0.clone());
         let owner = owner_of(owner)?;
         settle(async move {
-            Ok(match lock.take(owner, &retry, aborted).await? {
+            Ok(match lock.acquire_or_abort(owner, &retry, aborted).await? {
                 None => JsValue::UNDEFINED,
                 Some(_) if !wanted => true.into(),
                 Some(hold) => Held { lock: lock.0, hold }.into(),
@@ -67,7 +67,7 @@ impl Lock {
         })
     }
 
-    /// Takes it if it is free now: whether it was.
+    /// Acquires the lock if it is free now, and returns whether it was.
     #[wasm_bindgen(js_name = tryAcquire)]
     pub fn try_acquire(&self) -> Result<JsValue, JsValue> {
         let lock = self.clone();
@@ -85,8 +85,8 @@ impl Lock {
         settle(async move { done(lock.0.release().await) })
     }
 
-    /// Frees it, whoever holds it, or only the grant whose fencing token is `only`: whether there
-    /// was somebody to evict.
+    /// Force-releases the lock, or only the grant with the fencing token `only`. Returns whether there was
+    /// such a grant.
     #[wasm_bindgen(js_name = forceRelease)]
     pub fn force_release(&self, only: Option<u64>) -> Result<JsValue, JsValue> {
         let lock = self.clone();
@@ -101,7 +101,7 @@ impl Lock {
         })
     }
 
-    /// Lets the lease last `length` from now, or the lock's own ttl if that is `undefined`.
+    /// Extends the lease to `length` from now, or to the lock's own ttl if that is `undefined`.
     pub fn extend(&self, length: &JsValue) -> Result<JsValue, JsValue> {
         let length = (!length.is_undefined()).then(|| ttl(length)).transpose();
         let lock = self.clone();
@@ -118,12 +118,12 @@ impl Lock {
         self.0.is_expired()
     }
 
-    /// In milliseconds.
+    /// Returns the remaining time of the lease, in milliseconds.
     pub fn remaining(&self) -> Option<f64> {
         self.0.remaining().map(millis)
     }
 
-    /// Who holds it, as the store says.
+    /// Returns the holder that the store records.
     pub fn holder(&self) -> Result<JsValue, JsValue> {
         let lock = self.clone();
         settle(async move {
@@ -132,8 +132,8 @@ impl Lock {
         })
     }
 
-    /// Writes the lease down. A store that has to let it outlive this process is told so, and its
-    /// answer is waited for only where `wait` says so: without, this is done at once.
+    /// Serializes the lease, after a request to the store to detach it if it is ephemeral. Waits for the
+    /// store's reply only with `wait`; without, returns at once.
     pub fn serialize(&self, wait: bool) -> Result<JsValue, JsValue> {
         let lock = self.clone();
         let written = async move {
@@ -148,19 +148,19 @@ impl Lock {
         if let Poll::Ready(end) = written.as_mut().poll(&mut context) {
             return end;
         }
-        // Whoever restores it is told by the store if it is not so.
+        // If the store fails to detach the lease, the restored lock's requests fail.
         spawn_local(async move { drop(written.await) });
         let text = self.0.written().map_err(|err| thrown(&err))?;
         Ok(text.to_string().into())
     }
 
-    /// The latest acquisition's fencing token.
+    /// The fencing token of the latest acquisition.
     #[wasm_bindgen(getter)]
     pub fn fence(&self) -> Option<u64> {
         Some(self.0.lease()?.fence()?.get())
     }
 
-    /// The latest acquisition's owner.
+    /// The owner token of the latest acquisition.
     #[wasm_bindgen(getter)]
     pub fn owner(&self) -> Option<String> {
         Some(self.0.lease()?.owner().to_string())
@@ -171,7 +171,7 @@ impl Lock {
         self.0.name().to_string()
     }
 
-    /// In milliseconds.
+    /// The ttl, in milliseconds.
     #[wasm_bindgen(getter)]
     pub fn ttl(&self) -> Option<f64> {
         self.0.ttl().duration().map(millis)
@@ -179,8 +179,9 @@ impl Lock {
 }
 
 impl Lock {
-    /// Nothing, if `aborted` came first: then nothing is held, and no request is in doubt.
-    async fn take(
+    /// Acquires the lock. Returns `None` if `aborted` resolved first: then nothing is held, and no request has an
+    /// unknown outcome.
+    async fn acquire_or_abort(
         &self,
         owner: [u8; 16],
         retry: &crate::Retry,
@@ -196,12 +197,12 @@ impl Lock {
             });
             let mut is_aborted = false;
             poll_fn(|context| {
-                let (polled, asking) = asks(|| acquired.as_mut().poll(context));
+                let (polled, is_asking) = poll_asking(|| acquired.as_mut().poll(context));
                 if let Poll::Ready(held) = polled {
                     return Poll::Ready(Some(held.map(|held| (held, is_aborted))));
                 }
                 is_aborted = is_aborted || aborted.as_mut().poll(context).is_ready();
-                if is_aborted && !asking {
+                if is_aborted && !is_asking {
                     return Poll::Ready(None);
                 }
                 Poll::Pending
@@ -212,7 +213,7 @@ impl Lock {
             None => Ok(None),
             Some(Err(err)) => Err(thrown(&err)),
             Some(Ok((held, true))) => {
-                // It came too late. Whoever aborted hears of that, and not of what the store says.
+                // The grant came after the abort. The caller gets the abort's reason, not an error of the store.
                 drop(held.release().await);
                 Ok(None)
             }
@@ -221,7 +222,7 @@ impl Lock {
     }
 }
 
-/// The owner written in `text`, or one that nobody can guess.
+/// Returns the owner token written in `text`, or a random one.
 fn owner_of(text: Option<String>) -> Result<[u8; 16], JsValue> {
     let Some(text) = text else {
         return Ok(JavaScript.random());
@@ -240,7 +241,7 @@ fn done(end: Result<(), Error>) -> Result<JsValue, JsValue> {
     end.map(|()| JsValue::UNDEFINED).map_err(|err| thrown(&err))
 }
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Holder(crate::store::Holder);
@@ -253,14 +254,14 @@ impl Holder {
         self.0.fence.map(Fence::get)
     }
 
-    /// In milliseconds.
+    /// The remaining time of the lease, in milliseconds.
     #[wasm_bindgen(getter)]
     pub fn remaining(&self) -> Option<f64> {
         self.0.remaining.map(millis)
     }
 }
 
-/// What one acquisition holds.
+/// The grant of one acquisition.
 #[wasm_bindgen]
 #[derive(Debug)]
 pub struct Held {
@@ -276,13 +277,13 @@ impl Held {
         self.hold.lease().fence().map(Fence::get)
     }
 
-    /// In milliseconds.
+    /// Returns the remaining time of the lease, in milliseconds.
     pub fn remaining(&self) -> Option<f64> {
         let left = self.hold.lease().remaining(JavaScript.now())?;
         Some(millis(left))
     }
 
-    /// Keeps the lease alive until `finished`: what was lost, if it was.
+    /// Renews the lease until `finished` resolves. Returns the error if the lease was lost.
     pub fn keep(&self, finished: Promise) -> Result<JsValue, JsValue> {
         let (lock, hold) = (Rc::clone(&self.lock), self.hold.clone());
         settle(async move {
@@ -294,7 +295,7 @@ impl Held {
         })
     }
 
-    /// Gives the lock back; that it was lost is thrown as such.
+    /// Releases the lock; throws `E_LOCK_LOST` if the lease was lost.
     pub fn release(&self) -> Result<JsValue, JsValue> {
         let (lock, hold) = (Rc::clone(&self.lock), self.hold.clone());
         settle(async move { done(lock.end_hold(&hold).await) })

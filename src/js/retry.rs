@@ -1,4 +1,4 @@
-//! How often and for how long to try, as `{ attempts, delay, timeout }` says it.
+//! Retry policies and ttls, read from JavaScript values.
 
 use core::time::Duration;
 
@@ -18,14 +18,14 @@ pub struct Retry(pub(super) crate::Retry);
 #[wasm_bindgen]
 #[allow(missing_docs, reason = "called by the package alone")]
 impl Retry {
-    /// As often as it takes.
+    /// Makes the default policy, which has no limit.
     #[wasm_bindgen(constructor)]
     pub fn new() -> Self {
         Self(crate::Retry::default())
     }
 
-    /// This one, but for what is not `undefined`. `null` and `Infinity` are without limit; where
-    /// there is a `max_delay`, pauses grow up to it.
+    /// Returns this policy with the arguments that are not `undefined` in place of its own. `null` and
+    /// `Infinity` mean no limit. With a `max_delay`, pauses grow up to it.
     pub fn with(
         &self,
         attempts: &JsValue,
@@ -45,22 +45,22 @@ impl Retry {
         };
         let policy = crate::Retry::new(
             most,
-            given("delay", delay, Some(first))?,
-            given("maxDelay", max_delay, cap)?,
-            given("timeout", timeout, base.longest())?,
+            limit_or("delay", delay, Some(first))?,
+            limit_or("maxDelay", max_delay, cap)?,
+            limit_or("timeout", timeout, base.longest())?,
         );
         policy.map(Self).map_err(|err| thrown(&err.into()))
     }
 }
 
-/// `value`, or `unsaid`.
-fn given(
+/// Reads `value`, or returns `default` if it is `undefined`.
+fn limit_or(
     what: &str,
     value: &JsValue,
-    unsaid: Option<Duration>,
+    default: Option<Duration>,
 ) -> Result<Option<Duration>, JsValue> {
     if value.is_undefined() {
-        Ok(unsaid)
+        Ok(default)
     } else {
         limit(what, value)
     }
@@ -74,7 +74,7 @@ fn count(attempts: &JsValue) -> Result<Option<u32>, JsValue> {
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
-                reason = "it was looked at"
+                reason = "the number is checked above"
             )]
             let number = number as u32;
             Ok(Some(number))
@@ -83,9 +83,9 @@ fn count(attempts: &JsValue) -> Result<Option<u32>, JsValue> {
     }
 }
 
-/// A length of time that may be zero, or none.
+/// Reads a length of time, which may be zero; `None` means no limit.
 fn limit(what: &str, value: &JsValue) -> Result<Option<Duration>, JsValue> {
-    let wanted = "milliseconds from 0, or a text such as '250ms' or '2s'";
+    let wanted = "a number of milliseconds from 0, or a text such as '250ms' or '2s'";
     if value.is_null() {
         return Ok(None);
     }
@@ -108,8 +108,8 @@ fn invalid(what: &str, wanted: &str) -> JsValue {
     lock_error("E_INVALID_RETRY", &message, &JsValue::UNDEFINED)
 }
 
-/// A ttl: milliseconds, a text, or `null` for one that does not end; 30 seconds where nothing is
-/// said.
+/// Reads a ttl: milliseconds, a text, or `null` for a lease that does not expire. The default is 30
+/// seconds.
 pub(super) fn ttl(value: &JsValue) -> Result<Ttl, Error> {
     if value.is_undefined() {
         Ok(Ttl::DEFAULT)

@@ -1,4 +1,4 @@
-//! Where locks are kept: in this module's memory, or in an object of JavaScript.
+//! Stores: in this module's memory, or in a JavaScript object.
 
 use alloc::rc::Rc;
 use alloc::string::ToString;
@@ -20,12 +20,12 @@ use crate::name::Name;
 use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, StoreError};
 
 std::thread_local! {
-    /// Whether what was polled last waits for a store's answer, and not for time to pass.
+    /// Whether the future polled last waits for a store's reply, and not for time to pass.
     static ASKING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Polls by `poll`, and tells whether that left a store with a question.
-pub(super) fn asks<T>(poll: impl FnOnce() -> T) -> (T, bool) {
+/// Calls `poll`, and returns also whether a request to a store is in flight after that.
+pub(super) fn poll_asking<T>(poll: impl FnOnce() -> T) -> (T, bool) {
     ASKING.set(false);
     let end = poll();
     (end, ASKING.take())
@@ -42,7 +42,7 @@ enum Kind {
     Object(Rc<Object>),
 }
 
-/// What is asked of an object; whether it is there was looked at.
+/// A store in a JavaScript object, and which optional methods it has.
 #[derive(Debug)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -107,13 +107,13 @@ extern "C" {
 
 #[wasm_bindgen]
 impl Store {
-    /// One in this module's memory.
+    /// Makes a store in this module's memory.
     #[allow(missing_docs, reason = "called by the package alone")]
     pub fn memory() -> Self {
         Self(Kind::Memory(Arc::new(MemoryStore::new(JavaScript))))
     }
 
-    /// One that is an object, whose methods were found to be there.
+    /// Makes a store of an object that has all required methods.
     #[allow(missing_docs, reason = "called by the package alone")]
     pub fn object(object: LockStore) -> Self {
         let has = |name| property(&object, name).is_function();
@@ -183,7 +183,7 @@ impl AsyncStore for Store {
             Kind::Memory(store) => AsyncStore::give_up(store, claim),
             Kind::Object(store) if store.gives_up => {
                 let owner = claim.owner.to_string();
-                // There is nobody to tell that it failed.
+                // A failure is ignored: no caller waits for the result.
                 let given_up = store.methods.give_up(claim.name.as_str(), &owner);
                 wasm_bindgen_futures::spawn_local(async { drop(awaited(given_up).await) });
             }
@@ -194,7 +194,7 @@ impl AsyncStore for Store {
     async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
         match &self.0 {
             Kind::Memory(store) => AsyncStore::detach(store, claim).await,
-            // Its leases have always outlived whoever took them.
+            // The leases of such a store are never ephemeral.
             Kind::Object(store) if !store.detaches => Ok(Reply::Granted { fence: None }),
             Kind::Object(store) => {
                 let owner = claim.owner.to_string();
@@ -207,7 +207,7 @@ impl AsyncStore for Store {
         match &self.0 {
             Kind::Memory(store) => AsyncStore::evict(store, name, only).await,
             Kind::Object(_) if only.is_some() => Err(StoreError::permanent(
-                "this store frees a lock whoever holds it, or not at all",
+                "this store cannot force-release only the grant with a given fencing token",
             )),
             Kind::Object(store) => asking(owned(store.methods.force_delete(name.as_str()))).await,
         }
@@ -269,35 +269,35 @@ impl Object {
     }
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
-        let waiting = Waiting(AbortController::new());
+        let waiting = AbortOnDrop(AbortController::new());
         let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
         let signal = waiting.0.signal();
         let waited = self.methods.wait(key, millis(at_most), &signal, &owner);
         if awaited(waited).await.is_err() {
-            // It cannot wait, so time has to.
+            // The store cannot wait, so this waits until the caller's time limit.
             future::pending::<()>().await;
         }
     }
 }
 
-/// A wait that is called off when nobody wants it any more.
-struct Waiting(AbortController);
+/// A controller that aborts the store's wait when it is dropped.
+struct AbortOnDrop(AbortController);
 
-impl Drop for Waiting {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-/// Notes, whenever `question` is not answered yet, that it was asked.
-async fn asking<T>(question: impl Future<Output = T>) -> T {
-    let mut question = pin!(question);
+/// Awaits `request`, and sets `ASKING` whenever it is polled and not ready.
+async fn asking<T>(request: impl Future<Output = T>) -> T {
+    let mut request = pin!(request);
     future::poll_fn(|context| {
-        let answer = question.as_mut().poll(context);
-        if answer.is_pending() {
+        let reply = request.as_mut().poll(context);
+        if reply.is_pending() {
             ASKING.set(true);
         }
-        answer
+        reply
     })
     .await
 }
@@ -315,7 +315,7 @@ fn length(claim: &Claim) -> JsValue {
     ttl.map_or(JsValue::NULL, JsValue::from_f64)
 }
 
-/// A fencing token as a store tells it: a number, a bigint, or none.
+/// Reads a fencing token that a store returned: a number, a bigint, or none.
 fn token_of(value: &JsValue) -> Result<Option<Fence>, StoreError> {
     if value.is_null() || value.is_undefined() {
         return Ok(None);
@@ -328,7 +328,7 @@ fn token_of(value: &JsValue) -> Result<Option<Fence>, StoreError> {
     match token.and_then(Fence::new) {
         Some(fence) => Ok(Some(fence)),
         None => Err(StoreError::permanent(
-            "what the store told for a fencing token is no whole number from 1",
+            "the store returned a fencing token that is not a whole number from 1",
         )),
     }
 }
