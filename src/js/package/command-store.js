@@ -1,9 +1,8 @@
 /**
- * The stores of the command `verrou serve`, which does with them the very same that the shell and Rust
- * programs do.
+ * The stores of the command `verrou serve`: the same stores that the shell and Rust programs use.
  *
- * It is a child of this process: however that ends, the child's standard input ends, too, and with it the
- * child and its leases in files.
+ * The command is a child of this process. When this process ends, for any reason, the child's standard
+ * input ends, too, and with it the child and its leases in files.
  */
 import { spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -12,7 +11,7 @@ import { jsonOf, own, pairOf } from './options.js'
 
 const GREETING = { protocol: 'verrou serve', version: 1 }
 
-/** What can be asked, and of what kind the answer is. */
+/** The operations, and the kinds of their answers. */
 const ANSWERS = {
   acquire: ['granted', 'refused'],
   detach: ['granted', 'refused'],
@@ -26,25 +25,28 @@ const ANSWERS = {
   wait: ['waited'],
 }
 
-/** No request is this long, in bytes; nor is an answer, in characters. */
+/** The maximum length of a request, in bytes, and of an answer, in characters. */
 const LONGEST = 64 * 1024
 
-/** So much of what the command complained about is kept, in characters. */
+/** How much of the command's standard error is kept, in characters. */
 const COMPLAINTS = 4 * 1024
 
-/** A child answers one request at a time, and waiting is one: as many names are waited for at once. */
+/**
+ * The maximum number of children that wait. A child answers one request at a time, and a wait is a request, so
+ * that as many names are watched at once.
+ */
 const WAITING_CHILDREN = 4
 
-/** A child looks at one name for so long, in ms, before it is the next one's turn. */
+/** How long a child waits for one name before it turns to the next, in ms. */
 const LOOK = 100
 
-/** What a timer can wait for, in ms. */
+/** The longest time of a timer, in ms. */
 const LONGEST_TIMER = 2 ** 31 - 1
 
-/** A child without use is ended after so long, in ms. */
+/** The time without use after which a child is ended, in ms. */
 const IDLE = 10_000
 
-/** How many fencing tokens are remembered that nobody has asked for. */
+/** The maximum number of fencing tokens that are kept until `fence` reads them. */
 const FENCES = 1_000
 
 export class CommandStoreError extends Error {
@@ -55,7 +57,7 @@ export class CommandStoreError extends Error {
   }
 }
 
-/** What the command does with a store. */
+/** A store that is accessed by the command. */
 export class CommandStore {
   #start
   #steps
@@ -63,12 +65,12 @@ export class CommandStore {
   #fences = new Map()
   #closed = false
 
-  /** The store that `args` and the variables of `env` tell the command of. */
+  /** Makes a store; `args` and the variables of `env` name it for the command. */
   constructor(args, env, options) {
     const { command = ofEnvironment() || 'verrou', idle = IDLE, label } = own(options)
-    if (!(idle >= 0)) throw new TypeError('`idle` is a number of milliseconds')
+    if (!(idle >= 0)) throw new TypeError('`idle` must be a number of milliseconds')
     if (label !== undefined) {
-      if (typeof label !== 'string') throw new TypeError('`label` is text')
+      if (typeof label !== 'string') throw new TypeError('`label` must be a string')
       args = [...args, `--label=${label}`]
     }
     this.#start = () => {
@@ -135,15 +137,15 @@ export class CommandStore {
     await this.#waits.wait(key, atMost, signal)
   }
 
-  /** Ends the place that `wait` got for `owner`. */
+  /** Ends the ticket that `wait` took for `owner`. */
   giveUp(key, owner) {
     const served = this.#steps
     if (!served?.usable || !served.places.delete(placeOf(key, owner))) return
-    // A child that has ended keeps no places.
+    // A child that has ended keeps no tickets.
     served.ask('give_up', claim(key, owner, null)).catch(() => {})
   }
 
-  /** What it asks is on its way when it returns: to the child that keeps the lease alive. */
+  /** Sends the request to the child that keeps the lease alive before it returns. */
   async detach(key, owner) {
     const served = this.#served()
     const answer = await served.ask('detach', claim(key, owner, null))
@@ -160,13 +162,13 @@ export class CommandStore {
     await this.close()
   }
 
-  /** The child that is asked for steps, and keeps the leases alive. */
+  /** Returns the child that does the operations and keeps the leases alive. */
   #served() {
     if (!this.#steps?.usable) this.#steps = this.#start()
     return this.#steps
   }
 
-  /** Sees to it that `owner` has a place among those who wait, in the child that it asks for steps. */
+  /** Takes a ticket in the wait queue for `owner`, in the child that does its operations. */
   async #queue(key, owner) {
     const served = this.#served()
     const place = placeOf(key, owner)
@@ -175,7 +177,7 @@ export class CommandStore {
     try {
       await served.ask('queue', claim(key, owner, null))
     } catch {
-      // Without a place it waits all the same.
+      // Without a ticket it waits nevertheless.
       served.places.delete(place)
     }
   }
@@ -188,7 +190,7 @@ export class CommandStore {
   }
 }
 
-/** What is kept for an owner at a key goes by this. */
+/** Returns the key of what is kept for an owner of a lock. */
 function placeOf(key, owner) {
   return pairOf(owner, key)
 }
@@ -202,18 +204,18 @@ function claim(key, owner, ttl) {
   return { name: key, owner: ownerOf(owner), ttl: nanoseconds(ttl), ephemeral: true }
 }
 
-/** Owners of another form, as other lock managers have them, are hashed to this one. */
+/** Returns an owner token of 32 hexadecimal digits. An owner of another form, as of other lock managers, is hashed. */
 function ownerOf(owner) {
-  if (typeof owner !== 'string' || owner === '') throw new TypeError('an owner is some text')
+  if (typeof owner !== 'string' || owner === '') throw new TypeError('an owner must be a string that is not empty')
   if (/^[0-9a-f]{32}$/.test(owner)) return owner
   return createHash('sha256').update(owner).digest('hex').slice(0, 32)
 }
 
 function nanoseconds(ttl) {
   if (ttl === null) return null
-  // JSON would make a lease without an end of what is not finite.
+  // JSON would turn a number that is not finite into `null`, a lease that does not expire.
   if (!(Number.isFinite(ttl) && ttl > 0)) {
-    throw new TypeError(`a ttl is a number of milliseconds above zero, or null: not ${ttl}`)
+    throw new TypeError(`a ttl must be a number of milliseconds above zero, or null, not ${ttl}`)
   }
   return Math.max(1, Math.round(ttl * 1e6))
 }
@@ -225,13 +227,13 @@ function assertOwner(key, { granted }) {
   throw error
 }
 
-/** A `verrou serve`: it is asked one thing after the other, and answers in the same order. */
+/** A process of `verrou serve`, which answers requests in the order in which they were sent. */
 class Served {
-  /** Whether it can be asked anything. */
+  /** Whether it accepts requests. */
   usable = true
-  /** The leases that end with it: of each name, whose. */
+  /** The leases that end with it: the owner of each name. */
   leases = new Map()
-  /** The places it keeps among those who wait. */
+  /** The tickets that it keeps in wait queues. */
   places = new Set()
 
   #command
@@ -256,14 +258,14 @@ class Served {
     try {
       const options = {
         env: own({ ...process.env, ...env }),
-        // Ctrl-C in the terminal is not for it: it is needed to give locks back.
+        // Ctrl-C in the terminal must not end it: this process needs it to release locks.
         detached: true,
         stdio: 'pipe',
         windowsHide: true,
       }
       this.#child = spawn(command, ['serve', ...args], own(options))
     } catch (error) {
-      // The caller is not told in the middle of its question.
+      // The request that is being made gets the error later, as from a child that ends.
       process.nextTick(() => this.#over(this.#unstarted(error)))
       return
     }
@@ -280,7 +282,7 @@ class Served {
     })
     child.on('exit', gone)
     child.on('close', (code, signal) => this.#over(this.#obituary(code, signal)))
-    // There are no pipes when this process has no more descriptors.
+    // There are no pipes if this process has no descriptors left.
     for (const pipe of child.stdio ?? []) pipe?.on('error', gone)
     child.stdout?.setEncoding('utf8').on('data', (text) => this.#hear(text))
     child.stderr?.setEncoding('utf8').on('data', (text) => {
@@ -289,43 +291,43 @@ class Served {
     this.#hold(false)
   }
 
-  /** Takes a step, and returns the answer; what has to be asked is sent before this returns. */
+  /** Requests an operation, and returns the answer. The request is sent before this returns. */
   ask(step, members) {
     if (this.#why !== undefined) throw this.#why
     const line = `{"${step}":${jsonOf(members)}}\n`
     if (Buffer.byteLength(line) > LONGEST) {
-      throw new CommandStoreError(`a request has at most ${LONGEST} bytes: the key is too long`)
+      throw new CommandStoreError(`the key is too long: a request has at most ${LONGEST} bytes`)
     }
     return new Promise((resolve, reject) => {
       this.#pending.push({ kinds: ANSWERS[step], resolve, reject })
       this.#hold(true)
-      // What speaks another language is not to be asked anything.
+      // Nothing is sent to a command that does not speak the protocol.
       if (this.#greeted) this.#child.stdin.write(line)
       else this.#unsent += line
     })
   }
 
-  /** Forgets a lease that is over, or no longer its own. */
+  /** Removes a lease that has ended, or does not end with this child any more. */
   forget(key, owner) {
     if (this.leases.get(key) === owner) this.leases.delete(key)
   }
 
-  /** Ends it once it has answered everything; resolves when it has ended. */
+  /** Ends it after it has answered all requests; resolves when it has ended. */
   end() {
     this.usable = false
     this.#hold(true)
-    // What has not been sent yet is sent before.
+    // Unsent requests are sent first.
     if (this.#unsent === '') this.#child?.stdin?.end()
     return this.#ended
   }
 
-  /** Ends it at once: for one that keeps no leases alive. */
+  /** Ends it at once. Only for a child that keeps no leases alive. */
   kill() {
     this.#child?.kill()
     return this.end()
   }
 
-  /** Whether the process is to stay for the sake of this child. */
+  /** Sets whether this child keeps the event loop of this process alive. */
   #hold(held) {
     if (held === this.#held) return
     this.#held = held
@@ -382,16 +384,16 @@ class Served {
     for (const pipe of this.#child.stdio) pipe.destroy()
     this.#child.kill('SIGKILL')
     const why =
-      `\`${this.#command} serve\` speaks another language than this package, which is of ` +
-      `version ${GREETING.version}: ${line.slice(0, 200)}`
+      `\`${this.#command} serve\` does not speak version ${GREETING.version} of the protocol, which this ` +
+      `package needs; install a \`verrou\` of the same version. It printed: ${line.slice(0, 200)}`
     this.#over(new CommandStoreError(why))
   }
 
   #unstarted(error) {
     if (error.code === 'ENOENT') {
       return new CommandStoreError(
-        `there is no command \`${this.#command}\`, which a file store needs: install it with ` +
-          '`cargo install --path host` in a copy of Verrou, or say where it is, by the option ' +
+        `there is no command \`${this.#command}\`, which this store needs: install it with ` +
+          '`cargo install --path host` in a copy of Verrou, or set its path by the option ' +
           '`command` or the variable VERROU_COMMAND',
         false,
         { cause: error }
@@ -403,10 +405,10 @@ class Served {
     })
   }
 
-  /** What to say to those who still wait for an answer. */
+  /** Returns the error for requests without an answer. */
   #obituary(code, signal) {
     const said = this.#complaints.trim() || (signal === null ? `code ${code}` : signal)
-    // Where it refuses to start it would do so again.
+    // A command that exits at its start would do so again.
     if (!this.#greeted && signal === null) {
       return new CommandStoreError(`\`${this.#command} serve\` did not start: ${said}`)
     }
@@ -422,7 +424,7 @@ class Served {
   }
 }
 
-/** Who waits for which name: some children look at one name after the other. */
+/** The waiters for each name. A few children wait for one name after the other. */
 class Waits {
   #start
   #names = new Map()
@@ -468,7 +470,7 @@ class Waits {
     return name
   }
 
-  /** Sees to it that somebody looks at the names. */
+  /** Starts a child, or uses an idle one, if names are due. */
   #look() {
     if (this.#due.length === 0) return
     for (const child of this.#children) if (!child.usable) this.#children.delete(child)
@@ -488,9 +490,9 @@ class Waits {
     while (this.#due.length > 0 && child.usable) {
       const name = this.#due.shift()
       try {
-        // Whoever waited for it may be gone by now.
+        // Its waiters may have left meanwhile.
         if (name.waiters.size > 0 && (await this.#holder(child, name.key)) === null) {
-          // Only one of them can have it. If that one does not want it, it is the next one's.
+          // Only one waiter can acquire it. If that one does not, the next is woken.
           const [first] = name.waiters
           first?.wake()
         }
@@ -505,7 +507,7 @@ class Waits {
     else this.#look()
   }
 
-  /** Lets all who are to be looked for know that nobody does. */
+  /** Rejects the waiters for all names that are due. */
   #fail(error) {
     for (const name of this.#due.splice(0)) {
       fail(name, error)
@@ -513,7 +515,7 @@ class Waits {
     }
   }
 
-  /** Who holds the name, after it was looked at for some time. */
+  /** Returns the holder of the name, after a wait of one turn. */
   async #holder(child, key) {
     const turn = LOOK * Math.min(1, WAITING_CHILDREN / this.#names.size)
     const [, { holder }] = await Promise.all([

@@ -1,4 +1,4 @@
-/** The errors of locks: classes with a stable `code`, so that `instanceof` and `code` both work. */
+/** The errors of locks: classes with a stable `code`. Both `instanceof` and `code` work. */
 
 export class LockError extends Error {
   constructor(message, options) {
@@ -35,21 +35,21 @@ export const errors = Object.freeze(
   )
 )
 
-/** Called by the core: an error of the class that goes by `code`. */
+/** Returns an error of the class with this `code`. Called by the core. */
 export function lockError(code, message, cause) {
   return new errors[code](message, cause === undefined ? undefined : { cause })
 }
 
 let panic
 
-/** Called by the core, when it panics: from then on nothing it says can be relied on. */
+/** Records a panic of the core, whose state is undefined from then on. Called by the core. */
 export function corePanicked(message) {
   panic ??= new errors.E_LOCK_PANICKED(
-    `the lock core failed, and cannot be used until it is loaded anew: ${message}`
+    `the lock core panicked; reload the module before you use it again: ${message}`
   )
 }
 
-/** Throws if the core failed before. */
+/** Throws if the core has panicked. */
 export function assertUsable() {
   if (panic !== undefined) throw panic
 }

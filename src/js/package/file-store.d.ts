@@ -1,76 +1,76 @@
 import type { LockStore } from './index.js'
 
-/** What a {@link fileStore} can be told. */
+/** The options of {@link fileStore}. */
 export interface FileStoreOptions {
   /**
-   * The command `verrou`: its path, or its name if it is in a folder of `PATH`.
+   * The command `verrou`: its path, or its name if it is in a directory of `PATH`.
    *
    * @defaultValue the variable `VERROU_COMMAND`; without that, `verrou`
    */
   command?: string
-  /** Shares the folder with all members of this group; without it, it is for this user alone. */
+  /** Shares the directory with all members of this group; without it, only this user can use it. */
   group?: string
-  /** Uses the folder whatever file system it is on. Locks on a network's do not exclude everybody. */
+  /** Uses the directory on any file system. Locks on a network file system do not exclude every process. */
   anyFileSystem?: boolean
   /** Names the purpose of this program's locks; `verrou show` and `verrou list` print it. */
   label?: string
   /**
-   * After how many milliseconds without use a child process is ended. One that keeps a lease alive
-   * is in use.
+   * The time without use after which a child process is ended, in milliseconds. A child that keeps a lease
+   * alive is in use.
    *
    * @defaultValue 10,000
    */
   idle?: number
 }
 
-/** Why a {@link FileStore} did not do what it was asked. */
+/** An error of a {@link FileStore}. */
 export declare class CommandStoreError extends Error {
   /**
-   * `'E_LOCK_NOT_OWNER'` where a lease was to be acted on that is not, or no longer, that owner's;
-   * none where the trouble is with the files or the command, and nobody knows what was done.
+   * `'E_LOCK_NOT_OWNER'` if the owner does not hold the lease, or does not hold it any more; no code if the
+   * files or the command failed, which leaves the outcome unknown.
    */
   code?: 'E_LOCK_NOT_OWNER'
-  /** Whether asking again may help. */
+  /** Whether a retry may succeed. */
   temporary: boolean
 }
 
 /**
- * Leases in the files of a folder, for all processes of this machine: Node.js, the command
+ * A store of leases in the files of a directory, for all processes of this machine: Node.js, the command
  * `verrou`, Rust programs.
  *
- * A lease ends with this process, however that ends, unless it was detached. That is so because the
- * command keeps it alive as this process's child.
+ * A lease is ephemeral: it ends with this process, for any reason, unless it was detached. The command keeps
+ * it alive as a child of this process.
  *
- * In a worker thread the same is true of that thread. {@link FileStore.close | Close} its store before
- * it ends: the system keeps the entry of a child that has ended until somebody takes notice, which
- * is otherwise not before the whole process ends.
+ * In a worker thread the lease ends with that thread. {@link FileStore.close | Close} its store before
+ * the thread ends: the child that has ended stays a zombie until it is reaped, otherwise only at the end
+ * of the whole process.
  *
  * Every method rejects with a {@link CommandStoreError} when the command cannot be started or has
- * died. If it dies, so do the leases it kept alive; the next request starts it anew.
+ * died. The leases that a dead command kept alive end with it; the next request starts a new one.
  */
 export interface FileStore extends LockStore {
   /**
-   * Takes `key` for `owner`, for `ttl` milliseconds, or without an end if that is `null`; `false`
-   * if another holds it. An owner that holds it already has it for a ttl from now.
+   * Acquires `key` for `owner`, for `ttl` milliseconds, or without expiry if that is `null`; returns `false`
+   * if another owner holds it. If `owner` holds it already, its lease lasts a ttl from now.
    *
    * @param key the lock's name, of 1 to 1,024 bytes in UTF-8
-   * @param owner 32 hexadecimal digits, new for every acquisition; any other text is hashed to some
+   * @param owner 32 hexadecimal digits, new for every acquisition; any other text is hashed
    */
   save(key: string, owner: string, ttl: number | null): Promise<boolean>
   /**
-   * Gives `key` back.
+   * Releases `key`.
    *
-   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
+   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if `owner` does not hold it, or not any more
    */
   delete(key: string, owner: string): Promise<void>
-  /** Frees `key`, whoever holds it. */
+  /** Force-releases `key`, whichever owner holds it. */
   forceDelete(key: string): Promise<void>
-  /** Whether anybody holds `key` now. */
+  /** Returns whether any owner holds `key` now. */
   exists(key: string): Promise<boolean>
   /**
-   * Lets the lease last `ttl` milliseconds from now, or without an end if that is `null`.
+   * Extends the lease to `ttl` milliseconds from now, or without expiry if that is `null`.
    *
-   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
+   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if `owner` does not hold it, or not any more
    */
   extend(key: string, owner: string, ttl: number | null): Promise<void>
   /**
@@ -84,33 +84,32 @@ export interface FileStore extends LockStore {
     fence: bigint | null
   ): Promise<'granted' | 'released' | 'lost'>
   /**
-   * The fencing token of `owner`'s grant, or `null` if it does not hold `key`. It grows with every
-   * grant of `key`, over releases, crashes and restarts of the machine.
+   * Returns the fencing token of `owner`'s grant, or `null` if it does not hold `key`. The token grows with
+   * every grant of `key`, across releases, crashes and reboots.
    */
   fence(key: string, owner: string): Promise<number | null>
   /**
    * Resolves when `key` may be free, after `atMost` milliseconds, or when `signal` is aborted.
    *
-   * However many wait, they share a few child processes. Of those who wait in this store for one
-   * key only the first is woken, and the next one a moment later if the key is free even so.
+   * All waiters share a few child processes. Of this store's waiters for one key only the first is woken, and
+   * the next one a moment later if the key is still free.
    *
-   * With an `owner`, that one gets a place in the queue of all processes that wait for the key, until
-   * `save` grants it the key or it gives up. A key that was given back is kept for the first of them
-   * for 200 ms.
+   * With an `owner`, takes a ticket for it in the wait queue of all processes, which ends when
+   * `save` grants it the key, or by `giveUp`. A released key is reserved for the head waiter for 200 ms.
    */
   wait(key: string, atMost: number, signal?: AbortSignal, owner?: string): Promise<void>
-  /** Ends the place of `owner` in the queue for `key`. */
+  /** Ends the ticket of `owner` in the wait queue for `key`. */
   giveUp(key: string, owner: string): void
   /**
-   * Lets the lease outlive this process: from now on it ends by its ttl alone. When the call
-   * returns the request has left this process, provided that those before it have been answered.
+   * Detaches the lease from this process: from now on it ends by its ttl alone. When the call
+   * returns, the request has left this process, provided that the requests before it have been answered.
    *
-   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if it is not `owner`'s, or no longer
+   * @throws CommandStoreError with the code `E_LOCK_NOT_OWNER` if `owner` does not hold it, or not any more
    */
   detach(key: string, owner: string): Promise<void>
   /**
-   * Ends the leases that were neither given back nor detached, and resolves when the child
-   * processes have ended, too. What was asked before is answered; those who wait are rejected.
+   * Ends the leases that were neither released nor detached, and resolves when the child processes have
+   * ended, too. Requests that were sent before are answered; waits are rejected.
    */
   close(): Promise<void>
   /** {@link FileStore.close} */
@@ -118,12 +117,12 @@ export interface FileStore extends LockStore {
 }
 
 /**
- * The store in the folder `dir`, which is made for this user alone if need be: `verrou run --store
- * lease:DIR` and Rust's `LeaseFileStore::open(DIR)` have the same locks.
+ * Returns the store in the directory `dir`, which is created for this user alone if it does not exist.
+ * It has the same locks as `verrou run --store lease:DIR` and Rust's `LeaseFileStore::open(DIR)`.
  *
- * It needs the command `verrou`. Nothing is started before something is asked, and the process can
- * end whenever nothing is being asked.
+ * It needs the command `verrou`, which the first request starts. The store keeps the process's event loop
+ * alive only during requests.
  *
- * @throws TypeError when `dir` is no path
+ * @throws TypeError when `dir` is not a path
  */
 export declare function fileStore(dir: string | URL, options?: FileStoreOptions): FileStore

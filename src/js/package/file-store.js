@@ -1,7 +1,8 @@
 /**
- * The lease files of this machine.
+ * The store in the lease files of this machine.
  *
- * Node.js has neither flock(2) nor a way to be told that a process has died; the command has both.
+ * It runs the command `verrou`, because Node.js has neither flock(2) nor notifications of the death of
+ * another process.
  */
 import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -18,11 +19,11 @@ export function fileStore(dir, options = {}) {
 class FileStore extends CommandStore {
   constructor(dir, options) {
     const { group, anyFileSystem = false } = own(options)
-    const folder = dir instanceof URL ? fileURLToPath(dir) : dir
-    if (typeof folder !== 'string' || folder === '') {
-      throw new TypeError('a file store needs the path of a folder')
+    const path = dir instanceof URL ? fileURLToPath(dir) : dir
+    if (typeof path !== 'string' || path === '') {
+      throw new TypeError('a file store needs the path of a directory')
     }
-    const args = ['--store', `lease:${resolve(folder)}`]
+    const args = ['--store', `lease:${resolve(path)}`]
     if (group !== undefined) args.push('--group', group)
     if (anyFileSystem) args.push('--any-file-system')
     super(args, {}, options)

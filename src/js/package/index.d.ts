@@ -1,34 +1,34 @@
 /**
- * A length of time: milliseconds, a text such as `'1s'`, `'1m 30s'` or `'500ms'`, or `null` for one
- * without end.
+ * A length of time: milliseconds, a text such as `'1s'`, `'1m 30s'` or `'500ms'`, or `null` for no
+ * limit.
  */
 export type Duration = number | string | null
 
-/** How often, and for how long, to ask for a lock that another holds. */
+/** How often, and for how long, to retry while another owner holds the lock. */
 export interface RetryOptions {
-  /** How many attempts to make in all, at least 1. As many as it takes, unless told otherwise. */
+  /** The maximum number of attempts, at least 1. No limit by default. */
   attempts?: number | null
   /**
-   * The pause between two attempts, 250 ms unless told otherwise. A store that can wait is woken
-   * sooner.
+   * The pause between two attempts, 250 ms by default. A store with `wait` wakes the waiter sooner when
+   * the lock is free.
    */
   delay?: Duration
   /**
-   * With it, pauses are drawn at random up to a length that doubles with each, from `delay` to this:
+   * Makes the pauses random, up to a length that doubles with each pause, from `delay` to this value:
    * exponential back-off with full jitter.
    */
   maxDelay?: Duration
-  /** For how long to try, in all. The last attempt is made at its end. No limit by default. */
+  /** The time limit for all attempts. The last attempt is made at its end. No limit by default. */
   timeout?: Duration
 }
 
-/** How to take a lock. */
+/** How to acquire a lock. */
 export interface AcquireOptions {
-  /** What is left out is as the factory has it. */
+  /** Replaces the members of the factory's policy that it has. */
   retry?: RetryOptions
   /**
-   * Calls the waiting off: its reason is thrown, and nothing is held then. A request that is under
-   * way is waited for, and undone.
+   * Cancels the wait. Its reason is thrown, and nothing is held then: a request that is in flight is
+   * awaited, and a grant is released.
    */
   signal?: AbortSignal
 }
@@ -36,136 +36,135 @@ export interface AcquireOptions {
 /** How to do work under a lock. */
 export interface RunOptions extends AcquireOptions {
   /**
-   * Renews the lease again and again while the work goes on, so that it lasts as long as the work.
-   * Without it the lease lasts as long as its ttl. A renewal never shortens a longer extension. A store with
-   * `renew` takes an expired lease back, as after a suspension, if no other owner was granted it.
+   * Renews the lease while the work runs, so that it lasts as long as the work. Without it the lease
+   * lasts as long as its ttl. A renewal never shortens a longer extension. A store with `renew` revives an
+   * expired lease, as after a suspension, if no other owner was granted the lock.
    */
   renew?: boolean
 }
 
-/** What work that is done under a lock is told about it. */
+/** The grant under which the callback of `run` works. */
 export interface Lease {
   /**
-   * The grant's fencing token, which grows with every grant of the lock; `null` from a store that
-   * does not count. Hand it to what the lock guards, and let that refuse smaller ones.
+   * The grant's fencing token, which grows with every grant of the lock; `null` from a store without
+   * fencing tokens. Pass it to the resource that the lock guards, which must refuse smaller tokens.
    */
   readonly fence: bigint | null
   /** Aborted as soon as the lock is lost, with an `E_LOCK_LOST` as its reason. */
   readonly signal: AbortSignal
-  /** How much of the lease is left, in milliseconds; `null` when it does not end by itself. */
+  /** Returns the remaining time of the lease, in milliseconds; `null` when it does not expire. */
   remaining(): number | null
 }
 
-/** Who holds a lock. */
+/** The holder of a lock. */
 export interface Holder {
-  /** The fencing token of what is held; `null` when the store does not tell. */
+  /** The fencing token of the grant; `null` when the store does not return it. */
   fence: bigint | null
-  /** How much of the lease is left, in milliseconds; `null` when it does not end, or is not told. */
+  /** The remaining time, in milliseconds; `null` when the lease does not expire, or the store does not return it. */
   remaining: number | null
 }
 
-/** A lock that may be taken: made by `createLock` and `restoreLock`. */
+/** A lock that can be acquired: made by `createLock` and `restoreLock`. */
 export interface Lock {
   /** Its name. */
   readonly name: string
-  /** The fencing token of its latest acquisition, if there was one and the store counts. */
+  /** The fencing token of its latest acquisition, if there was one and the store has fencing tokens. */
   readonly fence: bigint | null
   /**
-   * Takes the lock, waiting while another holds it. Not reentrant: who takes it twice waits for
-   * itself.
+   * Acquires the lock, and waits while another owner holds it. Locks are not reentrant: a second
+   * acquisition waits for the first.
    *
-   * It is the lock that is returned, so that `await using` gives it back at the end of a block.
+   * Returns the lock itself, so that `await using` releases it at the end of a block.
    *
    * @throws `E_LOCK_TIMEOUT` when the policy ended first; `E_LOCK_STORAGE_ERROR` when the store
    *   failed; `E_INVALID_RETRY`; the signal's reason.
    */
   acquire(options?: AcquireOptions): Promise<this>
   /**
-   * Takes the lock if it is free now: whether it was.
+   * Acquires the lock if it is free now, and returns whether it was.
    *
    * @throws `E_LOCK_STORAGE_ERROR`.
    */
   acquireImmediately(): Promise<boolean>
   /**
-   * Takes the lock, does the work, gives the lock back, and returns what the work returned.
+   * Acquires the lock, does the work, releases the lock, and returns the work's result.
    *
-   * @throws What the work threw. If the lock was lost meanwhile, or could not be given back, that is
-   *   thrown instead, as `E_LOCK_LOST` or `E_LOCK_STORAGE_ERROR`: with what the work returned in
-   *   `value`, or what it threw in `suppressed`. As `acquire`, when the work was not begun.
+   * @throws The error of the work. If the lock was lost meanwhile, or could not be released, throws
+   *   `E_LOCK_LOST` or `E_LOCK_STORAGE_ERROR` instead, with the work's result in `value` or its error in
+   *   `suppressed`. Throws as `acquire` if the work was not begun.
    */
   run<T>(work: (lease: Lease) => T | Promise<T>, options?: RunOptions): Promise<T>
   /**
-   * `run`, if the lock is free now.
+   * Does the same as `run`, if the lock is free now.
    *
-   * @throws As `run`; `E_LOCK_TIMEOUT` when it is not free.
+   * @throws As `run`; `E_LOCK_TIMEOUT` when the lock is not free.
    */
   runImmediately<T>(
     work: (lease: Lease) => T | Promise<T>,
     options?: Omit<RunOptions, 'retry'>
   ): Promise<T>
   /**
-   * Gives the lock back.
+   * Releases the lock.
    *
-   * @throws `E_LOCK_NOT_OWNER` when it was never acquired here, or is lost; `E_LOCK_STORAGE_ERROR`,
-   *   and then it may be tried again.
+   * @throws `E_LOCK_NOT_OWNER` when it was never acquired by this object, or is lost;
+   *   `E_LOCK_STORAGE_ERROR`, after which the release can be retried.
    */
   release(): Promise<void>
   /**
-   * Frees the lock, whoever holds it.
+   * Force-releases the lock, whichever owner holds it.
    *
    * @throws `E_LOCK_STORAGE_ERROR`.
    */
   forceRelease(): Promise<void>
   /**
-   * Lets the lease last `ttl` from now, or as long as the lock was made for. It may become shorter
-   * by that.
+   * Extends the lease to `ttl` from now, by default to the lock's own ttl. This can shorten it.
    *
-   * @throws `E_LOCK_NOT_OWNER` when it is not held, or its time has passed; `E_INVALID_TTL`;
+   * @throws `E_LOCK_NOT_OWNER` when the lock is not held, or the lease has expired; `E_INVALID_TTL`;
    *   `E_LOCK_STORAGE_ERROR`.
    */
   extend(ttl?: Duration): Promise<void>
-  /** Whether the lease has run out; not when there is none. The store is not asked. */
+  /** Returns whether the lease has expired; false if there is none. Sends no request to the store. */
   isExpired(): boolean
   /**
-   * How much of the lease is left, in milliseconds, 0 once it has run out; `null` when there is none,
-   * or it does not end by itself. The store is not asked.
+   * Returns the remaining time of the lease, in milliseconds, 0 after it has expired; `null` when there is
+   * no lease, or it does not expire. Sends no request to the store.
    */
   getRemainingTime(): number | null
   /**
-   * Whether anybody holds the lock.
+   * Returns whether any owner holds the lock.
    *
    * @throws `E_LOCK_STORAGE_ERROR`.
    */
   isLocked(): Promise<boolean>
   /**
-   * Who holds the lock, if anybody does.
+   * Returns the holder of the lock, or `null`.
    *
    * @throws `E_LOCK_STORAGE_ERROR`.
    */
   holder(): Promise<Holder | null>
   /**
-   * Writes the lease down as one line of JSON, to be handed to another process, in whatever language,
-   * which restores the lock and can extend and release it. From then on the lease lives by its ttl
-   * alone.
+   * Serializes the lease as one line of JSON, for another process, in any language, which restores the
+   * lock and can extend and release it. From then on the lease ends by its ttl alone.
    *
-   * A store that has to be told so is sent word, and not waited for: see `handOver`.
+   * If the lease is ephemeral, sends a request to the store to detach it, and does not wait for the reply: see
+   * `handOver`.
    *
    * @throws `E_LOCK_NOT_OWNER` when the lock is not held; `E_LOCK_NOT_SERIALIZABLE`.
    */
   serialize(): string
   /**
-   * `serialize`, when the store has said that the lease outlives this process.
+   * Does the same as `serialize`, but waits until the store has confirmed that the lease outlives this process.
    *
    * @throws As `serialize`; `E_LOCK_STORAGE_ERROR`.
    */
   handOver(): Promise<string>
-  /** Gives the lock back if it is held: for `await using`. */
+  /** Releases the lock if it is held, for `await using`. */
   [Symbol.asyncDispose](): Promise<void>
 }
 
-/** What every factory's locks share. */
+/** The defaults of a factory's locks. */
 export interface LockFactoryOptions {
-  /** How often to ask, unless a lock is told otherwise. */
+  /** The retry policy of acquire requests that do not set their own. */
   retry?: RetryOptions
 }
 
@@ -174,29 +173,30 @@ export class LockFactory {
   /** @throws `E_INVALID_STORE` names the methods that `store` lacks; `E_INVALID_RETRY`. */
   constructor(store: LockStore | MemoryStore, options?: LockFactoryOptions)
   /**
-   * A lock called `name`, whose leases last `ttl`: 30 seconds unless told otherwise. Nothing is asked
-   * of the store yet.
+   * Makes a lock called `name`, whose leases last `ttl`, by default 30 seconds. Sends no request to the
+   * store.
    *
    * @throws `E_INVALID_NAME`: names have 1 to 1,024 bytes in UTF-8; `E_INVALID_TTL`.
    */
   createLock(name: string, ttl?: Duration): Lock
   /**
-   * The lock that `serialize` wrote down, here or anywhere. Nothing is asked of the store yet.
+   * Restores a lock from the text of `serialize`, of this or another process. Sends no request to the
+   * store.
    *
    * @throws `E_INVALID_SERIALIZED_LOCK`.
    */
   restoreLock(serialized: string): Lock
 }
 
-/** A store, or what makes one. */
+/** A store, or an object with a factory of stores. */
 export type StoreConfig =
   | LockStore
   | MemoryStore
   | { driver: LockStore | MemoryStore | { factory(): LockStore | MemoryStore } }
 
-/** Which stores there are. */
+/** The stores, and their defaults. */
 export interface VerrouConfig<Names extends string = string> extends LockFactoryOptions {
-  /** The name of the store that is used where none is named. */
+  /** The name of the default store. */
   default?: NoInfer<Names>
   /** The stores, each by its name. */
   stores: Record<Names, StoreConfig>
@@ -207,54 +207,54 @@ export class Verrou<Names extends string = string> {
   /** @throws `E_UNKNOWN_STORE`, `E_INVALID_STORE`. */
   constructor(config: VerrouConfig<Names>)
   /**
-   * The factory of the store called `name`, or of the default: the same each time.
+   * Returns the factory of the store called `name`, or of the default store: the same at each call.
    *
    * @throws `E_UNKNOWN_STORE`; `E_INVALID_STORE`.
    */
   use(name?: Names): LockFactory
-  /** `createLock` of the default store. */
+  /** Calls `createLock` of the default store. */
   createLock(name: string, ttl?: Duration): Lock
-  /** `restoreLock` of the default store. */
+  /** Calls `restoreLock` of the default store. */
   restoreLock(serialized: string): Lock
 }
 
-/** A store in this process's memory. Its waiters are woken, in the order in which they came. */
+/** A store in this process's memory. A release wakes its waiters in first-come order. */
 export interface MemoryStore {
   readonly [memory]: true
 }
 declare const memory: unique symbol
 
-/** A new store in this process's memory. */
+/** Makes a new store in this process's memory. */
 export function memoryStore(): MemoryStore
 
-/** What a method may return: at once, or later. */
+/** The return value of a method that may be async. */
 export type Awaitable<T> = T | PromiseLike<T>
 
 /**
- * Where locks are kept: any object with these methods. Each is one atomic step. What they throw
- * becomes an `E_LOCK_STORAGE_ERROR` with that as its `cause`; with a property `temporary: true`, it is
- * tried again as the retry policy says.
+ * A store of locks: any object with these methods. Each method is one atomic operation. An error that
+ * it throws becomes the `cause` of an `E_LOCK_STORAGE_ERROR`. If the error has a property `temporary: true`,
+ * the operation is retried as the retry policy says.
  */
 export interface LockStore {
   /**
-   * Records that `owner` holds `key` for `ttl` milliseconds, or without end: whether it could, for
-   * nobody holds it. The same owner asking again may be told either.
+   * Records that `owner` holds `key` for `ttl` milliseconds, or without expiry if that is `null`, and returns
+   * true, if no owner holds it; returns false otherwise. If the same owner holds it, either result is correct.
    */
   save(key: string, owner: string, ttl: number | null): Awaitable<boolean>
   /** Removes `owner`'s record; if there is none, throws an error whose `code` is `'E_LOCK_NOT_OWNER'`. */
   delete(key: string, owner: string): Awaitable<void>
-  /** Removes the record, whosever it is. */
+  /** Removes the record of any owner. */
   forceDelete(key: string): Awaitable<void>
-  /** Whether anybody holds `key` now. */
+  /** Returns whether any owner holds `key` now. */
   exists(key: string): Awaitable<boolean>
   /**
-   * Lets `owner`'s record last `ttl` milliseconds from now; if there is none, or its time has passed,
+   * Extends `owner`'s record to `ttl` milliseconds from now; if there is none, or it has expired,
    * throws as `delete`.
    */
   extend(key: string, owner: string, ttl: number | null): Awaitable<void>
   /**
    * Renews the lease of `owner`, granted under `fence`: its record lasts at least `ttl` milliseconds from now,
-   * is never made shorter, and is taken back after it has expired, unless `key` was granted to another
+   * is never made shorter, and is revived after it has expired, unless `key` was granted to another
    * owner or freed since. `'released'` means that `owner` has deleted it. Without this method, `extend` renews.
    */
   renew?(
@@ -264,23 +264,23 @@ export interface LockStore {
     fence: bigint | null
   ): Awaitable<'granted' | 'released' | 'lost'>
   /**
-   * The fencing token of `owner`'s record: a number that grows with every grant of `key`. Asked after
-   * each `save` that returned true.
+   * Returns the fencing token of `owner`'s record: a number that grows with every grant of `key`. Called
+   * after each `save` that returned true.
    */
   fence?(key: string, owner: string): Awaitable<number | bigint | null>
   /**
    * Waits until `key` may be free for `owner`, for `atMost` milliseconds, or until `signal` is
-   * aborted; leaves nothing behind but, where there is `giveUp`, a place in a queue.
+   * aborted. Leaves nothing behind but a ticket in a wait queue, in a store with `giveUp`.
    */
   wait?(key: string, atMost: number, signal: AbortSignal, owner: string): Awaitable<void>
   /**
-   * Ends the place that `wait` may have kept for `owner`: it waits no more. Called at the end of every
-   * wait for a key that was not granted. What it throws, or rejects with, is nobody's concern.
+   * Ends the ticket that `wait` may have kept for `owner`, which does not wait any more. Called at the end
+   * of every wait for a key that was not granted. Its errors and rejections are ignored.
    */
   giveUp?(key: string, owner: string): Awaitable<void>
   /**
-   * In a store whose records end with the process that made them: lets `owner`'s record live by its
-   * ttl alone. The request is to be sent before this returns.
+   * Makes `owner`'s record end by its ttl alone, in a store whose records are ephemeral (end with the process
+   * that made them). Must send the request before it returns.
    */
   detach?(key: string, owner: string): Awaitable<void>
 }
@@ -300,13 +300,13 @@ export type ErrorCode =
   | 'E_LOCK_TIMEOUT'
   | 'E_UNKNOWN_STORE'
 
-/** What is thrown. */
+/** The base class of all errors of this package. */
 export class LockError<Code extends ErrorCode = ErrorCode> extends Error {
-  /** Which of the errors it is; the same on every host. */
+  /** The code of the error, which is the same on every host. */
   readonly code: Code
-  /** From `run`: what the work returned, when the lock was lost under it. */
+  /** The work's result, if the lock was lost during `run`. */
   readonly value?: unknown
-  /** From `run`: what the work threw, when the lock was lost as well. */
+  /** The work's error, if the lock was lost during `run` as well. */
   readonly suppressed?: unknown
 }
 
@@ -320,12 +320,12 @@ export interface LockErrorClass<Code extends ErrorCode> {
 /**
  * The errors' classes, for `instanceof`:
  *
- * - `E_LOCK_TIMEOUT`: another held the lock for as long as was waited.
- * - `E_LOCK_NOT_OWNER`: the lock is not, or no longer, held here.
- * - `E_LOCK_LOST`: the lease came to an end while it was counted on.
- * - `E_LOCK_STORAGE_ERROR`: the store failed; `cause` is what it threw.
- * - `E_LOCK_NOT_SERIALIZABLE`: the store's leases cannot be handed over.
- * - `E_LOCK_PANICKED`: the core failed, which is a mistake in it; load it anew.
+ * - `E_LOCK_TIMEOUT`: another owner held the lock until the retry policy ended.
+ * - `E_LOCK_NOT_OWNER`: this object does not hold the lock, or does not hold it any more.
+ * - `E_LOCK_LOST`: the lease was lost while the lock was in use.
+ * - `E_LOCK_STORAGE_ERROR`: the store failed; `cause` is the error that it threw.
+ * - `E_LOCK_NOT_SERIALIZABLE`: the store's leases cannot be transferred.
+ * - `E_LOCK_PANICKED`: internal error, please report it; the module must be reloaded.
  * - `E_INVALID_NAME`, `E_INVALID_RETRY`, `E_INVALID_SERIALIZED_LOCK`, `E_INVALID_STORE`,
  *   `E_INVALID_TTL`, `E_UNKNOWN_STORE`: the message says what is wrong.
  */

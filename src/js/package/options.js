@@ -1,6 +1,6 @@
 /**
- * What callers and other programs pass: their own properties and nothing else. Code that has written to
- * `Object.prototype` must choose no command, no store and no policy.
+ * Access to the own properties of objects from callers and other programs. Code that has written to
+ * `Object.prototype` must not choose a command, a store or a policy.
  */
 
 /** Returns a copy of `options` that inherits nothing. */
@@ -9,8 +9,8 @@ export function own(options) {
 }
 
 /**
- * Returns what is called `name` in `value` or in a class of it; `undefined` where only `Object.prototype` has
- * it, which is not asked: it could answer each question in another way.
+ * Returns the member `name` of `value` or of one of its classes; `undefined` if only `Object.prototype` has
+ * it. `Object.prototype` is not read, because its getters could return another value at each read.
  */
 export function member(value, name) {
   if ((typeof value !== 'object' && typeof value !== 'function') || value === null) return undefined
@@ -20,18 +20,18 @@ export function member(value, name) {
   return undefined
 }
 
-/** Returns whether `object` has a method called `name` that not every object has. */
+/** Returns whether `object` has a method called `name` that does not come from `Object.prototype`. */
 export function hasMethod(object, name) {
   return typeof member(object, name) === 'function'
 }
 
-/** Returns a text that is a different one for each pair of texts. */
+/** Returns a text that differs for each pair of texts. */
 export function pairOf(one, two) {
   const first = String(one)
   return `${first.length} ${first}${two}`
 }
 
-/** Returns the JSON of `object`, whose members are no objects; an inherited `toJSON` has no effect. */
+/** Returns the JSON of `object`, whose members are not objects. An inherited `toJSON` has no effect. */
 export function jsonOf(object) {
   return JSON.stringify(own(object))
 }

@@ -13,7 +13,7 @@ class ServerStore extends CommandStore {
     if (typeof text !== 'string' || !text.includes('://')) {
       throw new TypeError('a server store needs a URL, such as redis://HOST')
     }
-    // Everybody can see arguments, and a URL may have a password.
+    // Every user can read a process's arguments, and a URL may have a password.
     super([], { VERROU_STORE: text }, options)
   }
 }

@@ -4,7 +4,7 @@ import { hasMethod, own } from './options.js'
 
 const METHODS = ['save', 'delete', 'forceDelete', 'exists', 'extend']
 
-/** Stores that the core keeps itself, behind the objects that people have of them. */
+/** The core's store of each store object. */
 const inCore = new WeakMap()
 
 class MemoryStore {
@@ -17,14 +17,14 @@ export function memoryStore() {
   return new MemoryStore()
 }
 
-/** The core's view of `store`, one for each. For `compat`, too. */
+/** Returns the core's store of the object `store`: the same at each call. `compat` uses it, too. */
 export function coreStore(store) {
   const known = inCore.get(store)
   if (known !== undefined) return known
   const missing = METHODS.filter((method) => !hasMethod(store, method))
   if (missing.length > 0) {
     throw new errors.E_INVALID_STORE(
-      `a store is an object with the methods ${METHODS.join(', ')}: this one lacks ${missing.join(', ')}`
+      `a store must be an object with the methods ${METHODS.join(', ')}; this one lacks ${missing.join(', ')}`
     )
   }
   const made = Store.object(store)
@@ -38,9 +38,12 @@ function policy(base, retry) {
   return base.with(attempts, delay, maxDelay, timeout)
 }
 
-/** Waits for what `ask` asks, which is given a promise of the abortion; throws the signal's reason. */
-async function unlessAborted(signal, ask) {
-  if (signal === undefined) return ask()
+/**
+ * Returns the result of `request`, which receives a promise that resolves when `signal` is aborted. Throws the
+ * signal's reason if it was aborted.
+ */
+async function unlessAborted(signal, request) {
+  if (signal === undefined) return request()
   signal.throwIfAborted()
   let abort
   const aborted = new Promise((resolve) => {
@@ -48,7 +51,7 @@ async function unlessAborted(signal, ask) {
   })
   signal.addEventListener('abort', abort, own({ once: true }))
   try {
-    const held = await ask(aborted)
+    const held = await request(aborted)
     if (held === undefined) throw signal.reason
     return held
   } finally {
@@ -56,7 +59,7 @@ async function unlessAborted(signal, ask) {
   }
 }
 
-/** What the callback of a `run` is given. */
+/** The argument of the callback of `run`. */
 class Lease {
   #held
   #keeping
@@ -75,22 +78,22 @@ class Lease {
     return this.#keeping.signal
   }
 
-  /** Called by `run`. */
+  /** Begins to renew the lease. Called by `run`. */
   static renew(lease) {
     lease.#keeping = new Renewal(lease.#held)
   }
 
-  /** Called by `run`. */
+  /** Ends the renewal, or the watch, of the lease. Called by `run`. */
   static async end(lease) {
     await lease.#keeping?.end()
   }
 }
 
 function lost() {
-  return new errors.E_LOCK_LOST('the lock was lost: its time has passed')
+  return new errors.E_LOCK_LOST('the lock was lost: its lease has expired')
 }
 
-/** Aborts when the lease's time has passed. */
+/** Aborts its signal when the lease expires. */
 class Watch {
   #controller = new AbortController()
   #held
@@ -117,7 +120,7 @@ class Watch {
   }
 }
 
-/** Keeps the lease alive; aborts when it is lost all the same. */
+/** Renews the lease; aborts its signal when the lease is lost. */
 class Renewal {
   #controller = new AbortController()
   #kept
@@ -150,7 +153,7 @@ export class Lock {
   #retry
   #disposable = false
 
-  /** Made by `createLock` and `restoreLock`. */
+  /** Called by `createLock` and `restoreLock`. */
   constructor(core, retry) {
     this.#core = core
     this.#retry = retry
@@ -254,7 +257,7 @@ export class Lock {
   }
 }
 
-/** Does the work, then gives the lock back: what either threw is kept. */
+/** Calls `callback`, then releases the lock. An error keeps what the other of both threw or returned. */
 async function during(held, callback, renew) {
   const lease = new Lease(held)
   if (renew) Lease.renew(lease)
@@ -309,7 +312,7 @@ export class Verrou {
     config = own(config)
     const { default: byDefault, stores } = config
     if (stores === null || typeof stores !== 'object') {
-      throw new errors.E_INVALID_STORE('`stores` is an object with a store for each name')
+      throw new errors.E_INVALID_STORE('`stores` must be an object with a store for each name')
     }
     this.#config = config
     if (byDefault !== undefined) this.#assertKnown(byDefault)
@@ -329,7 +332,7 @@ export class Verrou {
     const { stores } = this.#config
     if (name !== undefined && Object.hasOwn(stores, name)) return
     const names = Object.keys(stores).join(', ')
-    throw new errors.E_UNKNOWN_STORE(`no store is called \`${name}\`: there are ${names}`)
+    throw new errors.E_UNKNOWN_STORE(`no store is called \`${name}\`; the stores are: ${names}`)
   }
 
   createLock(name, ttl) {
@@ -341,7 +344,7 @@ export class Verrou {
   }
 }
 
-/** A store, or what Verrou's configuration has around it. */
+/** Returns the store of a configuration: a store, or one that Verrou's `driver` wraps. */
 function driver(configured) {
   const store = own(configured).driver ?? configured
   return hasMethod(store, 'factory') ? store.factory() : store

@@ -1,8 +1,8 @@
 import type { LockStore } from './index.js'
 
-/** Which store it is. */
+/** The options of {@link webStore}. */
 export interface WebStoreOptions {
-  /** Stores of one name share their locks: `'verrou'` unless told otherwise. */
+  /** The store's name, `'verrou'` by default. Stores of one name share their locks. */
   name?: string
 }
 
@@ -12,26 +12,25 @@ export interface HeldLock {
   key: string
   /** The fencing token, which identifies the grant. */
   fence: number
-  /** When it was acquired, in milliseconds since 1970 (UTC). */
+  /** The time of the grant, in milliseconds since 1970 (UTC). */
   since: number
-  /** When its lease ends, in milliseconds since 1970 (UTC); `null` when it does not end by itself. */
+  /** The time when its lease expires, in milliseconds since 1970 (UTC); `null` when it does not. */
   ends: number | null
 }
 
 /**
  * A store whose locks the tabs and workers of one origin share, in one browser and profile.
  *
- * A lease ends with the tab or worker that took it, however that ends, unless it was serialized. A
- * fencing token grows for as long as the browser keeps the origin's data; "relaxed" is what
- * IndexedDB promises of power failures.
+ * A lease is ephemeral: it ends with the tab or worker that acquired it, for any reason, unless it was
+ * serialized. A fencing token grows for as long as the browser keeps the origin's data. After a power failure
+ * IndexedDB guarantees only "relaxed" durability.
  *
  * All scripts of an origin are one user: each can read the records, release and forge them, and steal the Web Lock
- * that says that a tab lives. The holder's next renewal then fails with `E_LOCK_LOST`, and the next holder has a greater
- * fencing token unless the records were forged. Other origins can do none of that.
+ * that a tab holds as long as it lives. The holder's next renewal then fails with `E_LOCK_LOST`, and the next holder has
+ * a greater fencing token unless the records were forged. Scripts of other origins cannot do that.
  *
- * The time is the wall clock's, for tabs share no other: when that is set, leases end sooner or later.
- * Browsers slow the timers of hidden tabs down to one in a minute: renew there with a ttl of some
- * minutes.
+ * The time is the wall clock's, because tabs share no other clock: when it is set, leases expire sooner or later.
+ * Browsers limit the timers of hidden tabs to one per minute: renew there with a ttl of several minutes.
  */
 export interface WebStore extends LockStore {
   save(key: string, owner: string, ttl: number | null): Promise<boolean>
@@ -42,14 +41,14 @@ export interface WebStore extends LockStore {
   fence(key: string, owner: string): number | null
   wait(key: string, atMost: number, signal: AbortSignal): Promise<void>
   detach(key: string, owner: string): Promise<void>
-  /** What is held, by whomever. */
+  /** Returns the locks that are held, by any owner. */
   list(): Promise<HeldLock[]>
-  /** Ends it: leases that were taken by it and not serialized end, too. */
+  /** Closes the store. Leases that it acquired and that were not serialized end, too. */
   close(): void
 }
 
 /**
- * The store of this origin.
+ * Returns the store of this origin.
  *
  * @throws `E_INVALID_STORE` where there is no IndexedDB, no Web Locks or no BroadcastChannel: outside
  *   browsers, and in pages that are not served over https or from localhost.

@@ -1,14 +1,14 @@
 /**
- * Leases that the tabs and workers of one origin share: kept in IndexedDB, whose transactions make each
- * step atomic. That a tab lives is told by a Web Lock that it holds for as long as it does; that a lock
- * may be free, by a BroadcastChannel.
+ * A store of leases for the tabs and workers of one origin. The records are in IndexedDB, whose transactions
+ * make each operation atomic. Each tab holds a Web Lock as long as it lives. A BroadcastChannel notifies
+ * waiters that a lock may be free.
  */
 import { errors } from './errors.js'
 import { own, pairOf } from './options.js'
 
 const TABLE = 'locks'
 
-/** What a timer can wait for, in ms. */
+/** The longest time of a timer, in ms. */
 const LONGEST = 2 ** 31 - 1
 
 export function webStore(options = {}) {
@@ -89,7 +89,7 @@ class WebStore {
         ? { put: { ...record, ends: endOf(ttl) }, answer: true }
         : { answer: false }
     )
-    // Whoever waits for its end has to look when that is now.
+    // The new expiry may be sooner than the one that waiters wait for.
     this.#tell(key)
     if (!held) throw notOwner(key)
   }
@@ -135,7 +135,7 @@ class WebStore {
       timer = setTimeout(() => over.abort(), Math.min(Math.max(Math.ceil(left), 0), LONGEST))
       const waits = [woken]
       if (record.client !== null && record.client !== this.#client) {
-        // Granted when whoever holds it is gone.
+        // Granted when the holder's tab or worker has ended.
         const options = own({ mode: 'shared', signal: over.signal })
         waits.push(navigator.locks.request(record.client, options, () => {}).catch(() => woken))
       }
@@ -163,9 +163,9 @@ class WebStore {
     for (const wakers of this.#wakers.values()) for (const wake of wakers) wake()
   }
 
-  /** Reads the record of `key`, and puts another in its place, in one transaction. */
+  /** Reads the record of `key`, and replaces it by that of `change`, in one transaction. */
   #step(key, change) {
-    // At once if it can be: a page that is closed next has sent it.
+    // Synchronously if possible, so that a page that is closed next has sent the request.
     if (this.#database !== undefined) return transact(this.#database, key, change)
     return this.#open().then((database) => transact(database, key, change))
   }
@@ -177,19 +177,19 @@ class WebStore {
       request.onupgradeneeded = () => request.result.createObjectStore(TABLE, own({ keyPath: 'key' }))
       request.onsuccess = () => {
         this.#database = request.result
-        // Another version of this wants to change it, or somebody deletes it.
+        // Another version of this module upgrades the database, or a script deletes it.
         this.#database.onversionchange = () => this.close()
         resolve(this.#database)
       }
       request.onerror = () => {
         this.#opening = undefined
-        reject(new Error(`IndexedDB cannot be used here: ${request.error?.message}; private windows of some browsers have none`, { cause: request.error }))
+        reject(new Error(`cannot open IndexedDB: ${request.error?.message}; some browsers have none in private windows`, { cause: request.error }))
       }
     })
     return this.#opening
   }
 
-  /** The name of the Web Lock that this tab or worker holds for as long as it lives. */
+  /** Returns the name of the Web Lock that this tab or worker holds as long as it lives. */
   #live() {
     this.#assertOpen()
     this.#living ??= new Promise((resolve, reject) => {
@@ -215,7 +215,7 @@ class WebStore {
     return held.some((lock) => lock.name === client)
   }
 
-  /** Wakes whoever waits for `key`, here and in the other tabs and workers. */
+  /** Wakes the waiters for `key`, in this and the other tabs and workers. */
   #tell(key) {
     if (!this.#closed) this.#channel.postMessage(key)
     this.#wake(key)
@@ -226,7 +226,7 @@ class WebStore {
   }
 
   #assertOpen() {
-    if (this.#closed) throw new Error('this store was closed')
+    if (this.#closed) throw new Error('this store is closed')
   }
 }
 
@@ -240,7 +240,7 @@ function assertPresent() {
     .map(([name]) => name)
   if (missing.length === 0) return
   const why = globalThis.isSecureContext === false ? ': serve the page over https, or from localhost' : ''
-  throw new errors.E_INVALID_STORE(`webStore() is for browsers' tabs and workers: there is no ${missing.join(', no ')} here${why}`)
+  throw new errors.E_INVALID_STORE(`webStore() needs a browser's tab or worker: there is no ${missing.join(', no ')} here${why}`)
 }
 
 function transact(database, key, change) {
@@ -256,7 +256,7 @@ function transact(database, key, change) {
       if (changed.put) table.put(changed.put)
     }
     transaction.oncomplete = () => resolve(answer)
-    transaction.onabort = () => reject(transaction.error ?? new Error('IndexedDB gave the step up'))
+    transaction.onabort = () => reject(transaction.error ?? new Error('IndexedDB aborted the transaction'))
   })
 }
 

@@ -1,6 +1,6 @@
 /**
- * Lengths of time as `@lukeed/ms` reads them, which Verrou has used: `'1.5s'`, `'2 minutes'`, `'1M'`.
- * Of these the core reads some otherwise, and some not at all.
+ * Lengths of time as `@lukeed/ms` reads them, which `@verrou/core` uses: `'1.5s'`, `'2 minutes'`, `'1M'`.
+ * The core reads some of these differently, and rejects others.
  */
 import { InvalidArgumentsException } from './errors.js'
 
@@ -21,19 +21,19 @@ const UNITS = new Map(
   ].flatMap(([length, words]) => words.split(' ').map((word) => [word, length]))
 ).set('', 1)
 
-/** Milliseconds, or `null` where there is no end. */
+/** Returns the milliseconds of `duration`, or `null` for no limit. */
 export function millis(duration) {
   if (duration === null || typeof duration === 'number') return duration
   if (typeof duration === 'string') {
     const [, number, unit] = /^(-?\d*\.?\d+) *([a-z]*)$/.exec(duration.toLowerCase()) ?? []
     const length = Number(number) * UNITS.get(unit)
-    // Zero is refused in this form, as there.
+    // A text of zero length is refused, as in `@verrou/core`.
     if (length) return length
   }
   throw new InvalidArgumentsException(`Invalid duration expression "${duration}"`)
 }
 
-/** How long a lease is to last: whole milliseconds from 1, for there are stores that know no other. */
+/** Returns a ttl in whole milliseconds from 1, because some stores accept no others. */
 export function ttlOf(duration) {
   const length = millis(duration)
   if (length === null || (length > 0 && length < Infinity)) return length && Math.ceil(length)

@@ -1,4 +1,4 @@
-/** The errors of `@verrou/core`, and how those of the core are told in them. */
+/** The errors of `@verrou/core`, and the translation of the core's errors to them. */
 
 import { assertUsable } from '../errors.js'
 
@@ -61,7 +61,7 @@ export const errors = Object.freeze({
   E_INVALID_ARGUMENTS_EXCEPTION: InvalidArgumentsException,
 })
 
-/** What the core threw, in the words of this contract. */
+/** Translates an error of the core to one of this contract. */
 export function translated(error) {
   switch (error?.code) {
     case 'E_LOCK_NOT_OWNER':
@@ -83,7 +83,7 @@ export function translated(error) {
   }
 }
 
-/** Asks the core, and translates what it throws. */
+/** Calls the core, and translates its errors. */
 export function inOurWords(ask) {
   assertUsable()
   try {

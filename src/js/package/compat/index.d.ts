@@ -1,150 +1,148 @@
 /**
- * The contract of `@verrou/core` 0.5.2, on the core of this package: change the import, and keep the
- * program.
+ * The contract of `@verrou/core` 0.5.2, on the core of this package. A program only has to change its import.
  *
- * What differs, each for the better:
+ * The differences:
  *
- * - `attempts` that are no whole number from 1, and a ttl that is not above zero, are refused. (There,
- *   `attempts: 0` acquires nothing and returns true; a ttl of 0 never expires.)
- * - Without a timeout there is none. (There, it is 30 seconds.) With one, the last attempt is made at
- *   its end.
- * - `run` returns what the callback returned, and throws what it threw, even if the lease ran out
- *   before it was done.
- * - Each acquisition has an owner of its own, of 128 random bits, so that overlapping `run`s of one
- *   lock do not release each other. `getOwner()` is that of the latest; one that is given is used as
+ * - `attempts` that are not a whole number from 1, and a ttl that is not above zero, are refused. (In
+ *   `@verrou/core`, `attempts: 0` acquires nothing and returns true; a ttl of 0 never expires.)
+ * - By default there is no timeout. (In `@verrou/core`, it is 30 seconds.) With a timeout, the last attempt is
+ *   made at its end.
+ * - `run` returns the callback's result, and throws its error, even if the lease expired before the callback
+ *   ended.
+ * - Each acquisition has an owner token of its own, of 128 random bits, so that overlapping `run`s of one
+ *   lock do not release each other. `getOwner()` returns that of the latest. A given owner is used as
  *   it is.
- * - A lease that ran out, or was taken, can be neither extended nor released: `E_LOCK_NOT_OWNED`,
- *   whatever the store. A lease is over at the very millisecond that it ends.
- * - After a release nothing remains of the lease, `getRemainingTime()` included.
- * - What a store throws becomes an `E_LOCK_STORAGE_ERROR`, with that as its `cause`.
- * - The memory store excludes, and wakes who waits.
+ * - A lost lease (expired or revoked) can be neither extended nor released: `E_LOCK_NOT_OWNED`,
+ *   in every store. A lease expires exactly at the millisecond of its end.
+ * - After a release nothing remains of the lease: `getRemainingTime()` returns `null`.
+ * - An error of a store becomes the `cause` of an `E_LOCK_STORAGE_ERROR`.
+ * - The memory store excludes, and a release wakes its waiters.
  */
 
 import type { LockStore as MainLockStore } from '../index.js'
 
 /**
  * A length of time: milliseconds, a text such as `'500ms'`, `'1.5s'` or `'2 minutes'` as
- * [`@lukeed/ms`](https://github.com/lukeed/ms) reads it, or `null` for one without end.
+ * [`@lukeed/ms`](https://github.com/lukeed/ms) reads it, or `null` for no limit.
  */
 export type Duration = number | string | null
 
-/** What makes a store, as the configuration names it. */
+/** The factory of a store in the configuration. */
 export interface StoreFactory {
   driver: {
-    /** Called once, when the store is used first. */
+    /** Makes the store. Called once, at the store's first use. */
     factory: () => LockStore
   }
 }
 
-/** A lock written down, to be handed to another process: safe to be made JSON of. */
+/** A serialized lock, for transfer to another process. It can be converted to JSON. */
 export interface SerializedLock {
   /** The lock's name. */
   key: string
-  /** Whose it is: whoever knows it can extend and release the lock. */
+  /** The owner. It allows a process to extend and release the lock. */
   owner: string
-  /** How long its leases last, in milliseconds; `null` for ever. Extensions do not change it. */
+  /** The ttl of its leases, in milliseconds; `null` for no expiry. Extensions do not change it. */
   ttl: number | null
-  /** When its lease ends, in milliseconds since 1970; `null` when it does not, or there is none. */
+  /** The time when its lease expires, in milliseconds since 1970; `null` when it does not, or there is none. */
   expirationTime: number | null
 }
 
-/** How often, and for how long, to ask for a lock that another holds. */
+/** How often, and for how long, to retry while another owner holds the lock. */
 export interface RetryConfig {
   /**
-   * How many attempts to make in all, a whole number from 1.
+   * The maximum number of attempts, a whole number from 1.
    *
    * @default Infinity
    */
   attempts?: number
   /**
-   * The pause between two attempts. Zero is a millisecond. The memory store ends it early when the
+   * The pause between two attempts. Zero means one millisecond. The memory store ends the pause when the
    * lock is released.
    *
    * @default 250
    */
   delay?: Duration
   /**
-   * For how long to try, in all; zero and `null` are without limit.
+   * The time limit for all attempts; zero and `null` mean no limit.
    *
    * @default null
    */
   timeout?: Duration
 }
 
-/** How to take a lock. */
+/** How to acquire a lock. */
 export interface LockAcquireOptions {
-  /** What is left out is as the factory has it. */
+  /** Replaces the members of the factory's policy that it has. */
   retry?: RetryConfig
 }
 
-/** What is told about locks: at the level of debugging alone. */
+/** A logger, used at the level `debug` alone. */
 export interface Logger {
-  /** A logger that adds `fields` to what it is told. */
+  /** Returns a logger that adds `fields` to its messages. */
   child(fields: { pkg: string }): Logger
-  /** Told of each acquisition, extension and release; `key` is the lock's name. */
+  /** Logs an acquisition, extension or release; `key` is the lock's name. */
   debug(fields: { key: string }, message: string): void
 }
 
-/** What every factory's locks share. */
+/** The defaults of a factory's locks. */
 export interface LockFactoryOptions {
-  /** How often to ask, unless a lock is told otherwise. */
+  /** The retry policy of acquire requests that do not set their own. */
   retry?: RetryConfig
-  /** Silent, unless there is one. */
+  /** The logger. Nothing is logged by default. */
   logger?: Logger
 }
 
-/** A configuration in which every length of time is one of milliseconds. */
+/** A configuration in which every length of time is in milliseconds. */
 export interface ResolvedLockConfig {
   retry: { attempts?: number; delay?: number; timeout?: number }
   logger: Logger
 }
 
 /**
- * Where locks are kept: one of `@verrou/core`'s stores, of this package's, or of your own. What its
- * methods throw becomes an `E_LOCK_STORAGE_ERROR`, unless its `code` is `'E_LOCK_NOT_OWNED'`.
+ * A store of locks: one of `@verrou/core`, of this package, or your own. An error of its
+ * methods becomes an `E_LOCK_STORAGE_ERROR`, unless its `code` is `'E_LOCK_NOT_OWNED'`.
  */
 export interface LockStore {
   /**
-   * Records that `owner` holds `key` for `ttl` milliseconds, or without end: false when it is held,
-   * by `owner` included.
+   * Records that `owner` holds `key` for `ttl` milliseconds, or without expiry. Returns false when any owner
+   * holds it, also when `owner` does.
    */
   save(key: string, owner: string, ttl: number | null): Promise<boolean>
   /** Removes `owner`'s record; if there is none, throws `E_LOCK_NOT_OWNED`. */
   delete(key: string, owner: string): Promise<void>
-  /** Removes the record, whosever it is. */
+  /** Removes the record of any owner. */
   forceDelete(key: string): Promise<void>
-  /** Whether anybody holds `key` now. */
+  /** Returns whether any owner holds `key` now. */
   exists(key: string): Promise<boolean>
-  /** Lets `owner`'s record last `duration` milliseconds from now; throws as `delete`. */
+  /** Extends `owner`'s record to `duration` milliseconds from now; throws as `delete`. */
   extend(key: string, owner: string, duration: number): Promise<void>
 }
 
 /**
- * Another of this package's stores, such as `fileStore(folder)`, as the configuration wants it: that
- * of `Verrou` here, and that of `@verrou/core`.
+ * Wraps another store of this package, such as `fileStore(directory)`, for the configuration of this `Verrou`
+ * or that of `@verrou/core`.
  *
- * It refuses an owner who holds the lock already, as it is there; but two processes that ask for the
- * same owner at the same moment could both be granted it. In `@verrou/core` the leases of a store
- * such as this last no longer than the process that took them, serialized or not: only here is the
- * store told that they are handed over.
+ * The wrapper refuses an owner that holds the lock already, as in `@verrou/core`. But two processes that
+ * acquire for the same owner at the same moment could both be granted the lock. In `@verrou/core`, the leases of
+ * such a store end with the process that acquired them, serialized or not: only this package detaches them.
  *
  * @throws `E_INVALID_ARGUMENTS_EXCEPTION`.
  */
 export function driver(store: MainLockStore): { factory: () => LockStore }
 
-/** What `run` returns: what the callback did, or that it was not called. */
+/** The result of `run`: true and the callback's result, or false if the callback was not called. */
 export type RunResult<T> = [true, T] | [false, null]
 
-/** A lock that may be taken. */
+/** A lock that can be acquired. */
 export class Lock {
   /**
    * @param key The lock's name: 1 to 1,024 bytes in UTF-8.
-   * @param lockStore Where it is kept.
-   * @param config How often to ask, and whom to tell.
-   * @param owner For whom it is acquired, and who may hold it already; drawn for each acquisition
-   *   where it is left out.
-   * @param ttl How long its leases last, in milliseconds; for ever where it is left out.
-   * @param expirationTime When the lease that `owner` holds ends, in milliseconds since 1970.
+   * @param lockStore The store.
+   * @param config The retry policy and the logger.
+   * @param owner The owner of all acquisitions, which may hold the lock already; by default, each acquisition
+   *   has a new one.
+   * @param ttl The ttl of its leases, in milliseconds; by default, they do not expire.
+   * @param expirationTime The time when the lease that `owner` holds expires, in milliseconds since 1970.
    * @throws `E_INVALID_ARGUMENTS_EXCEPTION`.
    */
   constructor(
@@ -155,64 +153,63 @@ export class Lock {
     ttl?: number | null,
     expirationTime?: number | null
   )
-  /** The owner of the latest acquisition; before the first, the one that it will be made for. */
+  /** Returns the owner of the latest acquisition; before the first, the owner of the next. */
   getOwner(): string
-  /** Writes the lock down, for `restoreLock`. */
+  /** Serializes the lock, for `restoreLock`. */
   serialize(): SerializedLock
   /**
-   * Takes the lock, waiting while another holds it: false when the policy ended first. Not reentrant:
-   * who takes it twice waits for itself.
+   * Acquires the lock, and waits while another owner holds it. Returns false when the policy ended first.
+   * Locks are not reentrant: a second acquisition waits for the first.
    *
    * @throws `E_LOCK_STORAGE_ERROR`; `E_INVALID_ARGUMENTS_EXCEPTION`.
    */
   acquire(options?: LockAcquireOptions): Promise<boolean>
   /**
-   * Takes the lock if it is free now: whether it was.
+   * Acquires the lock if it is free now, and returns whether it was.
    *
    * @throws `E_LOCK_STORAGE_ERROR`.
    */
   acquireImmediately(): Promise<boolean>
   /**
-   * Takes the lock, calls `callback`, and releases the lock: `[true, what it returned]`, or
-   * `[false, null]` when the lock could not be taken.
+   * Acquires the lock, calls `callback`, and releases the lock. Returns `[true, result]`, or
+   * `[false, null]` when the lock could not be acquired.
    *
-   * @throws What `callback` threw. `E_LOCK_STORAGE_ERROR`; when it was the release that failed, its
-   *   `value` is what the callback returned.
+   * @throws The error of `callback`. `E_LOCK_STORAGE_ERROR`; if the release failed, its `value` is the
+   *   callback's result.
    */
   run<T>(callback: () => T | Promise<T>): Promise<RunResult<T>>
-  /** `run`, if the lock is free now. */
+  /** Does the same as `run`, if the lock is free now. */
   runImmediately<T>(callback: () => T | Promise<T>): Promise<RunResult<T>>
   /**
-   * Frees the lock, whoever holds it.
+   * Force-releases the lock, whichever owner holds it.
    *
    * @throws `E_LOCK_STORAGE_ERROR`.
    */
   forceRelease(): Promise<void>
   /**
-   * Gives the lock back.
+   * Releases the lock.
    *
-   * @throws `E_LOCK_NOT_OWNED` when it is not, or no longer, held; `E_LOCK_STORAGE_ERROR`, and then it
-   *   may be tried again.
+   * @throws `E_LOCK_NOT_OWNED` when it is not held, or not any more; `E_LOCK_STORAGE_ERROR`, after which the
+   *   release can be retried.
    */
   release(): Promise<void>
-  /** Whether the lease has run out; not when there is none. The store is not asked. */
+  /** Returns whether the lease has expired; false if there is none. Sends no request to the store. */
   isExpired(): boolean
   /**
-   * How much of the lease is left, in milliseconds: below zero once it has run out, `null` when there
-   * is none, or it does not end by itself. The store is not asked.
+   * Returns the remaining time of the lease, in milliseconds: below zero after it has expired, `null` when
+   * there is no lease, or it does not expire. Sends no request to the store.
    */
   getRemainingTime(): number | null
   /**
-   * Lets the lease last `ttl` from now, or as long as the lock was made for. It may become shorter by
-   * that.
+   * Extends the lease to `ttl` from now, by default to the lock's own ttl. This can shorten it.
    *
-   * @throws `E_LOCK_NOT_OWNED` when the lock is not, or no longer, held;
-   *   `E_INVALID_ARGUMENTS_EXCEPTION` when neither `ttl` nor the lock says for how long;
+   * @throws `E_LOCK_NOT_OWNED` when the lock is not held, or not any more;
+   *   `E_INVALID_ARGUMENTS_EXCEPTION` when neither `ttl` nor the lock has a ttl;
    *   `E_LOCK_STORAGE_ERROR`.
    */
   extend(ttl?: Duration): Promise<void>
   /**
-   * Whether anybody holds the lock.
+   * Returns whether any owner holds the lock.
    *
    * @throws `E_LOCK_STORAGE_ERROR`.
    */
@@ -224,15 +221,15 @@ export class LockFactory {
   /** @throws `E_INVALID_ARGUMENTS_EXCEPTION`. */
   constructor(store: LockStore, options?: LockFactoryOptions)
   /**
-   * A lock called `name`, whose leases last `ttl`: 30 seconds unless told otherwise. Nothing is asked
-   * of the store yet.
+   * Makes a lock called `name`, whose leases last `ttl`, by default 30 seconds. Sends no request to the
+   * store.
    *
    * @throws `E_INVALID_ARGUMENTS_EXCEPTION`: names have 1 to 1,024 bytes in UTF-8.
    */
   createLock(name: string, ttl?: Duration): Lock
   /**
-   * The lock that `serialize` wrote down, here or in another process. Nothing is asked of the store
-   * yet.
+   * Restores a lock from the result of `serialize`, of this or another process. Sends no request to the
+   * store.
    *
    * @throws `E_INVALID_ARGUMENTS_EXCEPTION`.
    */
@@ -243,24 +240,24 @@ export class LockFactory {
 export class Verrou<KnownStores extends Record<string, StoreFactory>> {
   constructor(config: { default: keyof KnownStores; stores: KnownStores; logger?: Logger })
   /**
-   * The factory of a store: the same each time.
+   * Returns the factory of a store: the same at each call.
    *
-   * @throws `E_INVALID_ARGUMENTS_EXCEPTION` when no store is called so.
+   * @throws `E_INVALID_ARGUMENTS_EXCEPTION` when no store has this name.
    */
   use<T extends keyof KnownStores>(store?: T): LockFactory
-  /** `createLock` of the default store. */
+  /** Calls `createLock` of the default store. */
   createLock(name: string, ttl?: Duration): Lock
-  /** `restoreLock` of the default store. */
+  /** Calls `restoreLock` of the default store. */
   restoreLock(lock: SerializedLock): Lock
 }
 
-/** What is thrown. */
+/** The base of all errors. */
 export interface Exception<Code extends string = string> extends Error {
-  /** Which of the errors it is. */
+  /** The code of the error. */
   readonly code: Code
-  /** As for an answer in HTTP: 500. */
+  /** The status of an HTTP response for this error: 500. */
   readonly status: number
-  /** Of an `E_LOCK_STORAGE_ERROR` of `run`, whose callback was done: what that returned. */
+  /** The callback's result, in an `E_LOCK_STORAGE_ERROR` of `run` whose callback had ended. */
   readonly value?: unknown
 }
 
@@ -274,15 +271,15 @@ export interface ExceptionClass<Code extends string, Args> {
   readonly status: number
 }
 
-/** Thrown when a lock that is not, or no longer, held is to be extended or released. */
+/** Thrown by `extend` and `release` of a lock that is not held, or not any more. */
 export const E_LOCK_NOT_OWNED: ExceptionClass<'E_LOCK_NOT_OWNED', []>
-/** Thrown when the store failed: `cause` is what it threw. */
+/** Thrown when the store failed: `cause` is the error that it threw. */
 export const E_LOCK_STORAGE_ERROR: ExceptionClass<
   'E_LOCK_STORAGE_ERROR',
   [string | { message: string }]
 >
 
-/** Thrown for what cannot be meant: its message says what is wrong. */
+/** Thrown for invalid arguments: its message says which. */
 export interface InvalidArgumentsExceptionClass {
   new (message: string, options?: ErrorOptions): Exception<'E_INVALID_ARGUMENTS_EXCEPTION'>
   readonly prototype: Exception<'E_INVALID_ARGUMENTS_EXCEPTION'>

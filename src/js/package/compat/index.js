@@ -17,7 +17,7 @@ export { driver } from './stores.js'
 
 const DEFAULT_TTL = 30_000
 
-/** More than the core counts to is as good as no limit. */
+/** The core's maximum number of attempts. More are treated as no limit. */
 const MOST_ATTEMPTS = 2 ** 32 - 1
 
 const FOR_EVER = new Retry()
@@ -28,13 +28,16 @@ function policy(base, retry) {
   return inOurWords(() => base.with(most, pause(delay), undefined, limit(timeout)))
 }
 
-/** `null` says no more than nothing; zero is the shortest that a timer has, as there. */
+/** Reads a retry delay. `null` is as `undefined`; zero is one millisecond, as in `@verrou/core`. */
 function pause(delay) {
   if (delay === undefined || delay === null) return undefined
   return delay === 0 ? 1 : millis(delay)
 }
 
-/** As there, zero is no limit, and a limit is over once more than its whole milliseconds have passed. */
+/**
+ * Reads a retry timeout. As in `@verrou/core`, zero is no limit, and a limit ends when more than its whole
+ * milliseconds have passed.
+ */
 function limit(timeout) {
   if (timeout === undefined) return undefined
   const length = timeout === 0 ? null : millis(timeout)
@@ -47,7 +50,7 @@ function ours(logger = SILENT) {
   return logger.child({ pkg: 'verrou' })
 }
 
-/** What the locks of a factory share. */
+/** The configuration that the locks of a factory share. */
 class Resolved {
   constructor(policy, logger) {
     this.policy = policy
@@ -61,17 +64,17 @@ export class Lock {
   #ttl
   #policy
   #logger
-  /** Whose is what was acquired last; before that, whose the next is going to be. */
+  /** The owner of the latest acquisition; before the first, the owner of the next. */
   #owner
-  /** Whether the owner was given, and is never another. */
+  /** Whether the owner was passed to the constructor, and never changes. */
   #isGiven
-  /** Draws an owner for each acquisition. */
+  /** The core lock that draws a new owner for each acquisition. */
   #drawing
-  /** Acquires for an owner that is known before. */
+  /** The core lock that acquires for an owner that was returned or given before. */
   #owned
-  /** Whether that one is to acquire next. */
+  /** Whether `#owned` is the one that acquires next. */
   #isOwnedNext = false
-  /** Whichever of the two acquired last. */
+  /** The one of the two that acquired last. */
   #latest
   #expirationTime = null
 
@@ -102,7 +105,7 @@ export class Lock {
   serialize() {
     assertUsable()
     const owner = this.getOwner()
-    // In a store whose leases end with their process, this one is not to do so any more.
+    // In a store with ephemeral leases, this lease must not end with the process any more.
     if (hasMethod(this.#store, 'detach') && this.#latest.owner !== undefined) {
       inOurWords(() => this.#latest.serialize(false))
     }
@@ -134,7 +137,7 @@ export class Lock {
   }
 
   async release() {
-    // What was never acquired here may be held all the same, by the owner that was told.
+    // A lock that was never acquired here may be held by the owner that `getOwner` returned.
     this.getOwner()
     await this.#ask((core) => core.release())
     this.#logger.debug({ key: this.#key }, 'Lock released')
@@ -150,7 +153,7 @@ export class Lock {
     const left = this.#latest.remaining()
     if (left === undefined) return null
     const byWallClock = this.#expirationTime - Date.now()
-    // That clock may be set back; the core's may stand still while the machine sleeps.
+    // The wall clock may be set back. The core's clock may stop while the machine is suspended.
     return Math.min(byWallClock, Math.ceil(left))
   }
 
@@ -169,7 +172,7 @@ export class Lock {
     return holder !== undefined
   }
 
-  /** Makes `owner` the one for whom is acquired next, and who may hold the lock already. */
+  /** Makes `owner` the owner of the next acquisition. It may hold the lock already. */
   #own(owner) {
     if (typeof owner !== 'string' || owner === '') {
       throw new InvalidArgumentsException('The owner of a lock is a string that is not empty')
@@ -193,12 +196,12 @@ export class Lock {
     }
   }
 
-  /** Acquires, and tells what of: `false` where it could not. */
+  /** Acquires the lock. Returns `false` if that failed; the grant if that is `wanted`, `true` otherwise. */
   async #acquire(retry, wanted, message) {
     assertUsable()
     const isOwned = this.#isOwnedNext
     const core = isOwned ? this.#owned : this.#drawing
-    // An owner who has been told is that of one acquisition, unless it was given.
+    // An owner that `getOwner` has returned is that of one acquisition, unless it was given.
     this.#isOwnedNext = this.#isGiven
     let held
     try {
@@ -215,13 +218,13 @@ export class Lock {
     return held
   }
 
-  /** Rounded up, as it is there, where whole milliseconds are all that is counted. */
+  /** Sets the expiration time, rounded up to whole milliseconds as in `@verrou/core`. */
   #noteExpiration() {
     const left = this.#latest.remaining()
     this.#expirationTime = left === undefined ? null : Date.now() + Math.ceil(left)
   }
 
-  /** Does the work, then gives the lock back: what it returned or threw is what counts. */
+  /** Calls `callback`, then releases the lock. Returns or throws the result of `callback`. */
   async #during(held, callback) {
     if (held === false) return [false, null]
     let value, failure
@@ -247,7 +250,7 @@ export class Lock {
   }
 }
 
-/** Milliseconds since 1970, or `null`. */
+/** Checks a time in milliseconds since 1970, or `null`, and returns it. */
 function instant(time = null) {
   if (time === null || Number.isFinite(time)) return time
   throw new InvalidArgumentsException('`expirationTime` is milliseconds since 1970, or null')

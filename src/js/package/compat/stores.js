@@ -1,5 +1,5 @@
-/** The store in memory, and what stands between a lock with an owner of its own and its store. */
-// Its own name, for that loads the core as the platform wants it.
+/** The store in memory, and the wrappers between a lock with a given owner and its store. */
+// Imported by the package's own name, which loads the core as the platform requires.
 import 'verrou-wasm'
 
 import { Lock as CoreLock, Retry, Store } from '../core/verrou.js'
@@ -12,13 +12,13 @@ export const ONCE = new Retry().with(1)
 
 const HEX = /^[0-9a-f]{32}$/
 
-/** An owner that nobody can guess, in the core's form. */
+/** Returns a random owner token, in the core's form. */
 export function drawnOwner() {
   const bytes = crypto.getRandomValues(new Uint8Array(16))
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('')
 }
 
-/** The lock that `owner`, in the core's form, holds until `expirationTime` at most. */
+/** Returns the lock that `owner`, in the core's form, holds until `expirationTime` at most. */
 export function heldLock(core, key, owner, ttl, expirationTime = null) {
   const expires = expirationTime === null ? null : Math.max(0, Math.ceil(expirationTime))
   const text = { version: 1, name: key, owner, ttl, expires, fence: null }
@@ -32,8 +32,8 @@ export class MemoryStore {
   async save(key, owner, ttl) {
     return this.#ask(key, ttlOf(ttl), (lock) => {
       const mine = coreOwner(owner)
-      // The core lets who holds it take it again. No step of its memory is a promise, so that nothing
-      // happens between this and the next.
+      // The core lets the holder acquire the lock again. Operations of its memory store return no promises, so
+      // that nothing happens between these two.
       const holder = lock.holder()
       const held = holder !== undefined
       holder?.free()
@@ -70,9 +70,9 @@ export class MemoryStore {
     return inOurWords(() => used(heldLock(this.#core, key, coreOwner(owner), null), ask))
   }
 
-  /** The core's view of `store`. */
+  /** Returns the core's store of `store`. */
   static coreOf(store) {
-    // Whoever has put other methods in place of these wants them to be called.
+    // Methods that replace these must be called, so such a store is not used directly.
     const isPlain = #core in store && Object.getPrototypeOf(store) === MemoryStore.prototype
     return isPlain && Object.keys(store).length === 0 ? store.#core : undefined
   }
@@ -86,10 +86,10 @@ function used(lock, ask) {
   }
 }
 
-/** What `take` returns; `false` when another holds the lock. */
-function attempted(take) {
+/** Returns the result of `acquire`; `false` when another owner holds the lock. */
+function attempted(acquire) {
   try {
-    return take()
+    return acquire()
   } catch (error) {
     if (error.code === 'E_LOCK_TIMEOUT') return false
     throw error
@@ -97,8 +97,8 @@ function attempted(take) {
 }
 
 /**
- * `owner` in the core's form: others are hashed to it, by FNV-1a of 128 bits, which needs no promise.
- * It has to tell the owners within one process apart, and no more.
+ * Returns `owner` in the core's form. An owner of another form is hashed by FNV-1a of 128 bits, which needs no
+ * promise. The hash only has to distinguish the owners within one process.
  */
 function coreOwner(owner) {
   if (typeof owner !== 'string') throw new InvalidArgumentsException('An owner is a string')
@@ -110,7 +110,7 @@ function coreOwner(owner) {
   return hash.toString(16).padStart(32, '0')
 }
 
-/** The core's view of `store`. */
+/** Returns the core's store of `store`. */
 export function coreStore(store) {
   if (store === null || typeof store !== 'object') {
     throw new InvalidArgumentsException('A store is an object with the methods of `LockStore`')
@@ -119,8 +119,8 @@ export function coreStore(store) {
 }
 
 /**
- * `store`, which refuses whoever holds a lock already: that is the contract here, and the stores of
- * this package may grant it again. For stores that do so anyway, what is asked before is the price.
+ * A wrapper of a store that refuses an owner that holds the lock already, as this contract requires. The stores
+ * of this package may grant it again. Stores that refuse by themselves pay for an additional request.
  */
 class NotReentrant {
   #store
@@ -128,13 +128,13 @@ class NotReentrant {
 
   constructor(store) {
     this.#store = store
-    // The core looks which of these are there.
+    // The core checks which of these exist.
     for (const method of ['fence', 'wait', 'detach']) {
       if (hasMethod(store, method)) this[method] = (...args) => store[method](...args)
     }
   }
 
-  /** One after the other: otherwise one owner could be granted the lock twice between two steps. */
+  /** Saves one after the other: otherwise one owner could be granted the lock twice between two operations. */
   save(key, owner, ttl) {
     const before = this.#saves.get(key) ?? Promise.resolve()
     const saved = before.then(() => this.#save(key, owner, ttl))
@@ -187,7 +187,7 @@ export function driver(store) {
   return { factory: () => refusing(store) }
 }
 
-/** `store`, as `@verrou/core` wants it. */
+/** Returns `store` with the contract of `@verrou/core`. */
 function refusing(store) {
   if (store instanceof MemoryStore || store instanceof NotReentrant) return store
   const known = notReentrant.get(store)
@@ -198,20 +198,19 @@ function refusing(store) {
 }
 
 /**
- * A store of which one owner alone asks, whose name may be any text: of the core's owners, one for
- * each acquisition, it makes that one.
+ * A wrapper of a store for one owner, which may be any text. It replaces the core's owner tokens, one for each
+ * acquisition, by that owner.
  *
- * What an acquisition was granted, no other may give back: the store cannot tell them apart, but this
- * can.
+ * An acquisition must not release the grant of another. The store cannot distinguish them, but this wrapper can.
  */
 export class OwnedStore {
   #store
   #owner
   #grant
 
-  /** `grant` is the core's owner of what is held already. */
+  /** `grant` is the core's owner token of the grant that is held already. */
   constructor(store, owner, grant) {
-    // Those that wait are this package's; those of `@verrou/core` refuse by themselves.
+    // Stores with `wait` are this package's; the stores of `@verrou/core` refuse by themselves.
     this.#store = hasMethod(store, 'wait') ? refusing(store) : store
     this.#owner = owner
     this.#grant = grant
@@ -233,7 +232,7 @@ export class OwnedStore {
       if (saved) this.#grant = grant
       return saved
     } catch (error) {
-      // It may have been granted: the core is about to give it back.
+      // The lock may have been granted: the core is about to release it.
       this.#grant ??= grant
       throw error
     }

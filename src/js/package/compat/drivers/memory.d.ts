@@ -1,11 +1,11 @@
 import type { LockStore } from '../index.js'
 
-/** What makes a store in this process's memory: a `driver` of `Verrou`'s configuration. */
+/** Returns a factory of stores in this process's memory: a `driver` of `Verrou`'s configuration. */
 export function memoryStore(): { factory: () => MemoryStore }
 
 /**
- * A store in this process's memory. The locks of this package ask its core directly, and are woken
- * by a release, in the order in which they came.
+ * A store in this process's memory. The locks of this package call its core directly. A release wakes
+ * waiters in first-come order.
  */
 export class MemoryStore implements LockStore {
   /** @throws `E_INVALID_ARGUMENTS_EXCEPTION`. */
