@@ -26,10 +26,10 @@ const ANSWERS = {
 }
 
 /** The maximum length of a request, in bytes, and of an answer, in characters. */
-const LONGEST = 64 * 1024
+const MAX_LENGTH = 64 * 1024
 
 /** How much of the command's standard error is kept, in characters. */
-const COMPLAINTS = 4 * 1024
+const MAX_STDERR = 4 * 1024
 
 /**
  * The maximum number of children that wait. A child answers one request at a time, and a wait is a request, so
@@ -38,16 +38,16 @@ const COMPLAINTS = 4 * 1024
 const WAITING_CHILDREN = 4
 
 /** How long a child waits for one name before it turns to the next, in ms. */
-const LOOK = 100
+const TURN = 100
 
 /** The longest time of a timer, in ms. */
-const LONGEST_TIMER = 2 ** 31 - 1
+const MAX_TIMER = 2 ** 31 - 1
 
 /** The time without use after which a child is ended, in ms. */
-const IDLE = 10_000
+const DEFAULT_IDLE = 10_000
 
 /** The maximum number of fencing tokens that are kept until `fence` reads them. */
-const FENCES = 1_000
+const MAX_FENCES = 1_000
 
 export class CommandStoreError extends Error {
   constructor(message, temporary = false, options = undefined) {
@@ -60,14 +60,14 @@ export class CommandStoreError extends Error {
 /** A store that is accessed by the command. */
 export class CommandStore {
   #start
-  #steps
+  #server
   #waits
   #fences = new Map()
   #closed = false
 
   /** Makes a store; `args` and the variables of `env` name it for the command. */
   constructor(args, env, options) {
-    const { command = ofEnvironment() || 'verrou', idle = IDLE, label } = own(options)
+    const { command = commandOfEnvironment() || 'verrou', idle = DEFAULT_IDLE, label } = own(options)
     if (!(idle >= 0)) throw new TypeError('`idle` must be a number of milliseconds')
     if (label !== undefined) {
       if (typeof label !== 'string') throw new TypeError('`label` must be a string')
@@ -75,87 +75,87 @@ export class CommandStore {
     }
     this.#start = () => {
       if (this.#closed) throw new CommandStoreError('this store is closed')
-      return new Served(command, args, env, idle)
+      return new ServeProcess(command, args, env, idle)
     }
     this.#waits = new Waits(this.#start)
   }
 
   async save(key, owner, ttl) {
-    const served = this.#served()
-    const { granted } = await served.ask('acquire', claim(key, owner, ttl))
+    const server = this.#usableServer()
+    const { granted } = await server.ask('acquire', claim(key, owner, ttl))
     if (granted === undefined) return false
-    served.places.delete(placeOf(key, owner))
-    served.leases.set(key, owner)
-    this.#remember(key, owner, granted)
+    server.tickets.delete(ownerKey(key, owner))
+    server.leases.set(key, owner)
+    this.#keepFence(key, owner, granted)
     return true
   }
 
   async delete(key, owner) {
-    this.#fences.delete(placeOf(key, owner))
-    const served = this.#served()
-    const answer = await served.ask('release', claim(key, owner, null))
-    served.forget(key, owner)
+    this.#fences.delete(ownerKey(key, owner))
+    const server = this.#usableServer()
+    const answer = await server.ask('release', claim(key, owner, null))
+    server.removeLease(key, owner)
     assertOwner(key, answer)
   }
 
   async forceDelete(key) {
-    const served = this.#served()
-    const holder = served.leases.get(key)
-    await served.ask('evict', { name: key, only: null })
-    if (holder !== undefined) served.forget(key, holder)
+    const server = this.#usableServer()
+    const holder = server.leases.get(key)
+    await server.ask('evict', { name: key, only: null })
+    if (holder !== undefined) server.removeLease(key, holder)
   }
 
   async exists(key) {
-    const { holder } = await this.#served().ask('inspect', { name: key })
+    const { holder } = await this.#usableServer().ask('inspect', { name: key })
     return holder !== null
   }
 
   async extend(key, owner, ttl) {
-    assertOwner(key, await this.#served().ask('extend', claim(key, owner, ttl)))
+    assertOwner(key, await this.#usableServer().ask('extend', claim(key, owner, ttl)))
   }
 
   async renew(key, owner, ttl, fence) {
     const token = fence === null ? null : Number(fence)
     const fencing_token = Number.isSafeInteger(token) ? token : null
-    const { renewed } = await this.#served().ask('renew', { ...claim(key, owner, ttl), fencing_token })
+    const { renewed } = await this.#usableServer().ask('renew', { ...claim(key, owner, ttl), fencing_token })
     return renewed
   }
 
   async fence(key, owner) {
-    const name = placeOf(key, owner)
+    const name = ownerKey(key, owner)
     const fence = this.#fences.get(name)
     if (fence !== undefined) {
       this.#fences.delete(name)
       return fence
     }
-    const { holder } = await this.#served().ask('inspect', { name: key, owner: ownerOf(owner) })
+    const { holder } = await this.#usableServer().ask('inspect', { name: key, owner: ownerOf(owner) })
     return holder?.mine === true ? holder.fencing_token : null
   }
 
   async wait(key, atMost, signal, owner) {
-    if (owner !== undefined) await this.#queue(key, owner)
+    if (owner !== undefined) await this.#takeTicket(key, owner)
     await this.#waits.wait(key, atMost, signal)
   }
 
   /** Ends the ticket that `wait` took for `owner`. */
   giveUp(key, owner) {
-    const served = this.#steps
-    if (!served?.usable || !served.places.delete(placeOf(key, owner))) return
+    const server = this.#server
+    if (!server?.usable || !server.tickets.delete(ownerKey(key, owner))) return
     // A child that has ended keeps no tickets.
-    served.ask('give_up', claim(key, owner, null)).catch(() => {})
+    server.ask('give_up', claim(key, owner, null)).catch(() => {})
   }
 
   /** Sends the request to the child that keeps the lease alive before it returns. */
   async detach(key, owner) {
-    const served = this.#served()
-    const answer = await served.ask('detach', claim(key, owner, null))
-    served.forget(key, owner)
+    const server = this.#usableServer()
+    const answer = await server.ask('detach', claim(key, owner, null))
+    server.removeLease(key, owner)
     assertOwner(key, answer)
   }
 
   async close() {
     this.#closed = true
-    await Promise.all([this.#steps?.end(), this.#waits.close()])
+    await Promise.all([this.#server?.end(), this.#waits.close()])
   }
 
   async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
@@ -163,40 +163,40 @@ export class CommandStore {
   }
 
   /** Returns the child that does the operations and keeps the leases alive. */
-  #served() {
-    if (!this.#steps?.usable) this.#steps = this.#start()
-    return this.#steps
+  #usableServer() {
+    if (!this.#server?.usable) this.#server = this.#start()
+    return this.#server
   }
 
   /** Takes a ticket in the wait queue for `owner`, in the child that does its operations. */
-  async #queue(key, owner) {
-    const served = this.#served()
-    const place = placeOf(key, owner)
-    if (served.places.has(place)) return
-    served.places.add(place)
+  async #takeTicket(key, owner) {
+    const server = this.#usableServer()
+    const ticket = ownerKey(key, owner)
+    if (server.tickets.has(ticket)) return
+    server.tickets.add(ticket)
     try {
-      await served.ask('queue', claim(key, owner, null))
+      await server.ask('queue', claim(key, owner, null))
     } catch {
       // Without a ticket it waits nevertheless.
-      served.places.delete(place)
+      server.tickets.delete(ticket)
     }
   }
 
-  #remember(key, owner, fence) {
-    this.#fences.set(placeOf(key, owner), fence)
-    if (this.#fences.size <= FENCES) return
+  #keepFence(key, owner, fence) {
+    this.#fences.set(ownerKey(key, owner), fence)
+    if (this.#fences.size <= MAX_FENCES) return
     const [oldest] = this.#fences.keys()
     this.#fences.delete(oldest)
   }
 }
 
 /** Returns the key of what is kept for an owner of a lock. */
-function placeOf(key, owner) {
+function ownerKey(key, owner) {
   return pairOf(owner, key)
 }
 
 /** Returns the command that the environment names. */
-function ofEnvironment() {
+function commandOfEnvironment() {
   return own(process.env).VERROU_COMMAND
 }
 
@@ -228,13 +228,13 @@ function assertOwner(key, { granted }) {
 }
 
 /** A process of `verrou serve`, which answers requests in the order in which they were sent. */
-class Served {
+class ServeProcess {
   /** Whether it accepts requests. */
   usable = true
   /** The leases that end with it: the owner of each name. */
   leases = new Map()
   /** The tickets that it keeps in wait queues. */
-  places = new Set()
+  tickets = new Set()
 
   #command
   #child
@@ -242,10 +242,10 @@ class Served {
   #greeted = false
   #unsent = ''
   #pending = []
-  #held
-  #heard = ''
-  #complaints = ''
-  #why
+  #isReferenced
+  #received = ''
+  #stderr = ''
+  #error
   #ended
   #end
 
@@ -254,7 +254,7 @@ class Served {
     this.#ended = new Promise((end) => {
       this.#end = end
     })
-    this.#timer = setTimeout(() => this.#unused(), Math.min(idle, LONGEST_TIMER)).unref()
+    this.#timer = setTimeout(() => this.#endIfUnused(), Math.min(idle, MAX_TIMER)).unref()
     try {
       const options = {
         env: own({ ...process.env, ...env }),
@@ -266,7 +266,7 @@ class Served {
       this.#child = spawn(command, ['serve', ...args], own(options))
     } catch (error) {
       // The request that is being made gets the error later, as from a child that ends.
-      process.nextTick(() => this.#over(this.#unstarted(error)))
+      process.nextTick(() => this.#finish(this.#startError(error)))
       return
     }
     this.#listen()
@@ -278,29 +278,29 @@ class Served {
       this.usable = false
     }
     child.on('error', (error) => {
-      if (child.pid === undefined) this.#over(this.#unstarted(error))
+      if (child.pid === undefined) this.#finish(this.#startError(error))
     })
     child.on('exit', gone)
-    child.on('close', (code, signal) => this.#over(this.#obituary(code, signal)))
+    child.on('close', (code, signal) => this.#finish(this.#endError(code, signal)))
     // There are no pipes if this process has no descriptors left.
     for (const pipe of child.stdio ?? []) pipe?.on('error', gone)
-    child.stdout?.setEncoding('utf8').on('data', (text) => this.#hear(text))
+    child.stdout?.setEncoding('utf8').on('data', (text) => this.#receive(text))
     child.stderr?.setEncoding('utf8').on('data', (text) => {
-      this.#complaints = (this.#complaints + text).slice(-COMPLAINTS)
+      this.#stderr = (this.#stderr + text).slice(-MAX_STDERR)
     })
-    this.#hold(false)
+    this.#setReferenced(false)
   }
 
   /** Requests an operation, and returns the answer. The request is sent before this returns. */
-  ask(step, members) {
-    if (this.#why !== undefined) throw this.#why
-    const line = `{"${step}":${jsonOf(members)}}\n`
-    if (Buffer.byteLength(line) > LONGEST) {
-      throw new CommandStoreError(`the key is too long: a request has at most ${LONGEST} bytes`)
+  ask(operation, members) {
+    if (this.#error !== undefined) throw this.#error
+    const line = `{"${operation}":${jsonOf(members)}}\n`
+    if (Buffer.byteLength(line) > MAX_LENGTH) {
+      throw new CommandStoreError(`the key is too long: a request has at most ${MAX_LENGTH} bytes`)
     }
     return new Promise((resolve, reject) => {
-      this.#pending.push({ kinds: ANSWERS[step], resolve, reject })
-      this.#hold(true)
+      this.#pending.push({ kinds: ANSWERS[operation], resolve, reject })
+      this.#setReferenced(true)
       // Nothing is sent to a command that does not speak the protocol.
       if (this.#greeted) this.#child.stdin.write(line)
       else this.#unsent += line
@@ -308,14 +308,14 @@ class Served {
   }
 
   /** Removes a lease that has ended, or does not end with this child any more. */
-  forget(key, owner) {
+  removeLease(key, owner) {
     if (this.leases.get(key) === owner) this.leases.delete(key)
   }
 
   /** Ends it after it has answered all requests; resolves when it has ended. */
   end() {
     this.usable = false
-    this.#hold(true)
+    this.#setReferenced(true)
     // Unsent requests are sent first.
     if (this.#unsent === '') this.#child?.stdin?.end()
     return this.#ended
@@ -328,68 +328,68 @@ class Served {
   }
 
   /** Sets whether this child keeps the event loop of this process alive. */
-  #hold(held) {
-    if (held === this.#held) return
-    this.#held = held
+  #setReferenced(held) {
+    if (held === this.#isReferenced) return
+    this.#isReferenced = held
     const method = held ? 'ref' : 'unref'
     for (const handle of [this.#child, ...(this.#child?.stdio ?? [])]) handle?.[method]()
   }
 
-  #unused() {
-    const kept = this.leases.size + this.places.size
+  #endIfUnused() {
+    const kept = this.leases.size + this.tickets.size
     if (this.usable && this.#pending.length === 0 && kept === 0) {
       this.usable = false
       this.#child?.stdin?.end()
     }
   }
 
-  #hear(text) {
-    const lines = (this.#heard + text).split('\n')
-    this.#heard = lines.pop()
-    for (const line of lines) this.#heardLine(line)
-    if (this.#heard.length > LONGEST) this.#misunderstood(this.#heard)
+  #receive(text) {
+    const lines = (this.#received + text).split('\n')
+    this.#received = lines.pop()
+    for (const line of lines) this.#receiveLine(line)
+    if (this.#received.length > MAX_LENGTH) this.#failProtocol(this.#received)
   }
 
-  #heardLine(line) {
-    if (this.#why !== undefined) return
+  #receiveLine(line) {
+    if (this.#error !== undefined) return
     let answer
     try {
       answer = own(JSON.parse(line))
     } catch {
-      return this.#misunderstood(line)
+      return this.#failProtocol(line)
     }
     if (!this.#greeted) {
-      const known = Object.entries(GREETING).every(([key, value]) => answer[key] === value)
-      if (!known) return this.#misunderstood(line)
+      const matches = Object.entries(GREETING).every(([key, value]) => answer[key] === value)
+      if (!matches) return this.#failProtocol(line)
       this.#greeted = true
       if (this.#unsent !== '') this.#child.stdin.write(this.#unsent)
       this.#unsent = ''
       if (!this.usable) this.#child.stdin.end()
       return
     }
-    const [asked] = this.#pending
+    const [request] = this.#pending
     const { error } = answer
-    if (!asked || !(error || asked.kinds.some((kind) => kind in answer))) {
-      return this.#misunderstood(line)
+    if (!request || !(error || request.kinds.some((kind) => kind in answer))) {
+      return this.#failProtocol(line)
     }
     this.#pending.shift()
-    if (error) asked.reject(new CommandStoreError(error.message, error.temporary === true))
-    else asked.resolve(answer)
+    if (error) request.reject(new CommandStoreError(error.message, error.temporary === true))
+    else request.resolve(answer)
     if (this.#pending.length > 0) return
     this.#timer.refresh()
-    if (this.usable) this.#hold(false)
+    if (this.usable) this.#setReferenced(false)
   }
 
-  #misunderstood(line) {
+  #failProtocol(line) {
     for (const pipe of this.#child.stdio) pipe.destroy()
     this.#child.kill('SIGKILL')
     const why =
       `\`${this.#command} serve\` does not speak version ${GREETING.version} of the protocol, which this ` +
       `package needs; install a \`verrou\` of the same version. It printed: ${line.slice(0, 200)}`
-    this.#over(new CommandStoreError(why))
+    this.#finish(new CommandStoreError(why))
   }
 
-  #unstarted(error) {
+  #startError(error) {
     if (error.code === 'ENOENT') {
       return new CommandStoreError(
         `there is no command \`${this.#command}\`, which this store needs: install it with ` +
@@ -406,8 +406,8 @@ class Served {
   }
 
   /** Returns the error for requests without an answer. */
-  #obituary(code, signal) {
-    const said = this.#complaints.trim() || (signal === null ? `code ${code}` : signal)
+  #endError(code, signal) {
+    const said = this.#stderr.trim() || (signal === null ? `code ${code}` : signal)
     // A command that exits at its start would do so again.
     if (!this.#greeted && signal === null) {
       return new CommandStoreError(`\`${this.#command} serve\` did not start: ${said}`)
@@ -415,9 +415,9 @@ class Served {
     return new CommandStoreError(`\`${this.#command} serve\` has ended: ${said}`, true)
   }
 
-  #over(error) {
+  #finish(error) {
     this.usable = false
-    this.#why ??= error
+    this.#error ??= error
     clearTimeout(this.#timer)
     for (const { reject } of this.#pending.splice(0)) reject(error)
     this.#end()
@@ -447,10 +447,10 @@ class Waits {
         settle(value)
       }
       const waiter = { wake: ended(() => resolve()), fail: ended(reject) }
-      const timer = setTimeout(waiter.wake, Math.min(Math.ceil(atMost), LONGEST_TIMER))
+      const timer = setTimeout(waiter.wake, Math.min(Math.ceil(atMost), MAX_TIMER))
       signal?.addEventListener('abort', waiter.wake)
       name.waiters.add(waiter)
-      this.#look()
+      this.#startChild()
     })
   }
 
@@ -471,16 +471,16 @@ class Waits {
   }
 
   /** Starts a child, or uses an idle one, if names are due. */
-  #look() {
+  #startChild() {
     if (this.#due.length === 0) return
     for (const child of this.#children) if (!child.usable) this.#children.delete(child)
     this.#idle = this.#idle.filter((child) => child.usable)
     if (this.#idle.length > 0 || this.#children.size < WAITING_CHILDREN) {
-      this.#looking(this.#idle.pop())
+      this.#serveDueNames(this.#idle.pop())
     }
   }
 
-  async #looking(child) {
+  async #serveDueNames(child) {
     try {
       child ??= this.#start()
       this.#children.add(child)
@@ -504,7 +504,7 @@ class Waits {
       else this.#names.delete(name.key)
     }
     if (child.usable) this.#idle.push(child)
-    else this.#look()
+    else this.#startChild()
   }
 
   /** Rejects the waiters for all names that are due. */
@@ -517,7 +517,7 @@ class Waits {
 
   /** Returns the holder of the name, after a wait of one turn. */
   async #holder(child, key) {
-    const turn = LOOK * Math.min(1, WAITING_CHILDREN / this.#names.size)
+    const turn = TURN * Math.min(1, WAITING_CHILDREN / this.#names.size)
     const [, { holder }] = await Promise.all([
       child.ask('wait', { name: key, at_most: Math.round(turn * 1e6) }),
       child.ask('inspect', { name: key }),

@@ -5,11 +5,11 @@ import { hasMethod, own } from './options.js'
 const METHODS = ['save', 'delete', 'forceDelete', 'exists', 'extend']
 
 /** The core's store of each store object. */
-const inCore = new WeakMap()
+const coreStores = new WeakMap()
 
 class MemoryStore {
   constructor() {
-    inCore.set(this, Store.memory())
+    coreStores.set(this, Store.memory())
   }
 }
 
@@ -19,7 +19,7 @@ export function memoryStore() {
 
 /** Returns the core's store of the object `store`: the same at each call. `compat` uses it, too. */
 export function coreStore(store) {
-  const known = inCore.get(store)
+  const known = coreStores.get(store)
   if (known !== undefined) return known
   const missing = METHODS.filter((method) => !hasMethod(store, method))
   if (missing.length > 0) {
@@ -28,7 +28,7 @@ export function coreStore(store) {
     )
   }
   const made = Store.object(store)
-  inCore.set(store, made)
+  coreStores.set(store, made)
   return made
 }
 
@@ -74,7 +74,7 @@ class Lease {
   }
 
   get signal() {
-    this.#keeping ??= new Watch(this.#held)
+    this.#keeping ??= new ExpiryWatch(this.#held)
     return this.#keeping.signal
   }
 
@@ -94,25 +94,25 @@ function lost() {
 }
 
 /** Aborts its signal when the lease expires. */
-class Watch {
+class ExpiryWatch {
   #controller = new AbortController()
   #held
   #timer
 
   constructor(held) {
     this.#held = held
-    this.#look()
+    this.#check()
   }
 
   get signal() {
     return this.#controller.signal
   }
 
-  #look() {
+  #check() {
     const left = this.#held.remaining()
     if (left === undefined) return
     if (left <= 0) return this.#controller.abort(lost())
-    this.#timer = setTimeout(() => this.#look(), Math.min(Math.ceil(left), 2 ** 31 - 1))
+    this.#timer = setTimeout(() => this.#check(), Math.min(Math.ceil(left), 2 ** 31 - 1))
   }
 
   end() {
@@ -192,7 +192,7 @@ export class Lock {
     const { retry: wanted, signal, renew = false } = own(options)
     const retry = policy(this.#retry, wanted)
     const hold = (aborted) => this.#core.acquire(retry, true, aborted)
-    return during(await unlessAborted(signal, hold), callback, renew)
+    return runAndRelease(await unlessAborted(signal, hold), callback, renew)
   }
 
   async runImmediately(callback, options = {}) {
@@ -258,7 +258,7 @@ export class Lock {
 }
 
 /** Calls `callback`, then releases the lock. An error keeps what the other of both threw or returned. */
-async function during(held, callback, renew) {
+async function runAndRelease(held, callback, renew) {
   const lease = new Lease(held)
   if (renew) Lease.renew(lease)
   let value, failure

@@ -9,7 +9,7 @@ import { own, pairOf } from './options.js'
 const TABLE = 'locks'
 
 /** The longest time of a timer, in ms. */
-const LONGEST = 2 ** 31 - 1
+const MAX_TIMER = 2 ** 31 - 1
 
 export function webStore(options = {}) {
   return new WebStore(options)
@@ -23,7 +23,7 @@ class WebStore {
   #database
   #opening
   #client
-  #living
+  #clientLock
   #end
   #closed = false
 
@@ -36,10 +36,10 @@ class WebStore {
   }
 
   async save(key, owner, ttl) {
-    const client = await this.#live()
+    const client = await this.#liveClient()
     let dead
     for (;;) {
-      const { fence, holder } = await this.#step(key, (record) => {
+      const { fence, holder } = await this.#transaction(key, (record) => {
         const mine = record.owner === owner
         if (isHeld(record) && !mine && (dead === undefined || record.client !== dead)) {
           return { answer: { holder: record.client } }
@@ -59,38 +59,38 @@ class WebStore {
         this.#granted.set(pairOf(owner, key), fence)
         return true
       }
-      if (holder === null || (await this.#lives(holder))) return false
+      if (holder === null || (await this.#isAlive(holder))) return false
       dead = holder
     }
   }
 
   async delete(key, owner) {
     this.#granted.delete(pairOf(owner, key))
-    const held = await this.#step(key, (record) =>
+    const held = await this.#transaction(key, (record) =>
       record.owner === owner ? { put: freed(record), answer: isHeld(record) } : { answer: false }
     )
-    this.#tell(key)
+    this.#notify(key)
     if (!held) throw notOwner(key)
   }
 
   async forceDelete(key) {
-    await this.#step(key, (record) => ({ put: freed(record) }))
-    this.#tell(key)
+    await this.#transaction(key, (record) => ({ put: freed(record) }))
+    this.#notify(key)
   }
 
   async exists(key) {
-    const record = await this.#step(key, (record) => ({ answer: record }))
-    return isHeld(record) && (record.client === null || (await this.#lives(record.client)))
+    const record = await this.#transaction(key, (record) => ({ answer: record }))
+    return isHeld(record) && (record.client === null || (await this.#isAlive(record.client)))
   }
 
   async extend(key, owner, ttl) {
-    const held = await this.#step(key, (record) =>
+    const held = await this.#transaction(key, (record) =>
       record.owner === owner && isHeld(record)
         ? { put: { ...record, ends: endOf(ttl) }, answer: true }
         : { answer: false }
     )
     // The new expiry may be sooner than the one that waiters wait for.
-    this.#tell(key)
+    this.#notify(key)
     if (!held) throw notOwner(key)
   }
 
@@ -102,12 +102,12 @@ class WebStore {
   }
 
   async detach(key, owner) {
-    const held = await this.#step(key, (record) =>
+    const held = await this.#transaction(key, (record) =>
       record.owner === owner && isHeld(record)
         ? { put: { ...record, client: null }, answer: true }
         : { answer: false }
     )
-    this.#tell(key)
+    this.#notify(key)
     if (!held) throw notOwner(key)
   }
 
@@ -129,10 +129,10 @@ class WebStore {
       over.signal.addEventListener('abort', () => signal.removeEventListener('abort', end))
     })
     try {
-      const record = await this.#step(key, (record) => ({ answer: record }))
+      const record = await this.#transaction(key, (record) => ({ answer: record }))
       if (!isHeld(record) || over.signal.aborted) return
       const left = record.ends === null ? atMost : Math.min(atMost, record.ends - Date.now())
-      timer = setTimeout(() => over.abort(), Math.min(Math.max(Math.ceil(left), 0), LONGEST))
+      timer = setTimeout(() => over.abort(), Math.min(Math.max(Math.ceil(left), 0), MAX_TIMER))
       const waits = [woken]
       if (record.client !== null && record.client !== this.#client) {
         // Granted when the holder's tab or worker has ended.
@@ -147,7 +147,7 @@ class WebStore {
 
   async list() {
     const database = this.#database ?? (await this.#open())
-    const records = await asked(database.transaction(TABLE).objectStore(TABLE).getAll())
+    const records = await resultOf(database.transaction(TABLE).objectStore(TABLE).getAll())
     const { held } = await navigator.locks.query()
     const living = new Set(held.map((lock) => lock.name))
     return records
@@ -164,7 +164,7 @@ class WebStore {
   }
 
   /** Reads the record of `key`, and replaces it by that of `change`, in one transaction. */
-  #step(key, change) {
+  #transaction(key, change) {
     // Synchronously if possible, so that a page that is closed next has sent the request.
     if (this.#database !== undefined) return transact(this.#database, key, change)
     return this.#open().then((database) => transact(database, key, change))
@@ -190,9 +190,9 @@ class WebStore {
   }
 
   /** Returns the name of the Web Lock that this tab or worker holds as long as it lives. */
-  #live() {
+  #liveClient() {
     this.#assertOpen()
-    this.#living ??= new Promise((resolve, reject) => {
+    this.#clientLock ??= new Promise((resolve, reject) => {
       const client = `verrou:${this.#name}:${crypto.randomUUID()}`
       const held = navigator.locks.request(client, own({ mode: 'exclusive' }), () => {
         this.#client = client
@@ -202,21 +202,21 @@ class WebStore {
         })
       })
       held.catch((error) => {
-        this.#living = undefined
+        this.#clientLock = undefined
         reject(error)
       })
     })
-    return this.#living
+    return this.#clientLock
   }
 
-  async #lives(client) {
+  async #isAlive(client) {
     if (client === this.#client) return true
     const { held } = await navigator.locks.query()
     return held.some((lock) => lock.name === client)
   }
 
   /** Wakes the waiters for `key`, in this and the other tabs and workers. */
-  #tell(key) {
+  #notify(key) {
     if (!this.#closed) this.#channel.postMessage(key)
     this.#wake(key)
   }
@@ -260,7 +260,7 @@ function transact(database, key, change) {
   })
 }
 
-function asked(request) {
+function resultOf(request) {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result)
     request.onerror = () => reject(request.error)

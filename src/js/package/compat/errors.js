@@ -34,7 +34,7 @@ function define(code, message) {
       constructor(args = [], options = undefined) {
         let next = 0
         super(
-          message.replaceAll('%s', (place) => (next < args.length ? said(args[next++]) : place)),
+          message.replaceAll('%s', (place) => (next < args.length ? textOf(args[next++]) : place)),
           options
         )
         this.name = 'Exception'
@@ -44,7 +44,7 @@ function define(code, message) {
   return names[code]
 }
 
-function said(value) {
+function textOf(value) {
   return String(value?.message ?? value)
 }
 
@@ -84,7 +84,7 @@ export function translated(error) {
 }
 
 /** Calls the core, and translates its errors. */
-export function inOurWords(ask) {
+export function translateErrors(ask) {
   assertUsable()
   try {
     return ask()

@@ -7,7 +7,7 @@ import {
   E_LOCK_STORAGE_ERROR,
   InvalidArgumentsException,
   errors,
-  inOurWords,
+  translateErrors,
   translated,
 } from './errors.js'
 import { ONCE, OwnedStore, coreStore, drawnOwner, heldLock } from './stores.js'
@@ -20,12 +20,12 @@ const DEFAULT_TTL = 30_000
 /** The core's maximum number of attempts. More are treated as no limit. */
 const MOST_ATTEMPTS = 2 ** 32 - 1
 
-const FOR_EVER = new Retry()
+const NO_LIMIT = new Retry()
 
 function policy(base, retry) {
   const { attempts, delay, timeout } = own(retry)
   const most = Number.isInteger(attempts) && attempts > MOST_ATTEMPTS ? Infinity : attempts
-  return inOurWords(() => base.with(most, pause(delay), undefined, limit(timeout)))
+  return translateErrors(() => base.with(most, pause(delay), undefined, limit(timeout)))
 }
 
 /** Reads a retry delay. `null` is as `undefined`; zero is one millisecond, as in `@verrou/core`. */
@@ -46,7 +46,7 @@ function limit(timeout) {
 
 const SILENT = { child: () => SILENT, log() {}, trace() {}, debug() {} }
 
-function ours(logger = SILENT) {
+function loggerOf(logger = SILENT) {
   return logger.child({ pkg: 'verrou' })
 }
 
@@ -85,14 +85,14 @@ export class Lock {
     this.#key = key
     this.#store = lockStore
     this.#ttl = ttlOf(ttl ?? null)
-    this.#policy = config instanceof Resolved ? config.policy : policy(FOR_EVER, own(config).retry)
+    this.#policy = config instanceof Resolved ? config.policy : policy(NO_LIMIT, own(config).retry)
     this.#logger = own(config).logger ?? SILENT
     this.#isGiven = owner !== undefined && owner !== null
     if (this.#isGiven) {
       this.#expirationTime = instant(expirationTime)
       this.#own(owner)
     } else {
-      this.#drawing = inOurWords(() => new CoreLock(coreStore(lockStore), key, this.#ttl))
+      this.#drawing = translateErrors(() => new CoreLock(coreStore(lockStore), key, this.#ttl))
       this.#latest = this.#drawing
     }
   }
@@ -107,7 +107,7 @@ export class Lock {
     const owner = this.getOwner()
     // In a store with ephemeral leases, this lease must not end with the process any more.
     if (hasMethod(this.#store, 'detach') && this.#latest.owner !== undefined) {
-      inOurWords(() => this.#latest.serialize(false))
+      translateErrors(() => this.#latest.serialize(false))
     }
     const expirationTime = this.#latest.remaining() === undefined ? null : this.#expirationTime
     return { key: this.#key, owner, ttl: this.#ttl, expirationTime }
@@ -178,7 +178,7 @@ export class Lock {
       throw new InvalidArgumentsException('The owner of a lock is a string that is not empty')
     }
     const grant = drawnOwner()
-    this.#owned = inOurWords(() => {
+    this.#owned = translateErrors(() => {
       const store = coreStore(new OwnedStore(this.#store, owner, grant))
       return heldLock(store, this.#key, grant, this.#ttl, this.#expirationTime)
     })
@@ -264,7 +264,7 @@ export class LockFactory {
     coreStore(store)
     this.#store = store
     const { retry, logger } = own(options)
-    this.#config = new Resolved(policy(FOR_EVER, retry), ours(logger))
+    this.#config = new Resolved(policy(NO_LIMIT, retry), loggerOf(logger))
   }
 
   createLock(name, ttl = DEFAULT_TTL) {
@@ -287,7 +287,7 @@ export class Verrou {
 
   constructor(config) {
     this.#config = own(config)
-    this.#logger = ours(this.#config.logger)
+    this.#logger = loggerOf(this.#config.logger)
   }
 
   use(store) {

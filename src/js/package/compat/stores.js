@@ -5,7 +5,7 @@ import 'verrou-wasm'
 import { Lock as CoreLock, Retry, Store } from '../core/verrou.js'
 import { hasMethod, jsonOf } from '../options.js'
 import { coreStore as storeOf } from '../verrou.js'
-import { E_LOCK_NOT_OWNED, InvalidArgumentsException, inOurWords } from './errors.js'
+import { E_LOCK_NOT_OWNED, InvalidArgumentsException, translateErrors } from './errors.js'
 import { ttlOf } from './duration.js'
 
 export const ONCE = new Retry().with(1)
@@ -63,11 +63,11 @@ export class MemoryStore {
   }
 
   #ask(key, ttl, ask) {
-    return inOurWords(() => used(new CoreLock(this.#core, key, ttl), ask))
+    return translateErrors(() => used(new CoreLock(this.#core, key, ttl), ask))
   }
 
   #askFor(key, owner, ask) {
-    return inOurWords(() => used(heldLock(this.#core, key, coreOwner(owner), null), ask))
+    return translateErrors(() => used(heldLock(this.#core, key, coreOwner(owner), null), ask))
   }
 
   /** Returns the core's store of `store`. */
@@ -115,7 +115,7 @@ export function coreStore(store) {
   if (store === null || typeof store !== 'object') {
     throw new InvalidArgumentsException('A store is an object with the methods of `LockStore`')
   }
-  return MemoryStore.coreOf(store) ?? inOurWords(() => storeOf(store))
+  return MemoryStore.coreOf(store) ?? translateErrors(() => storeOf(store))
 }
 
 /**
@@ -155,7 +155,7 @@ class NotReentrant {
   }
 
   async delete(key, owner) {
-    await inTheirWords(() => this.#store.delete(key, owner))
+    await translateNotOwner(() => this.#store.delete(key, owner))
   }
 
   async forceDelete(key) {
@@ -167,11 +167,11 @@ class NotReentrant {
   }
 
   async extend(key, owner, duration) {
-    await inTheirWords(() => this.#store.extend(key, owner, duration))
+    await translateNotOwner(() => this.#store.extend(key, owner, duration))
   }
 }
 
-async function inTheirWords(ask) {
+async function translateNotOwner(ask) {
   try {
     return await ask()
   } catch (error) {
@@ -184,11 +184,11 @@ const notReentrant = new WeakMap()
 
 export function driver(store) {
   coreStore(store)
-  return { factory: () => refusing(store) }
+  return { factory: () => withoutReentrancy(store) }
 }
 
 /** Returns `store` with the contract of `@verrou/core`. */
-function refusing(store) {
+function withoutReentrancy(store) {
   if (store instanceof MemoryStore || store instanceof NotReentrant) return store
   const known = notReentrant.get(store)
   if (known !== undefined) return known
@@ -211,7 +211,7 @@ export class OwnedStore {
   /** `grant` is the core's owner token of the grant that is held already. */
   constructor(store, owner, grant) {
     // Stores with `wait` are this package's; the stores of `@verrou/core` refuse by themselves.
-    this.#store = hasMethod(store, 'wait') ? refusing(store) : store
+    this.#store = hasMethod(store, 'wait') ? withoutReentrancy(store) : store
     this.#owner = owner
     this.#grant = grant
     if (hasMethod(store, 'fence')) this.fence = (key) => store.fence(key, owner)
