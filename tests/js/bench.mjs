@@ -1,6 +1,6 @@
 /**
- * What the package costs, beside its peers, in one run: subjects take turns, round by round, and what
- * is told is the median of each and its ratio to the first.
+ * The cost of the package beside its peers, measured in one run: the subjects take turns, round by round. Prints
+ * the median of each and its ratio to the first.
  */
 import { execFileSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
@@ -78,9 +78,9 @@ await compare('Node.js, started and ended', 11, 1, [
 ])
 
 if (process.env.CHROMIUM) await inChromium()
-else console.log('\nNOT RUN  start-up in a browser: CHROMIUM names none')
+else console.log('\nNOT RUN  start-up in a browser: the variable CHROMIUM is not set')
 
-/** How long a page takes to import it, from a server on this machine. */
+/** Measures how long a page takes to import the package, from a server on this machine. */
 async function inChromium() {
   const { chromium } = await import('playwright-core')
   const types = { js: 'text/javascript', wasm: 'application/wasm' }

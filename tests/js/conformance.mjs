@@ -1,15 +1,15 @@
 /**
- * Serves the package's store in memory, *through its locks*, to the tests that every store has to pass
+ * Serves the package's store in memory, *through its locks*, to the tests that every store must pass
  * (`host/tests/javascript_package.rs`):
  *
  *     node conformance.mjs
  *
- * Each line of standard input asks one client for one step, and says what time it is:
+ * Each line of standard input requests one operation of one client, and sets the time:
  *
  *     {"client": 1, "now": 5000, "step": {"inspect": {"name": "x"}}}
  *
- * The steps and their answers are those of `verrou serve`; `{"drop": {}}` ends a client. The core
- * reads the time from what is put in place of the runtime's clocks here.
+ * The operations and their answers are those of `verrou serve`; `{"drop": {}}` ends a client. The core
+ * reads the time from functions that replace the runtime's clocks here.
  */
 import { createInterface } from 'node:readline'
 
@@ -37,7 +37,7 @@ const steps = {
   async acquire({ name, owner, ttl }) {
     const lock = new Lock(store, name, length(ttl))
     const held = await lock.acquire(once, true, undefined, owner)
-    if (lock.owner !== owner || lock.fence !== held.fence) throw new Error('it holds another')
+    if (lock.owner !== owner || lock.fence !== held.fence) throw new Error('the grant has another owner or fence')
     return { granted: held.fence ?? null }
   },
   async extend(claim) {
@@ -67,7 +67,7 @@ const steps = {
   }),
 }
 
-/** JSON of which every whole number may have 64 bits. */
+/** Parses JSON whose whole numbers may have 64 bits. */
 function parse(line) {
   const marked = line.replace(/"(?:[^"\\]|\\.)*"|\d+/g, (token) => (token[0] === '"' ? token : `{"number":"${token}"}`))
   return JSON.parse(marked, (_, value) => (typeof value?.number === 'string' ? BigInt(value.number) : value))

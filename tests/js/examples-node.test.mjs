@@ -1,4 +1,4 @@
-/** `examples/node`, run as its README says. */
+/** The example `examples/node`, run as its README says. */
 import assert from 'node:assert/strict'
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -13,10 +13,10 @@ import { promisify } from 'node:util'
 const root = fileURLToPath(new URL('../../', import.meta.url))
 const example = join(root, 'examples', 'node')
 
-/** Nothing here takes this long, on however busy a machine. */
+/** Longer than any of these tests takes, even on a busy machine. */
 const options = { timeout: 300_000 }
 
-test('the hand-over does what its README says', options, async (t) => {
+test('the transfer example behaves as its README says', options, async (t) => {
   const readme = await readFile(join(example, 'README.md'), 'utf8')
   const blocks = Array.from(readme.matchAll(/^```(\w+)\n(.*?)^```$/gms), ([, kind, text]) => ({
     kind,
@@ -26,7 +26,7 @@ test('the hand-over does what its README says', options, async (t) => {
   assert.deepEqual(kinds, ['sh', 'sh', 'sh', 'text'])
   const [setUp, variable, commands, output] = blocks.map(({ lines }) => lines)
 
-  // A copy of the repository, as far as the example goes, in which all is built.
+  // A copy of the parts of the repository that the example needs, with the build results.
   const copy = await mkdtemp(join(tmpdir(), 'verrou-'))
   t.after(() => rm(copy, { recursive: true }))
   await mkdir(join(copy, 'examples'))

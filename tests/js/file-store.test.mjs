@@ -1,4 +1,4 @@
-/** The lease files of this machine from Node.js, by the store's own methods. */
+/** The store in the lease files of this machine, by its own methods. */
 import assert from 'node:assert/strict'
 import { execFile, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -20,36 +20,36 @@ process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou'
 const HOUR = 3_600_000
 const NOT_OWNER = { name: 'CommandStoreError', code: 'E_LOCK_NOT_OWNER', temporary: false }
 
-/** Nothing here takes this long, on however busy a machine. */
+/** Longer than any of these tests takes, even on a busy machine. */
 const options = { timeout: 120_000 }
 
 const newOwner = () => randomBytes(16).toString('hex')
 
-/** A folder of a test's own, and what works there. */
+/** Makes a temporary directory for one test, and helpers that use it. */
 async function place(t) {
-  const folder = await mkdtemp(join(tmpdir(), 'verrou-'))
-  const dir = join(folder, 'locks')
+  const temp = await mkdtemp(join(tmpdir(), 'verrou-'))
+  const dir = join(temp, 'locks')
   const stores = []
   t.after(async () => {
     await Promise.all(stores.map((store) => store.close()))
-    await rm(folder, { recursive: true })
+    await rm(temp, { recursive: true })
   })
   return {
-    folder,
+    temp,
     dir,
     open(options) {
       const store = fileStore(dir, options)
       stores.push(store)
       return store
     },
-    /** The command `verrou` with these arguments: what it printed. */
+    /** Runs the command `verrou` with these arguments, and returns its output. */
     async verrou(...args) {
       const { stdout } = await promisify(execFile)(process.env.VERROU_COMMAND, args, {
         env: { ...process.env, VERROU_STORE: `lease:${dir}` },
       })
       return stdout.trim()
     },
-    /** A Node.js process that runs `script`, in a process group of its own. */
+    /** Starts a Node.js process that runs `script`, in a process group of its own. */
     node(script) {
       const opened = `
         import { fileStore } from ${JSON.stringify(MODULE.href)}
@@ -75,12 +75,12 @@ async function place(t) {
   }
 }
 
-/** The processes that serve the store in `dir`. */
+/** Returns the processes that serve the store in `dir`. */
 async function servers(dir) {
   const found = []
   for (const pid of await readdir('/proc')) {
     if (!/^\d+$/.test(pid)) continue
-    // Of one that has ended meanwhile there is nothing to be read.
+    // A process that has ended meanwhile has no command line.
     const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
     if (command.split('\0').includes(`lease:${dir}`) && command.includes('\0serve\0')) {
       found.push(Number(pid))
@@ -93,7 +93,7 @@ async function eventually(what) {
   while (!(await what())) await pause(10)
 }
 
-test('a lease is taken, looked at, extended and given back', options, async (t) => {
+test('a lease can be acquired, inspected, extended and released', options, async (t) => {
   const { open } = await place(t)
   const [one, two] = [open(), open()]
   const [mine, other] = [newOwner(), newOwner()]
@@ -102,8 +102,8 @@ test('a lease is taken, looked at, extended and given back', options, async (t) 
   assert.equal(await one.save('x', mine, HOUR), true)
   const fence = await one.fence('x', mine)
   assert.ok(Number.isSafeInteger(fence) && fence > 0, `${fence}`)
-  assert.equal(await one.fence('x', mine), fence, 'however often it is asked')
-  assert.equal(await two.fence('x', mine), fence, 'whoever asks')
+  assert.equal(await one.fence('x', mine), fence, 'at every call')
+  assert.equal(await two.fence('x', mine), fence, 'for every store')
   assert.equal(await two.fence('x', other), null)
   assert.equal(await two.exists('x'), true)
   assert.equal(await two.exists('y'), false)
@@ -114,7 +114,7 @@ test('a lease is taken, looked at, extended and given back', options, async (t) 
   await assert.rejects(two.extend('x', other, HOUR), NOT_OWNER)
   await assert.rejects(two.delete('x', other), NOT_OWNER)
   await one.extend('x', mine, null)
-  await two.delete('x', mine) // whoever knows the owner
+  await two.delete('x', mine) // any store with the owner token
 
   assert.equal(await one.exists('x'), false)
   await assert.rejects(one.delete('x', mine), NOT_OWNER)
@@ -127,7 +127,7 @@ test('a lease is taken, looked at, extended and given back', options, async (t) 
   await assert.rejects(two.delete('x', other), NOT_OWNER)
 })
 
-test('owners and keys with spaces are told apart', options, async (t) => {
+test('owners and keys with spaces are distinguished', options, async (t) => {
   const { open, verrou } = await place(t)
   const store = open()
   const pairs = [['a b', 'c'], ['a', 'b c'], ['["a', 'b"]'], ['1', '0 x'], ['1 0', 'x']]
@@ -141,13 +141,13 @@ test('owners and keys with spaces are told apart', options, async (t) => {
   assert.equal(new Set(fences).size, pairs.length)
 })
 
-test('the owner token is told to nobody', options, async (t) => {
+test('no reply contains the owner token', options, async (t) => {
   const { open, verrou } = await place(t)
   const [one, two] = [open(), open()]
   const owner = newOwner()
   await one.save('x', owner, HOUR)
   const { LockFactory } = await import('../../target/js/node.js')
-  const told = [
+  const replies = [
     await new LockFactory(two).createLock('x').holder(),
     await two.exists('x'),
     await two.fence('x', newOwner()),
@@ -156,12 +156,12 @@ test('the owner token is told to nobody', options, async (t) => {
     await verrou('list', '--json'),
     await verrou('list'),
   ]
-  assert.doesNotMatch(JSON.stringify(told), new RegExp(owner))
-  await assert.rejects(two.delete('x', told[0].owner ?? newOwner()), NOT_OWNER)
+  assert.doesNotMatch(JSON.stringify(replies), new RegExp(owner))
+  await assert.rejects(two.delete('x', replies[0].owner ?? newOwner()), NOT_OWNER)
   assert.equal(await one.exists('x'), true)
 })
 
-test('the command sees and acts on the same leases', options, async (t) => {
+test('the command shares the leases', options, async (t) => {
   const { open, verrou } = await place(t)
   const store = open()
   const owner = newOwner()
@@ -184,7 +184,7 @@ test('the command sees and acts on the same leases', options, async (t) => {
   assert.equal(await verrou('run', 'x', '--no-wait', '--', 'echo', 'free'), 'free')
 })
 
-test('a label says what a lock is held for', options, async (t) => {
+test('the label is shown as the purpose of a lock', options, async (t) => {
   const { open, verrou } = await place(t)
   const label = async () => JSON.parse(await verrou('show', 'x', '--json')).process.command
   const owner = newOwner()
@@ -197,7 +197,7 @@ test('a label says what a lock is held for', options, async (t) => {
   assert.throws(() => open({ label: 7 }), TypeError)
 })
 
-test('a lease ends when its time has passed', options, async (t) => {
+test('a lease expires after its ttl', options, async (t) => {
   const { open } = await place(t)
   const [one, two] = [open(), open()]
   const [mine, other] = [newOwner(), newOwner()]
@@ -211,7 +211,7 @@ test('a lease ends when its time has passed', options, async (t) => {
   await eventually(async () => !(await one.exists('x')))
 })
 
-test('how long a lease lasts is given to the command', options, async (t) => {
+test('the ttl is passed to the command', options, async (t) => {
   const { open, verrou } = await place(t)
   const store = open()
   const owner = newOwner()
@@ -226,7 +226,7 @@ test('how long a lease lasts is given to the command', options, async (t) => {
   assert.equal(await left(), null)
 })
 
-test('what is no length of time is refused, and takes nothing', options, async (t) => {
+test('an invalid ttl is refused and acquires nothing', options, async (t) => {
   const { open } = await place(t)
   const store = open()
   const owner = newOwner()
@@ -239,7 +239,7 @@ test('what is no length of time is refused, and takes nothing', options, async (
   await assert.rejects(store.extend('x', owner, NaN), TypeError)
 })
 
-test('a name is any text of 1 to 1,024 bytes, and others harm nobody', options, async (t) => {
+test('a name is any text of 1 to 1,024 bytes, and an invalid name affects no other request', options, async (t) => {
   const { open } = await place(t)
   const store = open()
   const owner = newOwner()
@@ -261,7 +261,7 @@ test('a name is any text of 1 to 1,024 bytes, and others harm nobody', options, 
   }
 })
 
-test('owners of another form are told apart, too', options, async (t) => {
+test('owners of another form are distinguished, too', options, async (t) => {
   const { open } = await place(t)
   const [one, two] = [open(), open()]
   assert.equal(await one.save('x', 'k3j9x', HOUR), true)
@@ -273,7 +273,7 @@ test('owners of another form are told apart, too', options, async (t) => {
   await assert.rejects(one.save('x', undefined, HOUR), TypeError)
 })
 
-test('what is asked at once is answered in order', options, async (t) => {
+test('concurrent requests are answered in order', options, async (t) => {
   const { open, servers } = await place(t)
   const store = open()
   const owners = Array.from({ length: 500 }, newOwner)
@@ -289,7 +289,7 @@ test('what is asked at once is answered in order', options, async (t) => {
   assert.equal((await servers()).length, 1)
 })
 
-test('with the child its leases end, and the next request starts another', options, async (t) => {
+test('the leases end with the child, and the next request starts another child', options, async (t) => {
   const { open, servers } = await place(t)
   const [store, elsewhere] = [open(), open()]
   const owner = newOwner()
@@ -303,7 +303,7 @@ test('with the child its leases end, and the next request starts another', optio
   assert.ok((await elsewhere.exists('x')) === true)
 })
 
-test('what a child has not answered when it dies may be asked again', options, async (t) => {
+test('requests that a dead child did not answer can be retried', options, async (t) => {
   const { open, servers } = await place(t)
   const store = open()
   await store.exists('x')
@@ -314,13 +314,13 @@ test('what a child has not answered when it dies may be asked again', options, a
   const refused = asked.slice(0, 2).map((answer) => assert.rejects(answer, killed))
   process.kill(child, 'SIGKILL')
   await Promise.all(refused)
-  await asked[2] // had a child of its own
+  await asked[2] // has a child of its own
   assert.equal(await store.exists('x'), false)
 })
 
-test('a command that is not there is explained', options, async (t) => {
-  const { open, folder } = await place(t)
-  const absent = open({ command: join(folder, 'verrou') })
+test('the error for a missing command says how to install it', options, async (t) => {
+  const { open, temp } = await place(t)
+  const absent = open({ command: join(temp, 'verrou') })
   const missing = {
     name: 'CommandStoreError',
     temporary: false,
@@ -329,32 +329,32 @@ test('a command that is not there is explained', options, async (t) => {
   await assert.rejects(absent.save('x', newOwner(), HOUR), missing)
   await assert.rejects(absent.exists('x'), missing)
   await assert.rejects(absent.wait('x', HOUR), missing)
-  await symlink(process.env.VERROU_COMMAND, join(folder, 'verrou'))
-  assert.equal(await absent.exists('x'), false, 'it is there now')
+  await symlink(process.env.VERROU_COMMAND, join(temp, 'verrou'))
+  assert.equal(await absent.exists('x'), false, 'the command exists now')
 })
 
 test('the command is found by its variable or in the PATH', options, async (t) => {
-  const { open, folder } = await place(t)
+  const { open, temp } = await place(t)
   const { PATH, VERROU_COMMAND } = process.env
   t.after(() => Object.assign(process.env, { PATH, VERROU_COMMAND }))
-  process.env.PATH = folder
+  process.env.PATH = temp
   assert.equal(await open().exists('x'), false)
   process.env.VERROU_COMMAND = ''
   await assert.rejects(open().exists('x'), /no command `verrou`/)
-  await symlink(VERROU_COMMAND, join(folder, 'verrou'))
+  await symlink(VERROU_COMMAND, join(temp, 'verrou'))
   assert.equal(await open().exists('x'), false)
 })
 
-test('a command that does something else is not asked anything', options, async (t) => {
-  const { folder, open } = await place(t)
-  const heard = join(folder, 'heard')
+test('no request is sent to a command that does not speak the protocol', options, async (t) => {
+  const { temp, open } = await place(t)
+  const received = join(temp, 'received')
   const script = async (name, text) => {
-    const path = join(folder, name)
+    const path = join(temp, name)
     await writeFile(path, `#!/bin/sh\n${text}\n`, { mode: 0o755 })
     return open({ command: path })
   }
   const greeting = (version) => JSON.stringify({ protocol: 'verrou serve', version })
-  const listening = `timeout 0.2 head -n 1 > '${heard}'`
+  const listening = `timeout 0.2 head -n 1 > '${received}'`
   const newer = await script('newer', `${listening}; echo '${greeting(2)}'; exec cat`)
   const babble = "head -c 200000 /dev/zero | tr '\\0' x"
   const babbling = await script('babbling', `${listening}; ${babble}; exec cat`)
@@ -362,7 +362,7 @@ test('a command that does something else is not asked anything', options, async 
   for (const store of [newer, babbling, other]) {
     const language = { temporary: false, message: /does not speak version 1/ }
     await assert.rejects(store.save('x', newOwner(), HOUR), language)
-    assert.equal(await readFile(heard, 'utf8'), '')
+    assert.equal(await readFile(received, 'utf8'), '')
   }
   const failing = await script('failing', 'echo "no luck today" >&2; exit 3')
   const unlucky = { temporary: false, message: /did not start: no luck today/ }
@@ -371,9 +371,9 @@ test('a command that does something else is not asked anything', options, async 
   await assert.rejects(chatty.exists('x'), /does not speak version 1/)
 })
 
-test('a folder that is none is refused', options, async (t) => {
-  const { folder } = await place(t)
-  const file = join(folder, 'file')
+test('a path that is not a directory is refused', options, async (t) => {
+  const { temp } = await place(t)
+  const file = join(temp, 'file')
   await writeFile(file, '')
   const store = fileStore(file)
   const refused = { temporary: false, message: /did not start: .*cannot open this directory: not a directory/ }
@@ -382,13 +382,13 @@ test('a folder that is none is refused', options, async (t) => {
   await assert.rejects(store.wait('x', HOUR), refused)
   for (const dir of ['', undefined, null, 7]) assert.throws(() => fileStore(dir), TypeError)
   assert.throws(() => fileStore(new URL('https://example.org/')), TypeError)
-  const byUrl = fileStore(new URL(`file://${folder}/by%20url`))
+  const byUrl = fileStore(new URL(`file://${temp}/by%20url`))
   assert.equal(await byUrl.save('x', newOwner(), HOUR), true)
   await byUrl.close()
-  assert.ok((await readdir(join(folder, 'by url'))).includes('fences'))
+  assert.ok((await readdir(join(temp, 'by url'))).includes('fences'))
 })
 
-test('whoever waits is woken by a release, a death, the time, or a signal', options, async (t) => {
+test('a waiter is woken by a release, a death, an expiry, or a signal', options, async (t) => {
   const { open, node } = await place(t)
   const store = open()
   const owner = newOwner()
@@ -396,7 +396,7 @@ test('whoever waits is woken by a release, a death, the time, or a signal', opti
   const released = store.wait('x', HOUR)
   await store.delete('x', owner)
   await released
-  await store.wait('x', HOUR) // is free
+  await store.wait('x', HOUR) // the key is free
 
   const holder = node(`
     console.log(await store.save('x', owner, ${HOUR}))
@@ -419,10 +419,10 @@ test('whoever waits is woken by a release, a death, the time, or a signal', opti
   assert.equal(await store.exists('x'), true)
 
   await store.extend('x', owner, 20)
-  await store.wait('x', HOUR) // it ends
+  await store.wait('x', HOUR) // the lease expires
 })
 
-test('1,000 who wait for one key share a child, and get it one after the other', options, async (t) => {
+test('1,000 waiters for one key share a child, and acquire it one after the other', options, async (t) => {
   const { open, servers } = await place(t)
   const store = open()
   const first = newOwner()
@@ -450,7 +450,7 @@ test('1,000 who wait for one key share a child, and get it one after the other',
   assert.equal((await servers()).length, 2)
 })
 
-test('1,000 names are waited for by a few children', options, async (t) => {
+test('waits for 1,000 names share a few children', options, async (t) => {
   const { open, servers } = await place(t)
   const [store, other] = [open(), open()]
   const owner = newOwner()
@@ -472,7 +472,7 @@ test('1,000 names are waited for by a few children', options, async (t) => {
   await Promise.all(all)
 })
 
-test('whoever does not want it lets the next one have it', options, async (t) => {
+test('a woken waiter that does not acquire the lock does not delay the next one', options, async (t) => {
   const { open } = await place(t)
   const store = open()
   const owner = newOwner()
@@ -491,15 +491,15 @@ test('a waiting child that is killed is replaced', options, async (t) => {
   const failed = store.wait('x', HOUR)
   await eventually(async () => (await servers()).length === 2)
   const waiting = (await servers()).find((pid) => pid !== steps)
-  const told = assert.rejects(failed, { temporary: true })
+  const rejected = assert.rejects(failed, { temporary: true })
   process.kill(waiting, 'SIGKILL')
-  await told
+  await rejected
   const again = store.wait('x', HOUR)
   await store.delete('x', owner)
   await again
 })
 
-test('a process that is killed gives its locks to the next at once', options, async (t) => {
+test('the locks of a killed process are free at once', options, async (t) => {
   const { node, servers, verrou } = await place(t)
   const holder = node(`
     console.log(await store.save('x', owner, ${HOUR}))
@@ -508,7 +508,7 @@ test('a process that is killed gives its locks to the next at once', options, as
   assert.equal(await holder.said(), 'true')
   await assert.rejects(verrou('run', 'x', '--no-wait', '--', 'true'), { code: 75 })
   holder.kill('SIGKILL')
-  // The lease has an hour to go.
+  // The lease would expire only after an hour.
   assert.equal(await verrou('run', 'x', '--', 'echo', 'in'), 'in')
   await eventually(async () => (await servers()).length === 0)
 })
@@ -533,7 +533,7 @@ test('a process ends when it has nothing to do, and leaves no child', options, a
   await eventually(async () => (await servers()).length === 0)
 })
 
-test('a detached lease outlives its process, however soon that ends', options, async (t) => {
+test('a detached lease outlives a process that ends at once', options, async (t) => {
   const { node, open } = await place(t)
   const holder = node(`
     await store.save('x', owner, ${HOUR})
@@ -559,14 +559,14 @@ test('Ctrl-C leaves the locks to the process that handles it', options, async (t
     const alive = setInterval(() => {}, 1000)
     process.once('SIGINT', async () => {
       await store.delete('x', owner)
-      console.log('given back')
+      console.log('released')
       clearInterval(alive)
     })
     console.log('ready')
   `)
   assert.equal(await holder.said(), 'ready')
   process.kill(-holder.pid, 'SIGINT') // as a terminal does: the whole group
-  assert.equal(await holder.said(), 'given back')
+  assert.equal(await holder.said(), 'released')
   assert.deepEqual(await holder.ended, [0, null])
 })
 
@@ -592,7 +592,7 @@ test('a worker has its own store, which ends with the worker', options, async (t
   assert.equal(await store.save('x', newOwner(), HOUR), true)
 })
 
-test('a closed store has given everything back', options, async (t) => {
+test('close ends all leases that are not detached', options, async (t) => {
   const { open, servers } = await place(t)
   const [store, other] = [open(), open()]
   await store.save('x', newOwner(), null)
@@ -621,7 +621,7 @@ test('a closed store has given everything back', options, async (t) => {
   assert.equal(await open().exists('x'), false)
 })
 
-test('a child without use is ended, but for one that keeps a lease alive', options, async (t) => {
+test('an unused child is ended unless it keeps a lease alive', options, async (t) => {
   const { open, servers } = await place(t)
   const [holder, idler] = [open({ idle: 20 }), open({ idle: 20 })]
   const owner = newOwner()
@@ -632,7 +632,7 @@ test('a child without use is ended, but for one that keeps a lease alive', optio
   assert.ok((await servers()).length >= 1)
   await eventually(async () => (await servers()).length === 1)
   assert.deepEqual(await servers(), [keeper])
-  assert.equal(await idler.exists('x'), true, 'starts anew')
+  assert.equal(await idler.exists('x'), true, 'starts another child')
   await holder.delete('x', owner)
   await eventually(async () => (await servers()).length === 0)
   assert.equal(await holder.save('x', owner, HOUR), true)

@@ -24,7 +24,7 @@ const program = `
   console.log(JSON.stringify(sizes))
 `
 
-test('memory does not grow over a million locks that nobody frees', async () => {
+test('memory does not grow over a million locks that are not freed', async () => {
   const { stdout } = await promisify(execFile)(process.execPath, ['--expose-gc', '--input-type=module', '--eval', program])
   const sizes = JSON.parse(stdout)
   assert.equal(sizes.length, 20)

@@ -1,4 +1,4 @@
-/** What the page on usage does not say. */
+/** The locks beyond the examples of Verrou's page on usage. */
 import assert from 'node:assert/strict'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { test } from 'node:test'
@@ -51,7 +51,7 @@ test('overlapping runs of one lock exclude each other, and each has its own gran
   assert.deepEqual(fences, [1n, 2n, 3n, 4n, 5n, 6n, 7n, 8n, 9n, 10n])
 })
 
-test('an overtaken run leaves the next holder alone, and says what became of it', async () => {
+test('an expired run does not release the next grant, and throws E_LOCK_LOST', async () => {
   const lock = memory().createLock('one', 20)
   const other = lock
   let taken
@@ -68,7 +68,7 @@ test('an overtaken run leaves the next holder alone, and says what became of it'
   assert.equal((await lock.holder()).fence, 2n)
 })
 
-test('what the work threw and what became of the lock are both told', async () => {
+test('the error of the work and the loss of the lock are both reported', async () => {
   const lock = memory().createLock('one')
   const failure = new RangeError('the work')
   await assert.rejects(
@@ -85,7 +85,7 @@ test('what the work threw and what became of the lock are both told', async () =
   await assert.rejects(robbed, (error) => coded('E_LOCK_LOST')(error) && error.suppressed === failure)
 })
 
-test('a lease is renewed for as long as the work takes', async () => {
+test('a lease is renewed as long as the work runs', async () => {
   const lock = memory().createLock('one', 60)
   const left = await lock.run(
     async (lease) => {
@@ -98,13 +98,13 @@ test('a lease is renewed for as long as the work takes', async () => {
   assert.ok(left > 0)
 })
 
-test('the work is told as soon as the lease has run out', async () => {
+test('the signal is aborted when the lease expires', async () => {
   const lock = memory().createLock('one', 20)
   const run = lock.run(({ signal }) => new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason))))
   await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && coded('E_LOCK_LOST')(error.suppressed))
 })
 
-test('the work is told that a renewed lease was revoked', async () => {
+test('the signal is aborted when a renewed lease is revoked', async () => {
   const factory = memory()
   const lock = factory.createLock('one', 60)
   const run = lock.run(
@@ -112,14 +112,14 @@ test('the work is told that a renewed lease was revoked', async () => {
       await factory.createLock('one').forceRelease()
       await new Promise((resolve) => signal.addEventListener('abort', resolve))
       coded('E_LOCK_LOST')(signal.reason)
-      return 'told'
+      return 'revoked'
     },
     { renew: true }
   )
-  await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && error.value === 'told')
+  await assert.rejects(run, (error) => coded('E_LOCK_LOST')(error) && error.value === 'revoked')
 })
 
-test('a signal calls the waiting off', async () => {
+test('a signal cancels the wait', async () => {
   const factory = memory()
   const held = factory.createLock('one', null)
   await held.acquire()
@@ -137,7 +137,7 @@ test('a signal calls the waiting off', async () => {
   assert.equal((await lock.holder()).fence, 2n)
 })
 
-test('a request that was under way when the waiting was called off is undone', async () => {
+test('a grant that arrives after the cancellation is released', async () => {
   const store = new MapStore()
   const factory = new LockFactory(store)
   const controller = new AbortController()
@@ -153,7 +153,7 @@ test('a request that was under way when the waiting was called off is undone', a
   assert.equal(store.held.size, 0)
 })
 
-test('a release wakes who waits', async () => {
+test('a release wakes a waiter', async () => {
   const factory = new LockFactory(memoryStore(), { retry: { delay: '1h' } })
   const [one, two] = ['one', 'one'].map((name) => factory.createLock(name, null))
   await one.acquire()
@@ -162,7 +162,7 @@ test('a release wakes who waits', async () => {
   await waiting
 })
 
-test('await using gives the lock back', async () => {
+test('await using releases the lock', async () => {
   const lock = memory().createLock('one')
   await lock.acquire()
   await lock[Symbol.asyncDispose]()
@@ -173,7 +173,7 @@ test('await using gives the lock back', async () => {
   await lock[Symbol.asyncDispose]()
 })
 
-test('bad input is named', async () => {
+test('invalid input is refused with its own error code', async () => {
   const factory = memory()
   for (const name of ['', 'x'.repeat(1025), 'x'.repeat(1 << 20)]) {
     assert.throws(() => factory.createLock(name), coded('E_INVALID_NAME'))
@@ -215,7 +215,7 @@ test('bad input is named', async () => {
   assert.equal(await lock.isLocked(), false)
 })
 
-test('lengths of time are as in Verrou', async () => {
+test('lengths of time are read as in Verrou', async () => {
   const factory = memory()
   for (const [ttl, millis] of [
     ['2s', 2_000],
@@ -227,13 +227,13 @@ test('lengths of time are as in Verrou', async () => {
   ]) {
     const lock = factory.createLock(`lock ${ttl}`, ttl)
     await lock.acquire()
-    const { ttl: told } = JSON.parse(lock.serialize())
-    assert.equal(told, Math.ceil(millis))
+    const { ttl: serialized } = JSON.parse(lock.serialize())
+    assert.equal(serialized, Math.ceil(millis))
     assert.ok(lock.getRemainingTime() <= millis)
   }
 })
 
-test('a store is made when it is used first, and once', async () => {
+test('a store is made once, at its first use', async () => {
   let made = 0
   const verrou = new Verrou({
     default: 'lazy',
@@ -257,7 +257,7 @@ test('a store is made when it is used first, and once', async () => {
   await two.acquire()
 })
 
-/** A store of one's own, whose every answer may be waited for. */
+/** A store in a `Map` whose answers to `save` can be delayed. */
 class MapStore {
   held = new Map()
   calls = []
@@ -322,7 +322,7 @@ test('any object can be a store', async () => {
   ])
 })
 
-test('a store may count its grants', async () => {
+test('a store can return fencing tokens', async () => {
   for (const token of [(count) => count, (count) => BigInt(count), async (count) => count]) {
     const store = new MapStore()
     store.fence = () => token(++store.fences)
@@ -339,7 +339,7 @@ test('a store may count its grants', async () => {
   }
 })
 
-test('a store that counts down is found out', async () => {
+test('a fencing token that decreases is refused', async () => {
   const store = new MapStore()
   let fence = 10
   store.fence = () => fence--
@@ -349,7 +349,7 @@ test('a store that counts down is found out', async () => {
   assert.equal(store.held.size, 0)
 })
 
-test('a store may wait', async () => {
+test('a store can wake waiters', async () => {
   const store = new MapStore()
   let free
   const signals = []
@@ -378,7 +378,7 @@ test('a store may wait', async () => {
   assert.equal(signals[1].aborted, true)
 })
 
-test('what a store throws is the cause', async () => {
+test('the error of a store is the cause of the lock error', async () => {
   for (const failure of [new TypeError('down'), 'down', undefined, null, 0, Object.create(null)]) {
     const store = new MapStore()
     const lock = new LockFactory(store).createLock('one')
@@ -398,7 +398,7 @@ test('what a store throws is the cause', async () => {
   }
 })
 
-test('what may go away is tried again', async () => {
+test('a temporary error is retried', async () => {
   const store = new MapStore()
   let failures = 2
   const save = store.save
@@ -412,7 +412,7 @@ test('what may go away is tried again', async () => {
   await assert.rejects(once.acquire({ retry: { attempts: 1 } }), coded('E_LOCK_STORAGE_ERROR'))
 })
 
-test('a store that never answers can be left', async () => {
+test('a store without `wait` does not delay the timeout', async () => {
   const store = new MapStore()
   const factory = new LockFactory(store)
   await factory.createLock('one').acquire()
@@ -421,7 +421,7 @@ test('a store that never answers can be left', async () => {
 })
 
 test('each acquire request draws its own owner token', async () => {
-  // One that is drawn in advance is in every copy of the memory, as a snapshot makes it.
+  // A token that is drawn in advance is in every copy of the memory, such as a snapshot.
   const drawn = []
   crypto.getRandomValues = function (bytes) {
     drawn.push(bytes.byteLength)

@@ -1,4 +1,4 @@
-/** Node.js, the shell and Rust add to one number, under one lock. */
+/** Programs in JavaScript, shell and Rust increment one number, under one lock. */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -16,12 +16,12 @@ const { fileStore } = await import(new URL('file-store.js', PACKAGE))
 process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))
 const COUNT = join(dirname(process.env.VERROU_COMMAND), 'examples', 'count')
 
-/** How often each program adds one. */
+/** How often each program increments the number. */
 const TIMES = 60
 
 const HOUR = 3_600_000
 
-/** Adds one, `TIMES` times, some of them at once. `fence` has the last fencing token that was seen. */
+/** Increments the number `TIMES` times, some of them concurrently. `fence` has the latest fencing token. */
 const IN_NODE = `
   import assert from 'node:assert/strict'
   import { appendFile, readFile, writeFile } from 'node:fs/promises'
@@ -43,7 +43,7 @@ const IN_NODE = `
   await Promise.all([lane(), lane(), lane(), lane(), lane()])
 `
 
-/** Takes the lock, and is killed. */
+/** Acquires the lock, and is killed. */
 const KILLED = `
   import { appendFile } from 'node:fs/promises'
   const { Verrou } = await import(process.env.PACKAGE + 'node.js')
@@ -71,21 +71,21 @@ const IN_RUST = `
   exec "$@"
 `
 
-test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_000 }, async (t) => {
-  const folder = await mkdtemp(join(tmpdir(), 'verrou-'))
-  const locks = join(folder, 'locks')
-  const number = join(folder, 'number')
+test('programs of three languages lose no increment when some are killed', { timeout: 600_000 }, async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'verrou-'))
+  const locks = join(directory, 'locks')
+  const number = join(directory, 'number')
   await writeFile(number, '0')
-  await writeFile(join(folder, 'fence'), '0')
-  await writeFile(join(folder, 'begun'), '')
+  await writeFile(join(directory, 'fence'), '0')
+  await writeFile(join(directory, 'begun'), '')
   const store = fileStore(locks)
   const children = []
   const ended = (yes) =>
     children.filter(({ exitCode, signalCode }) => yes === ((exitCode ?? signalCode) !== null))
   const start = (command, ...args) => {
     const child = spawn(command, args, {
-      cwd: folder,
-      detached: true, // so that what it has started can be ended with it
+      cwd: directory,
+      detached: true, // so that its children can be ended with it
       env: { ...process.env, PACKAGE: PACKAGE.href, VERROU_STORE: `lease:${locks}` },
       stdio: ['ignore', 'inherit', 'inherit'],
     })
@@ -95,10 +95,10 @@ test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_0
   t.after(async () => {
     for (const child of ended(false)) process.kill(-child.pid, 'SIGKILL')
     await store.close()
-    await rm(folder, { recursive: true })
+    await rm(directory, { recursive: true })
   })
 
-  // Nobody is through before everybody has begun.
+  // This lock keeps every program from its end until all have begun.
   const verrou = new Verrou({ default: 'files', stores: { files: { driver: store } } })
   const lock = verrou.createLock('number', '1h')
   await lock.acquire()
@@ -112,9 +112,9 @@ test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_0
     counting.push(start('sh', '-euc', IN_RUST, 'sh', ...count))
     killed.push(start(process.execPath, '--input-type=module', '--eval', KILLED))
   }
-  const begun = async () => (await readFile(join(folder, 'begun'), 'utf8')).length
+  const begun = async () => (await readFile(join(directory, 'begun'), 'utf8')).length
   while ((await begun()) < children.length) {
-    assert.deepEqual(ended(true), [], 'nobody is through yet')
+    assert.deepEqual(ended(true), [], 'no program has ended yet')
     await pause(10)
   }
   assert.equal(await readFile(number, 'utf8'), '0')
@@ -123,8 +123,8 @@ test('programs of three kinds lose nothing, whoever is killed', { timeout: 600_0
   for (const end of await Promise.all(killed)) assert.deepEqual(end, [null, 'SIGKILL'])
   for (const end of await Promise.all(counting)) assert.deepEqual(end, [0, null])
   assert.equal(Number(await readFile(number, 'utf8')), 9 * TIMES)
-  const last = Number(await readFile(join(folder, 'fence'), 'utf8'))
-  assert.ok(first < last && last <= first + 9 * TIMES + 3, 'a grant each')
+  const last = Number(await readFile(join(directory, 'fence'), 'utf8'))
+  assert.ok(first < last && last <= first + 9 * TIMES + 3, 'one grant for each increment')
   await store.wait('number', HOUR)
   assert.equal(await store.exists('number'), false)
 })

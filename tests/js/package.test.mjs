@@ -1,4 +1,4 @@
-/** The package as npm packs it, in projects that have nothing else. */
+/** The package as npm packs it, in projects without other dependencies. */
 import assert from 'node:assert/strict'
 import { execFile, execFileSync } from 'node:child_process'
 import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -12,21 +12,21 @@ const here = import.meta.dirname
 const built = resolve(here, '../../target/js')
 const bin = (name) => join(here, 'node_modules/.bin', name)
 
-let folder
+let directory
 let tarball
 
 before(() => {
-  folder = mkdtempSync(join(tmpdir(), 'verrou-wasm-'))
-  execFileSync('npm', ['pack', built, '--pack-destination', folder, '--loglevel=error'])
-  ;[tarball] = readdirSync(folder).filter((name) => name.endsWith('.tgz'))
-  writeFileSync(join(folder, 'package.json'), '{"type":"module","private":true}')
-  execFileSync('npm', ['install', `./${tarball}`, '--no-audit', '--no-fund', '--offline', '--loglevel=error'], { cwd: folder })
+  directory = mkdtempSync(join(tmpdir(), 'verrou-wasm-'))
+  execFileSync('npm', ['pack', built, '--pack-destination', directory, '--loglevel=error'])
+  ;[tarball] = readdirSync(directory).filter((name) => name.endsWith('.tgz'))
+  writeFileSync(join(directory, 'package.json'), '{"type":"module","private":true}')
+  execFileSync('npm', ['install', `./${tarball}`, '--no-audit', '--no-fund', '--offline', '--loglevel=error'], { cwd: directory })
 })
 
-after(() => rmSync(folder, { recursive: true }))
+after(() => rmSync(directory, { recursive: true }))
 
-test('everything is in the tarball, and nothing of this machine', async () => {
-  const { stdout } = await run('tar', ['-tf', join(folder, tarball)])
+test('the tarball contains all files, and no path of this machine', async () => {
+  const { stdout } = await run('tar', ['-tf', join(directory, tarball)])
   const files = stdout.trim().split('\n').map((path) => path.replace('package/', ''))
   const wanted = readdirSync(built, { recursive: true, withFileTypes: true })
     .filter((entry) => entry.isFile())
@@ -44,37 +44,37 @@ test('everything is in the tarball, and nothing of this machine', async () => {
 })
 
 test('it has no dependency', () => {
-  assert.deepEqual(readdirSync(join(folder, 'node_modules')).filter((name) => !name.startsWith('.')), ['verrou-wasm'])
+  assert.deepEqual(readdirSync(join(directory, 'node_modules')).filter((name) => !name.startsWith('.')), ['verrou-wasm'])
 })
 
 test('the snippets of the page on usage run', async () => {
   for (const file of ['usage.test.mjs', 'verrou.mjs']) {
     const text = readFileSync(join(here, file), 'utf8')
-    writeFileSync(join(folder, file), text.replaceAll('../../target/js/node.js', 'verrou-wasm'))
+    writeFileSync(join(directory, file), text.replaceAll('../../target/js/node.js', 'verrou-wasm'))
   }
-  const { stdout } = await run(process.execPath, ['--test', '--test-reporter=tap', 'usage.test.mjs'], { cwd: folder, env: outside() })
+  const { stdout } = await run(process.execPath, ['--test', '--test-reporter=tap', 'usage.test.mjs'], { cwd: directory, env: outside() })
   assert.match(stdout, /^# pass 10$/m)
   assert.match(stdout, /^# fail 0$/m)
 })
 
-/** A test that starts tests would have its own reporter told. */
+/** Returns the environment for a nested test runner, which would otherwise report to the outer one. */
 function outside() {
   const { NODE_TEST_CONTEXT, ...env } = process.env
   return env
 }
 
-test('what its README says runs', async () => {
+test('the program in the README runs', async () => {
   const readme = readFileSync(join(built, 'README.md'), 'utf8')
   const [snippet] = readme.split('```js\n')[1].split('```')
-  writeFileSync(join(folder, 'readme.mjs'), `${snippet}\nconsole.log(answer)`)
-  const { stdout } = await run(process.execPath, ['readme.mjs'], { cwd: folder })
+  writeFileSync(join(directory, 'readme.mjs'), `${snippet}\nconsole.log(answer)`)
+  const { stdout } = await run(process.execPath, ['readme.mjs'], { cwd: directory })
   assert.equal(stdout, '42\n')
 })
 
-test('its types are strict', async () => {
-  cpSync(join(here, 'types'), join(folder, 'types'), { recursive: true })
-  cpSync(join(here, 'node_modules/@types'), join(folder, 'node_modules/@types'), { recursive: true })
-  cpSync(join(here, 'node_modules/undici-types'), join(folder, 'node_modules/undici-types'), { recursive: true })
+test('the types compile in strict mode', async () => {
+  cpSync(join(here, 'types'), join(directory, 'types'), { recursive: true })
+  cpSync(join(here, 'node_modules/@types'), join(directory, 'node_modules/@types'), { recursive: true })
+  cpSync(join(here, 'node_modules/undici-types'), join(directory, 'node_modules/undici-types'), { recursive: true })
   for (const resolution of ['nodenext', 'bundler']) {
     const compiled = run(
       bin('tsc'),
@@ -82,26 +82,26 @@ test('its types are strict', async () => {
         ...['--noEmit', '--strict', '--exactOptionalPropertyTypes', '--target', 'es2022'],
         ...['--lib', 'es2022,esnext.disposable,dom', '--types', 'node'],
         ...['--module', resolution === 'bundler' ? 'esnext' : 'nodenext', '--moduleResolution', resolution],
-        ...readdirSync(join(folder, 'types')).map((name) => join('types', name)),
+        ...readdirSync(join(directory, 'types')).map((name) => join('types', name)),
       ],
-      { cwd: folder }
+      { cwd: directory }
     )
     await compiled.catch((error) => assert.fail(error.stdout))
   }
 })
 
-test('the linters of packages have nothing to say', async () => {
+test('the linters of packages report nothing', async () => {
   const linted = run(bin('publint'), ['run', built, '--strict'])
   await linted.catch((error) => assert.fail(error.stdout))
-  const resolved = run(bin('attw'), [join(folder, tarball), '--profile', 'esm-only', '--no-color', '--no-emoji'])
+  const resolved = run(bin('attw'), [join(directory, tarball), '--profile', 'esm-only', '--no-color', '--no-emoji'])
   await resolved.catch((error) => assert.fail(error.stdout))
 })
 
 test('a bundler bundles it for a browser, and for Node.js', async () => {
-  writeFileSync(join(folder, 'app.mjs'), "export { Verrou, memoryStore } from 'verrou-wasm'\n")
+  writeFileSync(join(directory, 'app.mjs'), "export { Verrou, memoryStore } from 'verrou-wasm'\n")
   const { build } = await import('vite')
   const built = await build({
-    root: folder,
+    root: directory,
     logLevel: 'error',
     build: { target: 'esnext', write: false, assetsInlineLimit: 0, lib: { entry: 'app.mjs', formats: ['es'], fileName: 'app' } },
   })
@@ -111,13 +111,13 @@ test('a bundler bundles it for a browser, and for Node.js', async () => {
   assert.doesNotMatch(bundle, /node:fs/)
 
   const { build: bundled } = await import('esbuild')
-  const outfile = join(folder, 'out/node.mjs')
-  await bundled({ absWorkingDir: folder, entryPoints: ['app.mjs'], bundle: true, platform: 'node', format: 'esm', outfile, logLevel: 'error' })
-  cpSync(join(folder, 'node_modules/verrou-wasm/core/verrou_bg.wasm'), join(folder, 'out/core/verrou_bg.wasm'))
+  const outfile = join(directory, 'out/node.mjs')
+  await bundled({ absWorkingDir: directory, entryPoints: ['app.mjs'], bundle: true, platform: 'node', format: 'esm', outfile, logLevel: 'error' })
+  cpSync(join(directory, 'node_modules/verrou-wasm/core/verrou_bg.wasm'), join(directory, 'out/core/verrou_bg.wasm'))
   writeFileSync(
-    join(folder, 'out/use.mjs'),
+    join(directory, 'out/use.mjs'),
     "import { Verrou, memoryStore } from './node.mjs'\nconst lock = new Verrou({ default: 'm', stores: { m: memoryStore() } }).createLock('x')\nconsole.log(await lock.run(() => 'bundled'))"
   )
-  const { stdout } = await run(process.execPath, ['out/use.mjs'], { cwd: folder })
+  const { stdout } = await run(process.execPath, ['out/use.mjs'], { cwd: directory })
   assert.equal(stdout, 'bundled\n')
 })

@@ -1,6 +1,7 @@
 /**
- * What `polluted.test.mjs` runs in a process of its own: `node polluted.mjs FOLDER [NAME [getter]]` writes NAME to
- * `Object.prototype`, or a getter that returns a new function each time, uses every function of the package that takes options, and prints what came of it.
+ * The program that `polluted.test.mjs` runs in a process of its own: `node polluted.mjs DIRECTORY [NAME [getter]]`
+ * writes NAME to `Object.prototype`, or a getter that returns a new function each time. Then it uses every function of
+ * the package that takes options, and prints the results.
  */
 import { Lock as CompatLock, LockFactory as CompatFactory, Verrou as CompatVerrou } from '../../target/js/compat/index.js'
 import { memoryStore as compatMemory } from '../../target/js/compat/drivers/memory.js'
@@ -9,7 +10,7 @@ import { LockFactory, Verrou, memoryStore } from '../../target/js/node.js'
 import { serverStore } from '../../target/js/server-store.js'
 import { webStore } from '../../target/js/web-store.js'
 
-/** What a name could be made to say, where it is not this text. */
+/** The hostile value of each name for which it is not the default text. */
 const EVIL = {
   attempts: 7,
   anyFileSystem: true,
@@ -36,7 +37,7 @@ const EVIL = {
   wait: () => { throw new Error('evil') },
 }
 
-const [, , folder, name, how] = process.argv
+const [, , directory, name, how] = process.argv
 const value = Object.hasOwn(EVIL, name) ? EVIL[name] : '/nonexistent/evil'
 
 const said = []
@@ -49,14 +50,14 @@ async function note(what, ask) {
   }
 }
 
-/** A store with no more than the methods that are required. */
+/** A store with only the required methods. */
 const plain = (held = new Map()) => ({
   save: (key, owner) => !held.has(key) && Boolean(held.set(key, owner)),
   delete: (key) => void held.delete(key),
   forceDelete: (key) => void held.delete(key),
   exists: (key) => held.has(key),
   extend() {
-    throw new Error('this store extends nothing')
+    throw new Error('this store cannot extend')
   },
 })
 
@@ -64,7 +65,7 @@ if (how === 'getter') {
   Object.defineProperty(Object.prototype, name, {
     configurable: true,
     get: () => () => { throw new Error('evil') },
-    // As an assignment does where there is no getter.
+    // Does the same as an assignment without a getter.
     set(own) {
       Object.defineProperty(this, name, { value: own, configurable: true, enumerable: true, writable: true })
     },
@@ -108,16 +109,16 @@ await note('compat is refused', async () => {
 await note('compat acquires', async () => (await factory.createLock('w', null).acquire()) && factory.createLock('w').isLocked())
 await note('compat lock', () => new CompatLock('v', store, {}).acquire())
 
-// Node.js itself reads this one, whenever it makes a stream.
+// Node.js itself reads this member whenever it makes a stream.
 if (name === 'signal') delete Object.prototype.signal
 
-const files = fileStore(folder, {})
+const files = fileStore(directory, {})
 const [mine, other] = ['1'.repeat(32), '2'.repeat(32)]
 await note('files save', () => files.save('x', mine, 3_600_000))
 await note('files count', async () => typeof (await files.fence('x', mine)))
 await note('files count again', async () => typeof (await files.fence('x', mine)))
 await note('files refuse', () => files.save('x', other, 3_600_000))
-await note('files tell nothing', () => files.fence('x', other))
+await note('files return no fence', () => files.fence('x', other))
 await note('files refuse to extend', () => files.extend('x', other, 3_600_000))
 await note('files renew', () => files.renew('x', mine, 3_600_000, null))
 await note('files delete', () => files.delete('x', mine))

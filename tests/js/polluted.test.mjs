@@ -1,4 +1,4 @@
-/** Code that writes to `Object.prototype` changes nothing of what the package does. */
+/** Code that writes to `Object.prototype` does not change the behaviour of the package. */
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { mkdtemp, rm } from 'node:fs/promises'
@@ -10,38 +10,38 @@ import { promisify } from 'node:util'
 
 process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))
 
-/** Every name that the package reads of what it is passed, and of what the command answers. */
+/** Every member that the package reads of its arguments and of the command's answers. */
 const NAMES = [
   // Options.
   'anyFileSystem', 'attempts', 'command', 'default', 'delay', 'driver', 'factory', 'group', 'idle', 'label',
   'logger', 'maxDelay', 'name', 'renew', 'retry', 'signal', 'stores', 'timeout',
-  // Methods that a store need not have, and members of errors.
+  // Optional methods of a store, and members of errors.
   'detach', 'fence', 'giveUp', 'wait', 'code', 'temporary',
   // Serialized locks, answers, and the environment.
   'expirationTime', 'owner', 'ttl', 'error', 'granted', 'holder', 'mine', 'queued', 'refused', 'renewed', 'waited',
   'VERROU_COMMAND', 'VERROU_STORE',
-  // Options of what the package calls.
+  // Options of functions that the package calls.
   'argv0', 'cwd', 'env', 'shell',
-  // What `JSON.stringify` calls.
+  // The method that `JSON.stringify` calls.
   'toJSON',
 ]
 
-/** The methods that a store need not have. */
+/** The optional methods of a store. */
 const METHODS = ['detach', 'fence', 'giveUp', 'renew', 'wait']
 
-const folder = await mkdtemp(join(tmpdir(), 'verrou-'))
-after(() => rm(folder, { recursive: true }))
+const directory = await mkdtemp(join(tmpdir(), 'verrou-'))
+after(() => rm(directory, { recursive: true }))
 
-/** What came of all functions, with the name of `args` written to `Object.prototype`, or nothing. */
+/** Returns the results of all functions, with the name in `args`, if any, written to `Object.prototype`. */
 async function used(...args) {
   const script = fileURLToPath(new URL('polluted.mjs', import.meta.url))
-  const { stdout } = await promisify(execFile)(process.execPath, [script, join(folder, 'locks'), ...args])
+  const { stdout } = await promisify(execFile)(process.execPath, [script, join(directory, 'locks'), ...args])
   return JSON.parse(stdout)
 }
 
 const clean = await used()
 
-test('the functions do something', () => {
+test('the functions have results', () => {
   const of = new Map(clean.map(([what, ...said]) => [what, said]))
   assert.deepEqual(of.get('memory runs'), ['done'])
   assert.deepEqual(of.get('plain runs'), ['done'])

@@ -15,7 +15,7 @@ const { CommandStoreError, serverStore } = await import(at('server-store.js'))
 
 process.env.VERROU_COMMAND ??= fileURLToPath(new URL('../../target/debug/verrou', import.meta.url))
 
-/** Nothing here takes this long, on however busy a machine. */
+/** Longer than any of these tests takes, even on a busy machine. */
 const options = {
   timeout: 120_000,
   skip: spawnSync('redis-server', ['--version']).error && 'there is no redis-server in PATH',
@@ -23,7 +23,7 @@ const options = {
 
 const PASSWORD = 's3cret'
 
-/** A server of a test's own; what opens a store there, and the command. */
+/** Starts a server for one test, and returns functions that open a store there and run the command. */
 async function redis(t) {
   const port = await freePort()
   const words = ['--port', port, '--bind', '127.0.0.1', '--save', '', '--requirepass', PASSWORD]
@@ -65,7 +65,7 @@ function answers(port) {
   })
 }
 
-test('a lock on a server excludes the others, in whatever language', options, async (t) => {
+test('a lock on a server excludes programs in other languages', options, async (t) => {
   const { open, verrou } = await redis(t)
   const lock = new LockFactory(open()).createLock('shared', '1m')
   const other = new LockFactory(open()).createLock('shared', '1m')
@@ -75,7 +75,7 @@ test('a lock on a server excludes the others, in whatever language', options, as
   const ended = verrou('run', 'shared', '--no-wait', '--', 'true')
   await assert.rejects(ended, { code: 75 })
 
-  // Who waits has it when it is given back.
+  // The waiter acquires the lock after the release.
   let had = false
   const waiting = other.acquire().then(() => (had = true))
   await pause(300)
@@ -87,7 +87,7 @@ test('a lock on a server excludes the others, in whatever language', options, as
   assert.equal(await verrou('run', 'shared', '--', 'echo', 'had'), 'had')
 })
 
-test('whoever was evicted is told', options, async (t) => {
+test('a force-released holder cannot extend', options, async (t) => {
   const { open, verrou } = await redis(t)
   const lock = new LockFactory(open()).createLock('evicted', '1m')
   await lock.acquire()
@@ -95,7 +95,7 @@ test('whoever was evicted is told', options, async (t) => {
   await assert.rejects(lock.extend(), { code: 'E_LOCK_NOT_OWNER' })
 })
 
-test('nobody sees the password', options, async (t) => {
+test('the password is in no command line', options, async (t) => {
   const store = (await redis(t)).open()
   await store.save('lock', '0'.repeat(32), 60_000)
   const processes = (await readdir('/proc')).filter((name) => /^\d+$/.test(name))
@@ -105,11 +105,11 @@ test('nobody sees the password', options, async (t) => {
   }
 })
 
-test('what is wrong is said', options, async (t) => {
+test('errors name the fault without the password', options, async (t) => {
   for (const url of ['', 'redis', null, 7]) assert.throws(() => serverStore(url), TypeError)
-  const nobody = serverStore(`redis://:${PASSWORD}@127.0.0.1:${await freePort()}`)
-  t.after(() => nobody.close())
-  await assert.rejects(nobody.exists('lock'), (error) => {
+  const absent = serverStore(`redis://:${PASSWORD}@127.0.0.1:${await freePort()}`)
+  t.after(() => absent.close())
+  await assert.rejects(absent.exists('lock'), (error) => {
     assert.ok(error instanceof CommandStoreError)
     assert.match(error.message, /connection/)
     assert.ok(!error.message.includes(PASSWORD), error.message)

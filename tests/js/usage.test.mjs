@@ -1,4 +1,4 @@
-/** Verrou's page on usage, snippet by snippet. */
+/** The examples of Verrou's page on usage. */
 import assert from 'node:assert/strict'
 import { EventEmitter } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -7,7 +7,7 @@ import { test } from 'node:test'
 import { errors } from '../../target/js/node.js'
 import { verrou } from './verrou.mjs'
 
-/** What the snippets do under the lock: nobody else does it meanwhile. */
+/** The work of the examples under the lock: asserts that no other work runs meanwhile. */
 let busy = 0
 let done = 0
 async function doSomething() {
@@ -17,7 +17,7 @@ async function doSomething() {
   done++
 }
 
-test('a lock that was made is not acquired', async () => {
+test('a new lock is not acquired', async () => {
   const lock = verrou.createLock('my-resource', '1s')
   assert.equal(await lock.isLocked(), false)
   assert.equal(lock.getRemainingTime(), null)
@@ -141,7 +141,7 @@ test('a lock is shared through a queue', async () => {
   assert.equal(await lock.isLocked(), false)
 })
 
-test('released by force', async () => {
+test('force-released', async () => {
   const lock1 = verrou.createLock('my-resource', null)
   const lock2 = verrou.createLock('my-resource', null)
   await lock1.acquire()

@@ -1,4 +1,4 @@
-/** What the snippets import as `./verrou.js`. */
+/** The module that the examples import as `./verrou.js`. */
 import { Verrou, memoryStore } from '../../target/js/node.js'
 
 export const verrou = new Verrou({

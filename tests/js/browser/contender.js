@@ -1,4 +1,4 @@
-/** A worker that counts under a lock, in a database without any other protection. */
+/** A worker that increments a counter under a lock, in a database without other protection. */
 import { LockFactory } from '/target/js/browser.js'
 import { webStore } from '/target/js/web-store.js'
 import { countUp } from '/tests/js/browser/counter.js'

@@ -1,4 +1,4 @@
-/** A counter that loses counts unless it is guarded: it is read, and written in another transaction. */
+/** A counter that loses increments without a lock: it is read and written in separate transactions. */
 function open() {
   return new Promise((resolve, reject) => {
     const request = indexedDB.open('counter', 1)
@@ -22,7 +22,7 @@ export async function read() {
   return number ?? 0
 }
 
-/** Counts `times` up, each under the lock; returns the fencing tokens. */
+/** Increments the counter `times` times, each time under the lock; returns the fencing tokens. */
 export async function countUp(locks, times) {
   const database = await open()
   const numbers = (mode) => database.transaction('numbers', mode).objectStore('numbers')

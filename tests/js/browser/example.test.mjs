@@ -1,4 +1,4 @@
-/** The page in `examples/browser`, as its README says. */
+/** The page in `examples/browser`, used as its README says. */
 import assert from 'node:assert/strict'
 import { after, before, test } from 'node:test'
 
@@ -27,7 +27,7 @@ async function tab() {
 }
 const says = (page, id, text) => page.locator(`#${id}`, { hasText: text }).waitFor()
 
-test('the lock goes from tab to tab', async () => {
+test('the lock is handed off between tabs', async () => {
   const [one, two] = [await tab(), await tab()]
   await says(one, 'who', 'Nobody holds it')
   await one.click('#acquire')
@@ -53,7 +53,7 @@ test('the lock goes from tab to tab', async () => {
   await says(one, 'who', 'This tab holds it')
 })
 
-test('nothing is served but the page and the package', async () => {
+test('only the page and the package are served', async () => {
   const status = async (path) => (await fetch(`http://127.0.0.1:${server.address().port}${path}`)).status
   assert.equal(await status('/package/core/verrou_bg.wasm'), 200)
   for (const path of ['/..%2f..%2fCargo.toml', '/package/..%2f..%2f..%2fCargo.lock', '/serve.mjs', '/README.md', '/nothing.js']) {

@@ -1,4 +1,4 @@
-/** Hostile scripts beside `webStore`, of another origin and of the same. */
+/** Hostile scripts beside `webStore`, of another origin and of the same origin. */
 import assert from 'node:assert/strict'
 import { after, afterEach, before, test } from 'node:test'
 
@@ -11,7 +11,7 @@ before(async () => {
 after(() => site?.close())
 afterEach(() => Promise.all(site.context.pages().map((page) => page.close())))
 
-/** Lets `tab` hold a lock under renewal, until `globalThis.end()`: the fencing token. */
+/** Holds a lock under renewal in `tab` until `globalThis.end()` is called; returns the fencing token. */
 const hold = (tab, name, ttl = '1h') =>
   tab.evaluate(
     ([name, ttl]) =>
@@ -76,9 +76,9 @@ test('a message on the channel grants nothing', async () => {
   assert.ok((await waiter.evaluate(() => acquired)) > 0)
 })
 
-/** What a script of the same origin can do. Its holder's next renewal fails. */
+/** The attacks of a script of the same origin. The holder's next renewal fails. */
 const ENDS = {
-  'steals the lock that says that a tab lives': async () => {
+  'steals the Web Lock of a live tab': async () => {
     const { held } = await navigator.locks.query()
     for (const { name } of held) {
       if (name.startsWith('verrou:')) await navigator.locks.request(name, { steal: true }, () => {})
@@ -117,7 +117,7 @@ for (const [what, attack] of Object.entries(ENDS)) {
     await hostile.evaluate(attack)
     const second = await take(hostile, 'lock')
     assert.ok(second > first, `${second} after ${first}`)
-    // Its next renewal is refused.
+    // The holder's next renewal is refused.
     await holder.waitForFunction(() => signal.aborted)
     assert.equal(await holder.evaluate(() => signal.reason.code), 'E_LOCK_LOST')
     assert.equal(await end(holder), 'E_LOCK_LOST')

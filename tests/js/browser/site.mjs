@@ -1,4 +1,4 @@
-/** A browser, and a site that has the package, for tests. */
+/** A browser and a site with the package, for tests. */
 import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
@@ -9,7 +9,7 @@ import { chromium } from 'playwright-core'
 const project = join(import.meta.dirname, '../../..')
 const types = { '.js': 'text/javascript', '.mjs': 'text/javascript', '.wasm': 'application/wasm', '.html': 'text/html' }
 
-/** Starts both: `{ context, tab, close }`, where each `tab` is a page of the site. */
+/** Starts both, and returns `{ context, tab, close }`. Each `tab` is a page of the site. */
 export async function open() {
   const server = createServer(async ({ url }, response) => {
     const path = normalize(new URL(url, 'http://site').pathname)
@@ -31,7 +31,7 @@ export async function open() {
     origin,
     /** The same files at another origin. */
     elsewhere: origin.replace('127.0.0.1', 'localhost'),
-    /** A tab with `locks`, a LockFactory of the web store. */
+    /** Opens a tab with `locks`, a LockFactory of the web store. */
     async tab(path = '/', at = origin) {
       const page = await context.newPage()
       await page.goto(at + path)

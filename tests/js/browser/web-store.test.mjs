@@ -18,14 +18,14 @@ const acquire = (tab, name, ttl) =>
     return Number(held.fence)
   }, [name, ttl])
 
-/** Lets a tab wait for the lock; it waits when this returns. */
+/** Makes a tab wait for the lock; it waits when this returns. */
 async function waits(tab, name) {
   await tab.evaluate((name) => {
     const wait = store.wait.bind(store)
     globalThis.waiting = new Promise((resolve) => {
       store.wait = (...claim) => {
         const waited = wait(...claim)
-        // When the record was read, and what can wake it is there.
+        // By then the record has been read, and the events that can wake it are subscribed.
         setTimeout(resolve, 50)
         return waited
       }
@@ -57,7 +57,7 @@ test('two tabs and a worker count together, and lose nothing', async () => {
   assert.equal(new Set(known).size, known.length)
 })
 
-test('a release wakes who waits in another tab', async () => {
+test('a release wakes a waiter in another tab', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   const before = await acquire(one, 'released', null)
   await waits(two, 'released')
@@ -65,7 +65,7 @@ test('a release wakes who waits in another tab', async () => {
   assert.ok((await acquired(two)) > before)
 })
 
-test('a tab that is closed frees what it held, whatever its ttl', async () => {
+test('a closed tab frees its locks before their ttl has passed', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   const before = await acquire(one, 'closed', '1h')
   await waits(two, 'closed')
@@ -73,7 +73,7 @@ test('a tab that is closed frees what it held, whatever its ttl', async () => {
   assert.ok((await acquired(two)) > before)
 })
 
-test('so does a tab that crashes', async () => {
+test('a crashed tab frees its locks', async () => {
   const [one, two, three] = [await site.tab(), await site.tab(), await site.tab()]
   const before = await acquire(one, 'crashed', null)
   await waits(two, 'crashed')
@@ -83,14 +83,14 @@ test('so does a tab that crashes', async () => {
   await crashed
   const fence = await acquired(two)
   assert.ok(fence > before)
-  // And whoever does not wait finds it taken, then free.
+  // A tab that does not wait is refused while the lock is held, and granted it when it is free.
   const immediately = () => three.evaluate(() => locks.createLock('crashed').acquireImmediately())
   assert.equal(await immediately(), false)
   await two.evaluate(() => held.release())
   assert.equal(await immediately(), true)
 })
 
-test('a worker that is ended frees what it held', async () => {
+test('a terminated worker frees its locks', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   await one.evaluate(
     () =>
@@ -111,7 +111,7 @@ test('a worker that is ended frees what it held', async () => {
   await acquired(two)
 })
 
-test('a lease that ends is taken over then', async () => {
+test('a waiter acquires an expired lock', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   const before = await acquire(one, 'expired', 400)
   const began = await two.evaluate(() => Date.now())
@@ -123,7 +123,7 @@ test('a lease that ends is taken over then', async () => {
   assert.equal(await two.evaluate(() => locks.createLock('expired').isLocked()), true)
 })
 
-test('a lock is released by force, and its holder finds out', async () => {
+test('a force-release wakes a waiter, and the former holder cannot release', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   await acquire(one, 'forced', null)
   await waits(two, 'forced')
@@ -132,7 +132,7 @@ test('a lock is released by force, and its holder finds out', async () => {
   assert.equal(await one.evaluate(() => coded(held.release())), 'E_LOCK_NOT_OWNER')
 })
 
-test('what is serialized in one tab outlives it, and is released in another', async () => {
+test('a lock that is serialized in one tab outlives it, and is released in another', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   await acquire(one, 'handed over', '1m')
   const text = await one.evaluate(() => held.handOver())
@@ -142,12 +142,12 @@ test('what is serialized in one tab outlives it, and is released in another', as
   assert.equal(await two.evaluate(() => locks.createLock('handed over').acquireImmediately()), true)
 })
 
-test('what is serialized at once is detached in the end', async () => {
+test('serialize without waiting detaches the lease', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   await acquire(one, 'sent', '1m')
   const text = await one.evaluate(async () => {
     const text = held.serialize()
-    // The next step comes after the word that was sent.
+    // The next operation comes after the request that was sent.
     await held.isLocked()
     return text
   })
@@ -155,11 +155,11 @@ test('what is serialized at once is detached in the end', async () => {
   assert.equal(await two.evaluate((text) => coded(locks.restoreLock(text).extend('2m')), text), 'nothing')
 })
 
-test('whoever gives up leaves nothing behind', async () => {
+test('a cancelled wait leaves no request behind', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
-  await acquire(one, 'given up', null)
+  await acquire(one, 'cancelled', null)
   const pending = await two.evaluate(async () => {
-    const lock = locks.createLock('given up')
+    const lock = locks.createLock('cancelled')
     for (let time = 0; time < 20; time++) {
       const controller = new AbortController()
       const waiting = lock.acquire({ signal: controller.signal })
@@ -168,14 +168,14 @@ test('whoever gives up leaves nothing behind', async () => {
         if (error.name !== 'AbortError') throw error
       })
     }
-    // Whatever was asked for is taken back by the next answer.
+    // Cancelled requests are removed before the next answer.
     const { pending } = await navigator.locks.query()
     return pending.length
   })
   assert.equal(pending, 0)
 })
 
-test('it lists what is held, and by a store that is closed nothing is', async () => {
+test('list returns the held locks, and a closed store holds none', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
   const fence = await acquire(one, 'listed', '1h')
   const listed = () => two.evaluate(async () => (await store.list()).filter(({ key }) => key === 'listed'))
@@ -189,7 +189,7 @@ test('it lists what is held, and by a store that is closed nothing is', async ()
   assert.equal(await two.evaluate(() => locks.createLock('listed').acquireImmediately()), true)
 })
 
-test('where there is no Web Locks, that is said', async () => {
+test('without Web Locks the error names them', async () => {
   const page = await site.context.newPage()
   await page.goto(site.origin)
   const error = await page.evaluate(async () => {

@@ -1,10 +1,10 @@
-/** A clock that stands still until it is moved: to be imported before the package. */
+/** A clock that stands still until it is advanced. Must be imported before the package. */
 const EPOCH = 1_763_892_000_000
 
 export const clock = {
-  /** What timers and leases go by, in milliseconds. */
+  /** The time of timers and leases, in milliseconds. */
   now: 1_000,
-  /** What the wall clock is ahead of it. */
+  /** The difference of the wall clock to `now`. */
   ahead: EPOCH,
 
   advance(millis) {

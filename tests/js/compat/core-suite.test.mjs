@@ -1,4 +1,4 @@
-/** This package's stores inside `@verrou/core`: its own locks ask them, and its own suite checks it. */
+/** This package's stores inside `@verrou/core`, whose own locks use them, and whose own suite checks them. */
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -16,20 +16,20 @@ process.env.VERROU_COMMAND ??= fileURLToPath(
   new URL('../../../target/debug/verrou', import.meta.url)
 )
 
-/** The class is that of `@verrou/core`, which no store of ours knows: the code is what they share. */
+/** Compares codes: the expected class is that of `@verrou/core`, which this package's stores do not throw. */
 const hasItsCode = (error, Class) => error.code === Class.code
 
 register(registerStoreTestSuite, 'memoryStore', () => memoryStore().factory(), hasItsCode)
 
-const folder = mkdtempSync(join(tmpdir(), 'verrou-compat-'))
+const directory = mkdtempSync(join(tmpdir(), 'verrou-compat-'))
 const stores = []
 after(async () => {
   await Promise.all(stores.map((store) => store.close()))
-  rmSync(folder, { recursive: true })
+  rmSync(directory, { recursive: true })
 })
 
 function files() {
-  const store = fileStore(join(folder, String(stores.length)))
+  const store = fileStore(join(directory, String(stores.length)))
   stores.push(store)
   return driver(store).factory()
 }

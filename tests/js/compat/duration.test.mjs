@@ -1,4 +1,4 @@
-/** Lengths of time, beside the library that Verrou has read them with. */
+/** Lengths of time, compared to the library with which `@verrou/core` reads them. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
@@ -23,7 +23,7 @@ async function saved(ttl) {
   return store.asked.save[0][2]
 }
 
-test('what it reads is read as there', options, async () => {
+test('texts that the library reads are read equally', options, async () => {
   for (const unit of UNITS) {
     for (const number of NUMBERS) {
       for (const form of [number + unit, `${number} ${unit}`, `${number}   ${unit.toUpperCase()}`]) {
@@ -36,7 +36,7 @@ test('what it reads is read as there', options, async () => {
   }
 })
 
-test('what it does not read, or what is not above zero, is refused', () => {
+test('texts that the library does not read, or that are not above zero, are refused', () => {
   const factory = new LockFactory(new OpenStore())
   for (const form of [...OTHERS, ...UNITS.map((unit) => `-1${unit}`)]) {
     const length = parse(form)
@@ -45,7 +45,7 @@ test('what it does not read, or what is not above zero, is refused', () => {
   }
 })
 
-test('a text that is no length of time is told as there', () => {
+test('an invalid text is refused with the message of @verrou/core', () => {
   const factory = new LockFactory(new OpenStore())
   assert.throws(() => factory.createLock('foo', 'abc'), {
     message: 'Invalid duration expression "abc"',

@@ -1,4 +1,4 @@
-/** What the locks of `compat` do, as `@verrou/core`'s own tests have it, and where it was a trap. */
+/** The locks of `compat`, by the cases of `@verrou/core`'s own tests and its known traps. */
 import assert from 'node:assert/strict'
 import { inspect } from 'node:util'
 import { test } from 'node:test'
@@ -36,7 +36,7 @@ for (const [name, Store] of Object.entries(stores)) {
       assert.deepEqual(await lock[method](() => 'at once'), [true, 'at once'])
     })
 
-    test(`${name}: ${method} does not call back when another holds the lock`, options, async () => {
+    test(`${name}: ${method} does not call the callback while another owner holds the lock`, options, async () => {
       const store = new Store()
       await new Lock('foo', store, config()).acquire()
       const lock = new Lock('foo', store, config({ attempts: 1 }))
@@ -72,7 +72,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(owners.size, 10)
   })
 
-  test(`${name}: an owner is refused what it holds, even if it asks twice at once`, options, async () => {
+  test(`${name}: an owner cannot acquire a lock that it holds, even by concurrent requests`, options, async () => {
     const store = new Store()
     const locks = Array.from({ length: 5 }, () => new Lock('foo', store, config(), 'me', 60_000))
     const acquired = await Promise.all(locks.map((lock) => lock.acquireImmediately()))
@@ -81,7 +81,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(await restored.acquireImmediately(), false)
   })
 
-  test(`${name}: an owner may be any text, is used as it is, and is whoever knows it`, options, async () => {
+  test(`${name}: an owner may be any text, is used as it is, and allows others to release`, options, async () => {
     for (const owner of ['me', 'ünïcödé ☃', ' ', '0', 'A'.repeat(32), 'b'.repeat(32), 'c'.repeat(10_000)]) {
       const store = new Store()
       const lock = new Lock('foo', store, config(), owner, 60_000)
@@ -97,39 +97,39 @@ for (const [name, Store] of Object.entries(stores)) {
     }
   })
 
-  test(`${name}: the owner is that of the acquisition, and what is told before it is acquired for`, options, async () => {
+  test(`${name}: getOwner returns the owner of the next acquisition, then that of the latest`, options, async () => {
     const store = new Store()
     const factory = new LockFactory(store)
     const lock = factory.createLock('foo')
-    const told = lock.getOwner()
-    assert.match(told, /^[0-9a-f]{32}$/)
-    assert.equal(lock.getOwner(), told)
+    const owner = lock.getOwner()
+    assert.match(owner, /^[0-9a-f]{32}$/)
+    assert.equal(lock.getOwner(), owner)
     const handed = factory.restoreLock(lock.serialize())
     await lock.acquire()
-    assert.equal(lock.getOwner(), told)
+    assert.equal(lock.getOwner(), owner)
     await handed.release()
     assert.equal(await lock.isLocked(), false)
 
     await lock.acquire()
-    assert.notEqual(lock.getOwner(), told)
+    assert.notEqual(lock.getOwner(), owner)
     await assert.rejects(handed.release(), NOT_OWNED)
     assert.equal(await lock.isLocked(), true)
     await lock.release()
   })
 
-  test(`${name}: what was told an owner in vain is acquired for it later`, options, async () => {
+  test(`${name}: a failed acquisition keeps the owner for the next one`, options, async () => {
     const store = new Store()
     const other = new Lock('foo', store, config())
     const lock = new Lock('foo', store, config())
-    const told = lock.getOwner()
+    const owner = lock.getOwner()
     await other.acquire()
     assert.equal(await lock.acquireImmediately(), false)
     await other.release()
     assert.equal(await lock.acquireImmediately(), true)
-    assert.equal(lock.getOwner(), told)
+    assert.equal(lock.getOwner(), owner)
   })
 
-  test(`${name}: the lock is written down as an object of four, and restored`, options, async () => {
+  test(`${name}: the lock is serialized as an object with four members, and restored`, options, async () => {
     const factory = new LockFactory(new Store())
     const lock = factory.createLock('foo', '2s')
     await lock.acquire()
@@ -148,7 +148,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(await lock.isLocked(), false)
   })
 
-  test(`${name}: neither extended nor released by who never held it, nor twice`, options, async () => {
+  test(`${name}: a lock that is not held can be neither extended nor released`, options, async () => {
     const factory = new LockFactory(new Store())
     const [lock, other] = [factory.createLock('foo'), factory.createLock('foo')]
     await assert.rejects(lock.extend(), NOT_OWNED)
@@ -161,7 +161,7 @@ for (const [name, Store] of Object.entries(stores)) {
     await assert.rejects(lock.extend(), NOT_OWNED)
   })
 
-  test(`${name}: freed by force, and then another's to release`, options, async () => {
+  test(`${name}: a force-released lock can be released only by its next holder`, options, async () => {
     const factory = new LockFactory(new Store())
     const [lock, other] = [factory.createLock('foo'), factory.createLock('foo')]
     await lock.acquire()
@@ -175,7 +175,7 @@ for (const [name, Store] of Object.entries(stores)) {
   })
 }
 
-test('as many attempts as are wanted, with as many pauses between them', options, async () => {
+test('the number of attempts and the pauses between them are kept', options, async () => {
   const store = new HeldStore()
   const lock = new Lock('foo', store, config({ attempts: 5, delay: 50 }))
   const began = performance.now()
@@ -197,7 +197,7 @@ test('a call has its own attempts and delay, and the factory keeps its own', opt
   assert.equal(store.asked.save.length, 8)
 })
 
-test('a timeout is kept to, however long the delay, with a last attempt at its end', options, async () => {
+test('a timeout shorter than the delay is kept, with a last attempt at its end', options, async () => {
   const store = new HeldStore()
   const lock = new Lock('foo', store, config({ timeout: 100, delay: 3_600_000 }))
   for (const [retry, least] of [[undefined, 100], [{ timeout: '150ms' }, 150]]) {
@@ -209,13 +209,13 @@ test('a timeout is kept to, however long the delay, with a last attempt at its e
   }
 })
 
-test('no pause is as short as it can be', options, async () => {
+test('a delay of zero means the shortest pause', options, async () => {
   const store = new HeldStore()
   assert.equal(await new Lock('foo', store, config({ delay: 0, attempts: 3 })).acquire(), false)
   assert.equal(store.asked.save.length, 3)
 })
 
-test('attempts that cannot be meant are refused, and acquire nothing', options, async () => {
+test('an invalid number of attempts is refused, and acquires nothing', options, async () => {
   const store = new OpenStore()
   for (const attempts of [0, -1, Number.NaN, 1.5, -Infinity, '3']) {
     assert.throws(() => new LockFactory(store, { retry: { attempts } }), INVALID)
@@ -229,13 +229,13 @@ test('attempts that cannot be meant are refused, and acquire nothing', options, 
   assert.deepEqual(store.asked.save, [])
 })
 
-test('as many attempts as a number can say are as many as it takes', options, async () => {
+test('very large numbers of attempts mean no limit', options, async () => {
   for (const attempts of [Infinity, Number.MAX_SAFE_INTEGER, 2 ** 32]) {
     assert.equal(await new Lock('foo', new OpenStore(), config({ attempts })).acquire(), true)
   }
 })
 
-test('a ttl that cannot be meant is refused, where it is none and for whom', options, async () => {
+test('an invalid ttl is refused by every function', options, async () => {
   const store = new OpenStore()
   const factory = new LockFactory(store)
   for (const ttl of [0, -1, Number.NaN, Infinity, -Infinity, '', '0', '0s', '-1s', 'abc', 'owner', true, 1e30]) {
@@ -250,14 +250,14 @@ test('a ttl that cannot be meant is refused, where it is none and for whom', opt
   }
 })
 
-test('a name that cannot be one is refused', () => {
+test('an invalid name is refused', () => {
   const factory = new LockFactory(new OpenStore())
   for (const name of ['', 'x'.repeat(1_025), undefined, null, 5]) {
     assert.throws(() => factory.createLock(name), INVALID)
   }
 })
 
-test('what cannot have been written down is not restored', () => {
+test('an invalid serialized lock is refused', () => {
   const factory = new LockFactory(new OpenStore())
   const serialized = { key: 'foo', owner: 'me', ttl: 1_000, expirationTime: 1_763_892_000_000 }
   factory.restoreLock(serialized)
@@ -268,7 +268,7 @@ test('what cannot have been written down is not restored', () => {
   assert.throws(() => factory.restoreLock({}), INVALID)
 })
 
-test('a store is told the owner and the ttl as they are', options, async () => {
+test('a store receives the owner and the ttl unchanged', options, async () => {
   const store = new OpenStore()
   const lock = new Lock('foo', store, config(), 'bar', 1_000)
   await lock.acquire()
@@ -287,7 +287,7 @@ test('a store is told the owner and the ttl as they are', options, async () => {
   })
 })
 
-test('an owner that is given asks the store at once, without an acquisition before', options, async () => {
+test('a lock with a given owner sends requests without an earlier acquisition', options, async () => {
   const store = new OpenStore()
   await new Lock('foo', store, config(), 'bar', 1_000).extend()
   await new Lock('foo', store, config(), 'bar', 1_000).release()
@@ -295,7 +295,7 @@ test('an owner that is given asks the store at once, without an acquisition befo
   assert.deepEqual(store.asked.delete, [['foo', 'bar']])
 })
 
-test('whole milliseconds reach the store, of any ttl', options, async () => {
+test('every ttl reaches the store in whole milliseconds', options, async () => {
   const store = new OpenStore()
   const factory = new LockFactory(store)
   const lock = factory.createLock('foo', 1)
@@ -310,7 +310,7 @@ test('whole milliseconds reach the store, of any ttl', options, async () => {
   assert.deepEqual(store.asked.extend.map(([, , ttl]) => ttl), lengths)
 })
 
-test('a lock without a ttl cannot be extended by it', options, async () => {
+test('a lock without a ttl cannot be extended without one', options, async () => {
   const lock = new LockFactory(new MemoryStore()).createLock('foo', null)
   await lock.acquire()
   for (const ttl of [undefined, null]) {
@@ -321,7 +321,7 @@ test('a lock without a ttl cannot be extended by it', options, async () => {
   }
 })
 
-test('a lease lasts 30 seconds where nothing is said, and for ever where null is', options, async () => {
+test('the default ttl is 30 seconds, and null means no expiry', options, async () => {
   const store = new OpenStore()
   const factory = new LockFactory(store)
   await factory.createLock('foo').acquire()
@@ -330,12 +330,12 @@ test('a lease lasts 30 seconds where nothing is said, and for ever where null is
   assert.deepEqual(store.asked.save.map(([, , ttl]) => ttl), [30_000, null, 30_000])
 })
 
-test('what a store throws is the cause of what is thrown', options, async () => {
+test('the error of a store is the cause of the lock error', options, async () => {
   const why = new Error('the disk is full')
   const failing = async () => {
     throw why
   }
-  const told = (error) => {
+  const expected = (error) => {
     assert.equal(error.cause, why)
     assert.equal(error.message, 'Lock storage error: the disk is full')
     assert.equal(String(error), 'Exception [E_LOCK_STORAGE_ERROR]: Lock storage error: the disk is full')
@@ -347,23 +347,23 @@ test('what a store throws is the cause of what is thrown', options, async () => 
       store[method] = failing
       return new Lock('foo', store, config(), owner, 1_000)
     }
-    await assert.rejects(asking('save').acquire(), told)
-    await assert.rejects(asking('save').acquireImmediately(), told)
-    await assert.rejects(asking('save').run(() => assert.fail('called')), told)
-    await assert.rejects(asking('forceDelete').forceRelease(), told)
-    await assert.rejects(asking('exists').isLocked(), told)
+    await assert.rejects(asking('save').acquire(), expected)
+    await assert.rejects(asking('save').acquireImmediately(), expected)
+    await assert.rejects(asking('save').run(() => assert.fail('called')), expected)
+    await assert.rejects(asking('forceDelete').forceRelease(), expected)
+    await assert.rejects(asking('exists').isLocked(), expected)
     const lock = asking('delete')
     await lock.acquire()
-    await assert.rejects(lock.release(), told)
-    // It may be tried again.
-    await assert.rejects(lock.release(), told)
+    await assert.rejects(lock.release(), expected)
+    // The release can be retried.
+    await assert.rejects(lock.release(), expected)
     const extended = asking('extend')
     await extended.acquire()
-    await assert.rejects(extended.extend(), told)
+    await assert.rejects(extended.extend(), expected)
   }
 })
 
-test('what a store throws need not be an error', options, async () => {
+test('a store can throw a value that is not an error', options, async () => {
   const store = new OpenStore()
   store.save = () => {
     throw 'no'
@@ -375,7 +375,7 @@ test('what a store throws need not be an error', options, async () => {
   })
 })
 
-test('a store may say in its own words whose the lock is', options, async () => {
+test('both codes for a lost lock are accepted from a store', options, async () => {
   for (const code of ['E_LOCK_NOT_OWNED', 'E_LOCK_NOT_OWNER']) {
     for (const owner of [undefined, 'me']) {
       const store = new OpenStore()
@@ -390,7 +390,7 @@ test('a store may say in its own words whose the lock is', options, async () => 
   }
 })
 
-test('a run whose lock could not be released says what it returned, or throws what it threw', options, async () => {
+test('a run whose release failed reports the result, or throws the error of the callback', options, async () => {
   const store = new OpenStore()
   store.delete = async () => {
     throw new Error('the disk is full')
@@ -407,7 +407,7 @@ test('a run whose lock could not be released says what it returned, or throws wh
   await assert.rejects(lock.run(throwing), (error) => error === mine)
 })
 
-test('what a failed save may have recorded is given back', options, async () => {
+test('a record that a failed save may have made is released', options, async () => {
   for (const owner of [undefined, 'me']) {
     const store = new MapStore()
     const lock = new Lock('foo', store, config(), owner)
@@ -423,7 +423,7 @@ test('what a failed save may have recorded is given back', options, async () => 
   }
 })
 
-test('where the owner may have held it before, it is for the caller to release', options, async () => {
+test('a failed save does not release a lock that the owner may have held before', options, async () => {
   const store = new MapStore()
   const lock = new Lock('foo', store, config(), 'me')
   await store.save('foo', 'me', 60_000)
@@ -436,14 +436,14 @@ test('where the owner may have held it before, it is for the caller to release',
   assert.equal(await lock.isLocked(), false)
 })
 
-test('an object that is no store is refused', () => {
+test('an object that is not a store is refused', () => {
   for (const store of [undefined, null, {}, new (class extends OpenStore { save = undefined })()]) {
     assert.throws(() => new LockFactory(store), INVALID)
     assert.throws(() => new Lock('foo', store, config()), INVALID)
   }
 })
 
-test('the lock that is released wakes who waits for it', options, async () => {
+test('a release wakes a waiter', options, async () => {
   const factory = new LockFactory(new MemoryStore(), { retry: { delay: '1h' } })
   const [lock, other] = [factory.createLock('foo', null), factory.createLock('foo', null)]
   await lock.acquire()
@@ -452,7 +452,7 @@ test('the lock that is released wakes who waits for it', options, async () => {
   assert.equal(await acquired, true)
 })
 
-test('a waiter in memory is not handed a lock that the next can take as well', options, async () => {
+test('a lock in memory is not granted to a waiter and a newcomer at once', options, async () => {
   const factory = new LockFactory(new MemoryStore())
   const [a, b, c] = [1, 2, 3].map(() => factory.createLock('foo'))
   await a.acquire()
@@ -462,7 +462,7 @@ test('a waiter in memory is not handed a lock that the next can take as well', o
   assert.equal(held.filter(Boolean).length, 1)
 })
 
-test('the same by the methods of the store, with owners of any form', options, async () => {
+test('the methods of the memory store grant a lock to one owner only, with owners of any form', options, async () => {
   const store = new MemoryStore()
   assert.equal(await store.save('foo', 'a', null), true)
   const attempt = store.save('foo', 'b', null)
@@ -494,7 +494,7 @@ test('twenty workers on one key in memory never overlap', options, async () => {
   assert.deepEqual([overlaps, runs], [0, 1_000])
 })
 
-test('who changes the store in memory is asked', options, async () => {
+test('replaced methods of the memory store are called', options, async () => {
   const asked = []
   class CountingStore extends MemoryStore {
     async save(...args) {
@@ -512,7 +512,7 @@ test('who changes the store in memory is asked', options, async () => {
   assert.deepEqual(asked, ['subclass', 'replaced'])
 })
 
-test('a lock waits for another without holding up who is done', options, async () => {
+test('a waiting run does not delay the release of another', options, async () => {
   const factory = new LockFactory(new MapStore(), { retry: { delay: 1 } })
   const lock = factory.createLock('foo', null)
   const { promise, resolve } = deferred()
@@ -522,7 +522,7 @@ test('a lock waits for another without holding up who is done', options, async (
   assert.deepEqual(await Promise.all([first, second]), [[true, 'first'], [true, 'second']])
 })
 
-test('a factory is made once for each store, when it is used first', options, async () => {
+test('the factory of each store is called once, at its first use', options, async () => {
   let made = 0
   const driver = {
     factory() {
@@ -545,13 +545,13 @@ test('a factory is made once for each store, when it is used first', options, as
   assert.ok(verrou.createLock('foo') instanceof Lock)
 })
 
-test('what names no store is refused', () => {
+test('the name of an unknown store is refused', () => {
   const verrou = new Verrou({ stores: { memory: { driver: memoryStore() } } })
   assert.throws(() => verrou.createLock('foo'), { message: 'No store provided' })
   for (const name of ['other', 'toString', '__proto__']) assert.throws(() => verrou.use(name), INVALID)
 })
 
-test('one factory serves several stores with the locks of each', options, async () => {
+test('each store of one factory has its own locks', options, async () => {
   const { factory } = memoryStore()
   const [one, two] = [factory(), factory()]
   assert.ok(one instanceof MemoryStore)
@@ -559,16 +559,16 @@ test('one factory serves several stores with the locks of each', options, async 
   assert.equal(await new Lock('foo', two, config()).isLocked(), false)
 })
 
-test('a logger with no more than its four methods is told what is done', options, async () => {
-  const told = []
+test('a logger with only its four methods receives all messages', options, async () => {
+  const calls = []
   const logger = {
     child(fields) {
-      told.push(['child', fields])
+      calls.push(['child', fields])
       return logger
     },
     log: () => assert.fail('called'),
     trace: () => assert.fail('called'),
-    debug: (...args) => told.push(['debug', ...args]),
+    debug: (...args) => calls.push(['debug', ...args]),
   }
   const verrou = new Verrou({ default: 'memory', logger, stores: { memory: { driver: memoryStore() } } })
   const lock = verrou.createLock('foo', '1h')
@@ -578,7 +578,7 @@ test('a logger with no more than its four methods is told what is done', options
   await lock.acquireImmediately()
   await lock.release()
   await lock.run(() => {})
-  const messages = told.map(([method, , message]) => message ?? method)
+  const messages = calls.map(([method, , message]) => message ?? method)
   assert.deepEqual(messages, [
     'child',
     'child',
@@ -590,24 +590,24 @@ test('a logger with no more than its four methods is told what is done', options
     'Lock acquired',
     'Lock released',
   ])
-  for (const [method, fields] of told) {
+  for (const [method, fields] of calls) {
     if (method === 'child') assert.deepEqual(fields, { pkg: 'verrou' })
     else assert.equal(fields.key, 'foo')
   }
-  const [, { newTtl }] = told.find(([, , message]) => message === 'Lock extended')
+  const [, { newTtl }] = calls.find(([, , message]) => message === 'Lock extended')
   assert.ok(newTtl > Date.now())
 })
 
-test('a run whose lease was lost tells the logger', options, async () => {
-  const told = []
-  const logger = { child: () => logger, debug: (fields) => told.push(fields) }
+test('a run whose lease was lost is logged', options, async () => {
+  const logged = []
+  const logger = { child: () => logger, debug: (fields) => logged.push(fields) }
   const factory = new LockFactory(new MemoryStore(), { logger })
   const lock = factory.createLock('foo')
   assert.deepEqual(await lock.run(() => factory.createLock('foo').forceRelease()), [true, undefined])
-  assert.deepEqual(told.map(({ err }) => err?.code), [undefined, 'E_LOCK_NOT_OWNED'])
+  assert.deepEqual(logged.map(({ err }) => err?.code), [undefined, 'E_LOCK_NOT_OWNED'])
 })
 
-test('nothing of a lock is in its JSON, nor in what is printed of it', options, async () => {
+test('neither the JSON nor the inspection of a lock shows its fields', options, async () => {
   const lock = new LockFactory(new MemoryStore()).createLock('foo')
   await lock.acquire()
   assert.equal(JSON.stringify(lock), '{}')
@@ -615,7 +615,7 @@ test('nothing of a lock is in its JSON, nor in what is printed of it', options, 
   assert.ok(!inspect(lock, { depth: null, showHidden: true }).includes(lock.getOwner()))
 })
 
-test('the errors are of the form that they have in @verrou/core', async () => {
+test('the errors have the form of those of @verrou/core', async () => {
   const theirs = await import('@verrou/core')
   const ours = await import('../../../target/js/compat/index.js')
   for (const [name, args] of [['E_LOCK_NOT_OWNED', []], ['E_LOCK_STORAGE_ERROR', ['why']]]) {

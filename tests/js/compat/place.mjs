@@ -1,16 +1,16 @@
-/** What the tests of `compat` share. */
+/** Helpers that the tests of `compat` share. */
 import assert from 'node:assert/strict'
 
 import { errors } from '../../../target/js/compat/index.js'
 
-/** Nothing here takes this long, on however busy a machine. */
+/** Longer than any of these tests takes, even on a busy machine. */
 export const options = { timeout: 120_000 }
 
 export const config = (retry = {}) => ({ retry, logger: silent })
 
 export const silent = { child: () => silent, debug() {} }
 
-/** A store that grants everything and keeps nothing, and counts what it is asked. */
+/** A store that grants everything, records no lock, and keeps the arguments of all calls. */
 export class OpenStore {
   asked = { save: [], delete: [], forceDelete: [], exists: [], extend: [] }
 
@@ -37,7 +37,7 @@ export class OpenStore {
   }
 }
 
-/** A store whose locks are all held by another. */
+/** A store whose locks are all held by another owner. */
 export class HeldStore extends OpenStore {
   async save(...args) {
     await super.save(...args)
@@ -45,7 +45,7 @@ export class HeldStore extends OpenStore {
   }
 }
 
-/** A store with what Verrou's contract asks for, and no more. */
+/** A store with only the methods that Verrou's contract requires. */
 export class MapStore {
   records = new Map()
 
@@ -82,7 +82,7 @@ export class MapStore {
   }
 }
 
-/** Checks that what is thrown is the error of `code`, as `@verrou/core` makes them. */
+/** Checks that the thrown value is the error of `code`, in the form of `@verrou/core`. */
 export const coded = (code) => (error) => {
   assert.ok(error instanceof errors[code], error)
   assert.ok(error instanceof Error)
@@ -91,7 +91,7 @@ export const coded = (code) => (error) => {
   return true
 }
 
-/** A promise, and what settles it. */
+/** Returns a promise and its `resolve`. */
 export function deferred() {
   let resolve
   const promise = new Promise((done) => {

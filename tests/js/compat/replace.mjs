@@ -1,4 +1,4 @@
-/** Gives the suite of `@verrou/core` other modules for those that it imports from its own package. */
+/** Replaces the modules that the suite of `@verrou/core` imports from its own package. */
 let replacement
 
 export function initialize({ url }) {

@@ -1,4 +1,4 @@
-/** Runs the suite that `@verrou/core` exports, which is written for Japa, with Node's own runner. */
+/** Runs the suite that `@verrou/core` exports, which is written for Japa, with the runner of Node.js. */
 import assert from 'node:assert/strict'
 import { test as nodeTest } from 'node:test'
 
@@ -15,8 +15,7 @@ const japa = {
 }
 
 /**
- * Registers the tests of `suite`. `isThrown(error, Class)` says whether an error is the one that is
- * expected.
+ * Registers the tests of `suite`. `isThrown(error, Class)` returns whether an error is the expected one.
  */
 export function register(suite, title, createStore, isThrown, options = {}) {
   let tests = 0

@@ -1,4 +1,4 @@
-/** What a lock of `compat` says of its time, by a clock that stands still. */
+/** The times that a lock of `compat` reports, by a clock that stands still. */
 import './clock.mjs'
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
@@ -14,7 +14,7 @@ const stores = { MemoryStore, MapStore }
 for (const [name, Store] of Object.entries(stores)) {
   const lockFor = (ttl, store = new Store()) => new Lock('foo', store, config(), undefined, ttl)
 
-  test(`${name}: a lock without a ttl does not end`, async () => {
+  test(`${name}: a lock without a ttl does not expire`, async () => {
     const lock = lockFor(undefined)
     assert.deepEqual([lock.isExpired(), lock.getRemainingTime()], [false, null])
     await lock.acquire()
@@ -24,7 +24,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(lock.serialize().expirationTime, null)
   })
 
-  test(`${name}: it is over at the very millisecond, and below zero afterwards`, async () => {
+  test(`${name}: a lease expires at its exact millisecond, and its remaining time is negative afterwards`, async () => {
     const lock = lockFor(100)
     assert.deepEqual([lock.isExpired(), lock.getRemainingTime()], [false, null])
     await lock.acquire()
@@ -45,7 +45,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.deepEqual([lock.isExpired(), lock.getRemainingTime()], [false, 1_000])
   })
 
-  test(`${name}: what could not be acquired has no time`, async () => {
+  test(`${name}: a lock that could not be acquired has no remaining time`, async () => {
     const store = new Store()
     const other = lockFor(1_000, store)
     const lock = new Lock('foo', store, config({ attempts: 1 }), undefined, 500)
@@ -56,7 +56,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(other.getRemainingTime(), 1_000)
   })
 
-  test(`${name}: extend sets what remains, be it more or less`, async () => {
+  test(`${name}: extend sets the remaining time to more or less`, async () => {
     const lock = lockFor(100)
     await lock.acquire()
     clock.advance(50)
@@ -73,14 +73,14 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(await lock.isLocked(), false)
   })
 
-  test(`${name}: extend gives an end to what had none`, async () => {
+  test(`${name}: extend sets an expiry on a lease without one`, async () => {
     const lock = lockFor(null)
     await lock.acquire()
     await lock.extend('5s')
     assert.equal(lock.getRemainingTime(), 5_000)
   })
 
-  test(`${name}: who holds it and asks again in vain keeps what is known of the lease`, async () => {
+  test(`${name}: a failed second acquisition keeps the remaining time`, async () => {
     const lock = lockFor(1_000)
     await lock.acquire()
     clock.advance(100)
@@ -97,13 +97,13 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(lock.serialize().expirationTime, null)
   })
 
-  test(`${name}: nor after a run`, async () => {
+  test(`${name}: nothing of the lease remains after a run`, async () => {
     const lock = lockFor(1_000)
     await lock.run(() => assert.equal(lock.getRemainingTime(), 1_000))
     assert.equal(lock.getRemainingTime(), null)
   })
 
-  test(`${name}: what ran out can be neither extended nor released`, async () => {
+  test(`${name}: an expired lease can be neither extended nor released`, async () => {
     const store = new Store()
     const lock = lockFor(100, store)
     await lock.acquire()
@@ -118,7 +118,7 @@ for (const [name, Store] of Object.entries(stores)) {
     await other.release()
   })
 
-  test(`${name}: a restored lock has the time that the other had`, async () => {
+  test(`${name}: a restored lock has the remaining time of the original`, async () => {
     const factory = new LockFactory(new Store())
     const lock = factory.createLock('foo', '1s')
     await lock.acquire()
@@ -132,7 +132,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(factory.restoreLock(lock.serialize()).getRemainingTime(), -100)
   })
 
-  test(`${name}: what was extended elsewhere can be released by who was handed it before`, async () => {
+  test(`${name}: a restored lock can release a lease that was extended since`, async () => {
     const factory = new LockFactory(new Store())
     const lock = factory.createLock('foo', 100)
     await lock.acquire()
@@ -144,7 +144,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(await lock.isLocked(), false)
   })
 
-  test(`${name}: a run that outlives its lease returns its result, and frees nobody's lock`, async () => {
+  test(`${name}: a run that outlives its lease returns its result, and does not release the next grant`, async () => {
     const factory = new LockFactory(new Store())
     const lock = factory.createLock('foo', 100)
     const other = factory.createLock('foo', 1_000)
@@ -158,7 +158,7 @@ for (const [name, Store] of Object.entries(stores)) {
     await other.release()
   })
 
-  test(`${name}: a run that outlives its lease throws what its callback threw`, async () => {
+  test(`${name}: a run that outlives its lease throws the error of its callback`, async () => {
     const lock = lockFor(100)
     const mine = new TypeError('mine')
     const late = lock.run(() => {
@@ -168,7 +168,7 @@ for (const [name, Store] of Object.entries(stores)) {
     await assert.rejects(late, (error) => error === mine)
   })
 
-  test(`${name}: of two runs of one lock, the late one does not free that of the other`, async () => {
+  test(`${name}: a late run of one lock does not release a later grant of the same lock`, async () => {
     const lock = lockFor(100)
     const late = await lock.run(async () => {
       clock.advance(100)
@@ -182,7 +182,7 @@ for (const [name, Store] of Object.entries(stores)) {
     assert.equal(await lock.isLocked(), false)
   })
 
-  test(`${name}: nor where the owner was given, and is the same for both`, async () => {
+  test(`${name}: a late run does not release a later grant of the same given owner`, async () => {
     const lock = new Lock('foo', new Store(), config(), 'me', 100)
     await lock.run(async () => {
       clock.advance(100)
@@ -194,7 +194,7 @@ for (const [name, Store] of Object.entries(stores)) {
   })
 }
 
-test('the time is as it was when the store fails to extend', async () => {
+test('a failed extend keeps the remaining time', async () => {
   class FailingStore extends OpenStore {
     async extend() {
       throw new Error('no')
@@ -207,7 +207,7 @@ test('the time is as it was when the store fails to extend', async () => {
   assert.equal(lock.getRemainingTime(), 90)
 })
 
-test('the time that the store took is not granted', async () => {
+test('the duration of the request is subtracted from the lease', async () => {
   class SlowStore extends OpenStore {
     async save() {
       clock.advance(40)
@@ -219,7 +219,7 @@ test('the time that the store took is not granted', async () => {
   assert.equal(lock.getRemainingTime(), 60)
 })
 
-test('a wall clock that is set back makes no lease longer, one that is ahead makes it shorter', async (t) => {
+test('a wall clock that is set back does not lengthen a lease, one that is set forward shortens it', async (t) => {
   const { ahead } = clock
   t.after(() => {
     clock.ahead = ahead
@@ -235,7 +235,7 @@ test('a wall clock that is set back makes no lease longer, one that is ahead mak
   assert.equal(lock.getRemainingTime(), -3_600_000)
 })
 
-test('without a timeout nobody gives up, however long it takes', async () => {
+test('without a timeout the lock is retried without limit', async () => {
   let saves = 0
   class BusyStore extends OpenStore {
     async save() {
@@ -249,12 +249,12 @@ test('without a timeout nobody gives up, however long it takes', async () => {
     await moving(factory.createLock('foo', '1h').acquire())
     assert.equal(saves, 4)
     saves = 0
-    const [, told] = await moving(factory.createLock('foo', '1h').run(() => 'told'))
-    assert.deepEqual([told, saves], ['told', 4])
+    const [, result] = await moving(factory.createLock('foo', '1h').run(() => 'done'))
+    assert.deepEqual([result, saves], ['done', 4])
   }
 })
 
-/** What `promise` comes to, while the clock moves on by itself. */
+/** Awaits `promise` while the clock advances by itself. */
 async function moving(promise) {
   let over = false
   const done = promise.finally(() => {

@@ -1,4 +1,4 @@
-/** What the types of `compat` promise: this compiles, and what must not is expected not to. */
+/** The types of `compat`: this program must compile, and its marked lines must not. */
 import { driver, E_LOCK_NOT_OWNED, E_LOCK_STORAGE_ERROR, errors, Lock, LockFactory, Verrou } from 'verrou-wasm/compat'
 import { MemoryStore, memoryStore } from 'verrou-wasm/compat/drivers/memory'
 import { fileStore } from 'verrou-wasm/file-store'
@@ -32,15 +32,15 @@ const verrou = new Verrou({
 })
 verrou.use('files')
 verrou.use()
-// @ts-expect-error: no store is called so
+// @ts-expect-error: no store has this name
 verrou.use('other')
-// @ts-expect-error: no store is called so
+// @ts-expect-error: no store has this name
 new Verrou({ default: 'other', stores: { memory: { driver: memoryStore() } } })
 
 export async function use(ttl: Duration): Promise<string | null> {
   const lock: Lock = verrou.createLock('my-resource', ttl)
   const acquired: boolean = await lock.acquire({ retry: { attempts: 5, delay: '100ms', timeout: null } })
-  // @ts-expect-error: no number of attempts
+  // @ts-expect-error: not a number of attempts
   await lock.acquire({ retry: { attempts: '5' } })
   const at: boolean = await lock.acquireImmediately()
   const left: number | null = lock.getRemainingTime()
@@ -48,7 +48,7 @@ export async function use(ttl: Duration): Promise<string | null> {
   const serialized: SerializedLock = lock.serialize()
   await verrou.restoreLock(JSON.parse(JSON.stringify(serialized))).release()
   await lock.extend('5s')
-  // @ts-expect-error: no length of time
+  // @ts-expect-error: not a length of time
   await lock.extend(true)
 
   const result: RunResult<string> = await lock.run(async () => `${acquired} ${at} ${left} ${owner}`)
@@ -59,7 +59,7 @@ export async function use(ttl: Duration): Promise<string | null> {
   const said: string = result[1]
   const [, count] = await lock.runImmediately(() => 5)
   const counted: number | null = count
-  // @ts-expect-error: there may be none
+  // @ts-expect-error: the result may be null
   const surely: number = count
   return `${said} ${counted} ${surely}`
 }
@@ -83,5 +83,5 @@ export const direct = new Lock(
   null
 )
 export const factory = new LockFactory(new NullStore(), { retry: { timeout: '1s' } })
-// @ts-expect-error: not all that a store has
+// @ts-expect-error: a store has more methods
 export const none = new LockFactory({ save: async () => true })

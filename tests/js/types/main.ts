@@ -1,4 +1,4 @@
-/** What the types of the package promise: this compiles, and what must not is expected not to. */
+/** The types of the package: this program must compile, and its marked lines must not. */
 import { errors, LockError, LockFactory, memoryStore, Verrou } from 'verrou-wasm'
 import type { Duration, Lease, Lock, LockStore } from 'verrou-wasm'
 
@@ -7,9 +7,9 @@ const verrou = new Verrou({
   stores: { memory: { driver: memoryStore() }, other: memoryStore() },
 })
 verrou.use('other')
-// @ts-expect-error: no store is called so
+// @ts-expect-error: no store has this name
 verrou.use('another')
-// @ts-expect-error: no store is called so
+// @ts-expect-error: no store has this name
 new Verrou({ default: 'another', stores: { memory: memoryStore() } })
 
 export async function use(signal: AbortSignal): Promise<number> {
@@ -22,7 +22,7 @@ export async function use(signal: AbortSignal): Promise<number> {
   await using held = await lock.acquire()
   const fence: bigint | null = held.fence
   await lock.extend(null)
-  // @ts-expect-error: no length of time
+  // @ts-expect-error: not a length of time
   await lock.extend(true)
   return lock.run(async (lease: Lease) => (lease.signal.aborted || !free ? 0 : (left ?? Number(fence))), { renew: true })
 }
