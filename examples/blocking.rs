@@ -1,4 +1,4 @@
-//! Takes a lock that every process of this machine sees, works, extends it, gives it back.
+//! Acquires a lock that all processes of this machine share, works, extends the lease, and releases it.
 //!
 //! `cargo run --example blocking`
 
@@ -9,8 +9,8 @@ use verrou::{Error, Fence, Retry, Ttl};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let folder = tempfile::tempdir()?; // a program would use a folder that stays
-    let store = LeaseFileStore::open(folder.path(), &StoreOptions::default())?;
+    let directory = tempfile::tempdir()?; // a program would use a permanent directory
+    let store = LeaseFileStore::open(directory.path(), &StoreOptions::default())?;
     let locks = LockFactory::new(&store, System);
     let lock = locks.create_lock("my-resource", "10s")?;
 
@@ -26,13 +26,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     held.extend(Some(Ttl::new(Duration::from_secs(5))?))?;
     assert!(held.remaining() <= Some(Duration::from_secs(5)));
 
-    // Whoever comes meanwhile waits for as long as they like.
-    let patience = Retry::default().timeout(Duration::from_millis(100));
+    // Another acquire request waits until its own timeout.
+    let retry = Retry::default().timeout(Duration::from_millis(100));
     match locks
         .create_lock("my-resource", "10s")?
-        .acquire_with(&patience)
+        .acquire_with(&retry)
     {
-        Err(Error::Timeout { .. }) => println!("the other one gave up"),
+        Err(Error::Timeout { .. }) => println!("the other request timed out"),
         other => panic!("the lock is held: {other:?}"),
     }
     held.release()?;

@@ -1,6 +1,6 @@
-//! A store of one's own: five atomic steps over whatever keeps the records. Here a vector.
+//! A store of your own: five atomic operations on its records, here in a vector.
 //!
-//! `cargo run --example bring_your_own`. The tests below are the ones every store has to pass:
+//! `cargo run --example bring_your_own`. The tests below are the suite that every store must pass:
 //! `cargo test --example bring_your_own`
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -31,9 +31,9 @@ impl<C: Clock> VecStore<C> {
         }
     }
 
-    /// How many grants there were, the records that stand, and the time.
+    /// Returns the number of grants, the records that have not expired, and the time.
     fn open(&self) -> (MutexGuard<'_, (u64, Vec<Record>)>, Timestamp) {
-        let mut records = self.records.lock().expect("no step panics");
+        let mut records = self.records.lock().expect("no operation panics");
         let now = self.clock.now();
         records
             .1
@@ -56,7 +56,7 @@ impl<C: Clock> VecStore<C> {
 impl<C: Clock> Store for VecStore<C> {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         if let extended @ Reply::Granted { .. } = self.extend(claim)? {
-            return Ok(extended); // asked again: the reply was lost
+            return Ok(extended); // a retry: the reply was lost
         }
         let (mut records, now) = self.open();
         if let Some(held) = records

@@ -1,6 +1,6 @@
-//! Adds to a number in a file, which takes a lock: many such programs lose nothing.
+//! Increments a number in a file under a lock. Many such programs at once lose no increment.
 //!
-//! `cargo run --package verrou-host --example count -- FOLDER NAME FILE TIMES`
+//! `cargo run --package verrou-host --example count -- DIRECTORY NAME FILE TIMES`
 
 use std::env;
 use std::fs;
@@ -10,10 +10,10 @@ use verrou_host::{LeaseFileStore, StoreOptions, System};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let [folder, name, file, times] = arguments.as_slice() else {
-        return Err("four arguments, please: FOLDER NAME FILE TIMES".into());
+    let [directory, name, file, times] = arguments.as_slice() else {
+        return Err("expected four arguments: DIRECTORY NAME FILE TIMES".into());
     };
-    let store = LeaseFileStore::open(folder, &StoreOptions::default())?;
+    let store = LeaseFileStore::open(directory, &StoreOptions::default())?;
     let lock = LockFactory::new(&store, System).create_lock(name, "1m")?;
     for _ in 0..times.parse()? {
         lock.run(|_| {

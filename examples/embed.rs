@@ -1,4 +1,4 @@
-//! The lock component in a Rust program, with a store of that program's own behind it.
+//! The lock component in a Rust program, with a store of that program.
 //!
 //! `cargo xtask component`, then
 //! `cargo run --package verrou-host --features wasmtime --example embed`
@@ -12,7 +12,7 @@ use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Retry, Store
 use verrou_host::System;
 use verrou_host::component::{Limits, Runner};
 
-/// Leases in a map, by this process's monotonic clock.
+/// A store of leases in a map, by this process's monotonic clock.
 #[derive(Default)]
 struct MapStore(Mutex<Records>);
 
@@ -23,14 +23,14 @@ struct Records {
 }
 
 impl MapStore {
-    /// What `step` does with the records whose time has not passed.
-    fn step<T>(&self, step: impl FnOnce(&mut Records) -> T) -> T {
-        let mut records = self.0.lock().expect("no step panics");
+    /// Does one atomic operation on the records that have not expired.
+    fn atomically<T>(&self, operation: impl FnOnce(&mut Records) -> T) -> T {
+        let mut records = self.0.lock().expect("no operation panics");
         let now = Instant::now();
         records
             .held
             .retain(|_, (.., until)| until.is_none_or(|until| now < until));
-        step(&mut records)
+        operation(&mut records)
     }
 
     /// Removes the record of `name` if `condition` holds.
@@ -39,7 +39,7 @@ impl MapStore {
         name: &Name,
         condition: impl FnOnce(&(Claim, Fence, Option<Instant>)) -> bool,
     ) -> Reply {
-        self.step(|records| match records.held.get(name) {
+        self.atomically(|records| match records.held.get(name) {
             Some(record) if condition(record) => {
                 records.held.remove(name);
                 Reply::Granted { fence: None }
@@ -65,9 +65,9 @@ impl Records {
 
 impl Store for MapStore {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(self.step(|records| {
+        Ok(self.atomically(|records| {
             if let extended @ Reply::Granted { .. } = records.extend(claim) {
-                return extended; // asked again: the reply was lost
+                return extended; // a retry: the reply was lost
             }
             if let Some((.., until)) = records.held.get(&claim.name) {
                 let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -83,7 +83,7 @@ impl Store for MapStore {
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(self.step(|records| records.extend(claim)))
+        Ok(self.atomically(|records| records.extend(claim)))
     }
 
     fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
@@ -99,7 +99,7 @@ impl Store for MapStore {
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Ok(self.step(|records| {
+        Ok(self.atomically(|records| {
             records.held.get(name).map(|(_, fence, until)| Holder {
                 fence: Some(*fence),
                 since: None,
@@ -126,7 +126,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Arc::new(MapStore::default());
     let runner = Runner::load("target/component/verrou.wasm", &Limits::default())?;
 
-    // An instance for each thread, all of them with this store behind it.
+    // An instance for each thread, all of them with this store.
     let mut first = runner.instance(Arc::clone(&store), System)?;
     let lock = first.create_lock("my-resource", Some(Duration::from_secs(2)))?;
     let fence = first.acquire(lock, &Retry::default())?;
@@ -138,15 +138,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 .expect("an instance");
             let lock = second.create_lock("my-resource", None).expect("a lock");
             assert!(!second.try_acquire(lock).expect("an answer"));
-            let patient = Retry::default().timeout(Duration::from_secs(10));
-            second
-                .acquire(lock, &patient)
-                .expect("a lock that gets free")
+            let retry = Retry::default().timeout(Duration::from_secs(10));
+            second.acquire(lock, &retry).expect("a lock that gets free")
         });
         thread::sleep(Duration::from_millis(100)); // the work
         first.release(lock).expect("my lock");
         println!(
-            "the second got it, fence {:?}",
+            "the second acquired it, fence {:?}",
             second.join().expect("a thread")
         );
     });

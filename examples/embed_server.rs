@@ -1,5 +1,5 @@
-//! The lock component in a Rust program, with a server behind it: its locks are those of all who reach
-//! that server, in whatever language.
+//! The lock component in a Rust program, with a server as its store: it shares its locks with all clients
+//! of that server, in any language.
 //!
 //! `cargo xtask component`, then
 //! `cargo run --package verrou-host --features wasmtime,redis --example embed_server -- redis://HOST`
@@ -21,8 +21,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut component = runner.instance(Arc::clone(&store), System)?;
     let lock = component.create_lock("my-resource", Some(Duration::from_secs(10)))?;
-    let patient = Retry::default().timeout(Duration::from_secs(30));
-    let fence = component.acquire(lock, &patient)?;
+    let retry = Retry::default().timeout(Duration::from_secs(30));
+    let fence = component.acquire(lock, &retry)?;
     println!("it holds the lock, fence {fence:?}"); // the work
     component.release(lock)?;
     Ok(())

@@ -1,7 +1,7 @@
-//! Takes a lock by hand: the machine says what to do, this program does it in its own way.
+//! Acquires a polled lock: the state machine returns the next step, and this program does it.
 //!
-//! That is how a host waits that has neither threads nor futures: a game's frame, an interpreter's
-//! event loop, a component. `cargo run --example steps`
+//! A host without threads and futures waits in this way, such as a game's frame, an interpreter's
+//! event loop, or a component. `cargo run --example steps`
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use verrou::{Acquire, AcquireStep, Claim, MemoryStore, Name, Owner, Retry, Store, Timestamp, Ttl};
 use verrou_host::System;
 
-/// An event loop that has nothing to do but to wait for a lock; its time is its own.
+/// Runs an event loop that only waits for a lock, by a simulated time.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = MemoryStore::new(System);
     let claim = |owner: u8| -> Result<Claim, Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-/** Serves this folder, and the package as `package/`, to browsers of this machine: `node serve.mjs` */
+/** Serves this directory, and the package as `package/`, to browsers of this machine: `node serve.mjs` */
 import { once } from 'node:events'
 import { createReadStream } from 'node:fs'
 import { createServer } from 'node:http'
@@ -8,10 +8,10 @@ import { fileURLToPath } from 'node:url'
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.wasm': 'application/wasm' }
 const PACKAGE = new URL('../../target/js/', import.meta.url)
 
-/** A server of the page at `port`, any with 0; ends when it listens. */
+/** Starts a server of the page at `port`, or at any port with 0; resolves when it listens. */
 export async function serve(port) {
   const server = createServer(({ url }, response) => {
-    // It has no way up any more.
+    // The parsed path has no `..` any more.
     const { pathname } = new URL(url, 'http://localhost')
     const path = pathname === '/' ? '/index.html' : pathname
     const [, inPackage] = path.match(/^\/package\/(.+)$/) ?? []

@@ -1,6 +1,6 @@
-/** What JavaScript says and the component means: texts, lengths of time, errors. */
+/** Conversions between JavaScript's values and the component's: texts, lengths of time, errors. */
 
-/** Why an operation failed: `code` is the same on every host. */
+/** The error of an operation. Its `code` is the same on every host. */
 export class LockError extends Error {
   /** `temporary`: the same call may succeed later with nothing changed by the caller. */
   constructor(code, message, temporary = false) {
@@ -26,7 +26,7 @@ export class LockError extends Error {
   }
 }
 
-/** The codes whose names in `wit/locks.wit` do not say all. */
+/** The codes that do not follow from their names in `wit/locks.wit`. */
 const CODES = {
   lost: 'E_LOCK_LOST',
   'not-owner': 'E_LOCK_NOT_OWNER',
@@ -34,10 +34,10 @@ const CODES = {
   storage: 'E_LOCK_STORAGE_ERROR',
 };
 
-/** Asks the component; what it says went wrong is thrown as a `LockError`. */
-export function asking(question) {
+/** Calls the component, and converts its errors to `LockError`. */
+export function asking(call) {
   try {
-    return question();
+    return call();
   } catch (error) {
     const { code, message, temporary } = error?.payload ?? {};
     if (code === undefined) throw error;
@@ -46,49 +46,50 @@ export function asking(question) {
 }
 
 /**
- * `text`, if it has a UTF-8 form: half a surrogate pair has none, and would become another text's.
+ * Returns `text`, if it has a UTF-8 form. Half a surrogate pair has none, and would be replaced, so that two texts
+ * had one form.
  */
 export function asText(text, code = 'E_INVALID_NAME') {
-  if (typeof text !== 'string') throw new LockError(code, `this has to be a string: ${String(text)}`);
-  // The component would need as much memory; the longest that makes sense is much shorter.
+  if (typeof text !== 'string') throw new LockError(code, `expected a string, not ${String(text)}`);
+  // The component would need as much memory; the longest valid text is much shorter.
   if (text.length > 2 ** 21) throw new LockError(code, `a text of ${text.length} characters is too long`);
   if (!text.isWellFormed()) throw new LockError(code, 'the text has half a surrogate pair, which has no UTF-8 form');
   return text;
 }
 
-/** Milliseconds as the component's nanoseconds; `null` is its `none`. */
+/** Converts milliseconds to the component's nanoseconds; `null` becomes `none`. */
 export function asNanoseconds(milliseconds, code = 'E_INVALID_TTL') {
   if (milliseconds === null) return undefined;
-  const wrong = (why) => new LockError(code, `${why}; it is a number of milliseconds, or null for no end`);
-  if (typeof milliseconds !== 'number') throw wrong(`${String(milliseconds)} is no length of time`);
+  const wrong = (why) => new LockError(code, `${why}; write a number of milliseconds, or null for no limit`);
+  if (typeof milliseconds !== 'number') throw wrong(`${String(milliseconds)} is not a length of time`);
   if (Number.isNaN(milliseconds)) throw wrong('a length of time must be a number, not NaN');
   if (milliseconds < 0) throw wrong('a length of time must not be negative');
   if (milliseconds * 1e6 >= 2 ** 64) throw wrong('a length of time must be less than 584 years');
   return BigInt(Math.round(milliseconds * 1e6));
 }
 
-/** The component's nanoseconds as milliseconds. */
+/** Converts the component's nanoseconds to milliseconds. */
 export function asMilliseconds(nanoseconds) {
   return nanoseconds === undefined ? null : Number(nanoseconds) / 1e6;
 }
 
-/** The time that people agree on, as the component has it. */
+/** Returns the wall-clock time in the component's form. */
 export function wallTime() {
   return BigInt(Date.now()) * 1_000_000n;
 }
 
-/** A fencing token, or `none`. */
+/** Checks a fencing token, or `none`, and returns it. */
 export function asToken(token) {
   if (token === undefined || token === null) return undefined;
   if (typeof token === 'bigint' && token === BigInt.asUintN(64, token)) return token;
-  throw new LockError('E_INVALID_FENCING_TOKEN', `a fencing token is a bigint of 64 bits: ${String(token)}`);
+  throw new LockError('E_INVALID_FENCING_TOKEN', `a fencing token must be a bigint of 64 bits, not ${String(token)}`);
 }
 
-/** How to wait for a lock, as the component's `retry`. */
+/** Converts a retry policy to the component's `retry`. */
 export function asRetry({ attempts = null, delay = null, maxDelay = null, timeout = null }) {
   const whole = Number.isInteger(attempts) && attempts >= 0 && attempts < 2 ** 32;
   if (attempts !== null && !whole) {
-    throw new LockError('E_INVALID_RETRY', `\`attempts\` has to be a whole number below 2^32, or null: ${String(attempts)}`);
+    throw new LockError('E_INVALID_RETRY', `\`attempts\` must be a whole number below 2^32, or null, not ${String(attempts)}`);
   }
   const length = (milliseconds) => asNanoseconds(milliseconds, 'E_INVALID_RETRY');
   return {

@@ -1,4 +1,4 @@
-/** Makes `component/`, which JavaScript can import, of the lock component: `npm run build` */
+/** Transpiles the lock component to `component/`, which JavaScript can import: `npm run build` */
 import { transpileInto } from './transpile.mjs';
 
 try {

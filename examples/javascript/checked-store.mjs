@@ -1,18 +1,18 @@
 /**
- * A store for the component, of a store that anyone wrote.
+ * Wraps an arbitrary store for the component.
  *
- * An exception must not fly through the component, which would be left half-way. So whatever a
- * store throws, and whatever it says that is no reply, becomes the `store-error` of
- * `wit/store.wit`, and its user sees `E_LOCK_STORAGE_ERROR`.
+ * An exception must not pass through the component, which would stop in the middle of an operation. So each
+ * exception and each invalid reply of the store becomes the `store-error` of `wit/store.wit`, and the caller
+ * gets `E_LOCK_STORAGE_ERROR`.
  */
 export function checkedStore(store) {
   const abilities = asAbilities(store.can());
-  const asking = (step, as) => (...request) => {
+  const asking = (operation, as) => (...request) => {
     try {
-      return as(store[step](...request));
+      return as(store[operation](...request));
     } catch (error) {
-      const message = error instanceof Misspoken
-        ? `the store's \`${step}\` returned ${error.message}`
+      const message = error instanceof InvalidReply
+        ? `the store's \`${operation}\` returned ${error.message}`
         : String(error?.message ?? error);
       throw { payload: { temporary: error?.temporary === true, message } };
     }
@@ -28,48 +28,48 @@ export function checkedStore(store) {
   };
 }
 
-/** What a store said is not what `wit/store.wit` lets it say. */
-class Misspoken extends Error {}
+/** The error for a reply that `wit/store.wit` does not allow. */
+class InvalidReply extends Error {}
 
-function asReply(said) {
-  if (said?.tag !== 'granted' && said?.tag !== 'refused') {
-    misspoke(said, "{ tag: 'granted', val: token } or { tag: 'refused', val: nanoseconds }");
+function asReply(reply) {
+  if (reply?.tag !== 'granted' && reply?.tag !== 'refused') {
+    refuse(reply, "{ tag: 'granted', val: token } or { tag: 'refused', val: nanoseconds }");
   }
-  return { tag: said.tag, val: asInteger(said.val) };
+  return { tag: reply.tag, val: asInteger(reply.val) };
 }
 
-function asHolder(said) {
-  if (said === undefined || said === null) return undefined;
-  const { fencingToken, remaining, then } = said;
-  if (typeof said !== 'object' || then) {
-    misspoke(said, 'undefined or { fencingToken, remaining }');
+function asHolder(reply) {
+  if (reply === undefined || reply === null) return undefined;
+  const { fencingToken, remaining, then } = reply;
+  if (typeof reply !== 'object' || then) {
+    refuse(reply, 'undefined or { fencingToken, remaining }');
   }
   return { fencingToken: asInteger(fencingToken), remaining: asInteger(remaining) };
 }
 
-function asInteger(said) {
-  if (said === undefined || said === null) return undefined;
-  if (typeof said !== 'bigint' || said !== BigInt.asUintN(64, said)) {
-    misspoke(said, 'undefined or a bigint of 64 bits');
+function asInteger(value) {
+  if (value === undefined || value === null) return undefined;
+  if (typeof value !== 'bigint' || value !== BigInt.asUintN(64, value)) {
+    refuse(value, 'undefined or a bigint of 64 bits');
   }
-  return said;
+  return value;
 }
 
-function asAbilities(said) {
+function asAbilities(reply) {
   const names = ['expires', 'ephemeral', 'transfers', 'evicts', 'fences'];
-  const abilities = Object.fromEntries(names.map((name) => [name, said?.[name]]));
+  const abilities = Object.fromEntries(names.map((name) => [name, reply?.[name]]));
   const wrong = names.find((name) => typeof abilities[name] !== 'boolean');
-  if (wrong) throw new TypeError(`the store's \`can\` has to say true or false for \`${wrong}\``);
+  if (wrong) throw new TypeError(`the store's \`can\` must return true or false for \`${wrong}\``);
   return Object.freeze(abilities);
 }
 
-function misspoke(said, expected) {
-  const what = typeof said?.then === 'function' ? 'a promise (the steps are synchronous)' : show(said);
-  throw new Misspoken(`${what} where there has to be ${expected}`);
+function refuse(value, expected) {
+  const what = typeof value?.then === 'function' ? 'a promise (the functions are synchronous)' : show(value);
+  throw new InvalidReply(`${what} instead of ${expected}`);
 }
 
-function show(said) {
-  if (typeof said === 'bigint') return `${said}n`;
-  if (typeof said === 'object' && said !== null) return `an object with ${Object.keys(said).join(', ') || 'nothing'}`;
-  return String(said);
+function show(value) {
+  if (typeof value === 'bigint') return `${value}n`;
+  if (typeof value === 'object' && value !== null) return `an object with ${Object.keys(value).join(', ') || 'no members'}`;
+  return String(value);
 }

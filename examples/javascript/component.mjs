@@ -1,18 +1,18 @@
 /**
- * The component `verrou.wasm` for JavaScript: what jco made of it (`npm run build`), with a store,
- * a clock and randomness plugged in.
+ * The component `verrou.wasm` for JavaScript: the modules that jco made (`npm run build`), with a store,
+ * a clock and randomness.
  */
 import { instantiate } from './component/verrou.js';
 import { checkedStore } from './checked-store.mjs';
 
-/** The platform's clock, as nanoseconds, and its randomness, as 64 bits. */
+/** The platform's clock, in nanoseconds, and its randomness, 64 bits at a time. */
 const platform = {
   now: () => BigInt(Math.round(performance.now() * 1e6)),
   getRandomU64: () => crypto.getRandomValues(new BigUint64Array(1))[0],
 };
 
 /**
- * A new instance of the component: the interface `locks` of `wit/locks.wit`.
+ * Makes a new instance of the component, and returns the interface `locks` of `wit/locks.wit`.
  *
  * `store` is an object with the functions of `wit/store.wit`; see `map-store.mjs` for one.
  */
@@ -28,7 +28,7 @@ export async function instantiateLocks(store, { now, getRandomU64 } = platform) 
 
 const modules = new Map();
 
-/** A core module of the component, compiled once. */
+/** Returns a core module of the component, which is compiled once. */
 function module(path) {
   if (!modules.has(path)) modules.set(path, compile(new URL(`component/${path}`, import.meta.url)));
   return modules.get(path);

@@ -1,17 +1,16 @@
 /**
- * Serves a store *through the component* to the tests that every store has to pass:
+ * Serves a store *through the component* to the tests that every store must pass:
  *
  *     node conformance.mjs               the Map store
- *     node conformance.mjs MODULE        what the function `createStore(now)` of that module makes
+ *     node conformance.mjs MODULE        the store that the function `createStore(now)` of that module makes
  *
- * Each line of standard input asks one client for one step, and says what time it is:
+ * Each line of standard input requests one operation of one client, and sets the time:
  *
  *     {"client": 1, "now": 5000, "step": {"inspect": {"name": "x"}}}
  *
- * The steps and their answers are those of `verrou serve`; `{"drop": {}}` ends a client. All clients
- * are of one store, and each has an instance of the component of its own. They take the steps by
- * what the component exports: a claim becomes a lock that is made, or restored from text, for that
- * owner.
+ * The operations and their answers are those of `verrou serve`; `{"drop": {}}` ends a client. All clients
+ * share one store, and each has its own instance of the component. The operations are done by the exports of
+ * the component: a claim becomes a lock that is made, or restored from text, for that owner.
  */
 import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -20,7 +19,7 @@ import { pathToFileURL } from 'node:url';
 import { instantiateLocks } from './component.mjs';
 import { MapStore } from './map-store.mjs';
 
-/** The steps of a store, by way of the locks of an instance. */
+/** The operations of a store, done by the locks of an instance. */
 class Client {
   #store;
   #now;
@@ -81,13 +80,13 @@ class Client {
   }
 }
 
-/** JSON of which every number is a whole one, and may have 64 bits: each becomes a bigint. */
+/** Parses JSON whose numbers are whole numbers of up to 64 bits: each becomes a bigint. */
 function parse(line) {
   const marked = line.replace(/"(?:[^"\\]|\\.)*"|\d+/g, (token) => (token[0] === '"' ? token : `{"number":"${token}"}`));
   return JSON.parse(marked, (_, value) => (typeof value?.number === 'string' ? BigInt(value.number) : value));
 }
 
-/** The same the other way round. */
+/** Writes a value as such JSON. */
 function text(value) {
   if (typeof value === 'bigint') return String(value);
   if (typeof value !== 'object' || value === null) return JSON.stringify(value);

@@ -1,14 +1,14 @@
-/** What locks are good for: run by `main.mjs` in Node.js and by `page.mjs` in a browser. */
+/** A demonstration of locks, run by `main.mjs` in Node.js and by `page.mjs` in a browser. */
 import { MapStore } from './map-store.mjs';
 import { openLocks } from './verrou.mjs';
 
 const sleep = (milliseconds) => new Promise((end) => { setTimeout(end, milliseconds); });
 
-/** Takes some locks, and says what happens by `say`. */
+/** Acquires some locks, and passes lines of text to `say`. */
 export async function demo(say) {
   const { createLock, restoreLock } = await openLocks(new MapStore());
 
-  // Three who want the same, one after the other: the store wakes the next one.
+  // Three workers acquire the same lock, one after the other: each release wakes the next waiter.
   let inside = 0;
   const print = (worker) => createLock('printer', 5_000).run(async (fencingToken) => {
     inside += 1;
@@ -18,23 +18,23 @@ export async function demo(say) {
   });
   await Promise.all([1, 2, 3].map(print));
 
-  // Who does not want to wait asks once, or gives up in time.
-  const [mine, yours] = [createLock('payment', 60_000), createLock('payment', 60_000)];
-  say(`mine is taken: ${mine.tryAcquire()}, yours is taken: ${yours.tryAcquire()}`);
+  // Without a wait: one attempt, or a limited number of attempts.
+  const [first, second] = [createLock('payment', 60_000), createLock('payment', 60_000)];
+  say(`first acquired: ${first.tryAcquire()}, second acquired: ${second.tryAcquire()}`);
   try {
-    await yours.acquire({ attempts: 3, delay: 20 });
+    await second.acquire({ attempts: 3, delay: 20 });
   } catch (error) {
     say(`${error.code}: ${error.message}`);
   }
 
-  // A lease can be handed on as text: to a function here, or to another process that has the store.
-  const restored = restoreLock(mine.serialize());
+  // A lease can be transferred as text, here or to another process that shares the store.
+  const restored = restoreLock(first.serialize());
   restored.extend(90_000);
-  say(`whoever has the text has the lock, for ${Math.ceil(restored.remaining() / 1_000)} s`);
+  say(`the restored lock is held for ${Math.ceil(restored.remaining() / 1_000)} s`);
   restored.release();
-  say(`anyone holds it now: ${mine.isLocked()}`);
+  say(`locked after the release: ${first.isLocked()}`);
 
-  // A lease that was not long enough: the work was done, but perhaps not alone.
+  // A lease that expires during the work: another owner may have held the lock meanwhile.
   try {
     await createLock('slow', 10).run(() => sleep(50));
   } catch (error) {

@@ -1,6 +1,6 @@
 /**
- * A store in a `Map`: for the code of one page, or of one process. It has the functions of
- * `wit/store.wit`, and `waitFor`.
+ * A store in a `Map`, for the code of one page or one process. It has the functions of `wit/store.wit`, and
+ * `waitFor`.
  */
 export class MapStore {
   #records = new Map();
@@ -18,7 +18,7 @@ export class MapStore {
     const now = this.#now();
     const record = this.#record(name, now);
     if (record && record.owner !== owner) return { tag: 'refused', val: left(record, now) };
-    if (this.#records.size >= this.#enough) this.#dropEnded(now);
+    if (this.#records.size >= this.#enough) this.#removeExpired(now);
     const fencingToken = record?.fencingToken ?? ++this.#grants;
     this.#records.set(name, { owner, fencingToken, until: end(now, ttl) });
     return { tag: 'granted', val: fencingToken };
@@ -54,7 +54,7 @@ export class MapStore {
     return { expires: true, ephemeral: false, transfers: true, evicts: true, fences: true };
   }
 
-  /** Ends when it is this waiter's turn to ask for `name`, or with `signal`. */
+  /** Resolves when `name` may be free for this waiter, or when `signal` is aborted. */
   waitFor(name, _milliseconds, signal) {
     if (!this.#record(name, this.#now())) return Promise.resolve();
     return new Promise((wake) => {
@@ -68,7 +68,7 @@ export class MapStore {
     });
   }
 
-  /** The record of `name` whose time has not passed. */
+  /** Returns the record of `name`, if it has not expired. */
   #record(name, now) {
     const record = this.#records.get(name);
     if (record?.until > now || (record && record.until === undefined)) return record;
@@ -76,8 +76,8 @@ export class MapStore {
     return undefined;
   }
 
-  /** Forgets names that nobody asks for any more; seldom enough to cost nothing. */
-  #dropEnded(now) {
+  /** Removes expired records, so rarely that its cost does not matter. */
+  #removeExpired(now) {
     for (const name of this.#records.keys()) this.#record(name, now);
     this.#enough = Math.max(64, 2 * this.#records.size);
   }

@@ -1,4 +1,4 @@
-/** Serves this folder to browsers of this machine: `npm run serve` */
+/** Serves this directory to browsers of this machine: `npm run serve` */
 import { createReadStream } from 'node:fs';
 import { createServer } from 'node:http';
 import { extname } from 'node:path';
@@ -6,7 +6,7 @@ import { fileURLToPath } from 'node:url';
 
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.mjs': 'text/javascript', '.wasm': 'application/wasm' };
 
-/** A server of this folder at `port`, any with 0; ends when it listens. */
+/** Starts a server of this directory at `port`, or at any port with 0; resolves when it listens. */
 export async function serve(port) {
   const server = createServer(({ url }, response) => {
     const { pathname } = new URL(url, 'http://localhost');

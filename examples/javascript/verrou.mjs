@@ -1,10 +1,10 @@
 /**
- * Named locks with leases, in whatever store is plugged in. Lengths of time are milliseconds.
+ * Named locks with leases, in any store. Lengths of time are milliseconds.
  *
  *     const { createLock } = await openLocks(new MapStore());
  *     await createLock('my-resource', 2_000).run(async (fencingToken) => { ... });
  *
- * What fails throws a `LockError`, whose `code` is the same on every host.
+ * Functions that fail throw a `LockError`, whose `code` is the same on every host.
  */
 import { LockError, asMilliseconds, asNanoseconds, asRetry, asText, asToken, asking, wallTime } from './arguments.mjs';
 import { instantiateLocks } from './component.mjs';
@@ -13,22 +13,22 @@ import { acquired, kept } from './waiting.mjs';
 const dispose = Symbol.dispose ?? Symbol.for('dispose');
 
 /**
- * The locks of `store`: an object with the functions of `wit/store.wit`, and perhaps
- * `waitFor(name, milliseconds, signal)`, a promise that ends when `name` may have become free.
- * `platform` is another clock and randomness than the platform's own.
+ * Opens the locks of `store`: an object with the functions of `wit/store.wit`, and optionally
+ * `waitFor(name, milliseconds, signal)`, which returns a promise that resolves when `name` may be free.
+ * `platform` replaces the platform's clock and randomness.
  */
 export async function openLocks(store, platform) {
   const { Lock: Handle } = await instantiateLocks(store, platform);
   const made = (handle) => new Lock(asking(handle), store);
   return {
-    /** A lock whose leases last `ttl` milliseconds; with `null` they do not end by themselves. */
+    /** Makes a lock whose leases last `ttl` milliseconds; with `null` they do not expire. */
     createLock: (name, ttl = 30_000) => made(() => new Handle(asText(name), asNanoseconds(ttl))),
-    /** The lock that `serialize` wrote down, here or elsewhere. */
+    /** Restores a lock from the text of `serialize`, of this or another process. */
     restoreLock: (text) => made(() => Handle.restore(asText(text, 'E_INVALID_SERIALIZED_LOCK'), wallTime())),
   };
 }
 
-/** A lock. Every acquisition is another's, so it is not reentrant: taken twice, it waits for itself. */
+/** A lock. Every acquisition has an owner token of its own, so a lock is not reentrant: a second acquisition waits for the first. */
 class Lock {
   #handle;
   #store;
@@ -39,8 +39,8 @@ class Lock {
   }
 
   /**
-   * Waits for the lock, and returns its fencing token. Asks every `delay` milliseconds, or sooner
-   * if the store says so; `attempts` times at most, and until `timeout`. `signal` ends the wait.
+   * Waits for the lock, and returns its fencing token. Makes an attempt every `delay` milliseconds, or sooner
+   * if the store wakes it; at most `attempts` of them, until `timeout`. `signal` cancels the wait.
    */
   async acquire({ signal, ...retry } = {}) {
     signal?.throwIfAborted();
@@ -57,60 +57,60 @@ class Lock {
     }
   }
 
-  /** Takes the lock if it is free now: whether it was. */
+  /** Acquires the lock if it is free now, and returns whether it was. */
   tryAcquire() {
     const acquired = this.#ask((handle) => handle.tryAcquire());
     this.#acquisitions += Number(acquired);
     return acquired;
   }
 
-  /** Holds the lock while `body` runs, and returns what it returns. Waits as `acquire` does. */
-  async run(body, patience) {
-    const fencingToken = await this.acquire(patience);
+  /** Holds the lock while `body` runs, and returns the result of `body`. Waits as `acquire` does. */
+  async run(body, options) {
+    const fencingToken = await this.acquire(options);
     const acquisition = this.#acquisitions;
     let outcome;
     try {
       outcome = await body(fencingToken);
     } catch (error) {
-      try { this.#end(acquisition); } catch { /* The body's error says more. */ }
+      try { this.#end(acquisition); } catch { /* The body's error is more important. */ }
       throw error;
     }
     this.#end(acquisition, { outcome });
     return outcome;
   }
 
-  /** Keeps the lease alive until `signal`; returns how it was lost before, if it was. */
+  /** Renews the lease until `signal` is aborted. If the lease is lost before, returns how. */
   async keepAlive(signal) {
     const renewal = this.#ask((handle) => handle.keep());
     return kept(renewal, signal).finally(() => renewal[dispose]());
   }
 
-  /** Gives the lock back. */
+  /** Releases the lock. */
   release() { this.#ask((handle) => handle.release()); }
-  /** Frees the lock, whoever holds it, or only the grant with this fencing token: whether it did. */
+  /** Force-releases the lock, or only the grant with this fencing token. Returns whether there was such a grant. */
   forceRelease(only) { return this.#ask((handle) => handle.forceRelease(asToken(only))); }
-  /** Lets the lease last `ttl` milliseconds from now, or the lock's own ttl. */
+  /** Extends the lease to `ttl` milliseconds from now, by default to the lock's own ttl. */
   extend(ttl) { this.#ask((handle) => (ttl === undefined ? handle.extend() : handle.extendFor(asNanoseconds(ttl)))); }
-  /** Writes the lease down for `restoreLock`: whoever has the text has the lock. */
+  /** Serializes the lease for `restoreLock`. The text allows any process to extend and release the lock. */
   serialize() { return this.#ask((handle) => handle.serialize(wallTime())); }
-  /** Whether anyone holds the lock, as the store says. */
+  /** Returns whether the store has a holder of the lock. */
   isLocked() { return this.#ask((handle) => handle.isLocked()); }
-  /** Whether this lock's latest acquisition holds it, as the store says. */
+  /** Returns whether the store's holder is this lock's latest acquisition. */
   isHeld() { return this.#ask((handle) => handle.isHeld()); }
-  /** How much of the lease is left; `null` when there is none, or it does not end by itself. */
+  /** Returns the remaining time of the lease; `null` when there is none, or it does not expire. */
   remaining() { return asMilliseconds(this.#ask((handle) => handle.remaining())); }
-  /** Frees the memory, not the lock; without it, the garbage collector will. */
+  /** Frees the memory, not the lock. Otherwise the garbage collector does. */
   dispose() {
     this.#handle?.[dispose]();
     this.#handle = undefined;
   }
 
-  #ask(question) {
+  #ask(call) {
     if (!this.#handle) throw LockError.disposed(this.name);
-    return asking(() => question(this.#handle));
+    return asking(() => call(this.#handle));
   }
 
-  /** Ends what `run` began; an acquisition that another followed was lost before. */
+  /** Releases the acquisition of `run`. If a later acquisition followed it, it was lost before. */
   #end(acquisition, more) {
     const expired = this.#ask((handle) => handle.isExpired());
     try {

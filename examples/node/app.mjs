@@ -1,4 +1,4 @@
-/** Takes the lock of a payment, and lets a worker process it: `node app.mjs PAYMENT`. */
+/** Acquires the lock of a payment, and dispatches it to a worker: `node app.mjs PAYMENT`. */
 import { errors } from 'verrou-wasm'
 
 import { dispatch } from './queue.mjs'
@@ -8,7 +8,7 @@ const paymentId = process.argv[2]
 const lock = verrou.createLock(`payment-${paymentId}`, '2m')
 try {
   await lock.acquire({ retry: { timeout: '100ms' } })
-  // From here on the lease does not end with this process, but when its time has passed.
+  // From here on the lease does not end with this process, but expires after its ttl.
   dispatch('process-payment', { paymentId, lock: lock.serialize() })
   console.log(`app: payment ${paymentId} is locked, and in the queue`)
 } catch (error) {

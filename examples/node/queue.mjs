@@ -1,13 +1,13 @@
-/** A queue for a demonstration: each job is a file in the folder `jobs`, until a worker takes it. */
+/** A queue for a demonstration: each job is a file in the directory `jobs`, until a worker takes it. */
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, watch, writeFileSync } from 'node:fs'
 import { randomUUID } from 'node:crypto'
 
 const jobs = new URL('jobs/', import.meta.url)
 mkdirSync(jobs, { recursive: true })
 
-/** Leaves a job for whichever worker comes first. */
+/** Adds a job, for the first worker that asks for one. */
 export function dispatch(name, job) {
-  // In order, to the millisecond.
+  // The names sort by time, to the millisecond.
   const file = new URL(`${Date.now()}-${randomUUID()}.${name}`, jobs)
   const unfinished = new URL(`${file.href}.unfinished`)
   writeFileSync(unfinished, JSON.stringify(job))
@@ -29,7 +29,7 @@ export async function on(name, work, signal) {
   }
 }
 
-/** The oldest job, which no other worker gets then. */
+/** Takes the oldest job out of the queue, and returns it. */
 function take(name) {
   for (const file of readdirSync(jobs).sort()) {
     if (!file.endsWith(`.${name}`)) continue
@@ -37,7 +37,7 @@ function take(name) {
     try {
       renameSync(new URL(file, jobs), taken)
     } catch (error) {
-      if (error.code === 'ENOENT') continue // by another worker
+      if (error.code === 'ENOENT') continue // taken by another worker
       throw error
     }
     const job = JSON.parse(readFileSync(taken, 'utf8'))

@@ -1,4 +1,4 @@
-/** Processes payments, and gives their locks back: `node worker.mjs`, until Ctrl-C. */
+/** Processes payments, and releases their locks: `node worker.mjs`, until Ctrl-C. */
 import { setTimeout as pause } from 'node:timers/promises'
 import { errors } from 'verrou-wasm'
 
@@ -13,7 +13,7 @@ await on(
   async ({ paymentId, lock: serialized }) => {
     const lock = verrou.restoreLock(serialized)
     try {
-      // The job may have been in the queue for so long that the lock is another's by now.
+      // The lease may have expired while the job was in the queue, and another owner may hold the lock.
       await lock.extend()
       await processPayment(paymentId)
       await lock.release()

@@ -1,4 +1,4 @@
-/** Makes `target/component/provider-javascript.wasm` of `store.js`: `npm run build` */
+/** Builds `target/component/provider-javascript.wasm` from `store.js`: `npm run build` */
 import { mkdir, writeFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 
@@ -10,8 +10,8 @@ const { component } = await componentize({
   sourcePath: path('store.js'),
   witPath: path('../../wit'),
   worldName: 'store-provider',
-  // What JavaScript could ask of its host besides the time. Without `clocks` the time would be that
-  // of the build, for ever.
+  // The features that JavaScript could use besides the time. Without `clocks` the time would always be
+  // that of the build.
   disableFeatures: ['stdio', 'random', 'http', 'fetch-event'],
 });
 const output = path('../../target/component/provider-javascript.wasm');

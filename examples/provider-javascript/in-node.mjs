@@ -1,13 +1,13 @@
 /**
- * The component for the tests that every store has to pass: `node in-node.mjs` makes JavaScript of it
- * again, in `component/`, and what is exported here runs that.
+ * The component for the tests that every store must pass: `node in-node.mjs` transpiles it to JavaScript
+ * in `component/`, which the function exported here runs.
  */
 import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 
-const folder = new URL('component/', import.meta.url);
+const directory = new URL('component/', import.meta.url);
 
-/** What the engine inside imports for what this store does not do: say something, and wait. */
+/** Imports of the engine that this store does not use: for output and waiting. */
 const NEVER_CALLED = {
   'wasi:cli/stderr': {},
   'wasi:clocks/wall-clock': {},
@@ -16,15 +16,15 @@ const NEVER_CALLED = {
   'wasi:io/streams': { InputStream: class {}, OutputStream: class {} },
 };
 
-/** An instance of the component: the functions of `wit/store.wit`, by the clock `now`. */
+/** Makes an instance of the component, by the clock `now`, and returns the functions of `wit/store.wit`. */
 export async function createStore(now) {
-  const { instantiate } = await import(new URL('provider.js', folder));
-  const module = async (path) => WebAssembly.compile(await readFile(new URL(path, folder)));
+  const { instantiate } = await import(new URL('provider.js', directory));
+  const module = async (path) => WebAssembly.compile(await readFile(new URL(path, directory)));
   const { store } = await instantiate(module, { ...NEVER_CALLED, 'wasi:clocks/monotonic-clock': { now } });
   return store;
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const { transpileInto } = await import('../javascript/transpile.mjs');
-  await transpileInto(folder, 'provider', new URL('../../target/component/provider-javascript.wasm', import.meta.url));
+  await transpileInto(directory, 'provider', new URL('../../target/component/provider-javascript.wasm', import.meta.url));
 }

@@ -3,7 +3,7 @@
  * monotonic clock. The functions are those of `wit/store.wit`.
  */
 
-/** Every character of a name counts, also a first U+FEFF, which decoding takes for a mark and drops. */
+/** Keeps a leading U+FEFF of a name, which the decoder takes for a byte order mark and drops. */
 const { decode } = TextDecoder.prototype;
 TextDecoder.prototype.decode = function decodeAll(bytes) {
   const marked = bytes?.[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf;
@@ -14,7 +14,7 @@ TextDecoder.prototype.decode = function decodeAll(bytes) {
 const now = () => BigInt(Math.round(performance.now() * 1e6));
 
 const records = new Map();
-/** One counter for all names: a name that is free costs nothing. */
+/** The number of grants of all names: with one counter, a free name needs no memory. */
 let grants = 0n;
 
 const granted = (fencingToken) => ({ tag: 'granted', val: fencingToken });
@@ -22,7 +22,7 @@ const refused = (remaining) => ({ tag: 'refused', val: remaining });
 const end = (ttl, time) => (ttl === undefined ? undefined : time + ttl);
 const left = (record, time) => (record.until === undefined ? undefined : record.until - time);
 
-/** The record of `name`, if its time has not passed at `time`. */
+/** Returns the record of `name`, if it has not expired at `time`. */
 function recorded(name, time) {
   const record = records.get(name);
   if (record?.until <= time) records.delete(name);
@@ -38,10 +38,10 @@ function free(name, condition) {
 export const store = {
   acquire({ name, owner, ttl }) {
     const time = now();
-    for (const known of records.keys()) recorded(known, time); // forgets what nobody asks for again
+    for (const known of records.keys()) recorded(known, time); // removes expired records
     const record = records.get(name);
     if (record && record.owner !== owner) return refused(left(record, time));
-    // An owner that holds it already asks again: the reply was lost.
+    // An owner that holds the name already retries: the reply was lost.
     const fencingToken = record?.fencingToken ?? ++grants;
     records.set(name, { owner, fencingToken, until: end(ttl, time) });
     return granted(fencingToken);

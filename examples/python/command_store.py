@@ -1,8 +1,8 @@
 """This machine's own stores, lease files and file locks, through the command `verrou serve`.
 
-So a Python program shares its locks with shell scripts and with programs in Rust. A lease that was
-not serialized ends with this process, however it ends: its end of the pipe is closed then, and the
-command ends, too. `host/SERVE.md` describes what is said through the pipe.
+A Python program shares these locks with shell scripts and programs in Rust. A lease that was not
+serialized ends with this process, for any reason: its end of the pipe is then closed, and the
+command ends, too. `host/SERVE.md` describes the protocol.
 """
 
 import json
@@ -15,23 +15,25 @@ GREETING = {"protocol": "verrou serve", "version": 1}
 
 
 class CommandStore:
-    """The store at `url`, like `lease:/var/lib/verrou`; `None` is the command's own default."""
+    """The store at `url`, such as `lease:/var/lib/verrou`; `None` means the command's own default."""
 
     def __init__(self, url: str | None = None, command: str = "verrou"):
         where = ["--store", url] if url else []
-        self._step = threading.Lock()
+        self._mutex = threading.Lock()
         self._process = subprocess.Popen(
             [command, "serve", *where],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
-            # Ctrl-C in the terminal is not for it: it is needed to give locks back.
+            # Ctrl-C in the terminal must not end it: this process needs it to release locks.
             process_group=0,
         )
         try:
-            greeting = self._hear()
+            greeting = self._receive()
             if any(greeting.get(key) != value for key, value in GREETING.items()):
-                raise StoreError(f"`{command} serve` speaks another language: {greeting}")
+                raise StoreError(
+                    f"`{command} serve` does not speak version {GREETING['version']} of the protocol: {greeting}"
+                )
         except BaseException:
             self.close()
             raise
@@ -41,7 +43,7 @@ class CommandStore:
         try:
             self._process.stdin.close()
         except BrokenPipeError:
-            pass  # It has ended already.
+            pass  # The command has ended already.
         self._process.stdout.close()
         self._process.wait()
 
@@ -68,18 +70,18 @@ class CommandStore:
         abilities = self._ask("abilities")["abilities"]
         return Abilities(*(abilities[field] for field in Abilities._fields))
 
-    def _reply(self, step: str, **members):
-        answer = self._ask(step, **members)
+    def _reply(self, operation: str, **members):
+        answer = self._ask(operation, **members)
         return Granted(answer["granted"]) if "granted" in answer else Refused(answer["refused"])
 
-    def _ask(self, step: str, **members) -> dict:
-        with self._step:
+    def _ask(self, operation: str, **members) -> dict:
+        with self._mutex:
             if self._process.stdin.closed:
                 raise StoreError("this store is closed")
             try:
-                self._process.stdin.write(json.dumps({step: members}) + "\n")
+                self._process.stdin.write(json.dumps({operation: members}) + "\n")
                 self._process.stdin.flush()
-                answer = self._hear()
+                answer = self._receive()
             except BaseException:
                 # The next request would get the answer to this one.
                 self.close()
@@ -88,7 +90,7 @@ class CommandStore:
             raise StoreError(answer["error"]["message"], answer["error"]["temporary"])
         return answer
 
-    def _hear(self) -> dict:
+    def _receive(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
             raise StoreError(f"`verrou serve` has ended, with code {self._process.wait()}")

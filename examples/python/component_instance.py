@@ -1,6 +1,6 @@
-"""An instance of the component `verrou.wasm`, and calls of what it exports.
+"""An instance of the component `verrou.wasm`, and calls of its exports.
 
-How wasmtime-py passes values is said in `component_imports.py`: it is the same in this direction.
+`component_imports.py` describes how wasmtime-py passes values, which is the same in this direction.
 """
 
 import collections
@@ -17,13 +17,13 @@ import component_imports
 
 COMPONENT = Path(__file__).resolve().parents[2] / "target/component/verrou.wasm"
 ENGINE = wasmtime.Engine()
-# wasmtime-py keeps parts of a call in global variables: so one call at a time, whatever instance
-# it is for. None of them waits for a lock.
+# wasmtime-py keeps parts of a call in global variables, so only one call can run at a time, for all
+# instances. No call waits for a lock.
 ONE_CALL = threading.RLock()
 
 
 class LockError(Exception):
-    """Why something could not be done with a lock; `code` is the same on every host."""
+    """The error of a lock; `code` is the same on every host."""
 
     def __init__(self, code: str, message: str, temporary: bool = False):
         super().__init__(f"{message} ({code})")
@@ -31,7 +31,7 @@ class LockError(Exception):
 
 
 def boot_time() -> int:
-    """Nanoseconds that count on while the machine sleeps, where there is such a clock."""
+    """Returns the nanoseconds of a clock that includes suspensions, if the system has one."""
     return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -42,7 +42,7 @@ def random_u64() -> int:
 @functools.cache
 def compiled(component: Path) -> Component:
     if not component.exists():
-        raise FileNotFoundError(f"{component} is not there: `cargo xtask component` makes it")
+        raise FileNotFoundError(f"{component} does not exist: `cargo xtask component` builds it")
     return Component.from_file(ENGINE, component)
 
 
@@ -59,29 +59,29 @@ class Instance:
         self._exports = self._instance.get_export_index(self._wasm, "verrou:lock/locks@0.1.0")
 
     def call(self, function: str, *arguments):
-        """Calls what the interface `locks` has under this name."""
+        """Calls the function of the interface `locks` with this name."""
         with ONE_CALL:
             while self._dropped:
                 self._dropped.pop().drop(self._wasm)
             self._troubles.clear()
             index = self._instance.get_export_index(self._wasm, function, self._exports)
-            said = self._instance.get_func(self._wasm, index)(self._wasm, *arguments)
+            result = self._instance.get_func(self._wasm, index)(self._wasm, *arguments)
             trouble = self._troubles[-1] if self._troubles else None
         if trouble and not isinstance(trouble, Exception):
-            raise trouble  # Somebody pressed Ctrl-C, or the like.
-        if isinstance(said, Variant) and said.tag in ("ok", "err"):
-            said = said.payload
-        if isinstance(said, Record) and hasattr(said, "code"):
-            raise LockError(code(said.code), said.message, said.temporary) from trouble
-        return said
+            raise trouble  # An interrupt, such as Ctrl-C.
+        if isinstance(result, Variant) and result.tag in ("ok", "err"):
+            result = result.payload
+        if isinstance(result, Record) and hasattr(result, "code"):
+            raise LockError(code(result.code), result.message, result.temporary) from trouble
+        return result
 
     def drop(self, handle) -> None:
-        """Drops a handle with the next call: whoever asks for it may be within one."""
+        """Drops a handle with the next call: this method may be called during one."""
         self._dropped.append(handle)
 
 
 def code(case: str) -> str:
-    """The code behind a case of `error-code`."""
+    """Returns the code of a case of `error-code`."""
     lasting = {"lost": "LOCK_LOST", "storage": "LOCK_STORAGE_ERROR"}
     of_locks = {"not-owner", "not-serializable"}
     name = ("lock-" if case in of_locks else "") + case

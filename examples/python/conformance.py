@@ -1,15 +1,15 @@
-"""Serves a Python store *through the component* to the tests that every store has to pass.
+"""Serves a Python store *through the component* to the tests that every store must pass.
 
     python conformance.py dictionary
     python conformance.py sqlite FILE
 
-Each line of standard input asks one client for one step, and says what time it is:
+Each line of standard input requests one operation of one client, and sets the time:
 
     {"client": 1, "now": 5000, "step": {"inspect": {"name": "x"}}}
 
-The steps and their answers are those of `verrou serve`; `{"drop": {}}` ends a client. All clients
-are of one place, and each has an instance of the component of its own. They take the steps by what
-the component exports: a claim becomes a lock that is made, or restored from text, for that owner.
+The operations and their answers are those of `verrou serve`; `{"drop": {}}` ends a client. All clients
+share one store, and each has its own instance of the component. The operations are done by the exports
+of the component: a claim becomes a lock that is made, or restored from text, for that owner.
 """
 
 import collections
@@ -24,7 +24,7 @@ from sqlite_store import SqliteStore
 
 
 class Client:
-    """The steps of a store, by way of the locks of an instance."""
+    """The operations of a store, done by the locks of an instance."""
 
     def __init__(self, store, now):
         self._store = store
@@ -49,7 +49,7 @@ class Client:
         return self._handle("[static]lock.restore", text, self._now())
 
     def acquire(self, name, owner, ttl, ephemeral):
-        del ephemeral  # Every lock asks for that; `serialize` takes it back.
+        del ephemeral  # Every lock requests an ephemeral lease; `serialize` detaches it.
         self._random.extend((int(owner[:16], 16), int(owner[16:], 16)))
         once = record(attempts=1, delay=None, max_delay=None, timeout=None)
         with self._lock(name, ttl) as lock:
@@ -93,8 +93,8 @@ class Client:
         return {"abilities": self._store.can()._asdict()}
 
 
-class Place:
-    """A place, the time there, and its clients by their numbers."""
+class Fixture:
+    """A store, its time, and its clients by their numbers."""
 
     def __init__(self, kind, file=None):
         shared = DictionaryStore(self.time) if kind == "dictionary" else None
@@ -107,7 +107,7 @@ class Place:
 
     def _open_file(self, file) -> SqliteStore:
         store = SqliteStore(file, self.time)
-        # There is no loss of power here, and a disk would take most of the time.
+        # The tests have no loss of power, and writing to the disk would take most of the time.
         store._file.execute("PRAGMA synchronous = OFF")
         return store
 
@@ -127,6 +127,6 @@ class Place:
 
 
 if __name__ == "__main__":
-    place = Place(*sys.argv[1:])
+    fixture = Fixture(*sys.argv[1:])
     for line in sys.stdin:
-        print(json.dumps(place.answer(**json.loads(line))), flush=True)
+        print(json.dumps(fixture.answer(**json.loads(line))), flush=True)

@@ -8,7 +8,7 @@ from store import Abilities, Claim, Granted, Holder, Refused
 
 
 class Record(NamedTuple):
-    """What is known of a name that was granted."""
+    """The record of a name that was granted."""
 
     owner: str
     token: int
@@ -19,18 +19,18 @@ class Record(NamedTuple):
 
 
 class DictionaryStore:
-    """One place: all who share the object share the locks."""
+    """One store: all users of the object share its locks."""
 
     def __init__(self, now=time.monotonic_ns):
         self._now = now
-        self._step = threading.Lock()
+        self._mutex = threading.Lock()
         self._records: dict[str, Record] = {}
-        # One number for all names grows for each of them, and no name has to be kept for it.
+        # One counter for all names grows for each of them, and needs no record of a free name.
         self._token = 0
         self._sweep_at = 64
 
     def acquire(self, claim: Claim):
-        with self._step:
+        with self._mutex:
             now = self._now()
             self._sweep(now)
             record = self._held(claim.name, now)
@@ -43,7 +43,7 @@ class DictionaryStore:
             return Granted(token)
 
     def extend(self, claim: Claim):
-        with self._step:
+        with self._mutex:
             now = self._now()
             record = self._held(claim.name, now)
             if not record or record.owner != claim.owner:
@@ -52,17 +52,17 @@ class DictionaryStore:
             return Granted()
 
     def release(self, claim: Claim):
-        with self._step:
+        with self._mutex:
             record = self._held(claim.name, self._now())
             return self._free(claim.name, record and record.owner == claim.owner)
 
     def evict(self, name: str, only: int | None):
-        with self._step:
+        with self._mutex:
             record = self._held(name, self._now())
             return self._free(name, record and only in (None, record.token))
 
     def inspect(self, name: str):
-        with self._step:
+        with self._mutex:
             now = self._now()
             record = self._held(name, now)
             return record and Holder(record.token, record.left(now))
@@ -74,7 +74,7 @@ class DictionaryStore:
         return Abilities(expires=True, ephemeral=False, transfers=True, evicts=True, fences=True)
 
     def _held(self, name: str, now: int) -> Record | None:
-        """The record of a name that is not free."""
+        """Returns the record of a name that is held."""
         record = self._records.get(name)
         return record if record and record.left(now) != 0 else None
 
@@ -85,7 +85,7 @@ class DictionaryStore:
         return Granted()
 
     def _sweep(self, now: int):
-        """Forgets what has run out, when there is twice as much as after the last time."""
+        """Removes expired records, when there are twice as many records as after the last time."""
         if len(self._records) >= self._sweep_at:
             held = {name: self._held(name, now) for name in self._records}
             self._records = {name: record for name, record in held.items() if record}
@@ -93,5 +93,5 @@ class DictionaryStore:
 
 
 def end(claim: Claim, now: int) -> int | None:
-    """When a lease that is granted now ends."""
+    """Returns the end of a lease that is granted now."""
     return None if claim.ttl is None else now + claim.ttl

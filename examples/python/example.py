@@ -1,10 +1,8 @@
-"""Counts in a file, one at a time, however many of these run.
+"""Increments a number in a file, one at a time, for any number of such programs.
 
     python example.py                                 between the threads of one process
     python example.py sqlite:target/locks.sqlite      between processes, in an SQLite file
-    python example.py lease:target/locks verrou       the same, with the command `verrou` beside it
-
-The last form names the command, too.
+    python example.py lease:target/locks verrou       between processes, in lease files, by the command `verrou`
 """
 
 import sys
@@ -29,14 +27,14 @@ def open_store(where: str | None = None, command: str = "verrou"):
 
 
 def count(locks: Locks, rounds: int) -> None:
-    # A lease of ten seconds is extended for as long as it takes; a crash frees it by itself.
+    # A lease of ten seconds is renewed as long as the work takes; after a crash it expires.
     lock = locks.lock("counter", ttl=10)
     for _ in range(rounds):
-        # Asks every ten milliseconds, for a minute at most.
+        # Makes an attempt every ten milliseconds, for a minute at most.
         with lock.held(timeout=60, delay=0.01) as held:
             number = int(COUNTER.read_text()) if COUNTER.exists() else 0
             COUNTER.write_text(str(number + 1))
-            # Whatever is written under a lock should refuse a smaller token than it has seen.
+            # The resource that a lock guards should refuse a smaller token than the greatest that it has accepted.
             print(f"{number + 1}, under fencing token {held.fencing_token}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Extending a lease in time, for as long as a `with` block runs."""
+"""The renewal of a lease while a `with` block runs."""
 
 import threading
 from contextlib import contextmanager
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from wasmtime.component import Record
 
 LONGEST_PAUSE = 3600
-"""Python cannot wait for centuries at once."""
+"""The longest wait, in seconds: Python cannot wait for centuries at once."""
 
 
 @contextmanager
 def keep_alive(instance, renewal):
-    """Polls `renewal`, a handle of `instance`, in a thread; yields an event for the lease's loss."""
+    """Polls `renewal`, a handle of `instance`, in a thread; yields an event that is set at the lease's loss."""
     ended, lost = threading.Event(), threading.Event()
 
     def keep():
@@ -21,7 +21,7 @@ def keep_alive(instance, renewal):
                 keeping = instance.call("[method]renewal.poll", renewal)
                 if isinstance(keeping, str):
                     break
-                # `held`; or `unknown`, as long as the store does not answer.
+                # `held`; or `unknown` while the store fails.
                 pause = keeping.wait if isinstance(keeping, Record) else keeping
         finally:
             if not ended.is_set():

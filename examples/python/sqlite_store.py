@@ -1,7 +1,7 @@
 """A store in an SQLite file: locks between the processes of one machine.
 
-Time goes by the wall clock, the only one that outlives a restart of the machine: when it is set
-back leases last longer, when it is set ahead they end earlier. Not for files on a network.
+Time is that of the wall clock, the only one that continues after a reboot: when it is set back
+leases last longer, when it is set forward they expire earlier. Not for files on a network.
 """
 
 import sqlite3
@@ -22,7 +22,7 @@ SCHEMA = """
 """
 HELD = "owner IS NOT NULL AND (ends IS NULL OR ends > :now)"
 GREATEST = (1 << 63) - 1
-"""The greatest integer of SQLite; as a time, it is in the year 2262."""
+"""The greatest integer of SQLite. As a time, it is in the year 2262."""
 
 
 class SqliteStore:
@@ -30,8 +30,8 @@ class SqliteStore:
 
     def __init__(self, path, now=time.time_ns, patience=5):
         self._now = now
-        self._step = threading.Lock()
-        # No transactions but those that are written below; `patience` seconds for other processes.
+        self._mutex = threading.Lock()
+        # Only explicit transactions; waits up to `patience` seconds for other processes.
         with reported():
             self._file = sqlite3.connect(
                 path, timeout=patience, isolation_level=None, check_same_thread=False
@@ -61,12 +61,12 @@ class SqliteStore:
         return self._change("owner = NULL", claim.name, "owner = :who", claim.owner)
 
     def evict(self, name: str, only: int | None):
-        # There is no token that SQLite could not count to.
+        # No token is greater than SQLite's greatest integer.
         only = None if only is None else min(only, GREATEST)
         return self._change("owner = NULL", name, "(:who IS NULL OR token = :who)", only)
 
     def inspect(self, name: str):
-        with self._step, reported():
+        with self._mutex, reported():
             return self._held(name)[1]
 
     def detach(self, claim: Claim):
@@ -77,8 +77,8 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self):
-        """A step that is all done and on the disk, or not done at all."""
-        with self._step, reported():
+        """Runs an operation atomically and durably."""
+        with self._mutex, reported():
             self._file.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -88,7 +88,7 @@ class SqliteStore:
                     self._file.execute("ROLLBACK")
 
     def _held(self, name: str) -> tuple[str | None, Holder | None]:
-        """Returns the owner token, which is in no answer, and what an answer may have."""
+        """Returns the owner token, which no answer contains, and the holder."""
         now = self._now()
         query = f"SELECT owner, token, ends FROM locks WHERE name = :name AND {HELD}"
         row = self._file.execute(query, {"name": name, "now": now}).fetchone()
@@ -114,7 +114,7 @@ class SqliteStore:
 
 @contextmanager
 def reported():
-    """Says whether it may help to ask again: another process may have kept the file too long."""
+    """Converts errors of SQLite. An error is temporary if another process kept the file locked for too long."""
     try:
         yield
     except sqlite3.Error as error:

@@ -1,35 +1,35 @@
-"""What a store is in Python: the `store` interface of `wit/store.wit`, as Python has it.
+"""The interface of a store in Python: `store` of `wit/store.wit`.
 
-Any object with the methods of `Store` is one. Each method is one step that nobody else sees half
-done. Lengths of time are whole nanoseconds; `None` is one without an end, or unknown.
+Any object with the methods of `Store` is a store. Each method is one atomic operation. Lengths of
+time are whole nanoseconds; `None` means no limit, or unknown.
 """
 
 from typing import NamedTuple, Protocol
 
 
 class Claim(NamedTuple):
-    """Who wants which lock, and for how long."""
+    """A lock, its owner, and the lease's length: the record sent to a store."""
 
     name: str
     owner: str
-    """32 lower-case hexadecimal digits, drawn anew for every acquisition."""
+    """The owner token: 32 lower-case hexadecimal digits, drawn for every acquisition."""
     ttl: int | None
     ephemeral: bool
-    """Whether the record is to end with the client that made it, too."""
+    """Whether the record also ends with the client that made it."""
 
 
 class Granted(NamedTuple):
-    """Done as asked."""
+    """The operation was done."""
 
     fencing_token: int | None = None
-    """The grant's, when a claim was asked for and the store counts."""
+    """The fencing token, if a store with fencing tokens has granted a claim."""
 
 
 class Refused(NamedTuple):
-    """Not done: the name is another's, or there is nothing to act on."""
+    """The operation was not done: another owner holds the name, or there is no record to act on."""
 
     remaining: int | None = None
-    """For how long at most the name stays taken, as far as the store knows."""
+    """The longest time for which the name stays held, if the store can determine it."""
 
 
 class Holder(NamedTuple):
@@ -40,7 +40,7 @@ class Holder(NamedTuple):
 
 
 class Abilities(NamedTuple):
-    """What some stores can do and others cannot: see `abilities` in `wit/store.wit`."""
+    """The capabilities of a store: see `abilities` in `wit/store.wit`."""
 
     expires: bool
     ephemeral: bool
@@ -50,16 +50,16 @@ class Abilities(NamedTuple):
 
 
 class StoreError(Exception):
-    """A store that could not tell: its step may or may not have been taken."""
+    """The failure of a store: the outcome of its operation is unknown."""
 
     def __init__(self, message: str, temporary: bool = False):
         super().__init__(message)
         self.temporary = temporary
-        """Whether asking again may help."""
+        """Whether a retry may succeed."""
 
 
 class Store(Protocol):
-    """A place where leases are recorded. `wit/store.wit` says what each step means."""
+    """A store of lease records. `wit/store.wit` documents each operation."""
 
     def acquire(self, claim: Claim) -> Granted | Refused: ...
     def extend(self, claim: Claim) -> Granted | Refused: ...

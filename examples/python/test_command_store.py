@@ -1,4 +1,4 @@
-"""Locks shared with the command `verrou`: `VERROU` names it, or else it is what Cargo built."""
+"""Locks shared with the command `verrou`: the one that `VERROU` names, by default the one that Cargo built."""
 
 import json
 import os
@@ -29,11 +29,11 @@ time.sleep(3600)
 
 class CommandStoreTest(unittest.TestCase):
     def setUp(self):
-        self.assertTrue(Path(VERROU).exists(), f"{VERROU} is not there: `cargo build` makes it")
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-        self.url = f"lease:{folder.name}/locks"
+        self.assertTrue(Path(VERROU).exists(), f"{VERROU} does not exist: `cargo build` builds it")
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+        self.url = f"lease:{directory.name}/locks"
         self.store = self.open(self.url)
         self.locks = Locks(self.store)
 
@@ -93,7 +93,7 @@ class CommandStoreTest(unittest.TestCase):
         holder = [sys.executable, "-c", HOLDER, self.url, VERROU]
         environment = {**os.environ, "PYTHONPATH": str(HERE)}
         process = subprocess.Popen(holder, stdout=subprocess.PIPE, env=environment)
-        # The last one is the first to be called.
+        # Cleanups are called in reverse order.
         for cleanup in (process.stdout.close, process.wait, process.kill):
             self.addCleanup(cleanup)
         token = int(process.stdout.readline())
@@ -103,12 +103,12 @@ class CommandStoreTest(unittest.TestCase):
 
     def test_processes_exclude_each_other(self):
         example = [sys.executable, HERE / "example.py", self.url, VERROU]
-        (Path(self.folder) / "target").mkdir()
+        (Path(self.directory) / "target").mkdir()
         running = [
-            subprocess.Popen(example, cwd=self.folder, stdout=subprocess.DEVNULL) for _ in range(3)
+            subprocess.Popen(example, cwd=self.directory, stdout=subprocess.DEVNULL) for _ in range(3)
         ]
         self.assertEqual([process.wait() for process in running], [0] * 3)
-        self.assertEqual((Path(self.folder) / "target/counter.txt").read_text(), "30")
+        self.assertEqual((Path(self.directory) / "target/counter.txt").read_text(), "30")
 
     def test_a_killed_command_is_an_error_and_a_loss(self):
         with self.assertRaises(LockError) as caught:
@@ -120,8 +120,8 @@ class CommandStoreTest(unittest.TestCase):
             self.locks.lock("x").acquire(timeout=60)
         self.assertEqual(caught.exception.code, "E_LOCK_STORAGE_ERROR")
 
-    def test_a_file_lock_cannot_be_handed_over(self):
-        locks = Locks(self.open(f"file:{self.folder}/files"))
+    def test_a_file_lock_cannot_be_serialized(self):
+        locks = Locks(self.open(f"file:{self.directory}/files"))
         with locks.lock("x").held():
             with self.assertRaises(LockError) as caught:
                 lock = locks.lock("y")

@@ -1,4 +1,4 @@
-"""Locks between threads, and what becomes of nonsense: in arguments, and from stores."""
+"""Locks between threads, invalid arguments, and invalid replies of stores."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ from store import Granted, Holder, Refused, StoreError
 from verrou_component import LockError, Locks
 
 GREATEST = Fraction((1 << 64) - 1, 10**9)
-"""The longest length of time that can be said, in seconds."""
+"""The longest length of time that the component accepts, in seconds."""
 
 
 class Case(unittest.TestCase):
@@ -27,7 +27,7 @@ class Case(unittest.TestCase):
 
 
 class HoldingTest(Case):
-    def test_a_lock_is_held_and_given_back(self):
+    def test_a_lock_is_held_and_released(self):
         lock, other = self.locks.lock("x", ttl=10), self.locks.lock("x")
         self.assertFalse(lock.is_locked())
         self.assertEqual(lock.acquire(), 1)
@@ -48,24 +48,24 @@ class HoldingTest(Case):
         self.assert_fails("E_LOCK_TIMEOUT", self.locks.lock("x").acquire, timeout=0.3, delay=0.05)
         self.assertGreaterEqual(time.monotonic() - began, 0.3)
 
-    def test_run_returns_what_the_work_returns_and_raises_what_it_raises(self):
+    def test_run_returns_the_result_of_the_work_and_raises_its_error(self):
         lock = self.locks.lock("x")
         self.assertEqual(lock.run(lambda held: held.fencing_token * 42), 42)
         with self.assertRaises(ZeroDivisionError):
             lock.run(lambda held: 1 / 0)
         self.assertFalse(lock.is_locked())
 
-    def test_a_lease_is_kept_alive_beyond_its_ttl(self):
+    def test_a_lease_is_renewed_beyond_its_ttl(self):
         with self.locks.lock("x", ttl=2).held() as held:
             self.assertFalse(held.lost.wait(3))
             self.assertFalse(self.locks.lock("x").try_acquire())
         self.assertTrue(self.locks.lock("x").try_acquire())
 
-    def test_a_lock_without_ttl_is_kept_too(self):
+    def test_a_lock_without_ttl_is_not_lost(self):
         with self.locks.lock("x", ttl=None).held() as held:
             self.assertFalse(held.lost.wait(0.1))
 
-    def test_a_loss_is_told_at_once_and_at_the_end(self):
+    def test_a_loss_is_reported_at_once_and_at_the_end(self):
         def work():
             with self.locks.lock("x", ttl=2).held() as held:
                 self.assertTrue(self.locks.lock("x").force_release(held.fencing_token))
@@ -73,7 +73,7 @@ class HoldingTest(Case):
 
         self.assert_fails("E_LOCK_LOST", work)
 
-    def test_an_eviction_can_be_meant_for_one_grant(self):
+    def test_a_force_release_can_require_a_fencing_token(self):
         lock = self.locks.lock("x")
         token = lock.acquire()
         for wrong in (-1, 0, token + 1, 1 << 64):
@@ -95,7 +95,7 @@ class HoldingTest(Case):
         self.assert_fails("E_LOCK_NOT_OWNER", lock.release)
 
     def count(self, make_locks):
-        """Counts to a hundred in ten threads, as only one at a time can."""
+        """Increments a counter a hundred times in ten threads, which loses increments without exclusion."""
         count, tokens = [0], []
 
         def work():
@@ -122,34 +122,34 @@ class HoldingTest(Case):
         self.count(lambda: Locks(self.store))
 
 
-class NonsenseTest(Case):
-    def test_names(self):
+class InvalidArgumentTest(Case):
+    def test_invalid_names_are_refused(self):
         for name in ("", "n" * 1025, "n" * (1 << 20)):
             self.assert_fails("E_INVALID_NAME", self.locks.lock, name)
         self.assertTrue(self.locks.lock("n" * 1024).try_acquire())
 
-    def test_ttls(self):
+    def test_invalid_ttls_are_refused(self):
         for ttl in (0, 1e-12, -1, GREATEST, 2 * GREATEST, float("nan"), float("inf"), 1 << 70, "5s", []):
             self.assert_fails("E_INVALID_TTL", self.locks.lock, "x", ttl)
-        # The longest there is: 2^63 - 1 nanoseconds.
+        # The longest ttl: 2^63 - 1 nanoseconds.
         self.assertTrue(self.locks.lock("x", Fraction((1 << 63) - 1, 10**9)).try_acquire())
 
-    def test_retries(self):
+    def test_invalid_retry_policies_are_refused(self):
         lock = self.locks.lock("x")
         for retry in ({"attempts": 0}, {"attempts": -5}, {"delay": 0}, {"delay": -1}, {"timeout": -1}):
             self.assert_fails("E_INVALID_RETRY", lock.acquire, **retry)
         self.assertEqual(lock.acquire(timeout=GREATEST, attempts=1 << 40), 1)
 
-    def test_serialized_locks(self):
+    def test_corrupt_serialized_locks_are_refused(self):
         lock = self.locks.lock("x")
         lock.acquire()
         text = lock.serialize()
-        damaged = [text[:length] for length in range(len(text))]
-        damaged += ["null", "[]", "{}", "x" * (1 << 20), text + text, text.replace('"x"', '""')]
-        damaged += [json.dumps({**json.loads(text), key: value}) for key, value in [
+        corrupt = [text[:length] for length in range(len(text))]
+        corrupt += ["null", "[]", "{}", "x" * (1 << 20), text + text, text.replace('"x"', '""')]
+        corrupt += [json.dumps({**json.loads(text), key: value}) for key, value in [
             ("owner", "0"), ("owner", None), ("ttl", 0), ("ttl", -1), ("fence", 0), ("name", 7),
         ]]
-        for wrong in damaged:
+        for wrong in corrupt:
             self.assert_fails("E_INVALID_SERIALIZED_LOCK", self.locks.restore, wrong)
         newer = json.dumps({**json.loads(text), "version": 2})
         error = self.assert_fails("E_INVALID_SERIALIZED_LOCK", self.locks.restore, newer)
@@ -167,7 +167,7 @@ class BrokenStoreTest(Case):
     }
 
     def broken(self, step, trick):
-        """A lock that is held unless it is to be acquired, in a store with one wrong step."""
+        """Returns a lock in a store with one faulty operation. It is held, unless that operation is `acquire`."""
         store = DictionaryStore()
         true = getattr(store, step)
         wrong = [trick]
@@ -179,7 +179,7 @@ class BrokenStoreTest(Case):
         wrong[0] = trick
         return lock, wrong
 
-    def test_what_a_store_raises_is_an_error_with_its_words(self):
+    def test_an_exception_of_a_store_is_an_error_with_its_message(self):
         def trick(*_):
             raise OSError("the disk \ud800 is full")
 
@@ -193,7 +193,7 @@ class BrokenStoreTest(Case):
                 wrong[0] = None
                 use(lock)
 
-    def test_garbage_from_a_store_is_an_error_that_names_it(self):
+    def test_an_invalid_reply_of_a_store_is_an_error(self):
         replies = [None, 7, "granted", object(), Holder(1, 1), Granted("7"), Granted(0)]
         replies += [Granted(-1), Granted(1 << 64), Granted(True), Granted(1.5), Refused(-1)]
         holders = [7, Granted(7), Holder(0, None), Holder("1", None), Holder(1, -1)]
@@ -206,7 +206,7 @@ class BrokenStoreTest(Case):
                     wrong[0] = None
                     use(lock)
 
-    def test_a_temporary_error_is_waited_for(self):
+    def test_a_temporary_error_is_retried(self):
         failures = [StoreError("busy", temporary=True)] * 2
 
         def trick(claim):
@@ -218,7 +218,7 @@ class BrokenStoreTest(Case):
         self.assertEqual(lock.acquire(timeout=60, delay=0.001), 9)
         self.assertEqual(failures, [])
 
-    def test_an_interrupt_in_a_store_gets_through(self):
+    def test_an_interrupt_in_a_store_is_raised(self):
         def trick(*_):
             raise KeyboardInterrupt
 
@@ -229,7 +229,7 @@ class BrokenStoreTest(Case):
             wrong[0] = None
             use(lock)
 
-    def test_a_store_that_cannot_say_what_it_can_is_refused(self):
+    def test_a_store_without_capabilities_is_refused(self):
         self.store.can = lambda: None
         with self.assertRaisesRegex(StoreError, "`Abilities`"):
             Locks(self.store)

@@ -4,7 +4,7 @@
     with locks.lock("my-resource", ttl=10).held(timeout=5) as held:
         print("fencing token", held.fencing_token)
 
-Lengths of time are seconds here. What goes wrong is a `LockError` with Verrou's code for it.
+Lengths of time are seconds here. Errors are `LockError`, with Verrou's code.
 """
 
 import threading
@@ -25,12 +25,12 @@ class Locks:
         self._instance = Instance(store)
 
     def lock(self, name: str, ttl=30) -> "Lock":
-        """A lock called `name` whose leases last `ttl`; with `None` they do not end by themselves."""
+        """Makes a lock called `name` whose leases last `ttl`; with `None` they do not expire."""
         handle = self._instance.call("[constructor]lock", name, nanoseconds(ttl, "E_INVALID_TTL"))
         return Lock(self._instance, handle)
 
     def restore(self, serialized: str) -> "Lock":
-        """The lock that `Lock.serialize` wrote down, perhaps in another process or language."""
+        """Restores a lock from the text of `Lock.serialize`, of any process and language."""
         handle = self._instance.call("[static]lock.restore", serialized, time.time_ns())
         return Lock(self._instance, handle)
 
@@ -40,13 +40,13 @@ class Held(NamedTuple):
 
     fencing_token: int | None
     lost: threading.Event
-    """Set when the lease has come to an end although the block still runs."""
+    """Set when the lease is lost while the block still runs."""
 
 
 class Lock:
-    """A lock that may be taken, by one thread at a time: each should make its own.
+    """A lock, for one thread at a time: each thread should make its own.
 
-    Dropping it releases nothing: its lease runs out.
+    Dropping it does not release the lock: its lease expires.
     """
 
     def __init__(self, instance: Instance, handle):
@@ -59,7 +59,7 @@ class Lock:
         return self._instance.call(f"[method]lock.{method}", self._handle, *arguments)
 
     def acquire(self, timeout=None, attempts=None, delay=None) -> int | None:
-        """Takes the lock, waiting for its turn, and tells the fencing token."""
+        """Waits for the lock, and returns its fencing token."""
         retry = record(
             attempts=None if attempts is None else min(max(attempts, 0), (1 << 32) - 1),
             delay=nanoseconds(delay, "E_INVALID_RETRY"),
@@ -73,19 +73,19 @@ class Lock:
                 if progress.tag == "acquired":
                     return progress.payload
                 if progress.tag == "gave-up":
-                    message = f"another held the lock through {progress.payload} attempts"
+                    message = f"another owner held the lock through {progress.payload} attempts"
                     raise LockError("E_LOCK_TIMEOUT", message)
                 time.sleep(min(progress.payload / 1e9, LONGEST_PAUSE))  # `wait` or `pause`.
         finally:
             self._instance.drop(attempt)
 
     @contextmanager
-    def held(self, **patience):
-        """Takes the lock as `acquire` does, and keeps its lease alive for a `with` block.
+    def held(self, **retry):
+        """Acquires the lock as `acquire` does, and renews its lease during a `with` block.
 
         If the lease was lost meanwhile the block ends with E_LOCK_LOST, even if it did its work.
         """
-        token = self.acquire(**patience)
+        token = self.acquire(**retry)
         try:
             with self.keep_alive() as lost:
                 yield Held(token, lost)
@@ -98,61 +98,61 @@ class Lock:
         except LockError as error:
             if error.code != "E_LOCK_NOT_OWNER":
                 raise
-            raise LockError("E_LOCK_LOST", "the lease ended while the lock was held") from error
+            raise LockError("E_LOCK_LOST", "the lease was lost while the lock was held") from error
 
-    def run(self, work, **patience):
-        """What `work` returns, called with the `Held` lock."""
-        with self.held(**patience) as held:
+    def run(self, work, **retry):
+        """Calls `work` with the `Held` lock, and returns its result."""
+        with self.held(**retry) as held:
             return work(held)
 
     def keep_alive(self):
-        """Extends the lease in time while a `with` block runs: an event tells when it is lost."""
+        """Renews the lease while a `with` block runs; yields an event that is set when the lease is lost."""
         return keep_alive(self._instance, self._call("keep"))
 
     def try_acquire(self) -> bool:
-        """Takes the lock if it is free now."""
+        """Acquires the lock if it is free now, and returns whether it was."""
         return self._call("try-acquire")
 
     def release(self) -> None:
-        """Gives the lock back."""
+        """Releases the lock."""
         self._call("release")
 
     def force_release(self, only: int | None = None) -> bool:
-        """Frees the lock, whoever holds it, or only of the grant with this fencing token."""
+        """Force-releases the lock, or only the grant with this fencing token."""
         is_token = only is None or 0 < only < 1 << 64
         return is_token and self._call("force-release", only)
 
     def extend(self) -> None:
-        """Lets the lease last the lock's ttl from now."""
+        """Extends the lease to the lock's ttl from now."""
         self._call("extend")
 
     def serialize(self) -> str:
-        """The lease as text for `Locks.restore`; from then on it outlives this process."""
+        """Serializes the lease as text for `Locks.restore`; from then on it outlives this process."""
         return self._call("serialize", time.time_ns())
 
     def remaining(self) -> float | None:
-        """How much of the lease is left; `None` when there is none, or it does not end by itself."""
+        """Returns the remaining time of the lease; `None` when there is none, or it does not expire."""
         left = self._call("remaining")
         return None if left is None else left / 1e9
 
     def is_locked(self) -> bool:
-        """Whether anyone holds it."""
+        """Returns whether any owner holds the lock."""
         return self._call("is-locked")
 
     def is_held(self) -> bool:
-        """Whether this lock's latest acquisition holds it."""
+        """Returns whether this lock's latest acquisition holds it."""
         return self._call("is-held")
 
 
 def nanoseconds(seconds, code: str) -> int | None:
-    """Checked, for wasmtime-py would cut off what does not fit."""
+    """Converts and checks a length of time: wasmtime-py would cut off excess bits."""
     if seconds is None:
         return None
-    # A text times a number would be a long text.
+    # A string times a number would be a long string.
     if not isinstance(seconds, Real):
-        raise LockError(code, f"{seconds!r} is no length of time; write a number of seconds")
+        raise LockError(code, f"{seconds!r} is not a length of time; write a number of seconds")
     with suppress(ValueError, OverflowError):
         nanos = round(seconds * 1_000_000_000)
         if 0 <= nanos < 1 << 64:
             return nanos
-    raise LockError(code, f"{seconds} is no length of time; write seconds, from 0 to 18446744073")
+    raise LockError(code, f"{seconds} is not a length of time; write seconds, from 0 to 18446744073")

@@ -1,7 +1,7 @@
-//! A job that runs on many machines every night, and is to do its work on one: a component that
-//! takes the lock `nightly`, keeps its lease alive while it works, and gives it back.
+//! A job that is started on many machines every night, and must do its work on one: a component that
+//! acquires the lock `nightly`, renews its lease while it works, and releases it.
 //!
-//! Its arguments: for how many seconds to work, and for how many to wait for the lock.
+//! Its arguments are the seconds of work, and the seconds to wait for the lock.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ wit_bindgen::generate!({
 });
 wasip2::cli::command::export!(CronJob);
 
-/// Short, so that the lock is soon free when this ends without giving it back.
+/// The lock's ttl: short, so that the lock is soon free if the job ends without a release.
 const TTL: Duration = Duration::from_secs(5);
 
 struct CronJob;
@@ -37,36 +37,38 @@ impl wasip2::exports::cli::run::Guest for CronJob {
 fn job() -> Result<(), String> {
     let arguments = environment::get_arguments();
     let length = seconds(arguments.get(1), 3)?;
-    let patience = seconds(arguments.get(2), 1)?;
+    let timeout = seconds(arguments.get(2), 1)?;
     let lock = Lock::new("nightly", Some(nanos(TTL))).map_err(message)?;
-    let token = acquire(&lock, patience)?;
+    let token = acquire(&lock, timeout)?;
     say(&stdout::get_stdout(), &format!("begin {token}"));
     work(&lock, length)?;
     say(&stdout::get_stdout(), &format!("end {token}"));
     lock.release().map_err(message)
 }
 
-/// Takes the lock, and says under which fencing token it is held.
-fn acquire(lock: &Lock, patience: Duration) -> Result<u64, String> {
+/// Acquires the lock, and returns its fencing token.
+fn acquire(lock: &Lock, timeout: Duration) -> Result<u64, String> {
     let retry = Retry {
         attempts: None,
         delay: None,
         max_delay: None,
-        timeout: Some(nanos(patience)),
+        timeout: Some(nanos(timeout)),
     };
     let attempt = lock.acquire(retry).map_err(message)?;
     loop {
         match attempt.poll().map_err(message)? {
-            Progress::Acquired(token) => return token.ok_or("this store does not count".into()),
+            Progress::Acquired(token) => {
+                return token.ok_or("this store has no fencing tokens".into());
+            }
             Progress::Wait(pause) | Progress::Pause(pause) => sleep(pause),
             Progress::GaveUp(attempts) => {
-                return Err(format!("it runs elsewhere ({attempts} attempts)"));
+                return Err(format!("the job runs elsewhere ({attempts} attempts)"));
             }
         }
     }
 }
 
-/// Works for as long as the lock is held, which is looked at before each part of the work.
+/// Works while the lock is held. The renewal is polled before each part of the work.
 fn work(lock: &Lock, length: Duration) -> Result<(), String> {
     let renewal = lock.keep().map_err(message)?;
     let end = monotonic_clock::now().saturating_add(nanos(length));
@@ -77,14 +79,16 @@ fn work(lock: &Lock, length: Duration) -> Result<(), String> {
                 say(&stderr::get_stderr(), &format!("nightly: {}", doubt.why));
                 doubt.wait
             }
-            Keeping::Lost(Loss::Expired) => return Err("the lease ended before its renewal".into()),
-            Keeping::Lost(Loss::Revoked) => return Err("another has the lock now".into()),
+            Keeping::Lost(Loss::Expired) => {
+                return Err("the lease expired before its renewal".into());
+            }
+            Keeping::Lost(Loss::Revoked) => return Err("the lease was revoked".into()),
         };
         let left = end.saturating_sub(monotonic_clock::now());
         if left == 0 {
             return Ok(());
         }
-        // The part of the work that is done until the renewal wants to be polled again.
+        // One part of the work, until the renewal must be polled again.
         sleep(soon.min(left));
     }
 }
@@ -93,7 +97,7 @@ fn sleep(nanoseconds: u64) {
     monotonic_clock::subscribe_duration(nanoseconds).block();
 }
 
-/// The whole seconds that an argument says.
+/// Reads an argument in whole seconds.
 fn seconds(argument: Option<&String>, default: u64) -> Result<Duration, String> {
     let seconds = argument.map_or(Ok(default), |argument| argument.parse());
     let wrong = |why| format!("{}: {why}", argument.map_or("", String::as_str));
@@ -108,7 +112,7 @@ fn message(error: LockError) -> String {
     error.message
 }
 
-/// Writes a line. Who closed the stream does not want to know.
+/// Writes a line, and ignores a closed stream.
 fn say(stream: &OutputStream, line: &str) {
     let _ = stream.blocking_write_and_flush(format!("{line}\n").as_bytes());
 }

@@ -1,7 +1,7 @@
 /**
  * The page, in Chromium: `npm run test:browser`
  *
- * The environment's `CHROMIUM` says where that is, if not at `/usr/bin/chromium`.
+ * The environment variable `CHROMIUM` has the path of Chromium, if that is not `/usr/bin/chromium`.
  */
 import assert from 'node:assert/strict';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -34,7 +34,7 @@ after(async () => {
   await rm(profile, { recursive: true, force: true, maxRetries: 5 });
 });
 
-/** A tab at `path`, and what went wrong or elsewhere in it. */
+/** Opens a tab at `path`; returns it with its errors, messages, and requests to other origins. */
 async function opened(path) {
   const page = await browser.newPage();
   const complaints = [];
@@ -49,7 +49,7 @@ async function opened(path) {
   return { page, complaints };
 }
 
-test('the page says what the program says', { timeout: 60_000 }, async () => {
+test('the page prints the lines of the program', { timeout: 60_000 }, async () => {
   const { page, complaints } = await opened('/');
   const state = page.locator('#state');
   await page.waitForFunction(() => document.querySelector('#state').textContent !== 'running');
@@ -58,23 +58,23 @@ test('the page says what the program says', { timeout: 60_000 }, async () => {
     'worker 1 prints under fencing token 1, 1 inside',
     'worker 2 prints under fencing token 2, 1 inside',
     'worker 3 prints under fencing token 3, 1 inside',
-    'mine is taken: true, yours is taken: false',
+    'first acquired: true, second acquired: false',
     'E_LOCK_TIMEOUT: the lock `payment` was held by another owner through 3 attempt(s)',
-    'whoever has the text has the lock, for 90 s',
-    'anyone holds it now: false',
+    'the restored lock is held for 90 s',
+    'locked after the release: false',
     'E_LOCK_LOST: the lock `slow` was lost: its lease expired before it was extended',
   ]);
   assert.deepEqual(complaints, []);
 });
 
-test('a tab\'s code excludes itself, whatever the names', { timeout: 60_000 }, async () => {
+test('the locks in a tab exclude each other, also with unusual names', { timeout: 60_000 }, async () => {
   const { page, complaints } = await opened('/');
   const seen = await page.evaluate(async () => {
     const { openLocks } = await import('/verrou.mjs');
     const { MapStore } = await import('/map-store.mjs');
     const { createLock, restoreLock } = await openLocks(new MapStore());
-    const code = (question) => {
-      try { question(); } catch (error) { return `${error.name} ${error.code}`; }
+    const code = (call) => {
+      try { call(); } catch (error) { return `${error.name} ${error.code}`; }
       return 'none';
     };
     let [inside, most, counted] = [0, 0, 0];

@@ -1,4 +1,4 @@
-/** What a lock does once it is taken. */
+/** Locks that are held. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setFlagsFromString } from 'node:v8';
@@ -10,7 +10,7 @@ import { START, TestTime, outcome } from './time.mjs';
 
 const code = (name) => ({ name: 'LockError', code: name });
 
-test('a lock is taken, looked at, extended and given back', async (t) => {
+test('a lock can be acquired, inspected, extended and released', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   const lock = createLock('life', 1_000);
@@ -38,15 +38,15 @@ test('a lock is taken, looked at, extended and given back', async (t) => {
   assert.throws(() => lock.release(), code('E_LOCK_NOT_OWNER'));
 });
 
-test('anyone can force a release, of whoever holds it or of one grant', async () => {
+test('any lock can force-release the current grant, or one grant only', async () => {
   const { createLock } = await openLocks(new MapStore());
   const [lock, other] = [createLock('forced'), createLock('forced')];
   const token = await lock.acquire();
   assert.equal(other.forceRelease(token + 1n), false);
   assert.equal(other.forceRelease(0n), false);
   assert.equal(other.forceRelease(2n ** 64n - 1n), false);
-  assert.throws(() => other.forceRelease(2n ** 64n), /a fencing token is/);
-  assert.throws(() => other.forceRelease(1), /a fencing token is/);
+  assert.throws(() => other.forceRelease(2n ** 64n), /a fencing token must be/);
+  assert.throws(() => other.forceRelease(1), /a fencing token must be/);
   assert.equal(lock.isHeld(), true);
   assert.equal(other.forceRelease(token), true);
   assert.equal(lock.isHeld(), false);
@@ -54,7 +54,7 @@ test('anyone can force a release, of whoever holds it or of one grant', async ()
   assert.equal(other.forceRelease(), false);
 });
 
-test('run holds the lock, gives it back, and returns what its body returns', async () => {
+test('run holds the lock, releases it, and returns the result of its body', async () => {
   const { createLock } = await openLocks(new MapStore());
   const lock = createLock('run');
   assert.equal(await lock.run(async (token) => [token, lock.isHeld()].join()), '1,true');
@@ -64,7 +64,7 @@ test('run holds the lock, gives it back, and returns what its body returns', asy
   assert.equal(lock.isLocked(), false);
 });
 
-test('run says how the lock was lost, and what came of the work', async (t) => {
+test('run reports how the lock was lost, and the result of the work', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   const lock = createLock('lost', 50);
@@ -76,7 +76,7 @@ test('run says how the lock was lost, and what came of the work', async (t) => {
   await assert.rejects(both, new RangeError('its own'));
 });
 
-test('a run that was overtaken leaves the next hold of the same lock alone', async (t) => {
+test('an expired run does not release the next grant of the same lock', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   const lock = createLock('overtaken', 50);
@@ -90,7 +90,7 @@ test('a run that was overtaken leaves the next hold of the same lock alone', asy
   assert.equal(lock.isHeld(), true);
 });
 
-test('a lease is kept alive until it is no longer wanted, or lost', async (t) => {
+test('keepAlive renews a lease until its signal is aborted, or the lease is lost', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   const lock = createLock('kept', 60);
@@ -126,13 +126,13 @@ test('a lease is the same text on every host', async (t) => {
   await lock.acquire();
   const text = lock.serialize();
   const members = JSON.parse(text);
-  assert.equal(text, JSON.stringify(members), 'one line, nothing between the members');
+  assert.equal(text, JSON.stringify(members), 'one line, without spaces between the members');
   assert.deepEqual(Object.keys(members), ['version', 'name', 'owner', 'ttl', 'expires', 'fence']);
   assert.match(members.owner, /^[0-9a-f]{32}$/);
   assert.deepEqual({ ...members, owner: '' }, { version: 1, name: 'mine', owner: '', ttl: 1_500, expires: START + 1_500, fence: 1 });
 });
 
-test('whoever has the text extends and releases', async (t) => {
+test('a restored lock can be extended and released', async (t) => {
   const time = new TestTime(t);
   const store = new MapStore(time.now);
   const { createLock } = await time.locks(store);
@@ -160,7 +160,7 @@ test('a lock that is not held cannot be serialized, nor can one of a store that 
   assert.throws(() => lock.serialize(), code('E_LOCK_NOT_SERIALIZABLE'));
 });
 
-test('the Map store forgets names that nobody asks for any more', async (t) => {
+test('the Map store removes the names of expired records', async (t) => {
   const time = new TestTime(t);
   const store = new MapStore(time.now);
   const { createLock } = await time.locks(store);
@@ -175,7 +175,7 @@ test('the Map store forgets names that nobody asks for any more', async (t) => {
     if (number % 200 === 0) await time.pass(1);
   }
   collect();
-  // Kept, the names alone would be 20 MB.
+  // The names alone would be 20 MB if they were kept.
   const grown = process.memoryUsage().heapUsed - before;
   assert.ok(grown < 5e6, `grown by ${grown} bytes`);
   assert.equal(createLock('still there').tryAcquire(), true);

@@ -1,13 +1,13 @@
-/** Time that only the test lets pass: for the component, for the store and for timers. */
+/** A clock that only the test advances: for the component, the store and timers. */
 import { setImmediate } from 'node:timers/promises';
 
 import { MapStore } from '../map-store.mjs';
 import { openLocks } from '../verrou.mjs';
 
-/** A wall clock's first instant, in milliseconds since 1970. */
+/** The wall clock's time at the start, in milliseconds since 1970. */
 export const START = 1_763_891_999_000;
 
-/** A clock for the test `t`, and everything that goes by it. */
+/** A clock for the test `t`, which also drives timers. */
 export class TestTime {
   #nanoseconds = 1_000_000_000n;
   #timers;
@@ -19,7 +19,7 @@ export class TestTime {
 
   now = () => this.#nanoseconds;
 
-  /** Lets `milliseconds` pass, one by one, and whoever waits for them go on. */
+  /** Advances the clock by `milliseconds`, one by one, and runs the timers that are due. */
   async pass(milliseconds) {
     await setImmediate();
     for (let passed = 0; passed < milliseconds; passed += 1) {
@@ -29,14 +29,14 @@ export class TestTime {
     }
   }
 
-  /** The locks of `store`, by this clock. */
+  /** Opens the locks of `store`, by this clock. */
   locks(store = new MapStore(this.now)) {
     const getRandomU64 = () => crypto.getRandomValues(new BigUint64Array(1))[0];
     return openLocks(store, { now: this.now, getRandomU64 });
   }
 }
 
-/** How `promise` ended, or `undefined` as long as it has not. */
+/** Returns an object whose `ended` becomes the outcome of `promise`. */
 export function outcome(promise) {
   const seen = { ended: undefined };
   promise.then(

@@ -1,4 +1,4 @@
-/** Who waits, how long, and who is woken. */
+/** Waiters: how long they wait, and which one is woken. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setImmediate } from 'node:timers/promises';
@@ -7,10 +7,10 @@ import { MapStore } from '../map-store.mjs';
 import { openLocks } from '../verrou.mjs';
 import { TestTime, outcome } from './time.mjs';
 
-/** A pause so long that a test which needs one to end does not. */
+/** A pause so long that a test that waits for its end times out. */
 const NEVER = { delay: 3_600_000 };
 
-/** The store, and how often it was asked to grant. */
+/** A Map store that counts its acquire requests. */
 class CountingStore extends MapStore {
   asked = 0;
   acquire(claim) {
@@ -62,7 +62,7 @@ test('locks of other names do not wait', async () => {
   assert.equal(createLock('two').tryAcquire(), true);
 });
 
-test('a lease that nobody releases is waited for until it ends', async (t) => {
+test('a waiter acquires a lease that is not released when it expires', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   createLock('lease', 100).tryAcquire();
@@ -88,7 +88,7 @@ test('a timeout ends the wait with a last attempt', async (t) => {
   assert.equal(store.asked, 1 + 6);
 });
 
-test('as many attempts are made as are allowed', async (t) => {
+test('the number of attempts is kept', async (t) => {
   const time = new TestTime(t);
   const store = new CountingStore(time.now);
   const { createLock } = await time.locks(store);
@@ -113,7 +113,7 @@ test('the pause between attempts can grow', async (t) => {
   assert.ok(store.asked < 100, `asked ${store.asked} times in a second`);
 });
 
-test('a signal ends the wait, and what waited leaves nothing behind', async (t) => {
+test('a signal ends the wait, which leaves no record behind', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   const held = createLock('signal', null);
@@ -131,7 +131,7 @@ test('a signal ends the wait, and what waited leaves nothing behind', async (t) 
   assert.equal(held.isLocked(), false);
 });
 
-test('a turn that comes with the signal is the next one\'s', { timeout: 60_000 }, async () => {
+test('a waiter that is woken and aborted at once does not keep the next one waiting', { timeout: 60_000 }, async () => {
   const { createLock } = await openLocks(new MapStore());
   const held = createLock('turn', null);
   held.tryAcquire();
@@ -145,7 +145,7 @@ test('a turn that comes with the signal is the next one\'s', { timeout: 60_000 }
   assert.equal(typeof await next, 'bigint');
 });
 
-test('a store that fails to wake is asked by the timer', async (t) => {
+test('a store that fails to wake is polled by the timer', async (t) => {
   const time = new TestTime(t);
   for (const waitFor of [async () => { throw new Error('no'); }, () => { throw new Error('no'); }, undefined]) {
     const { createLock } = await time.locks(Object.assign(new MapStore(time.now), { waitFor }));
@@ -161,7 +161,7 @@ test('a store that fails to wake is asked by the timer', async (t) => {
   }
 });
 
-test('what makes no sense as patience is refused', async () => {
+test('an invalid retry policy is refused', async () => {
   const { createLock } = await openLocks(new MapStore());
   const lock = createLock('patience');
   const wrong = [

@@ -1,4 +1,4 @@
-/** What callers and stores get wrong. */
+/** Invalid arguments of callers, and invalid replies of stores. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
@@ -8,7 +8,7 @@ import { TestTime, outcome } from './time.mjs';
 
 const code = (name, message) => ({ name: 'LockError', code: name, ...(message && { message }) });
 
-/** A Map store of which one step does something else. */
+/** Opens a Map store whose function `step` is replaced by `instead`, and acquires a lock there. */
 async function opened(step, instead) {
   const store = new MapStore();
   const { createLock, restoreLock } = await openLocks(store);
@@ -20,7 +20,7 @@ async function opened(step, instead) {
   return { createLock, restored: restoreLock(text), heal: () => { store[step] = before; } };
 }
 
-/** What asks the store for each step, of a lock that is held and of another of its name. */
+/** A call of a lock that makes the store do each operation. */
 const ASKING = {
   acquire: ({ createLock }) => createLock('other').tryAcquire(),
   extend: ({ restored }) => restored.extend(),
@@ -29,7 +29,7 @@ const ASKING = {
   inspect: ({ restored }) => restored.isHeld(),
 };
 
-test('names that no lock can have', async () => {
+test('invalid names are refused', async () => {
   const { createLock } = await openLocks(new MapStore());
   const invalid = (name, message) => assert.throws(() => createLock(name), code('E_INVALID_NAME', message));
   invalid('', "a lock's name must not be empty");
@@ -38,10 +38,10 @@ test('names that no lock can have', async () => {
   invalid('x'.repeat(2 ** 20), "a lock's name must have at most 1024 bytes, this one has 1048576");
   invalid('x'.repeat(2 ** 28), 'a text of 268435456 characters is too long');
   for (const half of ['\ud800', 'a\udc00b', '\udc00\ud800', 'x\ud83d']) invalid(half, /half a surrogate pair/);
-  for (const other of [undefined, null, 7, {}, ['x'], Symbol('x')]) invalid(other, /has to be a string/);
+  for (const other of [undefined, null, 7, {}, ['x'], Symbol('x')]) invalid(other, /expected a string/);
 });
 
-test('odd names are names, and no two of them are one', async () => {
+test('unusual names are accepted, and are different names', async () => {
   const { createLock } = await openLocks(new MapStore());
   const names = ['x'.repeat(1_024), ' ', '\0', '\n', '../..', '🔒', '\ufffd', '\ufeff', '\ufeffx', 'x', '\ufeff\ufeff', 'e\u0301', '\u00e9', '__proto__', 'constructor'];
   for (const name of names) {
@@ -50,7 +50,7 @@ test('odd names are names, and no two of them are one', async () => {
   }
 });
 
-test('lengths that no lease can have', async () => {
+test('invalid ttls are refused', async () => {
   const { createLock } = await openLocks(new MapStore());
   const lock = createLock('ttl');
   await lock.acquire();
@@ -66,7 +66,7 @@ test('lengths that no lease can have', async () => {
   assert.ok(long.remaining() > 9.2e12);
 });
 
-test('texts that are no serialized lock', async () => {
+test('invalid serialized locks are refused', async () => {
   const { restoreLock } = await openLocks(new MapStore());
   const right = { version: 1, name: 'demo', owner: '000102030405060708090a0b0c0d0e0f', ttl: 2000, expires: null, fence: 7 };
   restoreLock(JSON.stringify(right));
@@ -85,7 +85,7 @@ test('texts that are no serialized lock', async () => {
 });
 
 for (const [step, asks] of Object.entries(ASKING)) {
-  test(`a store that throws in ${step} has failed, and that is all`, async () => {
+  test(`an exception in ${step} is a storage error, and does no other harm`, async () => {
     const thrown = [
       [new Error('on fire'), 'on fire', false],
       [Object.assign(new Error('busy'), { temporary: true }), 'busy', true],
@@ -107,7 +107,7 @@ for (const [step, asks] of Object.entries(ASKING)) {
     }
   });
 
-  test(`a store that returns no reply to ${step} has failed, and that is all`, async () => {
+  test(`an invalid reply to ${step} is a storage error, and does no other harm`, async () => {
     const reply = (val) => ({ tag: 'granted', val });
     const garbage = step === 'inspect'
       ? ['x', 1, true, () => {}, { fencingToken: 7 },
@@ -124,25 +124,25 @@ for (const [step, asks] of Object.entries(ASKING)) {
   });
 }
 
-test('a store is told what it got wrong', async () => {
+test('the error for an invalid reply names the fault', async () => {
   const [wrong, promised, zero] = [
     await opened('acquire', () => ({ tag: 'granted', val: 7 })),
     await opened('acquire', async () => ({ tag: 'granted', val: 7n })),
     await opened('acquire', () => ({ tag: 'granted', val: 0n })),
   ];
   const says = (failing, message) => assert.throws(() => ASKING.acquire(failing), code('E_LOCK_STORAGE_ERROR', message));
-  says(wrong, "the store's `acquire` returned 7 where there has to be undefined or a bigint of 64 bits");
-  says(promised, /returned a promise \(the steps are synchronous\)/);
+  says(wrong, "the store's `acquire` returned 7 instead of undefined or a bigint of 64 bits");
+  says(promised, /returned a promise \(the functions are synchronous\)/);
   says(zero, 'the store returned fencing token 0, which no grant has');
 });
 
-test('a store that cannot say what it can is not opened', async () => {
+test('a store without valid capabilities is not opened', async () => {
   for (const can of [() => undefined, () => ({}), () => ({ ...MapStore.prototype.can(), fences: 1 }), () => { throw new Error('no'); }]) {
     await assert.rejects(openLocks(Object.assign(new MapStore(), { can })), /`can`|no/);
   }
 });
 
-test('a store in trouble is asked again, and an acquisition in doubt is taken back', async (t) => {
+test('a temporary error is retried, and an acquisition with an unknown outcome is released', async (t) => {
   const time = new TestTime(t);
   const store = new MapStore(time.now);
   const { createLock } = await time.locks(store);
@@ -150,25 +150,25 @@ test('a store in trouble is asked again, and an acquisition in doubt is taken ba
   const trouble = () => { throw Object.assign(new Error('busy'), { temporary: true }); };
   let asked = 0;
   store.acquire = (claim) => (++asked < 3 ? trouble() : acquire(claim));
-  const patient = outcome(createLock('trouble').acquire({ delay: 20 }));
+  const unlimited = outcome(createLock('trouble').acquire({ delay: 20 }));
   await time.pass(39);
-  assert.equal(patient.ended, undefined);
+  assert.equal(unlimited.ended, undefined);
   await time.pass(2);
-  assert.deepEqual(patient.ended, { value: 1n });
+  assert.deepEqual(unlimited.ended, { value: 1n });
 
   let released = 0;
   store.release = (claim) => { released += 1; return release(claim); };
   store.acquire = (claim) => { acquire(claim); trouble(); };
-  const lock = createLock('doubt');
-  const hasty = outcome(lock.acquire({ attempts: 2, delay: 20 }));
+  const lock = createLock('unknown');
+  const limited = outcome(lock.acquire({ attempts: 2, delay: 20 }));
   await time.pass(21);
-  assert.equal(hasty.ended.error.code, 'E_LOCK_STORAGE_ERROR');
-  assert.equal(hasty.ended.error.temporary, true);
+  assert.equal(limited.ended.error.code, 'E_LOCK_STORAGE_ERROR');
+  assert.equal(limited.ended.error.temporary, true);
   assert.equal(released, 1);
   assert.equal(lock.isLocked(), false);
 });
 
-test('a handle that was disposed of says so', async () => {
+test('a disposed handle throws E_LOCK_DISPOSED', async () => {
   const { createLock } = await openLocks(new MapStore());
   const lock = createLock('disposed');
   await lock.acquire();
@@ -177,10 +177,10 @@ test('a handle that was disposed of says so', async () => {
   const uses = ['tryAcquire', 'release', 'forceRelease', 'extend', 'serialize', 'isLocked', 'isHeld', 'remaining'];
   for (const use of uses) assert.throws(() => lock[use](), code('E_LOCK_DISPOSED', /`disposed` was disposed of/), use);
   for (const use of ['acquire', 'run', 'keepAlive']) await assert.rejects(lock[use](), code('E_LOCK_DISPOSED'), use);
-  assert.equal(createLock('disposed').isLocked(), true, 'the lease is not the handle');
+  assert.equal(createLock('disposed').isLocked(), true, 'the lease outlives the handle');
 });
 
-test('a lock can be disposed of while it waits', async (t) => {
+test('a waiting lock can be disposed of', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   const held = createLock('waits', null);
@@ -194,18 +194,18 @@ test('a lock can be disposed of while it waits', async (t) => {
   assert.deepEqual(waiting.ended, { value: 2n });
 });
 
-test('a hundred thousand handles, one after the other', async () => {
+test('a hundred thousand handles can be made one after the other', async () => {
   const { createLock } = await openLocks(new MapStore());
   for (let number = 0; number < 100_000; number += 1) createLock('many').dispose();
   const lock = createLock('many');
-  // An attempt is a handle, too, and there may be 32,768 of them.
+  // An attempt is a handle, too, and at most 32,768 handles can exist at a time.
   for (let number = 0; number < 40_000; number += 1) {
     await lock.acquire();
     lock.release();
   }
 });
 
-test('a hundred thousand handles at once are too many, and do no harm', async () => {
+test('a hundred thousand handles at once are refused, and do no other harm', async () => {
   const { createLock } = await openLocks(new MapStore());
   const locks = [];
   const make = () => { while (locks.length < 100_000) locks.push(createLock('many')); };

@@ -1,5 +1,5 @@
-//! A store for the lock component over `wasi:keyvalue`: each step looks at one value, and swaps it
-//! for another if nobody has changed it meanwhile. README.md says where that is safe.
+//! A store for the lock component over `wasi:keyvalue`: each operation reads one value, and replaces it by
+//! compare-and-swap. README.md lists the hosts on which that is safe.
 
 mod record;
 
@@ -25,56 +25,56 @@ wit_bindgen::generate!({
 });
 export!(Provider);
 
-/// The bucket that hosts give to a component unless they are told otherwise.
+/// The bucket that hosts give to a component by default.
 const BUCKET: &str = "default";
-/// In front of a lock's name: there may be other things in the bucket.
+/// The prefix of a lock's name in its key: the bucket may have other keys.
 const PREFIX: &str = "verrou:";
-/// So often a step is tried while others change the same record.
+/// The maximum number of tries of an operation while other clients change the same record.
 const ATTEMPTS: u32 = 100;
 
 struct Provider;
 
-/// Takes one step: from the record of `name`, and who holds it at the time given, to what to say,
-/// and the record to leave if that changes.
-fn step<T>(
+/// Does one atomic operation. `operation` gets the record of `name`, its holding unless that has expired, and
+/// the time; it returns the reply, and the new record if that changes.
+fn atomically<T>(
     name: &str,
-    step: impl Fn(Record, Option<Holding>, u64) -> (T, Option<Record>),
+    operation: impl Fn(Record, Option<Holding>, u64) -> (T, Option<Record>),
 ) -> Result<T, StoreError> {
     let key = format!("{PREFIX}{name}");
     let bucket = store::open(BUCKET).map_err(failed)?;
     let mut cas = Cas::new(&bucket, &key).map_err(failed)?;
     for _ in 0..ATTEMPTS {
-        // Before every swap: some hosts compare only with what they were asked for.
+        // Before every swap: some hosts compare only with the value that was read.
         let value = cas.current().map_err(failed)?;
         let record = Record::parse(value.as_deref())
             .map_err(|why| error(false, format!("the key {key} in the bucket {BUCKET} {why}")))?;
         let now = now();
         let lasts = |held: &Holding| held.until.is_none_or(|until| now < until);
         let held = record.holding.clone().filter(lasts);
-        let (said, next) = step(record, held, now);
+        let (reply, next) = operation(record, held, now);
         let Some(next) = next else {
-            return Ok(said);
+            return Ok(reply);
         };
         match swap(cas, next.to_string().as_bytes()) {
-            Ok(()) => return Ok(said),
+            Ok(()) => return Ok(reply),
             Err(CasError::CasFailed(fresh)) => cas = fresh,
             Err(CasError::StoreError(error)) => return Err(failed(error)),
         }
     }
     Err(error(
         true,
-        format!("others changed the key {key} {ATTEMPTS} times meanwhile"),
+        format!("other clients changed the key {key} {ATTEMPTS} times meanwhile"),
     ))
 }
 
-/// Changes the record of a name that `whose` says may be changed; refused when it does not.
+/// Changes the holding of a name if `condition` holds; refuses otherwise.
 fn change(
     name: &str,
-    whose: impl Fn(&Record, &Holding) -> bool,
+    condition: impl Fn(&Record, &Holding) -> bool,
     change: impl Fn(Holding, u64) -> Option<Holding>,
 ) -> Result<Reply, StoreError> {
-    step(name, |record, held, now| match held {
-        Some(held) if whose(&record, &held) => {
+    atomically(name, |record, held, now| match held {
+        Some(held) if condition(&record, &held) => {
             let holding = change(held, now);
             (Reply::Granted(None), Some(Record { holding, ..record }))
         }
@@ -84,9 +84,9 @@ fn change(
 
 impl Guest for Provider {
     fn acquire(claim: Claim) -> Result<Reply, StoreError> {
-        step(&claim.name, |record, held, now| {
+        atomically(&claim.name, |record, held, now| {
             let token = match held {
-                // Asked again: the reply was lost.
+                // A retry: the reply was lost.
                 Some(held) if held.owner == claim.owner => record.token,
                 Some(held) => {
                     let remaining = held.until.map(|until| until - now);
@@ -118,7 +118,7 @@ impl Guest for Provider {
     }
 
     fn inspect(name: String) -> Result<Option<Holder>, StoreError> {
-        step(&name, |record, held, now| {
+        atomically(&name, |record, held, now| {
             let holder = held.map(|held| Holder {
                 fencing_token: Some(record.token),
                 remaining: held.until.map(|until| until - now),
@@ -127,9 +127,9 @@ impl Guest for Provider {
         })
     }
 
-    /// Nothing here is ephemeral, so there is nothing to do.
+    /// Does nothing, because no record is ephemeral.
     fn detach(claim: Claim) -> Result<Reply, StoreError> {
-        step(&claim.name, |_, held, _| match held {
+        atomically(&claim.name, |_, held, _| match held {
             Some(held) if held.owner == claim.owner => (Reply::Granted(None), None),
             _ => (Reply::Refused(None), None),
         })
@@ -146,7 +146,7 @@ impl Guest for Provider {
     }
 }
 
-/// What `claim` asks for, from now on.
+/// Returns the holding that `claim` requests, from `now` on.
 fn holding(claim: &Claim, now: u64) -> Holding {
     Holding {
         owner: claim.owner.clone(),
@@ -154,7 +154,7 @@ fn holding(claim: &Claim, now: u64) -> Holding {
     }
 }
 
-/// Nanoseconds since the start of 1970.
+/// Returns the time, in nanoseconds since the start of 1970.
 fn now() -> u64 {
     let now = wall_clock::now();
     now.seconds * 1_000_000_000 + u64::from(now.nanoseconds)
@@ -171,7 +171,7 @@ fn failed(why: Error) -> StoreError {
             let message = "this component may not use the bucket";
             error(
                 false,
-                format!("{message} {BUCKET}: its host has to be told that it may"),
+                format!("{message} {BUCKET}; allow it in the configuration of the host"),
             )
         }
         Error::Other(message) => error(true, message),

@@ -1,15 +1,15 @@
-//! What is kept of a name: one line of text.
+//! The record of a name: one line of text.
 //!
 //! `verrou1 7 1763910000000000000 OWNER` is held under the fencing token 7 until that many
-//! nanoseconds after the start of 1970, or `never`; `verrou1 7` was held and is free. A record is
-//! never deleted: its token has to be known for the next to be greater.
+//! nanoseconds after the start of 1970, or until `never`; `verrou1 7` was held and is free. A record is
+//! never deleted, because the next token must be greater than its token.
 
 use std::fmt;
 use std::str;
 
 const VERSION: &str = "verrou1";
 
-/// What is kept of a name that is, or was, held under this fencing token.
+/// The record of a name that is, or was, held under this fencing token.
 #[derive(Clone, Default)]
 pub struct Record {
     pub token: u64,
@@ -19,18 +19,18 @@ pub struct Record {
 #[derive(Clone)]
 pub struct Holding {
     pub owner: String,
-    /// In nanoseconds since the start of 1970; `None` when it does not end by itself.
+    /// The end, in nanoseconds since the start of 1970; `None` when it does not expire.
     pub until: Option<u64>,
 }
 
 impl Record {
-    /// What a value says, or why it says nothing.
+    /// Reads a value, or returns why it is invalid.
     pub fn parse(value: Option<&[u8]>) -> Result<Self, String> {
         let Some(value) = value else {
             return Ok(Self::default());
         };
-        let text = str::from_utf8(value).map_err(|_| "is no text".to_owned())?;
-        Self::read(text).ok_or_else(|| format!("is no record of this version: {text}"))
+        let text = str::from_utf8(value).map_err(|_| "is not text".to_owned())?;
+        Self::read(text).ok_or_else(|| format!("is not a record of this version: {text}"))
     }
 
     fn read(text: &str) -> Option<Self> {

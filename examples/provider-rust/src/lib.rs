@@ -33,7 +33,7 @@ struct Record {
 #[derive(Default)]
 struct Records {
     by_name: BTreeMap<String, Record>,
-    /// One counter for all names: a name that is free costs nothing.
+    /// The number of grants of all names: with one counter, a free name needs no memory.
     grants: FencingToken,
 }
 
@@ -41,25 +41,25 @@ thread_local! {
     static RECORDS: RefCell<Records> = RefCell::default();
 }
 
-/// Takes one step with the records whose time has not passed, at the time given. Nothing else runs
-/// meanwhile: a component is called by one caller at a time.
-fn step<T>(step: impl FnOnce(&mut Records, Instant) -> T) -> T {
+/// Does one atomic operation on the records that have not expired, and passes it the time. It is atomic
+/// because a component has one caller at a time.
+fn atomically<T>(operation: impl FnOnce(&mut Records, Instant) -> T) -> T {
     RECORDS.with_borrow_mut(|records| {
         let now = now();
         let lasts = |record: &Record| record.until.is_none_or(|until| now < until);
         records.by_name.retain(|_, record| lasts(record));
-        step(records, now)
+        operation(records, now)
     })
 }
 
-/// When a lease of `claim` ends that begins now.
+/// Returns the end of a lease of `claim` that begins now.
 fn end(claim: &Claim, now: Instant) -> Option<Instant> {
     claim.ttl.map(|ttl| now.saturating_add(ttl))
 }
 
 /// Frees the name if it is held and `condition` holds.
 fn free(name: &str, condition: impl FnOnce(&Record) -> bool) -> Reply {
-    step(|records, _| match records.by_name.get(name) {
+    atomically(|records, _| match records.by_name.get(name) {
         Some(record) if condition(record) => {
             records.by_name.remove(name);
             Reply::Granted(None)
@@ -70,10 +70,10 @@ fn free(name: &str, condition: impl FnOnce(&Record) -> bool) -> Reply {
 
 impl Guest for Provider {
     fn acquire(claim: Claim) -> Result<Reply, StoreError> {
-        Ok(step(|records, now| {
+        Ok(atomically(|records, now| {
             let until = end(&claim, now);
             let token = match records.by_name.get(&claim.name) {
-                // Asked again: the reply was lost.
+                // A retry: the reply was lost.
                 Some(record) if record.owner == claim.owner => record.token,
                 Some(record) => return Reply::Refused(record.until.map(|until| until - now)),
                 None => {
@@ -95,7 +95,7 @@ impl Guest for Provider {
     }
 
     fn extend(claim: Claim) -> Result<Reply, StoreError> {
-        Ok(step(|records, now| {
+        Ok(atomically(|records, now| {
             match records.by_name.get_mut(&claim.name) {
                 Some(record) if record.owner == claim.owner => {
                     record.until = end(&claim, now);
@@ -117,7 +117,7 @@ impl Guest for Provider {
     }
 
     fn inspect(name: String) -> Result<Option<Holder>, StoreError> {
-        Ok(step(|records, now| {
+        Ok(atomically(|records, now| {
             records.by_name.get(&name).map(|record| Holder {
                 fencing_token: Some(record.token),
                 remaining: record.until.map(|until| until - now),
@@ -125,11 +125,13 @@ impl Guest for Provider {
         }))
     }
 
-    /// Nothing here is ephemeral, so there is nothing to do.
+    /// Does nothing, because no record is ephemeral.
     fn detach(claim: Claim) -> Result<Reply, StoreError> {
-        Ok(step(|records, _| match records.by_name.get(&claim.name) {
-            Some(record) if record.owner == claim.owner => Reply::Granted(None),
-            _ => Reply::Refused(None),
+        Ok(atomically(|records, _| {
+            match records.by_name.get(&claim.name) {
+                Some(record) if record.owner == claim.owner => Reply::Granted(None),
+                _ => Reply::Refused(None),
+            }
         }))
     }
 

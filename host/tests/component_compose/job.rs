@@ -121,7 +121,7 @@ fn a_job_that_runs_elsewhere_is_not_run() {
     let second = done(&mut job(&place, &built("cron-job"), 1, 0));
     assert_eq!(code(&second), 1);
     assert!(
-        stderr(&second).contains("nightly: it runs elsewhere"),
+        stderr(&second).contains("nightly: the job runs elsewhere"),
         "{}",
         stderr(&second)
     );
@@ -147,7 +147,7 @@ fn force_released_job_reports_the_loss() {
     let output = evicted.end();
     assert_eq!(code(&output), 1);
     assert!(
-        stderr(&output).contains("nightly: another has the lock now"),
+        stderr(&output).contains("nightly: the lease was revoked"),
         "{}",
         stderr(&output)
     );

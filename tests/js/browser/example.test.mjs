@@ -29,7 +29,7 @@ const says = (page, id, text) => page.locator(`#${id}`, { hasText: text }).waitF
 
 test('the lock is handed off between tabs', async () => {
   const [one, two] = [await tab(), await tab()]
-  await says(one, 'who', 'Nobody holds it')
+  await says(one, 'who', 'It is free')
   await one.click('#acquire')
   await says(one, 'who', 'This tab holds it')
   await says(two, 'who', 'Another tab holds it')
@@ -38,7 +38,7 @@ test('the lock is handed off between tabs', async () => {
   await two.click('#acquire')
   await says(one, 'waiting', '1')
   await two.click('#release')
-  await says(two, 'said', 'given up')
+  await says(two, 'said', 'cancelled')
   await two.click('#acquire')
   await says(one, 'waiting', '1')
   if (process.env.SCREENSHOT) await one.screenshot({ path: process.env.SCREENSHOT })
