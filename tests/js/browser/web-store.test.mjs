@@ -134,12 +134,12 @@ test('a force-release wakes a waiter, and the former holder cannot release', asy
 
 test('a lock that is serialized in one tab outlives it, and is released in another', async () => {
   const [one, two] = [await site.tab(), await site.tab()]
-  await acquire(one, 'handed over', '1m')
+  await acquire(one, 'transferred', '1m')
   const text = await one.evaluate(() => held.handOver())
   await one.close()
-  assert.equal(await two.evaluate(() => locks.createLock('handed over').acquireImmediately()), false)
+  assert.equal(await two.evaluate(() => locks.createLock('transferred').acquireImmediately()), false)
   await two.evaluate((text) => locks.restoreLock(text).release(), text)
-  assert.equal(await two.evaluate(() => locks.createLock('handed over').acquireImmediately()), true)
+  assert.equal(await two.evaluate(() => locks.createLock('transferred').acquireImmediately()), true)
 })
 
 test('serialize without waiting detaches the lease', async () => {
