@@ -31,7 +31,8 @@
 //! [`blocking`] and [`nonblocking`] provide the same lock for threads and for futures. A backend of
 //! your own is one implementation of [`Store`] or [`AsyncStore`]; the feature `conformance` provides
 //! the tests that it has to pass. Hosts that do their own waiting drive [`Acquire`] and [`Renew`]
-//! themselves.
+//! themselves. The feature `serde` reads and writes names, fencing tokens, durations, retry policies and
+//! serialized locks in the forms that people write in configuration files.
 
 #![no_std]
 
@@ -77,6 +78,8 @@ mod retry;
 mod lease;
 mod json;
 mod serialized;
+#[cfg(feature = "serde")]
+mod serde_forms;
 mod error;
 mod acquire;
 mod renew;

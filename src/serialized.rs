@@ -106,20 +106,51 @@ impl SerializedLock {
             .map(|expires| now.saturating_add(expires.saturating_sub(wall)));
         Lease::about(claim, self.fence, until)
     }
+
+    /// Returns the members `ttl`, `expires` and `fence` of version 1.
+    pub(crate) fn numbers(&self) -> [Option<u64>; 3] {
+        [
+            self.ttl.duration().map(whole_millis_of_ttl),
+            self.expires.map(whole_millis),
+            self.fence.map(Fence::get),
+        ]
+    }
+
+    pub(crate) fn check_version(version: u64) -> Result<(), InvalidSerializedLock> {
+        if version == Self::VERSION {
+            return Ok(());
+        }
+        Err(InvalidSerializedLock::UnknownVersion { version })
+    }
+
+    /// Returns the lease with these members of version 1; `numbers` are `ttl`, `expires` and `fence`.
+    pub(crate) fn from_members(
+        name: &str,
+        owner: &str,
+        numbers: [Option<u64>; 3],
+    ) -> Result<Self, InvalidSerializedLock> {
+        let [ttl, expires, fence] = numbers;
+        let fence = fence.map(|number| Fence::new(number).ok_or(InvalidSerializedLock::ZeroFence));
+        Ok(Self {
+            name: Name::new(name)?,
+            owner: owner.parse()?,
+            ttl: ttl.map(Duration::from_millis).try_into()?,
+            expires: expires.map(Duration::from_millis),
+            fence: fence.transpose()?,
+        })
+    }
 }
 
 /// Writes the text: one line of JSON.
 impl fmt::Display for SerializedLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [ttl, expires, fence] = self.numbers().map(OrNull);
         write!(
             f,
-            r#"{{"version":{},"name":{},"owner":"{}","ttl":{},"expires":{},"fence":{}}}"#,
+            r#"{{"version":{},"name":{},"owner":"{}","ttl":{ttl},"expires":{expires},"fence":{fence}}}"#,
             Self::VERSION,
             Quoted(self.name.as_str()),
             self.owner,
-            OrNull(self.ttl.duration().map(whole_millis_of_ttl)),
-            OrNull(self.expires.map(whole_millis)),
-            OrNull(self.fence.map(Fence::get)),
         )
     }
 }
@@ -156,19 +187,12 @@ impl FromStr for SerializedLock {
     fn from_str(text: &str) -> Result<Self, InvalidSerializedLock> {
         let members = Members::read(text)?;
         let version = members.number(0)?.ok_or_else(|| wrong(0))?;
-        if version != Self::VERSION {
-            return Err(InvalidSerializedLock::UnknownVersion { version });
-        }
-        Ok(Self {
-            name: Name::new(members.text(1)?)?,
-            owner: members.text(2)?.parse()?,
-            ttl: members.number(3)?.map(Duration::from_millis).try_into()?,
-            expires: members.number(4)?.map(Duration::from_millis),
-            fence: match members.number(5)? {
-                None => None,
-                Some(number) => Some(Fence::new(number).ok_or(InvalidSerializedLock::ZeroFence)?),
-            },
-        })
+        Self::check_version(version)?;
+        Self::from_members(
+            members.text(1)?,
+            members.text(2)?,
+            [members.number(3)?, members.number(4)?, members.number(5)?],
+        )
     }
 }
 
