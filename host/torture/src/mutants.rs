@@ -8,9 +8,8 @@ mod list;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -59,14 +58,9 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     setting.progress.set_message("");
     let bench = Bench {
         programs,
-        temporary: setting.directory.join("tmp"),
         logs: setting.directory.clone(),
         setting,
     };
-    // Accessible to all users, like /tmp: some tests start programs as other users.
-    fs::create_dir(&bench.temporary)?;
-    fs::set_permissions(&bench.temporary, Permissions::from_mode(0o1777))?;
-    fs::set_permissions(&setting.directory, Permissions::from_mode(0o755))?;
     let mutants = runnable_mutants(findings);
     let tests: BTreeSet<_> = mutants.iter().map(|mutant| mutant.detected_by).collect();
     setting
@@ -208,8 +202,6 @@ fn with_mutants(
 /// The programs and directories with which tests run.
 struct Bench<'a> {
     programs: HashMap<(&'static str, &'static str), PathBuf>,
-    /// The directory for their temporary directories.
-    temporary: PathBuf,
     logs: PathBuf,
     setting: &'a Setting,
 }
@@ -267,7 +259,6 @@ impl Bench<'_> {
         let mut command = Command::new(program);
         command
             .args(["--exact", test.name])
-            .env("TMPDIR", &self.temporary)
             .env("RUST_BACKTRACE", "0")
             .env_remove(SWITCH)
             .env_remove("RUST_TEST_NOCAPTURE")
