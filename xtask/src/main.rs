@@ -225,14 +225,29 @@ fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: b
     report.step("Python", || python::test(shell));
     report.step("JavaScript", || javascript::test(shell));
     report.join(package);
+    // Most of their time is waiting, for servers and for leases to expire: two programs run at once.
+    let on_servers = has_servers.then(|| report.start(shell, SERVERS, features, Priority::Normal));
+    report.step("tests", || {
+        let others = cargo_test::all_but(shell, "servers")?;
+        let kinds = ["--lib", "--bins"];
+        cargo_test::run(
+            cmd!(
+                shell,
+                "cargo test --workspace {features...} {kinds...} {others...} --locked --no-fail-fast"
+            )
+            .env("RUST_TEST_THREADS", test_threads()),
+        )
+    });
     report.run_tests(
-        "tests",
+        "examples in the documentation",
         cmd!(
             shell,
-            "cargo test --workspace {features...} --locked --no-fail-fast -- --skip {A_THOUSAND}"
-        )
-        .env("RUST_TEST_THREADS", test_threads()),
+            "cargo test --workspace {features...} --doc --locked --no-fail-fast"
+        ),
     );
+    if let Some(on_servers) = on_servers {
+        report.join(on_servers);
+    }
     if has_servers {
         report.run_tests(
             "tests with a thousand waiters",
@@ -295,6 +310,7 @@ const COMPONENTS: &str = "the components";
 const DOCUMENTATION: &str = "documentation";
 const ENGINES: &str = "each engine alone";
 const JAVASCRIPT_PACKAGE: &str = "the JavaScript package";
+const SERVERS: &str = "tests on servers";
 
 /// Runs a step that [`Report::start`] has started as a process.
 fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
@@ -304,6 +320,7 @@ fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
         DOCUMENTATION => document(shell, arguments),
         ENGINES => check_engines(shell),
         JAVASCRIPT_PACKAGE => js::test(shell),
+        SERVERS => test_servers(shell, arguments),
         _ => Err(anyhow!("there is no step `{step}`")),
     };
     let Err(err) = ended else {
@@ -339,6 +356,16 @@ fn document(shell: &Shell, features: &[&str]) -> Result<()> {
     .env("RUSTDOCFLAGS", "--deny warnings")
     .run()?;
     Ok(())
+}
+
+fn test_servers(shell: &Shell, features: &[&str]) -> Result<()> {
+    cargo_test::run(
+        cmd!(
+            shell,
+            "cargo test --workspace {features...} --locked --test servers -- --skip {A_THOUSAND}"
+        )
+        .env("RUST_TEST_THREADS", test_threads()),
+    )
 }
 
 fn check_engines(shell: &Shell) -> Result<()> {
