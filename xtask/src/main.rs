@@ -96,6 +96,12 @@ const WITHOUT_SERVERS: &str =
 /// Runs all checks, the cheapest first.
 fn test(shell: &Shell) -> ExitCode {
     let mut report = Report::default();
+    let has_wasm = has_wasm(shell, &mut report);
+    let components = if has_wasm {
+        report.start(shell, COMPONENTS, &[], Priority::Normal)
+    } else {
+        None
+    };
     let has_servers = report.step("servers", || servers::find(shell));
     let features = if has_servers {
         "--all-features".to_owned()
@@ -103,12 +109,6 @@ fn test(shell: &Shell) -> ExitCode {
         format!("--features={WITHOUT_SERVERS}")
     };
     let features = &[features];
-    let has_wasm = has_wasm(shell, &mut report);
-    let components = if has_wasm {
-        report.start(shell, COMPONENTS, &[], Priority::Normal)
-    } else {
-        None
-    };
     let browser = report.start(shell, BROWSER, &[], Priority::Normal);
     let built_ahead = build_ahead(shell);
     for (what, project) in [
@@ -222,11 +222,11 @@ fn build_tests(shell: &Shell, report: &mut Report, features: &[String]) {
 /// Runs the steps that start programs of the project, and all tests.
 fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: bool) {
     let package = report.start(shell, JAVASCRIPT_PACKAGE, &[], Priority::Normal);
+    // Most of their time is waiting, for servers and for leases to expire.
+    let on_servers = has_servers.then(|| report.start(shell, SERVERS, features, Priority::Normal));
     report.step("Python", || python::test(shell));
     report.step("JavaScript", || javascript::test(shell));
     report.join(package);
-    // Most of their time is waiting, for servers and for leases to expire: two programs run at once.
-    let on_servers = has_servers.then(|| report.start(shell, SERVERS, features, Priority::Normal));
     report.step("tests", || {
         let others = cargo_test::all_but(shell, "servers")?;
         let kinds = ["--lib", "--bins"];
@@ -348,10 +348,14 @@ fn build_components(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
+/// Where the checks are built that run beside the tests: `cargo test` would wait for the lock of a build
+/// in the same directory.
+const CHECKS: &str = "target/checks";
+
 fn document(shell: &Shell, features: &[&str]) -> Result<()> {
     cmd!(
         shell,
-        "cargo doc --workspace --no-deps {features...} --locked"
+        "cargo doc --workspace --no-deps {features...} --locked --target-dir {CHECKS}"
     )
     .env("RUSTDOCFLAGS", "--deny warnings")
     .run()?;
@@ -372,7 +376,7 @@ fn check_engines(shell: &Shell) -> Result<()> {
     for engine in ["redis", "postgres", "etcd"] {
         cmd!(
             shell,
-            "cargo check --package verrou-host --features {engine} --locked"
+            "cargo check --package verrou-host --features {engine} --locked --target-dir {CHECKS}"
         )
         .run()?;
     }
