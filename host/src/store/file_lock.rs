@@ -95,10 +95,6 @@ impl Exact {
 }
 
 /// The state of a name in this value.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are held, and the others soon are"
-)]
 enum Slot {
     /// A thread of this process tries to take the lock, so that other threads need not. A forked child has
     /// a copy of this value, but does not try.
