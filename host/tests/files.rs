@@ -1,4 +1,4 @@
-//! What the stores make of files, and of what others do to them.
+//! The files of the stores, and how the stores handle changes that other programs make to them.
 #![cfg(unix)]
 
 use std::fs::{self, File, Permissions};
@@ -62,14 +62,14 @@ fn refused(reply: &Result<Reply, StoreError>) {
     );
 }
 
-/// What went wrong, in the store's own words.
+/// Returns the store's own error.
 fn file_error(err: &StoreError) -> &FileError {
     err.get_ref()
         .downcast_ref()
         .expect("these stores' errors are about files")
 }
 
-/// The one file of this kind in the directory.
+/// Returns the only file in the directory with this extension.
 fn only_file(directory: &Path, extension: &str) -> PathBuf {
     let files = fs::read_dir(directory)
         .unwrap()
@@ -84,7 +84,7 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The file of `claim`'s lock in a new directory, put there by `plant` instead of by a store.
+/// Creates a directory in which `plant` instead of a store creates the file of `claim`'s lock; returns both.
 fn planted(plant: impl Fn(&Path)) -> (TempDir, PathBuf) {
     let directory = directory();
     granted(leases(directory.path()).acquire(&claim(1)));
@@ -98,8 +98,8 @@ fn assert_refused_as_suspicious(directory: &Path, path: &Path, reason: &str) {
     let began = Instant::now();
     let err = leases(directory)
         .acquire(&claim(2))
-        .expect_err("the file is not to be trusted");
-    assert!(began.elapsed() < 2 * SECOND, "nothing is waited for");
+        .expect_err("the file must not be trusted");
+    assert!(began.elapsed() < 2 * SECOND, "the store must not wait");
     assert!(!err.is_temporary());
     match file_error(&err) {
         FileError::Suspicious { path: named, why } => {
@@ -130,7 +130,7 @@ fn a_planted_pipe_is_not_waited_for() {
     assert_refused_as_suspicious(directory.path(), &path, "not a regular file");
 }
 
-/// `verrou run --file` may be told to lock one.
+/// A pipe can be the argument of `verrou run --file`.
 #[test]
 fn a_pipe_is_locked_without_waiting_for_its_other_end() {
     let directory = directory();
@@ -148,7 +148,7 @@ fn a_pipe_is_locked_without_waiting_for_its_other_end() {
     });
     is_done
         .recv_timeout(10 * SECOND)
-        .expect("nobody opens the other end");
+        .expect("no process opens the other end");
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_hard_link_to_another_file_is_refused() {
 #[test]
 fn another_users_file_is_refused_unless_it_is_the_groups() {
     if !is_root() {
-        eprintln!("only root can make a file another user's: what a user is refused is not shown");
+        eprintln!("only root can change a file's owner: files of other users are not tested");
         return;
     }
     let directory = directory();
@@ -197,7 +197,7 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
 #[test]
 fn group_directory_that_all_users_may_write_is_refused() {
     if !is_root() {
-        eprintln!("only root can give a directory to a group: that it is refused is not shown");
+        eprintln!("only root can change a directory's group: that it is refused is not tested");
         return;
     }
     let directory = directory();
@@ -211,7 +211,7 @@ fn group_directory_that_all_users_may_write_is_refused() {
             .unwrap()
             .acquire(&claim(1)),
     );
-    // What an outsider makes there would be the group's.
+    // A file that a user outside the group creates there would belong to the group.
     fs::set_permissions(&shared, Permissions::from_mode(0o3777)).unwrap();
     let err = LeaseFileStore::open(&shared, &group).unwrap_err();
     assert!(matches!(err, OpenError::Suspicious { .. }), "{err}");
@@ -250,21 +250,21 @@ fn directory_that_all_users_may_write_is_refused() {
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(open().unwrap_err(), OpenError::Suspicious { .. }));
     fs::set_permissions(directory.path(), Permissions::from_mode(0o1777)).unwrap();
-    // Whoever is the first to make the file of a lock keeps it from all others.
+    // The user who creates the file of a lock first keeps the lock from all others.
     let err = open().unwrap_err();
     assert!(matches!(err, OpenError::Suspicious { .. }), "{err}");
     for way_out in ["directory of your own", "--group"] {
         assert!(err.to_string().contains(way_out), "{err}");
     }
     LeaseFileStore::open(directory.path().join("own"), &StoreOptions::default())
-        .expect("nobody can remove another's directory there");
+        .expect("no other user can remove that directory");
     fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).unwrap();
     if is_root() {
         chown(directory.path(), Some(4711), None).unwrap();
         let err = open().unwrap_err();
         assert!(
             err.to_string().contains("user 4711"),
-            "its owner can: {err}"
+            "its owner can remove files: {err}"
         );
     }
 }
@@ -295,10 +295,10 @@ fn unknown_file_system_is_refused_unless_overridden() {
         any_file_system: true,
         ..StoreOptions::default()
     };
-    let store = FileLockStore::open(proc, &options).expect("it was said to be all right");
+    let store = FileLockStore::open(proc, &options).expect("the option allows any file system");
     store
         .acquire(&claim(1))
-        .expect_err("there are no files to be made in there");
+        .expect_err("no file can be created there");
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn corrupt_file_is_never_a_free_lock() {
     granted(store.extend(&detached(1)));
     let path = only_file(directory.path(), "lease");
     let whole = fs::read(&path).unwrap();
-    let damaged = |bytes: &[u8]| {
+    let assert_corrupt = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
         for reply in [
             store.acquire(&detached(2)).map(drop),
@@ -318,7 +318,7 @@ fn corrupt_file_is_never_a_free_lock() {
             store.evict(&claim(1).name, None).map(drop),
             store.inspect(&claim(1).name).map(drop),
         ] {
-            let err = reply.expect_err("the file is damaged");
+            let err = reply.expect_err("the file is corrupt");
             assert!(err.to_string().contains(path.to_str().unwrap()), "{err}");
             assert!(
                 matches!(file_error(&err), FileError::Damaged { .. }),
@@ -328,23 +328,23 @@ fn corrupt_file_is_never_a_free_lock() {
         assert_eq!(fs::read(&path).unwrap(), bytes, "nothing was written");
     };
     for bytes in [0, 1, 511, 512, 1023, 1536, 4095] {
-        damaged(&whole[..bytes]);
+        assert_corrupt(&whole[..bytes]);
     }
-    damaged(&[whole.clone(), vec![0]].concat());
+    assert_corrupt(&[whole.clone(), vec![0]].concat());
     for at in [0, 8, 12, 16, 20, 512, 600, 1023, 1024, 1100, 1535, 2048] {
         let mut flipped = whole.clone();
         flipped[at] ^= 0x40;
-        damaged(&flipped);
+        assert_corrupt(&flipped);
     }
     let mut newer = whole.clone();
     newer[8] = 2;
-    damaged(&newer);
+    assert_corrupt(&newer);
     fs::write(&path, &whole).unwrap();
     refused(&store.acquire(&detached(2)));
     granted(store.release(&detached(1)));
 }
 
-/// Where nothing else would tell of the grant: in a new file, and in one of an earlier start.
+/// In a new file, and in a file of an earlier boot, one slot alone records the grant.
 #[test]
 fn a_first_grant_is_not_lost_with_one_slot() {
     type Open = fn(&Path) -> Box<dyn Store>;
@@ -371,7 +371,7 @@ fn a_first_grant_is_not_lost_with_one_slot() {
                     bytes[slot.clone()].fill(damage);
                     fs::write(&path, bytes).unwrap();
                     match open(directory.path()).acquire(&detached(2)) {
-                        // A lock of the kernel ended with its store.
+                        // A kernel lock ended with its store.
                         Ok(Reply::Granted { fence: Some(next) }) if extension == "lock" => {
                             assert!(next.get() > fence);
                         }
@@ -452,7 +452,7 @@ fn fences_grow_when_files_are_removed() {
     }
 }
 
-/// As a program does that restores files, or edits them.
+/// Programs that restore or edit files replace a file by another one.
 #[test]
 fn fences_grow_when_an_older_copy_is_restored() {
     fn check<S: Store>(extension: &str, open: impl Fn(&Path) -> S) {
@@ -496,7 +496,7 @@ fn restored_counter_grants_no_fence_twice() {
     let before = fs::read(&counter).unwrap();
     let fence = granted(store.acquire(&detached(1)));
     fs::write(&counter, before).unwrap();
-    // As after a new start of the machine, when a file asks the counter again.
+    // As after a reboot, when a file gets new numbers from the counter.
     let files = fs::read_dir(directory.path()).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path());
     let file = files.find(|path| path.to_string_lossy().contains("/lock."));
@@ -540,7 +540,7 @@ fn set_counter(path: &Path, last: u64) {
     fs::write(path, counter).unwrap();
 }
 
-/// Waits until this process has `path` open so many times.
+/// Waits until this process has `times` descriptors of `path`.
 #[cfg(target_os = "linux")]
 fn wait_until_open(path: &Path, times: usize) {
     let times_open = || {
@@ -550,11 +550,11 @@ fn wait_until_open(path: &Path, times: usize) {
     };
     let began = Instant::now();
     while times_open() < times {
-        assert!(began.elapsed() < 30 * SECOND, "it is to be opened");
+        assert!(began.elapsed() < 30 * SECOND, "the file must be opened");
     }
 }
 
-/// The fence of a grant that may take longer than anything should be locked.
+/// Returns the fence of a grant that may take longer than the store waits for a locked file.
 #[cfg(target_os = "linux")]
 fn granted_in_time(store: &dyn Store, claim: &Claim) -> u64 {
     loop {
@@ -565,7 +565,7 @@ fn granted_in_time(store: &dyn Store, claim: &Claim) -> u64 {
     }
 }
 
-/// Whoever takes the lock in the file that takes its place may have been allotted smaller fences.
+/// The file that replaces it may have been allotted smaller fences.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
@@ -608,7 +608,7 @@ fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
     }
 }
 
-/// One directory can have locks of both kinds, and has one counter for all.
+/// A directory can have locks of both kinds, and has one counter for both.
 #[test]
 fn lost_counter_is_recreated_from_locks_of_both_kinds() {
     let directory = directory();
@@ -718,7 +718,7 @@ fn lease_of_another_time_namespace_never_counts_as_expired() {
     granted(two.acquire(&claim(3)));
 }
 
-/// Numbers come again, and are others in other namespaces.
+/// Process IDs are reused, and differ between namespaces.
 #[test]
 fn liveness_of_a_holder_does_not_depend_on_its_process_id() {
     let directory = directory();
@@ -732,7 +732,7 @@ fn liveness_of_a_holder_does_not_depend_on_its_process_id() {
     granted(two.acquire(&claim(2)));
 }
 
-/// As locks of fcntl(2) that belong to a process would be lost.
+/// POSIX locks of fcntl(2), which belong to a process, would be lost.
 #[test]
 fn a_lease_is_not_lost_when_its_file_is_opened_and_closed_elsewhere() {
     let directory = directory();
@@ -750,8 +750,8 @@ fn lease_whose_release_cannot_be_recorded_ends_anyway() {
     granted(one.acquire(&claim(1)));
     let path = only_file(directory.path(), "lease");
     let whole = fs::read(&path).unwrap();
-    fs::write(&path, "damaged").unwrap();
-    one.release(&claim(1)).expect_err("the file is damaged");
+    fs::write(&path, "corrupt").unwrap();
+    one.release(&claim(1)).expect_err("the file is corrupt");
     fs::write(&path, whole).unwrap();
     granted(two.acquire(&claim(2)));
 }
@@ -819,7 +819,7 @@ fn force_release_of_zombie_depends_on_zombie_policy() {
     clock.advance(SECOND);
     refused(&patient.acquire(&claim(2)));
     refused(&bold.evict(&claim(1).name, None));
-    // They need not wait any more.
+    // The lock is free for the store that waits for zombies.
     granted(patient.acquire(&claim(2)));
     granted(patient.release(&claim(2)));
 
@@ -879,7 +879,7 @@ fn store_and_flock_on_the_same_file_exclude_each_other() {
     let file = File::open(&path).unwrap();
     file.lock().unwrap();
     refused(&store.acquire(&claim));
-    let holder = store.inspect(&name).unwrap().expect("somebody");
+    let holder = store.inspect(&name).unwrap().expect("a holder");
     assert_eq!(holder.fence, None);
     if cfg!(target_os = "linux") {
         assert_eq!(
@@ -904,7 +904,7 @@ fn store_and_flock_on_the_same_file_exclude_each_other() {
     );
 }
 
-/// As where a process is stopped while it guards the record, or the file system is full.
+/// This happens if a process is stopped while it has the record's file locked, or the file system is full.
 #[test]
 fn kernel_lock_is_renewed_when_its_record_cannot_be_written() {
     let directory = directory();
@@ -1033,16 +1033,13 @@ fn holder_whose_file_was_replaced_has_lost_the_lock() {
         fs::remove_file(only_file(directory.path(), extension)).unwrap();
         refused(&one.extend(&claim(1)));
         let after = granted(two.acquire(&claim(2)));
-        assert!(
-            after > before,
-            "whoever guards the resource can tell them apart"
-        );
+        assert!(after > before, "the fencing token orders the two holders");
         refused(&one.release(&claim(1)));
         granted(two.extend(&claim(2)));
     }
 }
 
-/// A store keeps the file open that somebody removes.
+/// Removes a lock's file while a store has it open.
 fn replaced_while_it_stays_open(extension: &str, open: impl Fn(&Path) -> Box<dyn Store>) {
     let directory = directory();
     let (one, two) = (open(directory.path()), open(directory.path()));
@@ -1065,7 +1062,6 @@ fn a_replaced_lock_file_makes_no_second_holder() {
     replaced_while_it_stays_open("lock", |directory| Box::new(locks(directory)));
 }
 
-/// Four threads count under the lock, while somebody removes the lock's file whenever it is free.
 /// The releasing process still has the moved file open.
 #[test]
 fn detached_lease_is_released_after_its_file_or_directory_was_moved() {
@@ -1092,6 +1088,7 @@ fn detached_lease_is_released_after_its_file_or_directory_was_moved() {
     refused(&long_lived.release(&detached(3)));
 }
 
+/// Four threads count under the lock, while another one removes the lock's file whenever the lock is free.
 fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path) -> S + Sync) {
     const THREADS: u8 = 4;
     const TURNS: u32 = 250;
@@ -1138,7 +1135,7 @@ fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path)
             let store = open(directory);
             while !done.load(Ordering::Relaxed) {
                 take(&store, 100);
-                // With its file goes the lock.
+                // Removing the file ends the lock.
                 inside.store(false, Ordering::SeqCst);
                 fs::remove_file(only_file(directory, extension)).unwrap();
                 refused(&store.release(&claim(100)));
@@ -1216,7 +1213,7 @@ fn holder_of_replaced_file_leaves_the_next_record_alone() {
     let mut last = granted(next.acquire(&claim(2)));
     granted(next.extend(&claim(2)));
     refused(&old.release(&claim(1)));
-    drop(next); // as if it had been killed
+    drop(next); // as if its process had been killed
     let (third, _) = open();
     for _ in 0..3 {
         let fence = granted(third.acquire(&claim(3)));
@@ -1237,7 +1234,7 @@ fn release_frees_the_lock_when_its_path_cannot_be_examined() {
     granted(store.acquire(&claim(1)));
     fs::rename(&there, &away).unwrap();
     fs::write(&there, "not a directory").unwrap();
-    // The path of a lock that was held for less than 1 ms is not looked at.
+    // The path of a lock that was held for less than 1 ms is not examined.
     thread::sleep(Duration::from_millis(2));
     // Other processes may have recreated the directory, and acquired the lock there.
     refused(&store.release(&claim(1)));
@@ -1259,17 +1256,20 @@ fn a_slow_counter_holds_up_no_other_name() {
     };
     thread::scope(|scope| {
         let waiting = scope.spawn(|| store.acquire(&other));
-        let mut steps = 0;
+        let mut operations = 0;
         while !waiting.is_finished() {
             granted(store.extend(&claim(1)));
-            steps += 1;
+            operations += 1;
         }
         let err = waiting
             .join()
             .unwrap()
             .expect_err("the counter stays locked");
         assert!(err.is_temporary(), "{err}");
-        assert!(steps > 1, "the other name's steps were taken meanwhile");
+        assert!(
+            operations > 1,
+            "operations on another name succeed meanwhile"
+        );
     });
     counter.unlock().unwrap();
     granted(store.acquire(&other));
@@ -1321,7 +1321,9 @@ fn a_bad_file_hides_no_other_from_the_list() {
 #[test]
 fn parent_directories_of_a_group_store_can_be_passed_by_the_group() {
     if !is_root() {
-        eprintln!("only root can give a directory to a group: that it can be reached is not shown");
+        eprintln!(
+            "only root can change a directory's group: that the group can reach it is not tested"
+        );
         return;
     }
     let directory = directory();
@@ -1335,47 +1337,45 @@ fn parent_directories_of_a_group_store_can_be_passed_by_the_group() {
     assert_ne!(parent.mode() & 0o011, 0, "{:o}", parent.mode());
 }
 
-/// The kernel calls each of them by the number of the one before, which has ended.
+/// The kernel reuses the number of a time namespace that has ended.
 #[cfg(target_os = "linux")]
 #[test]
 fn lease_of_a_removed_time_namespace_does_not_count_as_expired() {
     if !is_root() {
-        eprintln!("only root can make time namespaces: what is said of their leases is not shown");
+        eprintln!("only root can create time namespaces: their leases are not tested");
         return;
     }
     let directory = directory();
     let url = format!("lease:{}", directory.path().display());
-    let verrou = |ahead: &str, wish: &[&str]| {
+    let verrou = |ahead: &str, arguments: &[&str]| {
         let mut command = Command::new("unshare");
         command.args(["--time", "--boottime", ahead, "--fork", "--"]);
         command
             .args([env!("CARGO_BIN_EXE_verrou"), "--store", &url])
-            .args(wish);
+            .args(arguments);
         let output = command.output().expect("unshare(1) is there");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code(), said)
     };
-    let wish = ["run", "lock", "--no-wait", "--", "true"];
+    let try_run = ["run", "lock", "--no-wait", "--", "true"];
     assert_eq!(verrou("10", &["acquire", "lock", "--ttl", "1h"]).0, Some(0));
-    let (code, said) = verrou("100000", &wish);
+    let (code, said) = verrou("100000", &try_run);
     assert_eq!(code, Some(74), "{said}");
     assert!(said.contains("time namespace"), "{said}");
-    let (code, said) = verrou("10", &wish);
-    assert_eq!(code, Some(75), "by the same clock it can be told: {said}");
+    let (code, said) = verrou("10", &try_run);
+    assert_eq!(code, Some(75), "the clock is the same: {said}");
     assert_eq!(verrou("10", &["force-release", "lock"]).0, Some(0));
-    // And where the clock is the machine's, the namespace does not matter.
+    // If the clock is the machine's, the namespace does not matter.
     assert_eq!(verrou("0", &["acquire", "lock", "--ttl", "1h"]).0, Some(0));
     refused(&leases(directory.path()).acquire(&claim(1)));
 }
 
-/// As in some containers, and under systemd's `ProcSubset=pid`.
+/// Some containers, and systemd's `ProcSubset=pid`, hide the boot ID.
 #[cfg(target_os = "linux")]
 #[test]
 fn lease_is_not_expired_for_a_process_without_boot_id() {
     if !is_root() {
-        eprintln!(
-            "only root can hide files of /proc: what a process without them does is not shown"
-        );
+        eprintln!("only root can hide files of /proc: a process without them is not tested");
         return;
     }
     let directory = directory();
@@ -1384,11 +1384,11 @@ fn lease_is_not_expired_for_a_process_without_boot_id() {
         let script = "mount -t tmpfs none /proc/sys && exec \"$@\"";
         let verrou = env!("CARGO_BIN_EXE_verrou");
         let url = format!("{store}:{}", directory.path().display());
-        let wish = ["--store", &url, "run", "lock", "--no-wait", "--", "true"];
+        let arguments = ["--store", &url, "run", "lock", "--no-wait", "--", "true"];
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "sh", "-c", script, "sh", verrou])
-            .args(wish);
+            .args(arguments);
         command.output().expect("unshare(1) is there")
     };
     let output = hidden("lease");
@@ -1427,7 +1427,7 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
     };
     let tried = inside("true").output().expect("unshare(1) is there");
     if tried.stdout != b"mounted\n" {
-        eprintln!("no file can be mounted over {BOOT_ID} here: what is done then is not shown");
+        eprintln!("no file can be mounted over {BOOT_ID} here: another boot ID is not tested");
         return;
     }
     let ends_with = |code: i32, script: &str| {
@@ -1468,7 +1468,7 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
     granted(store.acquire(&claim(3)));
 }
 
-/// Which nobody sets, and which goes on while the machine is suspended.
+/// That clock cannot be set, and counts while the machine is suspended.
 #[cfg(target_os = "linux")]
 #[test]
 fn system_clock_is_the_time_since_boot() {
@@ -1494,7 +1494,7 @@ fn a_program_that_is_started_inherits_no_file_of_a_store() {
     assert!(!open.contains(directory.path().to_str().unwrap()), "{open}");
 }
 
-/// Stores of both kinds, two of each, that go by one clock.
+/// Returns stores of both kinds, two of each, that share one clock.
 #[cfg(target_os = "linux")]
 fn pairs(directory: &Path, clock: &TestClock) -> [[Box<dyn Store>; 2]; 2] {
     [
@@ -1519,14 +1519,14 @@ fn released_lock_is_reserved_for_the_head_waiter() {
         refused(&here.acquire(&second));
         clock.advance(Duration::from_millis(1));
         refused(&here.acquire(&newcomer));
-        // The first does not come.
+        // The head waiter does not come.
         granted(here.acquire(&second));
         granted(here.release(&second));
         granted(there.acquire(&first));
     }
 }
 
-/// Who listens to the file hears of it; the lock itself is the kernel's, and changes no file.
+/// Processes that watch the file are notified of the change; unlocking alone changes no file.
 #[cfg(target_os = "linux")]
 #[test]
 fn release_with_a_waiter_changes_the_file() {
@@ -1542,11 +1542,11 @@ fn release_with_a_waiter_changes_the_file() {
     granted(there.acquire(&claim(2)));
 }
 
-/// The kernel tells of a write, and of a process's end, a moment before the lock is free.
+/// The kernel reports a write, and the end of a process, a moment before the lock is free.
 #[cfg(target_os = "linux")]
 #[test]
 fn notified_waiter_retries_until_lock_is_free() {
-    const LOOKS: u32 = 10;
+    const ATTEMPTS: u32 = 10;
 
     let directory = directory();
     let store = locks(directory.path());
@@ -1555,28 +1555,28 @@ fn notified_waiter_retries_until_lock_is_free() {
     let path = only_file(directory.path(), "lock");
     let file = File::options().read(true).write(true).open(&path).unwrap();
     file.lock().unwrap();
-    let look = || {
+    let attempt = || {
         refused(&store.acquire(&claim(2)));
         store.wait(&claim(2), SECOND);
     };
-    // By then it listens.
+    // After three attempts it watches the file.
     for _ in 0..3 {
-        look();
+        attempt();
     }
     std::os::unix::fs::FileExt::write_all_at(&file, b"touched", 1544).unwrap();
     let began = Instant::now();
-    for _ in 0..LOOKS {
-        look();
+    for _ in 0..ATTEMPTS {
+        attempt();
     }
-    // Each wait that is not ended soon takes a quarter of a second: programs that know nothing of the
+    // A wait without a notification takes a quarter of a second, because programs that do not use the
     // queue may have unlocked the file.
-    assert!(began.elapsed() < LOOKS / 2 * SECOND / 4);
+    assert!(began.elapsed() < ATTEMPTS / 2 * SECOND / 4);
     file.unlock().unwrap();
     granted(store.acquire(&claim(2)));
 }
 
-/// What `verrou run` asks the kernel when `strace` is told `options`, and what it ends with; nothing
-/// where strace(1) is missing, or not allowed to look.
+/// Returns the system calls of `verrou run` as strace(1) with `options` logs them, and the exit status; `None`
+/// where strace(1) is missing or not permitted.
 #[cfg(target_os = "linux")]
 fn traced(store: &str, options: &[&str]) -> Option<(String, std::process::ExitStatus)> {
     let directory = directory();
@@ -1589,7 +1589,7 @@ fn traced(store: &str, options: &[&str]) -> Option<(String, std::process::ExitSt
     };
     let works = strace().arg("true").output();
     if !works.is_ok_and(|output| output.status.success()) {
-        eprintln!("strace(1) does not work here: what the kernel is asked is not shown");
+        eprintln!("strace(1) does not work here: system calls are not tested");
         return None;
     }
     let output = strace()

@@ -1,4 +1,4 @@
-//! Waiting for locks in files: in whose order, and what is left behind.
+//! Waiting for locks in files: the order of the waiters, and what a waiter leaves behind.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -40,7 +40,7 @@ fn is_granted(store: &FileStore, claim: &Claim) -> bool {
     store.acquire(claim).unwrap().is_granted()
 }
 
-/// Gives `claim` a place among those who wait.
+/// Adds `claim` to the wait queue.
 fn queue(store: &FileStore, claim: &Claim) {
     store.wait(claim, Duration::ZERO);
 }
@@ -49,7 +49,7 @@ fn queue(store: &FileStore, claim: &Claim) {
 fn take(store: &FileStore, claim: &Claim) {
     let began = Instant::now();
     while !is_granted(store, claim) {
-        assert!(began.elapsed() < SOON, "it is its turn");
+        assert!(began.elapsed() < SOON, "it is the head waiter");
         store.wait(claim, SOON);
     }
 }
@@ -74,7 +74,7 @@ fn waiters_are_served_in_order_of_arrival() {
         let order = Mutex::new(Vec::new());
         thread::scope(|scope| {
             for waiter in 0..WAITERS {
-                // Some of them are neighbours in one process, some are not.
+                // Some neighbours in the queue share a store, some do not.
                 let store = &stores[waiter / 2 % 3];
                 let claim = claim("lock");
                 queue(store, &claim);
@@ -92,7 +92,7 @@ fn waiters_are_served_in_order_of_arrival() {
     }
 }
 
-/// It has no checksum.
+/// The mark, which is the ticket that was issued last, has no checksum.
 #[test]
 fn corrupt_mark_delays_no_waiter() {
     const MARK_AT: u64 = 1536;
@@ -128,7 +128,7 @@ fn corrupt_mark_delays_no_waiter() {
     }
 }
 
-/// Nor does a program that locks all bytes there are.
+/// A program may lock all bytes of the file.
 #[test]
 fn foreign_byte_locks_delay_no_waiter() {
     for kind in KINDS {
@@ -156,7 +156,7 @@ fn foreign_byte_locks_delay_no_waiter() {
     }
 }
 
-/// The one file of a lock in `directory`.
+/// Returns the only file of a lock in `directory`.
 fn lock_file(directory: &Path) -> PathBuf {
     let files = fs::read_dir(directory)
         .unwrap()
@@ -168,7 +168,7 @@ fn lock_file(directory: &Path) -> PathBuf {
     files.next().unwrap()
 }
 
-/// Does `work`; the test fails when that takes as long as `deadline`, and goes on for ever.
+/// Calls `work`; aborts the test if that takes longer than `deadline`.
 #[track_caller]
 fn within(deadline: Duration, work: impl FnOnce() + Send) {
     let done = AtomicBool::new(false);
@@ -205,7 +205,7 @@ fn hand_off_reservation_of_the_head_waiter_ends() {
             !barged || released.elapsed() > Duration::from_millis(200),
             "{kind}"
         );
-        // The first does not come.
+        // The head waiter does not come.
         take(&here, &second);
         assert!(released.elapsed() >= Duration::from_millis(200), "{kind}");
         here.release(&second).unwrap();
@@ -230,7 +230,7 @@ fn third_waiter_is_granted_when_the_first_two_do_not_come() {
         take(&there, &third);
         assert!(released.elapsed() >= Duration::from_millis(400), "{kind}");
         there.release(&third).unwrap();
-        // They have not lost their places by that.
+        // The first two have kept their tickets.
         take(&there, &first);
         assert!(!is_granted(&there, &second), "{kind}");
         there.release(&first).unwrap();
@@ -253,7 +253,7 @@ fn waiter_that_times_out_leaves_nothing_behind() {
         let mut before = None;
         for round in 0..300 {
             lock.acquire().unwrap_err();
-            // By then all is open that stays open.
+            // After 100 rounds everything is open that stays open.
             if round == 100 {
                 before = Some((descriptors(), threads()));
             }
@@ -264,7 +264,7 @@ fn waiter_that_times_out_leaves_nothing_behind() {
             descriptors() < files + 100 && threads() < tasks + 100
         });
         here.release(&held).unwrap();
-        assert!(is_granted(&here, &held), "{kind}: nobody waits any more");
+        assert!(is_granted(&here, &held), "{kind}: no waiter is left");
     }
 }
 
@@ -282,7 +282,7 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
             let waiting = claim("lock");
             queue(&there, &waiting);
             there.give_up(&waiting);
-            // By then all is open that stays open.
+            // After 100 rounds everything is open that stays open.
             if round == 100 {
                 before = Some((descriptors(), threads()));
             }
@@ -294,11 +294,11 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
         });
         here.release(&held).unwrap();
         let last = claim("lock");
-        assert!(is_granted(&there, &last), "{kind}: nobody waits any more");
+        assert!(is_granted(&there, &last), "{kind}: no waiter is left");
     }
 }
 
-/// A process that may not open what it makes would make bell after bell.
+/// A process that cannot open the wake pipes that it creates would create one after another.
 #[test]
 fn wake_pipes_can_be_opened_whatever_the_umask() {
     for kind in KINDS {
@@ -319,7 +319,7 @@ fn wake_pipes_can_be_opened_whatever_the_umask() {
             let files = files.map(|file| file.unwrap());
             files.filter(|file| file.path().extension().is_some_and(|it| it == "bell"))
         };
-        eventually("it listens to a bell", || bells().next().is_some());
+        eventually("it has a wake pipe", || bells().next().is_some());
         store.release(&held).unwrap();
         assert_eq!(common::code(&waiter.end()), 0);
         for bell in bells() {
@@ -461,7 +461,7 @@ fn threads_of_several_stores_hold_the_lock_one_at_a_time() {
     }
 }
 
-/// Waits, as a process, and says in the file `order` that it had its turn.
+/// Starts a process that waits for the lock and then appends `number` to the file `order`; returns when it waits.
 fn waits(place: &Place, number: u32) -> Started {
     let script = format!("echo {number} >> order");
     let before = waiting(place);
@@ -470,7 +470,7 @@ fn waits(place: &Place, number: u32) -> Started {
     started
 }
 
-/// How many wait, as the kernel has them.
+/// Returns the number of waiters: locked ticket bytes, by the kernel's list.
 fn waiting(place: &Place) -> u64 {
     const FIRST_TICKET: i64 = (1 << 62) + (1 << 61);
 
@@ -491,9 +491,9 @@ fn waiting(place: &Place) -> u64 {
         .sum()
 }
 
-/// How many bytes of `file` from `start` on and before `end` are locked.
+/// Returns how many bytes of `file` from `start` on and before `end` are locked.
 ///
-/// Each is asked for: what `/proc/locks` lists while others lock and unlock is not all there is.
+/// Queries the file itself: `/proc/locks` can omit locks while other processes lock and unlock.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "the C header has as `int` what its `struct flock` has as `short`"
@@ -517,10 +517,10 @@ fn locked_bytes(file: &File, start: i64, end: i64) -> u64 {
     (to - from).unsigned_abs() + locked_bytes(file, start, from) + locked_bytes(file, to, end)
 }
 
-/// Waits until a process does nothing but wait: stopped in the middle of a step, it would hold up
+/// Waits until a process does nothing but wait: a process stopped inside an operation would delay
 /// others for as long as it is stopped.
 fn is_quiet(process: &Started) {
-    const LONGER_THAN_A_LOOK: Duration = Duration::from_millis(100);
+    const LONGER_THAN_AN_ATTEMPT: Duration = Duration::from_millis(100);
 
     let switches = || {
         let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
@@ -535,7 +535,7 @@ fn is_quiet(process: &Started) {
         if now != seen.0 {
             seen = (now, Instant::now());
         }
-        seen.1.elapsed() > LONGER_THAN_A_LOOK
+        seen.1.elapsed() > LONGER_THAN_AN_ATTEMPT
     });
 }
 
@@ -609,9 +609,9 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
         assert_eq!(instances(&waiters), 2, "{kind}");
         let before = switches(&waiters);
         thread::sleep(LENGTH);
-        let looks = switches(&waiters) - before;
+        let wake_ups = switches(&waiters) - before;
         // Polling by the retry delay would be four wake-ups of each waiter a second.
-        assert!(looks < 100 * LENGTH.as_secs(), "{kind}: {looks}");
+        assert!(wake_ups < 100 * LENGTH.as_secs(), "{kind}: {wake_ups}");
         drop(holder);
         for waiter in &mut waiters {
             assert!(waiter.wait().unwrap().success());
@@ -619,9 +619,9 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
         let order = place.read("order");
         let order: Vec<u32> = order.lines().map(|line| line.parse().unwrap()).collect();
         // On a busy machine a waiter may not run within its hand-off reservation of 200 ms.
-        let passed = (0..WAITERS).zip(&order).filter(|(place, it)| place != *it);
-        let passed = passed.count();
-        assert!(order.len() == 150 && passed <= 10, "{kind}: {order:?}");
+        let skipped = (0..WAITERS).zip(&order).filter(|(place, it)| place != *it);
+        let skipped = skipped.count();
+        assert!(order.len() == 150 && skipped <= 10, "{kind}: {order:?}");
     }
 }
 
@@ -645,7 +645,7 @@ fn next_waiter_is_served_when_the_holder_and_all_earlier_waiters_are_killed() {
 }
 
 /// The longest that a waiter may sleep that misses its notification is 10 s.
-const WELL_BEFORE_ITS_LOOK: Duration = Duration::from_secs(3);
+const WELL_BEFORE_IT_POLLS: Duration = Duration::from_secs(3);
 
 /// Adds so many abandoned tickets to the queue of the lock `k` that a waiter behind them sleeps for
 /// 10 s.
@@ -680,8 +680,8 @@ fn sleeps<'scope>(
     waiter
 }
 
-/// A waiter behind another one of its process watches the waiter before it from the moment on at
-/// which it is the first of its process.
+/// A waiter behind another one of its process watches the waiter before it as soon as it is the first
+/// waiter of its process.
 #[test]
 fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
     for kind in KINDS {
@@ -707,7 +707,7 @@ fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
                 let last = sleeps(scope, &here, last);
                 there.release(&held).unwrap();
                 take(&there, &ahead);
-                // It reads its notification, so that the one behind it does not.
+                // It reads its notification, so that the waiter behind it does not.
                 here.wait(&first, SOON);
                 there.release(&ahead).unwrap();
                 take(&here, &first);
@@ -720,7 +720,7 @@ fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
                 last.join().unwrap();
                 let after = released.elapsed();
                 assert!(
-                    after < WELL_BEFORE_ITS_LOOK,
+                    after < WELL_BEFORE_IT_POLLS,
                     "{kind}, {has_wake_pipes}: {after:?}"
                 );
             });
@@ -753,6 +753,6 @@ fn death_of_a_notified_waiter_is_noticed_while_the_notifying_process_lives() {
         there.release(&first).unwrap();
         assert!(last.wait().unwrap().success());
         let after = released.elapsed();
-        assert!(after < WELL_BEFORE_ITS_LOOK, "{kind}: {after:?}");
+        assert!(after < WELL_BEFORE_IT_POLLS, "{kind}: {after:?}");
     }
 }
