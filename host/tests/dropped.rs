@@ -1,4 +1,4 @@
-//! What waits for a lock in files, dropped at every poll: nothing is left of it.
+//! Futures that wait for a lock in files are dropped at every poll, and leave nothing behind.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -17,16 +17,16 @@ use verrou::nonblocking::{AsyncHost, Lock, LockFactory};
 use verrou::{AsyncStore, Clock, Error, Timestamp};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System};
 
-/// Up to how many polls are made of the first who waits: by then it has come to its longest pause.
+/// The greatest number of polls of the head waiter: after them it has reached its longest pause.
 const POLLS: usize = 13;
 
-/// As many of those behind, who wait longer for each.
+/// The greatest number of polls of the waiters behind it, which wait longer before each.
 const POLLS_BEHIND: usize = 4;
 
-/// How long anything is waited for that has to happen.
+/// The longest time that the test waits for an event.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// This machine, for tasks without a runtime: each sleep has a thread.
+/// The system's clock and randomness for tasks without a runtime; each sleep has a thread.
 #[derive(Clone, Copy, Debug)]
 struct Sleeper;
 
@@ -76,8 +76,8 @@ impl Wake for Poller {
     }
 }
 
-/// Polls `future` whenever it is woken, but so many times at most, and drops it; what it returned if
-/// it came to its end.
+/// Polls `future` whenever it is woken, at most `polls` times, and drops it. Returns its output if it has
+/// completed.
 fn poll_at_most<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     let poller = Arc::new(Poller {
         thread: thread::current(),
@@ -101,7 +101,7 @@ fn poll_at_most<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
 
 type FileLock<S> = Lock<Arc<S>, Sleeper>;
 
-/// A lock called `lock` of a store of its own, as another process has it.
+/// Returns a lock called `lock` with a store of its own, as in another process.
 fn lock_of<S: AsyncStore>(store: S) -> FileLock<S> {
     lock_in(&Arc::new(store))
 }
@@ -111,8 +111,8 @@ fn lock_in<S: AsyncStore>(store: &Arc<S>) -> FileLock<S> {
     locks.create_lock("lock", "none").unwrap()
 }
 
-/// It waits, is dropped, and the lock is given back, or the other way around; anybody gets it then.
-fn one_who_waits<S: AsyncStore>(open: impl Fn() -> S) {
+/// Drops a waiter before or after the release of the lock; another client can acquire the lock then.
+fn waiter_is_dropped<S: AsyncStore>(open: impl Fn() -> S) {
     let (holder, waits, next) = (lock_of(open()), lock_of(open()), lock_of(open()));
     for freed_first in [false, true] {
         for polls in 0..=POLLS {
@@ -122,7 +122,7 @@ fn one_who_waits<S: AsyncStore>(open: impl Fn() -> S) {
                 let ended = poll_at_most(waiting.as_mut(), polls);
                 assert!(ended.is_none(), "the lock is held");
                 if freed_first {
-                    // Its turn has come, and it never takes it.
+                    // It is the head waiter, and does not acquire the lock.
                     block_on(holder.release()).unwrap();
                 }
             }
@@ -140,9 +140,9 @@ fn one_who_waits<S: AsyncStore>(open: impl Fn() -> S) {
     }
 }
 
-/// Of three who wait, two tasks of one process and one of another, one is dropped; the others get the
-/// lock, each in its turn.
-fn one_of_three_who_wait<S: AsyncStore>(open: impl Fn() -> S) {
+/// Drops one of three waiters, two tasks of one process and one of another; the others get the
+/// lock, in order.
+fn one_of_three_waiters_is_dropped<S: AsyncStore>(open: impl Fn() -> S) {
     let holder = lock_of(open());
     for (dropped, most) in [POLLS, POLLS_BEHIND, POLLS_BEHIND].into_iter().enumerate() {
         for polls in 1..=most {
@@ -180,8 +180,8 @@ fn one_of_three_who_wait<S: AsyncStore>(open: impl Fn() -> S) {
     }
 }
 
-/// A run that keeps its lease alive, dropped at every poll: the lock is free at once.
-fn one_who_keeps_it_alive<S: AsyncStore>(open: impl Fn() -> S) {
+/// Drops a run that renews its lease, at every poll; the lock is free at once.
+fn renewing_run_is_dropped<S: AsyncStore>(open: impl Fn() -> S) {
     let (store, next) = (Arc::new(open()), lock_of(open()));
     let locks = LockFactory::new(store, Sleeper);
     let lock = locks.create_lock("lock", "150ms").unwrap();
@@ -192,14 +192,14 @@ fn one_who_keeps_it_alive<S: AsyncStore>(open: impl Fn() -> S) {
                 if held.lease().ends() == first_end {
                     Poll::Pending
                 } else {
-                    // It was extended.
+                    // The lease was extended.
                     Poll::Ready(())
                 }
             });
             held.keep(work).await
         });
         match poll_at_most(running, polls) {
-            None => assert!(polls < 4, "it was polled at each of its waits"),
+            None => assert!(polls < 4, "it completes within four polls"),
             Some(ran) => ran.unwrap().unwrap(),
         }
         let got = block_on(next.try_acquire());
@@ -208,8 +208,8 @@ fn one_who_keeps_it_alive<S: AsyncStore>(open: impl Fn() -> S) {
     }
 }
 
-/// The descriptors that are open, and the files that are watched.
-fn left() -> (usize, usize) {
+/// Returns the number of open descriptors, and that of watched files.
+fn open_and_watched() -> (usize, usize) {
     let descriptors = || fs::read_dir("/proc/self/fdinfo").unwrap();
     let watches = descriptors().filter_map(|entry| {
         let info = fs::read_to_string(entry.unwrap().path()).ok()?;
@@ -218,22 +218,26 @@ fn left() -> (usize, usize) {
     (descriptors().count(), watches.sum())
 }
 
-/// One test for all: what is open is the whole process's.
+/// One test for all, because the descriptors are those of the whole process.
 #[test]
 fn waiter_dropped_while_it_waits_leaves_nothing() {
     fn everything<S: AsyncStore>(open: impl Fn(&Path) -> S) {
         let directory = tempfile::tempdir().unwrap();
-        one_who_waits(|| open(directory.path()));
-        one_of_three_who_wait(|| open(directory.path()));
-        one_who_keeps_it_alive(|| open(directory.path()));
+        waiter_is_dropped(|| open(directory.path()));
+        one_of_three_waiters_is_dropped(|| open(directory.path()));
+        renewing_run_is_dropped(|| open(directory.path()));
     }
 
     let options = StoreOptions::default();
     let leases = |path: &Path| LeaseFileStore::open(path, &options).unwrap();
     let locks = |path: &Path| FileLockStore::open(path, &options).unwrap();
     everything(leases);
-    let (descriptors, watches) = left();
-    assert_eq!(watches, 0, "files that are watched for nobody");
+    let (descriptors, watches) = open_and_watched();
+    assert_eq!(watches, 0, "no file is watched without a waiter");
     everything(locks);
-    assert_eq!(left(), (descriptors, 0), "what stays open");
+    assert_eq!(
+        open_and_watched(),
+        (descriptors, 0),
+        "no descriptor is left"
+    );
 }

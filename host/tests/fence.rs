@@ -1,4 +1,5 @@
-//! `verrou fence check`, and what is under it: who has lost the lock is refused by what it guards.
+//! `verrou fence check` and the gate that it uses: a process that has lost the lock is rejected by the
+//! resource that the lock guards.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -27,7 +28,7 @@ fn check(place: &Place, words: &[&str]) -> Command {
     command
 }
 
-/// The greatest fence that has passed, as a check says that is refused.
+/// Asserts that the greatest accepted token is `highest`, as a rejected check reports it.
 #[track_caller]
 fn assert_highest(place: &Place, highest: u64) {
     let lower = (highest - 1).to_string();
@@ -74,7 +75,11 @@ fn a_fence_passes_unless_a_greater_one_has() {
     ends_with(&mut check(&place, &[&greatest]), 0);
     assert_highest(&place, Fence::LAST.get());
     let metadata = fs::metadata(place.path("gate")).unwrap();
-    assert_eq!(metadata.mode() & 0o7777, 0o600, "it is for its user alone");
+    assert_eq!(
+        metadata.mode() & 0o7777,
+        0o600,
+        "the file is private to its user"
+    );
     assert!(!place.locks().exists(), "no store is needed");
 }
 
@@ -91,14 +96,14 @@ fn json_output_says_whether_the_token_passed() {
     assert_eq!(error["error"], "E_FENCE_REFUSED");
     assert_eq!(error["exit"], 78);
 
-    // Characters that could mislead at a terminal are escaped as JSON has it.
+    // Characters that could mislead at a terminal are escaped as in JSON.
     let name = "g\u{200e}\u{202e}\u{85}";
     let words = ["fence", "check", "--file", name, "7", "--json"];
     let output = ends_with(&mut place.verrou(words), 0);
     assert!(stdout(&output).is_ascii(), "{output:?}");
     assert_eq!(json(stdout(&output))["file"], name);
 
-    // What a command prints is its own.
+    // The output of the command is not changed.
     let output = ends_with(&mut check(&place, &["9", "--json", "--", "echo", "x"]), 0);
     assert_eq!(stdout(&output), "x\n");
 }
@@ -121,7 +126,7 @@ fn default_token_is_that_of_the_enclosing_run() {
         assert_eq!(said[0], said[1]);
         assert_highest(&place, said[0]);
 
-        // Of two, the one that is typed counts, and the command is told that one.
+        // An argument overrides the environment, and is passed on to the command.
         let greater = (said[0] + 99_999).to_string();
         let words = ["1", "--", "sh", "-c", "echo $VERROU_FENCE"];
         let output = ends_with(check(&place, &words).env("VERROU_FENCE", &greater), 78);
@@ -211,8 +216,8 @@ fn poisoned_gate_is_reset_by_its_owner() {
         ends_with(&mut check(&place, &["7"]), 0);
     }
     let output = ends_with(&mut reset(&place, &["--to", "9", "--json"]), 0);
-    let told = r#"{"before":7,"file":"gate","highest":9}"#;
-    assert_eq!(stdout(&output), format!("{told}\n"));
+    let expected = r#"{"before":7,"file":"gate","highest":9}"#;
+    assert_eq!(stdout(&output), format!("{expected}\n"));
     // Overwritten by a stray write.
     let mut bytes = fs::read(place.path("gate")).unwrap();
     bytes[17] ^= 8;
@@ -255,7 +260,7 @@ fn only_the_owner_of_a_gate_resets_it() {
     const MEMBER: u32 = 65_534;
 
     if !is_root() {
-        eprintln!("only root can change its user: that others cannot reset a gate is not shown");
+        eprintln!("only root can change its user: a reset by another user is not tested");
         return;
     }
     let place = Place::new("lease");
@@ -321,8 +326,8 @@ fn no_check_passes_while_the_command_of_another_runs() {
     let stay = "trap '' HUP TERM; echo $$ > pid; exec sleep 1000";
     let holder = Started::new(&mut check(&place, &["7", "--", "sh", "-c", stay]));
     let sleeper = place.pid();
-    // Neither who is greater, nor the same, nor who would be refused anyway.
-    for (words, patience) in [
+    // Neither a greater token passes, nor the same, nor one that would be rejected anyway.
+    for (words, wait) in [
         (&["8", "--no-wait"][..], "--no-wait"),
         (&["7", "--wait", "0"], "0"),
         (&["6", "--wait", "50ms"], "50ms"),
@@ -334,7 +339,7 @@ fn no_check_passes_while_the_command_of_another_runs() {
             .collect();
         let output = ends_with(&mut check(&place, &words), 75);
         let said = stderr(&output);
-        assert!(said.contains("E_FENCE_TIMEOUT"), "{patience}: {said}");
+        assert!(said.contains("E_FENCE_TIMEOUT"), "{wait}: {said}");
         assert!(
             said.contains(place.path("gate").to_str().unwrap()),
             "{said}"
@@ -342,12 +347,12 @@ fn no_check_passes_while_the_command_of_another_runs() {
     }
     assert!(!place.path("ran").exists());
 
-    // Nor while it is stopped.
+    // No token passes while the command is stopped.
     kill_process(sleeper, Signal::STOP).unwrap();
     stopped(sleeper);
     ends_with(&mut check(&place, &["8", "--no-wait"]), 75);
 
-    // Nor while it alone lives.
+    // No token passes while the command lives and its check was killed.
     holder.signal(Signal::KILL);
     holder.end();
     assert!(lives(sleeper));
@@ -389,7 +394,7 @@ fn command_outlives_its_check_in_a_pid_namespace() {
         .expect("unshare(1) is there");
     if !possible.status.success() {
         let why = stderr(&possible);
-        eprintln!("this user cannot make PID namespaces: checks in them are not shown: {why}");
+        eprintln!("this user cannot create PID namespaces: checks in them are not tested: {why}");
         return;
     }
     let output = unshare
@@ -433,7 +438,7 @@ fn process_that_lost_the_lock_is_rejected() {
         write("late")
     );
     let (holder, _) = place.start(&["--ttl", "200ms"], &late);
-    // Nobody renews its lease, nor ends it when that has ended.
+    // The stopped wrapper neither renews its lease nor ends its command when the lease has expired.
     holder.signal(Signal::STOP);
     stopped(holder.pid());
     let next = ["--wait", "50s"];
@@ -451,7 +456,7 @@ fn greatest_of_concurrent_tokens_wins_and_no_smaller_one_follows() {
 
     let place = Place::new("lease");
     let worker = |number: u64| {
-        // Each of its fences lies between those of the others.
+        // Its tokens lie between those of the others.
         let script = format!(
             "i=0; while [ $i -lt {EACH} ]; do \
                {VERROU} fence check --file gate $((i * {PROCESSES} + {number} + 1)) -- \
@@ -485,9 +490,9 @@ fn no_thread_passes_after_a_greater_one_has() {
             let (shared, own, passed, inside) = (&shared, own(), &passed, &inside);
             scope.spawn(move || {
                 let gate = if thread % 2 == 0 { shared } else { &own };
-                for step in 0..100 {
+                for round in 0..100 {
                     let before = passed.load(Ordering::SeqCst);
-                    let mine = fence(step * 4 + thread + 1);
+                    let mine = fence(round * 4 + thread + 1);
                     match gate.check(mine) {
                         Ok(checked) => {
                             assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
@@ -513,7 +518,7 @@ fn killed_check_loses_no_accepted_token() {
     for number in 1..=40 {
         let words = [&number.to_string(), "--", "sh", "-c", log];
         let checker = Started::new(&mut check(&place, &words));
-        // Anywhere: what has to be true does not depend on it.
+        // The check is killed at an arbitrary moment.
         thread::sleep(Duration::from_micros(500 * number));
         checker.signal(Signal::KILL);
         checker.end();
@@ -532,7 +537,7 @@ fn killed_check_loses_no_accepted_token() {
     assert!(logged.is_sorted_by(|one, two| one < two), "{logged:?}");
 }
 
-/// `strace(1)` of a check, with these options.
+/// Returns the command that runs a check under `strace(1)` with these options.
 fn traced(place: &Place, options: &[&str], words: &[&str]) -> Command {
     let checked = check(place, words);
     let mut strace = Command::new("strace");
@@ -541,14 +546,14 @@ fn traced(place: &Place, options: &[&str], words: &[&str]) -> Command {
     strace
 }
 
-/// Whether programs can be traced here.
+/// Returns whether programs can be traced here.
 fn is_traced() -> bool {
     let tried = Command::new("strace")
         .args(["-o", "/dev/null", "true"])
         .output();
     let traces = tried.is_ok_and(|output| output.status.success());
     if !traces {
-        eprintln!("strace(1) does not work here: what happens at each system call is not shown");
+        eprintln!("strace(1) does not work here: system calls are not tested");
     }
     traces
 }
@@ -624,7 +629,7 @@ fn a_fence_is_on_the_disk_before_it_passes() {
     assert!(at(&first, "fsync(") < at(&first, "pwrite64("), "{first}");
     let written = &first[at(&first, "pwrite64(")..];
     assert!(at(written, "fdatasync(") < run(written), "{first}");
-    // Whoever wrote the same number may not have come so far.
+    // The process that wrote the same number may have been killed before the number was on the disk.
     let second = trace();
     assert!(
         at(&second, "pwrite64(") < at(&second, "fdatasync("),
@@ -646,7 +651,7 @@ fn the_stores_counter_is_on_the_disk_before_a_fence_is_granted() {
         strace.args(taken.get_args()).current_dir(place.path(""));
         done(strace.env("VERROU_STORE", place.store()))
     };
-    // Whoever makes it is killed before its name is on the disk; who comes next sees to that.
+    // The process that creates the counter is killed before the name is on the disk; the next process writes it.
     strace(&["-e", "inject=fsync:signal=KILL:error=EIO:when=1"]);
     assert!(place.locks().join("fences").exists());
     let output = strace(&["-e", "trace=fsync,pwrite64,fdatasync,clone,clone3,vfork"]);
@@ -697,7 +702,7 @@ fn token_that_cannot_be_written_does_not_pass() {
         assert!(!place.path("ran").exists());
         let output = ends_with(&mut check(&place, &["4", "--json"]), 78);
         let highest = &json(stdout(&output))["highest"];
-        // Written, but not known to be on the disk: it is as if it had passed.
+        // The number is written, but may not be on the disk: the gate treats it as accepted.
         let expected = if call == "fdatasync" { 7 } else { 5 };
         assert_eq!(*highest, expected, "{call} {error}");
     }
@@ -709,23 +714,23 @@ fn corrupt_gate_accepts_no_token() {
     let path = place.path("gate");
     ends_with(&mut check(&place, &["7"]), 0);
     let whole = fs::read(&path).unwrap();
-    let mut damaged: Vec<Vec<u8>> = (0..whole.len())
+    let mut corrupt: Vec<Vec<u8>> = (0..whole.len())
         .map(|length| whole[..length].to_vec())
         .collect();
-    damaged.extend((0..whole.len() * 8).map(|bit| {
+    corrupt.extend((0..whole.len() * 8).map(|bit| {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         bytes
     }));
-    damaged.push([&whole[..], b"\0"].concat());
-    damaged.push(vec![0; whole.len()]);
-    damaged.push(vec![b'x'; 1 << 20]);
+    corrupt.push([&whole[..], b"\0"].concat());
+    corrupt.push(vec![0; whole.len()]);
+    corrupt.push(vec![b'x'; 1 << 20]);
     // The counter of a store.
     ends_with(&mut place.run(&[], "true"), 0);
-    damaged.push(fs::read(place.locks().join("fences")).unwrap());
+    corrupt.push(fs::read(place.locks().join("fences")).unwrap());
 
     let checked = gate(&path);
-    for bytes in &damaged {
+    for bytes in &corrupt {
         fs::write(&path, bytes).unwrap();
         let err = checked.check(Fence::LAST).unwrap_err();
         assert!(
@@ -744,7 +749,7 @@ fn corrupt_gate_accepts_no_token() {
     assert_highest(&place, 7);
 }
 
-/// Puts something at a path.
+/// Creates a file at a path.
 type Plant<'a> = &'a dyn Fn(&Path);
 
 #[test]
@@ -804,7 +809,7 @@ fn mkfifo(path: &Path) {
 #[test]
 fn another_users_file_is_refused_unless_it_is_the_groups() {
     if !is_root() {
-        eprintln!("only root can make a file another user's: what a user is refused is not shown");
+        eprintln!("only root can change a file's owner: files of other users are not tested");
         return;
     }
     let place = Place::new("lease");
@@ -855,7 +860,7 @@ fn missing_or_unsafe_directory_exits_73() {
 #[test]
 fn full_disk_leaves_no_partial_file_and_read_only_disk_accepts_no_token() {
     if !is_root() {
-        eprintln!("only root can mount a small disk: what a full one does is not shown");
+        eprintln!("only root can mount a small disk: full disks are not tested");
         return;
     }
     let place = Place::new("lease");
@@ -895,8 +900,8 @@ fn full_disk_leaves_no_partial_file_and_read_only_disk_accepts_no_token() {
 
 #[test]
 fn gate_is_found_by_a_relative_path_through_a_link() {
-    // What a relative path means must not change with the working directory; a link in the middle of
-    // the path is the user's own.
+    // A relative path must not change its meaning with the working directory; a link in the middle of
+    // the path belongs to the user.
     let place = Place::new("lease");
     fs::create_dir(place.path("real")).unwrap();
     symlink("real", place.path("linked")).unwrap();
@@ -927,7 +932,7 @@ fn gate_is_locked_until_the_checked_token_is_dropped() {
     let checked = other.check_within(fence(8), Duration::ZERO).unwrap();
     assert_eq!(checked.before(), Some(fence(7)));
     drop((checked, lifeline));
-    // A gate remembers nothing that another may have changed.
+    // A gate caches no number that another process may have changed.
     drop(one.check(fence(8)).unwrap());
     assert!(matches!(
         one.check(fence(7)),
@@ -935,7 +940,7 @@ fn gate_is_locked_until_the_checked_token_is_dropped() {
     ));
 }
 
-/// The blocks of `text` that are in this language.
+/// Returns the code blocks of `text` in this language.
 fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
     let begins = format!("```{language}\n");
     let after = text.split(&begins).skip(1);

@@ -1,4 +1,4 @@
-//! `verrou serve`, as a program in another language talks to it.
+//! `verrou serve`, used as a program in another language would use it.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -63,38 +63,38 @@ impl Served {
             answers,
         };
         let greeting = json!({ "protocol": "verrou serve", "version": 1 });
-        assert_eq!(served.hear(), greeting);
+        assert_eq!(served.read(), greeting);
         served
     }
 
-    fn tell(&mut self, line: impl AsRef<[u8]>) {
+    fn write(&mut self, line: impl AsRef<[u8]>) {
         let requests = self.requests.as_mut().unwrap();
         requests.write_all(line.as_ref()).unwrap();
     }
 
-    fn hear(&mut self) -> Value {
+    fn read(&mut self) -> Value {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();
         serde_json::from_str(&line).unwrap_or_else(|err| panic!("{line:?}: {err}"))
     }
 
     fn ask(&mut self, request: impl Display) -> Value {
-        self.tell(format!("{request}\n"));
-        self.hear()
+        self.write(format!("{request}\n"));
+        self.read()
     }
 
-    /// A step with a claim on `x`.
-    fn step(&mut self, step: &str, owner: &str, ttl: impl Into<Value>) -> Value {
+    /// Requests an operation with a claim on `x`.
+    fn operate(&mut self, operation: &str, owner: &str, ttl: impl Into<Value>) -> Value {
         let ttl: Value = ttl.into();
         let claim = json!({ "name": "x", "owner": owner, "ttl": ttl, "ephemeral": true });
-        self.ask(json!({ step: claim }))
+        self.ask(json!({ operation: claim }))
     }
 
     fn holder(&mut self) -> Value {
         self.ask(json!({ "inspect": { "name": "x" } }))["holder"].take()
     }
 
-    /// What is wrong with a request that is to be refused, once and for all.
+    /// Sends an invalid request, and returns the message of its permanent error.
     #[track_caller]
     fn complaint(&mut self, request: impl Display) -> String {
         let answer = self.ask(request);
@@ -103,7 +103,7 @@ impl Served {
         error["message"].as_str().unwrap().to_owned()
     }
 
-    /// Ends its input, and waits for its end.
+    /// Closes its input, and waits for its end.
     fn end(mut self) {
         drop(self.requests.take());
         let mut rest = String::new();
@@ -143,12 +143,12 @@ fn granted(token: u64) -> Value {
     json!({ "granted": token })
 }
 
-/// Whatever it says of the fencing token: only an acquisition has to.
+/// Returns whether `answer` is a grant, with or without a fencing token: only a reply to `acquire` must have one.
 fn is_granted(answer: &Value) -> bool {
     answer.get("granted").is_some()
 }
 
-/// Words of `texts` that can be owner tokens, and what can be made of them.
+/// Returns the words of `texts` that can be owner tokens, cut to the length of one.
 fn owners_in(texts: &[String]) -> Vec<String> {
     let words = texts.iter().flat_map(|text| {
         text.split(|char: char| !char.is_ascii_hexdigit())
@@ -157,24 +157,24 @@ fn owners_in(texts: &[String]) -> Vec<String> {
     words.map(|word| word[..32].to_owned()).collect()
 }
 
-/// Another client reads all that `serve`, `show` and `list` tell of a lock, and tries to end and to prolong
-/// it with what it has read.
+/// Another client reads all that `serve`, `show` and `list` print about a lock, and tries to release and
+/// extend the lock with it.
 #[test]
 fn other_client_reads_no_owner_token_and_cannot_release() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (mut holder, mut other) = (Served::new(&place), Served::new(&place));
-        assert!(is_granted(&holder.step("acquire", ONE, MINUTE)));
+        assert!(is_granted(&holder.operate("acquire", ONE, MINUTE)));
         let mut seen = vec![
-            other.step("acquire", TWO, MINUTE).to_string(),
-            other.step("extend", TWO, MINUTE).to_string(),
-            other.step("queue", TWO, MINUTE).to_string(),
+            other.operate("acquire", TWO, MINUTE).to_string(),
+            other.operate("extend", TWO, MINUTE).to_string(),
+            other.operate("queue", TWO, MINUTE).to_string(),
             other.ask(json!({ "inspect": { "name": "x" } })).to_string(),
             other
                 .ask(json!({ "inspect": { "name": "x", "owner": TWO } }))
                 .to_string(),
         ];
-        other.step("give_up", TWO, MINUTE);
+        other.operate("give_up", TWO, MINUTE);
         for arguments in [
             &["show", "x"][..],
             &["show", "x", "--json"],
@@ -185,8 +185,8 @@ fn other_client_reads_no_owner_token_and_cannot_release() {
             seen.push(format!("{}{}", stdout(&said), stderr(&said)));
         }
         for owner in owners_in(&seen) {
-            other.step("extend", &owner, 1);
-            other.step("release", &owner, MINUTE);
+            other.operate("extend", &owner, 1);
+            other.operate("release", &owner, MINUTE);
         }
         assert!(seen.iter().all(|text| !text.contains(ONE)), "{seen:?}");
         let mine = |owner: &str| json!({ "inspect": { "name": "x", "owner": owner } });
@@ -194,7 +194,7 @@ fn other_client_reads_no_owner_token_and_cannot_release() {
         assert_eq!(holder.ask(mine(ONE))["holder"]["mine"], true);
         let complaint = other.complaint(mine("x"));
         assert!(complaint.contains("owner"), "{complaint}");
-        assert!(is_granted(&holder.step("release", ONE, MINUTE)));
+        assert!(is_granted(&holder.operate("release", ONE, MINUTE)));
         assert_eq!(holder.ask(mine(ONE))["holder"], Value::Null);
     }
 }
@@ -210,8 +210,8 @@ fn every_operation_of_a_lease_store_is_served() {
     assert_eq!(one.ask(json!({ "abilities": {} }))["abilities"], all);
     assert_eq!(one.holder(), Value::Null);
 
-    assert_eq!(one.step("acquire", ONE, MINUTE), granted(FIRST));
-    let refused = two.step("acquire", TWO, MINUTE);
+    assert_eq!(one.operate("acquire", ONE, MINUTE), granted(FIRST));
+    let refused = two.operate("acquire", TWO, MINUTE);
     let left = refused["refused"].as_u64().unwrap();
     assert!(0 < left && left <= MINUTE, "{left}");
     let holder = two.holder();
@@ -219,7 +219,7 @@ fn every_operation_of_a_lease_store_is_served() {
     assert!(!holder.to_string().contains(ONE), "{holder}");
     assert!(holder["remaining"].as_u64().unwrap() <= MINUTE);
 
-    assert!(is_granted(&one.step("extend", ONE, Value::Null)));
+    assert!(is_granted(&one.operate("extend", ONE, Value::Null)));
     assert_eq!(two.holder()["remaining"], Value::Null);
     let renew = |ttl: u64, token: u64| {
         json!({ "renew": {
@@ -236,20 +236,20 @@ fn every_operation_of_a_lease_store_is_served() {
         json!({ "renewed": "lost" })
     );
     assert!(one.complaint(renew(MINUTE, 0)).contains("fencing_token"));
-    assert!(two.step("extend", TWO, MINUTE).get("refused").is_some());
-    assert!(two.step("release", TWO, MINUTE).get("refused").is_some());
-    assert!(is_granted(&two.step("release", ONE, MINUTE)));
+    assert!(two.operate("extend", TWO, MINUTE).get("refused").is_some());
+    assert!(two.operate("release", TWO, MINUTE).get("refused").is_some());
+    assert!(is_granted(&two.operate("release", ONE, MINUTE)));
     assert_eq!(
         one.ask(renew(MINUTE, FIRST)),
         json!({ "renewed": "released" })
     );
-    assert_eq!(two.step("acquire", TWO, MINUTE), granted(FIRST + 1));
+    assert_eq!(two.operate("acquire", TWO, MINUTE), granted(FIRST + 1));
 
     let evict = |only: Value| json!({ "evict": { "name": "x", "only": only } });
     assert!(one.ask(evict(json!(FIRST))).get("refused").is_some());
     assert!(is_granted(&one.ask(evict(json!(FIRST + 1)))));
     assert!(one.ask(evict(Value::Null)).get("refused").is_some());
-    assert_eq!(one.step("acquire", ONE, MINUTE), granted(FIRST + 2));
+    assert_eq!(one.operate("acquire", ONE, MINUTE), granted(FIRST + 2));
     one.end();
     two.end();
 }
@@ -263,16 +263,16 @@ fn file_store_declares_its_missing_capabilities() {
         (&can["evicts"], &can["transfers"]),
         (&json!(false), &json!(false))
     );
-    assert_eq!(served.step("acquire", ONE, MINUTE), granted(FIRST));
+    assert_eq!(served.operate("acquire", ONE, MINUTE), granted(FIRST));
     let said = served.complaint(json!({ "evict": { "name": "x", "only": null } }));
     assert!(!said.is_empty());
     assert!(
         Served::new(&place)
-            .step("release", ONE, MINUTE)
+            .operate("release", ONE, MINUTE)
             .get("refused")
             .is_some()
     );
-    assert!(is_granted(&served.step("release", ONE, MINUTE)));
+    assert!(is_granted(&served.operate("release", ONE, MINUTE)));
     served.end();
 }
 
@@ -342,8 +342,8 @@ fn invalid_request_is_an_error_and_serving_continues() {
             "{request:.200} was answered by: {said}"
         );
     }
-    assert_eq!(served.holder(), Value::Null, "none of them did anything");
-    assert_eq!(served.step("acquire", ONE, MINUTE), granted(FIRST));
+    assert_eq!(served.holder(), Value::Null, "no request had an effect");
+    assert_eq!(served.operate("acquire", ONE, MINUTE), granted(FIRST));
     served.end();
 }
 
@@ -354,17 +354,17 @@ fn line_that_is_too_long_or_not_utf_8_fails_alone() {
     let name = "n".repeat(1 << 20);
     let said = served.complaint(json!({ "inspect": { "name": name } }));
     assert!(said.contains("65536 bytes"), "{said}");
-    served.tell(b"{\"inspect\":{\"name\":\"\xff\"}}\n");
-    let said = served.hear()["error"]["message"].to_string();
+    served.write(b"{\"inspect\":{\"name\":\"\xff\"}}\n");
+    let said = served.read()["error"]["message"].to_string();
     assert!(said.contains("invalid request"), "{said}");
     // The longest name there is, in its longest spelling.
     let name = "\\u0001".repeat(1024);
     let holder = served.ask(format!("{{\"inspect\":{{\"name\":\"{name}\"}}}}"));
     assert_eq!(holder, json!({ "holder": null }));
     // A last line may lack its end.
-    served.tell("{\"inspect\":{\"name\":\"x\"}}");
+    served.write("{\"inspect\":{\"name\":\"x\"}}");
     drop(served.requests.take());
-    assert_eq!(served.hear(), json!({ "holder": null }));
+    assert_eq!(served.read(), json!({ "holder": null }));
     served.end();
 }
 
@@ -373,20 +373,20 @@ fn many_requests_at_once_are_answered_in_order() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
     for round in 0..10 {
-        served.step("acquire", ONE, MINUTE);
+        served.operate("acquire", ONE, MINUTE);
         let requests = [
             "{\"inspect\":{\"name\":\"x\"}}\n",
             "{\"inspect\":{\"name\":\"y\"}}\n",
         ];
-        served.tell(requests.concat().repeat(20));
+        served.write(requests.concat().repeat(20));
         for _ in 0..20 {
             assert_eq!(
-                served.hear()["holder"]["fencing_token"],
+                served.read()["holder"]["fencing_token"],
                 json!(FIRST + round)
             );
-            assert_eq!(served.hear()["holder"], Value::Null);
+            assert_eq!(served.read()["holder"], Value::Null);
         }
-        served.step("release", ONE, MINUTE);
+        served.operate("release", ONE, MINUTE);
     }
     served.end();
 }
@@ -395,10 +395,10 @@ fn many_requests_at_once_are_answered_in_order() {
 fn an_ephemeral_lease_ends_with_the_input() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
-    assert_eq!(served.step("acquire", ONE, Value::Null), granted(FIRST));
+    assert_eq!(served.operate("acquire", ONE, Value::Null), granted(FIRST));
     served.end();
     assert_eq!(
-        Served::new(&place).step("acquire", TWO, MINUTE),
+        Served::new(&place).operate("acquire", TWO, MINUTE),
         granted(FIRST + 1)
     );
 }
@@ -408,13 +408,18 @@ fn an_ephemeral_lease_ends_with_a_killed_process() {
     for kind in KINDS {
         let place = Place::new(kind);
         let mut served = Served::new(&place);
-        assert_eq!(served.step("acquire", ONE, Value::Null), granted(FIRST));
+        assert_eq!(served.operate("acquire", ONE, Value::Null), granted(FIRST));
         let mut other = Served::new(&place);
-        assert!(other.step("acquire", TWO, MINUTE).get("refused").is_some());
+        assert!(
+            other
+                .operate("acquire", TWO, MINUTE)
+                .get("refused")
+                .is_some()
+        );
         served.child.kill().unwrap();
         served.child.wait().unwrap();
-        eventually("the kernel has let go of it", || {
-            let answer = other.step("acquire", TWO, MINUTE);
+        eventually("the kernel has unlocked it", || {
+            let answer = other.operate("acquire", TWO, MINUTE);
             answer["granted"]
                 .as_u64()
                 .is_some_and(|token| token > FIRST)
@@ -426,17 +431,27 @@ fn an_ephemeral_lease_ends_with_a_killed_process() {
 fn detached_and_non_ephemeral_leases_outlive_the_process() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
-    assert_eq!(served.step("acquire", ONE, MINUTE), granted(FIRST));
-    assert!(is_granted(&served.step("detach", ONE, MINUTE)));
-    assert!(served.step("detach", TWO, MINUTE).get("refused").is_some());
+    assert_eq!(served.operate("acquire", ONE, MINUTE), granted(FIRST));
+    assert!(is_granted(&served.operate("detach", ONE, MINUTE)));
+    assert!(
+        served
+            .operate("detach", TWO, MINUTE)
+            .get("refused")
+            .is_some()
+    );
     let lasting = json!({ "name": "y", "owner": TWO, "ttl": null, "ephemeral": false });
     assert!(is_granted(&served.ask(json!({ "acquire": lasting }))));
     served.child.kill().unwrap();
     served.child.wait().unwrap();
 
     let mut other = Served::new(&place);
-    assert!(other.step("acquire", TWO, MINUTE).get("refused").is_some());
-    assert!(is_granted(&other.step("release", ONE, MINUTE)));
+    assert!(
+        other
+            .operate("acquire", TWO, MINUTE)
+            .get("refused")
+            .is_some()
+    );
+    assert!(is_granted(&other.operate("release", ONE, MINUTE)));
     assert!(is_granted(&other.ask(json!({ "release": lasting }))));
 }
 
@@ -444,7 +459,7 @@ fn detached_and_non_ephemeral_leases_outlive_the_process() {
 fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
     let place = Place::new("lease");
     let (mut one, mut two) = (Served::new(&place), Served::new(&place));
-    one.step("acquire", ONE, Value::Null);
+    one.operate("acquire", ONE, Value::Null);
     let began = Instant::now();
     let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
     assert_eq!(waited, json!({ "waited": true }));
@@ -453,10 +468,10 @@ fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
         "the lock is not free"
     );
     assert!(began.elapsed() < Duration::from_secs(30));
-    one.step("release", ONE, Value::Null);
+    one.operate("release", ONE, Value::Null);
     let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
     assert_eq!(waited, json!({ "waited": true }));
-    assert_eq!(two.step("acquire", TWO, MINUTE), granted(FIRST + 1));
+    assert_eq!(two.operate("acquire", TWO, MINUTE), granted(FIRST + 1));
 }
 
 /// Returns the number of voluntary context switches of a process.
@@ -472,7 +487,7 @@ fn wait_sleeps_and_wakes_no_other_process() {
     for kind in KINDS {
         let place = Place::new(kind);
         let (mut one, mut two) = (Served::new(&place), Served::new(&place));
-        one.step("acquire", ONE, Value::Null);
+        one.operate("acquire", ONE, Value::Null);
         let mut other = Started::new(&mut place.verrou(["run", "x", "--", "true"]));
         let id = other.id();
         eventually("it waits", || {
@@ -488,13 +503,13 @@ fn wait_sleeps_and_wakes_no_other_process() {
         }
         let turns = u64::try_from(began.elapsed().as_millis() / 250).unwrap();
         assert!(turns >= 16, "{kind}: the lock is not free");
-        // One wakes up for the request and at each look; the other at its own looks.
+        // `serve` wakes up for the request and at each attempt; the other process at its own attempts.
         let woken = (switches(id) - before.0, switches(two.child.id()) - before.1);
         assert!(
             woken.0 <= turns + 2 && woken.1 <= turns + 30,
             "{kind}: {woken:?}"
         );
-        one.step("release", ONE, Value::Null);
+        one.operate("release", ONE, Value::Null);
         assert!(other.wait().unwrap().success());
     }
 }
@@ -506,13 +521,13 @@ fn a_wait_ends_with_the_release() {
         let place = Place::new(kind);
         let (mut one, mut two) = (Served::new(&place), Served::new(&place));
         for _ in 0..5 {
-            one.step("acquire", ONE, Value::Null);
+            one.operate("acquire", ONE, Value::Null);
             let before = switches(two.child.id());
             let wait = json!({ "wait": { "name": "x", "at_most": u64::MAX } });
-            two.tell(format!("{wait}\n"));
+            two.write(format!("{wait}\n"));
             eventually("it waits", || switches(two.child.id()) > before);
-            one.step("release", ONE, Value::Null);
-            two.hear();
+            one.operate("release", ONE, Value::Null);
+            two.read();
             assert_eq!(two.holder(), Value::Null, "{kind}");
         }
     }
@@ -522,7 +537,7 @@ fn a_wait_ends_with_the_release() {
 fn commands_see_the_locks_of_serve() {
     let place = Place::new("lease");
     let mut served = Served::new(&place);
-    served.step("acquire", ONE, MINUTE);
+    served.operate("acquire", ONE, MINUTE);
     let shown = ends_with(&mut place.verrou(["show", "x"]), 0);
     assert!(
         stdout(&shown).contains("(verrou serve)"),
@@ -535,7 +550,12 @@ fn commands_see_the_locks_of_serve() {
     });
     ends_with(&mut place.verrou(["release", &text.to_string()]), 0);
     assert_eq!(served.holder(), Value::Null);
-    assert!(served.step("release", ONE, MINUTE).get("refused").is_some());
+    assert!(
+        served
+            .operate("release", ONE, MINUTE)
+            .get("refused")
+            .is_some()
+    );
 }
 
 #[test]
@@ -571,7 +591,7 @@ fn serve_ends_when_its_output_is_closed() {
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
 }
 
-/// The output of a process that says nothing.
+/// Returns the output of a process that prints nothing.
 fn silent() -> ChildStdout {
     let mut child = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
     child.wait().unwrap();

@@ -9,12 +9,12 @@ use verrou::nonblocking::LockFactory;
 use verrou::{Error, MemoryStore, Retry, RunError};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System, Tokio};
 
-/// A hundred tasks each add one to a number that only a lock makes safe to add to.
+/// A hundred tasks each add one to a counter that only the lock protects.
 ///
-/// Not a function: that a future can move between threads is known of concrete stores only.
+/// A macro, because a future is known to be `Send` for concrete stores only.
 macro_rules! hundred_tasks_count {
     ($store:expr) => {{
-        // No test waits for that long: who waits is woken.
+        // The test does not wait for the delay, because waiters are woken.
         let retry = Retry::default().delay(Duration::from_mins(1)).unwrap();
         let locks = LockFactory::new(Arc::new($store), Tokio).retry(retry);
         let count = Arc::new(AtomicU32::new(0));
@@ -70,18 +70,18 @@ async fn renewed_lease_outlives_its_ttl_and_lost_lease_ends_the_work() {
     assert!(matches!(tried, Err(Error::Timeout { .. })));
 
     let ended = lock.run(async |held| {
-        let evicted = async {
+        let forced = async {
             other.force_release().await.unwrap();
             std::future::pending::<()>().await;
         };
-        held.keep(evicted).await
+        held.keep(forced).await
     });
     let Err(RunError::Ended {
         value: Err(Error::Lost { .. }),
         error: Error::Lost { .. },
     }) = ended.await
     else {
-        panic!("the work cannot have ended otherwise");
+        panic!("the work is dropped when the lock is lost");
     };
 }
 
@@ -91,16 +91,16 @@ async fn loss_is_notified_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let locks = LockFactory::new(Arc::new(store), Tokio);
-    // Nobody waits for a third of that.
+    // The test does not wait for the renewal after a third of the ttl.
     let lock = locks.create_lock("lock", "1h").unwrap();
     let other = locks.create_lock("lock", "1h").unwrap();
     let ended = lock.run(async |held| {
-        let evicted = async {
+        let forced = async {
             tokio::task::yield_now().await;
             other.force_release().await.unwrap();
             std::future::pending::<()>().await;
         };
-        held.keep(evicted).await
+        held.keep(forced).await
     });
     let Err(RunError::Ended {
         value: Err(Error::Lost { .. }),
@@ -113,8 +113,8 @@ async fn loss_is_notified_at_once() {
 
 #[tokio::test]
 async fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() {
-    /// Waits for a lock that is held, and stops waiting, at different moments.
-    macro_rules! given_up {
+    /// Waits for a lock that is held, and drops the waiting future at different moments.
+    macro_rules! drop_waiting {
         ($store:expr) => {{
             let retry = Retry::default().delay(Duration::from_millis(1)).unwrap();
             let locks = LockFactory::new(Arc::new($store), Tokio).retry(retry);
@@ -122,9 +122,9 @@ async fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() {
             for millis in 0..10 {
                 holder.acquire().await.unwrap();
                 let waiting = locks.create_lock("lock", "none").unwrap();
-                let patience = Duration::from_millis(millis);
-                let gave_up = tokio::time::timeout(patience, waiting.acquire()).await;
-                assert!(gave_up.is_err(), "the lock is held");
+                let timeout = Duration::from_millis(millis);
+                let ended = tokio::time::timeout(timeout, waiting.acquire()).await;
+                assert!(ended.is_err(), "the lock is held");
                 holder.release().await.unwrap();
                 let next = locks.create_lock("lock", "none").unwrap();
                 next.try_acquire().await.unwrap();
@@ -134,8 +134,8 @@ async fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() {
     }
     let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
-    given_up!(LeaseFileStore::open(directory.path(), &options).unwrap());
-    given_up!(FileLockStore::open(directory.path(), &options).unwrap());
+    drop_waiting!(LeaseFileStore::open(directory.path(), &options).unwrap());
+    drop_waiting!(FileLockStore::open(directory.path(), &options).unwrap());
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn thousands_of_tasks_wait_without_threads_and_in_order() {
     let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     let directory = tempfile::tempdir().unwrap();
     let store = LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
-    // No test waits for that long: who waits is woken.
+    // The test does not wait for the delay, because waiters are woken.
     let retry = Retry::default().delay(Duration::from_mins(1)).unwrap();
     let locks = LockFactory::new(Arc::new(store), Tokio).retry(retry);
     let holder = locks.create_lock("lock", "none").unwrap();
@@ -168,14 +168,17 @@ async fn thousands_of_tasks_wait_without_threads_and_in_order() {
     while started.load(Ordering::Relaxed) < u32::try_from(TASKS).unwrap() {
         tokio::task::yield_now().await;
     }
-    // The one that serves them all, and those of the tests beside this one.
+    // One thread serves all tasks; the others are those of concurrent tests.
     assert!(threads() < before + 20);
     holder.release().await.unwrap();
     let mut fences = Vec::new();
     for task in tasks {
         fences.push(task.await.unwrap());
     }
-    assert!(fences.is_sorted(), "who came first was served first");
+    assert!(
+        fences.is_sorted(),
+        "tasks are served in the order of their arrival"
+    );
 }
 
 /// Another process is stopped inside an operation on one name's file: operations on that name wait, and

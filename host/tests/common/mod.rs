@@ -1,4 +1,4 @@
-//! Real processes of the `verrou` command, each test with a directory of its own.
+//! Runs real processes of the `verrou` command; each test has a directory of its own.
 #![allow(
     dead_code,
     reason = "every test file uses its own part of this, and Cargo builds it for each"
@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use signal_hook::flag::register_conditional_default;
 
-/// Nothing here takes this long, on however busy a machine.
+/// Longer than any test waits for an event, on any busy machine.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// Lets programs that the tests start be ended by the signals of a terminal, which a shell that
-/// started the tests in the background lets all of them ignore: whoever handles a signal passes on
-/// no disposition to ignore it (execve(2)).
-fn hear_signals() {
-    static HEARD: Once = Once::new();
-    HEARD.call_once(|| {
+/// Makes the signals of a terminal end the programs that the tests start. A shell that starts the tests in the
+/// background ignores these signals for all of them; a process that handles a signal does not pass an ignored
+/// disposition on (execve(2)).
+fn handle_signals() {
+    static HANDLED: Once = Once::new();
+    HANDLED.call_once(|| {
         for signal in [Signal::HUP, Signal::INT, Signal::QUIT] {
             let by_default = Arc::new(AtomicBool::new(true));
             register_conditional_default(signal.as_raw(), by_default).unwrap();
@@ -45,7 +45,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(kind: &'static str) -> Self {
-        hear_signals();
+        handle_signals();
         let directory = tempfile::tempdir().unwrap();
         Self { directory, kind }
     }
@@ -85,14 +85,14 @@ impl Place {
         self.verrou(["run", "k"].iter().chain(options).chain(&command))
     }
 
-    /// Starts what [`run`](Self::run) says, and waits until its command has written its number
-    /// to the file `pid`.
+    /// Starts the command of [`run`](Self::run), and waits until it has written its process ID to the file
+    /// `pid`.
     pub(crate) fn start(&self, options: &[&str], script: &str) -> (Started, Pid) {
         let started = Started::new(&mut self.run(options, script));
         (started, self.pid())
     }
 
-    /// The number in the file `pid`, as soon as there is one.
+    /// Waits until the file `pid` contains a process ID, and returns it.
     pub(crate) fn pid(&self) -> Pid {
         self.pid_in("pid")
     }
@@ -100,7 +100,7 @@ impl Place {
     /// Waits until the file contains a process ID, and returns it.
     pub(crate) fn pid_in(&self, name: &str) -> Pid {
         let mut found = None;
-        eventually("a process has written its number", || {
+        eventually("a process has written its process ID", || {
             let text = self.read(name);
             found = text
                 .strip_suffix('\n')
@@ -110,12 +110,12 @@ impl Place {
         found.unwrap()
     }
 
-    /// What a file says; nothing when it is not there.
+    /// Returns the text of a file, or an empty text if the file is missing.
     pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    /// Whether the lock `k` is held, as `verrou show` says.
+    /// Returns whether the lock `k` is held, as `verrou show` reports it.
     pub(crate) fn is_held(&self) -> bool {
         let shown = done(&mut self.verrou(["show", "k", "--json"]));
         assert_eq!(code(&shown), 0, "{}", stderr(&shown));
@@ -123,19 +123,19 @@ impl Place {
     }
 }
 
-/// A process that is ended with its test.
+/// A process that is killed at the end of its test.
 pub(crate) struct Started {
     child: Child,
-    /// Files and not pipes, which whoever outlives the process could keep open.
-    said: [File; 2],
+    /// Standard output and error: files, because a process that outlives this one could keep pipes open.
+    output: [File; 2],
 }
 
 impl Started {
     pub(crate) fn new(command: &mut Command) -> Self {
-        let said = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
-        let [out, err] = said.each_ref().map(|file| file.try_clone().unwrap());
+        let output = [tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap()];
+        let [out, err] = output.each_ref().map(|file| file.try_clone().unwrap());
         let child = command.stdout(out).stderr(err).spawn().unwrap();
-        Self { child, said }
+        Self { child, output }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -146,7 +146,7 @@ impl Started {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended, and returns its output.
     #[track_caller]
     pub(crate) fn end(mut self) -> Output {
         let mut status = None;
@@ -154,7 +154,7 @@ impl Started {
             status = self.child.try_wait().unwrap();
             status.is_some()
         });
-        let [stdout, stderr] = self.said.each_mut().map(|file| {
+        let [stdout, stderr] = self.output.each_mut().map(|file| {
             let mut text = Vec::new();
             file.rewind().unwrap();
             file.read_to_end(&mut text).unwrap();
@@ -184,7 +184,7 @@ impl DerefMut for Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // It has ended already, unless its test failed or had no more use for it.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -195,7 +195,7 @@ pub(crate) fn done(command: &mut Command) -> Output {
     Started::new(command).end()
 }
 
-/// What a process ended with, by itself.
+/// Returns the exit code of a process, or -1 if a signal killed it.
 pub(crate) fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or(-1)
 }
@@ -208,14 +208,14 @@ pub(crate) fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-/// Asserts what a command ends with, showing what it said when it does not.
+/// Asserts that a command ends with this exit code; a failed assertion prints its standard error.
 #[track_caller]
 pub(crate) fn ends_with(command: &mut Command, expected: i32) -> Output {
     let output = done(command);
     assert_eq!(
         code(&output),
         expected,
-        "{command:?} said {}",
+        "{command:?} printed {}",
         stderr(&output)
     );
     output
@@ -231,14 +231,14 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Whether the process is there and runs: not a zombie that nobody has waited for yet.
+/// Returns whether the process exists and is not a zombie.
 pub(crate) fn lives(pid: Pid) -> bool {
     test_kill_process(pid).is_ok() && !matches!(state(pid), Some('Z' | 'X'))
 }
 
 /// Waits until the process is stopped.
 pub(crate) fn stopped(pid: Pid) {
-    eventually("it is stopped", || state(pid) == Some('T'));
+    eventually("the process is stopped", || state(pid) == Some('T'));
 }
 
 /// Returns the state of a process by `proc_pid_stat(5)`: the letter after the name in brackets.

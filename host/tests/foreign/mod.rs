@@ -1,8 +1,8 @@
-//! A place in a program in another language, which takes the steps of a store *through the
+//! A fixture in a program in another language, which executes the operations of a store *through the
 //! component*.
 //!
-//! Each line that it is sent asks one client for one step, and says what time it is:
-//! `{"client": 1, "now": 5000, "step": {"inspect": {"name": "x"}}}`. The steps and their answers are
+//! Each line of its input requests one operation of one client, and has the time:
+//! `{"client": 1, "now": 5000, "step": {"inspect": {"name": "x"}}}`. The operations and their answers are
 //! those of `verrou serve`; `{"drop": {}}` ends a client.
 
 #![allow(dead_code, reason = "each test file uses some of it")]
@@ -18,27 +18,27 @@ use serde_json::{Value, json};
 use verrou::conformance::{Fixture, TestClock};
 use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Renewed, Reply, Store, StoreError};
 
-/// Ends the tests because of `why`: nothing of them can be said to have passed.
+/// Ends the tests because of `why`; no test counts as passed.
 pub(crate) fn not_run(why: &str) -> ! {
-    // What is caught of a test's output is not shown.
+    // The captured output of a test is not printed.
     let _ = io::stderr().write_all(format!("\nNOT RUN: {why}\n").as_bytes());
     process::exit(0);
 }
 
-/// The directory of an example in JavaScript, if `made` was made in its `component`.
+/// Returns the directory of an example in JavaScript, if its `component` has the built file `made`.
 pub(crate) fn built(example: &str, made: &str) -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let directory = package.with_file_name("examples").join(example);
     if !directory.join("component").join(made).exists() {
         not_run(&format!(
-            "the tests of stores in JavaScript, for nothing was built in examples/{example}; \
-             `cargo xtask test` does that, and runs them"
+            "the tests of stores in JavaScript, because examples/{example} is not built; \
+             `cargo xtask test` builds it, and runs them"
         ));
     }
     directory
 }
 
-/// A place in a process of its own. There the time is what the test's clock shows.
+/// A fixture in a process of its own, which has the time of the test's clock.
 pub(crate) struct Foreign {
     process: Arc<Process>,
     clients: AtomicU32,
@@ -87,7 +87,7 @@ impl Fixture for Foreign {
     }
 }
 
-/// The process that all clients of a place ask.
+/// The process that executes the operations of all clients of a fixture.
 struct Process {
     clock: TestClock,
     pipe: Mutex<Pipe>,
@@ -100,12 +100,12 @@ struct Pipe {
 }
 
 impl Process {
-    /// One step, and what came of it.
-    fn ask(&self, client: u32, step: &Value) -> io::Result<Value> {
+    /// Requests one operation, and returns its answer.
+    fn ask(&self, client: u32, operation: &Value) -> io::Result<Value> {
         let mut pipe = self.pipe.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read while nobody else can ask, or the time there would go back and forth.
+        // The clock is read while the pipe is locked; otherwise the time in the process could go back.
         let now = nanos(self.clock.now().since_start());
-        let line = json!({ "client": client, "now": now, "step": step });
+        let line = json!({ "client": client, "now": now, "step": operation });
         pipe.asked.write_all(format!("{line}\n").as_bytes())?;
         let mut answer = String::new();
         pipe.answers.read_line(&mut answer)?;
@@ -116,7 +116,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // It has nothing to put in order.
+        // The process needs no cleanup.
         let _ = child.kill();
         let _ = child.wait();
     }
@@ -130,10 +130,10 @@ pub(crate) struct Client {
 
 impl Client {
     #[track_caller]
-    fn ask(&self, step: &Value) -> Result<Value, StoreError> {
-        let answer = self.process.ask(self.number, step);
+    fn ask(&self, operation: &Value) -> Result<Value, StoreError> {
+        let answer = self.process.ask(self.number, operation);
         let answer =
-            answer.unwrap_or_else(|err| panic!("the program said no more to {step}: {err}"));
+            answer.unwrap_or_else(|err| panic!("the program did not answer to {operation}: {err}"));
         let Some(error) = answer.get("error") else {
             return Ok(answer);
         };
@@ -146,8 +146,8 @@ impl Client {
     }
 
     #[track_caller]
-    fn reply(&self, step: &Value) -> Result<Reply, StoreError> {
-        let answer = self.ask(step)?;
+    fn reply(&self, operation: &Value) -> Result<Reply, StoreError> {
+        let answer = self.ask(operation)?;
         if let Some(token) = answer.get("granted") {
             let fence = number(token).map(|token| Fence::new(token).expect("a fencing token"));
             return Ok(Reply::Granted { fence });
@@ -185,7 +185,7 @@ impl Store for Client {
         let answer = self.ask(&json!({ "inspect": { "name": name.as_str() } }))?;
         assert!(
             !has_owner(&answer.to_string()),
-            "an owner is told: {answer}"
+            "the answer has an owner token: {answer}"
         );
         let holder = answer.get("holder").expect("a holder, or none");
         if holder.is_null() {
@@ -236,7 +236,7 @@ fn members(claim: &Claim) -> Value {
 
 #[track_caller]
 fn number(value: &Value) -> Option<u64> {
-    assert!(value.is_null() || value.is_u64(), "{value} is no number");
+    assert!(value.is_null() || value.is_u64(), "{value} is not a number");
     value.as_u64()
 }
 
@@ -244,7 +244,7 @@ fn nanos(length: Duration) -> u64 {
     length.as_nanos().try_into().expect("it fits")
 }
 
-/// Returns whether some word of `text` can be an owner.
+/// Returns whether a word of `text` can be an owner token.
 fn has_owner(text: &str) -> bool {
     let words = text.split(|char: char| !char.is_ascii_hexdigit());
     words.into_iter().any(|word| word.len() == 32)

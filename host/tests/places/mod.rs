@@ -1,4 +1,4 @@
-//! Places on this machine where leases are recorded, for the conformance suite.
+//! Fixtures of the conformance suite on this machine: directories, and memory.
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 
@@ -13,7 +13,7 @@ use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
 pub(crate) type AnyStore = Arc<dyn Store + Send + Sync>;
 
-/// A directory of its own, and a clock that only the test moves.
+/// A directory with a store, and a clock that only the test advances.
 pub(crate) struct Directory<S> {
     path: TempDir,
     clock: TestClock,
