@@ -1,4 +1,4 @@
-//! What the command line says and ends with.
+//! The command line's output and exit codes.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -16,7 +16,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// `verrou acquire k`, and what it printed.
+/// Runs `verrou acquire k`, and returns the line that it printed.
 fn acquired(place: &Place, options: &[&str]) -> String {
     let output = ends_with(&mut place.verrou(["acquire", "k"].iter().chain(options)), 0);
     let text = stdout(&output);
@@ -86,8 +86,8 @@ fn invalid_argument_is_named_in_the_error() {
     ] {
         let output = ends_with(&mut place.verrou(&arguments), 64);
         let text = stderr(&output);
-        assert!(text.contains(said), "{arguments:?} said {text}");
-        assert!(text.starts_with("verrou: "), "{arguments:?} said {text}");
+        assert!(text.contains(said), "{arguments:?} printed {text}");
+        assert!(text.starts_with("verrou: "), "{arguments:?} printed {text}");
         assert_eq!(stdout(&output), "", "{arguments:?}");
     }
 }
@@ -142,7 +142,7 @@ fn an_option_wins_over_the_environment() {
     let output = ends_with(&mut place.verrou(["--store", "memory:", "show", "k"]), 64);
     assert!(
         !stderr(&output).contains("VERROU_STORE"),
-        "it was the option"
+        "the invalid URL is that of the option"
     );
     assert!(place.path("elsewhere").exists());
 }
@@ -163,7 +163,10 @@ fn a_leading_tilde_is_refused() {
             &mut place.verrou(["--store", store, "run", "k", "--", "true"]),
             64,
         );
-        assert!(stderr(&output).contains("$HOME"), "a way out");
+        assert!(
+            stderr(&output).contains("$HOME"),
+            "the error names an alternative"
+        );
         let output = ends_with(
             place
                 .verrou(["run", "k", "--", "true"])
@@ -254,7 +257,10 @@ fn store_that_cannot_be_opened_exits_73() {
         ends_with(&mut place.run(&["--group", "no such group"], "true"), 73);
         fs::write(place.locks(), "a file").unwrap();
         let output = ends_with(&mut place.run(&[], "true"), 73);
-        assert!(stderr(&output).contains("locks"), "it names the directory");
+        assert!(
+            stderr(&output).contains("locks"),
+            "the error names the directory"
+        );
     }
 }
 
@@ -289,7 +295,7 @@ fn lock_is_transferred_between_processes() {
     let expires = |text: &str| json(text)["expires"].as_u64().unwrap();
     assert!(expires(&second) > expires(&first) + 40 * 60 * 1000);
 
-    // From the environment; the lock's own ttl again.
+    // From the environment; without `--ttl` the lock's own ttl applies again.
     let output = ends_with(place.verrou(["extend"]).env("VERROU_LOCK", &second), 0);
     assert!(expires(stdout(&output)) < expires(&second));
 
@@ -312,9 +318,9 @@ fn wrong_owner_token_exits_77() {
     let place = Place::new("lease");
     let mine = acquired(&place, &[]);
     let owner = json(&mine)["owner"].as_str().unwrap().to_owned();
-    let strangers = mine.replace(&owner, &"0".repeat(32));
+    let forged = mine.replace(&owner, &"0".repeat(32));
     for command in ["extend", "release"] {
-        ends_with(&mut place.verrou([command, &strangers]), 77);
+        ends_with(&mut place.verrou([command, &forged]), 77);
     }
     assert!(place.is_held());
     ends_with(&mut place.verrou(["release", &mine]), 0);
@@ -334,7 +340,10 @@ fn kernel_locks_cannot_be_transferred() {
     let place = Place::new("file");
     let output = ends_with(&mut place.verrou(["acquire", "k"]), 64);
     assert!(stderr(&output).contains("E_LOCK_NOT_SERIALIZABLE"));
-    assert!(stderr(&output).contains("verrou run"), "a way out");
+    assert!(
+        stderr(&output).contains("verrou run"),
+        "the error names an alternative"
+    );
     assert!(!place.is_held());
 
     let text = acquired(&Place::new("lease"), &[]);
@@ -364,7 +373,7 @@ fn lock_that_cannot_be_printed_is_released() {
     assert!(!place.is_held());
 }
 
-/// A pipe that nobody reads.
+/// Returns the writing end of a pipe without a reader.
 fn unread() -> std::io::PipeWriter {
     std::io::pipe().unwrap().1
 }
@@ -383,7 +392,12 @@ fn closed_reader_causes_no_panic() {
         let mut command = place.verrou(arguments);
         let output = command.stdout(unread()).stderr(Stdio::piped()).output();
         let output = output.unwrap();
-        assert_eq!(code(&output), 0, "{arguments:?} said {}", stderr(&output));
+        assert_eq!(
+            code(&output),
+            0,
+            "{arguments:?} printed {}",
+            stderr(&output)
+        );
         assert_eq!(stderr(&output), "");
     }
     let mut wordless = place.verrou(["nonsense"]);
@@ -428,10 +442,13 @@ fn kernel_locks_cannot_be_force_released() {
     let place = Place::new("file");
     let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
     let output = ends_with(&mut place.verrou(["force-release", "k"]), 64);
-    assert!(stderr(&output).contains("end that process"), "a way out");
+    assert!(
+        stderr(&output).contains("end that process"),
+        "the error names an alternative"
+    );
     assert!(
         !stderr(&output).contains("E_LOCK_STORAGE_ERROR"),
-        "it can tell"
+        "the store works"
     );
     assert!(place.is_held());
     drop(holder);
@@ -486,7 +503,7 @@ fn holders_are_shown_without_owner_tokens() {
     }
 }
 
-/// JSON lets them stand as they are, a terminal does what they say.
+/// JSON allows control characters, and a terminal executes them.
 #[test]
 fn json_output_contains_no_control_characters() {
     let place = Place::new("lease");
@@ -549,7 +566,7 @@ fn flock_and_verrou_exclude_each_other() {
     let file = ["run", "--file", path, "--no-wait", "--"];
     let try_it = |program: &[&str]| place.verrou(file.iter().chain(program));
     let output = ends_with(&mut try_it(&["true"]), 75);
-    assert!(stderr(&output).contains(path), "it names the file");
+    assert!(stderr(&output).contains(path), "the error names the file");
     rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
     flock.end();
 

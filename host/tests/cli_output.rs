@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use common::{KINDS, Place, code, ends_with, stderr, stdout};
 use serde_json::Value;
 
-/// Runs `script` in a shell in the directory of `place`, with `verrou` as `$1` and pipes for its output.
+/// Runs `script` in a shell in the test's directory, with `verrou` as `$1` and pipes for its output.
 fn shell(place: &Place, script: &str) -> Output {
     let like = place.verrou::<&str>([]);
     let program = like.get_program();

@@ -55,8 +55,8 @@ fn commands_that_only_inspect_create_nothing_and_name_the_store() {
     ] {
         let output = ends_with(&mut place.verrou(words), exit);
         let said = format!("{}{}", stdout(&output), stderr(&output));
-        assert!(said.contains(&missing), "{words:?} said {said}");
-        assert!(!place.locks().exists(), "{words:?} made the store");
+        assert!(said.contains(&missing), "{words:?} printed {said}");
+        assert!(!place.locks().exists(), "{words:?} created the store");
     }
     let output = ends_with(&mut place.verrou(["show", "k", "--json"]), 0);
     assert_eq!(json(stdout(&output))["store"], place.store());
@@ -251,7 +251,7 @@ fn holder_of_a_file_is_shown() {
     rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
     flock.end();
     assert_eq!(stdout(&show()), "`app.lock` is free\n");
-    assert!(!place.path("state").exists(), "looking makes no records");
+    assert!(!place.path("state").exists(), "`show` creates no records");
 
     fs::remove_file(place.path("pid")).unwrap();
     let script = "echo $$ > pid; exec sleep 1000";
@@ -309,7 +309,11 @@ fn a_group_can_be_named_in_the_url_and_by_number() {
             }
             words.extend(["--", "sh", "-c", "echo $VERROU_STORE"]);
             let output = ends_with(&mut place.verrou(words), 0);
-            assert_eq!(stdout(&output).trim_end(), shared, "it is handed on");
+            assert_eq!(
+                stdout(&output).trim_end(),
+                shared,
+                "the group is passed to the command"
+            );
             assert_eq!(shared_with(&place.locks()), (0o2770, number));
             assert_eq!(shared_with(&lock_files(&place)[0]), (0o660, number));
         }
@@ -359,7 +363,7 @@ fn omitted_group_option_keeps_the_group() {
 #[test]
 fn command_extends_lock_whose_file_another_member_owns() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("only root can give files away: that a member's can be extended is not shown");
+        eprintln!("only root can change a file's owner: files of other members are not tested");
         return;
     }
     let place = Place::new("lease");

@@ -1,7 +1,7 @@
 //! A store in JavaScript passes the core's suite *through the component*: its locks, in Node.js by
 //! jco, with a `Map` behind them. See `examples/javascript/conformance.mjs`.
 //!
-//! `npm install` and `npm run build` in that directory make what is needed; `cargo xtask test` does it.
+//! `npm install` and `npm run build` in that directory build the package; `cargo xtask test` runs both.
 
 mod foreign;
 

@@ -1,6 +1,6 @@
 //! A store that is a component made of JavaScript passes the core's suite, through the lock component,
-//! in Node.js. See `examples/provider-javascript`, whose README says how it is built; `cargo xtask test`
-//! does it.
+//! in Node.js. See `examples/provider-javascript`, whose README describes the build; `cargo xtask test`
+//! builds it.
 
 mod foreign;
 

@@ -2,8 +2,8 @@
 //! for Python, with a dictionary or an `SQLite` file behind them. See
 //! `examples/python/conformance.py`.
 //!
-//! The environment's `VERROU_PYTHON` names an interpreter that has that package; `cargo xtask test`
-//! makes one.
+//! The environment variable `VERROU_PYTHON` names an interpreter that has that package; `cargo xtask test`
+//! installs one.
 
 mod foreign;
 
@@ -20,12 +20,12 @@ use verrou::conformance::{Fixture, TestClock};
 conformance!(dictionary, Foreign::new(python().arg("dictionary")));
 conformance!(sqlite, InDirectory::new());
 
-/// The script, to be told which store.
+/// Returns the command of the script, without the argument that names the store.
 fn python() -> Command {
     let Some(python) = env::var_os("VERROU_PYTHON") else {
         not_run(
-            "the tests of the stores in Python, for VERROU_PYTHON names no interpreter; \
-             `cargo xtask test` makes one, and runs them",
+            "the tests of the stores in Python, because VERROU_PYTHON names no interpreter; \
+             `cargo xtask test` installs one, and runs them",
         );
     };
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -34,7 +34,7 @@ fn python() -> Command {
     command
 }
 
-/// A place in a directory of its own.
+/// A fixture with an `SQLite` file in a directory of its own.
 struct InDirectory {
     place: Foreign,
     _directory: TempDir,

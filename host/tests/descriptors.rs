@@ -16,12 +16,12 @@ fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     static FIRST: Once = Once::new();
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    FIRST.call_once(what_cannot_be_learnt_now_can_be_later);
+    FIRST.call_once(failure_without_descriptors_is_not_cached);
     alone
 }
 
 /// Runs before all other tests, because the host identity must not be cached yet.
-fn what_cannot_be_learnt_now_can_be_later() {
+fn failure_without_descriptors_is_not_cached() {
     let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
     without_descriptors(|| {
@@ -78,7 +78,7 @@ fn expired_leases_keep_few_descriptors() {
     assert!(holder.is_some(), "its lease was extended");
 }
 
-/// What renews the lease has not done so yet when the machine continues.
+/// When the machine continues, the lease has not been renewed yet.
 #[test]
 fn lease_of_a_suspended_process_is_not_ended_before_its_first_renewal() {
     let _alone = alone();
@@ -132,7 +132,7 @@ fn idle_files_are_closed_before_an_acquire_request_fails() {
     assert!(
         matches!(
             refused.get_ref().downcast_ref(),
-            Some(FileError::TooManyOpenFiles { limit: Some(told), .. }) if *told == limit
+            Some(FileError::TooManyOpenFiles { limit: Some(named), .. }) if *named == limit
         ),
         "{refused:?}"
     );

@@ -1,4 +1,4 @@
-//! Waiting where the kernel tells of no changes any more, because the user has too many listeners.
+//! Waiting without notifications of changes, because the user's inotify(7) instances are used up.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -17,7 +17,7 @@ use verrou::nonblocking::{self, AsyncHost};
 use verrou::{Clock, Retry, Timestamp};
 use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
-/// One test: what it uses up is the whole user's.
+/// One test for all, because the limit is that of the user.
 #[test]
 fn waiters_are_served_without_inotify_instances() {
     const THREADS: u32 = 4;
@@ -54,7 +54,7 @@ fn waiters_are_served_without_inotify_instances() {
             }
         });
         assert_eq!(done.into_inner(), THREADS * ROUNDS, "{kind}");
-        // A process of its own has none either.
+        // Other processes get no instance either.
         let (holder, _) = place.start(&[], "echo $$ > pid; sleep 0.2");
         ends_with(&mut place.run(&["--wait", "30s"], "true"), 0);
         drop(holder);
@@ -88,7 +88,7 @@ impl AsyncHost for Sleepless {
 /// Tasks of two stores, which stand for two processes, wait for a lock that is released.
 fn tasks_are_woken(url: &StoreUrl) {
     let url = url.clone();
-    let (told, ended) = mpsc::channel();
+    let (sender, ended) = mpsc::channel();
     thread::spawn(move || {
         let open = || Arc::new(FileStore::open(&url, &StoreOptions::default()).unwrap());
         let locks = [(); 4].map(|()| {
@@ -113,7 +113,7 @@ fn tasks_are_woken(url: &StoreUrl) {
             holder = lock;
         }
         pollster::block_on(holder.release()).unwrap();
-        told.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     let ended = ended.recv_timeout(Duration::from_secs(30));
     assert_eq!(ended, Ok(()), "all tasks have had the lock");

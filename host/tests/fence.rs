@@ -371,7 +371,7 @@ fn no_check_passes_while_the_command_of_another_runs() {
 /// In a PID namespace `/proc/locks` omits a lock whose first holder has ended, and all its waiters.
 fn waits(process: &Started) {
     let path = format!("/proc/{}/syscall", process.id());
-    eventually("it waits", || {
+    eventually("the check waits", || {
         let call = fs::read_to_string(&path).unwrap();
         let words: Vec<_> = call.split_whitespace().collect();
         let flock = libc::SYS_flock.to_string();

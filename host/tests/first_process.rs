@@ -25,7 +25,7 @@ const FIRST: [&str; 6] = [
 fn first(place: &Place, command: &Command) -> Option<Command> {
     let may = Command::new("unshare").args(FIRST).arg("true").output();
     if !may.is_ok_and(|output| output.status.success()) {
-        eprintln!("no user namespaces here: what happens in a container is not shown");
+        eprintln!("no user namespaces here: a container is not tested");
         return None;
     }
     let mut unshare = Command::new("unshare");
@@ -56,7 +56,7 @@ fn children(parent: Pid) -> Vec<Pid> {
 /// Waits until the process that `unshare` started is `verrou`, and has a handler for `signal`.
 fn handling(unshare: &Started, signal: Signal) -> Pid {
     let mut found = None;
-    eventually("it handles a signal", || {
+    eventually("`verrou` handles a signal", || {
         found = children(unshare.pid()).pop();
         let status = found.and_then(|one| fs::read_to_string(format!("/proc/{one}/status")).ok());
         let status = status.unwrap_or_default();
@@ -68,9 +68,9 @@ fn handling(unshare: &Started, signal: Signal) -> Pid {
     found.unwrap()
 }
 
-/// Waits until a process sleeps in the queue of a lock.
+/// Waits until a process sleeps in the wait queue of a lock.
 fn waits(process: Pid) {
-    eventually("it waits", || {
+    eventually("the process waits", || {
         let place = fs::read_to_string(format!("/proc/{process}/wchan"));
         place.is_ok_and(|place| place.contains("poll"))
     });
@@ -145,7 +145,9 @@ fn waiting_first_process_reaps_orphans() {
     let unshare = Started::new(&mut unshare);
     let process = handling(&unshare, Signal::TERM);
     waits(process);
-    eventually("it has no children", || children(process).is_empty());
+    eventually("the first process has no children", || {
+        children(process).is_empty()
+    });
 }
 
 /// Runs its arguments with a signal blocked.

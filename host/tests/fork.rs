@@ -20,7 +20,7 @@ use verrou_host::{
     FenceError, FenceGate, FileError, FileLockStore, LeaseFileStore, StoreOptions, System,
 };
 
-/// One test for all: this is the only thread that does anything when it forks.
+/// One test for all, because no other thread may be active when the process forks.
 #[test]
 fn a_forked_child_releases_nothing_and_keeps_nothing() {
     let directory = tempfile::tempdir().unwrap();
@@ -29,8 +29,8 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
     let locks = || FileLockStore::open(directory.path(), &options).unwrap();
     stays_taken(leases);
     stays_taken(locks);
-    can_be_had_by_the_child(leases);
-    can_be_had_by_the_child(locks);
+    child_can_acquire_it(leases);
+    child_can_acquire_it(locks);
     is_free_when_it_is_released(leases);
     is_free_when_it_is_released(locks);
     stays_closed(&directory.path().join("gate"));
@@ -38,8 +38,8 @@ fn a_forked_child_releases_nothing_and_keeps_nothing() {
         detached_lease_is_held_for_a_child_that_sets_a_label(&leases());
         ends_with_its_process(leases);
         ends_with_its_process(locks);
-        is_free_when_its_process_is_killed_inside_a_step(|clock| leases().with_clock(clock));
-        is_free_when_its_process_is_killed_inside_a_step(|clock| locks().with_clock(clock));
+        is_free_when_its_process_is_killed_inside_an_operation(|clock| leases().with_clock(clock));
+        is_free_when_its_process_is_killed_inside_an_operation(|clock| locks().with_clock(clock));
         threads_of_the_parent_hang_no_child(leases);
         threads_of_the_parent_hang_no_child(locks);
     }
@@ -84,7 +84,9 @@ impl Clock for DeadlyClock {
 
 /// A process uses the lock, forks, and is killed inside an operation, which reads the clock. Its child has
 /// inherited the open files; the lock must be free for other processes all the same.
-fn is_free_when_its_process_is_killed_inside_a_step<S: Store>(open: impl Fn(DeadlyClock) -> S) {
+fn is_free_when_its_process_is_killed_inside_an_operation<S: Store>(
+    open: impl Fn(DeadlyClock) -> S,
+) {
     use std::io::Read;
 
     let clock = DeadlyClock(Arc::new(AtomicBool::new(false)));
@@ -95,7 +97,7 @@ fn is_free_when_its_process_is_killed_inside_a_step<S: Store>(open: impl Fn(Dead
             drop(writer);
             let store = open(clock.clone());
             let lock = LockFactory::new(&store, System)
-                .create_lock("in a step", "none")
+                .create_lock("in an operation", "none")
                 .unwrap();
             lock.acquire().unwrap();
             lock.release().unwrap();
@@ -115,7 +117,7 @@ fn is_free_when_its_process_is_killed_inside_a_step<S: Store>(open: impl Fn(Dead
             assert_eq!(ended, WaitStatus::Signaled(child, Signal::SIGKILL, false));
             let other = open(clock);
             let other = LockFactory::new(&other, System)
-                .create_lock("in a step", "none")
+                .create_lock("in an operation", "none")
                 .unwrap();
             other.try_acquire().unwrap();
             drop(writer);
@@ -191,7 +193,7 @@ const DIRECTORY: &str = "VERROU_TEST_DIRECTORY";
 #[cfg(target_os = "linux")]
 fn in_namespaces(name: &str, options: &[&str]) {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("only root can make namespaces: what forked children do there is not shown");
+        eprintln!("only root can create namespaces: forked children in them are not tested");
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -208,7 +210,7 @@ fn in_namespaces(name: &str, options: &[&str]) {
     assert!(said.contains("1 passed"), "{said}");
 }
 
-/// The first process of a PID namespace forks into another: parent and child have the number 1.
+/// The first process of a PID namespace forks into another: parent and child have the process ID 1.
 #[test]
 #[cfg(target_os = "linux")]
 fn child_with_its_parents_process_id_is_another_process() {
@@ -295,9 +297,9 @@ fn child_in_another_time_namespace_takes_no_lease_for_expired() {
         ForkResult::Child => {
             let other = LockFactory::new(&store, System).create_lock("lock", "1h");
             let taken = other.and_then(|other| other.try_acquire());
-            let told = matches!(&taken, Err(Error::Storage(err)) if is_of_another_clock(err));
+            let is_error = matches!(&taken, Err(Error::Storage(err)) if is_of_another_clock(err));
             // SAFETY: as below.
-            unsafe { nix::libc::_exit(i32::from(!told)) }
+            unsafe { nix::libc::_exit(i32::from(!is_error)) }
         }
         ForkResult::Parent { child } => {
             assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
@@ -313,8 +315,8 @@ fn is_of_another_clock(err: &StoreError) -> bool {
     )
 }
 
-/// A process uses the lock, forks, takes the lock again and ends: its child, which has what was open
-/// by the fork, keeps nobody from the lock.
+/// A process uses the lock, forks, acquires the lock again and ends. Its child, which has inherited the open
+/// files, does not block the lock.
 fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
     use std::io::{Read, Write};
 
@@ -333,7 +335,7 @@ fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
                 lock.acquire().unwrap();
                 writer.write_all(&child.as_raw().to_ne_bytes()).unwrap();
             } else {
-                // Until the test ends it.
+                // The test kills this child.
                 thread::sleep(Duration::from_mins(1));
             }
             // SAFETY: as below.
@@ -356,9 +358,9 @@ fn ends_with_its_process<S: Store>(open: impl Fn() -> S) {
     }
 }
 
-/// Forks; the child asks for the lock by its copy of the store's value: while its parent holds it, and
-/// when it has released it.
-fn can_be_had_by_the_child<S: Store>(open: impl Fn() -> S) {
+/// Forks; the child tries the lock with its copy of the store while its parent holds the lock, and
+/// after the release.
+fn child_can_acquire_it<S: Store>(open: impl Fn() -> S) {
     use std::io::Read;
 
     let (mut asked, asks) = std::io::pipe().unwrap();
@@ -390,7 +392,7 @@ fn can_be_had_by_the_child<S: Store>(open: impl Fn() -> S) {
     }
 }
 
-/// Forks; the child has what was open by then, also when its parent has released the lock.
+/// Forks; the child keeps the inherited files open, also after its parent has released the lock.
 fn is_free_when_it_is_released<S: Store>(open: impl Fn() -> S) {
     use std::io::Read;
 
@@ -404,7 +406,7 @@ fn is_free_when_it_is_released<S: Store>(open: impl Fn() -> S) {
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
             drop(writer);
-            // Until the test has ended, however it does.
+            // The child waits until the test has ended.
             let _ = reader.read(&mut [0]);
             // SAFETY: as below.
             unsafe { nix::libc::_exit(0) }

@@ -100,7 +100,10 @@ fn workers_of_a_killed_wrapper_get_sigterm_and_then_sigkill() {
     wrapper.signal(Signal::KILL);
     wrapper.end();
     gone("the worker is killed", number(&place, "one"));
-    assert!(place.path("asked").exists(), "it was asked before");
+    assert!(
+        place.path("asked").exists(),
+        "the worker got SIGTERM before"
+    );
 }
 
 #[test]
@@ -220,7 +223,7 @@ fn stopped_command_of_a_killed_wrapper_ends() {
 #[test]
 fn command_that_changed_its_user_ends_with_its_wrapper() {
     if !geteuid().is_root() {
-        eprintln!("only root can change its user: that such a command is ended is not shown");
+        eprintln!("only root can change its user: the end of such a command is not tested");
         return;
     }
     let place = Place::new("lease");
@@ -232,7 +235,7 @@ fn command_that_changed_its_user_ends_with_its_wrapper() {
         fs::read_to_string(format!("/proc/{command}/status"))
             .is_ok_and(|status| status.contains("Uid:\t65534"))
     };
-    eventually("it has changed its user", changed);
+    eventually("the command has changed its user", changed);
     wrapper.signal(Signal::KILL);
     wrapper.end();
     gone("the command ends", command);
@@ -251,7 +254,7 @@ fn run_as_other_user(place: &Place, options: &[&str]) -> Option<Command> {
 
 fn run_script_as_other_user(place: &Place, options: &[&str], script: &str) -> Option<Command> {
     if !geteuid().is_root() {
-        eprintln!("only root can change its user: what is said of such a command is not shown");
+        eprintln!("only root can change its user: messages about such a command are not tested");
         return None;
     }
     let become_root = place.path("setpriv");
@@ -263,7 +266,7 @@ fn run_script_as_other_user(place: &Place, options: &[&str], script: &str) -> Op
     let run = run.chain(&["--", "./setpriv"]).chain(&command);
     let mut proved = as_other_user(place, ["./setpriv", "--reuid", "0", "true"]);
     if code(&done(&mut proved)) != 0 {
-        eprintln!("no program is set-user-ID here: what is said of such a command is not shown");
+        eprintln!("no program is set-user-ID here: messages about such a command are not tested");
         return None;
     }
     let verrou = [env!("CARGO_BIN_EXE_verrou")].into_iter();
@@ -346,9 +349,7 @@ os.execvp(\"sleep\", [\"sleep\", \"1000\"])'";
     let before = if may_run(&hidden) && orphans_are_reaped() {
         &hidden[..]
     } else {
-        eprintln!(
-            "no proc to mount, or no init: how a guardian waits for hidden processes is not shown"
-        );
+        eprintln!("no proc to mount, or no init: a guardian of hidden processes is not tested");
         &[]
     };
     for kind in KINDS {
@@ -400,7 +401,7 @@ fn prefixed(before: &[&str], command: &Command) -> Command {
     prefixed
 }
 
-/// Returns whether the first process reaps orphans. A hidden zombie cannot be told from a running process.
+/// Returns whether the first process reaps orphans. A hidden zombie cannot be distinguished from a running process.
 fn orphans_are_reaped() -> bool {
     let place = Place::new("file");
     let orphan = "(sleep 0.1 & echo $! > pid)";
@@ -422,7 +423,7 @@ fn may_run(before: &[&str]) -> bool {
 #[test]
 fn command_whose_guardian_cannot_be_started_is_not_run() {
     if !geteuid().is_root() {
-        eprintln!("only root can become a user without processes: what a limit does is not shown");
+        eprintln!("only root can become a user without processes: a limit is not tested");
         return;
     }
     // Another test's processes must not count.
@@ -443,7 +444,7 @@ fn command_whose_guardian_cannot_be_started_is_not_run() {
                     prefixed(before, &as_user(user, &place, run.copied()))
                 };
                 if !may_run(before) {
-                    eprintln!("no PID namespaces: what a limit does in one is not shown");
+                    eprintln!("no PID namespaces: a limit in one is not tested");
                     continue;
                 }
                 let stay = "echo $$ > pid; exec sleep 1000";

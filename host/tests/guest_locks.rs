@@ -1,4 +1,4 @@
-//! What a guest can do to locks of others with what the host tells it of them.
+//! A guest cannot release or extend locks of other guests by the host's answers.
 #![cfg(feature = "wasmtime")]
 
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use verrou_host::component::bindings::guest::verrou::lock::locks::{ErrorCode, Ho
 use verrou_host::component::locks::Locks;
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
-/// Another guest reads all that it is told of a lock, makes a serialized lock of each word of it that
+/// Another guest reads all answers about a lock, makes a serialized lock of each word in them that
 /// could be an owner token, and tries to extend and to release the lock.
 #[test]
 fn guest_cannot_release_or_extend_what_another_guest_holds() {
@@ -39,12 +39,12 @@ fn guest_cannot_release_or_extend_what_another_guest_holds() {
             .unwrap()
             .unwrap()
             .expect("a holder");
-        let told = [
+        let answers = [
             format!("{holder:?}"),
             format!("{:?}", other.release(handle_of_other()).unwrap()),
             format!("{:?}", other.extend(handle_of_other()).unwrap()),
         ];
-        let words = told
+        let words = answers
             .iter()
             .flat_map(|text| text.split(|char: char| !char.is_ascii_hexdigit()));
         for word in words.filter(|word| word.len() == 32) {
@@ -55,7 +55,10 @@ fn guest_cannot_release_or_extend_what_another_guest_holds() {
             let _ = other.extend(handle()).unwrap();
             let _ = other.release(handle()).unwrap();
         }
-        assert!(told.iter().all(|text| !text.contains(&token)), "{told:?}");
+        assert!(
+            answers.iter().all(|text| !text.contains(&token)),
+            "{answers:?}"
+        );
         let not_owner = other
             .release(handle_of_other())
             .unwrap()

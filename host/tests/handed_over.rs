@@ -1,4 +1,4 @@
-//! What a command that has given up root can do with what it inherits: nothing to the lock.
+//! A command that has dropped root cannot affect the lock by the descriptors that it inherits.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -10,10 +10,10 @@ use std::process::Command;
 use common::{KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stdout};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-/// Gives up root, as a daemon's worker does, and attacks the lock by every inherited descriptor of a pipe or file, and
-/// the guardian. With the argument `daemon` a process of another session does so, too, and prints
-/// its process ID then; it ends when the directory of the test is removed. Prints `done`. Ends with 7 when it is
-/// sent SIGTERM, unless it has the argument `stubborn`.
+/// Drops root, as a daemon's worker does, and attacks the lock by every inherited descriptor of a pipe or file, and
+/// the guardian. With the argument `daemon` a process of another session attacks, too, and then prints
+/// its process ID; it ends when the directory of the test is removed. Prints `done`. Ends with 7 after
+/// SIGTERM, unless it has the argument `stubborn`.
 const ATTACK: &str = r"
 import ctypes, fcntl, os, signal, stat, struct, sys, time
 libc = ctypes.CDLL(None)
@@ -93,7 +93,7 @@ while True:
     signal.pause()
 ";
 
-/// A way to hold something while a command runs, and to ask for the same without waiting.
+/// A way to hold a lock or a gate while a command runs, and to try it without waiting.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Run(&'static str),
@@ -121,7 +121,7 @@ impl Way {
         place.verrou(words)
     }
 
-    /// Asserts that the lock is held, or free, by asking for it.
+    /// Tries the lock or the gate, and asserts the exit code.
     #[track_caller]
     fn ends_with(self, place: &Place, expected: i32) {
         ends_with(
@@ -135,7 +135,7 @@ impl Way {
 /// done; `None` where this test cannot run.
 fn attacked(way: Way, place: &Place, options: &[&str], argument: &str) -> Option<(Started, Pid)> {
     if !geteuid().is_root() {
-        eprintln!("only root can change its user: that such a command cannot unlock is not shown");
+        eprintln!("only root can change its user: a command of another user is not tested");
         return None;
     }
     fs::write(place.path("exact"), "mine").unwrap();
@@ -187,12 +187,12 @@ fn unprivileged_process_that_is_left_behind_blocks_no_lock() {
     }
 }
 
-/// A script that ends with 0 if the process has ended. It need not have been reaped.
+/// Returns a script that ends with 0 if the process has ended, reaped or not.
 fn gone(process: Pid) -> String {
     format!("! grep '^State:.[^ZX]' /proc/{process}/status")
 }
 
-/// The guardian keeps the lock: with nothing but the death signal, the attacker would go on without it.
+/// The guardian keeps the lock: with the death signal alone, the attacker would continue without the lock.
 #[test]
 fn killed_wrapper_of_an_unprivileged_command_keeps_the_lock_until_that_has_ended() {
     for way in WAYS {
@@ -234,7 +234,7 @@ fn closed_command_inherits_nothing() {
         assert_ne!(
             stdout(&output),
             stdout(&alone),
-            "the test notices a descriptor"
+            "the test detects a descriptor"
         );
     }
 }
@@ -280,7 +280,7 @@ fn lock_of_a_killed_wrapper_lasts_as_long_as_the_commands_processes() {
     }
 }
 
-/// A wrapper is killed at a moment in which it may not have learned of the guardian yet.
+/// The wrapper is killed before it has read the guardian's process ID, or shortly after.
 #[test]
 fn wrapper_that_is_killed_at_once_leaves_no_worker() {
     let place = Place::new("lease");
@@ -295,12 +295,12 @@ fn wrapper_that_is_killed_at_once_leaves_no_worker() {
     }
 }
 
-/// A wrapper is killed at a moment in which its command has just been started, or not yet.
+/// The wrapper is killed before or shortly after it starts its command.
 #[test]
 fn wrapper_that_is_killed_at_any_moment_leaves_no_command_without_the_lock() {
     for kind in KINDS {
         let place = Place::new(kind);
-        // Says when two commands run at once: the directory can be made once.
+        // Detects two commands at the same time, because the directory can be created once.
         let script = "mkdir one || echo two > two; sleep 0.02; rmdir one";
         for number in 0..60_u64 {
             let mut run = place.run(&["--wait", "50s", "--grace", "1h"], script);

@@ -19,23 +19,23 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use verrou::{Claim, Name, Owner, Store, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, OpenError, StoreOptions};
 
-/// An honest user.
+/// The attacked user.
 const ALICE: u32 = 4711;
-/// A user who attacks.
+/// The attacker.
 const MALLORY: u32 = 4712;
 /// A group, of which both may be members.
 const GROUP: u32 = 4713;
 
-/// Returns whether other users can be had; says so if not.
+/// Returns whether processes of other users can be started; prints that `what` is not tested if not.
 fn has_users(what: &str) -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        eprintln!("only root can be other users: {what} is not shown");
+        eprintln!("only root can change its user: {what} is not tested");
     }
     is_root
 }
 
-/// A directory that all users can pass through, with the command in it.
+/// Creates a test directory that all users can pass through, with the command in it.
 fn place(kind: &'static str) -> Place {
     let place = Place::new(kind);
     set_mode(&place.path(""), 0o755);
@@ -63,7 +63,7 @@ fn directory(path: PathBuf, mode: u32, owner: u32, group: u32) -> PathBuf {
     path
 }
 
-/// `verrou` with these arguments, for a user and a group.
+/// Returns `verrou` with these arguments, as a user and a group.
 fn verrou<I: AsRef<OsStr>>(
     place: &Place,
     user: u32,
@@ -79,7 +79,7 @@ fn verrou<I: AsRef<OsStr>>(
     command
 }
 
-/// `verrou run k -- true` with the store `url`.
+/// Returns `verrou run k -- true` with the store `url`, as a user and a group.
 fn run(place: &Place, user: u32, group: u32, url: &str) -> Command {
     verrou(
         place,
@@ -110,7 +110,7 @@ fn entries(path: &Path) -> usize {
     fs::read_dir(path).unwrap().count()
 }
 
-/// Mode, owner and group.
+/// Returns the mode, the owner and the group of a file.
 fn rights(path: &Path) -> (u32, u32, u32) {
     let found = fs::symlink_metadata(path).unwrap();
     (found.mode() & 0o7777, found.uid(), found.gid())
@@ -118,7 +118,7 @@ fn rights(path: &Path) -> (u32, u32, u32) {
 
 #[test]
 fn link_of_another_user_is_not_followed() {
-    if !has_users("that another user's link is refused") {
+    if !has_users("a link of another user") {
         return;
     }
     for kind in KINDS {
@@ -136,13 +136,13 @@ fn link_of_another_user_is_not_followed() {
                     continue;
                 }
                 refused(&mut run(&place, 0, 0, &url), &link, "it is a link");
-                // Also as a directory on the way.
+                // The link is also refused as a directory above the store.
                 let below = url.replace("/locks", "/locks/below");
                 refused(&mut run(&place, 0, 0, &below), &link, "it is a link");
             }
         }
         assert_eq!(entries(&victim), 0);
-        // A link of one's own, or of root's, is followed.
+        // A link of the user itself, or of root, is followed.
         let link = place.path("link");
         symlink(&victim, &link).unwrap();
         let url = format!("{kind}:{}", link.join("locks").display());
@@ -153,7 +153,7 @@ fn link_of_another_user_is_not_followed() {
 
 #[test]
 fn path_through_another_users_directory_is_refused() {
-    if !has_users("that another user's directory is refused") {
+    if !has_users("a directory of another user") {
         return;
     }
     for kind in KINDS {
@@ -173,23 +173,23 @@ fn path_through_another_users_directory_is_refused() {
             }
             assert_eq!(entries(&inner), 0, "{name}");
         }
-        // A directory with the sticky bit, and a group that is named, are no obstacle.
+        // A directory with the sticky bit, and the group of `--group`, are accepted.
         let tmp = directory(place.path("tmp"), 0o1777, 0, 0);
         let own = directory(tmp.join("own"), 0o700, ALICE, ALICE);
         let url = format!("{kind}:{}", own.join("locks").display());
         ends_with(&mut run(&place, ALICE, ALICE, &url), 0);
         let shared = of_group(kind, &place.path("groups/locks"));
         ends_with(&mut run(&place, ALICE, GROUP, &shared), 0);
-        // Nor is the group for which the directory was made.
+        // The group for which the directory was created is accepted, too.
         let shared = format!("{kind}:{}", place.path("groups/locks").display());
         ends_with(&mut run(&place, ALICE, GROUP, &shared), 0);
     }
 }
 
-/// One planted file would keep a lock from everybody, and 4,096 pipes would make all waiters poll.
+/// One planted file would block a lock for all users, and 4,096 pipes would make all waiters poll.
 #[test]
 fn store_in_a_sticky_directory_is_refused_with_ways_out() {
-    if !has_users("that a sticky directory is refused") {
+    if !has_users("a sticky directory") {
         return;
     }
     for kind in KINDS {
@@ -211,10 +211,10 @@ fn store_in_a_sticky_directory_is_refused_with_ways_out() {
     }
 }
 
-/// As `sudo -E` and `su` leave the environment.
+/// `sudo -E` and `su` leave the environment of the other user.
 #[test]
 fn default_store_of_root_is_not_in_another_users_home() {
-    if !has_users("what root does with another user's home") {
+    if !has_users("the home of another user") {
         return;
     }
     let place = place("lease");
@@ -235,7 +235,7 @@ fn default_store_of_root_is_not_in_another_users_home() {
                 assert!(stderr(&output).contains(part), "{}", stderr(&output));
             }
         }
-        // `--file` works, and says that it records nothing.
+        // `--file` works, and warns that it records nothing.
         let file = place.path("app.lock");
         let words = ["run", "--file", file.to_str().unwrap(), "--", "true"];
         let mut root = verrou(&place, 0, 0, words);
@@ -246,10 +246,10 @@ fn default_store_of_root_is_not_in_another_users_home() {
     assert_eq!((entries(&home), entries(&victim)), (0, 0));
 }
 
-/// A program that has more rights than its caller, who chooses the environment.
+/// A program that has more rights than its caller gets the environment from its caller.
 #[test]
 fn default_store_of_a_set_user_id_program_is_not_from_the_environment() {
-    if !has_users("what a set-user-ID program does") {
+    if !has_users("a set-user-ID program") {
         return;
     }
     let place = place("lease");
@@ -268,7 +268,7 @@ fn default_store_of_a_set_user_id_program_is_not_from_the_environment() {
     if stdout(&output) == chosen {
         let mounts = done(Command::new("findmnt").arg("--target").arg(&program));
         assert!(stdout(&mounts).contains("nosuid"), "{}", stdout(&mounts));
-        eprintln!("no set-user-ID programs here: what they do is not shown");
+        eprintln!("no set-user-ID programs here: they are not tested");
         return;
     }
     assert_eq!(stdout(&output), "lease:/var/lib/verrou\n");
@@ -277,14 +277,14 @@ fn default_store_of_a_set_user_id_program_is_not_from_the_environment() {
     let output = store(MALLORY);
     assert_eq!(code(&output), 64, "{}", stderr(&output));
     assert!(stderr(&output).contains("more rights than its caller"));
-    // Its own caller is nobody else.
+    // A caller with the same user is accepted.
     assert_eq!(stdout(&store(ALICE)), chosen);
 }
 
-/// All of them have the number 65534 there.
+/// All of them have the user ID 65534 in the namespace.
 #[test]
 fn users_outside_a_user_namespace_are_not_one_user() {
-    if !has_users("what a user namespace does not map") {
+    if !has_users("an unmapped user") {
         return;
     }
     if !has_user_namespaces() {
@@ -310,11 +310,11 @@ fn users_outside_a_user_namespace_are_not_one_user() {
         let outside = "outside this user namespace";
         let list = ["list", "--store", &url];
         let mapped = ["--map-root-user"];
-        // Without a mapping, this process has the number 65534, too.
+        // Without a mapping, this process has the user ID 65534, too.
         let top_name = Path::new(top.to_str().unwrap().trim_end_matches('/'));
         refused(&mut inside(0, &[], &list), top_name, outside);
         refused(&mut inside(0, &mapped, &list), &locks, outside);
-        // A directory of one's own is below those of root, which is not mapped either.
+        // The user's directory is below directories of root, which is not mapped either.
         chown(&top, Some(ALICE), Some(ALICE)).unwrap();
         let own = directory(place.path("own"), 0o700, ALICE, ALICE);
         let run = |path: &Path| {
@@ -323,10 +323,10 @@ fn users_outside_a_user_namespace_are_not_one_user() {
         };
         ends_with(&mut run(&own.join("locks")), 0);
         assert_eq!(rights(&own.join("locks")), (0o700, ALICE, ALICE));
-        // In a directory that all users may write, as /tmp is, those are other users'.
+        // In a directory that all users may write, such as /tmp, unmapped owners count as other users.
         let tmp = top_name.parent().unwrap();
         if fs::metadata(tmp).unwrap().mode() & 0o002 == 0 {
-            eprintln!("{} is not /tmp: what is in it is not shown", tmp.display());
+            eprintln!("{} is not /tmp: files in it are not tested", tmp.display());
             continue;
         }
         let link = top_name.with_extension("link");
@@ -345,13 +345,13 @@ fn has_user_namespaces() -> bool {
     let probe = Command::new("unshare").args(["--user", "true"]).status();
     let has = probe.is_ok_and(|status| status.success());
     if !has {
-        eprintln!("no user namespaces here: what they do not map is not shown");
+        eprintln!("no user namespaces here: unmapped users are not tested");
     }
     has
 }
 
-/// As bubblewrap and Flatpak make one: the root directory is the user's own, and those of root below it
-/// are not mapped.
+/// In a sandbox of bubblewrap or Flatpak the root directory belongs to the user, and the owner of root's
+/// directories below it is not mapped.
 #[test]
 fn home_in_a_sandbox_with_its_own_root_is_accepted() {
     if !has_users("a sandbox") || !has_user_namespaces() {
@@ -389,10 +389,10 @@ fn home_in_a_sandbox_with_its_own_root_is_accepted() {
     assert_eq!(entries(&root), 0);
 }
 
-/// What any user makes in such a directory is the group's.
+/// A file that any user creates in such a directory belongs to the group.
 #[test]
 fn open_directory_of_the_group_above_its_store_is_refused() {
-    if !has_users("that a directory of a group is refused") {
+    if !has_users("an open directory of a group") {
         return;
     }
     for kind in KINDS {
@@ -423,7 +423,7 @@ fn with_accounts(place: &Place, passwd: &str, groups: &str, run: &Command) -> Co
 
 #[test]
 fn home_of_a_private_group_is_accepted_unless_others_have_the_group() {
-    if !has_users("what a private group is") {
+    if !has_users("a private group") {
         return;
     }
     let root = "root:x:0:0::/root:/bin/sh\n";
@@ -441,13 +441,13 @@ fn home_of_a_private_group_is_accepted_unless_others_have_the_group() {
         let probe = done(&mut with_accounts(&place, root, "", &Command::new("true")));
         if !probe.status.success() {
             eprintln!(
-                "no mounts here: private groups are not shown: {}",
+                "no mounts here: private groups are not tested: {}",
                 stderr(&probe)
             );
             return;
         }
         ends_with(&mut run(&alice, &alone), 0);
-        // As `docker run --user 4711:4711`.
+        // `docker run --user 4711:4711` creates such a user.
         ends_with(&mut run(root, ""), 0);
         for (passwd, groups) in [
             (&primary, &alone),
@@ -460,10 +460,10 @@ fn home_of_a_private_group_is_accepted_unless_others_have_the_group() {
     }
 }
 
-/// The kernel refuses a file there: `fs.protected_regular`.
+/// The kernel refuses files there, by `fs.protected_regular`.
 #[test]
 fn directory_of_another_user_in_a_sticky_one_is_not_locked() {
-    if !has_users("another user's directory") {
+    if !has_users("a sticky directory of another user") {
         return;
     }
     let place = place("file");
@@ -493,7 +493,7 @@ fn directory_of_another_user_in_a_sticky_one_is_not_locked() {
 
 #[test]
 fn directories_above_a_groups_store_are_written_by_no_other() {
-    if !has_users("what is made for a group") {
+    if !has_users("a store of a group") {
         return;
     }
     for umask in ["000", "022"] {
@@ -520,13 +520,13 @@ fn be_a_member() {
     set_thread_res_uid(user, user, user).unwrap();
 }
 
-/// A member may write the directory above, and puts something else in the place of the directory that
-/// root has just made.
+/// A member of the group may write the directory above, and replaces the directory that root has just
+/// created.
 #[test]
 fn no_other_directory_is_given_to_a_group_in_a_race() {
     const TRIES: usize = 20_000;
 
-    if !has_users("what root gives to a group") {
+    if !has_users("a race for the directory of a group") {
         return;
     }
     let place = place("lease");
@@ -581,7 +581,7 @@ fn claim(owner: u8) -> Claim {
     }
 }
 
-/// The path of the store leads to another directory then, in which others take the lock.
+/// The path of the store then leads to another directory, in which others acquire the lock.
 #[test]
 fn move_of_a_directory_above_a_store_is_noticed() {
     let place = Place::new("lease");

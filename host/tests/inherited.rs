@@ -123,7 +123,7 @@ fn descriptor_is_as_high_as_the_limit_allows() {
     }
 }
 
-/// Unlocks every byte of every inherited file, and then waits until it is killed.
+/// Unlocks every byte of each inherited file, and then waits until it is killed.
 const UNLOCK: &str = "
 import fcntl, os, signal, struct
 F_OFD_SETLK = 37
@@ -158,7 +158,7 @@ signal.pause()
 ";
 
 /// Tests whether a holder lives, as `FORMAT.md` specifies and as every version does.
-const ASK: &str = "
+const QUERY: &str = "
 import fcntl, os, struct, sys
 F_OFD_GETLK = 36
 file = os.open(sys.argv[1], os.O_RDWR)
@@ -178,20 +178,21 @@ fn shared_liveness_byte_conflicts_with_a_write_lock() {
         .map(|entry| entry.unwrap().path())
         .find(|path| path.extension().is_some_and(|it| it == "lease"))
         .unwrap();
-    let ask = || {
-        let mut ask = Command::new("python3");
-        ask.args(["-c", ASK])
+    let query = || {
+        let mut query = Command::new("python3");
+        query
+            .args(["-c", QUERY])
             .arg(&file)
             .arg(place.read("fence").trim());
-        stdout(&ends_with(&mut ask, 0)).to_owned()
+        stdout(&ends_with(&mut query, 0)).to_owned()
     };
-    assert_eq!(ask(), "held\n");
+    assert_eq!(query(), "held\n");
     holder.signal(Signal::KILL);
     holder.end();
     assert!(lives(command));
-    assert_eq!(ask(), "held\n", "the command keeps it");
+    assert_eq!(query(), "held\n", "the command holds it");
     kill_process(command, Signal::KILL).unwrap();
-    eventually("it is free", || ask() == "free\n");
+    eventually("the liveness byte is free", || query() == "free\n");
 }
 
 fn is_read_only(file: &File) -> bool {
@@ -310,7 +311,7 @@ fn ignored_sigpipe_stays_ignored() {
 #[test]
 fn command_can_be_the_first_process_of_a_pid_namespace() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("only root can make PID namespaces: that a command runs in one is not shown");
+        eprintln!("only root can create PID namespaces: a command in one is not tested");
         return;
     }
     for kind in KINDS {

@@ -1,7 +1,7 @@
 //! The core's memory passes the suite in Node.js, *through the locks of the JavaScript package*. See
 //! `tests/js/conformance.mjs`.
 //!
-//! `cargo xtask js` makes what is needed.
+//! `cargo xtask js` builds the package.
 
 mod foreign;
 
@@ -16,7 +16,9 @@ conformance!(memory, javascript());
 fn javascript() -> Foreign {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     if !project.join("target/js/node.js").exists() {
-        not_run("the suite in JavaScript, for there is no target/js; `cargo xtask js` makes it");
+        not_run(
+            "the suite in JavaScript, because there is no target/js; `cargo xtask js` builds it",
+        );
     }
     Foreign::new(Command::new("node").arg(project.join("tests/js/conformance.mjs")))
 }

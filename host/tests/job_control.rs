@@ -20,7 +20,7 @@ fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
     });
     ends_with(&mut place.verrou(["force-release", "k"]), 0);
     eventually("the leader has ended", || state(leader) == Some('Z'));
-    // By then `verrou` has looked for remaining processes more than once.
+    // Meanwhile `verrou` looks for remaining processes more than once.
     for _ in 0..5 {
         assert!(!place.is_held());
     }
@@ -38,7 +38,7 @@ fn store_that_cannot_answer_is_not_polled() {
     let place = Place::new("lease");
     let works = Command::new("strace").arg("true").output();
     if !works.is_ok_and(|output| output.status.success()) {
-        eprintln!("strace(1) does not work here: how often the kernel is asked is not shown");
+        eprintln!("strace(1) does not work here: the number of system calls is not tested");
         return;
     }
     // The lock's file is replaced as soon as `verrou` watches it.

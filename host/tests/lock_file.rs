@@ -29,7 +29,7 @@ fn traced(command: &Command, options: &[&str]) -> Option<Command> {
         .args(["-o", "/dev/null", "true"])
         .status();
     if !works.is_ok_and(|status| status.success()) {
-        eprintln!("strace(1) does not work here: what the kernel is asked is not shown");
+        eprintln!("strace(1) does not work here: system calls are not tested");
         return None;
     }
     let mut strace = Command::new("strace");
@@ -67,7 +67,11 @@ fn target_of_dangling_link_is_created_and_locked() {
         ends_with(&mut run(&place, &options, held), 0);
         let made = fs::metadata(place.path("target")).unwrap();
         assert_eq!(made.len(), 0);
-        assert_eq!(made.mode() & 0o7777, 0o600, "it is for its user alone");
+        assert_eq!(
+            made.mode() & 0o7777,
+            0o600,
+            "the file is private to its user"
+        );
         assert!(is_free_for_flock(&place, "target"));
     }
     // flock(1) fails on the same links.
@@ -352,7 +356,7 @@ fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
         .args(["--user", "--map-root-user", "--mount", "true"])
         .status();
     if !may.is_ok_and(|status| status.success()) {
-        eprintln!("no user namespaces here: what is shared with a container is not shown");
+        eprintln!("no user namespaces here: containers are not tested");
         return;
     }
     let stay = |name: &str| {
@@ -372,7 +376,9 @@ fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
         ] {
             let name = format!("{which}{round}");
             both.push(Started::new(&mut command));
-            eventually("it holds the lock", || !place.read(&name).is_empty());
+            eventually("the process holds the lock", || {
+                !place.read(&name).is_empty()
+            });
             let fence: u64 = place.read(&name).trim().parse().unwrap();
             assert!(fence > last, "{name}: {fence} after {last}");
             last = fence;

@@ -75,7 +75,7 @@ fn changed_permissions_above_a_held_store_lose_no_lock() {
         fs::create_dir(&above).unwrap();
         let url = format!("{kind}:{}", above.join("locks").display());
         let store = format!("--store={url}");
-        // Renewals look at the path, too.
+        // Renewals examine the path, too.
         let (first, _) = place.start(&[&store, "--ttl=2s"], STAY);
         fs::set_permissions(&above, Permissions::from_mode(0o777)).unwrap();
         ends_with(&mut place.run(&[&store, "--no-wait"], "true"), 73);
@@ -114,7 +114,7 @@ fn lease_of_a_moved_directory_is_free_at_its_new_path_when_it_was_released() {
         fs::write(place.path("end"), "").unwrap();
         assert_eq!(code(&first.end()), 76);
         let moved = format!("{kind}:{}", place.path("moved").display());
-        eventually("it is free", || {
+        eventually("the lease is free", || {
             let shown = place
                 .verrou(["show", "k", "--json", "--store", &moved])
                 .output();

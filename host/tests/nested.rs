@@ -89,6 +89,6 @@ fn lock_of_an_ancestor_that_has_ended_can_be_waited_for() {
         fs::write(place.path("go"), "").unwrap();
         fs::write(place.path("fifo"), "").unwrap();
         assert_eq!(code(&holder.end()), 0);
-        eventually("it has had its turn", || place.path("ran").exists());
+        eventually("the waiter has had the lock", || place.path("ran").exists());
     }
 }

@@ -319,7 +319,7 @@ fn wake_pipes_can_be_opened_whatever_the_umask() {
             let files = files.map(|file| file.unwrap());
             files.filter(|file| file.path().extension().is_some_and(|it| it == "bell"))
         };
-        eventually("it has a wake pipe", || bells().next().is_some());
+        eventually("the waiter has a wake pipe", || bells().next().is_some());
         store.release(&held).unwrap();
         assert_eq!(common::code(&waiter.end()), 0);
         for bell in bells() {
@@ -413,7 +413,9 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
             there.give_up(waiting);
         }
         // A child that another test has just forked may keep them open for a moment.
-        eventually("it keeps one", || kept_bells(directory.path()) == 1);
+        eventually("the process keeps one wake pipe", || {
+            kept_bells(directory.path()) == 1
+        });
         for (_, waiting) in &all {
             queue(&there, waiting);
         }
@@ -422,7 +424,9 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
         for (_, waiting) in &all {
             there.give_up(waiting);
         }
-        eventually("it keeps one", || kept_bells(directory.path()) == 1);
+        eventually("the process keeps one wake pipe", || {
+            kept_bells(directory.path()) == 1
+        });
     }
 }
 
@@ -466,7 +470,7 @@ fn waits(place: &Place, number: u32) -> Started {
     let script = format!("echo {number} >> order");
     let before = waiting(place);
     let started = Started::new(&mut place.run(&["--wait", "60s"], &script));
-    eventually("it waits", || waiting(place) > before);
+    eventually("the process waits", || waiting(place) > before);
     started
 }
 
@@ -530,7 +534,7 @@ fn is_quiet(process: &Started) {
         line.map(str::to_owned)
     };
     let mut seen = (switches(), Instant::now());
-    eventually("it waits quietly", || {
+    eventually("the process only waits", || {
         let now = switches();
         if now != seen.0 {
             seen = (now, Instant::now());

@@ -13,7 +13,7 @@ use common::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Says its number, and stays.
+/// Writes its process ID to a file, and runs until it is killed.
 const STAY: &str = "echo $$ > pid; exec sleep 1000";
 
 fn kill(pid: Pid, signal: Signal) {
@@ -58,28 +58,28 @@ fn lock_of_a_command_that_does_not_start_is_released() {
     }
 }
 
-/// Whoever asks in the command asks the same store.
+/// A `verrou` in the command uses the same store.
 #[test]
 fn command_finds_a_store_whose_directory_is_not_unicode() {
     for kind in KINDS {
         let place = Place::new(kind);
         let directory = place.path("").join(OsStr::from_bytes(b"\xff:\xfe"));
         fs::create_dir(&directory).unwrap();
-        let ask = format!("{} show k", env!("CARGO_BIN_EXE_verrou"));
+        let show = format!("{} show k", env!("CARGO_BIN_EXE_verrou"));
         let mut store = OsString::from(format!("{kind}:"));
         store.push(directory.join("locks"));
         for (directory, store) in [
             (place.path(""), store),
             (directory, format!("{kind}:locks").into()),
         ] {
-            let mut run = place.run(&[], &ask);
+            let mut run = place.run(&[], &show);
             let run = run.current_dir(directory).env("VERROU_STORE", store);
             let output = ends_with(run, 0);
             let said = stdout(&output);
             assert!(said.starts_with("the lock `k` is held by"), "{said}");
         }
         let there = fs::read_dir(place.path("")).unwrap().count();
-        assert_eq!(there, 1, "no other directory is made");
+        assert_eq!(there, 1, "no other directory is created");
     }
 }
 
@@ -134,7 +134,7 @@ fn held_lock_is_waited_for_as_long_as_requested() {
             let output = ends_with(&mut place.run(options, "touch ran"), 75);
             let said = stderr(&output);
             assert!(said.contains("E_LOCK_TIMEOUT"), "{said}");
-            assert!(said.contains("(sh)"), "it says who: {said}");
+            assert!(said.contains("(sh)"), "the error names the holder: {said}");
             assert_eq!(said.lines().count(), 1, "nothing but the error: {said}");
         }
         for number in ["0", "3", "255"] {
@@ -178,9 +178,9 @@ fn signals_are_forwarded_to_the_command() {
     }
 }
 
-/// Waits until the wrapper listens for signals: the last one it asks for is SIGCONT.
+/// Waits until the wrapper handles signals; the last handler that it installs is that of SIGCONT.
 fn listens(wrapper: &Started) {
-    eventually("it listens", || {
+    eventually("the wrapper handles signals", || {
         mask(wrapper, "SigCgt") & bit(Signal::CONT) != 0
     });
 }
@@ -189,7 +189,7 @@ fn bit(signal: Signal) -> u64 {
     1 << (signal.as_raw() - 1)
 }
 
-/// A line of `proc_pid_status(5)`.
+/// Returns the signal mask in a line of `proc_pid_status(5)`.
 fn mask(process: &Started, line: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let mask = status.lines().find_map(|found| found.strip_prefix(line));
@@ -244,7 +244,7 @@ fn an_interrupted_wait_leaves_nothing_behind() {
         let place = Place::new(kind);
         let (holder, sleeper) = place.start(&[], STAY);
         let waiter = Started::new(&mut place.run(&[], "touch ran"));
-        // It has no handler while it waits, so that it does not matter how far it is.
+        // A waiting process has no signal handler, so the signal may come at any moment.
         waiter.signal(Signal::INT);
         assert_eq!(waiter.end().status.signal(), Some(Signal::INT.as_raw()));
         kill(sleeper, Signal::TERM);
@@ -295,9 +295,9 @@ fn wrapper_stopped_past_its_ttl_revives_a_lease_that_was_not_taken() {
     let (holder, _) = place.start(&["--ttl", "300ms"], script);
     holder.signal(Signal::STOP);
     stopped(holder.pid());
-    eventually("its time has passed", || !place.is_held());
+    eventually("the lease has expired", || !place.is_held());
     holder.signal(Signal::CONT);
-    eventually("it is taken back", || place.is_held());
+    eventually("the lease is revived", || place.is_held());
     ends_with(&mut place.run(&["--no-wait"], "true"), 75);
     fs::write(place.path("go"), "").unwrap();
     let output = holder.end();
@@ -316,7 +316,7 @@ fn command_that_ends_while_its_wrapper_is_stopped_has_lost_nothing() {
             place.start(&["--ttl", "300ms"], "echo $$ > pid; sleep 0.6; exit 3");
         holder.signal(Signal::STOP);
         stopped(holder.pid());
-        eventually("it has ended", || !lives(sleeper));
+        eventually("the command has ended", || !lives(sleeper));
         holder.signal(Signal::CONT);
         let output = holder.end();
         assert_eq!((code(&output), stderr(&output)), (3, ""), "{kind}");
@@ -330,7 +330,7 @@ fn late_wrapper_does_not_undo_a_force_release() {
     let (holder, sleeper) = place.start(&["--ttl", "300ms"], STAY);
     holder.signal(Signal::STOP);
     stopped(holder.pid());
-    eventually("its time has passed", || !place.is_held());
+    eventually("the lease has expired", || !place.is_held());
     done(&mut place.verrou(["force-release", "k"]));
     holder.signal(Signal::CONT);
     assert_eq!(code(&holder.end()), 76);
@@ -365,7 +365,7 @@ fn a_kernel_lock_outlasts_its_lease() {
         stopped(holder.pid());
         ends_with(&mut run(&["--wait", "1s"], "true"), 75);
         holder.signal(Signal::CONT);
-        // By then the wrapper has renewed its lease.
+        // Meanwhile the wrapper has renewed its lease.
         ends_with(&mut run(&["--wait", "1s"], "true"), 75);
         assert!(lives(sleeper));
         kill(sleeper, Signal::TERM);
@@ -387,11 +387,11 @@ fn zombies_can_be_waited_for() {
     drop(holder);
     let output = next.end();
     assert_eq!(code(&output), 0);
-    assert_eq!(stderr(&output), "", "nobody was taken over");
+    assert_eq!(stderr(&output), "", "no holder was taken over");
 }
 
-/// Starts a command, evicts it, and returns how that ended.
-fn evicted(place: &Place, options: &[&str], script: &str) -> (std::process::Output, Pid) {
+/// Starts a command, force-releases its lock, and returns the output and the process in the file `pid`.
+fn force_released(place: &Place, options: &[&str], script: &str) -> (std::process::Output, Pid) {
     let options: Vec<_> = ["--ttl", "1h"].iter().chain(options).copied().collect();
     let (holder, pid) = place.start(&options, script);
     ends_with(&mut place.verrou(["force-release", "k"]), 0);
@@ -405,17 +405,17 @@ fn evicted(place: &Place, options: &[&str], script: &str) -> (std::process::Outp
 fn command_that_lost_its_lock_gets_sigterm() {
     let place = Place::new("lease");
     let script = "trap ': > asked; exit 0' TERM; echo $$ > pid; while :; do sleep 0.05; done";
-    evicted(&place, &["--grace", "1h"], script);
+    force_released(&place, &["--grace", "1h"], script);
     assert!(place.path("asked").exists());
 }
 
 #[test]
 fn command_that_lost_its_lock_is_killed_after_the_grace() {
     let place = Place::new("lease");
-    // Its leader ends at once, what it started does not.
+    // The leader ends at once, the process that it started does not.
     let script = "(trap '' TERM; sleep 1000; sleep 1000) & echo $! > pid; exec sleep 1000";
-    let (_, pid) = evicted(&place, &["--grace", "100ms"], script);
-    eventually("it is gone", || !lives(pid));
+    let (_, pid) = force_released(&place, &["--grace", "100ms"], script);
+    eventually("the process has ended", || !lives(pid));
 }
 
 #[test]
@@ -425,7 +425,7 @@ fn stopped_command_that_lost_its_lock_is_ended() {
     let (holder, sleeper) = place.start(&options, STAY);
     kill(sleeper, Signal::STOP);
     stopped(sleeper);
-    // Without a terminal it is stopped alone: its lease is renewed.
+    // Without a terminal the command is stopped alone, and its lease is renewed.
     ends_with(&mut place.run(&["--wait", "1s"], "true"), 75);
     ends_with(&mut place.verrou(["force-release", "k"]), 0);
     assert_eq!(code(&holder.end()), 76);
@@ -436,14 +436,14 @@ fn stopped_command_that_lost_its_lock_is_ended() {
 fn command_that_lost_its_lock_is_killed_with_on_lost_kill() {
     let place = Place::new("lease");
     let script = "trap ': > asked' TERM; echo $$ > pid; while :; do sleep 0.05; done";
-    let (_, pid) = evicted(&place, &["--on-lost", "kill"], script);
+    let (_, pid) = force_released(&place, &["--on-lost", "kill"], script);
     assert!(!lives(pid) && !place.path("asked").exists());
 }
 
 #[test]
 fn command_that_lost_its_lock_continues_with_on_lost_ignore() {
     let place = Place::new("lease");
-    // It goes on until somebody else has had the lock.
+    // The command continues until another process has had the lock.
     let script = "echo $$ > pid; until test -e go; do sleep 0.02; done; : > end";
     let options = ["--ttl", "300ms", "--on-lost", "ignore"];
     let (holder, _) = place.start(&options, script);
@@ -452,7 +452,11 @@ fn command_that_lost_its_lock_continues_with_on_lost_ignore() {
     fs::write(place.path("go"), "").unwrap();
     let output = holder.end();
     assert_eq!(code(&output), 76);
-    assert_eq!(stderr(&output).lines().count(), 1, "said once");
+    assert_eq!(
+        stderr(&output).lines().count(),
+        1,
+        "the loss is reported once"
+    );
     assert!(place.path("end").exists());
 }
 
@@ -507,7 +511,9 @@ fn command_of_a_killed_wrapper_is_ended() {
         let (holder, pid) = place.start(&["--ttl", "1h", "--grace", "1h"], script);
         holder.signal(Signal::KILL);
         holder.end();
-        eventually("it got the death signal", || place.path("asked").exists());
+        eventually("the command got the death signal", || {
+            place.path("asked").exists()
+        });
         ends_with(&mut place.run(&["--no-wait"], "true"), 75);
         kill(pid, Signal::KILL);
         let options = ["--wait", "50s", "--zombie", "wait"];
@@ -518,7 +524,7 @@ fn command_of_a_killed_wrapper_is_ended() {
         let (holder, pid) = place.start(&["--on-lost", "kill"], script);
         holder.signal(Signal::KILL);
         holder.end();
-        eventually("it is killed", || !lives(pid));
+        eventually("the command is killed", || !lives(pid));
         assert!(!place.path("asked").exists());
     }
 }
@@ -531,7 +537,7 @@ fn a_long_lease_ends_with_its_processes() {
         holder.signal(Signal::KILL);
         let _ = kill_process(sleeper, Signal::KILL);
         holder.end();
-        eventually("it is gone", || !lives(sleeper));
+        eventually("the command has ended", || !lives(sleeper));
         let began = Instant::now();
         ends_with(&mut place.run(&["--wait", "5s"], "true"), 0);
         assert!(began.elapsed() < Duration::from_secs(4));
@@ -547,9 +553,9 @@ fn no_increment_is_lost() {
         let place = Place::new(kind);
         fs::write(place.path("count"), "0\n").unwrap();
         let wrapper = env!("CARGO_BIN_EXE_verrou");
-        let step = "read n < count; echo $((n + 1)) > count";
+        let increment = "read n < count; echo $((n + 1)) > count";
         let script = format!(
-            "i=0; while [ $i -lt {EACH} ]; do {wrapper} run k -- sh -c '{step}' || exit 1; \
+            "i=0; while [ $i -lt {EACH} ]; do {wrapper} run k -- sh -c '{increment}' || exit 1; \
              i=$((i + 1)); done"
         );
         let taker = || {
@@ -599,9 +605,9 @@ fn signals_that_were_blocked_before_the_start_are_handled() {
         command.current_dir(directory);
     }
     let started = Started::new(&mut command);
-    eventually("it holds the lock", || place.is_held());
+    eventually("the wrapper holds the lock", || place.is_held());
     let wrapper = started.pid();
-    eventually("it waits", || {
+    eventually("the wrapper waits", || {
         let place = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
         place.is_ok_and(|place| place.contains("poll"))
     });

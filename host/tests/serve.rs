@@ -490,7 +490,7 @@ fn wait_sleeps_and_wakes_no_other_process() {
         one.operate("acquire", ONE, Value::Null);
         let mut other = Started::new(&mut place.verrou(["run", "x", "--", "true"]));
         let id = other.id();
-        eventually("it waits", || {
+        eventually("the process waits", || {
             let before = switches(id);
             std::thread::sleep(Duration::from_millis(300));
             (1..5).contains(&(switches(id) - before))
@@ -525,7 +525,7 @@ fn a_wait_ends_with_the_release() {
             let before = switches(two.child.id());
             let wait = json!({ "wait": { "name": "x", "at_most": u64::MAX } });
             two.write(format!("{wait}\n"));
-            eventually("it waits", || switches(two.child.id()) > before);
+            eventually("the process waits", || switches(two.child.id()) > before);
             one.operate("release", ONE, Value::Null);
             two.read();
             assert_eq!(two.holder(), Value::Null, "{kind}");
@@ -584,7 +584,7 @@ fn serve_ends_when_its_output_is_closed() {
     drop(pipe);
     // A process that another test is just starting has a copy of the pipe until it executes its program.
     let mut requests = served.requests.take().unwrap();
-    eventually("it ends", || {
+    eventually("`serve` ends", || {
         let _ = requests.write_all(b"{\"abilities\":{}}\n");
         served.child.try_wait().unwrap().is_some()
     });

@@ -22,15 +22,15 @@ fn due(id: &str) -> Vec<u64> {
     let Ok(descriptors) = fs::read_dir(format!("/proc/{id}/fdinfo")) else {
         return Vec::new();
     };
-    let told = descriptors.filter_map(|it| fs::read_to_string(it.ok()?.path()).ok());
-    let due = |told: String| {
-        told.lines().any(|line| line == BOOTTIME).then_some(())?;
-        let value = told
+    let infos = descriptors.filter_map(|it| fs::read_to_string(it.ok()?.path()).ok());
+    let due = |info: String| {
+        info.lines().any(|line| line == BOOTTIME).then_some(())?;
+        let value = info
             .lines()
             .find_map(|line| line.strip_prefix("it_value: ("))?;
         value.split(',').next()?.parse().ok()
     };
-    told.filter_map(due).filter(|&due| due > 0).collect()
+    infos.filter_map(due).filter(|&due| due > 0).collect()
 }
 
 /// Returns whether a timer is set to the first renewal of a lease of `hours` hours.
@@ -53,14 +53,14 @@ fn keep_alive_waits_by_the_clock_of_leases() {
     let long = locks.create_lock("long", "1h").unwrap();
     let held = long.guard().unwrap();
     keep_alive(&held, || {
-        eventually("its timer is set", || is_set("self", 1));
+        eventually("the timer is set", || is_set("self", 1));
     })
     .unwrap();
     // The timer expires.
     let short = locks.create_lock("short", "300ms").unwrap();
     let held = short.guard().unwrap();
     let first_end = held.lease().ends();
-    let is_renewed = || eventually("it is renewed", || held.lease().ends() > first_end);
+    let is_renewed = || eventually("the lease is renewed", || held.lease().ends() > first_end);
     keep_alive(&held, is_renewed).unwrap();
 }
 
@@ -83,7 +83,7 @@ fn tasks_wait_by_the_clock_of_leases() {
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
-            eventually("its timer is set", || is_set("self", 2));
+            eventually("the timer is set", || is_set("self", 2));
         };
         let ran = long.run(async |held| held.keep(work).await);
         ran.await.unwrap().unwrap();
@@ -152,7 +152,7 @@ fn sleeping_tasks_share_one_timer() {
 fn the_command_waits_by_the_clock_of_leases() {
     let place = Place::new("lease");
     let (holder, sleeper) = place.start(&["--ttl", "1h"], "echo $$ > pid; exec sleep 1000");
-    eventually("its timer is set", || is_set(&holder.id().to_string(), 1));
+    eventually("the timer is set", || is_set(&holder.id().to_string(), 1));
     kill_process(sleeper, Signal::TERM).unwrap();
     holder.end();
 }

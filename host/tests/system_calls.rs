@@ -1,5 +1,5 @@
-//! What `verrou` asks the kernel: no path of a store is resolved as a whole. By ptrace(2), because
-//! strace(1) is not on every machine.
+//! System calls of `verrou`: no path of a store is resolved as a whole. The tests trace by ptrace(2), because
+//! strace(1) is not installed on every machine.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 mod common;
@@ -23,7 +23,7 @@ struct Call {
     flags: u64,
 }
 
-/// Which arguments of a call are paths.
+/// Returns the indexes of a call's arguments that are paths.
 fn paths_of(number: i64) -> &'static [usize] {
     match number {
         libc::SYS_open
@@ -62,7 +62,7 @@ fn paths_of(number: i64) -> &'static [usize] {
 
 fn text_at(memory: &File, address: u64) -> Option<String> {
     let mut bytes = [0; 4096];
-    // The rest of a page, for the next one may not be there.
+    // Reads the rest of a page first, because the next page may not be mapped.
     let length = 4096 - usize::try_from(address % 4096).ok()?;
     let mut read = memory.read_at(&mut bytes[..length], address).ok()?;
     if !bytes[..read].contains(&0) {
@@ -75,10 +75,11 @@ fn text_at(memory: &File, address: u64) -> Option<String> {
     Some(text.to_string_lossy().into_owned())
 }
 
-/// The calls with paths of `verrou` with these arguments, not those of the processes that it starts.
+/// Returns the calls with paths of `verrou` with these arguments, without those of the processes that it starts;
+/// `None` where programs cannot be traced.
 fn calls(place: &Place, words: &str) -> Option<Vec<Call>> {
     let mut command = Command::new("sh");
-    // It is stopped until it is traced.
+    // The process stops itself until it is traced.
     command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
     command
         .arg(env!("CARGO_BIN_EXE_verrou"))
@@ -89,7 +90,7 @@ fn calls(place: &Place, words: &str) -> Option<Vec<Call>> {
     stopped(traced.pid());
     let process = Pid::from_raw(traced.id().try_into().unwrap());
     if let Err(err) = ptrace::attach(process) {
-        eprintln!("no program can be traced here ({err}): its calls are not shown");
+        eprintln!("no program can be traced here ({err}): system calls are not tested");
         return None;
     }
     waitpid(process, None).unwrap();
@@ -137,20 +138,20 @@ fn calls(place: &Place, words: &str) -> Option<Vec<Call>> {
     }
 }
 
-/// What a path is resolved to a second time may be something else.
+/// A path that is resolved twice may lead to two different files.
 #[test]
 fn no_path_of_a_store_is_resolved_as_a_whole() {
     for kind in KINDS {
         let place = Place::new(kind);
         let directory = place.path("");
         let directory = directory.to_str().unwrap().trim_end_matches('/');
-        // A store that is made, and one that is there.
+        // The store is created first, and exists then.
         for _ in 0..2 {
             let words = format!("run --store {} k -- true", place.store());
             let Some(calls) = calls(&place, &words) else {
                 return;
             };
-            // Otherwise, an automount point would not be mounted.
+            // `O_PATH` without `O_DIRECTORY` would not mount an automount point.
             let path = u64::from(libc::O_PATH.unsigned_abs());
             let must_be_directory = u64::from(libc::O_DIRECTORY.unsigned_abs());
             let walked = calls

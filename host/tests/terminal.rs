@@ -1,4 +1,4 @@
-//! `verrou run` at a terminal: Ctrl-Z, `fg` and Ctrl-C mean what they mean without it.
+//! `verrou run` at a terminal: Ctrl-Z, `fg` and Ctrl-C have the same effect as without it.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -21,7 +21,7 @@ const READY: &str = "ready> ";
 /// Shells with job control.
 const SHELLS: [&[&str]; 2] = [&["sh", "-i"], &["bash", "--norc", "--noprofile", "-i"]];
 
-/// A shell with a terminal, and a person at it.
+/// A shell with a terminal, and the input and the screen of its user.
 struct Terminal {
     master: File,
     shown: Arc<Mutex<String>>,
@@ -44,7 +44,7 @@ impl Terminal {
         let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
         let slave = File::options().read(true).write(true).open(path).unwrap();
         let dup = || slave.try_clone().unwrap();
-        // setsid(1) makes the terminal the session's, for which the shell itself has no way.
+        // setsid(1) makes the terminal that of the session, which the shell itself cannot do.
         let shell = Command::new("setsid")
             .args(["--ctty", "--wait"])
             .args(program)
@@ -73,7 +73,7 @@ impl Terminal {
         (&self.master).write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Waits until the screen shows `text`, and forgets everything up to it.
+    /// Waits until the screen shows `text`, and discards everything up to it.
     #[track_caller]
     fn shows(&self, text: &str) {
         eventually(&format!("the screen shows {text:?}"), || {
@@ -86,15 +86,15 @@ impl Terminal {
         });
     }
 
-    /// Whether the terminal listens to the group of `leader`.
-    fn listens_to(&self, leader: Pid) -> bool {
+    /// Returns whether the group of `leader` is in the terminal's foreground.
+    fn has_in_foreground(&self, leader: Pid) -> bool {
         rustix::termios::tcgetpgrp(&self.master).is_ok_and(|group| group == leader)
     }
 }
 
 fn read(screen: &mut File, text: &Mutex<String>) {
     let mut bytes = [0; 1024];
-    // It ends with the last process that has the terminal.
+    // Reading fails when the last process that has the terminal ends.
     while let Ok(count @ 1..) = screen.read(&mut bytes) {
         let shown = String::from_utf8_lossy(&bytes[..count]);
         text.lock().unwrap().push_str(&shown);
@@ -116,7 +116,7 @@ impl Drop for Terminal {
     }
 }
 
-/// A command that says its number and repeats what is typed.
+/// A command that writes its process ID to a file, and repeats its input.
 const CAT: &str = "sh -c 'echo $$ > pid; exec cat'";
 
 fn run(options: &str, command: &str) -> String {
@@ -135,11 +135,13 @@ fn a_command_is_stopped_continued_and_interrupted() {
     terminal.types("\x1a");
     terminal.shows(READY);
     stopped(cat);
-    assert!(!terminal.listens_to(cat));
+    assert!(!terminal.has_in_foreground(cat));
     assert!(place.is_held());
 
     terminal.types("fg\n");
-    eventually("it has the terminal again", || terminal.listens_to(cat));
+    eventually("the command has the terminal again", || {
+        terminal.has_in_foreground(cat)
+    });
     terminal.types("second\n");
     terminal.shows("second\r\nsecond");
 
@@ -159,7 +161,9 @@ fn a_command_in_the_background_waits_for_the_terminal() {
     stopped(cat);
     stopped(parent(cat));
     terminal.types("fg\n");
-    eventually("it has the terminal", || terminal.listens_to(cat));
+    eventually("the command has the terminal", || {
+        terminal.has_in_foreground(cat)
+    });
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     terminal.types("\x04");
@@ -175,7 +179,7 @@ fn a_command_that_was_stopped_too_long_is_not_continued() {
     let command = "sh -c 'echo $$ > pid; cat; : > went-on'";
     terminal.types(&format!("{}\n", run("--ttl 300ms", command)));
     let command = place.pid();
-    // A shell that is stopped while it starts cat(1) by vfork(2) waits for that, and is not.
+    // A shell that is stopped while it starts cat(1) by vfork(2) would not count as stopped: it waits for cat(1).
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     terminal.types("\x1a");
@@ -204,7 +208,9 @@ fn command_that_was_stopped_too_long_goes_on_where_the_loss_is_ignored() {
     common::ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
     terminal.types("fg\n");
     terminal.shows("continues without it");
-    eventually("it has the terminal again", || terminal.listens_to(cat));
+    eventually("the command has the terminal again", || {
+        terminal.has_in_foreground(cat)
+    });
     terminal.types("second\n");
     terminal.shows("second\r\nsecond");
     terminal.types("\x04");
@@ -225,11 +231,11 @@ fn command_that_ends_while_the_wrapper_is_stopped_leaves_the_terminal_to_the_she
         let command = place.pid();
         let wrapper = parent(command);
         waits(wrapper);
-        assert!(terminal.listens_to(command));
+        assert!(terminal.has_in_foreground(command));
         kill_process(wrapper, Signal::STOP).unwrap();
         terminal.shows(READY);
         fs::write(place.path("go"), "").unwrap();
-        eventually("it has ended", || state(command) == Some('Z'));
+        eventually("the command has ended", || state(command) == Some('Z'));
         kill_process(wrapper, Signal::CONT).unwrap();
         eventually("the wrapper ends", || !lives(wrapper));
         terminal.types("echo $((6 * 7)) > answer; cat answer\n");
@@ -246,7 +252,9 @@ fn interrupt_after_a_loss_does_not_replace_the_exit_code() {
     let options = "--ttl 1h --grace 1h --on-lost term";
     terminal.types(&format!("{}\n", run(options, ignores)));
     let sleep = place.pid();
-    eventually("it has the terminal", || terminal.listens_to(sleep));
+    eventually("the command has the terminal", || {
+        terminal.has_in_foreground(sleep)
+    });
     common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
     terminal.shows("SIGTERM");
     terminal.types("\x03");
@@ -286,7 +294,9 @@ fn stop_signal_to_the_wrapper_stops_both() {
     stopped(cat);
     stopped(wrapper);
     terminal.types("fg\n");
-    eventually("it has the terminal again", || terminal.listens_to(cat));
+    eventually("the command has the terminal again", || {
+        terminal.has_in_foreground(cat)
+    });
     terminal.types("\x04");
     terminal.shows(READY);
 }
@@ -302,7 +312,9 @@ fn an_interrupted_command_ends_the_script_that_runs_it() {
     .unwrap();
     terminal.types("sh script\n");
     let cat = place.pid();
-    eventually("it has the terminal", || terminal.listens_to(cat));
+    eventually("the command has the terminal", || {
+        terminal.has_in_foreground(cat)
+    });
     terminal.types("\x03");
     terminal.shows(READY);
     terminal.types("echo code=$?\n");
@@ -345,7 +357,7 @@ fn a_script_keeps_its_terminal_from_what_it_runs_in_the_background() {
     fs::write(place.path("script"), script).unwrap();
     terminal.types("sh script\n");
     let sleep = place.pid();
-    assert!(!terminal.listens_to(sleep));
+    assert!(!terminal.has_in_foreground(sleep));
     terminal.types("words\n");
     terminal.shows("\nread=words");
     terminal.shows(READY);
@@ -403,13 +415,13 @@ fn redirected_command_is_stopped_and_continued_with_its_pipeline() {
             if continues == "bg" {
                 terminal.shows(READY);
             }
-            eventually("all go on", || {
+            eventually("all processes continue", || {
                 job.iter().all(|one| state(*one) == Some('S'))
             });
             if continues == "bg" {
                 terminal.types("fg\n");
-                eventually("they are in the foreground", || {
-                    terminal.listens_to(group(job[1]))
+                eventually("the job is in the foreground", || {
+                    terminal.has_in_foreground(group(job[1]))
                 });
             }
         }
@@ -432,14 +444,16 @@ fn command_that_was_lent_the_terminal_is_stopped_and_continued_with_its_pipeline
         let asking = place.pid();
         let job = [asking, parent(asking), place.pid_in("reader")];
         // The SIGCONT that follows would undo an earlier stop from the terminal.
-        eventually("it reads from the terminal", || {
-            terminal.listens_to(asking) && state(asking) == Some('S')
+        eventually("the command reads from the terminal", || {
+            terminal.has_in_foreground(asking) && state(asking) == Some('S')
         });
         terminal.types("\x1a");
         terminal.shows(READY);
         job.into_iter().for_each(stopped);
         terminal.types("fg\n");
-        eventually("it has the terminal again", || terminal.listens_to(asking));
+        eventually("the command has the terminal again", || {
+            terminal.has_in_foreground(asking)
+        });
         terminal.types("some\nwords\n");
         terminal.shows("\nread some words");
         terminal.shows(READY);
@@ -492,7 +506,7 @@ fn command_is_stopped_with_a_neighbour_that_asks_from_the_background() {
     terminal.types("fg\n");
     terminal.types("words\n");
     terminal.shows("\nread words");
-    eventually("it goes on", || state(sleep) == Some('S'));
+    eventually("the command continues", || state(sleep) == Some('S'));
     terminal.types("\x03");
     terminal.shows(READY);
     assert!(!lives(sleep));
@@ -550,7 +564,9 @@ fn background_command_without_a_shell_is_left_stopped() {
     // The wrapper writes one byte, to its guardian.
     assert!(writes(wrapper) <= before + 1, "nothing has changed");
     kill_process(wrapper, Signal::TERM).unwrap();
-    eventually("they end", || !lives(asking) && !lives(wrapper));
+    eventually("the command and the wrapper end", || {
+        !lives(asking) && !lives(wrapper)
+    });
     assert!(!place.is_held());
 }
 
@@ -581,7 +597,7 @@ fn background_job_ends_its_command_also_where_it_may_not_write() {
     waits(parent(sleep));
     common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
     terminal.shows("E_LOCK_LOST");
-    eventually("it ends", || !lives(sleep));
+    eventually("the command ends", || !lives(sleep));
 }
 
 /// Returns the number of write calls of a process, by `proc_pid_io(5)`.

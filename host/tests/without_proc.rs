@@ -1,4 +1,4 @@
-//! Processes without `/proc`, as in the chroot of a build (mock, debootstrap).
+//! Processes without `/proc`, as in a chroot for builds (mock, debootstrap).
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -9,8 +9,8 @@ use std::process::{Command, Output};
 
 use common::{Place, code, done, stderr, stdout};
 
-/// Runs `script` in a root of its own, with the directory of `place` and without `/proc`, and returns its
-/// output; `None` where this user may not create namespaces.
+/// Runs `script` in a root directory of its own, with the test's directory and without `/proc`. Returns its
+/// output, or `None` where this user may not create namespaces.
 fn without_proc(place: &Place, script: &str) -> Option<Output> {
     let root = place.path("root");
     fs::create_dir_all(&root).unwrap();
@@ -24,7 +24,7 @@ fn without_proc(place: &Place, script: &str) -> Option<Output> {
     };
     let probe = inside("test -d / && ! test -e /proc/self");
     if code(&probe) != 0 {
-        eprintln!("no namespaces here: what is done without /proc is not shown");
+        eprintln!("no namespaces here: a process without /proc is not tested");
         return None;
     }
     let directory = place.path("");

@@ -1,4 +1,4 @@
-//! A length of time, as people type it.
+//! Durations as typed.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

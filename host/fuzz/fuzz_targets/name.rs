@@ -1,4 +1,4 @@
-//! Two names, and the files that they get.
+//! Two names, and the names of their files.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! The bytes of a lock's file, and of the counter of fences.
+//! The bytes of a lock's file, and of the fence counter.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Where a store is, as people type it.
+//! Store URLs as typed.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! What a program does with the component in futures: waits, keeps, gives up.
+//! A program's use of the component in futures: waiting, renewing a lease, cancelling a wait.
 
 use std::future::{self, Future, poll_fn};
 use std::pin::pin;
@@ -26,7 +26,7 @@ where
     block_on(runner.instance(Arc::clone(store), host)).expect("an instance")
 }
 
-/// Sleeps for ever: whoever wakes here was woken.
+/// A host whose sleeps never end, so that only a notification can wake a waiting task.
 #[derive(Clone, Copy)]
 struct Sleepless;
 
@@ -77,7 +77,7 @@ fn release_wakes_future_that_waits_in_the_component() {
         let polled = acquired.as_mut().poll(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
         assert!(!woken.0.load(Ordering::Acquire));
-        block_on(held.release()).expect("my lock");
+        block_on(held.release()).expect("this lock's grant");
         assert!(woken.0.load(Ordering::Acquire));
         block_on(acquired).expect("a free lock")
     };
@@ -85,7 +85,7 @@ fn release_wakes_future_that_waits_in_the_component() {
     assert!(block_on(instance.is_held(lock)).expect("an answer"));
 }
 
-/// Whoever no longer wants to wait drops the future; the instance goes on.
+/// Dropping the future ends the wait; the instance stays usable.
 #[test]
 fn a_wait_can_be_dropped() {
     let store = Arc::new(MemoryStore::new(System));
@@ -96,14 +96,14 @@ fn a_wait_can_be_dropped() {
     });
     let policy = Retry::default();
     block_on(instance.acquire(one, &policy)).expect("a free lock");
-    // More often than there could be handles left behind.
+    // More often than an instance can have handles.
     for _ in 0..(1 << 15) + 10 {
         let mut waits = pin!(instance.acquire(two, &policy));
         let polled = poll_fn(|context| Poll::Ready(waits.as_mut().poll(context).is_pending()));
         assert!(block_on(polled));
     }
     assert!(block_on(instance.is_held(one)).expect("an answer"));
-    block_on(instance.release(one)).expect("my lock");
+    block_on(instance.release(one)).expect("this lock's grant");
     assert!(block_on(instance.try_acquire(two)).expect("an answer"));
     let end = block_on(instance.acquire(one, &Retry::NEVER));
     match end {
@@ -112,7 +112,7 @@ fn a_wait_can_be_dropped() {
     }
 }
 
-/// A lease is kept for as long as the work takes, and lost with it when it is lost.
+/// The lease is renewed for as long as the work takes; when the lease is lost, the work is dropped.
 #[test]
 fn lease_is_renewed_during_the_work() {
     let clock = TestClock::still();
@@ -135,10 +135,10 @@ fn lease_is_renewed_during_the_work() {
 
     let natively = LockFactory::new(Arc::clone(&store), clock.clone());
     let other = natively.create_lock("lock", "none").expect("a lock");
-    let robbed = async {
-        other.force_release().await.expect("an eviction");
+    let forced = async {
+        other.force_release().await.expect("a force-release");
         future::pending::<()>().await;
     };
-    let lost = block_on(instance.keep(lock, robbed));
+    let lost = block_on(instance.keep(lock, forced));
     assert_eq!(lost.expect_err("a loss").code(), "E_LOCK_LOST");
 }

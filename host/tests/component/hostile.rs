@@ -1,4 +1,4 @@
-//! Bad input, and bad stores: each is told by an error, and the instance goes on.
+//! Invalid input and faulty stores: each causes an error, and the instance stays usable.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
@@ -32,12 +32,12 @@ fn code<T: Debug>(end: Result<T, ComponentError>) -> &'static str {
     end.expect_err("an error").code()
 }
 
-/// Asserts that the instance still takes and gives back locks.
+/// Asserts that the instance still acquires and releases locks.
 #[track_caller]
 fn assert_usable(instance: &mut Instance<AnyStore, System>) {
     let lock = instance.create_lock("still here", None).expect("a lock");
     assert!(instance.try_acquire(lock).expect("an answer"));
-    instance.release(lock).expect("my lock");
+    instance.release(lock).expect("this lock's grant");
     instance.forget(lock).expect("a handle");
 }
 
@@ -95,13 +95,13 @@ fn invalid_calls_are_errors() {
             .expect("an answer")
     );
     instance.forget(lock).expect("a handle");
-    // What is dropped cannot be used, nor dropped again; that is the caller's mistake alone.
+    // A dropped lock can be neither used nor dropped again; the error is that of the caller alone.
     assert_eq!(code(instance.try_acquire(lock)), "E_INVALID_HANDLE");
     assert_eq!(code(instance.forget(lock)), "E_INVALID_HANDLE");
     assert_usable(&mut instance);
 }
 
-/// A policy that makes no sense, which no policy of this program can be, and a token that no grant
+/// Invalid retry policies, which the types of this program exclude, and a fencing token that no grant
 /// has.
 #[test]
 fn invalid_numbers_are_errors() {
@@ -154,8 +154,8 @@ fn invalid_numbers_are_errors() {
         instance.call(|locks, wasm| locks.lock().call_extend_for(wasm, lock, Some(u64::MAX)));
     let err = extended.expect("an instance").expect_err("an error");
     assert_eq!(err.code, ErrorCode::InvalidTtl);
-    let evicted = instance.call(|locks, wasm| locks.lock().call_force_release(wasm, lock, Some(0)));
-    assert!(!evicted.expect("an instance").expect("an answer"));
+    let freed = instance.call(|locks, wasm| locks.lock().call_force_release(wasm, lock, Some(0)));
+    assert!(!freed.expect("an instance").expect("an answer"));
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_million_handles_are_refused_one_by_one() {
     assert_usable(&mut instance);
 }
 
-/// The longest names there can be, in as many locks: they fit.
+/// The greatest number of locks, each with the longest name, fits in the memory.
 #[test]
 fn all_handles_fit_in_the_memory_that_an_instance_may_take() {
     let mut instance = instance(Arc::new(MemoryStore::new(System)));
@@ -193,7 +193,7 @@ fn all_handles_fit_in_the_memory_that_an_instance_may_take() {
     );
 }
 
-/// Where the limit is too low for that, the instance stops and says so, and others go on.
+/// With a lower limit, the instance stops with an error, and other instances stay usable.
 #[test]
 fn an_instance_without_memory_stops_alone() {
     let limits = Limits::default().memory(1 << 20);
@@ -212,7 +212,7 @@ fn an_instance_without_memory_stops_alone() {
     assert_usable(&mut other);
 }
 
-/// Code that goes on for longer than it may is stopped.
+/// A call that takes longer than the limit is stopped.
 #[test]
 fn an_instance_that_runs_for_too_long_is_stopped() {
     let limits = Limits::default()
@@ -222,13 +222,13 @@ fn an_instance_that_runs_for_too_long_is_stopped() {
     let mut instance = runner
         .instance(Arc::new(MemoryStore::new(System)), System)
         .expect("an instance");
-    // A text that takes it a second to read.
+    // A text that takes the instance a second to parse.
     let text = format!("{{\"unknown\":[{}1]", "1,".repeat(64 << 20));
     let end = instance.restore_lock(&text);
     assert_eq!(code(end), "E_COMPONENT_STOPPED");
 }
 
-/// However long the store takes, it is not the component's time.
+/// The time of the store does not count as the component's.
 #[test]
 fn a_store_may_take_longer_than_its_component() {
     let limits = Limits::default().time(STALL / 2);
@@ -239,17 +239,17 @@ fn a_store_may_take_longer_than_its_component() {
     assert!(instance.try_acquire(lock).expect("a slow answer"));
 }
 
-/// How long a store takes for a step that stalls.
+/// The time that a stalling store takes for an operation.
 const STALL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     CountsDown,
-    ErrsForGood,
-    ErrsForNow,
+    FailsPermanently,
+    FailsTemporarily,
     GrantsTwice,
     Stalls,
-    TellsNothing,
+    RefusesAll,
 }
 
 /// A memory store with a fault.
@@ -270,8 +270,8 @@ impl Faulty {
 
     fn fail(&self) -> Result<(), StoreError> {
         match self.fault {
-            Fault::ErrsForGood => Err(StoreError::permanent("the disk is gone")),
-            Fault::ErrsForNow => Err(StoreError::temporary("the network is down")),
+            Fault::FailsPermanently => Err(StoreError::permanent("the disk is gone")),
+            Fault::FailsTemporarily => Err(StoreError::temporary("the network is down")),
             Fault::Stalls => {
                 thread::sleep(STALL);
                 Ok(())
@@ -294,7 +294,7 @@ impl Store for Faulty {
                 }
             }
             Fault::GrantsTwice => Reply::Granted { fence: None },
-            Fault::TellsNothing => Reply::REFUSED,
+            Fault::RefusesAll => Reply::REFUSED,
             _ => reply,
         })
     }
@@ -330,8 +330,8 @@ fn faulty(fault: Fault) -> Instance<AnyStore, System> {
 #[test]
 fn error_of_a_store_keeps_its_message() {
     let texts = [
-        (Fault::ErrsForGood, "the disk is gone", false),
-        (Fault::ErrsForNow, "the network is down", true),
+        (Fault::FailsPermanently, "the disk is gone", false),
+        (Fault::FailsTemporarily, "the network is down", true),
     ];
     for (fault, text, temporary) in texts {
         let mut instance = faulty(fault);
@@ -355,14 +355,16 @@ fn error_of_a_store_keeps_its_message() {
     }
 }
 
-/// A store that lost count protects nothing: its grant is given back.
+/// The grant of a store that counts down would protect nothing, so it is released.
 #[test]
 fn grant_with_a_smaller_fencing_token_is_an_error_and_released() {
     let mut instance = faulty(Fault::CountsDown);
     let lock = instance.create_lock("lock", None).expect("a lock");
     instance.acquire(lock, &Retry::NEVER).expect("the first");
-    instance.release(lock).expect("my lock");
-    let err = instance.acquire(lock, &Retry::NEVER).expect_err("a lie");
+    instance.release(lock).expect("this lock's grant");
+    let err = instance
+        .acquire(lock, &Retry::NEVER)
+        .expect_err("a smaller token");
     assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
     assert!(
         err.to_string().contains("fencing token 998, after 999"),
@@ -371,7 +373,7 @@ fn grant_with_a_smaller_fencing_token_is_an_error_and_released() {
     assert!(!instance.is_locked(lock).expect("an answer"));
 }
 
-/// A store that grants to everyone cannot be found out; whose lock it is not, is told at the end.
+/// A store that grants every request cannot be detected; the release by another owner is an error.
 #[test]
 fn double_grant_is_noticed_at_the_release() {
     let mut instance = faulty(Fault::GrantsTwice);
@@ -380,18 +382,18 @@ fn double_grant_is_noticed_at_the_release() {
     assert!(instance.try_acquire(two).expect("an answer"));
     assert_eq!(code(instance.is_held(two)), "E_LOCK_STORAGE_ERROR");
     assert_eq!(code(instance.release(two)), "E_LOCK_NOT_OWNER");
-    instance.release(one).expect("my lock");
+    instance.release(one).expect("this lock's grant");
 }
 
 #[test]
 fn store_that_never_grants_is_waited_for_until_the_timeout() {
-    let mut instance = faulty(Fault::TellsNothing);
+    let mut instance = faulty(Fault::RefusesAll);
     let lock = instance.create_lock("lock", None).expect("a lock");
     let soon = Retry::default().timeout(Duration::from_millis(5));
     assert_eq!(code(instance.acquire(lock, &soon)), "E_LOCK_TIMEOUT");
 }
 
-/// Imports as only another host can have them.
+/// Imports with invalid values, which the host of this program cannot return.
 struct Garbage(wit::Holder, Option<u64>);
 
 impl wit::Host for Garbage {
@@ -464,7 +466,7 @@ fn invalid_reply_of_a_store_is_an_error() {
     said(locks.call_is_locked(&mut wasm, lock), "fencing token 0");
     said(locks.call_force_release(&mut wasm, lock, None), "[31m");
 
-    // And at the end of all time, a lease has no time left.
+    // At the end of the clock's range, a lease has no time left.
     wasm.data_mut().1 = Some(u64::MAX);
     let acquired = locks.call_try_acquire(&mut wasm, lock);
     acquired.expect("an instance").expect("an answer");

@@ -1,12 +1,12 @@
 //! The component in wasmtime, with this program's stores behind it.
 //!
-//! It has to be there: `cargo xtask component` builds it.
+//! `cargo xtask component` builds the component, which these tests need.
 
 mod awaited;
 #[cfg(all(target_os = "linux", feature = "redis"))]
 #[cfg_attr(
     feature = "etcd",
-    expect(dead_code, reason = "no server here counts in other steps")
+    expect(dead_code, reason = "no server here counts in other increments")
 )]
 #[path = "../servers/fixture.rs"]
 mod fixture;

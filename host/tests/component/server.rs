@@ -19,7 +19,7 @@ fn redis() -> String {
     format!("redis://127.0.0.1:{}", server.port)
 }
 
-/// A place on a server, whose time nobody can move: the test's clock runs beside it.
+/// A fixture on a server, whose clock no test can advance; the test's clock runs beside it.
 struct Beside {
     place: Place,
     clock: TestClock,
@@ -51,7 +51,7 @@ impl Fixture for Beside {
 
 conformance!(through, Component(Beside::new()));
 
-/// What the example shows: its lock excludes the command's.
+/// The lock of the example and that of the command exclude each other.
 #[test]
 fn example_shares_its_locks_with_the_command() {
     let store = format!("{}?prefix=example:", redis());
@@ -60,7 +60,7 @@ fn example_shares_its_locks_with_the_command() {
         command.args(["--store", &store]).args(words);
         command.output().expect("the command can be run")
     };
-    // `cargo test` builds it beside the tests. `cargo run` with other features would build most crates again.
+    // `cargo test` builds the example beside the tests. `cargo run` with other features would rebuild most crates.
     let tests = std::env::current_exe().expect("a path");
     let example = tests.ancestors().nth(2).expect("a directory for programs");
     let example = example.join("examples/embed_server");
@@ -68,7 +68,9 @@ fn example_shares_its_locks_with_the_command() {
         let mut program = Command::new(&example);
         program.arg(&store);
         program.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        program.output().expect("`cargo build --examples` makes it")
+        program
+            .output()
+            .expect("`cargo build --examples` builds the example")
     };
     let shown = example();
     let said = String::from_utf8_lossy(&shown.stdout);

@@ -1,5 +1,5 @@
-//! A store as it is seen through the component: its locks, turned back into a store, so that the
-//! suite for stores runs through it.
+//! An adapter from the component's locks back to a store, so that the suite for stores runs through the
+//! component.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::identity;
@@ -33,52 +33,52 @@ pub(crate) fn component() -> Vec<u8> {
     })
 }
 
-/// What can be asked of an instance, whatever its colour.
+/// The calls of an instance, blocking or async.
 pub(crate) trait Calls: Send + 'static {
-    fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Said<LockHandle>;
-    fn restore_lock(&mut self, serialized: &str) -> Said<LockHandle>;
-    fn try_acquire(&mut self, lock: LockHandle) -> Said<bool>;
-    fn release(&mut self, lock: LockHandle) -> Said<()>;
-    fn force_release(&mut self, lock: LockHandle, only: Option<Fence>) -> Said<bool>;
-    fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Said<()>;
-    fn is_expired(&mut self, lock: LockHandle) -> Said<bool>;
-    fn is_held(&mut self, lock: LockHandle) -> Said<bool>;
-    fn holder(&mut self, lock: LockHandle) -> Said<Option<Holder>>;
-    fn serialize(&mut self, lock: LockHandle) -> Said<String>;
-    fn fence(&mut self, lock: LockHandle) -> Said<Option<Fence>>;
-    fn forget(&mut self, lock: LockHandle) -> Said<()>;
+    fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Answer<LockHandle>;
+    fn restore_lock(&mut self, serialized: &str) -> Answer<LockHandle>;
+    fn try_acquire(&mut self, lock: LockHandle) -> Answer<bool>;
+    fn release(&mut self, lock: LockHandle) -> Answer<()>;
+    fn force_release(&mut self, lock: LockHandle, only: Option<Fence>) -> Answer<bool>;
+    fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Answer<()>;
+    fn is_expired(&mut self, lock: LockHandle) -> Answer<bool>;
+    fn is_held(&mut self, lock: LockHandle) -> Answer<bool>;
+    fn holder(&mut self, lock: LockHandle) -> Answer<Option<Holder>>;
+    fn serialize(&mut self, lock: LockHandle) -> Answer<String>;
+    fn fence(&mut self, lock: LockHandle) -> Answer<Option<Fence>>;
+    fn forget(&mut self, lock: LockHandle) -> Answer<()>;
 }
 
-type Said<T> = Result<T, ComponentError>;
+type Answer<T> = Result<T, ComponentError>;
 
 macro_rules! calls {
     ($instance:ty, $wait:expr) => {
         impl Calls for $instance {
-            fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Said<LockHandle> {
+            fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Answer<LockHandle> {
                 $wait(self.create_lock(name, ttl))
             }
-            fn restore_lock(&mut self, serialized: &str) -> Said<LockHandle> {
+            fn restore_lock(&mut self, serialized: &str) -> Answer<LockHandle> {
                 $wait(self.restore_lock(serialized))
             }
-            fn try_acquire(&mut self, lock: LockHandle) -> Said<bool> {
+            fn try_acquire(&mut self, lock: LockHandle) -> Answer<bool> {
                 $wait(self.try_acquire(lock))
             }
-            fn release(&mut self, lock: LockHandle) -> Said<()> {
+            fn release(&mut self, lock: LockHandle) -> Answer<()> {
                 $wait(self.release(lock))
             }
-            fn force_release(&mut self, lock: LockHandle, only: Option<Fence>) -> Said<bool> {
+            fn force_release(&mut self, lock: LockHandle, only: Option<Fence>) -> Answer<bool> {
                 $wait(self.force_release(lock, only))
             }
-            fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Said<()> {
+            fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Answer<()> {
                 $wait(self.extend(lock, ttl))
             }
-            fn is_expired(&mut self, lock: LockHandle) -> Said<bool> {
+            fn is_expired(&mut self, lock: LockHandle) -> Answer<bool> {
                 $wait(self.is_expired(lock))
             }
-            fn is_held(&mut self, lock: LockHandle) -> Said<bool> {
+            fn is_held(&mut self, lock: LockHandle) -> Answer<bool> {
                 $wait(self.is_held(lock))
             }
-            fn holder(&mut self, lock: LockHandle) -> Said<Option<Holder>> {
+            fn holder(&mut self, lock: LockHandle) -> Answer<Option<Holder>> {
                 let holder = $wait(self.holder(lock))?;
                 Ok(holder.map(|holder| Holder {
                     fence: holder.fencing_token.and_then(Fence::new),
@@ -88,23 +88,23 @@ macro_rules! calls {
                     detached: false,
                 }))
             }
-            fn serialize(&mut self, lock: LockHandle) -> Said<String> {
+            fn serialize(&mut self, lock: LockHandle) -> Answer<String> {
                 $wait(self.serialize(lock))
             }
-            fn fence(&mut self, lock: LockHandle) -> Said<Option<Fence>> {
+            fn fence(&mut self, lock: LockHandle) -> Answer<Option<Fence>> {
                 $wait(self.fence(lock))
             }
-            fn forget(&mut self, lock: LockHandle) -> Said<()> {
+            fn forget(&mut self, lock: LockHandle) -> Answer<()> {
                 $wait(self.forget(lock))
             }
         }
     };
 }
 
-calls!(Instance<AnyStore, Told>, identity);
-calls!(AsyncInstance<Yielding, Told>, block_on);
+calls!(Instance<AnyStore, AdapterHost>, identity);
+calls!(AsyncInstance<Yielding, AdapterHost>, block_on);
 
-/// A store whose every step has to be awaited.
+/// A store whose operations each yield once before they complete.
 pub(crate) struct Yielding(pub(crate) Inline<AnyStore>);
 
 impl Yielding {
@@ -156,43 +156,43 @@ impl AsyncStore for Yielding {
     }
 }
 
-fn async_runner() -> &'static AsyncRunner<Told> {
-    static RUNNER: OnceLock<AsyncRunner<Told>> = OnceLock::new();
+fn async_runner() -> &'static AsyncRunner<AdapterHost> {
+    static RUNNER: OnceLock<AsyncRunner<AdapterHost>> = OnceLock::new();
     RUNNER.get_or_init(|| AsyncRunner::new(&component(), &Limits::default()).expect("a component"))
 }
 
-fn runner() -> &'static Runner<AnyStore, Told> {
-    static RUNNER: OnceLock<Runner<AnyStore, Told>> = OnceLock::new();
+fn runner() -> &'static Runner<AnyStore, AdapterHost> {
+    static RUNNER: OnceLock<Runner<AnyStore, AdapterHost>> = OnceLock::new();
     RUNNER.get_or_init(|| Runner::new(&component(), &Limits::default()).expect("the component"))
 }
 
-/// The time as the test has it, and randomness as it is told.
+/// A host with the test's clock, and with the owner tokens that the adapter chooses.
 #[derive(Clone)]
-pub(crate) struct Told {
+pub(crate) struct AdapterHost {
     clock: TestClock,
     next: Arc<Mutex<VecDeque<[u8; 8]>>>,
 }
 
-impl Told {
+impl AdapterHost {
     pub(crate) fn new(clock: TestClock) -> Self {
         let next = Arc::default();
         Self { clock, next }
     }
 
-    /// Lets the next owner that the component draws be `owner`.
-    fn tell(&self, owner: Owner) {
+    /// Makes the component draw `owner` as its next owner token.
+    fn draw_next(&self, owner: Owner) {
         let halves = owner.as_bytes().as_chunks().0;
         self.next.lock().unwrap().extend(halves);
     }
 }
 
-impl Clock for Told {
+impl Clock for AdapterHost {
     fn now(&self) -> Timestamp {
         self.clock.now()
     }
 }
 
-impl Host for Told {
+impl Host for AdapterHost {
     fn sleep(&self, pause: Duration) {
         Host::sleep(&self.clock, pause);
     }
@@ -211,7 +211,7 @@ impl Host for Told {
     }
 }
 
-impl AsyncHost for Told {
+impl AsyncHost for AdapterHost {
     fn sleep(&self, pause: Duration) -> impl Future<Output = ()> {
         AsyncHost::sleep(&self.clock, pause)
     }
@@ -225,10 +225,10 @@ impl AsyncHost for Told {
     }
 }
 
-/// A place whose clients are instances of the component.
+/// A fixture whose clients are instances of the component.
 pub(crate) struct Component<F>(pub(crate) F);
 
-/// A place whose clients are instances of the component that are awaited.
+/// A fixture whose clients are async instances of the component.
 pub(crate) struct Awaited<F>(pub(crate) F);
 
 macro_rules! fixture {
@@ -239,9 +239,9 @@ macro_rules! fixture {
 
             fn client(&self) -> Self::Store {
                 let store: AnyStore = Arc::new(self.0.client());
-                let told = Told::new(self.0.host());
-                let instance = $new(Arc::clone(&store), told.clone());
-                Through::new(store, told, instance.expect("an instance"))
+                let host = AdapterHost::new(self.0.host());
+                let instance = $new(Arc::clone(&store), host.clone());
+                Through::new(store, host, instance.expect("an instance"))
             }
 
             fn host(&self) -> TestClock {
@@ -257,33 +257,33 @@ macro_rules! fixture {
 
 fixture!(
     Component,
-    Instance<AnyStore, Told>,
-    |store, told| runner().instance(store, told)
+    Instance<AnyStore, AdapterHost>,
+    |store, host| runner().instance(store, host)
 );
 fixture!(
     Awaited,
-    AsyncInstance<Yielding, Told>,
-    |store, told| block_on(async_runner().instance(Yielding(Inline(store)), told))
+    AsyncInstance<Yielding, AdapterHost>,
+    |store, host| block_on(async_runner().instance(Yielding(Inline(store)), host))
 );
 
 /// One instance of the component, as a store.
 pub(crate) struct Through<I> {
     store: AnyStore,
-    told: Told,
+    host: AdapterHost,
     state: Mutex<State<I>>,
 }
 
 struct State<I> {
     instance: I,
-    /// The locks that were acquired here, and are not released.
+    /// The locks that were acquired by this instance, and are not released.
     locks: HashMap<(Name, Owner), LockHandle>,
 }
 
 impl<I: Calls> Through<I> {
-    fn new(store: AnyStore, told: Told, instance: I) -> Self {
+    fn new(store: AnyStore, host: AdapterHost, instance: I) -> Self {
         Self {
             store,
-            told,
+            host,
             state: Mutex::new(State {
                 instance,
                 locks: HashMap::new(),
@@ -291,45 +291,45 @@ impl<I: Calls> Through<I> {
         }
     }
 
-    /// Does something with the lock that `claim` holds, or says that it holds, here or elsewhere.
+    /// Calls `operation` with the lock of `claim`: the one that this instance acquired, or else a restored one.
     fn with(
         &self,
         claim: &Claim,
-        step: impl FnOnce(&mut I, LockHandle) -> Result<bool, ComponentError>,
+        operation: impl FnOnce(&mut I, LockHandle) -> Result<bool, ComponentError>,
     ) -> Result<Reply, StoreError> {
         let state = &mut *self.state.lock().unwrap();
         let known = state.locks.get(&(claim.name.clone(), claim.owner)).copied();
-        // One whose time has passed may have been extended elsewhere, of which it knows nothing.
+        // An expired lock may have been extended by another instance, which this one has not recorded.
         let known = known.filter(|lock| !state.instance.is_expired(*lock).expect("an instance"));
         let lock = if let Some(lock) = known {
             lock
         } else {
-            let text = self.written_down(claim);
+            let text = self.serialized(claim);
             state.instance.restore_lock(&text).map_err(failed)?
         };
-        let end = step(&mut state.instance, lock);
+        let end = operation(&mut state.instance, lock);
         if known.is_none() {
             state.instance.forget(lock).map_err(failed)?;
         }
         reply(end)
     }
 
-    /// What `serialize` would have said of `claim`, had it been granted now.
-    fn written_down(&self, claim: &Claim) -> String {
-        let now = self.told.now();
+    /// Returns the serialized lock of `claim` as if it had been granted now.
+    fn serialized(&self, claim: &Claim) -> String {
+        let now = self.host.now();
         let lease = Lease::granted(claim.clone(), None, now);
-        SerializedLock::new(&lease, claim.ttl, now, Host::wall_clock(&self.told)).to_string()
+        SerializedLock::new(&lease, claim.ttl, now, Host::wall_clock(&self.host)).to_string()
     }
 
-    /// Does something with the lock called `name`, whoever holds it.
+    /// Calls `operation` with a new lock called `name`, which need not be held.
     fn about<T>(
         &self,
         name: &Name,
-        step: impl FnOnce(&mut I, LockHandle) -> Result<T, ComponentError>,
+        operation: impl FnOnce(&mut I, LockHandle) -> Result<T, ComponentError>,
     ) -> Result<T, ComponentError> {
         let instance = &mut self.state.lock().unwrap().instance;
         let lock = instance.create_lock(name.as_str(), None)?;
-        let end = step(instance, lock);
+        let end = operation(instance, lock);
         instance.forget(lock)?;
         end
     }
@@ -365,14 +365,14 @@ impl<I: Calls> Store for Through<I> {
         let ttl = claim.ttl.duration();
         let lock = instance.create_lock(claim.name.as_str(), ttl);
         let lock = lock.map_err(failed)?;
-        self.told.tell(claim.owner);
+        self.host.draw_next(claim.owner);
         let acquired = instance.try_acquire(lock).map_err(failed)?;
         if !acquired {
             instance.forget(lock).map_err(failed)?;
             return Ok(Reply::REFUSED);
         }
         if !claim.ephemeral && self.store.abilities().transfers {
-            // Whoever writes a lease down lets it outlive this instance.
+            // Serializing detaches the lease, so that it outlives this instance.
             instance.serialize(lock).map_err(failed)?;
         }
         let fence = instance.fence(lock).map_err(failed)?;
@@ -419,7 +419,7 @@ impl<I: Calls> Store for Through<I> {
             return Ok(Reply::REFUSED);
         }
         self.with(claim, |instance, lock| {
-            // A lock that was restored was detached when it was written down, here without a fencing token.
+            // A restored lock was detached when it was serialized, here without a fencing token.
             if instance.fence(lock)?.is_none() || !instance.is_held(lock)? {
                 return Ok(false);
             }
@@ -435,7 +435,7 @@ impl<I: Calls> Store for Through<I> {
         self.store.give_up(claim);
     }
 
-    /// A component renews its leases by `extend`, so none is taken back.
+    /// The component renews its leases by `extend`, which revives no expired lease.
     fn abilities(&self) -> Abilities {
         Abilities {
             revives: false,

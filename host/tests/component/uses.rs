@@ -1,4 +1,4 @@
-//! What a program does with the component: waits, keeps, hands over.
+//! A program's use of the component: waiting, renewing and transferring leases.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn memory() -> AnyStore {
 
 const HOUR: Duration = Duration::from_hours(1);
 
-/// A store in memory that tells when somebody waits.
+/// A store in memory that notifies the test when a client waits.
 struct Watched {
     store: MemoryStore<System>,
     waiting: SyncSender<()>,
@@ -64,7 +64,7 @@ impl Store for Watched {
     }
 }
 
-/// Whoever waits in the component is woken by the release, long before its policy would look.
+/// The release wakes the waiter long before the next attempt of its retry policy.
 #[test]
 fn release_wakes_waiter_in_the_component() {
     let (waiting, waits) = mpsc::sync_channel(1);
@@ -82,11 +82,11 @@ fn release_wakes_waiter_in_the_component() {
             let lock = instance.create_lock("lock", None).expect("a lock");
             let hourly = Retry::default().delay(HOUR).expect("a delay");
             let fence = instance.acquire(lock, &hourly).expect("a grant");
-            instance.release(lock).expect("my lock");
+            instance.release(lock).expect("this lock's grant");
             fence
         });
         waits.recv().expect("a waiter");
-        held.release().expect("my lock");
+        held.release().expect("this lock's grant");
         assert!(waiter.join().expect("a waiter").is_some());
     });
     assert!(began.elapsed() < HOUR / 60);
@@ -107,7 +107,7 @@ fn retry_policy_ends_in_the_component_as_natively() {
     let in_time = Retry::default().timeout(delay);
     for (retry, most) in [
         (thrice.expect("a policy"), 3..=3),
-        // One, if the time had passed when the first was answered.
+        // One attempt, if the timeout has passed when its answer arrives.
         (in_time, 1..=2),
         (Retry::NEVER, 1..=1),
     ] {
@@ -123,7 +123,7 @@ fn retry_policy_ends_in_the_component_as_natively() {
     assert!(!instance.is_held(two).expect("an answer"));
 }
 
-/// A lease that is kept lasts for longer than its ttl, and its loss is said.
+/// A renewed lease lasts for longer than its ttl, and its loss is reported.
 #[test]
 fn lease_is_renewed_by_polling() {
     let clock = TestClock::still();
@@ -152,14 +152,14 @@ fn lease_is_renewed_by_polling() {
     let lost = instance.keep(lock, |pause, _| {
         let other = LockFactory::new(Arc::clone(&store), clock.clone());
         let other = other.create_lock("lock", "none").expect("a lock");
-        other.force_release().expect("an eviction");
+        other.force_release().expect("a force-release");
         clock.advance(pause);
         ControlFlow::<()>::Continue(())
     });
     assert_eq!(lost.expect_err("a loss").code(), "E_LOCK_LOST");
 }
 
-/// What the component may take in a call is not what passes between two calls.
+/// The limit of a call's time does not include the time between two calls.
 #[test]
 fn lease_can_be_renewed_for_longer_than_a_call_may_take() {
     let time = Duration::from_secs(1);
@@ -173,11 +173,11 @@ fn lease_can_be_renewed_for_longer_than_a_call_may_take() {
     });
     assert_eq!(kept.ok(), Some("done"));
     thread::sleep(time + time / 2);
-    instance.release(lock).expect("my lock");
+    instance.release(lock).expect("this lock's grant");
 }
 
-/// A lease that was taken in the component is released by the machine's own lock, and the other
-/// way round: the text is the same.
+/// A lease that was acquired in the component is released by a native lock, and the other
+/// way round; the serialized text is the same.
 #[test]
 fn lease_is_transferred_in_both_directions() {
     let place = Directory::new(lease_file);
@@ -199,8 +199,10 @@ fn lease_is_transferred_in_both_directions() {
     assert_eq!(serialized.to_string(), text);
     let restored = native().restore_lock(&serialized);
     assert!(restored.is_held().expect("an answer"));
-    restored.extend(Some(Ttl::DEFAULT)).expect("my lock");
-    restored.release().expect("my lock");
+    restored
+        .extend(Some(Ttl::DEFAULT))
+        .expect("this lock's grant");
+    restored.release().expect("this lock's grant");
 
     let lock = native().create_lock("lock “ü”", ttl).expect("a lock");
     let lease = lock.acquire().expect("a free lock");
@@ -218,11 +220,11 @@ fn lease_is_transferred_in_both_directions() {
         (again.owner(), again.fence()),
         (lease.owner(), lease.fence())
     );
-    instance.release(restored).expect("my lock");
+    instance.release(restored).expect("this lock's grant");
     assert!(!lock.is_locked().expect("an answer"));
 }
 
-/// Instances come from the pool, and go back to it.
+/// Instances are taken from the pool, and returned to it.
 #[test]
 fn instances_are_taken_from_a_pool_and_returned() {
     let limits = Limits::default().pool(2).memory(1 << 20);
@@ -239,6 +241,6 @@ fn instances_are_taken_from_a_pool_and_returned() {
         assert!(one.try_acquire(lock).expect("an answer"));
         let other = two.create_lock("lock", None).expect("a lock");
         assert!(!two.try_acquire(other).expect("an answer"));
-        one.release(lock).expect("my lock");
+        one.release(lock).expect("this lock's grant");
     }
 }

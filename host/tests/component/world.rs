@@ -1,4 +1,4 @@
-//! What the component is: what it imports and exports.
+//! The component's imports and exports.
 
 use wasmtime::Engine;
 use wasmtime::component::Component;

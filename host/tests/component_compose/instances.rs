@@ -1,4 +1,4 @@
-//! Instances of components by the test's clock.
+//! Instances of components with the test's clock.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -18,7 +18,7 @@ static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
     Engine::new(&config).unwrap()
 });
 
-/// What an instance's imports are made of.
+/// The state of an instance's imports.
 pub(crate) struct State {
     clock: TestClock,
     keyvalue: keyvalue::Host,
@@ -32,7 +32,7 @@ struct DateTime {
     nanoseconds: u32,
 }
 
-/// Where `cargo xtask component` puts what it builds.
+/// Returns the path of a component that `cargo xtask component` has built.
 pub(crate) fn built(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target/component");
     let path = path.join(format!("{name}.wasm"));
@@ -48,8 +48,8 @@ pub(crate) fn load(path: &Path) -> Component {
     Component::from_file(&ENGINE, path).unwrap()
 }
 
-/// Somewhere for an instance of `component`, and what it may import: the time as the clock shows
-/// it, randomness, the bucket.
+/// Returns a store for an instance of `component`, and a linker with its imports: the clock, randomness and the
+/// bucket.
 pub(crate) fn around(
     component: &Component,
     clock: TestClock,

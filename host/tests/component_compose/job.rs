@@ -1,4 +1,4 @@
-//! The example `cron-job`, in processes of this program, and beside the `verrou` command.
+//! The example `cron-job`, in processes of this program, together with the `verrou` command.
 
 use std::env;
 use std::fs::File;
@@ -15,7 +15,7 @@ use crate::instances::{built, load};
 use crate::wasi::{self, Wasi};
 use crate::{compose, succeeded};
 
-/// What the process of a job is told, one thing in each variable.
+/// The environment variables of the process of a job.
 const COMPONENT: &str = "JOB_COMPONENT";
 const STORE: &str = "JOB_STORE";
 const ARGUMENTS: &str = "JOB_ARGUMENTS";
@@ -26,16 +26,19 @@ struct State {
     locks: Locks,
 }
 
-/// No test: the process of a job, which ends with the job's exit code.
+/// The process of a job, which ends with the job's exit code; not a test.
 #[test]
 #[ignore = "this is the process that others start"]
 fn process() {
-    let told = |name| env::var(name).unwrap();
-    let component = load(Path::new(&told(COMPONENT)));
-    let store = LeaseFileStore::open(told(STORE), &StoreOptions::default()).unwrap();
-    let output = File::options().append(true).create(true).open(told(OUTPUT));
+    let variable = |name| env::var(name).unwrap();
+    let component = load(Path::new(&variable(COMPONENT)));
+    let store = LeaseFileStore::open(variable(STORE), &StoreOptions::default()).unwrap();
+    let output = File::options()
+        .append(true)
+        .create(true)
+        .open(variable(OUTPUT));
     let errors = File::from(rustix::io::dup(std::io::stderr()).unwrap());
-    let arguments = told(ARGUMENTS);
+    let arguments = variable(ARGUMENTS);
     let wasi = Wasi {
         arguments: arguments.split(' ').map(Into::into).collect(),
         streams: [output.unwrap(), errors],
@@ -58,19 +61,19 @@ fn run(component: &Component, state: State) -> Result<(), ()> {
     run.unwrap().call(&mut wasm, ()).unwrap().0
 }
 
-/// A process of a job that works for `work` seconds and waits for `patience` seconds.
-fn job(place: &Place, component: &Path, work: u32, patience: u32) -> Command {
+/// Returns the process of a job that works for `work` seconds, after waiting for at most `wait` seconds.
+fn job(place: &Place, component: &Path, work: u32, wait: u32) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
         .args(["--exact", "job::process", "--ignored", "--nocapture"])
         .env(COMPONENT, component)
         .env(STORE, place.locks())
-        .env(ARGUMENTS, format!("cron-job {work} {patience}"))
+        .env(ARGUMENTS, format!("cron-job {work} {wait}"))
         .env(OUTPUT, place.path("log"));
     command
 }
 
-/// Waits until the log has a line that begins so.
+/// Waits until the log has a line that begins with `start`.
 fn logged(place: &Place, start: &str) {
     eventually(start, || {
         place
@@ -106,7 +109,10 @@ fn jobs_and_commands_exclude_each_other() {
             "two at a time:\n{log}"
         );
         let token: u64 = token.parse().unwrap();
-        assert!(token > before, "a fencing token that does not grow:\n{log}");
+        assert!(
+            token > before,
+            "a fencing token that is not greater:\n{log}"
+        );
         before = token;
     }
     assert_eq!(lines.next(), None);
@@ -141,10 +147,10 @@ fn a_job_that_runs_elsewhere_is_not_run() {
 #[test]
 fn force_released_job_reports_the_loss() {
     let place = Place::new("lease");
-    let evicted = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
+    let running = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
     logged(&place, "begin ");
     ends_with(&mut place.verrou(["force-release", "nightly"]), 0);
-    let output = evicted.end();
+    let output = running.end();
     assert_eq!(code(&output), 1);
     assert!(
         stderr(&output).contains("nightly: the lease was revoked"),
@@ -172,10 +178,10 @@ fn a_job_with_the_locks_and_a_store_inside_needs_nothing_but_wasi() {
         "--output".as_ref(),
         &composed,
     ]));
-    // This does not concern it: the store inside is another.
+    // This lock is in another store than the one inside the job.
     ends_with(&mut place.verrou(["run", "nightly", "--", "true"]), 0);
     let output = done(&mut job(&place, &composed, 6, 0));
     assert_eq!(code(&output), 0, "{}", stderr(&output));
-    // Longer than its lease lasts, but for the renewal.
+    // The job takes longer than its ttl, so its lease is renewed.
     assert_eq!(place.read("log"), "begin 1\nend 1\n");
 }

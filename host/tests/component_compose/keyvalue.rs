@@ -1,5 +1,5 @@
-//! A host of `wasi:keyvalue`, in memory, with a compare-and-swap that is one.
-#![allow(unreachable_pub, reason = "the bindings ask for it")]
+//! A host of `wasi:keyvalue`, in memory, with an atomic compare-and-swap.
+#![allow(unreachable_pub, reason = "the bindings need it")]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ mod bindings {
     });
 }
 
-/// A bucket, which any number of instances have in common.
+/// A bucket, which any number of instances share.
 #[derive(Clone, Default)]
 pub struct Bucket(Arc<Mutex<Values>>);
 
@@ -39,7 +39,7 @@ struct Values {
 
 #[derive(Clone)]
 struct Value {
-    /// The swap that set it.
+    /// The number of the swap that set the value.
     version: u64,
     bytes: Vec<u8>,
 }
@@ -60,12 +60,12 @@ impl Bucket {
         Some(String::from_utf8(value.bytes.clone()).unwrap())
     }
 
-    /// Does `what` once, between somebody's look at a value and their swap of it.
+    /// Calls `what` once, between a client's read of a value and its swap.
     pub(crate) fn before_swap(&self, what: impl FnOnce() + Send + 'static) {
         self.0.lock().unwrap().before_swap = Some(Box::new(what));
     }
 
-    /// Lets whoever opens the bucket hear that it is out of order, or hear no more of it.
+    /// Makes opening the bucket fail with `trouble`, or succeed again.
     pub(crate) fn trouble(&self, trouble: Option<Error>) {
         self.0.lock().unwrap().trouble = trouble;
     }
@@ -79,7 +79,7 @@ impl Bucket {
 
 pub(crate) use store::Error as Trouble;
 
-/// A key's value as it was looked at.
+/// A key's value as it was read.
 pub struct Look {
     bucket: Bucket,
     key: String,
@@ -87,7 +87,7 @@ pub struct Look {
 }
 
 impl Look {
-    /// Sets the value if it is still the one that was seen.
+    /// Sets the value if it has not changed since it was read.
     fn swap(&self, bytes: Vec<u8>) -> bool {
         let first = self.bucket.0.lock().unwrap().before_swap.take();
         if let Some(first) = first {
@@ -107,7 +107,7 @@ impl Look {
     }
 }
 
-/// What one instance has of it.
+/// The bucket and the handles of one instance.
 pub struct Host {
     bucket: Bucket,
     handles: ResourceTable,

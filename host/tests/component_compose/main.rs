@@ -1,7 +1,7 @@
-//! Stores that are components: each passes the suite for stores, and plugged into the lock
-//! component it makes locks.
+//! Stores that are components: each passes the suite for stores, and composed with the lock
+//! component it works as the store of its locks.
 //!
-//! They have to be there: `cargo xtask component DIRECTORY` builds the one in a directory.
+//! `cargo xtask component DIRECTORY` builds the component in a directory, which these tests need.
 #![cfg(feature = "wasmtime")]
 
 #[cfg(unix)]
@@ -70,7 +70,7 @@ impl Fixture for InMemory {
     }
 }
 
-/// `cargo xtask compose`
+/// Runs `cargo xtask compose`.
 fn compose(arguments: &[&Path]) -> Output {
     let project = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut command = Command::new(env!("CARGO"));
@@ -84,7 +84,7 @@ fn succeeded(output: &Output) {
     assert!(output.status.success(), "{message}");
 }
 
-/// The lock component with a store inside.
+/// Composes the lock component with a store.
 fn with_store(store: &str) -> Component {
     let directory = TempDir::new().unwrap();
     let composed = directory.path().join("composed.wasm");
@@ -116,7 +116,7 @@ impl Locks {
         &mut self,
         call: impl FnOnce(&Guest, &mut wasmtime::Store<State>) -> wasmtime::Result<T>,
     ) -> T {
-        call(self.component.verrou_lock_locks(), &mut self.wasm).expect("the component goes on")
+        call(self.component.verrou_lock_locks(), &mut self.wasm).expect("no trap")
     }
 
     fn lock(&mut self) -> ResourceAny {
@@ -125,11 +125,13 @@ impl Locks {
         lock.unwrap()
     }
 
-    /// The fencing token under which it is taken, if it is.
+    /// Tries to acquire the lock; returns its fencing token if it was granted.
     fn take(&mut self, lock: ResourceAny) -> Option<u64> {
         let acquired = self.call(|locks, wasm| locks.lock().call_try_acquire(wasm, lock));
         let token = self.call(|locks, wasm| locks.lock().call_fencing_token(wasm, lock));
-        acquired.unwrap().then(|| token.expect("this store counts"))
+        acquired
+            .unwrap()
+            .then(|| token.expect("this store has fencing tokens"))
     }
 
     fn release(&mut self, lock: ResourceAny) -> Result<(), LockError> {
@@ -137,7 +139,8 @@ impl Locks {
     }
 }
 
-/// Two locks of one name: in `first`, and in `second` or else in the same instance.
+/// Asserts that two locks of one name exclude each other: one in `first`, one in `second` or else in the same
+/// instance.
 fn exclude_each_other(clock: &TestClock, mut first: Locks, second: Option<Locks>) {
     let one = first.lock();
     let mut second = second;
@@ -152,7 +155,7 @@ fn exclude_each_other(clock: &TestClock, mut first: Locks, second: Option<Locks>
     assert_eq!(first.take(one), None);
 
     clock.advance(Duration::from_secs(2));
-    let last = first.take(one).expect("its time has passed");
+    let last = first.take(one).expect("the lease has expired");
     assert!(last > next, "{last} after {next}");
     let late = second.as_mut().unwrap_or(&mut first).release(other);
     assert_eq!(late.unwrap_err().code, ErrorCode::NotOwner);

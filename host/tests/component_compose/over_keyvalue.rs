@@ -1,4 +1,4 @@
-//! The store over `wasi:keyvalue`: the suite for stores, and what it leaves in the bucket.
+//! The store over `wasi:keyvalue`: the suite for stores, and its records in the bucket.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! A store that is a component, as a store of this program.
+//! An adapter from a store that is a component to a store of this program.
 
 use std::sync::Mutex;
 
@@ -23,10 +23,10 @@ struct Inner {
     component: StoreProvider,
 }
 
-type Said<T> = wasmtime::Result<Result<T, wit::StoreError>>;
+type Answer<T> = wasmtime::Result<Result<T, wit::StoreError>>;
 
 impl Provider {
-    /// One that is alone but for the bucket, if it uses that.
+    /// Creates an instance, which shares only the bucket with others, if it uses that.
     pub(crate) fn new(component: &Component, clock: TestClock, bucket: Bucket) -> Self {
         let (mut wasm, linker) = instances::around(component, clock, bucket);
         let component = StoreProvider::instantiate(&mut wasm, component, &linker).unwrap();
@@ -35,11 +35,11 @@ impl Provider {
 
     fn ask<T>(
         &self,
-        step: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Said<T>,
+        operation: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Answer<T>,
     ) -> Result<T, StoreError> {
         let inner = &mut *self.0.lock().unwrap();
-        let said = step(inner.component.verrou_lock_store(), &mut inner.wasm);
-        said.expect("the component goes on").map_err(|err| {
+        let answer = operation(inner.component.verrou_lock_store(), &mut inner.wasm);
+        answer.expect("no trap").map_err(|err| {
             if err.temporary {
                 StoreError::temporary(err.message)
             } else {
@@ -50,9 +50,9 @@ impl Provider {
 
     fn reply(
         &self,
-        step: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Said<wit::Reply>,
+        operation: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Answer<wit::Reply>,
     ) -> Result<Reply, StoreError> {
-        Ok(match self.ask(step)? {
+        Ok(match self.ask(operation)? {
             wit::Reply::Granted(token) => Reply::Granted {
                 fence: token.map(|token| Fence::new(token).expect("no token is zero")),
             },
@@ -111,7 +111,7 @@ impl Store for Provider {
 
     fn abilities(&self) -> Abilities {
         let can = self.ask(|store, wasm| Ok(Ok(store.call_can(wasm)?)));
-        let can = can.expect("this is no error");
+        let can = can.expect("capabilities");
         Abilities {
             expires: can.expires,
             ephemeral: can.ephemeral,

@@ -1,4 +1,4 @@
-//! As much of WASI 0.2 as the example `cron-job` wants from its host.
+//! The parts of WASI 0.2 that the example `cron-job` needs from its host.
 
 use std::fs::File;
 use std::io::Write;
@@ -13,21 +13,21 @@ use wasmtime::component::{
 };
 use wasmtime::{Result, StoreContextMut};
 
-/// What a command finds around it.
+/// The arguments, the streams and the handles of a command.
 pub(crate) struct Wasi {
     pub(crate) arguments: Vec<String>,
-    /// Where its output goes, and its errors.
+    /// Standard output and standard error.
     pub(crate) streams: [File; 2],
     pub(crate) handles: ResourceTable,
 }
 
-/// The handle of the stream whose number it is.
+/// A handle of the stream with its number.
 struct Stream;
 
-/// What a closed stream could have said. None does.
+/// The error of a failed stream operation, which never occurs.
 struct IoError;
 
-/// For how long to wait.
+/// The length of a wait.
 struct Pollable(Duration);
 
 #[derive(ComponentType, Lift, Lower)]
@@ -41,7 +41,7 @@ enum StreamError {
 
 type Written = std::result::Result<(), StreamError>;
 
-/// Links what a command wants, with its [`Wasi`] found in its state by `wasi`.
+/// Links the imports of a command; `wasi` returns the [`Wasi`] in its state.
 pub(crate) fn add_to_linker<T: 'static>(
     linker: &mut Linker<T>,
     wasi: fn(&mut T) -> &mut Wasi,
