@@ -7,19 +7,19 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
-use common::{KINDS, Place, code, ends_with, stderr, stdout};
+use common::{KINDS, TestDir, code, ends_with, stderr, stdout};
 use serde_json::Value;
 
 /// Runs `script` in a shell in the test's directory, with `verrou` as `$1` and pipes for its output.
-fn shell(place: &Place, script: &str) -> Output {
-    let like = place.verrou::<&str>([]);
+fn shell(dir: &TestDir, script: &str) -> Output {
+    let like = dir.verrou::<&str>([]);
     let program = like.get_program();
     let mut shell = Command::new("sh");
     shell.args(["-c", script, "sh"]).arg(program);
     shell
-        .current_dir(place.path(""))
-        .env("VERROU_STORE", place.store())
-        .env("XDG_STATE_HOME", place.path("state"))
+        .current_dir(dir.path(""))
+        .env("VERROU_STORE", dir.store())
+        .env("XDG_STATE_HOME", dir.path("state"))
         .stdin(Stdio::null())
         .output()
         .unwrap()
@@ -27,12 +27,12 @@ fn shell(place: &Place, script: &str) -> Output {
 
 #[test]
 fn closed_output_is_an_error_and_the_lock_is_released() {
-    let place = Place::new("lease");
-    let output = shell(&place, "exec \"$1\" acquire k --ttl 1h >&-");
+    let dir = TestDir::new("lease");
+    let output = shell(&dir, "exec \"$1\" acquire k --ttl 1h >&-");
     assert_eq!(code(&output), 74, "{output:?}");
     assert!(stderr(&output).contains("it is closed"), "{output:?}");
     assert!(stderr(&output).contains("was released"), "{output:?}");
-    assert!(!place.is_held());
+    assert!(!dir.is_held());
     for line in [
         "store",
         "list --json",
@@ -41,47 +41,47 @@ fn closed_output_is_an_error_and_the_lock_is_released() {
         "--version",
         "serve",
     ] {
-        let output = shell(&place, &format!("exec \"$1\" {line} >&-"));
+        let output = shell(&dir, &format!("exec \"$1\" {line} >&-"));
         assert_eq!(code(&output), 74, "{line}: {output:?}");
     }
     // A closed output of the command of `run` is not an error of `verrou`.
-    assert_eq!(code(&shell(&place, "exec \"$1\" run k -- true >&-")), 0);
+    assert_eq!(code(&shell(&dir, "exec \"$1\" run k -- true >&-")), 0);
     // A standard output that discards the text is accepted.
-    let output = shell(&place, "exec \"$1\" acquire k --ttl 1h 1<>/dev/null");
+    let output = shell(&dir, "exec \"$1\" acquire k --ttl 1h 1<>/dev/null");
     assert_eq!(code(&output), 0, "{output:?}");
-    assert!(place.is_held());
+    assert!(dir.is_held());
 }
 
 #[test]
 fn a_limit_of_file_sizes_is_an_error_and_no_signal() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let output = shell(&place, "ulimit -f 0; exec \"$1\" run k -- touch ran");
+        let dir = TestDir::new(kind);
+        let output = shell(&dir, "ulimit -f 0; exec \"$1\" run k -- touch ran");
         assert_eq!(code(&output), 74, "{output:?}");
         assert!(
             stderr(&output).contains("E_LOCK_STORAGE_ERROR"),
             "{output:?}"
         );
-        assert!(!place.path("ran").exists());
+        assert!(!dir.path("ran").exists());
         // SIGXFSZ ends the command, or is ignored by it, as without `verrou`.
         let big = "head -c 200000 /dev/zero > big";
         let limited = format!("ulimit -f 100; exec \"$1\" run k -- sh -c '{big}'");
-        assert_eq!(code(&shell(&place, &limited)), 128 + 25);
+        assert_eq!(code(&shell(&dir, &limited)), 128 + 25);
         let ignored = format!("trap '' XFSZ; {limited}");
-        assert_eq!(code(&shell(&place, &ignored)), 1);
+        assert_eq!(code(&shell(&dir, &ignored)), 1);
     }
 }
 
 #[test]
 fn label_with_hidden_characters_is_one_line() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let label =
         "echo $$ > pid\nexec \\\n\tsleep 1000 # \u{202e}\u{2066}\u{200b}\u{feff}\u{ad}\u{e0041}\r";
     let options = ["--ttl", "1h", "--label", label];
-    let (holder, _) = place.start(&options, "echo $$ > pid; exec sleep 1000");
-    let list = ends_with(&mut place.verrou(["list"]), 0);
-    let show = ends_with(&mut place.verrou(["show", "k"]), 0);
-    let no_wait = ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+    let (holder, _) = dir.start(&options, "echo $$ > pid; exec sleep 1000");
+    let list = ends_with(&mut dir.verrou(["list"]), 0);
+    let show = ends_with(&mut dir.verrou(["show", "k"]), 0);
+    let no_wait = ends_with(&mut dir.run(&["--no-wait"], "true"), 75);
     for (text, lines) in [
         (stdout(&list), 2),
         (stdout(&show), 1),
@@ -94,7 +94,7 @@ fn label_with_hidden_characters_is_one_line() {
             "{text:?}"
         );
     }
-    let json = ends_with(&mut place.verrou(["list", "--json"]), 0);
+    let json = ends_with(&mut dir.verrou(["list", "--json"]), 0);
     assert!(!stdout(&json).trim_end().contains(verrou::is_hidden));
     let json: Value = serde_json::from_str(stdout(&json)).unwrap();
     let command = json[0]["process"]["command"].as_str().unwrap();
@@ -103,9 +103,9 @@ fn label_with_hidden_characters_is_one_line() {
 
     // A name with control characters is one line, too.
     let name = "a\nb\u{202e}c";
-    let mut run = place.verrou(["run", name, "--no-wait", "--", "sh", "-c"]);
+    let mut run = dir.verrou(["run", name, "--no-wait", "--", "sh", "-c"]);
     let script = "verrou=$1; shift; \"$verrou\" run \"$VERROU_NAME\" --no-wait -- true";
-    let program = place.verrou::<&str>([]).get_program().to_owned();
+    let program = dir.verrou::<&str>([]).get_program().to_owned();
     let output = ends_with(run.arg(script).arg("sh").arg(program), 75);
     assert_eq!(stderr(&output).lines().count(), 1, "{output:?}");
     assert!(stderr(&output).contains("`a\\nb\\u{202e}c`"), "{output:?}");
@@ -113,7 +113,7 @@ fn label_with_hidden_characters_is_one_line() {
 
 #[test]
 fn usage_errors_are_json_with_the_json_option() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for (words, error, said) in [
         (
             &["run", "k", "--json", "--ttl", "soon", "--", "true"][..],
@@ -137,7 +137,7 @@ fn usage_errors_are_json_with_the_json_option() {
         (&["--json"], "", "command is missing"),
         (&["fence", "--json"], "", "command is missing"),
     ] {
-        let output = ends_with(&mut place.verrou(words), 64);
+        let output = ends_with(&mut dir.verrou(words), 64);
         let text = stderr(&output);
         assert_eq!(text.lines().count(), 1, "{words:?}: {text}");
         let line: Value = serde_json::from_str(text).unwrap();
@@ -147,7 +147,7 @@ fn usage_errors_are_json_with_the_json_option() {
     }
     // A `--json` behind `--` belongs to the command.
     let output = ends_with(
-        &mut place.verrou(["run", "k", "--wait", "10", "--", "x", "--json"]),
+        &mut dir.verrou(["run", "k", "--wait", "10", "--", "x", "--json"]),
         64,
     );
     assert!(stderr(&output).starts_with("verrou: "));
@@ -155,7 +155,7 @@ fn usage_errors_are_json_with_the_json_option() {
 
 #[test]
 fn wrong_command_line_repeats_no_password() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for words in [
         &["list", "redis://u:s3cret@h"][..],
         &["show", "k", "redis://u:s3cret@h"],
@@ -170,12 +170,12 @@ fn wrong_command_line_repeats_no_password() {
     ] {
         for json in [&[][..], &["--json"]] {
             let words = json.iter().chain(words);
-            let output = ends_with(&mut place.verrou(words.clone()), 64);
+            let output = ends_with(&mut dir.verrou(words.clone()), 64);
             let text = stderr(&output);
             assert!(!text.contains("s3cret"), "{words:?}: {text}");
         }
     }
-    let output = ends_with(&mut place.verrou(["list", "redis://u:s3cret@h"]), 64);
+    let output = ends_with(&mut dir.verrou(["list", "redis://u:s3cret@h"]), 64);
     let text = stderr(&output);
     assert!(text.contains("'redis://…'"), "{text}");
 }
@@ -183,46 +183,46 @@ fn wrong_command_line_repeats_no_password() {
 #[test]
 fn removed_or_replaced_file_is_reported() {
     for end in ["rm x", "echo > y; mv y x"] {
-        let place = Place::new("lease");
+        let dir = TestDir::new("lease");
         let script = format!("{end}; exec sleep 1000");
-        let mut run = place.verrou(["run", "--file", "x", "--ttl", "1s", "--", "sh", "-c"]);
+        let mut run = dir.verrou(["run", "--file", "x", "--ttl", "1s", "--", "sh", "-c"]);
         let output = ends_with(run.arg(script), 76);
         let text = stderr(&output);
         assert!(text.contains("`x` was removed or replaced"), "{text}");
         assert!(text.contains("E_LOCK_LOST"), "{text}");
     }
     // A force-released lock is not reported as removed.
-    let place = Place::new("lease");
-    let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
-    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    let dir = TestDir::new("lease");
+    let (holder, _) = dir.start(&[], "echo $$ > pid; exec sleep 1000");
+    ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     let output = holder.end();
     assert_eq!(code(&output), 76);
     assert!(!stderr(&output).contains("removed"), "{output:?}");
 }
 
 /// Runs the README's example with `make_report` as the script `make-report`.
-fn report(place: &Place, make_report: &str) -> Output {
+fn report(dir: &TestDir, make_report: &str) -> Output {
     let page = include_str!("../../README.md");
     let mut blocks = page.split("```").skip(1).step_by(2);
     let example = blocks.find(|block| block.contains("make-report")).unwrap();
     let script = example.strip_prefix("sh\n").unwrap();
-    fs::create_dir_all(place.path("bin")).unwrap();
-    let tool = place.path("bin/make-report");
+    fs::create_dir_all(dir.path("bin")).unwrap();
+    let tool = dir.path("bin/make-report");
     fs::write(&tool, format!("#!/bin/sh\n{make_report}\n")).unwrap();
     fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
     let directory = "PATH=$PWD/bin:${1%/*}:$PATH\n";
-    shell(place, &format!("{directory}{script}"))
+    shell(dir, &format!("{directory}{script}"))
 }
 
 #[test]
 fn readme_example_publishes_only_complete_reports() {
-    let place = Place::new("lease");
-    assert_eq!(code(&report(&place, "echo whole")), 0);
-    assert_eq!(place.read("report"), "whole\n");
-    assert_eq!(code(&report(&place, "echo half; exit 3")), 3);
-    assert_eq!(place.read("report"), "whole\n");
-    assert_eq!(code(&report(&place, "echo new")), 0);
-    assert_eq!(place.read("report"), "new\n");
+    let dir = TestDir::new("lease");
+    assert_eq!(code(&report(&dir, "echo whole")), 0);
+    assert_eq!(dir.read("report"), "whole\n");
+    assert_eq!(code(&report(&dir, "echo half; exit 3")), 3);
+    assert_eq!(dir.read("report"), "whole\n");
+    assert_eq!(code(&report(&dir, "echo new")), 0);
+    assert_eq!(dir.read("report"), "new\n");
 }
 
 /// A missing descriptor is a permanent failure, so a `run` without `--wait` must not wait for one.
@@ -230,16 +230,16 @@ fn readme_example_publishes_only_complete_reports() {
 fn a_process_without_descriptors_ends() {
     for kind in KINDS {
         for limit in 4..13 {
-            let place = Place::new(kind);
+            let dir = TestDir::new(kind);
             let limited = |options: &str| {
                 let line = format!("exec \"$1\" run {options} -- true");
-                let output = shell(&place, &format!("ulimit -n {limit}; {line}"));
+                let output = shell(&dir, &format!("ulimit -n {limit}; {line}"));
                 let code = code(&output);
                 assert!([0, 73, 74, 126, 127].contains(&code), "{limit}: {output:?}");
             };
             // The store has to be created, or exists; then the lock of `--file`.
             limited("k");
-            ends_with(&mut place.run(&[], "true"), 0);
+            ends_with(&mut dir.run(&[], "true"), 0);
             limited("k");
             limited("--file x");
         }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use common::{KINDS, Place, Started, code, done, ends_with, stderr, stdout};
+use common::{KINDS, Started, TestDir, code, done, ends_with, stderr, stdout};
 use serde_json::Value;
 
 /// A directory that no user can create.
@@ -20,26 +20,26 @@ fn json(text: &str) -> Value {
 }
 
 /// Returns the command `verrou run --file path [options] -- sh -c script`.
-fn run_file(place: &Place, path: &OsStr, options: &[&str], script: &str) -> Command {
+fn run_file(dir: &TestDir, path: &OsStr, options: &[&str], script: &str) -> Command {
     let mut words: Vec<OsString> = vec!["run".into(), "--file".into(), path.into()];
     words.extend(options.iter().map(OsString::from));
     words.extend(["--", "sh", "-c", script].map(OsString::from));
-    place.verrou(words)
+    dir.verrou(words)
 }
 
 /// Returns whether `flock -n path true` finds the file locked.
-fn is_flocked(place: &Place, path: &OsStr) -> bool {
+fn is_flocked(dir: &TestDir, path: &OsStr) -> bool {
     let mut flock = Command::new("flock");
-    flock.arg("-n").arg(place.path("").join(path)).arg("true");
+    flock.arg("-n").arg(dir.path("").join(path)).arg("true");
     code(&done(&mut flock)) == 1
 }
 
 #[test]
 fn commands_that_only_inspect_create_nothing_and_name_the_store() {
-    let place = Place::new("lease");
-    let missing = format!("there is no store {}", place.store());
+    let dir = TestDir::new("lease");
+    let missing = format!("there is no store {}", dir.store());
     let lock = ends_with(
-        &mut Place::new("lease").verrou(["acquire", "k", "--ttl", "1h"]),
+        &mut TestDir::new("lease").verrou(["acquire", "k", "--ttl", "1h"]),
         0,
     );
     let lock = stdout(&lock).trim_end();
@@ -53,53 +53,53 @@ fn commands_that_only_inspect_create_nothing_and_name_the_store() {
         (&["extend", lock], 77),
         (&["release", lock], 77),
     ] {
-        let output = ends_with(&mut place.verrou(words), exit);
+        let output = ends_with(&mut dir.verrou(words), exit);
         let said = format!("{}{}", stdout(&output), stderr(&output));
         assert!(said.contains(&missing), "{words:?} printed {said}");
-        assert!(!place.locks().exists(), "{words:?} created the store");
+        assert!(!dir.locks().exists(), "{words:?} created the store");
     }
-    let output = ends_with(&mut place.verrou(["show", "k", "--json"]), 0);
-    assert_eq!(json(stdout(&output))["store"], place.store());
+    let output = ends_with(&mut dir.verrou(["show", "k", "--json"]), 0);
+    assert_eq!(json(stdout(&output))["store"], dir.store());
     assert_eq!(json(stdout(&output))["held"], false);
-    assert!(!place.locks().exists());
+    assert!(!dir.locks().exists());
 
-    ends_with(&mut place.run(&[], "true"), 0);
-    let output = ends_with(&mut place.verrou(["show", "k"]), 0);
-    let free = format!("the lock `k` is free in {}\n", place.store());
+    ends_with(&mut dir.run(&[], "true"), 0);
+    let output = ends_with(&mut dir.verrou(["show", "k"]), 0);
+    let free = format!("the lock `k` is free in {}\n", dir.store());
     assert_eq!(stdout(&output), free);
-    let output = ends_with(&mut place.verrou(["list"]), 0);
-    let none = format!("verrou: no lock is held in {}\n", place.store());
+    let output = ends_with(&mut dir.verrou(["list"]), 0);
+    let none = format!("verrou: no lock is held in {}\n", dir.store());
     assert_eq!(stderr(&output), none);
 }
 
 #[test]
 fn store_url_is_printed() {
-    let place = Place::new("file");
-    let output = ends_with(&mut place.verrou(["store"]), 0);
-    assert_eq!(stdout(&output), format!("{}\n", place.store()));
-    let output = ends_with(&mut place.verrou(["store", "--json"]), 0);
-    assert_eq!(json(stdout(&output))["store"], place.store());
+    let dir = TestDir::new("file");
+    let output = ends_with(&mut dir.verrou(["store"]), 0);
+    assert_eq!(stdout(&output), format!("{}\n", dir.store()));
+    let output = ends_with(&mut dir.verrou(["store", "--json"]), 0);
+    assert_eq!(json(stdout(&output))["store"], dir.store());
 
-    let output = ends_with(&mut place.verrou(["--store", "lease:here", "store"]), 0);
-    let here = format!("lease:{}\n", place.path("here").display());
+    let output = ends_with(&mut dir.verrou(["--store", "lease:here", "store"]), 0);
+    let here = format!("lease:{}\n", dir.path("here").display());
     assert_eq!(stdout(&output), here, "the same from any directory");
 
-    let mut by_default = place.verrou(["store"]);
+    let mut by_default = dir.verrou(["store"]);
     let output = ends_with(by_default.env_remove("VERROU_STORE"), 0);
-    let by_default = format!("lease:{}\n", place.path("state/verrou").display());
+    let by_default = format!("lease:{}\n", dir.path("state/verrou").display());
     assert_eq!(stdout(&output), by_default);
-    assert!(!place.locks().exists() && !place.path("state").exists());
+    assert!(!dir.locks().exists() && !dir.path("state").exists());
 }
 
 #[test]
 fn error_of_the_default_store_names_the_alternatives() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for words in [
         &["run", "k", "--", "true"][..],
         &["acquire", "k"],
         &["serve"],
     ] {
-        let mut verrou = place.verrou(words);
+        let mut verrou = dir.verrou(words);
         verrou.env("XDG_STATE_HOME", NOWHERE);
         let output = ends_with(verrou.env_remove("VERROU_STORE"), 73);
         for way in ["default store", "--store", "VERROU_STORE", "XDG_STATE_HOME"] {
@@ -111,7 +111,7 @@ fn error_of_the_default_store_names_the_alternatives() {
         }
     }
     let named = format!("lease:{NOWHERE}");
-    let mut verrou = place.verrou(["run", "k", "--", "true"]);
+    let mut verrou = dir.verrou(["run", "k", "--", "true"]);
     let output = ends_with(verrou.env("VERROU_STORE", named), 73);
     assert!(!stderr(&output).contains("default store"));
 }
@@ -119,32 +119,32 @@ fn error_of_the_default_store_names_the_alternatives() {
 /// A system user has no home directory.
 #[test]
 fn file_is_locked_without_a_directory_for_records() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let file = OsStr::new("app.lock");
     let script = "echo ${VERROU_FENCE-no fence}; flock -n app.lock true; echo $?";
-    let mut run = run_file(&place, file, &[], script);
+    let mut run = run_file(&dir, file, &[], script);
     let output = ends_with(run.env("XDG_STATE_HOME", NOWHERE), 0);
     assert_eq!(stdout(&output), "no fence\n1\n");
     for part in ["without a fencing token", NOWHERE, "--store"] {
         assert!(stderr(&output).contains(part), "{}", stderr(&output));
     }
-    assert!(!is_flocked(&place, file));
-    let mut run = run_file(&place, file, &["--json"], "true");
+    assert!(!is_flocked(&dir, file));
+    let mut run = run_file(&dir, file, &["--json"], "true");
     let output = ends_with(run.env("XDG_STATE_HOME", NOWHERE), 0);
     assert!(json(stderr(&output))["warning"].is_string());
 
     // A process with a record and a process without one exclude each other, in both orders.
     for (holder, waiter) in [("state", NOWHERE), (NOWHERE, "state")] {
-        let _ = fs::remove_file(place.path("pid"));
-        let place_of = |state: &str| place.path("").join(state);
+        let _ = fs::remove_file(dir.path("pid"));
+        let place_of = |state: &str| dir.path("").join(state);
         let script = "echo $$ > pid; exec sleep 1000";
-        let mut run = run_file(&place, file, &[], script);
+        let mut run = run_file(&dir, file, &[], script);
         let holder = Started::new(run.env("XDG_STATE_HOME", place_of(holder)));
-        let sleeper = place.pid();
-        let mut run = run_file(&place, file, &["--no-wait"], "true");
+        let sleeper = dir.pid();
+        let mut run = run_file(&dir, file, &["--no-wait"], "true");
         let output = ends_with(run.env("XDG_STATE_HOME", place_of(waiter)), 75);
         assert!(stderr(&output).contains("held by"), "{}", stderr(&output));
-        let mut run = run_file(&place, file, &["--wait", "1m"], "true");
+        let mut run = run_file(&dir, file, &["--wait", "1m"], "true");
         let waiter = Started::new(run.env("XDG_STATE_HOME", place_of(waiter)));
         rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
         assert_eq!(code(&holder.end()), 128 + 9);
@@ -152,81 +152,81 @@ fn file_is_locked_without_a_directory_for_records() {
     }
 
     // An explicit group, and a file that cannot be locked, are errors.
-    let mut run = run_file(&place, file, &["--group", "no such group"], "true");
+    let mut run = run_file(&dir, file, &["--group", "no such group"], "true");
     ends_with(run.env("XDG_STATE_HOME", NOWHERE), 73);
-    let mut run = run_file(&place, OsStr::new("no/such/directory"), &[], "true");
+    let mut run = run_file(&dir, OsStr::new("no/such/directory"), &[], "true");
     ends_with(run.env("XDG_STATE_HOME", NOWHERE), 73);
 }
 
 #[test]
 fn explicit_store_has_the_records_of_file_locks() {
-    let place = Place::new("lease");
-    let records = format!("lease:{}", place.path("records").display());
+    let dir = TestDir::new("lease");
+    let records = format!("lease:{}", dir.path("records").display());
     let file = OsStr::new("app.lock");
     let fences: Vec<u64> = (0..2)
         .map(|_| {
             let script = "echo $VERROU_FENCE";
-            let mut run = run_file(&place, file, &["--store", &records], script);
+            let mut run = run_file(&dir, file, &["--store", &records], script);
             let output = ends_with(run.env("XDG_STATE_HOME", NOWHERE), 0);
             assert_eq!(stderr(&output), "");
             stdout(&output).trim_end().parse().unwrap()
         })
         .collect();
     assert!(fences[0] < fences[1], "{fences:?}");
-    assert!(place.path("records").exists() && !place.path("state").exists());
+    assert!(dir.path("records").exists() && !dir.path("state").exists());
 
-    let mut run = run_file(&place, file, &["--store", "lease:/proc/nowhere"], "true");
+    let mut run = run_file(&dir, file, &["--store", "lease:/proc/nowhere"], "true");
     ends_with(&mut run, 73);
 }
 
 #[test]
 fn command_under_a_file_finds_the_store_of_the_environment() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let file = OsStr::new("app.lock");
     // Relative to this directory, but not to the command's.
-    for store in [place.store(), "lease:locks".to_owned()] {
+    for store in [dir.store(), "lease:locks".to_owned()] {
         let script = "cd / && \"$0\" store";
-        let mut run = run_file(&place, file, &[], script);
+        let mut run = run_file(&dir, file, &[], script);
         run.arg(env!("CARGO_BIN_EXE_verrou"));
         let output = ends_with(run.env("VERROU_STORE", store), 0);
-        assert_eq!(stdout(&output), format!("{}\n", place.store()));
+        assert_eq!(stdout(&output), format!("{}\n", dir.store()));
     }
     // A variable that is not set or invalid is left as it is.
     let show = "echo \"${VERROU_STORE-unset}\"";
-    let mut run = run_file(&place, file, &[], show);
+    let mut run = run_file(&dir, file, &[], show);
     let output = ends_with(run.env_remove("VERROU_STORE"), 0);
     assert_eq!(stdout(&output), "unset\n");
-    let mut run = run_file(&place, file, &[], show);
+    let mut run = run_file(&dir, file, &[], show);
     let output = ends_with(run.env("VERROU_STORE", "nonsense"), 0);
     assert_eq!(stdout(&output), "nonsense\n");
 }
 
 #[test]
 fn file_whose_path_is_not_unicode_can_be_locked() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for (path, name) in [
         (&b"caf\xe9"[..], Some("caf%E9")),
         (b"100%\xff\xfe", Some("100%25%FF%FE")),
         (b"caf%E9", None),
     ] {
         let file = OsStr::from_bytes(path);
-        let mut run = run_file(&place, file, &[], "printf %s \"$VERROU_NAME\"");
+        let mut run = run_file(&dir, file, &[], "printf %s \"$VERROU_NAME\"");
         let output = ends_with(&mut run, 0);
-        let directory = place.path("").canonicalize().unwrap();
+        let directory = dir.path("").canonicalize().unwrap();
         let expected = match name {
             Some(name) => format!("bytes:{}/{name}", directory.display()),
             None => directory.join(file).display().to_string(),
         };
         assert_eq!(stdout(&output), expected);
-        fs::remove_file(place.path("pid")).ok();
+        fs::remove_file(dir.path("pid")).ok();
         let script = "echo $$ > pid; exec sleep 1000";
-        let holder = Started::new(&mut run_file(&place, file, &[], script));
-        place.pid();
-        assert!(is_flocked(&place, file));
-        ends_with(&mut run_file(&place, file, &["--no-wait"], "true"), 75);
+        let holder = Started::new(&mut run_file(&dir, file, &[], script));
+        dir.pid();
+        assert!(is_flocked(&dir, file));
+        ends_with(&mut run_file(&dir, file, &["--no-wait"], "true"), 75);
         let mut show: Vec<OsString> = vec!["show".into(), "--file".into()];
         show.push(file.into());
-        let output = ends_with(&mut place.verrou(show), 0);
+        let output = ends_with(&mut dir.verrou(show), 0);
         assert!(stdout(&output).contains("held by process"), "{output:?}");
         drop(holder);
     }
@@ -234,38 +234,35 @@ fn file_whose_path_is_not_unicode_can_be_locked() {
 
 #[test]
 fn holder_of_a_file_is_shown() {
-    let place = Place::new("lease");
-    let show = || ends_with(&mut place.verrou(["show", "--file", "app.lock"]), 0);
+    let dir = TestDir::new("lease");
+    let show = || ends_with(&mut dir.verrou(["show", "--file", "app.lock"]), 0);
     assert_eq!(
         stdout(&show()),
         "`app.lock` is free: there is no such file\n"
     );
-    assert!(!place.path("app.lock").exists() && !place.path("state").exists());
+    assert!(!dir.path("app.lock").exists() && !dir.path("state").exists());
 
     // The holder is flock(1), which keeps no record.
     let mut flock = Command::new("flock");
     flock.args(["app.lock", "sh", "-c", "echo $$ > pid; exec sleep 1000"]);
-    let flock = Started::new(flock.current_dir(place.path("")));
-    let sleeper = place.pid();
+    let flock = Started::new(flock.current_dir(dir.path("")));
+    let sleeper = dir.pid();
     assert!(stdout(&show()).contains("`app.lock` is held by process"));
     rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).unwrap();
     flock.end();
     assert_eq!(stdout(&show()), "`app.lock` is free\n");
-    assert!(!place.path("state").exists(), "`show` creates no records");
+    assert!(!dir.path("state").exists(), "`show` creates no records");
 
-    fs::remove_file(place.path("pid")).unwrap();
+    fs::remove_file(dir.path("pid")).unwrap();
     let script = "echo $$ > pid; exec sleep 1000";
-    let holder = Started::new(&mut run_file(&place, OsStr::new("app.lock"), &[], script));
-    place.pid();
+    let holder = Started::new(&mut run_file(&dir, OsStr::new("app.lock"), &[], script));
+    dir.pid();
     let shown = show();
     assert!(stdout(&shown).contains("(sh)"), "{shown:?}");
     assert!(stdout(&shown).contains("fence 1"), "{shown:?}");
-    let shown = ends_with(
-        &mut place.verrou(["show", "--json", "--file", "app.lock"]),
-        0,
-    );
+    let shown = ends_with(&mut dir.verrou(["show", "--json", "--file", "app.lock"]), 0);
     assert_eq!(json(stdout(&shown))["process"]["id"], holder.id());
-    ends_with(&mut place.verrou(["show", "k", "--file", "app.lock"]), 64);
+    ends_with(&mut dir.verrou(["show", "k", "--file", "app.lock"]), 64);
 }
 
 /// Returns the name, or the number as text, and the number of this process's group.
@@ -282,8 +279,8 @@ fn shared_with(path: &std::path::Path) -> (u32, u32) {
 }
 
 /// Returns the files of the locks in the store, in the order of their names.
-fn lock_files(place: &Place) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(place.locks()).unwrap();
+fn lock_files(dir: &TestDir) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir.locks()).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     let is_lock = |path: &std::path::PathBuf| {
         path.extension()
@@ -299,8 +296,8 @@ fn a_group_can_be_named_in_the_url_and_by_number() {
     let (name, number) = own_group();
     for kind in KINDS {
         for (group, url) in [(&name, false), (&name, true), (&number.to_string(), true)] {
-            let place = Place::new(kind);
-            let shared = format!("{}?group={group}", place.store());
+            let dir = TestDir::new(kind);
+            let shared = format!("{}?group={group}", dir.store());
             let mut words = vec!["run", "k"];
             if url {
                 words.extend(["--store", &shared]);
@@ -308,21 +305,21 @@ fn a_group_can_be_named_in_the_url_and_by_number() {
                 words.extend(["--group", group]);
             }
             words.extend(["--", "sh", "-c", "echo $VERROU_STORE"]);
-            let output = ends_with(&mut place.verrou(words), 0);
+            let output = ends_with(&mut dir.verrou(words), 0);
             assert_eq!(
                 stdout(&output).trim_end(),
                 shared,
                 "the group is passed to the command"
             );
-            assert_eq!(shared_with(&place.locks()), (0o2770, number));
-            assert_eq!(shared_with(&lock_files(&place)[0]), (0o660, number));
+            assert_eq!(shared_with(&dir.locks()), (0o2770, number));
+            assert_eq!(shared_with(&lock_files(&dir)[0]), (0o660, number));
         }
     }
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for group in ["no such group", "", "4294967296", "-1"] {
-        let shared = format!("{}?group={group}", place.store());
+        let shared = format!("{}?group={group}", dir.store());
         let output = ends_with(
-            &mut place.verrou(["--store", &shared, "run", "k", "--", "true"]),
+            &mut dir.verrou(["--store", &shared, "run", "k", "--", "true"]),
             73,
         );
         assert!(
@@ -330,33 +327,33 @@ fn a_group_can_be_named_in_the_url_and_by_number() {
             "{output:?}"
         );
     }
-    assert!(!place.locks().exists());
+    assert!(!dir.locks().exists());
 }
 
 #[test]
 fn omitted_group_option_keeps_the_group() {
     let (name, number) = own_group();
     for kind in KINDS {
-        let place = Place::new(kind);
-        ends_with(&mut place.run(&["--group", &name], "true"), 0);
-        ends_with(&mut place.verrou(["run", "other", "--", "true"]), 0);
-        let files = lock_files(&place);
+        let dir = TestDir::new(kind);
+        ends_with(&mut dir.run(&["--group", &name], "true"), 0);
+        ends_with(&mut dir.verrou(["run", "other", "--", "true"]), 0);
+        let files = lock_files(&dir);
         assert_eq!(files.len(), 2);
         for file in &files {
             assert_eq!(shared_with(file), (0o660, number), "{}", file.display());
         }
-        assert_eq!(shared_with(&place.locks().join("fences")), (0o660, number));
+        assert_eq!(shared_with(&dir.locks().join("fences")), (0o660, number));
 
         // The records of `--file` have the group, too.
         let file = OsStr::new("app.lock");
-        let store = place.store();
-        ends_with(&mut run_file(&place, file, &["--store", &store], "true"), 0);
-        assert_eq!(shared_with(&place.locks().join("paths")), (0o2770, number));
+        let store = dir.store();
+        ends_with(&mut run_file(&dir, file, &["--store", &store], "true"), 0);
+        assert_eq!(shared_with(&dir.locks().join("paths")), (0o2770, number));
 
         // A directory that was not made for a group stays private to this user.
-        let place = Place::new(kind);
-        ends_with(&mut place.run(&[], "true"), 0);
-        assert_eq!(shared_with(&lock_files(&place)[0]).0, 0o600);
+        let dir = TestDir::new(kind);
+        ends_with(&mut dir.run(&[], "true"), 0);
+        assert_eq!(shared_with(&lock_files(&dir)[0]).0, 0o600);
     }
 }
 
@@ -366,19 +363,19 @@ fn command_extends_lock_whose_file_another_member_owns() {
         eprintln!("only root can change a file's owner: files of other members are not tested");
         return;
     }
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let member = Some(12_345);
-    ends_with(&mut place.run(&["--group", "daemon"], "true"), 0);
+    ends_with(&mut dir.run(&["--group", "daemon"], "true"), 0);
     // Another member of the group owns the lock's file.
-    std::os::unix::fs::chown(&lock_files(&place)[0], member, None).unwrap();
+    std::os::unix::fs::chown(&lock_files(&dir)[0], member, None).unwrap();
     let script = "\"$0\" extend";
-    let program = place.verrou::<&str>([]).get_program().to_owned();
-    let mut run = place.verrou(["run", "k", "--group", "daemon", "--", "sh", "-c", script]);
+    let program = dir.verrou::<&str>([]).get_program().to_owned();
+    let mut run = dir.verrou(["run", "k", "--group", "daemon", "--", "sh", "-c", script]);
     ends_with(run.arg(program), 0);
 
     // A set-group-ID directory of another user is not trusted.
-    std::os::unix::fs::chown(place.locks(), member, None).unwrap();
-    let output = ends_with(&mut place.run(&[], "true"), 73);
+    std::os::unix::fs::chown(dir.locks(), member, None).unwrap();
+    let output = ends_with(&mut dir.run(&[], "true"), 73);
     assert!(stderr(&output).contains("12345"), "{output:?}");
-    ends_with(&mut place.run(&["--group", "daemon"], "true"), 0);
+    ends_with(&mut dir.run(&["--group", "daemon"], "true"), 0);
 }

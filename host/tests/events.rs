@@ -10,7 +10,7 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{KINDS, Place, ends_with};
+use common::{KINDS, TestDir, ends_with};
 use rustix::fs::inotify::{CreateFlags, init};
 use verrou::blocking::{Host, LockFactory};
 use verrou::nonblocking::{self, AsyncHost};
@@ -28,10 +28,8 @@ fn waiters_are_served_without_inotify_instances() {
         used_up.push(instance);
     }
     for kind in KINDS {
-        let place = Place::new(kind);
-        let url: StoreUrl = format!("{kind}:{}", place.locks().display())
-            .parse()
-            .unwrap();
+        let dir = TestDir::new(kind);
+        let url: StoreUrl = format!("{kind}:{}", dir.locks().display()).parse().unwrap();
         let stores = [(); 2].map(|()| FileStore::open(&url, &StoreOptions::default()).unwrap());
         let (inside, done) = (AtomicU32::new(0), AtomicU32::new(0));
         thread::scope(|scope| {
@@ -55,8 +53,8 @@ fn waiters_are_served_without_inotify_instances() {
         });
         assert_eq!(done.into_inner(), THREADS * ROUNDS, "{kind}");
         // Other processes get no instance either.
-        let (holder, _) = place.start(&[], "echo $$ > pid; sleep 0.2");
-        ends_with(&mut place.run(&["--wait", "30s"], "true"), 0);
+        let (holder, _) = dir.start(&[], "echo $$ > pid; sleep 0.2");
+        ends_with(&mut dir.run(&["--wait", "30s"], "true"), 0);
         drop(holder);
         tasks_are_woken(&url);
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Place, Started, code, done, ends_with, eventually, lives, stderr, stdout, stopped};
+use common::{Started, TestDir, code, done, ends_with, eventually, lives, stderr, stdout, stopped};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -22,19 +22,19 @@ use verrou_host::{FenceError, FenceGate, FileError, OpenError, StoreOptions};
 const VERROU: &str = env!("CARGO_BIN_EXE_verrou");
 
 /// `verrou fence check --file gate …`, outside of any `verrou run`.
-fn check(place: &Place, words: &[&str]) -> Command {
-    let mut command = place.verrou(["fence", "check", "--file", "gate"].iter().chain(words));
+fn check(dir: &TestDir, words: &[&str]) -> Command {
+    let mut command = dir.verrou(["fence", "check", "--file", "gate"].iter().chain(words));
     command.env_remove("VERROU_FENCE");
     command
 }
 
 /// Asserts that the greatest accepted token is `highest`, as a rejected check reports it.
 #[track_caller]
-fn assert_highest(place: &Place, highest: u64) {
+fn assert_highest(dir: &TestDir, highest: u64) {
     let lower = (highest - 1).to_string();
-    let output = ends_with(&mut check(place, &["--json", &lower]), 78);
+    let output = ends_with(&mut check(dir, &["--json", &lower]), 78);
     assert_eq!(json(stdout(&output))["highest"], highest);
-    ends_with(&mut check(place, &[&highest.to_string()]), 0);
+    ends_with(&mut check(dir, &[&highest.to_string()]), 0);
 }
 
 fn json(text: &str) -> Value {
@@ -55,41 +55,41 @@ fn is_root() -> bool {
 
 #[test]
 fn a_fence_passes_unless_a_greater_one_has() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for passing in ["7", "7", "9"] {
-        let output = ends_with(&mut check(&place, &[passing]), 0);
+        let output = ends_with(&mut check(&dir, &[passing]), 0);
         assert_eq!((stdout(&output), stderr(&output)), ("", ""));
     }
     let greatest = Fence::LAST.to_string();
     for refused in ["8", "1"] {
-        let output = ends_with(&mut check(&place, &[refused]), 78);
+        let output = ends_with(&mut check(&dir, &[refused]), 78);
         let said = stderr(&output);
         assert!(
             said.contains(&format!("fencing token {refused} ")),
             "{said}"
         );
         assert!(said.contains("token 9 "), "{said}");
-        assert!(said.contains(place.path("gate").to_str().unwrap()));
+        assert!(said.contains(dir.path("gate").to_str().unwrap()));
         assert!(said.contains("E_FENCE_REFUSED"), "{said}");
     }
-    ends_with(&mut check(&place, &[&greatest]), 0);
-    assert_highest(&place, Fence::LAST.get());
-    let metadata = fs::metadata(place.path("gate")).unwrap();
+    ends_with(&mut check(&dir, &[&greatest]), 0);
+    assert_highest(&dir, Fence::LAST.get());
+    let metadata = fs::metadata(dir.path("gate")).unwrap();
     assert_eq!(
         metadata.mode() & 0o7777,
         0o600,
         "the file is private to its user"
     );
-    assert!(!place.locks().exists(), "no store is needed");
+    assert!(!dir.locks().exists(), "no store is needed");
 }
 
 #[test]
 fn json_output_says_whether_the_token_passed() {
-    let place = Place::new("lease");
-    let output = ends_with(&mut check(&place, &["9", "--json"]), 0);
+    let dir = TestDir::new("lease");
+    let output = ends_with(&mut check(&dir, &["9", "--json"]), 0);
     let passed = r#"{"fence":9,"file":"gate","highest":9,"passed":true}"#;
     assert_eq!(stdout(&output), format!("{passed}\n"));
-    let output = ends_with(&mut check(&place, &["8", "--json"]), 78);
+    let output = ends_with(&mut check(&dir, &["8", "--json"]), 78);
     let refused = r#"{"fence":8,"file":"gate","highest":9,"passed":false}"#;
     assert_eq!(stdout(&output), format!("{refused}\n"));
     let error = json(stderr(&output));
@@ -99,47 +99,47 @@ fn json_output_says_whether_the_token_passed() {
     // Characters that could mislead at a terminal are escaped as in JSON.
     let name = "g\u{200e}\u{202e}\u{85}";
     let words = ["fence", "check", "--file", name, "7", "--json"];
-    let output = ends_with(&mut place.verrou(words), 0);
+    let output = ends_with(&mut dir.verrou(words), 0);
     assert!(stdout(&output).is_ascii(), "{output:?}");
     assert_eq!(json(stdout(&output))["file"], name);
 
     // The output of the command is not changed.
-    let output = ends_with(&mut check(&place, &["9", "--json", "--", "echo", "x"]), 0);
+    let output = ends_with(&mut check(&dir, &["9", "--json", "--", "echo", "x"]), 0);
     assert_eq!(stdout(&output), "x\n");
 }
 
 #[test]
 fn default_token_is_that_of_the_enclosing_run() {
     for kind in common::KINDS {
-        let place = Place::new(kind);
-        ends_with(&mut place.run(&[], "true"), 0);
+        let dir = TestDir::new(kind);
+        ends_with(&mut dir.run(&[], "true"), 0);
         let script = format!(
             "{VERROU} fence check --file gate && {VERROU} fence check --file gate -- \
              sh -c 'echo $VERROU_FENCE' && echo $VERROU_FENCE"
         );
-        let output = ends_with(&mut place.run(&[], &script), 0);
+        let output = ends_with(&mut dir.run(&[], &script), 0);
         let said: Vec<u64> = stdout(&output)
             .lines()
             .map(|line| line.parse().unwrap())
             .collect();
         assert_eq!(said.len(), 2);
         assert_eq!(said[0], said[1]);
-        assert_highest(&place, said[0]);
+        assert_highest(&dir, said[0]);
 
         // An argument overrides the environment, and is passed on to the command.
         let greater = (said[0] + 99_999).to_string();
         let words = ["1", "--", "sh", "-c", "echo $VERROU_FENCE"];
-        let output = ends_with(check(&place, &words).env("VERROU_FENCE", &greater), 78);
+        let output = ends_with(check(&dir, &words).env("VERROU_FENCE", &greater), 78);
         assert!(stderr(&output).contains("fencing token 1 "));
         let words = [&greater, "--", "sh", "-c", "echo $VERROU_FENCE"];
-        let output = ends_with(check(&place, &words).env("VERROU_FENCE", "1"), 0);
+        let output = ends_with(check(&dir, &words).env("VERROU_FENCE", "1"), 0);
         assert_eq!(stdout(&output), format!("{greater}\n"));
     }
 }
 
 #[test]
 fn invalid_argument_is_named_in_the_error() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     // 2^62, 2^63, 2^64 - 1 and 2^64.
     let over = [
         "4611686018427387904",
@@ -148,7 +148,7 @@ fn invalid_argument_is_named_in_the_error() {
         "18446744073709551616",
     ];
     for number in ["0", "-1", "", "7x", "1.5", "0x7"].into_iter().chain(over) {
-        let output = ends_with(&mut check(&place, &[number]), 64);
+        let output = ends_with(&mut check(&dir, &[number]), 64);
         let said = stderr(&output);
         assert!(
             said.contains(&format!("`{number}` is not a fencing token")),
@@ -157,14 +157,14 @@ fn invalid_argument_is_named_in_the_error() {
         assert!(said.contains("from 1 to 4611686018427387903"), "{said}");
         assert!(said.starts_with("verrou: "), "{said}");
 
-        let output = ends_with(check(&place, &[]).env("VERROU_FENCE", number), 64);
+        let output = ends_with(check(&dir, &[]).env("VERROU_FENCE", number), 64);
         let said = stderr(&output);
         assert!(
             said.contains(&format!("VERROU_FENCE: `{number}`")),
             "{said}"
         );
     }
-    let output = ends_with(&mut check(&place, &[]), 64);
+    let output = ends_with(&mut check(&dir, &[]), 64);
     assert!(stderr(&output).contains("verrou run"), "a way out");
     for (words, said) in [
         (&["7", "touch", "ran"][..], "touch"),
@@ -172,71 +172,71 @@ fn invalid_argument_is_named_in_the_error() {
         (&["7", "--wait", "soon"], "not a length of time"),
         (&["7", "--wait", "1s", "--no-wait"], "cannot be used with"),
     ] {
-        let output = ends_with(&mut check(&place, words), 64);
+        let output = ends_with(&mut check(&dir, words), 64);
         assert!(stderr(&output).contains(said), "{}", stderr(&output));
     }
     for words in [&["fence"][..], &["fence", "check", "7"], &["fence", "x"]] {
-        let output = ends_with(&mut place.verrou(words), 64);
+        let output = ends_with(&mut dir.verrou(words), 64);
         assert_ne!(stderr(&output), "");
     }
-    assert!(!place.path("gate").exists(), "nothing was made");
-    assert!(!place.path("ran").exists());
+    assert!(!dir.path("gate").exists(), "nothing was made");
+    assert!(!dir.path("ran").exists());
 }
 
 /// Writes a gate's file with `number`, as `FORMAT.md` specifies and as earlier versions did.
-fn write_gate(place: &Place, number: u64) {
+fn write_gate(dir: &TestDir, number: u64) {
     let mut bytes = [0; 24];
     bytes[..8].copy_from_slice(b"VERROUG\n");
     bytes[12] = 1;
     bytes[16..].copy_from_slice(&number.to_le_bytes());
     let checksum = crc32c::crc32c(&bytes[12..]);
     bytes[8..12].copy_from_slice(&checksum.to_le_bytes());
-    fs::write(place.path("gate"), bytes).unwrap();
-    fs::set_permissions(place.path("gate"), Permissions::from_mode(0o600)).unwrap();
+    fs::write(dir.path("gate"), bytes).unwrap();
+    fs::set_permissions(dir.path("gate"), Permissions::from_mode(0o600)).unwrap();
 }
 
 /// `verrou fence reset --file gate …`.
-fn reset(place: &Place, words: &[&str]) -> Command {
-    place.verrou(["fence", "reset", "--file", "gate"].iter().chain(words))
+fn reset(dir: &TestDir, words: &[&str]) -> Command {
+    dir.verrou(["fence", "reset", "--file", "gate"].iter().chain(words))
 }
 
 #[test]
 fn poisoned_gate_is_reset_by_its_owner() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for poison in [1 << 63, u64::MAX] {
-        write_gate(&place, poison);
-        let refused = ends_with(&mut check(&place, &["7"]), 78);
+        write_gate(&dir, poison);
+        let refused = ends_with(&mut check(&dir, &["7"]), 78);
         let said = stderr(&refused);
         assert!(said.contains("verrou fence reset --file gate"), "{said}");
-        let output = ends_with(&mut reset(&place, &["--to", "7"]), 0);
+        let output = ends_with(&mut reset(&dir, &["--to", "7"]), 0);
         let said = stdout(&output);
         assert!(said.contains(&format!("was {poison}, and is 7")), "{said}");
         assert!(said.contains("earlier holder"), "{said}");
-        ends_with(&mut check(&place, &["6"]), 78);
-        ends_with(&mut check(&place, &["7"]), 0);
+        ends_with(&mut check(&dir, &["6"]), 78);
+        ends_with(&mut check(&dir, &["7"]), 0);
     }
-    let output = ends_with(&mut reset(&place, &["--to", "9", "--json"]), 0);
+    let output = ends_with(&mut reset(&dir, &["--to", "9", "--json"]), 0);
     let expected = r#"{"before":7,"file":"gate","highest":9}"#;
     assert_eq!(stdout(&output), format!("{expected}\n"));
     // Overwritten by a stray write.
-    let mut bytes = fs::read(place.path("gate")).unwrap();
+    let mut bytes = fs::read(dir.path("gate")).unwrap();
     bytes[17] ^= 8;
-    fs::write(place.path("gate"), bytes).unwrap();
-    let refused = ends_with(&mut check(&place, &["9"]), 74);
+    fs::write(dir.path("gate"), bytes).unwrap();
+    let refused = ends_with(&mut check(&dir, &["9"]), 74);
     assert!(stderr(&refused).contains("verrou fence reset"));
-    ends_with(&mut reset(&place, &["--to", "9"]), 0);
-    assert_highest(&place, 9);
+    ends_with(&mut reset(&dir, &["--to", "9"]), 0);
+    assert_highest(&dir, 9);
 }
 
 #[test]
 fn reset_needs_a_number_and_a_gate_that_is_not_in_use() {
-    let place = Place::new("lease");
-    ends_with(&mut reset(&place, &["--to", "7"]), 74);
-    assert!(!place.path("gate").exists(), "nothing was made");
+    let dir = TestDir::new("lease");
+    ends_with(&mut reset(&dir, &["--to", "7"]), 74);
+    assert!(!dir.path("gate").exists(), "nothing was made");
     let stay = ["9", "--", "sh", "-c", "echo $$ > pid; exec sleep 1000"];
-    let holder = Started::new(&mut check(&place, &stay));
-    let command = place.pid();
-    let output = ends_with(&mut reset(&place, &["--to", "7"]), 75);
+    let holder = Started::new(&mut check(&dir, &stay));
+    let command = dir.pid();
+    let output = ends_with(&mut reset(&dir, &["--to", "7"]), 75);
     assert!(stderr(&output).contains("gate"), "{}", stderr(&output));
     kill_process(command, Signal::KILL).unwrap();
     holder.end();
@@ -246,13 +246,13 @@ fn reset_needs_a_number_and_a_gate_that_is_not_in_use() {
         &["--to", "4611686018427387904"],
         &["--to", "0"],
     ] {
-        ends_with(&mut reset(&place, words), 64);
+        ends_with(&mut reset(&dir, words), 64);
     }
-    assert_highest(&place, 9);
+    assert_highest(&dir, 9);
     // A typing mistake destroys no file.
-    fs::write(place.path("gate"), "24 bytes of another file").unwrap();
-    ends_with(&mut reset(&place, &["--to", "7"]), 74);
-    assert_eq!(place.read("gate"), "24 bytes of another file");
+    fs::write(dir.path("gate"), "24 bytes of another file").unwrap();
+    ends_with(&mut reset(&dir, &["--to", "7"]), 74);
+    assert_eq!(dir.read("gate"), "24 bytes of another file");
 }
 
 #[test]
@@ -263,15 +263,15 @@ fn only_the_owner_of_a_gate_resets_it() {
         eprintln!("only root can change its user: a reset by another user is not tested");
         return;
     }
-    let place = Place::new("lease");
-    fs::set_permissions(place.path(""), Permissions::from_mode(0o770)).unwrap();
-    chown(place.path(""), None, Some(MEMBER)).unwrap();
+    let dir = TestDir::new("lease");
+    fs::set_permissions(dir.path(""), Permissions::from_mode(0o770)).unwrap();
+    chown(dir.path(""), None, Some(MEMBER)).unwrap();
     let number = MEMBER.to_string();
-    ends_with(&mut check(&place, &["9", "--group", &number]), 0);
+    ends_with(&mut check(&dir, &["9", "--group", &number]), 0);
     let as_member = |words: &[&str]| {
         let mut setpriv = Command::new("setpriv");
         setpriv.args(["--reuid", &number, "--regid", &number, "--clear-groups"]);
-        setpriv.arg(VERROU).args(words).current_dir(place.path(""));
+        setpriv.arg(VERROU).args(words).current_dir(dir.path(""));
         setpriv
     };
     // A member may check, and so write the file.
@@ -286,24 +286,24 @@ fn only_the_owner_of_a_gate_resets_it() {
         "{}",
         stderr(&output)
     );
-    ends_with(&mut reset(&place, &["--to", "7", "--group", &number]), 0);
+    ends_with(&mut reset(&dir, &["--to", "7", "--group", &number]), 0);
 }
 
 #[test]
 fn help_names_every_exit_code() {
-    let place = Place::new("lease");
-    let output = ends_with(&mut place.verrou(["fence", "check", "--help"]), 0);
+    let dir = TestDir::new("lease");
+    let output = ends_with(&mut dir.verrou(["fence", "check", "--help"]), 0);
     for exit in ["64", "73", "74", "75", "78", "126", "127", "128+n"] {
         assert!(stdout(&output).contains(exit), "{exit}");
     }
-    let output = ends_with(&mut place.verrou(["--help"]), 0);
+    let output = ends_with(&mut dir.verrou(["--help"]), 0);
     assert!(stdout(&output).contains("78 "));
 }
 
 #[test]
 fn exit_code_is_that_of_the_command() {
-    let place = Place::new("lease");
-    fs::write(place.path("text"), "not a program").unwrap();
+    let dir = TestDir::new("lease");
+    fs::write(dir.path("text"), "not a program").unwrap();
     for (words, expected) in [
         (&["sh", "-c", "exit 0"][..], 0),
         (&["sh", "-c", "exit 5"], 5),
@@ -312,20 +312,20 @@ fn exit_code_is_that_of_the_command() {
         (&["./nowhere"], 127),
     ] {
         let words: Vec<_> = ["7", "--"].iter().chain(words).copied().collect();
-        ends_with(&mut check(&place, &words), expected);
-        ends_with(&mut check(&place, &["7", "--no-wait"]), 0);
+        ends_with(&mut check(&dir, &words), expected);
+        ends_with(&mut check(&dir, &["7", "--no-wait"]), 0);
     }
-    let refused = ends_with(&mut check(&place, &["6", "--", "touch", "ran"]), 78);
+    let refused = ends_with(&mut check(&dir, &["6", "--", "touch", "ran"]), 78);
     assert_eq!(stdout(&refused), "");
-    assert!(!place.path("ran").exists(), "it is not run");
+    assert!(!dir.path("ran").exists(), "it is not run");
 }
 
 #[test]
 fn no_check_passes_while_the_command_of_another_runs() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let stay = "trap '' HUP TERM; echo $$ > pid; exec sleep 1000";
-    let holder = Started::new(&mut check(&place, &["7", "--", "sh", "-c", stay]));
-    let sleeper = place.pid();
+    let holder = Started::new(&mut check(&dir, &["7", "--", "sh", "-c", stay]));
+    let sleeper = dir.pid();
     // Neither a greater token passes, nor the same, nor one that would be rejected anyway.
     for (words, wait) in [
         (&["8", "--no-wait"][..], "--no-wait"),
@@ -337,33 +337,30 @@ fn no_check_passes_while_the_command_of_another_runs() {
             .chain(&["--", "touch", "ran"])
             .copied()
             .collect();
-        let output = ends_with(&mut check(&place, &words), 75);
+        let output = ends_with(&mut check(&dir, &words), 75);
         let said = stderr(&output);
         assert!(said.contains("E_FENCE_TIMEOUT"), "{wait}: {said}");
-        assert!(
-            said.contains(place.path("gate").to_str().unwrap()),
-            "{said}"
-        );
+        assert!(said.contains(dir.path("gate").to_str().unwrap()), "{said}");
     }
-    assert!(!place.path("ran").exists());
+    assert!(!dir.path("ran").exists());
 
     // No token passes while the command is stopped.
     kill_process(sleeper, Signal::STOP).unwrap();
     stopped(sleeper);
-    ends_with(&mut check(&place, &["8", "--no-wait"]), 75);
+    ends_with(&mut check(&dir, &["8", "--no-wait"]), 75);
 
     // No token passes while the command lives and its check was killed.
     holder.signal(Signal::KILL);
     holder.end();
     assert!(lives(sleeper));
-    ends_with(&mut check(&place, &["8", "--no-wait"]), 75);
-    let next = Started::new(&mut check(&place, &["8", "--", "touch", "ran"]));
+    ends_with(&mut check(&dir, &["8", "--no-wait"]), 75);
+    let next = Started::new(&mut check(&dir, &["8", "--", "touch", "ran"]));
     waits(&next);
-    assert!(!place.path("ran").exists());
+    assert!(!dir.path("ran").exists());
     kill_process(sleeper, Signal::KILL).unwrap();
     assert_eq!(code(&next.end()), 0);
-    assert!(place.path("ran").exists());
-    assert_highest(&place, 8);
+    assert!(dir.path("ran").exists());
+    assert_highest(&dir, 8);
 }
 
 /// Waits until the process is blocked in `flock(2)`, by `/proc/PID/syscall` (proc(5)).
@@ -412,24 +409,24 @@ fn command_outlives_its_check_in_a_pid_namespace() {
 
 #[test]
 fn waiter_checks_the_file_that_replaced_the_gate() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let stay = ["7", "--", "sh", "-c", "echo $$ > pid; exec sleep 1000"];
-    let holder = Started::new(&mut check(&place, &stay));
-    let sleeper = place.pid();
-    let next = Started::new(&mut check(&place, &["8"]));
+    let holder = Started::new(&mut check(&dir, &stay));
+    let sleeper = dir.pid();
+    let next = Started::new(&mut check(&dir, &["8"]));
     waits(&next);
-    fs::rename(place.path("gate"), place.path("moved")).unwrap();
-    ends_with(&mut check(&place, &["9"]), 0);
+    fs::rename(dir.path("gate"), dir.path("moved")).unwrap();
+    ends_with(&mut check(&dir, &["9"]), 0);
     kill_process(sleeper, Signal::KILL).unwrap();
     holder.end();
     assert_eq!(code(&next.end()), 78);
-    fs::rename(place.path("moved"), place.path("gate")).unwrap();
-    assert_highest(&place, 7);
+    fs::rename(dir.path("moved"), dir.path("gate")).unwrap();
+    assert_highest(&dir, 7);
 }
 
 #[test]
 fn process_that_lost_the_lock_is_rejected() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let write = |what: &str| {
         format!("{VERROU} fence check --file gate -- sh -c 'echo {what} > data'; echo $? > {what}")
     };
@@ -437,16 +434,16 @@ fn process_that_lost_the_lock_is_rejected() {
         "echo $$ > pid; until test -e go-on; do sleep 0.01; done; {}",
         write("late")
     );
-    let (holder, _) = place.start(&["--ttl", "200ms"], &late);
+    let (holder, _) = dir.start(&["--ttl", "200ms"], &late);
     // The stopped wrapper neither renews its lease nor ends its command when the lease has expired.
     holder.signal(Signal::STOP);
     stopped(holder.pid());
     let next = ["--wait", "50s"];
-    ends_with(&mut place.run(&next, &write("next")), 0);
-    assert_eq!(place.read("next"), "0\n");
-    fs::write(place.path("go-on"), "").unwrap();
-    eventually("the late one has tried", || place.read("late") == "78\n");
-    assert_eq!(place.read("data"), "next\n");
+    ends_with(&mut dir.run(&next, &write("next")), 0);
+    assert_eq!(dir.read("next"), "0\n");
+    fs::write(dir.path("go-on"), "").unwrap();
+    eventually("the late one has tried", || dir.read("late") == "78\n");
+    assert_eq!(dir.read("data"), "next\n");
 }
 
 #[test]
@@ -454,7 +451,7 @@ fn greatest_of_concurrent_tokens_wins_and_no_smaller_one_follows() {
     const PROCESSES: u64 = 8;
     const EACH: u64 = 15;
 
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let worker = |number: u64| {
         // Its tokens lie between those of the others.
         let script = format!(
@@ -465,24 +462,24 @@ fn greatest_of_concurrent_tokens_wins_and_no_smaller_one_follows() {
                i=$((i + 1)); done"
         );
         let mut shell = Command::new("sh");
-        Started::new(shell.args(["-c", &script]).current_dir(place.path("")))
+        Started::new(shell.args(["-c", &script]).current_dir(dir.path("")))
     };
     let workers: Vec<_> = (0..PROCESSES).map(worker).collect();
     for worker in workers {
         let output = worker.end();
         assert_eq!(code(&output), 0, "{}", stderr(&output));
     }
-    let passed = place.read("log");
+    let passed = dir.read("log");
     let passed: Vec<u64> = passed.lines().map(|line| line.parse().unwrap()).collect();
     assert!(passed.is_sorted_by(|one, two| one < two), "{passed:?}");
     assert_eq!(passed.last(), Some(&(PROCESSES * EACH)));
-    assert_highest(&place, PROCESSES * EACH);
+    assert_highest(&dir, PROCESSES * EACH);
 }
 
 #[test]
 fn no_thread_passes_after_a_greater_one_has() {
-    let place = Place::new("lease");
-    let (shared, own) = (gate(place.path("gate")), || gate(place.path("gate")));
+    let dir = TestDir::new("lease");
+    let (shared, own) = (gate(dir.path("gate")), || gate(dir.path("gate")));
     let passed = AtomicU64::new(0);
     let inside = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -513,36 +510,36 @@ fn no_thread_passes_after_a_greater_one_has() {
 
 #[test]
 fn killed_check_loses_no_accepted_token() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let log = "echo $VERROU_FENCE >> log; sleep 0.01";
     for number in 1..=40 {
         let words = [&number.to_string(), "--", "sh", "-c", log];
-        let checker = Started::new(&mut check(&place, &words));
+        let checker = Started::new(&mut check(&dir, &words));
         // The check is killed at an arbitrary moment.
         thread::sleep(Duration::from_micros(500 * number));
         checker.signal(Signal::KILL);
         checker.end();
-        let logged = place.read("log");
+        let logged = dir.read("log");
         let Some(last) = logged.lines().last() else {
             continue;
         };
         let lower = last.parse::<u64>().unwrap() - 1;
         if lower > 0 {
-            ends_with(&mut check(&place, &[&lower.to_string()]), 78);
+            ends_with(&mut check(&dir, &[&lower.to_string()]), 78);
         }
     }
-    ends_with(&mut check(&place, &["100"]), 0);
-    let logged = place.read("log");
+    ends_with(&mut check(&dir, &["100"]), 0);
+    let logged = dir.read("log");
     let logged: Vec<u64> = logged.lines().map(|line| line.parse().unwrap()).collect();
     assert!(logged.is_sorted_by(|one, two| one < two), "{logged:?}");
 }
 
 /// Returns the command that runs a check under `strace(1)` with these options.
-fn traced(place: &Place, options: &[&str], words: &[&str]) -> Command {
-    let checked = check(place, words);
+fn traced(dir: &TestDir, options: &[&str], words: &[&str]) -> Command {
+    let checked = check(dir, words);
     let mut strace = Command::new("strace");
     strace.args(options).args(["-o", "trace", VERROU]);
-    strace.args(checked.get_args()).current_dir(place.path(""));
+    strace.args(checked.get_args()).current_dir(dir.path(""));
     strace
 }
 
@@ -566,38 +563,38 @@ fn check_killed_at_any_system_call_leaves_one_valid_file() {
     for before in [None, Some("5")] {
         let mut call = 1;
         loop {
-            let place = Place::new("lease");
+            let dir = TestDir::new("lease");
             if let Some(before) = before {
-                ends_with(&mut check(&place, &[before]), 0);
+                ends_with(&mut check(&dir, &[before]), 0);
             }
             let kill = format!("inject=all:signal=KILL:when={call}");
             let words = ["7", "--", "sh", "-c", "echo x > ran"];
-            let output = done(&mut traced(&place, &["-e", &kill], &words));
+            let output = done(&mut traced(&dir, &["-e", &kill], &words));
             let is_killed = code(&output) != 0;
             // Waits for the command, if it was started.
-            let output = done(&mut check(&place, &["--wait", "50s", "--json", "6"]));
+            let output = done(&mut check(&dir, &["--wait", "50s", "--json", "6"]));
             let has_passed = code(&output) == 78;
             assert!(
                 has_passed || code(&output) == 0,
                 "call {call}: {}",
                 stderr(&output)
             );
-            if place.path("ran").exists() {
+            if dir.path("ran").exists() {
                 assert!(has_passed, "call {call}: it was written, and 6 passes");
             }
             if has_passed {
                 assert_eq!(json(stdout(&output))["highest"], 7, "call {call}");
             } else if before.is_some() {
-                ends_with(&mut check(&place, &["4"]), 78);
+                ends_with(&mut check(&dir, &["4"]), 78);
             }
-            let entries = fs::read_dir(place.path("")).unwrap();
+            let entries = fs::read_dir(dir.path("")).unwrap();
             let names = entries.map(|entry| entry.unwrap().file_name());
             for name in names {
                 let is_known = ["gate", "ran", "trace"].iter().any(|known| name == *known);
                 assert!(is_known, "call {call} leaves {}", name.display());
             }
             if !is_killed {
-                assert!(place.path("ran").exists());
+                assert!(dir.path("ran").exists());
                 break;
             }
             call += 1;
@@ -611,12 +608,12 @@ fn a_fence_is_on_the_disk_before_it_passes() {
     if !is_traced() {
         return;
     }
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let trace = || {
         let calls = "trace=linkat,fsync,pwrite64,fdatasync,execve";
         let words = ["7", "--", "true"];
-        ends_with(&mut traced(&place, &["-f", "-e", calls], &words), 0);
-        place.read("trace")
+        ends_with(&mut traced(&dir, &["-f", "-e", calls], &words), 0);
+        dir.read("trace")
     };
     let first = trace();
     let at = |trace: &str, call: &str| {
@@ -643,20 +640,20 @@ fn the_stores_counter_is_on_the_disk_before_a_fence_is_granted() {
     if !is_traced() {
         return;
     }
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let strace = |options: &[&str]| {
-        let taken = place.run(&[], "true");
+        let taken = dir.run(&[], "true");
         let mut strace = Command::new("strace");
         strace.args(options).args(["-o", "trace", VERROU]);
-        strace.args(taken.get_args()).current_dir(place.path(""));
-        done(strace.env("VERROU_STORE", place.store()))
+        strace.args(taken.get_args()).current_dir(dir.path(""));
+        done(strace.env("VERROU_STORE", dir.store()))
     };
     // The process that creates the counter is killed before the name is on the disk; the next process writes it.
     strace(&["-e", "inject=fsync:signal=KILL:error=EIO:when=1"]);
-    assert!(place.locks().join("fences").exists());
+    assert!(dir.locks().join("fences").exists());
     let output = strace(&["-e", "trace=fsync,pwrite64,fdatasync,clone,clone3,vfork"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
-    let trace = place.read("trace");
+    let trace = dir.read("trace");
     let at = |call: &str| {
         trace
             .find(call)
@@ -675,8 +672,8 @@ fn token_that_cannot_be_written_does_not_pass() {
     if !is_traced() {
         return;
     }
-    let place = Place::new("lease");
-    ends_with(&mut check(&place, &["5"]), 0);
+    let dir = TestDir::new("lease");
+    ends_with(&mut check(&dir, &["5"]), 0);
     for (call, error, said) in [
         ("openat", "EACCES", "ermission denied"),
         ("openat", "EROFS", "ead-only"),
@@ -691,16 +688,13 @@ fn token_that_cannot_be_written_does_not_pass() {
         let inject = format!("inject={call}:error={error}");
         // As the name of the file in its directory, and as its path.
         let options = ["-e", &inject, "-P", "gate"];
-        let output = done(&mut traced(&place, &options, &["7", "--", "touch", "ran"]));
+        let output = done(&mut traced(&dir, &options, &["7", "--", "touch", "ran"]));
         let text = stderr(&output);
         assert_eq!(code(&output), 74, "{call} {error}: {text}");
         assert!(text.contains(said), "{call} {error}: {text}");
-        assert!(
-            text.contains(place.path("gate").to_str().unwrap()),
-            "{text}"
-        );
-        assert!(!place.path("ran").exists());
-        let output = ends_with(&mut check(&place, &["4", "--json"]), 78);
+        assert!(text.contains(dir.path("gate").to_str().unwrap()), "{text}");
+        assert!(!dir.path("ran").exists());
+        let output = ends_with(&mut check(&dir, &["4", "--json"]), 78);
         let highest = &json(stdout(&output))["highest"];
         // The number is written, but may not be on the disk: the gate treats it as accepted.
         let expected = if call == "fdatasync" { 7 } else { 5 };
@@ -710,9 +704,9 @@ fn token_that_cannot_be_written_does_not_pass() {
 
 #[test]
 fn corrupt_gate_accepts_no_token() {
-    let place = Place::new("lease");
-    let path = place.path("gate");
-    ends_with(&mut check(&place, &["7"]), 0);
+    let dir = TestDir::new("lease");
+    let path = dir.path("gate");
+    ends_with(&mut check(&dir, &["7"]), 0);
     let whole = fs::read(&path).unwrap();
     let mut corrupt: Vec<Vec<u8>> = (0..whole.len())
         .map(|length| whole[..length].to_vec())
@@ -726,8 +720,8 @@ fn corrupt_gate_accepts_no_token() {
     corrupt.push(vec![0; whole.len()]);
     corrupt.push(vec![b'x'; 1 << 20]);
     // The counter of a store.
-    ends_with(&mut place.run(&[], "true"), 0);
-    corrupt.push(fs::read(place.locks().join("fences")).unwrap());
+    ends_with(&mut dir.run(&[], "true"), 0);
+    corrupt.push(fs::read(dir.locks().join("fences")).unwrap());
 
     let checked = gate(&path);
     for bytes in &corrupt {
@@ -739,14 +733,14 @@ fn corrupt_gate_accepts_no_token() {
         );
         assert_eq!(fs::read(&path).unwrap(), *bytes, "nothing is changed");
     }
-    let output = ends_with(&mut check(&place, &["9", "--", "touch", "ran"]), 74);
+    let output = ends_with(&mut check(&dir, &["9", "--", "touch", "ran"]), 74);
     let said = stderr(&output);
     assert!(said.contains(path.to_str().unwrap()), "{said}");
     assert!(said.contains("E_LOCK_STORAGE_ERROR"), "{said}");
     assert!(said.contains("move it away"), "a way out: {said}");
-    assert!(!place.path("ran").exists());
+    assert!(!dir.path("ran").exists());
     fs::write(&path, whole).unwrap();
-    assert_highest(&place, 7);
+    assert_highest(&dir, 7);
 }
 
 /// Creates a file at a path.
@@ -754,8 +748,8 @@ type Plant<'a> = &'a dyn Fn(&Path);
 
 #[test]
 fn planted_file_in_place_of_a_gate_is_refused() {
-    let place = Place::new("lease");
-    let victim = place.path("victim");
+    let dir = TestDir::new("lease");
+    let victim = dir.path("victim");
     let planted: [(&str, Plant<'_>, &str); 6] = [
         (
             "a link",
@@ -786,18 +780,18 @@ fn planted_file_in_place_of_a_gate_is_refused() {
     ];
     for (what, plant, why) in planted {
         fs::write(&victim, "precious").unwrap();
-        let path = place.path("gate");
+        let path = dir.path("gate");
         plant(&path);
-        let output = ends_with(&mut check(&place, &["7", "--", "touch", "ran"]), 74);
+        let output = ends_with(&mut check(&dir, &["7", "--", "touch", "ran"]), 74);
         let said = stderr(&output);
         assert!(said.contains(path.to_str().unwrap()), "{what}: {said}");
         assert!(said.contains(why), "{what}: {said}");
-        assert_eq!(place.read("victim"), "precious", "{what}");
+        assert_eq!(dir.read("victim"), "precious", "{what}");
         fs::remove_file(&path)
             .or_else(|_| fs::remove_dir(&path))
             .unwrap();
     }
-    assert!(!place.path("ran").exists());
+    assert!(!dir.path("ran").exists());
 }
 
 fn mkfifo(path: &Path) {
@@ -812,48 +806,48 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
         eprintln!("only root can change a file's owner: files of other users are not tested");
         return;
     }
-    let place = Place::new("lease");
-    let path = place.path("gate");
-    ends_with(&mut check(&place, &["7", "--group", "daemon"]), 0);
+    let dir = TestDir::new("lease");
+    let path = dir.path("gate");
+    ends_with(&mut check(&dir, &["7", "--group", "daemon"]), 0);
     let metadata = fs::metadata(&path).unwrap();
     assert_eq!(metadata.mode() & 0o7777, 0o660);
     chown(&path, Some(4711), None).unwrap();
-    ends_with(&mut check(&place, &["8", "--group", "daemon"]), 0);
-    let output = ends_with(&mut check(&place, &["9"]), 74);
+    ends_with(&mut check(&dir, &["8", "--group", "daemon"]), 0);
+    let output = ends_with(&mut check(&dir, &["9"]), 74);
     assert!(stderr(&output).contains("user 4711"), "{}", stderr(&output));
-    let output = ends_with(&mut check(&place, &["9", "--group", "no such group"]), 73);
+    let output = ends_with(&mut check(&dir, &["9", "--group", "no such group"]), 73);
     assert!(stderr(&output).contains("no such group"));
 }
 
 #[test]
 fn missing_or_unsafe_directory_exits_73() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let file = |path: &str| {
-        let mut command = place.verrou(["fence", "check", "7", "--file", path]);
+        let mut command = dir.verrou(["fence", "check", "7", "--file", path]);
         let output = ends_with(&mut command, 73);
         stderr(&output).to_owned()
     };
     assert!(file("nowhere/gate").contains("nowhere"));
-    assert!(!place.path("nowhere").exists(), "it is not made");
+    assert!(!dir.path("nowhere").exists(), "it is not made");
     for path in ["/", "..", "."] {
         assert!(file(path).contains("not a file's name"), "{path}");
     }
     assert!(file("/proc/gate").contains("unknown file system"));
 
-    let open = place.path("open");
+    let open = dir.path("open");
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, Permissions::from_mode(0o777)).unwrap();
     assert!(file("open/gate").contains("every user may remove files"));
     fs::set_permissions(&open, Permissions::from_mode(0o1777)).unwrap();
     ends_with(
-        &mut place.verrou(["fence", "check", "7", "--file", "open/gate"]),
+        &mut dir.verrou(["fence", "check", "7", "--file", "open/gate"]),
         0,
     );
     if is_root() {
         chown(&open, Some(4711), None).unwrap();
         assert!(file("open/gate").contains("user 4711"));
     }
-    let err = FenceGate::open(place.path("nowhere/gate"), &StoreOptions::default()).unwrap_err();
+    let err = FenceGate::open(dir.path("nowhere/gate"), &StoreOptions::default()).unwrap_err();
     assert!(matches!(err, OpenError::Directory { .. }), "{err}");
 }
 
@@ -863,8 +857,8 @@ fn full_disk_leaves_no_partial_file_and_read_only_disk_accepts_no_token() {
         eprintln!("only root can mount a small disk: full disks are not tested");
         return;
     }
-    let place = Place::new("lease");
-    fs::create_dir(place.path("disk")).unwrap();
+    let dir = TestDir::new("lease");
+    fs::create_dir(dir.path("disk")).unwrap();
     let script = format!(
         "set -u
          mount -t tmpfs -o size=64k none disk && cd disk || exit 99
@@ -882,7 +876,7 @@ fn full_disk_leaves_no_partial_file_and_read_only_disk_accepts_no_token() {
     let mut unshare = Command::new("unshare");
     unshare
         .args(["--mount", "sh", "-c", &script])
-        .current_dir(place.path(""));
+        .current_dir(dir.path(""));
     let output = ends_with(&mut unshare, 0);
     let said = stdout(&output);
     let expected = "old 5 0\nnew 5 74\nold 7 0\nfull\nold\nold 8 74\nold 7 74\nnew 8 74\n";
@@ -902,23 +896,23 @@ fn full_disk_leaves_no_partial_file_and_read_only_disk_accepts_no_token() {
 fn gate_is_found_by_a_relative_path_through_a_link() {
     // A relative path must not change its meaning with the working directory; a link in the middle of
     // the path belongs to the user.
-    let place = Place::new("lease");
-    fs::create_dir(place.path("real")).unwrap();
-    symlink("real", place.path("linked")).unwrap();
+    let dir = TestDir::new("lease");
+    fs::create_dir(dir.path("real")).unwrap();
+    symlink("real", dir.path("linked")).unwrap();
     ends_with(
-        &mut place.verrou(["fence", "check", "7", "--file", "linked/gate"]),
+        &mut dir.verrou(["fence", "check", "7", "--file", "linked/gate"]),
         0,
     );
     ends_with(
-        &mut place.verrou(["fence", "check", "6", "--file", "real/gate"]),
+        &mut dir.verrou(["fence", "check", "6", "--file", "real/gate"]),
         78,
     );
 }
 
 #[test]
 fn gate_is_locked_until_the_checked_token_is_dropped() {
-    let place = Place::new("lease");
-    let path = place.path("gate");
+    let dir = TestDir::new("lease");
+    let path = dir.path("gate");
     let (one, other) = (gate(&path), gate(&path));
     let is_busy = |gate: &FenceGate| {
         let tried = gate.check_within(fence(9), Duration::from_millis(20));
@@ -952,7 +946,7 @@ fn example_in_security_md_works() {
     let page = include_str!("../../SECURITY.md");
     let scripts = blocks(page, "sh");
     assert_eq!(scripts.len(), 2, "each is run here");
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let directories = [Path::new(VERROU).parent().unwrap()];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(
@@ -965,14 +959,14 @@ fn example_in_security_md_works() {
         let mut shell = Command::new("sh");
         shell
             .args(["-euc", script])
-            .current_dir(place.path(""))
+            .current_dir(dir.path(""))
             .env("PATH", path.as_ref().unwrap())
-            .env("VERROU_STORE", place.store());
+            .env("VERROU_STORE", dir.store());
         ends_with(&mut shell, 0)
     };
     run(scripts[0]);
-    assert!(!place.read("report").is_empty());
-    let first = fs::read(place.path("report.fence")).unwrap();
+    assert!(!dir.read("report").is_empty());
+    let first = fs::read(dir.path("report.fence")).unwrap();
     let output = run(scripts[1]);
     assert_eq!(stdout(&output), blocks(page, "text")[0]);
     assert!(
@@ -980,5 +974,5 @@ fn example_in_security_md_works() {
         "{}",
         stderr(&output)
     );
-    assert_ne!(fs::read(place.path("report.fence")).unwrap(), first);
+    assert_ne!(fs::read(dir.path("report.fence")).unwrap(), first);
 }

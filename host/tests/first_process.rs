@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{KINDS, Place, Started, code, ends_with, eventually, stderr};
+use common::{KINDS, Started, TestDir, code, ends_with, eventually, stderr};
 use rustix::process::{Pid, Signal, kill_process};
 
 const STAY: &str = "echo $$ > pid; exec sleep 1000";
@@ -22,7 +22,7 @@ const FIRST: [&str; 6] = [
 ];
 
 /// Returns `command` as the first process of a PID namespace, or `None` where that is not allowed.
-fn first(place: &Place, command: &Command) -> Option<Command> {
+fn first(dir: &TestDir, command: &Command) -> Option<Command> {
     let may = Command::new("unshare").args(FIRST).arg("true").output();
     if !may.is_ok_and(|output| output.status.success()) {
         eprintln!("no user namespaces here: a container is not tested");
@@ -31,8 +31,8 @@ fn first(place: &Place, command: &Command) -> Option<Command> {
     let mut unshare = Command::new("unshare");
     unshare.args(FIRST);
     unshare.arg(command.get_program()).args(command.get_args());
-    unshare.current_dir(place.path(""));
-    unshare.env("VERROU_STORE", place.store());
+    unshare.current_dir(dir.path(""));
+    unshare.env("VERROU_STORE", dir.store());
     Some(unshare)
 }
 
@@ -71,8 +71,8 @@ fn handling(unshare: &Started, signal: Signal) -> Pid {
 /// Waits until a process sleeps in the wait queue of a lock.
 fn waits(process: Pid) {
     eventually("the process waits", || {
-        let place = fs::read_to_string(format!("/proc/{process}/wchan"));
-        place.is_ok_and(|place| place.contains("poll"))
+        let channel = fs::read_to_string(format!("/proc/{process}/wchan"));
+        channel.is_ok_and(|channel| channel.contains("poll"))
     });
 }
 
@@ -80,15 +80,15 @@ fn waits(process: Pid) {
 fn waiting_first_process_is_ended_by_signals() {
     for kind in KINDS {
         for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
-            let place = Place::new(kind);
-            let (holder, sleep) = place.start(&[], STAY);
-            let Some(mut waiter) = first(&place, &place.run(&[], "touch ran")) else {
+            let dir = TestDir::new(kind);
+            let (holder, sleep) = dir.start(&[], STAY);
+            let Some(mut waiter) = first(&dir, &dir.run(&[], "touch ran")) else {
                 return;
             };
             let waiter = Started::new(&mut waiter);
             let process = handling(&waiter, signal);
             waits(process);
-            let next = Started::new(&mut place.run(&["--wait", "50s"], "test ! -e ran"));
+            let next = Started::new(&mut dir.run(&["--wait", "50s"], "test ! -e ran"));
             waits(next.pid());
             kill_process(process, signal).unwrap();
             let output = waiter.end();
@@ -97,20 +97,20 @@ fn waiting_first_process_is_ended_by_signals() {
             holder.end();
             let output = next.end();
             assert_eq!(code(&output), 0, "{}", stderr(&output));
-            assert!(!place.path("ran").exists());
+            assert!(!dir.path("ran").exists());
         }
     }
 }
 
 #[test]
 fn first_process_hands_signals_on_to_its_command() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "trap 'exit 9' TERM; echo > pid; while :; do sleep 0.05; done";
-    let Some(mut unshare) = first(&place, &place.run(&[], script)) else {
+    let Some(mut unshare) = first(&dir, &dir.run(&[], script)) else {
         return;
     };
     let unshare = Started::new(&mut unshare);
-    eventually("the command runs", || place.path("pid").exists());
+    eventually("the command runs", || dir.path("pid").exists());
     // SIGCONT is the last signal for which `verrou` installs a handler.
     let process = handling(&unshare, Signal::CONT);
     kill_process(process, Signal::TERM).unwrap();
@@ -120,10 +120,10 @@ fn first_process_hands_signals_on_to_its_command() {
 
 #[test]
 fn first_process_reaps_orphans_and_ends_as_its_command() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "for i in 1 2 3; do sh -c 'sleep 0.05 & echo $! > orphan'
             while test -e /proc/$(cat orphan); do sleep 0.02; done; done; exit 7";
-    let Some(mut unshare) = first(&place, &place.run(&[], script)) else {
+    let Some(mut unshare) = first(&dir, &dir.run(&[], script)) else {
         return;
     };
     ends_with(&mut unshare, 7);
@@ -131,15 +131,15 @@ fn first_process_reaps_orphans_and_ends_as_its_command() {
 
 #[test]
 fn waiting_first_process_reaps_orphans() {
-    let place = Place::new("lease");
-    let (_holder, _) = place.start(&[], STAY);
-    let run = place.run(&[], "true");
+    let dir = TestDir::new("lease");
+    let (_holder, _) = dir.start(&[], STAY);
+    let run = dir.run(&[], "true");
     let mut shell = Command::new("sh");
     // One orphan ends before it is reparented to the first process, one after.
     let script = "sh -c 'exit' & sleep 0.5 & sleep 0.1; exec \"$@\"";
     shell.args(["-c", script, "sh"]);
     shell.arg(run.get_program()).args(run.get_args());
-    let Some(mut unshare) = first(&place, &shell) else {
+    let Some(mut unshare) = first(&dir, &shell) else {
         return;
     };
     let unshare = Started::new(&mut unshare);
@@ -159,13 +159,13 @@ os.execv(sys.argv[1], sys.argv[1:])";
 fn waiting_process_is_ended_by_a_signal_that_was_blocked_before_it() {
     use std::os::unix::process::ExitStatusExt;
 
-    let place = Place::new("lease");
-    let (_holder, _) = place.start(&[], STAY);
-    let run = place.run(&[], "true");
+    let dir = TestDir::new("lease");
+    let (_holder, _) = dir.start(&[], STAY);
+    let run = dir.run(&[], "true");
     let mut python = Command::new("python3");
     python.args(["-c", BLOCKED]).arg(run.get_program());
-    python.args(run.get_args()).current_dir(place.path(""));
-    let waiter = Started::new(python.env("VERROU_STORE", place.store()));
+    python.args(run.get_args()).current_dir(dir.path(""));
+    let waiter = Started::new(python.env("VERROU_STORE", dir.store()));
     waits(waiter.pid());
     waiter.signal(Signal::TERM);
     assert_eq!(waiter.end().status.signal(), Some(Signal::TERM.as_raw()));

@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stopped};
+use common::{KINDS, Started, TestDir, code, done, ends_with, eventually, lives, stderr, stopped};
 use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process};
 
 /// Starts two workers, writes its own process ID and theirs to files, and waits for them.
@@ -24,8 +24,8 @@ echo $$ > pid
 wait";
 
 /// Returns the process ID in a file.
-fn number(place: &Place, file: &str) -> Pid {
-    Pid::from_raw(place.read(file).trim().parse().unwrap()).unwrap()
+fn number(dir: &TestDir, file: &str) -> Pid {
+    Pid::from_raw(dir.read(file).trim().parse().unwrap()).unwrap()
 }
 
 /// Returns a process's program and group, by `proc_pid_stat(5)`.
@@ -76,61 +76,58 @@ fn gone(what: &str, process: Pid) {
 #[test]
 fn workers_end_when_the_group_of_the_wrapper_is_killed() {
     for kind in KINDS {
-        let place = Place::new(kind);
+        let dir = TestDir::new(kind);
         // A CI runner starts a step in a process group, and kills the group.
-        let mut run = place.run(&["--ttl", "1h", "--grace", "1h"], WORKERS);
+        let mut run = dir.run(&["--ttl", "1h", "--grace", "1h"], WORKERS);
         let wrapper = Started::new(run.process_group(0));
-        let guardian = guardian_of(place.pid());
+        let guardian = guardian_of(dir.pid());
         kill_process_group(wrapper.pid(), Signal::KILL).unwrap();
         wrapper.end();
         for worker in ["one", "two"] {
-            gone("a worker ends", number(&place, worker));
+            gone("a worker ends", number(&dir, worker));
         }
         let next = ["--wait", "50s", "--zombie", "wait"];
-        ends_with(&mut place.run(&next, "true"), 0);
+        ends_with(&mut dir.run(&next, "true"), 0);
         gone("the guardian ends with the command", guardian);
     }
 }
 
 #[test]
 fn workers_of_a_killed_wrapper_get_sigterm_and_then_sigkill() {
-    let place = Place::new("lease");
-    let (wrapper, command) = place.start(&["--grace", "300ms"], STUBBORN);
+    let dir = TestDir::new("lease");
+    let (wrapper, command) = dir.start(&["--grace", "300ms"], STUBBORN);
     guardian_of(command);
     wrapper.signal(Signal::KILL);
     wrapper.end();
-    gone("the worker is killed", number(&place, "one"));
-    assert!(
-        place.path("asked").exists(),
-        "the worker got SIGTERM before"
-    );
+    gone("the worker is killed", number(&dir, "one"));
+    assert!(dir.path("asked").exists(), "the worker got SIGTERM before");
 }
 
 #[test]
 fn workers_of_a_killed_wrapper_are_killed_at_once_if_wished() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let options = ["--on-lost", "kill", "--grace", "1h"];
-    let (wrapper, command) = place.start(&options, STUBBORN);
+    let (wrapper, command) = dir.start(&options, STUBBORN);
     guardian_of(command);
     wrapper.signal(Signal::KILL);
     wrapper.end();
-    gone("the worker is killed", number(&place, "one"));
-    assert!(!place.path("asked").exists());
+    gone("the worker is killed", number(&dir, "one"));
+    assert!(!dir.path("asked").exists());
 }
 
 #[test]
 fn command_of_a_killed_fence_check_ends() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let check = [
         "fence", "check", "--file", "gate", "7", "--", "sh", "-c", WORKERS,
     ];
-    let wrapper = Started::new(&mut place.verrou(check));
-    guardian_of(place.pid());
+    let wrapper = Started::new(&mut dir.verrou(check));
+    guardian_of(dir.pid());
     wrapper.signal(Signal::KILL);
     wrapper.end();
-    gone("a worker ends", number(&place, "one"));
+    gone("a worker ends", number(&dir, "one"));
     ends_with(
-        &mut place.verrou(["fence", "check", "--file", "gate", "7"]),
+        &mut dir.verrou(["fence", "check", "--file", "gate", "7"]),
         0,
     );
 }
@@ -138,8 +135,8 @@ fn command_of_a_killed_fence_check_ends() {
 #[test]
 fn guardian_has_nothing_open_but_the_lock_a_socket_and_a_pipe() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (_wrapper, command) = place.start(&[], WORKERS);
+        let dir = TestDir::new(kind);
+        let (_wrapper, command) = dir.start(&[], WORKERS);
         let mut open = open(guardian_of(command));
         open.sort();
         assert!(open[0].ends_with(&format!(".{}", if kind == "file" { "lock" } else { kind })));
@@ -150,26 +147,26 @@ fn guardian_has_nothing_open_but_the_lock_a_socket_and_a_pipe() {
 
 #[test]
 fn guardian_ends_with_the_command_and_what_that_left_behind_does_not() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "sleep 1000 & echo $! > one; echo $$ > pid; until test -e go; do sleep 0.02; done";
-    let (wrapper, command) = place.start(&[], script);
+    let (wrapper, command) = dir.start(&[], script);
     let guardian = guardian_of(command);
-    fs::write(place.path("go"), "").unwrap();
+    fs::write(dir.path("go"), "").unwrap();
     assert_eq!(code(&wrapper.end()), 0);
     assert!(!lives(guardian));
-    let left = number(&place, "one");
+    let left = number(&dir, "one");
     assert!(lives(left));
     kill_process(left, Signal::KILL).unwrap();
 }
 
 #[test]
 fn lost_command_is_gone_though_it_had_a_guardian() {
-    let place = Place::new("lease");
-    let (wrapper, command) = place.start(&["--ttl", "1h", "--grace", "1h"], WORKERS);
+    let dir = TestDir::new("lease");
+    let (wrapper, command) = dir.start(&["--ttl", "1h", "--grace", "1h"], WORKERS);
     let guardian = guardian_of(command);
-    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     assert_eq!(code(&wrapper.end()), 76);
-    assert!(!lives(guardian) && !lives(number(&place, "one")));
+    assert!(!lives(guardian) && !lives(number(&dir, "one")));
 }
 
 /// Writes its process ID to a file, and ignores every signal but SIGKILL.
@@ -178,8 +175,8 @@ const DEAF: &str = "trap '' HUP INT QUIT TERM USR1 USR2 TSTP; echo $$ > pid; \
 
 #[test]
 fn guardian_outlives_the_signals_of_the_command() {
-    let place = Place::new("lease");
-    let (wrapper, command) = place.start(&["--grace", "100ms"], DEAF);
+    let dir = TestDir::new("lease");
+    let (wrapper, command) = dir.start(&["--grace", "100ms"], DEAF);
     let guardian = guardian_of(command);
     for signal in [
         Signal::HUP,
@@ -202,11 +199,11 @@ fn guardian_outlives_the_signals_of_the_command() {
 
 #[test]
 fn stopped_command_of_a_killed_wrapper_ends() {
-    let place = Place::new("file");
-    let (wrapper, command) = place.start(&["--grace", "1h"], WORKERS);
+    let dir = TestDir::new("file");
+    let (wrapper, command) = dir.start(&["--grace", "1h"], WORKERS);
     let guardian = guardian_of(command);
     kill_process_group(command, Signal::STOP).unwrap();
-    let workers = ["one", "two"].map(|worker| number(&place, worker));
+    let workers = ["one", "two"].map(|worker| number(&dir, worker));
     for process in [command, guardian].into_iter().chain(workers) {
         stopped(process);
     }
@@ -226,10 +223,10 @@ fn command_that_changed_its_user_ends_with_its_wrapper() {
         eprintln!("only root can change its user: the end of such a command is not tested");
         return;
     }
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "setpriv --reuid 65534 --clear-groups sleep 1000 & echo $! > one; echo $$ > pid; \
                   exec setpriv --reuid 65534 --clear-groups sleep 1000";
-    let (wrapper, command) = place.start(&["--grace", "1h"], script);
+    let (wrapper, command) = dir.start(&["--grace", "1h"], script);
     guardian_of(command);
     let changed = || {
         fs::read_to_string(format!("/proc/{command}/status"))
@@ -239,7 +236,7 @@ fn command_that_changed_its_user_ends_with_its_wrapper() {
     wrapper.signal(Signal::KILL);
     wrapper.end();
     gone("the command ends", command);
-    gone("its worker ends", number(&place, "one"));
+    gone("its worker ends", number(&dir, "one"));
 }
 
 /// The user of a `verrou` whose command changes to root.
@@ -247,44 +244,44 @@ const UNPRIVILEGED: u32 = 65_534;
 
 /// Returns `verrou run` as a user that may not signal the command: the command becomes root by a set-user-ID
 /// program, and writes its process ID to a file. Returns `None` where this test cannot run.
-fn run_as_other_user(place: &Place, options: &[&str]) -> Option<Command> {
+fn run_as_other_user(dir: &TestDir, options: &[&str]) -> Option<Command> {
     let stay = "echo $$ > pid; exec sleep 1000";
-    run_script_as_other_user(place, options, stay)
+    run_script_as_other_user(dir, options, stay)
 }
 
-fn run_script_as_other_user(place: &Place, options: &[&str], script: &str) -> Option<Command> {
+fn run_script_as_other_user(dir: &TestDir, options: &[&str], script: &str) -> Option<Command> {
     if !geteuid().is_root() {
         eprintln!("only root can change its user: messages about such a command are not tested");
         return None;
     }
-    let become_root = place.path("setpriv");
+    let become_root = dir.path("setpriv");
     fs::copy("/usr/bin/setpriv", &become_root).unwrap();
     fs::set_permissions(&become_root, fs::Permissions::from_mode(0o4755)).unwrap();
-    chown(place.path(""), Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+    chown(dir.path(""), Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
     let command = ["--reuid", "0", "sh", "-c", script];
     let run = ["run", "k", "--ttl", "1h"].iter().chain(options);
     let run = run.chain(&["--", "./setpriv"]).chain(&command);
-    let mut proved = as_other_user(place, ["./setpriv", "--reuid", "0", "true"]);
+    let mut proved = as_other_user(dir, ["./setpriv", "--reuid", "0", "true"]);
     if code(&done(&mut proved)) != 0 {
         eprintln!("no program is set-user-ID here: messages about such a command are not tested");
         return None;
     }
     let verrou = [env!("CARGO_BIN_EXE_verrou")].into_iter();
-    Some(as_other_user(place, verrou.chain(run.copied())))
+    Some(as_other_user(dir, verrou.chain(run.copied())))
 }
 
-fn as_other_user<'a>(place: &Place, words: impl IntoIterator<Item = &'a str>) -> Command {
-    as_user(UNPRIVILEGED, place, words)
+fn as_other_user<'a>(dir: &TestDir, words: impl IntoIterator<Item = &'a str>) -> Command {
+    as_user(UNPRIVILEGED, dir, words)
 }
 
-fn as_user<'a>(user: u32, place: &Place, words: impl IntoIterator<Item = &'a str>) -> Command {
+fn as_user<'a>(user: u32, dir: &TestDir, words: impl IntoIterator<Item = &'a str>) -> Command {
     let user = user.to_string();
     let mut setpriv = Command::new("setpriv");
     setpriv
         .args(["--reuid", &user, "--regid", &user, "--clear-groups"])
         .args(words)
-        .current_dir(place.path(""))
-        .env("VERROU_STORE", place.store())
+        .current_dir(dir.path(""))
+        .env("VERROU_STORE", dir.store())
         .env_remove("VERROU_LOCK")
         .stdin(Stdio::null());
     setpriv
@@ -293,16 +290,16 @@ fn as_user<'a>(user: u32, place: &Place, words: impl IntoIterator<Item = &'a str
 #[test]
 fn lost_command_of_another_user_is_waited_for_no_longer_than_the_grace() {
     for on_lost in ["term", "kill"] {
-        let place = Place::new("lease");
+        let dir = TestDir::new("lease");
         let options = ["--grace", "300ms", "--on-lost", on_lost];
-        let Some(mut run) = run_as_other_user(&place, &options) else {
+        let Some(mut run) = run_as_other_user(&dir, &options) else {
             return;
         };
         let wrapper = Started::new(&mut run);
-        let command = place.pid();
+        let command = dir.pid();
         guardian_of(command);
         let force = [env!("CARGO_BIN_EXE_verrou"), "force-release", "k"];
-        ends_with(&mut as_other_user(&place, force), 0);
+        ends_with(&mut as_other_user(&dir, force), 0);
         let output = wrapper.end();
         let said = stderr(&output);
         assert_eq!(code(&output), 76, "{said}");
@@ -320,12 +317,12 @@ fn lost_command_of_another_user_is_waited_for_no_longer_than_the_grace() {
 
 #[test]
 fn signal_that_the_command_cannot_be_sent_is_reported() {
-    let place = Place::new("lease");
-    let Some(mut run) = run_as_other_user(&place, &[]) else {
+    let dir = TestDir::new("lease");
+    let Some(mut run) = run_as_other_user(&dir, &[]) else {
         return;
     };
     let wrapper = Started::new(&mut run);
-    let command = place.pid();
+    let command = dir.pid();
     guardian_of(command);
     wrapper.signal(Signal::TERM);
     kill_process(command, Signal::KILL).unwrap();
@@ -357,12 +354,12 @@ os.execvp(\"sleep\", [\"sleep\", \"1000\"])'";
             (&["--grace", "100ms"][..], 3),
             (&["--grace", "100ms", "--close"], 2),
         ] {
-            let place = Place::new(kind);
-            let Some(run) = run_script_as_other_user(&place, options, script) else {
+            let dir = TestDir::new(kind);
+            let Some(run) = run_script_as_other_user(&dir, options, script) else {
                 return;
             };
             let wrapper = Started::new(&mut prefixed(before, &run));
-            let command = place.pid();
+            let command = dir.pid();
             guardian_with(command, descriptors);
             wrapper.signal(Signal::KILL);
             wrapper.end();
@@ -370,7 +367,7 @@ os.execvp(\"sleep\", [\"sleep\", \"1000\"])'";
                 let next = ["run", "k", "--ttl", "1h", "--zombie", "wait"];
                 let next = next.iter().chain(wait).chain(&["--", "true"]).copied();
                 let verrou = [env!("CARGO_BIN_EXE_verrou")];
-                as_other_user(&place, verrou.into_iter().chain(next))
+                as_other_user(&dir, verrou.into_iter().chain(next))
             };
             // Longer than the grace.
             ends_with(&mut next(&["--wait", "2s"]), 75);
@@ -403,11 +400,11 @@ fn prefixed(before: &[&str], command: &Command) -> Command {
 
 /// Returns whether the first process reaps orphans. A hidden zombie cannot be distinguished from a running process.
 fn orphans_are_reaped() -> bool {
-    let place = Place::new("file");
+    let dir = TestDir::new("file");
     let orphan = "(sleep 0.1 & echo $! > pid)";
     let mut shell = Command::new("sh");
-    done(shell.args(["-c", orphan]).current_dir(place.path("")));
-    let orphan = place.pid();
+    done(shell.args(["-c", orphan]).current_dir(dir.path("")));
+    let orphan = dir.pid();
     eventually("the orphan ends", || !lives(orphan));
     (0..100).any(|_| {
         std::thread::sleep(std::time::Duration::from_millis(10));
@@ -432,8 +429,8 @@ fn command_whose_guardian_cannot_be_started_is_not_run() {
     for kind in KINDS {
         for close in [&[][..], &["--close"]] {
             for before in [&[][..], &namespace] {
-                let place = Place::new(kind);
-                chown(place.path(""), Some(user), Some(user)).unwrap();
+                let dir = TestDir::new(kind);
+                chown(dir.path(""), Some(user), Some(user)).unwrap();
                 let limited = |processes: &str, script: &str| {
                     let limit = format!("--nproc={processes}");
                     let verrou = env!("CARGO_BIN_EXE_verrou");
@@ -441,7 +438,7 @@ fn command_whose_guardian_cannot_be_started_is_not_run() {
                     let run = run.iter().chain(&["--no-wait"]).chain(close);
                     let command = ["--", "sh", "-c", script];
                     let run = run.chain(&command);
-                    prefixed(before, &as_user(user, &place, run.copied()))
+                    prefixed(before, &as_user(user, &dir, run.copied()))
                 };
                 if !may_run(before) {
                     eprintln!("no PID namespaces: a limit in one is not tested");
@@ -455,7 +452,7 @@ fn command_whose_guardian_cannot_be_started_is_not_run() {
                         stderr(&said).contains("temporarily unavailable"),
                         "{said:?}"
                     );
-                    assert!(!before.is_empty() || !place.path("pid").exists());
+                    assert!(!before.is_empty() || !dir.path("pid").exists());
                 }
                 ends_with(&mut limited("3", "true"), 0);
             }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{KINDS, Place, Started, code, done, ends_with, eventually, lives, stderr, stdout};
+use common::{KINDS, Started, TestDir, code, done, ends_with, eventually, lives, stderr, stdout};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
 /// Drops root, as a daemon's worker does, and attacks the lock by every inherited descriptor of a pipe or file, and
@@ -104,62 +104,59 @@ enum Way {
 const WAYS: [Way; 4] = [Way::Run("lease"), Way::Run("file"), Way::File, Way::Gate];
 
 impl Way {
-    fn place(self) -> Place {
-        Place::new(match self {
+    fn dir(self) -> TestDir {
+        TestDir::new(match self {
             Self::Run(kind) => kind,
             Self::File | Self::Gate => "file",
         })
     }
 
-    fn command(self, place: &Place, options: &[&str], command: &[&str]) -> Command {
+    fn command(self, dir: &TestDir, options: &[&str], command: &[&str]) -> Command {
         let words = match self {
             Self::Run(_) => &["run", "k", "--ttl", "1h"][..],
             Self::File => &["run", "--file", "exact"],
             Self::Gate => &["fence", "check", "--file", "gate", "7"],
         };
         let words = words.iter().chain(options).chain(&["--"]).chain(command);
-        place.verrou(words)
+        dir.verrou(words)
     }
 
     /// Tries the lock or the gate, and asserts the exit code.
     #[track_caller]
-    fn ends_with(self, place: &Place, expected: i32) {
-        ends_with(
-            &mut self.command(place, &["--no-wait"], &["true"]),
-            expected,
-        );
+    fn ends_with(self, dir: &TestDir, expected: i32) {
+        ends_with(&mut self.command(dir, &["--no-wait"], &["true"]), expected);
     }
 }
 
 /// Starts [`ATTACK`] as another user. Returns the process of `verrou`, and that of the attacker when the attack is
 /// done; `None` where this test cannot run.
-fn attacked(way: Way, place: &Place, options: &[&str], argument: &str) -> Option<(Started, Pid)> {
+fn attacked(way: Way, dir: &TestDir, options: &[&str], argument: &str) -> Option<(Started, Pid)> {
     if !geteuid().is_root() {
         eprintln!("only root can change its user: a command of another user is not tested");
         return None;
     }
-    fs::write(place.path("exact"), "mine").unwrap();
+    fs::write(dir.path("exact"), "mine").unwrap();
     let script = format!("echo $$ > pid; exec python3 -c \"$1\" {argument} > said");
     let command = ["sh", "-c", &script, "sh", ATTACK];
-    let started = Started::new(&mut way.command(place, options, &command));
-    eventually("the attack is done", || place.read("said").contains("done"));
-    Some((started, place.pid()))
+    let started = Started::new(&mut way.command(dir, options, &command));
+    eventually("the attack is done", || dir.read("said").contains("done"));
+    Some((started, dir.pid()))
 }
 
 #[test]
 fn unprivileged_command_cannot_unlock_what_it_runs_under() {
     for way in WAYS {
         for options in [&[][..], &["--close"]] {
-            let place = way.place();
-            let Some((holder, attacker)) = attacked(way, &place, options, "") else {
+            let dir = way.dir();
+            let Some((holder, attacker)) = attacked(way, &dir, options, "") else {
                 return;
             };
-            way.ends_with(&place, 75);
+            way.ends_with(&dir, 75);
             kill_process(attacker, Signal::TERM).unwrap();
             let output = holder.end();
             assert_eq!(code(&output), 7, "{way:?}: {}", stderr(&output));
-            way.ends_with(&place, 0);
-            assert_eq!(place.read("exact"), "mine");
+            way.ends_with(&dir, 0);
+            assert_eq!(dir.read("exact"), "mine");
         }
     }
 }
@@ -167,21 +164,19 @@ fn unprivileged_command_cannot_unlock_what_it_runs_under() {
 #[test]
 fn unprivileged_process_that_is_left_behind_blocks_no_lock() {
     for way in WAYS {
-        let place = way.place();
-        let Some((holder, attacker)) = attacked(way, &place, &[], "daemon") else {
+        let dir = way.dir();
+        let Some((holder, attacker)) = attacked(way, &dir, &[], "daemon") else {
             return;
         };
-        eventually("the daemon attacks", || {
-            place.read("said").contains("daemon")
-        });
+        eventually("the daemon attacks", || dir.read("said").contains("daemon"));
         kill_process(attacker, Signal::TERM).unwrap();
         assert_eq!(code(&holder.end()), 7);
-        let said = place.read("said");
+        let said = dir.read("said");
         let daemon = said.lines().find_map(|line| line.strip_prefix("daemon "));
         let daemon = Pid::from_raw(daemon.unwrap().parse().unwrap()).unwrap();
         assert!(lives(daemon));
         for _ in 0..3 {
-            way.ends_with(&place, 0);
+            way.ends_with(&dir, 0);
         }
         kill_process(daemon, Signal::KILL).unwrap();
     }
@@ -196,17 +191,17 @@ fn gone(process: Pid) -> String {
 #[test]
 fn killed_wrapper_of_an_unprivileged_command_keeps_the_lock_until_that_has_ended() {
     for way in WAYS {
-        let place = way.place();
-        let Some((holder, attacker)) = attacked(way, &place, &[], "stubborn") else {
+        let dir = way.dir();
+        let Some((holder, attacker)) = attacked(way, &dir, &[], "stubborn") else {
             return;
         };
         holder.signal(Signal::KILL);
         holder.end();
-        way.ends_with(&place, 75);
+        way.ends_with(&dir, 75);
         assert!(lives(attacker), "it ends after the grace");
         let gone = gone(attacker);
         let next = ["sh", "-c", &gone];
-        ends_with(&mut way.command(&place, &["--wait", "50s"], &next), 0);
+        ends_with(&mut way.command(&dir, &["--wait", "50s"], &next), 0);
     }
 }
 
@@ -222,15 +217,15 @@ for fd in sorted(map(int, os.listdir('/proc/self/fd'))):
 #[test]
 fn closed_command_inherits_nothing() {
     for way in WAYS {
-        let place = way.place();
+        let dir = way.dir();
         let mut alone = Command::new("python3");
         let alone = ends_with(alone.args(["-c", LIST]), 0);
         for close in ["--close", "-o"] {
-            let mut run = way.command(&place, &[close], &["python3", "-c", LIST]);
+            let mut run = way.command(&dir, &[close], &["python3", "-c", LIST]);
             let output = ends_with(&mut run, 0);
             assert_eq!(stdout(&output), stdout(&alone), "{way:?}");
         }
-        let output = ends_with(&mut way.command(&place, &[], &["python3", "-c", LIST]), 0);
+        let output = ends_with(&mut way.command(&dir, &[], &["python3", "-c", LIST]), 0);
         assert_ne!(
             stdout(&output),
             stdout(&alone),
@@ -247,7 +242,7 @@ const STUBBORN: &str = "trap '' TERM; setsid sleep 1000 & echo $! > left; echo $
 fn lock_of_a_killed_wrapper_lasts_as_long_as_the_commands_processes() {
     for way in WAYS {
         for close in [false, true] {
-            let place = way.place();
+            let dir = way.dir();
             let grace: &[&str] = match way {
                 Way::Gate => &[],
                 _ => &["--grace", "200ms"],
@@ -255,27 +250,27 @@ fn lock_of_a_killed_wrapper_lasts_as_long_as_the_commands_processes() {
             let close_option: &[&str] = if close { &["--close"] } else { &[] };
             let options: Vec<_> = grace.iter().chain(close_option).copied().collect();
             let command = ["sh", "-c", STUBBORN];
-            let holder = Started::new(&mut way.command(&place, &options, &command));
-            let command = place.pid();
-            let left = place.pid_in("left");
+            let holder = Started::new(&mut way.command(&dir, &options, &command));
+            let command = dir.pid();
+            let left = dir.pid_in("left");
             holder.signal(Signal::KILL);
             holder.end();
             assert!(lives(command), "it ignores SIGTERM");
-            way.ends_with(&place, 75);
+            way.ends_with(&dir, 75);
             let gone = gone(command);
             if close {
                 // Only the group counts.
                 let next = ["sh", "-c", &gone];
-                ends_with(&mut way.command(&place, &["--wait", "50s"], &next), 0);
+                ends_with(&mut way.command(&dir, &["--wait", "50s"], &next), 0);
                 assert!(lives(left));
                 kill_process(left, Signal::KILL).unwrap();
                 continue;
             }
             eventually("the group is killed", || !lives(command));
-            way.ends_with(&place, 75);
+            way.ends_with(&dir, 75);
             assert!(lives(left), "it has inherited the pipe");
             kill_process(left, Signal::KILL).unwrap();
-            ends_with(&mut way.command(&place, &["--wait", "50s"], &["true"]), 0);
+            ends_with(&mut way.command(&dir, &["--wait", "50s"], &["true"]), 0);
         }
     }
 }
@@ -283,15 +278,15 @@ fn lock_of_a_killed_wrapper_lasts_as_long_as_the_commands_processes() {
 /// The wrapper is killed before it has read the guardian's process ID, or shortly after.
 #[test]
 fn wrapper_that_is_killed_at_once_leaves_no_worker() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "sleep 1000 & echo $! > one; echo $$ > pid; wait";
     for _ in 0..100 {
-        let (wrapper, _) = place.start(&["--grace", "1h", "--zombie", "wait"], script);
+        let (wrapper, _) = dir.start(&["--grace", "1h", "--zombie", "wait"], script);
         wrapper.signal(Signal::KILL);
         wrapper.end();
-        let worker = place.pid_in("one");
+        let worker = dir.pid_in("one");
         eventually("the worker ends", || !lives(worker));
-        fs::remove_file(place.path("pid")).unwrap();
+        fs::remove_file(dir.path("pid")).unwrap();
     }
 }
 
@@ -299,11 +294,11 @@ fn wrapper_that_is_killed_at_once_leaves_no_worker() {
 #[test]
 fn wrapper_that_is_killed_at_any_moment_leaves_no_command_without_the_lock() {
     for kind in KINDS {
-        let place = Place::new(kind);
+        let dir = TestDir::new(kind);
         // Detects two commands at the same time, because the directory can be created once.
         let script = "mkdir one || echo two > two; sleep 0.02; rmdir one";
         for number in 0..60_u64 {
-            let mut run = place.run(&["--wait", "50s", "--grace", "1h"], script);
+            let mut run = dir.run(&["--wait", "50s", "--grace", "1h"], script);
             let started = Started::new(&mut run);
             std::thread::sleep(std::time::Duration::from_micros(number * 50));
             started.signal(Signal::KILL);
@@ -311,11 +306,11 @@ fn wrapper_that_is_killed_at_any_moment_leaves_no_command_without_the_lock() {
             // The command of the killed wrapper may have been ended before `rmdir`.
             let clean = "rmdir one 2> /dev/null; mkdir one && rmdir one || echo two > two";
             ends_with(
-                &mut place.run(&["--wait", "50s", "--zombie", "wait"], clean),
+                &mut dir.run(&["--wait", "50s", "--zombie", "wait"], clean),
                 0,
             );
-            assert!(!Path::new(&place.path("two")).exists(), "attempt {number}");
+            assert!(!Path::new(&dir.path("two")).exists(), "attempt {number}");
         }
-        assert_eq!(code(&done(&mut place.run(&[], "true"))), 0);
+        assert_eq!(code(&done(&mut dir.run(&[], "true"))), 0);
     }
 }

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use common::{KINDS, Place, code, done, ends_with, eventually, stderr, stdout};
+use common::{KINDS, TestDir, code, done, ends_with, eventually, stderr, stdout};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -36,11 +36,11 @@ fn has_users(what: &str) -> bool {
 }
 
 /// Creates a test directory that all users can pass through, with the command in it.
-fn place(kind: &'static str) -> Place {
-    let place = Place::new(kind);
-    set_mode(&place.path(""), 0o755);
-    copy_program(&place.path("verrou"));
-    place
+fn test_dir(kind: &'static str) -> TestDir {
+    let dir = TestDir::new(kind);
+    set_mode(&dir.path(""), 0o755);
+    copy_program(&dir.path("verrou"));
+    dir
 }
 
 /// Copies the command by another process: as long as a child that another test has just started has a
@@ -65,12 +65,12 @@ fn directory(path: PathBuf, mode: u32, owner: u32, group: u32) -> PathBuf {
 
 /// Returns `verrou` with these arguments, as a user and a group.
 fn verrou<I: AsRef<OsStr>>(
-    place: &Place,
+    dir: &TestDir,
     user: u32,
     group: u32,
     words: impl IntoIterator<Item = I>,
 ) -> Command {
-    let mut command = Command::new(place.path("verrou"));
+    let mut command = Command::new(dir.path("verrou"));
     command.args(words).current_dir("/").stdin(Stdio::null());
     for variable in ["VERROU_STORE", "VERROU_LOCK", "XDG_STATE_HOME", "HOME"] {
         command.env_remove(variable);
@@ -80,13 +80,8 @@ fn verrou<I: AsRef<OsStr>>(
 }
 
 /// Returns `verrou run k -- true` with the store `url`, as a user and a group.
-fn run(place: &Place, user: u32, group: u32, url: &str) -> Command {
-    verrou(
-        place,
-        user,
-        group,
-        ["run", "--store", url, "k", "--", "true"],
-    )
+fn run(dir: &TestDir, user: u32, group: u32, url: &str) -> Command {
+    verrou(dir, user, group, ["run", "--store", url, "k", "--", "true"])
 }
 
 fn of_group(kind: &str, path: &Path) -> String {
@@ -122,31 +117,31 @@ fn link_of_another_user_is_not_followed() {
         return;
     }
     for kind in KINDS {
-        let place = place(kind);
-        let victim = directory(place.path("victim"), 0o755, 0, 0);
-        let open = directory(place.path("open"), 0o1777, 0, 0);
-        let groups = directory(place.path("groups"), 0o2775, 0, GROUP);
+        let dir = test_dir(kind);
+        let victim = directory(dir.path("victim"), 0o755, 0, 0);
+        let open = directory(dir.path("open"), 0o1777, 0, 0);
+        let groups = directory(dir.path("groups"), 0o2775, 0, GROUP);
         for parent in [&open, &groups] {
             let link = parent.join("locks");
             symlink(&victim, &link).unwrap();
             lchown(&link, Some(MALLORY), Some(GROUP)).unwrap();
             for url in [format!("{kind}:{}", link.display()), of_group(kind, &link)] {
                 if parent == &groups && !url.contains("group=") {
-                    refused(&mut run(&place, 0, 0, &url), &link, "it is a link");
+                    refused(&mut run(&dir, 0, 0, &url), &link, "it is a link");
                     continue;
                 }
-                refused(&mut run(&place, 0, 0, &url), &link, "it is a link");
+                refused(&mut run(&dir, 0, 0, &url), &link, "it is a link");
                 // The link is also refused as a directory above the store.
                 let below = url.replace("/locks", "/locks/below");
-                refused(&mut run(&place, 0, 0, &below), &link, "it is a link");
+                refused(&mut run(&dir, 0, 0, &below), &link, "it is a link");
             }
         }
         assert_eq!(entries(&victim), 0);
         // A link of the user itself, or of root, is followed.
-        let link = place.path("link");
+        let link = dir.path("link");
         symlink(&victim, &link).unwrap();
         let url = format!("{kind}:{}", link.join("locks").display());
-        ends_with(&mut run(&place, 0, 0, &url), 0);
+        ends_with(&mut run(&dir, 0, 0, &url), 0);
         assert!(victim.join("locks").is_dir());
     }
 }
@@ -157,7 +152,7 @@ fn path_through_another_users_directory_is_refused() {
         return;
     }
     for kind in KINDS {
-        let place = place(kind);
+        let dir = test_dir(kind);
         for (name, mode, owner, group, why) in [
             ("others", 0o755, MALLORY, MALLORY, "user 4712"),
             ("sticky", 0o1777, MALLORY, MALLORY, "user 4712"),
@@ -165,24 +160,24 @@ fn path_through_another_users_directory_is_refused() {
             ("groups", 0o775, 0, GROUP, "group 4713"),
             ("own", 0o775, ALICE, GROUP, "group 4713"),
         ] {
-            let parent = directory(place.path(name), mode, owner, group);
+            let parent = directory(dir.path(name), mode, owner, group);
             let inner = directory(parent.join("inner"), 0o755, ALICE, ALICE);
             for locks in [inner.join("locks"), inner.join("a/b/locks")] {
                 let url = format!("{kind}:{}", locks.display());
-                refused(&mut run(&place, ALICE, ALICE, &url), &parent, why);
+                refused(&mut run(&dir, ALICE, ALICE, &url), &parent, why);
             }
             assert_eq!(entries(&inner), 0, "{name}");
         }
         // A directory with the sticky bit, and the group of `--group`, are accepted.
-        let tmp = directory(place.path("tmp"), 0o1777, 0, 0);
+        let tmp = directory(dir.path("tmp"), 0o1777, 0, 0);
         let own = directory(tmp.join("own"), 0o700, ALICE, ALICE);
         let url = format!("{kind}:{}", own.join("locks").display());
-        ends_with(&mut run(&place, ALICE, ALICE, &url), 0);
-        let shared = of_group(kind, &place.path("groups/locks"));
-        ends_with(&mut run(&place, ALICE, GROUP, &shared), 0);
+        ends_with(&mut run(&dir, ALICE, ALICE, &url), 0);
+        let shared = of_group(kind, &dir.path("groups/locks"));
+        ends_with(&mut run(&dir, ALICE, GROUP, &shared), 0);
         // The group for which the directory was created is accepted, too.
-        let shared = format!("{kind}:{}", place.path("groups/locks").display());
-        ends_with(&mut run(&place, ALICE, GROUP, &shared), 0);
+        let shared = format!("{kind}:{}", dir.path("groups/locks").display());
+        ends_with(&mut run(&dir, ALICE, GROUP, &shared), 0);
     }
 }
 
@@ -193,20 +188,20 @@ fn store_in_a_sticky_directory_is_refused_with_ways_out() {
         return;
     }
     for kind in KINDS {
-        let place = place(kind);
-        let sticky = directory(place.path("locks"), 0o1777, 0, 0);
+        let dir = test_dir(kind);
+        let sticky = directory(dir.path("locks"), 0o1777, 0, 0);
         let url = format!("{kind}:{}", sticky.display());
         for user in [0, ALICE] {
             for way_out in ["directory of your own", "--group"] {
-                refused(&mut run(&place, user, user, &url), &sticky, way_out);
+                refused(&mut run(&dir, user, user, &url), &sticky, way_out);
             }
         }
         assert_eq!(entries(&sticky), 0);
         let own = format!("{kind}:{}", sticky.join("alice").display());
-        ends_with(&mut run(&place, ALICE, ALICE, &own), 0);
+        ends_with(&mut run(&dir, ALICE, ALICE, &own), 0);
         let shared = of_group(kind, &sticky.join("shared"));
         for member in [ALICE, MALLORY] {
-            ends_with(&mut run(&place, member, GROUP, &shared), 0);
+            ends_with(&mut run(&dir, member, GROUP, &shared), 0);
         }
     }
 }
@@ -217,10 +212,10 @@ fn default_store_of_root_is_not_in_another_users_home() {
     if !has_users("the home of another user") {
         return;
     }
-    let place = place("lease");
-    let home = directory(place.path("alice"), 0o755, ALICE, ALICE);
-    let victim = directory(place.path("victim"), 0o755, 0, 0);
-    let linked = directory(place.path("bob"), 0o755, ALICE, ALICE);
+    let dir = test_dir("lease");
+    let home = directory(dir.path("alice"), 0o755, ALICE, ALICE);
+    let victim = directory(dir.path("victim"), 0o755, 0, 0);
+    let linked = directory(dir.path("bob"), 0o755, ALICE, ALICE);
     symlink(&victim, linked.join("state")).unwrap();
     lchown(linked.join("state"), Some(ALICE), Some(ALICE)).unwrap();
     for state in [home.join(".local/state"), linked.join("state")] {
@@ -229,16 +224,16 @@ fn default_store_of_root_is_not_in_another_users_home() {
             &["acquire", "k"],
             &["serve"],
         ] {
-            let mut root = verrou(&place, 0, 0, words);
+            let mut root = verrou(&dir, 0, 0, words);
             let output = ends_with(root.env("XDG_STATE_HOME", &state), 73);
             for part in ["user 4711", "--store", "VERROU_STORE"] {
                 assert!(stderr(&output).contains(part), "{}", stderr(&output));
             }
         }
         // `--file` works, and warns that it records nothing.
-        let file = place.path("app.lock");
+        let file = dir.path("app.lock");
         let words = ["run", "--file", file.to_str().unwrap(), "--", "true"];
-        let mut root = verrou(&place, 0, 0, words);
+        let mut root = verrou(&dir, 0, 0, words);
         let output = ends_with(root.env("XDG_STATE_HOME", &state), 0);
         let said = stderr(&output);
         assert!(said.contains("without a fencing token"), "{said}");
@@ -252,11 +247,11 @@ fn default_store_of_a_set_user_id_program_is_not_from_the_environment() {
     if !has_users("a set-user-ID program") {
         return;
     }
-    let place = place("lease");
-    let program = place.path("verrou");
-    let home = place.path("chosen");
+    let dir = test_dir("lease");
+    let program = dir.path("verrou");
+    let home = dir.path("chosen");
     let store = |user| {
-        let mut command = verrou(&place, user, user, ["store"]);
+        let mut command = verrou(&dir, user, user, ["store"]);
         command.env("XDG_STATE_HOME", &home).env("HOME", &home);
         done(&mut command)
     };
@@ -291,16 +286,16 @@ fn users_outside_a_user_namespace_are_not_one_user() {
         return;
     }
     for kind in KINDS {
-        let place = place(kind);
-        let top = place.path("");
-        let locks = directory(place.path("locks"), 0o755, MALLORY, MALLORY);
+        let dir = test_dir(kind);
+        let top = dir.path("");
+        let locks = directory(dir.path("locks"), 0o755, MALLORY, MALLORY);
         let url = format!("{kind}:{}", locks.display());
         let inside = |user: u32, options: &[&str], words: &[&str]| {
             let mut unshare = Command::new("unshare");
             unshare
                 .arg("--user")
                 .args(options)
-                .arg(place.path("verrou"))
+                .arg(dir.path("verrou"))
                 .args(words)
                 .current_dir("/")
                 .uid(user)
@@ -316,7 +311,7 @@ fn users_outside_a_user_namespace_are_not_one_user() {
         refused(&mut inside(0, &mapped, &list), &locks, outside);
         // The user's directory is below directories of root, which is not mapped either.
         chown(&top, Some(ALICE), Some(ALICE)).unwrap();
-        let own = directory(place.path("own"), 0o700, ALICE, ALICE);
+        let own = directory(dir.path("own"), 0o700, ALICE, ALICE);
         let run = |path: &Path| {
             let url = format!("{kind}:{}", path.display());
             inside(ALICE, &mapped, &["run", "--store", &url, "k", "--", "true"])
@@ -357,12 +352,12 @@ fn home_in_a_sandbox_with_its_own_root_is_accepted() {
     if !has_users("a sandbox") || !has_user_namespaces() {
         return;
     }
-    let place = place("lease");
-    let top = place.path("");
-    let home = directory(place.path("home"), 0o755, 0, 0);
+    let dir = test_dir("lease");
+    let top = dir.path("");
+    let home = directory(dir.path("home"), 0o755, 0, 0);
     let own = directory(home.join("alice"), 0o700, ALICE, ALICE);
     copy_program(&home.join("verrou"));
-    let root = directory(place.path("root"), 0o755, ALICE, ALICE);
+    let root = directory(dir.path("root"), 0o755, ALICE, ALICE);
     let enter = "set -e; mount -t tmpfs -o mode=0755 none root; cd root
         for name in usr bin lib lib64 proc dev; do
             if test -L /$name; then cp -P /$name .
@@ -396,20 +391,20 @@ fn open_directory_of_the_group_above_its_store_is_refused() {
         return;
     }
     for kind in KINDS {
-        let place = place(kind);
-        let open = directory(place.path("open"), 0o3777, 0, GROUP);
+        let dir = test_dir(kind);
+        let open = directory(dir.path("open"), 0o3777, 0, GROUP);
         let theirs = directory(open.join("theirs"), 0o2770, MALLORY, GROUP);
         let locks = directory(theirs.join("locks"), 0o2770, MALLORY, GROUP);
         let url = of_group(kind, &locks);
-        refused(&mut run(&place, ALICE, GROUP, &url), &open, "every user");
+        refused(&mut run(&dir, ALICE, GROUP, &url), &open, "every user");
         assert_eq!(entries(&locks), 0);
     }
 }
 
 /// A command as a user with a passwd(5) and group(5) of these lines.
-fn with_accounts(place: &Place, passwd: &str, groups: &str, run: &Command) -> Command {
-    fs::write(place.path("passwd"), passwd).unwrap();
-    fs::write(place.path("group"), groups).unwrap();
+fn with_accounts(dir: &TestDir, passwd: &str, groups: &str, run: &Command) -> Command {
+    fs::write(dir.path("passwd"), passwd).unwrap();
+    fs::write(dir.path("group"), groups).unwrap();
     let script = format!(
         "mount --bind passwd /etc/passwd && mount --bind group /etc/group && exec setpriv \
          --reuid={ALICE} --regid={ALICE} --clear-groups \"$@\""
@@ -417,7 +412,7 @@ fn with_accounts(place: &Place, passwd: &str, groups: &str, run: &Command) -> Co
     let mut unshare = Command::new("unshare");
     unshare.args(["--mount", "sh", "-c", &script, "sh"]);
     unshare.arg(run.get_program()).args(run.get_args());
-    unshare.current_dir(place.path(""));
+    unshare.current_dir(dir.path(""));
     unshare
 }
 
@@ -433,12 +428,12 @@ fn home_of_a_private_group_is_accepted_unless_others_have_the_group() {
     let member = format!("alice:x:{ALICE}:mallory\n");
     let named = format!("staff:x:{ALICE}:\n");
     for kind in KINDS {
-        let place = place(kind);
-        let home = directory(place.path("home"), 0o775, ALICE, ALICE);
+        let dir = test_dir(kind);
+        let home = directory(dir.path("home"), 0o775, ALICE, ALICE);
         let url = format!("{kind}:{}", home.join("locks").display());
-        let run = run(&place, ALICE, ALICE, &url);
-        let run = |passwd: &str, groups: &str| with_accounts(&place, passwd, groups, &run);
-        let probe = done(&mut with_accounts(&place, root, "", &Command::new("true")));
+        let run = run(&dir, ALICE, ALICE, &url);
+        let run = |passwd: &str, groups: &str| with_accounts(&dir, passwd, groups, &run);
+        let probe = done(&mut with_accounts(&dir, root, "", &Command::new("true")));
         if !probe.status.success() {
             eprintln!(
                 "no mounts here: private groups are not tested: {}",
@@ -466,13 +461,13 @@ fn directory_of_another_user_in_a_sticky_one_is_not_locked() {
     if !has_users("a sticky directory of another user") {
         return;
     }
-    let place = place("file");
-    let sticky = directory(place.path("sticky"), 0o1777, 0, 0);
+    let dir = test_dir("file");
+    let sticky = directory(dir.path("sticky"), 0o1777, 0, 0);
     let lock = |user, path: &Path| {
         let records = format!("lease:{}", path.with_extension("records").display());
         let path = path.to_str().unwrap();
         let words = ["run", "--store", &records, "--file", path, "--", "true"];
-        done(&mut verrou(&place, user, user, words))
+        done(&mut verrou(&dir, user, user, words))
     };
     let theirs = directory(sticky.join("theirs"), 0o755, MALLORY, MALLORY);
     for user in [0, ALICE] {
@@ -482,7 +477,7 @@ fn directory_of_another_user_in_a_sticky_one_is_not_locked() {
     }
     let own = directory(sticky.join("own"), 0o755, ALICE, ALICE);
     let roots = directory(sticky.join("roots"), 0o755, 0, 0);
-    let elsewhere = directory(place.path("elsewhere"), 0o755, MALLORY, MALLORY);
+    let elsewhere = directory(dir.path("elsewhere"), 0o755, MALLORY, MALLORY);
     for path in [&own, &roots] {
         let output = lock(ALICE, path);
         assert_eq!(code(&output), 0, "{}", stderr(&output));
@@ -497,17 +492,17 @@ fn directories_above_a_groups_store_are_written_by_no_other() {
         return;
     }
     for umask in ["000", "022"] {
-        let place = place("lease");
-        let locks = place.path("a/b/locks");
+        let dir = test_dir("lease");
+        let locks = dir.path("a/b/locks");
         let script = format!("umask {umask}; exec \"$@\"");
-        let run = run(&place, 0, 0, &of_group("lease", &locks));
+        let run = run(&dir, 0, 0, &of_group("lease", &locks));
         let mut sh = Command::new("sh");
         sh.args(["-c", &script, "sh"])
             .arg(run.get_program())
             .args(run.get_args());
         ends_with(&mut sh, 0);
-        assert_eq!(rights(&place.path("a")), (0o755, 0, 0), "umask {umask}");
-        assert_eq!(rights(&place.path("a/b")), (0o755, 0, 0), "umask {umask}");
+        assert_eq!(rights(&dir.path("a")), (0o755, 0, 0), "umask {umask}");
+        assert_eq!(rights(&dir.path("a/b")), (0o755, 0, 0), "umask {umask}");
         assert_eq!(rights(&locks), (0o2770, 0, GROUP), "umask {umask}");
     }
 }
@@ -529,9 +524,9 @@ fn no_other_directory_is_given_to_a_group_in_a_race() {
     if !has_users("a race for the directory of a group") {
         return;
     }
-    let place = place("lease");
-    let parent = directory(place.path("shared"), 0o2775, 0, GROUP);
-    let victim = directory(place.path("victim"), 0o755, 0, 0);
+    let dir = test_dir("lease");
+    let parent = directory(dir.path("shared"), 0o2775, 0, GROUP);
+    let victim = directory(dir.path("victim"), 0o755, 0, 0);
     fs::write(victim.join("code"), "that root runs").unwrap();
     let (is_over, mut unexpected) = (AtomicBool::new(false), None);
     let locks = parent.join("locks");
@@ -584,13 +579,13 @@ fn claim(owner: u8) -> Claim {
 /// The path of the store then leads to another directory, in which others acquire the lock.
 #[test]
 fn move_of_a_directory_above_a_store_is_noticed() {
-    let place = Place::new("lease");
-    let locks = place.path("a/b/locks");
+    let dir = TestDir::new("lease");
+    let locks = dir.path("a/b/locks");
     let options = StoreOptions::default();
     let moved = |store: &dyn Store, extension: &str| {
         assert!(store.acquire(&claim(1)).unwrap().is_granted());
-        let _ = fs::remove_dir_all(place.path("moved"));
-        fs::rename(place.path("a"), place.path("moved")).unwrap();
+        let _ = fs::remove_dir_all(dir.path("moved"));
+        fs::rename(dir.path("a"), dir.path("moved")).unwrap();
         fs::create_dir_all(&locks).unwrap();
         // The lock was held for a while.
         thread::sleep(std::time::Duration::from_millis(2));

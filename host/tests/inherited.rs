@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
-use common::{KINDS, Place, Started, code, ends_with, eventually, lives, stdout};
+use common::{KINDS, Started, TestDir, code, ends_with, eventually, lives, stdout};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::process::{Signal, kill_process};
 use verrou::Store;
@@ -39,10 +39,10 @@ for fd in sorted(set(range(3, 21)) | set(map(int, os.listdir('/proc/self/fd'))))
 ";
 
 /// Asserts that `said` names one descriptor with one of these `numbers`, which is a pipe's, and none of a file in
-/// `place`.
+/// `dir`.
 #[track_caller]
-fn is_high_pipe(place: &Place, said: &str, numbers: Range<u32>) {
-    let directory = place.path("").display().to_string();
+fn is_high_pipe(dir: &TestDir, said: &str, numbers: Range<u32>) {
+    let directory = dir.path("").display().to_string();
     assert!(!said.contains(&directory), "no file is inherited: {said}");
     let high: Vec<_> = said
         .lines()
@@ -59,20 +59,20 @@ const NUMBERS: Range<u32> = 256..1024;
 #[test]
 fn stray_write_does_not_reach_the_lock_file() {
     for kind in KINDS {
-        let place = Place::new(kind);
+        let dir = TestDir::new(kind);
         for _ in 0..2 {
             let scribble = ["run", "k", "--no-wait", "--", "python3", "-c", SCRIBBLE];
-            let output = ends_with(&mut place.verrou(scribble), 0);
-            is_high_pipe(&place, stdout(&output), NUMBERS);
+            let output = ends_with(&mut dir.verrou(scribble), 0);
+            is_high_pipe(&dir, stdout(&output), NUMBERS);
         }
-        ends_with(&mut place.run(&["--no-wait"], "true"), 0);
+        ends_with(&mut dir.run(&["--no-wait"], "true"), 0);
     }
 }
 
 #[test]
 fn stray_write_does_not_reach_the_file_of_an_exact_lock() {
-    let place = Place::new("file");
-    fs::write(place.path("exact"), "mine").unwrap();
+    let dir = TestDir::new("file");
+    fs::write(dir.path("exact"), "mine").unwrap();
     for _ in 0..2 {
         let scribble = [
             "run",
@@ -84,24 +84,24 @@ fn stray_write_does_not_reach_the_file_of_an_exact_lock() {
             "-c",
             SCRIBBLE,
         ];
-        let output = ends_with(&mut place.verrou(scribble), 0);
-        is_high_pipe(&place, stdout(&output), NUMBERS);
-        assert_eq!(place.read("exact"), "mine");
+        let output = ends_with(&mut dir.verrou(scribble), 0);
+        is_high_pipe(&dir, stdout(&output), NUMBERS);
+        assert_eq!(dir.read("exact"), "mine");
     }
 }
 
 #[test]
 fn stray_write_does_not_reach_the_file_of_a_gate() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for fence in ["7", "7", "8"] {
         let check = [
             "fence", "check", "--file", "gate", fence, "--", "python3", "-c", SCRIBBLE,
         ];
-        let output = ends_with(&mut place.verrou(check), 0);
-        is_high_pipe(&place, stdout(&output), NUMBERS);
+        let output = ends_with(&mut dir.verrou(check), 0);
+        is_high_pipe(&dir, stdout(&output), NUMBERS);
     }
     ends_with(
-        &mut place.verrou(["fence", "check", "--file", "gate", "7"]),
+        &mut dir.verrou(["fence", "check", "--file", "gate", "7"]),
         78,
     );
 }
@@ -109,17 +109,17 @@ fn stray_write_does_not_reach_the_file_of_a_gate() {
 #[test]
 fn descriptor_is_as_high_as_the_limit_allows() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let verrou = place.verrou(["run", "k", "--", "python3", "-c", SCRIBBLE]);
+        let dir = TestDir::new(kind);
+        let verrou = dir.verrou(["run", "k", "--", "python3", "-c", SCRIBBLE]);
         let mut limited = Command::new("sh");
         limited
             .args(["-c", "ulimit -n 40; exec \"$@\"", "sh"])
             .arg(verrou.get_program())
             .args(verrou.get_args())
-            .current_dir(place.path(""))
-            .env("VERROU_STORE", place.store());
+            .current_dir(dir.path(""))
+            .env("VERROU_STORE", dir.store());
         let output = ends_with(&mut limited, 0);
-        is_high_pipe(&place, stdout(&output), 35..40);
+        is_high_pipe(&dir, stdout(&output), 35..40);
     }
 }
 
@@ -139,11 +139,11 @@ signal.pause()
 
 #[test]
 fn command_cannot_unlock_the_lease_of_its_wrapper() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let unlock = ["run", "k", "--ttl", "1h", "--", "python3", "-c", UNLOCK];
-    let holder = Started::new(&mut place.verrou(unlock));
-    let command = place.pid();
-    ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+    let holder = Started::new(&mut dir.verrou(unlock));
+    let command = dir.pid();
+    ends_with(&mut dir.run(&["--no-wait"], "true"), 75);
     kill_process(command, Signal::KILL).unwrap();
     assert_eq!(code(&holder.end()), 137);
 }
@@ -169,11 +169,11 @@ print('free' if struct.unpack('hhqqi4x', lock)[0] == fcntl.F_UNLCK else 'held')
 
 #[test]
 fn shared_liveness_byte_conflicts_with_a_write_lock() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let run = ["run", "k", "--ttl", "1h", "--", "python3", "-c", REMAIN];
-    let holder = Started::new(&mut place.verrou(run));
-    let command = place.pid();
-    let file = fs::read_dir(place.locks())
+    let holder = Started::new(&mut dir.verrou(run));
+    let command = dir.pid();
+    let file = fs::read_dir(dir.locks())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .find(|path| path.extension().is_some_and(|it| it == "lease"))
@@ -183,7 +183,7 @@ fn shared_liveness_byte_conflicts_with_a_write_lock() {
         query
             .args(["-c", QUERY])
             .arg(&file)
-            .arg(place.read("fence").trim());
+            .arg(dir.read("fence").trim());
         stdout(&ends_with(&mut query, 0)).to_owned()
     };
     assert_eq!(query(), "held\n");
@@ -284,21 +284,21 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 #[test]
 fn ignored_sigpipe_stays_ignored() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for (disposition, expected) in [("SIG_IGN", 1), ("SIG_DFL", 0)] {
         for words in [
             &["run", "k", "--"][..],
             &["fence", "check", "--file", "gate", "7", "--"],
         ] {
-            let verrou = place.verrou(words);
+            let verrou = dir.verrou(words);
             let mut command = Command::new("python3");
             command
                 .args(["-c", WITH_SIGPIPE, disposition])
                 .arg(verrou.get_program())
                 .args(verrou.get_args())
                 .args(["grep", "SigIgn", "/proc/self/status"])
-                .current_dir(place.path(""))
-                .env("VERROU_STORE", place.store());
+                .current_dir(dir.path(""))
+                .env("VERROU_STORE", dir.store());
             let output = ends_with(&mut command, 0);
             let mask = stdout(&output).trim_start_matches("SigIgn:").trim();
             let bit = u64::from_str_radix(mask, 16).unwrap() >> 12 & 1;
@@ -315,17 +315,17 @@ fn command_can_be_the_first_process_of_a_pid_namespace() {
         return;
     }
     for kind in KINDS {
-        let place = Place::new(kind);
-        let verrou = place.run(&["--no-wait"], "echo $$; sleep 0.3");
+        let dir = TestDir::new(kind);
+        let verrou = dir.run(&["--no-wait"], "echo $$; sleep 0.3");
         let mut unshare = Command::new("unshare");
         unshare
             .arg("--pid")
             .arg(verrou.get_program())
             .args(verrou.get_args())
-            .current_dir(place.path(""))
-            .env("VERROU_STORE", place.store());
+            .current_dir(dir.path(""))
+            .env("VERROU_STORE", dir.store());
         let output = ends_with(&mut unshare, 0);
         assert_eq!(stdout(&output), "1\n");
-        assert!(!place.is_held());
+        assert!(!dir.is_held());
     }
 }

@@ -6,26 +6,26 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{Place, Started, code, ends_with, eventually, state, stderr, stdout};
+use common::{Started, TestDir, code, ends_with, eventually, state, stderr, stdout};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
 fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "(trap '' TERM; echo > ignores; exec sleep 1000) & echo $! > left
         trap 'exit 0' TERM; echo $$ > pid; while :; do sleep 0.05; done";
-    let (holder, leader) = place.start(&["--ttl", "1h", "--grace", "1h"], script);
+    let (holder, leader) = dir.start(&["--ttl", "1h", "--grace", "1h"], script);
     eventually("the other process ignores SIGTERM", || {
-        place.path("ignores").exists()
+        dir.path("ignores").exists()
     });
-    ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     eventually("the leader has ended", || state(leader) == Some('Z'));
     // Meanwhile `verrou` looks for remaining processes more than once.
     for _ in 0..5 {
-        assert!(!place.is_held());
+        assert!(!dir.is_held());
     }
     assert_eq!(state(leader), Some('Z'), "it is not reaped");
-    let left = Pid::from_raw(place.read("left").trim().parse().unwrap()).unwrap();
+    let left = Pid::from_raw(dir.read("left").trim().parse().unwrap()).unwrap();
     kill_process(left, Signal::KILL).unwrap();
     // The end does not take the grace of an hour.
     let output = holder.end();
@@ -35,7 +35,7 @@ fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
 
 #[test]
 fn store_that_cannot_answer_is_not_polled() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let works = Command::new("strace").arg("true").output();
     if !works.is_ok_and(|output| output.status.success()) {
         eprintln!("strace(1) does not work here: the number of system calls is not tested");
@@ -46,20 +46,20 @@ fn store_that_cannot_answer_is_not_polled() {
         echo garbage > garbage
         for file in locks/*.lease; do ln $file kept; mv garbage $file; done
         sleep 1; mv kept $file";
-    let run = place.run(&["--ttl", "1m"], script);
+    let run = dir.run(&["--ttl", "1m"], script);
     let mut strace = Command::new("strace");
     strace.args(["--trace=poll,ppoll", "--output"]);
-    strace.arg(place.path("log")).arg(run.get_program());
-    strace.args(run.get_args()).current_dir(place.path(""));
-    let output = Started::new(strace.env("VERROU_STORE", place.store())).end();
-    let log = fs::read_to_string(place.path("log")).unwrap();
+    strace.arg(dir.path("log")).arg(run.get_program());
+    strace.args(run.get_args()).current_dir(dir.path(""));
+    let output = Started::new(strace.env("VERROU_STORE", dir.store())).end();
+    let log = fs::read_to_string(dir.path("log")).unwrap();
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     assert!(log.lines().count() < 100, "{log}");
 }
 
 #[test]
 fn command_blocks_no_signal() {
-    let place = Place::new("lease");
-    let output = ends_with(&mut place.run(&[], "grep SigBlk /proc/self/status"), 0);
+    let dir = TestDir::new("lease");
+    let output = ends_with(&mut dir.run(&[], "grep SigBlk /proc/self/status"), 0);
     assert_eq!(stdout(&output), "SigBlk:\t0000000000000000\n");
 }

@@ -8,25 +8,25 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{KINDS, Place, Started, code, ends_with, stderr, stdout};
+use common::{KINDS, Started, TestDir, code, ends_with, stderr, stdout};
 use serde_json::{Value, json};
 use verrou::{Claim, Name, Owner, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl};
 
-fn shown(place: &Place, name: &str) -> Value {
-    let output = ends_with(&mut place.verrou(["show", "--json", name]), 0);
+fn shown(dir: &TestDir, name: &str) -> Value {
+    let output = ends_with(&mut dir.verrou(["show", "--json", name]), 0);
     serde_json::from_str(stdout(&output)).unwrap()
 }
 
 #[test]
 fn detached_lease_is_described_as_such() {
-    let place = Place::new("lease");
-    ends_with(&mut place.verrou(["acquire", "k", "--ttl", "1h"]), 0);
-    let json = shown(&place, "k");
+    let dir = TestDir::new("lease");
+    ends_with(&mut dir.verrou(["acquire", "k", "--ttl", "1h"]), 0);
+    let json = shown(&dir, "k");
     assert_eq!(json["detached"], true);
     let taker = json["process"]["id"].as_u64().unwrap();
-    let show = ends_with(&mut place.verrou(["show", "k"]), 0);
-    let refused = ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+    let show = ends_with(&mut dir.verrou(["show", "k"]), 0);
+    let refused = ends_with(&mut dir.run(&["--no-wait"], "true"), 75);
     for text in [stdout(&show), stderr(&refused)] {
         let taker = format!("held by a detached lease, acquired by process {taker} on ");
         assert!(text.contains(&taker), "{text}");
@@ -36,17 +36,17 @@ fn detached_lease_is_described_as_such() {
         );
         assert!(text.contains("its lease expires in 59m"), "{text}");
     }
-    let list = ends_with(&mut place.verrou(["list"]), 0);
+    let list = ends_with(&mut dir.verrou(["list"]), 0);
     assert!(
         stdout(&list).contains("detached, acquired by process"),
         "{list:?}"
     );
 
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (_holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
-        assert_eq!(shown(&place, "k")["detached"], false);
-        let list = ends_with(&mut place.verrou(["list"]), 0);
+        let dir = TestDir::new(kind);
+        let (_holder, _) = dir.start(&[], "echo $$ > pid; exec sleep 1000");
+        assert_eq!(shown(&dir, "k")["detached"], false);
+        let list = ends_with(&mut dir.verrou(["list"]), 0);
         assert!(!stdout(&list).contains("detached"), "{list:?}");
     }
 }
@@ -54,28 +54,25 @@ fn detached_lease_is_described_as_such() {
 #[test]
 fn label_says_what_a_lock_is_held_for() {
     for kind in KINDS {
-        let place = Place::new(kind);
+        let dir = TestDir::new(kind);
         let options = ["--label", "nightly\nreport", "--ttl", "1h"];
-        let (_holder, _) = place.start(&options, "echo $$ > pid; exec sleep 1000");
+        let (_holder, _) = dir.start(&options, "echo $$ > pid; exec sleep 1000");
         for words in [&["show", "k"][..], &["list"]] {
-            let output = ends_with(&mut place.verrou(words), 0);
+            let output = ends_with(&mut dir.verrou(words), 0);
             assert!(stdout(&output).contains("(nightly\\nreport)"), "{output:?}");
             assert!(!stdout(&output).contains("sleep"), "{output:?}");
         }
-        assert_eq!(shown(&place, "k")["process"]["command"], "nightly\nreport");
+        assert_eq!(shown(&dir, "k")["process"]["command"], "nightly\nreport");
     }
-    let place = Place::new("lease");
-    ends_with(
-        &mut place.verrou(["acquire", "k", "--label", "deploy 7"]),
-        0,
-    );
-    assert_eq!(shown(&place, "k")["process"]["command"], "deploy 7");
+    let dir = TestDir::new("lease");
+    ends_with(&mut dir.verrou(["acquire", "k", "--label", "deploy 7"]), 0);
+    assert_eq!(shown(&dir, "k")["process"]["command"], "deploy 7");
 }
 
 #[test]
 fn requests_can_have_labels() {
-    let place = Place::new("lease");
-    let mut serve = place.verrou(["serve", "--label", "web shop"]);
+    let dir = TestDir::new("lease");
+    let mut serve = dir.verrou(["serve", "--label", "web shop"]);
     let serve = serve.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = serve.spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
@@ -101,14 +98,14 @@ fn requests_can_have_labels() {
         }
         let answer = ask(json!({ "acquire": claim }));
         assert!(answer["granted"].is_u64(), "{answer}");
-        let shown = shown(&place, name);
+        let shown = shown(&dir, name);
         assert_eq!(shown["process"]["command"], said);
         assert_eq!(shown["process"]["id"], child.id());
         assert_eq!(shown["detached"], false);
     }
-    assert_eq!(shown(&place, "a")["process"]["command"], "invoice 12");
+    assert_eq!(shown(&dir, "a")["process"]["command"], "invoice 12");
     ask(json!({ "detach": claim("a") }));
-    assert_eq!(shown(&place, "a")["detached"], true);
+    assert_eq!(shown(&dir, "a")["detached"], true);
     drop(input);
     assert!(child.wait().unwrap().success());
 }
@@ -116,8 +113,8 @@ fn requests_can_have_labels() {
 #[test]
 fn programs_can_label_their_grants() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let url: StoreUrl = place.store().parse().unwrap();
+        let dir = TestDir::new(kind);
+        let url: StoreUrl = dir.store().parse().unwrap();
         let options = StoreOptions {
             command: Some("the program".to_owned()),
             ..StoreOptions::default()
@@ -135,14 +132,14 @@ fn programs_can_label_their_grants() {
                 ephemeral: true,
             };
             assert!(store.acquire(&claim).unwrap().is_granted());
-            assert_eq!(shown(&place, name)["process"]["command"], said);
+            assert_eq!(shown(&dir, name)["process"]["command"], said);
         }
     }
 }
 
 /// Returns all bytes of all files in the directory of the store.
-fn recorded(place: &Place) -> String {
-    let files = fs::read_dir(place.locks()).unwrap();
+fn recorded(dir: &TestDir) -> String {
+    let files = fs::read_dir(dir.locks()).unwrap();
     let texts = files.map(|entry| fs::read(entry.unwrap().path()).unwrap());
     texts
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -152,25 +149,25 @@ fn recorded(place: &Place) -> String {
 #[test]
 fn arguments_are_not_recorded() {
     for kind in KINDS {
-        let place = Place::new(kind);
+        let dir = TestDir::new(kind);
         let script = "echo $$ > pid; until test -e end; do sleep 0.01; done";
         let arguments = ["run", "k", "--", "/bin/sh", "-c", script, "sh", "-pSECRET"];
-        let holder = Started::new(&mut place.verrou(arguments));
-        place.pid();
-        assert_eq!(shown(&place, "k")["process"]["command"], "sh");
+        let holder = Started::new(&mut dir.verrou(arguments));
+        dir.pid();
+        assert_eq!(shown(&dir, "k")["process"]["command"], "sh");
         for words in [&["show", "k"][..], &["list"], &["list", "--json"]] {
-            let output = ends_with(&mut place.verrou(words), 0);
+            let output = ends_with(&mut dir.verrou(words), 0);
             assert!(!stdout(&output).contains("SECRET"), "{output:?}");
         }
-        let refused = ends_with(&mut place.run(&["--no-wait"], "true"), 75);
+        let refused = ends_with(&mut dir.run(&["--no-wait"], "true"), 75);
         assert!(stderr(&refused).contains("(sh)"), "{refused:?}");
-        assert!(!recorded(&place).contains("SECRET"));
-        fs::write(place.path("end"), "").unwrap();
+        assert!(!recorded(&dir).contains("SECRET"));
+        fs::write(dir.path("end"), "").unwrap();
         assert_eq!(code(&holder.end()), 0);
-        assert!(!recorded(&place).contains("SECRET"));
+        assert!(!recorded(&dir).contains("SECRET"));
 
         // A program that uses the library.
-        let store = AnyStore::open(&place.store().parse().unwrap(), &StoreOptions::default());
+        let store = AnyStore::open(&dir.store().parse().unwrap(), &StoreOptions::default());
         let claim = Claim {
             name: Name::new("k").unwrap(),
             owner: Owner::from_bytes([7; 16]),
@@ -181,21 +178,21 @@ fn arguments_are_not_recorded() {
         assert!(store.acquire(&claim).unwrap().is_granted());
         let program = std::env::args_os().next().unwrap();
         let name = Path::new(&program).file_name().unwrap().to_str().unwrap();
-        assert_eq!(shown(&place, "k")["process"]["command"], name);
+        assert_eq!(shown(&dir, "k")["process"]["command"], name);
     }
 }
 
 #[test]
 fn program_that_locks_a_file_is_shown_without_its_arguments() {
-    let place = Place::new("file");
-    let path = place.path("data");
+    let dir = TestDir::new("file");
+    let path = dir.path("data");
     fs::write(&path, "").unwrap();
     let script = "echo $$ > pid; exec sleep 1000";
     let mut flock = Command::new("flock");
     let flock = flock.args(["data", "sh", "-c", script, "sh", "-pSECRET"]);
-    let _holder = Started::new(flock.current_dir(place.path("")));
-    place.pid();
-    let output = ends_with(&mut place.verrou(["show", "--file", "data"]), 0);
+    let _holder = Started::new(flock.current_dir(dir.path("")));
+    dir.pid();
+    let output = ends_with(&mut dir.verrou(["show", "--file", "data"]), 0);
     assert!(stdout(&output).contains("(flock)"), "{output:?}");
     assert!(!stdout(&output).contains("SECRET"), "{output:?}");
 }

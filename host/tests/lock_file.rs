@@ -12,15 +12,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Place, Started, code, ends_with, eventually, stderr};
+use common::{Started, TestDir, code, ends_with, eventually, stderr};
 use verrou::{Claim, Fence, Owner, Reply, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, StoreOptions};
 
 /// Returns the command `verrou run --file lock [options] -- sh -c script`.
-fn run(place: &Place, options: &[&str], script: &str) -> Command {
+fn run(dir: &TestDir, options: &[&str], script: &str) -> Command {
     let command = ["--", "sh", "-c", script];
     let words = ["run", "--file", "lock"].iter().chain(options);
-    place.verrou(words.chain(&command))
+    dir.verrou(words.chain(&command))
 }
 
 /// Returns `command`, run by strace(1) with `options`, or `None` where strace(1) does not work.
@@ -51,37 +51,37 @@ fn through(mut program: Command, command: &Command) -> Command {
 }
 
 /// Returns whether `flock --nonblock` gets the lock on `file`.
-fn is_free_for_flock(place: &Place, file: &str) -> bool {
+fn is_free_for_flock(dir: &TestDir, file: &str) -> bool {
     let mut flock = Command::new("flock");
-    flock.arg("--nonblock").arg(place.path(file)).arg("true");
+    flock.arg("--nonblock").arg(dir.path(file)).arg("true");
     flock.status().expect("flock(1) is there").success()
 }
 
 #[test]
 fn target_of_dangling_link_is_created_and_locked() {
-    let place = Place::new("file");
-    symlink("target", place.path("lock")).unwrap();
+    let dir = TestDir::new("file");
+    symlink("target", dir.path("lock")).unwrap();
     for options in [["--no-wait"], ["--wait=1s"]] {
-        let _ = fs::remove_file(place.path("target"));
+        let _ = fs::remove_file(dir.path("target"));
         let held = "flock --nonblock target true; test $? -eq 1";
-        ends_with(&mut run(&place, &options, held), 0);
-        let made = fs::metadata(place.path("target")).unwrap();
+        ends_with(&mut run(&dir, &options, held), 0);
+        let made = fs::metadata(dir.path("target")).unwrap();
         assert_eq!(made.len(), 0);
         assert_eq!(
             made.mode() & 0o7777,
             0o600,
             "the file is private to its user"
         );
-        assert!(is_free_for_flock(&place, "target"));
+        assert!(is_free_for_flock(&dir, "target"));
     }
     // flock(1) fails on the same links.
     for (target, verrou, flock) in [("no/where", 73, 66), ("lock", 73, 66)] {
-        fs::remove_file(place.path("lock")).unwrap();
-        symlink(target, place.path("lock")).unwrap();
-        let output = ends_with(&mut run(&place, &["--no-wait"], "true"), verrou);
+        fs::remove_file(dir.path("lock")).unwrap();
+        symlink(target, dir.path("lock")).unwrap();
+        let output = ends_with(&mut run(&dir, &["--no-wait"], "true"), verrou);
         assert!(stderr(&output).contains("cannot open"), "{output:?}");
         let mut beside = Command::new("flock");
-        beside.arg(place.path("lock")).arg("true");
+        beside.arg(dir.path("lock")).arg("true");
         ends_with(&mut beside, flock);
     }
 }
@@ -89,20 +89,20 @@ fn target_of_dangling_link_is_created_and_locked() {
 /// `fs.protected_regular` applies to calls with `O_CREAT` only.
 #[test]
 fn every_open_of_the_locked_file_is_protected_by_the_kernel() {
-    let place = Place::new("file");
-    let log = place.path("log");
+    let dir = TestDir::new("file");
+    let log = dir.path("log");
     let options = [
         "--trace=open,openat,openat2",
         "--output",
         log.to_str().unwrap(),
     ];
     for _ in 0..2 {
-        let plain = run(&place, &["--no-wait"], "true");
+        let plain = run(&dir, &["--no-wait"], "true");
         let Some(mut strace) = traced(&plain, &options) else {
             return;
         };
         ends_with(&mut strace, 0);
-        let log = place.read("log");
+        let log = dir.read("log");
         let is_locked = |line: &&str| line.contains("/lock\",") || line.contains("\"lock\",");
         let opened: Vec<_> = log.lines().filter(is_locked).collect();
         assert!(!opened.is_empty(), "{log}");
@@ -159,22 +159,22 @@ const REPLACED: [fn(&Path); 4] = [
 #[test]
 fn replaced_file_is_locked_with_greater_fence() {
     for replace in REPLACED {
-        let place = Place::new("file");
+        let dir = TestDir::new("file");
         let mut last = 0;
         let mut next = |options: &[&str]| {
-            ends_with(&mut run(&place, options, "echo $VERROU_FENCE > fence"), 0);
-            let fence: u64 = place.read("fence").trim().parse().unwrap();
+            ends_with(&mut run(&dir, options, "echo $VERROU_FENCE > fence"), 0);
+            let fence: u64 = dir.read("fence").trim().parse().unwrap();
             assert!(fence > last, "{fence} after {last}");
             last = fence;
         };
         for _ in 0..3 {
             next(&["--no-wait"]);
-            replace(&place.path("lock"));
+            replace(&dir.path("lock"));
         }
         let script = "echo $VERROU_FENCE > first; echo $$ > pid; exec sleep 1000";
-        let first = Started::new(&mut run(&place, &["--ttl=300ms"], script));
-        place.pid();
-        replace(&place.path("lock"));
+        let first = Started::new(&mut run(&dir, &["--ttl=300ms"], script));
+        dir.pid();
+        replace(&dir.path("lock"));
         for _ in 0..5 {
             next(&["--no-wait"]);
         }
@@ -189,8 +189,8 @@ fn replaced_file_is_locked_with_greater_fence() {
 fn holder_of_replaced_file_leaves_record_alone() {
     for replace in REPLACED {
         for grants in 0..6 {
-            let place = Place::new("file");
-            let path = place.path("lock");
+            let dir = TestDir::new("file");
+            let path = dir.path("lock");
             let (first, claim) = open(&path);
             let (second, _) = open(&path);
             fence_of(second.acquire(&claim(1)));
@@ -221,11 +221,11 @@ fn holder_of_replaced_file_leaves_record_alone() {
 
 #[test]
 fn holders_of_two_files_never_have_the_same_fence() {
-    let place = Place::new("file");
-    ends_with(&mut run(&place, &["--no-wait"], "true"), 0);
+    let dir = TestDir::new("file");
+    ends_with(&mut run(&dir, &["--no-wait"], "true"), 0);
     // The process is stopped between reading and writing the record.
-    let plain = run(&place, &["--no-wait"], "echo $VERROU_FENCE > first");
-    let log = place.path("log");
+    let plain = run(&dir, &["--no-wait"], "echo $VERROU_FENCE > first");
+    let log = dir.path("log");
     let late = [
         "--trace=pwrite64",
         "--inject=pwrite64:delay_enter=2000000:when=1",
@@ -237,20 +237,20 @@ fn holders_of_two_files_never_have_the_same_fence() {
     };
     let first = Started::new(&mut late);
     // The test must not try the lock, because that would exclude the first process.
-    let inode = fs::metadata(place.path("lock")).unwrap().ino();
+    let inode = fs::metadata(dir.path("lock")).unwrap().ino();
     let place_of_lock = format!(":{inode} 0 EOF");
     eventually("the first locks the file, or has had it", || {
         let locks = fs::read_to_string("/proc/locks").unwrap();
-        locks.contains(&place_of_lock) || !place.read("first").is_empty()
+        locks.contains(&place_of_lock) || !dir.read("first").is_empty()
     });
-    fs::rename(place.path("lock"), place.path("lock.1")).unwrap();
+    fs::rename(dir.path("lock"), dir.path("lock.1")).unwrap();
     let script = "echo $VERROU_FENCE > second; until test -s first; do sleep 0.01; done";
-    ends_with(&mut run(&place, &["--wait=30s"], script), 0);
+    ends_with(&mut run(&dir, &["--wait=30s"], script), 0);
     first.end();
     let check = |fence: &str, expected| {
-        let fence = place.read(fence);
+        let fence = dir.read(fence);
         let words = ["fence", "check", "--file", "gate", fence.trim()];
-        ends_with(&mut place.verrou(words), expected);
+        ends_with(&mut dir.verrou(words), expected);
     };
     check("second", 0);
     check("first", 78);
@@ -259,8 +259,8 @@ fn holders_of_two_files_never_have_the_same_fence() {
 #[test]
 fn waiter_locks_the_file_that_replaced_a_locked_one() {
     for replace in REPLACED {
-        let place = Place::new("file");
-        let path = place.path("lock");
+        let dir = TestDir::new("file");
+        let path = dir.path("lock");
         let (first, claim) = open(&path);
         let (second, _) = open(&path);
         let before = fence_of(first.acquire(&claim(1)));
@@ -275,8 +275,8 @@ fn waiter_locks_the_file_that_replaced_a_locked_one() {
 fn no_fence_is_granted_twice_while_the_file_is_replaced() {
     const GRANTS: usize = 150;
 
-    let place = Place::new("file");
-    let path = place.path("lock");
+    let dir = TestDir::new("file");
+    let path = dir.path("lock");
     let done = AtomicBool::new(false);
     let granted = thread::scope(|scope| {
         let contender = |owner| {
@@ -326,12 +326,12 @@ fn no_fence_is_granted_twice_while_the_file_is_replaced() {
 /// Two containers share the user's directory of records, and each has a `/run` of its own.
 #[test]
 fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
-    let place = Place::new("file");
+    let dir = TestDir::new("file");
     for name in ["lock", "others"] {
-        fs::write(place.path(name), "").unwrap();
+        fs::write(dir.path(name), "").unwrap();
     }
     let elsewhere = |script: &str| {
-        let plain = run(&place, &["--no-wait"], script);
+        let plain = run(&dir, &["--no-wait"], script);
         let mount = "mount --bind others lock && exec \"$@\"";
         let mut unshare = Command::new("unshare");
         unshare.args([
@@ -344,7 +344,7 @@ fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
             "sh",
         ]);
         unshare.arg(plain.get_program()).args(plain.get_args());
-        unshare.current_dir(place.path(""));
+        unshare.current_dir(dir.path(""));
         unshare.envs(
             plain
                 .get_envs()
@@ -370,24 +370,22 @@ fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
         for (which, mut command) in [
             (
                 "here",
-                run(&place, &["--no-wait"], &stay(&format!("here{round}"))),
+                run(&dir, &["--no-wait"], &stay(&format!("here{round}"))),
             ),
             ("there", elsewhere(&stay(&format!("there{round}")))),
         ] {
             let name = format!("{which}{round}");
             both.push(Started::new(&mut command));
-            eventually("the process holds the lock", || {
-                !place.read(&name).is_empty()
-            });
-            let fence: u64 = place.read(&name).trim().parse().unwrap();
+            eventually("the process holds the lock", || !dir.read(&name).is_empty());
+            let fence: u64 = dir.read(&name).trim().parse().unwrap();
             assert!(fence > last, "{name}: {fence} after {last}");
             last = fence;
         }
-        fs::write(place.path("end"), "").unwrap();
+        fs::write(dir.path("end"), "").unwrap();
         for one in both.drain(..) {
             let output = one.end();
             assert_eq!(code(&output), 0, "{}", stderr(&output));
         }
-        fs::remove_file(place.path("end")).unwrap();
+        fs::remove_file(dir.path("end")).unwrap();
     }
 }

@@ -6,15 +6,15 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{KINDS, Place, ends_with};
+use common::{KINDS, TestDir, ends_with};
 use verrou::{Claim, Fence, Name, Owner, Reply, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
-fn open(place: &Place, kind: &str) -> Box<dyn Store> {
+fn open(dir: &TestDir, kind: &str) -> Box<dyn Store> {
     let options = StoreOptions::default();
     match kind {
-        "lease" => Box::new(LeaseFileStore::open(place.locks(), &options).unwrap()),
-        _ => Box::new(FileLockStore::open(place.locks(), &options).unwrap()),
+        "lease" => Box::new(LeaseFileStore::open(dir.locks(), &options).unwrap()),
+        _ => Box::new(FileLockStore::open(dir.locks(), &options).unwrap()),
     }
 }
 
@@ -54,16 +54,16 @@ fn file_of_the_lock(directory: &Path) -> PathBuf {
 #[test]
 fn process_that_has_the_file_open_grants_no_fence_twice() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let store = open(&place, kind);
+        let dir = TestDir::new(kind);
+        let store = open(&dir, kind);
         grant(&*store, 1);
-        let path = file_of_the_lock(&place.locks());
-        fs::copy(&path, place.path("copy")).unwrap();
+        let path = file_of_the_lock(&dir.locks());
+        fs::copy(&path, dir.path("copy")).unwrap();
         let mut last = 0;
         for _ in 0..3 {
             last = grant(&*store, 2);
         }
-        fs::copy(place.path("copy"), &path).unwrap();
+        fs::copy(dir.path("copy"), &path).unwrap();
         // `inspect` changes nothing.
         assert_eq!(store.inspect(&claim(1).name).unwrap(), None);
         let next = grant(&*store, 3);
@@ -80,13 +80,13 @@ fn process_that_has_the_file_open_grants_no_fence_twice() {
 #[test]
 fn process_that_granted_the_last_fence_grants_it_once() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let store = open(&place, kind);
+        let dir = TestDir::new(kind);
+        let store = open(&dir, kind);
         grant(&*store, 1);
-        let path = file_of_the_lock(&place.locks());
-        fs::copy(&path, place.path("copy")).unwrap();
+        let path = file_of_the_lock(&dir.locks());
+        fs::copy(&path, dir.path("copy")).unwrap();
         let last = grant(&*store, 2);
-        fs::copy(place.path("copy"), &path).unwrap();
+        fs::copy(dir.path("copy"), &path).unwrap();
         let next = grant(&*store, 3);
         assert!(next > last, "{kind}: {next} after {last}");
     }
@@ -96,23 +96,23 @@ fn process_that_granted_the_last_fence_grants_it_once() {
 #[test]
 fn idle_process_does_not_block_a_restored_file() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let idle = open(&place, kind);
+        let dir = TestDir::new(kind);
+        let idle = open(&dir, kind);
         grant(&*idle, 1);
-        let path = file_of_the_lock(&place.locks());
-        fs::copy(&path, place.path("copy")).unwrap();
+        let path = file_of_the_lock(&dir.locks());
+        fs::copy(&path, dir.path("copy")).unwrap();
         let mut last = 0;
         for _ in 0..3 {
             last = grant(&*idle, 1);
         }
-        fs::copy(place.path("copy"), &path).unwrap();
+        fs::copy(dir.path("copy"), &path).unwrap();
         for _ in 0..5 {
             ends_with(
-                &mut place.run(&["--no-wait"], "echo $VERROU_FENCE > fence"),
+                &mut dir.run(&["--no-wait"], "echo $VERROU_FENCE > fence"),
                 0,
             );
         }
-        let fence: u64 = place.read("fence").trim().parse().unwrap();
+        let fence: u64 = dir.read("fence").trim().parse().unwrap();
         if kind == "lease" {
             assert!(fence > last, "{fence} after {last}");
         }
@@ -123,17 +123,17 @@ fn idle_process_does_not_block_a_restored_file() {
 /// The kernel lock stays held, and its record is corrected.
 #[test]
 fn restored_file_of_a_held_lock_is_not_corrupt() {
-    let place = Place::new("file");
-    let (holder, other) = (open(&place, "file"), open(&place, "file"));
+    let dir = TestDir::new("file");
+    let (holder, other) = (open(&dir, "file"), open(&dir, "file"));
     grant(&*holder, 1);
-    let path = file_of_the_lock(&place.locks());
+    let path = file_of_the_lock(&dir.locks());
     for extensions in 0..4 {
-        fs::copy(&path, place.path("copy")).unwrap();
+        fs::copy(&path, dir.path("copy")).unwrap();
         for _ in 0..3 {
             grant(&*holder, 1);
         }
         let held = fence_of(holder.acquire(&claim(1)));
-        fs::copy(place.path("copy"), &path).unwrap();
+        fs::copy(dir.path("copy"), &path).unwrap();
         for _ in 0..extensions {
             fence_of(holder.extend(&claim(1)));
         }

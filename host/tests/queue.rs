@@ -12,7 +12,7 @@ use std::sync::{Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{KINDS, Place, Started, ends_with, eventually};
+use common::{KINDS, Started, TestDir, ends_with, eventually};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
@@ -302,20 +302,20 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
 #[test]
 fn wake_pipes_can_be_opened_whatever_the_umask() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let store = open(kind, &place.locks());
+        let dir = TestDir::new(kind);
+        let store = open(kind, &dir.locks());
         let held = claim("k");
         assert!(is_granted(&store, &held));
-        let verrou = place.verrou(["run", "k", "--wait", "1m", "--", "true"]);
+        let verrou = dir.verrou(["run", "k", "--wait", "1m", "--", "true"]);
         let script = "umask 777; exec \"$0\" \"$@\"";
         let mut umasked = Command::new("sh");
         umasked.args(["-c", script]).arg(verrou.get_program());
         umasked
             .args(verrou.get_args())
-            .env("VERROU_STORE", place.store());
+            .env("VERROU_STORE", dir.store());
         let waiter = Started::new(&mut umasked);
         let bells = || {
-            let files = fs::read_dir(place.locks()).unwrap();
+            let files = fs::read_dir(dir.locks()).unwrap();
             let files = files.map(|file| file.unwrap());
             files.filter(|file| file.path().extension().is_some_and(|it| it == "bell"))
         };
@@ -466,19 +466,19 @@ fn threads_of_several_stores_hold_the_lock_one_at_a_time() {
 }
 
 /// Starts a process that waits for the lock and then appends `number` to the file `order`; returns when it waits.
-fn waits(place: &Place, number: u32) -> Started {
+fn waits(dir: &TestDir, number: u32) -> Started {
     let script = format!("echo {number} >> order");
-    let before = waiting(place);
-    let started = Started::new(&mut place.run(&["--wait", "60s"], &script));
-    eventually("the process waits", || waiting(place) > before);
+    let before = waiting(dir);
+    let started = Started::new(&mut dir.run(&["--wait", "60s"], &script));
+    eventually("the process waits", || waiting(dir) > before);
     started
 }
 
 /// Returns the number of waiters: locked ticket bytes, by the kernel's list.
-fn waiting(place: &Place) -> u64 {
+fn waiting(dir: &TestDir) -> u64 {
     const FIRST_TICKET: i64 = (1 << 62) + (1 << 61);
 
-    let Ok(entries) = fs::read_dir(place.locks()) else {
+    let Ok(entries) = fs::read_dir(dir.locks()) else {
         return 0;
     };
     let paths = entries.map(|entry| entry.unwrap().path());
@@ -546,27 +546,27 @@ fn is_quiet(process: &Started) {
 #[test]
 fn killed_and_stopped_waiters_are_skipped() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
-        let mut killed = waits(&place, 1);
-        let mut stopped = waits(&place, 2);
-        let mut third = waits(&place, 3);
-        let mut fourth = waits(&place, 4);
+        let dir = TestDir::new(kind);
+        let (holder, _) = dir.start(&[], "echo $$ > pid; exec sleep 1000");
+        let mut killed = waits(&dir, 1);
+        let mut stopped = waits(&dir, 2);
+        let mut third = waits(&dir, 3);
+        let mut fourth = waits(&dir, 4);
         killed.kill().unwrap();
         killed.wait().unwrap();
-        assert_eq!(waiting(&place), 3);
+        assert_eq!(waiting(&dir), 3);
         is_quiet(&stopped);
         stopped.signal(Signal::STOP);
         drop(holder);
         assert!(third.wait().unwrap().success());
         assert!(fourth.wait().unwrap().success());
-        let order = || fs::read_to_string(place.path("order")).unwrap();
+        let order = || fs::read_to_string(dir.path("order")).unwrap();
         assert_eq!(order(), "3\n4\n", "{kind}");
         stopped.signal(Signal::CONT);
         assert!(stopped.wait().unwrap().success());
         assert_eq!(order(), "3\n4\n2\n", "{kind}");
-        assert_eq!(waiting(&place), 0);
-        ends_with(&mut place.run(&["--no-wait"], "true"), 0);
+        assert_eq!(waiting(&dir), 0);
+        ends_with(&mut dir.run(&["--no-wait"], "true"), 0);
     }
 }
 
@@ -601,9 +601,9 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
     const LENGTH: Duration = Duration::from_secs(4);
 
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (holder, _) = place.start(&[], "echo $$ > pid; exec sleep 1000");
-        let mut waiters: Vec<_> = (0..WAITERS).map(|number| waits(&place, number)).collect();
+        let dir = TestDir::new(kind);
+        let (holder, _) = dir.start(&[], "echo $$ > pid; exec sleep 1000");
+        let mut waiters: Vec<_> = (0..WAITERS).map(|number| waits(&dir, number)).collect();
         // The last waiters have tried the lock once, and sleep.
         eventually("all sleep", || {
             let before = switches(&waiters);
@@ -620,10 +620,12 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
         for waiter in &mut waiters {
             assert!(waiter.wait().unwrap().success());
         }
-        let order = place.read("order");
+        let order = dir.read("order");
         let order: Vec<u32> = order.lines().map(|line| line.parse().unwrap()).collect();
         // On a busy machine a waiter may not run within its hand-off reservation of 200 ms.
-        let skipped = (0..WAITERS).zip(&order).filter(|(place, it)| place != *it);
+        let skipped = (0..WAITERS)
+            .zip(&order)
+            .filter(|(number, it)| number != *it);
         let skipped = skipped.count();
         assert!(order.len() == 150 && skipped <= 10, "{kind}: {order:?}");
     }
@@ -633,10 +635,10 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
 #[test]
 fn next_waiter_is_served_when_the_holder_and_all_earlier_waiters_are_killed() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (mut holder, command) = place.start(&[], "echo $$ > pid; exec sleep 1000");
-        let mut killed: Vec<_> = (0..20).map(|number| waits(&place, number)).collect();
-        let mut next = waits(&place, 20);
+        let dir = TestDir::new(kind);
+        let (mut holder, command) = dir.start(&[], "echo $$ > pid; exec sleep 1000");
+        let mut killed: Vec<_> = (0..20).map(|number| waits(&dir, number)).collect();
+        let mut next = waits(&dir, 20);
         is_quiet(&next);
         for process in &mut killed {
             process.kill().unwrap();
@@ -644,7 +646,7 @@ fn next_waiter_is_served_when_the_holder_and_all_earlier_waiters_are_killed() {
         holder.kill().unwrap();
         kill_process(command, Signal::KILL).unwrap();
         assert!(next.wait().unwrap().success());
-        assert_eq!(place.read("order"), "20\n", "{kind}");
+        assert_eq!(dir.read("order"), "20\n", "{kind}");
     }
 }
 
@@ -690,12 +692,12 @@ fn sleeps<'scope>(
 fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
     for kind in KINDS {
         for has_wake_pipes in [true, false] {
-            let place = Place::new(kind);
-            fs::create_dir_all(place.locks()).unwrap();
+            let dir = TestDir::new(kind);
+            fs::create_dir_all(dir.locks()).unwrap();
             for bell in 0..if has_wake_pipes { 0 } else { 4096 } {
-                fs::create_dir(place.locks().join(format!("{bell:04}.bell"))).unwrap();
+                fs::create_dir(dir.locks().join(format!("{bell:04}.bell"))).unwrap();
             }
-            let (here, there) = (open(kind, &place.locks()), open(kind, &place.locks()));
+            let (here, there) = (open(kind, &dir.locks()), open(kind, &dir.locks()));
             let (held, ahead) = (claim("k"), claim("k"));
             let (first, second) = (claim("k"), claim("k"));
             assert!(is_granted(&there, &held));
@@ -704,7 +706,7 @@ fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
             queue(&here, &first);
             queue(&there, &second);
             lengthen_queue(&there);
-            let mut killed = waits(&place, 1);
+            let mut killed = waits(&dir, 1);
             let last = claim("k");
             queue(&here, &last);
             thread::scope(|scope| {
@@ -736,15 +738,15 @@ fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
 #[test]
 fn death_of_a_notified_waiter_is_noticed_while_the_notifying_process_lives() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (here, there) = (open(kind, &place.locks()), open(kind, &place.locks()));
+        let dir = TestDir::new(kind);
+        let (here, there) = (open(kind, &dir.locks()), open(kind, &dir.locks()));
         let (held, lasting, first) = (claim("k"), claim("k"), claim("k"));
         assert!(is_granted(&there, &held));
         queue(&here, &lasting);
         queue(&there, &first);
-        let mut killed = waits(&place, 1);
+        let mut killed = waits(&dir, 1);
         lengthen_queue(&there);
-        let mut last = waits(&place, 2);
+        let mut last = waits(&dir, 2);
         is_quiet(&last);
         there.release(&held).unwrap();
         take(&here, &lasting);

@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{KINDS, Place, Started, code, done, ends_with, eventually, stderr, stdout};
+use common::{KINDS, Started, TestDir, code, done, ends_with, eventually, stderr, stdout};
 use serde_json::{Value, json};
 
 const ONE: &str = "00112233445566778899aabbccddeeff";
@@ -28,18 +28,18 @@ struct Served {
 const FIRST: u64 = 101;
 
 impl Served {
-    fn new(place: &Place) -> Self {
-        count_from_first(place);
-        Self::of(place.verrou(["serve"]))
+    fn new(dir: &TestDir) -> Self {
+        count_from_first(dir);
+        Self::of(dir.verrou(["serve"]))
     }
 
     /// Starts `verrou serve` with the options `limit` of the shell's `ulimit`.
-    fn limited(place: &Place, limit: &str) -> Self {
-        let verrou = place.verrou(["serve"]);
+    fn limited(dir: &TestDir, limit: &str) -> Self {
+        let verrou = dir.verrou(["serve"]);
         let mut shell = Command::new("sh");
         let script = format!("ulimit {limit} && exec \"$0\" serve");
         shell.args(["-c", &script]).arg(verrou.get_program());
-        shell.current_dir(place.path(""));
+        shell.current_dir(dir.path(""));
         for (variable, value) in verrou.get_envs() {
             match value {
                 Some(value) => shell.env(variable, value),
@@ -122,8 +122,8 @@ impl Drop for Served {
 
 /// Makes the fences of the store begin with [`FIRST`] if there is no store yet. A new counter would begin
 /// by the clock.
-fn count_from_first(place: &Place) {
-    if place.locks().exists() {
+fn count_from_first(dir: &TestDir) {
+    if dir.locks().exists() {
         return;
     }
     let mut counter = [0; 24];
@@ -132,10 +132,10 @@ fn count_from_first(place: &Place) {
     counter[16..].copy_from_slice(&(FIRST - 1).to_le_bytes());
     let checksum = crc32c::crc32c(&counter[12..]);
     counter[8..12].copy_from_slice(&checksum.to_le_bytes());
-    DirBuilder::new().mode(0o700).create(place.locks()).unwrap();
+    DirBuilder::new().mode(0o700).create(dir.locks()).unwrap();
     let mut options = File::options();
     let options = options.write(true).create_new(true).mode(0o600);
-    let mut file = options.open(place.locks().join("fences")).unwrap();
+    let mut file = options.open(dir.locks().join("fences")).unwrap();
     file.write_all(&counter).unwrap();
 }
 
@@ -162,8 +162,8 @@ fn owners_in(texts: &[String]) -> Vec<String> {
 #[test]
 fn other_client_reads_no_owner_token_and_cannot_release() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (mut holder, mut other) = (Served::new(&place), Served::new(&place));
+        let dir = TestDir::new(kind);
+        let (mut holder, mut other) = (Served::new(&dir), Served::new(&dir));
         assert!(is_granted(&holder.operate("acquire", ONE, MINUTE)));
         let mut seen = vec![
             other.operate("acquire", TWO, MINUTE).to_string(),
@@ -181,7 +181,7 @@ fn other_client_reads_no_owner_token_and_cannot_release() {
             &["list"],
             &["list", "--json"],
         ] {
-            let said = ends_with(&mut place.verrou(arguments), 0);
+            let said = ends_with(&mut dir.verrou(arguments), 0);
             seen.push(format!("{}{}", stdout(&said), stderr(&said)));
         }
         for owner in owners_in(&seen) {
@@ -201,8 +201,8 @@ fn other_client_reads_no_owner_token_and_cannot_release() {
 
 #[test]
 fn every_operation_of_a_lease_store_is_served() {
-    let place = Place::new("lease");
-    let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+    let dir = TestDir::new("lease");
+    let (mut one, mut two) = (Served::new(&dir), Served::new(&dir));
     let all = json!({
         "expires": true, "ephemeral": true, "transfers": true, "evicts": true, "fences": true,
         "revives": true,
@@ -256,8 +256,8 @@ fn every_operation_of_a_lease_store_is_served() {
 
 #[test]
 fn file_store_declares_its_missing_capabilities() {
-    let place = Place::new("file");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("file");
+    let mut served = Served::new(&dir);
     let can = served.ask(json!({ "abilities": {} }))["abilities"].take();
     assert_eq!(
         (&can["evicts"], &can["transfers"]),
@@ -267,7 +267,7 @@ fn file_store_declares_its_missing_capabilities() {
     let said = served.complaint(json!({ "evict": { "name": "x", "only": null } }));
     assert!(!said.is_empty());
     assert!(
-        Served::new(&place)
+        Served::new(&dir)
             .operate("release", ONE, MINUTE)
             .get("refused")
             .is_some()
@@ -278,8 +278,8 @@ fn file_store_declares_its_missing_capabilities() {
 
 #[test]
 fn invalid_request_is_an_error_and_serving_continues() {
-    let place = Place::new("lease");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
     let claim = |member: &str, value: Value| {
         let mut claim = json!({ "name": "x", "owner": ONE, "ttl": MINUTE, "ephemeral": true });
         claim[member] = value;
@@ -349,8 +349,8 @@ fn invalid_request_is_an_error_and_serving_continues() {
 
 #[test]
 fn line_that_is_too_long_or_not_utf_8_fails_alone() {
-    let place = Place::new("lease");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
     let name = "n".repeat(1 << 20);
     let said = served.complaint(json!({ "inspect": { "name": name } }));
     assert!(said.contains("65536 bytes"), "{said}");
@@ -370,8 +370,8 @@ fn line_that_is_too_long_or_not_utf_8_fails_alone() {
 
 #[test]
 fn many_requests_at_once_are_answered_in_order() {
-    let place = Place::new("lease");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
     for round in 0..10 {
         served.operate("acquire", ONE, MINUTE);
         let requests = [
@@ -393,12 +393,12 @@ fn many_requests_at_once_are_answered_in_order() {
 
 #[test]
 fn an_ephemeral_lease_ends_with_the_input() {
-    let place = Place::new("lease");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
     assert_eq!(served.operate("acquire", ONE, Value::Null), granted(FIRST));
     served.end();
     assert_eq!(
-        Served::new(&place).operate("acquire", TWO, MINUTE),
+        Served::new(&dir).operate("acquire", TWO, MINUTE),
         granted(FIRST + 1)
     );
 }
@@ -406,10 +406,10 @@ fn an_ephemeral_lease_ends_with_the_input() {
 #[test]
 fn an_ephemeral_lease_ends_with_a_killed_process() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let mut served = Served::new(&place);
+        let dir = TestDir::new(kind);
+        let mut served = Served::new(&dir);
         assert_eq!(served.operate("acquire", ONE, Value::Null), granted(FIRST));
-        let mut other = Served::new(&place);
+        let mut other = Served::new(&dir);
         assert!(
             other
                 .operate("acquire", TWO, MINUTE)
@@ -429,8 +429,8 @@ fn an_ephemeral_lease_ends_with_a_killed_process() {
 
 #[test]
 fn detached_and_non_ephemeral_leases_outlive_the_process() {
-    let place = Place::new("lease");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
     assert_eq!(served.operate("acquire", ONE, MINUTE), granted(FIRST));
     assert!(is_granted(&served.operate("detach", ONE, MINUTE)));
     assert!(
@@ -444,7 +444,7 @@ fn detached_and_non_ephemeral_leases_outlive_the_process() {
     served.child.kill().unwrap();
     served.child.wait().unwrap();
 
-    let mut other = Served::new(&place);
+    let mut other = Served::new(&dir);
     assert!(
         other
             .operate("acquire", TWO, MINUTE)
@@ -457,8 +457,8 @@ fn detached_and_non_ephemeral_leases_outlive_the_process() {
 
 #[test]
 fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
-    let place = Place::new("lease");
-    let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+    let dir = TestDir::new("lease");
+    let (mut one, mut two) = (Served::new(&dir), Served::new(&dir));
     one.operate("acquire", ONE, Value::Null);
     let began = Instant::now();
     let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
@@ -485,10 +485,10 @@ fn switches(process: u32) -> u64 {
 #[test]
 fn wait_sleeps_and_wakes_no_other_process() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+        let dir = TestDir::new(kind);
+        let (mut one, mut two) = (Served::new(&dir), Served::new(&dir));
         one.operate("acquire", ONE, Value::Null);
-        let mut other = Started::new(&mut place.verrou(["run", "x", "--", "true"]));
+        let mut other = Started::new(&mut dir.verrou(["run", "x", "--", "true"]));
         let id = other.id();
         eventually("the process waits", || {
             let before = switches(id);
@@ -518,8 +518,8 @@ fn wait_sleeps_and_wakes_no_other_process() {
 #[test]
 fn a_wait_ends_with_the_release() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let (mut one, mut two) = (Served::new(&place), Served::new(&place));
+        let dir = TestDir::new(kind);
+        let (mut one, mut two) = (Served::new(&dir), Served::new(&dir));
         for _ in 0..5 {
             one.operate("acquire", ONE, Value::Null);
             let before = switches(two.child.id());
@@ -535,10 +535,10 @@ fn a_wait_ends_with_the_release() {
 
 #[test]
 fn commands_see_the_locks_of_serve() {
-    let place = Place::new("lease");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
     served.operate("acquire", ONE, MINUTE);
-    let shown = ends_with(&mut place.verrou(["show", "x"]), 0);
+    let shown = ends_with(&mut dir.verrou(["show", "x"]), 0);
     assert!(
         stdout(&shown).contains("(verrou serve)"),
         "{}",
@@ -548,7 +548,7 @@ fn commands_see_the_locks_of_serve() {
     let text = json!({
         "version": 1, "name": "x", "owner": ONE, "ttl": 60_000, "expires": null, "fence": FIRST,
     });
-    ends_with(&mut place.verrou(["release", &text.to_string()]), 0);
+    ends_with(&mut dir.verrou(["release", &text.to_string()]), 0);
     assert_eq!(served.holder(), Value::Null);
     assert!(
         served
@@ -560,12 +560,12 @@ fn commands_see_the_locks_of_serve() {
 
 #[test]
 fn store_that_cannot_be_opened_ends_serve_without_a_greeting() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     for (store, exit, said) in [
         ("memory:", 64, "E_INVALID_STORE"),
         ("lease:/proc/nothing", 73, "/proc/nothing"),
     ] {
-        let output = done(&mut place.verrou(["serve", "--store", store]));
+        let output = done(&mut dir.verrou(["serve", "--store", store]));
         assert_eq!(
             (code(&output), stdout(&output)),
             (exit, ""),
@@ -578,8 +578,8 @@ fn store_that_cannot_be_opened_ends_serve_without_a_greeting() {
 
 #[test]
 fn serve_ends_when_its_output_is_closed() {
-    let place = Place::new("lease");
-    let mut served = Served::new(&place);
+    let dir = TestDir::new("lease");
+    let mut served = Served::new(&dir);
     let pipe = std::mem::replace(&mut served.answers, BufReader::new(silent()));
     drop(pipe);
     // A process that another test is just starting has a copy of the pipe until it executes its program.
@@ -600,7 +600,7 @@ fn silent() -> ChildStdout {
 
 #[test]
 fn the_limit_of_open_files_is_raised_and_is_named_when_it_is_reached() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let acquire = |served: &mut Served, number: u32| {
         let name = format!("lock {number}");
         served.ask(json!({
@@ -608,14 +608,14 @@ fn the_limit_of_open_files_is_raised_and_is_named_when_it_is_reached() {
         }))
     };
     // Only the soft limit, which exists for programs that use select(2).
-    let mut served = Served::limited(&place, "-S -n 64");
+    let mut served = Served::limited(&dir, "-S -n 64");
     for number in 0..200 {
         let answer = acquire(&mut served, number);
         assert!(answer["granted"].is_u64(), "{answer}");
     }
     drop(served);
 
-    let mut served = Served::limited(&place, "-n 64");
+    let mut served = Served::limited(&dir, "-n 64");
     let mut held = 0;
     let refused = loop {
         let answer = acquire(&mut served, held);

@@ -9,7 +9,7 @@ mod common;
 use std::fs;
 use std::time::Duration;
 
-use common::{Place, eventually};
+use common::{TestDir, eventually};
 use rustix::process::{Signal, kill_process};
 use verrou::blocking::LockFactory;
 use verrou_host::{LeaseFileStore, StoreOptions, System, keep_alive};
@@ -150,8 +150,8 @@ fn sleeping_tasks_share_one_timer() {
 
 #[test]
 fn the_command_waits_by_the_clock_of_leases() {
-    let place = Place::new("lease");
-    let (holder, sleeper) = place.start(&["--ttl", "1h"], "echo $$ > pid; exec sleep 1000");
+    let dir = TestDir::new("lease");
+    let (holder, sleeper) = dir.start(&["--ttl", "1h"], "echo $$ > pid; exec sleep 1000");
     eventually("the timer is set", || is_set(&holder.id().to_string(), 1));
     kill_process(sleeper, Signal::TERM).unwrap();
     holder.end();

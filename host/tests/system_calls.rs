@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use common::{KINDS, Place, Started, stopped};
+use common::{KINDS, Started, TestDir, stopped};
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -77,14 +77,14 @@ fn text_at(memory: &File, address: u64) -> Option<String> {
 
 /// Returns the calls with paths of `verrou` with these arguments, without those of the processes that it starts;
 /// `None` where programs cannot be traced.
-fn calls(place: &Place, words: &str) -> Option<Vec<Call>> {
+fn calls(dir: &TestDir, words: &str) -> Option<Vec<Call>> {
     let mut command = Command::new("sh");
     // The process stops itself until it is traced.
     command.args(["-c", "kill -STOP $$; exec \"$@\"", "sh"]);
     command
         .arg(env!("CARGO_BIN_EXE_verrou"))
         .args(words.split(' '));
-    command.env("XDG_STATE_HOME", place.path("state"));
+    command.env("XDG_STATE_HOME", dir.path("state"));
     command.env_remove("VERROU_STORE").current_dir("/");
     let traced = Started::new(&mut command);
     stopped(traced.pid());
@@ -142,13 +142,13 @@ fn calls(place: &Place, words: &str) -> Option<Vec<Call>> {
 #[test]
 fn no_path_of_a_store_is_resolved_as_a_whole() {
     for kind in KINDS {
-        let place = Place::new(kind);
-        let directory = place.path("");
+        let dir = TestDir::new(kind);
+        let directory = dir.path("");
         let directory = directory.to_str().unwrap().trim_end_matches('/');
         // The store is created first, and exists then.
         for _ in 0..2 {
-            let words = format!("run --store {} k -- true", place.store());
-            let Some(calls) = calls(&place, &words) else {
+            let words = format!("run --store {} k -- true", dir.store());
+            let Some(calls) = calls(&dir, &words) else {
                 return;
             };
             // `O_PATH` without `O_DIRECTORY` would not mount an automount point.
@@ -179,12 +179,12 @@ fn no_path_of_a_store_is_resolved_as_a_whole() {
 /// call, which opens no file that was put in its place.
 #[test]
 fn file_is_opened_as_flock_does() {
-    let place = Place::new("file");
-    let (file, directory) = (place.path("app.lock"), place.path("directory"));
+    let dir = TestDir::new("file");
+    let (file, directory) = (dir.path("app.lock"), dir.path("directory"));
     std::fs::create_dir(&directory).unwrap();
     for file in [&file, &file, &directory] {
         let words = format!("run --file {} -- true", file.display());
-        let Some(calls) = calls(&place, &words) else {
+        let Some(calls) = calls(&dir, &words) else {
             return;
         };
         let opened = calls.iter().filter(|call| {

@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{Place, eventually, lives, state, stopped};
+use common::{TestDir, eventually, lives, state, stopped};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
@@ -29,14 +29,14 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn new(place: &Place) -> Self {
-        let terminal = Self::of(place, SHELLS[0]);
+    fn new(dir: &TestDir) -> Self {
+        let terminal = Self::of(dir, SHELLS[0]);
         terminal.shows(READY);
         terminal
     }
 
     /// Starts `program` with a terminal of its own.
-    fn of(place: &Place, program: &[&str]) -> Self {
+    fn of(dir: &TestDir, program: &[&str]) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
@@ -48,8 +48,8 @@ impl Terminal {
         let shell = Command::new("setsid")
             .args(["--ctty", "--wait"])
             .args(program)
-            .current_dir(place.path(""))
-            .env("VERROU_STORE", place.store())
+            .current_dir(dir.path(""))
+            .env("VERROU_STORE", dir.store())
             .env("verrou", env!("CARGO_BIN_EXE_verrou"))
             .env("PS1", READY)
             .env_remove("ENV")
@@ -125,10 +125,10 @@ fn run(options: &str, command: &str) -> String {
 
 #[test]
 fn a_command_is_stopped_continued_and_interrupted() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     terminal.types(&format!("{}\n", run("--ttl 1h", CAT)));
-    let cat = place.pid();
+    let cat = dir.pid();
     terminal.types("first\n");
     terminal.shows("first\r\nfirst");
 
@@ -136,7 +136,7 @@ fn a_command_is_stopped_continued_and_interrupted() {
     terminal.shows(READY);
     stopped(cat);
     assert!(!terminal.has_in_foreground(cat));
-    assert!(place.is_held());
+    assert!(dir.is_held());
 
     terminal.types("fg\n");
     eventually("the command has the terminal again", || {
@@ -149,15 +149,15 @@ fn a_command_is_stopped_continued_and_interrupted() {
     terminal.shows(READY);
     terminal.types("echo code=$?\n");
     terminal.shows("\ncode=130");
-    assert!(!lives(cat) && !place.is_held());
+    assert!(!lives(cat) && !dir.is_held());
 }
 
 #[test]
 fn a_command_in_the_background_waits_for_the_terminal() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     terminal.types(&format!("{} &\n", run("--ttl 1h", CAT)));
-    let cat = place.pid();
+    let cat = dir.pid();
     stopped(cat);
     stopped(parent(cat));
     terminal.types("fg\n");
@@ -174,38 +174,38 @@ fn a_command_in_the_background_waits_for_the_terminal() {
 
 #[test]
 fn a_command_that_was_stopped_too_long_is_not_continued() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let command = "sh -c 'echo $$ > pid; cat; : > went-on'";
     terminal.types(&format!("{}\n", run("--ttl 300ms", command)));
-    let command = place.pid();
+    let command = dir.pid();
     // A shell that is stopped while it starts cat(1) by vfork(2) would not count as stopped: it waits for cat(1).
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     terminal.types("\x1a");
     terminal.shows(READY);
-    common::ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
+    common::ends_with(&mut dir.run(&["--wait", "50s"], "true"), 0);
     terminal.types("fg\n");
     terminal.shows("E_LOCK_LOST");
     terminal.shows(READY);
     terminal.types("echo code=$?\n");
     terminal.shows("\ncode=76");
-    assert!(!lives(command) && !place.path("went-on").exists());
+    assert!(!lives(command) && !dir.path("went-on").exists());
 }
 
 #[test]
 fn command_that_was_stopped_too_long_goes_on_where_the_loss_is_ignored() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let options = "--ttl 300ms --on-lost ignore";
     terminal.types(&format!("{}\n", run(options, CAT)));
-    let cat = place.pid();
+    let cat = dir.pid();
     terminal.types("first\n");
     terminal.shows("first\r\nfirst");
     terminal.types("\x1a");
     terminal.shows(READY);
     stopped(cat);
-    common::ends_with(&mut place.run(&["--wait", "50s"], "true"), 0);
+    common::ends_with(&mut dir.run(&["--wait", "50s"], "true"), 0);
     terminal.types("fg\n");
     terminal.shows("continues without it");
     eventually("the command has the terminal again", || {
@@ -223,18 +223,18 @@ fn command_that_was_stopped_too_long_goes_on_where_the_loss_is_ignored() {
 #[test]
 fn command_that_ends_while_the_wrapper_is_stopped_leaves_the_terminal_to_the_shell() {
     for shell in SHELLS {
-        let place = Place::new("lease");
-        let terminal = Terminal::of(&place, shell);
+        let dir = TestDir::new("lease");
+        let terminal = Terminal::of(&dir, shell);
         terminal.shows(READY);
         let waits_for_it = "sh -c 'echo $$ > pid; until test -e go; do sleep 0.02; done'";
         terminal.types(&format!("{}\n", run("--ttl 1h", waits_for_it)));
-        let command = place.pid();
+        let command = dir.pid();
         let wrapper = parent(command);
         waits(wrapper);
         assert!(terminal.has_in_foreground(command));
         kill_process(wrapper, Signal::STOP).unwrap();
         terminal.shows(READY);
-        fs::write(place.path("go"), "").unwrap();
+        fs::write(dir.path("go"), "").unwrap();
         eventually("the command has ended", || state(command) == Some('Z'));
         kill_process(wrapper, Signal::CONT).unwrap();
         eventually("the wrapper ends", || !lives(wrapper));
@@ -246,16 +246,16 @@ fn command_that_ends_while_the_wrapper_is_stopped_leaves_the_terminal_to_the_she
 
 #[test]
 fn interrupt_after_a_loss_does_not_replace_the_exit_code() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let ignores = "sh -c 'trap \"\" TERM; echo $$ > pid; exec sleep 1000'";
     let options = "--ttl 1h --grace 1h --on-lost term";
     terminal.types(&format!("{}\n", run(options, ignores)));
-    let sleep = place.pid();
+    let sleep = dir.pid();
     eventually("the command has the terminal", || {
         terminal.has_in_foreground(sleep)
     });
-    common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    common::ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     terminal.shows("SIGTERM");
     terminal.types("\x03");
     terminal.shows(READY);
@@ -281,10 +281,10 @@ fn number(process: Pid, field: usize) -> Pid {
 
 #[test]
 fn stop_signal_to_the_wrapper_stops_both() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     terminal.types(&format!("{}\n", run("--ttl 1h", CAT)));
-    let cat = place.pid();
+    let cat = dir.pid();
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     let wrapper = parent(cat);
@@ -303,15 +303,15 @@ fn stop_signal_to_the_wrapper_stops_both() {
 
 #[test]
 fn an_interrupted_command_ends_the_script_that_runs_it() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     fs::write(
-        place.path("script"),
+        dir.path("script"),
         format!("{}\n: > went-on\n", run("", CAT)),
     )
     .unwrap();
     terminal.types("sh script\n");
-    let cat = place.pid();
+    let cat = dir.pid();
     eventually("the command has the terminal", || {
         terminal.has_in_foreground(cat)
     });
@@ -319,30 +319,30 @@ fn an_interrupted_command_ends_the_script_that_runs_it() {
     terminal.shows(READY);
     terminal.types("echo code=$?\n");
     terminal.shows("\ncode=130");
-    assert!(!place.path("went-on").exists());
+    assert!(!dir.path("went-on").exists());
 }
 
 #[test]
 fn wait_notice_is_shown_at_a_terminal() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "echo $$ > pid; until test -e go; do sleep 0.02; done";
-    let (holder, _) = place.start(&[], script);
-    let terminal = Terminal::new(&place);
+    let (holder, _) = dir.start(&[], script);
+    let terminal = Terminal::new(&dir);
     terminal.types(&format!("{}\n", run("", "echo granted")));
     terminal.shows("waiting for the lock `k`: held by process");
-    fs::write(place.path("go"), "").unwrap();
+    fs::write(dir.path("go"), "").unwrap();
     terminal.shows("\ngranted");
     holder.end();
 }
 
 #[test]
 fn a_pipeline_keeps_its_terminal() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let command = "sh -c 'echo $$ > pid; exec sleep 1000'";
     let reader = "sh -c 'read words < /dev/tty; echo read=$words; kill $(cat pid)'";
     terminal.types(&format!("{} | {reader}\n", run("", command)));
-    let command = place.pid();
+    let command = dir.pid();
     terminal.types("words\n");
     terminal.shows("\nread=words");
     terminal.shows(READY);
@@ -351,12 +351,12 @@ fn a_pipeline_keeps_its_terminal() {
 
 #[test]
 fn a_script_keeps_its_terminal_from_what_it_runs_in_the_background() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let script = "\"$verrou\" run k -- sh -c 'echo $$ > pid; exec sleep 1000' &\nread words\necho read=$words\nkill $!\nwait\n";
-    fs::write(place.path("script"), script).unwrap();
+    fs::write(dir.path("script"), script).unwrap();
     terminal.types("sh script\n");
-    let sleep = place.pid();
+    let sleep = dir.pid();
     assert!(!terminal.has_in_foreground(sleep));
     terminal.types("words\n");
     terminal.shows("\nread=words");
@@ -376,8 +376,8 @@ const HOLDERS: [&str; 3] = [
 fn redirected_command_is_lent_the_terminal_it_asks_for() {
     for shell in SHELLS {
         for holder in HOLDERS {
-            let place = Place::new("lease");
-            let terminal = Terminal::of(&place, shell);
+            let dir = TestDir::new("lease");
+            let terminal = Terminal::of(&dir, shell);
             terminal.shows(READY);
             for asks in [
                 "sh -c 'read a; echo got $a' | tee log",
@@ -399,13 +399,13 @@ fn redirected_command_is_lent_the_terminal_it_asks_for() {
 #[test]
 fn redirected_command_is_stopped_and_continued_with_its_pipeline() {
     for shell in SHELLS {
-        let place = Place::new("lease");
-        let terminal = Terminal::of(&place, shell);
+        let dir = TestDir::new("lease");
+        let terminal = Terminal::of(&dir, shell);
         terminal.shows(READY);
         let sleep = "sh -c 'echo $$ > pid; exec sleep 1000'";
         let reader = "sh -c 'echo $$ > reader; exec cat'";
         terminal.types(&format!("{} | {reader}\n", run("--ttl 1h", sleep)));
-        let job = [place.pid(), parent(place.pid()), place.pid_in("reader")];
+        let job = [dir.pid(), parent(dir.pid()), dir.pid_in("reader")];
         waits(job[1]);
         for continues in ["bg", "fg"] {
             terminal.types("\x1a");
@@ -425,24 +425,24 @@ fn redirected_command_is_stopped_and_continued_with_its_pipeline() {
                 });
             }
         }
-        assert!(place.is_held());
+        assert!(dir.is_held());
         terminal.types("\x03");
         terminal.shows(READY);
-        assert!(!job.into_iter().any(lives) && !place.is_held());
+        assert!(!job.into_iter().any(lives) && !dir.is_held());
     }
 }
 
 #[test]
 fn command_that_was_lent_the_terminal_is_stopped_and_continued_with_its_pipeline() {
     for shell in SHELLS {
-        let place = Place::new("lease");
-        let terminal = Terminal::of(&place, shell);
+        let dir = TestDir::new("lease");
+        let terminal = Terminal::of(&dir, shell);
         terminal.shows(READY);
         let asks = "sh -c 'echo $$ > pid; read a; read b; echo read $a $b'";
         let reader = "sh -c 'echo $$ > reader; exec cat'";
         terminal.types(&format!("{} | {reader}\n", run("--ttl 1h", asks)));
-        let asking = place.pid();
-        let job = [asking, parent(asking), place.pid_in("reader")];
+        let asking = dir.pid();
+        let job = [asking, parent(asking), dir.pid_in("reader")];
         // The SIGCONT that follows would undo an earlier stop from the terminal.
         eventually("the command reads from the terminal", || {
             terminal.has_in_foreground(asking) && state(asking) == Some('S')
@@ -462,8 +462,8 @@ fn command_that_was_lent_the_terminal_is_stopped_and_continued_with_its_pipeline
 
 #[test]
 fn neighbour_of_a_command_gets_the_terminal_back() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let asks = "sh -c 'read a; echo $a; exec sleep 1000'";
     let reader = "sh -c 'read a; read b < /dev/tty; echo read $a $b; stty sane < /dev/tty; kill 0'";
     terminal.types(&format!("{} | {reader}\n", run("", asks)));
@@ -471,14 +471,14 @@ fn neighbour_of_a_command_gets_the_terminal_back() {
     terminal.types("words\n");
     terminal.shows("\nread some words");
     terminal.shows(READY);
-    eventually("the lock is free", || !place.is_held());
+    eventually("the lock is free", || !dir.is_held());
 }
 
 #[test]
 fn two_commands_of_a_pipeline_share_the_terminal() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     // dash counts a process that was stopped and continued as stopped once the others have ended.
-    let terminal = Terminal::of(&place, SHELLS[1]);
+    let terminal = Terminal::of(&dir, SHELLS[1]);
     terminal.shows(READY);
     let first = "\"$verrou\" run a -- sh -c 'read x; echo $x; read z; echo $z'";
     let second =
@@ -493,14 +493,14 @@ fn two_commands_of_a_pipeline_share_the_terminal() {
 
 #[test]
 fn command_is_stopped_with_a_neighbour_that_asks_from_the_background() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let sleep = "sh -c 'echo $$ > pid; exec sleep 1000'";
     let reader = "sh -c 'until test -e go; do sleep 0.02; done; read a < /dev/tty; echo read $a'";
     terminal.types(&format!("{} | {reader} &\n", run("--ttl 1h", sleep)));
-    let sleep = place.pid();
+    let sleep = dir.pid();
     waits(parent(sleep));
-    fs::write(place.path("go"), "").unwrap();
+    fs::write(dir.path("go"), "").unwrap();
     stopped(sleep);
     stopped(parent(sleep));
     terminal.types("fg\n");
@@ -514,12 +514,12 @@ fn command_is_stopped_with_a_neighbour_that_asks_from_the_background() {
 
 #[test]
 fn command_that_suspends_itself_returns_the_terminal() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let suspends = "sh -c 'echo $$ > pid; kill -STOP $$; echo went on'";
     terminal.types(&format!("{}\n", run("--ttl 1h", suspends)));
     terminal.shows(READY);
-    stopped(place.pid());
+    stopped(dir.pid());
     terminal.types("fg\n");
     terminal.shows("\nwent on");
     terminal.shows(READY);
@@ -527,11 +527,11 @@ fn command_that_suspends_itself_returns_the_terminal() {
 
 #[test]
 fn foreground_command_without_a_shell_is_not_stopped() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let program = [env!("CARGO_BIN_EXE_verrou"), "run", "k", "--", "sh", "-c"];
     let script = "echo $$ > pid; exec cat";
-    let terminal = Terminal::of(&place, &[&program[..], &[script]].concat());
-    let cat = place.pid();
+    let terminal = Terminal::of(&dir, &[&program[..], &[script]].concat());
+    let cat = dir.pid();
     terminal.types("some\n");
     terminal.shows("some\r\nsome");
     terminal.types("\x1a");
@@ -542,23 +542,19 @@ fn foreground_command_without_a_shell_is_not_stopped() {
 
 #[test]
 fn background_command_without_a_shell_is_left_stopped() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let asks = "sh -c 'echo $$ > pid; read a < /dev/tty'";
-    fs::write(
-        place.path("script"),
-        format!("{} &\n", run("--ttl 1h", asks)),
-    )
-    .unwrap();
+    fs::write(dir.path("script"), format!("{} &\n", run("--ttl 1h", asks))).unwrap();
     terminal.types("sh script\n");
     terminal.shows(READY);
-    let asking = place.pid();
+    let asking = dir.pid();
     let wrapper = parent(asking);
     stopped(asking);
     waits(wrapper);
     let before = writes(wrapper);
     for _ in 0..10 {
-        assert!(place.is_held());
+        assert!(dir.is_held());
     }
     assert_eq!(state(asking), Some('T'));
     // The wrapper writes one byte, to its guardian.
@@ -567,20 +563,20 @@ fn background_command_without_a_shell_is_left_stopped() {
     eventually("the command and the wrapper end", || {
         !lives(asking) && !lives(wrapper)
     });
-    assert!(!place.is_held());
+    assert!(!dir.is_held());
 }
 
 #[test]
 fn command_that_is_to_end_is_lent_the_terminal_it_asks_for() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let script = "trap 'read a < /dev/tty; echo ended: $a; exit' TERM
         echo $$ > pid; while :; do sleep 0.05; done";
-    fs::write(place.path("script"), script).unwrap();
+    fs::write(dir.path("script"), script).unwrap();
     let options = "--ttl 1h --grace 1h";
     terminal.types(&format!("{} < /dev/null\n", run(options, "sh script")));
-    place.pid();
-    common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    dir.pid();
+    common::ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     terminal.shows("SIGTERM");
     terminal.types("words\n");
     terminal.shows("ended: words\r\n");
@@ -589,13 +585,13 @@ fn command_that_is_to_end_is_lent_the_terminal_it_asks_for() {
 
 #[test]
 fn background_job_ends_its_command_also_where_it_may_not_write() {
-    let place = Place::new("lease");
-    let terminal = Terminal::new(&place);
+    let dir = TestDir::new("lease");
+    let terminal = Terminal::new(&dir);
     let sleep = "sh -c 'echo $$ > pid; exec sleep 1000'";
     terminal.types(&format!("stty tostop; {} &\n", run("--ttl 1h", sleep)));
-    let sleep = place.pid();
+    let sleep = dir.pid();
     waits(parent(sleep));
-    common::ends_with(&mut place.verrou(["force-release", "k"]), 0);
+    common::ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     terminal.shows("E_LOCK_LOST");
     eventually("the command ends", || !lives(sleep));
 }
@@ -610,7 +606,7 @@ fn writes(process: Pid) -> u64 {
 /// Waits until a wrapper waits for an event of its command.
 fn waits(wrapper: Pid) {
     eventually("the wrapper waits", || {
-        let place = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
-        place.is_ok_and(|place| place.contains("poll"))
+        let channel = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
+        channel.is_ok_and(|channel| channel.contains("poll"))
     });
 }

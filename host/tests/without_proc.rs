@@ -7,12 +7,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Output};
 
-use common::{Place, code, done, stderr, stdout};
+use common::{TestDir, code, done, stderr, stdout};
 
 /// Runs `script` in a root directory of its own, with the test's directory and without `/proc`. Returns its
 /// output, or `None` where this user may not create namespaces.
-fn without_proc(place: &Place, script: &str) -> Option<Output> {
-    let root = place.path("root");
+fn without_proc(dir: &TestDir, script: &str) -> Option<Output> {
+    let root = dir.path("root");
     fs::create_dir_all(&root).unwrap();
     let inside = |words: &str| {
         let chroot =
@@ -27,9 +27,9 @@ fn without_proc(place: &Place, script: &str) -> Option<Output> {
         eprintln!("no namespaces here: a process without /proc is not tested");
         return None;
     }
-    let directory = place.path("");
+    let directory = dir.path("");
     let verrou = env!("CARGO_BIN_EXE_verrou");
-    let state = place.path("state");
+    let state = dir.path("state");
     Some(inside(&format!(
         "cd {} && export XDG_STATE_HOME={} && verrou() {{ {verrou} \"$@\"; }} && {script}",
         directory.display(),
@@ -39,14 +39,14 @@ fn without_proc(place: &Place, script: &str) -> Option<Output> {
 
 #[test]
 fn kernel_locks_and_gates_create_their_files_without_proc() {
-    let place = Place::new("file");
+    let dir = TestDir::new("file");
     let stores = [
         ("verrou --store file:locks run k --no-wait", "locks"),
         ("verrou run --file lock --no-wait", "state/verrou/paths"),
     ];
     for (run, directory) in stores {
         let script = format!("for i in 1 2 3; do {run} -- sh -c 'echo $VERROU_FENCE'; done");
-        let Some(output) = without_proc(&place, &script) else {
+        let Some(output) = without_proc(&dir, &script) else {
             return;
         };
         assert_eq!(code(&output), 0, "{run}: {}", stderr(&output));
@@ -58,7 +58,7 @@ fn kernel_locks_and_gates_create_their_files_without_proc() {
             fences.len() == 3 && fences.is_sorted_by(|a, b| a < b),
             "{fences:?}"
         );
-        for entry in fs::read_dir(place.path(directory)).unwrap() {
+        for entry in fs::read_dir(dir.path(directory)).unwrap() {
             let entry = entry.unwrap();
             let path = entry.path();
             let is_ours = path.extension().is_none_or(|found| found == "lock");
@@ -68,16 +68,16 @@ fn kernel_locks_and_gates_create_their_files_without_proc() {
         }
     }
     let check = "verrou fence check --file gate 7 && verrou fence check --file gate 6";
-    let output = without_proc(&place, check).unwrap();
+    let output = without_proc(&dir, check).unwrap();
     assert_eq!(code(&output), 78, "{}", stderr(&output));
 }
 
 /// The store that the error advises works without `/proc`.
 #[test]
 fn error_of_leases_without_proc_advises_a_store_that_works() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let lease = "verrou --store lease:locks run k --no-wait -- true";
-    let Some(output) = without_proc(&place, lease) else {
+    let Some(output) = without_proc(&dir, lease) else {
         return;
     };
     assert_eq!(code(&output), 73, "{}", stderr(&output));
@@ -87,6 +87,6 @@ fn error_of_leases_without_proc_advises_a_store_that_works() {
         stderr(&output)
     );
     let advised = "verrou --store file:locks run k --no-wait -- true";
-    let output = without_proc(&place, advised).unwrap();
+    let output = without_proc(&dir, advised).unwrap();
     assert_eq!(code(&output), 0, "{}", stderr(&output));
 }

@@ -38,12 +38,12 @@ fn handle_signals() {
 pub(crate) const KINDS: [&str; 2] = ["lease", "file"];
 
 /// A directory with a store in it.
-pub(crate) struct Place {
+pub(crate) struct TestDir {
     directory: tempfile::TempDir,
     kind: &'static str,
 }
 
-impl Place {
+impl TestDir {
     pub(crate) fn new(kind: &'static str) -> Self {
         handle_signals();
         let directory = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use verrou_host::component::locks::{self, Locks};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 use wasmtime::component::{Component, Linker, ResourceTable};
 
-use crate::common::{Place, Started, code, done, ends_with, eventually, stderr, stdout};
+use crate::common::{Started, TestDir, code, done, ends_with, eventually, stderr, stdout};
 use crate::instances::{built, load};
 use crate::wasi::{self, Wasi};
 use crate::{compose, succeeded};
@@ -62,33 +62,30 @@ fn run(component: &Component, state: State) -> Result<(), ()> {
 }
 
 /// Returns the process of a job that works for `work` seconds, after waiting for at most `wait` seconds.
-fn job(place: &Place, component: &Path, work: u32, wait: u32) -> Command {
+fn job(dir: &TestDir, component: &Path, work: u32, wait: u32) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
         .args(["--exact", "job::process", "--ignored", "--nocapture"])
         .env(COMPONENT, component)
-        .env(STORE, place.locks())
+        .env(STORE, dir.locks())
         .env(ARGUMENTS, format!("cron-job {work} {wait}"))
-        .env(OUTPUT, place.path("log"));
+        .env(OUTPUT, dir.path("log"));
     command
 }
 
 /// Waits until the log has a line that begins with `start`.
-fn logged(place: &Place, start: &str) {
+fn logged(dir: &TestDir, start: &str) {
     eventually(start, || {
-        place
-            .read("log")
-            .lines()
-            .any(|line| line.starts_with(start))
+        dir.read("log").lines().any(|line| line.starts_with(start))
     });
 }
 
 #[test]
 fn jobs_and_commands_exclude_each_other() {
-    let place = Place::new("lease");
+    let dir = TestDir::new("lease");
     let script = "echo begin $VERROU_FENCE >> log; sleep 0.3; echo end $VERROU_FENCE >> log";
-    let mut native = place.verrou(["run", "nightly", "--", "sh", "-c", script]);
-    let mut job = job(&place, &built("cron-job"), 1, 50);
+    let mut native = dir.verrou(["run", "nightly", "--", "sh", "-c", script]);
+    let mut job = job(&dir, &built("cron-job"), 1, 50);
     let started: Vec<Started> = (0..2)
         .flat_map(|_| [Started::new(&mut job), Started::new(&mut native)])
         .collect();
@@ -97,7 +94,7 @@ fn jobs_and_commands_exclude_each_other() {
         assert_eq!(code(&output), 0, "{} {}", stdout(&output), stderr(&output));
     }
 
-    let log = place.read("log");
+    let log = dir.read("log");
     let mut lines = log.lines();
     let mut before = 0;
     for _ in 0..4 {
@@ -120,11 +117,11 @@ fn jobs_and_commands_exclude_each_other() {
 
 #[test]
 fn a_job_that_runs_elsewhere_is_not_run() {
-    let place = Place::new("lease");
-    let first = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
-    logged(&place, "begin ");
+    let dir = TestDir::new("lease");
+    let first = Started::new(&mut job(&dir, &built("cron-job"), 50, 0));
+    logged(&dir, "begin ");
 
-    let second = done(&mut job(&place, &built("cron-job"), 1, 0));
+    let second = done(&mut job(&dir, &built("cron-job"), 1, 0));
     assert_eq!(code(&second), 1);
     assert!(
         stderr(&second).contains("nightly: the job runs elsewhere"),
@@ -132,24 +129,24 @@ fn a_job_that_runs_elsewhere_is_not_run() {
         stderr(&second)
     );
     ends_with(
-        &mut place.verrou(["run", "nightly", "--no-wait", "--", "true"]),
+        &mut dir.verrou(["run", "nightly", "--no-wait", "--", "true"]),
         75,
     );
 
     // Its lease ends with its process.
     drop(first);
     ends_with(
-        &mut place.verrou(["run", "nightly", "--no-wait", "--", "true"]),
+        &mut dir.verrou(["run", "nightly", "--no-wait", "--", "true"]),
         0,
     );
 }
 
 #[test]
 fn force_released_job_reports_the_loss() {
-    let place = Place::new("lease");
-    let running = Started::new(&mut job(&place, &built("cron-job"), 50, 0));
-    logged(&place, "begin ");
-    ends_with(&mut place.verrou(["force-release", "nightly"]), 0);
+    let dir = TestDir::new("lease");
+    let running = Started::new(&mut job(&dir, &built("cron-job"), 50, 0));
+    logged(&dir, "begin ");
+    ends_with(&mut dir.verrou(["force-release", "nightly"]), 0);
     let output = running.end();
     assert_eq!(code(&output), 1);
     assert!(
@@ -157,7 +154,7 @@ fn force_released_job_reports_the_loss() {
         "{}",
         stderr(&output)
     );
-    let log = place.read("log");
+    let log = dir.read("log");
     assert!(
         log.starts_with("begin ") && log.lines().count() == 1,
         "{log}"
@@ -166,8 +163,8 @@ fn force_released_job_reports_the_loss() {
 
 #[test]
 fn a_job_with_the_locks_and_a_store_inside_needs_nothing_but_wasi() {
-    let place = Place::new("lease");
-    let composed = place.path("composed.wasm");
+    let dir = TestDir::new("lease");
+    let composed = dir.path("composed.wasm");
     let (store, job_alone) = (built("provider-rust"), built("cron-job"));
     built("verrou");
     succeeded(&compose(&[
@@ -179,9 +176,9 @@ fn a_job_with_the_locks_and_a_store_inside_needs_nothing_but_wasi() {
         &composed,
     ]));
     // This lock is in another store than the one inside the job.
-    ends_with(&mut place.verrou(["run", "nightly", "--", "true"]), 0);
-    let output = done(&mut job(&place, &composed, 6, 0));
+    ends_with(&mut dir.verrou(["run", "nightly", "--", "true"]), 0);
+    let output = done(&mut job(&dir, &composed, 6, 0));
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     // The job takes longer than its ttl, so its lease is renewed.
-    assert_eq!(place.read("log"), "begin 1\nend 1\n");
+    assert_eq!(dir.read("log"), "begin 1\nend 1\n");
 }
