@@ -21,7 +21,7 @@ use verrou_host::{FenceError, FenceGate, FileError, OpenError, StoreOptions};
 
 const VERROU: &str = env!("CARGO_BIN_EXE_verrou");
 
-/// `verrou fence check --file gate …`, outside of any `verrou run`.
+/// Returns the command `verrou fence check --file gate …`, outside of any `verrou run`.
 fn check(dir: &TestDir, words: &[&str]) -> Command {
     let mut command = dir.verrou(["fence", "check", "--file", "gate"].iter().chain(words));
     command.env_remove("VERROU_FENCE");
@@ -195,7 +195,7 @@ fn write_gate(dir: &TestDir, number: u64) {
     fs::set_permissions(dir.path("gate"), Permissions::from_mode(0o600)).unwrap();
 }
 
-/// `verrou fence reset --file gate …`.
+/// Returns the command `verrou fence reset --file gate …`.
 fn reset(dir: &TestDir, words: &[&str]) -> Command {
     dir.verrou(["fence", "reset", "--file", "gate"].iter().chain(words))
 }
@@ -686,7 +686,7 @@ fn token_that_cannot_be_written_does_not_pass() {
         ("fdatasync", "EIO", "nput/output error"),
     ] {
         let inject = format!("inject={call}:error={error}");
-        // As the name of the file in its directory, and as its path.
+        // `-P` selects calls on the gate by its name in its directory, and by its path.
         let options = ["-e", &inject, "-P", "gate"];
         let output = done(&mut traced(&dir, &options, &["7", "--", "touch", "ran"]));
         let text = stderr(&output);

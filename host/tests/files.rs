@@ -496,7 +496,7 @@ fn restored_counter_grants_no_fence_twice() {
     let before = fs::read(&counter).unwrap();
     let fence = granted(store.acquire(&detached(1)));
     fs::write(&counter, before).unwrap();
-    // As after a reboot, when a file gets new numbers from the counter.
+    // Writes another boot ID, so that the file gets new numbers from the counter.
     let files = fs::read_dir(directory.path()).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path());
     let file = files.find(|path| path.to_string_lossy().contains("/lock."));
@@ -894,7 +894,7 @@ fn store_and_flock_on_the_same_file_exclude_each_other() {
     granted(store.release(&claim));
     file.try_lock().expect("it is free");
     file.unlock().unwrap();
-    // As `9>data` in a shell does, before it locks.
+    // Truncates the file, as `9>data` in a shell does before it locks.
     File::create(&path).unwrap();
     assert!(granted(store.acquire(&claim)) > first);
     assert_eq!(
@@ -1088,7 +1088,7 @@ fn detached_lease_is_released_after_its_file_or_directory_was_moved() {
     refused(&long_lived.release(&detached(3)));
 }
 
-/// Four threads count under the lock, while another one removes the lock's file whenever the lock is free.
+/// Counts in four threads under the lock, while another thread removes the lock's file whenever the lock is free.
 fn count_while_files_are_removed<S: Store>(extension: &str, open: impl Fn(&Path) -> S + Sync) {
     const THREADS: u8 = 4;
     const TURNS: u32 = 250;

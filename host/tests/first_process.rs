@@ -103,7 +103,7 @@ fn waiting_first_process_is_ended_by_signals() {
 }
 
 #[test]
-fn first_process_hands_signals_on_to_its_command() {
+fn first_process_forwards_signals_to_its_command() {
     let dir = TestDir::new("lease");
     let script = "trap 'exit 9' TERM; echo > pid; while :; do sleep 0.05; done";
     let Some(mut unshare) = first(&dir, &dir.run(&[], script)) else {

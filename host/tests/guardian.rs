@@ -160,7 +160,7 @@ fn guardian_ends_with_the_command_and_what_that_left_behind_does_not() {
 }
 
 #[test]
-fn lost_command_is_gone_though_it_had_a_guardian() {
+fn command_that_lost_its_lock_ends_with_its_guardian() {
     let dir = TestDir::new("lease");
     let (wrapper, command) = dir.start(&["--ttl", "1h", "--grace", "1h"], WORKERS);
     let guardian = guardian_of(command);

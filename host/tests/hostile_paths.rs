@@ -401,7 +401,7 @@ fn open_directory_of_the_group_above_its_store_is_refused() {
     }
 }
 
-/// A command as a user with a passwd(5) and group(5) of these lines.
+/// Returns `run`, executed as a user with a passwd(5) and group(5) of these lines.
 fn with_accounts(dir: &TestDir, passwd: &str, groups: &str, run: &Command) -> Command {
     fs::write(dir.path("passwd"), passwd).unwrap();
     fs::write(dir.path("group"), groups).unwrap();
@@ -507,7 +507,7 @@ fn directories_above_a_groups_store_are_written_by_no_other() {
     }
 }
 
-/// Lets this thread alone be a member of the group.
+/// Makes this thread alone a member of the group.
 fn be_a_member() {
     let (user, group) = (Uid::from_raw(MALLORY), Gid::from_raw(GROUP));
     set_thread_groups(&[]).unwrap();

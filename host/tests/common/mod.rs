@@ -37,7 +37,7 @@ fn handle_signals() {
 /// The kinds of store.
 pub(crate) const KINDS: [&str; 2] = ["lease", "file"];
 
-/// A directory with a store in it.
+/// A test's directory, which has a store in `locks`.
 pub(crate) struct TestDir {
     directory: tempfile::TempDir,
     kind: &'static str,
@@ -54,7 +54,7 @@ impl TestDir {
         self.directory.path().join(name)
     }
 
-    /// The directory of the store.
+    /// Returns the directory of the store.
     pub(crate) fn locks(&self) -> PathBuf {
         self.path("locks")
     }
@@ -63,7 +63,7 @@ impl TestDir {
         format!("{}:{}", self.kind, self.locks().display())
     }
 
-    /// `verrou`, in this directory, with this store.
+    /// Returns the command `verrou`, in this directory, with this store.
     pub(crate) fn verrou<I: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = I>,
@@ -79,7 +79,7 @@ impl TestDir {
         command
     }
 
-    /// `verrou run k [options] -- sh -c script`.
+    /// Returns the command `verrou run k [options] -- sh -c script`.
     pub(crate) fn run(&self, options: &[&str], script: &str) -> Command {
         let command = ["--", "sh", "-c", script];
         self.verrou(["run", "k"].iter().chain(options).chain(&command))

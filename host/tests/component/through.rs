@@ -24,7 +24,7 @@ use verrou_host::component::{
 
 use crate::places::AnyStore;
 
-/// The component that `cargo xtask component` builds.
+/// Returns the component that `cargo xtask component` has built.
 pub(crate) fn component() -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/component/verrou.wasm");
     std::fs::read(&path).unwrap_or_else(|err| {
@@ -435,7 +435,8 @@ impl<I: Calls> Store for Through<I> {
         self.store.give_up(claim);
     }
 
-    /// The component renews its leases by `extend`, which revives no expired lease.
+    /// Returns the capabilities of the store without `revives`: the component renews its leases by `extend`, which
+    /// revives no expired lease.
     fn abilities(&self) -> Abilities {
         Abilities {
             revives: false,
