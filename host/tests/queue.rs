@@ -474,7 +474,7 @@ fn waits(dir: &TestDir, number: u32) -> Started {
     started
 }
 
-/// Returns the number of waiters: locked ticket bytes, by the kernel's list.
+/// Returns the number of waiters, which is the number of locked ticket bytes.
 fn waiting(dir: &TestDir) -> u64 {
     const FIRST_TICKET: i64 = (1 << 62) + (1 << 61);
 
