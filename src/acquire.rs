@@ -50,9 +50,9 @@ pub struct Acquire {
     began: Timestamp,
     attempts: u32,
     extra: Extra,
-    in_doubt: bool,
+    outcome_unknown: bool,
     seen: Option<Fence>,
-    state: State,
+    state: AcquireState,
 }
 
 /// The next step for the driver of an [`Acquire`].
@@ -85,7 +85,7 @@ impl fmt::Debug for Extra {
 }
 
 #[derive(Clone, Debug)]
-enum State {
+enum AcquireState {
     /// Another owner holds the lock, until `ends` at most; the next attempt is due at `due`.
     Waiting {
         due: Timestamp,
@@ -97,11 +97,11 @@ enum State {
     /// The next attempt can be made; one before `due` is not counted.
     Ready { due: Timestamp },
     /// An acquire request is in flight.
-    Asking { sent: Timestamp, due: Timestamp },
+    InFlight { sent: Timestamp, due: Timestamp },
     /// A release of a possible grant is in flight.
-    Undoing { why: Error },
+    Releasing { why: Error },
     /// The request has ended.
-    Over(Result<Lease, Error>),
+    Ended(Result<Lease, Error>),
 }
 
 impl Acquire {
@@ -117,9 +117,9 @@ impl Acquire {
             began: now,
             attempts: 0,
             extra: Extra(0),
-            in_doubt: false,
+            outcome_unknown: false,
             seen: None,
-            state: State::Ready { due: now },
+            state: AcquireState::Ready { due: now },
         }
     }
 
@@ -137,27 +137,29 @@ impl Acquire {
 
     /// Returns whether the store may have granted the lock without a usable reply. A request in flight is
     /// not counted.
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        self.in_doubt && !matches!(self.state, State::Over(_))
+    pub(crate) fn has_unknown_outcome(&self) -> bool {
+        self.outcome_unknown && !matches!(self.state, AcquireState::Ended(_))
     }
 
     /// Returns the step to perform at `now`.
     pub fn next(&mut self, now: Timestamp) -> AcquireStep<'_> {
-        if let State::Ready { due } = self.state {
+        if let AcquireState::Ready { due } = self.state {
             if due <= now {
                 self.attempts = self.attempts.saturating_add(1);
             }
-            self.state = State::Asking { sent: now, due };
+            self.state = AcquireState::InFlight { sent: now, due };
         }
         match &self.state {
-            State::Waiting { due, ends } => {
-                let look = ends.map_or(*due, |ends| ends.min(*due));
-                AcquireStep::Wait(&self.claim, look.saturating_since(now))
+            AcquireState::Waiting { due, ends } => {
+                let until = ends.map_or(*due, |ends| ends.min(*due));
+                AcquireStep::Wait(&self.claim, until.saturating_since(now))
             }
-            State::Pausing { until, .. } => AcquireStep::Sleep(until.saturating_since(now)),
-            State::Ready { .. } | State::Asking { .. } => AcquireStep::Acquire(&self.claim),
-            State::Undoing { .. } => AcquireStep::Release(&self.claim),
-            State::Over(end) => AcquireStep::Done(end.clone()),
+            AcquireState::Pausing { until, .. } => AcquireStep::Sleep(until.saturating_since(now)),
+            AcquireState::Ready { .. } | AcquireState::InFlight { .. } => {
+                AcquireStep::Acquire(&self.claim)
+            }
+            AcquireState::Releasing { .. } => AcquireStep::Release(&self.claim),
+            AcquireState::Ended(end) => AcquireStep::Done(end.clone()),
         }
     }
 
@@ -165,15 +167,15 @@ impl Acquire {
     /// [notifies](crate::Store::notifies). It is longer than the pause between two attempts, unless the
     /// policy counts attempts, and ends at the policy's deadline at the latest.
     pub fn longest_wait(&self, now: Timestamp) -> Duration {
-        /// A notification may be lost.
-        const SAFETY_LOOK: Duration = Duration::from_secs(10);
+        /// The time after which a waiter retries, because a notification may be lost.
+        const SAFETY_RETRY: Duration = Duration::from_secs(10);
 
-        let State::Waiting { due, ends } = self.state else {
+        let AcquireState::Waiting { due, ends } = self.state else {
             return Duration::ZERO;
         };
         let mut until = due;
         if self.retry.most_attempts().is_none() {
-            until = until.max(now.saturating_add(SAFETY_LOOK));
+            until = until.max(now.saturating_add(SAFETY_RETRY));
             if let Some(timeout) = self.retry.longest() {
                 until = until.min(self.began.saturating_add(timeout));
             }
@@ -185,8 +187,10 @@ impl Acquire {
     /// Records that the wait or the sleep has ended.
     pub fn waited(&mut self, now: Timestamp) {
         match self.state {
-            State::Waiting { due, .. } => self.state = State::Ready { due },
-            State::Pausing { due, until } if until <= now => self.state = State::Ready { due },
+            AcquireState::Waiting { due, .. } => self.state = AcquireState::Ready { due },
+            AcquireState::Pausing { due, until } if until <= now => {
+                self.state = AcquireState::Ready { due };
+            }
             _ => {}
         }
     }
@@ -194,13 +198,13 @@ impl Acquire {
     /// Records the store's reply, received at `now`.
     pub fn heard(&mut self, now: Timestamp, reply: Result<Reply, StoreError>) {
         match &self.state {
-            State::Asking { sent, due } => self.answered(*sent, *due, now, reply),
-            State::Undoing { why } => self.state = State::Over(Err(why.clone())),
+            AcquireState::InFlight { sent, due } => self.process_reply(*sent, *due, now, reply),
+            AcquireState::Releasing { why } => self.state = AcquireState::Ended(Err(why.clone())),
             _ => {}
         }
     }
 
-    fn answered(
+    fn process_reply(
         &mut self,
         sent: Timestamp,
         due: Timestamp,
@@ -213,13 +217,13 @@ impl Acquire {
                     && fence <= seen
                     && !mutant!(LowerFenceAccepted)
                 {
-                    self.in_doubt = true;
+                    self.outcome_unknown = true;
                     return self.stop(StoreError::permanent(FenceWentBack { fence, seen }).into());
                 }
                 let from = mutant!(LeaseCountedFromReply, now, sent);
                 let lease = Lease::granted(self.claim.clone(), fence, from);
                 if lease.is_expired(now) && !mutant!(ExpiredGrantAccepted) {
-                    self.in_doubt = true;
+                    self.outcome_unknown = true;
                     let name = self.claim.name.clone();
                     self.pause(
                         now,
@@ -230,13 +234,13 @@ impl Acquire {
                         },
                     );
                 } else {
-                    self.state = State::Over(Ok(lease));
+                    self.state = AcquireState::Ended(Ok(lease));
                 }
             }
             Ok(Reply::Refused { remaining }) => self.wait(sent, due, now, remaining),
             Err(_) if mutant!(ErrorTakenForRefusal) => self.wait(sent, due, now, None),
             Err(err) => {
-                self.in_doubt = true;
+                self.outcome_unknown = true;
                 if err.is_temporary() {
                     self.pause(now, err.into());
                 } else {
@@ -257,9 +261,9 @@ impl Acquire {
         let due = if sent < due {
             // This was an extra attempt; the pause that it interrupted continues.
             self.extra.0 = self.extra.0.saturating_add(1);
-            if self.is_hasty(now) {
+            if self.is_busy_looping(now) {
                 let until = now.saturating_add(Retry::SHORTEST_PAUSE).min(due);
-                self.state = State::Pausing { due, until };
+                self.state = AcquireState::Pausing { due, until };
                 return;
             }
             due
@@ -274,16 +278,16 @@ impl Acquire {
         };
         // A record that is about to expire is requested again after the shortest pause, not at once.
         let ends = remaining.map(|left| now.saturating_add(left.max(Retry::SHORTEST_PAUSE)));
-        self.state = State::Waiting { due, ends };
+        self.state = AcquireState::Waiting { due, ends };
     }
 
     /// Returns whether waits end so early that attempts would be made in a busy loop.
-    fn is_hasty(&self, now: Timestamp) -> bool {
+    fn is_busy_looping(&self, now: Timestamp) -> bool {
         /// The number of extra attempts without a pause, as when the lock's holder changes quickly.
-        const AT_ONCE: u128 = 100;
+        const UNPAUSED: u128 = 100;
 
         let pauses = now.saturating_since(self.began).as_nanos() / Retry::SHORTEST_PAUSE.as_nanos();
-        u128::from(self.extra.0) > AT_ONCE + pauses
+        u128::from(self.extra.0) > UNPAUSED + pauses
     }
 
     /// Pauses before the next attempt after a failure of the store, or stops with `why`.
@@ -291,17 +295,17 @@ impl Acquire {
         match self.next_pause(now) {
             Some(pause) => {
                 let due = now.saturating_add(pause);
-                self.state = State::Pausing { due, until: due };
+                self.state = AcquireState::Pausing { due, until: due };
             }
             None => self.stop(why),
         }
     }
 
     fn stop(&mut self, why: Error) {
-        self.state = if self.in_doubt && !mutant!(UndoForgotten) {
-            State::Undoing { why }
+        self.state = if self.outcome_unknown && !mutant!(UndoForgotten) {
+            AcquireState::Releasing { why }
         } else {
-            State::Over(Err(why))
+            AcquireState::Ended(Err(why))
         };
     }
 

@@ -11,7 +11,7 @@ use core::time::Duration;
 use crate::acquire::Acquire;
 use crate::claim::Fence;
 use crate::error::{Error, RunError};
-use crate::holds::{Hold, Holds, lost, may_be_released};
+use crate::holds::{Acquisition, LockState, into_loss, may_be_released};
 use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
@@ -111,23 +111,23 @@ pub fn keep<B>(
     machine: &mut Renew,
     pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
 ) -> Result<B, Loss> {
-    keep_asking(store, clock, machine, |_| {}, pause)
+    keep_observed(store, clock, machine, |_| {}, pause)
 }
 
-/// Does what [`keep`] does, and calls `asking` before each renewal and after its reply.
-fn keep_asking<B>(
+/// Does what [`keep`] does, and calls `observe` before each renewal and after its reply.
+fn keep_observed<B>(
     store: &impl Store,
     clock: &impl Clock,
     machine: &mut Renew,
-    mut asking: impl FnMut(&Renew),
+    mut observe: impl FnMut(&Renew),
     mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
 ) -> Result<B, Loss> {
     loop {
-        let at_most = stepped::renew(store, clock, machine, &mut asking)?;
+        let at_most = stepped::renew(store, clock, machine, &mut observe)?;
         if let ControlFlow::Break(end) = pause(machine, at_most) {
             if machine.is_late(clock.now()) {
                 // The error can be ignored: the caller sees a loss as the expiry of the lease.
-                let _ = stepped::renew(store, clock, machine, &mut asking);
+                let _ = stepped::renew(store, clock, machine, &mut observe);
             }
             return Ok(end);
         }
@@ -168,22 +168,27 @@ impl<S: Store + Clone, H: Host + Clone> LockFactory<S, H> {
         T: TryInto<Ttl>,
         Error: From<T::Error>,
     {
-        let holds = Holds::new(Name::new(name)?, ttl.try_into()?, self.retry.clone());
-        Ok(self.lock(holds))
+        let state = LockState::new(Name::new(name)?, ttl.try_into()?, self.retry.clone());
+        Ok(self.lock(state))
     }
 
     /// Returns the lock that [`Lock::serialize`] serialized, perhaps in another process. Sends no request
     /// to the store.
     pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
         let (now, wall) = (self.host.now(), self.host.wall_clock());
-        self.lock(Holds::restored(serialized, self.retry.clone(), now, wall))
+        self.lock(LockState::restored(
+            serialized,
+            self.retry.clone(),
+            now,
+            wall,
+        ))
     }
 
-    fn lock(&self, holds: Holds) -> Lock<S, H> {
+    fn lock(&self, state: LockState) -> Lock<S, H> {
         Lock {
             store: self.store.clone(),
             host: self.host.clone(),
-            holds,
+            state,
         }
     }
 }
@@ -217,7 +222,7 @@ impl<S: Store + Clone, H: Host + Clone> Locks<LockFactory<S, H>> {
 pub struct Lock<S, H> {
     store: S,
     host: H,
-    holds: Holds,
+    state: LockState,
 }
 
 impl<S: Store, H: Host> Lock<S, H> {
@@ -230,7 +235,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     ///
     /// [`Error::Timeout`] when the policy ended first, [`Error::Storage`] when the store failed.
     pub fn acquire(&self) -> Result<Lease, Error> {
-        self.acquire_with(&self.holds.retry)
+        self.acquire_with(&self.state.retry)
     }
 
     /// Acquires the lock, waiting by the policy `retry`.
@@ -258,7 +263,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     ///
     /// The errors of [`acquire`](Self::acquire).
     pub fn guard(&self) -> Result<Held<'_, S, H>, Error> {
-        self.guard_with(&self.holds.retry)
+        self.guard_with(&self.state.retry)
     }
 
     /// Acquires the lock, waiting by the policy `retry`, and returns a guard that releases it when it is
@@ -269,12 +274,12 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// The errors of [`acquire`](Self::acquire).
     pub fn guard_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
         let machine = self
-            .holds
+            .state
             .acquire(retry, self.host.random(), self.host.now());
         let lease = acquire(&self.store, &self.host, machine)?;
         Ok(Held {
             lock: self,
-            hold: self.holds.add(lease),
+            acquisition: self.state.record_grant(lease),
             ended: false,
         })
     }
@@ -295,7 +300,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// [`RunError::NotAcquired`] when `body` was not run, [`RunError::Ended`] with the value that it
     /// returned when the lock was lost before `body` ended, or could not be released.
     pub fn run<T>(&self, body: impl FnOnce(&Held<'_, S, H>) -> T) -> Result<T, RunError<T>> {
-        self.run_with(&self.holds.retry, body)
+        self.run_with(&self.state.retry, body)
     }
 
     /// Does what [`run`](Self::run) does, waiting for the lock by the policy `retry`.
@@ -332,7 +337,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
     /// when the outcome is unknown, and the release may be retried.
     pub fn release(&self) -> Result<(), Error> {
-        self.release_hold(&self.holds.held()?)
+        self.release_acquisition(&self.state.latest_or_error()?)
     }
 
     /// Force-releases the lock: frees it regardless of its holder.
@@ -341,9 +346,11 @@ impl<S: Store, H: Host> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the outcome is unknown, or the store cannot force-release.
     pub fn force_release(&self) -> Result<(), Error> {
-        let before = self.holds.latest();
-        let reply = self.store.evict(&self.holds.name, None);
-        self.holds.evicted(None, before.as_ref(), reply).map(drop)
+        let before = self.state.latest();
+        let reply = self.store.evict(&self.state.name, None);
+        self.state
+            .record_force_release(None, before.as_ref(), reply)
+            .map(drop)
     }
 
     /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl. This may shorten the
@@ -355,7 +362,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
     /// as before, or `ttl`, whichever is shorter.
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.extend_hold(&self.holds.held()?, ttl)
+        self.extend_acquisition(&self.state.latest_or_error()?, ttl)
     }
 
     /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
@@ -376,7 +383,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     ///
     /// [`Error::Storage`] when the store cannot determine the holder.
     pub fn is_locked(&self) -> Result<bool, Error> {
-        Ok(self.store.inspect(&self.holds.name)?.is_some())
+        Ok(self.store.inspect(&self.state.name)?.is_some())
     }
 
     /// Returns whether the store records this value's latest acquisition as the lock's holder.
@@ -386,7 +393,7 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
     /// not implement [`holds`](crate::Store::holds).
     pub fn is_held(&self) -> Result<bool, Error> {
-        self.holds.is_held(&self.store)
+        self.state.is_held(&self.store)
     }
 
     /// Serializes the lease, for its transfer to another process. Detaches it: from then on it outlives
@@ -397,39 +404,39 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
     /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub fn serialize(&self) -> Result<SerializedLock, Error> {
-        Ok(self.written_down(&self.holds.detach(&self.store)?))
+        Ok(self.to_serialized(&self.state.detach(&self.store)?))
     }
 
     /// Returns the latest acquisition's lease, which may have ended since.
     pub fn lease(&self) -> Option<Lease> {
-        Some(self.holds.latest()?.lease())
+        Some(self.state.latest()?.lease())
     }
 
     /// Returns the lock's name.
     pub fn name(&self) -> &Name {
-        &self.holds.name
+        &self.state.name
     }
 
     /// Returns the length of the lock's leases.
     pub fn ttl(&self) -> Ttl {
-        self.holds.ttl
+        self.state.ttl
     }
 
-    fn written_down(&self, lease: &Lease) -> SerializedLock {
+    fn to_serialized(&self, lease: &Lease) -> SerializedLock {
         SerializedLock::new(
             lease,
-            self.holds.ttl,
+            self.state.ttl,
             self.host.now(),
             self.host.wall_clock(),
         )
     }
 
-    fn extend_hold(&self, hold: &Hold, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.holds.extend(&self.store, &self.host, hold, ttl)
+    fn extend_acquisition(&self, acquisition: &Acquisition, ttl: Option<Ttl>) -> Result<(), Error> {
+        self.state.extend(&self.store, &self.host, acquisition, ttl)
     }
 
-    fn release_hold(&self, hold: &Hold) -> Result<(), Error> {
-        self.holds.release(&self.store, hold)
+    fn release_acquisition(&self, acquisition: &Acquisition) -> Result<(), Error> {
+        self.state.release(&self.store, acquisition)
     }
 }
 
@@ -440,7 +447,7 @@ impl<S: Store, H: Host> Lock<S, H> {
 #[must_use = "an unused guard releases the lock at once"]
 pub struct Held<'a, S: Store, H: Host> {
     lock: &'a Lock<S, H>,
-    hold: Hold,
+    acquisition: Acquisition,
     ended: bool,
 }
 
@@ -468,13 +475,13 @@ impl<S: Store, H: Host> Held<'_, S, H> {
 
     /// Returns the lease in its current state.
     pub fn lease(&self) -> Lease {
-        self.hold.lease()
+        self.acquisition.lease()
     }
 
     /// Serializes the lease without detaching it, for other processes that receive it while this process
     /// still holds it.
     pub fn describe(&self) -> SerializedLock {
-        self.lock.written_down(&self.lease())
+        self.lock.to_serialized(&self.lease())
     }
 
     /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl.
@@ -483,7 +490,7 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     ///
     /// The errors of [`Lock::extend`].
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.lock.extend_hold(&self.hold, ttl)
+        self.lock.extend_acquisition(&self.acquisition, ttl)
     }
 
     /// Renews the lease until `pause` breaks, as [`keep`] does, and returns the value of the break.
@@ -498,21 +505,23 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     ) -> Result<B, Error> {
         let lock = self.lock;
         let revives = lock.store.abilities().revives;
-        let (mut machine, with) = self.hold.renew(lock.holds.ttl, revives, lock.host.now());
-        let with = RefCell::new(with);
-        let learn = |machine: &Renew| with.borrow_mut().learn(machine);
+        let (mut machine, sync) = self
+            .acquisition
+            .renew(lock.state.ttl, revives, lock.host.now());
+        let sync = RefCell::new(sync);
+        let record = |machine: &Renew| sync.borrow_mut().record_renewal(machine);
         let pause = |machine: &mut Renew, at_most| {
-            learn(machine);
+            record(machine);
             let end = pause(machine, at_most);
-            with.borrow_mut().teach(machine, lock.host.now());
+            sync.borrow_mut().update_machine(machine, lock.host.now());
             end
         };
-        let kept = keep_asking(&lock.store, &lock.host, &mut machine, learn, pause);
-        learn(&machine);
+        let kept = keep_observed(&lock.store, &lock.host, &mut machine, record, pause);
+        record(&machine);
         kept.map_err(|loss| {
-            self.hold.end(loss);
+            self.acquisition.record_loss(loss);
             Error::Lost {
-                name: lock.holds.name.clone(),
+                name: lock.state.name.clone(),
                 loss,
                 source: machine.failure().cloned(),
             }
@@ -522,7 +531,7 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     /// Returns whether this process has recorded that the lock's owner released it: through this lock, or
     /// elsewhere if the store has reported it since. A release is not a loss.
     pub fn is_released(&self) -> bool {
-        self.hold.is_released()
+        self.acquisition.is_released()
     }
 
     /// Releases the lock, unless its owner [has released it](Self::is_released) already.
@@ -532,20 +541,20 @@ impl<S: Store, H: Host> Held<'_, S, H> {
     /// [`Error::Lost`] when it was no longer held; [`Error::Storage`] when the outcome is unknown.
     pub fn release(mut self) -> Result<(), Error> {
         self.ended = true;
-        let (hold, lock) = (&self.hold, self.lock);
-        let lease = hold.lease();
-        if hold.is_released() {
-            lock.holds.remove(lease.owner());
+        let (acquisition, lock) = (&self.acquisition, self.lock);
+        let lease = acquisition.lease();
+        if acquisition.is_released() {
+            lock.state.remove(lease.owner());
             return Ok(());
         }
-        let loss = hold.loss(lock.host.now());
-        let released = lock.release_hold(hold);
+        let loss = acquisition.loss(lock.host.now());
+        let released = lock.release_acquisition(acquisition);
         if may_be_released(&released, loss, lock.store.abilities())
             && let Ok(Renewed::Released) = lock.store.renew(lease.claim(), lease.fence())
         {
             return Ok(());
         }
-        released.map_err(|error| lost(error, hold, loss, lock.host.now()))
+        released.map_err(|error| into_loss(error, acquisition, loss, lock.host.now()))
     }
 
     /// Ends the guard without a release: the lock is held until it is released through its [`Lock`], or
@@ -560,7 +569,7 @@ impl<S: Store, H: Host> Drop for Held<'_, S, H> {
     fn drop(&mut self) {
         if !self.ended {
             // A drop cannot report an error; the lease expires by itself.
-            let _ = self.lock.release_hold(&self.hold);
+            let _ = self.lock.release_acquisition(&self.acquisition);
         }
     }
 }

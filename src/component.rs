@@ -238,11 +238,11 @@ impl Clock for Imported {
 
 impl Store for Imported {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        ask(backend::acquire, claim)
+        request(backend::acquire, claim)
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        ask(backend::extend, claim)
+        request(backend::extend, claim)
     }
 
     fn renew(&self, claim: &Claim, _fence: Option<Fence>) -> Result<Renewed, StoreError> {
@@ -250,7 +250,7 @@ impl Store for Imported {
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        ask(backend::release, claim)
+        request(backend::release, claim)
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
@@ -271,7 +271,7 @@ impl Store for Imported {
     }
 
     fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        ask(backend::detach, claim)
+        request(backend::detach, claim)
     }
 
     fn abilities(&self) -> Abilities {
@@ -288,10 +288,10 @@ impl Store for Imported {
 }
 
 /// An operation of the imported store.
-type Step = fn(&backend::Claim) -> Result<backend::Reply, backend::StoreError>;
+type Operation = fn(&backend::Claim) -> Result<backend::Reply, backend::StoreError>;
 
-fn ask(step: Step, claim: &Claim) -> Result<Reply, StoreError> {
-    reply(step(&backend::Claim {
+fn request(operation: Operation, claim: &Claim) -> Result<Reply, StoreError> {
+    reply(operation(&backend::Claim {
         name: claim.name.to_string(),
         owner: claim.owner.to_string(),
         ttl: claim.ttl.duration().map(nanos),
@@ -368,8 +368,8 @@ fn owner() -> [u8; 16] {
     bits
 }
 
-fn reply(said: Result<backend::Reply, backend::StoreError>) -> Result<Reply, StoreError> {
-    Ok(match said? {
+fn reply(result: Result<backend::Reply, backend::StoreError>) -> Result<Reply, StoreError> {
+    Ok(match result? {
         backend::Reply::Granted(token) => Reply::Granted {
             fence: fence(token)?,
         },

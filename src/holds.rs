@@ -19,97 +19,99 @@ use crate::ttl::Ttl;
 
 /// One acquisition's lease, shared by the lock that acquired it and its guard.
 #[derive(Clone, Debug)]
-pub(crate) struct Hold(Arc<Shared<Known>>);
+pub(crate) struct Acquisition(Arc<Shared<LeaseState>>);
 
 /// The state of a lease, as recorded in this process.
 #[derive(Debug)]
-struct Known {
+struct LeaseState {
     lease: Lease,
     /// Whether the owner has released the lock.
     is_released: bool,
-    /// The number of extensions that were sent, plus the number that ended.
-    steps: u64,
+    /// The number of events: each start and each end of an extension is one.
+    events: u64,
     /// The extensions any of which the store may have applied last.
-    asked: Vec<Asked>,
+    sent_extensions: Vec<SentExtension>,
 }
 
 /// An extension that was sent.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct SentExtension {
+    /// The event at which it was sent.
     began: u64,
-    /// The step at which its reply was received, or the wait for the reply ended.
-    over: Option<u64>,
+    /// The event at which its reply was received, or the wait for the reply ended.
+    ended: Option<u64>,
     /// The lease's expiry if this extension was applied last.
     until: Option<Timestamp>,
 }
 
-impl Known {
-    fn step(&mut self) -> u64 {
-        self.steps += 1;
-        self.steps
+impl LeaseState {
+    fn next_event(&mut self) -> u64 {
+        self.events += 1;
+        self.events
     }
 
     /// Records that the extension that began at `began` was granted. The extensions that ended before that
-    /// step have no effect any more. Any of the others may have been applied last, so the lease ends by
+    /// event have no effect any more. Any of the others may have been applied last, so the lease ends by
     /// the soonest of their expiries.
     fn granted(&mut self, began: u64) {
-        let step = self.step();
-        self.asked
-            .retain(|other| other.over.is_none_or(|over| began < over));
-        if let Some(asked) = self.asked.iter_mut().find(|it| it.began == began) {
-            asked.over = Some(step);
+        let event = self.next_event();
+        self.sent_extensions
+            .retain(|other| other.ended.is_none_or(|ended| began < ended));
+        let mut all = self.sent_extensions.iter_mut();
+        if let Some(granted) = all.find(|it| it.began == began) {
+            granted.ended = Some(event);
         }
-        let ends = self.asked.iter().filter_map(|asked| asked.until);
-        self.lease.end_at(ends.min());
+        let ends = self.sent_extensions.iter().filter_map(|it| it.until);
+        self.lease.set_expiry(ends.min());
     }
 
     /// Records that the outcome of the extension that began at `began` stays unknown, unless its reply was
     /// received. All extensions that have ended are merged into one, because a store may fail for a long
     /// time.
-    fn doubted(&mut self, began: u64) {
-        let step = self.step();
-        let is_on_its_way = |it: &Asked| it.began == began && it.over.is_none();
-        if self.asked.iter().any(is_on_its_way) {
-            let over = self
-                .asked
-                .extract_if(.., |it| it.over.is_some() || it.began == began);
-            let until = over.filter_map(|it| it.until).min();
-            self.asked.push(Asked {
+    fn abandoned(&mut self, began: u64) {
+        let event = self.next_event();
+        let is_in_flight = |it: &SentExtension| it.began == began && it.ended.is_none();
+        if self.sent_extensions.iter().any(is_in_flight) {
+            let ended = self
+                .sent_extensions
+                .extract_if(.., |it| it.ended.is_some() || it.began == began);
+            let until = ended.filter_map(|it| it.until).min();
+            self.sent_extensions.push(SentExtension {
                 began,
-                over: Some(step),
+                ended: Some(event),
                 until,
             });
         }
     }
 }
 
-impl Hold {
+impl Acquisition {
     pub(crate) fn new(lease: Lease) -> Self {
-        Self(Arc::new(Shared::new(Known {
+        Self(Arc::new(Shared::new(LeaseState {
             lease,
             is_released: false,
-            steps: 0,
-            asked: Vec::new(),
+            events: 0,
+            sent_extensions: Vec::new(),
         })))
     }
 
     pub(crate) fn lease(&self) -> Lease {
-        self.0.with(|known| known.lease.clone())
+        self.0.with(|state| state.lease.clone())
     }
 
     /// Records that the lease was lost.
-    pub(crate) fn end(&self, loss: Loss) {
-        self.0.with(|known| known.lease.end(loss));
+    pub(crate) fn record_loss(&self, loss: Loss) {
+        self.0.with(|state| state.lease.record_loss(loss));
     }
 
     /// Records that the owner has released the lock.
-    pub(crate) fn note_release(&self) {
-        self.0.with(|known| known.is_released = true);
+    pub(crate) fn record_release(&self) {
+        self.0.with(|state| state.is_released = true);
     }
 
     /// Returns whether this process has recorded that the owner released the lock.
     pub(crate) fn is_released(&self) -> bool {
-        self.0.with(|known| known.is_released)
+        self.0.with(|state| state.is_released)
     }
 
     /// Returns the loss to report at `now` for a lock that the store reports as no longer held.
@@ -129,7 +131,7 @@ impl Hold {
     /// [`Error::NotOwner`] when the lease has expired.
     pub(crate) fn extension(&self, ttl: Ttl, now: Timestamp) -> Result<Extension, Error> {
         let lease = self.lease();
-        if lease.is_over(now) {
+        if lease.is_certainly_expired(now) {
             return Err(Error::NotOwner {
                 name: lease.name().clone(),
             });
@@ -143,28 +145,28 @@ impl Hold {
 
     /// Records that `request`, to extend this lease, is sent at `sent`.
     fn extending(&self, request: Claim, sent: Timestamp) -> Extension {
-        let began = self.0.with(|known| {
-            known.lease.doubt(request.ttl, sent);
-            let began = known.step();
-            known.asked.push(Asked {
+        let began = self.0.with(|state| {
+            state.lease.limit(request.ttl, sent);
+            let began = state.next_event();
+            state.sent_extensions.push(SentExtension {
                 began,
-                over: None,
+                ended: None,
                 until: request.ttl.duration().map(|ttl| sent.saturating_add(ttl)),
             });
             began
         });
         Extension {
-            hold: self.clone(),
+            acquisition: self.clone(),
             request,
             began,
         }
     }
 
     /// Records the store's reply to a request to detach the lease from its client.
-    pub(crate) fn detached(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
+    pub(crate) fn record_detach(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
         match reply? {
             Reply::Granted { .. } => {
-                self.0.with(|known| known.lease.detach());
+                self.0.with(|state| state.lease.detach());
                 Ok(())
             }
             Reply::Refused { .. } => Err(Error::NotOwner {
@@ -174,16 +176,16 @@ impl Hold {
     }
 
     /// Returns the auto-renewal of this lease for a lock of `ttl`, in a store with or without `revives`.
-    pub(crate) fn renew(&self, ttl: Ttl, revives: bool, now: Timestamp) -> (Renew, Exchange) {
+    pub(crate) fn renew(&self, ttl: Ttl, revives: bool, now: Timestamp) -> (Renew, RenewalSync) {
         let mut machine = Renew::new(self.lease(), ttl, now).reviving(revives);
         if self.is_released() {
             machine.release();
         }
-        let hold = self.clone();
+        let acquisition = self.clone();
         (
             machine,
-            Exchange {
-                hold,
+            RenewalSync {
+                acquisition,
                 extension: None,
             },
         )
@@ -194,7 +196,7 @@ impl Hold {
 /// until a request that was sent later is granted.
 #[derive(Debug)]
 pub(crate) struct Extension {
-    hold: Hold,
+    acquisition: Acquisition,
     request: Claim,
     began: u64,
 }
@@ -205,10 +207,10 @@ impl Extension {
     }
 
     /// Records the store's reply.
-    pub(crate) fn heard(self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
+    pub(crate) fn complete(self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
         match reply? {
             Reply::Granted { .. } => {
-                self.hold.0.with(|known| known.granted(self.began));
+                self.acquisition.0.with(|state| state.granted(self.began));
                 Ok(())
             }
             Reply::Refused { .. } => Err(Error::NotOwner {
@@ -220,43 +222,46 @@ impl Extension {
 
 impl Drop for Extension {
     fn drop(&mut self) {
-        self.hold.0.with(|known| known.doubted(self.began));
+        self.acquisition.0.with(|state| state.abandoned(self.began));
     }
 }
 
 /// The synchronization of a shared lease with its auto-renewal machine: an extension of either is applied
 /// to the other.
 #[derive(Debug)]
-pub(crate) struct Exchange {
-    hold: Hold,
+pub(crate) struct RenewalSync {
+    acquisition: Acquisition,
     /// The machine's renewal in flight.
     extension: Option<Extension>,
 }
 
-impl Exchange {
+impl RenewalSync {
     /// Updates `machine` at `now` with the changes that were made to the lease elsewhere.
-    pub(crate) fn teach(&mut self, machine: &mut Renew, now: Timestamp) {
-        let held = self.hold.lease();
+    pub(crate) fn update_machine(&mut self, machine: &mut Renew, now: Timestamp) {
+        let held = self.acquisition.lease();
         if held != *machine.lease() {
             machine.adopt(held, now);
         }
-        if self.hold.is_released() {
+        if self.acquisition.is_released() {
             machine.release();
         }
     }
 
     /// Records the renewal that `machine` is about to send in the lease, or the result of that renewal.
-    pub(crate) fn learn(&mut self, machine: &Renew) {
-        if let Some((ttl, sent)) = machine.asks() {
+    pub(crate) fn record_renewal(&mut self, machine: &Renew) {
+        if let Some((ttl, sent)) = machine.in_flight() {
             let request = Claim {
                 ttl,
                 ..machine.lease().claim().clone()
             };
-            self.extension = Some(self.hold.extending(request, sent));
+            self.extension = Some(self.acquisition.extending(request, sent));
         } else if let Some(extension) = self.extension.take() {
             match machine.health() {
-                Health::Renewed => self.hold.0.with(|known| known.granted(extension.began)),
-                Health::Released => self.hold.note_release(),
+                Health::Renewed => self
+                    .acquisition
+                    .0
+                    .with(|state| state.granted(extension.began)),
+                Health::Released => self.acquisition.record_release(),
                 _ => {}
             }
         }
@@ -265,16 +270,16 @@ impl Exchange {
 
 /// The state of a blocking, async or polled lock: its parameters, and its latest acquisition.
 #[derive(Debug)]
-pub(crate) struct Holds {
+pub(crate) struct LockState {
     pub(crate) name: Name,
     pub(crate) ttl: Ttl,
     pub(crate) retry: Retry,
-    latest: Shared<Option<Hold>>,
+    latest: Shared<Option<Acquisition>>,
     /// The greatest fencing token that was granted to this lock.
     fence: Shared<Option<Fence>>,
 }
 
-impl Holds {
+impl LockState {
     pub(crate) fn new(name: Name, ttl: Ttl, retry: Retry) -> Self {
         Self {
             name,
@@ -291,9 +296,9 @@ impl Holds {
         now: Timestamp,
         wall: Duration,
     ) -> Self {
-        let holds = Self::new(serialized.name().clone(), serialized.ttl(), retry);
-        holds.add(serialized.lease(now, wall));
-        holds
+        let state = Self::new(serialized.name().clone(), serialized.ttl(), retry);
+        state.record_grant(serialized.lease(now, wall));
+        state
     }
 
     /// Returns a new acquire request for this lock, with the owner token `random`.
@@ -307,52 +312,52 @@ impl Holds {
         // A repeated request of the current holder gets the same grant.
         let again = self
             .latest()
-            .is_some_and(|hold| hold.lease().owner() == claim.owner);
+            .is_some_and(|acquisition| acquisition.lease().owner() == claim.owner);
         let before = self.fence.with(|fence| *fence).filter(|_| !again);
         Acquire::new(claim, retry.clone(), now).after(before)
     }
 
     /// Records that `lease` was granted, and makes it the latest unless a later one was granted already.
-    pub(crate) fn add(&self, lease: Lease) -> Hold {
+    pub(crate) fn record_grant(&self, lease: Lease) -> Acquisition {
         let fence = lease.fence();
         self.fence.with(|greatest| *greatest = fence.max(*greatest));
-        let hold = Hold::new(lease);
+        let acquisition = Acquisition::new(lease);
         self.latest.with(|latest| {
             let later = latest.as_ref().and_then(|latest| latest.lease().fence());
             if fence.is_none() || later <= fence {
-                *latest = Some(hold.clone());
+                *latest = Some(acquisition.clone());
             }
         });
-        hold
+        acquisition
     }
 
-    /// Returns the latest acquisition's lease, which may have ended since.
-    pub(crate) fn latest(&self) -> Option<Hold> {
+    /// Returns the latest acquisition, whose lease may have ended since.
+    pub(crate) fn latest(&self) -> Option<Acquisition> {
         self.latest.with(|latest| latest.clone())
     }
 
-    /// Returns the latest acquisition's lease, or an error if there is none.
-    pub(crate) fn held(&self) -> Result<Hold, Error> {
+    /// Returns the latest acquisition, or an error if there is none.
+    pub(crate) fn latest_or_error(&self) -> Result<Acquisition, Error> {
         self.latest().ok_or_else(|| self.not_owner())
     }
 
     /// Records that `owner` no longer holds the lock.
     pub(crate) fn remove(&self, owner: Owner) {
         self.latest
-            .with(|latest| latest.take_if(|hold| hold.lease().owner() == owner));
+            .with(|latest| latest.take_if(|acquisition| acquisition.lease().owner() == owner));
     }
 
-    /// Records the store's reply to a release. After an error the lease is kept, for a retry.
-    pub(crate) fn released(
+    /// Records the store's reply to a release. After an error the acquisition is kept, for a retry.
+    pub(crate) fn record_release(
         &self,
-        hold: &Hold,
+        acquisition: &Acquisition,
         reply: Result<Reply, StoreError>,
     ) -> Result<(), Error> {
         let reply = reply?;
-        self.remove(hold.lease().owner());
+        self.remove(acquisition.lease().owner());
         match reply {
             Reply::Granted { .. } => {
-                hold.note_release();
+                acquisition.record_release();
                 Ok(())
             }
             Reply::Refused { .. } => Err(self.not_owner()),
@@ -360,71 +365,75 @@ impl Holds {
     }
 
     /// Records the store's reply to a force-release, of any holder or `only` of one grant, requested when
-    /// the latest lease was `before`. Returns whether a lock was force-released.
-    pub(crate) fn evicted(
+    /// the latest acquisition was `before`. Returns whether a lock was force-released.
+    pub(crate) fn record_force_release(
         &self,
         only: Option<Fence>,
-        before: Option<&Hold>,
+        before: Option<&Acquisition>,
         reply: Result<Reply, StoreError>,
     ) -> Result<bool, Error> {
-        let evicted = reply?.is_granted();
+        let is_released = reply?.is_granted();
         if let Some(before) = before
-            && (evicted || only.is_none())
+            && (is_released || only.is_none())
         {
-            // A later lease, which another thread was granted since, is kept.
+            // A later acquisition, which another thread was granted since, is kept.
             self.remove(before.lease().owner());
         }
-        Ok(evicted)
+        Ok(is_released)
     }
 
-    /// Requests `store` to release `hold`.
-    pub(crate) fn release(&self, store: &impl Store, hold: &Hold) -> Result<(), Error> {
-        self.released(hold, store.release(hold.lease().claim()))
+    /// Requests `store` to release `acquisition`.
+    pub(crate) fn release(
+        &self,
+        store: &impl Store,
+        acquisition: &Acquisition,
+    ) -> Result<(), Error> {
+        self.record_release(acquisition, store.release(acquisition.lease().claim()))
     }
 
-    /// Requests `store` to extend `hold` to `ttl`, or the lock's own ttl, from now.
+    /// Requests `store` to extend `acquisition` to `ttl`, or the lock's own ttl, from now.
     pub(crate) fn extend(
         &self,
         store: &impl Store,
         clock: &impl Clock,
-        hold: &Hold,
+        acquisition: &Acquisition,
         ttl: Option<Ttl>,
     ) -> Result<(), Error> {
         let sent = clock.now();
-        let extension = hold.extension(ttl.unwrap_or(self.ttl), sent)?;
+        let extension = acquisition.extension(ttl.unwrap_or(self.ttl), sent)?;
         let reply = store.extend(extension.request());
-        extension.heard(reply)
+        extension.complete(reply)
     }
 
     /// Requests `store` to detach the latest lease from this client, and returns that lease.
     pub(crate) fn detach(&self, store: &impl Store) -> Result<Lease, Error> {
-        let hold = self.transferable(store.abilities())?;
-        let lease = hold.lease();
+        let acquisition = self.transferable(store.abilities())?;
+        let lease = acquisition.lease();
         if lease.claim().ephemeral {
-            hold.detached(store.detach(lease.claim()))?;
+            acquisition.record_detach(store.detach(lease.claim()))?;
         }
         Ok(lease)
     }
 
     /// Returns whether `store` records the latest acquisition as the holder.
     pub(crate) fn is_held(&self, store: &impl Store) -> Result<bool, Error> {
-        let Some(hold) = self.latest() else {
+        let Some(acquisition) = self.latest() else {
             return Ok(false);
         };
-        let lease = hold.lease();
+        let lease = acquisition.lease();
         Ok(store.holds(lease.claim(), lease.fence())?)
     }
 
-    /// Returns the latest acquisition's lease, if a store with these capabilities allows its transfer to
-    /// another client.
-    pub(crate) fn transferable(&self, abilities: Abilities) -> Result<Hold, Error> {
-        let hold = self.held()?;
+    /// Returns the latest acquisition, if a store with these capabilities allows its transfer to another
+    /// client.
+    pub(crate) fn transferable(&self, abilities: Abilities) -> Result<Acquisition, Error> {
+        let acquisition = self.latest_or_error()?;
         if !abilities.transfers {
             return Err(Error::NotSerializable {
                 name: self.name.clone(),
             });
         }
-        Ok(hold)
+        Ok(acquisition)
     }
 
     fn not_owner(&self) -> Error {
@@ -434,10 +443,15 @@ impl Holds {
     }
 }
 
-/// Converts a guard's failure to release `hold` into a loss of the lock, for the code that the lock
+/// Converts a guard's failure to release `acquisition` into a loss of the lock, for the code that the lock
 /// protected: by `loss` if the store reported one, or by the expiry at `now`.
-pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Error {
-    let lease = hold.lease();
+pub(crate) fn into_loss(
+    error: Error,
+    acquisition: &Acquisition,
+    loss: Loss,
+    now: Timestamp,
+) -> Error {
+    let lease = acquisition.lease();
     let name = lease.name().clone();
     match error {
         Error::NotOwner { .. } => Error::Lost {
@@ -448,7 +462,7 @@ pub(crate) fn lost(error: Error, hold: &Hold, loss: Loss, now: Timestamp) -> Err
         // The lease has expired, so the store's answer makes no difference.
         Error::Storage(why) if lease.is_expired(now) => Error::Lost {
             name,
-            loss: hold.loss(now),
+            loss: acquisition.loss(now),
             source: Some(why),
         },
         other => other,

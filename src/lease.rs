@@ -34,7 +34,7 @@ impl Lease {
     }
 
     /// Returns a lease that was granted to another process, and that expires at about `until`.
-    pub(crate) fn about(claim: Claim, fence: Option<Fence>, until: Option<Timestamp>) -> Self {
+    pub(crate) fn restored(claim: Claim, fence: Option<Fence>, until: Option<Timestamp>) -> Self {
         Self {
             claim,
             fence,
@@ -51,14 +51,14 @@ impl Lease {
     }
 
     /// Sets the expiry to `until`, which the store granted.
-    pub(crate) fn end_at(&mut self, until: Option<Timestamp>) {
+    pub(crate) fn set_expiry(&mut self, until: Option<Timestamp>) {
         self.until = until;
         self.estimated = false;
     }
 
     /// Limits the lease to `ttl` from `sent`, the time at which an extension is requested: until its
     /// reply arrives, the lease may have either length.
-    pub(crate) fn doubt(&mut self, ttl: Ttl, sent: Timestamp) {
+    pub(crate) fn limit(&mut self, ttl: Ttl, sent: Timestamp) {
         if let Some(ttl) = ttl.duration() {
             let until = sent.saturating_add(ttl);
             self.until = Some(self.until.map_or(until, |before| before.min(until)));
@@ -66,7 +66,7 @@ impl Lease {
     }
 
     /// Records that the lease was lost.
-    pub(crate) fn end(&mut self, loss: Loss) {
+    pub(crate) fn record_loss(&mut self, loss: Loss) {
         self.lost = Some(loss);
         self.estimated = false;
     }
@@ -115,7 +115,7 @@ impl Lease {
     /// Returns whether the lease has certainly expired at `now`. For a lease that was restored from text
     /// only the store can determine that: its expiry was computed from wall clocks, and it may have been
     /// extended since.
-    pub(crate) fn is_over(&self, now: Timestamp) -> bool {
+    pub(crate) fn is_certainly_expired(&self, now: Timestamp) -> bool {
         !self.estimated && self.is_expired(now)
     }
 

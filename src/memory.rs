@@ -23,12 +23,12 @@ use crate::time::{Clock, Timestamp};
 /// [renewals](Store::renew).
 pub struct MemoryStore<C> {
     clock: C,
-    state: Mutex<State>,
+    state: Mutex<MemoryState>,
     freed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct MemoryState {
     records: HashMap<Name, Record>,
     /// The latest grants that have ended, oldest end first.
     ended: VecDeque<Ended>,
@@ -58,7 +58,7 @@ struct Ended {
 enum End {
     Expired,
     Released,
-    Evicted,
+    ForceReleased,
 }
 
 impl<C: Clock> MemoryStore<C> {
@@ -75,11 +75,11 @@ impl<C: Clock> MemoryStore<C> {
     ///
     /// The waiters of names that have become free are woken after the operation, when the mutex is
     /// unlocked: a waker may call the store at once.
-    fn step<T>(&self, step: impl FnOnce(&mut State, Timestamp) -> T) -> T {
+    fn operate<T>(&self, operation: impl FnOnce(&mut MemoryState, Timestamp) -> T) -> T {
         let mut state = self.lock();
         let now = self.clock.now();
         state.drop_ended(now);
-        let outcome = step(&mut state, now);
+        let outcome = operation(&mut state, now);
         let freed = mem::take(&mut state.freed);
         drop(state);
         if let Some(wakers) = freed {
@@ -89,13 +89,13 @@ impl<C: Clock> MemoryStore<C> {
         outcome
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         // A poisoned mutex still protects consistent records: each change is one operation.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record(&self, claim: &Claim) -> Reply {
-        self.step(|state, now| {
+    fn record_claim(&self, claim: &Claim) -> Reply {
+        self.operate(|state, now| {
             let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
             let fence = match state.records.get(&claim.name) {
                 Some(record) if record.owner == claim.owner => record.fence,
@@ -118,8 +118,8 @@ impl<C: Clock> MemoryStore<C> {
         })
     }
 
-    fn prolong(&self, claim: &Claim) -> Reply {
-        self.step(|state, now| match state.records.get(&claim.name) {
+    fn extend_record(&self, claim: &Claim) -> Reply {
+        self.operate(|state, now| match state.records.get(&claim.name) {
             Some(record) if record.owner == claim.owner => {
                 let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
                 let record = Record { until, ..*record };
@@ -130,14 +130,14 @@ impl<C: Clock> MemoryStore<C> {
         })
     }
 
-    fn keep(&self, claim: &Claim, fence: Option<Fence>) -> Renewed {
-        self.step(|state, now| {
+    fn renew_record(&self, claim: &Claim, fence: Option<Fence>) -> Renewed {
+        self.operate(|state, now| {
             let name = &claim.name;
             let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
-            let is_its =
+            let is_same_grant =
                 |owner, granted| owner == claim.owner && fence.is_none_or(|fence| fence == granted);
             let kept = match state.records.get(name) {
-                Some(record) if is_its(record.owner, record.fence) => {
+                Some(record) if is_same_grant(record.owner, record.fence) => {
                     let longest = record
                         .until
                         .zip(until)
@@ -147,13 +147,15 @@ impl<C: Clock> MemoryStore<C> {
                 Some(_) => None,
                 None => state
                     .last_end(name)
-                    .filter(|end| matches!(end.how, End::Expired) && is_its(end.owner, end.fence))
+                    .filter(|end| {
+                        matches!(end.how, End::Expired) && is_same_grant(end.owner, end.fence)
+                    })
                     .map(|end| (end.fence, until)),
             };
             let Some((fence, until)) = kept else {
                 let mut ends = state.ended.iter().filter(|end| end.name == *name);
                 let is_released = |end: &Ended| matches!(end.how, End::Released);
-                return match ends.rfind(|end| is_its(end.owner, end.fence)) {
+                return match ends.rfind(|end| is_same_grant(end.owner, end.fence)) {
                     Some(end) if is_released(end) => Renewed::Released,
                     _ => Renewed::Lost,
                 };
@@ -170,7 +172,7 @@ impl<C: Clock> MemoryStore<C> {
     }
 
     fn remove_if(&self, name: &Name, how: End, condition: impl Fn(Owner, Fence) -> bool) -> Reply {
-        self.step(|state, _| {
+        self.operate(|state, _| {
             if let Some(record) = state.records.get(name) {
                 if !condition(record.owner, record.fence) {
                     return Reply::REFUSED;
@@ -190,7 +192,7 @@ impl<C: Clock> MemoryStore<C> {
     }
 
     fn holder(&self, name: &Name) -> Option<Holder> {
-        self.step(|state, now| {
+        self.operate(|state, now| {
             state.records.get(name).map(|record| Holder {
                 fence: Some(record.fence),
                 since: None,
@@ -203,7 +205,7 @@ impl<C: Clock> MemoryStore<C> {
 
     /// Returns whether `claim.owner` holds the name of `claim`.
     fn is_owner(&self, claim: &Claim) -> bool {
-        self.step(|state, _| {
+        self.operate(|state, _| {
             let record = state.records.get(&claim.name);
             record.is_some_and(|record| record.owner == claim.owner)
         })
@@ -215,7 +217,7 @@ impl<C: Clock> MemoryStore<C> {
         // The waker is cloned, and the previous one dropped, while the mutex is unlocked: both may run
         // arbitrary code.
         let waker = context.waker().clone();
-        let (free, before) = self.step(|state, _| {
+        let (free, before) = self.operate(|state, _| {
             if !state.records.contains_key(name) {
                 return (Poll::Ready(()), None);
             }
@@ -230,20 +232,20 @@ impl<C: Clock> MemoryStore<C> {
         free
     }
 
-    fn forget_waiter(&self, name: &Name, ticket: u64) {
-        let forgotten = self.step(|state, _| {
+    fn remove_waiter(&self, name: &Name, ticket: u64) {
+        let removed = self.operate(|state, _| {
             let waiters = state.waiters.get_mut(name)?;
-            let forgotten = waiters.remove(&ticket);
+            let removed = waiters.remove(&ticket);
             if waiters.is_empty() {
                 state.waiters.remove(name);
             }
-            forgotten
+            removed
         });
-        drop(forgotten);
+        drop(removed);
     }
 }
 
-impl State {
+impl MemoryState {
     fn next_fence(&mut self) -> Fence {
         self.grants += 1;
         Fence::new(self.grants).unwrap_or(Fence::FIRST)
@@ -278,10 +280,10 @@ impl State {
     /// Ends the record of `name`.
     fn end(&mut self, name: &Name, how: End) {
         /// The number of ended grants that are kept.
-        const KNOWN: usize = 1024;
+        const MAX_ENDED: usize = 1024;
 
         if let Some(Record { owner, fence, .. }) = self.remove(name) {
-            if self.ended.len() == KNOWN {
+            if self.ended.len() == MAX_ENDED {
                 self.ended.pop_front();
             }
             self.ended.push_back(Ended {
@@ -310,25 +312,25 @@ impl State {
 
 impl<C: Clock> Store for MemoryStore<C> {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(self.record(claim))
+        Ok(self.record_claim(claim))
     }
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(self.prolong(claim))
+        Ok(self.extend_record(claim))
     }
 
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.keep(claim, fence))
+        Ok(self.renew_record(claim, fence))
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let is_its = |owner, _| owner == claim.owner;
-        Ok(self.remove_if(&claim.name, End::Released, is_its))
+        let is_owner = |owner, _| owner == claim.owner;
+        Ok(self.remove_if(&claim.name, End::Released, is_owner))
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
         let is_meant = |_, fence| only.is_none_or(|only| only == fence);
-        Ok(self.remove_if(name, End::Evicted, is_meant))
+        Ok(self.remove_if(name, End::ForceReleased, is_meant))
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
@@ -350,18 +352,18 @@ impl<C: Clock> Store for MemoryStore<C> {
     /// Waits until the name is released or its record ends, at most `at_most`.
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         let name = &claim.name;
-        let held = |state: &mut State, now| {
+        let held = |state: &mut MemoryState, now| {
             let record = state.records.get(name)?;
             Some((
                 record.fence,
                 record.until.map(|until| until.saturating_since(now)),
             ))
         };
-        let Some((fence, remaining)) = self.step(held) else {
+        let Some((fence, remaining)) = self.operate(held) else {
             return Waited::Done;
         };
         let at_most = remaining.map_or(at_most, |left| left.min(at_most));
-        let taken = |state: &mut State| {
+        let taken = |state: &mut MemoryState| {
             state
                 .records
                 .get(name)
@@ -454,7 +456,7 @@ struct Waiter<'a, C: Clock> {
 impl<C: Clock> Drop for Waiter<'_, C> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.store.forget_waiter(self.name, ticket);
+            self.store.remove_waiter(self.name, ticket);
         }
     }
 }

@@ -14,7 +14,7 @@ use core::time::Duration;
 use crate::acquire::{Acquire, AcquireStep};
 use crate::claim::{Claim, Fence};
 use crate::error::{Error, RunError};
-use crate::holds::{Hold, Holds, lost, may_be_released};
+use crate::holds::{Acquisition, LockState, into_loss, may_be_released};
 use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
@@ -116,54 +116,54 @@ pub async fn acquire(
     host: &impl AsyncHost,
     machine: Acquire,
 ) -> Result<Lease, Error> {
-    let mut wish = Wish {
+    let mut pending = PendingAcquire {
         store,
         machine,
         waits: false,
     };
     loop {
-        let reply = match wish.machine.next(host.now()) {
+        let reply = match pending.machine.next(host.now()) {
             AcquireStep::Acquire(claim) => store.acquire(claim).await,
             AcquireStep::Release(claim) => store.release(claim).await,
             AcquireStep::Wait(_, at_most) => {
-                wish.waits = true;
+                pending.waits = true;
                 let at_most = if store.notifies() {
-                    wish.machine.longest_wait(host.now())
+                    pending.machine.longest_wait(host.now())
                 } else {
                     at_most
                 };
-                let claim = wish.machine.claim();
+                let claim = pending.machine.claim();
                 either(store.wait(claim, at_most), host.sleep(at_most)).await;
-                wish.machine.waited(host.now());
+                pending.machine.waited(host.now());
                 continue;
             }
             AcquireStep::Sleep(pause) => {
                 host.sleep(pause).await;
-                wish.machine.waited(host.now());
+                pending.machine.waited(host.now());
                 continue;
             }
             AcquireStep::Done(end) => {
-                wish.waits &= end.is_err();
+                pending.waits &= end.is_err();
                 return end;
             }
         };
-        wish.machine.heard(host.now(), reply);
+        pending.machine.heard(host.now(), reply);
     }
 }
 
 /// An acquire request. Dropping it before its end removes its ticket from the wait queue, and releases the
 /// grant that it may have.
-struct Wish<'a, S: AsyncStore> {
+struct PendingAcquire<'a, S: AsyncStore> {
     store: &'a S,
     machine: Acquire,
     /// Whether it may have a ticket.
     waits: bool,
 }
 
-impl<S: AsyncStore> Drop for Wish<'_, S> {
+impl<S: AsyncStore> Drop for PendingAcquire<'_, S> {
     fn drop(&mut self) {
         let claim = self.machine.claim();
-        if self.machine.is_in_doubt() {
+        if self.machine.has_unknown_outcome() {
             poll_once(self.store.release(claim));
         }
         if self.waits && !mutant!(DroppedWaitKeepsPlace) {
@@ -172,9 +172,9 @@ impl<S: AsyncStore> Drop for Wish<'_, S> {
     }
 }
 
-/// Polls `step` once, for a caller that cannot await it.
-fn poll_once<T>(step: impl Future<Output = T>) {
-    let _ = pin!(step).poll(&mut Context::from_waker(Waker::noop()));
+/// Polls `operation` once, for a caller that cannot await it.
+fn poll_once<T>(operation: impl Future<Output = T>) {
+    let _ = pin!(operation).poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// Drives `machine` until the lock is lost, or `work` ends, and returns the value of `work`.
@@ -194,15 +194,15 @@ pub async fn keep<T>(
     waited: impl FnMut(&mut Renew),
     work: impl Future<Output = T>,
 ) -> Result<T, Loss> {
-    keep_asking(store, host, machine, |_| {}, noted, waited, work).await
+    keep_observed(store, host, machine, |_| {}, noted, waited, work).await
 }
 
-/// Does what [`keep`] does, and calls `asking` before each renewal and after its reply.
-async fn keep_asking<T>(
+/// Does what [`keep`] does, and calls `observe` before each renewal and after its reply.
+async fn keep_observed<T>(
     store: &impl AsyncStore,
     host: &impl AsyncHost,
     machine: &mut Renew,
-    mut asking: impl FnMut(&Renew),
+    mut observe: impl FnMut(&Renew),
     mut noted: impl FnMut(&Renew),
     mut waited: impl FnMut(&mut Renew),
     work: impl Future<Output = T>,
@@ -212,10 +212,10 @@ async fn keep_asking<T>(
             match machine.next(host.now()) {
                 RenewStep::Renew(claim, fence) => {
                     let claim = claim.clone();
-                    asking(machine);
+                    observe(machine);
                     let reply = store.renew(&claim, fence).await;
                     machine.heard(host.now(), reply);
-                    asking(machine);
+                    observe(machine);
                 }
                 RenewStep::Wait(at_most) => {
                     noted(machine);
@@ -251,10 +251,10 @@ async fn keep_asking<T>(
         && let RenewStep::Renew(claim, fence) = machine.next(host.now())
     {
         let claim = claim.clone();
-        asking(machine);
+        observe(machine);
         let reply = store.renew(&claim, fence).await;
         machine.heard(host.now(), reply);
-        asking(machine);
+        observe(machine);
         noted(machine);
     }
     Ok(done)
@@ -317,22 +317,27 @@ impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
         T: TryInto<Ttl>,
         Error: From<T::Error>,
     {
-        let holds = Holds::new(Name::new(name)?, ttl.try_into()?, self.retry.clone());
-        Ok(self.lock(holds))
+        let state = LockState::new(Name::new(name)?, ttl.try_into()?, self.retry.clone());
+        Ok(self.lock(state))
     }
 
     /// Returns the lock that [`Lock::serialize`] serialized, perhaps in another process. Sends no request
     /// to the store.
     pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
         let (now, wall) = (self.host.now(), self.host.wall_clock());
-        self.lock(Holds::restored(serialized, self.retry.clone(), now, wall))
+        self.lock(LockState::restored(
+            serialized,
+            self.retry.clone(),
+            now,
+            wall,
+        ))
     }
 
-    fn lock(&self, holds: Holds) -> Lock<S, H> {
+    fn lock(&self, state: LockState) -> Lock<S, H> {
         Lock {
             store: self.store.clone(),
             host: self.host.clone(),
-            holds,
+            state,
         }
     }
 }
@@ -362,7 +367,7 @@ impl<S: AsyncStore + Clone, H: AsyncHost + Clone> Locks<LockFactory<S, H>> {
 pub struct Lock<S, H> {
     store: S,
     host: H,
-    holds: Holds,
+    state: LockState,
 }
 
 impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
@@ -374,7 +379,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// [`Error::Timeout`] when the policy ended first, [`Error::Storage`] when the store failed.
     pub async fn acquire(&self) -> Result<Lease, Error> {
-        self.acquire_with(&self.holds.retry).await
+        self.acquire_with(&self.state.retry).await
     }
 
     /// Acquires the lock, waiting by the policy `retry`.
@@ -383,7 +388,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     ///
     /// The errors of [`acquire`](Self::acquire).
     pub async fn acquire_with(&self, retry: &Retry) -> Result<Lease, Error> {
-        Ok(self.held_with(retry).await?.leave())
+        Ok(self.guard_with(retry).await?.leave())
     }
 
     /// Acquires the lock if it is free now.
@@ -408,7 +413,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         &self,
         body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
     ) -> Result<T, RunError<T>> {
-        self.run_with(&self.holds.retry, body).await
+        self.run_with(&self.state.retry, body).await
     }
 
     /// Does what [`run`](Self::run) does, waiting for the lock by the policy `retry`.
@@ -421,7 +426,10 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
         retry: &Retry,
         body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
     ) -> Result<T, RunError<T>> {
-        let held = self.held_with(retry).await.map_err(RunError::NotAcquired)?;
+        let held = self
+            .guard_with(retry)
+            .await
+            .map_err(RunError::NotAcquired)?;
         let value = body(&held).await;
         match held.release().await {
             Ok(()) => Ok(value),
@@ -448,7 +456,8 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
     /// when the outcome is unknown, and the release may be retried.
     pub async fn release(&self) -> Result<(), Error> {
-        self.release_hold(&self.holds.held()?).await
+        self.release_acquisition(&self.state.latest_or_error()?)
+            .await
     }
 
     /// Force-releases the lock: frees it regardless of its holder.
@@ -469,7 +478,8 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
     /// as before, or `ttl`, whichever is shorter.
     pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.extend_hold(&self.holds.held()?, ttl).await
+        self.extend_acquisition(&self.state.latest_or_error()?, ttl)
+            .await
     }
 
     /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
@@ -500,10 +510,10 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
     /// not implement [`holds`](crate::Store::holds).
     pub async fn is_held(&self) -> Result<bool, Error> {
-        let Some(hold) = self.holds.latest() else {
+        let Some(acquisition) = self.state.latest() else {
             return Ok(false);
         };
-        let lease = hold.lease();
+        let lease = acquisition.lease();
         Ok(self.store.holds(lease.claim(), lease.fence()).await?)
     }
 
@@ -515,119 +525,125 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
     /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub async fn serialize(&self) -> Result<SerializedLock, Error> {
-        let hold = self.holds.transferable(self.store.abilities())?;
-        let lease = hold.lease();
+        let acquisition = self.state.transferable(self.store.abilities())?;
+        let lease = acquisition.lease();
         if lease.claim().ephemeral {
-            hold.detached(self.store.detach(lease.claim()).await)?;
+            acquisition.record_detach(self.store.detach(lease.claim()).await)?;
         }
-        Ok(self.write_down(&lease))
+        Ok(self.to_serialized(&lease))
     }
 
     /// Returns the latest acquisition's lease, which may have ended since.
     pub fn lease(&self) -> Option<Lease> {
-        Some(self.holds.latest()?.lease())
+        Some(self.state.latest()?.lease())
     }
 
     /// Returns the lock's name.
     pub fn name(&self) -> &Name {
-        &self.holds.name
+        &self.state.name
     }
 
     /// Returns the length of the lock's leases.
     pub fn ttl(&self) -> Ttl {
-        self.holds.ttl
+        self.state.ttl
     }
 
     /// Returns the text of [`serialize`](Self::serialize) without detaching the lease.
     #[cfg(feature = "js")]
-    pub(crate) fn written(&self) -> Result<SerializedLock, Error> {
-        let hold = self.holds.transferable(self.store.abilities())?;
-        Ok(self.write_down(&hold.lease()))
+    pub(crate) fn serialize_attached(&self) -> Result<SerializedLock, Error> {
+        let acquisition = self.state.transferable(self.store.abilities())?;
+        Ok(self.to_serialized(&acquisition.lease()))
     }
 
-    fn write_down(&self, lease: &Lease) -> SerializedLock {
+    fn to_serialized(&self, lease: &Lease) -> SerializedLock {
         let (now, wall) = (self.host.now(), self.host.wall_clock());
-        SerializedLock::new(lease, self.holds.ttl, now, wall)
+        SerializedLock::new(lease, self.state.ttl, now, wall)
     }
 
     pub(crate) async fn evict(&self, only: Option<Fence>) -> Result<bool, Error> {
-        let before = self.holds.latest();
-        let reply = self.store.evict(&self.holds.name, only).await;
-        self.holds.evicted(only, before.as_ref(), reply)
+        let before = self.state.latest();
+        let reply = self.store.evict(&self.state.name, only).await;
+        self.state
+            .record_force_release(only, before.as_ref(), reply)
     }
 
     pub(crate) async fn holder(&self) -> Result<Option<Holder>, Error> {
-        Ok(self.store.inspect(&self.holds.name).await?)
+        Ok(self.store.inspect(&self.state.name).await?)
     }
 
-    async fn held_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
-        self.held_by(self.host.random(), retry).await
+    async fn guard_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
+        self.guard_as(self.host.random(), retry).await
     }
 
-    pub(crate) async fn held_by(
+    pub(crate) async fn guard_as(
         &self,
         owner: [u8; 16],
         retry: &Retry,
     ) -> Result<Held<'_, S, H>, Error> {
-        let machine = self.holds.acquire(retry, owner, self.host.now());
+        let machine = self.state.acquire(retry, owner, self.host.now());
         let lease = acquire(&self.store, &self.host, machine).await?;
         Ok(Held {
             lock: self,
-            hold: self.holds.add(lease),
+            acquisition: self.state.record_grant(lease),
             ended: false,
         })
     }
 
-    pub(crate) async fn keep_hold<T>(
+    pub(crate) async fn renew_during<T>(
         &self,
-        hold: &Hold,
+        acquisition: &Acquisition,
         work: impl Future<Output = T>,
     ) -> Result<T, Error> {
         let revives = self.store.abilities().revives;
-        let (mut machine, with) = hold.renew(self.holds.ttl, revives, self.host.now());
+        let (mut machine, sync) = acquisition.renew(self.state.ttl, revives, self.host.now());
         // A task may continue on another thread.
-        let with = Shared::new(with);
-        let learn = |machine: &Renew| with.with(|with| with.learn(machine));
-        let teach = |machine: &mut Renew| with.with(|with| with.teach(machine, self.host.now()));
+        let sync = Shared::new(sync);
+        let record = |machine: &Renew| sync.with(|sync| sync.record_renewal(machine));
+        let update =
+            |machine: &mut Renew| sync.with(|sync| sync.update_machine(machine, self.host.now()));
         let (store, host) = (&self.store, &self.host);
-        let kept = keep_asking(store, host, &mut machine, learn, learn, teach, work).await;
+        let kept = keep_observed(store, host, &mut machine, record, record, update, work).await;
         kept.map_err(|loss| {
-            hold.end(loss);
+            acquisition.record_loss(loss);
             Error::Lost {
-                name: self.holds.name.clone(),
+                name: self.state.name.clone(),
                 loss,
                 source: machine.failure().cloned(),
             }
         })
     }
 
-    async fn extend_hold(&self, hold: &Hold, ttl: Option<Ttl>) -> Result<(), Error> {
+    async fn extend_acquisition(
+        &self,
+        acquisition: &Acquisition,
+        ttl: Option<Ttl>,
+    ) -> Result<(), Error> {
         let sent = self.host.now();
-        let extension = hold.extension(ttl.unwrap_or(self.holds.ttl), sent)?;
+        let extension = acquisition.extension(ttl.unwrap_or(self.state.ttl), sent)?;
         let reply = self.store.extend(extension.request()).await;
-        extension.heard(reply)
+        extension.complete(reply)
     }
 
-    pub(crate) async fn release_hold(&self, hold: &Hold) -> Result<(), Error> {
-        let reply = self.store.release(hold.lease().claim()).await;
-        self.holds.released(hold, reply)
+    pub(crate) async fn release_acquisition(&self, acquisition: &Acquisition) -> Result<(), Error> {
+        let reply = self.store.release(acquisition.lease().claim()).await;
+        self.state.record_release(acquisition, reply)
     }
 
     /// Releases the lock of a guard, unless its owner has released it already.
-    pub(crate) async fn end_hold(&self, hold: &Hold) -> Result<(), Error> {
-        let lease = hold.lease();
-        if hold.is_released() {
-            self.holds.remove(lease.owner());
+    pub(crate) async fn release_guarded(&self, acquisition: &Acquisition) -> Result<(), Error> {
+        let lease = acquisition.lease();
+        if acquisition.is_released() {
+            self.state.remove(lease.owner());
             return Ok(());
         }
-        let loss = hold.loss(self.host.now());
-        let released = self.release_hold(hold).await;
+        let loss = acquisition.loss(self.host.now());
+        let released = self.release_acquisition(acquisition).await;
         if may_be_released(&released, loss, self.store.abilities())
             && let Ok(Renewed::Released) = self.store.renew(lease.claim(), lease.fence()).await
         {
             return Ok(());
         }
-        released.map_err(|error| lost(error, hold, loss, self.host.now()))
+        released.map_err(|error| into_loss(error, acquisition, loss, self.host.now()))
     }
 }
 
@@ -635,7 +651,7 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
 #[derive(Debug)]
 pub struct Held<'a, S: AsyncStore, H: AsyncHost> {
     lock: &'a Lock<S, H>,
-    hold: Hold,
+    acquisition: Acquisition,
     ended: bool,
 }
 
@@ -658,7 +674,7 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
 
     /// Returns the lease in its current state.
     pub fn lease(&self) -> Lease {
-        self.hold.lease()
+        self.acquisition.lease()
     }
 
     /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl.
@@ -667,7 +683,7 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
     ///
     /// The errors of [`Lock::extend`].
     pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.lock.extend_hold(&self.hold, ttl).await
+        self.lock.extend_acquisition(&self.acquisition, ttl).await
     }
 
     /// Renews the lease until `work` ends, and returns the value of `work`.
@@ -676,21 +692,21 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
     ///
     /// [`Error::Lost`] as soon as the lock is lost; `work` is dropped then.
     pub async fn keep<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        self.lock.keep_hold(&self.hold, work).await
+        self.lock.renew_during(&self.acquisition, work).await
     }
 
     fn leave(self) -> Lease {
-        self.into_hold().lease()
+        self.into_acquisition().lease()
     }
 
     /// Ends the guard without a release, and returns its lease.
-    pub(crate) fn into_hold(mut self) -> Hold {
+    pub(crate) fn into_acquisition(mut self) -> Acquisition {
         self.ended = true;
-        self.hold.clone()
+        self.acquisition.clone()
     }
 
     pub(crate) async fn release(mut self) -> Result<(), Error> {
-        let released = self.lock.end_hold(&self.hold).await;
+        let released = self.lock.release_guarded(&self.acquisition).await;
         self.ended = true;
         released
     }
@@ -700,7 +716,7 @@ impl<S: AsyncStore, H: AsyncHost> Drop for Held<'_, S, H> {
     fn drop(&mut self) {
         if !self.ended {
             // A drop cannot await the release, or report an error.
-            poll_once(self.lock.release_hold(&self.hold));
+            poll_once(self.lock.release_acquisition(&self.acquisition));
         }
     }
 }

@@ -43,7 +43,7 @@ pub struct Renew {
     lease: Lease,
     revives: bool,
     due: Timestamp,
-    asked: Option<Timestamp>,
+    sent: Option<Timestamp>,
     health: Health,
     /// Whether the last grant arrived after its own expiry.
     was_late: bool,
@@ -98,7 +98,7 @@ impl Renew {
             due: Self::due(&lease, ttl, now),
             lease,
             revives: false,
-            asked: None,
+            sent: None,
             health: Health::Held,
             was_late: false,
             failure: None,
@@ -127,7 +127,7 @@ impl Renew {
             self.expire();
             return RenewStep::Lost(Loss::Expired);
         }
-        if self.asked.is_none() {
+        if self.sent.is_none() {
             if now < self.due && !is_expired {
                 let until = self
                     .lease
@@ -135,7 +135,7 @@ impl Renew {
                     .map_or(self.due, |ends| ends.min(self.due));
                 return RenewStep::Wait(until.saturating_since(now));
             }
-            self.asked = Some(now);
+            self.sent = Some(now);
             self.request.ttl = self.longest(now);
         }
         RenewStep::Renew(&self.request, self.lease.fence())
@@ -143,7 +143,7 @@ impl Renew {
 
     /// Records the store's reply to a renewal, received at `now`.
     pub fn heard(&mut self, now: Timestamp, reply: Result<Renewed, StoreError>) {
-        let Some(sent) = self.asked.take() else {
+        let Some(sent) = self.sent.take() else {
             return;
         };
         let interval = Self::interval(self.ttl);
@@ -197,8 +197,8 @@ impl Renew {
     }
 
     /// Returns the ttl of the renewal in flight, and the time at which it was sent.
-    pub(crate) fn asks(&self) -> Option<(Ttl, Timestamp)> {
-        Some((self.request.ttl, self.asked?))
+    pub(crate) fn in_flight(&self) -> Option<(Ttl, Timestamp)> {
+        Some((self.request.ttl, self.sent?))
     }
 
     /// Returns whether the lease has expired at `now`, but the store can take it back.

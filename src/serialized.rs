@@ -104,7 +104,7 @@ impl SerializedLock {
         let until = self
             .expires
             .map(|expires| now.saturating_add(expires.saturating_sub(wall)));
-        Lease::about(claim, self.fence, until)
+        Lease::restored(claim, self.fence, until)
     }
 
     /// Returns the members `ttl`, `expires` and `fence` of version 1.

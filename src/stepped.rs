@@ -31,7 +31,7 @@ use core::time::Duration;
 use crate::acquire::{Acquire, AcquireStep};
 use crate::claim::{Claim, Fence};
 use crate::error::Error;
-use crate::holds::{Exchange, Holds};
+use crate::holds::{LockState, RenewalSync};
 use crate::lease::{Lease, Loss};
 use crate::name::Name;
 use crate::renew::{Health, Renew, RenewStep};
@@ -63,21 +63,21 @@ pub(crate) fn advance(store: &impl Store, clock: &impl Clock, machine: &mut Acqu
 }
 
 /// Drives `machine` until it has to wait, or the lock is lost. Returns the maximum time to wait. Calls
-/// `asking` before each renewal, and after its reply.
+/// `observe` before each renewal, and after its reply.
 pub(crate) fn renew(
     store: &impl Store,
     clock: &impl Clock,
     machine: &mut Renew,
-    mut asking: impl FnMut(&Renew),
+    mut observe: impl FnMut(&Renew),
 ) -> Result<Duration, Loss> {
     loop {
         match machine.next(clock.now()) {
             RenewStep::Renew(claim, fence) => {
                 let claim = claim.clone();
-                asking(machine);
+                observe(machine);
                 let reply = store.renew(&claim, fence);
                 machine.heard(clock.now(), reply);
-                asking(machine);
+                observe(machine);
             }
             RenewStep::Wait(at_most) => return Ok(at_most),
             RenewStep::Released => return Ok(Duration::MAX),
@@ -92,7 +92,7 @@ pub(crate) fn renew(
 pub struct Lock<S, C> {
     store: S,
     clock: C,
-    holds: Arc<Holds>,
+    state: Arc<LockState>,
 }
 
 impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
@@ -106,22 +106,22 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
         T: TryInto<Ttl>,
         Error: From<T::Error>,
     {
-        let holds = Holds::new(Name::new(name)?, ttl.try_into()?, Retry::NEVER);
+        let state = LockState::new(Name::new(name)?, ttl.try_into()?, Retry::NEVER);
         Ok(Self {
             store,
             clock,
-            holds: Arc::new(holds),
+            state: Arc::new(state),
         })
     }
 
     /// Returns the lock that [`serialize`](Self::serialize) serialized, perhaps in another process, when
     /// the wall clock shows `wall` since the start of 1970 (UTC). Sends no request to the store.
     pub fn restored(store: S, clock: C, serialized: &SerializedLock, wall: Duration) -> Self {
-        let holds = Holds::restored(serialized, Retry::NEVER, clock.now(), wall);
+        let state = LockState::restored(serialized, Retry::NEVER, clock.now(), wall);
         Self {
             store,
             clock,
-            holds: Arc::new(holds),
+            state: Arc::new(state),
         }
     }
 
@@ -129,11 +129,11 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
     ///
     /// `random` is the owner token of this acquisition: 128 unpredictable bits.
     pub fn acquire(&self, retry: &Retry, random: [u8; 16]) -> Attempt<S, C> {
-        let machine = self.holds.acquire(retry, random, self.clock.now());
+        let machine = self.state.acquire(retry, random, self.clock.now());
         Attempt {
             store: self.store.clone(),
             clock: self.clock.clone(),
-            holds: Arc::clone(&self.holds),
+            state: Arc::clone(&self.state),
             machine,
             acquired: false,
         }
@@ -161,14 +161,14 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
     ///
     /// [`Error::NotOwner`] when the lock was never acquired through this value, or is released.
     pub fn keep(&self) -> Result<Renewal<S, C>, Error> {
-        let hold = self.holds.held()?;
+        let acquisition = self.state.latest_or_error()?;
         let revives = self.store.abilities().revives;
-        let (machine, with) = hold.renew(self.holds.ttl, revives, self.clock.now());
+        let (machine, sync) = acquisition.renew(self.state.ttl, revives, self.clock.now());
         Ok(Renewal {
             store: self.store.clone(),
             clock: self.clock.clone(),
             machine,
-            with,
+            sync,
         })
     }
 }
@@ -181,7 +181,8 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
     /// when the outcome is unknown, and the release may be retried.
     pub fn release(&self) -> Result<(), Error> {
-        self.holds.release(&self.store, &self.holds.held()?)
+        self.state
+            .release(&self.store, &self.state.latest_or_error()?)
     }
 
     /// Force-releases the lock: frees it regardless of its holder, or only if it is held under the fencing
@@ -191,9 +192,10 @@ impl<S: Store, C: Clock> Lock<S, C> {
     ///
     /// [`Error::Storage`] when the outcome is unknown, or the store cannot force-release.
     pub fn force_release(&self, only: Option<Fence>) -> Result<bool, Error> {
-        let before = self.holds.latest();
-        let reply = self.store.evict(&self.holds.name, only);
-        self.holds.evicted(only, before.as_ref(), reply)
+        let before = self.state.latest();
+        let reply = self.store.evict(&self.state.name, only);
+        self.state
+            .record_force_release(only, before.as_ref(), reply)
     }
 
     /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl. This may shorten the
@@ -205,8 +207,12 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
     /// as before, or `ttl`, whichever is shorter.
     pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.holds
-            .extend(&self.store, &self.clock, &self.holds.held()?, ttl)
+        self.state.extend(
+            &self.store,
+            &self.clock,
+            &self.state.latest_or_error()?,
+            ttl,
+        )
     }
 
     /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
@@ -237,7 +243,7 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
     /// not implement [`holds`](crate::Store::holds).
     pub fn is_held(&self) -> Result<bool, Error> {
-        self.holds.is_held(&self.store)
+        self.state.is_held(&self.store)
     }
 
     /// Returns the lock's holder, as the store records it.
@@ -246,7 +252,7 @@ impl<S: Store, C: Clock> Lock<S, C> {
     ///
     /// [`Error::Storage`] when the store cannot determine the holder.
     pub fn holder(&self) -> Result<Option<Holder>, Error> {
-        Ok(self.store.inspect(&self.holds.name)?)
+        Ok(self.store.inspect(&self.state.name)?)
     }
 
     /// Serializes the lease, for its transfer to another process, when the wall clock shows `wall`
@@ -258,24 +264,24 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
     /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub fn serialize(&self, wall: Duration) -> Result<SerializedLock, Error> {
-        let lease = self.holds.detach(&self.store)?;
+        let lease = self.state.detach(&self.store)?;
         let now = self.clock.now();
-        Ok(SerializedLock::new(&lease, self.holds.ttl, now, wall))
+        Ok(SerializedLock::new(&lease, self.state.ttl, now, wall))
     }
 
     /// Returns the latest acquisition's lease, which may have ended since.
     pub fn lease(&self) -> Option<Lease> {
-        Some(self.holds.latest()?.lease())
+        Some(self.state.latest()?.lease())
     }
 
     /// Returns the lock's name.
     pub fn name(&self) -> &Name {
-        &self.holds.name
+        &self.state.name
     }
 
     /// Returns the length of the lock's leases.
     pub fn ttl(&self) -> Ttl {
-        self.holds.ttl
+        self.state.ttl
     }
 }
 
@@ -304,7 +310,7 @@ pub enum Progress {
 pub struct Attempt<S, C> {
     store: S,
     clock: C,
-    holds: Arc<Holds>,
+    state: Arc<LockState>,
     machine: Acquire,
     acquired: bool,
 }
@@ -332,7 +338,7 @@ impl<S: Store, C: Clock> Attempt<S, C> {
                 let lease = end?;
                 if !self.acquired {
                     self.acquired = true;
-                    self.holds.add(lease.clone());
+                    self.state.record_grant(lease.clone());
                 }
                 Progress::Acquired(lease)
             }
@@ -372,19 +378,20 @@ pub struct Renewal<S, C> {
     store: S,
     clock: C,
     machine: Renew,
-    with: Exchange,
+    sync: RenewalSync,
 }
 
 impl<S: Store, C: Clock> Renewal<S, C> {
     /// Renews the lease if that is due. After [`Keeping::Lost`] each further call returns the same.
     pub fn poll(&mut self) -> Keeping {
-        self.with.teach(&mut self.machine, self.clock.now());
-        let learn = |machine: &Renew| self.with.learn(machine);
-        let wait = match renew(&self.store, &self.clock, &mut self.machine, learn) {
+        self.sync
+            .update_machine(&mut self.machine, self.clock.now());
+        let record = |machine: &Renew| self.sync.record_renewal(machine);
+        let wait = match renew(&self.store, &self.clock, &mut self.machine, record) {
             Ok(wait) => wait,
             Err(loss) => return Keeping::Lost(loss),
         };
-        self.with.learn(&self.machine);
+        self.sync.record_renewal(&self.machine);
         match self.machine.health() {
             Health::Unknown(why) => Keeping::Unknown {
                 wait,

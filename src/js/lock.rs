@@ -17,7 +17,7 @@ use super::retry::{Retry, ttl};
 use super::store::{Store, poll_asking};
 use crate::claim::{Fence, Owner};
 use crate::error::Error;
-use crate::holds::Hold;
+use crate::holds::Acquisition;
 use crate::nonblocking::{self, AsyncHost, LockFactory};
 use crate::serialized::{InvalidSerializedLock, SerializedLock};
 use crate::time::Clock;
@@ -62,7 +62,11 @@ impl Lock {
             Ok(match lock.acquire_or_abort(owner, &retry, aborted).await? {
                 None => JsValue::UNDEFINED,
                 Some(_) if !wanted => true.into(),
-                Some(hold) => Held { lock: lock.0, hold }.into(),
+                Some(acquisition) => Held {
+                    lock: lock.0,
+                    acquisition,
+                }
+                .into(),
             })
         })
     }
@@ -150,7 +154,7 @@ impl Lock {
         }
         // If the store fails to detach the lease, the restored lock's requests fail.
         spawn_local(async move { drop(written.await) });
-        let text = self.0.written().map_err(|err| thrown(&err))?;
+        let text = self.0.serialize_attached().map_err(|err| thrown(&err))?;
         Ok(text.to_string().into())
     }
 
@@ -186,9 +190,9 @@ impl Lock {
         owner: [u8; 16],
         retry: &crate::Retry,
         aborted: Option<Promise>,
-    ) -> Result<Option<Hold>, JsValue> {
+    ) -> Result<Option<Acquisition>, JsValue> {
         let held = {
-            let mut acquired = pin!(self.0.held_by(owner, retry));
+            let mut acquired = pin!(self.0.guard_as(owner, retry));
             let mut aborted = pin!(async {
                 match aborted {
                     Some(aborted) => drop(JsFuture::from(aborted).await),
@@ -217,7 +221,7 @@ impl Lock {
                 drop(held.release().await);
                 Ok(None)
             }
-            Some(Ok((held, false))) => Ok(Some(held.into_hold())),
+            Some(Ok((held, false))) => Ok(Some(held.into_acquisition())),
         }
     }
 }
@@ -266,7 +270,7 @@ impl Holder {
 #[derive(Debug)]
 pub struct Held {
     lock: Rc<Inner>,
-    hold: Hold,
+    acquisition: Acquisition,
 }
 
 #[wasm_bindgen]
@@ -274,21 +278,21 @@ pub struct Held {
 impl Held {
     #[wasm_bindgen(getter)]
     pub fn fence(&self) -> Option<u64> {
-        self.hold.lease().fence().map(Fence::get)
+        self.acquisition.lease().fence().map(Fence::get)
     }
 
     /// Returns the remaining time of the lease, in milliseconds.
     pub fn remaining(&self) -> Option<f64> {
-        let left = self.hold.lease().remaining(JavaScript.now())?;
+        let left = self.acquisition.lease().remaining(JavaScript.now())?;
         Some(millis(left))
     }
 
     /// Renews the lease until `finished` resolves. Returns the error if the lease was lost.
     pub fn keep(&self, finished: Promise) -> Result<JsValue, JsValue> {
-        let (lock, hold) = (Rc::clone(&self.lock), self.hold.clone());
+        let (lock, acquisition) = (Rc::clone(&self.lock), self.acquisition.clone());
         settle(async move {
             let finished = async { drop(JsFuture::from(finished).await) };
-            match lock.keep_hold(&hold, finished).await {
+            match lock.renew_during(&acquisition, finished).await {
                 Ok(()) => Ok(JsValue::UNDEFINED),
                 Err(err) => Ok(thrown(&err)),
             }
@@ -297,7 +301,7 @@ impl Held {
 
     /// Releases the lock; throws `E_LOCK_LOST` if the lease was lost.
     pub fn release(&self) -> Result<JsValue, JsValue> {
-        let (lock, hold) = (Rc::clone(&self.lock), self.hold.clone());
-        settle(async move { done(lock.end_hold(&hold).await) })
+        let (lock, acquisition) = (Rc::clone(&self.lock), self.acquisition.clone());
+        settle(async move { done(lock.release_guarded(&acquisition).await) })
     }
 }
