@@ -15,13 +15,13 @@ type Memory = Arc<MemoryStore<TestClock>>;
 type AnyStore = Arc<dyn Store + Send + Sync>;
 
 /// A memory store, and the constructor of its clients.
-struct Place<S> {
+struct MemoryFixture<S> {
     clock: TestClock,
     memory: Memory,
     client: fn(&Memory, &TestClock) -> S,
 }
 
-impl<S> Place<S> {
+impl<S> MemoryFixture<S> {
     fn new(clock: TestClock, client: fn(&Memory, &TestClock) -> S) -> Self {
         let memory = Arc::new(MemoryStore::new(clock.clone()));
         Self {
@@ -32,7 +32,7 @@ impl<S> Place<S> {
     }
 }
 
-impl<S: Store + Send + Sync + 'static> Fixture for Place<S> {
+impl<S: Store + Send + Sync + 'static> Fixture for MemoryFixture<S> {
     type Store = S;
     type Host = TestClock;
 
@@ -54,23 +54,23 @@ impl<S: Store + Send + Sync + 'static> Fixture for Place<S> {
     }
 }
 
-fn waiting() -> Place<Memory> {
-    Place::new(TestClock::running(), |memory, _| Arc::clone(memory))
+fn waiting() -> MemoryFixture<Memory> {
+    MemoryFixture::new(TestClock::running(), |memory, _| Arc::clone(memory))
 }
 
-fn polled() -> Place<Polled<Memory>> {
-    Place::new(TestClock::still(), |memory, _| Polled(Arc::clone(memory)))
+fn polled() -> MemoryFixture<Polled<Memory>> {
+    MemoryFixture::new(TestClock::still(), |memory, _| Polled(Arc::clone(memory)))
 }
 
-fn awaited() -> Place<BlockOn<Memory, TestClock>> {
-    Place::new(TestClock::still(), |memory, clock| BlockOn {
+fn awaited() -> MemoryFixture<BlockOn<Memory, TestClock>> {
+    MemoryFixture::new(TestClock::still(), |memory, clock| BlockOn {
         store: Arc::clone(memory),
         host: clock.clone(),
     })
 }
 
-fn unnamed() -> Place<AnyStore> {
-    Place::new(TestClock::running(), |memory, _| {
+fn unnamed() -> MemoryFixture<AnyStore> {
+    MemoryFixture::new(TestClock::running(), |memory, _| {
         Arc::clone(memory) as AnyStore
     })
 }
@@ -129,19 +129,19 @@ fn record_expires_at_the_exact_instant() {
 /// The release wakes the waiter long before its wait would end.
 #[test]
 fn release_wakes_the_waiter() {
-    let place = waiting();
+    let fixture = waiting();
     let claim = |number| Claim {
         name: Name::new("lock").expect("a name"),
         owner: Owner::from_bytes([number; 16]),
         ttl: Ttl::NEVER,
         ephemeral: false,
     };
-    let store = place.client();
+    let store = fixture.client();
     assert!(Store::acquire(&store, &claim(1)).is_ok_and(Reply::is_granted));
     let began = Instant::now();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| {
-            let client = place.client();
+            let client = fixture.client();
             while !Store::acquire(&client, &claim(2)).is_ok_and(Reply::is_granted) {
                 Store::wait(&client, &claim(2), Duration::from_mins(1));
             }
@@ -168,17 +168,17 @@ mod mutants {
         CountsNothing,
         DeclaresTooLittle,
         DeclaresTooMuch,
-        EvictsAnyGrant,
-        ExtendsTheDead,
+        ForceReleasesAnyGrant,
+        ExtendsExpired,
         FoldsCase,
-        ForgetsTheOwnerOnExtend,
-        ForgetsTheOwnerOnRelease,
+        IgnoresOwnerOnExtend,
+        IgnoresOwnerOnRelease,
         InspectingExtends,
         Nothing,
-        RefusesToAskAgain,
+        RefusesRetry,
         RenewsAsItExtends,
         RenewsForAnyone,
-        TellsTooMuchRemaining,
+        OverstatesRemaining,
     }
 
     struct Faulty(Memory, Fault);
@@ -216,10 +216,8 @@ mod mutants {
                 Reply::Granted { .. } if self.1 == Fault::CountsNothing => Reply::Granted {
                     fence: Some(Fence::FIRST),
                 },
-                Reply::Granted { .. } if mine && self.1 == Fault::RefusesToAskAgain => {
-                    Reply::REFUSED
-                }
-                Reply::Refused { .. } if self.1 == Fault::TellsTooMuchRemaining => Reply::Refused {
+                Reply::Granted { .. } if mine && self.1 == Fault::RefusesRetry => Reply::REFUSED,
+                Reply::Refused { .. } if self.1 == Fault::OverstatesRemaining => Reply::Refused {
                     remaining: Some(Duration::from_hours(1)),
                 },
                 reply => reply,
@@ -229,8 +227,8 @@ mod mutants {
         fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
             let claim = self.claim(claim);
             match self.1 {
-                Fault::ExtendsTheDead => Store::acquire(&self.0, &claim),
-                Fault::ForgetsTheOwnerOnExtend => Store::extend(&self.0, &self.as_holder(&claim)),
+                Fault::ExtendsExpired => Store::acquire(&self.0, &claim),
+                Fault::IgnoresOwnerOnExtend => Store::extend(&self.0, &self.as_holder(&claim)),
                 _ => Store::extend(&self.0, &claim),
             }
         }
@@ -245,12 +243,12 @@ mod mutants {
         fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
             let claim = self.claim(claim);
             match self.1 {
-                Fault::ForgetsTheOwnerOnRelease => Store::release(&self.0, &self.as_holder(&claim)),
+                Fault::IgnoresOwnerOnRelease => Store::release(&self.0, &self.as_holder(&claim)),
                 _ => Store::release(&self.0, &claim),
             }
         }
         fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-            let only = only.filter(|_| self.1 != Fault::EvictsAnyGrant);
+            let only = only.filter(|_| self.1 != Fault::ForceReleasesAnyGrant);
             Store::evict(&self.0, &self.name(name), only)
         }
         fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
@@ -282,9 +280,9 @@ mod mutants {
         }
     }
 
-    struct Ward(Place<Memory>, Fault);
+    struct FaultyFixture(MemoryFixture<Memory>, Fault);
 
-    impl Fixture for Ward {
+    impl Fixture for FaultyFixture {
         type Store = Faulty;
         type Host = TestClock;
 
@@ -299,7 +297,7 @@ mod mutants {
         }
     }
 
-    type Case = fn(&Ward);
+    type Case = fn(&FaultyFixture);
 
     #[test]
     fn every_fault_is_found() {
@@ -311,14 +309,14 @@ mod mutants {
                 DeclaresTooMuch,
                 clients::an_ephemeral_record_ends_with_its_client,
             ),
-            (EvictsAnyGrant, steps::a_force_release_can_require_a_fence),
-            (ExtendsTheDead, time::a_late_extension_is_refused),
-            (FoldsCase, steps::spellings_are_different_names),
-            (ForgetsTheOwnerOnExtend, steps::another_owner_cannot_extend),
             (
-                ForgetsTheOwnerOnRelease,
-                steps::another_owner_cannot_release,
+                ForceReleasesAnyGrant,
+                steps::a_force_release_can_require_a_fence,
             ),
+            (ExtendsExpired, time::a_late_extension_is_refused),
+            (FoldsCase, steps::spellings_are_different_names),
+            (IgnoresOwnerOnExtend, steps::another_owner_cannot_extend),
+            (IgnoresOwnerOnRelease, steps::another_owner_cannot_release),
             (InspectingExtends, steps::inspect_changes_nothing),
             (
                 RenewsAsItExtends,
@@ -337,16 +335,16 @@ mod mutants {
                 RenewsForAnyone,
                 clients::a_renewal_reports_a_release_by_the_owner,
             ),
-            (RefusesToAskAgain, steps::repeated_acquire_is_idempotent),
+            (RefusesRetry, steps::repeated_acquire_is_idempotent),
             (
-                TellsTooMuchRemaining,
+                OverstatesRemaining,
                 time::a_refusal_never_overstates_the_remaining_time,
             ),
         ];
         for (fault, case) in cases {
             let found = |fault| {
-                let ward = Ward(waiting(), fault);
-                catch_unwind(AssertUnwindSafe(|| case(&ward))).is_err()
+                let fixture = FaultyFixture(waiting(), fault);
+                catch_unwind(AssertUnwindSafe(|| case(&fixture))).is_err()
             };
             assert!(found(*fault), "{fault:?} was not found");
             assert!(
