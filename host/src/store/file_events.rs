@@ -294,11 +294,11 @@ struct FileEvents {
     /// Ends the reader's wait.
     interruption: OwnedFd,
     /// Separate in each forked child: a child inherits no listeners.
-    state: PerProcess<Mutex<State>>,
+    state: PerProcess<Mutex<EventsState>>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct EventsState {
     next: u64,
     /// Present while a file is watched, and for some time after that.
     inotify: Option<Arc<OwnedFd>>,
@@ -370,7 +370,7 @@ impl FileEvents {
         self.process == process::this()
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EventsState> {
         self.state.lock()
     }
 
@@ -378,9 +378,9 @@ impl FileEvents {
     /// meanwhile.
     fn read<'a>(
         &'a self,
-        mut state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, EventsState>,
         at_most: Duration,
-    ) -> MutexGuard<'a, State> {
+    ) -> MutexGuard<'a, EventsState> {
         state.is_read = true;
         let pipes: Vec<_> = state.pipes.iter().map(|(it, _)| Arc::clone(it)).collect();
         let inotify = state.inotify.clone();
@@ -429,7 +429,7 @@ impl FileEvents {
     }
 
     /// Reads the events of the kernel, and adds the threads and tasks to wake to `to_wake`.
-    fn read_events(inotify: &OwnedFd, state: &mut State, to_wake: &mut Vec<ToWake>) {
+    fn read_events(inotify: &OwnedFd, state: &mut EventsState, to_wake: &mut Vec<ToWake>) {
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
         let mut reader = inotify::Reader::new(inotify, &mut buffer);
         while let Ok(event) = reader.next() {
@@ -456,7 +456,7 @@ impl FileEvents {
     }
 
     /// Ends the wait of the reading thread, so that it uses the changed state.
-    fn interrupt(&self, state: &State) {
+    fn interrupt(&self, state: &EventsState) {
         if state.is_read {
             // This can only fail if the thread is interrupted already.
             let _ = rustix::io::write(&self.interruption, &1u64.to_ne_bytes());
@@ -467,7 +467,7 @@ impl FileEvents {
     }
 
     /// Begins a watch for `id`.
-    fn watch(&self, state: &mut State, path: &Path, id: u64) -> io::Result<i32> {
+    fn watch(&self, state: &mut EventsState, path: &Path, id: u64) -> io::Result<i32> {
         let inotify = if let Some(inotify) = &state.inotify {
             Arc::clone(inotify)
         } else {
@@ -481,7 +481,7 @@ impl FileEvents {
     }
 
     /// Ends the watch of `id`, and the kernel's if there is no other.
-    fn end_watch(&self, state: &mut State, watch: i32, id: u64) {
+    fn end_watch(&self, state: &mut EventsState, watch: i32, id: u64) {
         let Some(ids) = state.watched_by.get_mut(&watch) else {
             return;
         };
@@ -537,7 +537,7 @@ impl FileEvents {
     }
 }
 
-impl State {
+impl EventsState {
     fn add(&mut self) -> u64 {
         self.next += 1;
         self.listeners.insert(self.next, Subscription::default());

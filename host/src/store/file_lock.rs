@@ -141,7 +141,7 @@ struct Grant {
 }
 
 /// The result of recording a grant, after the kernel's lock was taken.
-enum Attempt {
+enum GrantResult {
     Granted {
         record: Arc<Record>,
         since: Duration,
@@ -420,7 +420,7 @@ impl FileLockStore {
             }
             let mut locked = Locked::new(file);
             match self.grant(claim, &locked, recorded.as_ref())? {
-                Attempt::Granted {
+                GrantResult::Granted {
                     record,
                     since,
                     position,
@@ -437,7 +437,7 @@ impl FileLockStore {
                         recorded_end: None,
                     }));
                 }
-                Attempt::Kept => {
+                GrantResult::Kept => {
                     if let Some(file) = locked.unlock() {
                         self.put(name, file);
                     }
@@ -446,7 +446,7 @@ impl FileLockStore {
                     }
                     return Ok(None);
                 }
-                Attempt::Replaced => {}
+                GrantResult::Replaced => {}
             }
         }
     }
@@ -460,14 +460,14 @@ impl FileLockStore {
         claim: &Claim,
         locked: &Locked,
         recorded: Option<&OpenFile>,
-    ) -> Result<Attempt, FileError> {
+    ) -> Result<GrantResult, FileError> {
         let Some(file) = recorded.or(locked.file.as_ref()) else {
-            return Ok(Attempt::Replaced);
+            return Ok(GrantResult::Replaced);
         };
         let _guarded = guard(recorded)?;
         let is_current = locked.is_current()? && recorded.map_or(Ok(true), OpenFile::is_current)?;
         if !is_current {
-            return Ok(Attempt::Replaced);
+            return Ok(GrantResult::Replaced);
         }
         let before = self.directory.read(file, &claim.name)?;
         let position = self.queue.position(claim, file, &before)?;
@@ -481,20 +481,20 @@ impl FileLockStore {
                 // The holder could not record its release, or saw no waiter.
                 directory::write(file, &Arc::new(record.ended(now)))?;
             }
-            return Ok(Attempt::Kept);
+            return Ok(GrantResult::Kept);
         }
         let served = position.served(&before);
         let new = self
             .directory
             .new_record(file, claim, &before, served, now)?;
         let Some(record) = new else {
-            return Ok(Attempt::Replaced);
+            return Ok(GrantResult::Replaced);
         };
         let record = Record {
             ephemeral: true,
             ..record
         };
-        Ok(Attempt::Granted {
+        Ok(GrantResult::Granted {
             record: directory::write_grant(file, record, &before)?,
             since: now,
             position,

@@ -132,9 +132,9 @@ thread_local! {
 }
 
 impl Attempt {
-    /// Runs `step`. In it, an operation on a file that another process keeps locked fails with
-    /// [`FileError::Busy`] at once.
-    pub(crate) fn make<T>(self, step: impl FnOnce() -> T) -> T {
+    /// Runs `operation`, which fails with [`FileError::Busy`] at once if another process keeps a file
+    /// locked.
+    pub(crate) fn make<T>(self, operation: impl FnOnce() -> T) -> T {
         struct Restored(Option<Attempt>);
         impl Drop for Restored {
             fn drop(&mut self) {
@@ -143,7 +143,7 @@ impl Attempt {
         }
 
         let _restored = Restored(ATTEMPT.replace(Some(self)));
-        step()
+        operation()
     }
 
     /// Returns whether the current operation of this thread is repeated if a file is busy.

@@ -129,7 +129,7 @@ enum Expired {
 }
 
 /// The result of an attempt to run an operation with a file.
-enum Attempt<T> {
+enum AttemptResult<T> {
     /// The operation was done, or did not apply to this claim.
     Done(Result<Option<T>, FileError>),
     /// As `Done`, and the file must be closed.
@@ -293,7 +293,7 @@ impl LeaseFileStore {
         self.grants.lock()
     }
 
-    /// Runs `step` with the file of `name` and its contents, while no other process reads or writes it.
+    /// Runs `operation` with the file of `name` and its contents, while no other process reads or writes it.
     ///
     /// Returns `Ok(None)` if there is no such file and `which` does not create one, or if the lease is
     /// held by, or reserved for, another owner.
@@ -301,9 +301,9 @@ impl LeaseFileStore {
         &self,
         name: &Name,
         which: Which<'_>,
-        step: impl FnOnce(&LeaseFile<'_>, View) -> Result<T, FileError>,
+        operation: impl FnOnce(&LeaseFile<'_>, View) -> Result<T, FileError>,
     ) -> Result<Option<T>, FileError> {
-        let mut step = Some(step);
+        let mut operation = Some(operation);
         loop {
             let file = match which {
                 Which::Wanted(_) => self.directory.take_or_create(name).map(Some),
@@ -314,11 +314,11 @@ impl LeaseFileStore {
                     let Some(lent) = self.lend(name) else {
                         return Err(err);
                     };
-                    let attempt = self.attempt(&lent, name, which, &mut step);
+                    let attempt = self.attempt(&lent, name, which, &mut operation);
                     self.take_back(name, lent);
                     return match attempt? {
-                        Attempt::Done(done) | Attempt::Closing(done) => done,
-                        Attempt::Again => Err(err),
+                        AttemptResult::Done(done) | AttemptResult::Closing(done) => done,
+                        AttemptResult::Again => Err(err),
                     };
                 }
                 file => file?,
@@ -326,25 +326,25 @@ impl LeaseFileStore {
             let Some(file) = file else {
                 return Ok(None);
             };
-            match self.attempt(&file, name, which, &mut step)? {
-                Attempt::Done(done) => {
+            match self.attempt(&file, name, which, &mut operation)? {
+                AttemptResult::Done(done) => {
                     self.directory.put(name, file);
                     return done;
                 }
-                Attempt::Closing(done) => return done,
-                Attempt::Again => {}
+                AttemptResult::Closing(done) => return done,
+                AttemptResult::Again => {}
             }
         }
     }
 
-    /// Runs `step`, which is `Some` until then, on `file`.
+    /// Runs `operation`, which is `Some` until then, on `file`.
     fn attempt<T, S>(
         &self,
         file: &OpenFile,
         name: &Name,
         which: Which<'_>,
-        step: &mut Option<S>,
-    ) -> Result<Attempt<T>, FileError>
+        operation: &mut Option<S>,
+    ) -> Result<AttemptResult<T>, FileError>
     where
         S: FnOnce(&LeaseFile<'_>, View) -> Result<T, FileError>,
     {
@@ -357,7 +357,7 @@ impl LeaseFileStore {
         if let Which::Wanted(claim) = which
             && lease.is_held_or_reserved_for_other(claim)?
         {
-            return Ok(Attempt::Done(Ok(None)));
+            return Ok(AttemptResult::Done(Ok(None)));
         }
         let guarded = Guarded::new(file.file(), file.path())?;
         let mut counts = match which {
@@ -369,14 +369,14 @@ impl LeaseFileStore {
             // Reading a corrupt file moves it away.
             counts = file.is_current()?;
         }
-        let Some(step) = step.take_if(|_| counts) else {
-            return Ok(Attempt::Again);
+        let Some(operation) = operation.take_if(|_| counts) else {
+            return Ok(AttemptResult::Again);
         };
-        let done = view.and_then(|view| step(&lease, view)).map(Some);
+        let done = view.and_then(|view| operation(&lease, view)).map(Some);
         Ok(match guarded.end() {
-            Ok(()) => Attempt::Done(done),
+            Ok(()) => AttemptResult::Done(done),
             // Closing the file unlocks it, too.
-            Err(_) => Attempt::Closing(done),
+            Err(_) => AttemptResult::Closing(done),
         })
     }
 
@@ -930,7 +930,7 @@ impl Store for LeaseFileStore {
             held_for = self.now().saturating_sub(grant.since);
             lives = grant.lives().then_some(grant.fence);
         }
-        let step = |lease: &LeaseFile<'_>, view: View| {
+        let operation = |lease: &LeaseFile<'_>, view: View| {
             // Other processes may have acquired the lease through the file that is now at the path.
             let is_there = lease.file.is_still_there(held_for);
             match view.record {
@@ -956,11 +956,11 @@ impl Store for LeaseFileStore {
                 _ => Ok(Reply::REFUSED),
             }
         };
-        let mut reply = self.with_record(&claim.name, Which::Held, step);
+        let mut reply = self.with_record(&claim.name, Which::Held, operation);
         if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) && !mutant!(MovedFileBelieved)
         {
             // The lease may be in the file that replaced this one.
-            reply = self.with_record(&claim.name, Which::There, step);
+            reply = self.with_record(&claim.name, Which::There, operation);
         }
         if matches!(reply, Err(FileError::Busy { .. })) && kernel_lock::Attempt::is_to_be_repeated()
         {

@@ -109,23 +109,23 @@ impl StoreOptions {
 
 /// Waits for `pause`, in a task.
 #[cfg(target_os = "linux")]
-async fn pass(pause: Duration) {
+async fn sleep_in_task(pause: Duration) {
     let until = Instant::now() + pause;
     match Listener::new() {
         Ok(listener) => {
             future::poll_fn(|context| listener.poll(context, until)).await;
         }
-        Err(_) => others_first().await,
+        Err(_) => yield_once().await,
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-async fn pass(_pause: Duration) {
-    others_first().await;
+async fn sleep_in_task(_pause: Duration) {
+    yield_once().await;
 }
 
 /// Yields to the other tasks of this thread once.
-async fn others_first() {
+async fn yield_once() {
     let mut had_theirs = false;
     future::poll_fn(|context| {
         if std::mem::replace(&mut had_theirs, true) {
@@ -137,10 +137,10 @@ async fn others_first() {
     .await;
 }
 
-/// Runs `step`, and repeats it after pauses while a file is busy, for as long as a thread would wait for
+/// Runs `operation`, and repeats it after pauses while a file is busy, for as long as a thread would wait for
 /// that file. So a process that keeps the file locked does not block the other tasks of this thread.
 pub(crate) async fn patiently<T>(
-    step: impl Fn() -> Result<T, StoreError>,
+    operation: impl Fn() -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
     const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 
@@ -152,21 +152,21 @@ pub(crate) async fn patiently<T>(
             waited,
             is_last: BUSY_TIMEOUT <= waited,
         };
-        match attempt.make(&step) {
-            Err(err) if is_busy(&err) && !attempt.is_last => pass(pause).await,
+        match attempt.make(&operation) {
+            Err(err) if is_busy(&err) && !attempt.is_last => sleep_in_task(pause).await,
             done => return done,
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
-/// Runs `step` without waiting for a file.
-pub(crate) fn at_once<T>(step: impl FnOnce() -> T) -> T {
+/// Runs `operation` without waiting for a file.
+pub(crate) fn at_once<T>(operation: impl FnOnce() -> T) -> T {
     let only = Attempt {
         waited: Duration::ZERO,
         is_last: true,
     };
-    only.make(step)
+    only.make(operation)
 }
 
 fn is_busy(err: &StoreError) -> bool {

@@ -277,12 +277,12 @@ type Files = [Option<OpenFile>; 2];
 /// Files that stay open: those of the most recently used names, and of the names with a waiter in this
 /// process.
 #[derive(Debug)]
-pub(crate) struct OpenFiles(PerProcess<Mutex<State>>);
+pub(crate) struct OpenFiles(PerProcess<Mutex<FilesState>>);
 
 /// Separate in each forked child: open file descriptions are shared with the parent, so a child must
 /// open its own.
 #[derive(Debug)]
-struct State {
+struct FilesState {
     recent: LruCache<Name, Files>,
     /// The files of the names that are wanted, with the number of [`OpenFiles::want`] calls.
     wanted: HashMap<Name, (usize, Files)>,
@@ -353,12 +353,12 @@ impl OpenFiles {
         drop(state);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FilesState> {
         self.0.lock_instead_of_parents()
     }
 }
 
-impl Default for State {
+impl Default for FilesState {
     fn default() -> Self {
         Self {
             recent: LruCache::new(NAMES),
@@ -367,7 +367,7 @@ impl Default for State {
     }
 }
 
-impl State {
+impl FilesState {
     /// Returns the files that are not kept any more, which the caller closes.
     fn put(&mut self, name: &Name, file: OpenFile) -> Option<(Name, Files)> {
         if file.process() != process::this() {
