@@ -35,19 +35,19 @@ pub struct Driven {
     runtime: RuntimeThread,
     process: u32,
     /// Who listens for the loss of a lease.
-    losses: PerProcess<Mutex<HashMap<Owner, Loss>>>,
+    losses: PerProcess<Mutex<HashMap<Owner, LossWatch>>>,
     /// Who has waited here last, and does not hold its lock yet.
     waiting: PerProcess<Mutex<HashMap<Owner, Claim>>>,
 }
 
 /// A task that listens for the loss of one lease.
 #[derive(Debug)]
-struct Loss {
-    heard: Arc<Notify>,
+struct LossWatch {
+    notify: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Loss {
+impl Drop for LossWatch {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -67,7 +67,7 @@ impl Driven {
         let runtime = RuntimeThread::start().map_err(failed)?;
         let (asked, options) = (url.clone(), options.clone());
         let connected = runtime
-            .done(async move { ServerStore::connect(&asked, &options).await })
+            .run(async move { ServerStore::connect(&asked, &options).await })
             .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         Ok(Self {
             store: Arc::new(connected?),
@@ -85,7 +85,7 @@ impl Driven {
     /// [`StoreError`] when the server cannot tell.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let store = Arc::clone(&self.store);
-        self.step(async move { store.list().await })
+        self.operation(async move { store.list().await })
     }
 
     /// Waits until nobody holds `name`, or that cannot be told, but at most `at_most`. Whoever waits
@@ -99,7 +99,7 @@ impl Driven {
             .find(|claim| claim.name == *name)
             .cloned();
         if let Some(claim) = queued {
-            self.waited(claim, at_most);
+            self.wait_in_queue(claim, at_most);
             return;
         }
         let began = std::time::Instant::now();
@@ -113,9 +113,9 @@ impl Driven {
         }
     }
 
-    fn waited(&self, claim: Claim, at_most: Duration) -> Waited {
+    fn wait_in_queue(&self, claim: Claim, at_most: Duration) -> Waited {
         let store = Arc::clone(&self.store);
-        let waited = self.step(async move { Ok(store.waited(&claim, at_most).await?) });
+        let waited = self.operation(async move { Ok(store.wait_in_queue(&claim, at_most).await?) });
         match waited {
             Ok(()) => Waited::Done,
             Err(_) => Waited::Unable,
@@ -125,17 +125,17 @@ impl Driven {
     /// What tells, to those who poll descriptors, that the lease of `claim` may be gone.
     #[cfg(unix)]
     pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<ServerWatch<'_>> {
-        let (heard, told) = UnixStream::pair()?;
-        heard.set_nonblocking(true)?;
-        told.set_nonblocking(true)?;
+        let (receiver, sender) = UnixStream::pair()?;
+        receiver.set_nonblocking(true)?;
+        sender.set_nonblocking(true)?;
         let watch = ServerWatch {
             driven: self,
             claim: claim.clone(),
-            heard,
-            told,
+            receiver,
+            sender,
             task: Mutex::default(),
         };
-        watch.listen()?;
+        watch.start()?;
         Ok(watch)
     }
 
@@ -145,9 +145,9 @@ impl Driven {
     }
 
     /// Does `step` in the thread that serves the connections.
-    fn step<T: Send + 'static>(
+    fn operation<T: Send + 'static>(
         &self,
-        step: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+        operation: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
         if self.process != process::this() {
             return Err(StoreError::permanent(
@@ -155,10 +155,10 @@ impl Driven {
             ));
         }
         let ended = || StoreError::permanent("the thread that serves this store has ended");
-        self.runtime.done(step).ok_or_else(ended)?
+        self.runtime.run(operation).ok_or_else(ended)?
     }
 
-    fn losses(&self) -> MutexGuard<'_, HashMap<Owner, Loss>> {
+    fn losses(&self) -> MutexGuard<'_, HashMap<Owner, LossWatch>> {
         self.losses.lock()
     }
 
@@ -170,7 +170,7 @@ impl Driven {
 impl Store for Driven {
     fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let (store, asked) = (Arc::clone(&self.store), claim.clone());
-        let reply = self.step(async move { store.acquire(&asked).await });
+        let reply = self.operation(async move { store.acquire(&asked).await });
         if reply.as_ref().is_ok_and(|reply| reply.is_granted()) {
             self.waiting().remove(&claim.owner);
         }
@@ -179,69 +179,69 @@ impl Store for Driven {
 
     fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.step(async move { store.extend(&claim).await })
+        self.operation(async move { store.extend(&claim).await })
     }
 
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.step(async move { store.renew(&claim, fence).await })
+        self.operation(async move { store.renew(&claim, fence).await })
     }
 
     fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
         self.waiting().remove(&claim.owner);
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.step(async move { store.release(&claim).await })
+        self.operation(async move { store.release(&claim).await })
     }
 
     fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
         let (store, name) = (Arc::clone(&self.store), name.clone());
-        self.step(async move { store.evict(&name, only).await })
+        self.operation(async move { store.evict(&name, only).await })
     }
 
     fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         let (store, name) = (Arc::clone(&self.store), name.clone());
-        self.step(async move { store.inspect(&name).await })
+        self.operation(async move { store.inspect(&name).await })
     }
 
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.step(async move { store.holds(&claim, fence).await })
+        self.operation(async move { store.holds(&claim, fence).await })
     }
 
     fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
         self.waiting().insert(claim.owner, claim.clone());
-        self.waited(claim.clone(), at_most)
+        self.wait_in_queue(claim.clone(), at_most)
     }
 
     fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
         if self.process != process::this() {
             return Waited::Unable;
         }
-        let heard = {
+        let notify = {
             let mut losses = self.losses();
             // One that has told of a loss has ended.
             if losses
                 .get(&claim.owner)
                 .is_some_and(|loss| loss.task.is_finished())
                 && let Some(loss) = losses.remove(&claim.owner)
-                && pin!(loss.heard.notified()).enable()
+                && pin!(loss.notify.notified()).enable()
             {
                 return Waited::Done;
             }
             let loss = losses.entry(claim.owner).or_insert_with(|| {
-                let heard = Arc::new(Notify::new());
+                let notify = Arc::new(Notify::new());
                 let (store, claim) = (Arc::clone(&self.store), claim.clone());
-                let told = Arc::clone(&heard);
+                let notified = Arc::clone(&notify);
                 let task = self.runtime.handle.spawn(async move {
                     store.lost(&claim).await;
-                    told.notify_one();
+                    notified.notify_one();
                 });
-                Loss { heard, task }
+                LossWatch { notify, task }
             });
-            Arc::clone(&loss.heard)
+            Arc::clone(&loss.notify)
         };
-        let waited = self.step(async move {
-            let _ = tokio::time::timeout(at_most, heard.notified()).await;
+        let waited = self.operation(async move {
+            let _ = tokio::time::timeout(at_most, notify.notified()).await;
             Ok(())
         });
         match waited {
@@ -253,11 +253,11 @@ impl Store for Driven {
     fn give_up(&self, claim: &Claim) {
         self.waiting().remove(&claim.owner);
         if let Some(loss) = self.losses().remove(&claim.owner) {
-            loss.heard.notify_one();
+            loss.notify.notify_one();
         }
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
         // An error leaves a place that others pass in time.
-        let _ = self.step(async move {
+        let _ = self.operation(async move {
             store.leave(&claim).await;
             Ok(())
         });
@@ -280,20 +280,20 @@ impl fmt::Debug for Driven {
 pub(crate) struct ServerWatch<'a> {
     driven: &'a Driven,
     claim: Claim,
-    heard: UnixStream,
-    told: UnixStream,
+    receiver: UnixStream,
+    sender: UnixStream,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[cfg(unix)]
 impl ServerWatch<'_> {
-    fn listen(&self) -> io::Result<()> {
-        let mut told = self.told.try_clone()?;
+    fn start(&self) -> io::Result<()> {
+        let mut sender = self.sender.try_clone()?;
         let (store, claim) = (Arc::clone(&self.driven.store), self.claim.clone());
         let task = self.driven.runtime.handle.spawn(async move {
             store.lost(&claim).await;
             // One byte in it is enough.
-            let _ = told.write(&[1]);
+            let _ = sender.write(&[1]);
         });
         *self.task() = Some(task);
         Ok(())
@@ -301,21 +301,21 @@ impl ServerWatch<'_> {
 
     /// Whether the lease is gone. Takes note of what has happened.
     pub(crate) fn is_lost(&self) -> bool {
-        let mut news = [0; 16];
-        let mut is_told = false;
-        while matches!((&self.heard).read(&mut news), Ok(1..)) {
-            is_told = true;
+        let mut bytes = [0; 16];
+        let mut is_notified = false;
+        while matches!((&self.receiver).read(&mut bytes), Ok(1..)) {
+            is_notified = true;
         }
-        if !is_told {
+        if !is_notified {
             return false;
         }
         // One that has told has ended; without another it is asked from time to time.
-        let _ = self.listen();
+        let _ = self.start();
         !self.driven.may_hold(&self.claim)
     }
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.heard.as_fd()
+        self.receiver.as_fd()
     }
 
     fn task(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
@@ -364,12 +364,12 @@ impl RuntimeThread {
     }
 
     /// What `task` says, which is done in the thread; nothing when that has ended.
-    fn done<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
-        let (said, heard) = mpsc::sync_channel(1);
+    fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let (sender, receiver) = mpsc::sync_channel(1);
         self.handle.spawn(async move {
-            let _ = said.send(task.await);
+            let _ = sender.send(task.await);
         });
-        heard.recv().ok()
+        receiver.recv().ok()
     }
 }
 

@@ -31,8 +31,8 @@ use super::etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, Error, KeyValue, OperationResponse, Order, Range,
     Txn, TxnOp, TxnResponse, WatchResponse,
 };
-use super::given_back::{GivenBack, Unanswered};
-use super::store::{ABILITIES, About, kept, patience};
+use super::given_back::{CancelGuard, CancelledRequests};
+use super::store::{ABILITIES, About, record_ttl, request_timeout};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};
@@ -48,7 +48,7 @@ pub struct EtcdStore {
     /// Leases of attempts that are in doubt.
     attempts: Mutex<HashMap<Owner, Vec<i64>>>,
     runtime: Handle,
-    given_back: GivenBack,
+    cancelled: CancelledRequests,
 }
 
 /// What the task has, too, that keeps the places of those who wait.
@@ -58,19 +58,19 @@ struct Shared {
     server: String,
     timeout: Duration,
     /// Those who wait here: their keys.
-    places: Mutex<HashMap<Owner, Place>>,
+    tickets: Mutex<HashMap<Owner, Ticket>>,
     /// The lease of all places.
     presence: tokio::sync::Mutex<Option<Presence>>,
     /// Told when all places are gone.
-    anew: Notify,
+    lease_replaced: Notify,
 }
 
 /// The place of one who waits.
-struct Place {
+struct Ticket {
     key: String,
     /// The revision of the first place, when it is the one before and the lock is free, and since when that is
     /// seen here, however many waits that takes.
-    kept_for: Option<(i64, Instant)>,
+    reservation: Option<(i64, Instant)>,
 }
 
 struct Presence {
@@ -95,7 +95,7 @@ const PRESENCE: i64 = 10;
 
 /// How long a lock that was given back is kept for the first of those who wait for it: each step is
 /// written to disks before it is answered.
-const KEPT_FOR_THE_FIRST: Duration = Duration::from_secs(2);
+const RESERVATION: Duration = Duration::from_secs(2);
 
 /// What of a name would end its part of a key, and what stands for it.
 const SLASHES: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
@@ -126,14 +126,14 @@ impl EtcdStore {
                 members: url.hosts().len(),
                 server,
                 timeout: url.timeout(),
-                places: Mutex::default(),
+                tickets: Mutex::default(),
                 presence: tokio::sync::Mutex::default(),
-                anew: Notify::new(),
+                lease_replaced: Notify::new(),
             }),
             prefix,
             about,
             attempts: Mutex::default(),
-            given_back: GivenBack::new(Handle::current()),
+            cancelled: CancelledRequests::new(Handle::current()),
             runtime: Handle::current(),
         })
     }
@@ -172,22 +172,23 @@ impl EtcdStore {
 
     /// [`AsyncStore::give_up`], awaited.
     pub(crate) async fn leave(&self, claim: &Claim) {
-        let place = self.shared.places().remove(&claim.owner);
-        if let Some(place) = place {
-            self.shared.leave(place.key).await;
+        let ticket = self.shared.tickets().remove(&claim.owner);
+        if let Some(ticket) = ticket {
+            self.shared.leave(ticket.key).await;
         }
     }
 
     /// Removes what a request may have recorded that nobody waits for any more.
-    fn give_back(&self, claim: &Claim) {
+    fn release_cancelled(&self, claim: &Claim) {
         let (shared, key) = (Arc::clone(&self.shared), self.key(claim));
-        self.given_back.later(claim.owner, shared.timeout, move || {
-            let (shared, delete) = (Arc::clone(&shared), TxnOp::delete(&*key));
-            async move {
-                let delete = Txn::new().and_then([delete]);
-                let _ = shared.within(shared.timeout, shared.txn(delete)).await;
-            }
-        });
+        self.cancelled
+            .release_later(claim.owner, shared.timeout, move || {
+                let (shared, delete) = (Arc::clone(&shared), TxnOp::delete(&*key));
+                async move {
+                    let delete = Txn::new().and_then([delete]);
+                    let _ = shared.within(shared.timeout, shared.txn(delete)).await;
+                }
+            });
     }
 
     /// What the keys of all who hold `name`, or wait for it, begin with.
@@ -221,8 +222,8 @@ impl EtcdStore {
 
     /// A lease for a holder that counts on `ttl`; 0 when it does not end.
     async fn lease_for(&self, ttl: Ttl) -> Result<i64, ServerError> {
-        match kept(ttl) {
-            Some(kept) => self.shared.grant(seconds(kept)).await,
+        match record_ttl(ttl) {
+            Some(ttl) => self.shared.grant(seconds(ttl)).await,
             None => Ok(0),
         }
     }
@@ -365,7 +366,7 @@ impl EtcdStore {
     /// it, and with it all waiters behind it whose places end with the same lease. Any user of etcd can keep that
     /// lease alive after the waiters' process was killed. A process that still waits takes new places.
     async fn skip_process(&self, name: &Name, head: KeyValue) -> Result<Reply, ServerError> {
-        sleep(KEPT_FOR_THE_FIRST).await;
+        sleep(RESERVATION).await;
         if !self.shared.skip(&head).await? {
             return Ok(Reply::REFUSED);
         }
@@ -410,20 +411,24 @@ impl EtcdStore {
 
     /// Takes a place, however long that takes, and waits until its turn has come, but at most
     /// `at_most`.
-    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+    pub(crate) async fn wait_in_queue(
+        &self,
+        claim: &Claim,
+        at_most: Duration,
+    ) -> Result<(), ServerError> {
         let shared = &self.shared;
         let until = Instant::now().checked_add(at_most);
         let key = self.key(claim);
-        let place = || Place {
+        let ticket = || Ticket {
             key: key.clone(),
-            kept_for: None,
+            reservation: None,
         };
-        shared.places().entry(claim.owner).or_insert_with(place);
+        shared.tickets().entry(claim.owner).or_insert_with(ticket);
         let waiting = async {
             loop {
-                let mut anew = pin!(shared.anew.notified());
-                anew.as_mut().enable();
-                let taken = shared.within(shared.timeout, self.place(claim, &key));
+                let mut replaced = pin!(shared.lease_replaced.notified());
+                replaced.as_mut().enable();
+                let taken = shared.within(shared.timeout, self.take_ticket(claim, &key));
                 let Some(made) = taken.await? else {
                     return Ok(());
                 };
@@ -434,7 +439,7 @@ impl EtcdStore {
                     ended = self.turn(claim, &key, made) => if ended? {
                         return Ok(());
                     },
-                    () = anew => {}
+                    () = replaced => {}
                 }
             }
         };
@@ -450,7 +455,7 @@ impl EtcdStore {
 
     /// Takes a place, or finds it; nothing if there is nothing to wait for. Says which revision made
     /// it.
-    async fn place(&self, claim: &Claim, key: &str) -> Result<Option<i64>, ServerError> {
+    async fn take_ticket(&self, claim: &Claim, key: &str) -> Result<Option<i64>, ServerError> {
         let range = self.range(&claim.name);
         loop {
             let lease = self.shared.presence().await?;
@@ -536,8 +541,8 @@ impl EtcdStore {
                 continue;
             }
             // It is free, and kept for the one before.
-            let passed = before.mod_revision;
-            let left = shared.kept_for(claim.owner, passed);
+            let head = before.mod_revision;
+            let left = shared.reservation_left(claim.owner, head);
             match timeout(left, begun.changed()).await {
                 Ok(true) => {}
                 Ok(false) => watch = None,
@@ -550,33 +555,33 @@ impl EtcdStore {
 }
 
 impl Shared {
-    fn places(&self) -> MutexGuard<'_, HashMap<Owner, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tickets(&self) -> MutexGuard<'_, HashMap<Owner, Ticket>> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How much longer the lock is kept for the first place, that of `revision`, before `owner` passes it.
-    fn kept_for(&self, owner: Owner, revision: i64) -> Duration {
-        let mut places = self.places();
-        let Some(place) = places.get_mut(&owner) else {
-            return KEPT_FOR_THE_FIRST;
+    fn reservation_left(&self, owner: Owner, revision: i64) -> Duration {
+        let mut tickets = self.tickets();
+        let Some(ticket) = tickets.get_mut(&owner) else {
+            return RESERVATION;
         };
-        let seen = match place.kept_for {
+        let seen = match ticket.reservation {
             Some((same, seen)) if same == revision => seen,
             _ => Instant::now(),
         };
-        place.kept_for = Some((revision, seen));
-        KEPT_FOR_THE_FIRST.saturating_sub(seen.elapsed())
+        ticket.reservation = Some((revision, seen));
+        RESERVATION.saturating_sub(seen.elapsed())
     }
 
     async fn within<T>(
         &self,
-        patience: Duration,
+        limit: Duration,
         step: impl Future<Output = Result<T, ServerError>>,
     ) -> Result<T, ServerError> {
-        timeout(patience, step).await.unwrap_or_else(|_| {
+        timeout(limit, step).await.unwrap_or_else(|_| {
             Err(ServerError::Timeout {
                 server: self.server.clone(),
-                after: patience,
+                after: limit,
             })
         })
     }
@@ -629,14 +634,14 @@ impl Shared {
         let mut presence = self.presence.lock().await;
         if let Some(abandoned) = presence.take_if(|presence| presence.lease == lease) {
             abandoned.task.abort();
-            self.anew.notify_waiters();
+            self.lease_replaced.notify_waiters();
         }
     }
 
     /// Deletes a place as it was seen. Returns false if it has changed: it may have become a holder's.
-    async fn skip(&self, place: &KeyValue) -> Result<bool, ServerError> {
-        let unchanged = Compare::mod_revision(&*place.key, CompareOp::Equal, place.mod_revision);
-        let delete = TxnOp::delete(&*place.key);
+    async fn skip(&self, ticket: &KeyValue) -> Result<bool, ServerError> {
+        let unchanged = Compare::mod_revision(&*ticket.key, CompareOp::Equal, ticket.mod_revision);
+        let delete = TxnOp::delete(&*ticket.key);
         let skip = Txn::new().when([unchanged]).and_then([delete]);
         Ok(self.txn(skip).await?.succeeded)
     }
@@ -651,12 +656,12 @@ impl Shared {
     }
 
     /// Gives up the places that end with `lease`, and that nobody here waits in any more.
-    async fn leave_forgotten(&self, lease: i64) -> Result<(), ServerError> {
+    async fn delete_abandoned(&self, lease: i64) -> Result<(), ServerError> {
         let asked =
             self.asked(|client| async move { client.lease_time_to_live(lease, true).await });
         for key in asked.await?.keys {
-            let is_kept = |place: &Place| place.key.as_bytes() == key;
-            if !self.places().values().any(is_kept) {
+            let is_kept = |ticket: &Ticket| ticket.key.as_bytes() == key;
+            if !self.tickets().values().any(is_kept) {
                 self.leave(key).await;
             }
         }
@@ -692,17 +697,17 @@ impl Shared {
             return Ok(presence.lease);
         }
         let lease = self.grant(PRESENCE).await?;
-        let task = tokio::spawn(Arc::clone(self).keep_places(lease));
+        let task = tokio::spawn(Arc::clone(self).keep_tickets(lease));
         *presence = Some(Presence { lease, task });
         Ok(lease)
     }
 
-    async fn keep_places(self: Arc<Self>, lease: i64) {
+    async fn keep_tickets(self: Arc<Self>, lease: i64) {
         let pause = Duration::from_secs(PRESENCE.unsigned_abs()) / 4;
         loop {
             sleep(pause).await;
             let mut presence = self.presence.lock().await;
-            if self.places().is_empty() {
+            if self.tickets().is_empty() {
                 *presence = None;
                 self.revoke(lease).await;
                 return;
@@ -711,12 +716,12 @@ impl Shared {
             let kept = self.within(pause, self.keep_alive(lease)).await;
             if matches!(kept, Ok(false)) {
                 *presence = None;
-                self.anew.notify_waiters();
+                self.lease_replaced.notify_waiters();
                 return;
             }
             drop(presence);
             // What was given up while nobody answered would be in the way of all behind it.
-            let leaving = Box::pin(self.leave_forgotten(lease));
+            let leaving = Box::pin(self.delete_abandoned(lease));
             let _ = self.within(pause, leaving).await;
         }
     }
@@ -724,21 +729,21 @@ impl Shared {
 
 impl AsyncStore for EtcdStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.given_back.no_more(&claim.owner).await;
-        let patience = patience(self.shared.timeout, claim);
-        let unanswered = Unanswered::then(|| self.give_back(claim));
-        let reply = self.shared.within(patience, self.try_acquire(claim)).await;
-        unanswered.answered();
+        self.cancelled.stop(&claim.owner).await;
+        let limit = request_timeout(self.shared.timeout, claim);
+        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let reply = self.shared.within(limit, self.try_acquire(claim)).await;
+        guard.disarm();
         let reply = reply?;
         if reply.is_granted() {
-            self.shared.places().remove(&claim.owner);
+            self.shared.tickets().remove(&claim.owner);
         }
         Ok(reply)
     }
 
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let patience = patience(self.shared.timeout, claim);
-        let extended = self.shared.within(patience, self.try_extend(claim));
+        let limit = request_timeout(self.shared.timeout, claim);
+        let extended = self.shared.within(limit, self.try_extend(claim));
         Ok(extended.await?)
     }
 
@@ -747,16 +752,16 @@ impl AsyncStore for EtcdStore {
     }
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let patience = patience(self.shared.timeout, claim);
-        let unanswered = Unanswered::then(|| self.give_back(claim));
-        let released = self.shared.within(patience, self.try_release(claim)).await;
-        unanswered.answered();
+        let limit = request_timeout(self.shared.timeout, claim);
+        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let released = self.shared.within(limit, self.try_release(claim)).await;
+        guard.disarm();
         Ok(released?)
     }
 
     async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let patience = self.shared.timeout + KEPT_FOR_THE_FIRST;
-        let evicted = self.shared.within(patience, self.try_evict(name, only));
+        let limit = self.shared.timeout + RESERVATION;
+        let evicted = self.shared.within(limit, self.try_evict(name, only));
         Ok(evicted.await?)
     }
 
@@ -781,7 +786,7 @@ impl AsyncStore for EtcdStore {
     }
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
-        if self.waited(claim, at_most).await.is_err() {
+        if self.wait_in_queue(claim, at_most).await.is_err() {
             // Whoever asks next is told why.
             std::future::pending::<()>().await;
         }
@@ -819,11 +824,11 @@ impl AsyncStore for EtcdStore {
     }
 
     fn give_up(&self, claim: &Claim) {
-        let place = self.shared.places().remove(&claim.owner);
-        if let Some(place) = place {
+        let ticket = self.shared.tickets().remove(&claim.owner);
+        if let Some(ticket) = ticket {
             let shared = Arc::clone(&self.shared);
             self.runtime
-                .spawn(async move { shared.leave(place.key).await });
+                .spawn(async move { shared.leave(ticket.key).await });
         }
     }
 
@@ -835,7 +840,7 @@ impl AsyncStore for EtcdStore {
 impl Drop for EtcdStore {
     fn drop(&mut self) {
         // Where it is locked the task is just at work; then it ends when there are no places.
-        self.shared.places().clear();
+        self.shared.tickets().clear();
         if let Ok(presence) = self.shared.presence.try_lock()
             && let Some(presence) = &*presence
         {

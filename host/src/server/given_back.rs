@@ -10,7 +10,7 @@ use verrou::Owner;
 
 /// Owners whose requests were dropped before their answer, and whose locks are being given back.
 #[derive(Debug)]
-pub(crate) struct GivenBack {
+pub(crate) struct CancelledRequests {
     runtime: Handle,
     /// Whether it is still to be given back; locked while that is being asked for.
     owners: Arc<Mutex<Owners>>,
@@ -18,7 +18,7 @@ pub(crate) struct GivenBack {
 
 type Owners = HashMap<Owner, Arc<tokio::sync::Mutex<bool>>>;
 
-impl GivenBack {
+impl CancelledRequests {
     pub(crate) fn new(runtime: Handle) -> Self {
         Self {
             runtime,
@@ -27,7 +27,7 @@ impl GivenBack {
     }
 
     /// Ends when nothing is given back of `owner`, who asks again: not before what is on its way has ended.
-    pub(crate) async fn no_more(&self, owner: &Owner) {
+    pub(crate) async fn stop(&self, owner: &Owner) {
         let given_back = lock(&self.owners).remove(owner);
         if let Some(given_back) = given_back {
             *given_back.lock().await = false;
@@ -36,7 +36,7 @@ impl GivenBack {
 
     /// Lets `release` give back what `owner` may have, and again after `late`: on several connections what was
     /// asked first may be done last.
-    pub(crate) fn later<Released>(
+    pub(crate) fn release_later<Released>(
         &self,
         owner: Owner,
         late: Duration,
@@ -68,20 +68,20 @@ impl GivenBack {
 }
 
 /// Does something when a request is dropped before its answer.
-pub(crate) struct Unanswered<F: FnOnce()>(Option<F>);
+pub(crate) struct CancelGuard<F: FnOnce()>(Option<F>);
 
-impl<F: FnOnce()> Unanswered<F> {
-    pub(crate) fn then(act: F) -> Self {
+impl<F: FnOnce()> CancelGuard<F> {
+    pub(crate) fn new(act: F) -> Self {
         Self(Some(act))
     }
 
     /// There is an answer, or it is known that there is none.
-    pub(crate) fn answered(mut self) {
+    pub(crate) fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl<F: FnOnce()> Drop for Unanswered<F> {
+impl<F: FnOnce()> Drop for CancelGuard<F> {
     fn drop(&mut self) {
         if let Some(act) = self.0.take() {
             act();

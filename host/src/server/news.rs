@@ -8,97 +8,97 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 use verrou::Owner;
 
-use super::store::KEPT_FOR_THE_FIRST;
+use super::store::RESERVATION;
 
-/// Those who listen, by owner. News that come while one listens are kept until it looks.
+/// Those who listen, by owner. Notifications that come while one listens are kept until it looks.
 #[derive(Debug, Default)]
-pub(crate) struct News(Mutex<HashMap<Owner, (usize, Arc<Ear>)>>);
+pub(crate) struct Notifications(Mutex<HashMap<Owner, (usize, Arc<Signal>)>>);
 
 #[derive(Debug, Default)]
-struct Ear {
+struct Signal {
     notify: Notify,
     /// Whether it was for this owner.
-    is_meant: AtomicBool,
+    is_targeted: AtomicBool,
 }
 
-impl News {
+impl Notifications {
     /// Listens for `owner`, until it is dropped.
-    pub(crate) fn listen(&self, owner: Owner) -> Listening<'_> {
-        let mut listeners = self.listeners();
-        let (count, ear) = listeners.entry(owner).or_default();
+    pub(crate) fn subscribe(&self, owner: Owner) -> Subscription<'_> {
+        let mut subscribers = self.subscribers();
+        let (count, signal) = subscribers.entry(owner).or_default();
         *count += 1;
-        Listening {
-            news: self,
+        Subscription {
+            notifications: self,
             owner,
-            ear: Arc::clone(ear),
+            signal: Arc::clone(signal),
         }
     }
 
     /// Hands on what the server says: an owner, or one that is to look later, when the lock is kept no
     /// more for who is before it.
-    pub(crate) fn hear(self: &Arc<Self>, said: &str) {
-        let (owner, is_later) = match said.split_once(' ') {
+    pub(crate) fn dispatch(self: &Arc<Self>, payload: &str) {
+        let (owner, is_later) = match payload.split_once(' ') {
             Some((owner, "later")) => (owner, true),
-            _ => (said, false),
+            _ => (payload, false),
         };
         let Ok(owner) = owner.parse() else {
             return;
         };
         if !is_later {
-            return self.tell(&owner);
+            return self.notify(&owner);
         }
-        let news = Arc::downgrade(self);
+        let notifications = Arc::downgrade(self);
         tokio::spawn(async move {
-            sleep(KEPT_FOR_THE_FIRST).await;
-            if let Some(news) = news.upgrade() {
-                news.tell(&owner);
+            sleep(RESERVATION).await;
+            if let Some(notifications) = notifications.upgrade() {
+                notifications.notify(&owner);
             }
         });
     }
 
     /// Tells whoever listens for `owner`.
-    pub(crate) fn tell(&self, owner: &Owner) {
-        if let Some((_, ear)) = self.listeners().get(owner) {
-            ear.is_meant.store(true, Ordering::Release);
-            ear.notify.notify_one();
+    pub(crate) fn notify(&self, owner: &Owner) {
+        if let Some((_, signal)) = self.subscribers().get(owner) {
+            signal.is_targeted.store(true, Ordering::Release);
+            signal.notify.notify_one();
         }
     }
 
     /// Tells all: news may have been missed.
-    pub(crate) fn tell_all(&self) {
-        for (_, ear) in self.listeners().values() {
-            ear.notify.notify_one();
+    pub(crate) fn notify_all(&self) {
+        for (_, signal) in self.subscribers().values() {
+            signal.notify.notify_one();
         }
     }
 
-    fn listeners(&self) -> MutexGuard<'_, HashMap<Owner, (usize, Arc<Ear>)>> {
+    fn subscribers(&self) -> MutexGuard<'_, HashMap<Owner, (usize, Arc<Signal>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One who listens.
 #[derive(Debug)]
-pub(crate) struct Listening<'a> {
-    news: &'a News,
+pub(crate) struct Subscription<'a> {
+    notifications: &'a Notifications,
     owner: Owner,
-    ear: Arc<Ear>,
+    signal: Arc<Signal>,
 }
 
-impl Listening<'_> {
+impl Subscription<'_> {
     /// Ends when there are news, or were since the last time: whether they were for this owner.
-    pub(crate) async fn heard(&self) -> bool {
-        self.ear.notify.notified().await;
-        self.ear.is_meant.swap(false, Ordering::Acquire)
+    pub(crate) async fn notified(&self) -> bool {
+        self.signal.notify.notified().await;
+        self.signal.is_targeted.swap(false, Ordering::Acquire)
     }
 }
 
-impl Drop for Listening<'_> {
+impl Drop for Subscription<'_> {
     fn drop(&mut self) {
-        let mut listeners = self.news.listeners();
-        if let Some((count, _)) = listeners.get_mut(&self.owner) {
+        let mut subscribers = self.notifications.subscribers();
+        if let Some((count, _)) = subscribers.get_mut(&self.owner) {
             *count -= 1;
             if *count == 0 {
-                listeners.remove(&self.owner);
+                subscribers.remove(&self.owner);
             }
         }
     }

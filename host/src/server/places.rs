@@ -7,52 +7,53 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::sleep;
 use verrou::{Claim, Name, Owner};
 
-use super::store::BELIEVED;
+use super::store::WAITER_TIMEOUT;
 
 /// The places of those who wait here, which are kept as long as they do.
 #[derive(Debug, Default)]
-pub(crate) struct Places(Mutex<Kept>);
+pub(crate) struct QueueHeartbeat(Mutex<Waiters>);
 
 #[derive(Debug, Default)]
-struct Kept {
-    places: HashMap<Owner, Name>,
-    /// Whether [`Places::kept`] sees to it.
-    are_kept: bool,
+struct Waiters {
+    names: HashMap<Owner, Name>,
+    /// Whether [`QueueHeartbeat::run`] sees to it.
+    is_running: bool,
 }
 
-impl Places {
-    /// Adds that of `claim`'s owner: whether [`kept`](Self::kept) is to be started.
+impl QueueHeartbeat {
+    /// Adds that of `claim`'s owner: whether [`run`](Self::run) is to be started.
     #[must_use]
     pub(crate) fn add(&self, claim: &Claim) -> bool {
-        let mut kept = self.lock();
-        kept.places.insert(claim.owner, claim.name.clone());
-        !mem::replace(&mut kept.are_kept, true)
+        let mut waiters = self.lock();
+        waiters.names.insert(claim.owner, claim.name.clone());
+        !mem::replace(&mut waiters.is_running, true)
     }
 
     /// Removes that of `owner`, if it has one.
     pub(crate) fn remove(&self, owner: &Owner) -> bool {
-        self.lock().places.remove(owner).is_some()
+        self.lock().names.remove(owner).is_some()
     }
 
     /// Says to the server of each of them that its owner is there, before it believes that no more, until
     /// there is none.
-    pub(crate) fn kept<Say, Said>(
+    pub(crate) fn run<Renew, Renewed>(
         self: &Arc<Self>,
-        say: Say,
-    ) -> impl Future<Output = ()> + Send + use<Say, Said>
+        renew: Renew,
+    ) -> impl Future<Output = ()> + Send + use<Renew, Renewed>
     where
-        Say: Fn(Owner, Name) -> Said + Send,
-        Said: Future<Output = ()> + Send,
+        Renew: Fn(Owner, Name) -> Renewed + Send,
+        Renewed: Future<Output = ()> + Send,
     {
-        let places = Arc::downgrade(self);
+        let heartbeat = Arc::downgrade(self);
         async move {
             loop {
-                sleep(BELIEVED / 3).await;
-                let Some(there) = places.upgrade().and_then(|places| places.all()) else {
+                sleep(WAITER_TIMEOUT / 3).await;
+                let Some(waiters) = heartbeat.upgrade().and_then(|heartbeat| heartbeat.all())
+                else {
                     return;
                 };
-                for (owner, name) in there {
-                    say(owner, name).await;
+                for (owner, name) in waiters {
+                    renew(owner, name).await;
                 }
             }
         }
@@ -60,12 +61,12 @@ impl Places {
 
     /// All of them; without any, nobody keeps them any more.
     fn all(&self) -> Option<HashMap<Owner, Name>> {
-        let mut kept = self.lock();
-        kept.are_kept = !kept.places.is_empty();
-        kept.are_kept.then(|| kept.places.clone())
+        let mut waiters = self.lock();
+        waiters.is_running = !waiters.names.is_empty();
+        waiters.is_running.then(|| waiters.names.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Waiters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -31,10 +31,12 @@ use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
 };
 
-use super::given_back::{GivenBack, Unanswered};
-use super::news::News;
-use super::places::Places;
-use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
+use super::given_back::{CancelGuard, CancelledRequests};
+use super::news::Notifications;
+use super::places::QueueHeartbeat;
+use super::store::{
+    ABILITIES, About, RESERVATION, WAITER_TIMEOUT, drift, record_ttl, request_timeout,
+};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};
@@ -48,25 +50,25 @@ pub struct PostgresStore(Arc<Shared>);
 struct Shared {
     pool: Pool,
     server: String,
-    steps: Steps,
+    statements: Statements,
     timeout: Duration,
     about: String,
     /// Where those who wait here, and hold here, are told.
     channel: String,
-    news: Arc<News>,
-    places: Arc<Places>,
+    notifications: Arc<Notifications>,
+    heartbeat: Arc<QueueHeartbeat>,
     /// Those of them who were told to come.
-    told: Mutex<HashSet<Owner>>,
+    notified: Mutex<HashSet<Owner>>,
     /// Leaves a connection to those who hold, or were told to come, however many others wait.
-    crowd: Semaphore,
+    unnotified: Semaphore,
     listener: AbortHandle,
     settings: Arc<Settings>,
-    given_back: GivenBack,
+    cancelled: CancelledRequests,
     runtime: Handle,
 }
 
-/// The statements of all steps.
-struct Steps {
+/// The statements of all statements.
+struct Statements {
     acquire: String,
     extend: String,
     release: String,
@@ -80,7 +82,7 @@ struct Steps {
 /// What no text in a database can have, and what stands for it.
 const NUL: &AsciiSet = &AsciiSet::EMPTY.add(0).add(b'%');
 
-/// How many connections take steps.
+/// How many connections take statements.
 const CONNECTIONS: usize = 3;
 
 const SCHEMA: &str = include_str!("postgres/schema.sql");
@@ -193,11 +195,11 @@ impl PostgresStore {
             .get()
             .await
             .map_err(|err| not_connected(&server, err))?;
-        look(&client, &server).await?;
+        check_server(&client, &server).await?;
         let id = Owner::from_bytes(System.random());
         let channel = format!("verrou_{id}");
-        let news = Arc::new(News::default());
-        let (listening, connection) = settings.listen(&server, &channel, &news).await?;
+        let notifications = Arc::new(Notifications::default());
+        let (listening, connection) = settings.listen(&server, &channel, &notifications).await?;
         let backends = (backend(&client).await, backend(&listening).await);
         if let (Ok(one), Ok(other)) = backends
             && one == other
@@ -205,51 +207,57 @@ impl PostgresStore {
             return Err(shared_connections(&server));
         }
         // What is said on one is to be heard on the other.
-        let heard = news.listen(id);
-        let said = format!("notify \"{channel}\", '{id}'");
-        let said = client.batch_execute(&said).await;
-        said.map_err(|err| failed(&server, err))?;
-        if timeout(url.timeout() / 2, heard.heard()).await.is_err() {
+        let subscription = notifications.subscribe(id);
+        let notify = format!("notify \"{channel}\", '{id}'");
+        let notified = client.batch_execute(&notify).await;
+        notified.map_err(|err| failed(&server, err))?;
+        if timeout(url.timeout() / 2, subscription.notified())
+            .await
+            .is_err()
+        {
             return Err(shared_connections(&server));
         }
-        drop(heard);
+        drop(subscription);
         let schema = Schema {
             name: &schema,
             trusted: url.options("schema-owner"),
             server: &server,
         };
         schema.prepare(&client, url.timeout() / 2).await?;
-        let steps = Steps::new(&quoted(schema.name));
+        let statements = Statements::new(&quoted(schema.name));
         drop(client);
         let runtime = Handle::current();
         let listener = {
-            let (news, channel, server) = (Arc::clone(&news), channel.clone(), server.clone());
+            let (notifications, channel, server) =
+                (Arc::clone(&notifications), channel.clone(), server.clone());
             let settings = Arc::clone(&settings);
             runtime.spawn(async move {
                 let mut listening = (listening, connection);
                 loop {
                     // It ends with its connection.
                     let _ = (&mut listening.1).await;
-                    listening = settings.listen_again(&server, &channel, &news).await;
+                    listening = settings
+                        .listen_again(&server, &channel, &notifications)
+                        .await;
                     // Something may have been said that was not heard.
-                    news.tell_all();
+                    notifications.notify_all();
                 }
             })
         };
         Ok(Self(Arc::new(Shared {
             pool,
             server,
-            steps,
+            statements,
             timeout: url.timeout(),
             about: About::this(options).to_json(),
             channel,
-            news,
-            places: Arc::default(),
-            told: Mutex::default(),
-            crowd: Semaphore::new(CONNECTIONS - 1),
+            notifications,
+            heartbeat: Arc::default(),
+            notified: Mutex::default(),
+            unnotified: Semaphore::new(CONNECTIONS - 1),
             listener: listener.abort_handle(),
             settings,
-            given_back: GivenBack::new(runtime.clone()),
+            cancelled: CancelledRequests::new(runtime.clone()),
             runtime,
         })))
     }
@@ -261,7 +269,9 @@ impl PostgresStore {
     /// [`StoreError`] when the server cannot tell.
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let shared = &self.0;
-        let rows = shared.rows(&shared.steps.list, &[], shared.timeout).await?;
+        let rows = shared
+            .rows(&shared.statements.list, &[], shared.timeout)
+            .await?;
         let listed = rows.iter().filter_map(|row| {
             let name = row.try_get::<_, String>("name").ok()?;
             let name = percent_decode_str(&name).decode_utf8().ok()?;
@@ -272,25 +282,29 @@ impl PostgresStore {
 
     /// Takes a place, however long that takes, and waits until it is told to come, but at most
     /// `at_most`.
-    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+    pub(crate) async fn wait_in_queue(
+        &self,
+        claim: &Claim,
+        at_most: Duration,
+    ) -> Result<(), ServerError> {
         let shared = &self.0;
-        let listening = shared.news.listen(claim.owner);
-        let Some(turn) = shared.in_turn(claim.owner, shared.timeout).await? else {
+        let subscription = shared.notifications.subscribe(claim.owner);
+        let Some(turn) = shared.take_turn(claim.owner, shared.timeout).await? else {
             return Ok(());
         };
         // Also when this is dropped before the answer: the place is given up then.
-        shared.keep_place(claim);
+        shared.keep_ticket(claim);
         let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
         drop(turn);
-        if is_free || timeout(at_most, listening.heard()).await == Ok(true) {
-            shared.told().insert(claim.owner);
+        if is_free || timeout(at_most, subscription.notified()).await == Ok(true) {
+            shared.notified().insert(claim.owner);
         }
         Ok(())
     }
 
     /// [`AsyncStore::give_up`], awaited.
     pub(crate) async fn leave(&self, claim: &Claim) {
-        if self.0.forget_place(&claim.owner) {
+        if self.0.forget_ticket(&claim.owner) {
             // Otherwise others pass it when it is not there in time.
             let _ = self.0.leave(claim).await;
         }
@@ -302,9 +316,9 @@ impl Shared {
         &self,
         statement: &str,
         parameters: &[&(dyn ToSql + Sync)],
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Vec<Row>, ServerError> {
-        let mut client = Lent {
+        let mut client = ClientGuard {
             client: None,
             shared: self,
         };
@@ -317,14 +331,14 @@ impl Shared {
             let rows = client.query(&statement, parameters).await;
             rows.map_err(|err| failed(&self.server, err))
         };
-        let answer = timeout(patience, asked).await;
+        let answer = timeout(limit, asked).await;
         if answer.is_ok() {
             drop(client.client.take());
         }
         answer.unwrap_or_else(|_| {
             Err(ServerError::Timeout {
                 server: self.server.clone(),
-                after: patience,
+                after: limit,
             })
         })
     }
@@ -334,9 +348,9 @@ impl Shared {
         &self,
         statement: &str,
         parameters: &[&(dyn ToSql + Sync)],
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Row, ServerError> {
-        let rows = self.rows(statement, parameters, patience).await?;
+        let rows = self.rows(statement, parameters, limit).await?;
         rows.into_iter().next().ok_or_else(|| {
             setup(
                 &self.server,
@@ -350,20 +364,20 @@ impl Shared {
         &self,
         statement: &str,
         parameters: &[&(dyn ToSql + Sync)],
-        patience: Duration,
+        limit: Duration,
     ) -> Result<T, ServerError> {
-        let row = self.row(statement, parameters, patience).await?;
+        let row = self.row(statement, parameters, limit).await?;
         row.try_get(0).map_err(|err| failed(&self.server, err))
     }
 
     /// Takes a place, or only keeps the one there is: whether `owner` is to ask for the lock now.
     async fn wait(&self, owner: &Owner, name: &Name, keep: bool) -> Result<bool, ServerError> {
         self.asked(
-            &self.steps.wait,
+            &self.statements.wait,
             &[
                 &text(name),
                 &owner.to_string(),
-                &micros(BELIEVED),
+                &micros(WAITER_TIMEOUT),
                 &self.channel,
                 &keep,
             ],
@@ -374,10 +388,10 @@ impl Shared {
 
     async fn leave(&self, claim: &Claim) -> Result<(), ServerError> {
         let owner = claim.owner.to_string();
-        let kept = micros(KEPT_FOR_THE_FIRST);
+        let reservation = micros(RESERVATION);
         self.row(
-            &self.steps.leave,
-            &[&text(&claim.name), &owner, &kept],
+            &self.statements.leave,
+            &[&text(&claim.name), &owner, &reservation],
             self.timeout,
         )
         .await
@@ -385,12 +399,12 @@ impl Shared {
     }
 
     /// Sees to it that the place of `claim`'s owner is kept until it is forgotten here.
-    fn keep_place(self: &Arc<Self>, claim: &Claim) {
-        if !self.places.add(claim) {
+    fn keep_ticket(self: &Arc<Self>, claim: &Claim) {
+        if !self.heartbeat.add(claim) {
             return;
         }
         let shared = Arc::downgrade(self);
-        self.runtime.spawn(self.places.kept(move |owner, name| {
+        self.runtime.spawn(self.heartbeat.run(move |owner, name| {
             let shared = shared.upgrade();
             async move {
                 let Some(shared) = shared else {
@@ -398,43 +412,43 @@ impl Shared {
                 };
                 // Whoever cannot be reached now is asked again before the place is lost.
                 if let Ok(true) = shared.wait(&owner, &name, true).await {
-                    shared.news.tell(&owner);
+                    shared.notifications.notify(&owner);
                 }
             }
         }));
     }
 
     /// Ends when `owner` may ask: at once when it was told to come; and else when few others do.
-    async fn in_turn(
+    async fn take_turn(
         &self,
         owner: Owner,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Option<SemaphorePermit<'_>>, ServerError> {
-        let listening = self.news.listen(owner);
-        if self.told().contains(&owner) {
+        let subscription = self.notifications.subscribe(owner);
+        if self.notified().contains(&owner) {
             return Ok(None);
         }
-        let is_told = async { while !listening.heard().await {} };
+        let is_notified = async { while !subscription.notified().await {} };
         tokio::select! {
-            () = is_told => {
-                self.told().insert(owner);
+            () = is_notified => {
+                self.notified().insert(owner);
                 Ok(None)
             }
-            turn = timeout(patience, self.crowd.acquire()) => match turn {
+            turn = timeout(limit, self.unnotified.acquire()) => match turn {
                 Ok(turn) => Ok(turn.ok()),
                 Err(_) => Err(ServerError::Timeout {
                     server: self.server.clone(),
-                    after: patience,
+                    after: limit,
                 }),
             },
         }
     }
 
     /// Gives back what a request may have recorded that nobody waits for any more.
-    fn give_back(self: &Arc<Self>, claim: &Claim) {
+    fn release_cancelled(self: &Arc<Self>, claim: &Claim) {
         let (shared, claim) = (Arc::clone(self), claim.clone());
         let late = self.timeout;
-        self.given_back.later(claim.owner, late, move || {
+        self.cancelled.release_later(claim.owner, late, move || {
             let (shared, claim) = (Arc::clone(&shared), claim.clone());
             async move {
                 let _ = shared.release(&claim).await;
@@ -444,25 +458,25 @@ impl Shared {
 
     async fn release(&self, claim: &Claim) -> Result<Reply, ServerError> {
         let owner = claim.owner.to_string();
-        let kept = micros(KEPT_FOR_THE_FIRST);
+        let reservation = micros(RESERVATION);
         let done = self
             .asked(
-                &self.steps.release,
-                &[&text(&claim.name), &owner, &kept],
-                patience(self.timeout, claim),
+                &self.statements.release,
+                &[&text(&claim.name), &owner, &reservation],
+                request_timeout(self.timeout, claim),
             )
             .await?;
         Ok(reply(done))
     }
 
     /// Whether `owner` had a place.
-    fn forget_place(&self, owner: &Owner) -> bool {
-        self.told().remove(owner);
-        self.places.remove(owner)
+    fn forget_ticket(&self, owner: &Owner) -> bool {
+        self.notified().remove(owner);
+        self.heartbeat.remove(owner)
     }
 
-    fn told(&self) -> MutexGuard<'_, HashSet<Owner>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn notified(&self) -> MutexGuard<'_, HashSet<Owner>> {
+        self.notified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn no_client(&self, err: PoolError) -> ServerError {
@@ -471,12 +485,12 @@ impl Shared {
 }
 
 /// A connection that a request has.
-struct Lent<'a> {
+struct ClientGuard<'a> {
     client: Option<Object>,
     shared: &'a Shared,
 }
 
-impl Drop for Lent<'_> {
+impl Drop for ClientGuard<'_> {
     /// Nobody waits for the answer any more: nobody else is to wait behind it, here or there.
     fn drop(&mut self) {
         let Some(client) = self.client.take() else {
@@ -500,15 +514,15 @@ impl Drop for Shared {
 impl AsyncStore for PostgresStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let shared = &self.0;
-        shared.given_back.no_more(&claim.owner).await;
-        let lasts = kept(claim.ttl).map(micros);
+        shared.cancelled.stop(&claim.owner).await;
+        let lasts = record_ttl(claim.ttl).map(micros);
         let ttl = claim.ttl.duration().map(micros);
-        let patience = patience(shared.timeout, claim);
-        let turn = shared.in_turn(claim.owner, patience).await?;
-        let unanswered = Unanswered::then(|| shared.give_back(claim));
+        let limit = request_timeout(shared.timeout, claim);
+        let turn = shared.take_turn(claim.owner, limit).await?;
+        let guard = CancelGuard::new(|| shared.release_cancelled(claim));
         let row = shared
             .row(
-                &shared.steps.acquire,
+                &shared.statements.acquire,
                 &[
                     &text(&claim.name),
                     &claim.owner.to_string(),
@@ -516,38 +530,38 @@ impl AsyncStore for PostgresStore {
                     &ttl,
                     &shared.about,
                     &shared.channel,
-                    &micros(KEPT_FOR_THE_FIRST),
+                    &micros(RESERVATION),
                 ],
-                patience,
+                limit,
             )
             .await;
-        unanswered.answered();
+        guard.disarm();
         drop(turn);
         let row = row?;
         let failed = |err| failed(&shared.server, err);
         let number = row.try_get::<_, Option<i64>>("number").map_err(failed)?;
         let number = number.and_then(|number| u64::try_from(number).ok());
         if row.try_get("granted").map_err(failed)? {
-            shared.forget_place(&claim.owner);
+            shared.forget_ticket(&claim.owner);
             let fence = number.and_then(Fence::new);
             return Ok(Reply::Granted { fence });
         }
         // It waits to be told again.
-        shared.told().remove(&claim.owner);
+        shared.notified().remove(&claim.owner);
         let remaining = number.map(Duration::from_micros);
         Ok(Reply::Refused { remaining })
     }
 
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
         let shared = &self.0;
-        let lasts = kept(claim.ttl).map(micros);
+        let lasts = record_ttl(claim.ttl).map(micros);
         let ttl = claim.ttl.duration().map(micros);
         let owner = claim.owner.to_string();
         let done = shared
             .asked(
-                &shared.steps.extend,
+                &shared.statements.extend,
                 &[&text(&claim.name), &owner, &lasts, &ttl, &shared.channel],
-                patience(shared.timeout, claim),
+                request_timeout(shared.timeout, claim),
             )
             .await?;
         Ok(reply(done))
@@ -558,10 +572,10 @@ impl AsyncStore for PostgresStore {
     }
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.forget_place(&claim.owner);
-        let unanswered = Unanswered::then(|| self.0.give_back(claim));
+        self.0.forget_ticket(&claim.owner);
+        let guard = CancelGuard::new(|| self.0.release_cancelled(claim));
         let released = self.0.release(claim).await;
-        unanswered.answered();
+        guard.disarm();
         Ok(released?)
     }
 
@@ -573,10 +587,10 @@ impl AsyncStore for PostgresStore {
             Some(Err(_)) => return Ok(Reply::REFUSED),
             None => None,
         };
-        let kept = micros(KEPT_FOR_THE_FIRST);
-        let parameters: [&(dyn ToSql + Sync); 3] = [&text(name), &only, &kept];
+        let reservation = micros(RESERVATION);
+        let parameters: [&(dyn ToSql + Sync); 3] = [&text(name), &only, &reservation];
         let done = shared
-            .asked(&shared.steps.evict, &parameters, shared.timeout)
+            .asked(&shared.statements.evict, &parameters, shared.timeout)
             .await?;
         Ok(reply(done))
     }
@@ -584,7 +598,7 @@ impl AsyncStore for PostgresStore {
     async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         let shared = &self.0;
         let rows = shared
-            .rows(&shared.steps.inspect, &[&text(name)], shared.timeout)
+            .rows(&shared.statements.inspect, &[&text(name)], shared.timeout)
             .await?;
         Ok(rows.first().and_then(holder))
     }
@@ -592,7 +606,11 @@ impl AsyncStore for PostgresStore {
     async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
         let shared = &self.0;
         let rows = shared
-            .rows(&shared.steps.inspect, &[&text(&claim.name)], shared.timeout)
+            .rows(
+                &shared.statements.inspect,
+                &[&text(&claim.name)],
+                shared.timeout,
+            )
             .await?;
         let owner = rows
             .first()
@@ -601,22 +619,22 @@ impl AsyncStore for PostgresStore {
     }
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
-        if self.waited(claim, at_most).await.is_err() {
+        if self.wait_in_queue(claim, at_most).await.is_err() {
             // Whoever asks next is told why.
             std::future::pending::<()>().await;
         }
     }
 
     async fn lost(&self, claim: &Claim) {
-        let listening = self.0.news.listen(claim.owner);
+        let subscription = self.0.notifications.subscribe(claim.owner);
         // What cannot be told now is asked by whoever keeps the lease.
         if self.holds(claim, None).await.unwrap_or(true) {
-            listening.heard().await;
+            subscription.notified().await;
         }
     }
 
     fn give_up(&self, claim: &Claim) {
-        if !self.0.forget_place(&claim.owner) {
+        if !self.0.forget_ticket(&claim.owner) {
             return;
         }
         let (shared, claim) = (Arc::clone(&self.0), claim.clone());
@@ -638,7 +656,7 @@ impl fmt::Debug for PostgresStore {
     }
 }
 
-impl Steps {
+impl Statements {
     fn new(schema: &str) -> Self {
         // As much of a holder as people are told.
         let columns = "name, owner, fence, ttl, about, \
@@ -676,16 +694,16 @@ impl Settings {
         &self,
         server: &str,
         channel: &str,
-        news: &Arc<News>,
+        notifications: &Arc<Notifications>,
     ) -> Result<Listening, ServerError> {
         let connected = self.config.connect(self.tls.clone()).await;
-        let (client, mut connection) = connected.map_err(|err| unmade(server, err))?;
-        let news = Arc::clone(news);
+        let (client, mut connection) = connected.map_err(|err| connect_error(server, err))?;
+        let notifications = Arc::clone(notifications);
         let task = tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await
             {
-                if let AsyncMessage::Notification(said) = message {
-                    news.hear(said.payload());
+                if let AsyncMessage::Notification(notification) = message {
+                    notifications.dispatch(notification.payload());
                 }
             }
         });
@@ -696,14 +714,19 @@ impl Settings {
     }
 
     /// [`listen`](Self::listen), until it is done.
-    async fn listen_again(&self, server: &str, channel: &str, news: &Arc<News>) -> Listening {
+    async fn listen_again(
+        &self,
+        server: &str,
+        channel: &str,
+        notifications: &Arc<Notifications>,
+    ) -> Listening {
         const LONGEST: Duration = Duration::from_secs(1);
         const LATE: Duration = Duration::from_secs(10);
 
         let mut pause = Duration::from_millis(10);
         loop {
             sleep(pause).await;
-            let listening = timeout(LATE, self.listen(server, channel, news));
+            let listening = timeout(LATE, self.listen(server, channel, notifications));
             if let Ok(Ok(listening)) = listening.await {
                 return listening;
             }
@@ -727,7 +750,7 @@ fn session(timeout: Duration) -> String {
 }
 
 /// Whether locks can be kept there at all.
-async fn look(client: &Client, server: &str) -> Result<(), ServerError> {
+async fn check_server(client: &Client, server: &str) -> Result<(), ServerError> {
     let get = |err| failed(server, err);
     let statement = "select pg_catalog.current_setting('server_version_num')::int, \
          pg_catalog.pg_is_in_recovery()";
@@ -961,10 +984,10 @@ impl Schema<'_> {
 
 /// Which of the server's processes answers.
 async fn backend(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
-    let said = client
+    let answer = client
         .simple_query("select pg_catalog.pg_backend_pid()")
         .await?;
-    let number = said.iter().find_map(|message| match message {
+    let number = answer.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.get(0),
         _ => None,
     });
@@ -1106,7 +1129,7 @@ fn setup(server: &str, why: &str, advice: &str) -> ServerError {
 fn not_connected(server: &str, err: PoolError) -> ServerError {
     match err {
         PoolError::Backend(err) | PoolError::PostCreateHook(HookError::Backend(err)) => {
-            unmade(server, err)
+            connect_error(server, err)
         }
         err => ServerError::Unavailable {
             server: server.to_owned(),
@@ -1119,9 +1142,9 @@ fn not_connected(server: &str, err: PoolError) -> ServerError {
 const NO_TLS: &str = "error performing TLS handshake";
 
 /// Why a connection was not made.
-fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
+fn connect_error(server: &str, err: tokio_postgres::Error) -> ServerError {
     let Some(code) = err.code() else {
-        let told = std::error::Error::source(&err).map(ToString::to_string);
+        let cause = std::error::Error::source(&err).map(ToString::to_string);
         let is_io = std::error::Error::source(&err).is_some_and(|source| {
             source
                 .downcast_ref::<std::io::Error>()
@@ -1133,7 +1156,7 @@ fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
         if is_io || err.is_closed() {
             return failed(server, err);
         }
-        let why = told.unwrap_or_else(|| err.to_string());
+        let why = cause.unwrap_or_else(|| err.to_string());
         if err.to_string().starts_with(NO_TLS) {
             return setup(
                 server,
@@ -1165,7 +1188,7 @@ fn unmade(server: &str, err: tokio_postgres::Error) -> ServerError {
     }
 }
 
-/// That a pooler gives its connections to others between two steps.
+/// That a pooler gives its connections to others between two statements.
 fn shared_connections(server: &str) -> ServerError {
     setup(
         server,

@@ -26,10 +26,12 @@ use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
 };
 
-use super::given_back::{GivenBack, Unanswered};
-use super::news::News;
-use super::places::Places;
-use super::store::{ABILITIES, About, BELIEVED, KEPT_FOR_THE_FIRST, drift, kept, patience};
+use super::given_back::{CancelGuard, CancelledRequests};
+use super::news::Notifications;
+use super::places::QueueHeartbeat;
+use super::store::{
+    ABILITIES, About, RESERVATION, WAITER_TIMEOUT, drift, record_ttl, request_timeout,
+};
 use super::{ServerError, ServerUrl};
 use crate::System;
 use crate::store::{Listed, StoreOptions};
@@ -47,9 +49,9 @@ pub struct RedisStore {
     /// Where those who wait here, and hold here, are told.
     channel: String,
     is_subscribed: OnceCell<()>,
-    news: Arc<News>,
-    places: Arc<Places>,
-    given_back: GivenBack,
+    notifications: Arc<Notifications>,
+    heartbeat: Arc<QueueHeartbeat>,
+    cancelled: CancelledRequests,
     runtime: Handle,
 }
 
@@ -89,15 +91,15 @@ impl RedisStore {
             advice: advice.to_owned(),
         };
         let client = client(url, &setup)?;
-        let news = Arc::new(News::default());
-        let told = Arc::clone(&news);
+        let notifications = Arc::new(Notifications::default());
+        let received = Arc::clone(&notifications);
         let config = ConnectionManagerConfig::new()
             // Who waits in vain asks again by itself.
             .set_number_of_retries(0)
             .set_connection_timeout(Some(url.timeout()))
             .set_response_timeout(Some(url.timeout()))
             .set_push_sender(move |push: PushInfo| {
-                hear(&told, &push);
+                dispatch(&received, &push);
                 Ok::<(), ::redis::aio::SendError>(())
             })
             .set_automatic_resubscription();
@@ -113,9 +115,9 @@ impl RedisStore {
         let mut asked = ::redis::pipe();
         asked.cmd("INFO").arg("memory");
         asked.cmd("INFO").arg("replication");
-        let told: Result<(String, String), _> = asked.query_async(&mut connection).await;
+        let info: Result<(String, String), _> = asked.query_async(&mut connection).await;
         // A server that lets nobody ask is trusted.
-        if let Ok((memory, replication)) = told {
+        if let Ok((memory, replication)) = info {
             is_kept(&memory).map_err(|why| {
                 setup(
                     why,
@@ -139,9 +141,9 @@ impl RedisStore {
             prefix,
             server,
             is_subscribed: OnceCell::new(),
-            news,
-            places: Arc::default(),
-            given_back: GivenBack::new(Handle::current()),
+            notifications,
+            heartbeat: Arc::default(),
+            cancelled: CancelledRequests::new(Handle::current()),
             runtime: Handle::current(),
         })
     }
@@ -224,14 +226,12 @@ impl RedisStore {
 
     /// [`AsyncStore::give_up`], awaited.
     pub(crate) async fn leave(&self, claim: &Claim) {
-        if !self.places.remove(&claim.owner) {
+        if !self.heartbeat.remove(&claim.owner) {
             return;
         }
         let left: Result<i64, _> = self
             .run(&LEAVE, &claim.name, self.timeout, |script| {
-                script
-                    .arg(claim.owner.to_string())
-                    .arg(millis(KEPT_FOR_THE_FIRST));
+                script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
             })
             .await;
         // Otherwise others pass it when it is not there in time.
@@ -239,10 +239,10 @@ impl RedisStore {
     }
 
     /// Gives back what a request may have recorded that nobody waits for any more.
-    fn give_back(&self, claim: &Claim) {
+    fn release_cancelled(&self, claim: &Claim) {
         let (key, owner) = (self.key(&claim.name), claim.owner);
         let connection = self.connection.clone();
-        self.given_back.later(owner, self.timeout, move || {
+        self.cancelled.release_later(owner, self.timeout, move || {
             let (script, mut connection) = (of_owner(&RELEASE, &key, owner), connection.clone());
             async move {
                 let _: Result<Value, _> = script.invoke_async(&mut connection).await;
@@ -266,36 +266,36 @@ impl RedisStore {
         &self,
         script: &Script,
         name: &Name,
-        patience: Duration,
+        limit: Duration,
         arguments: impl FnOnce(&mut ScriptInvocation<'_>),
     ) -> Result<T, ServerError> {
         let mut script = on_keys(script, &self.key(name));
         arguments(&mut script);
         let mut connection = self.connection.clone();
         let asked = script.invoke_async(&mut connection);
-        self.answered(patience, asked).await
+        self.answered(limit, asked).await
     }
 
     async fn asked<T: FromRedisValue>(
         &self,
-        patience: Duration,
+        limit: Duration,
         command: &::redis::Cmd,
     ) -> Result<T, ServerError> {
         let mut connection = self.connection.clone();
         let asked = command.query_async(&mut connection);
-        self.answered(patience, asked).await
+        self.answered(limit, asked).await
     }
 
     async fn answered<T>(
         &self,
-        patience: Duration,
+        limit: Duration,
         asked: impl Future<Output = Result<T, RedisError>>,
     ) -> Result<T, ServerError> {
-        match timeout(patience, asked).await {
+        match timeout(limit, asked).await {
             Ok(answer) => answer.map_err(|err| failed(&self.server, err)),
             Err(_) => Err(ServerError::Timeout {
                 server: self.server.clone(),
-                after: patience,
+                after: limit,
             }),
         }
     }
@@ -312,37 +312,41 @@ impl RedisStore {
 
     /// Takes a place, however long that takes, and waits until it is told to come, but at most
     /// `at_most`.
-    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
-        let listening = self.news.listen(claim.owner);
+    pub(crate) async fn wait_in_queue(
+        &self,
+        claim: &Claim,
+        at_most: Duration,
+    ) -> Result<(), ServerError> {
+        let subscription = self.notifications.subscribe(claim.owner);
         self.subscribe().await?;
         // Also when this is dropped before the answer: the place is given up then.
-        self.keep_place(claim);
+        self.keep_ticket(claim);
         let is_free: bool = self
             .run(&WAIT, &claim.name, self.timeout, |script| {
                 in_queue(script, &claim.owner, &self.channel, false);
             })
             .await?;
         if !is_free {
-            let _ = timeout(at_most, listening.heard()).await;
+            let _ = timeout(at_most, subscription.notified()).await;
         }
         Ok(())
     }
 
     /// Sees to it that the place of `claim`'s owner is kept until it is removed here.
-    fn keep_place(&self, claim: &Claim) {
-        if !self.places.add(claim) {
+    fn keep_ticket(&self, claim: &Claim) {
+        if !self.heartbeat.add(claim) {
             return;
         }
         let (connection, channel) = (self.connection.clone(), self.channel.clone());
-        let (prefix, news) = (self.prefix.clone(), Arc::clone(&self.news));
-        self.runtime.spawn(self.places.kept(move |owner, name| {
+        let (prefix, notifications) = (self.prefix.clone(), Arc::clone(&self.notifications));
+        self.runtime.spawn(self.heartbeat.run(move |owner, name| {
             let mut script = on_keys(&WAIT, &key(&prefix, &name));
             in_queue(&mut script, &owner, &channel, true);
-            let (mut connection, news) = (connection.clone(), Arc::clone(&news));
+            let (mut connection, notifications) = (connection.clone(), Arc::clone(&notifications));
             async move {
                 // Whoever cannot be reached now is asked again before the place is lost.
                 if let Ok(true) = script.invoke_async(&mut connection).await {
-                    news.tell(&owner);
+                    notifications.notify(&owner);
                 }
             }
         }));
@@ -351,25 +355,25 @@ impl RedisStore {
 
 impl AsyncStore for RedisStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.given_back.no_more(&claim.owner).await;
-        let patience = patience(self.timeout, claim);
-        let unanswered = Unanswered::then(|| self.give_back(claim));
+        self.cancelled.stop(&claim.owner).await;
+        let limit = request_timeout(self.timeout, claim);
+        let guard = CancelGuard::new(|| self.release_cancelled(claim));
         let answer: Result<(bool, i64), _> = self
-            .run(&ACQUIRE, &claim.name, patience, |script| {
+            .run(&ACQUIRE, &claim.name, limit, |script| {
                 script
                     .arg(claim.owner.to_string())
-                    .arg(or_nothing(kept(claim.ttl).map(millis)))
+                    .arg(or_nothing(record_ttl(claim.ttl).map(millis)))
                     .arg(or_nothing(claim.ttl.duration().map(millis)))
                     .arg(&self.about)
                     .arg(&self.channel)
                     .arg(millis(System.wall_clock()))
-                    .arg(millis(KEPT_FOR_THE_FIRST));
+                    .arg(millis(RESERVATION));
             })
             .await;
-        unanswered.answered();
+        guard.disarm();
         let (is_granted, number) = answer?;
         if is_granted {
-            self.places.remove(&claim.owner);
+            self.heartbeat.remove(&claim.owner);
             let fence = u64::try_from(number).ok().and_then(Fence::new);
             return Ok(Reply::Granted { fence });
         }
@@ -378,12 +382,12 @@ impl AsyncStore for RedisStore {
     }
 
     async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let patience = patience(self.timeout, claim);
+        let limit = request_timeout(self.timeout, claim);
         let done: bool = self
-            .run(&EXTEND, &claim.name, patience, |script| {
+            .run(&EXTEND, &claim.name, limit, |script| {
                 script
                     .arg(claim.owner.to_string())
-                    .arg(or_nothing(kept(claim.ttl).map(millis)))
+                    .arg(or_nothing(record_ttl(claim.ttl).map(millis)))
                     .arg(or_nothing(claim.ttl.duration().map(millis)))
                     .arg(&self.channel);
             })
@@ -396,17 +400,15 @@ impl AsyncStore for RedisStore {
     }
 
     async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let patience = patience(self.timeout, claim);
-        self.places.remove(&claim.owner);
-        let unanswered = Unanswered::then(|| self.give_back(claim));
+        let limit = request_timeout(self.timeout, claim);
+        self.heartbeat.remove(&claim.owner);
+        let guard = CancelGuard::new(|| self.release_cancelled(claim));
         let done: Result<bool, _> = self
-            .run(&RELEASE, &claim.name, patience, |script| {
-                script
-                    .arg(claim.owner.to_string())
-                    .arg(millis(KEPT_FOR_THE_FIRST));
+            .run(&RELEASE, &claim.name, limit, |script| {
+                script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
             })
             .await;
-        unanswered.answered();
+        guard.disarm();
         Ok(reply(done?))
     }
 
@@ -415,7 +417,7 @@ impl AsyncStore for RedisStore {
             .run(&EVICT, name, self.timeout, |script| {
                 script
                     .arg(or_nothing(only.map(Fence::get)))
-                    .arg(millis(KEPT_FOR_THE_FIRST));
+                    .arg(millis(RESERVATION));
             })
             .await?;
         Ok(reply(done))
@@ -431,7 +433,7 @@ impl AsyncStore for RedisStore {
     }
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
-        if self.waited(claim, at_most).await.is_err() {
+        if self.wait_in_queue(claim, at_most).await.is_err() {
             // Whoever asks next is told why.
             std::future::pending::<()>().await;
         }
@@ -440,18 +442,18 @@ impl AsyncStore for RedisStore {
     async fn lost(&self, claim: &Claim) {
         const PAUSE: Duration = Duration::from_secs(1);
 
-        let listening = self.news.listen(claim.owner);
+        let subscription = self.notifications.subscribe(claim.owner);
         while self.subscribe().await.is_err() {
             sleep(PAUSE).await;
         }
         // What cannot be told now is asked by whoever keeps the lease.
         if self.holds(claim, None).await.unwrap_or(true) {
-            listening.heard().await;
+            subscription.notified().await;
         }
     }
 
     fn give_up(&self, claim: &Claim) {
-        if self.places.remove(&claim.owner) {
+        if self.heartbeat.remove(&claim.owner) {
             let leave = of_owner(&LEAVE, &self.key(&claim.name), claim.owner);
             let mut connection = self.connection.clone();
             self.runtime.spawn(async move {
@@ -491,9 +493,7 @@ fn on_keys<'a>(script: &'a Script, key: &str) -> ScriptInvocation<'a> {
 /// [`LEAVE`] or [`RELEASE`], with its arguments.
 fn of_owner<'a>(script: &'a Script, key: &str, owner: Owner) -> ScriptInvocation<'a> {
     let mut script = on_keys(script, key);
-    script
-        .arg(owner.to_string())
-        .arg(millis(KEPT_FOR_THE_FIRST));
+    script.arg(owner.to_string()).arg(millis(RESERVATION));
     script
 }
 
@@ -501,7 +501,7 @@ fn of_owner<'a>(script: &'a Script, key: &str, owner: Owner) -> ScriptInvocation
 fn in_queue(script: &mut ScriptInvocation<'_>, owner: &Owner, channel: &str, is_kept: bool) {
     script
         .arg(owner.to_string())
-        .arg(millis(BELIEVED))
+        .arg(millis(WAITER_TIMEOUT))
         .arg(channel)
         .arg(u8::from(is_kept));
 }
@@ -528,13 +528,13 @@ fn millis(length: Duration) -> u64 {
 }
 
 /// Hands on what the server says by itself.
-fn hear(news: &Arc<News>, push: &PushInfo) {
+fn dispatch(notifications: &Arc<Notifications>, push: &PushInfo) {
     match (&push.kind, &push.data[..]) {
-        (PushKind::Message, [_, said]) => {
-            news.hear(&String::from_redis_value_ref(said).unwrap_or_default());
+        (PushKind::Message, [_, payload]) => {
+            notifications.dispatch(&String::from_redis_value_ref(payload).unwrap_or_default());
         }
         // Something may have been said that was not heard.
-        (PushKind::Disconnection | PushKind::Subscribe, _) => news.tell_all(),
+        (PushKind::Disconnection | PushKind::Subscribe, _) => notifications.notify_all(),
         _ => {}
     }
 }

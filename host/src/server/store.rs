@@ -122,8 +122,12 @@ impl ServerStore {
     }
 
     /// [`AsyncStore::wait`], which has a place when it ends, and ends by itself.
-    pub(crate) async fn waited(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
-        with_engine!(self, store => store.waited(claim, at_most).await)
+    pub(crate) async fn wait_in_queue(
+        &self,
+        claim: &Claim,
+        at_most: Duration,
+    ) -> Result<(), ServerError> {
+        with_engine!(self, store => store.wait_in_queue(claim, at_most).await)
     }
 
     /// [`AsyncStore::give_up`], awaited.
@@ -185,17 +189,17 @@ pub(crate) const ABILITIES: Abilities = Abilities {
 
 /// How long a lock that was given back is kept for the first of those who wait for it.
 #[cfg(any(feature = "redis", feature = "postgres"))]
-pub(crate) const KEPT_FOR_THE_FIRST: Duration = Duration::from_millis(500);
+pub(crate) const RESERVATION: Duration = Duration::from_millis(500);
 
 /// How long someone who waits is believed to be there after having said so.
 #[cfg(any(feature = "redis", feature = "postgres"))]
-pub(crate) const BELIEVED: Duration = Duration::from_secs(10);
+pub(crate) const WAITER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For how long a server is to keep a record for a holder that counts on `ttl`.
 ///
 /// Clocks may differ by one percent, and by two milliseconds for what they are read in: the server's
 /// end comes after the holder's.
-pub(crate) fn kept(ttl: Ttl) -> Option<Duration> {
+pub(crate) fn record_ttl(ttl: Ttl) -> Option<Duration> {
     ttl.duration().map(|ttl| ttl.saturating_add(drift(ttl)))
 }
 
@@ -206,7 +210,7 @@ pub(crate) fn drift(ttl: Duration) -> Duration {
 
 /// How long a step on `claim` waits for its answer: not so long that nobody could ask again before the
 /// lease ends.
-pub(crate) fn patience(timeout: Duration, claim: &Claim) -> Duration {
+pub(crate) fn request_timeout(timeout: Duration, claim: &Claim) -> Duration {
     const SHORTEST: Duration = Duration::from_millis(50);
 
     claim
