@@ -1,4 +1,4 @@
-//! A server's store for programs that block: its connections live in a thread of their own.
+//! A blocking store on a server: a separate thread serves its connections.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,21 +26,21 @@ use super::{ServerError, ServerStore, ServerUrl};
 use crate::process::{self, PerProcess};
 use crate::store::{Listed, StoreOptions};
 
-/// A [`ServerStore`] for programs that block.
+/// A [`ServerStore`] for blocking programs.
 ///
-/// One thread serves its connections, however many threads ask it. A child that is forked from this
-/// process has no such thread: it opens a store of its own.
+/// One thread serves its connections, however many threads use the store. A forked child does not have
+/// that thread; it must open a store of its own.
 pub struct Driven {
     store: Arc<ServerStore>,
     runtime: RuntimeThread,
     process: u32,
-    /// Who listens for the loss of a lease.
+    /// The tasks that wait for the loss of a lease, by owner.
     losses: PerProcess<Mutex<HashMap<Owner, LossWatch>>>,
-    /// Who has waited here last, and does not hold its lock yet.
+    /// The last claim that each owner waited with, until the lock is granted or the owner stops waiting.
     waiting: PerProcess<Mutex<HashMap<Owner, Claim>>>,
 }
 
-/// A task that listens for the loss of one lease.
+/// A task that waits for the loss of one lease.
 #[derive(Debug)]
 struct LossWatch {
     notify: Arc<Notify>,
@@ -54,11 +54,11 @@ impl Drop for LossWatch {
 }
 
 impl Driven {
-    /// The store at `url`, whose server is asked whether it is one.
+    /// Opens the store at `url`, after checking that its server is usable.
     ///
     /// # Errors
     ///
-    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
     pub fn open(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
         let failed = |source: io::Error| ServerError::Disconnected {
             server: url.to_string(),
@@ -78,18 +78,18 @@ impl Driven {
         })
     }
 
-    /// The names that are held now, and by whom.
+    /// Returns the names that are held now, and their holders.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the server cannot tell.
+    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
     pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let store = Arc::clone(&self.store);
         self.operation(async move { store.list().await })
     }
 
-    /// Waits until nobody holds `name`, or that cannot be told, but at most `at_most`. Whoever waits
-    /// here for their turn is woken; for others it is looked from time to time.
+    /// Waits until `name` is free, or the server does not answer, but at most `at_most`. If an owner is
+    /// queued here for `name`, its notification ends the wait; otherwise the store is polled.
     pub(crate) fn watch(&self, name: &Name, at_most: Duration) {
         const LOOK: Duration = Duration::from_millis(100);
 
@@ -122,7 +122,7 @@ impl Driven {
         }
     }
 
-    /// What tells, to those who poll descriptors, that the lease of `claim` may be gone.
+    /// Returns a watch whose descriptor becomes readable when the lease of `claim` may be lost.
     #[cfg(unix)]
     pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<ServerWatch<'_>> {
         let (receiver, sender) = UnixStream::pair()?;
@@ -144,7 +144,7 @@ impl Driven {
         self.holds(claim, None).unwrap_or(true)
     }
 
-    /// Does `step` in the thread that serves the connections.
+    /// Runs `operation` in the thread that serves the connections.
     fn operation<T: Send + 'static>(
         &self,
         operation: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -219,7 +219,7 @@ impl Store for Driven {
         }
         let notify = {
             let mut losses = self.losses();
-            // One that has told of a loss has ended.
+            // A task that has notified of a loss has ended.
             if losses
                 .get(&claim.owner)
                 .is_some_and(|loss| loss.task.is_finished())
@@ -256,7 +256,7 @@ impl Store for Driven {
             loss.notify.notify_one();
         }
         let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        // An error leaves a place that others pass in time.
+        // After an error, the ticket stays until other waiters skip it.
         let _ = self.operation(async move {
             store.leave(&claim).await;
             Ok(())
@@ -274,7 +274,7 @@ impl fmt::Debug for Driven {
     }
 }
 
-/// Tells by a descriptor that a lease may be gone.
+/// Signals through a descriptor that a lease may be lost.
 #[cfg(unix)]
 #[derive(Debug)]
 pub(crate) struct ServerWatch<'a> {
@@ -292,14 +292,14 @@ impl ServerWatch<'_> {
         let (store, claim) = (Arc::clone(&self.driven.store), self.claim.clone());
         let task = self.driven.runtime.handle.spawn(async move {
             store.lost(&claim).await;
-            // One byte in it is enough.
+            // If the buffer is full, it holds a byte already, which is enough.
             let _ = sender.write(&[1]);
         });
         *self.task() = Some(task);
         Ok(())
     }
 
-    /// Whether the lease is gone. Takes note of what has happened.
+    /// Returns whether the lease is lost, and resets the descriptor.
     pub(crate) fn is_lost(&self) -> bool {
         let mut bytes = [0; 16];
         let mut is_notified = false;
@@ -309,7 +309,7 @@ impl ServerWatch<'_> {
         if !is_notified {
             return false;
         }
-        // One that has told has ended; without another it is asked from time to time.
+        // A task that has notified has ended. If no new one can be started, the lease is only polled.
         let _ = self.start();
         !self.driven.may_hold(&self.claim)
     }
@@ -332,7 +332,7 @@ impl Drop for ServerWatch<'_> {
     }
 }
 
-/// A thread with a runtime in it.
+/// A thread that runs a tokio runtime.
 #[derive(Debug)]
 struct RuntimeThread {
     handle: Handle,
@@ -352,7 +352,7 @@ impl RuntimeThread {
             .name("verrou-server".to_owned())
             .spawn(move || {
                 let _ = runtime.block_on(ended);
-                // Names may be looked up there for longer than anybody waits.
+                // A name lookup in its thread pool may take long; do not wait for it.
                 runtime.shutdown_background();
             })?;
         Ok(Self {
@@ -363,7 +363,7 @@ impl RuntimeThread {
         })
     }
 
-    /// What `task` says, which is done in the thread; nothing when that has ended.
+    /// Runs `task` in the thread and returns its result, or `None` if the thread has ended.
     fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
         let (sender, receiver) = mpsc::sync_channel(1);
         self.handle.spawn(async move {
@@ -375,7 +375,7 @@ impl RuntimeThread {
 
 impl Drop for RuntimeThread {
     fn drop(&mut self) {
-        // In a forked child there is no such thread, nor one who could be told.
+        // A forked child has no such thread, so there is nothing to signal or to join.
         if self.process != process::this() {
             std::mem::forget((self.end.take(), self.thread.take()));
             return;

@@ -1,12 +1,12 @@
-//! What kinds of server there are.
+//! The kinds of lock server.
 
 use std::fmt;
 
-/// What kind of server keeps the locks.
+/// The kind of a lock server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Engine {
-    /// Redis, or what speaks like it.
+    /// Redis, or a server with the same protocol.
     Redis,
     /// `PostgreSQL`.
     Postgres,
@@ -15,7 +15,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The engine of a URL's scheme.
+    /// Returns the engine that a URL's scheme names.
     pub(crate) fn of_scheme(scheme: &str) -> Option<Self> {
         match scheme {
             "redis" | "rediss" => Some(Self::Redis),
@@ -25,7 +25,7 @@ impl Engine {
         }
     }
 
-    /// The feature of this crate that it needs.
+    /// Returns the feature of this crate that the engine needs.
     pub(crate) fn feature(self) -> &'static str {
         match self {
             Self::Redis => "redis",
@@ -34,7 +34,7 @@ impl Engine {
         }
     }
 
-    /// Whether this program is built with it.
+    /// Returns whether this program is built with the engine's feature.
     #[cfg(feature = "server")]
     pub(crate) fn is_built_in(self) -> bool {
         match self {
@@ -49,13 +49,13 @@ impl Engine {
     pub(crate) fn encrypted_scheme(self) -> &'static str {
         match self {
             Self::Redis => "rediss",
-            // By an option.
+            // The option `sslmode` asks for TLS.
             Self::Postgres => "postgres",
             Self::Etcd => "etcds",
         }
     }
 
-    /// What can be said of it in a URL.
+    /// Returns the options that a URL of this engine may have.
     #[cfg(feature = "server")]
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {

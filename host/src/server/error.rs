@@ -1,53 +1,54 @@
-//! What can be wrong with a server.
+//! The errors of a server.
 
 use std::time::Duration;
 
 use verrou::StoreError;
 
-/// What a server said instead of an answer, or that it said nothing.
+/// An error that a server returned, or the absence of an answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// It cannot be reached, or the connection ended: what was asked may have been done.
+    /// The server cannot be reached, or the connection ended. The outcome of the request is unknown.
     #[error("{server}: the connection failed")]
     Disconnected {
-        /// Which server.
+        /// The server's URL, without its password.
         server: String,
-        /// What the connection said.
+        /// The error of the connection.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It did not answer in time: what was asked may have been done, or be done yet.
+    /// The server did not answer in time. The outcome of the request is unknown, and the server may still
+    /// execute it.
     #[error("{server}: no answer within {}", humantime::format_duration(*after))]
     Timeout {
-        /// Which server.
+        /// The server's URL, without its password.
         server: String,
-        /// How long it was waited for.
+        /// The timeout that has passed.
         after: Duration,
     },
-    /// It cannot answer now, and may soon.
-    #[error("{server}: it cannot answer now")]
+    /// The server is temporarily unable to execute the request.
+    #[error("{server}: temporarily unavailable")]
     Unavailable {
-        /// Which server.
+        /// The server's URL, without its password.
         server: String,
-        /// What it said.
+        /// The server's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It refuses what was asked, and will do so again.
-    #[error("{server}: it refuses this request")]
+    /// The server refuses the request, and will refuse it again.
+    #[error("{server}: the server refuses this request")]
     Refused {
-        /// Which server.
+        /// The server's URL, without its password.
         server: String,
-        /// What it said.
+        /// The server's own error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It is not fit to keep locks as it is.
+    /// The server cannot be used for locks as it is set up.
     #[error("{server}: {why}; {advice}")]
     Setup {
-        /// Which server.
+        /// The server's URL, without its password.
         server: String,
-        /// What is wrong.
+        /// The fault of the setup.
         why: String,
-        /// What to do about it.
+        /// The remedy.
         advice: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What nobody waits for any more is given back.
+//! Cancelled requests: releases the locks that they may have acquired.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,11 +8,11 @@ use tokio::runtime::Handle;
 use tokio::time::sleep;
 use verrou::Owner;
 
-/// Owners whose requests were dropped before their answer, and whose locks are being given back.
+/// The owners whose requests were dropped before their answer, and whose locks are being released.
 #[derive(Debug)]
 pub(crate) struct CancelledRequests {
     runtime: Handle,
-    /// Whether it is still to be given back; locked while that is being asked for.
+    /// Whether each owner's lock is still to be released; locked while the release is in flight.
     owners: Arc<Mutex<Owners>>,
 }
 
@@ -26,7 +26,7 @@ impl CancelledRequests {
         }
     }
 
-    /// Ends when nothing is given back of `owner`, who asks again: not before what is on its way has ended.
+    /// Stops the releases for `owner`, which sends a new request; waits until one in flight has ended.
     pub(crate) async fn stop(&self, owner: &Owner) {
         let given_back = lock(&self.owners).remove(owner);
         if let Some(given_back) = given_back {
@@ -34,8 +34,8 @@ impl CancelledRequests {
         }
     }
 
-    /// Lets `release` give back what `owner` may have, and again after `late`: on several connections what was
-    /// asked first may be done last.
+    /// Calls `release` for the lock that `owner` may hold, now and again after `late`: over several connections,
+    /// the server may execute the dropped request after the first release.
     pub(crate) fn release_later<Released>(
         &self,
         owner: Owner,
@@ -67,7 +67,7 @@ impl CancelledRequests {
     }
 }
 
-/// Does something when a request is dropped before its answer.
+/// Calls a function if a request is dropped before its answer.
 pub(crate) struct CancelGuard<F: FnOnce()>(Option<F>);
 
 impl<F: FnOnce()> CancelGuard<F> {
@@ -75,7 +75,7 @@ impl<F: FnOnce()> CancelGuard<F> {
         Self(Some(act))
     }
 
-    /// There is an answer, or it is known that there is none.
+    /// Drops the function without a call: the request has ended.
     pub(crate) fn disarm(mut self) {
         self.0 = None;
     }

@@ -1,4 +1,4 @@
-//! Lock stores on servers, for locks that reach past one machine.
+//! Lock stores on servers, for the processes of several machines.
 
 mod engine;
 #[cfg(feature = "server")]

@@ -1,4 +1,4 @@
-//! Who in this process waits for news of its lock.
+//! Notifications from a server, and the owners in this process that wait for them.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,19 +10,19 @@ use verrou::Owner;
 
 use super::store::RESERVATION;
 
-/// Those who listen, by owner. Notifications that come while one listens are kept until it looks.
+/// The subscriptions, by owner. A notification is kept until its subscription is polled.
 #[derive(Debug, Default)]
 pub(crate) struct Notifications(Mutex<HashMap<Owner, (usize, Arc<Signal>)>>);
 
 #[derive(Debug, Default)]
 struct Signal {
     notify: Notify,
-    /// Whether it was for this owner.
+    /// Whether the notification was for this owner alone.
     is_targeted: AtomicBool,
 }
 
 impl Notifications {
-    /// Listens for `owner`, until it is dropped.
+    /// Subscribes to the notifications for `owner`, until the result is dropped.
     pub(crate) fn subscribe(&self, owner: Owner) -> Subscription<'_> {
         let mut subscribers = self.subscribers();
         let (count, signal) = subscribers.entry(owner).or_default();
@@ -34,8 +34,8 @@ impl Notifications {
         }
     }
 
-    /// Hands on what the server says: an owner, or one that is to look later, when the lock is kept no
-    /// more for who is before it.
+    /// Passes on a server's notification: an owner, or an owner with `later`, which is notified when the
+    /// reservation for the head waiter has ended.
     pub(crate) fn dispatch(self: &Arc<Self>, payload: &str) {
         let (owner, is_later) = match payload.split_once(' ') {
             Some((owner, "later")) => (owner, true),
@@ -56,7 +56,7 @@ impl Notifications {
         });
     }
 
-    /// Tells whoever listens for `owner`.
+    /// Notifies all subscriptions for `owner`.
     pub(crate) fn notify(&self, owner: &Owner) {
         if let Some((_, signal)) = self.subscribers().get(owner) {
             signal.is_targeted.store(true, Ordering::Release);
@@ -64,7 +64,7 @@ impl Notifications {
         }
     }
 
-    /// Tells all: news may have been missed.
+    /// Notifies all subscriptions, because notifications may have been lost.
     pub(crate) fn notify_all(&self) {
         for (_, signal) in self.subscribers().values() {
             signal.notify.notify_one();
@@ -76,7 +76,7 @@ impl Notifications {
     }
 }
 
-/// One who listens.
+/// A subscription to the notifications for one owner.
 #[derive(Debug)]
 pub(crate) struct Subscription<'a> {
     notifications: &'a Notifications,
@@ -85,7 +85,8 @@ pub(crate) struct Subscription<'a> {
 }
 
 impl Subscription<'_> {
-    /// Ends when there are news, or were since the last time: whether they were for this owner.
+    /// Waits for a notification, unless there was one since the last call. Returns whether it was for this owner
+    /// alone.
     pub(crate) async fn notified(&self) -> bool {
         self.signal.notify.notified().await;
         self.signal.is_targeted.swap(false, Ordering::Acquire)

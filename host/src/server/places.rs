@@ -1,4 +1,4 @@
-//! Who in this process has a place among those who wait on the server.
+//! The heartbeat that keeps the tickets of this process's waiters alive on the server.
 
 use std::collections::HashMap;
 use std::mem;
@@ -9,19 +9,19 @@ use verrou::{Claim, Name, Owner};
 
 use super::store::WAITER_TIMEOUT;
 
-/// The places of those who wait here, which are kept as long as they do.
+/// The waiters of this process, whose tickets are renewed as long as they wait.
 #[derive(Debug, Default)]
 pub(crate) struct QueueHeartbeat(Mutex<Waiters>);
 
 #[derive(Debug, Default)]
 struct Waiters {
     names: HashMap<Owner, Name>,
-    /// Whether [`QueueHeartbeat::run`] sees to it.
+    /// Whether [`QueueHeartbeat::run`] runs.
     is_running: bool,
 }
 
 impl QueueHeartbeat {
-    /// Adds that of `claim`'s owner: whether [`run`](Self::run) is to be started.
+    /// Adds the owner of `claim`. Returns whether [`run`](Self::run) must be started.
     #[must_use]
     pub(crate) fn add(&self, claim: &Claim) -> bool {
         let mut waiters = self.lock();
@@ -29,13 +29,12 @@ impl QueueHeartbeat {
         !mem::replace(&mut waiters.is_running, true)
     }
 
-    /// Removes that of `owner`, if it has one.
+    /// Removes `owner`. Returns whether it was a waiter.
     pub(crate) fn remove(&self, owner: &Owner) -> bool {
         self.lock().names.remove(owner).is_some()
     }
 
-    /// Says to the server of each of them that its owner is there, before it believes that no more, until
-    /// there is none.
+    /// Calls `renew` for each waiter, three times within the lifetime of a ticket, until there are no waiters.
     pub(crate) fn run<Renew, Renewed>(
         self: &Arc<Self>,
         renew: Renew,
@@ -59,7 +58,7 @@ impl QueueHeartbeat {
         }
     }
 
-    /// All of them; without any, nobody keeps them any more.
+    /// Returns all waiters. If there are none, returns `None` and records that [`run`](Self::run) has ended.
     fn all(&self) -> Option<HashMap<Owner, Name>> {
         let mut waiters = self.lock();
         waiters.is_running = !waiters.names.is_empty();

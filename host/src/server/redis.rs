@@ -1,9 +1,9 @@
-//! Locks on one Redis server: each step is a script, which Redis runs as one.
+//! Locks on one Redis server: each operation is a script, which Redis executes atomically.
 //!
-//! A lock is four keys with one prefix: its record, a hash that ends by its time; the counter of its
-//! fences, which never ends; and who waits for it, in their order, and until when they are there. Who
-//! gives a lock back keeps it for the first of them for half a second, and tells it on its channel; who
-//! does not come in that time has lost its place. See `server/redis/`.
+//! A lock is four keys with one prefix: its record, a hash that expires; the counter of its fencing
+//! tokens, which never expires; the queue of its waiters; and the waiters' deadlines and channels. A release
+//! reserves the lock for the head waiter for half a second, and notifies that waiter on its channel; a
+//! waiter that does not acquire the lock in that time loses its ticket. See `server/redis/`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -38,15 +38,15 @@ use crate::store::{Listed, StoreOptions};
 
 /// Leases on one Redis server, version 6 or later.
 ///
-/// Its steps wait in a tokio runtime, that in which it was [connected](Self::connect). One connection
-/// serves all of them, and all who wait. See `host/REDIS.md` for what it promises.
+/// Its operations run in the tokio runtime in which it was [connected](Self::connect). One connection
+/// serves all operations and all waiters. `host/REDIS.md` lists its guarantees.
 pub struct RedisStore {
     connection: ConnectionManager,
     server: String,
     prefix: String,
     timeout: Duration,
     about: String,
-    /// Where those who wait here, and hold here, are told.
+    /// The channel on which this process's waiters and holders are notified.
     channel: String,
     is_subscribed: OnceCell<()>,
     notifications: Arc<Notifications>,
@@ -73,16 +73,16 @@ static EVICT: LazyLock<Script> = script!("redis/evict.lua");
 static WAIT: LazyLock<Script> = script!("redis/wait.lua");
 static LEAVE: LazyLock<Script> = script!("redis/leave.lua");
 
-/// What of a name would end the part of a key that says, in a cluster, where it is kept; and what
-/// stands for it.
+/// The characters of a name that are percent-encoded in a key: braces, which would end the hash tag of
+/// Redis Cluster, `%` and control characters.
 const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
 
 impl RedisStore {
-    /// The store at `url`, whose server is asked whether it is fit for one.
+    /// Connects to the store at `url`, after checking that its server is usable.
     ///
     /// # Errors
     ///
-    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
     pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
         let server = url.to_string();
         let setup = |why: String, advice: &str| ServerError::Setup {
@@ -94,7 +94,7 @@ impl RedisStore {
         let notifications = Arc::new(Notifications::default());
         let received = Arc::clone(&notifications);
         let config = ConnectionManagerConfig::new()
-            // Who waits in vain asks again by itself.
+            // Callers retry by themselves.
             .set_number_of_retries(0)
             .set_connection_timeout(Some(url.timeout()))
             .set_response_timeout(Some(url.timeout()))
@@ -116,18 +116,18 @@ impl RedisStore {
         asked.cmd("INFO").arg("memory");
         asked.cmd("INFO").arg("replication");
         let info: Result<(String, String), _> = asked.query_async(&mut connection).await;
-        // A server that lets nobody ask is trusted.
+        // A server that does not permit `INFO` is accepted without these checks.
         if let Ok((memory, replication)) = info {
             is_kept(&memory).map_err(|why| {
                 setup(
                     why,
-                    "locks could be evicted: set maxmemory-policy noeviction, or use another server",
+                    "Redis could evict locks: set maxmemory-policy noeviction, or use another server",
                 )
             })?;
             if field(&replication, "role") == Some("slave") {
                 return Err(setup(
-                    "it is a replica, in which nothing can be written".to_owned(),
-                    "name the server that it follows",
+                    "this server is a read-only replica".to_owned(),
+                    "name its primary server",
                 ));
             }
         }
@@ -148,11 +148,11 @@ impl RedisStore {
         })
     }
 
-    /// The names that are held now, and by whom.
+    /// Returns the names that are held now, and their holders.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the server cannot tell.
+    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let escaped: String = self
             .prefix
@@ -191,7 +191,7 @@ impl RedisStore {
         Ok(listed)
     }
 
-    /// Returns the owner that is recorded for `name`, and what may be told of its grant.
+    /// Returns the owner that is recorded for `name`, and the public part of its record.
     async fn found(&self, name: &Name) -> Result<Option<(String, Holder)>, StoreError> {
         let key = self.key(name);
         let mut both = ::redis::pipe();
@@ -208,7 +208,7 @@ impl RedisStore {
             return Ok(None);
         };
         let number = |text: &Option<String>| text.as_ref()?.parse::<u64>().ok();
-        // Less what it is kept for longer than its holder counts on it, and never nothing.
+        // Subtract the time by which the record outlives the lease at its holder; never return zero.
         let remaining = u64::try_from(left).ok().map(|left| {
             let drift = number(ttl).map_or(Duration::ZERO, |ttl| drift(Duration::from_millis(ttl)));
             let left = Duration::from_millis(left).saturating_sub(drift);
@@ -224,7 +224,7 @@ impl RedisStore {
         Ok(Some((owner.clone(), holder)))
     }
 
-    /// [`AsyncStore::give_up`], awaited.
+    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
     pub(crate) async fn leave(&self, claim: &Claim) {
         if !self.heartbeat.remove(&claim.owner) {
             return;
@@ -234,11 +234,11 @@ impl RedisStore {
                 script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
             })
             .await;
-        // Otherwise others pass it when it is not there in time.
+        // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
         drop(left);
     }
 
-    /// Gives back what a request may have recorded that nobody waits for any more.
+    /// Releases the lock that a dropped request may have acquired.
     fn release_cancelled(&self, claim: &Claim) {
         let (key, owner) = (self.key(&claim.name), claim.owner);
         let connection = self.connection.clone();
@@ -254,7 +254,7 @@ impl RedisStore {
         key(&self.prefix, name)
     }
 
-    /// Whose record has this key.
+    /// Returns the name of the lock whose record has this key.
     fn name_of(&self, key: &str) -> Option<Name> {
         let braced = key.strip_prefix(&self.prefix)?;
         let encoded = braced.strip_prefix('{')?.strip_suffix('}')?;
@@ -300,7 +300,7 @@ impl RedisStore {
         }
     }
 
-    /// Sees to it that this process hears what it is told.
+    /// Subscribes this process to its channel, once.
     async fn subscribe(&self) -> Result<(), ServerError> {
         let subscribed = self.is_subscribed.get_or_try_init(async || {
             let mut connection = self.connection.clone();
@@ -310,7 +310,7 @@ impl RedisStore {
         subscribed.await.copied()
     }
 
-    /// Takes a place, however long that takes, and waits until it is told to come, but at most
+    /// Takes a ticket, which `at_most` does not limit, and then waits for a notification for at most
     /// `at_most`.
     pub(crate) async fn wait_in_queue(
         &self,
@@ -319,7 +319,7 @@ impl RedisStore {
     ) -> Result<(), ServerError> {
         let subscription = self.notifications.subscribe(claim.owner);
         self.subscribe().await?;
-        // Also when this is dropped before the answer: the place is given up then.
+        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
         self.keep_ticket(claim);
         let is_free: bool = self
             .run(&WAIT, &claim.name, self.timeout, |script| {
@@ -332,7 +332,7 @@ impl RedisStore {
         Ok(())
     }
 
-    /// Sees to it that the place of `claim`'s owner is kept until it is removed here.
+    /// Renews the ticket of `claim`'s owner until the owner is removed from the heartbeat.
     fn keep_ticket(&self, claim: &Claim) {
         if !self.heartbeat.add(claim) {
             return;
@@ -344,7 +344,7 @@ impl RedisStore {
             in_queue(&mut script, &owner, &channel, true);
             let (mut connection, notifications) = (connection.clone(), Arc::clone(&notifications));
             async move {
-                // Whoever cannot be reached now is asked again before the place is lost.
+                // After an error, the next heartbeat comes before the ticket's deadline.
                 if let Ok(true) = script.invoke_async(&mut connection).await {
                     notifications.notify(&owner);
                 }
@@ -434,7 +434,7 @@ impl AsyncStore for RedisStore {
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         if self.wait_in_queue(claim, at_most).await.is_err() {
-            // Whoever asks next is told why.
+            // The next operation returns the error.
             std::future::pending::<()>().await;
         }
     }
@@ -446,7 +446,7 @@ impl AsyncStore for RedisStore {
         while self.subscribe().await.is_err() {
             sleep(PAUSE).await;
         }
-        // What cannot be told now is asked by whoever keeps the lease.
+        // After an error, the renewal of the lease notices the loss.
         if self.holds(claim, None).await.unwrap_or(true) {
             subscription.notified().await;
         }
@@ -475,13 +475,13 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// The key of the record of `name`: in braces what says, in a cluster, where it is kept.
+/// Returns the key of the record of `name`. The name in braces is the hash tag of Redis Cluster.
 fn key(prefix: &str, name: &Name) -> String {
     let name = utf8_percent_encode(name.as_str(), BRACES);
     format!("{prefix}{{{name}}}")
 }
 
-/// `script`, on the record with that key, and what belongs to it.
+/// Returns an invocation of `script` on the record with that key, and its three other keys.
 fn on_keys<'a>(script: &'a Script, key: &str) -> ScriptInvocation<'a> {
     let mut script = script.prepare_invoke();
     for suffix in ["", ":fence", ":queue", ":waiting"] {
@@ -490,14 +490,14 @@ fn on_keys<'a>(script: &'a Script, key: &str) -> ScriptInvocation<'a> {
     script
 }
 
-/// [`LEAVE`] or [`RELEASE`], with its arguments.
+/// Returns an invocation of [`LEAVE`] or [`RELEASE`] with its arguments.
 fn of_owner<'a>(script: &'a Script, key: &str, owner: Owner) -> ScriptInvocation<'a> {
     let mut script = on_keys(script, key);
     script.arg(owner.to_string()).arg(millis(RESERVATION));
     script
 }
 
-/// The arguments of [`WAIT`].
+/// Adds the arguments of [`WAIT`].
 fn in_queue(script: &mut ScriptInvocation<'_>, owner: &Owner, channel: &str, is_kept: bool) {
     script
         .arg(owner.to_string())
@@ -514,26 +514,26 @@ fn reply(done: bool) -> Reply {
     }
 }
 
-/// A number, or an argument in which there is nothing.
+/// Returns a number as text, or an empty argument.
 fn or_nothing(number: Option<u64>) -> String {
     number.map_or_else(String::new, |number| number.to_string())
 }
 
-/// In whole milliseconds, and no less.
+/// Returns a length in whole milliseconds, rounded up.
 fn millis(length: Duration) -> u64 {
-    // A key can end no later.
+    // The latest expiry of a key.
     const LATEST: u128 = 1 << 53;
 
     length.as_nanos().div_ceil(1_000_000).min(LATEST) as u64
 }
 
-/// Hands on what the server says by itself.
+/// Passes on a push message of the server.
 fn dispatch(notifications: &Arc<Notifications>, push: &PushInfo) {
     match (&push.kind, &push.data[..]) {
         (PushKind::Message, [_, payload]) => {
             notifications.dispatch(&String::from_redis_value_ref(payload).unwrap_or_default());
         }
-        // Something may have been said that was not heard.
+        // Messages may have been lost.
         (PushKind::Disconnection | PushKind::Subscribe, _) => notifications.notify_all(),
         _ => {}
     }
@@ -566,12 +566,12 @@ fn client(
     let database = url.database().unwrap_or_else(|| "0".to_owned());
     let database = database.parse().map_err(|_| {
         setup(
-            format!("`{database}` is no number of a database"),
+            format!("`{database}` is not the number of a database"),
             "write redis://HOST/0",
         )
     })?;
     let mut settings = RedisConnectionInfo::default()
-        // Its messages come on the connection that its answers come on.
+        // With RESP3, messages and answers share one connection.
         .set_protocol(ProtocolVersion::RESP3)
         .set_db(database)
         .set_lib_name("verrou", env!("CARGO_PKG_VERSION"));
@@ -599,7 +599,7 @@ fn client(
     Client::build_with_tls(info, certificates).map_err(wrong)
 }
 
-/// Why there is no connection.
+/// Returns the error for a connection that could not be made.
 fn not_connected(server: &str, err: RedisError) -> ServerError {
     let setup = |why: &str, advice: &str| ServerError::Setup {
         server: server.to_owned(),
@@ -608,26 +608,26 @@ fn not_connected(server: &str, err: RedisError) -> ServerError {
     };
     let is_unknown_user = matches!(err.code(), Some("NOAUTH" | "WRONGPASS"));
     match err.kind() {
-        ErrorKind::RESP3NotSupported => setup("it is too old", "use Redis 6 or later"),
+        ErrorKind::RESP3NotSupported => setup("this server is too old", "use Redis 6 or later"),
         kind if is_unknown_user || kind == ErrorKind::AuthenticationFailed => setup(
-            "it refuses the user or the password",
+            "the server refuses the user or the password",
             "write redis://USER:PASSWORD@HOST, or password-file=FILE; on another machine write rediss:// for \
              TLS, or add tls=off",
         ),
         ErrorKind::Parse | ErrorKind::UnexpectedReturnType => setup(
-            "what answers there is no Redis",
+            "the server at this address is not Redis",
             "name the port of Redis, and write rediss:// if it expects TLS",
         ),
         _ => failed(server, err),
     }
 }
 
-/// What a request that failed means.
+/// Classifies the error of a failed request.
 fn failed(server: &str, err: RedisError) -> ServerError {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
 
     let server = server.to_owned();
-    // Full memory or disk, too few replicas, somebody's long script: all that passes.
+    // Full memory or disk, too few replicas, or another client's long script: temporary.
     let passes = matches!(err.code(), Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS"));
     match err.kind() {
         _ if passes => ServerError::Unavailable {
@@ -655,21 +655,21 @@ fn failed(server: &str, err: RedisError) -> ServerError {
     }
 }
 
-/// What a section of `INFO` says of `name`.
+/// Returns the value of the field `name` in a section of `INFO`.
 fn field<'a>(section: &'a str, name: &str) -> Option<&'a str> {
     let mut fields = section.lines().filter_map(|line| line.split_once(':'));
     let (_, value) = fields.find(|(field, _)| *field == name)?;
     Some(value.trim())
 }
 
-/// Whether what is written to a server with this memory stays there, or why not.
+/// Returns an error if a server with this `INFO memory` can evict keys.
 fn is_kept(memory: &str) -> Result<(), String> {
     match (
         field(memory, "maxmemory"),
         field(memory, "maxmemory_policy"),
     ) {
         (Some(limit), Some(policy)) if limit != "0" && policy != "noeviction" => Err(format!(
-            "when its memory is full it forgets keys (maxmemory-policy {policy})"
+            "when its memory is full, this server evicts keys (maxmemory-policy {policy})"
         )),
         _ => Ok(()),
     }
@@ -680,7 +680,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_forgets_is_found_out() {
+    fn server_that_evicts_keys_is_refused() {
         let memory = |limit, policy| {
             format!(
                 "# Memory\r\nused_memory:1\r\nmaxmemory:{limit}\r\nmaxmemory_policy:{policy}\r\n"

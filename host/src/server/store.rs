@@ -1,4 +1,4 @@
-//! A store on whichever server, and what all of them have in common.
+//! A store on a server of any engine, and the parts that all engines share.
 
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use super::RedisStore;
 use super::{Engine, ServerError, ServerUrl};
 use crate::store::{Listed, StoreOptions, Zombies, this_process};
 
-/// A store on a server, of whichever engine this is built for.
+/// A store on a server, of any engine that this program is built with.
 ///
-/// It lives in the tokio runtime in which it was [connected](Self::connect), with its time and I/O
-/// enabled, and ends with it. For programs that block there is [`AnyStore`](crate::AnyStore).
+/// The store lives in the tokio runtime in which it was [connected](Self::connect), which must have time
+/// and I/O enabled, and ends with that runtime. Blocking programs use [`AnyStore`](crate::AnyStore).
 ///
 /// ```
 /// # #[cfg(all(feature = "redis", feature = "tokio"))]
@@ -51,7 +51,7 @@ pub enum ServerStore {
     Etcd(EtcdStore),
 }
 
-/// Does the same with the store of whichever engine it is.
+/// Evaluates an expression with the store of each engine.
 macro_rules! with_engine {
     ($store:expr, $engine:ident => $done:expr) => {
         match $store {
@@ -66,11 +66,11 @@ macro_rules! with_engine {
 }
 
 impl ServerStore {
-    /// The store at `url`, whose server is asked whether it is one.
+    /// Connects to the store at `url`, after checking that its server is usable.
     ///
     /// # Errors
     ///
-    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
     pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
         let StoreOptions {
             group,
@@ -81,16 +81,16 @@ impl ServerStore {
         } = options;
         let needless = [
             ("a group", group.is_some()),
-            ("what file system it is on", *any_file_system),
+            ("a choice of file system", *any_file_system),
             (
-                "waiting for what a holder left behind",
+                "waiting for a zombie of the holder",
                 *zombies == Zombies::Wait,
             ),
         ];
         if let Some((what, _)) = needless.into_iter().find(|(_, is_asked)| *is_asked) {
             return Err(ServerError::Setup {
                 server: url.to_string(),
-                why: format!("{what} is for stores in files alone"),
+                why: format!("{what} is an option of file stores only"),
                 advice: "leave it out".to_owned(),
             });
         }
@@ -112,16 +112,16 @@ impl ServerStore {
         }
     }
 
-    /// The names that are held now, and by whom.
+    /// Returns the names that are held now, and their holders.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the server cannot tell.
+    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         with_engine!(self, store => store.list().await)
     }
 
-    /// [`AsyncStore::wait`], which has a place when it ends, and ends by itself.
+    /// Waits as [`AsyncStore::wait`] does, but always takes a ticket first, and returns errors.
     pub(crate) async fn wait_in_queue(
         &self,
         claim: &Claim,
@@ -130,13 +130,13 @@ impl ServerStore {
         with_engine!(self, store => store.wait_in_queue(claim, at_most).await)
     }
 
-    /// [`AsyncStore::give_up`], awaited.
+    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
     pub(crate) async fn leave(&self, claim: &Claim) {
         with_engine!(self, store => store.leave(claim).await);
     }
 }
 
-/// Each step in a box: what a client of a server keeps while it is asked is tens of kilobytes.
+/// Boxes the future of each operation: a client's state during a request takes tens of kilobytes.
 impl AsyncStore for ServerStore {
     async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
         with_engine!(self, store => Box::pin(store.acquire(claim)).await)
@@ -176,7 +176,7 @@ impl AsyncStore for ServerStore {
     }
 }
 
-/// What a store on a server can do: nothing there ends with its client but by its time.
+/// The capabilities of a store on a server: a lease does not end with its client's process, only by expiry.
 pub(crate) const ABILITIES: Abilities = Abilities {
     expires: true,
     ephemeral: false,
@@ -187,29 +187,29 @@ pub(crate) const ABILITIES: Abilities = Abilities {
     revives: false,
 };
 
-/// How long a lock that was given back is kept for the first of those who wait for it.
+/// The hand-off reservation: the time that a released lock is kept for the head waiter.
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) const RESERVATION: Duration = Duration::from_millis(500);
 
-/// How long someone who waits is believed to be there after having said so.
+/// The time after a waiter's last heartbeat that its ticket stays valid.
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub(crate) const WAITER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For how long a server is to keep a record for a holder that counts on `ttl`.
+/// Returns how long a server keeps a record for a holder with `ttl`.
 ///
-/// Clocks may differ by one percent, and by two milliseconds for what they are read in: the server's
-/// end comes after the holder's.
+/// The two clocks may differ by one percent, and by two milliseconds because of their resolution: the
+/// lease ends at the holder first, then at the server.
 pub(crate) fn record_ttl(ttl: Ttl) -> Option<Duration> {
     ttl.duration().map(|ttl| ttl.saturating_add(drift(ttl)))
 }
 
-/// By how much longer than `ttl` it is kept.
+/// Returns by how much longer than `ttl` a record is kept.
 pub(crate) fn drift(ttl: Duration) -> Duration {
     ttl / 100 + Duration::from_millis(2)
 }
 
-/// How long a step on `claim` waits for its answer: not so long that nobody could ask again before the
-/// lease ends.
+/// Returns how long an operation on `claim` waits for its answer: short enough that the request can be
+/// repeated before the lease ends.
 pub(crate) fn request_timeout(timeout: Duration, claim: &Claim) -> Duration {
     const SHORTEST: Duration = Duration::from_millis(50);
 
@@ -219,7 +219,7 @@ pub(crate) fn request_timeout(timeout: Duration, claim: &Claim) -> Duration {
         .map_or(timeout, |ttl| timeout.min((ttl / 4).max(SHORTEST)))
 }
 
-/// What a record says of the process that made it, for people.
+/// The part of a record that describes the holder's process to people.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct About {
     process: u32,
@@ -228,7 +228,7 @@ pub(crate) struct About {
 }
 
 impl About {
-    /// This process.
+    /// Describes this process.
     pub(crate) fn this(options: &StoreOptions) -> Self {
         let Process { id, host, command } = this_process(options.command.as_deref());
         Self {
@@ -238,12 +238,12 @@ impl About {
         }
     }
 
-    /// As text.
+    /// Returns the description as JSON.
     pub(crate) fn to_json(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// What a record says, if it says it as this does.
+    /// Returns the process that `json` describes, or `None` if it has another format.
     pub(crate) fn process_of(json: &str) -> Option<Process> {
         let about: Self = serde_json::from_str(json).ok()?;
         Some(Process {

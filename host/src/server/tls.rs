@@ -1,6 +1,6 @@
-//! Which cryptography is used: one for all servers, and no other.
+//! The cryptography of TLS: one provider for all servers.
 
-/// Makes ring's what rustls uses, unless the program has chosen another.
+/// Installs ring as the provider of rustls, unless the program has installed another.
 pub(crate) fn install() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -1,5 +1,5 @@
--- ARGV: owner, milliseconds or nothing, the ttl, what is said of the process, its channel, now by its
--- clock, for how long a lock is kept for the first.
+-- ARGV: owner, lifetime of the record in milliseconds or nothing, the ttl, description of the process, its
+-- channel, the time by its clock, hand-off reservation in milliseconds.
 local owner, ttl = ARGV[1], ARGV[2]
 local holder = redis.call('HGET', record, 'owner')
 if holder == owner then
@@ -14,7 +14,7 @@ while true do
   if not head or head == owner then break end
   local kept = redis.call('HMGET', waiting, 'for', 'until')
   if kept[1] ~= head then
-    -- It has ended by its time, or who was the first has not come.
+    -- The lease has expired, or the waiter with the reservation did not acquire the lock.
     hand_over(now, ARGV[7])
     return {0, tonumber(ARGV[7])}
   end

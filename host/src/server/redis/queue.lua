@@ -1,4 +1,5 @@
--- Of all scripts: KEYS are the record, its fence counter, who waits, and until when they are there.
+-- Included in all scripts. KEYS: the record, its fence counter, the queue of waiters, and the deadlines and
+-- channels of the waiters.
 local record, counter, queue, waiting = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 local function milliseconds()
@@ -11,7 +12,7 @@ local function leave(owner)
   redis.call('HDEL', waiting, owner, owner .. ':to')
 end
 
--- The first of those who wait and are believed to be there.
+-- Returns the head waiter, after deleting the tickets before it whose deadline has passed.
 local function first(now)
   while true do
     local owner = redis.call('ZRANGE', queue, 0, 0)[1]
@@ -22,8 +23,8 @@ local function first(now)
   end
 end
 
--- Tells the first of those who wait that the lock is free, and keeps it for them for a while; and the second,
--- who looks for itself when that has passed.
+-- Reserves the free lock for the head waiter and notifies it; notifies also the next waiter, which tries the lock
+-- by itself when the reservation has ended.
 local function hand_over(now, kept)
   local owner = first(now)
   if not owner then return end
@@ -34,7 +35,8 @@ local function hand_over(now, kept)
   if channel then redis.call('PUBLISH', channel, second .. ' later') end
 end
 
--- Where nobody held it: who was told is not told again, nor given more time.
+-- Hands a lock off that was free already: a head waiter that was notified is not notified again, and its
+-- reservation is not prolonged.
 local function hand_on(now, kept)
   if redis.call('HGET', waiting, 'for') ~= first(now) then hand_over(now, kept) end
 end

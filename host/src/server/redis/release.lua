@@ -1,4 +1,4 @@
--- ARGV: owner, for how long a lock is kept for the first.
+-- ARGV: owner, hand-off reservation in milliseconds.
 leave(ARGV[1])
 local is_held = redis.call('HGET', record, 'owner') == ARGV[1]
 if is_held then
