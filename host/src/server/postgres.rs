@@ -1,8 +1,8 @@
-//! Locks in a `PostgreSQL` database: each step is a function there, which locks the row of its name first.
+//! Locks in a `PostgreSQL` database: each operation is a function there, which first locks the row of its name.
 //!
-//! `postgres/schema.sql` has the functions, and says what they keep. Who gives a lock back keeps it for the
-//! first of those who wait for half a second, and tells it by NOTIFY; who does not come in that time has
-//! lost its place. Three connections at most take the steps of a process, and one listens.
+//! `postgres/schema.sql` defines the functions and the tables. A release reserves the lock for the head waiter
+//! for half a second, and notifies that waiter by NOTIFY; a waiter that does not acquire the lock in that time
+//! loses its ticket. A process uses three connections at most for operations, and one to listen.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -43,8 +43,8 @@ use crate::store::{Listed, StoreOptions};
 
 /// Leases in a `PostgreSQL` database, version 12 or later.
 ///
-/// Its steps wait in a tokio runtime, that in which it was [connected](Self::connect). Four connections
-/// serve all of them, and all who wait. See `host/POSTGRES.md` for what it promises.
+/// Its operations run in the tokio runtime in which it was [connected](Self::connect). Four connections
+/// serve all operations and all waiters. `host/POSTGRES.md` lists its guarantees.
 pub struct PostgresStore(Arc<Shared>);
 
 struct Shared {
@@ -53,13 +53,14 @@ struct Shared {
     statements: Statements,
     timeout: Duration,
     about: String,
-    /// Where those who wait here, and hold here, are told.
+    /// The channel on which this process's waiters and holders are notified.
     channel: String,
     notifications: Arc<Notifications>,
     heartbeat: Arc<QueueHeartbeat>,
-    /// Those of them who were told to come.
+    /// The waiters that were notified to try the lock.
     notified: Mutex<HashSet<Owner>>,
-    /// Leaves a connection to those who hold, or were told to come, however many others wait.
+    /// Bounds the connections of waiters that were not notified: one connection is left to holders and to
+    /// notified waiters, however many others wait.
     unnotified: Semaphore,
     listener: AbortHandle,
     settings: Arc<Settings>,
@@ -67,7 +68,7 @@ struct Shared {
     runtime: Handle,
 }
 
-/// The statements of all statements.
+/// The statements of all operations.
 struct Statements {
     acquire: String,
     extend: String,
@@ -79,15 +80,15 @@ struct Statements {
     leave: String,
 }
 
-/// What no text in a database can have, and what stands for it.
+/// The characters of a name that are percent-encoded: NUL, which no text in a database can contain, and `%`.
 const NUL: &AsciiSet = &AsciiSet::EMPTY.add(0).add(b'%');
 
-/// How many connections take statements.
+/// The number of connections for operations.
 const CONNECTIONS: usize = 3;
 
 const SCHEMA: &str = include_str!("postgres/schema.sql");
 
-/// What the schema's comment says.
+/// The comment of a schema of this version.
 const VERSION: &str = "Verrou 1";
 
 /// The first statement of each session: no operator and no function of another schema is called.
@@ -137,7 +138,7 @@ select d.description, untrusted.kind, untrusted.name, untrusted.role, untrusted.
 from space left join untrusted on true left join pg_description as d
   on d.objoid = space.oid and d.classoid = 'pg_namespace'::regclass and d.objsubid = 0";
 
-/// What a role's name in a URL leaves as it is.
+/// The characters that are percent-encoded in a role's name in a URL.
 const ROLE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 /// Selects one statement for each function of schema `$1` that does not set `search_path`: schemas that
@@ -150,11 +151,11 @@ where n.nspname = $1 and p.prokind = 'f'
   and pg_has_role(p.proowner, 'usage')";
 
 impl PostgresStore {
-    /// The store at `url`, whose tables and functions are made if need be.
+    /// Connects to the store at `url`, and creates its schema if it does not exist.
     ///
     /// # Errors
     ///
-    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
     pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
         let server = url.to_string();
         let late = |_| ServerError::Timeout {
@@ -189,7 +190,7 @@ impl PostgresStore {
         });
         let pool = Pool::builder(manager).max_size(CONNECTIONS);
         let pool = pool.post_create(ready).build();
-        let pool = pool.map_err(|err| setup(&server, &err.to_string(), "this is a mistake"))?;
+        let pool = pool.map_err(|err| setup(&server, &err.to_string(), "internal error, please report it"))?;
         let schema = url.option("schema").unwrap_or_else(|| "verrou".to_owned());
         let client = pool
             .get()
@@ -206,7 +207,7 @@ impl PostgresStore {
         {
             return Err(shared_connections(&server));
         }
-        // What is said on one is to be heard on the other.
+        // A notification that is sent on one connection must arrive on the other.
         let subscription = notifications.subscribe(id);
         let notify = format!("notify \"{channel}\", '{id}'");
         let notified = client.batch_execute(&notify).await;
@@ -234,12 +235,12 @@ impl PostgresStore {
             runtime.spawn(async move {
                 let mut listening = (listening, connection);
                 loop {
-                    // It ends with its connection.
+                    // The task ends with its connection.
                     let _ = (&mut listening.1).await;
                     listening = settings
                         .listen_again(&server, &channel, &notifications)
                         .await;
-                    // Something may have been said that was not heard.
+                    // Notifications may have been lost.
                     notifications.notify_all();
                 }
             })
@@ -262,11 +263,11 @@ impl PostgresStore {
         })))
     }
 
-    /// The names that are held now, and by whom.
+    /// Returns the names that are held now, and their holders.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the server cannot tell.
+    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let shared = &self.0;
         let rows = shared
@@ -280,7 +281,7 @@ impl PostgresStore {
         Ok(listed.collect())
     }
 
-    /// Takes a place, however long that takes, and waits until it is told to come, but at most
+    /// Takes a ticket, which `at_most` does not limit, and then waits for a notification for at most
     /// `at_most`.
     pub(crate) async fn wait_in_queue(
         &self,
@@ -292,7 +293,7 @@ impl PostgresStore {
         let Some(turn) = shared.take_turn(claim.owner, shared.timeout).await? else {
             return Ok(());
         };
-        // Also when this is dropped before the answer: the place is given up then.
+        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
         shared.keep_ticket(claim);
         let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
         drop(turn);
@@ -302,10 +303,10 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// [`AsyncStore::give_up`], awaited.
+    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
     pub(crate) async fn leave(&self, claim: &Claim) {
         if self.0.forget_ticket(&claim.owner) {
-            // Otherwise others pass it when it is not there in time.
+            // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
             let _ = self.0.leave(claim).await;
         }
     }
@@ -343,7 +344,7 @@ impl Shared {
         })
     }
 
-    /// The one row that a function answers with.
+    /// Returns the one row that a function returns.
     async fn row(
         &self,
         statement: &str,
@@ -354,8 +355,8 @@ impl Shared {
         rows.into_iter().next().ok_or_else(|| {
             setup(
                 &self.server,
-                "its functions say nothing",
-                "make its schema anew, by the schema.sql of this version",
+                "a function of the schema returned no row",
+                "recreate the schema with the schema.sql of this version",
             )
         })
     }
@@ -370,7 +371,7 @@ impl Shared {
         row.try_get(0).map_err(|err| failed(&self.server, err))
     }
 
-    /// Takes a place, or only keeps the one there is: whether `owner` is to ask for the lock now.
+    /// Takes a ticket, or with `keep` only renews an existing one. Returns whether `owner` is to try the lock now.
     async fn wait(&self, owner: &Owner, name: &Name, keep: bool) -> Result<bool, ServerError> {
         self.asked(
             &self.statements.wait,
@@ -398,7 +399,7 @@ impl Shared {
         .map(drop)
     }
 
-    /// Sees to it that the place of `claim`'s owner is kept until it is forgotten here.
+    /// Renews the ticket of `claim`'s owner until the owner is removed from the heartbeat.
     fn keep_ticket(self: &Arc<Self>, claim: &Claim) {
         if !self.heartbeat.add(claim) {
             return;
@@ -410,7 +411,7 @@ impl Shared {
                 let Some(shared) = shared else {
                     return;
                 };
-                // Whoever cannot be reached now is asked again before the place is lost.
+                // After an error, the next heartbeat comes before the ticket's deadline.
                 if let Ok(true) = shared.wait(&owner, &name, true).await {
                     shared.notifications.notify(&owner);
                 }
@@ -418,7 +419,8 @@ impl Shared {
         }));
     }
 
-    /// Ends when `owner` may ask: at once when it was told to come; and else when few others do.
+    /// Waits until `owner` may use a connection: at once if it was notified; otherwise until one of the permits for
+    /// waiters that were not notified is free.
     async fn take_turn(
         &self,
         owner: Owner,
@@ -444,7 +446,7 @@ impl Shared {
         }
     }
 
-    /// Gives back what a request may have recorded that nobody waits for any more.
+    /// Releases the lock that a dropped request may have acquired.
     fn release_cancelled(self: &Arc<Self>, claim: &Claim) {
         let (shared, claim) = (Arc::clone(self), claim.clone());
         let late = self.timeout;
@@ -469,7 +471,7 @@ impl Shared {
         Ok(reply(done))
     }
 
-    /// Whether `owner` had a place.
+    /// Stops the renewal of the ticket of `owner`. Returns whether it was a waiter.
     fn forget_ticket(&self, owner: &Owner) -> bool {
         self.notified().remove(owner);
         self.heartbeat.remove(owner)
@@ -484,14 +486,15 @@ impl Shared {
     }
 }
 
-/// A connection that a request has.
+/// The connection of a request in flight.
 struct ClientGuard<'a> {
     client: Option<Object>,
     shared: &'a Shared,
 }
 
 impl Drop for ClientGuard<'_> {
-    /// Nobody waits for the answer any more: nobody else is to wait behind it, here or there.
+    /// Cancels the query of a dropped request and closes its connection, so that no other request waits behind it,
+    /// neither in the pool nor on the server.
     fn drop(&mut self) {
         let Some(client) = self.client.take() else {
             return;
@@ -546,7 +549,7 @@ impl AsyncStore for PostgresStore {
             let fence = number.and_then(Fence::new);
             return Ok(Reply::Granted { fence });
         }
-        // It waits to be told again.
+        // It waits for the next notification.
         shared.notified().remove(&claim.owner);
         let remaining = number.map(Duration::from_micros);
         Ok(Reply::Refused { remaining })
@@ -583,7 +586,7 @@ impl AsyncStore for PostgresStore {
         let shared = &self.0;
         let only = match only.map(|only| i64::try_from(only.get())) {
             Some(Ok(only)) => Some(only),
-            // It has never been granted.
+            // This fencing token has never been granted.
             Some(Err(_)) => return Ok(Reply::REFUSED),
             None => None,
         };
@@ -620,14 +623,14 @@ impl AsyncStore for PostgresStore {
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         if self.wait_in_queue(claim, at_most).await.is_err() {
-            // Whoever asks next is told why.
+            // The next operation returns the error.
             std::future::pending::<()>().await;
         }
     }
 
     async fn lost(&self, claim: &Claim) {
         let subscription = self.0.notifications.subscribe(claim.owner);
-        // What cannot be told now is asked by whoever keeps the lease.
+        // After an error, the renewal of the lease notices the loss.
         if self.holds(claim, None).await.unwrap_or(true) {
             subscription.notified().await;
         }
@@ -658,7 +661,7 @@ impl fmt::Debug for PostgresStore {
 
 impl Statements {
     fn new(schema: &str) -> Self {
-        // As much of a holder as people are told.
+        // The columns of `Holder`, and the owner.
         let columns = "name, owner, fence, ttl, about, \
                        (extract(epoch from since) * 1000000)::bigint as since, \
                        (extract(epoch from expires - pg_catalog.clock_timestamp()) * 1000000)::bigint \
@@ -680,7 +683,7 @@ impl Statements {
     }
 }
 
-/// How a connection is made.
+/// The settings of a connection.
 struct Settings {
     config: Config,
     tls: MakeRustlsConnect,
@@ -689,7 +692,7 @@ struct Settings {
 type Listening = (Client, tokio::task::JoinHandle<()>);
 
 impl Settings {
-    /// A connection on which `channel` is heard, and a task that ends with it.
+    /// Opens a connection that listens on `channel`, and a task that ends with it.
     async fn listen(
         &self,
         server: &str,
@@ -713,7 +716,7 @@ impl Settings {
         Ok((client, task))
     }
 
-    /// [`listen`](Self::listen), until it is done.
+    /// Retries [`listen`](Self::listen) until it succeeds.
     async fn listen_again(
         &self,
         server: &str,
@@ -735,10 +738,10 @@ impl Settings {
     }
 }
 
-/// What each connection that takes steps is told first.
+/// Returns the first statements of each connection for operations.
 fn session(timeout: Duration) -> String {
-    // What takes longer has nobody left who waits for it. What was promised is on the disk, even where
-    // the server would forget it.
+    // After `timeout`, no caller waits for the answer. Committed transactions are on the disk, even where the
+    // server is set up to commit asynchronously.
     format!(
         "{SEARCH_PATH}; \
          set statement_timeout = {}; \
@@ -749,7 +752,7 @@ fn session(timeout: Duration) -> String {
     )
 }
 
-/// Whether locks can be kept there at all.
+/// Checks the server's version, and that it is writable.
 async fn check_server(client: &Client, server: &str) -> Result<(), ServerError> {
     let get = |err| failed(server, err);
     let statement = "select pg_catalog.current_setting('server_version_num')::int, \
@@ -759,15 +762,15 @@ async fn check_server(client: &Client, server: &str) -> Result<(), ServerError> 
     if version < 120_000 {
         return Err(setup(
             server,
-            &format!("its version is too old ({})", version / 10_000),
+            &format!("this version of PostgreSQL is too old ({})", version / 10_000),
             "use PostgreSQL 12 or later",
         ));
     }
     if row.try_get(1).map_err(get)? {
         return Err(setup(
             server,
-            "it is a standby, in which nothing can be written",
-            "name the primary server, or all of them, between commas",
+            "this server is a read-only standby",
+            "name the primary server, or all servers, separated by commas",
         ));
     }
     Ok(())
@@ -781,20 +784,20 @@ struct Schema<'a> {
     server: &'a str,
 }
 
-/// What the catalogs say of a schema.
+/// The description of a schema in the catalogs.
 struct Examined {
     comment: Option<String>,
     untrusted: Option<Untrusted>,
 }
 
-/// That an untrusted role controls a schema.
+/// An untrusted role that controls a schema.
 struct Untrusted {
     kind: String,
-    /// What the role controls, or nothing if that is the schema.
+    /// The object that the role controls; empty for the schema itself.
     object: String,
-    /// `None` is every role.
+    /// The role's name; `None` for `PUBLIC`, every role.
     role: Option<String>,
-    /// The statement that ends it, if it is a privilege.
+    /// The statement that revokes the control, if it is a privilege.
     revoke: Option<String>,
 }
 
@@ -814,7 +817,7 @@ impl Schema<'_> {
                 Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                     return Err(self.setup(
                         &format!(
-                            "there is no schema `{}`, and this user may not make it",
+                            "there is no schema `{}`, and this user may not create it",
                             self.name
                         ),
                         "let an administrator run schema.sql, as POSTGRES.md says",
@@ -867,7 +870,7 @@ impl Schema<'_> {
         Ok(untrusted.and_then(|untrusted| untrusted.revoke))
     }
 
-    /// Returns what the catalogs say of the schema, in one snapshot, or `None` if there is none.
+    /// Returns the description of the schema in the catalogs, in one snapshot, or `None` if there is no schema.
     async fn examine(&self, client: &Object) -> Result<Option<Examined>, tokio_postgres::Error> {
         let parameters: &[(&(dyn ToSql + Sync), Type)] =
             &[(&self.name, Type::TEXT), (&self.trusted, Type::TEXT_ARRAY)];
@@ -894,7 +897,7 @@ impl Schema<'_> {
     ///
     /// # Errors
     ///
-    /// Returns an error if it exists, and is not one of this version, or an untrusted role controls it.
+    /// Returns an error if the schema exists, and is not of this version, or is controlled by an untrusted role.
     async fn is_usable(&self, client: &Object) -> Result<bool, ServerError> {
         let examined = self.examine(client).await;
         let Some(examined) = examined.map_err(|err| self.failed(err))? else {
@@ -907,10 +910,10 @@ impl Schema<'_> {
         if comment != VERSION {
             return Err(self.setup(
                 &format!(
-                    "the schema `{}` is another's, or of another version (`{comment}`)",
+                    "the schema `{}` is not Verrou's, or of another version (`{comment}`)",
                     self.name
                 ),
-                "name a schema of its own: ?schema=NAME",
+                "name a separate schema: ?schema=NAME",
             ));
         }
         self.set_search_path(client).await?;
@@ -957,7 +960,7 @@ impl Schema<'_> {
 
     /// Lets each function of the schema set `search_path`, where this user may change the function.
     ///
-    /// A failure is passed over: the sessions of this store are safe without it, and the next store that
+    /// A failure is ignored: the sessions of this store are safe without it, and the next store that
     /// is opened tries again. It fails if several stores are opened at the same time.
     async fn set_search_path(&self, client: &Object) -> Result<(), ServerError> {
         let unset = client
@@ -982,7 +985,7 @@ impl Schema<'_> {
     }
 }
 
-/// Which of the server's processes answers.
+/// Returns the process number of the backend that serves `client`.
 async fn backend(client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
     let answer = client
         .simple_query("select pg_catalog.pg_backend_pid()")
@@ -994,7 +997,7 @@ async fn backend(client: &Client) -> Result<Option<String>, tokio_postgres::Erro
     Ok(number.map(str::to_owned))
 }
 
-/// An identifier, whatever is in it.
+/// Returns a quoted SQL identifier.
 fn quoted(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
@@ -1020,12 +1023,12 @@ fn config(url: &ServerUrl) -> Result<Config, ServerError> {
         Some(other) => {
             return Err(setup(
                 &server,
-                &format!("sslmode={other} is not spoken here"),
+                &format!("sslmode={other} is not supported"),
                 "write sslmode=verify-full, or disable",
             ));
         }
     }
-    // Never `prefer`: whoever is on the way to the server could choose that there is no TLS.
+    // Never `prefer`: a machine on the way to the server could refuse TLS.
     config.ssl_mode(if url.is_encrypted() {
         SslMode::Require
     } else {
@@ -1059,7 +1062,7 @@ fn tls(url: &ServerUrl) -> Result<MakeRustlsConnect, ServerError> {
                     .map_err(|err| wrong(err.to_string()))?;
             }
         }
-        // Those that the system trusts; without any, no server is.
+        // The system's certificates; if there are none, no server is trusted.
         None if url.is_encrypted() => {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
@@ -1075,9 +1078,9 @@ fn text(name: &Name) -> String {
     utf8_percent_encode(name.as_str(), NUL).to_string()
 }
 
-/// In whole microseconds, and no less.
+/// Returns a length in whole microseconds, rounded up.
 fn micros(length: Duration) -> i64 {
-    // A time that can be added to any other there.
+    // A length that the server can add to any time.
     const LONGEST: u128 = 1 << 60;
 
     let micros = length.as_nanos().div_ceil(1000).min(LONGEST);
@@ -1092,14 +1095,14 @@ fn reply(done: bool) -> Reply {
     }
 }
 
-/// What a row says of its holder.
+/// Returns the holder that a row describes.
 fn holder(row: &Row) -> Option<Holder> {
     let number = |column| {
         let number: Option<i64> = row.try_get(column).ok()?;
         number.and_then(|number| u64::try_from(number).ok())
     };
     let micros = |column| number(column).map(Duration::from_micros);
-    // Less what it is kept for longer than its holder counts on it, and never nothing.
+    // Subtract the time by which the record outlives the lease at its holder; never return zero.
     let remaining = row.try_get::<_, Option<i64>>("remaining").ok()?;
     let remaining = remaining.map(|_| {
         let drift = micros("ttl").map_or(Duration::ZERO, drift);
@@ -1138,10 +1141,10 @@ fn not_connected(server: &str, err: PoolError) -> ServerError {
     }
 }
 
-/// What `tokio-postgres` says of a server without TLS, or whose certificate is refused.
+/// The error of `tokio-postgres` for a server without TLS, or with a certificate that is refused.
 const NO_TLS: &str = "error performing TLS handshake";
 
-/// Why a connection was not made.
+/// Returns the error for a connection that could not be made.
 fn connect_error(server: &str, err: tokio_postgres::Error) -> ServerError {
     let Some(code) = err.code() else {
         let cause = std::error::Error::source(&err).map(ToString::to_string);
@@ -1160,14 +1163,14 @@ fn connect_error(server: &str, err: tokio_postgres::Error) -> ServerError {
         if err.to_string().starts_with(NO_TLS) {
             return setup(
                 server,
-                &format!("there is no TLS connection to it ({why})"),
-                "let it have a certificate for its name, of an authority that the system or ca-file=FILE names; \
-                 or, where nobody else can read or change what is sent, add sslmode=disable",
+                &format!("the TLS handshake failed ({why})"),
+                "give the server a certificate for its name, by an authority that the system or ca-file=FILE trusts; \
+                 or, on a network where no other machine can read or change the traffic, add sslmode=disable",
             );
         }
         return setup(
             server,
-            &format!("it does not answer as PostgreSQL does ({why})"),
+            &format!("the server at this address is not PostgreSQL ({why})"),
             "name its host and port, and sslmode=verify-full if it expects TLS",
         );
     };
@@ -1188,16 +1191,16 @@ fn connect_error(server: &str, err: tokio_postgres::Error) -> ServerError {
     }
 }
 
-/// That a pooler gives its connections to others between two statements.
+/// Returns the error for a pooler that gives a connection to other clients between two transactions.
 fn shared_connections(server: &str) -> ServerError {
     setup(
         server,
-        "its connections change hands: a pooler in transaction mode is in between",
+        "a pooler in transaction mode shares this connection with other clients",
         "name the server itself, or a pooler in session mode",
     )
 }
 
-/// What a request that failed means.
+/// Classifies the error of a failed request.
 fn failed(server: &str, err: tokio_postgres::Error) -> ServerError {
     let server = server.to_owned();
     let Some(code) = err.code() else {
@@ -1212,12 +1215,12 @@ fn failed(server: &str, err: tokio_postgres::Error) -> ServerError {
     ]
     .contains(code)
     {
-        // Of another client, whose statements have the same names.
+        // The statements of another client, which have the same names.
         return shared_connections(&server);
     }
     let class = code.code().get(..2).unwrap_or_default();
     let is_temporary = match class {
-        // Connections, resources, what an operator does, and transactions in each other's way.
+        // Connections, resources, operator intervention, and conflicts between transactions.
         "08" | "40" | "53" | "55" | "57" => true,
         _ => *code == SqlState::READ_ONLY_SQL_TRANSACTION,
     };

@@ -1,10 +1,10 @@
--- What Verrou keeps in PostgreSQL, 12 or later. It is made when a store is first opened by a user who may do
--- so; otherwise run this by hand, in one transaction, and let the users have what `host/POSTGRES.md` says.
--- SCHEMA stands for the schema's name, "verrou" unless a URL says otherwise.
+-- Verrou's schema for PostgreSQL, 12 or later. The first store that is opened by a user with the necessary
+-- privileges creates it; otherwise run this by hand, in one transaction, and grant the users the privileges that
+-- `host/POSTGRES.md` lists. SCHEMA stands for the schema's name, "verrou" unless the URL has another.
 --
--- Every step is one function, and begins by locking the row of its name, so that the steps on a name have
--- one order. Rows are never removed: a fence has to be greater than all before it. Times are the server's
--- clock's (clock_timestamp(), for a step may have waited), lengths are microseconds.
+-- Every operation is one function, which begins by locking the row of its name, so that the operations on a name
+-- have one order. Rows are never removed, because a fence must be greater than all before it. Times are read from
+-- the server's clock (clock_timestamp(), because an operation may have waited for a row); lengths are microseconds.
 --
 -- Each function sets search_path, so that no operator or function of another schema runs with the rights of its
 -- caller. Without it, `public.*(bigint, interval)` would be a better match than pg_catalog's.
@@ -15,22 +15,22 @@ create schema SCHEMA;
 
 create table SCHEMA.lock (
   name text collate "C" primary key,
-  -- Nobody holds it when there is none, or its time has passed; it does not end when that is null.
+  -- The holder: none if owner is null or expires has passed. A lease without expires does not end.
   owner text,
   fence bigint not null default 0,
   expires timestamptz,
-  -- What its holder asked for, and is, for people.
+  -- The requested ttl, and a description of the holder for people.
   ttl bigint,
   since timestamptz,
   about text,
-  -- Where its holder is told when the lock is taken away.
+  -- The channel on which the holder is notified when its lease is revoked.
   channel text,
-  -- For whom of those who wait it is kept, since it was given back.
+  -- The hand-off reservation of a released lock: the head waiter, and the end.
   kept_for text,
   kept_until timestamptz
 ) with (fillfactor = 50);
 
--- Who waits, in the order in which they came, as long as they are believed to be there.
+-- The wait queue: the tickets of waiters, each valid until there_until.
 create table SCHEMA.waiter (
   name text collate "C",
   owner text,
@@ -41,7 +41,7 @@ create table SCHEMA.waiter (
 );
 create index waiter_in_order on SCHEMA.waiter (name, ticket);
 
--- The row of a name, locked until the step has ended.
+-- Returns the row of a name, locked until the transaction ends.
 create function SCHEMA.locked(_name text) returns SCHEMA.lock
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -69,7 +69,7 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
   select ceil(extract(epoch from _end - _now) * 1000000)::bigint
 $$;
 
--- The first of those who wait and are believed to be there.
+-- Returns the head waiter, after deleting the tickets before it whose deadline has passed.
 create function SCHEMA.first(_name text, _now timestamptz) returns text
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -83,9 +83,9 @@ begin
   end loop;
 end $$;
 
--- Tells the first of those who wait that the lock is free, and keeps it for them for a while; and the second,
--- who looks for itself when that has passed. Nobody is told where nobody waits: all transactions that tell
--- something wait for each other.
+-- Reserves the free lock for the head waiter and notifies it; notifies also the next waiter, which tries the lock
+-- by itself when the reservation has ended. Without waiters, nothing is notified: transactions that notify commit
+-- one after the other.
 create function SCHEMA.hand_over(_name text, _now timestamptz, _kept bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -97,7 +97,8 @@ begin
     from (select * from SCHEMA.waiter where name = _name order by ticket limit 2) as next;
 end $$;
 
--- Where nobody held it: who was told is not told again, nor given more time.
+-- Hands a lock off that was free already: a head waiter that was notified is not notified again, and its
+-- reservation is not prolonged.
 create function SCHEMA.hand_on(it SCHEMA.lock, _now timestamptz, _kept bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
@@ -106,7 +107,7 @@ begin
   end if;
 end $$;
 
--- Records a claim if its name is free: its fence, or for how long the name stays taken.
+-- Acquires a free name. Returns the fence of the grant, or for how long the name stays taken.
 create function SCHEMA.acquire(
   _name text, _owner text, _lasts bigint, _ttl bigint, _about text, _channel text, _kept bigint,
   out granted boolean, out number bigint
@@ -123,7 +124,7 @@ begin
       number := SCHEMA.length_until(it.expires, _now);
       return;
     end if;
-    -- The retry of a request whose answer was lost.
+    -- The request is a retry, because the answer to an earlier one was lost.
     update SCHEMA.lock set expires = SCHEMA.after(_now, _lasts), ttl = _ttl where name = _name;
     granted := true;
     number := it.fence;
@@ -133,7 +134,7 @@ begin
     head := SCHEMA.first(_name, _now);
     exit when head is null or head = _owner;
     if it.kept_for is distinct from head then
-      -- It has ended by its time, or who was the first has not come.
+      -- The lease has expired, or the waiter with the reservation did not acquire the lock.
       perform SCHEMA.hand_over(_name, _now, _kept);
       number := _kept;
       return;
@@ -151,7 +152,7 @@ begin
   granted := true;
 end $$;
 
--- Lets a record last from now on.
+-- Extends a lease from now on. Returns whether the owner holds the name.
 create function SCHEMA.extend(_name text, _owner text, _lasts bigint, _ttl bigint, _channel text)
 returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -165,7 +166,7 @@ begin
   return true;
 end $$;
 
--- Frees a name, and leaves nothing of its owner.
+-- Releases a name, and deletes the owner's ticket. Returns whether the owner held the name.
 create function SCHEMA.release(_name text, _owner text, _kept bigint) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -183,7 +184,7 @@ begin
   return held and it.owner = _owner;
 end $$;
 
--- Frees a name, whoever holds it, or only if it is held under that fence, and tells its holder.
+-- Force-releases a name, or only the grant with that fence, and notifies its holder.
 create function SCHEMA.evict(_name text, _only bigint, _kept bigint) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -197,8 +198,8 @@ begin
   return true;
 end $$;
 
--- Takes a place among those who wait, or only keeps the one it has: whether its owner is to ask for the lock now,
--- as who has lost its place is.
+-- Takes a ticket, or only renews an existing one. Returns whether the owner is to try the lock now, which includes
+-- an owner whose ticket is lost.
 create function SCHEMA.wait(_name text, _owner text, _believed bigint, _channel text, _only_keep boolean)
 returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -222,7 +223,7 @@ begin
   return false;
 end $$;
 
--- Gives a place up.
+-- Deletes the owner's ticket.
 create function SCHEMA.leave(_name text, _owner text, _kept bigint) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
