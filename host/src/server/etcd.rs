@@ -1,9 +1,10 @@
-//! Locks on etcd: each step is one transaction, which all members agree on.
+//! Locks on etcd: each operation consists of transactions, which the members agree on.
 //!
-//! A lock is a range of keys, one for each owner that holds it or waits for it, in the order in which
-//! they were made. Its holder is the first of them, if it says so; the revision that made the key is its
-//! fence. A holder's key ends with a lease of its own, those of all who wait in one process with that of
-//! the process. Each who waits watches the key before its own.
+//! A lock is a range of keys, one for each owner that holds it or waits for it, ordered by the revisions
+//! that created them. The holder is the owner of the first key, if that key has a record as its value; the
+//! revision that created the key is the fencing token. A holder's key is attached to a lease of its own; the
+//! keys of all waiters of one process are attached to one lease of that process. Each waiter watches the key
+//! before its own.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
@@ -39,37 +40,37 @@ use crate::store::{Listed, StoreOptions};
 
 /// Leases on etcd, version 3.4 or later.
 ///
-/// Its steps wait in a tokio runtime, that in which it was [connected](Self::connect). One connection to
-/// each member serves all of them, and all who wait. See `host/ETCD.md` for what it promises.
+/// Its operations run in the tokio runtime in which it was [connected](Self::connect). One connection to
+/// each member serves all operations and all waiters. `host/ETCD.md` lists its guarantees.
 pub struct EtcdStore {
     shared: Arc<Shared>,
     prefix: String,
     about: serde_json::Value,
-    /// Leases of attempts that are in doubt.
+    /// The leases of acquire requests whose outcome is unknown.
     attempts: Mutex<HashMap<Owner, Vec<i64>>>,
     runtime: Handle,
     cancelled: CancelledRequests,
 }
 
-/// What the task has, too, that keeps the places of those who wait.
+/// The state that the store shares with the task that renews the tickets.
 struct Shared {
     client: Client,
     members: usize,
     server: String,
     timeout: Duration,
-    /// Those who wait here: their keys.
+    /// The tickets of this process's waiters.
     tickets: Mutex<HashMap<Owner, Ticket>>,
-    /// The lease of all places.
+    /// The lease of all tickets.
     presence: tokio::sync::Mutex<Option<Presence>>,
-    /// Told when all places are gone.
+    /// Notified when the lease of all tickets has ended, or is to be replaced.
     lease_replaced: Notify,
 }
 
-/// The place of one who waits.
+/// A waiter's ticket.
 struct Ticket {
     key: String,
-    /// The revision of the first place, when it is the one before and the lock is free, and since when that is
-    /// seen here, however many waits that takes.
+    /// The hand-off reservation for the ticket before this one, if that is the head waiter's and the lock is free:
+    /// the ticket's revision, and when this process first saw it so. It is kept from one wait to the next.
     reservation: Option<(i64, Instant)>,
 }
 
@@ -78,34 +79,35 @@ struct Presence {
     task: JoinHandle<()>,
 }
 
-/// What the key of a holder says; that of one who waits says [`WAITS`].
+/// The value of a holder's key; the value of a waiter's key is [`WAITS`].
 #[derive(Debug, Deserialize, Serialize)]
 struct Record {
-    /// Milliseconds, or nothing.
+    /// In milliseconds; `None` if the lease does not expire.
     ttl: Option<u64>,
-    /// Milliseconds since 1970.
+    /// In milliseconds since 1970.
     since: u64,
     about: serde_json::Value,
 }
 
 const WAITS: &str = "waits";
 
-/// How long places outlive their process, in seconds.
+/// The time in seconds that tickets outlive their process.
 const PRESENCE: i64 = 10;
 
-/// How long a lock that was given back is kept for the first of those who wait for it: each step is
-/// written to disks before it is answered.
+/// The hand-off reservation. It is longer than other stores', because etcd writes each operation to disks
+/// before it answers.
 const RESERVATION: Duration = Duration::from_secs(2);
 
-/// What of a name would end its part of a key, and what stands for it.
+/// The characters of a name that are percent-encoded in a key: `/`, which ends the name there, `%` and control
+/// characters.
 const SLASHES: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 
 impl EtcdStore {
-    /// The store at `url`, whose server is asked whether it is fit for one.
+    /// Connects to the store at `url`, after checking that its server is usable.
     ///
     /// # Errors
     ///
-    /// [`ServerError`] says what is wrong with the server, and what to do about it.
+    /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
     pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
         let server = url.to_string();
         let late = |_| ServerError::Timeout {
@@ -138,11 +140,11 @@ impl EtcdStore {
         })
     }
 
-    /// The names that are held now, and by whom.
+    /// Returns the names that are held now, and their holders.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the server cannot tell.
+    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let shared = &self.shared;
         let asked = shared.within(shared.timeout, async {
@@ -170,7 +172,7 @@ impl EtcdStore {
         Ok(listed)
     }
 
-    /// [`AsyncStore::give_up`], awaited.
+    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
     pub(crate) async fn leave(&self, claim: &Claim) {
         let ticket = self.shared.tickets().remove(&claim.owner);
         if let Some(ticket) = ticket {
@@ -178,7 +180,7 @@ impl EtcdStore {
         }
     }
 
-    /// Removes what a request may have recorded that nobody waits for any more.
+    /// Deletes the key that a dropped request may have written.
     fn release_cancelled(&self, claim: &Claim) {
         let (shared, key) = (Arc::clone(&self.shared), self.key(claim));
         self.cancelled
@@ -191,7 +193,7 @@ impl EtcdStore {
             });
     }
 
-    /// What the keys of all who hold `name`, or wait for it, begin with.
+    /// Returns the prefix of the keys of the holder of `name` and its waiters.
     fn range(&self, name: &Name) -> String {
         let name = utf8_percent_encode(name.as_str(), SLASHES);
         format!("{}{name}/", self.prefix)
@@ -201,7 +203,7 @@ impl EtcdStore {
         format!("{}{}", self.range(&claim.name), claim.owner)
     }
 
-    /// Whose lock the key is one of.
+    /// Returns the name of the lock that the key belongs to.
     fn name_of(&self, key: &[u8]) -> Option<Name> {
         let key = str::from_utf8(key).ok()?;
         let (encoded, _) = key.strip_prefix(&self.prefix)?.split_once('/')?;
@@ -220,7 +222,7 @@ impl EtcdStore {
         }
     }
 
-    /// A lease for a holder that counts on `ttl`; 0 when it does not end.
+    /// Creates the etcd lease for a holder with `ttl`; returns 0 if the holder's lease does not expire.
     async fn lease_for(&self, ttl: Ttl) -> Result<i64, ServerError> {
         match record_ttl(ttl) {
             Some(ttl) => self.shared.grant(seconds(ttl)).await,
@@ -244,7 +246,7 @@ impl EtcdStore {
                         continue;
                     }
                     let made = own.create_revision;
-                    // A place that is still there, and nobody before it.
+                    // The ticket still exists, and is the first key.
                     vec![
                         Compare::create_revision(&*key, CompareOp::Equal, made),
                         Compare::create_revision(&*range, CompareOp::Greater, made - 1)
@@ -270,8 +272,8 @@ impl EtcdStore {
         }
     }
 
-    /// Lets the record that `claim` holds, as it was seen, last for its ttl from now; false if it was
-    /// not as it was seen.
+    /// Extends the record of `claim` by its ttl from now. Returns false if the record has changed since it was
+    /// read as `own`.
     async fn renewed(
         &self,
         claim: &Claim,
@@ -319,7 +321,7 @@ impl EtcdStore {
         let key = self.key(claim);
         let delete = Txn::new().and_then([TxnOp::get(&*key), TxnOp::delete(&*key)]);
         let own = found(&self.shared.txn(delete).await?).swap_remove(0);
-        // An attempt that is still on its way finds its lease gone.
+        // A request that is still in flight then fails, because its lease is gone.
         self.revoke_attempts(claim).await;
         let Some(own) = own.filter(|own| record_of(own).is_some()) else {
             return Ok(Reply::REFUSED);
@@ -363,8 +365,8 @@ impl EtcdStore {
     }
 
     /// Skips `head`, the head waiter of a free lock, if it does not acquire the lock while that is reserved for
-    /// it, and with it all waiters behind it whose places end with the same lease. Any user of etcd can keep that
-    /// lease alive after the waiters' process was killed. A process that still waits takes new places.
+    /// it, and with it all waiters behind it whose tickets end with the same lease. Any user of etcd can keep that
+    /// lease alive after the waiters' process was killed. A process that still waits takes new tickets.
     async fn skip_process(&self, name: &Name, head: KeyValue) -> Result<Reply, ServerError> {
         sleep(RESERVATION).await;
         if !self.shared.skip(&head).await? {
@@ -379,7 +381,7 @@ impl EtcdStore {
         Ok(Reply::Granted { fence: None })
     }
 
-    /// Whom the first key of a range names, if it is a holder's.
+    /// Returns the holder that the first key of a range describes, or `None` if the key is a waiter's.
     async fn holder(&self, first: &KeyValue) -> Result<Option<Holder>, ServerError> {
         let Some(record) = record_of(first) else {
             return Ok(None);
@@ -397,7 +399,7 @@ impl EtcdStore {
         }))
     }
 
-    /// How long whoever counts on `ttl` still does, at least.
+    /// Returns the least time that the holder's lease, of `ttl`, still lasts.
     async fn remaining(&self, lease: i64, ttl: Duration) -> Result<Duration, ServerError> {
         let left = self
             .shared
@@ -409,8 +411,8 @@ impl EtcdStore {
         Ok(left.max(Duration::from_millis(1)))
     }
 
-    /// Takes a place, however long that takes, and waits until its turn has come, but at most
-    /// `at_most`.
+    /// Takes a ticket and waits until the claim's owner is the head waiter of a free lock, but at most `at_most`.
+    /// If that is zero, taking the ticket is not limited by it.
     pub(crate) async fn wait_in_queue(
         &self,
         claim: &Claim,
@@ -444,7 +446,7 @@ impl EtcdStore {
             }
         };
         match until {
-            // The place is taken in any case.
+            // The ticket is taken in any case.
             Some(_) if at_most.is_zero() => waiting.await,
             Some(until) => tokio::time::timeout_at(until, waiting)
                 .await
@@ -453,13 +455,13 @@ impl EtcdStore {
         }
     }
 
-    /// Takes a place, or finds it; nothing if there is nothing to wait for. Says which revision made
-    /// it.
+    /// Takes a ticket, or finds the existing one. Returns the revision that created it, or `None` if there is
+    /// nothing to wait for.
     async fn take_ticket(&self, claim: &Claim, key: &str) -> Result<Option<i64>, ServerError> {
         let range = self.range(&claim.name);
         loop {
             let lease = self.shared.presence().await?;
-            // etcd reads the whole range for a comparison with it, so a place that exists is looked up first.
+            // etcd reads the whole range for a comparison with it, so an existing ticket is looked up first.
             let exists = Compare::create_revision(key, CompareOp::Greater, 0);
             let put = TxnOp::put(key, WAITS, lease);
             let new = Txn::new().when([none(&range)]).or_else([put]);
@@ -485,7 +487,7 @@ impl EtcdStore {
             if own.lease == lease {
                 return Ok(Some(own.create_revision));
             }
-            // It was to end with another lease.
+            // The ticket is attached to an earlier lease.
             let unchanged = Compare::mod_revision(key, CompareOp::Equal, own.mod_revision);
             let put = TxnOp::put(key, WAITS, lease);
             let moved = Txn::new().when([unchanged]).and_then([put]);
@@ -504,7 +506,7 @@ impl EtcdStore {
         }
     }
 
-    /// Ends with true when the place that `made` made is the first, with false if it is gone.
+    /// Waits until the ticket created at revision `made` is the first key. Returns false if the ticket is gone.
     async fn turn(&self, claim: &Claim, key: &str, made: i64) -> Result<bool, ServerError> {
         let (shared, range) = (&self.shared, self.range(&claim.name));
         let mut watch = None::<Watch>;
@@ -540,7 +542,7 @@ impl EtcdStore {
                 }
                 continue;
             }
-            // It is free, and kept for the one before.
+            // The lock is free, and reserved for the waiter before this one.
             let head = before.mod_revision;
             let left = shared.reservation_left(claim.owner, head);
             match timeout(left, begun.changed()).await {
@@ -559,7 +561,8 @@ impl Shared {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How much longer the lock is kept for the first place, that of `revision`, before `owner` passes it.
+    /// Returns the time that is left of the reservation for the head waiter's ticket, of `revision`, before `owner`
+    /// skips it.
     fn reservation_left(&self, owner: Owner, revision: i64) -> Duration {
         let mut tickets = self.tickets();
         let Some(ticket) = tickets.get_mut(&owner) else {
@@ -607,13 +610,13 @@ impl Shared {
         granted.await
     }
 
-    /// Whether the lease was there to be kept alive.
+    /// Keeps a lease alive; returns whether the lease still exists.
     async fn keep_alive(&self, lease: i64) -> Result<bool, ServerError> {
         self.asked(|client| async move { client.lease_keep_alive(lease).await })
             .await
     }
 
-    /// Ends a lease that nobody needs; otherwise it ends by itself.
+    /// Revokes a lease that is no longer needed. If that fails, the lease expires.
     async fn revoke(&self, lease: i64) {
         if lease != 0 {
             let revoked = self.asked(|client| async move { client.lease_revoke(lease).await });
@@ -629,7 +632,7 @@ impl Shared {
         asked.await.is_ok_and(|left| left.ttl <= 0)
     }
 
-    /// Lets all places of this process end with a new lease instead of `lease`.
+    /// Makes all waiters of this process attach their tickets to a new lease instead of `lease`.
     async fn abandon_presence(&self, lease: i64) {
         let mut presence = self.presence.lock().await;
         if let Some(abandoned) = presence.take_if(|presence| presence.lease == lease) {
@@ -638,7 +641,7 @@ impl Shared {
         }
     }
 
-    /// Deletes a place as it was seen. Returns false if it has changed: it may have become a holder's.
+    /// Deletes a ticket as it was read. Returns false if the key has changed: it may have become a holder's.
     async fn skip(&self, ticket: &KeyValue) -> Result<bool, ServerError> {
         let unchanged = Compare::mod_revision(&*ticket.key, CompareOp::Equal, ticket.mod_revision);
         let delete = TxnOp::delete(&*ticket.key);
@@ -646,16 +649,16 @@ impl Shared {
         Ok(self.txn(skip).await?.succeeded)
     }
 
-    /// Gives up a place, unless it has become a holder's.
+    /// Deletes a ticket, unless the key has become a holder's.
     async fn leave(&self, key: impl Into<Vec<u8>>) {
         let key = key.into();
         let waits = Compare::value(key.clone(), CompareOp::Equal, WAITS);
         let left = Txn::new().when([waits]).and_then([TxnOp::delete(key)]);
-        // Otherwise it ends with its process.
+        // After an error, the ticket ends with the lease of its process.
         let _ = self.within(self.timeout, self.txn(left)).await;
     }
 
-    /// Gives up the places that end with `lease`, and that nobody here waits in any more.
+    /// Deletes the tickets attached to `lease` that no waiter of this process uses.
     async fn delete_abandoned(&self, lease: i64) -> Result<(), ServerError> {
         let asked =
             self.asked(|client| async move { client.lease_time_to_live(lease, true).await });
@@ -690,7 +693,7 @@ impl Shared {
         self.within(self.timeout, watching).await
     }
 
-    /// The lease of all places of this process, which is kept alive as long as there are some.
+    /// Returns the lease of all tickets of this process, which is kept alive as long as there are tickets.
     async fn presence(self: &Arc<Self>) -> Result<i64, ServerError> {
         let mut presence = self.presence.lock().await;
         if let Some(presence) = &*presence {
@@ -712,7 +715,7 @@ impl Shared {
                 self.revoke(lease).await;
                 return;
             }
-            // Without an answer it is asked again before the lease ends.
+            // After an error, the next request comes before the lease expires.
             let kept = self.within(pause, self.keep_alive(lease)).await;
             if matches!(kept, Ok(false)) {
                 *presence = None;
@@ -720,7 +723,7 @@ impl Shared {
                 return;
             }
             drop(presence);
-            // What was given up while nobody answered would be in the way of all behind it.
+            // A ticket whose deletion failed would hold up all waiters behind it.
             let leaving = Box::pin(self.delete_abandoned(lease));
             let _ = self.within(pause, leaving).await;
         }
@@ -779,7 +782,7 @@ impl AsyncStore for EtcdStore {
         let shared = &self.shared;
         let first = shared.within(shared.timeout, self.first_of(&claim.name));
         let first = first.await?;
-        // The name of a holder's key ends with its owner.
+        // A holder's key ends with its owner.
         Ok(first.is_some_and(|first| {
             first.key == self.key(claim).as_bytes() && record_of(&first).is_some()
         }))
@@ -787,7 +790,7 @@ impl AsyncStore for EtcdStore {
 
     async fn wait(&self, claim: &Claim, at_most: Duration) {
         if self.wait_in_queue(claim, at_most).await.is_err() {
-            // Whoever asks next is told why.
+            // The next operation returns the error.
             std::future::pending::<()>().await;
         }
     }
@@ -801,7 +804,7 @@ impl AsyncStore for EtcdStore {
             let look = Txn::new().and_then([TxnOp::get(&*key)]);
             let seen = shared.within(shared.timeout, shared.txn(look)).await;
             let Ok(seen) = seen else {
-                // Nothing says when the server can be reached again.
+                // There is no event for the return of the server, so poll.
                 sleep(PAUSE).await;
                 continue;
             };
@@ -839,7 +842,7 @@ impl AsyncStore for EtcdStore {
 
 impl Drop for EtcdStore {
     fn drop(&mut self) {
-        // Where it is locked the task is just at work; then it ends when there are no places.
+        // If it is locked, the task is running, and ends because there are no tickets.
         self.shared.tickets().clear();
         if let Ok(presence) = self.shared.presence.try_lock()
             && let Some(presence) = &*presence
@@ -889,18 +892,18 @@ impl Watch {
     }
 }
 
-/// The first of a range, in the order in which they were made.
+/// Returns the operation that reads the first key of a range, by creation revision.
 fn first(range: &str) -> TxnOp {
     let range = Range::prefix(range).by_creation(Order::Ascending);
     TxnOp::range(range.limit(1))
 }
 
-/// That there is no key in the range.
+/// Returns the condition that there is no key in the range.
 fn none(range: &str) -> Compare {
     Compare::create_revision(range, CompareOp::Equal, 0).with_prefix()
 }
 
-/// What each `get` of a transaction has found.
+/// Returns the key that each `get` of a transaction has found.
 fn found(done: &TxnResponse) -> Vec<Option<KeyValue>> {
     let answers = done.responses.iter();
     answers
@@ -923,7 +926,7 @@ fn revision(done: &TxnResponse) -> i64 {
     done.header.as_ref().map_or(0, |header| header.revision)
 }
 
-/// What a key says, if it is a holder's.
+/// Returns the record of a key, if it is a holder's.
 fn record_of(found: &KeyValue) -> Option<Record> {
     serde_json::from_slice(&found.value).ok()
 }
@@ -944,16 +947,16 @@ fn millis(length: Duration) -> u64 {
     length.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-/// In whole seconds, and no less.
+/// Returns a length in whole seconds, rounded up.
 fn seconds(length: Duration) -> i64 {
-    // etcd takes no longer leases.
+    // The longest lease that etcd accepts.
     const LONGEST: u64 = 9_000_000_000;
 
     let whole = length.as_nanos().div_ceil(1_000_000_000);
     i64::try_from(whole.min(u128::from(LONGEST))).unwrap_or(i64::MAX)
 }
 
-/// A client of a server that was found fit.
+/// Returns a client of the server, after checking that the server is usable.
 async fn checked_client(
     url: &ServerUrl,
     server: &str,
@@ -993,7 +996,7 @@ async fn checked_client(
     };
     let refused = |err| not_fit(server, prefix, err);
     let count = members.len();
-    // Where there is a user, one of them is asked for a token.
+    // With a user, this requests a token from one member.
     let connecting = of_any(count, &(), |()| Client::connect(&members, &options));
     let client = connecting.await.map_err(refused)?;
     let status = of_any(
@@ -1004,7 +1007,7 @@ async fn checked_client(
     let status = status.await.map_err(refused)?;
     if is_too_old(&status.version) {
         return Err(setup(
-            format!("it is etcd {}", status.version),
+            format!("this server is etcd {}", status.version),
             "use etcd 3.4 or later",
         ));
     }
@@ -1016,13 +1019,14 @@ async fn checked_client(
     Ok(client)
 }
 
-/// What one of several members says that can be reached: where one is away, nothing was asked.
+/// Returns the answer of a member that can be reached. A failed connection is retried, because the request has
+/// not reached any member then.
 async fn of_any<C: Clone, T, A: Future<Output = Result<T, Error>>>(
     members: usize,
     client: &C,
     ask: impl Fn(C) -> A,
 ) -> Result<T, Error> {
-    // They are drawn by lot.
+    // The channel selects members at random.
     const DRAWS: usize = 16;
 
     let mut draws = if members > 1 { DRAWS * members } else { 1 };
@@ -1039,7 +1043,7 @@ async fn of_any<C: Clone, T, A: Future<Output = Result<T, Error>>>(
 const NO_SPACE: &str =
     "make room (compact and defragment), then `etcdctl alarm disarm`; see `etcdctl alarm list`";
 
-/// Whether transactions within transactions are unknown to this version.
+/// Returns whether this version does not support nested transactions.
 fn is_too_old(version: &str) -> bool {
     let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
     match (parts.next().flatten(), parts.next().flatten()) {
@@ -1048,7 +1052,7 @@ fn is_too_old(version: &str) -> bool {
     }
 }
 
-/// gRPC's numbers for what went wrong.
+/// The status codes of gRPC.
 mod code {
     pub(super) const UNKNOWN: i32 = 2;
     pub(super) const INVALID_ARGUMENT: i32 = 3;
@@ -1061,7 +1065,7 @@ mod code {
     pub(super) const UNAUTHENTICATED: i32 = 16;
 }
 
-/// Why a server is not fit for a store.
+/// Returns the error for a server that is not usable for a store.
 fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
     let setup = |why: String, advice: String| ServerError::Setup {
         server: server.to_owned(),
@@ -1074,14 +1078,14 @@ fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
     let said = status.message().to_owned();
     match i32::from(status.code()) {
         code::INVALID_ARGUMENT | code::UNAUTHENTICATED => setup(
-            format!("it refuses the user or the password ({said})"),
+            format!("the server refuses the user or the password ({said})"),
             "write etcd://USER:PASSWORD@HOST, or password-file=FILE; on another machine write etcds:// for TLS, \
              or add tls=off"
                 .to_owned(),
         ),
         code::FAILED_PRECONDITION => setup(
-            format!("it knows no users ({said})"),
-            "leave the user out, or enable its authentication".to_owned(),
+            format!("authentication is not enabled on this server ({said})"),
+            "leave the user out, or enable authentication".to_owned(),
         ),
         code::PERMISSION_DENIED => setup(
             format!("the user may not read and write keys that begin with {prefix} ({said})"),
@@ -1089,13 +1093,13 @@ fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
         ),
         _ if said.starts_with("etcdserver:") || unreached(&err).is_some() => failed(server, err),
         _ => setup(
-            format!("what answers there is no etcd ({said})"),
+            format!("the server at this address is not etcd ({said})"),
             "name the port for clients of etcd, and write etcds:// if it expects TLS".to_owned(),
         ),
     }
 }
 
-/// Why there was no connection at all, where there was none, without the wrappings.
+/// Returns the root cause if no connection was made, or `None` for any other error.
 fn unreached(err: &Error) -> Option<String> {
     let Error::Status(status) = err else {
         return None;
@@ -1112,14 +1116,14 @@ fn unreached(err: &Error) -> Option<String> {
                     | io::ErrorKind::TimedOut
             )
         );
-        // What looks up names has no kind of its own.
+        // Errors of name lookups have no `io::ErrorKind`.
         is_io || err.to_string() == "dns error"
     });
     let root = causes().last().filter(|_| is_unreached)?;
     Some(root.to_string())
 }
 
-/// What a request that failed means.
+/// Classifies the error of a failed request.
 fn failed(server: &str, err: Error) -> ServerError {
     let server = server.to_owned();
     let Error::Status(status) = &err else {
@@ -1136,7 +1140,7 @@ fn failed(server: &str, err: Error) -> ServerError {
                 source: format!("{}: {NO_SPACE}", status.message()).into(),
             }
         }
-        // A lease that has ended before it was used.
+        // `NOT_FOUND` is a lease that has ended before it was used.
         code::NOT_FOUND | code::RESOURCE_EXHAUSTED | code::DEADLINE_EXCEEDED => {
             ServerError::Unavailable {
                 server,
@@ -1166,7 +1170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_server_is_found_out() {
+    fn version_before_3_4_is_too_old() {
         assert!(is_too_old("3.3.25"));
         assert!(is_too_old("2.9.0"));
         assert!(!is_too_old("3.4.23"));
@@ -1176,7 +1180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_no_shorter_than_what_it_is_for() {
+    fn lease_seconds_are_rounded_up() {
         assert_eq!(seconds(Duration::from_millis(1)), 1);
         assert_eq!(seconds(Duration::from_secs(4)), 4);
         assert_eq!(seconds(Duration::from_millis(4001)), 5);

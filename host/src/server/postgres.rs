@@ -190,7 +190,13 @@ impl PostgresStore {
         });
         let pool = Pool::builder(manager).max_size(CONNECTIONS);
         let pool = pool.post_create(ready).build();
-        let pool = pool.map_err(|err| setup(&server, &err.to_string(), "internal error, please report it"))?;
+        let pool = pool.map_err(|err| {
+            setup(
+                &server,
+                &err.to_string(),
+                "internal error, please report it",
+            )
+        })?;
         let schema = url.option("schema").unwrap_or_else(|| "verrou".to_owned());
         let client = pool
             .get()
@@ -762,7 +768,10 @@ async fn check_server(client: &Client, server: &str) -> Result<(), ServerError> 
     if version < 120_000 {
         return Err(setup(
             server,
-            &format!("this version of PostgreSQL is too old ({})", version / 10_000),
+            &format!(
+                "this version of PostgreSQL is too old ({})",
+                version / 10_000
+            ),
             "use PostgreSQL 12 or later",
         ));
     }

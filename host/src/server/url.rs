@@ -1,4 +1,4 @@
-//! Where a server is, as one line of text.
+//! The URL of a lock server.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -14,11 +14,11 @@ use verrou::Ttl;
 use super::{Engine, ServerError};
 use crate::open::{InvalidStoreUrl, StoreUrl, marks, password_range};
 
-/// A lock server, as one line of text: `redis://`, `rediss://`, `postgres://` or `etcd://`, a user and
-/// a password, hosts, and options.
+/// The URL of a lock server: `redis://`, `rediss://`, `postgres://` or `etcd://`, a user and a password,
+/// hosts, and options.
 ///
-/// Whatever prints it leaves the password out; it is not part of [`Display`](fmt::Display) or
-/// [`Debug`](fmt::Debug), nor of what `verrou run` tells its command.
+/// The password is never printed: neither by [`Display`](fmt::Display) or [`Debug`](fmt::Debug), nor in
+/// the environment of the command that `verrou run` runs.
 ///
 /// ```
 /// # #[cfg(feature = "redis")]
@@ -33,9 +33,9 @@ use crate::open::{InvalidStoreUrl, StoreUrl, marks, password_range};
 #[derive(Clone, Eq, PartialEq)]
 pub struct ServerUrl {
     engine: Engine,
-    /// Without its password, and with its first host alone.
+    /// The URL without its password, and with its first host only.
     url: Url,
-    /// Hosts and ports of the others.
+    /// The other hosts, and their ports.
     others: Vec<(String, Option<u16>)>,
     password: Option<String>,
 }
@@ -43,17 +43,17 @@ pub struct ServerUrl {
 /// Returns the user with its password and an `@`, and the hosts, or why a part that is printed may have a
 /// password.
 fn checked_parts<'a>(authority: &'a str, tail: &str) -> Result<(String, &'a str), String> {
-    // What ends here may be the beginning of a password, and the rest of it would be printed.
+    // The authority may end within a password, and the rest of the password would be printed.
     if tail.contains('@') {
         return Err(
-            "an `@` is written as %40 behind the hosts, and a `/`, `?` or `#` of a password as \
-                    %2F, %3F, %23"
+            "write an `@` behind the hosts as %40, and a `/`, `?` or `#` of a password as %2F, %3F, \
+                    %23"
                 .to_owned(),
         );
     }
     if password_range(tail).is_some() {
         return Err(
-            "behind the hosts, what is between a `:` and an `@` may be a password, and would be \
+            "behind the hosts, the text between a `:` and an `@` may be a password, and would be \
                     printed"
                 .to_owned(),
         );
@@ -65,41 +65,44 @@ fn checked_parts<'a>(authority: &'a str, tail: &str) -> Result<(String, &'a str)
     let name = user.split(':').next().unwrap_or_default();
     if marks(name, b':', b"3a").next().is_some() {
         return Err(
-            "a user's name has no `:`; the one before a password is not written as %3A".to_owned(),
+            "a user's name cannot contain a `:`; write the `:` before a password as it is, not as %3A"
+                .to_owned(),
         );
     }
     if hosts.contains('%') {
-        return Err("a host has no `%`; the `@` before it is not written as %40".to_owned());
+        return Err(
+            "a host cannot contain a `%`; write the `@` before it as it is, not as %40".to_owned(),
+        );
     }
     if !hosts.is_ascii() {
-        return Err("a host's name is ASCII: write it as `xn--…`, RFC 5891".to_owned());
+        return Err("a host's name must be ASCII: write it as `xn--…` (RFC 5891)".to_owned());
     }
-    // A parser of URLs ends the hosts at some others, such as a backslash behind a port.
+    // A URL parser ends the hosts at some other characters, such as a backslash behind a port.
     let is_of_a_host = |it: char| it.is_ascii_alphanumeric() || "-._[]:,".contains(it);
     if let Some(found) = hosts.chars().find(|it| !is_of_a_host(*it)) {
-        return Err(format!("a host has no `{found}`"));
+        return Err(format!("a host cannot contain a `{found}`"));
     }
     Ok((user, hosts))
 }
 
-/// How long a server is given to answer, unless the option `timeout` says otherwise.
+/// The default of the option `timeout`.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 impl ServerUrl {
-    /// `text`, of which the scheme says that it is an `engine`'s.
+    /// Parses `text`, whose scheme is one of `engine`.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words that do not repeat its password.
+    /// Returns a message that says what is wrong, and does not contain the password.
     pub(crate) fn parse(engine: Engine, text: &str) -> Result<Self, String> {
-        // Readers of URLs drop some of these without a word.
+        // URL parsers drop some of these characters silently.
         if let Some(found) = text.chars().find(|it| it.is_control() || *it == ' ') {
             let written: String = percent_encoding::utf8_percent_encode(
                 found.encode_utf8(&mut [0; 4]),
                 percent_encoding::NON_ALPHANUMERIC,
             )
             .collect();
-            return Err(format!("it holds {found:?}, which is written as {written}"));
+            return Err(format!("it contains {found:?}; write it as {written}"));
         }
         let (scheme, rest) = text
             .split_once("://")
@@ -125,22 +128,22 @@ impl ServerUrl {
             return Err("it names no host".to_owned());
         }
         if !others.is_empty() && engine == Engine::Redis {
-            return Err("locks are kept by one Redis server, and it names several".to_owned());
+            return Err("it names several hosts; a Redis store has one server".to_owned());
         }
         if url.fragment().is_some() {
-            return Err("`#` has no meaning here; write it as %23".to_owned());
+            return Err("it contains a `#`; write it as %23".to_owned());
         }
         let known = engine.options();
         for (option, _) in url.query_pairs() {
             if option == "password" {
                 return Err(
-                    "a password is written before the `@`, or in a file: password-file=FILE"
+                    "write the password before the `@`, or in a file: password-file=FILE"
                         .to_owned(),
                 );
             }
             if !known.contains(&&*option) {
                 return Err(format!(
-                    "`{option}` is no option of it; there are {}",
+                    "`{option}` is not an option of this store; its options are {}",
                     known.join(", ")
                 ));
             }
@@ -174,7 +177,7 @@ impl ServerUrl {
         Ok(parsed)
     }
 
-    /// What kind of server it is.
+    /// Returns the kind of the server.
     pub fn engine(&self) -> Engine {
         self.engine
     }
@@ -209,7 +212,7 @@ impl ServerUrl {
         self.is_local() || self.option(option).as_deref() == Some(value)
     }
 
-    /// All hosts, and their ports where they are named.
+    /// Returns all hosts, each with its port if it has one.
     pub(crate) fn hosts(&self) -> Vec<(String, Option<u16>)> {
         let first = (
             self.url.host_str().unwrap_or_default().to_owned(),
@@ -218,18 +221,18 @@ impl ServerUrl {
         std::iter::once(first).chain(self.others.clone()).collect()
     }
 
-    /// The user's name, if there is one.
+    /// Returns the user's name, if there is one.
     pub(crate) fn user(&self) -> Option<String> {
         let user = percent_encoding::percent_decode_str(self.url.username());
         Some(user.decode_utf8_lossy().into_owned()).filter(|user| !user.is_empty())
     }
 
-    /// The password: of the URL, or of the file that it names.
+    /// Returns the password: of the URL, or of the file that the URL names.
     ///
     /// # Errors
     ///
-    /// That it would be sent without TLS to another machine, that the file cannot be read, or that other
-    /// users can read it.
+    /// Returns an error if the password would be sent without TLS to another machine, if the file cannot be
+    /// read, or if other users can read it.
     pub(crate) fn password(&self) -> Result<Option<String>, ServerError> {
         let refused = |(why, advice): (String, String)| ServerError::Setup {
             server: self.to_string(),
@@ -240,9 +243,10 @@ impl ServerUrl {
         let has_password = file.is_some() || self.password.is_some();
         if has_password && !self.is_encrypted() && !self.permits_clear_password() {
             return Err(refused((
-                "its password would be sent unencrypted".to_owned(),
+                "the password would be sent unencrypted".to_owned(),
                 format!(
-                    "write {}:// for TLS; or, where nobody else can read what is sent, add tls=off",
+                    "write {}:// for TLS; or, on a network where no other machine can read the traffic, add \
+                     tls=off",
                     self.engine.encrypted_scheme()
                 ),
             )));
@@ -253,7 +257,7 @@ impl ServerUrl {
         }
     }
 
-    /// What is between the first `/` and the options.
+    /// Returns the part between the first `/` and the options.
     #[cfg(any(feature = "redis", feature = "postgres", test))]
     pub(crate) fn database(&self) -> Option<String> {
         let path = self.url.path().trim_start_matches('/');
@@ -261,12 +265,12 @@ impl ServerUrl {
         Some(path.into_owned()).filter(|path| !path.is_empty())
     }
 
-    /// The value of an option, if it is there; the last, if it is there several times.
+    /// Returns the value of an option, if it is given; the last one, if it is given several times.
     pub(crate) fn option(&self, name: &str) -> Option<String> {
         self.values(name).last()
     }
 
-    /// The values of an option, in their order.
+    /// Returns the values of an option, in their order.
     #[cfg(feature = "postgres")]
     pub(crate) fn options(&self, name: &str) -> Vec<String> {
         self.values(name).collect()
@@ -280,7 +284,7 @@ impl ServerUrl {
         values.map(|(_, value)| value.into_owned())
     }
 
-    /// How long the server is given to answer.
+    /// Returns how long to wait for an answer of the server.
     pub(crate) fn timeout(&self) -> Duration {
         self.timeout_or_why().unwrap_or(TIMEOUT)
     }
@@ -292,28 +296,31 @@ impl ServerUrl {
         match Ttl::parse_length(&text) {
             Ok(timeout) if !timeout.is_zero() => Ok(timeout),
             _ => Err(format!(
-                "`timeout={text}` is no time to wait; write timeout=2s"
+                "`timeout={text}` is not a length of time; write timeout=2s"
             )),
         }
     }
 
-    /// The certificates, in PEM, of those who are trusted to name the server: of the file in the option
+    /// Returns the certificates, in PEM, of the trusted certificate authorities: those in the file of the option
     /// `ca-file`.
     ///
     /// # Errors
     ///
-    /// That the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub(crate) fn authorities(&self) -> io::Result<Option<Vec<u8>>> {
         let Some(file) = self.option("ca-file") else {
             return Ok(None);
         };
         let named = |err: io::Error| {
-            io::Error::new(err.kind(), format!("the certificates' file {file}: {err}"))
+            io::Error::new(
+                err.kind(),
+                format!("cannot read the certificate file {file}: {err}"),
+            )
         };
         fs::read(&file).map(Some).map_err(named)
     }
 
-    /// The text, without its password.
+    /// Returns the URL without its password.
     pub(crate) fn without_password(&self) -> String {
         let mut text = self.url.to_string();
         if self.others.is_empty() {
@@ -334,20 +341,20 @@ impl ServerUrl {
     }
 }
 
-/// Returns the first line of a file that this user alone can read, or why it is refused, and what to do.
+/// Returns the first line of a file that only this user can read. The error is the reason, and the remedy.
 fn password_of(file: &str) -> Result<String, (String, String)> {
     let unread = |err: io::Error| {
         (
-            format!("the password's file {file}: {err}"),
+            format!("cannot read the password file {file}: {err}"),
             "name a file that can be read".to_owned(),
         )
     };
     let mut opened = File::open(file).map_err(unread)?;
     if let Some(mode) = mode_for_others(&opened).map_err(unread)? {
         return Err((
-            format!("other users may read the password's file {file} (its mode is {mode:04o})"),
+            format!("other users may read the password file {file} (its mode is {mode:04o})"),
             format!(
-                "chmod 600 {file}; or, if it is a secret of a container, let it be mounted with defaultMode: \
+                "chmod 600 {file}; or, if it is a secret of a container, mount it with defaultMode: \
                  0400 (Kubernetes; 0440 with fsGroup) or mode: 0400 (Compose, Swarm)"
             ),
         ));
@@ -377,7 +384,7 @@ fn mode_for_others(_: &File) -> io::Result<Option<u32>> {
 impl FromStr for ServerUrl {
     type Err = InvalidStoreUrl;
 
-    /// Of a [`StoreUrl`] that is a server's.
+    /// Parses a [`StoreUrl`] of a server.
     fn from_str(text: &str) -> Result<Self, InvalidStoreUrl> {
         match text.parse()? {
             StoreUrl::Server(url) => Ok(*url),
@@ -431,13 +438,13 @@ mod tests {
             "postgres://host:5432=x",
         ] {
             let why = parse(text).unwrap_err();
-            assert!(why.contains("a host has no `"), "{text}: {why}");
+            assert!(why.contains("a host cannot contain a `"), "{text}: {why}");
         }
         parse("postgres://db_1.example:5432,[::1]:5433/locks").unwrap();
     }
 
     #[test]
-    fn a_url_is_taken_apart() {
+    fn parts_of_url_are_parsed() {
         let url = parse("redis://app:s%40cret@[::1]:7000/3?prefix=shop:&timeout=500ms").unwrap();
         assert_eq!(url.engine(), Engine::Redis);
         assert!(!url.is_encrypted());
@@ -459,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_not_printed() {
+    fn password_is_not_printed() {
         for text in [
             "rediss://:hidden@host",
             "postgres://user:hidden@one:1,two:2/db?schema=s",
@@ -474,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_can_be_in_a_file() {
+    fn password_is_read_from_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "s@cret\r\nno password\n").unwrap();
         let text = format!("redis://localhost?password-file={}", file.path().display());
@@ -566,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_url_is_refused_with_reason() {
         for (text, said) in [
             ("redis:host", "redis://HOST"),
             ("redis:/a,b//c://host", "redis://HOST"),
@@ -583,7 +590,7 @@ mod tests {
             ("redis://a,b", "several"),
             ("etcd://a,,b", "host"),
             ("redis://a?password=hidden", "before the `@`"),
-            ("redis://a?schema=x", "`schema` is no option"),
+            ("redis://a?schema=x", "`schema` is not an option"),
             ("postgres://a?timeout=soon", "timeout=2s"),
             ("postgres://a#b", "%23"),
             ("redis://app%3Ahidden@host", "%3A"),
@@ -606,7 +613,7 @@ mod tests {
     const SECRET: &str = "hunter2hunter2";
 
     /// Returns whether the [`SECRET`] in `text` is behind a colon and before an `@` that could separate it
-    /// from a user and a host: in one part of a URL, or anywhere in a text that is none.
+    /// from a user and a host: in one part of a URL, or anywhere in a text that is not a URL.
     fn is_password(text: &str) -> bool {
         let schemes = ["redis", "rediss", "postgres", "etcd", "etcds"];
         let rest = text
@@ -630,11 +637,11 @@ mod tests {
         parts.into_iter().any(has_secret)
     }
 
-    /// Asserts that nothing that is printed of `text` has its password.
+    /// Asserts that no printed form of `text` contains its password.
     fn assert_hidden(text: &str) {
         let parsed = text.parse::<StoreUrl>();
         let printed = match &parsed {
-            // A path, which begins as one does.
+            // A path that begins as a URL does.
             Ok(StoreUrl::Lease(_) | StoreUrl::File(_)) => return,
             Ok(url) => format!("{url} {url:?} {:?}", text.parse::<ServerUrl>()),
             Err(why) => format!("{why} {why:?} {:?}", text.parse::<ServerUrl>()),
