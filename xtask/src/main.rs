@@ -284,7 +284,7 @@ fn tests_without_component(shell: &Shell, report: &mut Report) {
 
 /// The tests that keep all processors busy with a thousand threads, and check the order in which those are
 /// served: they run alone.
-const A_THOUSAND: &str = "a_thousand_wait_on_few_connections";
+const A_THOUSAND: &str = "thousand_waiters_share_few_connections";
 
 /// Returns how many tests run at once: three for each core, because most of them wait for processes and for
 /// leases to expire. On two cores the component's tests take 37 s, of which each core computes 25 s.

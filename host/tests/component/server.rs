@@ -8,7 +8,7 @@ use verrou::conformance;
 use verrou::conformance::{Fixture, TestClock};
 use verrou_host::AnyStore;
 
-use crate::fixture::Place;
+use crate::fixture::Namespace;
 use crate::running::Running;
 use crate::through::Component;
 
@@ -21,14 +21,14 @@ fn redis() -> String {
 
 /// A fixture on a server, whose clock no test can advance; the test's clock runs beside it.
 struct Beside {
-    place: Place,
+    place: Namespace,
     clock: TestClock,
 }
 
 impl Beside {
     fn new() -> Self {
         Self {
-            place: Place::new(&redis(), "prefix"),
+            place: Namespace::new(&redis(), "prefix"),
             clock: TestClock::running(),
         }
     }

@@ -33,7 +33,7 @@ pub(crate) trait Kind: Sync {
     fn start(&self) -> Running;
 
     /// The URL of a store on the server at that port; `place` tells it from others there.
-    fn url(&self, port: u16, place: &str) -> String;
+    fn url(&self, port: u16, namespace: &str) -> String;
 
     /// The ttl of leases that are to end while a test waits.
     fn ttl(&self) -> Duration {
@@ -41,7 +41,7 @@ pub(crate) trait Kind: Sync {
     }
 
     /// Ends when somebody waits for the lock at that place.
-    fn until_one_waits(&self, port: u16, place: &str);
+    fn until_one_waits(&self, port: u16, namespace: &str);
 
     /// How much later than its ttl a record is gone, at most.
     fn late(&self) -> Duration {
@@ -50,23 +50,23 @@ pub(crate) trait Kind: Sync {
 }
 
 /// A test of each of these cases, for an engine.
-macro_rules! every_engine_stands {
+macro_rules! tests_of_every_engine {
     ($kind:expr) => {
         #[cfg(feature = "tokio")]
-        $crate::cases::every_engine_stands!($kind; tasks_take_turns, an_acquisition_that_is_dropped_is_given_back);
-        $crate::cases::every_engine_stands!($kind;
-            waiters_are_served_in_their_order,
-            who_waited_and_is_gone_is_passed,
-            who_waits_and_is_stopped_is_passed,
-            a_place_is_kept,
-            a_lost_answer_is_asked_for_again,
-            cut_connections_are_made_anew,
-            a_stopped_server_is_no_answer,
-            a_killed_server_keeps_its_locks,
-            a_thousand_wait_on_few_connections,
-            an_evicted_holder_is_told,
-            what_is_no_server_is_told_apart,
-            the_command_does_the_same
+        $crate::cases::tests_of_every_engine!($kind; tasks_hold_lock_one_at_a_time, grant_of_dropped_acquire_is_released);
+        $crate::cases::tests_of_every_engine!($kind;
+            waiters_are_served_in_order,
+            waiter_of_dropped_store_is_skipped,
+            stopped_waiter_is_skipped,
+            ticket_is_kept_while_owner_waits,
+            retry_after_lost_answer_returns_same_grant,
+            cut_connections_are_reopened,
+            stopped_server_is_temporary_error,
+            locks_survive_killed_server,
+            thousand_waiters_share_few_connections,
+            force_release_notifies_holder,
+            server_of_another_kind_is_refused,
+            command_works_with_server_store
         );
     };
     ($kind:expr; $($case:ident),*) => {
@@ -78,7 +78,7 @@ macro_rules! every_engine_stands {
         )*
     };
 }
-pub(crate) use every_engine_stands;
+pub(crate) use tests_of_every_engine;
 
 pub(crate) fn open(url: &str) -> AnyStore {
     let url = url.parse().expect("a URL");
@@ -168,7 +168,7 @@ pub(crate) fn until_granted(store: &AnyStore, claim: &Claim) -> Result<Reply, St
 
 /// Waiters of several stores, each of which comes when the one before it has its place, are served in
 /// that order; one of them who gives up is passed at once, and no newcomer passes them.
-pub(crate) fn waiters_are_served_in_their_order(kind: &impl Kind) {
+pub(crate) fn waiters_are_served_in_order(kind: &impl Kind) {
     const STORES: usize = 4;
     const WAITERS: u32 = 16;
 
@@ -211,7 +211,7 @@ pub(crate) fn waiters_are_served_in_their_order(kind: &impl Kind) {
 }
 
 /// A lock is kept only for a while for someone who waited and is gone.
-pub(crate) fn who_waited_and_is_gone_is_passed(kind: &impl Kind) {
+pub(crate) fn waiter_of_dropped_store_is_skipped(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "gone");
     let (store, gone) = (open(&url), open(&url));
@@ -229,7 +229,7 @@ pub(crate) fn who_waited_and_is_gone_is_passed(kind: &impl Kind) {
 }
 
 /// Nor for a process that waits and is stopped, which comes behind the others when it goes on.
-pub(crate) fn who_waits_and_is_stopped_is_passed(kind: &impl Kind) {
+pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "stopped");
     let store = open(&url);
@@ -266,7 +266,7 @@ pub(crate) fn who_waits_and_is_stopped_is_passed(kind: &impl Kind) {
 }
 
 /// A place is kept as long as its owner waits, however seldom it says so.
-pub(crate) fn a_place_is_kept(kind: &impl Kind) {
+pub(crate) fn ticket_is_kept_while_owner_waits(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "kept");
     let (store, other) = (open(&url), open(&url));
@@ -289,7 +289,7 @@ pub(crate) fn a_place_is_kept(kind: &impl Kind) {
 
 /// Tasks that move between threads take turns; some are dropped while they wait, or while they hold it.
 #[cfg(feature = "tokio")]
-pub(crate) fn tasks_take_turns(kind: &impl Kind) {
+pub(crate) fn tasks_hold_lock_one_at_a_time(kind: &impl Kind) {
     const TASKS: u32 = 40;
     const PATIENCE: Duration = Duration::from_millis(30);
 
@@ -297,9 +297,9 @@ pub(crate) fn tasks_take_turns(kind: &impl Kind) {
     struct Inside<'a>(&'a AtomicBool);
 
     impl<'a> Inside<'a> {
-        fn new(is_anybody: &'a AtomicBool) -> Self {
-            assert!(!is_anybody.swap(true, Ordering::SeqCst), "two are inside");
-            Self(is_anybody)
+        fn new(is_occupied: &'a AtomicBool) -> Self {
+            assert!(!is_occupied.swap(true, Ordering::SeqCst), "two are inside");
+            Self(is_occupied)
         }
     }
 
@@ -318,14 +318,14 @@ pub(crate) fn tasks_take_turns(kind: &impl Kind) {
         let store = ServerStore::connect(&url, &StoreOptions::default()).await;
         let store = Arc::new(store.expect("the server is there"));
         let locks = nonblocking::LockFactory::new(store, Tokio);
-        let is_anybody = Arc::new(AtomicBool::new(false));
+        let is_occupied = Arc::new(AtomicBool::new(false));
         let task = |number: u32| {
-            let (locks, is_anybody) = (locks.clone(), Arc::clone(&is_anybody));
+            let (locks, is_occupied) = (locks.clone(), Arc::clone(&is_occupied));
             tokio::spawn(async move {
                 let lock = locks.create_lock("lock", ttl).expect("a lock");
                 let work = lock.run(async |held| {
                     let work = async {
-                        let _inside = Inside::new(&is_anybody);
+                        let _inside = Inside::new(&is_occupied);
                         tokio::time::sleep(Duration::from_millis(2)).await;
                     };
                     held.keep(work).await
@@ -348,7 +348,7 @@ pub(crate) fn tasks_take_turns(kind: &impl Kind) {
 
 /// What was granted to somebody who did not wait for the answer is given back.
 #[cfg(feature = "tokio")]
-pub(crate) fn an_acquisition_that_is_dropped_is_given_back(kind: &impl Kind) {
+pub(crate) fn grant_of_dropped_acquire_is_released(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "dropped");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -414,7 +414,7 @@ pub(crate) fn many_clients_count(
 }
 
 /// Who is told nothing, because the answer was lost, asks again, and has what it was granted.
-pub(crate) fn a_lost_answer_is_asked_for_again(kind: &impl Kind) {
+pub(crate) fn retry_after_lost_answer_returns_same_grant(kind: &impl Kind) {
     let server = kind.start();
     let proxy = Proxy::to(server.port);
     let store = open(&kind.url(proxy.port, "lost"));
@@ -457,7 +457,7 @@ pub(crate) fn a_lost_answer_is_asked_for_again(kind: &impl Kind) {
 }
 
 /// All connections cut: whoever waits is served all the same, and a holder keeps its lease.
-pub(crate) fn cut_connections_are_made_anew(kind: &impl Kind) {
+pub(crate) fn cut_connections_are_reopened(kind: &impl Kind) {
     let server = kind.start();
     let proxy = Proxy::to(server.port);
     let (store, direct) = (
@@ -488,7 +488,7 @@ pub(crate) fn cut_connections_are_made_anew(kind: &impl Kind) {
     keep_alive(&held, || {
         proxy.cut_for_good();
         thread::sleep(ttl / 3);
-        proxy.mend();
+        proxy.reopen();
         thread::sleep(ttl);
     })
     .expect("it is kept");
@@ -512,11 +512,11 @@ pub(crate) fn cut_connections_are_made_anew(kind: &impl Kind) {
         ),
         "{lost:?}"
     );
-    proxy.mend();
+    proxy.reopen();
 }
 
 /// A server that is stopped answers nobody, in time; when it goes on all is as it was.
-pub(crate) fn a_stopped_server_is_no_answer(kind: &impl Kind) {
+pub(crate) fn stopped_server_is_temporary_error(kind: &impl Kind) {
     let server = kind.start();
     let store = open(&kind.url(server.port, "stopped"));
     let one = claim(1, lasting(Duration::from_mins(1)));
@@ -535,7 +535,7 @@ pub(crate) fn a_stopped_server_is_no_answer(kind: &impl Kind) {
 }
 
 /// A server that is killed and started again has what it had, and its fences go on.
-pub(crate) fn a_killed_server_keeps_its_locks(kind: &impl Kind) {
+pub(crate) fn locks_survive_killed_server(kind: &impl Kind) {
     let mut server = kind.start();
     let url = kind.url(server.port, "killed");
     let store = open(&url);
@@ -552,7 +552,7 @@ pub(crate) fn a_killed_server_keeps_its_locks(kind: &impl Kind) {
 }
 
 /// A thousand who wait share a few connections, and are served in their order.
-pub(crate) fn a_thousand_wait_on_few_connections(kind: &impl Kind) {
+pub(crate) fn thousand_waiters_share_few_connections(kind: &impl Kind) {
     const WAITERS: u32 = 1000;
     const CONNECTIONS: usize = 4;
 
@@ -589,7 +589,7 @@ pub(crate) fn a_thousand_wait_on_few_connections(kind: &impl Kind) {
 }
 
 /// Evicted holders are told at once.
-pub(crate) fn an_evicted_holder_is_told(kind: &impl Kind) {
+pub(crate) fn force_release_notifies_holder(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "evicted");
     let (store, other) = (open(&url), open(&url));
@@ -624,7 +624,7 @@ pub(crate) fn an_evicted_holder_is_told(kind: &impl Kind) {
 }
 
 /// What does not speak the engine's language is no store.
-pub(crate) fn what_is_no_server_is_told_apart(kind: &impl Kind) {
+pub(crate) fn server_of_another_kind_is_refused(kind: &impl Kind) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let port = listener.local_addr().expect("it has an address").port();
     thread::spawn(move || {
@@ -694,7 +694,7 @@ fn ended(mut command: Command) -> Output {
 }
 
 /// The command does with a server what it does with files.
-pub(crate) fn the_command_does_the_same(kind: &impl Kind) {
+pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
     let mut server = kind.start();
     let url = kind.url(server.port, "command");
     let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
@@ -765,26 +765,31 @@ pub(crate) fn the_command_does_the_same(kind: &impl Kind) {
     let mut running = verrou(&url, &[&words[..], &["echo; exec sleep 100"]].concat());
     running.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut running = running.spawn().expect("it can be run");
-    let mut heard = running.stdout.take().expect("it is heard");
-    heard.read_exact(&mut [0]).expect("it has the lock");
+    let mut stdout = running.stdout.take().expect("it is piped");
+    stdout.read_exact(&mut [0]).expect("it has the lock");
     server.kill();
     let lost = running.wait_with_output().expect("it ends");
     assert_eq!(lost.status.code(), Some(76), "{}", said(&lost));
     assert!(said(&lost).contains("lost"), "{}", said(&lost));
 
-    let nobody = ended(verrou(&url, &["run", "lock", "--", "true"]));
-    assert_eq!(nobody.status.code(), Some(73), "{}", said(&nobody));
+    let unreachable = ended(verrou(&url, &["run", "lock", "--", "true"]));
+    assert_eq!(
+        unreachable.status.code(),
+        Some(73),
+        "{}",
+        said(&unreachable)
+    );
 }
 
 /// The command that runs under a lock is not told the password of `url`, which is `s3cret`.
-pub(crate) fn a_command_is_not_told_the_password(url: &str) {
+pub(crate) fn password_is_not_passed_to_command(url: &str) {
     let store: StoreUrl = url.parse().expect("a URL");
     let printed = format!("{store} {store:?} {:?}", open(url));
     assert!(!printed.contains("s3cret"), "{printed}");
     let scheme = url.split("://").next().expect("a scheme");
-    let folder = tempfile::tempdir().expect("there is room for a folder");
-    let file = folder.path().join("fence").display().to_string();
-    let lock = folder.path().join("lock").display().to_string();
+    let directory = tempfile::tempdir().expect("there is room for a directory");
+    let file = directory.path().join("fence").display().to_string();
+    let lock = directory.path().join("lock").display().to_string();
     for words in [
         &["run", "lock", "--", "env"][..],
         &["run", "--file", &lock, "--", "env"],
@@ -795,8 +800,8 @@ pub(crate) fn a_command_is_not_told_the_password(url: &str) {
         let output = ended(command);
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
-        let is_told = said.contains(&format!("VERROU_STORE={scheme}://"));
-        assert!(is_told, "{said}");
+        let has_url = said.contains(&format!("VERROU_STORE={scheme}://"));
+        assert!(has_url, "{said}");
         assert!(!said.contains("s3cret"), "{said}");
     }
 }
@@ -824,7 +829,7 @@ fn stop_for(command: Pid, length: Duration) {
 ///
 /// `script` is what a shell does with `$WORD`, `$VERROU_FENCE` and `$PORT`: it says `ok` when it has written. `list`
 /// is what is there in the end. It runs for ten seconds, or as many as `VERROU_WORKLOAD_SECONDS` says.
-pub(crate) fn nothing_that_was_acknowledged_is_lost(
+pub(crate) fn acknowledged_writes_are_not_lost(
     kind: &impl Kind,
     prepare: impl FnOnce(u16),
     script: &str,

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-/// A certificate for `localhost` that is its own authority, and its key: two files in `folder`.
-pub(crate) fn certificate(folder: &Path) -> (String, String) {
-    let at = |name: &str| folder.join(name).display().to_string();
+/// A certificate for `localhost` that is its own authority, and its key: two files in `directory`.
+pub(crate) fn certificate(directory: &Path) -> (String, String) {
+    let at = |name: &str| directory.join(name).display().to_string();
     let (certificate, key) = (at("certificate.pem"), at("key.pem"));
     let mut openssl = Command::new("openssl");
     openssl.args([

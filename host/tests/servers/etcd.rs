@@ -14,7 +14,7 @@ use crate::certificate::certificate;
 use crate::etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, Nothing, Order, Range, Txn, TxnOp,
 };
-use crate::fixture::Place;
+use crate::fixture::Namespace;
 use crate::running::Running;
 
 /// The server of all cases that leave it alone.
@@ -28,13 +28,13 @@ fn server() -> String {
 verrou::conformance!(
     conformance,
     // Kept for four seconds, and looked at twice in each.
-    Place::new(&server(), "prefix").counting(
+    Namespace::new(&server(), "prefix").counting(
         Duration::from_millis(3900),
         (0, Duration::from_millis(1200))
     )
 );
 
-cases::every_engine_stands!(Etcd);
+cases::tests_of_every_engine!(Etcd);
 
 struct Etcd;
 
@@ -43,12 +43,12 @@ impl Kind for Etcd {
         Running::etcd(&[])
     }
 
-    fn url(&self, port: u16, place: &str) -> String {
-        format!("etcd://127.0.0.1:{port}?prefix={place}/")
+    fn url(&self, port: u16, namespace: &str) -> String {
+        format!("etcd://127.0.0.1:{port}?prefix={namespace}/")
     }
 
-    fn until_one_waits(&self, port: u16, place: &str) {
-        let both = format!("{place}/lock/");
+    fn until_one_waits(&self, port: u16, namespace: &str) {
+        let both = format!("{namespace}/lock/");
         let words = ["get", "--prefix", "--keys-only", &both];
         cases::in_time(|| answer(port, &words).matches(&both).count() == 2);
     }
@@ -126,13 +126,13 @@ key=$(etcdctl get --prefix --keys-only workload/lock/ --sort-by=CREATE --limit=1
 printf 'create("%s") = "%s"\n\nput list "%s"\n\n\n' "$key" $VERROU_FENCE "$list $WORD" | etcdctl txn"#;
 
 #[test]
-fn nothing_that_was_acknowledged_is_lost() {
+fn acknowledged_writes_are_not_lost() {
     let script = format!(
         "export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=127.0.0.1:$PORT; \
          list=$(etcdctl get list --print-value-only); sleep 0.01; \
          said=$({FENCED_WRITE}); case $said in SUCCESS*) echo ok;; esac"
     );
-    cases::nothing_that_was_acknowledged_is_lost(
+    cases::acknowledged_writes_are_not_lost(
         &Etcd,
         |_| {},
         &script,
@@ -142,7 +142,7 @@ fn nothing_that_was_acknowledged_is_lost() {
 
 /// A lease that somebody revokes takes the lock with it, and its holder is told at once.
 #[test]
-fn a_holder_whose_lease_is_revoked_is_told() {
+fn revoked_etcd_lease_notifies_holder() {
     let server = Etcd.start();
     let store = cases::open(&Etcd.url(server.port, "revoked"));
     let claim = cases::claim(1, Ttl::new(Duration::from_mins(10)).expect("a ttl"));
@@ -160,7 +160,7 @@ fn a_holder_whose_lease_is_revoked_is_told() {
 
 /// Whoever waits is served after all revisions were compacted under it.
 #[test]
-fn a_compaction_disturbs_nobody() {
+fn waiter_survives_compaction() {
     let server = Etcd.start();
     let url = Etcd.url(server.port, "compacted");
     let (store, other) = (cases::open(&url), cases::open(&url));
@@ -187,7 +187,7 @@ fn a_compaction_disturbs_nobody() {
 
 /// A place that nobody comes for is passed, though its process is there.
 #[test]
-fn who_does_not_come_is_passed() {
+fn absent_head_waiter_is_skipped() {
     let server = Etcd.start();
     let store = cases::open(&Etcd.url(server.port, "passed"));
     let one = cases::claim(1, Ttl::NEVER);
@@ -206,7 +206,7 @@ fn who_does_not_come_is_passed() {
 
 /// Who waits for longer than a process that is gone would keep its place has it still.
 #[test]
-fn a_place_is_kept_while_somebody_waits() {
+fn ticket_is_not_recreated_during_long_wait() {
     let server = Etcd.start();
     let store = cases::open(&Etcd.url(server.port, "kept"));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
@@ -249,7 +249,7 @@ fn no_lease_is_left_behind() {
 
 /// Names are apart however much they look like the keys of others.
 #[test]
-fn a_name_is_no_part_of_another() {
+fn names_with_slashes_are_separate_locks() {
     let server = Etcd.start();
     let store = cases::open(&Etcd.url(server.port, "names"));
     for name in ["a", "a/b", "a%2Fb", "a/", "%"] {
@@ -263,7 +263,7 @@ fn a_name_is_no_part_of_another() {
 
 /// What is wrong with a server is said, and what to do about it.
 #[test]
-fn a_server_that_is_not_fit_is_refused() {
+fn unsuitable_server_is_refused_with_advice() {
     let closed = Etcd.start();
     let port = closed.port;
     let why = refused(&format!("etcd://somebody:wr0ng@127.0.0.1:{port}"));
@@ -318,7 +318,7 @@ fn a_server_that_is_not_fit_is_refused() {
 
 /// A server without room says how to make some, and still frees what is held.
 #[test]
-fn a_full_server_says_so() {
+fn full_server_error_says_how_to_make_room() {
     let full = Running::etcd(&["--quota-backend-bytes=1048576"]);
     let url = Etcd.url(full.port, "full");
     let store = cases::open(&url);
@@ -346,7 +346,7 @@ fn a_full_server_says_so() {
 
 /// The command that runs under a lock is not told the password.
 #[test]
-fn a_command_is_not_told_the_password() {
+fn password_is_not_passed_to_command() {
     let server = Etcd.start();
     for words in [
         &["user", "add", "root:s3cret"][..],
@@ -356,7 +356,7 @@ fn a_command_is_not_told_the_password() {
         answer(server.port, words);
     }
     let url = format!("etcd://root:s3cret@127.0.0.1:{}", server.port);
-    cases::a_command_is_not_told_the_password(&url);
+    cases::password_is_not_passed_to_command(&url);
 }
 
 /// A password is not sent without TLS to another machine, unless the URL says so.
@@ -581,7 +581,7 @@ fn lease_of_waiters_that_another_user_revokes_is_replaced() {
     let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     cases::granted(store.acquire(&one));
-    let places = || {
+    let tickets = || {
         let words = ["get", "--prefix", "--keys-only", "verrou/lock/"];
         answer_as("app", port, &words)
             .matches("verrou/lock/")
@@ -590,16 +590,16 @@ fn lease_of_waiters_that_another_user_revokes_is_replaced() {
     // The store may revoke the lease first.
     cases::in_time(|| {
         assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
-        assert_eq!(places(), 2);
+        assert_eq!(tickets(), 2);
         store.give_up(&two);
-        cases::in_time(|| places() == 1);
+        cases::in_time(|| tickets() == 1);
         let leases = leases_seen(port);
         let revoke = |lease: &String| etcdctl_as("mallory", port, &["lease", "revoke", lease]);
         let is_revoked = leases.iter().any(|lease| revoke(lease).status.success());
         assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
-        assert_eq!(places(), 2, "it waits");
+        assert_eq!(tickets(), 2, "it waits");
         store.give_up(&two);
-        cases::in_time(|| places() == 1);
+        cases::in_time(|| tickets() == 1);
         is_revoked
     });
     assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
@@ -658,7 +658,7 @@ fn waiter_that_another_user_keeps_alive_can_be_force_released() {
     for lease in [&dead, &other] {
         answer_as("mallory", port, &["lease", "keep-alive", "--once", lease]);
     }
-    let places = || {
+    let tickets = || {
         let words = ["get", "--prefix", "--keys-only", "verrou/lock/"];
         let listed = answer_as("app", port, &words);
         [2, 3, 4, 5].map(|owner| listed.contains(&never(owner).owner.to_string()))
@@ -668,12 +668,12 @@ fn waiter_that_another_user_keeps_alive_can_be_force_released() {
         let evicted = store.evict(&one.name, Fence::new(fence));
         assert!(!evicted.expect("an answer").is_granted());
     }
-    assert_eq!(places(), [true; 4]);
+    assert_eq!(tickets(), [true; 4]);
     cases::granted(store.evict(&one.name, None));
-    assert_eq!(places(), [false, false, true, true]);
+    assert_eq!(tickets(), [false, false, true, true]);
     cases::granted(store.evict(&one.name, None));
     cases::granted(store.evict(&one.name, None));
-    assert_eq!(places(), [false; 4]);
+    assert_eq!(tickets(), [false; 4]);
     assert!(
         !store
             .evict(&one.name, None)
@@ -685,7 +685,7 @@ fn waiter_that_another_user_keeps_alive_can_be_force_released() {
 
 /// Of several members one that is away is passed.
 #[test]
-fn a_member_that_is_away_is_passed() {
+fn unreachable_member_is_skipped() {
     let server = Etcd.start();
     let away = crate::running::free_port();
     let url = format!("etcd://127.0.0.1:{away},127.0.0.1:{}", server.port);
@@ -699,7 +699,7 @@ fn a_member_that_is_away_is_passed() {
 
 /// A leader that is killed takes nothing with it; without most of its members a cluster says nothing.
 #[test]
-fn a_cluster_outlives_its_leader() {
+fn cluster_survives_killed_leader() {
     let mut members = Running::etcd_cluster();
     let ports = members.each_ref().map(|member| member.port);
     let hosts = ports.map(|port| format!("127.0.0.1:{port}")).join(",");
@@ -749,9 +749,9 @@ fn a_cluster_outlives_its_leader() {
 
 /// Encrypted, with a certificate of an authority of one's own.
 #[test]
-fn a_connection_can_be_encrypted() {
-    let folder = tempfile::tempdir().expect("there is room for a folder");
-    let (certificate, key) = certificate(folder.path());
+fn connection_can_use_tls() {
+    let directory = tempfile::tempdir().expect("there is room for a directory");
+    let (certificate, key) = certificate(directory.path());
     let server = Running::etcd(&[
         "--listen-client-urls=https://127.0.0.1:PORT",
         "--advertise-client-urls=https://127.0.0.1:PORT",

@@ -8,14 +8,14 @@ use verrou::conformance::Fixture;
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 /// A place of its own on a server.
-pub(crate) struct Place {
+pub(crate) struct Namespace {
     url: StoreUrl,
     ttl: Duration,
     /// How much longer than its ttl a record is there at most, in hundredths of the time, and besides.
     late: (u32, Duration),
 }
 
-impl Place {
+impl Namespace {
     /// The store at `url`, to which an option is added that makes it one of its own.
     pub(crate) fn new(url: &str, option: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -37,7 +37,7 @@ impl Place {
     }
 }
 
-impl Fixture for Place {
+impl Fixture for Namespace {
     type Store = AnyStore;
     type Host = System;
 

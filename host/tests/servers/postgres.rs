@@ -11,7 +11,7 @@ use verrou_host::{AnyStore, StoreOptions};
 
 use crate::cases::{self, Kind, refused};
 use crate::certificate::certificate;
-use crate::fixture::Place;
+use crate::fixture::Namespace;
 use crate::running::Running;
 
 /// The server of all cases that leave it alone.
@@ -22,9 +22,9 @@ fn server() -> String {
     format!("postgres://verrou@127.0.0.1:{}/postgres", server.port)
 }
 
-verrou::conformance!(conformance, Place::new(&server(), "schema"));
+verrou::conformance!(conformance, Namespace::new(&server(), "schema"));
 
-cases::every_engine_stands!(Postgres);
+cases::tests_of_every_engine!(Postgres);
 
 struct Postgres;
 
@@ -36,12 +36,12 @@ impl Kind for Postgres {
         Running::postgres(&[MANY])
     }
 
-    fn url(&self, port: u16, place: &str) -> String {
-        format!("postgres://verrou@127.0.0.1:{port}/postgres?schema={place}")
+    fn url(&self, port: u16, namespace: &str) -> String {
+        format!("postgres://verrou@127.0.0.1:{port}/postgres?schema={namespace}")
     }
 
-    fn until_one_waits(&self, port: u16, place: &str) {
-        let waiting = format!("select count(*) from {place}.waiter");
+    fn until_one_waits(&self, port: u16, namespace: &str) {
+        let waiting = format!("select count(*) from {namespace}.waiter");
         cases::in_time(|| psql(port, &waiting) == "1");
     }
 }
@@ -472,13 +472,13 @@ fn many_clients_count() {
 }
 
 #[test]
-fn nothing_that_was_acknowledged_is_lost() {
+fn acknowledged_writes_are_not_lost() {
     let script = "url=postgres://verrou@127.0.0.1:$PORT/postgres; \
         list=$(psql -qtAX $url -c \"update guarded set fence = $VERROU_FENCE \
         where fence <= $VERROU_FENCE returning list\"); sleep 0.01; \
         psql -qtAX $url -c \"update guarded set list = '$list $WORD', fence = $VERROU_FENCE \
         where fence <= $VERROU_FENCE returning 'ok'\"";
-    cases::nothing_that_was_acknowledged_is_lost(
+    cases::acknowledged_writes_are_not_lost(
         &Postgres,
         |port| {
             psql(
@@ -493,7 +493,7 @@ fn nothing_that_was_acknowledged_is_lost() {
 
 /// Whatever connections an administrator ends, they are made anew.
 #[test]
-fn connections_that_are_ended_are_made_anew() {
+fn terminated_connections_are_reopened() {
     let server = Postgres.start();
     let store = cases::open(&Postgres.url(server.port, "ended"));
     let claim = cases::claim(1, Ttl::NEVER);
@@ -509,7 +509,7 @@ fn connections_that_are_ended_are_made_anew() {
 
 /// Of twenty who start at once, one makes the schema.
 #[test]
-fn many_can_be_the_first() {
+fn concurrent_opens_create_one_schema() {
     let server = Postgres.start();
     let url = Postgres.url(server.port, "first");
     thread::scope(|scope| {
@@ -526,7 +526,7 @@ fn many_can_be_the_first() {
 
 /// What is wrong with a server is said, and what to do about it.
 #[test]
-fn a_server_that_is_not_fit_is_refused() {
+fn unsuitable_server_is_refused_with_advice() {
     let server = Postgres.start();
     let port = server.port;
     psql(port, "create role guest login; create schema other");
@@ -569,7 +569,7 @@ fn a_server_that_is_not_fit_is_refused() {
 
 /// In transaction mode a pooler gives a connection to others between two steps.
 #[test]
-fn a_pooler_is_told_apart() {
+fn pooler_in_transaction_mode_is_refused() {
     let server = Postgres.start();
     let pooler = Running::pgbouncer(server.port, "transaction");
     let url = Postgres.url(pooler.port, "pooled");
@@ -597,7 +597,7 @@ fn a_pooler_is_told_apart() {
 
 /// Nothing is written in a standby; where one takes over that has everything, all goes on.
 #[test]
-fn a_standby_takes_over() {
+fn standby_takes_over() {
     let mut primary = Postgres.start();
     let standby = Running::standby_of(&primary, &[MANY]);
     psql(
@@ -631,11 +631,11 @@ fn a_standby_takes_over() {
 
 /// Encrypted, with a certificate of an authority of one's own, and with a password.
 #[test]
-fn a_connection_can_be_encrypted_and_ask_for_a_password() {
+fn connection_can_use_tls_and_password() {
     let server = Postgres.start();
     let port = server.port;
-    let folder = tempfile::tempdir().expect("there is room for a folder");
-    let (certificate, key) = certificate(folder.path());
+    let directory = tempfile::tempdir().expect("there is room for a directory");
+    let (certificate, key) = certificate(directory.path());
     // The key is to be the server's own.
     let key = std::fs::read_to_string(key).expect("it is there");
     let copied = |text: &str, to: &str| {
@@ -675,7 +675,7 @@ fn a_connection_can_be_encrypted_and_ask_for_a_password() {
         let url = good.parse().expect("a URL");
         AnyStore::open(&url, &StoreOptions::default()).is_ok()
     });
-    cases::a_command_is_not_told_the_password(&good);
+    cases::password_is_not_passed_to_command(&good);
     for (url, said) in [
         (url("wr0ng", &trusted), "password"),
         (url("s3cret", "sslmode=verify-full"), "certificate"),
@@ -686,7 +686,7 @@ fn a_connection_can_be_encrypted_and_ask_for_a_password() {
         assert!(why.contains(said), "{url}: {why}");
         assert!(!why.contains("wr0ng") && !why.contains("s3cret"), "{why}");
     }
-    let file = folder.path().join("password");
+    let file = directory.path().join("password");
     std::fs::write(&file, "s3cret\n").expect("there is room for it");
     let named = format!("{trusted}&password-file={}", file.display());
     let named = good.replace(":s3cret", "").replace(&trusted, &named);
@@ -752,7 +752,7 @@ fn password_is_not_sent_unencrypted() {
 
 /// What a server was set to forget when it is killed it does not forget of locks.
 #[test]
-fn a_server_that_would_forget_does_not() {
+fn asynchronous_commit_is_overridden() {
     // The longest that it may take to write by itself.
     let settings = ["synchronous_commit=off", "wal_writer_delay=10000ms"];
     let mut server = Running::postgres(&settings);
@@ -775,7 +775,7 @@ fn a_server_that_would_forget_does_not() {
 
 /// A transaction that keeps the row of one name locked holds up no other name, however many ask for it.
 #[test]
-fn a_locked_row_is_no_answer_and_holds_up_nobody_else() {
+fn locked_row_delays_no_other_name() {
     let server = Postgres.start();
     let store = cases::open(&format!("{}&timeout=1s", Postgres.url(server.port, "rows")));
     let (one, other) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));

@@ -55,13 +55,13 @@ impl Proxy {
         }
     }
 
-    /// Cuts all connections, and lets no new one through until [`mend`](Self::mend).
+    /// Cuts all connections, and lets no new one through until [`reopen`](Self::reopen).
     pub(crate) fn cut_for_good(&self) {
         self.state.is_cut.store(true, Ordering::SeqCst);
         self.cut();
     }
 
-    pub(crate) fn mend(&self) {
+    pub(crate) fn reopen(&self) {
         self.state.is_cut.store(false, Ordering::SeqCst);
     }
 

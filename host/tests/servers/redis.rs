@@ -11,7 +11,7 @@ use verrou::Fence;
 
 use crate::cases::{self, Kind, refused};
 use crate::certificate::certificate;
-use crate::fixture::Place;
+use crate::fixture::Namespace;
 use crate::running::Running;
 
 /// The server of all cases that leave it alone.
@@ -22,9 +22,9 @@ fn server() -> String {
     format!("redis://127.0.0.1:{}", server.port)
 }
 
-verrou::conformance!(conformance, Place::new(&server(), "prefix"));
+verrou::conformance!(conformance, Namespace::new(&server(), "prefix"));
 
-cases::every_engine_stands!(Redis);
+cases::tests_of_every_engine!(Redis);
 
 struct Redis;
 
@@ -33,12 +33,12 @@ impl Kind for Redis {
         Running::redis(&["--appendonly", "yes", "--appendfsync", "always"])
     }
 
-    fn url(&self, port: u16, place: &str) -> String {
-        format!("redis://127.0.0.1:{port}?prefix={place}:")
+    fn url(&self, port: u16, namespace: &str) -> String {
+        format!("redis://127.0.0.1:{port}?prefix={namespace}:")
     }
 
-    fn until_one_waits(&self, port: u16, place: &str) {
-        let queue = format!("{place}:{{lock}}:queue");
+    fn until_one_waits(&self, port: u16, namespace: &str) {
+        let queue = format!("{namespace}:{{lock}}:queue");
         cases::in_time(|| redis_cli(port, &["ZCARD", &queue]) == "1");
     }
 }
@@ -84,12 +84,12 @@ redis.call('SET', KEYS[1], ARGV[1])
 return 'ok'";
 
 #[test]
-fn nothing_that_was_acknowledged_is_lost() {
+fn acknowledged_writes_are_not_lost() {
     let script = format!(
         "list=$(redis-cli -p $PORT EVAL \"{FENCED_READ}\" 1 list $VERROU_FENCE); sleep 0.01; \
          redis-cli -p $PORT EVAL \"{FENCED_WRITE}\" 1 list \"$list $WORD\" $VERROU_FENCE"
     );
-    cases::nothing_that_was_acknowledged_is_lost(
+    cases::acknowledged_writes_are_not_lost(
         &Redis,
         |_| {},
         &script,
@@ -99,7 +99,7 @@ fn nothing_that_was_acknowledged_is_lost() {
 
 /// A server that has lost its scripts is given them again.
 #[test]
-fn scripts_that_are_gone_are_loaded_again() {
+fn flushed_scripts_are_loaded_again() {
     let server = Redis.start();
     let store = cases::open(&Redis.url(server.port, "scripts"));
     let claim = cases::claim(1, verrou::Ttl::NEVER);
@@ -110,7 +110,7 @@ fn scripts_that_are_gone_are_loaded_again() {
 
 /// What is wrong with a server is said, and what to do about it.
 #[test]
-fn a_server_that_is_not_fit_is_refused() {
+fn unsuitable_server_is_refused_with_advice() {
     let evicts = Running::redis(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
     let why = refused(&format!("redis://127.0.0.1:{}", evicts.port));
     assert!(
@@ -143,7 +143,7 @@ fn a_server_that_is_not_fit_is_refused() {
 
 /// Redis before version 6 has no messages on the connection of its answers.
 #[test]
-fn an_old_server_is_refused() {
+fn old_server_is_refused() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let port = listener.local_addr().expect("it has an address").port();
     thread::spawn(move || {
@@ -161,16 +161,16 @@ fn an_old_server_is_refused() {
 
 /// The command that runs under a lock is not told the password.
 #[test]
-fn a_command_is_not_told_the_password() {
+fn password_is_not_passed_to_command() {
     let closed = Running::redis(&["--requirepass", "s3cret"]);
     let url = format!("redis://:s3cret@127.0.0.1:{}", closed.port);
-    cases::a_command_is_not_told_the_password(&url);
+    cases::password_is_not_passed_to_command(&url);
 }
 
 /// Nor does what the command says repeat one, whatever is wrong.
 #[test]
-fn the_command_repeats_no_password() {
-    let nobody = crate::running::free_port();
+fn command_prints_no_password() {
+    let unused = crate::running::free_port();
     for url in [
         "redis://:s3cret@".to_owned(),
         "redis://:s3cret@host?wrong=1".to_owned(),
@@ -186,7 +186,7 @@ fn the_command_repeats_no_password() {
         "redis://host/app:s3cret%40other".to_owned(),
         "lease:redis://app:s3cret@host".to_owned(),
         "file://app:s3cret@host".to_owned(),
-        format!("redis://:s3cret@127.0.0.1:{nobody}"),
+        format!("redis://:s3cret@127.0.0.1:{unused}"),
     ] {
         for words in [&["list"] as &[_], &["list", "--json"], &["list", "--help"]] {
             for is_typed in [true, false] {
@@ -237,9 +237,9 @@ fn password_is_not_sent_unencrypted() {
 
 /// Encrypted, with a certificate of an authority of one's own.
 #[test]
-fn a_connection_can_be_encrypted() {
-    let folder = tempfile::tempdir().expect("there is room for a folder");
-    let (certificate, key) = certificate(folder.path());
+fn connection_can_use_tls() {
+    let directory = tempfile::tempdir().expect("there is room for a directory");
+    let (certificate, key) = certificate(directory.path());
     let tls = crate::running::free_port().to_string();
     let _server = Running::redis(&[
         "--tls-port",

@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_mins(1);
 pub(crate) struct Running {
     command: Vec<String>,
     pub(crate) port: u16,
-    pub(crate) folder: TempDir,
+    pub(crate) directory: TempDir,
     child: Child,
 }
 
@@ -28,11 +28,11 @@ impl Running {
     /// Redis; `options` are more of its words.
     #[cfg(feature = "redis")]
     pub(crate) fn redis(options: &[&str]) -> Self {
-        Self::start(|folder, port| {
+        Self::start(|directory, port| {
             let mut words = vec!["redis-server".to_owned()];
             words.extend(["--port".to_owned(), port.to_string()]);
             words.extend(["--bind", "127.0.0.1", "--save", "", "--dir"].map(str::to_owned));
-            words.push(folder.display().to_string());
+            words.push(directory.display().to_string());
             words.extend(options.iter().map(ToString::to_string));
             words
         })
@@ -41,9 +41,9 @@ impl Running {
     /// `PostgreSQL`, with a superuser `verrou` that needs no password; `options` are settings.
     #[cfg(feature = "postgres")]
     pub(crate) fn postgres(options: &[&str]) -> Self {
-        Self::start(|folder, port| {
-            let data = folder.join("data").display().to_string();
-            must_end_well(&[
+        Self::start(|directory, port| {
+            let data = directory.join("data").display().to_string();
+            must_succeed(&[
                 postgres_program("initdb"),
                 "--no-sync".to_owned(),
                 "--auth=trust".to_owned(),
@@ -52,16 +52,16 @@ impl Running {
                 "--locale=C".to_owned(),
                 data,
             ]);
-            postgres_on(folder, port, options)
+            postgres_on(directory, port, options)
         })
     }
 
     /// A `PostgreSQL` server that follows `primary`, with all it has; `options` are settings.
     #[cfg(feature = "postgres")]
     pub(crate) fn standby_of(primary: &Self, options: &[&str]) -> Self {
-        Self::start(|folder, port| {
-            let data = folder.join("data").display().to_string();
-            must_end_well(&[
+        Self::start(|directory, port| {
+            let data = directory.join("data").display().to_string();
+            must_succeed(&[
                 postgres_program("pg_basebackup"),
                 "--host=127.0.0.1".to_owned(),
                 format!("--port={}", primary.port),
@@ -72,15 +72,15 @@ impl Running {
                 "--pgdata".to_owned(),
                 data,
             ]);
-            postgres_on(folder, port, options)
+            postgres_on(directory, port, options)
         })
     }
 
     /// `PgBouncer` before the `PostgreSQL` server at `port`; `mode` is what it pools.
     #[cfg(feature = "postgres")]
     pub(crate) fn pgbouncer(server: u16, mode: &str) -> Self {
-        Self::start(|folder, port| {
-            let settings = folder.join("pgbouncer.ini");
+        Self::start(|directory, port| {
+            let settings = directory.join("pgbouncer.ini");
             let text = format!(
                 "[databases]\npostgres = host=127.0.0.1 port={server} user=verrou\n\
                  [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
@@ -95,8 +95,8 @@ impl Running {
     #[cfg(feature = "etcd")]
     pub(crate) fn etcd(options: &[&str]) -> Self {
         let peers = [free_port()];
-        Self::start(|folder, port| {
-            let mut words = member(0, &peers, folder, port);
+        Self::start(|directory, port| {
+            let mut words = member(0, &peers, directory, port);
             let port = port.to_string();
             words.extend(options.iter().map(|option| option.replace("PORT", &port)));
             words
@@ -107,23 +107,24 @@ impl Running {
     #[cfg(feature = "etcd")]
     pub(crate) fn etcd_cluster() -> [Self; 3] {
         let peers = [(); 3].map(|()| free_port());
-        [0, 1, 2].map(|number| Self::start(|folder, port| member(number, &peers, folder, port)))
+        [0, 1, 2]
+            .map(|number| Self::start(|directory, port| member(number, &peers, directory, port)))
     }
 
     fn start(words: impl Fn(&Path, u16) -> Vec<String>) -> Self {
-        let folder = tempfile::tempdir().expect("there is room for a folder");
+        let directory = tempfile::tempdir().expect("there is room for a directory");
         if geteuid().is_root() {
             // PostgreSQL does not run as root.
             let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-            fs::set_permissions(folder.path(), open).expect("it is ours");
+            fs::set_permissions(directory.path(), open).expect("it is ours");
         }
         let port = free_port();
-        let command = words(folder.path(), port);
+        let command = words(directory.path(), port);
         let mut running = Self {
-            child: spawn(&command, folder.path()),
+            child: spawn(&command, directory.path()),
             command,
             port,
-            folder,
+            directory,
         };
         running.wait_until_ready();
         running
@@ -142,7 +143,7 @@ impl Running {
     /// Kills it, and starts it again with what it has kept.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        self.child = spawn(&self.command, self.folder.path());
+        self.child = spawn(&self.command, self.directory.path());
         self.wait_until_ready();
     }
 
@@ -189,7 +190,7 @@ impl Running {
         let began = Instant::now();
         while !self.is_ready() {
             let ended = self.child.try_wait().expect("it can be asked");
-            let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            let log = || fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
             assert_eq!(ended, None, "{:?}: {}", self.command, log());
             let waited = began.elapsed();
             assert!(waited < LONG, "{:?}: {}", self.command, log());
@@ -247,21 +248,21 @@ pub(crate) fn free_port() -> u16 {
 
 /// Starts a server that is killed when this process ends, however it does: the kernel does so when the
 /// thread ends that started it, so that one lives as long.
-fn spawn(words: &[String], folder: &Path) -> Child {
-    let log = fs::File::create(folder.join("log")).expect("a log");
+fn spawn(words: &[String], directory: &Path) -> Child {
+    let log = fs::File::create(directory.join("log")).expect("a log");
     let mut command = as_user(words);
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a log"))
         .stderr(log);
-    let (said, heard) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
-        let _ = said.send(command.spawn());
+        let _ = sender.send(command.spawn());
         loop {
             thread::park();
         }
     });
-    let started = heard.recv().expect("the thread says so");
+    let started = receiver.recv().expect("the thread sends the child");
     started.unwrap_or_else(|err| {
         panic!("{words:?} cannot be started: {err}; `cargo xtask test` installs what is missing")
     })
@@ -283,7 +284,7 @@ fn as_user(words: &[String]) -> Command {
 
 /// What starts a member of an etcd cluster, whose members talk to each other at the ports `peers`.
 #[cfg(feature = "etcd")]
-fn member(number: usize, peers: &[u16], folder: &Path, port: u16) -> Vec<String> {
+fn member(number: usize, peers: &[u16], directory: &Path, port: u16) -> Vec<String> {
     let client = format!("http://127.0.0.1:{port}");
     let peer = |port: &u16| format!("http://127.0.0.1:{port}");
     let all = peers.iter().enumerate();
@@ -292,7 +293,7 @@ fn member(number: usize, peers: &[u16], folder: &Path, port: u16) -> Vec<String>
     vec![
         "etcd".to_owned(),
         format!("--name=member{number}"),
-        format!("--data-dir={}", folder.join("data").display()),
+        format!("--data-dir={}", directory.join("data").display()),
         format!("--listen-client-urls={client}"),
         format!("--advertise-client-urls={client}"),
         format!("--listen-peer-urls={this}"),
@@ -304,18 +305,18 @@ fn member(number: usize, peers: &[u16], folder: &Path, port: u16) -> Vec<String>
 
 /// Runs what is over soon.
 #[cfg(feature = "postgres")]
-fn must_end_well(words: &[String]) {
+fn must_succeed(words: &[String]) {
     let output = as_user(words).output().expect("it can be run");
     assert!(output.status.success(), "{words:?}: {output:?}");
 }
 
-/// What starts `PostgreSQL` on what is in `folder`.
+/// What starts `PostgreSQL` on what is in `directory`.
 #[cfg(feature = "postgres")]
-fn postgres_on(folder: &Path, port: u16, options: &[&str]) -> Vec<String> {
+fn postgres_on(directory: &Path, port: u16, options: &[&str]) -> Vec<String> {
     let mut words = vec![postgres_program("postgres"), "-D".to_owned()];
-    words.push(folder.join("data").display().to_string());
+    words.push(directory.join("data").display().to_string());
     words.extend(["-p".to_owned(), port.to_string()]);
-    let sockets = format!("unix_socket_directories={}", folder.display());
+    let sockets = format!("unix_socket_directories={}", directory.display());
     let always = ["listen_addresses=127.0.0.1", &sockets];
     for setting in always.iter().chain(options) {
         words.extend(["-c".to_owned(), (*setting).to_owned()]);
@@ -333,14 +334,14 @@ fn postgres_program(name: &str) -> String {
 #[cfg(feature = "postgres")]
 fn newest_postgres() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Of a link there, the folder where all of them are.
+    // Of a link there, the directory where all of them are.
     let mut found =
         std::env::split_paths(&path).filter_map(|it| it.join("initdb").canonicalize().ok());
-    if let Some(folder) = found
+    if let Some(directory) = found
         .next()
         .and_then(|initdb| Some(initdb.parent()?.to_owned()))
     {
-        return folder;
+        return directory;
     }
     let versions = fs::read_dir("/usr/lib/postgresql").map(|entries| {
         let paths = entries.filter_map(|entry| Some(entry.ok()?.path().join("bin")));
