@@ -1,4 +1,4 @@
-//! What every engine has to stand, beyond the conformance suite.
+//! The tests of every engine, in addition to the conformance suite.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read};
@@ -24,32 +24,32 @@ use {
 use crate::proxy::Proxy;
 use crate::running::{Running, descendants};
 
-/// Longer than anything here takes.
+/// Longer than any operation here takes.
 const LONG: Duration = Duration::from_mins(1);
 
-/// An engine, as these cases use it.
+/// An engine, as these tests use it.
 pub(crate) trait Kind: Sync {
-    /// A server of its own, which keeps what it was told when it is killed and started again.
+    /// Starts a separate server, which keeps committed data when it is killed and started again.
     fn start(&self) -> Running;
 
-    /// The URL of a store on the server at that port; `place` tells it from others there.
+    /// Returns the URL of a store on the server at that port; `namespace` separates it from other stores there.
     fn url(&self, port: u16, namespace: &str) -> String;
 
-    /// The ttl of leases that are to end while a test waits.
+    /// Returns the ttl of leases that expire while a test waits.
     fn ttl(&self) -> Duration {
         Duration::from_secs(1)
     }
 
-    /// Ends when somebody waits for the lock at that place.
+    /// Returns when there is a waiter for the lock in that namespace.
     fn until_one_waits(&self, port: u16, namespace: &str);
 
-    /// How much later than its ttl a record is gone, at most.
+    /// Returns how much longer than its ttl a record exists, at most.
     fn late(&self) -> Duration {
         Duration::from_millis(200)
     }
 }
 
-/// A test of each of these cases, for an engine.
+/// Defines a test for each of these cases, for an engine.
 macro_rules! tests_of_every_engine {
     ($kind:expr) => {
         #[cfg(feature = "tokio")]
@@ -85,12 +85,12 @@ pub(crate) fn open(url: &str) -> AnyStore {
     AnyStore::open(&url, &StoreOptions::default()).expect("the server is there")
 }
 
-/// Why there is no store at `url`.
+/// Returns the error of opening a store at `url`, with its causes.
 #[track_caller]
 pub(crate) fn refused(url: &str) -> String {
     let url = url.parse().expect("a URL");
     let opened = AnyStore::open(&url, &StoreOptions::default());
-    let err = opened.expect_err("it is not fit for a store");
+    let err = opened.expect_err("the server is not usable for a store");
     let causes = iter::successors(Some(&err as &dyn std::error::Error), |err| (*err).source());
     let said: Vec<_> = causes.map(ToString::to_string).collect();
     said.join(": ")
@@ -119,29 +119,29 @@ pub(crate) fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
     }
 }
 
-/// Why a lease did not last.
+/// Returns the error that ended a lease.
 fn why<T>(ended: RunError<T>) -> Error {
     match ended {
         RunError::Ended { error, .. } | RunError::NotAcquired(error) => error,
     }
 }
 
-/// Ends when `is_so`, or fails.
+/// Returns when `is_so` is true; fails if that takes too long.
 #[track_caller]
 pub(crate) fn in_time(is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < LONG, "it is to be so");
+        assert!(began.elapsed() < LONG, "the condition is not met in time");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// What the store says when it has an answer at all.
+/// Repeats an operation while it fails with a temporary error, and returns its result.
 #[track_caller]
-pub(crate) fn in_the_end<T>(step: impl Fn() -> Result<T, StoreError>) -> T {
+pub(crate) fn in_the_end<T>(operation: impl Fn() -> Result<T, StoreError>) -> T {
     let began = Instant::now();
     loop {
-        match step() {
+        match operation() {
             Ok(answer) => return answer,
             Err(err) => {
                 assert!(err.is_temporary(), "{err:?}");
@@ -166,8 +166,8 @@ pub(crate) fn until_granted(store: &AnyStore, claim: &Claim) -> Result<Reply, St
     }
 }
 
-/// Waiters of several stores, each of which comes when the one before it has its place, are served in
-/// that order; one of them who gives up is passed at once, and no newcomer passes them.
+/// Waiters of several stores, each of which takes its ticket after the one before it, are served in that
+/// order. A waiter that leaves the queue is skipped at once, and no newcomer overtakes the waiters.
 pub(crate) fn waiters_are_served_in_order(kind: &impl Kind) {
     const STORES: usize = 4;
     const WAITERS: u32 = 16;
@@ -192,7 +192,7 @@ pub(crate) fn waiters_are_served_in_order(kind: &impl Kind) {
                 let claim = claim(waiter, Ttl::NEVER);
                 let began = Instant::now();
                 while !in_the_end(|| store.acquire(&claim)).is_granted() {
-                    assert!(began.elapsed() < LONG, "{waiter} waits in vain");
+                    assert!(began.elapsed() < LONG, "waiter {waiter} is not served");
                     store.wait(&claim, Duration::from_secs(20));
                 }
                 order.lock().unwrap().push(waiter);
@@ -210,7 +210,7 @@ pub(crate) fn waiters_are_served_in_order(kind: &impl Kind) {
     assert_eq!(order, expected);
 }
 
-/// A lock is kept only for a while for someone who waited and is gone.
+/// A lock is reserved only for a limited time for a waiter whose store was dropped.
 pub(crate) fn waiter_of_dropped_store_is_skipped(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "gone");
@@ -228,13 +228,13 @@ pub(crate) fn waiter_of_dropped_store_is_skipped(kind: &impl Kind) {
     }
 }
 
-/// Nor for a process that waits and is stopped, which comes behind the others when it goes on.
+/// A stopped waiter is skipped, and queues behind the others when it continues.
 pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "stopped");
     let store = open(&url);
     let holder = claim(1, Ttl::NEVER);
-    // By one who waits as long as it takes, and by one who asks again in between, as it does by itself.
+    // The next waiter waits once for as long as it takes, and once polls, as locks do by themselves.
     for asks_again in [false, true] {
         granted(store.acquire(&holder));
         let mut command = verrou(&url, &["run", "lock", "--", "true"]);
@@ -255,7 +255,7 @@ pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
             assert!(began.elapsed() < LONG / 2, "it is to be passed");
             store.wait(&next, at_most);
         }
-        // Sooner than it is believed to be there no more.
+        // Sooner than the ticket's deadline.
         let took = began.elapsed();
         assert!(took < Duration::from_secs(6), "{took:?}");
         kill_process(process, Signal::CONT).expect("it is there");
@@ -265,7 +265,7 @@ pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
     }
 }
 
-/// A place is kept as long as its owner waits, however seldom it says so.
+/// A ticket is kept as long as its owner waits, however rarely the owner calls `wait`.
 pub(crate) fn ticket_is_kept_while_owner_waits(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "kept");
@@ -277,7 +277,7 @@ pub(crate) fn ticket_is_kept_while_owner_waits(kind: &impl Kind) {
     );
     granted(store.acquire(&holder));
     store.wait(&first, Duration::ZERO);
-    // Longer than anyone is believed to be there.
+    // Longer than a ticket is valid without a heartbeat.
     thread::sleep(Duration::from_secs(12));
     other.wait(&second, Duration::ZERO);
     granted(store.release(&holder));
@@ -287,13 +287,14 @@ pub(crate) fn ticket_is_kept_while_owner_waits(kind: &impl Kind) {
     other.give_up(&second);
 }
 
-/// Tasks that move between threads take turns; some are dropped while they wait, or while they hold it.
+/// Tasks that move between threads hold the lock one at a time; some are dropped while they wait, or while they
+/// hold it.
 #[cfg(feature = "tokio")]
 pub(crate) fn tasks_hold_lock_one_at_a_time(kind: &impl Kind) {
     const TASKS: u32 = 40;
     const PATIENCE: Duration = Duration::from_millis(30);
 
-    /// Of one at a time.
+    /// Asserts that there is one value at a time.
     struct Inside<'a>(&'a AtomicBool);
 
     impl<'a> Inside<'a> {
@@ -310,7 +311,7 @@ pub(crate) fn tasks_hold_lock_one_at_a_time(kind: &impl Kind) {
     }
 
     let server = kind.start();
-    // Who is dropped while it holds the lock has it until its time has passed.
+    // A task that is dropped while it holds the lock keeps it until the lease expires.
     let (url, ttl) = (kind.url(server.port, "tasks"), kind.ttl());
     let url = url.parse().expect("a URL");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -333,7 +334,7 @@ pub(crate) fn tasks_hold_lock_one_at_a_time(kind: &impl Kind) {
                 if number.is_multiple_of(4) {
                     tokio::time::timeout(PATIENCE, work).await.is_ok()
                 } else {
-                    work.await.expect("it is had").expect("it is kept");
+                    work.await.expect("it is acquired").expect("it is kept");
                     true
                 }
             })
@@ -346,7 +347,7 @@ pub(crate) fn tasks_hold_lock_one_at_a_time(kind: &impl Kind) {
     });
 }
 
-/// What was granted to somebody who did not wait for the answer is given back.
+/// The grant of a dropped acquire request is released.
 #[cfg(feature = "tokio")]
 pub(crate) fn grant_of_dropped_acquire_is_released(kind: &impl Kind) {
     let server = kind.start();
@@ -362,32 +363,34 @@ pub(crate) fn grant_of_dropped_acquire_is_released(kind: &impl Kind) {
             server.stop();
             let soon = Duration::from_millis(50);
             let late = tokio::time::timeout(soon, Box::pin(lock.acquire())).await;
-            assert!(late.is_err(), "nobody answers");
+            assert!(late.is_err(), "the server is stopped");
             server.go_on();
-            // For ever, were it not given back.
+            // Without the release, this would wait without end.
             let acquired = tokio::time::timeout(LONG, Box::pin(lock.acquire())).await;
-            acquired.expect("it is given back").expect("it is granted");
+            acquired
+                .expect("the grant is released")
+                .expect("it is granted");
             Box::pin(lock.release()).await.expect("it is held");
         }
-        // Whoever asks again as the same owner has it, and keeps it.
+        // A new request of the same owner is granted the lock, and keeps it.
         let claim = claim(1, Ttl::NEVER);
         server.stop();
         let soon = Duration::from_millis(50);
         let late = tokio::time::timeout(soon, store.acquire(&claim)).await;
-        assert!(late.is_err(), "nobody answers");
+        assert!(late.is_err(), "the server is stopped");
         server.go_on();
         let began = Instant::now();
         while !store.acquire(&claim).await.is_ok_and(Reply::is_granted) {
             assert!(began.elapsed() < LONG, "it is granted");
         }
-        // Longer than a server is given to answer, by itself.
+        // Longer than the default timeout.
         tokio::time::sleep(Duration::from_secs(4)).await;
         let holder = store.inspect(&claim.name).await.expect("an answer");
         assert!(holder.is_some() && store.holds(&claim, None).await.expect("an answer"));
     });
 }
 
-/// Many clients add one each to a number that the lock guards; `add` reads and writes in two steps.
+/// Many clients each increment a number that the lock guards; `add` reads and writes in two requests.
 pub(crate) fn many_clients_count(
     kind: &impl Kind,
     clients: u32,
@@ -406,25 +409,25 @@ pub(crate) fn many_clients_count(
                     .create_lock("lock", "1m")
                     .expect("a lock");
                 lock.run(|held| add(port, held.fence().expect("a fence")))
-                    .expect("the lock is had, and kept");
+                    .expect("the lock is acquired, and kept");
             });
         }
     });
     server
 }
 
-/// Who is told nothing, because the answer was lost, asks again, and has what it was granted.
+/// A client that repeats a request after its answer was lost gets the same grant.
 pub(crate) fn retry_after_lost_answer_returns_same_grant(kind: &impl Kind) {
     let server = kind.start();
     let proxy = Proxy::to(server.port);
     let store = open(&kind.url(proxy.port, "lost"));
     let direct = open(&kind.url(server.port, "lost"));
-    // As long as it takes, and one that needs more requests where a lease is a thing of its own.
+    // `one` outlasts the test, and has a ttl, so that it needs more requests on an engine with lease objects.
     let (one, two) = (claim(1, lasting(10 * LONG)), claim(2, Ttl::NEVER));
-    // So that what is asked is one request.
+    // Warm the connection up, so that an operation is one request.
     let warm = granted(store.acquire(&one));
     granted(store.release(&one));
-    // What is lost may be the answer to a new connection's greeting instead.
+    // The lost answer may be the one to a new connection's handshake instead.
     let is_lost = |reply: Result<Reply, StoreError>| match reply {
         Ok(_) => 0,
         Err(err) => {
@@ -450,13 +453,13 @@ pub(crate) fn retry_after_lost_answer_returns_same_grant(kind: &impl Kind) {
         assert!(in_the_end(|| store.extend(&one)).is_granted());
         proxy.lose_the_next_answer();
         lost[2] += is_lost(store.release(&one));
-        // Refused, when it was given back by the first.
+        // This is refused if the first request has released the lock.
         in_the_end(|| store.release(&one));
         assert_eq!(in_the_end(|| direct.inspect(&one.name)), None);
     }
 }
 
-/// All connections cut: whoever waits is served all the same, and a holder keeps its lease.
+/// After all connections were cut, a waiter is still served, and a holder keeps its lease.
 pub(crate) fn cut_connections_are_reopened(kind: &impl Kind) {
     let server = kind.start();
     let proxy = Proxy::to(server.port);
@@ -479,7 +482,7 @@ pub(crate) fn cut_connections_are_reopened(kind: &impl Kind) {
         granted(direct.release(&holder));
         waiting.join().expect("it is served");
     });
-    // Kept while nobody can be reached for less than the ttl, and lost when it is for longer.
+    // The lease is kept if the server cannot be reached for less than the ttl, and lost if for longer.
     let ttl = 3 * kind.ttl();
     in_the_end(|| store.release(&waiter));
     let factory = LockFactory::new(&store, System);
@@ -496,11 +499,11 @@ pub(crate) fn cut_connections_are_reopened(kind: &impl Kind) {
         proxy.cut_for_good();
         let began = Instant::now();
         while !held.is_expired() {
-            assert!(began.elapsed() < LONG, "its time passes");
+            assert!(began.elapsed() < LONG, "the lease expires");
             thread::sleep(Duration::from_millis(10));
         }
     });
-    let lost = lost.expect_err("its time has passed");
+    let lost = lost.expect_err("the lease has expired");
     let lost = why(lost);
     assert!(
         matches!(
@@ -515,7 +518,7 @@ pub(crate) fn cut_connections_are_reopened(kind: &impl Kind) {
     proxy.reopen();
 }
 
-/// A server that is stopped answers nobody, in time; when it goes on all is as it was.
+/// Each request to a stopped server fails in time; when the server continues, its state is unchanged.
 pub(crate) fn stopped_server_is_temporary_error(kind: &impl Kind) {
     let server = kind.start();
     let store = open(&kind.url(server.port, "stopped"));
@@ -523,8 +526,8 @@ pub(crate) fn stopped_server_is_temporary_error(kind: &impl Kind) {
     let fence = granted(store.acquire(&one));
     server.stop();
     let began = Instant::now();
-    for step in [Store::acquire, Store::extend, Store::release] {
-        let err = step(&store, &claim(2, one.ttl)).expect_err("nobody answers");
+    for operation in [Store::acquire, Store::extend, Store::release] {
+        let err = operation(&store, &claim(2, one.ttl)).expect_err("the server is stopped");
         assert!(err.is_temporary(), "{err:?}");
     }
     let took = began.elapsed();
@@ -534,7 +537,7 @@ pub(crate) fn stopped_server_is_temporary_error(kind: &impl Kind) {
     assert_eq!(granted(Ok(asked)), fence);
 }
 
-/// A server that is killed and started again has what it had, and its fences go on.
+/// A server that is killed and started again keeps its locks, and continues its fencing tokens.
 pub(crate) fn locks_survive_killed_server(kind: &impl Kind) {
     let mut server = kind.start();
     let url = kind.url(server.port, "killed");
@@ -542,7 +545,7 @@ pub(crate) fn locks_survive_killed_server(kind: &impl Kind) {
     let one = claim(1, Ttl::NEVER);
     let fence = granted(store.acquire(&one));
     server.kill();
-    let err = store.extend(&one).expect_err("nobody answers");
+    let err = store.extend(&one).expect_err("the server is killed");
     assert!(err.is_temporary(), "{err:?}");
     server.restart();
     assert!(!in_the_end(|| store.acquire(&claim(2, Ttl::NEVER))).is_granted());
@@ -551,7 +554,7 @@ pub(crate) fn locks_survive_killed_server(kind: &impl Kind) {
     assert!(granted(Ok(in_the_end(|| store.acquire(&claim(3, Ttl::NEVER))))) > fence);
 }
 
-/// A thousand who wait share a few connections, and are served in their order.
+/// A thousand waiters share a few connections, and are served in their order.
 pub(crate) fn thousand_waiters_share_few_connections(kind: &impl Kind) {
     const WAITERS: u32 = 1000;
     const CONNECTIONS: usize = 4;
@@ -588,7 +591,7 @@ pub(crate) fn thousand_waiters_share_few_connections(kind: &impl Kind) {
     assert!(most <= CONNECTIONS, "{most} connections");
 }
 
-/// Evicted holders are told at once.
+/// The holder of a force-released lock is notified at once.
 pub(crate) fn force_release_notifies_holder(kind: &impl Kind) {
     let server = kind.start();
     let url = kind.url(server.port, "evicted");
@@ -601,15 +604,15 @@ pub(crate) fn force_release_notifies_holder(kind: &impl Kind) {
         assert!(other.evict(held.lease().name(), None).unwrap().is_granted());
         let began = Instant::now();
         while !held.is_expired() {
-            // It is extended after minutes only.
+            // The next renewal is minutes away.
             assert!(
                 began.elapsed() < Duration::from_secs(30),
-                "it is to be told"
+                "the holder is notified"
             );
             thread::sleep(Duration::from_millis(1));
         }
     });
-    let lost = lost.expect_err("it was taken away");
+    let lost = lost.expect_err("the lease was revoked");
     let lost = why(lost);
     assert!(
         matches!(
@@ -623,7 +626,7 @@ pub(crate) fn force_release_notifies_holder(kind: &impl Kind) {
     );
 }
 
-/// What does not speak the engine's language is no store.
+/// A server with another protocol is refused.
 pub(crate) fn server_of_another_kind_is_refused(kind: &impl Kind) {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let port = listener.local_addr().expect("it has an address").port();
@@ -639,8 +642,8 @@ pub(crate) fn server_of_another_kind_is_refused(kind: &impl Kind) {
     assert!(said.contains("Connection refused"), "{said}");
     let wrong = kind.url(1, "wrong").replace("127.0.0.1", "nowhere.invalid");
     let said = refused(&wrong);
-    // It depends on who is asked for names whether there is an answer in time.
-    assert!(!said.contains("what answers"), "{said}");
+    // Whether the name lookup ends in time depends on the resolver.
+    assert!(!said.contains("at this address"), "{said}");
 }
 
 /// A store at that URL, of a server at that port, does not send its password `s3cret`.
@@ -658,8 +661,8 @@ pub(crate) fn password_is_not_sent_unencrypted(url: impl Fn(u16) -> String) {
     );
 }
 
-/// A server that records what it receives, and answers what `answer` returns for all that it has received on
-/// a connection: its port, and the record.
+/// Starts a server that records the bytes that it receives, and answers with the result of `answer` for all bytes
+/// that it has received on a connection. Returns its port and the record.
 pub(crate) fn recorded(
     answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static,
 ) -> (u16, Arc<Mutex<Vec<u8>>>) {
@@ -693,7 +696,7 @@ fn ended(mut command: Command) -> Output {
     command.output().expect("the command can be run")
 }
 
-/// The command does with a server what it does with files.
+/// The command has the same results with a server as with files.
 pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
     let mut server = kind.start();
     let url = kind.url(server.port, "command");
@@ -731,7 +734,7 @@ pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
     let again = ended(verrou(&url, &["release", &text(&extended)]));
     assert_eq!(again.status.code(), Some(77), "{}", said(&again));
 
-    // Evicted while its command runs.
+    // Force-release the lock while the command runs.
     let evicted = thread::scope(|scope| {
         let running = scope.spawn(|| {
             ended(verrou(
@@ -743,9 +746,9 @@ pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
         let name = Name::new("lock").expect("a name");
         let began = Instant::now();
         while store.inspect(&name).expect("the server is there").is_none() {
-            assert!(began.elapsed() < LONG, "it is to be taken");
+            assert!(began.elapsed() < LONG, "the lock is acquired");
         }
-        // Not before it listens, which a command does that runs for a while.
+        // Wait until the holder is subscribed to losses, shortly after its command starts.
         thread::sleep(Duration::from_millis(500));
         let began = Instant::now();
         let released = ended(verrou(&url, &["force-release", "lock"]));
@@ -753,13 +756,13 @@ pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
         let ran = running.join().expect("it ends");
         assert!(
             began.elapsed() < Duration::from_secs(30),
-            "it is told at once"
+            "it is notified at once"
         );
         ran
     });
     assert_eq!(evicted.status.code(), Some(76), "{}", said(&evicted));
 
-    // Cut off while its command runs, until its time has passed.
+    // Kill the server while the command runs, until the lease expires.
     let ttl = humantime::format_duration(kind.ttl()).to_string();
     let words = ["run", "lock", "--ttl", &ttl, "--", "sh", "-c"];
     let mut running = verrou(&url, &[&words[..], &["echo; exec sleep 100"]].concat());
@@ -781,7 +784,7 @@ pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
     );
 }
 
-/// The command that runs under a lock is not told the password of `url`, which is `s3cret`.
+/// The environment of the command that runs under a lock does not contain the password of `url`, `s3cret`.
 pub(crate) fn password_is_not_passed_to_command(url: &str) {
     let store: StoreUrl = url.parse().expect("a URL");
     let printed = format!("{store} {store:?} {:?}", open(url));
@@ -806,13 +809,13 @@ pub(crate) fn password_is_not_passed_to_command(url: &str) {
     }
 }
 
-/// Stops `command` and what it has started, for so long; then that goes on, as it would not if `command` did at
-/// once, and could end it.
+/// Stops `command` and its descendants for `length`. The descendants continue first, because `command` could end
+/// them if it continued at once.
 fn stop_for(command: Pid, length: Duration) {
     let started = descendants(command);
     let signal = |processes: &[Pid], signal| {
         for process in processes {
-            // It may have ended.
+            // The process may have ended.
             let _ = kill_process(*process, signal);
         }
     };
@@ -824,11 +827,11 @@ fn stop_for(command: Pid, length: Duration) {
     signal(&[command], Signal::CONT);
 }
 
-/// The fenced workload of Jepsen's etcd tests, in small: commands that hold the lock read a list and write
-/// it with one word more, and are killed and stopped; what was acknowledged is there in the end.
+/// The fenced workload of Jepsen's etcd tests, on a small scale: commands that hold the lock read a list and write
+/// it with one word more, and are killed and stopped; every acknowledged word is in the final list.
 ///
-/// `script` is what a shell does with `$WORD`, `$VERROU_FENCE` and `$PORT`: it says `ok` when it has written. `list`
-/// is what is there in the end. It runs for ten seconds, or as many as `VERROU_WORKLOAD_SECONDS` says.
+/// `script` is a shell script that uses `$WORD`, `$VERROU_FENCE` and `$PORT`, and prints `ok` when it has written.
+/// `list` returns the final list. The workload runs for ten seconds, or for `VERROU_WORKLOAD_SECONDS` seconds.
 pub(crate) fn acknowledged_writes_are_not_lost(
     kind: &impl Kind,
     prepare: impl FnOnce(u16),
@@ -864,11 +867,11 @@ pub(crate) fn acknowledged_writes_are_not_lost(
                     command.stdout(Stdio::piped()).stderr(Stdio::null());
                     let mut child = command.spawn().expect("the command can be run");
                     let process = Pid::from_child(&child);
-                    let mut said = BufReader::new(child.stdout.take().expect("it is heard"));
-                    // Most are left alone; the others are hit at some moment, or while they hold it.
+                    let mut said = BufReader::new(child.stdout.take().expect("it is piped"));
+                    // Most commands run undisturbed; the others fail at some moment, or while they hold the lock.
                     let fault = number % 5;
                     if (2..=3).contains(&fault) {
-                        said.read_line(&mut String::new()).expect("it is heard");
+                        said.read_line(&mut String::new()).expect("it can be read");
                     }
                     if (1..=3).contains(&fault) {
                         let moment = u64::from(number * 37 % if fault == 1 { 200 } else { 40 });
@@ -876,13 +879,13 @@ pub(crate) fn acknowledged_writes_are_not_lost(
                         faults.fetch_add(1, Ordering::Relaxed);
                     }
                     match fault {
-                        // What it has started goes on for a while.
+                        // The processes that it has started continue for a while.
                         1 | 2 => drop(child.kill()),
                         3 => stop_for(process, kind.ttl() + kind.late()),
                         _ => {}
                     }
                     let mut rest = String::new();
-                    said.read_to_string(&mut rest).expect("it is heard");
+                    said.read_to_string(&mut rest).expect("it can be read");
                     child.wait().expect("it ends");
                     if rest.contains("ok") {
                         acknowledged.lock().unwrap().insert(word);
@@ -891,7 +894,7 @@ pub(crate) fn acknowledged_writes_are_not_lost(
             });
         }
         thread::sleep(Duration::from_secs(seconds));
-        // An engine that is slow to pass those who are gone takes longer.
+        // An engine that is slow to skip dead waiters takes longer.
         let began = Instant::now();
         while acknowledged.lock().unwrap().len() <= 5 && began.elapsed() < LONG {
             thread::sleep(Duration::from_millis(10));

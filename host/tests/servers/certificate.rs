@@ -1,9 +1,9 @@
-//! What a server proves its name with.
+//! The certificate of a test server.
 
 use std::path::Path;
 use std::process::Command;
 
-/// A certificate for `localhost` that is its own authority, and its key: two files in `directory`.
+/// Creates a self-signed certificate for `localhost`, and its key: two files in `directory`.
 pub(crate) fn certificate(directory: &Path) -> (String, String) {
     let at = |name: &str| directory.join(name).display().to_string();
     let (certificate, key) = (at("certificate.pem"), at("key.pem"));

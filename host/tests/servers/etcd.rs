@@ -17,7 +17,7 @@ use crate::etcd_client::{
 use crate::fixture::Namespace;
 use crate::running::Running;
 
-/// The server of all cases that leave it alone.
+/// Returns the URL of the server of all cases that do not stop it or change its settings.
 fn server() -> String {
     static SERVER: OnceLock<Running> = OnceLock::new();
 
@@ -27,7 +27,7 @@ fn server() -> String {
 
 verrou::conformance!(
     conformance,
-    // Kept for four seconds, and looked at twice in each.
+    // etcd rounds the record's lifetime up to four seconds, and revokes expired leases twice a second.
     Namespace::new(&server(), "prefix").counting(
         Duration::from_millis(3900),
         (0, Duration::from_millis(1200))
@@ -53,7 +53,7 @@ impl Kind for Etcd {
         cases::in_time(|| answer(port, &words).matches(&both).count() == 2);
     }
 
-    /// Kept for two seconds, the shortest that there is.
+    /// etcd rounds this up to two seconds, the shortest lease that it grants.
     fn ttl(&self) -> Duration {
         Duration::from_millis(1900)
     }
@@ -63,7 +63,7 @@ impl Kind for Etcd {
     }
 }
 
-/// What `etcdctl` does.
+/// Runs `etcdctl` and returns its output.
 fn etcdctl(port: u16, words: &[&str]) -> Output {
     let mut command = Command::new("etcdctl");
     command.env("ETCDCTL_API", "3");
@@ -72,7 +72,7 @@ fn etcdctl(port: u16, words: &[&str]) -> Output {
     output.expect("etcdctl is installed")
 }
 
-/// What it answers, which it must.
+/// Runs `etcdctl`, which must succeed, and returns its standard output.
 #[track_caller]
 fn answer(port: u16, words: &[&str]) -> String {
     let output = etcdctl(port, words);
@@ -80,7 +80,7 @@ fn answer(port: u16, words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// The number is written in the transaction that looks at the fence.
+/// The number is written in the transaction that checks the fencing token.
 #[test]
 fn many_clients_count() {
     const CLIENTS: u32 = 200;
@@ -120,7 +120,7 @@ fn many_clients_count() {
     assert_eq!(number, CLIENTS.to_string());
 }
 
-/// What a command that is guarded by the lock does; `host/ETCD.md` shows it.
+/// The fenced write of a command under the lock, as in `host/ETCD.md`.
 const FENCED_WRITE: &str = r#"
 key=$(etcdctl get --prefix --keys-only workload/lock/ --sort-by=CREATE --limit=1)
 printf 'create("%s") = "%s"\n\nput list "%s"\n\n\n' "$key" $VERROU_FENCE "$list $WORD" | etcdctl txn"#;
@@ -140,25 +140,25 @@ fn acknowledged_writes_are_not_lost() {
     );
 }
 
-/// A lease that somebody revokes takes the lock with it, and its holder is told at once.
+/// When another client revokes the etcd lease of a lock, the holder loses the lock and is notified at once.
 #[test]
 fn revoked_etcd_lease_notifies_holder() {
     let server = Etcd.start();
     let store = cases::open(&Etcd.url(server.port, "revoked"));
     let claim = cases::claim(1, Ttl::new(Duration::from_mins(10)).expect("a ttl"));
     cases::granted(store.acquire(&claim));
-    // The first returns at once.
+    // The first call starts the watch and returns at once.
     store.lost(&claim, Duration::ZERO);
     let leases = answer(server.port, &["lease", "list"]);
     let lease = leases.lines().last().expect("a lease").trim();
     answer(server.port, &["lease", "revoke", lease]);
     let began = Instant::now();
     store.lost(&claim, Duration::from_mins(1));
-    assert!(began.elapsed() < Duration::from_secs(30), "it is told");
+    assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
     assert!(!store.extend(&claim).expect("an answer").is_granted());
 }
 
-/// Whoever waits is served after all revisions were compacted under it.
+/// A waiter is served after all revisions were compacted during its wait.
 #[test]
 fn waiter_survives_compaction() {
     let server = Etcd.start();
@@ -180,12 +180,12 @@ fn waiter_survives_compaction() {
         cases::granted(store.release(&one));
         let began = Instant::now();
         waiting.join().expect("it ends");
-        assert!(began.elapsed() < Duration::from_secs(30), "it is told");
+        assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
     });
     cases::granted(other.acquire(&two));
 }
 
-/// A place that nobody comes for is passed, though its process is there.
+/// A head waiter that does not acquire the free lock is skipped, even while its process runs.
 #[test]
 fn absent_head_waiter_is_skipped() {
     let server = Etcd.start();
@@ -199,12 +199,12 @@ fn absent_head_waiter_is_skipped() {
     let began = Instant::now();
     store.wait(&three, Duration::from_mins(1));
     cases::granted(store.acquire(&three));
-    // Sooner than a place ends by itself.
+    // Sooner than a ticket expires.
     let took = began.elapsed();
     assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
-/// Who waits for longer than a process that is gone would keep its place has it still.
+/// A waiter keeps its ticket for longer than the ticket of an ended process would last.
 #[test]
 fn ticket_is_not_recreated_during_long_wait() {
     let server = Etcd.start();
@@ -228,7 +228,7 @@ fn ticket_is_not_recreated_during_long_wait() {
     assert_eq!(made(), before);
 }
 
-/// A lease that is not needed any more does not stay on the server.
+/// A lease that is no longer needed does not stay on the server.
 #[test]
 fn no_lease_is_left_behind() {
     let server = Etcd.start();
@@ -247,7 +247,7 @@ fn no_lease_is_left_behind() {
     assert!(leases.contains("found 0 leases"), "{leases}");
 }
 
-/// Names are apart however much they look like the keys of others.
+/// Names that look like the keys of other names are separate locks.
 #[test]
 fn names_with_slashes_are_separate_locks() {
     let server = Etcd.start();
@@ -261,7 +261,7 @@ fn names_with_slashes_are_separate_locks() {
     }
 }
 
-/// What is wrong with a server is said, and what to do about it.
+/// The error of an unsuitable server says what is wrong, and what to do about it.
 #[test]
 fn unsuitable_server_is_refused_with_advice() {
     let closed = Etcd.start();
@@ -303,7 +303,7 @@ fn unsuitable_server_is_refused_with_advice() {
     );
     assert!(!why.contains("s3cret"), "{why}");
     cases::open(&format!("etcd://app:s3cret@0.0.0.0:{port}?tls=off"));
-    // The role that the guide names is enough.
+    // The role in the guide is sufficient.
     let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
     let claim = cases::claim(1, Ttl::new(Duration::from_mins(1)).expect("a ttl"));
     let other = cases::claim(2, claim.ttl);
@@ -316,7 +316,7 @@ fn unsuitable_server_is_refused_with_advice() {
     cases::granted(store.acquire(&other));
 }
 
-/// A server without room says how to make some, and still frees what is held.
+/// The error of a full server says how to make room; locks can still be released.
 #[test]
 fn full_server_error_says_how_to_make_room() {
     let full = Running::etcd(&["--quota-backend-bytes=1048576"]);
@@ -344,7 +344,7 @@ fn full_server_error_says_how_to_make_room() {
     assert_eq!(store.inspect(&claim.name).expect("an answer"), None);
 }
 
-/// The command that runs under a lock is not told the password.
+/// The environment of the command that runs under a lock does not contain the password.
 #[test]
 fn password_is_not_passed_to_command() {
     let server = Etcd.start();
@@ -392,13 +392,13 @@ fn server_with_users() -> Running {
     server
 }
 
-/// What `etcdctl` does for that user.
+/// Runs `etcdctl` as that user and returns its output.
 fn etcdctl_as(user: &str, port: u16, words: &[&str]) -> Output {
     let user = format!("--user={user}:s3cret");
     etcdctl(port, &[&[&*user][..], words].concat())
 }
 
-/// What it answers that user, which it must.
+/// Runs `etcdctl` as that user, which must succeed, and returns its standard output.
 #[track_caller]
 fn answer_as(user: &str, port: u16, words: &[&str]) -> String {
     let output = etcdctl_as(user, port, words);
@@ -406,14 +406,14 @@ fn answer_as(user: &str, port: u16, words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// The leases that `mallory` sees.
+/// Returns the leases that `mallory` can list.
 fn leases_seen(port: u16) -> Vec<String> {
     let listed = answer_as("mallory", port, &["lease", "list"]);
     listed.lines().skip(1).map(str::to_owned).collect()
 }
 
 /// A user whose role is for other keys can neither read, write, watch nor compare a lock's keys, nor revoke
-/// the lease of a holder or a waiter, also if that user knows the owner and the lease.
+/// the lease of a holder or a waiter, even with the owner token and the number of the lease.
 #[test]
 fn role_on_another_prefix_cannot_change_a_lock() {
     let server = server_with_users();
@@ -461,7 +461,7 @@ fn role_on_another_prefix_cannot_change_a_lock() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains("permission denied"), "{words:?}: {said}");
     }
-    // A comparison would tell what is in a key.
+    // A comparison would reveal the contents of a key.
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let compare = Compare::create_revision(&*key, CompareOp::Greater, 0);
@@ -472,7 +472,7 @@ fn role_on_another_prefix_cannot_change_a_lock() {
         let why = format!("{:?}", compared.expect_err("it may not"));
         assert!(why.contains("permission denied"), "{why}");
     });
-    // This every user may do.
+    // Every user may compact revisions and keep leases alive.
     answer_as("mallory", port, &["compaction", "3"]);
     for lease in &leases {
         answer_as("mallory", port, &["lease", "keep-alive", "--once", lease]);
@@ -488,7 +488,7 @@ fn role_on_another_prefix_cannot_change_a_lock() {
     cases::granted(store.acquire(&two));
 }
 
-/// A client of the user `mallory`.
+/// Returns a client of the user `mallory`.
 async fn mallory(port: u16) -> Client {
     let options = ConnectOptions {
         timeout: Duration::from_secs(10),
@@ -518,7 +518,7 @@ struct LeaseStatus {
 /// request fails for it within a long timeout.
 #[test]
 fn new_leases_that_another_user_revokes_are_replaced() {
-    /// How many leases are to be revoked.
+    /// The number of leases to revoke.
     const REVOKED: u32 = 60;
 
     let server = server_with_users();
@@ -556,13 +556,13 @@ fn new_leases_that_another_user_revokes_are_replaced() {
         let done = (|| {
             while revoked.load(Ordering::Relaxed) < REVOKED {
                 assert!(began.elapsed() < Duration::from_mins(2), "the attack fails");
-                for step in [
+                for reply in [
                     store.acquire(&minutes(1))?,
                     store.acquire(&minutes(2))?,
                     store.extend(&minutes(3))?,
                     store.release(&minutes(3))?,
                 ] {
-                    assert!(step.is_granted());
+                    assert!(reply.is_granted());
                 }
             }
             Ok::<_, verrou::StoreError>(())
@@ -573,7 +573,7 @@ fn new_leases_that_another_user_revokes_are_replaced() {
 }
 
 /// The lease of a process whose waiters have left has no key for a while. If another user revokes it, the next
-/// waiter gets a place at once.
+/// waiter gets a ticket at once.
 #[test]
 fn lease_of_waiters_that_another_user_revokes_is_replaced() {
     let server = server_with_users();
@@ -627,8 +627,9 @@ fn lock_that_another_user_keeps_alive_can_be_force_released() {
     cases::granted(store.acquire(&two));
 }
 
-/// Another user can also keep the places of killed waiters alive, so that the free lock is refused to whoever does
-/// not wait. Only a force-release of no certain grant removes them, up to the waiter of another process.
+/// Another user can also keep the tickets of killed waiters alive, so that an acquire request without waiting is
+/// refused the free lock. Only a force-release without a fencing token deletes them, up to the ticket of another
+/// process.
 #[test]
 fn waiter_that_another_user_keeps_alive_can_be_force_released() {
     let server = server_with_users();
@@ -636,7 +637,7 @@ fn waiter_that_another_user_keeps_alive_can_be_force_released() {
     let store = cases::open(&format!("etcd://app:s3cret@127.0.0.1:{port}"));
     let never = |owner| cases::claim(owner, Ttl::NEVER);
     let one = never(1);
-    // A waiter leaves the same behind when it is killed: a place with a lease.
+    // A killed waiter leaves the same behind: a ticket with a lease.
     let wait = |owner, lease: &str| {
         let key = format!("verrou/lock/{}", never(owner).owner);
         answer_as(
@@ -683,7 +684,7 @@ fn waiter_that_another_user_keeps_alive_can_be_force_released() {
     cases::granted(store.acquire(&one));
 }
 
-/// Of several members one that is away is passed.
+/// Of several members, an unreachable one is skipped.
 #[test]
 fn unreachable_member_is_skipped() {
     let server = Etcd.start();
@@ -697,13 +698,13 @@ fn unreachable_member_is_skipped() {
     }
 }
 
-/// A leader that is killed takes nothing with it; without most of its members a cluster says nothing.
+/// Locks survive when the leader is killed; without a majority of its members a cluster does not answer.
 #[test]
 fn cluster_survives_killed_leader() {
     let mut members = Running::etcd_cluster();
     let ports = members.each_ref().map(|member| member.port);
     let hosts = ports.map(|port| format!("127.0.0.1:{port}")).join(",");
-    // A member may be asked that is gone.
+    // A request may go to a killed member first.
     let url = format!("etcd://{hosts}?timeout=5s");
     let leads = |port: u16| {
         let said = etcdctl(port, &["endpoint", "status", "--write-out=fields"]);
@@ -717,7 +718,7 @@ fn cluster_survives_killed_leader() {
     };
     let leading = || ports.iter().position(|&port| leads(port));
     cases::in_time(|| leading().is_some());
-    let leader = leading().expect("it leads still");
+    let leader = leading().expect("there is a leader");
 
     let (store, other) = (cases::open(&url), cases::open(&url));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
@@ -747,7 +748,7 @@ fn cluster_survives_killed_leader() {
     assert!(cases::in_the_end(|| other.release(&two)).is_granted());
 }
 
-/// Encrypted, with a certificate of an authority of one's own.
+/// A connection can use TLS, with a certificate of a private authority.
 #[test]
 fn connection_can_use_tls() {
     let directory = tempfile::tempdir().expect("there is room for a directory");

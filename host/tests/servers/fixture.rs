@@ -1,4 +1,4 @@
-//! A place for the cases of the conformance suite on a server.
+//! The fixture of the conformance suite for a server.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use verrou::conformance::Fixture;
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
-/// A place of its own on a server.
+/// A separate namespace on a server.
 pub(crate) struct Namespace {
     url: StoreUrl,
     ttl: Duration,
-    /// How much longer than its ttl a record is there at most, in hundredths of the time, and besides.
+    /// How much longer than its ttl a record exists, at most: hundredths of the ttl, and a constant.
     late: (u32, Duration),
 }
 
 impl Namespace {
-    /// The store at `url`, to which an option is added that makes it one of its own.
+    /// Returns a namespace of the store at `url`, by a unique value of `option`.
     pub(crate) fn new(url: &str, option: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -25,12 +25,12 @@ impl Namespace {
         Self {
             url: url.parse().expect("a URL"),
             ttl: Duration::from_secs(2),
-            // As much later than its holder's end its server's is.
+            // The lease ends at the server by as much later than at its holder.
             late: (1, Duration::from_millis(20)),
         }
     }
 
-    /// Of a server that counts in other steps.
+    /// Sets the times for a server with a coarser clock.
     #[cfg(feature = "etcd")]
     pub(crate) fn counting(self, ttl: Duration, late: (u32, Duration)) -> Self {
         Self { ttl, late, ..self }

@@ -1,4 +1,4 @@
-//! The stores on servers, on real servers that are started here.
+//! Tests of the stores on servers, with real servers that the tests start.
 #![cfg(target_os = "linux")]
 
 mod cases;
@@ -11,7 +11,7 @@ mod running;
 mod etcd;
 #[cfg(feature = "etcd")]
 #[path = "../../src/server/etcd_client.rs"]
-#[expect(dead_code, reason = "it has what the store needs")]
+#[expect(dead_code, reason = "the store uses the rest")]
 mod etcd_client;
 #[cfg(feature = "postgres")]
 mod postgres;

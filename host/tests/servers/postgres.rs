@@ -14,7 +14,7 @@ use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
 
-/// The server of all cases that leave it alone.
+/// Returns the URL of the server of all cases that do not stop it or change its settings.
 fn server() -> String {
     static SERVER: OnceLock<Running> = OnceLock::new();
 
@@ -28,7 +28,7 @@ cases::tests_of_every_engine!(Postgres);
 
 struct Postgres;
 
-/// More than any case needs.
+/// More connections than any case needs.
 const MANY: &str = "max_connections=700";
 
 impl Kind for Postgres {
@@ -46,13 +46,13 @@ impl Kind for Postgres {
     }
 }
 
-/// What `psql` answers.
+/// Runs `psql`, which must succeed, and returns its standard output.
 #[track_caller]
 fn psql(port: u16, statements: &str) -> String {
     psql_as("verrou", port, statements)
 }
 
-/// What `psql` answers the role `role`.
+/// Runs `psql` as the role `role`, which must succeed, and returns its standard output.
 #[track_caller]
 fn psql_as(role: &str, port: u16, statements: &str) -> String {
     let output = psql_command(role, port, statements).output();
@@ -69,22 +69,22 @@ fn psql_command(role: &str, port: u16, statements: &str) -> Command {
     command
 }
 
-/// The statements of `schema.sql` for a schema of that name.
+/// Returns the statements of `schema.sql` for a schema of that name.
 fn schema(name: &str) -> String {
     include_str!("../../src/server/postgres/schema.sql").replace("SCHEMA", name)
 }
 
-/// What functions set since they were first released without it.
+/// The setting that the functions of the first version did not have.
 const SEARCH_PATH: &str = " set search_path = pg_catalog, pg_temp as $$";
 
-/// The statements that an earlier version made such a schema by.
+/// Returns the statements that created such a schema in the first version.
 fn earlier_schema(name: &str) -> String {
     let earlier = schema(name).replace(SEARCH_PATH, " as $$");
     assert!(!earlier.contains(SEARCH_PATH) && earlier != schema(name));
     earlier
 }
 
-/// A role that may create objects in `public`, as every role may by the default of versions 12 to 14.
+/// Creates a role that may create objects in `public`, as every role may by default in versions 12 to 14.
 fn hostile_role(port: u16) {
     psql(
         port,
@@ -98,7 +98,7 @@ fn is_no_superuser(port: u16) {
     assert_eq!(psql(port, is_superuser), "f", "mallory's code was executed");
 }
 
-/// Uses every function of a schema.
+/// Calls every function of a schema.
 fn use_all(store: &AnyStore) {
     let minute = Ttl::new(Duration::from_mins(1)).expect("a ttl");
     let (one, two) = (cases::claim(1, minute), cases::claim(2, minute));
@@ -173,8 +173,8 @@ fn operators_of_other_roles_are_not_executed() {
     is_no_superuser(port);
 }
 
-/// A role that may create a schema cannot make one by the name and the comment of a store's, so that its
-/// code is executed by all users of the store.
+/// A role that may create a schema cannot have its code executed by a store's users by creating one with the name
+/// and the comment of the store's schema.
 #[test]
 fn schema_that_an_untrusted_role_controls_is_refused() {
     let server = Postgres.start();
@@ -303,7 +303,7 @@ fn schema_of_a_trusted_role_is_used() {
 /// are read in one snapshot.
 #[test]
 fn schema_that_is_renamed_during_the_check_is_refused() {
-    /// How often the store is opened.
+    /// The number of times that the store is opened.
     const ATTEMPTS: u32 = 60;
 
     let server = Postgres.start();
@@ -369,7 +369,7 @@ fn schema_that_is_renamed_during_the_check_is_refused() {
 }
 
 /// Privileges that an untrusted role would get by default privileges are revoked when the schema is created, so
-/// that it can be opened again. Those of a role that is trusted, and those that control nothing, are left.
+/// that it can be opened again. Privileges of a trusted role, and privileges without control, are kept.
 #[test]
 fn default_privileges_do_not_let_other_roles_control_a_new_schema() {
     let server = Postgres.start();
@@ -401,12 +401,13 @@ fn default_privileges_do_not_let_other_roles_control_a_new_schema() {
             "{privilege}"
         );
     }
-    // Another user whom the rows are granted to opens it as well.
+    // Another user with privileges on the rows can open it, too.
     let guests = url.replace("//verrou@", "//guest@");
     use_all(&cases::open(&format!("{guests}&schema-owner=verrou")));
 }
 
-/// A role that may create no schema cannot delay its creation, and the wait for one that may is bounded.
+/// A role that may not create schemas cannot delay the creation of the schema, and the wait for a role that may is
+/// bounded.
 #[test]
 fn creation_of_the_schema_waits_for_no_other_role() {
     let server = Postgres.start();
@@ -491,7 +492,7 @@ fn acknowledged_writes_are_not_lost() {
     );
 }
 
-/// Whatever connections an administrator ends, they are made anew.
+/// Connections that an administrator terminates are opened again.
 #[test]
 fn terminated_connections_are_reopened() {
     let server = Postgres.start();
@@ -507,7 +508,7 @@ fn terminated_connections_are_reopened() {
     }
 }
 
-/// Of twenty who start at once, one makes the schema.
+/// Of twenty stores that are opened at once, one creates the schema.
 #[test]
 fn concurrent_opens_create_one_schema() {
     let server = Postgres.start();
@@ -524,7 +525,7 @@ fn concurrent_opens_create_one_schema() {
     });
 }
 
-/// What is wrong with a server is said, and what to do about it.
+/// The error of an unsuitable server says what is wrong, and what to do about it.
 #[test]
 fn unsuitable_server_is_refused_with_advice() {
     let server = Postgres.start();
@@ -552,7 +553,7 @@ fn unsuitable_server_is_refused_with_advice() {
         let why = refused(&url);
         assert!(why.contains(said), "{url}: {why}");
     }
-    // By hand, with what the guide says.
+    // Create the schema by hand, as the guide says.
     psql(port, &schema("byhand"));
     psql(
         port,
@@ -567,13 +568,13 @@ fn unsuitable_server_is_refused_with_advice() {
     cases::granted(store.release(&claim));
 }
 
-/// In transaction mode a pooler gives a connection to others between two steps.
+/// In transaction mode, a pooler gives a connection to other clients between two transactions.
 #[test]
 fn pooler_in_transaction_mode_is_refused() {
     let server = Postgres.start();
     let pooler = Running::pgbouncer(server.port, "transaction");
     let url = Postgres.url(pooler.port, "pooled");
-    // The second who asks, and the tenth, find what others have left.
+    // Later attempts find connections in the state that earlier ones left.
     for _ in 0..10 {
         let why = refused(&url);
         assert!(why.contains("transaction mode"), "{why}");
@@ -590,12 +591,12 @@ fn pooler_in_transaction_mode_is_refused() {
         cases::granted(store.release(&one));
         let began = Instant::now();
         waiting.join().expect("it ends");
-        assert!(began.elapsed() < Duration::from_secs(30), "it is told");
+        assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
     });
     cases::granted(other.acquire(&two));
 }
 
-/// Nothing is written in a standby; where one takes over that has everything, all goes on.
+/// A standby is refused; after a synchronous standby has taken over, all locks are there.
 #[test]
 fn standby_takes_over() {
     let mut primary = Postgres.start();
@@ -620,7 +621,7 @@ fn standby_takes_over() {
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     let fence = cases::granted(store.acquire(&one));
     primary.kill();
-    let err = store.extend(&one).expect_err("nothing can be written");
+    let err = store.extend(&one).expect_err("the standby is read-only");
     assert!(err.is_temporary(), "{err:?}");
     psql(standby.port, "select pg_promote()");
     assert!(cases::in_the_end(|| store.extend(&one)).is_granted());
@@ -629,14 +630,14 @@ fn standby_takes_over() {
     assert!(cases::granted(store.acquire(&two)) > fence);
 }
 
-/// Encrypted, with a certificate of an authority of one's own, and with a password.
+/// A connection can use TLS, with a certificate of a private authority, and a password.
 #[test]
 fn connection_can_use_tls_and_password() {
     let server = Postgres.start();
     let port = server.port;
     let directory = tempfile::tempdir().expect("there is room for a directory");
     let (certificate, key) = certificate(directory.path());
-    // The key is to be the server's own.
+    // The server must own the file of the key.
     let key = std::fs::read_to_string(key).expect("it is there");
     let copied = |text: &str, to: &str| {
         let command = format!("umask 077; cat > {to}");
@@ -699,7 +700,7 @@ fn connection_can_use_tls_and_password() {
     assert!(why.contains("0644") && why.contains("chmod 600"), "{why}");
     mode(0o600);
     cases::open(&named);
-    // By its name alone it is another machine, for which TLS is the default.
+    // By its address, it is another machine, for which TLS is the default.
     let by_default = named
         .replace("sslmode=verify-full&", "")
         .replace("localhost", "0.0.0.0");
@@ -718,7 +719,7 @@ fn password_is_not_sent_unencrypted() {
 
     let (port, received) = cases::recorded(|received| match received {
         _ if received == SSL_REQUEST => b"N".to_vec(),
-        // It asks for a password in clear.
+        // Request a clear-text password.
         _ => b"R\0\0\0\x08\0\0\0\x03".to_vec(),
     });
     for url in [
@@ -750,10 +751,10 @@ fn password_is_not_sent_unencrypted() {
     ));
 }
 
-/// What a server was set to forget when it is killed it does not forget of locks.
+/// A server with asynchronous commits still commits locks synchronously: a killed server loses none.
 #[test]
 fn asynchronous_commit_is_overridden() {
-    // The longest that it may take to write by itself.
+    // The longest permitted delay of the WAL writer.
     let settings = ["synchronous_commit=off", "wal_writer_delay=10000ms"];
     let mut server = Running::postgres(&settings);
     let store = cases::open(&Postgres.url(server.port, "forgets"));
@@ -773,7 +774,8 @@ fn asynchronous_commit_is_overridden() {
     }
 }
 
-/// A transaction that keeps the row of one name locked holds up no other name, however many ask for it.
+/// A transaction that keeps the row of one name locked delays no other name, however many requests there are for the
+/// locked one.
 #[test]
 fn locked_row_delays_no_other_name() {
     let server = Postgres.start();
@@ -808,7 +810,7 @@ fn locked_row_delays_no_other_name() {
             cases::granted(store.extend(&other));
             thread::sleep(Duration::from_millis(100));
         }
-        // Those that nobody waits for any more are ended there, too.
+        // The server also cancels the requests that were dropped here.
         let ours = "select count(*) from pg_stat_activity where application_name = 'verrou'";
         cases::in_time(|| {
             psql(server.port, ours)

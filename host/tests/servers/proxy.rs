@@ -1,4 +1,4 @@
-//! A wire that can be cut: what a client sends goes through it, and what it is answered.
+//! A TCP proxy between a client and a server, whose connections can be cut.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -14,9 +14,9 @@ pub(crate) struct Proxy {
 
 #[derive(Default)]
 struct State {
-    /// Whether answers are swallowed, and the connection is cut when the first comes.
+    /// Whether the next answer is dropped, and its connection cut.
     swallows: AtomicBool,
-    /// Whether nobody gets through.
+    /// Whether new connections are refused.
     is_cut: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
     open: AtomicUsize,
@@ -43,7 +43,7 @@ impl Proxy {
         Self { port, state }
     }
 
-    /// From now on the next answer is lost, and its connection with it; what was asked is done.
+    /// Drops the next answer and cuts its connection, after the server has executed the request.
     pub(crate) fn lose_the_next_answer(&self) {
         self.state.swallows.store(true, Ordering::SeqCst);
     }
@@ -65,7 +65,7 @@ impl Proxy {
         self.state.is_cut.store(false, Ordering::SeqCst);
     }
 
-    /// How many connections there were at a time, at most.
+    /// Returns the greatest number of connections that were open at one time.
     pub(crate) fn most_connections(&self) -> usize {
         self.state.most.load(Ordering::SeqCst)
     }
@@ -95,7 +95,7 @@ impl State {
     }
 }
 
-/// Hands on what comes, as long as `goes_on` says so.
+/// Forwards bytes from one stream to the other, as long as `goes_on` returns true.
 fn pass(mut from: TcpStream, mut to: TcpStream, goes_on: impl Fn(&[u8]) -> bool) {
     let mut bytes = [0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut bytes) {

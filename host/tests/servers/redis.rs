@@ -14,7 +14,7 @@ use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
 
-/// The server of all cases that leave it alone.
+/// Returns the URL of the server of all cases that do not stop it or change its settings.
 fn server() -> String {
     static SERVER: OnceLock<Running> = OnceLock::new();
 
@@ -43,7 +43,7 @@ impl Kind for Redis {
     }
 }
 
-/// What `redis-cli` answers.
+/// Runs `redis-cli` and returns its standard output.
 fn redis_cli(port: u16, words: &[&str]) -> String {
     let mut command = Command::new("redis-cli");
     let output = command.args(["-p", &port.to_string()]).args(words).output();
@@ -69,13 +69,13 @@ fn many_clients_count() {
     );
 }
 
-/// What a program that is guarded by the lock reads with; `host/REDIS.md` shows both.
+/// The script of a fenced read, as in `host/REDIS.md`.
 const FENCED_READ: &str = "\
 local seen = tonumber(redis.call('GET', KEYS[1] .. ':fence') or '0')
 if tonumber(ARGV[1]) > seen then redis.call('SET', KEYS[1] .. ':fence', ARGV[1]) end
 return redis.call('GET', KEYS[1]) or ''";
 
-/// And what it writes with.
+/// The script of a fenced write, as in `host/REDIS.md`.
 const FENCED_WRITE: &str = "\
 local seen = tonumber(redis.call('GET', KEYS[1] .. ':fence') or '0')
 if tonumber(ARGV[2]) < seen then return 'stale' end
@@ -97,7 +97,7 @@ fn acknowledged_writes_are_not_lost() {
     );
 }
 
-/// A server that has lost its scripts is given them again.
+/// Scripts are loaded again after the server has flushed them.
 #[test]
 fn flushed_scripts_are_loaded_again() {
     let server = Redis.start();
@@ -108,7 +108,7 @@ fn flushed_scripts_are_loaded_again() {
     cases::granted(verrou::Store::extend(&store, &claim));
 }
 
-/// What is wrong with a server is said, and what to do about it.
+/// The error of an unsuitable server says what is wrong, and what to do about it.
 #[test]
 fn unsuitable_server_is_refused_with_advice() {
     let evicts = Running::redis(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
@@ -141,7 +141,7 @@ fn unsuitable_server_is_refused_with_advice() {
     assert!(!why.contains("s3cret"), "{why}");
 }
 
-/// Redis before version 6 has no messages on the connection of its answers.
+/// Redis before version 6 does not send messages on the connection of its answers.
 #[test]
 fn old_server_is_refused() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
@@ -159,7 +159,7 @@ fn old_server_is_refused() {
     assert!(why.contains("Redis 6"), "{why}");
 }
 
-/// The command that runs under a lock is not told the password.
+/// The environment of the command that runs under a lock does not contain the password.
 #[test]
 fn password_is_not_passed_to_command() {
     let closed = Running::redis(&["--requirepass", "s3cret"]);
@@ -167,7 +167,7 @@ fn password_is_not_passed_to_command() {
     cases::password_is_not_passed_to_command(&url);
 }
 
-/// Nor does what the command says repeat one, whatever is wrong.
+/// The output of the command does not repeat a password, for any error in the URL.
 #[test]
 fn command_prints_no_password() {
     let unused = crate::running::free_port();
@@ -207,7 +207,7 @@ fn command_prints_no_password() {
     }
 }
 
-/// A URL in the place of another argument is not repeated either.
+/// A URL in the position of another argument is not repeated with its password.
 #[test]
 fn misplaced_url_is_repeated_without_its_password() {
     for words in [
@@ -235,7 +235,7 @@ fn password_is_not_sent_unencrypted() {
     cases::open(&format!("redis://:s3cret@0.0.0.0:{}?tls=off", closed.port));
 }
 
-/// Encrypted, with a certificate of an authority of one's own.
+/// A connection can use TLS, with a certificate of a private authority.
 #[test]
 fn connection_can_use_tls() {
     let directory = tempfile::tempdir().expect("there is room for a directory");

@@ -1,4 +1,4 @@
-//! Real servers, each on a free port of this machine, with data that is thrown away.
+//! Real servers, each on a free port of this machine, in a temporary directory.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
-/// Longer than any of them needs to start, or to end.
+/// Longer than any server needs to start, or to end.
 const LONG: Duration = Duration::from_mins(1);
 
-/// A server, which ends with this value, and with this process.
+/// A running server. It is killed when this value is dropped, and when this process ends.
 pub(crate) struct Running {
     command: Vec<String>,
     pub(crate) port: u16,
@@ -25,7 +25,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Redis; `options` are more of its words.
+    /// Starts Redis; `options` are further arguments.
     #[cfg(feature = "redis")]
     pub(crate) fn redis(options: &[&str]) -> Self {
         Self::start(|directory, port| {
@@ -38,7 +38,7 @@ impl Running {
         })
     }
 
-    /// `PostgreSQL`, with a superuser `verrou` that needs no password; `options` are settings.
+    /// Starts `PostgreSQL`, with a superuser `verrou` that needs no password; `options` are settings.
     #[cfg(feature = "postgres")]
     pub(crate) fn postgres(options: &[&str]) -> Self {
         Self::start(|directory, port| {
@@ -56,7 +56,7 @@ impl Running {
         })
     }
 
-    /// A `PostgreSQL` server that follows `primary`, with all it has; `options` are settings.
+    /// Starts a `PostgreSQL` standby of `primary`, with a copy of its data; `options` are settings.
     #[cfg(feature = "postgres")]
     pub(crate) fn standby_of(primary: &Self, options: &[&str]) -> Self {
         Self::start(|directory, port| {
@@ -76,7 +76,7 @@ impl Running {
         })
     }
 
-    /// `PgBouncer` before the `PostgreSQL` server at `port`; `mode` is what it pools.
+    /// Starts `PgBouncer` in front of the `PostgreSQL` server at port `server`; `mode` is the pool mode.
     #[cfg(feature = "postgres")]
     pub(crate) fn pgbouncer(server: u16, mode: &str) -> Self {
         Self::start(|directory, port| {
@@ -91,7 +91,7 @@ impl Running {
         })
     }
 
-    /// etcd, alone; in `options`, `PORT` is the port.
+    /// Starts a single etcd member; in `options`, `PORT` is replaced by the port.
     #[cfg(feature = "etcd")]
     pub(crate) fn etcd(options: &[&str]) -> Self {
         let peers = [free_port()];
@@ -103,7 +103,7 @@ impl Running {
         })
     }
 
-    /// The members of an etcd cluster, which answer when most of them are there.
+    /// Starts the members of an etcd cluster, which answer once a majority is running.
     #[cfg(feature = "etcd")]
     pub(crate) fn etcd_cluster() -> [Self; 3] {
         let peers = [(); 3].map(|()| free_port());
@@ -130,30 +130,30 @@ impl Running {
         running
     }
 
-    /// Stops it, in the middle of whatever it does.
+    /// Stops the server's processes by SIGSTOP.
     pub(crate) fn stop(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Continues a stopped server.
     pub(crate) fn go_on(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Kills it, and starts it again with what it has kept.
+    /// Kills the server, and starts it again on the same data.
     pub(crate) fn restart(&mut self) {
         self.kill();
         self.child = spawn(&self.command, self.directory.path());
         self.wait_until_ready();
     }
 
-    /// Kills it, with all its processes.
+    /// Kills the server and all its processes.
     pub(crate) fn kill(&mut self) {
         let children = children(self.id());
         let _ = self.child.kill();
         let _ = self.child.wait();
         for child in children {
-            // What it keeps is kept from whoever starts again.
+            // A process that is left could keep the data locked against the next start.
             let _ = kill_process(child, Signal::KILL);
             let began = Instant::now();
             while is_there(child) && began.elapsed() < LONG {
@@ -166,18 +166,18 @@ impl Running {
         Pid::from_child(&self.child)
     }
 
-    /// Signals all its processes.
+    /// Sends a signal to all processes of the server.
     fn signal(&self, signal: Signal) {
         kill_process(self.id(), signal).expect("it runs");
         for child in children(self.id()) {
-            // It may have ended.
+            // The process may have ended.
             let _ = kill_process(child, signal);
         }
     }
 
     fn is_ready(&self) -> bool {
         if self.command[0].ends_with("/postgres") {
-            // It listens before it answers.
+            // PostgreSQL listens before it can answer.
             let mut asked = Command::new(Path::new(&self.command[0]).with_file_name("pg_isready"));
             asked.args(["--quiet", "--host=127.0.0.1", "--port"]);
             let asked = asked.arg(self.port.to_string()).status();
@@ -205,7 +205,7 @@ impl Drop for Running {
     }
 }
 
-/// The processes that `parent` has started.
+/// Returns the children of the process `parent`.
 fn children(parent: Pid) -> Vec<Pid> {
     let ids = fs::read_dir("/proc")
         .expect("the processes")
@@ -217,7 +217,7 @@ fn children(parent: Pid) -> Vec<Pid> {
     ids.collect()
 }
 
-/// The processes that `parent` has started, and those that they have.
+/// Returns the children of the process `parent`, and their descendants.
 pub(crate) fn descendants(parent: Pid) -> Vec<Pid> {
     let children = children(parent).into_iter();
     children
@@ -225,29 +225,29 @@ pub(crate) fn descendants(parent: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// Whether `process` runs, and is not only still to be waited for.
+/// Returns whether `process` exists, and is not a zombie.
 fn is_there(process: Pid) -> bool {
     state(process).is_some_and(|(state, _)| state != "Z")
 }
 
-/// What `process` does, and who started it: proc(5).
+/// Returns the state of `process` and its parent, as in proc(5).
 fn state(process: Pid) -> Option<(String, i32)> {
     let status = format!("/proc/{}/stat", process.as_raw_pid());
     let status = fs::read_to_string(status).ok()?;
-    // After its name, which may have anything in it.
+    // Skip the name, which may contain any character.
     let (_, rest) = status.rsplit_once(')')?;
     let mut words = rest.split_whitespace();
     Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
 }
 
-/// A port that was free a moment ago.
+/// Returns a port that was free a moment ago.
 pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     listener.local_addr().expect("it has an address").port()
 }
 
-/// Starts a server that is killed when this process ends, however it does: the kernel does so when the
-/// thread ends that started it, so that one lives as long.
+/// Starts a server that is killed when this process ends for any reason. The kernel kills the server when the
+/// thread that started it ends, so that thread does not end before this process.
 fn spawn(words: &[String], directory: &Path) -> Child {
     let log = fs::File::create(directory.join("log")).expect("a log");
     let mut command = as_user(words);
@@ -268,21 +268,21 @@ fn spawn(words: &[String], directory: &Path) -> Child {
     })
 }
 
-/// `words`, for one who is not root where they refuse it.
+/// Returns the command `words`, as an unprivileged user if the program refuses to run as root.
 fn as_user(words: &[String]) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
     let program = Path::new(&words[0]).file_name().unwrap_or_default();
     let refuses_root = ["initdb", "postgres", "pg_basebackup", "pgbouncer"];
     if geteuid().is_root() && refuses_root.iter().any(|name| program == *name) {
-        // Nobody, as every system calls it.
+        // The user `nobody`.
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     }
     command.arg("--").args(words);
     command
 }
 
-/// What starts a member of an etcd cluster, whose members talk to each other at the ports `peers`.
+/// Returns the command of a member of an etcd cluster, whose members use the ports `peers` among themselves.
 #[cfg(feature = "etcd")]
 fn member(number: usize, peers: &[u16], directory: &Path, port: u16) -> Vec<String> {
     let client = format!("http://127.0.0.1:{port}");
@@ -303,14 +303,14 @@ fn member(number: usize, peers: &[u16], directory: &Path, port: u16) -> Vec<Stri
     ]
 }
 
-/// Runs what is over soon.
+/// Runs a short command, which must succeed.
 #[cfg(feature = "postgres")]
 fn must_succeed(words: &[String]) {
     let output = as_user(words).output().expect("it can be run");
     assert!(output.status.success(), "{words:?}: {output:?}");
 }
 
-/// What starts `PostgreSQL` on what is in `directory`.
+/// Returns the command that starts `PostgreSQL` on the data in `directory`.
 #[cfg(feature = "postgres")]
 fn postgres_on(directory: &Path, port: u16, options: &[&str]) -> Vec<String> {
     let mut words = vec![postgres_program("postgres"), "-D".to_owned()];
@@ -324,17 +324,17 @@ fn postgres_on(directory: &Path, port: u16, options: &[&str]) -> Vec<String> {
     words
 }
 
-/// A program of `PostgreSQL`, wherever all of them are.
+/// Returns the path of a program of `PostgreSQL`.
 #[cfg(feature = "postgres")]
 fn postgres_program(name: &str) -> String {
     newest_postgres().join(name).display().to_string()
 }
 
-/// Where the programs of `PostgreSQL` are: in `PATH`, or where Debian has them.
+/// Returns the directory of `PostgreSQL`'s programs: in `PATH`, or where Debian installs them.
 #[cfg(feature = "postgres")]
 fn newest_postgres() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // Of a link there, the directory where all of them are.
+    // Follow a link in `PATH` to the directory of all programs.
     let mut found =
         std::env::split_paths(&path).filter_map(|it| it.join("initdb").canonicalize().ok());
     if let Some(directory) = found
