@@ -266,7 +266,7 @@ fn names_with_slashes_are_separate_locks() {
 fn unsuitable_server_is_refused_with_advice() {
     let closed = Etcd.start();
     let port = closed.port;
-    let why = refused(&format!("etcd://somebody:wr0ng@127.0.0.1:{port}"));
+    let why = refused(&format!("etcd://unknown:wr0ng@127.0.0.1:{port}"));
     assert!(why.contains("leave the user out"), "{why}");
     assert!(!why.contains("wr0ng"), "{why}");
     for words in [
@@ -290,7 +290,7 @@ fn unsuitable_server_is_refused_with_advice() {
     for url in [
         format!("etcd://127.0.0.1:{port}"),
         format!("etcd://app:wr0ng@127.0.0.1:{port}"),
-        format!("etcd://somebody:wr0ng@127.0.0.1:{port}"),
+        format!("etcd://unknown:wr0ng@127.0.0.1:{port}"),
     ] {
         let why = refused(&url);
         assert!(why.contains("password") && why.contains("tls=off"), "{why}");

@@ -538,8 +538,8 @@ fn unsuitable_server_is_refused_with_advice() {
             "schema.sql",
         ),
         (
-            format!("postgres://nobody@127.0.0.1:{port}/postgres"),
-            "nobody",
+            format!("postgres://missing@127.0.0.1:{port}/postgres"),
+            "missing",
         ),
         (
             format!("postgres://verrou@127.0.0.1:{port}/nowhere"),

@@ -129,7 +129,7 @@ fn unsuitable_server_is_refused_with_advice() {
     for url in [
         format!("redis://127.0.0.1:{port}"),
         format!("redis://:wr0ng@127.0.0.1:{port}"),
-        format!("redis://somebody:wr0ng@127.0.0.1:{port}"),
+        format!("redis://unknown:wr0ng@127.0.0.1:{port}"),
     ] {
         let why = refused(&url);
         assert!(why.contains("password") && why.contains("tls=off"), "{why}");

@@ -275,7 +275,7 @@ fn as_user(words: &[String]) -> Command {
     let program = Path::new(&words[0]).file_name().unwrap_or_default();
     let refuses_root = ["initdb", "postgres", "pg_basebackup", "pgbouncer"];
     if geteuid().is_root() && refuses_root.iter().any(|name| program == *name) {
-        // The user `nobody`.
+        // The unprivileged user and group of every system.
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
     }
     command.arg("--").args(words);
