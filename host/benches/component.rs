@@ -1,8 +1,8 @@
-//! What the component costs: native beside component, in one run.
+//! The cost of the component: native locks and the component's locks, in one run.
 //!
-//! The machines this runs on are noisy, so the subjects of a comparison take turns, round by round,
-//! and what is told is the median of each and its ratio to the first: no library that was found
-//! lets them take turns.
+//! The machines that this runs on are noisy, so the subjects of a comparison take turns, round by round.
+//! The benchmark prints the median of each subject, and its ratio to the first one. No benchmark library was
+//! found that interleaves subjects.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -33,8 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let memory: AnyStore = Arc::new(MemoryStore::new(System));
     pair("acquire and release, in memory", 2_000, &runner, &memory)?;
 
-    let folder = tempfile::tempdir()?;
-    let leases = LeaseFileStore::open(folder.path(), &StoreOptions::default())?;
+    let directory = tempfile::tempdir()?;
+    let leases = LeaseFileStore::open(directory.path(), &StoreOptions::default())?;
     let leases: AnyStore = Arc::new(leases);
     pair("acquire and release, lease files", 200, &runner, &leases)?;
 
@@ -109,7 +109,7 @@ fn pair(
     Ok(())
 }
 
-/// Lets the subjects take turns, each `times` times in a round, and tells their medians.
+/// Runs the subjects in turns, each `times` times in a round, and prints their medians.
 fn compare<const N: usize>(title: &str, times: u32, mut subjects: [Subject<'_>; N]) {
     let mut taken: [Vec<Duration>; N] = std::array::from_fn(|_| Vec::with_capacity(ROUNDS));
     for _ in 0..ROUNDS {

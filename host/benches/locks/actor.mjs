@@ -1,4 +1,4 @@
-/** An actor of the benchmark with a lock of npm's packages: what it is told is in actor.rs. */
+/** An actor of the benchmark with a lock of an npm package; actor.rs documents the requests. */
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -10,11 +10,11 @@ import { Redis } from 'ioredis'
 import lockfile from 'proper-lockfile'
 import Redlock from 'redlock'
 
-function make(kind, folder) {
+function make(kind, directory) {
   if (kind.startsWith('proper-lockfile')) {
-    const path = join(folder, 'proper')
+    const path = join(directory, 'proper')
     writeFileSync(path, '', { flag: 'a' })
-    // Its default is not to wait at all; a number is how often to try, first after a second.
+    // By default it does not wait; a number is the number of retries, the first one after a second.
     const retries =
       kind === 'proper-lockfile-1ms' ? { forever: true, minTimeout: 1, maxTimeout: 1, factor: 1 } : 10
     let release
@@ -45,8 +45,8 @@ async function pairs(acquire, release, times) {
   return now() - began
 }
 
-const [, , kind, folder] = process.argv
-const [acquire, release] = make(kind, folder)
+const [, , kind, directory] = process.argv
+const [acquire, release] = make(kind, directory)
 for await (const line of createInterface({ input: process.stdin })) {
   const [what, number] = line.split(' ')
   let done
@@ -57,7 +57,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   } else if (what === 'release') {
     done = now()
     await release()
-  } else throw new Error(`what is \`${line}\`?`)
+  } else throw new Error(`unknown request \`${line}\``)
   process.stdout.write(`${done}\n`)
 }
 process.exit()

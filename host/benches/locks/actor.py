@@ -1,17 +1,17 @@
-"""An actor of the benchmark with a lock of Python's packages: what it is told is in actor.rs."""
+"""An actor of the benchmark with a lock of a Python package; actor.rs documents the requests."""
 
 import os
 import sys
 import time
 
 
-def make(kind, folder):
+def make(kind, directory):
     if kind.startswith("filelock"):
         import filelock
 
-        path = os.path.join(folder, "flock")
+        path = os.path.join(directory, "flock")
         if kind == "filelock-lease":
-            lease = filelock.SoftFileLease(os.path.join(folder, "lease.lock"), lease_duration=10)
+            lease = filelock.SoftFileLease(os.path.join(directory, "lease.lock"), lease_duration=10)
             return lease.acquire, lease.release
         options = {"poll_interval": 0.001} if kind == "filelock-1ms" else {}
         lock = filelock.FileLock(path, **options)
@@ -19,7 +19,7 @@ def make(kind, folder):
     if kind == "portalocker":
         import portalocker
 
-        lock = portalocker.Lock(os.path.join(folder, "flock"), timeout=3600)
+        lock = portalocker.Lock(os.path.join(directory, "flock"), timeout=3600)
         return lock.acquire, lock.release
     if kind.startswith("redis"):
         import redis

@@ -1,16 +1,16 @@
-//! Processes that take a lock when they are told to. All speak the same, in whatever language they
-//! are written: a line for each thing to do, and a line when it is done.
+//! Processes that acquire and release a lock on request. Actors in all languages have the same protocol: a line for
+//! each request, and a line for its answer.
 //!
-//! | to do | done |
+//! | request | answer |
 //! | --- | --- |
-//! | `pairs N`: take it and give it back, N times | for how many nanoseconds |
-//! | `acquire` | when, and which process has it |
-//! | `release` | when this was begun |
-//! | `turn`: take it and give it back | when it had it |
-//! | `storm SECONDS HOLD`: take it, hold it for HOLD µs, and give it back, again and again | how often, and the longest wait in nanoseconds |
-//! | `crowd N`: take it and give it back in N threads at once | when the last had it |
+//! | `pairs N`: acquire and release, N times | the duration in nanoseconds |
+//! | `acquire` | the time of the grant, and the process that holds the lock |
+//! | `release` | the time when the release began |
+//! | `turn`: acquire and release | the time of the grant |
+//! | `storm SECONDS HOLD`: acquire, hold for HOLD µs, and release, repeatedly | the number of grants, and the longest wait in nanoseconds |
+//! | `crowd N`: acquire and release in N threads at once | the time of the last grant |
 //!
-//! Times are those of the clock that all processes share, in nanoseconds.
+//! Times are in nanoseconds, of the monotonic clock that all processes share.
 
 use std::hint::spin_loop;
 use std::io::{BufRead, BufReader, Write};
@@ -28,15 +28,15 @@ use verrou_host::System;
 use crate::Result;
 use crate::exclusion::{Exclusion, exclusion, open};
 
-/// The time now.
+/// Returns the current time.
 pub(crate) fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     u64::try_from(now.tv_sec * 1_000_000_000 + now.tv_nsec).unwrap_or_default()
 }
 
-/// Is an actor with the exclusion `kind`, until there is no more to do.
-pub(crate) fn act(kind: &str, folder: &Path) -> Result<()> {
-    let mut lock = exclusion(kind, folder)?;
+/// Runs an actor with the exclusion `kind`, until its standard input ends.
+pub(crate) fn act(kind: &str, directory: &Path) -> Result<()> {
+    let mut lock = exclusion(kind, directory)?;
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lines() {
         let line = line?;
@@ -63,8 +63,8 @@ pub(crate) fn act(kind: &str, folder: &Path) -> Result<()> {
                 let hold = Duration::from_micros(hold.parse()?);
                 storm(&mut *lock, length, hold)?
             }
-            ["crowd", threads] => crowd(kind, folder, threads.parse()?)?.to_string(),
-            _ => return Err(format!("what is `{line}`?").into()),
+            ["crowd", threads] => crowd(kind, directory, threads.parse()?)?.to_string(),
+            _ => return Err(format!("unknown request `{line}`").into()),
         };
         writeln!(out, "{done}")?;
         out.flush()?;
@@ -98,15 +98,15 @@ fn storm(lock: &mut dyn Exclusion, length: Duration, hold: Duration) -> Result<S
     Ok(format!("{times} {}", longest.as_nanos()))
 }
 
-fn crowd(kind: &str, folder: &Path, threads: u32) -> Result<u64> {
-    let store = open(kind, folder)?;
+fn crowd(kind: &str, directory: &Path, threads: u32) -> Result<u64> {
+    let store = open(kind, directory)?;
     thread::scope(|scope| {
         let one = || -> u64 {
             let lock = LockFactory::new(&store, System).create_lock("lock", "1h");
             let lock = lock.expect("a lock");
             let held = lock.guard().expect("a lease");
             let taken = now();
-            held.release().expect("my lock");
+            held.release().expect("a held lock");
             taken
         };
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(one)).collect();
@@ -118,7 +118,7 @@ fn crowd(kind: &str, folder: &Path, threads: u32) -> Result<u64> {
     })
 }
 
-/// A process that is told what to do.
+/// An actor's process.
 pub(crate) struct Actor {
     process: Child,
     stdin: ChildStdin,
@@ -138,14 +138,13 @@ impl Actor {
         })
     }
 
-    /// Tells it to begin something.
-    pub(crate) fn tell(&mut self, what: &str) -> Result<()> {
-        Ok(writeln!(self.stdin, "{what}")?)
+    /// Sends a request.
+    pub(crate) fn send(&mut self, request: &str) -> Result<()> {
+        Ok(writeln!(self.stdin, "{request}")?)
     }
 
-    /// The first two words that it says when it is done: the second is the first again if there is
-    /// one only.
-    pub(crate) fn hear<T: FromStr<Err: Into<Box<dyn std::error::Error>>>>(
+    /// Waits for the answer and returns its first two words; if there is only one word, returns it twice.
+    pub(crate) fn receive<T: FromStr<Err: Into<Box<dyn std::error::Error>>>>(
         &mut self,
     ) -> Result<(u64, T)> {
         let mut line = String::new();
@@ -153,26 +152,26 @@ impl Actor {
         let mut words = line.split_whitespace();
         let first = words
             .next()
-            .ok_or("an actor has left: see its words above")?;
+            .ok_or("an actor has ended; its error is printed above")?;
         let second = words.next().unwrap_or(first);
         Ok((first.parse()?, second.parse().map_err(Into::into)?))
     }
 
-    pub(crate) fn ask(&mut self, what: &str) -> Result<u64> {
-        self.tell(what)?;
-        let (said, _) = self.hear::<u64>()?;
-        Ok(said)
+    pub(crate) fn request(&mut self, request: &str) -> Result<u64> {
+        self.send(request)?;
+        let (answer, _) = self.receive::<u64>()?;
+        Ok(answer)
     }
 
-    /// Lets it take the lock; returns the process that has it.
+    /// Makes the actor acquire the lock; returns the process that holds it.
     pub(crate) fn acquire(&mut self) -> Result<i32> {
-        self.tell("acquire")?;
-        let (_, process) = self.hear()?;
+        self.send("acquire")?;
+        let (_, process) = self.receive()?;
         Ok(process)
     }
 }
 
-/// Ends `process` at once; returns when.
+/// Kills `process`; returns the time.
 pub(crate) fn kill(process: i32) -> Result<u64> {
     let process = Pid::from_raw(process).ok_or("no process")?;
     let killed = now();

@@ -1,4 +1,4 @@
-//! What excludes others, in Rust: ours, and what ours is compared with.
+//! Exclusions in Rust: Verrou's locks, and the locks that they are compared with.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -16,25 +16,25 @@ use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
 use crate::Result;
 
-/// Something that excludes others.
+/// A mutual exclusion between processes.
 pub(crate) trait Exclusion {
     fn acquire(&mut self) -> Result<()>;
     fn release(&mut self) -> Result<()>;
 
-    /// The process that has it.
+    /// Returns the process that holds the lock.
     fn process(&self) -> u32 {
         std::process::id()
     }
 }
 
-/// The one of that kind, with its files in `folder`.
-pub(crate) fn exclusion(kind: &str, folder: &Path) -> Result<Box<dyn Exclusion>> {
+/// Returns the exclusion of that kind, with its files in `directory`.
+pub(crate) fn exclusion(kind: &str, directory: &Path) -> Result<Box<dyn Exclusion>> {
     #[cfg(all(feature = "server", feature = "tokio"))]
     if let Some(remote) = crate::remote::exclusion(kind)? {
         return Ok(remote);
     }
-    // The same file for all that lock a file that they leave open.
-    let path = folder.join("flock");
+    // One file for all kinds that lock an open file.
+    let path = directory.join("flock");
     let file = || -> Result<File> {
         let mut options = File::options();
         let options = options.read(true).write(true).create(true).truncate(false);
@@ -50,7 +50,7 @@ pub(crate) fn exclusion(kind: &str, folder: &Path) -> Result<Box<dyn Exclusion>>
         }),
         "flock" => Box::new(Flock(file()?)),
         "turnstile" => Box::new(Turnstile {
-            turn: File::create(folder.join("turn"))?,
+            turn: File::create(directory.join("turn"))?,
             lock: file()?,
         }),
         "file-calls" => Box::new(FileLockCalls::new(file()?, path.clone())),
@@ -64,18 +64,18 @@ pub(crate) fn exclusion(kind: &str, folder: &Path) -> Result<Box<dyn Exclusion>>
         "fd-lock" => Box::new(FdLock(fd_lock::RwLock::new(file()?))),
         "etcdctl" => Box::new(Etcdctl(None)),
         _ => Box::new(Ours(
-            LockFactory::new(Arc::new(open(kind, folder)?), System).create_lock("lock", "1h")?,
+            LockFactory::new(Arc::new(open(kind, directory)?), System).create_lock("lock", "1h")?,
         )),
     })
 }
 
-/// One of our stores, in `folder`.
-pub(crate) fn open(kind: &str, folder: &Path) -> Result<FileStore> {
-    let url: StoreUrl = format!("{kind}:{}", folder.join(kind).display()).parse()?;
+/// Opens one of Verrou's stores, in `directory`.
+pub(crate) fn open(kind: &str, directory: &Path) -> Result<FileStore> {
+    let url: StoreUrl = format!("{kind}:{}", directory.join(kind).display()).parse()?;
     Ok(FileStore::open(&url, &StoreOptions::default())?)
 }
 
-/// One of ours.
+/// A lock of Verrou.
 struct Ours(Lock<Arc<FileStore>, System>);
 
 impl Exclusion for Ours {
@@ -88,7 +88,7 @@ impl Exclusion for Ours {
     }
 }
 
-/// The kernel's lock, of a file that is opened for it.
+/// A `flock` on a file that is opened for each acquisition.
 struct OpenFlock {
     _made: File,
     path: PathBuf,
@@ -108,7 +108,7 @@ impl Exclusion for OpenFlock {
     }
 }
 
-/// The kernel's lock, of a file that stays open.
+/// A `flock` on a file that stays open.
 struct Flock(File);
 
 impl Exclusion for Flock {
@@ -120,8 +120,8 @@ impl Exclusion for Flock {
     }
 }
 
-/// Kernel's locks in turns: who waits for the lock has the other one, for which the rest wait. Who
-/// gives it back and asks again has to wait behind them, mostly.
+/// Two `flock`s in turns: one waiter holds the first lock and waits for the second; all other waiters wait for the
+/// first. A process that releases and acquires again mostly waits behind them.
 struct Turnstile {
     turn: File,
     lock: File,
@@ -138,7 +138,7 @@ impl Exclusion for Turnstile {
     }
 }
 
-/// What a file lock of ours that nobody else wants asks of the system, and nothing else.
+/// The system calls of an uncontended file lock of Verrou, and nothing else.
 struct FileLockCalls {
     file: File,
     path: PathBuf,
@@ -195,7 +195,7 @@ impl Exclusion for FileLockCalls {
     }
 }
 
-/// What a lease of ours that nobody else wants asks of the system, and nothing else.
+/// The system calls of an uncontended lease file of Verrou, and nothing else.
 struct LeaseCalls {
     calls: FileLockCalls,
     lifeline: File,
@@ -222,7 +222,7 @@ impl Exclusion for LeaseCalls {
 
 #[expect(
     clippy::cast_possible_truncation,
-    reason = "the C header has as `int` what its `struct flock` has as `short`"
+    reason = "the C header declares these constants as `int`, and the fields of `struct flock` as `short`"
 )]
 fn byte(kind: i32, start: i64, length: i64) -> libc::flock {
     libc::flock {
@@ -234,8 +234,8 @@ fn byte(kind: i32, start: i64, length: i64) -> libc::flock {
     }
 }
 
-/// The least that a record in a file costs: it is read and written under the kernel's lock, once to
-/// take it and once to give it back. Excludes nobody in between.
+/// The minimal cost of a record in a file: it is read and written under `flock`, once to acquire and once to
+/// release. It excludes no process in between.
 struct Update(File);
 
 impl Exclusion for Update {
@@ -273,7 +273,7 @@ impl Exclusion for Fs4 {
     }
 }
 
-/// Its guard borrows it, so it is given back at once.
+/// The lock is released at once, because its guard borrows it.
 struct FdLock(fd_lock::RwLock<File>);
 
 impl Exclusion for FdLock {
@@ -286,7 +286,7 @@ impl Exclusion for FdLock {
     }
 }
 
-/// The command, which holds the lock for as long as it runs.
+/// The command `etcdctl lock`, which holds the lock as long as it runs.
 struct Etcdctl(Option<Child>);
 
 impl Exclusion for Etcdctl {
@@ -295,7 +295,7 @@ impl Exclusion for Etcdctl {
         command.args(["lock", "--ttl=10", "lock"]);
         let mut process = command.stdout(Stdio::piped()).spawn()?;
         let stdout = process.stdout.take().ok_or("no output")?;
-        // It names its key when it has the lock.
+        // The command prints its key when it holds the lock.
         BufReader::new(stdout).read_line(&mut String::new())?;
         self.0 = Some(process);
         Ok(())

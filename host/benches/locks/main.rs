@@ -1,10 +1,10 @@
-//! What locks on one machine cost, beside the bare system calls and beside what others use: the
-//! subjects of a comparison take turns in one run. `cargo xtask bench` brings the others.
+//! The cost of locks, compared with the bare system calls and with other lock libraries: the subjects of a comparison
+//! take turns in one run. `cargo xtask bench` installs the other libraries.
 //!
-//! `VERROU_BENCH_PYTHON` is an interpreter that has the packages of `requirements.txt`; those of
-//! `package.json` are looked for beside it; `redis-server`, `etcd`, `etcdctl` and `setlock` in
-//! `PATH`; `VERROU_BENCH_COMMAND` is our command as it is released. What is not there is not measured,
-//! and that is said. `VERROU_BENCH_JSON` is where to write the figures.
+//! `VERROU_BENCH_PYTHON` is an interpreter with the packages of `requirements.txt`. The packages of `package.json`
+//! are in `node_modules` beside it; `redis-server`, `etcd`, `etcdctl` and `setlock` are in `PATH`.
+//! `VERROU_BENCH_COMMAND` is a release build of the command `verrou`. A missing subject is not measured, and is
+//! reported as such. `VERROU_BENCH_JSON` is the file to write the figures to.
 #![cfg(target_os = "linux")]
 
 mod actor;
@@ -13,7 +13,7 @@ mod exclusion;
 mod remote;
 mod report;
 #[cfg(feature = "postgres")]
-#[expect(dead_code, reason = "nothing happens to the server here")]
+#[expect(dead_code, reason = "the server is not stopped or restarted here")]
 #[path = "../../tests/servers/running.rs"]
 mod running;
 mod servers;
@@ -43,17 +43,17 @@ use verrou_host::{FileStore, System};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// How often subjects take turns where nothing else is said.
+/// The default number of turns of each subject.
 const ROUNDS: usize = 41;
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if let ["act", kind, folder] = words[..] {
-        return actor::act(kind, Path::new(folder));
+    if let ["act", kind, directory] = words[..] {
+        return actor::act(kind, Path::new(directory));
     }
-    let folder = tempfile::tempdir()?;
-    let mut bench = Bench::new(folder.path().to_owned());
+    let directory = tempfile::tempdir()?;
+    let mut bench = Bench::new(directory.path().to_owned());
     let wanted: Vec<_> = words.iter().filter(|word| !word.starts_with('-')).collect();
     for (name, part) in PARTS {
         if wanted.is_empty() || wanted.contains(&&name) {
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What is measured, and what to call it if it is to be measured alone:
+/// The parts of the benchmark, and their names on the command line, as in
 /// `cargo bench --package verrou-host --bench locks -- hand-over`.
 const PARTS: [(&str, Part); 13] = [
     ("uncontended", Bench::uncontended),
@@ -95,7 +95,7 @@ const PARTS: [(&str, Part); 13] = [
 
 type Part = fn(&mut Bench) -> Result<()>;
 
-/// Which actor: in what language, and with which kind of lock.
+/// The kind of an actor: its language, and its kind of lock.
 #[derive(Clone, Copy)]
 enum Kind {
     Rust(&'static str),
@@ -106,28 +106,28 @@ enum Kind {
 use Kind::{Node, Python, Rust};
 
 struct Bench {
-    folder: PathBuf,
+    directory: PathBuf,
     report: Report,
     redis: Result<Server>,
     etcd: Result<Server>,
-    /// Started when it is wanted.
+    /// Started on first use.
     #[cfg(feature = "postgres")]
     postgres: LazyCell<Running>,
 }
 
 impl Bench {
-    fn new(folder: PathBuf) -> Self {
+    fn new(directory: PathBuf) -> Self {
         Self {
-            report: Report::new(&folder),
+            report: Report::new(&directory),
             redis: Server::redis(),
-            etcd: Server::etcd(&folder),
+            etcd: Server::etcd(&directory),
             #[cfg(feature = "postgres")]
             postgres: LazyCell::new(|| Running::postgres(&[])),
-            folder,
+            directory,
         }
     }
 
-    /// An actor, or why there is none.
+    /// Starts an actor.
     fn actor(&self, kind: Kind) -> Result<Actor> {
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/locks");
         let (mut command, kind) = match kind {
@@ -169,10 +169,10 @@ impl Bench {
             );
             command.env("VERROU_BENCH_POSTGRES", url);
         }
-        Actor::start(command.arg(kind).arg(&self.folder))
+        Actor::start(command.arg(kind).arg(&self.directory))
     }
 
-    /// As many actors as are wanted of each kind of which there is one.
+    /// Starts `wanted` actors of each kind that is available.
     fn actors<T: Copy>(
         &mut self,
         subjects: &[(&'static str, Kind, T)],
@@ -219,13 +219,13 @@ impl Bench {
         self.pairs(actors)
     }
 
-    /// Lets one of each take and give back its lock, so many times in each of its turns.
+    /// Measures the first actor of each subject acquiring and releasing its lock, so many times in each turn.
     fn pairs(&mut self, mut actors: Vec<(&'static str, i32, Vec<Actor>)>) -> Result<()> {
         let mut samples = vec![Vec::new(); actors.len()];
-        // The first turn is for practice.
+        // The first round is a warm-up.
         for round in 0..=ROUNDS {
             for ((_, times, actors), samples) in actors.iter_mut().zip(&mut samples) {
-                let nanoseconds = actors[0].ask(&format!("pairs {times}"))?;
+                let nanoseconds = actors[0].request(&format!("pairs {times}"))?;
                 if round > 0 {
                     samples.push(float(nanoseconds) / f64::from(*times));
                 }
@@ -240,11 +240,11 @@ impl Bench {
     fn start_up(&mut self) {
         let title = "Start-up: a command that does nothing, under a lock";
         self.report.begin(title, Unit::Nanoseconds);
-        let file = self.folder.join("start-up");
+        let file = self.directory.join("start-up");
         let program = our_command();
         let verrou = |kind: &str| {
             let mut command = Command::new(&program);
-            let store = format!("{kind}:{}", self.folder.join(kind).display());
+            let store = format!("{kind}:{}", self.directory.join(kind).display());
             command.args(["run", "start-up", "--store", &store, "--", "true"]);
             command
         };
@@ -277,11 +277,11 @@ impl Bench {
             (name, ROUNDS, turn)
         });
         for (name, samples) in take_turns(subjects.into()) {
-            self.report.tell(name, samples);
+            self.report.add_result(name, samples);
         }
     }
 
-    /// From the release in one process to the moment when another, which waits, has the lock.
+    /// Measures the time from the release in one process to the grant to a waiter in another process.
     fn handed_over(&mut self) -> Result<()> {
         let title = "Hand-over: released in one process, taken in another";
         self.report.begin(title, Unit::Nanoseconds);
@@ -318,7 +318,8 @@ impl Bench {
         self.hand_over(actors)
     }
 
-    /// Lets one of two give its lock to the other, so often, which looks again within so many milliseconds.
+    /// Measures hand-offs between two actors of each subject: their number, and the polling interval of the waiter
+    /// in milliseconds, are in the subject.
     fn hand_over(&mut self, mut actors: Vec<(&'static str, (u64, u64), Vec<Actor>)>) -> Result<()> {
         let mut samples = vec![Vec::new(); actors.len()];
         for round in 0..300 {
@@ -330,13 +331,13 @@ impl Bench {
                     continue;
                 };
                 holder.acquire()?;
-                waiter.tell("acquire")?;
-                // Long enough for it to wait, and at no certain moment between its looks.
+                waiter.send("acquire")?;
+                // Long enough that it waits, and at varying times within its polling interval.
                 thread::sleep(Duration::from_millis(8 + round * 617 % *interval));
-                let released = holder.ask("release")?;
-                let (entered, _) = waiter.hear::<i32>()?;
+                let released = holder.request("release")?;
+                let (entered, _) = waiter.receive::<i32>()?;
                 samples.push(float(entered.saturating_sub(released)));
-                waiter.ask("release")?;
+                waiter.request("release")?;
             }
         }
         for ((name, ..), samples) in actors.iter().zip(samples) {
@@ -345,7 +346,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What a server costs that nobody else asks.
+    /// Measures uncontended locks on an otherwise idle server.
     fn servers(&mut self) -> Result<()> {
         let title = "On servers: acquire and release";
         self.report.begin(title, Unit::Nanoseconds);
@@ -371,7 +372,7 @@ impl Bench {
         self.pairs(actors)
     }
 
-    /// [`handed_over`](Self::handed_over), of locks on servers.
+    /// Measures [`handed_over`](Self::handed_over) for locks on servers.
     fn handed_over_by_servers(&mut self) -> Result<()> {
         let title = "On servers: released in one process, taken in another";
         self.report.begin(title, Unit::Nanoseconds);
@@ -399,7 +400,7 @@ impl Bench {
         self.hand_over(actors)
     }
 
-    /// From the death of the holder to the moment when another has the lock.
+    /// Measures the time from the end of a killed holder to the grant to a waiter.
     fn killed(&mut self) {
         let title = "The holder is killed (kill -9): until another has the lock";
         self.report.begin(title, Unit::Nanoseconds);
@@ -421,23 +422,23 @@ impl Bench {
             (name, times, turn)
         });
         for (name, samples) in take_turns(subjects.into()) {
-            self.report.tell(name, samples);
+            self.report.add_result(name, samples);
         }
     }
 
     fn kill_one(&self, kind: Kind) -> Result<f64> {
         let (mut holder, mut waiter) = (self.actor(kind)?, self.actor(kind)?);
         let process = holder.acquire()?;
-        waiter.tell("acquire")?;
+        waiter.send("acquire")?;
         let is_slow = !matches!(kind, Rust("flock" | "file" | "lease"));
         thread::sleep(Duration::from_millis(if is_slow { 500 } else { 20 }));
         let killed = kill(process)?;
-        let (entered, _) = waiter.hear::<i32>()?;
-        waiter.ask("release")?;
+        let (entered, _) = waiter.receive::<i32>()?;
+        waiter.request("release")?;
         Ok(float(entered.saturating_sub(killed)))
     }
 
-    /// How many who wait are served before one who came before them.
+    /// Counts the waiters that are served before an earlier one.
     fn order(&mut self) -> Result<()> {
         const WAITERS: usize = 16;
 
@@ -460,14 +461,14 @@ impl Bench {
                 };
                 holder.acquire()?;
                 for waiter in waiters.iter_mut() {
-                    waiter.tell("turn")?;
-                    // Until it waits.
+                    waiter.send("turn")?;
+                    // Wait until the actor waits.
                     thread::sleep(Duration::from_millis(3));
                 }
-                holder.ask("release")?;
+                holder.request("release")?;
                 let entered: Result<Vec<_>> = waiters
                     .iter_mut()
-                    .map(|waiter| Ok(waiter.hear::<u64>()?.0))
+                    .map(|waiter| Ok(waiter.receive::<u64>()?.0))
                     .collect();
                 let entered = entered?;
                 let wrong = |(at, time): (usize, &u64)| {
@@ -483,7 +484,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Many want it all the time.
+    /// Measures the throughput of one lock that many processes request all the time.
     fn storm(&mut self, processes: usize) -> Result<()> {
         const SECONDS: u32 = 2;
         const TURNS: usize = 3;
@@ -503,11 +504,11 @@ impl Bench {
         for _ in 0..TURNS {
             for ((_, (), actors), (grants, longest, shares)) in all.iter_mut().zip(&mut samples) {
                 for actor in actors.iter_mut() {
-                    actor.tell(&format!("storm {SECONDS} 20"))?;
+                    actor.send(&format!("storm {SECONDS} 20"))?;
                 }
                 let mut counts = Vec::new();
                 for actor in actors {
-                    let (count, waited) = actor.hear::<u64>()?;
+                    let (count, waited) = actor.receive::<u64>()?;
                     counts.push(float(count));
                     *longest = waited.max(*longest);
                 }
@@ -529,7 +530,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Whether a grant is dearer where many wait: each takes it once and gives it back.
+    /// Measures the cost of a grant for different numbers of waiters, each of which acquires and releases once.
     fn crowds(&mut self) -> Result<()> {
         const PROCESSES: u32 = 10;
 
@@ -544,14 +545,14 @@ impl Bench {
                 for ((_, threads, actors), samples) in all.iter_mut().zip(&mut samples) {
                     holder.acquire()?;
                     for actor in actors.iter_mut() {
-                        actor.tell(&format!("crowd {threads}"))?;
+                        actor.send(&format!("crowd {threads}"))?;
                     }
-                    // Until all wait.
+                    // Wait until all threads wait.
                     thread::sleep(Duration::from_millis(500 + 20 * u64::from(*threads)));
-                    let released = holder.ask("release")?;
+                    let released = holder.request("release")?;
                     let mut last = 0;
                     for actor in actors {
-                        last = last.max(actor.hear::<u64>()?.0);
+                        last = last.max(actor.receive::<u64>()?.0);
                     }
                     let grants = f64::from(PROCESSES * *threads);
                     samples.push(float(last.saturating_sub(released)) / grants);
@@ -570,7 +571,7 @@ impl Bench {
 
         let title = format!("{WAITERS} commands wait for one name: how often one falls asleep");
         self.report.begin(&title, Unit::PerSecond);
-        let file = self.folder.join("idle");
+        let file = self.directory.join("idle");
         let program = our_command();
         for (name, kind) in [
             ("flock f true", None),
@@ -583,7 +584,7 @@ impl Bench {
                     flock.arg(&file).args(command);
                     return flock;
                 };
-                let store = format!("{kind}:{}", self.folder.join("idle-store").display());
+                let store = format!("{kind}:{}", self.directory.join("idle-store").display());
                 let mut verrou = Command::new(&program);
                 verrou.args(["run", "k", "--store", &store, "--"]);
                 verrou.args(command);
@@ -599,10 +600,10 @@ impl Bench {
         }
     }
 
-    /// Whether a folder of many files makes a step dearer.
+    /// Measures the cost of an operation for different numbers of files in the directory.
     fn names(&mut self) -> Result<()> {
-        // Of so many, far from one another: all are read from memory, not from the disk, and more than
-        // any cache of ours has.
+        // The number of names in use, spread over all names: few enough to be read from memory, not from the disk,
+        // and more than any cache of Verrou holds.
         const USED: u32 = 1_000;
 
         let many: u32 = match env::var("VERROU_BENCH_NAMES") {
@@ -610,17 +611,17 @@ impl Bench {
             Err(_) => 1_000_000,
         };
         for (kind, name) in KINDS {
-            let title = format!("Names in one folder, {name}: acquire and release one of them");
+            let title = format!("Names in one directory, {name}: acquire and release one of them");
             self.report.begin(&title, Unit::Nanoseconds);
             let mut stores = Vec::new();
             for count in [USED, many] {
-                let store = open(kind, &self.folder.join(format!("{kind}-{count}")))?;
+                let store = open(kind, &self.directory.join(format!("{kind}-{count}")))?;
                 for number in 0..count {
                     pair(&store, number)?;
                 }
                 stores.push((count, store, Vec::new()));
             }
-            // The first turn is for practice.
+            // The first round is a warm-up.
             for round in 0..=ROUNDS {
                 for (count, store, samples) in &mut stores {
                     let began = Instant::now();
@@ -635,19 +636,19 @@ impl Bench {
             for (count, _, samples) in stores {
                 self.report.add(&count.to_string(), samples, String::new());
             }
-            fs::remove_dir_all(self.folder.join(format!("{kind}-{many}")))?;
+            fs::remove_dir_all(self.directory.join(format!("{kind}-{many}")))?;
         }
         Ok(())
     }
 
-    /// What is left of many operations.
+    /// Measures the growth of memory and descriptors over many operations.
     fn growth(&mut self) -> Result<()> {
         const OPERATIONS: u32 = 1_000_000;
 
         let title = "Growth of this process's memory over 10⁶ operations";
         self.report.begin(title, Unit::Kibibytes);
         for (kind, name) in KINDS {
-            let store = open(kind, &self.folder)?;
+            let store = open(kind, &self.directory)?;
             for number in 0..OPERATIONS / 100 {
                 pair(&store, number % 300)?;
             }
@@ -663,16 +664,16 @@ impl Bench {
     }
 }
 
-/// Our stores.
+/// The file stores of Verrou.
 const KINDS: [(&str, &str); 2] = [
     ("file", "Verrou, file lock"),
     ("lease", "Verrou, lease file"),
 ];
 
-/// Measures something once.
+/// A function that takes one sample.
 type Turn<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
 
-/// Lets all take turns, each so many times; one that fails has no more of them.
+/// Runs all subjects in turns, each as many times as it has; a subject that fails is not run again.
 fn take_turns<'a>(
     mut subjects: Vec<(&'a str, usize, Turn<'_>)>,
 ) -> Vec<(&'a str, Result<Vec<f64>>)> {
@@ -793,7 +794,7 @@ impl Drop for Processes {
     }
 }
 
-/// This process's memory in KiB, and how many descriptors it has.
+/// Returns this process's memory in KiB, and its number of descriptors.
 fn used() -> Result<(f64, usize)> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

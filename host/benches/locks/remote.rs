@@ -1,4 +1,4 @@
-//! What excludes others by a server, in Rust: ours, and the bare requests that ours makes.
+//! Exclusions by a server, in Rust: Verrou's locks, and their bare requests.
 
 use std::env;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ mod etcd_client;
 #[cfg(feature = "etcd")]
 use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Error, Range, Txn, TxnOp};
 
-/// The one of that kind, if there is one.
+/// Returns the exclusion of that kind, if there is one.
 pub(crate) fn exclusion(kind: &str) -> Result<Option<Box<dyn Exclusion>>> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     Ok(Some(match kind {
@@ -37,13 +37,13 @@ pub(crate) fn exclusion(kind: &str) -> Result<Option<Box<dyn Exclusion>>> {
     }))
 }
 
-/// Where the server of that kind is.
+/// Returns the URL of the server of that kind.
 fn url(kind: &str) -> Result<String> {
     let variable = format!("VERROU_BENCH_{}", kind.to_uppercase());
     Ok(env::var(variable)?)
 }
 
-/// One of ours.
+/// A lock of Verrou.
 struct Ours {
     runtime: Runtime,
     lock: Lock<Arc<ServerStore>, Tokio>,
@@ -53,7 +53,7 @@ impl Ours {
     fn new(runtime: Runtime, kind: &str) -> Result<Self> {
         let url: StoreUrl = url(kind)?.parse()?;
         let StoreUrl::Server(url) = url else {
-            return Err("this is on no server".into());
+            return Err("the URL is not a server's".into());
         };
         let options = StoreOptions::default();
         let store = runtime.block_on(ServerStore::connect(&url, &options))?;
@@ -72,7 +72,7 @@ impl Exclusion for Ours {
     }
 }
 
-/// The scripts that ours runs for a lock that nobody else wants, and nothing else.
+/// The scripts of an uncontended lock of Verrou, and nothing else.
 #[cfg(feature = "redis")]
 struct RedisCalls {
     runtime: Runtime,
@@ -162,7 +162,7 @@ fn postgres(runtime: &Runtime) -> Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// The functions that ours calls for a lock that nobody else wants, and nothing else.
+/// The function calls of an uncontended lock of Verrou, and nothing else.
 #[cfg(feature = "postgres")]
 struct PostgresCalls {
     runtime: Runtime,
@@ -176,7 +176,7 @@ impl PostgresCalls {
     const OWNER: &str = "00112233445566778899aabbccddeeff";
 
     fn new(runtime: Runtime) -> Result<Self> {
-        // Ours makes them, if need be.
+        // Opening a store creates the schema, if it does not exist.
         drop(Ours::new(
             Builder::new_current_thread().enable_all().build()?,
             "postgres",
@@ -224,7 +224,7 @@ impl Exclusion for PostgresCalls {
     }
 }
 
-/// `PostgreSQL`'s own lock of a session.
+/// An advisory lock of `PostgreSQL`, of a session.
 #[cfg(feature = "postgres")]
 struct Advisory {
     runtime: Runtime,
@@ -265,7 +265,7 @@ impl Exclusion for Advisory {
     }
 }
 
-/// The requests that ours makes of etcd for a lock that nobody else wants, and nothing else.
+/// The requests of an uncontended lock of Verrou on etcd, and nothing else.
 #[cfg(feature = "etcd")]
 struct EtcdCalls {
     runtime: Runtime,

@@ -1,4 +1,4 @@
-//! What was measured: printed as it comes, and written as JSON at the end.
+//! The report of the measurements: printed during the run, and written as JSON at the end.
 
 use std::fs;
 use std::path::Path;
@@ -9,16 +9,16 @@ use serde::Serialize;
 
 use crate::Result;
 
-/// Everything that was measured in one run.
+/// All measurements of one run.
 #[derive(Serialize)]
 pub(crate) struct Report {
     machine: Machine,
     tables: Vec<Table>,
-    /// What was not measured, and why.
+    /// The subjects that were not measured, and the reasons.
     not_measured: Vec<String>,
 }
 
-/// Where it was measured.
+/// The machine of the measurements.
 #[derive(Serialize)]
 struct Machine {
     processor: String,
@@ -27,12 +27,12 @@ struct Machine {
     file_system: String,
 }
 
-/// Subjects that took turns.
+/// The results of subjects that took turns.
 #[derive(Serialize)]
 pub(crate) struct Table {
     title: String,
     unit: Unit,
-    /// Ratios are to the first.
+    /// The ratios are to the first row.
     rows: Vec<Row>,
 }
 
@@ -50,14 +50,14 @@ pub(crate) enum Unit {
     Pairs,
 }
 
-/// One subject.
+/// The results of one subject.
 #[derive(Serialize)]
 struct Row {
     name: String,
-    /// How many samples there are.
+    /// The number of samples.
     samples: usize,
     median: f64,
-    /// The tenth of the samples in the order of their size, and the ninetieth.
+    /// The tenth and the ninetieth percentile.
     p10: f64,
     p90: f64,
     ratio: Option<f64>,
@@ -66,7 +66,7 @@ struct Row {
 }
 
 impl Report {
-    pub(crate) fn new(folder: &Path) -> Self {
+    pub(crate) fn new(directory: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let processor = read("/proc/cpuinfo");
         let model = processor
@@ -76,7 +76,7 @@ impl Report {
         let mut file_system = Command::new("stat");
         file_system
             .args(["--file-system", "--format=%T"])
-            .arg(folder);
+            .arg(directory);
         let file_system = file_system.output().map(|output| output.stdout);
         let machine = Machine {
             processor: model.map_or("unknown", |(_, model)| model).to_owned(),
@@ -97,7 +97,7 @@ impl Report {
         }
     }
 
-    /// Begins a table, whose subjects are those that are added until the next begins.
+    /// Begins a table. Subjects are added to it until the next table begins.
     pub(crate) fn begin(&mut self, title: &str, unit: Unit) {
         println!("\n{title}");
         self.tables.push(Table {
@@ -136,22 +136,22 @@ impl Report {
         });
     }
 
-    /// Adds the samples of the subject `name`, or why there are none.
-    pub(crate) fn tell(&mut self, name: &str, samples: Result<Vec<f64>>) {
+    /// Adds the samples of the subject `name`, or the reason why there are none.
+    pub(crate) fn add_result(&mut self, name: &str, samples: Result<Vec<f64>>) {
         match samples {
             Ok(samples) => self.add(name, samples, String::new()),
             Err(err) => self.miss(name, &err),
         }
     }
 
-    /// Takes note that the subject `name` could not be measured.
+    /// Records that the subject `name` could not be measured.
     pub(crate) fn miss(&mut self, name: &str, why: &dyn std::fmt::Display) {
         println!("  {name:<38} not measured: {why}");
         let table = self.tables.last().map_or("", |table| &table.title);
         self.not_measured.push(format!("{table}: {name}: {why}"));
     }
 
-    /// Writes all of it to `path`.
+    /// Writes the report to `path`.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let mut json = serde_json::to_string_pretty(self)?;
         json.push('\n');

@@ -1,4 +1,4 @@
-//! Servers of locks, on this machine and for as long as this program runs.
+//! Lock servers on this machine, which run as long as this program.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// A server, and where it is reached.
+/// A running server, and its URL.
 pub(crate) struct Server {
     process: Child,
     pub(crate) url: String,
 }
 
 impl Server {
-    /// Redis, without writing to the disk.
+    /// Starts Redis, without persistence.
     pub(crate) fn redis() -> Result<Self> {
         let port = free_port()?;
         let mut command = Command::new("redis-server");
@@ -24,13 +24,13 @@ impl Server {
         Self::start(&mut command, format!("redis://127.0.0.1:{port}"), port)
     }
 
-    /// One member of etcd, which writes to `folder`.
-    pub(crate) fn etcd(folder: &Path) -> Result<Self> {
+    /// Starts one member of etcd, which writes to `directory`.
+    pub(crate) fn etcd(directory: &Path) -> Result<Self> {
         let (port, peers) = (free_port()?, free_port()?);
         let url = format!("http://127.0.0.1:{port}");
         let peers = format!("http://127.0.0.1:{peers}");
         let mut command = Command::new("etcd");
-        command.arg("--data-dir").arg(folder.join("etcd"));
+        command.arg("--data-dir").arg(directory.join("etcd"));
         command.args([
             "--listen-client-urls",
             &url,
@@ -52,7 +52,7 @@ impl Server {
         let began = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             if began.elapsed() > Duration::from_secs(20) {
-                return Err(format!("nobody answers at {}", server.url).into());
+                return Err(format!("the server at {} does not answer", server.url).into());
             }
             thread::sleep(Duration::from_millis(20));
         }
