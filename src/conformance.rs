@@ -1,6 +1,6 @@
 //! The conformance suite: tests that every store must pass.
 //!
-//! Write a [`Fixture`] for your store and name it in one line:
+//! Write a [`Fixture`] for your store and pass it to the macro:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -240,7 +240,7 @@ fn ttl(length: Duration) -> Ttl {
 fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
     match reply.expect("the store answers") {
         Reply::Granted { fence } => fence,
-        Reply::Refused { .. } => panic!("refused, where it had to be granted"),
+        Reply::Refused { .. } => panic!("the store refused a request that it must grant"),
     }
 }
 
@@ -249,7 +249,7 @@ fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
 fn refused(reply: Result<Reply, StoreError>) -> Option<Duration> {
     match reply.expect("the store answers") {
         Reply::Refused { remaining } => remaining,
-        Reply::Granted { .. } => panic!("granted, where it had to be refused"),
+        Reply::Granted { .. } => panic!("the store granted a request that it must refuse"),
     }
 }
 

@@ -257,7 +257,10 @@ export class Lock {
   }
 }
 
-/** Calls `callback`, then releases the lock. An error keeps what the other of both threw or returned. */
+/**
+ * Calls `callback`, then releases the lock. If the release fails, its error has the callback's result in `value`, or
+ * the callback's error in `suppressed`.
+ */
 async function runAndRelease(held, callback, renew) {
   const lease = new Lease(held)
   if (renew) Lease.renew(lease)
