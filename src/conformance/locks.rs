@@ -291,7 +291,7 @@ pub fn run_reports_an_expired_lease(fixture: &impl Fixture) {
         matches!(&error, Error::Lost { loss: why, .. } if *why == loss),
         "{error}"
     );
-    // The late release was refused, and freed the name all the same.
+    // The late release was refused, but freed the name.
     other.try_acquire().expect("a free lock");
 }
 

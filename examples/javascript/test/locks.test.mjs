@@ -150,7 +150,7 @@ test('a restored lock can be extended and released', async (t) => {
   assert.equal(lock.isHeld(), false);
 });
 
-test('a lock that is not held cannot be serialized, nor can one of a store that ties it to its client', async () => {
+test('a lock that is not held, or whose store ties leases to clients, cannot be serialized', async () => {
   const { createLock } = await openLocks(new MapStore());
   assert.throws(() => createLock('free').serialize(), code('E_LOCK_NOT_OWNER'));
   const tied = new MapStore();

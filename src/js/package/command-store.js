@@ -190,7 +190,7 @@ export class CommandStore {
   }
 }
 
-/** Returns the key of what is kept for an owner of a lock. */
+/** Returns the key of an owner's fencing token and ticket for a lock. */
 function ownerKey(key, owner) {
   return pairOf(owner, key)
 }

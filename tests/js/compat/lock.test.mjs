@@ -44,7 +44,7 @@ for (const [name, Store] of Object.entries(stores)) {
       assert.deepEqual(result, [false, null])
     })
 
-    test(`${name}: ${method} throws what the callback throws, and releases`, options, async () => {
+    test(`${name}: ${method} throws the error of the callback, and releases`, options, async () => {
       const lock = new Lock('foo', new Store(), config())
       const mine = new TypeError('mine')
       const throwing = () => {
