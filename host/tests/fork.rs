@@ -222,7 +222,7 @@ fn child_with_its_parents_process_id_is_another_process() {
     let leases = || LeaseFileStore::open(&directory, &options).unwrap();
     let locks = || FileLockStore::open(&directory, &options).unwrap();
     assert_eq!(std::process::id(), 1);
-    // SAFETY: it changes where this process's children are, and nothing else.
+    // SAFETY: the call changes the PID namespace of this process's children, and nothing else.
     let unshared = unsafe { nix::libc::unshare(nix::libc::CLONE_NEWPID) };
     assert_eq!(unshared, 0);
     // The first child is the first process of the namespace. After its end, none can be created there.
@@ -286,7 +286,7 @@ fn child_in_another_time_namespace_takes_no_lease_for_expired() {
     lock.acquire().unwrap();
     // Serializing detaches the lease.
     lock.serialize().unwrap();
-    // SAFETY: it changes which clock this process's children see, and nothing else.
+    // SAFETY: the call changes the time namespace of this process's children, and nothing else.
     let unshared = unsafe { nix::libc::unshare(nix::libc::CLONE_NEWTIME) };
     assert_eq!(unshared, 0);
     // The offsets are those of this thread, which is not the main thread.

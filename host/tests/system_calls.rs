@@ -145,7 +145,7 @@ fn no_path_of_a_store_is_resolved_as_a_whole() {
         let dir = TestDir::new(kind);
         let directory = dir.path("");
         let directory = directory.to_str().unwrap().trim_end_matches('/');
-        // The store is created first, and exists then.
+        // The first run creates the store, the second finds it.
         for _ in 0..2 {
             let words = format!("run --store {} k -- true", dir.store());
             let Some(calls) = calls(&dir, &words) else {
