@@ -152,7 +152,7 @@ impl Exclusion for RedisCalls {
     }
 }
 
-/// A connection to `PostgreSQL`, served by the runtime.
+/// Connects to `PostgreSQL`; the runtime serves the connection.
 #[cfg(feature = "postgres")]
 fn postgres(runtime: &Runtime) -> Result<tokio_postgres::Client> {
     let url = url("postgres")?;

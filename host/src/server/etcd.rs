@@ -818,7 +818,7 @@ impl AsyncStore for EtcdStore {
                 }
                 continue;
             }
-            // The next look notices an event before the watch began.
+            // The next read notices an event before the watch began.
             match shared.watch(&own.key).await {
                 Ok(begun) => watch = Some(begun),
                 Err(_) => sleep(PAUSE).await,

@@ -827,7 +827,7 @@ fn stop_for(command: Pid, length: Duration) {
     signal(&[command], Signal::CONT);
 }
 
-/// The fenced workload of Jepsen's etcd tests, on a small scale: commands that hold the lock read a list and write
+/// Runs the fenced workload of Jepsen's etcd tests, on a small scale: commands that hold the lock read a list and write
 /// it with one word more, and are killed and stopped; every acknowledged word is in the final list.
 ///
 /// `script` is a shell script that uses `$WORD`, `$VERROU_FENCE` and `$PORT`, and prints `ok` when it has written.

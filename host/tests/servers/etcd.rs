@@ -367,7 +367,7 @@ fn password_is_not_sent_unencrypted() {
     });
 }
 
-/// A server with users: `app` may use the locks, and `mallory` the keys that begin with `other/`.
+/// Starts a server with users: `app` may use the locks, and `mallory` the keys that begin with `other/`.
 fn server_with_users() -> Running {
     let server = Etcd.start();
     let permit = |role, prefix| {

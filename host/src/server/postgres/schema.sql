@@ -15,7 +15,7 @@ create schema SCHEMA;
 
 create table SCHEMA.lock (
   name text collate "C" primary key,
-  -- The holder: none if owner is null or expires has passed. A lease without expires does not end.
+  -- The holder: none if owner is null or expires is in the past. A lease without expires does not end.
   owner text,
   fence bigint not null default 0,
   expires timestamptz,
