@@ -63,7 +63,7 @@ pub(crate) fn exclusion(kind: &str, directory: &Path) -> Result<Box<dyn Exclusio
         "fs4" => Box::new(Fs4(file()?)),
         "fd-lock" => Box::new(FdLock(fd_lock::RwLock::new(file()?))),
         "etcdctl" => Box::new(Etcdctl(None)),
-        _ => Box::new(Ours(
+        _ => Box::new(VerrouLock(
             LockFactory::new(Arc::new(open(kind, directory)?), System).create_lock("lock", "1h")?,
         )),
     })
@@ -76,9 +76,9 @@ pub(crate) fn open(kind: &str, directory: &Path) -> Result<FileStore> {
 }
 
 /// A lock of Verrou.
-struct Ours(Lock<Arc<FileStore>, System>);
+struct VerrouLock(Lock<Arc<FileStore>, System>);
 
-impl Exclusion for Ours {
+impl Exclusion for VerrouLock {
     fn acquire(&mut self) -> Result<()> {
         self.0.acquire()?;
         Ok(())

@@ -32,7 +32,7 @@ pub(crate) fn exclusion(kind: &str) -> Result<Option<Box<dyn Exclusion>>> {
         "postgres-advisory" => Box::new(Advisory::new(runtime)?),
         #[cfg(feature = "etcd")]
         "etcd-calls" => Box::new(EtcdCalls::new(runtime)?),
-        "redis" | "postgres" | "etcd" => Box::new(Ours::new(runtime, kind)?),
+        "redis" | "postgres" | "etcd" => Box::new(VerrouServerLock::new(runtime, kind)?),
         _ => return Ok(None),
     }))
 }
@@ -44,12 +44,12 @@ fn url(kind: &str) -> Result<String> {
 }
 
 /// A lock of Verrou.
-struct Ours {
+struct VerrouServerLock {
     runtime: Runtime,
     lock: Lock<Arc<ServerStore>, Tokio>,
 }
 
-impl Ours {
+impl VerrouServerLock {
     fn new(runtime: Runtime, kind: &str) -> Result<Self> {
         let url: StoreUrl = url(kind)?.parse()?;
         let StoreUrl::Server(url) = url else {
@@ -62,7 +62,7 @@ impl Ours {
     }
 }
 
-impl Exclusion for Ours {
+impl Exclusion for VerrouServerLock {
     fn acquire(&mut self) -> Result<()> {
         self.runtime.block_on(self.lock.acquire())?;
         Ok(())
@@ -177,7 +177,7 @@ impl PostgresCalls {
 
     fn new(runtime: Runtime) -> Result<Self> {
         // Opening a store creates the schema, if it does not exist.
-        drop(Ours::new(
+        drop(VerrouServerLock::new(
             Builder::new_current_thread().enable_all().build()?,
             "postgres",
         )?);

@@ -43,7 +43,7 @@ use crate::store::{Listed, StoreOptions};
 /// Its operations run in the tokio runtime in which it was [connected](Self::connect). One connection to
 /// each member serves all operations and all waiters. `host/ETCD.md` lists its guarantees.
 pub struct EtcdStore {
-    shared: Arc<Shared>,
+    shared: Arc<EtcdShared>,
     prefix: String,
     about: serde_json::Value,
     /// The leases of acquire requests whose outcome is unknown.
@@ -53,7 +53,7 @@ pub struct EtcdStore {
 }
 
 /// The state that the store shares with the task that renews the tickets.
-struct Shared {
+struct EtcdShared {
     client: Client,
     members: usize,
     server: String,
@@ -123,7 +123,7 @@ impl EtcdStore {
             .map_err(late)??;
         let about = serde_json::from_str(&About::this(options).to_json()).unwrap_or_default();
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(EtcdShared {
                 client,
                 members: url.hosts().len(),
                 server,
@@ -556,7 +556,7 @@ impl EtcdStore {
     }
 }
 
-impl Shared {
+impl EtcdShared {
     fn tickets(&self) -> MutexGuard<'_, HashMap<Owner, Ticket>> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -45,9 +45,9 @@ use crate::store::{Listed, StoreOptions};
 ///
 /// Its operations run in the tokio runtime in which it was [connected](Self::connect). Four connections
 /// serve all operations and all waiters. `host/POSTGRES.md` lists its guarantees.
-pub struct PostgresStore(Arc<Shared>);
+pub struct PostgresStore(Arc<PostgresShared>);
 
-struct Shared {
+struct PostgresShared {
     pool: Pool,
     server: String,
     statements: Statements,
@@ -251,7 +251,7 @@ impl PostgresStore {
                 }
             })
         };
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(PostgresShared {
             pool,
             server,
             statements,
@@ -318,7 +318,7 @@ impl PostgresStore {
     }
 }
 
-impl Shared {
+impl PostgresShared {
     async fn rows(
         &self,
         statement: &str,
@@ -495,7 +495,7 @@ impl Shared {
 /// The connection of a request in flight.
 struct ClientGuard<'a> {
     client: Option<Object>,
-    shared: &'a Shared,
+    shared: &'a PostgresShared,
 }
 
 impl Drop for ClientGuard<'_> {
@@ -514,7 +514,7 @@ impl Drop for ClientGuard<'_> {
     }
 }
 
-impl Drop for Shared {
+impl Drop for PostgresShared {
     fn drop(&mut self) {
         self.listener.abort();
     }
@@ -695,7 +695,7 @@ struct Settings {
     tls: MakeRustlsConnect,
 }
 
-type Listening = (Client, tokio::task::JoinHandle<()>);
+type Listener = (Client, tokio::task::JoinHandle<()>);
 
 impl Settings {
     /// Opens a connection that listens on `channel`, and a task that ends with it.
@@ -704,7 +704,7 @@ impl Settings {
         server: &str,
         channel: &str,
         notifications: &Arc<Notifications>,
-    ) -> Result<Listening, ServerError> {
+    ) -> Result<Listener, ServerError> {
         let connected = self.config.connect(self.tls.clone()).await;
         let (client, mut connection) = connected.map_err(|err| connect_error(server, err))?;
         let notifications = Arc::clone(notifications);
@@ -728,7 +728,7 @@ impl Settings {
         server: &str,
         channel: &str,
         notifications: &Arc<Notifications>,
-    ) -> Listening {
+    ) -> Listener {
         const LONGEST: Duration = Duration::from_secs(1);
         const LATE: Duration = Duration::from_secs(10);
 

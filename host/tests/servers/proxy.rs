@@ -9,11 +9,11 @@ use std::thread;
 /// A proxy to a port of this machine, as long as the test runs.
 pub(crate) struct Proxy {
     pub(crate) port: u16,
-    state: Arc<State>,
+    state: Arc<ProxyState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ProxyState {
     /// Whether the next answer is dropped, and its connection cut.
     swallows: AtomicBool,
     /// Whether new connections are refused.
@@ -27,7 +27,7 @@ impl Proxy {
     pub(crate) fn to(server: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = listener.local_addr().expect("it has an address").port();
-        let state = Arc::new(State::default());
+        let state = Arc::new(ProxyState::default());
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -71,7 +71,7 @@ impl Proxy {
     }
 }
 
-impl State {
+impl ProxyState {
     fn connect(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
         let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(open, Ordering::SeqCst);
