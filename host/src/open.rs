@@ -535,7 +535,7 @@ impl FileStore {
         }
     }
 
-    /// [`Store::wait`], for a task.
+    /// Waits in a task as [`Store::wait`] does in a thread.
     pub(crate) async fn waited(&self, claim: &Claim) {
         match self {
             Self::Lease(store) => store.waited(claim).await,
@@ -543,7 +543,7 @@ impl FileStore {
         }
     }
 
-    /// [`Store::lost`], for a task.
+    /// Waits in a task for a loss, as [`Store::lost`] does in a thread.
     pub(crate) async fn awaited_loss(&self, claim: &Claim) {
         match self {
             Self::Lease(store) => store.awaited_loss(claim).await,

@@ -13,16 +13,16 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 
 static WAS_IGNORED: AtomicBool = AtomicBool::new(false);
 
-/// Makes the C library call [`ask`] before `main`.
-// SAFETY: `.init_array` is made of such functions.
+/// Makes the C library call [`record`] before `main`.
+// SAFETY: `.init_array` is an array of such functions.
 #[cfg(target_os = "linux")]
 #[unsafe(link_section = ".init_array")]
 #[used]
-static ASK: extern "C" fn() = ask;
+static RECORD: extern "C" fn() = record;
 
 /// Records whether SIGPIPE is ignored, then ignores it, as the runtime does later.
 #[cfg(target_os = "linux")]
-extern "C" fn ask() {
+extern "C" fn record() {
     if let Ok(before) = ignore() {
         let was_ignored = matches!(before.handler(), SigHandler::SigIgn);
         WAS_IGNORED.store(was_ignored, Ordering::Relaxed);

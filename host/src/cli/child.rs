@@ -233,7 +233,7 @@ impl Job {
                 Event::Stopped
             }
             // Any other stop concerns the command alone: the process that stopped it continues it, and
-            // renewal goes on meanwhile.
+            // renewal continues meanwhile.
             Some(_) => Event::Nothing,
             None => {
                 self.ended = Some(status);

@@ -47,7 +47,7 @@ pub(crate) fn acquire(global: &GlobalOptions, args: &Acquire) -> Result<(), Fail
 pub(crate) fn extend(global: &GlobalOptions, args: &Extend) -> Result<(), Failure> {
     let serialized = read(&args.lock)?;
     let opened = open_for(global, &serialized)?;
-    // The text may be older than the last extension, so the store is asked whether it has ended.
+    // The text may be older than the last extension, so the store decides whether the lease has expired.
     let (now, wall) = (System.now(), System.wall_clock());
     let mut lease = serialized.lease(now, wall);
     let ttl = args.ttl.unwrap_or(serialized.ttl());

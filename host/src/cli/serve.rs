@@ -486,7 +486,7 @@ mod tests {
             let store = Hurried(Cell::new(grants));
             let answer = inspected_for(&store, &name, OWNER).ok().unwrap();
             let Answer::Holder(Some(holding)) = answer else {
-                panic!("there is a holder");
+                panic!("the answer has no holder");
             };
             assert_eq!(holding.mine, None, "{:?}", holding.fencing_token);
         }

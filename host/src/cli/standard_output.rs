@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static WAS_CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// Makes the C library call [`ask`] before `main`.
-// SAFETY: `.init_array` is made of such functions.
+/// Makes the C library call [`record`] before `main`.
+// SAFETY: `.init_array` is an array of such functions.
 #[cfg(target_os = "linux")]
 #[unsafe(link_section = ".init_array")]
 #[used]
-static ASK: extern "C" fn() = ask;
+static RECORD: extern "C" fn() = record;
 
 #[cfg(target_os = "linux")]
-extern "C" fn ask() {
+extern "C" fn record() {
     // SAFETY: descriptor 1 is borrowed for this call only, which checks whether it is open.
     let descriptor = unsafe { std::os::fd::BorrowedFd::borrow_raw(1) };
     WAS_CLOSED.store(

@@ -1,10 +1,9 @@
-//! The lock component, and guests that want locks, in [wasmtime].
+//! The lock component, and guests that use locks, in [wasmtime].
 //!
 //! [`Runner`] loads the component once and instantiates it with any [`Store`](verrou::Store) of
-//! this program behind its import; [`AsyncRunner`] does so with any
-//! [`AsyncStore`](verrou::AsyncStore). [`locks::add_to_linker`] is the other way round: a guest that
-//! imports `verrou:lock/locks` gets locks from this program directly. The [`bindings`] to `wit/` are
-//! there to be reused.
+//! this program as its import; [`AsyncRunner`] does so with any [`AsyncStore`](verrou::AsyncStore).
+//! [`locks::add_to_linker`] works without the component: a guest that imports `verrou:lock/locks` uses
+//! this program's locks directly. The [`bindings`] to `wit/` are public for reuse.
 //!
 //! [wasmtime]: https://docs.rs/wasmtime
 
@@ -21,13 +20,13 @@ pub use engine::Limits;
 pub use error::{ComponentError, LockError};
 pub use instance::{Instance, LockHandle, Runner};
 
-/// What [`wasmtime::component::bindgen!`] makes of `wit/`.
+/// The bindings that [`wasmtime::component::bindgen!`] generates from `wit/`.
 #[allow(
     missing_docs,
     missing_debug_implementations,
     unreachable_pub,
     clippy::pedantic,
-    reason = "generated; the words are those of `wit/`"
+    reason = "generated; the documentation is that of `wit/`"
 )]
 pub mod bindings {
     /// The world `lock-manager`, for hosts that call it synchronously.
@@ -38,8 +37,8 @@ pub mod bindings {
         });
     }
 
-    /// The exports of the world `lock-manager`, for hosts whose store is awaited. What it imports
-    /// has the types of [`blocking`].
+    /// The exports of the world `lock-manager`, for hosts with an async store. Its imports have the
+    /// types of [`blocking`].
     pub mod nonblocking {
         wasmtime::component::bindgen!({
             world: "lock-manager",
@@ -52,7 +51,7 @@ pub mod bindings {
         });
     }
 
-    /// What a guest imports that wants locks from its host.
+    /// The imports of a guest that uses its host's locks.
     pub mod guest {
         wasmtime::component::bindgen!({
             inline: "
