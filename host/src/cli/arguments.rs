@@ -59,8 +59,8 @@ Exit codes:
 
 /// Runs a command while holding a named lock, so that it never runs twice at once.
 ///
-/// A lock is a name. Its holder has a lease, which is renewed while the holder runs, and expires
-/// after the holder has ended.
+/// A lock is a name. Its holder has a lease, which is renewed while the holder runs, and ends by
+/// itself after the holder has ended.
 #[derive(Debug, Parser)]
 #[command(name = "verrou", version, after_help = EXAMPLES, max_term_width = 100)]
 #[command(disable_help_subcommand = true, subcommand_required = true)]
@@ -145,7 +145,7 @@ pub(crate) enum FenceCommand {
     /// stopped after the check can still write after the next holder.
     #[command(after_help = FENCE_CHECK_HELP, override_usage = FENCE_CHECK_USAGE)]
     Check(FenceCheck),
-    /// Set the greatest token of a gate's FILE that rejects every holder
+    /// Set the greatest accepted token of FILE, if FILE rejects every holder
     ///
     /// For a FILE that is corrupt, or that has accepted a number that no store has granted.
     ///
@@ -352,7 +352,7 @@ pub(crate) enum OnLost {
     Term,
     /// SIGKILL at once
     Kill,
-    /// None: CMD continues
+    /// No action: CMD continues
     Ignore,
 }
 
