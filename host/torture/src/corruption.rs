@@ -142,7 +142,7 @@ struct Scene {
     held: Claim,
     other: BoxedStore,
     wanted: Claim,
-    /// The last fence that was granted.
+    /// The last fencing token that was granted.
     fence: u64,
     whole: Vec<u8>,
 }
@@ -529,7 +529,7 @@ impl Scene {
                         "{self}, {}: {operation} does not name the file: {text}",
                         corruption()
                     )
-                })
+                });
             }
             Outcome::Granted(_) | Outcome::Refused => {}
         }
@@ -800,7 +800,7 @@ fn removed_files(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
         Kind::Lease => Kind::File,
         Kind::File => Kind::Lease,
     };
-    // What is removed, and the kind of file in which another lock has a later fencing token.
+    // The removed files, and the kind of file in which another lock has a later fencing token.
     let cases: [(&str, bool, bool, Option<Kind>); 6] = [
         ("the file", true, false, None),
         ("the counter", false, true, None),

@@ -271,13 +271,13 @@ fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings
     let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
     fs::write(&trigger, "an error for a test").context(trigger)?;
 
-    let mut complain = |what: &str, err: &dyn Display| {
+    let mut report_violation = |what: &str, err: &dyn Display| {
         findings.violation(format!("{title}, read-only: {what}: {err:#}"));
     };
     if let Err(err) = lock.release().map_err(anyhow::Error::from) {
         let text = format!("{err:#}");
         if !text.contains("held.") {
-            complain("releasing", &text);
+            report_violation("releasing", &text);
         }
     }
     // An operation that still succeeds finds the lock free.
@@ -285,22 +285,24 @@ fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings
     let name = lock.name();
     match other.inspect(name) {
         Ok(None) => {}
-        Ok(Some(holder)) => complain("still held after its release", &format!("{holder:?}")),
+        Ok(Some(holder)) => {
+            report_violation("still held after its release", &format!("{holder:?}"));
+        }
         // A store opens its files only for writing.
         Err(err) => {
             let text = format!("{:#}", anyhow::Error::from(err));
             if !text.contains("held.") || !text.contains("Read-only") {
-                complain("inspecting", &text);
+                report_violation("inspecting", &text);
             }
         }
     }
     let other = LockFactory::new(&other, System).create_lock("held", "1h")?;
     match other.try_acquire().map_err(anyhow::Error::from) {
-        Ok(_) => complain("acquiring", &"granted without a record"),
+        Ok(_) => report_violation("acquiring", &"granted without a record"),
         Err(err) => {
             let text = format!("{err:#}");
             if !text.contains("held.") || !text.contains("Read-only") {
-                complain("acquiring", &text);
+                report_violation("acquiring", &text);
             }
         }
     }

@@ -136,7 +136,7 @@ fn check_list_is_complete(bench: &Bench<'_>, findings: &mut Findings) -> Result<
     Ok(())
 }
 
-/// Runs the tests without mutants, and returns those that pass; any other is a violation.
+/// Runs the tests without mutants, and returns the sound ones; each failure is a violation.
 fn without_mutants(
     bench: &Bench<'_>,
     tests: &BTreeSet<Test>,
@@ -199,7 +199,7 @@ fn with_mutants(
     Ok(())
 }
 
-/// The programs and directories with which tests run.
+/// The test programs, and the directory of their logs.
 struct Bench<'a> {
     programs: HashMap<(&'static str, &'static str), PathBuf>,
     logs: PathBuf,
