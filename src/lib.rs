@@ -32,7 +32,7 @@
 //! your own is one implementation of [`Store`] or [`AsyncStore`]; the feature `conformance` provides
 //! the tests that it has to pass. Hosts that do their own waiting drive [`Acquire`] and [`Renew`]
 //! themselves. The feature `serde` reads and writes names, fencing tokens, durations, retry policies and
-//! serialized locks in the forms that people write in configuration files.
+//! serialized locks in human-readable forms, as for configuration files.
 
 #![no_std]
 

@@ -111,12 +111,12 @@ impl Mutant {
         let found = Self::ALL.iter().find(|(name, _)| wanted == **name);
         let Some((_, mutant)) = found else {
             let names = Self::ALL.iter().map(|(name, _)| format!("{name}\n"));
-            let said = format!(
+            let message = format!(
                 "VERROU_MUTANT={} is none of the mutants:\n",
                 wanted.display()
             );
             // The test harness captures what `eprintln!` prints.
-            let _ = io::stderr().write_all((said + &names.collect::<String>()).as_bytes());
+            let _ = io::stderr().write_all((message + &names.collect::<String>()).as_bytes());
             process::abort();
         };
         Some(*mutant)

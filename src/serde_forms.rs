@@ -1,6 +1,6 @@
 //! The text forms of names, tokens, durations and leases, for [serde](https://serde.rs) (feature `serde`).
 //!
-//! They are the forms that people write in configuration files, and each value is checked when it is read.
+//! They are the forms of configuration files, and each value is checked when it is read.
 //!
 //! ```
 //! use std::time::Duration;
@@ -118,7 +118,7 @@ impl Visitor<'_> for TtlVisitor {
     }
 }
 
-/// A duration as people write it; unlike a [`Ttl`], it can be zero.
+/// A human-readable duration; unlike a [`Ttl`], it can be zero.
 struct Length(Duration);
 
 impl Serialize for Length {
@@ -181,8 +181,8 @@ struct RetryForm {
     timeout: Option<Length>,
 }
 
-/// Serializes a map with the members `attempts`, `delay`, `max_delay` and `timeout`, without those that
-/// [`Retry::new`] was not given.
+/// Serializes a map with the members `attempts`, `delay`, `max_delay` and `timeout`; an unset limit is
+/// omitted.
 impl Serialize for Retry {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let (delay, max_delay) = match self.pauses() {

@@ -116,6 +116,7 @@ impl SerializedLock {
         ]
     }
 
+    /// Returns an error if `version` is not the version that this crate reads.
     pub(crate) fn check_version(version: u64) -> Result<(), InvalidSerializedLock> {
         if version == Self::VERSION {
             return Ok(());

@@ -550,10 +550,10 @@ fn grant_with_a_smaller_fencing_token_is_released() {
     assert_eq!(greater, ["acquire@0ns", "held until 1s, fence 7"]);
     for seen in [7, 8, u64::MAX] {
         let log = after(seen, vec![granted(7), granted(0)]);
-        let [asked, undone, end] = &log[..] else {
+        let [requested, undone, end] = &log[..] else {
             panic!("{log:?}");
         };
-        assert_eq!([asked, undone], ["acquire@0ns", "release@0ns"]);
+        assert_eq!([requested, undone], ["acquire@0ns", "release@0ns"]);
         let why =
             format!("storage: the store granted the lock under fencing token 7 after token {seen}");
         assert!(end.starts_with(&why), "{end}");

@@ -76,8 +76,8 @@ fn retry_policy_is_a_map() {
         (json!({"delays": "1s"}), "unknown field `delays`"),
         (json!({"timeout": -1}), "a number of milliseconds"),
     ] {
-        let said = from_value::<Retry>(value.clone()).unwrap_err().to_string();
-        assert!(said.contains(why), "{value}: {said}");
+        let message = from_value::<Retry>(value.clone()).unwrap_err().to_string();
+        assert!(message.contains(why), "{value}: {message}");
     }
 }
 

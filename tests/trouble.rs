@@ -89,7 +89,7 @@ fn assert_storage<T: std::fmt::Debug>(end: Result<T, Error>) {
     let err = end.expect_err("a failing store");
     assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
     assert!(!err.is_temporary());
-    let source = err.source().expect("what the store said");
+    let source = err.source().expect("the error of the store");
     assert_eq!(source.to_string(), "the disk is on fire");
 }
 
@@ -146,7 +146,7 @@ fn is_held_is_an_error_in_a_store_without_fencing_tokens() -> Result<(), Error> 
     let err = lock.is_held().expect_err("it is unknown");
     assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
     assert!(!err.is_temporary());
-    let source = err.source().expect("what the store said");
+    let source = err.source().expect("the error of the store");
     assert!(source.to_string().contains("no fencing token"), "{source}");
 
     // Results that need no comparison are certain.
@@ -166,7 +166,7 @@ fn expired_lease_is_lost_in_a_failing_store_too() -> Result<(), Error> {
             matches!(error, Error::Lost { loss, .. } if *loss == Loss::Expired),
             "{error:?}"
         );
-        let source = error.source().expect("what the store said");
+        let source = error.source().expect("the error of the store");
         assert_eq!(source.to_string(), "the disk is on fire");
     };
     let locks = blocking::LockFactory::new(store.clone(), clock.clone());

@@ -125,11 +125,11 @@ impl World {
         self.0.borrow().stopped
     }
 
-    fn answer(&self, step: &str, asked: &Claim) -> Result<Reply, StoreError> {
+    fn answer(&self, operation: &str, requested: &Claim) -> Result<Reply, StoreError> {
         // A retry must have the same owner.
-        assert_eq!(asked.owner, claim(asked.ttl).owner);
+        assert_eq!(requested.owner, claim(requested.ttl).owner);
         let mut state = self.0.borrow_mut();
-        let line = format!("{step}@{:?}", state.now);
+        let line = format!("{operation}@{:?}", state.now);
         state.log.push(line);
         match state.script.pop_front() {
             Some(In::Reply(takes, reply)) => {
