@@ -52,7 +52,7 @@ pub(crate) struct Findings {
     pub(crate) building: Duration,
     /// The violations that were found.
     pub(crate) violations: Vec<String>,
-    /// What could not be tested on this machine, with the reasons.
+    /// The tests that this machine does not support, with the reasons.
     pub(crate) not_done: Vec<String>,
 }
 
