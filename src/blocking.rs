@@ -11,14 +11,14 @@ use core::time::Duration;
 use crate::acquire::Acquire;
 use crate::claim::Fence;
 use crate::error::{Error, RunError};
-use crate::holds::{Acquisition, LockState, into_loss, may_be_released};
+use crate::held_lease::{Acquisition, LockState, into_loss, may_be_released};
 use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
+use crate::polled::{self, Halt};
 use crate::renew::Renew;
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::stepped::{self, Halt};
 use crate::store::{Renewed, Store, Waited};
 use crate::time::Clock;
 use crate::ttl::Ttl;
@@ -69,7 +69,7 @@ impl<H: Host + ?Sized> Host for Arc<H> {
 pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Result<Lease, Error> {
     let mut waited = false;
     loop {
-        match stepped::advance(store, host, &mut machine) {
+        match polled::advance(store, host, &mut machine) {
             Halt::Wait(at_most) => {
                 waited = true;
                 let at_most = if store.notifies() {
@@ -123,11 +123,11 @@ fn keep_observed<B>(
     mut pause: impl FnMut(&mut Renew, Duration) -> ControlFlow<B>,
 ) -> Result<B, Loss> {
     loop {
-        let at_most = stepped::renew(store, clock, machine, &mut observe)?;
+        let at_most = polled::renew(store, clock, machine, &mut observe)?;
         if let ControlFlow::Break(end) = pause(machine, at_most) {
             if machine.is_late(clock.now()) {
                 // The error can be ignored: the caller sees a loss as the expiry of the lease.
-                let _ = stepped::renew(store, clock, machine, &mut observe);
+                let _ = polled::renew(store, clock, machine, &mut observe);
             }
             return Ok(end);
         }

@@ -1,4 +1,4 @@
-//! The core as a WebAssembly component: [`stepped`](crate::stepped) locks with an imported store, clock
+//! The core as a WebAssembly component: [`polled`](crate::polled) locks with an imported store, clock
 //! and source of randomness. This module only converts types.
 
 use alloc::string::{String, ToString};
@@ -17,9 +17,9 @@ use crate::claim::{Claim, Fence};
 use crate::error::Error;
 use crate::lease::Loss;
 use crate::name::Name;
+use crate::polled::{self, Keeping, Progress};
 use crate::retry::{InvalidRetry, Retry};
 use crate::serialized::SerializedLock;
-use crate::stepped::{self, Keeping, Progress};
 use crate::store::{Abilities, Holder, Renewed, Reply, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
@@ -92,14 +92,14 @@ impl Drop for Handle {
     }
 }
 
-struct Lock(stepped::Lock<Imported, Imported>, Handle);
-struct Attempt(RefCell<stepped::Attempt<Imported, Imported>>, Handle);
-struct Renewal(RefCell<stepped::Renewal<Imported, Imported>>, Handle);
+struct Lock(polled::Lock<Imported, Imported>, Handle);
+struct Attempt(RefCell<polled::Attempt<Imported, Imported>>, Handle);
+struct Renewal(RefCell<polled::Renewal<Imported, Imported>>, Handle);
 
 impl GuestLock for Lock {
     fn new(name: String, ttl: Option<u64>) -> Result<Self, LockError> {
         let handle = Handle::new()?;
-        let lock = stepped::Lock::new(Imported, Imported, &name, duration(ttl))?;
+        let lock = polled::Lock::new(Imported, Imported, &name, duration(ttl))?;
         Ok(Self(lock, handle))
     }
 
@@ -107,7 +107,7 @@ impl GuestLock for Lock {
         let handle = Handle::new()?;
         let serialized: SerializedLock = serialized.parse().map_err(Error::from)?;
         let wall = Duration::from_nanos(now);
-        let lock = stepped::Lock::restored(Imported, Imported, &serialized, wall);
+        let lock = polled::Lock::restored(Imported, Imported, &serialized, wall);
         Ok(wit::Lock::new(Self(lock, handle)))
     }
 

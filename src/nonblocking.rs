@@ -12,16 +12,16 @@ use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use crate::acquire::{Acquire, AcquireStep};
+use crate::cell::Shared;
 use crate::claim::{Claim, Fence};
 use crate::error::{Error, RunError};
-use crate::holds::{Acquisition, LockState, into_loss, may_be_released};
+use crate::held_lease::{Acquisition, LockState, into_loss, may_be_released};
 use crate::lease::{Lease, Loss};
 use crate::locks::Locks;
 use crate::name::Name;
 use crate::renew::{Renew, RenewStep};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::shared::Shared;
 use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, Store, StoreError};
 use crate::time::Clock;
 use crate::ttl::Ttl;

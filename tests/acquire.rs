@@ -6,10 +6,10 @@ mod common;
 use std::time::Duration;
 
 use common::script::{In, World, broken, claim, granted, held, held_for, ms, trouble, woken};
-use verrou::stepped::Progress;
+use verrou::polled::Progress;
 use verrou::{
     Acquire, AcquireStep, Backoff, Clock, Error, Fence, Lease, Owner, Reply, Retry, StoreError,
-    Timestamp, Ttl, blocking, nonblocking, stepped,
+    Timestamp, Ttl, blocking, nonblocking, polled,
 };
 
 /// Returns a policy of an attempt every 100 ms.
@@ -42,16 +42,16 @@ fn check_for(ttl: Ttl, retry: &Retry, script: impl Fn() -> Vec<In>, expected: &[
     assert_eq!(world.log(), expected, "nonblocking");
 
     let world = World::new(script());
-    let lock = stepped::Lock::new(&world, &world, "lock", ttl.duration()).expect("a lock");
+    let lock = polled::Lock::new(&world, &world, "lock", ttl.duration()).expect("a lock");
     let end = drive(&world, lock.acquire(retry, [7; 16]));
     assert_eq!(lock.lease().as_ref(), end.as_ref().ok());
     drop(lock);
     world.note(describe(&end));
-    assert_eq!(world.log(), expected, "stepped");
+    assert_eq!(world.log(), expected, "polled");
 }
 
 /// Polls `attempt` to its end, waiting as `world` waits.
-fn drive(world: &World, mut attempt: stepped::Attempt<&World, &World>) -> Result<Lease, Error> {
+fn drive(world: &World, mut attempt: polled::Attempt<&World, &World>) -> Result<Lease, Error> {
     loop {
         match attempt.poll()? {
             Progress::Wait(at_most) => world.rest("wait", at_most),

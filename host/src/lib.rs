@@ -32,7 +32,7 @@ macro_rules! mutant {
 extern crate self as verrou_host;
 
 mod alarm;
-mod awaited;
+mod async_file_stores;
 #[cfg(all(
     feature = "server",
     not(any(feature = "redis", feature = "postgres", feature = "etcd"))

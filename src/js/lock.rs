@@ -17,7 +17,7 @@ use super::retry::{Retry, ttl};
 use super::store::{Store, poll_asking};
 use crate::claim::{Fence, Owner};
 use crate::error::Error;
-use crate::holds::Acquisition;
+use crate::held_lease::Acquisition;
 use crate::nonblocking::{self, AsyncHost, LockFactory};
 use crate::serialized::{InvalidSerializedLock, SerializedLock};
 use crate::time::Clock;

@@ -11,9 +11,9 @@ use verrou::Fence;
 use verrou_host::{Checked, FenceError, FenceGate, FileError};
 
 use super::arguments::{self, FenceCheck, FenceReset, GlobalOptions};
-use super::child::Job;
 use super::exit::Exit;
-use super::report::{self, Failure, say};
+use super::job::Job;
+use super::output::{self, Failure, say};
 use super::run::{Ending, Lifeline, not_started, wait_for_end};
 use super::store;
 
@@ -62,7 +62,7 @@ pub(crate) fn reset(global: &GlobalOptions, args: &FenceReset) -> Result<(), Fai
     let gate = FenceGate::open(&args.file, &store::options(global))?;
     let before = gate.reset(args.to)?;
     if global.json {
-        return report::answer_json(&json!({
+        return output::answer_json(&json!({
             "file": args.file.to_string_lossy(),
             "before": before.map(Fence::get),
             "highest": args.to.get(),
@@ -72,7 +72,7 @@ pub(crate) fn reset(global: &GlobalOptions, args: &FenceReset) -> Result<(), Fai
         Some(before) => format!("was {before}"),
         None => "was not set, or corrupt".to_owned(),
     };
-    report::answer_lines(&format!(
+    output::answer_lines(&format!(
         "{}: the greatest fencing token {before}, and is {} now; every token from there on is accepted, also that of \
          an earlier holder that has lost the lock",
         args.file.display(),
@@ -131,7 +131,7 @@ fn print_result(
         "passed": passed,
         "highest": highest.get(),
     });
-    report::answer_json(&answer)
+    output::answer_json(&answer)
 }
 
 /// Runs the command to its end. Other checks wait for the command even if this process is killed.

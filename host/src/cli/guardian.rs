@@ -26,7 +26,7 @@ use rustix::process::{
     test_kill_process_group, waitpid,
 };
 
-use super::child::{Members, group};
+use super::job::{Members, group};
 use super::run::{Ending, Lifeline};
 
 /// The message to a guardian that `verrou` has forked: it is in the command's group from now on.

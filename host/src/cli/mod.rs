@@ -2,13 +2,13 @@
 
 mod exit;
 mod standard_output;
-mod report;
+mod output;
 mod arguments;
-mod waiting;
+mod wait_notice;
 mod nested;
 mod store;
-mod handover;
-mod holders;
+mod lease_commands;
+mod inspect_commands;
 #[cfg(unix)]
 mod signals;
 #[cfg(unix)]
@@ -18,11 +18,11 @@ mod broken_pipe;
 #[cfg(unix)]
 mod guardian;
 #[cfg(unix)]
-mod child;
+mod job;
 // The command's only split by system: other systems have no signals, process groups or terminals.
 #[cfg(not(unix))]
-#[path = "child_elsewhere.rs"]
-mod child;
+#[path = "job_fallback.rs"]
+mod job;
 mod run;
 mod fence;
 mod serve;
@@ -37,7 +37,7 @@ use verrou_host::password_range;
 
 use arguments::{Arguments, Command, FenceCommand};
 use exit::Exit;
-use report::Failure;
+use output::Failure;
 
 /// Runs the subcommand of the command line, and returns its exit code.
 pub(crate) fn main() -> ExitCode {
@@ -52,15 +52,15 @@ pub(crate) fn main() -> ExitCode {
     let global = &arguments.global;
     let done = match &arguments.command {
         Command::Run(args) => run::run(global, args),
-        Command::Acquire(args) => handover::acquire(global, args).map(|()| 0),
-        Command::Extend(args) => handover::extend(global, args).map(|()| 0),
-        Command::Release(args) => handover::release(global, args).map(|()| 0),
-        Command::ForceRelease(args) => holders::force_release(global, args).map(|()| 0),
-        Command::Show(args) => holders::show(global, args).map(|()| 0),
+        Command::Acquire(args) => lease_commands::acquire(global, args).map(|()| 0),
+        Command::Extend(args) => lease_commands::extend(global, args).map(|()| 0),
+        Command::Release(args) => lease_commands::release(global, args).map(|()| 0),
+        Command::ForceRelease(args) => inspect_commands::force_release(global, args).map(|()| 0),
+        Command::Show(args) => inspect_commands::show(global, args).map(|()| 0),
         Command::Fence(FenceCommand::Check(args)) => fence::check(global, args),
         Command::Fence(FenceCommand::Reset(args)) => fence::reset(global, args).map(|()| 0),
-        Command::List => holders::list(global).map(|()| 0),
-        Command::Store => holders::store(global).map(|()| 0),
+        Command::List => inspect_commands::list(global).map(|()| 0),
+        Command::Store => inspect_commands::store(global).map(|()| 0),
         Command::Serve(args) => serve::serve(global, args).map(|()| 0),
     };
     let code = done.unwrap_or_else(|failure: Failure| {
@@ -92,7 +92,7 @@ fn refuse(err: &clap::Error) -> ExitCode {
     let text = without_password(err.render().to_string());
     let help = match err.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            return match report::answer_lines(text.trim_end()) {
+            return match output::answer_lines(text.trim_end()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(failure) => failure.exit().into(),
             };
@@ -112,7 +112,7 @@ fn refuse(err: &clap::Error) -> ExitCode {
     } else if let Some(help) = help {
         let _ = io::stderr().write_all(help.as_bytes());
     } else {
-        report::say_lines(text);
+        output::say_lines(text);
     }
     Exit::Usage.into()
 }
@@ -131,7 +131,7 @@ fn usage_failure(text: &str) -> Failure {
     let coded = what
         .strip_suffix(')')
         .and_then(|it| it.rsplit_once(" ("))
-        .and_then(|(what, code)| Some((what, report::code(code)?)));
+        .and_then(|(what, code)| Some((what, output::code(code)?)));
     match coded {
         Some((what, code)) => Failure::coded(Exit::Usage, code, what),
         None => Failure::new(Exit::Usage, what),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use verrou::{Holder, Lease, Name, Store};
 
 use super::exit::Exit;
-use super::report::{self, Failure};
+use super::output::{self, Failure};
 
 /// The environment variable with a JSON array of objects, which have the `name`, the `fence` and the
 /// `process` of a grant.
@@ -39,7 +39,7 @@ pub(crate) fn refuse(store: &impl Store, name: &Name) -> Result<(), Failure> {
             "E_LOCK_TIMEOUT",
             format!(
                 "the lock `{name}` is {}, and this process runs under that one: waiting would never end",
-                report::holder(&holder)
+                output::holder(&holder)
             ),
         )),
         _ => Ok(()),

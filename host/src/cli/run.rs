@@ -14,10 +14,10 @@ use verrou::{Error, Health, Loss, Store};
 use verrou_host::{AnyStore, LossWatch, StoreUrl};
 
 use super::arguments::{GlobalOptions, OnLost, Run};
-use super::child::{Event, Job};
 use super::exit::Exit;
+use super::job::{Event, Job};
 use super::nested;
-use super::report::{Failure, say};
+use super::output::{Failure, say};
 use super::store::{self, Held};
 
 /// The interval of the checks whether the processes that a command left behind have ended.

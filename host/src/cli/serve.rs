@@ -12,7 +12,7 @@ use verrou_host::{AnyStore, StoreOptions};
 
 use super::arguments::{GlobalOptions, Serve};
 use super::exit::Exit;
-use super::report::{self, Failure};
+use super::output::{self, Failure};
 use super::store;
 
 /// The maximum length of a request in bytes, more than any valid request has.
@@ -211,7 +211,7 @@ impl From<StoreError> for Answer {
     fn from(error: StoreError) -> Self {
         Self::Error(Trouble {
             temporary: error.is_temporary(),
-            message: report::chain(&error),
+            message: output::chain(&error),
         })
     }
 }
@@ -219,7 +219,7 @@ impl From<StoreError> for Answer {
 impl From<Error> for Answer {
     fn from(error: Error) -> Self {
         let code = error.code();
-        Self::wrong(&format!("{} ({code})", report::chain(&error)))
+        Self::wrong(&format!("{} ({code})", output::chain(&error)))
     }
 }
 
@@ -413,11 +413,11 @@ fn read_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Line> {
 
 /// Writes `what` as one line; returns whether standard output still has a reader.
 fn write_line(what: &impl Serialize) -> Result<bool, Failure> {
-    let line = serde_json::to_string(what).map_err(|err| report::unwritten(&err.into()))?;
-    match report::print(&line) {
+    let line = serde_json::to_string(what).map_err(|err| output::unwritten(&err.into()))?;
+    match output::print(&line) {
         Ok(()) => Ok(true),
         Err(err) if err.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(err) => Err(report::unwritten(&err)),
+        Err(err) => Err(output::unwritten(&err)),
     }
 }
 

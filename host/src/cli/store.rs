@@ -12,8 +12,8 @@ use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 use super::arguments::{GlobalOptions, Taking};
 use super::exit::Exit;
 use super::nested;
-use super::report::{self, Failure, say};
-use super::waiting::Announced;
+use super::output::{self, Failure, say};
+use super::wait_notice::Announced;
 
 /// The environment variable that names the store if `--store` is not given.
 const VARIABLE: &str = "VERROU_STORE";
@@ -111,12 +111,12 @@ pub(crate) fn open_path(
 ) -> Result<(AnyStore, Name), Failure> {
     let opened = AnyStore::open_path(path, global.store.as_ref(), options)?;
     if let Some(why) = opened.unrecorded {
-        report::warn(
+        output::warn(
             global.json,
             &format!(
                 "locked without a fencing token, because grants cannot be recorded: {}; name a \
                  directory for records with --store",
-                report::chain(&*why),
+                output::chain(&*why),
             ),
         );
     }
@@ -155,7 +155,7 @@ pub(crate) fn with_lock<T>(
         say(&format!(
             "warning: the lock `{name}` was taken over from a holder whose lease has expired but \
              whose processes still run: {}",
-            report::holder(&before),
+            output::holder(&before),
         ));
     }
     work(&lock, held)
@@ -180,7 +180,7 @@ fn not_acquired(err: Error, store: &AnyStore, taking: &Taking) -> Failure {
                 err.code(),
                 format!(
                     "cannot acquire the lock `{name}`: {}",
-                    report::holder(&found)
+                    output::holder(&found)
                 ),
             ),
             // The lock has been released since, or the store fails now.

@@ -18,11 +18,11 @@ use super::bindings::blocking::verrou::lock::store as backend;
 use super::bindings::blocking::wasi::{clocks, random};
 use super::bindings::nonblocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
 use super::bindings::nonblocking::{LockManager, LockManagerPre};
-use super::calls::calls;
 use super::convert::{self, policies};
 use super::engine::{Limits, State};
 use super::error::ComponentError;
 use super::instance::LockHandle;
+use super::instance_api::calls;
 
 /// The counterpart of [`Runner`](super::Runner) for async stores.
 ///

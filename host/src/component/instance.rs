@@ -14,10 +14,10 @@ use wasmtime::{Engine, Result};
 use super::bindings::blocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
 use super::bindings::blocking::verrou::lock::store as backend;
 use super::bindings::blocking::{LockManager, LockManagerPre};
-use super::calls::calls;
 use super::convert::{self, policies};
 use super::engine::{Limits, State};
 use super::error::ComponentError;
+use super::instance_api::calls;
 
 /// The lock component, loaded once, to be instantiated for each use.
 ///

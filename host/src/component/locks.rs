@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use verrou::blocking::Host;
 use verrou::{
-    Clock, Error, Fence, InvalidRetry, Loss, Retry, SerializedLock, Store, Timestamp, Ttl, stepped,
+    Clock, Error, Fence, InvalidRetry, Loss, Retry, SerializedLock, Store, Timestamp, Ttl, polled,
 };
 use wasmtime::Result;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable, ResourceTableError};
@@ -65,13 +65,13 @@ pub struct Locks {
 }
 
 /// A lock to which a guest has a handle.
-pub struct Lock(stepped::Lock<AnyStore, SharedHost>);
+pub struct Lock(polled::Lock<AnyStore, SharedHost>);
 
 /// An attempt to acquire a lock, to which a guest has a handle.
-pub struct Attempt(stepped::Attempt<AnyStore, SharedHost>);
+pub struct Attempt(polled::Attempt<AnyStore, SharedHost>);
 
 /// The renewal of a lease, to which a guest has a handle.
-pub struct Renewal(stepped::Renewal<AnyStore, SharedHost>);
+pub struct Renewal(polled::Renewal<AnyStore, SharedHost>);
 
 /// Implements `Debug` without fields: a store need not implement `Debug`.
 macro_rules! opaque {
@@ -119,7 +119,7 @@ impl Locks {
         }
     }
 
-    fn lock(&self, lock: &Resource<Lock>) -> Result<&stepped::Lock<AnyStore, SharedHost>> {
+    fn lock(&self, lock: &Resource<Lock>) -> Result<&polled::Lock<AnyStore, SharedHost>> {
         Ok(&self.handles.get(lock)?.0)
     }
 }
@@ -143,7 +143,7 @@ impl wit::HostLock for Locks {
         ttl: Option<u64>,
     ) -> Result<Result<Resource<Lock>, wit::LockError>> {
         let (store, host) = (Arc::clone(&self.store), self.host.clone());
-        match stepped::Lock::new(store, host, &name, duration(ttl)) {
+        match polled::Lock::new(store, host, &name, duration(ttl)) {
             Ok(lock) => self.keep(Lock(lock)),
             Err(err) => Ok(Err(err.into())),
         }
@@ -160,12 +160,7 @@ impl wit::HostLock for Locks {
         };
         let (store, host) = (Arc::clone(&self.store), self.host.clone());
         let wall = Duration::from_nanos(now);
-        self.keep(Lock(stepped::Lock::restored(
-            store,
-            host,
-            &serialized,
-            wall,
-        )))
+        self.keep(Lock(polled::Lock::restored(store, host, &serialized, wall)))
     }
 
     fn acquire(
@@ -291,7 +286,7 @@ impl wit::HostAttempt for Locks {
         &mut self,
         attempt: Resource<Attempt>,
     ) -> Result<Result<wit::Progress, wit::LockError>> {
-        use stepped::Progress;
+        use polled::Progress;
 
         Ok(Ok(match self.handles.get_mut(&attempt)?.0.poll() {
             Ok(Progress::Acquired(lease)) => wit::Progress::Acquired(lease.fence().map(Fence::get)),
@@ -310,7 +305,7 @@ impl wit::HostAttempt for Locks {
 
 impl wit::HostRenewal for Locks {
     fn poll(&mut self, renewal: Resource<Renewal>) -> Result<wit::Keeping> {
-        use stepped::Keeping;
+        use polled::Keeping;
 
         Ok(match self.handles.get_mut(&renewal)?.0.poll() {
             Keeping::Held(wait) => wit::Keeping::Held(nanos(wait)),

@@ -8,7 +8,7 @@
 //! [wasmtime]: https://docs.rs/wasmtime
 
 mod async_instance;
-mod calls;
+mod instance_api;
 mod convert;
 mod engine;
 mod error;

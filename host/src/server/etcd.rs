@@ -28,11 +28,11 @@ use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError, Ttl,
 };
 
+use super::cancelled_acquire::{CancelGuard, CancelledRequests};
 use super::etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, Error, KeyValue, OperationResponse, Order, Range,
     Txn, TxnOp, TxnResponse, WatchResponse,
 };
-use super::given_back::{CancelGuard, CancelledRequests};
 use super::store::{ABILITIES, About, record_ttl, request_timeout};
 use super::{ServerError, ServerUrl};
 use crate::System;

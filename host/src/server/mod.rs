@@ -2,7 +2,7 @@
 
 mod engine;
 #[cfg(feature = "server")]
-mod driven;
+mod blocking_store;
 #[cfg(feature = "server")]
 mod error;
 #[cfg(feature = "etcd")]
@@ -10,11 +10,11 @@ mod etcd;
 #[cfg(feature = "etcd")]
 mod etcd_client;
 #[cfg(feature = "server")]
-mod given_back;
+mod cancelled_acquire;
 #[cfg(any(feature = "redis", feature = "postgres"))]
-mod news;
+mod notifications;
 #[cfg(any(feature = "redis", feature = "postgres"))]
-mod places;
+mod queue_heartbeat;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]
@@ -27,9 +27,9 @@ mod tls;
 mod url;
 
 #[cfg(feature = "server")]
-pub use driven::Driven;
+pub use blocking_store::Driven;
 #[cfg(all(unix, feature = "server"))]
-pub(crate) use driven::ServerWatch;
+pub(crate) use blocking_store::ServerWatch;
 pub use engine::Engine;
 #[cfg(feature = "server")]
 pub use error::ServerError;

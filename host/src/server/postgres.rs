@@ -31,9 +31,9 @@ use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
 };
 
-use super::given_back::{CancelGuard, CancelledRequests};
-use super::news::Notifications;
-use super::places::QueueHeartbeat;
+use super::cancelled_acquire::{CancelGuard, CancelledRequests};
+use super::notifications::Notifications;
+use super::queue_heartbeat::QueueHeartbeat;
 use super::store::{
     ABILITIES, About, RESERVATION, WAITER_TIMEOUT, drift, record_ttl, request_timeout,
 };

@@ -12,8 +12,8 @@ use verrou::{
 
 use super::error::{FileError, OpenError};
 use super::file_lock;
-use super::machine::Machine;
-use super::{StoreOptions, kernel_lock, os};
+use super::host_identity::Machine;
+use super::{StoreOptions, flock, os};
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 
@@ -92,7 +92,7 @@ impl BareLockStore {
     fn take(&self) -> Result<Option<File>, FileError> {
         loop {
             let file = self.open_file()?;
-            if !kernel_lock::try_lock_despite_lookers(&file)
+            if !flock::try_lock_despite_lookers(&file)
                 .map_err(FileError::io("lock this file", &self.path))?
             {
                 return Ok(None);
@@ -161,7 +161,7 @@ impl Store for BareLockStore {
         let is_current = self.is_current(&ended.file);
         // Unlock explicitly, as children may have the description open. This fails only for a bad
         // descriptor.
-        kernel_lock::unlock(&ended.file).map_err(FileError::io("unlock this file", &self.path))?;
+        flock::unlock(&ended.file).map_err(FileError::io("unlock this file", &self.path))?;
         Ok(if is_current? {
             Reply::Granted { fence: None }
         } else {
@@ -188,7 +188,7 @@ impl Store for BareLockStore {
         let Some(file) = os::open_to_look(&self.path).map_err(failed("open this file"))? else {
             return Ok(None);
         };
-        if !kernel_lock::is_locked(&file).map_err(failed("try this file's lock"))? {
+        if !flock::is_locked(&file).map_err(failed("try this file's lock"))? {
             return Ok(None);
         }
         let process =

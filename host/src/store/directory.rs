@@ -10,9 +10,9 @@ use sha2::{Digest, Sha256};
 use verrou::blocking::Host;
 use verrou::{Claim, Clock, Holder, Name, Process, StoreError};
 
-use super::counter::Counter;
 use super::error::{FileError, OpenError};
-use super::machine::Machine;
+use super::fence_counter::Counter;
+use super::host_identity::Machine;
 use super::open_files::{Location, OpenFile, OpenFiles, Remembered};
 use super::os::{self, OpenDirectory, Purpose};
 use super::record::{

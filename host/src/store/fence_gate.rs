@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use verrou::Fence;
 
+use super::durable_u64::{self, Magic};
 use super::error::{FileError, OpenError};
-use super::number::{self, Magic};
 use super::os::{FileId, OpenDirectory, Purpose};
 use super::store_directory::StoreDirectory;
-use super::{StoreOptions, kernel_lock, os, trusted_file};
+use super::{StoreOptions, flock, os, trusted_file};
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 
@@ -202,13 +202,14 @@ impl FenceGate {
         if !trusted_file::is_current(&closed.file, &directory, &self.name)? {
             return Err(busy().into());
         }
-        let before = number::read(&closed.file, MAGIC).map_err(failed("read this file"))?;
-        let is_gate = number::is_kind(&closed.file, MAGIC).map_err(failed("read this file"))?;
+        let before = durable_u64::read(&closed.file, MAGIC).map_err(failed("read this file"))?;
+        let is_gate =
+            durable_u64::is_kind(&closed.file, MAGIC).map_err(failed("read this file"))?;
         if !is_gate {
             return Err(FenceError::File(FileError::Gate { path: path.clone() }));
         }
         *self.durable.lock() = None;
-        number::write(&closed.file, MAGIC, to.get()).map_err(failed("write this file"))?;
+        durable_u64::write(&closed.file, MAGIC, to.get()).map_err(failed("write this file"))?;
         Ok(before.and_then(Fence::new))
     }
 
@@ -226,7 +227,7 @@ impl FenceGate {
                 trusted_file::open(&directory, &self.name)?
             };
             let Some(file) = opened else {
-                let created = directory.create(&self.name, &number::encode(MAGIC, 0));
+                let created = directory.create(&self.name, &durable_u64::encode(MAGIC, 0));
                 created.map_err(FileError::io("create this file", path))?;
                 continue;
             };
@@ -241,7 +242,7 @@ impl FenceGate {
             if !trusted_file::is_current(&closed.file, &directory, &self.name)? {
                 continue;
             }
-            let read = number::read(&closed.file, MAGIC)
+            let read = durable_u64::read(&closed.file, MAGIC)
                 .map_err(FileError::io("read this file", path))?
                 .ok_or_else(|| FileError::Gate { path: path.clone() })?;
             let before = Fence::new(read);
@@ -285,12 +286,12 @@ impl FenceGate {
         if self.read_only {
             match trusted_file::open(directory, &self.name)? {
                 Some(writable) if os::id(&writable).map_err(failed())? == id => {
-                    number::write(&writable, MAGIC, fence.get())
+                    durable_u64::write(&writable, MAGIC, fence.get())
                 }
                 _ => return Ok(false),
             }
         } else {
-            number::write(file, MAGIC, fence.get())
+            durable_u64::write(file, MAGIC, fence.get())
         }
         .map_err(failed())?;
         *durable = written;
@@ -320,8 +321,8 @@ impl Closed {
     /// Takes the kernel's lock on `file`, unless that takes longer than `at_most`.
     fn new(file: File, at_most: Option<Duration>) -> io::Result<Option<Self>> {
         let is_locked = match at_most {
-            Some(at_most) => kernel_lock::try_lock_within(&file, at_most)?,
-            None => kernel_lock::lock(&file).map(|()| true)?,
+            Some(at_most) => flock::try_lock_within(&file, at_most)?,
+            None => flock::lock(&file).map(|()| true)?,
         };
         Ok(is_locked.then(|| Self {
             file,
@@ -335,7 +336,7 @@ impl Drop for Closed {
         // Unlock explicitly, not only by closing, because children may have the descriptor open; but not in a
         // forked child, which shares the lock. This can only fail for a bad descriptor.
         if self.process == process::this() {
-            let _ = kernel_lock::unlock(&self.file);
+            let _ = flock::unlock(&self.file);
         }
     }
 }
@@ -415,7 +416,10 @@ mod tests {
     #[test]
     fn files_of_version_1_stay_readable() {
         let golden = include_bytes!("../../tests/golden/gate-v1.fence");
-        assert_eq!(golden[..], number::encode(MAGIC, 0x0123_4567_89ab_cdef));
+        assert_eq!(
+            golden[..],
+            durable_u64::encode(MAGIC, 0x0123_4567_89ab_cdef)
+        );
         let temp_dir = tempfile::tempdir().unwrap();
         let path = temp_dir.path().join("gate");
         let fence = |number| Fence::new(number).unwrap();

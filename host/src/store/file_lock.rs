@@ -16,11 +16,11 @@ use verrou::{
 
 use super::directory::{self, Directory, wall_clock};
 use super::error::{FileError, OpenError};
+use super::flock::{self, Guarded};
+use super::host_identity::Machine;
 #[cfg(target_os = "linux")]
-use super::file_events::Listener;
-use super::kernel_lock::{self, Guarded};
+use super::inotify::Listener;
 use super::lease_file::{granted, holder};
-use super::machine::Machine;
 use super::open_files::{Location, OpenFile, OpenFiles};
 use super::os::Purpose;
 use super::queue::{Position, Queue};
@@ -278,7 +278,7 @@ impl FileLockStore {
         // Without this, a release without waiters changes nothing in the file.
         Queue::watch(&recorded)?;
         let is_over = || {
-            !matches!(kernel_lock::is_locked(locked.file()), Ok(true))
+            !matches!(flock::is_locked(locked.file()), Ok(true))
                 || !matches!(locked.is_current(), Ok(true))
         };
         self.queue
@@ -402,7 +402,7 @@ impl FileLockStore {
                 continue;
             }
             let is_taken = self.is_kept_for_another(claim, recorded.as_ref().unwrap_or(&file))?
-                || !kernel_lock::try_lock_despite_lookers(file.inheritable())
+                || !flock::try_lock_despite_lookers(file.inheritable())
                     .map_err(FileError::io("lock this file", file.path()))?;
             if is_taken {
                 // A lock on a replaced file does not exclude processes that lock the file in its place.
@@ -542,7 +542,7 @@ impl FileLockStore {
             (None, None) => return Ok(None),
         };
         let is_locked =
-            || kernel_lock::is_locked(file).map_err(FileError::io("try this file's lock", path));
+            || flock::is_locked(file).map_err(FileError::io("try this file's lock", path));
         let holder_process = || {
             os::locker(file).map_err(FileError::io(
                 "determine which process locked this file",
@@ -735,7 +735,7 @@ impl Locked {
         // last process that has it open closes it.
         let unlocked = self.is_ours()
             && !mutant!(UnlockedByClosingAlone)
-            && kernel_lock::unlock(file.inheritable()).is_ok();
+            && flock::unlock(file.inheritable()).is_ok();
         unlocked.then_some(file)
     }
 
@@ -825,7 +825,7 @@ impl Store for FileLockStore {
         if let Some(renewed) = grant.record.renewed(claim.ttl, self.now(), wall_clock()) {
             // The kernel's lock stays held even if the record is not written, so do not wait long for the
             // record's file.
-            let soon = kernel_lock::Attempt {
+            let soon = flock::Attempt {
                 waited: Duration::ZERO,
                 is_last: true,
             };

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use verrou::{Claim, Clock, Name, Owner, Reply, Store, StoreError, Timestamp, Ttl};
 
 use super::directory::file_name;
-use super::machine::Machine;
-use super::number;
+use super::durable_u64;
+use super::host_identity::Machine;
 use super::record::{
     self, CHANGING_BYTES, COUNTED, FILE_BYTES, Kind, RECORD_BYTES, Record, TICKETS, TOUCH_AT,
     Version,
@@ -30,11 +30,11 @@ pub(crate) fn number(bytes: &[u8]) -> bool {
     }
     // Of the fence counter, and of fence gates.
     let magics = [*b"VERROUF\n", *b"VERROUG\n"];
-    let read = |bytes| magics.map(|magic| number::decode(magic, bytes));
+    let read = |bytes| magics.map(|magic| durable_u64::decode(magic, bytes));
     for bytes in [bytes, &fixed] {
         for (magic, number) in magics.into_iter().zip(read(bytes)) {
             if let Some(number) = number {
-                assert_eq!(number::encode(magic, number), bytes);
+                assert_eq!(durable_u64::encode(magic, number), bytes);
             }
         }
     }

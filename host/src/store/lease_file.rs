@@ -21,10 +21,10 @@ use verrou::{
 
 use super::directory::{self, Directory, View, wall_clock};
 use super::error::{FileError, OpenError};
+use super::flock::{self, Guarded};
+use super::host_identity::Machine;
 #[cfg(target_os = "linux")]
-use super::file_events::Listener;
-use super::kernel_lock::{self, Guarded};
-use super::machine::Machine;
+use super::inotify::Listener;
 use super::open_files::OpenFile;
 use super::os::Purpose;
 use super::queue::{Position, Queue};
@@ -962,8 +962,7 @@ impl Store for LeaseFileStore {
             // The lease may be in the file that replaced this one.
             reply = self.with_record(&claim.name, Which::There, operation);
         }
-        if matches!(reply, Err(FileError::Busy { .. })) && kernel_lock::Attempt::is_to_be_repeated()
-        {
+        if matches!(reply, Err(FileError::Busy { .. })) && flock::Attempt::is_to_be_repeated() {
             return Ok(reply?.unwrap_or(Reply::REFUSED));
         }
         // Drop the grant also after an error: if there is no free descriptor, or the disk rejects writes, an

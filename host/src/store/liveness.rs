@@ -9,10 +9,10 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-use super::byte_lock;
+use super::ofd_lock;
 use super::open_files::OpenFile;
 
-pub(crate) use byte_lock::AVAILABLE;
+pub(crate) use ofd_lock::AVAILABLE;
 
 /// The offset of the byte of grant 0. Files of this size do not exist.
 const FIRST_BYTE: u64 = 1 << 40;
@@ -24,7 +24,7 @@ pub(crate) fn hold(file: &mut OpenFile, fence: u64) -> io::Result<()> {
     if earlier.end != fence {
         unlock_all(file)?;
     }
-    if !byte_lock::try_lock(file.file(), byte_of(fence))? {
+    if !ofd_lock::try_lock(file.file(), byte_of(fence))? {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     let first = if earlier.end == fence {
@@ -41,7 +41,7 @@ pub(crate) fn hold(file: &mut OpenFile, fence: u64) -> io::Result<()> {
 /// not distinguish from an exclusive one. The inherited description cannot unlock the other's lock.
 pub(crate) fn share(file: &OpenFile, fence: u64) -> io::Result<()> {
     for description in [Some(file.file()), file.read_only()].into_iter().flatten() {
-        if !byte_lock::try_lock_shared(description, byte_of(fence))? {
+        if !ofd_lock::try_lock_shared(description, byte_of(fence))? {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
     }
@@ -58,7 +58,7 @@ pub(crate) fn unlock_all(file: &mut OpenFile) -> io::Result<()> {
     if start < end {
         let bytes = byte_of(start)..byte_of(start) + (end - start);
         for description in [Some(file.file()), file.read_only()].into_iter().flatten() {
-            byte_lock::unlock(description, bytes.clone())?;
+            ofd_lock::unlock(description, bytes.clone())?;
         }
         file.set_lived(0..0);
     }
@@ -67,7 +67,7 @@ pub(crate) fn unlock_all(file: &mut OpenFile) -> io::Result<()> {
 
 /// Returns whether an open file description other than `file`'s has locked the byte of the grant `fence`.
 pub(crate) fn is_held(file: &File, fence: u64) -> io::Result<bool> {
-    Ok(byte_lock::find(file, byte_of(fence), Some(1))?.is_some())
+    Ok(ofd_lock::find(file, byte_of(fence), Some(1))?.is_some())
 }
 
 fn byte_of(fence: u64) -> u64 {

@@ -2,25 +2,25 @@
 
 mod bare_lock;
 #[cfg(target_os = "linux")]
-mod bell;
-mod byte_lock;
-mod counter;
+mod wake_pipe;
+mod ofd_lock;
+mod fence_counter;
 mod directory;
 mod error;
 mod fence_gate;
 #[cfg(target_os = "linux")]
-mod file_events;
+mod inotify;
 mod file_lock;
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
 pub(crate) mod fuzzing;
-mod kernel_lock;
+mod flock;
 mod lease_file;
 mod liveness;
-mod machine;
-mod number;
+mod host_identity;
+mod durable_u64;
 mod open_files;
 pub(crate) mod os;
-#[cfg_attr(not(target_os = "linux"), path = "queue_elsewhere.rs")]
+#[cfg_attr(not(target_os = "linux"), path = "queue_polling.rs")]
 mod queue;
 mod record;
 mod store_directory;
@@ -37,13 +37,13 @@ use verrou::{Holder, Name, StoreError};
 pub use bare_lock::BareLockStore;
 pub use error::{FileError, OpenError};
 pub use fence_gate::{Checked, FenceError, FenceGate};
-#[cfg(target_os = "linux")]
-pub(crate) use file_events::Listener;
 pub use file_lock::FileLockStore;
-use kernel_lock::{Attempt, BUSY_TIMEOUT};
-pub use lease_file::LeaseFileStore;
+use flock::{Attempt, BUSY_TIMEOUT};
 #[cfg(feature = "server")]
-pub(crate) use machine::this_process;
+pub(crate) use host_identity::this_process;
+#[cfg(target_os = "linux")]
+pub(crate) use inotify::Listener;
+pub use lease_file::LeaseFileStore;
 pub use record::Damage;
 
 /// A held name and its holder, or the error for one file that could not be read.

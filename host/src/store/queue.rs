@@ -23,14 +23,14 @@ use std::time::{Duration, Instant};
 use once_cell::race::OnceNonZeroUsize;
 use verrou::{Claim, Name, Owner};
 
-use super::bell::{WakePipe, WakePipes};
 use super::directory::{self, Directory, View};
 use super::error::FileError;
-use super::file_events::{Listener, Notification};
+use super::inotify::{Listener, Notification};
 use super::jitter;
 use super::open_files::OpenFile;
 use super::record::Version;
 use super::tickets;
+use super::wake_pipe::{WakePipe, WakePipes};
 use crate::process::PerProcess;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, thread};

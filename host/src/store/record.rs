@@ -7,7 +7,7 @@ use std::time::Duration;
 use crc32c::crc32c;
 use verrou::{Name, Owner, Process, Ttl};
 
-use super::machine::Machine;
+use super::host_identity::Machine;
 
 /// The size of a lock's file. All bytes are written when the file is created, so that later writes need no
 /// disk space.

@@ -4,10 +4,10 @@
 use std::io;
 use std::ops::Range;
 
-use super::bell::WAKE_PIPES;
 use super::error::FileError;
 use super::open_files::OpenFile;
-use super::{byte_lock, directory};
+use super::wake_pipe::WAKE_PIPES;
+use super::{directory, ofd_lock};
 
 /// The offset of the byte of ticket 0, after the bytes of all grants.
 const FIRST_TICKET: u64 = (1 << 62) + (1 << 61);
@@ -25,7 +25,7 @@ pub(crate) fn append(file: &OpenFile, pipe: u32, here: u64) -> Result<u64, FileE
         let ticket = ticket_after(last, pipe)
             .filter(|&ticket| ticket <= LAST_TICKET)
             .ok_or_else(|| failed()(io::ErrorKind::QuotaExceeded.into()))?;
-        if !byte_lock::try_lock(file.file(), byte_of(ticket).start).map_err(failed())? {
+        if !ofd_lock::try_lock(file.file(), byte_of(ticket).start).map_err(failed())? {
             let locked = any(file, ticket, None)?;
             last = locked.map_or(ticket, |locked| locked.end - 1);
             continue;
@@ -81,7 +81,7 @@ pub(crate) const WATCHER: u64 = 0;
 pub(crate) fn watch(file: &OpenFile) -> Result<(), FileError> {
     // If another process has locked the byte exclusively, a release notifies that process and this one,
     // too.
-    byte_lock::try_lock_shared(file.file(), byte_of(WATCHER).start)
+    ofd_lock::try_lock_shared(file.file(), byte_of(WATCHER).start)
         .map(drop)
         .map_err(FileError::io("lock a byte of this file", file.path()))
 }
@@ -89,7 +89,7 @@ pub(crate) fn watch(file: &OpenFile) -> Result<(), FileError> {
 /// Unlocks a ticket.
 pub(crate) fn unlock(file: &OpenFile, ticket: u64) {
     // After an error it stays locked until the file is closed; the waiters behind it check from time to time.
-    let _ = byte_lock::unlock(file.file(), byte_of(ticket));
+    let _ = ofd_lock::unlock(file.file(), byte_of(ticket));
 }
 
 /// Returns the number of the wake pipe of the process that owns `ticket`.
@@ -143,7 +143,7 @@ pub(crate) fn any(
         return Ok(None);
     }
     let length = end.map(|end| end - from);
-    let found = byte_lock::find(file.file(), FIRST_TICKET + from, length)
+    let found = ofd_lock::find(file.file(), FIRST_TICKET + from, length)
         .map_err(FileError::io("look for waiters of this file", file.path()))?;
     let ticket = |byte: u64| byte.saturating_sub(FIRST_TICKET);
     Ok(found.map(|bytes| ticket(bytes.start)..ticket(bytes.end)))

@@ -13,7 +13,7 @@ use verrou::blocking::LockFactory;
 use verrou::{Clock, Error, Lease, Retry, Store, StoreError, Ttl};
 use verrou_host::{FileError, FileStore, StoreOptions, StoreUrl, System};
 
-use crate::resource::{Resource, Verdict, Word, now};
+use crate::checked_log::{Resource, Verdict, Word, now};
 
 /// The name of the contended lock.
 pub(crate) const LOCK: &str = "wanted";

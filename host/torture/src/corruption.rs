@@ -19,12 +19,12 @@ use fastrand::Rng;
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use verrou::{Claim, Ttl};
 
-use crate::attempts::{
+use crate::child_process::{self, Running};
+use crate::results::{Findings, Part, Setting};
+use crate::store_call::{
     BoxedStore, Kind, Outcome, SLOT_BYTES, SLOTS, claim, fast_directory, forge, forge_slots,
     ignore_absent, overwrite, try_acquire,
 };
-use crate::findings::{Findings, Part, Setting};
-use crate::programs::{self, Running};
 
 pub(crate) const PART: Part = Part {
     name: "corruption",
@@ -903,7 +903,7 @@ fn corrupt_queue(setting: &Setting, findings: &mut Findings, kind: Kind) -> Resu
     const TURN: Duration = Duration::from_secs(10);
     const WAITERS: usize = 3;
 
-    let verrou = programs::verrou(&setting.directory)?;
+    let verrou = child_process::verrou(&setting.directory)?;
     let marks: [u64; 9] = [
         u64::MAX,
         (1 << 60) - 1,

@@ -12,7 +12,7 @@ use fastrand::Rng;
 use nix::errno::Errno;
 use syscalls::Sysno;
 
-use crate::findings::{Findings, Part, Setting};
+use crate::results::{Findings, Part, Setting};
 use crate::steps::{Act, AttemptResult, OPERATIONS, Scene, Stage};
 use crate::tracer::{self, Fault};
 

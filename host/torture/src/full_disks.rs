@@ -13,8 +13,8 @@ use verrou::blocking::LockFactory;
 use verrou::{Error, Retry, Store, Ttl};
 use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
-use crate::findings::{Findings, Part, Setting};
-use crate::storms::{KINDS, foreign_files};
+use crate::results::{Findings, Part, Setting};
+use crate::stress::{KINDS, foreign_files};
 
 pub(crate) const PART: Part = Part {
     name: "full-disks",

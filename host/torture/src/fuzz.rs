@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::findings::{Findings, Part, Setting};
+use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "fuzz",

@@ -2,11 +2,11 @@
 
 mod files;
 mod stores;
-mod words;
+mod input;
 
 use anyhow::Result;
 
-use crate::findings::{Findings, Part, Setting};
+use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "security",
@@ -27,17 +27,17 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
             "a file that another process keeps locked",
             files::locked_files,
         ),
-        ("names through the library", words::names_in_the_library),
+        ("names through the library", input::names_in_the_library),
         (
             "names on the command line",
-            words::names_on_the_command_line,
+            input::names_on_the_command_line,
         ),
-        ("serialized locks through the library", words::serialized),
+        ("serialized locks through the library", input::serialized),
         (
             "serialized locks on the command line",
-            words::serialized_on_the_command_line,
+            input::serialized_on_the_command_line,
         ),
-        ("command lines", words::command_lines),
+        ("command lines", input::command_lines),
         ("faulty stores", stores::faulty_stores),
         (
             "faulty stores under auto-renewal",

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::findings::{Findings, Part, Setting};
+use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "interleavings",

@@ -23,7 +23,7 @@ use verrou_host::{LeaseFileStore, StoreOptions};
 
 use self::model::{NEVER, Operation, Reply, Request, Rules};
 use self::worker::{Event, Kind, Line, Script, Usage, now};
-use crate::findings::{Findings, Part, Setting};
+use crate::results::{Findings, Part, Setting};
 
 pub(crate) use self::worker::work;
 

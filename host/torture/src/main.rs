@@ -6,7 +6,7 @@
 #[cfg(target_os = "linux")]
 mod arguments;
 #[cfg(target_os = "linux")]
-mod attempts;
+mod store_call;
 #[cfg(target_os = "linux")]
 mod contender;
 #[cfg(target_os = "linux")]
@@ -14,7 +14,7 @@ mod corruption;
 #[cfg(target_os = "linux")]
 mod faults;
 #[cfg(target_os = "linux")]
-mod findings;
+mod results;
 #[cfg(target_os = "linux")]
 mod full_disks;
 #[cfg(target_os = "linux")]
@@ -28,17 +28,17 @@ mod linearizability;
 #[cfg(target_os = "linux")]
 mod mutants;
 #[cfg(target_os = "linux")]
-mod parts;
+mod registry;
 #[cfg(target_os = "linux")]
-mod programs;
+mod child_process;
 #[cfg(target_os = "linux")]
 mod report;
 #[cfg(target_os = "linux")]
-mod resource;
+mod checked_log;
 #[cfg(target_os = "linux")]
 mod steps;
 #[cfg(target_os = "linux")]
-mod storms;
+mod stress;
 #[cfg(target_os = "linux")]
 mod time;
 #[cfg(target_os = "linux")]
@@ -46,7 +46,7 @@ mod tracer;
 
 #[cfg(target_os = "linux")]
 fn main() -> std::process::ExitCode {
-    parts::main()
+    registry::main()
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -22,7 +22,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, geteuid, kill_process_
 use serde::Deserialize;
 
 use self::list::{Mutant, Needs, PITFALLS, Test};
-use crate::findings::{Findings, Part, Setting};
+use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "mutants",

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
-use crate::findings::Findings;
+use crate::results::Findings;
 
 /// The results of all parts, as in the JSON report.
 #[derive(Debug, Serialize)]

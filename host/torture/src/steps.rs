@@ -460,7 +460,7 @@ impl Scene {
                 Err(err) => wrong.push(format!("listing: {err}")),
             }
         }
-        let foreign_files = crate::storms::foreign_files(&self.directory)?;
+        let foreign_files = crate::stress::foreign_files(&self.directory)?;
         if !foreign_files.is_empty() {
             wrong.push(format!("these foreign files are left: {foreign_files:?}"));
         }

@@ -16,11 +16,11 @@ use verrou::blocking::{Host, LockFactory};
 use verrou::{Claim, Clock, Error, Loss, SerializedLock, Timestamp, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System};
 
-use crate::attempts::{
+use crate::child_process::{self, DEADLINE, Ended, Running};
+use crate::results::{Findings, Part, Setting};
+use crate::store_call::{
     BoxedStore, Kind, Outcome, catch_panic, claim, forge_slots, ignore_absent, overwrite,
 };
-use crate::findings::{Findings, Part, Setting};
-use crate::programs::{self, DEADLINE, Ended, Running};
 
 pub(crate) const PART: Part = Part {
     name: "time-and-identity",
@@ -369,12 +369,12 @@ impl SteppedClock {
             .args(["-shared", "-fPIC", "-O1", "-o"])
             .arg(&library)
             .arg(&source);
-        match programs::run(&mut compiler) {
+        match child_process::run(&mut compiler) {
             Ok(ended) if ended.code() == Some(0) => {}
             _ => return Ok(None),
         }
         let stepped = Self {
-            program: programs::verrou(&setting.directory)?,
+            program: child_process::verrou(&setting.directory)?,
             library,
             offset_file: setting.directory.join("stepped-by"),
         };
@@ -426,7 +426,7 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
             number += 1;
             stepped.step([HOUR, -HOUR, 0, 24 * HOUR, -24 * HOUR][number % 5])?;
             let words = ["run", "lock", "--no-wait", "--", "echo", "had"];
-            let asked = programs::run(&mut stepped.verrou(kind, directory.path(), &words))?;
+            let asked = child_process::run(&mut stepped.verrou(kind, directory.path(), &words))?;
             // The holder may have released the lock meanwhile.
             let is_over = over.exists();
             findings.check(asked.code() == Some(75) || is_over, || {
@@ -457,7 +457,7 @@ fn stepped_wall_clock(setting: &Setting, findings: &mut Findings) -> Result<()> 
 
         let directory = tempfile::tempdir_in(&setting.directory)?;
         let verrou = |words: &[&str]| {
-            programs::run(&mut stepped.verrou(Kind::Lease, directory.path(), words))
+            child_process::run(&mut stepped.verrou(Kind::Lease, directory.path(), words))
         };
         stepped.step(0)?;
         let before = Instant::now();
@@ -529,7 +529,7 @@ impl Namespace {
         };
         let mut tried = Command::new("unshare");
         tried.args(&namespace.words[1..]).arg("true");
-        match programs::run(&mut tried) {
+        match child_process::run(&mut tried) {
             Ok(ended) if ended.code() == Some(0) => Some(namespace),
             Ok(ended) => {
                 findings.not_done(format!("{what}: {}", ended.err.trim_end()));
@@ -563,13 +563,13 @@ impl Neighbours<'_> {
     fn inside(&self, directory: &Path, words: &[&str]) -> Result<Ended> {
         let store = self.kind.url(directory);
         let words = [&["--store", &store], words].concat();
-        programs::run(&mut self.namespace.command(&self.verrou, &words))
+        child_process::run(&mut self.namespace.command(&self.verrou, &words))
     }
 
     fn outside(&self, directory: &Path, words: &[&str]) -> Result<Ended> {
         let store = self.kind.url(directory);
         let words = [&["--store", &store], words].concat();
-        programs::run(Command::new(&self.verrou).args(&words))
+        child_process::run(Command::new(&self.verrou).args(&words))
     }
 
     fn check(&self, findings: &mut Findings, what: &str, ended: &Ended, code: i32) {
@@ -774,7 +774,7 @@ fn namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
         for kind in Kind::BOTH {
             let neighbours = Neighbours {
                 namespace: &namespace,
-                verrou: programs::verrou(&setting.directory)?,
+                verrou: child_process::verrou(&setting.directory)?,
                 setting,
                 kind,
             };
@@ -857,7 +857,7 @@ fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Result<()> {
         for kind in Kind::BOTH {
             let neighbours = Neighbours {
                 namespace: &namespace,
-                verrou: programs::verrou(&setting.directory)?,
+                verrou: child_process::verrou(&setting.directory)?,
                 setting,
                 kind,
             };
@@ -932,7 +932,7 @@ fn new_boot(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for kind in Kind::BOTH {
         let neighbours = Neighbours {
             namespace: &namespace,
-            verrou: programs::verrou(&setting.directory)?,
+            verrou: child_process::verrou(&setting.directory)?,
             setting,
             kind,
         };
@@ -1038,7 +1038,7 @@ fn reused_pid(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let directory = tempfile::tempdir_in(&setting.directory)?;
         let (kind, in_directory) = (kind.to_string(), directory.path().to_string_lossy());
         let words = ["worker", "reuse-pid", &kind, &in_directory];
-        let ended = programs::run(&mut namespace.command(&this, &words))?;
+        let ended = child_process::run(&mut namespace.command(&this, &words))?;
         match ended.code() {
             Some(0) => findings.count("reused process IDs", 1),
             Some(3) if ended.err.contains("NOT DONE") => {

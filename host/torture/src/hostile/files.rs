@@ -13,11 +13,11 @@ use nix::libc;
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, makedev, mknodat};
 use verrou::{Claim, Store};
 
-use crate::attempts::{
+use crate::child_process::{self, Ended, Running, as_user};
+use crate::results::{Findings, Setting};
+use crate::store_call::{
     BoxedStore, Kind, Outcome, claim, fast_directory, ignore_absent, with_time_limit,
 };
-use crate::findings::{Findings, Setting};
-use crate::programs::{self, Ended, Running, as_user};
 
 /// The user who plants files.
 const ATTACKER: u32 = 1234;
@@ -162,7 +162,7 @@ pub(super) fn planted(setting: &Setting, findings: &mut Findings) -> Result<()> 
     if !can_switch_users(findings, "files planted by another user") {
         return Ok(());
     }
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let safe = directory(setting, "safe", 0o755)?;
     let victim = safe.join("victim");
     let mut number = 0;
@@ -244,7 +244,7 @@ pub(super) fn planted_wake_pipes(setting: &Setting, findings: &mut Findings) -> 
     if !can_switch_users(findings, "wake pipes planted by another user") {
         return Ok(());
     }
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let safe = directory(setting, "safe-of-wake-pipes", 0o755)?;
     let victim = safe.join("victim");
     fs::write(&victim, "precious")?;
@@ -319,7 +319,7 @@ pub(super) fn other_users(setting: &Setting, findings: &mut Findings) -> Result<
     if !can_switch_users(findings, "stores of other users") {
         return Ok(());
     }
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let words = ["run", "lock", "--no-wait", "--", "true"];
     let acquire = ["run", "lock", "--", "true"];
     for kind in Kind::BOTH {
@@ -421,7 +421,7 @@ pub(super) fn group_stores(setting: &Setting, findings: &mut Findings) -> Result
         return Ok(());
     };
     let members = group.gid.as_raw();
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let as_member = |kind: Kind, place: &Path, user: u32, group: u32, umask: &str, words: &str| {
         let mut command = Command::new("sh");
         let script = format!(
@@ -549,7 +549,7 @@ fn file_of_outsider(
     let script = format!("umask 0; cat {} > {}", right.display(), path.display());
     copy.args(["-c", &script]);
     ensure!(
-        programs::run(as_user(&mut copy, 4321, 4321))?.code() == Some(0),
+        child_process::run(as_user(&mut copy, 4321, 4321))?.code() == Some(0),
         "an outsider cannot create a file in a directory that is writable for all"
     );
     let ended = as_member("run planted --no-wait -- true")?;
@@ -567,7 +567,7 @@ fn file_of_outsider(
 
 /// Tests that the umask of a process does not matter.
 pub(super) fn umasks(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let users: &[u32] = if can_switch_users(findings, "umasks of other users") {
         &[0, USER]
     } else {

@@ -15,8 +15,8 @@ use verrou::{
 };
 use verrou_host::{System, keep_alive};
 
-use crate::attempts::{catch_panic, with_time_limit};
-use crate::findings::{Findings, Setting};
+use crate::results::{Findings, Setting};
+use crate::store_call::{catch_panic, with_time_limit};
 
 /// A fault of a store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -404,7 +404,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                     "a planted object in the place of a new wake pipe is given to the group",
                     host(
                         "lib",
-                        "store::bell::tests::file_swapped_for_new_wake_pipe_is_not_given_to_group",
+                        "store::wake_pipe::tests::file_swapped_for_new_wake_pipe_is_not_given_to_group",
                     ),
                 ),
             ),

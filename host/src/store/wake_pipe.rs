@@ -20,7 +20,7 @@ use verrou::Name;
 use super::directory::Directory;
 use super::error::FileError;
 use super::os::OpenDirectory;
-use super::{kernel_lock, os};
+use super::{flock, os};
 use crate::process;
 
 /// A pipe, open for reading and writing.
@@ -55,7 +55,7 @@ impl WakePipe {
     /// Reserves the pipe for this value until it is dropped, so that no other process reads it. Returns
     /// `false` if another process has reserved it.
     pub(crate) fn try_own(&self) -> bool {
-        kernel_lock::try_lock(&self.0).unwrap_or(false)
+        flock::try_lock(&self.0).unwrap_or(false)
     }
 
     /// Wakes the process that reads the pipe.
@@ -294,7 +294,7 @@ mod tests {
     use super::super::StoreOptions;
     use std::path::Path;
 
-    use super::super::file_events::{Listener, Notification};
+    use super::super::inotify::{Listener, Notification};
     use super::super::os::Purpose;
     use super::super::record::Kind;
     use super::*;

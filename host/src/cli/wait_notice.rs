@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Waited};
 
-use super::report::{holder, say};
+use super::output::{holder, say};
 
 /// A store that prints the holder of the lock to the terminal, once, if the wait takes long enough for
 /// a user to notice.

@@ -9,16 +9,16 @@ use verrou_host::{AnyStore, FileError};
 
 use super::arguments::{ForceRelease, GlobalOptions, Show};
 use super::exit::Exit;
-use super::report::{self, Failure};
+use super::output::{self, Failure};
 use super::store;
 
 /// Prints the URL of the store that is used.
 pub(crate) fn store(global: &GlobalOptions) -> Result<(), Failure> {
     let url = store::url(global)?.absolute().to_string();
     if global.json {
-        return report::answer_json(&json!({ "store": url }));
+        return output::answer_json(&json!({ "store": url }));
     }
-    report::answer(&url)
+    output::answer(&url)
 }
 
 /// Prints the holder of a lock. Creates nothing.
@@ -34,12 +34,12 @@ pub(crate) fn show(global: &GlobalOptions, args: &Show) -> Result<(), Failure> {
         None => None,
     };
     if global.json {
-        let mut answer = report::holder_json(name, found.as_ref());
+        let mut answer = output::holder_json(name, found.as_ref());
         answer["store"] = url.to_string().into();
-        return report::answer_json(&answer);
+        return output::answer_json(&answer);
     }
-    report::answer(&match (found, opened) {
-        (Some(found), _) => format!("the lock `{name}` is {}", report::holder(&found)),
+    output::answer(&match (found, opened) {
+        (Some(found), _) => format!("the lock `{name}` is {}", output::holder(&found)),
         (None, Some(_)) => format!("the lock `{name}` is free in {url}"),
         (None, None) => format!("the lock `{name}` is free: {}", store::missing(&url)),
     })
@@ -51,17 +51,17 @@ fn show_file(global: &GlobalOptions, path: &Path) -> Result<(), Failure> {
     let shown = path.display().to_string();
     let Some(opened) = found else {
         if global.json {
-            return report::answer_json(&json!({ "name": shown, "held": false }));
+            return output::answer_json(&json!({ "name": shown, "held": false }));
         }
-        return report::answer(&format!("`{shown}` is free: there is no such file"));
+        return output::answer(&format!("`{shown}` is free: there is no such file"));
     };
     let name = opened.name;
     let holder = opened.store.inspect(&name).map_err(Error::from)?;
     if global.json {
-        return report::answer_json(&report::holder_json(&name, holder.as_ref()));
+        return output::answer_json(&output::holder_json(&name, holder.as_ref()));
     }
-    report::answer(&match holder {
-        Some(holder) => format!("`{shown}` is {}", report::holder(&holder)),
+    output::answer(&match holder {
+        Some(holder) => format!("`{shown}` is {}", output::holder(&holder)),
         None => format!("`{shown}` is free"),
     })
 }
@@ -83,16 +83,16 @@ pub(crate) fn list(global: &GlobalOptions) -> Result<(), Failure> {
     }
     if global.json {
         if opened.is_none() {
-            report::warn(true, &store::missing(&url));
+            output::warn(true, &store::missing(&url));
         }
         let list = held
             .iter()
-            .map(|(name, holder)| report::holder_json(name, Some(holder)));
-        report::answer_json(&Value::Array(list.collect()))?;
+            .map(|(name, holder)| output::holder_json(name, Some(holder)));
+        output::answer_json(&Value::Array(list.collect()))?;
     } else if !held.is_empty() {
-        report::answer_lines(&table(&held))?;
+        output::answer_lines(&table(&held))?;
     } else if unknown.is_empty() {
-        report::say(&match &opened {
+        output::say(&match &opened {
             Some(_) => format!("no lock is held in {url}"),
             None => format!("no lock is held: {}", store::missing(&url)),
         });
@@ -112,17 +112,17 @@ fn table(held: &[(Name, Holder)]) -> String {
     let rows = held.iter().map(|(name, holder)| {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         [
-            report::one_line(name.as_str()),
+            output::one_line(name.as_str()),
             or_dash(holder.fence.map(|fence| fence.to_string())),
-            or_dash(report::age(holder).map(report::length)),
-            or_dash(holder.remaining.map(report::length)),
+            or_dash(output::age(holder).map(output::length)),
+            or_dash(holder.remaining.map(output::length)),
             or_dash(holder.process.as_ref().map(|process| {
                 let detached = if holder.detached {
                     "detached, acquired by "
                 } else {
                     ""
                 };
-                report::one_line(&format!("{detached}{process}"))
+                output::one_line(&format!("{detached}{process}"))
             })),
         ]
     });
@@ -161,12 +161,12 @@ pub(crate) fn force_release(global: &GlobalOptions, args: &ForceRelease) -> Resu
     if global.json {
         let fence = fence.map(Fence::get);
         let answer = json!({ "name": name.as_str(), "freed": freed, "fence": fence });
-        return report::answer_json(&answer);
+        return output::answer_json(&answer);
     }
-    report::answer(&match holder {
+    output::answer(&match holder {
         Some(holder) if freed => format!(
             "freed the lock `{name}`, which was {}",
-            report::holder(&holder)
+            output::holder(&holder)
         ),
         _ if freed => format!("freed the lock `{name}`"),
         _ => format!("the lock `{name}` is not held"),
@@ -184,11 +184,11 @@ fn nothing_released(
         return Err(mismatch(name, fence, None).advising(&missing));
     }
     if global.json {
-        report::warn(true, &missing);
+        output::warn(true, &missing);
         let answer = json!({ "name": name.as_str(), "freed": false, "fence": Value::Null });
-        return report::answer_json(&answer);
+        return output::answer_json(&answer);
     }
-    report::answer(&format!("the lock `{name}` is not held: {missing}"))
+    output::answer(&format!("the lock `{name}` is not held: {missing}"))
 }
 
 /// Force-releases exactly the grant that was inspected. Repeats that until one was force-released or the
@@ -226,7 +226,7 @@ fn evict(store: &AnyStore, name: &Name, only: Option<Fence>) -> Result<bool, Fai
 
 fn mismatch(name: &Name, fence: Fence, holder: Option<&Holder>) -> Failure {
     let now = match holder {
-        Some(holder) => report::holder(holder),
+        Some(holder) => output::holder(holder),
         None => "free".to_owned(),
     };
     Failure::coded(

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::acquire::Acquire;
+use crate::cell::Shared;
 use crate::claim::{Claim, Fence, Owner};
 use crate::error::Error;
 use crate::lease::{Lease, Loss};
@@ -12,7 +13,6 @@ use crate::name::Name;
 use crate::renew::{Health, Renew};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::shared::Shared;
 use crate::store::{Abilities, Reply, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;

@@ -9,7 +9,7 @@ use verrou_host::{StoreUrl, System};
 
 use super::arguments::{Acquire, Extend, GlobalOptions, Release, Serialized};
 use super::exit::Exit;
-use super::report::{self, Failure};
+use super::output::{self, Failure};
 use super::store;
 
 /// The maximum length of a serialized lock in bytes: that of its name, and less than this for the rest.
@@ -26,11 +26,11 @@ pub(crate) fn acquire(global: &GlobalOptions, args: &Acquire) -> Result<(), Fail
     }
     store::with_lock(&opened, name, &args.taking, |lock, held| {
         // Print first: until the text is written, the lock must not outlive this process.
-        if let Err(err) = report::print(&held.describe().to_string()) {
-            let failure = report::unwritten(&err);
+        if let Err(err) = output::print(&held.describe().to_string()) {
+            let failure = output::unwritten(&err);
             return Err(match held.release() {
                 Ok(()) => failure.advising("the lock was released"),
-                Err(err) => failure.advising(&report::chain(&err)),
+                Err(err) => failure.advising(&output::chain(&err)),
             });
         }
         held.leave();
@@ -58,8 +58,8 @@ pub(crate) fn extend(global: &GlobalOptions, args: &Extend) -> Result<(), Failur
     granted(opened.extend(&claim), &serialized)?;
     lease.extend(ttl, now);
     let extended = SerializedLock::new(&lease, serialized.ttl(), now, wall);
-    report::print(&extended.to_string()).map_err(|err| {
-        report::unwritten(&err).advising("the lock was extended, and the old text still names it")
+    output::print(&extended.to_string()).map_err(|err| {
+        output::unwritten(&err).advising("the lock was extended, and the old text still names it")
     })
 }
 

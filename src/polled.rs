@@ -7,7 +7,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use std::{thread, time::Duration};
-//! use verrou::stepped::{Lock, Progress};
+//! use verrou::polled::{Lock, Progress};
 //! use verrou::{MemoryStore, Retry, blocking::Host};
 //! use verrou_host::System;
 //!
@@ -31,7 +31,7 @@ use core::time::Duration;
 use crate::acquire::{Acquire, AcquireStep};
 use crate::claim::{Claim, Fence};
 use crate::error::Error;
-use crate::holds::{LockState, RenewalSync};
+use crate::held_lease::{LockState, RenewalSync};
 use crate::lease::{Lease, Loss};
 use crate::name::Name;
 use crate::renew::{Health, Renew, RenewStep};

@@ -10,9 +10,9 @@ use std::io;
 use std::path::Path;
 
 use super::directory::wall_clock;
+use super::durable_u64::{self, Magic};
 use super::error::FileError;
-use super::kernel_lock::Guarded;
-use super::number::{self, Magic};
+use super::flock::Guarded;
 use super::os::OpenDirectory;
 use super::record::COUNTED;
 use super::trusted_file;
@@ -35,7 +35,9 @@ const BLOCK: u64 = 16_384;
 
 impl Counter {
     pub(crate) fn new() -> Self {
-        Self { sync: number::sync }
+        Self {
+            sync: durable_u64::sync,
+        }
     }
 
     /// Allots, in `directory`, numbers greater than `at_least` and than all that were allotted before;
@@ -52,12 +54,12 @@ impl Counter {
         let failed = |action| FileError::io(action, path);
         loop {
             let Some(file) = trusted_file::open(directory, name)? else {
-                let created = directory.create(name, &number::encode(MAGIC, 0));
+                let created = directory.create(name, &durable_u64::encode(MAGIC, 0));
                 created.map_err(failed("create the fence counter"))?;
                 continue;
             };
             // Do not wait for the disk while other processes wait for the file.
-            let read = || number::read(&file, MAGIC).map_err(failed("read the fence counter"));
+            let read = || durable_u64::read(&file, MAGIC).map_err(failed("read the fence counter"));
             let mut in_use = None;
             if read()? == Some(0) {
                 // The creating process may have been killed before the file's name was synced to the
@@ -81,7 +83,7 @@ impl Counter {
             if COUNTED <= last {
                 return Err(corrupt());
             }
-            number::put(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
+            durable_u64::put(&file, MAGIC, last).map_err(failed("write the fence counter"))?;
             // Other processes may sync their numbers first: all numbers allotted before are smaller.
             drop(guarded);
             (self.sync)(&file).map_err(failed("write the fence counter"))?;
@@ -126,7 +128,10 @@ mod tests {
     #[test]
     fn files_of_version_1_stay_readable() {
         let golden = include_bytes!("../../tests/golden/counter-v1.fences");
-        assert_eq!(golden[..], number::encode(MAGIC, 0x0123_4567_89ab_cdef));
+        assert_eq!(
+            golden[..],
+            durable_u64::encode(MAGIC, 0x0123_4567_89ab_cdef)
+        );
         let temp_dir = tempfile::tempdir().unwrap();
         let path = temp_dir.path().join("fences");
         std::fs::write(&path, golden).unwrap();
@@ -188,7 +193,11 @@ mod tests {
             (further + 1, further + BLOCK)
         );
         // The process that created the file was killed before it wrote a number.
-        std::fs::write(temp_dir.path().join("fences"), number::encode(MAGIC, 0)).unwrap();
+        std::fs::write(
+            temp_dir.path().join("fences"),
+            durable_u64::encode(MAGIC, 0),
+        )
+        .unwrap();
         let further = further + 50_000;
         assert_eq!(
             counter.allot(&directory, 0, || Ok(further)).unwrap(),

@@ -23,7 +23,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::time::Timespec;
 
-use super::bell::WakePipe;
+use super::wake_pipe::WakePipe;
 use crate::process::{self, PerProcess};
 use crate::sync::{Mutex, MutexGuard};
 

@@ -14,9 +14,9 @@ use verrou::blocking::LockFactory;
 use verrou::{Claim, Name, Printable, SerializedLock, Ttl, is_hidden};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
-use crate::attempts::{Kind, Outcome, catch_panic, claim};
-use crate::findings::{Findings, Setting};
-use crate::programs::{self, Ended, Running};
+use crate::child_process::{self, Ended, Running};
+use crate::results::{Findings, Setting};
+use crate::store_call::{Kind, Outcome, catch_panic, claim};
 
 /// Returns names that are known to break software.
 fn names() -> Vec<String> {
@@ -284,7 +284,7 @@ fn verrou(program: &Path, directory: &Path) -> Command {
 
 /// Tests the names on the command line.
 pub(super) fn names_on_the_command_line(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let outer = setting.directory.join("typed-names");
     let directory = outer.join("a/b/c/locks");
     let mut locks = 0;
@@ -324,7 +324,7 @@ pub(super) fn names_on_the_command_line(setting: &Setting, findings: &mut Findin
                 let mut word = OsString::from(if is_explicit { "--name=" } else { "" });
                 word.push(name);
                 words.arg(word);
-                let ended = programs::run(&mut words)?;
+                let ended = child_process::run(&mut words)?;
                 let described = || {
                     format!(
                         "verrou {command} {}{:?}",
@@ -572,7 +572,7 @@ pub(super) fn serialized_on_the_command_line(
     setting: &Setting,
     findings: &mut Findings,
 ) -> Result<()> {
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let directory = tempfile::tempdir_in(&setting.directory)?;
     let (right, lock) = serialized_lock(directory.path())?;
     let said = [
@@ -609,14 +609,14 @@ pub(super) fn serialized_on_the_command_line(
             let mut words = verrou(&program, directory.path());
             ways.push((
                 "",
-                programs::run(words.args([*command, text]).args(options))?,
+                child_process::run(words.args([*command, text]).args(options))?,
             ));
             if number % 8 == 0 || !what.starts_with("truncated") {
                 let mut words = verrou(&program, directory.path());
                 let words = words.arg(command).args(options).env("VERROU_LOCK", text);
-                ways.push(("in the environment:", programs::run(words)?));
+                ways.push(("in the environment:", child_process::run(words)?));
                 let mut words = verrou(&program, directory.path());
-                let ended = programs::run_with_input(
+                let ended = child_process::run_with_input(
                     words.args([*command, "-"]).args(options),
                     text.as_bytes(),
                 )?;
@@ -640,7 +640,7 @@ pub(super) fn serialized_on_the_command_line(
         ),
     ] {
         let mut words = verrou(&program, directory.path());
-        let ended = programs::run_with_input(words.args(["release", "-"]), &input)?;
+        let ended = child_process::run_with_input(words.args(["release", "-"]), &input)?;
         let said = [&said[..], &["standard input"]].concat();
         check_end(
             findings,
@@ -653,7 +653,7 @@ pub(super) fn serialized_on_the_command_line(
     }
     let mut words = verrou(&program, directory.path());
     let not_text = OsString::from_vec(b"\xff{}".to_vec());
-    let ended = programs::run(words.arg("release").env("VERROU_LOCK", &not_text))?;
+    let ended = child_process::run(words.arg("release").env("VERROU_LOCK", &not_text))?;
     let command_line = || "verrou release, a VERROU_LOCK of invalid UTF-8".to_owned();
     check_end(
         findings,
@@ -663,11 +663,11 @@ pub(super) fn serialized_on_the_command_line(
         &["UTF-8", "E_INVALID_SERIALIZED_LOCK"],
     );
     let mut words = verrou(&program, directory.path());
-    let ended = programs::run(words.arg("release").arg(&not_text))?;
+    let ended = child_process::run(words.arg("release").arg(&not_text))?;
     check_end(findings, &command_line, &ended, &[64], &["UTF-8"]);
     // The right text releases the lock.
     let mut words = verrou(&program, directory.path());
-    let ended = programs::run(words.args(["release", &right]))?;
+    let ended = child_process::run(words.args(["release", &right]))?;
     ensure!(ended.code() == Some(0), "the lock was lost: {}", ended.err);
     Ok(())
 }
@@ -817,7 +817,7 @@ const OTHERS: [Line<'static>; 25] = [
 
 /// Tests hostile options and store URLs.
 pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Result<()> {
-    let program = programs::verrou(&setting.directory)?;
+    let program = child_process::verrou(&setting.directory)?;
     let directory = setting.directory.join("typed");
     let file = setting.directory.join("a-file");
     fs::write(&file, "precious")?;
@@ -890,7 +890,7 @@ pub(super) fn command_lines(setting: &Setting, findings: &mut Findings) -> Resul
         for end in [&["--", "true"][..], &["--json", "--", "true"]] {
             let mut words = verrou(&program, &directory);
             words.args(["run", "k"]).args(options).args(end);
-            let ended = programs::run(&mut words)?;
+            let ended = child_process::run(&mut words)?;
             let described = || format!("verrou run k {}", options.join(" "));
             if end.len() > 2 {
                 // The error is one line of JSON instead.
@@ -921,7 +921,7 @@ fn other_lines(setting: &Setting, findings: &mut Findings, program: &Path) -> Re
     for (line, codes, said) in OTHERS {
         let mut words = verrou(program, &directory);
         let state = setting.directory.join("state");
-        let ended = programs::run(words.args(line).env("XDG_STATE_HOME", state))?;
+        let ended = child_process::run(words.args(line).env("XDG_STATE_HOME", state))?;
         let described = || format!("verrou {}", line.join(" "));
         if line.is_empty() {
             findings.check(ended.code() == Some(64), || {
@@ -946,11 +946,11 @@ fn invalid_utf8(setting: &Setting, findings: &mut Findings, program: &Path) -> R
     for (store, codes) in [(in_it, [0]), (no_kind, [64])] {
         let line = ["run", "k", "--", "true"];
         let mut words = verrou(program, &directory);
-        let ended = programs::run(words.args(line).env("VERROU_STORE", &store))?;
+        let ended = child_process::run(words.args(line).env("VERROU_STORE", &store))?;
         let command_line = || "VERROU_STORE of invalid UTF-8".to_owned();
         check_end(findings, &command_line, &ended, &codes, &["store"]);
         let mut words = verrou(program, &directory);
-        let ended = programs::run(words.arg("--store").arg(&store).args(line))?;
+        let ended = child_process::run(words.arg("--store").arg(&store).args(line))?;
         let command_line = || "--store of invalid UTF-8".to_owned();
         check_end(findings, &command_line, &ended, &codes, &["store"]);
     }
@@ -959,7 +959,7 @@ fn invalid_utf8(setting: &Setting, findings: &mut Findings, program: &Path) -> R
     });
     let mut words = verrou(program, &directory);
     let not_text = OsStr::from_bytes(b"\xff\xfe");
-    let ended = programs::run(words.args(["run", "k", "--"]).arg(not_text))?;
+    let ended = child_process::run(words.args(["run", "k", "--"]).arg(not_text))?;
     check_end(
         findings,
         &|| "a program name of invalid UTF-8".to_owned(),
@@ -982,7 +982,8 @@ fn invalid_utf8(setting: &Setting, findings: &mut Findings, program: &Path) -> R
             let mut words = verrou(program, &directory);
             words.env("XDG_STATE_HOME", setting.directory.join("state"));
             words.env_remove("VERROU_STORE").env(variable, value);
-            let ended = programs::run(words.args(["run", "k", "--no-wait", "--", "/bin/true"]))?;
+            let ended =
+                child_process::run(words.args(["run", "k", "--no-wait", "--", "/bin/true"]))?;
             let described = || format!("{variable}={value} verrou run k");
             check_end(findings, &described, &ended, &[0, 64, 73, 74, 75], &[]);
             findings.count("environments", 1);

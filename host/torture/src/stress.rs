@@ -17,9 +17,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use verrou::blocking::LockFactory;
 use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
 
+use crate::checked_log::{Resource, Word};
 use crate::contender::{Contender, LOCK};
-use crate::findings::{Findings, Part, Setting};
-use crate::resource::{Resource, Word};
+use crate::results::{Findings, Part, Setting};
 
 pub(crate) const CONTENTION: Part = Part {
     name: "contention",

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use verrou::{Claim, Name, Owner, Reply, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
-use crate::findings::Setting;
+use crate::results::Setting;
 
 /// A store that threads can share.
 pub(crate) type BoxedStore = Box<dyn Store + Send + Sync>;

@@ -16,7 +16,7 @@ use verrou_host::LossWatch;
 
 use super::broken_pipe;
 use super::guardian::{Guardian, Post};
-use super::report;
+use super::output;
 use super::run::{Ending, Lifeline};
 use super::signals::{self, Signals};
 use super::terminal::Terminal;
@@ -167,7 +167,7 @@ impl Job {
                     if signal != Signal::WINCH
                         && let Some(obstacle) = self.obstacle()
                     {
-                        report::say(&obstacle);
+                        output::say(&obstacle);
                     }
                     // No other process continues the command.
                     if self.left_stopped && matches!(signal, Signal::TERM | Signal::HUP) {

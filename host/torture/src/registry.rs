@@ -9,11 +9,11 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::arguments::Arguments;
-use crate::findings::{Findings, Part, Setting};
 use crate::report::{PartReport, Report};
+use crate::results::{Findings, Part, Setting};
 use crate::{
     contender, corruption, faults, full_disks, fuzz, hostile, interleavings, linearizability,
-    mutants, steps, storms, time,
+    mutants, steps, stress, time,
 };
 
 /// All parts, in the order in which they run: parts of a fixed size first.
@@ -26,13 +26,13 @@ const PARTS: &[Part] = &[
     time::PART,
     mutants::PART,
     interleavings::PART,
-    storms::CONTENTION,
-    storms::KILLS,
-    storms::STOPS,
-    storms::REMOVED_FILES,
-    storms::CHILDREN,
-    storms::TIMEOUTS,
-    storms::EXPIRIES,
+    stress::CONTENTION,
+    stress::KILLS,
+    stress::STOPS,
+    stress::REMOVED_FILES,
+    stress::CHILDREN,
+    stress::TIMEOUTS,
+    stress::EXPIRIES,
     linearizability::PART,
     fuzz::PART,
 ];

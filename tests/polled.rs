@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::script::{World, broken, granted, held, ms, trouble};
 use verrou::conformance::TestClock;
-use verrou::stepped::{Attempt, Keeping, Lock, Progress};
+use verrou::polled::{Attempt, Keeping, Lock, Progress};
 use verrou::{Error, Loss, MemoryStore, Retry, SerializedLock, Ttl};
 
 fn lock(world: &World) -> Lock<&World, &World> {
