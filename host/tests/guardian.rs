@@ -170,13 +170,13 @@ fn command_that_lost_its_lock_ends_with_its_guardian() {
 }
 
 /// Writes its process ID to a file, and ignores every signal but SIGKILL.
-const DEAF: &str = "trap '' HUP INT QUIT TERM USR1 USR2 TSTP; echo $$ > pid; \
-                    while :; do sleep 0.05; done";
+const IGNORES_SIGNALS: &str = "trap '' HUP INT QUIT TERM USR1 USR2 TSTP; echo $$ > pid; \
+    while :; do sleep 0.05; done";
 
 #[test]
 fn guardian_outlives_the_signals_of_the_command() {
     let dir = TestDir::new("lease");
-    let (wrapper, command) = dir.start(&["--grace", "100ms"], DEAF);
+    let (wrapper, command) = dir.start(&["--grace", "100ms"], IGNORES_SIGNALS);
     let guardian = guardian_of(command);
     for signal in [
         Signal::HUP,
