@@ -15,6 +15,7 @@ mod servers;
 mod torture;
 mod wasm;
 mod wit_docs;
+mod words;
 
 use std::env;
 use std::fmt;
@@ -33,7 +34,7 @@ use wasm::Toolchain;
 
 const USAGE: &str = "\
 usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | compose OPTIONS | js
-                 | wit-docs [--check]
+                 | wit-docs [--check] | words
 
   test         run all checks and tests; NOT RUN marks the steps that need a missing tool
   bench        measure the locks, each beside its peers
@@ -45,7 +46,8 @@ usage: cargo xtask test | bench | torture OPTIONS | component [DIRECTORY] | comp
   compose [--store STORE.wasm] [--into APPLICATION.wasm] --output COMPOSED.wasm
                plug a store into verrou.wasm, and verrou.wasm into an application
   js           build the npm package: target/js
-  wit-docs     write wit/README.md, or --check that it is current";
+  wit-docs     write wit/README.md, or --check that it is current
+  words        check that the text of the project uses none of the constructions in xtask/src/words.rs";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
             ["js"] => js::build(&shell).map(|_| ExitCode::SUCCESS),
             ["wit-docs"] => wit_docs::write().map(|()| ExitCode::SUCCESS),
             ["wit-docs", "--check"] => wit_docs::check().map(|()| ExitCode::SUCCESS),
+            ["words"] => words::check(&shell).map(|()| ExitCode::SUCCESS),
             ["help" | "--help" | "-h"] => {
                 println!("{USAGE}");
                 Ok(ExitCode::SUCCESS)
@@ -123,6 +126,7 @@ fn test(shell: &Shell) -> ExitCode {
             cmd!(shell, "cargo fmt --manifest-path {project} --all --check"),
         );
     }
+    report.step("words", || words::check(shell));
     report.step("licences and sources of the crates", || {
         crates::check(shell)
     });
