@@ -1,6 +1,7 @@
 //! The files of the stores, and how the stores handle changes that other programs make to them.
 #![cfg(unix)]
 
+use std::error::Error;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -108,6 +109,17 @@ fn assert_refused_as_suspicious(directory: &Path, path: &Path, reason: &str) {
         }
         other => panic!("{other}"),
     }
+}
+
+#[test]
+fn refused_path_leaves_no_directory_behind() {
+    let top = directory();
+    let path = top.path().join("parent/with \0/store");
+    let refused = LeaseFileStore::open(&path, &StoreOptions::default());
+    let err = refused.unwrap_err();
+    let why = err.source().expect("a reason").to_string();
+    assert!(why.contains("NUL"), "{why}");
+    assert_eq!(fs::read_dir(top.path()).unwrap().count(), 0);
 }
 
 #[test]

@@ -34,6 +34,12 @@ impl StoreDirectory {
             path: path.to_owned(),
             source,
         };
+        // Before the directories above it are created.
+        if path.as_os_str().as_encoded_bytes().contains(&0) {
+            let why = "a path cannot contain a NUL byte";
+            let invalid = std::io::Error::new(std::io::ErrorKind::InvalidInput, why);
+            return Err(io("open this directory", invalid));
+        }
         let access = DirectoryAccess {
             purpose,
             group: options.group_id()?,
