@@ -367,7 +367,8 @@ fn grant_with_a_smaller_fencing_token_is_an_error_and_released() {
         .expect_err("a smaller token");
     assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
     assert!(
-        err.to_string().contains("fencing token 998, after 999"),
+        err.to_string()
+            .contains("fencing token 998 after token 999"),
         "{err}"
     );
     assert!(!instance.is_locked(lock).expect("an answer"));
