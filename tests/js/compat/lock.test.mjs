@@ -298,15 +298,15 @@ test('a lock with a given owner sends requests without an earlier acquisition', 
 test('every ttl reaches the store in whole milliseconds', options, async () => {
   const store = new OpenStore()
   const factory = new LockFactory(store)
-  const lock = factory.createLock('foo', 1)
-  await lock.acquire()
   const lengths = [1, 999, 1_001, 1_003, 30_000, 4_294_967_297, 31_557_600_001]
   for (const length of lengths) {
     await factory.createLock('foo', length).acquire()
     await new Lock('foo', store, config(), 'me', length).extend()
   }
   await factory.createLock('foo', 1.5).acquire()
-  assert.deepEqual(store.asked.save.map(([, , ttl]) => ttl), [1, ...lengths, 2])
+  // A grant that is received after its ttl of one or two milliseconds is requested again.
+  const saved = store.asked.save.map(([, , ttl]) => ttl)
+  assert.deepEqual(saved.filter((ttl, at) => ttl !== saved[at - 1]), [...lengths, 2])
   assert.deepEqual(store.asked.extend.map(([, , ttl]) => ttl), lengths)
 })
 
