@@ -101,25 +101,22 @@ pub(crate) fn check(shell: &Shell) -> Result<()> {
 /// Returns the line, the construction and the words to use instead, for each construction in `text`.
 fn findings(text: &str) -> impl Iterator<Item = String> {
     text.lines().zip(1..).flat_map(|(line, number)| {
+        let words = words(line);
         RULES.iter().filter_map(move |rule| {
-            let found = rule.find(line)?;
+            let found = rule.find(line, &words)?;
             Some(format!("{number}: `{found}`; instead: {}", rule.instead))
         })
     })
 }
 
 impl Rule {
-    /// Returns the first part of `line` that matches.
-    fn find<'a>(&self, line: &'a str) -> Option<&'a str> {
+    /// Returns the first part of `line`, which consists of `words`, that matches.
+    fn find<'a>(&self, line: &'a str, words: &[(usize, &str)]) -> Option<&'a str> {
         let (begins, pattern) = match self.words.strip_prefix('^') {
             Some(pattern) => (true, pattern),
             None => (false, self.words),
         };
         let pattern: Vec<_> = pattern.split(' ').collect();
-        let words: Vec<_> = words(line)
-            .into_iter()
-            .filter(|(start, _)| !is_in_public_name(line, *start))
-            .collect();
         words.windows(pattern.len()).find_map(|candidate| {
             let (start, _) = candidate.first()?;
             let (last, word) = candidate.last()?;
@@ -138,7 +135,8 @@ impl Rule {
     }
 }
 
-/// Returns the words of `line`, also those that an identifier consists of, each with its offset.
+/// Returns the words of `line`, also those that an identifier consists of, but not those of [`NAMES`], each
+/// with its offset.
 fn words(line: &str) -> Vec<(usize, &str)> {
     let is_between = |char: char| !char.is_alphanumeric();
     let mut at = 0;
@@ -147,7 +145,9 @@ fn words(line: &str) -> Vec<(usize, &str)> {
         at += piece.len();
         (start, piece.trim_end_matches(is_between))
     });
-    pieces.filter(|(_, word)| !word.is_empty()).collect()
+    pieces
+        .filter(|(start, word)| !word.is_empty() && !is_in_public_name(line, *start))
+        .collect()
 }
 
 /// Returns whether one of [`NAMES`] contains the word at `start` in `line`.
@@ -249,8 +249,9 @@ mod tests {
     fn each_rule_finds_its_example_and_no_similar_line() {
         assert_eq!(RULES.len(), EXAMPLES.len());
         for (rule, (example, similar)) in RULES.iter().zip(EXAMPLES) {
-            assert!(rule.find(example).is_some(), "{}: {example}", rule.words);
-            assert_eq!(rule.find(similar), None, "{}: {similar}", rule.words);
+            let find = |line| rule.find(line, &words(line));
+            assert!(find(example).is_some(), "{}: {example}", rule.words);
+            assert_eq!(find(similar), None, "{}: {similar}", rule.words);
         }
     }
 
