@@ -148,9 +148,9 @@ pub fn a_held_lock_times_out(fixture: &impl Fixture) {
     let (one, two) = (lock(&here, None), lock(&there, None));
     one.acquire().expect("a free lock");
     let in_time = Retry::default()
-        .delay(Duration::from_millis(10))
+        .delay(Duration::from_millis(50))
         .expect("a delay")
-        .timeout(Duration::from_millis(50));
+        .timeout(Duration::from_millis(250));
     let thrice = in_time.clone().attempts(3).expect("attempts");
     for (retry, least) in [(&in_time, 2), (&thrice, 2), (&Retry::NEVER, 1)] {
         match two.acquire_with(retry) {
