@@ -1,7 +1,7 @@
 //! Stress and fault-injection tests of locks in files: `cargo xtask torture`.
 //!
 //! Each part exposes locks in files to one kind of load or fault, and reports violations of what
-//! they promise. `parts.rs` lists the parts.
+//! they promise. `registry.rs` lists the parts.
 
 #[cfg(target_os = "linux")]
 mod arguments;
