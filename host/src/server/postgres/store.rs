@@ -1,8 +1,4 @@
-//! Locks in a `PostgreSQL` database: each operation is a function there, which first locks the row of its name.
-//!
-//! `postgres/schema.sql` defines the functions and the tables. A release reserves the lock for the head waiter
-//! for half a second, and notifies that waiter by NOTIFY; a waiter that does not acquire the lock in that time
-//! loses its ticket. A process uses three connections at most for operations, and one to listen.
+//! The store in a `PostgreSQL` database: its connections, its schema and its operations.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -31,14 +27,14 @@ use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
 };
 
-use super::cancelled_acquire::{CancelGuard, CancelledRequests};
-use super::notifications::Notifications;
-use super::queue_heartbeat::QueueHeartbeat;
-use super::store::{
+use crate::System;
+use crate::server::cancelled_acquire::{CancelGuard, CancelledRequests};
+use crate::server::notifications::Notifications;
+use crate::server::queue_heartbeat::QueueHeartbeat;
+use crate::server::store::{
     ABILITIES, About, RESERVATION, WAITER_TIMEOUT, drift, record_ttl, request_timeout,
 };
-use super::{ServerError, ServerUrl};
-use crate::System;
+use crate::server::{ServerError, ServerUrl};
 use crate::store::{Listed, StoreOptions};
 
 /// Leases in a `PostgreSQL` database, version 12 or later.
@@ -86,7 +82,7 @@ const NUL: &AsciiSet = &AsciiSet::EMPTY.add(0).add(b'%');
 /// The number of connections for operations.
 const CONNECTIONS: usize = 3;
 
-const SCHEMA: &str = include_str!("postgres/schema.sql");
+const SCHEMA: &str = include_str!("schema.sql");
 
 /// The comment of a schema of this version.
 const VERSION: &str = "Verrou 1";
@@ -1060,7 +1056,7 @@ fn config(url: &ServerUrl) -> Result<Config, ServerError> {
 fn tls(url: &ServerUrl) -> Result<MakeRustlsConnect, ServerError> {
     let server = url.to_string();
     let wrong = |why: String| setup(&server, &why, "name a file of certificates: ?ca-file=FILE");
-    super::tls::install();
+    crate::server::tls::install();
     let mut roots = RootCertStore::empty();
     match url.authorities().map_err(|err| wrong(err.to_string()))? {
         Some(pem) => {
