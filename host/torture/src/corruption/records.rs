@@ -1,0 +1,221 @@
+//! Records with extreme numbers, and records that were torn by a power loss.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+use verrou::{Claim, Ttl};
+
+use super::{BOOT_AT, FILE_BYTES};
+use crate::results::{Findings, Setting};
+use crate::store_call::{
+    Kind, Outcome, SLOT_BYTES, SLOTS, claim, fast_directory, forge, forge_slots, overwrite,
+};
+
+/// The name of an operation, and a function that runs it.
+type NamedOperation<'a> = (&'a str, &'a dyn Fn() -> Outcome);
+
+/// Tests records with extreme numbers and a correct checksum: no operation may panic or hang.
+pub(super) fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
+    const COUNTED: u64 = 1 << 62;
+    const NUMBERS: [u64; 9] = [
+        0,
+        1,
+        u64::MAX,
+        u64::MAX - 1,
+        1 << 63,
+        (1 << 60) - 1,
+        COUNTED - 1,
+        COUNTED - 2,
+        COUNTED - 3,
+    ];
+    // Each field, with its offset and its length in bytes.
+    let fields: [(&str, usize, usize); 13] = [
+        ("flags", 4, 4),
+        ("sequence", 8, 8),
+        ("fence", 16, 8),
+        ("last fence", 24, 8),
+        ("time namespace", 64, 8),
+        ("ttl", 72, 8),
+        ("end", 80, 8),
+        ("end by the wall clock", 88, 8),
+        ("grant by the wall clock", 96, 8),
+        ("process", 104, 4),
+        ("length of host", 108, 2),
+        ("length of command", 110, 2),
+        ("served", 496, 8),
+    ];
+    for (field, at, width) in fields {
+        for number in NUMBERS {
+            for also in [None, Some((16, 24)), Some((24, 16))] {
+                let directory = fast_directory(setting)?;
+                let store = kind.open(directory.path())?;
+                let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
+                Outcome::by(|| store.acquire(&mine)).granted()?;
+                Outcome::by(|| store.release(&mine)).granted()?;
+                let path = kind.only_file(directory.path())?;
+                let mut bytes = fs::read(&path)?;
+                forge_slots(&mut bytes, at, &number.to_le_bytes()[..width]);
+                if let Some((to, _)) = also {
+                    // The number also as a fencing token.
+                    forge_slots(&mut bytes, to, &number.to_le_bytes());
+                }
+                // The sequence numbers of the two slots stay consecutive.
+                if field == "sequence" {
+                    let before = number.wrapping_sub(1);
+                    let [one, two] = if number % 2 == 1 {
+                        SLOTS
+                    } else {
+                        [SLOTS[1], SLOTS[0]]
+                    };
+                    forge(&mut bytes[one..one + SLOT_BYTES], 8, &before.to_le_bytes());
+                    forge(&mut bytes[two..two + SLOT_BYTES], 8, &number.to_le_bytes());
+                }
+                overwrite(&path, &bytes)?;
+                let store = kind.open(directory.path())?;
+                let looked =
+                    Outcome::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                let was_corrupt = matches!(looked, Outcome::Error(_));
+                let operations = [
+                    Outcome::by(|| store.extend(&mine)),
+                    Outcome::by(|| store.acquire(&wanted)),
+                    Outcome::by(|| store.extend(&wanted)),
+                    Outcome::by(|| store.inspect(&wanted.name).map(|_| verrou::Reply::REFUSED)),
+                    Outcome::by(|| store.release(&wanted)),
+                    Outcome::by(|| store.evict(&wanted.name, None)),
+                    Outcome::by(|| store.acquire(&mine)),
+                    Outcome::by(|| store.release(&mine)),
+                ];
+                let in_directory = directory.path().to_string_lossy().into_owned();
+                for outcome in operations {
+                    let is_named = match &outcome {
+                        Outcome::Panicked(_) => false,
+                        // The error about a lease of another time namespace names the lock instead.
+                        Outcome::Error(text) => {
+                            text.contains(&in_directory) || text.contains("`lock`")
+                        }
+                        Outcome::Granted(_) | Outcome::Refused => true,
+                    };
+                    findings.check(is_named, || {
+                        format!("a {kind} record with {number:#x} as its {field}: {outcome:?}")
+                    });
+                }
+                // A readable record stays readable: an operation whose counter would overflow
+                // changes nothing.
+                let store = kind.open(directory.path())?;
+                let text =
+                    Outcome::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                findings.check(was_corrupt || !matches!(text, Outcome::Error(_)), || {
+                    format!("a {kind} record with {number:#x} as its {field}, in the end: {text:?}")
+                });
+                findings.count("forged records", 1);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tests torn writes at a power loss: any part of the last write is on the disk after the reboot.
+pub(super) fn lost_power(
+    setting: &Setting,
+    findings: &mut Findings,
+    rng: &mut Rng,
+    kind: Kind,
+) -> Result<()> {
+    let directory = setting.directory.join(format!("lost-power-{kind}"));
+    let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
+    let detached = Claim {
+        ephemeral: false,
+        ttl: Ttl::new(Duration::from_hours(1))?,
+        ..claim("lock", 3)?
+    };
+    let store = kind.open(&directory)?;
+    let mut fence = Outcome::by(|| store.acquire(&mine)).granted()?;
+    let path = kind.only_file(&directory)?;
+    let first = fs::read(&path)?;
+    let operations: [NamedOperation<'_>; 7] = [
+        ("an extension", &|| Outcome::by(|| store.extend(&mine))),
+        ("a release", &|| Outcome::by(|| store.release(&mine))),
+        ("a grant", &|| Outcome::by(|| store.acquire(&mine))),
+        ("a second release", &|| Outcome::by(|| store.release(&mine))),
+        ("a detached grant", &|| {
+            Outcome::by(|| store.acquire(&detached))
+        }),
+        ("a force-release", &|| match kind {
+            Kind::Lease => Outcome::by(|| store.evict(&mine.name, None)),
+            Kind::File => Outcome::by(|| store.release(&detached)),
+        }),
+        ("a last grant", &|| Outcome::by(|| store.acquire(&mine))),
+    ];
+    let mut before = first;
+    for (number, (what, operation)) in operations.into_iter().enumerate() {
+        if let Outcome::Granted(granted) = operation() {
+            fence = fence.max(granted);
+        }
+        let after = fs::read(&path)?;
+        let changed: Vec<_> = (0..FILE_BYTES)
+            .filter(|&at| before[at] != after[at])
+            .collect();
+        let sectors: BTreeSet<_> = changed.iter().map(|at| at / SLOT_BYTES).collect();
+        // Every subset of the sectors, and prefixes and suffixes of the changed bytes.
+        let mut mixes: Vec<(String, Vec<u8>)> = Vec::new();
+        for chosen in 0..1_u32 << sectors.len() {
+            let mut bytes = before.clone();
+            for (bit, sector) in sectors.iter().enumerate() {
+                if chosen >> bit & 1 == 1 {
+                    let sector = sector * SLOT_BYTES..(sector + 1) * SLOT_BYTES;
+                    bytes[sector.clone()].copy_from_slice(&after[sector]);
+                }
+            }
+            mixes.push((format!("sectors {chosen:b} of {sectors:?}"), bytes));
+        }
+        let cuts: Vec<usize> = if number == 2 {
+            (0..changed.len()).collect()
+        } else {
+            (0..16.min(changed.len()))
+                .map(|_| rng.usize(..changed.len()))
+                .collect()
+        };
+        for cut in cuts {
+            for (is_head, part) in [(true, &changed[..cut]), (false, &changed[cut..])] {
+                let mut bytes = before.clone();
+                for &at in part {
+                    bytes[at] = after[at];
+                }
+                let end = if is_head { "first" } else { "last" };
+                mixes.push((format!("the {end} {} changed bytes", part.len()), bytes));
+            }
+        }
+        for (mix, mut bytes) in mixes {
+            // The record is of the earlier boot; a slot with a correct checksum gets a new one.
+            for start in SLOTS {
+                let slot = &mut bytes[start..start + SLOT_BYTES];
+                let is_whole = slot[..4] == crc32c::crc32c(&slot[4..]).to_le_bytes();
+                if is_whole {
+                    forge(slot, BOOT_AT, &[0xab; 16]);
+                }
+            }
+            let torn = fast_directory(setting)?;
+            fs::copy(directory.join("fences"), torn.path().join("fences"))?;
+            let there = torn.path().join(path.file_name().context("a name")?);
+            fs::write(&there, &bytes)?;
+            let reopened = kind.open(torn.path())?;
+            match Outcome::by(|| reopened.acquire(&wanted)) {
+                Outcome::Granted(granted) => findings.check(granted > fence, || {
+                    format!(
+                        "power lost in {what} ({kind}), {mix}: fencing token {granted} after \
+                         {fence}"
+                    )
+                }),
+                outcome => findings.violation(format!(
+                    "power lost in {what} ({kind}), {mix}: acquire of a free lock: {outcome:?}"
+                )),
+            }
+            findings.count("torn writes", 1);
+        }
+        before = after;
+    }
+    Ok(())
+}
