@@ -13,12 +13,14 @@ use crate::Result;
 use crate::exclusion::Exclusion;
 
 #[cfg(feature = "etcd")]
-#[path = "../../src/server/etcd_client.rs"]
+#[path = "../../src/server/etcd/client/mod.rs"]
 #[expect(dead_code, reason = "the store uses all of it")]
 mod etcd_client;
 
 #[cfg(feature = "etcd")]
-use etcd_client::{Client, Compare, CompareOp, ConnectOptions, Error, Range, Txn, TxnOp};
+use etcd_client::messages::{Compare, CompareOp, Range, Txn, TxnOp};
+#[cfg(feature = "etcd")]
+use etcd_client::{Client, ConnectOptions, Error};
 
 /// Returns the exclusion of that kind, if there is one.
 pub(crate) fn exclusion(kind: &str) -> Result<Option<Box<dyn Exclusion>>> {

@@ -6,33 +6,37 @@
 //! keys of all waiters of one process are attached to one lease of that process. Each waiter watches the key
 //! before its own.
 
+mod client;
+mod connect;
+mod error;
+mod queue;
+mod record;
+mod session;
+mod transaction;
+mod watch;
+
 use std::collections::{BTreeMap, HashMap};
-use std::error::Error as _;
 use std::fmt;
-use std::io;
-use std::iter;
-use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
-use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
-use tonic::Streaming;
-use tonic::transport::{Certificate, ClientTlsConfig};
+use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError, Ttl,
 };
 
+use self::client::messages::{Compare, CompareOp, KeyValue, Range, Txn, TxnOp, TxnResponse};
+use self::connect::checked_client;
+use self::queue::RESERVATION;
+use self::record::{Record, as_json, record_of};
+use self::session::EtcdShared;
+use self::transaction::{first, found, none, revision};
+use self::watch::Watch;
 use super::cancelled_acquire::{CancelGuard, CancelledRequests};
-use super::etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error, KeyValue, OperationResponse, Order, Range,
-    Txn, TxnOp, TxnResponse, WatchResponse,
-};
 use super::store::{ABILITIES, About, record_ttl, request_timeout};
 use super::{ServerError, ServerUrl};
 use crate::System;
@@ -51,52 +55,6 @@ pub struct EtcdStore {
     runtime: Handle,
     cancelled: CancelledRequests,
 }
-
-/// The state that the store shares with the task that renews the tickets.
-struct EtcdShared {
-    client: Client,
-    members: usize,
-    server: String,
-    timeout: Duration,
-    /// The tickets of this process's waiters.
-    tickets: Mutex<HashMap<Owner, Ticket>>,
-    /// The lease of all tickets.
-    presence: tokio::sync::Mutex<Option<Presence>>,
-    /// Notified when the lease of all tickets has ended, or is to be replaced.
-    lease_replaced: Notify,
-}
-
-/// A waiter's ticket.
-struct Ticket {
-    key: String,
-    /// The hand-off reservation for the ticket before this one, if that is the head waiter's and the lock is free:
-    /// the ticket's revision, and when this process first saw it so. It is kept from one wait to the next.
-    reservation: Option<(i64, Instant)>,
-}
-
-struct Presence {
-    lease: i64,
-    task: JoinHandle<()>,
-}
-
-/// The value of a holder's key; the value of a waiter's key is [`WAITS`].
-#[derive(Debug, Deserialize, Serialize)]
-struct Record {
-    /// In milliseconds; `None` if the lease does not expire.
-    ttl: Option<u64>,
-    /// In milliseconds since 1970.
-    since: u64,
-    about: serde_json::Value,
-}
-
-const WAITS: &str = "waits";
-
-/// The time in seconds that tickets outlive their process.
-const PRESENCE: i64 = 10;
-
-/// The hand-off reservation. It is longer than other stores', because etcd writes each operation to disks
-/// before it answers.
-const RESERVATION: Duration = Duration::from_secs(2);
 
 /// The characters of a name that are percent-encoded in a key: `/`, which ends the name there, `%` and control
 /// characters.
@@ -170,14 +128,6 @@ impl EtcdStore {
             }
         }
         Ok(listed)
-    }
-
-    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
-    pub(crate) async fn leave(&self, claim: &Claim) {
-        let ticket = self.shared.tickets().remove(&claim.owner);
-        if let Some(ticket) = ticket {
-            self.shared.leave(ticket.key).await;
-        }
     }
 
     /// Deletes the key that a dropped request may have written.
@@ -364,23 +314,6 @@ impl EtcdStore {
         Ok(Reply::Granted { fence: None })
     }
 
-    /// Skips `head`, the head waiter of a free lock, if it does not acquire the lock while that is reserved for
-    /// it, and with it all waiters behind it whose tickets end with the same lease. Any user of etcd can keep that
-    /// lease alive after the waiters' process was killed. A process that still waits takes new tickets.
-    async fn skip_process(&self, name: &Name, head: KeyValue) -> Result<Reply, ServerError> {
-        sleep(RESERVATION).await;
-        if !self.shared.skip(&head).await? {
-            return Ok(Reply::REFUSED);
-        }
-        while let Some(next) = self.first_of(name).await? {
-            if next.lease != head.lease || record_of(&next).is_some() {
-                break;
-            }
-            self.shared.skip(&next).await?;
-        }
-        Ok(Reply::Granted { fence: None })
-    }
-
     /// Returns the holder that the first key of a range describes, or `None` if the key is a waiter's.
     async fn holder(&self, first: &KeyValue) -> Result<Option<Holder>, ServerError> {
         let Some(record) = record_of(first) else {
@@ -411,321 +344,12 @@ impl EtcdStore {
         Ok(left.max(Duration::from_millis(1)))
     }
 
-    /// Takes a ticket and waits until the claim's owner is the head waiter of a free lock, but at most `at_most`.
-    /// If that is zero, taking the ticket is not limited by it.
-    pub(crate) async fn wait_in_queue(
-        &self,
-        claim: &Claim,
-        at_most: Duration,
-    ) -> Result<(), ServerError> {
-        let shared = &self.shared;
-        let until = Instant::now().checked_add(at_most);
-        let key = self.key(claim);
-        let ticket = || Ticket {
-            key: key.clone(),
-            reservation: None,
-        };
-        shared.tickets().entry(claim.owner).or_insert_with(ticket);
-        let waiting = async {
-            loop {
-                let mut replaced = pin!(shared.lease_replaced.notified());
-                replaced.as_mut().enable();
-                let taken = shared.within(shared.timeout, self.take_ticket(claim, &key));
-                let Some(made) = taken.await? else {
-                    return Ok(());
-                };
-                if at_most.is_zero() {
-                    return Ok(());
-                }
-                tokio::select! {
-                    ended = self.turn(claim, &key, made) => if ended? {
-                        return Ok(());
-                    },
-                    () = replaced => {}
-                }
-            }
-        };
-        match until {
-            // The ticket is taken in any case.
-            Some(_) if at_most.is_zero() => waiting.await,
-            Some(until) => tokio::time::timeout_at(until, waiting)
-                .await
-                .unwrap_or(Ok(())),
-            None => waiting.await,
-        }
-    }
-
-    /// Takes a ticket, or finds the existing one. Returns the revision that created it, or `None` if there is
-    /// nothing to wait for.
-    async fn take_ticket(&self, claim: &Claim, key: &str) -> Result<Option<i64>, ServerError> {
-        let range = self.range(&claim.name);
-        loop {
-            let lease = self.shared.presence().await?;
-            // etcd reads the whole range for a comparison with it, so an existing ticket is looked up first.
-            let exists = Compare::create_revision(key, CompareOp::Greater, 0);
-            let put = TxnOp::put(key, WAITS, lease);
-            let new = Txn::new().when([none(&range)]).or_else([put]);
-            let taken = Txn::new()
-                .when([exists])
-                .and_then([TxnOp::get(key)])
-                .or_else([TxnOp::txn(new)]);
-            let Some(mut taken) = self.attach(lease, taken).await? else {
-                self.shared.abandon_presence(lease).await;
-                continue;
-            };
-            if !taken.succeeded {
-                let new = taken.responses.pop().and_then(|new| new.response);
-                let is_free = !matches!(new, Some(OperationResponse::Txn(new)) if !new.succeeded);
-                return Ok((!is_free).then(|| revision(&taken)));
-            }
-            let Some(own) = found(&taken).pop().flatten() else {
-                continue;
-            };
-            if record_of(&own).is_some() {
-                return Ok(None);
-            }
-            if own.lease == lease {
-                return Ok(Some(own.create_revision));
-            }
-            // The ticket is attached to an earlier lease.
-            let unchanged = Compare::mod_revision(key, CompareOp::Equal, own.mod_revision);
-            let put = TxnOp::put(key, WAITS, lease);
-            let moved = Txn::new().when([unchanged]).and_then([put]);
-            if self.attach(lease, moved).await?.is_none() {
-                self.shared.abandon_presence(lease).await;
-            }
-        }
-    }
-
     /// Commits a transaction that attaches a key to `lease`. Returns `None` if another user of etcd has revoked
     /// the lease; a new one is to be used then.
     async fn attach(&self, lease: i64, txn: Txn) -> Result<Option<TxnResponse>, ServerError> {
         match self.shared.txn(txn).await {
             Err(_) if lease != 0 && self.shared.is_gone(lease).await => Ok(None),
             committed => committed.map(Some),
-        }
-    }
-
-    /// Waits until the ticket created at revision `made` is the first key. Returns false if the ticket is gone.
-    async fn turn(&self, claim: &Claim, key: &str, made: i64) -> Result<bool, ServerError> {
-        let (shared, range) = (&self.shared, self.range(&claim.name));
-        let mut watch = None::<Watch>;
-        loop {
-            let before = Range::prefix(&*range)
-                .created_by(made - 1)
-                .by_creation(Order::Descending)
-                .limit(1);
-            let look = Txn::new().and_then([TxnOp::get(key), TxnOp::range(before)]);
-            let seen = shared.within(shared.timeout, shared.txn(look)).await?;
-            let [own, before] = &found(&seen)[..] else {
-                return Ok(false);
-            };
-            if own.as_ref().map(|own| own.create_revision) != Some(made) {
-                return Ok(false);
-            }
-            let Some(before) = before else {
-                return Ok(true);
-            };
-            if watch.as_ref().is_none_or(|watch| watch.key != before.key) {
-                let begun = shared.watch(&before.key).await?;
-                let may_be_late = begun.since > revision(&seen);
-                watch = Some(begun);
-                if may_be_late {
-                    continue;
-                }
-            }
-            let Some(begun) = &mut watch else { continue };
-            let is_first = !has_more(&seen);
-            if !is_first || record_of(before).is_some() {
-                if !begun.changed().await {
-                    watch = None;
-                }
-                continue;
-            }
-            // The lock is free, and reserved for the waiter before this one.
-            let head = before.mod_revision;
-            let left = shared.reservation_left(claim.owner, head);
-            match timeout(left, begun.changed()).await {
-                Ok(true) => {}
-                Ok(false) => watch = None,
-                Err(_) => {
-                    shared.within(shared.timeout, shared.skip(before)).await?;
-                }
-            }
-        }
-    }
-}
-
-impl EtcdShared {
-    fn tickets(&self) -> MutexGuard<'_, HashMap<Owner, Ticket>> {
-        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the time that is left of the reservation for the head waiter's ticket, of `revision`, before `owner`
-    /// skips it.
-    fn reservation_left(&self, owner: Owner, revision: i64) -> Duration {
-        let mut tickets = self.tickets();
-        let Some(ticket) = tickets.get_mut(&owner) else {
-            return RESERVATION;
-        };
-        let seen = match ticket.reservation {
-            Some((same, seen)) if same == revision => seen,
-            _ => Instant::now(),
-        };
-        ticket.reservation = Some((revision, seen));
-        RESERVATION.saturating_sub(seen.elapsed())
-    }
-
-    async fn within<T>(
-        &self,
-        limit: Duration,
-        step: impl Future<Output = Result<T, ServerError>>,
-    ) -> Result<T, ServerError> {
-        timeout(limit, step).await.unwrap_or_else(|_| {
-            Err(ServerError::Timeout {
-                server: self.server.clone(),
-                after: limit,
-            })
-        })
-    }
-
-    async fn asked<T, A: Future<Output = Result<T, Error>>>(
-        &self,
-        ask: impl Fn(Client) -> A,
-    ) -> Result<T, ServerError> {
-        let answered = of_any(self.members, &self.client, ask).await;
-        answered.map_err(|err| failed(&self.server, err))
-    }
-
-    async fn txn(&self, txn: Txn) -> Result<TxnResponse, ServerError> {
-        self.asked(|client| {
-            let txn = txn.clone();
-            async move { client.txn(txn).await }
-        })
-        .await
-    }
-
-    async fn grant(&self, seconds: i64) -> Result<i64, ServerError> {
-        let granted = self.asked(|client| async move { client.lease_grant(seconds).await });
-        granted.await
-    }
-
-    /// Keeps a lease alive; returns whether the lease still exists.
-    async fn keep_alive(&self, lease: i64) -> Result<bool, ServerError> {
-        self.asked(|client| async move { client.lease_keep_alive(lease).await })
-            .await
-    }
-
-    /// Revokes a lease that is no longer needed. If that fails, the lease expires.
-    async fn revoke(&self, lease: i64) {
-        if lease != 0 {
-            let revoked = self.asked(|client| async move { client.lease_revoke(lease).await });
-            let _ = timeout(self.timeout / 4, revoked).await;
-        }
-    }
-
-    /// Returns whether the new lease `lease` is gone. etcd lists all leases to every user, and every user can
-    /// revoke a lease that has no key yet.
-    async fn is_gone(&self, lease: i64) -> bool {
-        let asked =
-            self.asked(|client| async move { client.lease_time_to_live(lease, false).await });
-        asked.await.is_ok_and(|left| left.ttl <= 0)
-    }
-
-    /// Makes all waiters of this process attach their tickets to a new lease instead of `lease`.
-    async fn abandon_presence(&self, lease: i64) {
-        let mut presence = self.presence.lock().await;
-        if let Some(abandoned) = presence.take_if(|presence| presence.lease == lease) {
-            abandoned.task.abort();
-            self.lease_replaced.notify_waiters();
-        }
-    }
-
-    /// Deletes a ticket as it was read. Returns false if the key has changed: it may have become a holder's.
-    async fn skip(&self, ticket: &KeyValue) -> Result<bool, ServerError> {
-        let unchanged = Compare::mod_revision(&*ticket.key, CompareOp::Equal, ticket.mod_revision);
-        let delete = TxnOp::delete(&*ticket.key);
-        let skip = Txn::new().when([unchanged]).and_then([delete]);
-        Ok(self.txn(skip).await?.succeeded)
-    }
-
-    /// Deletes a ticket, unless the key has become a holder's.
-    async fn leave(&self, key: impl Into<Vec<u8>>) {
-        let key = key.into();
-        let waits = Compare::value(key.clone(), CompareOp::Equal, WAITS);
-        let left = Txn::new().when([waits]).and_then([TxnOp::delete(key)]);
-        // After an error, the ticket ends with the lease of its process.
-        let _ = self.within(self.timeout, self.txn(left)).await;
-    }
-
-    /// Deletes the tickets attached to `lease` that no waiter of this process uses.
-    async fn delete_abandoned(&self, lease: i64) -> Result<(), ServerError> {
-        let asked =
-            self.asked(|client| async move { client.lease_time_to_live(lease, true).await });
-        for key in asked.await?.keys {
-            let is_kept = |ticket: &Ticket| ticket.key.as_bytes() == key;
-            if !self.tickets().values().any(is_kept) {
-                self.leave(key).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Watches `key` from now on.
-    async fn watch(&self, key: &[u8]) -> Result<Watch, ServerError> {
-        let watching = async {
-            let opened = self.asked(|client| async move { client.watch(key.to_vec()).await });
-            let mut watch = Watch {
-                key: key.to_vec(),
-                since: i64::MAX,
-                messages: opened.await?,
-            };
-            // The first message confirms that the watch has begun.
-            if let Some(WatchResponse {
-                header: Some(header),
-                ..
-            }) = watch.next().await
-            {
-                watch.since = header.revision;
-            }
-            Ok(watch)
-        };
-        self.within(self.timeout, watching).await
-    }
-
-    /// Returns the lease of all tickets of this process, which is kept alive as long as there are tickets.
-    async fn presence(self: &Arc<Self>) -> Result<i64, ServerError> {
-        let mut presence = self.presence.lock().await;
-        if let Some(presence) = &*presence {
-            return Ok(presence.lease);
-        }
-        let lease = self.grant(PRESENCE).await?;
-        let task = tokio::spawn(Arc::clone(self).keep_tickets(lease));
-        *presence = Some(Presence { lease, task });
-        Ok(lease)
-    }
-
-    async fn keep_tickets(self: Arc<Self>, lease: i64) {
-        let pause = Duration::from_secs(PRESENCE.unsigned_abs()) / 4;
-        loop {
-            sleep(pause).await;
-            let mut presence = self.presence.lock().await;
-            if self.tickets().is_empty() {
-                *presence = None;
-                self.revoke(lease).await;
-                return;
-            }
-            // After an error, the next request comes before the lease expires.
-            let kept = self.within(pause, self.keep_alive(lease)).await;
-            if matches!(kept, Ok(false)) {
-                *presence = None;
-                self.lease_replaced.notify_waiters();
-                return;
-            }
-            drop(presence);
-            // A ticket whose deletion failed would hold up all waiters behind it.
-            let leaving = Box::pin(self.delete_abandoned(lease));
-            let _ = self.within(pause, leaving).await;
         }
     }
 }
@@ -860,81 +484,6 @@ impl fmt::Debug for EtcdStore {
     }
 }
 
-/// A watch of one key, from the time it was created.
-///
-/// It does not begin with an older revision: etcd would then send the events in rounds, 100 ms apart
-/// (`syncWatchersLoop` in `mvcc/watchable_store.go`), instead of at once.
-struct Watch {
-    key: Vec<u8>,
-    /// The revision after which all events are reported.
-    since: i64,
-    messages: Streaming<WatchResponse>,
-}
-
-impl Watch {
-    /// Waits until the key has changed since the last call, or since the watch began. Returns false,
-    /// after a pause, if the watch has ended.
-    async fn changed(&mut self) -> bool {
-        while let Some(message) = self.next().await {
-            if !message.events.is_empty() {
-                return true;
-            }
-        }
-        // A new watch may end, too.
-        sleep(Duration::from_millis(100)).await;
-        false
-    }
-
-    /// Returns the next message; `None` if the watch has ended.
-    async fn next(&mut self) -> Option<WatchResponse> {
-        let message = self.messages.message().await.ok().flatten();
-        message.filter(|message| !message.canceled)
-    }
-}
-
-/// Returns the operation that reads the first key of a range, by creation revision.
-fn first(range: &str) -> TxnOp {
-    let range = Range::prefix(range).by_creation(Order::Ascending);
-    TxnOp::range(range.limit(1))
-}
-
-/// Returns the condition that there is no key in the range.
-fn none(range: &str) -> Compare {
-    Compare::create_revision(range, CompareOp::Equal, 0).with_prefix()
-}
-
-/// Returns the key that each `get` of a transaction has found.
-fn found(done: &TxnResponse) -> Vec<Option<KeyValue>> {
-    let answers = done.responses.iter();
-    answers
-        .filter_map(|answer| match &answer.response {
-            Some(OperationResponse::Range(got)) => Some(got.kvs.last().cloned()),
-            _ => None,
-        })
-        .collect()
-}
-
-/// Returns whether the range of a `get` contains more keys than its limit, after the limit by revision.
-fn has_more(done: &TxnResponse) -> bool {
-    done.responses.iter().any(|answer| match &answer.response {
-        Some(OperationResponse::Range(got)) => got.more,
-        _ => false,
-    })
-}
-
-fn revision(done: &TxnResponse) -> i64 {
-    done.header.as_ref().map_or(0, |header| header.revision)
-}
-
-/// Returns the record of a key, if it is a holder's.
-fn record_of(found: &KeyValue) -> Option<Record> {
-    serde_json::from_slice(&found.value).ok()
-}
-
-fn as_json(record: &Record) -> String {
-    serde_json::to_string(record).unwrap_or_default()
-}
-
 fn fence(made: i64) -> Option<Fence> {
     u64::try_from(made).ok().and_then(Fence::new)
 }
@@ -956,228 +505,9 @@ fn seconds(length: Duration) -> i64 {
     i64::try_from(whole.min(u128::from(LONGEST))).unwrap_or(i64::MAX)
 }
 
-/// Returns a client of the server, after checking that the server is usable.
-async fn checked_client(
-    url: &ServerUrl,
-    server: &str,
-    prefix: &str,
-) -> Result<Client, ServerError> {
-    let setup = |why: String, advice: &str| ServerError::Setup {
-        server: server.to_owned(),
-        why,
-        advice: advice.to_owned(),
-    };
-    let unread = |err: io::Error| setup(err.to_string(), "name a file that can be read");
-    let scheme = if url.is_encrypted() { "https" } else { "http" };
-    let members: Vec<_> = url
-        .hosts()
-        .into_iter()
-        .map(|(host, port)| format!("{scheme}://{host}:{}", port.unwrap_or(2379)))
-        .collect();
-    let user = match url.user() {
-        Some(user) => {
-            let password = url.password()?.unwrap_or_default();
-            Some((user, password))
-        }
-        None => None,
-    };
-    let tls = if url.is_encrypted() {
-        Some(match url.authorities().map_err(unread)? {
-            Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
-            None => ClientTlsConfig::new().with_enabled_roots(),
-        })
-    } else {
-        None
-    };
-    let options = ConnectOptions {
-        timeout: url.timeout(),
-        user,
-        tls,
-    };
-    let refused = |err| not_fit(server, prefix, err);
-    let count = members.len();
-    // With a user, this requests a token from one member.
-    let connecting = of_any(count, &(), |()| Client::connect(&members, &options));
-    let client = connecting.await.map_err(refused)?;
-    let status = of_any(
-        count,
-        &client,
-        |client| async move { client.status().await },
-    );
-    let status = status.await.map_err(refused)?;
-    if is_too_old(&status.version) {
-        return Err(setup(
-            format!("this server is etcd {}", status.version),
-            "use etcd 3.4 or later",
-        ));
-    }
-    let look = of_any(count, &client, |client| async move {
-        let one = Range::prefix(prefix).keys_only().limit(1);
-        client.range(one).await
-    });
-    look.await.map_err(refused)?;
-    Ok(client)
-}
-
-/// Returns the answer of a member that can be reached. A failed connection is retried, because the request has
-/// not reached any member then.
-async fn of_any<C: Clone, T, A: Future<Output = Result<T, Error>>>(
-    members: usize,
-    client: &C,
-    ask: impl Fn(C) -> A,
-) -> Result<T, Error> {
-    // The channel selects members at random.
-    const DRAWS: usize = 16;
-
-    let mut draws = if members > 1 { DRAWS * members } else { 1 };
-    loop {
-        let answer = ask(client.clone()).await;
-        draws -= 1;
-        match answer {
-            Err(err) if draws > 0 && unreached(&err).is_some() => tokio::task::yield_now().await,
-            answer => return answer,
-        }
-    }
-}
-
-const NO_SPACE: &str =
-    "make room (compact and defragment), then `etcdctl alarm disarm`; see `etcdctl alarm list`";
-
-/// Returns whether this version does not support nested transactions.
-fn is_too_old(version: &str) -> bool {
-    let mut parts = version.split('.').map(|part| part.parse::<u32>().ok());
-    match (parts.next().flatten(), parts.next().flatten()) {
-        (Some(major), Some(minor)) => (major, minor) < (3, 4),
-        _ => false,
-    }
-}
-
-/// The status codes of gRPC.
-mod code {
-    pub(super) const UNKNOWN: i32 = 2;
-    pub(super) const INVALID_ARGUMENT: i32 = 3;
-    pub(super) const DEADLINE_EXCEEDED: i32 = 4;
-    pub(super) const NOT_FOUND: i32 = 5;
-    pub(super) const PERMISSION_DENIED: i32 = 7;
-    pub(super) const RESOURCE_EXHAUSTED: i32 = 8;
-    pub(super) const FAILED_PRECONDITION: i32 = 9;
-    pub(super) const UNAVAILABLE: i32 = 14;
-    pub(super) const UNAUTHENTICATED: i32 = 16;
-}
-
-/// Returns the error for a server that is not usable for a store.
-fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
-    let setup = |why: String, advice: String| ServerError::Setup {
-        server: server.to_owned(),
-        why,
-        advice,
-    };
-    let Error::Status(status) = &err else {
-        return failed(server, err);
-    };
-    let said = status.message().to_owned();
-    match i32::from(status.code()) {
-        code::INVALID_ARGUMENT | code::UNAUTHENTICATED => setup(
-            format!("the server refuses the user or the password ({said})"),
-            "write etcd://USER:PASSWORD@HOST, or password-file=FILE; on another machine write etcds:// for TLS, \
-             or add tls=off"
-                .to_owned(),
-        ),
-        code::FAILED_PRECONDITION => setup(
-            format!("authentication is not enabled on this server ({said})"),
-            "leave the user out, or enable authentication".to_owned(),
-        ),
-        code::PERMISSION_DENIED => setup(
-            format!("the user may not read and write keys that begin with {prefix} ({said})"),
-            format!("etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}"),
-        ),
-        _ if said.starts_with("etcdserver:") || unreached(&err).is_some() => failed(server, err),
-        _ => setup(
-            format!("the server at this address is not etcd ({said})"),
-            "name the port for clients of etcd, and write etcds:// if it expects TLS".to_owned(),
-        ),
-    }
-}
-
-/// Returns the root cause if no connection was made, or `None` for any other error.
-fn unreached(err: &Error) -> Option<String> {
-    let Error::Status(status) = err else {
-        return None;
-    };
-    let causes = || iter::successors(status.source(), |err| (*err).source());
-    let is_unreached = causes().any(|err| {
-        let kind = err.downcast_ref::<io::Error>().map(io::Error::kind);
-        let is_io = matches!(
-            kind,
-            Some(
-                io::ErrorKind::ConnectionRefused
-                    | io::ErrorKind::HostUnreachable
-                    | io::ErrorKind::NetworkUnreachable
-                    | io::ErrorKind::TimedOut
-            )
-        );
-        // Errors of name lookups have no `io::ErrorKind`.
-        is_io || err.to_string() == "dns error"
-    });
-    let root = causes().last().filter(|_| is_unreached)?;
-    Some(root.to_string())
-}
-
-/// Classifies the error of a failed request.
-fn failed(server: &str, err: Error) -> ServerError {
-    let server = server.to_owned();
-    let Error::Status(status) = &err else {
-        return ServerError::Disconnected {
-            server,
-            source: err.into(),
-        };
-    };
-    let is_etcds = status.message().starts_with("etcdserver:");
-    match i32::from(status.code()) {
-        code::RESOURCE_EXHAUSTED if status.message().contains("space") => {
-            ServerError::Unavailable {
-                server,
-                source: format!("{}: {NO_SPACE}", status.message()).into(),
-            }
-        }
-        // `NOT_FOUND` is a lease that has ended before it was used.
-        code::NOT_FOUND | code::RESOURCE_EXHAUSTED | code::DEADLINE_EXCEEDED => {
-            ServerError::Unavailable {
-                server,
-                source: err.into(),
-            }
-        }
-        code::UNAVAILABLE | code::UNKNOWN if is_etcds => ServerError::Unavailable {
-            server,
-            source: err.into(),
-        },
-        code::INVALID_ARGUMENT
-        | code::PERMISSION_DENIED
-        | code::FAILED_PRECONDITION
-        | code::UNAUTHENTICATED => ServerError::Refused {
-            server,
-            source: err.into(),
-        },
-        _ => ServerError::Disconnected {
-            server,
-            source: unreached(&err).map_or_else(|| err.into(), Into::into),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn version_before_3_4_is_too_old() {
-        assert!(is_too_old("3.3.25"));
-        assert!(is_too_old("2.9.0"));
-        assert!(!is_too_old("3.4.23"));
-        assert!(!is_too_old("3.10.0-rc.1"));
-        assert!(!is_too_old("4.0.0"));
-        assert!(!is_too_old("not a version"));
-    }
 
     #[test]
     fn lease_seconds_are_rounded_up() {

@@ -7,8 +7,6 @@ mod blocking_store;
 mod error;
 #[cfg(feature = "etcd")]
 mod etcd;
-#[cfg(feature = "etcd")]
-mod etcd_client;
 #[cfg(feature = "server")]
 mod cancelled_acquire;
 #[cfg(any(feature = "redis", feature = "postgres"))]

@@ -11,9 +11,8 @@ use verrou::{Claim, Fence, Name, Store, Ttl, Waited};
 
 use crate::cases::{self, Kind, refused};
 use crate::certificate::certificate;
-use crate::etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Nothing, Order, Range, Txn, TxnOp,
-};
+use crate::etcd_client::messages::{Compare, CompareOp, Nothing, Order, Range, Txn, TxnOp};
+use crate::etcd_client::{Client, ConnectOptions};
 use crate::fixture::Namespace;
 use crate::running::Running;
 

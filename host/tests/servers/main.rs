@@ -10,7 +10,7 @@ mod running;
 #[cfg(feature = "etcd")]
 mod etcd;
 #[cfg(feature = "etcd")]
-#[path = "../../src/server/etcd_client.rs"]
+#[path = "../../src/server/etcd/client/mod.rs"]
 #[expect(dead_code, reason = "the store uses the rest")]
 mod etcd_client;
 #[cfg(feature = "postgres")]
