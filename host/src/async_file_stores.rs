@@ -8,7 +8,7 @@ use verrou::{
     Abilities, AsyncStore, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError,
 };
 
-use crate::open::FileStore;
+use crate::any_store::FileStore;
 use crate::store::{FileLockStore, LeaseFileStore, at_once, patiently};
 
 /// A release in progress, completed on drop.

@@ -32,6 +32,7 @@ macro_rules! mutant {
 extern crate self as verrou_host;
 
 mod alarm;
+mod any_store;
 mod async_file_stores;
 #[cfg(all(
     feature = "server",
@@ -45,11 +46,11 @@ pub mod component;
 #[doc(hidden)]
 pub mod fuzzing;
 mod keep_alive;
-mod open;
 mod open_locks;
 mod process;
 mod server;
 mod store;
+mod store_url;
 mod sync;
 mod system;
 #[cfg(feature = "tokio")]
@@ -57,11 +58,8 @@ mod tokio;
 
 #[doc(hidden)]
 pub use alarm::Alarm;
+pub use any_store::{AnyStore, FileStore, LossWatch, OpenedPath};
 pub use keep_alive::keep_alive;
-pub use open::{
-    AnyStore, FileStore, InvalidStoreUrl, LossWatch, OpenedPath, StoreFolder, StoreUrl,
-    password_range,
-};
 pub use open_locks::{OpenLocks, OpenLocksError};
 pub use server::Engine;
 #[cfg(feature = "etcd")]
@@ -76,6 +74,7 @@ pub use store::{
     BareLockStore, Checked, Damage, FenceError, FenceGate, FileError, FileLockStore,
     LeaseFileStore, Listed, OpenError, StoreOptions, Zombies,
 };
+pub use store_url::{InvalidStoreUrl, StoreFolder, StoreUrl, password_range};
 pub use system::System;
 #[cfg(feature = "tokio")]
 pub use tokio::Tokio;

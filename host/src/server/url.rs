@@ -12,7 +12,7 @@ use url::Url;
 use verrou::Ttl;
 
 use super::{Engine, ServerError};
-use crate::open::{InvalidStoreUrl, StoreUrl, marks, password_range};
+use crate::store_url::{InvalidStoreUrl, StoreUrl, marks, password_range};
 
 /// The URL of a lock server: `redis://`, `rediss://`, `postgres://` or `etcd://`, a user and a password,
 /// hosts, and options.
