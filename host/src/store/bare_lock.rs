@@ -11,7 +11,7 @@ use verrou::{
 };
 
 use super::error::{FileError, OpenError};
-use super::file_lock;
+use super::exact_file::exact;
 use super::host_identity::Machine;
 use super::{StoreOptions, flock, os};
 use crate::process::{self, PerProcess};
@@ -43,7 +43,7 @@ impl BareLockStore {
     ///
     /// Returns an [`OpenError`] that names the problem with the path, and what to do about it.
     pub fn open(path: &Path, options: &StoreOptions) -> Result<(Self, Name), OpenError> {
-        let (path, name) = file_lock::exact(path, options)?;
+        let (path, name) = exact(path, options)?;
         let store = Self {
             name: name.clone(),
             path,

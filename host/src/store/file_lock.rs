@@ -1,34 +1,38 @@
 //! Locks of the kernel: one locked file per name. A lock is free as soon as its processes have ended.
 
-use std::borrow::Cow;
+mod acquire;
+mod grants;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use verrou::{
     Abilities, Claim, Clock, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError, Waited,
 };
 
-use super::directory::{self, Directory, wall_clock};
+use super::directory::{Directory, wall_clock};
 use super::error::{FileError, OpenError};
-use super::flock::{self, Guarded};
+use super::exact_file::{Exact, exact};
+use super::flock;
 use super::host_identity::Machine;
 #[cfg(target_os = "linux")]
 use super::inotify::Listener;
-use super::lease_file::{granted, holder};
 use super::open_files::{Location, OpenFile, OpenFiles};
 use super::os::Purpose;
 use super::queue::{Position, Queue};
-use super::record::{Kind, Record};
+use super::record::Kind;
+use super::reply::{granted, holder};
 use super::{Listed, StoreOptions, os};
 use crate::System;
 use crate::process::{self, PerProcess};
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::Mutex;
+use grants::Slot;
 
 /// The kernel's lock (`flock(2)`) on a file per name, for the processes of one machine.
 ///
@@ -72,93 +76,6 @@ pub struct FileLockStore {
     process: u32,
     grants: PerProcess<Mutex<HashMap<Name, Slot>>>,
     queue: Queue,
-}
-
-struct Exact {
-    path: PathBuf,
-    files: OpenFiles,
-}
-
-impl Exact {
-    /// Returns the file, if it exists, for exclusive use.
-    fn take(&self, name: &Name) -> Result<Option<OpenFile>, FileError> {
-        if let Some(file) = self.files.take(name) {
-            return Ok(Some(file));
-        }
-        let forks = process::forks();
-        let opened = os::open_to_look(&self.path);
-        match opened.map_err(FileError::io("open this file", &self.path))? {
-            Some(file) => OpenFile::new(file, Location::AtPath(self.path.clone()), forks).map(Some),
-            None => Ok(None),
-        }
-    }
-}
-
-/// The state of a name in this value.
-enum Slot {
-    /// A thread of this process tries to take the lock, so that other threads need not. A forked child has
-    /// a copy of this value, but does not try.
-    Asking {
-        process: u32,
-    },
-    Held(Grant),
-}
-
-impl Slot {
-    /// Returns whether this process holds the lock for `owner`.
-    fn is_ours_for(&self, owner: Owner) -> bool {
-        match self {
-            Self::Asking { .. } => false,
-            Self::Held(grant) => grant.record.owner == owner && grant.locked.is_ours(),
-        }
-    }
-
-    /// Returns whether the value belongs to this process, and not to one that this process was forked from.
-    fn is_ours(&self) -> bool {
-        match self {
-            Self::Asking { process } => *process == process::this(),
-            Self::Held(grant) => grant.locked.is_ours(),
-        }
-    }
-}
-
-/// A lock that this process holds.
-struct Grant {
-    locked: Locked,
-    /// The file of the record, if that is another file.
-    recorded: Option<OpenFile>,
-    record: Arc<Record>,
-    /// When the lock was granted.
-    since: Duration,
-    /// Whether another program may have a duplicate of the locked descriptor.
-    is_shared: bool,
-    /// The position of the owner in the queue when the lock was granted.
-    position: Position,
-    /// Whether the process that released the previous grant notifies the new head waiter.
-    is_next_notified: bool,
-    /// When the release was recorded.
-    recorded_end: Option<Instant>,
-}
-
-/// The result of recording a grant, after the kernel's lock was taken.
-enum GrantResult {
-    Granted {
-        record: Arc<Record>,
-        since: Duration,
-        position: Position,
-        is_next_notified: bool,
-    },
-    /// The lock is reserved for an earlier waiter.
-    Kept,
-    /// The file at one of the paths was replaced.
-    Replaced,
-}
-
-/// A file that is locked until this value is dropped.
-struct Locked {
-    file: Option<OpenFile>,
-    /// A forked child has a copy of this value, but is not the holder.
-    process: u32,
 }
 
 impl FileLockStore {
@@ -326,10 +243,6 @@ impl FileLockStore {
         }
     }
 
-    fn grants(&self) -> MutexGuard<'_, HashMap<Name, Slot>> {
-        self.grants.lock()
-    }
-
     fn now(&self) -> Duration {
         self.clock.now().since_start()
     }
@@ -354,169 +267,6 @@ impl FileLockStore {
             Some(exact) => exact.files.put(name, file),
             None => self.directory.put(name, file),
         }
-    }
-
-    /// Ends a grant; keeps its files open for the next one.
-    fn end(&self, name: &Name, grant: Grant) {
-        /// The time after which a waiter that tries again pauses longer and longer between its tries.
-        const LATE: Duration = Duration::from_micros(50);
-
-        let Grant {
-            mut locked,
-            recorded,
-            is_shared,
-            position,
-            recorded_end,
-            ..
-        } = grant;
-        let file = locked.unlock();
-        // A waiter that was woken by the record may have tried in vain since.
-        let is_late = || recorded_end.is_none_or(|it| it.elapsed() > LATE);
-        if (position == Position::NoWaiters || is_late())
-            && let Some(file) = recorded.as_ref().or(file.as_ref())
-        {
-            // If this fails, the waiters still check from time to time.
-            let _ = Queue::wake(file);
-        }
-        if let Some(file) = file
-            && !is_shared
-        {
-            self.put(name, file);
-        }
-        if let Some(recorded) = recorded {
-            self.directory.put(name, recorded);
-        }
-    }
-
-    /// Takes the kernel's lock for `claim`, and records the grant. Returns `None` if the lock is held,
-    /// or reserved for another waiter.
-    fn take(&self, claim: &Claim) -> Result<Option<Grant>, FileError> {
-        let name = &claim.name;
-        loop {
-            let recorded = match &self.exact {
-                Some(_) => Some(self.directory.take_or_create(name)?),
-                None => None,
-            };
-            let mut file = self.take_file(name)?;
-            if self.read_only && self.exact.is_none() && !file.open_read_only()? {
-                continue;
-            }
-            let is_taken = self.is_kept_for_another(claim, recorded.as_ref().unwrap_or(&file))?
-                || !flock::try_lock_despite_lookers(file.inheritable())
-                    .map_err(FileError::io("lock this file", file.path()))?;
-            if is_taken {
-                // A lock on a replaced file does not exclude processes that lock the file in its place.
-                let is_current = file.is_current()?;
-                if is_current {
-                    self.put(name, file);
-                }
-                if let Some(recorded) = recorded {
-                    self.directory.put(name, recorded);
-                }
-                if is_current {
-                    return Ok(None);
-                }
-                continue;
-            }
-            let mut locked = Locked::new(file);
-            match self.grant(claim, &locked, recorded.as_ref())? {
-                GrantResult::Granted {
-                    record,
-                    since,
-                    position,
-                    is_next_notified,
-                } => {
-                    return Ok(Some(Grant {
-                        locked,
-                        recorded,
-                        record,
-                        since,
-                        is_shared: false,
-                        position,
-                        is_next_notified,
-                        recorded_end: None,
-                    }));
-                }
-                GrantResult::Kept => {
-                    if let Some(file) = locked.unlock() {
-                        self.put(name, file);
-                    }
-                    if let Some(recorded) = recorded {
-                        self.directory.put(name, recorded);
-                    }
-                    return Ok(None);
-                }
-                GrantResult::Replaced => {}
-            }
-        }
-    }
-
-    /// Records a grant of the lock that was just `locked` for `claim`.
-    ///
-    /// A record in a separate file is guarded: after the locked file is replaced, other processes lock
-    /// the new file, and all of them write the same record.
-    fn grant(
-        &self,
-        claim: &Claim,
-        locked: &Locked,
-        recorded: Option<&OpenFile>,
-    ) -> Result<GrantResult, FileError> {
-        let Some(file) = recorded.or(locked.file.as_ref()) else {
-            return Ok(GrantResult::Replaced);
-        };
-        let _guarded = guard(recorded)?;
-        let is_current = locked.is_current()? && recorded.map_or(Ok(true), OpenFile::is_current)?;
-        if !is_current {
-            return Ok(GrantResult::Replaced);
-        }
-        let before = self.directory.read(file, &claim.name)?;
-        let position = self.queue.position(claim, file, &before)?;
-        file.set_contended(position != Position::NoWaiters);
-        let (reservation, now) = (position.reservation(), self.now());
-        if !reservation.is_zero()
-            && let Some(record) = &before.record
-            && (record.held || record.ended_within(reservation, now))
-        {
-            if record.held {
-                // The holder could not record its release, or saw no waiter.
-                directory::write(file, &Arc::new(record.ended(now)))?;
-            }
-            return Ok(GrantResult::Kept);
-        }
-        let served = position.served(&before);
-        let new = self
-            .directory
-            .new_record(file, claim, &before, served, now)?;
-        let Some(record) = new else {
-            return Ok(GrantResult::Replaced);
-        };
-        let record = Record {
-            ephemeral: true,
-            ..record
-        };
-        Ok(GrantResult::Granted {
-            record: directory::write_grant(file, record, &before)?,
-            since: now,
-            position,
-            is_next_notified: before.record.is_some_and(|record| record.notifies),
-        })
-    }
-
-    /// Returns whether the lock is free, but reserved for another waiter than the owner of `claim`. By trying
-    /// the kernel's lock, this owner would keep that waiter from taking it.
-    fn is_kept_for_another(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
-        match self.queue.is_known_head(claim) {
-            None if !file.is_contended() => return Ok(false),
-            Some(true) => return Ok(false),
-            _ => {}
-        }
-        // The file cannot be read while it is being written.
-        let Ok(view) = self.directory.read(file, &claim.name) else {
-            return Ok(false);
-        };
-        let position = self.queue.position(claim, file, &view)?;
-        let ended = view.record.filter(|record| !record.held);
-        Ok(ended.is_some_and(|record| record.ended_within(position.reservation(), self.now())))
     }
 
     /// Returns the holder of the kernel's lock of `name`, which this value does not hold, and the owner in
@@ -583,171 +333,6 @@ impl FileLockStore {
             detached: false,
         };
         Ok(Some((None, unknown)))
-    }
-}
-
-/// Resolves `path`, creating an empty file if nothing exists there. Returns the resolved path, and the
-/// name of its lock.
-pub(super) fn exact(path: &Path, options: &StoreOptions) -> Result<(PathBuf, Name), OpenError> {
-    let failed = |why: String| OpenError::Path {
-        path: path.to_owned(),
-        why,
-    };
-    os::open_to_lock(path).map_err(|err| failed(format!("cannot open this to lock it: {err}")))?;
-    let exact = path.canonicalize().map_err(|err| failed(err.to_string()))?;
-    if !options.any_file_system {
-        directory::refuse_unsuitable(&exact)?;
-    }
-    let name = Name::new(&name_of(&exact)).map_err(|err| failed(err.to_string()))?;
-    Ok((exact, name))
-}
-
-/// Returns the name of the lock on `path`: the path itself if it is UTF-8, and otherwise `bytes:` and
-/// the path with `%` and all bytes that are not UTF-8 escaped as `%XX`. The escaped name is unique to
-/// the path.
-fn name_of(path: &Path) -> Cow<'_, str> {
-    if let Some(text) = path.to_str() {
-        return text.into();
-    }
-    let mut name = "bytes:".to_owned();
-    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
-        name.push_str(&chunk.valid().replace('%', "%25"));
-        for byte in chunk.invalid() {
-            let _ = write!(name, "%{byte:02X}");
-        }
-    }
-    name.into()
-}
-
-/// Guards a record in a separate file against other processes. Any other record is guarded by the
-/// kernel's lock itself.
-fn guard(recorded: Option<&OpenFile>) -> Result<Option<Guarded<'_>>, FileError> {
-    recorded
-        .filter(|_| !mutant!(RecordNotGuarded))
-        .map(|file| Guarded::new(file.file(), file.path()))
-        .transpose()
-}
-
-impl Grant {
-    /// Extends the lease to the ttl of `claim` from `now` on.
-    fn extend(
-        &mut self,
-        directory: &Directory,
-        claim: &Claim,
-        now: Duration,
-    ) -> Result<(), FileError> {
-        let record = Record::clone(&self.record).lasting(claim.ttl, now, wall_clock());
-        self.set(directory, &claim.name, record)
-    }
-
-    fn set(&mut self, directory: &Directory, name: &Name, record: Record) -> Result<(), FileError> {
-        let is_written = self.write(directory, name, &record)?;
-        self.record = is_written.unwrap_or_else(|| Arc::new(record));
-        Ok(())
-    }
-
-    /// Writes `record`, the next record of this grant, to the file of the lock `name`, and returns the
-    /// written record. Returns `None` if the file records a later grant, on the file that replaced the
-    /// locked one.
-    fn write(
-        &self,
-        directory: &Directory,
-        name: &Name,
-        record: &Record,
-    ) -> Result<Option<Arc<Record>>, FileError> {
-        let Some(file) = self.recorded.as_ref().or(self.locked.file.as_ref()) else {
-            return Ok(None);
-        };
-        let _guarded = guard(self.recorded.as_ref())?;
-        let found = match directory.read(file, name) {
-            Ok(view) => view.record,
-            // The kernel's lock is held in any case; the next acquire request reports the corrupt file.
-            Err(FileError::Damaged { .. }) => return Ok(None),
-            Err(err) => return Err(err),
-        };
-        match found {
-            Some(found) if found.fence > self.record.fence => Ok(None),
-            Some(found) if found.fence == self.record.fence && found.owner == record.owner => {
-                let record = Arc::new(Record {
-                    sequence: found.sequence + 1,
-                    ..record.clone()
-                });
-                directory::write(file, &record)?;
-                Ok(Some(record))
-            }
-            // An older copy was written into the file.
-            older => {
-                let older = older.map_or(0, |older| older.sequence);
-                let record = Record {
-                    sequence: record.sequence.max(older + 1),
-                    ..record.clone()
-                };
-                directory::write_both(file, record).map(Some)
-            }
-        }
-    }
-
-    /// Records the release of the lock. A failure is ignored, because the kernel's lock is released in any
-    /// case.
-    fn record_end(&mut self, directory: &Directory, name: &Name, now: Duration) {
-        let began = Instant::now();
-        let record = Record {
-            notifies: self.position.has_ticket(),
-            ..self.record.ended(now)
-        };
-        if matches!(self.write(directory, name, &record), Ok(Some(_))) {
-            self.recorded_end = Some(began);
-        }
-    }
-
-    /// Returns how long the lease still lasts for its holder: zero once it has expired, `None` if it never
-    /// expires.
-    fn remaining(&self, now: Duration) -> Option<Duration> {
-        self.record
-            .ttl
-            .map(|_| self.record.ends.saturating_sub(now))
-    }
-
-    fn is_expired(&self, now: Duration) -> bool {
-        self.remaining(now).is_some_and(|left| left.is_zero())
-    }
-}
-
-impl Locked {
-    /// Creates a value for `file`, on which this process has just taken the kernel's lock.
-    fn new(file: OpenFile) -> Self {
-        Self {
-            process: file.process(),
-            file: Some(file),
-        }
-    }
-
-    /// Returns whether the file is still at its path.
-    fn is_current(&self) -> Result<bool, FileError> {
-        self.file.as_ref().map_or(Ok(false), OpenFile::is_current)
-    }
-
-    /// Unlocks the file explicitly, because children may have it open; but not in a forked child, which
-    /// shares the lock with the holder. Returns the file if it was unlocked.
-    fn unlock(&mut self) -> Option<OpenFile> {
-        let file = self.file.take()?;
-        // This can only fail for a bad descriptor. Closing the file unlocks it, too, at the latest when the
-        // last process that has it open closes it.
-        let unlocked = self.is_ours()
-            && !mutant!(UnlockedByClosingAlone)
-            && flock::unlock(file.inheritable()).is_ok();
-        unlocked.then_some(file)
-    }
-
-    /// Returns whether this process holds the lock, and was not forked from the holder.
-    fn is_ours(&self) -> bool {
-        self.process == process::this()
-    }
-}
-
-impl Drop for Locked {
-    fn drop(&mut self) {
-        drop(self.unlock());
     }
 }
 

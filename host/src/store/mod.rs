@@ -7,6 +7,7 @@ mod ofd_lock;
 mod fence_counter;
 mod directory;
 mod error;
+mod exact_file;
 mod fence_gate;
 #[cfg(target_os = "linux")]
 mod inotify;
@@ -23,6 +24,7 @@ pub(crate) mod os;
 #[cfg_attr(not(target_os = "linux"), path = "queue_polling.rs")]
 mod queue;
 mod record;
+mod reply;
 mod store_directory;
 #[cfg(target_os = "linux")]
 mod tickets;

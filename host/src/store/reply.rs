@@ -1,0 +1,24 @@
+//! Replies to callers, built from a lock's record.
+
+use std::time::Duration;
+
+use verrou::{Fence, Holder, Process, Reply};
+
+use super::liveness;
+use super::record::Record;
+
+pub(super) fn granted(record: &Record) -> Reply {
+    Reply::Granted {
+        fence: Fence::new(record.fence),
+    }
+}
+
+pub(super) fn holder(record: &Record, remaining: Option<Duration>) -> Holder {
+    Holder {
+        fence: Fence::new(record.fence),
+        since: Some(record.since_wall),
+        remaining,
+        process: Some(Process::clone(&record.process)),
+        detached: liveness::AVAILABLE && !record.ephemeral,
+    }
+}
