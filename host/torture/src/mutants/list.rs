@@ -255,7 +255,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "the newer of two records is overwritten, and not the older",
                 host(
                     "lib",
-                    "store::record::tests::corrupt_slot_is_taken_for_torn_write_only_after_reboot",
+                    "store::record::codec::tests::corrupt_slot_is_taken_for_torn_write_only_after_reboot",
                 ),
             ),
             mutant(

@@ -1,226 +1,18 @@
-//! The format of a lock's file, which records the holder and the latest grant. See `FORMAT.md`.
+//! The reading and writing of a lock's file: of its header and of its records. See `FORMAT.md`.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crc32c::crc32c;
-use verrou::{Name, Owner, Process, Ttl};
+use verrou::{Name, Owner, Process};
 
-use super::host_identity::Machine;
-
-/// The size of a lock's file. All bytes are written when the file is created, so that later writes need no
-/// disk space.
-pub(crate) const FILE_BYTES: usize = 4096;
-
-/// The kind of a lock's file, whose number is in the file's header.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u32)]
-pub(crate) enum Kind {
-    Lease = 1,
-    Lock = 2,
-}
-
-impl Kind {
-    /// Returns the extension of the names of such files.
-    pub(crate) fn extension(self) -> &'static str {
-        match self {
-            Self::Lease => "lease",
-            Self::Lock => "lock",
-        }
-    }
-}
-
-const MAGIC: [u8; 8] = *b"VERROU\r\n";
-const VERSION: u32 = 1;
-const NAME_AT: usize = 2048;
-const SLOT_BYTES: usize = 512;
-const SLOTS: [Range<usize>; 2] = [512..1024, 1024..1536];
-const FLAGS_AT: usize = 4;
-const SEQUENCE_AT: usize = 8;
-const FENCE_AT: usize = 16;
-const LAST_FENCE_AT: usize = 24;
-const TEXT_AT: usize = 112;
-const HOST_BYTES: usize = 64;
-const COMMAND_BYTES: usize = 320;
-const SERVED_AT: usize = 496;
-const FILE_AT: usize = 504;
-
-/// The length of the part of a file that records can change, with all bytes before it.
-pub(crate) const RECORD_BYTES: usize = 1536;
-
-/// The offset of the queue's mark: the ticket that was last given to a waiter.
-pub(crate) const MARK_AT: usize = RECORD_BYTES;
-
-/// The offset of the touch: a number that changes when a lock is released without a record.
-pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
-
-/// The offset of the table of released fences: those of grants that their owners released through
-/// another process than the one that kept them alive. Each fence has a fixed slot.
-const RELEASED_AT: u64 = 3584;
-const RELEASED: u64 = 64;
-
-/// Returns the offset at which the fence `fence` is written when its grant is released in this way.
-pub(crate) fn released_at(fence: u64) -> u64 {
-    RELEASED_AT + fence % RELEASED * 8
-}
-
-/// The length of the part of a file that grants can change, with all bytes before it.
-pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
-
-/// Every sequence number and every fence is less than this, so that each has a successor.
-pub(super) const COUNTED: u64 = 1 << 62;
-
-/// Every ticket that is read from a file is less than this, half of the greatest ticket, so that its
-/// successors are tickets, too.
-pub(crate) const TICKETS: u64 = 1 << 59;
-
-const HELD: u32 = 1;
-const EPHEMERAL: u32 = 1 << 1;
-/// The bytes from [`SERVED_AT`] on are not text.
-const EXTENDED: u32 = 1 << 2;
-const NOTIFIES: u32 = 1 << 3;
-/// The bytes from [`FILE_AT`] on have a meaning.
-const NUMBERED: u32 = 1 << 4;
-
-/// The contents of one slot.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Record {
-    /// The sequence number, which grows by one with each write. The valid slot with the greater sequence
-    /// number is the record.
-    pub(crate) sequence: u64,
-    /// Whether the latest grant has not been released.
-    pub(crate) held: bool,
-    /// Whether the lease ends with the processes that keep its byte locked.
-    pub(crate) ephemeral: bool,
-    /// The fence of the latest grant.
-    pub(crate) fence: u64,
-    /// The last fence that this file may grant before the counter allots more.
-    pub(crate) last_fence: u64,
-    /// The owner of the latest grant.
-    pub(crate) owner: Owner,
-    /// The boot ID of the machine that wrote the record: `/proc/sys/kernel/random/boot_id`.
-    pub(crate) boot: [u8; 16],
-    /// The `CLOCK_BOOTTIME` of `ends`: see [`Machine::time_namespace`].
-    pub(crate) time_namespace: u64,
-    /// The ttl that was last requested; `None` for a lease that never expires.
-    pub(crate) ttl: Option<Duration>,
-    /// When the lease expires by `CLOCK_BOOTTIME`, if it has a ttl; when it ended, if it is not held.
-    pub(crate) ends: Duration,
-    /// When the lease expires by the wall clock, since the start of 1970, for people.
-    pub(crate) ends_wall: Duration,
-    /// When the lease was granted by the wall clock, since the start of 1970, for people.
-    pub(crate) since_wall: Duration,
-    /// The process that acquired the lock, for people.
-    pub(crate) process: Arc<Process>,
-    /// The greatest ticket that does not wait any more.
-    pub(crate) served: u64,
-    /// Whether the releasing process notifies the waiters other than the head waiter.
-    pub(crate) notifies: bool,
-    /// The number of the file to which the fences up to the last one were allotted; zero on systems
-    /// without such numbers.
-    pub(crate) file: u64,
-}
-
-/// The part of a file that changes with each record, and with each notification of its waiters.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Version {
-    sequences: [u64; 2],
-    touched: u64,
-    /// Whether the latest grant has not been recorded as released.
-    held: bool,
-    served: u64,
-}
-
-impl Version {
-    /// Returns the version of a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        let sequences = SLOTS.map(|slot| get_u64(bytes, slot.start + SEQUENCE_AT));
-        let latest = &SLOTS[usize::from(sequences[0] < sequences[1])];
-        Self {
-            sequences,
-            touched: get_u64(bytes, TOUCH_AT),
-            held: get_u32(bytes, latest.start + FLAGS_AT) & HELD != 0,
-            served: served_of(&bytes[latest.clone()]),
-        }
-    }
-
-    /// Returns the greatest ticket that does not wait any more.
-    pub(crate) fn served(self) -> u64 {
-        self.served
-    }
-
-    /// Returns whether the lock may be free in this version, if it was held in the version `before`.
-    pub(crate) fn may_be_free(self, before: Self) -> bool {
-        self != before && (!self.held || self.touched != before.touched)
-    }
-
-    /// Returns whether the latest grant has not been recorded as released.
-    pub(crate) fn is_held(self) -> bool {
-        self.held
-    }
-}
-
-/// Returns the queue's mark in a file that begins with `bytes`, at least [`CHANGING_BYTES`] of them.
-pub(crate) fn mark_of(bytes: &[u8]) -> u64 {
-    // The mark has no checksum: a corrupt mark must not use up the tickets.
-    Some(get_u64(bytes, MARK_AT))
-        .filter(|&mark| mark < TICKETS)
-        .unwrap_or_default()
-}
-
-impl Record {
-    /// Returns the next record: the same grant, released or force-released at `now`.
-    pub(crate) fn ended(&self, now: Duration) -> Self {
-        Self {
-            sequence: self.sequence + 1,
-            held: false,
-            fence: mutant!(FenceResetByRelease, 0, self.fence),
-            ends: now,
-            time_namespace: Machine::this().time_namespace,
-            ..self.clone()
-        }
-    }
-
-    /// Returns the next record: the same grant, which lasts `ttl` from `now`, the time `wall` of the
-    /// wall clock.
-    pub(crate) fn lasting(self, ttl: Ttl, now: Duration, wall: Duration) -> Self {
-        let ttl = ttl.duration();
-        Self {
-            sequence: self.sequence + 1,
-            fence: self.fence + u64::from(mutant!(FenceGrowsWithExtension)),
-            ttl,
-            ends: ttl.map_or(Duration::ZERO, |ttl| now.saturating_add(ttl)),
-            time_namespace: Machine::this().time_namespace,
-            ends_wall: ttl.map_or(Duration::ZERO, |ttl| wall.saturating_add(ttl)),
-            ..self
-        }
-    }
-
-    /// Returns the next record if the grant must last at least `ttl` from `now`; `None` if it already
-    /// does.
-    pub(crate) fn renewed(&self, ttl: Ttl, now: Duration, wall: Duration) -> Option<Self> {
-        let is_comparable = self.time_namespace == Machine::this().time_namespace;
-        let lasts = match (self.ttl, ttl.duration()) {
-            (None, _) => true,
-            (Some(_), None) => false,
-            (Some(_), Some(ttl)) => is_comparable && now.saturating_add(ttl) <= self.ends,
-        };
-        (!lasts).then(|| self.clone().lasting(ttl, now, wall))
-    }
-
-    /// Returns whether the lease was released or expired less than `length` before `now`, in the
-    /// current boot.
-    pub(crate) fn ended_within(&self, length: Duration, now: Duration) -> bool {
-        let machine = Machine::this();
-        machine.runs_since(self.boot)
-            && machine.time_namespace == self.time_namespace
-            && (self.ttl.is_some() || !self.held)
-            && now
-                .checked_sub(self.ends)
-                .is_some_and(|since| since < length)
-    }
-}
+use super::Record;
+use super::layout::{
+    COMMAND_BYTES, COUNTED, EPHEMERAL, EXTENDED, FENCE_AT, FILE_AT, FILE_BYTES, FLAGS_AT, HELD,
+    HOST_BYTES, Kind, LAST_FENCE_AT, MAGIC, NAME_AT, NOTIFIES, NUMBERED, SEQUENCE_AT, SERVED_AT,
+    SLOT_BYTES, SLOTS, TEXT_AT, TICKETS, VERSION, get_16, get_u16, get_u32, get_u64, put_u16,
+    put_u32, put_u64,
+};
 
 /// The kind of corruption of a lock's file.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -408,7 +200,7 @@ fn sequence_of(slot: &[u8]) -> u64 {
     get_u64(slot, SEQUENCE_AT)
 }
 
-fn served_of(slot: &[u8]) -> u64 {
+pub(super) fn served_of(slot: &[u8]) -> u64 {
     match get_u32(slot, FLAGS_AT) & EXTENDED {
         0 => 0,
         // A forged number must not use up the tickets.
@@ -475,76 +267,16 @@ fn millis(length: Duration) -> u64 {
     length.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
-fn put_u16(bytes: &mut [u8], at: usize, value: usize) {
-    // Every length stored is below 512.
-    bytes[at..at + 2].copy_from_slice(&u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes());
-}
-
-fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-}
-
-fn get_u16(bytes: &[u8], at: usize) -> usize {
-    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
-}
-
-fn get_u32(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(value)
-}
-
-fn get_u64(bytes: &[u8], at: usize) -> u64 {
-    let mut value = [0; 8];
-    value.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(value)
-}
-
-fn get_16(bytes: &[u8], at: usize) -> [u8; 16] {
-    let mut value = [0; 16];
-    value.copy_from_slice(&bytes[at..at + 16]);
-    value
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::tests::{BOOT, record};
+    use super::super::{CHANGING_BYTES, MARK_AT, TOUCH_AT, Version, mark_of};
     use super::*;
-
-    const BOOT: [u8; 16] = [7; 16];
 
     fn name() -> Name {
         Name::new("nightly backup").unwrap()
-    }
-
-    fn record() -> Record {
-        Record {
-            sequence: 41,
-            held: true,
-            ephemeral: true,
-            fence: 1042,
-            last_fence: 2048,
-            owner: Owner::from_bytes(*b"0123456789abcdef"),
-            boot: BOOT,
-            time_namespace: 4_026_531_834,
-            ttl: Some(Duration::from_secs(30)),
-            ends: Duration::from_nanos(123_456_789_012_345),
-            ends_wall: Duration::from_secs(1_763_892_030),
-            since_wall: Duration::from_hours(489_970),
-            process: Arc::new(Process {
-                id: 4711,
-                host: "web1".to_owned(),
-                command: "rsync -a /srv /backup".to_owned(),
-            }),
-            served: 0,
-            notifies: false,
-            file: 0,
-        }
     }
 
     /// Returns a file whose slots contain these records.
@@ -563,11 +295,11 @@ mod tests {
 
     #[test]
     fn files_of_version_1_stay_readable() {
-        let never = include_bytes!("../../tests/golden/lease-v1-never.lease");
+        let never = include_bytes!("../../../tests/golden/lease-v1-never.lease");
         assert_eq!(never[..], new_file(Kind::Lease, &name()));
         assert_eq!(read_lease(never), Ok(None));
 
-        let held = include_bytes!("../../tests/golden/lease-v1-held.lease");
+        let held = include_bytes!("../../../tests/golden/lease-v1-held.lease");
         let before = Record {
             sequence: 40,
             held: false,
@@ -580,7 +312,7 @@ mod tests {
 
     #[test]
     fn files_of_version_1_with_waiters_stay_readable() {
-        let golden = include_bytes!("../../tests/golden/lease-v1-waited-for.lease");
+        let golden = include_bytes!("../../../tests/golden/lease-v1-waited-for.lease");
         let before = Record {
             sequence: 40,
             held: false,
@@ -606,7 +338,7 @@ mod tests {
 
     #[test]
     fn files_of_version_1_with_file_number_stay_readable() {
-        let golden = include_bytes!("../../tests/golden/lease-v1-numbered.lease");
+        let golden = include_bytes!("../../../tests/golden/lease-v1-numbered.lease");
         let numbered = Record {
             file: 0x0123_4567_89ab_cdef,
             ..record()
@@ -617,23 +349,6 @@ mod tests {
         };
         assert_eq!(golden[..], file(&[&before, &numbered]));
         assert_eq!(read_lease(golden), Ok(Some(numbered)));
-    }
-
-    /// The holder may have been in another time namespace.
-    #[test]
-    fn end_is_recorded_with_its_time_namespace() {
-        let now = Duration::from_hours(1);
-        let elsewhere = Record {
-            time_namespace: 1,
-            ..record()
-        };
-        for next in [
-            elsewhere.ended(now),
-            elsewhere.renewed(Ttl::DEFAULT, now, now).unwrap(),
-            elsewhere.clone().lasting(Ttl::DEFAULT, now, now),
-        ] {
-            assert_eq!(next.time_namespace, Machine::this().time_namespace);
-        }
     }
 
     #[test]
