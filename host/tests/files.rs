@@ -813,6 +813,25 @@ fn a_zombie_is_taken_over_or_waited_for() {
 }
 
 #[test]
+fn owner_takes_over_its_own_expired_lease_silently() {
+    for zombies in [Zombies::Take, Zombies::Wait] {
+        let directory = directory();
+        let clock = TestClock::running();
+        let options = StoreOptions {
+            zombies,
+            ..StoreOptions::default()
+        };
+        let store = LeaseFileStore::open(directory.path(), &options).unwrap();
+        let store = store.with_clock(clock.clone());
+        let ttl = Ttl::new(SECOND).unwrap();
+        let late = granted(store.acquire(&Claim { ttl, ..claim(1) }));
+        clock.advance(SECOND);
+        assert!(late < granted(store.acquire(&Claim { ttl, ..claim(1) })));
+        assert_eq!(store.taken_over(&claim(1)), None);
+    }
+}
+
+#[test]
 fn force_release_of_zombie_depends_on_zombie_policy() {
     let directory = directory();
     let clock = TestClock::running();

@@ -138,6 +138,8 @@ impl LeaseFile<'_> {
                     let remaining = remaining.filter(|_| !is_behind);
                     return Ok(Some(Reply::Refused { remaining }));
                 }
+                // An earlier grant to the same request, which received it after the lease had expired.
+                LeaseState::Zombie if self.is_of(record, claim) => {}
                 LeaseState::Zombie if self.store.zombies == Zombies::Wait => {
                     return Ok(Some(Reply::REFUSED));
                 }
