@@ -4,37 +4,7 @@ use std::io::{BufRead, BufReader, Write, stdout};
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, bail};
-use serde::Deserialize;
-use xshell::{Cmd, Shell, cmd};
-
-/// The output of `cargo metadata`.
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    targets: Vec<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-    kind: Vec<String>,
-}
-
-/// Returns arguments of `cargo test` that select all integration tests of the workspace but `excluded`.
-pub(crate) fn all_but(shell: &Shell, excluded: &str) -> Result<Vec<String>> {
-    let metadata = cmd!(
-        shell,
-        "cargo metadata --no-deps --format-version 1 --locked"
-    );
-    let Metadata { packages } = serde_json::from_str(&metadata.quiet().read()?)?;
-    let targets = packages.into_iter().flat_map(|package| package.targets);
-    let tests = targets.filter(|target| target.kind == ["test"] && target.name != excluded);
-    Ok(tests.map(|test| format!("--test={}", test.name)).collect())
-}
+use xshell::Cmd;
 
 /// Runs `command`, prints its output, and fails with the names of the tests that failed.
 pub(crate) fn run(command: Cmd<'_>) -> Result<()> {

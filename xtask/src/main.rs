@@ -228,32 +228,17 @@ fn build_tests(shell: &Shell, report: &mut Report, features: &[String]) {
 /// Runs the steps that start programs of the project, and all tests.
 fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: bool) {
     let package = report.start(shell, JAVASCRIPT_PACKAGE, &[], Priority::Normal);
-    // Most of their time is waiting, for servers and for leases to expire.
-    let on_servers = has_servers.then(|| report.start(shell, SERVERS, features, Priority::Normal));
     report.step("Python", || python::test(shell));
     report.step("JavaScript", || javascript::test(shell));
     report.join(package);
-    report.step("tests", || {
-        let others = cargo_test::all_but(shell, "servers")?;
-        let kinds = ["--lib", "--bins"];
-        cargo_test::run(
-            cmd!(
-                shell,
-                "cargo test --workspace {features...} {kinds...} {others...} --locked --no-fail-fast"
-            )
-            .env("RUST_TEST_THREADS", test_threads()),
-        )
-    });
     report.run_tests(
-        "examples in the documentation",
+        "tests",
         cmd!(
             shell,
-            "cargo test --workspace {features...} --doc --locked --no-fail-fast"
-        ),
+            "cargo test --workspace {features...} --locked --no-fail-fast -- --skip {A_THOUSAND}"
+        )
+        .env("RUST_TEST_THREADS", test_threads()),
     );
-    if let Some(on_servers) = on_servers {
-        report.join(on_servers);
-    }
     if has_servers {
         report.run_tests(
             "tests with a thousand waiters",
@@ -316,7 +301,6 @@ const COMPONENTS: &str = "the components";
 const DOCUMENTATION: &str = "documentation";
 const ENGINES: &str = "each engine alone";
 const JAVASCRIPT_PACKAGE: &str = "the JavaScript package";
-const SERVERS: &str = "tests on servers";
 
 /// Runs a step that [`Report::start`] has started as a process.
 fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
@@ -326,7 +310,6 @@ fn one_step(shell: &Shell, step: &str, arguments: &[&str]) -> ExitCode {
         DOCUMENTATION => document(shell, arguments),
         ENGINES => check_engines(shell),
         JAVASCRIPT_PACKAGE => js::test(shell),
-        SERVERS => test_servers(shell, arguments),
         _ => Err(anyhow!("there is no step `{step}`")),
     };
     let Err(err) = ended else {
@@ -366,16 +349,6 @@ fn document(shell: &Shell, features: &[&str]) -> Result<()> {
     .env("RUSTDOCFLAGS", "--deny warnings")
     .run()?;
     Ok(())
-}
-
-fn test_servers(shell: &Shell, features: &[&str]) -> Result<()> {
-    cargo_test::run(
-        cmd!(
-            shell,
-            "cargo test --workspace {features...} --locked --test servers -- --skip {A_THOUSAND}"
-        )
-        .env("RUST_TEST_THREADS", test_threads()),
-    )
 }
 
 fn check_engines(shell: &Shell) -> Result<()> {
