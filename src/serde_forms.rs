@@ -23,18 +23,17 @@
 //! ```
 
 use alloc::borrow::Cow;
-use alloc::string::ToString;
-use core::fmt;
+use alloc::string::{String, ToString};
 use core::time::Duration;
 
-use serde::de::{Error, Unexpected, Visitor};
+use serde::de::{Error, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::claim::Fence;
 use crate::name::Name;
 use crate::retry::{Backoff, Retry};
 use crate::serialized::SerializedLock;
-use crate::ttl::{InvalidTtl, Ttl};
+use crate::ttl::Ttl;
 
 /// Serializes the name as a string.
 impl Serialize for Name {
@@ -79,43 +78,26 @@ impl Serialize for Ttl {
 /// expire.
 impl<'de> Deserialize<'de> for Ttl {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(TtlVisitor)
+        let ttl = match Option::deserialize(from)? {
+            None => Ok(Self::NEVER),
+            Some(Written::Millis(millis)) => Self::new(Duration::from_millis(millis)),
+            Some(Written::Fraction(millis)) => Self::from_millis_f64(millis),
+            Some(Written::Text(text)) => text.parse(),
+        };
+        ttl.map_err(D::Error::custom)
     }
 }
 
-struct TtlVisitor;
-
-impl Visitor<'_> for TtlVisitor {
-    type Value = Ttl;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a duration such as \"1m 30s\", a number of milliseconds, or null")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Ttl, E> {
-        text.parse().map_err(E::custom)
-    }
-
-    fn visit_u64<E: Error>(self, millis: u64) -> Result<Ttl, E> {
-        Ttl::new(Duration::from_millis(millis)).map_err(E::custom)
-    }
-
-    fn visit_i64<E: Error>(self, millis: i64) -> Result<Ttl, E> {
-        let millis = u64::try_from(millis).map_err(|_| E::custom(InvalidTtl::Negative))?;
-        self.visit_u64(millis)
-    }
-
-    fn visit_f64<E: Error>(self, millis: f64) -> Result<Ttl, E> {
-        Ttl::from_millis_f64(millis).map_err(E::custom)
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Ttl, E> {
-        Ok(Ttl::NEVER)
-    }
-
-    fn visit_none<E: Error>(self) -> Result<Ttl, E> {
-        Ok(Ttl::NEVER)
-    }
+/// A duration as people write it.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a duration such as \"1m 30s\", or a number of milliseconds"
+)]
+enum Written {
+    Millis(u64),
+    Fraction(f64),
+    Text(String),
 }
 
 /// A human-readable duration; unlike a [`Ttl`], it can be zero.
@@ -129,41 +111,19 @@ impl Serialize for Length {
 
 impl<'de> Deserialize<'de> for Length {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(LengthVisitor)
-    }
-}
-
-struct LengthVisitor;
-
-impl Visitor<'_> for LengthVisitor {
-    type Value = Length;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a duration such as \"100ms\", or a number of milliseconds")
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Length, E> {
-        match text.trim().parse() {
-            Ok(millis) => self.visit_u64(millis),
-            Err(_) => Ttl::parse_length(text).map(Length).map_err(E::custom),
-        }
-    }
-
-    fn visit_u64<E: Error>(self, millis: u64) -> Result<Length, E> {
-        Ok(Length(Duration::from_millis(millis)))
-    }
-
-    fn visit_i64<E: Error>(self, millis: i64) -> Result<Length, E> {
-        let millis = u64::try_from(millis)
-            .map_err(|_| E::invalid_value(Unexpected::Signed(millis), &self))?;
-        self.visit_u64(millis)
-    }
-
-    fn visit_f64<E: Error>(self, millis: f64) -> Result<Length, E> {
-        let length = Duration::try_from_secs_f64(millis / 1000.0);
-        length
-            .map(Length)
-            .map_err(|_| E::invalid_value(Unexpected::Float(millis), &self))
+        let length = match Written::deserialize(from)? {
+            Written::Millis(millis) => Duration::from_millis(millis),
+            Written::Fraction(millis) => {
+                let expected = "a number of milliseconds from 0 on";
+                let length = Duration::try_from_secs_f64(millis / 1000.0);
+                length.map_err(|_| D::Error::invalid_value(Unexpected::Float(millis), &expected))?
+            }
+            Written::Text(text) => match text.trim().parse() {
+                Ok(millis) => Duration::from_millis(millis),
+                Err(_) => Ttl::parse_length(&text).map_err(D::Error::custom)?,
+            },
+        };
+        Ok(Self(length))
     }
 }
 
