@@ -116,6 +116,7 @@ pub(super) enum Step {
     /// Also watch the end of the process before this one.
     WatchProcess,
 }
+
 /// The next action of a waiter.
 #[derive(Debug)]
 pub(super) enum Next {
