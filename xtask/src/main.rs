@@ -153,27 +153,17 @@ fn test(shell: &Shell) -> ExitCode {
     if has_wasm {
         build_tests(shell, &mut report, features);
     }
-    // Their compilers use the processor time that waiting tests leave idle.
     let mut checks = vec![report.start(shell, DOCUMENTATION, features, Priority::Idle)];
     if has_servers {
         checks.push(report.start(shell, ENGINES, &[], Priority::Idle));
     }
     // The step may install the browser, which must not run twice at once.
     report.join(browser);
-    if report.join(components) {
-        tests(shell, &mut report, features, has_servers);
-    } else {
-        tests_without_component(shell, &mut report);
-    }
+    let has_components = report.join(components);
+    // Nothing is built beside the tests: it would delay servers beyond the timeouts that the tests set.
     for check in checks {
         report.join(check);
     }
-    report.step("the other examples in Rust", || {
-        for example in ["blocking", "bring_your_own", "steps"] {
-            cmd!(shell, "target/debug/examples/{example}").run()?;
-        }
-        Ok(())
-    });
     if let Some(mut built_ahead) = built_ahead {
         // If this build failed, the steps below report why.
         report.step("the rest of the release build", || {
@@ -181,6 +171,17 @@ fn test(shell: &Shell) -> ExitCode {
             Ok(())
         });
     }
+    if has_components {
+        tests(shell, &mut report, features, has_servers);
+    } else {
+        tests_without_component(shell, &mut report);
+    }
+    report.step("the other examples in Rust", || {
+        for example in ["blocking", "bring_your_own", "steps"] {
+            cmd!(shell, "target/debug/examples/{example}").run()?;
+        }
+        Ok(())
+    });
     report.run(
         "the README's first command",
         cmd!(
@@ -337,14 +338,10 @@ fn build_components(shell: &Shell) -> Result<()> {
     Ok(())
 }
 
-/// Where the checks are built that run beside the tests: `cargo test` would wait for the lock of a build
-/// in the same directory.
-const CHECKS: &str = "target/checks";
-
 fn document(shell: &Shell, features: &[&str]) -> Result<()> {
     cmd!(
         shell,
-        "cargo doc --workspace --no-deps {features...} --locked --target-dir {CHECKS}"
+        "cargo doc --workspace --no-deps {features...} --locked"
     )
     .env("RUSTDOCFLAGS", "--deny warnings")
     .run()?;
@@ -355,7 +352,7 @@ fn check_engines(shell: &Shell) -> Result<()> {
     for engine in ["redis", "postgres", "etcd"] {
         cmd!(
             shell,
-            "cargo check --package verrou-host --features {engine} --locked --target-dir {CHECKS}"
+            "cargo check --package verrou-host --features {engine} --locked"
         )
         .run()?;
     }
