@@ -1,33 +1,150 @@
-//! Runs `cargo test`, and lists the tests that failed.
+//! Runs the programs of tests that `cargo test` has built, several at once, and lists the tests that failed.
 
-use std::io::{BufRead, BufReader, Write, stdout};
-use std::process::{Command, Stdio};
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
 use xshell::Cmd;
 
-/// Runs `command`, prints its output, and fails with the names of the tests that failed.
-pub(crate) fn run(command: Cmd<'_>) -> Result<()> {
-    let mut child = Command::from(command).stdout(Stdio::piped()).spawn()?;
-    let mut failed = Vec::new();
-    for line in child.stdout.take().into_iter().flat_map(lines) {
-        let line = line?;
-        writeln!(stdout(), "{line}")?;
-        failed.extend(failed_test(&line).map(str::to_owned));
-    }
-    let status = child.wait()?;
-    if status.success() {
-        return Ok(());
-    }
-    if failed.is_empty() {
-        bail!("{status}");
-    }
-    bail!("{status}; failed tests: {}", failed.join(", "))
+/// A program of tests.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// The name of the target, such as `files`.
+    pub(crate) name: String,
+    path: PathBuf,
+    /// The directory of its package, in which Cargo runs it.
+    package: PathBuf,
 }
 
-fn lines(output: impl std::io::Read) -> impl Iterator<Item = std::io::Result<String>> {
-    let lines = BufReader::new(output).split(b'\n');
-    lines.map(|line| Ok(String::from_utf8_lossy(&line?).into_owned()))
+/// A message of Cargo about an artifact.
+#[derive(Deserialize)]
+struct Artifact {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    profile: Option<Profile>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
+}
+
+/// Builds the tests by `command`, a `cargo test`, and returns their programs.
+///
+/// # Errors
+///
+/// Returns the error of the build.
+pub(crate) fn build(command: Cmd<'_>) -> Result<Vec<Program>> {
+    let messages = command
+        .args(["--no-run", "--message-format=json-render-diagnostics"])
+        .read()?;
+    let mut programs = Vec::new();
+    for line in messages.lines() {
+        let artifact: Artifact = serde_json::from_str(line).context("a message of Cargo")?;
+        if artifact.reason == "compiler-artifact"
+            && artifact.profile.is_some_and(|profile| profile.test)
+            && let (Some(manifest), Some(target), Some(path)) =
+                (artifact.manifest_path, artifact.target, artifact.executable)
+        {
+            programs.push(Program {
+                name: target.name,
+                path,
+                package: manifest.parent().map(PathBuf::from).unwrap_or_default(),
+            });
+        }
+    }
+    Ok(programs)
+}
+
+/// How tests are run.
+#[derive(Clone, Copy)]
+pub(crate) struct Concurrency {
+    /// The number of programs that run at once.
+    pub(crate) programs: usize,
+    /// The number of tests of each program that run at once.
+    pub(crate) tests: usize,
+}
+
+/// Runs `programs` with the arguments `arguments`. Prints the output of each when it has ended.
+///
+/// # Errors
+///
+/// Names the tests that failed.
+pub(crate) fn run<'a>(
+    programs: impl IntoIterator<Item = &'a Program, IntoIter: Send>,
+    arguments: &[&str],
+    concurrency: Concurrency,
+) -> Result<()> {
+    let mut programs = programs.into_iter().peekable();
+    ensure!(
+        programs.peek().is_some(),
+        "there is no such program of tests"
+    );
+    let queue = Mutex::new(programs);
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..concurrency.programs)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    loop {
+                        let Some(program) = queue.lock().expect("no panic").next() else {
+                            return Ok(());
+                        };
+                        let failures = run_one(program, arguments, concurrency.tests)?;
+                        failed.lock().expect("no panic").extend(failures);
+                    }
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().expect("no panic"))
+    })?;
+    let failed = failed.into_inner().expect("no panic");
+    if failed.is_empty() {
+        return Ok(());
+    }
+    bail!("failed tests: {}", failed.join(", "))
+}
+
+/// Runs one program, and returns the tests that failed.
+fn run_one(program: &Program, arguments: &[&str], tests: usize) -> Result<Vec<String>> {
+    let Program {
+        name,
+        path,
+        package,
+    } = program;
+    let output = Command::new(path)
+        .args(arguments)
+        .current_dir(package)
+        .env("RUST_TEST_THREADS", tests.to_string())
+        .env("CARGO_MANIFEST_DIR", package)
+        .output()
+        .with_context(|| format!("cannot run the tests `{name}`"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut out = stdout().lock();
+    writeln!(out, "\n     Running {name} ({})\n{text}", path.display())?;
+    out.write_all(&output.stderr)?;
+    let failed: Vec<_> = text.lines().filter_map(failed_test).collect();
+    Ok(match (output.status.success(), failed.is_empty()) {
+        (true, _) => Vec::new(),
+        (false, true) => vec![format!("{name} ({})", output.status)],
+        (false, false) => failed
+            .into_iter()
+            .map(|test| format!("{name}::{test}"))
+            .collect(),
+    })
 }
 
 /// Returns the test that `line` of the output of libtest reports as failed.
@@ -44,5 +161,23 @@ mod tests {
         assert_eq!(failed_test("test a::b ... FAILED"), Some("a::b"));
         assert_eq!(failed_test("test a::b ... ok"), None);
         assert_eq!(failed_test("test result: FAILED. 0 passed"), None);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn every_program_runs_and_a_failure_has_the_name_of_its_program() {
+        let program = |name: &str, path: &str| Program {
+            name: name.to_owned(),
+            path: path.into(),
+            package: ".".into(),
+        };
+        let programs = [program("good", "true"), program("bad", "false")];
+        let at_once = Concurrency {
+            programs: 2,
+            tests: 1,
+        };
+        assert!(run(&programs[..1], &[], at_once).is_ok());
+        let failed = run(&programs, &[], at_once).unwrap_err().to_string();
+        assert_eq!(failed, "failed tests: bad (exit status: 1)");
     }
 }

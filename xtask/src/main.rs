@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use xshell::{Cmd, Shell, cmd};
 
+use cargo_test::Concurrency;
 use meanwhile::{Meanwhile, Priority, REASON, UNAVAILABLE};
 use wasm::Toolchain;
 
@@ -114,25 +115,7 @@ fn test(shell: &Shell) -> ExitCode {
     let features = &[features];
     let browser = report.start(shell, BROWSER, &[], Priority::Normal);
     let built_ahead = build_ahead(shell);
-    for (what, project) in [
-        ("formatting", "Cargo.toml"),
-        ("formatting of the components", "examples/Cargo.toml"),
-        ("formatting of the fuzzers", "host/fuzz/Cargo.toml"),
-    ] {
-        report.run_if(
-            shell,
-            "rustfmt",
-            what,
-            cmd!(shell, "cargo fmt --manifest-path {project} --all --check"),
-        );
-    }
-    report.step("words", || words::check(shell));
-    report.step("licences and sources of the crates", || {
-        crates::check(shell)
-    });
-    report.step("known vulnerabilities of the crates", || {
-        crates::check_vulnerabilities(shell)
-    });
+    check_sources(shell, &mut report);
     report.run_if(
         shell,
         "cargo-clippy",
@@ -150,19 +133,25 @@ fn test(shell: &Shell) -> ExitCode {
         ),
     );
     report.step("the component's pages", wit_docs::check);
+    let mut programs = Vec::new();
     if has_wasm {
-        build_tests(shell, &mut report, features);
+        programs = build_tests(shell, &mut report, features);
     }
-    let mut checks = vec![report.start(shell, DOCUMENTATION, features, Priority::Idle)];
+    // Their compilers use the processor time that waiting tests leave idle.
+    let mut builds = vec![report.start(shell, DOCUMENTATION, features, Priority::Idle)];
     if has_servers {
-        checks.push(report.start(shell, ENGINES, &[], Priority::Idle));
+        builds.push(report.start(shell, ENGINES, &[], Priority::Idle));
     }
     // The step may install the browser, which must not run twice at once.
     report.join(browser);
     let has_components = report.join(components);
-    // Nothing is built beside the tests: it would delay servers beyond the timeouts that the tests set.
-    for check in checks {
-        report.join(check);
+    if has_components {
+        tests(shell, &mut report, &programs);
+    } else {
+        tests_without_component(shell, &mut report);
+    }
+    for build in builds {
+        report.join(build);
     }
     if let Some(mut built_ahead) = built_ahead {
         // If this build failed, the steps below report why.
@@ -172,9 +161,14 @@ fn test(shell: &Shell) -> ExitCode {
         });
     }
     if has_components {
-        tests(shell, &mut report, features, has_servers);
-    } else {
-        tests_without_component(shell, &mut report);
+        // Builds beside these tests would delay the servers beyond the timeouts that the tests set.
+        if has_servers {
+            tests_on_servers(&mut report, &programs);
+        }
+        report.run(
+            "examples in the documentation",
+            cmd!(shell, "cargo test --workspace {features...} --locked --doc"),
+        );
     }
     report.step("the other examples in Rust", || {
         for example in ["blocking", "bring_your_own", "steps"] {
@@ -197,6 +191,29 @@ fn test(shell: &Shell) -> ExitCode {
     report.end()
 }
 
+/// Runs the checks that compile nothing.
+fn check_sources(shell: &Shell, report: &mut Report) {
+    for (what, project) in [
+        ("formatting", "Cargo.toml"),
+        ("formatting of the components", "examples/Cargo.toml"),
+        ("formatting of the fuzzers", "host/fuzz/Cargo.toml"),
+    ] {
+        report.run_if(
+            shell,
+            "rustfmt",
+            what,
+            cmd!(shell, "cargo fmt --manifest-path {project} --all --check"),
+        );
+    }
+    report.step("words", || words::check(shell));
+    report.step("licences and sources of the crates", || {
+        crates::check(shell)
+    });
+    report.step("known vulnerabilities of the crates", || {
+        crates::check_vulnerabilities(shell)
+    });
+}
+
 /// Starts to build the programs of the last steps, with the processor time that the steps before them
 /// leave idle. Returns `None` on a system without an idle scheduling class.
 fn build_ahead(shell: &Shell) -> Option<Child> {
@@ -212,53 +229,65 @@ fn build_ahead(shell: &Shell) -> Option<Child> {
     command.spawn().ok()
 }
 
-/// Builds the tests, and the programs that the steps after them start.
-fn build_tests(shell: &Shell, report: &mut Report, features: &[String]) {
+/// Builds the tests, and the programs that the steps after them start. Returns the programs of the tests.
+fn build_tests(
+    shell: &Shell,
+    report: &mut Report,
+    features: &[String],
+) -> Vec<cargo_test::Program> {
+    let mut programs = Vec::new();
     // The steps below start these programs: a build with other features would rebuild all crates.
     report.step("the tests' programs", || {
-        cmd!(
-            shell,
-            "cargo test --workspace {features...} --no-run --locked"
-        )
-        .run()?;
+        programs = cargo_test::build(cmd!(shell, "cargo test --workspace {features...} --locked"))?;
         let examples = ["--examples", "--locked"];
         Ok(cmd!(shell, "cargo build --workspace {features...} {examples...}").run()?)
     });
+    programs
 }
 
-/// Runs the steps that start programs of the project, and all tests.
-fn tests(shell: &Shell, report: &mut Report, features: &[String], has_servers: bool) {
+/// Runs the steps that start programs of the project, and all tests but those on servers.
+fn tests(shell: &Shell, report: &mut Report, programs: &[cargo_test::Program]) {
     let package = report.start(shell, JAVASCRIPT_PACKAGE, &[], Priority::Normal);
     report.step("Python", || python::test(shell));
     report.step("JavaScript", || javascript::test(shell));
     report.join(package);
-    report.run_tests(
-        "tests",
-        cmd!(
-            shell,
-            "cargo test --workspace {features...} --locked --no-fail-fast -- --skip {A_THOUSAND}"
-        )
-        .env("RUST_TEST_THREADS", test_threads()),
-    );
-    if has_servers {
-        report.run_tests(
-            "tests with a thousand waiters",
-            cmd!(
-                shell,
-                "cargo test --workspace {features...} --locked --test servers -- {A_THOUSAND}"
-            )
-            .env("RUST_TEST_THREADS", "1"),
-        );
-    }
+    report.step("tests", || {
+        let programs = programs.iter().filter(|program| program.name != SERVERS);
+        // The last tests of a program often wait alone, so another one runs meanwhile.
+        let at_once = Concurrency {
+            programs: 2,
+            tests: test_threads().div_ceil(2),
+        };
+        cargo_test::run(programs, &[], at_once)
+    });
     report.run(
         "the component in a Rust program",
         cmd!(shell, "target/debug/examples/embed"),
     );
 }
 
+/// Runs the tests on servers.
+fn tests_on_servers(report: &mut Report, programs: &[cargo_test::Program]) {
+    let servers = || programs.iter().filter(|program| program.name == SERVERS);
+    let alone = |tests| Concurrency { programs: 1, tests };
+    report.step("tests on servers", || {
+        cargo_test::run(
+            servers(),
+            &["--skip", A_THOUSAND],
+            alone(2 * test_threads()),
+        )
+    });
+    report.step("tests with a thousand waiters", || {
+        cargo_test::run(servers(), &[A_THOUSAND], alone(1))
+    });
+}
+
+/// The program of the tests on servers.
+const SERVERS: &str = "servers";
+
 fn tests_without_component(shell: &Shell, report: &mut Report) {
     let features = "verrou/conformance,verrou-host/tokio";
-    report.run_tests(
+    report.run(
         "tests that need no component",
         cmd!(
             shell,
@@ -279,12 +308,14 @@ fn tests_without_component(shell: &Shell, report: &mut Report) {
 const A_THOUSAND: &str = "thousand_waiters_share_few_connections";
 
 /// Returns how many tests run at once: three for each core, because most of them wait for processes and for
-/// leases to expire. On two cores the component's tests take 37 s, of which each core computes 25 s.
-fn test_threads() -> String {
-    env::var("RUST_TEST_THREADS").unwrap_or_else(|_| {
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        (3 * cores).to_string()
-    })
+/// leases to expire. On two cores the component's tests take 37 s, of which each core computes 25 s. Those on
+/// servers wait longer.
+fn test_threads() -> usize {
+    let cores = || 3 * thread::available_parallelism().map_or(1, NonZero::get);
+    let wanted = env::var("RUST_TEST_THREADS").ok();
+    wanted
+        .and_then(|threads| threads.parse().ok())
+        .unwrap_or_else(cores)
 }
 
 /// Returns whether components can be built on this machine; if not, reports why.
@@ -383,10 +414,6 @@ impl Report {
         self.step(&format!("{what}: {command}"), || {
             Ok(command.quiet().run()?)
         });
-    }
-
-    fn run_tests(&mut self, what: &str, command: Cmd<'_>) {
-        self.step(&format!("{what}: {command}"), || cargo_test::run(command));
     }
 
     /// Runs `step`, and records its result. Returns whether it succeeded.
