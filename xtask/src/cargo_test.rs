@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use xshell::Cmd;
+use xshell::{Cmd, Shell, cmd};
 
 /// A program of tests.
 #[derive(Debug)]
@@ -18,6 +18,19 @@ pub(crate) struct Program {
     path: PathBuf,
     /// The directory of its package, in which Cargo runs it.
     package: PathBuf,
+}
+
+impl Program {
+    /// Returns the command that runs the program, with `tests` of its tests at once.
+    fn command(&self, shell: &Shell, arguments: &[&str], tests: usize) -> Command {
+        let path = &self.path;
+        let mut command = Command::from(cmd!(shell, "{path} {arguments...}"));
+        command
+            .current_dir(&self.package)
+            .env("RUST_TEST_THREADS", tests.to_string())
+            .env("CARGO_MANIFEST_DIR", &self.package);
+        command
+    }
 }
 
 /// A message of Cargo about an artifact.
@@ -82,26 +95,34 @@ pub(crate) struct Concurrency {
 ///
 /// Names the tests that failed.
 pub(crate) fn run<'a>(
-    programs: impl IntoIterator<Item = &'a Program, IntoIter: Send>,
+    shell: &Shell,
+    programs: impl IntoIterator<Item = &'a Program>,
     arguments: &[&str],
     concurrency: Concurrency,
 ) -> Result<()> {
-    let mut programs = programs.into_iter().peekable();
-    ensure!(
-        programs.peek().is_some(),
-        "there is no such program of tests"
-    );
-    let queue = Mutex::new(programs);
+    // The shell, which has the environment of the steps, cannot be shared by threads.
+    let commands: Vec<_> = programs
+        .into_iter()
+        .map(|program| {
+            (
+                program,
+                program.command(shell, arguments, concurrency.tests),
+            )
+        })
+        .collect();
+    ensure!(!commands.is_empty(), "there is no such program of tests");
+    let queue = Mutex::new(commands.into_iter());
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
         let workers: Vec<_> = (0..concurrency.programs)
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
                     loop {
-                        let Some(program) = queue.lock().expect("no panic").next() else {
+                        let next = queue.lock().expect("no panic").next();
+                        let Some((program, command)) = next else {
                             return Ok(());
                         };
-                        let failures = run_one(program, arguments, concurrency.tests)?;
+                        let failures = run_one(program, command)?;
                         failed.lock().expect("no panic").extend(failures);
                     }
                 })
@@ -119,17 +140,9 @@ pub(crate) fn run<'a>(
 }
 
 /// Runs one program, and returns the tests that failed.
-fn run_one(program: &Program, arguments: &[&str], tests: usize) -> Result<Vec<String>> {
-    let Program {
-        name,
-        path,
-        package,
-    } = program;
-    let output = Command::new(path)
-        .args(arguments)
-        .current_dir(package)
-        .env("RUST_TEST_THREADS", tests.to_string())
-        .env("CARGO_MANIFEST_DIR", package)
+fn run_one(program: &Program, mut command: Command) -> Result<Vec<String>> {
+    let Program { name, path, .. } = program;
+    let output = command
         .output()
         .with_context(|| format!("cannot run the tests `{name}`"))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -171,13 +184,16 @@ mod tests {
             path: path.into(),
             package: ".".into(),
         };
+        let shell = Shell::new().unwrap();
         let programs = [program("good", "true"), program("bad", "false")];
         let at_once = Concurrency {
             programs: 2,
             tests: 1,
         };
-        assert!(run(&programs[..1], &[], at_once).is_ok());
-        let failed = run(&programs, &[], at_once).unwrap_err().to_string();
+        assert!(run(&shell, &programs[..1], &[], at_once).is_ok());
+        let failed = run(&shell, &programs, &[], at_once)
+            .unwrap_err()
+            .to_string();
         assert_eq!(failed, "failed tests: bad (exit status: 1)");
     }
 }

@@ -100,6 +100,10 @@ const WITHOUT_SERVERS: &str =
 /// Runs all checks, the cheapest first.
 fn test(shell: &Shell) -> ExitCode {
     let mut report = Report::default();
+    if !is_built_incrementally() {
+        // The first build has no use for state of later ones.
+        shell.set_var("CARGO_INCREMENTAL", "0");
+    }
     let has_wasm = has_wasm(shell, &mut report);
     let components = if has_wasm {
         report.start(shell, COMPONENTS, &[], Priority::Normal)
@@ -163,7 +167,7 @@ fn test(shell: &Shell) -> ExitCode {
     if has_components {
         // Builds beside these tests would delay the servers beyond the timeouts that the tests set.
         if has_servers {
-            tests_on_servers(&mut report, &programs);
+            tests_on_servers(shell, &mut report, &programs);
         }
         report.run(
             "examples in the documentation",
@@ -189,6 +193,13 @@ fn test(shell: &Shell) -> ExitCode {
         });
     }
     report.end()
+}
+
+/// Returns whether a developer's builds have left state for incremental ones.
+fn is_built_incrementally() -> bool {
+    let entries = fs::read_dir(project().join("target/debug/incremental"));
+    let mut names = entries.into_iter().flatten().flatten();
+    names.any(|entry| entry.file_name().to_string_lossy().starts_with("verrou"))
 }
 
 /// Runs the checks that compile nothing.
@@ -258,7 +269,7 @@ fn tests(shell: &Shell, report: &mut Report, programs: &[cargo_test::Program]) {
             programs: 2,
             tests: test_threads().div_ceil(2),
         };
-        cargo_test::run(programs, &[], at_once)
+        cargo_test::run(shell, programs, &[], at_once)
     });
     report.run(
         "the component in a Rust program",
@@ -267,18 +278,19 @@ fn tests(shell: &Shell, report: &mut Report, programs: &[cargo_test::Program]) {
 }
 
 /// Runs the tests on servers.
-fn tests_on_servers(report: &mut Report, programs: &[cargo_test::Program]) {
+fn tests_on_servers(shell: &Shell, report: &mut Report, programs: &[cargo_test::Program]) {
     let servers = || programs.iter().filter(|program| program.name == SERVERS);
     let alone = |tests| Concurrency { programs: 1, tests };
     report.step("tests on servers", || {
         cargo_test::run(
+            shell,
             servers(),
             &["--skip", A_THOUSAND],
             alone(2 * test_threads()),
         )
     });
     report.step("tests with a thousand waiters", || {
-        cargo_test::run(servers(), &[A_THOUSAND], alone(1))
+        cargo_test::run(shell, servers(), &[A_THOUSAND], alone(1))
     });
 }
 
