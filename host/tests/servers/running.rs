@@ -6,6 +6,8 @@ use std::path::Path;
 #[cfg(feature = "postgres")]
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+#[cfg(feature = "postgres")]
+use std::sync::OnceLock;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -42,16 +44,9 @@ impl Running {
     #[cfg(feature = "postgres")]
     pub(crate) fn postgres(options: &[&str]) -> Self {
         Self::start(|directory, port| {
-            let data = directory.join("data").display().to_string();
-            must_succeed(&[
-                postgres_program("initdb"),
-                "--no-sync".to_owned(),
-                "--auth=trust".to_owned(),
-                "--username=verrou".to_owned(),
-                "--encoding=UTF8".to_owned(),
-                "--locale=C".to_owned(),
-                data,
-            ]);
+            let words = ["cp", "--archive", "--reflink=auto"].map(str::to_owned);
+            let paths = [initialized_cluster(), &directory.join("data")];
+            must_succeed(&[&words[..], &paths.map(|path| path.display().to_string())].concat());
             postgres_on(directory, port, options)
         })
     }
@@ -113,11 +108,7 @@ impl Running {
 
     fn start(words: impl Fn(&Path, u16) -> Vec<String>) -> Self {
         let directory = tempfile::tempdir().expect("there is room for a directory");
-        if geteuid().is_root() {
-            // PostgreSQL does not run as root.
-            let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
-            fs::set_permissions(directory.path(), open).expect("it is ours");
-        }
+        open_to_all(directory.path());
         let port = free_port();
         let command = words(directory.path(), port);
         let mut running = Self {
@@ -301,6 +292,43 @@ fn member(number: usize, peers: &[u16], directory: &Path, port: u16) -> Vec<Stri
         format!("--initial-cluster={all}"),
         "--logger=zap".to_owned(),
     ]
+}
+
+/// Returns the data of a new `PostgreSQL` cluster, to be copied: initdb(1) takes a second of processor time.
+#[cfg(feature = "postgres")]
+fn initialized_cluster() -> &'static Path {
+    static DATA: OnceLock<PathBuf> = OnceLock::new();
+
+    DATA.get_or_init(|| {
+        // The path has the version.
+        let version = newest_postgres().display().to_string().replace('/', "-");
+        let tests = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let cluster = tests.join(format!("initdb{version}"));
+        if !cluster.exists() {
+            let directory = tempfile::tempdir_in(tests).expect("there is room for a directory");
+            open_to_all(directory.path());
+            must_succeed(&[
+                postgres_program("initdb"),
+                "--no-sync".to_owned(),
+                "--auth=trust".to_owned(),
+                "--username=verrou".to_owned(),
+                "--encoding=UTF8".to_owned(),
+                "--locale=C".to_owned(),
+                directory.path().join("data").display().to_string(),
+            ]);
+            // Fails if another process was faster.
+            let _ = fs::rename(directory.path(), &cluster);
+        }
+        cluster.join("data")
+    })
+}
+
+/// Lets the unprivileged user, as which `PostgreSQL` runs, write to `directory`.
+fn open_to_all(directory: &Path) {
+    if geteuid().is_root() {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(directory, open).expect("it is ours");
+    }
 }
 
 /// Runs a short command, which must succeed.
