@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use verrou::blocking::LockFactory;
-use verrou::{Error, Fence, Retry, Ttl};
+use verrou::{Error, Fence, Retry};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // By a guard: released when it is dropped.
     let held = lock.guard()?;
-    held.extend(Some(Ttl::new(Duration::from_secs(5))?))?;
+    held.extend("5s")?;
     assert!(held.remaining() <= Some(Duration::from_secs(5)));
 
     // Another acquire request waits until its own timeout.

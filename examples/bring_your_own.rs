@@ -3,20 +3,23 @@
 //! `cargo run --example bring_your_own`. The tests below are the suite that every store must pass:
 //! `cargo test --example bring_your_own`
 
+use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use verrou::blocking::LockFactory;
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Timestamp,
+    Acquired, Capabilities, Claim, Clock, Fence, Holder, Name, Store, StoreError, Timestamp,
 };
 use verrou_host::System;
 
+#[derive(Debug)]
 struct VecStore<C> {
     clock: C,
     records: Mutex<(u64, Vec<Record>)>,
 }
 
+#[derive(Debug)]
 struct Record {
     claim: Claim,
     fence: Option<Fence>,
@@ -41,92 +44,79 @@ impl<C: Clock> VecStore<C> {
         (records, now)
     }
 
-    fn remove(&self, condition: impl Fn(&Record) -> bool) -> Reply {
+    fn remove(&self, condition: impl Fn(&Record) -> bool) -> bool {
         let (mut records, _) = self.open();
         let before = records.1.len();
         records.1.retain(|record| !condition(record));
-        if records.1.len() < before {
-            Reply::Granted { fence: None }
-        } else {
-            Reply::REFUSED
-        }
+        records.1.len() < before
     }
 }
 
-impl<C: Clock> Store for VecStore<C> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        if let extended @ Reply::Granted { .. } = self.extend(claim)? {
-            return Ok(extended); // a retry: the reply was lost
-        }
+impl<C: Clock + Debug + Send + Sync> Store for VecStore<C> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let (mut records, now) = self.open();
-        if let Some(held) = records
-            .1
-            .iter()
-            .find(|record| record.claim.name == claim.name)
-        {
+        let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
+        let mut held = records.1.iter_mut();
+        if let Some(held) = held.find(|record| record.claim.name == claim.name) {
+            if held.claim.owner == claim.owner {
+                held.until = until; // a retry: the reply was lost
+                return Ok(Acquired::Granted { fence: held.fence });
+            }
             let remaining = held.until.map(|until| until.saturating_since(now));
-            return Ok(Reply::Refused { remaining });
+            return Ok(Acquired::Busy { remaining });
         }
         records.0 += 1;
         let fence = Fence::new(records.0);
-        let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
         records.1.push(Record {
             claim: claim.clone(),
             fence,
             until,
         });
-        Ok(Reply::Granted { fence })
+        Ok(Acquired::Granted { fence })
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let (mut records, now) = self.open();
         let mine = |record: &&mut Record| {
             record.claim.name == claim.name && record.claim.owner == claim.owner
         };
-        Ok(match records.1.iter_mut().find(mine) {
-            Some(record) => {
-                record.until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
-                Reply::Granted {
-                    fence: record.fence,
-                }
-            }
-            None => Reply::REFUSED,
-        })
+        let record = records.1.iter_mut().find(mine);
+        Ok(record.is_some_and(|record| {
+            record.until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
+            true
+        }))
     }
 
-    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim)?.into())
-    }
-
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         Ok(self
             .remove(|record| record.claim.name == claim.name && record.claim.owner == claim.owner))
     }
 
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         Ok(self.remove(|record| {
             record.claim.name == *name && (only.is_none() || only == record.fence)
         }))
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         let (records, now) = self.open();
-        let found = records.1.iter().find(|record| record.claim.name == *name);
-        Ok(found.map(|record| Holder {
+        let found = records.1.iter().filter(|record| record.claim.name == *name);
+        let holders = found.map(|record| Holder {
             fence: record.fence,
             since: None,
             remaining: record.until.map(|until| until.saturating_since(now)),
             process: None,
             detached: false,
-        }))
+        });
+        Ok(holders.collect())
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             expires: true,
             ephemeral: false,
             transfers: true,
-            evicts: true,
+            force_releases: true,
             fences: true,
             revives: false,
         }

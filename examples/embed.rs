@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Retry, Store, StoreError};
+use verrou::{Acquired, Capabilities, Claim, Fence, Holder, Name, Retry, Store, StoreError};
 use verrou_host::System;
 use verrou_host::component::{Limits, Runner};
 
 /// A store of leases in a map, by this process's monotonic clock.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct MapStore(Mutex<Records>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Records {
     held: HashMap<Name, (Claim, Fence, Option<Instant>)>,
     grants: u64,
@@ -38,84 +38,77 @@ impl MapStore {
         &self,
         name: &Name,
         condition: impl FnOnce(&(Claim, Fence, Option<Instant>)) -> bool,
-    ) -> Reply {
+    ) -> bool {
         self.atomically(|records| match records.held.get(name) {
-            Some(record) if condition(record) => {
-                records.held.remove(name);
-                Reply::Granted { fence: None }
-            }
-            _ => Reply::REFUSED,
+            Some(record) if condition(record) => records.held.remove(name).is_some(),
+            _ => false,
         })
     }
 }
 
 impl Records {
-    fn extend(&mut self, claim: &Claim) -> Reply {
-        match self.held.get_mut(&claim.name) {
-            Some((mine, fence, until)) if mine.owner == claim.owner => {
-                *until = claim.ttl.duration().map(|ttl| Instant::now() + ttl);
-                Reply::Granted {
-                    fence: Some(*fence),
-                }
-            }
-            _ => Reply::REFUSED,
+    /// Extends the lease of `claim.owner`, and returns its fencing token.
+    fn extend(&mut self, claim: &Claim) -> Option<Fence> {
+        let (mine, fence, until) = self.held.get_mut(&claim.name)?;
+        if mine.owner != claim.owner {
+            return None;
         }
+        *until = claim.ttl.duration().map(|ttl| Instant::now() + ttl);
+        Some(*fence)
     }
 }
 
 impl Store for MapStore {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         Ok(self.atomically(|records| {
-            if let extended @ Reply::Granted { .. } = records.extend(claim) {
-                return extended; // a retry: the reply was lost
+            if let Some(fence) = records.extend(claim) {
+                return Acquired::Granted { fence: Some(fence) }; // a retry: the reply was lost
             }
             if let Some((.., until)) = records.held.get(&claim.name) {
                 let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
-                return Reply::Refused { remaining };
+                return Acquired::Busy { remaining };
             }
             records.grants += 1;
             let fence = Fence::new(records.grants).unwrap_or(Fence::FIRST);
             let until = claim.ttl.duration().map(|ttl| Instant::now() + ttl);
             let record = (claim.clone(), fence, until);
             records.held.insert(claim.name.clone(), record);
-            Reply::Granted { fence: Some(fence) }
+            Acquired::Granted { fence: Some(fence) }
         }))
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(self.atomically(|records| records.extend(claim)))
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Ok(self.atomically(|records| records.extend(claim)).is_some())
     }
 
-    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim)?.into())
-    }
-
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         Ok(self.free(&claim.name, |(mine, ..)| mine.owner == claim.owner))
     }
 
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         Ok(self.free(name, |(_, fence, _)| only.is_none_or(|only| only == *fence)))
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         Ok(self.atomically(|records| {
-            records.held.get(name).map(|(_, fence, until)| Holder {
+            let held = records.held.get(name).into_iter();
+            let holder = |(_, fence, until): &(_, Fence, Option<Instant>)| Holder {
                 fence: Some(*fence),
                 since: None,
                 remaining: until.map(|until| until.saturating_duration_since(Instant::now())),
                 process: None,
                 detached: false,
-            })
+            };
+            held.map(holder).collect()
         }))
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             expires: true,
             ephemeral: false,
             transfers: true,
-            evicts: true,
+            force_releases: true,
             fences: true,
             revives: false,
         }

@@ -30,11 +30,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         match waiting.next(now) {
             AcquireStep::Acquire(claim) => {
                 let reply = Store::acquire(&store, claim);
-                waiting.heard(now, reply);
+                waiting.received(now, reply);
             }
             AcquireStep::Release(claim) => {
-                let reply = Store::release(&store, claim);
-                waiting.heard(now, reply);
+                // After an error, the record that may be left expires.
+                let _ = Store::release(&store, claim);
+                waiting.released();
             }
             AcquireStep::Wait(_, pause) | AcquireStep::Sleep(pause) => {
                 let event = events.pop_front().unwrap_or("tick");

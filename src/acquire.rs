@@ -7,7 +7,7 @@ use crate::claim::{Claim, Fence};
 use crate::error::Error;
 use crate::lease::{Lease, Loss};
 use crate::retry::Retry;
-use crate::store::{Reply, StoreError};
+use crate::store::{Acquired, StoreError};
 use crate::time::Timestamp;
 
 /// One acquire request, from the first attempt to the lease or the error.
@@ -19,15 +19,15 @@ use crate::time::Timestamp;
 ///
 /// | step | perform | then call |
 /// |---|---|---|
-/// | [`Acquire`](AcquireStep::Acquire) | [`Store::acquire`](crate::Store::acquire) | [`heard`](Self::heard) with the store's reply |
-/// | [`Release`](AcquireStep::Release) | [`Store::release`](crate::Store::release) | [`heard`](Self::heard) with the store's reply |
-/// | [`Wait`](AcquireStep::Wait) | [`Store::wait`](crate::Store::wait), or sleep this long; with a store that notifies, the wait may last for [`longest_wait`](Self::longest_wait) | [`waited`](Self::waited) |
+/// | [`Acquire`](AcquireStep::Acquire) | [`Store::acquire`](crate::Store::acquire) | [`received`](Self::received) with the store's reply |
+/// | [`Release`](AcquireStep::Release) | [`Store::release`](crate::Store::release) | [`released`](Self::released) |
+/// | [`Wait`](AcquireStep::Wait) | wait by the store's [`waiter`](crate::Store::waiter), or sleep this long; a waiter that is notified may wait for [`longest_wait`](Self::longest_wait) | [`waited`](Self::waited) |
 /// | [`Sleep`](AcquireStep::Sleep) | sleep this long | [`waited`](Self::waited) |
 /// | [`Done`](AcquireStep::Done) | nothing: this is the end | |
 ///
 /// `next` returns the same step until the result of that step is passed back. Each call takes the
 /// current time, by one clock; a wait may end early. A request without a reply is an error for
-/// [`heard`](Self::heard): the machine then retries with the same owner, or releases the grant that it
+/// [`received`](Self::received): the machine then retries with the same owner, or releases the grant that it
 /// may have.
 ///
 /// [`blocking::acquire`](crate::blocking::acquire) is such a driver in 20 lines.
@@ -163,8 +163,8 @@ impl Acquire {
         }
     }
 
-    /// Returns the longest time for the wait that [`next`](Self::next) requests, in a store that
-    /// [notifies](crate::Store::notifies). It is longer than the pause between two attempts, unless the
+    /// Returns the longest time for the wait that [`next`](Self::next) requests, by a waiter that
+    /// [is notified](crate::Waiter::notifies). It is longer than the pause between two attempts, unless the
     /// policy counts attempts, and ends at the policy's deadline at the latest.
     pub fn longest_wait(&self, now: Timestamp) -> Duration {
         /// The time after which a waiter retries, because a notification may be lost.
@@ -195,12 +195,18 @@ impl Acquire {
         }
     }
 
-    /// Records the store's reply, received at `now`.
-    pub fn heard(&mut self, now: Timestamp, reply: Result<Reply, StoreError>) {
-        match &self.state {
-            AcquireState::InFlight { sent, due } => self.process_reply(*sent, *due, now, reply),
-            AcquireState::Releasing { why } => self.state = AcquireState::Ended(Err(why.clone())),
-            _ => {}
+    /// Records the store's reply to the acquire request, received at `now`.
+    pub fn received(&mut self, now: Timestamp, reply: Result<Acquired, StoreError>) {
+        if let AcquireState::InFlight { sent, due } = self.state {
+            self.process_reply(sent, due, now, reply);
+        }
+    }
+
+    /// Records that the release was requested. Its reply does not matter: after an error, the record that may
+    /// be left expires.
+    pub fn released(&mut self) {
+        if let AcquireState::Releasing { why } = &self.state {
+            self.state = AcquireState::Ended(Err(why.clone()));
         }
     }
 
@@ -209,10 +215,10 @@ impl Acquire {
         sent: Timestamp,
         due: Timestamp,
         now: Timestamp,
-        reply: Result<Reply, StoreError>,
+        reply: Result<Acquired, StoreError>,
     ) {
         match reply {
-            Ok(Reply::Granted { fence }) => {
+            Ok(Acquired::Granted { fence }) => {
                 if let (Some(seen), Some(fence)) = (self.seen, fence)
                     && fence <= seen
                     && !mutant!(LowerFenceAccepted)
@@ -237,7 +243,7 @@ impl Acquire {
                     self.state = AcquireState::Ended(Ok(lease));
                 }
             }
-            Ok(Reply::Refused { remaining }) => self.wait(sent, due, now, remaining),
+            Ok(Acquired::Busy { remaining }) => self.wait(sent, due, now, remaining),
             Err(_) if mutant!(ErrorTakenForRefusal) => self.wait(sent, due, now, None),
             Err(err) => {
                 self.outcome_unknown = true;

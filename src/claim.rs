@@ -117,7 +117,7 @@ pub struct Claim {
     pub ttl: Ttl,
     /// Whether the lease is ephemeral: its record also ends with the client that made it.
     ///
-    /// A store whose [`Abilities`](crate::Abilities) lack `ephemeral` ignores this. Only
+    /// A store whose [`Capabilities`](crate::Capabilities) lack `ephemeral` ignores this. Only
     /// [`Store::acquire`](crate::Store::acquire) reads it;
     /// [`Store::detach`](crate::Store::detach) unbinds the lease from its client.
     pub ephemeral: bool,

@@ -2,6 +2,7 @@
 //! and source of randomness. This module only converts types.
 
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -20,7 +21,7 @@ use crate::name::Name;
 use crate::polled::{self, Keeping, Progress};
 use crate::retry::{InvalidRetry, Retry};
 use crate::serialized::SerializedLock;
-use crate::store::{Abilities, Holder, Renewed, Reply, Store, StoreError};
+use crate::store::{Acquired, Capabilities, Holder, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
 
@@ -144,12 +145,12 @@ impl GuestLock for Lock {
     }
 
     fn extend(&self) -> Result<(), LockError> {
-        Ok(self.0.extend(None)?)
+        Ok(self.0.extend(self.0.ttl())?)
     }
 
     fn extend_for(&self, ttl: Option<u64>) -> Result<(), LockError> {
         let ttl = Ttl::try_from(duration(ttl)).map_err(Error::from)?;
-        Ok(self.0.extend(Some(ttl))?)
+        Ok(self.0.extend(ttl)?)
     }
 
     fn keep(&self) -> Result<wit::Renewal, LockError> {
@@ -175,7 +176,7 @@ impl GuestLock for Lock {
     }
 
     fn holder(&self) -> Result<Option<wit::Holder>, LockError> {
-        let holder = self.0.holder()?;
+        let holder = self.0.holders()?.pop();
         Ok(holder.map(|holder| wit::Holder {
             fencing_token: holder.fence.map(Fence::get),
             remaining: holder.remaining.map(nanos),
@@ -237,66 +238,72 @@ impl Clock for Imported {
 }
 
 impl Store for Imported {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        request(backend::acquire, claim)
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        Ok(match backend::acquire(&record(claim))? {
+            backend::Reply::Granted(token) => Acquired::Granted {
+                fence: fence(token)?,
+            },
+            backend::Reply::Refused(remaining) => Acquired::Busy {
+                remaining: duration(remaining),
+            },
+        })
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        request(backend::extend, claim)
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        is_done(backend::extend(&record(claim)))
     }
 
-    fn renew(&self, claim: &Claim, _fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim)?.into())
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        is_done(backend::release(&record(claim)))
     }
 
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        request(backend::release, claim)
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        is_done(backend::evict(name.as_str(), only.map(Fence::get)))
     }
 
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        reply(backend::evict(name.as_str(), only.map(Fence::get)))
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        let mut holders = Vec::new();
+        if let Some(holder) = backend::inspect(name.as_str())? {
+            holders.push(Holder {
+                fence: fence(holder.fencing_token)?,
+                since: None,
+                remaining: duration(holder.remaining),
+                process: None,
+                detached: false,
+            });
+        }
+        Ok(holders)
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let Some(holder) = backend::inspect(name.as_str())? else {
-            return Ok(None);
-        };
-        Ok(Some(Holder {
-            fence: fence(holder.fencing_token)?,
-            since: None,
-            remaining: duration(holder.remaining),
-            process: None,
-            detached: false,
-        }))
-    }
-
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        request(backend::detach, claim)
-    }
-
-    fn abilities(&self) -> Abilities {
+    fn capabilities(&self) -> Capabilities {
         let can = backend::can();
-        Abilities {
+        Capabilities {
             expires: can.expires,
             ephemeral: can.ephemeral,
             transfers: can.transfers,
-            evicts: can.evicts,
+            force_releases: can.evicts,
             fences: can.fences,
             revives: false,
         }
     }
+
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        is_done(backend::detach(&record(claim)))
+    }
 }
 
-/// An operation of the imported store.
-type Operation = fn(&backend::Claim) -> Result<backend::Reply, backend::StoreError>;
-
-fn request(operation: Operation, claim: &Claim) -> Result<Reply, StoreError> {
-    reply(operation(&backend::Claim {
+fn record(claim: &Claim) -> backend::Claim {
+    backend::Claim {
         name: claim.name.to_string(),
         owner: claim.owner.to_string(),
         ttl: claim.ttl.duration().map(nanos),
         ephemeral: claim.ephemeral,
-    }))
+    }
+}
+
+/// Returns whether the store has performed an operation.
+fn is_done(reply: Result<backend::Reply, backend::StoreError>) -> Result<bool, StoreError> {
+    Ok(matches!(reply?, backend::Reply::Granted(_)))
 }
 
 impl From<backend::StoreError> for StoreError {
@@ -366,17 +373,6 @@ fn owner() -> [u8; 16] {
         *half = random::get_random_u64().to_be_bytes();
     }
     bits
-}
-
-fn reply(result: Result<backend::Reply, backend::StoreError>) -> Result<Reply, StoreError> {
-    Ok(match result? {
-        backend::Reply::Granted(token) => Reply::Granted {
-            fence: fence(token)?,
-        },
-        backend::Reply::Refused(remaining) => Reply::Refused {
-            remaining: duration(remaining),
-        },
-    })
 }
 
 fn fence(token: Option<u64>) -> Result<Option<Fence>, StoreError> {

@@ -41,7 +41,7 @@
 //! ```
 //!
 //! This makes a `#[test]` of every case. A capability that a store lacks by its
-//! [`Abilities`](crate::Abilities) is not skipped: the case asserts that the store lacks it.
+//! [`Capabilities`](crate::Capabilities) is not skipped: the case asserts that the store lacks it.
 //!
 //! The suite requires what the documentation of [`Store`] states, and one consequence of it: a store
 //! without `transfers` ties a lease to the client that acquired it, so the lease ends with that client,
@@ -59,7 +59,7 @@ use core::time::Duration;
 use crate::blocking::Host;
 use crate::claim::{Claim, Fence, Owner};
 use crate::name::Name;
-use crate::store::{Holder, Renewed, Reply, Store, StoreError};
+use crate::store::{Acquired, Holder, Renewed, Store, StoreError};
 use crate::ttl::Ttl;
 
 pub mod clients;
@@ -119,8 +119,8 @@ macro_rules! conformance {
                     a_free_name_refuses_extend_release_and_force_release,
                     fences_grow_with_every_grant,
                     an_extension_keeps_the_fence,
-                    inspect_returns_the_holders_fence,
-                    inspect_changes_nothing,
+                    holders_have_their_fences,
+                    a_request_for_the_holders_changes_nothing,
                     a_force_release_frees_the_name,
                     a_force_release_can_require_a_fence,
                     a_force_released_owner_cannot_affect_the_next_holder,
@@ -145,7 +145,7 @@ macro_rules! conformance {
                     fences_grow_after_an_expiry,
                     a_record_without_ttl_does_not_end,
                     an_extension_can_remove_and_restore_the_expiry,
-                    inspect_returns_the_remaining_time,
+                    holders_have_their_remaining_time,
                     a_refusal_never_overstates_the_remaining_time;
                 clients:
                     clients_see_the_same_records,
@@ -212,6 +212,20 @@ macro_rules! conformance {
     };
 }
 
+/// Waits for `claim` for at most `at_most`, as one step of a test: the ticket of the claim's owner stays in the
+/// wait queue until its grant, or until it [leaves](leave) the queue.
+pub fn wait(store: &(impl Store + ?Sized), claim: &Claim, at_most: Duration) {
+    let mut waiter = store.waiter(claim).expect("a store that can wait");
+    waiter.wait(at_most);
+    // Dropping it would leave the queue.
+    core::mem::forget(waiter);
+}
+
+/// Removes the ticket of the owner of `claim` from the wait queue, as one step of a test.
+pub fn leave(store: &(impl Store + ?Sized), claim: &Claim) {
+    drop(store.waiter(claim));
+}
+
 /// Returns a claim on `name` by the `number`th owner, for the fixture's ttl.
 fn claim(fixture: &impl Fixture, name: &str, number: u8) -> Claim {
     claim_for(ttl(fixture.ttl()), name, number)
@@ -237,19 +251,19 @@ fn ttl(length: Duration) -> Ttl {
 
 /// Returns the fencing token of a reply, which must be a grant.
 #[track_caller]
-fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
+fn granted(reply: Result<Acquired, StoreError>) -> Option<Fence> {
     match reply.expect("the store answers") {
-        Reply::Granted { fence } => fence,
-        Reply::Refused { .. } => panic!("the store refused a request that it must grant"),
+        Acquired::Granted { fence } => fence,
+        Acquired::Busy { .. } => panic!("the store refused a request that it must grant"),
     }
 }
 
 /// Returns the remaining time of a reply, which must be a refusal.
 #[track_caller]
-fn refused(reply: Result<Reply, StoreError>) -> Option<Duration> {
+fn refused(reply: Result<Acquired, StoreError>) -> Option<Duration> {
     match reply.expect("the store answers") {
-        Reply::Refused { remaining } => remaining,
-        Reply::Granted { .. } => panic!("the store granted a request that it must refuse"),
+        Acquired::Busy { remaining } => remaining,
+        Acquired::Granted { .. } => panic!("the store granted a request that it must refuse"),
     }
 }
 
@@ -259,13 +273,34 @@ fn renewed(reply: Result<Renewed, StoreError>) -> Renewed {
 }
 
 #[track_caller]
-fn is_granted(reply: Result<Reply, StoreError>) -> bool {
+fn is_granted(reply: Result<Acquired, StoreError>) -> bool {
     reply.expect("the store answers").is_granted()
 }
 
+/// Asserts that an operation other than an acquire request was done.
+#[track_caller]
+fn assert_done(reply: Result<bool, StoreError>) {
+    assert!(is_done(reply), "the store did not do what it must do");
+}
+
+/// Asserts that an operation other than an acquire request was not done.
+#[track_caller]
+fn assert_not_done(reply: Result<bool, StoreError>) {
+    assert!(!is_done(reply), "the store did what it must not do");
+}
+
+#[track_caller]
+fn is_done(reply: Result<bool, StoreError>) -> bool {
+    reply.expect("the store answers")
+}
+
+/// Returns the holder of the name of `claim`, which has at most one, because claims are exclusive.
 #[track_caller]
 fn holder(store: &impl Store, claim: &Claim) -> Option<Holder> {
-    store.inspect(&claim.name).expect("the store answers")
+    let mut holders = store.holders(&claim.name).expect("the store answers");
+    let holder = holders.pop();
+    assert_eq!(holders, [], "more than one holder of {:?}", claim.name);
+    holder
 }
 
 /// Asserts that the grant of `claim` with `fence` is recorded. In a store without fencing tokens, any
@@ -279,7 +314,7 @@ fn assert_held(store: &impl Store, claim: &Claim, fence: Option<Fence>) {
 /// Asserts that the second grant's fencing token is greater, in a store that counts grants.
 #[track_caller]
 fn assert_grows(store: &impl Store, before: Option<Fence>, after: Option<Fence>) {
-    if store.abilities().fences {
+    if store.capabilities().fences {
         let (before, after) = (before.expect("a fence"), after.expect("a fence"));
         assert!(
             before < after,

@@ -13,8 +13,8 @@ use crate::name::Name;
 use crate::renew::{Health, Renew};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::store::{Abilities, Reply, Store, StoreError};
-use crate::time::{Clock, Timestamp};
+use crate::store::{Capabilities, StoreError};
+use crate::time::Timestamp;
 use crate::ttl::Ttl;
 
 /// One acquisition's lease, shared by the lock that acquired it and its guard.
@@ -163,16 +163,14 @@ impl Acquisition {
     }
 
     /// Records the store's reply to a request to detach the lease from its client.
-    pub(crate) fn record_detach(&self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
-        match reply? {
-            Reply::Granted { .. } => {
-                self.0.with(|state| state.lease.detach());
-                Ok(())
-            }
-            Reply::Refused { .. } => Err(Error::NotOwner {
+    pub(crate) fn record_detach(&self, reply: Result<bool, StoreError>) -> Result<(), Error> {
+        if !reply? {
+            return Err(Error::NotOwner {
                 name: self.lease().name().clone(),
-            }),
+            });
         }
+        self.0.with(|state| state.lease.detach());
+        Ok(())
     }
 
     /// Returns the auto-renewal of this lease for a lock of `ttl`, in a store with or without `revives`.
@@ -207,16 +205,14 @@ impl Extension {
     }
 
     /// Records the store's reply.
-    pub(crate) fn complete(self, reply: Result<Reply, StoreError>) -> Result<(), Error> {
-        match reply? {
-            Reply::Granted { .. } => {
-                self.acquisition.0.with(|state| state.granted(self.began));
-                Ok(())
-            }
-            Reply::Refused { .. } => Err(Error::NotOwner {
+    pub(crate) fn complete(self, reply: Result<bool, StoreError>) -> Result<(), Error> {
+        if !reply? {
+            return Err(Error::NotOwner {
                 name: self.request.name.clone(),
-            }),
+            });
         }
+        self.acquisition.0.with(|state| state.granted(self.began));
+        Ok(())
     }
 }
 
@@ -351,17 +347,15 @@ impl LockState {
     pub(crate) fn record_release(
         &self,
         acquisition: &Acquisition,
-        reply: Result<Reply, StoreError>,
+        reply: Result<bool, StoreError>,
     ) -> Result<(), Error> {
-        let reply = reply?;
+        let is_released = reply?;
         self.remove(acquisition.lease().owner());
-        match reply {
-            Reply::Granted { .. } => {
-                acquisition.record_release();
-                Ok(())
-            }
-            Reply::Refused { .. } => Err(self.not_owner()),
+        if !is_released {
+            return Err(self.not_owner());
         }
+        acquisition.record_release();
+        Ok(())
     }
 
     /// Records the store's reply to a force-release, of any holder or `only` of one grant, requested when
@@ -370,9 +364,9 @@ impl LockState {
         &self,
         only: Option<Fence>,
         before: Option<&Acquisition>,
-        reply: Result<Reply, StoreError>,
+        reply: Result<bool, StoreError>,
     ) -> Result<bool, Error> {
-        let is_released = reply?.is_granted();
+        let is_released = reply?;
         if let Some(before) = before
             && (is_released || only.is_none())
         {
@@ -382,53 +376,11 @@ impl LockState {
         Ok(is_released)
     }
 
-    /// Requests `store` to release `acquisition`.
-    pub(crate) fn release(
-        &self,
-        store: &impl Store,
-        acquisition: &Acquisition,
-    ) -> Result<(), Error> {
-        self.record_release(acquisition, store.release(acquisition.lease().claim()))
-    }
-
-    /// Requests `store` to extend `acquisition` to `ttl`, or the lock's own ttl, from now.
-    pub(crate) fn extend(
-        &self,
-        store: &impl Store,
-        clock: &impl Clock,
-        acquisition: &Acquisition,
-        ttl: Option<Ttl>,
-    ) -> Result<(), Error> {
-        let sent = clock.now();
-        let extension = acquisition.extension(ttl.unwrap_or(self.ttl), sent)?;
-        let reply = store.extend(extension.request());
-        extension.complete(reply)
-    }
-
-    /// Requests `store` to detach the latest lease from this client, and returns that lease.
-    pub(crate) fn detach(&self, store: &impl Store) -> Result<Lease, Error> {
-        let acquisition = self.transferable(store.abilities())?;
-        let lease = acquisition.lease();
-        if lease.claim().ephemeral {
-            acquisition.record_detach(store.detach(lease.claim()))?;
-        }
-        Ok(lease)
-    }
-
-    /// Returns whether `store` records the latest acquisition as the holder.
-    pub(crate) fn is_held(&self, store: &impl Store) -> Result<bool, Error> {
-        let Some(acquisition) = self.latest() else {
-            return Ok(false);
-        };
-        let lease = acquisition.lease();
-        Ok(store.holds(lease.claim(), lease.fence())?)
-    }
-
     /// Returns the latest acquisition, if a store with these capabilities allows its transfer to another
     /// client.
-    pub(crate) fn transferable(&self, abilities: Abilities) -> Result<Acquisition, Error> {
+    pub(crate) fn transferable(&self, capabilities: Capabilities) -> Result<Acquisition, Error> {
         let acquisition = self.latest_or_error()?;
-        if !abilities.transfers {
+        if !capabilities.transfers {
             return Err(Error::NotSerializable {
                 name: self.name.clone(),
             });
@@ -474,8 +426,8 @@ pub(crate) fn into_loss(
 pub(crate) fn may_be_released(
     released: &Result<(), Error>,
     loss: Loss,
-    abilities: Abilities,
+    capabilities: Capabilities,
 ) -> bool {
     let is_refused = matches!(released, Err(Error::NotOwner { .. }));
-    is_refused && loss == Loss::Revoked && abilities.revives
+    is_refused && loss == Loss::Revoked && capabilities.revives
 }

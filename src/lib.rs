@@ -87,6 +87,7 @@ mod cell;
 mod held_lease;
 pub mod polled;
 mod locks;
+mod lock_api;
 pub mod blocking;
 pub mod nonblocking;
 #[cfg(feature = "std")]
@@ -99,6 +100,8 @@ mod component;
 mod js;
 
 pub use acquire::{Acquire, AcquireStep};
+#[doc(no_inline)]
+pub use async_trait::async_trait;
 pub use claim::{Claim, Fence, InvalidOwner, Owner};
 pub use error::{Error, RunError};
 pub use lease::{Lease, Loss};
@@ -114,7 +117,8 @@ pub use renew::{Health, Renew, RenewStep};
 pub use retry::{Backoff, InvalidRetry, Retry};
 pub use serialized::{InvalidSerializedLock, SerializedLock};
 pub use store::{
-    Abilities, AsyncStore, Holder, Process, Renewed, Reply, Store, StoreError, Waited,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Holder, LossWatch, Process,
+    Renewed, Store, StoreError, StoreWrapper, Waiter,
 };
 pub use time::{Clock, Timestamp};
 pub use ttl::{InvalidTtl, Ttl};

@@ -16,8 +16,8 @@ use crate::error::Error;
 /// use verrou::{Locks, MemoryStore, Store};
 /// use verrou_host::System;
 ///
-/// type AnyStore = Arc<dyn Store + Send + Sync>;
-/// let factory = || LockFactory::new(Arc::new(MemoryStore::new(System)) as AnyStore, System);
+/// type SharedStore = Arc<dyn Store>;
+/// let factory = || LockFactory::new(Arc::new(MemoryStore::new(System)) as SharedStore, System);
 /// let locks = Locks::new("memory", [("memory", factory()), ("other", factory())])?;
 ///
 /// locks.create_lock("my-resource", "1s")?.acquire()?;

@@ -1,18 +1,23 @@
 //! The reference store: leases in this process's memory.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::fmt;
-use core::future::{self, Future};
+use core::future;
 use core::mem;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 use std::collections::HashMap;
 use std::sync::PoisonError;
 
+use async_trait::async_trait;
+
 use crate::claim::{Claim, Fence, Owner};
 use crate::name::Name;
-use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, Store, StoreError, Waited};
+use crate::store::{
+    Acquired, AsyncStore, AsyncWaiter, Capabilities, Holder, Renewed, Store, StoreError, Waiter,
+};
 use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::time::{Clock, Timestamp};
 
@@ -94,14 +99,14 @@ impl<C: Clock> MemoryStore<C> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record_claim(&self, claim: &Claim) -> Reply {
+    fn record_claim(&self, claim: &Claim) -> Acquired {
         self.operate(|state, now| {
             let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
             let fence = match state.records.get(&claim.name) {
                 Some(record) if record.owner == claim.owner => record.fence,
                 Some(record) => {
                     let remaining = record.until.map(|until| until.saturating_since(now));
-                    return Reply::Refused { remaining };
+                    return Acquired::Busy { remaining };
                 }
                 None => state.next_fence(),
             };
@@ -114,19 +119,19 @@ impl<C: Clock> MemoryStore<C> {
                     until,
                 },
             );
-            Reply::Granted { fence: Some(fence) }
+            Acquired::Granted { fence: Some(fence) }
         })
     }
 
-    fn extend_record(&self, claim: &Claim) -> Reply {
+    fn extend_record(&self, claim: &Claim) -> bool {
         self.operate(|state, now| match state.records.get(&claim.name) {
             Some(record) if record.owner == claim.owner => {
                 let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
                 let record = Record { until, ..*record };
                 state.set(&claim.name, record);
-                Reply::Granted { fence: None }
+                true
             }
-            _ => Reply::REFUSED,
+            _ => false,
         })
     }
 
@@ -171,14 +176,14 @@ impl<C: Clock> MemoryStore<C> {
         })
     }
 
-    fn remove_if(&self, name: &Name, how: End, condition: impl Fn(Owner, Fence) -> bool) -> Reply {
+    fn remove_if(&self, name: &Name, how: End, condition: impl Fn(Owner, Fence) -> bool) -> bool {
         self.operate(|state, _| {
             if let Some(record) = state.records.get(name) {
                 if !condition(record.owner, record.fence) {
-                    return Reply::REFUSED;
+                    return false;
                 }
                 state.end(name, how);
-                return Reply::Granted { fence: None };
+                return true;
             }
             // The expired lease cannot be renewed after this.
             if let Some(end) = state.last_end(name)
@@ -187,7 +192,7 @@ impl<C: Clock> MemoryStore<C> {
             {
                 end.how = how;
             }
-            Reply::REFUSED
+            false
         })
     }
 
@@ -310,48 +315,121 @@ impl MemoryState {
     }
 }
 
-impl<C: Clock> Store for MemoryStore<C> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+impl<C: Clock + Send + Sync> Store for MemoryStore<C> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         Ok(self.record_claim(claim))
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         Ok(self.extend_record(claim))
+    }
+
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let is_owner = |owner, _| owner == claim.owner;
+        Ok(self.remove_if(&claim.name, End::Released, is_owner))
+    }
+
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        let is_meant = |_, fence| only.is_none_or(|only| only == fence);
+        Ok(self.remove_if(name, End::ForceReleased, is_meant))
+    }
+
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Ok(self.holder(name).into_iter().collect())
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            expires: true,
+            ephemeral: false,
+            transfers: true,
+            force_releases: true,
+            fences: true,
+            revives: true,
+        }
     }
 
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         Ok(self.renew_record(claim, fence))
     }
 
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let is_owner = |owner, _| owner == claim.owner;
-        Ok(self.remove_if(&claim.name, End::Released, is_owner))
-    }
-
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let is_meant = |_, fence| only.is_none_or(|only| only == fence);
-        Ok(self.remove_if(name, End::ForceReleased, is_meant))
-    }
-
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Ok(self.holder(name))
-    }
-
     fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
         Ok(self.is_owner(claim))
     }
 
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(if self.is_owner(claim) {
-            Reply::Granted { fence: None }
-        } else {
-            Reply::REFUSED
-        })
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Ok(self.is_owner(claim))
     }
 
-    /// Waits until the name is released or its record ends, at most `at_most`.
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let name = &claim.name;
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        Some(Box::new(MemoryWaiter::new(self, claim)))
+    }
+}
+
+#[async_trait]
+impl<C: Clock + Send + Sync> AsyncStore for MemoryStore<C> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        Store::acquire(self, claim)
+    }
+
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Store::extend(self, claim)
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Store::release(self, claim)
+    }
+
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        Store::force_release(self, name, only)
+    }
+
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Store::holders(self, name)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Store::capabilities(self)
+    }
+
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Store::renew(self, claim, fence)
+    }
+
+    async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        Store::holds(self, claim, fence)
+    }
+
+    async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Store::detach(self, claim)
+    }
+
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(Box::new(MemoryWaiter::new(self, claim)))
+    }
+}
+
+/// The waiter of one claim. Dropping it removes its waker.
+struct MemoryWaiter<'a, C: Clock> {
+    store: &'a MemoryStore<C>,
+    name: Name,
+    ticket: Option<u64>,
+}
+
+impl<'a, C: Clock> MemoryWaiter<'a, C> {
+    fn new(store: &'a MemoryStore<C>, claim: &Claim) -> Self {
+        Self {
+            store,
+            name: claim.name.clone(),
+            ticket: None,
+        }
+    }
+}
+
+impl<C: Clock + Send + Sync> Waiter for MemoryWaiter<'_, C> {
+    /// Waits until the name is released or its record ends.
+    fn wait(&mut self, at_most: Duration) {
+        let (store, name) = (self.store, &self.name);
         let held = |state: &mut MemoryState, now| {
             let record = state.records.get(name)?;
             Some((
@@ -359,8 +437,8 @@ impl<C: Clock> Store for MemoryStore<C> {
                 record.until.map(|until| until.saturating_since(now)),
             ))
         };
-        let Some((fence, remaining)) = self.operate(held) else {
-            return Waited::Done;
+        let Some((fence, remaining)) = store.operate(held) else {
+            return;
         };
         let at_most = remaining.map_or(at_most, |left| left.min(at_most));
         let taken = |state: &mut MemoryState| {
@@ -369,94 +447,27 @@ impl<C: Clock> Store for MemoryStore<C> {
                 .get(name)
                 .is_some_and(|record| record.fence == fence)
         };
-        let waited = self.freed.wait_timeout_while(self.lock(), at_most, taken);
+        let waited = store.freed.wait_timeout_while(store.lock(), at_most, taken);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
-        Waited::Done
-    }
-
-    fn abilities(&self) -> Abilities {
-        Abilities {
-            expires: true,
-            ephemeral: false,
-            transfers: true,
-            evicts: true,
-            fences: true,
-            revives: true,
-        }
     }
 }
 
-impl<C: Clock> AsyncStore for MemoryStore<C> {
-    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(Store::acquire(self, claim))
-    }
-
-    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(Store::extend(self, claim))
-    }
-
-    fn renew(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<Renewed, StoreError>> {
-        future::ready(Store::renew(self, claim, fence))
-    }
-
-    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(Store::release(self, claim))
-    }
-
-    fn evict(
-        &self,
-        name: &Name,
-        only: Option<Fence>,
-    ) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(Store::evict(self, name, only))
-    }
-
-    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
-        future::ready(Store::inspect(self, name))
-    }
-
-    fn holds(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<bool, StoreError>> {
-        future::ready(Store::holds(self, claim, fence))
-    }
-
-    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(Store::detach(self, claim))
-    }
-
-    async fn wait(&self, claim: &Claim, _at_most: Duration) {
-        let name = &claim.name;
-        let mut waiter = Waiter {
-            store: self,
+#[async_trait]
+impl<C: Clock + Send + Sync> AsyncWaiter for MemoryWaiter<'_, C> {
+    async fn wait(&mut self, _at_most: Duration) {
+        let Self {
+            store,
             name,
-            ticket: None,
-        };
-        future::poll_fn(|context| self.poll_free(name, &mut waiter.ticket, context)).await;
-    }
-
-    fn abilities(&self) -> Abilities {
-        Store::abilities(self)
+            ticket,
+        } = self;
+        future::poll_fn(|context| store.poll_free(name, ticket, context)).await;
     }
 }
 
-/// A waiter's registration, which removes its waker when it is dropped.
-struct Waiter<'a, C: Clock> {
-    store: &'a MemoryStore<C>,
-    name: &'a Name,
-    ticket: Option<u64>,
-}
-
-impl<C: Clock> Drop for Waiter<'_, C> {
+impl<C: Clock> Drop for MemoryWaiter<'_, C> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
-            self.store.remove_waiter(self.name, ticket);
+            self.store.remove_waiter(&self.name, ticket);
         }
     }
 }

@@ -35,7 +35,7 @@ mutants! {
     ContainersBootBelieved
     CounterAloneCounts
     CounterBeginsAnew
-    DamageTakenForFree
+    CorruptionTakenForFree
     DroppedWaitKeepsPlace
     EndlessPatience
     ErrorTakenForRefusal

@@ -5,11 +5,17 @@
 //! completes in one poll, as in [`Inline`] stores and in memory. In other stores it is held until its
 //! lease expires.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::convert::Infallible;
 use core::future::{self, Future};
+use core::mem;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
+
+use async_trait::async_trait;
 
 use crate::acquire::{Acquire, AcquireStep};
 use crate::cell::Shared;
@@ -17,19 +23,22 @@ use crate::claim::{Claim, Fence};
 use crate::error::{Error, RunError};
 use crate::held_lease::{Acquisition, LockState, into_loss, may_be_released};
 use crate::lease::{Lease, Loss};
+use crate::lock_api::lock_api;
 use crate::locks::Locks;
 use crate::name::Name;
-use crate::renew::{Renew, RenewStep};
+use crate::renew::{Renew, RenewStep, SHORTEST_WATCH};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, Store, StoreError};
+use crate::store::{
+    Acquired, AsyncStore, AsyncWaiter, Capabilities, Holder, Renewed, Store, StoreError,
+};
 use crate::time::Clock;
 use crate::ttl::Ttl;
 
 /// The functions that an async caller provides besides a store.
-pub trait AsyncHost: Clock {
+pub trait AsyncHost: Clock + Send + Sync {
     /// Waits until `pause` has passed.
-    fn sleep(&self, pause: Duration) -> impl Future<Output = ()>;
+    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> + Send;
 
     /// Returns 128 unpredictable bits.
     fn random(&self) -> [u8; 16];
@@ -40,7 +49,7 @@ pub trait AsyncHost: Clock {
 }
 
 impl<H: AsyncHost + ?Sized> AsyncHost for Arc<H> {
-    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> {
+    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> + Send {
         (**self).sleep(pause)
     }
     fn random(&self) -> [u8; 16] {
@@ -59,46 +68,34 @@ impl<H: AsyncHost + ?Sized> AsyncHost for Arc<H> {
 #[expect(clippy::exhaustive_structs, reason = "a wrapper is what it wraps")]
 pub struct Inline<S>(pub S);
 
+#[async_trait]
 impl<S: Store> AsyncStore for Inline<S> {
-    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(self.0.acquire(claim))
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        self.0.acquire(claim)
     }
-    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(self.0.extend(claim))
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.0.extend(claim)
     }
-    fn renew(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<Renewed, StoreError>> {
-        future::ready(self.0.renew(claim, fence))
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.0.release(claim)
     }
-    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(self.0.release(claim))
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        self.0.force_release(name, only)
     }
-    fn evict(
-        &self,
-        name: &Name,
-        only: Option<Fence>,
-    ) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(self.0.evict(name, only))
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        self.0.holders(name)
     }
-    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
-        future::ready(self.0.inspect(name))
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
     }
-
-    fn holds(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<bool, StoreError>> {
-        future::ready(self.0.holds(claim, fence))
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.0.renew(claim, fence)
     }
-    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        future::ready(self.0.detach(claim))
+    async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        self.0.holds(claim, fence)
     }
-    fn abilities(&self) -> Abilities {
-        self.0.abilities()
+    async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.0.detach(claim)
     }
 }
 
@@ -119,55 +116,70 @@ pub async fn acquire(
     let mut pending = PendingAcquire {
         store,
         machine,
-        waits: false,
+        has_waited: false,
+        waiter: None,
     };
     loop {
-        let reply = match pending.machine.next(host.now()) {
-            AcquireStep::Acquire(claim) => store.acquire(claim).await,
-            AcquireStep::Release(claim) => store.release(claim).await,
-            AcquireStep::Wait(_, at_most) => {
-                pending.waits = true;
-                let at_most = if store.notifies() {
-                    pending.machine.longest_wait(host.now())
-                } else {
-                    at_most
-                };
-                let claim = pending.machine.claim();
-                either(store.wait(claim, at_most), host.sleep(at_most)).await;
+        match pending.machine.next(host.now()) {
+            AcquireStep::Acquire(claim) => {
+                let reply = store.acquire(claim).await;
+                pending.machine.received(host.now(), reply);
+            }
+            AcquireStep::Release(claim) => {
+                // After an error, the record that may be left expires.
+                let _ = store.release(claim).await;
+                pending.machine.released();
+            }
+            AcquireStep::Wait(claim, at_most) => {
+                if !mem::replace(&mut pending.has_waited, true) {
+                    pending.waiter = store.waiter(claim);
+                }
+                match &mut pending.waiter {
+                    Some(waiter) => {
+                        let at_most = if waiter.notifies() {
+                            pending.machine.longest_wait(host.now())
+                        } else {
+                            at_most
+                        };
+                        either(waiter.wait(at_most), host.sleep(at_most)).await;
+                    }
+                    None => host.sleep(at_most).await,
+                }
                 pending.machine.waited(host.now());
-                continue;
             }
             AcquireStep::Sleep(pause) => {
                 host.sleep(pause).await;
                 pending.machine.waited(host.now());
-                continue;
             }
             AcquireStep::Done(end) => {
-                pending.waits &= end.is_err();
+                if end.is_ok()
+                    && let Some(waiter) = pending.waiter.take()
+                {
+                    waiter.granted();
+                }
                 return end;
             }
-        };
-        pending.machine.heard(host.now(), reply);
+        }
     }
 }
 
-/// An acquire request. Dropping it before its end removes its ticket from the wait queue, and releases the
-/// grant that it may have.
+/// An acquire request. Dropping it before its end releases the grant that it may have, and removes its ticket
+/// from the wait queue.
 struct PendingAcquire<'a, S: AsyncStore> {
     store: &'a S,
     machine: Acquire,
-    /// Whether it may have a ticket.
-    waits: bool,
+    has_waited: bool,
+    /// The waiter, from the first wait on, of a store that can wait.
+    waiter: Option<Box<dyn AsyncWaiter + 'a>>,
 }
 
 impl<S: AsyncStore> Drop for PendingAcquire<'_, S> {
     fn drop(&mut self) {
-        let claim = self.machine.claim();
         if self.machine.has_unknown_outcome() {
-            poll_once(self.store.release(claim));
+            poll_once(self.store.release(self.machine.claim()));
         }
-        if self.waits && !mutant!(DroppedWaitKeepsPlace) {
-            self.store.give_up(claim);
+        if mutant!(DroppedWaitKeepsPlace) {
+            mem::forget(self.waiter.take());
         }
     }
 }
@@ -207,21 +219,28 @@ async fn keep_observed<T>(
     mut waited: impl FnMut(&mut Renew),
     work: impl Future<Output = T>,
 ) -> Result<T, Loss> {
+    let watch = store.watch(machine.lease().claim());
     let keeping = async {
+        let mut watch = watch;
         loop {
             match machine.next(host.now()) {
                 RenewStep::Renew(claim, fence) => {
                     let claim = claim.clone();
                     observe(machine);
                     let reply = store.renew(&claim, fence).await;
-                    machine.heard(host.now(), reply);
+                    machine.received(host.now(), reply);
                     observe(machine);
                 }
                 RenewStep::Wait(at_most) => {
                     noted(machine);
-                    let claim = machine.lease().claim().clone();
                     let began = host.now();
-                    match either(host.sleep(at_most), store.lost(&claim)).await {
+                    let lost = async {
+                        match &mut watch {
+                            Some(watch) => watch.wait().await,
+                            None => future::pending().await,
+                        }
+                    };
+                    match either(host.sleep(at_most), lost).await {
                         Either::First(()) => waited(machine),
                         Either::Second(()) => {
                             // A store that notifies of losses all the time gets fewer requests.
@@ -253,15 +272,12 @@ async fn keep_observed<T>(
         let claim = claim.clone();
         observe(machine);
         let reply = store.renew(&claim, fence).await;
-        machine.heard(host.now(), reply);
+        machine.received(host.now(), reply);
         observe(machine);
         noted(machine);
     }
     Ok(done)
 }
-
-/// The minimum length of a watch for a loss; one that ends sooner is prolonged.
-const SHORTEST_WATCH: Duration = Duration::from_millis(1);
 
 enum Either<A, B> {
     First(A),
@@ -283,123 +299,9 @@ async fn either<A, B>(
     .await
 }
 
-/// A factory of the locks of one store.
-#[derive(Clone, Debug)]
-pub struct LockFactory<S, H> {
-    store: S,
-    host: H,
-    retry: Retry,
-}
-
-impl<S: AsyncStore + Clone, H: AsyncHost + Clone> LockFactory<S, H> {
-    /// Returns a factory of locks in `store` that wait by `host`.
-    pub fn new(store: S, host: H) -> Self {
-        Self {
-            store,
-            host,
-            retry: Retry::default(),
-        }
-    }
-
-    /// Sets the default retry policy of the factory's locks.
-    #[must_use]
-    pub fn retry(self, retry: Retry) -> Self {
-        Self { retry, ..self }
-    }
-
-    /// Returns a lock named `name`, whose leases last `ttl`. Sends no request to the store.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidName`], [`Error::InvalidTtl`].
-    pub fn create_lock<T>(&self, name: &str, ttl: T) -> Result<Lock<S, H>, Error>
-    where
-        T: TryInto<Ttl>,
-        Error: From<T::Error>,
-    {
-        let state = LockState::new(Name::new(name)?, ttl.try_into()?, self.retry.clone());
-        Ok(self.lock(state))
-    }
-
-    /// Returns the lock that [`Lock::serialize`] serialized, perhaps in another process. Sends no request
-    /// to the store.
-    pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
-        let (now, wall) = (self.host.now(), self.host.wall_clock());
-        self.lock(LockState::restored(
-            serialized,
-            self.retry.clone(),
-            now,
-            wall,
-        ))
-    }
-
-    fn lock(&self, state: LockState) -> Lock<S, H> {
-        Lock {
-            store: self.store.clone(),
-            host: self.host.clone(),
-            state,
-        }
-    }
-}
-
-impl<S: AsyncStore + Clone, H: AsyncHost + Clone> Locks<LockFactory<S, H>> {
-    /// Returns a lock in the default store; see [`LockFactory::create_lock`].
-    ///
-    /// # Errors
-    ///
-    /// The errors of [`LockFactory::create_lock`].
-    pub fn create_lock<T>(&self, name: &str, ttl: T) -> Result<Lock<S, H>, Error>
-    where
-        T: TryInto<Ttl>,
-        Error: From<T::Error>,
-    {
-        self.default_factory().create_lock(name, ttl)
-    }
-
-    /// Restores a lock in the default store; see [`LockFactory::restore_lock`].
-    pub fn restore_lock(&self, serialized: &SerializedLock) -> Lock<S, H> {
-        self.default_factory().restore_lock(serialized)
-    }
-}
-
-/// An async lock: the counterpart of [`blocking::Lock`](crate::blocking::Lock).
-#[derive(Debug)]
-pub struct Lock<S, H> {
-    store: S,
-    host: H,
-    state: LockState,
-}
+lock_api!([async] [.await] AsyncStore AsyncHost);
 
 impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
-    /// Acquires the lock, waiting by the factory's retry policy: by default, without end.
-    ///
-    /// The lock is held until it is released or its lease has expired.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Timeout`] when the policy ended first, [`Error::Storage`] when the store failed.
-    pub async fn acquire(&self) -> Result<Lease, Error> {
-        self.acquire_with(&self.state.retry).await
-    }
-
-    /// Acquires the lock, waiting by the policy `retry`.
-    ///
-    /// # Errors
-    ///
-    /// The errors of [`acquire`](Self::acquire).
-    pub async fn acquire_with(&self, retry: &Retry) -> Result<Lease, Error> {
-        Ok(self.guard_with(retry).await?.leave())
-    }
-
-    /// Acquires the lock if it is free now.
-    ///
-    /// # Errors
-    ///
-    /// The errors of [`acquire`](Self::acquire).
-    pub async fn try_acquire(&self) -> Result<Lease, Error> {
-        self.acquire_with(&Retry::NEVER).await
-    }
-
     /// Acquires the lock, runs `body`, and releases the lock.
     ///
     /// If `body` panics, or the future is dropped before its end, the lock is released by a store whose
@@ -411,9 +313,9 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// returned when the lock was lost before `body` ended, or could not be released.
     pub async fn run<T>(
         &self,
-        body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
+        body: impl AsyncFnOnce(&Guard<S, H>) -> T,
     ) -> Result<T, RunError<T>> {
-        self.run_with(&self.state.retry, body).await
+        self.run_with(&self.0.state.retry, body).await
     }
 
     /// Does what [`run`](Self::run) does, waiting for the lock by the policy `retry`.
@@ -424,14 +326,14 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     pub async fn run_with<T>(
         &self,
         retry: &Retry,
-        body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
+        body: impl AsyncFnOnce(&Guard<S, H>) -> T,
     ) -> Result<T, RunError<T>> {
-        let held = self
+        let guard = self
             .guard_with(retry)
             .await
             .map_err(RunError::NotAcquired)?;
-        let value = body(&held).await;
-        match held.release().await {
+        let value = body(&guard).await;
+        match guard.release().await {
             Ok(()) => Ok(value),
             Err(error) => Err(RunError::Ended { value, error }),
         }
@@ -444,248 +346,38 @@ impl<S: AsyncStore, H: AsyncHost> Lock<S, H> {
     /// The errors of [`run`](Self::run).
     pub async fn try_run<T>(
         &self,
-        body: impl AsyncFnOnce(&Held<'_, S, H>) -> T,
+        body: impl AsyncFnOnce(&Guard<S, H>) -> T,
     ) -> Result<T, RunError<T>> {
         self.run_with(&Retry::NEVER, body).await
-    }
-
-    /// Releases the lock.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
-    /// when the outcome is unknown, and the release may be retried.
-    pub async fn release(&self) -> Result<(), Error> {
-        self.release_acquisition(&self.state.latest_or_error()?)
-            .await
-    }
-
-    /// Force-releases the lock: frees it regardless of its holder.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Storage`] when the outcome is unknown, or the store cannot force-release.
-    pub async fn force_release(&self) -> Result<(), Error> {
-        self.evict(None).await.map(drop)
-    }
-
-    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl. This may shorten the
-    /// lease.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotOwner`] when the lock was never acquired through this value, is lost, or its lease has
-    /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
-    /// as before, or `ttl`, whichever is shorter.
-    pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.extend_acquisition(&self.state.latest_or_error()?, ttl)
-            .await
-    }
-
-    /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
-    pub fn is_expired(&self) -> bool {
-        self.lease()
-            .is_some_and(|lease| lease.is_expired(self.host.now()))
-    }
-
-    /// Returns the lease's remaining time, zero once it has expired; `None` when there is none, or it
-    /// does not end by itself.
-    pub fn remaining(&self) -> Option<Duration> {
-        self.lease()?.remaining(self.host.now())
-    }
-
-    /// Returns whether the store records a holder of the lock.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Storage`] when the store cannot determine the holder.
-    pub async fn is_locked(&self) -> Result<bool, Error> {
-        Ok(self.holder().await?.is_some())
-    }
-
-    /// Returns whether the store records this value's latest acquisition as the lock's holder.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
-    /// not implement [`holds`](crate::Store::holds).
-    pub async fn is_held(&self) -> Result<bool, Error> {
-        let Some(acquisition) = self.state.latest() else {
-            return Ok(false);
-        };
-        let lease = acquisition.lease();
-        Ok(self.store.holds(lease.claim(), lease.fence()).await?)
-    }
-
-    /// Serializes the lease, for its transfer to another process. Detaches it: from then on it outlives
-    /// this process, and ends by its ttl alone.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
-    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
-    pub async fn serialize(&self) -> Result<SerializedLock, Error> {
-        let acquisition = self.state.transferable(self.store.abilities())?;
-        let lease = acquisition.lease();
-        if lease.claim().ephemeral {
-            acquisition.record_detach(self.store.detach(lease.claim()).await)?;
-        }
-        Ok(self.to_serialized(&lease))
-    }
-
-    /// Returns the latest acquisition's lease, which may have ended since.
-    pub fn lease(&self) -> Option<Lease> {
-        Some(self.state.latest()?.lease())
-    }
-
-    /// Returns the lock's name.
-    pub fn name(&self) -> &Name {
-        &self.state.name
-    }
-
-    /// Returns the length of the lock's leases.
-    pub fn ttl(&self) -> Ttl {
-        self.state.ttl
     }
 
     /// Returns the text of [`serialize`](Self::serialize) without detaching the lease.
     #[cfg(feature = "js")]
     pub(crate) fn serialize_attached(&self) -> Result<SerializedLock, Error> {
-        let acquisition = self.state.transferable(self.store.abilities())?;
+        let acquisition = self.0.state.transferable(self.0.store.capabilities())?;
         Ok(self.to_serialized(&acquisition.lease()))
     }
 
-    fn to_serialized(&self, lease: &Lease) -> SerializedLock {
-        let (now, wall) = (self.host.now(), self.host.wall_clock());
-        SerializedLock::new(lease, self.state.ttl, now, wall)
-    }
-
-    pub(crate) async fn evict(&self, only: Option<Fence>) -> Result<bool, Error> {
-        let before = self.state.latest();
-        let reply = self.store.evict(&self.state.name, only).await;
-        self.state
-            .record_force_release(only, before.as_ref(), reply)
-    }
-
-    pub(crate) async fn holder(&self) -> Result<Option<Holder>, Error> {
-        Ok(self.store.inspect(&self.state.name).await?)
-    }
-
-    async fn guard_with(&self, retry: &Retry) -> Result<Held<'_, S, H>, Error> {
-        self.guard_as(self.host.random(), retry).await
-    }
-
-    pub(crate) async fn guard_as(
-        &self,
-        owner: [u8; 16],
-        retry: &Retry,
-    ) -> Result<Held<'_, S, H>, Error> {
-        let machine = self.state.acquire(retry, owner, self.host.now());
-        let lease = acquire(&self.store, &self.host, machine).await?;
-        Ok(Held {
-            lock: self,
-            acquisition: self.state.record_grant(lease),
-            ended: false,
-        })
-    }
-
+    /// Renews the lease of `acquisition` until `work` ends.
     pub(crate) async fn renew_during<T>(
         &self,
         acquisition: &Acquisition,
         work: impl Future<Output = T>,
     ) -> Result<T, Error> {
-        let revives = self.store.abilities().revives;
-        let (mut machine, sync) = acquisition.renew(self.state.ttl, revives, self.host.now());
+        let LockParts { store, host, state } = &*self.0;
+        let revives = store.capabilities().revives;
+        let (mut machine, sync) = acquisition.renew(state.ttl, revives, host.now());
         // A task may continue on another thread.
         let sync = Shared::new(sync);
         let record = |machine: &Renew| sync.with(|sync| sync.record_renewal(machine));
         let update =
-            |machine: &mut Renew| sync.with(|sync| sync.update_machine(machine, self.host.now()));
-        let (store, host) = (&self.store, &self.host);
+            |machine: &mut Renew| sync.with(|sync| sync.update_machine(machine, host.now()));
         let kept = keep_observed(store, host, &mut machine, record, record, update, work).await;
-        kept.map_err(|loss| {
-            acquisition.record_loss(loss);
-            Error::Lost {
-                name: self.state.name.clone(),
-                loss,
-                source: machine.failure().cloned(),
-            }
-        })
-    }
-
-    async fn extend_acquisition(
-        &self,
-        acquisition: &Acquisition,
-        ttl: Option<Ttl>,
-    ) -> Result<(), Error> {
-        let sent = self.host.now();
-        let extension = acquisition.extension(ttl.unwrap_or(self.state.ttl), sent)?;
-        let reply = self.store.extend(extension.request()).await;
-        extension.complete(reply)
-    }
-
-    pub(crate) async fn release_acquisition(&self, acquisition: &Acquisition) -> Result<(), Error> {
-        let reply = self.store.release(acquisition.lease().claim()).await;
-        self.state.record_release(acquisition, reply)
-    }
-
-    /// Releases the lock of a guard, unless its owner has released it already.
-    pub(crate) async fn release_guarded(&self, acquisition: &Acquisition) -> Result<(), Error> {
-        let lease = acquisition.lease();
-        if acquisition.is_released() {
-            self.state.remove(lease.owner());
-            return Ok(());
-        }
-        let loss = acquisition.loss(self.host.now());
-        let released = self.release_acquisition(acquisition).await;
-        if may_be_released(&released, loss, self.store.abilities())
-            && let Ok(Renewed::Released) = self.store.renew(lease.claim(), lease.fence()).await
-        {
-            return Ok(());
-        }
-        released.map_err(|error| into_loss(error, acquisition, loss, self.host.now()))
+        kept.map_err(|loss| self.lost(acquisition, &machine, loss))
     }
 }
 
-/// The guard of a lock that is held by a [`Lock::run`].
-#[derive(Debug)]
-pub struct Held<'a, S: AsyncStore, H: AsyncHost> {
-    lock: &'a Lock<S, H>,
-    acquisition: Acquisition,
-    ended: bool,
-}
-
-impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
-    /// Returns the grant's fencing token; `None` from a store that does not count grants.
-    pub fn fence(&self) -> Option<Fence> {
-        self.lease().fence()
-    }
-
-    /// Returns the lease's remaining time, zero once it has expired; `None` when it does not end by
-    /// itself.
-    pub fn remaining(&self) -> Option<Duration> {
-        self.lease().remaining(self.lock.host.now())
-    }
-
-    /// Returns whether the lease has expired.
-    pub fn is_expired(&self) -> bool {
-        self.lease().is_expired(self.lock.host.now())
-    }
-
-    /// Returns the lease in its current state.
-    pub fn lease(&self) -> Lease {
-        self.acquisition.lease()
-    }
-
-    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl.
-    ///
-    /// # Errors
-    ///
-    /// The errors of [`Lock::extend`].
-    pub async fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.lock.extend_acquisition(&self.acquisition, ttl).await
-    }
-
+impl<S: AsyncStore, H: AsyncHost> Guard<S, H> {
     /// Renews the lease until `work` ends, and returns the value of `work`.
     ///
     /// # Errors
@@ -695,24 +387,24 @@ impl<S: AsyncStore, H: AsyncHost> Held<'_, S, H> {
         self.lock.renew_during(&self.acquisition, work).await
     }
 
-    fn leave(self) -> Lease {
-        self.into_acquisition().lease()
+    /// Renews the lease until the lock is lost, and returns the loss. A store that notifies of losses ends this
+    /// at once. Never ends if the owner has released the lock; dropping the future ends the renewals.
+    pub async fn lost(&self) -> Error {
+        match self.keep(future::pending::<Infallible>()).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
     }
 
-    /// Ends the guard without a release, and returns its lease.
+    /// Ends the guard without a release, and returns its acquisition.
+    #[cfg(feature = "js")]
     pub(crate) fn into_acquisition(mut self) -> Acquisition {
         self.ended = true;
         self.acquisition.clone()
     }
-
-    pub(crate) async fn release(mut self) -> Result<(), Error> {
-        let released = self.lock.release_guarded(&self.acquisition).await;
-        self.ended = true;
-        released
-    }
 }
 
-impl<S: AsyncStore, H: AsyncHost> Drop for Held<'_, S, H> {
+impl<S: AsyncStore, H: AsyncHost> Drop for Guard<S, H> {
     fn drop(&mut self) {
         if !self.ended {
             // A drop cannot await the release, or report an error.

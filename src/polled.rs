@@ -26,6 +26,7 @@
 //! ```
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::time::Duration;
 
 use crate::acquire::{Acquire, AcquireStep};
@@ -51,14 +52,20 @@ pub(crate) enum Halt {
 /// Drives `machine` until it has to wait, or has ended.
 pub(crate) fn advance(store: &impl Store, clock: &impl Clock, machine: &mut Acquire) -> Halt {
     loop {
-        let reply = match machine.next(clock.now()) {
-            AcquireStep::Acquire(claim) => store.acquire(claim),
-            AcquireStep::Release(claim) => store.release(claim),
+        match machine.next(clock.now()) {
+            AcquireStep::Acquire(claim) => {
+                let reply = store.acquire(claim);
+                machine.received(clock.now(), reply);
+            }
+            AcquireStep::Release(claim) => {
+                // After an error, the record that may be left expires.
+                let _ = store.release(claim);
+                machine.released();
+            }
             AcquireStep::Wait(_, at_most) => return Halt::Wait(at_most),
             AcquireStep::Sleep(pause) => return Halt::Sleep(pause),
             AcquireStep::Done(end) => return Halt::Done(end),
-        };
-        machine.heard(clock.now(), reply);
+        }
     }
 }
 
@@ -76,7 +83,7 @@ pub(crate) fn renew(
                 let claim = claim.clone();
                 observe(machine);
                 let reply = store.renew(&claim, fence);
-                machine.heard(clock.now(), reply);
+                machine.received(clock.now(), reply);
                 observe(machine);
             }
             RenewStep::Wait(at_most) => return Ok(at_most),
@@ -162,7 +169,7 @@ impl<S: Store + Clone, C: Clock + Clone> Lock<S, C> {
     /// [`Error::NotOwner`] when the lock was never acquired through this value, or is released.
     pub fn keep(&self) -> Result<Renewal<S, C>, Error> {
         let acquisition = self.state.latest_or_error()?;
-        let revives = self.store.abilities().revives;
+        let revives = self.store.capabilities().revives;
         let (machine, sync) = acquisition.renew(self.state.ttl, revives, self.clock.now());
         Ok(Renewal {
             store: self.store.clone(),
@@ -181,8 +188,9 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::NotOwner`] when it was never acquired through this value, or is lost; [`Error::Storage`]
     /// when the outcome is unknown, and the release may be retried.
     pub fn release(&self) -> Result<(), Error> {
-        self.state
-            .release(&self.store, &self.state.latest_or_error()?)
+        let acquisition = self.state.latest_or_error()?;
+        let reply = self.store.release(acquisition.lease().claim());
+        self.state.record_release(&acquisition, reply)
     }
 
     /// Force-releases the lock: frees it regardless of its holder, or only if it is held under the fencing
@@ -193,26 +201,29 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::Storage`] when the outcome is unknown, or the store cannot force-release.
     pub fn force_release(&self, only: Option<Fence>) -> Result<bool, Error> {
         let before = self.state.latest();
-        let reply = self.store.evict(&self.state.name, only);
+        let reply = self.store.force_release(&self.state.name, only);
         self.state
             .record_force_release(only, before.as_ref(), reply)
     }
 
-    /// Extends the lease to `ttl` from now, or with `None` to the lock's own ttl. This may shorten the
-    /// lease.
+    /// Extends the lease to `ttl` from now, such as `"5s"`, or the lock's own [`ttl`](Self::ttl). This may
+    /// shorten the lease.
     ///
     /// # Errors
     ///
     /// [`Error::NotOwner`] when the lock was never acquired through this value, is lost, or its lease has
     /// expired; [`Error::Storage`] when the outcome is unknown: the lease then counts as lasting as long
-    /// as before, or `ttl`, whichever is shorter.
-    pub fn extend(&self, ttl: Option<Ttl>) -> Result<(), Error> {
-        self.state.extend(
-            &self.store,
-            &self.clock,
-            &self.state.latest_or_error()?,
-            ttl,
-        )
+    /// as before, or `ttl`, whichever is shorter; [`Error::InvalidTtl`].
+    pub fn extend<T>(&self, ttl: T) -> Result<(), Error>
+    where
+        T: TryInto<Ttl>,
+        Error: From<T::Error>,
+    {
+        let ttl = ttl.try_into()?;
+        let acquisition = self.state.latest_or_error()?;
+        let extension = acquisition.extension(ttl, self.clock.now())?;
+        let reply = self.store.extend(extension.request());
+        extension.complete(reply)
     }
 
     /// Returns whether the lease has expired; `false` when there is none, or it does not end by itself.
@@ -233,7 +244,7 @@ impl<S: Store, C: Clock> Lock<S, C> {
     ///
     /// [`Error::Storage`] when the store cannot determine the holder.
     pub fn is_locked(&self) -> Result<bool, Error> {
-        Ok(self.holder()?.is_some())
+        Ok(!self.holders()?.is_empty())
     }
 
     /// Returns whether the store records this value's latest acquisition as the lock's holder.
@@ -243,16 +254,21 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::Storage`] when the store cannot determine that, like one without fencing tokens that does
     /// not implement [`holds`](crate::Store::holds).
     pub fn is_held(&self) -> Result<bool, Error> {
-        self.state.is_held(&self.store)
+        let Some(acquisition) = self.state.latest() else {
+            return Ok(false);
+        };
+        let lease = acquisition.lease();
+        Ok(self.store.holds(lease.claim(), lease.fence())?)
     }
 
-    /// Returns the lock's holder, as the store records it.
+    /// Returns the lock's current holders, as the store records them: none when it is free, and otherwise
+    /// one.
     ///
     /// # Errors
     ///
-    /// [`Error::Storage`] when the store cannot determine the holder.
-    pub fn holder(&self) -> Result<Option<Holder>, Error> {
-        Ok(self.store.inspect(&self.state.name)?)
+    /// [`Error::Storage`] when the store cannot determine the holders.
+    pub fn holders(&self) -> Result<Vec<Holder>, Error> {
+        Ok(self.store.holders(&self.state.name)?)
     }
 
     /// Serializes the lease, for its transfer to another process, when the wall clock shows `wall`
@@ -264,7 +280,11 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
     /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub fn serialize(&self, wall: Duration) -> Result<SerializedLock, Error> {
-        let lease = self.state.detach(&self.store)?;
+        let acquisition = self.state.transferable(self.store.capabilities())?;
+        let lease = acquisition.lease();
+        if lease.claim().ephemeral {
+            acquisition.record_detach(self.store.detach(lease.claim()))?;
+        }
         let now = self.clock.now();
         Ok(SerializedLock::new(&lease, self.state.ttl, now, wall))
     }
@@ -316,8 +336,7 @@ pub struct Attempt<S, C> {
 }
 
 impl<S: Store, C: Clock> Attempt<S, C> {
-    /// Returns the requested claim, for a wait by [`Store::wait`]. A caller of that function calls
-    /// [`Store::give_up`] when it stops waiting.
+    /// Returns the requested claim, for a wait by [`Store::waiter`].
     pub fn claim(&self) -> &Claim {
         self.machine.claim()
     }

@@ -9,6 +9,10 @@ use crate::store::{Renewed, StoreError};
 use crate::time::Timestamp;
 use crate::ttl::Ttl;
 
+/// The minimum length of a watch for a loss; a driver prolongs one that ends sooner, so that a store that
+/// notifies of losses all the time gets fewer requests.
+pub(crate) const SHORTEST_WATCH: Duration = Duration::from_millis(1);
+
 /// The auto-renewal of one lease, until it is ended or the lease is lost.
 ///
 /// # Driving it
@@ -18,7 +22,7 @@ use crate::ttl::Ttl;
 ///
 /// | step | perform | then call |
 /// |---|---|---|
-/// | [`Renew`](RenewStep::Renew) | [`Store::renew`](crate::Store::renew) | [`heard`](Self::heard) with the store's reply |
+/// | [`Renew`](RenewStep::Renew) | [`Store::renew`](crate::Store::renew) | [`received`](Self::received) with the store's reply |
 /// | [`Wait`](RenewStep::Wait) | wait this long, or end the auto-renewal | |
 /// | [`Released`](RenewStep::Released) | nothing: the owner has released the lock | |
 /// | [`Lost`](RenewStep::Lost) | nothing: the lock is no longer held | |
@@ -106,7 +110,7 @@ impl Renew {
     }
 
     /// Makes the machine retry the renewal once after the lease has expired, before the lease is lost:
-    /// for a store with `revives` among its [`Abilities`](crate::Abilities).
+    /// for a store with `revives` among its [`Capabilities`](crate::Capabilities).
     #[must_use]
     pub fn reviving(self, revives: bool) -> Self {
         Self { revives, ..self }
@@ -142,7 +146,7 @@ impl Renew {
     }
 
     /// Records the store's reply to a renewal, received at `now`.
-    pub fn heard(&mut self, now: Timestamp, reply: Result<Renewed, StoreError>) {
+    pub fn received(&mut self, now: Timestamp, reply: Result<Renewed, StoreError>) {
         let Some(sent) = self.sent.take() else {
             return;
         };

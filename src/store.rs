@@ -1,10 +1,14 @@
 //! The interface of a store: the only boundary between this crate and its backends.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
-use core::future::{self, Future};
 use core::time::Duration;
+
+use async_trait::async_trait;
+use auto_impl::auto_impl;
 
 use crate::claim::{Claim, Fence};
 use crate::name::Name;
@@ -18,7 +22,11 @@ use crate::printable::Printable;
 ///
 /// After an error the outcome is unknown: the operation may or may not have taken effect, except where
 /// a method states otherwise. A lock that is held by another owner is a reply, never an error.
-pub trait Store {
+///
+/// A store has six required methods. The others are for stores that support more, as
+/// [`capabilities`](Self::capabilities) declares. A store that changes only some methods of another one is a
+/// [`StoreWrapper`].
+pub trait Store: fmt::Debug + Send + Sync {
     /// Records `claim` if its name is free.
     ///
     /// Afterwards `claim.owner` holds the name for `claim.ttl`, with a [`Fence`] greater than that of
@@ -29,25 +37,63 @@ pub trait Store {
     ///
     /// [`StoreError`] when the outcome is unknown. The claim may have been recorded; a retry, or a
     /// release, with the same owner is safe.
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError>;
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError>;
 
     /// Extends the lease of `claim.owner`: its record lasts `claim.ttl` from now, under the same fencing
     /// token.
     ///
-    /// Refused when that owner does not hold the name, or its lease has expired.
+    /// Returns whether it was extended: `false` when that owner does not hold the name, or its lease has
+    /// expired.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when the outcome is unknown. The record then lasts as long as before, or
     /// `claim.ttl`.
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError>;
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError>;
+
+    /// Frees the name that `claim.owner` holds.
+    ///
+    /// Returns whether that owner held it: `false` when its lease has expired, and the name is free or held
+    /// by another owner. In either case no record of `claim.owner` is left.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the outcome is unknown. The name may have been freed; a retry is safe, and may
+    /// then return `false`.
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError>;
+
+    /// Force-releases `name`: frees it regardless of its holder, or only if it is held under the fencing
+    /// token `only`.
+    ///
+    /// Returns whether a holder was removed: `false` when the name is free, or held under another fencing
+    /// token.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the outcome is unknown; a permanent one, and nothing is changed, when the
+    /// store's [`Capabilities`] lack `force_releases`.
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError>;
+
+    /// Returns the current holders of `name`: none when it is free, and otherwise one, because every claim
+    /// is exclusive. Changes nothing.
+    ///
+    /// The reply contains no owner token: the token of a grant stays with the process that was
+    /// granted it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the store cannot determine the holders.
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError>;
+
+    /// Returns the capabilities of this store, always the same.
+    fn capabilities(&self) -> Capabilities;
 
     /// Renews the lease that `claim.owner` was granted under `fence`: its record lasts at least
     /// `claim.ttl` from now, under the same fencing token.
     ///
-    /// A store with `revives` among its [`Abilities`] never shortens the record by a renewal. It also
+    /// A store with `revives` among its [`Capabilities`] never shortens the record by a renewal. It also
     /// takes an expired record back, in the same atomic operation, unless the name was granted or freed
-    /// since. A store without it renews as [`extend`](Self::extend) does.
+    /// since. The default is for the other stores, which renew as [`extend`](Self::extend) does.
     ///
     /// Only auto-renewal calls this. An expired lease without auto-renewal stays expired.
     ///
@@ -55,39 +101,10 @@ pub trait Store {
     ///
     /// Returns a [`StoreError`] when the outcome is unknown. The record then lasts as long as before,
     /// or `claim.ttl`.
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError>;
-
-    /// Frees the name that `claim.owner` holds.
-    ///
-    /// Refused when that owner does not hold it, or its lease has expired; the name is then free, or held
-    /// by another owner. In either case no record of `claim.owner` is left.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] when the outcome is unknown. The name may have been freed; a retry is safe, and may
-    /// then be refused.
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError>;
-
-    /// Force-releases `name`: frees it regardless of its holder, or only if it is held under the fencing
-    /// token `only`.
-    ///
-    /// Refused when it is free, or held under another fencing token.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] when the outcome is unknown; a permanent one, and nothing is changed, when the
-    /// store's [`Abilities`] lack `evicts`.
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError>;
-
-    /// Returns the current holder of `name`, if it is held. Changes nothing.
-    ///
-    /// The reply contains no owner token: the token of a grant stays with the process that was
-    /// granted it.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] when the store cannot determine the holder.
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError>;
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let _ = fence;
+        self.extend(claim).map(Renewed::by_extension)
+    }
 
     /// Returns whether the name is held under the grant of `claim.owner`, which had the fencing token
     /// `fence`. Changes nothing.
@@ -99,166 +116,176 @@ pub trait Store {
     /// [`StoreError`] when the outcome is unknown. The default returns a permanent one if the name is held
     /// and either grant has no fencing token.
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
-        is_grant(self.inspect(&claim.name)?, fence)
+        is_among(&self.holders(&claim.name)?, fence)
     }
 
     /// Detaches the record of `claim.owner` from the client that made it: from now on it ends by its ttl
     /// alone.
     ///
-    /// Refused in the same cases as [`extend`](Self::extend). The default is for stores without
-    /// `ephemeral` among their [`Abilities`], whose records always outlive their clients.
+    /// Returns whether that owner holds the name, as [`extend`](Self::extend) does. The default is for
+    /// stores without `ephemeral` among their [`Capabilities`], whose records always outlive their clients.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when the outcome is unknown; the record may have been detached.
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         let _ = claim;
-        Ok(Reply::Granted { fence: None })
+        Ok(true)
     }
 
-    /// Waits until `claim`, which was refused, may be granted, but at most `at_most`. The end of the wait
-    /// guarantees nothing.
+    /// Returns the waiter of `claim`, which was not granted because the name was held; `None` when the
+    /// store cannot wait, and the caller sleeps instead. That is the default.
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        let _ = claim;
+        None
+    }
+
+    /// Returns a watch for the loss of the lease of `claim.owner` before its expiry. From then on, no loss is
+    /// missed. Returns `None` when the store cannot notify of losses, which is the default.
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+        let _ = claim;
+        None
+    }
+}
+
+/// A thread's wait for a lock, from the first attempt that was not granted until the grant, or the end of
+/// the attempts.
+///
+/// In a store with a wait queue, this is a place in the queue: the store makes a ticket for the claim's owner
+/// at the first wait. The ticket ends with the owner's grant, with its client, or when this value is dropped.
+pub trait Waiter: Send {
+    /// Waits until the claim may be granted, but at most `at_most`. The end of the wait guarantees nothing.
     ///
     /// The wait may end early without a reason, but must not always: each return costs an attempt to
-    /// acquire. A store that cannot wait returns [`Waited::Unable`] at once, and the caller sleeps
-    /// instead; that is the default.
-    ///
-    /// A store with a wait queue keeps a ticket for `claim.owner` from its first wait until the name is
-    /// granted to it, or the waiter [stops waiting](Self::give_up).
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let _ = (claim, at_most);
-        Waited::Unable
-    }
+    /// acquire.
+    fn wait(&mut self, at_most: Duration);
 
-    /// Returns whether the store notifies waiters: [`wait`](Self::wait) ends when the claim may be granted.
-    /// The caller may then wait longer than its retry delay without a request in between. The default is
-    /// `false`.
+    /// Returns whether the store notifies this waiter: [`wait`](Self::wait) ends when the claim may be
+    /// granted. The caller may then wait longer than its retry delay without an attempt in between. The
+    /// default is `false`.
     fn notifies(&self) -> bool {
         false
     }
 
-    /// Waits until the record of `claim.owner` may have ended before its expiry, or the watch is
-    /// [cancelled](Self::give_up), but at most `at_most`. The end of the wait guarantees nothing.
-    ///
-    /// The first call starts the watch, and returns at once. From then on, until the watch is cancelled, no
-    /// loss between two calls is missed. A store that does not notify of losses returns
-    /// [`Waited::Unable`] at once; that is the default.
-    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let _ = (claim, at_most);
-        Waited::Unable
-    }
+    /// Ends the wait because the claim was granted. The default drops this value: in most stores the ticket
+    /// has ended with the grant.
+    fn granted(self: Box<Self>) {}
+}
 
-    /// Removes `claim.owner`, which has stopped waiting, from the wait queue. A waiter calls this when it
-    /// stops waiting without a grant; the ticket of a client that has ended is removed without a call.
-    /// Also cancels the owner's watch for a [loss](Self::lost).
-    fn give_up(&self, claim: &Claim) {
-        let _ = claim;
-    }
+/// A watch for the loss of one lease before its expiry. Dropping it ends the watch.
+pub trait LossWatch: Send + Sync {
+    /// Waits until the record of the lease may have ended, or the watch is [cancelled](Self::cancel), but at
+    /// most `at_most`. The end of the wait guarantees nothing.
+    fn wait(&self, at_most: Duration);
 
-    /// Returns the capabilities of this store.
-    fn abilities(&self) -> Abilities;
+    /// Ends the current [`wait`](Self::wait) of another thread, and all later ones at once.
+    fn cancel(&self);
 }
 
 /// The async form of [`Store`]. Each method has the semantics of its counterpart there.
 ///
 /// Dropping a future before its end leaves the outcome of its operation unknown, as an error does.
-pub trait AsyncStore {
+///
+/// The futures are [`Send`] and boxed, so that any task can await them, and `dyn AsyncStore` is a store:
+/// a program can choose one at run time. An implementation has the attribute [`async_trait`].
+#[async_trait]
+#[auto_impl(&, Box, Arc)]
+pub trait AsyncStore: fmt::Debug + Send + Sync {
     /// Records `claim` if its name is free; see [`Store::acquire`].
-    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError>;
 
-    /// Extends the lease; see [`Store::extend`].
-    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
+    /// Extends the lease, and returns whether it was extended; see [`Store::extend`].
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError>;
+
+    /// Frees the name, and returns whether it was held; see [`Store::release`].
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError>;
+
+    /// Force-releases `name`, and returns whether it was held; see [`Store::force_release`].
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError>;
+
+    /// Returns the current holders of `name`; see [`Store::holders`].
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError>;
+
+    /// Returns the capabilities of this store; see [`Store::capabilities`].
+    fn capabilities(&self) -> Capabilities;
 
     /// Renews the lease; see [`Store::renew`].
-    fn renew(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<Renewed, StoreError>>;
-
-    /// Frees the name that `claim.owner` holds; see [`Store::release`].
-    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>>;
-
-    /// Force-releases `name`; see [`Store::evict`].
-    fn evict(
-        &self,
-        name: &Name,
-        only: Option<Fence>,
-    ) -> impl Future<Output = Result<Reply, StoreError>>;
-
-    /// Returns the current holder of `name`; see [`Store::inspect`].
-    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>>;
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let _ = fence;
+        self.extend(claim).await.map(Renewed::by_extension)
+    }
 
     /// Returns whether the name is held under that grant; see [`Store::holds`].
-    fn holds(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<bool, StoreError>> {
-        let holder = self.inspect(&claim.name);
-        async move { is_grant(holder.await?, fence) }
+    async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        is_among(&self.holders(&claim.name).await?, fence)
     }
 
     /// Detaches the lease from its client; see [`Store::detach`].
-    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
+    async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         let _ = claim;
-        future::ready(Ok(Reply::Granted { fence: None }))
+        Ok(true)
     }
 
-    /// Waits until `claim`, which was refused, may be granted. The caller drops the future after
-    /// `at_most`, so it need not end by itself, and the default never does. Dropping it leaves nothing
-    /// behind but the ticket of [`Store::wait`].
-    fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
-        let _ = (claim, at_most);
-        future::pending()
+    /// Returns the waiter of `claim`; see [`Store::waiter`].
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        let _ = claim;
+        None
     }
 
-    /// Returns whether the store notifies waiters; see [`Store::notifies`].
+    /// Returns a watch for the loss of the lease of `claim`; see [`Store::watch`].
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        let _ = claim;
+        None
+    }
+}
+
+/// The async form of [`Waiter`].
+#[async_trait]
+pub trait AsyncWaiter: Send {
+    /// Waits until the claim may be granted. The caller drops the future after `at_most`, so it need not end
+    /// by itself. Dropping the future leaves nothing behind but the ticket of this waiter.
+    async fn wait(&mut self, at_most: Duration);
+
+    /// Returns whether the store notifies this waiter; see [`Waiter::notifies`].
     fn notifies(&self) -> bool {
         false
     }
 
-    /// Waits until the record of `claim.owner` may have ended before its expiry. Dropping the future
-    /// leaves nothing behind. The default never ends.
-    fn lost(&self, claim: &Claim) -> impl Future<Output = ()> {
-        let _ = claim;
-        future::pending()
-    }
-
-    /// Removes `claim.owner` from the wait queue, as [`Store::give_up`]. This is not async, because it is
-    /// called on drop.
-    fn give_up(&self, claim: &Claim) {
-        let _ = claim;
-    }
-
-    /// Returns the capabilities of this store; see [`Store::abilities`].
-    fn abilities(&self) -> Abilities;
+    /// Ends the wait because the claim was granted; see [`Waiter::granted`].
+    fn granted(self: Box<Self>) {}
 }
 
-/// A store's reply to a request.
+/// The async form of [`LossWatch`]. Dropping it ends the watch.
+#[async_trait]
+pub trait AsyncLossWatch: Send {
+    /// Waits until the record of the lease may have ended. Dropping the future loses no notification.
+    async fn wait(&mut self);
+}
+
+/// The reply to a request to [acquire](Store::acquire).
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[expect(
     clippy::exhaustive_enums,
     reason = "a third answer would be a new contract"
 )]
-pub enum Reply {
-    /// The operation was done.
+pub enum Acquired {
+    /// The claim was recorded.
     Granted {
-        /// The grant's fencing token, in the reply to an acquire request, if the store counts grants.
+        /// The grant's fencing token, if the store counts grants.
         fence: Option<Fence>,
     },
-    /// The operation was not done: another owner holds the name, or there is no record to act on.
-    Refused {
+    /// Another owner holds the name.
+    Busy {
         /// The maximum time for which the name stays held, if the store has recorded it.
         remaining: Option<Duration>,
     },
 }
 
-impl Reply {
-    /// A refusal without a remaining time.
-    pub const REFUSED: Self = Self::Refused { remaining: None };
+impl Acquired {
+    /// The reply that another owner holds the name, for an unknown time.
+    pub const BUSY: Self = Self::Busy { remaining: None };
 
-    /// Returns whether the operation was done.
+    /// Returns whether the claim was recorded.
     pub const fn is_granted(self) -> bool {
         matches!(self, Self::Granted { .. })
     }
@@ -280,12 +307,13 @@ pub enum Renewed {
     Lost,
 }
 
-/// Converts the reply of a store whose renewal is an extension.
-impl From<Reply> for Renewed {
-    fn from(reply: Reply) -> Self {
-        match reply {
-            Reply::Granted { .. } => Self::Granted,
-            Reply::Refused { .. } => Self::Lost,
+impl Renewed {
+    /// Returns the reply of a store that renews by an extension, which was done or not.
+    pub const fn by_extension(is_extended: bool) -> Self {
+        if is_extended {
+            Self::Granted
+        } else {
+            Self::Lost
         }
     }
 }
@@ -308,15 +336,14 @@ pub struct Holder {
     pub detached: bool,
 }
 
-/// Returns whether `holder` is the grant with the fencing token `fence`.
-fn is_grant(holder: Option<Holder>, fence: Option<Fence>) -> Result<bool, StoreError> {
-    let Some(holder) = holder else {
-        return Ok(false);
-    };
-    match (holder.fence, fence) {
-        (Some(held), Some(fence)) => Ok(held == fence),
-        _ => Err(StoreError::permanent(NoFence)),
+/// Returns whether the grant with the fencing token `fence` is among `holders`.
+fn is_among(holders: &[Holder], fence: Option<Fence>) -> Result<bool, StoreError> {
+    let unknown = || StoreError::permanent(NoFence);
+    let mut found = false;
+    for holder in holders {
+        found |= holder.fence.ok_or_else(unknown)? == fence.ok_or_else(unknown)?;
     }
+    Ok(found)
 }
 
 /// The error of a comparison of two grants that lacks a fencing token.
@@ -353,16 +380,6 @@ impl fmt::Display for Process {
     }
 }
 
-/// The result of a [`Store::wait`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_enums, reason = "either it waited or it did not")]
-pub enum Waited {
-    /// The store waited, and the name may be free now.
-    Done,
-    /// The store cannot wait, and has not waited.
-    Unable,
-}
-
 /// The capabilities of a store, which some stores have and others lack.
 ///
 /// The conformance suite asserts each of these both ways: that the store has each capability it declares,
@@ -373,7 +390,7 @@ pub enum Waited {
     clippy::struct_excessive_bools,
     reason = "capabilities are independent of each other"
 )]
-pub struct Abilities {
+pub struct Capabilities {
     /// A record ends, and its name is free to all clients, when its ttl has passed.
     pub expires: bool,
     /// An ephemeral record ends, and its name is free to all clients, when its client has ended.
@@ -381,7 +398,7 @@ pub struct Abilities {
     /// Another client that has the owner token can extend and release the lease.
     pub transfers: bool,
     /// A lock can be force-released.
-    pub evicts: bool,
+    pub force_releases: bool,
     /// Grants carry a [`Fence`].
     pub fences: bool,
     /// A [renewal](Store::renew) never shortens a record, and takes back an expired one.
@@ -397,9 +414,7 @@ pub struct StoreError {
 
 impl StoreError {
     /// Returns a temporary error: a retry may succeed.
-    pub fn temporary(
-        source: impl Into<alloc::boxed::Box<dyn core::error::Error + Send + Sync>>,
-    ) -> Self {
+    pub fn temporary(source: impl Into<Box<dyn core::error::Error + Send + Sync>>) -> Self {
         Self {
             temporary: true,
             source: source.into().into(),
@@ -407,9 +422,7 @@ impl StoreError {
     }
 
     /// Returns a permanent error: it remains until its cause is fixed.
-    pub fn permanent(
-        source: impl Into<alloc::boxed::Box<dyn core::error::Error + Send + Sync>>,
-    ) -> Self {
+    pub fn permanent(source: impl Into<Box<dyn core::error::Error + Send + Sync>>) -> Self {
         Self {
             temporary: false,
             source: source.into().into(),
@@ -440,109 +453,132 @@ impl core::error::Error for StoreError {
     }
 }
 
-/// Implements every method of [`Store`] for a pointer, by a call of the store behind it.
-macro_rules! forward_store {
-    () => {
-        fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            (**self).acquire(claim)
-        }
-        fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            (**self).extend(claim)
-        }
-        fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-            (**self).renew(claim, fence)
-        }
-        fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            (**self).release(claim)
-        }
-        fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-            (**self).evict(name, only)
-        }
-        fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-            (**self).inspect(name)
-        }
-        fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
-            (**self).holds(claim, fence)
-        }
-        fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            (**self).detach(claim)
-        }
-        fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-            (**self).wait(claim, at_most)
-        }
-        fn notifies(&self) -> bool {
-            (**self).notifies()
-        }
-        fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-            (**self).lost(claim, at_most)
-        }
-        fn give_up(&self, claim: &Claim) {
-            (**self).give_up(claim);
-        }
-        fn abilities(&self) -> Abilities {
-            (**self).abilities()
-        }
-    };
+/// A store that passes its operations on to another one, except for the methods that it overrides.
+///
+/// It implements [`Store`]. Pointers to stores are wrappers, too. Import this trait only to implement it: a
+/// wrapper has the methods of both traits.
+///
+/// ```
+/// use verrou::{Claim, Clock, MemoryStore, Store, StoreError, StoreWrapper};
+///
+/// /// A store that counts releases.
+/// #[derive(Debug)]
+/// struct Counting<S> {
+///     store: S,
+///     releases: std::sync::atomic::AtomicU32,
+/// }
+///
+/// impl<S: Store> StoreWrapper for Counting<S> {
+///     type Inner = S;
+///     fn inner(&self) -> &S {
+///         &self.store
+///     }
+///     fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+///         self.releases.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+///         self.store.release(claim)
+///     }
+/// }
+/// ```
+#[allow(
+    missing_docs,
+    clippy::missing_errors_doc,
+    reason = "the methods are those of `Store`"
+)]
+pub trait StoreWrapper: fmt::Debug + Send + Sync {
+    /// The other store.
+    type Inner: Store + ?Sized;
+
+    /// Returns the other store.
+    fn inner(&self) -> &Self::Inner;
+
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        self.inner().acquire(claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.inner().extend(claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.inner().release(claim)
+    }
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        self.inner().force_release(name, only)
+    }
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        self.inner().holders(name)
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner().capabilities()
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        self.inner().renew(claim, fence)
+    }
+    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        self.inner().holds(claim, fence)
+    }
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.inner().detach(claim)
+    }
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        self.inner().waiter(claim)
+    }
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+        self.inner().watch(claim)
+    }
 }
 
-impl<S: Store + ?Sized> Store for &S {
-    forward_store!();
+impl<W: StoreWrapper> Store for W {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        StoreWrapper::acquire(self, claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        StoreWrapper::extend(self, claim)
+    }
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        StoreWrapper::release(self, claim)
+    }
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        StoreWrapper::force_release(self, name, only)
+    }
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        StoreWrapper::holders(self, name)
+    }
+    fn capabilities(&self) -> Capabilities {
+        StoreWrapper::capabilities(self)
+    }
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        StoreWrapper::renew(self, claim, fence)
+    }
+    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        StoreWrapper::holds(self, claim, fence)
+    }
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        StoreWrapper::detach(self, claim)
+    }
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        StoreWrapper::waiter(self, claim)
+    }
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+        StoreWrapper::watch(self, claim)
+    }
 }
 
-impl<S: Store + ?Sized> Store for Arc<S> {
-    forward_store!();
+impl<S: Store + ?Sized> StoreWrapper for &S {
+    type Inner = S;
+    fn inner(&self) -> &S {
+        self
+    }
 }
 
-impl<S: AsyncStore + ?Sized> AsyncStore for Arc<S> {
-    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        (**self).acquire(claim)
+impl<S: Store + ?Sized> StoreWrapper for Box<S> {
+    type Inner = S;
+    fn inner(&self) -> &S {
+        self
     }
-    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        (**self).extend(claim)
-    }
-    fn renew(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<Renewed, StoreError>> {
-        (**self).renew(claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        (**self).release(claim)
-    }
-    fn evict(
-        &self,
-        name: &Name,
-        only: Option<Fence>,
-    ) -> impl Future<Output = Result<Reply, StoreError>> {
-        (**self).evict(name, only)
-    }
-    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
-        (**self).inspect(name)
-    }
-    fn holds(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<bool, StoreError>> {
-        (**self).holds(claim, fence)
-    }
-    fn detach(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        (**self).detach(claim)
-    }
-    fn wait(&self, claim: &Claim, at_most: Duration) -> impl Future<Output = ()> {
-        (**self).wait(claim, at_most)
-    }
-    fn notifies(&self) -> bool {
-        (**self).notifies()
-    }
-    fn lost(&self, claim: &Claim) -> impl Future<Output = ()> {
-        (**self).lost(claim)
-    }
-    fn give_up(&self, claim: &Claim) {
-        (**self).give_up(claim);
-    }
-    fn abilities(&self) -> Abilities {
-        (**self).abilities()
+}
+
+impl<S: Store + ?Sized> StoreWrapper for Arc<S> {
+    type Inner = S;
+    fn inner(&self) -> &S {
+        self
     }
 }

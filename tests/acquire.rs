@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::script::{In, World, broken, claim, granted, held, held_for, ms, trouble, woken};
 use verrou::polled::Progress;
 use verrou::{
-    Acquire, AcquireStep, Backoff, Clock, Error, Fence, Lease, Owner, Reply, Retry, StoreError,
+    Acquire, AcquireStep, Acquired, Backoff, Clock, Error, Fence, Lease, Owner, Retry, StoreError,
     Timestamp, Ttl, blocking, nonblocking, polled,
 };
 
@@ -451,7 +451,7 @@ fn pauses(owner: u128, backoff: Backoff, count: usize) -> Vec<Duration> {
     let mut pauses = Vec::new();
     while pauses.len() < count {
         match machine.next(now) {
-            AcquireStep::Acquire(_) => machine.heard(now, Ok(Reply::REFUSED)),
+            AcquireStep::Acquire(_) => machine.received(now, Ok(Acquired::BUSY)),
             AcquireStep::Wait(_, pause) => {
                 pauses.push(pause);
                 now = now.saturating_add(pause);
@@ -513,19 +513,19 @@ fn step_is_repeated_until_its_result_is_recorded() {
     // No wait is under way; an attempt ends only with its reply.
     machine.waited(zero);
     step(&mut machine, zero);
-    machine.heard(zero, Err(StoreError::temporary("in trouble")));
+    machine.received(zero, Err(StoreError::temporary("in trouble")));
     step(&mut machine, zero);
     // No request is in flight.
-    machine.heard(zero, Ok(Reply::REFUSED));
+    machine.received(zero, Ok(Acquired::BUSY));
     step(&mut machine, zero);
     let later = Timestamp::new(ms(100));
     machine.waited(later);
     step(&mut machine, later);
-    machine.heard(later, Ok(Reply::REFUSED));
+    machine.received(later, Ok(Acquired::BUSY));
     step(&mut machine, later);
-    machine.heard(later, Ok(Reply::Granted { fence: None }));
+    machine.released();
     step(&mut machine, later);
-    machine.heard(later, Ok(Reply::Granted { fence: None }));
+    machine.received(later, Ok(Acquired::Granted { fence: None }));
     step(&mut machine, later);
     assert_eq!(
         steps,

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use common::{BlockOn, Polled};
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Claim, MemoryStore, Name, Owner, Renewed, Reply, Store, Ttl, conformance};
+use verrou::{Acquired, Claim, MemoryStore, Name, Owner, Renewed, Store, Ttl, conformance};
 
 type Memory = Arc<MemoryStore<TestClock>>;
-type AnyStore = Arc<dyn Store + Send + Sync>;
+type SharedStore = Arc<dyn Store>;
 
 /// A memory store, and the constructor of its clients.
 struct MemoryFixture<S> {
@@ -69,9 +69,9 @@ fn awaited() -> MemoryFixture<BlockOn<Memory, TestClock>> {
     })
 }
 
-fn unnamed() -> MemoryFixture<AnyStore> {
+fn unnamed() -> MemoryFixture<SharedStore> {
     MemoryFixture::new(TestClock::running(), |memory, _| {
-        Arc::clone(memory) as AnyStore
+        Arc::clone(memory) as SharedStore
     })
 }
 
@@ -121,7 +121,7 @@ fn record_expires_at_the_exact_instant() {
     assert!(acquire(1).is_granted());
     clock.advance(Duration::from_nanos(999));
     let remaining = Some(Duration::from_nanos(1));
-    assert_eq!(acquire(2), Reply::Refused { remaining });
+    assert_eq!(acquire(2), Acquired::Busy { remaining });
     clock.advance(Duration::from_nanos(1));
     assert!(acquire(2).is_granted());
 }
@@ -137,17 +137,18 @@ fn release_wakes_the_waiter() {
         ephemeral: false,
     };
     let store = fixture.client();
-    assert!(Store::acquire(&store, &claim(1)).is_ok_and(Reply::is_granted));
+    assert!(Store::acquire(&store, &claim(1)).is_ok_and(Acquired::is_granted));
     let began = Instant::now();
     thread::scope(|scope| {
         let waiter = scope.spawn(|| {
             let client = fixture.client();
-            while !Store::acquire(&client, &claim(2)).is_ok_and(Reply::is_granted) {
-                Store::wait(&client, &claim(2), Duration::from_mins(1));
+            let mut waiter = Store::waiter(&client, &claim(2)).expect("a waiter");
+            while !Store::acquire(&client, &claim(2)).is_ok_and(Acquired::is_granted) {
+                waiter.wait(Duration::from_mins(1));
             }
         });
         thread::yield_now();
-        assert!(Store::release(&store, &claim(1)).is_ok_and(Reply::is_granted));
+        assert!(Store::release(&store, &claim(1)).unwrap());
         waiter.join().expect("a waiter");
     });
     assert!(began.elapsed() < Duration::from_secs(30));
@@ -159,7 +160,7 @@ mod mutants {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use verrou::conformance::{clients, steps, time};
-    use verrou::{Abilities, Fence, Holder, StoreError};
+    use verrou::{Capabilities, Fence, Holder, StoreError};
 
     use super::*;
 
@@ -181,6 +182,7 @@ mod mutants {
         OverstatesRemaining,
     }
 
+    #[derive(Debug)]
     struct Faulty(Memory, Fault);
 
     impl Faulty {
@@ -209,25 +211,25 @@ mod mutants {
     }
 
     impl Store for Faulty {
-        fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
             let claim = self.claim(claim);
             let mine = Store::holds(&self.0, &claim, None)?;
             let reply = match Store::acquire(&self.0, &claim)? {
-                Reply::Granted { .. } if self.1 == Fault::CountsNothing => Reply::Granted {
+                Acquired::Granted { .. } if self.1 == Fault::CountsNothing => Acquired::Granted {
                     fence: Some(Fence::FIRST),
                 },
-                Reply::Granted { .. } if mine && self.1 == Fault::RefusesRetry => Reply::REFUSED,
-                Reply::Refused { .. } if self.1 == Fault::OverstatesRemaining => Reply::Refused {
+                Acquired::Granted { .. } if mine && self.1 == Fault::RefusesRetry => Acquired::BUSY,
+                Acquired::Busy { .. } if self.1 == Fault::OverstatesRemaining => Acquired::Busy {
                     remaining: Some(Duration::from_hours(1)),
                 },
                 reply => reply,
             };
             Ok(reply)
         }
-        fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
             let claim = self.claim(claim);
             match self.1 {
-                Fault::ExtendsExpired => Store::acquire(&self.0, &claim),
+                Fault::ExtendsExpired => Ok(Store::acquire(&self.0, &claim)?.is_granted()),
                 Fault::IgnoresOwnerOnExtend => Store::extend(&self.0, &self.as_holder(&claim)),
                 _ => Store::extend(&self.0, &claim),
             }
@@ -235,25 +237,30 @@ mod mutants {
         fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
             let claim = self.claim(claim);
             match self.1 {
-                Fault::RenewsAsItExtends => Ok(Store::extend(&self.0, &claim)?.into()),
-                Fault::RenewsForAnyone => Ok(Store::acquire(&self.0, &claim)?.into()),
+                Fault::RenewsAsItExtends => {
+                    Store::extend(&self.0, &claim).map(Renewed::by_extension)
+                }
+                Fault::RenewsForAnyone => {
+                    let reply = Store::acquire(&self.0, &claim)?;
+                    Ok(Renewed::by_extension(reply.is_granted()))
+                }
                 _ => Store::renew(&self.0, &claim, fence),
             }
         }
-        fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
             let claim = self.claim(claim);
             match self.1 {
                 Fault::IgnoresOwnerOnRelease => Store::release(&self.0, &self.as_holder(&claim)),
                 _ => Store::release(&self.0, &claim),
             }
         }
-        fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+        fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
             let only = only.filter(|_| self.1 != Fault::ForceReleasesAnyGrant);
-            Store::evict(&self.0, &self.name(name), only)
+            Store::force_release(&self.0, &self.name(name), only)
         }
-        fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-            let holder = Store::inspect(&self.0, &self.name(name))?;
-            if self.1 == Fault::InspectingExtends && holder.is_some() {
+        fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+            let holders = Store::holders(&self.0, &self.name(name))?;
+            if self.1 == Fault::InspectingExtends && !holders.is_empty() {
                 let claim = self.as_holder(&Claim {
                     name: name.clone(),
                     owner: Owner::from_bytes([0; 16]),
@@ -262,20 +269,20 @@ mod mutants {
                 });
                 Store::extend(&self.0, &claim)?;
             }
-            Ok(holder)
+            Ok(holders)
         }
-        fn abilities(&self) -> Abilities {
-            let abilities = Store::abilities(&self.0);
+        fn capabilities(&self) -> Capabilities {
+            let capabilities = Store::capabilities(&self.0);
             match self.1 {
-                Fault::DeclaresTooLittle => Abilities {
-                    evicts: false,
-                    ..abilities
+                Fault::DeclaresTooLittle => Capabilities {
+                    force_releases: false,
+                    ..capabilities
                 },
-                Fault::DeclaresTooMuch => Abilities {
+                Fault::DeclaresTooMuch => Capabilities {
                     ephemeral: true,
-                    ..abilities
+                    ..capabilities
                 },
-                _ => abilities,
+                _ => capabilities,
             }
         }
     }
@@ -317,7 +324,10 @@ mod mutants {
             (FoldsCase, steps::spellings_are_different_names),
             (IgnoresOwnerOnExtend, steps::another_owner_cannot_extend),
             (IgnoresOwnerOnRelease, steps::another_owner_cannot_release),
-            (InspectingExtends, steps::inspect_changes_nothing),
+            (
+                InspectingExtends,
+                steps::a_request_for_the_holders_changes_nothing,
+            ),
             (
                 RenewsAsItExtends,
                 time::a_renewal_prolongs_and_never_shortens,

@@ -20,8 +20,9 @@ use pollster::block_on;
 use verrou::conformance::TestClock;
 use verrou::nonblocking::{Lock, LockFactory};
 use verrou::{
-    Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, Loss, MemoryStore, Name, Owner,
-    Renewed, Reply, Retry, RunError, Store, StoreError, Ttl,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Clock, Error, Fence,
+    Holder, Loss, MemoryStore, Name, Owner, Renewed, Retry, RunError, Store, StoreError, Ttl,
+    async_trait,
 };
 
 /// The length of the leases of the locks under test.
@@ -41,6 +42,7 @@ enum Waits {
 }
 
 /// A store whose operations may wait, and which records the tickets and unknown outcomes that are left.
+#[derive(Debug)]
 struct WaitingStore {
     memory: Memory,
     waits: Waits,
@@ -49,7 +51,7 @@ struct WaitingStore {
     waiting: AtomicUsize,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Recorded {
     /// The owners that have a ticket in the wait queue.
     tickets: Vec<Owner>,
@@ -68,8 +70,8 @@ enum Operation {
     Acquire,
     Extend,
     Release,
-    Evict,
-    Inspect,
+    ForceRelease,
+    Holders,
     Detach,
 }
 
@@ -119,7 +121,7 @@ impl WaitingStore {
             operation,
             is_answered: false,
         };
-        if matches!(operation, Operation::Release | Operation::Evict) {
+        if matches!(operation, Operation::Release | Operation::ForceRelease) {
             self.recorded.lock().unwrap().is_ended = true;
         }
         if matches!(self.waits, Waits::Before | Waits::Both) {
@@ -146,7 +148,7 @@ impl WaitingStore {
     }
 
     fn holder(&self) -> Option<Holder> {
-        Store::inspect(&self.memory, &name()).unwrap()
+        Store::holders(&self.memory, &name()).unwrap().pop()
     }
 
     fn is_held_by(&self, owner: Owner) -> bool {
@@ -160,11 +162,12 @@ impl WaitingStore {
     }
 }
 
+#[async_trait]
 impl AsyncStore for WaitingStore {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let perform = || {
             let reply = Store::acquire(&self.memory, claim);
-            if let Ok(Reply::Granted { fence }) = reply {
+            if let Ok(Acquired::Granted { fence }) = reply {
                 let mut recorded = self.recorded.lock().unwrap();
                 recorded.tickets.retain(|ticket| *ticket != claim.owner);
                 recorded.fence = fence;
@@ -174,61 +177,92 @@ impl AsyncStore for WaitingStore {
         self.operate(Some(claim.owner), Operation::Acquire, perform)
             .await
     }
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let perform = || Store::extend(&self.memory, claim);
         self.operate(Some(claim.owner), Operation::Extend, perform)
             .await
+    }
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let perform = || Store::release(&self.memory, claim);
+        self.operate(Some(claim.owner), Operation::Release, perform)
+            .await
+    }
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        let perform = || Store::force_release(&self.memory, name, only);
+        self.operate(None, Operation::ForceRelease, perform).await
+    }
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        let perform = || Store::holders(&self.memory, name);
+        self.operate(None, Operation::Holders, perform).await
+    }
+    fn capabilities(&self) -> Capabilities {
+        Store::capabilities(&self.memory)
     }
     async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         let perform = || Store::renew(&self.memory, claim, fence);
         self.operate(Some(claim.owner), Operation::Extend, perform)
             .await
     }
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let perform = || Store::release(&self.memory, claim);
-        self.operate(Some(claim.owner), Operation::Release, perform)
-            .await
-    }
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let perform = || Store::evict(&self.memory, name, only);
-        self.operate(None, Operation::Evict, perform).await
-    }
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let perform = || Store::inspect(&self.memory, name);
-        self.operate(None, Operation::Inspect, perform).await
-    }
-    async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         let perform = || Store::detach(&self.memory, claim);
         self.operate(Some(claim.owner), Operation::Detach, perform)
             .await
     }
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        let _waiting = Waiting::new(&self.waiting);
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(Box::new(WaitingWaiter {
+            waiter: AsyncStore::waiter(&self.memory, claim)?,
+            store: self,
+            owner: claim.owner,
+        }))
+    }
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        Some(Box::new(WaitingWatch(self, claim.owner)))
+    }
+}
+
+/// A waiter whose ticket is recorded.
+struct WaitingWaiter<'a> {
+    waiter: Box<dyn AsyncWaiter + 'a>,
+    store: &'a WaitingStore,
+    owner: Owner,
+}
+
+#[async_trait]
+impl AsyncWaiter for WaitingWaiter<'_> {
+    async fn wait(&mut self, at_most: Duration) {
+        let _waiting = Waiting::new(&self.store.waiting);
         {
-            let mut recorded = self.recorded.lock().unwrap();
-            if !recorded.tickets.contains(&claim.owner) {
-                recorded.tickets.push(claim.owner);
+            let mut recorded = self.store.recorded.lock().unwrap();
+            if !recorded.tickets.contains(&self.owner) {
+                recorded.tickets.push(self.owner);
             }
         }
-        AsyncStore::wait(&self.memory, claim, at_most).await;
+        self.waiter.wait(at_most).await;
     }
-    async fn lost(&self, claim: &Claim) {
-        let _waiting = Waiting::new(&self.waiting);
+}
+
+impl Drop for WaitingWaiter<'_> {
+    fn drop(&mut self) {
+        let mut recorded = self.store.recorded.lock().unwrap();
+        recorded.tickets.retain(|ticket| *ticket != self.owner);
+    }
+}
+
+/// A watch that ends when the owner is no longer the holder.
+struct WaitingWatch<'a>(&'a WaitingStore, Owner);
+
+#[async_trait]
+impl AsyncLossWatch for WaitingWatch<'_> {
+    async fn wait(&mut self) {
+        let _waiting = Waiting::new(&self.0.waiting);
         poll_fn(|_| {
-            if self.is_held_by(claim.owner) {
+            if self.0.is_held_by(self.1) {
                 Poll::Pending
             } else {
                 Poll::Ready(())
             }
         })
         .await;
-    }
-    fn give_up(&self, claim: &Claim) {
-        let mut recorded = self.recorded.lock().unwrap();
-        recorded.tickets.retain(|ticket| *ticket != claim.owner);
-    }
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.memory)
     }
 }
 
@@ -544,7 +578,7 @@ fn dropped_extension() {
         let ttl = ttl.map(|ttl| Ttl::new(ttl).unwrap());
         let waits = at_every_wait(
             held,
-            async |fixture| fixture.lock.extend(ttl).await,
+            async |fixture| fixture.lock.extend(ttl.unwrap_or(fixture.lock.ttl())).await,
             nothing_happens,
             |_, _, ended| assert_ok(ended),
         );
@@ -556,7 +590,7 @@ fn dropped_extension() {
                     .store
                     .fail([StoreError::temporary("the reply was lost")]);
             },
-            async |fixture| fixture.lock.extend(ttl).await,
+            async |fixture| fixture.lock.extend(ttl.unwrap_or(fixture.lock.ttl())).await,
             nothing_happens,
             |_, _, _| (),
         );
@@ -584,7 +618,7 @@ fn dropped_force_release() {
     for before in [held, held_by_another] {
         let waits = at_every_wait(
             before,
-            async |fixture| fixture.lock.force_release().await,
+            async |fixture| fixture.lock.force_release(None).await,
             nothing_happens,
             |fixture, _, ended| {
                 if ended.is_some() {
@@ -646,7 +680,7 @@ fn dropped_run() {
         async |fixture| {
             let ran = fixture.lock.run(async |held| {
                 yield_now().await;
-                held.extend(None).await.unwrap();
+                held.extend(held.ttl()).await.unwrap();
                 yield_now().await;
                 "done"
             });
@@ -707,7 +741,7 @@ fn dropped_run_with_auto_renewal_of_a_longer_lease() {
         nothing,
         async |fixture| {
             let ran = fixture.lock.run(async |held| {
-                held.extend(Some(longer)).await?;
+                held.extend(longer).await?;
                 held.keep(outlast(fixture, 1)).await
             });
             ran.await
@@ -733,7 +767,7 @@ fn dropped_run_whose_work_ends_during_auto_renewal() {
                 nothing,
                 async |fixture| {
                     let ran = fixture.lock.run(async |held| {
-                        held.extend(extended).await?;
+                        held.extend(extended.unwrap_or(held.ttl())).await?;
                         let kept = held.keep(async {
                             for _ in 0..yields {
                                 yield_now().await;
@@ -773,7 +807,7 @@ fn dropped_run_that_loses_its_lease() {
             },
             |fixture, poll| {
                 if poll == revoked {
-                    block_on(fixture.other.force_release()).unwrap();
+                    block_on(fixture.other.force_release(None)).unwrap();
                 }
             },
             |_, _, ended| match ended {

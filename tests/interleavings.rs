@@ -13,7 +13,6 @@
 #![cfg(verrou_shuttle)]
 
 use std::collections::BTreeSet;
-use std::collections::btree_map::{BTreeMap, Entry};
 use std::env;
 use std::future::{self, Future};
 use std::ops::ControlFlow;
@@ -26,15 +25,15 @@ use std::time::Duration;
 use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
-use shuttle::sync::atomic::{AtomicU64, Ordering};
+use shuttle::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use shuttle::sync::{Condvar, Mutex};
 use shuttle::{Config, Runner, thread};
 use verrou::blocking::Host;
 use verrou::conformance::TestClock;
 use verrou::nonblocking::AsyncHost;
 use verrou::{
-    Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, Loss, MemoryStore, Name, Owner,
-    Renewed, Reply, RunError, Store, StoreError, Timestamp, Ttl, Waited, blocking, nonblocking,
+    AsyncStore, Claim, Clock, Error, Fence, Holder, Loss, LossWatch, MemoryStore, Name, Owner,
+    RunError, Store, StoreError, StoreWrapper, Timestamp, Ttl, Waiter, blocking, nonblocking,
 };
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, keep_alive};
 
@@ -122,7 +121,9 @@ fn awaited_locks(clock: &Still, store: &Memory) -> nonblocking::LockFactory<Memo
 }
 
 fn holder(store: &Memory) -> Option<Holder> {
-    Store::inspect(store, &Name::new("lock").unwrap()).unwrap()
+    Store::holders(store, &Name::new("lock").unwrap())
+        .unwrap()
+        .pop()
 }
 
 /// Adds one in two steps, which only a lock makes atomic.
@@ -256,9 +257,13 @@ fn waiters_are_woken_by_an_expiry_that_another_client_detects() {
         Store::acquire(&store, &claim(0, ttl)).unwrap();
         together(3, |number| match number {
             0 => {
-                Store::wait(&store, &claim(1, ttl), Duration::MAX);
+                let mut waiter = Store::waiter(&store, &claim(1, ttl)).unwrap();
+                waiter.wait(Duration::MAX);
             }
-            1 => block_on(AsyncStore::wait(&store, &claim(2, ttl), Duration::MAX)),
+            1 => {
+                let mut waiter = AsyncStore::waiter(&store, &claim(2, ttl)).unwrap();
+                block_on(waiter.wait(Duration::MAX));
+            }
             _ => {
                 clock.0.advance(Duration::from_secs(1));
                 assert_eq!(holder(&store), None);
@@ -290,11 +295,11 @@ fn concurrent_extensions_leave_no_lease_longer_than_its_record() {
         lock.acquire().unwrap();
         together(3, |number| {
             let ttl = Ttl::new(Duration::from_secs(1 + 10 * number)).unwrap();
-            lock.extend(Some(ttl)).unwrap();
+            lock.extend(ttl).unwrap();
         });
         assert_lease_is_recorded(&clock, &store, &lock.lease().unwrap());
         // Only the next extension counts.
-        lock.extend(None).unwrap();
+        lock.extend(lock.ttl()).unwrap();
         assert_eq!(lock.remaining(), Some(Duration::from_secs(2)));
     });
 }
@@ -323,7 +328,7 @@ fn renewed_and_extended_lease_is_no_longer_than_its_record() {
             } else {
                 for seconds in [60, 1] {
                     let ttl = Ttl::new(Duration::from_secs(seconds)).unwrap();
-                    held.extend(Some(ttl)).unwrap();
+                    held.extend(ttl).unwrap();
                     thread::yield_now();
                 }
             }
@@ -345,7 +350,7 @@ fn guard_dropped_during_an_extension_leaves_nothing() {
         together(3, |number| match number {
             0 => drop(held.lock().unwrap().take()),
             1 => {
-                let extended = lock.extend(None);
+                let extended = lock.extend(lock.ttl());
                 assert!(matches!(extended, Ok(()) | Err(Error::NotOwner { .. })));
             }
             _ => lock.run(|_| thread::yield_now()).unwrap(),
@@ -384,7 +389,7 @@ fn force_release_keeps_a_later_acquisition() {
             .unwrap();
         together(3, |number| {
             if number == 0 {
-                lock.force_release().unwrap();
+                lock.force_release(None).unwrap();
             } else {
                 // One of them may be refused until the other was force-released.
                 let _ = lock.try_acquire();
@@ -402,80 +407,75 @@ fn force_release_keeps_a_later_acquisition() {
 }
 
 /// A memory store that notifies of losses.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Watched {
     store: Memory,
-    watched: Arc<(Mutex<BTreeMap<Owner, bool>>, Condvar)>,
+    /// The number of releases.
+    releases: Arc<(Mutex<u64>, Condvar)>,
 }
 
 impl Watched {
     fn new(store: &Memory) -> Self {
         Self {
             store: Arc::clone(store),
-            watched: Arc::default(),
+            releases: Arc::default(),
         }
     }
 
     /// Notifies the watches.
     fn notify(&self) {
-        let (watched, changed) = &*self.watched;
-        watched
-            .lock()
-            .unwrap()
-            .values_mut()
-            .for_each(|is_notified| *is_notified = true);
+        let (releases, changed) = &*self.releases;
+        *releases.lock().unwrap() += 1;
         changed.notify_all();
     }
 }
 
-impl Store for Watched {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::acquire(&self.store, claim)
+impl StoreWrapper for Watched {
+    type Inner = MemoryStore<Still>;
+    fn inner(&self) -> &Self::Inner {
+        &self.store
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::extend(&self.store, claim)
-    }
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        Store::renew(&self.store, claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         let released = Store::release(&self.store, claim);
         self.notify();
         released
     }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let evicted = Store::evict(&self.store, name, only);
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        let released = Store::force_release(&self.store, name, only);
         self.notify();
-        evicted
+        released
     }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Store::inspect(&self.store, name)
+    fn watch<'s>(&'s self, _: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+        let (releases, _) = &*self.releases;
+        Some(Box::new(Watch {
+            store: self,
+            seen: Mutex::new(*releases.lock().unwrap()),
+            is_cancelled: AtomicBool::new(false),
+        }))
     }
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        Store::wait(&self.store, claim, at_most)
+}
+
+struct Watch<'a> {
+    store: &'a Watched,
+    seen: Mutex<u64>,
+    is_cancelled: AtomicBool,
+}
+
+impl LossWatch for Watch<'_> {
+    fn wait(&self, _at_most: Duration) {
+        let (releases, changed) = &*self.store.releases;
+        let mut seen = self.seen.lock().unwrap();
+        let is_unchanged =
+            |count: &mut u64| *count == *seen && !self.is_cancelled.load(Ordering::SeqCst);
+        let count = changed.wait_while(releases.lock().unwrap(), is_unchanged);
+        *seen = *count.unwrap();
     }
-    fn lost(&self, claim: &Claim, _at_most: Duration) -> Waited {
-        let (watched, changed) = &*self.watched;
-        let mut state = watched.lock().unwrap();
-        if let Entry::Vacant(first) = state.entry(claim.owner) {
-            first.insert(false);
-            return Waited::Done;
-        }
-        state = changed
-            .wait_while(state, |state| state.get(&claim.owner) == Some(&false))
-            .unwrap();
-        if let Some(is_notified) = state.get_mut(&claim.owner) {
-            *is_notified = false;
-        }
-        Waited::Done
-    }
-    fn give_up(&self, claim: &Claim) {
-        let (watched, changed) = &*self.watched;
-        watched.lock().unwrap().remove(&claim.owner);
+    fn cancel(&self) {
+        let (releases, changed) = &*self.store.releases;
+        let count = releases.lock().unwrap();
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        drop(count);
         changed.notify_all();
-    }
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.store)
     }
 }
 
@@ -489,17 +489,17 @@ fn keep_alive_ends_with_the_work_and_detects_a_loss() {
         let lock = locks.create_lock("lock", "none").unwrap();
         let other = locks.create_lock("lock", "none").unwrap();
         let held = lock.guard().unwrap();
-        let evicts = thread_rng().r#gen::<bool>();
+        let is_revoked = thread_rng().r#gen::<bool>();
         let kept = keep_alive(&held, || {
-            if evicts {
-                other.force_release().unwrap();
+            if is_revoked {
+                other.force_release(None).unwrap();
                 while !held.is_expired() {
                     thread::yield_now();
                 }
             }
             "done"
         });
-        if evicts {
+        if is_revoked {
             let lost = matches!(
                 kept,
                 Err(RunError::Ended {
@@ -529,7 +529,7 @@ fn lease_renewed_in_its_own_thread_is_no_longer_than_its_record() {
         let held = lock.guard().unwrap();
         let work = || {
             let ttl = Ttl::new(Duration::from_mins(1)).unwrap();
-            held.extend(Some(ttl)).unwrap();
+            held.extend(ttl).unwrap();
             clock.0.advance(Duration::from_secs(1));
             thread::yield_now();
         };
@@ -541,32 +541,16 @@ fn lease_renewed_in_its_own_thread_is_no_longer_than_its_record() {
 }
 
 /// A store that cannot wait.
+#[derive(Debug)]
 struct Polled<S>(S);
 
-impl<S: Store> Store for Polled<S> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.acquire(claim)
+impl<S: Store> StoreWrapper for Polled<S> {
+    type Inner = S;
+    fn inner(&self) -> &S {
+        &self.0
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.extend(claim)
-    }
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        self.0.renew(claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.release(claim)
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.0.evict(name, only)
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.0.inspect(name)
-    }
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.detach(claim)
-    }
-    fn abilities(&self) -> Abilities {
-        self.0.abilities()
+    fn waiter<'s>(&'s self, _: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        None
     }
 }
 
@@ -591,8 +575,8 @@ fn threads_share_files<S: Store + Sync>(open: impl Fn() -> S) {
     });
     assert_eq!(count.load(Ordering::SeqCst), 3);
     for store in &stores {
-        let left = store.inspect(&Name::new("lock").unwrap());
-        assert_eq!(left.unwrap(), None);
+        let left = Store::holders(store, &Name::new("lock").unwrap());
+        assert_eq!(left.unwrap(), []);
     }
 }
 

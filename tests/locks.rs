@@ -14,8 +14,8 @@ use common::yield_now;
 use pollster::block_on;
 use verrou::conformance::TestClock;
 use verrou::{
-    Abilities, Claim, Error, Fence, Health, Holder, Locks, Loss, MemoryStore, Name, Renewed, Reply,
-    Retry, RunError, Store, StoreError, Ttl, blocking, nonblocking,
+    Claim, Error, Fence, Health, Locks, Loss, MemoryStore, Name, Renewed, Retry, RunError, Store,
+    StoreError, StoreWrapper, Ttl, blocking, nonblocking,
 };
 
 /// Returns the retry policy of the documentation's examples.
@@ -195,7 +195,7 @@ fn only_the_lock_that_acquired_can_release() -> Result<(), Error> {
         assert_eq!(end.map_err(|err| err.code()), Err("E_LOCK_NOT_OWNER"));
     }
     assert!(lock.is_held()?);
-    block_on(third.force_release())?;
+    block_on(third.force_release(None))?;
     assert!(!second.is_locked()?);
     assert!(matches!(lock.release(), Err(Error::NotOwner { .. })));
     Ok(())
@@ -225,7 +225,7 @@ fn lock_is_transferred_as_text() -> Result<(), Error> {
     );
     block_on(async {
         assert!(restored.is_held().await?);
-        restored.extend(None).await?;
+        restored.extend(restored.ttl()).await?;
         assert_eq!(restored.remaining(), Some(ms(2000)));
         let again = restored.serialize().await?;
         assert_eq!(again.fence(), lease.fence());
@@ -247,7 +247,10 @@ fn lock_transferred_after_expiry_is_not_owned() -> Result<(), Error> {
     clock.advance(ms(2000));
     let restored = blocking.restore_lock(&serialized);
     assert!(restored.is_expired());
-    assert!(matches!(restored.extend(None), Err(Error::NotOwner { .. })));
+    assert!(matches!(
+        restored.extend(restored.ttl()),
+        Err(Error::NotOwner { .. })
+    ));
     assert!(matches!(restored.release(), Err(Error::NotOwner { .. })));
     // The restored lock can be acquired again, like any other.
     restored.acquire()?;
@@ -260,7 +263,7 @@ fn describe_does_not_detach() -> Result<(), Error> {
     let World { blocking, .. } = world();
     let lock = blocking.create_lock("my-resource", "2s")?;
     let held = lock.guard()?;
-    let described = held.describe();
+    let described = held.to_serialized();
     assert_eq!(described.owner(), held.lease().owner());
     assert!(blocking.restore_lock(&described).is_held()?);
     assert!(held.lease().claim().ephemeral);
@@ -279,18 +282,21 @@ fn a_lease_is_extended() -> Result<(), Error> {
     lock.acquire()?;
     clock.advance(ms(4000));
     assert_eq!(lock.remaining(), Some(ms(6000)));
-    lock.extend(None)?;
+    lock.extend(lock.ttl())?;
     assert_eq!(lock.remaining(), Some(ms(10_000)));
-    lock.extend(Some("5s".parse()?))?;
+    lock.extend("5s")?;
     assert_eq!(lock.remaining(), Some(ms(5000)));
-    lock.extend(Some(Ttl::NEVER))?;
+    lock.extend(Ttl::NEVER)?;
     clock.advance(ms(60_000));
     assert_eq!((lock.is_expired(), lock.remaining()), (false, None));
-    lock.extend(None)?;
+    lock.extend(lock.ttl())?;
     clock.advance(ms(10_000));
     assert!(lock.is_expired());
     assert_eq!(lock.remaining(), Some(Duration::ZERO));
-    assert!(matches!(lock.extend(None), Err(Error::NotOwner { .. })));
+    assert!(matches!(
+        lock.extend(lock.ttl()),
+        Err(Error::NotOwner { .. })
+    ));
     assert!(!lock.is_locked()?);
     Ok(())
 }
@@ -301,18 +307,18 @@ fn a_lease_is_extended_async() -> Result<(), Error> {
     block_on(async {
         let lock = awaited.create_lock("my-resource", "10s")?;
         assert!(matches!(
-            lock.extend(None).await,
+            lock.extend(lock.ttl()).await,
             Err(Error::NotOwner { .. })
         ));
         let ran = lock.run(async |held| {
             clock.advance(ms(4000));
-            held.extend(None).await?;
+            held.extend(held.ttl()).await?;
             assert_eq!(held.remaining(), Some(ms(10_000)));
-            lock.extend(Some("5s".parse()?)).await?;
+            lock.extend("5s").await?;
             assert_eq!(held.remaining(), Some(ms(5000)));
             clock.advance(ms(5000));
             assert!(held.is_expired() && lock.is_expired());
-            held.extend(None).await
+            held.extend(held.ttl()).await
         });
         let Err(RunError::Ended { value, error }) = ran.await else {
             panic!("a lease that expired");
@@ -349,7 +355,7 @@ fn auto_renewal_keeps_the_lease_until_a_force_release() -> Result<(), Error> {
     assert!(other.try_acquire().is_err());
     // The guard has recorded the renewals.
     assert_eq!(held.remaining(), Some(ms(2000)));
-    other.force_release()?;
+    other.force_release(None)?;
     let lost = held.keep(|_, at_most| -> ControlFlow<()> {
         clock.advance(at_most);
         ControlFlow::Continue(())
@@ -378,7 +384,9 @@ fn auto_renewal_keeps_the_lease_until_a_force_release_async() -> Result<(), Erro
             };
             assert_eq!(held.keep(work).await?, "done");
             assert!(held.remaining().is_some_and(|left| left >= ms(2000)));
-            blocking.create_lock("my-resource", "3s")?.force_release()?;
+            blocking
+                .create_lock("my-resource", "3s")?
+                .force_release(None)?;
             held.keep(std::future::pending::<()>()).await
         });
         let Err(RunError::Ended { value, error }) = ran.await else {
@@ -420,7 +428,10 @@ fn renewed_lease_survives_a_suspension() -> Result<(), Error> {
     assert!(other.try_acquire().is_err());
     // An extension does not take an expired lease back.
     clock.advance(ms(60_000));
-    assert!(matches!(held.extend(None), Err(Error::NotOwner { .. })));
+    assert!(matches!(
+        held.extend(held.ttl()),
+        Err(Error::NotOwner { .. })
+    ));
     other.try_acquire()?;
     other.release()?;
     let lost = held.keep(|_, _| ControlFlow::Break(()));
@@ -449,37 +460,23 @@ fn renewed_lease_survives_a_suspension_async() -> Result<(), Error> {
 }
 
 /// A memory store whose next renewal takes `takes` milliseconds of the clock.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Slow {
     memory: Memory,
     clock: TestClock,
     takes: Arc<AtomicU64>,
 }
 
-impl Store for Slow {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::acquire(&self.memory, claim)
-    }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::extend(&self.memory, claim)
+impl StoreWrapper for Slow {
+    type Inner = Memory;
+    fn inner(&self) -> &Memory {
+        &self.memory
     }
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         let reply = Store::renew(&self.memory, claim, fence);
         let takes = self.takes.swap(0, Ordering::Relaxed);
         self.clock.advance(ms(takes));
         reply
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::release(&self.memory, claim)
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        Store::evict(&self.memory, name, only)
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Store::inspect(&self.memory, name)
-    }
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.memory)
     }
 }
 
@@ -618,8 +615,8 @@ fn renewal_does_not_shorten_a_longer_extension() -> Result<(), Error> {
     } = world();
     let lock = blocking.create_lock("my-resource", "3s")?;
     let held = lock.guard()?;
-    let elsewhere = blocking.restore_lock(&held.describe());
-    elsewhere.extend(Some("1h".parse()?))?;
+    let elsewhere = blocking.restore_lock(&held.to_serialized());
+    elsewhere.extend("1h")?;
     let end = clock.elapsed() + Duration::from_hours(1);
     held.keep(|_, at_most| {
         clock.advance(at_most);
@@ -640,11 +637,11 @@ fn renewal_does_not_shorten_a_longer_extension() -> Result<(), Error> {
 
 #[test]
 fn a_program_can_have_several_stores() -> Result<(), Error> {
-    type AnyStore = Arc<dyn Store + Send + Sync>;
+    type SharedStore = Arc<dyn Store>;
     let clock = TestClock::still();
     let factory = || {
         let memory = Arc::new(MemoryStore::new(clock.clone()));
-        blocking::LockFactory::new(memory as AnyStore, clock.clone())
+        blocking::LockFactory::new(memory as SharedStore, clock.clone())
     };
     let locks = Locks::new("memory", [("memory", factory()), ("other", factory())])?;
     let lock = locks.create_lock("my-resource", "1s")?;

@@ -19,7 +19,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use verrou::{
-    Acquire, AcquireStep, Claim, Error, Fence, Lease, Name, Owner, Reply, Retry, StoreError,
+    Acquire, AcquireStep, Acquired, Claim, Error, Fence, Lease, Name, Owner, Retry, StoreError,
     Timestamp, Ttl,
 };
 
@@ -71,7 +71,7 @@ enum At {
     /// Its request is in flight.
     Asking(Request),
     /// The reply is in flight.
-    Answered(Reply),
+    Answered(Acquired),
     /// It holds the lock.
     Holding(Lease),
     /// It has released the lock.
@@ -211,9 +211,14 @@ impl State {
         self.turn(index);
     }
 
-    fn receive(&mut self, index: usize, reply: Result<Reply, StoreError>) {
+    fn receive(&mut self, index: usize, reply: Result<Acquired, StoreError>) {
         let now = at(self.now);
-        self.clients[index].machine.heard(now, reply);
+        let machine = &mut self.clients[index].machine;
+        if let AcquireStep::Release(_) = machine.next(now) {
+            machine.released();
+        } else {
+            machine.received(now, reply);
+        }
         // The machine's next step follows at once: no time passes inside the machine.
         self.turn(index);
     }
@@ -224,7 +229,7 @@ impl State {
     }
 
     /// Performs one operation of the reference store.
-    fn answer(&mut self, index: usize, request: Request) -> Reply {
+    fn answer(&mut self, index: usize, request: Request) -> Acquired {
         let owner = owner(index);
         let now = self.now;
         self.record.take_if(|record| record.until <= now);
@@ -235,15 +240,15 @@ impl State {
         match request {
             Request::Release if mine => {
                 self.record = None;
-                Reply::Granted { fence: None }
+                Acquired::Granted { fence: None }
             }
-            Request::Release => Reply::REFUSED,
+            Request::Release => Acquired::BUSY,
             Request::Acquire => {
                 let fence = match &self.record {
                     Some(record) if mine => record.fence,
                     Some(record) => {
                         let remaining = Some(Duration::from_millis(record.until - now));
-                        return Reply::Refused { remaining };
+                        return Acquired::Busy { remaining };
                     }
                     None => {
                         self.grants += 1;
@@ -255,7 +260,7 @@ impl State {
                     fence,
                     until: now + TTL,
                 });
-                Reply::Granted { fence: Some(fence) }
+                Acquired::Granted { fence: Some(fence) }
             }
         }
     }

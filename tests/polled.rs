@@ -128,7 +128,7 @@ fn renewal_continues_from_other_extensions() {
 
     // A shorter lease: the next renewal is due sooner, and the remaining time is not overstated.
     let second = Ttl::new(ms(1_000)).expect("a ttl");
-    lock.extend(Some(second)).expect("my lock");
+    lock.extend(second).expect("my lock");
     assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(500)));
     assert_eq!(lock.remaining(), Some(ms(1_000)));
     clock.advance(ms(500));
@@ -137,15 +137,18 @@ fn renewal_continues_from_other_extensions() {
 
     // A longer lease: it is not lost at its former expiry.
     let hour = Ttl::new(ms(3_600_000)).expect("a ttl");
-    lock.extend(Some(hour)).expect("my lock");
+    lock.extend(hour).expect("my lock");
     clock.advance(ms(40_000));
     assert!(matches!(renewal.poll(), Keeping::Held(_)));
 
     // A shortened lease has expired, and no other owner was granted it.
-    lock.extend(Some(second)).expect("my lock");
+    lock.extend(second).expect("my lock");
     clock.advance(ms(1_000));
     assert!(lock.is_expired());
-    assert!(matches!(lock.extend(None), Err(Error::NotOwner { .. })));
+    assert!(matches!(
+        lock.extend(lock.ttl()),
+        Err(Error::NotOwner { .. })
+    ));
     assert!(matches!(renewal.poll(), Keeping::Held(wait) if wait == ms(10_000)));
     assert_eq!(lock.remaining(), Some(ms(30_000)));
 
@@ -243,7 +246,7 @@ fn lock_is_transferred_as_text() {
     let restored = Lock::restored(&store, &clock, &restored, wall);
     assert!(restored.is_held().expect("an answer"));
     assert_eq!(restored.remaining(), Some(ms(1000)));
-    restored.extend(None).expect("my lock");
+    restored.extend(restored.ttl()).expect("my lock");
     restored.release().expect("my lock");
     assert_eq!(
         lock.release().expect_err("released").code(),

@@ -319,7 +319,7 @@ fn a_renewal_never_shortens() {
             panic!("it is confirmed as often as any");
         };
         assert_eq!(claim.ttl.duration(), Some(ms(3_600_000 - now)));
-        machine.heard(at(now), Ok(Renewed::Granted));
+        machine.received(at(now), Ok(Renewed::Granted));
         assert_eq!(machine.lease().ends(), Some(at(3_600_000)));
     }
 }
@@ -451,11 +451,11 @@ fn cause_of_a_failed_renewal_is_recorded() {
     for revives in [false, true] {
         let mut machine = Renew::new(lease(ttl()), ttl(), at(0)).reviving(revives);
         assert!(matches!(machine.next(at(800)), RenewStep::Renew(..)));
-        machine.heard(at(900), Err(StoreError::temporary("in trouble")));
+        machine.received(at(900), Err(StoreError::temporary("in trouble")));
         assert!(machine.failure().is_none());
         if let RenewStep::Renew(..) = machine.next(at(2400)) {
             assert!(revives);
-            machine.heard(at(2500), Err(StoreError::temporary("in trouble")));
+            machine.received(at(2500), Err(StoreError::temporary("in trouble")));
         }
         assert!(matches!(
             machine.next(at(2500)),
@@ -471,7 +471,7 @@ fn release_by_the_owner_is_not_a_loss() {
     let at = |millis| Timestamp::new(ms(millis));
     let mut machine = Renew::new(lease(ttl()), ttl(), at(0)).reviving(true);
     assert!(matches!(machine.next(at(800)), RenewStep::Renew(..)));
-    machine.heard(at(900), Ok(Renewed::Released));
+    machine.received(at(900), Ok(Renewed::Released));
     assert!(matches!(machine.health(), Health::Released));
     for now in [900, 9000] {
         assert!(matches!(machine.next(at(now)), RenewStep::Released));
@@ -487,7 +487,7 @@ fn late_reply_loses_the_lease_at_once() {
     ] {
         let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
         assert!(matches!(machine.next(at(800)), RenewStep::Renew(..)));
-        machine.heard(at(3200), reply);
+        machine.received(at(3200), reply);
         assert!(matches!(machine.health(), Health::Lost(Loss::Expired)));
     }
 }
@@ -497,7 +497,7 @@ fn step_is_repeated_until_its_result_is_recorded() {
     let at = |millis| Timestamp::new(ms(millis));
     let mut machine = Renew::new(lease(ttl()), ttl(), at(0));
     // No request is in flight.
-    machine.heard(at(0), Ok(Renewed::Lost));
+    machine.received(at(0), Ok(Renewed::Lost));
     for _ in 0..2 {
         assert!(matches!(machine.next(at(0)), RenewStep::Wait(pause) if pause == ms(800)));
     }
@@ -506,7 +506,7 @@ fn step_is_repeated_until_its_result_is_recorded() {
     }
     // The request was sent at 900 ms; a later call of `next` returns the same request.
     machine.next(at(1000));
-    machine.heard(at(1100), Ok(Renewed::Granted));
+    machine.received(at(1100), Ok(Renewed::Granted));
     assert_eq!(machine.lease().ends(), Some(at(3300)));
     for _ in 0..2 {
         assert!(matches!(
@@ -515,7 +515,7 @@ fn step_is_repeated_until_its_result_is_recorded() {
         ));
     }
     // A lost lease stays lost, regardless of later replies and calls.
-    machine.heard(at(3300), Ok(Renewed::Granted));
+    machine.received(at(3300), Ok(Renewed::Granted));
     assert!(matches!(
         machine.next(at(0)),
         RenewStep::Lost(Loss::Expired)

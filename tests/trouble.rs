@@ -21,13 +21,14 @@ use verrou::blocking::Host;
 use verrou::conformance::TestClock;
 use verrou::nonblocking::Inline;
 use verrou::{
-    Abilities, AsyncStore, Claim, Clock, Error, Fence, Holder, InvalidName, InvalidRetry,
-    InvalidSerializedLock, InvalidTtl, Loss, MemoryStore, Name, Owner, Renewed, Reply, Retry,
-    RunError, SerializedLock, Store, StoreError, Timestamp, Ttl, blocking, nonblocking,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Clock, Error, Fence,
+    Holder, InvalidName, InvalidRetry, InvalidSerializedLock, InvalidTtl, Loss, MemoryStore, Name,
+    Owner, Renewed, Retry, RunError, SerializedLock, Store, StoreError, StoreWrapper, Timestamp,
+    Ttl, async_trait, blocking, nonblocking,
 };
 
 /// A store that can be made to fail.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Fragile {
     store: Polled<Memory>,
     fails: Arc<AtomicBool>,
@@ -42,36 +43,40 @@ impl Fragile {
     }
 }
 
-impl Store for Fragile {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.ok(Ok(Reply::REFUSED))?;
-        self.store.acquire(claim)
+impl StoreWrapper for Fragile {
+    type Inner = Polled<Memory>;
+    fn inner(&self) -> &Self::Inner {
+        &self.store
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.ok(Ok(Reply::REFUSED))?;
-        self.store.extend(claim)
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        self.ok(Ok(()))?;
+        Store::acquire(&self.store, claim)
+    }
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.ok(Ok(()))?;
+        Store::extend(&self.store, claim)
     }
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        self.ok(Ok(Renewed::Lost))?;
-        self.store.renew(claim, fence)
+        self.ok(Ok(()))?;
+        Store::renew(&self.store, claim, fence)
     }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.ok(Ok(Reply::REFUSED))?;
-        self.store.release(claim)
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.ok(Ok(()))?;
+        Store::release(&self.store, claim)
     }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.ok(Ok(Reply::REFUSED))?;
-        self.store.evict(name, only)
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        self.ok(Ok(()))?;
+        Store::force_release(&self.store, name, only)
     }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.ok(self.store.inspect(name))
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        self.ok(Store::holders(&self.store, name))
     }
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.ok(Ok(Reply::REFUSED))?;
-        self.store.detach(claim)
+    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        self.ok(Store::holds(&self.store, claim, fence))
     }
-    fn abilities(&self) -> Abilities {
-        self.store.abilities()
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.ok(Ok(()))?;
+        Store::detach(&self.store, claim)
     }
 }
 
@@ -94,44 +99,36 @@ fn assert_storage<T: std::fmt::Debug>(end: Result<T, Error>) {
 }
 
 /// A store without fencing tokens that does not implement `holds`.
+#[derive(Debug)]
 struct Uncounted(Memory);
 
-impl Uncounted {
-    fn uncounted(reply: Reply) -> Reply {
-        match reply {
-            Reply::Granted { .. } => Reply::Granted { fence: None },
-            refused @ Reply::Refused { .. } => refused,
-        }
-    }
-}
-
 impl Store for Uncounted {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::acquire(&self.0, claim).map(Self::uncounted)
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        Ok(match Store::acquire(&self.0, claim)? {
+            Acquired::Granted { .. } => Acquired::Granted { fence: None },
+            busy @ Acquired::Busy { .. } => busy,
+        })
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::extend(&self.0, claim).map(Self::uncounted)
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Store::extend(&self.0, claim)
     }
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        Store::renew(&self.0, claim, fence)
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Store::release(&self.0, claim)
     }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::release(&self.0, claim).map(Self::uncounted)
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        Store::force_release(&self.0, name, only)
     }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        Store::evict(&self.0, name, only).map(Self::uncounted)
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        let mut holders = Store::holders(&self.0, name)?;
+        for holder in &mut holders {
+            holder.fence = None;
+        }
+        Ok(holders)
     }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let holder = Store::inspect(&self.0, name)?;
-        Ok(holder.map(|holder| Holder {
-            fence: None,
-            ..holder
-        }))
-    }
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             fences: false,
-            ..Store::abilities(&self.0)
+            ..Store::capabilities(&self.0)
         }
     }
 }
@@ -151,7 +148,7 @@ fn is_held_is_an_error_in_a_store_without_fencing_tokens() -> Result<(), Error> 
 
     // Results that need no comparison are certain.
     assert!(!other.is_held()?);
-    other.force_release()?;
+    other.force_release(None)?;
     assert!(!lock.is_held()?);
     Ok(())
 }
@@ -232,11 +229,11 @@ fn store_error_is_returned_and_changes_nothing() -> Result<(), Error> {
     let lease = lock.acquire()?;
     clock.advance(ms(1000));
     fail(true);
-    assert_storage(lock.extend(None));
+    assert_storage(lock.extend(lock.ttl()));
     assert_storage(lock.serialize());
     assert_storage(lock.is_locked());
     assert_storage(lock.is_held());
-    assert_storage(lock.force_release());
+    assert_storage(lock.force_release(None));
     assert_storage(lock.release());
     assert_eq!(lock.lease(), Some(lease));
     assert_eq!(lock.remaining(), Some(ms(9000)));
@@ -295,39 +292,34 @@ fn lease_expired_at_its_holder_is_not_extended() -> Result<(), Error> {
     assert_eq!(lock.remaining(), Some(ms(1500)));
     clock.advance(ms(1500));
     assert!(lock.is_held()?, "the store would extend it");
-    assert!(matches!(lock.extend(None), Err(Error::NotOwner { .. })));
+    assert!(matches!(
+        lock.extend(lock.ttl()),
+        Err(Error::NotOwner { .. })
+    ));
     assert!(lock.is_expired());
     lock.release()
 }
 
 /// A store whose requests take half a second to arrive.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct DelayedStore(Memory, TestClock);
 
-impl Store for DelayedStore {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+impl StoreWrapper for DelayedStore {
+    type Inner = Memory;
+    fn inner(&self) -> &Memory {
+        &self.0
+    }
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.1.advance(ms(500));
         Store::acquire(&self.0, claim)
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.1.advance(ms(500));
         Store::extend(&self.0, claim)
     }
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         self.1.advance(ms(500));
         Store::renew(&self.0, claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::release(&self.0, claim)
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        Store::evict(&self.0, name, only)
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Store::inspect(&self.0, name)
-    }
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.0)
     }
 }
 
@@ -369,44 +361,54 @@ fn an_acquisition_that_is_dropped_while_it_waits_leaves_nothing() -> Result<(), 
 }
 
 /// A memory store that records its waiters, until they acquire the lock or stop waiting.
+#[derive(Debug)]
 struct RecordingStore {
     memory: Memory,
     waiting: Mutex<HashSet<Owner>>,
 }
 
+#[async_trait]
 impl AsyncStore for RecordingStore {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let reply = Store::acquire(&self.memory, claim)?;
         if reply.is_granted() {
             self.waiting.lock().unwrap().remove(&claim.owner);
         }
         Ok(reply)
     }
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         Store::extend(&self.memory, claim)
     }
-    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        Store::renew(&self.memory, claim, fence)
-    }
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         Store::release(&self.memory, claim)
     }
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        Store::evict(&self.memory, name, only)
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        Store::force_release(&self.memory, name, only)
     }
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Store::inspect(&self.memory, name)
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Store::holders(&self.memory, name)
     }
-    async fn wait(&self, claim: &Claim, _: Duration) {
-        self.waiting.lock().unwrap().insert(claim.owner);
+    fn capabilities(&self) -> Capabilities {
+        Store::capabilities(&self.memory)
+    }
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(Box::new(RecordedWaiter(self, claim.owner)))
+    }
+}
+
+struct RecordedWaiter<'a>(&'a RecordingStore, Owner);
+
+#[async_trait]
+impl AsyncWaiter for RecordedWaiter<'_> {
+    async fn wait(&mut self, _: Duration) {
+        self.0.waiting.lock().unwrap().insert(self.1);
         future::pending::<()>().await;
     }
-    fn give_up(&self, claim: &Claim) {
-        let waited = self.waiting.lock().unwrap().remove(&claim.owner);
-        assert!(waited, "only a waiter has a ticket to remove");
-    }
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.memory)
+}
+
+impl Drop for RecordedWaiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.lock().unwrap().remove(&self.1);
     }
 }
 
@@ -502,32 +504,35 @@ mod slow {
 
     use super::*;
 
+    #[derive(Debug)]
     pub(crate) struct Slow(pub(crate) Memory);
 
+    #[async_trait]
     impl AsyncStore for Slow {
-        async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
             yield_now().await;
             let reply = Store::acquire(&self.0, claim);
             yield_now().await;
             reply
         }
-        async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
             Store::extend(&self.0, claim)
         }
-        async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-            Store::renew(&self.0, claim, fence)
-        }
-        async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+        async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
             Store::release(&self.0, claim)
         }
-        async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-            Store::evict(&self.0, name, only)
+        async fn force_release(
+            &self,
+            name: &Name,
+            only: Option<Fence>,
+        ) -> Result<bool, StoreError> {
+            Store::force_release(&self.0, name, only)
         }
-        async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-            Store::inspect(&self.0, name)
+        async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+            Store::holders(&self.0, name)
         }
-        fn abilities(&self) -> Abilities {
-            Store::abilities(&self.0)
+        fn capabilities(&self) -> Capabilities {
+            Store::capabilities(&self.0)
         }
     }
 }
@@ -704,10 +709,13 @@ fn expiry_of_a_restored_lease_is_decided_by_the_store() {
     let restored = there.restore_lock(&text);
     assert!(restored.is_expired(), "by this wall clock");
     assert!(restored.is_held().unwrap());
-    restored.extend(None).unwrap();
+    restored.extend(restored.ttl()).unwrap();
     assert!(!restored.is_expired(), "its expiry is certain now");
     clock.advance(Duration::from_secs(10));
-    assert!(matches!(restored.extend(None), Err(Error::NotOwner { .. })));
+    assert!(matches!(
+        restored.extend(restored.ttl()),
+        Err(Error::NotOwner { .. })
+    ));
 }
 
 /// Calls the store from within its wake-up, as an executor that polls at once does.
@@ -716,7 +724,7 @@ struct InspectOnWake(Arc<MemoryStore<TestClock>>);
 impl Wake for InspectOnWake {
     fn wake(self: Arc<Self>) {
         let name = Name::new("lock").unwrap();
-        assert_eq!(Store::inspect(&self.0, &name).unwrap(), None);
+        assert_eq!(Store::holders(&self.0, &name).unwrap(), []);
     }
 }
 
@@ -735,7 +743,8 @@ fn woken_waiter_may_send_a_request_at_once() {
         ttl: Ttl::NEVER,
         ephemeral: false,
     };
-    let mut waiting = pin!(AsyncStore::wait(&store, &claim, Duration::MAX));
+    let mut waiter = AsyncStore::waiter(&store, &claim).unwrap();
+    let mut waiting = pin!(waiter.wait(Duration::MAX));
     assert!(waiting.as_mut().poll(&mut context).is_pending());
     lock.release().unwrap();
     assert!(waiting.as_mut().poll(&mut context).is_ready());
@@ -756,36 +765,41 @@ fn dropped_run_releases_its_lock() {
 }
 
 /// A store whose wait for a loss ends at once, each time.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct SpuriousLossStore(Memory, Arc<AtomicU32>);
 
+#[async_trait]
 impl AsyncStore for SpuriousLossStore {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         Store::acquire(&self.0, claim)
     }
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let extensions = self.1.fetch_add(1, Ordering::Relaxed);
         assert!(extensions < 10_000, "it gets requests in a busy loop");
         Store::extend(&self.0, claim)
     }
-    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        let renewals = self.1.fetch_add(1, Ordering::Relaxed);
-        assert!(renewals < 10_000, "it gets requests in a busy loop");
-        Store::renew(&self.0, claim, fence)
-    }
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         Store::release(&self.0, claim)
     }
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        Store::evict(&self.0, name, only)
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        Store::force_release(&self.0, name, only)
     }
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Store::inspect(&self.0, name)
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Store::holders(&self.0, name)
     }
-    async fn lost(&self, _claim: &Claim) {}
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.0)
+    fn capabilities(&self) -> Capabilities {
+        Store::capabilities(&self.0)
     }
+    fn watch<'s>(&'s self, _: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        Some(Box::new(SpuriousWatch))
+    }
+}
+
+struct SpuriousWatch;
+
+#[async_trait]
+impl AsyncLossWatch for SpuriousWatch {
+    async fn wait(&mut self) {}
 }
 
 #[test]

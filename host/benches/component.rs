@@ -15,7 +15,7 @@ use verrou_host::{LeaseFileStore, StoreOptions, System};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy};
 
-type AnyStore = Arc<dyn Store + Send + Sync>;
+type SharedStore = Arc<dyn Store>;
 type Subject<'a> = (&'a str, Box<dyn FnMut() + 'a>);
 
 const COMPONENT: &str = concat!(
@@ -29,16 +29,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .map_err(|err| format!("{COMPONENT}: {err}: build it with `cargo xtask component`"))?;
     println!("component: {} bytes", bytes.len());
 
-    let runner = Runner::<AnyStore, System>::new(&bytes, &Limits::default())?;
-    let memory: AnyStore = Arc::new(MemoryStore::new(System));
+    let runner = Runner::<SharedStore, System>::new(&bytes, &Limits::default())?;
+    let memory: SharedStore = Arc::new(MemoryStore::new(System));
     pair("acquire and release, in memory", 2_000, &runner, &memory)?;
 
     let directory = tempfile::tempdir()?;
     let leases = LeaseFileStore::open(directory.path(), &StoreOptions::default())?;
-    let leases: AnyStore = Arc::new(leases);
+    let leases: SharedStore = Arc::new(leases);
     pair("acquire and release, lease files", 200, &runner, &leases)?;
 
-    let pooled = Runner::<AnyStore, System>::new(&bytes, &Limits::default().pool(4))?;
+    let pooled = Runner::<SharedStore, System>::new(&bytes, &Limits::default().pool(4))?;
     let mut config = Config::new();
     config.allocation_strategy(InstanceAllocationStrategy::pooling());
     let engine = Engine::new(&config)?;
@@ -78,8 +78,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn pair(
     title: &str,
     times: u32,
-    runner: &Runner<AnyStore, System>,
-    store: &AnyStore,
+    runner: &Runner<SharedStore, System>,
+    store: &SharedStore,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let name = "a name of twenty-four by";
     let ttl = Duration::from_secs(30);

@@ -2,13 +2,11 @@
 //! polling thread; waiting for a lock, or for a file that another process keeps locked, is
 //! asynchronous.
 
-use std::time::Duration;
-
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name,
+    Renewed, Store, StoreError, async_trait,
 };
 
-use crate::any_store::FileStore;
 use crate::store::{FileLockStore, LeaseFileStore, at_once, patiently};
 
 /// A release in progress, completed on drop.
@@ -31,11 +29,12 @@ macro_rules! awaited {
         /// Operations run in the polling thread: each takes microseconds. Waiting occupies no thread
         /// per task: one thread serves all waiting tasks of the process. A release that is dropped
         /// while it waits still ends an ephemeral lease.
+        #[async_trait]
         impl AsyncStore for $store {
-            async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
                 patiently(|| Store::acquire(self, claim)).await
             }
-            async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
                 patiently(|| Store::extend(self, claim)).await
             }
             async fn renew(
@@ -45,7 +44,7 @@ macro_rules! awaited {
             ) -> Result<Renewed, StoreError> {
                 patiently(|| Store::renew(self, claim, fence)).await
             }
-            async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
                 let mut dropped = Dropped {
                     store: self,
                     claim: Some(claim),
@@ -54,32 +53,30 @@ macro_rules! awaited {
                 dropped.claim = None;
                 released
             }
-            async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-                patiently(|| Store::evict(self, name, only)).await
+            async fn force_release(
+                &self,
+                name: &Name,
+                only: Option<Fence>,
+            ) -> Result<bool, StoreError> {
+                patiently(|| Store::force_release(self, name, only)).await
             }
-            async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-                patiently(|| Store::inspect(self, name)).await
+            async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+                patiently(|| Store::holders(self, name)).await
             }
             async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
                 patiently(|| Store::holds(self, claim, fence)).await
             }
-            async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+            async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
                 patiently(|| Store::detach(self, claim)).await
             }
-            async fn wait(&self, claim: &Claim, _at_most: Duration) {
-                self.waited(claim).await;
+            fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+                Some(Box::new(self.queue_waiter(claim)))
             }
-            fn notifies(&self) -> bool {
-                Store::notifies(self)
+            fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+                Some(Box::new(self.loss_watch(claim).ok()?))
             }
-            async fn lost(&self, claim: &Claim) {
-                self.awaited_loss(claim).await;
-            }
-            fn give_up(&self, claim: &Claim) {
-                Store::give_up(self, claim);
-            }
-            fn abilities(&self) -> Abilities {
-                Store::abilities(self)
+            fn capabilities(&self) -> Capabilities {
+                Store::capabilities(self)
             }
         }
     };
@@ -87,4 +84,3 @@ macro_rules! awaited {
 
 awaited!(LeaseFileStore);
 awaited!(FileLockStore);
-awaited!(FileStore);

@@ -9,12 +9,12 @@ use std::time::Duration;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use verrou::{
-    Acquire, AcquireStep, Backoff, Claim, Fence, InvalidName, InvalidTtl, Lease, Name, Owner,
-    Reply, Retry, SerializedLock, Timestamp, Ttl,
+    Acquire, AcquireStep, Acquired, Backoff, Claim, Fence, InvalidName, InvalidTtl, Lease, Name,
+    Owner, Retry, SerializedLock, Timestamp, Ttl,
 };
 
 use crate::store::fuzzing::{file, file_names, number};
-use crate::{FileStore, InvalidStoreUrl, StoreOptions, StoreUrl};
+use crate::{AnyStore, InvalidStoreUrl, StoreOptions, StoreUrl};
 
 #[expect(
     dead_code,
@@ -212,7 +212,7 @@ fn waits(length: Duration) {
                 }
                 AcquireStep::Acquire(_) => {
                     let remaining = Some(length);
-                    waiting.heard(now, Ok(Reply::Refused { remaining }));
+                    waiting.received(now, Ok(Acquired::Busy { remaining }));
                 }
                 AcquireStep::Done(Err(_)) => break,
                 other => panic!("{other:?} after a refusal"),
@@ -249,7 +249,7 @@ pub fn store_url(bytes: &[u8]) -> bool {
             }
             if bytes.contains(&0) {
                 // No directory can have this name, so none is created.
-                let opened = FileStore::open(url, &StoreOptions::default());
+                let opened = AnyStore::open(url, &StoreOptions::default());
                 assert!(opened.is_err(), "{opened:?}");
             }
         }

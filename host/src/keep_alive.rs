@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use verrou::blocking::{Held, Host};
-use verrou::{Claim, Error, Health, Loss, RunError, Store, Waited};
+use verrou::blocking::{Guard, Host};
+use verrou::{Error, Health, Loss, LossWatch, RunError, Store};
 
 use crate::alarm::{self, Ender};
 use crate::sync;
@@ -13,8 +13,8 @@ use crate::sync::thread;
 
 /// Renews the lease of `held`, in a separate thread, while `body` runs.
 ///
-/// A loss of the lock does not interrupt `body`. `body` can check [`Held::is_expired`], and the resource
-/// that it writes to can reject its [fencing token](Held::fence).
+/// A loss of the lock does not interrupt `body`. `body` can check [`Guard::is_expired`], and the resource
+/// that it writes to can reject its [fencing token](Guard::fence).
 ///
 /// ```
 /// use std::{thread, time::Duration};
@@ -39,36 +39,28 @@ use crate::sync::thread;
 /// # Panics
 ///
 /// Panics when `body` panics, and when the system cannot create a thread; `body` is not run then.
-pub fn keep_alive<S, H, T>(
-    held: &Held<'_, S, H>,
-    body: impl FnOnce() -> T,
-) -> Result<T, RunError<T>>
+pub fn keep_alive<S, H, T>(held: &Guard<S, H>, body: impl FnOnce() -> T) -> Result<T, RunError<T>>
 where
-    S: Store + Sync,
-    H: Host + Sync,
+    S: Store,
+    H: Host + Send + Sync,
 {
     let (store, claim) = (held.store(), held.lease().claim().clone());
     let (ender, rest) = alarm::rests();
     // After this call no loss goes unnoticed.
-    let notifies = store.lost(&claim, Duration::ZERO) == Waited::Done;
+    let watch = store.watch(&claim);
+    let watch = watch.as_deref();
     let work = Work {
-        store,
-        claim: &claim,
         ender,
         is_done: AtomicBool::new(false),
         is_kept: AtomicBool::new(true),
         is_lost: AtomicBool::new(false),
-        is_watched: AtomicBool::new(notifies),
     };
     let work = &work;
-    let kept = thread::scope(|scope| {
+    thread::scope(|scope| {
         // Its destructor ends the threads, also if this thread panics.
-        let ends = Ends(work);
-        let watcher = notifies.then(|| sync::spawn_scoped(scope, move || work.watch()).ok());
-        let watcher = watcher.flatten();
-        if watcher.is_none() {
-            work.is_watched.store(false, Ordering::SeqCst);
-        }
+        let ends = Ends { work, watch };
+        let watcher =
+            watch.and_then(|watch| sync::spawn_scoped(scope, move || work.watch(watch)).ok());
         let keeper = sync::spawn_scoped(scope, move || {
             let kept = held.keep(|machine, at_most| {
                 let is_released = matches!(machine.health(), Health::Released);
@@ -112,17 +104,13 @@ where
             Ok(Err(error)) => Err(RunError::Ended { value, error }),
             Err(panic) => std::panic::resume_unwind(panic),
         }
-    });
-    store.give_up(&claim);
-    kept
+    })
 }
 
 /// The state shared by the threads of a [`keep_alive`]: the one that does the work, the one that renews
 /// the lease, and, where the store notifies of losses, the one that waits for these notifications. (A
 /// store's wait uses a clock that stops while the machine is suspended.)
-struct Work<'a, S> {
-    store: &'a S,
-    claim: &'a Claim,
+struct Work {
     /// Interrupts the sleep of the renewing thread.
     ender: Ender,
     is_done: AtomicBool,
@@ -130,28 +118,22 @@ struct Work<'a, S> {
     is_kept: AtomicBool,
     /// Whether the lease may be lost.
     is_lost: AtomicBool,
-    /// Whether a thread waits for loss notifications.
-    is_watched: AtomicBool,
 }
 
-impl<S: Store> Work<'_, S> {
+impl Work {
     /// Waits for loss notifications until the work is done.
-    fn watch(&self) {
+    fn watch(&self, watch: &dyn LossWatch) {
         /// The minimum time between two notifications, so that a store that notifies constantly is not
         /// queried as often.
         const SHORTEST: Duration = Duration::from_millis(1);
         /// The maximum length of one wait; nothing is due when it ends.
         const LONGEST: Duration = Duration::from_hours(1);
 
-        // Reset the flag also when the store panics.
-        let _watched = Watched(&self.is_watched);
         let goes_on =
             || self.is_kept.load(Ordering::SeqCst) && !self.is_done.load(Ordering::SeqCst);
         while goes_on() {
             let began = Instant::now();
-            if self.store.lost(self.claim, LONGEST) == Waited::Unable {
-                break;
-            }
+            watch.wait(LONGEST);
             if !goes_on() {
                 break;
             }
@@ -164,34 +146,18 @@ impl<S: Store> Work<'_, S> {
     }
 }
 
-/// Clears the flag of a waiting thread when dropped.
-struct Watched<'a>(&'a AtomicBool);
-
-impl Drop for Watched<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::SeqCst);
-    }
+/// Ends the work when dropped, also by a panic.
+struct Ends<'a> {
+    work: &'a Work,
+    watch: Option<&'a dyn LossWatch>,
 }
 
-/// Ends the work when dropped, also by a panic.
-struct Ends<'a, S: Store>(&'a Work<'a, S>);
-
-impl<S: Store> Drop for Ends<'_, S> {
+impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        const LOOK: Duration = Duration::from_micros(50);
-
-        let work = self.0;
-        work.is_done.store(true, Ordering::SeqCst);
-        work.ender.end();
-        work.store.give_up(work.claim);
-        let mut looks = 0;
-        while work.is_watched.load(Ordering::SeqCst) {
-            thread::sleep(LOOK);
-            looks += 1;
-            // The thread may have started another wait just before the cancellation.
-            if looks % 20 == 0 {
-                work.store.give_up(work.claim);
-            }
+        self.work.is_done.store(true, Ordering::SeqCst);
+        self.work.ender.end();
+        if let Some(watch) = self.watch {
+            watch.cancel();
         }
     }
 }
@@ -201,7 +167,9 @@ mod tests {
     use std::sync::atomic::AtomicU64;
 
     use verrou::blocking::LockFactory;
-    use verrou::{Abilities, Fence, Holder, MemoryStore, Name, Renewed, Reply, StoreError};
+    use verrou::{Fence, MemoryStore, Renewed, StoreError, StoreWrapper};
+
+    use verrou::Claim;
 
     use super::*;
     use crate::{LeaseFileStore, StoreOptions, System};
@@ -225,7 +193,7 @@ mod tests {
         assert!(keep_alive(&held, renewed).unwrap());
 
         let revoked = keep_alive(&held, || {
-            other.force_release().unwrap();
+            other.force_release(None).unwrap();
             while !held.is_expired() {
                 thread::sleep(Duration::from_millis(5));
             }
@@ -260,7 +228,7 @@ mod tests {
             "the end of the work is detected at once, too"
         );
         let revoked = keep_alive(&held, || {
-            other.force_release().unwrap();
+            other.force_release(None).unwrap();
             while !held.is_expired() {
                 thread::yield_now();
             }
@@ -278,44 +246,37 @@ mod tests {
         };
     }
 
-    /// A store whose loss watch ends with the given result, while every renewal succeeds.
-    struct Anxious(MemoryStore<System>, AtomicU64, fn() -> Waited);
+    /// A store whose loss watch ends as the function does, while every renewal succeeds.
+    #[derive(Debug)]
+    struct Anxious(MemoryStore<System>, AtomicU64, fn());
 
-    impl Store for Anxious {
-        fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            Store::acquire(&self.0, claim)
-        }
-        fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            Store::extend(&self.0, claim)
+    impl StoreWrapper for Anxious {
+        type Inner = MemoryStore<System>;
+
+        fn inner(&self) -> &MemoryStore<System> {
+            &self.0
         }
         fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
             self.1.fetch_add(1, Ordering::Relaxed);
             Store::renew(&self.0, claim, fence)
         }
-        fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-            Store::release(&self.0, claim)
+        fn watch<'s>(&'s self, _claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+            Some(Box::new(AnxiousWatch(self.2)))
         }
-        fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-            Store::evict(&self.0, name, only)
+    }
+
+    struct AnxiousWatch(fn());
+
+    impl LossWatch for AnxiousWatch {
+        fn wait(&self, _at_most: Duration) {
+            (self.0)();
         }
-        fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-            Store::inspect(&self.0, name)
-        }
-        fn lost(&self, _claim: &Claim, at_most: Duration) -> Waited {
-            if at_most.is_zero() {
-                Waited::Done
-            } else {
-                (self.2)()
-            }
-        }
-        fn abilities(&self) -> Abilities {
-            Store::abilities(&self.0)
-        }
+        fn cancel(&self) {}
     }
 
     #[test]
     fn rate_of_renewals_is_limited_under_constant_loss_notifications() {
-        let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || Waited::Done);
+        let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || {});
         let lock = LockFactory::new(&store, System).create_lock("lock", "1h");
         let lock = lock.unwrap();
         let held = lock.guard().unwrap();
@@ -345,7 +306,6 @@ mod tests {
         let keeping = thread::spawn(move || {
             let store = Anxious(MemoryStore::new(System), AtomicU64::new(0), || {
                 thread::sleep(Duration::from_millis(1));
-                Waited::Done
             });
             let lock = LockFactory::new(&store, System).create_lock("lock", "200ms");
             let lock = lock.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! [`System`] implements a lock's host with this machine's clock, sleep and randomness.
 //! [`LeaseFileStore`] and [`FileLockStore`] exclude processes of one machine from each other;
-//! [`FileStore`] is either of them, as a [`StoreUrl`] specifies. [`FenceGate`] protects the resource
+//! [`AnyStore`] is a store of any kind, as a [`StoreUrl`] specifies. [`FenceGate`] protects the resource
 //! that a lock guards: it rejects the writes of processes that have lost the lock. `FORMAT.md`
 //! specifies the files byte by byte.
 
@@ -45,6 +45,7 @@ pub mod component;
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod host_store;
 mod keep_alive;
 mod open_locks;
 mod process;
@@ -58,7 +59,8 @@ mod tokio;
 
 #[doc(hidden)]
 pub use alarm::Alarm;
-pub use any_store::{AnyStore, FileStore, LossWatch, OpenedPath};
+pub use any_store::{AnyAsyncStore, AnyStore, OpenedPath};
+pub use host_store::{HostStore, Listed, LossSignal};
 pub use keep_alive::keep_alive;
 pub use open_locks::{OpenLocks, OpenLocksError};
 pub use server::Engine;
@@ -69,12 +71,12 @@ pub use server::PostgresStore;
 #[cfg(feature = "redis")]
 pub use server::RedisStore;
 #[cfg(feature = "server")]
-pub use server::{Driven, ServerError, ServerStore, ServerUrl};
+pub use server::{ServerError, ServerUrl};
 pub use store::{
-    BareLockStore, Checked, Damage, FenceError, FenceGate, FileError, FileLockStore,
-    LeaseFileStore, Listed, OpenError, StoreOptions, Zombies,
+    BareLockStore, Checked, Corruption, FenceError, FenceGate, FileError, FileLockStore,
+    LeaseFileStore, OpenError, StoreOptions, Zombies,
 };
-pub use store_url::{InvalidStoreUrl, StoreFolder, StoreUrl, password_range};
+pub use store_url::{InvalidStoreUrl, LocalUrl, StorePath, StoreUrl, password_range};
 pub use system::System;
 #[cfg(feature = "tokio")]
 pub use tokio::Tokio;

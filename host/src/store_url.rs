@@ -10,7 +10,7 @@ use std::str::FromStr;
 use crate::server::Engine;
 #[cfg(feature = "server")]
 use crate::server::ServerUrl;
-use crate::store::{StoreOptions, os};
+use crate::store::{LOCAL_SCHEMES, LocalScheme, StoreOptions, os};
 
 /// The location of a store as one line of text: `lease:DIR` or `file:DIR`, or, with the features for
 /// them, `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`. A directory that is shared with a
@@ -23,26 +23,34 @@ use crate::store::{StoreOptions, os};
 /// use verrou_host::StoreUrl;
 ///
 /// let url: StoreUrl = "lease:/var/lib/verrou".parse()?;
-/// assert_eq!(url, StoreUrl::Lease("/var/lib/verrou".into()));
+/// assert_eq!(url.scheme(), "lease");
+/// assert_eq!(url.directory().unwrap().path.to_str(), Some("/var/lib/verrou"));
 /// assert_eq!(url.to_string(), "lease:/var/lib/verrou");
 /// # Ok::<(), verrou_host::InvalidStoreUrl>(())
 /// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum StoreUrl {
-    /// Leases in the files of a directory: [`LeaseFileStore`](crate::LeaseFileStore).
-    Lease(StoreFolder),
-    /// The kernel's locks on the files of a directory: [`FileLockStore`](crate::FileLockStore).
-    File(StoreFolder),
+    /// A store on this machine, such as leases in the files of a directory
+    /// ([`LeaseFileStore`](crate::LeaseFileStore)), or the kernel's locks on these files
+    /// ([`FileLockStore`](crate::FileLockStore)).
+    Local(LocalUrl),
     /// Leases on a server.
     #[cfg(feature = "server")]
     Server(Box<ServerUrl>),
 }
 
+/// The location of a store on this machine.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LocalUrl {
+    pub(crate) scheme: &'static LocalScheme,
+    pub(crate) path: StorePath,
+}
+
 /// The directory of a store of files.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "callers build it")]
-pub struct StoreFolder {
+pub struct StorePath {
     /// The path of the directory.
     pub path: PathBuf,
     /// The group whose members share the directory, by name or number. With `None`, a new directory
@@ -51,20 +59,20 @@ pub struct StoreFolder {
 }
 
 /// Returns the directory without a group.
-impl<P: AsRef<Path> + ?Sized> From<&P> for StoreFolder {
+impl<P: AsRef<Path> + ?Sized> From<&P> for StorePath {
     fn from(path: &P) -> Self {
         path.as_ref().to_owned().into()
     }
 }
 
 /// Returns the directory without a group.
-impl From<PathBuf> for StoreFolder {
+impl From<PathBuf> for StorePath {
     fn from(path: PathBuf) -> Self {
         Self { path, group: None }
     }
 }
 
-impl StoreFolder {
+impl StorePath {
     /// The separator between the directory and its group.
     const GROUP: &str = "?group=";
 
@@ -89,17 +97,27 @@ impl StoreFolder {
 
 impl StoreUrl {
     /// Returns the directory of a store of files; `None` for a store on a server.
-    pub fn folder(&self) -> Option<&StoreFolder> {
+    pub fn directory(&self) -> Option<&StorePath> {
         match self {
-            Self::Lease(directory) | Self::File(directory) => Some(directory),
+            Self::Local(url) => Some(&url.path),
             #[cfg(feature = "server")]
             Self::Server(_) => None,
         }
     }
 
-    fn map_directory(mut self, change: impl FnOnce(&mut StoreFolder)) -> Self {
+    /// Returns the scheme of the URL, without the colon: that of a server's engine also if the URL asks for
+    /// TLS.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::Local(url) => url.scheme.name,
+            #[cfg(feature = "server")]
+            Self::Server(url) => url.engine().feature(),
+        }
+    }
+
+    fn map_directory(mut self, change: impl FnOnce(&mut StorePath)) -> Self {
         match &mut self {
-            Self::Lease(directory) | Self::File(directory) => change(directory),
+            Self::Local(url) => change(&mut url.path),
             #[cfg(feature = "server")]
             Self::Server(_) => {}
         }
@@ -134,12 +152,14 @@ impl StoreUrl {
     /// root.
     pub fn default_location() -> Result<Self, InvalidStoreUrl> {
         // Other systems have no identifier of a boot, which leases in files need.
-        let store = if cfg!(target_os = "linux") {
-            Self::Lease
+        let name = if cfg!(target_os = "linux") {
+            "lease"
         } else {
-            Self::File
+            "file"
         };
-        default_directory().map(|directory| store(directory.into()))
+        let path = default_directory()?.into();
+        let scheme = LocalScheme::find(name).unwrap_or(&LOCAL_SCHEMES[0]);
+        Ok(Self::Local(LocalUrl { scheme, path }))
     }
 }
 
@@ -161,23 +181,21 @@ impl TryFrom<&OsStr> for StoreUrl {
         if let Some(engine) = Engine::of_scheme(kind) {
             return on_server(engine, kind, text);
         }
-        let store = match kind {
-            "lease" => Self::Lease,
-            "file" => Self::File,
-            "memory" => return Err(InvalidStoreUrl::Memory),
-            _ => return Err(unknown()),
-        };
+        if kind == "memory" {
+            return Err(InvalidStoreUrl::Memory);
+        }
+        let scheme = LocalScheme::find(kind).ok_or_else(unknown)?;
         if is_misplaced_url(&directory.display().to_string()) {
             return Err(unknown());
         }
         if directory.as_encoded_bytes().starts_with(b"~") {
             return Err(InvalidStoreUrl::Tilde { url: url() });
         }
-        let directory = StoreFolder::parse(directory);
-        if directory.path.as_os_str().is_empty() {
-            return Err(InvalidStoreUrl::NoFolder { url: url() });
+        let path = StorePath::parse(directory);
+        if path.path.as_os_str().is_empty() {
+            return Err(InvalidStoreUrl::NoDirectory { url: url() });
         }
-        Ok(store(directory))
+        Ok(Self::Local(LocalUrl { scheme, path }))
     }
 }
 
@@ -267,16 +285,19 @@ fn not_built_in(engine: Engine, kind: &str) -> InvalidStoreUrl {
 /// Returns the URL as text; that of a server without its password.
 impl From<&StoreUrl> for OsString {
     fn from(url: &StoreUrl) -> Self {
-        let (kind, directory) = match url {
-            StoreUrl::Lease(directory) => ("lease:", directory),
-            StoreUrl::File(directory) => ("file:", directory),
+        let LocalUrl {
+            scheme,
+            path: directory,
+        } = match url {
+            StoreUrl::Local(url) => url,
             #[cfg(feature = "server")]
             StoreUrl::Server(url) => return url.to_string().into(),
         };
-        let mut text = Self::from(kind);
+        let mut text = Self::from(scheme.name);
+        text.push(":");
         text.push(&directory.path);
         if let Some(group) = &directory.group {
-            text.push(StoreFolder::GROUP);
+            text.push(StorePath::GROUP);
             text.push(group);
         }
         text
@@ -349,7 +370,7 @@ pub enum InvalidStoreUrl {
     Memory,
     /// The directory is missing.
     #[error("`{url}` names no directory")]
-    NoFolder {
+    NoDirectory {
         /// The URL as it was given.
         url: String,
     },
@@ -396,13 +417,22 @@ pub enum InvalidStoreUrl {
     },
     /// The text is not the URL of a store.
     #[error(
-        "`{url}` is not the URL of a store; write `lease:DIR` or `file:DIR`, or the URL of a server: \
-         `redis://HOST`, `postgres://HOST/DATABASE`, `etcd://HOST`"
+        "`{url}` is not the URL of a store; write {}, or the URL of a server: `redis://HOST`, \
+         `postgres://HOST/DATABASE`, `etcd://HOST`",
+        local_urls()
     )]
     Unknown {
         /// The text up to its first colon: the rest may contain a password.
         url: String,
     },
+}
+
+/// Returns the forms of the URLs of local stores, for a message.
+fn local_urls() -> String {
+    let forms = LOCAL_SCHEMES
+        .iter()
+        .map(|scheme| format!("`{}:DIR`", scheme.name));
+    forms.collect::<Vec<_>>().join(" or ")
 }
 
 /// Returns the default store directory: below the state directory of the XDG Base Directory

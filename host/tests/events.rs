@@ -5,7 +5,7 @@ mod common;
 
 use std::future::pending;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use rustix::fs::inotify::{CreateFlags, init};
 use verrou::blocking::{Host, LockFactory};
 use verrou::nonblocking::{self, AsyncHost};
 use verrou::{Clock, Retry, Timestamp};
-use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyAsyncStore, AnyStore, StoreOptions, StoreUrl, System};
 
 /// One test for all, because the limit is that of the user.
 #[test]
@@ -30,7 +30,7 @@ fn waiters_are_served_without_inotify_instances() {
     for kind in KINDS {
         let dir = TestDir::new(kind);
         let url: StoreUrl = format!("{kind}:{}", dir.locks().display()).parse().unwrap();
-        let stores = [(); 2].map(|()| FileStore::open(&url, &StoreOptions::default()).unwrap());
+        let stores = [(); 2].map(|()| AnyStore::open(&url, &StoreOptions::default()).unwrap());
         let (inside, done) = (AtomicU32::new(0), AtomicU32::new(0));
         thread::scope(|scope| {
             for number in 0..THREADS {
@@ -88,7 +88,8 @@ fn tasks_are_woken(url: &StoreUrl) {
     let url = url.clone();
     let (sender, ended) = mpsc::channel();
     thread::spawn(move || {
-        let open = || Arc::new(FileStore::open(&url, &StoreOptions::default()).unwrap());
+        let open =
+            || pollster::block_on(AnyAsyncStore::open(&url, &StoreOptions::default())).unwrap();
         let locks = [(); 4].map(|()| {
             let retry = Retry::default().delay(Duration::from_hours(1)).unwrap();
             let locks = nonblocking::LockFactory::new(open(), Sleepless).retry(retry);

@@ -17,7 +17,8 @@ use nix::unistd::{ForkResult, Pid, fork};
 use verrou::blocking::{Host, LockFactory};
 use verrou::{Clock, Error, Fence, Store, StoreError, Timestamp};
 use verrou_host::{
-    FenceError, FenceGate, FileError, FileLockStore, LeaseFileStore, StoreOptions, System,
+    FenceError, FenceGate, FileError, FileLockStore, HostStore, LeaseFileStore, StoreOptions,
+    System,
 };
 
 /// One test for all, because no other thread may be active when the process forks.
@@ -465,8 +466,8 @@ fn stays_taken<S: Store>(open: impl Fn() -> S) {
             let refused = [
                 matches!(lock.is_held(), Ok(false)),
                 matches!(lock.is_locked(), Ok(true)),
-                matches!(held.extend(None), Err(Error::NotOwner { .. })),
-                matches!(lock.extend(None), Err(Error::NotOwner { .. })),
+                matches!(held.extend(held.ttl()), Err(Error::NotOwner { .. })),
+                matches!(lock.extend(lock.ttl()), Err(Error::NotOwner { .. })),
                 matches!(lock.release(), Err(Error::NotOwner { .. })),
                 matches!(held.release(), Err(Error::Lost { .. })),
             ];
@@ -490,7 +491,7 @@ fn stays_taken<S: Store>(open: impl Fn() -> S) {
         .create_lock("lock", "none")
         .unwrap();
     assert!(matches!(other.try_acquire(), Err(Error::Timeout { .. })));
-    held.extend(None).unwrap();
+    held.extend(held.ttl()).unwrap();
     held.release().unwrap();
     other.try_acquire().unwrap();
 }

@@ -14,7 +14,7 @@ use verrou_host::{LeaseFileStore, StoreOptions, System};
 fn guest_cannot_release_or_extend_what_another_guest_holds() {
     let directory = tempfile::tempdir().expect("a directory");
     let files = LeaseFileStore::open(directory.path(), &StoreOptions::default());
-    let stores: [Arc<dyn Store + Send + Sync>; 2] = [
+    let stores: [Arc<dyn Store>; 2] = [
         Arc::new(MemoryStore::new(System)),
         Arc::new(files.expect("a store")),
     ];

@@ -13,7 +13,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::process::{Signal, kill_process};
 use verrou::Store;
 use verrou::blocking::LockFactory;
-use verrou_host::{BareLockStore, FileLockStore, LeaseFileStore, StoreOptions, System, Zombies};
+use verrou_host::{
+    BareLockStore, FileLockStore, HostStore, LeaseFileStore, StoreOptions, System, Zombies,
+};
 
 /// Writes to all descriptors but the standard streams, as a stray `echo debug >&5` does, and prints
 /// `NUMBER TARGET` of each open one.
@@ -253,10 +255,10 @@ fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
             let lifeline = store.lifeline(held.lease().claim()).unwrap().unwrap();
             assert_eq!(is_read_only(&lifeline), handed_on);
             let name = lock.name().clone();
-            let holder = other.inspect(&name).unwrap().unwrap();
+            let holder = other.holders(&name).unwrap().pop().unwrap();
             assert_eq!(holder.fence, held.fence(), "its record is read");
             held.release().unwrap();
-            assert!(other.inspect(&name).unwrap().is_none());
+            assert!(other.holders(&name).unwrap().pop().is_none());
             lifelines.push(lifeline);
         }
     }

@@ -13,7 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Started, TestDir, code, ends_with, eventually, stderr};
-use verrou::{Claim, Fence, Owner, Reply, Store, StoreError, Ttl};
+use verrou::conformance::wait;
+use verrou::{Acquired, Claim, Fence, Owner, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, StoreOptions};
 
 /// Returns the command `verrou run --file lock [options] -- sh -c script`.
@@ -126,16 +127,21 @@ fn open(path: &Path) -> (FileLockStore, impl Fn(u8) -> Claim + use<>) {
     (store, claim)
 }
 
-fn fence_of(reply: Result<Reply, StoreError>) -> u64 {
+fn fence_of(reply: Result<Acquired, StoreError>) -> u64 {
     match reply {
-        Ok(Reply::Granted { fence }) => fence.map_or(0, Fence::get),
+        Ok(Acquired::Granted { fence }) => fence.map_or(0, Fence::get),
         other => panic!("expected a grant, got {other:?}"),
     }
 }
 
 #[track_caller]
-fn refused(reply: &Result<Reply, StoreError>) {
-    assert!(matches!(reply, Ok(Reply::Refused { .. })), "{reply:?}");
+fn not_done(reply: &Result<bool, StoreError>) {
+    assert!(matches!(reply, Ok(false)), "{reply:?}");
+}
+
+#[track_caller]
+fn refused(reply: &Result<Acquired, StoreError>) {
+    assert!(matches!(reply, Ok(Acquired::Busy { .. })), "{reply:?}");
 }
 
 /// Ways to replace a file: `rm -f`, logrotate(8), an editor, and `mv` of another file.
@@ -195,8 +201,8 @@ fn holder_of_replaced_file_leaves_record_alone() {
             let (second, _) = open(&path);
             fence_of(second.acquire(&claim(1)));
             // With a waiter, the end of a grant is recorded.
-            first.wait(&claim(2), Duration::ZERO);
-            fence_of(second.release(&claim(1)));
+            wait(&first, &claim(2), Duration::ZERO);
+            assert!(second.release(&claim(1)).unwrap());
             let mut last = fence_of(first.acquire(&claim(2)));
             replace(&path);
             let (second, _) = open(&path);
@@ -204,16 +210,16 @@ fn holder_of_replaced_file_leaves_record_alone() {
                 let fence = fence_of(second.acquire(&claim(3)));
                 assert!(fence > last, "{fence} after {last}");
                 last = fence;
-                fence_of(second.extend(&claim(3)));
-                fence_of(second.release(&claim(3)));
+                assert!(second.extend(&claim(3)).unwrap());
+                assert!(second.release(&claim(3)).unwrap());
             }
-            refused(&first.extend(&claim(2)));
+            not_done(&first.extend(&claim(2)));
             let _ = first.release(&claim(2));
             for _ in 0..3 {
                 let fence = fence_of(second.acquire(&claim(4)));
                 assert!(fence > last, "{fence} after {last}, {grants} grants");
                 last = fence;
-                fence_of(second.release(&claim(4)));
+                assert!(second.release(&claim(4)).unwrap());
             }
         }
     }
@@ -267,7 +273,7 @@ fn waiter_locks_the_file_that_replaced_a_locked_one() {
         refused(&second.acquire(&claim(2)));
         replace(&path);
         assert!(fence_of(second.acquire(&claim(2))) > before);
-        refused(&first.extend(&claim(1)));
+        not_done(&first.extend(&claim(1)));
     }
 }
 
@@ -285,7 +291,7 @@ fn no_fence_is_granted_twice_while_the_file_is_replaced() {
             let mut fences: Vec<u64> = Vec::new();
             while fences.len() < GRANTS {
                 match store.acquire(&claim) {
-                    Ok(Reply::Refused { .. }) => thread::yield_now(),
+                    Ok(Acquired::Busy { .. }) => thread::yield_now(),
                     Err(err) if err.is_temporary() => {}
                     reply => {
                         fences.push(fence_of(reply));

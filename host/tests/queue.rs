@@ -17,14 +17,15 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
 use verrou::blocking::{Host, LockFactory};
+use verrou::conformance::{leave, wait};
 use verrou::{Claim, Name, Owner, Retry, Store, Ttl};
-use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 const SOON: Duration = Duration::from_secs(30);
 
-fn open(kind: &str, directory: &Path) -> FileStore {
+fn open(kind: &str, directory: &Path) -> AnyStore {
     let url: StoreUrl = format!("{kind}:{}", directory.display()).parse().unwrap();
-    FileStore::open(&url, &StoreOptions::default()).unwrap()
+    AnyStore::open(&url, &StoreOptions::default()).unwrap()
 }
 
 fn claim(name: &str) -> Claim {
@@ -36,21 +37,21 @@ fn claim(name: &str) -> Claim {
     }
 }
 
-fn is_granted(store: &FileStore, claim: &Claim) -> bool {
+fn is_granted(store: &AnyStore, claim: &Claim) -> bool {
     store.acquire(claim).unwrap().is_granted()
 }
 
 /// Adds `claim` to the wait queue.
-fn queue(store: &FileStore, claim: &Claim) {
-    store.wait(claim, Duration::ZERO);
+fn queue(store: &AnyStore, claim: &Claim) {
+    wait(store, claim, Duration::ZERO);
 }
 
 /// Waits until `claim` is granted.
-fn take(store: &FileStore, claim: &Claim) {
+fn take(store: &AnyStore, claim: &Claim) {
     let began = Instant::now();
     while !is_granted(store, claim) {
         assert!(began.elapsed() < SOON, "it is the head waiter");
-        store.wait(claim, SOON);
+        wait(store, claim, SOON);
     }
 }
 
@@ -281,7 +282,7 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
         for round in 0..WAITS {
             let waiting = claim("lock");
             queue(&there, &waiting);
-            there.give_up(&waiting);
+            leave(&there, &waiting);
             // After 100 rounds everything is open that stays open.
             if round == 100 {
                 before = Some((descriptors(), threads()));
@@ -410,7 +411,7 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
         for (held, waiting) in &all {
             assert!(is_granted(&here, held));
             queue(&there, waiting);
-            there.give_up(waiting);
+            leave(&there, waiting);
         }
         // A child that another test has just forked may keep them open for a moment.
         eventually("the process keeps one wake pipe", || {
@@ -422,7 +423,7 @@ fn a_process_keeps_one_wake_pipe_when_it_waits_no_more() {
         let kept = kept_bells(directory.path());
         assert!((2..=16).contains(&kept), "{kind}: {kept}");
         for (_, waiting) in &all {
-            there.give_up(waiting);
+            leave(&there, waiting);
         }
         eventually("the process keeps one wake pipe", || {
             kept_bells(directory.path()) == 1
@@ -655,18 +656,18 @@ const WELL_BEFORE_IT_POLLS: Duration = Duration::from_secs(3);
 
 /// Adds so many abandoned tickets to the queue of the lock `k` that a waiter behind them sleeps for
 /// 10 s.
-fn lengthen_queue(store: &FileStore) {
+fn lengthen_queue(store: &AnyStore) {
     for _ in 0..60 {
         let abandoned = claim("k");
         queue(store, &abandoned);
-        store.give_up(&abandoned);
+        leave(store, &abandoned);
     }
 }
 
 /// Starts a thread that takes and releases `claim`; returns when it sleeps.
 fn sleeps<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
-    store: &'scope FileStore,
+    store: &'scope AnyStore,
     claim: Claim,
 ) -> thread::ScopedJoinHandle<'scope, ()> {
     let (sender, receiver) = mpsc::channel();
@@ -714,7 +715,7 @@ fn next_waiter_of_a_process_notices_the_death_of_the_waiter_before_it() {
                 there.release(&held).unwrap();
                 take(&there, &ahead);
                 // It reads its notification, so that the waiter behind it does not.
-                here.wait(&first, SOON);
+                wait(&here, &first, SOON);
                 there.release(&ahead).unwrap();
                 take(&here, &first);
                 here.release(&first).unwrap();

@@ -245,10 +245,14 @@ fn every_operation_of_a_lease_store_is_served() {
     );
     assert_eq!(two.operate("acquire", TWO, MINUTE), granted(FIRST + 1));
 
-    let evict = |only: Value| json!({ "evict": { "name": "x", "only": only } });
-    assert!(one.ask(evict(json!(FIRST))).get("refused").is_some());
-    assert!(is_granted(&one.ask(evict(json!(FIRST + 1)))));
-    assert!(one.ask(evict(Value::Null)).get("refused").is_some());
+    let force_release = |only: Value| json!({ "evict": { "name": "x", "only": only } });
+    assert!(
+        one.ask(force_release(json!(FIRST)))
+            .get("refused")
+            .is_some()
+    );
+    assert!(is_granted(&one.ask(force_release(json!(FIRST + 1)))));
+    assert!(one.ask(force_release(Value::Null)).get("refused").is_some());
     assert_eq!(one.operate("acquire", ONE, MINUTE), granted(FIRST + 2));
     one.end();
     two.end();

@@ -5,48 +5,94 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use verrou::nonblocking::LockFactory;
-use verrou::{Error, MemoryStore, Retry, RunError};
-use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions, System, Tokio};
+use ::tokio::task::JoinHandle;
+use verrou::nonblocking::{Guard, LockFactory};
+use verrou::{AsyncStore, Error, MemoryStore, Name, Retry, RunError};
+use verrou_host::{AnyAsyncStore, FileLockStore, LeaseFileStore, StoreOptions, System, Tokio};
 
 /// A hundred tasks each add one to a counter that only the lock protects.
-///
-/// A macro, because a future is known to be `Send` for concrete stores only.
-macro_rules! hundred_tasks_count {
-    ($store:expr) => {{
-        // The test does not wait for the delay, because waiters are woken.
-        let retry = Retry::default().delay(Duration::from_mins(1)).unwrap();
-        let locks = LockFactory::new(Arc::new($store), Tokio).retry(retry);
-        let count = Arc::new(AtomicU32::new(0));
-        let task = |_| {
-            let (locks, count) = (locks.clone(), Arc::clone(&count));
-            tokio::spawn(async move {
-                let lock = locks.create_lock("lock", "none").unwrap();
-                let ran = lock.run(async |held| {
-                    let counting = async {
-                        let seen = count.load(Ordering::Relaxed);
-                        tokio::task::yield_now().await;
-                        count.store(seen + 1, Ordering::Relaxed);
-                    };
-                    held.keep(counting).await
-                });
-                ran.await.unwrap().unwrap();
-            })
-        };
-        for task in (0..100).map(task).collect::<Vec<_>>() {
-            task.await.unwrap();
-        }
-        assert_eq!(count.load(Ordering::Relaxed), 100);
-    }};
+async fn hundred_tasks_count(store: impl AsyncStore + 'static) {
+    // The test does not wait for the delay, because waiters are woken.
+    let retry = Retry::default().delay(Duration::from_mins(1)).unwrap();
+    let locks = LockFactory::new(Arc::new(store), Tokio).retry(retry);
+    let count = Arc::new(AtomicU32::new(0));
+    let task = |_| {
+        let (locks, count) = (locks.clone(), Arc::clone(&count));
+        tokio::spawn(async move {
+            let lock = locks.create_lock("lock", "none").unwrap();
+            let guard = lock.guard().await.unwrap();
+            let counting = async {
+                let seen = count.load(Ordering::Relaxed);
+                tokio::task::yield_now().await;
+                count.store(seen + 1, Ordering::Relaxed);
+            };
+            guard.keep(counting).await.unwrap();
+            guard.release().await.unwrap();
+        })
+    };
+    for task in (0..100).map(task).collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    assert_eq!(count.load(Ordering::Relaxed), 100);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hundred_tasks_count_with_every_store() {
     let directory = tempfile::tempdir().unwrap();
     let options = StoreOptions::default();
-    hundred_tasks_count!(MemoryStore::new(System));
-    hundred_tasks_count!(LeaseFileStore::open(directory.path(), &options).unwrap());
-    hundred_tasks_count!(FileLockStore::open(directory.path(), &options).unwrap());
+    hundred_tasks_count(MemoryStore::new(System)).await;
+    hundred_tasks_count(LeaseFileStore::open(directory.path(), &options).unwrap()).await;
+    hundred_tasks_count(FileLockStore::open(directory.path(), &options).unwrap()).await;
+}
+
+/// A service with a store of its configuration, which keeps a lock while it lives.
+struct Service<S: AsyncStore> {
+    guard: Guard<S, Tokio>,
+}
+
+impl<S: AsyncStore + Clone + 'static> Service<S> {
+    async fn start(store: S) -> Result<Self, Error> {
+        let lock = LockFactory::new(store, Tokio).create_lock("service", "1m")?;
+        let guard = lock.guard().await?;
+        Ok(Self { guard })
+    }
+
+    /// Runs in a task of its own, until its lock is lost.
+    fn run(self) -> JoinHandle<Error> {
+        tokio::spawn(async move { self.guard.lost().await })
+    }
+}
+
+#[tokio::test]
+async fn guard_of_a_store_chosen_at_run_time_moves_into_a_task() {
+    let directory = tempfile::tempdir().unwrap();
+    for kind in ["lease", "file"] {
+        let url = format!("{kind}:{}", directory.path().join(kind).display());
+        let (url, options) = (url.parse().unwrap(), StoreOptions::default());
+        let store = AnyAsyncStore::open(&url, &options).await.unwrap();
+        let locks = LockFactory::new(&store, Tokio);
+        let other = locks.create_lock("service", "1m").unwrap();
+        let running = Service::start(store.clone()).await.unwrap().run();
+        assert!(other.is_locked().await.unwrap());
+        if kind == "lease" {
+            assert!(other.force_release(None).await.unwrap());
+            let lost = running.await.unwrap();
+            assert!(matches!(lost, Error::Lost { .. }), "{lost:?}");
+        } else {
+            running.abort();
+            assert!(running.await.unwrap_err().is_cancelled());
+            other.acquire().await.unwrap();
+        }
+    }
+    let chosen: Box<dyn AsyncStore> = Box::new(MemoryStore::new(System));
+    let chosen: Arc<dyn AsyncStore> = chosen.into();
+    let running = Service::start(Arc::clone(&chosen)).await.unwrap().run();
+    let held = chosen
+        .holders(&Name::new("service").unwrap())
+        .await
+        .unwrap();
+    assert_eq!(held.len(), 1);
+    running.abort();
 }
 
 #[tokio::test]
@@ -71,7 +117,7 @@ async fn renewed_lease_outlives_its_ttl_and_lost_lease_ends_the_work() {
 
     let ended = lock.run(async |held| {
         let forced = async {
-            other.force_release().await.unwrap();
+            other.force_release(None).await.unwrap();
             std::future::pending::<()>().await;
         };
         held.keep(forced).await
@@ -97,7 +143,7 @@ async fn loss_is_notified_at_once() {
     let ended = lock.run(async |held| {
         let forced = async {
             tokio::task::yield_now().await;
-            other.force_release().await.unwrap();
+            other.force_release(None).await.unwrap();
             std::future::pending::<()>().await;
         };
         held.keep(forced).await
@@ -211,7 +257,7 @@ async fn a_busy_lease_file_holds_up_no_other_task() {
     let open = || LeaseFileStore::open(directory.path(), &StoreOptions::default()).unwrap();
     let store = open();
     assert!(Store::acquire(&store, &busy).unwrap().is_granted());
-    assert!(Store::release(&store, &busy).unwrap().is_granted());
+    assert!(Store::release(&store, &busy).unwrap());
     let file = std::fs::read_dir(directory.path()).unwrap();
     let mut files = file.map(|entry| entry.unwrap().path());
     let path = files.find(|path| path.extension().is_some_and(|it| it == "lease"));

@@ -6,11 +6,11 @@ use std::thread;
 use std::vec::Vec;
 
 use super::{
-    Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, is_granted, refused,
-    renewed,
+    Fixture, assert_done, assert_grows, assert_held, assert_not_done, claim, claim_for, granted,
+    holder, is_done, is_granted, refused, renewed,
 };
 use crate::claim::{Claim, Fence};
-use crate::store::{Abilities, Renewed, Reply, Store};
+use crate::store::{Acquired, Capabilities, Renewed, Store};
 use crate::ttl::Ttl;
 
 /// Checks that all clients see the record that one of them made.
@@ -20,7 +20,7 @@ pub fn clients_see_the_same_records(fixture: &impl Fixture) {
     let fence = granted(store.acquire(&one));
     assert_held(&elsewhere, &one, fence);
     refused(elsewhere.acquire(&two));
-    granted(store.release(&one));
+    assert_done(store.release(&one));
     assert_eq!(holder(&elsewhere, &one), None);
     let fence = granted(elsewhere.acquire(&two));
     assert_held(&store, &two, fence);
@@ -32,13 +32,13 @@ pub fn clients_see_the_same_records(fixture: &impl Fixture) {
 /// Checks that all clients have the same capabilities, and that a store without transfers has
 /// ephemeral records.
 pub fn clients_declare_the_same_abilities(fixture: &impl Fixture) {
-    let abilities = fixture.client().abilities();
-    assert_eq!(fixture.client().abilities(), abilities);
-    let Abilities {
+    let capabilities = fixture.client().capabilities();
+    assert_eq!(fixture.client().capabilities(), capabilities);
+    let Capabilities {
         ephemeral,
         transfers,
         ..
-    } = abilities;
+    } = capabilities;
     assert!(
         transfers || ephemeral,
         "a lease that is tied to its client ends with it"
@@ -49,23 +49,23 @@ pub fn clients_declare_the_same_abilities(fixture: &impl Fixture) {
 pub fn another_client_can_extend_a_transferable_lease(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
-    let transfers = store.abilities().transfers;
+    let transfers = store.capabilities().transfers;
     granted(store.acquire(&one));
     fixture.pass(fixture.ttl() / 2);
-    assert_eq!(is_granted(elsewhere.extend(&one)), transfers);
+    assert_eq!(is_done(elsewhere.extend(&one)), transfers);
     fixture.pass(fixture.ttl() / 2);
-    assert_eq!(is_granted(store.extend(&one)), transfers);
+    assert_eq!(is_done(store.extend(&one)), transfers);
 }
 
 /// Checks that another client with the owner token can release, if the store transfers leases.
 pub fn another_client_can_release_a_transferable_lease(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim_for(Ttl::NEVER, "lock", 1);
-    let transfers = store.abilities().transfers;
+    let transfers = store.capabilities().transfers;
     granted(store.acquire(&one));
-    assert_eq!(is_granted(elsewhere.release(&one)), transfers);
+    assert_eq!(is_done(elsewhere.release(&one)), transfers);
     assert_eq!(holder(&store, &one).is_none(), transfers);
-    assert_eq!(is_granted(store.release(&one)), !transfers);
+    assert_eq!(is_done(store.release(&one)), !transfers);
 }
 
 /// Checks that a release by the owner through another client is not reported as a loss to the client
@@ -78,11 +78,11 @@ pub fn a_renewal_reports_a_release_by_the_owner(fixture: &impl Fixture) {
         ephemeral,
         ..claim_for(Ttl::NEVER, "lock", 1)
     };
-    let Abilities {
+    let Capabilities {
         transfers, revives, ..
-    } = store.abilities();
+    } = store.capabilities();
     let fence = granted(store.acquire(&one));
-    assert_eq!(is_granted(elsewhere.release(&one)), transfers);
+    assert_eq!(is_done(elsewhere.release(&one)), transfers);
     if !transfers {
         assert_eq!(renewed(store.renew(&one, fence)), Renewed::Granted);
         return;
@@ -97,15 +97,15 @@ pub fn a_renewal_reports_a_release_by_the_owner(fixture: &impl Fixture) {
         let other = claim_for(Ttl::NEVER, "lock", number);
         granted(elsewhere.acquire(&other));
         assert_eq!(renewed(store.renew(&one, fence)), expected);
-        granted(elsewhere.release(&other));
+        assert_done(elsewhere.release(&other));
         assert_eq!(renewed(store.renew(&one, fence)), expected);
     }
     // Here no other owner was involved.
     let two = claim_for(Ttl::NEVER, "lock", 6);
     let fence = granted(store.acquire(&two));
-    if store.abilities().evicts {
-        granted(elsewhere.evict(&two.name, None));
-        refused(elsewhere.release(&two));
+    if store.capabilities().force_releases {
+        assert_done(elsewhere.force_release(&two.name, None));
+        assert_not_done(elsewhere.release(&two));
         assert_eq!(renewed(store.renew(&two, fence)), Renewed::Lost);
     }
 }
@@ -114,7 +114,7 @@ pub fn a_renewal_reports_a_release_by_the_owner(fixture: &impl Fixture) {
 pub fn an_ephemeral_record_ends_with_its_client(fixture: &impl Fixture) {
     let ephemeral = true;
     let one = claim_of_dropped_client(fixture, ephemeral, |_, _| {});
-    assert_freed(fixture, &one, fixture.client().abilities().ephemeral);
+    assert_freed(fixture, &one, fixture.client().capabilities().ephemeral);
 }
 
 /// Checks that a record that is not ephemeral outlives its client, unless the store ties leases to
@@ -122,7 +122,7 @@ pub fn an_ephemeral_record_ends_with_its_client(fixture: &impl Fixture) {
 pub fn a_lasting_record_outlives_its_client(fixture: &impl Fixture) {
     let ephemeral = false;
     let one = claim_of_dropped_client(fixture, ephemeral, |_, _| {});
-    assert_freed(fixture, &one, !fixture.client().abilities().transfers);
+    assert_freed(fixture, &one, !fixture.client().capabilities().transfers);
 }
 
 /// Checks that an ephemeral record outlives its client after `detach`, unless the store ties leases to
@@ -130,10 +130,10 @@ pub fn a_lasting_record_outlives_its_client(fixture: &impl Fixture) {
 pub fn a_detached_record_outlives_its_client(fixture: &impl Fixture) {
     let ephemeral = true;
     let one = claim_of_dropped_client(fixture, ephemeral, |store, one| {
-        let detached = is_granted(store.detach(one));
-        assert!(detached || !store.abilities().transfers);
+        let detached = is_done(store.detach(one));
+        assert!(detached || !store.capabilities().transfers);
     });
-    assert_freed(fixture, &one, !fixture.client().abilities().transfers);
+    assert_freed(fixture, &one, !fixture.client().capabilities().transfers);
 }
 
 /// Checks that a `detach` by another owner does not make a record outlive its client.
@@ -141,14 +141,14 @@ pub fn only_the_holder_can_detach(fixture: &impl Fixture) {
     let ephemeral = true;
     let one = claim_of_dropped_client(fixture, ephemeral, |store, _| {
         let reply = store.detach(&claim_for(Ttl::NEVER, "lock", 2));
-        if store.abilities().ephemeral {
-            refused(reply);
+        if store.capabilities().ephemeral {
+            assert_not_done(reply);
         } else {
             // Every record outlives its client here, so either reply is correct.
             reply.expect("the store answers");
         }
     });
-    assert_freed(fixture, &one, fixture.client().abilities().ephemeral);
+    assert_freed(fixture, &one, fixture.client().capabilities().ephemeral);
 }
 
 /// Checks that a fence is greater than that of a holder whose client was dropped.
@@ -173,8 +173,8 @@ fn fence_of_dropped_client(fixture: &impl Fixture, number: u8) -> Option<Fence> 
         reply.is_granted().then_some(reply)
     });
     let fence = granted(Ok(reply.expect("a free name")));
-    if !store.abilities().ephemeral {
-        granted(store.release(&claim));
+    if !store.capabilities().ephemeral {
+        assert_done(store.release(&claim));
     }
     fence
 }
@@ -188,7 +188,7 @@ pub fn one_of_many_concurrent_clients_is_granted(fixture: &impl Fixture) {
         let claims: Vec<_> = (1..=CLIENTS)
             .map(|number| claim_for(Ttl::NEVER, "lock", round * CLIENTS + number))
             .collect();
-        let replies: Vec<Reply> = thread::scope(|scope| {
+        let replies: Vec<Acquired> = thread::scope(|scope| {
             let askers: Vec<_> = clients
                 .iter()
                 .zip(&claims)
@@ -207,10 +207,10 @@ pub fn one_of_many_concurrent_clients_is_granted(fixture: &impl Fixture) {
         });
         assert_eq!(replies.iter().filter(|it| it.is_granted()).count(), 1);
         for ((client, claim), reply) in clients.iter().zip(&claims).zip(replies) {
-            if let Reply::Granted { fence } = reply {
+            if let Acquired::Granted { fence } = reply {
                 assert_held(client, claim, fence);
             }
-            assert_eq!(is_granted(client.release(claim)), reply.is_granted());
+            assert_eq!(is_done(client.release(claim)), reply.is_granted());
         }
     }
 }

@@ -14,14 +14,13 @@ use std::thread;
 use std::vec::Vec;
 
 use super::{Fixture, ttl};
-use crate::blocking::{Held, Host, Lock, LockFactory};
-use crate::claim::{Claim, Fence};
+use crate::blocking::{Guard, Host, Lock, LockFactory};
+use crate::claim::Claim;
 use crate::error::{Error, RunError};
 use crate::lease::Loss;
-use crate::name::Name;
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::store::{Abilities, Holder, Renewed, Reply, Store, StoreError, Waited};
+use crate::store::{Acquired, Capabilities, Store, StoreError, StoreWrapper};
 use crate::ttl::Ttl;
 
 type Locks<F> = LockFactory<Arc<<F as Fixture>::Store>, <F as Fixture>::Host>;
@@ -174,7 +173,7 @@ pub fn trying_does_not_wait_for_a_held_lock(fixture: &impl Fixture) {
     let held = one.try_guard().expect("a free lock");
     assert_taken(&two);
     assert_taken(&one);
-    let guard = two.try_guard().map(Held::leave);
+    let guard = two.try_guard().map(Guard::leave);
     assert!(matches!(guard, Err(Error::Timeout { .. })));
     let ran = two.try_run(|_| ());
     assert!(matches!(
@@ -205,7 +204,7 @@ pub fn run_holds_and_releases_the_lock(fixture: &impl Fixture) {
     let (lock, other) = (lock(&locks, fixture.ttl()), lock(&locks, fixture.ttl()));
     let seen = lock.run(|held| {
         assert_taken(&other);
-        assert_eq!(held.fence().is_some(), abilities(fixture).fences);
+        assert_eq!(held.fence().is_some(), capabilities(fixture).fences);
         (lock.is_held(), other.is_locked())
     });
     let (mine, locked) = seen.expect("a body that ran");
@@ -300,15 +299,15 @@ pub fn run_reports_an_expired_lease(fixture: &impl Fixture) {
 pub fn run_reports_a_revoked_lease(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (lock, other) = (lock(&locks, None), lock(&locks, None));
-    let evicts = abilities(fixture).evicts;
+    let can_force_release = capabilities(fixture).force_releases;
     let ran = lock.run(|_| {
-        assert_eq!(other.force_release().is_ok(), evicts);
+        assert_eq!(other.force_release(None).is_ok(), can_force_release);
         "done"
     });
     match ran {
-        Ok(value) => assert_eq!((value, evicts), ("done", false)),
+        Ok(value) => assert_eq!((value, can_force_release), ("done", false)),
         Err(RunError::Ended { value, error }) => {
-            assert_eq!((value, evicts), ("done", true));
+            assert_eq!((value, can_force_release), ("done", true));
             let loss = Loss::Revoked;
             assert!(
                 matches!(&error, Error::Lost { loss: why, .. } if *why == loss),
@@ -323,7 +322,7 @@ pub fn run_reports_a_revoked_lease(fixture: &impl Fixture) {
 pub fn an_expired_run_does_not_release_the_next_hold(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let lock = lock(&locks, fixture.ttl());
-    let expires = abilities(fixture).expires;
+    let expires = capabilities(fixture).expires;
     let mut second = None;
     let ran = lock.run(|first| {
         let first = first.fence();
@@ -345,7 +344,7 @@ pub fn an_expired_run_does_not_release_the_next_hold(fixture: &impl Fixture) {
     ));
     assert_eq!(lock.is_held().expect("an answer"), expires);
     if let Some(second) = second {
-        second.extend(None).expect("the second hold");
+        second.extend(second.ttl()).expect("the second hold");
         second.release().expect("the second hold");
     }
     assert!(!lock.is_locked().expect("an answer"));
@@ -395,7 +394,7 @@ pub fn a_hundred_acquisitions_count_to_a_hundred(fixture: &impl Fixture) {
     });
     assert_eq!(count.into_inner(), 100);
     let fences = fences.into_inner().expect("whole fences");
-    if abilities(fixture).fences {
+    if capabilities(fixture).fences {
         assert!(fences.is_sorted_by(|before, after| before < after));
     } else {
         assert!(fences.iter().all(Option::is_none));
@@ -424,7 +423,7 @@ pub fn a_lock_can_be_restored_elsewhere(fixture: &impl Fixture) {
     let lock = lock(&here, fixture.ttl());
     assert!(lock.serialize().is_err(), "nothing is held");
     let lease = lock.acquire().expect("a free lock");
-    if !abilities(fixture).transfers {
+    if !capabilities(fixture).transfers {
         let err = lock.serialize().expect_err("a tied lease");
         assert_eq!(err.code(), "E_LOCK_NOT_SERIALIZABLE");
         assert!(lock.is_held().expect("an answer"));
@@ -440,7 +439,7 @@ pub fn a_lock_can_be_restored_elsewhere(fixture: &impl Fixture) {
     assert_eq!(restored_lease.owner(), lease.owner());
     assert_eq!(restored_lease.fence(), lease.fence());
     assert!(restored.remaining().is_some_and(|left| !left.is_zero()));
-    restored.extend(None).expect("a restored lock");
+    restored.extend(restored.ttl()).expect("a restored lock");
     restored.release().expect("a restored lock");
     assert!(!restored.is_locked().expect("an answer"));
     assert_not_owner(there.restore_lock(&serialized).release());
@@ -454,7 +453,7 @@ pub fn an_expired_lock_is_not_locked(fixture: &impl Fixture) {
     fixture.pass(fixture.ttl());
     assert!(lock.is_expired());
     assert_eq!(lock.remaining(), Some(Duration::ZERO));
-    let expires = abilities(fixture).expires;
+    let expires = capabilities(fixture).expires;
     assert_eq!(lock.is_locked().expect("an answer"), !expires);
     assert_not_owner(lock.release());
     assert!(!lock.is_locked().expect("an answer"));
@@ -484,7 +483,7 @@ fn assert_reacquired<S: Store, H: Host>(
     one.acquire().expect("a free lock");
     assert_taken(two);
     fixture.pass(fixture.ttl());
-    if !abilities(fixture).expires {
+    if !capabilities(fixture).expires {
         assert_taken(two);
         assert_not_owner(one.release());
     }
@@ -508,7 +507,7 @@ pub fn each_lock_has_its_own_ttl(fixture: &impl Fixture) {
     long.acquire().expect("a free lock");
     fixture.pass(fixture.ttl());
     assert!(short.is_expired());
-    assert_not_owner(short.extend(None));
+    assert_not_owner(short.extend(short.ttl()));
     assert!(!long.is_expired());
     assert!(long.is_held().expect("an answer"));
     long.release().expect("my lock");
@@ -530,17 +529,17 @@ pub fn any_client_can_force_release(fixture: &impl Fixture) {
     let (here, there) = (locks(fixture), locks(fixture));
     let (one, two) = (lock(&here, None), lock(&there, None));
     one.acquire().expect("a free lock");
-    if abilities(fixture).evicts {
-        two.force_release().expect("another holder's lock");
+    if capabilities(fixture).force_releases {
+        two.force_release(None).expect("another holder's lock");
         assert!(!one.is_held().expect("an answer"));
         assert_not_owner(one.release());
-        two.force_release().expect("a free lock");
+        two.force_release(None).expect("a free lock");
         two.try_acquire().expect("a free lock");
-        two.force_release().expect("my own lock");
+        two.force_release(None).expect("my own lock");
         assert_eq!(two.lease(), None);
         assert_not_owner(two.release());
     } else {
-        let err = two.force_release().expect_err("no such capability");
+        let err = two.force_release(None).expect_err("no such capability");
         assert_eq!(err.code(), "E_LOCK_STORAGE_ERROR");
         assert!(one.is_held().expect("an answer"));
         one.release().expect("my lock");
@@ -552,29 +551,29 @@ pub fn extend_restarts_the_ttl(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     lock.acquire().expect("a free lock");
     fixture.pass(fixture.ttl() / 2);
-    lock.extend(None).expect("my lock");
+    lock.extend(lock.ttl()).expect("my lock");
     fixture.pass(fixture.ttl() / 2);
     assert!(lock.is_held().expect("an answer"));
     assert!(!lock.is_expired());
     fixture.pass(fixture.ttl() / 2);
     assert!(lock.is_expired());
-    let expires = abilities(fixture).expires;
+    let expires = capabilities(fixture).expires;
     assert_eq!(lock.is_locked().expect("an answer"), !expires);
-    assert_not_owner(lock.extend(None));
+    assert_not_owner(lock.extend(lock.ttl()));
 }
 
 /// Checks that a lock that is not held cannot be extended.
 pub fn only_a_holder_can_extend(fixture: &impl Fixture) {
     let locks = locks(fixture);
     let (one, two) = (lock(&locks, None), lock(&locks, fixture.ttl()));
-    assert_not_owner(one.extend(None));
+    assert_not_owner(one.extend(one.ttl()));
     one.acquire().expect("a free lock");
-    assert_not_owner(two.extend(None));
+    assert_not_owner(two.extend(two.ttl()));
     assert_taken(&two);
-    assert_not_owner(two.extend(Some(Ttl::NEVER)));
-    one.extend(None).expect("my lock");
+    assert_not_owner(two.extend(Ttl::NEVER));
+    one.extend(one.ttl()).expect("my lock");
     one.release().expect("my lock");
-    assert_not_owner(one.extend(None));
+    assert_not_owner(one.extend(one.ttl()));
 }
 
 /// Checks that an expired lock cannot be extended, even if no other owner has acquired it.
@@ -582,8 +581,8 @@ pub fn an_expired_lock_cannot_be_extended(fixture: &impl Fixture) {
     let lock = lock(&locks(fixture), fixture.ttl());
     let held = lock.guard().expect("a free lock");
     fixture.pass(fixture.ttl());
-    assert_not_owner(held.extend(None));
-    assert_not_owner(lock.extend(Some(Ttl::NEVER)));
+    assert_not_owner(held.extend(held.ttl()));
+    assert_not_owner(lock.extend(Ttl::NEVER));
     assert!(held.is_expired());
     let err = held.release().expect_err("a lost lock");
     assert_eq!(err.code(), "E_LOCK_LOST");
@@ -613,55 +612,34 @@ pub fn a_leaked_guard_blocks_the_lock_until_its_ttl_has_passed(fixture: &impl Fi
     fixture.pass(fixture.ttl() / 2);
     assert_taken(&two);
     fixture.pass(fixture.ttl() / 2);
-    let expires = abilities(fixture).expires;
+    let expires = capabilities(fixture).expires;
     assert_eq!(two.try_acquire().is_ok(), expires);
 }
 
-fn abilities(fixture: &impl Fixture) -> Abilities {
-    fixture.client().abilities()
+fn capabilities(fixture: &impl Fixture) -> Capabilities {
+    fixture.client().capabilities()
 }
 
 /// A store that sends a message for each refused acquire request.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Watched<S> {
     store: S,
     refusals: mpsc::Sender<()>,
 }
 
-impl<S: Store> Store for Watched<S> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+impl<S: Store> StoreWrapper for Watched<S> {
+    type Inner = S;
+
+    fn inner(&self) -> &S {
+        &self.store
+    }
+
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let reply = self.store.acquire(claim);
-        if matches!(reply, Ok(Reply::Refused { .. })) {
+        if matches!(reply, Ok(Acquired::Busy { .. })) {
             // Only the first is received.
             let _ = self.refusals.send(());
         }
         reply
-    }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store.extend(claim)
-    }
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        self.store.renew(claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store.release(claim)
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.store.evict(name, only)
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.store.inspect(name)
-    }
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store.detach(claim)
-    }
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.store.wait(claim, at_most)
-    }
-    fn give_up(&self, claim: &Claim) {
-        self.store.give_up(claim);
-    }
-    fn abilities(&self) -> Abilities {
-        self.store.abilities()
     }
 }

@@ -6,10 +6,13 @@ use std::string::{String, ToString};
 use std::time::Instant;
 use std::vec::Vec;
 
-use super::{Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, refused};
+use super::{
+    Fixture, assert_done, assert_grows, assert_held, assert_not_done, claim, claim_for, granted,
+    holder, refused,
+};
 use crate::claim::Fence;
 use crate::name::Name;
-use crate::store::{Store, Waited};
+use crate::store::Store;
 use crate::ttl::Ttl;
 
 /// Checks that a free name is granted, with a fence if the store has fences.
@@ -18,7 +21,7 @@ pub fn a_free_name_is_granted(fixture: &impl Fixture) {
     let one = claim(fixture, "lock", 1);
     assert_eq!(holder(&store, &one), None);
     let fence = granted(store.acquire(&one));
-    assert_eq!(fence.is_some(), store.abilities().fences);
+    assert_eq!(fence.is_some(), store.capabilities().fences);
     assert_held(&store, &one, fence);
 }
 
@@ -34,8 +37,8 @@ pub fn another_owner_is_refused_and_changes_nothing(fixture: &impl Fixture) {
     refused(store.acquire(&two));
     refused(fixture.client().acquire(&two));
     assert_eq!(holder(&store, &one), before);
-    granted(store.extend(&one));
-    granted(store.release(&one));
+    assert_done(store.extend(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that an operation on one name does not change another.
@@ -45,12 +48,12 @@ pub fn names_are_independent(fixture: &impl Fixture) {
     granted(store.acquire(&here));
     assert_eq!(holder(&store, &there), None);
     let fence = granted(store.acquire(&there));
-    granted(store.release(&here));
+    assert_done(store.release(&here));
     assert_held(&store, &there, fence);
     // One owner may hold several names, too.
     let elsewhere = granted(store.acquire(&claim(fixture, "elsewhere", 2)));
     assert_held(&store, &there, fence);
-    granted(store.release(&there));
+    assert_done(store.release(&there));
     assert_held(&store, &claim(fixture, "elsewhere", 2), elsewhere);
 }
 
@@ -126,7 +129,7 @@ fn assert_all_distinct(fixture: &impl Fixture, names: &[&str]) {
         refused(other.acquire(&claim_for(Ttl::NEVER, claim.name.as_str(), 255)));
     }
     for claim in &claims {
-        granted(store.release(claim));
+        assert_done(store.release(claim));
         assert_eq!(holder(&other, claim), None, "{:?}", claim.name);
     }
 }
@@ -140,7 +143,7 @@ pub fn repeated_acquire_is_idempotent(fixture: &impl Fixture) {
     assert_eq!(granted(store.acquire(&one)), first);
     assert_eq!(granted(store.acquire(&one)), first);
     // It is held once, not three times.
-    granted(store.release(&one));
+    assert_done(store.release(&one));
     assert_eq!(holder(&store, &one), None);
 }
 
@@ -149,7 +152,7 @@ pub fn a_release_frees_the_name(fixture: &impl Fixture) {
     let store = fixture.client();
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     granted(store.acquire(&one));
-    granted(store.release(&one));
+    assert_done(store.release(&one));
     assert_eq!(holder(&store, &one), None);
     let fence = granted(store.acquire(&two));
     assert_held(&store, &two, fence);
@@ -160,10 +163,10 @@ pub fn a_second_release_is_refused(fixture: &impl Fixture) {
     let store = fixture.client();
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     granted(store.acquire(&one));
-    granted(store.release(&one));
-    refused(store.release(&one));
+    assert_done(store.release(&one));
+    assert_not_done(store.release(&one));
     let fence = granted(store.acquire(&two));
-    refused(store.release(&one));
+    assert_not_done(store.release(&one));
     assert_held(&store, &two, fence);
 }
 
@@ -176,11 +179,11 @@ pub fn another_owner_cannot_release(fixture: &impl Fixture) {
     );
     granted(store.acquire(&one));
     let before = holder(&store, &one);
-    refused(store.release(&two));
-    refused(elsewhere.release(&two));
+    assert_not_done(store.release(&two));
+    assert_not_done(elsewhere.release(&two));
     assert_eq!(holder(&store, &one), before);
     refused(elsewhere.acquire(&two));
-    granted(store.release(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that an extension by another owner is refused, and does not change the record.
@@ -189,12 +192,12 @@ pub fn another_owner_cannot_extend(fixture: &impl Fixture) {
     let one = claim_for(Ttl::NEVER, "lock", 1);
     let two = claim(fixture, "lock", 2);
     let fence = granted(store.acquire(&one));
-    refused(store.extend(&two));
-    refused(elsewhere.extend(&two));
+    assert_not_done(store.extend(&two));
+    assert_not_done(elsewhere.extend(&two));
     // If the refused extension had set the ttl, the lease would be expired now.
     fixture.pass(fixture.ttl());
     assert_held(&store, &one, fence);
-    granted(store.release(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that a free name cannot be extended, released or force-released.
@@ -204,13 +207,13 @@ pub fn a_free_name_refuses_extend_release_and_force_release(fixture: &impl Fixtu
     for used in [false, true] {
         if used {
             granted(store.acquire(&one));
-            granted(store.release(&one));
+            assert_done(store.release(&one));
         }
-        refused(store.extend(&one));
-        refused(store.release(&one));
-        if store.abilities().evicts {
-            refused(store.evict(&one.name, None));
-            refused(store.evict(&one.name, Some(Fence::FIRST)));
+        assert_not_done(store.extend(&one));
+        assert_not_done(store.release(&one));
+        if store.capabilities().force_releases {
+            assert_not_done(store.force_release(&one.name, None));
+            assert_not_done(store.force_release(&one.name, Some(Fence::FIRST)));
         }
         assert_eq!(holder(&store, &one), None);
     }
@@ -230,11 +233,11 @@ pub fn fences_grow_with_every_grant(fixture: &impl Fixture) {
             assert_grows(store, last, fence);
         }
         last = fence;
-        granted(store.release(&claim));
+        assert_done(store.release(&claim));
         // Other names may share the counter of fences, but never set it back.
         let other = claim_for(claim.ttl, "other", round);
         granted(store.acquire(&other));
-        granted(store.release(&other));
+        assert_done(store.release(&other));
     }
 }
 
@@ -243,15 +246,15 @@ pub fn an_extension_keeps_the_fence(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
     let fence = granted(store.acquire(&one));
-    granted(store.extend(&one));
+    assert_done(store.extend(&one));
     assert_eq!(holder(&store, &one).and_then(|holder| holder.fence), fence);
     assert_eq!(granted(store.acquire(&one)), fence);
-    granted(store.release(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that every client reads the holder's fence, but not its owner token, and that a client can ask by
 /// its claim whether the grant is its own.
-pub fn inspect_returns_the_holders_fence(fixture: &impl Fixture) {
+pub fn holders_have_their_fences(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     assert_eq!(holder(&elsewhere, &one), None);
@@ -271,13 +274,13 @@ pub fn inspect_returns_the_holders_fence(fixture: &impl Fixture) {
             answer => assert_eq!(answer.expect("the store answers"), held),
         }
     }
-    granted(store.release(&one));
+    assert_done(store.release(&one));
     assert_eq!(holder(&elsewhere, &one), None);
     assert!(!store.holds(&one, fence).expect("the store answers"));
 }
 
-/// Checks that `inspect` neither acquires nor frees a name.
-pub fn inspect_changes_nothing(fixture: &impl Fixture) {
+/// Checks that `holders` neither acquires nor frees a name.
+pub fn a_request_for_the_holders_changes_nothing(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (
         claim_for(Ttl::NEVER, "lock", 1),
@@ -292,7 +295,7 @@ pub fn inspect_changes_nothing(fixture: &impl Fixture) {
         assert_eq!(holder(&elsewhere, &one), before);
     }
     refused(elsewhere.acquire(&two));
-    granted(store.release(&one));
+    assert_done(store.release(&one));
     for _ in 0..3 {
         assert_eq!(holder(&elsewhere, &one), None);
     }
@@ -308,23 +311,23 @@ pub fn a_force_release_frees_the_name(fixture: &impl Fixture) {
         claim_for(Ttl::NEVER, "lock", 2),
     );
     let before = granted(store.acquire(&one));
-    if !store.abilities().evicts {
+    if !store.capabilities().force_releases {
         for client in [&store, &elsewhere] {
             for only in [None, before, Some(Fence::FIRST)] {
                 let err = client
-                    .evict(&one.name, only)
+                    .force_release(&one.name, only)
                     .expect_err("no such capability");
                 assert!(!err.is_temporary(), "{err}");
             }
         }
         assert_held(&store, &one, before);
         refused(elsewhere.acquire(&two));
-        granted(store.release(&one));
+        assert_done(store.release(&one));
         return;
     }
-    granted(elsewhere.evict(&one.name, None));
+    assert_done(elsewhere.force_release(&one.name, None));
     assert_eq!(holder(&store, &one), None);
-    refused(elsewhere.evict(&one.name, None));
+    assert_not_done(elsewhere.force_release(&one.name, None));
     let after = granted(elsewhere.acquire(&two));
     assert_grows(&store, before, after);
 }
@@ -337,25 +340,25 @@ pub fn a_force_release_can_require_a_fence(fixture: &impl Fixture) {
         claim_for(Ttl::NEVER, "lock", 2),
     );
     let first = granted(store.acquire(&one));
-    granted(store.release(&one));
+    assert_done(store.release(&one));
     let second = granted(store.acquire(&two));
-    let evicted = |only| store.evict(&two.name, only);
-    match (store.abilities().evicts, first, second) {
+    let force_release = |only| store.force_release(&two.name, only);
+    match (store.capabilities().force_releases, first, second) {
         (true, Some(first), Some(second)) => {
             let next = Fence::new(second.get() + 1);
-            refused(evicted(Some(first)));
-            refused(evicted(next));
+            assert_not_done(force_release(Some(first)));
+            assert_not_done(force_release(next));
             assert_held(&store, &two, Some(second));
-            granted(evicted(Some(second)));
+            assert_done(force_release(Some(second)));
             assert_eq!(holder(&store, &two), None);
-            refused(evicted(Some(second)));
+            assert_not_done(force_release(Some(second)));
         }
         (true, _, _) => {
-            refused(evicted(Some(Fence::FIRST)));
+            assert_not_done(force_release(Some(Fence::FIRST)));
             assert_held(&store, &two, second);
         }
         (false, _, _) => {
-            evicted(second.or(Some(Fence::FIRST))).expect_err("no such capability");
+            force_release(second.or(Some(Fence::FIRST))).expect_err("no such capability");
             assert_held(&store, &two, second);
         }
     }
@@ -370,19 +373,19 @@ pub fn a_force_released_owner_cannot_affect_the_next_holder(fixture: &impl Fixtu
         claim_for(Ttl::NEVER, "lock", 2),
     );
     granted(store.acquire(&one));
-    let evicted = elsewhere.evict(&one.name, None).is_ok();
-    assert_eq!(evicted, store.abilities().evicts);
-    if !evicted {
-        granted(store.release(&one));
+    let is_force_released = elsewhere.force_release(&one.name, None).is_ok();
+    assert_eq!(is_force_released, store.capabilities().force_releases);
+    if !is_force_released {
+        assert_done(store.release(&one));
     }
-    refused(store.extend(&one));
+    assert_not_done(store.extend(&one));
     let fence = granted(elsewhere.acquire(&two));
-    refused(store.extend(&one));
-    refused(store.release(&one));
+    assert_not_done(store.extend(&one));
+    assert_not_done(store.release(&one));
     refused(store.acquire(&one));
     assert_held(&elsewhere, &two, fence);
-    granted(elsewhere.extend(&two));
-    granted(elsewhere.release(&two));
+    assert_done(elsewhere.extend(&two));
+    assert_done(elsewhere.release(&two));
 }
 
 /// The longest time for an operation that must not wait: far more than any machine needs, and less than
@@ -394,10 +397,11 @@ pub fn a_wait_for_a_free_name_ends_at_once(fixture: &impl Fixture) {
     let store = fixture.client();
     let one = claim(fixture, "lock", 1);
     let began = Instant::now();
-    for _ in 0..3 {
-        let (Waited::Done | Waited::Unable) = store.wait(&one, 2 * PROMPT);
+    if let Some(mut waiter) = store.waiter(&one) {
+        for _ in 0..3 {
+            waiter.wait(2 * PROMPT);
+        }
     }
-    store.give_up(&one);
     assert!(began.elapsed() < PROMPT);
     granted(store.acquire(&one));
 }
@@ -410,13 +414,14 @@ pub fn a_wait_for_a_held_name_ends_and_changes_nothing(fixture: &impl Fixture) {
     let two = claim(fixture, "lock", 2);
     let before = holder(&store, &one);
     let began = Instant::now();
-    for at_most in [0, 1, 20] {
-        let (Waited::Done | Waited::Unable) = elsewhere.wait(&two, Duration::from_millis(at_most));
+    if let Some(mut waiter) = elsewhere.waiter(&two) {
+        for at_most in [0, 1, 20] {
+            waiter.wait(Duration::from_millis(at_most));
+        }
     }
-    elsewhere.give_up(&two);
     assert!(began.elapsed() < PROMPT);
     assert_eq!(holder(&store, &one), before);
-    granted(store.extend(&one));
-    granted(store.release(&one));
+    assert_done(store.extend(&one));
+    assert_done(store.release(&one));
     granted(elsewhere.acquire(&two));
 }

@@ -4,17 +4,17 @@
 //! any more. The capability `expires` says whether the name is then free to others.
 
 use super::{
-    Fixture, assert_grows, assert_held, claim, claim_for, granted, holder, is_granted, refused,
-    renewed, ttl,
+    Fixture, assert_done, assert_grows, assert_held, assert_not_done, claim, claim_for, granted,
+    holder, is_done, is_granted, refused, renewed, ttl,
 };
-use crate::store::{Abilities, Renewed, Store};
+use crate::store::{Capabilities, Renewed, Store};
 use crate::ttl::Ttl;
 
 /// Checks that a name is free at the instant when the ttl has passed, if the store's records expire.
 pub fn a_record_ends_with_its_ttl(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
-    let expires = store.abilities().expires;
+    let expires = store.capabilities().expires;
     let first = granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
     assert_eq!(holder(&elsewhere, &one).is_none(), expires);
@@ -35,8 +35,8 @@ pub fn a_record_lasts_until_its_ttl_has_passed(fixture: &impl Fixture) {
     fixture.pass(fixture.ttl() / 2);
     assert_held(&elsewhere, &one, fence);
     refused(elsewhere.acquire(&claim(fixture, "lock", 2)));
-    granted(store.extend(&one));
-    granted(store.release(&one));
+    assert_done(store.extend(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that the ttl counts from the latest acquire request of the same owner.
@@ -48,9 +48,9 @@ pub fn a_repeated_acquire_restarts_the_ttl(fixture: &impl Fixture) {
     assert_eq!(granted(store.acquire(&one)), fence);
     fixture.pass(fixture.ttl() / 2);
     assert_held(&elsewhere, &one, fence);
-    granted(store.extend(&one));
+    assert_done(store.extend(&one));
     fixture.pass(fixture.ttl());
-    refused(store.extend(&one));
+    assert_not_done(store.extend(&one));
 }
 
 /// Checks that the ttl counts from the extension, not from the grant.
@@ -60,12 +60,12 @@ pub fn an_extension_restarts_the_ttl(fixture: &impl Fixture) {
     let fence = granted(store.acquire(&one));
     for _ in 0..3 {
         fixture.pass(fixture.ttl() / 2);
-        granted(store.extend(&one));
+        assert_done(store.extend(&one));
     }
     fixture.pass(fixture.ttl() / 2);
     assert_held(&elsewhere, &one, fence);
     refused(elsewhere.acquire(&claim(fixture, "lock", 2)));
-    granted(store.release(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that an extension can shorten the remaining time.
@@ -74,11 +74,11 @@ pub fn an_extension_can_shorten(fixture: &impl Fixture) {
     let long = claim_for(ttl(10 * fixture.ttl()), "lock", 1);
     let short = claim(fixture, "lock", 1);
     granted(store.acquire(&long));
-    granted(store.extend(&short));
+    assert_done(store.extend(&short));
     fixture.pass(fixture.ttl());
     let freed = is_granted(elsewhere.acquire(&claim(fixture, "lock", 2)));
-    assert_eq!(freed, store.abilities().expires);
-    refused(store.extend(&long));
+    assert_eq!(freed, store.capabilities().expires);
+    assert_not_done(store.extend(&long));
 }
 
 /// Checks that two extensions at the same time have the effect of one.
@@ -86,12 +86,12 @@ pub fn extensions_do_not_add_up(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
     granted(store.acquire(&one));
-    granted(store.extend(&one));
-    granted(store.extend(&one));
+    assert_done(store.extend(&one));
+    assert_done(store.extend(&one));
     fixture.pass(fixture.ttl());
     let freed = is_granted(elsewhere.acquire(&claim(fixture, "lock", 2)));
-    assert_eq!(freed, store.abilities().expires);
-    refused(store.extend(&one));
+    assert_eq!(freed, store.capabilities().expires);
+    assert_not_done(store.extend(&one));
 }
 
 /// Checks that an expired record cannot be extended, in any store.
@@ -100,8 +100,8 @@ pub fn a_late_extension_is_refused(fixture: &impl Fixture) {
     let one = claim(fixture, "lock", 1);
     granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
-    refused(store.extend(&one));
-    refused(store.extend(&claim_for(Ttl::NEVER, "lock", 1)));
+    assert_not_done(store.extend(&one));
+    assert_not_done(store.extend(&claim_for(Ttl::NEVER, "lock", 1)));
 }
 
 /// Checks that the ttl of a renewal counts from the renewal, and never shortens the lease, in a store
@@ -114,22 +114,22 @@ pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
         fixture.pass(fixture.ttl() / 2);
         assert_eq!(renewed(store.renew(&one, fence)), Renewed::Granted);
     }
-    granted(store.extend(&claim_for(ttl(10 * fixture.ttl()), "lock", 1)));
+    assert_done(store.extend(&claim_for(ttl(10 * fixture.ttl()), "lock", 1)));
     assert_eq!(renewed(store.renew(&one, fence)), Renewed::Granted);
     fixture.pass(fixture.ttl());
     let is_held = holder(&elsewhere, &one).is_some();
-    let Abilities {
+    let Capabilities {
         expires, revives, ..
-    } = store.abilities();
+    } = store.capabilities();
     assert_eq!(is_held, revives || !expires);
-    assert_eq!(is_granted(store.extend(&one)), revives);
+    assert_eq!(is_done(store.extend(&one)), revives);
     // A lease without an expiry does not get one by a renewal either.
     let other = claim_for(Ttl::NEVER, "other", 1);
     let fence = granted(store.acquire(&other));
     let short = claim(fixture, "other", 1);
     assert_eq!(renewed(store.renew(&short, fence)), Renewed::Granted);
     fixture.pass(fixture.ttl());
-    assert_eq!(is_granted(store.extend(&other)), revives);
+    assert_eq!(is_done(store.extend(&other)), revives);
 }
 
 /// Checks that a renewal revives an expired lease under the same fence, in a store that supports this, and
@@ -137,20 +137,20 @@ pub fn a_renewal_prolongs_and_never_shortens(fixture: &impl Fixture) {
 pub fn a_late_renewal_revives_the_lease(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
-    let Abilities {
+    let Capabilities {
         expires, revives, ..
-    } = store.abilities();
+    } = store.capabilities();
     let fence = granted(store.acquire(&one));
     fixture.pass(3 * fixture.ttl());
-    refused(store.extend(&one));
+    assert_not_done(store.extend(&one));
     let taken_back = renewed(store.renew(&one, fence)) == Renewed::Granted;
     assert_eq!(taken_back, revives);
     if revives {
         assert_held(&elsewhere, &one, fence);
         assert_held(&store, &one, fence);
         refused(elsewhere.acquire(&two));
-        granted(store.extend(&one));
-        granted(store.release(&one));
+        assert_done(store.extend(&one));
+        assert_done(store.release(&one));
         assert_grows(&store, fence, granted(elsewhere.acquire(&two)));
     } else {
         assert_eq!(is_granted(elsewhere.acquire(&two)), expires);
@@ -164,21 +164,21 @@ pub fn a_late_renewal_fails_after_another_grant(fixture: &impl Fixture) {
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     let fence = granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
-    if !store.abilities().expires {
+    if !store.capabilities().expires {
         // No other owner can have held the lock.
         return;
     }
     let later = granted(elsewhere.acquire(&two));
     assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost);
     assert_held(&store, &two, later);
-    granted(elsewhere.release(&two));
+    assert_done(elsewhere.release(&two));
     assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost);
     assert_eq!(holder(&elsewhere, &one), None);
     // A later grant of the same owner is a different grant.
     let again = granted(store.acquire(&one));
     assert_grows(&store, later, again);
     fixture.pass(fixture.ttl());
-    if store.abilities().revives && fence.is_some() {
+    if store.capabilities().revives && fence.is_some() {
         assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost);
         assert_eq!(renewed(store.renew(&one, again)), Renewed::Granted);
     }
@@ -187,7 +187,7 @@ pub fn a_late_renewal_fails_after_another_grant(fixture: &impl Fixture) {
 /// Checks that a late renewal fails after a force-release, before the expiry or after it.
 pub fn a_late_renewal_fails_after_a_force_release(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
-    if !store.abilities().evicts {
+    if !store.capabilities().force_releases {
         return;
     }
     for (name, is_late) in [("in time", false), ("late", true)] {
@@ -196,8 +196,11 @@ pub fn a_late_renewal_fails_after_a_force_release(fixture: &impl Fixture) {
         if is_late {
             fixture.pass(fixture.ttl());
         }
-        let evicted = is_granted(elsewhere.evict(&one.name, None));
-        assert_eq!(evicted, !(is_late && store.abilities().expires));
+        let is_force_released = is_done(elsewhere.force_release(&one.name, None));
+        assert_eq!(
+            is_force_released,
+            !(is_late && store.capabilities().expires)
+        );
         assert_eq!(renewed(store.renew(&one, fence)), Renewed::Lost, "{name}");
         assert_eq!(holder(&elsewhere, &one), None);
         fixture.pass(fixture.ttl());
@@ -214,7 +217,7 @@ pub fn a_late_renewal_fails_after_a_release(fixture: &impl Fixture) {
         if is_late {
             fixture.pass(fixture.ttl());
         }
-        assert_eq!(is_granted(store.release(&one)), !is_late);
+        assert_eq!(is_done(store.release(&one)), !is_late);
         assert_ne!(
             renewed(store.renew(&one, fence)),
             Renewed::Granted,
@@ -230,7 +233,7 @@ pub fn a_late_release_is_refused_and_frees_the_name(fixture: &impl Fixture) {
     let one = claim(fixture, "lock", 1);
     granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
-    refused(store.release(&one));
+    assert_not_done(store.release(&one));
     assert_eq!(holder(&elsewhere, &one), None);
     granted(elsewhere.acquire(&claim(fixture, "lock", 2)));
 }
@@ -243,17 +246,17 @@ pub fn an_expired_owner_cannot_affect_the_next_holder(fixture: &impl Fixture) {
     let two = claim_for(Ttl::NEVER, "lock", 2);
     granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
-    if !store.abilities().expires {
+    if !store.capabilities().expires {
         refused(elsewhere.acquire(&two));
-        refused(store.release(&one));
+        assert_not_done(store.release(&one));
     }
     granted(elsewhere.acquire(&two));
     let before = holder(&elsewhere, &two);
-    refused(store.release(&one));
-    refused(store.extend(&one));
+    assert_not_done(store.release(&one));
+    assert_not_done(store.extend(&one));
     refused(store.acquire(&one));
     assert_eq!(holder(&elsewhere, &two), before);
-    granted(elsewhere.release(&two));
+    assert_done(elsewhere.release(&two));
 }
 
 /// Checks that the owner of an expired lease can acquire again. If the name was free, that is a new grant.
@@ -263,13 +266,13 @@ pub fn an_expired_owner_can_acquire_again(fixture: &impl Fixture) {
     let before = granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
     let after = granted(store.acquire(&one));
-    if store.abilities().expires {
+    if store.capabilities().expires {
         assert_grows(&store, before, after);
     } else {
         assert!(before <= after, "the fence decreased");
     }
-    granted(store.extend(&one));
-    granted(store.release(&one));
+    assert_done(store.extend(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that a fence is greater than that of an expired holder.
@@ -278,8 +281,8 @@ pub fn fences_grow_after_an_expiry(fixture: &impl Fixture) {
     let (one, two) = (claim(fixture, "lock", 1), claim(fixture, "lock", 2));
     let before = granted(store.acquire(&one));
     fixture.pass(fixture.ttl());
-    if !store.abilities().expires {
-        refused(store.release(&one));
+    if !store.capabilities().expires {
+        assert_not_done(store.release(&one));
     }
     let after = granted(elsewhere.acquire(&two));
     assert_grows(&store, before, after);
@@ -299,8 +302,8 @@ pub fn a_record_without_ttl_does_not_end(fixture: &impl Fixture) {
     let holder = holder(&elsewhere, &one).expect("a holder");
     assert_eq!((holder.fence, holder.remaining), (fence, None));
     refused(elsewhere.acquire(&claim(fixture, "lock", 2)));
-    granted(store.extend(&one));
-    granted(store.release(&one));
+    assert_done(store.extend(&one));
+    assert_done(store.release(&one));
 }
 
 /// Checks that an extension can remove the expiry of a record, and set one again.
@@ -308,21 +311,21 @@ pub fn an_extension_can_remove_and_restore_the_expiry(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let (some, never) = (claim(fixture, "lock", 1), claim_for(Ttl::NEVER, "lock", 1));
     let fence = granted(store.acquire(&some));
-    granted(store.extend(&never));
+    assert_done(store.extend(&never));
     fixture.pass(fixture.ttl());
     assert_held(&elsewhere, &some, fence);
-    granted(store.extend(&some));
+    assert_done(store.extend(&some));
     fixture.pass(fixture.ttl());
-    refused(store.extend(&some));
+    assert_not_done(store.extend(&some));
     let freed = is_granted(elsewhere.acquire(&claim(fixture, "lock", 2)));
-    assert_eq!(freed, store.abilities().expires);
+    assert_eq!(freed, store.capabilities().expires);
 }
 
-/// Checks that `inspect` returns a remaining time that decreases.
-pub fn inspect_returns_the_remaining_time(fixture: &impl Fixture) {
+/// Checks that the remaining time of a holder decreases.
+pub fn holders_have_their_remaining_time(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let one = claim(fixture, "lock", 1);
-    let expires = store.abilities().expires;
+    let expires = store.capabilities().expires;
     granted(store.acquire(&one));
     for left in [fixture.ttl(), fixture.ttl() / 2] {
         match holder(&elsewhere, &one).expect("a holder").remaining {
@@ -345,7 +348,7 @@ pub fn a_refusal_never_overstates_the_remaining_time(fixture: &impl Fixture) {
     granted(store.acquire(&one));
     fixture.pass(fixture.ttl() / 2);
     if let Some(remaining) = refused(elsewhere.acquire(&two)) {
-        assert!(store.abilities().expires, "a lease that does not expire");
+        assert!(store.capabilities().expires, "a lease that does not expire");
         assert!(remaining <= fixture.ttl() / 2, "{remaining:?}");
     }
 }

@@ -7,6 +7,7 @@ use core::task::{Context, Poll};
 use core::time::Duration;
 
 use js_sys::{Function, Promise};
+use send_wrapper::SendWrapper;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
@@ -63,7 +64,7 @@ impl AsyncHost for JavaScript {
 /// A timer that is cleared when it is dropped.
 struct Timer {
     id: JsValue,
-    elapsed: JsFuture,
+    elapsed: SendWrapper<JsFuture>,
 }
 
 impl Timer {
@@ -79,7 +80,7 @@ impl Timer {
         let elapsed = Promise::new(&mut |resolve, _| id = set_timeout(&resolve, millis));
         Self {
             id,
-            elapsed: JsFuture::from(elapsed),
+            elapsed: SendWrapper::new(JsFuture::from(elapsed)),
         }
     }
 }
@@ -119,7 +120,7 @@ pub(super) async fn awaited(value: Result<JsValue, JsValue>) -> Result<JsValue, 
         return Ok(value);
     }
     // An object with a method `then` is awaited, as by `await`.
-    JsFuture::from(Promise::resolve(&value)).await
+    SendWrapper::new(JsFuture::from(Promise::resolve(&value))).await
 }
 
 /// Polls `future` once, and makes a promise of it if it is not ready. An operation in memory is ready after

@@ -100,8 +100,8 @@ impl Lock {
                 Some(None) => return Ok(false.into()),
                 only => only.flatten(),
             };
-            let evicted = lock.0.evict(only).await;
-            evicted.map(JsValue::from).map_err(|err| thrown(&err))
+            let released = lock.0.force_release(only).await;
+            released.map(JsValue::from).map_err(|err| thrown(&err))
         })
     }
 
@@ -111,7 +111,7 @@ impl Lock {
         let lock = self.clone();
         settle(async move {
             match length {
-                Ok(length) => done(lock.0.extend(length).await),
+                Ok(length) => done(lock.0.extend(length.unwrap_or(lock.0.ttl())).await),
                 Err(err) => Err(thrown(&err)),
             }
         })
@@ -131,7 +131,8 @@ impl Lock {
     pub fn holder(&self) -> Result<JsValue, JsValue> {
         let lock = self.clone();
         settle(async move {
-            let holder = lock.0.holder().await.map_err(|err| thrown(&err))?;
+            let holders = lock.0.holders().await.map_err(|err| thrown(&err))?;
+            let holder = holders.into_iter().next();
             Ok(holder.map_or(JsValue::UNDEFINED, |holder| Holder(holder).into()))
         })
     }

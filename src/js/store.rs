@@ -1,13 +1,15 @@
 //! Stores: in this module's memory, or in a JavaScript object.
 
-use alloc::rc::Rc;
-use alloc::string::ToString;
+use alloc::boxed::Box;
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cell::Cell;
 use core::future::{self, Future};
 use core::pin::pin;
 use core::time::Duration;
 
+use async_trait::async_trait;
 use js_sys::BigInt;
 use wasm_bindgen::prelude::wasm_bindgen;
 use wasm_bindgen::{JsCast, JsValue};
@@ -17,7 +19,7 @@ use super::host::{JavaScript, awaited, millis};
 use crate::claim::{Claim, Fence};
 use crate::memory::MemoryStore;
 use crate::name::Name;
-use crate::store::{Abilities, AsyncStore, Holder, Renewed, Reply, StoreError};
+use crate::store::{Acquired, AsyncStore, AsyncWaiter, Capabilities, Holder, Renewed, StoreError};
 
 std::thread_local! {
     /// Whether the future polled last waits for a store's reply, and not for time to pass.
@@ -39,7 +41,7 @@ pub struct Store(Kind);
 #[derive(Clone, Debug)]
 enum Kind {
     Memory(Arc<MemoryStore<JavaScript>>),
-    Object(Rc<Object>),
+    Object(Arc<Object>),
 }
 
 /// A store in a JavaScript object, and which optional methods it has.
@@ -117,7 +119,7 @@ impl Store {
     #[allow(missing_docs, reason = "called by the package alone")]
     pub fn object(object: LockStore) -> Self {
         let has = |name| property(&object, name).is_function();
-        Self(Kind::Object(Rc::new(Object {
+        Self(Kind::Object(Arc::new(Object {
             fences: has("fence"),
             waits: has("wait"),
             gives_up: has("giveUp"),
@@ -128,15 +130,16 @@ impl Store {
     }
 }
 
+#[async_trait]
 impl AsyncStore for Store {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::acquire(store, claim).await,
+            Kind::Memory(store) => AsyncStore::acquire(&**store, claim).await,
             Kind::Object(store) => asking(store.acquire(claim)).await,
         }
     }
 
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         match &self.0 {
             Kind::Memory(store) => AsyncStore::extend(store, claim).await,
             Kind::Object(store) => {
@@ -144,6 +147,57 @@ impl AsyncStore for Store {
                 let extended = store.methods.extend(key, &owner, &length(claim));
                 asking(owned(extended)).await
             }
+        }
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::release(store, claim).await,
+            Kind::Object(store) => {
+                let owner = claim.owner.to_string();
+                asking(owned(store.methods.delete(claim.name.as_str(), &owner))).await
+            }
+        }
+    }
+
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::force_release(store, name, only).await,
+            Kind::Object(_) if only.is_some() => Err(StoreError::permanent(
+                "this store cannot force-release only the grant with a given fencing token",
+            )),
+            Kind::Object(store) => asking(owned(store.methods.force_delete(name.as_str()))).await,
+        }
+    }
+
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::holders(store, name).await,
+            Kind::Object(store) => {
+                let exists = asking(awaited(store.methods.exists(name.as_str()))).await;
+                let holder = exists.map_err(store_error)?.is_truthy().then_some(Holder {
+                    fence: None,
+                    since: None,
+                    remaining: None,
+                    process: None,
+                    detached: false,
+                });
+                Ok(holder.into_iter().collect())
+            }
+        }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        match &self.0 {
+            Kind::Memory(store) => AsyncStore::capabilities(store),
+            Kind::Object(store) => Capabilities {
+                expires: true,
+                ephemeral: store.detaches,
+                transfers: true,
+                force_releases: true,
+                fences: store.fences,
+                revives: store.renews,
+            },
         }
     }
 
@@ -164,38 +218,15 @@ impl AsyncStore for Store {
                     )),
                 }
             }
-            Kind::Object(_) => Ok(self.extend(claim).await?.into()),
+            Kind::Object(_) => self.extend(claim).await.map(Renewed::by_extension),
         }
     }
 
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        match &self.0 {
-            Kind::Memory(store) => AsyncStore::release(store, claim).await,
-            Kind::Object(store) => {
-                let owner = claim.owner.to_string();
-                asking(owned(store.methods.delete(claim.name.as_str(), &owner))).await
-            }
-        }
-    }
-
-    fn give_up(&self, claim: &Claim) {
-        match &self.0 {
-            Kind::Memory(store) => AsyncStore::give_up(store, claim),
-            Kind::Object(store) if store.gives_up => {
-                let owner = claim.owner.to_string();
-                // A failure is ignored: no caller waits for the result.
-                let given_up = store.methods.give_up(claim.name.as_str(), &owner);
-                wasm_bindgen_futures::spawn_local(async { drop(awaited(given_up).await) });
-            }
-            Kind::Object(_) => {}
-        }
-    }
-
-    async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         match &self.0 {
             Kind::Memory(store) => AsyncStore::detach(store, claim).await,
             // The leases of such a store are never ephemeral.
-            Kind::Object(store) if !store.detaches => Ok(Reply::Granted { fence: None }),
+            Kind::Object(store) if !store.detaches => Ok(true),
             Kind::Object(store) => {
                 let owner = claim.owner.to_string();
                 asking(owned(store.methods.detach(claim.name.as_str(), &owner))).await
@@ -203,80 +234,73 @@ impl AsyncStore for Store {
         }
     }
 
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::evict(store, name, only).await,
-            Kind::Object(_) if only.is_some() => Err(StoreError::permanent(
-                "this store cannot force-release only the grant with a given fencing token",
-            )),
-            Kind::Object(store) => asking(owned(store.methods.force_delete(name.as_str()))).await,
+            Kind::Memory(store) => AsyncStore::waiter(store, claim),
+            Kind::Object(store) if store.waits || store.gives_up => Some(Box::new(ObjectWaiter {
+                store,
+                key: claim.name.clone(),
+                owner: claim.owner.to_string(),
+                is_granted: false,
+            })),
+            Kind::Object(_) => None,
         }
     }
+}
 
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        match &self.0 {
-            Kind::Memory(store) => AsyncStore::inspect(store, name).await,
-            Kind::Object(store) => {
-                let exists = asking(awaited(store.methods.exists(name.as_str()))).await;
-                Ok(exists.map_err(store_error)?.is_truthy().then_some(Holder {
-                    fence: None,
-                    since: None,
-                    remaining: None,
-                    process: None,
-                    detached: false,
-                }))
+/// The waiter of one owner. Dropping it without a grant calls the object's `giveUp`.
+struct ObjectWaiter<'a> {
+    store: &'a Object,
+    key: Name,
+    owner: String,
+    is_granted: bool,
+}
+
+#[async_trait]
+impl AsyncWaiter for ObjectWaiter<'_> {
+    async fn wait(&mut self, at_most: Duration) {
+        if self.store.waits {
+            let waiting = AbortOnDrop(AbortController::new());
+            let (signal, millis) = (waiting.0.signal(), millis(at_most));
+            let methods = &self.store.methods;
+            let waited = methods.wait(self.key.as_str(), millis, &signal, &self.owner);
+            if awaited(waited).await.is_ok() {
+                return;
             }
         }
+        // The store cannot wait, so this waits until the caller's time limit.
+        future::pending::<()>().await;
     }
 
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        match &self.0 {
-            Kind::Memory(store) => AsyncStore::wait(store, claim, at_most).await,
-            Kind::Object(store) if store.waits => store.wait(claim, at_most).await,
-            Kind::Object(_) => future::pending().await,
-        }
+    fn granted(mut self: Box<Self>) {
+        self.is_granted = true;
     }
+}
 
-    fn abilities(&self) -> Abilities {
-        match &self.0 {
-            Kind::Memory(store) => AsyncStore::abilities(store),
-            Kind::Object(store) => Abilities {
-                expires: true,
-                ephemeral: store.detaches,
-                transfers: true,
-                evicts: true,
-                fences: store.fences,
-                revives: store.renews,
-            },
+impl Drop for ObjectWaiter<'_> {
+    fn drop(&mut self) {
+        if self.store.gives_up && !self.is_granted {
+            // A failure is ignored: no caller waits for the result.
+            let left = self.store.methods.give_up(self.key.as_str(), &self.owner);
+            wasm_bindgen_futures::spawn_local(async { drop(awaited(left).await) });
         }
     }
 }
 
 impl Object {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
         let saved = awaited(self.methods.save(key, &owner, &length(claim))).await;
         if !saved.map_err(store_error)?.is_truthy() {
-            return Ok(Reply::REFUSED);
+            return Ok(Acquired::BUSY);
         }
         if !self.fences {
-            return Ok(Reply::Granted { fence: None });
+            return Ok(Acquired::Granted { fence: None });
         }
         let token = awaited(self.methods.fence(key, &owner)).await;
-        Ok(Reply::Granted {
+        Ok(Acquired::Granted {
             fence: token_of(&token.map_err(store_error)?)?,
         })
-    }
-
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        let waiting = AbortOnDrop(AbortController::new());
-        let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
-        let signal = waiting.0.signal();
-        let waited = self.methods.wait(key, millis(at_most), &signal, &owner);
-        if awaited(waited).await.is_err() {
-            // The store cannot wait, so this waits until the caller's time limit.
-            future::pending::<()>().await;
-        }
     }
 }
 
@@ -302,10 +326,10 @@ async fn asking<T>(request: impl Future<Output = T>) -> T {
     .await
 }
 
-async fn owned(done: Result<JsValue, JsValue>) -> Result<Reply, StoreError> {
+async fn owned(done: Result<JsValue, JsValue>) -> Result<bool, StoreError> {
     match awaited(done).await {
-        Ok(_) => Ok(Reply::Granted { fence: None }),
-        Err(err) if is_not_owner(&err) => Ok(Reply::REFUSED),
+        Ok(_) => Ok(true),
+        Err(err) if is_not_owner(&err) => Ok(false),
         Err(err) => Err(store_error(err)),
     }
 }

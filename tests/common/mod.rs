@@ -5,6 +5,7 @@
 pub(crate) mod script;
 pub(crate) mod world;
 
+use std::fmt::Debug;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
@@ -12,37 +13,21 @@ use std::time::Duration;
 
 use verrou::nonblocking::AsyncHost;
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Waited,
+    Acquired, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name, Renewed, Store,
+    StoreError, StoreWrapper, Waiter,
 };
 
 /// A store that cannot wait, so that its callers sleep by their own clock.
 #[derive(Clone, Debug)]
 pub(crate) struct Polled<S>(pub(crate) S);
 
-impl<S: Store> Store for Polled<S> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.acquire(claim)
+impl<S: Store> StoreWrapper for Polled<S> {
+    type Inner = S;
+    fn inner(&self) -> &S {
+        &self.0
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.extend(claim)
-    }
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        self.0.renew(claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.release(claim)
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.0.evict(name, only)
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.0.inspect(name)
-    }
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.0.detach(claim)
-    }
-    fn abilities(&self) -> Abilities {
-        self.0.abilities()
+    fn waiter<'s>(&'s self, _: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        None
     }
 }
 
@@ -53,40 +38,48 @@ pub(crate) struct BlockOn<S, H> {
     pub(crate) host: H,
 }
 
-impl<S: AsyncStore, H: AsyncHost> Store for BlockOn<S, H> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+impl<S: AsyncStore, H: AsyncHost + Debug> Store for BlockOn<S, H> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         pollster::block_on(self.store.acquire(claim))
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         pollster::block_on(self.store.extend(claim))
+    }
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        pollster::block_on(self.store.release(claim))
+    }
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        pollster::block_on(self.store.force_release(name, only))
+    }
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        pollster::block_on(self.store.holders(name))
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.store.capabilities()
     }
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         pollster::block_on(self.store.renew(claim, fence))
     }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        pollster::block_on(self.store.release(claim))
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        pollster::block_on(self.store.evict(name, only))
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        pollster::block_on(self.store.inspect(name))
-    }
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         pollster::block_on(self.store.detach(claim))
     }
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        pollster::block_on(first(
-            self.store.wait(claim, at_most),
-            self.host.sleep(at_most),
-        ));
-        Waited::Done
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        let waiter = self.store.waiter(claim)?;
+        Some(Box::new(BlockOnWaiter(waiter, &self.host)))
     }
-    fn give_up(&self, claim: &Claim) {
-        self.store.give_up(claim);
+}
+
+struct BlockOnWaiter<'a, H>(Box<dyn AsyncWaiter + 'a>, &'a H);
+
+impl<H: AsyncHost> Waiter for BlockOnWaiter<'_, H> {
+    fn wait(&mut self, at_most: Duration) {
+        pollster::block_on(first(self.0.wait(at_most), self.1.sleep(at_most)));
     }
-    fn abilities(&self) -> Abilities {
-        self.store.abilities()
+    fn notifies(&self) -> bool {
+        self.0.notifies()
+    }
+    fn granted(self: Box<Self>) {
+        self.0.granted();
     }
 }
 

@@ -1,24 +1,24 @@
 //! A scripted world: the store's replies and their durations, and the ends of waits. It logs the
 //! requests, and is both the store and the host, blocking and async.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn, ready};
+use std::future::{Future, poll_fn};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use verrou::blocking::Host;
 use verrou::nonblocking::AsyncHost;
 use verrou::{
-    Abilities, AsyncStore, Claim, Clock, Fence, Holder, Name, Owner, Renewed, Reply, Store,
-    StoreError, Timestamp, Ttl, Waited,
+    Acquired, AsyncStore, AsyncWaiter, Capabilities, Claim, Clock, Fence, Holder, Name, Owner,
+    Renewed, Store, StoreError, Timestamp, Ttl, Waiter, async_trait,
 };
 
 /// One line of a script.
 #[derive(Debug)]
 pub(crate) enum In {
     /// The next request gets this reply, after this time.
-    Reply(Duration, Result<Reply, StoreError>),
+    Reply(Duration, Result<Acquired, StoreError>),
     /// The next wait ends after this time, regardless of its requested length.
     Wake(Duration),
     /// The auto-renewal ends when the next wait begins.
@@ -41,16 +41,16 @@ pub(crate) fn ms(millis: u64) -> Duration {
 
 pub(crate) fn granted(number: u64) -> In {
     let fence = Fence::new(number);
-    In::Reply(Duration::ZERO, Ok(Reply::Granted { fence }))
+    In::Reply(Duration::ZERO, Ok(Acquired::Granted { fence }))
 }
 
 pub(crate) fn held() -> In {
-    In::Reply(Duration::ZERO, Ok(Reply::REFUSED))
+    In::Reply(Duration::ZERO, Ok(Acquired::BUSY))
 }
 
 pub(crate) fn held_for(millis: u64) -> In {
     let remaining = Some(ms(millis));
-    In::Reply(Duration::ZERO, Ok(Reply::Refused { remaining }))
+    In::Reply(Duration::ZERO, Ok(Acquired::Busy { remaining }))
 }
 
 /// Returns a temporary error.
@@ -77,7 +77,7 @@ pub(crate) fn claim(ttl: Ttl) -> Claim {
 }
 
 #[derive(Debug)]
-pub(crate) struct World(RefCell<State>, bool);
+pub(crate) struct World(Mutex<State>, bool);
 
 #[derive(Debug)]
 struct State {
@@ -90,7 +90,7 @@ struct State {
 impl World {
     pub(crate) fn new(script: Vec<In>) -> Self {
         Self(
-            RefCell::new(State {
+            Mutex::new(State {
                 now: Duration::ZERO,
                 script: script.into(),
                 log: Vec::new(),
@@ -107,7 +107,7 @@ impl World {
 
     /// Returns the log; the script must have been played to its end.
     pub(crate) fn log(self) -> Vec<String> {
-        let state = self.0.into_inner();
+        let state = self.0.into_inner().expect("a script without a panic");
         assert!(
             state.script.is_empty(),
             "{:?} left of the script after {:?}",
@@ -117,18 +117,22 @@ impl World {
         state.log
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn note(&self, what: impl Into<String>) {
-        self.0.borrow_mut().log.push(what.into());
+        self.state().log.push(what.into());
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        self.0.borrow().stopped
+        self.state().stopped
     }
 
-    fn answer(&self, operation: &str, requested: &Claim) -> Result<Reply, StoreError> {
+    fn answer(&self, operation: &str, requested: &Claim) -> Result<Acquired, StoreError> {
         // A retry must have the same owner.
         assert_eq!(requested.owner, claim(requested.ttl).owner);
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         let line = format!("{operation}@{:?}", state.now);
         state.log.push(line);
         match state.script.pop_front() {
@@ -142,7 +146,7 @@ impl World {
 
     /// Performs a wait or a sleep; returns `false` when the script stops there.
     pub(crate) fn rest(&self, kind: &str, at_most: Duration) -> bool {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state();
         state.log.push(format!("{kind} {at_most:?}"));
         let lasts = match state.script.front() {
             Some(In::Stop) => {
@@ -164,7 +168,7 @@ impl World {
 
 impl Clock for World {
     fn now(&self) -> Timestamp {
-        Timestamp::new(self.0.borrow().now)
+        Timestamp::new(self.state().now)
     }
 }
 
@@ -176,12 +180,12 @@ impl Host for World {
         [7; 16]
     }
     fn wall_clock(&self) -> Duration {
-        self.0.borrow().now
+        self.state().now
     }
 }
 
 impl AsyncHost for World {
-    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> {
+    fn sleep(&self, pause: Duration) -> impl Future<Output = ()> + Send {
         poll_fn(move |context| {
             if self.is_stopped() || !self.rest("sleep", pause) {
                 context.waker().wake_by_ref();
@@ -194,76 +198,84 @@ impl AsyncHost for World {
         [7; 16]
     }
     fn wall_clock(&self) -> Duration {
-        self.0.borrow().now
+        self.state().now
     }
 }
 
 impl Store for World {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.answer("acquire", claim)
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.answer("extend", claim)
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Ok(self.answer("extend", claim)?.is_granted())
+    }
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Ok(self.answer("release", claim)?.is_granted())
+    }
+    fn force_release(&self, _: &Name, _: Option<Fence>) -> Result<bool, StoreError> {
+        panic!("no script force-releases")
+    }
+    fn holders(&self, _: &Name) -> Result<Vec<Holder>, StoreError> {
+        panic!("no script requests the holders")
+    }
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
     }
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         assert!(fence.is_some());
-        Ok(self.answer("renew", claim)?.into())
+        let reply = self.answer("renew", claim)?;
+        Ok(Renewed::by_extension(reply.is_granted()))
     }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.answer("release", claim)
-    }
-    fn evict(&self, _: &Name, _: Option<Fence>) -> Result<Reply, StoreError> {
-        panic!("no script evicts")
-    }
-    fn inspect(&self, _: &Name) -> Result<Option<Holder>, StoreError> {
-        panic!("no script inspects")
-    }
-    fn wait(&self, _: &Claim, at_most: Duration) -> Waited {
-        self.rest("wait", at_most);
-        Waited::Done
-    }
-    fn notifies(&self) -> bool {
-        self.1
-    }
-    fn abilities(&self) -> Abilities {
-        Abilities::default()
+    fn waiter<'s>(&'s self, _: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        Some(Box::new(WorldWaiter(self)))
     }
 }
 
+#[async_trait]
 impl AsyncStore for World {
-    fn acquire(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        ready(Store::acquire(self, claim))
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        Store::acquire(self, claim)
     }
-    fn extend(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        ready(Store::extend(self, claim))
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Store::extend(self, claim)
     }
-    fn renew(
-        &self,
-        claim: &Claim,
-        fence: Option<Fence>,
-    ) -> impl Future<Output = Result<Renewed, StoreError>> {
-        ready(Store::renew(self, claim, fence))
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        Store::release(self, claim)
     }
-    fn release(&self, claim: &Claim) -> impl Future<Output = Result<Reply, StoreError>> {
-        ready(Store::release(self, claim))
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        Store::force_release(self, name, only)
     }
-    fn evict(
-        &self,
-        name: &Name,
-        only: Option<Fence>,
-    ) -> impl Future<Output = Result<Reply, StoreError>> {
-        ready(Store::evict(self, name, only))
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Store::holders(self, name)
     }
-    fn inspect(&self, name: &Name) -> impl Future<Output = Result<Option<Holder>, StoreError>> {
-        ready(Store::inspect(self, name))
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
     }
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        Store::wait(self, claim, at_most);
+    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        Store::renew(self, claim, fence)
+    }
+    fn waiter<'s>(&'s self, _: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(Box::new(WorldWaiter(self)))
+    }
+}
+
+struct WorldWaiter<'a>(&'a World);
+
+impl Waiter for WorldWaiter<'_> {
+    fn wait(&mut self, at_most: Duration) {
+        self.0.rest("wait", at_most);
     }
     fn notifies(&self) -> bool {
-        Store::notifies(self)
+        self.0.1
     }
-    fn abilities(&self) -> Abilities {
-        Abilities::default()
+}
+
+#[async_trait]
+impl AsyncWaiter for WorldWaiter<'_> {
+    async fn wait(&mut self, at_most: Duration) {
+        self.0.rest("wait", at_most);
+    }
+    fn notifies(&self) -> bool {
+        self.0.1
     }
 }

@@ -12,7 +12,7 @@ use nix::libc;
 use rustix::fs::{AtFlags, CWD, FlockOperation, StatxFlags, flock, statx};
 use rustix::process::{Pid, Signal, kill_process};
 use verrou::blocking::{Lock, LockFactory};
-use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 use crate::Result;
 
@@ -70,13 +70,13 @@ pub(crate) fn exclusion(kind: &str, directory: &Path) -> Result<Box<dyn Exclusio
 }
 
 /// Opens one of Verrou's stores, in `directory`.
-pub(crate) fn open(kind: &str, directory: &Path) -> Result<FileStore> {
+pub(crate) fn open(kind: &str, directory: &Path) -> Result<AnyStore> {
     let url: StoreUrl = format!("{kind}:{}", directory.join(kind).display()).parse()?;
-    Ok(FileStore::open(&url, &StoreOptions::default())?)
+    Ok(AnyStore::open(&url, &StoreOptions::default())?)
 }
 
 /// A lock of Verrou.
-struct VerrouLock(Lock<Arc<FileStore>, System>);
+struct VerrouLock(Lock<Arc<AnyStore>, System>);
 
 impl Exclusion for VerrouLock {
     fn acquire(&mut self) -> Result<()> {

@@ -39,7 +39,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use servers::Server;
 use verrou::blocking::Host;
 use verrou::{Claim, Name, Owner, Store, Ttl};
-use verrou_host::{FileStore, System};
+use verrou_host::{AnyStore, System};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -716,14 +716,14 @@ fn run(command: &mut Command) -> std::result::Result<(), String> {
     }
 }
 
-fn pair(store: &FileStore, number: u32) -> Result<()> {
+fn pair(store: &AnyStore, number: u32) -> Result<()> {
     let claim = Claim {
         name: Name::new(&format!("name {number}"))?,
         owner: Owner::from_bytes(System.random()),
         ttl: Ttl::NEVER,
         ephemeral: true,
     };
-    if !store.acquire(&claim)?.is_granted() || !store.release(&claim)?.is_granted() {
+    if !store.acquire(&claim)?.is_granted() || !store.release(&claim)? {
         return Err("a free lock was refused".into());
     }
     Ok(())

@@ -1,13 +1,12 @@
 //! Exclusions by a server, in Rust: Verrou's locks, and their bare requests.
 
 use std::env;
-use std::sync::Arc;
 #[cfg(feature = "etcd")]
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use verrou::nonblocking::{Lock, LockFactory};
-use verrou_host::{ServerStore, StoreOptions, StoreUrl, Tokio};
+use verrou_host::{AnyAsyncStore, StoreOptions, StoreUrl, Tokio};
 
 use crate::Result;
 use crate::exclusion::Exclusion;
@@ -48,18 +47,15 @@ fn url(kind: &str) -> Result<String> {
 /// A lock of Verrou.
 struct VerrouServerLock {
     runtime: Runtime,
-    lock: Lock<Arc<ServerStore>, Tokio>,
+    lock: Lock<AnyAsyncStore, Tokio>,
 }
 
 impl VerrouServerLock {
     fn new(runtime: Runtime, kind: &str) -> Result<Self> {
         let url: StoreUrl = url(kind)?.parse()?;
-        let StoreUrl::Server(url) = url else {
-            return Err("the URL is not a server's".into());
-        };
         let options = StoreOptions::default();
-        let store = runtime.block_on(ServerStore::connect(&url, &options))?;
-        let lock = LockFactory::new(Arc::new(store), Tokio).create_lock("lock", "10s")?;
+        let store = runtime.block_on(AnyAsyncStore::open(&url, &options))?;
+        let lock = LockFactory::new(store, Tokio).create_lock("lock", "10s")?;
         Ok(Self { runtime, lock })
     }
 }

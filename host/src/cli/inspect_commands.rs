@@ -30,7 +30,7 @@ pub(crate) fn show(global: &GlobalOptions, args: &Show) -> Result<(), Failure> {
     let url = store::url(global)?.absolute();
     let opened = store::open_existing(global)?;
     let found = match &opened {
-        Some(opened) => opened.inspect(name).map_err(Error::from)?,
+        Some(opened) => opened.holders(name).map_err(Error::from)?.pop(),
         None => None,
     };
     if global.json {
@@ -56,7 +56,7 @@ fn show_file(global: &GlobalOptions, path: &Path) -> Result<(), Failure> {
         return output::answer(&format!("`{shown}` is free: there is no such file"));
     };
     let name = opened.name;
-    let holder = opened.store.inspect(&name).map_err(Error::from)?;
+    let holder = opened.store.holders(&name).map_err(Error::from)?.pop();
     if global.json {
         return output::answer_json(&output::holder_json(&name, holder.as_ref()));
     }
@@ -150,8 +150,8 @@ pub(crate) fn force_release(global: &GlobalOptions, args: &ForceRelease) -> Resu
     };
     let (freed, fence, holder) = match args.fence {
         Some(fence) => {
-            let holder = opened.inspect(name).ok().flatten();
-            if !evict(&opened, name, Some(fence))? {
+            let holder = opened.holders(name).unwrap_or_default().pop();
+            if !try_force_release(&opened, name, Some(fence))? {
                 return Err(mismatch(name, fence, holder.as_ref()));
             }
             (true, Some(fence), holder)
@@ -198,30 +198,29 @@ fn release_any_holder(
     name: &Name,
 ) -> Result<(bool, Option<Fence>, Option<Holder>), Failure> {
     loop {
-        match store.inspect(name) {
+        match store.holders(name).map(|mut holders| holders.pop()) {
             Ok(Some(holder)) => {
-                if evict(store, name, holder.fence)? {
+                if try_force_release(store, name, holder.fence)? {
                     return Ok((true, holder.fence, Some(holder)));
                 }
             }
             // An expired lease cannot be renewed after a force-release. Some locks can be
             // force-released although their state cannot be read.
-            Ok(None) | Err(_) => return Ok((evict(store, name, None)?, None, None)),
+            Ok(None) | Err(_) => return Ok((try_force_release(store, name, None)?, None, None)),
         }
     }
 }
 
-fn evict(store: &AnyStore, name: &Name, only: Option<Fence>) -> Result<bool, Failure> {
-    match store.evict(name, only) {
-        Ok(reply) => Ok(reply.is_granted()),
-        Err(err) => Err(match err.get_ref().downcast_ref() {
+fn try_force_release(store: &AnyStore, name: &Name, only: Option<Fence>) -> Result<bool, Failure> {
+    store.force_release(name, only).map_err(|err| {
+        match err.get_ref().downcast_ref() {
             // The store does not support force-release.
             Some(err @ FileError::NotEvictable { .. }) => {
                 Failure::new(Exit::Usage, err.to_string())
             }
             _ => Error::from(err).into(),
-        }),
-    }
+        }
+    })
 }
 
 fn mismatch(name: &Name, fence: Fence, holder: Option<&Holder>) -> Failure {

@@ -12,7 +12,7 @@ use rustix::process::{
     kill_current_process_group, kill_process_group, test_kill_process, waitid,
 };
 
-use verrou_host::LossWatch;
+use verrou_host::LossSignal;
 
 use super::broken_pipe;
 use super::guardian::{Guardian, Post};
@@ -129,7 +129,7 @@ impl Job {
     }
 
     /// Waits as [`wait`](Self::wait) does, and also returns when a notification of `loss` is pending.
-    pub(crate) fn wait_with(&mut self, loss: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
+    pub(crate) fn wait_with(&mut self, loss: Option<&dyn LossSignal>, at_most: Duration) -> Event {
         // First the signals: after a SIGCONT, the terminal may not be lent any more.
         let mut is_continued = self.forward_signals();
         // The child may have changed its state before the signal handler was installed.
@@ -137,7 +137,7 @@ impl Job {
         if event == Event::Nothing && !is_continued {
             self.guardian.reap_if_ended();
             self.signals
-                .wait(loss.and_then(LossWatch::descriptor), at_most);
+                .wait(loss.and_then(LossSignal::descriptor), at_most);
         }
         is_continued |= self.forward_signals();
         if is_continued && event == Event::Nothing {

@@ -5,7 +5,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::thread;
 use std::time::Duration;
 
-use verrou_host::LossWatch;
+use verrou_host::LossSignal;
 
 use super::run::{Ending, Lifeline};
 
@@ -57,7 +57,7 @@ impl Job {
     }
 
     /// Waits as [`wait`](Self::wait) does: this system does not notify of losses.
-    pub(crate) fn wait_with(&mut self, _loss: Option<&LossWatch<'_>>, at_most: Duration) -> Event {
+    pub(crate) fn wait_with(&mut self, _loss: Option<&dyn LossSignal>, at_most: Duration) -> Event {
         self.wait(at_most)
     }
 

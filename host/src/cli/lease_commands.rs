@@ -4,8 +4,8 @@ use std::env::{self, VarError};
 use std::io;
 
 use verrou::blocking::Host;
-use verrou::{Claim, Clock, Error, Reply, SerializedLock, Store};
-use verrou_host::{StoreUrl, System};
+use verrou::{Claim, Clock, Error, SerializedLock, Store};
+use verrou_host::System;
 
 use super::arguments::{Acquire, Extend, GlobalOptions, Release, Serialized};
 use super::exit::Exit;
@@ -19,14 +19,14 @@ const LONGEST: u64 = 64 * 1024;
 pub(crate) fn acquire(global: &GlobalOptions, args: &Acquire) -> Result<(), Failure> {
     let name = store::name(args.name.name())?;
     let opened = store::open_to_take(global, &args.taking, "verrou acquire")?;
-    if !opened.abilities().transfers {
+    if !opened.capabilities().transfers {
         let name = name.clone();
         return Err(Failure::from(Error::NotSerializable { name })
             .advising("use `verrou run`, which holds the lock itself, or a `lease:` store"));
     }
     store::with_lock(&opened, name, &args.taking, |lock, held| {
         // Print first: until the text is written, the lock must not outlive this process.
-        if let Err(err) = output::print(&held.describe().to_string()) {
+        if let Err(err) = output::print(&held.to_serialized().to_string()) {
             let failure = output::unwritten(&err);
             return Err(match held.release() {
                 Ok(()) => failure.advising("the lock was released"),
@@ -55,7 +55,7 @@ pub(crate) fn extend(global: &GlobalOptions, args: &Extend) -> Result<(), Failur
         ttl,
         ..lease.claim().clone()
     };
-    granted(opened.extend(&claim), &serialized)?;
+    done(opened.extend(&claim), &serialized)?;
     lease.extend(ttl, now);
     let extended = SerializedLock::new(&lease, serialized.ttl(), now, wall);
     output::print(&extended.to_string()).map_err(|err| {
@@ -68,21 +68,19 @@ pub(crate) fn release(global: &GlobalOptions, args: &Release) -> Result<(), Fail
     let serialized = read(&args.lock)?;
     let opened = open_for(global, &serialized)?;
     let lease = serialized.lease(System.now(), System.wall_clock());
-    granted(opened.release(lease.claim()), &serialized)
+    done(opened.release(lease.claim()), &serialized)
 }
 
-fn granted(
-    reply: Result<Reply, verrou::StoreError>,
+fn done(
+    reply: Result<bool, verrou::StoreError>,
     serialized: &SerializedLock,
 ) -> Result<(), Failure> {
-    match reply.map_err(Error::from)? {
-        Reply::Granted { .. } => Ok(()),
-        Reply::Refused { .. } => {
-            let name = serialized.name().clone();
-            Err(Failure::from(Error::NotOwner { name })
-                .advising("it was released or force-released, or its lease has expired"))
-        }
+    if reply.map_err(Error::from)? {
+        return Ok(());
     }
+    let name = serialized.name().clone();
+    Err(Failure::from(Error::NotOwner { name })
+        .advising("it was released or force-released, or its lease has expired"))
 }
 
 /// Opens the store of `serialized`, if its locks can be serialized and the store exists.
@@ -93,8 +91,8 @@ fn open_for(
     let name = serialized.name().clone();
     let url = store::url(global)?;
     match store::open_existing(global)? {
-        Some(opened) if opened.abilities().transfers => Ok(opened),
-        None if !matches!(url, StoreUrl::File(_)) => {
+        Some(opened) if opened.capabilities().transfers => Ok(opened),
+        None if url.scheme() != "file" => {
             Err(Failure::from(Error::NotOwner { name }).advising(&store::missing(&url)))
         }
         _ => Err(Failure::from(Error::NotSerializable { name })

@@ -33,7 +33,7 @@ pub(crate) fn refuse(store: &impl Store, name: &Name) -> Result<(), Failure> {
         return Ok(());
     }
     // The variable was set when the process was started and may be outdated: check the store.
-    match store.inspect(name) {
+    match store.holders(name).map(|mut holders| holders.pop()) {
         Ok(Some(holder)) if held.iter().any(|grant| is_of(&holder, grant)) => Err(Failure::coded(
             Exit::NotAcquired,
             "E_LOCK_TIMEOUT",

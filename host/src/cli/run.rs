@@ -11,14 +11,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use verrou::{Error, Health, Loss, Store};
-use verrou_host::{AnyStore, LossWatch, StoreUrl};
+use verrou_host::{AnyStore, LossSignal, StoreUrl};
 
 use super::arguments::{GlobalOptions, OnLost, Run};
 use super::exit::Exit;
 use super::job::{Event, Job};
 use super::nested;
 use super::output::{Failure, say};
-use super::store::{self, Held};
+use super::store::{self, Guard};
 
 /// The interval of the checks whether the processes that a command left behind have ended.
 const LOOK: Duration = Duration::from_millis(10);
@@ -134,11 +134,11 @@ pub(crate) fn run(global: &GlobalOptions, args: &Run) -> Result<u8, Failure> {
 }
 
 /// Returns the command, with its lock in its environment.
-fn command(args: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl>) -> Command {
+fn command(args: &Run, held: &Guard<'_>, opened: &AnyStore, url: Option<&StoreUrl>) -> Command {
     let mut command = Command::new(&args.command[0]);
     command.args(&args.command[1..]);
     let lease = held.lease();
-    let transfers = opened.abilities().transfers;
+    let transfers = opened.capabilities().transfers;
     let mut set = |variable: &str, value: Option<OsString>| {
         match value {
             Some(value) => command.env(variable, value),
@@ -153,7 +153,7 @@ fn command(args: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
     );
     set(
         "VERROU_LOCK",
-        transfers.then(|| held.describe().to_string().into()),
+        transfers.then(|| held.to_serialized().to_string().into()),
     );
     set(nested::VARIABLE, Some(nested::with(&lease).into()));
     // With `--file`, this is the URL from the environment, if any.
@@ -168,7 +168,7 @@ fn command(args: &Run, held: &Held<'_>, opened: &AnyStore, url: Option<&StoreUrl
 /// # Errors
 ///
 /// Returns [`Error::Lost`] when the lock is lost.
-fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
+fn keep(held: &Guard<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
     let began = Instant::now();
     let mut watch = None;
     // The lease was not renewed while this process was stopped, or may have been.
@@ -197,14 +197,14 @@ fn keep(held: &Held<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> {
                 let left = WATCHED_AFTER.saturating_sub(began.elapsed());
                 if left.is_zero() {
                     // Without a watch, the renewals detect a loss.
-                    watch = Some(store.loss_watch(held.lease().claim()).ok());
+                    watch = Some(store.loss_signal(held.lease().claim()).ok());
                 } else {
                     at_most = at_most.min(left);
                 }
             }
-            let watch = watch.as_ref().and_then(Option::as_ref);
+            let watch = watch.as_ref().and_then(Option::as_deref);
             // Read the descriptor in any case: if it stayed readable, every wait would end at once.
-            let is_lost = watch.is_some_and(LossWatch::is_lost);
+            let is_lost = watch.is_some_and(LossSignal::is_lost);
             // While the state of the lease is unknown, the renewal is retried soon anyway.
             let is_known = !matches!(machine.health(), Health::Unknown(_));
             if is_known && is_lost {

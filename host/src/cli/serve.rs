@@ -1,12 +1,13 @@
 //! `verrou serve`: the operations of a store, one line of JSON each. `SERVE.md` specifies them.
 
+use std::collections::HashMap;
 use std::io::{self, BufRead, Read};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use verrou::{
-    Abilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner, Renewed, Reply,
-    Store, StoreError, Ttl, Waited,
+    Acquired, Capabilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner,
+    Renewed, Store, StoreError, Ttl, Waiter,
 };
 use verrou_host::{AnyStore, StoreOptions};
 
@@ -32,13 +33,14 @@ pub(crate) fn serve(global: &GlobalOptions, args: &Serve) -> Result<(), Failure>
     let (opened, _) = store::open_with(global, &options)?;
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
+    let mut waiters = Waiters::new();
     let mut has_reader = write_line(&Greeting::default())?;
     while has_reader {
         let answer = match read_line(&mut input, &mut line).map_err(|err| unread(&err))? {
             Line::End => return Ok(()),
             Line::TooLong => Answer::wrong(&format!("a request has at most {LONGEST} bytes")),
             Line::Whole => match serde_json::from_slice(line.trim_ascii_end()) {
-                Ok(request) => answer(&opened, request),
+                Ok(request) => answer(&opened, &mut waiters, request),
                 Err(why) => Answer::wrong(&format!(
                     "invalid request: {why}; `verrou serve --help` lists the valid ones"
                 )),
@@ -229,11 +231,22 @@ impl From<InvalidOwner> for Answer {
     }
 }
 
-impl From<Reply> for Answer {
-    fn from(reply: Reply) -> Self {
+impl From<Acquired> for Answer {
+    fn from(reply: Acquired) -> Self {
         match reply {
-            Reply::Granted { fence } => Self::Granted(fence.map(Fence::get)),
-            Reply::Refused { remaining } => Self::Refused(remaining.map(nanos)),
+            Acquired::Granted { fence } => Self::Granted(fence.map(Fence::get)),
+            Acquired::Busy { remaining } => Self::Refused(remaining.map(nanos)),
+        }
+    }
+}
+
+/// The answer to another operation than an acquire request, which was done or not.
+impl From<bool> for Answer {
+    fn from(is_done: bool) -> Self {
+        if is_done {
+            Self::Granted(None)
+        } else {
+            Self::Refused(None)
         }
     }
 }
@@ -258,16 +271,16 @@ impl From<Option<Holder>> for Answer {
     }
 }
 
-impl From<Abilities> for Answer {
-    fn from(abilities: Abilities) -> Self {
-        let Abilities {
+impl From<Capabilities> for Answer {
+    fn from(capabilities: Capabilities) -> Self {
+        let Capabilities {
             expires,
             ephemeral,
             transfers,
-            evicts,
+            force_releases: evicts,
             fences,
             revives,
-        } = abilities;
+        } = capabilities;
         Self::Abilities(Able {
             expires,
             ephemeral,
@@ -293,16 +306,30 @@ impl TryFrom<Claimed> for Claim {
     }
 }
 
-fn answer(store: &AnyStore, request: Request) -> Answer {
-    perform(store, request).unwrap_or_else(|refusal| refusal)
+/// The waiters of the clients' owners, by name and owner.
+type Waiters<'s> = HashMap<(Name, Owner), Box<dyn Waiter + 's>>;
+
+fn answer<'s>(store: &'s AnyStore, waiters: &mut Waiters<'s>, request: Request) -> Answer {
+    perform(store, waiters, request).unwrap_or_else(|refusal| refusal)
 }
 
 /// Performs one operation. Errors are answers, too.
-fn perform(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
+fn perform<'s>(
+    store: &'s AnyStore,
+    waiters: &mut Waiters<'s>,
+    request: Request,
+) -> Result<Answer, Answer> {
     Ok(match request {
         Request::Acquire(claimed) => {
             store.set_label(claimed.label.as_deref());
-            store.acquire(&claimed.try_into()?)?.into()
+            let claim: Claim = claimed.try_into()?;
+            let reply = store.acquire(&claim)?;
+            if reply.is_granted()
+                && let Some(waiter) = waiters.remove(&(claim.name, claim.owner))
+            {
+                waiter.granted();
+            }
+            reply.into()
         }
         Request::Extend(claimed) => store.extend(&claimed.try_into()?)?.into(),
         Request::Renew(Renewal {
@@ -326,27 +353,40 @@ fn perform(store: &AnyStore, request: Request) -> Result<Answer, Answer> {
         Request::Detach(claimed) => store.detach(&claimed.try_into()?)?.into(),
         Request::Evict(Eviction { name: text, only }) => {
             let only = granted_fence("only", only)?;
-            store.evict(&name(&text)?, only)?.into()
+            store.force_release(&name(&text)?, only)?.into()
         }
         Request::Inspect(Inspection { name: text, owner }) => match owner {
-            None => store.inspect(&name(&text)?)?.into(),
+            None => store.holders(&name(&text)?)?.pop().into(),
             Some(owner) => inspected_for(store, &name(&text)?, &owner)?,
         },
-        Request::Abilities(Nothing {}) => store.abilities().into(),
+        Request::Abilities(Nothing {}) => store.capabilities().into(),
         Request::Wait(Wait {
             name: text,
             at_most,
         }) => {
             let at_most = Duration::from_nanos(at_most).min(LONGEST_WAIT);
-            store.watch(&name(&text)?, at_most);
+            let name = name(&text)?;
+            // A store that is not polled notifies waiters only.
+            let waiter = waiters.iter_mut().find(|((queued, _), _)| *queued == name);
+            match waiter {
+                Some((_, waiter)) if !waiter.notifies() => waiter.wait(at_most),
+                _ => store.wait_until_free(&name, at_most),
+            }
             Answer::Waited(true)
         }
         Request::Queue(claimed) => {
-            let queued = store.wait(&claimed.try_into()?, Duration::ZERO);
-            Answer::Queued(queued == Waited::Done)
+            let claim: Claim = claimed.try_into()?;
+            let Some(waiter) = store.waiter(&claim) else {
+                return Ok(Answer::Queued(false));
+            };
+            // The first wait makes the ticket.
+            let waiter = waiters.entry((claim.name, claim.owner)).or_insert(waiter);
+            waiter.wait(Duration::ZERO);
+            Answer::Queued(true)
         }
         Request::GiveUp(claimed) => {
-            store.give_up(&claimed.try_into()?);
+            let claim: Claim = claimed.try_into()?;
+            waiters.remove(&(claim.name, claim.owner));
             Answer::Queued(false)
         }
     })
@@ -362,9 +402,9 @@ fn inspected_for(store: &impl Store, name: &Name, owner: &str) -> Result<Answer,
     };
     // Equal fencing tokens before and after are those of one grant, which `holds` is then about. An owner
     // may have several grants, one after the other.
-    let before = store.inspect(name)?;
+    let before = store.holders(name)?.pop();
     let held = store.holds(&claim, None)?;
-    let found = store.inspect(name)?;
+    let found = store.holders(name)?.pop();
     let fence = |holder: &Option<Holder>| holder.as_ref().map(|holder| holder.fence);
     let mine = (fence(&before) == fence(&found)).then_some(held);
     let Answer::Holder(Some(holding)) = found.into() else {
@@ -430,52 +470,49 @@ fn unread(why: &io::Error) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
 
     const OWNER: &str = "00112233445566778899aabbccddeeff";
 
     /// A store whose lock has a new grant at each request: to `OWNER` and to another owner, alternately.
-    struct Hurried(Cell<u64>);
+    #[derive(Debug, Default)]
+    struct Hurried(AtomicU64);
 
     impl Hurried {
         fn grant(&self) -> u64 {
-            self.0.set(self.0.get() + 1);
-            self.0.get()
+            self.0.fetch_add(1, Ordering::Relaxed) + 1
         }
     }
 
     impl Store for Hurried {
-        fn inspect(&self, _: &Name) -> Result<Option<Holder>, StoreError> {
-            Ok(Some(Holder {
+        fn holders(&self, _: &Name) -> Result<Vec<Holder>, StoreError> {
+            Ok(vec![Holder {
                 fence: Fence::new(self.grant()),
                 since: None,
                 remaining: None,
                 process: None,
                 detached: false,
-            }))
+            }])
         }
         fn holds(&self, _: &Claim, _: Option<Fence>) -> Result<bool, StoreError> {
             Ok(self.grant().is_multiple_of(2))
         }
-        fn acquire(&self, _: &Claim) -> Result<Reply, StoreError> {
-            Ok(Reply::REFUSED)
+        fn acquire(&self, _: &Claim) -> Result<Acquired, StoreError> {
+            Ok(Acquired::BUSY)
         }
-        fn extend(&self, _: &Claim) -> Result<Reply, StoreError> {
-            Ok(Reply::REFUSED)
+        fn extend(&self, _: &Claim) -> Result<bool, StoreError> {
+            Ok(false)
         }
-        fn renew(&self, _: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-            Ok(Renewed::Lost)
+        fn release(&self, _: &Claim) -> Result<bool, StoreError> {
+            Ok(false)
         }
-        fn release(&self, _: &Claim) -> Result<Reply, StoreError> {
-            Ok(Reply::REFUSED)
+        fn force_release(&self, _: &Name, _: Option<Fence>) -> Result<bool, StoreError> {
+            Ok(false)
         }
-        fn evict(&self, _: &Name, _: Option<Fence>) -> Result<Reply, StoreError> {
-            Ok(Reply::REFUSED)
-        }
-        fn abilities(&self) -> Abilities {
-            Abilities::default()
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::default()
         }
     }
 
@@ -483,7 +520,7 @@ mod tests {
     fn fence_of_another_grant_is_not_mine() {
         let name = Name::new("x").unwrap();
         for grants in 1..=4 {
-            let store = Hurried(Cell::new(grants));
+            let store = Hurried(AtomicU64::new(grants));
             let answer = inspected_for(&store, &name, OWNER).ok().unwrap();
             let Answer::Holder(Some(holding)) = answer else {
                 panic!("the answer has no holder");

@@ -22,7 +22,7 @@ const VARIABLE: &str = "VERROU_STORE";
 pub(crate) type Lock<'a> = blocking::Lock<&'a Announced<'a, AnyStore>, System>;
 
 /// A held lock of the store.
-pub(crate) type Held<'a> = blocking::Held<'a, &'a Announced<'a, AnyStore>, System>;
+pub(crate) type Guard<'a> = blocking::Guard<&'a Announced<'a, AnyStore>, System>;
 
 /// Returns the lock's name, or a usage error if there is none.
 pub(crate) fn name(given: Option<&Name>) -> Result<&Name, Failure> {
@@ -89,7 +89,7 @@ pub(crate) fn open_with(
 
 /// Opens the store; returns `None` if its directory does not exist.
 pub(crate) fn open_existing(global: &GlobalOptions) -> Result<Option<AnyStore>, Failure> {
-    let is_missing = url(global)?.folder().is_some_and(|directory| {
+    let is_missing = url(global)?.directory().is_some_and(|directory| {
         matches!(directory.path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound)
     });
     if is_missing {
@@ -142,11 +142,11 @@ pub(crate) fn with_lock<T>(
     store: &AnyStore,
     name: &Name,
     taking: &Taking,
-    work: impl for<'a> FnOnce(&'a Lock<'a>, Held<'a>) -> Result<T, Failure>,
+    work: impl for<'a> FnOnce(&'a Lock<'a>, Guard<'a>) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let retry = taking.retry().map_err(Error::from)?;
     nested::refuse(store, name).map_err(|failure| taking.not_acquired(failure))?;
-    let announced = Announced::new(store);
+    let announced = Announced(store);
     let lock = LockFactory::new(&announced, System).create_lock(name.as_str(), taking.ttl)?;
     let held = lock
         .guard_with(&retry)
@@ -174,7 +174,7 @@ impl Taking {
 /// Returns the failure to acquire the lock, with the present holder.
 fn not_acquired(err: Error, store: &AnyStore, taking: &Taking) -> Failure {
     let failure = match &err {
-        Error::Timeout { name, .. } => match store.inspect(name) {
+        Error::Timeout { name, .. } => match store.holders(name).map(|mut holders| holders.pop()) {
             Ok(Some(found)) => Failure::coded(
                 Exit::NotAcquired,
                 err.code(),

@@ -1,110 +1,80 @@
 //! A notice on the terminal that the command waits for a lock.
 
-use std::cell::Cell;
 use std::io::{self, IsTerminal};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Waited};
+use verrou::{Claim, Store, StoreWrapper, Waiter};
 
 use super::output::{holder, say};
 
-/// A store that prints the holder of the lock to the terminal, once, if the wait takes long enough for
-/// a user to notice.
+/// The time after which the notice is printed: long enough for a user to notice.
+const NOTICED: Duration = Duration::from_millis(200);
+
+/// A store whose waiters print the holder of the lock to the terminal, once.
 #[derive(Debug)]
-pub(crate) struct Announced<'a, S> {
-    store: &'a S,
-    notice: Cell<Notice>,
-}
+pub(crate) struct Announced<'a, S>(pub(crate) &'a S);
 
-/// The state of the notice.
-#[derive(Clone, Copy, Debug)]
-enum Notice {
-    /// The wait has not begun.
-    Initial,
-    /// The wait began at this time, and the notice is not printed yet.
-    Pending(Instant),
-    /// The notice is printed, or will never be.
-    Done,
-}
+impl<S: Store> StoreWrapper for Announced<'_, S> {
+    type Inner = S;
 
-impl<'a, S: Store> Announced<'a, S> {
-    /// The time after which the notice is printed.
-    const NOTICED: Duration = Duration::from_millis(200);
-
-    /// Returns `store` with a notice, which is printed only to a terminal.
-    pub(crate) fn new(store: &'a S) -> Self {
-        Self {
-            store,
-            notice: Cell::new(Notice::Initial),
-        }
+    fn inner(&self) -> &S {
+        self.0
     }
 
-    /// Prints the notice if it is due. Returns how long to wait at most until it is due.
-    fn announce(&self, name: &Name) -> Duration {
-        let since = match self.notice.get() {
-            Notice::Done => return Duration::MAX,
-            Notice::Initial if !io::stderr().is_terminal() => {
-                self.notice.set(Notice::Done);
-                return Duration::MAX;
-            }
-            Notice::Initial => Instant::now(),
-            Notice::Pending(since) => since,
-        };
-        let left = Self::NOTICED.saturating_sub(since.elapsed());
-        if left.is_zero() {
-            self.notice.set(Notice::Done);
-            if let Ok(Some(found)) = self.store.inspect(name) {
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        let waiter = self.0.waiter(claim);
+        if !io::stderr().is_terminal() {
+            return waiter;
+        }
+        Some(Box::new(AnnouncedWaiter {
+            waiter,
+            store: self.0,
+            claim: claim.clone(),
+            due: Some(Instant::now() + NOTICED),
+        }))
+    }
+}
+
+struct AnnouncedWaiter<'a, S> {
+    /// The store's waiter, if the store can wait.
+    waiter: Option<Box<dyn Waiter + 'a>>,
+    store: &'a S,
+    claim: Claim,
+    /// The time at which the notice is to be printed, until it is.
+    due: Option<Instant>,
+}
+
+impl<S: Store> Waiter for AnnouncedWaiter<'_, S> {
+    fn wait(&mut self, at_most: Duration) {
+        let left = self
+            .due
+            .map(|due| due.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            self.due = None;
+            let name = &self.claim.name;
+            for found in self.store.holders(name).unwrap_or_default() {
                 say(&format!(
                     "waiting for the lock `{name}`: {}",
                     holder(&found)
                 ));
             }
-            return Duration::MAX;
         }
-        self.notice.set(Notice::Pending(since));
-        left
+        let left = left.filter(|left| !left.is_zero());
+        let at_most = left.map_or(at_most, |left| left.min(at_most));
+        match &mut self.waiter {
+            Some(waiter) => waiter.wait(at_most),
+            None => thread::sleep(at_most),
+        }
     }
-}
 
-impl<S: Store> Store for Announced<'_, S> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store.acquire(claim)
-    }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store.extend(claim)
-    }
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        self.store.renew(claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store.release(claim)
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        self.store.evict(name, only)
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.store.inspect(name)
-    }
-    fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
-        self.store.holds(claim, fence)
-    }
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.store.detach(claim)
-    }
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let at_most = self.announce(&claim.name).min(at_most);
-        self.store.wait(claim, at_most)
-    }
     fn notifies(&self) -> bool {
-        self.store.notifies()
+        self.waiter.as_ref().is_some_and(|waiter| waiter.notifies())
     }
-    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.store.lost(claim, at_most)
-    }
-    fn give_up(&self, claim: &Claim) {
-        self.store.give_up(claim);
-    }
-    fn abilities(&self) -> Abilities {
-        self.store.abilities()
+
+    fn granted(self: Box<Self>) {
+        if let Some(waiter) = self.waiter {
+            waiter.granted();
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::future::{Future, poll_fn};
+use std::mem;
 use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +11,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use verrou::nonblocking::AsyncHost;
-use verrou::{Abilities, AsyncStore, Claim, Fence, Holder, Name, Reply, Retry, StoreError, Ttl};
+use verrou::{
+    Acquired, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name, Retry, StoreError,
+    Ttl,
+};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result, StoreContextMut};
 
@@ -23,6 +27,9 @@ use super::engine::{Limits, State};
 use super::error::ComponentError;
 use super::instance::LockHandle;
 use super::instance_api::calls;
+
+/// The waiter of a store.
+type WaiterHandle<'a> = Box<dyn AsyncWaiter + 'a>;
 
 /// The counterpart of [`Runner`](super::Runner) for async stores.
 ///
@@ -73,7 +80,7 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
     ///
     /// Returns wasmtime's error when there is no memory left, or none in the pool.
     pub async fn instance<S: AsyncStore>(&self, store: S, host: H) -> Result<AsyncInstance<S, H>> {
-        let exchange = Exchange::new(store.abilities());
+        let exchange = Exchange::new(store.capabilities());
         let mut wasm =
             self.limits
                 .wasm_store(&self.engine, exchange.clone(), host, H::now, H::random);
@@ -82,7 +89,7 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
         Ok(AsyncInstance {
             wasm,
             component,
-            store,
+            store: Arc::new(store),
             exchange,
             open: None,
         })
@@ -109,7 +116,7 @@ impl<H> fmt::Debug for AsyncRunner<H> {
 pub struct AsyncInstance<S, H: 'static> {
     wasm: wasmtime::Store<State<Exchange, H>>,
     component: LockManager,
-    store: S,
+    store: Arc<S>,
     exchange: Exchange,
     open: Option<ResourceAny>,
 }
@@ -189,22 +196,23 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
         self.wasm.data_mut().enter();
         let exchange = self.exchange.clone();
         let call = call(self.component.verrou_lock_locks(), &mut self.wasm);
-        exchange.serve(&self.store, call).await
+        exchange.serve(&*self.store, call).await
     }
 
-    async fn wait(&mut self, at_most: Duration) {
-        let refused = self.exchange.slot().refused.clone();
+    fn shared_store(&self) -> &Arc<S> {
+        &self.store
+    }
+
+    /// Returns the claim of the latest acquire request, if it was not granted.
+    fn refused(&self) -> Option<Claim> {
+        self.exchange.slot().refused.clone()
+    }
+
+    async fn wait(&mut self, waiter: Option<&mut WaiterHandle<'_>>, at_most: Duration) {
         let sleep = self.wasm.data().host.sleep(at_most);
-        match refused {
-            Some(claim) => drop(sooner(self.store.wait(&claim, at_most), sleep).await),
+        match waiter {
+            Some(waiter) => drop(sooner(waiter.wait(at_most), sleep).await),
             None => sleep.await,
-        }
-    }
-
-    fn give_up(&mut self) {
-        let refused = self.exchange.slot().refused.take();
-        if let Some(claim) = refused {
-            self.store.give_up(&claim);
         }
     }
 
@@ -240,7 +248,7 @@ async fn sooner<T>(first: impl Future<Output = T>, second: impl Future<Output = 
 #[derive(Clone)]
 pub(super) struct Exchange {
     slot: Arc<Mutex<Slot>>,
-    abilities: Abilities,
+    capabilities: Capabilities,
 }
 
 #[derive(Default)]
@@ -261,28 +269,29 @@ enum Request {
 }
 
 enum Answer {
-    Reply(Result<Reply, StoreError>),
-    Holder(Result<Option<Holder>, StoreError>),
+    Acquired(Result<Acquired, StoreError>),
+    Done(Result<bool, StoreError>),
+    Holders(Result<Vec<Holder>, StoreError>),
 }
 
 impl Request {
     async fn perform(self, store: &impl AsyncStore) -> Answer {
-        Answer::Reply(match self {
-            Self::Acquire(claim) => store.acquire(&claim).await,
+        Answer::Done(match self {
+            Self::Acquire(claim) => return Answer::Acquired(store.acquire(&claim).await),
             Self::Extend(claim) => store.extend(&claim).await,
             Self::Release(claim) => store.release(&claim).await,
             Self::Detach(claim) => store.detach(&claim).await,
-            Self::Evict(name, only) => store.evict(&name, only).await,
-            Self::Inspect(name) => return Answer::Holder(store.inspect(&name).await),
+            Self::Evict(name, only) => store.force_release(&name, only).await,
+            Self::Inspect(name) => return Answer::Holders(store.holders(&name).await),
         })
     }
 }
 
 impl Exchange {
-    fn new(abilities: Abilities) -> Self {
+    fn new(capabilities: Capabilities) -> Self {
         Self {
             slot: Arc::default(),
-            abilities,
+            capabilities,
         }
     }
 
@@ -314,7 +323,7 @@ impl Exchange {
                     };
                     let answer = request.perform(store).await;
                     if acquired.is_some() {
-                        let refused = matches!(answer, Answer::Reply(Ok(Reply::Refused { .. })));
+                        let refused = matches!(answer, Answer::Acquired(Ok(Acquired::Busy { .. })));
                         self.slot().refused = acquired.filter(|_| refused);
                     }
                     self.answer(answer);
@@ -345,28 +354,32 @@ impl Exchange {
         &self,
         request: Result<Request, StoreError>,
     ) -> Result<backend::Reply, backend::StoreError> {
-        let reply = match request {
+        match request {
             Ok(request) => match self.ask(request).await {
-                Answer::Reply(reply) => reply,
-                Answer::Holder(_) => Err(StoreError::permanent("answer to another request")),
+                Answer::Acquired(reply) => convert::acquired(reply),
+                Answer::Done(reply) => convert::done(reply),
+                Answer::Holders(_) => {
+                    convert::done(Err(StoreError::permanent("answer to another request")))
+                }
             },
-            Err(err) => Err(err),
-        };
-        convert::reply(reply)
+            Err(err) => convert::done(Err(err)),
+        }
     }
 
     async fn holder(
         &self,
         name: Result<Name, StoreError>,
     ) -> Result<Option<backend::Holder>, backend::StoreError> {
-        let holder = match name {
+        let holders = match name {
             Ok(name) => match self.ask(Request::Inspect(name)).await {
-                Answer::Holder(holder) => holder,
-                Answer::Reply(_) => Err(StoreError::permanent("answer to another request")),
+                Answer::Holders(holders) => holders,
+                Answer::Acquired(_) | Answer::Done(_) => {
+                    Err(StoreError::permanent("answer to another request"))
+                }
             },
             Err(err) => Err(err),
         };
-        convert::holder(holder)
+        convert::holder(holders)
     }
 }
 
@@ -460,6 +473,6 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
         },
     )?;
     store.func_wrap("can", |caller: Caller<'_, H>, (): ()| {
-        Ok((convert::abilities(caller.data().store.abilities),))
+        Ok((convert::capabilities(caller.data().store.capabilities),))
     })
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use verrou::{Abilities, Backoff, Claim, Fence, Holder, Name, Reply, Retry, StoreError, Ttl};
+use verrou::{Acquired, Backoff, Capabilities, Claim, Fence, Holder, Name, Retry, StoreError, Ttl};
 
 use super::bindings::blocking::verrou::lock::store;
 
@@ -27,17 +27,28 @@ pub(super) fn claim(claim: &store::Claim) -> Result<Claim, StoreError> {
     })
 }
 
-pub(super) fn reply(reply: Result<Reply, StoreError>) -> Result<store::Reply, store::StoreError> {
+pub(super) fn acquired(
+    reply: Result<Acquired, StoreError>,
+) -> Result<store::Reply, store::StoreError> {
     Ok(match reply.map_err(|err| error(&err))? {
-        Reply::Granted { fence } => store::Reply::Granted(fence.map(Fence::get)),
-        Reply::Refused { remaining } => store::Reply::Refused(remaining.map(nanos)),
+        Acquired::Granted { fence } => store::Reply::Granted(fence.map(Fence::get)),
+        Acquired::Busy { remaining } => store::Reply::Refused(remaining.map(nanos)),
+    })
+}
+
+/// Converts the reply to another operation than an acquire request.
+pub(super) fn done(reply: Result<bool, StoreError>) -> Result<store::Reply, store::StoreError> {
+    Ok(if reply.map_err(|err| error(&err))? {
+        store::Reply::Granted(None)
+    } else {
+        store::Reply::Refused(None)
     })
 }
 
 pub(super) fn holder(
-    holder: Result<Option<Holder>, StoreError>,
+    holders: Result<Vec<Holder>, StoreError>,
 ) -> Result<Option<store::Holder>, store::StoreError> {
-    let holder = holder.map_err(|err| error(&err))?;
+    let holder = holders.map_err(|err| error(&err))?.pop();
     Ok(holder.map(|holder| store::Holder {
         fencing_token: holder.fence.map(Fence::get),
         remaining: holder.remaining.map(nanos),
@@ -51,15 +62,15 @@ fn error(err: &StoreError) -> store::StoreError {
     }
 }
 
-pub(super) fn abilities(abilities: Abilities) -> store::Abilities {
-    let Abilities {
+pub(super) fn capabilities(capabilities: Capabilities) -> store::Abilities {
+    let Capabilities {
         expires,
         ephemeral,
         transfers,
-        evicts,
+        force_releases: evicts,
         fences,
         revives: _,
-    } = abilities;
+    } = capabilities;
     store::Abilities {
         expires,
         ephemeral,

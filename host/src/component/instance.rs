@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::fs;
+use std::mem;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use verrou::blocking::Host;
-use verrou::{Fence, Retry, Store, StoreError, Ttl, Waited};
+use verrou::{Acquired, Claim, Fence, Retry, Store, StoreError, Ttl, Waiter};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result};
 
@@ -19,12 +21,15 @@ use super::engine::{Limits, State};
 use super::error::ComponentError;
 use super::instance_api::calls;
 
+/// The waiter of a store.
+type WaiterHandle<'a> = Box<dyn Waiter + 'a>;
+
 /// The lock component, loaded once, to be instantiated for each use.
 ///
 /// `S` is the type of the store that it imports, `H` that of the host with its clock and randomness.
 pub struct Runner<S: 'static, H: 'static> {
     engine: Engine,
-    component: LockManagerPre<State<S, H>>,
+    component: LockManagerPre<State<Arc<S>, H>>,
     limits: Limits,
 }
 
@@ -52,7 +57,7 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
         let engine = limits.engine()?;
         let component = Component::new(&engine, component)?;
         let mut linker = Linker::new(&engine);
-        LockManager::add_to_linker::<_, HasSelf<State<S, H>>>(&mut linker, |state| state)?;
+        LockManager::add_to_linker::<_, HasSelf<State<Arc<S>, H>>>(&mut linker, |state| state)?;
         Ok(Self {
             component: LockManagerPre::new(linker.instantiate_pre(&component)?)?,
             engine,
@@ -66,9 +71,9 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
     ///
     /// Returns wasmtime's error when there is no memory left, or none in the pool.
     pub fn instance(&self, store: S, host: H) -> Result<Instance<S, H>> {
-        let mut wasm = self
-            .limits
-            .wasm_store(&self.engine, store, host, H::now, H::random);
+        let mut wasm =
+            self.limits
+                .wasm_store(&self.engine, Arc::new(store), host, H::now, H::random);
         let component = self.component.instantiate(&mut wasm)?;
         Ok(Instance {
             wasm,
@@ -95,7 +100,7 @@ pub struct LockHandle(pub(super) ResourceAny);
 /// One thread at a time can call it, and [`acquire`](Self::acquire) occupies it for one wait. A host with
 /// several concurrent waits polls its own attempts, by [`call`](Self::call).
 pub struct Instance<S: 'static, H: 'static> {
-    wasm: wasmtime::Store<State<S, H>>,
+    wasm: wasmtime::Store<State<Arc<S>, H>>,
     component: LockManager,
     open: Option<ResourceAny>,
 }
@@ -108,7 +113,7 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
     /// Returns the error of `call`.
     pub fn call<T>(
         &mut self,
-        call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State<S, H>>) -> Result<T>,
+        call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State<Arc<S>, H>>) -> Result<T>,
     ) -> Result<T> {
         self.wasm.data_mut().enter();
         call(self.component.verrou_lock_locks(), &mut self.wasm)
@@ -154,25 +159,19 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
-    fn wait(&mut self, at_most: Duration) {
-        let State {
-            store,
-            host,
-            refused,
-            ..
-        } = self.wasm.data();
-        let waited = refused
-            .as_ref()
-            .map_or(Waited::Unable, |claim| store.wait(claim, at_most));
-        if waited == Waited::Unable {
-            host.sleep(at_most);
-        }
+    fn shared_store(&self) -> &Arc<S> {
+        &self.wasm.data().store
     }
 
-    fn give_up(&mut self) {
-        let State { store, refused, .. } = self.wasm.data_mut();
-        if let Some(claim) = refused.take() {
-            store.give_up(&claim);
+    /// Returns the claim of the latest acquire request, if it was not granted.
+    fn refused(&self) -> Option<Claim> {
+        self.wasm.data().refused.clone()
+    }
+
+    fn wait(&mut self, waiter: Option<&mut WaiterHandle<'_>>, at_most: Duration) {
+        match waiter {
+            Some(waiter) => waiter.wait(at_most),
+            None => self.sleep(at_most),
         }
     }
 
@@ -201,9 +200,9 @@ impl<S: Store, H> State<S, H> {
     fn perform_with(
         &mut self,
         claim: &backend::Claim,
-        operation: impl FnOnce(&S, &verrou::Claim) -> Result<verrou::Reply, StoreError>,
+        operation: impl FnOnce(&S, &Claim) -> Result<bool, StoreError>,
     ) -> Result<backend::Reply, backend::StoreError> {
-        convert::reply(
+        convert::done(
             convert::claim(claim).and_then(|claim| self.perform(|store| operation(store, &claim))),
         )
     }
@@ -216,10 +215,10 @@ impl<S: Store, H> backend::Host for State<S, H> {
             .clone()
             .and_then(|claim| self.perform(|store| store.acquire(&claim)));
         self.refused = match reply {
-            Ok(verrou::Reply::Refused { .. }) => claim.ok(),
+            Ok(Acquired::Busy { .. }) => claim.ok(),
             _ => None,
         };
-        convert::reply(reply)
+        convert::acquired(reply)
     }
 
     fn extend(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
@@ -240,14 +239,15 @@ impl<S: Store, H> backend::Host for State<S, H> {
             Some(None) => return Ok(backend::Reply::Refused(None)),
             only => only.flatten(),
         };
-        convert::reply(
-            convert::name(&name).and_then(|name| self.perform(|store| store.evict(&name, only))),
+        convert::done(
+            convert::name(&name)
+                .and_then(|name| self.perform(|store| store.force_release(&name, only))),
         )
     }
 
     fn inspect(&mut self, name: String) -> Result<Option<backend::Holder>, backend::StoreError> {
         convert::holder(
-            convert::name(&name).and_then(|name| self.perform(|store| store.inspect(&name))),
+            convert::name(&name).and_then(|name| self.perform(|store| store.holders(&name))),
         )
     }
 
@@ -256,7 +256,7 @@ impl<S: Store, H> backend::Host for State<S, H> {
     }
 
     fn can(&mut self) -> backend::Abilities {
-        convert::abilities(self.store.abilities())
+        convert::capabilities(self.store.capabilities())
     }
 }
 

@@ -55,7 +55,8 @@ macro_rules! calls {
         });
         let attempt = attempt $($await)* ??;
         self.open = Some(attempt);
-        let end = self.wait_for(attempt) $($await)*;
+        let store = Arc::clone(self.shared_store());
+        let end = self.wait_for(attempt, &store) $($await)*;
         let closed = self.close() $($await)*;
         // The first error is the cause of the others.
         end.and_then(|end| Ok(closed.map(|()| end)?))
@@ -63,7 +64,6 @@ macro_rules! calls {
 
     /// Drops the open attempt or renewal: that of this call, or of a call that was cancelled.
     $($async)* fn close(&mut self) -> Result<()> {
-        self.give_up();
         let Some(open) = self.open.take() else {
             return Ok(());
         };
@@ -74,15 +74,26 @@ macro_rules! calls {
     $($async)* fn wait_for(
         &mut self,
         attempt: ResourceAny,
+        store: &S,
     ) -> Result<Option<Fence>, ComponentError> {
+        let mut has_waited = false;
+        let mut waiter: Option<WaiterHandle<'_>> = None;
         loop {
             let progress = self.call($($async)* |locks, wasm| {
                 locks.attempt().call_poll(wasm, attempt) $($await)*
             });
             match progress $($await)* ?? {
-                Progress::Acquired(token) => return Ok(token.and_then(Fence::new)),
+                Progress::Acquired(token) => {
+                    if let Some(waiter) = waiter {
+                        waiter.granted();
+                    }
+                    return Ok(token.and_then(Fence::new));
+                }
                 Progress::Wait(at_most) => {
-                    self.wait(Duration::from_nanos(at_most)) $($await)*;
+                    if !mem::replace(&mut has_waited, true) {
+                        waiter = self.refused().and_then(|claim| store.waiter(&claim));
+                    }
+                    self.wait(waiter.as_mut(), Duration::from_nanos(at_most)) $($await)*;
                 }
                 Progress::Pause(pause) => {
                     self.sleep(Duration::from_nanos(pause)) $($await)*;

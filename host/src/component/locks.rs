@@ -55,23 +55,23 @@ pub fn add_to_linker<T: 'static>(
     wit::add_to_linker::<T, HasSelf<Locks>>(linker, locks)
 }
 
-type AnyStore = Arc<dyn Store + Send + Sync>;
+type SharedStore = Arc<dyn Store>;
 
 /// The locks of one guest, all in one store.
 pub struct Locks {
-    store: AnyStore,
+    store: SharedStore,
     host: SharedHost,
     handles: ResourceTable,
 }
 
 /// A lock to which a guest has a handle.
-pub struct Lock(polled::Lock<AnyStore, SharedHost>);
+pub struct Lock(polled::Lock<SharedStore, SharedHost>);
 
 /// An attempt to acquire a lock, to which a guest has a handle.
-pub struct Attempt(polled::Attempt<AnyStore, SharedHost>);
+pub struct Attempt(polled::Attempt<SharedStore, SharedHost>);
 
 /// The renewal of a lease, to which a guest has a handle.
-pub struct Renewal(polled::Renewal<AnyStore, SharedHost>);
+pub struct Renewal(polled::Renewal<SharedStore, SharedHost>);
 
 /// Implements `Debug` without fields: a store need not implement `Debug`.
 macro_rules! opaque {
@@ -91,10 +91,7 @@ impl Locks {
     const HANDLES: usize = 1 << 15;
 
     /// Creates locks in `store`, with the clock and randomness of `host`. The guest waits by itself.
-    pub fn new(
-        store: Arc<dyn Store + Send + Sync>,
-        host: impl Host + Send + Sync + 'static,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, host: impl Host + Send + Sync + 'static) -> Self {
         let mut handles = ResourceTable::new();
         handles.set_max_capacity(Self::HANDLES);
         Self {
@@ -119,7 +116,7 @@ impl Locks {
         }
     }
 
-    fn lock(&self, lock: &Resource<Lock>) -> Result<&polled::Lock<AnyStore, SharedHost>> {
+    fn lock(&self, lock: &Resource<Lock>) -> Result<&polled::Lock<SharedStore, SharedHost>> {
         Ok(&self.handles.get(lock)?.0)
     }
 }
@@ -204,7 +201,8 @@ impl wit::HostLock for Locks {
     }
 
     fn extend(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
-        Ok(converted(self.lock(&lock)?.extend(None)))
+        let lock = self.lock(&lock)?;
+        Ok(converted(lock.extend(lock.ttl())))
     }
 
     fn extend_for(
@@ -214,7 +212,7 @@ impl wit::HostLock for Locks {
     ) -> Result<Result<(), wit::LockError>> {
         let lock = self.lock(&lock)?;
         let ttl = Ttl::try_from(duration(ttl)).map_err(Error::from);
-        Ok(converted(ttl.and_then(|ttl| lock.extend(Some(ttl)))))
+        Ok(converted(ttl.and_then(|ttl| lock.extend(ttl))))
     }
 
     fn keep(&mut self, lock: Resource<Lock>) -> Result<Result<Resource<Renewal>, wit::LockError>> {
@@ -244,9 +242,9 @@ impl wit::HostLock for Locks {
         &mut self,
         lock: Resource<Lock>,
     ) -> Result<Result<Option<wit::Holder>, wit::LockError>> {
-        let holder = self.lock(&lock)?.holder();
-        Ok(converted(holder.map(|holder| {
-            holder.map(|holder| wit::Holder {
+        let holders = self.lock(&lock)?.holders();
+        Ok(converted(holders.map(|mut holders| {
+            holders.pop().map(|holder| wit::Holder {
                 fencing_token: holder.fence.map(Fence::get),
                 remaining: holder.remaining.map(nanos),
             })

@@ -1,6 +1,5 @@
 //! A blocking store on a server: a separate thread serves its connections.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 #[cfg(unix)]
@@ -9,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
-use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -18,39 +17,25 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError,
-    Waited,
+    Acquired, Capabilities, Claim, Fence, Holder, LossWatch, Name, Renewed, Store, StoreError,
+    Waiter,
 };
 
-use super::{ServerError, ServerStore, ServerUrl};
-use crate::process::{self, PerProcess};
-use crate::store::{Listed, StoreOptions};
+use super::{ServerError, ServerStore, ServerUrl, connect};
+#[cfg(unix)]
+use crate::host_store::LossSignal;
+use crate::host_store::{HostStore, Listed};
+use crate::process;
+use crate::store::StoreOptions;
 
 /// A [`ServerStore`] for blocking programs.
 ///
 /// One thread serves its connections, however many threads use the store. A forked child does not have
 /// that thread; it must open a store of its own.
-pub struct Driven {
-    store: Arc<ServerStore>,
+pub(crate) struct Driven {
+    store: Arc<dyn ServerStore>,
     runtime: RuntimeThread,
     process: u32,
-    /// The tasks that wait for the loss of a lease, by owner.
-    losses: PerProcess<Mutex<HashMap<Owner, LossWatch>>>,
-    /// The last claim that each owner waited with, until the lock is granted or the owner stops waiting.
-    waiting: PerProcess<Mutex<HashMap<Owner, Claim>>>,
-}
-
-/// A task that waits for the loss of one lease.
-#[derive(Debug)]
-struct LossWatch {
-    notify: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for LossWatch {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
 }
 
 impl Driven {
@@ -59,7 +44,7 @@ impl Driven {
     /// # Errors
     ///
     /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
-    pub fn open(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
+    pub(crate) fn open(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
         let failed = |source: io::Error| ServerError::Disconnected {
             server: url.to_string(),
             source: source.into(),
@@ -67,204 +52,106 @@ impl Driven {
         let runtime = RuntimeThread::start().map_err(failed)?;
         let (asked, options) = (url.clone(), options.clone());
         let connected = runtime
-            .run(async move { ServerStore::connect(&asked, &options).await })
+            .run(async move { connect(&asked, &options).await })
             .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         Ok(Self {
-            store: Arc::new(connected?),
+            store: connected?,
             runtime,
             process: process::this(),
-            losses: PerProcess::new(),
-            waiting: PerProcess::new(),
         })
     }
 
-    /// Returns the names that are held now, and their holders.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
-    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let store = Arc::clone(&self.store);
-        self.operation(async move { store.list().await })
-    }
-
-    /// Waits until `name` is free, or the server does not answer, but at most `at_most`. If an owner is
-    /// queued here for `name`, its notification ends the wait; otherwise the store is polled.
-    pub(crate) fn watch(&self, name: &Name, at_most: Duration) {
-        const LOOK: Duration = Duration::from_millis(100);
-
-        let queued = self
-            .waiting()
-            .values()
-            .find(|claim| claim.name == *name)
-            .cloned();
-        if let Some(claim) = queued {
-            self.wait_in_queue(claim, at_most);
-            return;
-        }
-        let began = std::time::Instant::now();
-        while let Ok(Some(holder)) = self.inspect(name) {
-            let left = at_most.saturating_sub(began.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            let pause = LOOK.min(left).min(holder.remaining.unwrap_or(LOOK));
-            thread::sleep(pause.max(Duration::from_millis(1)));
-        }
-    }
-
-    fn wait_in_queue(&self, claim: Claim, at_most: Duration) -> Waited {
-        let store = Arc::clone(&self.store);
-        let waited = self.operation(async move { Ok(store.wait_in_queue(&claim, at_most).await?) });
-        match waited {
-            Ok(()) => Waited::Done,
-            Err(_) => Waited::Unable,
-        }
-    }
-
-    /// Returns a watch whose descriptor becomes readable when the lease of `claim` may be lost.
-    #[cfg(unix)]
-    pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<ServerWatch<'_>> {
-        let (receiver, sender) = UnixStream::pair()?;
-        receiver.set_nonblocking(true)?;
-        sender.set_nonblocking(true)?;
-        let watch = ServerWatch {
-            driven: self,
-            claim: claim.clone(),
-            receiver,
-            sender,
-            task: Mutex::default(),
-        };
-        watch.start()?;
-        Ok(watch)
-    }
-
-    /// Returns whether `claim` is still recorded, as far as can be determined.
-    fn may_hold(&self, claim: &Claim) -> bool {
-        self.holds(claim, None).unwrap_or(true)
-    }
-
     /// Runs `operation` in the thread that serves the connections.
-    fn operation<T: Send + 'static>(
+    fn operation<T: Send + 'static, F>(
         &self,
-        operation: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        operation: impl FnOnce(Arc<dyn ServerStore>) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
         if self.process != process::this() {
             return Err(StoreError::permanent(
                 "this store was opened before this process was forked; open one in the child",
             ));
         }
         let ended = || StoreError::permanent("the thread that serves this store has ended");
+        let operation = operation(Arc::clone(&self.store));
         self.runtime.run(operation).ok_or_else(ended)?
-    }
-
-    fn losses(&self) -> MutexGuard<'_, HashMap<Owner, LossWatch>> {
-        self.losses.lock()
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, HashMap<Owner, Claim>> {
-        self.waiting.lock()
     }
 }
 
 impl Store for Driven {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let (store, asked) = (Arc::clone(&self.store), claim.clone());
-        let reply = self.operation(async move { store.acquire(&asked).await });
-        if reply.as_ref().is_ok_and(|reply| reply.is_granted()) {
-            self.waiting().remove(&claim.owner);
-        }
-        reply
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        let claim = claim.clone();
+        self.operation(|store| async move { store.acquire(&claim).await })
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.operation(async move { store.extend(&claim).await })
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let claim = claim.clone();
+        self.operation(|store| async move { store.extend(&claim).await })
+    }
+
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let claim = claim.clone();
+        self.operation(|store| async move { store.release(&claim).await })
+    }
+
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        let name = name.clone();
+        self.operation(move |store| async move { store.force_release(&name, only).await })
+    }
+
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        let name = name.clone();
+        self.operation(|store| async move { store.holders(&name).await })
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.store.capabilities()
     }
 
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.operation(async move { store.renew(&claim, fence).await })
-    }
-
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.waiting().remove(&claim.owner);
-        let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.operation(async move { store.release(&claim).await })
-    }
-
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let (store, name) = (Arc::clone(&self.store), name.clone());
-        self.operation(async move { store.evict(&name, only).await })
-    }
-
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let (store, name) = (Arc::clone(&self.store), name.clone());
-        self.operation(async move { store.inspect(&name).await })
+        let claim = claim.clone();
+        self.operation(move |store| async move { store.renew(&claim, fence).await })
     }
 
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
-        let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        self.operation(async move { store.holds(&claim, fence).await })
+        let claim = claim.clone();
+        self.operation(move |store| async move { store.holds(&claim, fence).await })
     }
 
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.waiting().insert(claim.owner, claim.clone());
-        self.wait_in_queue(claim.clone(), at_most)
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        Some(Box::new(DrivenWaiter {
+            driven: self,
+            claim: claim.clone(),
+        }))
     }
 
-    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        if self.process != process::this() {
-            return Waited::Unable;
-        }
-        let notify = {
-            let mut losses = self.losses();
-            // A task that has notified of a loss has ended.
-            if losses
-                .get(&claim.owner)
-                .is_some_and(|loss| loss.task.is_finished())
-                && let Some(loss) = losses.remove(&claim.owner)
-                && pin!(loss.notify.notified()).enable()
-            {
-                return Waited::Done;
-            }
-            let loss = losses.entry(claim.owner).or_insert_with(|| {
-                let notify = Arc::new(Notify::new());
-                let (store, claim) = (Arc::clone(&self.store), claim.clone());
-                let notified = Arc::clone(&notify);
-                let task = self.runtime.handle.spawn(async move {
-                    store.lost(&claim).await;
-                    notified.notify_one();
-                });
-                LossWatch { notify, task }
-            });
-            Arc::clone(&loss.notify)
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+        let is_usable = self.process == process::this();
+        is_usable.then(|| Box::new(DrivenLossWatch::new(self, claim)) as Box<dyn LossWatch>)
+    }
+}
+
+impl HostStore for Driven {
+    fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        self.operation(|store| async move { store.list().await })
+    }
+
+    #[cfg(unix)]
+    fn loss_signal<'s>(&'s self, claim: &Claim) -> io::Result<Box<dyn LossSignal + 's>> {
+        let (receiver, sender) = UnixStream::pair()?;
+        receiver.set_nonblocking(true)?;
+        sender.set_nonblocking(true)?;
+        let signal = ServerLossSignal {
+            driven: self,
+            claim: claim.clone(),
+            receiver,
+            sender,
+            task: Mutex::default(),
         };
-        let waited = self.operation(async move {
-            let _ = tokio::time::timeout(at_most, notify.notified()).await;
-            Ok(())
-        });
-        match waited {
-            Ok(()) => Waited::Done,
-            Err(_) => Waited::Unable,
-        }
-    }
-
-    fn give_up(&self, claim: &Claim) {
-        self.waiting().remove(&claim.owner);
-        if let Some(loss) = self.losses().remove(&claim.owner) {
-            loss.notify.notify_one();
-        }
-        let (store, claim) = (Arc::clone(&self.store), claim.clone());
-        // After an error, the ticket stays until other waiters skip it.
-        let _ = self.operation(async move {
-            store.leave(&claim).await;
-            Ok(())
-        });
-    }
-
-    fn abilities(&self) -> Abilities {
-        self.store.abilities()
+        signal.start()?;
+        Ok(Box::new(signal))
     }
 }
 
@@ -274,10 +161,104 @@ impl fmt::Debug for Driven {
     }
 }
 
+/// The waiter of one claim. Dropping it deletes its ticket on the server.
+struct DrivenWaiter<'a> {
+    driven: &'a Driven,
+    claim: Claim,
+}
+
+impl Waiter for DrivenWaiter<'_> {
+    fn wait(&mut self, at_most: Duration) {
+        let claim = self.claim.clone();
+        let waited = self
+            .driven
+            .operation(|store| async move { Ok(store.wait_in_queue(&claim, at_most).await?) });
+        if waited.is_err() {
+            thread::sleep(at_most);
+        }
+    }
+}
+
+impl Drop for DrivenWaiter<'_> {
+    fn drop(&mut self) {
+        let claim = self.claim.clone();
+        // After an error, the ticket stays until other waiters skip it.
+        let _ = self.driven.operation(|store| async move {
+            store.leave(&claim).await;
+            Ok(())
+        });
+    }
+}
+
+/// A watch for the loss of one lease, by a task that ends at each notification.
+struct DrivenLossWatch<'a> {
+    driven: &'a Driven,
+    claim: Claim,
+    notify: Arc<Notify>,
+    task: Mutex<JoinHandle<()>>,
+    is_cancelled: AtomicBool,
+}
+
+impl<'a> DrivenLossWatch<'a> {
+    fn new(driven: &'a Driven, claim: &Claim) -> Self {
+        let notify = Arc::new(Notify::new());
+        Self {
+            driven,
+            claim: claim.clone(),
+            task: Mutex::new(Self::start(driven, claim, &notify)),
+            notify,
+            is_cancelled: AtomicBool::new(false),
+        }
+    }
+
+    fn start(driven: &Driven, claim: &Claim, notify: &Arc<Notify>) -> JoinHandle<()> {
+        let (store, claim) = (Arc::clone(&driven.store), claim.clone());
+        let notify = Arc::clone(notify);
+        driven.runtime.handle.spawn(async move {
+            store.lost(&claim).await;
+            notify.notify_one();
+        })
+    }
+
+    fn task(&self) -> MutexGuard<'_, JoinHandle<()>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LossWatch for DrivenLossWatch<'_> {
+    fn wait(&self, at_most: Duration) {
+        if self.is_cancelled.load(Ordering::SeqCst) {
+            return;
+        }
+        let notify = Arc::clone(&self.notify);
+        let waited = self.driven.operation(|_| async move {
+            let _ = tokio::time::timeout(at_most, notify.notified()).await;
+            Ok(())
+        });
+        if waited.is_err() {
+            thread::sleep(at_most);
+        }
+        let mut task = self.task();
+        if task.is_finished() {
+            *task = Self::start(self.driven, &self.claim, &self.notify);
+        }
+    }
+
+    fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        self.notify.notify_one();
+    }
+}
+
+impl Drop for DrivenLossWatch<'_> {
+    fn drop(&mut self) {
+        self.task().abort();
+    }
+}
+
 /// Signals through a descriptor that a lease may be lost.
 #[cfg(unix)]
-#[derive(Debug)]
-pub(crate) struct ServerWatch<'a> {
+struct ServerLossSignal<'a> {
     driven: &'a Driven,
     claim: Claim,
     receiver: UnixStream,
@@ -286,7 +267,7 @@ pub(crate) struct ServerWatch<'a> {
 }
 
 #[cfg(unix)]
-impl ServerWatch<'_> {
+impl ServerLossSignal<'_> {
     fn start(&self) -> io::Result<()> {
         let mut sender = self.sender.try_clone()?;
         let (store, claim) = (Arc::clone(&self.driven.store), self.claim.clone());
@@ -299,8 +280,15 @@ impl ServerWatch<'_> {
         Ok(())
     }
 
+    fn task(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
+        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(unix)]
+impl LossSignal for ServerLossSignal<'_> {
     /// Returns whether the lease is lost, and resets the descriptor.
-    pub(crate) fn is_lost(&self) -> bool {
+    fn is_lost(&self) -> bool {
         let mut bytes = [0; 16];
         let mut is_notified = false;
         while matches!((&self.receiver).read(&mut bytes), Ok(1..)) {
@@ -311,20 +299,16 @@ impl ServerWatch<'_> {
         }
         // A task that has notified has ended. If no new one can be started, the lease is only polled.
         let _ = self.start();
-        !self.driven.may_hold(&self.claim)
+        !self.driven.holds(&self.claim, None).unwrap_or(true)
     }
 
-    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.receiver.as_fd()
-    }
-
-    fn task(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.receiver.as_fd())
     }
 }
 
 #[cfg(unix)]
-impl Drop for ServerWatch<'_> {
+impl Drop for ServerLossSignal<'_> {
     fn drop(&mut self) {
         if let Some(task) = &*self.task() {
             task.abort();

@@ -26,7 +26,8 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError, Ttl,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name,
+    Owner, StoreError, Ttl, async_trait,
 };
 
 use self::client::messages::{Compare, CompareOp, KeyValue, Range, Txn, TxnOp, TxnResponse};
@@ -37,10 +38,13 @@ use self::session::EtcdShared;
 use self::transaction::{first, found, none, revision};
 use self::watch::Watch;
 use super::cancelled_acquire::{CancelGuard, CancelledRequests};
-use super::store::{ABILITIES, About, record_ttl, request_timeout};
+use super::store::{
+    About, CAPABILITIES, ServerStore, loss_watch, record_ttl, request_timeout, waiter,
+};
 use super::{ServerError, ServerUrl};
 use crate::System;
-use crate::store::{Listed, StoreOptions};
+use crate::host_store::Listed;
+use crate::store::StoreOptions;
 
 /// Leases on etcd, version 3.4 or later.
 ///
@@ -98,38 +102,6 @@ impl EtcdStore {
         })
     }
 
-    /// Returns the names that are held now, and their holders.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
-    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let shared = &self.shared;
-        let asked = shared.within(shared.timeout, async {
-            let got = shared
-                .asked(|client| async move { client.range(Range::prefix(&*self.prefix)).await });
-            got.await
-        });
-        let mut firsts = BTreeMap::<Name, KeyValue>::new();
-        for found in asked.await?.kvs {
-            let Some(name) = self.name_of(&found.key) else {
-                continue;
-            };
-            let first = firsts.entry(name).or_insert_with(|| found.clone());
-            if found.create_revision < first.create_revision {
-                *first = found;
-            }
-        }
-        let mut listed = Vec::new();
-        for (name, first) in firsts {
-            let described = shared.within(shared.timeout, self.holder(&first));
-            if let Some(holder) = described.await? {
-                listed.push(Ok((name, holder)));
-            }
-        }
-        Ok(listed)
-    }
-
     /// Deletes the key that a dropped request may have written.
     fn release_cancelled(&self, claim: &Claim) {
         let (shared, key) = (Arc::clone(&self.shared), self.key(claim));
@@ -180,7 +152,7 @@ impl EtcdStore {
         }
     }
 
-    async fn try_acquire(&self, claim: &Claim) -> Result<Reply, ServerError> {
+    async fn try_acquire(&self, claim: &Claim) -> Result<Acquired, ServerError> {
         let (range, key) = (self.range(&claim.name), self.key(claim));
         loop {
             let look = [first(&range), TxnOp::get(&*key)];
@@ -203,7 +175,7 @@ impl EtcdStore {
                             .with_prefix(),
                     ]
                 }
-                (Some(_), _) => return Ok(Reply::REFUSED),
+                (Some(_), _) => return Ok(Acquired::BUSY),
             };
             let lease = self.lease_for(claim.ttl).await?;
             if lease != 0 {
@@ -252,32 +224,32 @@ impl EtcdStore {
         Ok(is_moved)
     }
 
-    async fn try_extend(&self, claim: &Claim) -> Result<Reply, ServerError> {
+    async fn try_extend(&self, claim: &Claim) -> Result<bool, ServerError> {
         let key = self.key(claim);
         loop {
             let look = Txn::new().and_then([TxnOp::get(&*key)]);
             let own = found(&self.shared.txn(look).await?).pop().flatten();
             let Some((own, record)) = own.and_then(|own| record_of(&own).map(|it| (own, it)))
             else {
-                return Ok(Reply::REFUSED);
+                return Ok(false);
             };
             if self.renewed(claim, &own, record).await? {
-                return Ok(Reply::Granted { fence: None });
+                return Ok(true);
             }
         }
     }
 
-    async fn try_release(&self, claim: &Claim) -> Result<Reply, ServerError> {
+    async fn try_release(&self, claim: &Claim) -> Result<bool, ServerError> {
         let key = self.key(claim);
         let delete = Txn::new().and_then([TxnOp::get(&*key), TxnOp::delete(&*key)]);
         let own = found(&self.shared.txn(delete).await?).swap_remove(0);
         // A request that is still in flight then fails, because its lease is gone.
         self.revoke_attempts(claim).await;
         let Some(own) = own.filter(|own| record_of(own).is_some()) else {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         };
         self.shared.revoke(own.lease).await;
-        Ok(Reply::Granted { fence: None })
+        Ok(true)
     }
 
     async fn revoke_attempts(&self, claim: &Claim) {
@@ -292,9 +264,9 @@ impl EtcdStore {
         Ok(found(&self.shared.txn(look).await?).pop().flatten())
     }
 
-    async fn try_evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, ServerError> {
+    async fn try_evict(&self, name: &Name, only: Option<Fence>) -> Result<bool, ServerError> {
         let Some(held) = self.first_of(name).await? else {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         };
         if only.is_none() && record_of(&held).is_none() {
             return self.skip_process(name, held).await;
@@ -302,16 +274,16 @@ impl EtcdStore {
         let made = held.create_revision;
         let is_meant = only.is_none_or(|only| Some(only) == fence(made));
         if !is_meant || record_of(&held).is_none() {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         }
         let unchanged = Compare::create_revision(&*held.key, CompareOp::Equal, made);
         let delete = TxnOp::delete(&*held.key);
         let freed = Txn::new().when([unchanged]).and_then([delete]);
         if !self.shared.txn(freed).await?.succeeded {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         }
         self.shared.revoke(held.lease).await;
-        Ok(Reply::Granted { fence: None })
+        Ok(true)
     }
 
     /// Returns the holder that the first key of a range describes, or `None` if the key is a waiter's.
@@ -354,68 +326,49 @@ impl EtcdStore {
     }
 }
 
-impl AsyncStore for EtcdStore {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.cancelled.stop(&claim.owner).await;
-        let limit = request_timeout(self.shared.timeout, claim);
-        let guard = CancelGuard::new(|| self.release_cancelled(claim));
-        let reply = self.shared.within(limit, self.try_acquire(claim)).await;
-        guard.disarm();
-        let reply = reply?;
-        if reply.is_granted() {
-            self.shared.tickets().remove(&claim.owner);
-        }
-        Ok(reply)
-    }
-
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let limit = request_timeout(self.shared.timeout, claim);
-        let extended = self.shared.within(limit, self.try_extend(claim));
-        Ok(extended.await?)
-    }
-
-    async fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim).await?.into())
-    }
-
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let limit = request_timeout(self.shared.timeout, claim);
-        let guard = CancelGuard::new(|| self.release_cancelled(claim));
-        let released = self.shared.within(limit, self.try_release(claim)).await;
-        guard.disarm();
-        Ok(released?)
-    }
-
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        let limit = self.shared.timeout + RESERVATION;
-        let evicted = self.shared.within(limit, self.try_evict(name, only));
-        Ok(evicted.await?)
-    }
-
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let inspected = self.shared.within(self.shared.timeout, async {
-            match self.first_of(name).await? {
-                Some(first) => self.holder(&first).await,
-                None => Ok(None),
-            }
-        });
-        Ok(inspected.await?)
-    }
-
-    async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+#[async_trait]
+impl ServerStore for EtcdStore {
+    async fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let shared = &self.shared;
-        let first = shared.within(shared.timeout, self.first_of(&claim.name));
-        let first = first.await?;
-        // A holder's key ends with its owner.
-        Ok(first.is_some_and(|first| {
-            first.key == self.key(claim).as_bytes() && record_of(&first).is_some()
-        }))
+        let asked = shared.within(shared.timeout, async {
+            let got = shared
+                .asked(|client| async move { client.range(Range::prefix(&*self.prefix)).await });
+            got.await
+        });
+        let mut firsts = BTreeMap::<Name, KeyValue>::new();
+        for found in asked.await?.kvs {
+            let Some(name) = self.name_of(&found.key) else {
+                continue;
+            };
+            let first = firsts.entry(name).or_insert_with(|| found.clone());
+            if found.create_revision < first.create_revision {
+                *first = found;
+            }
+        }
+        let mut listed = Vec::new();
+        for (name, first) in firsts {
+            let described = shared.within(shared.timeout, self.holder(&first));
+            if let Some(holder) = described.await? {
+                listed.push(Ok((name, holder)));
+            }
+        }
+        Ok(listed)
     }
 
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        if self.wait_in_queue(claim, at_most).await.is_err() {
-            // The next operation returns the error.
-            std::future::pending::<()>().await;
+    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+        self.wait_with_ticket(claim, at_most).await
+    }
+
+    async fn leave(&self, claim: &Claim) {
+        self.delete_ticket(claim).await;
+    }
+
+    fn start_to_leave(&self, claim: &Claim) {
+        let ticket = self.shared.tickets().remove(&claim.owner);
+        if let Some(ticket) = ticket {
+            let shared = Arc::clone(&self.shared);
+            self.runtime
+                .spawn(async move { shared.leave(ticket.key).await });
         }
     }
 
@@ -449,18 +402,73 @@ impl AsyncStore for EtcdStore {
             }
         }
     }
+}
 
-    fn give_up(&self, claim: &Claim) {
-        let ticket = self.shared.tickets().remove(&claim.owner);
-        if let Some(ticket) = ticket {
-            let shared = Arc::clone(&self.shared);
-            self.runtime
-                .spawn(async move { shared.leave(ticket.key).await });
+#[async_trait]
+impl AsyncStore for EtcdStore {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        self.cancelled.stop(&claim.owner).await;
+        let limit = request_timeout(self.shared.timeout, claim);
+        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let reply = self.shared.within(limit, self.try_acquire(claim)).await;
+        guard.disarm();
+        let reply = reply?;
+        if reply.is_granted() {
+            self.shared.tickets().remove(&claim.owner);
         }
+        Ok(reply)
     }
 
-    fn abilities(&self) -> Abilities {
-        ABILITIES
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let limit = request_timeout(self.shared.timeout, claim);
+        let extended = self.shared.within(limit, self.try_extend(claim));
+        Ok(extended.await?)
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let limit = request_timeout(self.shared.timeout, claim);
+        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let released = self.shared.within(limit, self.try_release(claim)).await;
+        guard.disarm();
+        Ok(released?)
+    }
+
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        let limit = self.shared.timeout + RESERVATION;
+        let evicted = self.shared.within(limit, self.try_evict(name, only));
+        Ok(evicted.await?)
+    }
+
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        let found = self.shared.within(self.shared.timeout, async {
+            match self.first_of(name).await? {
+                Some(first) => self.holder(&first).await,
+                None => Ok(None),
+            }
+        });
+        Ok(found.await?.into_iter().collect())
+    }
+
+    async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
+        let shared = &self.shared;
+        let first = shared.within(shared.timeout, self.first_of(&claim.name));
+        let first = first.await?;
+        // A holder's key ends with its owner.
+        Ok(first.is_some_and(|first| {
+            first.key == self.key(claim).as_bytes() && record_of(&first).is_some()
+        }))
+    }
+
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(waiter(self, claim))
+    }
+
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        Some(loss_watch(self, claim))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
     }
 }
 
@@ -488,8 +496,8 @@ fn fence(made: i64) -> Option<Fence> {
     u64::try_from(made).ok().and_then(Fence::new)
 }
 
-fn granted(made: i64) -> Reply {
-    Reply::Granted { fence: fence(made) }
+fn granted(made: i64) -> Acquired {
+    Acquired::Granted { fence: fence(made) }
 }
 
 fn millis(length: Duration) -> u64 {

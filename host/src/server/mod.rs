@@ -25,9 +25,7 @@ mod tls;
 mod url;
 
 #[cfg(feature = "server")]
-pub use blocking_store::Driven;
-#[cfg(all(unix, feature = "server"))]
-pub(crate) use blocking_store::ServerWatch;
+pub(crate) use blocking_store::Driven;
 pub use engine::Engine;
 #[cfg(feature = "server")]
 pub use error::ServerError;
@@ -38,6 +36,6 @@ pub use postgres::PostgresStore;
 #[cfg(feature = "redis")]
 pub use redis::RedisStore;
 #[cfg(feature = "server")]
-pub use store::ServerStore;
+pub(crate) use store::{ServerStore, connect};
 #[cfg(feature = "server")]
 pub use url::ServerUrl;

@@ -23,18 +23,21 @@ use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use verrou::blocking::Host;
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name,
+    Owner, StoreError, async_trait,
 };
 
 use super::cancelled_acquire::{CancelGuard, CancelledRequests};
 use super::notifications::Notifications;
 use super::queue_heartbeat::QueueHeartbeat;
 use super::store::{
-    ABILITIES, About, RESERVATION, WAITER_TIMEOUT, drift, record_ttl, request_timeout,
+    About, CAPABILITIES, RESERVATION, ServerStore, WAITER_TIMEOUT, drift, loss_watch, record_ttl,
+    request_timeout, waiter,
 };
 use super::{ServerError, ServerUrl};
 use crate::System;
-use crate::store::{Listed, StoreOptions};
+use crate::host_store::Listed;
+use crate::store::StoreOptions;
 
 /// Leases on one Redis server, version 6 or later.
 ///
@@ -148,49 +151,6 @@ impl RedisStore {
         })
     }
 
-    /// Returns the names that are held now, and their holders.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
-    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let escaped: String = self
-            .prefix
-            .chars()
-            .flat_map(|char| match char {
-                '*' | '?' | '[' | ']' | '\\' => vec!['\\', char],
-                char => vec![char],
-            })
-            .collect();
-        let pattern = format!("{escaped}{{*}}");
-        let mut names = HashSet::new();
-        let mut cursor = "0".to_owned();
-        loop {
-            let mut scan = ::redis::cmd("SCAN");
-            scan.arg(&cursor)
-                .arg("MATCH")
-                .arg(&pattern)
-                .arg("COUNT")
-                .arg(1000);
-            scan.arg("TYPE").arg("hash");
-            let (next, keys): (String, Vec<String>) = self.asked(self.timeout, &scan).await?;
-            names.extend(keys.iter().filter_map(|key| self.name_of(key)));
-            if next == "0" {
-                break;
-            }
-            cursor = next;
-        }
-        let mut names: Vec<Name> = names.into_iter().collect();
-        names.sort_unstable();
-        let mut listed = Vec::new();
-        for name in names {
-            if let Some(holder) = self.inspect(&name).await? {
-                listed.push(Ok((name, holder)));
-            }
-        }
-        Ok(listed)
-    }
-
     /// Returns the owner that is recorded for `name`, and the public part of its record.
     async fn found(&self, name: &Name) -> Result<Option<(String, Holder)>, StoreError> {
         let key = self.key(name);
@@ -222,20 +182,6 @@ impl RedisStore {
             detached: false,
         };
         Ok(Some((owner.clone(), holder)))
-    }
-
-    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
-    pub(crate) async fn leave(&self, claim: &Claim) {
-        if !self.heartbeat.remove(&claim.owner) {
-            return;
-        }
-        let left: Result<i64, _> = self
-            .run(&LEAVE, &claim.name, self.timeout, |script| {
-                script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
-            })
-            .await;
-        // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
-        drop(left);
     }
 
     /// Releases the lock that a dropped request may have acquired.
@@ -310,28 +256,6 @@ impl RedisStore {
         subscribed.await.copied()
     }
 
-    /// Takes a ticket, which `at_most` does not limit, and then waits for a notification for at most
-    /// `at_most`.
-    pub(crate) async fn wait_in_queue(
-        &self,
-        claim: &Claim,
-        at_most: Duration,
-    ) -> Result<(), ServerError> {
-        let subscription = self.notifications.subscribe(claim.owner);
-        self.subscribe().await?;
-        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
-        self.keep_ticket(claim);
-        let is_free: bool = self
-            .run(&WAIT, &claim.name, self.timeout, |script| {
-                in_queue(script, &claim.owner, &self.channel, false);
-            })
-            .await?;
-        if !is_free {
-            let _ = timeout(at_most, subscription.notified()).await;
-        }
-        Ok(())
-    }
-
     /// Renews the ticket of `claim`'s owner until the owner is removed from the heartbeat.
     fn keep_ticket(&self, claim: &Claim) {
         if !self.heartbeat.add(claim) {
@@ -353,8 +277,102 @@ impl RedisStore {
     }
 }
 
+#[async_trait]
+impl ServerStore for RedisStore {
+    async fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let escaped: String = self
+            .prefix
+            .chars()
+            .flat_map(|char| match char {
+                '*' | '?' | '[' | ']' | '\\' => vec!['\\', char],
+                char => vec![char],
+            })
+            .collect();
+        let pattern = format!("{escaped}{{*}}");
+        let mut names = HashSet::new();
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = ::redis::cmd("SCAN");
+            scan.arg(&cursor)
+                .arg("MATCH")
+                .arg(&pattern)
+                .arg("COUNT")
+                .arg(1000);
+            scan.arg("TYPE").arg("hash");
+            let (next, keys): (String, Vec<String>) = self.asked(self.timeout, &scan).await?;
+            names.extend(keys.iter().filter_map(|key| self.name_of(key)));
+            if next == "0" {
+                break;
+            }
+            cursor = next;
+        }
+        let mut names: Vec<Name> = names.into_iter().collect();
+        names.sort_unstable();
+        let mut listed = Vec::new();
+        for name in names {
+            for holder in self.holders(&name).await? {
+                listed.push(Ok((name.clone(), holder)));
+            }
+        }
+        Ok(listed)
+    }
+
+    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+        let subscription = self.notifications.subscribe(claim.owner);
+        self.subscribe().await?;
+        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
+        self.keep_ticket(claim);
+        let is_free: bool = self
+            .run(&WAIT, &claim.name, self.timeout, |script| {
+                in_queue(script, &claim.owner, &self.channel, false);
+            })
+            .await?;
+        if !is_free {
+            let _ = timeout(at_most, subscription.notified()).await;
+        }
+        Ok(())
+    }
+
+    async fn leave(&self, claim: &Claim) {
+        if !self.heartbeat.remove(&claim.owner) {
+            return;
+        }
+        let left: Result<i64, _> = self
+            .run(&LEAVE, &claim.name, self.timeout, |script| {
+                script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
+            })
+            .await;
+        // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
+        drop(left);
+    }
+
+    fn start_to_leave(&self, claim: &Claim) {
+        if self.heartbeat.remove(&claim.owner) {
+            let leave = of_owner(&LEAVE, &self.key(&claim.name), claim.owner);
+            let mut connection = self.connection.clone();
+            self.runtime.spawn(async move {
+                let _: Result<Value, _> = leave.invoke_async(&mut connection).await;
+            });
+        }
+    }
+
+    async fn lost(&self, claim: &Claim) {
+        const PAUSE: Duration = Duration::from_secs(1);
+
+        let subscription = self.notifications.subscribe(claim.owner);
+        while self.subscribe().await.is_err() {
+            sleep(PAUSE).await;
+        }
+        // After an error, the renewal of the lease notices the loss.
+        if self.holds(claim, None).await.unwrap_or(true) {
+            subscription.notified().await;
+        }
+    }
+}
+
+#[async_trait]
 impl AsyncStore for RedisStore {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.cancelled.stop(&claim.owner).await;
         let limit = request_timeout(self.timeout, claim);
         let guard = CancelGuard::new(|| self.release_cancelled(claim));
@@ -375,13 +393,13 @@ impl AsyncStore for RedisStore {
         if is_granted {
             self.heartbeat.remove(&claim.owner);
             let fence = u64::try_from(number).ok().and_then(Fence::new);
-            return Ok(Reply::Granted { fence });
+            return Ok(Acquired::Granted { fence });
         }
         let remaining = u64::try_from(number).ok().map(Duration::from_millis);
-        Ok(Reply::Refused { remaining })
+        Ok(Acquired::Busy { remaining })
     }
 
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let limit = request_timeout(self.timeout, claim);
         let done: bool = self
             .run(&EXTEND, &claim.name, limit, |script| {
@@ -392,14 +410,10 @@ impl AsyncStore for RedisStore {
                     .arg(&self.channel);
             })
             .await?;
-        Ok(reply(done))
+        Ok(done)
     }
 
-    async fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim).await?.into())
-    }
-
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         let limit = request_timeout(self.timeout, claim);
         self.heartbeat.remove(&claim.owner);
         let guard = CancelGuard::new(|| self.release_cancelled(claim));
@@ -409,10 +423,10 @@ impl AsyncStore for RedisStore {
             })
             .await;
         guard.disarm();
-        Ok(reply(done?))
+        Ok(done?)
     }
 
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         let done: bool = self
             .run(&EVICT, name, self.timeout, |script| {
                 script
@@ -420,11 +434,12 @@ impl AsyncStore for RedisStore {
                     .arg(millis(RESERVATION));
             })
             .await?;
-        Ok(reply(done))
+        Ok(done)
     }
 
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Ok(self.found(name).await?.map(|(_, holder)| holder))
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        let found = self.found(name).await?;
+        Ok(found.map(|(_, holder)| holder).into_iter().collect())
     }
 
     async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
@@ -432,38 +447,16 @@ impl AsyncStore for RedisStore {
         Ok(found.is_some_and(|(owner, _)| owner == claim.owner.to_string()))
     }
 
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        if self.wait_in_queue(claim, at_most).await.is_err() {
-            // The next operation returns the error.
-            std::future::pending::<()>().await;
-        }
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(waiter(self, claim))
     }
 
-    async fn lost(&self, claim: &Claim) {
-        const PAUSE: Duration = Duration::from_secs(1);
-
-        let subscription = self.notifications.subscribe(claim.owner);
-        while self.subscribe().await.is_err() {
-            sleep(PAUSE).await;
-        }
-        // After an error, the renewal of the lease notices the loss.
-        if self.holds(claim, None).await.unwrap_or(true) {
-            subscription.notified().await;
-        }
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        Some(loss_watch(self, claim))
     }
 
-    fn give_up(&self, claim: &Claim) {
-        if self.heartbeat.remove(&claim.owner) {
-            let leave = of_owner(&LEAVE, &self.key(&claim.name), claim.owner);
-            let mut connection = self.connection.clone();
-            self.runtime.spawn(async move {
-                let _: Result<Value, _> = leave.invoke_async(&mut connection).await;
-            });
-        }
-    }
-
-    fn abilities(&self) -> Abilities {
-        ABILITIES
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
     }
 }
 
@@ -504,14 +497,6 @@ fn in_queue(script: &mut ScriptInvocation<'_>, owner: &Owner, channel: &str, is_
         .arg(millis(WAITER_TIMEOUT))
         .arg(channel)
         .arg(u8::from(is_kept));
-}
-
-fn reply(done: bool) -> Reply {
-    if done {
-        Reply::Granted { fence: None }
-    } else {
-        Reply::REFUSED
-    }
 }
 
 /// Returns a number as text, or an empty argument.

@@ -1,10 +1,13 @@
 //! A store on a server of any engine, and the parts that all engines share.
 
+use std::future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Process, Renewed, Reply, StoreError, Ttl,
+    AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Process, StoreError, Ttl,
+    async_trait,
 };
 
 #[cfg(feature = "etcd")]
@@ -14,174 +17,141 @@ use super::PostgresStore;
 #[cfg(feature = "redis")]
 use super::RedisStore;
 use super::{Engine, ServerError, ServerUrl};
-use crate::store::{Listed, StoreOptions, Zombies, this_process};
+use crate::host_store::Listed;
+use crate::store::{StoreOptions, Zombies, this_process};
 
-/// A store on a server, of any engine that this program is built with.
-///
-/// The store lives in the tokio runtime in which it was [connected](Self::connect), which must have time
-/// and I/O enabled, and ends with that runtime. Blocking programs use [`AnyStore`](crate::AnyStore).
-///
-/// ```
-/// # #[cfg(all(feature = "redis", feature = "tokio"))]
-/// # async fn work() -> Result<(), Box<dyn std::error::Error>> {
-/// use std::sync::Arc;
-/// use verrou::nonblocking::LockFactory;
-/// use verrou_host::{ServerStore, StoreOptions, Tokio};
-///
-/// let url = "redis://locks.example".parse()?;
-/// let store = ServerStore::connect(&url, &StoreOptions::default()).await?;
-/// let locks = LockFactory::new(Arc::new(store), Tokio);
-/// let lock = locks.create_lock("report", "30s")?;
-/// let answer = lock.run(async |held| held.keep(async { 6 * 7 }).await);
-/// assert_eq!(answer.await.ok().and_then(Result::ok), Some(42));
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum ServerStore {
-    /// On Redis.
-    #[cfg(feature = "redis")]
-    Redis(RedisStore),
-    /// On `PostgreSQL`.
-    #[cfg(feature = "postgres")]
-    Postgres(PostgresStore),
-    /// On etcd.
-    #[cfg(feature = "etcd")]
-    Etcd(EtcdStore),
-}
-
-/// Evaluates an expression with the store of each engine.
-macro_rules! with_engine {
-    ($store:expr, $engine:ident => $done:expr) => {
-        match $store {
-            #[cfg(feature = "redis")]
-            ServerStore::Redis($engine) => $done,
-            #[cfg(feature = "postgres")]
-            ServerStore::Postgres($engine) => $done,
-            #[cfg(feature = "etcd")]
-            ServerStore::Etcd($engine) => $done,
-        }
-    };
-}
-
-impl ServerStore {
-    /// Connects to the store at `url`, after checking that its server is usable.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
-    pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
-        let StoreOptions {
-            group,
-            any_file_system,
-            command: _,
-            handed_on: _,
-            zombies,
-        } = options;
-        let needless = [
-            ("a group", group.is_some()),
-            ("a choice of file system", *any_file_system),
-            (
-                "waiting for a zombie of the holder",
-                *zombies == Zombies::Wait,
-            ),
-        ];
-        if let Some((what, _)) = needless.into_iter().find(|(_, is_asked)| *is_asked) {
-            return Err(ServerError::Setup {
-                server: url.to_string(),
-                why: format!("{what} is an option of file stores only"),
-                advice: "leave it out".to_owned(),
-            });
-        }
-        match url.engine() {
-            #[cfg(feature = "redis")]
-            Engine::Redis => RedisStore::connect(url, options).await.map(Self::Redis),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres => PostgresStore::connect(url, options)
-                .await
-                .map(Self::Postgres),
-            #[cfg(feature = "etcd")]
-            Engine::Etcd => EtcdStore::connect(url, options).await.map(Self::Etcd),
-            #[cfg(not(all(feature = "redis", feature = "postgres", feature = "etcd")))]
-            engine => Err(ServerError::Setup {
-                server: url.to_string(),
-                why: format!("this program is built without {engine}"),
-                advice: format!("build it with the feature `{}`", engine.feature()),
-            }),
-        }
-    }
-
+/// A store on a server, of any engine: an async store with the operations that its blocking form needs.
+#[async_trait]
+pub(crate) trait ServerStore: AsyncStore {
     /// Returns the names that are held now, and their holders.
     ///
     /// # Errors
     ///
     /// Returns [`StoreError`] if the server does not answer, or refuses the request.
-    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        with_engine!(self, store => store.list().await)
-    }
+    async fn list(&self) -> Result<Vec<Listed>, StoreError>;
 
-    /// Waits as [`AsyncStore::wait`] does, but always takes a ticket first, and returns errors.
-    pub(crate) async fn wait_in_queue(
-        &self,
-        claim: &Claim,
-        at_most: Duration,
-    ) -> Result<(), ServerError> {
-        with_engine!(self, store => store.wait_in_queue(claim, at_most).await)
-    }
+    /// Makes a ticket for the owner of `claim`, which `at_most` does not limit, and then waits for a
+    /// notification for at most `at_most`.
+    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError>;
 
-    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
-    pub(crate) async fn leave(&self, claim: &Claim) {
-        with_engine!(self, store => store.leave(claim).await);
+    /// Deletes the ticket of the owner of `claim`, if it has one.
+    async fn leave(&self, claim: &Claim);
+
+    /// Starts to delete the ticket of the owner of `claim`, if it has one.
+    fn start_to_leave(&self, claim: &Claim);
+
+    /// Waits until the record of the owner of `claim` may have ended.
+    async fn lost(&self, claim: &Claim);
+}
+
+/// Connects to the store at `url`, after checking that its server is usable.
+///
+/// # Errors
+///
+/// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
+pub(crate) async fn connect(
+    url: &ServerUrl,
+    options: &StoreOptions,
+) -> Result<Arc<dyn ServerStore>, ServerError> {
+    let StoreOptions {
+        group,
+        any_file_system,
+        command: _,
+        handed_on: _,
+        zombies,
+    } = options;
+    let needless = [
+        ("a group", group.is_some()),
+        ("a choice of file system", *any_file_system),
+        (
+            "waiting for a zombie of the holder",
+            *zombies == Zombies::Wait,
+        ),
+    ];
+    if let Some((what, _)) = needless.into_iter().find(|(_, is_asked)| *is_asked) {
+        return Err(ServerError::Setup {
+            server: url.to_string(),
+            why: format!("{what} is an option of file stores only"),
+            advice: "leave it out".to_owned(),
+        });
+    }
+    match url.engine() {
+        #[cfg(feature = "redis")]
+        Engine::Redis => Ok(Arc::new(RedisStore::connect(url, options).await?)),
+        #[cfg(feature = "postgres")]
+        Engine::Postgres => Ok(Arc::new(PostgresStore::connect(url, options).await?)),
+        #[cfg(feature = "etcd")]
+        Engine::Etcd => Ok(Arc::new(EtcdStore::connect(url, options).await?)),
+        #[cfg(not(all(feature = "redis", feature = "postgres", feature = "etcd")))]
+        engine => Err(ServerError::Setup {
+            server: url.to_string(),
+            why: format!("this program is built without {engine}"),
+            advice: format!("build it with the feature `{}`", engine.feature()),
+        }),
     }
 }
 
-/// Boxes the future of each operation: a client's state during a request takes tens of kilobytes.
-impl AsyncStore for ServerStore {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => Box::pin(store.acquire(claim)).await)
+/// The waiter of one claim. Dropping it deletes its ticket.
+struct ServerWaiter<'a, S: ServerStore> {
+    store: &'a S,
+    claim: Claim,
+}
+
+#[async_trait]
+impl<S: ServerStore> AsyncWaiter for ServerWaiter<'_, S> {
+    async fn wait(&mut self, at_most: Duration) {
+        if self
+            .store
+            .wait_in_queue(&self.claim, at_most)
+            .await
+            .is_err()
+        {
+            // The next operation returns the error.
+            future::pending::<()>().await;
+        }
     }
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => Box::pin(store.extend(claim)).await)
+}
+
+impl<S: ServerStore> Drop for ServerWaiter<'_, S> {
+    fn drop(&mut self) {
+        self.store.start_to_leave(&self.claim);
     }
-    async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        with_engine!(self, store => Box::pin(store.renew(claim, fence)).await)
+}
+
+/// Returns the waiter of `claim`.
+pub(crate) fn waiter<'s>(store: &'s impl ServerStore, claim: &Claim) -> Box<dyn AsyncWaiter + 's> {
+    let claim = claim.clone();
+    Box::new(ServerWaiter { store, claim })
+}
+
+/// A watch for the loss of one lease.
+struct ServerLossWatch<'a, S: ServerStore> {
+    store: &'a S,
+    claim: Claim,
+}
+
+#[async_trait]
+impl<S: ServerStore> AsyncLossWatch for ServerLossWatch<'_, S> {
+    async fn wait(&mut self) {
+        self.store.lost(&self.claim).await;
     }
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => Box::pin(store.release(claim)).await)
-    }
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        with_engine!(self, store => Box::pin(store.evict(name, only)).await)
-    }
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        with_engine!(self, store => Box::pin(store.inspect(name)).await)
-    }
-    async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
-        with_engine!(self, store => Box::pin(store.holds(claim, fence)).await)
-    }
-    async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        with_engine!(self, store => Box::pin(store.detach(claim)).await)
-    }
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        with_engine!(self, store => Box::pin(store.wait(claim, at_most)).await);
-    }
-    async fn lost(&self, claim: &Claim) {
-        with_engine!(self, store => Box::pin(store.lost(claim)).await);
-    }
-    fn give_up(&self, claim: &Claim) {
-        with_engine!(self, store => store.give_up(claim));
-    }
-    fn abilities(&self) -> Abilities {
-        with_engine!(self, store => store.abilities())
-    }
+}
+
+/// Returns a watch for the loss of the lease of `claim`.
+pub(crate) fn loss_watch<'s>(
+    store: &'s impl ServerStore,
+    claim: &Claim,
+) -> Box<dyn AsyncLossWatch + 's> {
+    let claim = claim.clone();
+    Box::new(ServerLossWatch { store, claim })
 }
 
 /// The capabilities of a store on a server: a lease does not end with its client's process, only by expiry.
-pub(crate) const ABILITIES: Abilities = Abilities {
+pub(crate) const CAPABILITIES: Capabilities = Capabilities {
     expires: true,
     ephemeral: false,
     transfers: true,
-    evicts: true,
+    force_releases: true,
     fences: true,
     // An expired record on a server is deleted, or does not show whether another grant followed.
     revives: false,

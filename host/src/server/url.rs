@@ -642,7 +642,7 @@ mod tests {
         let parsed = text.parse::<StoreUrl>();
         let printed = match &parsed {
             // A path that begins as a URL does.
-            Ok(StoreUrl::Lease(_) | StoreUrl::File(_)) => return,
+            Ok(StoreUrl::Local(_)) => return,
             Ok(url) => format!("{url} {url:?} {:?}", text.parse::<ServerUrl>()),
             Err(why) => format!("{why} {why:?} {:?}", text.parse::<ServerUrl>()),
         };

@@ -6,14 +6,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{
-    Abilities, Claim, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError, Waited,
-};
+use verrou::{Acquired, Capabilities, Claim, Fence, Holder, Name, Owner, Store, StoreError};
 
 use super::error::{FileError, OpenError};
 use super::exact_file::exact;
 use super::host_identity::Machine;
 use super::{StoreOptions, flock, os};
+use crate::host_store::{HostStore, Listed};
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 
@@ -52,33 +51,6 @@ impl BareLockStore {
         Ok((store, name))
     }
 
-    /// Returns a duplicate of the locked descriptor of `claim`'s lock, with a high number, or `None` if this
-    /// value does not hold that lock.
-    ///
-    /// # Errors
-    ///
-    /// Returns the operating system's error if the descriptor cannot be duplicated.
-    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
-        let grant = self.grant.lock();
-        let mine = grant.as_ref().filter(|grant| grant.is_of(claim.owner));
-        mine.map(|grant| os::duplicate_to_inherit(&grant.file))
-            .transpose()
-    }
-
-    /// Waits until the lock is free, or its state cannot be determined, but at most for `at_most`.
-    pub fn watch(&self, name: &Name, at_most: Duration) {
-        const PAUSE: Duration = Duration::from_millis(50);
-
-        let began = Instant::now();
-        while matches!(self.inspect(name), Ok(Some(_))) {
-            let left = at_most.saturating_sub(began.elapsed());
-            if left.is_zero() {
-                return;
-            }
-            thread::sleep(left.min(PAUSE));
-        }
-    }
-
     fn open_file(&self) -> Result<File, FileError> {
         os::open_to_lock(&self.path).map_err(FileError::io("open this to lock it", &self.path))
     }
@@ -102,85 +74,9 @@ impl BareLockStore {
             }
         }
     }
-}
 
-impl Grant {
-    fn is_of(&self, owner: Owner) -> bool {
-        self.owner == owner && self.process == process::this()
-    }
-}
-
-impl Store for BareLockStore {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let mut grant = self.grant.lock();
-        if claim.name != self.name {
-            return Ok(Reply::REFUSED);
-        }
-        if let Some(grant) = &*grant
-            && grant.process == process::this()
-        {
-            return Ok(if grant.is_of(claim.owner) {
-                Reply::Granted { fence: None }
-            } else {
-                Reply::REFUSED
-            });
-        }
-        Ok(match self.take()? {
-            Some(file) => {
-                *grant = Some(Grant {
-                    owner: claim.owner,
-                    file,
-                    process: process::this(),
-                });
-                Reply::Granted { fence: None }
-            }
-            None => Reply::REFUSED,
-        })
-    }
-
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let grant = self.grant.lock();
-        Ok(match &*grant {
-            Some(grant) if grant.is_of(claim.owner) && self.is_current(&grant.file)? => {
-                Reply::Granted { fence: None }
-            }
-            _ => Reply::REFUSED,
-        })
-    }
-
-    /// Renews the lease. The kernel's lock does not expire.
-    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim)?.into())
-    }
-
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        let mut grant = self.grant.lock();
-        let Some(ended) = grant.take_if(|grant| grant.is_of(claim.owner)) else {
-            return Ok(Reply::REFUSED);
-        };
-        let is_current = self.is_current(&ended.file);
-        // Unlock explicitly, as children may have the description open. This fails only for a bad
-        // descriptor.
-        flock::unlock(&ended.file).map_err(FileError::io("unlock this file", &self.path))?;
-        Ok(if is_current? {
-            Reply::Granted { fence: None }
-        } else {
-            Reply::REFUSED
-        })
-    }
-
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        match self.inspect(name)? {
-            Some(_) => Err(FileError::NotEvictable {
-                name: name.clone(),
-                fence: only,
-            }
-            .into()),
-            None => Ok(Reply::REFUSED),
-        }
-    }
-
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    /// Returns the holder of `name`.
+    fn holder(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         if *name != self.name {
             return Ok(None);
         }
@@ -201,6 +97,103 @@ impl Store for BareLockStore {
             detached: false,
         }))
     }
+}
+
+impl Grant {
+    fn is_of(&self, owner: Owner) -> bool {
+        self.owner == owner && self.process == process::this()
+    }
+}
+
+impl HostStore for BareLockStore {
+    fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// The caller does not join the wait queue.
+    fn wait_until_free(&self, name: &Name, at_most: Duration) {
+        const PAUSE: Duration = Duration::from_millis(50);
+
+        let began = Instant::now();
+        while matches!(self.holder(name), Ok(Some(_))) {
+            let left = at_most.saturating_sub(began.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(PAUSE));
+        }
+    }
+
+    fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
+        let grant = self.grant.lock();
+        let mine = grant.as_ref().filter(|grant| grant.is_of(claim.owner));
+        mine.map(|grant| os::duplicate_to_inherit(&grant.file))
+            .transpose()
+    }
+}
+
+impl Store for BareLockStore {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        let mut grant = self.grant.lock();
+        if claim.name != self.name {
+            return Ok(Acquired::BUSY);
+        }
+        if let Some(grant) = &*grant
+            && grant.process == process::this()
+        {
+            return Ok(if grant.is_of(claim.owner) {
+                Acquired::Granted { fence: None }
+            } else {
+                Acquired::BUSY
+            });
+        }
+        Ok(match self.take()? {
+            Some(file) => {
+                *grant = Some(Grant {
+                    owner: claim.owner,
+                    file,
+                    process: process::this(),
+                });
+                Acquired::Granted { fence: None }
+            }
+            None => Acquired::BUSY,
+        })
+    }
+
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let grant = self.grant.lock();
+        Ok(match &*grant {
+            Some(grant) if grant.is_of(claim.owner) => self.is_current(&grant.file)?,
+            _ => false,
+        })
+    }
+
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let mut grant = self.grant.lock();
+        let Some(ended) = grant.take_if(|grant| grant.is_of(claim.owner)) else {
+            return Ok(false);
+        };
+        let is_current = self.is_current(&ended.file);
+        // Unlock explicitly, as children may have the description open. This fails only for a bad
+        // descriptor.
+        flock::unlock(&ended.file).map_err(FileError::io("unlock this file", &self.path))?;
+        is_current.map_err(Into::into)
+    }
+
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        match self.holder(name)? {
+            Some(_) => Err(FileError::NotEvictable {
+                name: name.clone(),
+                fence: only,
+            }
+            .into()),
+            None => Ok(false),
+        }
+    }
+
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Ok(self.holder(name)?.into_iter().collect())
+    }
 
     fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
         let grant = self.grant.lock();
@@ -208,21 +201,17 @@ impl Store for BareLockStore {
         Ok(claim.name == self.name && mine.is_some())
     }
 
-    /// Returns [`Reply::REFUSED`]: a lock of the kernel cannot outlive the processes that hold it.
-    fn detach(&self, _claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(Reply::REFUSED)
+    /// Returns `false`: a lock of the kernel cannot outlive the processes that hold it.
+    fn detach(&self, _claim: &Claim) -> Result<bool, StoreError> {
+        Ok(false)
     }
 
-    fn wait(&self, _claim: &Claim, _at_most: Duration) -> Waited {
-        Waited::Unable
-    }
-
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             expires: false,
             ephemeral: true,
             transfers: false,
-            evicts: false,
+            force_releases: false,
             fences: false,
             revives: true,
         }

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use verrou::blocking::Host;
 use verrou::{Claim, Clock, Holder, Name, Process, StoreError};
 
+use super::StoreOptions;
 use super::error::{FileError, OpenError};
 use super::fence_counter::Counter;
 use super::host_identity::Machine;
@@ -21,8 +22,8 @@ use super::record::{
 };
 use super::store_directory::StoreDirectory;
 use super::trusted_file;
-use super::{Listed, StoreOptions};
 use crate::System;
+use crate::host_store::Listed;
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 
@@ -202,9 +203,9 @@ impl Directory {
     /// Reads `file`, the file of the lock `name`.
     pub(crate) fn read(&self, file: &OpenFile, name: &Name) -> Result<View, FileError> {
         let failed = || FileError::io("read this file", file.path());
-        let corrupt = |damage| FileError::Damaged {
+        let corrupt = |corruption| FileError::Corrupt {
             path: file.path().to_owned(),
-            damage,
+            corruption,
             name: name.clone(),
         };
         // A forked child may be in a different time namespace from the process that opened the store.
@@ -382,9 +383,9 @@ fn greatest_fence(directory: &OpenDirectory) -> Result<u64, FileError> {
                 continue;
             };
             let record = record::read(kind, &name, &bytes, runs_since);
-            let record = record.map_err(|damage| FileError::Damaged {
+            let record = record.map_err(|corruption| FileError::Corrupt {
                 path: directory.path().join(&file),
-                damage,
+                corruption,
                 name,
             })?;
             greatest = greatest.max(record.map_or(0, |record| record.last_fence));
@@ -409,7 +410,7 @@ fn whole(
         os::read_at(&opened, &mut buffer, 0).map_err(FileError::io("read this file", &path))?;
     match record::name_of(kind, bytes) {
         Ok(name) => Ok(Some((name, bytes.to_vec()))),
-        Err(damage) => Err(FileError::Nameless { path, damage }),
+        Err(corruption) => Err(FileError::Nameless { path, corruption }),
     }
 }
 

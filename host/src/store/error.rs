@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use verrou::{Fence, Name, StoreError};
 
-use super::record::Damage;
+use super::record::Corruption;
 
 /// An error of a store in files: the source of its [`StoreError`]s.
 #[derive(Debug, thiserror::Error)]
@@ -14,14 +14,14 @@ use super::record::Damage;
 pub enum FileError {
     /// The contents of a file are not what this store wrote. Such a file is never taken for a free lock.
     #[error(
-        "{}: {damage}; if nothing holds the lock `{name}`, move the file away and try again",
+        "{}: {corruption}; if nothing holds the lock `{name}`, move the file away and try again",
         path.display()
     )]
-    Damaged {
+    Corrupt {
         /// The file's path.
         path: PathBuf,
         /// The kind of corruption.
-        damage: Damage,
+        corruption: Corruption,
         /// The name of the lock to which the file should belong.
         name: Name,
     },
@@ -85,12 +85,12 @@ pub enum FileError {
         path: PathBuf,
     },
     /// The name of a file's lock cannot be read.
-    #[error("{}: {damage}; if nothing holds its lock, move the file away", path.display())]
+    #[error("{}: {corruption}; if nothing holds its lock, move the file away", path.display())]
     Nameless {
         /// The file's path.
         path: PathBuf,
         /// The kind of corruption.
-        damage: Damage,
+        corruption: Corruption,
     },
     /// The lock is a lock of the kernel, whose holder cannot be force-released.
     #[error(
@@ -260,7 +260,7 @@ pub enum OpenError {
     },
     /// The store is on a server, where a store in files is required.
     #[error("{url} is on a server, not in a directory")]
-    NoFolder {
+    NoDirectory {
         /// The URL of the store.
         url: String,
     },

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Owner, Renewed, Reply, Store, StoreError, Waited,
+    Acquired, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Owner, Renewed, Store,
+    StoreError, Waiter,
 };
 
 use super::directory::{Directory, wall_clock};
@@ -21,15 +22,14 @@ use super::error::{FileError, OpenError};
 use super::exact_file::{Exact, exact};
 use super::flock;
 use super::host_identity::Machine;
-#[cfg(target_os = "linux")]
-use super::inotify::Listener;
 use super::open_files::{Location, OpenFile, OpenFiles};
 use super::os::Purpose;
-use super::queue::{Position, Queue};
+use super::queue::{Position, Queue, QueueLossWatch, QueueWaiter};
 use super::record::Kind;
 use super::reply::{granted, holder};
-use super::{Listed, StoreOptions, os};
+use super::{StoreOptions, os};
 use crate::System;
+use crate::host_store::{HostStore, Listed, LossSignal};
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 use grants::Slot;
@@ -136,46 +136,6 @@ impl FileLockStore {
         }
     }
 
-    /// Records `label` as the label of this process in grants from now on, in place of
-    /// `StoreOptions::command`; `None` restores that.
-    pub fn set_label(&self, label: Option<&str>) {
-        self.directory.set_label(label);
-    }
-
-    /// Returns the names that are held now and their holders, and an error for each file that cannot be read.
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`StoreError`] if the directory cannot be read.
-    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        self.directory.held(|name| self.inspect(name))
-    }
-
-    /// Returns a duplicate of the locked descriptor of `claim`'s lock, for a program that inherits it.
-    /// The lock is free when it is released, or when all duplicates are closed. The descriptor has a
-    /// high number, and cannot write the lock's file if [`StoreOptions::handed_on`] was set. Returns
-    /// `None` if this value does not hold that lock.
-    ///
-    /// # Errors
-    ///
-    /// Returns the operating system's error if the descriptor cannot be duplicated.
-    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
-        let mut grants = self.grants();
-        let grant = match grants.get_mut(&claim.name) {
-            Some(Slot::Held(grant)) if grant.record.owner == claim.owner => grant,
-            _ => return Ok(None),
-        };
-        grant.is_shared = true;
-        let file = grant.locked.file.as_ref().map(OpenFile::inheritable);
-        file.map(os::duplicate_to_inherit).transpose()
-    }
-
-    /// Waits until the lock `name` is free, or its state cannot be determined, but at most for `at_most`. The
-    /// caller does not join the wait queue.
-    pub fn watch(&self, name: &Name, at_most: Duration) {
-        let _ = self.watch_open(name, at_most);
-    }
-
     /// Watches the lock as [`watch`](Self::watch) does, with files that stay open meanwhile: closing
     /// one would wake all waiters.
     fn watch_open(&self, name: &Name, at_most: Duration) -> Result<(), FileError> {
@@ -210,24 +170,6 @@ impl FileLockStore {
             self.put(name, exact);
         }
         Ok(())
-    }
-
-    /// Waits as [`Store::wait`] does, in a task.
-    pub(crate) async fn waited(&self, claim: &Claim) {
-        self.queue.waited(&self.directory, claim).await;
-    }
-
-    /// Waits as [`Store::lost`] does, in a task.
-    pub(crate) async fn awaited_loss(&self, claim: &Claim) {
-        let holds = || self.may_hold(claim);
-        self.queue.awaited_loss(&self.directory, claim, holds).await;
-    }
-
-    /// Returns a listener whose descriptor can be polled, and is readable when the lease of `claim` may
-    /// be lost.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn loss_listener(&self, claim: &Claim) -> io::Result<Listener> {
-        self.queue.listen(&self.directory, &claim.name)
     }
 
     /// Returns whether this process may hold the lock of `claim`: it does not if the locked file was
@@ -334,10 +276,63 @@ impl FileLockStore {
         };
         Ok(Some((None, unknown)))
     }
+
+    /// Returns the holder of `name`.
+    pub(super) fn holder(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        if let Some(Slot::Held(grant)) = self.grants().get(name)
+            && grant.locked.is_ours()
+        {
+            return Ok(Some(holder(&grant.record, grant.remaining(self.now()))));
+        }
+        Ok(self.other_holder(name)?.map(|(_, holder)| holder))
+    }
+
+    /// Returns the waiter of `claim`, for a thread or a task.
+    pub(crate) fn queue_waiter(&self, claim: &Claim) -> QueueWaiter<'_> {
+        self.queue.waiter(&self.directory, claim)
+    }
+
+    /// Returns a watch for the loss of the lease of `claim`, for a thread or a task.
+    pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<QueueLossWatch<'_>> {
+        let name = claim.name.clone();
+        let claim = claim.clone();
+        let is_lost = move || !self.may_hold(&claim);
+        self.queue.loss_watch(&self.directory, &name, is_lost)
+    }
+}
+
+impl HostStore for FileLockStore {
+    fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        self.directory.held(|name| self.holder(name))
+    }
+
+    /// The caller does not join the wait queue.
+    fn wait_until_free(&self, name: &Name, at_most: Duration) {
+        let _ = self.watch_open(name, at_most);
+    }
+
+    fn set_label(&self, label: Option<&str>) {
+        self.directory.set_label(label);
+    }
+
+    fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
+        let mut grants = self.grants();
+        let grant = match grants.get_mut(&claim.name) {
+            Some(Slot::Held(grant)) if grant.record.owner == claim.owner => grant,
+            _ => return Ok(None),
+        };
+        grant.is_shared = true;
+        let file = grant.locked.file.as_ref().map(OpenFile::inheritable);
+        file.map(os::duplicate_to_inherit).transpose()
+    }
+
+    fn loss_signal<'s>(&'s self, claim: &Claim) -> io::Result<Box<dyn LossSignal + 's>> {
+        Ok(Box::new(self.loss_watch(claim)?))
+    }
 }
 
 impl Store for FileLockStore {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let asking = Slot::Asking {
             process: process::this(),
         };
@@ -348,7 +343,7 @@ impl Store for FileLockStore {
                     return Ok(granted(&grant.record));
                 }
                 // The time of the release is unknown.
-                Slot::Asking { .. } | Slot::Held(_) => return Ok(Reply::REFUSED),
+                Slot::Asking { .. } | Slot::Held(_) => return Ok(Acquired::BUSY),
             },
             Entry::Occupied(mut slot) => {
                 slot.insert(asking);
@@ -368,7 +363,7 @@ impl Store for FileLockStore {
             }
             Ok(None) => {
                 self.grants().remove(&claim.name);
-                Ok(Reply::REFUSED)
+                Ok(Acquired::BUSY)
             }
             Err(err) => {
                 self.grants().remove(&claim.name);
@@ -377,21 +372,21 @@ impl Store for FileLockStore {
         }
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let mut grants = self.grants();
         let Some(Slot::Held(grant)) = grants.get_mut(&claim.name) else {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         };
         let mine = grant.record.owner == claim.owner && grant.locked.is_ours();
         if !mine || grant.is_expired(self.now()) {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         }
         // If the file at the path was replaced, other processes lock the new file.
         if !grant.locked.is_current()? {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         }
         grant.extend(&self.directory, claim, self.now())?;
-        Ok(granted(&grant.record))
+        Ok(true)
     }
 
     /// Renews the lease, also after it has expired: the kernel's lock cannot have been granted to
@@ -425,15 +420,15 @@ impl Store for FileLockStore {
         Ok(Renewed::Granted)
     }
 
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         let mut grants = self.grants();
         let grant = match grants.entry(claim.name.clone()) {
             Entry::Occupied(slot) if slot.get().is_ours_for(claim.owner) => slot.remove(),
-            _ => return Ok(Reply::REFUSED),
+            _ => return Ok(false),
         };
         drop(grants);
         let Slot::Held(mut grant) = grant else {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         };
         let now = self.now();
         let expired = grant.is_expired(now);
@@ -449,33 +444,24 @@ impl Store for FileLockStore {
         self.end(&claim.name, grant);
         self.queue.released(&self.directory, claim);
         self.queue.tidy();
-        Ok(if current? && !expired {
-            Reply::Granted { fence: None }
-        } else {
-            Reply::REFUSED
-        })
+        Ok(current? && !expired)
     }
 
     /// Returns [`FileError::NotEvictable`] if the lock is held: the kernel's lock cannot be taken from its
     /// holder, and the lock would have two holders.
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        match self.inspect(name)? {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        match self.holder(name)? {
             Some(_) => Err(FileError::NotEvictable {
                 name: name.clone(),
                 fence: only,
             }
             .into()),
-            None => Ok(Reply::REFUSED),
+            None => Ok(false),
         }
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        if let Some(Slot::Held(grant)) = self.grants().get(name)
-            && grant.locked.is_ours()
-        {
-            return Ok(Some(holder(&grant.record, grant.remaining(self.now()))));
-        }
-        Ok(self.other_holder(name)?.map(|(_, holder)| holder))
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Ok(self.holder(name)?.into_iter().collect())
     }
 
     /// Returns `false` in a forked child for a lock of its parent.
@@ -489,39 +475,25 @@ impl Store for FileLockStore {
         Ok(self.process == process::this() && owner == Some(claim.owner))
     }
 
-    /// Returns [`Reply::REFUSED`]: a lock of the kernel cannot outlive the processes that hold it.
-    fn detach(&self, _claim: &Claim) -> Result<Reply, StoreError> {
-        Ok(Reply::REFUSED)
+    /// Returns `false`: a lock of the kernel cannot outlive the processes that hold it.
+    fn detach(&self, _claim: &Claim) -> Result<bool, StoreError> {
+        Ok(false)
     }
 
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.queue.wait(&self.directory, claim, at_most);
-        Waited::Done
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        Some(Box::new(self.queue_waiter(claim)))
     }
 
-    fn notifies(&self) -> bool {
-        Queue::NOTIFIES
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+        Some(Box::new(self.loss_watch(claim).ok()?))
     }
 
-    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let holds = || self.may_hold(claim);
-        if self.queue.lost(&self.directory, claim, at_most, holds) {
-            Waited::Done
-        } else {
-            Waited::Unable
-        }
-    }
-
-    fn give_up(&self, claim: &Claim) {
-        self.queue.leave(&self.directory, claim);
-    }
-
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             expires: false,
             ephemeral: true,
             transfers: false,
-            evicts: false,
+            force_releases: false,
             fences: true,
             revives: true,
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crc32c::{crc32c, crc32c_append};
 use tempfile::TempDir;
-use verrou::{Claim, Clock, Name, Owner, Reply, Store, StoreError, Timestamp, Ttl};
+use verrou::{Acquired, Claim, Clock, Name, Owner, Store, StoreError, Timestamp, Ttl};
 
 use super::directory::file_name;
 use super::durable_u64;
@@ -100,7 +100,7 @@ fn is_accepted(kind: Kind, bytes: &[u8]) -> bool {
     };
     assert_eq!(
         record::name_of(other, bytes),
-        Err(record::Damage::Foreign),
+        Err(record::Corruption::Foreign),
         "of both kinds"
     );
 
@@ -248,7 +248,7 @@ fn is_usable(kind: Kind, bytes: &[u8]) {
         assert!(is_known, "{why}: {before:?}");
     }
     for (store, claim) in stores.into_iter().zip(&claims) {
-        store.give_up(claim);
+        leave(store, claim);
         let _ = store.release(claim);
     }
     let after = fs::read(&path).expect("to read the file");
@@ -259,40 +259,54 @@ fn is_usable(kind: Kind, bytes: &[u8]) {
     let _ = fs::remove_file(directory.join("fences"));
 }
 
+/// Waits for at most `at_most`. The ticket of the claim's owner stays in the queue until its grant, or until it
+/// [leaves](leave).
+fn wait(store: &dyn Store, claim: &Claim, at_most: Duration) {
+    let mut waiter = store.waiter(claim).expect("a store that can wait");
+    waiter.wait(at_most);
+    // Dropping it would leave the queue.
+    std::mem::forget(waiter);
+}
+
+/// Removes the ticket of the claim's owner from the queue.
+fn leave(store: &dyn Store, claim: &Claim) {
+    drop(store.waiter(claim));
+}
+
 /// Acquires the lock for the owners of `claims` one after the other; the second and the third wait for it.
 fn are_granted(claims: &[Claim; 3], stores: &[&dyn Store; 3]) -> Result<(), StoreError> {
     let ([first, second, third], name) = (claims, &claims[0].name);
     let mut fences = BTreeSet::new();
-    let found = stores[0].inspect(name)?;
+    let found = stores[0].holders(name)?.pop();
     let mut reply = stores[0].acquire(first)?;
     assert_eq!(reply.is_granted(), found.is_none(), "{found:?}, {reply:?}");
     if !reply.is_granted() {
-        assert!(stores[0].evict(name, None)?.is_granted());
-        assert_eq!(stores[0].inspect(name)?, None);
+        assert!(stores[0].force_release(name, None)?);
+        assert_eq!(stores[0].holders(name)?.pop(), None);
         reply = stores[0].acquire(first)?;
     }
-    let Reply::Granted { fence } = reply else {
+    let Acquired::Granted { fence } = reply else {
         panic!("{reply:?}, although the lock is free");
     };
     fences.insert(fence);
-    let holder = stores[1].inspect(name)?.expect("a holder");
+    let holder = stores[1].holders(name)?.pop().expect("a holder");
     assert_eq!(holder.fence, fence);
     assert!(stores[1].holds(first, fence)?);
     let mut waiting = vec![(stores[1], second), (stores[2], third)];
     for (store, claim) in &waiting {
         assert!(!store.acquire(claim)?.is_granted());
-        store.wait(claim, Duration::ZERO);
+        wait(store, claim, Duration::ZERO);
     }
-    assert!(stores[0].extend(first)?.is_granted());
-    assert!(stores[0].release(first)?.is_granted());
+    assert!(stores[0].extend(first)?);
+    assert!(stores[0].release(first)?);
     // The waiters are granted the lock in their order, unless the file hides that order.
     for _ in 0..3 {
         let mut left = Vec::new();
         for (store, claim) in waiting {
-            if let Reply::Granted { fence } = store.acquire(claim)? {
+            if let Acquired::Granted { fence } = store.acquire(claim)? {
                 assert!(fences.last() < Some(&fence), "{fence:?} after {fences:?}");
                 fences.insert(fence);
-                assert!(store.release(claim)?.is_granted());
+                assert!(store.release(claim)?);
             } else {
                 left.push((store, claim));
             }

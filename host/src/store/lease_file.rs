@@ -18,21 +18,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use verrou::{
-    Abilities, Claim, Clock, Fence, Holder, Name, Renewed, Reply, Store, StoreError, Waited,
+    Acquired, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Renewed, Store,
+    StoreError, Waiter,
 };
 
 use super::directory::{Directory, View};
 use super::error::{FileError, OpenError};
 use super::flock;
 use super::host_identity::Machine;
-#[cfg(target_os = "linux")]
-use super::inotify::Listener;
 use super::os::Purpose;
-use super::queue::Queue;
+use super::queue::{Queue, QueueLossWatch, QueueWaiter};
 use super::record::{Kind, Record};
-use super::reply::{granted, holder};
-use super::{Listed, StoreOptions, Zombies, liveness, os};
+use super::reply::holder;
+use super::{StoreOptions, Zombies, liveness, os};
 use crate::System;
+use crate::host_store::{HostStore, Listed, LossSignal};
 use crate::process::{self, PerProcess};
 use crate::sync::Mutex;
 use crate::sync::atomic::AtomicUsize;
@@ -108,82 +108,6 @@ impl LeaseFileStore {
         }
     }
 
-    /// Records `label` as the label of this process in grants from now on, in place of
-    /// `StoreOptions::command`; `None` restores that.
-    pub fn set_label(&self, label: Option<&str>) {
-        self.directory.set_label(label);
-    }
-
-    /// Returns the names that are held now and their holders, and an error for each file that cannot be read.
-    ///
-    /// # Errors
-    ///
-    /// Returns a [`StoreError`] if the directory cannot be read.
-    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        self.directory.held(|name| self.inspect(name))
-    }
-
-    /// Returns a descriptor that keeps the ephemeral lease of `claim` alive, for a program that
-    /// inherits it. The lease ends when all duplicates are closed. The descriptor has a high number,
-    /// and cannot write the lease's file. Returns `None` if this process keeps no such lease alive.
-    ///
-    /// # Errors
-    ///
-    /// Returns the operating system's error if the descriptor cannot be opened or duplicated.
-    pub fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
-        let mut grants = self.grants();
-        let grant = grants.get_mut(&claim.name);
-        let Some(grant) = grant.filter(|grant| grant.owner == claim.owner) else {
-            return Ok(None);
-        };
-        let Some(lifeline) = &mut grant.lifeline else {
-            return Ok(None);
-        };
-        grant.is_shared = true;
-        // If its file was moved away, only the first description exists.
-        if lifeline.open_read_only().map_err(io::Error::other)? {
-            liveness::share(lifeline, grant.fence)?;
-        }
-        os::duplicate_to_inherit(lifeline.inheritable()).map(Some)
-    }
-
-    /// Returns the previous holder from which `claim` took over the lease: its lease had expired, but
-    /// processes of it still lived.
-    pub fn taken_over(&self, claim: &Claim) -> Option<Holder> {
-        self.grants()
-            .get(&claim.name)?
-            .of(claim.owner)?
-            .taken_over
-            .clone()
-    }
-
-    /// Waits until the lock `name` is free, or its state cannot be determined, but at most for `at_most`. The
-    /// caller does not join the wait queue.
-    pub fn watch(&self, name: &Name, at_most: Duration) {
-        self.queue
-            .watch_changes(&self.directory, name, at_most, || {
-                !matches!(self.inspect(name), Ok(Some(_)))
-            });
-    }
-
-    /// Waits as [`Store::wait`] does, in a task.
-    pub(crate) async fn waited(&self, claim: &Claim) {
-        self.queue.waited(&self.directory, claim).await;
-    }
-
-    /// Waits as [`Store::lost`] does, in a task.
-    pub(crate) async fn awaited_loss(&self, claim: &Claim) {
-        let holds = || self.may_hold(claim);
-        self.queue.awaited_loss(&self.directory, claim, holds).await;
-    }
-
-    /// Returns a listener whose descriptor can be polled, and is readable when the lease of `claim` may
-    /// be lost.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn loss_listener(&self, claim: &Claim) -> io::Result<Listener> {
-        self.queue.listen(&self.directory, &claim.name)
-    }
-
     /// Returns whether the lease of `claim` is held according to its record, or the record cannot be
     /// read now.
     pub(crate) fn may_hold(&self, claim: &Claim) -> bool {
@@ -239,10 +163,76 @@ impl LeaseFileStore {
             && record.ephemeral
             && !self.grants().get(name).is_some_and(is_own)
     }
+
+    /// Returns the holder of `name`.
+    pub(super) fn holder(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+        let found = self.held_record(name)?;
+        Ok(found.map(|held| holder(&held.record, held.remaining)))
+    }
+
+    /// Returns the waiter of `claim`, for a thread or a task.
+    pub(crate) fn queue_waiter(&self, claim: &Claim) -> QueueWaiter<'_> {
+        self.queue.waiter(&self.directory, claim)
+    }
+
+    /// Returns a watch for the loss of the lease of `claim`, for a thread or a task.
+    pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<QueueLossWatch<'_>> {
+        let name = claim.name.clone();
+        let claim = claim.clone();
+        let is_lost = move || !self.may_hold(&claim);
+        self.queue.loss_watch(&self.directory, &name, is_lost)
+    }
+}
+
+impl HostStore for LeaseFileStore {
+    fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        self.directory.held(|name| self.holder(name))
+    }
+
+    /// The caller does not join the wait queue.
+    fn wait_until_free(&self, name: &Name, at_most: Duration) {
+        self.queue
+            .watch_changes(&self.directory, name, at_most, || {
+                !matches!(self.holder(name), Ok(Some(_)))
+            });
+    }
+
+    fn set_label(&self, label: Option<&str>) {
+        self.directory.set_label(label);
+    }
+
+    fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
+        let mut grants = self.grants();
+        let grant = grants.get_mut(&claim.name);
+        let Some(grant) = grant.filter(|grant| grant.owner == claim.owner) else {
+            return Ok(None);
+        };
+        let Some(lifeline) = &mut grant.lifeline else {
+            return Ok(None);
+        };
+        grant.is_shared = true;
+        // If its file was moved away, only the first description exists.
+        if lifeline.open_read_only().map_err(io::Error::other)? {
+            liveness::share(lifeline, grant.fence)?;
+        }
+        os::duplicate_to_inherit(lifeline.inheritable()).map(Some)
+    }
+
+    fn taken_over(&self, claim: &Claim) -> Option<Holder> {
+        self.grants()
+            .get(&claim.name)?
+            .of(claim.owner)?
+            .taken_over
+            .clone()
+    }
+
+    fn loss_signal<'s>(&'s self, claim: &Claim) -> io::Result<Box<dyn LossSignal + 's>> {
+        Ok(Box::new(self.loss_watch(claim)?))
+    }
 }
 
 impl Store for LeaseFileStore {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         loop {
             let mut is_next_notified = false;
             let reply = self.with_record(&claim.name, Which::Wanted(claim), |lease, view| {
@@ -260,7 +250,7 @@ impl Store for LeaseFileStore {
                 reply => reply?,
             };
             let Some(reply) = reply else {
-                return Ok(Reply::REFUSED);
+                return Ok(Acquired::BUSY);
             };
             if let Some(reply) = reply {
                 if reply.is_granted() {
@@ -272,19 +262,19 @@ impl Store for LeaseFileStore {
         }
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
                 Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
                     LeaseState::Held { .. } => {
                         lease.extend(&record, claim)?;
-                        Ok(granted(&record))
+                        Ok(true)
                     }
-                    LeaseState::Free | LeaseState::Zombie => Ok(Reply::REFUSED),
+                    LeaseState::Free | LeaseState::Zombie => Ok(false),
                 },
-                _ => Ok(Reply::REFUSED),
+                _ => Ok(false),
             })?;
-        Ok(reply.unwrap_or(Reply::REFUSED))
+        Ok(reply.unwrap_or(false))
     }
 
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
@@ -302,7 +292,7 @@ impl Store for LeaseFileStore {
         Ok(renewed.unwrap_or(Renewed::Lost))
     }
 
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         let mut has_waited = false;
         let mut lives = None;
         let mut held_for = Duration::MAX;
@@ -330,29 +320,24 @@ impl Store for LeaseFileStore {
                         lease.note_release(record.fence);
                     }
                     lease.free(&record, has_waited)?;
-                    Ok(if matches!(state, LeaseState::Held { .. }) && is_there? {
-                        granted(&record)
-                    } else {
-                        Reply::REFUSED
-                    })
+                    Ok(matches!(state, LeaseState::Held { .. }) && is_there?)
                 }
-                _ => Ok(Reply::REFUSED),
+                _ => Ok(false),
             }
         };
         let mut reply = self.with_record(&claim.name, Which::Held, operation);
-        if !matches!(reply, Ok(Some(Reply::Granted { .. })) | Err(_)) && !mutant!(MovedFileBelieved)
-        {
+        if !matches!(reply, Ok(Some(true)) | Err(_)) && !mutant!(MovedFileBelieved) {
             // The lease may be in the file that replaced this one.
             reply = self.with_record(&claim.name, Which::There, operation);
         }
         if matches!(reply, Err(FileError::Busy { .. })) && flock::Attempt::is_to_be_repeated() {
-            return Ok(reply?.unwrap_or(Reply::REFUSED));
+            return Ok(reply?.unwrap_or(false));
         }
         // Drop the grant also after an error: if there is no free descriptor, or the disk rejects writes, an
         // ephemeral lease still ends when its byte is unlocked, and the name does not stay held without a
         // holder.
         if reply.is_ok() || !mutant!(FailedReleaseKeepsLease) {
-            self.drop_grant(claim, matches!(reply, Ok(Some(Reply::Granted { .. }))));
+            self.drop_grant(claim, matches!(reply, Ok(Some(true))));
         }
         if reply.is_err()
             && let Ok(Some(file)) = self.directory.take(&claim.name)
@@ -363,10 +348,10 @@ impl Store for LeaseFileStore {
         }
         self.queue.released(&self.directory, claim);
         self.queue.tidy();
-        Ok(reply?.unwrap_or(Reply::REFUSED))
+        Ok(reply?.unwrap_or(false))
     }
 
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         let reply = self.with_record(name, Which::There, |lease, view| match view.record {
             Some(record)
                 if record.held
@@ -377,32 +362,31 @@ impl Store for LeaseFileStore {
                     // From now on the lease must not be renewed any more.
                     Ok(LeaseState::Free) if LeaseFile::is_merely_expired(&record) => {
                         lease.free(&record, false)?;
-                        Ok(Reply::REFUSED)
+                        Ok(false)
                     }
-                    Ok(LeaseState::Free) => Ok(Reply::REFUSED),
+                    Ok(LeaseState::Free) => Ok(false),
                     // The lease was free already, except for processes that choose to wait for its processes.
                     Ok(LeaseState::Zombie) if self.zombies == Zombies::Take => {
                         lease.free(&record, false)?;
-                        Ok(Reply::REFUSED)
+                        Ok(false)
                     }
                     // If the clock or the boot is foreign, whether the lease has expired is unknown;
                     // now it has ended.
                     Ok(LeaseState::Held { .. } | LeaseState::Zombie)
                     | Err(FileError::ForeignClock { .. } | FileError::ForeignBoot { .. }) => {
                         lease.free(&record, false)?;
-                        Ok(granted(&record))
+                        Ok(true)
                     }
                     Err(err) => Err(err),
                 }
             }
-            _ => Ok(Reply::REFUSED),
+            _ => Ok(false),
         })?;
-        Ok(reply.unwrap_or(Reply::REFUSED))
+        Ok(reply.unwrap_or(false))
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        let found = self.held_record(name)?;
-        Ok(found.map(|held| holder(&held.record, held.remaining)))
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        Ok(self.holder(name)?.into_iter().collect())
     }
 
     fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
@@ -412,7 +396,7 @@ impl Store for LeaseFileStore {
         }))
     }
 
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
                 Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
@@ -424,47 +408,33 @@ impl Store for LeaseFileStore {
                             ephemeral: false,
                             ..Record::clone(&record)
                         })?;
-                        Ok(granted(&record))
+                        Ok(true)
                     }
-                    LeaseState::Free | LeaseState::Zombie => Ok(Reply::REFUSED),
+                    LeaseState::Free | LeaseState::Zombie => Ok(false),
                 },
-                _ => Ok(Reply::REFUSED),
+                _ => Ok(false),
             })?;
-        if reply.is_some_and(Reply::is_granted) {
+        if reply == Some(true) {
             self.queue.released(&self.directory, claim);
             self.drop_grant(claim, false);
         }
-        Ok(reply.unwrap_or(Reply::REFUSED))
+        Ok(reply.unwrap_or(false))
     }
 
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.queue.wait(&self.directory, claim, at_most);
-        Waited::Done
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        Some(Box::new(self.queue_waiter(claim)))
     }
 
-    fn notifies(&self) -> bool {
-        Queue::NOTIFIES
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
+        Some(Box::new(self.loss_watch(claim).ok()?))
     }
 
-    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        let holds = || self.may_hold(claim);
-        if self.queue.lost(&self.directory, claim, at_most, holds) {
-            Waited::Done
-        } else {
-            Waited::Unable
-        }
-    }
-
-    fn give_up(&self, claim: &Claim) {
-        self.queue.leave(&self.directory, claim);
-    }
-
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             expires: true,
             ephemeral: liveness::AVAILABLE,
             transfers: true,
-            evicts: true,
+            force_releases: true,
             fences: true,
             revives: true,
         }

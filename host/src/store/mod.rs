@@ -30,11 +30,14 @@ mod store_directory;
 mod tickets;
 mod trusted_file;
 
+use std::fmt;
 use std::future;
+use std::path::Path;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use verrou::{Holder, Name, StoreError};
+use verrou::{AsyncStore, StoreError};
 
 pub use bare_lock::BareLockStore;
 pub use error::{FileError, OpenError};
@@ -46,10 +49,56 @@ pub(crate) use host_identity::this_process;
 #[cfg(target_os = "linux")]
 pub(crate) use inotify::Listener;
 pub use lease_file::LeaseFileStore;
-pub use record::Damage;
+pub use record::Corruption;
 
-/// A held name and its holder, or the error for one file that could not be read.
-pub type Listed = Result<(Name, Holder), StoreError>;
+use crate::host_store::HostStore;
+
+/// Opens a store at a path.
+type Open<S> = fn(&Path, &StoreOptions) -> Result<S, OpenError>;
+
+/// A kind of store on this machine, by the scheme of its URLs.
+pub(crate) struct LocalScheme {
+    /// The scheme, without the colon.
+    pub(crate) name: &'static str,
+    pub(crate) open: Open<Box<dyn HostStore>>,
+    pub(crate) open_async: Open<Arc<dyn AsyncStore>>,
+}
+
+/// The kinds of stores on this machine. A store whose operations block opens as an
+/// [`Inline`](verrou::nonblocking::Inline) store for tasks.
+pub(crate) static LOCAL_SCHEMES: [LocalScheme; 2] = [
+    LocalScheme {
+        name: "lease",
+        open: |path, options| Ok(Box::new(LeaseFileStore::open(path, options)?)),
+        open_async: |path, options| Ok(Arc::new(LeaseFileStore::open(path, options)?)),
+    },
+    LocalScheme {
+        name: "file",
+        open: |path, options| Ok(Box::new(FileLockStore::open(path, options)?)),
+        open_async: |path, options| Ok(Arc::new(FileLockStore::open(path, options)?)),
+    },
+];
+
+impl LocalScheme {
+    /// Returns the scheme called `name`.
+    pub(crate) fn find(name: &str) -> Option<&'static Self> {
+        LOCAL_SCHEMES.iter().find(|scheme| scheme.name == name)
+    }
+}
+
+impl PartialEq for LocalScheme {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for LocalScheme {}
+
+impl fmt::Debug for LocalScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LocalScheme").field(&self.name).finish()
+    }
+}
 
 /// Options of a store in files.
 #[derive(Clone, Debug, Default)]

@@ -1,16 +1,22 @@
 //! The wait queue of systems without notifications of changed files: waiters poll, in no order.
 
+use std::convert::Infallible;
 use std::future;
+use std::io;
+use std::marker::PhantomData;
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Claim, Name};
+use verrou::{AsyncLossWatch, AsyncWaiter, Claim, LossWatch, Name, Waiter, async_trait};
 
 use super::directory::{Directory, View};
 use super::error::FileError;
 use super::jitter;
 use super::open_files::OpenFile;
+use crate::host_store::LossSignal;
 
 /// A queue that keeps no waiters.
 #[derive(Debug)]
@@ -41,8 +47,6 @@ impl Position {
 }
 
 impl Queue {
-    pub(crate) const NOTIFIES: bool = false;
-
     pub(crate) fn new(_foreign: Option<PathBuf>, _reports_all_changes: bool) -> Self {
         Self
     }
@@ -79,38 +83,27 @@ impl Queue {
     pub(crate) fn released(&self, _directory: &Directory, _claim: &Claim) {}
 
     #[expect(clippy::unused_self, reason = "systems with a queue change it")]
-    pub(crate) fn leave(&self, _directory: &Directory, _claim: &Claim) {}
-
-    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
     pub(crate) fn tidy(&self) {}
 
-    /// Never ends: the caller has a timer.
-    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
-    pub(crate) async fn waited(&self, _directory: &Directory, _claim: &Claim) {
-        future::pending().await
+    /// Returns the waiter of a claim.
+    #[expect(clippy::unused_self, reason = "systems with a queue read it")]
+    pub(crate) fn waiter<'a>(
+        &'a self,
+        _directory: &'a Directory,
+        _claim: &Claim,
+    ) -> QueueWaiter<'a> {
+        QueueWaiter(PhantomData)
     }
 
-    /// Returns `false`: this system does not report losses.
+    /// Returns an error: this system does not report losses.
     #[expect(clippy::unused_self, reason = "systems with a queue read it")]
-    pub(crate) fn lost(
+    pub(crate) fn loss_watch<'a>(
         &self,
         _directory: &Directory,
-        _claim: &Claim,
-        _at_most: Duration,
-        _holds: impl Fn() -> bool,
-    ) -> bool {
-        false
-    }
-
-    /// Never ends: the caller has a timer.
-    #[expect(clippy::unused_self, reason = "systems with a queue read it")]
-    pub(crate) async fn awaited_loss(
-        &self,
-        _directory: &Directory,
-        _claim: &Claim,
-        _holds: impl Fn() -> bool,
-    ) {
-        future::pending().await
+        _name: &Name,
+        _is_lost: impl Fn() -> bool + Send + Sync + 'a,
+    ) -> io::Result<QueueLossWatch<'a>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     #[expect(clippy::unused_self, reason = "systems with a queue read it")]
@@ -127,10 +120,53 @@ impl Queue {
             thread::sleep(jitter(Duration::from_millis(10)).min(left));
         }
     }
+}
 
-    /// Waits for some milliseconds, but at most for `at_most`; then the next attempt is due.
-    #[expect(clippy::unused_self, reason = "systems with a queue change it")]
-    pub(crate) fn wait(&self, _directory: &Directory, _claim: &Claim, at_most: Duration) {
+/// The waiter of a claim, which polls.
+pub(crate) struct QueueWaiter<'a>(PhantomData<&'a Queue>);
+
+impl Waiter for QueueWaiter<'_> {
+    /// Waits for some milliseconds; then the next attempt is due.
+    fn wait(&mut self, at_most: Duration) {
         thread::sleep(jitter(Duration::from_millis(10)).min(at_most));
+    }
+}
+
+#[async_trait]
+impl AsyncWaiter for QueueWaiter<'_> {
+    /// Never ends: the caller has a timer.
+    async fn wait(&mut self, _at_most: Duration) {
+        future::pending().await
+    }
+}
+
+/// A watch for the loss of a lock, which this system does not have.
+pub(crate) struct QueueLossWatch<'a>(Infallible, PhantomData<&'a Queue>);
+
+impl LossWatch for QueueLossWatch<'_> {
+    fn wait(&self, _at_most: Duration) {
+        match self.0 {}
+    }
+
+    fn cancel(&self) {
+        match self.0 {}
+    }
+}
+
+#[async_trait]
+impl AsyncLossWatch for QueueLossWatch<'_> {
+    async fn wait(&mut self) {
+        match self.0 {}
+    }
+}
+
+impl LossSignal for QueueLossWatch<'_> {
+    fn is_lost(&self) -> bool {
+        match self.0 {}
+    }
+
+    #[cfg(unix)]
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self.0 {}
     }
 }

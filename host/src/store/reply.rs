@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use verrou::{Fence, Holder, Process, Reply};
+use verrou::{Acquired, Fence, Holder, Process};
 
 use super::liveness;
 use super::record::Record;
 
-pub(super) fn granted(record: &Record) -> Reply {
-    Reply::Granted {
+pub(super) fn granted(record: &Record) -> Acquired {
+    Acquired::Granted {
         fence: Fence::new(record.fence),
     }
 }

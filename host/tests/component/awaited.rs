@@ -18,7 +18,7 @@ use crate::through::component;
 
 type Memory<C> = Arc<MemoryStore<C>>;
 
-fn instance<C: Clock, H>(store: &Memory<C>, host: H) -> AsyncInstance<Memory<C>, H>
+fn instance<C: Clock + Send + Sync, H>(store: &Memory<C>, host: H) -> AsyncInstance<Memory<C>, H>
 where
     H: AsyncHost + Send + 'static,
 {
@@ -136,7 +136,7 @@ fn lease_is_renewed_during_the_work() {
     let natively = LockFactory::new(Arc::clone(&store), clock.clone());
     let other = natively.create_lock("lock", "none").expect("a lock");
     let forced = async {
-        other.force_release().await.expect("a force-release");
+        other.force_release(None).await.expect("a force-release");
         future::pending::<()>().await;
     };
     let lost = block_on(instance.keep(lock, forced));

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use verrou::{
-    Abilities, Claim, Fence, Holder, MemoryStore, Name, Renewed, Reply, Retry, Store, StoreError,
+    Acquired, Claim, Fence, Holder, MemoryStore, Name, Renewed, Retry, Store, StoreError,
+    StoreWrapper, Waiter,
 };
 use verrou_host::System;
 use verrou_host::component::bindings::blocking::LockManager;
@@ -19,10 +20,10 @@ use verrou_host::component::{ComponentError, Instance, Limits, Runner};
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 
-use crate::places::AnyStore;
+use crate::places::SharedStore;
 use crate::through::component;
 
-fn instance(store: AnyStore) -> Instance<AnyStore, System> {
+fn instance(store: SharedStore) -> Instance<SharedStore, System> {
     let runner = Runner::new(&component(), &Limits::default()).expect("the component");
     runner.instance(store, System).expect("an instance")
 }
@@ -34,7 +35,7 @@ fn code<T: Debug>(end: Result<T, ComponentError>) -> &'static str {
 
 /// Asserts that the instance still acquires and releases locks.
 #[track_caller]
-fn assert_usable(instance: &mut Instance<AnyStore, System>) {
+fn assert_usable(instance: &mut Instance<SharedStore, System>) {
     let lock = instance.create_lock("still here", None).expect("a lock");
     assert!(instance.try_acquire(lock).expect("an answer"));
     instance.release(lock).expect("this lock's grant");
@@ -198,7 +199,7 @@ fn all_handles_fit_in_the_memory_that_an_instance_may_take() {
 fn an_instance_without_memory_stops_alone() {
     let limits = Limits::default().memory(1 << 20);
     let runner = Runner::new(&component(), &limits).expect("the component");
-    let store: AnyStore = Arc::new(MemoryStore::new(System));
+    let store: SharedStore = Arc::new(MemoryStore::new(System));
     let instance = || runner.instance(Arc::clone(&store), System);
     let (mut greedy, mut other) = (instance().expect("one"), instance().expect("another"));
     let name = "x".repeat(Name::MAX_BYTES);
@@ -233,7 +234,7 @@ fn an_instance_that_runs_for_too_long_is_stopped() {
 fn a_store_may_take_longer_than_its_component() {
     let limits = Limits::default().time(STALL / 2);
     let runner = Runner::new(&component(), &limits).expect("the component");
-    let slow: AnyStore = Arc::new(Faulty::new(Fault::Stalls));
+    let slow: SharedStore = Arc::new(Faulty::new(Fault::Stalls));
     let mut instance = runner.instance(slow, System).expect("an instance");
     let lock = instance.create_lock("lock", None).expect("a lock");
     assert!(instance.try_acquire(lock).expect("a slow answer"));
@@ -253,6 +254,7 @@ enum Fault {
 }
 
 /// A memory store with a fault.
+#[derive(Debug)]
 struct Faulty {
     store: MemoryStore<System>,
     fault: Fault,
@@ -281,24 +283,28 @@ impl Faulty {
     }
 }
 
-impl Store for Faulty {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+impl StoreWrapper for Faulty {
+    type Inner = MemoryStore<System>;
+    fn inner(&self) -> &Self::Inner {
+        &self.store
+    }
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.fail()?;
         let reply = Store::acquire(&self.store, claim)?;
         let mut grants = self.grants.lock().expect("a number");
         Ok(match self.fault {
             Fault::CountsDown if reply.is_granted() => {
                 *grants -= 1;
-                Reply::Granted {
+                Acquired::Granted {
                     fence: Fence::new(*grants),
                 }
             }
-            Fault::GrantsTwice => Reply::Granted { fence: None },
-            Fault::RefusesAll => Reply::REFUSED,
+            Fault::GrantsTwice => Acquired::Granted { fence: None },
+            Fault::RefusesAll => Acquired::BUSY,
             _ => reply,
         })
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.fail()?;
         Store::extend(&self.store, claim)
     }
@@ -306,24 +312,24 @@ impl Store for Faulty {
         self.fail()?;
         Store::renew(&self.store, claim, fence)
     }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.fail()?;
         Store::release(&self.store, claim)
     }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         self.fail()?;
-        Store::evict(&self.store, name, only)
+        Store::force_release(&self.store, name, only)
     }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         self.fail()?;
-        Store::inspect(&self.store, name)
+        Store::holders(&self.store, name)
     }
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.store)
+    fn waiter<'s>(&'s self, _: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        None
     }
 }
 
-fn faulty(fault: Fault) -> Instance<AnyStore, System> {
+fn faulty(fault: Fault) -> Instance<SharedStore, System> {
     instance(Arc::new(Faulty::new(fault)))
 }
 

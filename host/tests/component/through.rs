@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::identity;
+use std::fmt;
 use std::future::{Future, poll_fn};
 use std::mem::replace;
 use std::path::Path;
@@ -15,14 +16,14 @@ use verrou::blocking::Host;
 use verrou::conformance::{Fixture, TestClock};
 use verrou::nonblocking::{AsyncHost, Inline};
 use verrou::{
-    Abilities, AsyncStore, Claim, Clock, Fence, Holder, Lease, Name, Owner, Renewed, Reply,
-    SerializedLock, Store, StoreError, Timestamp, Ttl, Waited,
+    Acquired, AsyncStore, Capabilities, Claim, Clock, Fence, Holder, Lease, Name, Owner, Renewed,
+    SerializedLock, Store, StoreError, Timestamp, Ttl, Waiter, async_trait,
 };
 use verrou_host::component::{
     AsyncInstance, AsyncRunner, ComponentError, Instance, Limits, LockHandle, Runner,
 };
 
-use crate::places::AnyStore;
+use crate::places::SharedStore;
 
 /// Returns the component that `cargo xtask component` has built.
 pub(crate) fn component() -> Vec<u8> {
@@ -101,11 +102,12 @@ macro_rules! calls {
     };
 }
 
-calls!(Instance<AnyStore, AdapterHost>, identity);
+calls!(Instance<SharedStore, AdapterHost>, identity);
 calls!(AsyncInstance<Yielding, AdapterHost>, block_on);
 
 /// A store whose operations each yield once before they complete.
-pub(crate) struct Yielding(pub(crate) Inline<AnyStore>);
+#[derive(Debug)]
+pub(crate) struct Yielding(pub(crate) Inline<SharedStore>);
 
 impl Yielding {
     async fn once() {
@@ -122,12 +124,13 @@ impl Yielding {
     }
 }
 
+#[async_trait]
 impl AsyncStore for Yielding {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         Self::once().await;
         self.0.acquire(claim).await
     }
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         Self::once().await;
         self.0.extend(claim).await
     }
@@ -135,24 +138,24 @@ impl AsyncStore for Yielding {
         Self::once().await;
         self.0.renew(claim, fence).await
     }
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         Self::once().await;
         self.0.release(claim).await
     }
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         Self::once().await;
-        self.0.evict(name, only).await
+        self.0.force_release(name, only).await
     }
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         Self::once().await;
-        self.0.inspect(name).await
+        self.0.holders(name).await
     }
-    async fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         Self::once().await;
         self.0.detach(claim).await
     }
-    fn abilities(&self) -> Abilities {
-        self.0.abilities()
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
     }
 }
 
@@ -161,8 +164,8 @@ fn async_runner() -> &'static AsyncRunner<AdapterHost> {
     RUNNER.get_or_init(|| AsyncRunner::new(&component(), &Limits::default()).expect("a component"))
 }
 
-fn runner() -> &'static Runner<AnyStore, AdapterHost> {
-    static RUNNER: OnceLock<Runner<AnyStore, AdapterHost>> = OnceLock::new();
+fn runner() -> &'static Runner<SharedStore, AdapterHost> {
+    static RUNNER: OnceLock<Runner<SharedStore, AdapterHost>> = OnceLock::new();
     RUNNER.get_or_init(|| Runner::new(&component(), &Limits::default()).expect("the component"))
 }
 
@@ -238,7 +241,7 @@ macro_rules! fixture {
             type Host = TestClock;
 
             fn client(&self) -> Self::Store {
-                let store: AnyStore = Arc::new(self.0.client());
+                let store: SharedStore = Arc::new(self.0.client());
                 let host = AdapterHost::new(self.0.host());
                 let instance = $new(Arc::clone(&store), host.clone());
                 Through::new(store, host, instance.expect("an instance"))
@@ -257,7 +260,7 @@ macro_rules! fixture {
 
 fixture!(
     Component,
-    Instance<AnyStore, AdapterHost>,
+    Instance<SharedStore, AdapterHost>,
     |store, host| runner().instance(store, host)
 );
 fixture!(
@@ -268,9 +271,15 @@ fixture!(
 
 /// One instance of the component, as a store.
 pub(crate) struct Through<I> {
-    store: AnyStore,
+    store: SharedStore,
     host: AdapterHost,
     state: Mutex<State<I>>,
+}
+
+impl<I> fmt::Debug for Through<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Through").finish_non_exhaustive()
+    }
 }
 
 struct State<I> {
@@ -280,7 +289,7 @@ struct State<I> {
 }
 
 impl<I: Calls> Through<I> {
-    fn new(store: AnyStore, host: AdapterHost, instance: I) -> Self {
+    fn new(store: SharedStore, host: AdapterHost, instance: I) -> Self {
         Self {
             store,
             host,
@@ -296,7 +305,7 @@ impl<I: Calls> Through<I> {
         &self,
         claim: &Claim,
         operation: impl FnOnce(&mut I, LockHandle) -> Result<bool, ComponentError>,
-    ) -> Result<Reply, StoreError> {
+    ) -> Result<bool, StoreError> {
         let state = &mut *self.state.lock().unwrap();
         let known = state.locks.get(&(claim.name.clone(), claim.owner)).copied();
         // An expired lock may have been extended by another instance, which this one has not recorded.
@@ -311,7 +320,7 @@ impl<I: Calls> Through<I> {
         if known.is_none() {
             state.instance.forget(lock).map_err(failed)?;
         }
-        reply(end)
+        done(end)
     }
 
     /// Returns the serialized lock of `claim` as if it had been granted now.
@@ -335,12 +344,10 @@ impl<I: Calls> Through<I> {
     }
 }
 
-fn reply(end: Result<bool, ComponentError>) -> Result<Reply, StoreError> {
+fn done(end: Result<bool, ComponentError>) -> Result<bool, StoreError> {
     match end {
-        Ok(true) => Ok(Reply::Granted { fence: None }),
-        Ok(false) => Ok(Reply::REFUSED),
-        Err(err) if err.code() == "E_LOCK_NOT_OWNER" => Ok(Reply::REFUSED),
-        Err(err) => Err(failed(err)),
+        Err(err) if err.code() == "E_LOCK_NOT_OWNER" => Ok(false),
+        end => end.map_err(failed),
     }
 }
 
@@ -359,7 +366,7 @@ fn failed(err: ComponentError) -> StoreError {
 }
 
 impl<I: Calls> Store for Through<I> {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let state = &mut *self.state.lock().unwrap();
         let instance = &mut state.instance;
         let ttl = claim.ttl.duration();
@@ -369,9 +376,9 @@ impl<I: Calls> Store for Through<I> {
         let acquired = instance.try_acquire(lock).map_err(failed)?;
         if !acquired {
             instance.forget(lock).map_err(failed)?;
-            return Ok(Reply::REFUSED);
+            return Ok(Acquired::BUSY);
         }
-        if !claim.ephemeral && self.store.abilities().transfers {
+        if !claim.ephemeral && self.store.capabilities().transfers {
             // Serializing detaches the lease, so that it outlives this instance.
             instance.serialize(lock).map_err(failed)?;
         }
@@ -380,21 +387,17 @@ impl<I: Calls> Store for Through<I> {
         if let Some(before) = before {
             state.instance.forget(before).map_err(failed)?;
         }
-        Ok(Reply::Granted { fence })
+        Ok(Acquired::Granted { fence })
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let ttl: Ttl = claim.ttl;
         self.with(claim, |instance, lock| {
             instance.extend(lock, Some(ttl)).map(|()| true)
         })
     }
 
-    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim)?.into())
-    }
-
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         let released = self.with(claim, |instance, lock| {
             instance.release(lock).map(|()| true)
         })?;
@@ -406,17 +409,18 @@ impl<I: Calls> Store for Through<I> {
         Ok(released)
     }
 
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        reply(self.about(name, |instance, lock| instance.force_release(lock, only)))
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        done(self.about(name, |instance, lock| instance.force_release(lock, only)))
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        self.about(name, I::holder).map_err(failed)
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        let holder = self.about(name, I::holder).map_err(failed)?;
+        Ok(holder.into_iter().collect())
     }
 
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        if !self.store.abilities().transfers {
-            return Ok(Reply::REFUSED);
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        if !self.store.capabilities().transfers {
+            return Ok(false);
         }
         self.with(claim, |instance, lock| {
             // A restored lock was detached when it was serialized, here without a fencing token.
@@ -427,20 +431,16 @@ impl<I: Calls> Store for Through<I> {
         })
     }
 
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.store.wait(claim, at_most)
-    }
-
-    fn give_up(&self, claim: &Claim) {
-        self.store.give_up(claim);
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        self.store.waiter(claim)
     }
 
     /// Returns the capabilities of the store without `revives`: the component renews its leases by `extend`, which
     /// revives no expired lease.
-    fn abilities(&self) -> Abilities {
-        Abilities {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
             revives: false,
-            ..self.store.abilities()
+            ..self.store.capabilities()
         }
     }
 }

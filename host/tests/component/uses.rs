@@ -8,59 +8,49 @@ use std::time::{Duration, Instant};
 
 use verrou::blocking::LockFactory;
 use verrou::conformance::TestClock;
-use verrou::{
-    Abilities, Claim, Fence, Holder, MemoryStore, Name, Renewed, Reply, Retry, SerializedLock,
-    Store, StoreError, Ttl, Waited,
-};
+use verrou::{Claim, MemoryStore, Retry, SerializedLock, Store, StoreWrapper, Ttl, Waiter};
 use verrou_host::System;
 use verrou_host::component::{ComponentError, Instance, Limits, Runner};
 
-use crate::places::{AnyStore, Directory, lease_file};
+use crate::places::{Directory, SharedStore, lease_file};
 use crate::through::component;
 use verrou::conformance::Fixture;
 
-fn instance(store: AnyStore) -> Instance<AnyStore, System> {
+fn instance(store: SharedStore) -> Instance<SharedStore, System> {
     let runner = Runner::new(&component(), &Limits::default()).expect("the component");
     runner.instance(store, System).expect("an instance")
 }
 
-fn memory() -> AnyStore {
+fn memory() -> SharedStore {
     Arc::new(MemoryStore::new(System))
 }
 
 const HOUR: Duration = Duration::from_hours(1);
 
 /// A store in memory that notifies the test when a client waits.
+#[derive(Debug)]
 struct Watched {
     store: MemoryStore<System>,
     waiting: SyncSender<()>,
 }
 
-impl Store for Watched {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::acquire(&self.store, claim)
+impl StoreWrapper for Watched {
+    type Inner = MemoryStore<System>;
+    fn inner(&self) -> &Self::Inner {
+        &self.store
     }
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::extend(&self.store, claim)
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        let waiter = Store::waiter(&self.store, claim)?;
+        Some(Box::new(WatchedWaiter(waiter, &self.waiting)))
     }
-    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
-        Store::renew(&self.store, claim, fence)
-    }
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        Store::release(&self.store, claim)
-    }
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
-        Store::evict(&self.store, name, only)
-    }
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
-        Store::inspect(&self.store, name)
-    }
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.waiting.send(()).expect("a test");
-        Store::wait(&self.store, claim, at_most)
-    }
-    fn abilities(&self) -> Abilities {
-        Store::abilities(&self.store)
+}
+
+struct WatchedWaiter<'a>(Box<dyn Waiter + 'a>, &'a SyncSender<()>);
+
+impl Waiter for WatchedWaiter<'_> {
+    fn wait(&mut self, at_most: Duration) {
+        self.1.send(()).expect("a test");
+        self.0.wait(at_most);
     }
 }
 
@@ -68,7 +58,7 @@ impl Store for Watched {
 #[test]
 fn release_wakes_waiter_in_the_component() {
     let (waiting, waits) = mpsc::sync_channel(1);
-    let store: AnyStore = Arc::new(Watched {
+    let store: SharedStore = Arc::new(Watched {
         store: MemoryStore::new(System),
         waiting,
     });
@@ -127,7 +117,7 @@ fn retry_policy_ends_in_the_component_as_natively() {
 #[test]
 fn lease_is_renewed_by_polling() {
     let clock = TestClock::still();
-    let store: AnyStore = Arc::new(MemoryStore::new(clock.clone()));
+    let store: SharedStore = Arc::new(MemoryStore::new(clock.clone()));
     let runner = Runner::new(&component(), &Limits::default()).expect("the component");
     let mut instance = runner
         .instance(Arc::clone(&store), clock.clone())
@@ -152,7 +142,7 @@ fn lease_is_renewed_by_polling() {
     let lost = instance.keep(lock, |pause, _| {
         let other = LockFactory::new(Arc::clone(&store), clock.clone());
         let other = other.create_lock("lock", "none").expect("a lock");
-        other.force_release().expect("a force-release");
+        other.force_release(None).expect("a force-release");
         clock.advance(pause);
         ControlFlow::<()>::Continue(())
     });
@@ -185,7 +175,7 @@ fn lease_is_transferred_in_both_directions() {
     let native = || LockFactory::new(Arc::new(place.client()), place.host());
     let runner = Runner::new(&component(), &Limits::default()).expect("the component");
     let through = || {
-        let store: AnyStore = Arc::new(place.client());
+        let store: SharedStore = Arc::new(place.client());
         runner.instance(store, place.host()).expect("an instance")
     };
 
@@ -199,9 +189,7 @@ fn lease_is_transferred_in_both_directions() {
     assert_eq!(serialized.to_string(), text);
     let restored = native().restore_lock(&serialized);
     assert!(restored.is_held().expect("an answer"));
-    restored
-        .extend(Some(Ttl::DEFAULT))
-        .expect("this lock's grant");
+    restored.extend(Ttl::DEFAULT).expect("this lock's grant");
     restored.release().expect("this lock's grant");
 
     let lock = native().create_lock("lock “ü”", ttl).expect("a lock");
@@ -228,7 +216,7 @@ fn lease_is_transferred_in_both_directions() {
 #[test]
 fn instances_are_taken_from_a_pool_and_returned() {
     let limits = Limits::default().pool(2).memory(1 << 20);
-    let runner = Runner::<AnyStore, System>::new(&component(), &limits).expect("the component");
+    let runner = Runner::<SharedStore, System>::new(&component(), &limits).expect("the component");
     let store = memory();
     for _ in 0..10 {
         let mut instances = [(); 2].map(|()| {

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Claim, Fence, Name, Owner, Reply, Store, Ttl, conformance};
+use verrou::{Acquired, Claim, Fence, Name, Owner, Store, Ttl, conformance};
 use wasmtime::component::Component;
 
 use crate::instances::{built, load};
@@ -63,11 +63,11 @@ fn client_overtaken_between_read_and_swap_is_refused() {
     let overtaker = Arc::clone(&fast);
     place.bucket.before_swap(move || {
         let granted = overtaker.acquire(&claim(1)).unwrap();
-        assert!(matches!(granted, Reply::Granted { .. }), "{granted:?}");
+        assert!(matches!(granted, Acquired::Granted { .. }), "{granted:?}");
     });
     let said = slow.acquire(&claim(2)).unwrap();
-    assert!(matches!(said, Reply::Refused { .. }), "{said:?}");
-    assert!(matches!(fast.extend(&claim(1)), Ok(Reply::Granted { .. })));
+    assert!(matches!(said, Acquired::Busy { .. }), "{said:?}");
+    assert!(fast.extend(&claim(1)).unwrap());
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn released_lock_keeps_its_fencing_token_in_the_bucket() {
     let said = store.acquire(&claim(1)).unwrap();
     assert_eq!(
         said,
-        Reply::Granted {
+        Acquired::Granted {
             fence: Fence::new(42)
         }
     );

@@ -1,9 +1,10 @@
 //! An adapter from a store that is a component to a store of this program.
 
+use std::fmt;
 use std::sync::Mutex;
 
 use verrou::conformance::TestClock;
-use verrou::{Abilities, Claim, Fence, Holder, Name, Renewed, Reply, Store, StoreError};
+use verrou::{Acquired, Capabilities, Claim, Fence, Holder, Name, Store, StoreError};
 use wasmtime::component::Component;
 
 use self::bindings::StoreProvider;
@@ -17,6 +18,12 @@ mod bindings {
 
 /// An instance of a store.
 pub(crate) struct Provider(Mutex<Inner>);
+
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Provider").finish_non_exhaustive()
+    }
+}
 
 struct Inner {
     wasm: wasmtime::Store<State>,
@@ -48,18 +55,11 @@ impl Provider {
         })
     }
 
-    fn reply(
+    fn is_done(
         &self,
         operation: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Answer<wit::Reply>,
-    ) -> Result<Reply, StoreError> {
-        Ok(match self.ask(operation)? {
-            wit::Reply::Granted(token) => Reply::Granted {
-                fence: token.map(|token| Fence::new(token).expect("no token is zero")),
-            },
-            wit::Reply::Refused(remaining) => Reply::Refused {
-                remaining: remaining.map(instances::length),
-            },
-        })
+    ) -> Result<bool, StoreError> {
+        Ok(matches!(self.ask(operation)?, wit::Reply::Granted(_)))
     }
 }
 
@@ -73,50 +73,55 @@ fn claim(claim: &Claim) -> wit::Claim {
 }
 
 impl Store for Provider {
-    fn acquire(&self, asked: &Claim) -> Result<Reply, StoreError> {
-        self.reply(|store, wasm| store.call_acquire(wasm, &claim(asked)))
+    fn acquire(&self, asked: &Claim) -> Result<Acquired, StoreError> {
+        let reply = self.ask(|store, wasm| store.call_acquire(wasm, &claim(asked)))?;
+        Ok(match reply {
+            wit::Reply::Granted(token) => Acquired::Granted {
+                fence: token.map(|token| Fence::new(token).expect("no token is zero")),
+            },
+            wit::Reply::Refused(remaining) => Acquired::Busy {
+                remaining: remaining.map(instances::length),
+            },
+        })
     }
 
-    fn extend(&self, asked: &Claim) -> Result<Reply, StoreError> {
-        self.reply(|store, wasm| store.call_extend(wasm, &claim(asked)))
+    fn extend(&self, asked: &Claim) -> Result<bool, StoreError> {
+        self.is_done(|store, wasm| store.call_extend(wasm, &claim(asked)))
     }
 
-    fn renew(&self, asked: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(asked)?.into())
+    fn release(&self, asked: &Claim) -> Result<bool, StoreError> {
+        self.is_done(|store, wasm| store.call_release(wasm, &claim(asked)))
     }
 
-    fn release(&self, asked: &Claim) -> Result<Reply, StoreError> {
-        self.reply(|store, wasm| store.call_release(wasm, &claim(asked)))
-    }
-
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         let only = only.map(Fence::get);
-        self.reply(|store, wasm| store.call_evict(wasm, name.as_str(), only))
+        self.is_done(|store, wasm| store.call_evict(wasm, name.as_str(), only))
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         let holder = self.ask(|store, wasm| store.call_inspect(wasm, name.as_str()))?;
-        Ok(holder.map(|holder| Holder {
+        let holder = holder.map(|holder| Holder {
             fence: holder.fencing_token.and_then(Fence::new),
             since: None,
             remaining: holder.remaining.map(instances::length),
             process: None,
             detached: false,
-        }))
+        });
+        Ok(holder.into_iter().collect())
     }
 
-    fn detach(&self, asked: &Claim) -> Result<Reply, StoreError> {
-        self.reply(|store, wasm| store.call_detach(wasm, &claim(asked)))
+    fn detach(&self, asked: &Claim) -> Result<bool, StoreError> {
+        self.is_done(|store, wasm| store.call_detach(wasm, &claim(asked)))
     }
 
-    fn abilities(&self) -> Abilities {
+    fn capabilities(&self) -> Capabilities {
         let can = self.ask(|store, wasm| Ok(Ok(store.call_can(wasm)?)));
         let can = can.expect("capabilities");
-        Abilities {
+        Capabilities {
             expires: can.expires,
             ephemeral: can.ephemeral,
             transfers: can.transfers,
-            evicts: can.evicts,
+            force_releases: can.evicts,
             fences: can.fences,
             revives: false,
         }

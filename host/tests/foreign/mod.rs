@@ -7,6 +7,7 @@
 
 #![allow(dead_code, reason = "each test file uses some of it")]
 
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Abilities, Claim, Clock, Fence, Holder, Name, Renewed, Reply, Store, StoreError};
+use verrou::{Acquired, Capabilities, Claim, Clock, Fence, Holder, Name, Store, StoreError};
 
 /// Ends the tests because of `why`; no test counts as passed.
 pub(crate) fn not_run(why: &str) -> ! {
@@ -128,6 +129,12 @@ pub(crate) struct Client {
     number: u32,
 }
 
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
 impl Client {
     #[track_caller]
     fn ask(&self, operation: &Value) -> Result<Value, StoreError> {
@@ -146,42 +153,41 @@ impl Client {
     }
 
     #[track_caller]
-    fn reply(&self, operation: &Value) -> Result<Reply, StoreError> {
+    fn is_done(&self, operation: &Value) -> Result<bool, StoreError> {
         let answer = self.ask(operation)?;
-        if let Some(token) = answer.get("granted") {
-            let fence = number(token).map(|token| Fence::new(token).expect("a fencing token"));
-            return Ok(Reply::Granted { fence });
-        }
-        let remaining = answer.get("refused").expect("a reply");
-        Ok(Reply::Refused {
-            remaining: number(remaining).map(Duration::from_nanos),
-        })
+        let is_done = answer.get("granted").is_some();
+        assert!(is_done || answer.get("refused").is_some(), "{answer}");
+        Ok(is_done)
     }
 }
 
 impl Store for Client {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "acquire": members(claim) }))
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        let answer = self.ask(&json!({ "acquire": members(claim) }))?;
+        if let Some(token) = answer.get("granted") {
+            let fence = number(token).map(|token| Fence::new(token).expect("a fencing token"));
+            return Ok(Acquired::Granted { fence });
+        }
+        let remaining = answer.get("refused").expect("a reply");
+        Ok(Acquired::Busy {
+            remaining: number(remaining).map(Duration::from_nanos),
+        })
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "extend": members(claim) }))
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.is_done(&json!({ "extend": members(claim) }))
     }
 
-    fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim)?.into())
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.is_done(&json!({ "release": members(claim) }))
     }
 
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "release": members(claim) }))
-    }
-
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         let only = only.map(Fence::get);
-        self.reply(&json!({ "evict": { "name": name.as_str(), "only": only } }))
+        self.is_done(&json!({ "evict": { "name": name.as_str(), "only": only } }))
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         let answer = self.ask(&json!({ "inspect": { "name": name.as_str() } }))?;
         assert!(
             !has_owner(&answer.to_string()),
@@ -189,29 +195,29 @@ impl Store for Client {
         );
         let holder = answer.get("holder").expect("a holder, or none");
         if holder.is_null() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        Ok(Some(Holder {
+        Ok(vec![Holder {
             fence: number(&holder["fencing_token"]).and_then(Fence::new),
             since: None,
             remaining: number(&holder["remaining"]).map(Duration::from_nanos),
             process: None,
             detached: false,
-        }))
+        }])
     }
 
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
-        self.reply(&json!({ "detach": members(claim) }))
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        self.is_done(&json!({ "detach": members(claim) }))
     }
 
-    fn abilities(&self) -> Abilities {
+    fn capabilities(&self) -> Capabilities {
         let answer = self.ask(&json!({ "abilities": {} })).expect("an answer");
         let can = |ability| answer["abilities"][ability].as_bool().expect("a bool");
-        Abilities {
+        Capabilities {
             expires: can("expires"),
             ephemeral: can("ephemeral"),
             transfers: can("transfers"),
-            evicts: can("evicts"),
+            force_releases: can("evicts"),
             fences: can("fences"),
             revives: false,
         }

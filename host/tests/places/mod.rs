@@ -11,7 +11,7 @@ use verrou::conformance::{Fixture, TestClock};
 use verrou::{MemoryStore, Store};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
-pub(crate) type AnyStore = Arc<dyn Store + Send + Sync>;
+pub(crate) type SharedStore = Arc<dyn Store>;
 
 /// A directory with a store, and a clock that only the test advances.
 pub(crate) struct Directory<S> {

@@ -11,14 +11,13 @@ use std::{env, iter};
 
 use rustix::process::{Pid, Signal, kill_process};
 use verrou::blocking::LockFactory;
-use verrou::{
-    Claim, Error, Fence, Loss, Name, Owner, Reply, RunError, Store, StoreError, Ttl, Waited,
-};
+pub(crate) use verrou::conformance::{leave, wait};
+use verrou::{Acquired, Claim, Error, Fence, Loss, Name, Owner, RunError, Store, StoreError, Ttl};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System, keep_alive};
 #[cfg(feature = "tokio")]
 use {
     verrou::{AsyncStore, nonblocking},
-    verrou_host::{ServerStore, Tokio},
+    verrou_host::{AnyAsyncStore, Tokio},
 };
 
 use crate::proxy::Proxy;
@@ -112,11 +111,16 @@ fn lasting(length: Duration) -> Ttl {
 }
 
 #[track_caller]
-pub(crate) fn granted(reply: Result<Reply, StoreError>) -> Option<Fence> {
+pub(crate) fn granted(reply: Result<Acquired, StoreError>) -> Option<Fence> {
     match reply {
-        Ok(Reply::Granted { fence }) => fence,
+        Ok(Acquired::Granted { fence }) => fence,
         other => panic!("expected a grant, got {other:?}"),
     }
+}
+
+#[track_caller]
+pub(crate) fn done(reply: Result<bool, StoreError>) {
+    assert!(reply.expect("an answer"), "the operation is done");
 }
 
 /// Returns the error that ended a lease.
@@ -155,7 +159,7 @@ pub(crate) fn in_the_end<T>(operation: impl Fn() -> Result<T, StoreError>) -> T 
 /// Acquires the lock, when its reservation for a waiter that has left has ended.
 #[cfg(feature = "postgres")]
 #[track_caller]
-pub(crate) fn until_granted(store: &AnyStore, claim: &Claim) -> Result<Reply, StoreError> {
+pub(crate) fn until_granted(store: &AnyStore, claim: &Claim) -> Result<Acquired, StoreError> {
     let began = Instant::now();
     loop {
         let reply = store.acquire(claim);
@@ -179,12 +183,9 @@ pub(crate) fn waiters_are_served_in_order(kind: &impl Kind) {
     let (holder, order) = (claim(0, Ttl::NEVER), Mutex::new(Vec::new()));
     granted(stores[0].acquire(&holder));
     for waiter in 1..=WAITERS {
-        assert_eq!(
-            of(waiter).wait(&claim(waiter, Ttl::NEVER), Duration::ZERO),
-            Waited::Done
-        );
+        wait(of(waiter), &claim(waiter, Ttl::NEVER), Duration::ZERO);
     }
-    of(5).give_up(&claim(5, Ttl::NEVER));
+    leave(&of(5), &claim(5, Ttl::NEVER));
     thread::scope(|scope| {
         for waiter in (1..=WAITERS).rev().filter(|&waiter| waiter != 5) {
             let (store, order) = (of(waiter), &order);
@@ -193,13 +194,13 @@ pub(crate) fn waiters_are_served_in_order(kind: &impl Kind) {
                 let began = Instant::now();
                 while !in_the_end(|| store.acquire(&claim)).is_granted() {
                     assert!(began.elapsed() < LONG, "waiter {waiter} is not served");
-                    store.wait(&claim, Duration::from_secs(20));
+                    wait(&store, &claim, Duration::from_secs(20));
                 }
                 order.lock().unwrap().push(waiter);
-                granted(store.release(&claim));
+                done(store.release(&claim));
             });
         }
-        granted(stores[0].release(&holder));
+        done(stores[0].release(&holder));
         let newcomer = claim(99, Ttl::NEVER);
         let reply = stores[0].acquire(&newcomer).expect("the server is there");
         assert!(!reply.is_granted() || order.lock().unwrap().len() == WAITERS as usize - 1);
@@ -217,14 +218,14 @@ pub(crate) fn waiter_of_dropped_store_is_skipped(kind: &impl Kind) {
     let (store, gone) = (open(&url), open(&url));
     let (holder, next) = (claim(1, Ttl::NEVER), claim(3, Ttl::NEVER));
     granted(store.acquire(&holder));
-    gone.wait(&claim(2, Ttl::NEVER), Duration::ZERO);
-    store.wait(&next, Duration::ZERO);
+    wait(&gone, &claim(2, Ttl::NEVER), Duration::ZERO);
+    wait(&store, &next, Duration::ZERO);
     drop(gone);
-    granted(store.release(&holder));
+    done(store.release(&holder));
     let began = Instant::now();
     while !in_the_end(|| store.acquire(&next)).is_granted() {
         assert!(began.elapsed() < LONG, "it is to be passed");
-        store.wait(&next, Duration::from_millis(100));
+        wait(&store, &next, Duration::from_millis(100));
     }
 }
 
@@ -242,9 +243,9 @@ pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
         let process = Pid::from_child(&waiting);
         kind.until_one_waits(server.port, "stopped");
         let next = claim(2 + u32::from(asks_again), Ttl::NEVER);
-        store.wait(&next, Duration::ZERO);
+        wait(&store, &next, Duration::ZERO);
         kill_process(process, Signal::STOP).expect("it runs");
-        granted(store.release(&holder));
+        done(store.release(&holder));
         let at_most = if asks_again {
             Duration::from_millis(250)
         } else {
@@ -253,14 +254,14 @@ pub(crate) fn stopped_waiter_is_skipped(kind: &impl Kind) {
         let began = Instant::now();
         while !in_the_end(|| store.acquire(&next)).is_granted() {
             assert!(began.elapsed() < LONG / 2, "it is to be passed");
-            store.wait(&next, at_most);
+            wait(&store, &next, at_most);
         }
         // Sooner than the ticket's deadline.
         let took = began.elapsed();
         assert!(took < Duration::from_secs(6), "{took:?}");
         kill_process(process, Signal::CONT).expect("it is there");
         assert!(waiting.try_wait().expect("it can be asked").is_none());
-        granted(store.release(&next));
+        done(store.release(&next));
         assert!(waiting.wait().expect("it ends").success());
     }
 }
@@ -276,15 +277,15 @@ pub(crate) fn ticket_is_kept_while_owner_waits(kind: &impl Kind) {
         claim(3, Ttl::NEVER),
     );
     granted(store.acquire(&holder));
-    store.wait(&first, Duration::ZERO);
+    wait(&store, &first, Duration::ZERO);
     // Longer than a ticket is valid without a heartbeat.
     thread::sleep(Duration::from_secs(12));
-    other.wait(&second, Duration::ZERO);
-    granted(store.release(&holder));
+    wait(&other, &second, Duration::ZERO);
+    done(store.release(&holder));
     assert!(!in_the_end(|| other.acquire(&second)).is_granted());
     granted(store.acquire(&first));
-    store.give_up(&first);
-    other.give_up(&second);
+    leave(&store, &first);
+    leave(&other, &second);
 }
 
 /// Tasks that move between threads hold the lock one at a time; some are dropped while they wait, or while they
@@ -316,8 +317,8 @@ pub(crate) fn tasks_hold_lock_one_at_a_time(kind: &impl Kind) {
     let url = url.parse().expect("a URL");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let store = ServerStore::connect(&url, &StoreOptions::default()).await;
-        let store = Arc::new(store.expect("the server is there"));
+        let store = AnyAsyncStore::open(&url, &StoreOptions::default()).await;
+        let store = store.expect("the server is there");
         let locks = nonblocking::LockFactory::new(store, Tokio);
         let is_occupied = Arc::new(AtomicBool::new(false));
         let task = |number: u32| {
@@ -355,9 +356,9 @@ pub(crate) fn grant_of_dropped_acquire_is_released(kind: &impl Kind) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let asked = url.parse().expect("a URL");
     runtime.block_on(async {
-        let store = ServerStore::connect(&asked, &StoreOptions::default()).await;
-        let store = Arc::new(store.expect("it is there"));
-        let locks = nonblocking::LockFactory::new(Arc::clone(&store), Tokio);
+        let store = AnyAsyncStore::open(&asked, &StoreOptions::default()).await;
+        let store = store.expect("it is there");
+        let locks = nonblocking::LockFactory::new(store.clone(), Tokio);
         let lock = locks.create_lock("lock", "none").expect("a lock");
         for _ in 0..5 {
             server.stop();
@@ -380,12 +381,12 @@ pub(crate) fn grant_of_dropped_acquire_is_released(kind: &impl Kind) {
         assert!(late.is_err(), "the server is stopped");
         server.go_on();
         let began = Instant::now();
-        while !store.acquire(&claim).await.is_ok_and(Reply::is_granted) {
+        while !store.acquire(&claim).await.is_ok_and(Acquired::is_granted) {
             assert!(began.elapsed() < LONG, "it is granted");
         }
         // Longer than the default timeout.
         tokio::time::sleep(Duration::from_secs(4)).await;
-        let holder = store.inspect(&claim.name).await.expect("an answer");
+        let holder = store.holders(&claim.name).await.expect("an answer").pop();
         assert!(holder.is_some() && store.holds(&claim, None).await.expect("an answer"));
     });
 }
@@ -426,22 +427,22 @@ pub(crate) fn retry_after_lost_answer_returns_same_grant(kind: &impl Kind) {
     let (one, two) = (claim(1, lasting(10 * LONG)), claim(2, Ttl::NEVER));
     // Warm the connection up, so that an operation is one request.
     let warm = granted(store.acquire(&one));
-    granted(store.release(&one));
+    done(store.release(&one));
     // The lost answer may be the one to a new connection's handshake instead.
-    let is_lost = |reply: Result<Reply, StoreError>| match reply {
-        Ok(_) => 0,
-        Err(err) => {
+    let is_lost = |error: Option<StoreError>| {
+        error.map_or(0, |err| {
             assert!(err.is_temporary(), "{err:?}");
             1
-        }
+        })
     };
     let mut lost = [0; 3];
     let began = Instant::now();
     while lost.iter().any(|&times| times < 3) {
         assert!(began.elapsed() < LONG, "{lost:?}");
         proxy.lose_the_next_answer();
-        lost[0] += is_lost(store.acquire(&one));
-        let held = in_the_end(|| direct.inspect(&one.name)).map(|holder| holder.fence);
+        lost[0] += is_lost(store.acquire(&one).err());
+        let held = in_the_end(|| direct.holders(&one.name));
+        let held = held.first().map(|holder| holder.fence);
         let fence = granted(Ok(in_the_end(|| store.acquire(&one))));
         assert!(fence > warm);
         if let Some(held) = held {
@@ -449,13 +450,13 @@ pub(crate) fn retry_after_lost_answer_returns_same_grant(kind: &impl Kind) {
         }
         assert!(!in_the_end(|| direct.acquire(&two)).is_granted());
         proxy.lose_the_next_answer();
-        lost[1] += is_lost(store.extend(&one));
-        assert!(in_the_end(|| store.extend(&one)).is_granted());
+        lost[1] += is_lost(store.extend(&one).err());
+        assert!(in_the_end(|| store.extend(&one)));
         proxy.lose_the_next_answer();
-        lost[2] += is_lost(store.release(&one));
+        lost[2] += is_lost(store.release(&one).err());
         // This is refused if the first request has released the lock.
         in_the_end(|| store.release(&one));
-        assert_eq!(in_the_end(|| direct.inspect(&one.name)), None);
+        assert_eq!(in_the_end(|| direct.holders(&one.name)), []);
     }
 }
 
@@ -472,14 +473,14 @@ pub(crate) fn cut_connections_are_reopened(kind: &impl Kind) {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             while !in_the_end(|| store.acquire(&waiter)).is_granted() {
-                store.wait(&waiter, Duration::from_secs(1));
+                wait(&store, &waiter, Duration::from_secs(1));
             }
         });
         for _ in 0..5 {
             proxy.cut();
             thread::sleep(Duration::from_millis(50));
         }
-        granted(direct.release(&holder));
+        done(direct.release(&holder));
         waiting.join().expect("it is served");
     });
     // The lease is kept if the server cannot be reached for less than the ttl, and lost if for longer.
@@ -526,8 +527,14 @@ pub(crate) fn stopped_server_is_temporary_error(kind: &impl Kind) {
     let fence = granted(store.acquire(&one));
     server.stop();
     let began = Instant::now();
-    for operation in [Store::acquire, Store::extend, Store::release] {
-        let err = operation(&store, &claim(2, one.ttl)).expect_err("the server is stopped");
+    let two = claim(2, one.ttl);
+    let operations: [&dyn Fn() -> Result<(), StoreError>; 3] = [
+        &|| store.acquire(&two).map(drop),
+        &|| store.extend(&two).map(drop),
+        &|| store.release(&two).map(drop),
+    ];
+    for operation in operations {
+        let err = operation().expect_err("the server is stopped");
         assert!(err.is_temporary(), "{err:?}");
     }
     let took = began.elapsed();
@@ -549,8 +556,8 @@ pub(crate) fn locks_survive_killed_server(kind: &impl Kind) {
     assert!(err.is_temporary(), "{err:?}");
     server.restart();
     assert!(!in_the_end(|| store.acquire(&claim(2, Ttl::NEVER))).is_granted());
-    assert!(in_the_end(|| store.extend(&one)).is_granted());
-    assert!(in_the_end(|| store.release(&one)).is_granted());
+    assert!(in_the_end(|| store.extend(&one)));
+    assert!(in_the_end(|| store.release(&one)));
     assert!(granted(Ok(in_the_end(|| store.acquire(&claim(3, Ttl::NEVER))))) > fence);
 }
 
@@ -565,10 +572,7 @@ pub(crate) fn thousand_waiters_share_few_connections(kind: &impl Kind) {
     let (holder, order) = (claim(0, Ttl::NEVER), Mutex::new(Vec::new()));
     granted(store.acquire(&holder));
     for waiter in 1..=WAITERS {
-        assert_eq!(
-            store.wait(&claim(waiter, Ttl::NEVER), Duration::ZERO),
-            Waited::Done
-        );
+        wait(&store, &claim(waiter, Ttl::NEVER), Duration::ZERO);
     }
     thread::scope(|scope| {
         for waiter in 1..=WAITERS {
@@ -576,13 +580,13 @@ pub(crate) fn thousand_waiters_share_few_connections(kind: &impl Kind) {
             scope.spawn(move || {
                 let claim = claim(waiter, Ttl::NEVER);
                 while !in_the_end(|| store.acquire(&claim)).is_granted() {
-                    store.wait(&claim, LONG);
+                    wait(&store, &claim, LONG);
                 }
                 order.lock().unwrap().push(waiter);
                 in_the_end(|| store.release(&claim));
             });
         }
-        granted(store.release(&holder));
+        done(store.release(&holder));
     });
     let order = order.into_inner().unwrap();
     assert!(order.is_sorted(), "{order:?}");
@@ -601,7 +605,7 @@ pub(crate) fn force_release_notifies_holder(kind: &impl Kind) {
         .expect("a lock");
     let held = lock.guard().expect("it is free");
     let lost = keep_alive(&held, || {
-        assert!(other.evict(held.lease().name(), None).unwrap().is_granted());
+        assert!(other.force_release(held.lease().name(), None).unwrap());
         let began = Instant::now();
         while !held.is_expired() {
             // The next renewal is minutes away.
@@ -745,7 +749,12 @@ pub(crate) fn command_works_with_server_store(kind: &impl Kind) {
         let store = open(&url);
         let name = Name::new("lock").expect("a name");
         let began = Instant::now();
-        while store.inspect(&name).expect("the server is there").is_none() {
+        while store
+            .holders(&name)
+            .expect("the server is there")
+            .pop()
+            .is_none()
+        {
             assert!(began.elapsed() < LONG, "the lock is acquired");
         }
         // Wait until the holder is subscribed to losses, shortly after its command starts.

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Claim, Fence, Name, Store, Ttl, Waited};
+use verrou::{Claim, Fence, Name, Store, Ttl};
 
-use crate::cases::{self, Kind, refused};
+use crate::cases::{self, Kind, leave, refused, wait};
 use crate::certificate::certificate;
 use crate::etcd_client::messages::{Compare, CompareOp, Nothing, Order, Range, Txn, TxnOp};
 use crate::etcd_client::{Client, ConnectOptions};
@@ -146,15 +146,16 @@ fn revoked_etcd_lease_notifies_holder() {
     let store = cases::open(&Etcd.url(server.port, "revoked"));
     let claim = cases::claim(1, Ttl::new(Duration::from_mins(10)).expect("a ttl"));
     cases::granted(store.acquire(&claim));
-    // The first call starts the watch and returns at once.
-    store.lost(&claim, Duration::ZERO);
+    let watch = store
+        .watch(&claim)
+        .expect("a store that notifies of losses");
     let leases = answer(server.port, &["lease", "list"]);
     let lease = leases.lines().last().expect("a lease").trim();
     answer(server.port, &["lease", "revoke", lease]);
     let began = Instant::now();
-    store.lost(&claim, Duration::from_mins(1));
+    watch.wait(Duration::from_mins(1));
     assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
-    assert!(!store.extend(&claim).expect("an answer").is_granted());
+    assert!(!store.extend(&claim).expect("an answer"));
 }
 
 /// A waiter is served after all revisions were compacted during its wait.
@@ -165,9 +166,9 @@ fn waiter_survives_compaction() {
     let (store, other) = (cases::open(&url), cases::open(&url));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     cases::granted(store.acquire(&one));
-    other.wait(&two, Duration::ZERO);
+    wait(&other, &two, Duration::ZERO);
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| other.wait(&two, Duration::from_mins(1)));
+        let waiting = scope.spawn(|| wait(&other, &two, Duration::from_mins(1)));
         let mut revision = String::new();
         for number in 0..20 {
             answer(server.port, &["put", "other", &number.to_string()]);
@@ -176,7 +177,7 @@ fn waiter_survives_compaction() {
             revision = rest.chars().take_while(char::is_ascii_digit).collect();
         }
         answer(server.port, &["compact", &revision, "--physical"]);
-        cases::granted(store.release(&one));
+        cases::done(store.release(&one));
         let began = Instant::now();
         waiting.join().expect("it ends");
         assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
@@ -191,12 +192,12 @@ fn absent_head_waiter_is_skipped() {
     let store = cases::open(&Etcd.url(server.port, "passed"));
     let one = cases::claim(1, Ttl::NEVER);
     cases::granted(store.acquire(&one));
-    store.wait(&cases::claim(2, Ttl::NEVER), Duration::ZERO);
+    wait(&store, &cases::claim(2, Ttl::NEVER), Duration::ZERO);
     let three = cases::claim(3, Ttl::NEVER);
-    store.wait(&three, Duration::ZERO);
-    cases::granted(store.release(&one));
+    wait(&store, &three, Duration::ZERO);
+    cases::done(store.release(&one));
     let began = Instant::now();
-    store.wait(&three, Duration::from_mins(1));
+    wait(&store, &three, Duration::from_mins(1));
     cases::granted(store.acquire(&three));
     // Sooner than a ticket expires.
     let took = began.elapsed();
@@ -210,7 +211,7 @@ fn ticket_is_not_recreated_during_long_wait() {
     let store = cases::open(&Etcd.url(server.port, "kept"));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     cases::granted(store.acquire(&one));
-    store.wait(&two, Duration::ZERO);
+    wait(&store, &two, Duration::ZERO);
     let made = || {
         let keys = answer(
             server.port,
@@ -223,7 +224,7 @@ fn ticket_is_not_recreated_during_long_wait() {
     };
     let before = made();
     assert_eq!(before.len(), 2, "{before:?}");
-    store.wait(&two, Duration::from_secs(14));
+    wait(&store, &two, Duration::from_secs(14));
     assert_eq!(made(), before);
 }
 
@@ -237,11 +238,11 @@ fn no_lease_is_left_behind() {
         cases::claim(1, ttl)
     };
     cases::granted(store.acquire(&claim(10)));
-    cases::granted(store.extend(&claim(10)));
-    cases::granted(store.extend(&claim(20)));
+    cases::done(store.extend(&claim(10)));
+    cases::done(store.extend(&claim(20)));
     let leases = answer(server.port, &["lease", "list"]);
     assert!(leases.contains("found 1 leases"), "{leases}");
-    cases::granted(store.release(&claim(20)));
+    cases::done(store.release(&claim(20)));
     let leases = answer(server.port, &["lease", "list"]);
     assert!(leases.contains("found 0 leases"), "{leases}");
 }
@@ -307,11 +308,11 @@ fn unsuitable_server_is_refused_with_advice() {
     let claim = cases::claim(1, Ttl::new(Duration::from_mins(1)).expect("a ttl"));
     let other = cases::claim(2, claim.ttl);
     cases::granted(store.acquire(&claim));
-    store.wait(&other, Duration::ZERO);
-    cases::granted(store.extend(&claim));
-    let holder = store.inspect(&claim.name).expect("an answer");
+    wait(&store, &other, Duration::ZERO);
+    cases::done(store.extend(&claim));
+    let holder = store.holders(&claim.name).expect("an answer").pop();
     assert!(holder.is_some() && store.holds(&claim, None).expect("an answer"));
-    cases::granted(store.release(&claim));
+    cases::done(store.release(&claim));
     cases::granted(store.acquire(&other));
 }
 
@@ -336,11 +337,17 @@ fn full_server_error_says_how_to_make_room() {
         let why = format!("{:?}", err.get_ref());
         assert!(why.contains("etcdctl alarm"), "{why}");
     }
-    cases::granted(store.extend(&claim));
+    cases::done(store.extend(&claim));
     let again = cases::open(&url);
-    assert!(again.inspect(&claim.name).expect("an answer").is_some());
-    cases::granted(again.evict(&claim.name, None));
-    assert_eq!(store.inspect(&claim.name).expect("an answer"), None);
+    assert!(
+        again
+            .holders(&claim.name)
+            .expect("an answer")
+            .pop()
+            .is_some()
+    );
+    cases::done(again.force_release(&claim.name, None));
+    assert_eq!(store.holders(&claim.name).expect("an answer").pop(), None);
 }
 
 /// The environment of the command that runs under a lock does not contain the password.
@@ -421,7 +428,7 @@ fn role_on_another_prefix_cannot_change_a_lock() {
     let one = cases::claim(1, Ttl::new(Duration::from_mins(10)).expect("a ttl"));
     let two = cases::claim(2, one.ttl);
     let fence = cases::granted(store.acquire(&one));
-    store.wait(&two, Duration::ZERO);
+    wait(&store, &two, Duration::ZERO);
     let key = format!("verrou/lock/{}", one.owner);
     let leases = leases_seen(port);
     assert_eq!(leases.len(), 2, "{leases:?}");
@@ -476,14 +483,12 @@ fn role_on_another_prefix_cannot_change_a_lock() {
     for lease in &leases {
         answer_as("mallory", port, &["lease", "keep-alive", "--once", lease]);
     }
-    let holder = store
-        .inspect(&one.name)
-        .expect("an answer")
-        .expect("it is held");
+    let holders = store.holders(&one.name).expect("an answer");
+    let holder = holders.first().expect("it is held");
     assert_eq!(holder.fence, fence);
     assert!(store.holds(&one, fence).expect("an answer"));
-    cases::granted(store.extend(&one));
-    cases::granted(store.release(&one));
+    cases::done(store.extend(&one));
+    cases::done(store.release(&one));
     cases::granted(store.acquire(&two));
 }
 
@@ -556,12 +561,12 @@ fn new_leases_that_another_user_revokes_are_replaced() {
             while revoked.load(Ordering::Relaxed) < REVOKED {
                 assert!(began.elapsed() < Duration::from_mins(2), "the attack fails");
                 for reply in [
-                    store.acquire(&minutes(1))?,
-                    store.acquire(&minutes(2))?,
+                    store.acquire(&minutes(1))?.is_granted(),
+                    store.acquire(&minutes(2))?.is_granted(),
                     store.extend(&minutes(3))?,
                     store.release(&minutes(3))?,
                 ] {
-                    assert!(reply.is_granted());
+                    assert!(reply);
                 }
             }
             Ok::<_, verrou::StoreError>(())
@@ -588,21 +593,21 @@ fn lease_of_waiters_that_another_user_revokes_is_replaced() {
     };
     // The store may revoke the lease first.
     cases::in_time(|| {
-        assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
+        wait(&store, &two, Duration::ZERO);
         assert_eq!(tickets(), 2);
-        store.give_up(&two);
+        leave(&store, &two);
         cases::in_time(|| tickets() == 1);
         let leases = leases_seen(port);
         let revoke = |lease: &String| etcdctl_as("mallory", port, &["lease", "revoke", lease]);
         let is_revoked = leases.iter().any(|lease| revoke(lease).status.success());
-        assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
+        wait(&store, &two, Duration::ZERO);
         assert_eq!(tickets(), 2, "it waits");
-        store.give_up(&two);
+        leave(&store, &two);
         cases::in_time(|| tickets() == 1);
         is_revoked
     });
-    assert_eq!(store.wait(&two, Duration::ZERO), Waited::Done);
-    cases::granted(store.release(&one));
+    wait(&store, &two, Duration::ZERO);
+    cases::done(store.release(&one));
     cases::granted(store.acquire(&two));
 }
 
@@ -622,7 +627,7 @@ fn lock_that_another_user_keeps_alive_can_be_force_released() {
         answer_as("mallory", port, &["lease", "keep-alive", "--once", &lease]);
     }
     assert!(!store.acquire(&two).expect("an answer").is_granted());
-    cases::granted(store.evict(&one.name, None));
+    cases::done(store.force_release(&one.name, None));
     cases::granted(store.acquire(&two));
 }
 
@@ -665,21 +670,16 @@ fn waiter_that_another_user_keeps_alive_can_be_force_released() {
     };
     assert!(!store.acquire(&one).expect("an answer").is_granted());
     for fence in 1..20 {
-        let evicted = store.evict(&one.name, Fence::new(fence));
-        assert!(!evicted.expect("an answer").is_granted());
+        let released = store.force_release(&one.name, Fence::new(fence));
+        assert!(!released.expect("an answer"));
     }
     assert_eq!(tickets(), [true; 4]);
-    cases::granted(store.evict(&one.name, None));
+    cases::done(store.force_release(&one.name, None));
     assert_eq!(tickets(), [false, false, true, true]);
-    cases::granted(store.evict(&one.name, None));
-    cases::granted(store.evict(&one.name, None));
+    cases::done(store.force_release(&one.name, None));
+    cases::done(store.force_release(&one.name, None));
     assert_eq!(tickets(), [false; 4]);
-    assert!(
-        !store
-            .evict(&one.name, None)
-            .expect("an answer")
-            .is_granted()
-    );
+    assert!(!store.force_release(&one.name, None).expect("an answer"));
     cases::granted(store.acquire(&one));
 }
 
@@ -693,7 +693,7 @@ fn unreachable_member_is_skipped() {
     for owner in 0..20 {
         let claim = cases::claim(owner, Ttl::NEVER);
         cases::granted(store.acquire(&claim));
-        cases::granted(store.release(&claim));
+        cases::done(store.release(&claim));
     }
 }
 
@@ -722,20 +722,21 @@ fn cluster_survives_killed_leader() {
     let (store, other) = (cases::open(&url), cases::open(&url));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     let fence = cases::granted(store.acquire(&one));
-    other.wait(&two, Duration::ZERO);
+    wait(&other, &two, Duration::ZERO);
     members[leader].kill();
     assert!(!cases::in_the_end(|| other.acquire(&two)).is_granted());
-    assert!(cases::in_the_end(|| store.extend(&one)).is_granted());
+    assert!(cases::in_the_end(|| store.extend(&one)));
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             while !cases::in_the_end(|| other.acquire(&two)).is_granted() {
-                other.wait(&two, Duration::from_mins(1));
+                wait(&other, &two, Duration::from_mins(1));
             }
         });
-        assert!(cases::in_the_end(|| store.release(&one)).is_granted());
+        assert!(cases::in_the_end(|| store.release(&one)));
         waiting.join().expect("it is served");
     });
-    let holder = cases::in_the_end(|| store.inspect(&two.name)).expect("it is held");
+    let holders = cases::in_the_end(|| store.holders(&two.name));
+    let holder = holders.first().expect("it is held");
     assert!(holder.fence > fence);
 
     let next = (leader + 1) % members.len();
@@ -743,8 +744,8 @@ fn cluster_survives_killed_leader() {
     let err = other.extend(&two).expect_err("most are gone");
     assert!(err.is_temporary(), "{err:?}");
     members[next].restart();
-    assert!(cases::in_the_end(|| other.extend(&two)).is_granted());
-    assert!(cases::in_the_end(|| other.release(&two)).is_granted());
+    assert!(cases::in_the_end(|| other.extend(&two)));
+    assert!(cases::in_the_end(|| other.release(&two)));
 }
 
 /// A connection can use TLS, with a certificate of a private authority.

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Fence, Reply, Store, Ttl};
+use verrou::{Acquired, Fence, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions};
 
-use crate::cases::{self, Kind, refused};
+use crate::cases::{self, Kind, leave, refused, wait};
 use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
@@ -104,15 +104,15 @@ fn use_all(store: &AnyStore) {
     let (one, two) = (cases::claim(1, minute), cases::claim(2, minute));
     cases::granted(store.acquire(&one));
     assert!(!store.acquire(&two).expect("an answer").is_granted());
-    store.wait(&two, Duration::ZERO);
-    cases::granted(store.extend(&one));
+    wait(&store, &two, Duration::ZERO);
+    cases::done(store.extend(&one));
     assert_eq!(store.list().expect("an answer").len(), 1);
-    cases::granted(store.release(&one));
+    cases::done(store.release(&one));
     assert!(!store.acquire(&one).expect("an answer").is_granted());
-    store.wait(&one, Duration::ZERO);
-    store.give_up(&two);
+    wait(&store, &one, Duration::ZERO);
+    leave(&store, &two);
     cases::granted(cases::until_granted(store, &one));
-    cases::granted(store.evict(&one.name, None));
+    cases::done(store.force_release(&one.name, None));
 }
 
 /// Operators and functions of other roles in `public` that fit the arguments better than those of the
@@ -565,7 +565,7 @@ fn unsuitable_server_is_refused_with_advice() {
     ));
     let claim = cases::claim(1, Ttl::NEVER);
     cases::granted(store.acquire(&claim));
-    cases::granted(store.release(&claim));
+    cases::done(store.release(&claim));
 }
 
 /// In transaction mode, a pooler gives a connection to other clients between two transactions.
@@ -585,10 +585,10 @@ fn pooler_in_transaction_mode_is_refused() {
     let (store, other) = (cases::open(&url), cases::open(&url));
     let (one, two) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
     cases::granted(store.acquire(&one));
-    other.wait(&two, Duration::ZERO);
+    wait(&other, &two, Duration::ZERO);
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| other.wait(&two, Duration::from_mins(1)));
-        cases::granted(store.release(&one));
+        let waiting = scope.spawn(|| wait(&other, &two, Duration::from_mins(1)));
+        cases::done(store.release(&one));
         let began = Instant::now();
         waiting.join().expect("it ends");
         assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
@@ -624,9 +624,9 @@ fn standby_takes_over() {
     let err = store.extend(&one).expect_err("the standby is read-only");
     assert!(err.is_temporary(), "{err:?}");
     psql(standby.port, "select pg_promote()");
-    assert!(cases::in_the_end(|| store.extend(&one)).is_granted());
+    assert!(cases::in_the_end(|| store.extend(&one)));
     assert!(!cases::in_the_end(|| store.acquire(&two)).is_granted());
-    assert!(cases::in_the_end(|| store.release(&one)).is_granted());
+    assert!(cases::in_the_end(|| store.release(&one)));
     assert!(cases::granted(store.acquire(&two)) > fence);
 }
 
@@ -765,12 +765,12 @@ fn asynchronous_commit_is_overridden() {
         );
         let fence = cases::granted(store.acquire(&claim));
         server.restart();
-        assert!(cases::in_the_end(|| store.extend(&claim)).is_granted());
-        assert!(cases::in_the_end(|| store.release(&claim)).is_granted());
+        assert!(cases::in_the_end(|| store.extend(&claim)));
+        assert!(cases::in_the_end(|| store.release(&claim)));
         server.restart();
         let reply = cases::in_the_end(|| store.acquire(&next));
         assert!(cases::granted(Ok(reply)) > fence);
-        assert!(cases::in_the_end(|| store.release(&next)).is_granted());
+        assert!(cases::in_the_end(|| store.release(&next)));
     }
 }
 
@@ -800,14 +800,14 @@ fn locked_row_delays_no_other_name() {
             scope.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
                     let reply = store.acquire(&cases::claim(owner, Ttl::NEVER));
-                    assert!(!reply.is_ok_and(Reply::is_granted));
+                    assert!(!reply.is_ok_and(Acquired::is_granted));
                 }
             });
         }
         let err = store.extend(&one).expect_err("the row is locked");
         assert!(err.is_temporary(), "{err:?}");
         for _ in 0..20 {
-            cases::granted(store.extend(&other));
+            cases::done(store.extend(&other));
             thread::sleep(Duration::from_millis(100));
         }
         // The server also cancels the requests that were dropped here.
@@ -820,5 +820,5 @@ fn locked_row_delays_no_other_name() {
         is_over.store(true, Ordering::Relaxed);
         locking.join().expect("it ends");
     });
-    cases::granted(store.extend(&one));
+    cases::done(store.extend(&one));
 }

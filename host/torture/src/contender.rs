@@ -11,7 +11,7 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use verrou::blocking::LockFactory;
 use verrou::{Clock, Error, Lease, Retry, Store, StoreError, Ttl};
-use verrou_host::{FileError, FileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyStore, FileError, StoreOptions, StoreUrl, System};
 
 use crate::checked_log::{Resource, Verdict, Word, now};
 
@@ -53,13 +53,13 @@ pub(crate) fn contend(arguments: &[String]) -> Result<()> {
     };
     let it: Contender = serde_json::from_str(text)?;
     let store = it.store.parse::<StoreUrl>()?;
-    let store = FileStore::open(&store, &StoreOptions::default())?;
+    let store = AnyStore::open(&store, &StoreOptions::default())?;
     it.run(&store)
 }
 
 impl Contender {
     /// Reports each violation as a line on standard error.
-    fn run(&self, store: &FileStore) -> Result<()> {
+    fn run(&self, store: &AnyStore) -> Result<()> {
         let resource = Resource::open(&self.resource)?;
         let mut random = Rng::with_seed(self.seed ^ self.number);
         let ttl = match self.ttl {
@@ -67,7 +67,7 @@ impl Contender {
             None => Ttl::NEVER,
         };
         let lock = LockFactory::new(store, System).create_lock(LOCK, ttl)?;
-        let expires = store.abilities().expires;
+        let expires = store.capabilities().expires;
 
         while resource.get(Word::Stop) == 0 {
             let wanting = resource.word(Word::Wanting).fetch_add(1, SeqCst);

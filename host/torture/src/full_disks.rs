@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use verrou::blocking::LockFactory;
 use verrou::{Error, Retry, Store, Ttl};
-use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 use crate::results::{Findings, Part, Setting};
 use crate::stress::{KINDS, foreign_files};
@@ -165,9 +165,9 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-fn open(kind: &str, place: &Path) -> Result<FileStore> {
+fn open(kind: &str, place: &Path) -> Result<AnyStore> {
     let url: StoreUrl = format!("{kind}:{}", place.join("locks").display()).parse()?;
-    Ok(FileStore::open(&url, &StoreOptions::default())?)
+    Ok(AnyStore::open(&url, &StoreOptions::default())?)
 }
 
 fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> Result<()> {
@@ -189,7 +189,7 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
             findings.violation(format!("{title}, full: {what}: {err:#}"));
         }
     };
-    check("extending", held.extend(None));
+    check("extending", held.extend(held.ttl()));
     let other = others.create_lock("held", Ttl::NEVER)?;
     check(
         "being refused",
@@ -216,11 +216,14 @@ fn full(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings) -> 
     });
     check("waiting", waited.map(|_| ()));
     check("acquiring", free.acquire().map(|_| ()));
-    if stores[0].abilities().evicts {
-        check("force-releasing", other.force_release());
+    if stores[0].capabilities().force_releases {
+        check("force-releasing", other.force_release(None).map(drop));
         check(
             "force-releasing",
-            others.create_lock("free", "1h")?.force_release(),
+            others
+                .create_lock("free", "1h")?
+                .force_release(None)
+                .map(drop),
         );
     } else {
         check("releasing", free.release());
@@ -283,7 +286,7 @@ fn read_only(mounted: &Mounted, kind: &str, title: &str, findings: &mut Findings
     // An operation that still succeeds finds the lock free.
     let other = open(kind, &mounted.place)?;
     let name = lock.name();
-    match other.inspect(name) {
+    match other.holders(name).map(|mut holders| holders.pop()) {
         Ok(None) => {}
         Ok(Some(holder)) => {
             report_violation("still held after its release", &format!("{holder:?}"));

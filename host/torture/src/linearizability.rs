@@ -112,7 +112,7 @@ impl LockSet {
         if self.kind == Kind::Leases {
             let store = LeaseFileStore::open(&self.directory, &StoreOptions::default())?;
             for name in &self.names {
-                store.evict(&Name::new(name)?, None)?;
+                store.force_release(&Name::new(name)?, None)?;
             }
         }
         Ok(())

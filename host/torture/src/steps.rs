@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use verrou::{Claim, Fence, Name, Owner, Reply, Store, StoreError, Ttl};
-use verrou_host::{FileStore, StoreOptions, StoreUrl};
+use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl};
+
+use crate::store_call::{Reply, leave, wait};
 
 use crate::tracer;
 
@@ -119,9 +121,9 @@ fn claim(owner: u8, ttl: Option<Duration>) -> Claim {
     }
 }
 
-fn open(kind: &str, directory: &Path) -> Result<FileStore> {
+fn open(kind: &str, directory: &Path) -> Result<AnyStore> {
     let url: StoreUrl = format!("{kind}:{}", directory.display()).parse()?;
-    Ok(FileStore::open(&url, &StoreOptions::default())?)
+    Ok(AnyStore::open(&url, &StoreOptions::default())?)
 }
 
 /// Runs the worker `operation`: performs the operation, reports its result, and repeats it for each
@@ -131,7 +133,7 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
         bail!("the worker `operation` takes one argument")
     };
     let order: Order = serde_json::from_str(text)?;
-    let store = FileStore::open(&order.store.parse::<StoreUrl>()?, &StoreOptions::default())?;
+    let store = AnyStore::open(&order.store.parse::<StoreUrl>()?, &StoreOptions::default())?;
     let ttl = (order.act == Act::Detach).then_some(DETACHED_TTL);
     let claim = claim(1, ttl);
     if order.owns {
@@ -141,7 +143,7 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
     }
     if order.waits {
         attempt_result(store.acquire(&claim));
-        store.wait(&claim, Duration::ZERO);
+        wait(&store, &claim, Duration::ZERO);
     }
     let mut store = Some(store);
     let first = tracer::traced(|| act(order.act, &mut store, &claim))?;
@@ -158,7 +160,7 @@ fn send(result: &AttemptResult) -> Result<()> {
     Ok(output.flush()?)
 }
 
-fn act(act: Act, store: &mut Option<FileStore>, claim: &Claim) -> AttemptResult {
+fn act(act: Act, store: &mut Option<AnyStore>, claim: &Claim) -> AttemptResult {
     let Some(there) = store else {
         return AttemptResult::Done;
     };
@@ -166,25 +168,25 @@ fn act(act: Act, store: &mut Option<FileStore>, claim: &Claim) -> AttemptResult 
         Act::Acquire => attempt_result(there.acquire(claim)),
         Act::Extend => attempt_result(there.extend(claim)),
         Act::Release => attempt_result(there.release(claim)),
-        Act::ForceRelease => attempt_result(there.evict(&claim.name, None)),
+        Act::ForceRelease => attempt_result(there.force_release(&claim.name, None)),
         Act::Detach => attempt_result(there.detach(claim)),
         Act::Wait => {
             let first = attempt_result(there.acquire(claim));
-            there.wait(claim, Duration::from_millis(5));
+            wait(there, claim, Duration::from_millis(5));
             match first {
                 AttemptResult::Error { .. } => first,
                 _ => attempt_result(there.acquire(claim)),
             }
         }
         Act::EndWait => {
-            there.give_up(claim);
+            leave(there, claim);
             AttemptResult::Done
         }
         Act::CloseStore => {
             *store = None;
             AttemptResult::Done
         }
-        Act::Inspect => match there.inspect(&claim.name) {
+        Act::Inspect => match there.holders(&claim.name).map(|mut holders| holders.pop()) {
             Ok(Some(holder)) => AttemptResult::Granted {
                 fence: holder.fence.map(Fence::get),
             },
@@ -194,12 +196,12 @@ fn act(act: Act, store: &mut Option<FileStore>, claim: &Claim) -> AttemptResult 
     }
 }
 
-fn attempt_result(reply: Result<Reply, StoreError>) -> AttemptResult {
-    match reply {
-        Ok(Reply::Granted { fence }) => AttemptResult::Granted {
+fn attempt_result(reply: Result<impl Reply, StoreError>) -> AttemptResult {
+    match reply.map(Reply::into_acquired) {
+        Ok(Acquired::Granted { fence }) => AttemptResult::Granted {
             fence: fence.map(Fence::get),
         },
-        Ok(Reply::Refused { .. }) => AttemptResult::Refused,
+        Ok(Acquired::Busy { .. }) => AttemptResult::Refused,
         Err(err) => AttemptResult::error(err),
     }
 }
@@ -232,7 +234,7 @@ pub(crate) struct Scene {
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
     /// The store of the other owners, with a claim that holds the lock, or waits for it.
-    other: FileStore,
+    other: AnyStore,
     has: Option<Claim>,
     waits: Option<Claim>,
     pub(crate) fence: u64,
@@ -269,7 +271,7 @@ impl Stage {
                 }
                 Before::Expired | Before::Detached => {}
                 _ => {
-                    granted(store.release(&claim))?;
+                    ensure!(store.release(&claim)?, "the lock is lost");
                 }
             }
         }
@@ -335,7 +337,7 @@ impl Stage {
             if before == Before::HeldWithWaiter {
                 let claim = claim(3, None);
                 scene.other.acquire(&claim)?;
-                scene.other.wait(&claim, Duration::ZERO);
+                wait(&scene.other, &claim, Duration::ZERO);
                 scene.waits = Some(claim);
             }
             scene.resume()?;
@@ -397,13 +399,13 @@ impl Scene {
             if began.elapsed() > Duration::from_secs(5) {
                 return Ok(false);
             }
-            self.other.wait(&claim, Duration::from_millis(50));
+            wait(&self.other, &claim, Duration::from_millis(50));
         }
     }
 
     /// Returns the fencing token of the lock's holder.
     pub(crate) fn held_under(&self) -> Result<Option<u64>> {
-        let holder = self.other.inspect(&claim(1, None).name)?;
+        let holder = self.other.holders(&claim(1, None).name)?.pop();
         Ok(holder.and_then(|holder| holder.fence).map(Fence::get))
     }
 
@@ -422,7 +424,7 @@ impl Scene {
             (Act::Detach, _) => bound + DETACHED_TTL,
             // The lease lasts for an hour, unless it was force-released.
             (Act::ForceRelease | Act::Inspect, Before::Detached) => {
-                self.other.evict(&claim.name, None)?;
+                self.other.force_release(&claim.name, None)?;
                 bound
             }
             _ => bound,
@@ -430,8 +432,8 @@ impl Scene {
         let began = Instant::now();
         let fence = loop {
             match self.other.acquire(&claim) {
-                Ok(Reply::Granted { fence }) => break fence.map_or(0, Fence::get),
-                Ok(Reply::Refused { .. }) => {}
+                Ok(Acquired::Granted { fence }) => break fence.map_or(0, Fence::get),
+                Ok(Acquired::Busy { .. }) => {}
                 Err(err) => {
                     wrong.push(format!("acquiring: {:#}", anyhow::Error::from(err)));
                     return Ok(wrong);
@@ -441,7 +443,7 @@ impl Scene {
                 wrong.push("the lock cannot be acquired any more".to_owned());
                 return Ok(wrong);
             }
-            self.other.wait(&claim, Duration::from_millis(50));
+            wait(&self.other, &claim, Duration::from_millis(50));
         };
         let took = began.elapsed();
         if took > bound {
@@ -451,7 +453,7 @@ impl Scene {
             let before = self.fence;
             wrong.push(format!("fencing token {fence}, after {before}"));
         }
-        if !self.other.release(&claim)?.is_granted() {
+        if !self.other.release(&claim)? {
             wrong.push("the next owner's release was refused".to_owned());
         }
         for listed in self.other.list()? {
@@ -481,10 +483,10 @@ impl Drop for Scene {
     }
 }
 
-fn granted(reply: Result<Reply, StoreError>) -> Result<u64> {
+fn granted(reply: Result<Acquired, StoreError>) -> Result<u64> {
     match reply? {
-        Reply::Granted { fence } => Ok(fence.map_or(0, Fence::get)),
-        Reply::Refused { .. } => bail!("a free lock was refused"),
+        Acquired::Granted { fence } => Ok(fence.map_or(0, Fence::get)),
+        Acquired::Busy { .. } => bail!("a free lock was refused"),
     }
 }
 

@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
-use verrou::{Claim, Name, Owner, Reply, Store, StoreError, Ttl};
+use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
 use crate::results::Setting;
 
 /// A store that threads can share.
-pub(crate) type BoxedStore = Box<dyn Store + Send + Sync>;
+pub(crate) type BoxedStore = Box<dyn Store>;
 
 /// A kind of store.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -128,10 +128,11 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Runs `operation`, and returns its outcome.
-    pub(crate) fn by(operation: impl FnOnce() -> Result<Reply, StoreError>) -> Self {
+    pub(crate) fn by<R: Reply>(operation: impl FnOnce() -> Result<R, StoreError>) -> Self {
+        let operation = || operation().map(Reply::into_acquired);
         match catch_panic(operation) {
-            Ok(Ok(Reply::Granted { fence })) => Self::Granted(fence.map_or(0, verrou::Fence::get)),
-            Ok(Ok(Reply::Refused { .. })) => Self::Refused,
+            Ok(Ok(Acquired::Granted { fence })) => Self::Granted(fence.map_or(0, Fence::get)),
+            Ok(Ok(Acquired::Busy { .. })) => Self::Refused,
             Ok(Err(err)) => Self::Error(format!("{:#}", anyhow::Error::new(err))),
             Err(panic) => Self::Panicked(panic),
         }
@@ -142,6 +143,43 @@ impl Outcome {
         match self {
             Self::Granted(fence) => Ok(fence),
             other => bail!("a free lock was not granted: {other:?}"),
+        }
+    }
+}
+
+/// Waits for at most `at_most`. The ticket of the claim's owner stays in the queue until its grant, or until it
+/// [leaves](leave).
+pub(crate) fn wait(store: &dyn Store, claim: &Claim, at_most: Duration) {
+    let mut waiter = store.waiter(claim).expect("a store that can wait");
+    waiter.wait(at_most);
+    // Dropping it would leave the queue.
+    std::mem::forget(waiter);
+}
+
+/// Removes the ticket of the claim's owner from the queue.
+pub(crate) fn leave(store: &dyn Store, claim: &Claim) {
+    drop(store.waiter(claim));
+}
+
+/// A store's reply to any operation.
+pub(crate) trait Reply {
+    /// Returns the reply as that to an acquire request: a grant without a fencing token if the operation was
+    /// done.
+    fn into_acquired(self) -> Acquired;
+}
+
+impl Reply for Acquired {
+    fn into_acquired(self) -> Acquired {
+        self
+    }
+}
+
+impl Reply for bool {
+    fn into_acquired(self) -> Acquired {
+        if self {
+            Acquired::Granted { fence: None }
+        } else {
+            Acquired::BUSY
         }
     }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use verrou::blocking::LockFactory;
-use verrou_host::{FileStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
 use crate::checked_log::{Resource, Word};
 use crate::contender::{Contender, LOCK};
@@ -313,7 +313,7 @@ impl Crowd {
             .parse::<StoreUrl>()
             .map_err(|err| err.to_string());
         let store = store.and_then(|url| {
-            FileStore::open(&url, &StoreOptions::default()).map_err(|err| err.to_string())
+            AnyStore::open(&url, &StoreOptions::default()).map_err(|err| err.to_string())
         });
         let taken = store.and_then(|store| {
             for listed in store.list().map_err(|err| err.to_string())? {
@@ -548,7 +548,7 @@ fn removed_files(setting: &Setting, findings: &mut Findings) -> Result<()> {
         let mut random = Rng::with_seed(setting.seed);
         let crowd = Crowd::new(setting, workload)?;
         let url: StoreUrl = crowd.store().parse()?;
-        let store = FileStore::open(&url, &StoreOptions::default())?;
+        let store = AnyStore::open(&url, &StoreOptions::default())?;
         let lock = LockFactory::new(&store, System).create_lock(LOCK, "none")?;
         let began = Instant::now();
         while began.elapsed() < length {
@@ -618,9 +618,9 @@ fn children(setting: &Setting, findings: &mut Findings) -> Result<()> {
     for_each(setting, &KINDS, |kind, length| {
         let directory = tempfile::tempdir_in(&setting.directory)?;
         let url: StoreUrl = format!("{kind}:{}", directory.path().display()).parse()?;
-        let store = FileStore::open(&url, &StoreOptions::default())?;
+        let store = AnyStore::open(&url, &StoreOptions::default())?;
         let (other, over) = (
-            FileStore::open(&url, &StoreOptions::default())?,
+            AnyStore::open(&url, &StoreOptions::default())?,
             AtomicBool::new(false),
         );
         let lock = LockFactory::new(&store, System).create_lock(LOCK, "none")?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
-use verrou::{Claim, Name, Owner, Reply};
+use verrou::{Claim, Name, Owner};
 
 use super::EtcdStore;
 use super::client::messages::{
@@ -42,7 +42,7 @@ pub(super) const RESERVATION: Duration = Duration::from_secs(2);
 impl EtcdStore {
     /// Takes a ticket and waits until the claim's owner is the head waiter of a free lock, but at most `at_most`.
     /// If that is zero, taking the ticket is not limited by it.
-    pub(crate) async fn wait_in_queue(
+    pub(super) async fn wait_with_ticket(
         &self,
         claim: &Claim,
         at_most: Duration,
@@ -182,10 +182,10 @@ impl EtcdStore {
         &self,
         name: &Name,
         head: KeyValue,
-    ) -> Result<Reply, ServerError> {
+    ) -> Result<bool, ServerError> {
         sleep(RESERVATION).await;
         if !self.shared.skip(&head).await? {
-            return Ok(Reply::REFUSED);
+            return Ok(false);
         }
         while let Some(next) = self.first_of(name).await? {
             if next.lease != head.lease || record_of(&next).is_some() {
@@ -193,11 +193,11 @@ impl EtcdStore {
             }
             self.shared.skip(&next).await?;
         }
-        Ok(Reply::Granted { fence: None })
+        Ok(true)
     }
 
     /// Leaves the queue as [`AsyncStore::give_up`](verrou::AsyncStore::give_up) does, and waits until that is done.
-    pub(crate) async fn leave(&self, claim: &Claim) {
+    pub(super) async fn delete_ticket(&self, claim: &Claim) {
         let ticket = self.shared.tickets().remove(&claim.owner);
         if let Some(ticket) = ticket {
             self.shared.leave(ticket.key).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, utf8_percent_encode};
 use tokio_postgres::Row;
-use verrou::{Fence, Holder, Name, Reply};
+use verrou::{Fence, Holder, Name};
 
 use crate::server::store::{About, drift};
 
@@ -58,14 +58,6 @@ pub(super) fn micros(length: Duration) -> i64 {
 
     let micros = length.as_nanos().div_ceil(1000).min(LONGEST);
     i64::try_from(micros).unwrap_or(i64::MAX)
-}
-
-pub(super) fn reply(done: bool) -> Reply {
-    if done {
-        Reply::Granted { fence: None }
-    } else {
-        Reply::REFUSED
-    }
 }
 
 /// Returns the holder that a row describes.

@@ -14,18 +14,22 @@ use tokio::time::timeout;
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use verrou::{
-    Abilities, AsyncStore, Claim, Fence, Holder, Name, Owner, Renewed, Reply, StoreError,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name,
+    Owner, StoreError, async_trait,
 };
 
 use super::connect::Settings;
 use super::error::{failed, not_connected, setup};
-use super::statements::{Statements, holder, micros, reply, text};
+use super::statements::{Statements, holder, micros, text};
+use crate::host_store::Listed;
 use crate::server::ServerError;
 use crate::server::cancelled_acquire::{CancelGuard, CancelledRequests};
 use crate::server::notifications::Notifications;
 use crate::server::queue_heartbeat::QueueHeartbeat;
-use crate::server::store::{ABILITIES, RESERVATION, WAITER_TIMEOUT, record_ttl, request_timeout};
-use crate::store::Listed;
+use crate::server::store::{
+    CAPABILITIES, RESERVATION, ServerStore, WAITER_TIMEOUT, loss_watch, record_ttl,
+    request_timeout, waiter,
+};
 
 /// Leases in a `PostgreSQL` database, version 12 or later.
 ///
@@ -54,55 +58,7 @@ pub(super) struct PostgresShared {
     pub(super) runtime: Handle,
 }
 
-impl PostgresStore {
-    /// Returns the names that are held now, and their holders.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`StoreError`] if the server does not answer, or refuses the request.
-    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let shared = &self.0;
-        let rows = shared
-            .rows(&shared.statements.list, &[], shared.timeout)
-            .await?;
-        let listed = rows.iter().filter_map(|row| {
-            let name = row.try_get::<_, String>("name").ok()?;
-            let name = percent_decode_str(&name).decode_utf8().ok()?;
-            Some(Ok((Name::new(&name).ok()?, holder(row)?)))
-        });
-        Ok(listed.collect())
-    }
-
-    /// Takes a ticket, which `at_most` does not limit, and then waits for a notification for at most
-    /// `at_most`.
-    pub(crate) async fn wait_in_queue(
-        &self,
-        claim: &Claim,
-        at_most: Duration,
-    ) -> Result<(), ServerError> {
-        let shared = &self.0;
-        let subscription = shared.notifications.subscribe(claim.owner);
-        let Some(turn) = shared.take_turn(claim.owner, shared.timeout).await? else {
-            return Ok(());
-        };
-        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
-        shared.keep_ticket(claim);
-        let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
-        drop(turn);
-        if is_free || timeout(at_most, subscription.notified()).await == Ok(true) {
-            shared.notified().insert(claim.owner);
-        }
-        Ok(())
-    }
-
-    /// Leaves the queue as [`AsyncStore::give_up`] does, and waits until that is done.
-    pub(crate) async fn leave(&self, claim: &Claim) {
-        if self.0.forget_ticket(&claim.owner) {
-            // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
-            let _ = self.0.leave(claim).await;
-        }
-    }
-}
+impl PostgresStore {}
 
 impl PostgresShared {
     async fn rows(
@@ -250,7 +206,7 @@ impl PostgresShared {
         });
     }
 
-    async fn release(&self, claim: &Claim) -> Result<Reply, ServerError> {
+    async fn release(&self, claim: &Claim) -> Result<bool, ServerError> {
         let owner = claim.owner.to_string();
         let reservation = micros(RESERVATION);
         let done = self
@@ -260,7 +216,7 @@ impl PostgresShared {
                 request_timeout(self.timeout, claim),
             )
             .await?;
-        Ok(reply(done))
+        Ok(done)
     }
 
     /// Stops the renewal of the ticket of `owner`. Returns whether it was a waiter.
@@ -306,8 +262,66 @@ impl Drop for PostgresShared {
     }
 }
 
+#[async_trait]
+impl ServerStore for PostgresStore {
+    async fn list(&self) -> Result<Vec<Listed>, StoreError> {
+        let shared = &self.0;
+        let rows = shared
+            .rows(&shared.statements.list, &[], shared.timeout)
+            .await?;
+        let listed = rows.iter().filter_map(|row| {
+            let name = row.try_get::<_, String>("name").ok()?;
+            let name = percent_decode_str(&name).decode_utf8().ok()?;
+            Some(Ok((Name::new(&name).ok()?, holder(row)?)))
+        });
+        Ok(listed.collect())
+    }
+
+    async fn wait_in_queue(&self, claim: &Claim, at_most: Duration) -> Result<(), ServerError> {
+        let shared = &self.0;
+        let subscription = shared.notifications.subscribe(claim.owner);
+        let Some(turn) = shared.take_turn(claim.owner, shared.timeout).await? else {
+            return Ok(());
+        };
+        // Before the request: if this future is dropped before the answer, `give_up` deletes the ticket.
+        shared.keep_ticket(claim);
+        let is_free = shared.wait(&claim.owner, &claim.name, false).await?;
+        drop(turn);
+        if is_free || timeout(at_most, subscription.notified()).await == Ok(true) {
+            shared.notified().insert(claim.owner);
+        }
+        Ok(())
+    }
+
+    async fn leave(&self, claim: &Claim) {
+        if self.0.forget_ticket(&claim.owner) {
+            // After an error, other waiters skip the ticket when its reservation or its deadline has passed.
+            let _ = self.0.leave(claim).await;
+        }
+    }
+
+    fn start_to_leave(&self, claim: &Claim) {
+        if !self.0.forget_ticket(&claim.owner) {
+            return;
+        }
+        let (shared, claim) = (Arc::clone(&self.0), claim.clone());
+        self.0
+            .runtime
+            .spawn(async move { shared.leave(&claim).await });
+    }
+
+    async fn lost(&self, claim: &Claim) {
+        let subscription = self.0.notifications.subscribe(claim.owner);
+        // After an error, the renewal of the lease notices the loss.
+        if self.holds(claim, None).await.unwrap_or(true) {
+            subscription.notified().await;
+        }
+    }
+}
+
+#[async_trait]
 impl AsyncStore for PostgresStore {
-    async fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let shared = &self.0;
         shared.cancelled.stop(&claim.owner).await;
         let lasts = record_ttl(claim.ttl).map(micros);
@@ -339,15 +353,15 @@ impl AsyncStore for PostgresStore {
         if row.try_get("granted").map_err(failed)? {
             shared.forget_ticket(&claim.owner);
             let fence = number.and_then(Fence::new);
-            return Ok(Reply::Granted { fence });
+            return Ok(Acquired::Granted { fence });
         }
         // It waits for the next notification.
         shared.notified().remove(&claim.owner);
         let remaining = number.map(Duration::from_micros);
-        Ok(Reply::Refused { remaining })
+        Ok(Acquired::Busy { remaining })
     }
 
-    async fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         let shared = &self.0;
         let lasts = record_ttl(claim.ttl).map(micros);
         let ttl = claim.ttl.duration().map(micros);
@@ -359,14 +373,10 @@ impl AsyncStore for PostgresStore {
                 request_timeout(shared.timeout, claim),
             )
             .await?;
-        Ok(reply(done))
+        Ok(done)
     }
 
-    async fn renew(&self, claim: &Claim, _: Option<Fence>) -> Result<Renewed, StoreError> {
-        Ok(self.extend(claim).await?.into())
-    }
-
-    async fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.0.forget_ticket(&claim.owner);
         let guard = CancelGuard::new(|| self.0.release_cancelled(claim));
         let released = self.0.release(claim).await;
@@ -374,12 +384,12 @@ impl AsyncStore for PostgresStore {
         Ok(released?)
     }
 
-    async fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         let shared = &self.0;
         let only = match only.map(|only| i64::try_from(only.get())) {
             Some(Ok(only)) => Some(only),
             // This fencing token has never been granted.
-            Some(Err(_)) => return Ok(Reply::REFUSED),
+            Some(Err(_)) => return Ok(false),
             None => None,
         };
         let reservation = micros(RESERVATION);
@@ -387,15 +397,15 @@ impl AsyncStore for PostgresStore {
         let done = shared
             .asked(&shared.statements.evict, &parameters, shared.timeout)
             .await?;
-        Ok(reply(done))
+        Ok(done)
     }
 
-    async fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         let shared = &self.0;
         let rows = shared
             .rows(&shared.statements.inspect, &[&text(name)], shared.timeout)
             .await?;
-        Ok(rows.first().and_then(holder))
+        Ok(rows.first().and_then(holder).into_iter().collect())
     }
 
     async fn holds(&self, claim: &Claim, _fence: Option<Fence>) -> Result<bool, StoreError> {
@@ -413,33 +423,16 @@ impl AsyncStore for PostgresStore {
         Ok(owner == Some(claim.owner.to_string().as_str()))
     }
 
-    async fn wait(&self, claim: &Claim, at_most: Duration) {
-        if self.wait_in_queue(claim, at_most).await.is_err() {
-            // The next operation returns the error.
-            std::future::pending::<()>().await;
-        }
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        Some(waiter(self, claim))
     }
 
-    async fn lost(&self, claim: &Claim) {
-        let subscription = self.0.notifications.subscribe(claim.owner);
-        // After an error, the renewal of the lease notices the loss.
-        if self.holds(claim, None).await.unwrap_or(true) {
-            subscription.notified().await;
-        }
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        Some(loss_watch(self, claim))
     }
 
-    fn give_up(&self, claim: &Claim) {
-        if !self.0.forget_ticket(&claim.owner) {
-            return;
-        }
-        let (shared, claim) = (Arc::clone(&self.0), claim.clone());
-        self.0
-            .runtime
-            .spawn(async move { shared.leave(&claim).await });
-    }
-
-    fn abilities(&self) -> Abilities {
-        ABILITIES
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
     }
 }
 

@@ -155,7 +155,7 @@ impl Grant {
         let found = match directory.read(file, name) {
             Ok(view) => view.record,
             // The kernel's lock is held in any case; the next acquire request reports the corrupt file.
-            Err(FileError::Damaged { .. }) => return Ok(None),
+            Err(FileError::Corrupt { .. }) => return Ok(None),
             Err(err) => return Err(err),
         };
         match found {

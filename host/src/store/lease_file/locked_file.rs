@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use verrou::{Claim, Fence, Name, Renewed, Reply};
+use verrou::{Acquired, Claim, Fence, Name, Renewed};
 
 use super::LeaseFileStore;
 use super::grants::Grant;
@@ -120,7 +120,11 @@ impl LeaseFile<'_> {
 
     /// Acquires the lease for `claim`; returns `None`, without any change, if the file was replaced
     /// meanwhile.
-    pub(super) fn acquire(&self, claim: &Claim, before: &View) -> Result<Option<Reply>, FileError> {
+    pub(super) fn acquire(
+        &self,
+        claim: &Claim,
+        before: &View,
+    ) -> Result<Option<Acquired>, FileError> {
         let mut taken_over = None;
         let queue = &self.store.queue;
         if let Some(record) = &before.record {
@@ -136,12 +140,12 @@ impl LeaseFile<'_> {
                     let position = queue.position(claim, self.file, before)?;
                     let is_behind = position.has_ticket() && !position.reservation().is_zero();
                     let remaining = remaining.filter(|_| !is_behind);
-                    return Ok(Some(Reply::Refused { remaining }));
+                    return Ok(Some(Acquired::Busy { remaining }));
                 }
                 // An earlier grant to the same request, which received it after the lease had expired.
                 LeaseState::Zombie if self.is_of(record, claim) => {}
                 LeaseState::Zombie if self.store.zombies == Zombies::Wait => {
-                    return Ok(Some(Reply::REFUSED));
+                    return Ok(Some(Acquired::BUSY));
                 }
                 LeaseState::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
                 LeaseState::Free => {}
@@ -157,10 +161,10 @@ impl LeaseFile<'_> {
             if record.held && record.ttl.is_none_or(|_| now < record.ends) {
                 // The holder has died without recording the end of its lease.
                 self.free(record, false)?;
-                return Ok(Some(Reply::REFUSED));
+                return Ok(Some(Acquired::BUSY));
             }
             if record.ended_within(reservation, now) {
-                return Ok(Some(Reply::REFUSED));
+                return Ok(Some(Acquired::BUSY));
             }
         }
         let directory = &self.store.directory;
@@ -219,7 +223,7 @@ impl LeaseFile<'_> {
             // An earlier grant of this name that this process did not release.
             self.store.end(self.name, ended, false);
         }
-        Ok(Some(Reply::Granted {
+        Ok(Some(Acquired::Granted {
             fence: Fence::new(fence),
         }))
     }

@@ -26,6 +26,8 @@ use verrou::Claim;
 use self::local_queue::Removed;
 pub(crate) use self::position::Position;
 use self::state::QueueState;
+pub(crate) use self::wait::QueueWaiter;
+pub(crate) use self::watch::QueueLossWatch;
 use super::directory::{self, Directory, View};
 use super::error::FileError;
 use super::inotify::{Listener, Notification};
@@ -55,9 +57,6 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Whether waiters are notified when the lock may be free.
-    pub(crate) const NOTIFIES: bool = true;
-
     /// Returns a queue for locks of this software's files, or for the lock of the file `foreign`, which
     /// programs without the queue also lock. `reports_all_changes` states whether every change of the lock
     /// causes an event of its file.
@@ -165,11 +164,10 @@ impl Queue {
     }
 
     /// Ends the ticket of `claim`, if its owner is a waiter, and its wait; notifies the new head waiter.
-    pub(crate) fn leave(&self, directory: &Directory, claim: &Claim) {
+    fn leave(&self, directory: &Directory, claim: &Claim) {
         let Some(mut state) = self.state_if_used() else {
             return;
         };
-        let listener = state.loss_listeners.remove(&claim.owner);
         let (mut own, mut first, mut next) = (None, None, None);
         if let Some(local) = state.local_queues.get_mut(&claim.name)
             && let Some(ended) = local.remove_waiter(claim.owner)
@@ -185,8 +183,8 @@ impl Queue {
         }
         drop(state);
         notify_next(first, next);
-        for listener in [own, listener].into_iter().flatten() {
-            listener.wake();
+        if let Some(own) = own {
+            own.wake();
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use verrou::{Claim, Name, Owner};
+use verrou::{Claim, Name};
 
 use super::super::directory::{self, Directory};
 use super::super::error::FileError;
@@ -28,8 +28,6 @@ pub(super) struct QueueState {
     pub(super) spare: Vec<(Arc<WakePipe>, Arc<Listener>)>,
     /// The listeners of waiters whose file was replaced, which are still to be notified.
     pub(super) displaced: Vec<Arc<Listener>>,
-    /// The listeners of holders that wait for the loss of their lock.
-    pub(super) loss_listeners: HashMap<Owner, Arc<Listener>>,
     pipes: WakePipes,
 }
 

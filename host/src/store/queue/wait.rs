@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use once_cell::race::OnceNonZeroUsize;
-use verrou::Claim;
+use verrou::{AsyncWaiter, Claim, Waiter, async_trait};
 
 use super::super::directory::{self, Directory};
 use super::super::inotify::{Listener, Notification};
@@ -24,9 +24,52 @@ const SPIN: Duration = Duration::from_micros(50);
 /// The shortest timer of a task, which is used for an immediate check.
 const SHORTEST_ALARM: Duration = Duration::from_micros(20);
 
+/// The waiter of one claim. Dropping it leaves the queue.
+pub(crate) struct QueueWaiter<'a> {
+    queue: &'a Queue,
+    directory: &'a Directory,
+    claim: Claim,
+}
+
+impl Waiter for QueueWaiter<'_> {
+    fn wait(&mut self, at_most: Duration) {
+        self.queue.wait(self.directory, &self.claim, at_most);
+    }
+
+    fn notifies(&self) -> bool {
+        true
+    }
+}
+
+#[async_trait]
+impl AsyncWaiter for QueueWaiter<'_> {
+    async fn wait(&mut self, _at_most: Duration) {
+        self.queue.waited(self.directory, &self.claim).await;
+    }
+
+    fn notifies(&self) -> bool {
+        true
+    }
+}
+
+impl Drop for QueueWaiter<'_> {
+    fn drop(&mut self) {
+        self.queue.leave(self.directory, &self.claim);
+    }
+}
+
 impl Queue {
+    /// Returns the waiter of `claim`.
+    pub(crate) fn waiter<'a>(&'a self, directory: &'a Directory, claim: &Claim) -> QueueWaiter<'a> {
+        QueueWaiter {
+            queue: self,
+            directory,
+            claim: claim.clone(),
+        }
+    }
+
     /// Waits until the lock of `claim` may be free for its owner, but at most for `at_most`.
-    pub(crate) fn wait(&self, directory: &Directory, claim: &Claim, at_most: Duration) {
+    fn wait(&self, directory: &Directory, claim: &Claim, at_most: Duration) {
         let end = Instant::now() + at_most.min(SAFETY_CHECK);
         loop {
             match self.next(directory, claim) {
@@ -68,7 +111,7 @@ impl Queue {
     }
 
     /// Waits as [`wait`](Self::wait) does, in a task.
-    pub(crate) async fn waited(&self, directory: &Directory, claim: &Claim) {
+    async fn waited(&self, directory: &Directory, claim: &Claim) {
         loop {
             match self.next(directory, claim) {
                 Next::TryLock => return,

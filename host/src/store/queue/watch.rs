@@ -3,10 +3,11 @@
 
 use std::future;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use verrou::{Claim, Name};
+use verrou::{AsyncLossWatch, LossWatch, Name, async_trait};
 
 use super::super::directory::Directory;
 use super::super::error::FileError;
@@ -15,6 +16,8 @@ use super::super::open_files::OpenFile;
 use super::super::{jitter, tickets};
 use super::stage::{BLIND_WAIT, pause_after};
 use super::{LONGEST_WAIT, Queue};
+use crate::host_store::LossSignal;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::thread;
 
 impl Queue {
@@ -59,50 +62,20 @@ impl Queue {
         Ok(listener)
     }
 
-    /// Waits until `holds` returns false for the owner of `claim`, or the owner [leaves](Self::leave), but at
-    /// most for `at_most`. The first call only begins to watch the lock. Returns whether the loss of the lock
-    /// can be noticed.
-    pub(crate) fn lost(
+    /// Returns a watch for changes of the lock `name`, which ends a wait when `is_lost` returns true.
+    pub(crate) fn loss_watch<'a>(
         &self,
         directory: &Directory,
-        claim: &Claim,
-        at_most: Duration,
-        holds: impl Fn() -> bool,
-    ) -> bool {
-        let listener = self
-            .state()
-            .loss_listeners
-            .get(&claim.owner)
-            .map(Arc::clone);
-        let Some(listener) = listener else {
-            let Ok(listener) = self.listen(directory, &claim.name) else {
-                return false;
-            };
-            self.state()
-                .loss_listeners
-                .insert(claim.owner, Arc::new(listener));
-            return true;
-        };
-        let end = after(at_most);
-        let is_registered = || self.state().loss_listeners.contains_key(&claim.owner);
-        while is_registered() && listener.wait(end).is_some() && holds() {}
-        true
-    }
-
-    /// Waits as [`lost`](Self::lost) does, in a task. Never ends if the loss of the lock cannot be noticed.
-    pub(crate) async fn awaited_loss(
-        &self,
-        directory: &Directory,
-        claim: &Claim,
-        holds: impl Fn() -> bool,
-    ) {
-        let Ok(listener) = self.listen(directory, &claim.name) else {
-            return future::pending().await;
-        };
-        while holds() {
-            let end = after(Duration::MAX);
-            future::poll_fn(|context| listener.poll(context, end)).await;
-        }
+        name: &Name,
+        is_lost: impl Fn() -> bool + Send + Sync + 'a,
+    ) -> io::Result<QueueLossWatch<'a>> {
+        let listener = self.listen(directory, name)?;
+        Ok(QueueLossWatch {
+            descriptor: listener.descriptor(),
+            listener,
+            is_cancelled: AtomicBool::new(false),
+            is_lost: Box::new(is_lost),
+        })
     }
 
     /// Makes a process that releases the lock of `file` change the file even if it saw no waiter, until
@@ -114,6 +87,51 @@ impl Queue {
     /// Ends a [`watch`](Self::watch).
     pub(crate) fn ignore(file: &OpenFile) {
         tickets::unlock(file, tickets::WATCHER);
+    }
+}
+
+/// A watch for the loss of one lock.
+pub(crate) struct QueueLossWatch<'a> {
+    listener: Listener,
+    descriptor: Option<Arc<OwnedFd>>,
+    is_cancelled: AtomicBool,
+    is_lost: Box<dyn Fn() -> bool + Send + Sync + 'a>,
+}
+
+impl LossWatch for QueueLossWatch<'_> {
+    fn wait(&self, at_most: Duration) {
+        let end = after(at_most);
+        while !self.is_cancelled.load(Ordering::SeqCst) {
+            if self.listener.wait(end).is_none() || (self.is_lost)() {
+                return;
+            }
+        }
+    }
+
+    fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::SeqCst);
+        self.listener.wake();
+    }
+}
+
+#[async_trait]
+impl AsyncLossWatch for QueueLossWatch<'_> {
+    async fn wait(&mut self) {
+        while !(self.is_lost)() {
+            let end = after(Duration::MAX);
+            future::poll_fn(|context| self.listener.poll(context, end)).await;
+        }
+    }
+}
+
+impl LossSignal for QueueLossWatch<'_> {
+    fn is_lost(&self) -> bool {
+        self.listener.has_notification();
+        (self.is_lost)()
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.descriptor.as_ref().map(|it| it.as_fd())
     }
 }
 

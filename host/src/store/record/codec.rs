@@ -17,7 +17,7 @@ use super::layout::{
 /// The kind of corruption of a lock's file.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Damage {
+pub enum Corruption {
     /// The file does not begin like a lock's file, or is of another kind.
     #[error("it is not one of this store's files")]
     Foreign,
@@ -62,32 +62,32 @@ pub(crate) fn new_file(kind: Kind, name: &Name) -> Vec<u8> {
 }
 
 /// Returns the name in the header of a complete file of this kind.
-pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Damage> {
+pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Corruption> {
     if file.len() != FILE_BYTES {
-        return Err(Damage::Size { bytes: file.len() });
+        return Err(Corruption::Size { bytes: file.len() });
     }
     if file[..8] != MAGIC {
-        return Err(Damage::Foreign);
+        return Err(Corruption::Foreign);
     }
     let version = get_u32(file, 8);
     if version != VERSION {
         return Err(if version > VERSION {
-            Damage::Newer { version }
+            Corruption::Newer { version }
         } else {
-            Damage::Header
+            Corruption::Header
         });
     }
     let name_bytes = get_u32(file, 16) as usize;
     if name_bytes > Name::MAX_BYTES || get_u32(file, 20) != header_checksum(file, name_bytes) {
-        return Err(Damage::Header);
+        return Err(Corruption::Header);
     }
     if get_u32(file, 12) != kind as u32 {
-        return Err(Damage::Foreign);
+        return Err(Corruption::Foreign);
     }
     let name = std::str::from_utf8(&file[NAME_AT..NAME_AT + name_bytes]);
     name.ok()
         .and_then(|name| Name::new(name).ok())
-        .ok_or(Damage::Header)
+        .ok_or(Corruption::Header)
 }
 
 /// Returns the record in a complete file of the lock `name`; `None` if the lock was never granted.
@@ -101,16 +101,16 @@ pub(crate) fn read(
     name: &Name,
     file: &[u8],
     runs_since: impl Fn([u8; 16]) -> bool,
-) -> Result<Option<Record>, Damage> {
+) -> Result<Option<Record>, Corruption> {
     let found = name_of(kind, file)?;
     if found != *name && !mutant!(NameNotCompared) {
-        return Err(Damage::OtherName {
+        return Err(Corruption::OtherName {
             name: found.to_string(),
         });
     }
     let slots = [0, 1].map(|at| match checked(&file[SLOTS[at].clone()]) {
         // The next write would overwrite the newer record.
-        Ok(Some(slot)) if slot_of(sequence_of(slot)) != at => Err(Damage::Record),
+        Ok(Some(slot)) if slot_of(sequence_of(slot)) != at => Err(Corruption::Record),
         slot => slot,
     });
     let in_step = match slots {
@@ -124,8 +124,8 @@ pub(crate) fn read(
     match whole.max_by_key(|slot| sequence_of(slot)).map(decode) {
         Some(record) if in_step || !runs_since(record.boot) => Ok(Some(record)),
         None if in_step => Ok(None),
-        _ if mutant!(DamageTakenForFree) => Ok(None),
-        _ => Err(Damage::Record),
+        _ if mutant!(CorruptionTakenForFree) => Ok(None),
+        _ => Err(Corruption::Record),
     }
 }
 
@@ -176,7 +176,7 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
 }
 
 /// Returns a slot that matches its checksum and has possible values; `None` if it was never written.
-fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Damage> {
+fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Corruption> {
     let is_possible = |slot| {
         let (fence, last_fence) = (get_u64(slot, FENCE_AT), get_u64(slot, LAST_FENCE_AT));
         sequence_of(slot) < COUNTED
@@ -193,7 +193,7 @@ fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Damage> {
     if mutant!(ChecksumNotChecked) {
         return Ok(Some(slot));
     }
-    Err(Damage::Record)
+    Err(Corruption::Record)
 }
 
 fn sequence_of(slot: &[u8]) -> u64 {
@@ -289,7 +289,7 @@ mod tests {
         file
     }
 
-    fn read_lease(file: &[u8]) -> Result<Option<Record>, Damage> {
+    fn read_lease(file: &[u8]) -> Result<Option<Record>, Corruption> {
         read(Kind::Lease, &name(), file, |boot| boot == BOOT)
     }
 
@@ -376,7 +376,7 @@ mod tests {
         file[SLOTS[1].start + 200] ^= 1;
         assert_eq!(
             read_lease(&file),
-            Err(Damage::Record),
+            Err(Corruption::Record),
             "not taken for a free lock"
         );
         let rebooted = [8; 16];
@@ -387,7 +387,7 @@ mod tests {
         file[SLOTS[0].start + 200] ^= 1;
         assert_eq!(
             read(Kind::Lease, &name(), &file, |boot| boot == rebooted),
-            Err(Damage::Record)
+            Err(Corruption::Record)
         );
     }
 
@@ -395,7 +395,7 @@ mod tests {
     fn foreign_files_are_rejected() {
         let whole = file(&[&record()]);
         let other = Name::new("other").unwrap();
-        let other_name = Damage::OtherName {
+        let other_name = Corruption::OtherName {
             name: "nightly backup".to_owned(),
         };
         assert_eq!(
@@ -404,16 +404,16 @@ mod tests {
         );
         assert_eq!(
             read(Kind::Lock, &name(), &whole, |boot| boot == BOOT),
-            Err(Damage::Foreign)
+            Err(Corruption::Foreign)
         );
         let mut newer = whole.clone();
         newer[8] = 2;
-        assert_eq!(read_lease(&newer), Err(Damage::Newer { version: 2 }));
+        assert_eq!(read_lease(&newer), Err(Corruption::Newer { version: 2 }));
         for bytes in 0..FILE_BYTES {
-            assert_eq!(read_lease(&whole[..bytes]), Err(Damage::Size { bytes }));
+            assert_eq!(read_lease(&whole[..bytes]), Err(Corruption::Size { bytes }));
         }
-        assert_eq!(read_lease(&[0; FILE_BYTES]), Err(Damage::Foreign));
-        assert_eq!(read_lease(&[0xff; FILE_BYTES]), Err(Damage::Foreign));
+        assert_eq!(read_lease(&[0; FILE_BYTES]), Err(Corruption::Foreign));
+        assert_eq!(read_lease(&[0xff; FILE_BYTES]), Err(Corruption::Foreign));
     }
 
     #[test]
@@ -425,9 +425,9 @@ mod tests {
         let mut swapped = file(&[&before, &record()]);
         let (first, second) = swapped.split_at_mut(SLOTS[1].start);
         first[SLOTS[0].clone()].swap_with_slice(&mut second[..SLOT_BYTES]);
-        assert_eq!(read_lease(&swapped), Err(Damage::Record));
+        assert_eq!(read_lease(&swapped), Err(Corruption::Record));
         let ended = read(Kind::Lease, &name(), &swapped, |_| false);
-        assert_eq!(ended, Err(Damage::Record), "also after a reboot");
+        assert_eq!(ended, Err(Corruption::Record), "also after a reboot");
     }
 
     /// A user who can write the file can also write a valid checksum for an impossible number.
@@ -456,7 +456,7 @@ mod tests {
             |record| record.last_fence = record.fence - 1,
         ];
         for change in corruptions {
-            assert_eq!(read_with(change), Err(Damage::Record));
+            assert_eq!(read_with(change), Err(Corruption::Record));
         }
     }
 

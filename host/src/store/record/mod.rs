@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use verrou::{Owner, Process, Ttl};
 
-pub use self::codec::Damage;
+pub use self::codec::Corruption;
 pub(crate) use self::codec::{name_of, new_file, read, write};
 pub(super) use self::layout::COUNTED;
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]

@@ -75,16 +75,15 @@ pub(super) fn forged_records(setting: &Setting, findings: &mut Findings, kind: K
                 }
                 overwrite(&path, &bytes)?;
                 let store = kind.open(directory.path())?;
-                let looked =
-                    Outcome::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                let looked = Outcome::by(|| store.holders(&mine.name).map(|_| false));
                 let was_corrupt = matches!(looked, Outcome::Error(_));
                 let operations = [
                     Outcome::by(|| store.extend(&mine)),
                     Outcome::by(|| store.acquire(&wanted)),
                     Outcome::by(|| store.extend(&wanted)),
-                    Outcome::by(|| store.inspect(&wanted.name).map(|_| verrou::Reply::REFUSED)),
+                    Outcome::by(|| store.holders(&wanted.name).map(|_| false)),
                     Outcome::by(|| store.release(&wanted)),
-                    Outcome::by(|| store.evict(&wanted.name, None)),
+                    Outcome::by(|| store.force_release(&wanted.name, None)),
                     Outcome::by(|| store.acquire(&mine)),
                     Outcome::by(|| store.release(&mine)),
                 ];
@@ -105,8 +104,7 @@ pub(super) fn forged_records(setting: &Setting, findings: &mut Findings, kind: K
                 // A readable record stays readable: an operation whose counter would overflow
                 // changes nothing.
                 let store = kind.open(directory.path())?;
-                let text =
-                    Outcome::by(|| store.inspect(&mine.name).map(|_| verrou::Reply::REFUSED));
+                let text = Outcome::by(|| store.holders(&mine.name).map(|_| false));
                 findings.check(was_corrupt || !matches!(text, Outcome::Error(_)), || {
                     format!("a {kind} record with {number:#x} as its {field}, in the end: {text:?}")
                 });
@@ -144,7 +142,7 @@ pub(super) fn lost_power(
             Outcome::by(|| store.acquire(&detached))
         }),
         ("a force-release", &|| match kind {
-            Kind::Lease => Outcome::by(|| store.evict(&mine.name, None)),
+            Kind::Lease => Outcome::by(|| store.force_release(&mine.name, None)),
             Kind::File => Outcome::by(|| store.release(&detached)),
         }),
         ("a last grant", &|| Outcome::by(|| store.acquire(&mine))),

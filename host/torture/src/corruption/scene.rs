@@ -182,10 +182,10 @@ impl Scene {
             (
                 "inspect",
                 Outcome::by(|| {
-                    let held = self.other.inspect(&self.wanted.name)?;
+                    let held = self.other.holders(&self.wanted.name)?.pop();
                     // Converted to a reply, for the common check.
                     Ok(
-                        held.map_or(verrou::Reply::REFUSED, |_| verrou::Reply::Granted {
+                        held.map_or(verrou::Acquired::BUSY, |_| verrou::Acquired::Granted {
                             fence: None,
                         }),
                     )

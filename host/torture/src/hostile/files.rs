@@ -16,7 +16,7 @@ use verrou::{Claim, Store};
 use crate::child_process::{self, Ended, Running, as_user};
 use crate::results::{Findings, Setting};
 use crate::store_call::{
-    BoxedStore, Kind, Outcome, claim, fast_directory, ignore_absent, with_time_limit,
+    BoxedStore, Kind, Outcome, claim, fast_directory, ignore_absent, leave, wait, with_time_limit,
 };
 
 /// The user who plants files.
@@ -740,20 +740,20 @@ fn check_each_operation(
         ("acquire", &|| Outcome::by(|| other.acquire(wanted))),
         ("extend", &|| Outcome::by(|| store.extend(mine))),
         ("inspect", &|| {
-            Outcome::by(|| other.inspect(&mine.name).map(|_| verrou::Reply::REFUSED))
+            Outcome::by(|| other.holders(&mine.name).map(|_| false))
         }),
         ("force-release", &|| {
-            Outcome::by(|| other.evict(&mine.name, verrou::Fence::new(u64::MAX)))
+            Outcome::by(|| other.force_release(&mine.name, verrou::Fence::new(u64::MAX)))
         }),
         ("wait", &|| {
             Outcome::by(|| {
-                other.wait(wanted, Duration::from_millis(5));
-                Ok(verrou::Reply::REFUSED)
+                wait(other, wanted, Duration::from_millis(5));
+                Ok(false)
             })
         }),
         ("end a wait", &|| {
             Outcome::by(|| {
-                other.give_up(wanted);
+                leave(other, wanted);
                 other.release(wanted)
             })
         }),

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use verrou::blocking::{Lock, LockFactory};
 use verrou::{
-    Abilities, Claim, Error, Fence, Holder, MemoryStore, Name, Owner, Process, Renewed, Reply,
-    Retry, Store, StoreError, Waited,
+    Acquired, Capabilities, Claim, Error, Fence, Holder, LossWatch, MemoryStore, Name, Owner,
+    Process, Renewed, Retry, Store, StoreError, Waiter,
 };
 use verrou_host::{System, keep_alive};
 
@@ -179,20 +179,20 @@ fn permanent() -> StoreError {
 }
 
 impl Store for FaultyStore {
-    fn acquire(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.called();
         let number = self.acquired.fetch_add(1, Ordering::Relaxed);
         match self.fault {
             StoreFault::RefusesAll | StoreFault::WaitReturnsAtOnce | StoreFault::WaitsAndPanics => {
-                return Ok(Reply::REFUSED);
+                return Ok(Acquired::BUSY);
             }
             StoreFault::RefusesWithMaxRemaining => {
                 let remaining = Some(Duration::MAX);
-                return Ok(Reply::Refused { remaining });
+                return Ok(Acquired::Busy { remaining });
             }
             StoreFault::RefusesWithZeroRemaining => {
                 let remaining = Some(Duration::ZERO);
-                return Ok(Reply::Refused { remaining });
+                return Ok(Acquired::Busy { remaining });
             }
             _ => {}
         }
@@ -226,16 +226,16 @@ impl Store for FaultyStore {
             }
         };
         if reply.is_granted() || self.fault == StoreFault::GrantsToAll {
-            return Ok(Reply::Granted { fence });
+            return Ok(Acquired::Granted { fence });
         }
         self.note(claim.owner, false);
         Ok(reply)
     }
 
-    fn extend(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.called();
         match self.fault {
-            StoreFault::ExtendsNothing => Ok(Reply::REFUSED),
+            StoreFault::ExtendsNothing => Ok(false),
             StoreFault::ErrsAtExtensions => Err(temporary()),
             StoreFault::ExtendsAndPanics => panic_silently(),
             _ => Store::extend(&self.inner, claim),
@@ -252,21 +252,21 @@ impl Store for FaultyStore {
         }
     }
 
-    fn release(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.called();
         let number = self.released.fetch_add(1, Ordering::Relaxed);
         self.note(claim.owner, false);
         match self.fault {
-            StoreFault::ReleasesNothing => Ok(Reply::REFUSED),
+            StoreFault::ReleasesNothing => Ok(false),
             StoreFault::ErrsAtReleases => Err(permanent()),
             StoreFault::ErrsAtFirstRelease if number == 0 => Err(temporary()),
             _ => Store::release(&self.inner, claim),
         }
     }
 
-    fn evict(&self, name: &Name, only: Option<Fence>) -> Result<Reply, StoreError> {
+    fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         self.called();
-        Store::evict(&self.inner, name, only)
+        Store::force_release(&self.inner, name, only)
     }
 
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
@@ -274,25 +274,25 @@ impl Store for FaultyStore {
             StoreFault::ErrsAtInspections
             | StoreFault::InspectsOtherHolder
             | StoreFault::InspectsNonsense => {
-                let holder = self.inspect(&claim.name)?;
-                Ok(holder.is_some_and(|holder| fence.is_some() && holder.fence == fence))
+                let mut holders = self.holders(&claim.name)?.into_iter();
+                Ok(holders.any(|holder| fence.is_some() && holder.fence == fence))
             }
             _ => Store::holds(&self.inner, claim, fence),
         }
     }
 
-    fn inspect(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+    fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         self.called();
         match self.fault {
             StoreFault::ErrsAtInspections => Err(temporary()),
-            StoreFault::InspectsOtherHolder => Ok(Some(Holder {
+            StoreFault::InspectsOtherHolder => Ok(vec![Holder {
                 fence: Some(Fence::FIRST),
                 since: None,
                 remaining: None,
                 process: None,
                 detached: false,
-            })),
-            StoreFault::InspectsNonsense => Ok(Some(Holder {
+            }]),
+            StoreFault::InspectsNonsense => Ok(vec![Holder {
                 fence: Fence::new(u64::MAX),
                 since: Some(Duration::MAX),
                 remaining: Some(Duration::MAX),
@@ -302,48 +302,73 @@ impl Store for FaultyStore {
                     command: "\u{1b}[31m".repeat(1 << 16),
                 }),
                 detached: true,
-            })),
-            _ => Store::inspect(&self.inner, name),
+            }]),
+            _ => Store::holders(&self.inner, name),
         }
     }
 
-    fn detach(&self, claim: &Claim) -> Result<Reply, StoreError> {
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.called();
         match self.fault {
-            StoreFault::DetachesNothing => Ok(Reply::REFUSED),
+            StoreFault::DetachesNothing => Ok(false),
             StoreFault::ErrsAtDetaching => Err(temporary()),
             _ => Store::detach(&self.inner, claim),
         }
     }
 
-    fn wait(&self, claim: &Claim, at_most: Duration) -> Waited {
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
+        let waiter = Store::waiter(&self.inner, claim)?;
+        Some(Box::new(FaultyWaiter {
+            store: self,
+            waiter,
+        }))
+    }
+
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
         self.called();
         match self.fault {
-            StoreFault::WaitReturnsAtOnce => Waited::Done,
+            StoreFault::ReportsLossesAlways | StoreFault::ReportsLossesAndPanics => {
+                Some(Box::new(FaultyLossWatch(self)))
+            }
+            _ => Store::watch(&self.inner, claim),
+        }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        match self.fault {
+            StoreFault::HasNoCapabilities => Capabilities::default(),
+            _ => Store::capabilities(&self.inner),
+        }
+    }
+}
+
+struct FaultyWaiter<'a> {
+    store: &'a FaultyStore,
+    waiter: Box<dyn Waiter + 'a>,
+}
+
+impl Waiter for FaultyWaiter<'_> {
+    fn wait(&mut self, at_most: Duration) {
+        self.store.called();
+        match self.store.fault {
+            StoreFault::WaitReturnsAtOnce => {}
             StoreFault::WaitsAndPanics => panic_silently(),
-            _ => Store::wait(&self.inner, claim, at_most),
+            _ => self.waiter.wait(at_most),
+        }
+    }
+}
+
+struct FaultyLossWatch<'a>(&'a FaultyStore);
+
+impl LossWatch for FaultyLossWatch<'_> {
+    fn wait(&self, _at_most: Duration) {
+        self.0.called();
+        if self.0.fault == StoreFault::ReportsLossesAndPanics {
+            panic_silently();
         }
     }
 
-    fn lost(&self, claim: &Claim, at_most: Duration) -> Waited {
-        self.called();
-        match self.fault {
-            StoreFault::ReportsLossesAndPanics if !at_most.is_zero() => panic_silently(),
-            StoreFault::ReportsLossesAlways | StoreFault::ReportsLossesAndPanics => Waited::Done,
-            _ => Store::lost(&self.inner, claim, at_most),
-        }
-    }
-
-    fn give_up(&self, claim: &Claim) {
-        Store::give_up(&self.inner, claim);
-    }
-
-    fn abilities(&self) -> Abilities {
-        match self.fault {
-            StoreFault::HasNoCapabilities => Abilities::default(),
-            _ => Store::abilities(&self.inner),
-        }
-    }
+    fn cancel(&self) {}
 }
 
 /// The timeout of acquire requests.
@@ -370,7 +395,7 @@ pub(super) fn faulty_stores(_setting: &Setting, findings: &mut Findings) -> Resu
         ("guard", |lock| {
             for _ in 0..2 {
                 let held = lock.guard()?;
-                let _ = held.extend(None);
+                let _ = held.extend(held.ttl());
                 held.release()?;
             }
             Ok(())
@@ -398,7 +423,7 @@ pub(super) fn faulty_stores(_setting: &Setting, findings: &mut Findings) -> Resu
         ("everything else", |lock| {
             let taken = lock.try_acquire();
             let _ = (lock.is_expired(), lock.remaining(), lock.lease());
-            let _ = (lock.is_locked(), lock.is_held(), lock.extend(None));
+            let _ = (lock.is_locked(), lock.is_held(), lock.extend(lock.ttl()));
             let _ = lock.serialize();
             let released = lock.release();
             taken.and(released)
@@ -520,7 +545,7 @@ fn two_at_once(findings: &mut Findings) -> Result<()> {
     findings.check(held == [true, false], || {
         format!("a store that granted to two: is_held: {held:?}")
     });
-    let extended = two.extend(None);
+    let extended = two.extend(two.ttl());
     findings.check(matches!(extended, Err(Error::NotOwner { .. })), || {
         format!("a store that granted to two: extend by the second: {extended:?}")
     });

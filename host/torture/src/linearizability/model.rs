@@ -681,27 +681,39 @@ mod tests {
 
     #[test]
     fn force_release_is_possible_only_for_leases() {
-        let evict = |only, reply| request(9, 3, 4, Request::Evict { only }, reply);
+        let force_release = |only, reply| request(9, 3, 4, Request::Evict { only }, reply);
         let taken = acquire(1, 1, 2, fence(1));
         let leases = |operations: &[Operation]| is_linearizable(LEASES, 0, operations);
         let locks = |operations: &[Operation]| is_linearizable(LOCKS, 0, operations);
-        assert!(leases(&[taken.clone(), evict(None, fence(1))]));
-        assert!(leases(&[taken.clone(), evict(Some(1), fence(1))]));
-        assert!(!leases(&[taken.clone(), evict(Some(2), fence(2))]));
-        assert!(!leases(&[taken.clone(), evict(None, fence(2))]));
-        assert!(leases(&[taken.clone(), evict(Some(2), Reply::Refused)]));
-        assert!(!leases(&[taken.clone(), evict(Some(1), Reply::Refused)]));
-        assert!(!leases(&[taken.clone(), evict(None, Reply::Refused)]));
-        assert!(!leases(&[evict(None, DONE)]));
+        assert!(leases(&[taken.clone(), force_release(None, fence(1))]));
+        assert!(leases(&[taken.clone(), force_release(Some(1), fence(1))]));
+        assert!(!leases(&[taken.clone(), force_release(Some(2), fence(2))]));
+        assert!(!leases(&[taken.clone(), force_release(None, fence(2))]));
+        assert!(leases(&[
+            taken.clone(),
+            force_release(Some(2), Reply::Refused)
+        ]));
+        assert!(!leases(&[
+            taken.clone(),
+            force_release(Some(1), Reply::Refused)
+        ]));
+        assert!(!leases(&[
+            taken.clone(),
+            force_release(None, Reply::Refused)
+        ]));
+        assert!(!leases(&[force_release(None, DONE)]));
         let evicted = [
             taken.clone(),
-            evict(None, fence(1)),
+            force_release(None, fence(1)),
             release(1, 5, 6, Reply::Refused),
         ];
         assert!(leases(&evicted));
-        assert!(locks(&[taken.clone(), evict(None, Reply::NotEvictable)]));
-        assert!(!locks(&[taken, evict(None, fence(1))]));
-        assert!(!locks(&[evict(None, Reply::NotEvictable)]));
+        assert!(locks(&[
+            taken.clone(),
+            force_release(None, Reply::NotEvictable)
+        ]));
+        assert!(!locks(&[taken, force_release(None, fence(1))]));
+        assert!(!locks(&[force_release(None, Reply::NotEvictable)]));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use verrou::{Claim, Fence, Name, Owner, Store, StoreError, Ttl};
-use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
+use verrou::{Claim, Fence, Name, Owner, StoreError, Ttl};
+use verrou_host::{FileLockStore, HostStore, LeaseFileStore, StoreOptions};
 
 use super::model::{self, Reply, Request};
 
@@ -90,24 +90,7 @@ pub(crate) fn work(arguments: &[String]) -> Result<()> {
     }
 }
 
-/// A store that shows the owner token as its label, so that other workers can act for the owner.
-trait Labelled: Store {
-    fn label(&self, text: &str);
-}
-
-impl Labelled for LeaseFileStore {
-    fn label(&self, text: &str) {
-        self.set_label(Some(text));
-    }
-}
-
-impl Labelled for FileLockStore {
-    fn label(&self, text: &str) {
-        self.set_label(Some(text));
-    }
-}
-
-fn run(script: &Script, store: &impl Labelled) -> Result<()> {
+fn run(script: &Script, store: &impl HostStore) -> Result<()> {
     let mut worker = Worker {
         log: Log::new(&script.log)?,
         store,
@@ -143,7 +126,7 @@ struct Worker<'a, S> {
     random: Rng,
 }
 
-impl<S: Labelled> Worker<'_, S> {
+impl<S: HostStore> Worker<'_, S> {
     fn send_random_request(&mut self) -> Result<()> {
         let at = self.random.usize(..self.names.len());
         let roll = self.random.u8(..100);
@@ -168,15 +151,16 @@ impl<S: Labelled> Worker<'_, S> {
                 let claim = self.new_claim(at);
                 let mut is_granted = self.acquire(at, &claim)?;
                 if !is_granted && self.script.usage.waits {
+                    let store = self.store;
+                    let mut waiter = store.waiter(&claim);
                     for _ in 0..self.random.u8(..4) {
-                        self.store.wait(&claim, Duration::from_millis(2));
+                        if let Some(waiter) = &mut waiter {
+                            waiter.wait(Duration::from_millis(2));
+                        }
                         is_granted = self.acquire(at, &claim)?;
                         if is_granted {
                             break;
                         }
-                    }
-                    if !is_granted {
-                        self.store.give_up(&claim);
                     }
                 }
                 if is_granted {
@@ -195,7 +179,7 @@ impl<S: Labelled> Worker<'_, S> {
             _ if !self.script.usage.inspects => {}
             (_, 84..92) => {
                 let only = self.seen[at].1.filter(|_| self.random.u8(..3) > 0);
-                self.evict(at, only)?;
+                self.force_release(at, only)?;
             }
             _ => self.inspect(at)?,
         }
@@ -244,7 +228,8 @@ impl<S: Labelled> Worker<'_, S> {
     }
 
     fn acquire(&mut self, at: usize, claim: &Claim) -> Result<bool> {
-        self.store.label(&number_of(claim.owner).to_string());
+        let label = number_of(claim.owner).to_string();
+        self.store.set_label(Some(&label));
         let request = Request::Acquire {
             owner: number_of(claim.owner),
             is_ephemeral: claim.ephemeral,
@@ -283,13 +268,12 @@ impl<S: Labelled> Worker<'_, S> {
         Ok(())
     }
 
-    fn evict(&mut self, at: usize, only: Option<u64>) -> Result<()> {
+    fn force_release(&mut self, at: usize, only: Option<u64>) -> Result<()> {
         let name = self.names[at].clone();
         self.request(at, Request::Evict { only }, |store| {
-            let evicted = store.evict(&name, only.and_then(Fence::new));
-            match evicted {
+            match store.force_release(&name, only.and_then(Fence::new)) {
                 // The only permanent error of a store of flock(2) locks.
-                Err(err) if !err.is_temporary() && !store.abilities().evicts => {
+                Err(err) if !err.is_temporary() && !store.capabilities().force_releases => {
                     Ok(Reply::NotEvictable)
                 }
                 other => other.map(Reply::from),
@@ -301,7 +285,7 @@ impl<S: Labelled> Worker<'_, S> {
     fn inspect(&mut self, at: usize) -> Result<()> {
         let name = self.names[at].clone();
         let reply = self.request(at, Request::Inspect, |store| {
-            Ok(match store.inspect(&name)? {
+            Ok(match store.holders(&name)?.pop() {
                 None => Reply::Free,
                 Some(holder) => Reply::Held {
                     owner: holder.process.and_then(|it| it.command.parse().ok()),
@@ -347,13 +331,23 @@ impl<S: Labelled> Worker<'_, S> {
     }
 }
 
-impl From<verrou::Reply> for Reply {
-    fn from(reply: verrou::Reply) -> Self {
+impl From<verrou::Acquired> for Reply {
+    fn from(reply: verrou::Acquired) -> Self {
         match reply {
-            verrou::Reply::Granted { fence } => Self::Granted {
+            verrou::Acquired::Granted { fence } => Self::Granted {
                 fence: fence.map(Fence::get),
             },
-            verrou::Reply::Refused { .. } => Self::Refused,
+            verrou::Acquired::Busy { .. } => Self::Refused,
+        }
+    }
+}
+
+impl From<bool> for Reply {
+    fn from(is_done: bool) -> Self {
+        if is_done {
+            Self::Granted { fence: None }
+        } else {
+            Self::Refused
         }
     }
 }

@@ -264,7 +264,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 host("files", "corrupt_file_is_never_a_free_lock"),
             ),
             mutant(
-                "DamageTakenForFree",
+                "CorruptionTakenForFree",
                 "a corrupt record counts as a free lock",
                 host("files", "corrupt_file_is_never_a_free_lock"),
             ),

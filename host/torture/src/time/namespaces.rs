@@ -112,7 +112,7 @@ fn other_clocks(
             74,
         );
     }
-    let outcome = Outcome::by(|| store.evict(&long.name, None));
+    let outcome = Outcome::by(|| store.force_release(&long.name, None));
     neighbours.check_outcome(
         findings,
         "force-release outside",

@@ -176,13 +176,16 @@ impl Neighbours<'_> {
                 &outcome,
                 outcome == Outcome::Refused,
             );
-            let seen = catch_panic(|| store.inspect(&wanted.name));
-            findings.check(matches!(&seen, Ok(Ok(Some(_)))), || {
-                format!(
-                    "{} ({}): inspect outside: {seen:?}",
-                    self.namespace.what, self.kind
-                )
-            });
+            let seen = catch_panic(|| store.holders(&wanted.name));
+            findings.check(
+                matches!(&seen, Ok(Ok(holders)) if !holders.is_empty()),
+                || {
+                    format!(
+                        "{} ({}): inspect outside: {seen:?}",
+                        self.namespace.what, self.kind
+                    )
+                },
+            );
             // All processes inside end with it.
             holder.kill()?;
             let began = Instant::now();

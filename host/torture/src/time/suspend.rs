@@ -53,7 +53,7 @@ pub(super) fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> 
                     format!("{what}: fencing token {:?} after {fence:?}", taken.fence())
                 });
             }
-            let extended = held.extend(None);
+            let extended = held.extend(held.ttl());
             findings.check(extended.is_ok() != is_over, || {
                 format!("{what}: extend by its holder: {extended:?}")
             });
@@ -62,7 +62,7 @@ pub(super) fn suspend(setting: &Setting, findings: &mut Findings) -> Result<()> 
                 format!("{what}: release by its holder: {released:?}")
             });
             if taken.is_ok() {
-                let extended = other.extend(None);
+                let extended = other.extend(other.ttl());
                 findings.check(extended.is_ok(), || {
                     format!("{what}: extend by the next holder: {extended:?}")
                 });

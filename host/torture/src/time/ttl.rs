@@ -73,7 +73,7 @@ pub(super) fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
                     findings.check(is_right, || {
                         format!("{what}: extend by its holder: {outcome:?}")
                     });
-                    let shown = catch_panic(|| two.inspect(&mine.name));
+                    let shown = catch_panic(|| two.holders(&mine.name));
                     findings.check(matches!(shown, Ok(Ok(_))), || {
                         format!("{what}: inspect: {shown:?}")
                     });

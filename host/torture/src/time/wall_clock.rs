@@ -49,7 +49,7 @@ pub(super) fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) ->
                      {outcome:?}"
                 )
             });
-            let holder = two.inspect(&mine.name)?.context("the lock is held")?;
+            let holder = two.holders(&mine.name)?.pop().context("the lock is held")?;
             let left = holder.remaining.unwrap_or_default();
             findings.check(left > Duration::from_mins(59), || {
                 format!("a wall-clock time of {wall} ms in the record: {left:?} are left")
@@ -74,7 +74,7 @@ pub(super) fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) ->
         let wall = Duration::from_secs(System.wall_clock().as_secs().saturating_add_signed(step));
         let text = SerializedLock::new(&lease, lock.ttl(), System.now(), wall).to_string();
         let restored = locks.restore_lock(&text.parse()?);
-        let extended = restored.extend(None);
+        let extended = restored.extend(restored.ttl());
         findings.check(extended.is_ok(), || {
             format!("serialized with a wall clock that is {step} s ahead: extend: {extended:?}")
         });

@@ -180,7 +180,7 @@ pub(in crate::hostile) fn serialized(setting: &Setting, findings: &mut Findings)
                 let tried = catch_panic(|| {
                     (
                         restored.remaining(),
-                        restored.extend(None).is_ok(),
+                        restored.extend(restored.ttl()).is_ok(),
                         restored.release().is_ok(),
                     )
                 });
