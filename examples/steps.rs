@@ -13,12 +13,8 @@ use verrou_host::System;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = MemoryStore::new(System);
     let claim = |owner: u8| -> Result<Claim, Box<dyn std::error::Error>> {
-        Ok(Claim {
-            name: Name::new("my-resource")?,
-            owner: Owner::from_bytes([owner; 16]), // a program draws 128 random bits
-            ttl: Ttl::NEVER,
-            ephemeral: false,
-        })
+        let owner = Owner::from_bytes([owner; 16]); // a program draws 128 random bits
+        Ok(Claim::new(Name::new("my-resource")?, owner, Ttl::NEVER))
     };
     Store::acquire(&store, &claim(1)?)?;
 

@@ -108,6 +108,7 @@ impl fmt::Display for Fence {
 
 /// The record of an acquire request that is sent to a store.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
 pub struct Claim {
     /// The lock's name.
     pub name: Name,
@@ -121,4 +122,52 @@ pub struct Claim {
     /// [`Store::acquire`](crate::Store::acquire) reads it;
     /// [`Store::detach`](crate::Store::detach) unbinds the lease from its client.
     pub ephemeral: bool,
+    /// Which other holders the name may have at the same time.
+    pub mode: Mode,
+}
+
+impl Claim {
+    /// Returns an exclusive claim, which is not ephemeral.
+    pub fn new(name: Name, owner: Owner, ttl: Ttl) -> Self {
+        Self {
+            name,
+            owner,
+            ttl,
+            ephemeral: false,
+            mode: Mode::Exclusive,
+        }
+    }
+
+    /// Returns the claim, ephemeral or not.
+    #[must_use]
+    pub fn ephemeral(self, ephemeral: bool) -> Self {
+        Self { ephemeral, ..self }
+    }
+
+    /// Returns the claim for another name.
+    #[must_use]
+    pub fn with_name(self, name: Name) -> Self {
+        Self { name, ..self }
+    }
+
+    /// Returns the claim of another owner.
+    #[must_use]
+    pub fn with_owner(self, owner: Owner) -> Self {
+        Self { owner, ..self }
+    }
+
+    /// Returns the claim with another length of its lease.
+    #[must_use]
+    pub fn with_ttl(self, ttl: Ttl) -> Self {
+        Self { ttl, ..self }
+    }
+}
+
+/// Which other holders a name may have beside a claim.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum Mode {
+    /// None: the holder is alone.
+    #[default]
+    Exclusive,
 }

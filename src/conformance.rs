@@ -233,12 +233,7 @@ fn claim(fixture: &impl Fixture, name: &str, number: u8) -> Claim {
 
 /// Returns a claim on `name` by the `number`th owner, for `ttl`.
 fn claim_for(ttl: Ttl, name: &str, number: u8) -> Claim {
-    Claim {
-        name: self::name(name),
-        owner: Owner::from_bytes([number; 16]),
-        ttl,
-        ephemeral: false,
-    }
+    Claim::new(self::name(name), Owner::from_bytes([number; 16]), ttl)
 }
 
 fn name(text: &str) -> Name {

@@ -136,10 +136,7 @@ impl Acquisition {
                 name: lease.name().clone(),
             });
         }
-        let request = Claim {
-            ttl,
-            ..lease.claim().clone()
-        };
+        let request = lease.claim().clone().with_ttl(ttl);
         Ok(self.extending(request, now))
     }
 
@@ -246,10 +243,7 @@ impl RenewalSync {
     /// Records the renewal that `machine` is about to send in the lease, or the result of that renewal.
     pub(crate) fn record_renewal(&mut self, machine: &Renew) {
         if let Some((ttl, sent)) = machine.in_flight() {
-            let request = Claim {
-                ttl,
-                ..machine.lease().claim().clone()
-            };
+            let request = machine.lease().claim().clone().with_ttl(ttl);
             self.extension = Some(self.acquisition.extending(request, sent));
         } else if let Some(extension) = self.extension.take() {
             match machine.health() {
@@ -299,12 +293,8 @@ impl LockState {
 
     /// Returns a new acquire request for this lock, with the owner token `random`.
     pub(crate) fn acquire(&self, retry: &Retry, random: [u8; 16], now: Timestamp) -> Acquire {
-        let claim = Claim {
-            name: self.name.clone(),
-            owner: Owner::from_bytes(random),
-            ttl: self.ttl,
-            ephemeral: true,
-        };
+        let claim =
+            Claim::new(self.name.clone(), Owner::from_bytes(random), self.ttl).ephemeral(true);
         // A repeated request of the current holder gets the same grant.
         let again = self
             .latest()

@@ -102,7 +102,7 @@ mod js;
 pub use acquire::{Acquire, AcquireStep};
 #[doc(no_inline)]
 pub use async_trait::async_trait;
-pub use claim::{Claim, Fence, InvalidOwner, Owner};
+pub use claim::{Claim, Fence, InvalidOwner, Mode, Owner};
 pub use error::{Error, RunError};
 pub use lease::{Lease, Loss};
 pub use locks::Locks;

@@ -95,12 +95,7 @@ impl SerializedLock {
     /// Its remaining time is computed from the two wall clocks; the store's own clock decides when it
     /// ends.
     pub fn lease(&self, now: Timestamp, wall: Duration) -> Lease {
-        let claim = Claim {
-            name: self.name.clone(),
-            owner: self.owner,
-            ttl: self.ttl,
-            ephemeral: false,
-        };
+        let claim = Claim::new(self.name.clone(), self.owner, self.ttl);
         let until = self
             .expires
             .map(|expires| now.saturating_add(expires.saturating_sub(wall)));

@@ -111,11 +111,12 @@ fn every_case_is_listed() {
 fn record_expires_at_the_exact_instant() {
     let (clock, ttl) = (TestClock::still(), Duration::from_micros(1));
     let store = MemoryStore::new(clock.clone());
-    let claim = |number| Claim {
-        name: Name::new("lock").expect("a name"),
-        owner: Owner::from_bytes([number; 16]),
-        ttl: Ttl::new(ttl).expect("a ttl"),
-        ephemeral: false,
+    let claim = |number| {
+        Claim::new(
+            Name::new("lock").expect("a name"),
+            Owner::from_bytes([number; 16]),
+            Ttl::new(ttl).expect("a ttl"),
+        )
     };
     let acquire = |number| Store::acquire(&store, &claim(number)).expect("an answer");
     assert!(acquire(1).is_granted());
@@ -130,11 +131,12 @@ fn record_expires_at_the_exact_instant() {
 #[test]
 fn release_wakes_the_waiter() {
     let fixture = waiting();
-    let claim = |number| Claim {
-        name: Name::new("lock").expect("a name"),
-        owner: Owner::from_bytes([number; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: false,
+    let claim = |number| {
+        Claim::new(
+            Name::new("lock").expect("a name"),
+            Owner::from_bytes([number; 16]),
+            Ttl::NEVER,
+        )
     };
     let store = fixture.client();
     assert!(Store::acquire(&store, &claim(1)).is_ok_and(Acquired::is_granted));
@@ -187,10 +189,7 @@ mod mutants {
 
     impl Faulty {
         fn claim(&self, claim: &Claim) -> Claim {
-            Claim {
-                name: self.name(&claim.name),
-                ..claim.clone()
-            }
+            claim.clone().with_name(self.name(&claim.name))
         }
 
         fn name(&self, name: &Name) -> Name {
@@ -201,10 +200,8 @@ mod mutants {
         }
 
         fn as_holder(&self, claim: &Claim) -> Claim {
-            let holder = (0..=u8::MAX).map(|number| Claim {
-                owner: Owner::from_bytes([number; 16]),
-                ..claim.clone()
-            });
+            let holder = (0..=u8::MAX)
+                .map(|number| claim.clone().with_owner(Owner::from_bytes([number; 16])));
             let mut holder = holder.filter(|it| self.0.holds(it, None).is_ok_and(|held| held));
             holder.next().unwrap_or_else(|| claim.clone())
         }
@@ -261,12 +258,11 @@ mod mutants {
         fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
             let holders = Store::holders(&self.0, &self.name(name))?;
             if self.1 == Fault::InspectingExtends && !holders.is_empty() {
-                let claim = self.as_holder(&Claim {
-                    name: name.clone(),
-                    owner: Owner::from_bytes([0; 16]),
-                    ttl: Ttl::DEFAULT,
-                    ephemeral: false,
-                });
+                let claim = self.as_holder(&Claim::new(
+                    name.clone(),
+                    Owner::from_bytes([0; 16]),
+                    Ttl::DEFAULT,
+                ));
                 Store::extend(&self.0, &claim)?;
             }
             Ok(holders)

@@ -152,12 +152,7 @@ impl WaitingStore {
     }
 
     fn is_held_by(&self, owner: Owner) -> bool {
-        let claim = Claim {
-            name: name(),
-            owner,
-            ttl: Ttl::NEVER,
-            ephemeral: false,
-        };
+        let claim = Claim::new(name(), owner, Ttl::NEVER);
         Store::holds(&self.memory, &claim, None).unwrap()
     }
 }

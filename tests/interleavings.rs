@@ -247,11 +247,12 @@ fn dropped_future_consumes_no_wake_up() {
 fn waiters_are_woken_by_an_expiry_that_another_client_detects() {
     explore("ends", || {
         let (clock, store) = memory();
-        let claim = |number, ttl| Claim {
-            name: Name::new("lock").unwrap(),
-            owner: Owner::from_bytes([number; 16]),
-            ttl,
-            ephemeral: false,
+        let claim = |number, ttl| {
+            Claim::new(
+                Name::new("lock").unwrap(),
+                Owner::from_bytes([number; 16]),
+                ttl,
+            )
         };
         let ttl = Ttl::new(Duration::from_secs(1)).unwrap();
         Store::acquire(&store, &claim(0, ttl)).unwrap();

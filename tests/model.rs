@@ -95,12 +95,11 @@ fn ticks(length: Duration) -> u64 {
 }
 
 fn claim(number: u8) -> Claim {
-    Claim {
-        name: Name::new("lock").expect("a name"),
-        owner: Owner::from_bytes([number; 16]),
-        ttl: Ttl::new(Duration::from_millis(TTL)).expect("a ttl"),
-        ephemeral: false,
-    }
+    Claim::new(
+        Name::new("lock").expect("a name"),
+        Owner::from_bytes([number; 16]),
+        Ttl::new(Duration::from_millis(TTL)).expect("a ttl"),
+    )
 }
 
 impl State {

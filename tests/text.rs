@@ -51,12 +51,7 @@ fn nearly_json() -> impl Strategy<Value = String> {
 fn leases() -> impl Strategy<Value = (Lease, Ttl)> {
     let fence = any::<Option<u64>>().prop_map(|number| number.and_then(Fence::new));
     (names(), any::<[u8; 16]>(), ttls(), fence).prop_map(|(name, owner, ttl, fence)| {
-        let claim = Claim {
-            name,
-            owner: Owner::from_bytes(owner),
-            ttl,
-            ephemeral: true,
-        };
+        let claim = Claim::new(name, Owner::from_bytes(owner), ttl).ephemeral(true);
         (Lease::granted(claim, fence, Timestamp::default()), ttl)
     })
 }
@@ -418,12 +413,11 @@ fn serialized_lock_escapes_hidden_characters_and_is_read_back() {
 #[test]
 fn maximum_ttl_can_be_serialized() {
     let longest = Ttl::new(Ttl::MAX).expect("a ttl");
-    let claim = Claim {
-        name: Name::new("demo").expect("a name"),
-        owner: Owner::from_bytes([7; 16]),
-        ttl: longest,
-        ephemeral: false,
-    };
+    let claim = Claim::new(
+        Name::new("demo").expect("a name"),
+        Owner::from_bytes([7; 16]),
+        longest,
+    );
     let lease = Lease::granted(claim, None, Timestamp::default());
     let written = SerializedLock::new(&lease, longest, Timestamp::default(), Duration::ZERO);
     let read: SerializedLock = written.to_string().parse().expect("what was written");

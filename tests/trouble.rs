@@ -737,12 +737,7 @@ fn woken_waiter_may_send_a_request_at_once() {
     lock.acquire().unwrap();
     let waker = Arc::new(InspectOnWake(Arc::clone(&store))).into();
     let mut context = Context::from_waker(&waker);
-    let claim = Claim {
-        name: lock.name().clone(),
-        owner: Owner::from_bytes([2; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: false,
-    };
+    let claim = Claim::new(lock.name().clone(), Owner::from_bytes([2; 16]), Ttl::NEVER);
     let mut waiter = AsyncStore::waiter(&store, &claim).unwrap();
     let mut waiting = pin!(waiter.wait(Duration::MAX));
     assert!(waiting.as_mut().poll(&mut context).is_pending());

@@ -198,6 +198,10 @@ impl AnyAsyncStore {
     ///
     /// Returns an [`OpenError`] that names the problem with the directory or the server, and what to do
     /// about it.
+    #[cfg_attr(
+        not(feature = "server"),
+        expect(clippy::unused_async, reason = "a store on a server is awaited")
+    )]
     pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
         Ok(Self(match url {
             StoreUrl::Local(url) => {

@@ -185,12 +185,12 @@ pub fn duration(bytes: &[u8]) -> bool {
 /// Waits for a lock, with `length` as each duration of the retry policy.
 fn waits(length: Duration) {
     let now = Timestamp::new(NOW);
-    let claim = Claim {
-        name: Name::new("n").expect("a name"),
-        owner: Owner::from_bytes(*b"0123456789abcdef"),
-        ttl: Ttl::new(length).unwrap_or_default(),
-        ephemeral: true,
-    };
+    let claim = Claim::new(
+        Name::new("n").expect("a name"),
+        Owner::from_bytes(*b"0123456789abcdef"),
+        Ttl::new(length).unwrap_or_default(),
+    )
+    .ephemeral(true);
     let policies = [
         Ok(Retry::default().timeout(length)),
         Retry::default().delay(length),
@@ -275,12 +275,7 @@ pub(crate) const NOW: Duration = Duration::from_secs(100_000);
 
 /// Returns a lease of `name` that was granted at [`NOW`].
 fn lease_of(name: Name, ttl: Ttl) -> Lease {
-    let claim = Claim {
-        name,
-        owner: Owner::from_bytes(*b"0123456789abcdef"),
-        ttl,
-        ephemeral: true,
-    };
+    let claim = Claim::new(name, Owner::from_bytes(*b"0123456789abcdef"), ttl).ephemeral(true);
     Lease::granted(claim, Some(Fence::FIRST), Timestamp::new(NOW))
 }
 

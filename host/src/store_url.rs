@@ -285,15 +285,10 @@ fn not_built_in(engine: Engine, kind: &str) -> InvalidStoreUrl {
 /// Returns the URL as text; that of a server without its password.
 impl From<&StoreUrl> for OsString {
     fn from(url: &StoreUrl) -> Self {
-        let LocalUrl {
-            scheme,
-            path: directory,
-        } = match url {
-            StoreUrl::Local(url) => url,
-            #[cfg(feature = "server")]
-            StoreUrl::Server(url) => return url.to_string().into(),
+        let Some(directory) = url.directory() else {
+            return url.to_string().into();
         };
-        let mut text = Self::from(scheme.name);
+        let mut text = Self::from(url.scheme());
         text.push(":");
         text.push(&directory.path);
         if let Some(group) = &directory.group {

@@ -41,12 +41,12 @@ fn open_descriptors() -> u64 {
 }
 
 fn claim(name: &str, seconds: u64) -> Claim {
-    Claim {
-        name: Name::new(name).unwrap(),
-        owner: Owner::from_bytes([7; 16]),
-        ttl: Some(Duration::from_secs(seconds)).try_into().unwrap(),
-        ephemeral: true,
-    }
+    Claim::new(
+        Name::new(name).unwrap(),
+        Owner::from_bytes([7; 16]),
+        Some(Duration::from_secs(seconds)).try_into().unwrap(),
+    )
+    .ephemeral(true)
 }
 
 #[test]

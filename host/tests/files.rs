@@ -36,19 +36,16 @@ fn locks(directory: &Path) -> FileLockStore {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim {
-        name: Name::new("lock").unwrap(),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
-    }
+    Claim::new(
+        Name::new("lock").unwrap(),
+        Owner::from_bytes([owner; 16]),
+        Ttl::NEVER,
+    )
+    .ephemeral(true)
 }
 
 fn detached(owner: u8) -> Claim {
-    Claim {
-        ephemeral: false,
-        ..claim(owner)
-    }
+    claim(owner).ephemeral(false)
 }
 
 fn granted(reply: Result<Acquired, StoreError>) -> u64 {
@@ -170,7 +167,7 @@ fn a_pipe_is_locked_without_waiting_for_its_other_end() {
     thread::spawn(move || {
         let (store, name) =
             FileLockStore::open_path(&pipe, &records, &StoreOptions::default()).unwrap();
-        granted(store.acquire(&Claim { name, ..claim(1) }));
+        granted(store.acquire(&claim(1).with_name(name)));
         done.send(()).unwrap();
     });
     is_done
@@ -419,10 +416,7 @@ fn file_of_another_lock_is_an_error() {
     let store = leases(directory.path());
     granted(store.acquire(&claim(1)));
     let path = only_file(directory.path(), "lease");
-    let other = Claim {
-        name: Name::new("other").unwrap(),
-        ..claim(1)
-    };
+    let other = claim(1).with_name(Name::new("other").unwrap());
     granted(store.acquire(&other));
     let files = fs::read_dir(directory.path())
         .unwrap()
@@ -448,10 +442,7 @@ fn fences_grow_when_files_are_removed() {
     for remove in ["lease", "", "all but one"] {
         let directory = directory();
         let store = leases(directory.path());
-        let witness = Claim {
-            name: Name::new("witness").unwrap(),
-            ..detached(9)
-        };
+        let witness = detached(9).with_name(Name::new("witness").unwrap());
         let mut last = granted(store.acquire(&claim(1)));
         granted(store.acquire(&witness));
         for _ in 0..3 {
@@ -517,10 +508,7 @@ fn restored_counter_grants_no_fence_twice() {
     let directory = directory();
     let store = leases(directory.path());
     let counter = directory.path().join("fences");
-    let other = Claim {
-        name: Name::new("other").unwrap(),
-        ..claim(1)
-    };
+    let other = claim(1).with_name(Name::new("other").unwrap());
     granted(store.acquire(&other));
     let before = fs::read(&counter).unwrap();
     let fence = granted(store.acquire(&detached(1)));
@@ -544,10 +532,7 @@ fn counter_replaced_while_it_is_waited_for_is_not_used() {
     let path = directory.path().canonicalize().unwrap().join("fences");
     let file = File::open(&path).unwrap();
     file.lock().unwrap();
-    let other = Claim {
-        name: Name::new("other").unwrap(),
-        ..claim(2)
-    };
+    let other = claim(2).with_name(Name::new("other").unwrap());
     thread::scope(|scope| {
         let asking = scope.spawn(|| granted_in_time(&store, &other));
         wait_until_open(&path, 2);
@@ -600,10 +585,7 @@ fn granted_in_time(store: &dyn Store, claim: &Claim) -> u64 {
 fn a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted() {
     let directory = directory();
     let (leases, locks) = (leases(directory.path()), locks(directory.path()));
-    let other = Claim {
-        name: Name::new("other").unwrap(),
-        ..claim(1)
-    };
+    let other = claim(1).with_name(Name::new("other").unwrap());
     granted(leases.acquire(&other));
     let counter = directory.path().canonicalize().unwrap().join("fences");
     for (extension, store, claim) in [
@@ -646,10 +628,7 @@ fn lost_counter_is_recreated_from_locks_of_both_kinds() {
         ("lease", &leases as &dyn Store, &locks as &dyn Store),
         ("lock", &locks, &leases),
     ] {
-        let lost_claim = Claim {
-            name: Name::new("lost").unwrap(),
-            ..claim(1)
-        };
+        let lost_claim = claim(1).with_name(Name::new("lost").unwrap());
         let before = granted(lost.acquire(&lost_claim));
         done(lost.release(&lost_claim));
         // The fences in the files are greater than the start by the clock.
@@ -730,13 +709,13 @@ fn lease_of_another_time_namespace_never_counts_as_expired() {
         leases(directory.path()).with_clock(clock.clone()),
     );
     let ttl = Ttl::new(SECOND).unwrap();
-    granted(one.acquire(&Claim { ttl, ..claim(1) }));
+    granted(one.acquire(&claim(1).with_ttl(ttl)));
     let path = only_file(directory.path(), "lease");
     rewrite(&path, 64, &4711u64.to_le_bytes());
     clock.advance(2 * SECOND);
     refused(&two.acquire(&claim(2)));
     drop(one);
-    granted(two.acquire(&Claim { ttl, ..detached(2) }));
+    granted(two.acquire(&detached(2).with_ttl(ttl)));
     rewrite(&path, 64, &4711u64.to_le_bytes());
     let err = two.acquire(&claim(3)).unwrap_err();
     assert!(
@@ -804,7 +783,7 @@ fn a_zombie_is_taken_over_or_waited_for() {
         open(Zombies::Take),
     );
     let ttl = Ttl::new(SECOND).unwrap();
-    let fence = granted(zombie.acquire(&Claim { ttl, ..claim(1) }));
+    let fence = granted(zombie.acquire(&claim(1).with_ttl(ttl)));
     clock.advance(SECOND);
     refused(&patient.acquire(&claim(2)));
     assert!(patient.holders(&claim(2).name).unwrap().pop().is_some());
@@ -820,7 +799,7 @@ fn a_zombie_is_taken_over_or_waited_for() {
     done(bold.release(&claim(3)));
     assert_eq!(bold.taken_over(&claim(3)), None);
 
-    granted(zombie.acquire(&Claim { ttl, ..claim(4) }));
+    granted(zombie.acquire(&claim(4).with_ttl(ttl)));
     clock.advance(SECOND);
     refused(&patient.acquire(&claim(2)));
     drop(zombie);
@@ -841,9 +820,9 @@ fn owner_takes_over_its_own_expired_lease_silently() {
         let store = LeaseFileStore::open(directory.path(), &options).unwrap();
         let store = store.with_clock(clock.clone());
         let ttl = Ttl::new(SECOND).unwrap();
-        let late = granted(store.acquire(&Claim { ttl, ..claim(1) }));
+        let late = granted(store.acquire(&claim(1).with_ttl(ttl)));
         clock.advance(SECOND);
-        assert!(late < granted(store.acquire(&Claim { ttl, ..claim(1) })));
+        assert!(late < granted(store.acquire(&claim(1).with_ttl(ttl))));
         assert_eq!(store.taken_over(&claim(1)), None);
     }
 }
@@ -863,7 +842,7 @@ fn force_release_of_zombie_depends_on_zombie_policy() {
     let (patient, bold) = (open(Zombies::Wait), open(Zombies::Take));
     let ttl = Ttl::new(SECOND).unwrap();
     let zombie = open(Zombies::Take);
-    granted(zombie.acquire(&Claim { ttl, ..claim(1) }));
+    granted(zombie.acquire(&claim(1).with_ttl(ttl)));
     clock.advance(SECOND);
     refused(&patient.acquire(&claim(2)));
     not_done(&bold.force_release(&claim(1).name, None));
@@ -871,7 +850,7 @@ fn force_release_of_zombie_depends_on_zombie_policy() {
     granted(patient.acquire(&claim(2)));
     done(patient.release(&claim(2)));
 
-    granted(zombie.acquire(&Claim { ttl, ..claim(3) }));
+    granted(zombie.acquire(&claim(3).with_ttl(ttl)));
     clock.advance(SECOND);
     done(patient.force_release(&claim(3).name, None));
     granted(patient.acquire(&claim(2)));
@@ -919,10 +898,7 @@ fn store_and_flock_on_the_same_file_exclude_each_other() {
         name.as_str(),
         path.canonicalize().unwrap().to_str().unwrap()
     );
-    let claim = Claim {
-        name: name.clone(),
-        ..claim(1)
-    };
+    let claim = claim(1).with_name(name.clone());
 
     let file = File::open(&path).unwrap();
     file.lock().unwrap();
@@ -964,11 +940,9 @@ fn kernel_lock_is_renewed_when_its_record_cannot_be_written() {
     let (store, name) =
         FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
     let store = store.with_clock(clock.clone());
-    let claim = Claim {
-        name: name.clone(),
-        ttl: Ttl::new(SECOND).unwrap(),
-        ..claim(1)
-    };
+    let claim = claim(1)
+        .with_name(name.clone())
+        .with_ttl(Ttl::new(SECOND).unwrap());
     granted(store.acquire(&claim));
     let guard = File::open(only_file(&records, "lock")).unwrap();
     guard.lock().unwrap();
@@ -1024,10 +998,10 @@ fn directory_can_be_locked_and_missing_file_is_created() {
     let records = directory.path().join("records");
     let options = StoreOptions::default();
     let (store, name) = FileLockStore::open_path(directory.path(), &records, &options).unwrap();
-    granted(store.acquire(&Claim { name, ..claim(1) }));
+    granted(store.acquire(&claim(1).with_name(name)));
     let missing = directory.path().join("missing");
     let (store, name) = FileLockStore::open_path(&missing, &records, &options).unwrap();
-    granted(store.acquire(&Claim { name, ..claim(1) }));
+    granted(store.acquire(&claim(1).with_name(name)));
     assert_eq!(fs::metadata(&missing).unwrap().len(), 0);
     let nowhere = directory.path().join("no/where");
     let err = FileLockStore::open_path(&nowhere, &records, &options).unwrap_err();
@@ -1043,10 +1017,7 @@ fn watching_does_not_recreate_a_removed_file() {
     );
     let open = || FileLockStore::open_path(&path, &records, &StoreOptions::default()).unwrap();
     let ((holder, name), (watcher, _)) = (open(), open());
-    granted(holder.acquire(&Claim {
-        name: name.clone(),
-        ..claim(1)
-    }));
+    granted(holder.acquire(&claim(1).with_name(name.clone())));
     fs::remove_file(&path).unwrap();
     watcher.wait_until_free(&name, SECOND);
     assert!(!path.exists());
@@ -1215,19 +1186,10 @@ fn the_held_names_are_listed() {
     let (leases, locks) = (leases(directory.path()), locks(directory.path()));
     let names = ["b", "a", "c"].map(|name| Name::new(name).unwrap());
     for name in &names {
-        granted(leases.acquire(&Claim {
-            name: name.clone(),
-            ..claim(1)
-        }));
+        granted(leases.acquire(&claim(1).with_name(name.clone())));
     }
-    done(leases.release(&Claim {
-        name: names[2].clone(),
-        ..claim(1)
-    }));
-    granted(locks.acquire(&Claim {
-        name: names[2].clone(),
-        ..claim(1)
-    }));
+    done(leases.release(&claim(1).with_name(names[2].clone())));
+    granted(locks.acquire(&claim(1).with_name(names[2].clone())));
     let listed = |held: Vec<Result<(Name, Holder), StoreError>>| {
         let names = held.into_iter().map(|held| held.map(|(name, _)| name));
         names.collect::<Result<Vec<_>, _>>().unwrap()
@@ -1251,10 +1213,7 @@ fn holder_of_replaced_file_leaves_the_next_record_alone() {
         opened.expect("the path can be locked")
     };
     let (old, name) = open();
-    let claim = |owner| Claim {
-        name: name.clone(),
-        ..claim(owner)
-    };
+    let claim = |owner| claim(owner).with_name(name.clone());
     granted(old.acquire(&claim(1)));
     fs::remove_file(&path).unwrap();
     let (next, _) = open();
@@ -1298,10 +1257,7 @@ fn a_slow_counter_holds_up_no_other_name() {
     granted(store.acquire(&claim(1)));
     let counter = File::open(directory.path().join("fences")).unwrap();
     counter.lock().unwrap();
-    let other = Claim {
-        name: Name::new("other").unwrap(),
-        ..claim(2)
-    };
+    let other = claim(2).with_name(Name::new("other").unwrap());
     thread::scope(|scope| {
         let waiting = scope.spawn(|| store.acquire(&other));
         let mut operations = 0;

@@ -568,12 +568,12 @@ fn no_other_directory_is_given_to_a_group_in_a_race() {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim {
-        name: Name::new("k").unwrap(),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
-    }
+    Claim::new(
+        Name::new("k").unwrap(),
+        Owner::from_bytes([owner; 16]),
+        Ttl::NEVER,
+    )
+    .ephemeral(true)
 }
 
 /// The path of the store then leads to another directory, in which others acquire the lock.

@@ -125,12 +125,12 @@ fn programs_can_label_their_grants() {
             ("b", None, "the program"),
         ] {
             store.set_label(label);
-            let claim = Claim {
-                name: Name::new(name).unwrap(),
-                owner: Owner::from_bytes([7; 16]),
-                ttl: Ttl::DEFAULT,
-                ephemeral: true,
-            };
+            let claim = Claim::new(
+                Name::new(name).unwrap(),
+                Owner::from_bytes([7; 16]),
+                Ttl::DEFAULT,
+            )
+            .ephemeral(true);
             assert!(store.acquire(&claim).unwrap().is_granted());
             assert_eq!(shown(&dir, name)["process"]["command"], said);
         }
@@ -168,12 +168,12 @@ fn arguments_are_not_recorded() {
 
         // A program that uses the library.
         let store = AnyStore::open(&dir.store().parse().unwrap(), &StoreOptions::default());
-        let claim = Claim {
-            name: Name::new("k").unwrap(),
-            owner: Owner::from_bytes([7; 16]),
-            ttl: Ttl::DEFAULT,
-            ephemeral: true,
-        };
+        let claim = Claim::new(
+            Name::new("k").unwrap(),
+            Owner::from_bytes([7; 16]),
+            Ttl::DEFAULT,
+        )
+        .ephemeral(true);
         let store = store.unwrap();
         assert!(store.acquire(&claim).unwrap().is_granted());
         let program = std::env::args_os().next().unwrap();

@@ -118,11 +118,8 @@ fn every_open_of_the_locked_file_is_protected_by_the_kernel() {
 fn open(path: &Path) -> (FileLockStore, impl Fn(u8) -> Claim + use<>) {
     let records = path.with_file_name("records");
     let (store, name) = FileLockStore::open_path(path, &records, &StoreOptions::default()).unwrap();
-    let claim = move |owner| Claim {
-        name: name.clone(),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
+    let claim = move |owner| {
+        Claim::new(name.clone(), Owner::from_bytes([owner; 16]), Ttl::NEVER).ephemeral(true)
     };
     (store, claim)
 }

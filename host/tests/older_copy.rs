@@ -20,12 +20,12 @@ fn open(dir: &TestDir, kind: &str) -> Box<dyn Store> {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim {
-        name: Name::new("k").unwrap(),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
-    }
+    Claim::new(
+        Name::new("k").unwrap(),
+        Owner::from_bytes([owner; 16]),
+        Ttl::NEVER,
+    )
+    .ephemeral(true)
 }
 
 #[track_caller]

@@ -29,12 +29,12 @@ fn open(kind: &str, directory: &Path) -> AnyStore {
 }
 
 fn claim(name: &str) -> Claim {
-    Claim {
-        name: Name::new(name).unwrap(),
-        owner: Owner::from_bytes(System.random()),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
-    }
+    Claim::new(
+        Name::new(name).unwrap(),
+        Owner::from_bytes(System.random()),
+        Ttl::NEVER,
+    )
+    .ephemeral(true)
 }
 
 fn is_granted(store: &AnyStore, claim: &Claim) -> bool {

@@ -246,11 +246,13 @@ async fn a_busy_lease_file_holds_up_no_other_task() {
             poll_fn(|context| Poll::Ready($future.as_mut().poll(context).is_pending())).await
         };
     }
-    let claim = |name: &str, owner| Claim {
-        name: Name::new(name).unwrap(),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
+    let claim = |name: &str, owner| {
+        Claim::new(
+            Name::new(name).unwrap(),
+            Owner::from_bytes([owner; 16]),
+            Ttl::NEVER,
+        )
+        .ephemeral(true)
     };
     let (busy, other) = (claim("busy", 1), claim("other", 1));
     let directory = tempfile::tempdir().unwrap();

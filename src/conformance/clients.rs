@@ -74,10 +74,7 @@ pub fn another_client_can_release_a_transferable_lease(fixture: &impl Fixture) {
 pub fn a_renewal_reports_a_release_by_the_owner(fixture: &impl Fixture) {
     let (store, elsewhere) = (fixture.client(), fixture.client());
     let ephemeral = true;
-    let one = Claim {
-        ephemeral,
-        ..claim_for(Ttl::NEVER, "lock", 1)
-    };
+    let one = claim_for(Ttl::NEVER, "lock", 1).ephemeral(ephemeral);
     let Capabilities {
         transfers, revives, ..
     } = store.capabilities();
@@ -161,10 +158,7 @@ pub fn fences_grow_after_a_client_is_dropped(fixture: &impl Fixture) {
 /// Returns the fence of a new grant. Its client is dropped, which frees the name.
 fn fence_of_dropped_client(fixture: &impl Fixture, number: u8) -> Option<Fence> {
     let store = fixture.client();
-    let claim = Claim {
-        ephemeral: true,
-        ..claim_for(Ttl::NEVER, "lock", number)
-    };
+    let claim = claim_for(Ttl::NEVER, "lock", number).ephemeral(true);
     let reply = (0..MAX_CHECKS).find_map(|_| {
         let reply = store.acquire(&claim).expect("the store answers");
         if !reply.is_granted() {
@@ -226,10 +220,7 @@ fn claim_of_dropped_client<F: Fixture>(
     last: impl FnOnce(&F::Store, &Claim),
 ) -> Claim {
     let store = fixture.client();
-    let claim = Claim {
-        ephemeral,
-        ..claim_for(Ttl::NEVER, "lock", 1)
-    };
+    let claim = claim_for(Ttl::NEVER, "lock", 1).ephemeral(ephemeral);
     granted(store.acquire(&claim));
     last(&store, &claim);
     claim

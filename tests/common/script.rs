@@ -68,12 +68,12 @@ pub(crate) fn woken(millis: u64) -> In {
 }
 
 pub(crate) fn claim(ttl: Ttl) -> Claim {
-    Claim {
-        name: Name::new("lock").expect("a name"),
-        owner: Owner::from_bytes([7; 16]),
+    Claim::new(
+        Name::new("lock").expect("a name"),
+        Owner::from_bytes([7; 16]),
         ttl,
-        ephemeral: true,
-    }
+    )
+    .ephemeral(true)
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 mod record;
 
 use exports::verrou::lock::store::{
-    Abilities, Claim, FencingToken, Guest, Holder, Acquired, StoreError,
+    Abilities, Claim, FencingToken, Guest, Holder, Reply, StoreError,
 };
 use record::{Holding, Record};
 use wasi::keyvalue::atomics::{Cas, CasError, swap};
@@ -72,39 +72,39 @@ fn change(
     name: &str,
     condition: impl Fn(&Record, &Holding) -> bool,
     change: impl Fn(Holding, u64) -> Option<Holding>,
-) -> Result<Acquired, StoreError> {
+) -> Result<Reply, StoreError> {
     atomically(name, |record, held, now| match held {
         Some(held) if condition(&record, &held) => {
             let holding = change(held, now);
-            (Acquired::Granted(None), Some(Record { holding, ..record }))
+            (Reply::Granted(None), Some(Record { holding, ..record }))
         }
-        _ => (Acquired::Busy(None), None),
+        _ => (Reply::Refused(None), None),
     })
 }
 
 impl Guest for Provider {
-    fn acquire(claim: Claim) -> Result<Acquired, StoreError> {
+    fn acquire(claim: Claim) -> Result<Reply, StoreError> {
         atomically(&claim.name, |record, held, now| {
             let token = match held {
                 // A retry: the reply was lost.
                 Some(held) if held.owner == claim.owner => record.token,
                 Some(held) => {
                     let remaining = held.until.map(|until| until - now);
-                    return (Acquired::Busy(remaining), None);
+                    return (Reply::Refused(remaining), None);
                 }
                 None => record.token + 1,
             };
             let holding = Some(holding(&claim, now));
-            (Acquired::Granted(Some(token)), Some(Record { token, holding }))
+            (Reply::Granted(Some(token)), Some(Record { token, holding }))
         })
     }
 
-    fn extend(claim: Claim) -> Result<Acquired, StoreError> {
+    fn extend(claim: Claim) -> Result<Reply, StoreError> {
         let mine = |_: &Record, held: &Holding| held.owner == claim.owner;
         change(&claim.name, mine, |_, now| Some(holding(&claim, now)))
     }
 
-    fn release(claim: Claim) -> Result<Acquired, StoreError> {
+    fn release(claim: Claim) -> Result<Reply, StoreError> {
         change(
             &claim.name,
             |_, held| held.owner == claim.owner,
@@ -112,7 +112,7 @@ impl Guest for Provider {
         )
     }
 
-    fn evict(name: String, only: Option<FencingToken>) -> Result<Acquired, StoreError> {
+    fn evict(name: String, only: Option<FencingToken>) -> Result<Reply, StoreError> {
         let meant = |record: &Record, _: &Holding| only.is_none_or(|only| only == record.token);
         change(&name, meant, |_, _| None)
     }
@@ -128,10 +128,10 @@ impl Guest for Provider {
     }
 
     /// Does nothing, because no record is ephemeral.
-    fn detach(claim: Claim) -> Result<Acquired, StoreError> {
+    fn detach(claim: Claim) -> Result<Reply, StoreError> {
         atomically(&claim.name, |_, held, _| match held {
-            Some(held) if held.owner == claim.owner => (Acquired::Granted(None), None),
-            _ => (Acquired::Busy(None), None),
+            Some(held) if held.owner == claim.owner => (Reply::Granted(None), None),
+            _ => (Reply::Refused(None), None),
         })
     }
 

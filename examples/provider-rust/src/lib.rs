@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use exports::verrou::lock::store::{
-    Abilities, Claim, FencingToken, Guest, Holder, Acquired, StoreError,
+    Abilities, Claim, FencingToken, Guest, Holder, Reply, StoreError,
 };
 use wasi::clocks::monotonic_clock::{Instant, now};
 
@@ -58,24 +58,24 @@ fn end(claim: &Claim, now: Instant) -> Option<Instant> {
 }
 
 /// Frees the name if it is held and `condition` holds.
-fn free(name: &str, condition: impl FnOnce(&Record) -> bool) -> Acquired {
+fn free(name: &str, condition: impl FnOnce(&Record) -> bool) -> Reply {
     atomically(|records, _| match records.by_name.get(name) {
         Some(record) if condition(record) => {
             records.by_name.remove(name);
-            Acquired::Granted(None)
+            Reply::Granted(None)
         }
-        _ => Acquired::Busy(None),
+        _ => Reply::Refused(None),
     })
 }
 
 impl Guest for Provider {
-    fn acquire(claim: Claim) -> Result<Acquired, StoreError> {
+    fn acquire(claim: Claim) -> Result<Reply, StoreError> {
         Ok(atomically(|records, now| {
             let until = end(&claim, now);
             let token = match records.by_name.get(&claim.name) {
                 // A retry: the reply was lost.
                 Some(record) if record.owner == claim.owner => record.token,
-                Some(record) => return Acquired::Busy(record.until.map(|until| until - now)),
+                Some(record) => return Reply::Refused(record.until.map(|until| until - now)),
                 None => {
                     records.grants += 1;
                     records.grants
@@ -90,27 +90,27 @@ impl Guest for Provider {
                     until,
                 },
             );
-            Acquired::Granted(Some(token))
+            Reply::Granted(Some(token))
         }))
     }
 
-    fn extend(claim: Claim) -> Result<Acquired, StoreError> {
+    fn extend(claim: Claim) -> Result<Reply, StoreError> {
         Ok(atomically(|records, now| {
             match records.by_name.get_mut(&claim.name) {
                 Some(record) if record.owner == claim.owner => {
                     record.until = end(&claim, now);
-                    Acquired::Granted(None)
+                    Reply::Granted(None)
                 }
-                _ => Acquired::Busy(None),
+                _ => Reply::Refused(None),
             }
         }))
     }
 
-    fn release(claim: Claim) -> Result<Acquired, StoreError> {
+    fn release(claim: Claim) -> Result<Reply, StoreError> {
         Ok(free(&claim.name, |record| record.owner == claim.owner))
     }
 
-    fn evict(name: String, only: Option<FencingToken>) -> Result<Acquired, StoreError> {
+    fn evict(name: String, only: Option<FencingToken>) -> Result<Reply, StoreError> {
         Ok(free(&name, |record| {
             only.is_none_or(|only| only == record.token)
         }))
@@ -126,11 +126,11 @@ impl Guest for Provider {
     }
 
     /// Does nothing, because no record is ephemeral.
-    fn detach(claim: Claim) -> Result<Acquired, StoreError> {
+    fn detach(claim: Claim) -> Result<Reply, StoreError> {
         Ok(atomically(|records, _| {
             match records.by_name.get(&claim.name) {
-                Some(record) if record.owner == claim.owner => Acquired::Granted(None),
-                _ => Acquired::Busy(None),
+                Some(record) if record.owner == claim.owner => Reply::Granted(None),
+                _ => Reply::Refused(None),
             }
         }))
     }

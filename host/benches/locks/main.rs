@@ -717,12 +717,12 @@ fn run(command: &mut Command) -> std::result::Result<(), String> {
 }
 
 fn pair(store: &AnyStore, number: u32) -> Result<()> {
-    let claim = Claim {
-        name: Name::new(&format!("name {number}"))?,
-        owner: Owner::from_bytes(System.random()),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
-    };
+    let claim = Claim::new(
+        Name::new(&format!("name {number}"))?,
+        Owner::from_bytes(System.random()),
+        Ttl::NEVER,
+    )
+    .ephemeral(true);
     if !store.acquire(&claim)?.is_granted() || !store.release(&claim)? {
         return Err("a free lock was refused".into());
     }

@@ -4,7 +4,7 @@ use std::env::{self, VarError};
 use std::io;
 
 use verrou::blocking::Host;
-use verrou::{Claim, Clock, Error, SerializedLock, Store};
+use verrou::{Clock, Error, SerializedLock, Store};
 use verrou_host::System;
 
 use super::arguments::{Acquire, Extend, GlobalOptions, Release, Serialized};
@@ -51,10 +51,7 @@ pub(crate) fn extend(global: &GlobalOptions, args: &Extend) -> Result<(), Failur
     let (now, wall) = (System.now(), System.wall_clock());
     let mut lease = serialized.lease(now, wall);
     let ttl = args.ttl.unwrap_or(serialized.ttl());
-    let claim = Claim {
-        ttl,
-        ..lease.claim().clone()
-    };
+    let claim = lease.claim().clone().with_ttl(ttl);
     done(opened.extend(&claim), &serialized)?;
     lease.extend(ttl, now);
     let extended = SerializedLock::new(&lease, serialized.ttl(), now, wall);

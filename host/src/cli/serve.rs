@@ -297,12 +297,9 @@ impl TryFrom<Claimed> for Claim {
 
     fn try_from(claimed: Claimed) -> Result<Self, Answer> {
         let ttl: Result<Ttl, InvalidTtl> = claimed.ttl.map(Duration::from_nanos).try_into();
-        Ok(Self {
-            name: name(&claimed.name)?,
-            owner: claimed.owner.parse::<Owner>()?,
-            ttl: ttl.map_err(Error::from)?,
-            ephemeral: claimed.ephemeral,
-        })
+        let name = name(&claimed.name)?;
+        let ttl = ttl.map_err(Error::from)?;
+        Ok(Self::new(name, claimed.owner.parse::<Owner>()?, ttl).ephemeral(claimed.ephemeral))
     }
 }
 
@@ -394,12 +391,7 @@ fn perform<'s>(
 
 /// Answers an inspection for `owner`, which the answer does not name.
 fn inspected_for(store: &impl Store, name: &Name, owner: &str) -> Result<Answer, Answer> {
-    let claim = Claim {
-        name: name.clone(),
-        owner: owner.parse::<Owner>()?,
-        ttl: Ttl::NEVER,
-        ephemeral: false,
-    };
+    let claim = Claim::new(name.clone(), owner.parse::<Owner>()?, Ttl::NEVER);
     // Equal fencing tokens before and after are those of one grant, which `holds` is then about. An owner
     // may have several grants, one after the other.
     let before = store.holders(name)?.pop();

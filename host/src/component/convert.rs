@@ -19,12 +19,9 @@ pub(super) fn name(text: &str) -> Result<Name, StoreError> {
 }
 
 pub(super) fn claim(claim: &store::Claim) -> Result<Claim, StoreError> {
-    Ok(Claim {
-        name: name(&claim.name)?,
-        owner: claim.owner.parse().map_err(StoreError::permanent)?,
-        ttl: Ttl::try_from(duration(claim.ttl)).map_err(StoreError::permanent)?,
-        ephemeral: claim.ephemeral,
-    })
+    let owner = claim.owner.parse().map_err(StoreError::permanent)?;
+    let ttl = Ttl::try_from(duration(claim.ttl)).map_err(StoreError::permanent)?;
+    Ok(Claim::new(name(&claim.name)?, owner, ttl).ephemeral(claim.ephemeral))
 }
 
 pub(super) fn acquired(

@@ -226,12 +226,10 @@ fn is_usable(kind: Kind, bytes: &[u8]) {
     let path = directory.join(file_name(kind, &name));
     fs::write(&path, bytes).expect("to write the file");
     fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("to set the permissions");
-    let claims = [0xa1, 0xa2, 0xa3].map(|number| Claim {
-        name: name.clone(),
-        owner: Owner::from_bytes([number; 16]),
-        ttl: Ttl::DEFAULT,
-        // Chosen by a byte that has no effect on a new grant.
-        ephemeral: bytes[TOUCH_AT].is_multiple_of(2),
+    let claims = [0xa1, 0xa2, 0xa3].map(|number| {
+        Claim::new(name.clone(), Owner::from_bytes([number; 16]), Ttl::DEFAULT)
+            // Chosen by a byte that has no effect on a new grant.
+            .ephemeral(bytes[TOUCH_AT].is_multiple_of(2))
     });
     let stores: [&dyn Store; 3] = match kind {
         Kind::Lease => world.leases.each_ref().map(|store| store as _),

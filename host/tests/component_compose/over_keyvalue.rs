@@ -48,12 +48,11 @@ impl Fixture for OverKeyValue {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim {
-        name: Name::new("n").unwrap(),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::try_from(Duration::from_secs(2)).unwrap(),
-        ephemeral: false,
-    }
+    Claim::new(
+        Name::new("n").unwrap(),
+        Owner::from_bytes([owner; 16]),
+        Ttl::try_from(Duration::from_secs(2)).unwrap(),
+    )
 }
 
 #[test]

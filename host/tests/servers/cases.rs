@@ -98,12 +98,11 @@ pub(crate) fn refused(url: &str) -> String {
 pub(crate) fn claim(owner: u32, ttl: Ttl) -> Claim {
     let mut bytes = [0; 16];
     bytes[..4].copy_from_slice(&owner.to_le_bytes());
-    Claim {
-        name: Name::new("lock").expect("a name"),
-        owner: Owner::from_bytes(bytes),
+    Claim::new(
+        Name::new("lock").expect("a name"),
+        Owner::from_bytes(bytes),
         ttl,
-        ephemeral: false,
-    }
+    )
 }
 
 fn lasting(length: Duration) -> Ttl {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Claim, Fence, Name, Store, Ttl};
+use verrou::{Fence, Name, Store, Ttl};
 
 use crate::cases::{self, Kind, leave, refused, wait};
 use crate::certificate::certificate;
@@ -253,10 +253,7 @@ fn names_with_slashes_are_separate_locks() {
     let server = Etcd.start();
     let store = cases::open(&Etcd.url(server.port, "names"));
     for name in ["a", "a/b", "a%2Fb", "a/", "%"] {
-        let claim = Claim {
-            name: Name::new(name).expect("a name"),
-            ..cases::claim(1, Ttl::NEVER)
-        };
+        let claim = cases::claim(1, Ttl::NEVER).with_name(Name::new(name).expect("a name"));
         cases::granted(store.acquire(&claim));
     }
 }
@@ -327,10 +324,7 @@ fn full_server_error_says_how_to_make_room() {
     cases::granted(store.acquire(&claim));
     let big = || etcdctl(full.port, &["put", "big", &"x".repeat(65536)]);
     cases::in_time(|| !big().status.success());
-    let other = Claim {
-        name: Name::new("other").expect("a name"),
-        ..cases::claim(2, Ttl::NEVER)
-    };
+    let other = cases::claim(2, Ttl::NEVER).with_name(Name::new("other").expect("a name"));
     for store in [&store, &cases::open(&url)] {
         let err = store.acquire(&other).expect_err("there is no room");
         assert!(err.is_temporary(), "{err:?}");

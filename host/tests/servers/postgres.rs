@@ -781,10 +781,7 @@ fn locked_row_delays_no_other_name() {
     let server = Postgres.start();
     let store = cases::open(&format!("{}&timeout=1s", Postgres.url(server.port, "rows")));
     let (one, other) = (cases::claim(1, Ttl::NEVER), cases::claim(2, Ttl::NEVER));
-    let other = verrou::Claim {
-        name: verrou::Name::new("other").expect("a name"),
-        ..other
-    };
+    let other = other.with_name(verrou::Name::new("other").expect("a name"));
     cases::granted(store.acquire(&one));
     cases::granted(store.acquire(&other));
     let is_over = AtomicBool::new(false);

@@ -113,12 +113,12 @@ pub(crate) enum AttemptResult {
 }
 
 fn claim(owner: u8, ttl: Option<Duration>) -> Claim {
-    Claim {
-        name: Name::new("lock").expect("a valid name"),
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: ttl.map_or(Ttl::NEVER, |ttl| Ttl::new(ttl).expect("a valid TTL")),
-        ephemeral: true,
-    }
+    Claim::new(
+        Name::new("lock").expect("a valid name"),
+        Owner::from_bytes([owner; 16]),
+        ttl.map_or(Ttl::NEVER, |ttl| Ttl::new(ttl).expect("a valid TTL")),
+    )
+    .ephemeral(true)
 }
 
 fn open(kind: &str, directory: &Path) -> Result<AnyStore> {
@@ -257,10 +257,7 @@ impl Stage {
                 Before::Detached => Some(Duration::from_hours(1)),
                 _ => None,
             };
-            let claim = Claim {
-                ephemeral: ttl.is_none(),
-                ..claim(2, ttl)
-            };
+            let claim = claim(2, ttl).ephemeral(ttl.is_none());
             fence = granted(store.acquire(&claim))?;
             match operation.before {
                 Before::HolderDead => {

@@ -106,12 +106,7 @@ pub(crate) fn fast_directory(setting: &Setting) -> Result<TempDir> {
 
 /// Returns an ephemeral claim without a TTL for the lock `name`.
 pub(crate) fn claim(name: &str, owner: u8) -> Result<Claim> {
-    Ok(Claim {
-        name: Name::new(name)?,
-        owner: Owner::from_bytes([owner; 16]),
-        ttl: Ttl::NEVER,
-        ephemeral: true,
-    })
+    Ok(Claim::new(Name::new(name)?, Owner::from_bytes([owner; 16]), Ttl::NEVER).ephemeral(true))
 }
 
 /// The outcome of an operation.

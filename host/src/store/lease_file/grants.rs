@@ -115,12 +115,7 @@ impl LeaseFileStore {
         for (name, mut grant) in expired {
             if self.has_ended(&name, &mut grant, which, now) {
                 has_ended = true;
-                let claim = Claim {
-                    name,
-                    owner: grant.owner,
-                    ttl: Ttl::NEVER,
-                    ephemeral: true,
-                };
+                let claim = Claim::new(name, grant.owner, Ttl::NEVER).ephemeral(true);
                 drop(grant);
                 self.queue.released(&self.directory, &claim);
             } else if let Entry::Vacant(place) = self.grants().entry(name) {

@@ -260,12 +260,12 @@ mod tests {
             &StoreOptions::default(),
         );
         let directory = directory.unwrap();
-        let claim = Claim {
-            name: Name::new("lock").unwrap(),
-            owner: Owner::from_bytes([1; 16]),
-            ttl: Ttl::NEVER,
-            ephemeral: true,
-        };
+        let claim = Claim::new(
+            Name::new("lock").unwrap(),
+            Owner::from_bytes([1; 16]),
+            Ttl::NEVER,
+        )
+        .ephemeral(true);
         let others = [(); 3].map(|()| directory.take_or_create(&claim.name).unwrap());
         for file in &others {
             tickets::append(file, WITHOUT_PIPE, 0).unwrap();

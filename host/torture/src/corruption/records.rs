@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
-use verrou::{Claim, Ttl};
+use verrou::Ttl;
 
 use super::{BOOT_AT, FILE_BYTES};
 use crate::results::{Findings, Setting};
@@ -124,11 +124,9 @@ pub(super) fn lost_power(
 ) -> Result<()> {
     let directory = setting.directory.join(format!("lost-power-{kind}"));
     let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
-    let detached = Claim {
-        ephemeral: false,
-        ttl: Ttl::new(Duration::from_hours(1))?,
-        ..claim("lock", 3)?
-    };
+    let detached = claim("lock", 3)?
+        .with_ttl(Ttl::new(Duration::from_hours(1))?)
+        .ephemeral(false);
     let store = kind.open(&directory)?;
     let mut fence = Outcome::by(|| store.acquire(&mine)).granted()?;
     let path = kind.only_file(&directory)?;

@@ -82,10 +82,7 @@ impl Scene {
     pub(super) fn new(situation: Situation, directory: &Path) -> Result<Self> {
         let kind = situation.kind();
         let (mut holder, other) = (kind.open(directory)?, kind.open(directory)?);
-        let held = Claim {
-            ephemeral: situation != Situation::DetachedLease,
-            ..claim("lock", 1)?
-        };
+        let held = claim("lock", 1)?.ephemeral(situation != Situation::DetachedLease);
         let take = |store: &BoxedStore| Outcome::by(|| store.acquire(&held)).granted();
         let give = |store: &BoxedStore| Outcome::by(|| store.release(&held)).granted();
         let mut fence = take(&holder)?;

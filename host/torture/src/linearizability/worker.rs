@@ -137,10 +137,7 @@ impl<S: HostStore> Worker<'_, S> {
                 self.held[at] = None;
             }
             (Some(mine), 45..70) => {
-                let claim = Claim {
-                    ttl: self.ttl(),
-                    ..mine
-                };
+                let claim = mine.with_ttl(self.ttl());
                 self.extend(at, &claim)?;
             }
             (Some(mine), 70..78) => {
@@ -210,21 +207,17 @@ impl<S: HostStore> Worker<'_, S> {
     fn new_claim(&mut self, at: usize) -> Claim {
         self.owners += 1;
         let owner = model::owner(self.script.client, self.owners);
-        Claim {
-            name: self.names[at].clone(),
-            owner: owner_of(owner),
-            ttl: self.ttl(),
-            ephemeral: self.random.u8(..4) > 0,
-        }
+        Claim::new(self.names[at].clone(), owner_of(owner), self.ttl())
+            .ephemeral(self.random.u8(..4) > 0)
     }
 
     fn seen_claim(&mut self, at: usize) -> Claim {
-        Claim {
-            name: self.names[at].clone(),
-            owner: owner_of(self.seen[at].0),
-            ttl: self.ttl(),
-            ephemeral: true,
-        }
+        Claim::new(
+            self.names[at].clone(),
+            owner_of(self.seen[at].0),
+            self.ttl(),
+        )
+        .ephemeral(true)
     }
 
     fn acquire(&mut self, at: usize, claim: &Claim) -> Result<bool> {

@@ -4,7 +4,6 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::Result;
-use verrou::Claim;
 
 use super::neighbours::{Namespace, Neighbours};
 use crate::child_process;
@@ -49,11 +48,9 @@ pub(super) fn new_boot(setting: &Setting, findings: &mut Findings) -> Result<()>
             let directory = tempfile::tempdir_in(&setting.directory)?;
             let directory = directory.path();
             let store = kind.open(directory)?;
-            let mine = Claim {
-                ttl: ttl.try_into()?,
-                ephemeral,
-                ..claim("lock", 1)?
-            };
+            let mine = claim("lock", 1)?
+                .with_ttl(ttl.try_into()?)
+                .ephemeral(ephemeral);
             let other = claim("other", 3)?;
             Outcome::by(|| store.acquire(&other)).granted()?;
             let mut fence = 0;

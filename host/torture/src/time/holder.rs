@@ -5,7 +5,6 @@ use std::process;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use verrou::Claim;
 use verrou::blocking::Host;
 use verrou_host::System;
 
@@ -18,11 +17,9 @@ pub(crate) fn hold(arguments: &[String]) -> Result<()> {
         bail!("KIND DIRECTORY NAME TTL");
     };
     let (store, _) = open_by_kind(kind, directory)?;
-    let mine = Claim {
-        owner: verrou::Owner::from_bytes(System.random()),
-        ttl: ttl.parse()?,
-        ..claim(name, 0)?
-    };
+    let mine = claim(name, 0)?
+        .with_owner(verrou::Owner::from_bytes(System.random()))
+        .with_ttl(ttl.parse()?);
     let fence = Outcome::by(|| store.acquire(&mine)).granted()?;
     println!("held {fence} {}", process::id());
     loop {

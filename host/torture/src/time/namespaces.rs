@@ -70,10 +70,7 @@ fn other_clocks(
     long: &Claim,
 ) -> Result<()> {
     // A lease without an end is held at any time.
-    let endless = Claim {
-        ttl: Ttl::NEVER,
-        ..long.clone()
-    };
+    let endless = long.clone().with_ttl(Ttl::NEVER);
     Outcome::by(|| store.acquire(&endless)).granted()?;
     let asked = neighbours.inside(directory, &["run", "lock", "--no-wait", "--", "true"])?;
     neighbours.check(
@@ -145,11 +142,9 @@ pub(super) fn time_namespaces(setting: &Setting, findings: &mut Findings) -> Res
             let directory = tempfile::tempdir_in(&setting.directory)?;
             let directory = directory.path();
             let store = kind.open(directory)?;
-            let long = Claim {
-                ttl: Ttl::new(Duration::from_hours(1))?,
-                ephemeral: false,
-                ..claim("lock", 1)?
-            };
+            let long = claim("lock", 1)?
+                .with_ttl(Ttl::new(Duration::from_hours(1))?)
+                .ephemeral(false);
             // Whether the lease has expired cannot be determined: every operation returns an error.
             Outcome::by(|| store.acquire(&long)).granted()?;
             for words in [

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use verrou::blocking::Host;
-use verrou::{Claim, Clock, SerializedLock, Ttl};
+use verrou::{Clock, SerializedLock, Ttl};
 use verrou_host::System;
 
 use crate::child_process::{self, DEADLINE, Ended, Running};
@@ -119,10 +119,7 @@ impl Neighbours<'_> {
         let directory = directory.path();
         for ttl in [Ttl::NEVER, Ttl::new(Duration::from_hours(1))?] {
             let store = self.kind.open(directory)?;
-            let mine = Claim {
-                ttl,
-                ..claim("lock", 1)?
-            };
+            let mine = claim("lock", 1)?.with_ttl(ttl);
             let fence = Outcome::by(|| store.acquire(&mine)).granted()?;
             let asked = self.inside(directory, &["run", "lock", "--no-wait", "--", "true"])?;
             self.check(findings, "acquire inside, held outside", &asked, 75);
@@ -216,11 +213,9 @@ impl Neighbours<'_> {
         let directory = tempfile::tempdir_in(&self.setting.directory)?;
         let directory = directory.path();
         let store = self.kind.open(directory)?;
-        let mine = Claim {
-            ttl: Ttl::new(Duration::from_hours(1))?,
-            ephemeral: false,
-            ..claim("lock", 1)?
-        };
+        let mine = claim("lock", 1)?
+            .with_ttl(Ttl::new(Duration::from_hours(1))?)
+            .ephemeral(false);
         Outcome::by(|| store.acquire(&mine)).granted()?;
         let asked = self.inside(directory, &["run", "lock", "--no-wait", "--", "true"])?;
         self.check(findings, "acquire inside, detached outside", &asked, 75);

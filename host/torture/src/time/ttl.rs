@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use verrou::{Claim, Ttl};
+use verrou::Ttl;
 
 use super::shifted_clock::{ShiftedClock, open_with};
 use crate::results::{Findings, Setting};
@@ -40,11 +40,7 @@ pub(super) fn ttls(setting: &Setting, findings: &mut Findings) -> Result<()> {
                 );
                 clock.advance(Duration::from_nanos(start));
                 for ephemeral in [true, false] {
-                    let mine = Claim {
-                        ttl,
-                        ephemeral,
-                        ..claim("lock", 1)?
-                    };
+                    let mine = claim("lock", 1)?.with_ttl(ttl).ephemeral(ephemeral);
                     let wanted = claim("lock", 2)?;
                     let what = format!("a TTL of {ttl} at {start} ns ({kind})");
                     let fence = Outcome::by(|| one.acquire(&mine)).granted()?;

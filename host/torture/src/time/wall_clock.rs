@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use verrou::blocking::{Host, LockFactory};
-use verrou::{Claim, Clock, SerializedLock, Ttl};
+use verrou::{Clock, SerializedLock, Ttl};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
 use crate::child_process::{self, Ended, Running};
@@ -24,11 +24,9 @@ pub(super) fn recorded_wall_clock(setting: &Setting, findings: &mut Findings) ->
         Kind::Lease.open(directory.path())?,
         Kind::Lease.open(directory.path())?,
     );
-    let mine = Claim {
-        ttl: Ttl::new(Duration::from_hours(1))?,
-        ephemeral: false,
-        ..claim("lock", 1)?
-    };
+    let mine = claim("lock", 1)?
+        .with_ttl(Ttl::new(Duration::from_hours(1))?)
+        .ephemeral(false);
     Outcome::by(|| one.acquire(&mine)).granted()?;
     let path = Kind::Lease.only_file(directory.path())?;
     let whole = fs::read(&path)?;

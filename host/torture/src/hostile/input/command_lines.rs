@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use verrou::{Claim, Ttl};
+use verrou::Ttl;
 
 use super::{check_end, verrou};
 use crate::child_process::{self, Running};
@@ -348,10 +348,7 @@ fn extreme_durations(setting: &Setting, findings: &mut Findings, program: &Path)
         ] {
             let directory = tempfile::tempdir_in(&setting.directory)?;
             let store = kind.open(directory.path())?;
-            let held = Claim {
-                ttl: Ttl::new(Duration::from_hours(1))?,
-                ..claim("k", 1)?
-            };
+            let held = claim("k", 1)?.with_ttl(Ttl::new(Duration::from_hours(1))?);
             Outcome::by(|| store.acquire(&held)).granted()?;
             let mut words = Command::new(program);
             words.args(["--store", &kind.url(directory.path()), "run", "k"]);

@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use verrou::{Claim, Name, Printable};
+use verrou::{Name, Printable};
 
 use super::{check_end, verrou};
 use crate::child_process;
@@ -166,10 +166,7 @@ pub(in crate::hostile) fn names_in_the_library(
                     continue;
                 }
             };
-            let claim = Claim {
-                name,
-                ..claim("any name", 1)?
-            };
+            let claim = claim("any name", 1)?.with_name(name);
             match Outcome::by(|| store.acquire(&claim)) {
                 Outcome::Granted(_) => taken.push(claim),
                 outcome => findings.violation(format!(
@@ -180,10 +177,7 @@ pub(in crate::hostile) fn names_in_the_library(
             findings.count("hostile names", 1);
         }
         for claim in &taken {
-            let wanted = Claim {
-                owner: verrou::Owner::from_bytes([2; 16]),
-                ..claim.clone()
-            };
+            let wanted = claim.clone().with_owner(verrou::Owner::from_bytes([2; 16]));
             let outcome = Outcome::by(|| other.acquire(&wanted));
             findings.check(outcome == Outcome::Refused, || {
                 format!(
