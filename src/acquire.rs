@@ -240,12 +240,24 @@ impl Acquire {
                         },
                     );
                 } else {
+                    event!(
+                        INFO,
+                        self.claim.name,
+                        fence = fence.map(Fence::get),
+                        waited = ?now.saturating_since(self.began),
+                        attempts = self.attempts,
+                        "granted"
+                    );
                     self.state = AcquireState::Ended(Ok(lease));
                 }
             }
-            Ok(Acquired::Busy { remaining }) => self.wait(sent, due, now, remaining),
+            Ok(Acquired::Busy { remaining }) => {
+                event!(DEBUG, self.claim.name, ?remaining, "held by another owner");
+                self.wait(sent, due, now, remaining);
+            }
             Err(_) if mutant!(ErrorTakenForRefusal) => self.wait(sent, due, now, None),
             Err(err) => {
+                event!(WARN, self.claim.name, error = %err, "acquire request failed");
                 self.outcome_unknown = true;
                 if err.is_temporary() {
                     self.pause(now, err.into());

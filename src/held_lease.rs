@@ -101,6 +101,13 @@ impl Acquisition {
 
     /// Records that the lease was lost.
     pub(crate) fn record_loss(&self, loss: Loss) {
+        event!(
+            WARN,
+            self.lease().name(),
+            fence = self.lease().fence().map(Fence::get),
+            ?loss,
+            "lost"
+        );
         self.0.with(|state| state.lease.record_loss(loss));
     }
 
@@ -344,6 +351,12 @@ impl LockState {
         if !is_released {
             return Err(self.not_owner());
         }
+        event!(
+            INFO,
+            self.name,
+            fence = acquisition.lease().fence().map(Fence::get),
+            "released"
+        );
         acquisition.record_release();
         Ok(())
     }
@@ -357,6 +370,14 @@ impl LockState {
         reply: Result<bool, StoreError>,
     ) -> Result<bool, Error> {
         let is_released = reply?;
+        if is_released {
+            event!(
+                WARN,
+                self.name,
+                fence = only.map(Fence::get),
+                "force-released"
+            );
+        }
         if let Some(before) = before
             && (is_released || only.is_none())
         {

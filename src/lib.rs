@@ -62,6 +62,26 @@ macro_rules! mutant {
     };
 }
 
+/// Records an event of the lock with a name for `tracing`, at a level and with fields as in `tracing::event!`.
+/// Without the feature `tracing`, does nothing. No field may have an owner token.
+#[cfg(feature = "tracing")]
+macro_rules! event {
+    ($level:ident, $name:expr, $($field:tt)*) => {
+        tracing::event!(
+            target: "verrou",
+            tracing::Level::$level,
+            name = %crate::printable::Printable($name.as_str()),
+            $($field)*
+        )
+    };
+}
+#[cfg(not(feature = "tracing"))]
+macro_rules! event {
+    ($level:ident, $name:expr, $($field:tt)*) => {
+        let _ = &$name;
+    };
+}
+
 // The order of dependence: a module may use modules above it in this list, never modules below it.
 // `tests/layers.rs` checks that.
 #[cfg(verrou_mutants)]

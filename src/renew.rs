@@ -153,6 +153,13 @@ impl Renew {
         let interval = Self::interval(self.ttl);
         match reply {
             Ok(Renewed::Granted) => {
+                event!(
+                    DEBUG,
+                    self.request.name,
+                    fence = self.lease.fence().map(Fence::get),
+                    ttl = ?self.request.ttl.duration(),
+                    "renewed"
+                );
                 let from = mutant!(ExtensionCountedFromReply, now, sent);
                 self.lease.extend(self.request.ttl, from);
                 // Each renewal is followed by a wait, in which the driver can end the auto-renewal.
@@ -175,6 +182,7 @@ impl Renew {
             Ok(Renewed::Lost) if self.lease.is_expired(sent) => self.expire(),
             Ok(Renewed::Lost) => self.health = Health::Lost(Loss::Revoked),
             Err(err) => {
+                event!(WARN, self.request.name, error = %err, "renewal failed");
                 self.due = now.saturating_add((interval / 8).max(Duration::from_millis(1)));
                 self.health = Health::Unknown(err);
                 if self.lease.is_expired(now) {

@@ -27,6 +27,25 @@ macro_rules! mutant {
     };
 }
 
+/// Records an event of the lock with a name, as the core does.
+#[cfg(feature = "tracing")]
+macro_rules! event {
+    ($level:ident, $name:expr, $($field:tt)*) => {
+        tracing::event!(
+            target: "verrou",
+            tracing::Level::$level,
+            name = %verrou::Printable($name.as_str()),
+            $($field)*
+        )
+    };
+}
+#[cfg(not(feature = "tracing"))]
+macro_rules! event {
+    ($level:ident, $name:expr, $($field:tt)*) => {
+        let _ = &$name;
+    };
+}
+
 // The fuzzers compile a module of the command, which refers to this library by its name.
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
 extern crate self as verrou_host;

@@ -26,6 +26,29 @@ fn shell(dir: &TestDir, script: &str) -> Output {
 }
 
 #[test]
+#[cfg(feature = "tracing")]
+fn verbose_command_prints_the_events_of_its_lock_without_the_owner_token() {
+    for kind in KINDS {
+        let dir = TestDir::new(kind);
+        let quiet = shell(&dir, "exec \"$1\" run k -- true");
+        assert_eq!(stderr(&quiet), "");
+        let verbose = shell(
+            &dir,
+            "exec \"$1\" -v run k -- sh -c 'echo \"$VERROU_LOCK\"'",
+        );
+        let text = stderr(&verbose);
+        for event in ["granted name=k fence=", "released name=k fence="] {
+            assert!(text.contains(event), "{kind}: {text}");
+        }
+        if kind == "lease" {
+            let lock: Value = serde_json::from_str(stdout(&verbose)).unwrap();
+            let owner = lock["owner"].as_str().unwrap();
+            assert!(!text.contains(owner), "{text}");
+        }
+    }
+}
+
+#[test]
 fn closed_output_is_an_error_and_the_lock_is_released() {
     let dir = TestDir::new("lease");
     let output = shell(&dir, "exec \"$1\" acquire k --ttl 1h >&-");

@@ -87,6 +87,10 @@ pub(crate) struct GlobalOptions {
     /// Prints results and errors as JSON, one value per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Prints grants, losses and releases of locks to standard error; `-vv` also waits and renewals
+    #[cfg(feature = "tracing")]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
 }
 
 /// The subcommands.

@@ -50,6 +50,8 @@ pub(crate) fn main() -> ExitCode {
     #[cfg(unix)]
     signals::report_file_size_limit();
     let global = &arguments.global;
+    #[cfg(feature = "tracing")]
+    output::print_events(global.verbose);
     let done = match &arguments.command {
         Command::Run(args) => run::run(global, args),
         Command::Acquire(args) => lease_commands::acquire(global, args).map(|()| 0),

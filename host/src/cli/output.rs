@@ -284,3 +284,20 @@ pub(crate) fn length(length: Duration) -> String {
     };
     humantime::format_duration(rounded).to_string()
 }
+
+/// Prints the events of locks to standard error from now on, if `verbose` is greater than zero: warnings and
+/// the events of a lock's life, or all.
+#[cfg(feature = "tracing")]
+pub(crate) fn print_events(verbose: u8) {
+    let most = match verbose {
+        0 => return,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(most)
+        .with_target(false)
+        .with_ansi(false)
+        .with_writer(io::stderr)
+        .init();
+}

@@ -118,6 +118,19 @@ impl LeaseFile<'_> {
         }
     }
 
+    /// Records an event if `claim` was granted although `before` records a grant of another owner.
+    fn record_take_over(&self, claim: &Claim, before: &View) {
+        let before = before.record.as_ref();
+        if before.is_some_and(|record| record.held && record.owner != claim.owner) {
+            event!(
+                INFO,
+                self.name,
+                before = before.map(|record| record.fence),
+                "taken over from a holder that has ended, or whose lease has expired"
+            );
+        }
+    }
+
     /// Acquires the lease for `claim`; returns `None`, without any change, if the file was replaced
     /// meanwhile.
     pub(super) fn acquire(
@@ -218,6 +231,7 @@ impl LeaseFile<'_> {
             has_waited: position.has_ticket(),
             since: now,
         };
+        self.record_take_over(claim, before);
         let ended = self.store.grants().insert(self.name.clone(), grant);
         if let Some(ended) = ended {
             // An earlier grant of this name that this process did not release.
