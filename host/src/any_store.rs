@@ -13,7 +13,7 @@ use verrou::{
 
 use crate::host_store::HostStore;
 #[cfg(feature = "server")]
-use crate::server::{self, Driven};
+use crate::server::{self, BlockingServerStore};
 use crate::store::{BareLockStore, FileLockStore, OpenError, StoreOptions};
 use crate::store_url::{StorePath, StoreUrl, default_directory};
 
@@ -61,7 +61,7 @@ impl AnyStore {
         Ok(Self(match url {
             StoreUrl::Local(url) => (url.scheme.open)(&url.path.path, &url.path.shared(options))?,
             #[cfg(feature = "server")]
-            StoreUrl::Server(url) => Box::new(Driven::open(url, options)?),
+            StoreUrl::Server(url) => Box::new(BlockingServerStore::open(url, options)?),
         }))
     }
 

@@ -32,13 +32,13 @@ use crate::store::StoreOptions;
 ///
 /// One thread serves its connections, however many threads use the store. A forked child does not have
 /// that thread; it must open a store of its own.
-pub(crate) struct Driven {
+pub(crate) struct BlockingServerStore {
     store: Arc<dyn ServerStore>,
     runtime: RuntimeThread,
     process: u32,
 }
 
-impl Driven {
+impl BlockingServerStore {
     /// Opens the store at `url`, after checking that its server is usable.
     ///
     /// # Errors
@@ -80,7 +80,7 @@ impl Driven {
     }
 }
 
-impl Store for Driven {
+impl Store for BlockingServerStore {
     fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let claim = claim.clone();
         self.operation(|store| async move { store.acquire(&claim).await })
@@ -121,19 +121,19 @@ impl Store for Driven {
     }
 
     fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
-        Some(Box::new(DrivenWaiter {
-            driven: self,
+        Some(Box::new(BlockingWaiter {
+            blocking: self,
             claim: claim.clone(),
         }))
     }
 
     fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
         let is_usable = self.process == process::this();
-        is_usable.then(|| Box::new(DrivenLossWatch::new(self, claim)) as Box<dyn LossWatch>)
+        is_usable.then(|| Box::new(BlockingLossWatch::new(self, claim)) as Box<dyn LossWatch>)
     }
 }
 
-impl HostStore for Driven {
+impl HostStore for BlockingServerStore {
     fn list(&self) -> Result<Vec<Listed>, StoreError> {
         self.operation(|store| async move { store.list().await })
     }
@@ -144,7 +144,7 @@ impl HostStore for Driven {
         receiver.set_nonblocking(true)?;
         sender.set_nonblocking(true)?;
         let signal = ServerLossSignal {
-            driven: self,
+            blocking: self,
             claim: claim.clone(),
             receiver,
             sender,
@@ -155,23 +155,25 @@ impl HostStore for Driven {
     }
 }
 
-impl fmt::Debug for Driven {
+impl fmt::Debug for BlockingServerStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Driven").field(&self.store).finish()
+        f.debug_tuple("BlockingServerStore")
+            .field(&self.store)
+            .finish()
     }
 }
 
 /// The waiter of one claim. Dropping it deletes its ticket on the server.
-struct DrivenWaiter<'a> {
-    driven: &'a Driven,
+struct BlockingWaiter<'a> {
+    blocking: &'a BlockingServerStore,
     claim: Claim,
 }
 
-impl Waiter for DrivenWaiter<'_> {
+impl Waiter for BlockingWaiter<'_> {
     fn wait(&mut self, at_most: Duration) {
         let claim = self.claim.clone();
         let waited = self
-            .driven
+            .blocking
             .operation(|store| async move { Ok(store.wait_in_queue(&claim, at_most).await?) });
         if waited.is_err() {
             thread::sleep(at_most);
@@ -179,11 +181,11 @@ impl Waiter for DrivenWaiter<'_> {
     }
 }
 
-impl Drop for DrivenWaiter<'_> {
+impl Drop for BlockingWaiter<'_> {
     fn drop(&mut self) {
         let claim = self.claim.clone();
         // After an error, the ticket stays until other waiters skip it.
-        let _ = self.driven.operation(|store| async move {
+        let _ = self.blocking.operation(|store| async move {
             store.leave(&claim).await;
             Ok(())
         });
@@ -191,30 +193,34 @@ impl Drop for DrivenWaiter<'_> {
 }
 
 /// A watch for the loss of one lease, by a task that ends at each notification.
-struct DrivenLossWatch<'a> {
-    driven: &'a Driven,
+struct BlockingLossWatch<'a> {
+    blocking: &'a BlockingServerStore,
     claim: Claim,
     notify: Arc<Notify>,
     task: Mutex<JoinHandle<()>>,
     is_cancelled: AtomicBool,
 }
 
-impl<'a> DrivenLossWatch<'a> {
-    fn new(driven: &'a Driven, claim: &Claim) -> Self {
+impl<'a> BlockingLossWatch<'a> {
+    fn new(blocking: &'a BlockingServerStore, claim: &Claim) -> Self {
         let notify = Arc::new(Notify::new());
         Self {
-            driven,
+            blocking,
             claim: claim.clone(),
-            task: Mutex::new(Self::start(driven, claim, &notify)),
+            task: Mutex::new(Self::start(blocking, claim, &notify)),
             notify,
             is_cancelled: AtomicBool::new(false),
         }
     }
 
-    fn start(driven: &Driven, claim: &Claim, notify: &Arc<Notify>) -> JoinHandle<()> {
-        let (store, claim) = (Arc::clone(&driven.store), claim.clone());
+    fn start(
+        blocking: &BlockingServerStore,
+        claim: &Claim,
+        notify: &Arc<Notify>,
+    ) -> JoinHandle<()> {
+        let (store, claim) = (Arc::clone(&blocking.store), claim.clone());
         let notify = Arc::clone(notify);
-        driven.runtime.handle.spawn(async move {
+        blocking.runtime.handle.spawn(async move {
             store.lost(&claim).await;
             notify.notify_one();
         })
@@ -225,13 +231,13 @@ impl<'a> DrivenLossWatch<'a> {
     }
 }
 
-impl LossWatch for DrivenLossWatch<'_> {
+impl LossWatch for BlockingLossWatch<'_> {
     fn wait(&self, at_most: Duration) {
         if self.is_cancelled.load(Ordering::SeqCst) {
             return;
         }
         let notify = Arc::clone(&self.notify);
-        let waited = self.driven.operation(|_| async move {
+        let waited = self.blocking.operation(|_| async move {
             let _ = tokio::time::timeout(at_most, notify.notified()).await;
             Ok(())
         });
@@ -240,7 +246,7 @@ impl LossWatch for DrivenLossWatch<'_> {
         }
         let mut task = self.task();
         if task.is_finished() {
-            *task = Self::start(self.driven, &self.claim, &self.notify);
+            *task = Self::start(self.blocking, &self.claim, &self.notify);
         }
     }
 
@@ -250,7 +256,7 @@ impl LossWatch for DrivenLossWatch<'_> {
     }
 }
 
-impl Drop for DrivenLossWatch<'_> {
+impl Drop for BlockingLossWatch<'_> {
     fn drop(&mut self) {
         self.task().abort();
     }
@@ -259,7 +265,7 @@ impl Drop for DrivenLossWatch<'_> {
 /// Signals through a descriptor that a lease may be lost.
 #[cfg(unix)]
 struct ServerLossSignal<'a> {
-    driven: &'a Driven,
+    blocking: &'a BlockingServerStore,
     claim: Claim,
     receiver: UnixStream,
     sender: UnixStream,
@@ -270,8 +276,8 @@ struct ServerLossSignal<'a> {
 impl ServerLossSignal<'_> {
     fn start(&self) -> io::Result<()> {
         let mut sender = self.sender.try_clone()?;
-        let (store, claim) = (Arc::clone(&self.driven.store), self.claim.clone());
-        let task = self.driven.runtime.handle.spawn(async move {
+        let (store, claim) = (Arc::clone(&self.blocking.store), self.claim.clone());
+        let task = self.blocking.runtime.handle.spawn(async move {
             store.lost(&claim).await;
             // If the buffer is full, it holds a byte already, which is enough.
             let _ = sender.write(&[1]);
@@ -299,7 +305,7 @@ impl LossSignal for ServerLossSignal<'_> {
         }
         // A task that has notified has ended. If no new one can be started, the lease is only polled.
         let _ = self.start();
-        !self.driven.holds(&self.claim, None).unwrap_or(true)
+        !self.blocking.holds(&self.claim, None).unwrap_or(true)
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

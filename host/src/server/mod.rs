@@ -25,7 +25,7 @@ mod tls;
 mod url;
 
 #[cfg(feature = "server")]
-pub(crate) use blocking_store::Driven;
+pub(crate) use blocking_store::BlockingServerStore;
 pub use engine::Engine;
 #[cfg(feature = "server")]
 pub use error::ServerError;
