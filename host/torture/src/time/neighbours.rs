@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use verrou::blocking::Host;
-use verrou::{Clock, SerializedLock, Ttl};
+use verrou::{Clock, Fence, SerializedLock, Ttl};
 use verrou_host::System;
 
 use crate::child_process::{self, DEADLINE, Ended, Running};
@@ -132,11 +132,13 @@ impl Neighbours<'_> {
                 )
             });
             let outcome = Outcome::by(|| store.extend(&mine));
+            let holder = store.holders(&mine.name)?.pop();
+            let kept = holder.and_then(|holder| holder.fence).map(Fence::get);
             self.check_outcome(
                 findings,
                 "extend outside",
                 &outcome,
-                outcome == Outcome::Granted(fence),
+                matches!(outcome, Outcome::Granted(_)) && kept == Some(fence),
             );
             Outcome::by(|| store.release(&mine)).granted()?;
             let words = [
