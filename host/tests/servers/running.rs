@@ -291,10 +291,12 @@ fn member(number: usize, peers: &[u16], directory: &Path, port: u16) -> Vec<Stri
         format!("--initial-advertise-peer-urls={this}"),
         format!("--initial-cluster={all}"),
         "--logger=zap".to_owned(),
+        // As with PostgreSQL.
+        "--unsafe-no-fsync".to_owned(),
     ]
 }
 
-/// Returns the data of a new `PostgreSQL` cluster, to be copied: initdb(1) takes a second of processor time.
+/// Returns the data of a new `PostgreSQL` cluster, to be copied: initdb(1) takes longer than the copy.
 #[cfg(feature = "postgres")]
 fn initialized_cluster() -> &'static Path {
     static DATA: OnceLock<PathBuf> = OnceLock::new();
@@ -345,7 +347,9 @@ fn postgres_on(directory: &Path, port: u16, options: &[&str]) -> Vec<String> {
     words.push(directory.join("data").display().to_string());
     words.extend(["-p".to_owned(), port.to_string()]);
     let sockets = format!("unix_socket_directories={}", directory.display());
-    let always = ["listen_addresses=127.0.0.1", &sockets];
+    // The tests kill servers, never the kernel: what was written is there without fsync(2), for which a
+    // busy disk takes longer than a request may last.
+    let always = ["listen_addresses=127.0.0.1", "fsync=off", &sockets];
     for setting in always.iter().chain(options) {
         words.extend(["-c".to_owned(), (*setting).to_owned()]);
     }
