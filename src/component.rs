@@ -303,7 +303,10 @@ fn record(claim: &Claim) -> backend::Claim {
 
 /// Returns whether the store has performed an operation.
 fn is_done(reply: Result<backend::Reply, backend::StoreError>) -> Result<bool, StoreError> {
-    Ok(matches!(reply?, backend::Reply::Granted(_)))
+    match reply? {
+        backend::Reply::Granted(token) => fence(token).map(|_| true),
+        backend::Reply::Refused(_) => Ok(false),
+    }
 }
 
 impl From<backend::StoreError> for StoreError {
