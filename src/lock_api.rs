@@ -3,8 +3,8 @@
 /// Defines the lock factory, the lock and its guard: `lock_api!([] [] Store Host)` for threads, and
 /// `lock_api!([async] [.await] AsyncStore AsyncHost)` for futures.
 ///
-/// The module provides `acquire`, which drives an acquire request to its end. What differs between the two is
-/// written there: `run`, `keep` and the drop of a guard.
+/// The module provides `acquire`, which drives an acquire request to its end. `run`, `keep` and the drop of a
+/// guard differ between the two, and are written there.
 macro_rules! lock_api {
     ([$($async:tt)*] [$($await:tt)*] $Store:ident $Host:ident) => {
 /// A factory of the locks of one store.
