@@ -2,8 +2,10 @@
 
 mod places;
 
-use places::{Directory, file_lock, lease_file};
+use places::{ByUrl, Directory, file_lock, lease_file};
 use verrou::conformance;
 
 conformance!(lease_files, Directory::new(lease_file));
 conformance!(file_locks, Directory::new(file_lock));
+conformance!(lease_urls, ByUrl::new("lease"));
+conformance!(file_urls, ByUrl::new("file"));

@@ -4,12 +4,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use verrou::conformance::{Fixture, TestClock};
 use verrou::{MemoryStore, Store};
-use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
+use verrou_host::{AnyStore, FileLockStore, LeaseFileStore, StoreOptions, StoreUrl, System};
 
 pub(crate) type SharedStore = Arc<dyn Store>;
 
@@ -45,6 +46,40 @@ impl<S: Store + Send + Sync + 'static> Fixture for Directory<S> {
 
     fn pass(&self, time: Duration) {
         self.clock.advance(time);
+    }
+}
+
+/// A directory with a store of one scheme, opened by its URL, in real time.
+pub(crate) struct ByUrl {
+    url: StoreUrl,
+    _directory: TempDir,
+}
+
+impl ByUrl {
+    pub(crate) fn new(scheme: &str) -> Self {
+        let directory = tempfile::tempdir().expect("there is room for a directory");
+        let url = format!("{scheme}:{}", directory.path().join("store").display());
+        Self {
+            url: url.parse().expect("a scheme of this crate"),
+            _directory: directory,
+        }
+    }
+}
+
+impl Fixture for ByUrl {
+    type Store = AnyStore;
+    type Host = System;
+
+    fn client(&self) -> AnyStore {
+        AnyStore::open(&self.url, &StoreOptions::default()).expect("the store can be opened")
+    }
+
+    fn host(&self) -> System {
+        System
+    }
+
+    fn pass(&self, time: Duration) {
+        thread::sleep(time);
     }
 }
 
