@@ -101,25 +101,22 @@ impl<C: Clock + Debug + Send + Sync> Store for VecStore<C> {
     fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         let (records, now) = self.open();
         let found = records.1.iter().filter(|record| record.claim.name == *name);
-        let holders = found.map(|record| Holder {
-            fence: record.fence,
-            since: None,
-            remaining: record.until.map(|until| until.saturating_since(now)),
-            process: None,
-            detached: false,
+        let holders = found.map(|record| {
+            Holder::new(
+                record.fence,
+                record.until.map(|until| until.saturating_since(now)),
+            )
         });
         Ok(holders.collect())
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            expires: true,
-            ephemeral: false,
-            transfers: true,
-            force_releases: true,
-            fences: true,
-            revives: false,
-        }
+        let mut capabilities = Capabilities::NONE;
+        capabilities.expires = true;
+        capabilities.transfers = true;
+        capabilities.force_releases = true;
+        capabilities.fences = true;
+        capabilities
     }
 }
 

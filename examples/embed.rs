@@ -92,26 +92,23 @@ impl Store for MapStore {
     fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         Ok(self.atomically(|records| {
             let held = records.held.get(name).into_iter();
-            let holder = |(_, fence, until): &(_, Fence, Option<Instant>)| Holder {
-                fence: Some(*fence),
-                since: None,
-                remaining: until.map(|until| until.saturating_duration_since(Instant::now())),
-                process: None,
-                detached: false,
+            let holder = |(_, fence, until): &(_, Fence, Option<Instant>)| {
+                Holder::new(
+                    Some(*fence),
+                    until.map(|until| until.saturating_duration_since(Instant::now())),
+                )
             };
             held.map(holder).collect()
         }))
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            expires: true,
-            ephemeral: false,
-            transfers: true,
-            force_releases: true,
-            fences: true,
-            revives: false,
-        }
+        let mut capabilities = Capabilities::NONE;
+        capabilities.expires = true;
+        capabilities.transfers = true;
+        capabilities.force_releases = true;
+        capabilities.fences = true;
+        capabilities
     }
 }
 

@@ -264,13 +264,10 @@ impl Store for Imported {
     fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         let mut holders = Vec::new();
         if let Some(holder) = backend::inspect(name.as_str())? {
-            holders.push(Holder {
-                fence: fence(holder.fencing_token)?,
-                since: None,
-                remaining: duration(holder.remaining),
-                process: None,
-                detached: false,
-            });
+            holders.push(Holder::new(
+                fence(holder.fencing_token)?,
+                duration(holder.remaining),
+            ));
         }
         Ok(holders)
     }

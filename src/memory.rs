@@ -198,12 +198,11 @@ impl<C: Clock> MemoryStore<C> {
 
     fn holder(&self, name: &Name) -> Option<Holder> {
         self.operate(|state, now| {
-            state.records.get(name).map(|record| Holder {
-                fence: Some(record.fence),
-                since: None,
-                remaining: record.until.map(|until| until.saturating_since(now)),
-                process: None,
-                detached: false,
+            state.records.get(name).map(|record| {
+                Holder::new(
+                    Some(record.fence),
+                    record.until.map(|until| until.saturating_since(now)),
+                )
             })
         })
     }

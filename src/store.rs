@@ -187,7 +187,8 @@ pub trait LossWatch: Send + Sync {
 /// Dropping a future before its end leaves the outcome of its operation unknown, as an error does.
 ///
 /// The futures are [`Send`] and boxed, so that any task can await them, and `dyn AsyncStore` is a store:
-/// a program can choose one at run time. An implementation has the attribute [`async_trait`].
+/// a program can choose one at run time. An implementation has the attribute
+/// [`async_trait`](macro@async_trait).
 #[async_trait]
 #[auto_impl(&, Box, Arc)]
 pub trait AsyncStore: fmt::Debug + Send + Sync {
@@ -318,9 +319,9 @@ impl Renewed {
     }
 }
 
-/// The holder of a name.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "stores build it")]
+/// The holder of a name. A store calls [`new`](Self::new), and sets the other fields that it has recorded.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
 pub struct Holder {
     /// The grant's fencing token, if the store counts grants. It identifies the grant; the owner token,
     /// which can release the lock, is not included.
@@ -334,6 +335,17 @@ pub struct Holder {
     /// Whether the lease was [detached](Store::detach), so that `process` may have ended long ago. Set
     /// only by a store that binds leases to processes.
     pub detached: bool,
+}
+
+impl Holder {
+    /// Returns the holder whose grant has the fencing token `fence`, and whose lease ends in `remaining`.
+    pub fn new(fence: Option<Fence>, remaining: Option<Duration>) -> Self {
+        Self {
+            fence,
+            remaining,
+            ..Self::default()
+        }
+    }
 }
 
 /// Returns whether the grant with the fencing token `fence` is among `holders`.
@@ -363,7 +375,7 @@ impl core::error::Error for NoFence {}
 
 /// A human-readable description of a process.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "stores build it")]
+#[non_exhaustive]
 pub struct Process {
     /// The process id on its machine.
     pub id: u32,
@@ -371,6 +383,17 @@ pub struct Process {
     pub host: String,
     /// The process's label, shortened: the program that runs, or the purpose of the lock.
     pub command: String,
+}
+
+impl Process {
+    /// Returns the description of the process `id` on the machine `host`, with the label `command`.
+    pub fn new(id: u32, host: impl Into<String>, command: impl Into<String>) -> Self {
+        Self {
+            id,
+            host: host.into(),
+            command: command.into(),
+        }
+    }
 }
 
 impl fmt::Display for Process {
@@ -382,10 +405,13 @@ impl fmt::Display for Process {
 
 /// The capabilities of a store, which some stores have and others lack.
 ///
+/// A store begins with [`NONE`](Self::NONE) and sets those that it has, so that it lacks each one that a
+/// later version adds.
+///
 /// The conformance suite asserts each of these both ways: that the store has each capability it declares,
 /// and lacks each it does not declare.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "stores build it")]
+#[non_exhaustive]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "capabilities are independent of each other"
@@ -403,6 +429,18 @@ pub struct Capabilities {
     pub fences: bool,
     /// A [renewal](Store::renew) never shortens a record, and takes back an expired one.
     pub revives: bool,
+}
+
+impl Capabilities {
+    /// The capabilities of a store that has none.
+    pub const NONE: Self = Self {
+        expires: false,
+        ephemeral: false,
+        transfers: false,
+        force_releases: false,
+        fences: false,
+        revives: false,
+    };
 }
 
 /// The error of a store operation whose outcome is unknown, or that the store cannot perform.

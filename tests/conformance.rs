@@ -268,18 +268,13 @@ mod mutants {
             Ok(holders)
         }
         fn capabilities(&self) -> Capabilities {
-            let capabilities = Store::capabilities(&self.0);
+            let mut capabilities = Store::capabilities(&self.0);
             match self.1 {
-                Fault::DeclaresTooLittle => Capabilities {
-                    force_releases: false,
-                    ..capabilities
-                },
-                Fault::DeclaresTooMuch => Capabilities {
-                    ephemeral: true,
-                    ..capabilities
-                },
-                _ => capabilities,
+                Fault::DeclaresTooLittle => capabilities.force_releases = false,
+                Fault::DeclaresTooMuch => capabilities.ephemeral = true,
+                _ => {}
             }
+            capabilities
         }
     }
 

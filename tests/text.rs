@@ -627,10 +627,6 @@ fn errors_escape_the_name_of_a_lock() {
         assert!(text.contains(r"`a\nb\u{202e}\u{200b}c`"), "{text}");
         assert!(!text.contains(verrou::is_hidden), "{text:?}");
     }
-    let process = Process {
-        id: 7,
-        host: "web\n1".to_owned(),
-        command: "sh\u{202e}".to_owned(),
-    };
+    let process = Process::new(7, "web\n1", "sh\u{202e}");
     assert_eq!(process.to_string(), r"process 7 on web\n1 (sh\u{202e})");
 }

@@ -126,10 +126,9 @@ impl Store for Uncounted {
         Ok(holders)
     }
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            fences: false,
-            ..Store::capabilities(&self.0)
-        }
+        let mut capabilities = Store::capabilities(&self.0);
+        capabilities.fences = false;
+        capabilities
     }
 }
 

@@ -47,9 +47,9 @@ pub struct LocalUrl {
     pub(crate) path: StorePath,
 }
 
-/// The directory of a store of files.
+/// The directory of a store of files, converted from its path.
 #[derive(Clone, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "callers build it")]
+#[non_exhaustive]
 pub struct StorePath {
     /// The path of the directory.
     pub path: PathBuf,

@@ -203,10 +203,8 @@ fn another_users_file_is_refused_unless_it_is_the_groups() {
     chown(&path, Some(4711), Some(4711)).unwrap();
     assert_refused_as_suspicious(directory.path(), &path, "user 4711");
 
-    let group = StoreOptions {
-        group: Some("daemon".to_owned()),
-        ..StoreOptions::default()
-    };
+    let mut group = StoreOptions::default();
+    group.group = Some("daemon".to_owned());
     let shared = directory.path().join("shared");
     let store = LeaseFileStore::open(&shared, &group).unwrap();
     granted(store.acquire(&claim(1)));
@@ -226,10 +224,8 @@ fn group_directory_that_all_users_may_write_is_refused() {
     }
     let directory = directory();
     let shared = directory.path().join("shared");
-    let group = StoreOptions {
-        group: Some("daemon".to_owned()),
-        ..StoreOptions::default()
-    };
+    let mut group = StoreOptions::default();
+    group.group = Some("daemon".to_owned());
     granted(
         LeaseFileStore::open(&shared, &group)
             .unwrap()
@@ -244,10 +240,8 @@ fn group_directory_that_all_users_may_write_is_refused() {
 
 #[test]
 fn an_unknown_group_is_named() {
-    let options = StoreOptions {
-        group: Some("no such group".to_owned()),
-        ..StoreOptions::default()
-    };
+    let mut options = StoreOptions::default();
+    options.group = Some("no such group".to_owned());
     let err = LeaseFileStore::open(directory().path(), &options).unwrap_err();
     assert!(
         matches!(&err, OpenError::UnknownGroup { group } if group == "no such group"),
@@ -315,10 +309,8 @@ fn unknown_file_system_is_refused_unless_overridden() {
         matches!(err, OpenError::UnsuitableFileSystem { .. }),
         "{err}"
     );
-    let options = StoreOptions {
-        any_file_system: true,
-        ..StoreOptions::default()
-    };
+    let mut options = StoreOptions::default();
+    options.any_file_system = true;
     let store = FileLockStore::open(proc, &options).expect("the option allows any file system");
     store
         .acquire(&claim(1))
@@ -768,13 +760,11 @@ fn lease_whose_release_cannot_be_recorded_ends_anyway() {
 fn a_zombie_is_taken_over_or_waited_for() {
     let directory = directory();
     let clock = TestClock::running();
-    let options = |zombies| StoreOptions {
-        zombies,
-        command: Some("work".to_owned()),
-        ..StoreOptions::default()
-    };
     let open = |zombies| {
-        let opened = LeaseFileStore::open(directory.path(), &options(zombies));
+        let mut options = StoreOptions::default();
+        options.zombies = zombies;
+        options.label = Some("work".to_owned());
+        let opened = LeaseFileStore::open(directory.path(), &options);
         opened.unwrap().with_clock(clock.clone())
     };
     let (zombie, patient, bold) = (
@@ -813,10 +803,8 @@ fn owner_takes_over_its_own_expired_lease_silently() {
     for zombies in [Zombies::Take, Zombies::Wait] {
         let directory = directory();
         let clock = TestClock::running();
-        let options = StoreOptions {
-            zombies,
-            ..StoreOptions::default()
-        };
+        let mut options = StoreOptions::default();
+        options.zombies = zombies;
         let store = LeaseFileStore::open(directory.path(), &options).unwrap();
         let store = store.with_clock(clock.clone());
         let ttl = Ttl::new(SECOND).unwrap();
@@ -832,10 +820,8 @@ fn force_release_of_zombie_depends_on_zombie_policy() {
     let directory = directory();
     let clock = TestClock::running();
     let open = |zombies| {
-        let options = StoreOptions {
-            zombies,
-            ..StoreOptions::default()
-        };
+        let mut options = StoreOptions::default();
+        options.zombies = zombies;
         let opened = LeaseFileStore::open(directory.path(), &options);
         opened.unwrap().with_clock(clock.clone())
     };
@@ -1332,10 +1318,8 @@ fn parent_directories_of_a_group_store_can_be_passed_by_the_group() {
     }
     let directory = directory();
     let deep = directory.path().join("parent/store");
-    let group = StoreOptions {
-        group: Some("daemon".to_owned()),
-        ..StoreOptions::default()
-    };
+    let mut group = StoreOptions::default();
+    group.group = Some("daemon".to_owned());
     LeaseFileStore::open(&deep, &group).unwrap();
     let parent = fs::metadata(directory.path().join("parent")).unwrap();
     assert_ne!(parent.mode() & 0o011, 0, "{:o}", parent.mode());

@@ -530,10 +530,8 @@ fn no_other_directory_is_given_to_a_group_in_a_race() {
     fs::write(victim.join("code"), "that root runs").unwrap();
     let (is_over, mut unexpected) = (AtomicBool::new(false), None);
     let locks = parent.join("locks");
-    let options = StoreOptions {
-        group: Some(GROUP.to_string()),
-        ..StoreOptions::default()
-    };
+    let mut options = StoreOptions::default();
+    options.group = Some(GROUP.to_string());
     thread::scope(|threads| {
         threads.spawn(|| {
             be_a_member();

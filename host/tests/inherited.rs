@@ -205,10 +205,8 @@ fn is_read_only(file: &File) -> bool {
 #[test]
 fn handed_on_lease_ends_by_name_though_its_descriptor_lives() {
     let directory = tempfile::tempdir().unwrap();
-    let options = StoreOptions {
-        zombies: Zombies::Wait,
-        ..StoreOptions::default()
-    };
+    let mut options = StoreOptions::default();
+    options.zombies = Zombies::Wait;
     let open = || LeaseFileStore::open(directory.path(), &options).unwrap();
     for released in [true, false] {
         let store = open();
@@ -240,10 +238,8 @@ fn handed_on_lease_ends_by_name_though_its_descriptor_lives() {
 fn handed_on_kernel_lock_ends_by_name_though_its_descriptor_lives() {
     let directory = tempfile::tempdir().unwrap();
     for handed_on in [false, true] {
-        let options = StoreOptions {
-            handed_on,
-            ..StoreOptions::default()
-        };
+        let mut options = StoreOptions::default();
+        options.handed_on = handed_on;
         let store = FileLockStore::open(directory.path(), &options).unwrap();
         let other = FileLockStore::open(directory.path(), &options).unwrap();
         let lock = LockFactory::new(&store, System)

@@ -115,10 +115,8 @@ fn programs_can_label_their_grants() {
     for kind in KINDS {
         let dir = TestDir::new(kind);
         let url: StoreUrl = dir.store().parse().unwrap();
-        let options = StoreOptions {
-            command: Some("the program".to_owned()),
-            ..StoreOptions::default()
-        };
+        let mut options = StoreOptions::default();
+        options.label = Some("the program".to_owned());
         let store = AnyStore::open(&url, &options).unwrap();
         for (name, label, said) in [
             ("a", Some("invoice 12"), "invoice 12"),

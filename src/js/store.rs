@@ -175,13 +175,10 @@ impl AsyncStore for Store {
             Kind::Memory(store) => AsyncStore::holders(store, name).await,
             Kind::Object(store) => {
                 let exists = asking(awaited(store.methods.exists(name.as_str()))).await;
-                let holder = exists.map_err(store_error)?.is_truthy().then_some(Holder {
-                    fence: None,
-                    since: None,
-                    remaining: None,
-                    process: None,
-                    detached: false,
-                });
+                let holder = exists
+                    .map_err(store_error)?
+                    .is_truthy()
+                    .then_some(Holder::new(None, None));
                 Ok(holder.into_iter().collect())
             }
         }

@@ -60,12 +60,10 @@ impl Default for Ending {
 /// Acquires the lock, runs the command, and releases the lock. Returns the exit code.
 pub(crate) fn run(global: &GlobalOptions, args: &Run) -> Result<u8, Failure> {
     let label = args.command.first().map(OsString::as_os_str);
-    let options = verrou_host::StoreOptions {
-        command: Some(args.taking.described(label.unwrap_or_default())),
-        zombies: args.taking.zombies(),
-        handed_on: true,
-        ..store::options(global)
-    };
+    let mut options = store::options(global);
+    options.label = Some(args.taking.described(label.unwrap_or_default()));
+    options.zombies = args.taking.zombies();
+    options.handed_on = true;
     let (opened, name, url) = match (&args.target.file, args.target.name()) {
         (Some(path), _) => {
             let (opened, name) = store::open_path(global, path, &options)?;

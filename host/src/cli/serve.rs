@@ -9,7 +9,7 @@ use verrou::{
     Acquired, Capabilities, Claim, Error, Fence, Holder, InvalidOwner, InvalidTtl, Name, Owner,
     Renewed, Store, StoreError, Ttl, Waiter,
 };
-use verrou_host::{AnyStore, StoreOptions};
+use verrou_host::AnyStore;
 
 use super::arguments::{GlobalOptions, Serve};
 use super::exit::Exit;
@@ -26,10 +26,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 pub(crate) fn serve(global: &GlobalOptions, args: &Serve) -> Result<(), Failure> {
     // Each lease keeps a file open. This process starts no other process that would inherit the limit.
     raise_descriptor_limit();
-    let options = StoreOptions {
-        command: Some(args.label.clone()),
-        ..store::options(global)
-    };
+    let mut options = store::options(global);
+    options.label = Some(args.label.clone());
     let (opened, _) = store::open_with(global, &options)?;
     let mut input = io::stdin().lock();
     let mut line = Vec::new();
@@ -280,6 +278,7 @@ impl From<Capabilities> for Answer {
             force_releases: evicts,
             fences,
             revives,
+            ..
         } = capabilities;
         Self::Abilities(Able {
             expires,
@@ -480,13 +479,7 @@ mod tests {
 
     impl Store for Hurried {
         fn holders(&self, _: &Name) -> Result<Vec<Holder>, StoreError> {
-            Ok(vec![Holder {
-                fence: Fence::new(self.grant()),
-                since: None,
-                remaining: None,
-                process: None,
-                detached: false,
-            }])
+            Ok(vec![Holder::new(Fence::new(self.grant()), None)])
         }
         fn holds(&self, _: &Claim, _: Option<Fence>) -> Result<bool, StoreError> {
             Ok(self.grant().is_multiple_of(2))

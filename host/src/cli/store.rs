@@ -59,11 +59,10 @@ fn is_default(global: &GlobalOptions) -> bool {
 
 /// Returns the options with which the store is opened.
 pub(crate) fn options(global: &GlobalOptions) -> StoreOptions {
-    StoreOptions {
-        group: global.group.clone(),
-        any_file_system: global.any_file_system,
-        ..StoreOptions::default()
-    }
+    let mut options = StoreOptions::default();
+    options.group.clone_from(&global.group);
+    options.any_file_system = global.any_file_system;
+    options
 }
 
 /// Opens the store.
@@ -129,11 +128,9 @@ pub(crate) fn open_to_take(
     taking: &Taking,
     command: &str,
 ) -> Result<AnyStore, Failure> {
-    let options = StoreOptions {
-        command: Some(taking.described(command.as_ref())),
-        zombies: taking.zombies(),
-        ..options(global)
-    };
+    let mut options = options(global);
+    options.label = Some(taking.described(command.as_ref()));
+    options.zombies = taking.zombies();
     open_with(global, &options).map(|(store, _)| store)
 }
 

@@ -66,7 +66,7 @@ pub(super) fn capabilities(capabilities: Capabilities) -> store::Abilities {
         transfers,
         force_releases: evicts,
         fences,
-        revives: _,
+        ..
     } = capabilities;
     store::Abilities {
         expires,

@@ -295,13 +295,10 @@ impl EtcdStore {
             (0, _) | (_, None) => None,
             (lease, Some(ttl)) => Some(self.remaining(lease, Duration::from_millis(ttl)).await?),
         };
-        Ok(Some(Holder {
-            fence: fence(first.create_revision),
-            since: Some(Duration::from_millis(record.since)),
-            remaining,
-            process: About::process_of(&record.about.to_string()),
-            detached: false,
-        }))
+        let mut holder = Holder::new(fence(first.create_revision), remaining);
+        holder.since = Some(Duration::from_millis(record.since));
+        holder.process = About::process_of(&record.about.to_string());
+        Ok(Some(holder))
     }
 
     /// Returns the least time that the holder's lease, of `ttl`, still lasts.

@@ -174,13 +174,9 @@ impl RedisStore {
             let left = Duration::from_millis(left).saturating_sub(drift);
             left.max(Duration::from_millis(1))
         });
-        let holder = Holder {
-            fence: number(fence).and_then(Fence::new),
-            since: number(since).map(Duration::from_millis),
-            remaining,
-            process: about.as_deref().and_then(About::process_of),
-            detached: false,
-        };
+        let mut holder = Holder::new(number(fence).and_then(Fence::new), remaining);
+        holder.since = number(since).map(Duration::from_millis);
+        holder.process = about.as_deref().and_then(About::process_of);
         Ok(Some((owner.clone(), holder)))
     }
 

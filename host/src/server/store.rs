@@ -56,7 +56,7 @@ pub(crate) async fn connect(
     let StoreOptions {
         group,
         any_file_system,
-        command: _,
+        label: _,
         handed_on: _,
         zombies,
     } = options;
@@ -147,14 +147,15 @@ pub(crate) fn loss_watch<'s>(
 }
 
 /// The capabilities of a store on a server: a lease does not end with its client's process, only by expiry.
-pub(crate) const CAPABILITIES: Capabilities = Capabilities {
-    expires: true,
-    ephemeral: false,
-    transfers: true,
-    force_releases: true,
-    fences: true,
-    // An expired record on a server is deleted, or does not show whether another grant followed.
-    revives: false,
+/// An expired record on a server is deleted, or does not show whether another grant followed, so none is
+/// revived.
+pub(crate) const CAPABILITIES: Capabilities = {
+    let mut capabilities = Capabilities::NONE;
+    capabilities.expires = true;
+    capabilities.transfers = true;
+    capabilities.force_releases = true;
+    capabilities.fences = true;
+    capabilities
 };
 
 /// The hand-off reservation: the time that a released lock is kept for the head waiter.
@@ -200,11 +201,11 @@ pub(crate) struct About {
 impl About {
     /// Describes this process.
     pub(crate) fn this(options: &StoreOptions) -> Self {
-        let Process { id, host, command } = this_process(options.command.as_deref());
+        let process = this_process(options.label.as_deref());
         Self {
-            process: id,
-            host,
-            command,
+            process: process.id,
+            host: process.host,
+            command: process.command,
         }
     }
 
@@ -216,10 +217,6 @@ impl About {
     /// Returns the process that `json` describes, or `None` if it has another format.
     pub(crate) fn process_of(json: &str) -> Option<Process> {
         let about: Self = serde_json::from_str(json).ok()?;
-        Some(Process {
-            id: about.process,
-            host: about.host,
-            command: about.command,
-        })
+        Some(Process::new(about.process, about.host, about.command))
     }
 }

@@ -89,13 +89,9 @@ impl BareLockStore {
         }
         let process =
             os::locker(&file).map_err(failed("determine which process locked this file"))?;
-        Ok(Some(Holder {
-            fence: None,
-            since: None,
-            remaining: None,
-            process: process.map(|id| Machine::this().other_process(id)),
-            detached: false,
-        }))
+        let mut holder = Holder::default();
+        holder.process = process.map(|id| Machine::this().other_process(id));
+        Ok(Some(holder))
     }
 }
 
@@ -207,13 +203,9 @@ impl Store for BareLockStore {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            expires: false,
-            ephemeral: true,
-            transfers: false,
-            force_releases: false,
-            fences: false,
-            revives: true,
-        }
+        let mut capabilities = Capabilities::NONE;
+        capabilities.ephemeral = true;
+        capabilities.revives = true;
+        capabilities
     }
 }

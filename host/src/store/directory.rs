@@ -90,7 +90,7 @@ impl Directory {
             kind,
             counter: Counter::new(),
             files: OpenFiles::new(),
-            command: options.command.clone(),
+            command: options.label.clone(),
             process: PerProcess::new(),
             labelled: PerProcess::new(),
         })

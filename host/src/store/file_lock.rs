@@ -266,14 +266,8 @@ impl FileLockStore {
             let left = record.ttl.map(|_| record.ends.saturating_sub(self.now()));
             return Ok(Some((Some(record.owner), holder(&record, left))));
         }
-        let process = process.map(|id| Machine::this().other_process(id));
-        let unknown = Holder {
-            fence: None,
-            since: None,
-            remaining: None,
-            process,
-            detached: false,
-        };
+        let mut unknown = Holder::default();
+        unknown.process = process.map(|id| Machine::this().other_process(id));
         Ok(Some((None, unknown)))
     }
 
@@ -489,14 +483,11 @@ impl Store for FileLockStore {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            expires: false,
-            ephemeral: true,
-            transfers: false,
-            force_releases: false,
-            fences: true,
-            revives: true,
-        }
+        let mut capabilities = Capabilities::NONE;
+        capabilities.ephemeral = true;
+        capabilities.fences = true;
+        capabilities.revives = true;
+        capabilities
     }
 }
 

@@ -106,20 +106,13 @@ impl Machine {
     pub(crate) fn other_process(&self, id: u32) -> Process {
         let command = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
         let program = command.split(|&byte| byte == 0).next().unwrap_or_default();
-        Process {
-            id,
-            host: self.host.clone(),
-            command: program_name(&String::from_utf8_lossy(program)),
-        }
+        let program = program_name(&String::from_utf8_lossy(program));
+        Process::new(id, &*self.host, program)
     }
 
     /// Returns this process, whose ID is `id`, with the label `command`, or the name of its program.
     pub(crate) fn process(&self, id: u32, command: Option<&str>) -> Process {
-        Process {
-            id,
-            host: self.host.clone(),
-            command: command.unwrap_or(&self.command).to_owned(),
-        }
+        Process::new(id, &*self.host, command.unwrap_or(&self.command))
     }
 }
 
@@ -127,11 +120,8 @@ impl Machine {
 /// identity of the host.
 #[cfg(feature = "server")]
 pub(crate) fn this_process(command: Option<&str>) -> Process {
-    Process {
-        id: crate::process::id(),
-        host: host_name(),
-        command: command.map_or_else(own_program, str::to_owned),
-    }
+    let command = command.map_or_else(own_program, str::to_owned);
+    Process::new(crate::process::id(), host_name(), command)
 }
 
 /// Returns the name of this process's program. Its arguments may be secret, and records outlive their

@@ -430,14 +430,14 @@ impl Store for LeaseFileStore {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            expires: true,
-            ephemeral: liveness::AVAILABLE,
-            transfers: true,
-            force_releases: true,
-            fences: true,
-            revives: true,
-        }
+        let mut capabilities = Capabilities::NONE;
+        capabilities.expires = true;
+        capabilities.ephemeral = liveness::AVAILABLE;
+        capabilities.transfers = true;
+        capabilities.force_releases = true;
+        capabilities.fences = true;
+        capabilities.revives = true;
+        capabilities
     }
 }
 

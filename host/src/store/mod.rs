@@ -100,9 +100,14 @@ impl fmt::Debug for LocalScheme {
     }
 }
 
-/// Options of a store in files.
+/// Options of a store. A caller begins with the default ones, and sets those that it needs.
+///
+/// ```
+/// let mut options = verrou_host::StoreOptions::default();
+/// options.label = Some("invoice 12".to_owned());
+/// ```
 #[derive(Clone, Debug, Default)]
-#[expect(clippy::exhaustive_structs, reason = "callers build it")]
+#[non_exhaustive]
 pub struct StoreOptions {
     /// Lets all members of this group, given by name or number, use the store. With `None`, a new
     /// directory belongs to this user alone, and an existing one keeps the group for which it was
@@ -112,7 +117,7 @@ pub struct StoreOptions {
     pub any_file_system: bool,
     /// The label of the holder, for display: the program that runs, or the purpose of the lock. The
     /// default is the name of this process's program. The label stays in the record after the release.
-    pub command: Option<String>,
+    pub label: Option<String>,
     /// Whether a lease that has expired while processes of its holder still live is free.
     pub zombies: Zombies,
     /// Makes the descriptors that programs inherit unable to write the lock's file: a lock of the

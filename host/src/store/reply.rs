@@ -14,11 +14,9 @@ pub(super) fn granted(record: &Record) -> Acquired {
 }
 
 pub(super) fn holder(record: &Record, remaining: Option<Duration>) -> Holder {
-    Holder {
-        fence: Fence::new(record.fence),
-        since: Some(record.since_wall),
-        remaining,
-        process: Some(Process::clone(&record.process)),
-        detached: liveness::AVAILABLE && !record.ephemeral,
-    }
+    let mut holder = Holder::new(Fence::new(record.fence), remaining);
+    holder.since = Some(record.since_wall);
+    holder.process = Some(Process::clone(&record.process));
+    holder.detached = liveness::AVAILABLE && !record.ephemeral;
+    holder
 }

@@ -81,12 +81,11 @@ macro_rules! calls {
             }
             fn holder(&mut self, lock: LockHandle) -> Answer<Option<Holder>> {
                 let holder = $wait(self.holder(lock))?;
-                Ok(holder.map(|holder| Holder {
-                    fence: holder.fencing_token.and_then(Fence::new),
-                    since: None,
-                    remaining: holder.remaining.map(Duration::from_nanos),
-                    process: None,
-                    detached: false,
+                Ok(holder.map(|holder| {
+                    Holder::new(
+                        holder.fencing_token.and_then(Fence::new),
+                        holder.remaining.map(Duration::from_nanos),
+                    )
                 }))
             }
             fn serialize(&mut self, lock: LockHandle) -> Answer<String> {
@@ -438,9 +437,8 @@ impl<I: Calls> Store for Through<I> {
     /// Returns the capabilities of the store without `revives`: the component renews its leases by `extend`, which
     /// revives no expired lease.
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            revives: false,
-            ..self.store.capabilities()
-        }
+        let mut capabilities = self.store.capabilities();
+        capabilities.revives = false;
+        capabilities
     }
 }

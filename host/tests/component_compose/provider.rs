@@ -100,12 +100,11 @@ impl Store for Provider {
 
     fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         let holder = self.ask(|store, wasm| store.call_inspect(wasm, name.as_str()))?;
-        let holder = holder.map(|holder| Holder {
-            fence: holder.fencing_token.and_then(Fence::new),
-            since: None,
-            remaining: holder.remaining.map(instances::length),
-            process: None,
-            detached: false,
+        let holder = holder.map(|holder| {
+            Holder::new(
+                holder.fencing_token.and_then(Fence::new),
+                holder.remaining.map(instances::length),
+            )
         });
         Ok(holder.into_iter().collect())
     }
@@ -117,13 +116,12 @@ impl Store for Provider {
     fn capabilities(&self) -> Capabilities {
         let can = self.ask(|store, wasm| Ok(Ok(store.call_can(wasm)?)));
         let can = can.expect("capabilities");
-        Capabilities {
-            expires: can.expires,
-            ephemeral: can.ephemeral,
-            transfers: can.transfers,
-            force_releases: can.evicts,
-            fences: can.fences,
-            revives: false,
-        }
+        let mut capabilities = Capabilities::NONE;
+        capabilities.expires = can.expires;
+        capabilities.ephemeral = can.ephemeral;
+        capabilities.transfers = can.transfers;
+        capabilities.force_releases = can.evicts;
+        capabilities.fences = can.fences;
+        capabilities
     }
 }

@@ -197,13 +197,10 @@ impl Store for Client {
         if holder.is_null() {
             return Ok(Vec::new());
         }
-        Ok(vec![Holder {
-            fence: number(&holder["fencing_token"]).and_then(Fence::new),
-            since: None,
-            remaining: number(&holder["remaining"]).map(Duration::from_nanos),
-            process: None,
-            detached: false,
-        }])
+        Ok(vec![Holder::new(
+            number(&holder["fencing_token"]).and_then(Fence::new),
+            number(&holder["remaining"]).map(Duration::from_nanos),
+        )])
     }
 
     fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
@@ -213,14 +210,13 @@ impl Store for Client {
     fn capabilities(&self) -> Capabilities {
         let answer = self.ask(&json!({ "abilities": {} })).expect("an answer");
         let can = |ability| answer["abilities"][ability].as_bool().expect("a bool");
-        Capabilities {
-            expires: can("expires"),
-            ephemeral: can("ephemeral"),
-            transfers: can("transfers"),
-            force_releases: can("evicts"),
-            fences: can("fences"),
-            revives: false,
-        }
+        let mut capabilities = Capabilities::NONE;
+        capabilities.expires = can("expires");
+        capabilities.ephemeral = can("ephemeral");
+        capabilities.transfers = can("transfers");
+        capabilities.force_releases = can("evicts");
+        capabilities.fences = can("fences");
+        capabilities
     }
 }
 

@@ -74,14 +74,9 @@ pub(super) fn holder(row: &Row) -> Option<Holder> {
         let left = micros("remaining").unwrap_or_default();
         left.saturating_sub(drift).max(Duration::from_micros(1))
     });
-    Some(Holder {
-        fence: number("fence").and_then(Fence::new),
-        since: micros("since"),
-        remaining,
-        process: row
-            .try_get::<_, Option<&str>>("about")
-            .ok()?
-            .and_then(About::process_of),
-        detached: false,
-    })
+    let mut holder = Holder::new(number("fence").and_then(Fence::new), remaining);
+    holder.since = micros("since");
+    let about: Option<&str> = row.try_get("about").ok()?;
+    holder.process = about.and_then(About::process_of);
+    Some(holder)
 }

@@ -235,11 +235,7 @@ fn decode(slot: &[u8]) -> Record {
         ends: Duration::from_nanos(get_u64(slot, 80)),
         ends_wall: Duration::from_millis(get_u64(slot, 88)),
         since_wall: Duration::from_millis(get_u64(slot, 96)),
-        process: Arc::new(Process {
-            id: get_u32(slot, 104),
-            host: text(host),
-            command: text(command),
-        }),
+        process: Arc::new(Process::new(get_u32(slot, 104), text(host), text(command))),
         served: served_of(slot),
         notifies: flags & NOTIFIES != 0,
         file: match flags & NUMBERED {
@@ -464,11 +460,7 @@ mod tests {
     fn long_text_is_cut_at_character_boundary() {
         let long = Record {
             sequence: 1,
-            process: Arc::new(Process {
-                id: 1,
-                host: "ä".repeat(40),
-                command: "日".repeat(200),
-            }),
+            process: Arc::new(Process::new(1, "ä".repeat(40), "日".repeat(200))),
             ..record()
         };
         let read = read_lease(&file(&[&long])).unwrap().unwrap();
@@ -506,7 +498,7 @@ mod tests {
                 owner: Owner::from_bytes(owner),
                 ttl: Some(Duration::from_nanos(ttl)),
                 ends: Duration::from_nanos(ends),
-                process: Arc::new(Process { id, host, command }),
+                process: Arc::new(Process::new(id, host, command)),
                 served, notifies, file,
                 ..record()
             };

@@ -132,11 +132,7 @@ mod tests {
             ends: Duration::from_nanos(123_456_789_012_345),
             ends_wall: Duration::from_secs(1_763_892_030),
             since_wall: Duration::from_hours(489_970),
-            process: Arc::new(Process {
-                id: 4711,
-                host: "web1".to_owned(),
-                command: "rsync -a /srv /backup".to_owned(),
-            }),
+            process: Arc::new(Process::new(4711, "web1", "rsync -a /srv /backup")),
             served: 0,
             notifies: false,
             file: 0,

@@ -285,24 +285,15 @@ impl Store for FaultyStore {
         self.called();
         match self.fault {
             StoreFault::ErrsAtInspections => Err(temporary()),
-            StoreFault::InspectsOtherHolder => Ok(vec![Holder {
-                fence: Some(Fence::FIRST),
-                since: None,
-                remaining: None,
-                process: None,
-                detached: false,
-            }]),
-            StoreFault::InspectsNonsense => Ok(vec![Holder {
-                fence: Fence::new(u64::MAX),
-                since: Some(Duration::MAX),
-                remaining: Some(Duration::MAX),
-                process: Some(Process {
-                    id: u32::MAX,
-                    host: "\0".repeat(1 << 16),
-                    command: "\u{1b}[31m".repeat(1 << 16),
-                }),
-                detached: true,
-            }]),
+            StoreFault::InspectsOtherHolder => Ok(vec![Holder::new(Some(Fence::FIRST), None)]),
+            StoreFault::InspectsNonsense => {
+                let mut holder = Holder::new(Fence::new(u64::MAX), Some(Duration::MAX));
+                let command = "\u{1b}[31m".repeat(1 << 16);
+                holder.process = Some(Process::new(u32::MAX, "\0".repeat(1 << 16), command));
+                holder.since = Some(Duration::MAX);
+                holder.detached = true;
+                Ok(vec![holder])
+            }
             _ => Store::holders(&self.inner, name),
         }
     }
