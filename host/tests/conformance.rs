@@ -8,4 +8,3 @@ use verrou::conformance;
 conformance!(lease_files, Directory::new(lease_file));
 conformance!(file_locks, Directory::new(file_lock));
 conformance!(lease_urls, ByUrl::new("lease"));
-conformance!(file_urls, ByUrl::new("file"));
