@@ -517,10 +517,9 @@ impl core::error::Error for StoreError {
 ///     }
 /// }
 /// ```
-#[allow(
-    missing_docs,
+#[expect(
     clippy::missing_errors_doc,
-    reason = "the methods are those of `Store`"
+    reason = "the errors are those of the methods of `Store`"
 )]
 pub trait StoreWrapper: fmt::Debug + Send + Sync {
     /// The other store.
@@ -529,36 +528,47 @@ pub trait StoreWrapper: fmt::Debug + Send + Sync {
     /// Returns the other store.
     fn inner(&self) -> &Self::Inner;
 
+    /// The wrapper's [`Store::acquire`]; passed on by default.
     fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.inner().acquire(claim)
     }
+    /// The wrapper's [`Store::extend`]; passed on by default.
     fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.inner().extend(claim)
     }
+    /// The wrapper's [`Store::release`]; passed on by default.
     fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.inner().release(claim)
     }
+    /// The wrapper's [`Store::force_release`]; passed on by default.
     fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         self.inner().force_release(name, only)
     }
+    /// The wrapper's [`Store::holders`]; passed on by default.
     fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         self.inner().holders(name)
     }
+    /// The wrapper's [`Store::capabilities`]; passed on by default.
     fn capabilities(&self) -> Capabilities {
         self.inner().capabilities()
     }
+    /// The wrapper's [`Store::renew`]; passed on by default.
     fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         self.inner().renew(claim, fence)
     }
+    /// The wrapper's [`Store::holds`]; passed on by default.
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
         self.inner().holds(claim, fence)
     }
+    /// The wrapper's [`Store::detach`]; passed on by default.
     fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.inner().detach(claim)
     }
+    /// The wrapper's [`Store::waiter`]; passed on by default.
     fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {
         self.inner().waiter(claim)
     }
+    /// The wrapper's [`Store::watch`]; passed on by default.
     fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn LossWatch + 's>> {
         self.inner().watch(claim)
     }
