@@ -296,7 +296,7 @@ fn member(number: usize, peers: &[u16], directory: &Path, port: u16) -> Vec<Stri
     ]
 }
 
-/// Returns the data of a new `PostgreSQL` cluster, to be copied: initdb(1) takes longer than the copy.
+/// Returns the data of a new `PostgreSQL` cluster, to be copied: initdb(1) runs once for all servers.
 #[cfg(feature = "postgres")]
 fn initialized_cluster() -> &'static Path {
     static DATA: OnceLock<PathBuf> = OnceLock::new();
