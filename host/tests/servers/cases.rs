@@ -311,8 +311,9 @@ pub(crate) fn tasks_hold_lock_one_at_a_time(kind: &impl Kind) {
     }
 
     let server = kind.start();
-    // A task that is dropped while it holds the lock keeps it until the lease expires.
-    let (url, ttl) = (kind.url(server.port, "tasks"), kind.ttl());
+    // A task that is dropped while it holds the lock keeps it until the lease expires. An operation may take a
+    // quarter of the ttl, so a short one fails on a busy machine.
+    let (url, ttl) = (kind.url(server.port, "tasks"), 6 * kind.ttl());
     let url = url.parse().expect("a URL");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
