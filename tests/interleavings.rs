@@ -5,8 +5,8 @@
 //! times out, so a waiter that is not woken hangs, and shuttle detects that.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg verrou_shuttle" VERROU_SCHEDULES=100000 VERROU_SEED=7 \
-//!     cargo test --test interleavings --target-dir target/interleavings
+//! RUSTC_WORKSPACE_WRAPPER=$PWD/host/torture/rustc-with/verrou_shuttle VERROU_SCHEDULES=100000 VERROU_SEED=7 \
+//!     cargo test --test interleavings --target-dir target/cfg
 //! ```
 //!
 //! A failure prints the schedule that led to it, for `shuttle::replay`.

@@ -1,15 +1,14 @@
 //! Interleavings of threads and tasks of one process that share locks: builds the core's
 //! `tests/interleavings.rs` for shuttle, and runs it.
 
-use std::env;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cfg_build;
 use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
@@ -25,18 +24,12 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         findings.not_done("interleavings need the sources that this program was built from");
         return Ok(());
     }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut flags = env::var_os("RUSTFLAGS").unwrap_or_default();
-    flags.push(" --cfg verrou_shuttle");
+    let workspace = workspace.canonicalize()?;
     let test = |arguments: &[&str]| {
-        let mut command = Command::new(&cargo);
+        let mut command = cfg_build::cargo_test(&workspace, "verrou_shuttle");
         command
-            .current_dir(&workspace)
-            .args(["test", "--package", "verrou", "--test", "interleavings"])
-            // A separate target directory avoids rebuilds, because the flags differ.
-            .args(["--target-dir", "target/interleavings"])
+            .args(["--test", "interleavings"])
             .args(arguments)
-            .env("RUSTFLAGS", &flags)
             .env("RUST_BACKTRACE", "0")
             .env("VERROU_SEED", setting.seed.to_string());
         command

@@ -6,6 +6,8 @@
 #[cfg(target_os = "linux")]
 mod arguments;
 #[cfg(target_os = "linux")]
+mod cfg_build;
+#[cfg(target_os = "linux")]
 mod store_call;
 #[cfg(target_os = "linux")]
 mod contender;

@@ -22,6 +22,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, geteuid, kill_process_
 use serde::Deserialize;
 
 use self::list::{Mutant, Needs, PITFALLS, Test};
+use crate::cfg_build;
 use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
@@ -346,18 +347,10 @@ fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf
     let wanted: BTreeSet<_> = all
         .map(|mutant| (mutant.detected_by.package, mutant.detected_by.program))
         .collect();
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cfg_build::cargo_test(project, "verrou_mutants");
     command
-        .args(["test", "--no-run", "--locked", "--quiet"])
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(project)
-        .env("CARGO_TARGET_DIR", project.join("target/mutants"))
-        .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("RUSTFLAGS", flags());
-    for package in ["verrou", "verrou-host"] {
-        command.args(["--package", package]);
-    }
+        .args(["--no-run", "--quiet"])
+        .arg("--message-format=json-render-diagnostics");
     for program in wanted
         .iter()
         .map(|(_, program)| *program)
@@ -395,12 +388,6 @@ fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf
         bail!("Cargo did not build {missing:?}");
     }
     Ok(programs)
-}
-
-/// Returns the value of `RUSTFLAGS`: the usual flags, and the one that compiles the mutants in.
-fn flags() -> String {
-    let usual = env::var("RUSTFLAGS").unwrap_or_default();
-    format!("{usual} --cfg verrou_mutants").trim().to_owned()
 }
 
 fn manifest_of(project: &Path, package: &str) -> PathBuf {

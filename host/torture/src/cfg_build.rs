@@ -1,0 +1,30 @@
+//! Builds tests of the project with a `--cfg` that exists for tests alone.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+
+/// Returns the start of a `cargo test` of the core and the host, which are compiled with `--cfg CFG`.
+///
+/// Only they are: by `RUSTC_WORKSPACE_WRAPPER`, and not by `RUSTFLAGS`, which would compile all other crates
+/// again for each `cfg`.
+pub(crate) fn cargo_test(project: &Path, cfg: &str) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(project)
+        .args([
+            "test",
+            "--locked",
+            "--package",
+            "verrou",
+            "--package",
+            "verrou-host",
+        ])
+        .args(["--target-dir", "target/cfg"])
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
+        .env(
+            "RUSTC_WORKSPACE_WRAPPER",
+            project.join("host/torture/rustc-with").join(cfg),
+        );
+    command
+}
