@@ -5,6 +5,14 @@
 //! [`AnyStore`] is a store of any kind, as a [`StoreUrl`] specifies. [`FenceGate`] protects the resource
 //! that a lock guards: it rejects the writes of processes that have lost the lock. `FORMAT.md`
 //! specifies the files byte by byte.
+#![cfg_attr(
+    fuzzing,
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "the fuzzers are built without a server's client"
+    )
+)]
 
 /// Returns whether a deliberate bug is switched on, or selects between the wrong and the right
 /// behaviour. No bug is ever on except in programs that are built with `--cfg verrou_mutants`.
@@ -55,7 +63,7 @@ mod any_store;
 mod async_file_stores;
 #[cfg(all(
     feature = "server",
-    not(any(feature = "redis", feature = "postgres", feature = "etcd"))
+    not(any(feature = "redis", feature = "postgres", feature = "etcd", fuzzing))
 ))]
 compile_error!("the feature `server` is part of `redis`, `postgres` and `etcd`: name one of them");
 

@@ -34,13 +34,13 @@ impl Engine {
         }
     }
 
-    /// Returns whether this program is built with the engine's feature.
+    /// Returns whether this program is built with the engine's feature. The fuzzers only parse URLs.
     #[cfg(feature = "server")]
     pub(crate) fn is_built_in(self) -> bool {
         match self {
-            Self::Redis => cfg!(feature = "redis"),
-            Self::Postgres => cfg!(feature = "postgres"),
-            Self::Etcd => cfg!(feature = "etcd"),
+            Self::Redis => cfg!(any(feature = "redis", fuzzing)),
+            Self::Postgres => cfg!(any(feature = "postgres", fuzzing)),
+            Self::Etcd => cfg!(any(feature = "etcd", fuzzing)),
         }
     }
 
