@@ -228,10 +228,9 @@ fn check_sources(shell: &Shell, report: &mut Report) {
 /// Starts to build the programs of the last steps, with the processor time that the steps before them
 /// leave idle. Returns `None` on a system without an idle scheduling class.
 fn build_ahead(shell: &Shell) -> Option<Child> {
-    let torture = torture::BUILD;
-    let script = format!(
-        "cargo build --release --locked && cargo {torture} && target/release/verrou-torture --build"
-    );
+    let [command, torture] = torture::BUILDS;
+    let script =
+        format!("cargo {command} && cargo {torture} && target/release/verrou-torture --build");
     let mut command = Command::from(cmd!(shell, "chrt --idle 0 sh -c {script}"));
     command
         .stdin(Stdio::null())

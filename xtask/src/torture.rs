@@ -7,9 +7,12 @@ use anyhow::{Result, anyhow};
 use serde::Deserialize;
 use xshell::{Shell, cmd};
 
-/// The arguments of `cargo` that build the torture program and the command, as released.
-pub(crate) const BUILD: &str = "build --release --package verrou-host \
-    --package verrou-torture --bin verrou --bin verrou-torture --locked";
+/// The arguments of `cargo` that build the command as released, and those that build the torture program. One
+/// build of both would compile the command's crates again, with the features that the torture needs of them.
+pub(crate) const BUILDS: [&str; 2] = [
+    "build --release --locked",
+    "build --release --locked --package verrou-torture",
+];
 
 /// The report of the torture program.
 #[derive(Deserialize)]
@@ -30,8 +33,10 @@ struct Part {
 /// Lists the violations of a run that found some.
 pub(crate) fn torture(shell: &Shell, arguments: &[&str]) -> Result<()> {
     let report = Path::new("target/torture/report.json");
-    let build = BUILD.split_whitespace();
-    cmd!(shell, "cargo {build...}").run()?;
+    for build in BUILDS {
+        let build = build.split_whitespace();
+        cmd!(shell, "cargo {build...}").run()?;
+    }
     shell.remove_path(report)?;
     let ended = cmd!(shell, "target/release/verrou-torture {arguments...}").run();
     ended.map_err(|err| {
