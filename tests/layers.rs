@@ -1,5 +1,6 @@
-//! The layers of the architecture: `src/lib.rs` lists the modules so that each may use those above it,
-//! and none below it. Only the conformance suite, and modules in no released program, use host modules.
+//! The layers of the architecture: the roots of the core and of the command list their modules so that each may use
+//! those above it, and none below it. Only the core's conformance suite, and modules in no released program, use host
+//! modules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,9 +8,13 @@ use std::path::{Path, PathBuf};
 /// The modules of `std` that only a host may use.
 const WORLD: [&str; 6] = ["env", "fs", "net", "process", "thread", "time"];
 
-/// Returns the modules, in the order of `src/lib.rs`.
-fn modules() -> Vec<String> {
-    let text = fs::read_to_string(source("lib.rs")).expect("lib.rs");
+/// The root of the core, and that of the command.
+const CORE: &str = "src/lib.rs";
+const COMMAND: &str = "host/cli/src/main.rs";
+
+/// Returns the modules, in the order of the crate's root.
+fn modules(root: &str) -> Vec<String> {
+    let text = fs::read_to_string(project(root)).expect("the root of a crate");
     let names = text.lines().filter_map(|line| {
         let line = line.strip_prefix("pub ").unwrap_or(line);
         line.strip_prefix("mod ")?.strip_suffix(';')
@@ -17,14 +22,15 @@ fn modules() -> Vec<String> {
     names.map(String::from).collect()
 }
 
-fn source(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(path)
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// Returns each file of `module`, with its text outside comments.
-fn files(module: &str) -> Vec<(PathBuf, String)> {
-    let mut paths = vec![source(&format!("{module}.rs"))];
-    if let Ok(directory) = fs::read_dir(source(module)) {
+fn files(root: &str, module: &str) -> Vec<(PathBuf, String)> {
+    let sources = project(root);
+    let mut paths = vec![sources.with_file_name(module).with_extension("rs")];
+    if let Ok(directory) = fs::read_dir(sources.with_file_name(module)) {
         let inside = directory.map(|entry| entry.expect("an entry").path());
         paths.extend(inside.filter(|path| path.extension().is_some_and(|end| end == "rs")));
     }
@@ -75,13 +81,15 @@ fn names_after<'a>(code: &'a str, prefix: &str) -> Vec<&'a str> {
 
 #[test]
 fn modules_use_only_modules_above_them() {
-    let modules = modules();
-    assert!(modules.len() > 15, "{modules:?}");
-    for (rank, module) in modules.iter().enumerate() {
-        for (path, code) in files(module) {
-            for used in names_after(&code, "crate::") {
-                let below = modules.iter().skip(rank + 1).any(|below| below == used);
-                assert!(!below, "{} uses `{used}`, below it", path.display());
+    for root in [CORE, COMMAND] {
+        let modules = modules(root);
+        assert!(modules.len() > 15, "{modules:?}");
+        for (rank, module) in modules.iter().enumerate() {
+            for (path, code) in files(root, module) {
+                for used in names_after(&code, "crate::") {
+                    let below = modules.iter().skip(rank + 1).any(|below| below == used);
+                    assert!(!below, "{} uses `{used}`, below it", path.display());
+                }
             }
         }
     }
@@ -89,30 +97,34 @@ fn modules_use_only_modules_above_them() {
 
 #[test]
 fn every_source_file_is_in_the_list() {
-    let modules = modules();
-    for entry in fs::read_dir(source("")).expect("src") {
-        let path = entry.expect("an entry").path();
-        let stem = path.file_stem().and_then(|stem| stem.to_str());
-        let stem = stem.expect("a name");
-        assert!(
-            stem == "lib" || modules.iter().any(|module| module == stem),
-            "{} is not in lib.rs",
-            path.display()
-        );
+    for root in [CORE, COMMAND] {
+        let modules = modules(root);
+        let root = project(root);
+        for entry in fs::read_dir(root.parent().expect("a directory")).expect("sources") {
+            let path = entry.expect("an entry").path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str());
+            let stem = stem.expect("a name").trim_end_matches("_fallback");
+            assert!(
+                path == root || modules.iter().any(|module| module == stem),
+                "{} is not in {}",
+                path.display(),
+                root.display()
+            );
+        }
     }
 }
 
 #[test]
 fn core_does_not_use_host_modules() {
-    let modules = modules();
-    let list = fs::read_to_string(source("lib.rs")).expect("lib.rs");
+    let modules = modules(CORE);
+    let list = fs::read_to_string(project(CORE)).expect("lib.rs");
     assert!(list.contains("#[cfg(verrou_mutants)]\nmod mutant;"));
     let may = ["conformance", "mutant"];
     for module in modules
         .iter()
         .filter(|module| !may.contains(&module.as_str()))
     {
-        for (path, code) in files(module) {
+        for (path, code) in files(CORE, module) {
             let std = names_after(&code, "std::");
             let world: Vec<_> = std.iter().filter(|name| WORLD.contains(name)).collect();
             assert!(world.is_empty(), "{} names {world:?}", path.display());

@@ -20,7 +20,7 @@ use crate::{AnyStore, InvalidStoreUrl, StoreOptions, StoreUrl};
     dead_code,
     reason = "only the parsers of the command's arguments are fuzzed"
 )]
-#[path = "cli/arguments.rs"]
+#[path = "../cli/src/value_parsers.rs"]
 mod arguments;
 
 /// Parses a lock's file, or a file with one number in it: the fence counter, or a gate's file.

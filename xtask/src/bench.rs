@@ -51,11 +51,7 @@ fn locks(shell: &Shell) -> Result<()> {
     let _path = shell.push_env("PATH", env::join_paths(directories)?);
 
     // The command with the release profile: the benchmarks are built with another.
-    cmd!(
-        shell,
-        "cargo build --release --package verrou-host --bin verrou --locked"
-    )
-    .run()?;
+    cmd!(shell, "cargo build --release --bin verrou --locked").run()?;
     let command = project().join("target/release/verrou-as-released");
     shell.copy_file(project().join("target/release/verrou"), &command)?;
 

@@ -394,7 +394,7 @@ fn check_engines(shell: &Shell) -> Result<()> {
     for engine in ["redis", "postgres", "etcd"] {
         cmd!(
             shell,
-            "cargo check --package verrou-host --features {engine} --locked"
+            "cargo check --package verrou-cli --features {engine} --locked"
         )
         .run()?;
     }

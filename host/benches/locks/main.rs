@@ -729,10 +729,15 @@ fn pair(store: &AnyStore, number: u32) -> Result<()> {
     Ok(())
 }
 
-/// Returns the path of the `verrou` command: the release build named by `VERROU_BENCH_COMMAND`, or the
-/// build of this test run.
+/// Returns the path of the `verrou` command: the release build named by `VERROU_BENCH_COMMAND`, or the one in the
+/// directory of the release build, where `cargo build --release` puts it.
 fn our_command() -> OsString {
-    env::var_os("VERROU_BENCH_COMMAND").unwrap_or_else(|| env!("CARGO_BIN_EXE_verrou").into())
+    let beside = || {
+        let this = env::current_exe().ok()?;
+        Some(this.ancestors().nth(2)?.join("verrou").into())
+    };
+    let given = env::var_os("VERROU_BENCH_COMMAND");
+    given.or_else(beside).unwrap_or_else(|| "verrou".into())
 }
 
 /// Starts `count` processes that wait, by the command of `waiter`, for a held lock. Returns the

@@ -4,9 +4,11 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use verrou::Fence;
+use verrou::blocking::LockFactory;
 use verrou::conformance;
 use verrou::conformance::{Fixture, TestClock};
-use verrou_host::AnyStore;
+use verrou_host::{AnyStore, StoreOptions, System};
 
 use crate::fixture::Namespace;
 use crate::running::Running;
@@ -51,15 +53,10 @@ impl Fixture for Beside {
 
 conformance!(through, Component(Beside::new()));
 
-/// The lock of the example and that of the command exclude each other.
+/// The locks of the example are those of this program.
 #[test]
-fn example_shares_its_locks_with_the_command() {
+fn example_shares_its_locks_with_native_programs() {
     let store = format!("{}?prefix=example:", redis());
-    let verrou = |words: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
-        command.args(["--store", &store]).args(words);
-        command.output().expect("the command can be run")
-    };
     // `cargo test` builds the example beside the tests. `cargo run` with other features would rebuild most crates.
     let tests = std::env::current_exe().expect("a path");
     let example = tests.ancestors().nth(2).expect("a directory for programs");
@@ -78,6 +75,9 @@ fn example_shares_its_locks_with_the_command() {
         said.contains("it holds the lock, fence Some(Fence(1))"),
         "{shown:?}"
     );
-    let after = verrou(&["run", "my-resource", "--", "sh", "-c", "echo $VERROU_FENCE"]);
-    assert_eq!(String::from_utf8_lossy(&after.stdout).trim(), "2");
+    let url = store.parse().expect("a URL");
+    let store = AnyStore::open(&url, &StoreOptions::default()).expect("the server is there");
+    let lock = LockFactory::new(&store, System).create_lock("my-resource", "30s");
+    let fence = lock.and_then(|lock| Ok(lock.guard()?.lease().fence()));
+    assert_eq!(fence.expect("it is free"), Fence::new(2));
 }

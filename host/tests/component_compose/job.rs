@@ -1,16 +1,20 @@
-//! The example `cron-job`, in processes of this program, together with the `verrou` command.
+//! The example `cron-job`, in processes of this program, together with native programs.
 
-use std::env;
-use std::fs::File;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::Arc;
+use std::time::Duration;
+use std::{env, thread};
 
+use tempfile::TempDir;
+use verrou::blocking::{Lock, LockFactory};
 use verrou_host::component::locks::{self, Locks};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 use wasmtime::component::{Component, Linker, ResourceTable};
 
-use crate::common::{Started, TestDir, code, done, ends_with, eventually, stderr, stdout};
+use crate::common::{Started, code, done, eventually, stderr, stdout};
 use crate::instances::{built, load};
 use crate::wasi::{self, Wasi};
 use crate::{compose, succeeded};
@@ -20,6 +24,34 @@ const COMPONENT: &str = "JOB_COMPONENT";
 const STORE: &str = "JOB_STORE";
 const ARGUMENTS: &str = "JOB_ARGUMENTS";
 const OUTPUT: &str = "JOB_OUTPUT";
+
+/// A test's directory: a store in `locks`, and the log of the jobs.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Returns the lock of the jobs, for this process.
+    fn lock(&self) -> Lock<Arc<LeaseFileStore>, System> {
+        let store = LeaseFileStore::open(self.path("locks"), &StoreOptions::default());
+        let locks = LockFactory::new(Arc::new(store.unwrap()), System);
+        locks.create_lock("nightly", "1m").unwrap()
+    }
+
+    fn is_free(&self) -> bool {
+        self.lock().try_run(|_| ()).is_ok()
+    }
+}
 
 struct State {
     wasi: Wasi,
@@ -62,39 +94,51 @@ fn run(component: &Component, state: State) -> Result<(), ()> {
 }
 
 /// Returns the process of a job that works for `work` seconds, after waiting for at most `wait` seconds.
-fn job(dir: &TestDir, component: &Path, work: u32, wait: u32) -> Command {
+fn job(dir: &Place, component: &Path, work: u32, wait: u32) -> Command {
     let mut command = Command::new(env::current_exe().unwrap());
     command
         .args(["--exact", "job::process", "--ignored", "--nocapture"])
         .env(COMPONENT, component)
-        .env(STORE, dir.locks())
+        .env(STORE, dir.path("locks"))
         .env(ARGUMENTS, format!("cron-job {work} {wait}"))
         .env(OUTPUT, dir.path("log"));
     command
 }
 
 /// Waits until the log has a line that begins with `start`.
-fn logged(dir: &TestDir, start: &str) {
+fn logged(dir: &Place, start: &str) {
     eventually(start, || {
-        dir.read("log").lines().any(|line| line.starts_with(start))
+        dir.log().lines().any(|line| line.starts_with(start))
     });
 }
 
 #[test]
-fn jobs_and_commands_exclude_each_other() {
-    let dir = TestDir::new("lease");
-    let script = "echo begin $VERROU_FENCE >> log; sleep 0.3; echo end $VERROU_FENCE >> log";
-    let mut native = dir.verrou(["run", "nightly", "--", "sh", "-c", script]);
+fn jobs_and_native_programs_exclude_each_other() {
+    let dir = Place::new();
+    let native = || {
+        let ran = dir.lock().run(|held| {
+            let fence = held.lease().fence().unwrap();
+            let mut log = File::options();
+            let mut log = log.append(true).create(true).open(dir.path("log")).unwrap();
+            writeln!(log, "begin {fence}").unwrap();
+            thread::sleep(Duration::from_millis(300));
+            writeln!(log, "end {fence}").unwrap();
+        });
+        ran.unwrap();
+    };
     let mut job = job(&dir, &built("cron-job"), 1, 50);
-    let started: Vec<Started> = (0..2)
-        .flat_map(|_| [Started::new(&mut job), Started::new(&mut native)])
-        .collect();
-    for process in started {
-        let output = process.end();
-        assert_eq!(code(&output), 0, "{} {}", stdout(&output), stderr(&output));
-    }
+    thread::scope(|scope| {
+        let started = [(); 2].map(|()| {
+            scope.spawn(native);
+            Started::new(&mut job)
+        });
+        for process in started {
+            let output = process.end();
+            assert_eq!(code(&output), 0, "{} {}", stdout(&output), stderr(&output));
+        }
+    });
 
-    let log = dir.read("log");
+    let log = dir.log();
     let mut lines = log.lines();
     let mut before = 0;
     for _ in 0..4 {
@@ -117,7 +161,7 @@ fn jobs_and_commands_exclude_each_other() {
 
 #[test]
 fn a_job_that_runs_elsewhere_is_not_run() {
-    let dir = TestDir::new("lease");
+    let dir = Place::new();
     let first = Started::new(&mut job(&dir, &built("cron-job"), 50, 0));
     logged(&dir, "begin ");
 
@@ -128,25 +172,19 @@ fn a_job_that_runs_elsewhere_is_not_run() {
         "{}",
         stderr(&second)
     );
-    ends_with(
-        &mut dir.verrou(["run", "nightly", "--no-wait", "--", "true"]),
-        75,
-    );
+    assert!(!dir.is_free());
 
     // Its lease ends with its process.
     drop(first);
-    ends_with(
-        &mut dir.verrou(["run", "nightly", "--no-wait", "--", "true"]),
-        0,
-    );
+    assert!(dir.is_free());
 }
 
 #[test]
 fn force_released_job_reports_the_loss() {
-    let dir = TestDir::new("lease");
+    let dir = Place::new();
     let running = Started::new(&mut job(&dir, &built("cron-job"), 50, 0));
     logged(&dir, "begin ");
-    ends_with(&mut dir.verrou(["force-release", "nightly"]), 0);
+    assert!(dir.lock().force_release(None).unwrap());
     let output = running.end();
     assert_eq!(code(&output), 1);
     assert!(
@@ -154,7 +192,7 @@ fn force_released_job_reports_the_loss() {
         "{}",
         stderr(&output)
     );
-    let log = dir.read("log");
+    let log = dir.log();
     assert!(
         log.starts_with("begin ") && log.lines().count() == 1,
         "{log}"
@@ -163,7 +201,7 @@ fn force_released_job_reports_the_loss() {
 
 #[test]
 fn a_job_with_the_locks_and_a_store_inside_needs_nothing_but_wasi() {
-    let dir = TestDir::new("lease");
+    let dir = Place::new();
     let composed = dir.path("composed.wasm");
     let (store, job_alone) = (built("provider-rust"), built("cron-job"));
     built("verrou");
@@ -176,9 +214,9 @@ fn a_job_with_the_locks_and_a_store_inside_needs_nothing_but_wasi() {
         &composed,
     ]));
     // This lock is in another store than the one inside the job.
-    ends_with(&mut dir.verrou(["run", "nightly", "--", "true"]), 0);
+    assert!(dir.is_free());
     let output = done(&mut job(&dir, &composed, 6, 0));
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     // The job takes longer than its ttl, so its lease is renewed.
-    assert_eq!(dir.read("log"), "begin 1\nend 1\n");
+    assert_eq!(dir.log(), "begin 1\nend 1\n");
 }

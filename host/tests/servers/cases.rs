@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -690,7 +691,7 @@ pub(crate) fn recorded(
 }
 
 fn verrou(url: &str, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+    let mut command = Command::new(command_path());
     command.args(["--store", url]).args(words);
     command.env_remove("VERROU_STORE").stdin(Stdio::null());
     command
@@ -807,7 +808,7 @@ pub(crate) fn password_is_not_passed_to_command(url: &str) {
         &["run", "--file", &lock, "--", "env"],
         &["fence", "check", "--file", &file, "1", "--", "env"],
     ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+        let mut command = Command::new(command_path());
         command.env("VERROU_STORE", url).args(words);
         let output = ended(command);
         let said = [output.stdout, output.stderr].concat();
@@ -929,4 +930,19 @@ pub(crate) fn acknowledged_writes_are_not_lost(
         "{missing:?} of {} are lost",
         acknowledged.len()
     );
+}
+
+/// Returns the path of the command `verrou`, which is in another package: `cargo test --workspace` and `cargo build`
+/// put it beside the tests.
+pub(crate) fn command_path() -> PathBuf {
+    let tests = env::current_exe().expect("a path");
+    let directory = tests.ancestors().nth(2).expect("a directory for programs");
+    let command = directory.join("verrou");
+    let features = "--features redis,postgres,etcd";
+    assert!(
+        command.exists(),
+        "{} is missing: `cargo build --package verrou-cli {features}` builds it",
+        command.display()
+    );
+    command
 }

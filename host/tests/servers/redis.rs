@@ -190,7 +190,7 @@ fn command_prints_no_password() {
     ] {
         for words in [&["list"] as &[_], &["list", "--json"], &["list", "--help"]] {
             for is_typed in [true, false] {
-                let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+                let mut command = Command::new(cases::command_path());
                 if is_typed && words.len() > 1 {
                     command.arg(format!("--store={url}"));
                 } else if is_typed {
@@ -217,7 +217,7 @@ fn misplaced_url_is_repeated_without_its_password() {
         &["run", "k", "--ttl", "app:s3cret@host", "--", "true"],
         &["list", "--json", "app%3As3cret%40host"],
     ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_verrou"));
+        let mut command = Command::new(cases::command_path());
         let output = command.args(words).output().expect("it can be run");
         assert_eq!(output.status.code(), Some(64), "{words:?}: {output:?}");
         let said = [output.stdout, output.stderr].concat();

@@ -4,7 +4,7 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// Returns the start of a `cargo test` of the core and the host, which are compiled with `--cfg CFG`.
+/// Returns the start of a `cargo test` of the core, the host and the command, which are compiled with `--cfg CFG`.
 ///
 /// Only they are: by `RUSTC_WORKSPACE_WRAPPER`, and not by `RUSTFLAGS`, which would compile all other crates
 /// again for each `cfg`.
@@ -12,15 +12,12 @@ pub(crate) fn cargo_test(project: &Path, cfg: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(project)
+        .args(["test", "--locked", "--target-dir=target/cfg"])
         .args([
-            "test",
-            "--locked",
-            "--package",
-            "verrou",
-            "--package",
-            "verrou-host",
+            "--package=verrou",
+            "--package=verrou-host",
+            "--package=verrou-cli",
         ])
-        .args(["--target-dir", "target/cfg"])
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env(
             "RUSTC_WORKSPACE_WRAPPER",

@@ -23,7 +23,7 @@ pub(crate) fn verrou(directory: &Path) -> Result<PathBuf> {
     let built = this.with_file_name("verrou");
     ensure!(
         built.exists(),
-        "{} does not exist: build it with `cargo build -p verrou-host --bin verrou`, in the same \
+        "{} does not exist: build it with `cargo build -p verrou-cli`, in the same \
          profile as this program",
         built.display()
     );

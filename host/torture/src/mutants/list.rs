@@ -68,6 +68,14 @@ const fn core(program: &'static str, name: &'static str) -> Test {
     }
 }
 
+const fn cli(program: &'static str, name: &'static str) -> Test {
+    Test {
+        package: "verrou-cli",
+        program,
+        name,
+    }
+}
+
 const fn host(program: &'static str, name: &'static str) -> Test {
     Test {
         package: "verrou-host",
@@ -211,8 +219,8 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "ContainersBootBelieved",
                 "a container's own boot ID counts as the machine's",
-                host(
-                    "files",
+                cli(
+                    "namespaces",
                     "a_container_with_a_boot_id_of_its_own_makes_no_second_holder",
                 ),
             ),
@@ -279,7 +287,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "FencesNotOnDisk",
                     "fencing tokens are granted before the counter is on the disk",
-                    host("files", "fences_are_on_the_disk_before_one_is_granted"),
+                    cli("strace", "fences_are_on_the_disk_before_one_is_granted"),
                 ),
             ),
             mutant(
@@ -354,14 +362,14 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "OpenFoldersAccepted",
                 "a directory is accepted from which all users may remove files",
                 // Without this rule a store is still refused, because all users may make files in it.
-                host("fence", "missing_or_unsafe_directory_exits_73"),
+                cli("fence", "missing_or_unsafe_directory_exits_73"),
             ),
             needing(
                 Needs::Root,
                 mutant(
                     "StickyFoldersAccepted",
                     "a directory is accepted in which all users may create files",
-                    host(
+                    cli(
                         "hostile_paths",
                         "store_in_a_sticky_directory_is_refused_with_ways_out",
                     ),
@@ -372,7 +380,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "AncestorsTrusted",
                     "directories above a store are not examined",
-                    host(
+                    cli(
                         "hostile_paths",
                         "path_through_another_users_directory_is_refused",
                     ),
@@ -383,7 +391,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "OthersFolderLinksFollowed",
                     "a symbolic link of another user is followed to the store",
-                    host("hostile_paths", "link_of_another_user_is_not_followed"),
+                    cli("hostile_paths", "link_of_another_user_is_not_followed"),
                 ),
             ),
             needing(
@@ -391,7 +399,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "MadeFolderNotExamined",
                     "a planted object in the place of a new directory is given to the group",
-                    host(
+                    cli(
                         "hostile_paths",
                         "no_other_directory_is_given_to_a_group_in_a_race",
                     ),
@@ -413,7 +421,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "UnmappedUsersTrusted",
                     "all users outside a user namespace count as one",
-                    host(
+                    cli(
                         "hostile_paths",
                         "users_outside_a_user_namespace_are_not_one_user",
                     ),
@@ -424,7 +432,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "UnmappedTrustedInTmp",
                     "users outside a user namespace are trusted in /tmp",
-                    host(
+                    cli(
                         "hostile_paths",
                         "users_outside_a_user_namespace_are_not_one_user",
                     ),
@@ -435,7 +443,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "PlantedDirectoriesLocked",
                     "`--file` locks another user's directory in /tmp",
-                    host(
+                    cli(
                         "hostile_paths",
                         "directory_of_another_user_in_a_sticky_one_is_not_locked",
                     ),
@@ -444,7 +452,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "UntrustedPathLost",
                 "a lock is lost when others may write a directory above it",
-                host(
+                cli(
                     "moved_store",
                     "changed_permissions_above_a_held_store_lose_no_lock",
                 ),
@@ -481,7 +489,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "FolderNotOnDisk",
                 "fencing tokens are granted before the counter's name is on the disk",
-                host("files", "fences_are_on_the_disk_before_one_is_granted"),
+                cli("strace", "fences_are_on_the_disk_before_one_is_granted"),
             ),
         )],
         otherwise: "",
@@ -526,7 +534,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "InterruptedTakenForFailure",
                 "an interrupted call counts as failed",
-                host("files", "interrupted_system_call_is_repeated"),
+                cli("strace", "interrupted_system_call_is_repeated"),
             ),
         )],
         otherwise: "",
@@ -537,7 +545,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "PlaceKeptByGivingUp",
                 "a waiter that ends its wait keeps its ticket locked",
-                host("queue", "waiter_that_times_out_leaves_nothing_behind"),
+                cli("queue", "waiter_that_times_out_leaves_nothing_behind"),
             ),
             mutant(
                 "UndoForgotten",
@@ -582,7 +590,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "MovedNotNoticed",
                 "a lock counts as released after its directory was moved away",
-                host(
+                cli(
                     "moved_store",
                     "holder_in_a_moved_directory_has_lost_the_lock_and_the_next_fence_is_greater",
                 ),
@@ -605,7 +613,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "RecordNotGuarded",
                     "the holders of two successive files at one path count at the same time",
-                    host(
+                    cli(
                         "lock_file",
                         "holders_of_two_files_never_have_the_same_fence",
                     ),
@@ -624,7 +632,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "CommandInheritsNoLock",
             "the command does not inherit the lock's descriptor",
-            host("run", "command_of_a_killed_wrapper_is_ended"),
+            cli("run", "command_of_a_killed_wrapper_is_ended"),
         )],
         otherwise: "",
     },

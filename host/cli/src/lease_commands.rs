@@ -7,10 +7,10 @@ use verrou::blocking::Host;
 use verrou::{Clock, Error, SerializedLock, Store};
 use verrou_host::System;
 
-use super::arguments::{Acquire, Extend, GlobalOptions, Release, Serialized};
-use super::exit::Exit;
-use super::output::{self, Failure};
-use super::store;
+use crate::arguments::{Acquire, Extend, GlobalOptions, Release, Serialized};
+use crate::exit::Exit;
+use crate::output::{self, Failure};
+use crate::store;
 
 /// The maximum length of a serialized lock in bytes: that of its name, and less than this for the rest.
 const LONGEST: u64 = 64 * 1024;

@@ -10,12 +10,13 @@ use serde_json::json;
 use verrou::Fence;
 use verrou_host::{Checked, FenceError, FenceGate, FileError};
 
-use super::arguments::{self, FenceCheck, FenceReset, GlobalOptions};
-use super::exit::Exit;
-use super::job::Job;
-use super::output::{self, Failure, say};
-use super::run::{Ending, Lifeline, not_started, wait_for_end};
-use super::store;
+use crate::arguments::{FenceCheck, FenceReset, GlobalOptions};
+use crate::ending::{Ending, Lifeline};
+use crate::exit::Exit;
+use crate::job::Job;
+use crate::output::{self, Failure, say};
+use crate::run::{not_started, wait_for_end};
+use crate::{store, value_parsers};
 
 /// The environment variable in which `verrou run` passes the fencing token to its command.
 const VARIABLE: &str = "VERROU_FENCE";
@@ -89,7 +90,7 @@ fn from_environment(value: Option<OsString>) -> Result<Fence, Failure> {
             ),
         ));
     };
-    arguments::fence(&value.to_string_lossy())
+    value_parsers::fence(&value.to_string_lossy())
         .map_err(|why| Failure::new(Exit::Usage, format!("{VARIABLE}: {why}")))
 }
 

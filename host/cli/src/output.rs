@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use verrou::{Error, Holder, InvalidSerializedLock, Name, Printable, is_hidden};
 use verrou_host::{FenceError, FileError, OpenError};
 
-use super::exit::Exit;
-use super::standard_output;
+use crate::exit::Exit;
+use crate::standard_output;
 
 /// The reason why the command failed.
 #[derive(Debug)]

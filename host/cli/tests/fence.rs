@@ -943,7 +943,7 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
 
 #[test]
 fn example_in_security_md_works() {
-    let page = include_str!("../../SECURITY.md");
+    let page = include_str!("../../../SECURITY.md");
     let scripts = blocks(page, "sh");
     assert_eq!(scripts.len(), 2, "each is run here");
     let dir = TestDir::new("lease");

@@ -11,10 +11,10 @@ use verrou::{
 };
 use verrou_host::AnyStore;
 
-use super::arguments::{GlobalOptions, Serve};
-use super::exit::Exit;
-use super::output::{self, Failure};
-use super::store;
+use crate::arguments::{GlobalOptions, Serve};
+use crate::exit::Exit;
+use crate::output::{self, Failure};
+use crate::store;
 
 /// The maximum length of a request in bytes, more than any valid request has.
 const LONGEST: u64 = 64 * 1024;

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 use verrou::{Error, Fence, Holder, Name, Store};
 use verrou_host::{AnyStore, FileError};
 
-use super::arguments::{ForceRelease, GlobalOptions, Show};
-use super::exit::Exit;
-use super::output::{self, Failure};
-use super::store;
+use crate::arguments::{ForceRelease, GlobalOptions, Show};
+use crate::exit::Exit;
+use crate::output::{self, Failure};
+use crate::store;
 
 /// Prints the URL of the store that is used.
 pub(crate) fn store(global: &GlobalOptions) -> Result<(), Failure> {

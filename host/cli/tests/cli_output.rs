@@ -225,7 +225,7 @@ fn removed_or_replaced_file_is_reported() {
 
 /// Runs the README's example with `make_report` as the script `make-report`.
 fn report(dir: &TestDir, make_report: &str) -> Output {
-    let page = include_str!("../../README.md");
+    let page = include_str!("../../../README.md");
     let mut blocks = page.split("```").skip(1).step_by(2);
     let example = blocks.find(|block| block.contains("make-report")).unwrap();
     let script = example.strip_prefix("sh\n").unwrap();

@@ -65,7 +65,6 @@ fn keep_alive_waits_by_the_clock_of_leases() {
 }
 
 #[test]
-#[cfg(feature = "tokio")]
 fn tasks_wait_by_the_clock_of_leases() {
     use std::sync::Arc;
     use verrou::nonblocking;
@@ -105,7 +104,6 @@ fn tasks_wait_by_the_clock_of_leases() {
 }
 
 /// Many sleeping tasks share one timer, which wakes each of them in its time.
-#[cfg(feature = "tokio")]
 fn sleeping_tasks_share_one_timer() {
     use verrou::nonblocking::AsyncHost;
     use verrou::{Clock, Timestamp};

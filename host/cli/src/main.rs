@@ -3,18 +3,22 @@
 mod exit;
 mod standard_output;
 mod output;
+mod value_parsers;
 mod arguments;
 mod wait_notice;
 mod nested;
 mod store;
 mod lease_commands;
 mod inspect_commands;
+mod ending;
 #[cfg(unix)]
 mod signals;
 #[cfg(unix)]
 mod terminal;
 #[cfg(unix)]
 mod broken_pipe;
+#[cfg(unix)]
+mod process_group;
 #[cfg(unix)]
 mod guardian;
 #[cfg(unix)]
@@ -40,7 +44,7 @@ use exit::Exit;
 use output::Failure;
 
 /// Runs the subcommand of the command line, and returns its exit code.
-pub(crate) fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(err) => return refuse(&err),

@@ -6,8 +6,8 @@ use std::env;
 use serde_json::{Value, json};
 use verrou::{Holder, Lease, Name, Store};
 
-use super::exit::Exit;
-use super::output::{self, Failure};
+use crate::exit::Exit;
+use crate::output::{self, Failure};
 
 /// The environment variable with a JSON array of objects, which have the `name`, the `fence` and the
 /// `process` of a grant.

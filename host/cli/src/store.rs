@@ -9,11 +9,11 @@ use verrou::blocking::{self, LockFactory};
 use verrou::{Error, Name, Store};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
 
-use super::arguments::{GlobalOptions, Taking};
-use super::exit::Exit;
-use super::nested;
-use super::output::{self, Failure, say};
-use super::wait_notice::Announced;
+use crate::arguments::{GlobalOptions, Taking};
+use crate::exit::Exit;
+use crate::nested;
+use crate::output::{self, Failure, say};
+use crate::wait_notice::Announced;
 
 /// The environment variable that names the store if `--store` is not given.
 const VARIABLE: &str = "VERROU_STORE";

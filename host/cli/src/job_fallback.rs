@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use verrou_host::LossSignal;
 
-use super::run::{Ending, Lifeline};
+use crate::ending::{Ending, Lifeline};
 
 /// A running command.
 #[derive(Debug)]

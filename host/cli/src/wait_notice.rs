@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use verrou::{Claim, Store, StoreWrapper, Waiter};
 
-use super::output::{holder, say};
+use crate::output::{holder, say};
 
 /// The time after which the notice is printed: long enough for a user to notice.
 const NOTICED: Duration = Duration::from_millis(200);

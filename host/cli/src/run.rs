@@ -2,7 +2,6 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::mem;
 use std::ops::ControlFlow;
@@ -13,12 +12,13 @@ use std::time::{Duration, Instant};
 use verrou::{Error, Health, Loss, Store};
 use verrou_host::{AnyStore, LossSignal, StoreUrl};
 
-use super::arguments::{GlobalOptions, OnLost, Run};
-use super::exit::Exit;
-use super::job::{Event, Job};
-use super::nested;
-use super::output::{Failure, say};
-use super::store::{self, Guard};
+use crate::arguments::{GlobalOptions, OnLost, Run};
+use crate::ending::{Ending, Lifeline};
+use crate::exit::Exit;
+use crate::job::{Event, Job};
+use crate::nested;
+use crate::output::{Failure, say};
+use crate::store::{self, Guard};
 
 /// The interval of the checks whether the processes that a command left behind have ended.
 const LOOK: Duration = Duration::from_millis(10);
@@ -26,36 +26,6 @@ const LOOK: Duration = Duration::from_millis(10);
 /// The time after which a running command's lease is watched: for a shorter command, the setup and
 /// removal of the watch would take most of the time.
 const WATCHED_AFTER: Duration = Duration::from_millis(100);
-
-/// How the command is ended when this process is killed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Ending {
-    /// By SIGKILL, at once.
-    Kill,
-    /// By SIGTERM, and by SIGKILL after `grace`.
-    Terminate { grace: Duration },
-}
-
-/// The descriptor that keeps the lock when this process is killed.
-#[derive(Debug)]
-#[cfg_attr(
-    not(unix),
-    expect(dead_code, reason = "commands are not guarded there")
-)]
-pub(crate) struct Lifeline {
-    /// A descriptor of the locked file.
-    pub(crate) file: File,
-    /// Whether the lock lasts until every process that the command leaves behind has closed the pipe that
-    /// it inherits, and not only as long as the command's group.
-    pub(crate) is_inherited: bool,
-}
-
-impl Default for Ending {
-    fn default() -> Self {
-        let grace = Duration::from_secs(5);
-        Self::Terminate { grace }
-    }
-}
 
 /// Acquires the lock, runs the command, and releases the lock. Returns the exit code.
 pub(crate) fn run(global: &GlobalOptions, args: &Run) -> Result<u8, Failure> {

@@ -26,8 +26,8 @@ use rustix::process::{
     test_kill_process_group, waitpid,
 };
 
-use super::job::{Members, group};
-use super::run::{Ending, Lifeline};
+use crate::ending::{Ending, Lifeline};
+use crate::process_group::{self, Members};
 
 /// The message to a guardian that `verrou` has forked: it is in the command's group from now on.
 const MOVED: u8 = b'm';
@@ -348,10 +348,10 @@ fn contains_any(group: Pid, known: &mut Option<Pid>) -> bool {
     if test_kill_process_group(group) == Err(Errno::SRCH) {
         return false;
     }
-    if known.is_some_and(|one| group::has(group, one)) {
+    if known.is_some_and(|one| process_group::has(group, one)) {
         return true;
     }
-    match group::members(group) {
+    match process_group::members(group) {
         Ok(Members::Running(one)) => {
             *known = Some(one);
             true
