@@ -30,7 +30,8 @@ use crate::renew::{Renew, RenewStep, SHORTEST_WATCH};
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
 use crate::store::{
-    Acquired, AsyncStore, AsyncWaiter, Capabilities, Holder, Renewed, Store, StoreError,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Holder, Renewed, Store,
+    StoreError,
 };
 use crate::time::Clock;
 use crate::ttl::Ttl;
@@ -68,6 +69,10 @@ impl<H: AsyncHost + ?Sized> AsyncHost for Arc<H> {
 #[expect(clippy::exhaustive_structs, reason = "a wrapper is what it wraps")]
 pub struct Inline<S>(pub S);
 
+#[deny(
+    clippy::missing_trait_methods,
+    reason = "a wrapper passes every method on"
+)]
 #[async_trait]
 impl<S: Store> AsyncStore for Inline<S> {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
@@ -96,6 +101,12 @@ impl<S: Store> AsyncStore for Inline<S> {
     }
     async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.0.detach(claim)
+    }
+    fn waiter<'s>(&'s self, _claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        None
+    }
+    fn watch<'s>(&'s self, _claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        None
     }
 }
 

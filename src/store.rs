@@ -574,6 +574,10 @@ pub trait StoreWrapper: fmt::Debug + Send + Sync {
     }
 }
 
+#[deny(
+    clippy::missing_trait_methods,
+    reason = "a wrapper passes every method on"
+)]
 impl<W: StoreWrapper> Store for W {
     fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         StoreWrapper::acquire(self, claim)

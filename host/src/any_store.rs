@@ -213,6 +213,10 @@ impl AnyAsyncStore {
     }
 }
 
+#[deny(
+    clippy::missing_trait_methods,
+    reason = "a wrapper passes every method on"
+)]
 #[async_trait]
 impl AsyncStore for AnyAsyncStore {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {

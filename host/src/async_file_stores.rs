@@ -29,6 +29,10 @@ macro_rules! awaited {
         /// Operations run in the polling thread: each takes microseconds. Waiting occupies no thread
         /// per task: one thread serves all waiting tasks of the process. A release that is dropped
         /// while it waits still ends an ephemeral lease.
+        #[deny(
+            clippy::missing_trait_methods,
+            reason = "a wrapper passes every method on"
+        )]
         #[async_trait]
         impl AsyncStore for $store {
             async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {

@@ -80,6 +80,10 @@ impl BlockingServerStore {
     }
 }
 
+#[deny(
+    clippy::missing_trait_methods,
+    reason = "a wrapper passes every method on"
+)]
 impl Store for BlockingServerStore {
     fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         let claim = claim.clone();
@@ -118,6 +122,11 @@ impl Store for BlockingServerStore {
     fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
         let claim = claim.clone();
         self.operation(move |store| async move { store.holds(&claim, fence).await })
+    }
+
+    fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
+        let claim = claim.clone();
+        self.operation(|store| async move { store.detach(&claim).await })
     }
 
     fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn Waiter + 's>> {

@@ -16,8 +16,9 @@ use verrou::blocking::Host;
 use verrou::conformance::{Fixture, TestClock};
 use verrou::nonblocking::{AsyncHost, Inline};
 use verrou::{
-    Acquired, AsyncStore, Capabilities, Claim, Clock, Fence, Holder, Lease, Name, Owner, Renewed,
-    SerializedLock, Store, StoreError, Timestamp, Ttl, Waiter, async_trait,
+    Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Clock, Fence, Holder,
+    Lease, Name, Owner, Renewed, SerializedLock, Store, StoreError, Timestamp, Ttl, Waiter,
+    async_trait,
 };
 use verrou_host::component::{
     AsyncInstance, AsyncRunner, ComponentError, Instance, Limits, LockHandle, Runner,
@@ -123,6 +124,10 @@ impl Yielding {
     }
 }
 
+#[deny(
+    clippy::missing_trait_methods,
+    reason = "a wrapper passes every method on"
+)]
 #[async_trait]
 impl AsyncStore for Yielding {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
@@ -149,9 +154,19 @@ impl AsyncStore for Yielding {
         Self::once().await;
         self.0.holders(name).await
     }
+    async fn holds(&self, claim: &Claim, fence: Option<Fence>) -> Result<bool, StoreError> {
+        Self::once().await;
+        self.0.holds(claim, fence).await
+    }
     async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         Self::once().await;
         self.0.detach(claim).await
+    }
+    fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
+        self.0.waiter(claim)
+    }
+    fn watch<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncLossWatch + 's>> {
+        self.0.watch(claim)
     }
     fn capabilities(&self) -> Capabilities {
         self.0.capabilities()
