@@ -1,5 +1,5 @@
-//! The operations of a lock on all hosts: blocking and async in Rust, polled, WIT, and JavaScript. An operation that
-//! is added to one of them has to get a name on the others, or a line here that says why not.
+//! The operations of a lock on all hosts: blocking and async in Rust, polled, WIT, JavaScript, and the command. An
+//! operation that is added to one of them has to get a name on the others, or a line here that says why not.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,6 +15,8 @@ struct Operation {
     wit: &'static [&'static str],
     /// The names in JavaScript.
     js: &'static [&'static str],
+    /// The subcommands of `verrou`.
+    command: &'static [&'static str],
 }
 
 const fn operation(
@@ -22,64 +24,101 @@ const fn operation(
     polled: &'static str,
     wit: &'static [&'static str],
     js: &'static [&'static str],
+    command: &'static [&'static str],
 ) -> Operation {
     Operation {
         rust,
         polled,
         wit,
         js,
+        command,
     }
 }
 
-const OPERATIONS: [Operation; 25] = [
-    // A policy is an option in JavaScript, and an argument in WIT.
-    operation("acquire", "acquire", &["acquire"], &["acquire"]),
-    operation("acquire_with", "-", &[], &[]),
+const OPERATIONS: [Operation; 26] = [
+    // A policy is an option in JavaScript and of the command, and an argument in WIT.
+    operation(
+        "acquire",
+        "acquire",
+        &["acquire"],
+        &["acquire"],
+        &["Acquire"],
+    ),
+    operation("acquire_with", "-", &[], &[], &[]),
     operation(
         "try_acquire",
         "try_acquire",
         &["try-acquire"],
         &["acquireImmediately"],
+        &[],
     ),
     // WIT has no destructor that could release a lock; JavaScript has `await using`.
-    operation("guard", "-", &[], &["Symbol.asyncDispose"]),
-    operation("guard_with", "-", &[], &[]),
-    operation("try_guard", "-", &[], &[]),
+    operation("guard", "-", &[], &["Symbol.asyncDispose"], &[]),
+    operation("guard_with", "-", &[], &[], &[]),
+    operation("try_guard", "-", &[], &[], &[]),
     // WIT has no closures.
-    operation("run", "-", &[], &["run"]),
-    operation("run_with", "-", &[], &[]),
-    operation("try_run", "-", &[], &["runImmediately"]),
-    operation("release", "release", &["release"], &["release"]),
+    operation("run", "-", &[], &["run"], &["Run"]),
+    operation("run_with", "-", &[], &[], &[]),
+    operation("try_run", "-", &[], &["runImmediately"], &[]),
+    operation(
+        "release",
+        "release",
+        &["release"],
+        &["release"],
+        &["Release"],
+    ),
     operation(
         "force_release",
         "force_release",
         &["force-release"],
         &["forceRelease"],
+        &["ForceRelease"],
     ),
-    operation("extend", "extend", &["extend", "extend-for"], &["extend"]),
-    operation("is_expired", "is_expired", &["is-expired"], &["isExpired"]),
+    operation(
+        "extend",
+        "extend",
+        &["extend", "extend-for"],
+        &["extend"],
+        &["Extend"],
+    ),
+    operation(
+        "is_expired",
+        "is_expired",
+        &["is-expired"],
+        &["isExpired"],
+        &[],
+    ),
     // Verrou's name.
     operation(
         "remaining",
         "remaining",
         &["remaining"],
         &["getRemainingTime"],
+        &[],
     ),
-    operation("is_locked", "is_locked", &["is-locked"], &["isLocked"]),
-    // A custom store of JavaScript may not record owners.
-    operation("is_held", "is_held", &["is-held"], &[]),
-    operation("holders", "holders", &["holder"], &["holder"]),
-    operation("serialize", "serialize", &["serialize"], &["serialize"]),
-    operation("lease", "lease", &["fencing-token"], &["fence"]),
-    operation("name", "name", &["name"], &["name"]),
-    operation("ttl", "ttl", &["ttl"], &[]),
+    operation("is_locked", "is_locked", &["is-locked"], &["isLocked"], &[]),
+    // A custom store of JavaScript may not record owners. `show` of the command prints the holder, if there is one.
+    operation("is_held", "is_held", &["is-held"], &[], &[]),
+    operation("holders", "holders", &["holder"], &["holder"], &["Show"]),
+    operation(
+        "serialize",
+        "serialize",
+        &["serialize"],
+        &["serialize"],
+        &[],
+    ),
+    operation("lease", "lease", &["fencing-token"], &["fence"], &[]),
+    operation("name", "name", &["name"], &["name"], &[]),
+    operation("ttl", "ttl", &["ttl"], &[], &[]),
     // Rust's guards, and the work of `run`, renew.
-    operation("-", "keep", &["keep"], &[]),
+    operation("-", "keep", &["keep"], &[], &[]),
     // A factory makes the locks elsewhere.
-    operation("-", "new", &["constructor"], &[]),
-    operation("-", "restored", &["restore"], &[]),
+    operation("-", "new", &["constructor"], &[], &[]),
+    operation("-", "restored", &["restore"], &[], &[]),
     // `serialize` of JavaScript does not wait for the store's reply; this does.
-    operation("-", "-", &[], &["handOver"]),
+    operation("-", "-", &[], &["handOver"], &[]),
+    // The command's own: the locks and the URL of its store, the gate of a resource, and requests of other programs.
+    operation("-", "-", &[], &[], &["List", "Store", "Fence", "Serve"]),
 ];
 
 fn text_of(path: &str) -> String {
@@ -176,5 +215,17 @@ fn javascript_locks_have_the_listed_operations() {
         (!name.is_empty() && !line.starts_with(' ')).then_some(name)
     });
     let expected = OPERATIONS.iter().flat_map(|it| it.js.iter().copied());
+    assert_eq!(found.collect::<BTreeSet<_>>(), listed(expected));
+}
+
+#[test]
+fn command_has_the_listed_operations() {
+    let text = text_of("host/cli/src/arguments.rs");
+    let variants = blocks(&text, "pub(crate) enum Command {\n", "\n}\n");
+    let found = variants.lines().filter_map(|line| {
+        let line = line.strip_prefix("    ")?;
+        line.starts_with(char::is_uppercase).then(|| word(line))
+    });
+    let expected = OPERATIONS.iter().flat_map(|it| it.command.iter().copied());
     assert_eq!(found.collect::<BTreeSet<_>>(), listed(expected));
 }
