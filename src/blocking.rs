@@ -6,8 +6,10 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
+use core::convert::Infallible;
 use core::mem;
 use core::ops::ControlFlow;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use crate::acquire::Acquire;
@@ -69,32 +71,102 @@ impl<H: Host + ?Sized> Host for Arc<H> {
 ///
 /// The machine's error: [`Error::Timeout`], [`Error::Storage`], or [`Error::Lost`] when grants
 /// repeatedly arrived after their expiry.
-pub fn acquire(store: &impl Store, host: &impl Host, mut machine: Acquire) -> Result<Lease, Error> {
+pub fn acquire(store: &impl Store, host: &impl Host, machine: Acquire) -> Result<Lease, Error> {
+    let acquired = acquire_with(store, host, machine, |wait, at_most| {
+        wait(at_most);
+        ControlFlow::<Infallible>::Continue(())
+    });
+    match acquired {
+        ControlFlow::Continue(end) => end,
+    }
+}
+
+/// Drives `machine` to its end, or until `pause` breaks: then nothing is held or waited for. `pause` is called
+/// with a function that waits, and how long to wait.
+fn acquire_with<B>(
+    store: &impl Store,
+    host: &impl Host,
+    mut machine: Acquire,
+    mut pause: impl FnMut(&mut dyn FnMut(Duration), Duration) -> ControlFlow<B>,
+) -> ControlFlow<B, Result<Lease, Error>> {
     let mut has_waited = false;
     let mut waiter = None;
     loop {
-        match polled::advance(store, host, &mut machine) {
+        let paused = match polled::advance(store, host, &mut machine) {
             Halt::Wait(at_most) => {
                 if !mem::replace(&mut has_waited, true) {
                     waiter = store.waiter(machine.claim());
                 }
                 match &mut waiter {
-                    Some(waiter) if waiter.notifies() => {
-                        waiter.wait(machine.longest_wait(host.now()));
+                    Some(waiter) => {
+                        let at_most = if waiter.notifies() {
+                            machine.longest_wait(host.now())
+                        } else {
+                            at_most
+                        };
+                        pause(&mut |length| waiter.wait(length), at_most)
                     }
-                    Some(waiter) => waiter.wait(at_most),
-                    None => host.sleep(at_most),
+                    None => pause(&mut |length| host.sleep(length), at_most),
                 }
             }
-            Halt::Sleep(pause) => host.sleep(pause),
+            Halt::Sleep(length) => pause(&mut |length| host.sleep(length), length),
             Halt::Done(end) => {
                 if let (Ok(_), Some(waiter)) = (&end, waiter) {
                     waiter.granted();
                 }
-                return end;
+                return ControlFlow::Continue(end);
+            }
+        };
+        if paused.is_break() && machine.has_unknown_outcome() {
+            // After an error, the record that may be left expires.
+            let _ = store.release(machine.claim());
+        }
+        paused?;
+        machine.waited(host.now());
+    }
+}
+
+/// Ends waits for locks, from any thread: [`Lock::guard_or_cancel`]. A clone is the same cancellation. Once
+/// cancelled, it stays so.
+#[derive(Clone, Debug, Default)]
+pub struct Cancellation(Arc<AtomicBool>);
+
+impl Cancellation {
+    /// How long a wait may last after the cancellation.
+    const DELAY: Duration = Duration::from_millis(50);
+
+    /// Returns a cancellation that has not been requested.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends all waits with this cancellation, within 50 ms, and all later ones at once.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Returns whether [`cancel`](Self::cancel) was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Waits by `wait` for `at_most`, less if it was notified; breaks when this is cancelled.
+    fn pause(
+        &self,
+        clock: &impl Clock,
+        wait: &mut dyn FnMut(Duration),
+        at_most: Duration,
+    ) -> ControlFlow<()> {
+        let mut left = at_most;
+        while !self.is_cancelled() {
+            let (began, part) = (clock.now(), left.min(Self::DELAY));
+            wait(part);
+            left = left.saturating_sub(part);
+            if left.is_zero() || clock.now().saturating_since(began) < part {
+                return ControlFlow::Continue(());
             }
         }
-        machine.waited(host.now());
+        ControlFlow::Break(())
     }
 }
 
@@ -177,6 +249,46 @@ impl<S: Store, H: Host> Lock<S, H> {
     /// The errors of [`run`](Self::run).
     pub fn try_run<T>(&self, body: impl FnOnce(&Guard<S, H>) -> T) -> Result<T, RunError<T>> {
         self.run_with(&Retry::NEVER, body)
+    }
+
+    /// Acquires the lock, waiting by the policy `retry`, or until `cancellation` is cancelled: then returns `None`,
+    /// and nothing is held. An async program drops the future of `guard_with` instead.
+    ///
+    /// ```
+    /// # use verrou::{MemoryStore, Retry, blocking::{Cancellation, LockFactory}};
+    /// # let locks = LockFactory::new(std::sync::Arc::new(MemoryStore::new(verrou_host::System)), verrou_host::System);
+    /// let lock = locks.create_lock("report", "30s")?;
+    /// let held = lock.guard()?;
+    /// let cancellation = Cancellation::new();
+    /// std::thread::scope(|scope| {
+    ///     let waits = scope.spawn(|| lock.guard_or_cancel(&Retry::default(), &cancellation));
+    ///     cancellation.cancel();
+    ///     assert!(waits.join().unwrap()?.is_none());
+    ///     Ok::<(), verrou::Error>(())
+    /// })?;
+    /// # Ok::<(), verrou::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`acquire`](Self::acquire).
+    pub fn guard_or_cancel(
+        &self,
+        retry: &Retry,
+        cancellation: &Cancellation,
+    ) -> Result<Option<Guard<S, H>>, Error> {
+        if cancellation.is_cancelled() {
+            return Ok(None);
+        }
+        let LockParts { store, host, .. } = &*self.0;
+        let machine = self.acquire_machine(host.random(), retry);
+        let acquired = acquire_with(store, host, machine, |wait, at_most| {
+            cancellation.pause(host, wait, at_most)
+        });
+        match acquired {
+            ControlFlow::Continue(end) => Ok(Some(self.granted(end?))),
+            ControlFlow::Break(()) => Ok(None),
+        }
     }
 }
 

@@ -173,14 +173,24 @@ impl<S: $Store, H: $Host> Lock<S, H> {
         owner: [u8; 16],
         retry: &Retry,
     ) -> Result<Guard<S, H>, Error> {
-        let LockParts { store, host, state } = &*self.0;
-        let machine = state.acquire(retry, owner, host.now());
+        let LockParts { store, host, .. } = &*self.0;
+        let machine = self.acquire_machine(owner, retry);
         let lease = acquire(store, host, machine)$($await)*?;
-        Ok(Guard {
-            acquisition: state.record_grant(lease),
+        Ok(self.granted(lease))
+    }
+
+    fn acquire_machine(&self, owner: [u8; 16], retry: &Retry) -> Acquire {
+        let LockParts { host, state, .. } = &*self.0;
+        state.acquire(retry, owner, host.now())
+    }
+
+    /// Returns the guard of a grant.
+    fn granted(&self, lease: Lease) -> Guard<S, H> {
+        Guard {
+            acquisition: self.0.state.record_grant(lease),
             lock: self.clone(),
             ended: false,
-        })
+        }
     }
 
     /// Releases the lock.

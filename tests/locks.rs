@@ -12,10 +12,11 @@ use common::script::ms;
 use common::world::{Memory, World, world};
 use common::yield_now;
 use pollster::block_on;
+use verrou::blocking::Cancellation;
 use verrou::conformance::TestClock;
 use verrou::{
-    Claim, Error, Fence, Health, Locks, Loss, MemoryStore, Name, Renewed, Retry, RunError, Store,
-    StoreError, StoreWrapper, Ttl, blocking, nonblocking,
+    Acquired, Claim, Error, Fence, Health, Locks, Loss, MemoryStore, Name, Renewed, Retry,
+    RunError, Store, StoreError, StoreWrapper, Ttl, blocking, nonblocking,
 };
 
 /// Returns the retry policy of the documentation's examples.
@@ -714,4 +715,43 @@ fn invalid_names_and_ttls_are_rejected_without_a_request() {
     }
     let made = blocking.create_lock("lock", Duration::ZERO).map(|_| ());
     assert_eq!(code(made), Err("E_INVALID_TTL"));
+}
+
+/// A store that records the first claim, and then fails and cancels the wait.
+#[derive(Debug)]
+struct LosesReply {
+    memory: Memory,
+    cancellation: Cancellation,
+}
+
+impl StoreWrapper for LosesReply {
+    type Inner = Memory;
+    fn inner(&self) -> &Memory {
+        &self.memory
+    }
+    fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        assert!(!self.cancellation.is_cancelled(), "no second attempt");
+        self.cancellation.cancel();
+        assert!(Store::acquire(&self.memory, claim)?.is_granted());
+        Err(StoreError::temporary("the reply was lost"))
+    }
+}
+
+#[test]
+fn cancelled_wait_releases_a_lock_whose_grant_is_unknown() -> Result<(), Error> {
+    let World { clock, memory, .. } = world();
+    let cancellation = Cancellation::new();
+    let store = LosesReply {
+        memory: Arc::clone(&memory),
+        cancellation: cancellation.clone(),
+    };
+    let locks = blocking::LockFactory::new(Arc::new(store), clock.clone());
+    let lock = locks.create_lock("lock", "1h")?;
+    assert!(
+        lock.guard_or_cancel(&five_times(), &cancellation)?
+            .is_none()
+    );
+    let held = blocking::LockFactory::new(memory, clock).create_lock("lock", "1h")?;
+    assert!(!held.is_locked()?);
+    Ok(())
 }
