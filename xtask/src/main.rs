@@ -141,11 +141,6 @@ fn test(shell: &Shell) -> ExitCode {
     if has_wasm {
         programs = build_tests(shell, &mut report, features);
     }
-    // Their compilers use the processor time that waiting tests leave idle.
-    let mut builds = vec![report.start(shell, DOCUMENTATION, features, Priority::Idle)];
-    if has_servers {
-        builds.push(report.start(shell, ENGINES, &[], Priority::Idle));
-    }
     // The step may install the browser, which must not run twice at once.
     report.join(browser);
     let has_components = report.join(components);
@@ -153,9 +148,6 @@ fn test(shell: &Shell) -> ExitCode {
         tests(shell, &mut report, &programs);
     } else {
         tests_without_component(shell, &mut report);
-    }
-    for build in builds {
-        report.join(build);
     }
     if let Some(mut built_ahead) = built_ahead {
         // If this build failed, the steps below report why.
@@ -187,10 +179,18 @@ fn test(shell: &Shell) -> ExitCode {
             "cargo run --release --locked -- run demo --ttl 30s -- echo 'got the lock'"
         ),
     );
+    // Their compilers use the processor time that the torture leaves idle.
+    let mut builds = vec![report.start(shell, DOCUMENTATION, features, Priority::Idle)];
+    if has_servers {
+        builds.push(report.start(shell, ENGINES, &[], Priority::Idle));
+    }
     if cfg!(target_os = "linux") {
         report.step("the torture, in short", || {
             torture::torture(shell, &["--for", "150s"])
         });
+    }
+    for build in builds {
+        report.join(build);
     }
     report.end()
 }
