@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use verrou::blocking::LockFactory;
 use verrou::{MemoryStore, Store};
+use verrou_host::component::wasmtime::component::{Component, Linker};
+use verrou_host::component::wasmtime::{Config, Engine, InstanceAllocationStrategy};
 use verrou_host::component::{Instance, Limits, Runner};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
-use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, Engine, InstanceAllocationStrategy};
 
 type SharedStore = Arc<dyn Store>;
 type Subject<'a> = (&'a str, Box<dyn FnMut() + 'a>);
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             (
                 "empty component, pooled",
                 Box::new(|| {
-                    let mut wasm = wasmtime::Store::new(&engine, ());
+                    let mut wasm = verrou_host::component::wasmtime::Store::new(&engine, ());
                     black_box(empty.instantiate(&mut wasm).expect("an instance"));
                 }),
             ),

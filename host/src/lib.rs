@@ -67,8 +67,6 @@ mod async_file_stores;
 ))]
 compile_error!("the feature `server` is part of `redis`, `postgres` and `etcd`: name one of them");
 
-#[cfg(feature = "wasmtime")]
-pub mod component;
 #[cfg(all(target_os = "linux", any(fuzzing, test)))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -107,6 +105,8 @@ pub use store_url::{InvalidStoreUrl, LocalUrl, StorePath, StoreUrl, password_ran
 pub use system::System;
 #[cfg(feature = "tokio")]
 pub use tokio::Tokio;
+#[cfg(feature = "wasmtime")]
+pub use verrou_wasmtime as component;
 
 /// Tests the Rust examples of the README.
 #[cfg(doctest)]

@@ -26,13 +26,14 @@ fn guest_cannot_release_or_extend_what_another_guest_holds() {
             lock.expect("no trap").expect("a lock")
         };
         let held = own(&mut owner);
-        let handle = || wasmtime::component::Resource::new_own(held.rep());
+        let handle = || verrou_host::component::wasmtime::component::Resource::new_own(held.rep());
         assert!(owner.try_acquire(handle()).unwrap().unwrap());
         let serialized = owner.serialize(handle(), 0).unwrap().unwrap();
         let token = token_in(&serialized);
 
         let seen = own(&mut other);
-        let handle_of_other = || wasmtime::component::Resource::new_own(seen.rep());
+        let handle_of_other =
+            || verrou_host::component::wasmtime::component::Resource::new_own(seen.rep());
         assert!(!other.try_acquire(handle_of_other()).unwrap().unwrap());
         let holder = other
             .holder(handle_of_other())
@@ -51,7 +52,7 @@ fn guest_cannot_release_or_extend_what_another_guest_holds() {
             let forged = serialized.replace(&token, word);
             let forged = other.restore(forged, 0).unwrap().expect("a lock");
             let rep = forged.rep();
-            let handle = || wasmtime::component::Resource::new_own(rep);
+            let handle = || verrou_host::component::wasmtime::component::Resource::new_own(rep);
             let _ = other.extend(handle()).unwrap();
             let _ = other.release(handle()).unwrap();
         }

@@ -16,9 +16,9 @@ use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
 };
 use verrou_host::component::bindings::blocking::verrou::lock::store as wit;
 use verrou_host::component::bindings::blocking::wasi::{clocks, random};
+use verrou_host::component::wasmtime::Engine;
+use verrou_host::component::wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use verrou_host::component::{ComponentError, Instance, Limits, Runner};
-use wasmtime::Engine;
-use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 
 use crate::places::SharedStore;
 use crate::through::component;
@@ -458,13 +458,14 @@ fn invalid_reply_of_a_store_is_an_error() {
         fencing_token: Some(0),
         remaining: Some(u64::MAX),
     };
-    let mut wasm = wasmtime::Store::new(&engine, Garbage(holder, Some(0)));
+    let mut wasm = verrou_host::component::wasmtime::Store::new(&engine, Garbage(holder, Some(0)));
     let manager = LockManager::instantiate(&mut wasm, &component, &linker).expect("an instance");
     let locks = manager.verrou_lock_locks().lock();
     let lock = locks.call_constructor(&mut wasm, "lock", Some(u64::MAX / 2));
     let lock: ResourceAny = lock.expect("an instance").expect("a lock");
 
-    let said = |end: wasmtime::Result<Result<bool, LockError>>, what: &str| {
+    let said = |end: verrou_host::component::wasmtime::Result<Result<bool, LockError>>,
+                what: &str| {
         let err = end.expect("an instance").expect_err("garbage");
         assert_eq!(err.code, ErrorCode::Storage);
         assert!(err.message.contains(what), "{}", err.message);
@@ -497,7 +498,7 @@ fn is_held_is_unknown_in_a_store_without_fencing_tokens() {
         fencing_token: None,
         remaining: None,
     };
-    let mut wasm = wasmtime::Store::new(&engine, Garbage(holder, None));
+    let mut wasm = verrou_host::component::wasmtime::Store::new(&engine, Garbage(holder, None));
     let manager = LockManager::instantiate(&mut wasm, &component, &linker).expect("an instance");
     let locks = manager.verrou_lock_locks().lock();
     let lock = locks.call_constructor(&mut wasm, "lock", None);

@@ -1,7 +1,7 @@
 //! The component's imports and exports.
 
-use wasmtime::Engine;
-use wasmtime::component::Component;
+use verrou_host::component::wasmtime::Engine;
+use verrou_host::component::wasmtime::component::Component;
 
 use crate::through::component;
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use verrou::Clock;
 use verrou::blocking::Host;
 use verrou::conformance::TestClock;
-use wasmtime::component::{Component, ComponentType, Lift, Linker, Lower};
-use wasmtime::{Config, Engine, Result};
+use verrou_host::component::wasmtime;
+use verrou_host::component::wasmtime::component::{Component, ComponentType, Lift, Linker, Lower};
+use verrou_host::component::wasmtime::{Config, Engine, Result};
 
 use crate::keyvalue::{self, Bucket};
 

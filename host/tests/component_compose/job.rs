@@ -11,8 +11,8 @@ use std::{env, thread};
 use tempfile::TempDir;
 use verrou::blocking::{Lock, LockFactory};
 use verrou_host::component::locks::{self, Locks};
+use verrou_host::component::wasmtime::component::{Component, Linker, ResourceTable};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
-use wasmtime::component::{Component, Linker, ResourceTable};
 
 use crate::common::{Started, code, done, eventually, stderr, stdout};
 use crate::instances::{built, load};
@@ -85,7 +85,7 @@ fn run(component: &Component, state: State) -> Result<(), ()> {
     let mut linker = Linker::new(component.engine());
     wasi::add_to_linker(&mut linker, |state: &mut State| &mut state.wasi).unwrap();
     locks::add_to_linker(&mut linker, |state: &mut State| &mut state.locks).unwrap();
-    let mut wasm = wasmtime::Store::new(component.engine(), state);
+    let mut wasm = verrou_host::component::wasmtime::Store::new(component.engine(), state);
     let instance = linker.instantiate(&mut wasm, component).unwrap();
     let command = instance.get_export_index(&mut wasm, None, "wasi:cli/run@0.2.0");
     let run = instance.get_export_index(&mut wasm, command.as_ref(), "run");

@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use wasmtime::Result;
-use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
+use verrou_host::component::wasmtime::Result;
+use verrou_host::component::wasmtime::component::{HasSelf, Linker, Resource, ResourceTable};
 
 use self::bindings::wasi::keyvalue::atomics::{self, CasError};
 use self::bindings::wasi::keyvalue::store::{self, Error};
 
 mod bindings {
-    wasmtime::component::bindgen!({
+    verrou_host::component::wasmtime::component::bindgen!({
+        wasmtime_crate: verrou_host::component::wasmtime,
         inline: "
             package verrou:host-of-keyvalue;
             world imports { import wasi:keyvalue/atomics@0.2.0-draft2; }

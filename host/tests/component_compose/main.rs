@@ -28,7 +28,7 @@ use verrou_host::component::bindings::blocking::LockManager;
 use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
     ErrorCode, Guest, LockError,
 };
-use wasmtime::component::{Component, ResourceAny};
+use verrou_host::component::wasmtime::component::{Component, ResourceAny};
 
 use instances::{State, built, load};
 use keyvalue::Bucket;
@@ -101,7 +101,7 @@ fn with_store(store: &str) -> Component {
 
 /// An instance of the lock component with a store inside.
 struct Locks {
-    wasm: wasmtime::Store<State>,
+    wasm: verrou_host::component::wasmtime::Store<State>,
     component: LockManager,
 }
 
@@ -114,7 +114,10 @@ impl Locks {
 
     fn call<T>(
         &mut self,
-        call: impl FnOnce(&Guest, &mut wasmtime::Store<State>) -> wasmtime::Result<T>,
+        call: impl FnOnce(
+            &Guest,
+            &mut verrou_host::component::wasmtime::Store<State>,
+        ) -> verrou_host::component::wasmtime::Result<T>,
     ) -> T {
         call(self.component.verrou_lock_locks(), &mut self.wasm).expect("no trap")
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use verrou::conformance::{Fixture, TestClock};
 use verrou::{Acquired, Claim, Fence, Name, Owner, Store, Ttl, conformance};
-use wasmtime::component::Component;
+use verrou_host::component::wasmtime::component::Component;
 
 use crate::instances::{built, load};
 use crate::keyvalue::{Bucket, Trouble};

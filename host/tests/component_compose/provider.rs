@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use verrou::conformance::TestClock;
 use verrou::{Acquired, Capabilities, Claim, Fence, Holder, Name, Store, StoreError};
-use wasmtime::component::Component;
+use verrou_host::component::wasmtime::component::Component;
 
 use self::bindings::StoreProvider;
 use self::bindings::exports::verrou::lock::store as wit;
@@ -13,7 +13,11 @@ use crate::instances::{self, State};
 use crate::keyvalue::Bucket;
 
 mod bindings {
-    wasmtime::component::bindgen!({ world: "store-provider", path: "../wit" });
+    verrou_host::component::wasmtime::component::bindgen!({
+        world: "store-provider",
+        path: "../wit",
+        wasmtime_crate: verrou_host::component::wasmtime,
+    });
 }
 
 /// An instance of a store.
@@ -26,11 +30,11 @@ impl fmt::Debug for Provider {
 }
 
 struct Inner {
-    wasm: wasmtime::Store<State>,
+    wasm: verrou_host::component::wasmtime::Store<State>,
     component: StoreProvider,
 }
 
-type Answer<T> = wasmtime::Result<Result<T, wit::StoreError>>;
+type Answer<T> = verrou_host::component::wasmtime::Result<Result<T, wit::StoreError>>;
 
 impl Provider {
     /// Creates an instance, which shares only the bucket with others, if it uses that.
@@ -42,7 +46,10 @@ impl Provider {
 
     fn ask<T>(
         &self,
-        operation: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Answer<T>,
+        operation: impl FnOnce(
+            &wit::Guest,
+            &mut verrou_host::component::wasmtime::Store<State>,
+        ) -> Answer<T>,
     ) -> Result<T, StoreError> {
         let inner = &mut *self.0.lock().unwrap();
         let answer = operation(inner.component.verrou_lock_store(), &mut inner.wasm);
@@ -57,7 +64,10 @@ impl Provider {
 
     fn is_done(
         &self,
-        operation: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State>) -> Answer<wit::Reply>,
+        operation: impl FnOnce(
+            &wit::Guest,
+            &mut verrou_host::component::wasmtime::Store<State>,
+        ) -> Answer<wit::Reply>,
     ) -> Result<bool, StoreError> {
         Ok(matches!(self.ask(operation)?, wit::Reply::Granted(_)))
     }

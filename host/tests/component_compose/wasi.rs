@@ -8,10 +8,11 @@ use std::time::Duration;
 use verrou::Clock;
 use verrou::blocking::Host;
 use verrou_host::System;
-use wasmtime::component::{
+use verrou_host::component::wasmtime;
+use verrou_host::component::wasmtime::component::{
     ComponentType, Lift, Linker, Lower, Resource, ResourceTable, ResourceType,
 };
-use wasmtime::{Result, StoreContextMut};
+use verrou_host::component::wasmtime::{Result, StoreContextMut};
 
 /// The arguments, the streams and the handles of a command.
 pub(crate) struct Wasi {

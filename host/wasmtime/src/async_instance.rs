@@ -18,20 +18,20 @@ use verrou::{
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result, StoreContextMut};
 
-use super::bindings::blocking::verrou::lock::store as backend;
-use super::bindings::blocking::wasi::{clocks, random};
-use super::bindings::nonblocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
-use super::bindings::nonblocking::{LockManager, LockManagerPre};
-use super::convert::{self, policies};
-use super::engine::{Limits, State};
-use super::error::ComponentError;
-use super::instance::LockHandle;
-use super::instance_api::calls;
+use crate::bindings::blocking::verrou::lock::store as backend;
+use crate::bindings::blocking::wasi::{clocks, random};
+use crate::bindings::nonblocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
+use crate::bindings::nonblocking::{LockManager, LockManagerPre};
+use crate::convert::{self, policies};
+use crate::engine::{Limits, State};
+use crate::error::ComponentError;
+use crate::instance::LockHandle;
+use crate::instance_api::calls;
 
 /// The waiter of a store.
 type WaiterHandle<'a> = Box<dyn AsyncWaiter + 'a>;
 
-/// The counterpart of [`Runner`](super::Runner) for async stores.
+/// The counterpart of [`Runner`](crate::Runner) for async stores.
 ///
 /// The futures of an [`AsyncInstance`] perform the store's operations themselves, so they are `Send` if
 /// the store's futures are. They spawn nothing, and need no particular executor.
@@ -46,7 +46,7 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
     ///
     /// # Errors
     ///
-    /// Returns the errors of [`Runner::load`](super::Runner::load).
+    /// Returns the errors of [`Runner::load`](crate::Runner::load).
     pub fn load(path: impl AsRef<Path>, limits: &Limits) -> Result<Self> {
         let path = path.as_ref();
         let component = fs::read(path).map_err(|err| {
@@ -104,7 +104,7 @@ impl<H> fmt::Debug for AsyncRunner<H> {
     }
 }
 
-/// The counterpart of [`Instance`](super::Instance) for async stores.
+/// The counterpart of [`Instance`](crate::Instance) for async stores.
 ///
 /// **Cancel safety.** A future that is dropped while it waits for the lock leaves nothing behind. A
 /// future that is dropped during an operation of the store leaves the outcome of that operation

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use verrou::{Acquired, Backoff, Capabilities, Claim, Fence, Holder, Name, Retry, StoreError, Ttl};
 
-use super::bindings::blocking::verrou::lock::store;
+use crate::bindings::blocking::verrou::lock::store;
 
 pub(super) fn nanos(length: Duration) -> u64 {
     length.as_nanos().try_into().unwrap_or(u64::MAX)
@@ -82,20 +82,20 @@ pub(super) fn capabilities(capabilities: Capabilities) -> store::Abilities {
 macro_rules! policies {
     ($wit:ident) => {
         fn policy(retry: &verrou::Retry) -> $wit::Retry {
-            let (delay, max_delay) = $crate::component::convert::delays(retry);
+            let (delay, max_delay) = $crate::convert::delays(retry);
             $wit::Retry {
                 attempts: retry.most_attempts().map(Into::into),
                 delay: Some(delay),
                 max_delay,
-                timeout: retry.longest().map($crate::component::convert::nanos),
+                timeout: retry.longest().map($crate::convert::nanos),
             }
         }
 
-        impl From<$wit::LockError> for $crate::component::ComponentError {
+        impl From<$wit::LockError> for $crate::ComponentError {
             fn from(err: $wit::LockError) -> Self {
                 use $wit::ErrorCode;
 
-                Self::Lock($crate::component::LockError {
+                Self::Lock($crate::LockError {
                     code: match err.code {
                         ErrorCode::InvalidName => "E_INVALID_NAME",
                         ErrorCode::InvalidRetry => "E_INVALID_RETRY",
@@ -113,7 +113,7 @@ macro_rules! policies {
             }
         }
 
-        impl From<$wit::Loss> for $crate::component::ComponentError {
+        impl From<$wit::Loss> for $crate::ComponentError {
             fn from(loss: $wit::Loss) -> Self {
                 Self::Lost(match loss {
                     $wit::Loss::Expired => verrou::Loss::Expired,

@@ -10,8 +10,8 @@ use wasmtime::{
     UpdateDeadline,
 };
 
-use super::bindings::blocking::wasi::{clocks, random};
-use super::convert;
+use crate::bindings::blocking::wasi::{clocks, random};
+use crate::convert;
 
 /// The limits of one instance of a component, so that no instance blocks or exhausts its host.
 #[derive(Clone, Debug)]
@@ -268,7 +268,7 @@ mod tests {
     use wasmtime::component::{Component, HasSelf, Linker};
 
     use super::*;
-    use crate::System;
+    use verrou_host::System;
 
     fn store(limits: &Limits, engine: &Engine) -> wasmtime::Store<State<(), System>> {
         let now = |host: &System| verrou::Clock::now(host);

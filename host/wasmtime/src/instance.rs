@@ -13,13 +13,13 @@ use verrou::{Acquired, Claim, Fence, Retry, Store, StoreError, Ttl, Waiter};
 use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result};
 
-use super::bindings::blocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
-use super::bindings::blocking::verrou::lock::store as backend;
-use super::bindings::blocking::{LockManager, LockManagerPre};
-use super::convert::{self, policies};
-use super::engine::{Limits, State};
-use super::error::ComponentError;
-use super::instance_api::calls;
+use crate::bindings::blocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
+use crate::bindings::blocking::verrou::lock::store as backend;
+use crate::bindings::blocking::{LockManager, LockManagerPre};
+use crate::convert::{self, policies};
+use crate::engine::{Limits, State};
+use crate::error::ComponentError;
+use crate::instance_api::calls;
 
 /// The waiter of a store.
 type WaiterHandle<'a> = Box<dyn Waiter + 'a>;

@@ -7,13 +7,16 @@
 //!
 //! [wasmtime]: https://docs.rs/wasmtime
 
-mod async_instance;
-mod instance_api;
+mod error;
 mod convert;
 mod engine;
-mod error;
+mod instance_api;
 mod instance;
+mod async_instance;
 pub mod locks;
+
+/// The version of wasmtime whose types the API has.
+pub use wasmtime;
 
 pub use async_instance::{AsyncInstance, AsyncRunner};
 pub use engine::Limits;
@@ -33,7 +36,7 @@ pub mod bindings {
     pub mod blocking {
         wasmtime::component::bindgen!({
             world: "lock-manager",
-            path: "../wit",
+            path: "../../wit",
         });
     }
 
@@ -42,7 +45,7 @@ pub mod bindings {
     pub mod nonblocking {
         wasmtime::component::bindgen!({
             world: "lock-manager",
-            path: "../wit",
+            path: "../../wit",
             exports: { default: async },
             with: {
                 "verrou:lock/store": super::blocking::verrou::lock::store,
@@ -58,12 +61,12 @@ pub mod bindings {
                 package verrou:guest;
                 world guest { import verrou:lock/locks@0.1.0; }
             ",
-            path: "../wit",
+            path: "../../wit",
             imports: { default: trappable },
             with: {
-                "verrou:lock/locks.lock": crate::component::locks::Lock,
-                "verrou:lock/locks.attempt": crate::component::locks::Attempt,
-                "verrou:lock/locks.renewal": crate::component::locks::Renewal,
+                "verrou:lock/locks.lock": crate::locks::Lock,
+                "verrou:lock/locks.attempt": crate::locks::Attempt,
+                "verrou:lock/locks.renewal": crate::locks::Renewal,
             },
         });
     }

@@ -11,8 +11,8 @@ use verrou::{
 use wasmtime::Result;
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable, ResourceTableError};
 
-use super::bindings::guest::verrou::lock::locks as wit;
-use super::convert::{duration, nanos};
+use crate::bindings::guest::verrou::lock::locks as wit;
+use crate::convert::{duration, nanos};
 
 /// Adds the interface `verrou:lock/locks` to `linker`, as wasmtime's own `add_to_linker` functions do:
 /// `locks` returns a guest's [`Locks`] from its state.
@@ -26,7 +26,7 @@ use super::convert::{duration, nanos};
 /// use std::sync::Arc;
 /// use verrou::MemoryStore;
 /// use verrou_host::System;
-/// use verrou_host::component::locks::{Locks, add_to_linker};
+/// use verrou_wasmtime::locks::{Locks, add_to_linker};
 /// use wasmtime::{Engine, component::Linker};
 ///
 /// struct Guest {
