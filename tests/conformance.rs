@@ -50,7 +50,7 @@ impl<S: Store + Send + Sync + 'static> Fixture for MemoryFixture<S> {
 
     /// A long ttl costs nothing: the time passes only by `pass`.
     fn ttl(&self) -> Duration {
-        Duration::from_mins(1)
+        Duration::from_secs(60)
     }
 }
 
@@ -217,7 +217,7 @@ mod mutants {
                 },
                 Acquired::Granted { .. } if mine && self.1 == Fault::RefusesRetry => Acquired::BUSY,
                 Acquired::Busy { .. } if self.1 == Fault::OverstatesRemaining => Acquired::Busy {
-                    remaining: Some(Duration::from_hours(1)),
+                    remaining: Some(Duration::from_secs(3600)),
                 },
                 reply => reply,
             };

@@ -29,7 +29,7 @@ struct Inner {
 impl TestClock {
     const START: Duration = Duration::from_secs(1_000);
     /// 2025-11-23, 10:00 UTC.
-    const WALL_START: Duration = Duration::from_hours(489_970);
+    const WALL_START: Duration = Duration::from_secs(489_970 * 60 * 60);
 
     /// Makes a clock that stands still until it is advanced.
     ///

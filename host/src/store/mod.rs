@@ -145,10 +145,12 @@ impl StoreOptions {
         match nix::unistd::Group::from_name(group) {
             Ok(Some(found)) => Ok(Some(found.gid.as_raw())),
             // As in chown(1), a group name that consists of digits takes precedence over a number.
-            _ if let Ok(number) = group.parse() => Ok(Some(number)),
-            _ => Err(OpenError::UnknownGroup {
-                group: group.clone(),
-            }),
+            _ => match group.parse() {
+                Ok(number) => Ok(Some(number)),
+                Err(_) => Err(OpenError::UnknownGroup {
+                    group: group.clone(),
+                }),
+            },
         }
     }
 
