@@ -4,6 +4,7 @@ use std::env;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{io, panic};
@@ -18,6 +19,9 @@ pub(crate) const UNAVAILABLE: u8 = 69;
 
 /// Precedes the reason why a step failed.
 pub(crate) const REASON: &str = "xtask: ";
+
+/// The path of this program, as it is before Cargo replaces the file, which changes what `current_exe` returns.
+static PROGRAM: LazyLock<Option<PathBuf>> = LazyLock::new(|| env::current_exe().ok());
 
 /// The share of the processor's time for a step.
 #[derive(Clone, Copy, PartialEq)]
@@ -48,7 +52,7 @@ impl Meanwhile {
             .with_extension("log");
         shell.create_dir(project().join("target/steps"))?;
         let (out, began) = (File::create(&log)?, Instant::now());
-        let program = env::current_exe()?;
+        let program = PROGRAM.as_ref().context("this program has no path")?;
         let has_idle = cfg!(target_os = "linux") && priority == Priority::Idle;
         let command = if has_idle {
             cmd!(shell, "chrt --idle 0 {program} step {what} {arguments...}")
