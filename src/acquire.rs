@@ -244,7 +244,7 @@ impl Acquire {
                         INFO,
                         self.claim.name,
                         fence = fence.map(Fence::get),
-                        waited = ?now.saturating_since(self.began),
+                        waited_ms = now.saturating_since(self.began).as_millis(),
                         attempts = self.attempts,
                         "granted"
                     );
@@ -252,7 +252,12 @@ impl Acquire {
                 }
             }
             Ok(Acquired::Busy { remaining }) => {
-                event!(DEBUG, self.claim.name, ?remaining, "held by another owner");
+                event!(
+                    DEBUG,
+                    self.claim.name,
+                    remaining_ms = remaining.map(|remaining| remaining.as_millis()),
+                    "held by another owner"
+                );
                 self.wait(sent, due, now, remaining);
             }
             Err(_) if mutant!(ErrorTakenForRefusal) => self.wait(sent, due, now, None),

@@ -157,7 +157,7 @@ impl Renew {
                     DEBUG,
                     self.request.name,
                     fence = self.lease.fence().map(Fence::get),
-                    ttl = ?self.request.ttl.duration(),
+                    ttl_ms = self.request.ttl.duration().map(|ttl| ttl.as_millis()),
                     "renewed"
                 );
                 let from = mutant!(ExtensionCountedFromReply, now, sent);

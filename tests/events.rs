@@ -67,12 +67,12 @@ fn life_of_a_lock_has_events_without_an_owner_token() {
         lock.release().unwrap();
     });
     let expected = [
-        "INFO verrou: granted name=my\\u{1b}lock fence=1 waited=0ns attempts=1",
-        "DEBUG verrou: held by another owner name=my\\u{1b}lock remaining=Some(3s)",
-        "DEBUG verrou: renewed name=my\\u{1b}lock fence=1 ttl=Some(3s)",
+        "INFO verrou: granted name=my\\u{1b}lock fence=1 waited_ms=0 attempts=1",
+        "DEBUG verrou: held by another owner name=my\\u{1b}lock remaining_ms=3000",
+        "DEBUG verrou: renewed name=my\\u{1b}lock fence=1 ttl_ms=3000",
         "WARN verrou: force-released name=my\\u{1b}lock",
         "WARN verrou: lost name=my\\u{1b}lock fence=1 loss=Revoked",
-        "INFO verrou: granted name=my\\u{1b}lock fence=2 waited=0ns attempts=1",
+        "INFO verrou: granted name=my\\u{1b}lock fence=2 waited_ms=0 attempts=1",
         "INFO verrou: released name=my\\u{1b}lock fence=2",
     ];
     assert_eq!(events, expected);
