@@ -3,6 +3,7 @@
 //! public API is in `js/package/`.
 
 mod error;
+mod events;
 mod host;
 mod lock;
 mod retry;

@@ -75,7 +75,34 @@ macro_rules! event {
         )
     };
 }
-#[cfg(not(feature = "tracing"))]
+#[cfg(all(feature = "js", not(feature = "tracing")))]
+macro_rules! event {
+    ($level:ident, $name:expr, $($field:tt)*) => {
+        if let Some(mut event) = crate::event::Event::start(stringify!($level), $name.as_str()) {
+            add_to_event!(event, $($field)*);
+            event.end();
+        }
+    };
+}
+#[cfg(all(feature = "js", not(feature = "tracing")))]
+macro_rules! add_to_event {
+    ($event:ident, $message:literal) => {
+        $event.message = $message;
+    };
+    ($event:ident, ?$field:ident, $($more:tt)*) => {
+        $event.text(stringify!($field), alloc::format!("{:?}", $field));
+        add_to_event!($event, $($more)*);
+    };
+    ($event:ident, $field:ident = %$value:expr, $($more:tt)*) => {
+        $event.text(stringify!($field), alloc::format!("{}", $value));
+        add_to_event!($event, $($more)*);
+    };
+    ($event:ident, $field:ident = $value:expr, $($more:tt)*) => {
+        $event.number(stringify!($field), $value);
+        add_to_event!($event, $($more)*);
+    };
+}
+#[cfg(not(any(feature = "js", feature = "tracing")))]
 macro_rules! event {
     ($level:ident, $name:expr, $($field:tt)*) => {
         let _ = &$name;
@@ -89,6 +116,12 @@ mod mutant;
 #[cfg(feature = "std")]
 mod sync;
 mod printable;
+#[cfg(feature = "js")]
+#[cfg_attr(
+    feature = "tracing",
+    allow(dead_code, reason = "`tracing` gets the events")
+)]
+mod event;
 mod time;
 mod name;
 mod ttl;

@@ -285,6 +285,39 @@ export interface LockStore {
   detach?(key: string, owner: string): Awaitable<void>
 }
 
+/** Something that happened to a lock. */
+export interface LockEvent {
+  readonly level: 'debug' | 'info' | 'warn'
+  /**
+   * The event: `granted`, `held by another owner`, `renewed`, `released`, `force-released`, `lost`,
+   * `acquire request failed` or `renewal failed`. Later versions may add others.
+   */
+  readonly message: string
+  /** The lock's name; hidden characters in it are escaped. */
+  readonly name: string
+  /** The grant's fencing token, if the store counts grants. */
+  readonly fence?: bigint
+  /** How long the acquire request took, in milliseconds. */
+  readonly waitedMs?: number
+  /** How many attempts the acquire request made. */
+  readonly attempts?: number
+  /** How long the lock stays held, at most, in milliseconds. */
+  readonly remainingMs?: number
+  /** The ttl of a renewal, in milliseconds. */
+  readonly ttlMs?: number
+  /** How the lock was lost: `Expired` or `Revoked`. */
+  readonly loss?: string
+  /** The store's error. */
+  readonly error?: string
+}
+
+/**
+ * Calls `listener` with each event of the locks of this module, in order, until the returned function is called. No
+ * event has an owner token. `listener` runs in a microtask, so it may use locks; an error that it throws is an uncaught
+ * one. Without a listener, no events are made.
+ */
+export function onEvent(listener: (event: LockEvent) => void): () => void
+
 /** The code of each error, and the name of its class in `errors`. */
 export type ErrorCode =
   | 'E_INVALID_NAME'

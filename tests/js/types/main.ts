@@ -1,6 +1,6 @@
 /** The types of the package: this program must compile, and its marked lines must not. */
-import { errors, LockError, LockFactory, memoryStore, Verrou } from 'verrou-wasm'
-import type { Duration, Lease, Lock, LockStore } from 'verrou-wasm'
+import { errors, LockError, LockFactory, memoryStore, onEvent, Verrou } from 'verrou-wasm'
+import type { Duration, Lease, Lock, LockEvent, LockStore } from 'verrou-wasm'
 
 const verrou = new Verrou({
   default: 'memory',
@@ -48,3 +48,9 @@ const lengths: Duration[] = [1_000, '1s', null]
 export const locks = lengths.map((ttl) => new LockFactory(store, { retry: { delay: '10ms' } }).createLock('x', ttl))
 // @ts-expect-error: it lacks methods
 new LockFactory({ save: () => true })
+
+const end: () => void = onEvent((event: LockEvent) => {
+  const fence: bigint | undefined = event.fence
+  console.log(event.level, event.message, event.name, fence, event.waitedMs)
+})
+end()
