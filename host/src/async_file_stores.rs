@@ -2,27 +2,13 @@
 //! polling thread; waiting for a lock, or for a file that another process keeps locked, is
 //! asynchronous.
 
+use scopeguard::ScopeGuard;
 use verrou::{
     Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name,
     Renewed, Store, StoreError, async_trait,
 };
 
 use crate::store::{FileLockStore, LeaseFileStore, at_once, patiently};
-
-/// A release in progress, completed on drop.
-struct Dropped<'a, S: Store> {
-    store: &'a S,
-    claim: Option<&'a Claim>,
-}
-
-impl<S: Store> Drop for Dropped<'_, S> {
-    fn drop(&mut self) {
-        if let Some(claim) = self.claim {
-            // A failure cannot be reported from here.
-            let _ = at_once(|| self.store.release(claim));
-        }
-    }
-}
 
 macro_rules! awaited {
     ($store:ty) => {
@@ -49,12 +35,11 @@ macro_rules! awaited {
                 patiently(|| Store::renew(self, claim, fence)).await
             }
             async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
-                let mut dropped = Dropped {
-                    store: self,
-                    claim: Some(claim),
-                };
+                // If this future is dropped, the failure of the release cannot be reported.
+                let dropped =
+                    scopeguard::guard((), |()| drop(at_once(|| Store::release(self, claim))));
                 let released = patiently(|| Store::release(self, claim)).await;
-                dropped.claim = None;
+                ScopeGuard::into_inner(dropped);
                 released
             }
             async fn force_release(

@@ -67,28 +67,6 @@ impl CancelledRequests {
     }
 }
 
-/// Calls a function if a request is dropped before its answer.
-pub(crate) struct CancelGuard<F: FnOnce()>(Option<F>);
-
-impl<F: FnOnce()> CancelGuard<F> {
-    pub(crate) fn new(act: F) -> Self {
-        Self(Some(act))
-    }
-
-    /// Drops the function without a call: the request has ended.
-    pub(crate) fn disarm(mut self) {
-        self.0 = None;
-    }
-}
-
-impl<F: FnOnce()> Drop for CancelGuard<F> {
-    fn drop(&mut self) {
-        if let Some(act) = self.0.take() {
-            act();
-        }
-    }
-}
-
 fn lock(owners: &Mutex<Owners>) -> MutexGuard<'_, Owners> {
     owners.lock().unwrap_or_else(PoisonError::into_inner)
 }

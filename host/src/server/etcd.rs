@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
@@ -37,7 +38,7 @@ use self::record::{Record, as_json, record_of};
 use self::session::EtcdShared;
 use self::transaction::{first, found, none, revision};
 use self::watch::Watch;
-use super::cancelled_acquire::{CancelGuard, CancelledRequests};
+use super::cancelled_acquire::CancelledRequests;
 use super::store::{
     About, CAPABILITIES, ServerStore, loss_watch, record_ttl, request_timeout, waiter,
 };
@@ -406,9 +407,9 @@ impl AsyncStore for EtcdStore {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.cancelled.stop(&claim.owner).await;
         let limit = request_timeout(self.shared.timeout, claim);
-        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let guard = scopeguard::guard((), |()| self.release_cancelled(claim));
         let reply = self.shared.within(limit, self.try_acquire(claim)).await;
-        guard.disarm();
+        ScopeGuard::into_inner(guard);
         let reply = reply?;
         if reply.is_granted() {
             self.shared.tickets().remove(&claim.owner);
@@ -424,9 +425,9 @@ impl AsyncStore for EtcdStore {
 
     async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         let limit = request_timeout(self.shared.timeout, claim);
-        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let guard = scopeguard::guard((), |()| self.release_cancelled(claim));
         let released = self.shared.within(limit, self.try_release(claim)).await;
-        guard.disarm();
+        ScopeGuard::into_inner(guard);
         Ok(released?)
     }
 

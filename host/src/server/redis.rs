@@ -18,6 +18,7 @@ use ::redis::{
     TlsCertificates, Value,
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
@@ -27,7 +28,7 @@ use verrou::{
     Owner, StoreError, async_trait,
 };
 
-use super::cancelled_acquire::{CancelGuard, CancelledRequests};
+use super::cancelled_acquire::CancelledRequests;
 use super::notifications::Notifications;
 use super::queue_heartbeat::QueueHeartbeat;
 use super::store::{
@@ -371,7 +372,7 @@ impl AsyncStore for RedisStore {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         self.cancelled.stop(&claim.owner).await;
         let limit = request_timeout(self.timeout, claim);
-        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let guard = scopeguard::guard((), |()| self.release_cancelled(claim));
         let answer: Result<(bool, i64), _> = self
             .run(&ACQUIRE, &claim.name, limit, |script| {
                 script
@@ -384,7 +385,7 @@ impl AsyncStore for RedisStore {
                     .arg(millis(RESERVATION));
             })
             .await;
-        guard.disarm();
+        ScopeGuard::into_inner(guard);
         let (is_granted, number) = answer?;
         if is_granted {
             self.heartbeat.remove(&claim.owner);
@@ -412,13 +413,13 @@ impl AsyncStore for RedisStore {
     async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         let limit = request_timeout(self.timeout, claim);
         self.heartbeat.remove(&claim.owner);
-        let guard = CancelGuard::new(|| self.release_cancelled(claim));
+        let guard = scopeguard::guard((), |()| self.release_cancelled(claim));
         let done: Result<bool, _> = self
             .run(&RELEASE, &claim.name, limit, |script| {
                 script.arg(claim.owner.to_string()).arg(millis(RESERVATION));
             })
             .await;
-        guard.disarm();
+        ScopeGuard::into_inner(guard);
         Ok(done?)
     }
 

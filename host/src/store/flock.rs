@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use fs4::FileExt;
+use scopeguard::defer;
 
 use super::error::FileError;
 use crate::sync::thread;
@@ -135,14 +136,8 @@ impl Attempt {
     /// Runs `operation`, which fails with [`FileError::Busy`] at once if another process keeps a file
     /// locked.
     pub(crate) fn make<T>(self, operation: impl FnOnce() -> T) -> T {
-        struct Restored(Option<Attempt>);
-        impl Drop for Restored {
-            fn drop(&mut self) {
-                ATTEMPT.set(self.0);
-            }
-        }
-
-        let _restored = Restored(ATTEMPT.replace(Some(self)));
+        let before = ATTEMPT.replace(Some(self));
+        defer! { ATTEMPT.set(before) }
         operation()
     }
 

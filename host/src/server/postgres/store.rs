@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Object, Pool, PoolError};
 use percent_encoding::percent_decode_str;
+use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
@@ -23,7 +24,7 @@ use super::error::{failed, not_connected, setup};
 use super::statements::{Statements, holder, micros, text};
 use crate::host_store::Listed;
 use crate::server::ServerError;
-use crate::server::cancelled_acquire::{CancelGuard, CancelledRequests};
+use crate::server::cancelled_acquire::CancelledRequests;
 use crate::server::notifications::Notifications;
 use crate::server::queue_heartbeat::QueueHeartbeat;
 use crate::server::store::{
@@ -328,7 +329,7 @@ impl AsyncStore for PostgresStore {
         let ttl = claim.ttl.duration().map(micros);
         let limit = request_timeout(shared.timeout, claim);
         let turn = shared.take_turn(claim.owner, limit).await?;
-        let guard = CancelGuard::new(|| shared.release_cancelled(claim));
+        let guard = scopeguard::guard((), |()| shared.release_cancelled(claim));
         let row = shared
             .row(
                 &shared.statements.acquire,
@@ -344,7 +345,7 @@ impl AsyncStore for PostgresStore {
                 limit,
             )
             .await;
-        guard.disarm();
+        ScopeGuard::into_inner(guard);
         drop(turn);
         let row = row?;
         let failed = |err| failed(&shared.server, err);
@@ -378,9 +379,9 @@ impl AsyncStore for PostgresStore {
 
     async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.0.forget_ticket(&claim.owner);
-        let guard = CancelGuard::new(|| self.0.release_cancelled(claim));
+        let guard = scopeguard::guard((), |()| self.0.release_cancelled(claim));
         let released = self.0.release(claim).await;
-        guard.disarm();
+        ScopeGuard::into_inner(guard);
         Ok(released?)
     }
 
