@@ -1,17 +1,17 @@
 //! The reading and writing of a lock's file: of its header and of its records. See `FORMAT.md`.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crc32c::crc32c;
+use crc32c::{crc32c, crc32c_append};
 use verrou::{Name, Owner, Process};
+use zerocopy::{FromZeros, IntoBytes, transmute};
 
 use super::Record;
 use super::layout::{
-    COMMAND_BYTES, COUNTED, EPHEMERAL, EXTENDED, FENCE_AT, FILE_AT, FILE_BYTES, FLAGS_AT, HELD,
-    HOST_BYTES, Kind, LAST_FENCE_AT, MAGIC, NAME_AT, NOTIFIES, NUMBERED, SEQUENCE_AT, SERVED_AT,
-    SLOT_BYTES, SLOTS, TEXT_AT, TICKETS, VERSION, get_16, get_u16, get_u32, get_u64, put_u16,
-    put_u32, put_u64,
+    COMMAND_BYTES, COUNTED, Changing, EPHEMERAL, EXTENDED, FILE_BYTES, HELD, HOST_BYTES, Header,
+    Kind, MAGIC, NAME_AT, NOTIFIES, NUMBERED, SLOT_BYTES, SLOTS, Slot, TICKETS, VERSION,
 };
 
 /// The kind of corruption of a lock's file.
@@ -50,26 +50,27 @@ pub enum Corruption {
 /// Returns the complete file of a lock that was never granted.
 pub(crate) fn new_file(kind: Kind, name: &Name) -> Vec<u8> {
     let name = name.as_str().as_bytes();
+    let mut header = Header {
+        magic: MAGIC,
+        version: VERSION.into(),
+        kind: (kind as u32).into(),
+        name_bytes: u32::try_from(name.len()).unwrap_or(u32::MAX).into(),
+        checksum: 0.into(),
+    };
+    header.checksum = header_checksum(&header, name).into();
     let mut file = vec![0; FILE_BYTES];
-    file[..8].copy_from_slice(&MAGIC);
-    put_u32(&mut file, 8, VERSION);
-    put_u32(&mut file, 12, kind as u32);
-    put_u32(&mut file, 16, u32::try_from(name.len()).unwrap_or(u32::MAX));
+    file[..size_of::<Header>()].copy_from_slice(header.as_bytes());
     file[NAME_AT..NAME_AT + name.len()].copy_from_slice(name);
-    let checksum = header_checksum(&file, name.len());
-    put_u32(&mut file, 20, checksum);
     file
 }
 
 /// Returns the name in the header of a complete file of this kind.
 pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Corruption> {
-    if file.len() != FILE_BYTES {
-        return Err(Corruption::Size { bytes: file.len() });
-    }
-    if file[..8] != MAGIC {
+    let header = &changing(file)?.header;
+    if header.magic != MAGIC {
         return Err(Corruption::Foreign);
     }
-    let version = get_u32(file, 8);
+    let version = header.version.get();
     if version != VERSION {
         return Err(if version > VERSION {
             Corruption::Newer { version }
@@ -77,17 +78,28 @@ pub(crate) fn name_of(kind: Kind, file: &[u8]) -> Result<Name, Corruption> {
             Corruption::Header
         });
     }
-    let name_bytes = get_u32(file, 16) as usize;
-    if name_bytes > Name::MAX_BYTES || get_u32(file, 20) != header_checksum(file, name_bytes) {
+    let name_bytes = header.name_bytes.get() as usize;
+    if name_bytes > Name::MAX_BYTES {
         return Err(Corruption::Header);
     }
-    if get_u32(file, 12) != kind as u32 {
+    let name = &file[NAME_AT..NAME_AT + name_bytes];
+    if header.checksum != header_checksum(header, name) {
+        return Err(Corruption::Header);
+    }
+    if header.kind != kind as u32 {
         return Err(Corruption::Foreign);
     }
-    let name = std::str::from_utf8(&file[NAME_AT..NAME_AT + name_bytes]);
+    let name = std::str::from_utf8(name);
     name.ok()
         .and_then(|name| Name::new(name).ok())
         .ok_or(Corruption::Header)
+}
+
+/// Returns the part that changes of a complete file.
+fn changing(file: &[u8]) -> Result<&Changing, Corruption> {
+    let is_complete = file.len() == FILE_BYTES;
+    let changing = Changing::of(file).filter(|_| is_complete);
+    changing.ok_or(Corruption::Size { bytes: file.len() })
 }
 
 /// Returns the record in a complete file of the lock `name`; `None` if the lock was never granted.
@@ -108,20 +120,21 @@ pub(crate) fn read(
             name: found.to_string(),
         });
     }
-    let slots = [0, 1].map(|at| match checked(&file[SLOTS[at].clone()]) {
+    let slots = &changing(file)?.slots;
+    let slots = [0, 1].map(|at| match checked(&slots[at]) {
         // The next write would overwrite the newer record.
-        Ok(Some(slot)) if slot_of(sequence_of(slot)) != at => Err(Corruption::Record),
+        Ok(Some(slot)) if slot_of(slot.sequence.get()) != at => Err(Corruption::Record),
         slot => slot,
     });
     let in_step = match slots {
         [Ok(None), Ok(None)] => true,
         // The first record goes to slot 1.
-        [Ok(None), Ok(Some(first))] => sequence_of(first) == 1,
-        [Ok(Some(even)), Ok(Some(odd))] => sequence_of(even).abs_diff(sequence_of(odd)) == 1,
+        [Ok(None), Ok(Some(first))] => first.sequence == 1,
+        [Ok(Some(even)), Ok(Some(odd))] => even.sequence.get().abs_diff(odd.sequence.get()) == 1,
         _ => false,
     };
     let whole = slots.into_iter().filter_map(Result::ok).flatten();
-    match whole.max_by_key(|slot| sequence_of(slot)).map(decode) {
+    match whole.max_by_key(|slot| slot.sequence.get()).map(decode) {
         Some(record) if in_step || !runs_since(record.boot) => Ok(Some(record)),
         None if in_step => Ok(None),
         _ if mutant!(CorruptionTakenForFree) => Ok(None),
@@ -132,7 +145,7 @@ pub(crate) fn read(
 /// Returns the offset and the bytes to write for `record`: they overwrite the older slot.
 pub(crate) fn write(record: &Record) -> (usize, [u8; SLOT_BYTES]) {
     let slot = mutant!(OneSlotOverwritten, 1, slot_of(record.sequence));
-    (SLOTS[slot].start, encode(record))
+    (SLOTS[slot], transmute!(encode(record)))
 }
 
 /// Returns the slot of the record with this sequence number.
@@ -140,8 +153,7 @@ fn slot_of(sequence: u64) -> usize {
     usize::from(sequence % 2 == 1)
 }
 
-fn encode(record: &Record) -> [u8; SLOT_BYTES] {
-    let mut slot = [0; SLOT_BYTES];
+fn encode(record: &Record) -> Slot {
     let flags = [
         (HELD, record.held),
         (EPHEMERAL, record.ephemeral),
@@ -150,44 +162,46 @@ fn encode(record: &Record) -> [u8; SLOT_BYTES] {
         (NUMBERED, record.file != 0),
     ];
     let flags = flags.into_iter().filter(|(_, is_set)| *is_set);
-    put_u32(&mut slot, FLAGS_AT, flags.map(|(flag, _)| flag).sum());
-    put_u64(&mut slot, SEQUENCE_AT, record.sequence);
-    put_u64(&mut slot, FENCE_AT, record.fence);
-    put_u64(&mut slot, LAST_FENCE_AT, record.last_fence);
-    slot[32..48].copy_from_slice(record.owner.as_bytes());
-    slot[48..64].copy_from_slice(&record.boot);
-    put_u64(&mut slot, 64, record.time_namespace);
-    put_u64(&mut slot, 72, record.ttl.map_or(0, nanos));
-    put_u64(&mut slot, 80, nanos(record.ends));
-    put_u64(&mut slot, 88, millis(record.ends_wall));
-    put_u64(&mut slot, 96, millis(record.since_wall));
-    put_u32(&mut slot, 104, record.process.id);
-    let host = shortened(&record.process.host, HOST_BYTES);
-    let command = shortened(&record.process.command, COMMAND_BYTES);
-    put_u16(&mut slot, 108, host.len());
-    put_u16(&mut slot, 110, command.len());
-    slot[TEXT_AT..][..host.len()].copy_from_slice(host.as_bytes());
-    slot[TEXT_AT + host.len()..][..command.len()].copy_from_slice(command.as_bytes());
-    put_u64(&mut slot, SERVED_AT, record.served);
-    put_u64(&mut slot, FILE_AT, record.file);
-    let checksum = crc32c(&slot[4..]);
-    put_u32(&mut slot, 0, checksum);
+    let host = shortened(&record.process.host, HOST_BYTES).as_bytes();
+    let command = shortened(&record.process.command, COMMAND_BYTES).as_bytes();
+    // No text is that long.
+    let length = |text: &[u8]| u16::try_from(text.len()).unwrap_or(u16::MAX).into();
+    // Filled in place: a struct expression would copy the text once more.
+    let mut slot = Slot::new_zeroed();
+    slot.flags = flags.map(|(flag, _)| flag).sum::<u32>().into();
+    slot.sequence = record.sequence.into();
+    slot.fence = record.fence.into();
+    slot.last_fence = record.last_fence.into();
+    slot.owner = *record.owner.as_bytes();
+    slot.boot = record.boot;
+    slot.time_namespace = record.time_namespace.into();
+    slot.ttl = record.ttl.map_or(0, nanos).into();
+    slot.ends = nanos(record.ends).into();
+    slot.ends_wall = millis(record.ends_wall).into();
+    slot.since_wall = millis(record.since_wall).into();
+    slot.process = record.process.id.into();
+    slot.host_bytes = length(host);
+    slot.command_bytes = length(command);
+    slot.text[..host.len()].copy_from_slice(host);
+    slot.text[host.len()..][..command.len()].copy_from_slice(command);
+    slot.served = record.served.into();
+    slot.file = record.file.into();
+    slot.checksum = slot.computed_checksum().into();
     slot
 }
 
 /// Returns a slot that matches its checksum and has possible values; `None` if it was never written.
-fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Corruption> {
-    let is_possible = |slot| {
-        let (fence, last_fence) = (get_u64(slot, FENCE_AT), get_u64(slot, LAST_FENCE_AT));
-        sequence_of(slot) < COUNTED
-            && fence <= last_fence
-            && last_fence < COUNTED
+fn checked(slot: &Slot) -> Result<Option<&Slot>, Corruption> {
+    let is_possible = || {
+        slot.sequence.get() < COUNTED
+            && slot.fence.get() <= slot.last_fence.get()
+            && slot.last_fence.get() < COUNTED
             && text_of(slot).is_some()
     };
-    if get_u32(slot, 0) == crc32c(&slot[4..]) && is_possible(slot) {
+    if slot.checksum == slot.computed_checksum() && is_possible() {
         return Ok(Some(slot));
     }
-    if slot.iter().all(|&byte| byte == 0) {
+    if slot.as_bytes().iter().all(|&byte| byte == 0) {
         return Ok(None);
     }
     if mutant!(ChecksumNotChecked) {
@@ -196,58 +210,54 @@ fn checked(slot: &[u8]) -> Result<Option<&[u8]>, Corruption> {
     Err(Corruption::Record)
 }
 
-fn sequence_of(slot: &[u8]) -> u64 {
-    get_u64(slot, SEQUENCE_AT)
-}
-
-pub(super) fn served_of(slot: &[u8]) -> u64 {
-    match get_u32(slot, FLAGS_AT) & EXTENDED {
+pub(super) fn served_of(slot: &Slot) -> u64 {
+    match slot.flags.get() & EXTENDED {
         0 => 0,
         // A forged number must not use up the tickets.
-        _ => get_u64(slot, SERVED_AT) % TICKETS,
+        _ => slot.served.get() % TICKETS,
     }
 }
 
 /// Returns the host and the command.
-fn text_of(slot: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (host_bytes, command_bytes) = (get_u16(slot, 108), get_u16(slot, 110));
-    let text = slot.get(TEXT_AT..TEXT_AT + host_bytes + command_bytes)?;
-    (host_bytes <= HOST_BYTES).then(|| text.split_at(host_bytes))
+fn text_of(slot: &Slot) -> Option<(&[u8], &[u8])> {
+    let [host, command] = [slot.host_bytes, slot.command_bytes].map(|it| usize::from(it.get()));
+    let text = slot.text_and_rest().get(..host + command)?;
+    (host <= HOST_BYTES).then(|| text.split_at(host))
 }
 
 /// Decodes a slot that matches its checksum.
-fn decode(slot: &[u8]) -> Record {
-    let flags = get_u32(slot, FLAGS_AT);
+fn decode(slot: &Slot) -> Record {
+    let flags = slot.flags.get();
     let (host, command) = text_of(slot).unwrap_or_default();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     Record {
-        sequence: sequence_of(slot),
+        sequence: slot.sequence.get(),
         held: flags & HELD != 0,
         ephemeral: flags & EPHEMERAL != 0,
-        fence: get_u64(slot, FENCE_AT),
-        last_fence: get_u64(slot, LAST_FENCE_AT),
-        owner: Owner::from_bytes(get_16(slot, 32)),
-        boot: get_16(slot, 48),
-        time_namespace: get_u64(slot, 64),
-        ttl: Some(get_u64(slot, 72))
+        fence: slot.fence.get(),
+        last_fence: slot.last_fence.get(),
+        owner: Owner::from_bytes(slot.owner),
+        boot: slot.boot,
+        time_namespace: slot.time_namespace.get(),
+        ttl: Some(slot.ttl.get())
             .filter(|&ttl| ttl != 0)
             .map(Duration::from_nanos),
-        ends: Duration::from_nanos(get_u64(slot, 80)),
-        ends_wall: Duration::from_millis(get_u64(slot, 88)),
-        since_wall: Duration::from_millis(get_u64(slot, 96)),
-        process: Arc::new(Process::new(get_u32(slot, 104), text(host), text(command))),
+        ends: Duration::from_nanos(slot.ends.get()),
+        ends_wall: Duration::from_millis(slot.ends_wall.get()),
+        since_wall: Duration::from_millis(slot.since_wall.get()),
+        process: Arc::new(Process::new(slot.process.get(), text(host), text(command))),
         served: served_of(slot),
         notifies: flags & NOTIFIES != 0,
         file: match flags & NUMBERED {
             0 => 0,
-            _ => get_u64(slot, FILE_AT),
+            _ => slot.file.get(),
         },
     }
 }
 
-fn header_checksum(file: &[u8], name_bytes: usize) -> u32 {
-    let name_checksum = crc32c(&file[NAME_AT..NAME_AT + name_bytes]);
-    crc32c::crc32c_append(name_checksum, &file[..20])
+fn header_checksum(header: &Header, name: &[u8]) -> u32 {
+    let before = &header.as_bytes()[..offset_of!(Header, checksum)];
+    crc32c_append(crc32c(name), before)
 }
 
 /// Returns the longest prefix of `text` of at most `bytes` bytes that ends with a complete character.
@@ -369,7 +379,7 @@ mod tests {
             ..record()
         };
         let mut file = file(&[&free, &record()]);
-        file[SLOTS[1].start + 200] ^= 1;
+        file[SLOTS[1] + 200] ^= 1;
         assert_eq!(
             read_lease(&file),
             Err(Corruption::Record),
@@ -380,7 +390,7 @@ mod tests {
             read(Kind::Lease, &name(), &file, |boot| boot == rebooted),
             Ok(Some(free))
         );
-        file[SLOTS[0].start + 200] ^= 1;
+        file[SLOTS[0] + 200] ^= 1;
         assert_eq!(
             read(Kind::Lease, &name(), &file, |boot| boot == rebooted),
             Err(Corruption::Record)
@@ -419,8 +429,8 @@ mod tests {
             ..record()
         };
         let mut swapped = file(&[&before, &record()]);
-        let (first, second) = swapped.split_at_mut(SLOTS[1].start);
-        first[SLOTS[0].clone()].swap_with_slice(&mut second[..SLOT_BYTES]);
+        let (first, second) = swapped.split_at_mut(SLOTS[1]);
+        first[SLOTS[0]..].swap_with_slice(&mut second[..SLOT_BYTES]);
         assert_eq!(read_lease(&swapped), Err(Corruption::Record));
         let ended = read(Kind::Lease, &name(), &swapped, |_| false);
         assert_eq!(ended, Err(Corruption::Record), "also after a reboot");

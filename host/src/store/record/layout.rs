@@ -1,6 +1,10 @@
-//! The layout of a lock's file: its sizes, offsets and flags, and the numbers at an offset. See `FORMAT.md`.
+//! The layout of a lock's file: its parts, sizes, offsets and flags. See `FORMAT.md`.
 
-use std::ops::Range;
+use std::mem::offset_of;
+
+use crc32c::crc32c;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The size of a lock's file. All bytes are written when the file is created, so that later writes need no
 /// disk space.
@@ -27,26 +31,114 @@ impl Kind {
 pub(super) const MAGIC: [u8; 8] = *b"VERROU\r\n";
 pub(super) const VERSION: u32 = 1;
 pub(super) const NAME_AT: usize = 2048;
-pub(super) const SLOT_BYTES: usize = 512;
-pub(super) const SLOTS: [Range<usize>; 2] = [512..1024, 1024..1536];
-pub(super) const FLAGS_AT: usize = 4;
-pub(super) const SEQUENCE_AT: usize = 8;
-pub(super) const FENCE_AT: usize = 16;
-pub(super) const LAST_FENCE_AT: usize = 24;
-pub(super) const TEXT_AT: usize = 112;
 pub(super) const HOST_BYTES: usize = 64;
 pub(super) const COMMAND_BYTES: usize = 320;
-pub(super) const SERVED_AT: usize = 496;
-pub(super) const FILE_AT: usize = 504;
+
+/// The header of a file, which never changes.
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Header {
+    pub(super) magic: [u8; 8],
+    pub(super) version: U32,
+    /// The number of the [`Kind`].
+    pub(super) kind: U32,
+    pub(super) name_bytes: U32,
+    /// The checksum of the name and of the fields above.
+    pub(super) checksum: U32,
+}
+
+/// One of the two slots for records.
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Slot {
+    /// The checksum of all bytes below.
+    pub(super) checksum: U32,
+    pub(super) flags: U32,
+    pub(super) sequence: U64,
+    pub(super) fence: U64,
+    pub(super) last_fence: U64,
+    pub(super) owner: [u8; 16],
+    pub(super) boot: [u8; 16],
+    pub(super) time_namespace: U64,
+    /// Nanoseconds; zero for a lease that never expires.
+    pub(super) ttl: U64,
+    /// Nanoseconds by `CLOCK_BOOTTIME`.
+    pub(super) ends: U64,
+    /// Milliseconds since the start of 1970.
+    pub(super) ends_wall: U64,
+    /// Milliseconds since the start of 1970.
+    pub(super) since_wall: U64,
+    pub(super) process: U32,
+    pub(super) host_bytes: U16,
+    pub(super) command_bytes: U16,
+    /// The host, and the command behind it. Without [`EXTENDED`], the text may reach to the end of the slot.
+    pub(super) text: [u8; HOST_BYTES + COMMAND_BYTES],
+    /// Has a meaning with [`EXTENDED`].
+    pub(super) served: U64,
+    /// Has a meaning with [`NUMBERED`].
+    pub(super) file: U64,
+}
+
+pub(super) const SLOT_BYTES: usize = size_of::<Slot>();
+
+impl Slot {
+    /// Returns all bytes from the text on.
+    pub(super) fn text_and_rest(&self) -> &[u8] {
+        &self.as_bytes()[offset_of!(Self, text)..]
+    }
+
+    /// Returns the checksum of the slot's contents.
+    pub(super) fn computed_checksum(&self) -> u32 {
+        crc32c(&self.as_bytes()[offset_of!(Self, flags)..])
+    }
+}
+
+/// The part of a file that grants and waiters can change, with all bytes before it.
+#[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Changing {
+    pub(super) header: Header,
+    unused: [u8; 512 - size_of::<Header>()],
+    pub(super) slots: [Slot; 2],
+    /// The queue's mark: the ticket that was last given to a waiter.
+    pub(super) mark: U64,
+    /// The touch: a number that changes when a lock is released without a record.
+    pub(super) touch: U64,
+}
+
+impl Changing {
+    /// Returns this part of a file that begins with `bytes`; `None` if there are too few of them.
+    pub(super) fn of(bytes: &[u8]) -> Option<&Self> {
+        let (changing, _) = Self::ref_from_prefix(bytes).ok()?;
+        Some(changing)
+    }
+}
+
+/// The offsets of the slots.
+pub(super) const SLOTS: [usize; 2] = {
+    let first = offset_of!(Changing, slots);
+    [first, first + SLOT_BYTES]
+};
 
 /// The length of the part of a file that records can change, with all bytes before it.
-pub(crate) const RECORD_BYTES: usize = 1536;
+pub(crate) const RECORD_BYTES: usize = MARK_AT;
 
-/// The offset of the queue's mark: the ticket that was last given to a waiter.
-pub(crate) const MARK_AT: usize = RECORD_BYTES;
+/// The offset of the queue's mark.
+pub(crate) const MARK_AT: usize = offset_of!(Changing, mark);
 
-/// The offset of the touch: a number that changes when a lock is released without a record.
-pub(crate) const TOUCH_AT: usize = RECORD_BYTES + 8;
+/// The offset of the touch.
+pub(crate) const TOUCH_AT: usize = offset_of!(Changing, touch);
+
+/// The length of the part of a file that grants can change, with all bytes before it.
+pub(crate) const CHANGING_BYTES: usize = size_of::<Changing>();
+
+// As FORMAT.md says.
+const _: () = {
+    assert!(SLOTS[0] == 512 && SLOT_BYTES == 512);
+    assert!(offset_of!(Slot, owner) == 32 && offset_of!(Slot, ttl) == 72);
+    assert!(offset_of!(Slot, text) == 112 && offset_of!(Slot, served) == 496);
+    assert!(MARK_AT == 1536 && CHANGING_BYTES == 1552);
+};
 
 /// The offset of the table of released fences: those of grants that their owners released through
 /// another process than the one that kept them alive. Each fence has a fixed slot.
@@ -58,9 +150,6 @@ pub(crate) fn released_at(fence: u64) -> u64 {
     RELEASED_AT + fence % RELEASED * 8
 }
 
-/// The length of the part of a file that grants can change, with all bytes before it.
-pub(crate) const CHANGING_BYTES: usize = RECORD_BYTES + 16;
-
 /// Every sequence number and every fence is less than this, so that each has a successor.
 pub(in crate::store) const COUNTED: u64 = 1 << 62;
 
@@ -70,43 +159,8 @@ pub(crate) const TICKETS: u64 = 1 << 59;
 
 pub(super) const HELD: u32 = 1;
 pub(super) const EPHEMERAL: u32 = 1 << 1;
-/// The bytes from [`SERVED_AT`] on are not text.
+/// `served` and `file` are not text.
 pub(super) const EXTENDED: u32 = 1 << 2;
 pub(super) const NOTIFIES: u32 = 1 << 3;
-/// The bytes from [`FILE_AT`] on have a meaning.
+/// `file` has a meaning.
 pub(super) const NUMBERED: u32 = 1 << 4;
-
-pub(super) fn put_u16(bytes: &mut [u8], at: usize, value: usize) {
-    // Every length stored is below 512.
-    bytes[at..at + 2].copy_from_slice(&u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes());
-}
-
-pub(super) fn put_u32(bytes: &mut [u8], at: usize, value: u32) {
-    bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
-}
-
-pub(super) fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
-    bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
-}
-
-pub(super) fn get_u16(bytes: &[u8], at: usize) -> usize {
-    usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
-}
-
-pub(super) fn get_u32(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(value)
-}
-
-pub(super) fn get_u64(bytes: &[u8], at: usize) -> u64 {
-    let mut value = [0; 8];
-    value.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(value)
-}
-
-pub(super) fn get_16(bytes: &[u8], at: usize) -> [u8; 16] {
-    let mut value = [0; 16];
-    value.copy_from_slice(&bytes[at..at + 16]);
-    value
-}

@@ -1,9 +1,7 @@
 //! The part of a lock's file that is read often: its version, and its queue's mark. See `FORMAT.md`.
 
 use super::codec::served_of;
-use super::layout::{
-    FLAGS_AT, HELD, MARK_AT, SEQUENCE_AT, SLOTS, TICKETS, TOUCH_AT, get_u32, get_u64,
-};
+use super::layout::{Changing, HELD, TICKETS};
 
 /// The part of a file that changes with each record, and with each notification of its waiters.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -19,13 +17,14 @@ impl Version {
     /// Returns the version of a file that begins with `bytes`, at least
     /// [`CHANGING_BYTES`](super::CHANGING_BYTES) of them.
     pub(crate) fn of(bytes: &[u8]) -> Self {
-        let sequences = SLOTS.map(|slot| get_u64(bytes, slot.start + SEQUENCE_AT));
-        let latest = &SLOTS[usize::from(sequences[0] < sequences[1])];
+        let file = changing(bytes);
+        let sequences = file.slots.each_ref().map(|slot| slot.sequence.get());
+        let latest = &file.slots[usize::from(sequences[0] < sequences[1])];
         Self {
             sequences,
-            touched: get_u64(bytes, TOUCH_AT),
-            held: get_u32(bytes, latest.start + FLAGS_AT) & HELD != 0,
-            served: served_of(&bytes[latest.clone()]),
+            touched: file.touch.get(),
+            held: latest.flags.get() & HELD != 0,
+            served: served_of(latest),
         }
     }
 
@@ -49,7 +48,11 @@ impl Version {
 /// [`CHANGING_BYTES`](super::CHANGING_BYTES) of them.
 pub(crate) fn mark_of(bytes: &[u8]) -> u64 {
     // The mark has no checksum: a corrupt mark must not use up the tickets.
-    Some(get_u64(bytes, MARK_AT))
+    Some(changing(bytes).mark.get())
         .filter(|&mark| mark < TICKETS)
         .unwrap_or_default()
+}
+
+fn changing(bytes: &[u8]) -> &Changing {
+    Changing::of(bytes).expect("the caller has read these bytes")
 }
