@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use common::{Started, TestDir, code, ends_with, eventually, stderr};
 use verrou::conformance::wait;
-use verrou::{Acquired, Claim, Fence, Owner, Store, StoreError, Ttl};
+use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, StoreOptions};
 
 /// Returns the command `verrou run --file lock [options] -- sh -c script`.
@@ -158,6 +158,32 @@ const REPLACED: [fn(&Path); 4] = [
         fs::rename(other, path).unwrap();
     },
 ];
+
+#[test]
+fn path_whose_file_is_removed_meanwhile_has_the_same_lock() {
+    let dir = TestDir::new("file");
+    let (path, link) = (dir.path("lock"), dir.path("link"));
+    symlink("lock", &link).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = fs::remove_file(&path);
+            }
+        });
+        let records = dir.path("records");
+        let name = |path: &Path| {
+            let opened = FileLockStore::open_path(path, &records, &StoreOptions::default());
+            opened.map(|(_, name)| name).map_err(|err| err.to_string())
+        };
+        let names: Vec<_> = (0..500).flat_map(|_| [name(&path), name(&link)]).collect();
+        done.store(true, Ordering::Relaxed);
+        let expected = Ok(Name::new(path.to_str().unwrap()).unwrap());
+        for name in names {
+            assert_eq!(name, expected);
+        }
+    });
+}
 
 #[test]
 fn replaced_file_is_locked_with_greater_fence() {

@@ -550,19 +550,3 @@ pub(super) fn wall_clock() -> Duration {
     let now = System.wall_clock().as_millis();
     Duration::from_millis(now.try_into().unwrap_or(u64::MAX))
 }
-
-/// Rejects a directory on whose file system locks may not exclude all other processes.
-pub(crate) fn refuse_unsuitable(path: &Path) -> Result<(), OpenError> {
-    let failed = |source| OpenError::Directory {
-        action: "determine the file system of this directory",
-        path: path.to_owned(),
-        source,
-    };
-    match os::unsuitable_file_system(path).map_err(failed)? {
-        Some(kind) => Err(OpenError::UnsuitableFileSystem {
-            path: path.to_owned(),
-            kind,
-        }),
-        None => Ok(()),
-    }
-}

@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use verrou::Name;
 
 use super::error::{FileError, OpenError};
 use super::open_files::{Location, OpenFile, OpenFiles};
-use super::{StoreOptions, directory, os};
+use super::{StoreOptions, os};
 use crate::process;
 
 pub(super) struct Exact {
@@ -38,13 +39,43 @@ pub(super) fn exact(path: &Path, options: &StoreOptions) -> Result<(PathBuf, Nam
         path: path.to_owned(),
         why,
     };
-    os::open_to_lock(path).map_err(|err| failed(format!("cannot open this to lock it: {err}")))?;
-    let exact = path.canonicalize().map_err(|err| failed(err.to_string()))?;
+    let file = os::open_to_lock(path)
+        .map_err(|err| failed(format!("cannot open this to lock it: {err}")))?;
+    let exact = resolved(path).map_err(|err| failed(err.to_string()))?;
     if !options.any_file_system {
-        directory::refuse_unsuitable(&exact)?;
+        let kind = os::unsuitable_file_system(&file).map_err(|source| OpenError::Directory {
+            action: "determine the file system of this file",
+            path: exact.clone(),
+            source,
+        })?;
+        if let Some(kind) = kind {
+            return Err(OpenError::UnsuitableFileSystem { path: exact, kind });
+        }
     }
     let name = Name::new(&name_of(&exact)).map_err(|err| failed(err.to_string()))?;
     Ok((exact, name))
+}
+
+/// Returns the absolute path of the file at `path`, without links, also if that file was removed after it was
+/// opened, as logrotate(8) and editors do.
+fn resolved(path: &Path) -> io::Result<PathBuf> {
+    /// As many as the kernel follows: `path_resolution(7)`.
+    const LINKS: usize = 40;
+
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        match path.canonicalize() {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            found => return found,
+        }
+        let name = path.file_name().ok_or(io::ErrorKind::NotFound)?;
+        let directory = path.parent().unwrap_or(Path::new(""));
+        match path.read_link() {
+            Ok(target) => path = directory.join(target),
+            Err(_) => return Ok(Path::new(".").join(directory).canonicalize()?.join(name)),
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 /// Returns the name of the lock on `path`: the path itself if it is UTF-8, and otherwise `bytes:` and

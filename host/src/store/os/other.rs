@@ -177,7 +177,7 @@ pub(crate) fn suspicious_directory(
     Ok(None)
 }
 
-pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>> {
+pub(crate) fn unsuitable_file_system(_file: &File) -> io::Result<Option<String>> {
     Ok(None)
 }
 

@@ -388,7 +388,7 @@ impl OpenDirectory {
 
     /// Returns the name of the directory's file system, if locks may not work on it.
     pub(crate) fn unsuitable_file_system(&self) -> io::Result<Option<String>> {
-        unsuitable_file_system_of(&self.directory)
+        unsuitable_file_system(&self.directory)
     }
 
     /// Returns a path by which the kernel finds the file `name` through the open directory, for system calls
@@ -589,18 +589,13 @@ pub(crate) fn is_secure_execution() -> bool {
     getuid() != geteuid() || getgid() != getegid()
 }
 
-/// Returns the name of the file system of `path`, if locks may not work on it.
+/// Returns the name of the file system of `file`, if locks may not work on it.
 ///
 /// Locks work on file systems that only this machine uses (statfs(2) lists their numbers). On others, each
 /// client may keep its own flock(2) locks, or locks are lost with a connection.
 #[cfg(target_os = "linux")]
-pub(crate) fn unsuitable_file_system(path: &Path) -> io::Result<Option<String>> {
-    Ok(unsuitable(&rustix::fs::statfs(path)?))
-}
-
-#[cfg(target_os = "linux")]
-fn unsuitable_file_system_of(directory: &File) -> io::Result<Option<String>> {
-    Ok(unsuitable(&rustix::fs::fstatfs(directory)?))
+pub(crate) fn unsuitable_file_system(file: &File) -> io::Result<Option<String>> {
+    Ok(unsuitable(&rustix::fs::fstatfs(file)?))
 }
 
 #[cfg(target_os = "linux")]
@@ -665,12 +660,7 @@ fn kind_of(found: &rustix::fs::StatFs) -> i64 {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn unsuitable_file_system(_path: &Path) -> io::Result<Option<String>> {
-    Ok(None)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn unsuitable_file_system_of(_directory: &File) -> io::Result<Option<String>> {
+pub(crate) fn unsuitable_file_system(_file: &File) -> io::Result<Option<String>> {
     Ok(None)
 }
 
