@@ -5,19 +5,17 @@
 //! reserves the lock for the head waiter for half a second, and notifies that waiter on its channel; a
 //! waiter that does not acquire the lock in that time loses its ticket. See `server/redis/`.
 
+mod connect;
+mod error;
+mod scripts;
+
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use ::redis::io::tcp::TcpSettings;
-use ::redis::{
-    Client, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, ProtocolVersion, PushInfo,
-    PushKind, RedisConnectionInfo, RedisError, Script, ScriptInvocation, ServerErrorKind,
-    TlsCertificates, Value,
-};
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use ::redis::aio::ConnectionManager;
+use ::redis::{FromRedisValue, RedisError, Script, ScriptInvocation, Value};
 use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
@@ -28,12 +26,17 @@ use verrou::{
     Owner, StoreError, async_trait,
 };
 
+use self::error::failed;
+use self::scripts::{
+    ACQUIRE, EVICT, EXTEND, LEAVE, RELEASE, WAIT, in_queue, key, millis, of_owner, on_keys,
+    or_nothing,
+};
 use super::cancelled_acquire::CancelledRequests;
 use super::notifications::Notifications;
 use super::queue_heartbeat::QueueHeartbeat;
 use super::store::{
-    About, CAPABILITIES, RESERVATION, ServerStore, WAITER_TIMEOUT, drift, loss_watch, record_ttl,
-    request_timeout, waiter,
+    About, CAPABILITIES, RESERVATION, ServerStore, drift, loss_watch, record_ttl, request_timeout,
+    waiter,
 };
 use super::{ServerError, ServerUrl};
 use crate::System;
@@ -59,28 +62,6 @@ pub struct RedisStore {
     runtime: Handle,
 }
 
-macro_rules! script {
-    ($file:literal) => {
-        LazyLock::new(|| {
-            Script::new(concat!(
-                include_str!("redis/queue.lua"),
-                include_str!($file)
-            ))
-        })
-    };
-}
-
-static ACQUIRE: LazyLock<Script> = script!("redis/acquire.lua");
-static EXTEND: LazyLock<Script> = script!("redis/extend.lua");
-static RELEASE: LazyLock<Script> = script!("redis/release.lua");
-static EVICT: LazyLock<Script> = script!("redis/evict.lua");
-static WAIT: LazyLock<Script> = script!("redis/wait.lua");
-static LEAVE: LazyLock<Script> = script!("redis/leave.lua");
-
-/// The characters of a name that are percent-encoded in a key: braces, which would end the hash tag of
-/// Redis Cluster, `%` and control characters.
-const BRACES: &AsciiSet = &CONTROLS.add(b'{').add(b'}').add(b'%');
-
 impl RedisStore {
     /// Connects to the store at `url`, after checking that its server is usable.
     ///
@@ -88,53 +69,8 @@ impl RedisStore {
     ///
     /// Returns [`ServerError`], which says what is wrong with the server, and what to do about it.
     pub async fn connect(url: &ServerUrl, options: &StoreOptions) -> Result<Self, ServerError> {
-        let server = url.to_string();
-        let setup = |why: String, advice: &str| ServerError::Setup {
-            server: server.clone(),
-            why,
-            advice: advice.to_owned(),
-        };
-        let client = client(url, &setup)?;
         let notifications = Arc::new(Notifications::default());
-        let received = Arc::clone(&notifications);
-        let config = ConnectionManagerConfig::new()
-            // Callers retry by themselves.
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(url.timeout()))
-            .set_response_timeout(Some(url.timeout()))
-            .set_push_sender(move |push: PushInfo| {
-                dispatch(&received, &push);
-                Ok::<(), ::redis::aio::SendError>(())
-            })
-            .set_automatic_resubscription();
-        let connecting = ConnectionManager::new_with_config(client, config);
-        let late = |_| ServerError::Timeout {
-            server: server.clone(),
-            after: url.timeout(),
-        };
-        let mut connection = timeout(url.timeout(), connecting)
-            .await
-            .map_err(late)?
-            .map_err(|err| not_connected(&server, err))?;
-        let mut asked = ::redis::pipe();
-        asked.cmd("INFO").arg("memory");
-        asked.cmd("INFO").arg("replication");
-        let info: Result<(String, String), _> = asked.query_async(&mut connection).await;
-        // A server that does not permit `INFO` is accepted without these checks.
-        if let Ok((memory, replication)) = info {
-            is_kept(&memory).map_err(|why| {
-                setup(
-                    why,
-                    "Redis could evict locks: set maxmemory-policy noeviction, or use another server",
-                )
-            })?;
-            if field(&replication, "role") == Some("slave") {
-                return Err(setup(
-                    "this server is a read-only replica".to_owned(),
-                    "name its primary server",
-                ));
-            }
-        }
+        let connection = connect::connection(url, &notifications).await?;
         let id = Owner::from_bytes(System.random());
         let prefix = url.option("prefix").unwrap_or_else(|| "verrou:".to_owned());
         Ok(Self {
@@ -143,7 +79,7 @@ impl RedisStore {
             about: About::this(options).to_json(),
             channel: format!("{prefix}client:{id}"),
             prefix,
-            server,
+            server: url.to_string(),
             is_subscribed: OnceCell::new(),
             notifications,
             heartbeat: Arc::default(),
@@ -195,13 +131,6 @@ impl RedisStore {
 
     fn key(&self, name: &Name) -> String {
         key(&self.prefix, name)
-    }
-
-    /// Returns the name of the lock whose record has this key.
-    fn name_of(&self, key: &str) -> Option<Name> {
-        let braced = key.strip_prefix(&self.prefix)?;
-        let encoded = braced.strip_prefix('{')?.strip_suffix('}')?;
-        Name::new(&percent_decode_str(encoded).decode_utf8().ok()?).ok()
     }
 
     /// Runs `script` on the keys of `name`.
@@ -297,7 +226,10 @@ impl ServerStore for RedisStore {
                 .arg(1000);
             scan.arg("TYPE").arg("hash");
             let (next, keys): (String, Vec<String>) = self.asked(self.timeout, &scan).await?;
-            names.extend(keys.iter().filter_map(|key| self.name_of(key)));
+            names.extend(
+                keys.iter()
+                    .filter_map(|key| scripts::name_of(&self.prefix, key)),
+            );
             if next == "0" {
                 break;
             }
@@ -462,216 +394,5 @@ impl fmt::Debug for RedisStore {
         f.debug_struct("RedisStore")
             .field("server", &self.server)
             .finish_non_exhaustive()
-    }
-}
-
-/// Returns the key of the record of `name`. The name in braces is the hash tag of Redis Cluster.
-fn key(prefix: &str, name: &Name) -> String {
-    let name = utf8_percent_encode(name.as_str(), BRACES);
-    format!("{prefix}{{{name}}}")
-}
-
-/// Returns an invocation of `script` on the record with that key, and its three other keys.
-fn on_keys<'a>(script: &'a Script, key: &str) -> ScriptInvocation<'a> {
-    let mut script = script.prepare_invoke();
-    for suffix in ["", ":fence", ":queue", ":waiting"] {
-        script.key(format!("{key}{suffix}"));
-    }
-    script
-}
-
-/// Returns an invocation of [`LEAVE`] or [`RELEASE`] with its arguments.
-fn of_owner<'a>(script: &'a Script, key: &str, owner: Owner) -> ScriptInvocation<'a> {
-    let mut script = on_keys(script, key);
-    script.arg(owner.to_string()).arg(millis(RESERVATION));
-    script
-}
-
-/// Adds the arguments of [`WAIT`].
-fn in_queue(script: &mut ScriptInvocation<'_>, owner: &Owner, channel: &str, is_kept: bool) {
-    script
-        .arg(owner.to_string())
-        .arg(millis(WAITER_TIMEOUT))
-        .arg(channel)
-        .arg(u8::from(is_kept));
-}
-
-/// Returns a number as text, or an empty argument.
-fn or_nothing(number: Option<u64>) -> String {
-    number.map_or_else(String::new, |number| number.to_string())
-}
-
-/// Returns a length in whole milliseconds, rounded up.
-fn millis(length: Duration) -> u64 {
-    // The latest expiry of a key.
-    const LATEST: u128 = 1 << 53;
-
-    length.as_nanos().div_ceil(1_000_000).min(LATEST) as u64
-}
-
-/// Passes on a push message of the server.
-fn dispatch(notifications: &Arc<Notifications>, push: &PushInfo) {
-    match (&push.kind, &push.data[..]) {
-        (PushKind::Message, [_, payload]) => {
-            notifications.dispatch(&String::from_redis_value_ref(payload).unwrap_or_default());
-        }
-        // Messages may have been lost.
-        (PushKind::Disconnection | PushKind::Subscribe, _) => notifications.notify_all(),
-        _ => {}
-    }
-}
-
-fn client(
-    url: &ServerUrl,
-    setup: &impl Fn(String, &str) -> ServerError,
-) -> Result<Client, ServerError> {
-    let unread = |err: std::io::Error| setup(err.to_string(), "name a file that can be read");
-    let wrong = |err: RedisError| {
-        setup(
-            err.to_string(),
-            "write rediss://USER:PASSWORD@HOST:PORT/DATABASE, or redis:// on this machine",
-        )
-    };
-    let (host, port) = url.hosts().swap_remove(0);
-    let host = host.trim_matches(['[', ']']).to_owned();
-    let port = port.unwrap_or(6379);
-    let address = if url.is_encrypted() {
-        ConnectionAddr::TcpTls {
-            host,
-            port,
-            insecure: false,
-            tls_params: None,
-        }
-    } else {
-        ConnectionAddr::Tcp(host, port)
-    };
-    let database = url.database().unwrap_or_else(|| "0".to_owned());
-    let database = database.parse().map_err(|_| {
-        setup(
-            format!("`{database}` is not the number of a database"),
-            "write redis://HOST/0",
-        )
-    })?;
-    let mut settings = RedisConnectionInfo::default()
-        // With RESP3, messages and answers share one connection.
-        .set_protocol(ProtocolVersion::RESP3)
-        .set_db(database)
-        .set_lib_name("verrou", env!("CARGO_PKG_VERSION"));
-    if let Some(user) = url.user() {
-        settings = settings.set_username(user);
-    }
-    if let Some(password) = url.password()? {
-        settings = settings.set_password(password);
-    }
-    let tcp = TcpSettings::default().set_nodelay(true);
-    #[cfg(target_os = "linux")]
-    let tcp = tcp.set_user_timeout(url.timeout() * 2);
-    let info: ConnectionInfo = ::redis::IntoConnectionInfo::into_connection_info(address)
-        .map_err(wrong)?
-        .set_tcp_settings(tcp)
-        .set_redis_settings(settings);
-    if !url.is_encrypted() {
-        return Client::open(info).map_err(wrong);
-    }
-    super::tls::install();
-    let certificates = TlsCertificates {
-        client_tls: None,
-        root_cert: url.authorities().map_err(unread)?,
-    };
-    Client::build_with_tls(info, certificates).map_err(wrong)
-}
-
-/// Returns the error for a connection that could not be made.
-fn not_connected(server: &str, err: RedisError) -> ServerError {
-    let setup = |why: &str, advice: &str| ServerError::Setup {
-        server: server.to_owned(),
-        why: format!("{why} ({err})"),
-        advice: advice.to_owned(),
-    };
-    let is_unknown_user = matches!(err.code(), Some("NOAUTH" | "WRONGPASS"));
-    match err.kind() {
-        ErrorKind::RESP3NotSupported => setup("this server is too old", "use Redis 6 or later"),
-        kind if is_unknown_user || kind == ErrorKind::AuthenticationFailed => setup(
-            "the server refuses the user or the password",
-            "write redis://USER:PASSWORD@HOST, or password-file=FILE; on another machine write rediss:// for \
-             TLS, or add tls=off",
-        ),
-        ErrorKind::Parse | ErrorKind::UnexpectedReturnType => setup(
-            "the server at this address is not Redis",
-            "name the port of Redis, and write rediss:// if it expects TLS",
-        ),
-        _ => failed(server, err),
-    }
-}
-
-/// Classifies the error of a failed request.
-fn failed(server: &str, err: RedisError) -> ServerError {
-    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly, TryAgain};
-
-    let server = server.to_owned();
-    // Full memory or disk, too few replicas, or another client's long script: temporary.
-    let passes = matches!(err.code(), Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS"));
-    match err.kind() {
-        _ if passes => ServerError::Unavailable {
-            server,
-            source: err.into(),
-        },
-        ErrorKind::Io => ServerError::Disconnected {
-            server,
-            source: err.into(),
-        },
-        ErrorKind::Server(BusyLoading | ClusterDown | MasterDown | ReadOnly | TryAgain) => {
-            ServerError::Unavailable {
-                server,
-                source: err.into(),
-            }
-        }
-        _ if err.is_connection_dropped() || err.is_timeout() => ServerError::Disconnected {
-            server,
-            source: err.into(),
-        },
-        _ => ServerError::Refused {
-            server,
-            source: err.into(),
-        },
-    }
-}
-
-/// Returns the value of the field `name` in a section of `INFO`.
-fn field<'a>(section: &'a str, name: &str) -> Option<&'a str> {
-    let mut fields = section.lines().filter_map(|line| line.split_once(':'));
-    let (_, value) = fields.find(|(field, _)| *field == name)?;
-    Some(value.trim())
-}
-
-/// Returns an error if a server with this `INFO memory` can evict keys.
-fn is_kept(memory: &str) -> Result<(), String> {
-    match (
-        field(memory, "maxmemory"),
-        field(memory, "maxmemory_policy"),
-    ) {
-        (Some(limit), Some(policy)) if limit != "0" && policy != "noeviction" => Err(format!(
-            "when its memory is full, this server evicts keys (maxmemory-policy {policy})"
-        )),
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn server_that_evicts_keys_is_refused() {
-        let memory = |limit, policy| {
-            format!(
-                "# Memory\r\nused_memory:1\r\nmaxmemory:{limit}\r\nmaxmemory_policy:{policy}\r\n"
-            )
-        };
-        assert!(is_kept(&memory(0, "allkeys-lru")).is_ok());
-        assert!(is_kept(&memory(1000, "noeviction")).is_ok());
-        assert!(is_kept("").is_ok());
-        let why = is_kept(&memory(1000, "volatile-ttl")).unwrap_err();
-        assert!(why.contains("volatile-ttl"), "{why}");
     }
 }
