@@ -127,6 +127,7 @@ mod name;
 mod ttl;
 mod claim;
 mod store;
+mod store_wrapper;
 mod retry;
 mod lease;
 mod json;
@@ -171,7 +172,8 @@ pub use retry::{Backoff, InvalidRetry, Retry};
 pub use serialized::{InvalidSerializedLock, SerializedLock};
 pub use store::{
     Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Holder, LossWatch, Process,
-    Renewed, Store, StoreError, StoreWrapper, Waiter,
+    Renewed, Store, StoreError, Waiter,
 };
+pub use store_wrapper::StoreWrapper;
 pub use time::{Clock, Timestamp};
 pub use ttl::{InvalidTtl, Ttl};

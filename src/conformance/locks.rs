@@ -20,7 +20,8 @@ use crate::error::{Error, RunError};
 use crate::lease::Loss;
 use crate::retry::Retry;
 use crate::serialized::SerializedLock;
-use crate::store::{Acquired, Capabilities, Store, StoreError, StoreWrapper};
+use crate::store::{Acquired, Capabilities, Store, StoreError};
+use crate::store_wrapper::StoreWrapper;
 use crate::ttl::Ttl;
 
 type Locks<F> = LockFactory<Arc<<F as Fixture>::Store>, <F as Fixture>::Host>;
