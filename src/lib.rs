@@ -62,10 +62,17 @@ macro_rules! mutant {
     };
 }
 
-/// Records an event of the lock with a name for `tracing`, at a level and with fields as in `tracing::event!`.
-/// Without the feature `tracing`, does nothing. No field may have an owner token.
-#[cfg(feature = "tracing")]
+/// Records an event of the lock with a name, at a level and with fields as in `tracing::event!`: for `tracing` with that
+/// feature, and for the listener of `event.rs` with the feature `js`. No field may have an owner token.
 macro_rules! event {
+    ($level:ident, $name:expr, $($field:tt)*) => {
+        trace_event!($level, $name, $($field)*);
+        listen_event!($level, $name, $($field)*);
+    };
+}
+
+#[cfg(feature = "tracing")]
+macro_rules! trace_event {
     ($level:ident, $name:expr, $($field:tt)*) => {
         tracing::event!(
             target: "verrou",
@@ -75,8 +82,15 @@ macro_rules! event {
         )
     };
 }
-#[cfg(all(feature = "js", not(feature = "tracing")))]
-macro_rules! event {
+#[cfg(not(feature = "tracing"))]
+macro_rules! trace_event {
+    ($level:ident, $name:expr, $($field:tt)*) => {
+        let _ = &$name;
+    };
+}
+
+#[cfg(feature = "js")]
+macro_rules! listen_event {
     ($level:ident, $name:expr, $($field:tt)*) => {
         if let Some(mut event) = crate::event::Event::start(stringify!($level), $name.as_str()) {
             add_to_event!(event, $($field)*);
@@ -84,7 +98,7 @@ macro_rules! event {
         }
     };
 }
-#[cfg(all(feature = "js", not(feature = "tracing")))]
+#[cfg(feature = "js")]
 macro_rules! add_to_event {
     ($event:ident, $message:literal) => {
         $event.message = $message;
@@ -102,8 +116,8 @@ macro_rules! add_to_event {
         add_to_event!($event, $($more)*);
     };
 }
-#[cfg(not(any(feature = "js", feature = "tracing")))]
-macro_rules! event {
+#[cfg(not(feature = "js"))]
+macro_rules! listen_event {
     ($level:ident, $name:expr, $($field:tt)*) => {
         let _ = &$name;
     };
@@ -117,10 +131,6 @@ mod mutant;
 mod sync;
 mod printable;
 #[cfg(feature = "js")]
-#[cfg_attr(
-    feature = "tracing",
-    allow(dead_code, reason = "`tracing` gets the events")
-)]
 mod event;
 mod time;
 mod name;
