@@ -1,6 +1,9 @@
 //! The files of the stores, and how the stores handle changes that other programs make to them.
 #![cfg(unix)]
 
+#[path = "common/store_calls.rs"]
+mod store_calls;
+
 use std::error::Error;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -11,10 +14,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
 use verrou::conformance::TestClock;
 use verrou::conformance::wait;
-use verrou::{Acquired, Claim, Fence, Holder, Name, Owner, Renewed, Store, StoreError, Ttl};
+use verrou::{Acquired, Claim, Fence, Holder, Name, Renewed, Store, StoreError, Ttl};
 use verrou_host::{
     Corruption, FileError, FileLockStore, HostStore, LeaseFileStore, OpenError, StoreOptions,
     Zombies,
@@ -35,43 +39,11 @@ fn locks(directory: &Path) -> FileLockStore {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim::new(
-        Name::new("lock").unwrap(),
-        Owner::from_bytes([owner; 16]),
-        Ttl::NEVER,
-    )
-    .ephemeral(true)
+    store_calls::claim("lock", owner)
 }
 
 fn detached(owner: u8) -> Claim {
     claim(owner).ephemeral(false)
-}
-
-fn granted(reply: Result<Acquired, StoreError>) -> u64 {
-    match reply {
-        Ok(Acquired::Granted { fence }) => fence.map_or(0, Fence::get),
-        other => panic!("expected a grant, got {other:?}"),
-    }
-}
-
-fn refused(reply: &Result<Acquired, StoreError>) {
-    assert!(
-        matches!(reply, Ok(Acquired::Busy { .. })),
-        "expected a refusal, got {reply:?}"
-    );
-}
-
-#[track_caller]
-fn done(reply: Result<bool, StoreError>) {
-    assert!(reply.expect("an answer"), "the operation is done");
-}
-
-#[track_caller]
-fn not_done(reply: &Result<bool, StoreError>) {
-    assert!(
-        matches!(reply, Ok(false)),
-        "expected `false`, got {reply:?}"
-    );
 }
 
 /// Returns the store's own error.

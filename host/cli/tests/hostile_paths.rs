@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "../../tests/common/store_calls.rs"]
+mod store_calls;
 
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -16,7 +18,7 @@ use common::{KINDS, TestDir, code, done, ends_with, eventually, stderr, stdout};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-use verrou::{Claim, Name, Owner, Store, Ttl};
+use verrou::{Claim, Store};
 use verrou_host::{FileLockStore, LeaseFileStore, OpenError, StoreOptions};
 
 /// The attacked user.
@@ -566,12 +568,7 @@ fn no_other_directory_is_given_to_a_group_in_a_race() {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim::new(
-        Name::new("k").unwrap(),
-        Owner::from_bytes([owner; 16]),
-        Ttl::NEVER,
-    )
-    .ephemeral(true)
+    store_calls::claim("k", owner)
 }
 
 /// The path of the store then leads to another directory, in which others acquire the lock.

@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "../../tests/common/store_calls.rs"]
+mod store_calls;
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,8 +15,9 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Started, TestDir, code, ends_with, eventually, stderr};
+use store_calls::{granted, not_done, refused};
 use verrou::conformance::wait;
-use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
+use verrou::{Acquired, Claim, Name, Owner, Store, Ttl};
 use verrou_host::{FileLockStore, StoreOptions};
 
 /// Returns the command `verrou run --file lock [options] -- sh -c script`.
@@ -124,23 +127,6 @@ fn open(path: &Path) -> (FileLockStore, impl Fn(u8) -> Claim + use<>) {
     (store, claim)
 }
 
-fn fence_of(reply: Result<Acquired, StoreError>) -> u64 {
-    match reply {
-        Ok(Acquired::Granted { fence }) => fence.map_or(0, Fence::get),
-        other => panic!("expected a grant, got {other:?}"),
-    }
-}
-
-#[track_caller]
-fn not_done(reply: &Result<bool, StoreError>) {
-    assert!(matches!(reply, Ok(false)), "{reply:?}");
-}
-
-#[track_caller]
-fn refused(reply: &Result<Acquired, StoreError>) {
-    assert!(matches!(reply, Ok(Acquired::Busy { .. })), "{reply:?}");
-}
-
 /// Ways to replace a file: `rm -f`, logrotate(8), an editor, and `mv` of another file.
 const REPLACED: [fn(&Path); 4] = [
     |path| fs::remove_file(path).unwrap(),
@@ -222,15 +208,15 @@ fn holder_of_replaced_file_leaves_record_alone() {
             let path = dir.path("lock");
             let (first, claim) = open(&path);
             let (second, _) = open(&path);
-            fence_of(second.acquire(&claim(1)));
+            granted(second.acquire(&claim(1)));
             // With a waiter, the end of a grant is recorded.
             wait(&first, &claim(2), Duration::ZERO);
             assert!(second.release(&claim(1)).unwrap());
-            let mut last = fence_of(first.acquire(&claim(2)));
+            let mut last = granted(first.acquire(&claim(2)));
             replace(&path);
             let (second, _) = open(&path);
             for _ in 0..grants {
-                let fence = fence_of(second.acquire(&claim(3)));
+                let fence = granted(second.acquire(&claim(3)));
                 assert!(fence > last, "{fence} after {last}");
                 last = fence;
                 assert!(second.extend(&claim(3)).unwrap());
@@ -239,7 +225,7 @@ fn holder_of_replaced_file_leaves_record_alone() {
             not_done(&first.extend(&claim(2)));
             let _ = first.release(&claim(2));
             for _ in 0..3 {
-                let fence = fence_of(second.acquire(&claim(4)));
+                let fence = granted(second.acquire(&claim(4)));
                 assert!(fence > last, "{fence} after {last}, {grants} grants");
                 last = fence;
                 assert!(second.release(&claim(4)).unwrap());
@@ -292,10 +278,10 @@ fn waiter_locks_the_file_that_replaced_a_locked_one() {
         let path = dir.path("lock");
         let (first, claim) = open(&path);
         let (second, _) = open(&path);
-        let before = fence_of(first.acquire(&claim(1)));
+        let before = granted(first.acquire(&claim(1)));
         refused(&second.acquire(&claim(2)));
         replace(&path);
-        assert!(fence_of(second.acquire(&claim(2))) > before);
+        assert!(granted(second.acquire(&claim(2))) > before);
         not_done(&first.extend(&claim(1)));
     }
 }
@@ -317,7 +303,7 @@ fn no_fence_is_granted_twice_while_the_file_is_replaced() {
                     Ok(Acquired::Busy { .. }) => thread::yield_now(),
                     Err(err) if err.is_temporary() => {}
                     reply => {
-                        fences.push(fence_of(reply));
+                        fences.push(granted(reply));
                         // The extension fails if the file was replaced meanwhile, which is allowed.
                         let _ = store.extend(&claim);
                         store.release(&claim).unwrap();

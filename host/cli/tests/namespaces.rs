@@ -1,13 +1,17 @@
 //! Locks that are shared with processes in other namespaces, such as those of containers.
 #![cfg(target_os = "linux")]
 
+#[path = "../../tests/common/store_calls.rs"]
+mod store_calls;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
-use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
+use verrou::{Claim, Store};
 use verrou_host::{LeaseFileStore, StoreOptions};
 
 fn directory() -> TempDir {
@@ -19,43 +23,11 @@ fn leases(directory: &Path) -> LeaseFileStore {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim::new(
-        Name::new("lock").unwrap(),
-        Owner::from_bytes([owner; 16]),
-        Ttl::NEVER,
-    )
-    .ephemeral(true)
+    store_calls::claim("lock", owner)
 }
 
 fn detached(owner: u8) -> Claim {
     claim(owner).ephemeral(false)
-}
-
-fn granted(reply: Result<Acquired, StoreError>) -> u64 {
-    match reply {
-        Ok(Acquired::Granted { fence }) => fence.map_or(0, Fence::get),
-        other => panic!("expected a grant, got {other:?}"),
-    }
-}
-
-fn refused(reply: &Result<Acquired, StoreError>) {
-    assert!(
-        matches!(reply, Ok(Acquired::Busy { .. })),
-        "expected a refusal, got {reply:?}"
-    );
-}
-
-#[track_caller]
-fn done(reply: Result<bool, StoreError>) {
-    assert!(reply.expect("an answer"), "the operation is done");
-}
-
-#[track_caller]
-fn not_done(reply: &Result<bool, StoreError>) {
-    assert!(
-        matches!(reply, Ok(false)),
-        "expected `false`, got {reply:?}"
-    );
 }
 
 fn is_root() -> bool {

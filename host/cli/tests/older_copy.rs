@@ -2,13 +2,16 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "../../tests/common/store_calls.rs"]
+mod store_calls;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{KINDS, TestDir, ends_with};
+use store_calls::granted;
 use verrou::conformance::wait;
-use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
+use verrou::{Claim, Store};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
 
 fn open(dir: &TestDir, kind: &str) -> Box<dyn Store> {
@@ -20,24 +23,11 @@ fn open(dir: &TestDir, kind: &str) -> Box<dyn Store> {
 }
 
 fn claim(owner: u8) -> Claim {
-    Claim::new(
-        Name::new("k").unwrap(),
-        Owner::from_bytes([owner; 16]),
-        Ttl::NEVER,
-    )
-    .ephemeral(true)
-}
-
-#[track_caller]
-fn fence_of(reply: Result<Acquired, StoreError>) -> u64 {
-    match reply {
-        Ok(Acquired::Granted { fence }) => fence.map_or(0, Fence::get),
-        other => panic!("expected a grant, got {other:?}"),
-    }
+    store_calls::claim("k", owner)
 }
 
 fn grant(store: &dyn Store, owner: u8) -> u64 {
-    let fence = fence_of(store.acquire(&claim(owner)));
+    let fence = granted(store.acquire(&claim(owner)));
     assert!(store.release(&claim(owner)).unwrap());
     fence
 }
@@ -133,14 +123,14 @@ fn restored_file_of_a_held_lock_is_not_corrupt() {
         for _ in 0..3 {
             grant(&*holder, 1);
         }
-        let held = fence_of(holder.acquire(&claim(1)));
+        let held = granted(holder.acquire(&claim(1)));
         fs::copy(dir.path("copy"), &path).unwrap();
         for _ in 0..extensions {
             assert!(holder.extend(&claim(1)).unwrap());
         }
         wait(&*other, &claim(2), std::time::Duration::ZERO);
         assert!(holder.release(&claim(1)).unwrap());
-        let next = fence_of(other.acquire(&claim(2)));
+        let next = granted(other.acquire(&claim(2)));
         if extensions > 0 {
             assert!(next > held, "{next} after {held}");
         }
