@@ -43,6 +43,8 @@ extern crate std;
 /// Evaluates to whether a deliberate bug is switched on, or to the wrong one of two values if it is,
 /// and to the right one otherwise. A bug can be switched on only in programs that are built with
 /// `--cfg verrou_mutants`.
+#[doc(hidden)]
+#[macro_export]
 #[cfg(not(verrou_mutants))]
 macro_rules! mutant {
     ($name:ident) => {
@@ -52,13 +54,19 @@ macro_rules! mutant {
         $right
     };
 }
+#[doc(hidden)]
+#[macro_export]
 #[cfg(verrou_mutants)]
 macro_rules! mutant {
     ($name:ident) => {
-        crate::Mutant::$name.is_on()
+        $crate::Mutant::$name.is_on()
     };
     ($name:ident, $wrong:expr, $right:expr) => {
-        if mutant!($name) { $wrong } else { $right }
+        if $crate::mutant!($name) {
+            $wrong
+        } else {
+            $right
+        }
     };
 }
 

@@ -10,11 +10,11 @@ use verrou::{
     Acquired, AsyncLossWatch, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name,
     Renewed, StoreError, StoreWrapper, async_trait,
 };
-
-use crate::host_store::HostStore;
+use verrou_files::{BareLockStore, FileLockStore, OpenError};
+use verrou_machine::{HostStore, StoreOptions};
 #[cfg(feature = "server")]
-use crate::server::{self, BlockingServerStore};
-use crate::store::{BareLockStore, FileLockStore, OpenError, StoreOptions};
+use verrou_servers::{BlockingServerStore, ServerError};
+
 use crate::store_url::{StorePath, StoreUrl, default_directory};
 
 /// A store of any kind, as a [`StoreUrl`] specifies it, for programs that block. It has the methods of
@@ -38,6 +38,25 @@ impl Deref for AnyStore {
     }
 }
 
+/// An error of opening a store of any kind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenStoreError {
+    /// The files of the store cannot be used.
+    #[error(transparent)]
+    Files(#[from] OpenError),
+    /// The server cannot be used.
+    #[cfg(feature = "server")]
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The store is on a server, where a store in files is required.
+    #[error("{url} is on a server, not in a directory")]
+    NoDirectory {
+        /// The URL of the store.
+        url: String,
+    },
+}
+
 /// The kernel's lock on exactly one file, as [`AnyStore::open_path`] returns it.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -55,9 +74,9 @@ impl AnyStore {
     ///
     /// # Errors
     ///
-    /// Returns an [`OpenError`] that names the problem with the directory or the server, and what to do
+    /// Returns an [`OpenStoreError`] that names the problem with the directory or the server, and what to do
     /// about it.
-    pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
+    pub fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenStoreError> {
         Ok(Self(match url {
             StoreUrl::Local(url) => (url.scheme.open)(&url.path.path, &url.path.shared(options))?,
             #[cfg(feature = "server")]
@@ -85,13 +104,13 @@ impl AnyStore {
     ///
     /// # Errors
     ///
-    /// Returns an [`OpenError`] that names the problem with the path or with the directory of
+    /// Returns an [`OpenStoreError`] that names the problem with the path or with the directory of
     /// `records`, and what to do about it.
     pub fn open_path(
         path: &Path,
         records: Option<&StoreUrl>,
         options: &StoreOptions,
-    ) -> Result<OpenedPath, OpenError> {
+    ) -> Result<OpenedPath, OpenStoreError> {
         let recorded = |(store, name)| OpenedPath {
             store,
             name,
@@ -101,14 +120,14 @@ impl AnyStore {
             Some(url) => {
                 let Some(directory) = url.directory() else {
                     let url = url.to_string();
-                    return Err(OpenError::NoDirectory { url });
+                    return Err(OpenStoreError::NoDirectory { url });
                 };
-                return Self::open_path_in(path, directory, options).map(recorded);
+                return Ok(recorded(Self::open_path_in(path, directory, options)?));
             }
             None => match default_directory() {
                 Ok(directory) => match Self::open_path_in(path, &directory.into(), options) {
                     Err(err @ (OpenError::Path { .. } | OpenError::UnknownGroup { .. })) => {
-                        return Err(err);
+                        return Err(err.into());
                     }
                     Err(err) => err.into(),
                     Ok(opened) => return Ok(recorded(opened)),
@@ -134,7 +153,7 @@ impl AnyStore {
         path: &Path,
         records: Option<&StoreUrl>,
         options: &StoreOptions,
-    ) -> Result<Option<OpenedPath>, OpenError> {
+    ) -> Result<Option<OpenedPath>, OpenStoreError> {
         if matches!(path.metadata(), Err(err) if err.kind() == io::ErrorKind::NotFound) {
             return Ok(None);
         }
@@ -196,19 +215,19 @@ impl AnyAsyncStore {
     ///
     /// # Errors
     ///
-    /// Returns an [`OpenError`] that names the problem with the directory or the server, and what to do
+    /// Returns an [`OpenStoreError`] that names the problem with the directory or the server, and what to do
     /// about it.
     #[cfg_attr(
         not(feature = "server"),
         expect(clippy::unused_async, reason = "a store on a server is awaited")
     )]
-    pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenError> {
+    pub async fn open(url: &StoreUrl, options: &StoreOptions) -> Result<Self, OpenStoreError> {
         Ok(Self(match url {
             StoreUrl::Local(url) => {
                 (url.scheme.open_async)(&url.path.path, &url.path.shared(options))?
             }
             #[cfg(feature = "server")]
-            StoreUrl::Server(url) => Arc::new(server::connect(url, options).await?),
+            StoreUrl::Server(url) => Arc::new(verrou_servers::open(url, options).await?),
         }))
     }
 }

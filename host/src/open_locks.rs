@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use verrou::Locks;
 use verrou::blocking::LockFactory;
+use verrou_machine::{StoreOptions, System};
 
-use crate::{AnyStore, InvalidStoreUrl, OpenError, StoreOptions, StoreUrl, System};
+use crate::any_store::{AnyStore, OpenStoreError};
+use crate::store_url::{InvalidStoreUrl, StoreUrl};
 
 /// Opens the one store of a program by its URL: [`Locks::open`](Self::open).
 ///
@@ -40,7 +42,7 @@ pub enum OpenLocksError {
     Url(#[from] InvalidStoreUrl),
     /// The store cannot be opened.
     #[error(transparent)]
-    Store(#[from] OpenError),
+    Store(#[from] OpenStoreError),
 }
 
 impl OpenLocks for Locks<LockFactory<Arc<AnyStore>, System>> {

@@ -1,16 +1,16 @@
 //! Store URLs, and the URL of the default store.
 
-use std::env;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::{env, fmt};
 
-use crate::server::Engine;
+use verrou_machine::{StoreOptions, process};
 #[cfg(feature = "server")]
-use crate::server::ServerUrl;
-use crate::store::{LOCAL_SCHEMES, LocalScheme, StoreOptions, os};
+use verrou_servers::ServerUrl;
+use verrou_servers::{Engine, InvalidServerUrl, password_range};
+
+use crate::local_schemes::{LOCAL_SCHEMES, LocalScheme};
 
 /// The location of a store as one line of text: `lease:DIR` or `file:DIR`, or, with the features for
 /// them, `redis://HOST`, `postgres://HOST/DATABASE` or `etcd://HOST`. A directory that is shared with a
@@ -199,45 +199,6 @@ impl TryFrom<&OsStr> for StoreUrl {
     }
 }
 
-/// Returns where the password of a URL may be in `text`, also if the URL is malformed: from the first colon to
-/// the last `@`. Both may be percent-encoded, also repeatedly.
-///
-/// ```
-/// use verrou_host::password_range;
-///
-/// assert_eq!(password_range("redis//app:secret@host"), Some(10..18));
-/// assert_eq!(password_range("app%3Asecret%40host"), Some(3..15));
-/// assert_eq!(password_range("lease:/var/lib/verrou"), None);
-/// ```
-pub fn password_range(text: &str) -> Option<Range<usize>> {
-    let colon = marks(text, b':', b"3a").next()?;
-    let at = marks(text, b'@', b"40").last()?;
-    (colon.start < at.start).then_some(colon.start..at.end)
-}
-
-/// Returns where `text` has the character `plain`, or `encoded` with a percent sign before it, which may itself
-/// be encoded.
-pub(crate) fn marks(
-    text: &str,
-    plain: u8,
-    encoded: &'static [u8],
-) -> impl Iterator<Item = Range<usize>> {
-    let bytes = text.as_bytes();
-    (0..bytes.len()).filter_map(move |start| match bytes[start] {
-        byte if byte == plain => Some(start..start + 1),
-        b'%' => {
-            let mut digits = start + 1;
-            while bytes[digits..].starts_with(b"25") {
-                digits += 2;
-            }
-            let end = digits + encoded.len();
-            let found = bytes.get(digits..end)?;
-            found.eq_ignore_ascii_case(encoded).then_some(start..end)
-        }
-        _ => None,
-    })
-}
-
 /// Returns `text`, or only its scheme if there may be a password behind it.
 fn shown(text: &str) -> String {
     match password_range(text) {
@@ -255,31 +216,13 @@ fn is_misplaced_url(directory: &str) -> bool {
 }
 
 #[cfg(feature = "server")]
-fn on_server(engine: Engine, kind: &str, text: &OsStr) -> Result<StoreUrl, InvalidStoreUrl> {
-    if !engine.is_built_in() {
-        return Err(not_built_in(engine, kind));
-    }
-    let wrong = |why| InvalidStoreUrl::Server {
-        scheme: kind.to_owned(),
-        why,
-    };
-    let text = text
-        .to_str()
-        .ok_or_else(|| wrong("it is not UTF-8".to_owned()))?;
-    let url = ServerUrl::parse(engine, text).map_err(wrong)?;
-    Ok(StoreUrl::Server(Box::new(url)))
+fn on_server(_: Engine, _: &str, text: &OsStr) -> Result<StoreUrl, InvalidStoreUrl> {
+    Ok(StoreUrl::Server(Box::new(text.try_into()?)))
 }
 
 #[cfg(not(feature = "server"))]
-fn on_server(engine: Engine, kind: &str, _text: &OsStr) -> Result<StoreUrl, InvalidStoreUrl> {
-    Err(not_built_in(engine, kind))
-}
-
-fn not_built_in(engine: Engine, kind: &str) -> InvalidStoreUrl {
-    InvalidStoreUrl::NotBuiltIn {
-        scheme: kind.to_owned(),
-        feature: engine.feature(),
-    }
+fn on_server(engine: Engine, scheme: &str, _: &OsStr) -> Result<StoreUrl, InvalidStoreUrl> {
+    Err(engine.not_built_in(scheme).into())
 }
 
 /// Returns the URL as text; that of a server without its password.
@@ -382,16 +325,6 @@ pub enum InvalidStoreUrl {
          there is no default store; name one with --store or VERROU_STORE"
     )]
     SecureExecution,
-    /// This program was built without support for this kind of server.
-    #[error(
-        "`{scheme}:` needs a program that is built with the feature `{feature}`, and this one is not"
-    )]
-    NotBuiltIn {
-        /// The scheme of the URL.
-        scheme: String,
-        /// The missing Cargo feature.
-        feature: &'static str,
-    },
     /// The path begins with `~`. A shell expands `~` only at the start of a word, and this library does
     /// not.
     #[error(
@@ -402,14 +335,9 @@ pub enum InvalidStoreUrl {
         /// The URL as it was given.
         url: String,
     },
-    /// The URL of a server is invalid. It may contain a password, so the error does not repeat it.
-    #[error("this `{scheme}:` URL is invalid: {why}")]
-    Server {
-        /// The scheme of the URL.
-        scheme: String,
-        /// The reason, which contains no password.
-        why: String,
-    },
+    /// The URL of a server is invalid, or this program was built without support for it.
+    #[error(transparent)]
+    Server(#[from] InvalidServerUrl),
     /// The text is not the URL of a store.
     #[error(
         "`{url}` is not the URL of a store; write {}, or the URL of a server: `redis://HOST`, \
@@ -434,7 +362,7 @@ fn local_urls() -> String {
 /// Specification, or below `/var/lib` for root. A program that runs with more rights than its caller
 /// does not read the environment, which its caller controls.
 pub(crate) fn default_directory() -> Result<PathBuf, InvalidStoreUrl> {
-    if os::is_secure_execution() {
+    if process::is_secure_execution() {
         return if is_root() {
             Ok("/var/lib/verrou".into())
         } else {

@@ -7,19 +7,17 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use verrou::nonblocking::{Lock, LockFactory};
 use verrou_host::{AnyAsyncStore, StoreOptions, StoreUrl, Tokio};
+#[cfg(feature = "etcd")]
+use verrou_servers::clients::etcd::messages::{Compare, CompareOp, Range, Txn, TxnOp};
+#[cfg(feature = "etcd")]
+use verrou_servers::clients::etcd::{Client, ConnectOptions, Error};
+#[cfg(feature = "redis")]
+use verrou_servers::clients::redis;
+#[cfg(feature = "postgres")]
+use verrou_servers::clients::tokio_postgres;
 
 use crate::Result;
 use crate::exclusion::Exclusion;
-
-#[cfg(feature = "etcd")]
-#[path = "../../src/server/etcd/client/mod.rs"]
-#[expect(dead_code, reason = "the store uses all of it")]
-mod etcd_client;
-
-#[cfg(feature = "etcd")]
-use etcd_client::messages::{Compare, CompareOp, Range, Txn, TxnOp};
-#[cfg(feature = "etcd")]
-use etcd_client::{Client, ConnectOptions, Error};
 
 /// Returns the exclusion of that kind, if there is one.
 pub(crate) fn exclusion(kind: &str) -> Result<Option<Box<dyn Exclusion>>> {
@@ -93,14 +91,14 @@ impl RedisCalls {
         let client = redis::Client::open(format!("{}?protocol=resp3", url("redis")?))?;
         let connection = runtime.block_on(client.get_multiplexed_async_connection())?;
         let script = |text: &str| {
-            let common = include_str!("../../src/server/redis/queue.lua");
+            let common = include_str!("../../servers/src/redis/queue.lua");
             redis::Script::new(&format!("{common}{text}"))
         };
         Ok(Self {
             runtime,
             connection,
-            acquire: script(include_str!("../../src/server/redis/acquire.lua")),
-            release: script(include_str!("../../src/server/redis/release.lua")),
+            acquire: script(include_str!("../../servers/src/redis/acquire.lua")),
+            release: script(include_str!("../../servers/src/redis/release.lua")),
         })
     }
 

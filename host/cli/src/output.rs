@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use verrou::{Error, Holder, InvalidSerializedLock, Name, Printable, is_hidden};
-use verrou_host::{FenceError, FileError, OpenError};
+use verrou_host::{FenceError, FileError, OpenError, OpenStoreError};
 
 use crate::exit::Exit;
 use crate::standard_output;
@@ -74,9 +74,15 @@ impl From<Error> for Failure {
     }
 }
 
+impl From<OpenStoreError> for Failure {
+    fn from(error: OpenStoreError) -> Self {
+        Self::coded(Exit::NoStore, "E_LOCK_STORAGE_ERROR", chain(&error))
+    }
+}
+
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
-        Self::coded(Exit::NoStore, "E_LOCK_STORAGE_ERROR", chain(&error))
+        OpenStoreError::from(error).into()
     }
 }
 

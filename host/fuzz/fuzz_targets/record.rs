@@ -2,5 +2,5 @@
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    verrou_host::fuzzing::record(bytes);
+    verrou_files::fuzzing::record(bytes);
 });

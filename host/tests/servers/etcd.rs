@@ -8,11 +8,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use verrou::{Fence, Name, Store, Ttl};
+use verrou_servers::clients::etcd::messages::{
+    Compare, CompareOp, LeaseList, LeaseStatus, Nothing, Order, Range, Txn, TxnOp,
+};
+use verrou_servers::clients::etcd::{Client, ConnectOptions};
 
 use crate::cases::{self, Kind, leave, refused, wait};
 use crate::certificate::certificate;
-use crate::etcd_client::messages::{Compare, CompareOp, Nothing, Order, Range, Txn, TxnOp};
-use crate::etcd_client::{Client, ConnectOptions};
 use crate::fixture::Namespace;
 use crate::running::Running;
 
@@ -498,19 +500,6 @@ async fn mallory(port: u16) -> Client {
     connecting.await.expect("the server is there")
 }
 
-/// The answer to `LeaseLeases`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Leases {
-    #[prost(message, repeated, tag = "2")]
-    leases: Vec<LeaseStatus>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct LeaseStatus {
-    #[prost(int64, tag = "1")]
-    id: i64,
-}
-
 /// A user whose role is for other keys sees each new lease before a key is attached to it, and revokes it. Every
 /// fourth lease gets a key of that user instead, by a transaction, for which etcd does not check the lease. No
 /// request fails for it within a long timeout.
@@ -530,7 +519,7 @@ fn new_leases_that_another_user_revokes_are_replaced() {
                 let (client, mut seen) = (mallory(port).await, HashSet::new());
                 while !is_over.load(Ordering::Relaxed) {
                     let listed = client.ask("/etcdserverpb.Lease/LeaseLeases", Nothing {});
-                    let listed: Leases = listed.await.expect("every user may list them");
+                    let listed: LeaseList = listed.await.expect("every user may list them");
                     for LeaseStatus { id } in listed.leases {
                         if !seen.insert(id) {
                             continue;

@@ -9,10 +9,6 @@ mod running;
 
 #[cfg(feature = "etcd")]
 mod etcd;
-#[cfg(feature = "etcd")]
-#[path = "../../src/server/etcd/client/mod.rs"]
-#[expect(dead_code, reason = "the store uses the rest")]
-mod etcd_client;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "redis")]

@@ -71,7 +71,7 @@ fn psql_command(role: &str, port: u16, statements: &str) -> Command {
 
 /// Returns the statements of `schema.sql` for a schema of that name.
 fn schema(name: &str) -> String {
-    include_str!("../../src/server/postgres/schema.sql").replace("SCHEMA", name)
+    include_str!("../../servers/src/postgres/schema.sql").replace("SCHEMA", name)
 }
 
 /// The setting that the functions of the first version did not have.

@@ -4,7 +4,7 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// Returns the start of a `cargo test` of the core, the host and the command, which are compiled with `--cfg CFG`.
+/// Returns the start of a `cargo test` of the core, the stores in files, the host and the command, which are compiled with `--cfg CFG`.
 ///
 /// Only they are: by `RUSTC_WORKSPACE_WRAPPER`, and not by `RUSTFLAGS`, which would compile all other crates
 /// again for each `cfg`.
@@ -15,6 +15,7 @@ pub(crate) fn cargo_test(project: &Path, cfg: &str) -> Command {
         .args(["test", "--locked", "--target-dir=target/cfg"])
         .args([
             "--package=verrou",
+            "--package=verrou-files",
             "--package=verrou-host",
             "--package=verrou-cli",
         ])

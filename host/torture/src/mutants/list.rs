@@ -76,6 +76,15 @@ const fn cli(program: &'static str, name: &'static str) -> Test {
     }
 }
 
+/// A test of the stores in files.
+const fn files(program: &'static str, name: &'static str) -> Test {
+    Test {
+        package: "verrou-files",
+        program,
+        name,
+    }
+}
+
 const fn host(program: &'static str, name: &'static str) -> Test {
     Test {
         package: "verrou-host",
@@ -261,9 +270,9 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "OneSlotOverwritten",
                 "the newer of two records is overwritten, and not the older",
-                host(
+                files(
                     "lib",
-                    "store::record::codec::tests::corrupt_slot_is_taken_for_torn_write_only_after_reboot",
+                    "record::codec::tests::corrupt_slot_is_taken_for_torn_write_only_after_reboot",
                 ),
             ),
             mutant(
@@ -410,9 +419,9 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 mutant(
                     "MadeBellNotExamined",
                     "a planted object in the place of a new wake pipe is given to the group",
-                    host(
+                    files(
                         "lib",
-                        "store::wake_pipe::tests::file_swapped_for_new_wake_pipe_is_not_given_to_group",
+                        "wake_pipe::tests::file_swapped_for_new_wake_pipe_is_not_given_to_group",
                     ),
                 ),
             ),
@@ -465,9 +474,9 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "FilesReplacedByCreating",
                 "a new file replaces one that another process created meanwhile",
-                host(
+                files(
                     "lib",
-                    "store::os::imp::tests::create_leaves_existing_file_unchanged",
+                    "os::imp::tests::create_leaves_existing_file_unchanged",
                 ),
             ),
         ],
