@@ -14,6 +14,7 @@ use verrou::{
 
 use crate::error::FileError;
 use crate::file_lock::FileLockStore;
+use crate::file_store::FileStore;
 use crate::flock::{Attempt, BUSY_TIMEOUT};
 #[cfg(target_os = "linux")]
 use crate::inotify::Listener;

@@ -18,15 +18,16 @@ use verrou::{
 };
 use verrou_machine::process::{self, PerProcess};
 use verrou_machine::sync::Mutex;
-use verrou_machine::{HostStore, Listed, LossSignal, StoreOptions, System};
+use verrou_machine::{HostStore, Listed, LossSignal, StoreOptions};
 
 use crate::directory::Directory;
 use crate::error::{FileError, OpenError};
 use crate::exact_file::{Exact, exact};
+use crate::file_store::{Base, FileStore};
 use crate::host_identity::Machine;
 use crate::open_files::{Location, OpenFile, OpenFiles};
 use crate::os::Purpose;
-use crate::queue::{Position, Queue, QueueLossWatch, QueueWaiter};
+use crate::queue::{Position, Queue};
 use crate::record::Kind;
 use crate::record_file::wall_clock;
 use crate::reply::{granted, holder};
@@ -63,17 +64,13 @@ use crate::{flock, os};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct FileLockStore {
-    /// The directory of the records, and of the locked files if `exact` is `None`.
-    directory: Directory,
+    /// Its directory is that of the records, and of the locked files if `exact` is `None`.
+    base: Base,
     /// The only file that is locked. It is never written.
     exact: Option<Exact>,
     /// Whether locks are taken on a read-only descriptor.
     read_only: bool,
-    clock: Arc<dyn Clock + Send + Sync>,
-    /// The number of the process that opened the store.
-    process: u32,
     grants: PerProcess<Mutex<HashMap<Name, Slot>>>,
-    queue: Queue,
 }
 
 impl FileLockStore {
@@ -83,19 +80,23 @@ impl FileLockStore {
     ///
     /// Returns an [`OpenError`] that names the problem with the directory, and what to do about it.
     pub fn open(path: impl AsRef<Path>, options: &StoreOptions) -> Result<Self, OpenError> {
-        Self::open_for(path.as_ref(), Purpose::Store, options)
+        let queue = Queue::new(None, false);
+        Self::open_for(path.as_ref(), Purpose::Store, queue, options)
     }
 
-    fn open_for(path: &Path, purpose: Purpose, options: &StoreOptions) -> Result<Self, OpenError> {
+    fn open_for(
+        path: &Path,
+        purpose: Purpose,
+        queue: Queue,
+        options: &StoreOptions,
+    ) -> Result<Self, OpenError> {
+        let directory = Directory::open(path, Kind::Lock, purpose, options)?;
         Ok(Self {
-            directory: Directory::open(path, Kind::Lock, purpose, options)?,
+            base: Base::new(directory, queue),
             exact: None,
             // On other file systems, such as NFS, only a writable descriptor can be locked.
             read_only: cfg!(unix) && options.handed_on && !options.any_file_system,
-            clock: Arc::new(System),
-            process: process::this(),
             grants: PerProcess::new(),
-            queue: Queue::new(None, false),
         })
     }
 
@@ -114,31 +115,29 @@ impl FileLockStore {
         options: &StoreOptions,
     ) -> Result<(Self, Name), OpenError> {
         let (exact, name) = exact(path, options)?;
+        let queue = Queue::new(Some(exact.clone()), false);
         let store = Self {
-            queue: Queue::new(Some(exact.clone()), false),
             exact: Some(Exact {
                 path: exact,
                 files: OpenFiles::new(),
             }),
-            ..Self::open_for(records, Purpose::Records, options)?
+            ..Self::open_for(records, Purpose::Records, queue, options)?
         };
         Ok((store, name))
     }
 
     /// Lets leases expire by `clock` instead of the machine's clock, for tests.
     #[must_use]
-    pub fn with_clock(self, clock: impl Clock + Send + Sync + 'static) -> Self {
-        Self {
-            clock: Arc::new(clock),
-            ..self
-        }
+    pub fn with_clock(mut self, clock: impl Clock + Send + Sync + 'static) -> Self {
+        self.base.clock = Arc::new(clock);
+        self
     }
 
     /// Watches the lock as [`watch`](Self::watch) does, with files that stay open meanwhile: closing
     /// one would wake all waiters.
     fn watch_open(&self, name: &Name, at_most: Duration) -> Result<(), FileError> {
         // Do not create a file only to watch it.
-        let Some(recorded) = self.directory.take(name)? else {
+        let Some(recorded) = self.base.directory.take(name)? else {
             return Ok(());
         };
         let exact = match &self.exact {
@@ -156,11 +155,12 @@ impl FileLockStore {
             !matches!(flock::is_locked(locked.file()), Ok(true))
                 || !matches!(locked.is_current(), Ok(true))
         };
-        self.queue
-            .watch_changes(&self.directory, name, at_most, is_over);
+        self.base
+            .queue
+            .watch_changes(&self.base.directory, name, at_most, is_over);
         Queue::ignore(&recorded);
         if recorded.is_current()? {
-            self.directory.put(name, recorded);
+            self.base.directory.put(name, recorded);
         }
         if let Some(exact) = exact
             && exact.is_current()?
@@ -170,27 +170,14 @@ impl FileLockStore {
         Ok(())
     }
 
-    /// Returns whether this process may hold the lock of `claim`: it does not if the locked file was
-    /// replaced.
-    pub(crate) fn may_hold(&self, claim: &Claim) -> bool {
-        match self.grants().get(&claim.name) {
-            Some(Slot::Held(grant))
-                if grant.record.owner == claim.owner && grant.locked.is_ours() =>
-            {
-                !matches!(grant.locked.is_current(), Ok(false))
-            }
-            _ => false,
-        }
-    }
-
     fn now(&self) -> Duration {
-        self.clock.now().since_start()
+        self.base.now()
     }
 
     /// Returns the file to lock for `name`, for exclusive use until the caller [puts](Self::put) it back.
     fn take_file(&self, name: &Name) -> Result<OpenFile, FileError> {
         let Some(Exact { path, files }) = &self.exact else {
-            return self.directory.take_or_create(name);
+            return self.base.directory.take_or_create(name);
         };
         if let Some(file) = files.take(name) {
             return Ok(file);
@@ -198,21 +185,21 @@ impl FileLockStore {
         let forks = process::forks();
         let open = || os::open_to_lock(path).map_err(FileError::io("open this to lock it", path));
         let location = Location::AtPath(path.clone());
-        OpenFile::new(self.directory.with_room(open)?, location, forks)
+        OpenFile::new(self.base.directory.with_room(open)?, location, forks)
     }
 
     /// Puts back a file that [`take_file`](Self::take_file) returned.
     fn put(&self, name: &Name, file: OpenFile) {
         match &self.exact {
             Some(exact) => exact.files.put(name, file),
-            None => self.directory.put(name, file),
+            None => self.base.directory.put(name, file),
         }
     }
 
     /// Returns the holder of the kernel's lock of `name`, which this value does not hold, and the owner in
     /// its record.
     fn other_holder(&self, name: &Name) -> Result<Option<(Option<Owner>, Holder)>, FileError> {
-        let recorded = self.directory.open_another(name)?;
+        let recorded = self.base.directory.open_another(name)?;
         let (path, locked);
         let file = match (&self.exact, &recorded) {
             (Some(exact), _) => {
@@ -254,7 +241,7 @@ impl FileLockStore {
         // The holder may be writing the record: a record that cannot be read now is ignored.
         let record = recorded
             .as_ref()
-            .and_then(|recorded| self.directory.read(recorded, name).ok()?.record);
+            .and_then(|recorded| self.base.directory.read(recorded, name).ok()?.record);
         let current = record.filter(|record| {
             record.held
                 && Machine::this().runs_since(record.boot)
@@ -268,9 +255,14 @@ impl FileLockStore {
         unknown.process = process.map(|id| Machine::this().other_process(id));
         Ok(Some((None, unknown)))
     }
+}
 
-    /// Returns the holder of `name`.
-    pub(crate) fn holder(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+impl FileStore for FileLockStore {
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn holder(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         if let Some(Slot::Held(grant)) = self.grants().get(name)
             && grant.locked.is_ours()
         {
@@ -279,23 +271,23 @@ impl FileLockStore {
         Ok(self.other_holder(name)?.map(|(_, holder)| holder))
     }
 
-    /// Returns the waiter of `claim`, for a thread or a task.
-    pub(crate) fn queue_waiter(&self, claim: &Claim) -> QueueWaiter<'_> {
-        self.queue.waiter(&self.directory, claim)
-    }
-
-    /// Returns a watch for the loss of the lease of `claim`, for a thread or a task.
-    pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<QueueLossWatch<'_>> {
-        let name = claim.name.clone();
-        let claim = claim.clone();
-        let is_lost = move || !self.may_hold(&claim);
-        self.queue.loss_watch(&self.directory, &name, is_lost)
+    /// Returns whether this process may hold the lock of `claim`: it does not if the locked file was
+    /// replaced.
+    fn may_hold(&self, claim: &Claim) -> bool {
+        match self.grants().get(&claim.name) {
+            Some(Slot::Held(grant))
+                if grant.record.owner == claim.owner && grant.locked.is_ours() =>
+            {
+                !matches!(grant.locked.is_current(), Ok(false))
+            }
+            _ => false,
+        }
     }
 }
 
 impl HostStore for FileLockStore {
     fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        self.directory.held(|name| self.holder(name))
+        self.held()
     }
 
     /// The caller does not join the wait queue.
@@ -304,7 +296,7 @@ impl HostStore for FileLockStore {
     }
 
     fn set_label(&self, label: Option<&str>) {
-        self.directory.set_label(label);
+        self.base.directory.set_label(label);
     }
 
     fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
@@ -331,7 +323,7 @@ impl Store for FileLockStore {
         match self.grants().entry(claim.name.clone()) {
             Entry::Occupied(mut slot) if slot.get().is_ours() => match slot.get_mut() {
                 Slot::Held(grant) if grant.record.owner == claim.owner => {
-                    grant.extend(&self.directory, claim, self.now())?;
+                    grant.extend(&self.base.directory, claim, self.now())?;
                     return Ok(granted(&grant.record));
                 }
                 // The time of the release is unknown.
@@ -350,7 +342,9 @@ impl Store for FileLockStore {
                 let reply = granted(&grant.record);
                 let is_next_notified = grant.is_next_notified;
                 self.grants().insert(claim.name.clone(), Slot::Held(grant));
-                self.queue.granted(&self.directory, claim, is_next_notified);
+                self.base
+                    .queue
+                    .granted(&self.base.directory, claim, is_next_notified);
                 Ok(reply)
             }
             Ok(None) => {
@@ -377,7 +371,7 @@ impl Store for FileLockStore {
         if !grant.locked.is_current()? {
             return Ok(false);
         }
-        grant.extend(&self.directory, claim, self.now())?;
+        grant.extend(&self.base.directory, claim, self.now())?;
         Ok(true)
     }
 
@@ -403,7 +397,7 @@ impl Store for FileLockStore {
             };
             let record = Arc::new(renewed.clone());
             if soon
-                .make(|| grant.set(&self.directory, &claim.name, renewed))
+                .make(|| grant.set(&self.base.directory, &claim.name, renewed))
                 .is_err()
             {
                 grant.record = record;
@@ -430,12 +424,12 @@ impl Store for FileLockStore {
         // If the file at the path was replaced, the record may be that of a later grant. Without waiters the
         // release need not be recorded: the lock is free once the kernel's lock is.
         if grant.position != Position::NoWaiters && matches!(current, Ok(true)) {
-            grant.record_end(&self.directory, &claim.name, self.now());
+            grant.record_end(&self.base.directory, &claim.name, self.now());
         }
         // Unlock the file even if the operations before have failed.
         self.end(&claim.name, grant);
-        self.queue.released(&self.directory, claim);
-        self.queue.tidy();
+        self.base.queue.released(&self.base.directory, claim);
+        self.base.queue.tidy();
         Ok(current? && !expired)
     }
 
@@ -464,7 +458,7 @@ impl Store for FileLockStore {
             return Ok(slot.is_ours_for(claim.owner));
         }
         let owner = self.other_holder(&claim.name)?.and_then(|(owner, _)| owner);
-        Ok(self.process == process::this() && owner == Some(claim.owner))
+        Ok(self.base.is_of_this_process() && owner == Some(claim.owner))
     }
 
     /// Returns `false`: a lock of the kernel cannot outlive the processes that hold it.
@@ -492,7 +486,7 @@ impl Store for FileLockStore {
 impl fmt::Debug for FileLockStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileLockStore")
-            .field("directory", &self.directory)
+            .field("directory", &self.base.directory)
             .field("exact", &self.exact.as_ref().map(|exact| &exact.path))
             .finish_non_exhaustive()
     }

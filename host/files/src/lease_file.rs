@@ -23,16 +23,17 @@ use verrou::{
     Acquired, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Renewed, Store,
     StoreError, Waiter,
 };
-use verrou_machine::process::{self, PerProcess};
+use verrou_machine::process::PerProcess;
 use verrou_machine::sync::Mutex;
 use verrou_machine::sync::atomic::AtomicUsize;
-use verrou_machine::{HostStore, Listed, LossSignal, StoreOptions, System, Zombies};
+use verrou_machine::{HostStore, Listed, LossSignal, StoreOptions, Zombies};
 
 use crate::directory::Directory;
 use crate::error::{FileError, OpenError};
+use crate::file_store::{Base, FileStore};
 use crate::host_identity::Machine;
 use crate::os::Purpose;
-use crate::queue::{Queue, QueueLossWatch, QueueWaiter};
+use crate::queue::Queue;
 use crate::record::{Kind, Record};
 use crate::record_file::View;
 use crate::reply::holder;
@@ -61,15 +62,11 @@ use crate::{flock, liveness, os};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct LeaseFileStore {
-    directory: Directory,
-    clock: Arc<dyn Clock + Send + Sync>,
+    base: Base,
     zombies: Zombies,
-    /// The number of the process that opened the store.
-    process: u32,
     grants: PerProcess<Mutex<HashMap<Name, Grant>>>,
     /// The number of grants at which the store next looks for expired ones.
     most_grants: AtomicUsize,
-    queue: Queue,
 }
 
 impl LeaseFileStore {
@@ -86,54 +83,23 @@ impl LeaseFileStore {
             });
         }
         Ok(Self {
-            directory,
-            clock: Arc::new(System),
+            base: Base::new(directory, Queue::new(None, true)),
             zombies: options.zombies,
-            process: process::this(),
             grants: PerProcess::new(),
             most_grants: AtomicUsize::new(GRANTS),
-            queue: Queue::new(None, true),
         })
     }
 
     /// Lets leases expire by `clock` instead of the machine's clock, for tests. All users of the
     /// directory must use the same clock.
     #[must_use]
-    pub fn with_clock(self, clock: impl Clock + Send + Sync + 'static) -> Self {
-        Self {
-            clock: Arc::new(clock),
-            ..self
-        }
-    }
-
-    /// Returns whether the lease of `claim` is held according to its record, or the record cannot be
-    /// read now.
-    pub(crate) fn may_hold(&self, claim: &Claim) -> bool {
-        let file = loop {
-            match self.directory.take(&claim.name) {
-                // The file was replaced: open the new one.
-                Ok(Some(file)) if matches!(file.is_current(), Ok(false)) => {}
-                Ok(Some(file)) => break file,
-                Ok(None) => return false,
-                Err(_) => return true,
-            }
-        };
-        let says_so = self
-            .directory
-            .read(&file, &claim.name)
-            .map_or(true, |view| {
-                let record = view.record;
-                let is_of = |record: &Record| {
-                    record.owner == claim.owner && !self.is_parents(&claim.name, record)
-                };
-                record.is_some_and(|record| record.held && is_of(&record))
-            });
-        self.directory.put(&claim.name, file);
-        says_so
+    pub fn with_clock(mut self, clock: impl Clock + Send + Sync + 'static) -> Self {
+        self.base.clock = Arc::new(clock);
+        self
     }
 
     fn now(&self) -> Duration {
-        let now = self.clock.now().since_start();
+        let now = self.base.now();
         mutant!(LeasesEndByWallClock, crate::record_file::wall_clock(), now)
     }
 
@@ -157,46 +123,66 @@ impl LeaseFileStore {
     /// far as can be determined. A forked child is not its holder.
     fn is_parents(&self, name: &Name, record: &Record) -> bool {
         let is_own = |grant: &Grant| grant.owner == record.owner && grant.fence == record.fence;
-        self.process != process::this()
+        !self.base.is_of_this_process()
             && record.ephemeral
             && !self.grants().get(name).is_some_and(is_own)
     }
+}
 
-    /// Returns the holder of `name`.
-    pub(crate) fn holder(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
+impl FileStore for LeaseFileStore {
+    fn base(&self) -> &Base {
+        &self.base
+    }
+
+    fn holder(&self, name: &Name) -> Result<Option<Holder>, StoreError> {
         let found = self.held_record(name)?;
         Ok(found.map(|held| holder(&held.record, held.remaining)))
     }
 
-    /// Returns the waiter of `claim`, for a thread or a task.
-    pub(crate) fn queue_waiter(&self, claim: &Claim) -> QueueWaiter<'_> {
-        self.queue.waiter(&self.directory, claim)
-    }
-
-    /// Returns a watch for the loss of the lease of `claim`, for a thread or a task.
-    pub(crate) fn loss_watch(&self, claim: &Claim) -> io::Result<QueueLossWatch<'_>> {
-        let name = claim.name.clone();
-        let claim = claim.clone();
-        let is_lost = move || !self.may_hold(&claim);
-        self.queue.loss_watch(&self.directory, &name, is_lost)
+    /// Returns whether the lease of `claim` is held according to its record, or the record cannot be
+    /// read now.
+    fn may_hold(&self, claim: &Claim) -> bool {
+        let file = loop {
+            match self.base.directory.take(&claim.name) {
+                // The file was replaced: open the new one.
+                Ok(Some(file)) if matches!(file.is_current(), Ok(false)) => {}
+                Ok(Some(file)) => break file,
+                Ok(None) => return false,
+                Err(_) => return true,
+            }
+        };
+        let says_so = self
+            .base
+            .directory
+            .read(&file, &claim.name)
+            .map_or(true, |view| {
+                let record = view.record;
+                let is_of = |record: &Record| {
+                    record.owner == claim.owner && !self.is_parents(&claim.name, record)
+                };
+                record.is_some_and(|record| record.held && is_of(&record))
+            });
+        self.base.directory.put(&claim.name, file);
+        says_so
     }
 }
 
 impl HostStore for LeaseFileStore {
     fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        self.directory.held(|name| self.holder(name))
+        self.held()
     }
 
     /// The caller does not join the wait queue.
     fn wait_until_free(&self, name: &Name, at_most: Duration) {
-        self.queue
-            .watch_changes(&self.directory, name, at_most, || {
+        self.base
+            .queue
+            .watch_changes(&self.base.directory, name, at_most, || {
                 !matches!(self.holder(name), Ok(Some(_)))
             });
     }
 
     fn set_label(&self, label: Option<&str>) {
-        self.directory.set_label(label);
+        self.base.directory.set_label(label);
     }
 
     fn lifeline(&self, claim: &Claim) -> io::Result<Option<File>> {
@@ -252,7 +238,9 @@ impl Store for LeaseFileStore {
             };
             if let Some(reply) = reply {
                 if reply.is_granted() {
-                    self.queue.granted(&self.directory, claim, is_next_notified);
+                    self.base
+                        .queue
+                        .granted(&self.base.directory, claim, is_next_notified);
                     self.keep_few_expired();
                 }
                 return Ok(reply);
@@ -338,14 +326,14 @@ impl Store for LeaseFileStore {
             self.drop_grant(claim, matches!(reply, Ok(Some(true))));
         }
         if reply.is_err()
-            && let Ok(Some(file)) = self.directory.take(&claim.name)
+            && let Ok(Some(file)) = self.base.directory.take(&claim.name)
         {
             // Nothing else notifies the waiters.
             let _ = Queue::wake(&file);
-            self.directory.put(&claim.name, file);
+            self.base.directory.put(&claim.name, file);
         }
-        self.queue.released(&self.directory, claim);
-        self.queue.tidy();
+        self.base.queue.released(&self.base.directory, claim);
+        self.base.queue.tidy();
         Ok(reply?.unwrap_or(false))
     }
 
@@ -413,7 +401,7 @@ impl Store for LeaseFileStore {
                 _ => Ok(false),
             })?;
         if reply == Some(true) {
-            self.queue.released(&self.directory, claim);
+            self.base.queue.released(&self.base.directory, claim);
             self.drop_grant(claim, false);
         }
         Ok(reply.unwrap_or(false))
@@ -442,7 +430,7 @@ impl Store for LeaseFileStore {
 impl fmt::Debug for LeaseFileStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LeaseFileStore")
-            .field("directory", &self.directory)
+            .field("directory", &self.base.directory)
             .finish_non_exhaustive()
     }
 }

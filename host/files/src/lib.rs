@@ -36,6 +36,7 @@ mod reply;
 mod tickets;
 #[cfg_attr(not(target_os = "linux"), path = "queue/polling.rs")]
 mod queue;
+mod file_store;
 mod file_lock;
 mod lease_file;
 mod async_file_stores;

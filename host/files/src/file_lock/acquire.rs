@@ -34,7 +34,7 @@ impl FileLockStore {
         let name = &claim.name;
         loop {
             let recorded = match &self.exact {
-                Some(_) => Some(self.directory.take_or_create(name)?),
+                Some(_) => Some(self.base.directory.take_or_create(name)?),
                 None => None,
             };
             let mut file = self.take_file(name)?;
@@ -51,7 +51,7 @@ impl FileLockStore {
                     self.put(name, file);
                 }
                 if let Some(recorded) = recorded {
-                    self.directory.put(name, recorded);
+                    self.base.directory.put(name, recorded);
                 }
                 if is_current {
                     return Ok(None);
@@ -82,7 +82,7 @@ impl FileLockStore {
                         self.put(name, file);
                     }
                     if let Some(recorded) = recorded {
-                        self.directory.put(name, recorded);
+                        self.base.directory.put(name, recorded);
                     }
                     return Ok(None);
                 }
@@ -109,8 +109,8 @@ impl FileLockStore {
         if !is_current {
             return Ok(GrantResult::Replaced);
         }
-        let before = self.directory.read(file, &claim.name)?;
-        let position = self.queue.position(claim, file, &before)?;
+        let before = self.base.directory.read(file, &claim.name)?;
+        let position = self.base.queue.position(claim, file, &before)?;
         file.set_contended(position != Position::NoWaiters);
         let (reservation, now) = (position.reservation(), self.now());
         if !reservation.is_zero()
@@ -125,6 +125,7 @@ impl FileLockStore {
         }
         let served = position.served(&before);
         let new = self
+            .base
             .directory
             .new_record(file, claim, &before, served, now)?;
         let Some(record) = new else {
@@ -145,16 +146,16 @@ impl FileLockStore {
     /// Returns whether the lock is free, but reserved for another waiter than the owner of `claim`. By trying
     /// the kernel's lock, this owner would keep that waiter from taking it.
     fn is_kept_for_another(&self, claim: &Claim, file: &OpenFile) -> Result<bool, FileError> {
-        match self.queue.is_known_head(claim) {
+        match self.base.queue.is_known_head(claim) {
             None if !file.is_contended() => return Ok(false),
             Some(true) => return Ok(false),
             _ => {}
         }
         // The file cannot be read while it is being written.
-        let Ok(view) = self.directory.read(file, &claim.name) else {
+        let Ok(view) = self.base.directory.read(file, &claim.name) else {
             return Ok(false);
         };
-        let position = self.queue.position(claim, file, &view)?;
+        let position = self.base.queue.position(claim, file, &view)?;
         let ended = view.record.filter(|record| !record.held);
         Ok(ended.is_some_and(|record| record.ended_within(position.reservation(), self.now())))
     }

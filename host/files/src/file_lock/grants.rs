@@ -103,7 +103,7 @@ impl FileLockStore {
             self.put(name, file);
         }
         if let Some(recorded) = recorded {
-            self.directory.put(name, recorded);
+            self.base.directory.put(name, recorded);
         }
     }
 }

@@ -94,7 +94,7 @@ impl LeaseFileStore {
     /// Ends the grants of this process that have expired and were not released, each of which keeps a file
     /// open; returns whether there were any.
     pub(super) fn end_expired(&self, which: Expired) -> bool {
-        let now = self.clock.now().since_start();
+        let now = self.base.now();
         let expired: Vec<_> = self
             .grants()
             .extract_if(|_, grant| {
@@ -117,7 +117,7 @@ impl LeaseFileStore {
                 has_ended = true;
                 let claim = Claim::new(name, grant.owner, Ttl::NEVER).ephemeral(true);
                 drop(grant);
-                self.queue.released(&self.directory, &claim);
+                self.base.queue.released(&self.base.directory, &claim);
             } else if let Entry::Vacant(place) = self.grants().entry(name) {
                 place.insert(grant);
             }
@@ -147,7 +147,7 @@ impl LeaseFileStore {
         let Ok(Some(_guarded)) = Guarded::try_new(file.file()) else {
             return false;
         };
-        let Ok(View { record, .. }) = self.directory.read(file, name) else {
+        let Ok(View { record, .. }) = self.base.directory.read(file, name) else {
             return false;
         };
         match record.filter(|record| record.held && record.fence == grant.fence) {
@@ -191,7 +191,7 @@ impl LeaseFileStore {
             grant.unlock().filter(|_| !grant.is_shared)
         };
         if let Some(lifeline) = lifeline {
-            self.directory.put(name, lifeline);
+            self.base.directory.put(name, lifeline);
         }
     }
 }

@@ -39,14 +39,14 @@ impl LeaseFile<'_> {
     /// far as a reading without the kernel's lock shows. An owner for which this returns true need not
     /// lock the file.
     pub(super) fn is_held_or_reserved_for_other(&self, claim: &Claim) -> Result<bool, FileError> {
-        let queue = &self.store.queue;
+        let queue = &self.store.base.queue;
         match queue.is_known_head(claim) {
             None if !self.file.is_contended() => return Ok(false),
             Some(true) => return Ok(false),
             _ => {}
         }
         // The file cannot be read while it is being written.
-        let Ok(view) = self.store.directory.read(self.file, self.name) else {
+        let Ok(view) = self.store.base.directory.read(self.file, self.name) else {
             return Ok(false);
         };
         let reservation = queue.position(claim, self.file, &view)?.reservation();
@@ -141,7 +141,7 @@ impl LeaseFile<'_> {
         before: &View,
     ) -> Result<Option<Acquired>, FileError> {
         let mut taken_over = None;
-        let queue = &self.store.queue;
+        let queue = &self.store.base.queue;
         if let Some(record) = &before.record {
             match self.state(record)? {
                 LeaseState::Held { .. }
@@ -182,7 +182,7 @@ impl LeaseFile<'_> {
                 return Ok(Some(Acquired::BUSY));
             }
         }
-        let directory = &self.store.directory;
+        let directory = &self.store.base.directory;
         let served = position.served(before);
         let now = self.now();
         let new = |before: &View| {
@@ -247,7 +247,7 @@ impl LeaseFile<'_> {
     /// Opens the file again, because this description is used for other operations, and locks the
     /// grant's byte. Returns `None` if the file was replaced meanwhile.
     fn lifeline(&self, fence: u64) -> Result<Option<OpenFile>, FileError> {
-        let directory = &self.store.directory;
+        let directory = &self.store.base.directory;
         let Some(mut lifeline) = directory.take_another(self.name, self.file)? else {
             return Ok(None);
         };

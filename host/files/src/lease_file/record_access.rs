@@ -45,8 +45,8 @@ impl LeaseFileStore {
         let mut operation = Some(operation);
         loop {
             let file = match which {
-                Which::Wanted(_) => self.directory.take_or_create(name).map(Some),
-                Which::There | Which::Held => self.directory.take(name),
+                Which::Wanted(_) => self.base.directory.take_or_create(name).map(Some),
+                Which::There | Which::Held => self.base.directory.take(name),
             };
             let file = match file {
                 Err(err) if err.is_for_want_of_descriptors() => {
@@ -67,7 +67,7 @@ impl LeaseFileStore {
             };
             match self.attempt(&file, name, which, &mut operation)? {
                 AttemptResult::Done(done) => {
-                    self.directory.put(name, file);
+                    self.base.directory.put(name, file);
                     return done;
                 }
                 AttemptResult::Closing(done) => return done,
@@ -103,7 +103,7 @@ impl LeaseFileStore {
             Which::Wanted(_) | Which::There => file.is_current()?,
             Which::Held => true,
         };
-        let view = self.directory.read(file, name);
+        let view = self.base.directory.read(file, name);
         if matches!(which, Which::Held) && view.is_err() {
             // Reading a corrupt file moves it away.
             counts = file.is_current()?;
