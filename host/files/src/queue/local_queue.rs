@@ -12,12 +12,13 @@ use verrou::Owner;
 
 use super::position::RESERVATION;
 use super::stage::{AfterWait, BLIND_WAIT, Next, Stage, pause_after};
+use crate::directory::Directory;
 use crate::error::FileError;
 use crate::inotify::Listener;
 use crate::jitter::jitter;
 use crate::open_files::OpenFile;
 use crate::record::Version;
-use crate::wake_pipe::WakePipe;
+use crate::wake_pipe::{WakePipe, WakePipes};
 use crate::{record_file, tickets};
 
 /// The waiters of this process for one lock.
@@ -188,6 +189,23 @@ impl LocalQueue {
             },
             None => Next::Sleep(jitter(BLIND_WAIT)),
         }))
+    }
+
+    /// Watches the end of the process with the ticket `before`, for the waiter with `ticket`. Returns whether it can be
+    /// watched.
+    pub(super) fn watch_process(
+        &mut self,
+        directory: &Directory,
+        ticket: u64,
+        before: u64,
+        listener: &Listener,
+    ) -> bool {
+        listener.watch(std::iter::empty()).ok();
+        let end = WakePipes::end(directory, tickets::pipe_of(before));
+        let is_watched = end.is_some();
+        listener.watch_end(end);
+        self.set(ticket, Stage::WatchingProcess { before });
+        is_watched
     }
 
     pub(super) fn set(&mut self, ticket: u64, stage: Stage) {

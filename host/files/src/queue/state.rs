@@ -79,12 +79,8 @@ impl QueueState {
             // If the head waiter does not take the lock, the second waiter does, and so on.
             let has_pipe = local.pipe.is_some() || ahead_here.is_some();
             let at_most = |is_second| {
-                let before = if is_second {
-                    1
-                } else {
-                    tickets::most_between(served, ticket)
-                };
-                pause_behind(before, has_pipe)
+                let others = tickets::most_between(served, ticket);
+                pause_behind(if is_second { 1 } else { others }, has_pipe)
             };
             if let Some(ahead) = ahead_here {
                 return Ok(listen(
@@ -129,12 +125,7 @@ impl QueueState {
                 }
                 return Ok(listen(at_most(is_second), AfterWait::TryLock));
             }
-            listener.watch(std::iter::empty()).ok();
-            let end = WakePipes::end(directory, tickets::pipe_of(ahead));
-            let is_watched = end.is_some();
-            listener.watch_end(end);
-            local.set(ticket, Stage::WatchingProcess { before: ahead });
-            if !is_watched {
+            if !local.watch_process(directory, ticket, ahead, &listener) {
                 // A process that ends may close its wake pipe before its ticket is unlocked.
                 return Ok(listen(SHORT_WAIT, AfterWait::AskAgain));
             }
