@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 #[cfg(unix)]
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 use std::{fmt, io, thread};
 
@@ -200,12 +200,35 @@ impl Drop for BlockingWaiter<'_> {
     }
 }
 
-/// A watch for the loss of one lease, by a task that ends at each notification.
+/// A task that notifies once, when a lease may be lost. Dropping this value ends the task.
+struct LossTask(JoinHandle<()>);
+
+impl LossTask {
+    fn start(
+        blocking: &BlockingServerStore,
+        claim: &Claim,
+        notify: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        let (store, claim) = (Arc::clone(&blocking.store), claim.clone());
+        Self(blocking.runtime.handle.spawn(async move {
+            store.lost(&claim).await;
+            notify();
+        }))
+    }
+}
+
+impl Drop for LossTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A watch for the loss of one lease.
 struct BlockingLossWatch<'a> {
     blocking: &'a BlockingServerStore,
     claim: Claim,
     notify: Arc<Notify>,
-    task: Mutex<JoinHandle<()>>,
+    task: Mutex<LossTask>,
     is_cancelled: AtomicBool,
 }
 
@@ -221,21 +244,9 @@ impl<'a> BlockingLossWatch<'a> {
         }
     }
 
-    fn start(
-        blocking: &BlockingServerStore,
-        claim: &Claim,
-        notify: &Arc<Notify>,
-    ) -> JoinHandle<()> {
-        let (store, claim) = (Arc::clone(&blocking.store), claim.clone());
+    fn start(blocking: &BlockingServerStore, claim: &Claim, notify: &Arc<Notify>) -> LossTask {
         let notify = Arc::clone(notify);
-        blocking.runtime.handle.spawn(async move {
-            store.lost(&claim).await;
-            notify.notify_one();
-        })
-    }
-
-    fn task(&self) -> MutexGuard<'_, JoinHandle<()>> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
+        LossTask::start(blocking, claim, move || notify.notify_one())
     }
 }
 
@@ -252,8 +263,8 @@ impl LossWatch for BlockingLossWatch<'_> {
         if waited.is_err() {
             thread::sleep(at_most);
         }
-        let mut task = self.task();
-        if task.is_finished() {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if task.0.is_finished() {
             *task = Self::start(self.blocking, &self.claim, &self.notify);
         }
     }
@@ -264,12 +275,6 @@ impl LossWatch for BlockingLossWatch<'_> {
     }
 }
 
-impl Drop for BlockingLossWatch<'_> {
-    fn drop(&mut self) {
-        self.task().abort();
-    }
-}
-
 /// Signals through a descriptor that a lease may be lost.
 #[cfg(unix)]
 struct ServerLossSignal<'a> {
@@ -277,25 +282,19 @@ struct ServerLossSignal<'a> {
     claim: Claim,
     receiver: UnixStream,
     sender: UnixStream,
-    task: Mutex<Option<JoinHandle<()>>>,
+    task: Mutex<Option<LossTask>>,
 }
 
 #[cfg(unix)]
 impl ServerLossSignal<'_> {
     fn start(&self) -> io::Result<()> {
         let mut sender = self.sender.try_clone()?;
-        let (store, claim) = (Arc::clone(&self.blocking.store), self.claim.clone());
-        let task = self.blocking.runtime.handle.spawn(async move {
-            store.lost(&claim).await;
+        let task = LossTask::start(self.blocking, &self.claim, move || {
             // If the buffer is full, it holds a byte already, which is enough.
             let _ = sender.write(&[1]);
         });
-        *self.task() = Some(task);
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
         Ok(())
-    }
-
-    fn task(&self) -> MutexGuard<'_, Option<JoinHandle<()>>> {
-        self.task.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -318,15 +317,6 @@ impl LossSignal for ServerLossSignal<'_> {
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         Some(self.receiver.as_fd())
-    }
-}
-
-#[cfg(unix)]
-impl Drop for ServerLossSignal<'_> {
-    fn drop(&mut self) {
-        if let Some(task) = &*self.task() {
-            task.abort();
-        }
     }
 }
 
