@@ -2,7 +2,7 @@
 
 A Python program shares these locks with shell scripts and programs in Rust. A lease that was not
 serialized ends with this process, for any reason: its end of the pipe is then closed, and the
-command ends, too. `host/SERVE.md` describes the protocol.
+command ends, too. `host/cli/SERVE.md` describes the protocol.
 """
 
 import json

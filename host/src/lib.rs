@@ -3,7 +3,7 @@
 //! [`System`] implements a lock's host with this machine's clock, sleep and randomness.
 //! [`LeaseFileStore`] and [`FileLockStore`] exclude processes of one machine from each other;
 //! [`AnyStore`] is a store of any kind, as a [`StoreUrl`] specifies. [`FenceGate`] protects the resource
-//! that a lock guards: it rejects the writes of processes that have lost the lock. `FORMAT.md`
+//! that a lock guards: it rejects the writes of processes that have lost the lock. `FORMAT.md` of `verrou-files`
 //! specifies the files byte by byte.
 
 #[macro_use(mutant)]
@@ -56,11 +56,11 @@ struct Readme;
 /// Tests the Rust examples of the server guides.
 #[cfg(all(doctest, feature = "redis", feature = "postgres", feature = "etcd"))]
 mod guides {
-    #[doc = include_str!("../REDIS.md")]
+    #[doc = include_str!("../servers/REDIS.md")]
     struct Redis;
-    #[doc = include_str!("../POSTGRES.md")]
+    #[doc = include_str!("../servers/POSTGRES.md")]
     struct Postgres;
-    #[doc = include_str!("../ETCD.md")]
+    #[doc = include_str!("../servers/ETCD.md")]
     struct Etcd;
 }
 

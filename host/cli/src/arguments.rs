@@ -221,7 +221,7 @@ Requests, and their answers:
 
 An owner is 32 hexadecimal digits, generated for each acquisition. A \"label\" in an acquire
 request is the purpose of the lock. Lengths of time are whole nanoseconds; null is one without an
-end, or unknown. host/SERVE.md specifies the protocol.
+end, or unknown. host/cli/SERVE.md specifies the protocol.
 
 Exit codes: 0 at the end of the input; 73 no store, 74 input or output failed, 64 usage.";
 

@@ -1,7 +1,7 @@
 //! Lock stores in files, for the processes of one machine. Programs use them through `verrou-host`.
 //!
 //! [`LeaseFileStore`] keeps leases in files, [`FileLockStore`] takes the kernel's locks on files, and [`BareLockStore`]
-//! takes one without a record. [`FenceGate`] protects the resource that a lock guards. `FORMAT.md` of `verrou-host`
+//! takes one without a record. [`FenceGate`] protects the resource that a lock guards. `FORMAT.md`
 //! specifies the files byte by byte.
 
 #[macro_use(mutant)]

@@ -55,7 +55,7 @@ use crate::url::ServerUrl;
 /// Leases on etcd, version 3.4 or later.
 ///
 /// Its operations run in the tokio runtime in which it was [connected](Self::connect). One connection to
-/// each member serves all operations and all waiters. `host/ETCD.md` lists its guarantees.
+/// each member serves all operations and all waiters. `host/servers/ETCD.md` lists its guarantees.
 pub struct EtcdStore {
     shared: Arc<EtcdShared>,
     prefix: String,

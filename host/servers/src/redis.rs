@@ -45,7 +45,7 @@ use crate::url::ServerUrl;
 /// Leases on one Redis server, version 6 or later.
 ///
 /// Its operations run in the tokio runtime in which it was [connected](Self::connect). One connection
-/// serves all operations and all waiters. `host/REDIS.md` lists its guarantees.
+/// serves all operations and all waiters. `host/servers/REDIS.md` lists its guarantees.
 pub struct RedisStore {
     connection: ConnectionManager,
     server: String,

@@ -121,7 +121,7 @@ fn many_clients_count() {
     assert_eq!(number, CLIENTS.to_string());
 }
 
-/// The fenced write of a command under the lock, as in `host/ETCD.md`.
+/// The fenced write of a command under the lock, as in `host/servers/ETCD.md`.
 const FENCED_WRITE: &str = r#"
 key=$(etcdctl get --prefix --keys-only workload/lock/ --sort-by=CREATE --limit=1)
 printf 'create("%s") = "%s"\n\nput list "%s"\n\n\n' "$key" $VERROU_FENCE "$list $WORD" | etcdctl txn"#;

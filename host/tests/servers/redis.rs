@@ -69,13 +69,13 @@ fn many_clients_count() {
     );
 }
 
-/// The script of a fenced read, as in `host/REDIS.md`.
+/// The script of a fenced read, as in `host/servers/REDIS.md`.
 const FENCED_READ: &str = "\
 local seen = tonumber(redis.call('GET', KEYS[1] .. ':fence') or '0')
 if tonumber(ARGV[1]) > seen then redis.call('SET', KEYS[1] .. ':fence', ARGV[1]) end
 return redis.call('GET', KEYS[1]) or ''";
 
-/// The script of a fenced write, as in `host/REDIS.md`.
+/// The script of a fenced write, as in `host/servers/REDIS.md`.
 const FENCED_WRITE: &str = "\
 local seen = tonumber(redis.call('GET', KEYS[1] .. ':fence') or '0')
 if tonumber(ARGV[2]) < seen then return 'stale' end

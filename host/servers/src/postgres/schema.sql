@@ -1,6 +1,6 @@
 -- Verrou's schema for PostgreSQL, 12 or later. The first store that is opened by a user with the necessary
 -- privileges creates it; otherwise run this by hand, in one transaction, and grant the users the privileges that
--- `host/POSTGRES.md` lists. SCHEMA stands for the schema's name, "verrou" unless the URL has another.
+-- `host/servers/POSTGRES.md` lists. SCHEMA stands for the schema's name, "verrou" unless the URL has another.
 --
 -- Every operation is one function, which begins by locking the row of its name, so that the operations on a name
 -- have one order. Rows are never removed, because a fence must be greater than all before it. Times are read from

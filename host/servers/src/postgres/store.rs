@@ -35,7 +35,7 @@ use crate::store::{
 /// Leases in a `PostgreSQL` database, version 12 or later.
 ///
 /// Its operations run in the tokio runtime in which it was [connected](Self::connect). Four connections
-/// serve all operations and all waiters. `host/POSTGRES.md` lists its guarantees.
+/// serve all operations and all waiters. `host/servers/POSTGRES.md` lists its guarantees.
 pub struct PostgresStore(pub(super) Arc<PostgresShared>);
 
 pub(super) struct PostgresShared {
