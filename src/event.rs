@@ -25,12 +25,12 @@ pub(crate) struct Event {
     pub(crate) level: &'static str,
     pub(crate) message: &'static str,
     pub(crate) name: String,
-    pub(crate) fields: Vec<(&'static str, Value)>,
+    pub(crate) fields: Vec<(&'static str, FieldValue)>,
     listener: Listener,
 }
 
 /// The value of a field.
-pub(crate) enum Value {
+pub(crate) enum FieldValue {
     Number(u128),
     Text(String),
 }
@@ -49,12 +49,14 @@ impl Event {
     }
 
     pub(crate) fn text(&mut self, field: &'static str, text: String) {
-        self.fields.push((field, Value::Text(text)));
+        self.fields.push((field, FieldValue::Text(text)));
     }
 
     /// Adds a number, if there is one.
     pub(crate) fn number(&mut self, field: &'static str, value: impl Number) {
-        let number = value.number().map(|number| (field, Value::Number(number)));
+        let number = value
+            .number()
+            .map(|number| (field, FieldValue::Number(number)));
         self.fields.extend(number);
     }
 

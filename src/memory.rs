@@ -34,7 +34,7 @@ pub struct MemoryStore<C> {
 
 #[derive(Default)]
 struct MemoryState {
-    records: HashMap<Name, Record>,
+    records: HashMap<Name, MemoryRecord>,
     /// The latest grants that have ended, oldest end first.
     ended: VecDeque<Ended>,
     ends: BTreeSet<(Timestamp, Name)>,
@@ -45,7 +45,7 @@ struct MemoryState {
     freed: Option<Vec<Waker>>,
 }
 
-struct Record {
+struct MemoryRecord {
     owner: Owner,
     fence: Fence,
     until: Option<Timestamp>,
@@ -113,7 +113,7 @@ impl<C: Clock> MemoryStore<C> {
             let owner = claim.owner;
             state.set(
                 &claim.name,
-                Record {
+                MemoryRecord {
                     owner,
                     fence,
                     until,
@@ -127,7 +127,7 @@ impl<C: Clock> MemoryStore<C> {
         self.operate(|state, now| match state.records.get(&claim.name) {
             Some(record) if record.owner == claim.owner => {
                 let until = claim.ttl.duration().map(|ttl| now.saturating_add(ttl));
-                let record = Record { until, ..*record };
+                let record = MemoryRecord { until, ..*record };
                 state.set(&claim.name, record);
                 true
             }
@@ -166,7 +166,7 @@ impl<C: Clock> MemoryStore<C> {
                 };
             };
             let owner = claim.owner;
-            let record = Record {
+            let record = MemoryRecord {
                 owner,
                 fence,
                 until,
@@ -255,7 +255,7 @@ impl MemoryState {
         Fence::new(self.grants).unwrap_or(Fence::FIRST)
     }
 
-    fn set(&mut self, name: &Name, record: Record) {
+    fn set(&mut self, name: &Name, record: MemoryRecord) {
         self.remove(name);
         if let Some(until) = record.until {
             self.ends.insert((until, name.clone()));
@@ -263,7 +263,7 @@ impl MemoryState {
         self.records.insert(name.clone(), record);
     }
 
-    fn remove(&mut self, name: &Name) -> Option<Record> {
+    fn remove(&mut self, name: &Name) -> Option<MemoryRecord> {
         let record = self.records.remove(name)?;
         if let Some(until) = record.until {
             self.ends.remove(&(until, name.clone()));
@@ -286,7 +286,7 @@ impl MemoryState {
         /// The number of ended grants that are kept.
         const MAX_ENDED: usize = 1024;
 
-        if let Some(Record { owner, fence, .. }) = self.remove(name) {
+        if let Some(MemoryRecord { owner, fence, .. }) = self.remove(name) {
             if self.ended.len() == MAX_ENDED {
                 self.ended.pop_front();
             }

@@ -7,7 +7,7 @@ use js_sys::{Array, BigInt, Function};
 use wasm_bindgen::JsValue;
 use wasm_bindgen::prelude::wasm_bindgen;
 
-use crate::event::{Event, Value, set_listener};
+use crate::event::{Event, FieldValue, set_listener};
 
 /// Calls `listener` with each event from now on, as an array of pairs of a member and its value; with `undefined`,
 /// events are not recorded any more.
@@ -36,13 +36,13 @@ fn members(event: &Event) -> Array {
     for (name, value) in &event.fields {
         let member = match value {
             // Fencing tokens are `bigint` in all of the package.
-            Value::Number(fence) if *name == "fence" => pair(name, BigInt::from(*fence)),
+            FieldValue::Number(fence) if *name == "fence" => pair(name, BigInt::from(*fence)),
             #[expect(
                 clippy::cast_precision_loss,
                 reason = "milliseconds and counts of attempts are less than 2⁵³"
             )]
-            Value::Number(number) => pair(&camel_case(name), *number as f64),
-            Value::Text(text) => pair(&camel_case(name), text),
+            FieldValue::Number(number) => pair(&camel_case(name), *number as f64),
+            FieldValue::Text(text) => pair(&camel_case(name), text),
         };
         members.push(&member);
     }

@@ -36,10 +36,10 @@ pub(super) fn poll_asking<T>(poll: impl FnOnce() -> T) -> (T, bool) {
 /// A store of locks.
 #[wasm_bindgen]
 #[derive(Clone, Debug)]
-pub struct Store(Kind);
+pub struct Store(StoreKind);
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum StoreKind {
     Memory(Arc<MemoryStore<JavaScript>>),
     Object(Arc<Object>),
 }
@@ -112,14 +112,14 @@ impl Store {
     /// Makes a store in this module's memory.
     #[allow(missing_docs, reason = "called by the package alone")]
     pub fn memory() -> Self {
-        Self(Kind::Memory(Arc::new(MemoryStore::new(JavaScript))))
+        Self(StoreKind::Memory(Arc::new(MemoryStore::new(JavaScript))))
     }
 
     /// Makes a store of an object that has all required methods.
     #[allow(missing_docs, reason = "called by the package alone")]
     pub fn object(object: LockStore) -> Self {
         let has = |name| property(&object, name).is_function();
-        Self(Kind::Object(Arc::new(Object {
+        Self(StoreKind::Object(Arc::new(Object {
             fences: has("fence"),
             waits: has("wait"),
             gives_up: has("giveUp"),
@@ -134,15 +134,15 @@ impl Store {
 impl AsyncStore for Store {
     async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::acquire(&**store, claim).await,
-            Kind::Object(store) => asking(store.acquire(claim)).await,
+            StoreKind::Memory(store) => AsyncStore::acquire(&**store, claim).await,
+            StoreKind::Object(store) => asking(store.acquire(claim)).await,
         }
     }
 
     async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::extend(store, claim).await,
-            Kind::Object(store) => {
+            StoreKind::Memory(store) => AsyncStore::extend(store, claim).await,
+            StoreKind::Object(store) => {
                 let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
                 let extended = store.methods.extend(key, &owner, &length(claim));
                 asking(owned(extended)).await
@@ -152,8 +152,8 @@ impl AsyncStore for Store {
 
     async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::release(store, claim).await,
-            Kind::Object(store) => {
+            StoreKind::Memory(store) => AsyncStore::release(store, claim).await,
+            StoreKind::Object(store) => {
                 let owner = claim.owner.to_string();
                 asking(owned(store.methods.delete(claim.name.as_str(), &owner))).await
             }
@@ -162,18 +162,20 @@ impl AsyncStore for Store {
 
     async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::force_release(store, name, only).await,
-            Kind::Object(_) if only.is_some() => Err(StoreError::permanent(
+            StoreKind::Memory(store) => AsyncStore::force_release(store, name, only).await,
+            StoreKind::Object(_) if only.is_some() => Err(StoreError::permanent(
                 "this store cannot force-release only the grant with a given fencing token",
             )),
-            Kind::Object(store) => asking(owned(store.methods.force_delete(name.as_str()))).await,
+            StoreKind::Object(store) => {
+                asking(owned(store.methods.force_delete(name.as_str()))).await
+            }
         }
     }
 
     async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::holders(store, name).await,
-            Kind::Object(store) => {
+            StoreKind::Memory(store) => AsyncStore::holders(store, name).await,
+            StoreKind::Object(store) => {
                 let exists = asking(awaited(store.methods.exists(name.as_str()))).await;
                 let holder = exists
                     .map_err(store_error)?
@@ -186,8 +188,8 @@ impl AsyncStore for Store {
 
     fn capabilities(&self) -> Capabilities {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::capabilities(store),
-            Kind::Object(store) => Capabilities {
+            StoreKind::Memory(store) => AsyncStore::capabilities(store),
+            StoreKind::Object(store) => Capabilities {
                 expires: true,
                 ephemeral: store.detaches,
                 transfers: true,
@@ -200,8 +202,8 @@ impl AsyncStore for Store {
 
     async fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::renew(store, claim, fence).await,
-            Kind::Object(store) if store.renews => {
+            StoreKind::Memory(store) => AsyncStore::renew(store, claim, fence).await,
+            StoreKind::Object(store) if store.renews => {
                 let (key, owner) = (claim.name.as_str(), claim.owner.to_string());
                 let fence = fence.map_or(JsValue::NULL, |fence| BigInt::from(fence.get()).into());
                 let renewed = store.methods.renew(key, &owner, &length(claim), &fence);
@@ -215,16 +217,16 @@ impl AsyncStore for Store {
                     )),
                 }
             }
-            Kind::Object(_) => self.extend(claim).await.map(Renewed::by_extension),
+            StoreKind::Object(_) => self.extend(claim).await.map(Renewed::by_extension),
         }
     }
 
     async fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::detach(store, claim).await,
+            StoreKind::Memory(store) => AsyncStore::detach(store, claim).await,
             // The leases of such a store are never ephemeral.
-            Kind::Object(store) if !store.detaches => Ok(true),
-            Kind::Object(store) => {
+            StoreKind::Object(store) if !store.detaches => Ok(true),
+            StoreKind::Object(store) => {
                 let owner = claim.owner.to_string();
                 asking(owned(store.methods.detach(claim.name.as_str(), &owner))).await
             }
@@ -233,14 +235,16 @@ impl AsyncStore for Store {
 
     fn waiter<'s>(&'s self, claim: &Claim) -> Option<Box<dyn AsyncWaiter + 's>> {
         match &self.0 {
-            Kind::Memory(store) => AsyncStore::waiter(store, claim),
-            Kind::Object(store) if store.waits || store.gives_up => Some(Box::new(ObjectWaiter {
-                store,
-                key: claim.name.clone(),
-                owner: claim.owner.to_string(),
-                is_granted: false,
-            })),
-            Kind::Object(_) => None,
+            StoreKind::Memory(store) => AsyncStore::waiter(store, claim),
+            StoreKind::Object(store) if store.waits || store.gives_up => {
+                Some(Box::new(ObjectWaiter {
+                    store,
+                    key: claim.name.clone(),
+                    owner: claim.owner.to_string(),
+                    is_granted: false,
+                }))
+            }
+            StoreKind::Object(_) => None,
         }
     }
 }

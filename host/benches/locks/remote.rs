@@ -10,7 +10,7 @@ use verrou_host::{AnyAsyncStore, StoreOptions, StoreUrl, Tokio};
 #[cfg(feature = "etcd")]
 use verrou_servers::clients::etcd::messages::{Compare, CompareOp, Range, Txn, TxnOp};
 #[cfg(feature = "etcd")]
-use verrou_servers::clients::etcd::{Client, ConnectOptions, Error};
+use verrou_servers::clients::etcd::{Client, ClientError, ConnectOptions};
 #[cfg(feature = "redis")]
 use verrou_servers::clients::redis;
 #[cfg(feature = "postgres")]
@@ -302,7 +302,7 @@ impl Exclusion for EtcdCalls {
             let free = Compare::create_revision(Self::RANGE, CompareOp::Equal, 0).with_prefix();
             let put = TxnOp::put(Self::KEY, "{}", lease);
             client.txn(Txn::new().when([free]).and_then([put])).await?;
-            Ok::<_, Error>(lease)
+            Ok::<_, ClientError>(lease)
         })?;
         Ok(())
     }

@@ -110,7 +110,7 @@ pub(crate) enum Command {
     ///
     /// The printed text is all that `extend` and `release` need, from any process: keep it
     /// secret. The lease ends by its ttl unless it is extended.
-    Acquire(Acquire),
+    Acquire(AcquireOptions),
     /// Extend the lease of an acquired lock, and print it
     Extend(Extend),
     /// Release an acquired lock
@@ -373,7 +373,7 @@ enum Zombie {
 
 /// `verrou acquire`.
 #[derive(Args, Debug)]
-pub(crate) struct Acquire {
+pub(crate) struct AcquireOptions {
     #[command(flatten)]
     pub(crate) name: Named,
     #[command(flatten)]

@@ -27,7 +27,7 @@ use rustix::process::{
 };
 
 use crate::ending::{Ending, Lifeline};
-use crate::process_group::{self, Members};
+use crate::process_group::{self, GroupMembers};
 
 /// The message to a guardian that `verrou` has forked: it is in the command's group from now on.
 const MOVED: u8 = b'm';
@@ -352,14 +352,14 @@ fn contains_any(group: Pid, known: &mut Option<Pid>) -> bool {
         return true;
     }
     match process_group::members(group) {
-        Ok(Members::Running(one)) => {
+        Ok(GroupMembers::Running(one)) => {
             *known = Some(one);
             true
         }
         // A container's first process does not always reap zombies.
-        Ok(Members::Zombies) => false,
+        Ok(GroupMembers::Zombies) => false,
         // There is one, as kill(2) found it.
-        Ok(Members::Unseen) | Err(_) => true,
+        Ok(GroupMembers::Unseen) | Err(_) => true,
     }
 }
 
@@ -417,10 +417,10 @@ mod process {
             post: *const Post,
             work: fn(&Post),
         }
-        struct Shared(UnsafeCell<Memory>);
+        struct SharedMemory(UnsafeCell<Memory>);
         // SAFETY: `start_sibling` writes `start`, and then only the process that it starts uses it and the stack.
-        unsafe impl Sync for Shared {}
-        static SHARED: Shared = Shared(UnsafeCell::new(Memory {
+        unsafe impl Sync for SharedMemory {}
+        static SHARED: SharedMemory = SharedMemory(UnsafeCell::new(Memory {
             stack: [0; 128 * 1024],
             start: None,
         }));

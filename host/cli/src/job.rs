@@ -18,7 +18,7 @@ use crate::broken_pipe;
 use crate::ending::{Ending, Lifeline};
 use crate::guardian::{Guardian, Post};
 use crate::output;
-use crate::process_group::{self, Members};
+use crate::process_group::{self, GroupMembers};
 use crate::signals::{self, Signals};
 use crate::terminal::Terminal;
 
@@ -48,7 +48,7 @@ pub(crate) struct Job {
 
 /// A change of the state of a [`Job`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Event {
+pub(crate) enum JobEvent {
     /// No relevant change.
     Nothing,
     /// The command ended.
@@ -125,27 +125,31 @@ impl Job {
 
     /// Waits until the state of the command changes, but at most for `at_most`, and forwards received
     /// signals.
-    pub(crate) fn wait(&mut self, at_most: Duration) -> Event {
+    pub(crate) fn wait(&mut self, at_most: Duration) -> JobEvent {
         self.wait_with(None, at_most)
     }
 
     /// Waits as [`wait`](Self::wait) does, and also returns when a notification of `loss` is pending.
-    pub(crate) fn wait_with(&mut self, loss: Option<&dyn LossSignal>, at_most: Duration) -> Event {
+    pub(crate) fn wait_with(
+        &mut self,
+        loss: Option<&dyn LossSignal>,
+        at_most: Duration,
+    ) -> JobEvent {
         // First the signals: after a SIGCONT, the terminal may not be lent any more.
         let mut is_continued = self.forward_signals();
         // The child may have changed its state before the signal handler was installed.
         let mut event = self.look();
-        if event == Event::Nothing && !is_continued {
+        if event == JobEvent::Nothing && !is_continued {
             self.guardian.reap_if_ended();
             self.signals
                 .wait(loss.and_then(LossSignal::descriptor), at_most);
         }
         is_continued |= self.forward_signals();
-        if is_continued && event == Event::Nothing {
-            event = Event::Continued;
+        if is_continued && event == JobEvent::Nothing {
+            event = JobEvent::Continued;
         }
         match self.look() {
-            Event::Nothing => event,
+            JobEvent::Nothing => event,
             change => change,
         }
     }
@@ -207,15 +211,15 @@ impl Job {
     }
 
     /// Returns the change of the command's state since the last call.
-    fn look(&mut self) -> Event {
+    fn look(&mut self) -> JobEvent {
         if self.ended.is_some() {
-            return Event::Nothing;
+            return JobEvent::Nothing;
         }
         #[cfg(target_os = "linux")]
         self.reap_orphans();
         let any = WaitIdOptions::EXITED | WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT;
         let Some(status) = self.wait_for(any) else {
-            return Event::Nothing;
+            return JobEvent::Nothing;
         };
         if status.stopped() {
             // `waitid` reports a stop until it is consumed. A zombie is not reaped here.
@@ -226,16 +230,16 @@ impl Job {
                 if self.terminal.is_some() =>
             {
                 self.stopped_by = Some(signal);
-                Event::Stopped
+                JobEvent::Stopped
             }
             // No other process could use the terminal until the command continues.
             Some(signal @ Signal::STOP) if self.has_terminal() => {
                 self.stopped_by = Some(signal);
-                Event::Stopped
+                JobEvent::Stopped
             }
             // Any other stop concerns the command alone: the process that stopped it continues it, and
             // renewal continues meanwhile.
-            Some(_) => Event::Nothing,
+            Some(_) => JobEvent::Nothing,
             None => {
                 self.ended = Some(status);
                 self.guardian.dismiss();
@@ -244,7 +248,7 @@ impl Job {
                     // A process of this group that requested the terminal before that is stopped.
                     self.forward_signals();
                 }
-                Event::Ended
+                JobEvent::Ended
             }
         }
     }
@@ -291,11 +295,11 @@ impl Job {
             return false;
         }
         match process_group::members(self.leader) {
-            Ok(Members::Running(process)) => {
+            Ok(GroupMembers::Running(process)) => {
                 self.left_behind = Some(process);
                 false
             }
-            Ok(Members::Zombies | Members::Unseen) => {
+            Ok(GroupMembers::Zombies | GroupMembers::Unseen) => {
                 self.left_behind = None;
                 true
             }

@@ -19,7 +19,7 @@ pub(crate) struct Job {
 /// A change of the state of a [`Job`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(dead_code, reason = "nothing is stopped or continued here")]
-pub(crate) enum Event {
+pub(crate) enum JobEvent {
     /// No relevant change.
     Nothing,
     /// The command ended.
@@ -45,19 +45,23 @@ impl Job {
     }
 
     /// Waits until the command ends, but at most for `at_most`.
-    pub(crate) fn wait(&mut self, at_most: Duration) -> Event {
+    pub(crate) fn wait(&mut self, at_most: Duration) -> JobEvent {
         thread::sleep(at_most.min(Self::LOOK));
         if self.ended.is_none()
             && let Ok(Some(status)) = self.child.try_wait()
         {
             self.ended = Some(status);
-            return Event::Ended;
+            return JobEvent::Ended;
         }
-        Event::Nothing
+        JobEvent::Nothing
     }
 
     /// Waits as [`wait`](Self::wait) does: this system does not notify of losses.
-    pub(crate) fn wait_with(&mut self, _loss: Option<&dyn LossSignal>, at_most: Duration) -> Event {
+    pub(crate) fn wait_with(
+        &mut self,
+        _loss: Option<&dyn LossSignal>,
+        at_most: Duration,
+    ) -> JobEvent {
         self.wait(at_most)
     }
 

@@ -7,7 +7,7 @@ use verrou::blocking::Host;
 use verrou::{Clock, Error, SerializedLock, Store};
 use verrou_host::System;
 
-use crate::arguments::{Acquire, Extend, GlobalOptions, Release, Serialized};
+use crate::arguments::{AcquireOptions, Extend, GlobalOptions, Release, Serialized};
 use crate::exit::Exit;
 use crate::output::{self, Failure};
 use crate::store;
@@ -16,7 +16,7 @@ use crate::store;
 const LONGEST: u64 = 64 * 1024;
 
 /// Acquires a lock, prints it, and leaves it held.
-pub(crate) fn acquire(global: &GlobalOptions, args: &Acquire) -> Result<(), Failure> {
+pub(crate) fn acquire(global: &GlobalOptions, args: &AcquireOptions) -> Result<(), Failure> {
     let name = store::name(args.name.name())?;
     let opened = store::open_to_take(global, &args.taking, "verrou acquire")?;
     if !opened.capabilities().transfers {

@@ -15,7 +15,7 @@ use verrou_host::{AnyStore, LossSignal, StoreUrl};
 use crate::arguments::{GlobalOptions, OnLost, Run};
 use crate::ending::{Ending, Lifeline};
 use crate::exit::Exit;
-use crate::job::{Event, Job};
+use crate::job::{Job, JobEvent};
 use crate::nested;
 use crate::output::{Failure, say};
 use crate::store::{self, Guard};
@@ -157,7 +157,7 @@ fn keep(held: &Guard<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> 
             }
             if matches!(machine.health(), Health::Released) {
                 return match job.wait(Duration::MAX) {
-                    Event::Nothing => ControlFlow::Continue(()),
+                    JobEvent::Nothing => ControlFlow::Continue(()),
                     event => ControlFlow::Break(event),
                 };
             }
@@ -180,20 +180,20 @@ fn keep(held: &Guard<'_>, store: &AnyStore, job: &mut Job) -> Result<(), Error> 
                 return ControlFlow::Continue(());
             }
             match job.wait_with(watch, at_most) {
-                Event::Nothing => ControlFlow::Continue(()),
+                JobEvent::Nothing => ControlFlow::Continue(()),
                 event => ControlFlow::Break(event),
             }
         })?;
         match event {
-            Event::Nothing => {}
-            Event::Ended => return Ok(()),
+            JobEvent::Nothing => {}
+            JobEvent::Ended => return Ok(()),
             // The command continues when the lock is confirmed to be still held.
-            Event::Stopped => {
+            JobEvent::Stopped => {
                 if job.stop() {
                     (was_stopped, is_confirmed) = (true, false);
                 }
             }
-            Event::Continued => (was_stopped, is_confirmed) = (true, false),
+            JobEvent::Continued => (was_stopped, is_confirmed) = (true, false),
         }
     }
 }
@@ -259,7 +259,7 @@ fn bring_to_end(args: &Run, job: &mut Job) {
                     left
                 });
                 // The command may prompt on the terminal before it ends.
-                if event == Event::Stopped && job.requests_terminal() {
+                if event == JobEvent::Stopped && job.requests_terminal() {
                     job.resume();
                 }
             }
@@ -280,13 +280,13 @@ fn bring_to_end(args: &Run, job: &mut Job) {
 pub(super) fn wait_for_end(job: &mut Job) {
     while !job.has_ended() {
         match job.wait(Duration::MAX) {
-            Event::Stopped => {
+            JobEvent::Stopped => {
                 if job.stop() {
                     job.resume();
                 }
             }
-            Event::Continued => job.resume(),
-            Event::Nothing | Event::Ended => {}
+            JobEvent::Continued => job.resume(),
+            JobEvent::Nothing | JobEvent::Ended => {}
         }
     }
 }

@@ -87,12 +87,12 @@ impl Default for Greeting {
 enum Request {
     Acquire(Claimed),
     Extend(Claimed),
-    Renew(Renewal),
+    Renew(RenewalRequest),
     Release(Claimed),
     Detach(Claimed),
     Evict(Eviction),
     Inspect(Inspection),
-    Abilities(Nothing),
+    Abilities(NoMembers),
     Wait(Wait),
     Queue(Claimed),
     GiveUp(Claimed),
@@ -115,7 +115,7 @@ struct Claimed {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Renewal {
+struct RenewalRequest {
     name: String,
     owner: String,
     #[serde(deserialize_with = "Option::deserialize")]
@@ -146,7 +146,7 @@ struct Inspection {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Nothing {}
+struct NoMembers {}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -328,7 +328,7 @@ fn perform<'s>(
             reply.into()
         }
         Request::Extend(claimed) => store.extend(&claimed.try_into()?)?.into(),
-        Request::Renew(Renewal {
+        Request::Renew(RenewalRequest {
             name,
             owner,
             ttl,
@@ -355,7 +355,7 @@ fn perform<'s>(
             None => store.holders(&name(&text)?)?.pop().into(),
             Some(owner) => inspected_for(store, &name(&text)?, &owner)?,
         },
-        Request::Abilities(Nothing {}) => store.capabilities().into(),
+        Request::Abilities(NoMembers {}) => store.capabilities().into(),
         Request::Wait(Wait {
             name: text,
             at_most,

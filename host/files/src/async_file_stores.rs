@@ -15,7 +15,7 @@ use verrou::{
 use crate::error::FileError;
 use crate::file_lock::FileLockStore;
 use crate::file_store::FileStore;
-use crate::flock::{Attempt, BUSY_TIMEOUT};
+use crate::flock::{BUSY_TIMEOUT, LockAttempt};
 #[cfg(target_os = "linux")]
 use crate::inotify::Listener;
 use crate::lease_file::LeaseFileStore;
@@ -123,7 +123,7 @@ async fn patiently<T>(operation: impl Fn() -> Result<T, StoreError>) -> Result<T
     let mut pause = Duration::from_micros(50);
     loop {
         let waited = began.elapsed();
-        let attempt = Attempt {
+        let attempt = LockAttempt {
             waited,
             is_last: BUSY_TIMEOUT <= waited,
         };
@@ -137,7 +137,7 @@ async fn patiently<T>(operation: impl Fn() -> Result<T, StoreError>) -> Result<T
 
 /// Runs `operation` without waiting for a file.
 fn at_once<T>(operation: impl FnOnce() -> T) -> T {
-    let only = Attempt {
+    let only = LockAttempt {
         waited: Duration::ZERO,
         is_last: true,
     };

@@ -21,11 +21,11 @@ use crate::{flock, os};
 pub struct BareLockStore {
     name: Name,
     path: PathBuf,
-    grant: PerProcess<Mutex<Option<Grant>>>,
+    grant: PerProcess<Mutex<Option<BareGrant>>>,
 }
 
 #[derive(Debug)]
-struct Grant {
+struct BareGrant {
     owner: Owner,
     file: File,
     /// The number of the holding process. A forked child has a copy of this value, but is not the
@@ -94,7 +94,7 @@ impl BareLockStore {
     }
 }
 
-impl Grant {
+impl BareGrant {
     fn is_of(&self, owner: Owner) -> bool {
         self.owner == owner && self.process == process::this()
     }
@@ -144,7 +144,7 @@ impl Store for BareLockStore {
         }
         Ok(match self.take()? {
             Some(file) => {
-                *grant = Some(Grant {
+                *grant = Some(BareGrant {
                     owner: claim.owner,
                     file,
                     process: process::this(),

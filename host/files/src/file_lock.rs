@@ -391,7 +391,7 @@ impl Store for FileLockStore {
         if let Some(renewed) = grant.record.renewed(claim.ttl, self.now(), wall_clock()) {
             // The kernel's lock stays held even if the record is not written, so do not wait long for the
             // record's file.
-            let soon = flock::Attempt {
+            let soon = flock::LockAttempt {
                 waited: Duration::ZERO,
                 is_last: true,
             };

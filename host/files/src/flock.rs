@@ -120,7 +120,7 @@ pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// One of the attempts of a task, which must not block its thread.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Attempt {
+pub(crate) struct LockAttempt {
     /// How long the task has waited so far.
     pub(crate) waited: Duration,
     /// Whether this is the last attempt.
@@ -128,10 +128,10 @@ pub(crate) struct Attempt {
 }
 
 thread_local! {
-    static ATTEMPT: Cell<Option<Attempt>> = const { Cell::new(None) };
+    static ATTEMPT: Cell<Option<LockAttempt>> = const { Cell::new(None) };
 }
 
-impl Attempt {
+impl LockAttempt {
     /// Runs `operation`, which fails with [`FileError::Busy`] at once if another process keeps a file
     /// locked.
     pub(crate) fn make<T>(self, operation: impl FnOnce() -> T) -> T {

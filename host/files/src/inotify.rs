@@ -302,7 +302,7 @@ struct EventsState {
     next: u64,
     /// Present while a file is watched, and for some time after that.
     inotify: Option<Arc<OwnedFd>>,
-    listeners: HashMap<u64, Subscription>,
+    listeners: HashMap<u64, ListenerState>,
     watched_by: HashMap<i32, Vec<u64>>,
     /// The wake pipes with subscribers, and these.
     pipes: Vec<(Arc<WakePipe>, Vec<u64>)>,
@@ -319,7 +319,7 @@ struct EventsState {
 }
 
 #[derive(Debug, Default)]
-struct Subscription {
+struct ListenerState {
     pipe: Option<Arc<WakePipe>>,
     watches: Vec<i32>,
     notification: Option<Notification>,
@@ -540,11 +540,11 @@ impl FileEvents {
 impl EventsState {
     fn add(&mut self) -> u64 {
         self.next += 1;
-        self.listeners.insert(self.next, Subscription::default());
+        self.listeners.insert(self.next, ListenerState::default());
         self.next
     }
 
-    fn listener(&mut self, id: u64) -> Option<&mut Subscription> {
+    fn listener(&mut self, id: u64) -> Option<&mut ListenerState> {
         self.listeners.get_mut(&id)
     }
 

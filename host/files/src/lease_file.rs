@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, io};
 
-use grants::{Expired, GRANTS, Grant};
-use locked_file::{LeaseFile, LeaseState};
+use grants::{Expired, GRANTS, LeaseGrant};
+use locked_file::{LeaseFile, RecordState};
 use record_access::Which;
 use verrou::{
     Acquired, Capabilities, Claim, Clock, Fence, Holder, LossWatch, Name, Renewed, Store,
@@ -64,7 +64,7 @@ use crate::{flock, liveness, os};
 pub struct LeaseFileStore {
     base: Base,
     zombies: Zombies,
-    grants: PerProcess<Mutex<HashMap<Name, Grant>>>,
+    grants: PerProcess<Mutex<HashMap<Name, LeaseGrant>>>,
     /// The number of grants at which the store next looks for expired ones.
     most_grants: AtomicUsize,
 }
@@ -107,12 +107,12 @@ impl LeaseFileStore {
     fn held_record(&self, name: &Name) -> Result<Option<HeldRecord>, StoreError> {
         let found = self.with_record(name, Which::There, |lease, view| match view.record {
             Some(record) => Ok(match lease.state(&record)? {
-                LeaseState::Held { remaining } => Some(HeldRecord { record, remaining }),
-                LeaseState::Zombie if self.zombies == Zombies::Wait => Some(HeldRecord {
+                RecordState::Held { remaining } => Some(HeldRecord { record, remaining }),
+                RecordState::Zombie if self.zombies == Zombies::Wait => Some(HeldRecord {
                     record,
                     remaining: Some(Duration::ZERO),
                 }),
-                LeaseState::Free | LeaseState::Zombie => None,
+                RecordState::Free | RecordState::Zombie => None,
             }),
             None => Ok(None),
         })?;
@@ -122,7 +122,8 @@ impl LeaseFileStore {
     /// Returns whether the lease in `record` is bound to a process that this one was forked from, as
     /// far as can be determined. A forked child is not its holder.
     fn is_parents(&self, name: &Name, record: &Record) -> bool {
-        let is_own = |grant: &Grant| grant.owner == record.owner && grant.fence == record.fence;
+        let is_own =
+            |grant: &LeaseGrant| grant.owner == record.owner && grant.fence == record.fence;
         !self.base.is_of_this_process()
             && record.ephemeral
             && !self.grants().get(name).is_some_and(is_own)
@@ -252,11 +253,11 @@ impl Store for LeaseFileStore {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
                 Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
-                    LeaseState::Held { .. } => {
+                    RecordState::Held { .. } => {
                         lease.extend(&record, claim)?;
                         Ok(true)
                     }
-                    LeaseState::Free | LeaseState::Zombie => Ok(false),
+                    RecordState::Free | RecordState::Zombie => Ok(false),
                 },
                 _ => Ok(false),
             })?;
@@ -306,7 +307,7 @@ impl Store for LeaseFileStore {
                         lease.note_release(record.fence);
                     }
                     lease.free(&record, has_waited)?;
-                    Ok(matches!(state, LeaseState::Held { .. }) && is_there?)
+                    Ok(matches!(state, RecordState::Held { .. }) && is_there?)
                 }
                 _ => Ok(false),
             }
@@ -316,7 +317,7 @@ impl Store for LeaseFileStore {
             // The lease may be in the file that replaced this one.
             reply = self.with_record(&claim.name, Which::There, operation);
         }
-        if matches!(reply, Err(FileError::Busy { .. })) && flock::Attempt::is_to_be_repeated() {
+        if matches!(reply, Err(FileError::Busy { .. })) && flock::LockAttempt::is_to_be_repeated() {
             return Ok(reply?.unwrap_or(false));
         }
         // Drop the grant also after an error: if there is no free descriptor, or the disk rejects writes, an
@@ -346,19 +347,19 @@ impl Store for LeaseFileStore {
             {
                 match lease.state(&record) {
                     // From now on the lease must not be renewed any more.
-                    Ok(LeaseState::Free) if LeaseFile::is_merely_expired(&record) => {
+                    Ok(RecordState::Free) if LeaseFile::is_merely_expired(&record) => {
                         lease.free(&record, false)?;
                         Ok(false)
                     }
-                    Ok(LeaseState::Free) => Ok(false),
+                    Ok(RecordState::Free) => Ok(false),
                     // The lease was free already, except for processes that choose to wait for its processes.
-                    Ok(LeaseState::Zombie) if self.zombies == Zombies::Take => {
+                    Ok(RecordState::Zombie) if self.zombies == Zombies::Take => {
                         lease.free(&record, false)?;
                         Ok(false)
                     }
                     // If the clock or the boot is foreign, whether the lease has expired is unknown;
                     // now it has ended.
-                    Ok(LeaseState::Held { .. } | LeaseState::Zombie)
+                    Ok(RecordState::Held { .. } | RecordState::Zombie)
                     | Err(FileError::ForeignClock { .. } | FileError::ForeignBoot { .. }) => {
                         lease.free(&record, false)?;
                         Ok(true)
@@ -386,7 +387,7 @@ impl Store for LeaseFileStore {
         let reply =
             self.with_record(&claim.name, Which::There, |lease, view| match view.record {
                 Some(record) if lease.is_of(&record, claim) => match lease.state(&record)? {
-                    LeaseState::Held { .. } => {
+                    RecordState::Held { .. } => {
                         lease.may_outlive_its_process()?;
                         let sequence = record.sequence + 1;
                         lease.write(Record {
@@ -396,7 +397,7 @@ impl Store for LeaseFileStore {
                         })?;
                         Ok(true)
                     }
-                    LeaseState::Free | LeaseState::Zombie => Ok(false),
+                    RecordState::Free | RecordState::Zombie => Ok(false),
                 },
                 _ => Ok(false),
             })?;

@@ -41,7 +41,7 @@ use verrou_machine::{Listed, StoreOptions, System};
 use self::client::messages::{Compare, CompareOp, KeyValue, Range, Txn, TxnOp, TxnResponse};
 use self::connect::checked_client;
 use self::queue::RESERVATION;
-use self::record::{Record, as_json, record_of};
+use self::record::{EtcdRecord, as_json, record_of};
 use self::session::EtcdShared;
 use self::transaction::{first, found, none, revision};
 use self::watch::Watch;
@@ -142,8 +142,8 @@ impl EtcdStore {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn record(&self, ttl: Ttl) -> Record {
-        Record {
+    fn record(&self, ttl: Ttl) -> EtcdRecord {
+        EtcdRecord {
             ttl: ttl.duration().map(millis),
             since: millis(System.wall_clock()),
             about: self.about.clone(),
@@ -206,7 +206,7 @@ impl EtcdStore {
         &self,
         claim: &Claim,
         own: &KeyValue,
-        record: Record,
+        record: EtcdRecord,
     ) -> Result<bool, ServerError> {
         if record.ttl == claim.ttl.duration().map(millis) {
             return match own.lease {
@@ -215,7 +215,7 @@ impl EtcdStore {
             };
         }
         let lease = self.lease_for(claim.ttl).await?;
-        let value = as_json(&Record {
+        let value = as_json(&EtcdRecord {
             ttl: claim.ttl.duration().map(millis),
             ..record
         });

@@ -23,7 +23,7 @@ use crate::bindings::blocking::wasi::{clocks, random};
 use crate::bindings::nonblocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
 use crate::bindings::nonblocking::{LockManager, LockManagerPre};
 use crate::convert::{self, policies};
-use crate::engine::{Limits, State};
+use crate::engine::{InstanceState, Limits};
 use crate::error::ComponentError;
 use crate::instance::LockHandle;
 use crate::instance_api::calls;
@@ -37,7 +37,7 @@ type WaiterHandle<'a> = Box<dyn AsyncWaiter + 'a>;
 /// the store's futures are. They spawn nothing, and need no particular executor.
 pub struct AsyncRunner<H: 'static> {
     engine: Engine,
-    component: LockManagerPre<State<Exchange, H>>,
+    component: LockManagerPre<InstanceState<Exchange, H>>,
     limits: Limits,
 }
 
@@ -63,7 +63,7 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
     pub fn new(component: &[u8], limits: &Limits) -> Result<Self> {
         let engine = limits.engine()?;
         let component = Component::new(&engine, component)?;
-        let mut linker = Linker::<State<Exchange, H>>::new(&engine);
+        let mut linker = Linker::<InstanceState<Exchange, H>>::new(&engine);
         clocks::monotonic_clock::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         random::random::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         link_store(&mut linker)?;
@@ -114,7 +114,7 @@ impl<H> fmt::Debug for AsyncRunner<H> {
 /// The component's code runs on the polling thread, at most for [`Limits::time`]. The lock component
 /// runs for microseconds.
 pub struct AsyncInstance<S, H: 'static> {
-    wasm: wasmtime::Store<State<Exchange, H>>,
+    wasm: wasmtime::Store<InstanceState<Exchange, H>>,
     component: LockManager,
     store: Arc<S>,
     exchange: Exchange,
@@ -191,7 +191,10 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
     /// Calls the component, and performs the operations that it requests of its store.
     async fn call<T>(
         &mut self,
-        call: impl AsyncFnOnce(&wit::Guest, &mut wasmtime::Store<State<Exchange, H>>) -> Result<T>,
+        call: impl AsyncFnOnce(
+            &wit::Guest,
+            &mut wasmtime::Store<InstanceState<Exchange, H>>,
+        ) -> Result<T>,
     ) -> Result<T> {
         self.wasm.data_mut().enter();
         let exchange = self.exchange.clone();
@@ -247,19 +250,19 @@ async fn sooner<T>(first: impl Future<Output = T>, second: impl Future<Output = 
 /// component performs the operations.
 #[derive(Clone)]
 pub(super) struct Exchange {
-    slot: Arc<Mutex<Slot>>,
+    slot: Arc<Mutex<RequestSlot>>,
     capabilities: Capabilities,
 }
 
 #[derive(Default)]
-struct Slot {
-    request: Option<Request>,
-    answer: Option<Answer>,
+struct RequestSlot {
+    request: Option<StoreRequest>,
+    answer: Option<StoreAnswer>,
     /// The claim of the latest acquire request, if it was refused.
     refused: Option<Claim>,
 }
 
-enum Request {
+enum StoreRequest {
     Acquire(Claim),
     Extend(Claim),
     Release(Claim),
@@ -268,21 +271,21 @@ enum Request {
     Inspect(Name),
 }
 
-enum Answer {
+enum StoreAnswer {
     Acquired(Result<Acquired, StoreError>),
     Done(Result<bool, StoreError>),
     Holders(Result<Vec<Holder>, StoreError>),
 }
 
-impl Request {
-    async fn perform(self, store: &impl AsyncStore) -> Answer {
-        Answer::Done(match self {
-            Self::Acquire(claim) => return Answer::Acquired(store.acquire(&claim).await),
+impl StoreRequest {
+    async fn perform(self, store: &impl AsyncStore) -> StoreAnswer {
+        StoreAnswer::Done(match self {
+            Self::Acquire(claim) => return StoreAnswer::Acquired(store.acquire(&claim).await),
             Self::Extend(claim) => store.extend(&claim).await,
             Self::Release(claim) => store.release(&claim).await,
             Self::Detach(claim) => store.detach(&claim).await,
             Self::Evict(name, only) => store.force_release(&name, only).await,
-            Self::Inspect(name) => return Answer::Holders(store.holders(&name).await),
+            Self::Inspect(name) => return StoreAnswer::Holders(store.holders(&name).await),
         })
     }
 }
@@ -295,7 +298,7 @@ impl Exchange {
         }
     }
 
-    fn slot(&self) -> MutexGuard<'_, Slot> {
+    fn slot(&self) -> MutexGuard<'_, RequestSlot> {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -318,12 +321,13 @@ impl Exchange {
                 Err(end) => return end,
                 Ok(request) => {
                     let acquired = match &request {
-                        Request::Acquire(claim) => Some(claim.clone()),
+                        StoreRequest::Acquire(claim) => Some(claim.clone()),
                         _ => None,
                     };
                     let answer = request.perform(store).await;
                     if acquired.is_some() {
-                        let refused = matches!(answer, Answer::Acquired(Ok(Acquired::Busy { .. })));
+                        let refused =
+                            matches!(answer, StoreAnswer::Acquired(Ok(Acquired::Busy { .. })));
                         self.slot().refused = acquired.filter(|_| refused);
                     }
                     self.answer(answer);
@@ -332,16 +336,16 @@ impl Exchange {
         }
     }
 
-    fn requested(&self) -> Option<Request> {
+    fn requested(&self) -> Option<StoreRequest> {
         self.slot().request.take()
     }
 
-    fn answer(&self, answer: Answer) {
+    fn answer(&self, answer: StoreAnswer) {
         self.slot().answer = Some(answer);
     }
 
     /// Passes `request` to the caller, which polls this future again when there is an answer.
-    async fn ask(&self, request: Request) -> Answer {
+    async fn ask(&self, request: StoreRequest) -> StoreAnswer {
         self.slot().request = Some(request);
         poll_fn(|_| match self.slot().answer.take() {
             Some(answer) => Poll::Ready(answer),
@@ -352,13 +356,13 @@ impl Exchange {
 
     async fn reply(
         &self,
-        request: Result<Request, StoreError>,
+        request: Result<StoreRequest, StoreError>,
     ) -> Result<backend::Reply, backend::StoreError> {
         match request {
             Ok(request) => match self.ask(request).await {
-                Answer::Acquired(reply) => convert::acquired(reply),
-                Answer::Done(reply) => convert::done(reply),
-                Answer::Holders(_) => {
+                StoreAnswer::Acquired(reply) => convert::acquired(reply),
+                StoreAnswer::Done(reply) => convert::done(reply),
+                StoreAnswer::Holders(_) => {
                     convert::done(Err(StoreError::permanent("answer to another request")))
                 }
             },
@@ -371,9 +375,9 @@ impl Exchange {
         name: Result<Name, StoreError>,
     ) -> Result<Option<backend::Holder>, backend::StoreError> {
         let holders = match name {
-            Ok(name) => match self.ask(Request::Inspect(name)).await {
-                Answer::Holders(holders) => holders,
-                Answer::Acquired(_) | Answer::Done(_) => {
+            Ok(name) => match self.ask(StoreRequest::Inspect(name)).await {
+                StoreAnswer::Holders(holders) => holders,
+                StoreAnswer::Acquired(_) | StoreAnswer::Done(_) => {
                     Err(StoreError::permanent("answer to another request"))
                 }
             },
@@ -393,8 +397,8 @@ type Returned<'a, T> = Box<dyn Future<Output = Result<(T,)>> + Send + 'a>;
 type Replied = Result<backend::Reply, backend::StoreError>;
 
 /// Implements the component's `store` import by its [`Exchange`].
-fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Result<()> {
-    type Caller<'a, H> = StoreContextMut<'a, State<Exchange, H>>;
+fn link_store<H: Send + 'static>(linker: &mut Linker<InstanceState<Exchange, H>>) -> Result<()> {
+    type Caller<'a, H> = StoreContextMut<'a, InstanceState<Exchange, H>>;
 
     fn exchanged<'a, H: Send, T>(
         mut caller: Caller<'a, H>,
@@ -422,10 +426,10 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
 
     let mut store = linker.instance("verrou:lock/store@0.1.0")?;
     let operations: [(_, fn(Claim) -> _); 4] = [
-        ("acquire", Request::Acquire),
-        ("extend", Request::Extend),
-        ("release", Request::Release),
-        ("detach", Request::Detach),
+        ("acquire", StoreRequest::Acquire),
+        ("extend", StoreRequest::Extend),
+        ("release", StoreRequest::Release),
+        ("detach", StoreRequest::Detach),
     ];
     for (name, request) in operations {
         store.func_wrap_async(
@@ -452,7 +456,7 @@ fn link_store<H: Send + 'static>(linker: &mut Linker<State<Exchange, H>>) -> Res
                         only => only.flatten(),
                     };
                     let request = allowed.and_then(|()| convert::name(&name));
-                    let request = request.map(|name| Request::Evict(name, only));
+                    let request = request.map(|name| StoreRequest::Evict(name, only));
                     exchange.reply(request).await
                 })
             })

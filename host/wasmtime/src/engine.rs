@@ -124,8 +124,8 @@ impl Limits {
         host: H,
         now: fn(&H) -> Timestamp,
         random: fn(&H) -> [u8; 16],
-    ) -> wasmtime::Store<State<S, H>> {
-        let state = State {
+    ) -> wasmtime::Store<InstanceState<S, H>> {
+        let state = InstanceState {
             refused: None,
             store,
             host,
@@ -156,7 +156,7 @@ impl Limits {
 }
 
 /// The state of an instance, from which its imports are implemented.
-pub struct State<S, H> {
+pub struct InstanceState<S, H> {
     pub(super) store: S,
     pub(super) host: H,
     /// The claim of the latest acquire request, if it was refused.
@@ -168,13 +168,13 @@ pub struct State<S, H> {
     operations: u32,
 }
 
-impl<S, H> fmt::Debug for State<S, H> {
+impl<S, H> fmt::Debug for InstanceState<S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").finish_non_exhaustive()
+        f.debug_struct("InstanceState").finish_non_exhaustive()
     }
 }
 
-impl<S, H> State<S, H> {
+impl<S, H> InstanceState<S, H> {
     /// Records the start of a call of the component.
     pub(super) fn enter(&mut self) {
         self.entered = Instant::now();
@@ -249,13 +249,13 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
     rest.is_some()
 }
 
-impl<S, H> clocks::monotonic_clock::Host for State<S, H> {
+impl<S, H> clocks::monotonic_clock::Host for InstanceState<S, H> {
     fn now(&mut self) -> u64 {
         convert::nanos((self.now)(&self.host).since_start())
     }
 }
 
-impl<S, H> random::random::Host for State<S, H> {
+impl<S, H> random::random::Host for InstanceState<S, H> {
     fn get_random_u64(&mut self) -> u64 {
         let random = u128::from_be_bytes((self.random)(&self.host));
         (random >> 64) as u64
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
     use verrou_host::System;
 
-    fn store(limits: &Limits, engine: &Engine) -> wasmtime::Store<State<(), System>> {
+    fn store(limits: &Limits, engine: &Engine) -> wasmtime::Store<InstanceState<(), System>> {
         let now = |host: &System| verrou::Clock::now(host);
         limits.wasm_store(engine, (), System, now, Host::random)
     }

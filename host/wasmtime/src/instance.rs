@@ -17,7 +17,7 @@ use crate::bindings::blocking::exports::verrou::lock::locks::{self as wit, Keepi
 use crate::bindings::blocking::verrou::lock::store as backend;
 use crate::bindings::blocking::{LockManager, LockManagerPre};
 use crate::convert::{self, policies};
-use crate::engine::{Limits, State};
+use crate::engine::{InstanceState, Limits};
 use crate::error::ComponentError;
 use crate::instance_api::calls;
 
@@ -29,7 +29,7 @@ type WaiterHandle<'a> = Box<dyn Waiter + 'a>;
 /// `S` is the type of the store that it imports, `H` that of the host with its clock and randomness.
 pub struct Runner<S: 'static, H: 'static> {
     engine: Engine,
-    component: LockManagerPre<State<Arc<S>, H>>,
+    component: LockManagerPre<InstanceState<Arc<S>, H>>,
     limits: Limits,
 }
 
@@ -57,7 +57,9 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
         let engine = limits.engine()?;
         let component = Component::new(&engine, component)?;
         let mut linker = Linker::new(&engine);
-        LockManager::add_to_linker::<_, HasSelf<State<Arc<S>, H>>>(&mut linker, |state| state)?;
+        LockManager::add_to_linker::<_, HasSelf<InstanceState<Arc<S>, H>>>(&mut linker, |state| {
+            state
+        })?;
         Ok(Self {
             component: LockManagerPre::new(linker.instantiate_pre(&component)?)?,
             engine,
@@ -100,7 +102,7 @@ pub struct LockHandle(pub(super) ResourceAny);
 /// One thread at a time can call it, and [`acquire`](Self::acquire) occupies it for one wait. A host with
 /// several concurrent waits polls its own attempts, by [`call`](Self::call).
 pub struct Instance<S: 'static, H: 'static> {
-    wasm: wasmtime::Store<State<Arc<S>, H>>,
+    wasm: wasmtime::Store<InstanceState<Arc<S>, H>>,
     component: LockManager,
     open: Option<ResourceAny>,
 }
@@ -113,7 +115,7 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
     /// Returns the error of `call`.
     pub fn call<T>(
         &mut self,
-        call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<State<Arc<S>, H>>) -> Result<T>,
+        call: impl FnOnce(&wit::Guest, &mut wasmtime::Store<InstanceState<Arc<S>, H>>) -> Result<T>,
     ) -> Result<T> {
         self.wasm.data_mut().enter();
         call(self.component.verrou_lock_locks(), &mut self.wasm)
@@ -186,7 +188,7 @@ impl<S, H> fmt::Debug for Instance<S, H> {
     }
 }
 
-impl<S: Store, H> State<S, H> {
+impl<S: Store, H> InstanceState<S, H> {
     fn perform<T>(
         &mut self,
         operation: impl FnOnce(&S) -> Result<T, StoreError>,
@@ -208,7 +210,7 @@ impl<S: Store, H> State<S, H> {
     }
 }
 
-impl<S: Store, H> backend::Host for State<S, H> {
+impl<S: Store, H> backend::Host for InstanceState<S, H> {
     fn acquire(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
         let claim = convert::claim(&claim);
         let reply = claim

@@ -6,7 +6,7 @@ use std::time::Duration;
 use verrou::Claim;
 
 use super::FileLockStore;
-use super::grants::{Grant, Locked, guard};
+use super::grants::{LockGrant, Locked, guard};
 use crate::error::FileError;
 use crate::open_files::OpenFile;
 use crate::queue::Position;
@@ -30,7 +30,7 @@ enum GrantResult {
 impl FileLockStore {
     /// Takes the kernel's lock for `claim`, and records the grant. Returns `None` if the lock is held,
     /// or reserved for another waiter.
-    pub(super) fn take(&self, claim: &Claim) -> Result<Option<Grant>, FileError> {
+    pub(super) fn take(&self, claim: &Claim) -> Result<Option<LockGrant>, FileError> {
         let name = &claim.name;
         loop {
             let recorded = match &self.exact {
@@ -66,7 +66,7 @@ impl FileLockStore {
                     position,
                     is_next_notified,
                 } => {
-                    return Ok(Some(Grant {
+                    return Ok(Some(LockGrant {
                         locked,
                         recorded,
                         record,

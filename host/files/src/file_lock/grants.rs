@@ -24,7 +24,7 @@ pub(super) enum Slot {
     Asking {
         process: u32,
     },
-    Held(Grant),
+    Held(LockGrant),
 }
 
 impl Slot {
@@ -46,7 +46,7 @@ impl Slot {
 }
 
 /// A lock that this process holds.
-pub(super) struct Grant {
+pub(super) struct LockGrant {
     pub(super) locked: Locked,
     /// The file of the record, if that is another file.
     pub(super) recorded: Option<OpenFile>,
@@ -76,11 +76,11 @@ impl FileLockStore {
     }
 
     /// Ends a grant; keeps its files open for the next one.
-    pub(super) fn end(&self, name: &Name, grant: Grant) {
+    pub(super) fn end(&self, name: &Name, grant: LockGrant) {
         /// The time after which a waiter that tries again pauses longer and longer between its tries.
         const LATE: Duration = Duration::from_micros(50);
 
-        let Grant {
+        let LockGrant {
             mut locked,
             recorded,
             is_shared,
@@ -117,7 +117,7 @@ pub(super) fn guard(recorded: Option<&OpenFile>) -> Result<Option<Guarded<'_>>, 
         .transpose()
 }
 
-impl Grant {
+impl LockGrant {
     /// Extends the lease to the ttl of `claim` from `now` on.
     pub(super) fn extend(
         &mut self,

@@ -26,7 +26,7 @@ pub(super) const GRANTS: usize = 64;
     clippy::struct_excessive_bools,
     reason = "they are independent of each other"
 )]
-pub(super) struct Grant {
+pub(super) struct LeaseGrant {
     pub(super) owner: Owner,
     pub(super) fence: u64,
     /// The file whose open file description has the grant's byte locked.
@@ -65,7 +65,7 @@ pub(super) enum Expired {
 }
 
 impl LeaseFileStore {
-    pub(super) fn grants(&self) -> MutexGuard<'_, HashMap<Name, Grant>> {
+    pub(super) fn grants(&self) -> MutexGuard<'_, HashMap<Name, LeaseGrant>> {
         self.grants.lock()
     }
 
@@ -140,7 +140,13 @@ impl LeaseFileStore {
 
     /// Returns whether the lease of `grant` has expired. If so, it is recorded as ended, so that it cannot be
     /// extended any more.
-    fn has_ended(&self, name: &Name, grant: &mut Grant, which: Expired, now: Duration) -> bool {
+    fn has_ended(
+        &self,
+        name: &Name,
+        grant: &mut LeaseGrant,
+        which: Expired,
+        now: Duration,
+    ) -> bool {
         let Some(file) = &grant.lifeline else {
             return true;
         };
@@ -184,7 +190,7 @@ impl LeaseFileStore {
     }
 
     /// Ends a grant; keeps its file open for the next one.
-    pub(super) fn end(&self, name: &Name, mut grant: Grant, is_recorded: bool) {
+    pub(super) fn end(&self, name: &Name, mut grant: LeaseGrant, is_recorded: bool) {
         let lifeline = if is_recorded && !grant.is_shared && grant.is_ours() {
             grant.lifeline.take()
         } else {
@@ -196,7 +202,7 @@ impl LeaseFileStore {
     }
 }
 
-impl Grant {
+impl LeaseGrant {
     pub(super) fn of(&self, owner: Owner) -> Option<&Self> {
         (self.owner == owner).then_some(self)
     }
@@ -222,7 +228,7 @@ impl Grant {
     }
 }
 
-impl Drop for Grant {
+impl Drop for LeaseGrant {
     fn drop(&mut self) {
         drop(self.unlock());
     }

@@ -7,7 +7,7 @@ use verrou::{Acquired, Claim, Fence, Name, Renewed};
 use verrou_machine::Zombies;
 
 use super::LeaseFileStore;
-use super::grants::Grant;
+use super::grants::LeaseGrant;
 use crate::error::FileError;
 use crate::host_identity::Machine;
 use crate::open_files::OpenFile;
@@ -18,7 +18,7 @@ use crate::reply::{granted, holder};
 use crate::{liveness, os};
 
 /// The current state of the lease in a record.
-pub(super) enum LeaseState {
+pub(super) enum RecordState {
     Free,
     Held {
         remaining: Option<Duration>,
@@ -55,7 +55,7 @@ impl LeaseFile<'_> {
         };
         Ok(!reservation.is_zero()
             && record.owner != claim.owner
-            && (matches!(self.state(record), Ok(LeaseState::Held { .. }))
+            && (matches!(self.state(record), Ok(RecordState::Held { .. }))
                 || record.ended_within(reservation, self.now()))
             && self.file.is_current()?)
     }
@@ -66,9 +66,9 @@ impl LeaseFile<'_> {
         record.owner == claim.owner && !self.store.is_parents(self.name, record)
     }
 
-    pub(super) fn state(&self, record: &Record) -> Result<LeaseState, FileError> {
+    pub(super) fn state(&self, record: &Record) -> Result<RecordState, FileError> {
         if !record.held {
-            return Ok(LeaseState::Free);
+            return Ok(RecordState::Free);
         }
         if record.ephemeral && !self.store.keeps_alive(self.name, record) {
             let is_alive = mutant!(
@@ -78,7 +78,7 @@ impl LeaseFile<'_> {
             );
             let failed = FileError::io("check whether the holder lives", self.file.path());
             if !is_alive.map_err(failed)? {
-                return Ok(LeaseState::Free);
+                return Ok(RecordState::Free);
             }
         }
         self.state_of_living(record)
@@ -86,24 +86,24 @@ impl LeaseFile<'_> {
 
     /// Returns the [`state`](Self::state) of a record with `held` set, whose processes live if it is
     /// ephemeral.
-    pub(super) fn state_of_living(&self, record: &Record) -> Result<LeaseState, FileError> {
+    pub(super) fn state_of_living(&self, record: &Record) -> Result<RecordState, FileError> {
         let machine = Machine::this();
         if !machine.runs_since(record.boot) {
             return match record.ephemeral {
                 // A live process holds its lease, whatever its record contains.
-                true => Ok(LeaseState::Held { remaining: None }),
+                true => Ok(RecordState::Held { remaining: None }),
                 false if machine.is_containers() => Err(FileError::ForeignBoot {
                     name: self.name.clone(),
                 }),
-                false => Ok(LeaseState::Free),
+                false => Ok(RecordState::Free),
             };
         }
         if record.ttl.is_none() {
-            return Ok(LeaseState::Held { remaining: None });
+            return Ok(RecordState::Held { remaining: None });
         }
         if record.time_namespace != machine.time_namespace && !mutant!(TimeNamespaceIgnored) {
             if record.ephemeral {
-                return Ok(LeaseState::Held { remaining: None });
+                return Ok(RecordState::Held { remaining: None });
             }
             return Err(FileError::ForeignClock {
                 name: self.name.clone(),
@@ -111,11 +111,11 @@ impl LeaseFile<'_> {
         }
         let now = self.now();
         match record.ends.checked_sub(now).filter(|left| !left.is_zero()) {
-            Some(left) => Ok(LeaseState::Held {
+            Some(left) => Ok(RecordState::Held {
                 remaining: Some(left),
             }),
-            None if record.ephemeral => Ok(LeaseState::Zombie),
-            None => Ok(LeaseState::Free),
+            None if record.ephemeral => Ok(RecordState::Zombie),
+            None => Ok(RecordState::Free),
         }
     }
 
@@ -144,26 +144,26 @@ impl LeaseFile<'_> {
         let queue = &self.store.base.queue;
         if let Some(record) = &before.record {
             match self.state(record)? {
-                LeaseState::Held { .. }
+                RecordState::Held { .. }
                     if self.is_of(record, claim) && !mutant!(AskingAgainRefused) =>
                 {
                     self.extend(record, claim)?;
                     return Ok(Some(granted(record)));
                 }
                 // Only the head waiter tries again when the lease expires.
-                LeaseState::Held { remaining } => {
+                RecordState::Held { remaining } => {
                     let position = queue.position(claim, self.file, before)?;
                     let is_behind = position.has_ticket() && !position.reservation().is_zero();
                     let remaining = remaining.filter(|_| !is_behind);
                     return Ok(Some(Acquired::Busy { remaining }));
                 }
                 // An earlier grant to the same request, which received it after the lease had expired.
-                LeaseState::Zombie if self.is_of(record, claim) => {}
-                LeaseState::Zombie if self.store.zombies == Zombies::Wait => {
+                RecordState::Zombie if self.is_of(record, claim) => {}
+                RecordState::Zombie if self.store.zombies == Zombies::Wait => {
                     return Ok(Some(Acquired::BUSY));
                 }
-                LeaseState::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
-                LeaseState::Free => {}
+                RecordState::Zombie => taken_over = Some(holder(record, Some(Duration::ZERO))),
+                RecordState::Free => {}
             }
         }
         let position = queue.position(claim, self.file, before)?;
@@ -219,7 +219,7 @@ impl LeaseFile<'_> {
         let ends = record.ttl.map(|_| record.ends);
         record_file::write_grant(self.file, record, before)?;
         let process = self.file.process();
-        let grant = Grant {
+        let grant = LeaseGrant {
             owner: claim.owner,
             fence,
             lifeline,
@@ -272,8 +272,8 @@ impl LeaseFile<'_> {
             });
         }
         let is_held = match self.state(record)? {
-            LeaseState::Held { .. } | LeaseState::Zombie => true,
-            LeaseState::Free => Self::is_merely_expired(record),
+            RecordState::Held { .. } | RecordState::Zombie => true,
+            RecordState::Free => Self::is_merely_expired(record),
         };
         if !is_held {
             return Ok(Renewed::Lost);

@@ -30,14 +30,14 @@ pub(super) struct LocalQueue {
     pub(super) pipe: Option<Arc<WakePipe>>,
     pub(super) number: u32,
     /// By ticket.
-    pub(super) waiters: BTreeMap<u64, Waiter>,
+    pub(super) waiters: BTreeMap<u64, LocalWaiter>,
     pub(super) tickets: HashMap<Owner, u64>,
     /// The tickets of owners that were granted the lock, until they release it.
     pub(super) granted: HashMap<Owner, u64>,
 }
 
 #[derive(Debug)]
-pub(super) struct Waiter {
+pub(super) struct LocalWaiter {
     /// `None` if no descriptor is free: then the waiter polls.
     pub(super) listener: Option<Arc<Listener>>,
     pub(super) stage: Stage,
@@ -237,7 +237,7 @@ impl LocalQueue {
     /// `served` do not wait any more. A waiter that joins at the same time as the head waiter may get
     /// the same result.
     pub(super) fn is_head(&self, ticket: u64, served: u64) -> Result<bool, FileError> {
-        let is_known = |waiter: &Waiter| waiter.is_head;
+        let is_known = |waiter: &LocalWaiter| waiter.is_head;
         Ok(self.waiters.get(&ticket).is_some_and(is_known)
             || (self.waiters.range(..ticket).next().is_none()
                 && tickets::any(&self.file, served + 1, Some(ticket))?.is_none()))
@@ -259,7 +259,7 @@ impl LocalQueue {
     }
 }
 
-impl Waiter {
+impl LocalWaiter {
     /// Watches the files at `paths`; returns the version of `file` after the watch has begun.
     pub(super) fn listen<'a>(
         &self,

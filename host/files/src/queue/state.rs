@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use verrou::{Claim, Name};
 
-use super::local_queue::{LocalQueue, NextWaiter, Waiter};
+use super::local_queue::{LocalQueue, LocalWaiter, NextWaiter};
 use super::stage::{AfterWait, BLIND_WAIT, Next, SHORT_WAIT, Stage, Step, pause_behind};
 use crate::directory::Directory;
 use crate::error::FileError;
@@ -38,7 +38,10 @@ impl QueueState {
         Some((local, local.ticket_of(claim.owner)?))
     }
 
-    pub(super) fn waiter_mut(&mut self, claim: &Claim) -> Option<(Arc<OpenFile>, &mut Waiter)> {
+    pub(super) fn waiter_mut(
+        &mut self,
+        claim: &Claim,
+    ) -> Option<(Arc<OpenFile>, &mut LocalWaiter)> {
         let local = self.local_queues.get_mut(&claim.name)?;
         let ticket = local.ticket_of(claim.owner)?;
         let file = Arc::clone(&local.file);
@@ -179,7 +182,7 @@ impl QueueState {
         let here = local.waiters.last_key_value().map_or(0, |(&last, _)| last);
         match tickets::append(&local.file, local.number, here) {
             Ok(ticket) => {
-                let waiter = Waiter {
+                let waiter = LocalWaiter {
                     listener: None,
                     stage: Stage::BehindLocal,
                     is_head: false,

@@ -11,7 +11,7 @@ use zerocopy::{FromZeros, IntoBytes, transmute};
 use super::Record;
 use super::layout::{
     COMMAND_BYTES, COUNTED, Changing, EPHEMERAL, EXTENDED, FILE_BYTES, HELD, HOST_BYTES, Header,
-    Kind, MAGIC, NAME_AT, NOTIFIES, NUMBERED, SLOT_BYTES, SLOTS, Slot, TICKETS, VERSION,
+    Kind, MAGIC, NAME_AT, NOTIFIES, NUMBERED, RecordSlot, SLOT_BYTES, SLOTS, TICKETS, VERSION,
 };
 
 /// The kind of corruption of a lock's file.
@@ -153,7 +153,7 @@ fn slot_of(sequence: u64) -> usize {
     usize::from(sequence % 2 == 1)
 }
 
-fn encode(record: &Record) -> Slot {
+fn encode(record: &Record) -> RecordSlot {
     let flags = [
         (HELD, record.held),
         (EPHEMERAL, record.ephemeral),
@@ -167,7 +167,7 @@ fn encode(record: &Record) -> Slot {
     // No text is that long.
     let length = |text: &[u8]| u16::try_from(text.len()).unwrap_or(u16::MAX).into();
     // Filled in place: a struct expression would copy the text once more.
-    let mut slot = Slot::new_zeroed();
+    let mut slot = RecordSlot::new_zeroed();
     slot.flags = flags.map(|(flag, _)| flag).sum::<u32>().into();
     slot.sequence = record.sequence.into();
     slot.fence = record.fence.into();
@@ -191,7 +191,7 @@ fn encode(record: &Record) -> Slot {
 }
 
 /// Returns a slot that matches its checksum and has possible values; `None` if it was never written.
-fn checked(slot: &Slot) -> Result<Option<&Slot>, Corruption> {
+fn checked(slot: &RecordSlot) -> Result<Option<&RecordSlot>, Corruption> {
     let is_possible = || {
         slot.sequence.get() < COUNTED
             && slot.fence.get() <= slot.last_fence.get()
@@ -210,7 +210,7 @@ fn checked(slot: &Slot) -> Result<Option<&Slot>, Corruption> {
     Err(Corruption::Record)
 }
 
-pub(super) fn served_of(slot: &Slot) -> u64 {
+pub(super) fn served_of(slot: &RecordSlot) -> u64 {
     match slot.flags.get() & EXTENDED {
         0 => 0,
         // A forged number must not use up the tickets.
@@ -219,14 +219,14 @@ pub(super) fn served_of(slot: &Slot) -> u64 {
 }
 
 /// Returns the host and the command.
-fn text_of(slot: &Slot) -> Option<(&[u8], &[u8])> {
+fn text_of(slot: &RecordSlot) -> Option<(&[u8], &[u8])> {
     let [host, command] = [slot.host_bytes, slot.command_bytes].map(|it| usize::from(it.get()));
     let text = slot.text_and_rest().get(..host + command)?;
     (host <= HOST_BYTES).then(|| text.split_at(host))
 }
 
 /// Decodes a slot that matches its checksum.
-fn decode(slot: &Slot) -> Record {
+fn decode(slot: &RecordSlot) -> Record {
     let flags = slot.flags.get();
     let (host, command) = text_of(slot).unwrap_or_default();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();

@@ -50,7 +50,7 @@ pub(super) struct Header {
 /// One of the two slots for records.
 #[derive(FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
 #[repr(C)]
-pub(super) struct Slot {
+pub(super) struct RecordSlot {
     /// The checksum of all bytes below.
     pub(super) checksum: U32,
     pub(super) flags: U32,
@@ -79,9 +79,9 @@ pub(super) struct Slot {
     pub(super) file: U64,
 }
 
-pub(super) const SLOT_BYTES: usize = size_of::<Slot>();
+pub(super) const SLOT_BYTES: usize = size_of::<RecordSlot>();
 
-impl Slot {
+impl RecordSlot {
     /// Returns all bytes from the text on.
     pub(super) fn text_and_rest(&self) -> &[u8] {
         &self.as_bytes()[offset_of!(Self, text)..]
@@ -99,7 +99,7 @@ impl Slot {
 pub(super) struct Changing {
     pub(super) header: Header,
     unused: [u8; 512 - size_of::<Header>()],
-    pub(super) slots: [Slot; 2],
+    pub(super) slots: [RecordSlot; 2],
     /// The queue's mark: the ticket that was last given to a waiter.
     pub(super) mark: U64,
     /// The touch: a number that changes when a lock is released without a record.
@@ -135,8 +135,8 @@ pub(crate) const CHANGING_BYTES: usize = size_of::<Changing>();
 // As FORMAT.md says.
 const _: () = {
     assert!(SLOTS[0] == 512 && SLOT_BYTES == 512);
-    assert!(offset_of!(Slot, owner) == 32 && offset_of!(Slot, ttl) == 72);
-    assert!(offset_of!(Slot, text) == 112 && offset_of!(Slot, served) == 496);
+    assert!(offset_of!(RecordSlot, owner) == 32 && offset_of!(RecordSlot, ttl) == 72);
+    assert!(offset_of!(RecordSlot, text) == 112 && offset_of!(RecordSlot, served) == 496);
     assert!(MARK_AT == 1536 && CHANGING_BYTES == 1552);
 };
 

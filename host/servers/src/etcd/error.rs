@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::{io, iter};
 
-use super::client::Error;
+use super::client::ClientError;
 use crate::error::ServerError;
 
 const NO_SPACE: &str =
@@ -23,13 +23,13 @@ mod code {
 }
 
 /// Returns the error for a server that is not usable for a store.
-pub(super) fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
+pub(super) fn not_fit(server: &str, prefix: &str, err: ClientError) -> ServerError {
     let setup = |why: String, advice: String| ServerError::Setup {
         server: server.to_owned(),
         why,
         advice,
     };
-    let Error::Status(status) = &err else {
+    let ClientError::Status(status) = &err else {
         return failed(server, err);
     };
     let said = status.message().to_owned();
@@ -57,8 +57,8 @@ pub(super) fn not_fit(server: &str, prefix: &str, err: Error) -> ServerError {
 }
 
 /// Returns the root cause if no connection was made, or `None` for any other error.
-pub(super) fn unreached(err: &Error) -> Option<String> {
-    let Error::Status(status) = err else {
+pub(super) fn unreached(err: &ClientError) -> Option<String> {
+    let ClientError::Status(status) = err else {
         return None;
     };
     let causes = || iter::successors(status.source(), |err| (*err).source());
@@ -81,9 +81,9 @@ pub(super) fn unreached(err: &Error) -> Option<String> {
 }
 
 /// Classifies the error of a failed request.
-pub(super) fn failed(server: &str, err: Error) -> ServerError {
+pub(super) fn failed(server: &str, err: ClientError) -> ServerError {
     let server = server.to_owned();
-    let Error::Status(status) = &err else {
+    let ClientError::Status(status) = &err else {
         return ServerError::Disconnected {
             server,
             source: err.into(),

@@ -6,7 +6,7 @@ use super::client::messages::KeyValue;
 
 /// The value of a holder's key; the value of a waiter's key is [`WAITS`].
 #[derive(Debug, Deserialize, Serialize)]
-pub(super) struct Record {
+pub(super) struct EtcdRecord {
     /// In milliseconds; `None` if the lease does not expire.
     pub(super) ttl: Option<u64>,
     /// In milliseconds since 1970.
@@ -17,10 +17,10 @@ pub(super) struct Record {
 pub(super) const WAITS: &str = "waits";
 
 /// Returns the record of a key, if it is a holder's.
-pub(super) fn record_of(found: &KeyValue) -> Option<Record> {
+pub(super) fn record_of(found: &KeyValue) -> Option<EtcdRecord> {
     serde_json::from_slice(&found.value).ok()
 }
 
-pub(super) fn as_json(record: &Record) -> String {
+pub(super) fn as_json(record: &EtcdRecord) -> String {
     serde_json::to_string(record).unwrap_or_default()
 }

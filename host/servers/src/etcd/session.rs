@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use verrou::Owner;
 
 use super::client::messages::{Txn, TxnResponse};
-use super::client::{Client, Error};
+use super::client::{Client, ClientError};
 use super::error::{failed, unreached};
 use super::queue::{Presence, Ticket};
 use crate::error::ServerError;
@@ -42,7 +42,7 @@ impl EtcdShared {
         })
     }
 
-    pub(super) async fn asked<T, A: Future<Output = Result<T, Error>>>(
+    pub(super) async fn asked<T, A: Future<Output = Result<T, ClientError>>>(
         &self,
         ask: impl Fn(Client) -> A,
     ) -> Result<T, ServerError> {
@@ -88,11 +88,11 @@ impl EtcdShared {
 
 /// Returns the answer of a member that can be reached. A failed connection is retried, because the request has
 /// not reached any member then.
-pub(super) async fn of_any<C: Clone, T, A: Future<Output = Result<T, Error>>>(
+pub(super) async fn of_any<C: Clone, T, A: Future<Output = Result<T, ClientError>>>(
     members: usize,
     client: &C,
     ask: impl Fn(C) -> A,
-) -> Result<T, Error> {
+) -> Result<T, ClientError> {
     // The channel selects members at random.
     const DRAWS: usize = 16;
 

@@ -50,7 +50,7 @@ pub struct LeaseRequest {
 
 /// A lease that was granted or kept alive.
 #[derive(Clone, PartialEq, Message)]
-pub struct Lease {
+pub struct LeaseResponse {
     #[prost(int64, tag = "2")]
     pub id: i64,
     /// In seconds; zero if the lease does not exist.
@@ -340,8 +340,8 @@ pub struct Compare {
     target: i32,
     #[prost(bytes = "vec", tag = "3")]
     key: Vec<u8>,
-    #[prost(oneof = "Target", tags = "5, 6, 7")]
-    value: Option<Target>,
+    #[prost(oneof = "CompareTarget", tags = "5, 6, 7")]
+    value: Option<CompareTarget>,
     #[prost(bytes = "vec", tag = "64")]
     end: Vec<u8>,
 }
@@ -354,7 +354,7 @@ pub enum CompareOp {
 }
 
 #[derive(Clone, PartialEq, Oneof)]
-enum Target {
+enum CompareTarget {
     #[prost(int64, tag = "5")]
     CreateRevision(i64),
     #[prost(int64, tag = "6")]
@@ -365,15 +365,15 @@ enum Target {
 
 impl Compare {
     pub fn create_revision(key: impl Into<Vec<u8>>, compare: CompareOp, revision: i64) -> Self {
-        Self::of(key.into(), compare, Target::CreateRevision(revision))
+        Self::of(key.into(), compare, CompareTarget::CreateRevision(revision))
     }
 
     pub fn mod_revision(key: impl Into<Vec<u8>>, compare: CompareOp, revision: i64) -> Self {
-        Self::of(key.into(), compare, Target::ModRevision(revision))
+        Self::of(key.into(), compare, CompareTarget::ModRevision(revision))
     }
 
     pub fn value(key: impl Into<Vec<u8>>, compare: CompareOp, value: impl Into<Vec<u8>>) -> Self {
-        Self::of(key.into(), compare, Target::Value(value.into()))
+        Self::of(key.into(), compare, CompareTarget::Value(value.into()))
     }
 
     /// Extends the comparison to all keys that begin with this one.
@@ -385,13 +385,13 @@ impl Compare {
         }
     }
 
-    fn of(key: Vec<u8>, compare: CompareOp, value: Target) -> Self {
+    fn of(key: Vec<u8>, compare: CompareOp, value: CompareTarget) -> Self {
         Self {
             result: compare.into(),
             target: match value {
-                Target::CreateRevision(_) => 1,
-                Target::ModRevision(_) => 2,
-                Target::Value(_) => 3,
+                CompareTarget::CreateRevision(_) => 1,
+                CompareTarget::ModRevision(_) => 2,
+                CompareTarget::Value(_) => 3,
             },
             key,
             value: Some(value),

@@ -15,14 +15,14 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use self::messages::{
-    AuthenticateRequest, AuthenticateResponse, Lease, LeaseGrantRequest, LeaseRequest, Nothing,
-    Range, RangeResponse, StatusResponse, TimeToLiveRequest, TimeToLiveResponse, Txn, TxnResponse,
-    WatchCreateRequest, WatchRequest, WatchResponse,
+    AuthenticateRequest, AuthenticateResponse, LeaseGrantRequest, LeaseRequest, LeaseResponse,
+    Nothing, Range, RangeResponse, StatusResponse, TimeToLiveRequest, TimeToLiveResponse, Txn,
+    TxnResponse, WatchCreateRequest, WatchRequest, WatchResponse,
 };
 
 /// A failed request, or a failed connection to a server.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum ClientError {
     #[error(transparent)]
     Status(#[from] Status),
     /// An invalid address or certificate.
@@ -64,7 +64,10 @@ impl User {
 impl Client {
     /// Connects to the cluster with these members, given as URLs. With a user, this requests a token
     /// from one member; otherwise the first request connects.
-    pub async fn connect(members: &[String], options: &ConnectOptions) -> Result<Self, Error> {
+    pub async fn connect(
+        members: &[String],
+        options: &ConnectOptions,
+    ) -> Result<Self, ClientError> {
         let mut endpoints = Vec::new();
         for member in members {
             let mut endpoint = Endpoint::from_shared(member.clone())?
@@ -97,36 +100,36 @@ impl Client {
         Ok(client)
     }
 
-    pub async fn status(&self) -> Result<StatusResponse, Error> {
+    pub async fn status(&self) -> Result<StatusResponse, ClientError> {
         self.ask("/etcdserverpb.Maintenance/Status", Nothing {})
             .await
     }
 
-    pub async fn range(&self, range: Range) -> Result<RangeResponse, Error> {
+    pub async fn range(&self, range: Range) -> Result<RangeResponse, ClientError> {
         self.ask("/etcdserverpb.KV/Range", range).await
     }
 
-    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, Error> {
+    pub async fn txn(&self, txn: Txn) -> Result<TxnResponse, ClientError> {
         self.ask("/etcdserverpb.KV/Txn", txn).await
     }
 
     /// Creates a lease, and returns its number.
-    pub async fn lease_grant(&self, seconds: i64) -> Result<i64, Error> {
+    pub async fn lease_grant(&self, seconds: i64) -> Result<i64, ClientError> {
         let request = LeaseGrantRequest { ttl: seconds };
-        let granted: Lease = self.ask("/etcdserverpb.Lease/LeaseGrant", request).await?;
+        let granted: LeaseResponse = self.ask("/etcdserverpb.Lease/LeaseGrant", request).await?;
         Ok(granted.id)
     }
 
-    pub async fn lease_revoke(&self, id: i64) -> Result<(), Error> {
+    pub async fn lease_revoke(&self, id: i64) -> Result<(), ClientError> {
         let revoked = self.ask("/etcdserverpb.Lease/LeaseRevoke", LeaseRequest { id });
         let Nothing {} = revoked.await?;
         Ok(())
     }
 
     /// Keeps a lease alive; returns whether the lease still exists.
-    pub async fn lease_keep_alive(&self, id: i64) -> Result<bool, Error> {
+    pub async fn lease_keep_alive(&self, id: i64) -> Result<bool, ClientError> {
         let path = "/etcdserverpb.Lease/LeaseKeepAlive";
-        let mut answers: Streaming<Lease> = self.open(path, LeaseRequest { id }).await?;
+        let mut answers: Streaming<LeaseResponse> = self.open(path, LeaseRequest { id }).await?;
         let answer = answers.message().await?;
         let lease = answer.ok_or_else(|| Status::unavailable("the answer was cut off"))?;
         Ok(lease.ttl > 0)
@@ -136,7 +139,7 @@ impl Client {
         &self,
         id: i64,
         with_keys: bool,
-    ) -> Result<TimeToLiveResponse, Error> {
+    ) -> Result<TimeToLiveResponse, ClientError> {
         let request = TimeToLiveRequest {
             id,
             keys: with_keys,
@@ -147,7 +150,7 @@ impl Client {
 
     /// Returns the stream of events of `key` from now on. Its first message has no event; it confirms
     /// that the watch has begun.
-    pub async fn watch(&self, key: Vec<u8>) -> Result<Streaming<WatchResponse>, Error> {
+    pub async fn watch(&self, key: Vec<u8>) -> Result<Streaming<WatchResponse>, ClientError> {
         let create = WatchCreateRequest { key };
         let request = WatchRequest {
             create: Some(create),
@@ -156,7 +159,7 @@ impl Client {
     }
 
     /// Sends a request that has one answer.
-    pub async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Error>
+    pub async fn ask<Q, A>(&self, path: &'static str, request: Q) -> Result<A, ClientError>
     where
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,
@@ -172,7 +175,7 @@ impl Client {
     }
 
     /// Sends a request that has a stream of answers, which ends when the stream is dropped.
-    async fn open<Q, A>(&self, path: &'static str, request: Q) -> Result<Streaming<A>, Error>
+    async fn open<Q, A>(&self, path: &'static str, request: Q) -> Result<Streaming<A>, ClientError>
     where
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,
