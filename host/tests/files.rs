@@ -1,6 +1,8 @@
 //! The files of the stores, and how the stores handle changes that other programs make to them.
 #![cfg(unix)]
 
+#[path = "common/lock_files.rs"]
+mod lock_files;
 #[path = "common/store_calls.rs"]
 mod store_calls;
 
@@ -14,6 +16,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lock_files::{leases, locks, only_file, rewrite, set_counter};
 use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
 use verrou::conformance::TestClock;
@@ -30,14 +33,6 @@ fn directory() -> TempDir {
     tempfile::tempdir().expect("there is room for a directory")
 }
 
-fn leases(directory: &Path) -> LeaseFileStore {
-    LeaseFileStore::open(directory, &StoreOptions::default()).expect("the directory can be opened")
-}
-
-fn locks(directory: &Path) -> FileLockStore {
-    FileLockStore::open(directory, &StoreOptions::default()).expect("the directory can be opened")
-}
-
 fn claim(owner: u8) -> Claim {
     store_calls::claim("lock", owner)
 }
@@ -51,17 +46,6 @@ fn file_error(err: &StoreError) -> &FileError {
     err.get_ref()
         .downcast_ref()
         .expect("these stores' errors are about files")
-}
-
-/// Returns the only file in the directory with this extension.
-fn only_file(directory: &Path, extension: &str) -> PathBuf {
-    let files = fs::read_dir(directory)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let mut files = files.filter(|path| path.extension().is_some_and(|found| found == extension));
-    let file = files.next().expect("there is a file");
-    assert_eq!(files.next(), None);
-    file
 }
 
 fn is_root() -> bool {
@@ -508,15 +492,6 @@ fn counter_replaced_while_it_is_waited_for_is_not_used() {
     });
 }
 
-/// Sets the last allotted number of the fence counter at `path` to `last`.
-fn set_counter(path: &Path, last: u64) {
-    let mut counter = fs::read(path).unwrap();
-    counter[16..].copy_from_slice(&last.to_le_bytes());
-    let checksum = crc32c::crc32c(&counter[12..]);
-    counter[8..12].copy_from_slice(&checksum.to_le_bytes());
-    fs::write(path, counter).unwrap();
-}
-
 /// Waits until this process has `times` descriptors of `path`.
 #[cfg(target_os = "linux")]
 fn wait_until_open(path: &Path, times: usize) {
@@ -625,20 +600,6 @@ fn fences_grow_without_end() {
             done(store.release(&claim(1)));
         }
     }
-}
-
-/// Rewrites eight or sixteen bytes of both slots of a lock's file, checksums included.
-fn rewrite(path: &Path, at: usize, value: &[u8]) {
-    let mut file = fs::read(path).unwrap();
-    for slot in [512..1024, 1024..1536] {
-        let slot = &mut file[slot];
-        if slot.iter().any(|&byte| byte != 0) {
-            slot[at..at + value.len()].copy_from_slice(value);
-            let checksum = crc32c::crc32c(&slot[4..]);
-            slot[..4].copy_from_slice(&checksum.to_le_bytes());
-        }
-    }
-    fs::write(path, file).unwrap();
 }
 
 #[test]

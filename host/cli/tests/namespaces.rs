@@ -1,25 +1,22 @@
 //! Locks that are shared with processes in other namespaces, such as those of containers.
 #![cfg(target_os = "linux")]
 
+#[path = "../../tests/common/lock_files.rs"]
+mod lock_files;
 #[path = "../../tests/common/store_calls.rs"]
 mod store_calls;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
+use lock_files::leases;
 use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
 use verrou::{Claim, Store};
-use verrou_host::{LeaseFileStore, StoreOptions};
 
 fn directory() -> TempDir {
     tempfile::tempdir().expect("there is room for a directory")
-}
-
-fn leases(directory: &Path) -> LeaseFileStore {
-    LeaseFileStore::open(directory, &StoreOptions::default()).expect("the directory can be opened")
 }
 
 fn claim(owner: u8) -> Claim {

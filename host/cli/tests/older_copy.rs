@@ -2,25 +2,18 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "../../tests/common/lock_files.rs"]
+mod lock_files;
 #[path = "../../tests/common/store_calls.rs"]
 mod store_calls;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use common::{KINDS, TestDir, ends_with};
+use lock_files::{lock_file, open};
 use store_calls::granted;
 use verrou::conformance::wait;
 use verrou::{Claim, Store};
-use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
-
-fn open(dir: &TestDir, kind: &str) -> Box<dyn Store> {
-    let options = StoreOptions::default();
-    match kind {
-        "lease" => Box::new(LeaseFileStore::open(dir.locks(), &options).unwrap()),
-        _ => Box::new(FileLockStore::open(dir.locks(), &options).unwrap()),
-    }
-}
 
 fn claim(owner: u8) -> Claim {
     store_calls::claim("k", owner)
@@ -32,23 +25,13 @@ fn grant(store: &dyn Store, owner: u8) -> u64 {
     fence
 }
 
-fn file_of_the_lock(directory: &Path) -> PathBuf {
-    let files = fs::read_dir(directory).unwrap();
-    let mut files = files.map(|entry| entry.unwrap().path());
-    let file = files.find(|path| {
-        path.extension()
-            .is_some_and(|it| it == "lease" || it == "lock")
-    });
-    file.unwrap()
-}
-
 #[test]
 fn process_that_has_the_file_open_grants_no_fence_twice() {
     for kind in KINDS {
         let dir = TestDir::new(kind);
-        let store = open(&dir, kind);
+        let store = open(kind, &dir.locks());
         grant(&*store, 1);
-        let path = file_of_the_lock(&dir.locks());
+        let path = lock_file(kind, &dir.locks());
         fs::copy(&path, dir.path("copy")).unwrap();
         let mut last = 0;
         for _ in 0..3 {
@@ -72,9 +55,9 @@ fn process_that_has_the_file_open_grants_no_fence_twice() {
 fn process_that_granted_the_last_fence_grants_it_once() {
     for kind in KINDS {
         let dir = TestDir::new(kind);
-        let store = open(&dir, kind);
+        let store = open(kind, &dir.locks());
         grant(&*store, 1);
-        let path = file_of_the_lock(&dir.locks());
+        let path = lock_file(kind, &dir.locks());
         fs::copy(&path, dir.path("copy")).unwrap();
         let last = grant(&*store, 2);
         fs::copy(dir.path("copy"), &path).unwrap();
@@ -88,9 +71,9 @@ fn process_that_granted_the_last_fence_grants_it_once() {
 fn idle_process_does_not_block_a_restored_file() {
     for kind in KINDS {
         let dir = TestDir::new(kind);
-        let idle = open(&dir, kind);
+        let idle = open(kind, &dir.locks());
         grant(&*idle, 1);
-        let path = file_of_the_lock(&dir.locks());
+        let path = lock_file(kind, &dir.locks());
         fs::copy(&path, dir.path("copy")).unwrap();
         let mut last = 0;
         for _ in 0..3 {
@@ -115,9 +98,9 @@ fn idle_process_does_not_block_a_restored_file() {
 #[test]
 fn restored_file_of_a_held_lock_is_not_corrupt() {
     let dir = TestDir::new("file");
-    let (holder, other) = (open(&dir, "file"), open(&dir, "file"));
+    let (holder, other) = (open("file", &dir.locks()), open("file", &dir.locks()));
     grant(&*holder, 1);
-    let path = file_of_the_lock(&dir.locks());
+    let path = lock_file("file", &dir.locks());
     for extensions in 0..4 {
         fs::copy(&path, dir.path("copy")).unwrap();
         for _ in 0..3 {
