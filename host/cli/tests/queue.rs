@@ -96,36 +96,65 @@ fn waiters_are_served_in_order_of_arrival() {
 /// The mark, which is the ticket that was issued last, has no checksum.
 #[test]
 fn corrupt_mark_delays_no_waiter() {
-    const MARK_AT: u64 = 1536;
+    const MARKS: [u64; 9] = [
+        1,
+        (1 << 59) - 1,
+        1 << 59,
+        (1 << 60) - 4096,
+        (1 << 60) - 1,
+        1 << 60,
+        1 << 63,
+        0x00ff_0000_0000_0000,
+        u64::MAX,
+    ];
 
     for kind in KINDS {
-        for mark in [u64::MAX, (1 << 60) - 1, (1 << 60) - 4096, (1 << 59) - 1] {
-            let directory = tempfile::tempdir().unwrap();
-            let stores = [(); 4].map(|()| open(kind, directory.path()));
-            let held = claim("lock");
-            assert!(is_granted(&stores[0], &held));
-            stores[0].release(&held).unwrap();
-            let file = File::options()
-                .write(true)
-                .open(lock_file(directory.path()));
-            file.unwrap()
-                .write_all_at(&mark.to_le_bytes(), MARK_AT)
-                .unwrap();
-            assert!(is_granted(&stores[0], &held));
-            let [_, others @ ..] = stores.each_ref();
-            let order = others.map(|store| {
-                let claim = claim("lock");
-                within(SOON, || queue(store, &claim));
-                (store, claim)
-            });
-            stores[0].release(&held).unwrap();
-            let (last, _) = &order[2];
-            assert!(!is_granted(last, &claim("lock")), "{kind}, {mark:#x}");
-            for (store, claim) in &order {
-                take(store, claim);
-                store.release(claim).unwrap();
+        for mark in MARKS {
+            for is_read_by_grant in [true, false] {
+                corrupt_mark(kind, mark, is_read_by_grant);
             }
         }
+    }
+}
+
+fn corrupt_mark(kind: &str, mark: u64, is_read_by_grant: bool) {
+    const MARK_AT: u64 = 1536;
+
+    let directory = tempfile::tempdir().unwrap();
+    let stores = [(); 4].map(|()| open(kind, directory.path()));
+    let held = claim("lock");
+    assert!(is_granted(&stores[0], &held));
+    if is_read_by_grant {
+        stores[0].release(&held).unwrap();
+    }
+    let file = File::options()
+        .write(true)
+        .open(lock_file(directory.path()));
+    file.unwrap()
+        .write_all_at(&mark.to_le_bytes(), MARK_AT)
+        .unwrap();
+    if is_read_by_grant {
+        assert!(is_granted(&stores[0], &held));
+    }
+    let [_, others @ ..] = stores.each_ref();
+    let order = others.map(|store| {
+        let claim = claim("lock");
+        within(SOON, || queue(store, &claim));
+        (store, claim)
+    });
+    // A waiter can stop to wait, whatever the state of the others.
+    let late = claim("lock");
+    within(SOON, || wait(others[0], &late, Duration::from_millis(1)));
+    leave(others[0], &late);
+    stores[0].release(&held).unwrap();
+    if is_read_by_grant {
+        // The grant records the mark, and so the order is kept.
+        let (last, _) = &order[2];
+        assert!(!is_granted(last, &claim("lock")), "{kind}, {mark:#x}");
+    }
+    for (store, claim) in &order {
+        take(store, claim);
+        store.release(claim).unwrap();
     }
 }
 

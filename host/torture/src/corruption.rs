@@ -1,14 +1,11 @@
-//! Corruption of lock files, and the errors that it causes.
+//! Corruption of lock files, byte by byte and at random, and the errors that it causes.
 //!
 //! However a file is corrupted, a held lock is granted to no other owner, no fencing token is
 //! granted twice, and each operation either succeeds or names the corrupt file in its error.
 
 mod scene;
 mod bytes;
-mod files;
-mod records;
-mod queue;
-mod counter;
+mod lost_power;
 
 use std::ops::Range;
 
@@ -21,13 +18,10 @@ use crate::store_call::{Kind, fast_directory};
 
 pub(crate) const PART: Part = Part {
     name: "corruption",
-    about: "corrupts lock files in every way, byte by byte",
+    about: "corrupts lock files byte by byte, at random, and by losses of power",
     share: 0,
     run,
 };
-
-/// A description of an object in the place of a lock file, and a function that creates it.
-type Plant<'a> = (&'a str, &'a dyn Fn() -> Result<()>);
 
 /// The length of a lock file, in bytes.
 const FILE_BYTES: usize = 4096;
@@ -43,7 +37,9 @@ const RANDOM_CORRUPTIONS: u32 = 1000;
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     let mut rng = Rng::with_seed(setting.seed);
-    setting.progress.set_length(Situation::ALL.len() as u64 + 6);
+    setting
+        .progress
+        .set_length((Situation::ALL.len() + Kind::BOTH.len()) as u64);
     for situation in Situation::ALL {
         setting.progress.set_message(situation.description());
         let directory = fast_directory(setting)?;
@@ -51,22 +47,13 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
         scene.truncate(findings)?;
         scene.flip(findings)?;
         scene.scatter(findings, &mut rng)?;
-        scene.replace_bytes(findings)?;
-        scene.end(findings)?;
-        // A file system in memory may not support devices.
-        let scene = Scene::new(situation, &setting.directory.join(format!("{situation:?}")))?;
-        scene.replace_file(findings, setting)?;
         scene.end(findings)?;
         setting.progress.inc(1);
     }
     for kind in Kind::BOTH {
-        records::forged_records(setting, findings, kind)?;
-        records::lost_power(setting, findings, &mut rng, kind)?;
-        files::removed_files(setting, findings, kind)?;
-        queue::corrupt_queue(setting, findings, kind)?;
-        setting.progress.inc(2);
+        setting.progress.set_message("lost power");
+        lost_power::lost_power(setting, findings, &mut rng, kind)?;
+        setting.progress.inc(1);
     }
-    counter::corrupt_counter(setting, findings, &mut rng)?;
-    setting.progress.inc(2);
     Ok(())
 }

@@ -179,12 +179,6 @@ impl Reply for bool {
     }
 }
 
-/// Sends one acquire request for the lock `name` to `store`.
-pub(crate) fn try_acquire(store: &dyn Store, name: &str, owner: u8) -> Result<Outcome> {
-    let wanted = claim(name, owner)?;
-    Ok(Outcome::by(|| store.acquire(&wanted)))
-}
-
 /// Runs `work`, and returns its result, or the message of its panic.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_text(&*panic))

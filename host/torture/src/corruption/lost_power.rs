@@ -1,4 +1,4 @@
-//! Records with extreme numbers, and records that were torn by a power loss.
+//! Records that were torn by a power loss.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,110 +10,10 @@ use verrou::Ttl;
 
 use super::{BOOT_AT, FILE_BYTES};
 use crate::results::{Findings, Setting};
-use crate::store_call::{
-    Kind, Outcome, SLOT_BYTES, SLOTS, claim, fast_directory, forge, forge_slots, overwrite,
-};
+use crate::store_call::{Kind, Outcome, SLOT_BYTES, SLOTS, claim, fast_directory, forge};
 
 /// The name of an operation, and a function that runs it.
 type NamedOperation<'a> = (&'a str, &'a dyn Fn() -> Outcome);
-
-/// Tests records with extreme numbers and a correct checksum: no operation may panic or hang.
-pub(super) fn forged_records(setting: &Setting, findings: &mut Findings, kind: Kind) -> Result<()> {
-    const COUNTED: u64 = 1 << 62;
-    const NUMBERS: [u64; 9] = [
-        0,
-        1,
-        u64::MAX,
-        u64::MAX - 1,
-        1 << 63,
-        (1 << 60) - 1,
-        COUNTED - 1,
-        COUNTED - 2,
-        COUNTED - 3,
-    ];
-    // Each field, with its offset and its length in bytes.
-    let fields: [(&str, usize, usize); 13] = [
-        ("flags", 4, 4),
-        ("sequence", 8, 8),
-        ("fence", 16, 8),
-        ("last fence", 24, 8),
-        ("time namespace", 64, 8),
-        ("ttl", 72, 8),
-        ("end", 80, 8),
-        ("end by the wall clock", 88, 8),
-        ("grant by the wall clock", 96, 8),
-        ("process", 104, 4),
-        ("length of host", 108, 2),
-        ("length of command", 110, 2),
-        ("served", 496, 8),
-    ];
-    for (field, at, width) in fields {
-        for number in NUMBERS {
-            for also in [None, Some((16, 24)), Some((24, 16))] {
-                let directory = fast_directory(setting)?;
-                let store = kind.open(directory.path())?;
-                let (mine, wanted) = (claim("lock", 1)?, claim("lock", 2)?);
-                Outcome::by(|| store.acquire(&mine)).granted()?;
-                Outcome::by(|| store.release(&mine)).granted()?;
-                let path = kind.only_file(directory.path())?;
-                let mut bytes = fs::read(&path)?;
-                forge_slots(&mut bytes, at, &number.to_le_bytes()[..width]);
-                if let Some((to, _)) = also {
-                    // The number also as a fencing token.
-                    forge_slots(&mut bytes, to, &number.to_le_bytes());
-                }
-                // The sequence numbers of the two slots stay consecutive.
-                if field == "sequence" {
-                    let before = number.wrapping_sub(1);
-                    let [one, two] = if number % 2 == 1 {
-                        SLOTS
-                    } else {
-                        [SLOTS[1], SLOTS[0]]
-                    };
-                    forge(&mut bytes[one..one + SLOT_BYTES], 8, &before.to_le_bytes());
-                    forge(&mut bytes[two..two + SLOT_BYTES], 8, &number.to_le_bytes());
-                }
-                overwrite(&path, &bytes)?;
-                let store = kind.open(directory.path())?;
-                let looked = Outcome::by(|| store.holders(&mine.name).map(|_| false));
-                let was_corrupt = matches!(looked, Outcome::Error(_));
-                let operations = [
-                    Outcome::by(|| store.extend(&mine)),
-                    Outcome::by(|| store.acquire(&wanted)),
-                    Outcome::by(|| store.extend(&wanted)),
-                    Outcome::by(|| store.holders(&wanted.name).map(|_| false)),
-                    Outcome::by(|| store.release(&wanted)),
-                    Outcome::by(|| store.force_release(&wanted.name, None)),
-                    Outcome::by(|| store.acquire(&mine)),
-                    Outcome::by(|| store.release(&mine)),
-                ];
-                let in_directory = directory.path().to_string_lossy().into_owned();
-                for outcome in operations {
-                    let is_named = match &outcome {
-                        Outcome::Panicked(_) => false,
-                        // The error about a lease of another time namespace names the lock instead.
-                        Outcome::Error(text) => {
-                            text.contains(&in_directory) || text.contains("`lock`")
-                        }
-                        Outcome::Granted(_) | Outcome::Refused => true,
-                    };
-                    findings.check(is_named, || {
-                        format!("a {kind} record with {number:#x} as its {field}: {outcome:?}")
-                    });
-                }
-                // A readable record stays readable: an operation whose counter would overflow
-                // changes nothing.
-                let store = kind.open(directory.path())?;
-                let text = Outcome::by(|| store.holders(&mine.name).map(|_| false));
-                findings.check(was_corrupt || !matches!(text, Outcome::Error(_)), || {
-                    format!("a {kind} record with {number:#x} as its {field}, in the end: {text:?}")
-                });
-                findings.count("forged records", 1);
-            }
-        }
-    }
-    Ok(())
-}
 
 /// Tests torn writes at a power loss: any part of the last write is on the disk after the reboot.
 pub(super) fn lost_power(

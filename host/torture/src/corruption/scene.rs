@@ -37,7 +37,7 @@ impl Situation {
         Self::FreeLock,
     ];
 
-    pub(super) fn kind(self) -> Kind {
+    fn kind(self) -> Kind {
         match self {
             Self::HeldLock | Self::LockHeldFirst | Self::FreeLock => Kind::File,
             _ => Kind::Lease,
@@ -66,9 +66,9 @@ impl Situation {
 
 /// A lock in a [`Situation`], whose file is corrupted again and again.
 pub(super) struct Scene {
-    pub(super) situation: Situation,
-    pub(super) directory: PathBuf,
-    pub(super) path: PathBuf,
+    situation: Situation,
+    directory: PathBuf,
+    path: PathBuf,
     holder: BoxedStore,
     held: Claim,
     other: BoxedStore,
@@ -138,7 +138,7 @@ impl Scene {
 
     /// Runs the operations on the corrupt file, and tries, once for each kind of error, the remedy
     /// that the error names.
-    pub(super) fn check_operations(
+    fn check_operations(
         &self,
         findings: &mut Findings,
         known_errors: &mut BTreeSet<String>,
