@@ -1,6 +1,7 @@
 //! Locks that are shared with processes in other namespaces, such as those of containers.
 #![cfg(target_os = "linux")]
 
+mod common;
 #[path = "../../tests/common/lock_files.rs"]
 mod lock_files;
 #[path = "../../tests/common/store_calls.rs"]
@@ -9,11 +10,15 @@ mod store_calls;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use lock_files::leases;
+use common::{KINDS, Started, TestDir, code, done as ended, ends_with, eventually, stderr, stdout};
+use lock_files::{leases, open};
 use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
-use verrou::{Claim, Store};
+use verrou::blocking::Host;
+use verrou::{Acquired, Claim, Clock, Fence, SerializedLock, Store, Ttl};
+use verrou_host::System;
 
 fn directory() -> TempDir {
     tempfile::tempdir().expect("there is room for a directory")
@@ -157,4 +162,262 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
     drop(runs.stdin.take());
     runs.wait().unwrap();
     granted(store.acquire(&claim(3)));
+}
+
+/// Namespaces in which processes are started: a name, the options of `unshare(1)`, and shell code that runs inside
+/// first.
+struct Namespace(&'static str, &'static [&'static str], &'static str);
+
+/// Namespaces with the machine's `CLOCK_BOOTTIME`.
+const SAME_CLOCK: [Namespace; 5] = [
+    Namespace(
+        "PID",
+        &["--pid", "--fork", "--kill-child", "--mount-proc"],
+        "",
+    ),
+    Namespace("host name", &["--uts"], "hostname elsewhere &&"),
+    Namespace("user", &["--user", "--map-root-user"], ""),
+    Namespace("IPC and network", &["--ipc", "--net"], ""),
+    Namespace(
+        "container",
+        &[
+            "--user",
+            "--map-root-user",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--cgroup",
+        ],
+        "hostname container &&",
+    ),
+];
+
+/// Namespaces whose `CLOCK_BOOTTIME` differs from the machine's by seconds.
+const OTHER_CLOCK: [Namespace; 3] = [
+    Namespace(
+        "100000 s ahead",
+        &["--time", "--boottime", "100000", "--fork", "--kill-child"],
+        "",
+    ),
+    Namespace(
+        "50 s behind",
+        &["--time", "--boottime", "-50", "--fork", "--kill-child"],
+        "",
+    ),
+    Namespace(
+        "30 years ahead",
+        &[
+            "--time",
+            "--boottime",
+            "1000000000",
+            "--fork",
+            "--kill-child",
+        ],
+        "",
+    ),
+];
+
+impl Namespace {
+    /// Returns whether this machine supports these namespaces; prints that they are not tested if not.
+    fn is_supported(&self) -> bool {
+        let probe = ended(&mut self.command(&Command::new("true")));
+        let is_supported = code(&probe) == 0;
+        if !is_supported {
+            eprintln!("{}: not tested: {}", self.0, stderr(&probe).trim_end());
+        }
+        is_supported
+    }
+
+    /// Returns `command`, to be run in new namespaces.
+    fn command(&self, command: &Command) -> Command {
+        let mut unshare = Command::new("unshare");
+        let script = format!("{} exec \"$@\"", self.2);
+        unshare
+            .args(self.1)
+            .args(["--", "sh", "-c", &script, "sh"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::null());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => unshare.env(name, value),
+                None => unshare.env_remove(name),
+            };
+        }
+        if let Some(directory) = command.get_current_dir() {
+            unshare.current_dir(directory);
+        }
+        unshare
+    }
+
+    /// Asserts that `command` ends inside with this exit code, and returns its standard output.
+    #[track_caller]
+    fn ends_with(&self, command: &Command, expected: i32) -> String {
+        let output = ends_with(&mut self.command(command), expected);
+        stdout(&output).trim_end().to_owned()
+    }
+}
+
+fn lasting(owner: u8) -> Claim {
+    let hour = Ttl::new(Duration::from_hours(1)).unwrap();
+    store_calls::claim("k", owner)
+        .with_ttl(hour)
+        .ephemeral(false)
+}
+
+#[test]
+fn lock_is_held_in_all_namespaces_as_long_as_its_holder_lives() {
+    for namespace in SAME_CLOCK.iter().chain(&OTHER_CLOCK) {
+        if !namespace.is_supported() {
+            continue;
+        }
+        for kind in KINDS {
+            for ttl in [Ttl::NEVER, lasting(1).ttl] {
+                let dir = TestDir::new(kind);
+                let fence = held_outside(&dir, kind, namespace, ttl);
+                held_inside(&dir, kind, namespace, ttl, fence);
+            }
+        }
+    }
+}
+
+/// Acquires the lock outside and then inside, and returns the last fencing token.
+fn held_outside(dir: &TestDir, kind: &str, namespace: &Namespace, ttl: Ttl) -> u64 {
+    let store = open(kind, &dir.locks());
+    let mine = store_calls::claim("k", 1).with_ttl(ttl);
+    let fence = granted(store.acquire(&mine));
+    namespace.ends_with(&dir.run(&["--no-wait"], "true"), 75);
+    let shown = namespace.ends_with(&dir.verrou(["show", "k", "--json"]), 0);
+    assert!(shown.contains("\"held\":true"), "{}: {shown}", namespace.0);
+    done(store.extend(&mine));
+    let holder = store.holders(&mine.name).unwrap().pop().expect("a holder");
+    assert_eq!(holder.fence, Fence::new(fence));
+    done(store.release(&mine));
+    let run = dir.run(&["--no-wait"], "echo $VERROU_FENCE");
+    let next = namespace.ends_with(&run, 0).parse().unwrap();
+    assert!(next > fence, "{}: {next} after {fence}", namespace.0);
+    next
+}
+
+/// Acquires the lock inside, and outside when the holder was killed.
+fn held_inside(dir: &TestDir, kind: &str, namespace: &Namespace, ttl: Ttl, fence: u64) {
+    let store = open(kind, &dir.locks());
+    let ttl = format!("--ttl={ttl}");
+    let run = dir.run(&[&ttl], "echo $$ > pid; exec sleep 1000");
+    let mut holder = Started::new(&mut namespace.command(&run));
+    dir.pid();
+    let wanted = store_calls::claim("k", 2);
+    refused(&store.acquire(&wanted));
+    assert!(!store.holders(&wanted.name).unwrap().is_empty());
+    holder.kill().unwrap();
+    let mut reply = Ok(Acquired::BUSY);
+    eventually("the lock of a killed holder is free", || {
+        reply = store.acquire(&wanted);
+        !matches!(reply, Ok(Acquired::Busy { .. }))
+    });
+    let next = granted(reply);
+    assert!(next > fence, "{}: {next} after {fence}", namespace.0);
+}
+
+#[test]
+fn detached_lease_is_held_in_all_namespaces_with_the_same_clock() {
+    for namespace in &SAME_CLOCK {
+        if !namespace.is_supported() {
+            continue;
+        }
+        let dir = TestDir::new("lease");
+        let store = leases(&dir.locks());
+        granted(store.acquire(&lasting(1)));
+        namespace.ends_with(&dir.run(&["--no-wait"], "true"), 75);
+        done(store.release(&lasting(1)));
+        let text = namespace.ends_with(&dir.verrou(["acquire", "k", "--ttl", "1h"]), 0);
+        refused(&store.acquire(&lasting(1)));
+        let lock: SerializedLock = text.parse().unwrap();
+        let lease = lock.lease(System.now(), System.wall_clock());
+        done(store.extend(lease.claim()));
+        namespace.ends_with(&dir.verrou(["release", &text]), 0);
+    }
+}
+
+/// Whether the lease has expired cannot be determined.
+#[test]
+fn lease_with_a_ttl_is_an_error_for_processes_with_another_clock() {
+    for namespace in &OTHER_CLOCK {
+        if !namespace.is_supported() {
+            continue;
+        }
+        let dir = TestDir::new("lease");
+        let store = leases(&dir.locks());
+        let run = dir.run(&["--no-wait"], "true");
+        granted(store.acquire(&lasting(1)));
+        for command in [&run, &dir.verrou(["show", "k"]), &dir.verrou(["list"])] {
+            let output = ends_with(&mut namespace.command(command), 74);
+            assert!(stderr(&output).contains("force-release"), "{output:?}");
+        }
+        done(store.extend(&lasting(1)));
+        namespace.ends_with(&dir.verrou(["force-release", "k"]), 0);
+        not_done(&store.extend(&lasting(1)));
+
+        let endless = lasting(1).with_ttl(Ttl::NEVER);
+        granted(store.acquire(&endless));
+        namespace.ends_with(&run, 75);
+        done(store.release(&endless));
+
+        let text = namespace.ends_with(&dir.verrou(["acquire", "k", "--ttl", "1h"]), 0);
+        let err = store.acquire(&lasting(1)).expect_err("another clock");
+        assert!(err.to_string().contains("force-release"), "{err}");
+        namespace.ends_with(&dir.verrou(["extend", &text]), 0);
+        done(store.force_release(&lasting(1).name, None));
+        granted(store.acquire(&lasting(1)));
+    }
+}
+
+/// In a PID namespace the next process ID can be chosen: `pid_namespaces(7)`.
+#[test]
+fn lock_of_a_dead_holder_is_free_although_its_process_id_is_reused() {
+    // Exit codes: 1 for a lock that is not free, 2 for one that is not held, 3 and 4 for what cannot be tested.
+    const SCRIPT: &str = r#"
+        next_is() { echo $(($1 - 1)) > /proc/sys/kernel/ns_last_pid || exit 4; }
+        hold() { "$VERROU" run k -- sleep 1000 & id=$!; until is_held; do :; done; }
+        is_held() { "$VERROU" show k --json | grep -q '"held":true'; }
+        for attempt in $(seq 100); do
+            hold
+            first=$id
+            kill -KILL $first; wait $first
+            next_is $first
+            sleep 1000 & other=$!
+            test $other = $first || continue
+            "$VERROU" run k --wait 20s -- true || exit 1
+            kill -KILL $other; wait $other
+            next_is $first
+            hold
+            "$VERROU" run k --no-wait -- true; test $? = 75 || exit 2
+            test $id != $first || exit 0
+            kill -KILL $id; wait $id
+        done
+        exit 3"#;
+
+    let [namespace, ..] = &SAME_CLOCK;
+    if !namespace.is_supported() {
+        return;
+    }
+    for kind in KINDS {
+        let dir = TestDir::new(kind);
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", SCRIPT])
+            .env("VERROU", env!("CARGO_BIN_EXE_verrou"))
+            .env("VERROU_STORE", dir.store())
+            .current_dir(dir.path(""));
+        let output = ended(&mut namespace.command(&shell));
+        match code(&output) {
+            0 => {}
+            3 | 4 => eprintln!("a reused process ID is not tested: {}", stderr(&output)),
+            code => panic!("{kind}: {code}: {}", stderr(&output)),
+        }
+    }
 }

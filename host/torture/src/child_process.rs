@@ -141,13 +141,6 @@ impl Running {
         self.end_within(DEADLINE)
     }
 
-    /// Kills it, and waits for its end.
-    pub(crate) fn kill(&mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
-
     /// Returns its standard output so far.
     pub(crate) fn output_so_far(&self) -> Result<String> {
         use std::os::unix::fs::FileExt;

@@ -42,8 +42,6 @@ mod steps;
 #[cfg(target_os = "linux")]
 mod stress;
 #[cfg(target_os = "linux")]
-mod time;
-#[cfg(target_os = "linux")]
 mod tracer;
 
 #[cfg(target_os = "linux")]

@@ -13,7 +13,7 @@ use crate::report::{PartReport, Report};
 use crate::results::{Findings, Part, Setting};
 use crate::{
     contender, corruption, faults, full_disks, fuzz, hostile, interleavings, linearizability,
-    mutants, steps, stress, time,
+    mutants, steps, stress,
 };
 
 /// All parts, in the order in which they run: parts of a fixed size first.
@@ -23,7 +23,6 @@ const PARTS: &[Part] = &[
     full_disks::PART,
     corruption::PART,
     hostile::PART,
-    time::PART,
     mutants::PART,
     interleavings::PART,
     stress::CONTENTION,
@@ -48,8 +47,6 @@ const WORKERS: &[(&str, Work)] = &[
     ("contend", contender::contend),
     ("operation", steps::work),
     ("linearizability", linearizability::work),
-    ("hold", time::hold),
-    ("reuse-pid", time::reuse_pid),
 ];
 
 pub(crate) fn main() -> ExitCode {

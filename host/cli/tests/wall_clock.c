@@ -1,4 +1,4 @@
-/* An LD_PRELOAD library that steps a program's wall clock: the file that TORTURE_WALL_CLOCK names
+/* An LD_PRELOAD library that steps a program's wall clock: the file that WALL_CLOCK_AHEAD names
    contains the offset in seconds. All other clocks stay the machine's. */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 
 static long stepped_by(void)
 {
-	const char *path = getenv("TORTURE_WALL_CLOCK");
+	const char *path = getenv("WALL_CLOCK_AHEAD");
 	char text[32];
 	ssize_t length;
 	int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
