@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lock_files::{
-    KINDS, PROCESS_AT, leases, lock_file, locks, only_file, open, rewrite, set_counter,
+    BOOT_AT, KINDS, PROCESS_AT, leases, lock_file, locks, only_file, open, rewrite, set_counter,
 };
 use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
@@ -320,32 +320,27 @@ fn corrupt_file_is_never_a_free_lock() {
 /// In a new file, and in a file of an earlier boot, one slot alone records the grant.
 #[test]
 fn a_first_grant_is_not_lost_with_one_slot() {
-    type Open = fn(&Path) -> Box<dyn Store>;
-    let kinds: [(&str, Open); 2] = [
-        ("lease", |directory| Box::new(leases(directory))),
-        ("lock", |directory| Box::new(locks(directory))),
-    ];
-    for (extension, open) in kinds {
+    for kind in KINDS {
         for is_new in [true, false] {
             let directory = directory();
-            let store = open(directory.path());
+            let store = open(kind, directory.path());
             if !is_new {
                 granted(store.acquire(&detached(1)));
                 done(store.release(&detached(1)));
-                let path = only_file(directory.path(), extension);
-                rewrite(&path, 48, &[0xab; 16]);
+                let path = lock_file(kind, directory.path());
+                rewrite(&path, BOOT_AT, &[0xab; 16]);
             }
-            let fence = granted(open(directory.path()).acquire(&detached(1)));
-            let path = only_file(directory.path(), extension);
+            let fence = granted(open(kind, directory.path()).acquire(&detached(1)));
+            let path = lock_file(kind, directory.path());
             let whole = fs::read(&path).unwrap();
             for slot in [512..1024, 1024..1536] {
                 for corruption in [0, 0xff] {
                     let mut bytes = whole.clone();
                     bytes[slot.clone()].fill(corruption);
                     fs::write(&path, bytes).unwrap();
-                    match open(directory.path()).acquire(&detached(2)) {
+                    match open(kind, directory.path()).acquire(&detached(2)) {
                         // A kernel lock ended with its store.
-                        Ok(Acquired::Granted { fence: Some(next) }) if extension == "lock" => {
+                        Ok(Acquired::Granted { fence: Some(next) }) if kind == "file" => {
                             assert!(next.get() > fence);
                         }
                         Ok(Acquired::Granted { .. }) => {
@@ -496,7 +491,7 @@ fn restored_counter_grants_no_fence_twice() {
     let files = fs::read_dir(directory.path()).unwrap();
     let mut files = files.map(|entry| entry.unwrap().path());
     let file = files.find(|path| path.to_string_lossy().contains("/lock."));
-    rewrite(&file.unwrap(), 48, &[0xab; 16]);
+    rewrite(&file.unwrap(), BOOT_AT, &[0xab; 16]);
     assert!(granted(store.acquire(&claim(2))) > fence);
 }
 
@@ -645,7 +640,7 @@ fn lease_ends_with_the_boot_and_its_fence_does_not() {
             .try_into()
             .unwrap(),
     );
-    rewrite(&path, 48, &[0xab; 16]);
+    rewrite(&path, BOOT_AT, &[0xab; 16]);
     assert_eq!(store.holders(&claim(1).name).unwrap().pop(), None);
     not_done(&store.extend(&detached(1)));
     let after = granted(store.acquire(&detached(2)));
@@ -995,16 +990,11 @@ fn kernel_lock_cannot_be_force_released() {
 
 #[test]
 fn holder_whose_file_was_replaced_has_lost_the_lock() {
-    type Open = fn(&Path) -> Box<dyn Store>;
-    let kinds: [(&str, Open); 2] = [
-        ("lease", |directory| Box::new(leases(directory))),
-        ("lock", |directory| Box::new(locks(directory))),
-    ];
-    for (extension, open) in kinds {
+    for kind in KINDS {
         let directory = directory();
-        let (one, two) = (open(directory.path()), open(directory.path()));
+        let (one, two) = (open(kind, directory.path()), open(kind, directory.path()));
         let before = granted(one.acquire(&claim(1)));
-        fs::remove_file(only_file(directory.path(), extension)).unwrap();
+        fs::remove_file(lock_file(kind, directory.path())).unwrap();
         not_done(&one.extend(&claim(1)));
         let after = granted(two.acquire(&claim(2)));
         assert!(after > before, "the fencing token orders the two holders");
@@ -1014,12 +1004,12 @@ fn holder_whose_file_was_replaced_has_lost_the_lock() {
 }
 
 /// Removes a lock's file while a store has it open.
-fn replaced_while_it_stays_open(extension: &str, open: impl Fn(&Path) -> Box<dyn Store>) {
+fn replaced_while_it_stays_open(kind: &str) {
     let directory = directory();
-    let (one, two) = (open(directory.path()), open(directory.path()));
+    let (one, two) = (open(kind, directory.path()), open(kind, directory.path()));
     granted(one.acquire(&claim(1)));
     done(one.release(&claim(1)));
-    fs::remove_file(only_file(directory.path(), extension)).unwrap();
+    fs::remove_file(lock_file(kind, directory.path())).unwrap();
     granted(two.acquire(&claim(2)));
     refused(&one.acquire(&claim(1)));
     done(two.release(&claim(2)));
@@ -1028,12 +1018,12 @@ fn replaced_while_it_stays_open(extension: &str, open: impl Fn(&Path) -> Box<dyn
 
 #[test]
 fn a_replaced_lease_file_makes_no_second_holder() {
-    replaced_while_it_stays_open("lease", |directory| Box::new(leases(directory)));
+    replaced_while_it_stays_open("lease");
 }
 
 #[test]
 fn a_replaced_lock_file_makes_no_second_holder() {
-    replaced_while_it_stays_open("lock", |directory| Box::new(locks(directory)));
+    replaced_while_it_stays_open("file");
 }
 
 /// The releasing process still has the moved file open.
@@ -1323,10 +1313,7 @@ fn a_program_that_is_started_inherits_no_file_of_a_store() {
 /// Returns stores of both kinds, two of each, that share one clock.
 #[cfg(target_os = "linux")]
 fn pairs(directory: &Path, clock: &TestClock) -> [[Box<dyn Store>; 2]; 2] {
-    [
-        [(); 2].map(|()| Box::new(leases(directory).with_clock(clock.clone())) as Box<dyn Store>),
-        [(); 2].map(|()| Box::new(locks(directory).with_clock(clock.clone())) as Box<dyn Store>),
-    ]
+    KINDS.map(|kind| [(); 2].map(|()| lock_files::open_with(kind, directory, clock)))
 }
 
 #[cfg(target_os = "linux")]
