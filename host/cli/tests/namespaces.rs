@@ -227,7 +227,8 @@ impl Namespace {
         let probe = ended(&mut self.command(&Command::new("true")));
         let is_supported = code(&probe) == 0;
         if !is_supported {
-            eprintln!("{}: not tested: {}", self.0, stderr(&probe).trim_end());
+            let why = stderr(&probe).trim_end();
+            eprintln!("locks across namespaces ({}) are not tested: {why}", self.0);
         }
         is_supported
     }
