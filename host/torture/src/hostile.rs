@@ -1,7 +1,6 @@
-//! Hostile files, users and input, and stores that return wrong replies.
+//! Hostile files, users and input.
 
 mod files;
-mod stores;
 mod input;
 
 use anyhow::Result;
@@ -10,14 +9,14 @@ use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "security",
-    about: "planted files, other users, hostile input, and stores that return wrong replies",
+    about: "planted files, other users, hostile input",
     share: 0,
     run,
 };
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     type Section = fn(&Setting, &mut Findings) -> Result<()>;
-    let sections: [(&str, Section); 13] = [
+    let sections: [(&str, Section); 11] = [
         ("planted files", files::planted),
         ("planted wake pipes", files::planted_wake_pipes),
         ("other users' directories and files", files::other_users),
@@ -38,11 +37,6 @@ fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
             input::serialized_on_the_command_line,
         ),
         ("command lines", input::command_lines),
-        ("faulty stores", stores::faulty_stores),
-        (
-            "faulty stores under auto-renewal",
-            stores::faulty_stores_under_renewal,
-        ),
     ];
     setting.progress.set_length(sections.len() as u64);
     for (what, section) in sections {
