@@ -2,15 +2,20 @@
 #![cfg(unix)]
 #![expect(unsafe_code, reason = "fork(2) without exec(2) is what is tested")]
 
+#[cfg(target_os = "linux")]
+#[path = "common/namespaces.rs"]
+mod namespaces;
+
 use std::env;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(target_os = "linux")]
+use namespaces::{DIRECTORY, in_namespaces};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
@@ -187,37 +192,17 @@ fn ends_well(child: Pid) -> bool {
     }
 }
 
-/// The variable that names the directory to the test that [`in_namespaces`] starts.
-const DIRECTORY: &str = "VERROU_TEST_DIRECTORY";
-
-/// Runs the test `name` of this program once more, by `unshare(1)` with `options`, if it is run by root.
-#[cfg(target_os = "linux")]
-fn in_namespaces(name: &str, options: &[&str]) {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("only root can create namespaces: forked children in them are not tested");
-        return;
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let mut command = Command::new("unshare");
-    command
-        .args(options)
-        .arg("--")
-        .arg(env::current_exe().unwrap());
-    command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
-    let output = command.env(DIRECTORY, directory.path()).output();
-    let output = output.expect("unshare(1) is there");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{output:?}");
-    assert!(said.contains("1 passed"), "{said}");
-}
-
 /// The first process of a PID namespace forks into another: parent and child have the process ID 1.
 #[test]
 #[cfg(target_os = "linux")]
 fn child_with_its_parents_process_id_is_another_process() {
     let Some(directory) = env::var_os(DIRECTORY) else {
         let name = "child_with_its_parents_process_id_is_another_process";
-        return in_namespaces(name, &["--pid", "--fork"]);
+        return in_namespaces(
+            "a forked child in a PID namespace",
+            name,
+            &["--pid", "--fork"],
+        );
     };
     let options = StoreOptions::default();
     let leases = || LeaseFileStore::open(&directory, &options).unwrap();
@@ -277,7 +262,7 @@ fn child_with_its_parents_process_id_is_another_process() {
 fn child_in_another_time_namespace_takes_no_lease_for_expired() {
     let Some(directory) = env::var_os(DIRECTORY) else {
         let name = "child_in_another_time_namespace_takes_no_lease_for_expired";
-        return in_namespaces(name, &["--mount"]);
+        return in_namespaces("a forked child in a time namespace", name, &["--mount"]);
     };
     let options = StoreOptions::default();
     let store = LeaseFileStore::open(&directory, &options).unwrap();
