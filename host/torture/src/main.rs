@@ -18,7 +18,6 @@ mod faults;
 #[cfg(target_os = "linux")]
 mod results;
 #[cfg(target_os = "linux")]
-mod full_disks;
 #[cfg(target_os = "linux")]
 mod fuzz;
 #[cfg(target_os = "linux")]

@@ -12,15 +12,14 @@ use crate::arguments::Arguments;
 use crate::report::{PartReport, Report};
 use crate::results::{Findings, Part, Setting};
 use crate::{
-    contender, corruption, faults, full_disks, fuzz, hostile, interleavings, linearizability,
-    mutants, steps, stress,
+    contender, corruption, faults, fuzz, hostile, interleavings, linearizability, mutants, steps,
+    stress,
 };
 
 /// All parts, in the order in which they run: parts of a fixed size first.
 const PARTS: &[Part] = &[
     faults::CRASH_POINTS,
     faults::FAILING_CALLS,
-    full_disks::PART,
     corruption::PART,
     hostile::PART,
     mutants::PART,

@@ -65,7 +65,7 @@ pub(crate) const EXPIRIES: Part = Part {
 };
 
 /// The names of the kinds of store.
-pub(crate) const KINDS: [&str; 2] = ["file", "lease"];
+const KINDS: [&str; 2] = ["file", "lease"];
 
 /// The longest time that a wanted lock may stay free in a store that detects dead holders.
 const LONGEST_GAP: Duration = Duration::from_millis(500);
