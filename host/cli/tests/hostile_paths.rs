@@ -5,113 +5,24 @@ mod common;
 #[path = "../../tests/common/store_calls.rs"]
 mod store_calls;
 
-use std::ffi::OsStr;
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown, lchown, symlink};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use common::users::{
+    ALICE, GROUP, MALLORY, copy_program, directory, entries, has_users, of_group, refused, rights,
+    run, set_mode, test_dir, verrou, with_umask,
+};
 use common::{KINDS, TestDir, code, done, ends_with, eventually, stderr, stdout};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use verrou::{Claim, Store};
 use verrou_host::{FileLockStore, LeaseFileStore, OpenError, StoreOptions};
-
-/// The attacked user.
-const ALICE: u32 = 4711;
-/// The attacker.
-const MALLORY: u32 = 4712;
-/// A group, of which both may be members.
-const GROUP: u32 = 4713;
-
-/// Returns whether processes of other users can be started; prints that `what` is not tested if not.
-fn has_users(what: &str) -> bool {
-    let is_root = rustix::process::geteuid().is_root();
-    if !is_root {
-        eprintln!("only root can change its user: {what} is not tested");
-    }
-    is_root
-}
-
-/// Creates a test directory that all users can pass through, with the command in it.
-fn test_dir(kind: &'static str) -> TestDir {
-    let dir = TestDir::new(kind);
-    set_mode(&dir.path(""), 0o755);
-    copy_program(&dir.path("verrou"));
-    dir
-}
-
-/// Copies the command by another process: as long as a child that another test has just started has a
-/// descriptor to write the copy, it cannot be executed (`ETXTBSY`).
-fn copy_program(path: &Path) {
-    let mut copy = Command::new("cp");
-    ends_with(copy.arg(env!("CARGO_BIN_EXE_verrou")).arg(path), 0);
-    set_mode(path, 0o755);
-}
-
-fn set_mode(path: &Path, mode: u32) {
-    fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
-}
-
-/// Creates a directory of this mode, owner and group.
-fn directory(path: PathBuf, mode: u32, owner: u32, group: u32) -> PathBuf {
-    fs::create_dir(&path).unwrap();
-    chown(&path, Some(owner), Some(group)).unwrap();
-    set_mode(&path, mode);
-    path
-}
-
-/// Returns `verrou` with these arguments, as a user and a group.
-fn verrou<I: AsRef<OsStr>>(
-    dir: &TestDir,
-    user: u32,
-    group: u32,
-    words: impl IntoIterator<Item = I>,
-) -> Command {
-    let mut command = Command::new(dir.path("verrou"));
-    command.args(words).current_dir("/").stdin(Stdio::null());
-    for variable in ["VERROU_STORE", "VERROU_LOCK", "XDG_STATE_HOME", "HOME"] {
-        command.env_remove(variable);
-    }
-    command.uid(user).gid(group);
-    command
-}
-
-/// Returns `verrou run k -- true` with the store `url`, as a user and a group.
-fn run(dir: &TestDir, user: u32, group: u32, url: &str) -> Command {
-    verrou(dir, user, group, ["run", "--store", url, "k", "--", "true"])
-}
-
-fn of_group(kind: &str, path: &Path) -> String {
-    format!("{kind}:{}?group={GROUP}", path.display())
-}
-
-/// Asserts that the store is refused because of `path`, for a reason that contains `why`.
-#[track_caller]
-fn refused(command: &mut Command, path: &Path, why: &str) {
-    let output = ends_with(command, 73);
-    let said = stderr(&output);
-    assert!(
-        said.contains(path.to_str().unwrap()),
-        "{}: {said}",
-        path.display()
-    );
-    assert!(said.contains(why), "{why}: {said}");
-}
-
-fn entries(path: &Path) -> usize {
-    fs::read_dir(path).unwrap().count()
-}
-
-/// Returns the mode, the owner and the group of a file.
-fn rights(path: &Path) -> (u32, u32, u32) {
-    let found = fs::symlink_metadata(path).unwrap();
-    (found.mode() & 0o7777, found.uid(), found.gid())
-}
 
 #[test]
 fn link_of_another_user_is_not_followed() {
@@ -496,13 +407,8 @@ fn directories_above_a_groups_store_are_written_by_no_other() {
     for umask in ["000", "022"] {
         let dir = test_dir("lease");
         let locks = dir.path("a/b/locks");
-        let script = format!("umask {umask}; exec \"$@\"");
         let run = run(&dir, 0, 0, &of_group("lease", &locks));
-        let mut sh = Command::new("sh");
-        sh.args(["-c", &script, "sh"])
-            .arg(run.get_program())
-            .args(run.get_args());
-        ends_with(&mut sh, 0);
+        ends_with(&mut with_umask(umask, &run), 0);
         assert_eq!(rights(&dir.path("a")), (0o755, 0, 0), "umask {umask}");
         assert_eq!(rights(&dir.path("a/b")), (0o755, 0, 0), "umask {umask}");
         assert_eq!(rights(&locks), (0o2770, 0, GROUP), "umask {umask}");

@@ -6,12 +6,13 @@ mod common;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::users::with_umask;
+use common::waiters::waiting;
 use common::{KINDS, Started, TestDir, ends_with, eventually};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -337,13 +338,7 @@ fn wake_pipes_can_be_opened_whatever_the_umask() {
         let held = claim("k");
         assert!(is_granted(&store, &held));
         let verrou = dir.verrou(["run", "k", "--wait", "1m", "--", "true"]);
-        let script = "umask 777; exec \"$0\" \"$@\"";
-        let mut umasked = Command::new("sh");
-        umasked.args(["-c", script]).arg(verrou.get_program());
-        umasked
-            .args(verrou.get_args())
-            .env("VERROU_STORE", dir.store());
-        let waiter = Started::new(&mut umasked);
+        let waiter = Started::new(&mut with_umask("777", &verrou));
         let bells = || {
             let files = fs::read_dir(dir.locks()).unwrap();
             let files = files.map(|file| file.unwrap());
@@ -498,57 +493,10 @@ fn threads_of_several_stores_hold_the_lock_one_at_a_time() {
 /// Starts a process that waits for the lock and then appends `number` to the file `order`; returns when it waits.
 fn waits(dir: &TestDir, number: u32) -> Started {
     let script = format!("echo {number} >> order");
-    let before = waiting(dir);
+    let before = waiting(&dir.locks());
     let started = Started::new(&mut dir.run(&["--wait", "60s"], &script));
-    eventually("the process waits", || waiting(dir) > before);
+    eventually("the process waits", || waiting(&dir.locks()) > before);
     started
-}
-
-/// Returns the number of waiters, which is the number of locked ticket bytes.
-fn waiting(dir: &TestDir) -> u64 {
-    const FIRST_TICKET: i64 = (1 << 62) + (1 << 61);
-
-    let Ok(entries) = fs::read_dir(dir.locks()) else {
-        return 0;
-    };
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let is_lock = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|extension| extension == "lease" || extension == "lock")
-    };
-    let files = paths.filter(is_lock).map(|path| {
-        let mut options = File::options();
-        options.read(true).write(true).open(path).unwrap()
-    });
-    files
-        .map(|file| locked_bytes(&file, FIRST_TICKET, i64::MAX))
-        .sum()
-}
-
-/// Returns how many bytes of `file` from `start` on and before `end` are locked.
-///
-/// Queries the file itself: `/proc/locks` can omit locks while other processes lock and unlock.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the C header has as `int` what its `struct flock` has as `short`"
-)]
-fn locked_bytes(file: &File, start: i64, end: i64) -> u64 {
-    if start >= end {
-        return 0;
-    }
-    let mut lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: end - start,
-        l_pid: 0,
-    };
-    fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock)).unwrap();
-    if lock.l_type == libc::F_UNLCK as libc::c_short {
-        return 0;
-    }
-    let (from, to) = (lock.l_start.max(start), lock.l_start + lock.l_len);
-    (to - from).unsigned_abs() + locked_bytes(file, start, from) + locked_bytes(file, to, end)
 }
 
 /// Waits until a process does nothing but wait: a process stopped inside an operation would delay
@@ -584,7 +532,7 @@ fn killed_and_stopped_waiters_are_skipped() {
         let mut fourth = waits(&dir, 4);
         killed.kill().unwrap();
         killed.wait().unwrap();
-        assert_eq!(waiting(&dir), 3);
+        assert_eq!(waiting(&dir.locks()), 3);
         is_quiet(&stopped);
         stopped.signal(Signal::STOP);
         drop(holder);
@@ -595,7 +543,7 @@ fn killed_and_stopped_waiters_are_skipped() {
         stopped.signal(Signal::CONT);
         assert!(stopped.wait().unwrap().success());
         assert_eq!(order(), "3\n4\n2\n", "{kind}");
-        assert_eq!(waiting(&dir), 0);
+        assert_eq!(waiting(&dir.locks()), 0);
         ends_with(&mut dir.run(&["--no-wait"], "true"), 0);
     }
 }

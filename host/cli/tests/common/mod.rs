@@ -16,6 +16,8 @@ use signal_hook::flag::register_conditional_default;
 
 #[path = "../../../tests/common/mod.rs"]
 mod processes;
+pub(crate) mod users;
+pub(crate) mod waiters;
 
 pub(crate) use processes::*;
 
