@@ -4,7 +4,7 @@ use std::env;
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -184,9 +184,4 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Ende
     file.write_all(input)?;
     file.rewind()?;
     Running::start(command.stdin(file))?.end()
-}
-
-/// Makes `command` run as `user`, with `group` as its only group.
-pub(crate) fn as_user(command: &mut Command, user: u32, group: u32) -> &mut Command {
-    command.uid(user).gid(group)
 }

@@ -1,6 +1,5 @@
-//! Hostile files, users and input.
+//! Hostile input.
 
-mod files;
 mod input;
 
 use anyhow::Result;
@@ -9,23 +8,14 @@ use crate::results::{Findings, Part, Setting};
 
 pub(crate) const PART: Part = Part {
     name: "security",
-    about: "planted files, other users, hostile input",
+    about: "hostile names, serialized locks and command lines",
     share: 0,
     run,
 };
 
 fn run(setting: &Setting, findings: &mut Findings) -> Result<()> {
     type Section = fn(&Setting, &mut Findings) -> Result<()>;
-    let sections: [(&str, Section); 11] = [
-        ("planted files", files::planted),
-        ("planted wake pipes", files::planted_wake_pipes),
-        ("other users' directories and files", files::other_users),
-        ("group stores", files::group_stores),
-        ("umasks", files::umasks),
-        (
-            "a file that another process keeps locked",
-            files::locked_files,
-        ),
+    let sections: [(&str, Section); 5] = [
         ("names through the library", input::names_in_the_library),
         (
             "names on the command line",

@@ -7,9 +7,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -182,25 +179,6 @@ impl Reply for bool {
 /// Runs `work`, and returns its result, or the message of its panic.
 pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_text(&*panic))
-}
-
-/// Runs `work`, which cannot be cancelled: after two minutes, reports that `what` hangs and ends
-/// this program.
-pub(crate) fn with_time_limit<T>(what: &str, work: impl FnOnce() -> T) -> T {
-    const LONGEST: Duration = Duration::from_mins(2);
-
-    let (working, done) = mpsc::channel::<()>();
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            if let Err(RecvTimeoutError::Timeout) = done.recv_timeout(LONGEST) {
-                eprintln!("torture: VIOLATION {what}: still running after {LONGEST:?}");
-                process::exit(1);
-            }
-        });
-        // Also dropped by a panic.
-        let _working = working;
-        work()
-    })
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
