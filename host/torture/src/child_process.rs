@@ -2,9 +2,8 @@
 
 use std::env;
 use std::fs::{self, File, Permissions};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Seek};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -43,19 +42,12 @@ pub(crate) struct Ended {
     pub(crate) out: String,
     pub(crate) err: String,
     pub(crate) took: Duration,
-    /// Whether it had to be killed.
-    pub(crate) is_late: bool,
 }
 
 impl Ended {
     /// Returns its exit code; `None` if a signal ended it.
     pub(crate) fn code(&self) -> Option<i32> {
         self.status.code()
-    }
-
-    /// Returns whether it panicked, was ended by a signal, or did not end: no input may cause that.
-    pub(crate) fn is_abnormal(&self) -> bool {
-        self.is_late || self.status.signal().is_some() || self.code() == Some(101)
     }
 }
 
@@ -116,8 +108,7 @@ impl Running {
 
     /// Waits for its end, and kills it after `deadline`.
     pub(crate) fn end_within(mut self, deadline: Duration) -> Result<Ended> {
-        let is_late = !self.ends_within(deadline)?;
-        if is_late {
+        if !self.ends_within(deadline)? {
             self.child.kill()?;
         }
         let status = self.child.wait()?;
@@ -133,7 +124,6 @@ impl Running {
             out: out?,
             err: err?,
             took,
-            is_late,
         })
     }
 
@@ -176,12 +166,4 @@ impl Drop for Running {
 /// Runs `command` to its end, with an empty standard input.
 pub(crate) fn run(command: &mut Command) -> Result<Ended> {
     Running::start(command.stdin(Stdio::null()))?.end()
-}
-
-/// Runs `command` to its end, with `input` as its standard input.
-pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Ended> {
-    let mut file = tempfile::tempfile()?;
-    file.write_all(input)?;
-    file.rewind()?;
-    Running::start(command.stdin(file))?.end()
 }

@@ -21,7 +21,6 @@ mod results;
 #[cfg(target_os = "linux")]
 mod fuzz;
 #[cfg(target_os = "linux")]
-mod hostile;
 #[cfg(target_os = "linux")]
 mod interleavings;
 #[cfg(target_os = "linux")]

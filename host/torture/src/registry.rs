@@ -12,8 +12,7 @@ use crate::arguments::Arguments;
 use crate::report::{PartReport, Report};
 use crate::results::{Findings, Part, Setting};
 use crate::{
-    contender, corruption, faults, fuzz, hostile, interleavings, linearizability, mutants, steps,
-    stress,
+    contender, corruption, faults, fuzz, interleavings, linearizability, mutants, steps, stress,
 };
 
 /// All parts, in the order in which they run: parts of a fixed size first.
@@ -21,7 +20,6 @@ const PARTS: &[Part] = &[
     faults::CRASH_POINTS,
     faults::FAILING_CALLS,
     corruption::PART,
-    hostile::PART,
     mutants::PART,
     interleavings::PART,
     stress::CONTENTION,
