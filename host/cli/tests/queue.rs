@@ -4,14 +4,13 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::users::with_umask;
 use common::waiters::waiting;
 use common::{KINDS, Started, TestDir, ends_with, eventually};
 use nix::fcntl::{FcntlArg, fcntl};
@@ -326,32 +325,6 @@ fn a_hundred_thousand_waits_leave_nothing_behind() {
         here.release(&held).unwrap();
         let last = claim("lock");
         assert!(is_granted(&there, &last), "{kind}: no waiter is left");
-    }
-}
-
-/// A process that cannot open the wake pipes that it creates would create one after another.
-#[test]
-fn wake_pipes_can_be_opened_whatever_the_umask() {
-    for kind in KINDS {
-        let dir = TestDir::new(kind);
-        let store = open(kind, &dir.locks());
-        let held = claim("k");
-        assert!(is_granted(&store, &held));
-        let verrou = dir.verrou(["run", "k", "--wait", "1m", "--", "true"]);
-        let waiter = Started::new(&mut with_umask("777", &verrou));
-        let bells = || {
-            let files = fs::read_dir(dir.locks()).unwrap();
-            let files = files.map(|file| file.unwrap());
-            files.filter(|file| file.path().extension().is_some_and(|it| it == "bell"))
-        };
-        eventually("the waiter has a wake pipe", || bells().next().is_some());
-        store.release(&held).unwrap();
-        assert_eq!(common::code(&waiter.end()), 0);
-        for bell in bells() {
-            let mode = bell.metadata().unwrap().permissions().mode();
-            assert_eq!(mode & 0o7777, 0o600, "{bell:?}");
-        }
-        assert_eq!(bells().count(), 1);
     }
 }
 
