@@ -30,8 +30,6 @@ mod mutants;
 #[cfg(target_os = "linux")]
 mod registry;
 #[cfg(target_os = "linux")]
-mod child_process;
-#[cfg(target_os = "linux")]
 mod report;
 #[cfg(target_os = "linux")]
 mod checked_log;

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tempfile::TempDir;
 use verrou::{Acquired, Claim, Fence, Name, Owner, Store, StoreError, Ttl};
 use verrou_host::{FileLockStore, LeaseFileStore, StoreOptions};
@@ -35,11 +35,6 @@ impl Kind {
             Self::Lease => "lease",
             Self::File => "lock",
         }
-    }
-
-    /// Returns the store URL of the store in `directory`.
-    pub(crate) fn url(self, directory: &Path) -> String {
-        format!("{self}:{}", directory.display())
     }
 
     /// Opens the store in `directory`.
@@ -68,18 +63,6 @@ impl Kind {
                 files.len()
             ),
         }
-    }
-
-    /// Returns the path that the file of the lock `name` has in `directory`. Acquires the lock in a
-    /// new store below `scratch` to find out the file's name.
-    pub(crate) fn path_of(self, name: &str, directory: &Path, scratch: &Path) -> Result<PathBuf> {
-        let scratch = tempfile::tempdir_in(scratch)?;
-        let granted = self.open(scratch.path())?.acquire(&claim(name, 1)?)?;
-        if !granted.is_granted() {
-            bail!("the lock `{name}` is not free in an empty directory");
-        }
-        let file = self.only_file(scratch.path())?;
-        Ok(directory.join(file.file_name().context("a file has a name")?))
     }
 }
 
