@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Started, TestDir, code, done, ends_with, eventually, lives, stderr, stdout, stopped};
+use common::{
+    Started, TestDir, code, done, ends_with, eventually, lives, stderr, stdout, stopped, traced,
+};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
@@ -534,32 +536,8 @@ fn killed_check_loses_no_accepted_token() {
     assert!(logged.is_sorted_by(|one, two| one < two), "{logged:?}");
 }
 
-/// Returns the command that runs a check under `strace(1)` with these options.
-fn traced(dir: &TestDir, options: &[&str], words: &[&str]) -> Command {
-    let checked = check(dir, words);
-    let mut strace = Command::new("strace");
-    strace.args(options).args(["-o", "trace", VERROU]);
-    strace.args(checked.get_args()).current_dir(dir.path(""));
-    strace
-}
-
-/// Returns whether programs can be traced here.
-fn is_traced() -> bool {
-    let tried = Command::new("strace")
-        .args(["-o", "/dev/null", "true"])
-        .output();
-    let traces = tried.is_ok_and(|output| output.status.success());
-    if !traces {
-        eprintln!("strace(1) does not work here: system calls are not tested");
-    }
-    traces
-}
-
 #[test]
 fn check_killed_at_any_system_call_leaves_one_valid_file() {
-    if !is_traced() {
-        return;
-    }
     for before in [None, Some("5")] {
         let mut call = 1;
         loop {
@@ -569,7 +547,10 @@ fn check_killed_at_any_system_call_leaves_one_valid_file() {
             }
             let kill = format!("inject=all:signal=KILL:when={call}");
             let words = ["7", "--", "sh", "-c", "echo x > ran"];
-            let output = done(&mut traced(&dir, &["-e", &kill], &words));
+            let Some(mut killed) = traced(&check(&dir, &words), &["-e", &kill]) else {
+                return;
+            };
+            let output = done(&mut killed);
             let is_killed = code(&output) != 0;
             // Waits for the command, if it was started.
             let output = done(&mut check(&dir, &["--wait", "50s", "--json", "6"]));
@@ -605,17 +586,16 @@ fn check_killed_at_any_system_call_leaves_one_valid_file() {
 
 #[test]
 fn a_fence_is_on_the_disk_before_it_passes() {
-    if !is_traced() {
-        return;
-    }
     let dir = TestDir::new("lease");
     let trace = || {
         let calls = "trace=linkat,fsync,pwrite64,fdatasync,execve";
         let words = ["7", "--", "true"];
-        ends_with(&mut traced(&dir, &["-f", "-e", calls], &words), 0);
-        dir.read("trace")
+        ends_with(&mut traced(&check(&dir, &words), &["-f", "-e", calls])?, 0);
+        Some(dir.read("trace"))
     };
-    let first = trace();
+    let Some(first) = trace() else {
+        return;
+    };
     let at = |trace: &str, call: &str| {
         trace
             .find(call)
@@ -627,7 +607,7 @@ fn a_fence_is_on_the_disk_before_it_passes() {
     let written = &first[at(&first, "pwrite64(")..];
     assert!(at(written, "fdatasync(") < run(written), "{first}");
     // The process that wrote the same number may have been killed before the number was on the disk.
-    let second = trace();
+    let second = trace().unwrap();
     assert!(
         at(&second, "pwrite64(") < at(&second, "fdatasync("),
         "{second}"
@@ -637,22 +617,17 @@ fn a_fence_is_on_the_disk_before_it_passes() {
 
 #[test]
 fn the_stores_counter_is_on_the_disk_before_a_fence_is_granted() {
-    if !is_traced() {
-        return;
-    }
     let dir = TestDir::new("lease");
-    let strace = |options: &[&str]| {
-        let taken = dir.run(&[], "true");
-        let mut strace = Command::new("strace");
-        strace.args(options).args(["-o", "trace", VERROU]);
-        strace.args(taken.get_args()).current_dir(dir.path(""));
-        done(strace.env("VERROU_STORE", dir.store()))
-    };
+    let run = dir.run(&[], "true");
     // The process that creates the counter is killed before the name is on the disk; the next process writes it.
-    strace(&["-e", "inject=fsync:signal=KILL:error=EIO:when=1"]);
+    let killed = "inject=fsync:signal=KILL:error=EIO:when=1";
+    let Some(mut killed) = traced(&run, &["-e", killed]) else {
+        return;
+    };
+    done(&mut killed);
     assert!(dir.locks().join("fences").exists());
-    let output = strace(&["-e", "trace=fsync,pwrite64,fdatasync,clone,clone3,vfork"]);
-    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let calls = "trace=fsync,pwrite64,fdatasync,clone,clone3,vfork";
+    ends_with(&mut traced(&run, &["-e", calls]).unwrap(), 0);
     let trace = dir.read("trace");
     let at = |call: &str| {
         trace
@@ -669,9 +644,6 @@ fn the_stores_counter_is_on_the_disk_before_a_fence_is_granted() {
 
 #[test]
 fn token_that_cannot_be_written_does_not_pass() {
-    if !is_traced() {
-        return;
-    }
     let dir = TestDir::new("lease");
     ends_with(&mut check(&dir, &["5"]), 0);
     for (call, error, said) in [
@@ -688,7 +660,11 @@ fn token_that_cannot_be_written_does_not_pass() {
         let inject = format!("inject={call}:error={error}");
         // `-P` selects calls on the gate by its name in its directory, and by its path.
         let options = ["-e", &inject, "-P", "gate"];
-        let output = done(&mut traced(&dir, &options, &["7", "--", "touch", "ran"]));
+        let refused = check(&dir, &["7", "--", "touch", "ran"]);
+        let Some(mut refused) = traced(&refused, &options) else {
+            return;
+        };
+        let output = done(&mut refused);
         let text = stderr(&output);
         assert_eq!(code(&output), 74, "{call} {error}: {text}");
         assert!(text.contains(said), "{call} {error}: {text}");

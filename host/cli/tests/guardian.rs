@@ -3,14 +3,15 @@
 
 mod common;
 
-use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{KINDS, Started, TestDir, code, done, ends_with, eventually, lives, stderr, stopped};
+use common::{
+    KINDS, Started, TestDir, code, done, ends_with, eventually, lives, prefixed, stderr, stopped,
+};
 use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process};
 
 /// Starts two workers, writes its own process ID and theirs to files, and waits for them.
@@ -376,26 +377,6 @@ os.execvp(\"sleep\", [\"sleep\", \"1000\"])'";
             ends_with(&mut next(&["--wait", "50s"]), 0);
         }
     }
-}
-
-/// Returns `command` as the last arguments of the command `before`.
-fn prefixed(before: &[&str], command: &Command) -> Command {
-    let words = before.iter().map(OsStr::new);
-    let mut words = words
-        .chain([command.get_program()])
-        .chain(command.get_args());
-    let mut prefixed = Command::new(words.next().unwrap());
-    prefixed.args(words).stdin(Stdio::null());
-    if let Some(directory) = command.get_current_dir() {
-        prefixed.current_dir(directory);
-    }
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => prefixed.env(name, value),
-            None => prefixed.env_remove(name),
-        };
-    }
-    prefixed
 }
 
 /// Returns whether the first process reaps orphans. A hidden zombie cannot be distinguished from a running process.

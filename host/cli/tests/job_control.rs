@@ -4,9 +4,8 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
 
-use common::{Started, TestDir, code, ends_with, eventually, state, stderr, stdout};
+use common::{TestDir, code, ends_with, eventually, state, stderr, stdout, traced};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[test]
@@ -36,24 +35,17 @@ fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
 #[test]
 fn store_that_cannot_answer_is_not_polled() {
     let dir = TestDir::new("lease");
-    let works = Command::new("strace").arg("true").output();
-    if !works.is_ok_and(|output| output.status.success()) {
-        eprintln!("strace(1) does not work here: the number of system calls is not tested");
-        return;
-    }
     // The lock's file is replaced as soon as `verrou` watches it.
     let script = "until ls -l /proc/$PPID/fd | grep -q inotify; do sleep 0.02; done
         echo garbage > garbage
         for file in locks/*.lease; do ln $file kept; mv garbage $file; done
         sleep 1; mv kept $file";
     let run = dir.run(&["--ttl", "1m"], script);
-    let mut strace = Command::new("strace");
-    strace.args(["--trace=poll,ppoll", "--output"]);
-    strace.arg(dir.path("log")).arg(run.get_program());
-    strace.args(run.get_args()).current_dir(dir.path(""));
-    let output = Started::new(strace.env("VERROU_STORE", dir.store())).end();
-    let log = fs::read_to_string(dir.path("log")).unwrap();
-    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let Some(mut run) = traced(&run, &["--trace=poll,ppoll"]) else {
+        return;
+    };
+    ends_with(&mut run, 0);
+    let log = fs::read_to_string(dir.path("trace")).unwrap();
     assert!(log.lines().count() < 100, "{log}");
 }
 

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Started, TestDir, code, ends_with, eventually, stderr};
+use common::{Started, TestDir, code, ends_with, eventually, stderr, traced};
 use store_calls::{granted, not_done, refused};
 use verrou::conformance::wait;
 use verrou::{Acquired, Claim, Name, Owner, Store, Ttl};
@@ -25,33 +25,6 @@ fn run(dir: &TestDir, options: &[&str], script: &str) -> Command {
     let command = ["--", "sh", "-c", script];
     let words = ["run", "--file", "lock"].iter().chain(options);
     dir.verrou(words.chain(&command))
-}
-
-/// Returns `command`, run by strace(1) with `options`, or `None` where strace(1) does not work.
-fn traced(command: &Command, options: &[&str]) -> Option<Command> {
-    let works = Command::new("strace")
-        .args(["-o", "/dev/null", "true"])
-        .status();
-    if !works.is_ok_and(|status| status.success()) {
-        eprintln!("strace(1) does not work here: system calls are not tested");
-        return None;
-    }
-    let mut strace = Command::new("strace");
-    strace.args(options);
-    Some(through(strace, command))
-}
-
-/// Returns `command`, run by `program`.
-fn through(mut program: Command, command: &Command) -> Command {
-    program.arg(command.get_program()).args(command.get_args());
-    program.current_dir(command.get_current_dir().unwrap());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => program.env(name, value),
-            None => program.env_remove(name),
-        };
-    }
-    program
 }
 
 /// Returns whether `flock --nonblock` gets the lock on `file`.
@@ -94,19 +67,13 @@ fn target_of_dangling_link_is_created_and_locked() {
 #[test]
 fn every_open_of_the_locked_file_is_protected_by_the_kernel() {
     let dir = TestDir::new("file");
-    let log = dir.path("log");
-    let options = [
-        "--trace=open,openat,openat2",
-        "--output",
-        log.to_str().unwrap(),
-    ];
     for _ in 0..2 {
         let plain = run(&dir, &["--no-wait"], "true");
-        let Some(mut strace) = traced(&plain, &options) else {
+        let Some(mut strace) = traced(&plain, &["--trace=open,openat,openat2"]) else {
             return;
         };
         ends_with(&mut strace, 0);
-        let log = dir.read("log");
+        let log = dir.read("trace");
         let is_locked = |line: &&str| line.contains("/lock\",") || line.contains("\"lock\",");
         let opened: Vec<_> = log.lines().filter(is_locked).collect();
         assert!(!opened.is_empty(), "{log}");
@@ -240,12 +207,9 @@ fn holders_of_two_files_never_have_the_same_fence() {
     ends_with(&mut run(&dir, &["--no-wait"], "true"), 0);
     // The process is stopped between reading and writing the record.
     let plain = run(&dir, &["--no-wait"], "echo $VERROU_FENCE > first");
-    let log = dir.path("log");
     let late = [
         "--trace=pwrite64",
         "--inject=pwrite64:delay_enter=2000000:when=1",
-        "--output",
-        log.to_str().unwrap(),
     ];
     let Some(mut late) = traced(&plain, &late) else {
         return;

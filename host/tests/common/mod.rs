@@ -1,11 +1,12 @@
 //! Runs processes to their end.
 #![allow(dead_code, reason = "every program of tests uses its own part of this")]
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -79,6 +80,26 @@ impl Drop for Started {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Returns `command` as the last arguments of the command `before`, without input.
+pub(crate) fn prefixed(before: &[&str], command: &Command) -> Command {
+    let words = before.iter().map(OsStr::new);
+    let mut words = words
+        .chain([command.get_program()])
+        .chain(command.get_args());
+    let mut prefixed = Command::new(words.next().unwrap());
+    prefixed.args(words).stdin(Stdio::null());
+    if let Some(directory) = command.get_current_dir() {
+        prefixed.current_dir(directory);
+    }
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => prefixed.env(name, value),
+            None => prefixed.env_remove(name),
+        };
+    }
+    prefixed
 }
 
 /// Runs `command` to its end.

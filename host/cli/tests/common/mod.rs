@@ -9,7 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, LazyLock, Once};
 
 use rustix::process::{Pid, Signal};
 use signal_hook::flag::register_conditional_default;
@@ -32,6 +32,23 @@ fn handle_signals() {
             register_conditional_default(signal.as_raw(), by_default).unwrap();
         }
     });
+}
+
+/// Returns `command`, run by strace(1) with `options`; `None` where strace(1) does not work. The log is the file
+/// `trace` in the directory of the command.
+pub(crate) fn traced(command: &Command, options: &[&str]) -> Option<Command> {
+    static WORKS: LazyLock<bool> = LazyLock::new(|| {
+        let mut strace = Command::new("strace");
+        let output = strace.args(["--output", "/dev/null", "true"]).output();
+        output.is_ok_and(|output| output.status.success())
+    });
+
+    if !*WORKS {
+        eprintln!("strace(1) does not work here: system calls are not tested");
+        return None;
+    }
+    let strace = [&["strace", "--output", "trace"], options].concat();
+    Some(prefixed(&strace, command))
 }
 
 /// The kinds of store.
