@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 use std::process::Command;
 
-use common::{KINDS, Started, TestDir, code, ends_with, eventually, stderr};
+use common::{KINDS, Started, TestDir, code, ends_with, eventually, prefixed, stderr};
 use rustix::process::{Pid, Signal, kill_process};
 
 const STAY: &str = "echo $$ > pid; exec sleep 1000";
@@ -22,18 +22,13 @@ const FIRST: [&str; 6] = [
 ];
 
 /// Returns `command` as the first process of a PID namespace, or `None` where that is not allowed.
-fn first(dir: &TestDir, command: &Command) -> Option<Command> {
+fn first(command: &Command) -> Option<Command> {
     let may = Command::new("unshare").args(FIRST).arg("true").output();
     if !may.is_ok_and(|output| output.status.success()) {
         eprintln!("no user namespaces here: a container is not tested");
         return None;
     }
-    let mut unshare = Command::new("unshare");
-    unshare.args(FIRST);
-    unshare.arg(command.get_program()).args(command.get_args());
-    unshare.current_dir(dir.path(""));
-    unshare.env("VERROU_STORE", dir.store());
-    Some(unshare)
+    Some(prefixed(&[&["unshare"], &FIRST[..]].concat(), command))
 }
 
 /// Returns a field of `proc_pid_stat(5)`, counted from the name in brackets.
@@ -82,7 +77,7 @@ fn waiting_first_process_is_ended_by_signals() {
         for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
             let dir = TestDir::new(kind);
             let (holder, sleep) = dir.start(&[], STAY);
-            let Some(mut waiter) = first(&dir, &dir.run(&[], "touch ran")) else {
+            let Some(mut waiter) = first(&dir.run(&[], "touch ran")) else {
                 return;
             };
             let waiter = Started::new(&mut waiter);
@@ -106,7 +101,7 @@ fn waiting_first_process_is_ended_by_signals() {
 fn first_process_forwards_signals_to_its_command() {
     let dir = TestDir::new("lease");
     let script = "trap 'exit 9' TERM; echo > pid; while :; do sleep 0.05; done";
-    let Some(mut unshare) = first(&dir, &dir.run(&[], script)) else {
+    let Some(mut unshare) = first(&dir.run(&[], script)) else {
         return;
     };
     let unshare = Started::new(&mut unshare);
@@ -123,7 +118,7 @@ fn first_process_reaps_orphans_and_ends_as_its_command() {
     let dir = TestDir::new("lease");
     let script = "for i in 1 2 3; do sh -c 'sleep 0.05 & echo $! > orphan'
             while test -e /proc/$(cat orphan); do sleep 0.02; done; done; exit 7";
-    let Some(mut unshare) = first(&dir, &dir.run(&[], script)) else {
+    let Some(mut unshare) = first(&dir.run(&[], script)) else {
         return;
     };
     ends_with(&mut unshare, 7);
@@ -134,12 +129,10 @@ fn waiting_first_process_reaps_orphans() {
     let dir = TestDir::new("lease");
     let (_holder, _) = dir.start(&[], STAY);
     let run = dir.run(&[], "true");
-    let mut shell = Command::new("sh");
     // One orphan ends before it is reparented to the first process, one after.
     let script = "sh -c 'exit' & sleep 0.5 & sleep 0.1; exec \"$@\"";
-    shell.args(["-c", script, "sh"]);
-    shell.arg(run.get_program()).args(run.get_args());
-    let Some(mut unshare) = first(&dir, &shell) else {
+    let run = prefixed(&["sh", "-c", script, "sh"], &run);
+    let Some(mut unshare) = first(&run) else {
         return;
     };
     let unshare = Started::new(&mut unshare);
@@ -162,10 +155,7 @@ fn waiting_process_is_ended_by_a_signal_that_was_blocked_before_it() {
     let dir = TestDir::new("lease");
     let (_holder, _) = dir.start(&[], STAY);
     let run = dir.run(&[], "true");
-    let mut python = Command::new("python3");
-    python.args(["-c", BLOCKED]).arg(run.get_program());
-    python.args(run.get_args()).current_dir(dir.path(""));
-    let waiter = Started::new(python.env("VERROU_STORE", dir.store()));
+    let waiter = Started::new(&mut prefixed(&["python3", "-c", BLOCKED], &run));
     waits(waiter.pid());
     waiter.signal(Signal::TERM);
     assert_eq!(waiter.end().status.signal(), Some(Signal::TERM.as_raw()));

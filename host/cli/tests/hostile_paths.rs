@@ -17,7 +17,7 @@ use common::users::{
     ALICE, GROUP, MALLORY, copy_program, directory, entries, has_users, of_group, refused, rights,
     run, set_mode, test_dir, verrou, with_umask,
 };
-use common::{KINDS, TestDir, code, done, ends_with, eventually, stderr, stdout};
+use common::{KINDS, TestDir, code, done, ends_with, eventually, prefixed, stderr, stdout};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -322,9 +322,7 @@ fn with_accounts(dir: &TestDir, passwd: &str, groups: &str, run: &Command) -> Co
         "mount --bind passwd /etc/passwd && mount --bind group /etc/group && exec setpriv \
          --reuid={ALICE} --regid={ALICE} --clear-groups \"$@\""
     );
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "sh", "-c", &script, "sh"]);
-    unshare.arg(run.get_program()).args(run.get_args());
+    let mut unshare = prefixed(&["unshare", "--mount", "sh", "-c", &script, "sh"], run);
     unshare.current_dir(dir.path(""));
     unshare
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
-use common::{KINDS, Started, TestDir, code, ends_with, eventually, lives, stdout};
+use common::{KINDS, Started, TestDir, code, ends_with, eventually, lives, prefixed, stdout};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::process::{Signal, kill_process};
 use verrou::Store;
@@ -113,14 +113,8 @@ fn descriptor_is_as_high_as_the_limit_allows() {
     for kind in KINDS {
         let dir = TestDir::new(kind);
         let verrou = dir.verrou(["run", "k", "--", "python3", "-c", SCRIBBLE]);
-        let mut limited = Command::new("sh");
-        limited
-            .args(["-c", "ulimit -n 40; exec \"$@\"", "sh"])
-            .arg(verrou.get_program())
-            .args(verrou.get_args())
-            .current_dir(dir.path(""))
-            .env("VERROU_STORE", dir.store());
-        let output = ends_with(&mut limited, 0);
+        let limit = ["sh", "-c", "ulimit -n 40; exec \"$@\"", "sh"];
+        let output = ends_with(&mut prefixed(&limit, &verrou), 0);
         is_high_pipe(&dir, stdout(&output), 35..40);
     }
 }
@@ -288,16 +282,10 @@ fn ignored_sigpipe_stays_ignored() {
             &["run", "k", "--"][..],
             &["fence", "check", "--file", "gate", "7", "--"],
         ] {
-            let verrou = dir.verrou(words);
-            let mut command = Command::new("python3");
-            command
-                .args(["-c", WITH_SIGPIPE, disposition])
-                .arg(verrou.get_program())
-                .args(verrou.get_args())
-                .args(["grep", "SigIgn", "/proc/self/status"])
-                .current_dir(dir.path(""))
-                .env("VERROU_STORE", dir.store());
-            let output = ends_with(&mut command, 0);
+            let mut verrou = dir.verrou(words);
+            verrou.args(["grep", "SigIgn", "/proc/self/status"]);
+            let python = ["python3", "-c", WITH_SIGPIPE, disposition];
+            let output = ends_with(&mut prefixed(&python, &verrou), 0);
             let mask = stdout(&output).trim_start_matches("SigIgn:").trim();
             let bit = u64::from_str_radix(mask, 16).unwrap() >> 12 & 1;
             assert_eq!(bit, expected, "{disposition}");
@@ -315,14 +303,7 @@ fn command_can_be_the_first_process_of_a_pid_namespace() {
     for kind in KINDS {
         let dir = TestDir::new(kind);
         let verrou = dir.run(&["--no-wait"], "echo $$; sleep 0.3");
-        let mut unshare = Command::new("unshare");
-        unshare
-            .arg("--pid")
-            .arg(verrou.get_program())
-            .args(verrou.get_args())
-            .current_dir(dir.path(""))
-            .env("VERROU_STORE", dir.store());
-        let output = ends_with(&mut unshare, 0);
+        let output = ends_with(&mut prefixed(&["unshare", "--pid"], &verrou), 0);
         assert_eq!(stdout(&output), "1\n");
         assert!(!dir.is_held());
     }

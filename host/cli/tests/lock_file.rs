@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{Started, TestDir, code, ends_with, eventually, stderr, traced};
+use common::{Started, TestDir, code, ends_with, eventually, prefixed, stderr, traced};
 use store_calls::{granted, not_done, refused};
 use verrou::conformance::wait;
 use verrou::{Acquired, Claim, Name, Owner, Store, Ttl};
@@ -312,24 +312,8 @@ fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
     let elsewhere = |script: &str| {
         let plain = run(&dir, &["--no-wait"], script);
         let mount = "mount --bind others lock && exec \"$@\"";
-        let mut unshare = Command::new("unshare");
-        unshare.args([
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "sh",
-            "-c",
-            mount,
-            "sh",
-        ]);
-        unshare.arg(plain.get_program()).args(plain.get_args());
-        unshare.current_dir(dir.path(""));
-        unshare.envs(
-            plain
-                .get_envs()
-                .filter_map(|(name, value)| Some((name, value?))),
-        );
-        unshare
+        let unshare = ["unshare", "--user", "--map-root-user", "--mount"];
+        prefixed(&[&unshare[..], &["sh", "-c", mount, "sh"]].concat(), &plain)
     };
     let may = Command::new("unshare")
         .args(["--user", "--map-root-user", "--mount", "true"])

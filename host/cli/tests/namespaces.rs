@@ -12,7 +12,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{KINDS, Started, TestDir, code, done as ended, ends_with, eventually, stderr, stdout};
+use common::{
+    KINDS, Started, TestDir, code, done as ended, ends_with, eventually, prefixed, stderr, stdout,
+};
 use lock_files::{leases, open};
 use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
@@ -235,24 +237,9 @@ impl Namespace {
 
     /// Returns `command`, to be run in new namespaces.
     fn command(&self, command: &Command) -> Command {
-        let mut unshare = Command::new("unshare");
         let script = format!("{} exec \"$@\"", self.2);
-        unshare
-            .args(self.1)
-            .args(["--", "sh", "-c", &script, "sh"])
-            .arg(command.get_program())
-            .args(command.get_args())
-            .stdin(Stdio::null());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => unshare.env(name, value),
-                None => unshare.env_remove(name),
-            };
-        }
-        if let Some(directory) = command.get_current_dir() {
-            unshare.current_dir(directory);
-        }
-        unshare
+        let shell = ["--", "sh", "-c", &script, "sh"];
+        prefixed(&[&["unshare"], self.1, &shell].concat(), command)
     }
 
     /// Asserts that `command` ends inside with this exit code, and returns its standard output.

@@ -9,7 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use common::{
-    KINDS, Started, TestDir, code, done, ends_with, eventually, lives, stderr, stdout, stopped,
+    KINDS, Started, TestDir, code, done, ends_with, eventually, lives, prefixed, stderr, stdout,
+    stopped,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -218,12 +219,7 @@ fn the_whole_group_gets_signals() {
 fn ignored_signals_stay_ignored() {
     let dir = TestDir::new("lease");
     let wrapper = dir.run(&[], STAY);
-    let mut nohup = std::process::Command::new("nohup");
-    nohup.arg(wrapper.get_program()).args(wrapper.get_args());
-    nohup
-        .current_dir(dir.path(""))
-        .env("VERROU_STORE", dir.store());
-    let wrapper = Started::new(&mut nohup);
+    let wrapper = Started::new(&mut prefixed(&["nohup"], &wrapper));
     dir.pid();
     listens(&wrapper);
     assert_ne!(mask(&wrapper, "SigIgn") & bit(Signal::HUP), 0);
@@ -586,21 +582,7 @@ os.execv(sys.argv[1], sys.argv[1:])";
 fn signals_that_were_blocked_before_the_start_are_handled() {
     let dir = TestDir::new("lease");
     let verrou = dir.run(&["--ttl", "1h"], "exec sleep 1000");
-    let mut command = std::process::Command::new("python3");
-    command
-        .args(["-c", BLOCKED])
-        .arg(verrou.get_program())
-        .args(verrou.get_args());
-    for (variable, value) in verrou.get_envs() {
-        match value {
-            Some(value) => command.env(variable, value),
-            None => command.env_remove(variable),
-        };
-    }
-    if let Some(directory) = verrou.get_current_dir() {
-        command.current_dir(directory);
-    }
-    let started = Started::new(&mut command);
+    let started = Started::new(&mut prefixed(&["python3", "-c", BLOCKED], &verrou));
     eventually("the wrapper holds the lock", || dir.is_held());
     let wrapper = started.pid();
     eventually("the wrapper waits", || {

@@ -10,7 +10,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{KINDS, Started, TestDir, code, done, ends_with, eventually, stderr, stdout};
+use common::{
+    KINDS, Started, TestDir, code, done, ends_with, eventually, prefixed, stderr, stdout,
+};
 use serde_json::{Value, json};
 
 const ONE: &str = "00112233445566778899aabbccddeeff";
@@ -36,17 +38,8 @@ impl Served {
     /// Starts `verrou serve` with the options `limit` of the shell's `ulimit`.
     fn limited(dir: &TestDir, limit: &str) -> Self {
         let verrou = dir.verrou(["serve"]);
-        let mut shell = Command::new("sh");
-        let script = format!("ulimit {limit} && exec \"$0\" serve");
-        shell.args(["-c", &script]).arg(verrou.get_program());
-        shell.current_dir(dir.path(""));
-        for (variable, value) in verrou.get_envs() {
-            match value {
-                Some(value) => shell.env(variable, value),
-                None => shell.env_remove(variable),
-            };
-        }
-        Self::of(shell)
+        let script = format!("ulimit {limit} && exec \"$@\"");
+        Self::of(prefixed(&["sh", "-c", &script, "sh"], &verrou))
     }
 
     fn of(mut command: Command) -> Self {
