@@ -13,7 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Started, TestDir, code, done, ends_with, eventually, lives, stderr, stdout, stopped, traced,
+    Started, TestDir, assert_passed, code, done, ends_with, eventually, lives, prefixed, stderr,
+    stdout, stopped, test_process, traced,
 };
 use nix::libc;
 use rustix::process::{Signal, kill_process};
@@ -381,32 +382,18 @@ fn waits(process: &Started) {
 /// In a PID namespace, as in a container, `/proc/locks` omits a lock whose first holder has ended.
 #[test]
 fn command_outlives_its_check_in_a_pid_namespace() {
-    let mut unshare = Command::new("unshare");
-    if !rustix::process::geteuid().is_root() {
-        unshare.args(["--user", "--map-root-user"]);
+    let mut unshare = vec!["unshare", "--pid", "--fork", "--mount-proc"];
+    if !is_root() {
+        unshare.extend(["--user", "--map-root-user"]);
     }
-    unshare.args(["--pid", "--fork", "--mount-proc"]);
-    let possible = Command::new("unshare")
-        .args(unshare.get_args())
-        .arg("true")
-        .output()
-        .expect("unshare(1) is there");
-    if !possible.status.success() {
+    let possible = done(&mut prefixed(&unshare, &Command::new("true")));
+    if code(&possible) != 0 {
         let why = stderr(&possible);
         eprintln!("this user cannot create PID namespaces: checks in them are not tested: {why}");
         return;
     }
-    let output = unshare
-        .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "no_check_passes_while_the_command_of_another_runs",
-        ])
-        .output()
-        .expect("unshare(1) is there");
-    let said = stdout(&output);
-    assert!(output.status.success(), "{said}");
-    assert!(said.contains("1 passed"), "{said}");
+    let test = test_process("no_check_passes_while_the_command_of_another_runs");
+    assert_passed(&done(&mut prefixed(&unshare, &test)));
 }
 
 #[test]

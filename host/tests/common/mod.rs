@@ -1,11 +1,12 @@
-//! Runs processes to their end.
+//! Runs processes to their end, and finds programs.
 #![allow(dead_code, reason = "every program of tests uses its own part of this")]
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::ops::{Deref, DerefMut};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -100,6 +101,40 @@ pub(crate) fn prefixed(before: &[&str], command: &Command) -> Command {
         };
     }
     prefixed
+}
+
+/// Returns the command that runs the test `name` of this program once more.
+pub(crate) fn test_process(name: &str) -> Command {
+    let mut command = Command::new(this_program());
+    command.args(["--exact", name, "--nocapture"]);
+    command
+}
+
+/// Asserts that the process of [`test_process`] ran its test, which passed.
+#[track_caller]
+pub(crate) fn assert_passed(output: &Output) {
+    assert!(
+        output.status.success() && stdout(output).contains("1 passed"),
+        "{output:?}"
+    );
+}
+
+/// Returns the path of `program`, which `cargo BUILD` puts beside the tests.
+#[track_caller]
+pub(crate) fn beside_tests(program: &str, build: &str) -> PathBuf {
+    let tests = this_program();
+    let directory = tests.ancestors().nth(2).expect("a directory for programs");
+    let path = directory.join(program);
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo {build}` builds it",
+        path.display()
+    );
+    path
+}
+
+fn this_program() -> PathBuf {
+    env::current_exe().expect("a path")
 }
 
 /// Runs `command` to its end.

@@ -4,6 +4,9 @@
 
 mod awaited;
 #[cfg(all(target_os = "linux", feature = "redis"))]
+#[path = "../common/mod.rs"]
+mod common;
+#[cfg(all(target_os = "linux", feature = "redis"))]
 #[cfg_attr(
     feature = "etcd",
     expect(dead_code, reason = "no server here counts in other increments")

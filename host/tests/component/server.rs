@@ -10,6 +10,7 @@ use verrou::conformance;
 use verrou::conformance::{Fixture, TestClock};
 use verrou_host::{AnyStore, StoreOptions, System};
 
+use crate::common::{beside_tests, done, stdout};
 use crate::fixture::Namespace;
 use crate::running::Running;
 use crate::through::Component;
@@ -58,21 +59,11 @@ conformance!(through, Component(Beside::new()));
 fn example_shares_its_locks_with_native_programs() {
     let store = format!("{}?prefix=example:", redis());
     // `cargo test` builds the example beside the tests. `cargo run` with other features would rebuild most crates.
-    let tests = std::env::current_exe().expect("a path");
-    let example = tests.ancestors().nth(2).expect("a directory for programs");
-    let example = example.join("examples/embed_server");
-    let example = || {
-        let mut program = Command::new(&example);
-        program.arg(&store);
-        program.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        program
-            .output()
-            .expect("`cargo build --examples` builds the example")
-    };
-    let shown = example();
-    let said = String::from_utf8_lossy(&shown.stdout);
+    let mut example = Command::new(beside_tests("examples/embed_server", "build --examples"));
+    example.arg(&store);
+    let shown = done(example.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")));
     assert!(
-        said.contains("it holds the lock, fence Some(Fence(1))"),
+        stdout(&shown).contains("it holds the lock, fence Some(Fence(1))"),
         "{shown:?}"
     );
     let url = store.parse().expect("a URL");

@@ -14,7 +14,7 @@ use verrou_host::component::locks::{self, Locks};
 use verrou_host::component::wasmtime::component::{Component, Linker, ResourceTable};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
-use crate::common::{Started, code, done, eventually, stderr, stdout};
+use crate::common::{Started, code, done, eventually, stderr, stdout, test_process};
 use crate::instances::{built, load};
 use crate::wasi::{self, Wasi};
 use crate::{compose, succeeded};
@@ -95,9 +95,9 @@ fn run(component: &Component, state: State) -> Result<(), ()> {
 
 /// Returns the process of a job that works for `work` seconds, after waiting for at most `wait` seconds.
 fn job(dir: &Place, component: &Path, work: u32, wait: u32) -> Command {
-    let mut command = Command::new(env::current_exe().unwrap());
+    let mut command = test_process("job::process");
     command
-        .args(["--exact", "job::process", "--ignored", "--nocapture"])
+        .arg("--ignored")
         .env(COMPONENT, component)
         .env(STORE, dir.path("locks"))
         .env(ARGUMENTS, format!("cron-job {work} {wait}"))

@@ -21,6 +21,7 @@ use {
     verrou_host::{AnyAsyncStore, Tokio},
 };
 
+use crate::common::beside_tests;
 use crate::proxy::Proxy;
 use crate::running::{Running, descendants};
 
@@ -935,14 +936,6 @@ pub(crate) fn acknowledged_writes_are_not_lost(
 /// Returns the path of the command `verrou`, which is in another package: `cargo test --workspace` and `cargo build`
 /// put it beside the tests.
 pub(crate) fn command_path() -> PathBuf {
-    let tests = env::current_exe().expect("a path");
-    let directory = tests.ancestors().nth(2).expect("a directory for programs");
-    let command = directory.join("verrou");
-    let features = "--features redis,postgres,etcd";
-    assert!(
-        command.exists(),
-        "{} is missing: `cargo build --package verrou-cli {features}` builds it",
-        command.display()
-    );
-    command
+    let build = "build --package verrou-cli --features redis,postgres,etcd";
+    beside_tests("verrou", build)
 }

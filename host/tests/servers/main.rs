@@ -3,6 +3,8 @@
 
 mod cases;
 mod certificate;
+#[path = "../common/mod.rs"]
+mod common;
 mod fixture;
 mod proxy;
 mod running;
