@@ -8,6 +8,9 @@
 #![cfg(target_os = "linux")]
 
 mod actor;
+#[cfg(feature = "postgres")]
+#[path = "../../tests/common/mod.rs"]
+mod common;
 mod exclusion;
 #[cfg(all(feature = "server", feature = "tokio"))]
 mod remote;

@@ -4,10 +4,12 @@
 
 mod common;
 
-use std::fs;
 use std::process::Command;
 
-use common::{KINDS, Started, TestDir, code, ends_with, eventually, prefixed, stderr};
+use common::{
+    KINDS, Started, TestDir, children, code, ends_with, eventually, polls, prefixed, status_field,
+    stderr,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 const STAY: &str = "echo $$ > pid; exec sleep 1000";
@@ -31,44 +33,17 @@ fn first(command: &Command) -> Option<Command> {
     Some(prefixed(&[&["unshare"], &FIRST[..]].concat(), command))
 }
 
-/// Returns a field of `proc_pid_stat(5)`, counted from the name in brackets.
-fn field(process: Pid, number: usize) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-    fields.nth(number).map(str::to_owned)
-}
-
-/// Returns the processes whose parent is `parent`, including zombies.
-fn children(parent: Pid) -> Vec<Pid> {
-    let number = parent.to_string();
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
-        .filter(|process| field(*process, 1).as_deref() == Some(&number))
-        .collect()
-}
-
 /// Waits until the process that `unshare` started is `verrou`, and has a handler for `signal`.
 fn handling(unshare: &Started, signal: Signal) -> Pid {
     let mut found = None;
     eventually("`verrou` handles a signal", || {
         found = children(unshare.pid()).pop();
-        let status = found.and_then(|one| fs::read_to_string(format!("/proc/{one}/status")).ok());
-        let status = status.unwrap_or_default();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        let caught = caught.map(|mask| u64::from_str_radix(mask.trim(), 16).unwrap());
-        status.starts_with("Name:\tverrou\n")
-            && caught.is_some_and(|mask| mask & 1 << (signal.as_raw() - 1) != 0)
+        let field = |name| status_field(found?, name);
+        let caught = |mask: String| u64::from_str_radix(&mask, 16).unwrap();
+        let is_caught = |mask| caught(mask) & 1 << (signal.as_raw() - 1) != 0;
+        field("Name").is_some_and(|name| name == "verrou") && field("SigCgt").is_some_and(is_caught)
     });
     found.unwrap()
-}
-
-/// Waits until a process sleeps in the wait queue of a lock.
-fn waits(process: Pid) {
-    eventually("the process waits", || {
-        let channel = fs::read_to_string(format!("/proc/{process}/wchan"));
-        channel.is_ok_and(|channel| channel.contains("poll"))
-    });
 }
 
 #[test]
@@ -82,9 +57,9 @@ fn waiting_first_process_is_ended_by_signals() {
             };
             let waiter = Started::new(&mut waiter);
             let process = handling(&waiter, signal);
-            waits(process);
+            polls(process);
             let next = Started::new(&mut dir.run(&["--wait", "50s"], "test ! -e ran"));
-            waits(next.pid());
+            polls(next.pid());
             kill_process(process, signal).unwrap();
             let output = waiter.end();
             assert_eq!(code(&output), 128 + signal.as_raw(), "{}", stderr(&output));
@@ -137,7 +112,7 @@ fn waiting_first_process_reaps_orphans() {
     };
     let unshare = Started::new(&mut unshare);
     let process = handling(&unshare, Signal::TERM);
-    waits(process);
+    polls(process);
     eventually("the first process has no children", || {
         children(process).is_empty()
     });
@@ -156,7 +131,7 @@ fn waiting_process_is_ended_by_a_signal_that_was_blocked_before_it() {
     let (_holder, _) = dir.start(&[], STAY);
     let run = dir.run(&[], "true");
     let waiter = Started::new(&mut prefixed(&["python3", "-c", BLOCKED], &run));
-    waits(waiter.pid());
+    polls(waiter.pid());
     waiter.signal(Signal::TERM);
     assert_eq!(waiter.end().status.signal(), Some(Signal::TERM.as_raw()));
 }

@@ -6,11 +6,11 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{
-    KINDS, Started, TestDir, code, done, ends_with, eventually, lives, prefixed, stderr, stopped,
+    KINDS, Started, TestDir, all_processes, code, done, ends_with, eventually, lives, prefixed,
+    stat_field, status_field, stderr, stopped,
 };
 use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process};
 
@@ -29,21 +29,12 @@ fn number(dir: &TestDir, file: &str) -> Pid {
     Pid::from_raw(dir.read(file).trim().parse().unwrap()).unwrap()
 }
 
-/// Returns a process's program and group, by `proc_pid_stat(5)`.
-fn program_and_group(process: &Path) -> Option<(String, i32)> {
-    let stat = fs::read_to_string(process.join("stat")).ok()?;
-    let (before, rest) = stat.rsplit_once(") ")?;
-    let program = before.split_once(" (")?.1;
-    Some((program.to_owned(), rest.split(' ').nth(2)?.parse().ok()?))
-}
-
 fn find_guardian(group: Pid) -> Option<Pid> {
-    let wanted = ("verrou-guardian".to_owned(), group.as_raw_pid());
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| program_and_group(path).as_ref() == Some(&wanted))
-        .and_then(|path| Pid::from_raw(path.file_name()?.to_str()?.parse().ok()?))
+    let group = group.to_string();
+    all_processes().find(|&process| {
+        stat_field(process, 2).as_ref() == Some(&group)
+            && status_field(process, "Name").is_some_and(|name| name == "verrou-guardian")
+    })
 }
 
 /// Waits until the guardian of a command has closed all descriptors but its three, and returns it.
@@ -229,10 +220,7 @@ fn command_that_changed_its_user_ends_with_its_wrapper() {
                   exec setpriv --reuid 65534 --clear-groups sleep 1000";
     let (wrapper, command) = dir.start(&["--grace", "1h"], script);
     guardian_of(command);
-    let changed = || {
-        fs::read_to_string(format!("/proc/{command}/status"))
-            .is_ok_and(|status| status.contains("Uid:\t65534"))
-    };
+    let changed = || status_field(command, "Uid").is_some_and(|user| user.starts_with("65534"));
     eventually("the command has changed its user", changed);
     wrapper.signal(Signal::KILL);
     wrapper.end();

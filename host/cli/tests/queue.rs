@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::waiters::waiting;
-use common::{KINDS, Started, TestDir, ends_with, eventually};
+use common::{KINDS, Started, TestDir, ends_with, eventually, switches};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
@@ -477,16 +477,9 @@ fn waits(dir: &TestDir, number: u32) -> Started {
 fn is_quiet(process: &Started) {
     const LONGER_THAN_AN_ATTEMPT: Duration = Duration::from_millis(100);
 
-    let switches = || {
-        let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("voluntary_ctxt"));
-        line.map(str::to_owned)
-    };
-    let mut seen = (switches(), Instant::now());
+    let mut seen = (switches(process.pid()), Instant::now());
     eventually("the process only waits", || {
-        let now = switches();
+        let now = switches(process.pid());
         if now != seen.0 {
             seen = (now, Instant::now());
         }
@@ -522,14 +515,8 @@ fn killed_and_stopped_waiters_are_skipped() {
 }
 
 /// Returns the number of context switches of the waiters so far.
-fn switches(waiters: &[Started]) -> u64 {
-    let of = |waiter: &Started| -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", waiter.id())).unwrap();
-        let mut lines = status.lines();
-        let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        count.unwrap().trim().parse().unwrap()
-    };
-    waiters.iter().map(of).sum()
+fn all_switches(waiters: &[Started]) -> u64 {
+    waiters.iter().map(|waiter| switches(waiter.pid())).sum()
 }
 
 /// Returns the number of inotify(7) instances that the waiters have.
@@ -557,14 +544,14 @@ fn waiters_beyond_the_inotify_limit_sleep_and_are_served_in_order() {
         let mut waiters: Vec<_> = (0..WAITERS).map(|number| waits(&dir, number)).collect();
         // The last waiters have tried the lock once, and sleep.
         eventually("all sleep", || {
-            let before = switches(&waiters);
+            let before = all_switches(&waiters);
             thread::sleep(Duration::from_millis(200));
-            switches(&waiters) - before < u64::from(WAITERS) / 3
+            all_switches(&waiters) - before < u64::from(WAITERS) / 3
         });
         assert_eq!(instances(&waiters), 2, "{kind}");
-        let before = switches(&waiters);
+        let before = all_switches(&waiters);
         thread::sleep(LENGTH);
-        let wake_ups = switches(&waiters) - before;
+        let wake_ups = all_switches(&waiters) - before;
         // Polling by the retry delay would be four wake-ups of each waiter a second.
         assert!(wake_ups < 100 * LENGTH.as_secs(), "{kind}: {wake_ups}");
         drop(holder);

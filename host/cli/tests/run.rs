@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use common::{
-    KINDS, Started, TestDir, code, done, ends_with, eventually, lives, prefixed, stderr, stdout,
-    stopped,
+    KINDS, Started, TestDir, code, done, ends_with, eventually, lives, polls, prefixed,
+    status_field, stderr, stdout, stopped,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -189,9 +189,8 @@ fn bit(signal: Signal) -> u64 {
 
 /// Returns the signal mask in a line of `proc_pid_status(5)`.
 fn mask(process: &Started, line: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-    let mask = status.lines().find_map(|found| found.strip_prefix(line));
-    u64::from_str_radix(mask.unwrap().trim_start_matches(':').trim(), 16).unwrap()
+    let mask = status_field(process.pid(), line).unwrap();
+    u64::from_str_radix(&mask, 16).unwrap()
 }
 
 #[test]
@@ -584,11 +583,7 @@ fn signals_that_were_blocked_before_the_start_are_handled() {
     let verrou = dir.run(&["--ttl", "1h"], "exec sleep 1000");
     let started = Started::new(&mut prefixed(&["python3", "-c", BLOCKED], &verrou));
     eventually("the wrapper holds the lock", || dir.is_held());
-    let wrapper = started.pid();
-    eventually("the wrapper waits", || {
-        let channel = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
-        channel.is_ok_and(|channel| channel.contains("poll"))
-    });
+    polls(started.pid());
     started.signal(Signal::TERM);
     assert_eq!(code(&started.end()), 143);
     assert!(!dir.is_held());

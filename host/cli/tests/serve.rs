@@ -11,8 +11,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    KINDS, Started, TestDir, code, done, ends_with, eventually, prefixed, stderr, stdout,
+    KINDS, Started, TestDir, code, done, ends_with, eventually, prefixed, stderr, stdout, switches,
 };
+use rustix::process::Pid;
 use serde_json::{Value, json};
 
 const ONE: &str = "00112233445566778899aabbccddeeff";
@@ -58,6 +59,10 @@ impl Served {
         let greeting = json!({ "protocol": "verrou serve", "version": 1 });
         assert_eq!(served.read(), greeting);
         served
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     fn write(&mut self, line: impl AsRef<[u8]>) {
@@ -471,14 +476,6 @@ fn a_wait_ends_when_the_lock_is_free_and_after_a_second() {
     assert_eq!(two.operate("acquire", TWO, MINUTE), granted(FIRST + 1));
 }
 
-/// Returns the number of voluntary context switches of a process.
-fn switches(process: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let mut lines = status.lines();
-    let count = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-    count.unwrap().trim().parse().unwrap()
-}
-
 #[test]
 fn wait_sleeps_and_wakes_no_other_process() {
     for kind in KINDS {
@@ -486,13 +483,13 @@ fn wait_sleeps_and_wakes_no_other_process() {
         let (mut one, mut two) = (Served::new(&dir), Served::new(&dir));
         one.operate("acquire", ONE, Value::Null);
         let mut other = Started::new(&mut dir.verrou(["run", "x", "--", "true"]));
-        let id = other.id();
+        let id = other.pid();
         eventually("the process waits", || {
             let before = switches(id);
             std::thread::sleep(Duration::from_millis(300));
             (1..5).contains(&(switches(id) - before))
         });
-        let before = (switches(id), switches(two.child.id()));
+        let before = (switches(id), switches(two.pid()));
         let began = Instant::now();
         for _ in 0..5 {
             let waited = two.ask(json!({ "wait": { "name": "x", "at_most": u64::MAX } }));
@@ -501,7 +498,7 @@ fn wait_sleeps_and_wakes_no_other_process() {
         let turns = u64::try_from(began.elapsed().as_millis() / 250).unwrap();
         assert!(turns >= 16, "{kind}: the lock is not free");
         // `serve` wakes up for the request and at each attempt; the other process at its own attempts.
-        let woken = (switches(id) - before.0, switches(two.child.id()) - before.1);
+        let woken = (switches(id) - before.0, switches(two.pid()) - before.1);
         assert!(
             woken.0 <= turns + 2 && woken.1 <= turns + 30,
             "{kind}: {woken:?}"
@@ -519,10 +516,10 @@ fn a_wait_ends_with_the_release() {
         let (mut one, mut two) = (Served::new(&dir), Served::new(&dir));
         for _ in 0..5 {
             one.operate("acquire", ONE, Value::Null);
-            let before = switches(two.child.id());
+            let before = switches(two.pid());
             let wait = json!({ "wait": { "name": "x", "at_most": u64::MAX } });
             two.write(format!("{wait}\n"));
-            eventually("the process waits", || switches(two.child.id()) > before);
+            eventually("the process waits", || switches(two.pid()) > before);
             one.operate("release", ONE, Value::Null);
             two.read();
             assert_eq!(two.holder(), Value::Null, "{kind}");

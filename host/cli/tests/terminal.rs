@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use common::{TestDir, eventually, lives, state, stopped};
+use common::{TestDir, eventually, lives, polls, stat_field, state, stopped};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
@@ -230,7 +230,7 @@ fn command_that_ends_while_the_wrapper_is_stopped_leaves_the_terminal_to_the_she
         terminal.types(&format!("{}\n", run("--ttl 1h", waits_for_it)));
         let command = dir.pid();
         let wrapper = parent(command);
-        waits(wrapper);
+        polls(wrapper);
         assert!(terminal.has_in_foreground(command));
         kill_process(wrapper, Signal::STOP).unwrap();
         terminal.shows(READY);
@@ -272,11 +272,10 @@ fn group(process: Pid) -> Pid {
     number(process, 2)
 }
 
-/// Returns a field of `proc_pid_stat(5)`, counted from the name in brackets.
+/// Returns the process ID in a field of [`stat_field`].
 fn number(process: Pid, field: usize) -> Pid {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    let number = stat.rsplit_once(") ").unwrap().1.split(' ').nth(field);
-    Pid::from_raw(number.unwrap().parse().unwrap()).unwrap()
+    let number = stat_field(process, field).unwrap();
+    Pid::from_raw(number.parse().unwrap()).unwrap()
 }
 
 #[test]
@@ -288,7 +287,7 @@ fn stop_signal_to_the_wrapper_stops_both() {
     terminal.types("words\n");
     terminal.shows("words\r\nwords");
     let wrapper = parent(cat);
-    waits(wrapper);
+    polls(wrapper);
     kill_process(wrapper, Signal::TSTP).unwrap();
     terminal.shows(READY);
     stopped(cat);
@@ -406,7 +405,7 @@ fn redirected_command_is_stopped_and_continued_with_its_pipeline() {
         let reader = "sh -c 'echo $$ > reader; exec cat'";
         terminal.types(&format!("{} | {reader}\n", run("--ttl 1h", sleep)));
         let job = [dir.pid(), parent(dir.pid()), dir.pid_in("reader")];
-        waits(job[1]);
+        polls(job[1]);
         for continues in ["bg", "fg"] {
             terminal.types("\x1a");
             terminal.shows(READY);
@@ -499,7 +498,7 @@ fn command_is_stopped_with_a_neighbour_that_asks_from_the_background() {
     let reader = "sh -c 'until test -e go; do sleep 0.02; done; read a < /dev/tty; echo read $a'";
     terminal.types(&format!("{} | {reader} &\n", run("--ttl 1h", sleep)));
     let sleep = dir.pid();
-    waits(parent(sleep));
+    polls(parent(sleep));
     fs::write(dir.path("go"), "").unwrap();
     stopped(sleep);
     stopped(parent(sleep));
@@ -551,7 +550,7 @@ fn background_command_without_a_shell_is_left_stopped() {
     let asking = dir.pid();
     let wrapper = parent(asking);
     stopped(asking);
-    waits(wrapper);
+    polls(wrapper);
     let before = writes(wrapper);
     for _ in 0..10 {
         assert!(dir.is_held());
@@ -590,7 +589,7 @@ fn background_job_ends_its_command_also_where_it_may_not_write() {
     let sleep = "sh -c 'echo $$ > pid; exec sleep 1000'";
     terminal.types(&format!("stty tostop; {} &\n", run("--ttl 1h", sleep)));
     let sleep = dir.pid();
-    waits(parent(sleep));
+    polls(parent(sleep));
     common::ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     terminal.shows("E_LOCK_LOST");
     eventually("the command ends", || !lives(sleep));
@@ -601,12 +600,4 @@ fn writes(process: Pid) -> u64 {
     let counts = fs::read_to_string(format!("/proc/{process}/io")).unwrap();
     let count = counts.lines().find_map(|line| line.strip_prefix("syscw: "));
     count.unwrap().parse().unwrap()
-}
-
-/// Waits until a wrapper waits for an event of its command.
-fn waits(wrapper: Pid) {
-    eventually("the wrapper waits", || {
-        let channel = fs::read_to_string(format!("/proc/{wrapper}/wchan"));
-        channel.is_ok_and(|channel| channel.contains("poll"))
-    });
 }

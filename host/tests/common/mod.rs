@@ -1,4 +1,4 @@
-//! Runs processes to their end, and finds programs.
+//! Runs processes, finds programs, and reads proc(5).
 #![allow(dead_code, reason = "every program of tests uses its own part of this")]
 
 use std::env;
@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -188,9 +188,49 @@ pub(crate) fn stopped(pid: Pid) {
     eventually("the process is stopped", || state(pid) == Some('T'));
 }
 
-/// Returns the state of a process by `proc_pid_stat(5)`: the letter after the name in brackets.
+/// Waits until the process waits in poll(2).
+pub(crate) fn polls(pid: Pid) {
+    eventually("the process waits", || {
+        let channel = fs::read_to_string(format!("/proc/{pid}/wchan"));
+        channel.is_ok_and(|channel| channel.contains("poll"))
+    });
+}
+
+/// Returns a field of `proc_pid_stat(5)`, counted from the state, which follows the name in brackets.
+pub(crate) fn stat_field(pid: Pid, number: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    fields.nth(number).map(str::to_owned)
+}
+
+/// Returns the letter of a process's state.
 pub(crate) fn state(pid: Pid) -> Option<char> {
-    let path = Path::new("/proc").join(pid.to_string()).join("stat");
-    let stat = fs::read_to_string(path).ok()?;
-    stat.rsplit_once(") ")?.1.chars().next()
+    stat_field(pid, 0)?.chars().next()
+}
+
+/// Returns all processes, including zombies.
+pub(crate) fn all_processes() -> impl Iterator<Item = Pid> {
+    let entries = fs::read_dir("/proc").unwrap();
+    entries.filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?))
+}
+
+/// Returns the processes whose parent is `parent`, including zombies.
+pub(crate) fn children(parent: Pid) -> Vec<Pid> {
+    let number = parent.to_string();
+    let is_child = |process: &Pid| stat_field(*process, 1).as_ref() == Some(&number);
+    all_processes().filter(is_child).collect()
+}
+
+/// Returns the value of a field of `proc_pid_status(5)`.
+pub(crate) fn status_field(pid: Pid, name: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let mut fields = status.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = fields.find(|(field, _)| *field == name)?;
+    Some(value.trim().to_owned())
+}
+
+/// Returns the number of voluntary context switches of a process.
+pub(crate) fn switches(pid: Pid) -> u64 {
+    let count = status_field(pid, "voluntary_ctxt_switches");
+    count.unwrap().parse().unwrap()
 }

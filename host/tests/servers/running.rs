@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+use crate::common::{children, lives};
+
 /// Longer than any server needs to start, or to end.
 const LONG: Duration = Duration::from_mins(1);
 
@@ -147,7 +149,7 @@ impl Running {
             // A process that is left could keep the data locked against the next start.
             let _ = kill_process(child, Signal::KILL);
             let began = Instant::now();
-            while is_there(child) && began.elapsed() < LONG {
+            while lives(child) && began.elapsed() < LONG {
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -196,39 +198,12 @@ impl Drop for Running {
     }
 }
 
-/// Returns the children of the process `parent`.
-fn children(parent: Pid) -> Vec<Pid> {
-    let ids = fs::read_dir("/proc")
-        .expect("the processes")
-        .filter_map(|entry| {
-            let id = Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?)?;
-            let (_, started_by) = state(id)?;
-            (started_by == parent.as_raw_pid()).then_some(id)
-        });
-    ids.collect()
-}
-
 /// Returns the children of the process `parent`, and their descendants.
 pub(crate) fn descendants(parent: Pid) -> Vec<Pid> {
     let children = children(parent).into_iter();
     children
         .flat_map(|child| std::iter::once(child).chain(descendants(child)))
         .collect()
-}
-
-/// Returns whether `process` exists, and is not a zombie.
-fn is_there(process: Pid) -> bool {
-    state(process).is_some_and(|(state, _)| state != "Z")
-}
-
-/// Returns the state of `process` and its parent, as in proc(5).
-fn state(process: Pid) -> Option<(String, i32)> {
-    let status = format!("/proc/{}/stat", process.as_raw_pid());
-    let status = fs::read_to_string(status).ok()?;
-    // Skip the name, which may contain any character.
-    let (_, rest) = status.rsplit_once(')')?;
-    let mut words = rest.split_whitespace();
-    Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
 }
 
 /// Returns a port that was free a moment ago.
