@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use common::{KINDS, Started, TestDir, code, done, ends_with, stderr, stdout};
+use common::{KINDS, Started, TestDir, code, done, ends_with, lock_files, stderr, stdout};
 use serde_json::Value;
 
 /// A directory that no user can create.
@@ -278,19 +278,6 @@ fn shared_with(path: &std::path::Path) -> (u32, u32) {
     (metadata.mode() & 0o7777, metadata.gid())
 }
 
-/// Returns the files of the locks in the store, in the order of their names.
-fn lock_files(dir: &TestDir) -> Vec<std::path::PathBuf> {
-    let entries = fs::read_dir(dir.locks()).unwrap();
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let is_lock = |path: &std::path::PathBuf| {
-        path.extension()
-            .is_some_and(|it| it == "lease" || it == "lock")
-    };
-    let mut files: Vec<_> = paths.filter(is_lock).collect();
-    files.sort();
-    files
-}
-
 #[test]
 fn a_group_can_be_named_in_the_url_and_by_number() {
     let (name, number) = own_group();
@@ -312,7 +299,7 @@ fn a_group_can_be_named_in_the_url_and_by_number() {
                 "the group is passed to the command"
             );
             assert_eq!(shared_with(&dir.locks()), (0o2770, number));
-            assert_eq!(shared_with(&lock_files(&dir)[0]), (0o660, number));
+            assert_eq!(shared_with(&lock_files(&dir.locks())[0]), (0o660, number));
         }
     }
     let dir = TestDir::new("lease");
@@ -337,7 +324,7 @@ fn omitted_group_option_keeps_the_group() {
         let dir = TestDir::new(kind);
         ends_with(&mut dir.run(&["--group", &name], "true"), 0);
         ends_with(&mut dir.verrou(["run", "other", "--", "true"]), 0);
-        let files = lock_files(&dir);
+        let files = lock_files(&dir.locks());
         assert_eq!(files.len(), 2);
         for file in &files {
             assert_eq!(shared_with(file), (0o660, number), "{}", file.display());
@@ -353,7 +340,7 @@ fn omitted_group_option_keeps_the_group() {
         // A directory that was not made for a group stays private to this user.
         let dir = TestDir::new(kind);
         ends_with(&mut dir.run(&[], "true"), 0);
-        assert_eq!(shared_with(&lock_files(&dir)[0]).0, 0o600);
+        assert_eq!(shared_with(&lock_files(&dir.locks())[0]).0, 0o600);
     }
 }
 
@@ -367,7 +354,7 @@ fn command_extends_lock_whose_file_another_member_owns() {
     let member = Some(12_345);
     ends_with(&mut dir.run(&["--group", "daemon"], "true"), 0);
     // Another member of the group owns the lock's file.
-    std::os::unix::fs::chown(&lock_files(&dir)[0], member, None).unwrap();
+    std::os::unix::fs::chown(&lock_files(&dir.locks())[0], member, None).unwrap();
     let script = "\"$0\" extend";
     let program = dir.verrou::<&str>([]).get_program().to_owned();
     let mut run = dir.verrou(["run", "k", "--group", "daemon", "--", "sh", "-c", script]);

@@ -8,7 +8,9 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
-use common::{KINDS, Started, TestDir, code, ends_with, eventually, lives, prefixed, stdout};
+use common::{
+    KINDS, Started, TestDir, code, ends_with, eventually, lives, lock_files, prefixed, stdout,
+};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rustix::process::{Signal, kill_process};
 use verrou::Store;
@@ -169,16 +171,12 @@ fn shared_liveness_byte_conflicts_with_a_write_lock() {
     let run = ["run", "k", "--ttl", "1h", "--", "python3", "-c", REMAIN];
     let holder = Started::new(&mut dir.verrou(run));
     let command = dir.pid();
-    let file = fs::read_dir(dir.locks())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .find(|path| path.extension().is_some_and(|it| it == "lease"))
-        .unwrap();
+    let file = &lock_files(&dir.locks())[0];
     let query = || {
         let mut query = Command::new("python3");
         query
             .args(["-c", QUERY])
-            .arg(&file)
+            .arg(file)
             .arg(dir.read("fence").trim());
         stdout(&ends_with(&mut query, 0)).to_owned()
     };

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::waiters::waiting;
-use common::{KINDS, Started, TestDir, ends_with, eventually, switches};
+use common::{KINDS, Started, TestDir, ends_with, eventually, lock_files, switches};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
@@ -129,7 +129,7 @@ fn corrupt_mark(kind: &str, mark: u64, is_read_by_grant: bool) {
     }
     let file = File::options()
         .write(true)
-        .open(lock_file(directory.path()));
+        .open(&lock_files(directory.path())[0]);
     file.unwrap()
         .write_all_at(&mark.to_le_bytes(), MARK_AT)
         .unwrap();
@@ -168,7 +168,7 @@ fn foreign_byte_locks_delay_no_waiter() {
         assert!(is_granted(&store, &held));
         let file = File::options()
             .write(true)
-            .open(lock_file(directory.path()));
+            .open(&lock_files(directory.path())[0]);
         let file = file.unwrap();
         let all_tickets = libc::flock {
             l_type: i16::try_from(libc::F_WRLCK).unwrap(),
@@ -184,18 +184,6 @@ fn foreign_byte_locks_delay_no_waiter() {
         take(&other, &next);
         other.release(&next).unwrap();
     }
-}
-
-/// Returns the only file of a lock in `directory`.
-fn lock_file(directory: &Path) -> PathBuf {
-    let files = fs::read_dir(directory)
-        .unwrap()
-        .map(|it| it.unwrap().path());
-    let mut files = files.filter(|it| {
-        it.extension()
-            .is_some_and(|it| it == "lease" || it == "lock")
-    });
-    files.next().unwrap()
 }
 
 /// Calls `work`; aborts the test if that takes longer than `deadline`.

@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Once};
@@ -49,6 +49,19 @@ pub(crate) fn traced(command: &Command, options: &[&str]) -> Option<Command> {
     }
     let strace = [&["strace", "--output", "trace"], options].concat();
     Some(prefixed(&strace, command))
+}
+
+/// Returns the files of the locks in the directory of a store, in the order of their names.
+pub(crate) fn lock_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let is_lock = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "lease" || extension == "lock")
+    };
+    let mut files: Vec<_> = paths.filter(is_lock).collect();
+    files.sort();
+    files
 }
 
 /// The kinds of store.

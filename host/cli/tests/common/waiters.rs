@@ -1,24 +1,18 @@
 //! The waiters for a lock in a file.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+
+use super::lock_files;
 
 /// Returns the number of waiters for all locks in `directory`, which is the number of locked ticket bytes.
 pub(crate) fn waiting(directory: &Path) -> u64 {
     const FIRST_TICKET: i64 = (1 << 62) + (1 << 61);
 
-    let Ok(entries) = fs::read_dir(directory) else {
-        return 0;
-    };
-    let paths = entries.map(|entry| entry.unwrap().path());
-    let is_lock = |path: &PathBuf| {
-        path.extension()
-            .is_some_and(|extension| extension == "lease" || extension == "lock")
-    };
-    let files = paths.filter(is_lock).map(|path| {
+    let files = lock_files(directory).into_iter().map(|path| {
         let mut options = File::options();
         options.read(true).write(true).open(path).unwrap()
     });
