@@ -9,12 +9,7 @@ use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
-use common::{KINDS, Started, TestDir, code, done, ends_with, stderr, stdout};
-use serde_json::Value;
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap()
-}
+use common::{KINDS, Started, TestDir, code, done, ends_with, json, stderr, stdout};
 
 /// Runs `verrou acquire k`, and returns the line that it printed.
 fn acquired(dir: &TestDir, options: &[&str]) -> String {

@@ -3,13 +3,13 @@
 
 mod common;
 
-use common::{TestDir, ends_with, stderr, stdout};
+use common::{TestDir, ends_with, json, stderr, stdout};
 use serde_json::Value;
 
 /// Returns the `ttl` that `verrou acquire --ttl text` prints, in milliseconds.
 fn acquired_for(dir: &TestDir, text: &str) -> Value {
     let output = ends_with(&mut dir.verrou(["acquire", text, "--ttl", text]), 0);
-    serde_json::from_str::<Value>(stdout(&output)).unwrap()["ttl"].clone()
+    json(stdout(&output))["ttl"].clone()
 }
 
 #[test]

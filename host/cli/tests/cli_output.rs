@@ -7,8 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
-use common::{KINDS, TestDir, code, ends_with, stderr, stdout};
-use serde_json::Value;
+use common::{KINDS, TestDir, code, ends_with, json, stderr, stdout};
 
 /// Runs `script` in a shell in the test's directory, with `verrou` as `$1` and pipes for its output.
 fn shell(dir: &TestDir, script: &str) -> Output {
@@ -41,7 +40,7 @@ fn verbose_command_prints_the_events_of_its_lock_without_the_owner_token() {
             assert!(text.contains(event), "{kind}: {text}");
         }
         if kind == "lease" {
-            let lock: Value = serde_json::from_str(stdout(&verbose)).unwrap();
+            let lock = json(stdout(&verbose));
             let owner = lock["owner"].as_str().unwrap();
             assert!(!text.contains(owner), "{text}");
         }
@@ -117,11 +116,9 @@ fn label_with_hidden_characters_is_one_line() {
             "{text:?}"
         );
     }
-    let json = ends_with(&mut dir.verrou(["list", "--json"]), 0);
-    assert!(!stdout(&json).trim_end().contains(verrou::is_hidden));
-    let json: Value = serde_json::from_str(stdout(&json)).unwrap();
-    let command = json[0]["process"]["command"].as_str().unwrap();
-    assert_eq!(command, label);
+    let list = ends_with(&mut dir.verrou(["list", "--json"]), 0);
+    assert!(!stdout(&list).trim_end().contains(verrou::is_hidden));
+    assert_eq!(json(stdout(&list))[0]["process"]["command"], label);
     drop(holder);
 
     // A name with control characters is one line, too.
@@ -163,7 +160,7 @@ fn usage_errors_are_json_with_the_json_option() {
         let output = ends_with(&mut dir.verrou(words), 64);
         let text = stderr(&output);
         assert_eq!(text.lines().count(), 1, "{words:?}: {text}");
-        let line: Value = serde_json::from_str(text).unwrap();
+        let line = json(text);
         assert_eq!(line["exit"], 64);
         assert_eq!(line["error"].as_str().unwrap_or_default(), error, "{text}");
         assert!(line["message"].as_str().unwrap().contains(said), "{text}");

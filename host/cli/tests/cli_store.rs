@@ -9,15 +9,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-use common::{KINDS, Started, TestDir, code, done, ends_with, lock_files, stderr, stdout};
-use serde_json::Value;
+use common::{KINDS, Started, TestDir, code, done, ends_with, json, lock_files, stderr, stdout};
 
 /// A directory that no user can create.
 const NOWHERE: &str = "/proc/nowhere";
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap()
-}
 
 /// Returns the command `verrou run --file path [options] -- sh -c script`.
 fn run_file(dir: &TestDir, path: &OsStr, options: &[&str], script: &str) -> Command {

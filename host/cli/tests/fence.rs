@@ -13,12 +13,11 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Started, TestDir, assert_passed, code, done, ends_with, eventually, lives, prefixed, stderr,
-    stdout, stopped, test_process, traced,
+    Started, TestDir, assert_passed, code, done, ends_with, eventually, json, lives, prefixed,
+    stderr, stdout, stopped, test_process, traced,
 };
 use nix::libc;
 use rustix::process::{Signal, kill_process};
-use serde_json::Value;
 use verrou::Fence;
 use verrou_host::{FenceError, FenceGate, FileError, OpenError, StoreOptions};
 
@@ -38,10 +37,6 @@ fn assert_highest(dir: &TestDir, highest: u64) {
     let output = ends_with(&mut check(dir, &["--json", &lower]), 78);
     assert_eq!(json(stdout(&output))["highest"], highest);
     ends_with(&mut check(dir, &[&highest.to_string()]), 0);
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap()
 }
 
 fn fence(number: u64) -> Fence {

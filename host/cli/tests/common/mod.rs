@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, LazyLock, Once};
 
 use rustix::process::{Pid, Signal};
+use serde_json::Value;
 use signal_hook::flag::register_conditional_default;
 
 #[path = "../../../tests/common/mod.rs"]
@@ -62,6 +63,12 @@ pub(crate) fn lock_files(directory: &Path) -> Vec<PathBuf> {
     let mut files: Vec<_> = paths.filter(is_lock).collect();
     files.sort();
     files
+}
+
+/// Returns the value of a line of JSON.
+#[track_caller]
+pub(crate) fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
 }
 
 /// The kinds of store.
