@@ -24,11 +24,6 @@ until test -s one; do sleep 0.01; done
 echo $$ > pid
 wait";
 
-/// Returns the process ID in a file.
-fn number(dir: &TestDir, file: &str) -> Pid {
-    Pid::from_raw(dir.read(file).trim().parse().unwrap()).unwrap()
-}
-
 fn find_guardian(group: Pid) -> Option<Pid> {
     let group = group.to_string();
     all_processes().find(|&process| {
@@ -76,7 +71,7 @@ fn workers_end_when_the_group_of_the_wrapper_is_killed() {
         kill_process_group(wrapper.pid(), Signal::KILL).unwrap();
         wrapper.end();
         for worker in ["one", "two"] {
-            gone("a worker ends", number(&dir, worker));
+            gone("a worker ends", dir.pid_in(worker));
         }
         let next = ["--wait", "50s", "--zombie", "wait"];
         ends_with(&mut dir.run(&next, "true"), 0);
@@ -91,7 +86,7 @@ fn workers_of_a_killed_wrapper_get_sigterm_and_then_sigkill() {
     guardian_of(command);
     wrapper.signal(Signal::KILL);
     wrapper.end();
-    gone("the worker is killed", number(&dir, "one"));
+    gone("the worker is killed", dir.pid_in("one"));
     assert!(dir.path("asked").exists(), "the worker got SIGTERM before");
 }
 
@@ -103,7 +98,7 @@ fn workers_of_a_killed_wrapper_are_killed_at_once_if_wished() {
     guardian_of(command);
     wrapper.signal(Signal::KILL);
     wrapper.end();
-    gone("the worker is killed", number(&dir, "one"));
+    gone("the worker is killed", dir.pid_in("one"));
     assert!(!dir.path("asked").exists());
 }
 
@@ -117,7 +112,7 @@ fn command_of_a_killed_fence_check_ends() {
     guardian_of(dir.pid());
     wrapper.signal(Signal::KILL);
     wrapper.end();
-    gone("a worker ends", number(&dir, "one"));
+    gone("a worker ends", dir.pid_in("one"));
     ends_with(
         &mut dir.verrou(["fence", "check", "--file", "gate", "7"]),
         0,
@@ -146,7 +141,7 @@ fn guardian_ends_with_the_command_and_what_that_left_behind_does_not() {
     fs::write(dir.path("go"), "").unwrap();
     assert_eq!(code(&wrapper.end()), 0);
     assert!(!lives(guardian));
-    let left = number(&dir, "one");
+    let left = dir.pid_in("one");
     assert!(lives(left));
     kill_process(left, Signal::KILL).unwrap();
 }
@@ -158,7 +153,7 @@ fn command_that_lost_its_lock_ends_with_its_guardian() {
     let guardian = guardian_of(command);
     ends_with(&mut dir.verrou(["force-release", "k"]), 0);
     assert_eq!(code(&wrapper.end()), 76);
-    assert!(!lives(guardian) && !lives(number(&dir, "one")));
+    assert!(!lives(guardian) && !lives(dir.pid_in("one")));
 }
 
 /// Writes its process ID to a file, and ignores every signal but SIGKILL.
@@ -195,7 +190,7 @@ fn stopped_command_of_a_killed_wrapper_ends() {
     let (wrapper, command) = dir.start(&["--grace", "1h"], WORKERS);
     let guardian = guardian_of(command);
     kill_process_group(command, Signal::STOP).unwrap();
-    let workers = ["one", "two"].map(|worker| number(&dir, worker));
+    let workers = ["one", "two"].map(|worker| dir.pid_in(worker));
     for process in [command, guardian].into_iter().chain(workers) {
         stopped(process);
     }
@@ -225,7 +220,7 @@ fn command_that_changed_its_user_ends_with_its_wrapper() {
     wrapper.signal(Signal::KILL);
     wrapper.end();
     gone("the command ends", command);
-    gone("its worker ends", number(&dir, "one"));
+    gone("its worker ends", dir.pid_in("one"));
 }
 
 /// The user of a `verrou` whose command changes to root.

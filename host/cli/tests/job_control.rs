@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 
 use common::{TestDir, code, ends_with, eventually, state, stderr, stdout, traced};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 #[test]
 fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
@@ -24,8 +24,7 @@ fn ended_leader_keeps_its_number_while_its_group_may_be_signalled() {
         assert!(!dir.is_held());
     }
     assert_eq!(state(leader), Some('Z'), "it is not reaped");
-    let left = Pid::from_raw(dir.read("left").trim().parse().unwrap()).unwrap();
-    kill_process(left, Signal::KILL).unwrap();
+    kill_process(dir.pid_in("left"), Signal::KILL).unwrap();
     // The end does not take the grace of an hour.
     let output = holder.end();
     assert_eq!(code(&output), 76, "{}", stderr(&output));

@@ -145,7 +145,7 @@ fn replaced_file_is_locked_with_greater_fence() {
         let mut last = 0;
         let mut next = |options: &[&str]| {
             ends_with(&mut run(&dir, options, "echo $VERROU_FENCE > fence"), 0);
-            let fence: u64 = dir.read("fence").trim().parse().unwrap();
+            let fence = dir.number_in("fence");
             assert!(fence > last, "{fence} after {last}");
             last = fence;
         };
@@ -340,7 +340,7 @@ fn another_file_at_the_same_path_of_another_namespace_repeats_no_fence() {
             let name = format!("{which}{round}");
             both.push(Started::new(&mut command));
             eventually("the process holds the lock", || !dir.read(&name).is_empty());
-            let fence: u64 = dir.read(&name).trim().parse().unwrap();
+            let fence = dir.number_in(&name);
             assert!(fence > last, "{name}: {fence} after {last}");
             last = fence;
         }

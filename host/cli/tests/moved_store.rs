@@ -23,11 +23,7 @@ fn held(dir: &TestDir) -> (Started, Pid) {
 #[track_caller]
 fn next_fence(dir: &TestDir, options: &[&str]) -> u64 {
     ends_with(&mut dir.run(options, "echo $VERROU_FENCE > next"), 0);
-    number(dir, "next")
-}
-
-fn number(dir: &TestDir, file: &str) -> u64 {
-    dir.read(file).trim().parse().unwrap()
+    dir.number_in("next")
 }
 
 #[test]
@@ -40,7 +36,7 @@ fn holder_in_a_moved_directory_has_lost_the_lock_and_the_next_fence_is_greater()
         // The lock is held under the new path; under the old path there is no lock.
         ends_with(&mut dir.run(&[&moved, "--no-wait"], "true"), 75);
         let recreated = next_fence(&dir, &["--no-wait"]);
-        let before = number(&dir, "first");
+        let before = dir.number_in("first");
         assert!(recreated > before, "{kind}: {recreated} after {before}");
         assert!(next_fence(&dir, &["--no-wait"]) > recreated);
         fs::write(dir.path("end"), "").unwrap();

@@ -86,7 +86,7 @@ fn idle_process_does_not_block_a_restored_file() {
                 0,
             );
         }
-        let fence: u64 = dir.read("fence").trim().parse().unwrap();
+        let fence = dir.number_in("fence");
         if kind == "lease" {
             assert!(fence > last, "{fence} after {last}");
         }

@@ -152,6 +152,12 @@ impl TestDir {
         fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
+    /// Returns the number in a file, such as a fencing token.
+    #[track_caller]
+    pub(crate) fn number_in(&self, name: &str) -> u64 {
+        self.read(name).trim().parse().unwrap()
+    }
+
     /// Returns whether the lock `k` is held, as `verrou show` reports it.
     pub(crate) fn is_held(&self) -> bool {
         let shown = done(&mut self.verrou(["show", "k", "--json"]));
