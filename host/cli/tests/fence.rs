@@ -17,7 +17,8 @@ use common::{
     stderr, stdout, stopped, test_process, traced,
 };
 use nix::libc;
-use rustix::process::{Signal, kill_process};
+use rustix::fs::{CWD, mkfifoat};
+use rustix::process::{Signal, geteuid, kill_process};
 use verrou::Fence;
 use verrou_host::{FenceError, FenceGate, FileError, OpenError, StoreOptions};
 
@@ -45,10 +46,6 @@ fn fence(number: u64) -> Fence {
 
 fn gate(path: impl AsRef<Path>) -> FenceGate {
     FenceGate::open(path, &StoreOptions::default()).unwrap()
-}
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
 }
 
 #[test]
@@ -257,7 +254,7 @@ fn reset_needs_a_number_and_a_gate_that_is_not_in_use() {
 fn only_the_owner_of_a_gate_resets_it() {
     const MEMBER: u32 = 65_534;
 
-    if !is_root() {
+    if !geteuid().is_root() {
         eprintln!("only root can change its user: a reset by another user is not tested");
         return;
     }
@@ -378,7 +375,7 @@ fn waits(process: &Started) {
 #[test]
 fn command_outlives_its_check_in_a_pid_namespace() {
     let mut unshare = vec!["unshare", "--pid", "--fork", "--mount-proc"];
-    if !is_root() {
+    if !geteuid().is_root() {
         unshare.extend(["--user", "--map-root-user"]);
     }
     let possible = done(&mut prefixed(&unshare, &Command::new("true")));
@@ -729,7 +726,11 @@ fn planted_file_in_place_of_a_gate_is_refused() {
             &|path| fs::hard_link(&victim, path).unwrap(),
             "hard link",
         ),
-        ("a pipe", &mkfifo, "not a regular file"),
+        (
+            "a pipe",
+            &|path| mkfifoat(CWD, path, 0o600.into()).unwrap(),
+            "not a regular file",
+        ),
         (
             "a socket",
             &|path| drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
@@ -752,15 +753,9 @@ fn planted_file_in_place_of_a_gate_is_refused() {
     assert!(!dir.path("ran").exists());
 }
 
-fn mkfifo(path: &Path) {
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    let kind = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
-}
-
 #[test]
 fn another_users_file_is_refused_unless_it_is_the_groups() {
-    if !is_root() {
+    if !geteuid().is_root() {
         eprintln!("only root can change a file's owner: files of other users are not tested");
         return;
     }
@@ -801,7 +796,7 @@ fn missing_or_unsafe_directory_exits_73() {
         &mut dir.verrou(["fence", "check", "7", "--file", "open/gate"]),
         0,
     );
-    if is_root() {
+    if geteuid().is_root() {
         chown(&open, Some(4711), None).unwrap();
         assert!(file("open/gate").contains("user 4711"));
     }
@@ -811,7 +806,7 @@ fn missing_or_unsafe_directory_exits_73() {
 
 #[test]
 fn full_disk_leaves_no_partial_file_and_read_only_disk_accepts_no_token() {
-    if !is_root() {
+    if !geteuid().is_root() {
         eprintln!("only root can mount a small disk: full disks are not tested");
         return;
     }

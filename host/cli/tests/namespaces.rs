@@ -16,6 +16,7 @@ use common::{
     KINDS, Started, TestDir, code, done as ended, ends_with, eventually, prefixed, stderr, stdout,
 };
 use lock_files::{leases, open};
+use rustix::process::geteuid;
 use store_calls::{done, granted, not_done, refused};
 use tempfile::TempDir;
 use verrou::blocking::Host;
@@ -34,14 +35,10 @@ fn detached(owner: u8) -> Claim {
     claim(owner).ephemeral(false)
 }
 
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 /// The kernel reuses the number of a time namespace that has ended.
 #[test]
 fn lease_of_a_removed_time_namespace_does_not_count_as_expired() {
-    if !is_root() {
+    if !geteuid().is_root() {
         eprintln!("only root can create time namespaces: their leases are not tested");
         return;
     }
@@ -73,7 +70,7 @@ fn lease_of_a_removed_time_namespace_does_not_count_as_expired() {
 /// Some containers, and systemd's `ProcSubset=pid`, hide the boot ID.
 #[test]
 fn lease_is_not_expired_for_a_process_without_boot_id() {
-    if !is_root() {
+    if !geteuid().is_root() {
         eprintln!("only root can hide files of /proc: a process without them is not tested");
         return;
     }
@@ -113,7 +110,7 @@ fn a_container_with_a_boot_id_of_its_own_makes_no_second_holder() {
         let url = format!("lease:{}", place.path().join("store").display());
         let mut command = Command::new("unshare");
         // In a chroot there are no user namespaces, and root needs none.
-        if !rustix::process::geteuid().is_root() {
+        if !geteuid().is_root() {
             command.args(["--user", "--map-root-user"]);
         }
         command
