@@ -2,8 +2,10 @@
 #![cfg(target_os = "linux")]
 
 mod common;
+#[path = "../../tests/common/sleepless.rs"]
+mod sleepless;
 
-use std::future::pending;
+use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Waker};
@@ -12,9 +14,9 @@ use std::time::Duration;
 
 use common::{KINDS, TestDir, ends_with};
 use rustix::fs::inotify::{CreateFlags, init};
-use verrou::blocking::{Host, LockFactory};
-use verrou::nonblocking::{self, AsyncHost};
-use verrou::{Clock, Retry, Timestamp};
+use sleepless::Sleepless;
+use verrou::blocking::LockFactory;
+use verrou::{Retry, nonblocking};
 use verrou_host::{AnyAsyncStore, AnyStore, StoreOptions, StoreUrl, System};
 
 /// One test for all, because the limit is that of the user.
@@ -59,28 +61,6 @@ fn waiters_are_served_without_inotify_instances() {
         tasks_are_woken(&url);
     }
     drop(used_up);
-}
-
-/// A host whose sleeps never end, so that only the store can wake a waiting task.
-#[derive(Clone)]
-struct Sleepless;
-
-impl Clock for Sleepless {
-    fn now(&self) -> Timestamp {
-        System.now()
-    }
-}
-
-impl AsyncHost for Sleepless {
-    fn sleep(&self, _pause: Duration) -> impl Future<Output = ()> {
-        pending()
-    }
-    fn random(&self) -> [u8; 16] {
-        System.random()
-    }
-    fn wall_clock(&self) -> Duration {
-        System.wall_clock()
-    }
 }
 
 /// Tasks of two stores, which stand for two processes, wait for a lock that is released.

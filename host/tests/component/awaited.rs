@@ -10,10 +10,11 @@ use std::time::Duration;
 use pollster::block_on;
 use verrou::conformance::TestClock;
 use verrou::nonblocking::{AsyncHost, LockFactory};
-use verrou::{Clock, MemoryStore, Retry, Timestamp};
+use verrou::{Clock, MemoryStore, Retry};
 use verrou_host::System;
 use verrou_host::component::{AsyncInstance, AsyncRunner, ComponentError, Limits};
 
+use crate::sleepless::Sleepless;
 use crate::through::component;
 
 type Memory<C> = Arc<MemoryStore<C>>;
@@ -24,28 +25,6 @@ where
 {
     let runner = AsyncRunner::new(&component(), &Limits::default()).expect("the component");
     block_on(runner.instance(Arc::clone(store), host)).expect("an instance")
-}
-
-/// A host whose sleeps never end, so that only a notification can wake a waiting task.
-#[derive(Clone, Copy)]
-struct Sleepless;
-
-impl Clock for Sleepless {
-    fn now(&self) -> Timestamp {
-        System.now()
-    }
-}
-
-impl AsyncHost for Sleepless {
-    fn sleep(&self, _: Duration) -> impl Future<Output = ()> {
-        future::pending()
-    }
-    fn random(&self) -> [u8; 16] {
-        verrou::blocking::Host::random(&System)
-    }
-    fn wall_clock(&self) -> Duration {
-        verrou::blocking::Host::wall_clock(&System)
-    }
 }
 
 #[derive(Default)]

@@ -22,6 +22,8 @@ mod places;
 mod running;
 #[cfg(all(target_os = "linux", feature = "redis"))]
 mod server;
+#[path = "../common/sleepless.rs"]
+mod sleepless;
 mod through;
 mod uses;
 mod world;
