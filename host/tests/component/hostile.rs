@@ -21,12 +21,7 @@ use verrou_host::component::wasmtime::component::{Component, HasSelf, Linker, Re
 use verrou_host::component::{ComponentError, Instance, Limits, Runner};
 
 use crate::places::SharedStore;
-use crate::through::component;
-
-fn instance(store: SharedStore) -> Instance<SharedStore, System> {
-    let runner = Runner::new(&component(), &Limits::default()).expect("the component");
-    runner.instance(store, System).expect("an instance")
-}
+use crate::through::{component, instance};
 
 #[track_caller]
 fn code<T: Debug>(end: Result<T, ComponentError>) -> &'static str {

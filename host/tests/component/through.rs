@@ -20,6 +20,7 @@ use verrou::{
     Lease, Name, Owner, Renewed, SerializedLock, Store, StoreError, Timestamp, Ttl, Waiter,
     async_trait,
 };
+use verrou_host::System;
 use verrou_host::component::{
     AsyncInstance, AsyncRunner, ComponentError, Instance, Limits, LockHandle, Runner,
 };
@@ -33,6 +34,12 @@ pub(crate) fn component() -> Vec<u8> {
         let path = path.display();
         panic!("{path}: {err}: build it with `cargo xtask component`")
     })
+}
+
+/// Returns an instance with the clock and the randomness of the system.
+pub(crate) fn instance(store: SharedStore) -> Instance<SharedStore, System> {
+    let runner = Runner::new(&component(), &Limits::default()).expect("the component");
+    runner.instance(store, System).expect("an instance")
 }
 
 /// The calls of an instance, blocking or async.

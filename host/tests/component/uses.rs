@@ -10,16 +10,11 @@ use verrou::blocking::LockFactory;
 use verrou::conformance::TestClock;
 use verrou::{Claim, MemoryStore, Retry, SerializedLock, Store, StoreWrapper, Ttl, Waiter};
 use verrou_host::System;
-use verrou_host::component::{ComponentError, Instance, Limits, Runner};
+use verrou_host::component::{ComponentError, Limits, Runner};
 
 use crate::places::{Directory, SharedStore, lease_file};
-use crate::through::component;
+use crate::through::{component, instance};
 use verrou::conformance::Fixture;
-
-fn instance(store: SharedStore) -> Instance<SharedStore, System> {
-    let runner = Runner::new(&component(), &Limits::default()).expect("the component");
-    runner.instance(store, System).expect("an instance")
-}
 
 fn memory() -> SharedStore {
     Arc::new(MemoryStore::new(System))
