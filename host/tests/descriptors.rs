@@ -1,6 +1,9 @@
 //! The number of descriptors that locks take, and the behaviour of a process that has none left.
 #![cfg(target_os = "linux")]
 
+#[path = "common/store_calls.rs"]
+mod store_calls;
+
 use std::fs;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
@@ -8,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use verrou::blocking::LockFactory;
 use verrou::conformance::TestClock;
-use verrou::{Claim, Name, Owner, Renewed, Store};
+use verrou::{Claim, Renewed, Store};
 use verrou_host::{FileError, FileLockStore, LeaseFileStore, StoreOptions, System};
 
 /// Serializes the tests: the limit and the descriptors are those of the whole process.
@@ -41,12 +44,8 @@ fn open_descriptors() -> u64 {
 }
 
 fn claim(name: &str, seconds: u64) -> Claim {
-    Claim::new(
-        Name::new(name).unwrap(),
-        Owner::from_bytes([7; 16]),
-        Some(Duration::from_secs(seconds)).try_into().unwrap(),
-    )
-    .ephemeral(true)
+    let ttl = Some(Duration::from_secs(seconds)).try_into().unwrap();
+    store_calls::claim(name, 7).with_ttl(ttl)
 }
 
 #[test]

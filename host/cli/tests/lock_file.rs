@@ -17,7 +17,7 @@ use std::time::Duration;
 use common::{Started, TestDir, code, ends_with, eventually, prefixed, stderr, traced};
 use store_calls::{granted, not_done, refused};
 use verrou::conformance::wait;
-use verrou::{Acquired, Claim, Name, Owner, Store, Ttl};
+use verrou::{Acquired, Claim, Name, Store};
 use verrou_host::{FileLockStore, StoreOptions};
 
 /// Returns the command `verrou run --file lock [options] -- sh -c script`.
@@ -88,9 +88,7 @@ fn every_open_of_the_locked_file_is_protected_by_the_kernel() {
 fn open(path: &Path) -> (FileLockStore, impl Fn(u8) -> Claim + use<>) {
     let records = path.with_file_name("records");
     let (store, name) = FileLockStore::open_path(path, &records, &StoreOptions::default()).unwrap();
-    let claim = move |owner| {
-        Claim::new(name.clone(), Owner::from_bytes([owner; 16]), Ttl::NEVER).ephemeral(true)
-    };
+    let claim = move |owner| store_calls::claim("lock", owner).with_name(name.clone());
     (store, claim)
 }
 

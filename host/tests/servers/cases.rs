@@ -24,6 +24,7 @@ use {
 use crate::common::beside_tests;
 use crate::proxy::Proxy;
 use crate::running::{Running, descendants};
+use crate::store_calls::done;
 
 /// Longer than any operation here takes.
 const LONG: Duration = Duration::from_mins(1);
@@ -117,11 +118,6 @@ pub(crate) fn granted(reply: Result<Acquired, StoreError>) -> Option<Fence> {
         Ok(Acquired::Granted { fence }) => fence,
         other => panic!("expected a grant, got {other:?}"),
     }
-}
-
-#[track_caller]
-pub(crate) fn done(reply: Result<bool, StoreError>) {
-    assert!(reply.expect("an answer"), "the operation is done");
 }
 
 /// Returns the error that ended a lease.

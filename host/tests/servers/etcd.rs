@@ -17,6 +17,7 @@ use crate::cases::{self, Kind, leave, refused, wait};
 use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
+use crate::store_calls::done;
 
 /// Returns the URL of the server of all cases that do not stop it or change its settings.
 fn server() -> String {
@@ -179,7 +180,7 @@ fn waiter_survives_compaction() {
             revision = rest.chars().take_while(char::is_ascii_digit).collect();
         }
         answer(server.port, &["compact", &revision, "--physical"]);
-        cases::done(store.release(&one));
+        done(store.release(&one));
         let began = Instant::now();
         waiting.join().expect("it ends");
         assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
@@ -197,7 +198,7 @@ fn absent_head_waiter_is_skipped() {
     wait(&store, &cases::claim(2, Ttl::NEVER), Duration::ZERO);
     let three = cases::claim(3, Ttl::NEVER);
     wait(&store, &three, Duration::ZERO);
-    cases::done(store.release(&one));
+    done(store.release(&one));
     let began = Instant::now();
     wait(&store, &three, Duration::from_mins(1));
     cases::granted(store.acquire(&three));
@@ -240,11 +241,11 @@ fn no_lease_is_left_behind() {
         cases::claim(1, ttl)
     };
     cases::granted(store.acquire(&claim(10)));
-    cases::done(store.extend(&claim(10)));
-    cases::done(store.extend(&claim(20)));
+    done(store.extend(&claim(10)));
+    done(store.extend(&claim(20)));
     let leases = answer(server.port, &["lease", "list"]);
     assert!(leases.contains("found 1 leases"), "{leases}");
-    cases::done(store.release(&claim(20)));
+    done(store.release(&claim(20)));
     let leases = answer(server.port, &["lease", "list"]);
     assert!(leases.contains("found 0 leases"), "{leases}");
 }
@@ -308,10 +309,10 @@ fn unsuitable_server_is_refused_with_advice() {
     let other = cases::claim(2, claim.ttl);
     cases::granted(store.acquire(&claim));
     wait(&store, &other, Duration::ZERO);
-    cases::done(store.extend(&claim));
+    done(store.extend(&claim));
     let holder = store.holders(&claim.name).expect("an answer").pop();
     assert!(holder.is_some() && store.holds(&claim, None).expect("an answer"));
-    cases::done(store.release(&claim));
+    done(store.release(&claim));
     cases::granted(store.acquire(&other));
 }
 
@@ -333,7 +334,7 @@ fn full_server_error_says_how_to_make_room() {
         let why = format!("{:?}", err.get_ref());
         assert!(why.contains("etcdctl alarm"), "{why}");
     }
-    cases::done(store.extend(&claim));
+    done(store.extend(&claim));
     let again = cases::open(&url);
     assert!(
         again
@@ -342,7 +343,7 @@ fn full_server_error_says_how_to_make_room() {
             .pop()
             .is_some()
     );
-    cases::done(again.force_release(&claim.name, None));
+    done(again.force_release(&claim.name, None));
     assert_eq!(store.holders(&claim.name).expect("an answer").pop(), None);
 }
 
@@ -483,8 +484,8 @@ fn role_on_another_prefix_cannot_change_a_lock() {
     let holder = holders.first().expect("it is held");
     assert_eq!(holder.fence, fence);
     assert!(store.holds(&one, fence).expect("an answer"));
-    cases::done(store.extend(&one));
-    cases::done(store.release(&one));
+    done(store.extend(&one));
+    done(store.release(&one));
     cases::granted(store.acquire(&two));
 }
 
@@ -590,7 +591,7 @@ fn lease_of_waiters_that_another_user_revokes_is_replaced() {
         is_revoked
     });
     wait(&store, &two, Duration::ZERO);
-    cases::done(store.release(&one));
+    done(store.release(&one));
     cases::granted(store.acquire(&two));
 }
 
@@ -610,7 +611,7 @@ fn lock_that_another_user_keeps_alive_can_be_force_released() {
         answer_as("mallory", port, &["lease", "keep-alive", "--once", &lease]);
     }
     assert!(!store.acquire(&two).expect("an answer").is_granted());
-    cases::done(store.force_release(&one.name, None));
+    done(store.force_release(&one.name, None));
     cases::granted(store.acquire(&two));
 }
 
@@ -657,10 +658,10 @@ fn waiter_that_another_user_keeps_alive_can_be_force_released() {
         assert!(!released.expect("an answer"));
     }
     assert_eq!(tickets(), [true; 4]);
-    cases::done(store.force_release(&one.name, None));
+    done(store.force_release(&one.name, None));
     assert_eq!(tickets(), [false, false, true, true]);
-    cases::done(store.force_release(&one.name, None));
-    cases::done(store.force_release(&one.name, None));
+    done(store.force_release(&one.name, None));
+    done(store.force_release(&one.name, None));
     assert_eq!(tickets(), [false; 4]);
     assert!(!store.force_release(&one.name, None).expect("an answer"));
     cases::granted(store.acquire(&one));
@@ -676,7 +677,7 @@ fn unreachable_member_is_skipped() {
     for owner in 0..20 {
         let claim = cases::claim(owner, Ttl::NEVER);
         cases::granted(store.acquire(&claim));
-        cases::done(store.release(&claim));
+        done(store.release(&claim));
     }
 }
 

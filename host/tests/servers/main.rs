@@ -8,6 +8,8 @@ mod common;
 mod fixture;
 mod proxy;
 mod running;
+#[path = "../common/store_calls.rs"]
+mod store_calls;
 
 #[cfg(feature = "etcd")]
 mod etcd;

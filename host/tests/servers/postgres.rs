@@ -13,6 +13,7 @@ use crate::cases::{self, Kind, leave, refused, wait};
 use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
+use crate::store_calls::done;
 
 /// Returns the URL of the server of all cases that do not stop it or change its settings.
 fn server() -> String {
@@ -105,14 +106,14 @@ fn use_all(store: &AnyStore) {
     cases::granted(store.acquire(&one));
     assert!(!store.acquire(&two).expect("an answer").is_granted());
     wait(&store, &two, Duration::ZERO);
-    cases::done(store.extend(&one));
+    done(store.extend(&one));
     assert_eq!(store.list().expect("an answer").len(), 1);
-    cases::done(store.release(&one));
+    done(store.release(&one));
     assert!(!store.acquire(&one).expect("an answer").is_granted());
     wait(&store, &one, Duration::ZERO);
     leave(&store, &two);
     cases::granted(cases::until_granted(store, &one));
-    cases::done(store.force_release(&one.name, None));
+    done(store.force_release(&one.name, None));
 }
 
 /// Operators and functions of other roles in `public` that fit the arguments better than those of the
@@ -565,7 +566,7 @@ fn unsuitable_server_is_refused_with_advice() {
     ));
     let claim = cases::claim(1, Ttl::NEVER);
     cases::granted(store.acquire(&claim));
-    cases::done(store.release(&claim));
+    done(store.release(&claim));
 }
 
 /// In transaction mode, a pooler gives a connection to other clients between two transactions.
@@ -588,7 +589,7 @@ fn pooler_in_transaction_mode_is_refused() {
     wait(&other, &two, Duration::ZERO);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| wait(&other, &two, Duration::from_mins(1)));
-        cases::done(store.release(&one));
+        done(store.release(&one));
         let began = Instant::now();
         waiting.join().expect("it ends");
         assert!(began.elapsed() < Duration::from_secs(30), "it is notified");
@@ -805,7 +806,7 @@ fn locked_row_delays_no_other_name() {
         let err = store.extend(&one).expect_err("the row is locked");
         assert!(err.is_temporary(), "{err:?}");
         for _ in 0..20 {
-            cases::done(store.extend(&other));
+            done(store.extend(&other));
             thread::sleep(Duration::from_millis(100));
         }
         // The server also cancels the requests that were dropped here.
@@ -818,5 +819,5 @@ fn locked_row_delays_no_other_name() {
         is_over.store(true, Ordering::Relaxed);
         locking.join().expect("it ends");
     });
-    cases::done(store.extend(&one));
+    done(store.extend(&one));
 }

@@ -13,6 +13,7 @@ use crate::cases::{self, Kind, refused};
 use crate::certificate::certificate;
 use crate::fixture::Namespace;
 use crate::running::Running;
+use crate::store_calls::done;
 
 /// Returns the URL of the server of all cases that do not stop it or change its settings.
 fn server() -> String {
@@ -105,7 +106,7 @@ fn flushed_scripts_are_loaded_again() {
     let claim = cases::claim(1, verrou::Ttl::NEVER);
     cases::granted(verrou::Store::acquire(&store, &claim));
     assert_eq!(redis_cli(server.port, &["SCRIPT", "FLUSH"]), "OK");
-    cases::done(verrou::Store::extend(&store, &claim));
+    done(verrou::Store::extend(&store, &claim));
 }
 
 /// The error of an unsuitable server says what is wrong, and what to do about it.
