@@ -12,12 +12,12 @@ use std::task::{Context, Waker};
 use std::thread;
 use std::time::Duration;
 
-use common::{KINDS, TestDir, ends_with};
+use common::{KINDS, TestDir, ends_with, open_store};
 use rustix::fs::inotify::{CreateFlags, init};
 use sleepless::Sleepless;
 use verrou::blocking::LockFactory;
 use verrou::{Retry, nonblocking};
-use verrou_host::{AnyAsyncStore, AnyStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyAsyncStore, StoreOptions, StoreUrl, System};
 
 /// One test for all, because the limit is that of the user.
 #[test]
@@ -31,8 +31,7 @@ fn waiters_are_served_without_inotify_instances() {
     }
     for kind in KINDS {
         let dir = TestDir::new(kind);
-        let url: StoreUrl = format!("{kind}:{}", dir.locks().display()).parse().unwrap();
-        let stores = [(); 2].map(|()| AnyStore::open(&url, &StoreOptions::default()).unwrap());
+        let stores = [(); 2].map(|()| open_store(&dir.store()));
         let (inside, done) = (AtomicU32::new(0), AtomicU32::new(0));
         thread::scope(|scope| {
             for number in 0..THREADS {
@@ -58,7 +57,7 @@ fn waiters_are_served_without_inotify_instances() {
         let (holder, _) = dir.start(&[], "echo $$ > pid; sleep 0.2");
         ends_with(&mut dir.run(&["--wait", "30s"], "true"), 0);
         drop(holder);
-        tasks_are_woken(&url);
+        tasks_are_woken(&dir.store().parse().unwrap());
     }
     drop(used_up);
 }

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{KINDS, Started, TestDir, code, ends_with, stderr, stdout};
+use common::{KINDS, Started, TestDir, code, ends_with, open_store, stderr, stdout};
 use serde_json::{Value, json};
 use verrou::{Claim, Name, Owner, Store, Ttl};
 use verrou_host::{AnyStore, StoreOptions, StoreUrl};
@@ -165,14 +165,13 @@ fn arguments_are_not_recorded() {
         assert!(!recorded(&dir).contains("SECRET"));
 
         // A program that uses the library.
-        let store = AnyStore::open(&dir.store().parse().unwrap(), &StoreOptions::default());
+        let store = open_store(&dir.store());
         let claim = Claim::new(
             Name::new("k").unwrap(),
             Owner::from_bytes([7; 16]),
             Ttl::DEFAULT,
         )
         .ephemeral(true);
-        let store = store.unwrap();
         assert!(store.acquire(&claim).unwrap().is_granted());
         let program = std::env::args_os().next().unwrap();
         let name = Path::new(&program).file_name().unwrap().to_str().unwrap();

@@ -12,20 +12,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::waiters::waiting;
-use common::{KINDS, Started, TestDir, ends_with, eventually, lock_files, switches};
+use common::{KINDS, Started, TestDir, ends_with, eventually, lock_files, open_store, switches};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use rustix::process::{Signal, kill_process};
 use verrou::blocking::{Host, LockFactory};
 use verrou::conformance::{leave, wait};
 use verrou::{Claim, Name, Owner, Retry, Store, Ttl};
-use verrou_host::{AnyStore, StoreOptions, StoreUrl, System};
+use verrou_host::{AnyStore, System};
 
 const SOON: Duration = Duration::from_secs(30);
 
 fn open(kind: &str, directory: &Path) -> AnyStore {
-    let url: StoreUrl = format!("{kind}:{}", directory.display()).parse().unwrap();
-    AnyStore::open(&url, &StoreOptions::default()).unwrap()
+    open_store(&format!("{kind}:{}", directory.display()))
 }
 
 fn claim(name: &str) -> Claim {

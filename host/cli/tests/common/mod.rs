@@ -14,6 +14,7 @@ use std::sync::{Arc, LazyLock, Once};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use signal_hook::flag::register_conditional_default;
+use verrou_host::{AnyStore, StoreOptions};
 
 #[path = "../../../tests/common/mod.rs"]
 mod processes;
@@ -50,6 +51,11 @@ pub(crate) fn traced(command: &Command, options: &[&str]) -> Option<Command> {
     }
     let strace = [&["strace", "--output", "trace"], options].concat();
     Some(prefixed(&strace, command))
+}
+
+/// Opens the store at `url` in this process.
+pub(crate) fn open_store(url: &str) -> AnyStore {
+    AnyStore::open(&url.parse().unwrap(), &StoreOptions::default()).unwrap()
 }
 
 /// Returns the files of the locks in the directory of a store, in the order of their names.
