@@ -7,8 +7,8 @@ mod common;
 use std::process::Command;
 
 use common::{
-    KINDS, Started, TestDir, children, code, ends_with, eventually, polls, prefixed, status_field,
-    stderr,
+    KINDS, Started, TestDir, children, code, ends_with, eventually, has_signal, polls, prefixed,
+    status_field, stderr,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -38,10 +38,10 @@ fn handling(unshare: &Started, signal: Signal) -> Pid {
     let mut found = None;
     eventually("`verrou` handles a signal", || {
         found = children(unshare.pid()).pop();
-        let field = |name| status_field(found?, name);
-        let caught = |mask: String| u64::from_str_radix(&mask, 16).unwrap();
-        let is_caught = |mask| caught(mask) & 1 << (signal.as_raw() - 1) != 0;
-        field("Name").is_some_and(|name| name == "verrou") && field("SigCgt").is_some_and(is_caught)
+        found.is_some_and(|process| {
+            status_field(process, "Name").is_some_and(|name| name == "verrou")
+                && has_signal(process, "SigCgt", signal)
+        })
     });
     found.unwrap()
 }

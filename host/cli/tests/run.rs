@@ -9,8 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use common::{
-    KINDS, Started, TestDir, code, done, ends_with, eventually, lives, polls, prefixed,
-    status_field, stderr, stdout, stopped,
+    KINDS, Started, TestDir, code, done, ends_with, eventually, has_signal, listens, lives, polls,
+    prefixed, stderr, stdout, stopped,
 };
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -176,23 +176,6 @@ fn signals_are_forwarded_to_the_command() {
     }
 }
 
-/// Waits until the wrapper handles signals; the last handler that it installs is that of SIGCONT.
-fn listens(wrapper: &Started) {
-    eventually("the wrapper handles signals", || {
-        mask(wrapper, "SigCgt") & bit(Signal::CONT) != 0
-    });
-}
-
-fn bit(signal: Signal) -> u64 {
-    1 << (signal.as_raw() - 1)
-}
-
-/// Returns the signal mask in a line of `proc_pid_status(5)`.
-fn mask(process: &Started, line: &str) -> u64 {
-    let mask = status_field(process.pid(), line).unwrap();
-    u64::from_str_radix(&mask, 16).unwrap()
-}
-
 #[test]
 fn an_unhandled_signal_ends_both() {
     let dir = TestDir::new("lease");
@@ -221,8 +204,8 @@ fn ignored_signals_stay_ignored() {
     let wrapper = Started::new(&mut prefixed(&["nohup"], &wrapper));
     dir.pid();
     listens(&wrapper);
-    assert_ne!(mask(&wrapper, "SigIgn") & bit(Signal::HUP), 0);
-    assert_ne!(mask(&wrapper, "SigCgt") & bit(Signal::TERM), 0);
+    assert!(has_signal(wrapper.pid(), "SigIgn", Signal::HUP));
+    assert!(has_signal(wrapper.pid(), "SigCgt", Signal::TERM));
     wrapper.signal(Signal::HUP);
     wrapper.signal(Signal::TERM);
     assert_eq!(code(&wrapper.end()), 143);

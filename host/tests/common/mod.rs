@@ -229,6 +229,12 @@ pub(crate) fn status_field(pid: Pid, name: &str) -> Option<String> {
     Some(value.trim().to_owned())
 }
 
+/// Returns whether a signal mask of `proc_pid_status(5)`, such as `SigCgt`, contains `signal`.
+pub(crate) fn has_signal(pid: Pid, mask: &str, signal: Signal) -> bool {
+    let mask = status_field(pid, mask).map(|mask| u64::from_str_radix(&mask, 16).unwrap());
+    mask.is_some_and(|mask| mask & 1 << (signal.as_raw() - 1) != 0)
+}
+
 /// Returns the number of voluntary context switches of a process.
 pub(crate) fn switches(pid: Pid) -> u64 {
     let count = status_field(pid, "voluntary_ctxt_switches");

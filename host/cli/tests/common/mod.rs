@@ -71,6 +71,13 @@ pub(crate) fn lock_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Waits until the wrapper of a command handles signals; the last handler that it installs is that of SIGCONT.
+pub(crate) fn listens(wrapper: &Started) {
+    eventually("the wrapper handles signals", || {
+        has_signal(wrapper.pid(), "SigCgt", Signal::CONT)
+    });
+}
+
 /// Returns the value of a line of JSON.
 #[track_caller]
 pub(crate) fn json(text: &str) -> Value {
