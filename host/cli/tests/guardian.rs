@@ -9,8 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use common::{
-    KINDS, Started, TestDir, all_processes, code, done, ends_with, eventually, lives, prefixed,
-    stat_field, status_field, stderr, stopped,
+    KINDS, Started, TestDir, all_processes, code, done, ends_with, eventually, listens, lives,
+    prefixed, stat_field, status_field, stderr, stopped,
 };
 use rustix::process::{Pid, Signal, geteuid, kill_process, kill_process_group, test_kill_process};
 
@@ -308,6 +308,7 @@ fn signal_that_the_command_cannot_be_sent_is_reported() {
     let wrapper = Started::new(&mut run);
     let command = dir.pid();
     guardian_of(command);
+    listens(&wrapper);
     wrapper.signal(Signal::TERM);
     kill_process(command, Signal::KILL).unwrap();
     let output = wrapper.end();
