@@ -102,7 +102,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             "bytes are locked for the process, and not for the open file description",
             host(
                 "files",
-                "a_lease_is_not_lost_when_its_file_is_opened_and_closed_elsewhere",
+                "lease_end::a_lease_is_not_lost_when_its_file_is_opened_and_closed_elsewhere",
             ),
         )],
         otherwise: "",
@@ -113,27 +113,33 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "InodeNotChecked",
                 "a file that was just locked is not compared with the one at its path",
-                host("files", "a_replaced_lock_file_makes_no_second_holder"),
+                host(
+                    "files",
+                    "moved_files::a_replaced_lock_file_makes_no_second_holder",
+                ),
             ),
             mutant(
                 "MovedFileBelieved",
                 "a release fails for a lock file that was moved away",
                 host(
                     "files",
-                    "detached_lease_is_released_after_its_file_or_directory_was_moved",
+                    "moved_files::detached_lease_is_released_after_its_file_or_directory_was_moved",
                 ),
-            ),
-            mutant(
-                "InodeNotChecked",
-                "a file that was just locked is not compared with the one at its path",
-                host("files", "a_replaced_lease_file_makes_no_second_holder"),
             ),
             mutant(
                 "InodeNotChecked",
                 "a file that was just locked is not compared with the one at its path",
                 host(
                     "files",
-                    "counter_replaced_while_it_is_waited_for_is_not_used",
+                    "moved_files::a_replaced_lease_file_makes_no_second_holder",
+                ),
+            ),
+            mutant(
+                "InodeNotChecked",
+                "a file that was just locked is not compared with the one at its path",
+                host(
+                    "files",
+                    "fence_counter::counter_replaced_while_it_is_waited_for_is_not_used",
                 ),
             ),
         ],
@@ -162,7 +168,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "files are opened without O_CLOEXEC",
                 host(
                     "files",
-                    "a_program_that_is_started_inherits_no_file_of_a_store",
+                    "operations::a_program_that_is_started_inherits_no_file_of_a_store",
                 ),
             ),
         ],
@@ -173,7 +179,10 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "AnyFileSystem",
             "every kind of file system is accepted",
-            host("files", "unknown_file_system_is_refused_unless_overridden"),
+            host(
+                "files",
+                "permissions::unknown_file_system_is_refused_unless_overridden",
+            ),
         )],
         otherwise: "",
     },
@@ -190,7 +199,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a holder counts as alive if a process with its ID exists",
                 host(
                     "files",
-                    "liveness_of_a_holder_does_not_depend_on_its_process_id",
+                    "lease_end::liveness_of_a_holder_does_not_depend_on_its_process_id",
                 ),
             ),
             mutant(
@@ -198,7 +207,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "the holder of a lease locks no byte",
                 host(
                     "files",
-                    "liveness_of_a_holder_does_not_depend_on_its_process_id",
+                    "lease_end::liveness_of_a_holder_does_not_depend_on_its_process_id",
                 ),
             ),
         ],
@@ -210,7 +219,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "TimeToldByWallClock",
                 "the machine's clock is the wall clock",
-                host("files", "system_clock_is_the_time_since_boot"),
+                host("files", "lease_end::system_clock_is_the_time_since_boot"),
             ),
             mutant(
                 "LeasesEndByWallClock",
@@ -223,7 +232,10 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "StartIgnored",
                 "a record of an earlier boot counts",
-                host("files", "lease_ends_with_the_boot_and_its_fence_does_not"),
+                host(
+                    "files",
+                    "lease_end::lease_ends_with_the_boot_and_its_fence_does_not",
+                ),
             ),
             mutant(
                 "ContainersBootBelieved",
@@ -238,7 +250,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "the end of a lease is compared with a clock of another time namespace",
                 host(
                     "files",
-                    "lease_of_another_time_namespace_never_counts_as_expired",
+                    "lease_end::lease_of_another_time_namespace_never_counts_as_expired",
                 ),
             ),
             mutant(
@@ -278,12 +290,12 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "ChecksumNotChecked",
                 "a record counts that does not fit its checksum",
-                host("files", "corrupt_file_is_never_a_free_lock"),
+                host("files", "corrupt_files::corrupt_file_is_never_a_free_lock"),
             ),
             mutant(
                 "CorruptionTakenForFree",
                 "a corrupt record counts as a free lock",
-                host("files", "corrupt_file_is_never_a_free_lock"),
+                host("files", "corrupt_files::corrupt_file_is_never_a_free_lock"),
             ),
         ],
         otherwise: "",
@@ -302,7 +314,10 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "FencesGoOnAfterPowerLoss",
                 "a file keeps its allotted fencing tokens after a reboot, despite lost writes",
-                host("files", "lease_ends_with_the_boot_and_its_fence_does_not"),
+                host(
+                    "files",
+                    "lease_end::lease_ends_with_the_boot_and_its_fence_does_not",
+                ),
             ),
         ],
         otherwise: "",
@@ -314,7 +329,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             "a release that cannot be recorded keeps the lease's byte locked",
             host(
                 "files",
-                "lease_whose_release_cannot_be_recorded_ends_anyway",
+                "corrupt_files::lease_whose_release_cannot_be_recorded_ends_anyway",
             ),
         )],
         otherwise: "only a full disk shows that a file's blocks are allocated in advance",
@@ -341,20 +356,26 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "LinksFollowed",
                 "files are opened without O_NOFOLLOW",
-                host("files", "a_planted_symbolic_link_is_not_followed"),
+                host(
+                    "files",
+                    "permissions::a_planted_symbolic_link_is_not_followed",
+                ),
             ),
             mutant(
                 "PipesWaitedFor",
                 "files are opened without O_NONBLOCK",
                 host(
                     "files",
-                    "a_pipe_is_locked_without_waiting_for_its_other_end",
+                    "exact_file::a_pipe_is_locked_without_waiting_for_its_other_end",
                 ),
             ),
             mutant(
                 "HardLinksAccepted",
                 "a file with several hard links is accepted",
-                host("files", "a_hard_link_to_another_file_is_refused"),
+                host(
+                    "files",
+                    "permissions::a_hard_link_to_another_file_is_refused",
+                ),
             ),
             needing(
                 Needs::Root,
@@ -363,7 +384,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                     "files and directories of all users are trusted",
                     host(
                         "files",
-                        "another_users_file_is_refused_unless_it_is_the_groups",
+                        "permissions::another_users_file_is_refused_unless_it_is_the_groups",
                     ),
                 ),
             ),
@@ -469,7 +490,10 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "FilesTruncatedByOpening",
                 "files are opened with O_TRUNC",
-                host("files", "a_hard_link_to_another_file_is_refused"),
+                host(
+                    "files",
+                    "permissions::a_hard_link_to_another_file_is_refused",
+                ),
             ),
             mutant(
                 "FilesReplacedByCreating",
@@ -487,7 +511,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "NameNotCompared",
             "the name in a lock file is not compared",
-            host("files", "file_of_another_lock_is_an_error"),
+            host("files", "corrupt_files::file_of_another_lock_is_an_error"),
         )],
         otherwise: "",
     },
@@ -510,7 +534,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             "a lease file is read and written without its lock",
             host(
                 "files",
-                "operation_on_a_locked_file_fails_as_busy_and_can_be_repeated",
+                "operations::operation_on_a_locked_file_fails_as_busy_and_can_be_repeated",
             ),
         )],
         otherwise: "",
@@ -521,12 +545,15 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "QueueIgnored",
                 "a free lock is granted to any process, although others wait",
-                host("files", "released_lock_is_reserved_for_the_head_waiter"),
+                host(
+                    "files",
+                    "hand_off::released_lock_is_reserved_for_the_head_waiter",
+                ),
             ),
             mutant(
                 "NobodyWoken",
                 "a process that releases a flock(2) lock notifies no waiter",
-                host("files", "release_with_a_waiter_changes_the_file"),
+                host("files", "hand_off::release_with_a_waiter_changes_the_file"),
             ),
         ],
         otherwise: "",
@@ -594,7 +621,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "CounterBeginsAnew",
                 "a recreated counter begins with the first fencing token",
-                host("files", "fences_grow_when_files_are_removed"),
+                host("files", "fence_counter::fences_grow_when_files_are_removed"),
             ),
             mutant(
                 "MovedNotNoticed",
@@ -607,14 +634,17 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "CounterAloneCounts",
                 "the counter allots fencing tokens that a lock file has granted already",
-                host("files", "restored_counter_grants_no_fence_twice"),
+                host(
+                    "files",
+                    "fence_counter::restored_counter_grants_no_fence_twice",
+                ),
             ),
             mutant(
                 "ReplacedWhileAllotted",
                 "a file counts that was removed while fencing tokens were allotted to it",
                 host(
                     "files",
-                    "a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted",
+                    "fence_counter::a_file_that_is_removed_while_fences_are_allotted_to_it_is_not_granted",
                 ),
             ),
             needing(
@@ -673,7 +703,7 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
                 "a force-release of one grant ends another",
                 host(
                     "files",
-                    "force_release_with_a_fence_affects_only_that_grant",
+                    "lease_end::force_release_with_a_fence_affects_only_that_grant",
                 ),
             ),
         ],
@@ -684,7 +714,10 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "EndlessPatience",
             "the hand-off reservation of a free lock never ends",
-            host("files", "released_lock_is_reserved_for_the_head_waiter"),
+            host(
+                "files",
+                "hand_off::released_lock_is_reserved_for_the_head_waiter",
+            ),
         )],
         otherwise: "",
     },
@@ -693,7 +726,10 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
         mutants: &[mutant(
             "LookedOnceAfterNews",
             "a notified waiter that finds the lock held waits for the next notification",
-            host("files", "notified_waiter_retries_until_lock_is_free"),
+            host(
+                "files",
+                "hand_off::notified_waiter_retries_until_lock_is_free",
+            ),
         )],
         otherwise: "",
     },
