@@ -1,4 +1,4 @@
-//! What the two stores in files share.
+//! The common part of both stores in files.
 
 use std::io;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Base {
     }
 }
 
-/// A store in files: what differs between the two, and what follows from it.
+/// A store in files: the methods in which the two differ, and those that follow from them.
 pub(crate) trait FileStore: Sync {
     fn base(&self) -> &Base;
 
