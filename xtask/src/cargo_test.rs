@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
+use cargo_metadata::Message;
 use xshell::{Cmd, Shell, cmd};
 
 /// A program of tests.
@@ -33,26 +33,6 @@ impl Program {
     }
 }
 
-/// A message of Cargo about an artifact.
-#[derive(Deserialize)]
-struct Artifact {
-    reason: String,
-    manifest_path: Option<PathBuf>,
-    target: Option<Target>,
-    profile: Option<Profile>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Profile {
-    test: bool,
-}
-
 /// Builds the tests by `command`, a `cargo test`, and returns their programs.
 ///
 /// # Errors
@@ -64,16 +44,16 @@ pub(crate) fn build(command: Cmd<'_>) -> Result<Vec<Program>> {
         .read()?;
     let mut programs = Vec::new();
     for line in messages.lines() {
-        let artifact: Artifact = serde_json::from_str(line).context("a message of Cargo")?;
-        if artifact.reason == "compiler-artifact"
-            && artifact.profile.is_some_and(|profile| profile.test)
-            && let (Some(manifest), Some(target), Some(path)) =
-                (artifact.manifest_path, artifact.target, artifact.executable)
+        let message: Message = serde_json::from_str(line).context("a message of Cargo")?;
+        if let Message::CompilerArtifact(artifact) = message
+            && artifact.profile.test
+            && let Some(path) = artifact.executable
         {
+            let package = artifact.manifest_path.parent();
             programs.push(Program {
-                name: target.name,
-                path,
-                package: manifest.parent().map(PathBuf::from).unwrap_or_default(),
+                name: artifact.target.name,
+                path: path.into(),
+                package: package.map(Into::into).unwrap_or_default(),
             });
         }
     }

@@ -18,8 +18,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::Message;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, geteuid, kill_process_group, waitid};
-use serde::Deserialize;
 
 use self::list::{Mutant, Needs, PITFALLS, Test};
 use crate::cfg_build;
@@ -326,21 +326,6 @@ impl Run {
     }
 }
 
-/// A message of Cargo about an artifact.
-#[derive(Deserialize)]
-struct Artifact {
-    reason: String,
-    manifest_path: Option<PathBuf>,
-    target: Option<Target>,
-    executable: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    kind: Vec<String>,
-    name: String,
-}
-
 /// Builds the programs of all tests in the list, with the mutants in them, and returns their paths.
 fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf>> {
     let all = PITFALLS.iter().flat_map(|pitfall| pitfall.mutants);
@@ -367,21 +352,18 @@ fn build(project: &Path) -> Result<HashMap<(&'static str, &'static str), PathBuf
 
     let mut programs = HashMap::new();
     for line in String::from_utf8(built.stdout)?.lines() {
-        let artifact: Artifact = serde_json::from_str(line)?;
-        if artifact.reason != "compiler-artifact" {
-            continue;
-        }
-        if let (Some(manifest), Some(target), Some(executable)) =
-            (artifact.manifest_path, artifact.target, artifact.executable)
+        let message: Message = serde_json::from_str(line).context("a message of Cargo")?;
+        if let Message::CompilerArtifact(artifact) = message
+            && let Some(executable) = artifact.executable
             && let Some(found) = wanted.iter().find(|&&(package, program)| {
-                manifest == manifest_of(project, package)
+                artifact.manifest_path == manifest_of(project, package)
                     && match program {
-                        "lib" => target.kind.iter().any(|kind| kind == "lib"),
-                        test => target.name == test,
+                        "lib" => artifact.target.is_lib(),
+                        test => artifact.target.name == test,
                     }
             })
         {
-            programs.insert(*found, executable);
+            programs.insert(*found, executable.into());
         }
     }
     if let Some(missing) = wanted.iter().find(|it| !programs.contains_key(*it)) {
