@@ -245,6 +245,26 @@ fn waits_that_end_at_once_become_pauses() {
     check(&retry().attempts(2).expect("attempts"), script, &expected);
 }
 
+/// A store whose waits each last a millisecond is not in a busy loop.
+#[test]
+fn waits_of_a_millisecond_do_not_become_pauses() {
+    let seconds = Retry::default().delay(ms(1000)).expect("a delay");
+    let script = || {
+        let mut script = vec![held()];
+        script.extend((1..300).flat_map(|_| [woken(1), held()]));
+        script.extend([woken(1), granted(7)]);
+        script
+    };
+    let mut expected = vec!["acquire@0ns".to_owned()];
+    expected.extend((1..=300).flat_map(|at| {
+        let left = ms(1001 - at);
+        [format!("wait {left:?}"), format!("acquire@{at}ms")]
+    }));
+    expected.push("held until 1.3s, fence 7".to_owned());
+    let expected: Vec<_> = expected.iter().map(String::as_str).collect();
+    check(&seconds, script, &expected);
+}
+
 #[test]
 fn an_attempt_after_an_early_wake_can_succeed() {
     check(
@@ -485,6 +505,28 @@ fn jitter_stays_within_its_bounds_and_spreads() {
     }
 }
 
+/// The first results of `SplitMix64` for the seed zero, of which a pause uses the 16 highest bits:
+/// `0xe220a8397b1dcdaf`, `0x6e789e6aa1b965f4`, `0x06c45d188009454f`.
+#[test]
+fn jitter_is_drawn_by_splitmix64() {
+    let longest = ms(0xffff);
+    let jittered = Backoff::Jittered {
+        first: longest,
+        cap: longest,
+    };
+    assert_eq!(
+        pauses(0, jittered, 3),
+        [0xe220, 0x6e78, 0x06c4].map(ms).to_vec()
+    );
+}
+
+#[test]
+fn jitter_can_be_capped_at_the_first_ceiling() {
+    let (first, cap) = (ms(64), ms(64));
+    let pauses = pauses(3, Backoff::Jittered { first, cap }, 6);
+    assert!(pauses.iter().all(|pause| (ms(1)..=cap).contains(pause)));
+}
+
 #[test]
 fn jitter_never_overflows() {
     let (first, cap) = (Duration::from_secs(1), Duration::from_secs(u64::MAX / 4));
@@ -543,6 +585,10 @@ fn grant_with_a_smaller_fencing_token_is_released() {
         let world = World::new(script);
         let machine = Acquire::new(claim(second()), retry(), world.now());
         let end = blocking::acquire(&world, &world, machine.after(Fence::new(seen)));
+        if let Err(err) = &end {
+            let text = format!("{err:?}");
+            assert!(text.contains(&format!("after token {seen}")), "{text}");
+        }
         world.note(describe(&end));
         world.log()
     };

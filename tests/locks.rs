@@ -15,7 +15,7 @@ use pollster::block_on;
 use verrou::blocking::Cancellation;
 use verrou::conformance::TestClock;
 use verrou::{
-    Acquired, Claim, Error, Fence, Health, Locks, Loss, MemoryStore, Name, Renewed, Retry,
+    Acquired, Claim, Clock, Error, Fence, Health, Locks, Loss, MemoryStore, Name, Renewed, Retry,
     RunError, Store, StoreError, StoreWrapper, Ttl, blocking, nonblocking,
 };
 
@@ -692,6 +692,13 @@ fn a_program_can_have_several_stores_async() -> Result<(), Error> {
         assert!(lock.lease().is_some_and(|lease| !lease.claim().ephemeral));
         locks.restore_lock(&serialized).release().await
     })
+}
+
+#[test]
+fn clock_behind_a_pointer_has_the_same_time() {
+    let clock = TestClock::still();
+    let now = clock.now();
+    assert_eq!(Clock::now(&Arc::new(clock)), now);
 }
 
 #[test]

@@ -278,6 +278,12 @@ fn human_readable_ttls_are_parsed() {
     assert_eq!(Ttl::try_from(None), Ok(Ttl::NEVER));
 }
 
+#[test]
+fn debug_text_of_a_name_is_quoted() {
+    let name: Name = "a\nb".parse().expect("a name");
+    assert_eq!(format!("{name:?}"), r#""a\nb""#);
+}
+
 /// The units of lukeed/ms, by which `@verrou/core` parses durations, in milliseconds.
 const MS_UNITS: [(&str, f64); 8] = [
     ("", 1.0),
