@@ -363,6 +363,8 @@ fn auto_renewal_keeps_the_lease_until_a_force_release() -> Result<(), Error> {
     });
     let revoked = Loss::Revoked;
     assert!(matches!(lost, Err(Error::Lost { loss, .. }) if loss == revoked));
+    // The guard has recorded the loss.
+    assert_eq!(held.remaining(), Some(Duration::ZERO));
     Ok(())
 }
 
@@ -388,7 +390,9 @@ fn auto_renewal_keeps_the_lease_until_a_force_release_async() -> Result<(), Erro
             blocking
                 .create_lock("my-resource", "3s")?
                 .force_release(None)?;
-            held.keep(std::future::pending::<()>()).await
+            let lost = held.keep(std::future::pending::<()>()).await;
+            assert_eq!(held.remaining(), Some(Duration::ZERO));
+            lost
         });
         let Err(RunError::Ended { value, error }) = ran.await else {
             panic!("a lease that was revoked");

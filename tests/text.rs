@@ -284,6 +284,19 @@ fn debug_text_of_a_name_is_quoted() {
     assert_eq!(format!("{name:?}"), r#""a\nb""#);
 }
 
+#[test]
+fn each_part_of_a_claim_can_be_replaced() {
+    let name = |text| Name::new(text).expect("a name");
+    let second = Ttl::new(Duration::from_secs(1)).expect("a ttl");
+    let old = Claim::new(name("old"), Owner::from_bytes([1; 16]), Ttl::NEVER);
+    let owner = Owner::from_bytes([2; 16]);
+    let new = old
+        .with_name(name("new"))
+        .with_owner(owner)
+        .with_ttl(second);
+    assert_eq!(new, Claim::new(name("new"), owner, second));
+}
+
 /// The units of lukeed/ms, by which `@verrou/core` parses durations, in milliseconds.
 const MS_UNITS: [(&str, f64); 8] = [
     ("", 1.0),
