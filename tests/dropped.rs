@@ -592,6 +592,43 @@ fn dropped_extension() {
     }
 }
 
+/// The store may perform a dropped extension after one that was sent before the drop.
+#[test]
+fn dropped_extension_limits_the_one_in_flight_beside_it() {
+    let fixture = Fixture::new(Waits::Before);
+    held(&fixture);
+    let [short, long] = [ms(100), ms(60_000)].map(|ttl| Ttl::new(ttl).unwrap());
+    let mut context = Context::from_waker(Waker::noop());
+    let mut dropped = Box::pin(fixture.lock.extend(short));
+    let mut beside = pin!(fixture.lock.extend(long));
+    assert!(dropped.as_mut().poll(&mut context).is_pending());
+    assert!(beside.as_mut().poll(&mut context).is_pending());
+    drop(dropped);
+    let mut after = pin!(fixture.lock.extend(long));
+    assert!(after.as_mut().poll(&mut context).is_pending());
+    block_on(beside).unwrap();
+    assert_eq!(fixture.lock.remaining(), short.duration());
+    block_on(after).unwrap();
+    assert_eq!(fixture.lock.remaining(), long.duration());
+}
+
+#[test]
+fn extension_in_flight_limits_all_that_are_granted_meanwhile() {
+    let fixture = Fixture::new(Waits::Before);
+    held(&fixture);
+    let [short, long] = [ms(100), ms(60_000)].map(|ttl| Ttl::new(ttl).unwrap());
+    let mut in_flight = Box::pin(fixture.lock.extend(short));
+    let mut context = Context::from_waker(Waker::noop());
+    assert!(in_flight.as_mut().poll(&mut context).is_pending());
+    for _ in 0..2 {
+        block_on(fixture.lock.extend(long)).unwrap();
+        assert_eq!(fixture.lock.remaining(), short.duration());
+    }
+    drop(in_flight);
+    block_on(fixture.lock.extend(long)).unwrap();
+    assert_eq!(fixture.lock.remaining(), long.duration());
+}
+
 #[test]
 fn dropped_release() {
     let waits = at_every_wait(
