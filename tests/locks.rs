@@ -203,6 +203,29 @@ fn only_the_lock_that_acquired_can_release() -> Result<(), Error> {
 }
 
 #[test]
+fn force_release_removes_the_lease_that_it_ends() -> Result<(), Error> {
+    let World { blocking, .. } = world();
+    let (lock, other) = (
+        blocking.create_lock("my-resource", None)?,
+        blocking.create_lock("my-resource", None)?,
+    );
+    lock.acquire()?;
+    let fence = lock.lease().and_then(|lease| lease.fence());
+    assert!(lock.force_release(fence)?);
+    assert_eq!(lock.lease(), None);
+    // There is no holder any more, so this lock has no lease either.
+    lock.acquire()?;
+    assert!(other.force_release(None)?);
+    assert!(!lock.force_release(None)?);
+    assert_eq!(lock.lease(), None);
+    // The lock is held under another fencing token.
+    lock.acquire()?;
+    assert!(!lock.force_release(fence)?);
+    assert!(lock.lease().is_some());
+    Ok(())
+}
+
+#[test]
 fn lock_is_transferred_as_text() -> Result<(), Error> {
     let World {
         clock,
