@@ -307,7 +307,8 @@ const OPTIONS: [Line<'static>; 41] = [
 /// Values of `--store`. The text after an unknown scheme may contain a password, which is not printed.
 const STORES: [(&str, i32, &[&str]); 17] = [
     ("LEASE:/tmp", 64, &["LEASE:/tmp"]),
-    ("redis://localhost", 64, &["`redis:` needs"]),
+    // Invalid also in a program with Redis.
+    ("redis://localhost:x", 64, &["`redis:`"]),
     (
         "http://[::1]:99999/",
         64,
