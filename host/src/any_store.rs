@@ -49,8 +49,8 @@ pub enum OpenStoreError {
     #[cfg(feature = "server")]
     #[error(transparent)]
     Server(#[from] ServerError),
-    /// The store is on a server, where a store in files is required.
-    #[error("{url} is on a server, not in a directory")]
+    /// The store is not a directory, where one is required.
+    #[error("{url} is not a directory")]
     NoDirectory {
         /// The URL of the store.
         url: String,
@@ -118,7 +118,7 @@ impl AnyStore {
         };
         let why = match records {
             Some(url) => {
-                let Some(directory) = url.directory() else {
+                let Some(directory) = url.records() else {
                     let url = url.to_string();
                     return Err(OpenStoreError::NoDirectory { url });
                 };
@@ -158,7 +158,7 @@ impl AnyStore {
             return Ok(None);
         }
         let directory = match records {
-            Some(url) => url.directory().map(|directory| directory.path.clone()),
+            Some(url) => url.records().map(|directory| directory.path.clone()),
             None => default_directory().ok(),
         };
         if directory.is_some_and(|directory| directory.join("paths").is_dir()) {

@@ -115,6 +115,15 @@ impl StoreUrl {
         }
     }
 
+    /// Returns the directory of the store, in which the records of other locks can be kept; `None` if the store is not a
+    /// directory.
+    pub(crate) fn records(&self) -> Option<&StorePath> {
+        match self {
+            Self::Local(url) if url.scheme.is_directory => Some(&url.path),
+            _ => None,
+        }
+    }
+
     fn map_directory(mut self, change: impl FnOnce(&mut StorePath)) -> Self {
         match &mut self {
             Self::Local(url) => change(&mut url.path),
@@ -352,9 +361,10 @@ pub enum InvalidStoreUrl {
 
 /// Returns the forms of the URLs of local stores, for a message.
 fn local_urls() -> String {
-    let forms = LOCAL_SCHEMES
-        .iter()
-        .map(|scheme| format!("`{}:DIR`", scheme.name));
+    let forms = LOCAL_SCHEMES.iter().map(|scheme| {
+        let path = if scheme.is_directory { "DIR" } else { "FILE" };
+        format!("`{}:{path}`", scheme.name)
+    });
     forms.collect::<Vec<_>>().join(" or ")
 }
 
