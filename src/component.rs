@@ -1,27 +1,30 @@
 //! The core as a WebAssembly component: [`polled`](crate::polled) locks with an imported store, clock
 //! and source of randomness. This module only converts types.
 
+use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use self::bindings::exports::verrou::lock::locks::{
-    self as wit, ErrorCode, Guest, GuestAttempt, GuestLock, GuestRenewal, LockError,
+    self as wit, Acquiring, ErrorCode, Grant, Guest, GuestAttempt, GuestLock, GuestRenewal,
+    LockError, Progress,
 };
-use self::bindings::verrou::lock::store as backend;
+use self::bindings::verrou::lock::{store as backend, types};
 use self::bindings::wasi::clocks::monotonic_clock;
+use self::bindings::wasi::io::poll::Pollable;
 use self::bindings::wasi::random::random;
-use crate::claim::{Claim, Fence};
+use crate::claim::{Claim, Fence, Mode};
 use crate::error::Error;
-use crate::lease::Loss;
+use crate::lease::{Lease, Loss};
 use crate::name::Name;
-use crate::polled::{self, Keeping, Progress};
+use crate::polled::{self, Keeping};
 use crate::retry::{InvalidRetry, Retry};
 use crate::serialized::SerializedLock;
-use crate::store::{Acquired, Capabilities, Holder, Store, StoreError};
+use crate::store::{Acquired, Capabilities, Holder, Process, Renewed, Store, StoreError};
 use crate::time::{Clock, Timestamp};
 use crate::ttl::Ttl;
 
@@ -93,43 +96,92 @@ impl Drop for Handle {
     }
 }
 
-struct Lock(polled::Lock<Imported, Imported>, Handle);
-struct Attempt(RefCell<polled::Attempt<Imported, Imported>>, Handle);
-struct Renewal(RefCell<polled::Renewal<Imported, Imported>>, Handle);
+struct Lock(Rc<HeldLock>, Handle);
+struct Renewal {
+    machine: RefCell<polled::Renewal<Imported, Imported>>,
+    _lock: Rc<HeldLock>,
+    _handle: Handle,
+}
+
+struct Attempt {
+    // Declared first, and dropped first: the place in the queue ends before the lock.
+    waiter: RefCell<Option<backend::Waiter>>,
+    machine: RefCell<polled::Attempt<Imported, Imported>>,
+    /// The result of the first poll, until the user polls.
+    first: Cell<Option<Progress>>,
+    /// Whether the latest poll returned `wait`.
+    waits: Cell<bool>,
+    _lock: Rc<HeldLock>,
+    _handle: Handle,
+}
+
+/// A lock. Dropping it releases it, unless it was detached, serialized or restored.
+struct HeldLock(polled::Lock<Imported, Imported>);
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        if self.0.lease().is_some_and(|lease| lease.claim().ephemeral) {
+            // After an error the lease expires.
+            let _ = self.0.release();
+        }
+    }
+}
+
+impl Lock {
+    fn resource(lock: polled::Lock<Imported, Imported>, handle: Handle) -> wit::Lock {
+        wit::Lock::new(Self(Rc::new(HeldLock(lock)), handle))
+    }
+
+    fn lock(&self) -> &polled::Lock<Imported, Imported> {
+        forget_time();
+        &self.0.0
+    }
+}
 
 impl GuestLock for Lock {
-    fn new(name: String, ttl: Option<u64>) -> Result<Self, LockError> {
+    fn create(name: String, ttl: Option<u64>) -> Result<wit::Lock, LockError> {
         let handle = Handle::new()?;
         let lock = polled::Lock::new(Imported, Imported, &name, duration(ttl))?;
-        Ok(Self(lock, handle))
+        Ok(Self::resource(lock, handle))
     }
 
     fn restore(serialized: String, now: u64) -> Result<wit::Lock, LockError> {
+        forget_time();
         let handle = Handle::new()?;
         let serialized: SerializedLock = serialized.parse().map_err(Error::from)?;
         let wall = Duration::from_nanos(now);
         let lock = polled::Lock::restored(Imported, Imported, &serialized, wall);
-        Ok(wit::Lock::new(Self(lock, handle)))
+        Ok(Self::resource(lock, handle))
     }
 
-    fn acquire(&self, retry: wit::Retry) -> Result<wit::Attempt, LockError> {
+    fn acquire(&self, retry: wit::Retry) -> Result<Acquiring, LockError> {
         let handle = Handle::new()?;
-        let attempt = self
-            .0
-            .acquire(&policy(&retry).map_err(Error::from)?, owner());
-        Ok(wit::Attempt::new(Attempt(RefCell::new(attempt), handle)))
+        let retry = policy(&retry).map_err(Error::from)?;
+        let mut attempt = self.lock().acquire(&retry, owner()?);
+        let first = progress(attempt.poll())?;
+        if let Progress::Acquired(grant) = first {
+            return Ok(Acquiring::Acquired(grant));
+        }
+        Ok(Acquiring::Pending(wit::Attempt::new(Attempt {
+            waiter: RefCell::default(),
+            machine: RefCell::new(attempt),
+            first: Cell::new(Some(first)),
+            waits: Cell::new(false),
+            _lock: Rc::clone(&self.0),
+            _handle: handle,
+        })))
     }
 
-    fn try_acquire(&self) -> Result<bool, LockError> {
-        match self.0.try_acquire(owner()) {
-            Ok(_) => Ok(true),
-            Err(Error::Timeout { .. }) => Ok(false),
+    fn try_acquire(&self) -> Result<Option<Grant>, LockError> {
+        match self.lock().try_acquire(owner()?) {
+            Ok(lease) => Ok(Some(grant(&lease))),
+            Err(Error::Timeout { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
 
     fn release(&self) -> Result<(), LockError> {
-        Ok(self.0.release()?)
+        Ok(self.lock().release()?)
     }
 
     fn force_release(&self, only: Option<u64>) -> Result<bool, LockError> {
@@ -141,87 +193,128 @@ impl GuestLock for Lock {
                 only => only,
             },
         };
-        Ok(self.0.force_release(only)?)
+        Ok(self.lock().force_release(only)?)
     }
 
     fn extend(&self) -> Result<(), LockError> {
-        Ok(self.0.extend(self.0.ttl())?)
+        {
+            let lock = self.lock();
+            Ok(lock.extend(lock.ttl())?)
+        }
     }
 
     fn extend_for(&self, ttl: Option<u64>) -> Result<(), LockError> {
         let ttl = Ttl::try_from(duration(ttl)).map_err(Error::from)?;
-        Ok(self.0.extend(ttl)?)
+        Ok(self.lock().extend(ttl)?)
     }
 
     fn keep(&self) -> Result<wit::Renewal, LockError> {
         let handle = Handle::new()?;
-        let renewal = RefCell::new(self.0.keep()?);
-        Ok(wit::Renewal::new(Renewal(renewal, handle)))
-    }
-
-    fn is_expired(&self) -> bool {
-        self.0.is_expired()
-    }
-
-    fn remaining(&self) -> Option<u64> {
-        self.0.remaining().map(nanos)
-    }
-
-    fn is_locked(&self) -> Result<bool, LockError> {
-        Ok(self.0.is_locked()?)
-    }
-
-    fn is_held(&self) -> Result<bool, LockError> {
-        Ok(self.0.is_held()?)
-    }
-
-    fn holder(&self) -> Result<Option<wit::Holder>, LockError> {
-        let holder = self.0.holders()?.pop();
-        Ok(holder.map(|holder| wit::Holder {
-            fencing_token: holder.fence.map(Fence::get),
-            remaining: holder.remaining.map(nanos),
+        let machine = RefCell::new(self.lock().keep()?);
+        Ok(wit::Renewal::new(Renewal {
+            machine,
+            _lock: Rc::clone(&self.0),
+            _handle: handle,
         }))
     }
 
+    fn is_expired(&self) -> bool {
+        self.lock().is_expired()
+    }
+
+    fn remaining(&self) -> Option<u64> {
+        self.lock().remaining().map(nanos)
+    }
+
+    fn is_locked(&self) -> Result<bool, LockError> {
+        Ok(self.lock().is_locked()?)
+    }
+
+    fn is_held(&self) -> Result<bool, LockError> {
+        Ok(self.lock().is_held()?)
+    }
+
+    fn holders(&self) -> Result<Vec<types::Holder>, LockError> {
+        let holders = self.lock().holders()?;
+        Ok(holders.into_iter().map(described).collect())
+    }
+
+    fn detach(&self) -> Result<(), LockError> {
+        Ok(self.lock().detach()?)
+    }
+
     fn serialize(&self, now: u64) -> Result<String, LockError> {
-        Ok(self.0.serialize(Duration::from_nanos(now))?.to_string())
+        Ok(self
+            .lock()
+            .serialize(Duration::from_nanos(now))?
+            .to_string())
     }
 
     fn fencing_token(&self) -> Option<u64> {
-        Some(self.0.lease()?.fence()?.get())
+        Some(self.lock().lease()?.fence()?.get())
     }
 
     fn name(&self) -> String {
-        self.0.name().to_string()
+        self.lock().name().to_string()
     }
 
     fn ttl(&self) -> Option<u64> {
-        self.0.ttl().duration().map(nanos)
+        self.lock().ttl().duration().map(nanos)
     }
 }
 
 impl GuestAttempt for Attempt {
-    fn poll(&self) -> Result<wit::Progress, LockError> {
-        Ok(match self.0.borrow_mut().poll() {
-            Ok(Progress::Acquired(lease)) => wit::Progress::Acquired(lease.fence().map(Fence::get)),
-            Ok(Progress::Wait(pause)) => wit::Progress::Wait(nanos(pause)),
-            Ok(Progress::Pause(pause)) => wit::Progress::Pause(nanos(pause)),
-            Err(Error::Timeout { attempts, .. }) => wit::Progress::GaveUp(attempts),
-            Err(error) => return Err(error.into()),
-        })
+    fn poll(&self) -> Result<Progress, LockError> {
+        forget_time();
+        let progress = match self.first.take() {
+            Some(first) => first,
+            None => progress(self.machine.borrow_mut().poll())?,
+        };
+        self.waits.set(matches!(progress, Progress::Wait(_)));
+        if matches!(progress, Progress::Acquired(_) | Progress::GaveUp(_)) {
+            self.waiter.take();
+        }
+        Ok(progress)
+    }
+
+    fn subscribe(&self) -> Option<Pollable> {
+        if !self.waits.get() {
+            return None;
+        }
+        let mut waiter = self.waiter.borrow_mut();
+        if waiter.is_none() {
+            *waiter = backend::join(&record(self.machine.borrow().claim()));
+        }
+        Some(waiter.as_ref()?.subscribe())
+    }
+}
+
+fn progress(polled: Result<polled::Progress, Error>) -> Result<Progress, LockError> {
+    Ok(match polled {
+        Ok(polled::Progress::Acquired(lease)) => Progress::Acquired(grant(&lease)),
+        Ok(polled::Progress::Wait(pause)) => Progress::Wait(nanos(pause)),
+        Ok(polled::Progress::Pause(pause)) => Progress::Pause(nanos(pause)),
+        Err(Error::Timeout { attempts, .. }) => Progress::GaveUp(attempts),
+        Err(error) => return Err(error.into()),
+    })
+}
+
+fn grant(lease: &Lease) -> Grant {
+    Grant {
+        fencing_token: lease.fence().map(Fence::get),
     }
 }
 
 impl GuestRenewal for Renewal {
     fn poll(&self) -> wit::Keeping {
-        match self.0.borrow_mut().poll() {
+        forget_time();
+        match self.machine.borrow_mut().poll() {
             Keeping::Held(wait) => wit::Keeping::Held(nanos(wait)),
             Keeping::Unknown { wait, why } => wit::Keeping::Unknown(wit::Doubt {
                 wait: nanos(wait),
                 why: why.to_string(),
             }),
-            // The WIT interface has no value for a release.
-            Keeping::Released => wit::Keeping::Lost(wit::Loss::Revoked),
+            Keeping::Released => wit::Keeping::Released,
             Keeping::Lost(loss) => wit::Keeping::Lost(loss.into()),
         }
     }
@@ -231,61 +324,90 @@ impl GuestRenewal for Renewal {
 #[derive(Clone, Copy, Debug)]
 struct Imported;
 
+/// The latest time of the imported clock, in nanoseconds. Locks must not see a clock that goes back.
+static LATEST: AtomicU64 = AtomicU64::new(0);
+
+/// Whether [`LATEST`] is the time now. A call of the component takes no time between its calls of the store, so it
+/// asks for the time once, and again after each of them.
+static IS_NOW: AtomicBool = AtomicBool::new(false);
+
+/// Makes the next operation ask for the time.
+fn forget_time() {
+    IS_NOW.store(false, Ordering::Relaxed);
+}
+
 impl Clock for Imported {
     fn now(&self) -> Timestamp {
-        Timestamp::new(Duration::from_nanos(monotonic_clock::now()))
+        let mut now = LATEST.load(Ordering::Relaxed);
+        if !IS_NOW.swap(true, Ordering::Relaxed) {
+            now = now.max(monotonic_clock::now());
+            LATEST.store(now, Ordering::Relaxed);
+        }
+        Timestamp::new(Duration::from_nanos(now))
     }
+}
+
+/// Converts the reply of the store, which took time.
+fn replied<T, U: From<T>>(reply: Result<T, backend::StoreError>) -> Result<U, StoreError> {
+    forget_time();
+    Ok(reply?.into())
 }
 
 impl Store for Imported {
     fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
-        Ok(match backend::acquire(&record(claim))? {
-            backend::Reply::Granted(token) => Acquired::Granted {
+        let reply = backend::acquire(&record(claim));
+        Ok(match replied(reply)? {
+            backend::Acquired::Granted(token) => Acquired::Granted {
                 fence: fence(token)?,
             },
-            backend::Reply::Refused(remaining) => Acquired::Busy {
+            backend::Acquired::Busy(remaining) => Acquired::Busy {
                 remaining: duration(remaining),
             },
         })
     }
 
     fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
-        is_done(backend::extend(&record(claim)))
+        replied(backend::extend(&record(claim)))
+    }
+
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let reply = backend::renew(&record(claim), fence.map(Fence::get));
+        Ok(match replied(reply)? {
+            backend::Renewed::Granted => Renewed::Granted,
+            backend::Renewed::Released => Renewed::Released,
+            backend::Renewed::Lost => Renewed::Lost,
+        })
     }
 
     fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
-        is_done(backend::release(&record(claim)))
+        replied(backend::release(&record(claim)))
     }
 
     fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
-        is_done(backend::evict(name.as_str(), only.map(Fence::get)))
+        replied(backend::force_release(name.as_str(), only.map(Fence::get)))
     }
 
     fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
-        let mut holders = Vec::new();
-        if let Some(holder) = backend::inspect(name.as_str())? {
-            holders.push(Holder::new(
-                fence(holder.fencing_token)?,
-                duration(holder.remaining),
-            ));
-        }
-        Ok(holders)
+        let holders: Vec<_> = replied(backend::holders(name.as_str()))?;
+        holders.into_iter().map(holder).collect()
     }
 
     fn capabilities(&self) -> Capabilities {
-        let can = backend::can();
+        use types::Capabilities as Flags;
+
+        let flags = backend::get_capabilities();
         Capabilities {
-            expires: can.expires,
-            ephemeral: can.ephemeral,
-            transfers: can.transfers,
-            force_releases: can.evicts,
-            fences: can.fences,
-            revives: false,
+            expires: flags.contains(Flags::EXPIRES),
+            ephemeral: flags.contains(Flags::EPHEMERAL),
+            transfers: flags.contains(Flags::TRANSFERS),
+            force_releases: flags.contains(Flags::FORCE_RELEASES),
+            fences: flags.contains(Flags::FENCES),
+            revives: flags.contains(Flags::REVIVES),
         }
     }
 
     fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
-        is_done(backend::detach(&record(claim)))
+        replied(backend::detach(&record(claim)))
     }
 }
 
@@ -293,16 +415,36 @@ fn record(claim: &Claim) -> backend::Claim {
     backend::Claim {
         name: claim.name.to_string(),
         owner: claim.owner.to_string(),
+        mode: match claim.mode {
+            Mode::Exclusive => types::Mode::Exclusive,
+        },
         ttl: claim.ttl.duration().map(nanos),
         ephemeral: claim.ephemeral,
     }
 }
 
-/// Returns whether the store has performed an operation.
-fn is_done(reply: Result<backend::Reply, backend::StoreError>) -> Result<bool, StoreError> {
-    match reply? {
-        backend::Reply::Granted(token) => fence(token).map(|_| true),
-        backend::Reply::Refused(_) => Ok(false),
+fn holder(holder: types::Holder) -> Result<Holder, StoreError> {
+    let mut converted = Holder::new(fence(holder.fencing_token)?, duration(holder.remaining));
+    converted.since = duration(holder.since);
+    converted.process = holder
+        .process
+        .map(|process| Process::new(process.id, process.host, process.command));
+    converted.detached = holder.detached;
+    Ok(converted)
+}
+
+fn described(holder: Holder) -> types::Holder {
+    types::Holder {
+        fencing_token: holder.fence.map(Fence::get),
+        mode: types::Mode::Exclusive,
+        remaining: holder.remaining.map(nanos),
+        since: holder.since.map(nanos),
+        process: holder.process.map(|process| types::Process {
+            id: process.id,
+            host: process.host,
+            command: process.command,
+        }),
+        detached: holder.detached,
     }
 }
 
@@ -367,12 +509,17 @@ impl fmt::Debug for Message {
 impl core::error::Error for Message {}
 
 /// Returns 128 unpredictable bits.
-fn owner() -> [u8; 16] {
+fn owner() -> Result<[u8; 16], LockError> {
     let mut bits = [0; 16];
     for half in bits.as_chunks_mut::<8>().0 {
         *half = random::get_random_u64().to_be_bytes();
     }
-    bits
+    // One in 2^128, or a host without randomness, whose owners would all be one.
+    if bits == [0; 16] {
+        let why = "the host's random numbers are zeros, so all owners would be equal";
+        return Err(Error::Storage(StoreError::permanent(Message(why.into()))).into());
+    }
+    Ok(bits)
 }
 
 fn fence(token: Option<u64>) -> Result<Option<Fence>, StoreError> {

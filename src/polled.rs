@@ -271,6 +271,21 @@ impl<S: Store, C: Clock> Lock<S, C> {
         Ok(self.store.holders(&self.state.name)?)
     }
 
+    /// Detaches the lease from this process: from then on it ends by its ttl alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
+    /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
+    pub fn detach(&self) -> Result<(), Error> {
+        let acquisition = self.state.transferable(self.store.capabilities())?;
+        let lease = acquisition.lease();
+        if lease.claim().ephemeral {
+            acquisition.record_detach(self.store.detach(lease.claim()))?;
+        }
+        Ok(())
+    }
+
     /// Serializes the lease, for its transfer to another process, when the wall clock shows `wall`
     /// since the start of 1970 (UTC). Detaches it: from then on it outlives this process, and ends by its
     /// ttl alone.
@@ -280,11 +295,8 @@ impl<S: Store, C: Clock> Lock<S, C> {
     /// [`Error::NotSerializable`] when the store ties a lease to the client that acquired it;
     /// [`Error::NotOwner`] when the lock is not held; [`Error::Storage`] when the outcome is unknown.
     pub fn serialize(&self, wall: Duration) -> Result<SerializedLock, Error> {
-        let acquisition = self.state.transferable(self.store.capabilities())?;
-        let lease = acquisition.lease();
-        if lease.claim().ephemeral {
-            acquisition.record_detach(self.store.detach(lease.claim()))?;
-        }
+        self.detach()?;
+        let lease = self.state.latest_or_error()?.lease();
         let now = self.clock.now();
         Ok(SerializedLock::new(&lease, self.state.ttl, now, wall))
     }

@@ -35,7 +35,7 @@ const fn operation(
     }
 }
 
-const OPERATIONS: [Operation; 26] = [
+const OPERATIONS: [Operation; 27] = [
     // A policy is an option in JavaScript and of the command, and an argument in WIT.
     operation(
         "acquire",
@@ -52,7 +52,7 @@ const OPERATIONS: [Operation; 26] = [
         &["acquireImmediately"],
         &[],
     ),
-    // WIT has no destructor that could release a lock; JavaScript has `await using`.
+    // In WIT, the lock is its own guard; JavaScript has `await using`.
     operation("guard", "-", &[], &["Symbol.asyncDispose"], &[]),
     operation("guard_with", "-", &[], &[], &[]),
     operation("try_guard", "-", &[], &[], &[]),
@@ -99,7 +99,7 @@ const OPERATIONS: [Operation; 26] = [
     operation("is_locked", "is_locked", &["is-locked"], &["isLocked"], &[]),
     // A custom store of JavaScript may not record owners. `show` of the command prints the holder, if there is one.
     operation("is_held", "is_held", &["is-held"], &[], &[]),
-    operation("holders", "holders", &["holder"], &["holder"], &["Show"]),
+    operation("holders", "holders", &["holders"], &["holder"], &["Show"]),
     operation(
         "serialize",
         "serialize",
@@ -112,8 +112,10 @@ const OPERATIONS: [Operation; 26] = [
     operation("ttl", "ttl", &["ttl"], &[], &[]),
     // Rust's guards, and the work of `run`, renew.
     operation("-", "keep", &["keep"], &[], &[]),
+    // Elsewhere a lock that is dropped keeps its lease, or a guard has it.
+    operation("-", "detach", &["detach"], &[], &[]),
     // A factory makes the locks elsewhere.
-    operation("-", "new", &["constructor"], &[], &[]),
+    operation("-", "new", &["create"], &[], &[]),
     operation("-", "restored", &["restore"], &[], &[]),
     // `serialize` of JavaScript does not wait for the store's reply; this does.
     operation("-", "-", &[], &["handOver"], &[]),

@@ -1,5 +1,8 @@
 /** Conversions between JavaScript's values and the component's: texts, lengths of time, errors. */
 
+/** The key of the method that drops a handle of the component, which older runtimes lack. */
+export const dispose = Symbol.dispose ?? Symbol.for('dispose');
+
 /** The error of an operation. Its `code` is the same on every host. */
 export class LockError extends Error {
   /** `temporary`: the same call may succeed later with nothing changed by the caller. */
@@ -28,6 +31,7 @@ export class LockError extends Error {
 
 /** The codes that do not follow from their names in `wit/locks.wit`. */
 const CODES = {
+  denied: 'E_LOCK_DENIED',
   lost: 'E_LOCK_LOST',
   'not-owner': 'E_LOCK_NOT_OWNER',
   'not-serializable': 'E_LOCK_NOT_SERIALIZABLE',
@@ -41,8 +45,13 @@ export function asking(call) {
   } catch (error) {
     const { code, message, temporary } = error?.payload ?? {};
     if (code === undefined) throw error;
-    throw new LockError(CODES[code] ?? `E_${code.toUpperCase().replaceAll('-', '_')}`, message, temporary);
+    throw new LockError(asCode(code), message, temporary);
   }
+}
+
+/** Returns the name of a case of `error-code`. */
+function asCode({ tag, val }) {
+  return tag === 'other' ? val : CODES[tag] ?? `E_${tag.toUpperCase().replaceAll('-', '_')}`;
 }
 
 /**
@@ -71,6 +80,18 @@ export function asNanoseconds(milliseconds, code = 'E_INVALID_TTL') {
 /** Converts the component's nanoseconds to milliseconds. */
 export function asMilliseconds(nanoseconds) {
   return nanoseconds === undefined ? null : Number(nanoseconds) / 1e6;
+}
+
+/** Converts a holder of the component. */
+export function asHolder({ fencingToken, mode, remaining, since, process, detached }) {
+  return {
+    fencingToken,
+    mode: mode.tag,
+    remaining: asMilliseconds(remaining),
+    since: asMilliseconds(since),
+    process,
+    detached,
+  };
 }
 
 /** Returns the wall-clock time in the component's form. */

@@ -4,6 +4,7 @@
  */
 import { instantiate } from './component/verrou.js';
 import { checkedStore } from './checked-store.mjs';
+import { Pollable } from './wait-queue.mjs';
 
 /** The platform's clock, in nanoseconds, and its randomness, 64 bits at a time. */
 const platform = {
@@ -20,6 +21,7 @@ export async function instantiateLocks(store, { now, getRandomU64 } = platform) 
   const interfaces = {
     'verrou:lock/store': checkedStore(store),
     'wasi:clocks/monotonic-clock': { now },
+    'wasi:io/poll': { Pollable },
     'wasi:random/random': { getRandomU64 },
   };
   const { locks } = await instantiate(module, interfaces);

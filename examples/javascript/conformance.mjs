@@ -19,33 +19,57 @@ import { pathToFileURL } from 'node:url';
 import { instantiateLocks } from './component.mjs';
 import { MapStore } from './map-store.mjs';
 
+const MILLISECOND = 1_000_000n;
+
 /** The operations of a store, done by the locks of an instance. */
 class Client {
   #store;
   #now;
+  #ahead = 0n;
   #random = [];
   #locks;
 
   static async over(store, now) {
     const client = new Client();
     [client.#store, client.#now] = [store, now];
-    client.#locks = await instantiateLocks(store, { now, getRandomU64: () => client.#random.shift() });
+    client.#locks = await instantiateLocks(store, {
+      now: () => now() + client.#ahead,
+      getRandomU64: () => client.#random.shift(),
+    });
     return client;
   }
 
   acquire({ name, owner, ttl }) {
     this.#random.push(BigInt(`0x${owner.slice(0, 16)}`), BigInt(`0x${owner.slice(16)}`));
-    const lock = new this.#locks.Lock(name, ttl ?? undefined);
-    const { tag, val } = lock.acquire({ attempts: 1 }).poll();
+    const lock = this.#locks.Lock.create(name, ttl ?? undefined);
+    const { tag, val } = lock.acquire({ attempts: 1 });
     if (this.#random.length > 0) throw new Error('an owner is made of two numbers');
-    if (tag === 'gave-up') return { refused: null };
-    if (tag !== 'acquired' || lock.fencingToken() !== val) throw new Error(`${tag} ${val}`);
-    return { granted: val ?? null };
+    if (tag === 'pending') {
+      const progress = val.poll();
+      if (progress.tag !== 'gave-up') throw new Error(`${progress.tag} ${progress.val}`);
+      return { refused: null };
+    }
+    if (lock.fencingToken() !== val.fencingToken) throw new Error(`${lock.fencingToken()} ${val.fencingToken}`);
+    // The garbage collector would release it.
+    lock.detach();
+    return { granted: val.fencingToken ?? null };
   }
 
   extend({ name, owner, ttl }) {
     this.#restored(name, owner).extendFor(ttl ?? undefined);
     return { granted: null };
+  }
+
+  renew({ name, owner, ttl, fencing_token: fence }) {
+    // A renewal is due when half of the remaining time has passed, and after ten seconds without an end.
+    const lease = ttl === null
+      ? { fence }
+      : { ttl: ttl / MILLISECOND, expires: this.#now() / MILLISECOND + 3n, fence };
+    const renewal = this.#restored(name, owner, lease).keep();
+    this.#ahead += (ttl === null ? 10_000n : 2n) * MILLISECOND;
+    const { tag, val } = renewal.poll();
+    if (tag === 'unknown') return { error: { temporary: false, message: val.why } };
+    return { renewed: tag === 'held' ? 'granted' : tag };
   }
 
   release({ name, owner }) {
@@ -54,29 +78,30 @@ class Client {
   }
 
   detach({ name, owner }) {
-    this.#restored(name, owner).serialize(this.#now());
+    this.#restored(name, owner).detach();
     return { granted: null };
   }
 
   evict({ name, only }) {
-    const evicted = new this.#locks.Lock(name).forceRelease(only ?? undefined);
-    return evicted ? { granted: null } : { refused: null };
+    const isDone = this.#locks.Lock.create(name).forceRelease(only ?? undefined);
+    return isDone ? { granted: null } : { refused: null };
   }
 
   inspect({ name }) {
-    const holder = new this.#locks.Lock(name).holder();
+    const [holder] = this.#locks.Lock.create(name).holders();
     if (!holder) return { holder: null };
     const { fencingToken = null, remaining = null } = holder;
     return { holder: { fencing_token: fencingToken, remaining } };
   }
 
   abilities() {
-    return { abilities: this.#store.can() };
+    const { forceReleases: evicts, ...others } = this.#store.getCapabilities();
+    return { abilities: { evicts, ...others } };
   }
 
-  #restored(name, owner) {
-    const text = JSON.stringify({ version: 1, name, owner, ttl: null, expires: null, fence: null });
-    return this.#locks.Lock.restore(text, this.#now());
+  #restored(name, owner, { ttl = null, expires = null, fence = null } = {}) {
+    const serialized = text({ version: 1, name, owner, ttl, expires, fence });
+    return this.#locks.Lock.restore(serialized, this.#now());
   }
 }
 
@@ -111,7 +136,7 @@ async function answer({ client, now, step }) {
   } catch (error) {
     if (!error.payload) throw error;
     const { code, temporary, message } = error.payload;
-    return code === 'not-owner' ? { refused: null } : { error: { temporary, message } };
+    return code.tag === 'not-owner' ? { refused: null } : { error: { temporary, message } };
   }
 }
 

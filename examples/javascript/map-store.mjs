@@ -1,10 +1,8 @@
-/**
- * A store in a `Map`, for the code of one page or one process. It has the functions of `wit/store.wit`, and
- * `waitFor`.
- */
+/** A store in a `Map`, for the code of one page or one process. It has the functions of `wit/store.wit`. */
 export class MapStore {
   #records = new Map();
-  #waiting = new Map();
+  /** The places of each name's waiters, the head waiter first. */
+  #queues = new Map();
   #grants = 0n;
   #enough = 64;
   #now;
@@ -17,7 +15,7 @@ export class MapStore {
   acquire({ name, owner, ttl }) {
     const now = this.#now();
     const record = this.#record(name, now);
-    if (record && record.owner !== owner) return { tag: 'refused', val: left(record, now) };
+    if (record && record.owner !== owner) return { tag: 'busy', val: left(record, now) };
     if (this.#records.size >= this.#enough) this.#removeExpired(now);
     const fencingToken = record?.fencingToken ?? ++this.#grants;
     this.#records.set(name, { owner, fencingToken, until: end(now, ttl) });
@@ -27,45 +25,74 @@ export class MapStore {
   extend({ name, owner, ttl }) {
     const now = this.#now();
     const record = this.#record(name, now);
-    if (record?.owner !== owner) return refused();
+    if (record?.owner !== owner) return false;
     record.until = end(now, ttl);
-    return granted();
+    return true;
+  }
+
+  /** Renews as a store without the capability `revives` does. */
+  renew(claim) {
+    return this.extend(claim) ? 'granted' : 'lost';
   }
 
   release({ name, owner }) {
     return this.#remove(name, (record) => record.owner === owner);
   }
 
-  evict(name, only) {
+  forceRelease(name, only) {
     return this.#remove(name, (record) => only === undefined || only === record.fencingToken);
   }
 
-  inspect(name) {
+  holders(name) {
     const now = this.#now();
     const record = this.#record(name, now);
-    return record && { fencingToken: record.fencingToken, remaining: left(record, now) };
+    return record ? [{ fencingToken: record.fencingToken, remaining: left(record, now) }] : [];
   }
 
   detach({ name, owner }) {
-    return this.#record(name, this.#now())?.owner === owner ? granted() : refused();
+    return this.#record(name, this.#now())?.owner === owner;
   }
 
-  can() {
-    return { expires: true, ephemeral: false, transfers: true, evicts: true, fences: true };
+  getCapabilities() {
+    return {
+      expires: true,
+      ephemeral: false,
+      transfers: true,
+      forceReleases: true,
+      fences: true,
+      revives: false,
+      shared: false,
+      permits: false,
+    };
   }
 
-  /** Resolves when `name` may be free for this waiter, or when `signal` is aborted. */
-  waitFor(name, _milliseconds, signal) {
-    if (!this.#record(name, this.#now())) return Promise.resolve();
-    return new Promise((wake) => {
-      const waiting = this.#waiting.get(name) ?? new Set();
-      this.#waiting.set(name, waiting.add(wake));
-      signal.addEventListener('abort', () => {
-        waiting.delete(wake);
-        if (waiting.size === 0 && this.#waiting.get(name) === waiting) this.#waiting.delete(name);
-        wake();
-      });
-    });
+  /**
+   * Joins the wait queue. Returns the place there: `wait` returns a promise that resolves when the lock may be free
+   * for this waiter, and `leave` leaves the queue.
+   */
+  join({ name }) {
+    const queue = this.#queues.get(name) ?? new Set();
+    const place = {
+      wake: () => {},
+      wait: () => new Promise((wake) => {
+        place.wake = wake;
+        this.#wakeHead(name);
+      }),
+      leave: () => {
+        queue.delete(place);
+        if (queue.size === 0) this.#queues.delete(name);
+        // This waiter may have been woken in vain.
+        this.#wakeHead(name);
+      },
+    };
+    this.#queues.set(name, queue.add(place));
+    return place;
+  }
+
+  /** Wakes the head waiter, if the name is free. */
+  #wakeHead(name) {
+    const [head] = this.#queues.get(name) ?? [];
+    if (head && !this.#record(name, this.#now())) head.wake();
   }
 
   /** Returns the record of `name`, if it has not expired. */
@@ -84,16 +111,12 @@ export class MapStore {
 
   #remove(name, condition) {
     const record = this.#record(name, this.#now());
-    if (!record || !condition(record)) return refused();
+    if (!record || !condition(record)) return false;
     this.#records.delete(name);
-    const [next] = this.#waiting.get(name) ?? [];
-    this.#waiting.get(name)?.delete(next);
-    next?.();
-    return granted();
+    this.#wakeHead(name);
+    return true;
   }
 }
 
-const granted = () => ({ tag: 'granted', val: undefined });
-const refused = () => ({ tag: 'refused', val: undefined });
 const end = (now, ttl) => (ttl === undefined ? undefined : now + ttl);
 const left = ({ until }, now) => (until === undefined ? undefined : until - now);

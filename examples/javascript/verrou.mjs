@@ -6,36 +6,41 @@
  *
  * Functions that fail throw a `LockError`, whose `code` is the same on every host.
  */
-import { LockError, asMilliseconds, asNanoseconds, asRetry, asText, asToken, asking, wallTime } from './arguments.mjs';
+import {
+  LockError, asHolder, asMilliseconds, asNanoseconds, asRetry, asText, asToken, asking, dispose, wallTime,
+} from './arguments.mjs';
 import { instantiateLocks } from './component.mjs';
 import { acquired, kept } from './waiting.mjs';
 
-const dispose = Symbol.dispose ?? Symbol.for('dispose');
-
 /**
- * Opens the locks of `store`: an object with the functions of `wit/store.wit`, and optionally
- * `waitFor(name, milliseconds, signal)`, which returns a promise that resolves when `name` may be free.
- * `platform` replaces the platform's clock and randomness.
+ * Opens the locks of `store`: an object with the functions of `wit/store.wit`. Its `join` returns `undefined`, or
+ * an object whose `wait` returns a promise that resolves when the lock may be free for the waiter, and whose
+ * `leave` leaves the wait queue. `platform` replaces the platform's clock and randomness.
  */
 export async function openLocks(store, platform) {
   const { Lock: Handle } = await instantiateLocks(store, platform);
-  const made = (handle) => new Lock(asking(handle), store);
+  const made = (handle) => new Lock(asking(handle));
   return {
     /** Makes a lock whose leases last `ttl` milliseconds; with `null` they do not expire. */
-    createLock: (name, ttl = 30_000) => made(() => new Handle(asText(name), asNanoseconds(ttl))),
+    createLock: (name, ttl = 30_000) => made(() => Handle.create(asText(name), asNanoseconds(ttl))),
     /** Restores a lock from the text of `serialize`, of this or another process. */
     restoreLock: (text) => made(() => Handle.restore(asText(text, 'E_INVALID_SERIALIZED_LOCK'), wallTime())),
   };
 }
 
-/** A lock. Every acquisition has an owner token of its own, so a lock is not reentrant: a second acquisition waits for the first. */
+/**
+ * A lock. Every acquisition has an owner token of its own, so a lock is not reentrant: a second acquisition waits for
+ * the first.
+ *
+ * `dispose`, or else the garbage collector, releases it, unless it was detached, serialized or restored. So a program
+ * must keep the object for as long as it holds the lock.
+ */
 class Lock {
   #handle;
-  #store;
   #acquisitions = 0;
 
-  constructor(handle, store) {
-    [this.#handle, this.#store, this.name] = [handle, store, handle.name()];
+  constructor(handle) {
+    [this.#handle, this.name] = [handle, handle.name()];
   }
 
   /**
@@ -44,24 +49,15 @@ class Lock {
    */
   async acquire({ signal, ...retry } = {}) {
     signal?.throwIfAborted();
-    const attempt = this.#ask((handle) => handle.acquire(asRetry(retry)));
-    const wake = this.#store.waitFor && (async (...until) => this.#store.waitFor(this.name, ...until));
-    try {
-      const fencingToken = await acquired(attempt, this.name, wake, signal);
-      this.#acquisitions += 1;
-      if (signal?.aborted) this.release();
-      signal?.throwIfAborted();
-      return fencingToken;
-    } finally {
-      attempt[dispose]();
-    }
+    const { tag, val } = this.#ask((handle) => handle.acquire(asRetry(retry)));
+    return tag === 'acquired' ? this.#granted(val) : this.#wait(val, signal);
   }
 
   /** Acquires the lock if it is free now, and returns whether it was. */
   tryAcquire() {
-    const acquired = this.#ask((handle) => handle.tryAcquire());
-    this.#acquisitions += Number(acquired);
-    return acquired;
+    const isAcquired = this.#ask((handle) => handle.tryAcquire()) !== undefined;
+    this.#acquisitions += Number(isAcquired);
+    return isAcquired;
   }
 
   /** Holds the lock while `body` runs, and returns the result of `body`. Waits as `acquire` does. */
@@ -79,7 +75,7 @@ class Lock {
     return outcome;
   }
 
-  /** Renews the lease until `signal` is aborted. If the lease is lost before, returns how. */
+  /** Renews the lease until `signal` is aborted, or the lock is released. If the lease is lost before, returns how. */
   async keepAlive(signal) {
     const renewal = this.#ask((handle) => handle.keep());
     return kept(renewal, signal).finally(() => renewal[dispose]());
@@ -91,18 +87,41 @@ class Lock {
   forceRelease(only) { return this.#ask((handle) => handle.forceRelease(asToken(only))); }
   /** Extends the lease to `ttl` milliseconds from now, by default to the lock's own ttl. */
   extend(ttl) { this.#ask((handle) => (ttl === undefined ? handle.extend() : handle.extendFor(asNanoseconds(ttl)))); }
-  /** Serializes the lease for `restoreLock`. The text allows any process to extend and release the lock. */
+  /** Detaches the lease: from now on it ends by its ttl alone, and outlives this object. */
+  detach() { this.#ask((handle) => handle.detach()); }
+  /** Serializes the lease for `restoreLock`, and detaches it. The text allows any process to extend and release the lock. */
   serialize() { return this.#ask((handle) => handle.serialize(wallTime())); }
   /** Returns whether the store has a holder of the lock. */
   isLocked() { return this.#ask((handle) => handle.isLocked()); }
+  /** Returns the holders of the lock: none when it is free. */
+  holders() { return this.#ask((handle) => handle.holders()).map(asHolder); }
   /** Returns whether the store's holder is this lock's latest acquisition. */
   isHeld() { return this.#ask((handle) => handle.isHeld()); }
   /** Returns the remaining time of the lease; `null` when there is none, or it does not expire. */
   remaining() { return asMilliseconds(this.#ask((handle) => handle.remaining())); }
-  /** Frees the memory, not the lock. Otherwise the garbage collector does. */
+  /** Drops this handle, which releases the lock. Otherwise the garbage collector does, at an unknown time. */
   dispose() {
     this.#handle?.[dispose]();
     this.#handle = undefined;
+  }
+
+  /** Counts the acquisition, and returns its fencing token. */
+  #granted({ fencingToken }) {
+    this.#acquisitions += 1;
+    return fencingToken;
+  }
+
+  async #wait(attempt, signal) {
+    try {
+      const fencingToken = this.#granted(await acquired(attempt, this.name, signal));
+      // The attempt is the last handle of a lock that was disposed of meanwhile.
+      if (!this.#handle) throw LockError.disposed(this.name);
+      if (signal?.aborted) this.release();
+      signal?.throwIfAborted();
+      return fencingToken;
+    } finally {
+      attempt[dispose](); // leaves the wait queue
+    }
   }
 
   #ask(call) {

@@ -17,8 +17,6 @@ const records = new Map();
 /** The number of grants of all names: with one counter, a free name needs no memory. */
 let grants = 0n;
 
-const granted = (fencingToken) => ({ tag: 'granted', val: fencingToken });
-const refused = (remaining) => ({ tag: 'refused', val: remaining });
 const end = (ttl, time) => (ttl === undefined ? undefined : time + ttl);
 const left = (record, time) => (record.until === undefined ? undefined : record.until - time);
 
@@ -29,10 +27,10 @@ function recorded(name, time) {
   return records.get(name);
 }
 
-/** Frees `name` if it is held and `condition` holds. */
+/** Frees `name` if it is held and `condition` holds. Returns whether it did. */
 function free(name, condition) {
   const record = recorded(name, now());
-  return record && condition(record) && records.delete(name) ? granted() : refused();
+  return record !== undefined && condition(record) && records.delete(name);
 }
 
 export const store = {
@@ -40,41 +38,63 @@ export const store = {
     const time = now();
     for (const known of records.keys()) recorded(known, time); // removes expired records
     const record = records.get(name);
-    if (record && record.owner !== owner) return refused(left(record, time));
+    if (record && record.owner !== owner) return { tag: 'busy', val: left(record, time) };
     // An owner that holds the name already retries: the reply was lost.
     const fencingToken = record?.fencingToken ?? ++grants;
     records.set(name, { owner, fencingToken, until: end(ttl, time) });
-    return granted(fencingToken);
+    return { tag: 'granted', val: fencingToken };
   },
 
   extend({ name, owner, ttl }) {
     const time = now();
     const record = recorded(name, time);
-    if (record?.owner !== owner) return refused();
+    if (record?.owner !== owner) return false;
     record.until = end(ttl, time);
-    return granted();
+    return true;
+  },
+
+  /** Renews as a store without the capability `revives` does. */
+  renew(claim) {
+    return store.extend(claim) ? 'granted' : 'lost';
   },
 
   release({ name, owner }) {
     return free(name, (record) => record.owner === owner);
   },
 
-  evict(name, only) {
+  forceRelease(name, only) {
     return free(name, (record) => only === undefined || only === record.fencingToken);
   },
 
-  inspect(name) {
+  holders(name) {
     const time = now();
     const record = recorded(name, time);
-    if (!record) return undefined;
-    return { fencingToken: record.fencingToken, remaining: left(record, time) };
+    if (!record) return [];
+    const { fencingToken } = record;
+    return [{ fencingToken, mode: { tag: 'exclusive' }, remaining: left(record, time), detached: false }];
   },
 
   detach({ name, owner }) {
-    return recorded(name, now())?.owner === owner ? granted() : refused();
+    return recorded(name, now())?.owner === owner;
   },
 
-  can() {
-    return { expires: true, ephemeral: false, transfers: true, evicts: true, fences: true };
+  getCapabilities() {
+    return {
+      expires: true,
+      ephemeral: false,
+      transfers: true,
+      forceReleases: true,
+      fences: true,
+      revives: false,
+      shared: false,
+      permits: false,
+    };
   },
+
+  /** This store has no wait queue. */
+  join() {
+    return undefined;
+  },
+
+  Waiter: class {},
 };

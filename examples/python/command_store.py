@@ -1,7 +1,7 @@
 """This machine's own stores, lease files and file locks, through the command `verrou serve`.
 
 A Python program shares these locks with shell scripts and programs in Rust. A lease that was not
-serialized ends with this process, for any reason: its end of the pipe is then closed, and the
+detached or serialized ends with this process, for any reason: its end of the pipe is then closed, and the
 command ends, too. `host/cli/SERVE.md` describes the protocol.
 """
 
@@ -9,7 +9,7 @@ import json
 import subprocess
 import threading
 
-from store import Abilities, Claim, Granted, Holder, Refused, StoreError
+from store import Busy, Capabilities, Claim, Granted, Holder, StoreError
 
 GREETING = {"protocol": "verrou serve", "version": 1}
 
@@ -39,7 +39,7 @@ class CommandStore:
             raise
 
     def close(self) -> None:
-        """Ends the leases that were neither released nor serialized."""
+        """Ends the leases that were neither released, detached nor serialized."""
         try:
             self._process.stdin.close()
         except BrokenPipeError:
@@ -48,31 +48,40 @@ class CommandStore:
         self._process.wait()
 
     def acquire(self, claim: Claim):
-        return self._reply("acquire", **claim._asdict())
+        answer = self._ask("acquire", **members(claim))
+        return Granted(answer["granted"]) if "granted" in answer else Busy(answer["refused"])
 
     def extend(self, claim: Claim):
-        return self._reply("extend", **claim._asdict())
+        return self._is_done("extend", **members(claim))
+
+    def renew(self, claim: Claim, fencing_token: int | None):
+        return self._ask("renew", **members(claim), fencing_token=fencing_token)["renewed"]
 
     def release(self, claim: Claim):
-        return self._reply("release", **claim._asdict())
+        return self._is_done("release", **members(claim))
 
     def detach(self, claim: Claim):
-        return self._reply("detach", **claim._asdict())
+        return self._is_done("detach", **members(claim))
 
-    def evict(self, name: str, only: int | None):
-        return self._reply("evict", name=name, only=only)
+    def force_release(self, name: str, only: int | None):
+        return self._is_done("evict", name=name, only=only)
 
-    def inspect(self, name: str):
+    def holders(self, name: str):
         holder = self._ask("inspect", name=name)["holder"]
-        return holder and Holder(*(holder[field] for field in Holder._fields))
+        return [Holder(holder["fencing_token"], holder["remaining"])] if holder else []
 
-    def can(self):
+    def join(self, claim: Claim):
+        # The command answers one request after the other: a `wait` would delay the other threads.
+        return None
+
+    def capabilities(self):
         abilities = self._ask("abilities")["abilities"]
-        return Abilities(*(abilities[field] for field in Abilities._fields))
+        # The protocol calls one of them by another name, and has no modes.
+        names = {"force_releases": "evicts"}
+        return Capabilities(*(abilities.get(names.get(name, name), False) for name in Capabilities._fields))
 
-    def _reply(self, operation: str, **members):
-        answer = self._ask(operation, **members)
-        return Granted(answer["granted"]) if "granted" in answer else Refused(answer["refused"])
+    def _is_done(self, operation: str, **members) -> bool:
+        return "granted" in self._ask(operation, **members)
 
     def _ask(self, operation: str, **members) -> dict:
         with self._mutex:
@@ -95,3 +104,10 @@ class CommandStore:
         if not line:
             raise StoreError(f"`verrou serve` has ended, with code {self._process.wait()}")
         return json.loads(line)
+
+
+def members(claim: Claim) -> dict:
+    """Returns the members of a claim that the protocol has: every claim is exclusive there."""
+    asked = claim._asdict()
+    del asked["mode"]
+    return asked

@@ -47,42 +47,70 @@ def compiled(component: Path) -> Component:
 
 
 class Instance:
-    """The component with its three imports: `store`, the clock `now`, and `random`."""
+    """The component with its imports: `store`, the clock `now`, and `random`."""
 
     def __init__(self, store, now=boot_time, random=random_u64, component=COMPONENT):
         self._dropped: collections.deque = collections.deque()
         self._troubles: list[BaseException] = []
         self._wasm = wasmtime.Store(ENGINE)
         linker = Linker(ENGINE)
-        component_imports.define(linker, store, now, random, self._troubles.append)
+        self._waiters = component_imports.define(linker, store, now, random, self._troubles.append)
         self._instance = linker.instantiate(self._wasm, compiled(component))
         self._exports = self._instance.get_export_index(self._wasm, "verrou:lock/locks@0.1.0")
 
     def call(self, function: str, *arguments):
         """Calls the function of the interface `locks` with this name."""
         with ONE_CALL:
-            while self._dropped:
-                self._dropped.pop().drop(self._wasm)
-            self._troubles.clear()
             index = self._instance.get_export_index(self._wasm, function, self._exports)
-            result = self._instance.get_func(self._wasm, index)(self._wasm, *arguments)
-            trouble = self._troubles[-1] if self._troubles else None
-        if trouble and not isinstance(trouble, Exception):
-            raise trouble  # An interrupt, such as Ctrl-C.
+            called = self._instance.get_func(self._wasm, index)
+            result, trouble = self._enter(called, self._wasm, *arguments)
         if isinstance(result, Variant) and result.tag in ("ok", "err"):
             result = result.payload
         if isinstance(result, Record) and hasattr(result, "code"):
             raise LockError(code(result.code), result.message, result.temporary) from trouble
         return result
 
+    def close(self, handle) -> None:
+        """Drops a handle."""
+        with ONE_CALL:
+            self._enter(handle.drop, self._wasm)
+
     def drop(self, handle) -> None:
         """Drops a handle with the next call: this method may be called during one."""
         self._dropped.append(handle)
 
+    def wait(self, attempt, seconds: float) -> None:
+        """Waits until the lock of `attempt` may be free, but at most for `seconds`."""
+        with ONE_CALL:
+            pollable = self.call("[method]attempt.subscribe", attempt)
+            waiter = pollable and self._waiters.take(self._wasm, pollable)
+        if waiter:
+            waiter.wait(seconds)
+        else:
+            time.sleep(seconds)
 
-def code(case: str) -> str:
+    def _enter(self, work, *arguments):
+        """Does `work` in the component; returns its result, and the last exception of the store."""
+        self._troubles.clear()
+        while self._dropped:
+            self._dropped.popleft().drop(self._wasm)
+        self._last_trouble()
+        self._troubles.clear()
+        return work(*arguments), self._last_trouble()
+
+    def _last_trouble(self) -> Exception | None:
+        trouble = self._troubles[-1] if self._troubles else None
+        if trouble and not isinstance(trouble, Exception):
+            raise trouble  # An interrupt, such as Ctrl-C.
+        return trouble
+
+
+def code(case: Variant) -> str:
     """Returns the code of a case of `error-code`."""
-    lasting = {"lost": "LOCK_LOST", "storage": "LOCK_STORAGE_ERROR"}
-    of_locks = {"not-owner", "not-serializable"}
-    name = ("lock-" if case in of_locks else "") + case
-    return "E_" + lasting.get(case, name.replace("-", "_").upper())
+    if case.tag == "other":
+        return case.payload
+    of_locks = {"denied", "lost", "not-owner", "not-serializable"}
+    if case.tag == "storage":
+        return "E_LOCK_STORAGE_ERROR"
+    name = f"lock-{case.tag}" if case.tag in of_locks else case.tag
+    return "E_" + name.replace("-", "_").upper()

@@ -17,10 +17,14 @@ import json
 import sys
 from contextlib import contextmanager
 
+from wasmtime.component import Record
+
 from component_imports import record
 from component_instance import Instance, LockError
 from dictionary_store import DictionaryStore
 from sqlite_store import SqliteStore
+
+MILLISECOND = 1_000_000
 
 
 class Client:
@@ -29,8 +33,12 @@ class Client:
     def __init__(self, store, now):
         self._store = store
         self._now = now
+        self._ahead = 0
         self._random: collections.deque = collections.deque()
-        self._instance = Instance(store, now=now, random=self._random.popleft)
+        self._instance = Instance(store, now=self._clock, random=self._random.popleft)
+
+    def _clock(self):
+        return self._now() + self._ahead
 
     @contextmanager
     def _handle(self, function, *arguments):
@@ -38,35 +46,52 @@ class Client:
         try:
             yield lambda method, *rest: self._instance.call(f"[method]{method}", handle, *rest)
         finally:
-            self._instance.drop(handle)
+            self._instance.close(handle)
 
     def _lock(self, name, ttl=None):
-        return self._handle("[constructor]lock", name, ttl)
+        return self._handle("[static]lock.create", name, ttl)
 
-    def _restored(self, name, owner):
-        unknown = dict.fromkeys(("ttl", "expires", "fence"))
-        text = json.dumps({"version": 1, "name": name, "owner": owner, **unknown})
+    def _restored(self, name, owner, ttl=None, expires=None, fence=None):
+        members = {"name": name, "owner": owner, "ttl": ttl, "expires": expires, "fence": fence}
+        text = json.dumps({"version": 1, **members})
         return self._handle("[static]lock.restore", text, self._now())
 
     def acquire(self, name, owner, ttl, ephemeral):
-        del ephemeral  # Every lock requests an ephemeral lease; `serialize` detaches it.
+        del ephemeral  # Every lock requests an ephemeral lease; `detach` makes it outlive the handle.
         self._random.extend((int(owner[:16], 16), int(owner[16:], 16)))
         once = record(attempts=1, delay=None, max_delay=None, timeout=None)
         with self._lock(name, ttl) as lock:
-            attempt = lock("lock.acquire", once)
-            progress = self._instance.call("[method]attempt.poll", attempt)
-            self._instance.drop(attempt)
+            acquiring = lock("lock.acquire", once)
             assert not self._random, "an owner is made of two numbers"
-            if progress.tag == "gave-up":
+            if not isinstance(acquiring, Record):
+                progress = self._instance.call("[method]attempt.poll", acquiring)
+                self._instance.close(acquiring)
+                assert progress.tag == "gave-up", progress
                 return {"refused": None}
-            assert progress.tag == "acquired", progress
-            assert lock("lock.fencing-token") == progress.payload
-            return {"granted": progress.payload}
+            token = getattr(acquiring, "fencing-token")
+            assert lock("lock.fencing-token") == token
+            lock("lock.detach")
+            return {"granted": token}
 
     def extend(self, name, owner, ttl, ephemeral):
         with self._restored(name, owner) as lock:
             lock("lock.extend-for", ttl)
         return {"granted": None}
+
+    def renew(self, name, owner, ttl, ephemeral, fencing_token):
+        # A renewal is due when half of the remaining time has passed, and after ten seconds without an end.
+        until_due, expires = 10_000 * MILLISECOND, None
+        if ttl is not None:
+            until_due, ttl, expires = 2 * MILLISECOND, ttl // MILLISECOND, self._now() // MILLISECOND + 3
+        with self._restored(name, owner, ttl, expires, fencing_token) as lock:
+            renewal = lock("lock.keep")
+            self._ahead += until_due
+            keeping = self._instance.call("[method]renewal.poll", renewal)
+            self._instance.close(renewal)
+        if isinstance(keeping, Record):
+            return {"error": {"temporary": False, "message": keeping.why}}
+        kinds = {int: "granted", type(None): "released", str: "lost"}
+        return {"renewed": kinds[type(keeping)]}
 
     def release(self, name, owner, ttl, ephemeral):
         with self._restored(name, owner) as lock:
@@ -75,22 +100,25 @@ class Client:
 
     def detach(self, name, owner, ttl, ephemeral):
         with self._restored(name, owner) as lock:
-            lock("lock.serialize", self._now())
+            lock("lock.detach")
         return {"granted": None}
 
     def evict(self, name, only):
         with self._lock(name) as lock:
-            evicted = lock("lock.force-release", only)
-        return {"granted": None} if evicted else {"refused": None}
+            is_done = lock("lock.force-release", only)
+        return {"granted": None} if is_done else {"refused": None}
 
     def inspect(self, name):
         with self._lock(name) as lock:
-            holder = lock("lock.holder")
-        members = holder and {key.replace("-", "_"): value for key, value in vars(holder).items()}
-        return {"holder": members}
+            holders = lock("lock.holders")
+        if not holders:
+            return {"holder": None}
+        (holder,) = holders
+        return {"holder": {"fencing_token": getattr(holder, "fencing-token"), "remaining": holder.remaining}}
 
     def abilities(self):
-        return {"abilities": self._store.can()._asdict()}
+        has = self._store.capabilities()._asdict()
+        return {"abilities": {"evicts": has.pop("force_releases"), **has}}
 
 
 class Fixture:

@@ -4,7 +4,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from store import Abilities, Claim, Granted, Holder, Refused
+from store import Busy, Capabilities, Claim, Granted, Holder, renewed_by_extension
 
 
 class Record(NamedTuple):
@@ -25,6 +25,8 @@ class DictionaryStore:
         self._now = now
         self._mutex = threading.Lock()
         self._records: dict[str, Record] = {}
+        # The waiters of each name, the head waiter first.
+        self._queues: dict[str, list[Waiter]] = {}
         # One counter for all names grows for each of them, and needs no record of a free name.
         self._token = 0
         self._sweep_at = 64
@@ -35,7 +37,7 @@ class DictionaryStore:
             self._sweep(now)
             record = self._held(claim.name, now)
             if record and record.owner != claim.owner:
-                return Refused(record.left(now))
+                return Busy(record.left(now))
             if not record:
                 self._token += 1
             token = record.token if record else self._token
@@ -47,42 +49,69 @@ class DictionaryStore:
             now = self._now()
             record = self._held(claim.name, now)
             if not record or record.owner != claim.owner:
-                return Refused()
+                return False
             self._records[claim.name] = record._replace(ends=end(claim, now))
-            return Granted()
+            return True
+
+    def renew(self, claim: Claim, fencing_token: int | None):
+        return renewed_by_extension(self, claim)
 
     def release(self, claim: Claim):
         with self._mutex:
             record = self._held(claim.name, self._now())
             return self._free(claim.name, record and record.owner == claim.owner)
 
-    def evict(self, name: str, only: int | None):
+    def force_release(self, name: str, only: int | None):
         with self._mutex:
             record = self._held(name, self._now())
             return self._free(name, record and only in (None, record.token))
 
-    def inspect(self, name: str):
+    def holders(self, name: str):
         with self._mutex:
             now = self._now()
             record = self._held(name, now)
-            return record and Holder(record.token, record.left(now))
+            return [Holder(record.token, record.left(now))] if record else []
 
     def detach(self, claim: Claim):
-        return Granted()
+        return True
 
-    def can(self):
-        return Abilities(expires=True, ephemeral=False, transfers=True, evicts=True, fences=True)
+    def join(self, claim: Claim):
+        with self._mutex:
+            waiter = Waiter(self, claim.name)
+            self._queues.setdefault(claim.name, []).append(waiter)
+            # The lock may have been released since the refusal.
+            self._notify_head(claim.name)
+            return waiter
+
+    def capabilities(self):
+        return Capabilities(expires=True, transfers=True, force_releases=True, fences=True)
+
+    def leave(self, name: str, waiter: "Waiter"):
+        """Removes a waiter, which may have been notified in vain: the next one must not wait for it."""
+        with self._mutex:
+            queue = self._queues[name]
+            queue.remove(waiter)
+            if queue:
+                self._notify_head(name)
+            else:
+                del self._queues[name]
 
     def _held(self, name: str, now: int) -> Record | None:
         """Returns the record of a name that is held."""
         record = self._records.get(name)
         return record if record and record.left(now) != 0 else None
 
-    def _free(self, name: str, is_meant) -> Granted | Refused:
+    def _free(self, name: str, is_meant) -> bool:
         if not is_meant:
-            return Refused()
+            return False
         del self._records[name]
-        return Granted()
+        self._notify_head(name)
+        return True
+
+    def _notify_head(self, name: str):
+        """Notifies the head waiter if the name is free."""
+        if name in self._queues and not self._held(name, self._now()):
+            self._queues[name][0].notify()
 
     def _sweep(self, now: int):
         """Removes expired records, when there are twice as many records as after the last time."""
@@ -90,6 +119,24 @@ class DictionaryStore:
             held = {name: self._held(name, now) for name in self._records}
             self._records = {name: record for name, record in held.items() if record}
             self._sweep_at = max(64, 2 * len(self._records))
+
+
+class Waiter:
+    """A place in the wait queue of a name."""
+
+    def __init__(self, store: DictionaryStore, name: str):
+        self._store, self._name = store, name
+        self._notified = threading.Event()
+
+    def notify(self):
+        self._notified.set()
+
+    def wait(self, seconds: float):
+        self._notified.wait(seconds)
+        self._notified.clear()
+
+    def leave(self):
+        self._store.leave(self._name, self)
 
 
 def end(claim: Claim, now: int) -> int | None:

@@ -19,14 +19,19 @@ def keep_alive(instance, renewal):
         try:
             while not ended.wait(min(pause / 1e9, LONGEST_PAUSE)):
                 keeping = instance.call("[method]renewal.poll", renewal)
+                if keeping is None:
+                    return  # `released`
                 if isinstance(keeping, str):
-                    break
+                    break  # `lost`
                 # `held`; or `unknown` while the store fails.
                 pause = keeping.wait if isinstance(keeping, Record) else keeping
-        finally:
             if not ended.is_set():
                 lost.set()
-            instance.drop(renewal)
+        except BaseException:
+            lost.set()
+            raise
+        finally:
+            instance.close(renewal)
 
     keeper = threading.Thread(target=keep, name="keeps a lock", daemon=True)
     keeper.start()

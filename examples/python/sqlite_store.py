@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from store import Abilities, Claim, Granted, Holder, Refused, StoreError
+from store import Busy, Capabilities, Claim, Granted, Holder, StoreError, renewed_by_extension
 
 # A free name keeps its row, and so its fencing token.
 SCHEMA = """
@@ -21,6 +21,15 @@ SCHEMA = """
     ) WITHOUT ROWID
 """
 HELD = "owner IS NOT NULL AND (ends IS NULL OR ends > :now)"
+CODES = {
+    sqlite3.SQLITE_BUSY: "unavailable",
+    sqlite3.SQLITE_LOCKED: "unavailable",
+    sqlite3.SQLITE_CORRUPT: "corrupt",
+    sqlite3.SQLITE_NOTADB: "corrupt",
+    sqlite3.SQLITE_FULL: "full",
+    sqlite3.SQLITE_READONLY: "denied",
+}
+"""The codes of `store-error-code` for those of SQLite."""
 GREATEST = (1 << 63) - 1
 """The greatest integer of SQLite. As a time, it is in the year 2262."""
 
@@ -46,7 +55,7 @@ class SqliteStore:
         with self._transaction():
             owner, holder = self._held(claim.name)
             if holder and owner != claim.owner:
-                return Refused(holder.remaining)
+                return Busy(holder.remaining)
             token = holder.fencing_token if holder else self._last_token(claim.name) + 1
             self._file.execute(
                 "INSERT OR REPLACE INTO locks VALUES (?, ?, ?, ?)",
@@ -57,23 +66,31 @@ class SqliteStore:
     def extend(self, claim: Claim):
         return self._change("ends = :ends", claim.name, "owner = :who", claim.owner, self._end(claim))
 
+    def renew(self, claim: Claim, fencing_token: int | None):
+        return renewed_by_extension(self, claim)
+
     def release(self, claim: Claim):
         return self._change("owner = NULL", claim.name, "owner = :who", claim.owner)
 
-    def evict(self, name: str, only: int | None):
+    def force_release(self, name: str, only: int | None):
         # No token is greater than SQLite's greatest integer.
         only = None if only is None else min(only, GREATEST)
         return self._change("owner = NULL", name, "(:who IS NULL OR token = :who)", only)
 
-    def inspect(self, name: str):
+    def holders(self, name: str):
         with self._mutex, reported():
-            return self._held(name)[1]
+            holder = self._held(name)[1]
+            return [holder] if holder else []
 
     def detach(self, claim: Claim):
-        return Granted()
+        return True
 
-    def can(self):
-        return Abilities(expires=True, ephemeral=False, transfers=True, evicts=True, fences=True)
+    def join(self, claim: Claim):
+        # SQLite notifies no other process of a change: waiters try again after a while.
+        return None
+
+    def capabilities(self):
+        return Capabilities(expires=True, transfers=True, force_releases=True, fences=True)
 
     @contextmanager
     def _transaction(self):
@@ -106,7 +123,7 @@ class SqliteStore:
             values = {"name": name, "who": who, "ends": ends, "now": self._now()}
             update = f"UPDATE locks SET {what} WHERE name = :name AND {whose} AND {HELD}"
             changed = self._file.execute(update, values).rowcount
-            return Granted() if changed else Refused()
+            return changed > 0
 
     def _end(self, claim: Claim) -> int | None:
         return None if claim.ttl is None else min(self._now() + claim.ttl, GREATEST)
@@ -120,5 +137,5 @@ def reported():
     except sqlite3.Error as error:
         # Some of its errors have no code.
         kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        busy = kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-        raise StoreError(f"SQLite says: {error}", temporary=busy) from error
+        code = CODES.get(kind, "")
+        raise StoreError(f"SQLite says: {error}", temporary=code == "unavailable", code=code) from error

@@ -16,55 +16,99 @@ class Claim(NamedTuple):
     ttl: int | None
     ephemeral: bool
     """Whether the record also ends with the client that made it."""
+    mode: str | int = "exclusive"
+    """Which other holders the name may have: `exclusive`, `shared`, or the number of permits."""
 
 
 class Granted(NamedTuple):
-    """The operation was done."""
+    """The owner holds the name."""
 
     fencing_token: int | None = None
-    """The fencing token, if a store with fencing tokens has granted a claim."""
+    """The fencing token, from a store with fencing tokens."""
 
 
-class Refused(NamedTuple):
-    """The operation was not done: another owner holds the name, or there is no record to act on."""
+class Busy(NamedTuple):
+    """Another owner holds the name."""
 
     remaining: int | None = None
     """The longest time for which the name stays held, if the store can determine it."""
 
 
+class Process(NamedTuple):
+    """The process that acquired a lock, for display."""
+
+    id: int
+    host: str
+    command: str
+
+
 class Holder(NamedTuple):
-    """The holder of a name, without the owner token: with that token the lock can be released."""
+    """A holder of a name, without the owner token: with that token the lock can be released."""
 
-    fencing_token: int | None
-    remaining: int | None
+    fencing_token: int | None = None
+    remaining: int | None = None
+    since: int | None = None
+    """The time of the grant since the start of 1970 (UTC), if the store records it."""
+    process: Process | None = None
+    detached: bool = False
+    """Whether the lease was detached, so that `process` may have ended long ago."""
+    mode: str | int = "exclusive"
 
 
-class Abilities(NamedTuple):
-    """The capabilities of a store: see `abilities` in `wit/store.wit`."""
+class Capabilities(NamedTuple):
+    """The capabilities of a store: see `capabilities` in `wit/types.wit`."""
 
-    expires: bool
-    ephemeral: bool
-    transfers: bool
-    evicts: bool
-    fences: bool
+    expires: bool = False
+    ephemeral: bool = False
+    transfers: bool = False
+    force_releases: bool = False
+    fences: bool = False
+    revives: bool = False
+    shared: bool = False
+    permits: bool = False
 
 
 class StoreError(Exception):
     """The failure of a store: the outcome of its operation is unknown."""
 
-    def __init__(self, message: str, temporary: bool = False):
+    def __init__(self, message: str, temporary: bool = False, code: str = ""):
         super().__init__(message)
         self.temporary = temporary
         """Whether a retry may succeed."""
+        self.code = code
+        """The kind of the failure: a case of `store-error-code` in `wit/store.wit`, or another name."""
+
+
+class Waiter(Protocol):
+    """The place of a claim in the store's wait queue."""
+
+    def wait(self, seconds: float) -> None:
+        """Waits until the claim may be granted, but at most for `seconds`."""
+
+    def leave(self) -> None:
+        """Leaves the queue, after the grant or without one."""
 
 
 class Store(Protocol):
     """A store of lease records. `wit/store.wit` documents each operation."""
 
-    def acquire(self, claim: Claim) -> Granted | Refused: ...
-    def extend(self, claim: Claim) -> Granted | Refused: ...
-    def release(self, claim: Claim) -> Granted | Refused: ...
-    def evict(self, name: str, only: int | None) -> Granted | Refused: ...
-    def inspect(self, name: str) -> Holder | None: ...
-    def detach(self, claim: Claim) -> Granted | Refused: ...
-    def can(self) -> Abilities: ...
+    def acquire(self, claim: Claim) -> Granted | Busy: ...
+    def extend(self, claim: Claim) -> bool: ...
+    def release(self, claim: Claim) -> bool: ...
+    def force_release(self, name: str, only: int | None) -> bool: ...
+    def holders(self, name: str) -> list[Holder]: ...
+    def detach(self, claim: Claim) -> bool: ...
+    def capabilities(self) -> Capabilities: ...
+
+    def renew(self, claim: Claim, fencing_token: int | None) -> str:
+        """Returns `granted`, `released` or `lost`. This is the renewal of a store without `revives`."""
+        return renewed_by_extension(self, claim)
+
+    def join(self, claim: Claim) -> Waiter | None:
+        """Joins the wait queue; returns `None` in a store without one."""
+        return None
+
+
+def renewed_by_extension(store: Store, claim: Claim) -> str:
+    """Renews the lease as a store without the capability `revives` does."""
+    return "granted" if store.extend(claim) else "lost"

@@ -11,7 +11,7 @@ import unittest
 from pathlib import Path
 
 from command_store import CommandStore
-from store import StoreError
+from store import Claim, StoreError
 from verrou_component import LockError, Locks
 
 HERE = Path(__file__).resolve().parent
@@ -76,15 +76,16 @@ class CommandStoreTest(unittest.TestCase):
         self.verrou("release", text, expected=77)
 
     def test_a_serialized_lock_outlives_its_store(self):
-        text = self.locks.lock("x", ttl=60)
-        text.acquire()
-        text = text.serialize()
+        lock = self.locks.lock("x", ttl=60)
+        lock.acquire()
+        text = lock.serialize()
         self.store.close()
         self.assertTrue(self.is_held())
         self.verrou("release", text)
 
     def test_a_lock_ends_with_its_store(self):
-        self.locks.lock("x", ttl=3600).acquire()
+        lock = self.locks.lock("x", ttl=3600)
+        lock.acquire()
         self.assertTrue(self.is_held())
         self.store.close()
         self.verrou("run", "x", "--wait", "60s", "--", "true")
@@ -119,6 +120,23 @@ class CommandStoreTest(unittest.TestCase):
         with self.assertRaises(LockError) as caught:
             self.locks.lock("x").acquire(timeout=60)
         self.assertEqual(caught.exception.code, "E_LOCK_STORAGE_ERROR")
+
+    def test_a_renewal_never_shortens_a_lease(self):
+        self.assertTrue(self.store.capabilities().revives)
+        claim = Claim("x", "0" * 31 + "1", 3600 * 10**9, True)
+        token = self.store.acquire(claim).fencing_token
+        self.assertEqual(self.store.renew(claim._replace(ttl=10**9), token), "granted")
+        (holder,) = self.store.holders("x")
+        self.assertGreater(holder.remaining, 3000 * 10**9)
+        self.assertEqual(self.store.renew(claim, token + 1), "lost")
+        self.assertTrue(self.open(self.url).release(claim))
+        self.assertEqual(self.store.renew(claim, token), "released")
+        self.assertEqual(self.store.holders("x"), [])
+
+    def test_a_lease_is_renewed_beyond_its_ttl(self):
+        with self.locks.lock("x", ttl=1).held() as held:
+            self.assertFalse(held.lost.wait(2))
+            self.assertTrue(self.is_held())
 
     def test_a_file_lock_cannot_be_serialized(self):
         locks = Locks(self.open(f"file:{self.directory}/files"))

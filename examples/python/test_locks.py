@@ -6,8 +6,11 @@ import time
 import unittest
 from fractions import Fraction
 
+from wasmtime.component import Variant
+
+from component_instance import code
 from dictionary_store import DictionaryStore
-from store import Granted, Holder, Refused, StoreError
+from store import Busy, Capabilities, Granted, Holder, Process, StoreError
 from verrou_component import LockError, Locks
 
 GREATEST = Fraction((1 << 64) - 1, 10**9)
@@ -43,7 +46,8 @@ class HoldingTest(Case):
         self.assertEqual(other.acquire(), 2)
 
     def test_a_timeout_is_kept(self):
-        self.locks.lock("x").acquire()
+        lock = self.locks.lock("x")
+        lock.acquire()
         began = time.monotonic()
         self.assert_fails("E_LOCK_TIMEOUT", self.locks.lock("x").acquire, timeout=0.3, delay=0.05)
         self.assertGreaterEqual(time.monotonic() - began, 0.3)
@@ -60,6 +64,30 @@ class HoldingTest(Case):
             self.assertFalse(held.lost.wait(3))
             self.assertFalse(self.locks.lock("x").try_acquire())
         self.assertTrue(self.locks.lock("x").try_acquire())
+
+    def test_a_renewal_passes_the_fencing_token(self):
+        renewals, twice = [], threading.Event()
+
+        def renew(claim, fencing_token):
+            renewals.append((claim.name, claim.ttl, fencing_token))
+            if len(renewals) > 1:
+                twice.set()
+            return DictionaryStore.renew(self.store, claim, fencing_token)
+
+        self.store.renew = renew
+        with Locks(self.store).lock("x", ttl=2).held() as held:
+            self.assertTrue(twice.wait(60))
+            self.assertFalse(held.lost.is_set())
+        self.assertEqual(set(renewals), {("x", 2 * 10**9, held.fencing_token)})
+
+    def test_a_renewal_ends_when_the_lock_is_released(self):
+        renewed = threading.Event()
+        self.store.renew = lambda *_: renewed.set() or "released"
+        lock = Locks(self.store).lock("x", ttl=2)
+        lock.acquire()
+        with lock.keep_alive() as lost:
+            self.assertTrue(renewed.wait(60))
+            self.assertFalse(lost.wait(0.2))
 
     def test_a_lock_without_ttl_is_not_lost(self):
         with self.locks.lock("x", ttl=None).held() as held:
@@ -93,6 +121,78 @@ class HoldingTest(Case):
             self.assertFalse(lost.is_set())
         restored.release()
         self.assert_fails("E_LOCK_NOT_OWNER", lock.release)
+
+    def test_a_collected_lock_is_released_by_the_next_call(self):
+        lock, other = self.locks.lock("x"), self.locks.lock("x")
+        lock.acquire()
+        del lock
+        self.assertTrue(other.try_acquire())
+
+    def test_a_detached_serialized_or_restored_lock_outlives_its_object(self):
+        other = self.locks.lock("x")
+        lock = self.locks.lock("x")
+        lock.acquire()
+        lock.detach()
+        del lock
+        self.assertFalse(other.try_acquire())
+        other.force_release()
+        lock = self.locks.lock("x")
+        lock.acquire()
+        text = lock.serialize()
+        del lock
+        self.assertFalse(other.try_acquire())
+        restored = self.locks.restore(text)
+        self.assertTrue(restored.is_held())
+        del restored
+        self.assertFalse(other.try_acquire())
+
+    def test_a_release_notifies_the_head_waiter(self):
+        lock = self.locks.lock("x")
+        lock.acquire()
+        order, waiters = [], []
+        for number in range(3):
+            waiter = threading.Thread(target=self.wait, args=(number, order))
+            waiter.start()
+            waiters.append(waiter)
+            self.until_queued(number + 1)
+        lock.release()
+        for waiter in waiters:
+            waiter.join()
+        self.assertEqual(order, [0, 1, 2])
+        self.assertEqual(self.store._queues, {})
+
+    def wait(self, number, order):
+        """Waits without retries: with a pause so long that only a notification can end it in time."""
+        with self.locks.lock("x", ttl=None).held(delay=3600):
+            order.append(number)
+
+    def until_queued(self, waiters):
+        end = time.monotonic() + 60
+        while len(self.store._queues.get("x", ())) < waiters:
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.001)
+
+    def test_a_waiter_that_gives_up_leaves_the_queue(self):
+        lock = self.locks.lock("x")
+        lock.acquire()
+        other = self.locks.lock("x")
+        self.assert_fails("E_LOCK_TIMEOUT", other.acquire, timeout=0.05, delay=0.01)
+        self.assertEqual(self.store._queues, {})
+
+    def test_the_holders_of_a_lock_are_listed(self):
+        lock = self.locks.lock("x")
+        self.assertEqual(lock.holders(), [])
+        token = lock.acquire()
+        (holder,) = lock.holders()
+        self.assertEqual(holder, Holder(token, holder.remaining))
+        self.assertTrue(0 < holder.remaining <= 30 * 10**9)
+        # A store may record more.
+        process = Process(4242, "host", "nightly \ud800")
+        full = Holder(7, None, 1_763_892_000_000_000_000, process, detached=True)
+        self.store.holders = lambda name: [full, Holder(None, 5)]
+        listed = Locks(self.store).lock("x").holders()
+        printable = full._replace(process=process._replace(command="nightly ?"))
+        self.assertEqual(listed, [printable, Holder(None, 5)])
 
     def count(self, make_locks):
         """Increments a counter a hundred times in ten threads, which loses increments without exclusion."""
@@ -157,13 +257,27 @@ class InvalidArgumentTest(Case):
         self.locks.restore(text).release()
 
 
+class ErrorCodeTest(unittest.TestCase):
+    def test_a_code_is_the_same_on_every_host(self):
+        codes = {
+            "invalid-name": "E_INVALID_NAME",
+            "lost": "E_LOCK_LOST",
+            "not-owner": "E_LOCK_NOT_OWNER",
+            "storage": "E_LOCK_STORAGE_ERROR",
+            "too-many-handles": "E_TOO_MANY_HANDLES",
+            "denied": "E_LOCK_DENIED",
+        }
+        self.assertEqual({case: code(Variant(case)) for case in codes}, codes)
+        self.assertEqual(code(Variant("other", "E_LATER")), "E_LATER")
+
+
 class BrokenStoreTest(Case):
     STEPS = {
         "acquire": lambda lock: lock.try_acquire(),
         "extend": lambda lock: lock.extend(),
         "release": lambda lock: lock.release(),
-        "inspect": lambda lock: lock.is_locked(),
-        "evict": lambda lock: lock.force_release(),
+        "holders": lambda lock: lock.is_locked(),
+        "force_release": lambda lock: lock.force_release(),
     }
 
     def broken(self, step, trick):
@@ -194,17 +308,58 @@ class BrokenStoreTest(Case):
                 use(lock)
 
     def test_an_invalid_reply_of_a_store_is_an_error(self):
-        replies = [None, 7, "granted", object(), Holder(1, 1), Granted("7"), Granted(0)]
-        replies += [Granted(-1), Granted(1 << 64), Granted(True), Granted(1.5), Refused(-1)]
-        holders = [7, Granted(7), Holder(0, None), Holder("1", None), Holder(1, -1)]
+        acquired = [None, 7, "granted", True, object(), Holder(1, 1), Granted("7"), Granted(0)]
+        acquired += [Granted(-1), Granted(1 << 64), Granted(True), Granted(1.5), Busy(-1)]
+        done = [None, 0, 1, "granted", Granted(), object()]
+        one = [Holder(0), Holder("1"), Holder(1, -1), Holder(since=1 << 64), Holder(mode="none"), Holder(mode=-1)]
+        one += [Holder(process="me"), Holder(process=Process(-1, "", "")), Holder(process=Process(1, None, ""))]
+        one += [Holder(detached=None), 7, None, Granted(7)]
+        replies = {"acquire": acquired, "holders": [None, 7, Holder(1), *([holder] for holder in one)]}
         for step, use in self.STEPS.items():
-            for garbage in holders if step == "inspect" else replies:
+            for garbage in replies.get(step, done):
                 with self.subTest(step, garbage=garbage):
                     lock, wrong = self.broken(step, lambda *_, garbage=garbage: garbage)
                     error = self.assert_fails("E_LOCK_STORAGE_ERROR", use, lock)
                     self.assertFalse(error.temporary)
                     wrong[0] = None
                     use(lock)
+
+    def test_a_renewal_without_a_valid_reply_does_not_end_the_lease(self):
+        def trick(*_):
+            raise OSError("the disk is full")
+
+        for wrong in (trick, lambda *_: "extended", lambda *_: True):
+            renewed = threading.Event()
+            self.store.renew = lambda *_, wrong=wrong: renewed.set() or wrong()
+            with Locks(self.store).lock("x", ttl=2).held() as held:
+                self.assertTrue(renewed.wait(60))
+                self.assertFalse(held.lost.is_set())
+
+    def test_a_store_that_cannot_queue_is_polled(self):
+        def trick(*_):
+            raise OSError("the disk is full")
+
+        self.store.join = trick
+        locks = Locks(self.store)
+        lock, other = locks.lock("x"), locks.lock("x")
+        lock.acquire()
+        self.assert_fails("E_LOCK_TIMEOUT", other.acquire, attempts=3, delay=0.001)
+        threading.Timer(0.05, lock.release).start()
+        self.assertEqual(other.acquire(delay=0.01, timeout=60), 2)
+
+    def test_an_error_of_a_store_can_have_a_code(self):
+        for wrong in ("full", "denied", "E_MINE", "\ud800", 7, None):
+            def trick(*_, wrong=wrong):
+                raise StoreError("broken", code=wrong)
+
+            lock, _ = self.broken("acquire", trick)
+            error = self.assert_fails("E_LOCK_STORAGE_ERROR", lock.try_acquire)
+            self.assertIn("broken", str(error))
+
+    def test_a_store_need_not_count_grants(self):
+        lock, _ = self.broken("acquire", lambda claim: Granted())
+        self.assertIsNone(lock.acquire())
+        self.assertTrue(lock.try_acquire())
 
     def test_a_temporary_error_is_retried(self):
         failures = [StoreError("busy", temporary=True)] * 2
@@ -230,9 +385,10 @@ class BrokenStoreTest(Case):
             use(lock)
 
     def test_a_store_without_capabilities_is_refused(self):
-        self.store.can = lambda: None
-        with self.assertRaisesRegex(StoreError, "`Abilities`"):
-            Locks(self.store)
+        for wrong, kind in ((None, "Capabilities"), (Capabilities(fences=1), "bool")):
+            self.store.capabilities = lambda wrong=wrong: wrong
+            with self.assertRaisesRegex(StoreError, f"`{kind}`"):
+                Locks(self.store)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import unittest
 from pathlib import Path
 
 from sqlite_store import SqliteStore
-from store import Claim, Granted, Refused, StoreError
+from store import Claim, Granted, StoreError
 from verrou_component import LockError, Locks
 
 # Processes that share nothing: a forked process would inherit the connection of its parent.
@@ -77,13 +77,13 @@ class SqliteStoreTest(unittest.TestCase):
         for expected in range(1, 16, 4):
             store = self.open(now=lambda: clock[0])
             self.assertEqual(store.acquire(claim), Granted(expected))
-            self.assertEqual(store.release(claim), Granted())
+            self.assertTrue(store.release(claim))
             self.assertEqual(store.acquire(claim), Granted(expected + 1))
-            self.assertEqual(store.evict("x", expected), Refused())
-            self.assertEqual(store.evict("x", expected + 1), Granted())
+            self.assertFalse(store.force_release("x", expected))
+            self.assertTrue(store.force_release("x", expected + 1))
             self.assertEqual(store.acquire(claim), Granted(expected + 2))
             clock[0] += 10
-            self.assertEqual(store.release(claim), Refused())
+            self.assertFalse(store.release(claim))
             self.assertEqual(store.acquire(claim), Granted(expected + 3))
             clock[0] += 10
             store.close()
@@ -97,6 +97,7 @@ class SqliteStoreTest(unittest.TestCase):
         with self.assertRaises(StoreError) as caught:
             store.acquire(claim)
         self.assertTrue(caught.exception.temporary)
+        self.assertEqual(caught.exception.code, "unavailable")
         other.execute("COMMIT")
         self.assertEqual(store.acquire(claim), Granted(1))
 
@@ -116,7 +117,8 @@ class SqliteStoreTest(unittest.TestCase):
     def test_the_longest_ttl_is_accepted(self):
         store = self.open()
         self.assertEqual(store.acquire(Claim("x", "0" * 32, (1 << 63) - 1, True)), Granted(1))
-        self.assertGreater(store.inspect("x").remaining, 0)
+        (holder,) = store.holders("x")
+        self.assertGreater(holder.remaining, 0)
 
 
 if __name__ == "__main__":

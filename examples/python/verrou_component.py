@@ -13,9 +13,12 @@ from contextlib import contextmanager, suppress
 from numbers import Real
 from typing import NamedTuple
 
+from wasmtime.component import Record
+
 from component_imports import record
 from component_instance import Instance, LockError
 from keep_alive import LONGEST_PAUSE, keep_alive
+from store import Holder, Process
 
 
 class Locks:
@@ -26,7 +29,7 @@ class Locks:
 
     def lock(self, name: str, ttl=30) -> "Lock":
         """Makes a lock called `name` whose leases last `ttl`; with `None` they do not expire."""
-        handle = self._instance.call("[constructor]lock", name, nanoseconds(ttl, "E_INVALID_TTL"))
+        handle = self._instance.call("[static]lock.create", name, nanoseconds(ttl, "E_INVALID_TTL"))
         return Lock(self._instance, handle)
 
     def restore(self, serialized: str) -> "Lock":
@@ -46,7 +49,8 @@ class Held(NamedTuple):
 class Lock:
     """A lock, for one thread at a time: each thread should make its own.
 
-    Dropping it does not release the lock: its lease expires.
+    A lock that is garbage collected is released by the next call of its `Locks`, unless it was detached,
+    serialized or restored. The end of the program releases no lock.
     """
 
     def __init__(self, instance: Instance, handle):
@@ -66,18 +70,26 @@ class Lock:
             max_delay=None,
             timeout=nanoseconds(timeout, "E_INVALID_RETRY"),
         )
-        attempt = self._call("acquire", retry)
+        acquiring = self._call("acquire", retry)
+        return token(acquiring) if isinstance(acquiring, Record) else self._wait(acquiring)
+
+    def _wait(self, attempt) -> int | None:
         try:
             while True:
                 progress = self._instance.call("[method]attempt.poll", attempt)
                 if progress.tag == "acquired":
-                    return progress.payload
+                    return token(progress.payload)
                 if progress.tag == "gave-up":
                     message = f"another owner held the lock through {progress.payload} attempts"
                     raise LockError("E_LOCK_TIMEOUT", message)
-                time.sleep(min(progress.payload / 1e9, LONGEST_PAUSE))  # `wait` or `pause`.
+                pause = min(progress.payload / 1e9, LONGEST_PAUSE)
+                if progress.tag == "wait":
+                    self._instance.wait(attempt, pause)
+                else:
+                    time.sleep(pause)
         finally:
-            self._instance.drop(attempt)
+            # Leaves the wait queue.
+            self._instance.close(attempt)
 
     @contextmanager
     def held(self, **retry):
@@ -111,7 +123,7 @@ class Lock:
 
     def try_acquire(self) -> bool:
         """Acquires the lock if it is free now, and returns whether it was."""
-        return self._call("try-acquire")
+        return self._call("try-acquire") is not None
 
     def release(self) -> None:
         """Releases the lock."""
@@ -126,14 +138,22 @@ class Lock:
         """Extends the lease to the lock's ttl from now."""
         self._call("extend")
 
+    def detach(self) -> None:
+        """Detaches the lease: from now on it ends by its ttl alone, and outlives this object and this process."""
+        self._call("detach")
+
     def serialize(self) -> str:
-        """Serializes the lease as text for `Locks.restore`; from then on it outlives this process."""
+        """Serializes the lease as text for `Locks.restore`, and detaches it."""
         return self._call("serialize", time.time_ns())
 
     def remaining(self) -> float | None:
         """Returns the remaining time of the lease; `None` when there is none, or it does not expire."""
         left = self._call("remaining")
         return None if left is None else left / 1e9
+
+    def holders(self) -> list[Holder]:
+        """Returns the holders of the lock: none when it is free. Lengths of time are nanoseconds there."""
+        return [holder(one) for one in self._call("holders")]
 
     def is_locked(self) -> bool:
         """Returns whether any owner holds the lock."""
@@ -142,6 +162,17 @@ class Lock:
     def is_held(self) -> bool:
         """Returns whether this lock's latest acquisition holds it."""
         return self._call("is-held")
+
+
+def token(grant: Record) -> int | None:
+    """Returns the fencing token of a grant, or of a holder."""
+    return getattr(grant, "fencing-token")
+
+
+def holder(one: Record) -> Holder:
+    process = one.process and Process(**vars(one.process))
+    mode = one.mode.tag if one.mode.payload is None else one.mode.payload
+    return Holder(token(one), one.remaining, one.since, process, one.detached, mode)
 
 
 def nanoseconds(seconds, code: str) -> int | None:

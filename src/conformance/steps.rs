@@ -227,7 +227,7 @@ pub fn fences_grow_with_every_grant(fixture: &impl Fixture) {
     for round in 1..=6 {
         let store = &clients[usize::from(round % 2)];
         // A later acquisition of the same owner is a new grant.
-        let claim = claim(fixture, "lock", round % 3);
+        let claim = claim(fixture, "lock", 1 + round % 3);
         let fence = granted(store.acquire(&claim));
         if round > 1 {
             assert_grows(store, last, fence);

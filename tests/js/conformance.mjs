@@ -44,6 +44,15 @@ const steps = {
     await restored(claim).extend(length(claim.ttl))
     return GRANTED
   },
+  async renew(claim) {
+    try {
+      await restored(claim).extend(length(claim.ttl))
+      return { renewed: 'granted' }
+    } catch (error) {
+      if (error.code === 'E_LOCK_NOT_OWNER') return { renewed: 'lost' }
+      throw error
+    }
+  },
   async release(claim) {
     await restored(claim).release()
     return GRANTED
@@ -63,7 +72,8 @@ const steps = {
     return { holder: { fencing_token: fence, remaining: nanos(remaining) } }
   },
   abilities: () => ({
-    abilities: { expires: true, ephemeral: false, transfers: true, evicts: true, fences: true },
+    // Locks are restored here, and a restored lock revives no lease.
+    abilities: { expires: true, ephemeral: false, transfers: true, evicts: true, fences: true, revives: false },
   }),
 }
 

@@ -26,17 +26,20 @@ The interfaces of the WebAssembly component `verrou.wasm`, and of what is plugge
 
 - An **application** imports [`locks`](#interface-locks), and takes locks by it:
   [an example](../examples/cron-job/README.md).
-- The **lock component** exports `locks`, and imports a store, a clock and randomness. It does
-  nothing else: it opens no file and no connection, and it never waits.
+- The **lock component** exports `locks`, and imports a store, a clock and randomness. It opens no file
+  and no connection, and it never waits: of `wasi:io/poll` it imports only the type `pollable`, and
+  passes the store's pollables to its user.
 - A **store** exports [`store`](#interface-store): where leases are recorded. The host may be the
   store, or another component: [in memory](../examples/provider-rust/README.md),
   [over `wasi:keyvalue`](../examples/provider-keyvalue/README.md).
+- [`types`](#interface-types) has the types that both interfaces use, and no functions: no host has to
+  supply it.
 
 `cargo xtask component` builds the lock component, `cargo xtask compose` plugs components together.
 
-Lengths of time are nanoseconds. Everything here is WASI 0.2 style: no function is `async`, and a
-host may take its time in any of its own. Everything is there since the version in the package's
-name.
+Lengths of time are nanoseconds. The interfaces are in the style of WASI 0.2: no function is `async`, and
+a host may block in each of its functions. Every item exists since the version in the package's name.
+The packages of WASI are in [`deps`](deps/README.md).
 
 This page is written by `cargo xtask wit-docs`. To change it, change the comments in the `.wit` files.
 ";
@@ -121,14 +124,21 @@ impl Page<'_> {
 
     fn interface(&mut self, interface: &Interface) -> Result<()> {
         self.documentation(&interface.docs);
-        for (name, id) in &interface.types {
-            let kind = &self.resolve.types[*id];
+        let (used, own): (Vec<_>, Vec<_>) = (interface.types.iter())
+            .map(|(name, id)| (name.as_str(), *id))
+            .partition(|(_, id)| self.is_used(*id));
+        if !used.is_empty() {
+            self.heading(3, "Types of other interfaces");
+            self.code(&self.declarations(&used)?);
+        }
+        for (name, id) in own {
+            let kind = &self.resolve.types[id];
             self.heading(3, &format!("{} `{name}`", capitalized(kind.kind.as_str())));
-            self.code(&self.declaration(*id)?);
+            self.code(&self.declarations(&[(name, id)])?);
             self.documentation(&kind.docs);
             self.parts(kind)?;
             for function in interface.functions.values() {
-                if function.kind.resource() == Some(*id) {
+                if function.kind.resource() == Some(id) {
                     self.function(4, &format!("{name}."), function)?;
                 }
             }
@@ -181,18 +191,24 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// Returns the declaration of the type in `wit/`, without its comments and functions.
-    fn declaration(&self, id: TypeId) -> Result<String> {
+    /// Returns whether the type is one of another interface, which this one uses.
+    fn is_used(&self, id: TypeId) -> bool {
         let kind = &self.resolve.types[id];
-        let TypeOwner::Interface(_) = kind.owner else {
-            bail!("cannot render a type outside an interface: extend `Page::declaration`");
+        matches!(kind.kind, TypeDefKind::Type(Type::Id(original))
+            if self.resolve.types[original].owner != kind.owner)
+    }
+
+    /// Returns the declarations of types of one interface in `wit/`, without their comments and functions.
+    fn declarations(&self, types: &[(&str, TypeId)]) -> Result<String> {
+        let owner = self.resolve.types[types[0].1].owner;
+        let TypeOwner::Interface(_) = owner else {
+            bail!("cannot render a type outside an interface: extend `Page::declarations`");
         };
-        let name = kind.name.as_deref().unwrap_or_default();
         let mut printer = WitPrinter::default();
         printer.emit_docs(false).print_types(
             self.resolve,
-            kind.owner,
-            [(name, id)].into_iter(),
+            owner,
+            types.iter().copied(),
             &HashMap::new(),
         )?;
         Ok(printer.output.to_string())

@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use verrou::lock::locks::{Keeping, Lock, LockError, Loss, Progress, Retry};
+use verrou::lock::locks::{
+    Acquiring, Attempt, Grant, Keeping, Lock, LockError, Loss, Progress, Retry,
+};
 use wasip2::cli::{environment, stderr, stdout};
 use wasip2::clocks::monotonic_clock;
+use wasip2::io::poll::poll;
 use wasip2::io::streams::OutputStream;
 
 wit_bindgen::generate!({
@@ -19,11 +22,12 @@ wit_bindgen::generate!({
         }
     ",
     path: "../../wit",
+    with: { "wasi:io/poll@0.2.0": wasip2::io::poll },
     generate_all,
 });
 wasip2::cli::command::export!(CronJob);
 
-/// The lock's ttl: short, so that the lock is soon free if the job ends without a release.
+/// The lock's ttl: short, so that the lock is soon free if the host ends the job and does not release its locks.
 const TTL: Duration = Duration::from_secs(5);
 
 struct CronJob;
@@ -38,7 +42,7 @@ fn job() -> Result<(), String> {
     let arguments = environment::get_arguments();
     let length = seconds(arguments.get(1), 3)?;
     let timeout = seconds(arguments.get(2), 1)?;
-    let lock = Lock::new("nightly", Some(nanos(TTL))).map_err(message)?;
+    let lock = Lock::create("nightly", Some(nanos(TTL))).map_err(message)?;
     let token = acquire(&lock, timeout)?;
     say(&stdout::get_stdout(), &format!("begin {token}"));
     work(&lock, length)?;
@@ -54,17 +58,35 @@ fn acquire(lock: &Lock, timeout: Duration) -> Result<u64, String> {
         max_delay: None,
         timeout: Some(nanos(timeout)),
     };
-    let attempt = lock.acquire(retry).map_err(message)?;
+    let attempt = match lock.acquire(retry).map_err(message)? {
+        Acquiring::Acquired(grant) => return token(&grant),
+        Acquiring::Pending(attempt) => attempt,
+    };
     loop {
         match attempt.poll().map_err(message)? {
-            Progress::Acquired(token) => {
-                return token.ok_or("this store has no fencing tokens".into());
-            }
-            Progress::Wait(pause) | Progress::Pause(pause) => sleep(pause),
+            Progress::Acquired(grant) => return token(&grant),
+            Progress::Wait(at_most) => wait(&attempt, at_most),
+            Progress::Pause(pause) => sleep(pause),
             Progress::GaveUp(attempts) => {
                 return Err(format!("the job runs elsewhere ({attempts} attempts)"));
             }
         }
+    }
+}
+
+fn token(grant: &Grant) -> Result<u64, String> {
+    let token = grant.fencing_token;
+    token.ok_or("this store has no fencing tokens".into())
+}
+
+/// Waits until the lock may be free, for `at_most` nanoseconds. A store without a wait queue does not notify.
+fn wait(attempt: &Attempt, at_most: u64) {
+    let clock = monotonic_clock::subscribe_duration(at_most);
+    match attempt.subscribe() {
+        Some(freed) => {
+            poll(&[&freed, &clock]);
+        }
+        None => clock.block(),
     }
 }
 
@@ -79,6 +101,7 @@ fn work(lock: &Lock, length: Duration) -> Result<(), String> {
                 say(&stderr::get_stderr(), &format!("nightly: {}", doubt.why));
                 doubt.wait
             }
+            Keeping::Released => return Err("the lock was released elsewhere".into()),
             Keeping::Lost(Loss::Expired) => {
                 return Err("the lease expired before its renewal".into());
             }

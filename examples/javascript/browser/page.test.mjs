@@ -89,6 +89,7 @@ test('the locks in a tab exclude each other, also with unusual names', { timeout
     await held.acquire();
     setTimeout(() => stop.abort(), 10);
     const aborted = await createLock('held').acquire({ signal: stop.signal }).catch((error) => error.name);
+    const unusual = ['\ufeff', '\ufeffx', 'x', 'é', 'e\u0301'].map((name) => createLock(name));
     const text = held.serialize();
     restoreLock(text).release();
     return {
@@ -96,7 +97,7 @@ test('the locks in a tab exclude each other, also with unusual names', { timeout
       counted,
       aborted,
       locked: held.isLocked(),
-      names: ['\ufeff', '\ufeffx', 'x', 'é', 'e\u0301'].map((name) => createLock(name).tryAcquire()),
+      names: unusual.map((lock) => lock.tryAcquire()),
       half: code(() => createLock('\ud800')),
       ttl: code(() => createLock('x', NaN)),
       text: code(() => restoreLock(`${text}x`)),

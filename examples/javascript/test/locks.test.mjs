@@ -1,6 +1,7 @@
 /** Locks that are held. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { setImmediate } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 
@@ -154,10 +155,82 @@ test('a lock that is not held, or whose store ties leases to clients, cannot be 
   const { createLock } = await openLocks(new MapStore());
   assert.throws(() => createLock('free').serialize(), code('E_LOCK_NOT_OWNER'));
   const tied = new MapStore();
-  tied.can = () => ({ ...MapStore.prototype.can(), transfers: false });
+  tied.getCapabilities = () => ({ ...MapStore.prototype.getCapabilities(), transfers: false });
   const lock = (await openLocks(tied)).createLock('tied');
   await lock.acquire();
   assert.throws(() => lock.serialize(), code('E_LOCK_NOT_SERIALIZABLE'));
+  assert.throws(() => lock.detach(), code('E_LOCK_NOT_SERIALIZABLE'));
+});
+
+test('a dropped lock is released, unless it was detached, serialized or restored', async () => {
+  const { createLock, restoreLock } = await openLocks(new MapStore());
+  const other = createLock('dropped');
+  const dropped = (use) => {
+    const lock = createLock('dropped');
+    assert.equal(lock.tryAcquire(), true);
+    const text = use(lock);
+    lock.dispose();
+    return text;
+  };
+  dropped(() => {});
+  assert.equal(other.isLocked(), false);
+  dropped((lock) => lock.detach());
+  assert.equal(other.isLocked(), true);
+  other.forceRelease();
+  const restored = restoreLock(dropped((lock) => lock.serialize()));
+  assert.equal(restored.isHeld(), true);
+  restored.dispose();
+  assert.equal(other.isLocked(), true);
+});
+
+test('the garbage collector releases a lock', { timeout: 60_000 }, async () => {
+  const { createLock } = await openLocks(new MapStore());
+  const other = createLock('collected');
+  (() => { assert.equal(createLock('collected').tryAcquire(), true); })();
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc');
+  do {
+    collect();
+    await setImmediate();
+  } while (other.isLocked());
+});
+
+test('the holders of a lock are listed', async (t) => {
+  const time = new TestTime(t);
+  const store = new MapStore(time.now);
+  const { createLock } = await time.locks(store);
+  const lock = createLock('listed', 1_000);
+  assert.deepEqual(lock.holders(), []);
+  await lock.acquire();
+  await time.pass(400);
+  const own = { fencingToken: 1n, mode: 'exclusive', remaining: 600, since: null, process: undefined, detached: false };
+  assert.deepEqual(lock.holders(), [own]);
+  // A store may record more.
+  const process = { id: 4_242, host: 'host', command: 'nightly' };
+  store.holders = () => [{ fencingToken: 7n, since: BigInt(START) * 1_000_000n, process, detached: true }, {}];
+  assert.deepEqual(lock.holders(), [
+    { ...own, fencingToken: 7n, remaining: null, since: START, process, detached: true },
+    { ...own, fencingToken: undefined, remaining: null },
+  ]);
+});
+
+test('a renewal passes the fencing token, and ends when the lock is released', async (t) => {
+  const time = new TestTime(t);
+  const store = new MapStore(time.now);
+  const renewals = [];
+  store.renew = ({ name, ttl }, fencingToken) => {
+    renewals.push([name, ttl, fencingToken]);
+    return renewals.length < 3 ? 'granted' : 'released';
+  };
+  const { createLock } = await time.locks(store);
+  const lock = createLock('renewed', 60);
+  await lock.acquire();
+  const keeping = outcome(lock.keepAlive(new AbortController().signal));
+  await time.pass(59);
+  assert.deepEqual(renewals, Array(2).fill(['renewed', 60_000_000n, 1n]));
+  await time.pass(2);
+  assert.equal(renewals.length, 3);
+  assert.deepEqual(keeping.ended, { value: undefined });
 });
 
 test('the Map store removes the names of expired records', async (t) => {

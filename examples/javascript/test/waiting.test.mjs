@@ -5,6 +5,7 @@ import { setImmediate } from 'node:timers/promises';
 
 import { MapStore } from '../map-store.mjs';
 import { openLocks } from '../verrou.mjs';
+import { Pollable } from '../wait-queue.mjs';
 import { TestTime, outcome } from './time.mjs';
 
 /** A pause so long that a test that waits for its end times out. */
@@ -58,14 +59,16 @@ test('the instances of one store exclude each other and wake each other', { time
 
 test('locks of other names do not wait', async () => {
   const { createLock } = await openLocks(new MapStore());
-  assert.equal(createLock('one').tryAcquire(), true);
-  assert.equal(createLock('two').tryAcquire(), true);
+  const [one, two] = [createLock('one'), createLock('two')];
+  assert.equal(one.tryAcquire(), true);
+  assert.equal(two.tryAcquire(), true);
 });
 
 test('a waiter acquires a lease that is not released when it expires', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
-  createLock('lease', 100).tryAcquire();
+  const held = createLock('lease', 100);
+  held.tryAcquire();
   const waiting = outcome(createLock('lease', 100).acquire(NEVER));
   await time.pass(99);
   assert.equal(waiting.ended, undefined);
@@ -77,7 +80,8 @@ test('a timeout ends the wait with a last attempt', async (t) => {
   const time = new TestTime(t);
   const store = new CountingStore(time.now);
   const { createLock } = await time.locks(store);
-  createLock('taken', null).tryAcquire();
+  const held = createLock('taken', null);
+  held.tryAcquire();
   const waiting = outcome(createLock('taken').acquire({ timeout: 95, delay: 20 }));
   await time.pass(94);
   assert.equal(waiting.ended, undefined);
@@ -92,7 +96,8 @@ test('the number of attempts is kept', async (t) => {
   const time = new TestTime(t);
   const store = new CountingStore(time.now);
   const { createLock } = await time.locks(store);
-  createLock('taken', null).tryAcquire();
+  const held = createLock('taken', null);
+  held.tryAcquire();
   for (const attempts of [1, 3]) {
     store.asked = 0;
     const waiting = outcome(createLock('taken').acquire({ attempts, delay: 10 }));
@@ -106,7 +111,8 @@ test('the pause between attempts can grow', async (t) => {
   const time = new TestTime(t);
   const store = new CountingStore(time.now);
   const { createLock } = await time.locks(store);
-  createLock('taken', null).tryAcquire();
+  const held = createLock('taken', null);
+  held.tryAcquire();
   const waiting = outcome(createLock('taken').acquire({ delay: 1, maxDelay: 1_000, timeout: 1_000 }));
   await time.pass(1_001);
   assert.equal(waiting.ended.error.code, 'E_LOCK_TIMEOUT');
@@ -145,10 +151,62 @@ test('a waiter that is woken and aborted at once does not keep the next one wait
   assert.equal(typeof await next, 'bigint');
 });
 
-test('a store that fails to wake is polled by the timer', async (t) => {
+test('a woken waiter that is aborted wakes the next one', { timeout: 60_000 }, async () => {
+  const { createLock } = await openLocks(new MapStore());
+  const held = createLock('turn', null);
+  held.tryAcquire();
+  const stop = new AbortController();
+  const stopped = createLock('turn', null).acquire({ ...NEVER, signal: stop.signal });
+  const next = createLock('turn', null).acquire(NEVER);
+  await setImmediate();
+  stop.abort(new Error('enough'));
+  held.release();
+  await assert.rejects(stopped, /enough/);
+  assert.equal(await next, 2n);
+});
+
+test('a waiter leaves the queue with its grant, its last attempt and its abort', async (t) => {
   const time = new TestTime(t);
-  for (const waitFor of [async () => { throw new Error('no'); }, () => { throw new Error('no'); }, undefined]) {
-    const { createLock } = await time.locks(Object.assign(new MapStore(time.now), { waitFor }));
+  const store = new MapStore(time.now);
+  const places = [];
+  store.join = (claim) => {
+    const place = MapStore.prototype.join.call(store, claim);
+    const { leave } = place;
+    places.push(place);
+    place.leave = () => { place.left = true; leave(); };
+    return place;
+  };
+  const { createLock } = await time.locks(store);
+  const held = createLock('left', null);
+  held.tryAcquire();
+  const stop = new AbortController();
+  const ends = [{ timeout: 5 }, { signal: stop.signal }, {}].map((retry) => outcome(createLock('left').acquire(retry)));
+  const left = () => places.map((place) => place.left ?? false);
+  await time.pass(1);
+  assert.deepEqual(left(), [false, false, false]);
+  await time.pass(5);
+  assert.equal(ends[0].ended.error.code, 'E_LOCK_TIMEOUT');
+  assert.deepEqual(left(), [true, false, false]);
+  stop.abort(new Error('enough'));
+  await time.pass(0);
+  assert.deepEqual(left(), [true, true, false]);
+  held.release();
+  await time.pass(0);
+  assert.deepEqual(ends[2].ended, { value: 2n });
+  assert.deepEqual(left(), [true, true, true]);
+});
+
+test('a store without a queue, or with a failing one, is polled by the timer', async (t) => {
+  const time = new TestTime(t);
+  const failing = () => { throw new Error('no'); };
+  const leave = () => {};
+  const joins = [
+    undefined, () => undefined, () => null, failing, async () => undefined, () => ({ wait: failing, leave }),
+    () => ({ wait: async () => failing(), leave }), () => ({ wait: () => new Promise(() => {}), leave: failing }),
+    () => ({}), () => 7,
+  ];
+  for (const join of joins) {
+    const { createLock } = await time.locks(Object.assign(new MapStore(time.now), { join }));
     const held = createLock('timer', null);
     held.tryAcquire();
     const waiting = outcome(createLock('timer', null).acquire({ delay: 50 }));
@@ -159,6 +217,16 @@ test('a store that fails to wake is polled by the timer', async (t) => {
     await time.pass(2);
     assert.deepEqual(waiting.ended, { value: 2n });
   }
+});
+
+test('JavaScript cannot block on a wait', async () => {
+  let end;
+  const pollable = new Pollable(() => new Promise((resolve) => { end = resolve; }));
+  assert.equal(pollable.ready(), false);
+  assert.throws(() => pollable.block(), /must not block/);
+  end();
+  await pollable.ended;
+  assert.equal(pollable.ready(), true);
 });
 
 test('an invalid retry policy is refused', async () => {

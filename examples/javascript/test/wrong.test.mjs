@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
+import { asking } from '../arguments.mjs';
 import { MapStore } from '../map-store.mjs';
 import { openLocks } from '../verrou.mjs';
 import { TestTime, outcome } from './time.mjs';
@@ -25,8 +26,8 @@ const ASKING = {
   acquire: ({ createLock }) => createLock('other').tryAcquire(),
   extend: ({ restored }) => restored.extend(),
   release: ({ restored }) => restored.release(),
-  evict: ({ restored }) => restored.forceRelease(),
-  inspect: ({ restored }) => restored.isHeld(),
+  forceRelease: ({ restored }) => restored.forceRelease(),
+  holders: ({ restored }) => restored.isHeld(),
 };
 
 test('invalid names are refused', async () => {
@@ -43,10 +44,13 @@ test('invalid names are refused', async () => {
 
 test('unusual names are accepted, and are different names', async () => {
   const { createLock } = await openLocks(new MapStore());
+  const held = [];
   const names = ['x'.repeat(1_024), ' ', '\0', '\n', '../..', '🔒', '\ufffd', '\ufeff', '\ufeffx', 'x', '\ufeff\ufeff', 'e\u0301', '\u00e9', '__proto__', 'constructor'];
   for (const name of names) {
-    assert.equal(createLock(name).name, name);
-    assert.equal(createLock(name).tryAcquire(), true, JSON.stringify(name));
+    const lock = createLock(name);
+    held.push(lock);
+    assert.equal(lock.name, name);
+    assert.equal(lock.tryAcquire(), true, JSON.stringify(name));
   }
 });
 
@@ -89,6 +93,9 @@ for (const [step, asks] of Object.entries(ASKING)) {
     const thrown = [
       [new Error('on fire'), 'on fire', false],
       [Object.assign(new Error('busy'), { temporary: true }), 'busy', true],
+      [Object.assign(new Error('no room'), { code: 'full' }), 'no room', false],
+      [Object.assign(new Error('no'), { code: 'E_MINE' }), 'no', false],
+      [Object.assign(new Error('no'), { code: 7 }), 'no', false],
       ['a text', 'a text', false],
       [undefined, 'undefined', false],
       [null, 'null', false],
@@ -109,12 +116,16 @@ for (const [step, asks] of Object.entries(ASKING)) {
 
   test(`an invalid reply to ${step} is a storage error, and does no other harm`, async () => {
     const reply = (val) => ({ tag: 'granted', val });
-    const garbage = step === 'inspect'
-      ? ['x', 1, true, () => {}, { fencingToken: 7 },
-        { fencingToken: 0n }, { fencingToken: 2n ** 64n }, { remaining: -1n }, { remaining: 1.5 }, Promise.resolve()]
-      : [undefined, null, true, 'granted', 7n, {}, [], { tag: 'lent' }, Promise.resolve(reply(1n)), reply(-1n), reply(1),
-        reply('1'), reply(2n ** 64n), reply({}), { tag: 'refused', val: NaN }, { tag: 'refused', val: -1n }];
-    if (step === 'acquire') garbage.push(reply(0n));
+    const process = (member) => [{ process: { id: 1, host: '', command: '', ...member } }];
+    const replies = {
+      acquire: [undefined, null, true, 'granted', 7n, {}, [], { tag: 'lent' }, Promise.resolve(reply(1n)), reply(-1n), reply(1),
+        reply('1'), reply(2n ** 64n), reply({}), reply(0n), { tag: 'busy', val: NaN }, { tag: 'busy', val: -1n }],
+      holders: [undefined, null, 'x', 1, true, () => {}, {}, Promise.resolve([]), [undefined], ['x'], [{ fencingToken: 7 }],
+        [{ fencingToken: 0n }], [{ fencingToken: 2n ** 64n }], [{ remaining: -1n }], [{ remaining: 1.5 }], [{ since: 1 }],
+        [{ mode: 'shared' }], [{ mode: { tag: 'none' } }], [{ mode: { tag: 'permit', val: -1 } }], [{ detached: 1 }],
+        [{ process: 'x' }], process({ id: -1 }), process({ id: 2 ** 32 }), process({ host: 1 }), process({ command: null })],
+    };
+    const garbage = replies[step] ?? [undefined, null, 0, 1, 'true', {}, [], reply(), () => true, Promise.resolve(true)];
     for (const said of garbage) {
       const failing = await opened(step, () => said);
       assert.throws(() => asks(failing), { ...code('E_LOCK_STORAGE_ERROR'), message: /\w/, temporary: false }, `said ${typeof said}`);
@@ -136,9 +147,58 @@ test('the error for an invalid reply names the fault', async () => {
   says(zero, 'the store returned fencing token 0, which no grant has');
 });
 
+test('a store need not count grants', async () => {
+  const store = new MapStore();
+  store.acquire = () => ({ tag: 'granted' });
+  const { createLock } = await openLocks(store);
+  const lock = createLock('uncounted');
+  assert.equal(await lock.acquire(), undefined);
+  assert.equal(lock.tryAcquire(), true);
+});
+
+test('an error has the code of the component', () => {
+  const failing = (tag, val) => () => asking(() => { throw { payload: { code: { tag, val }, message: 'why', temporary: true } }; });
+  const codes = {
+    'invalid-name': 'E_INVALID_NAME',
+    lost: 'E_LOCK_LOST',
+    'not-owner': 'E_LOCK_NOT_OWNER',
+    storage: 'E_LOCK_STORAGE_ERROR',
+    'too-many-handles': 'E_TOO_MANY_HANDLES',
+    denied: 'E_LOCK_DENIED',
+  };
+  for (const [tag, name] of Object.entries(codes)) assert.throws(failing(tag), { ...code(name, 'why'), temporary: true });
+  assert.throws(failing('other', 'E_LATER'), code('E_LATER', 'why'));
+});
+
+test('a renewal without a valid reply does not end the lease', async (t) => {
+  const time = new TestTime(t);
+  for (const reply of [undefined, true, 'extended', Promise.resolve('granted'), new Error('no')]) {
+    const store = new MapStore(time.now);
+    const { createLock } = await time.locks(store);
+    const lock = createLock('kept', 60);
+    await lock.acquire();
+    const renew = store.renew.bind(store);
+    store.renew = () => {
+      store.renew = renew;
+      if (reply instanceof Error) throw reply;
+      return reply;
+    };
+    const stop = new AbortController();
+    const keeping = outcome(lock.keepAlive(stop.signal));
+    await time.pass(120);
+    assert.equal(store.renew, renew);
+    assert.equal(lock.isHeld(), true);
+    stop.abort();
+    await time.pass(1);
+    assert.deepEqual(keeping.ended, { value: undefined });
+  }
+});
+
 test('a store without valid capabilities is not opened', async () => {
-  for (const can of [() => undefined, () => ({}), () => ({ ...MapStore.prototype.can(), fences: 1 }), () => { throw new Error('no'); }]) {
-    await assert.rejects(openLocks(Object.assign(new MapStore(), { can })), /`can`|no/);
+  const capabilities = MapStore.prototype.getCapabilities();
+  for (const wrong of [() => undefined, () => ({}), () => ({ ...capabilities, fences: 1 }), () => { throw new Error('no'); }]) {
+    const store = Object.assign(new MapStore(), { getCapabilities: wrong });
+    await assert.rejects(openLocks(store), /`getCapabilities`|no/);
   }
 });
 
@@ -150,7 +210,8 @@ test('a temporary error is retried, and an acquisition with an unknown outcome i
   const trouble = () => { throw Object.assign(new Error('busy'), { temporary: true }); };
   let asked = 0;
   store.acquire = (claim) => (++asked < 3 ? trouble() : acquire(claim));
-  const unlimited = outcome(createLock('trouble').acquire({ delay: 20 }));
+  const troubled = createLock('trouble');
+  const unlimited = outcome(troubled.acquire({ delay: 20 }));
   await time.pass(39);
   assert.equal(unlimited.ended, undefined);
   await time.pass(2);
@@ -174,13 +235,13 @@ test('a disposed handle throws E_LOCK_DISPOSED', async () => {
   await lock.acquire();
   lock.dispose();
   lock.dispose();
-  const uses = ['tryAcquire', 'release', 'forceRelease', 'extend', 'serialize', 'isLocked', 'isHeld', 'remaining'];
+  const uses = ['tryAcquire', 'release', 'forceRelease', 'extend', 'detach', 'serialize', 'holders', 'isLocked', 'isHeld', 'remaining'];
   for (const use of uses) assert.throws(() => lock[use](), code('E_LOCK_DISPOSED', /`disposed` was disposed of/), use);
   for (const use of ['acquire', 'run', 'keepAlive']) await assert.rejects(lock[use](), code('E_LOCK_DISPOSED'), use);
-  assert.equal(createLock('disposed').isLocked(), true, 'the lease outlives the handle');
+  assert.equal(createLock('disposed').isLocked(), false, 'the lease ends with the handle');
 });
 
-test('a waiting lock can be disposed of', async (t) => {
+test('a waiting lock can be disposed of, and is released with its grant', async (t) => {
   const time = new TestTime(t);
   const { createLock } = await time.locks();
   const held = createLock('waits', null);
@@ -191,7 +252,9 @@ test('a waiting lock can be disposed of', async (t) => {
   lock.dispose();
   held.release();
   await time.pass(1);
-  assert.deepEqual(waiting.ended, { value: 2n });
+  assert.equal(waiting.ended.error.code, 'E_LOCK_DISPOSED');
+  assert.equal(held.isLocked(), false);
+  assert.equal(await held.acquire(), 3n);
 });
 
 test('a hundred thousand handles can be made one after the other', async () => {

@@ -4,12 +4,14 @@
 mod record;
 
 use exports::verrou::lock::store::{
-    Abilities, Claim, FencingToken, Guest, Holder, Reply, StoreError,
+    Acquired, Capabilities, Claim, FencingToken, Guest, GuestWaiter, Holder, Mode, Renewed,
+    StoreError, StoreErrorCode, Waiter,
 };
 use record::{Holding, Record};
 use wasi::keyvalue::atomics::{Cas, CasError, swap};
 use wasi::keyvalue::store::{self, Error};
 use wasip2::clocks::wall_clock;
+use wasip2::io::poll::Pollable;
 
 wit_bindgen::generate!({
     inline: "
@@ -21,6 +23,7 @@ wit_bindgen::generate!({
         }
     ",
     path: ["../../wit", "wit/deps/keyvalue.wit"],
+    with: { "wasi:io/poll@0.2.0": wasip2::io::poll },
     generate_all,
 });
 export!(Provider);
@@ -46,8 +49,11 @@ fn atomically<T>(
     for _ in 0..ATTEMPTS {
         // Before every swap: some hosts compare only with the value that was read.
         let value = cas.current().map_err(failed)?;
-        let record = Record::parse(value.as_deref())
-            .map_err(|why| error(false, format!("the key {key} in the bucket {BUCKET} {why}")))?;
+        let record = Record::parse(value.as_deref()).map_err(|why| StoreError {
+            code: StoreErrorCode::Corrupt,
+            message: format!("the key {key} in the bucket {BUCKET} {why}"),
+            temporary: false,
+        })?;
         let now = now();
         let lasts = |held: &Holding| held.until.is_none_or(|until| now < until);
         let held = record.holding.clone().filter(lasts);
@@ -61,50 +67,72 @@ fn atomically<T>(
             Err(CasError::StoreError(error)) => return Err(failed(error)),
         }
     }
-    Err(error(
-        true,
-        format!("other clients changed the key {key} {ATTEMPTS} times meanwhile"),
-    ))
+    Err(StoreError {
+        code: StoreErrorCode::Unavailable,
+        message: format!("other clients changed the key {key} {ATTEMPTS} times meanwhile"),
+        temporary: true,
+    })
 }
 
-/// Changes the holding of a name if `condition` holds; refuses otherwise.
+/// Changes the holding of a name if it is held and `condition` holds; returns whether it did.
 fn change(
     name: &str,
     condition: impl Fn(&Record, &Holding) -> bool,
     change: impl Fn(Holding, u64) -> Option<Holding>,
-) -> Result<Reply, StoreError> {
+) -> Result<bool, StoreError> {
     atomically(name, |record, held, now| match held {
         Some(held) if condition(&record, &held) => {
             let holding = change(held, now);
-            (Reply::Granted(None), Some(Record { holding, ..record }))
+            (true, Some(Record { holding, ..record }))
         }
-        _ => (Reply::Refused(None), None),
+        _ => (false, None),
     })
 }
 
+/// The place in a wait queue, which this store does not have.
+enum NoWaiter {}
+
+impl GuestWaiter for NoWaiter {
+    fn subscribe(&self) -> Pollable {
+        match *self {}
+    }
+}
+
 impl Guest for Provider {
-    fn acquire(claim: Claim) -> Result<Reply, StoreError> {
+    type Waiter = NoWaiter;
+
+    fn acquire(claim: Claim) -> Result<Acquired, StoreError> {
         atomically(&claim.name, |record, held, now| {
             let token = match held {
                 // A retry: the reply was lost.
                 Some(held) if held.owner == claim.owner => record.token,
                 Some(held) => {
                     let remaining = held.until.map(|until| until - now);
-                    return (Reply::Refused(remaining), None);
+                    return (Acquired::Busy(remaining), None);
                 }
                 None => record.token + 1,
             };
             let holding = Some(holding(&claim, now));
-            (Reply::Granted(Some(token)), Some(Record { token, holding }))
+            let granted = Acquired::Granted(Some(token));
+            (granted, Some(Record { token, holding }))
         })
     }
 
-    fn extend(claim: Claim) -> Result<Reply, StoreError> {
+    fn extend(claim: Claim) -> Result<bool, StoreError> {
         let mine = |_: &Record, held: &Holding| held.owner == claim.owner;
         change(&claim.name, mine, |_, now| Some(holding(&claim, now)))
     }
 
-    fn release(claim: Claim) -> Result<Reply, StoreError> {
+    /// Renews as `extend` does, because this store does not revive records.
+    fn renew(claim: Claim, _: Option<FencingToken>) -> Result<Renewed, StoreError> {
+        Ok(if Self::extend(claim)? {
+            Renewed::Granted
+        } else {
+            Renewed::Lost
+        })
+    }
+
+    fn release(claim: Claim) -> Result<bool, StoreError> {
         change(
             &claim.name,
             |_, held| held.owner == claim.owner,
@@ -112,37 +140,39 @@ impl Guest for Provider {
         )
     }
 
-    fn evict(name: String, only: Option<FencingToken>) -> Result<Reply, StoreError> {
+    fn force_release(name: String, only: Option<FencingToken>) -> Result<bool, StoreError> {
         let meant = |record: &Record, _: &Holding| only.is_none_or(|only| only == record.token);
         change(&name, meant, |_, _| None)
     }
 
-    fn inspect(name: String) -> Result<Option<Holder>, StoreError> {
+    fn holders(name: String) -> Result<Vec<Holder>, StoreError> {
         atomically(&name, |record, held, now| {
             let holder = held.map(|held| Holder {
                 fencing_token: Some(record.token),
+                mode: Mode::Exclusive,
                 remaining: held.until.map(|until| until - now),
+                since: None,
+                process: None,
+                detached: false,
             });
-            (holder, None)
+            (holder.into_iter().collect(), None)
         })
     }
 
-    /// Does nothing, because no record is ephemeral.
-    fn detach(claim: Claim) -> Result<Reply, StoreError> {
-        atomically(&claim.name, |_, held, _| match held {
-            Some(held) if held.owner == claim.owner => (Reply::Granted(None), None),
-            _ => (Reply::Refused(None), None),
-        })
+    /// Changes nothing, because no record is ephemeral.
+    fn detach(_: Claim) -> Result<bool, StoreError> {
+        Ok(true)
     }
 
-    fn can() -> Abilities {
-        Abilities {
-            expires: true,
-            ephemeral: false,
-            transfers: true,
-            evicts: true,
-            fences: true,
-        }
+    fn get_capabilities() -> Capabilities {
+        Capabilities::EXPIRES
+            | Capabilities::TRANSFERS
+            | Capabilities::FORCE_RELEASES
+            | Capabilities::FENCES
+    }
+
+    fn join(_: Claim) -> Option<Waiter> {
+        None
     }
 }
 
@@ -160,20 +190,23 @@ fn now() -> u64 {
     now.seconds * 1_000_000_000 + u64::from(now.nanoseconds)
 }
 
-fn error(temporary: bool, message: String) -> StoreError {
-    StoreError { temporary, message }
-}
-
 fn failed(why: Error) -> StoreError {
-    match why {
-        Error::NoSuchStore => error(false, format!("this host has no bucket {BUCKET}")),
-        Error::AccessDenied => {
-            let message = "this component may not use the bucket";
-            error(
-                false,
-                format!("{message} {BUCKET}; allow it in the configuration of the host"),
-            )
-        }
-        Error::Other(message) => error(true, message),
+    let (code, message) = match why {
+        Error::NoSuchStore => (
+            StoreErrorCode::Other("no-such-store".to_owned()),
+            format!("this host has no bucket {BUCKET}"),
+        ),
+        Error::AccessDenied => (
+            StoreErrorCode::Denied,
+            format!(
+                "this component may not use the bucket {BUCKET}; allow it in the configuration of the host"
+            ),
+        ),
+        Error::Other(message) => (StoreErrorCode::Unavailable, message),
+    };
+    StoreError {
+        temporary: matches!(code, StoreErrorCode::Unavailable),
+        code,
+        message,
     }
 }

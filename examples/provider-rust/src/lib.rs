@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use exports::verrou::lock::store::{
-    Abilities, Claim, FencingToken, Guest, Holder, Reply, StoreError,
+    Acquired, Capabilities, Claim, FencingToken, Guest, GuestWaiter, Holder, Mode, Renewed,
+    StoreError, Waiter,
 };
 use wasi::clocks::monotonic_clock::{Instant, now};
+use wasi::io::poll::Pollable;
 
 wit_bindgen::generate!({
     inline: "
@@ -57,25 +59,36 @@ fn end(claim: &Claim, now: Instant) -> Option<Instant> {
     claim.ttl.map(|ttl| now.saturating_add(ttl))
 }
 
-/// Frees the name if it is held and `condition` holds.
-fn free(name: &str, condition: impl FnOnce(&Record) -> bool) -> Reply {
-    atomically(|records, _| match records.by_name.get(name) {
-        Some(record) if condition(record) => {
+/// Frees the name if it is held and `condition` holds; returns whether it did.
+fn free(name: &str, condition: impl FnOnce(&Record) -> bool) -> bool {
+    atomically(|records, _| {
+        let frees = records.by_name.get(name).is_some_and(condition);
+        if frees {
             records.by_name.remove(name);
-            Reply::Granted(None)
         }
-        _ => Reply::Refused(None),
+        frees
     })
 }
 
+/// The place in a wait queue, which this store does not have.
+enum NoWaiter {}
+
+impl GuestWaiter for NoWaiter {
+    fn subscribe(&self) -> Pollable {
+        match *self {}
+    }
+}
+
 impl Guest for Provider {
-    fn acquire(claim: Claim) -> Result<Reply, StoreError> {
+    type Waiter = NoWaiter;
+
+    fn acquire(claim: Claim) -> Result<Acquired, StoreError> {
         Ok(atomically(|records, now| {
             let until = end(&claim, now);
             let token = match records.by_name.get(&claim.name) {
                 // A retry: the reply was lost.
                 Some(record) if record.owner == claim.owner => record.token,
-                Some(record) => return Reply::Refused(record.until.map(|until| until - now)),
+                Some(record) => return Acquired::Busy(record.until.map(|until| until - now)),
                 None => {
                     records.grants += 1;
                     records.grants
@@ -90,58 +103,68 @@ impl Guest for Provider {
                     until,
                 },
             );
-            Reply::Granted(Some(token))
+            Acquired::Granted(Some(token))
         }))
     }
 
-    fn extend(claim: Claim) -> Result<Reply, StoreError> {
+    fn extend(claim: Claim) -> Result<bool, StoreError> {
         Ok(atomically(|records, now| {
             match records.by_name.get_mut(&claim.name) {
                 Some(record) if record.owner == claim.owner => {
                     record.until = end(&claim, now);
-                    Reply::Granted(None)
+                    true
                 }
-                _ => Reply::Refused(None),
+                _ => false,
             }
         }))
     }
 
-    fn release(claim: Claim) -> Result<Reply, StoreError> {
+    /// Renews as `extend` does, because this store does not revive records.
+    fn renew(claim: Claim, _: Option<FencingToken>) -> Result<Renewed, StoreError> {
+        Ok(if Self::extend(claim)? {
+            Renewed::Granted
+        } else {
+            Renewed::Lost
+        })
+    }
+
+    fn release(claim: Claim) -> Result<bool, StoreError> {
         Ok(free(&claim.name, |record| record.owner == claim.owner))
     }
 
-    fn evict(name: String, only: Option<FencingToken>) -> Result<Reply, StoreError> {
+    fn force_release(name: String, only: Option<FencingToken>) -> Result<bool, StoreError> {
         Ok(free(&name, |record| {
             only.is_none_or(|only| only == record.token)
         }))
     }
 
-    fn inspect(name: String) -> Result<Option<Holder>, StoreError> {
+    fn holders(name: String) -> Result<Vec<Holder>, StoreError> {
         Ok(atomically(|records, now| {
-            records.by_name.get(&name).map(|record| Holder {
+            let holder = records.by_name.get(&name).map(|record| Holder {
                 fencing_token: Some(record.token),
+                mode: Mode::Exclusive,
                 remaining: record.until.map(|until| until - now),
-            })
+                since: None,
+                process: None,
+                detached: false,
+            });
+            holder.into_iter().collect()
         }))
     }
 
-    /// Does nothing, because no record is ephemeral.
-    fn detach(claim: Claim) -> Result<Reply, StoreError> {
-        Ok(atomically(|records, _| {
-            match records.by_name.get(&claim.name) {
-                Some(record) if record.owner == claim.owner => Reply::Granted(None),
-                _ => Reply::Refused(None),
-            }
-        }))
+    /// Changes nothing, because no record is ephemeral.
+    fn detach(_: Claim) -> Result<bool, StoreError> {
+        Ok(true)
     }
 
-    fn can() -> Abilities {
-        Abilities {
-            expires: true,
-            ephemeral: false,
-            transfers: true,
-            evicts: true,
-            fences: true,
-        }
+    fn get_capabilities() -> Capabilities {
+        Capabilities::EXPIRES
+            | Capabilities::TRANSFERS
+            | Capabilities::FORCE_RELEASES
+            | Capabilities::FENCES
+    }
+
+    fn join(_: Claim) -> Option<Waiter> {
+        None
     }
 }

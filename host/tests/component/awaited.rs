@@ -9,19 +9,21 @@ use std::time::Duration;
 
 use pollster::block_on;
 use verrou::conformance::TestClock;
-use verrou::nonblocking::{AsyncHost, LockFactory};
+use verrou::nonblocking::{AsyncHost, Inline, LockFactory};
 use verrou::{Clock, MemoryStore, Retry};
 use verrou_host::System;
 use verrou_host::component::{AsyncInstance, AsyncRunner, ComponentError, Limits};
 
+use crate::places::SharedStore;
 use crate::sleepless::Sleepless;
-use crate::through::component;
+use crate::through::{Yielding, component};
 
 type Memory<C> = Arc<MemoryStore<C>>;
 
-fn instance<C: Clock + Send + Sync, H>(store: &Memory<C>, host: H) -> AsyncInstance<Memory<C>, H>
+fn instance<C, H>(store: &Memory<C>, host: H) -> AsyncInstance<Memory<C>, H>
 where
-    H: AsyncHost + Send + 'static,
+    C: Clock + Send + Sync + 'static,
+    H: AsyncHost + 'static,
 {
     let runner = AsyncRunner::new(&component(), &Limits::default()).expect("the component");
     block_on(runner.instance(Arc::clone(store), host)).expect("an instance")
@@ -88,6 +90,41 @@ fn a_wait_can_be_dropped() {
     match end {
         Err(ComponentError::Timeout { attempts: 1 }) => {}
         other => panic!("{other:?}"),
+    }
+}
+
+/// Drops a future after so many polls, or at its end.
+fn drop_after<T>(polls: usize, future: impl Future<Output = T>) {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..polls {
+        if future.as_mut().poll(&mut context).is_ready() {
+            return;
+        }
+    }
+}
+
+/// A future that is dropped during an operation of the store does not stop the instance: the next call completes the
+/// call of the component first.
+#[test]
+fn instance_outlives_futures_that_are_dropped_at_any_poll() {
+    let shared: SharedStore = Arc::new(MemoryStore::new(System));
+    let runner = AsyncRunner::new(&component(), &Limits::default()).expect("the component");
+    let store = Yielding(Inline(Arc::clone(&shared)));
+    let mut instance = block_on(runner.instance(store, Sleepless)).expect("an instance");
+    let lock = block_on(instance.create_lock("lock", None)).expect("a lock");
+    let policy = Retry::default();
+    for polls in 1..6 {
+        drop_after(polls, instance.acquire(lock, &policy));
+        assert!(
+            block_on(instance.is_held(lock)).expect("an answer"),
+            "{polls} polls"
+        );
+        drop_after(polls, instance.release(lock));
+        assert!(
+            !block_on(instance.is_locked(lock)).expect("an answer"),
+            "{polls} polls"
+        );
     }
 }
 

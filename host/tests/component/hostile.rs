@@ -14,11 +14,13 @@ use verrou_host::component::bindings::blocking::LockManager;
 use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
     ErrorCode, LockError,
 };
-use verrou_host::component::bindings::blocking::verrou::lock::store as wit;
-use verrou_host::component::bindings::blocking::wasi::{clocks, random};
-use verrou_host::component::wasmtime::Engine;
-use verrou_host::component::wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
-use verrou_host::component::{ComponentError, Instance, Limits, Runner};
+use verrou_host::component::bindings::blocking::verrou::lock::{store as wit, types};
+use verrou_host::component::bindings::blocking::wasi::{clocks, io, random};
+use verrou_host::component::wasmtime::component::{
+    Component, HasSelf, Linker, Resource, ResourceAny,
+};
+use verrou_host::component::wasmtime::{self, Engine};
+use verrou_host::component::{ComponentError, Instance, Limits, QueuePlace, Runner, Wait};
 
 use crate::places::SharedStore;
 use crate::through::{component, instance};
@@ -101,10 +103,12 @@ fn invalid_calls_are_errors() {
 /// has.
 #[test]
 fn invalid_numbers_are_errors() {
-    use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::Retry;
+    use verrou_host::component::bindings::blocking::exports::verrou::lock::locks::{
+        Acquiring, Retry,
+    };
 
     let mut instance = instance(Arc::new(MemoryStore::new(System)));
-    let lock = instance.call(|locks, wasm| locks.lock().call_constructor(wasm, "lock", None));
+    let lock = instance.call(|locks, wasm| locks.lock().call_create(wasm, "lock", None));
     let lock = lock.expect("an instance").expect("a lock");
     let sane = Retry {
         attempts: None,
@@ -134,7 +138,7 @@ fn invalid_numbers_are_errors() {
     for retry in insane {
         let attempt = instance.call(|locks, wasm| locks.lock().call_acquire(wasm, lock, retry));
         let err = attempt.expect("an instance").expect_err("an error");
-        assert_eq!(err.code, ErrorCode::InvalidRetry, "{err:?}");
+        assert!(matches!(err.code, ErrorCode::InvalidRetry), "{err:?}");
     }
     let endless = Retry {
         attempts: Some(u32::MAX),
@@ -143,13 +147,12 @@ fn invalid_numbers_are_errors() {
         timeout: Some(u64::MAX),
     };
     let attempt = instance.call(|locks, wasm| locks.lock().call_acquire(wasm, lock, endless));
-    let attempt = attempt.expect("an instance").expect("an attempt");
-    let progress = instance.call(|locks, wasm| locks.attempt().call_poll(wasm, attempt));
-    progress.expect("an instance").expect("a grant");
+    let acquiring = attempt.expect("an instance").expect("an answer");
+    assert!(matches!(acquiring, Acquiring::Acquired(_)), "{acquiring:?}");
     let extended =
         instance.call(|locks, wasm| locks.lock().call_extend_for(wasm, lock, Some(u64::MAX)));
     let err = extended.expect("an instance").expect_err("an error");
-    assert_eq!(err.code, ErrorCode::InvalidTtl);
+    assert!(matches!(err.code, ErrorCode::InvalidTtl), "{err:?}");
     let freed = instance.call(|locks, wasm| locks.lock().call_force_release(wasm, lock, Some(0)));
     assert!(!freed.expect("an instance").expect("an answer"));
 }
@@ -218,10 +221,27 @@ fn an_instance_that_runs_for_too_long_is_stopped() {
     let mut instance = runner
         .instance(Arc::new(MemoryStore::new(System)), System)
         .expect("an instance");
-    // A text that takes the instance a second to parse.
+    // A text that takes the instance a second to parse. This host's own method would refuse it for its length.
     let text = format!("{{\"unknown\":[{}1]", "1,".repeat(64 << 20));
-    let end = instance.restore_lock(&text);
+    let end = instance.call(|locks, wasm| locks.lock().call_restore(wasm, &text, 0));
+    let end = end.map_err(ComponentError::from);
     assert_eq!(code(end), "E_COMPONENT_STOPPED");
+}
+
+/// Texts of any length are errors, and fill no memory of the component.
+#[test]
+fn long_texts_do_not_reach_the_component() {
+    let limits = Limits::default().memory(2 << 20);
+    let runner = Runner::new(&component(), &limits).expect("the component");
+    let store: SharedStore = Arc::new(MemoryStore::new(System));
+    let mut instance = runner.instance(store, System).expect("an instance");
+    let long = "x".repeat(126 << 20);
+    assert_eq!(code(instance.create_lock(&long, None)), "E_INVALID_NAME");
+    assert_eq!(
+        code(instance.restore_lock(&long)),
+        "E_INVALID_SERIALIZED_LOCK"
+    );
+    assert_usable(&mut instance);
 }
 
 /// The time of the store does not count as the component's.
@@ -341,7 +361,7 @@ fn error_of_a_store_keeps_its_message() {
             instance.try_acquire(lock).map(drop),
             instance.acquire(lock, &Retry::NEVER).map(drop),
             instance.is_locked(lock).map(drop),
-            instance.holder(lock).map(drop),
+            instance.holders(lock).map(drop),
             instance.force_release(lock, None).map(drop),
         ];
         for end in ends {
@@ -396,81 +416,178 @@ fn store_that_never_grants_is_waited_for_until_the_timeout() {
 }
 
 /// Imports with invalid values, which the host of this program cannot return.
-struct Garbage(wit::Holder, Option<u64>);
+struct Garbage {
+    holder: types::Holder,
+    token: Option<u64>,
+    random: u64,
+    /// The times that the clock shows, the last one from then on.
+    times: Vec<u64>,
+    acquires: u32,
+}
 
-impl wit::Host for Garbage {
-    fn acquire(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
-        Ok(wit::Reply::Granted(self.1))
-    }
-    fn extend(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
-        Ok(wit::Reply::Refused(Some(u64::MAX)))
-    }
-    fn release(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
-        Ok(wit::Reply::Refused(None))
-    }
-    fn evict(&mut self, _: String, _: Option<u64>) -> Result<wit::Reply, wit::StoreError> {
-        Err(wit::StoreError {
-            temporary: false,
-            message: "\u{1b}[31m".repeat(1 << 16),
-        })
-    }
-    fn inspect(&mut self, _: String) -> Result<Option<wit::Holder>, wit::StoreError> {
-        Ok(Some(self.0))
-    }
-    fn detach(&mut self, _: wit::Claim) -> Result<wit::Reply, wit::StoreError> {
-        Ok(wit::Reply::Granted(Some(0)))
-    }
-    fn can(&mut self) -> wit::Abilities {
-        wit::Abilities {
-            expires: true,
-            ephemeral: true,
-            transfers: true,
-            evicts: true,
-            fences: true,
+impl Garbage {
+    fn new(fencing_token: Option<u64>, remaining: Option<u64>) -> Self {
+        let holder = types::Holder {
+            fencing_token,
+            mode: types::Mode::Permit(0),
+            remaining,
+            since: Some(u64::MAX),
+            process: Some(types::Process {
+                id: u32::MAX,
+                host: "\u{1b}[31m".repeat(1 << 16),
+                command: String::new(),
+            }),
+            detached: true,
+        };
+        Self {
+            holder,
+            token: fencing_token,
+            random: 1,
+            times: vec![u64::MAX],
+            acquires: 0,
         }
     }
 }
 
+type Replied<T> = wasmtime::Result<Result<T, wit::StoreError>>;
+type Answer<T> = wasmtime::Result<T>;
+
+impl wit::Host for Garbage {
+    fn acquire(&mut self, _: wit::Claim) -> Replied<wit::Acquired> {
+        self.acquires += 1;
+        Ok(Ok(wit::Acquired::Granted(self.token)))
+    }
+    fn extend(&mut self, _: wit::Claim) -> Replied<bool> {
+        Ok(Ok(false))
+    }
+    fn renew(&mut self, _: wit::Claim, _: Option<u64>) -> Replied<wit::Renewed> {
+        Ok(Ok(wit::Renewed::Released))
+    }
+    fn release(&mut self, _: wit::Claim) -> Replied<bool> {
+        Ok(Ok(false))
+    }
+    fn force_release(&mut self, _: String, _: Option<u64>) -> Replied<bool> {
+        Ok(Err(wit::StoreError {
+            code: wit::StoreErrorCode::Other("\u{1b}[31m".to_owned()),
+            message: "\u{1b}[31m".repeat(1 << 16),
+            temporary: false,
+        }))
+    }
+    fn holders(&mut self, _: String) -> Replied<Vec<types::Holder>> {
+        Ok(Ok(vec![self.holder.clone()]))
+    }
+    fn detach(&mut self, _: wit::Claim) -> Replied<bool> {
+        Ok(Ok(true))
+    }
+    fn get_capabilities(&mut self) -> Answer<types::Capabilities> {
+        Ok(types::Capabilities::all())
+    }
+    fn join(&mut self, _: wit::Claim) -> Answer<Option<Resource<QueuePlace>>> {
+        Ok(None)
+    }
+}
+
+impl wit::HostWaiter for Garbage {
+    fn subscribe(&mut self, _: Resource<QueuePlace>) -> Answer<Resource<Wait>> {
+        unreachable!("there is no queue")
+    }
+    fn drop(&mut self, _: Resource<QueuePlace>) -> Answer<()> {
+        unreachable!("there is no queue")
+    }
+}
+
+impl types::Host for Garbage {}
+
+impl io::poll::Host for Garbage {
+    fn poll(&mut self, _: Vec<Resource<Wait>>) -> Answer<Vec<u32>> {
+        unreachable!("there is no wait")
+    }
+}
+
+impl io::poll::HostPollable for Garbage {
+    fn ready(&mut self, _: Resource<Wait>) -> Answer<bool> {
+        unreachable!("there is no wait")
+    }
+    fn block(&mut self, _: Resource<Wait>) -> Answer<()> {
+        unreachable!("there is no wait")
+    }
+    fn drop(&mut self, _: Resource<Wait>) -> Answer<()> {
+        unreachable!("there is no wait")
+    }
+}
+
 impl clocks::monotonic_clock::Host for Garbage {
-    fn now(&mut self) -> u64 {
-        u64::MAX
+    fn now(&mut self) -> Answer<u64> {
+        Ok(match &self.times[..] {
+            [only] => *only,
+            _ => self.times.remove(0),
+        })
+    }
+    fn resolution(&mut self) -> Answer<u64> {
+        unreachable!("not called")
+    }
+    fn subscribe_instant(&mut self, _: u64) -> Answer<Resource<Wait>> {
+        unreachable!("not called")
+    }
+    fn subscribe_duration(&mut self, _: u64) -> Answer<Resource<Wait>> {
+        unreachable!("not called")
     }
 }
 
 impl random::random::Host for Garbage {
-    fn get_random_u64(&mut self) -> u64 {
-        0
+    fn get_random_bytes(&mut self, _: u64) -> Answer<Vec<u8>> {
+        unreachable!("not called")
+    }
+    fn get_random_u64(&mut self) -> Answer<u64> {
+        Ok(self.random)
+    }
+}
+
+/// An instance of the component with these imports, and a lock in it.
+struct Fed {
+    wasm: wasmtime::Store<Garbage>,
+    manager: LockManager,
+    lock: ResourceAny,
+}
+
+fn fed(garbage: Garbage, ttl: Option<u64>) -> Fed {
+    let engine = Engine::default();
+    let component = Component::new(&engine, component()).expect("the component");
+    let mut linker = Linker::new(&engine);
+    LockManager::add_to_linker::<_, HasSelf<Garbage>>(&mut linker, |state| state).expect("imports");
+    let mut wasm = wasmtime::Store::new(&engine, garbage);
+    let manager = LockManager::instantiate(&mut wasm, &component, &linker).expect("an instance");
+    let locks = manager.verrou_lock_locks().lock();
+    let lock = locks.call_create(&mut wasm, "lock", ttl);
+    let lock = lock.expect("an instance").expect("a lock");
+    Fed {
+        wasm,
+        manager,
+        lock,
     }
 }
 
 #[test]
 fn invalid_reply_of_a_store_is_an_error() {
-    let engine = Engine::default();
-    let component = Component::new(&engine, component()).expect("the component");
-    let mut linker = Linker::new(&engine);
-    LockManager::add_to_linker::<_, HasSelf<Garbage>>(&mut linker, |state| state).expect("imports");
-    let holder = wit::Holder {
-        fencing_token: Some(0),
-        remaining: Some(u64::MAX),
-    };
-    let mut wasm = verrou_host::component::wasmtime::Store::new(&engine, Garbage(holder, Some(0)));
-    let manager = LockManager::instantiate(&mut wasm, &component, &linker).expect("an instance");
-    let locks = manager.verrou_lock_locks().lock();
-    let lock = locks.call_constructor(&mut wasm, "lock", Some(u64::MAX / 2));
-    let lock: ResourceAny = lock.expect("an instance").expect("a lock");
-
-    let said = |end: verrou_host::component::wasmtime::Result<Result<bool, LockError>>,
-                what: &str| {
+    fn said<T: Debug>(end: Answer<Result<T, LockError>>, what: &str) {
         let err = end.expect("an instance").expect_err("garbage");
-        assert_eq!(err.code, ErrorCode::Storage);
+        assert!(matches!(err.code, ErrorCode::Storage), "{err:?}");
         assert!(err.message.contains(what), "{}", err.message);
-    };
+    }
+
+    let garbage = Garbage::new(Some(0), Some(u64::MAX));
+    let Fed {
+        mut wasm,
+        manager,
+        lock,
+    } = fed(garbage, Some(u64::MAX / 2));
+    let locks = manager.verrou_lock_locks().lock();
     said(locks.call_try_acquire(&mut wasm, lock), "fencing token 0");
     said(locks.call_is_locked(&mut wasm, lock), "fencing token 0");
     said(locks.call_force_release(&mut wasm, lock, None), "[31m");
 
     // At the end of the clock's range, a lease has no time left.
-    wasm.data_mut().1 = Some(u64::MAX);
+    wasm.data_mut().token = Some(u64::MAX);
     let acquired = locks.call_try_acquire(&mut wasm, lock);
     acquired.expect("an instance").expect("an answer");
     assert!(
@@ -480,24 +597,55 @@ fn invalid_reply_of_a_store_is_an_error() {
             .is_some()
     );
     let released = locks.call_release(&mut wasm, lock).expect("an instance");
-    assert_eq!(released.expect_err("refused").code, ErrorCode::NotOwner);
+    let err = released.expect_err("refused");
+    assert!(matches!(err.code, ErrorCode::NotOwner), "{err:?}");
+}
+
+/// With zeros as owners, every lock would be the same owner's.
+#[test]
+fn random_numbers_of_zeros_acquire_no_lock() {
+    let mut garbage = Garbage::new(Some(1), None);
+    garbage.random = 0;
+    let Fed {
+        mut wasm,
+        manager,
+        lock,
+    } = fed(garbage, None);
+    let acquired = manager.verrou_lock_locks().lock();
+    let acquired = acquired.call_try_acquire(&mut wasm, lock);
+    let err = acquired.expect("an instance").expect_err("no owner");
+    assert!(err.message.contains("zeros"), "{}", err.message);
+    assert_eq!(wasm.data().acquires, 0);
+}
+
+/// A clock that goes back: the component's own never does, so no call waits for the clock to come back.
+#[test]
+fn clock_that_goes_back_delays_no_call() {
+    const SECOND: u64 = 1_000_000_000;
+
+    let mut garbage = Garbage::new(Some(7), None);
+    garbage.times = vec![1_000 * SECOND, SECOND, 900 * SECOND, SECOND];
+    let Fed {
+        mut wasm,
+        manager,
+        lock,
+    } = fed(garbage, Some(30 * SECOND));
+    let locks = manager.verrou_lock_locks().lock();
+    let acquired = locks.call_try_acquire(&mut wasm, lock);
+    assert!(acquired.expect("an instance").expect("an answer").is_some());
+    assert_eq!(wasm.data().acquires, 1);
+    let remaining = locks.call_remaining(&mut wasm, lock).expect("an instance");
+    assert_eq!(remaining, Some(30 * SECOND));
 }
 
 #[test]
 fn is_held_is_unknown_in_a_store_without_fencing_tokens() {
-    let engine = Engine::default();
-    let component = Component::new(&engine, component()).expect("the component");
-    let mut linker = Linker::new(&engine);
-    LockManager::add_to_linker::<_, HasSelf<Garbage>>(&mut linker, |state| state).expect("imports");
-    let holder = wit::Holder {
-        fencing_token: None,
-        remaining: None,
-    };
-    let mut wasm = verrou_host::component::wasmtime::Store::new(&engine, Garbage(holder, None));
-    let manager = LockManager::instantiate(&mut wasm, &component, &linker).expect("an instance");
+    let Fed {
+        mut wasm,
+        manager,
+        lock,
+    } = fed(Garbage::new(None, None), None);
     let locks = manager.verrou_lock_locks().lock();
-    let lock = locks.call_constructor(&mut wasm, "lock", None);
-    let lock: ResourceAny = lock.expect("an instance").expect("a lock");
     assert_eq!(
         locks
             .call_is_held(&mut wasm, lock)
@@ -506,9 +654,67 @@ fn is_held_is_unknown_in_a_store_without_fencing_tokens() {
         Some(false)
     );
     let acquired = locks.call_try_acquire(&mut wasm, lock);
-    assert!(acquired.expect("an instance").expect("an answer"));
+    assert!(acquired.expect("an instance").expect("an answer").is_some());
     let answer = locks.call_is_held(&mut wasm, lock).expect("an instance");
     let err = answer.expect_err("another grant looks the same");
-    assert_eq!((err.code, err.temporary), (ErrorCode::Storage, false));
+    assert!(matches!(err.code, ErrorCode::Storage), "{err:?}");
+    assert!(!err.temporary);
     assert!(err.message.contains("no fencing token"), "{}", err.message);
+}
+
+/// A lock that is dropped is released, also if the component has stopped, and if another owner waits for it.
+#[test]
+fn dropped_locks_are_released() {
+    let store = Arc::new(MemoryStore::new(System));
+    let shared = || Arc::clone(&store) as SharedStore;
+    let name: Name = "lock".parse().expect("a name");
+    let is_free = || Store::holders(&store, &name).expect("an answer").is_empty();
+    let acquired = |instance: &mut Instance<SharedStore, System>| {
+        let lock = instance.create_lock("lock", None).expect("a lock");
+        assert!(instance.try_acquire(lock).expect("an answer"));
+        lock
+    };
+
+    let mut one = instance(shared());
+    let lock = acquired(&mut one);
+    one.forget(lock).expect("a handle");
+    assert!(is_free(), "a dropped lock");
+
+    acquired(&mut one);
+    drop(one);
+    assert!(is_free(), "the lock of a dropped instance");
+
+    // A handle that is serialized or detached outlives its lock and its instance.
+    let mut two = instance(shared());
+    let lock = acquired(&mut two);
+    two.detach(lock).expect("a held lock");
+    two.forget(lock).expect("a handle");
+    assert!(!is_free(), "a detached lock");
+    drop(two);
+    assert!(!is_free(), "the detached lock of a dropped instance");
+    Store::force_release(&store, &name, None).expect("an answer");
+    let mut three = instance(shared());
+    let lock = acquired(&mut three);
+    three.serialize(lock).expect("a held lock");
+    drop(three);
+    assert!(!is_free(), "a serialized lock");
+}
+
+/// Handles belong to their instance: that of another one is refused, and changes nothing.
+#[test]
+fn handle_of_another_instance_is_refused() {
+    let store = Arc::new(MemoryStore::new(System));
+    let mut instances = [(); 2].map(|()| instance(Arc::clone(&store) as SharedStore));
+    let own = instances.each_mut().map(|instance| {
+        let lock = instance.create_lock("lock", None);
+        lock.expect("a lock")
+    });
+    let [one, two] = &mut instances;
+    assert!(one.try_acquire(own[0]).expect("an answer"));
+    assert_eq!(code(two.forget(own[0])), "E_INVALID_HANDLE");
+    assert_eq!(code(two.release(own[0])), "E_INVALID_HANDLE");
+    assert_eq!(code(two.try_acquire(own[0])), "E_INVALID_HANDLE");
+    assert!(one.is_held(own[0]).expect("an answer"));
+    two.forget(own[1]).expect("its own");
+    one.release(own[0]).expect("its own");
 }

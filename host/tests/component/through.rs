@@ -44,6 +44,8 @@ pub(crate) fn instance(store: SharedStore) -> Instance<SharedStore, System> {
 
 /// The calls of an instance, blocking or async.
 pub(crate) trait Calls: Send + 'static {
+    /// Whether dropping the instance has released its locks. An async instance can only start that.
+    const RELEASES: bool;
     fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Answer<LockHandle>;
     fn restore_lock(&mut self, serialized: &str) -> Answer<LockHandle>;
     fn try_acquire(&mut self, lock: LockHandle) -> Answer<bool>;
@@ -52,7 +54,7 @@ pub(crate) trait Calls: Send + 'static {
     fn extend(&mut self, lock: LockHandle, ttl: Option<Ttl>) -> Answer<()>;
     fn is_expired(&mut self, lock: LockHandle) -> Answer<bool>;
     fn is_held(&mut self, lock: LockHandle) -> Answer<bool>;
-    fn holder(&mut self, lock: LockHandle) -> Answer<Option<Holder>>;
+    fn holders(&mut self, lock: LockHandle) -> Answer<Vec<Holder>>;
     fn serialize(&mut self, lock: LockHandle) -> Answer<String>;
     fn fence(&mut self, lock: LockHandle) -> Answer<Option<Fence>>;
     fn forget(&mut self, lock: LockHandle) -> Answer<()>;
@@ -61,8 +63,10 @@ pub(crate) trait Calls: Send + 'static {
 type Answer<T> = Result<T, ComponentError>;
 
 macro_rules! calls {
-    ($instance:ty, $wait:expr) => {
+    ($instance:ty, $wait:expr, $releases:expr) => {
         impl Calls for $instance {
+            const RELEASES: bool = $releases;
+
             fn create_lock(&mut self, name: &str, ttl: Option<Duration>) -> Answer<LockHandle> {
                 $wait(self.create_lock(name, ttl))
             }
@@ -87,14 +91,8 @@ macro_rules! calls {
             fn is_held(&mut self, lock: LockHandle) -> Answer<bool> {
                 $wait(self.is_held(lock))
             }
-            fn holder(&mut self, lock: LockHandle) -> Answer<Option<Holder>> {
-                let holder = $wait(self.holder(lock))?;
-                Ok(holder.map(|holder| {
-                    Holder::new(
-                        holder.fencing_token.and_then(Fence::new),
-                        holder.remaining.map(Duration::from_nanos),
-                    )
-                }))
+            fn holders(&mut self, lock: LockHandle) -> Answer<Vec<Holder>> {
+                $wait(self.holders(lock))
             }
             fn serialize(&mut self, lock: LockHandle) -> Answer<String> {
                 $wait(self.serialize(lock))
@@ -109,8 +107,8 @@ macro_rules! calls {
     };
 }
 
-calls!(Instance<SharedStore, AdapterHost>, identity);
-calls!(AsyncInstance<Yielding, AdapterHost>, block_on);
+calls!(Instance<SharedStore, AdapterHost>, identity, true);
+calls!(AsyncInstance<Yielding, AdapterHost>, block_on, false);
 
 /// A store whose operations each yield once before they complete.
 #[derive(Debug)]
@@ -180,8 +178,8 @@ impl AsyncStore for Yielding {
     }
 }
 
-fn async_runner() -> &'static AsyncRunner<AdapterHost> {
-    static RUNNER: OnceLock<AsyncRunner<AdapterHost>> = OnceLock::new();
+fn async_runner() -> &'static AsyncRunner<Yielding, AdapterHost> {
+    static RUNNER: OnceLock<AsyncRunner<Yielding, AdapterHost>> = OnceLock::new();
     RUNNER.get_or_init(|| AsyncRunner::new(&component(), &Limits::default()).expect("a component"))
 }
 
@@ -305,8 +303,9 @@ impl<I> fmt::Debug for Through<I> {
 
 struct State<I> {
     instance: I,
-    /// The locks that were acquired by this instance, and are not released.
-    locks: HashMap<(Name, Owner), LockHandle>,
+    /// The locks that were acquired by this instance, and are not released, the latest last. A claim that was
+    /// acquired again has several: dropping one would release the lock.
+    locks: HashMap<(Name, Owner), Vec<LockHandle>>,
 }
 
 impl<I: Calls> Through<I> {
@@ -328,7 +327,8 @@ impl<I: Calls> Through<I> {
         operation: impl FnOnce(&mut I, LockHandle) -> Result<bool, ComponentError>,
     ) -> Result<bool, StoreError> {
         let state = &mut *self.state.lock().unwrap();
-        let known = state.locks.get(&(claim.name.clone(), claim.owner)).copied();
+        let known = state.locks.get(&(claim.name.clone(), claim.owner));
+        let known = known.and_then(|locks| locks.last().copied());
         // An expired lock may have been extended by another instance, which this one has not recorded.
         let known = known.filter(|lock| !state.instance.is_expired(*lock).expect("an instance"));
         let lock = if let Some(lock) = known {
@@ -404,10 +404,8 @@ impl<I: Calls> Store for Through<I> {
             instance.serialize(lock).map_err(failed)?;
         }
         let fence = instance.fence(lock).map_err(failed)?;
-        let before = state.locks.insert((claim.name.clone(), claim.owner), lock);
-        if let Some(before) = before {
-            state.instance.forget(before).map_err(failed)?;
-        }
+        let locks = state.locks.entry((claim.name.clone(), claim.owner));
+        locks.or_default().push(lock);
         Ok(Acquired::Granted { fence })
     }
 
@@ -424,7 +422,7 @@ impl<I: Calls> Store for Through<I> {
         })?;
         let state = &mut *self.state.lock().unwrap();
         let known = state.locks.remove(&(claim.name.clone(), claim.owner));
-        if let Some(lock) = known {
+        for lock in known.into_iter().flatten() {
             state.instance.forget(lock).map_err(failed)?;
         }
         Ok(released)
@@ -435,8 +433,7 @@ impl<I: Calls> Store for Through<I> {
     }
 
     fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
-        let holder = self.about(name, I::holder).map_err(failed)?;
-        Ok(holder.into_iter().collect())
+        self.about(name, I::holders).map_err(failed)
     }
 
     fn detach(&self, claim: &Claim) -> Result<bool, StoreError> {
@@ -456,11 +453,12 @@ impl<I: Calls> Store for Through<I> {
         self.store.waiter(claim)
     }
 
-    /// Returns the capabilities of the store without `revives`: the component renews its leases by `extend`, which
-    /// revives no expired lease.
+    /// Returns the capabilities of the store without `revives`, because this adapter renews by `extend`, which revives
+    /// no expired lease. A record of any store ends with the instance that made it.
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.store.capabilities();
         capabilities.revives = false;
+        capabilities.ephemeral |= I::RELEASES;
         capabilities
     }
 }

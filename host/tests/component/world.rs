@@ -15,6 +15,9 @@ fn component_imports_a_store_a_clock_and_randomness_and_nothing_else() {
     assert_eq!(
         imports,
         [
+            // Only types.
+            "verrou:lock/types@0.1.0",
+            "wasi:io/poll@0.2.0",
             "verrou:lock/store@0.1.0",
             "wasi:clocks/monotonic-clock@0.2.0",
             "wasi:random/random@0.2.0",

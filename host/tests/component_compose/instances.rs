@@ -7,8 +7,11 @@ use std::time::Duration;
 use verrou::Clock;
 use verrou::blocking::Host;
 use verrou::conformance::TestClock;
+use verrou_host::component::bindings::blocking::wasi::io::poll::Pollable;
 use verrou_host::component::wasmtime;
-use verrou_host::component::wasmtime::component::{Component, ComponentType, Lift, Linker, Lower};
+use verrou_host::component::wasmtime::component::{
+    Component, ComponentType, Lift, Linker, Lower, ResourceType,
+};
 use verrou_host::component::wasmtime::{Config, Engine, Result};
 
 use crate::keyvalue::{self, Bucket};
@@ -87,6 +90,9 @@ fn imports(linker: &mut Linker<State>) -> Result<()> {
         };
         Ok((u64::from_le_bytes(first),))
     })?;
+    // These stores have no wait queue, so no pollable exists.
+    let mut poll = linker.instance("wasi:io/poll@0.2.0")?;
+    poll.resource("pollable", ResourceType::host::<Pollable>(), |_, _| Ok(()))?;
     keyvalue::add_to_linker(linker, |state| &mut state.keyvalue)
 }
 

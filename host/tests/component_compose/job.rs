@@ -3,20 +3,24 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{self, Command};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Waker};
 use std::time::Duration;
 use std::{env, thread};
 
 use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
 use verrou::blocking::{Lock, LockFactory};
-use verrou_host::component::locks::{self, Locks};
+use verrou_host::component::locks::{self, Locks, LocksView};
+use verrou_host::component::wasmtime;
 use verrou_host::component::wasmtime::component::{Component, Linker, ResourceTable};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
 use crate::common::{Started, code, done, eventually, stderr, stdout, test_process};
 use crate::instances::{built, load};
-use crate::wasi::{self, Wasi};
+use crate::wasi::{self, Sleep, Wasi, WasiView};
 use crate::{compose, succeeded};
 
 /// The environment variables of the process of a job.
@@ -41,6 +45,14 @@ impl Place {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
+    /// Asserts that one job has begun its work, and has not ended it.
+    #[track_caller]
+    fn has_begin_only(&self) {
+        let log = self.log();
+        let is_begin = log.starts_with("begin ") && log.lines().count() == 1;
+        assert!(is_begin, "{log}");
+    }
+
     /// Returns the lock of the jobs, for this process.
     fn lock(&self) -> Lock<Arc<LeaseFileStore>, System> {
         let store = LeaseFileStore::open(self.path("locks"), &StoreOptions::default());
@@ -58,39 +70,60 @@ struct State {
     locks: Locks,
 }
 
+impl State {
+    /// Returns the state of a job with its locks in the store at `store`, which appends its output to `output`.
+    fn new(store: &Path, output: &Path, arguments: &str) -> Self {
+        let store = LeaseFileStore::open(store, &StoreOptions::default()).unwrap();
+        let output = File::options().append(true).create(true).open(output);
+        let errors = File::from(rustix::io::dup(std::io::stderr()).unwrap());
+        let wasi = Wasi {
+            arguments: arguments.split(' ').map(Into::into).collect(),
+            streams: [output.unwrap(), errors],
+            sleep: Box::new(|length| Ok(Sleep::for_length(length))),
+            handles: ResourceTable::new(),
+        };
+        let locks = Locks::new(Arc::new(store), System);
+        Self { wasi, locks }
+    }
+}
+
+impl WasiView for State {
+    fn wasi(&mut self) -> &mut Wasi {
+        &mut self.wasi
+    }
+}
+
 /// The process of a job, which ends with the job's exit code; not a test.
 #[test]
 #[ignore = "this is the process that others start"]
 fn process() {
     let variable = |name| env::var(name).unwrap();
     let component = load(Path::new(&variable(COMPONENT)));
-    let store = LeaseFileStore::open(variable(STORE), &StoreOptions::default()).unwrap();
-    let output = File::options()
-        .append(true)
-        .create(true)
-        .open(variable(OUTPUT));
-    let errors = File::from(rustix::io::dup(std::io::stderr()).unwrap());
-    let arguments = variable(ARGUMENTS);
-    let wasi = Wasi {
-        arguments: arguments.split(' ').map(Into::into).collect(),
-        streams: [output.unwrap(), errors],
-        handles: ResourceTable::new(),
-    };
-    let locks = Locks::new(Arc::new(store), System);
-    let ended = run(&component, State { wasi, locks });
+    let (store, output) = (variable(STORE), variable(OUTPUT));
+    let state = State::new(store.as_ref(), output.as_ref(), &variable(ARGUMENTS));
+    let ended = runtime().block_on(run(&component, state)).unwrap();
     process::exit(i32::from(ended.is_err()));
 }
 
-fn run(component: &Component, state: State) -> Result<(), ()> {
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_time().build().unwrap()
+}
+
+/// Runs a job, and returns its result, or the reason for its trap.
+async fn run(component: &Component, state: State) -> wasmtime::Result<Result<(), ()>> {
     let mut linker = Linker::new(component.engine());
-    wasi::add_to_linker(&mut linker, |state: &mut State| &mut state.wasi).unwrap();
-    locks::add_to_linker(&mut linker, |state: &mut State| &mut state.locks).unwrap();
-    let mut wasm = verrou_host::component::wasmtime::Store::new(component.engine(), state);
-    let instance = linker.instantiate(&mut wasm, component).unwrap();
+    wasi::add_to_linker(&mut linker)?;
+    locks::add_to_linker(&mut linker, |state: &mut State| LocksView {
+        locks: &mut state.locks,
+        table: &mut state.wasi.handles,
+    })?;
+    let mut wasm = wasmtime::Store::new(component.engine(), state);
+    let instance = linker.instantiate_async(&mut wasm, component).await?;
     let command = instance.get_export_index(&mut wasm, None, "wasi:cli/run@0.2.0");
     let run = instance.get_export_index(&mut wasm, command.as_ref(), "run");
-    let run = instance.get_typed_func::<(), (Result<(), ()>,)>(&mut wasm, run.unwrap());
-    run.unwrap().call(&mut wasm, ()).unwrap().0
+    let run = instance.get_typed_func::<(), (Result<(), ()>,)>(&mut wasm, run.unwrap())?;
+    let (ended,) = run.call_async(&mut wasm, ()).await?;
+    Ok(ended)
 }
 
 /// Returns the process of a job that works for `work` seconds, after waiting for at most `wait` seconds.
@@ -192,11 +225,66 @@ fn force_released_job_reports_the_loss() {
         "{}",
         stderr(&output)
     );
+    dir.has_begin_only();
+}
+
+/// The job's waits for the clock never end, so only a notification can wake it.
+#[test]
+fn waiting_job_is_woken_by_a_release() {
+    let dir = Place::new();
+    let native = dir.lock();
+    native.try_acquire().unwrap();
+    let mut state = State::new(&dir.path("locks"), &dir.path("log"), "cron-job 0 50");
+    let (waits, waiting) = mpsc::channel();
+    state.wasi.sleep = Box::new(move |_| {
+        // The test may have ended.
+        let _ = waits.send(());
+        Ok(Sleep::Forever)
+    });
+    let component = load(&built("cron-job"));
+    let job = thread::spawn(move || runtime().block_on(run(&component, state)));
+    waiting.recv().unwrap();
+    native.release().unwrap();
+    eventually("the job ends", || job.is_finished());
+    job.join().unwrap().unwrap().unwrap();
     let log = dir.log();
+    let lines: Vec<_> = log.lines().collect();
     assert!(
-        log.starts_with("begin ") && log.lines().count() == 1,
+        matches!(lines[..], [first, last] if first.starts_with("begin ") && last.starts_with("end ")),
         "{log}"
     );
+}
+
+#[test]
+fn trapped_job_frees_its_lock_at_once() {
+    let dir = Arc::new(Place::new());
+    let mut state = State::new(&dir.path("locks"), &dir.path("log"), "cron-job 50 0");
+    let seen = Arc::clone(&dir);
+    state.wasi.sleep = Box::new(move |_| {
+        assert!(!seen.is_free());
+        Err(wasmtime::format_err!("the host ends the job"))
+    });
+    let ended = runtime().block_on(run(&load(&built("cron-job")), state));
+    let why = format!("{:#}", ended.unwrap_err());
+    assert!(why.contains("the host ends the job"), "{why}");
+    dir.has_begin_only();
+    assert!(dir.is_free());
+}
+
+#[test]
+fn dropped_job_frees_its_lock_at_once() {
+    let dir = Place::new();
+    let mut state = State::new(&dir.path("locks"), &dir.path("log"), "cron-job 50 0");
+    state.wasi.sleep = Box::new(|_| Ok(Sleep::Forever));
+    {
+        let component = load(&built("cron-job"));
+        let mut job = pin!(run(&component, state));
+        let polled = job.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending());
+        dir.has_begin_only();
+        assert!(!dir.is_free());
+    }
+    assert!(dir.is_free());
 }
 
 #[test]

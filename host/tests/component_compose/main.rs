@@ -124,21 +124,24 @@ impl Locks {
 
     fn lock(&mut self) -> ResourceAny {
         let ttl = Some(instances::nanos(Duration::from_secs(2)));
-        let lock = self.call(|locks, wasm| locks.lock().call_constructor(wasm, "n", ttl));
+        let lock = self.call(|locks, wasm| locks.lock().call_create(wasm, "n", ttl));
         lock.unwrap()
     }
 
     /// Tries to acquire the lock; returns its fencing token if it was granted.
     fn take(&mut self, lock: ResourceAny) -> Option<u64> {
         let acquired = self.call(|locks, wasm| locks.lock().call_try_acquire(wasm, lock));
-        let token = self.call(|locks, wasm| locks.lock().call_fencing_token(wasm, lock));
-        acquired
-            .unwrap()
-            .then(|| token.expect("this store has fencing tokens"))
+        let grant = acquired.unwrap()?;
+        let token = grant.fencing_token;
+        Some(token.expect("this store has fencing tokens"))
     }
 
     fn release(&mut self, lock: ResourceAny) -> Result<(), LockError> {
         self.call(|locks, wasm| locks.lock().call_release(wasm, lock))
+    }
+
+    fn drop(&mut self, lock: ResourceAny) {
+        lock.resource_drop(&mut self.wasm).expect("no trap");
     }
 }
 
@@ -161,7 +164,8 @@ fn exclude_each_other(clock: &TestClock, mut first: Locks, second: Option<Locks>
     let last = first.take(one).expect("the lease has expired");
     assert!(last > next, "{last} after {next}");
     let late = second.as_mut().unwrap_or(&mut first).release(other);
-    assert_eq!(late.unwrap_err().code, ErrorCode::NotOwner);
+    let code = late.unwrap_err().code;
+    assert!(matches!(code, ErrorCode::NotOwner), "{code:?}");
     first.release(one).unwrap();
 }
 
@@ -178,6 +182,65 @@ fn the_lock_component_with_a_store_over_keyvalue_locks() {
     let component = with_store("provider-keyvalue");
     let one = Locks::new(&component, &clock, &bucket);
     exclude_each_other(&clock, one, Some(Locks::new(&component, &clock, &bucket)));
+}
+
+/// Asserts that the drop of a lock releases it, unless the lock was detached, serialized or restored.
+fn drop_releases(locks: &mut Locks) {
+    let other = locks.lock();
+
+    let dropped = locks.lock();
+    locks.take(dropped).expect("the lock is free");
+    assert_eq!(locks.take(other), None);
+    locks.drop(dropped);
+    locks.take(other).expect("the drop released the lock");
+    locks.release(other).unwrap();
+
+    let detached = locks.lock();
+    locks.take(detached).expect("the lock is free");
+    let done = locks.call(|locks, wasm| locks.lock().call_detach(wasm, detached));
+    done.unwrap();
+    locks.drop(detached);
+    assert_eq!(locks.take(other), None);
+    let freed = locks.call(|locks, wasm| locks.lock().call_force_release(wasm, other, None));
+    assert!(freed.unwrap());
+
+    let serialized = locks.lock();
+    locks.take(serialized).expect("the lock is free");
+    let text = locks.call(|locks, wasm| locks.lock().call_serialize(wasm, serialized, 0));
+    let text = text.unwrap();
+    locks.drop(serialized);
+    assert_eq!(locks.take(other), None);
+
+    let restored = locks.call(|locks, wasm| locks.lock().call_restore(wasm, &text, 0));
+    locks.drop(restored.unwrap());
+    assert_eq!(locks.take(other), None);
+    let restored = locks.call(|locks, wasm| locks.lock().call_restore(wasm, &text, 0));
+    locks.release(restored.unwrap()).unwrap();
+    locks.take(other).expect("the lock is free");
+}
+
+#[test]
+fn dropped_lock_is_released_unless_its_lease_was_detached() {
+    for store in ["provider-rust", "provider-keyvalue"] {
+        let (clock, bucket) = (TestClock::running(), Bucket::default());
+        drop_releases(&mut Locks::new(&with_store(store), &clock, &bucket));
+    }
+}
+
+/// No code of the component runs when its instance ends, as after a trap.
+#[test]
+fn lock_of_an_ended_instance_is_held_until_its_lease_expires() {
+    let (clock, bucket) = (TestClock::running(), Bucket::default());
+    let component = with_store("provider-keyvalue");
+    let mut ended = Locks::new(&component, &clock, &bucket);
+    let mut locks = Locks::new(&component, &clock, &bucket);
+    let lock = ended.lock();
+    ended.take(lock).expect("the lock is free");
+    drop(ended);
+    let other = locks.lock();
+    assert_eq!(locks.take(other), None);
+    clock.advance(Duration::from_secs(2));
+    locks.take(other).expect("the lease has expired");
 }
 
 #[test]

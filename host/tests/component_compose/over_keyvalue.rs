@@ -9,7 +9,7 @@ use verrou_host::component::wasmtime::component::Component;
 
 use crate::instances::{built, load};
 use crate::keyvalue::{Bucket, Trouble};
-use crate::provider::Provider;
+use crate::provider::{ErrorCode, Provider};
 
 static OVER_KEYVALUE: LazyLock<Component> = LazyLock::new(|| load(&built("provider-keyvalue")));
 
@@ -70,6 +70,14 @@ fn client_overtaken_between_read_and_swap_is_refused() {
 }
 
 #[test]
+fn store_without_a_wait_queue_has_no_waiter() {
+    let place = OverKeyValue::new();
+    let store = place.client();
+    store.acquire(&claim(1)).unwrap();
+    assert!(!store.has_queue(&claim(2)));
+}
+
+#[test]
 fn released_lock_keeps_its_fencing_token_in_the_bucket() {
     let place = OverKeyValue::new();
     place.bucket.set("verrou:n", "verrou1 41");
@@ -102,21 +110,32 @@ fn invalid_record_is_an_error_and_not_a_free_lock() {
         let err = place.client().acquire(&claim(1)).unwrap_err();
         assert!(!err.is_temporary(), "{value}: {err}");
         assert!(err.to_string().contains("verrou:n"), "{err}");
+        let code = place.client().error_code(&claim(1));
+        assert!(matches!(code, ErrorCode::Corrupt), "{code:?}: {err}");
         assert_eq!(place.bucket.get("verrou:n").as_deref(), Some(value));
     }
 }
 
 #[test]
-fn bucket_error_is_temporary_or_permanent() {
+fn bucket_error_has_a_code_and_is_temporary_or_permanent() {
     let place = OverKeyValue::new();
     for (trouble, temporary) in [
         (Trouble::NoSuchStore, false),
         (Trouble::AccessDenied, false),
         (Trouble::Other("away".into()), true),
     ] {
-        place.bucket.trouble(Some(trouble));
+        place.bucket.trouble(Some(trouble.clone()));
         let err = place.client().acquire(&claim(1)).unwrap_err();
         assert_eq!(err.is_temporary(), temporary, "{err}");
+        let code = place.client().error_code(&claim(1));
+        let is_expected = match trouble {
+            Trouble::NoSuchStore => {
+                matches!(&code, ErrorCode::Other(name) if name == "no-such-store")
+            }
+            Trouble::AccessDenied => matches!(code, ErrorCode::Denied),
+            Trouble::Other(_) => matches!(code, ErrorCode::Unavailable),
+        };
+        assert!(is_expected, "{code:?}: {err}");
     }
     place.bucket.trouble(None);
     place.client().acquire(&claim(1)).unwrap();

@@ -1,25 +1,64 @@
 //! The parts of WASI 0.2 that the example `cron-job` needs from its host.
 
 use std::fs::File;
+use std::future::pending;
 use std::io::Write;
-use std::thread;
 use std::time::Duration;
 
-use verrou::Clock;
+use tokio::time::{Instant, sleep_until};
 use verrou::blocking::Host;
+use verrou::{Clock, async_trait};
 use verrou_host::System;
 use verrou_host::component::wasmtime;
 use verrou_host::component::wasmtime::component::{
-    ComponentType, Lift, Linker, Lower, Resource, ResourceTable, ResourceType,
+    ComponentType, HasData, Lift, Linker, Lower, Resource, ResourceTable, ResourceType,
 };
 use verrou_host::component::wasmtime::{Result, StoreContextMut};
+use verrou_host::component::wasmtime_wasi_io::bindings::wasi::io::poll;
+use verrou_host::component::wasmtime_wasi_io::poll::{Pollable, subscribe};
 
-/// The arguments, the streams and the handles of a command.
+/// The arguments, the streams, the clock and the handles of a command.
 pub(crate) struct Wasi {
     pub(crate) arguments: Vec<String>,
     /// Standard output and standard error.
     pub(crate) streams: [File; 2],
+    /// Begins a wait for the clock. An error ends the command by a trap.
+    pub(crate) sleep: Box<dyn FnMut(Duration) -> Result<Sleep> + Send>,
     pub(crate) handles: ResourceTable,
+}
+
+/// The state of a command, which has its [`Wasi`].
+pub(crate) trait WasiView: Send + 'static {
+    fn wasi(&mut self) -> &mut Wasi;
+}
+
+/// A wait for the clock.
+pub(crate) enum Sleep {
+    Until(Instant),
+    Forever,
+}
+
+impl Sleep {
+    pub(crate) fn for_length(length: Duration) -> Self {
+        Self::Until(Instant::now() + length)
+    }
+}
+
+#[async_trait]
+impl Pollable for Sleep {
+    async fn ready(&mut self) {
+        match self {
+            Self::Until(end) => sleep_until(*end).await,
+            Self::Forever => pending().await,
+        }
+    }
+}
+
+/// The table with the pollables.
+struct Pollables;
+
+impl HasData for Pollables {
+    type Data<'a> = &'a mut ResourceTable;
 }
 
 /// A handle of the stream with its number.
@@ -27,9 +66,6 @@ struct Stream;
 
 /// The error of a failed stream operation, which never occurs.
 struct IoError;
-
-/// The length of a wait.
-struct Pollable(Duration);
 
 #[derive(ComponentType, Lift, Lower)]
 #[component(variant)]
@@ -42,16 +78,12 @@ enum StreamError {
 
 type Written = std::result::Result<(), StreamError>;
 
-/// Links the imports of a command; `wasi` returns the [`Wasi`] in its state.
-pub(crate) fn add_to_linker<T: 'static>(
-    linker: &mut Linker<T>,
-    wasi: fn(&mut T) -> &mut Wasi,
-) -> Result<()> {
+/// Links the imports of a command.
+pub(crate) fn add_to_linker<T: WasiView>(linker: &mut Linker<T>) -> Result<()> {
     let mut environment = linker.instance("wasi:cli/environment@0.2.0")?;
-    environment.func_wrap(
-        "get-arguments",
-        move |mut wasm: StoreContextMut<'_, T>, ()| Ok((wasi(wasm.data_mut()).arguments.clone(),)),
-    )?;
+    environment.func_wrap("get-arguments", |mut wasm: StoreContextMut<'_, T>, ()| {
+        Ok((wasm.data_mut().wasi().arguments.clone(),))
+    })?;
     for (number, name) in [(0, "stdout"), (1, "stderr")] {
         let mut stream = linker.instance(&format!("wasi:cli/{name}@0.2.0"))?;
         stream.func_wrap(&format!("get-{name}"), move |_, ()| {
@@ -67,8 +99,8 @@ pub(crate) fn add_to_linker<T: 'static>(
     })?;
     streams.func_wrap(
         "[method]output-stream.blocking-write-and-flush",
-        move |mut wasm: StoreContextMut<'_, T>, (stream, bytes): (Resource<Stream>, Vec<u8>)| {
-            let streams = &mut wasi(wasm.data_mut()).streams;
+        |mut wasm: StoreContextMut<'_, T>, (stream, bytes): (Resource<Stream>, Vec<u8>)| {
+            let streams = &mut wasm.data_mut().wasi().streams;
             let written = streams[stream.rep() as usize].write_all(&bytes);
             Ok((Written::from(written.map_err(|_| StreamError::Closed)),))
         },
@@ -88,28 +120,12 @@ pub(crate) fn add_to_linker<T: 'static>(
     })?;
     clock.func_wrap(
         "subscribe-duration",
-        move |mut wasm: StoreContextMut<'_, T>, (nanos,): (u64,)| {
-            let handles = &mut wasi(wasm.data_mut()).handles;
-            Ok((handles.push(Pollable(Duration::from_nanos(nanos)))?,))
+        |mut wasm: StoreContextMut<'_, T>, (nanos,): (u64,)| {
+            let wasi = wasm.data_mut().wasi();
+            let sleep = (wasi.sleep)(Duration::from_nanos(nanos))?;
+            let sleep = wasi.handles.push(sleep)?;
+            Ok((subscribe(&mut wasi.handles, sleep)?,))
         },
     )?;
-    let mut poll = linker.instance("wasi:io/poll@0.2.0")?;
-    poll.resource(
-        "pollable",
-        ResourceType::host::<Pollable>(),
-        move |mut wasm, number| {
-            let handles = &mut wasi(wasm.data_mut()).handles;
-            handles.delete(Resource::<Pollable>::new_own(number))?;
-            Ok(())
-        },
-    )?;
-    poll.func_wrap(
-        "[method]pollable.block",
-        move |mut wasm: StoreContextMut<'_, T>, (pollable,): (Resource<Pollable>,)| {
-            let Pollable(length) = *wasi(wasm.data_mut()).handles.get(&pollable)?;
-            thread::sleep(length);
-            Ok(())
-        },
-    )?;
-    Ok(())
+    poll::add_to_linker::<T, Pollables>(linker, |state| &mut state.wasi().handles)
 }

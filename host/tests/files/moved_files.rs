@@ -27,25 +27,6 @@ fn holder_whose_file_was_replaced_has_lost_the_lock() {
     }
 }
 
-/// The release looks at the path again, however recently another operation has looked.
-#[test]
-fn holder_whose_directory_was_moved_has_lost_the_lock_at_its_release() {
-    for round in 0..3 {
-        for kind in KINDS {
-            let place = directory();
-            let (path, moved) = (place.path().join("store"), place.path().join("moved"));
-            let store = open(kind, &path);
-            granted(store.acquire(&claim(1)));
-            // A shorter hold is released without a look at the path.
-            thread::sleep(Duration::from_millis(2));
-            fs::rename(&path, &moved).unwrap();
-            let released = store.release(&claim(1)).unwrap();
-            assert!(!released, "{kind}, round {round}");
-            granted(open(kind, &moved).acquire(&claim(2)));
-        }
-    }
-}
-
 /// Removes a lock's file while a store has it open.
 fn replaced_while_it_stays_open(kind: &str) {
     let directory = directory();

@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use verrou::conformance::{Fixture, TestClock};
-use verrou::{Acquired, Capabilities, Claim, Clock, Fence, Holder, Name, Store, StoreError};
+use verrou::{
+    Acquired, Capabilities, Claim, Clock, Fence, Holder, Name, Renewed, Store, StoreError,
+};
 
 /// Ends the tests because of `why`; no test counts as passed.
 pub(crate) fn not_run(why: &str) -> ! {
@@ -178,6 +180,18 @@ impl Store for Client {
         self.is_done(&json!({ "extend": members(claim) }))
     }
 
+    fn renew(&self, claim: &Claim, fence: Option<Fence>) -> Result<Renewed, StoreError> {
+        let mut renewal = members(claim);
+        renewal["fencing_token"] = json!(fence.map(Fence::get));
+        let answer = self.ask(&json!({ "renew": renewal }))?;
+        Ok(match answer["renewed"].as_str() {
+            Some("granted") => Renewed::Granted,
+            Some("released") => Renewed::Released,
+            Some("lost") => Renewed::Lost,
+            _ => panic!("{answer}"),
+        })
+    }
+
     fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
         self.is_done(&json!({ "release": members(claim) }))
     }
@@ -216,6 +230,7 @@ impl Store for Client {
         capabilities.transfers = can("transfers");
         capabilities.force_releases = can("evicts");
         capabilities.fences = can("fences");
+        capabilities.revives = can("revives");
         capabilities
     }
 }

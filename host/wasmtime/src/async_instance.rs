@@ -3,45 +3,53 @@
 use std::fmt;
 use std::fs;
 use std::future::{Future, poll_fn};
-use std::mem;
 use std::path::Path;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use verrou::nonblocking::AsyncHost;
-use verrou::{
-    Acquired, AsyncStore, AsyncWaiter, Capabilities, Claim, Fence, Holder, Name, Retry, StoreError,
-    Ttl,
+use verrou::{AsyncStore, AsyncWaiter, Claim, Fence, Holder, Loss, Retry, StoreError, Ttl};
+use wasmtime::component::{
+    Component, HasSelf, Linker, LinkerInstance, Resource, ResourceAny, ResourceType,
 };
-use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
 use wasmtime::{Engine, Result, StoreContextMut};
 
-use crate::bindings::blocking::verrou::lock::store as backend;
+use crate::bindings::blocking::verrou::lock::{store as backend, types};
+use crate::bindings::blocking::wasi::io::poll as wasi_poll;
 use crate::bindings::blocking::wasi::{clocks, random};
-use crate::bindings::nonblocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
+use crate::bindings::nonblocking::exports::verrou::lock::locks::{
+    self as wit, Acquiring, Keeping, Progress,
+};
 use crate::bindings::nonblocking::{LockManager, LockManagerPre};
 use crate::convert::{self, policies};
-use crate::engine::{InstanceState, Limits};
+use crate::engine::{InstanceState, Left, Limits, tick};
 use crate::error::ComponentError;
-use crate::instance::LockHandle;
-use crate::instance_api::calls;
+use crate::instance::{LockHandle, next_number};
+use crate::instance_api::{boxed, calls};
+use crate::waits::{self, QueuePlace, Wait};
 
 /// The waiter of a store.
 type WaiterHandle<'a> = Box<dyn AsyncWaiter + 'a>;
 
+/// The state of an instance with an async store.
+type State<S, H> = InstanceState<Arc<S>, H>;
+
+/// A boxed future.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// The counterpart of [`Runner`](crate::Runner) for async stores.
 ///
-/// The futures of an [`AsyncInstance`] perform the store's operations themselves, so they are `Send` if
-/// the store's futures are. They spawn nothing, and need no particular executor.
-pub struct AsyncRunner<H: 'static> {
+/// The futures of an [`AsyncInstance`] perform the store's operations themselves. They spawn nothing, and need no
+/// particular executor.
+pub struct AsyncRunner<S: 'static, H: 'static> {
     engine: Engine,
-    component: LockManagerPre<InstanceState<Exchange, H>>,
+    component: LockManagerPre<State<S, H>>,
     limits: Limits,
 }
 
-impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
+impl<S: AsyncStore + 'static, H: AsyncHost + 'static> AsyncRunner<S, H> {
     /// Loads the component in the file at `path`, as `cargo xtask component` makes it.
     ///
     /// # Errors
@@ -61,14 +69,28 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
     ///
     /// Returns the errors of [`load`](Self::load).
     pub fn new(component: &[u8], limits: &Limits) -> Result<Self> {
-        let engine = limits.engine()?;
-        let component = Component::new(&engine, component)?;
-        let mut linker = Linker::<InstanceState<Exchange, H>>::new(&engine);
+        let component = Component::new(&limits.engine()?, component)?;
+        Self::from_component(&component, limits)
+    }
+
+    /// Makes a runner of a component that was compiled, or loaded precompiled, for an engine of the embedder:
+    /// [`Limits::engine`] creates a suitable one. An engine without epoch interruption does not limit the time of a
+    /// call, and the pool is that of the engine.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error when the component has other imports than the world `lock-manager`, or there can be no more
+    /// threads.
+    pub fn from_component(component: &Component, limits: &Limits) -> Result<Self> {
+        let engine = component.engine().clone();
+        tick(&engine)?;
+        let mut linker = Linker::<State<S, H>>::new(&engine);
         clocks::monotonic_clock::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         random::random::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+        wasi_poll::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
         link_store(&mut linker)?;
         Ok(Self {
-            component: LockManagerPre::new(linker.instantiate_pre(&component)?)?,
+            component: LockManagerPre::new(linker.instantiate_pre(component)?)?,
             engine,
             limits: limits.clone(),
         })
@@ -79,24 +101,23 @@ impl<H: AsyncHost + Send + 'static> AsyncRunner<H> {
     /// # Errors
     ///
     /// Returns wasmtime's error when there is no memory left, or none in the pool.
-    pub async fn instance<S: AsyncStore>(&self, store: S, host: H) -> Result<AsyncInstance<S, H>> {
-        let exchange = Exchange::new(store.capabilities());
+    pub async fn instance(&self, store: S, host: H) -> Result<AsyncInstance<S, H>> {
+        let store = Arc::new(store);
         let mut wasm =
             self.limits
-                .wasm_store(&self.engine, exchange.clone(), host, H::now, H::random);
-        let made = self.component.instantiate_async(&mut wasm);
-        let component = exchange.serve(&store, made).await?;
+                .wasm_store(&self.engine, Arc::clone(&store), host, H::now, H::random);
+        let component = self.component.instantiate_async(&mut wasm).await?;
         Ok(AsyncInstance {
-            wasm,
-            component,
-            store: Arc::new(store),
-            exchange,
+            idle: Some(Running { wasm, component }),
+            call: None,
+            store,
             open: None,
+            number: next_number(),
         })
     }
 }
 
-impl<H> fmt::Debug for AsyncRunner<H> {
+impl<S, H> fmt::Debug for AsyncRunner<S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AsyncRunner")
             .field("limits", &self.limits)
@@ -104,30 +125,42 @@ impl<H> fmt::Debug for AsyncRunner<H> {
     }
 }
 
+/// An instance and its memory.
+struct Running<S: 'static, H: 'static> {
+    wasm: wasmtime::Store<State<S, H>>,
+    component: LockManager,
+}
+
 /// The counterpart of [`Instance`](crate::Instance) for async stores.
 ///
-/// **Cancel safety.** A future that is dropped while it waits for the lock leaves nothing behind. A
-/// future that is dropped during an operation of the store leaves the outcome of that operation
-/// unknown, so that a lock may stay held until its ttl has passed. It also leaves the instance
-/// unusable: all later calls return [`ComponentError::Stopped`].
+/// **Cancel safety.** Any future of this value can be dropped: the next call first completes the call of the
+/// component that was in progress. A dropped [`acquire`](Self::acquire) leaves the wait queue at once. If it was
+/// dropped during an operation of the store, the lock may be held; the next call, or the drop of this value,
+/// releases it.
+///
+/// Dropping this value releases its locks, unless they were detached, serialized or restored: it starts each
+/// release, but cannot await it.
 ///
 /// The component's code runs on the polling thread, at most for [`Limits::time`]. The lock component
 /// runs for microseconds.
-pub struct AsyncInstance<S, H: 'static> {
-    wasm: wasmtime::Store<InstanceState<Exchange, H>>,
-    component: LockManager,
+pub struct AsyncInstance<S: AsyncStore + 'static, H: 'static> {
+    /// `None` during a call.
+    idle: Option<Running<S, H>>,
+    /// The call of the component that is in progress.
+    call: Option<Boxed<'static, Running<S, H>>>,
     store: Arc<S>,
-    exchange: Exchange,
     open: Option<ResourceAny>,
+    /// Distinguishes the handles of this instance from those of others.
+    number: u64,
 }
 
-impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
+impl<S: AsyncStore + 'static, H: AsyncHost + 'static> AsyncInstance<S, H> {
     /// Returns the store of the component.
     pub fn store(&self) -> &S {
         &self.store
     }
 
-    calls!([async] [.await] resource_drop_async);
+    calls!([async] [.await] boxed resource_drop_async);
 
     /// Renews the lease while `work` runs; returns the output of `work`.
     ///
@@ -141,8 +174,11 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
         lock: LockHandle,
         work: impl Future<Output = T>,
     ) -> Result<T, ComponentError> {
+        let lock = self.own(lock)?;
         self.close().await?;
-        let renewal = self.call(async |locks, wasm| locks.lock().call_keep(wasm, lock.0).await);
+        let renewal = self.call(move |locks, wasm| {
+            Box::pin(async move { locks.lock().call_keep(wasm, lock).await })
+        });
         let renewal = renewal.await??;
         self.open = Some(renewal);
         let end = self.keep_by(renewal, work).await;
@@ -160,8 +196,9 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
         loop {
             let mut done = None;
             let kept = {
-                let poll =
-                    self.call(async |locks, wasm| locks.renewal().call_poll(wasm, renewal).await);
+                let poll = self.call(move |locks, wasm| {
+                    Box::pin(async move { locks.renewal().call_poll(wasm, renewal).await })
+                });
                 let mut poll = pin!(poll);
                 let kept = poll_fn(|context| {
                     if done.is_none()
@@ -179,40 +216,63 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
             let wait = match kept? {
                 Keeping::Held(wait) => wait,
                 Keeping::Unknown(doubt) => doubt.wait,
+                Keeping::Released => return Err(ComponentError::Lost(Loss::Revoked)),
                 Keeping::Lost(loss) => return Err(loss.into()),
             };
-            let sleep = self.wasm.data().host.sleep(Duration::from_nanos(wait));
+            let sleep = self.state().host.sleep(Duration::from_nanos(wait));
             if let Some(done) = sooner(work.as_mut(), sleep).await {
                 return Ok(done);
             }
         }
     }
 
-    /// Calls the component, and performs the operations that it requests of its store.
-    async fn call<T>(
+    /// Calls the component. If this future is dropped, the next call completes the call of the component first.
+    async fn call<T: Send + 'static>(
         &mut self,
-        call: impl AsyncFnOnce(
-            &wit::Guest,
-            &mut wasmtime::Store<InstanceState<Exchange, H>>,
-        ) -> Result<T>,
+        call: impl for<'a> FnOnce(
+            &'a wit::Guest,
+            &'a mut wasmtime::Store<State<S, H>>,
+        ) -> Boxed<'a, Result<T>>
+        + Send
+        + 'static,
     ) -> Result<T> {
-        self.wasm.data_mut().enter();
-        let exchange = self.exchange.clone();
-        let call = call(self.component.verrou_lock_locks(), &mut self.wasm);
-        exchange.serve(&*self.store, call).await
+        self.complete().await;
+        let mut running = self.idle.take().expect("no call is in progress");
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.call = Some(Box::pin(async move {
+            running.wasm.data_mut().enter();
+            let end = call(running.component.verrou_lock_locks(), &mut running.wasm).await;
+            // The receiver is gone if the caller's future was dropped.
+            let _ = sender.send(end);
+            running
+        }));
+        self.complete().await;
+        receiver.recv().expect("the call has ended")
+    }
+
+    /// Completes the call of the component that is in progress.
+    async fn complete(&mut self) {
+        let running = poll_fn(|context| match &mut self.call {
+            Some(call) => call.as_mut().poll(context).map(Some),
+            None => Poll::Ready(None),
+        });
+        if let Some(running) = running.await {
+            self.call = None;
+            self.idle = Some(running);
+        }
+    }
+
+    fn state(&mut self) -> &mut State<S, H> {
+        let running = self.idle.as_mut().expect("no call is in progress");
+        running.wasm.data_mut()
     }
 
     fn shared_store(&self) -> &Arc<S> {
         &self.store
     }
 
-    /// Returns the claim of the latest acquire request, if it was not granted.
-    fn refused(&self) -> Option<Claim> {
-        self.exchange.slot().refused.clone()
-    }
-
     async fn wait(&mut self, waiter: Option<&mut WaiterHandle<'_>>, at_most: Duration) {
-        let sleep = self.wasm.data().host.sleep(at_most);
+        let sleep = self.state().host.sleep(at_most);
         match waiter {
             Some(waiter) => drop(sooner(waiter.wait(at_most), sleep).await),
             None => sleep.await,
@@ -220,11 +280,35 @@ impl<S: AsyncStore, H: AsyncHost + Send + 'static> AsyncInstance<S, H> {
     }
 
     async fn sleep(&mut self, pause: Duration) {
-        self.wasm.data().host.sleep(pause).await;
+        self.state().host.sleep(pause).await;
     }
 }
 
-impl<S, H> fmt::Debug for AsyncInstance<S, H> {
+impl<S: AsyncStore + 'static, H> Drop for AsyncInstance<S, H> {
+    fn drop(&mut self) {
+        // A drop cannot await the releases, or report an error.
+        if let Some(call) = &mut self.call
+            && let Poll::Ready(running) = poll_once(call)
+        {
+            self.idle = Some(running);
+        }
+        let Some(running) = &mut self.idle else {
+            return;
+        };
+        for claim in running.wasm.data_mut().grants.drain() {
+            let _ = poll_once(&mut self.store.release(&claim));
+        }
+    }
+}
+
+/// Polls a future once, for a caller that cannot await it.
+fn poll_once<T>(future: &mut Boxed<'_, T>) -> Poll<T> {
+    future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+}
+
+impl<S: AsyncStore, H> fmt::Debug for AsyncInstance<S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AsyncInstance").finish_non_exhaustive()
     }
@@ -244,239 +328,185 @@ async fn sooner<T>(first: impl Future<Output = T>, second: impl Future<Output = 
     .await
 }
 
-/// The exchange of requests and answers between the component's imports and its caller.
-///
-/// The future of an import has to be `Send`, and not every store's futures are. So the caller of the
-/// component performs the operations.
-#[derive(Clone)]
-pub(super) struct Exchange {
-    slot: Arc<Mutex<RequestSlot>>,
-    capabilities: Capabilities,
-}
-
-#[derive(Default)]
-struct RequestSlot {
-    request: Option<StoreRequest>,
-    answer: Option<StoreAnswer>,
-    /// The claim of the latest acquire request, if it was refused.
-    refused: Option<Claim>,
-}
-
-enum StoreRequest {
-    Acquire(Claim),
-    Extend(Claim),
-    Release(Claim),
-    Detach(Claim),
-    Evict(Name, Option<Fence>),
-    Inspect(Name),
-}
-
-enum StoreAnswer {
-    Acquired(Result<Acquired, StoreError>),
-    Done(Result<bool, StoreError>),
-    Holders(Result<Vec<Holder>, StoreError>),
-}
-
-impl StoreRequest {
-    async fn perform(self, store: &impl AsyncStore) -> StoreAnswer {
-        StoreAnswer::Done(match self {
-            Self::Acquire(claim) => return StoreAnswer::Acquired(store.acquire(&claim).await),
-            Self::Extend(claim) => store.extend(&claim).await,
-            Self::Release(claim) => store.release(&claim).await,
-            Self::Detach(claim) => store.detach(&claim).await,
-            Self::Evict(name, only) => store.force_release(&name, only).await,
-            Self::Inspect(name) => return StoreAnswer::Holders(store.holders(&name).await),
-        })
-    }
-}
-
-impl Exchange {
-    fn new(capabilities: Capabilities) -> Self {
-        Self {
-            slot: Arc::default(),
-            capabilities,
-        }
-    }
-
-    fn slot(&self) -> MutexGuard<'_, RequestSlot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Awaits `call`, and performs the operations that it requests of `store` meanwhile.
-    async fn serve<T>(
-        &self,
-        store: &impl AsyncStore,
-        call: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
-        let mut call = pin!(call);
-        loop {
-            let request = poll_fn(|context| match call.as_mut().poll(context) {
-                Poll::Ready(end) => Poll::Ready(Err(end)),
-                Poll::Pending => match self.requested() {
-                    Some(request) => Poll::Ready(Ok(request)),
-                    None => Poll::Pending,
-                },
-            });
-            match request.await {
-                Err(end) => return end,
-                Ok(request) => {
-                    let acquired = match &request {
-                        StoreRequest::Acquire(claim) => Some(claim.clone()),
-                        _ => None,
-                    };
-                    let answer = request.perform(store).await;
-                    if acquired.is_some() {
-                        let refused =
-                            matches!(answer, StoreAnswer::Acquired(Ok(Acquired::Busy { .. })));
-                        self.slot().refused = acquired.filter(|_| refused);
-                    }
-                    self.answer(answer);
-                }
-            }
-        }
-    }
-
-    fn requested(&self) -> Option<StoreRequest> {
-        self.slot().request.take()
-    }
-
-    fn answer(&self, answer: StoreAnswer) {
-        self.slot().answer = Some(answer);
-    }
-
-    /// Passes `request` to the caller, which polls this future again when there is an answer.
-    async fn ask(&self, request: StoreRequest) -> StoreAnswer {
-        self.slot().request = Some(request);
-        poll_fn(|_| match self.slot().answer.take() {
-            Some(answer) => Poll::Ready(answer),
-            None => Poll::Pending,
-        })
-        .await
-    }
-
-    async fn reply(
-        &self,
-        request: Result<StoreRequest, StoreError>,
-    ) -> Result<backend::Reply, backend::StoreError> {
-        match request {
-            Ok(request) => match self.ask(request).await {
-                StoreAnswer::Acquired(reply) => convert::acquired(reply),
-                StoreAnswer::Done(reply) => convert::done(reply),
-                StoreAnswer::Holders(_) => {
-                    convert::done(Err(StoreError::permanent("answer to another request")))
-                }
-            },
-            Err(err) => convert::done(Err(err)),
-        }
-    }
-
-    async fn holder(
-        &self,
-        name: Result<Name, StoreError>,
-    ) -> Result<Option<backend::Holder>, backend::StoreError> {
-        let holders = match name {
-            Ok(name) => match self.ask(StoreRequest::Inspect(name)).await {
-                StoreAnswer::Holders(holders) => holders,
-                StoreAnswer::Acquired(_) | StoreAnswer::Done(_) => {
-                    Err(StoreError::permanent("answer to another request"))
-                }
-            },
-            Err(err) => Err(err),
-        };
-        convert::holder(holders)
-    }
-}
-
-impl fmt::Debug for Exchange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Exchange").finish_non_exhaustive()
-    }
-}
-
+type Caller<'a, S, H> = StoreContextMut<'a, State<S, H>>;
 type Returned<'a, T> = Box<dyn Future<Output = Result<(T,)>> + Send + 'a>;
-type Replied = Result<backend::Reply, backend::StoreError>;
+type Replied<T> = Result<T, backend::StoreError>;
 
-/// Implements the component's `store` import by its [`Exchange`].
-fn link_store<H: Send + 'static>(linker: &mut Linker<InstanceState<Exchange, H>>) -> Result<()> {
-    type Caller<'a, H> = StoreContextMut<'a, InstanceState<Exchange, H>>;
+/// Begins an operation of the store, with the input that the component has passed.
+fn begin<S, H, I>(
+    caller: &mut Caller<'_, S, H>,
+    input: Result<I, StoreError>,
+) -> Result<(Arc<S>, Left, I), StoreError> {
+    let left = caller.data_mut().leave()?;
+    Ok((Arc::clone(&caller.data().store), left, input?))
+}
 
-    fn exchanged<'a, H: Send, T>(
-        mut caller: Caller<'a, H>,
-        ask: impl for<'b> FnOnce(
-            &'b Exchange,
-            Result<(), StoreError>,
-        ) -> Pin<Box<dyn Future<Output = T> + Send + 'b>>
-        + Send
-        + 'a,
-    ) -> Returned<'a, T> {
-        Box::new(async move {
-            let exchange = caller.data().store.clone();
-            let left = caller.data_mut().leave();
-            let (left, allowed) = match left {
-                Ok(left) => (Some(left), Ok(())),
-                Err(err) => (None, Err(err)),
-            };
-            let answer = ask(&exchange, allowed).await;
-            if let Some(left) = left {
-                caller.data_mut().come_back(left);
+/// Performs one operation of the store: `perform!(caller, input, |store, input| operation)`.
+macro_rules! perform {
+    ($caller:ident, $input:expr, |$store:ident, $name:ident| $operation:expr) => {
+        match begin(&mut $caller, $input) {
+            Ok(($store, left, $name)) => {
+                let reply = $operation.await;
+                $caller.data_mut().come_back(left);
+                reply
             }
-            Ok((answer,))
-        })
-    }
+            Err(err) => Err(err),
+        }
+    };
+}
 
+/// Implements the component's import `store`.
+fn link_store<S: AsyncStore + 'static, H: Send + 'static>(
+    linker: &mut Linker<State<S, H>>,
+) -> Result<()> {
     let mut store = linker.instance("verrou:lock/store@0.1.0")?;
-    let operations: [(_, fn(Claim) -> _); 4] = [
-        ("acquire", StoreRequest::Acquire),
-        ("extend", StoreRequest::Extend),
-        ("release", StoreRequest::Release),
-        ("detach", StoreRequest::Detach),
-    ];
-    for (name, request) in operations {
-        store.func_wrap_async(
-            name,
-            move |caller: Caller<'_, H>, (claim,): (backend::Claim,)| -> Returned<'_, Replied> {
-                exchanged(caller, move |exchange, allowed| {
-                    Box::pin(async move {
-                        exchange
-                            .reply(allowed.and_then(|()| convert::claim(&claim)).map(request))
-                            .await
-                    })
-                })
-            },
-        )?;
-    }
+    link_claims(&mut store)?;
+    link_names(&mut store)?;
+    link_queue(&mut store)
+}
+
+/// Implements the operations on a claim.
+fn link_claims<S: AsyncStore + 'static, H: Send + 'static>(
+    store: &mut LinkerInstance<'_, State<S, H>>,
+) -> Result<()> {
     store.func_wrap_async(
-        "evict",
-        |caller: Caller<'_, H>, (name, only): (String, Option<u64>)| -> Returned<'_, Replied> {
-            exchanged(caller, move |exchange, allowed| {
-                Box::pin(async move {
-                    let only = match only.map(Fence::new) {
-                        // No grant has the token zero.
-                        Some(None) => return Ok(backend::Reply::Refused(None)),
-                        only => only.flatten(),
-                    };
-                    let request = allowed.and_then(|()| convert::name(&name));
-                    let request = request.map(|name| StoreRequest::Evict(name, only));
-                    exchange.reply(request).await
-                })
+        "acquire",
+        |mut caller: Caller<'_, S, H>,
+         (claim,): (backend::Claim,)|
+         -> Returned<'_, Replied<backend::Acquired>> {
+            Box::new(async move {
+                let claim = convert::claim(&claim);
+                let asked = claim.as_ref().ok().cloned();
+                let reply = perform!(caller, claim, |store, claim| store.acquire(&claim));
+                if let Some(claim) = asked {
+                    caller.data_mut().grants.acquired(&claim, &reply);
+                }
+                Ok((convert::acquired(reply),))
             })
         },
     )?;
     store.func_wrap_async(
-        "inspect",
-        |caller: Caller<'_, H>,
+        "extend",
+        |mut caller: Caller<'_, S, H>,
+         (claim,): (backend::Claim,)|
+         -> Returned<'_, Replied<bool>> {
+            Box::new(async move {
+                let claim = convert::claim(&claim);
+                let reply = perform!(caller, claim, |store, claim| store.extend(&claim));
+                Ok((convert::done(reply),))
+            })
+        },
+    )?;
+    store.func_wrap_async(
+        "renew",
+        |mut caller: Caller<'_, S, H>,
+         (claim, token): (backend::Claim, Option<u64>)|
+         -> Returned<'_, Replied<backend::Renewed>> {
+            Box::new(async move {
+                let claim = convert::claim(&claim);
+                let fence = token.and_then(Fence::new);
+                let reply = perform!(caller, claim, |store, claim| store.renew(&claim, fence));
+                Ok((convert::renewed(reply),))
+            })
+        },
+    )?;
+    store.func_wrap_async(
+        "release",
+        |mut caller: Caller<'_, S, H>,
+         (claim,): (backend::Claim,)|
+         -> Returned<'_, Replied<bool>> {
+            Box::new(async move {
+                let claim = convert::claim(&claim);
+                let asked = claim.as_ref().ok().cloned();
+                let reply = perform!(caller, claim, |store, claim| store.release(&claim));
+                if let Some(claim) = asked {
+                    caller.data_mut().grants.ended(&claim, &reply);
+                }
+                Ok((convert::done(reply),))
+            })
+        },
+    )?;
+    store.func_wrap_async(
+        "detach",
+        |mut caller: Caller<'_, S, H>,
+         (claim,): (backend::Claim,)|
+         -> Returned<'_, Replied<bool>> {
+            Box::new(async move {
+                let claim = convert::claim(&claim);
+                let asked = claim.as_ref().ok().cloned();
+                let reply = perform!(caller, claim, |store, claim| store.detach(&claim));
+                if let Some(claim) = asked {
+                    caller.data_mut().grants.ended(&claim, &reply);
+                }
+                Ok((convert::done(reply),))
+            })
+        },
+    )
+}
+
+/// Implements the operations on a name, and the capabilities.
+fn link_names<S: AsyncStore + 'static, H: Send + 'static>(
+    store: &mut LinkerInstance<'_, State<S, H>>,
+) -> Result<()> {
+    store.func_wrap_async(
+        "force-release",
+        |mut caller: Caller<'_, S, H>,
+         (name, only): (String, Option<u64>)|
+         -> Returned<'_, Replied<bool>> {
+            Box::new(async move {
+                let Ok(only) = convert::only(only) else {
+                    return Ok((Ok(false),));
+                };
+                let name = convert::name(&name);
+                let reply = perform!(caller, name, |store, name| store.force_release(&name, only));
+                Ok((convert::done(reply),))
+            })
+        },
+    )?;
+    store.func_wrap_async(
+        "holders",
+        |mut caller: Caller<'_, S, H>,
          (name,): (String,)|
-         -> Returned<'_, Result<Option<backend::Holder>, backend::StoreError>> {
-            exchanged(caller, move |exchange, allowed| {
-                Box::pin(async move {
-                    exchange
-                        .holder(allowed.and_then(|()| convert::name(&name)))
-                        .await
-                })
+         -> Returned<'_, Replied<Vec<types::Holder>>> {
+            Box::new(async move {
+                let name = convert::name(&name);
+                let reply = perform!(caller, name, |store, name| store.holders(&name));
+                Ok((convert::holders(reply),))
             })
         },
     )?;
-    store.func_wrap("can", |caller: Caller<'_, H>, (): ()| {
-        Ok((convert::capabilities(caller.data().store.capabilities),))
+    store.func_wrap("get-capabilities", |caller: Caller<'_, S, H>, (): ()| {
+        Ok((convert::capabilities(caller.data().store.capabilities()),))
     })
+}
+
+/// Implements the wait queue, in which the driver of the component waits.
+fn link_queue<S: AsyncStore + 'static, H: Send + 'static>(
+    store: &mut LinkerInstance<'_, State<S, H>>,
+) -> Result<()> {
+    store.func_wrap(
+        "join",
+        |mut caller: Caller<'_, S, H>, (claim,): (backend::Claim,)| {
+            let Ok(claim) = convert::claim(&claim) else {
+                return Ok((None,));
+            };
+            Ok((waits::join(&mut caller.data_mut().waits, claim),))
+        },
+    )?;
+    store.func_wrap(
+        "[method]waiter.subscribe",
+        |mut caller: Caller<'_, S, H>, (place,): (Resource<QueuePlace>,)| {
+            let wait: Resource<Wait> = waits::subscribe(&mut caller.data_mut().waits, &place)?;
+            Ok((wait,))
+        },
+    )?;
+    store.resource(
+        "waiter",
+        ResourceType::host::<QueuePlace>(),
+        |mut caller, place| {
+            let place = Resource::<QueuePlace>::new_own(place);
+            caller.data_mut().waits.delete(place)?;
+            Ok(())
+        },
+    )
 }

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use verrou::{Acquired, Backoff, Capabilities, Claim, Fence, Holder, Name, Retry, StoreError, Ttl};
+use verrou::{
+    Acquired, Backoff, Capabilities, Claim, Error, Fence, Holder, Mode, Name, Process, Renewed,
+    Retry, SerializedLock, StoreError, Ttl,
+};
 
-use crate::bindings::blocking::verrou::lock::store;
+use crate::bindings::blocking::verrou::lock::{store, types};
+use crate::error::LockError;
 
 pub(super) fn nanos(length: Duration) -> u64 {
     length.as_nanos().try_into().unwrap_or(u64::MAX)
@@ -14,67 +18,173 @@ pub(super) fn duration(nanos: Option<u64>) -> Option<Duration> {
     nanos.map(Duration::from_nanos)
 }
 
+/// Returns the text of a name, which is short.
+pub(super) fn checked_name(text: &str) -> Result<String, LockError> {
+    Name::new(text).map_err(Error::from)?;
+    Ok(text.to_owned())
+}
+
+/// Returns the text of a serialized lock: a long one in its shortest form, so that no long text is copied into the component.
+pub(super) fn checked_text(text: &str) -> Result<String, LockError> {
+    const MOST_BYTES: usize = 1 << 16;
+
+    if text.len() > MOST_BYTES {
+        let serialized = text.parse::<SerializedLock>().map_err(Error::from)?;
+        return Ok(serialized.to_string());
+    }
+    Ok(text.to_owned())
+}
+
+impl From<Error> for LockError {
+    fn from(err: Error) -> Self {
+        Self {
+            code: err.code(),
+            message: err.to_string(),
+            temporary: err.is_temporary(),
+        }
+    }
+}
+
+/// Returns the beginning of an error's message: a long one would fill the component's memory.
+fn shortened(message: String) -> String {
+    const MOST_BYTES: usize = 1 << 12;
+
+    if message.len() <= MOST_BYTES {
+        return message;
+    }
+    let end = message.floor_char_boundary(MOST_BYTES);
+    format!("{}…", &message[..end])
+}
+
 pub(super) fn name(text: &str) -> Result<Name, StoreError> {
     Name::new(text).map_err(StoreError::permanent)
 }
 
+/// Converts a claim, whose mode must be one that the stores have.
 pub(super) fn claim(claim: &store::Claim) -> Result<Claim, StoreError> {
+    let mode = match claim.mode {
+        types::Mode::Exclusive => Mode::Exclusive,
+        types::Mode::Shared | types::Mode::Permit(_) => {
+            return Err(StoreError::permanent(
+                "this store has only the mode `exclusive`",
+            ));
+        }
+    };
     let owner = claim.owner.parse().map_err(StoreError::permanent)?;
     let ttl = Ttl::try_from(duration(claim.ttl)).map_err(StoreError::permanent)?;
-    Ok(Claim::new(name(&claim.name)?, owner, ttl).ephemeral(claim.ephemeral))
+    let mut converted = Claim::new(name(&claim.name)?, owner, ttl).ephemeral(claim.ephemeral);
+    converted.mode = mode;
+    Ok(converted)
 }
+
+/// Returns the fencing token of a force-release, or `Err` for a token that no grant has.
+pub(super) fn only(token: Option<u64>) -> Result<Option<Fence>, NoGrant> {
+    token
+        .map(|token| Fence::new(token).ok_or(NoGrant))
+        .transpose()
+}
+
+/// The fencing token zero, which no grant has.
+pub(super) struct NoGrant;
 
 pub(super) fn acquired(
     reply: Result<Acquired, StoreError>,
-) -> Result<store::Reply, store::StoreError> {
+) -> Result<store::Acquired, store::StoreError> {
     Ok(match reply.map_err(|err| error(&err))? {
-        Acquired::Granted { fence } => store::Reply::Granted(fence.map(Fence::get)),
-        Acquired::Busy { remaining } => store::Reply::Refused(remaining.map(nanos)),
+        Acquired::Granted { fence } => store::Acquired::Granted(fence.map(Fence::get)),
+        Acquired::Busy { remaining } => store::Acquired::Busy(remaining.map(nanos)),
     })
 }
 
-/// Converts the reply to another operation than an acquire request.
-pub(super) fn done(reply: Result<bool, StoreError>) -> Result<store::Reply, store::StoreError> {
-    Ok(if reply.map_err(|err| error(&err))? {
-        store::Reply::Granted(None)
-    } else {
-        store::Reply::Refused(None)
+pub(super) fn renewed(
+    reply: Result<Renewed, StoreError>,
+) -> Result<store::Renewed, store::StoreError> {
+    Ok(match reply.map_err(|err| error(&err))? {
+        Renewed::Granted => store::Renewed::Granted,
+        Renewed::Released => store::Renewed::Released,
+        Renewed::Lost => store::Renewed::Lost,
     })
 }
 
-pub(super) fn holder(
+pub(super) fn done(reply: Result<bool, StoreError>) -> Result<bool, store::StoreError> {
+    reply.map_err(|err| error(&err))
+}
+
+pub(super) fn holders(
     holders: Result<Vec<Holder>, StoreError>,
-) -> Result<Option<store::Holder>, store::StoreError> {
-    let holder = holders.map_err(|err| error(&err))?.pop();
-    Ok(holder.map(|holder| store::Holder {
-        fencing_token: holder.fence.map(Fence::get),
-        remaining: holder.remaining.map(nanos),
-    }))
+) -> Result<Vec<types::Holder>, store::StoreError> {
+    let holders = holders.map_err(|err| error(&err))?;
+    Ok(holders.into_iter().map(holder).collect())
 }
 
-fn error(err: &StoreError) -> store::StoreError {
-    store::StoreError {
-        temporary: err.is_temporary(),
-        message: err.to_string(),
+pub(super) fn holder(holder: Holder) -> types::Holder {
+    types::Holder {
+        fencing_token: holder.fence.map(Fence::get),
+        mode: types::Mode::Exclusive,
+        remaining: holder.remaining.map(nanos),
+        since: holder.since.map(nanos),
+        process: holder.process.map(|process| types::Process {
+            id: process.id,
+            host: process.host,
+            command: process.command,
+        }),
+        detached: holder.detached,
     }
 }
 
-pub(super) fn capabilities(capabilities: Capabilities) -> store::Abilities {
+/// Converts a holder that the component returned.
+pub(super) fn described(holder: types::Holder) -> Holder {
+    let fence = holder.fencing_token.and_then(Fence::new);
+    let mut described = Holder::new(fence, duration(holder.remaining));
+    described.since = duration(holder.since);
+    described.process = holder
+        .process
+        .map(|process| Process::new(process.id, process.host, process.command));
+    described.detached = holder.detached;
+    described
+}
+
+fn error(err: &StoreError) -> store::StoreError {
+    use store::StoreErrorCode;
+
+    store::StoreError {
+        code: if err.is_temporary() {
+            StoreErrorCode::Unavailable
+        } else {
+            StoreErrorCode::Other(String::new())
+        },
+        message: shortened(err.to_string()),
+        temporary: err.is_temporary(),
+    }
+}
+
+pub(super) fn capabilities(capabilities: Capabilities) -> types::Capabilities {
+    use types::Capabilities as Flags;
+
     let Capabilities {
         expires,
         ephemeral,
         transfers,
-        force_releases: evicts,
+        force_releases,
         fences,
+        revives,
         ..
     } = capabilities;
-    store::Abilities {
-        expires,
-        ephemeral,
-        transfers,
-        evicts,
-        fences,
+    let flags = [
+        (expires, Flags::EXPIRES),
+        (ephemeral, Flags::EPHEMERAL),
+        (transfers, Flags::TRANSFERS),
+        (force_releases, Flags::FORCE_RELEASES),
+        (fences, Flags::FENCES),
+        (revives, Flags::REVIVES),
+    ];
+    let mut set = Flags::default();
+    for (has, flag) in flags {
+        if has {
+            set |= flag;
+        }
     }
+    set
 }
 
 /// Implements the conversions of policies and errors for one set of bindings: each set has its own types
@@ -106,6 +216,9 @@ macro_rules! policies {
                         ErrorCode::NotSerializable => "E_LOCK_NOT_SERIALIZABLE",
                         ErrorCode::Storage => "E_LOCK_STORAGE_ERROR",
                         ErrorCode::TooManyHandles => "E_TOO_MANY_HANDLES",
+                        ErrorCode::Denied => "E_LOCK_DENIED",
+                        // The component returns no other one.
+                        ErrorCode::Other(_) => "E_LOCK_STORAGE_ERROR",
                     },
                     message: err.message,
                     temporary: err.temporary,

@@ -1,17 +1,22 @@
 //! The wasmtime engine, and the limits of a component.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use verrou::{Claim, StoreError, Timestamp};
+use verrou::{StoreError, Timestamp};
+use wasmtime::component::{Resource, ResourceTable};
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourceLimiter,
-    UpdateDeadline,
+    Config, Enabled, Engine, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig,
+    ResourceLimiter, UpdateDeadline,
 };
 
-use crate::bindings::blocking::wasi::{clocks, random};
+use crate::bindings::blocking::verrou::lock::types;
+use crate::bindings::blocking::wasi::{clocks, io, random};
 use crate::convert;
+use crate::grants::Grants;
+use crate::waits::Wait;
 
 /// The limits of one instance of a component, so that no instance blocks or exhausts its host.
 #[derive(Clone, Debug)]
@@ -41,9 +46,6 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// The interval at which running code is interrupted to check its time.
-    const TICK: Duration = Duration::from_millis(50);
-
     /// The maximum number of store operations in one call; the lock component needs three.
     const OPERATIONS: u32 = 1_000;
 
@@ -77,8 +79,13 @@ impl Limits {
         Self { time, ..self }
     }
 
-    /// Creates an engine that interrupts running code at each tick, until the engine is dropped.
-    pub(super) fn engine(&self) -> wasmtime::Result<Engine> {
+    /// Creates an engine for these limits, to compile components for several runners, or to precompile them:
+    /// [`Runner::from_component`](crate::Runner::from_component).
+    ///
+    /// # Errors
+    ///
+    /// Returns wasmtime's error, such as that there are not enough addresses for the pool.
+    pub fn engine(&self) -> wasmtime::Result<Engine> {
         let mut config = Config::new();
         config.epoch_interruption(true);
         // These components do not await inside, and support for it would double the time of each call.
@@ -101,18 +108,7 @@ impl Limits {
                 .pagemap_scan(Enabled::Auto);
             config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         }
-        let engine = Engine::new(&config)?;
-        let ticked = engine.weak();
-        thread::Builder::new()
-            .name("component-clock".to_owned())
-            .spawn(move || {
-                while let Some(engine) = ticked.upgrade() {
-                    engine.increment_epoch();
-                    drop(engine);
-                    thread::sleep(Self::TICK);
-                }
-            })?;
-        Ok(engine)
+        Engine::new(&config)
     }
 
     /// Creates the wasmtime store for an instance of a component that imports `store`, and the clock and
@@ -126,7 +122,8 @@ impl Limits {
         random: fn(&H) -> [u8; 16],
     ) -> wasmtime::Store<InstanceState<S, H>> {
         let state = InstanceState {
-            refused: None,
+            waits: ResourceTable::new(),
+            grants: Grants::default(),
             store,
             host,
             now,
@@ -155,12 +152,50 @@ impl Limits {
     }
 }
 
+/// The interval at which running code is interrupted to check its time.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The engines whose epochs the thread of this process increments; `None` while there is no thread.
+static TICKED: Mutex<Option<Vec<EngineWeak>>> = Mutex::new(None);
+
+/// Increments the epoch of `engine` at each tick, until it is dropped. One thread serves all engines of the process.
+pub(super) fn tick(engine: &Engine) -> wasmtime::Result<()> {
+    let mut ticked = TICKED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(engines) = &mut *ticked {
+        let known = engines.iter().filter_map(EngineWeak::upgrade);
+        if !known.into_iter().any(|known| Engine::same(&known, engine)) {
+            engines.push(engine.weak());
+        }
+        return Ok(());
+    }
+    thread::Builder::new()
+        .name("component-clock".to_owned())
+        .spawn(|| {
+            loop {
+                thread::sleep(TICK);
+                let mut ticked = TICKED.lock().unwrap_or_else(PoisonError::into_inner);
+                let engines = ticked.get_or_insert_default();
+                engines.retain(|engine| {
+                    let engine = engine.upgrade();
+                    engine.inspect(Engine::increment_epoch).is_some()
+                });
+                if engines.is_empty() {
+                    *ticked = None;
+                    return;
+                }
+            }
+        })?;
+    *ticked = Some(vec![engine.weak()]);
+    Ok(())
+}
+
 /// The state of an instance, from which its imports are implemented.
 pub struct InstanceState<S, H> {
     pub(super) store: S,
     pub(super) host: H,
-    /// The claim of the latest acquire request, if it was refused.
-    pub(super) refused: Option<Claim>,
+    /// The places in the store's wait queue, and the waits for them.
+    pub(super) waits: ResourceTable,
+    pub(super) grants: Grants,
     now: fn(&H) -> Timestamp,
     random: fn(&H) -> [u8; 16],
     budget: Budget,
@@ -249,16 +284,63 @@ fn grow(left: &mut usize, current: usize, desired: usize) -> bool {
     rest.is_some()
 }
 
+/// Returns the error for a function of WASI that the lock component does not call.
+fn not_called<T>(function: &str) -> wasmtime::Result<T> {
+    Err(wasmtime::format_err!(
+        "the lock component called `{function}`, which is not for it"
+    ))
+}
+
 impl<S, H> clocks::monotonic_clock::Host for InstanceState<S, H> {
-    fn now(&mut self) -> u64 {
-        convert::nanos((self.now)(&self.host).since_start())
+    fn now(&mut self) -> wasmtime::Result<u64> {
+        Ok(convert::nanos((self.now)(&self.host).since_start()))
+    }
+
+    fn resolution(&mut self) -> wasmtime::Result<u64> {
+        not_called("resolution")
+    }
+
+    fn subscribe_instant(&mut self, _: u64) -> wasmtime::Result<Resource<Wait>> {
+        not_called("subscribe-instant")
+    }
+
+    fn subscribe_duration(&mut self, _: u64) -> wasmtime::Result<Resource<Wait>> {
+        not_called("subscribe-duration")
     }
 }
 
 impl<S, H> random::random::Host for InstanceState<S, H> {
-    fn get_random_u64(&mut self) -> u64 {
+    fn get_random_bytes(&mut self, _: u64) -> wasmtime::Result<Vec<u8>> {
+        not_called("get-random-bytes")
+    }
+
+    fn get_random_u64(&mut self) -> wasmtime::Result<u64> {
         let random = u128::from_be_bytes((self.random)(&self.host));
-        (random >> 64) as u64
+        Ok((random >> 64) as u64)
+    }
+}
+
+impl<S, H> types::Host for InstanceState<S, H> {}
+
+/// The component passes pollables to its driver, which waits.
+impl<S, H> io::poll::Host for InstanceState<S, H> {
+    fn poll(&mut self, _: Vec<Resource<Wait>>) -> wasmtime::Result<Vec<u32>> {
+        not_called("poll")
+    }
+}
+
+impl<S, H> io::poll::HostPollable for InstanceState<S, H> {
+    fn ready(&mut self, _: Resource<Wait>) -> wasmtime::Result<bool> {
+        not_called("ready")
+    }
+
+    fn block(&mut self, _: Resource<Wait>) -> wasmtime::Result<()> {
+        not_called("block")
+    }
+
+    fn drop(&mut self, wait: Resource<Wait>) -> wasmtime::Result<()> {
+        self.waits.delete(wait)?;
+        Ok(())
     }
 }
 
@@ -278,6 +360,7 @@ mod tests {
     /// Runs the export `run` of the component `text`.
     fn run(limits: &Limits, text: &str) -> wasmtime::Result<()> {
         let engine = limits.engine()?;
+        tick(&engine)?;
         let component = Component::new(&engine, wat::parse_str(text)?)?;
         let mut linker = Linker::new(&engine);
         clocks::monotonic_clock::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
@@ -307,6 +390,28 @@ mod tests {
             err.root_cause().to_string().contains("in one call"),
             "{err:#}"
         );
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn one_thread_interrupts_the_code_of_all_engines() {
+        let engines = [(); 3].map(|()| Limits::default().engine().expect("an engine"));
+        for engine in engines.iter().chain(&engines) {
+            tick(engine).expect("a thread");
+        }
+        let clocks = || {
+            let threads = std::fs::read_dir("/proc/self/task").expect("this process");
+            let names = threads.map(|thread| {
+                let name = thread.expect("a thread").path().join("comm");
+                std::fs::read_to_string(name).unwrap_or_default()
+            });
+            names.filter(|name| name == "component-clock\n").count()
+        };
+        // A thread has its name some time after its start.
+        while clocks() == 0 {
+            thread::yield_now();
+        }
+        assert_eq!(clocks(), 1);
     }
 
     /// The limit is that of all memories together.

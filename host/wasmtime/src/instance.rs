@@ -2,24 +2,27 @@
 
 use std::fmt;
 use std::fs;
-use std::mem;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use verrou::blocking::Host;
-use verrou::{Acquired, Claim, Fence, Retry, Store, StoreError, Ttl, Waiter};
-use wasmtime::component::{Component, HasSelf, Linker, ResourceAny};
+use verrou::{Claim, Fence, Holder, Loss, Retry, Store, StoreError, Ttl, Waiter};
+use wasmtime::component::{Component, HasSelf, Linker, Resource, ResourceAny};
 use wasmtime::{Engine, Result};
 
-use crate::bindings::blocking::exports::verrou::lock::locks::{self as wit, Keeping, Progress};
-use crate::bindings::blocking::verrou::lock::store as backend;
+use crate::bindings::blocking::exports::verrou::lock::locks::{
+    self as wit, Acquiring, Keeping, Progress,
+};
+use crate::bindings::blocking::verrou::lock::{store as backend, types};
 use crate::bindings::blocking::{LockManager, LockManagerPre};
 use crate::convert::{self, policies};
-use crate::engine::{InstanceState, Limits};
+use crate::engine::{InstanceState, Limits, tick};
 use crate::error::ComponentError;
-use crate::instance_api::calls;
+use crate::instance_api::{calls, plain};
+use crate::waits::{self, QueuePlace, Wait};
 
 /// The waiter of a store.
 type WaiterHandle<'a> = Box<dyn Waiter + 'a>;
@@ -54,14 +57,27 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
     ///
     /// Returns the errors of [`load`](Self::load).
     pub fn new(component: &[u8], limits: &Limits) -> Result<Self> {
-        let engine = limits.engine()?;
-        let component = Component::new(&engine, component)?;
+        let component = Component::new(&limits.engine()?, component)?;
+        Self::from_component(&component, limits)
+    }
+
+    /// Makes a runner of a component that was compiled, or loaded precompiled, for an engine of the embedder:
+    /// [`Limits::engine`] creates a suitable one. An engine without epoch interruption does not limit the time of a
+    /// call, and the pool is that of the engine.
+    ///
+    /// # Errors
+    ///
+    /// Returns an error when the component has other imports than the world `lock-manager`, or there can be no more
+    /// threads.
+    pub fn from_component(component: &Component, limits: &Limits) -> Result<Self> {
+        let engine = component.engine().clone();
+        tick(&engine)?;
         let mut linker = Linker::new(&engine);
         LockManager::add_to_linker::<_, HasSelf<InstanceState<Arc<S>, H>>>(&mut linker, |state| {
             state
         })?;
         Ok(Self {
-            component: LockManagerPre::new(linker.instantiate_pre(&component)?)?,
+            component: LockManagerPre::new(linker.instantiate_pre(component)?)?,
             engine,
             limits: limits.clone(),
         })
@@ -81,6 +97,7 @@ impl<S: Store + 'static, H: Host + 'static> Runner<S, H> {
             wasm,
             component,
             open: None,
+            number: next_number(),
         })
     }
 }
@@ -95,16 +112,32 @@ impl<S, H> fmt::Debug for Runner<S, H> {
 
 /// A handle on a lock in an instance of the component; [`Instance::forget`] drops that lock.
 #[derive(Clone, Copy, Debug)]
-pub struct LockHandle(pub(super) ResourceAny);
+pub struct LockHandle {
+    pub(super) lock: ResourceAny,
+    /// The number of the instance.
+    pub(super) instance: u64,
+}
+
+/// Returns a number that no other instance of this process has.
+pub(super) fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// An instance of the lock component: the locks of one store.
 ///
+/// Dropping it releases its locks, unless they were detached, serialized or restored; also after the component has
+/// stopped.
+///
 /// One thread at a time can call it, and [`acquire`](Self::acquire) occupies it for one wait. A host with
 /// several concurrent waits polls its own attempts, by [`call`](Self::call).
-pub struct Instance<S: 'static, H: 'static> {
+pub struct Instance<S: Store + 'static, H: 'static> {
     wasm: wasmtime::Store<InstanceState<Arc<S>, H>>,
     component: LockManager,
     open: Option<ResourceAny>,
+    /// Distinguishes the handles of this instance from those of others.
+    number: u64,
 }
 
 impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
@@ -126,7 +159,7 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         &self.wasm.data().store
     }
 
-    calls!([] [] resource_drop);
+    calls!([] [] plain resource_drop);
 
     /// Renews the lease until `pause` breaks; returns the value of the break.
     ///
@@ -141,14 +174,16 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         lock: LockHandle,
         mut pause: impl FnMut(Duration, Option<&str>) -> ControlFlow<B>,
     ) -> Result<B, ComponentError> {
+        let lock = self.own(lock)?;
         self.close()?;
-        let renewal = self.call(|locks, wasm| locks.lock().call_keep(wasm, lock.0))??;
+        let renewal = self.call(|locks, wasm| locks.lock().call_keep(wasm, lock))??;
         self.open = Some(renewal);
         let end = loop {
             let kept = self.call(|locks, wasm| locks.renewal().call_poll(wasm, renewal));
             let (wait, why) = match kept {
                 Ok(Keeping::Held(wait)) => (wait, None),
                 Ok(Keeping::Unknown(doubt)) => (doubt.wait, Some(doubt.why)),
+                Ok(Keeping::Released) => break Err(ComponentError::Lost(Loss::Revoked)),
                 Ok(Keeping::Lost(loss)) => break Err(loss.into()),
                 Err(err) => break Err(err.into()),
             };
@@ -161,13 +196,16 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
         end.and_then(|end| Ok(closed.map(|()| end)?))
     }
 
-    fn shared_store(&self) -> &Arc<S> {
-        &self.wasm.data().store
+    /// Does nothing: a call cannot be dropped before its end.
+    #[expect(clippy::unused_self, reason = "the counterpart of an async instance's")]
+    fn complete(&self) {}
+
+    fn state(&mut self) -> &mut InstanceState<Arc<S>, H> {
+        self.wasm.data_mut()
     }
 
-    /// Returns the claim of the latest acquire request, if it was not granted.
-    fn refused(&self) -> Option<Claim> {
-        self.wasm.data().refused.clone()
+    fn shared_store(&self) -> &Arc<S> {
+        &self.wasm.data().store
     }
 
     fn wait(&mut self, waiter: Option<&mut WaiterHandle<'_>>, at_most: Duration) {
@@ -182,13 +220,23 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
     }
 }
 
-impl<S, H> fmt::Debug for Instance<S, H> {
+impl<S: Store, H> Drop for Instance<S, H> {
+    fn drop(&mut self) {
+        let state = self.wasm.data_mut();
+        for claim in state.grants.drain() {
+            // After an error the lease expires.
+            let _ = state.store.release(&claim);
+        }
+    }
+}
+
+impl<S: Store, H> fmt::Debug for Instance<S, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Instance").finish_non_exhaustive()
     }
 }
 
-impl<S: Store, H> InstanceState<S, H> {
+impl<S: Store, H> InstanceState<Arc<S>, H> {
     fn perform<T>(
         &mut self,
         operation: impl FnOnce(&S) -> Result<T, StoreError>,
@@ -199,66 +247,99 @@ impl<S: Store, H> InstanceState<S, H> {
         answer
     }
 
-    fn perform_with(
+    fn perform_with<T>(
         &mut self,
         claim: &backend::Claim,
-        operation: impl FnOnce(&S, &Claim) -> Result<bool, StoreError>,
-    ) -> Result<backend::Reply, backend::StoreError> {
-        convert::done(
-            convert::claim(claim).and_then(|claim| self.perform(|store| operation(store, &claim))),
-        )
+        operation: impl FnOnce(&S, &Claim) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        convert::claim(claim).and_then(|claim| self.perform(|store| operation(store, &claim)))
+    }
+
+    /// Performs an operation after which the lease of `claim` does not end with the instance.
+    fn end(
+        &mut self,
+        claim: &backend::Claim,
+        operation: impl FnOnce(&S, &Claim) -> std::result::Result<bool, StoreError>,
+    ) -> std::result::Result<bool, StoreError> {
+        let claim = convert::claim(claim)?;
+        let reply = self.perform(|store| operation(store, &claim));
+        self.grants.ended(&claim, &reply);
+        reply
     }
 }
 
-impl<S: Store, H> backend::Host for InstanceState<S, H> {
-    fn acquire(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
+/// The reply of the store to the component.
+type Replied<T> = std::result::Result<T, backend::StoreError>;
+
+impl<S: Store, H> backend::HostWaiter for InstanceState<Arc<S>, H> {
+    fn subscribe(&mut self, place: Resource<QueuePlace>) -> Result<Resource<Wait>> {
+        waits::subscribe(&mut self.waits, &place)
+    }
+
+    fn drop(&mut self, place: Resource<QueuePlace>) -> Result<()> {
+        self.waits.delete(place)?;
+        Ok(())
+    }
+}
+
+impl<S: Store, H> backend::Host for InstanceState<Arc<S>, H> {
+    fn acquire(&mut self, claim: backend::Claim) -> Result<Replied<backend::Acquired>> {
         let claim = convert::claim(&claim);
-        let reply = claim
-            .clone()
-            .and_then(|claim| self.perform(|store| store.acquire(&claim)));
-        self.refused = match reply {
-            Ok(Acquired::Busy { .. }) => claim.ok(),
-            _ => None,
-        };
-        convert::acquired(reply)
+        let asked = claim.as_ref().ok().cloned();
+        let reply = claim.and_then(|claim| self.perform(|store| store.acquire(&claim)));
+        if let Some(claim) = asked {
+            self.grants.acquired(&claim, &reply);
+        }
+        Ok(convert::acquired(reply))
     }
 
-    fn extend(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
-        self.perform_with(&claim, S::extend)
+    fn extend(&mut self, claim: backend::Claim) -> Result<Replied<bool>> {
+        Ok(convert::done(self.perform_with(&claim, S::extend)))
     }
 
-    fn release(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
-        self.perform_with(&claim, S::release)
-    }
-
-    fn evict(
+    fn renew(
         &mut self,
-        name: String,
-        only: Option<u64>,
-    ) -> Result<backend::Reply, backend::StoreError> {
-        let only = match only.map(Fence::new) {
-            // No grant has the token zero.
-            Some(None) => return Ok(backend::Reply::Refused(None)),
-            only => only.flatten(),
+        claim: backend::Claim,
+        fencing_token: Option<u64>,
+    ) -> Result<Replied<backend::Renewed>> {
+        let fence = fencing_token.and_then(Fence::new);
+        Ok(convert::renewed(
+            self.perform_with(&claim, |store, claim| store.renew(claim, fence)),
+        ))
+    }
+
+    fn release(&mut self, claim: backend::Claim) -> Result<Replied<bool>> {
+        Ok(convert::done(self.end(&claim, S::release)))
+    }
+
+    fn force_release(&mut self, name: String, only: Option<u64>) -> Result<Replied<bool>> {
+        let Ok(only) = convert::only(only) else {
+            return Ok(Ok(false));
         };
-        convert::done(
-            convert::name(&name)
-                .and_then(|name| self.perform(|store| store.force_release(&name, only))),
-        )
+        let name = convert::name(&name);
+        Ok(convert::done(name.and_then(|name| {
+            self.perform(|store| store.force_release(&name, only))
+        })))
     }
 
-    fn inspect(&mut self, name: String) -> Result<Option<backend::Holder>, backend::StoreError> {
-        convert::holder(
-            convert::name(&name).and_then(|name| self.perform(|store| store.holders(&name))),
-        )
+    fn holders(&mut self, name: String) -> Result<Replied<Vec<types::Holder>>> {
+        let name = convert::name(&name);
+        Ok(convert::holders(name.and_then(|name| {
+            self.perform(|store| store.holders(&name))
+        })))
     }
 
-    fn detach(&mut self, claim: backend::Claim) -> Result<backend::Reply, backend::StoreError> {
-        self.perform_with(&claim, S::detach)
+    fn detach(&mut self, claim: backend::Claim) -> Result<Replied<bool>> {
+        Ok(convert::done(self.end(&claim, S::detach)))
     }
 
-    fn can(&mut self) -> backend::Abilities {
-        convert::capabilities(self.store.capabilities())
+    fn get_capabilities(&mut self) -> Result<types::Capabilities> {
+        Ok(convert::capabilities(self.store.capabilities()))
+    }
+
+    fn join(&mut self, claim: backend::Claim) -> Result<Option<Resource<QueuePlace>>> {
+        let claim = convert::claim(&claim).ok();
+        Ok(claim.and_then(|claim| waits::join(&mut self.waits, claim)))
     }
 }
 

@@ -9,19 +9,26 @@
 
 mod error;
 mod convert;
+mod waits;
+mod grants;
 mod engine;
 mod instance_api;
 mod instance;
 mod async_instance;
+mod queue_place;
+mod policy;
 pub mod locks;
 
 /// The version of wasmtime whose types the API has.
 pub use wasmtime;
+/// The version of `wasi:io` whose pollables guests wait for.
+pub use wasmtime_wasi_io;
 
 pub use async_instance::{AsyncInstance, AsyncRunner};
 pub use engine::Limits;
 pub use error::{ComponentError, LockError};
 pub use instance::{Instance, LockHandle, Runner};
+pub use waits::{QueuePlace, Wait};
 
 /// The bindings that [`wasmtime::component::bindgen!`] generates from `wit/`.
 #[allow(
@@ -37,6 +44,11 @@ pub mod bindings {
         wasmtime::component::bindgen!({
             world: "lock-manager",
             path: "../../wit",
+            imports: { default: trappable },
+            with: {
+                "verrou:lock/store.waiter": crate::waits::QueuePlace,
+                "wasi:io/poll.pollable": crate::waits::Wait,
+            },
         });
     }
 
@@ -49,6 +61,7 @@ pub mod bindings {
             exports: { default: async },
             with: {
                 "verrou:lock/store": super::blocking::verrou::lock::store,
+                "verrou:lock/types": super::blocking::verrou::lock::types,
                 "wasi": super::blocking::wasi,
             },
         });
@@ -67,6 +80,8 @@ pub mod bindings {
                 "verrou:lock/locks.lock": crate::locks::Lock,
                 "verrou:lock/locks.attempt": crate::locks::Attempt,
                 "verrou:lock/locks.renewal": crate::locks::Renewal,
+                "verrou:lock/types": super::blocking::verrou::lock::types,
+                "wasi:io/poll.pollable": wasmtime_wasi_io::poll::DynPollable,
             },
         });
     }

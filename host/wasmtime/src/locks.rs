@@ -1,24 +1,33 @@
 //! Locks for guests: an implementation of the interface `verrou:lock/locks` by this program.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use verrou::blocking::Host;
 use verrou::{
-    Clock, Error, Fence, InvalidRetry, Loss, Retry, SerializedLock, Store, Timestamp, Ttl, polled,
+    AsyncStore, Clock, Error, Fence, InvalidName, InvalidRetry, Lease, Loss, Name, Retry,
+    SerializedLock, Store, Timestamp, Ttl, polled,
 };
 use wasmtime::Result;
-use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable, ResourceTableError};
+use wasmtime::component::{HasData, Linker, Resource, ResourceTable, ResourceTableError};
+use wasmtime_wasi_io::poll::{DynPollable, subscribe};
 
+use crate::bindings::blocking::verrou::lock::types;
 use crate::bindings::guest::verrou::lock::locks as wit;
-use crate::convert::{duration, nanos};
+use crate::convert::{self, duration, nanos};
+pub use crate::policy::GuestPolicy;
+use crate::queue_place::{Place, Queues};
 
-/// Adds the interface `verrou:lock/locks` to `linker`, as wasmtime's own `add_to_linker` functions do:
-/// `locks` returns a guest's [`Locks`] from its state.
+/// Adds the interface `verrou:lock/locks` to `linker`, as wasmtime's own `add_to_linker` functions do: `view` returns
+/// a guest's [`Locks`] from its state, and the table of its other resources.
 ///
-/// A guest can do with the store's locks all that a program with the store can do: it can also
-/// force-release locks of other holders. Provide a separate store to guests that must not.
+/// A guest waits in the queue of the store by `wasi:io/poll`, which `wasmtime-wasi` adds, or `wasmtime-wasi-io` alone:
+/// its pollables are in the same table.
+///
+/// By default, a guest can do with the store's locks all that a program with the store can do: it can also
+/// force-release locks of other holders. A [`GuestPolicy`] says what it may do.
 ///
 /// Calls of a guest run on the guest's thread, and a slow store blocks that thread, also in async hosts.
 ///
@@ -26,18 +35,23 @@ use crate::convert::{duration, nanos};
 /// use std::sync::Arc;
 /// use verrou::MemoryStore;
 /// use verrou_host::System;
-/// use verrou_wasmtime::locks::{Locks, add_to_linker};
-/// use wasmtime::{Engine, component::Linker};
+/// use verrou_wasmtime::locks::{Locks, LocksView, add_to_linker};
+/// use wasmtime::{Engine, component::{Linker, ResourceTable}};
 ///
 /// struct Guest {
 ///     locks: Locks,
+///     table: ResourceTable,
 /// }
 ///
 /// let engine = Engine::default();
 /// let mut linker = Linker::<Guest>::new(&engine);
-/// add_to_linker(&mut linker, |guest| &mut guest.locks)?;
+/// add_to_linker(&mut linker, |guest| LocksView {
+///     locks: &mut guest.locks,
+///     table: &mut guest.table,
+/// })?;
 /// let guest = Guest {
 ///     locks: Locks::new(Arc::new(MemoryStore::new(System)), System),
+///     table: ResourceTable::new(),
 /// };
 /// let store = wasmtime::Store::new(&engine, guest);
 /// // … and `linker.instantiate(store, &component)`.
@@ -50,28 +64,113 @@ use crate::convert::{duration, nanos};
 /// Returns wasmtime's error when `linker` has the interface already.
 pub fn add_to_linker<T: 'static>(
     linker: &mut Linker<T>,
-    locks: fn(&mut T) -> &mut Locks,
+    view: fn(&mut T) -> LocksView<'_>,
 ) -> Result<()> {
-    wit::add_to_linker::<T, HasSelf<Locks>>(linker, locks)
+    wit::add_to_linker::<T, HasLocks>(linker, view)
+}
+
+/// A guest's locks, and the table of its other resources, such as pollables.
+#[derive(Debug)]
+#[expect(clippy::exhaustive_structs, reason = "a host makes it of what it has")]
+pub struct LocksView<'a> {
+    /// The locks.
+    pub locks: &'a mut Locks,
+    /// The table in which `wasi:io` finds the guest's pollables.
+    pub table: &'a mut ResourceTable,
+}
+
+struct HasLocks;
+
+impl HasData for HasLocks {
+    type Data<'a> = LocksView<'a>;
 }
 
 type SharedStore = Arc<dyn Store>;
 
 /// The locks of one guest, all in one store.
+///
+/// Dropping it releases the guest's locks, unless they were detached, serialized or restored; so a guest that ends or
+/// traps holds no lock.
 pub struct Locks {
     store: SharedStore,
+    /// The wait queues of the store, if it has them.
+    queues: Option<Box<dyn Queues>>,
     host: SharedHost,
     handles: ResourceTable,
+    policy: GuestPolicy,
+    /// How many locks the guest holds.
+    grants: Arc<AtomicUsize>,
+    /// How many places in wait queues the guest has.
+    waits: Arc<AtomicUsize>,
 }
 
 /// A lock to which a guest has a handle.
-pub struct Lock(polled::Lock<SharedStore, SharedHost>);
+pub struct Lock(Arc<HeldLock>);
 
 /// An attempt to acquire a lock, to which a guest has a handle.
-pub struct Attempt(polled::Attempt<SharedStore, SharedHost>);
+pub struct Attempt {
+    // Declared first, and dropped first: the place in the queue ends before the lock.
+    place: Option<(Place, Counted)>,
+    machine: polled::Attempt<SharedStore, SharedHost>,
+    /// The result of the first poll, until the guest polls.
+    first: Option<wit::Progress>,
+    /// Whether the latest poll returned `wait`.
+    waits: bool,
+    /// The part of the guest's grants that this attempt will take.
+    counted: Option<Counted>,
+    held: Arc<HeldLock>,
+}
 
 /// The renewal of a lease, to which a guest has a handle.
-pub struct Renewal(polled::Renewal<SharedStore, SharedHost>);
+pub struct Renewal {
+    machine: polled::Renewal<SharedStore, SharedHost>,
+    _held: Arc<HeldLock>,
+}
+
+/// A lock. Dropping it releases it, unless it was detached, serialized or restored.
+struct HeldLock {
+    lock: polled::Lock<SharedStore, SharedHost>,
+    /// This lock's part of the guest's grants, while it is held.
+    grant: Mutex<Option<Counted>>,
+}
+
+impl HeldLock {
+    fn grant(&self) -> MutexGuard<'_, Option<Counted>> {
+        self.grant.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        if self
+            .lock
+            .lease()
+            .is_some_and(|lease| lease.claim().ephemeral)
+        {
+            // After an error the lease expires.
+            let _ = self.lock.release();
+        }
+    }
+}
+
+/// One of a limited number of things, until it is dropped.
+#[derive(Debug)]
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    /// Returns one more; `None` if there are `most` already.
+    fn new(count: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let more = |count: usize| (count < most).then_some(count + 1);
+        let counted = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        counted.is_ok().then(|| Self(Arc::clone(count)))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Implements `Debug` without fields: a store need not implement `Debug`.
 macro_rules! opaque {
@@ -87,18 +186,42 @@ macro_rules! opaque {
 opaque!(Lock, Attempt, Renewal, Locks, SharedHost);
 
 impl Locks {
-    /// The maximum number of handles of a guest, as in the lock component.
-    const HANDLES: usize = 1 << 15;
+    /// Creates locks in `store`, with the clock and randomness of `host`. The guest waits in the store's queue.
+    pub fn new<S>(store: Arc<S>, host: impl Host + Send + Sync + 'static) -> Self
+    where
+        S: Store + AsyncStore + 'static,
+    {
+        let queues = Box::new(Arc::clone(&store));
+        Self::in_store(store, Some(queues), host)
+    }
 
-    /// Creates locks in `store`, with the clock and randomness of `host`. The guest waits by itself.
-    pub fn new(store: Arc<dyn Store>, host: impl Host + Send + Sync + 'static) -> Self {
-        let mut handles = ResourceTable::new();
-        handles.set_max_capacity(Self::HANDLES);
-        Self {
+    /// Creates locks in `store`, which has no async form: the guest asks again after each pause of its policy.
+    pub fn polling(store: Arc<dyn Store>, host: impl Host + Send + Sync + 'static) -> Self {
+        Self::in_store(store, None, host)
+    }
+
+    fn in_store(
+        store: SharedStore,
+        queues: Option<Box<dyn Queues>>,
+        host: impl Host + Send + Sync + 'static,
+    ) -> Self {
+        let locks = Self {
             store,
+            queues,
             host: SharedHost(Arc::new(host)),
-            handles,
-        }
+            handles: ResourceTable::new(),
+            policy: GuestPolicy::default(),
+            grants: Arc::default(),
+            waits: Arc::default(),
+        };
+        locks.with_policy(GuestPolicy::default())
+    }
+
+    /// Returns the locks with what the guest may do with them.
+    #[must_use]
+    pub fn with_policy(mut self, policy: GuestPolicy) -> Self {
+        self.handles.set_max_capacity(policy.handles);
+        Self { policy, ..self }
     }
 
     fn keep<T: Send + 'static>(&mut self, value: T) -> Result<Result<Resource<T>, wit::LockError>> {
@@ -108,7 +231,7 @@ impl Locks {
                 code: wit::ErrorCode::TooManyHandles,
                 message: format!(
                     "{} locks, attempts and renewals are alive: drop some",
-                    Self::HANDLES
+                    self.policy.handles
                 ),
                 temporary: true,
             })),
@@ -117,7 +240,52 @@ impl Locks {
     }
 
     fn lock(&self, lock: &Resource<Lock>) -> Result<&polled::Lock<SharedStore, SharedHost>> {
-        Ok(&self.handles.get(lock)?.0)
+        Ok(&self.handles.get(lock)?.0.lock)
+    }
+
+    /// Returns the error for what the policy does not permit.
+    fn denied(what: &str) -> wit::LockError {
+        wit::LockError {
+            code: wit::ErrorCode::Denied,
+            message: format!("the host does not permit this guest {what}"),
+            temporary: false,
+        }
+    }
+
+    /// Returns the name in the store of the guest's lock `name`.
+    fn full_name(&self, name: &str) -> Result<Name, InvalidName> {
+        Name::new(name)?;
+        Name::new(&format!("{}{name}", self.policy.prefix))
+    }
+
+    /// Converts the end of an operation for the guest.
+    fn converted<T>(&self, end: Result<T, Error>) -> Result<T, wit::LockError> {
+        end.map_err(|err| self.error(err))
+    }
+
+    fn error(&self, err: Error) -> wit::LockError {
+        let is_of_store = matches!(err, Error::Storage(_));
+        let mut error = wit::LockError::from(err);
+        if is_of_store && !self.policy.store_errors {
+            "the store has failed".clone_into(&mut error.message);
+        }
+        error
+    }
+
+    /// Begins an acquire request: returns the part of the grants that it will take.
+    fn begin(&self) -> Result<Counted, wit::LockError> {
+        let counted = Counted::new(&self.grants, self.policy.grants);
+        counted.ok_or_else(|| Self::denied(&format!("more than {} locks", self.policy.grants)))
+    }
+
+    fn make(
+        &mut self,
+        lock: polled::Lock<SharedStore, SharedHost>,
+    ) -> Result<Result<Resource<Lock>, wit::LockError>> {
+        self.keep(Lock(Arc::new(HeldLock {
+            lock,
+            grant: Mutex::default(),
+        })))
     }
 }
 
@@ -131,18 +299,27 @@ impl Clock for SharedHost {
     }
 }
 
-impl wit::Host for Locks {}
+impl wit::Host for LocksView<'_> {}
 
-impl wit::HostLock for Locks {
-    fn new(
+impl wit::HostLock for LocksView<'_> {
+    fn create(
         &mut self,
         name: String,
         ttl: Option<u64>,
     ) -> Result<Result<Resource<Lock>, wit::LockError>> {
-        let (store, host) = (Arc::clone(&self.store), self.host.clone());
-        match polled::Lock::new(store, host, &name, duration(ttl)) {
-            Ok(lock) => self.keep(Lock(lock)),
-            Err(err) => Ok(Err(err.into())),
+        let made = || {
+            let name = self.locks.full_name(&name)?;
+            let ttl = Ttl::try_from(duration(ttl))?;
+            if !self.locks.policy.permits(ttl) {
+                return Ok(Err(Locks::denied("a lease of this length")));
+            }
+            let (store, host) = (Arc::clone(&self.locks.store), self.locks.host.clone());
+            Ok(Ok(polled::Lock::new(store, host, name.as_str(), ttl)?))
+        };
+        match made() {
+            Ok(Ok(lock)) => self.locks.make(lock),
+            Ok(Err(denied)) => Ok(Err(denied)),
+            Err(err) => Ok(Err(self.locks.error(err))),
         }
     }
 
@@ -155,36 +332,81 @@ impl wit::HostLock for Locks {
             Ok(serialized) => serialized,
             Err(err) => return Ok(Err(Error::from(err).into())),
         };
-        let (store, host) = (Arc::clone(&self.store), self.host.clone());
+        let policy = &self.locks.policy;
+        if !policy.transfer || !serialized.name().as_str().starts_with(&policy.prefix) {
+            return Ok(Err(Locks::denied("this serialized lock")));
+        }
+        if !policy.permits(serialized.ttl()) {
+            return Ok(Err(Locks::denied("a lease of this length")));
+        }
+        let (store, host) = (Arc::clone(&self.locks.store), self.locks.host.clone());
         let wall = Duration::from_nanos(now);
-        self.keep(Lock(polled::Lock::restored(store, host, &serialized, wall)))
+        let lock = polled::Lock::restored(store, host, &serialized, wall);
+        self.locks.make(lock)
     }
 
     fn acquire(
         &mut self,
         lock: Resource<Lock>,
         retry: wit::Retry,
-    ) -> Result<Result<Resource<Attempt>, wit::LockError>> {
+    ) -> Result<Result<wit::Acquiring, wit::LockError>> {
         let policy = match policy(&retry) {
             Ok(policy) => policy,
             Err(err) => return Ok(Err(Error::from(err).into())),
         };
-        let random = self.host.0.random();
-        let attempt = self.lock(&lock)?.acquire(&policy, random);
-        self.keep(Attempt(attempt))
+        let counted = match self.locks.begin() {
+            Ok(counted) => counted,
+            Err(denied) => return Ok(Err(denied)),
+        };
+        let random = self.locks.host.0.random();
+        let held = Arc::clone(&self.locks.handles.get(&lock)?.0);
+        let mut machine = held.lock.acquire(&policy, random);
+        let first = match progress(machine.poll()) {
+            Ok(wit::Progress::Acquired(grant)) => {
+                *held.grant() = Some(counted);
+                return Ok(Ok(wit::Acquiring::Acquired(grant)));
+            }
+            Ok(first) => first,
+            Err(err) => return Ok(Err(self.locks.error(err))),
+        };
+        let attempt = self.locks.keep(Attempt {
+            place: None,
+            machine,
+            first: Some(first),
+            waits: false,
+            counted: Some(counted),
+            held,
+        })?;
+        Ok(attempt.map(wit::Acquiring::Pending))
     }
 
-    fn try_acquire(&mut self, lock: Resource<Lock>) -> Result<Result<bool, wit::LockError>> {
-        let random = self.host.0.random();
-        Ok(match self.lock(&lock)?.try_acquire(random) {
-            Ok(_) => Ok(true),
-            Err(Error::Timeout { .. }) => Ok(false),
-            Err(err) => Err(err.into()),
+    fn try_acquire(
+        &mut self,
+        lock: Resource<Lock>,
+    ) -> Result<Result<Option<wit::Grant>, wit::LockError>> {
+        let counted = match self.locks.begin() {
+            Ok(counted) => counted,
+            Err(denied) => return Ok(Err(denied)),
+        };
+        let random = self.locks.host.0.random();
+        let held = &self.locks.handles.get(&lock)?.0;
+        Ok(match held.lock.try_acquire(random) {
+            Ok(lease) => {
+                *held.grant() = Some(counted);
+                Ok(Some(grant(&lease)))
+            }
+            Err(Error::Timeout { .. }) => Ok(None),
+            Err(err) => Err(self.locks.error(err)),
         })
     }
 
     fn release(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
-        Ok(converted(self.lock(&lock)?.release()))
+        let held = &self.locks.handles.get(&lock)?.0;
+        let released = held.lock.release();
+        if !matches!(released, Err(Error::Storage(_))) {
+            held.grant().take();
+        }
+        Ok(self.locks.converted(released))
     }
 
     fn force_release(
@@ -197,12 +419,16 @@ impl wit::HostLock for Locks {
             Some(None) => return Ok(Ok(false)),
             only => only.flatten(),
         };
-        Ok(converted(self.lock(&lock)?.force_release(only)))
+        if !self.locks.policy.force_release {
+            return Ok(Err(Locks::denied("to force-release a lock")));
+        }
+        let released = self.locks.lock(&lock)?.force_release(only);
+        Ok(self.locks.converted(released))
     }
 
     fn extend(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
-        let lock = self.lock(&lock)?;
-        Ok(converted(lock.extend(lock.ttl())))
+        let lock = self.locks.lock(&lock)?;
+        Ok(self.locks.converted(lock.extend(lock.ttl())))
     }
 
     fn extend_for(
@@ -210,45 +436,68 @@ impl wit::HostLock for Locks {
         lock: Resource<Lock>,
         ttl: Option<u64>,
     ) -> Result<Result<(), wit::LockError>> {
-        let lock = self.lock(&lock)?;
-        let ttl = Ttl::try_from(duration(ttl)).map_err(Error::from);
-        Ok(converted(ttl.and_then(|ttl| lock.extend(ttl))))
+        let lock = self.locks.lock(&lock)?;
+        let ttl = match Ttl::try_from(duration(ttl)) {
+            Ok(ttl) if self.locks.policy.permits(ttl) => ttl,
+            Ok(_) => return Ok(Err(Locks::denied("a lease of this length"))),
+            Err(err) => return Ok(Err(Error::from(err).into())),
+        };
+        Ok(self.locks.converted(lock.extend(ttl)))
     }
 
     fn keep(&mut self, lock: Resource<Lock>) -> Result<Result<Resource<Renewal>, wit::LockError>> {
-        match self.lock(&lock)?.keep() {
-            Ok(renewal) => self.keep(Renewal(renewal)),
-            Err(err) => Ok(Err(err.into())),
+        let held = Arc::clone(&self.locks.handles.get(&lock)?.0);
+        match held.lock.keep() {
+            Ok(machine) => self.locks.keep(Renewal {
+                machine,
+                _held: held,
+            }),
+            Err(err) => Ok(Err(self.locks.error(err))),
         }
     }
 
     fn is_expired(&mut self, lock: Resource<Lock>) -> Result<bool> {
-        Ok(self.lock(&lock)?.is_expired())
+        Ok(self.locks.lock(&lock)?.is_expired())
     }
 
     fn remaining(&mut self, lock: Resource<Lock>) -> Result<Option<u64>> {
-        Ok(self.lock(&lock)?.remaining().map(nanos))
+        Ok(self.locks.lock(&lock)?.remaining().map(nanos))
     }
 
     fn is_locked(&mut self, lock: Resource<Lock>) -> Result<Result<bool, wit::LockError>> {
-        Ok(converted(self.lock(&lock)?.is_locked()))
+        if !self.locks.policy.inspect {
+            return Ok(Err(Locks::denied("to ask for holders")));
+        }
+        let answer = self.locks.lock(&lock)?.is_locked();
+        Ok(self.locks.converted(answer))
     }
 
     fn is_held(&mut self, lock: Resource<Lock>) -> Result<Result<bool, wit::LockError>> {
-        Ok(converted(self.lock(&lock)?.is_held()))
+        if !self.locks.policy.inspect {
+            return Ok(Err(Locks::denied("to ask for holders")));
+        }
+        let answer = self.locks.lock(&lock)?.is_held();
+        Ok(self.locks.converted(answer))
     }
 
-    fn holder(
+    fn holders(
         &mut self,
         lock: Resource<Lock>,
-    ) -> Result<Result<Option<wit::Holder>, wit::LockError>> {
-        let holders = self.lock(&lock)?.holders();
-        Ok(converted(holders.map(|mut holders| {
-            holders.pop().map(|holder| wit::Holder {
-                fencing_token: holder.fence.map(Fence::get),
-                remaining: holder.remaining.map(nanos),
-            })
-        })))
+    ) -> Result<Result<Vec<types::Holder>, wit::LockError>> {
+        if !self.locks.policy.inspect {
+            return Ok(Err(Locks::denied("to ask for holders")));
+        }
+        let holders = self.locks.lock(&lock)?.holders();
+        let holders = holders.map(|holders| holders.into_iter().map(convert::holder).collect());
+        Ok(self.locks.converted(holders))
+    }
+
+    fn detach(&mut self, lock: Resource<Lock>) -> Result<Result<(), wit::LockError>> {
+        if !self.locks.policy.transfer {
+            return Ok(Err(Locks::denied("to detach a lock")));
+        }
+        let detached = self.locks.lock(&lock)?.detach();
+        Ok(self.locks.converted(detached))
     }
 
     fn serialize(
@@ -256,63 +505,99 @@ impl wit::HostLock for Locks {
         lock: Resource<Lock>,
         now: u64,
     ) -> Result<Result<String, wit::LockError>> {
-        let text = self.lock(&lock)?.serialize(Duration::from_nanos(now));
-        Ok(converted(text.map(|text| text.to_string())))
+        if !self.locks.policy.transfer {
+            return Ok(Err(Locks::denied("to serialize a lock")));
+        }
+        let text = self.locks.lock(&lock)?.serialize(Duration::from_nanos(now));
+        Ok(self.locks.converted(text.map(|text| text.to_string())))
     }
 
     fn fencing_token(&mut self, lock: Resource<Lock>) -> Result<Option<u64>> {
-        let lease = self.lock(&lock)?.lease();
+        let lease = self.locks.lock(&lock)?.lease();
         Ok(lease.and_then(|lease| lease.fence()).map(Fence::get))
     }
 
     fn name(&mut self, lock: Resource<Lock>) -> Result<String> {
-        Ok(self.lock(&lock)?.name().to_string())
+        let name = self.locks.lock(&lock)?.name().as_str();
+        let own = name.strip_prefix(&self.locks.policy.prefix);
+        Ok(own.unwrap_or(name).to_owned())
     }
 
     fn ttl(&mut self, lock: Resource<Lock>) -> Result<Option<u64>> {
-        Ok(self.lock(&lock)?.ttl().duration().map(nanos))
+        Ok(self.locks.lock(&lock)?.ttl().duration().map(nanos))
     }
 
     fn drop(&mut self, lock: Resource<Lock>) -> Result<()> {
-        self.handles.delete(lock)?;
+        self.locks.handles.delete(lock)?;
         Ok(())
     }
 }
 
-impl wit::HostAttempt for Locks {
+impl wit::HostAttempt for LocksView<'_> {
     fn poll(
         &mut self,
         attempt: Resource<Attempt>,
     ) -> Result<Result<wit::Progress, wit::LockError>> {
-        use polled::Progress;
+        let attempt = self.locks.handles.get_mut(&attempt)?;
+        let progress = match attempt.first.take() {
+            Some(first) => Ok(first),
+            None => progress(attempt.machine.poll()),
+        };
+        attempt.waits = matches!(progress, Ok(wit::Progress::Wait(_)));
+        match &progress {
+            Ok(wit::Progress::Acquired(_)) => {
+                attempt.place = None;
+                if let Some(counted) = attempt.counted.take() {
+                    *attempt.held.grant() = Some(counted);
+                }
+            }
+            Ok(wit::Progress::GaveUp(_)) => attempt.place = None,
+            Ok(wit::Progress::Wait(_) | wit::Progress::Pause(_)) | Err(_) => {}
+        }
+        Ok(progress.map_err(|err| self.locks.error(err)))
+    }
 
-        Ok(Ok(match self.handles.get_mut(&attempt)?.0.poll() {
-            Ok(Progress::Acquired(lease)) => wit::Progress::Acquired(lease.fence().map(Fence::get)),
-            Ok(Progress::Wait(wait)) => wit::Progress::Wait(nanos(wait)),
-            Ok(Progress::Pause(pause)) => wit::Progress::Pause(nanos(pause)),
-            Err(Error::Timeout { attempts, .. }) => wit::Progress::GaveUp(attempts),
-            Err(err) => return Ok(Err(err.into())),
-        }))
+    fn subscribe(&mut self, attempt: Resource<Attempt>) -> Result<Option<Resource<DynPollable>>> {
+        let Some(queues) = &self.locks.queues else {
+            return Ok(None);
+        };
+        let attempt = self.locks.handles.get_mut(&attempt)?;
+        if !attempt.waits {
+            return Ok(None);
+        }
+        if attempt.place.is_none() {
+            // A guest with too many places asks again after each pause.
+            let counted = Counted::new(&self.locks.waits, self.locks.policy.waits);
+            let place = counted.and_then(|counted| {
+                let place = queues.join(attempt.machine.claim())?;
+                Some((place, counted))
+            });
+            attempt.place = place;
+        }
+        let Some((place, _)) = &attempt.place else {
+            return Ok(None);
+        };
+        let wait = self.table.push(place.wait_again())?;
+        subscribe(self.table, wait).map(Some)
     }
 
     fn drop(&mut self, attempt: Resource<Attempt>) -> Result<()> {
-        self.handles.delete(attempt)?;
+        self.locks.handles.delete(attempt)?;
         Ok(())
     }
 }
 
-impl wit::HostRenewal for Locks {
+impl wit::HostRenewal for LocksView<'_> {
     fn poll(&mut self, renewal: Resource<Renewal>) -> Result<wit::Keeping> {
         use polled::Keeping;
 
-        Ok(match self.handles.get_mut(&renewal)?.0.poll() {
+        Ok(match self.locks.handles.get_mut(&renewal)?.machine.poll() {
             Keeping::Held(wait) => wit::Keeping::Held(nanos(wait)),
             Keeping::Unknown { wait, why } => wit::Keeping::Unknown(wit::Doubt {
                 wait: nanos(wait),
                 why: why.to_string(),
             }),
-            // The WIT interface has no value for this.
-            Keeping::Released => wit::Keeping::Lost(wit::Loss::Revoked),
+            Keeping::Released => wit::Keeping::Released,
             Keeping::Lost(loss) => wit::Keeping::Lost(match loss {
                 Loss::Revoked => wit::Loss::Revoked,
                 _ => wit::Loss::Expired,
@@ -321,13 +606,27 @@ impl wit::HostRenewal for Locks {
     }
 
     fn drop(&mut self, renewal: Resource<Renewal>) -> Result<()> {
-        self.handles.delete(renewal)?;
+        self.locks.handles.delete(renewal)?;
         Ok(())
     }
 }
 
-fn converted<T>(end: Result<T, Error>) -> Result<T, wit::LockError> {
-    end.map_err(Into::into)
+fn progress(polled: Result<polled::Progress, Error>) -> Result<wit::Progress, Error> {
+    use polled::Progress;
+
+    Ok(match polled {
+        Ok(Progress::Acquired(lease)) => wit::Progress::Acquired(grant(&lease)),
+        Ok(Progress::Wait(wait)) => wit::Progress::Wait(nanos(wait)),
+        Ok(Progress::Pause(pause)) => wit::Progress::Pause(nanos(pause)),
+        Err(Error::Timeout { attempts, .. }) => wit::Progress::GaveUp(attempts),
+        Err(err) => return Err(err),
+    })
+}
+
+fn grant(lease: &Lease) -> wit::Grant {
+    wit::Grant {
+        fencing_token: lease.fence().map(Fence::get),
+    }
 }
 
 impl From<Error> for wit::LockError {

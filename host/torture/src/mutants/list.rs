@@ -626,9 +626,9 @@ pub(crate) const PITFALLS: &[Pitfall] = &[
             mutant(
                 "MovedNotNoticed",
                 "a lock counts as released after its directory was moved away",
-                host(
-                    "files",
-                    "moved_files::holder_whose_directory_was_moved_has_lost_the_lock_at_its_release",
+                cli(
+                    "moved_store",
+                    "holder_in_a_moved_directory_has_lost_the_lock_and_the_next_fence_is_greater",
                 ),
             ),
             mutant(
