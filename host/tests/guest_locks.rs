@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use verrou::{Acquired, Claim, MemoryStore, Store, StoreError, StoreWrapper};
 use verrou_host::component::bindings::guest::verrou::lock::locks::{
-    ErrorCode, HostLock, LockError,
+    Acquiring, ErrorCode, HostAttempt, HostLock, LockError, Progress, Retry,
 };
-use verrou_host::component::locks::{GuestPolicy, Lock, Locks, LocksView};
+use verrou_host::component::locks::{Attempt, GuestPolicy, Lock, Locks, LocksView};
 use verrou_host::component::wasmtime::component::{Resource, ResourceTable};
 use verrou_host::{LeaseFileStore, StoreOptions, System};
 
@@ -122,6 +122,25 @@ fn guest_has_at_most_the_grants_of_its_policy() {
     let released = guest.view().release(Resource::<Lock>::new_own(one));
     released.expect("no trap").expect("its own");
     assert!(guest.acquires(three).expect("an answer"));
+    // An attempt that has ended does not count, although the guest keeps its handle.
+    let single = Retry {
+        attempts: Some(1),
+        delay: None,
+        max_delay: None,
+        timeout: None,
+    };
+    let released = guest.view().release(Resource::<Lock>::new_own(three));
+    released.expect("no trap").expect("its own");
+    let attempt = guest.view().acquire(Resource::new_own(two), single);
+    let Ok(Ok(Acquiring::Pending(attempt))) = attempt else {
+        panic!("{attempt:?}");
+    };
+    let attempt = attempt.rep();
+    let end = guest.view().poll(Resource::<Attempt>::new_own(attempt));
+    let end = end.expect("no trap");
+    assert!(matches!(end, Ok(Progress::GaveUp(1))), "{end:?}");
+    assert!(guest.acquires(three).expect("an answer"));
+    HostAttempt::drop(&mut guest.view(), Resource::new_own(attempt)).expect("its own");
     // A dropped lock is released, and counts no more.
     HostLock::drop(&mut guest.view(), Resource::new_own(two)).expect("its own");
     assert!(guest.acquires(one).expect("an answer"));

@@ -177,6 +177,24 @@ fn dropped_guest_leaves_the_queue_and_its_locks() {
         .expect("the lock of a dropped guest is free");
 }
 
+/// A guest that drops its attempt leaves the queue, although it keeps a pollable of it.
+#[test]
+fn dropped_attempt_leaves_the_queue() {
+    let store = Arc::new(MemoryStore::new(System));
+    let native = LockFactory::new(Arc::clone(&store), System);
+    let held = native.create_lock("lock", "none").expect("a lock");
+    held.acquire().expect("a free lock");
+    let mut guest = Guest::new(store);
+    let lock = guest.lock();
+    let attempt = guest.acquire(lock).expect("a held lock");
+    assert!(matches!(guest.poll(attempt), Progress::Wait(_)));
+    let pollable = guest.subscribe(attempt);
+    let waits = || vec![Resource::new_borrow(pollable.rep())];
+    assert!(!is_ready(poll::Host::poll(&mut guest.table, waits())));
+    guest.drop_attempt(attempt);
+    assert!(is_ready(poll::Host::poll(&mut guest.table, waits())));
+}
+
 fn is_ready<T>(future: impl Future<Output = T>) -> bool {
     let future = std::pin::pin!(future);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

@@ -10,7 +10,10 @@ use std::time::Duration;
 use pollster::block_on;
 use verrou::conformance::TestClock;
 use verrou::nonblocking::{AsyncHost, Inline, LockFactory};
-use verrou::{Clock, MemoryStore, Retry};
+use verrou::{
+    Acquired, AsyncStore, Capabilities, Claim, Clock, Fence, Holder, MemoryStore, Name, Retry,
+    StoreError, async_trait,
+};
 use verrou_host::System;
 use verrou_host::component::{AsyncInstance, AsyncRunner, ComponentError, Limits};
 
@@ -126,6 +129,53 @@ fn instance_outlives_futures_that_are_dropped_at_any_poll() {
             "{polls} polls"
         );
     }
+}
+
+/// A store that does not answer requests for the lock "stuck".
+#[derive(Debug)]
+struct Stuck(Memory<System>);
+
+#[async_trait]
+impl AsyncStore for Stuck {
+    async fn acquire(&self, claim: &Claim) -> Result<Acquired, StoreError> {
+        if claim.name.as_str() == "stuck" {
+            future::pending::<()>().await;
+        }
+        AsyncStore::acquire(&self.0, claim).await
+    }
+    async fn extend(&self, claim: &Claim) -> Result<bool, StoreError> {
+        AsyncStore::extend(&self.0, claim).await
+    }
+    async fn release(&self, claim: &Claim) -> Result<bool, StoreError> {
+        AsyncStore::release(&self.0, claim).await
+    }
+    async fn force_release(&self, name: &Name, only: Option<Fence>) -> Result<bool, StoreError> {
+        AsyncStore::force_release(&self.0, name, only).await
+    }
+    async fn holders(&self, name: &Name) -> Result<Vec<Holder>, StoreError> {
+        AsyncStore::holders(&self.0, name).await
+    }
+    fn capabilities(&self) -> Capabilities {
+        AsyncStore::capabilities(&self.0)
+    }
+}
+
+#[test]
+fn instance_dropped_during_a_call_releases_its_locks() {
+    let memory = Arc::new(MemoryStore::new(System));
+    let runner = AsyncRunner::new(&component(), &Limits::default()).expect("the component");
+    let store = Stuck(Arc::clone(&memory));
+    let mut instance = block_on(runner.instance(store, Sleepless)).expect("an instance");
+    let [lock, stuck] = ["lock", "stuck"].map(|name| {
+        let lock = block_on(instance.create_lock(name, None));
+        lock.expect("a lock")
+    });
+    assert!(block_on(instance.try_acquire(lock)).expect("an answer"));
+    drop_after(3, instance.try_acquire(stuck));
+    drop(instance);
+    let name = "lock".parse().expect("a name");
+    let holders = block_on(AsyncStore::holders(&memory, &name));
+    assert_eq!(holders.expect("an answer"), []);
 }
 
 /// The lease is renewed for as long as the work takes; when the lease is lost, the work is dropped.

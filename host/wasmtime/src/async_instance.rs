@@ -26,6 +26,7 @@ use crate::bindings::nonblocking::{LockManager, LockManagerPre};
 use crate::convert::{self, policies};
 use crate::engine::{InstanceState, Left, Limits, tick};
 use crate::error::ComponentError;
+use crate::grants::Grants;
 use crate::instance::{LockHandle, next_number};
 use crate::instance_api::{boxed, calls};
 use crate::waits::{self, QueuePlace, Wait};
@@ -106,8 +107,10 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> AsyncRunner<S, H> {
         let mut wasm =
             self.limits
                 .wasm_store(&self.engine, Arc::clone(&store), host, H::now, H::random);
+        let grants = wasm.data().grants.clone();
         let component = self.component.instantiate_async(&mut wasm).await?;
         Ok(AsyncInstance {
+            grants,
             idle: Some(Running { wasm, component }),
             call: None,
             store,
@@ -135,8 +138,8 @@ struct Running<S: 'static, H: 'static> {
 ///
 /// **Cancel safety.** Any future of this value can be dropped: the next call first completes the call of the
 /// component that was in progress. A dropped [`acquire`](Self::acquire) leaves the wait queue at once. If it was
-/// dropped during an operation of the store, the lock may be held; the next call, or the drop of this value,
-/// releases it.
+/// dropped during an operation of the store, the lock may be held, as [`is_held`](Self::is_held) returns:
+/// [`release`](Self::release) it, or [`forget`](Self::forget) it.
 ///
 /// Dropping this value releases its locks, unless they were detached, serialized or restored: it starts each
 /// release, but cannot await it.
@@ -150,6 +153,7 @@ pub struct AsyncInstance<S: AsyncStore + 'static, H: 'static> {
     call: Option<Boxed<'static, Running<S, H>>>,
     store: Arc<S>,
     open: Option<ResourceAny>,
+    grants: Grants,
     /// Distinguishes the handles of this instance from those of others.
     number: u64,
 }
@@ -286,26 +290,14 @@ impl<S: AsyncStore + 'static, H: AsyncHost + 'static> AsyncInstance<S, H> {
 
 impl<S: AsyncStore + 'static, H> Drop for AsyncInstance<S, H> {
     fn drop(&mut self) {
-        // A drop cannot await the releases, or report an error.
-        if let Some(call) = &mut self.call
-            && let Poll::Ready(running) = poll_once(call)
-        {
-            self.idle = Some(running);
-        }
-        let Some(running) = &mut self.idle else {
-            return;
-        };
-        for claim in running.wasm.data_mut().grants.drain() {
-            let _ = poll_once(&mut self.store.release(&claim));
+        // The call in progress may be a request for another lock.
+        self.call = None;
+        let mut context = Context::from_waker(Waker::noop());
+        for claim in self.grants.take() {
+            // A drop cannot await the release, or report an error.
+            let _ = self.store.release(&claim).as_mut().poll(&mut context);
         }
     }
-}
-
-/// Polls a future once, for a caller that cannot await it.
-fn poll_once<T>(future: &mut Boxed<'_, T>) -> Poll<T> {
-    future
-        .as_mut()
-        .poll(&mut Context::from_waker(Waker::noop()))
 }
 
 impl<S: AsyncStore, H> fmt::Debug for AsyncInstance<S, H> {
@@ -336,17 +328,19 @@ type Replied<T> = Result<T, backend::StoreError>;
 fn begin<S, H, I>(
     caller: &mut Caller<'_, S, H>,
     input: Result<I, StoreError>,
-) -> Result<(Arc<S>, Left, I), StoreError> {
+) -> Result<(Arc<S>, Grants, Left, I), StoreError> {
     let left = caller.data_mut().leave()?;
-    Ok((Arc::clone(&caller.data().store), left, input?))
+    let state = caller.data();
+    Ok((Arc::clone(&state.store), state.grants.clone(), left, input?))
 }
 
-/// Performs one operation of the store: `perform!(caller, input, |store, input| operation)`.
+/// Performs one operation of the store: `perform!(caller, input, |store, grants, input| operation)`, whose value is the
+/// store's reply.
 macro_rules! perform {
-    ($caller:ident, $input:expr, |$store:ident, $name:ident| $operation:expr) => {
+    ($caller:ident, $input:expr, |$store:ident, $grants:pat_param, $name:ident| $operation:expr) => {
         match begin(&mut $caller, $input) {
-            Ok(($store, left, $name)) => {
-                let reply = $operation.await;
+            Ok(($store, $grants, left, $name)) => {
+                let reply = $operation;
                 $caller.data_mut().come_back(left);
                 reply
             }
@@ -376,11 +370,12 @@ fn link_claims<S: AsyncStore + 'static, H: Send + 'static>(
          -> Returned<'_, Replied<backend::Acquired>> {
             Box::new(async move {
                 let claim = convert::claim(&claim);
-                let asked = claim.as_ref().ok().cloned();
-                let reply = perform!(caller, claim, |store, claim| store.acquire(&claim));
-                if let Some(claim) = asked {
-                    caller.data_mut().grants.acquired(&claim, &reply);
-                }
+                let reply = perform!(caller, claim, |store, grants, claim| {
+                    grants.asked(&claim);
+                    let reply = store.acquire(&claim).await;
+                    grants.acquired(&claim, &reply);
+                    reply
+                });
                 Ok((convert::acquired(reply),))
             })
         },
@@ -392,7 +387,7 @@ fn link_claims<S: AsyncStore + 'static, H: Send + 'static>(
          -> Returned<'_, Replied<bool>> {
             Box::new(async move {
                 let claim = convert::claim(&claim);
-                let reply = perform!(caller, claim, |store, claim| store.extend(&claim));
+                let reply = perform!(caller, claim, |store, _, claim| store.extend(&claim).await);
                 Ok((convert::done(reply),))
             })
         },
@@ -405,7 +400,9 @@ fn link_claims<S: AsyncStore + 'static, H: Send + 'static>(
             Box::new(async move {
                 let claim = convert::claim(&claim);
                 let fence = token.and_then(Fence::new);
-                let reply = perform!(caller, claim, |store, claim| store.renew(&claim, fence));
+                let reply = perform!(caller, claim, |store, _, claim| {
+                    store.renew(&claim, fence).await
+                });
                 Ok((convert::renewed(reply),))
             })
         },
@@ -417,11 +414,11 @@ fn link_claims<S: AsyncStore + 'static, H: Send + 'static>(
          -> Returned<'_, Replied<bool>> {
             Box::new(async move {
                 let claim = convert::claim(&claim);
-                let asked = claim.as_ref().ok().cloned();
-                let reply = perform!(caller, claim, |store, claim| store.release(&claim));
-                if let Some(claim) = asked {
-                    caller.data_mut().grants.ended(&claim, &reply);
-                }
+                let reply = perform!(caller, claim, |store, grants, claim| {
+                    let reply = store.release(&claim).await;
+                    grants.ended(&claim, &reply);
+                    reply
+                });
                 Ok((convert::done(reply),))
             })
         },
@@ -433,11 +430,11 @@ fn link_claims<S: AsyncStore + 'static, H: Send + 'static>(
          -> Returned<'_, Replied<bool>> {
             Box::new(async move {
                 let claim = convert::claim(&claim);
-                let asked = claim.as_ref().ok().cloned();
-                let reply = perform!(caller, claim, |store, claim| store.detach(&claim));
-                if let Some(claim) = asked {
-                    caller.data_mut().grants.ended(&claim, &reply);
-                }
+                let reply = perform!(caller, claim, |store, grants, claim| {
+                    let reply = store.detach(&claim).await;
+                    grants.ended(&claim, &reply);
+                    reply
+                });
                 Ok((convert::done(reply),))
             })
         },
@@ -458,7 +455,9 @@ fn link_names<S: AsyncStore + 'static, H: Send + 'static>(
                     return Ok((Ok(false),));
                 };
                 let name = convert::name(&name);
-                let reply = perform!(caller, name, |store, name| store.force_release(&name, only));
+                let reply = perform!(caller, name, |store, _, name| {
+                    store.force_release(&name, only).await
+                });
                 Ok((convert::done(reply),))
             })
         },
@@ -470,7 +469,7 @@ fn link_names<S: AsyncStore + 'static, H: Send + 'static>(
          -> Returned<'_, Replied<Vec<types::Holder>>> {
             Box::new(async move {
                 let name = convert::name(&name);
-                let reply = perform!(caller, name, |store, name| store.holders(&name));
+                let reply = perform!(caller, name, |store, _, name| store.holders(&name).await);
                 Ok((convert::holders(reply),))
             })
         },

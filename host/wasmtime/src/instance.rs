@@ -223,7 +223,7 @@ impl<S: Store + 'static, H: Host + 'static> Instance<S, H> {
 impl<S: Store, H> Drop for Instance<S, H> {
     fn drop(&mut self) {
         let state = self.wasm.data_mut();
-        for claim in state.grants.drain() {
+        for claim in state.grants.take() {
             // After an error the lease expires.
             let _ = state.store.release(&claim);
         }
@@ -284,12 +284,12 @@ impl<S: Store, H> backend::HostWaiter for InstanceState<Arc<S>, H> {
 
 impl<S: Store, H> backend::Host for InstanceState<Arc<S>, H> {
     fn acquire(&mut self, claim: backend::Claim) -> Result<Replied<backend::Acquired>> {
-        let claim = convert::claim(&claim);
-        let asked = claim.as_ref().ok().cloned();
-        let reply = claim.and_then(|claim| self.perform(|store| store.acquire(&claim)));
-        if let Some(claim) = asked {
+        let reply = convert::claim(&claim).and_then(|claim| {
+            self.grants.asked(&claim);
+            let reply = self.perform(|store| store.acquire(&claim));
             self.grants.acquired(&claim, &reply);
-        }
+            reply
+        });
         Ok(convert::acquired(reply))
     }
 

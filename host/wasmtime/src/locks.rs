@@ -110,7 +110,7 @@ pub struct Lock(Arc<HeldLock>);
 /// An attempt to acquire a lock, to which a guest has a handle.
 pub struct Attempt {
     // Declared first, and dropped first: the place in the queue ends before the lock.
-    place: Option<(Place, Counted)>,
+    place: Option<CountedPlace>,
     machine: polled::Attempt<SharedStore, SharedHost>,
     /// The result of the first poll, until the guest polls.
     first: Option<wit::Progress>,
@@ -169,6 +169,18 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A place in a wait queue. Dropping it leaves the queue, also if the guest keeps a pollable of it.
+struct CountedPlace {
+    place: Place,
+    _counted: Counted,
+}
+
+impl Drop for CountedPlace {
+    fn drop(&mut self) {
+        self.place.leave();
     }
 }
 
@@ -551,8 +563,11 @@ impl wit::HostAttempt for LocksView<'_> {
                     *attempt.held.grant() = Some(counted);
                 }
             }
-            Ok(wit::Progress::GaveUp(_)) => attempt.place = None,
-            Ok(wit::Progress::Wait(_) | wit::Progress::Pause(_)) | Err(_) => {}
+            Ok(wit::Progress::GaveUp(_)) | Err(_) => {
+                attempt.place = None;
+                attempt.counted = None;
+            }
+            Ok(wit::Progress::Wait(_) | wit::Progress::Pause(_)) => {}
         }
         Ok(progress.map_err(|err| self.locks.error(err)))
     }
@@ -569,12 +584,14 @@ impl wit::HostAttempt for LocksView<'_> {
             // A guest with too many places asks again after each pause.
             let counted = Counted::new(&self.locks.waits, self.locks.policy.waits);
             let place = counted.and_then(|counted| {
-                let place = queues.join(attempt.machine.claim())?;
-                Some((place, counted))
+                Some(CountedPlace {
+                    place: queues.join(attempt.machine.claim())?,
+                    _counted: counted,
+                })
             });
             attempt.place = place;
         }
-        let Some((place, _)) = &attempt.place else {
+        let Some(CountedPlace { place, .. }) = &attempt.place else {
             return Ok(None);
         };
         let wait = self.table.push(place.wait_again())?;

@@ -36,7 +36,7 @@ pub struct GuestPolicy {
     pub transfer: bool,
     /// The longest ttl; with `Some`, a lease must expire.
     pub longest_ttl: Option<Duration>,
-    /// How many locks the guest may hold at a time.
+    /// How many locks the guest may hold, or be acquiring, at a time.
     pub grants: usize,
     /// How many handles of locks, attempts and renewals the guest may have at a time.
     pub handles: usize,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::{pending, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,11 +24,14 @@ impl<S: AsyncStore + 'static> Queues for Arc<S> {
     }
 }
 
-/// A place in the queue. Dropping its last copy leaves the queue.
+/// Waits for one notification after the other; never ends.
+type Waits = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A place in the queue. [`leave`](Self::leave) ends it, also for copies that the guest still has as pollables.
 #[derive(Clone)]
 pub(crate) struct Place {
-    /// Waits for one notification after the other; never ends.
-    waits: Arc<Mutex<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    /// `None` after the place has ended.
+    waits: Arc<Mutex<Option<Waits>>>,
     is_notified: Arc<AtomicBool>,
 }
 
@@ -57,9 +60,18 @@ impl Place {
             }
         };
         Self {
-            waits: Arc::new(Mutex::new(Box::pin(waits))),
+            waits: Arc::new(Mutex::new(Some(Box::pin(waits)))),
             is_notified,
         }
+    }
+
+    /// Leaves the queue. From now on, pollables of this place are ready.
+    pub(crate) fn leave(&self) {
+        self.waits().take();
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Option<Waits>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins a new wait.
@@ -79,7 +91,10 @@ impl fmt::Debug for Place {
 impl Pollable for Place {
     async fn ready(&mut self) {
         poll_fn(|context| {
-            let mut waits = self.waits.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waits = self.waits();
+            let Some(waits) = &mut *waits else {
+                return Poll::Ready(());
+            };
             let _ = waits.as_mut().poll(context);
             if self.is_notified.load(Ordering::SeqCst) {
                 Poll::Ready(())
